@@ -1,0 +1,1 @@
+"""Model folders -> scores and comparisons."""

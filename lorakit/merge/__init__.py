@@ -1,0 +1,1 @@
+"""Adapter and base -> merged weights, and the proof."""

@@ -1,0 +1,25 @@
+"""Quantizations: how the frozen base is compressed while the adapter trains. One plain function each."""
+
+from typing import Any
+
+from lorakit.recipe.schema import Model
+from lorakit.tables import QUANTIZERS
+
+
+@QUANTIZERS.register("none")
+def none(settings: Model, compute_dtype: Any) -> Any:
+    """The weights as they are."""
+    return None
+
+
+@QUANTIZERS.register("nf4")
+def nf4(settings: Model, compute_dtype: Any) -> Any:
+    """4-bit NormalFloat (QLoRA, Dettmers et al., arXiv 2305.14314) by bitsandbytes."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=settings.double_quant,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )

@@ -1,0 +1,1 @@
+"""Recipe and machine -> every `auto` settled, with its reason."""

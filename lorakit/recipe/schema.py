@@ -1,0 +1,182 @@
+"""What a recipe may say. Each field is declared once, here, with its meaning as the docstring below it.
+
+The reference (docs/recipe.md), the JSON schema for editors, the error texts and `lorakit check` all read this file.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorakit.recipe.fields import (
+    AdapterKind,
+    Auto,
+    BaseModelRef,
+    DataRef,
+    FilePath,
+    Format,
+    Interval,
+    Metric,
+    PositiveFloat,
+    PositiveInt,
+    Quantization,
+    Share,
+    Warmup,
+)
+
+
+class Section(BaseModel):
+    """Shared manners: unknown keys are errors, values are never coerced, a recipe does not change once read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class Model(Section):
+    """The base model, and how it is held in memory."""
+
+    base: BaseModelRef
+    """A hub id, a local folder, or a `.gguf` file."""
+    revision: str = "main"
+    """The hub branch, tag or commit. A commit pins the weights."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The number format of the weights and of the arithmetic."""
+    quantization: Quantization = "none"
+    """How the frozen weights are compressed while the adapter trains."""
+    double_quant: bool = True
+    """Quantize the quantization constants too. 4-bit only."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
+    """The attention implementation."""
+    chat_template: FilePath | None = None
+    """A `.jinja` file used instead of the tokenizer's own chat template."""
+
+
+class Adapter(Section):
+    """The trained low-rank weights."""
+
+    kind: AdapterKind = "lora"
+    """The member of the LoRA family."""
+    rank: PositiveInt = 16
+    """The rank of every adapter matrix pair."""
+    alpha: PositiveFloat = 32
+    """The numerator of the adapter's scale: alpha/rank for lora, alpha/sqrt(rank) for rslora."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input."""
+    targets: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """The modules that get an adapter: `all-linear` (the output head excepted), `attention`, `mlp`, a list of module \
+names, or one regular expression that is matched against whole module paths."""
+    exclude: list[str] = []
+    """Names or regular expressions of modules that get none."""
+
+
+class Source(Section):
+    """Where rows come from."""
+
+    path: DataRef
+    """A JSON, JSONL, CSV or Parquet file, or a hub dataset id."""
+    split: str = "train"
+    """The split of a hub dataset."""
+    revision: str = "main"
+    """The branch, tag or commit of a hub dataset."""
+    format: Format | None = None
+    """The format of this source; null takes `data.format`."""
+    columns: dict[str, str] | None = None
+    """Our field name -> this source's column name; null takes `data.columns`."""
+
+
+class Data(Section):
+    """The rows, and how they become examples."""
+
+    train: DataRef | Source | Annotated[list[DataRef | Source], Field(min_length=1)]
+    """The training rows: a path, a hub dataset id, a source, or a list of these."""
+    eval: Share | DataRef | Source | Annotated[list[DataRef | Source], Field(min_length=1)] | None = None
+    """The held-out rows: a source, or a fraction of the training rows, chosen by a hash of each row's content."""
+    format: Format = "auto"
+    """How a row becomes a conversation."""
+    columns: dict[str, str] = {}
+    """Our field name -> their column name."""
+    system: str | None = None
+    """A system prompt for rows that have none."""
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """Which turns are trained: every assistant turn, only the last one, or every token of the row."""
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """The longest example, in tokens."""
+    overlong: Literal["drop", "truncate", "error"] = "drop"
+    """What happens to a longer one. `truncate` keeps the turns that fit whole."""
+    broken: Literal["error", "drop"] = "error"
+    """What happens to a row that cannot be read or rendered. `drop` counts them and names the first."""
+
+
+class EarlyStopping(Section):
+    """Stop when the held-out loss no longer falls."""
+
+    patience: PositiveInt = 3
+    """How many evaluations in a row may pass without improvement."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """How much lower the loss must be to count as improvement."""
+
+
+class Train(Section):
+    """The run."""
+
+    epochs: PositiveFloat | None = 3
+    """Passes over the training rows. Write this or `steps`."""
+    steps: PositiveInt | None = None
+    """Optimizer steps."""
+    batch_size: PositiveInt = 16
+    """Rows an optimizer step, over all micro-batches."""
+    micro_batch: PositiveInt | Auto = "auto"
+    """Rows in memory at once. It changes speed and memory, not the result."""
+    learning_rate: PositiveFloat | Auto = "auto"
+    """The peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup: Warmup = 0.03
+    """How long the learning rate rises."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's weight decay."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them."""
+    gradient_checkpointing: bool | Auto = "auto"
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """The seed of initialization, shuffling and dropout."""
+    eval_every: Interval = 0.1
+    """How often the held-out loss is measured."""
+    save_every: Interval = 0.1
+    """How often a checkpoint is written."""
+    keep: PositiveInt = 2
+    """How many checkpoints stay on disk, the best one besides."""
+    early_stopping: EarlyStopping | None = None
+    """When to stop before the end; null never does."""
+
+
+class Evaluate(Section):
+    """What `lorakit eval` measures on the held-out rows."""
+
+    metrics: list[Metric] = ["exact-match"]
+    """Scores of generated answers; loss and perplexity are always measured."""
+    max_new_tokens: PositiveInt = 64
+    """The longest generated answer, in tokens."""
+    rows: PositiveInt | Literal["all"] = "all"
+    """How many held-out rows are scored, from the first on."""
+
+
+class Output(Section):
+    """Where results go."""
+
+    dir: Annotated[str, Field(min_length=1)] | None = None
+    """The run's folder, relative to the working directory; null is `runs/` and the recipe's name."""
+    merged: bool = False
+    """Write the merged model beside the adapter when training ends."""
+
+
+class Recipe(Section):
+    """One fine-tuning task."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """What the run is called; null takes the name of the file, or of its folder when the file is `recipe.yaml`."""
+    model: Model
+    adapter: Adapter = Adapter()
+    data: Data
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    output: Output = Output()

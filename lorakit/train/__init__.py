@@ -1,0 +1,1 @@
+"""Examples and a model -> an adapter: one SFTTrainer run."""
