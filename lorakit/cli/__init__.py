@@ -1,5 +1,69 @@
-"""The command line."""
+"""The command line: one small file a command."""
+
+import os
+import sys
+
+import typer
+
+from lorakit.cli import check, merge, schema, train
+from lorakit.cli import eval as evaluate
+from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, LorakitError
+
+app = typer.Typer(
+    name="lorakit",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fine-tune a language model with LoRA from one YAML file, a [bold]recipe[/bold].\n\n"
+    "A first session: [cyan]lorakit check RECIPE[/cyan], [cyan]lorakit train RECIPE[/cyan], "
+    "[cyan]lorakit eval RUN[/cyan], [cyan]lorakit merge RUN[/cyan].",
+    epilog="Exit codes: 0 done, 1 the run failed, 2 the recipe, the data or the arguments are wrong, 130 interrupted.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import lorakit
+
+        typer.echo(f"lorakit {lorakit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Options of the program itself."""
+
+
+app.command("check")(check.check)
+app.command("train")(train.train)
+app.command("merge")(merge.merge)
+app.command("eval")(evaluate.evaluate)
+app.command("schema")(schema.schema)
 
 
 def main() -> None:
-    """Entry point of `lorakit`."""
+    """Entry point of `lorakit`: run a command, and turn errors into one message and an exit code."""
+    try:
+        app(prog_name="lorakit")
+    except LorakitError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", EXIT_INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("LORAKIT_DEBUG"):
+            raise
+        _fail(
+            f"{type(error).__name__}: {error}\nThis is a fault in lorakit, not in what you wrote. LORAKIT_DEBUG=1 shows "
+            "where it happened: please report it with that.",
+            EXIT_FAILED,
+        )
+
+
+def _fail(text: str, code: int) -> None:
+    from lorakit import console
+
+    console.error(text)
+    sys.exit(code)

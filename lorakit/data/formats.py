@@ -49,7 +49,9 @@ def _message(position: int, raw: Any) -> Message:
         raise RowError(f"message {position} ({role}) has no text in 'content'")
     unknown = sorted(key for key, value in raw.items() if key not in ("role", "content") and value is not None)
     if unknown:
-        raise RowError(f"message {position} ({role}) has {', '.join(map(repr, unknown))}, which would not be trained on")
+        raise RowError(
+            f"message {position} ({role}) has {', '.join(map(repr, unknown))}, which would not be trained on"
+        )
     return {"role": str(role), "content": content}
 
 
@@ -74,7 +76,11 @@ def alpaca(row: Mapping[str, Any]) -> Conversation:
     if extra:
         prompt = f"{prompt}\n\n{extra}"
     system = [{"role": "system", "content": _text(row, "system")}] if row.get("system") else []
-    return [*system, {"role": "user", "content": prompt}, {"role": "assistant", "content": _text(row, "output")}]
+    return [
+        *system,
+        {"role": "user", "content": prompt},
+        {"role": "assistant", "content": _text(row, "output")},
+    ]
 
 
 @FORMATS.register("prompt-completion")
@@ -103,7 +109,9 @@ def detect(columns: set[str], where: str) -> tuple[str, str]:
         return fitting[0].name, f"rows have {wanted}"
     if fitting:
         names = ", ".join(entry.name for entry in fitting)
-        raise UserError(f"{where}: the columns ({seen}) fit several formats: {names}. Write one of them in data.format.")
+        raise UserError(
+            f"{where}: the columns ({seen}) fit several formats: {names}. Write one of them in data.format."
+        )
     known = "; ".join(f"{entry.name} needs {', '.join(entry.function.columns)}" for entry in FORMATS)
     raise UserError(
         f"{where}: no format fits the columns ({seen}). {known}. Map other names with data.columns, for example "

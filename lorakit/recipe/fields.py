@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lorakit.tables import ADAPTERS, FORMATS, METRICS, QUANTIZERS, Table
@@ -24,6 +24,9 @@ class WordOf:
             raise PydanticCustomError("unknown_word", "no such {noun}", {"noun": self.table.noun})
         return word
 
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"type": "string", "enum": self.names()}
+
 
 def word_of(table: Table, *extra: str) -> Any:
     """The type of a field whose value is an entry of `table` or one of `extra`."""
@@ -35,35 +38,25 @@ def word_of(table: Table, *extra: str) -> Any:
 class PathRole:
     """Annotation of a string that names something on disk, relative to the file in which it is written.
 
-    `or_hub`: a string that is no path is a hub id. `suffixes`: endings that only a path has.
+    `or_hub`: a string that is no path is a hub id. `suffixes`: endings that only a path has. `or_folder`: a folder will
+    do as well as a file. `example`: what an error suggests.
     """
 
+    example: str
     or_hub: bool = False
     suffixes: tuple[str, ...] = ()
+    or_folder: bool = False
 
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
-def _fraction_or_count(value: Any) -> Any:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    fraction = isinstance(value, float) and 0 <= value < 1
-    if not ((whole and value >= 0) or fraction):
-        raise PydanticCustomError("fraction_or_count", "neither a fraction nor a whole number")
-    return value
-
-
-def _interval(value: Any) -> Any:
-    if value == 0:
-        raise PydanticCustomError("fraction_or_count", "an interval of zero never ends")
-    return value
-
-
 @dataclass(frozen=True)
 class Says:
-    """Annotation that replaces the generated description of what a field accepts."""
+    """Annotation that replaces the generated description of what a field accepts, and the example of an error."""
 
     text: str
+    example: str
 
 
 Format = word_of(FORMATS, "auto")
@@ -71,20 +64,33 @@ AdapterKind = word_of(ADAPTERS)
 Quantization = word_of(QUANTIZERS)
 Metric = word_of(METRICS)
 
-BaseModelRef = Annotated[str, Field(min_length=1), PathRole(or_hub=True, suffixes=(".gguf",))]
-DataRef = Annotated[str, Field(min_length=1), PathRole(or_hub=True, suffixes=DATA_SUFFIXES)]
-FilePath = Annotated[str, Field(min_length=1), PathRole()]
+BaseModelRef = Annotated[
+    str,
+    Field(min_length=1),
+    PathRole("HuggingFaceTB/SmolLM2-135M-Instruct", or_hub=True, suffixes=(".gguf",), or_folder=True),
+]
+DataRef = Annotated[str, Field(min_length=1), PathRole("data/train.jsonl", or_hub=True, suffixes=DATA_SUFFIXES)]
+FilePath = Annotated[str, Field(min_length=1), PathRole("template.jinja")]
+
+RunName = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
+    Says("a name of letters, digits, `.`, `_` and `-` that begins with a letter or digit", "my-run"),
+]
+Targets = Annotated[
+    Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)],
+    Says("all-linear, attention, mlp, a list of module names, or a regular expression", "all-linear"),
+]
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Warmup = Annotated[
-    float | int, BeforeValidator(_fraction_or_count), Says("a fraction of the steps from 0 to below 1, or a number of steps")
+    Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0)],
+    Says("a fraction of the steps from 0 to below 1, or a whole number of steps", "0.03"),
 ]
 Interval = Annotated[
-    float | int,
-    BeforeValidator(_interval),
-    BeforeValidator(_fraction_or_count),
-    Says("a fraction of the run above 0 and below 1, or a number of steps"),
+    Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(gt=0)],
+    Says("a fraction of the run above 0 and below 1, or a whole number of steps above 0", "0.1"),
 ]

@@ -19,7 +19,9 @@ from lorakit.recipe.fields import (
     PositiveFloat,
     PositiveInt,
     Quantization,
+    RunName,
     Share,
+    Targets,
     Warmup,
 )
 
@@ -60,7 +62,7 @@ class Adapter(Section):
     """The numerator of the adapter's scale: alpha/rank for lora, alpha/sqrt(rank) for rslora."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input."""
-    targets: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    targets: Targets = "all-linear"
     """The modules that get an adapter: `all-linear` (the output head excepted), `attention`, `mlp`, a list of module \
 names, or one regular expression that is matched against whole module paths."""
     exclude: list[str] = []
@@ -172,7 +174,7 @@ class Output(Section):
 class Recipe(Section):
     """One fine-tuning task."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    name: RunName | None = None
     """What the run is called; null takes the name of the file, or of its folder when the file is `recipe.yaml`."""
     model: Model
     adapter: Adapter = Adapter()

@@ -1,0 +1,36 @@
+"""`lorakit check`"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from lorakit.cli.options import Json, Overrides, RecipePath
+
+
+def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) -> None:  # noqa: B006
+    """Validate a recipe; print it resolved, and every [bold]auto[/bold] with its reason.
+
+    Every error of the file is reported in one pass. No model is loaded, no network is used. Exit code 0 or 2.
+    """
+    from lorakit import console
+    from lorakit.plan.auto import settle
+    from lorakit.plan.facts import facts_of
+    from lorakit.plan.machine import this_machine
+    from lorakit.recipe.load import RecipeErrors, dump, load
+
+    try:
+        loaded = load(recipe, overrides)
+    except RecipeErrors as errors:
+        if not as_json:
+            raise
+        console.result_json({"valid": False, "problems": [problem.to_dict() for problem in errors.problems]})
+        raise SystemExit(errors.exit_code) from errors
+    base = loaded.recipe.model
+    settled = settle(loaded.recipe, this_machine(), facts_of(base.base, base.revision))
+    text = dump(settled.recipe, Path.cwd())
+    if as_json:
+        choices = [asdict(choice) for choice in settled.choices]
+        console.result_json({"valid": True, "recipe": settled.recipe.model_dump(), "auto": choices})
+        return
+    console.result(text)
+    for choice in settled.choices:
+        console.result(f"# {choice.path}: auto is {choice.value}: {choice.reason}")

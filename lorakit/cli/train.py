@@ -1,0 +1,133 @@
+"""`lorakit train`"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
+
+if TYPE_CHECKING:
+    from lorakit.plan.prepare import Prepared
+    from lorakit.progress import Progress
+
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the results that the run's folder holds.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="DIR", help="The run's folder, instead of output.dir.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Read the data, find the model, print what would be trained, and stop.")
+]
+
+
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    output: Output = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an adapter from a recipe.
+
+    The run's folder gets the adapter, checkpoints, the log, the resolved recipe and a manifest. Ctrl-C writes a
+    checkpoint and exits with 130; [cyan]--resume[/cyan] goes on from there to the same result.
+    """
+    from lorakit import console
+
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other.")
+    progress = console.Terminal(quiet)
+    from lorakit.recipe.load import load
+
+    if output is not None:
+        overrides = [*overrides, f"output.dir={json_text(str(output))}"]
+    loaded = load(recipe, overrides)
+    from lorakit.plan.prepare import prepare_run
+    from lorakit.runs import open_run
+    from lorakit.train.resume import checkpoint_to_resume, resumed_recipe
+    from lorakit.train.run import train as train_run
+
+    folder = Path(str(loaded.recipe.output.dir))
+    if dry_run:
+        prepared = prepare_run(loaded.recipe, progress)
+        _describe(prepared, progress)
+        _print_example(prepared)
+        return
+    run = open_run(folder, resume, overwrite)
+    settled = resumed_recipe(run, loaded) if resume else loaded.recipe
+    prepared = prepare_run(settled, progress)
+    _describe(prepared, progress)
+    checkpoint = checkpoint_to_resume(run, prepared, progress) if resume else None
+    outcome = train_run(prepared, run, progress, checkpoint)
+    _report(outcome, run, prepared, as_json)
+    if settled.output.merged:
+        from lorakit.merge.run import merge
+
+        merge(run, prepared, run.merged, progress)
+        progress.say(f"merged model: {run.merged}")
+
+
+def json_text(text: str) -> str:
+    """A value of `--set` that YAML reads as exactly this text."""
+    import json
+
+    return json.dumps(text)
+
+
+def _describe(prepared: "Prepared", progress: "Progress") -> None:
+    """Say what was chosen and what was read, before anything long begins."""
+    for choice in prepared.choices:
+        progress.say(f"{choice.path}: auto is {choice.value}: {choice.reason}")
+    for name, examples in (("train", prepared.train), ("held-out", prepared.held_out)):
+        if examples is None:
+            continue
+        report = examples.report
+        progress.say(
+            f"{name}: {report.kept:,} of {report.read:,} rows, {report.tokens:,} tokens, {report.trained_tokens:,} of "
+            f"them trained, longest row {report.longest}; {'; '.join(report.sources)}"
+        )
+        if report.cut:
+            progress.warn(f"{name}: {report.cut:,} rows cut to {prepared.recipe.data.max_length} tokens")
+        for reason, count in report.dropped.items():
+            progress.warn(f"{name}: {count:,} rows dropped: {reason} (first: {report.first_dropped[reason][0]})")
+    progress.say(f"steps: {prepared.steps:,} of {prepared.recipe.train.batch_size} rows")
+
+
+def _print_example(prepared: "Prepared") -> None:
+    """The first example as the model sees it, the trained text in green between marks."""
+    from lorakit import console
+
+    row = prepared.train.rows[0]
+    console.result_masked(
+        f"first example, {row['where']}:",
+        [(prepared.tokenizer.decode(ids), trained) for ids, trained in _stretches(row["input_ids"], row["labels"])],
+    )
+
+
+def _stretches(input_ids: list[int], labels: list[int]) -> list[tuple[list[int], bool]]:
+    from itertools import groupby
+
+    pairs = zip(input_ids, labels, strict=True)
+    return [([token for token, _ in group], trained) for trained, group in groupby(pairs, lambda pair: pair[1] != -100)]
+
+
+def _report(outcome: Any, run: Any, prepared: "Prepared", as_json: bool) -> None:
+    from lorakit import console
+
+    if as_json:
+        console.result_json({"run": str(run.folder), **outcome.__dict__})
+        return
+    lines = [f"trained {outcome.steps} steps in {outcome.seconds:.0f} s"]
+    if outcome.loss is not None:
+        lines[0] += f", last loss {outcome.loss:.4f}"
+    if outcome.eval_loss is not None:
+        lines.append(f"held-out loss {outcome.eval_loss:.4f} at step {outcome.best_step}, whose adapter is kept")
+    if outcome.stopped_early:
+        lines.append("stopped early: the held-out loss no longer fell (train.early_stopping)")
+    lines.append(f"adapter: {run.adapter}")
+    lines.append(f"next: lorakit eval {run.folder}   or   lorakit merge {run.folder}")
+    console.result("\n".join(lines))

@@ -1,0 +1,168 @@
+"""The only module that prints: results on standard output, everything else on standard error."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+# Where there is no terminal, a bar is a plain line at these shares of the work, and at most this often.
+_PLAIN_STEPS = 10
+_PLAIN_SECONDS = 30.0
+
+
+def _console(stderr: bool) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def result(text: str) -> None:
+    """Print a result as it is."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def result_json(facts: Any) -> None:
+    """Print the one JSON document of `--json`."""
+    result(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
+
+
+def result_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True, note: str = ""
+) -> None:
+    """Print a table; with `numbers`, every column but the first is set to the right."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title) or None, title_justify="left", title_style="bold", caption=escape(note) or None)
+    table.caption_justify = "left"
+    for index, column in enumerate(columns):
+        table.add_column(escape(column), justify="right" if numbers and index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    _console(stderr=False).print(table, soft_wrap=False)
+
+
+def error(text: str) -> None:
+    """Print why the command failed."""
+    from rich.text import Text
+
+    console = _console(stderr=True)
+    console.print(Text("error: ", style="bold red") + Text(text, style="default"))
+
+
+class Terminal:
+    """Progress for people: bars on a terminal, plain lines elsewhere; quiet when asked."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._live: RichProgress | None = None
+        self._depth = 0
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self._line(text, "default")
+
+    def warn(self, text: str) -> None:
+        self._line(f"note: {text}", "yellow")
+
+    @contextmanager
+    def bar(self, label: str, total: int, done: int = 0) -> Iterator["_RichBar | _PlainBar"]:
+        if self.quiet or not sys.stderr.isatty():
+            bar = _PlainBar(self, label, total, done)
+            yield bar
+            bar.finish()
+            return
+        live = self._start()
+        task = live.add_task(label, total=total or None, completed=done, note="")
+        try:
+            yield _RichBar(live, task)
+        finally:
+            live.update(task, refresh=True)
+            self._depth -= 1
+            if self._depth == 0:
+                live.stop()
+                self._live = None
+            else:
+                live.remove_task(task)
+
+    def _start(self) -> "RichProgress":
+        if self._live is None:
+            from rich import progress
+
+            self._live = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(bar_width=28),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("left"),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[note]}"),
+                console=_console(stderr=True),
+            )
+            self._live.start()
+        self._depth += 1
+        return self._live
+
+    def _line(self, text: str, style: str) -> None:
+        from rich.text import Text
+
+        console = self._live.console if self._live else _console(stderr=True)
+        console.print(Text(text, style=style))
+
+
+class _RichBar:
+    def __init__(self, live: "RichProgress", task: "TaskID") -> None:
+        self.live, self.task = live, task
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        if note:
+            self.live.update(self.task, advance=amount, note=note)
+        else:
+            self.live.update(self.task, advance=amount)
+
+
+class _PlainBar:
+    def __init__(self, terminal: Terminal, label: str, total: int, done: int) -> None:
+        self.terminal, self.label, self.total, self.done = terminal, label, total, done
+        self.begun = self.told = time.monotonic()
+        self.first, self.told_at = done, done
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        self.done += amount
+        now = time.monotonic()
+        due = self.total and self.done * _PLAIN_STEPS // self.total > self.told_at * _PLAIN_STEPS // self.total
+        if (due and now - self.told > 5.0) or now - self.told > _PLAIN_SECONDS:
+            self._tell(note, now)
+
+    def finish(self) -> None:
+        if self.total and self.done != self.told_at and self.told != self.begun:
+            self._tell("", time.monotonic())
+
+    def _tell(self, note: str, now: float) -> None:
+        self.told, self.told_at = now, self.done
+        of = f"/{self.total}" if self.total else ""
+        left = ""
+        if self.total and self.done > self.first:
+            seconds = (now - self.begun) / (self.done - self.first) * max(self.total - self.done, 0)
+            left = f"  {seconds:.0f} s left"
+        self.terminal.say(f"{self.label} {self.done}{of}{'  ' + note if note else ''}{left}")
+
+
+def result_masked(title: str, stretches: Sequence[tuple[str, bool]]) -> None:
+    """Print a text whose trained stretches are green; without colours they stand between ⟦ and ⟧."""
+    from rich.text import Text
+
+    console = _console(stderr=False)
+    text = Text(title + "\n")
+    for piece, trained in stretches:
+        if trained and not console.is_terminal:
+            piece = f"⟦{piece}⟧"
+        text.append(piece, style="bold green" if trained else "dim")
+    console.print(text)

@@ -1,0 +1,134 @@
+"""Scoring a run: its base model and its adapter on the same held-out rows, in one load."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorakit.data.batches import collate, split_batch
+from lorakit.errors import UserError
+from lorakit.evaluate.generate import generate, until_stop
+from lorakit.folders import write_whole
+from lorakit.model.attach import load_adapter
+from lorakit.model.load import load_model, pad_token_id
+from lorakit.model.loss import supervised_loss
+from lorakit.plan.prepare import Prepared
+from lorakit.progress import Progress
+from lorakit.runs import Run, now, versions
+from lorakit.tables import METRICS
+
+_LOSS_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One model's scores by name, and its answers beside the prompts and references that they belong to."""
+
+    name: str
+    scores: dict[str, float]
+    answers: list[str]
+
+
+def evaluate(run: Run, prepared: Prepared, progress: Progress) -> tuple[list[Scored], Path]:
+    """Loss, perplexity and the recipe's metrics for base and adapter; the scores and the file that holds them.
+
+    Raises:
+        UserError: the recipe names no held-out rows.
+    """
+    recipe = prepared.recipe
+    if prepared.held_out is None:
+        raise UserError("data.eval: the recipe names no held-out rows to score on. Write a file, or a fraction.")
+    rows = prepared.held_out.rows
+    if recipe.evaluate.rows != "all":
+        rows = rows.select(range(min(int(recipe.evaluate.rows), len(rows))))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_adapter(load_model(prepared.base, recipe.model, device), run.adapter)
+    scored = []
+    for name in ("base", "adapter"):
+        with model.disable_adapter() if name == "base" else nullcontext():
+            scored.append(_score(name, model, prepared, list(rows), progress))
+    return scored, _write(run, prepared, scored, list(rows))
+
+
+def _score(name: str, model: Any, prepared: Prepared, rows: list[dict[str, Any]], progress: Progress) -> Scored:
+    settings, tokenizer, stops = prepared.recipe.evaluate, prepared.tokenizer, prepared.stop_ids
+    loss = held_out_loss(model, rows, pad_token_id(tokenizer), f"{name}: loss", progress)
+    scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+    if not settings.metrics:
+        return Scored(name, scores, [])
+    answers = generate(
+        model,
+        tokenizer,
+        [row["input_ids"][: row["answer"]] for row in rows],
+        stops,
+        settings.max_new_tokens,
+        pad_token_id(tokenizer),
+        f"{name}: answers",
+        progress,
+    )
+    references = [reference_of(row, tokenizer, stops) for row in rows]
+    return Scored(name, scores | metric_scores(settings.metrics, answers, references), answers)
+
+
+def held_out_loss(model: Any, rows: list[dict[str, Any]], pad: int, label: str, progress: Progress) -> float:
+    """The mean cross-entropy over all trained tokens of the rows, in nats."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
+    total, tokens = 0.0, 0
+    with torch.inference_mode(), progress.bar(label, total=len(rows)) as bar:
+        for batch in split_batch(order, _LOSS_ROWS):
+            tensors = collate([rows[index] for index in batch], pad)
+            summed, count = supervised_loss(model, **{key: value.to(model.device) for key, value in tensors.items()})
+            total, tokens = total + float(summed), tokens + count
+            bar.advance(len(batch))
+    return total / tokens
+
+
+def reference_of(row: dict[str, Any], tokenizer: Any, stop_ids: Sequence[int]) -> str:
+    """The text of a row's last answer."""
+    return str(tokenizer.decode(until_stop(row["input_ids"][row["answer"] :], stop_ids), skip_special_tokens=True))
+
+
+def metric_scores(names: Sequence[str], answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """The mean of each metric over rows; a metric's parts are named `metric.part`."""
+    scores: dict[str, float] = {}
+    for name in names:
+        parts: dict[str, list[float]] = {}
+        for answer, reference in zip(answers, references, strict=True):
+            for part, value in METRICS[name].function(answer, reference).items():
+                parts.setdefault(f"{name}.{part}" if part else name, []).append(value)
+        scores |= {part: sum(values) / len(values) for part, values in parts.items()}
+    return scores
+
+
+def _write(run: Run, prepared: Prepared, scored: list[Scored], rows: list[dict[str, Any]]) -> Path:
+    """One JSON of the scores, and beside it one line a row with every answer."""
+    taken = now()
+    path = run.evaluations / f"{re.sub('[^0-9T]', '', taken.split('+')[0])}.json"
+    facts = {
+        "format": 1,
+        "taken": taken,
+        "versions": versions(),
+        "rows": len(rows),
+        "max_new_tokens": prepared.recipe.evaluate.max_new_tokens,
+        "models": {model.name: model.scores for model in scored},
+    }
+    lines = []
+    for index, row in enumerate(rows):
+        answers = {model.name: model.answers[index] for model in scored if model.answers}
+        lines.append(
+            {
+                "where": row["where"],
+                "prompt": prepared.tokenizer.decode(row["input_ids"][: row["answer"]]),
+                "reference": reference_of(row, prepared.tokenizer, prepared.stop_ids),
+                **answers,
+            }
+        )
+    write_whole(path.with_suffix(".jsonl"), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_whole(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    return path

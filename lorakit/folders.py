@@ -1,0 +1,92 @@
+"""Files and folders that are complete or absent, and where lorakit keeps what it can make again."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_BLOCK = 1 << 20
+
+
+def cache_folder() -> Path:
+    """The user's cache for lorakit: `$LORAKIT_CACHE`, else `lorakit` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    own = os.environ.get("LORAKIT_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorakit"
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `final` at the end, and vanishes when the writing fails.
+
+    An existing `final` is replaced at that moment, never before. Everything is flushed to disk first, so that after
+    a power cut the name holds the old folder, the new one, or nothing.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    try:
+        yield draft
+        draft.chmod(0o777 & ~_umask())
+        _flush(draft)
+        if final.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{final.name}.old.", dir=final.parent))
+            final.rename(old / final.name)
+            draft.rename(final)
+            shutil.rmtree(old)
+        else:
+            draft.rename(final)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_whole(final: Path, text: str) -> None:
+    """Write a text file that is the old one or the new one at every moment."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    draft = final.with_name(f".{final.name}.{os.getpid()}")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(final)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def remove_drafts(parent: Path) -> None:
+    """Delete what killed writers left in `parent`: drafts carry a leading dot and never a final name."""
+    if parent.is_dir():
+        for entry in parent.iterdir():
+            if entry.is_dir() and entry.name.startswith("."):
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, read in blocks. A hub cache names its large files by their sha256: it is taken from there."""
+    target = path.resolve()
+    if path.is_symlink() and target.parent.name == "blobs" and len(target.name) == 64:
+        return target.name
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,115 @@
+"""Merging: the adapter of a run folded into the weights that it was trained on, and proved before it is called done."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lorakit.errors import LorakitError, UserError
+from lorakit.folders import whole_folder
+from lorakit.merge.proof import TOLERANCES, Proof, compare, reference
+from lorakit.model.attach import load_adapter
+from lorakit.model.base import Base
+from lorakit.model.load import DTYPES, load_model, stored_dtype
+from lorakit.plan.prepare import Prepared
+from lorakit.progress import Progress
+from lorakit.recipe.schema import Model
+from lorakit.runs import Run, now, versions
+
+_CARD = """\
+---
+base_model: {base}
+pipeline_tag: text-generation
+tags: [lora, lorakit, merged]
+---
+
+# {name}, merged
+
+`{base}` with the adapter of the run {name} folded into {onto}, in {dtype}.
+
+Compared with the adapter model at {positions:,} trained positions of {rows} {source} rows: largest logit difference
+{difference:.3g} (logits reach {scale:.3g}), mean KL {kl:.2e} nats, top-1 agreement {top1:.2%}, loss {merged_loss:.4f}
+against {adapter_loss:.4f}.
+"""
+
+
+def merge(run: Run, prepared: Prepared, output: Path, progress: Progress) -> Proof:
+    """Write the merged model of a run to `output`, where it appears only when the proof holds.
+
+    A quantized base is dequantized as its quantizer does: those are the weights that the adapter was trained on.
+    Weights are added in float32 and rounded once to the type in which the base is stored.
+
+    Raises:
+        LorakitError: the merged files do not predict what the adapter model predicts.
+    """
+    settings = prepared.recipe.model
+    dtype = stored_dtype(prepared.base)
+    rows, source = (prepared.held_out, "held-out") if prepared.held_out else (prepared.train, "training")
+    exact = settings.model_copy(update={"dtype": "float32"})
+    model = load_adapter(load_model(prepared.base, exact, "cpu"), run.adapter)
+    expected = reference(model, rows.rows, progress)
+    if settings.quantization != "none":
+        model = load_adapter(load_model(prepared.base, exact, "cpu").dequantize(), run.adapter)
+    merged = _folded(model, prepared, dtype)
+    with whole_folder(output) as draft:
+        progress.say(f"writing {dtype} weights")
+        merged.save_pretrained(draft)
+        prepared.tokenizer.save_pretrained(draft)
+        del model, merged
+        plain = Model(base=settings.base, dtype="float32", attention=settings.attention)
+        found = load_model(Base(str(output), draft, "merged"), plain, "cpu")
+        tolerance = TOLERANCES[dtype]
+        proof = compare(expected, found, tolerance.tie, progress)
+        failures = proof.failures(tolerance)
+        if failures:
+            raise LorakitError(
+                f"{output}: the merged model does not answer as the adapter does: {'; '.join(failures)}. It was not "
+                "put in place."
+            )
+        _describe(draft, prepared, proof, dtype, source)
+    return proof
+
+
+def _folded(model: Any, prepared: Prepared, dtype: str) -> Any:
+    """The base's own architecture with the adapter added to its weights, ready to be saved."""
+    try:
+        merged = model.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise UserError(f"adapter: cannot be merged: {error}") from error
+    merged = merged.to(DTYPES[dtype])
+    merged.config.dtype = DTYPES[dtype]
+    merged.generation_config.eos_token_id = prepared.stop_ids
+    return merged
+
+
+def _describe(draft: Path, prepared: Prepared, proof: Proof, dtype: str, source: str) -> None:
+    quantization = prepared.recipe.model.quantization
+    onto = "its weights" if quantization == "none" else f"its weights as dequantized from {quantization}"
+    facts = {
+        "format": 1,
+        "merged": now(),
+        "versions": versions(),
+        "base": prepared.base.name,
+        "onto": onto,
+        "dtype": dtype,
+        "rows_of": source,
+        "tolerance": asdict(TOLERANCES[dtype]),
+        "proof": asdict(proof),
+    }
+    (draft / "merge.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    card = _CARD.format(
+        base=prepared.base.name,
+        name=prepared.recipe.name,
+        onto=onto,
+        dtype=dtype,
+        positions=proof.positions,
+        rows=proof.rows,
+        source=source,
+        difference=proof.max_logit_difference,
+        scale=proof.logit_scale,
+        kl=proof.mean_kl,
+        top1=proof.top1_agreement,
+        merged_loss=proof.merged_loss,
+        adapter_loss=proof.adapter_loss,
+    )
+    (draft / "README.md").write_text(card, encoding="utf-8")

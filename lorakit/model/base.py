@@ -1,0 +1,191 @@
+"""Where a base model comes from: a folder, a GGUF file, the hub, or a package that carries it."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorakit.errors import LorakitError, UserError
+from lorakit.folders import cache_folder, sha256_of, whole_folder
+from lorakit.model.offline import CARRIERS, fetch_carried
+from lorakit.progress import Progress
+
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on disk: what the recipe called it, the folder to load, and how it came there."""
+
+    name: str
+    folder: Path
+    origin: str
+
+    def files(self) -> list[Path]:
+        """The files that decide what the model computes: weights, configuration, tokenizer."""
+        return sorted(
+            path
+            for path in self.folder.iterdir()
+            if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and path.is_file()
+        )
+
+    def sha256(self) -> dict[str, str]:
+        """The sha256 of each of `files`, by name."""
+        return {path.name: sha256_of(path) for path in self.files()}
+
+
+def find_base(name: str, revision: str, progress: Progress) -> Base:
+    """The base model that a recipe names, brought to this machine when it is not here.
+
+    Raises:
+        UserError: it cannot be had; the message lists what was tried.
+    """
+    path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return Base(name, _converted(path, progress), f"{path.name}, dequantized from {gguf_types(path)}")
+    if path.is_dir():
+        _check_folder(path)
+        return Base(name, path, "local folder")
+    if path.is_absolute():
+        raise UserError(f"model.base: {name}: there is no such folder or .gguf file.")
+    try:
+        folder = _from_hub(name, revision)
+    except LorakitError as refused:
+        return _from_carrier(name, revision, str(refused), progress)
+    _check_folder(folder)
+    return Base(name, folder, f"hub, commit {folder.name}")
+
+
+def _from_hub(name: str, revision: str) -> Path:
+    """The snapshot folder of a hub model.
+
+    Raises:
+        LorakitError: the hub cannot be reached or does not give it out, and no cached copy is here.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED))
+    except GatedRepoError as error:
+        raise LorakitError("the hub wants its licence accepted there and a token in HF_TOKEN") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"model.revision: the hub model {name} has no revision {revision!r}.") from error
+    except RepositoryNotFoundError as error:
+        raise LorakitError("the hub knows no such model, or it is private and HF_TOKEN is not set") from error
+    except LocalEntryNotFoundError as error:
+        raise LorakitError("the hub cannot be reached and its local cache has no copy") from error
+    except (HTTPError, OSError, ValueError) as error:
+        raise LorakitError(f"the hub answered: {str(error).strip().splitlines()[0]}") from error
+
+
+def _from_carrier(name: str, revision: str, refused: str, progress: Progress) -> Base:
+    tried = [f"a local folder {Path(name)}: there is none", f"the hub, revision {revision}: {refused}"]
+    carrier = CARRIERS.get(name)
+    if carrier is None:
+        tried.append("packages on the Python index: none carries this model")
+    elif revision != "main":
+        tried.append(f"{carrier.package} on the Python index: carries the revision main only")
+    else:
+        try:
+            folder = _converted(fetch_carried(carrier), progress)
+        except LorakitError as error:
+            tried.append(f"{carrier.package} {carrier.version} on the Python index: {error}")
+        else:
+            source = f"{carrier.package} {carrier.version}, dequantized from {carrier.stored_as}"
+            progress.warn(f"{name}: the hub cannot be reached; using {source} ({carrier.license})")
+            return Base(name, folder, source)
+    lines = "\n".join(f"  - {line}" for line in tried)
+    raise UserError(
+        f"model.base: {name} cannot be had. Tried:\n{lines}\nPut the model's files into a folder and write its path, "
+        "or connect to the hub."
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    """A folder that transformers can load without running code or unpickling anything."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.base: {folder} has no config.json, so it is no model folder.")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"model.base: {folder / 'config.json'} is no valid JSON: {error}.") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UserError(f"model.base: {folder / 'config.json'} names no model_type.")
+    if config.get("auto_map"):
+        raise UserError(f"model.base: {folder} brings its own Python code (auto_map), which lorakit does not run.")
+    if not any(folder.glob("*.safetensors")):
+        pickled = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
+        found = f" It has {pickled}, which would run code when read: convert it to safetensors." if pickled else ""
+        raise UserError(f"model.base: {folder} has no .safetensors file.{found}")
+    _check_shards(folder)
+
+
+def _check_shards(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise UserError(f"model.base: {index} is damaged: {error}. Fetch the model again.") from error
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
+        if missing:
+            raise UserError(f"model.base: {folder} lacks {', '.join(missing)}, which its index names. Fetch them.")
+
+
+def gguf_types(path: Path) -> str:
+    """The number formats of a GGUF file's matrices, most frequent first."""
+    from collections import Counter
+
+    counts = Counter(tensor.tensor_type.name for tensor in _gguf_reader(path).tensors if len(tensor.shape) > 1)
+    return ", ".join(name for name, _ in counts.most_common())
+
+
+def _gguf_reader(path: Path) -> Any:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise UserError(f"{path}: GGUF files need the package gguf: pip install 'lorakit[gguf]'.") from error
+    try:
+        return GGUFReader(path)
+    except (ValueError, OSError, IndexError, KeyError) as error:
+        raise UserError(f"{path}: no readable GGUF file: {error}.") from error
+
+
+def _converted(gguf: Path, progress: Progress) -> Path:
+    """A GGUF file as a transformers folder, converted once and kept in the cache.
+
+    Tensors become float16, which holds a quantized block's values to 11 bits; BF16 and F32 files keep their type.
+    """
+    folder = cache_folder() / "converted" / sha256_of(gguf)[:32]
+    if (folder / "config.json").is_file():
+        return folder
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    types = gguf_types(gguf)
+    dtype = {"F32": torch.float32, "BF16": torch.bfloat16}.get(types, torch.float16)
+    progress.say(f"converting {gguf.name} ({types}) once; the result is kept in {folder}")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    with whole_folder(folder) as draft:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        except (ValueError, OSError, KeyError, RuntimeError, NotImplementedError) as error:
+            raise UserError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
+        model.hf_quantizer = None
+        del model.config.quantization_config
+        model.is_quantized = False
+        narrow = model.to(dtype)
+        if not all(torch.isfinite(parameter).all() for parameter in narrow.parameters()):
+            raise UserError(f"{gguf}: holds numbers that are not finite, or too large for {dtype}.")
+        narrow.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+    return folder

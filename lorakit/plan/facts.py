@@ -1,0 +1,67 @@
+"""What `auto` needs to know of a base model, from its config.json or a table, without loading or fetching anything."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorakit.model.offline import CARRIERS
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The sizes of a model, in the field's names; None where its config does not say."""
+
+    model_type: str
+    hidden_size: int
+    layers: int | None = None
+    intermediate_size: int | None = None
+    query_size: int | None = None
+    key_value_size: int | None = None
+
+
+def facts_of(base: str, revision: str) -> ModelFacts | None:
+    """The facts of a recipe's base model, or None when it is not on this machine yet."""
+    folder = Path(base) if Path(base).is_absolute() else _hub_snapshot(base, revision)
+    if folder is not None and (folder / "config.json").is_file():
+        return facts_in(folder)
+    carrier = CARRIERS.get(base)
+    return ModelFacts(carrier.model_type, carrier.hidden_size) if carrier else None
+
+
+def facts_in(folder: Path) -> ModelFacts | None:
+    """The facts in a model folder's config.json; None when the file names no hidden size."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    config = config.get("text_config") or config
+    hidden = config.get("hidden_size") or config.get("n_embd") or config.get("d_model")
+    if not isinstance(hidden, int):
+        return None
+    heads = config.get("num_attention_heads") or config.get("n_head") or 1
+    head = config.get("head_dim") or hidden // heads
+    return ModelFacts(
+        model_type=str(config.get("model_type", "unknown")),
+        hidden_size=hidden,
+        layers=_whole(config.get("num_hidden_layers") or config.get("n_layer")),
+        intermediate_size=_whole(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden),
+        query_size=heads * head,
+        key_value_size=(config.get("num_key_value_heads") or heads) * head,
+    )
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _hub_snapshot(name: str, revision: str) -> Path | None:
+    """The folder of a hub model in the hub's own cache (its layout: models--ORG--NAME/refs and /snapshots)."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    repository = hub / ("models--" + name.replace("/", "--"))
+    reference = repository / "refs" / revision
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    folder = repository / "snapshots" / commit
+    return folder if folder.is_dir() else None

@@ -1,0 +1,74 @@
+"""What this machine is, found without loading torch."""
+
+import functools
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device that a run uses. `memory` is the device's, in bytes: free RAM on a CPU, total memory on a GPU."""
+
+    device: str  # "cpu" or "cuda"
+    name: str
+    memory: int
+    bfloat16: bool
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.device == "cuda"
+
+
+@functools.cache
+def this_machine() -> Machine:
+    """The first visible NVIDIA GPU, else the processor."""
+    return _first_gpu() or _processor()
+
+
+def _first_gpu() -> Machine | None:
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        query.append(f"--id={visible.split(',')[0]}")
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        name, mebibytes, capability = (cell.strip() for cell in done.stdout.splitlines()[0].split(","))
+        return Machine("cuda", name, int(mebibytes) << 20, float(capability) >= 8.0)
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def _processor() -> Machine:
+    flags, name = _cpuinfo()
+    return Machine("cpu", name, _free_memory(), "amx_bf16" in flags)
+
+
+def _cpuinfo() -> tuple[set[str], str]:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return set(), "CPU"
+    flags: set[str] = set()
+    name = "CPU"
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "flags":
+            flags = set(value.split())
+        elif key.strip() == "model name":
+            name = value.strip()
+        if flags and name != "CPU":
+            break
+    return flags, name
+
+
+def _free_memory() -> int:
+    path = Path("/proc/meminfo")
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

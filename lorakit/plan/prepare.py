@@ -1,0 +1,91 @@
+"""What training, merging and evaluating need before any weights are loaded: base, tokenizer, examples, no `auto` left."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorakit.data.examples import Examples, held_out_examples, training_examples
+from lorakit.data.rendering import ChatTemplate
+from lorakit.errors import UserError
+from lorakit.model.base import Base, find_base
+from lorakit.model.load import load_tokenizer, quiet_libraries, stop_token_ids, stop_words
+from lorakit.plan.auto import Choice, settle
+from lorakit.plan.facts import facts_in
+from lorakit.plan.machine import this_machine
+from lorakit.progress import Progress
+from lorakit.recipe.load import load
+from lorakit.recipe.schema import Recipe
+from lorakit.runs import Run
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe whose every `auto` is settled, with its base on disk and its rows as examples."""
+
+    recipe: Recipe
+    choices: tuple[Choice, ...]
+    base: Base
+    tokenizer: Any
+    train: Examples
+    held_out: Examples | None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.train.rows) / self.recipe.train.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """The optimizer steps of the whole run."""
+        return self.recipe.train.steps or max(1, math.ceil(self.steps_per_epoch * (self.recipe.train.epochs or 1)))
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end an answer: the model's own, and those that end the trained turns."""
+        words = self.train.report.stop_tokens
+        return sorted({*stop_token_ids(self.base, self.tokenizer), *self.tokenizer.convert_tokens_to_ids(words)})
+
+
+def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
+    """Find the base, read and render the rows, settle every `auto` for this machine.
+
+    Raises:
+        UserError: the recipe, the data or the model make the run impossible.
+    """
+    quiet_libraries()
+    base = find_base(recipe.model.base, recipe.model.revision, progress)
+    tokenizer = load_tokenizer(base, recipe.model.chat_template)
+    template = ChatTemplate(tokenizer, recipe.data.train_on, recipe.data.system, stop_words(base, tokenizer))
+    train = training_examples(recipe.data, template, progress)
+    held_out = held_out_examples(recipe.data, template, progress)
+    settled = settle(recipe, this_machine(), facts_in(base.folder), train.report.longest)
+    return Prepared(settled.recipe, settled.choices, base, tokenizer, train, held_out)
+
+
+def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
+    """A finished run with what it was trained from, which must be what it was.
+
+    Raises:
+        UserError: the folder is no finished run, or its base model has changed.
+    """
+    run = Run(folder)
+    manifest = run.read_manifest()
+    if not run.adapter.is_dir():
+        raise UserError(f"{folder}: its training has not ended. Continue it with lorakit train --resume.")
+    prepared = prepare_run(load(run.recipe).recipe, progress)
+    check_base(prepared.base, manifest, folder)
+    return run, prepared
+
+
+def check_base(base: Base, manifest: dict[str, Any], folder: Path) -> None:
+    """Refuse a base model whose weights are not those that the run was trained on."""
+    recorded = manifest.get("base", {}).get("sha256", {})
+    found = base.sha256()
+    changed = sorted(
+        name for name in {*recorded, *found} if name.endswith(".safetensors") and recorded.get(name) != found.get(name)
+    )
+    if changed:
+        raise UserError(
+            f"{folder}: was trained on other weights of {base.name} than those found now ({base.origin}): "
+            f"{', '.join(changed[:3])} differ. The run says: {manifest['base'].get('origin')}."
+        )

@@ -1,0 +1,56 @@
+"""A recipe as YAML text that `load` reads back to an equal recipe."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorakit.recipe import scalars
+from lorakit.recipe.fields import PathRole
+from lorakit.recipe.paths import is_path, relative
+from lorakit.recipe.rules import UNQUANTIZED_OR_8_BIT
+from lorakit.recipe.schema import Recipe
+from lorakit.recipe.shape import branches, child
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's writer with YAML 1.2's rules for what needs quotes."""
+
+    # Its own table is YAML 1.1's: it would write the text "1e-4" without quotes, which is a number.
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_WORDS: dict[str, re.Pattern[str]] = {
+    "null": scalars.NULL,
+    "bool": scalars.BOOL,
+    "int": scalars.INT,
+    "float": scalars.FLOAT,
+}
+for _kind, _pattern in _WORDS.items():
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern.pattern})\\Z"), None)
+_Dumper.add_implicit_resolver("tag:lorakit:no-text", re.compile(f"(?:{scalars.ENDLESS.pattern})\\Z"), None)
+
+
+def dump(recipe: Recipe, folder: Path) -> str:
+    """YAML text of every key, in schema order, with paths relative to `folder`, where the text will be a file.
+
+    `model.double_quant` is left out where no 4-bit quantization reads it: written, it would be an error.
+    """
+    data = _relative(recipe.model_dump(), Recipe, folder.absolute())
+    if recipe.model.quantization in UNQUANTIZED_OR_8_BIT:
+        del data["model"]["double_quant"]
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
+def _relative(value: Any, annotation: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _relative(inner, child(annotation, key), folder) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_relative(inner, child(annotation, index), folder) for index, inner in enumerate(value)]
+    names_a_file = any(branch.note(PathRole) for branch in branches(annotation))
+    return relative(value, folder) if names_a_file and isinstance(value, str) and is_path(value) else value

@@ -1,0 +1,83 @@
+"""The front door of recipes: a file, what it extends and `--set` -> one checked Recipe; and back to YAML."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorakit.recipe.compose import compose
+from lorakit.recipe.dump import dump as dump
+from lorakit.recipe.problems import PathParts, Place, Problem, dotted
+from lorakit.recipe.problems import RecipeErrors as RecipeErrors
+from lorakit.recipe.schema import Recipe
+from lorakit.recipe.strict_yaml import Node, children
+from lorakit.recipe.validate import validate
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe that can be used: paths absolute, defaults filled in."""
+
+    recipe: Recipe
+    path: Path
+    places: Mapping[str, Place] = field(repr=False)
+    """Where each dotted name that the user wrote is written."""
+
+    @property
+    def written(self) -> frozenset[str]:
+        """The dotted names that the user wrote, in the file, in its parents or with `--set`."""
+        return frozenset(self.places)
+
+    def where(self, name: str) -> str:
+        """`recipes/x.yaml:12:9`, the `--set` option, or `default`."""
+        return str(self.places[name]) if name in self.places else "default"
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Read and check a recipe.
+
+    Raises:
+        RecipeErrors: every mistake in it, in the order of the file.
+    """
+    path = Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow links, and show another name)
+    composed = compose(path, overrides)
+    if composed.root is None:
+        raise RecipeErrors(composed.problems)
+    places = dict(_places(composed.root, ()))
+    recipe, found = validate(composed.root, places.keys(), composed.problems, composed.complete)
+    problems = [*composed.problems, *found]
+    if problems:
+        raise RecipeErrors(sorted(problems, key=lambda problem: _order(problem, path)))
+    return Loaded(_with_defaults(recipe, path, places.keys()), path, places)
+
+
+def _places(node: Node, path: PathParts) -> Iterator[tuple[str, Place]]:
+    for part, child in children(node):
+        yield dotted((*path, part)), child.place
+        yield from _places(child, (*path, part))
+
+
+def _order(problem: Problem, path: Path) -> tuple[bool, bool, str, int, int]:
+    """The recipe itself first, then what it extends, then `--set`."""
+    place = problem.place
+    return bool(place.setting), place.file != path, str(place.file), place.line, place.column
+
+
+def _with_defaults(recipe: Recipe, path: Path, written: Any) -> Recipe:
+    """Fill in the defaults that depend on the file's name and on other keys; what is written stays as it is."""
+    name = recipe.name or _name(path)
+    output = recipe.output
+    if output.dir is None:
+        output = output.model_copy(update={"dir": f"runs/{name}"})
+    train = recipe.train
+    if train.steps is not None and "train.epochs" not in written:
+        train = train.model_copy(update={"epochs": None})
+    return recipe.model_copy(update={"name": name, "output": output, "train": train})
+
+
+def _name(path: Path) -> str:
+    """The file's name, or its folder's where the file is `recipe.yaml`, in the characters that a name may have."""
+    stem = path.parent.name if path.stem == "recipe" else path.stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-") or "recipe"

@@ -1,0 +1,103 @@
+"""Paths in a recipe: told from hub ids, made absolute against the file that names them, and checked to exist."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lorakit.recipe.fields import PathRole
+from lorakit.recipe.nearest import nearest_file
+from lorakit.recipe.problems import PathParts, Problem, dotted, one_line, shown, shown_path
+from lorakit.recipe.schema import Recipe
+from lorakit.recipe.shape import branches, child
+from lorakit.recipe.strict_yaml import Node, children
+
+_HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
+_PATH_STARTS = ("/", "./", "../", "~")
+
+
+def is_path(reference: str) -> bool:
+    """Whether a reference of a loaded recipe is a path (then it is absolute) or a hub id."""
+    return os.path.isabs(reference)  # noqa: PTH117
+
+
+def references(root: Node) -> Iterator[tuple[PathParts, Node, PathRole]]:
+    """Every text under `root` that names something on disk or on the hub."""
+    yield from _walk(root, Recipe, ())
+
+
+def resolve_paths(root: Node) -> tuple[Any, list[Problem]]:
+    """The plain data of `root` with absolute paths, and a problem for each reference that leads nowhere."""
+    resolved: dict[PathParts, str] = {}
+    problems: list[Problem] = []
+    for path, node, role in references(root):
+        name = absolute(node.value, role, node.place.folder)
+        complaint = _complaint(node, name, role)
+        if complaint:
+            problems.append(Problem(node.place, dotted(path), shown(node.value), *complaint))
+        if name is not None:
+            resolved[path] = name
+    return _plain(root, (), resolved), problems
+
+
+def absolute(text: str, role: PathRole, folder: Path) -> str | None:
+    """The absolute path that `text` means, seen from `folder`; None when it is no path."""
+    if "\0" in text:
+        return None
+    # os.path rather than pathlib, which raises for `~nobody`.
+    path = os.path.normpath(os.path.join(folder, os.path.expanduser(text)))  # noqa: PTH111, PTH118
+    if not role.or_hub or text.startswith(_PATH_STARTS) or text.endswith(role.suffixes):
+        return path
+    return path if os.path.exists(path) else None  # noqa: PTH110
+
+
+def relative(path: str, folder: Path) -> str:
+    """The text that means `path` in a recipe in `folder`."""
+    text = os.path.relpath(path, folder)
+    return text if text.startswith("../") else f"./{text}"
+
+
+def _complaint(node: Node, path: str | None, role: PathRole) -> tuple[str, str] | None:
+    text = node.value
+    if "://" in text:
+        kind = "the hub id" if role.or_hub else "the path"
+        return f"{shown(text)} is an address", f"Write {kind}, for example {role.example}."
+    if path is None:
+        if _HUB_ID.fullmatch(text) and ".." not in text and "--" not in text:
+            return None
+        kinds = "is neither a path that exists nor a hub id" if role.or_hub else "is not a path"
+        return f"{shown(text)} {kinds}", f"Write for example {role.example}."
+    if not os.path.exists(path):  # noqa: PTH110
+        return f"{shown(text)} does not exist", _nearest_path(text, Path(path))
+    if os.path.isdir(path) and not role.or_folder:  # noqa: PTH112
+        return f"{shown(text)} is a folder, not a file", "Write the path of a file in it."
+    return None
+
+
+def _nearest_path(text: str, path: Path) -> str:
+    folder = shown_path(path.parent)
+    if not os.path.isdir(path.parent):  # noqa: PTH112
+        return f"There is no folder {folder}: correct the path."
+    near = nearest_file(path)
+    if near is None:
+        return f"Put the file into {folder}, or correct the path."
+    return f"Did you mean {one_line(text[: text.rstrip('/').rfind('/') + 1] + near)}?"
+
+
+def _walk(node: Node, annotation: Any, path: PathParts) -> Iterator[tuple[PathParts, Node, PathRole]]:
+    for part, inner in children(node):
+        yield from _walk(inner, child(annotation, part), (*path, part))
+    if isinstance(node.value, str) and node.value:
+        roles = (branch.note(PathRole) for branch in branches(annotation) if branch.kind is str)
+        role = next((role for role in roles if role), None)
+        if role:
+            yield path, node, role
+
+
+def _plain(node: Node, path: PathParts, resolved: dict[PathParts, str]) -> Any:
+    if isinstance(node.value, dict):
+        return {key: _plain(value, (*path, key), resolved) for key, value in node.value.items()}
+    if isinstance(node.value, list):
+        return [_plain(value, (*path, index), resolved) for index, value in enumerate(node.value)]
+    return resolved.get(path, node.value)

@@ -1,0 +1,157 @@
+"""The recipe's reference, read from the schema: a JSON schema for editors, a Markdown page for people."""
+
+import json
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from lorakit.recipe.describe import default_at, describe
+from lorakit.recipe.problems import shown
+from lorakit.recipe.rules import RULES
+from lorakit.recipe.schema import Recipe
+from lorakit.recipe.shape import branches, fields, section_of
+from lorakit.tables import ADAPTERS, FORMATS, METRICS, QUANTIZERS
+
+EXTENDS = "Files that this one stands on: a path, or a list of paths of which later ones win, relative to this file."
+
+_TABLES = {
+    "data.format": FORMATS,
+    "adapter.kind": ADAPTERS,
+    "model.quantization": QUANTIZERS,
+    "evaluate.metrics": METRICS,
+}
+
+_INTRO = """# The recipe
+
+This page is generated from `lorakit/recipe/schema.py` by `python tools/generate_docs.py`.
+
+A recipe is one YAML file. Only `model.base` and `data.train` must be written:
+
+```yaml
+# yaml-language-server: $schema=recipe.schema.json
+model:
+  base: HuggingFaceTB/SmolLM2-135M-Instruct
+data:
+  train: data/train.jsonl
+  eval: 0.1
+```
+
+Nothing in it is ignored: an unknown key, a value that a key does not take, a combination that cannot work are errors.
+All of them come at once, each with its file, line and column, the reason, and what to write instead.
+[recipe.schema.json](recipe.schema.json) lets an editor check and complete the keys while you write.
+
+## How YAML is read
+
+By the core rules of YAML 1.2, strictly:
+
+- `1e-4`, `.5`, `1.`, `0x1f` and `0o17` are numbers; `010` is ten; `1_000` and `12:30` are texts.
+- Only `true` and `false` are booleans; `yes`, `no`, `on` and `off` are texts. `null`, `~` and nothing are null.
+- A number or a boolean in quotes is a text, and an error where a number is wanted.
+- Errors: a key written twice, a key that is no text, `<<`, tags (`!name`), `.inf` and `.nan`, a second document, a tab
+  used for indentation, a file that is not UTF-8 or larger than 1 MB.
+- Anchors and aliases (`&a`, `*a`) work within one file.
+
+## Several files: `extends`
+
+```yaml
+extends: ../../configs/smollm2-135m.yaml    # or a list: [model.yaml, card.yaml]
+```
+
+A path is relative to the file that says it. Mappings merge key by key; lists and single values replace. Later files of
+the list win over earlier ones, and the extending file wins over all of them. `null` sets null. An error in an extended
+file names that file.
+
+## One setting from the command line: `--set`
+
+`--set train.learning_rate=1e-4` puts a value over everything that files say. The value is read by the same YAML rules,
+so that `--set 'evaluate.metrics=[exact-match, json-valid]'` is a list, and its errors have the same form. A list is set
+as a whole.
+
+## Paths
+
+A path is relative to the file in which it is written; with `--set`, to the working directory. `~` is your home folder.
+Where a key takes *a path or a hub id*, a text is a path when it begins with `/`, `./`, `../` or `~`, when it ends like
+a file of its kind (`.jsonl`, `.json`, `.csv`, `.parquet`; `.gguf` for models), or when it exists; else it is a hub id.
+A path that does not exist is an error. `output.dir` alone is relative to the working directory.
+
+## Keys
+"""
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a recipe file. No section or key of it is required: a parent may hold them."""
+    schema = Recipe.model_json_schema()
+    for section in [schema, *schema["$defs"].values()]:
+        section.pop("title", None)
+        for key in section["properties"].values():
+            key.pop("title", None)
+    for section in (schema, schema["$defs"]["Model"], schema["$defs"]["Data"]):
+        section.pop("required")
+    extends = {
+        "description": EXTENDS,
+        "anyOf": [
+            {"type": "string", "minLength": 1},
+            {"type": "array", "items": {"type": "string", "minLength": 1}},
+        ],
+    }
+    schema["properties"] = {"extends": extends, **schema["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "lorakit recipe", **schema}
+
+
+def markdown() -> str:
+    """The text of docs/recipe.md."""
+    sections = {name: section for name, annotation in fields(Recipe).items() if (section := section_of(annotation))}
+    top = [f"| `extends` | a path, or a list of paths | none | {EXTENDS} |"]
+    top += [_row(Recipe, name) for name in fields(Recipe) if name not in sections]
+    lines = [_INTRO, "### At the top", "", *_HEAD, *top, ""]
+    for name, section in sections.items():
+        lines += _section(f"`{name}`", section)
+        inner: dict[type[BaseModel], list[str]] = {}
+        for key, annotation in fields(section).items():
+            if found := section_of(annotation):
+                inner.setdefault(found, []).append(f"`{name}.{key}`")
+        for nested, names in inner.items():
+            lines += _section(f"{' and '.join(names)} as a mapping", nested)
+    lines += ["## Combinations", "", *(f"- {rule.__doc__}" for rule, _ in RULES), "", "## Words", ""]
+    for name, table in _TABLES.items():
+        lines += [f"### `{name}`: each {table.noun}", ""]
+        lines += ["| word | meaning |", "|---|---|"]
+        lines += [f"| `{entry.name}` | {_cell(entry.summary)} |" for entry in table]
+        lines.append("")
+    return "\n".join(lines)
+
+
+_HEAD = ["| key | accepts | default | meaning |", "|---|---|---|---|"]
+
+
+def _section(title: str, section: type[BaseModel]) -> list[str]:
+    purpose = (section.__doc__ or "").strip()
+    return [f"### {title}", "", purpose, "", *_HEAD, *(_row(section, key) for key in fields(section)), ""]
+
+
+def _row(section: type[BaseModel], name: str) -> str:
+    annotation = fields(section)[name]
+    default = default_at(section, name)
+    written = "required" if default is PydanticUndefined else f"`{_default(default)}`"
+    meaning = _cell(section.model_fields[name].description or "")
+    return f"| `{name}` | {_cell(_accepts(annotation))} | {written} | {meaning} |"
+
+
+def _accepts(annotation: Any) -> str:
+    """`describe`, with a section named rather than spelled out: it has a table of its own."""
+    text = describe(annotation)
+    for branch in branches(annotation):
+        if branch.section:
+            text = text.replace(f"the keys {', '.join(fields(branch.section))}", "the keys below")
+    return text
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, str) or value is None or isinstance(value, bool):
+        return value if isinstance(value, str) else shown(value)
+    return json.dumps(value).replace('"', "")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

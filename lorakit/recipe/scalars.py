@@ -1,0 +1,46 @@
+"""What an unquoted word means: the core rules of YAML 1.2 (section 10.3.2 of its specification)."""
+
+import math
+import re
+
+Scalar = None | bool | int | float | str
+
+NULL = re.compile(r"null|Null|NULL|~|")
+BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
+INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+ENDLESS = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+_LONGEST_NUMBER = 100
+_LARGEST_INT = 2**63 - 1
+
+
+def resolve(text: str) -> Scalar:
+    """The value of an unquoted word.
+
+    Raises:
+        ValueError: the word is a number that no setting can hold; the message says why.
+    """
+    if NULL.fullmatch(text):
+        return None
+    if BOOL.fullmatch(text):
+        return text.lower() == "true"
+    if ENDLESS.fullmatch(text):
+        raise ValueError("is no finite number")
+    if INT.fullmatch(text):
+        return _whole(text)
+    if FLOAT.fullmatch(text):
+        number = float(text)
+        if math.isinf(number):
+            raise ValueError("is too large a number")
+        return number
+    return text
+
+
+def _whole(text: str) -> int:
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    # Python refuses to parse very long decimal numbers; they are too large in any case.
+    number = int(text, base) if len(text) <= _LONGEST_NUMBER else _LARGEST_INT + 1
+    if abs(number) > _LARGEST_INT:
+        raise ValueError("is too large a whole number")
+    return number

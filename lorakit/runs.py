@@ -1,0 +1,157 @@
+"""The folder of a run. This is the only module that names its files."""
+
+import json
+import platform
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lorakit.errors import UserError
+from lorakit.folders import remove_drafts, write_whole
+
+_RECORDED = ("lorakit", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training's folder."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "manifest.json"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        return self.folder / "merged"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.folder / "eval"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint after `step` optimizer steps."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def complete_checkpoints(self) -> list[Path]:
+        """Every checkpoint, oldest first. A folder with this name is complete: it is renamed into place."""
+        return sorted(self.checkpoints.glob("step-*")) if self.checkpoints.is_dir() else []
+
+    def holds_results(self) -> bool:
+        """Whether a training has begun here."""
+        return self.manifest.exists() or self.adapter.exists() or bool(self.complete_checkpoints())
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        try:
+            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(f"{self.folder}: this is no run's folder: it has no {self.manifest.name}.") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.manifest}: damaged: {error}.") from error
+        if not isinstance(manifest, dict):
+            raise UserError(f"{self.manifest}: damaged: it holds no object.")
+        return manifest
+
+    def write_manifest(self, facts: dict[str, Any]) -> None:
+        write_whole(self.manifest, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+    def log_line(self, facts: dict[str, Any]) -> None:
+        """Add one line to the log."""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
+
+    def cut_log(self, step: int) -> None:
+        """Forget the logged steps after `step`: a resumed run makes them again."""
+        if self.log.is_file():
+            lines = [line for line in self.log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            write_whole(self.log, "".join(line + "\n" for line in lines))
+
+    def prune_checkpoints(self, keep: int, best_step: int | None) -> None:
+        """Delete all checkpoints but the newest `keep` and the best."""
+        best = self.checkpoint(best_step) if best_step else None
+        for folder in self.complete_checkpoints()[:-keep]:
+            if folder != best:
+                doomed = folder.with_name(f".{folder.name}.old")
+                folder.rename(doomed)
+                shutil.rmtree(doomed)
+
+
+def open_run(folder: Path, resume: bool, overwrite: bool) -> Run:
+    """The run of `folder`, which is new, or is to be resumed or overwritten.
+
+    Raises:
+        UserError: the folder holds another run's results, or is no run's folder at all.
+    """
+    run = Run(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, not a folder. Choose another with --output.")
+    if run.holds_results() and overwrite:
+        shutil.rmtree(folder)
+    elif run.holds_results() and not resume:
+        raise UserError(
+            f"{folder}: holds another run's results. Continue it with --resume, replace it with --overwrite, or choose "
+            "another folder with --output."
+        )
+    elif folder.is_dir() and any(folder.iterdir()) and not resume and not run.recipe.exists():
+        raise UserError(f"{folder}: is not empty and no run's folder. Choose another with --output.")
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_drafts(folder)
+    remove_drafts(run.checkpoints)
+    return run
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that decide what a run computes."""
+    found = {"python": platform.python_version()}
+    for name in _RECORDED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def now() -> str:
+    """The time, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _step_of(line: str) -> int:
+    """The step of a log line; a line that a crash cut short counts as never logged."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 1 << 62
+
+
+def read_log(run: Run) -> Iterable[dict[str, Any]]:
+    """The lines of a run's log."""
+    if run.log.is_file():
+        for line in run.log.read_text(encoding="utf-8").splitlines():
+            yield json.loads(line)

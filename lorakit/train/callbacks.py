@@ -1,0 +1,129 @@
+"""What happens beside the training loop: the log, the progress bar, stopping early, stopping when asked."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lorakit.errors import LorakitError
+from lorakit.progress import Bar, Progress
+from lorakit.recipe.schema import EarlyStopping
+from lorakit.runs import Run
+
+
+class StopRequest:
+    """Set by Ctrl-C or SIGTERM: the current step ends, a checkpoint is written, the run stops. A second one kills."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.signal = progress, 0
+
+    def __call__(self) -> bool:
+        return bool(self.signal)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take over both signals; only a program's main thread may."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._received) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+        self.progress.warn("stopping: this step ends and a checkpoint is written (again to stop at once)")
+
+
+class Conductor(TrainerCallback):
+    """Writes the log, moves the bar, and tells the trainer when to evaluate, save and stop."""
+
+    def __init__(self, run: Run, bar: Bar, stopping: StopRequest, early: EarlyStopping | None, held_out: bool) -> None:
+        self.run, self.bar, self.stopping, self.early, self.held_out = run, bar, stopping, early, held_out
+        self.tokens, self.busy, self.mark = 0, 0.0, 0.0
+        self.loss: float | None = None
+        self.stopped_early = False
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.mark = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.busy += time.monotonic() - self.mark
+        last = state.global_step >= state.max_steps
+        if last:
+            control.should_evaluate = self.held_out
+            control.should_save = True
+        if self.stopping():
+            control.should_evaluate = False
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        logs = logs or {}
+        if "loss" in logs:
+            self._on_step_log(state, logs, scaled=args.fp16)
+        elif "eval_loss" in logs:
+            self.run.log_line({"step": state.global_step, "epoch": _short(state.epoch), "eval_loss": logs["eval_loss"]})
+
+    def _on_step_log(self, state: TrainerState, logs: dict[str, float], scaled: bool) -> None:
+        self.tokens += int(logs["trained_tokens"])
+        if not scaled and not math.isfinite(logs.get("grad_norm", 0.0)):  # a loss scaler skips such steps by itself
+            raise LorakitError(
+                f"step {state.global_step}: the gradient is {logs['grad_norm']}. Lower train.learning_rate; the last "
+                "checkpoint is from before this step."
+            )
+        speed = self.tokens / self.busy if self.busy else 0.0
+        self.loss = logs["loss"]
+        self.run.log_line(
+            {
+                "step": state.global_step,
+                "epoch": _short(state.epoch),
+                "loss": logs["loss"],
+                "grad_norm": logs.get("grad_norm"),
+                "learning_rate": logs["learning_rate"],
+                "trained_tokens_per_second": round(speed, 1),
+            }
+        )
+        self.bar.advance(1, f"loss {logs['loss']:.4f}  {speed:,.0f} trained tokens/s")
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.early is None:
+            return
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        if evaluations_without_gain(losses, self.early.min_delta) >= self.early.patience:
+            self.stopped_early = True
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def evaluations_without_gain(losses: list[float], min_delta: float) -> int:
+    """How many of the last losses in a row did not fall below the best before them by more than `min_delta`."""
+    best, waited = math.inf, 0
+    for loss in losses:
+        if loss < best - min_delta:
+            best, waited = loss, 0
+        else:
+            waited += 1
+    return waited
+
+
+def _short(epoch: float | None) -> float:
+    return round(epoch or 0.0, 4)

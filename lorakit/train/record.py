@@ -1,0 +1,52 @@
+"""The manifest of a run: what went into it, exactly, and what came out."""
+
+import resource
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from lorakit.data.examples import file_sha256s, tokenizer_sha256
+from lorakit.plan.machine import this_machine
+from lorakit.plan.prepare import Prepared
+from lorakit.runs import now, versions
+
+
+def manifest_of(prepared: Prepared, trainable: int, total: int) -> dict[str, Any]:
+    """The facts that are known before the first step."""
+    recipe, machine = prepared.recipe, this_machine()
+    return {
+        "format": 1,
+        "status": "running",
+        "started": now(),
+        "versions": versions(),
+        "machine": {"device": machine.device, "name": machine.name, "threads": torch.get_num_threads()},
+        "seed": recipe.train.seed,
+        "base": {
+            "name": prepared.base.name,
+            "revision": recipe.model.revision,
+            "origin": prepared.base.origin,
+            "quantization": recipe.model.quantization,
+            "sha256": prepared.base.sha256(),
+        },
+        "tokenizer_sha256": tokenizer_sha256(prepared.tokenizer),
+        "data": {
+            "files": file_sha256s(recipe.data),
+            "train": asdict(prepared.train.report),
+            "eval": asdict(prepared.held_out.report) if prepared.held_out else None,
+        },
+        "auto": [asdict(choice) for choice in prepared.choices],
+        "parameters": {"trainable": trainable, "total": total},
+        "stop_token_ids": prepared.stop_ids,
+        "steps": prepared.steps,
+        "result": None,
+    }
+
+
+def peak_memory() -> int:
+    """The most memory that this process held, in bytes: the GPU's where one was used, else resident memory."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

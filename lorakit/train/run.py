@@ -1,0 +1,217 @@
+"""One training run: a prepared recipe -> an adapter in a run's folder."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import set_peft_model_state_dict
+from peft.helpers import disable_input_dtype_casting
+from safetensors.torch import load_file
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig
+
+from lorakit.errors import Interrupted, LorakitError
+from lorakit.folders import whole_folder
+from lorakit.model.attach import attach_adapter, parameter_counts
+from lorakit.model.load import load_model, pad_token_id
+from lorakit.model.loss import loss_agrees
+from lorakit.plan.prepare import Prepared
+from lorakit.progress import Progress
+from lorakit.recipe.load import dump
+from lorakit.recipe.schema import Train
+from lorakit.runs import Run, now
+from lorakit.train.callbacks import Conductor, StopRequest
+from lorakit.train.card import adapter_card
+from lorakit.train.record import manifest_of, peak_memory
+from lorakit.train.trainer import Plan, SupervisedTrainer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished training says of itself. `loss` is the last step's, `eval_loss` the best held-out one."""
+
+    steps: int
+    loss: float | None
+    eval_loss: float | None
+    best_step: int | None
+    stopped_early: bool
+    seconds: float
+    trained_tokens_per_second: float
+    peak_memory: int
+
+
+def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None = None) -> Outcome:
+    """Train the adapter of a prepared recipe into `run`, from the start or from a checkpoint of the same run.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last whole step lies in the run's folder.
+        LorakitError: the loss is not a number, or memory ran out.
+    """
+    recipe = prepared.recipe
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = attach_adapter(load_model(prepared.base, recipe.model, device), recipe.adapter, recipe.train.seed)
+    trainable, total = parameter_counts(model)
+    progress.say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
+    _check_loss(model, prepared)
+    manifest = run.read_manifest() if checkpoint else manifest_of(prepared, trainable, total)
+    manifest["status"] = "running"
+    run.recipe.write_text(dump(recipe, run.folder), encoding="utf-8")
+    run.write_manifest(manifest)
+    stopping = StopRequest(progress)
+    with stopping.listening():
+        outcome = _fit(model, prepared, run, progress, stopping, checkpoint)
+    manifest |= {"status": "complete", "finished": now(), "result": outcome.__dict__}
+    _save_adapter(model, prepared, run, manifest)
+    run.write_manifest(manifest)
+    return outcome
+
+
+def _fit(
+    model: Any, prepared: Prepared, run: Run, progress: Progress, stopping: StopRequest, checkpoint: Path | None
+) -> Outcome:
+    recipe, steps = prepared.recipe, prepared.steps
+    done = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
+    run.cut_log(done)
+    plan = Plan(
+        batch_size=recipe.train.batch_size,
+        micro_batch=int(recipe.train.micro_batch),
+        seed=recipe.train.seed,
+        eval_steps=_interval(recipe.train.eval_every, steps),
+        keep=recipe.train.keep,
+        pad_token_id=pad_token_id(prepared.tokenizer),
+    )
+    held_out = prepared.held_out
+    begin = time.monotonic()
+    with progress.bar("training", total=steps, done=done) as bar:
+        conductor = Conductor(run, bar, stopping, recipe.train.early_stopping, held_out is not None)
+        trainer = _trainer(model, prepared, run, progress, plan, stopping, conductor)
+        autocast = recipe.model.dtype != "float32"
+        try:
+            # Under autocast the product is computed in half precision anyway; PEFT's copies to float32 cost memory.
+            with disable_input_dtype_casting(model, active=autocast):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except torch.OutOfMemoryError as error:
+            raise LorakitError(
+                f"out of memory at step {trainer.state.global_step + 1} with micro_batch {plan.micro_batch}. The result "
+                f"does not depend on it: --resume --set train.micro_batch={max(1, plan.micro_batch // 2)}, or set "
+                "train.gradient_checkpointing: true."
+            ) from error
+    state = trainer.state
+    if stopping() and state.global_step < steps:
+        raise Interrupted(f"stopped after step {state.global_step} of {steps}; its checkpoint is complete")
+    if state.best_global_step:
+        _load_weights(model, run.checkpoint(state.best_global_step))
+    return Outcome(
+        steps=state.global_step,
+        loss=conductor.loss,
+        eval_loss=state.best_metric,
+        best_step=state.best_global_step,
+        stopped_early=conductor.stopped_early,
+        seconds=round(time.monotonic() - begin, 1),
+        trained_tokens_per_second=round(conductor.tokens / conductor.busy, 1) if conductor.busy else 0.0,
+        peak_memory=peak_memory(),
+    )
+
+
+def _trainer(
+    model: Any,
+    prepared: Prepared,
+    run: Run,
+    progress: Progress,
+    plan: Plan,
+    stopping: StopRequest,
+    conductor: TrainerCallback,
+) -> SupervisedTrainer:
+    held_out = prepared.held_out
+    trainer = SupervisedTrainer(
+        plan=plan,
+        run=run,
+        progress=progress,
+        stopping=stopping,
+        model=model,
+        args=_arguments(prepared, run, plan),
+        train_dataset=prepared.train.rows,
+        eval_dataset=held_out.rows if held_out else None,
+        processing_class=prepared.tokenizer,
+        callbacks=[conductor],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(prepared: Prepared, run: Run, plan: Plan) -> SFTConfig:
+    settings, dtype = prepared.recipe.train, prepared.recipe.model.dtype
+    steps, on_gpu = prepared.steps, torch.cuda.is_available()
+    arguments = SFTConfig(
+        output_dir=str(run.folder),
+        max_steps=steps,
+        per_device_train_batch_size=plan.micro_batch,
+        gradient_accumulation_steps=-(-plan.batch_size // plan.micro_batch),
+        learning_rate=float(settings.learning_rate),
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        warmup_steps=_warmup(settings, steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch_fused",
+        seed=settings.seed,
+        bf16=dtype == "bfloat16",
+        fp16=dtype == "float16",
+        use_cpu=not on_gpu,
+        activation_checkpointing=bool(settings.gradient_checkpointing),
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if prepared.held_out else "no",
+        eval_steps=plan.eval_steps,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        save_strategy="steps",
+        save_steps=_interval(settings.save_every, steps),
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device; Trainer would spread over all that it sees
+    return arguments
+
+
+def _interval(every: float, steps: int) -> int:
+    """A fraction of the run, or a number of steps, as steps."""
+    return every if isinstance(every, int) else max(1, round(every * steps))
+
+
+def _warmup(settings: Train, steps: int) -> int:
+    return settings.warmup if isinstance(settings.warmup, int) else math.ceil(settings.warmup * steps)
+
+
+def _check_loss(model: Any, prepared: Prepared) -> None:
+    """On the shortest row the loss must be what the model's own full logits give: families differ in their heads."""
+    row = min(prepared.train.rows, key=lambda row: len(row["input_ids"]))
+    device = next(model.parameters()).device
+    ids, labels = (torch.tensor([row[name]], device=device) for name in ("input_ids", "labels"))
+    if not loss_agrees(model, ids, labels):
+        raise LorakitError(
+            f"{prepared.base.name}: the loss at supervised positions is not what this architecture's own logits give. "
+            "lorakit does not train it wrongly: please report the model."
+        )
+
+
+def _load_weights(model: Any, folder: Path) -> None:
+    device = str(next(model.parameters()).device)
+    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors", device=device))
+
+
+def _save_adapter(model: Any, prepared: Prepared, run: Run, manifest: dict[str, Any]) -> None:
+    """The adapter folder: PEFT's files, the tokenizer with the chat template it was trained on, the card."""
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = prepared.recipe.model.base
+    config.revision = prepared.recipe.model.revision
+    with whole_folder(run.adapter) as draft:
+        model.save_pretrained(draft, save_embedding_layers=False)  # else it asks the hub whether they were resized
+        prepared.tokenizer.save_pretrained(draft)
+        (draft / "README.md").write_text(adapter_card(prepared.recipe, manifest), encoding="utf-8")
