@@ -66,7 +66,7 @@ def remove_drafts(parent: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, read in blocks. A hub cache names its large files by their sha256: it is taken from there."""
+    """The sha256 of a file. The hub's cache names its large files by their sha256: there it is taken as read."""
     target = path.resolve()
     if path.is_symlink() and target.parent.name == "blobs" and len(target.name) == 64:
         return target.name

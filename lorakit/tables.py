@@ -19,6 +19,7 @@ class Entry:
     name: str
     function: Callable[..., Any]
     summary: str
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -31,15 +32,18 @@ class Table:
     _entries: dict[str, Entry] = field(default_factory=dict)
     _loaded: bool = False
 
-    def register(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorate a function to add it; the first line of its docstring is the entry's documentation."""
+    def register(self, name: str, **facts: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorate a function to add it; the first line of its docstring is the entry's documentation.
+
+        `facts` are what the readers of this table ask of each entry besides.
+        """
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:
             if name in self._entries:
                 raise ValueError(f"the {self.noun} {name!r} is registered twice")
             if not function.__doc__:
                 raise ValueError(f"the {self.noun} {name!r} has no docstring: its first line is its documentation")
-            self._entries[name] = Entry(name, function, function.__doc__.strip().splitlines()[0])
+            self._entries[name] = Entry(name, function, function.__doc__.strip().splitlines()[0], facts)
             return function
 
         return add

@@ -56,8 +56,8 @@ def main() -> None:
         if os.environ.get("LORAKIT_DEBUG"):
             raise
         _fail(
-            f"{type(error).__name__}: {error}\nThis is a fault in lorakit, not in what you wrote. LORAKIT_DEBUG=1 shows "
-            "where it happened: please report it with that.",
+            f"{type(error).__name__}: {error}\nThis is a fault in lorakit, not in what you wrote. LORAKIT_DEBUG=1 "
+            "shows where it happened: please report it with that.",
             EXIT_FAILED,
         )
 

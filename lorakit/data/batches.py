@@ -5,11 +5,13 @@ that is what makes the result independent of the machine.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from lorakit.data.encoding import IGNORED
+
+Row = TypeVar("Row")
 
 # Batches sorted together by length: enough to save most padding, few enough to keep batches varied.
 _POOL = 32
@@ -33,7 +35,7 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
     return [*batches, sorted(rest, key=lambda row: -lengths[row])] if rest else batches
 
 
-def split_batch(rows: Sequence[int], micro_batch: int) -> list[list[int]]:
+def split_batch(rows: Sequence[Row], micro_batch: int) -> list[list[Row]]:
     """The micro-batches of one optimizer step."""
     return [list(rows[at : at + micro_batch]) for at in range(0, len(rows), micro_batch)]
 

@@ -247,7 +247,8 @@ def _fit(encoded: Encoded | RowError, settings: Data, where: str, report: Report
         return encoded
     if settings.overlong == "error":
         raise UserError(
-            f"{where}: {length} tokens, data.max_length is {settings.max_length}. Raise it, or write data.overlong: drop or truncate."
+            f"{where}: {length} tokens, data.max_length is {settings.max_length}. Raise it, or write data.overlong: "
+            "drop or truncate."
         )
     if settings.overlong == "truncate":
         kept = encoded.truncated(settings.max_length)

@@ -1,10 +1,10 @@
 """Formats: how one raw record becomes a conversation. One plain function each.
 
 A format function takes the record as a dict and returns a list of messages, `{"role": ..., "content": ...}`, or raises
-`RowError` with what is wrong. Its `fits` test says whether a record's fields look like this format.
+`RowError` with what is wrong. `columns` are those by which auto-detection recognises the format.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lorakit.errors import UserError
@@ -18,16 +18,6 @@ ROLES = ("system", "user", "assistant", "tool")
 
 class RowError(Exception):
     """One row cannot become an example; the message says why, the caller knows which row."""
-
-
-def needs(*columns: str) -> Callable[[Callable[..., Conversation]], Callable[..., Conversation]]:
-    """Declare the columns by which auto-detection recognises a format."""
-
-    def mark(function: Callable[..., Conversation]) -> Callable[..., Conversation]:
-        function.columns = columns  # type: ignore[attr-defined]
-        return function
-
-    return mark
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
@@ -55,8 +45,7 @@ def _message(position: int, raw: Any) -> Message:
     return {"role": str(role), "content": content}
 
 
-@FORMATS.register("messages")
-@needs("messages")
+@FORMATS.register("messages", columns=("messages",))
 def messages(row: Mapping[str, Any]) -> Conversation:
     """`messages`: a list of {role, content}, roles system, user, assistant and tool."""
     raw = row.get("messages")
@@ -65,8 +54,13 @@ def messages(row: Mapping[str, Any]) -> Conversation:
     return [_message(position, message) for position, message in enumerate(raw, start=1)]
 
 
-@FORMATS.register("alpaca")
-@needs("instruction", "output")
+@FORMATS.register(
+    "alpaca",
+    columns=(
+        "instruction",
+        "output",
+    ),
+)
 def alpaca(row: Mapping[str, Any]) -> Conversation:
     """`instruction`, optionally `input` (added below it after an empty line), and `output`."""
     prompt = _text(row, "instruction")
@@ -83,8 +77,13 @@ def alpaca(row: Mapping[str, Any]) -> Conversation:
     ]
 
 
-@FORMATS.register("prompt-completion")
-@needs("prompt", "completion")
+@FORMATS.register(
+    "prompt-completion",
+    columns=(
+        "prompt",
+        "completion",
+    ),
+)
 def prompt_completion(row: Mapping[str, Any]) -> Conversation:
     """`prompt` and `completion`: two texts, or two lists of messages."""
     prompt, completion = row.get("prompt"), row.get("completion")
@@ -102,17 +101,17 @@ def detect(columns: set[str], where: str) -> tuple[str, str]:
     Raises:
         UserError: no format fits, or several do.
     """
-    fitting = [entry for entry in FORMATS if set(entry.function.columns) <= columns]
+    fitting = [entry for entry in FORMATS if set(entry.facts["columns"]) <= columns]
     seen = ", ".join(sorted(columns)) or "none"
     if len(fitting) == 1:
-        wanted = " and ".join(repr(column) for column in fitting[0].function.columns)
+        wanted = " and ".join(repr(column) for column in fitting[0].facts["columns"])
         return fitting[0].name, f"rows have {wanted}"
     if fitting:
         names = ", ".join(entry.name for entry in fitting)
         raise UserError(
             f"{where}: the columns ({seen}) fit several formats: {names}. Write one of them in data.format."
         )
-    known = "; ".join(f"{entry.name} needs {', '.join(entry.function.columns)}" for entry in FORMATS)
+    known = "; ".join(f"{entry.name} needs {', '.join(entry.facts['columns'])}" for entry in FORMATS)
     raise UserError(
         f"{where}: no format fits the columns ({seen}). {known}. Map other names with data.columns, for example "
         "columns: {prompt: question, completion: answer}."

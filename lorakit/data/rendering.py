@@ -116,8 +116,8 @@ def _span(conversation: Conversation, index: int, text: str, template: ChatTempl
         stop = _stop_at(text, after, template)
     if stop is None or after is None:
         raise RowError(
-            f"nothing ends {turn}: after the answer the chat template writes {text[after:][:30]!r}, which is no special "
-            "token, so the model would never learn to stop. End the turn in the template with {{ eos_token }}"
+            f"nothing ends {turn}: after the answer the chat template writes {text[after:][:30]!r}, which is no "
+            "special token, so the model would never learn to stop. End the turn in the template with {{ eos_token }}"
         )
     if after < start:
         raise RowError(f"the chat template writes {turn} before the prompt that asks for it")

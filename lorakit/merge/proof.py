@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
+from lorakit.data.batches import collate, split_batch
 from lorakit.model.loss import IGNORED, head_logits
 from lorakit.progress import Progress
 
-# Logits kept of the adapter model, in numbers: 512 MiB in float32.
-_KEPT_LOGITS = 1 << 27
+# Logits kept of the adapter model, in numbers: 256 MiB in float32.
+_KEPT_LOGITS = 1 << 26
+_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -66,69 +68,71 @@ class Proof:
 
 @dataclass(frozen=True)
 class Reference:
-    """The adapter model's logits (positions, vocabulary) at the trained positions of some rows, on the CPU."""
+    """The adapter model's logits (positions, vocabulary) at the trained positions of batches of rows, on the CPU."""
 
-    rows: list[dict[str, Any]]
-    logits: torch.Tensor
-    targets: torch.Tensor
+    batches: list[list[dict[str, Any]]]
+    logits: list[torch.Tensor]
+    targets: list[torch.Tensor]
 
 
-def reference(model: Any, rows: Sequence[dict[str, Any]], progress: Progress) -> Reference:
+def reference(model: Any, rows: Sequence[dict[str, Any]], pad_token_id: int, progress: Progress) -> Reference:
     """What the adapter model predicts on as many of the rows, from the first on, as fit into memory."""
     vocabulary = model.config.get_text_config().vocab_size
+    positions = 0
     chosen: list[dict[str, Any]] = []
-    logits, targets, held = [], [], 0
-    with progress.bar("adapter model on held-out rows", total=len(rows)) as bar:
-        for row in rows:
-            some_logits, some_targets = _predictions(model, row)
-            held += len(some_targets) * vocabulary
-            if chosen and held > _KEPT_LOGITS:
-                bar.advance(len(rows) - len(chosen))
-                break
-            chosen.append(row)
+    for row in rows:
+        positions += sum(label != IGNORED for label in row["labels"])
+        if chosen and positions * vocabulary > _KEPT_LOGITS:
+            break
+        chosen.append(row)
+    batches = split_batch(chosen, _ROWS)
+    logits, targets = [], []
+    with progress.bar("adapter model on held-out rows", total=len(chosen)) as bar:
+        for batch in batches:
+            some_logits, some_targets = _predictions(model, batch, pad_token_id)
             logits.append(some_logits)
             targets.append(some_targets)
-            bar.advance()
-    return Reference(chosen, torch.cat(logits), torch.cat(targets))
+            bar.advance(len(batch))
+    return Reference(batches, logits, targets)
 
 
-def compare(expected: Reference, merged: Any, tie: float, progress: Progress) -> Proof:
-    """The merged model against what the adapter model predicted."""
-    at, difference, kl, agree, near, loss = 0, 0.0, 0.0, 0, 0, 0.0
-    scale = float(expected.logits.abs().max())
-    with progress.bar("merged model on the same rows", total=len(expected.rows)) as bar:
-        for row in expected.rows:
-            found, targets = _predictions(merged, row)
-            wanted = expected.logits[at : at + len(found)]
-            at += len(found)
+def compare(expected: Reference, merged: Any, pad_token_id: int, tie: float, progress: Progress) -> Proof:
+    """The merged model against what the adapter model predicted. `tie` is a share of the largest logit."""
+    difference, kl, agree, near, merged_loss, adapter_loss = 0.0, 0.0, 0, 0, 0.0, 0.0
+    scale = max(float(logits.abs().max()) for logits in expected.logits)
+    positions, rows = sum(map(len, expected.targets)), sum(map(len, expected.batches))
+    with progress.bar("merged model on the same rows", total=rows) as bar:
+        for batch, wanted in zip(expected.batches, expected.logits, strict=True):
+            found, targets = _predictions(merged, batch, pad_token_id)
             difference = max(difference, float((found - wanted).abs().max()))
             kl += float(kl_div(found.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True))
             best, other = wanted.argmax(-1), found.argmax(-1)
-            gap = wanted.gather(1, best[:, None]) - wanted.gather(1, other[:, None])
+            gap = (wanted.gather(1, best[:, None]) - wanted.gather(1, other[:, None]))[:, 0]
             agree += int((best == other).sum())
-            near += int(((best == other) | (gap[:, 0] <= tie * scale)).sum())
-            loss += float(cross_entropy(found, targets, reduction="sum"))
-            bar.advance()
+            near += int(((best == other) | (gap <= tie * scale)).sum())
+            merged_loss += float(cross_entropy(found, targets, reduction="sum"))
+            adapter_loss += float(cross_entropy(wanted, targets, reduction="sum"))
+            bar.advance(len(batch))
     return Proof(
-        rows=len(expected.rows),
-        positions=at,
+        rows=rows,
+        positions=positions,
         max_logit_difference=difference,
         logit_scale=scale,
-        mean_kl=kl / at,
-        top1_agreement=agree / at,
-        top1_agreement_beyond_ties=near / at,
-        adapter_loss=float(cross_entropy(expected.logits, expected.targets)),
-        merged_loss=loss / at,
+        mean_kl=kl / positions,
+        top1_agreement=agree / positions,
+        top1_agreement_beyond_ties=near / positions,
+        adapter_loss=adapter_loss / positions,
+        merged_loss=merged_loss / positions,
     )
 
 
-def _predictions(model: Any, row: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float32 logits before each trained token of a row, and these tokens."""
+def _predictions(model: Any, batch: list[dict[str, Any]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float32 logits (positions, vocabulary) before each trained token of the rows, and these tokens."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    ids = torch.tensor([row["input_ids"]], device=causal.device)
-    targets = torch.tensor(row["labels"][1:])
+    tensors = collate(batch, pad_token_id)
+    targets = tensors.pop("labels")[:, 1:]
     trained = targets != IGNORED
     with torch.inference_mode():
-        output = causal.get_decoder()(input_ids=ids, use_cache=False)
-        hidden = output.last_hidden_state[0, :-1][trained.to(causal.device)]
+        output = causal.get_decoder()(**{k: v.to(causal.device) for k, v in tensors.items()}, use_cache=False)
+        hidden = output.last_hidden_state[:, :-1][trained.to(causal.device)]
         return head_logits(causal, output, hidden).float().cpu(), targets[trained]

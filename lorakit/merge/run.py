@@ -10,7 +10,7 @@ from lorakit.folders import whole_folder
 from lorakit.merge.proof import TOLERANCES, Proof, compare, reference
 from lorakit.model.attach import load_adapter
 from lorakit.model.base import Base
-from lorakit.model.load import DTYPES, load_model, stored_dtype
+from lorakit.model.load import DTYPES, load_model, pad_token_id, stored_dtype
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Model
@@ -43,11 +43,11 @@ def merge(run: Run, prepared: Prepared, output: Path, progress: Progress) -> Pro
         LorakitError: the merged files do not predict what the adapter model predicts.
     """
     settings = prepared.recipe.model
-    dtype = stored_dtype(prepared.base)
+    dtype, pad = stored_dtype(prepared.base), pad_token_id(prepared.tokenizer)
     rows, source = (prepared.held_out, "held-out") if prepared.held_out else (prepared.train, "training")
     exact = settings.model_copy(update={"dtype": "float32"})
     model = load_adapter(load_model(prepared.base, exact, "cpu"), run.adapter)
-    expected = reference(model, rows.rows, progress)
+    expected = reference(model, list(rows.rows), pad, progress)
     if settings.quantization != "none":
         model = load_adapter(load_model(prepared.base, exact, "cpu").dequantize(), run.adapter)
     merged = _folded(model, prepared, dtype)
@@ -59,7 +59,7 @@ def merge(run: Run, prepared: Prepared, output: Path, progress: Progress) -> Pro
         plain = Model(base=settings.base, dtype="float32", attention=settings.attention)
         found = load_model(Base(str(output), draft, "merged"), plain, "cpu")
         tolerance = TOLERANCES[dtype]
-        proof = compare(expected, found, tolerance.tie, progress)
+        proof = compare(expected, found, pad, tolerance.tie, progress)
         failures = proof.failures(tolerance)
         if failures:
             raise LorakitError(

@@ -83,8 +83,8 @@ def load_model(base: Base, settings: Model, device: str) -> Any:
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
-            f"model.base: {base.name}: the weights files lack {len(missing)} tensors that the model needs, the first is "
-            f"{missing[0]}; they would start out random."
+            f"model.base: {base.name}: the weights files lack {len(missing)} tensors that the model needs, the first "
+            f"is {missing[0]}; they would start out random."
         )
     if quantization is None:
         model = model.to(device)

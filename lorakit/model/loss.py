@@ -1,4 +1,4 @@
-"""The supervised-only loss: the language-model head is computed where a token is trained, in chunks, and nowhere else."""
+"""The supervised-only loss: the language-model head is computed where a token is trained, in chunks, nowhere else."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

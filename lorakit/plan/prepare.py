@@ -1,4 +1,4 @@
-"""What training, merging and evaluating need before any weights are loaded: base, tokenizer, examples, no `auto` left."""
+"""What every command on a model needs before weights are loaded: base, tokenizer, examples, no `auto` left."""
 
 import math
 from dataclasses import dataclass

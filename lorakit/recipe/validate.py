@@ -28,14 +28,21 @@ def validate(
     """
     data, problems = resolve_paths(root)
     recipe, mistakes = _read(data)
-    wrong = {problem.path for problem in known}
     named = {(problem.place, problem.path) for problem in [*known, *problems]}
+    meant: set[str] = set()
     for path, kind in mistakes.items():
-        wrong.add(dotted(path))
-        problem, meant = _problem(root, path, kind)
-        wrong.add(meant)
-        if (problem.place, problem.path) not in named and (complete or kind != "missing"):
+        if kind == "extra_forbidden":
+            problem, name = _unknown_key(root, path)
+            meant.add(name)
+        elif kind == "missing":
+            if not complete or _is_meant(path, meant):
+                continue
+            problem = _missing_key(root, path)
+        else:
+            problem = _wrong_value(root, path)
+        if (problem.place, problem.path) not in named:
             problems.append(problem)
+    wrong = {*meant, *map(dotted, mistakes), *(problem.path for problem in known)}
     if recipe is None or known:
         recipe = _without(data, wrong)
     return recipe, problems + _broken_rules(recipe, root, written, wrong)
@@ -49,6 +56,8 @@ def _read(data: Any) -> tuple[Recipe | None, dict[PathParts, str]]:
         found = [(_location(each["loc"]), each["type"]) for each in error.errors(include_url=False)]
     # A union reports every alternative. The one whose inside is wrong is the one that was meant: its error is deeper.
     inner = {path[:length] for path, _ in found for length in range(len(path))}
+    # Unknown keys come first: the one that was meant is then not missing as well.
+    found.sort(key=lambda mistake: mistake[1] != "extra_forbidden")
     return None, {path: kind for path, kind in found if path not in inner}
 
 
@@ -66,19 +75,30 @@ def _location(loc: PathParts) -> PathParts:
     return path
 
 
-def _problem(root: Node, path: PathParts, kind: str) -> tuple[Problem, str]:
-    """What to tell the user, and the other key that was probably meant (or nothing)."""
-    if kind == "missing":
-        what = "the section is missing" if len(path) == 1 else "this key must be written"
-        return Problem(_place(root, path), dotted(path), "", what, remedies.for_missing(path)), ""
+def _unknown_key(root: Node, path: PathParts) -> tuple[Problem, str]:
+    """The problem, and the dotted name of the key that was probably meant (or nothing)."""
+    node = find(root, path) or root
+    remedy, meant = remedies.for_unknown_key(path)
+    place = node.key or node.place
+    return Problem(place, dotted(path), shown(plain(node)), "there is no such key", remedy), meant
+
+
+def _missing_key(root: Node, path: PathParts) -> Problem:
+    reason = "the section is missing" if len(path) == 1 else "this key must be written"
+    return Problem(_place(root, path), dotted(path), "", reason, remedies.for_missing(path))
+
+
+def _wrong_value(root: Node, path: PathParts) -> Problem:
     node = find(root, path) or root
     value = shown(plain(node))
-    if kind == "extra_forbidden":
-        remedy, meant = remedies.for_unknown_key(path)
-        return Problem(node.key or node.place, dotted(path), value, "there is no such key", remedy), meant
-    accepted = describe(annotation_at(Recipe, path))
-    reason = f"{value} is not {accepted}"
-    return Problem(node.place, dotted(path), value, reason, remedies.for_value(node, path)), ""
+    reason = f"{value} is not {describe(annotation_at(Recipe, path))}"
+    return Problem(node.place, dotted(path), value, reason, remedies.for_value(node, path))
+
+
+def _is_meant(path: PathParts, meant: Collection[str]) -> bool:
+    """Did the user write this key, or all that this section needs, under another name?"""
+    needed = STAND_INS.get(str(path[0]), {}) if len(path) == 1 else {}
+    return dotted(path) in meant or (bool(needed) and all(f"{path[0]}.{key}" in meant for key in needed))
 
 
 def _place(root: Node, path: PathParts) -> Place:

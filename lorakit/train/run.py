@@ -95,9 +95,9 @@ def _fit(
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except torch.OutOfMemoryError as error:
             raise LorakitError(
-                f"out of memory at step {trainer.state.global_step + 1} with micro_batch {plan.micro_batch}. The result "
-                f"does not depend on it: --resume --set train.micro_batch={max(1, plan.micro_batch // 2)}, or set "
-                "train.gradient_checkpointing: true."
+                f"out of memory at step {trainer.state.global_step + 1} with micro_batch {plan.micro_batch}. The "
+                f"result does not depend on it: --resume --set train.micro_batch={max(1, plan.micro_batch // 2)}, or "
+                "--set train.gradient_checkpointing=true."
             ) from error
     state = trainer.state
     if stopping() and state.global_step < steps:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
+from transformers import TrainerControl
 from trl import SFTTrainer
 
 from lorakit.data.batches import collate, epoch_batches, split_batch
@@ -65,6 +66,7 @@ class SupervisedTrainer(SFTTrainer):
         self, *, plan: Plan, run: Run, progress: Progress, stopping: Callable[[], bool], **options: Any
     ) -> None:
         self.plan, self.run, self.progress, self.stopping = plan, run, progress, stopping
+        self.control: TrainerControl
         model = options["model"]
         weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(**options, data_collator=self._collate)
@@ -116,8 +118,8 @@ class SupervisedTrainer(SFTTrainer):
                     at_fault.append(where)
         rows = ", ".join((at_fault or inputs["where"])[:8])
         return (
-            f"step {self.state.global_step + 1}: the loss is {total.item()}; rows: {rows}. The weights may have left the "
-            "range of numbers: lower train.learning_rate, and look at these rows."
+            f"step {self.state.global_step + 1}: the loss is {total.item()}; rows: {rows}. The weights may have left "
+            "the range of numbers: lower train.learning_rate, and look at these rows."
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

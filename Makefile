@@ -1,0 +1,53 @@
+# make demo     set up, train recipes/debian-json and score it
+# make test     set up, run the test suite; make test-all adds the slow tests
+# make check    lint, types, layers, generated documents
+# make bench    lorakit against `trl sft` on the same rows
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+RECIPE := recipes/debian-json/recipe.yaml
+RUN := runs/debian-json
+READY := $(VENV)/.ready-$(shell cksum requirements.txt pyproject.toml tools/install.sh | cksum | cut -d' ' -f1)
+
+.PHONY: install model demo test test-all check docs bench pins clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+install: $(READY)
+$(READY): requirements.txt pyproject.toml tools/install.sh
+	PYTHON=$(PYTHON) tools/install.sh $(VENV)
+	@touch $@
+
+model: $(READY)
+	@$(BIN)/python tools/fetch_model.py
+
+demo: model
+	$(BIN)/lorakit train $(RECIPE) --overwrite
+	$(BIN)/lorakit eval $(RUN)
+
+test: model
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
+
+test-all: model
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/generate_docs.py --check
+
+docs: $(READY)
+	$(BIN)/python tools/generate_docs.py
+
+bench: model
+	$(BIN)/python tools/bench.py
+
+pins: $(READY)
+	$(BIN)/python tools/pins.py
+
+clean:
+	rm -rf $(VENV) runs build dist

@@ -1,0 +1,9 @@
+"""Bring the small base model of the demo and the tests onto this machine, once."""
+
+from lorakit.console import Terminal
+from lorakit.model.base import find_base
+from lorakit.model.load import quiet_libraries
+
+quiet_libraries()
+base = find_base("HuggingFaceTB/SmolLM2-135M-Instruct", "main", Terminal())
+print(f"base model ready: {base.name} ({base.origin})")

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Set up a virtual environment from the pinned requirements: install.sh VENV
+# Where there is no NVIDIA GPU, torch's CPU build is installed: it is a tenth of the size.
+set -euo pipefail
+venv=$1
+here=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python3}
+
+"$python" - <<'PY' || { echo "lorakit needs Python 3.11 or newer; set PYTHON to one, such as PYTHON=python3.12" >&2; exit 2; }
+import sys
+sys.exit(sys.version_info < (3, 11))
+PY
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
+
+torch=$(sed -n 's/^torch==\([^+ ;]*\).*/\1/p' "$here/requirements.txt")
+if [ "$("$venv/bin/python" -c 'import importlib.metadata as m; print(m.version("torch").split("+")[0])' 2>/dev/null)" != "$torch" ]; then
+    if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then
+        # First a CPU build that pip's own configuration offers; then the index that uv knows by name; then whatever there is.
+        pip install "torch==$torch+cpu" 2>/dev/null ||
+            { pip install uv && "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --torch-backend cpu "torch==$torch"; } ||
+            pip install "torch==$torch"
+    else
+        pip install "torch==$torch"
+    fi
+fi
+pip install -r "$here/requirements.txt"
+pip install --no-deps --no-build-isolation --editable "$here"
