@@ -1,25 +1,22 @@
-"""Sources: files and hub datasets -> raw rows, each with the place it came from."""
+"""Sources: what a recipe names under `data.train` and `data.eval` -> raw rows under our column names."""
 
-import csv
-import io
-import json
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.formats import RowError
+from lorakit.data.files import Row, read_file
+from lorakit.data.formats import detect
 from lorakit.errors import UserError
+from lorakit.folders import sha256_of
+from lorakit.recipe.nearest import nearest
+from lorakit.recipe.problems import one_line, shown_path
 from lorakit.recipe.schema import Data, Source
+from lorakit.tables import FORMATS
 
-
-@dataclass(frozen=True)
-class Row:
-    """One raw record, or why it could not be read, and where it stands."""
-
-    where: str
-    record: dict[str, Any] | RowError
+# Readable rows from whose columns a source's format is told: a column that is null in the first row may not be in the
+# next, and rows of two formats in one file must not be taken for one.
+_HEAD = 1000
 
 
 def sources_of(section: Data, written: Any) -> list[Source]:
@@ -42,123 +39,107 @@ def is_file(source: Source) -> bool:
     return Path(source.path).is_absolute()
 
 
-def read_rows(source: Source) -> Iterator[Row]:
-    """Every row of one source, in its order, with `columns` applied.
+def shown(source: Source) -> str:
+    """A source as messages name it."""
+    return shown_path(Path(source.path)) if is_file(source) else f"{source.path}[{source.split}]"
+
+
+def content_of(source: Source) -> str:
+    """A name for what a source holds: a file's sha256, a hub dataset's fingerprint.
 
     Raises:
-        UserError: the source as a whole cannot be read.
+        UserError: it cannot be read.
     """
-    rows = _file_rows(Path(source.path)) if is_file(source) else _hub_rows(source)
-    theirs = {column: ours for ours, column in (source.columns or {}).items()}
-    for row in rows:
-        if theirs and isinstance(row.record, dict):
-            yield Row(row.where, {theirs.get(key, key): value for key, value in row.record.items()})
-        else:
-            yield row
-
-
-def _file_rows(path: Path) -> Iterator[Row]:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"{path}: rows are read from {', '.join(_READERS)} files, not {path.suffix or 'this'}.")
+    if not is_file(source):
+        return str(load_hub_dataset(source)._fingerprint)
+    path = Path(source.path)
     try:
-        yield from reader(path)
+        if not path.exists():
+            raise UserError(f"{shown(source)}: there is no such file.")
+        if not path.is_file():
+            raise UserError(f"{shown(source)}: this is a folder, not a file. Write the path of a file in it.")
+        return sha256_of(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from error
+        raise UserError(f"{shown(source)}: cannot be read: {error.strerror or error}.") from error
 
 
-def _record(value: Any) -> dict[str, Any] | RowError:
-    if isinstance(value, dict):
-        return value
-    return RowError(f"the row is {type(value).__name__}, not an object with named columns")
+def open_source(source: Source) -> tuple[str | None, str, Iterator[Row]]:
+    """The format of a source (None when no row is readable), how it is known, and its rows under our column names.
+
+    Raises:
+        UserError: the source cannot be read, its format cannot be told, or `columns` names a column that it has not.
+    """
+    rows = read_file(Path(source.path)) if is_file(source) else _hub_rows(source)
+    head, records = [], []
+    for row in rows:
+        head.append(row)
+        if isinstance(row.record, dict):
+            records.append(row.record)
+        if len(records) == _HEAD:
+            break
+    rows = _renamed(source, chain(head, rows))
+    if not records:
+        return None, "no readable row", rows
+    filled = {column for record in records for column, value in record.items() if value is not None}
+    theirs = {column for record in records for column in record}
+    mapping = source.columns or {}
+    given = None if source.format == "auto" else source.format
+    _refuse_missing(source, mapping, theirs, _needed(given))
+    ours = {column for column in filled if column not in mapping.values() and column not in mapping}
+    ours |= {our for our, their in mapping.items() if their in filled}
+    name, why = (given, "as the recipe says") if given else detect(ours, shown(source))
+    read = {*FORMATS[name].facts["columns"], *FORMATS[name].facts.get("optional", ())}
+    strange = sorted(mapping.keys() - read)
+    if strange:
+        raise UserError(
+            f"{shown(source)}: data.columns fills {strange[0]!r}, which the format {name} does not read. It reads "
+            f"{', '.join(sorted(read))}."
+        )
+    unused = ", ".join(repr(column) for column in sorted(ours - read))
+    return name, f"{why}; not used: {unused}" if unused else why, rows
 
 
-def _parse_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RowError(f"no valid JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"no readable JSON: {error}") from error
+def _needed(format_name: str | None) -> set[str]:
+    """The columns without which no row is of this format, or of any where it is to be told."""
+    entries = [FORMATS[format_name]] if format_name else list(FORMATS)
+    return {column for entry in entries for column in entry.facts["columns"]}
 
 
-def _decode(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RowError(f"not UTF-8: byte {error.object[error.start]:#04x} at position {error.start}") from error
+def _refuse_missing(source: Source, mapping: dict[str, str], seen: set[str], ours: set[str]) -> None:
+    """Refuse a mapping to a column that no row has. `ours` are the fields that are looked at."""
+    for our, their in mapping.items():
+        if our in ours and their not in seen:
+            near = nearest(their, sorted(seen))
+            columns = one_line(", ".join(sorted(seen)), 200)
+            raise UserError(
+                f"{shown(source)}: data.columns takes {our!r} from {their!r}, a column that no row has. "
+                + (f"Did you mean {near!r}?" if near else f"The columns are {columns}.")
+            )
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            where = f"{path}:{number}"
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            if not raw.strip():
-                continue
-            try:
-                yield Row(where, _record(_parse_json(_decode(raw))))
-            except RowError as error:
-                yield Row(where, error)
-
-
-def _json(path: Path) -> Iterator[Row]:
-    try:
-        value = _parse_json(_decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf")))
-    except RowError as error:
-        raise UserError(f"{path}: {error}. One object a line is JSON Lines: name that file .jsonl.") from error
-    if not isinstance(value, list):
-        raise UserError(f"{path}: a .json file holds one list of objects, this one holds {type(value).__name__}.")
-    for number, record in enumerate(value, start=1):
-        yield Row(f"{path} row {number}", _record(record))
-
-
-def _csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise UserError(f"{path}:{line}: no valid CSV: {error}.") from error
-        if cells is None:
-            return
-        if not cells:
+def _renamed(source: Source, rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows with `columns` applied: a field that it fills has no other value, a column that it takes no other name."""
+    mapping = source.columns or {}
+    if not mapping:
+        yield from rows
+        return
+    moved = {*mapping, *mapping.values()}
+    seen: set[str] = set()
+    for row in rows:
+        if not isinstance(row.record, dict):
+            yield row
             continue
-        if header is None:
-            header = cells
-            if len(set(header)) != len(header):
-                raise UserError(f"{path}:{line}: two columns have the same name: {', '.join(header)}.")
-        elif len(cells) != len(header):
-            yield Row(f"{path}:{line}", RowError(f"{len(cells)} cells under {len(header)} columns"))
-        else:
-            yield Row(f"{path}:{line}", dict(zip(header, cells, strict=True)))
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow.parquet
-    from pyarrow.lib import ArrowException
-
-    try:
-        number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for record in batch.to_pylist():
-                number += 1
-                yield Row(f"{path} row {number}", record)
-    except ArrowException as error:
-        raise UserError(f"{path}: no readable Parquet file: {error}.") from error
+        seen |= row.record.keys()
+        kept = {column: value for column, value in row.record.items() if column not in moved}
+        taken = {our: row.record[their] for our, their in mapping.items() if their in row.record}
+        yield Row(row.where, {**kept, **taken})
+    if seen:
+        _refuse_missing(source, mapping, seen, set(mapping))
 
 
 def _hub_rows(source: Source) -> Iterator[Row]:
     for number, record in enumerate(load_hub_dataset(source), start=1):
-        yield Row(f"{source.path}[{source.split}] row {number}", dict(record))
+        yield Row(f"{shown(source)} row {number}", dict(record))
 
 
 def load_hub_dataset(source: Source) -> Any:
@@ -171,17 +152,9 @@ def load_hub_dataset(source: Source) -> Any:
 
     try:
         return datasets.load_dataset(source.path, split=source.split, revision=source.revision)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{source.path}: this is no file on disk, and no hub dataset of this name can be had: {reason}. "
             "Write a path such as ./train.jsonl, or check the id, its split and the network."
         ) from error
-
-
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}

@@ -11,6 +11,9 @@ from lorakit.recipe.strict_yaml import MAX_DEPTH, Node, plain, read_text
 
 LONGEST_CHAIN = 20
 
+# Two ways to say one thing: whoever writes one of them over another file or with `--set` means it instead of the other.
+_INSTEAD_OF = {"steps": "epochs", "epochs": "steps"}
+
 _EXAMPLE = "Write for example extends: base.yaml, or remove the line."
 _FORM = "Write for example --set train.learning_rate=1e-4."
 
@@ -53,6 +56,8 @@ def merge(below: Node, above: Node) -> Node:
     merged = dict(below.value)
     for key, node in above.value.items():
         merged[key] = merge(merged[key], node) if key in merged else node
+        if _INSTEAD_OF.get(key) not in above.value and node.value is not None:
+            merged.pop(_INSTEAD_OF.get(key, ""), None)
     # A section stays where a file says it: `--set` writes one of its keys, and what it lacks belongs in the file.
     kept = below if above.place.setting else above
     return replace(kept, value=merged)

@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
+from lorakit.data.batches import collate
 from lorakit.errors import Interrupted, LorakitError
 from lorakit.folders import whole_folder
 from lorakit.model.attach import attach_adapter, parameter_counts
+from lorakit.model.fused import fused_lora
 from lorakit.model.load import load_model, pad_token_id
 from lorakit.model.loss import loss_agrees
 from lorakit.plan.prepare import Prepared
@@ -91,7 +93,7 @@ def _fit(
         autocast = recipe.model.dtype != "float32"
         try:
             # Under autocast the product is computed in half precision anyway; PEFT's copies to float32 cost memory.
-            with disable_input_dtype_casting(model, active=autocast):
+            with disable_input_dtype_casting(model, active=autocast), fused_lora(model):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except torch.OutOfMemoryError as error:
             raise LorakitError(
@@ -101,7 +103,9 @@ def _fit(
             ) from error
     state = trainer.state
     if stopping() and state.global_step < steps:
-        raise Interrupted(f"stopped after step {state.global_step} of {steps}; its checkpoint is complete")
+        raise Interrupted(
+            f"stopped after step {state.global_step} of {steps}; its checkpoint is complete, --resume goes on from it"
+        )
     if state.best_global_step:
         _load_weights(model, run.checkpoint(state.best_global_step))
     return Outcome(
@@ -190,11 +194,13 @@ def _warmup(settings: Train, steps: int) -> int:
 
 
 def _check_loss(model: Any, prepared: Prepared) -> None:
-    """On the shortest row the loss must be what the model's own full logits give: families differ in their heads."""
-    row = min(prepared.train.rows, key=lambda row: len(row["input_ids"]))
+    """On two short rows the loss must be what the model's own full logits give: families differ in heads and bodies."""
+    rows = sorted(prepared.train.rows, key=lambda row: len(row["input_ids"]))[:2]
     device = next(model.parameters()).device
-    ids, labels = (torch.tensor([row[name]], device=device) for name in ("input_ids", "labels"))
-    if not loss_agrees(model, ids, labels):
+    batch = {name: tensor.to(device) for name, tensor in collate(rows, pad_token_id(prepared.tokenizer)).items()}
+    with fused_lora(model):
+        agrees = loss_agrees(model, **batch)
+    if not agrees:
         raise LorakitError(
             f"{prepared.base.name}: the loss at supervised positions is not what this architecture's own logits give. "
             "lorakit does not train it wrongly: please report the model."

@@ -132,7 +132,9 @@ class SupervisedTrainer(SFTTrainer):
             for batch in split_batch(order, self.plan.micro_batch):
                 if self.stopping():
                     self._save_checkpoint(self.model, None)
-                    raise Interrupted("stopped during an evaluation")
+                    raise Interrupted(
+                        "stopped during an evaluation; the checkpoint is complete, --resume goes on from it"
+                    )
                 loss, count = self._summed_loss(self._prepare_inputs(self._collate([rows[index] for index in batch])))
                 total, tokens = total + float(loss), tokens + count
                 bar.advance(len(batch))

@@ -1,0 +1,56 @@
+"""The shared beginning of a batch, computed once.
+
+Rows of one task mostly begin alike: the template's header and one system prompt. In a causal model the states of these
+tokens are the same in every row, so they are computed for one row and every row attends to them, gradients included.
+"""
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+# A shorter beginning is not worth a second pass over the layers.
+_WORTHWHILE = 12
+
+
+def body_output(
+    causal: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, ignored: int
+) -> tuple[Any, int]:
+    """What the model's body gives for right-padded rows, and how many leading tokens its states leave out.
+
+    The last hidden states are (rows, tokens - left out, width); nothing before them predicts a trained token.
+    """
+    body = causal.get_decoder()
+    shared = _shared_tokens(input_ids, attention_mask, labels, ignored)
+    if len(input_ids) > 1 and shared >= _WORTHWHILE and _may_share(causal):
+        cache = DynamicCache(config=causal.config.get_text_config())
+        if all(type(layer) is DynamicLayer for layer in cache.layers):
+            body(input_ids=input_ids[:1, :shared], past_key_values=cache, use_cache=True)
+            cache.batch_repeat_interleave(len(input_ids))
+            rest = input_ids[:, shared:]
+            return body(input_ids=rest, attention_mask=attention_mask, past_key_values=cache, use_cache=True), shared
+    return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False), 0
+
+
+def _shared_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, ignored: int) -> int:
+    """Leading tokens that are the same in all rows and stand before the state that predicts the first trained token."""
+    differs = ((input_ids != input_ids[:1]) | (attention_mask == 0)).any(0)
+    trained = (labels != ignored).any(0)
+    same = int(differs.int().argmax()) if bool(differs.any()) else input_ids.shape[1]
+    first = int(trained.int().argmax()) if bool(trained.any()) else input_ids.shape[1]
+    return max(0, min(same, first - 1))
+
+
+def _may_share(causal: Any) -> bool:
+    """Not where rows get dropout of their own, activations are recomputed, or attention is not one of the plain two."""
+    if causal.config._attn_implementation not in ("eager", "sdpa"):
+        return False
+    for module in causal.modules():
+        if not module.training:
+            continue
+        if isinstance(module, torch.nn.Dropout) and module.p > 0:
+            return False
+        if getattr(module, "gradient_checkpointing", False):
+            return False
+    return True

@@ -1,0 +1,110 @@
+"""Shared by all tests: a cache of their own, tiny models from config classes, real tokenizers, small recipes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TOPICS = ["apples", "rivers", "lamps", "clouds", "bridges", "letters", "horses", "stones"]
+TINY_LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No test reads or writes the user's cache, except those that ask for the real model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+def rows_of(count: int) -> list[dict]:
+    """Question-answer rows of several lengths, as `messages`."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"Tell me about {TOPICS[i % 8]}{' and more' * (i % 5)}, number {i}."},
+                {"role": "assistant", "content": json.dumps({"topic": TOPICS[i % 8], "number": i % 3})},
+            ]
+        }
+        for i in range(count)
+    ]
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level BPE tokenizer with ChatML's tokens, trained on the rows of the tests."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    texts = [message["content"] for row in rows_of(200) for message in row["messages"]]
+    raw.train_from_iterator([*texts, "system user assistant"], trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    made.chat_template = CHATML
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory, tokenizer) -> Path:
+    """A random Llama of two layers as a local folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    stop = tokenizer.eos_token_id
+    config = LlamaConfig(vocab_size=len(tokenizer), eos_token_id=stop, bos_token_id=None, pad_token_id=0, **TINY_LLAMA)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe_file(tmp_path, tiny_base, monkeypatch) -> Callable[..., Path]:
+    """Write a small recipe on the tiny model; sections given are merged over it. The test runs in its folder."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "train.jsonl", rows_of(22))
+    write_rows(tmp_path / "eval.jsonl", rows_of(40)[30:])
+
+    def write(**sections: dict) -> Path:
+        recipe: dict = {
+            "name": "tiny",
+            "model": {"base": str(tiny_base)},
+            "adapter": {"rank": 4, "alpha": 8},
+            "data": {"train": "train.jsonl", "eval": "eval.jsonl", "max_length": 128},
+            "train": {"epochs": 2, "batch_size": 4, "learning_rate": 0.05, "eval_every": 4, "save_every": 2},
+            "evaluate": {"metrics": ["exact-match", "json-valid", "json-fields"], "max_new_tokens": 8},
+        }
+        for name, values in sections.items():
+            recipe[name] = {**recipe.get(name, {}), **values}
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
