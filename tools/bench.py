@@ -2,7 +2,7 @@
 
 Both train one pass over the same pre-rendered examples (so every trained token is the same), from the command line,
 each with all cores, TRL in its own order. TRL's defaults are changed only where they change the result (float32, no
-dropout) or its speed to its own good (no gradient checkpointing); the learning rate is constant in both. A second, short
+dropout) or its speed to its own good (no gradient checkpointing); the learning rate is constant in both. Another, short
 TRL run gets the rows in lorakit's order, so that the losses of both can be compared step by step.
 """
 

@@ -4,49 +4,28 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 
-import lorakit
+from lorakit.data.cache import cached, key_of
+from lorakit.data.cache import tokenizer_sha256 as tokenizer_sha256
 from lorakit.data.encoding import IGNORED, Encoded, encode
-from lorakit.data.formats import RowError, detect
+from lorakit.data.files import Row
+from lorakit.data.formats import Conversation, RowError
 from lorakit.data.rendering import ChatTemplate, Rendered, render
-from lorakit.data.sources import Row, is_file, load_hub_dataset, read_rows, sources_of
+from lorakit.data.report import Report
+from lorakit.data.sources import content_of, is_file, open_source, shown, sources_of
 from lorakit.errors import UserError
-from lorakit.folders import cache_folder, sha256_of, whole_folder
 from lorakit.progress import Progress
+from lorakit.recipe.problems import one_line
 from lorakit.recipe.schema import Data, Source
 from lorakit.tables import FORMATS
 
 _BATCH = 1000
-_NAMED = 5
-_PARTS = ("formats.py", "sources.py", "rendering.py", "encoding.py", "examples.py")
-
-
-@dataclass
-class Report:
-    """What became of the rows: counts, and the first cases of each reason with file and line."""
-
-    sources: list[str] = field(default_factory=list)
-    read: int = 0
-    kept: int = 0
-    cut: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    first_dropped: dict[str, list[str]] = field(default_factory=dict)
-    tokens: int = 0
-    trained_tokens: int = 0
-    longest: int = 0
-    stop_tokens: list[str] = field(default_factory=list)
-
-    def drop(self, reason: str, where: str) -> None:
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        if len(self.first_dropped.setdefault(reason, [])) < _NAMED:
-            self.first_dropped[reason].append(where)
 
 
 @dataclass(frozen=True)
@@ -60,7 +39,21 @@ class Examples:
 
     def lengths(self) -> list[int]:
         """Tokens of each example."""
-        return [len(ids) for ids in self.rows["input_ids"]]
+        return [len(ids) for ids in self.rows.with_format("numpy", columns=["input_ids"])["input_ids"]]
+
+
+@dataclass(frozen=True)
+class Share:
+    """One side of a split by a stable hash of what rows say: adding rows never moves old ones across, and rows that
+    say the same are never parted."""
+
+    fraction: float
+    held_out: bool
+
+    def takes(self, conversation: Conversation) -> bool:
+        text = json.dumps(conversation, sort_keys=True)
+        point = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+        return (point < self.fraction) == self.held_out
 
 
 def prepare(
@@ -68,37 +61,20 @@ def prepare(
     settings: Data,
     template: ChatTemplate,
     progress: Progress,
-    share: "Share | None" = None,
+    share: Share | None = None,
 ) -> Examples:
     """Examples of all rows of `sources`, from the cache when nothing that matters has changed.
 
-    `share` keeps only the rows on one side of a split by content.
+    `share` keeps only the rows on one side of a split by content; rows that say nothing readable belong to the side
+    that is trained.
 
     Raises:
         UserError: a source cannot be read, a row is broken or overlong and the recipe says to stop, or nothing is left.
+        LorakitError: the cache cannot be written.
     """
-    key = _key(sources, settings, template, share)
-    folder = cache_folder() / "examples" / key
-    if not (folder / "report.json").is_file():
-        with whole_folder(folder) as draft:
-            rows, report = _build(sources, settings, template, progress, share)
-            rows.save_to_disk(draft / "rows")
-            (draft / "report.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
-    report = Report(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
-    return Examples(datasets.load_from_disk(str(folder / "rows")), report, key)
-
-
-@dataclass(frozen=True)
-class Share:
-    """One side of a split of rows by a stable hash of their content: adding rows never moves old ones across."""
-
-    fraction: float
-    held_out: bool
-
-    def takes(self, record: dict[str, Any]) -> bool:
-        text = json.dumps(record, sort_keys=True, ensure_ascii=False, default=str)
-        point = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-        return (point < self.fraction) == self.held_out
+    key = key_of(sources, settings, template, share)
+    rows, report = cached(key, lambda: _build(sources, settings, template, progress, share), progress)
+    return Examples(rows, report, key)
 
 
 def training_examples(settings: Data, template: ChatTemplate, progress: Progress) -> Examples:
@@ -118,46 +94,12 @@ def held_out_examples(settings: Data, template: ChatTemplate, progress: Progress
 
 
 def file_sha256s(settings: Data) -> dict[str, str]:
-    """The sha256 of every data file that the recipe names, by path; a hub dataset's fingerprint by its id."""
-    written = (
-        [settings.train]
-        if settings.eval is None or isinstance(settings.eval, float)
-        else [settings.train, settings.eval]
-    )
+    """The sha256 of every data file that the recipe names, by path; a hub dataset's fingerprint by its id and split."""
+    written = [settings.train]
+    if settings.eval is not None and not isinstance(settings.eval, float):
+        written.append(settings.eval)
     sources = [source for item in written for source in sources_of(settings, item)]
-    return {source.path: _content(source) for source in sources}
-
-
-def _key(sources: list[Source], settings: Data, template: ChatTemplate, share: Share | None) -> str:
-    """A name for the examples that changes with anything that could change them."""
-    facts = {
-        "lorakit": lorakit.__version__,
-        "code": [sha256_of(Path(__file__).with_name(part)) for part in _PARTS],
-        "sources": [[source.path, _content(source), source.format, source.columns] for source in sources],
-        "settings": settings.model_dump(include={"train_on", "system", "max_length", "overlong", "broken"}),
-        "tokenizer": tokenizer_sha256(template.tokenizer),
-        "stop_words": template.stop_words,
-        "share": asdict(share) if share else None,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _content(source: Source) -> str:
-    if is_file(source):
-        path = Path(source.path)
-        if not path.is_file():
-            raise UserError(f"{path}: there is no such file.")
-        return sha256_of(path)
-    return str(load_hub_dataset(source)._fingerprint)
-
-
-def tokenizer_sha256(tokenizer: Any) -> str:
-    """A fingerprint of a tokenizer: its model, its special tokens and its chat template."""
-    model = (
-        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(sorted(tokenizer.get_vocab().items()))
-    )
-    parts = [model, str(tokenizer.special_tokens_map), str(tokenizer.chat_template), type(tokenizer).__name__]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return {source.path if is_file(source) else shown(source): content_of(source) for source in sources}
 
 
 def _build(
@@ -168,21 +110,20 @@ def _build(
     stops: Counter[str] = Counter()
     for source in sources:
         rendered = _rendered(source, settings, template, report, share)
-        with progress.bar(f"reading {Path(source.path).name}", total=0) as bar:
+        with progress.bar(f"reading {shown(source)}", total=0) as bar:
             for batch in _batches(rendered):
-                for (where, text), encoded in zip(
-                    batch, encode([text for _, text in batch], template.tokenizer), strict=True
-                ):
-                    fitted = _fit(encoded, settings, where, report)
+                encoded = encode([text for _, text in batch], template.tokenizer)
+                for (where, text), example in zip(batch, encoded, strict=True):
+                    fitted = _fit(example, settings, where, report)
                     if fitted is not None:
                         columns["input_ids"].append(np.asarray(fitted.input_ids, dtype=np.int32))
                         columns["labels"].append(np.asarray(fitted.labels, dtype=np.int32))
                         columns["answer"].append(fitted.turns[-1][0])
                         columns["where"].append(where)
-                        stops.update(span.stop for span in text.spans)
+                        stops.update(span.stop for span in text.spans[: len(fitted.turns)])
                 bar.advance(len(batch))
     if not columns["where"]:
-        raise UserError(_nothing_left(sources, report))
+        raise UserError(_nothing_left(sources, report, share))
     report.kept = len(columns["where"])
     report.tokens = sum(map(len, columns["input_ids"]))
     report.trained_tokens = sum(int((labels != IGNORED).sum()) for labels in columns["labels"])
@@ -194,7 +135,8 @@ def _build(
         answer=datasets.Value("int32"),
         where=datasets.Value("string"),
     )
-    return datasets.Dataset.from_dict(columns, features=features), report
+    table = datasets.table.InMemoryTable.from_pydict(columns, schema=features.arrow_schema)
+    return datasets.Dataset(table), report
 
 
 def _batches(items: Iterable[tuple[str, Rendered]]) -> Iterator[list[tuple[str, Rendered]]]:
@@ -207,34 +149,44 @@ def _rendered(
     source: Source, settings: Data, template: ChatTemplate, report: Report, share: Share | None
 ) -> Iterator[tuple[str, Rendered]]:
     """The rendered conversations of one source; broken rows go to the report or stop the work."""
-    format_name = None if source.format == "auto" else source.format
-    for row in read_rows(source):
-        if share and isinstance(row.record, dict) and not share.takes(row.record):
+    format_name, why, rows = open_source(source)
+    report.sources.append(f"{shown(source)}: {format_name or 'no format'} ({why})")
+    row = None
+    for row in rows:
+        conversation = _conversation(row, format_name)
+        if share and not _takes(share, conversation):
             continue
         report.read += 1
-        if format_name is None and isinstance(row.record, dict):
-            format_name, reason = detect({name for name, value in row.record.items() if value is not None}, row.where)
-            report.sources.append(f"{source.path}: {format_name} ({reason})")
         try:
-            yield row.where, _render_row(row, format_name, template)
+            if isinstance(conversation, RowError):
+                raise conversation
+            yield row.where, render(conversation, template)
         except RowError as error:
             _broken(error, row.where, settings, report)
-    if source.format != "auto":
-        report.sources.append(f"{source.path}: {format_name} (as the recipe says)")
+    if row is None:
+        raise UserError(f"{shown(source)}: no rows. A source needs at least one.")
 
 
-def _render_row(row: Row, format_name: str | None, template: ChatTemplate) -> Rendered:
+def _conversation(row: Row, format_name: str | None) -> Conversation | RowError:
     if isinstance(row.record, RowError):
-        raise row.record
-    return render(FORMATS[format_name or ""].function(row.record), template)
+        return row.record
+    try:
+        return FORMATS[format_name or ""].function(row.record)
+    except RowError as error:
+        return error
+
+
+def _takes(share: Share, conversation: Conversation | RowError) -> bool:
+    return not share.held_out if isinstance(conversation, RowError) else share.takes(conversation)
 
 
 def _broken(error: RowError, where: str, settings: Data, report: Report) -> None:
     if settings.broken == "error":
         raise UserError(
-            f"{where}: {error}. Mend the row, or write data.broken: drop to leave such rows out and count them."
+            f"{where}: {one_line(str(error), 600)}. Mend the row, or write data.broken: drop to leave such rows out "
+            "and count them."
         )
-    report.drop(str(error), where)
+    report.drop(error, where)
 
 
 def _fit(encoded: Encoded | RowError, settings: Data, where: str, report: Report) -> Encoded | None:
@@ -242,30 +194,30 @@ def _fit(encoded: Encoded | RowError, settings: Data, where: str, report: Report
     if isinstance(encoded, RowError):
         _broken(encoded, where, settings, report)
         return None
-    length = len(encoded.input_ids)
-    if length <= settings.max_length:
+    length, limit = len(encoded.input_ids), settings.max_length
+    if length <= limit:
         return encoded
     if settings.overlong == "error":
         raise UserError(
-            f"{where}: {length} tokens, data.max_length is {settings.max_length}. Raise it, or write data.overlong: "
-            "drop or truncate."
+            f"{where}: {length:,} tokens, data.max_length is {limit:,}. Raise it, or write data.overlong: drop or "
+            "truncate."
         )
-    if settings.overlong == "truncate":
-        kept = encoded.truncated(settings.max_length)
-        if kept is not None:
-            report.cut += 1
-            return kept
-        report.drop(f"no answer fits whole into {settings.max_length} tokens", where)
+    if settings.overlong == "drop":
+        report.drop(RowError(f"longer than {limit:,} tokens", f"{length:,} tokens"), where)
         return None
-    report.drop(f"longer than {settings.max_length} tokens", where)
-    return None
+    kept = encoded.truncated(limit)
+    if kept is None:
+        report.drop(RowError(f"no answer fits whole into {limit:,} tokens", f"{length:,} tokens"), where)
+    else:
+        report.cut += 1
+    return kept
 
 
-def _nothing_left(sources: list[Source], report: Report) -> str:
-    names = ", ".join(source.path for source in sources)
-    if not report.read:
-        return f"{names}: no rows. A data file needs at least one."
-    reasons = "; ".join(
-        f"{count} {reason} (first: {report.first_dropped[reason][0]})" for reason, count in report.dropped.items()
-    )
-    return f"{names}: none of {report.read} rows is left: {reasons}."
+def _nothing_left(sources: list[Source], report: Report, share: Share | None) -> str:
+    names = ", ".join(map(shown, sources))
+    if report.read:
+        return f"{names}: none of {report.read:,} rows is left: {report.reasons()}."
+    if share is None:
+        return f"{names}: no rows."
+    side = "is held out" if share.held_out else "is left to train on"
+    return f"{names}: with data.eval: {share.fraction:g} no row {side}. Give more rows, or a file of held-out rows."

@@ -6,6 +6,8 @@ stretch is found in the text that the template renders, so it is right with or w
 template cannot be taken apart turn by turn into the same text, the row is refused with the reason.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -17,6 +19,7 @@ from lorakit.data.formats import Conversation, RowError
 
 # Appended to an answer to see where the template puts its end. It starts with a character that no template writes.
 _MARK = "\u2063mark"
+_SPACE = re.compile(r"\s*")
 
 
 @dataclass(frozen=True)
@@ -50,21 +53,26 @@ class ChatTemplate:
     stop_words: tuple[str, ...] = field(default=(), compare=False)
 
     @cached_property
-    def special_words(self) -> tuple[str, ...]:
-        """The texts of all special tokens, longest first."""
+    def ends(self) -> frozenset[str]:
+        """The texts of the tokens at which the model is known to end an answer."""
+        return frozenset(word for word in (self.tokenizer.eos_token, *self.stop_words) if word)
+
+    @cached_property
+    def special(self) -> re.Pattern[str]:
+        """Any special token, the longest that fits."""
         words = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        words.update(self.tokenizer.all_special_tokens)
-        words.update(self.stop_words)
-        return tuple(sorted((word for word in words if word), key=lambda word: (-len(word), word)))
+        words |= {*self.tokenizer.all_special_tokens, *self.ends}
+        longest_first = sorted(filter(None, words), key=lambda word: (-len(word), word))
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def write(self, conversation: Conversation, ask: bool = False) -> str:
         """The template's text of these messages; with `ask`, up to where the next answer begins."""
         try:
             return str(self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=ask))
         except TemplateError as error:
-            raise RowError(f"the chat template refuses the conversation: {error}") from error
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise RowError(f"the chat template fails on the conversation: {type(error).__name__}: {error}") from error
+            raise RowError("the chat template refuses the conversation", str(error)) from error
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise RowError("the chat template fails", f"{type(error).__name__}: {error}") from error
 
 
 def render(conversation: Conversation, template: ChatTemplate) -> Rendered:
@@ -78,12 +86,15 @@ def render(conversation: Conversation, template: ChatTemplate) -> Rendered:
     if not turns:
         raise RowError("no assistant message: there is nothing to train")
     text = template.write(conversation)
-    chosen = turns[-1:] if template.train_on == "last" else turns
-    spans = [_span(conversation, index, text, template) for index in chosen]
+    _refuse_half_characters(text)
+    last = _last_span(conversation, text, template)
+    earlier = [] if template.train_on == "last" else turns[:-1]
+    spans = [*(_span(conversation, index, text, template, last.stop) for index in earlier), last]
     for before, after in pairwise(spans):
         if after.start < before.end:
             raise RowError("the chat template renders two answers into one stretch of text")
-    _refuse_loose_stops(conversation, spans)
+    _refuse_other_ends(spans, template)
+    _refuse_loose_stops(conversation, template.ends | {span.stop for span in spans})
     return Rendered(text, tuple(spans), everything=template.train_on == "all")
 
 
@@ -96,66 +107,115 @@ def _prepared(conversation: Conversation, system: str | None) -> Conversation:
     return conversation
 
 
-def _span(conversation: Conversation, index: int, text: str, template: ChatTemplate) -> Span:
+def _last_span(conversation: Conversation, text: str, template: ChatTemplate) -> Span:
+    """The last turn. Where its answer stands as given and nothing follows the token behind it, that token ends it."""
+    index = len(conversation) - 1
+    start = _start(conversation, index, text, template)
+    found = _verbatim(text, start, conversation[index]["content"], template)
+    if found and not text[found.end :].strip():
+        return found
+    return _measured(conversation, index, text, start, template)
+
+
+def _span(conversation: Conversation, index: int, text: str, template: ChatTemplate, stop: str) -> Span:
+    """An earlier turn. `stop` ends the last one and stands inside no message, so that it ends this one as well."""
+    start = _start(conversation, index, text, template)
+    found = _verbatim(text, start, conversation[index]["content"], template)
+    if found and found.stop == stop:
+        return found
+    return _measured(conversation, index, text, start, template)
+
+
+def _start(conversation: Conversation, index: int, text: str, template: ChatTemplate) -> int:
+    """Where a turn begins: behind the prompt that asks for it, with which the text must begin."""
     turn = f"message {index + 1}"
-    if index == 0 or all(message["role"] == "system" for message in conversation[:index]):
-        raise RowError(f"{turn} is an answer with no question before it")
+    if all(message["role"] == "system" for message in conversation[:index]):
+        raise RowError("an answer has no question before it", turn)
     prompt = template.write(conversation[:index], ask=True)
-    if not text.startswith(prompt):
-        at = _common(text, prompt)
-        raise RowError(
-            f"the chat template cannot be rendered turn by turn: before {turn} the prompt says "
-            f"{prompt[at : at + 40]!r} where the whole conversation says {text[at : at + 40]!r}. "
-            "Train on the last turn only (data.train_on: last), or give another model.chat_template"
-        )
-    start = len(prompt)
-    after = _verbatim_end(text, start, conversation[index]["content"])
-    stop = _stop_at(text, after, template) if after is not None else None
-    if stop is None:
-        after = _measured_end(conversation, index, text, template)
-        stop = _stop_at(text, after, template)
-    if stop is None or after is None:
-        raise RowError(
-            f"nothing ends {turn}: after the answer the chat template writes {text[after:][:30]!r}, which is no "
-            "special token, so the model would never learn to stop. End the turn in the template with {{ eos_token }}"
-        )
-    if after < start:
-        raise RowError(f"the chat template writes {turn} before the prompt that asks for it")
-    end = text.index(stop, after) + len(stop)
-    return Span(start, end, stop)
+    if text.startswith(prompt):
+        return len(prompt)
+    at = _common(text, prompt)
+    earlier = index < len(conversation) - 1
+    raise RowError(
+        "the chat template cannot be rendered turn by turn"
+        + (
+            " (train on the last turn only, data.train_on: last, or give another model.chat_template)"
+            if earlier
+            else " (give another model.chat_template)"
+        ),
+        f"before {turn} the prompt says {prompt[at : at + 40]!r} where the whole conversation says "
+        f"{text[at : at + 40]!r}",
+    )
 
 
-def _verbatim_end(text: str, start: int, content: str) -> int | None:
-    """Where the answer ends when it stands at `start` as it was given, white space aside."""
+def _verbatim(text: str, start: int, content: str, template: ChatTemplate) -> Span | None:
+    """The turn when the answer stands at `start` as it was given, white space aside, and a special token follows."""
     content = content.strip()
-    begin = start + len(text[start:]) - len(text[start:].lstrip())
-    return begin + len(content) if content and text.startswith(content, begin) else None
+    begin = _past_space(text, start)
+    if not content or not text.startswith(content, begin):
+        return None
+    stop = template.special.match(text, _past_space(text, begin + len(content)))
+    return Span(start, stop.end(), stop.group()) if stop else None
 
 
-def _measured_end(conversation: Conversation, index: int, text: str, template: ChatTemplate) -> int:
-    """Where the answer ends, found by adding a mark to it and looking where the text changes."""
+def _measured(conversation: Conversation, index: int, text: str, start: int, template: ChatTemplate) -> Span:
+    """The turn, its end found by adding a mark to the answer and looking where the text changes."""
+    turn = f"message {index + 1}"
     message = conversation[index]
     marked = [*conversation]
     marked[index] = {**message, "content": message["content"].rstrip() + _MARK}
     probe = template.write(marked)
-    at = _common(text, probe)
-    if not probe.startswith(_MARK, at):
-        raise RowError(f"the chat template does not write the text of message {index + 1} as it is")
-    return at
+    after = _common(text, probe)
+    if not probe.startswith(_MARK, after):
+        raise RowError("the chat template does not write the text of an answer as it is", turn)
+    if after < start:
+        raise RowError("the chat template writes an answer before the prompt that asks for it", turn)
+    stop = template.special.match(text, _past_space(text, after))
+    if stop is None:
+        raise RowError(
+            "nothing ends an answer: the chat template writes no special token behind it, so the model would never "
+            "learn to stop (end the turn in the template with {{ eos_token }})",
+            f"behind {turn} stands {text[after : after + 30]!r}",
+        )
+    return Span(start, stop.end(), stop.group())
 
 
-def _stop_at(text: str, position: int, template: ChatTemplate) -> str | None:
-    """The special token that stands at `position`, white space before it aside."""
-    rest = text[position : position + 200].lstrip()
-    return next((word for word in template.special_words if rest.startswith(word)), None)
+def _refuse_other_ends(spans: Sequence[Span], template: ChatTemplate) -> None:
+    """Turns that end in different tokens must end in such as end an answer: another one may belong to what follows,
+    as a header does, and the model would not be stopped by it."""
+    if len({span.stop for span in spans}) == 1:
+        return
+    strange = next((span.stop for span in spans if span.stop not in template.ends), None)
+    if strange:
+        raise RowError(
+            "the chat template ends earlier answers and the last one with different tokens, of which the model does "
+            "not stop at one (train on the last turn only, data.train_on: last)",
+            f"{strange!r} against {spans[-1].stop!r}",
+        )
 
 
-def _refuse_loose_stops(conversation: Conversation, spans: list[Span]) -> None:
+def _refuse_loose_stops(conversation: Conversation, stops: frozenset[str]) -> None:
     """A stop token inside a message would end the turn there."""
-    for stop in {span.stop for span in spans}:
+    for stop in sorted(stops):
         for position, message in enumerate(conversation, start=1):
             if stop in message["content"]:
-                raise RowError(f"message {position} contains the text {stop!r}, which ends a turn of this model")
+                raise RowError(
+                    f"a message contains the text {stop!r}, which ends a turn of this model", f"message {position}"
+                )
+
+
+def _refuse_half_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(
+            "a message has half of a surrogate pair, which is no character", repr(text[error.start])
+        ) from error
+
+
+def _past_space(text: str, position: int) -> int:
+    found = _SPACE.match(text, position)
+    return found.end() if found else position
 
 
 def _common(one: str, other: str) -> int:

@@ -57,7 +57,8 @@ def content_of(source: Source) -> str:
         if not path.exists():
             raise UserError(f"{shown(source)}: there is no such file.")
         if not path.is_file():
-            raise UserError(f"{shown(source)}: this is a folder, not a file. Write the path of a file in it.")
+            found = "a folder" if path.is_dir() else "no regular file"
+            raise UserError(f"{shown(source)}: this is {found}. Write the path of a data file.")
         return sha256_of(path)
     except OSError as error:
         raise UserError(f"{shown(source)}: cannot be read: {error.strerror or error}.") from error
@@ -69,7 +70,9 @@ def open_source(source: Source) -> tuple[str | None, str, Iterator[Row]]:
     Raises:
         UserError: the source cannot be read, its format cannot be told, or `columns` names a column that it has not.
     """
-    rows = read_file(Path(source.path)) if is_file(source) else _hub_rows(source)
+    raw = read_file(Path(source.path)) if is_file(source) else _hub_rows(source)
+    seen: set[str] = set()
+    rows = _renamed(source, raw, seen)
     head, records = [], []
     for row in rows:
         head.append(row)
@@ -77,25 +80,21 @@ def open_source(source: Source) -> tuple[str | None, str, Iterator[Row]]:
             records.append(row.record)
         if len(records) == _HEAD:
             break
-    rows = _renamed(source, chain(head, rows))
+    rows = chain(head, rows)
     if not records:
         return None, "no readable row", rows
-    filled = {column for record in records for column, value in record.items() if value is not None}
-    theirs = {column for record in records for column in record}
-    mapping = source.columns or {}
     given = None if source.format == "auto" else source.format
-    _refuse_missing(source, mapping, theirs, _needed(given))
-    ours = {column for column in filled if column not in mapping.values() and column not in mapping}
-    ours |= {our for our, their in mapping.items() if their in filled}
-    name, why = (given, "as the recipe says") if given else detect(ours, shown(source))
+    _refuse_missing(source, seen, _needed(given))
+    filled = {column for record in records for column, value in record.items() if value is not None}
+    name, why = (given, "as the recipe says") if given else detect(filled, shown(source))
     read = {*FORMATS[name].facts["columns"], *FORMATS[name].facts.get("optional", ())}
-    strange = sorted(mapping.keys() - read)
+    strange = sorted((source.columns or {}).keys() - read)
     if strange:
         raise UserError(
             f"{shown(source)}: data.columns fills {strange[0]!r}, which the format {name} does not read. It reads "
             f"{', '.join(sorted(read))}."
         )
-    unused = ", ".join(repr(column) for column in sorted(ours - read))
+    unused = ", ".join(map(repr, sorted(filled - read)))
     return name, f"{why}; not used: {unused}" if unused else why, rows
 
 
@@ -105,9 +104,9 @@ def _needed(format_name: str | None) -> set[str]:
     return {column for entry in entries for column in entry.facts["columns"]}
 
 
-def _refuse_missing(source: Source, mapping: dict[str, str], seen: set[str], ours: set[str]) -> None:
+def _refuse_missing(source: Source, seen: set[str], ours: set[str]) -> None:
     """Refuse a mapping to a column that no row has. `ours` are the fields that are looked at."""
-    for our, their in mapping.items():
+    for our, their in (source.columns or {}).items():
         if our in ours and their not in seen:
             near = nearest(their, sorted(seen))
             columns = one_line(", ".join(sorted(seen)), 200)
@@ -117,24 +116,26 @@ def _refuse_missing(source: Source, mapping: dict[str, str], seen: set[str], our
             )
 
 
-def _renamed(source: Source, rows: Iterator[Row]) -> Iterator[Row]:
-    """The rows with `columns` applied: a field that it fills has no other value, a column that it takes no other name."""
+def _renamed(source: Source, rows: Iterator[Row], seen: set[str]) -> Iterator[Row]:
+    """The rows with `columns` applied: what it fills has no other value, what it takes no other name.
+
+    Their own names are added to `seen`.
+    """
     mapping = source.columns or {}
     if not mapping:
         yield from rows
         return
     moved = {*mapping, *mapping.values()}
-    seen: set[str] = set()
     for row in rows:
-        if not isinstance(row.record, dict):
+        if isinstance(row.record, dict):
+            seen |= row.record.keys()
+            kept = {column: value for column, value in row.record.items() if column not in moved}
+            taken = {our: row.record[their] for our, their in mapping.items() if their in row.record}
+            yield Row(row.where, {**kept, **taken})
+        else:
             yield row
-            continue
-        seen |= row.record.keys()
-        kept = {column: value for column, value in row.record.items() if column not in moved}
-        taken = {our: row.record[their] for our, their in mapping.items() if their in row.record}
-        yield Row(row.where, {**kept, **taken})
     if seen:
-        _refuse_missing(source, mapping, seen, set(mapping))
+        _refuse_missing(source, seen, set(mapping))
 
 
 def _hub_rows(source: Source) -> Iterator[Row]:

@@ -89,8 +89,8 @@ def load_model(base: Base, settings: Model, device: str) -> Any:
     if quantization is None:
         model = model.to(device)
     for module in model.modules():
-        # On processors with AVX512-BF16, bitsandbytes would repack 4-bit weights at the first evaluation, rounding their
-        # scales to bfloat16: the adapter would be trained on one base before it and on another after it.
+        # On processors with AVX512-BF16, bitsandbytes would repack 4-bit weights at the first evaluation, with
+        # scales rounded to bfloat16: the adapter would see one base before it and another after it.
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
     return model.requires_grad_(False).eval()

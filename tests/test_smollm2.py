@@ -1,0 +1,59 @@
+"""The real SmolLM2-135M-Instruct, as a newcomer gets it. `make model` has fetched it; without it these tests skip."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from runs_of_tests import adapter_weights, losses, run_recipe
+
+from lorakit.data.rendering import ChatTemplate, render
+from lorakit.evaluate.generate import generate
+from lorakit.model.base import find_base
+from lorakit.model.load import load_model, load_tokenizer, pad_token_id, stop_token_ids
+from lorakit.progress import Silent
+from lorakit.recipe.schema import Model
+
+SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+pytestmark = pytest.mark.smollm2
+
+
+@pytest.fixture
+def users_cache(monkeypatch):
+    """The real model lies in the user's cache, where `make model` put it."""
+    monkeypatch.delenv("LORAKIT_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorakit" / "converted"
+    if not home.is_dir():
+        pytest.skip("the model is not on this machine: make model")
+
+
+def test_it_answers_that_the_capital_of_france_is_paris(users_cache):
+    base = find_base(SMOL, "main", Silent())
+    tokenizer = load_tokenizer(base, None)
+    model = load_model(base, Model(base=SMOL, dtype="float32", attention="sdpa"), "cpu")
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True)["input_ids"]
+    stops = stop_token_ids(base, tokenizer)
+    (answer,) = generate(model, tokenizer, [prompt], stops, 12, pad_token_id(tokenizer), "", Silent())
+    assert "Paris" in answer
+    assert not hasattr(model.config, "quantization_config")
+
+
+def test_its_template_with_a_default_system_prompt_is_masked_exactly(users_cache):
+    base = find_base(SMOL, "main", Silent())
+    template = ChatTemplate(load_tokenizer(base, None))
+    rendered = render([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}], template)
+    (span,) = rendered.spans
+    assert rendered.text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert rendered.text[span.start : span.end] == "ho<|im_end|>"
+
+
+def test_a_few_steps_on_debian_json_lower_the_loss(users_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = Path(__file__).parent.parent / "recipes" / "debian-json" / "recipe.yaml"
+    run, _ = run_recipe(recipe, tmp_path / "run", "train.steps=6", "data.eval=null", "train.save_every=6")
+    found = losses(run)
+    assert found[0] > 3 and found[-1] < 2
+    assert json.loads((run.adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == SMOL
+    assert all(weight.dtype == torch.float32 for weight in adapter_weights(run).values())
