@@ -49,12 +49,12 @@ def result_table(
     _console(stderr=False).print(table, soft_wrap=False)
 
 
-def error(text: str) -> None:
-    """Print why the command failed."""
+def error(text: str, plain: bool = False) -> None:
+    """Print why the command failed; `plain` leaves its lines as they are, for editors that read `file:line:column`."""
     from rich.text import Text
 
-    console = _console(stderr=True)
-    console.print(Text("error: ", style="bold red") + Text(text, style="default"))
+    label = Text("" if plain else "error: ", style="bold red")
+    _console(stderr=True).print(label + Text(text, style="default"))
 
 
 class Terminal:

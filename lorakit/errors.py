@@ -9,6 +9,8 @@ class LorakitError(Exception):
     """The run failed for a reason that is not in what the user wrote (exit code 1)."""
 
     exit_code = EXIT_FAILED
+    one_a_line = False
+    """Whether each line of the message is a finding of its own, which begins with its place."""
 
 
 class UserError(LorakitError):

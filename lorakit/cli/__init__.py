@@ -1,7 +1,10 @@
 """The command line: one small file a command."""
 
+import inspect
 import os
+import re
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -37,11 +40,22 @@ def options(
     """Options of the program itself."""
 
 
-app.command("check")(check.check)
-app.command("train")(train.train)
-app.command("merge")(merge.merge)
-app.command("eval")(evaluate.evaluate)
-app.command("schema")(schema.schema)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "check": check.check,
+    "train": train.train,
+    "eval": evaluate.evaluate,
+    "merge": merge.merge,
+    "schema": schema.schema,
+}
+
+
+def _help_text(command: Callable[..., None]) -> str:
+    """A command's docstring with each paragraph on one line, which the terminal then wraps to its own width."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command) or "")
+
+
+for _name, _command in COMMANDS.items():
+    app.command(_name, help=_help_text(_command))(_command)
 
 
 def main() -> None:
@@ -49,7 +63,7 @@ def main() -> None:
     try:
         app(prog_name="lorakit")
     except LorakitError as error:
-        _fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code, plain=error.one_a_line)
     except KeyboardInterrupt:
         _fail("interrupted", EXIT_INTERRUPTED)
     except Exception as error:
@@ -62,8 +76,8 @@ def main() -> None:
         )
 
 
-def _fail(text: str, code: int) -> None:
+def _fail(text: str, code: int, plain: bool = False) -> None:
     from lorakit import console
 
-    console.error(text)
+    console.error(text, plain)
     sys.exit(code)

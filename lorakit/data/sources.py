@@ -128,7 +128,7 @@ def _renamed(source: Source, rows: Iterator[Row], seen: set[str]) -> Iterator[Ro
     moved = {*mapping, *mapping.values()}
     for row in rows:
         if isinstance(row.record, dict):
-            seen |= row.record.keys()
+            seen.update(row.record)
             kept = {column: value for column, value in row.record.items() if column not in moved}
             taken = {our: row.record[their] for our, their in mapping.items() if their in row.record}
             yield Row(row.where, {**kept, **taken})

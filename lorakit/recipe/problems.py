@@ -71,6 +71,8 @@ class Problem:
 class RecipeErrors(UserError):
     """A recipe cannot be used. `problems` holds every mistake; the message is one line each and a count."""
 
+    one_a_line = True
+
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         count = len(self.problems)

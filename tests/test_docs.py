@@ -1,0 +1,165 @@
+"""The documents state what is: their commands, recipes, links and snippets are those of this code."""
+
+import inspect
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+from recipe_files import write
+
+from lorakit.cli import app
+from lorakit.data.formats import detect
+from lorakit.recipe.load import RecipeErrors, load
+from lorakit.recipe.schema import Recipe
+from lorakit.recipe.shape import keys
+from lorakit.runs import Run
+from lorakit.tables import ADAPTERS, FORMATS, METRICS, QUANTIZERS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/README.md")]
+PROGRAM = typer.main.get_command(app)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    """The fenced blocks of these languages."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [body for language, body in fences if language in languages]
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """Every command of a page: the lines of bash blocks, what follows `$` in console blocks, and `lorakit ...`."""
+    lines = [line for block in blocks(text, "bash", "sh") for line in block.splitlines()]
+    lines += [line[2:] for block in blocks(text, "console") for line in block.splitlines() if line.startswith("$ ")]
+    words = [shlex.split(line, comments=True) for line in lines]
+    words += [shlex.split(span) for span in re.findall(r"`(lorakit [^`\n]+)`", text)]
+    return [line for line in words if line]
+
+
+def commands_of(program: str) -> list[list[str]]:
+    """What follows the name of a program, wherever a document says it."""
+    lines = [line for path in PAGES for line in command_lines(path.read_text(encoding="utf-8"))]
+    return [line[1:] for line in lines if line[0].rpartition("/")[2] == program]
+
+
+def test_every_lorakit_command_of_the_documents_is_one():
+    found = commands_of("lorakit")
+    assert {line[0] for line in found} >= set(PROGRAM.commands)
+    for name, *arguments in found:
+        if name.startswith("-"):
+            assert name in {"--help", *(option for parameter in PROGRAM.params for option in parameter.opts)}
+        else:
+            assert name in PROGRAM.commands, f"no such command: lorakit {name}"
+            if arguments:
+                context = PROGRAM.commands[name].make_context(name, arguments)  # raises for what it does not take
+                for override in context.params.get("overrides", []):
+                    assert override.partition("=")[0] in keys(Recipe), override
+
+
+def test_a_command_that_is_none_would_be_found():
+    assert command_lines("```bash\nlorakit train x.yaml --resum\n```") == [["lorakit", "train", "x.yaml", "--resum"]]
+    with pytest.raises(Exception, match="resum"):
+        PROGRAM.commands["train"].make_context("train", ["x.yaml", "--resum"])
+
+
+def test_every_make_target_of_the_documents_exists():
+    targets = set(re.findall(r"^([a-z-]+):", page("Makefile"), re.MULTILINE))
+    named = {line[0] for line in commands_of("make")}
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_the_table_of_commands_is_whole():
+    table = re.findall(r"^\| `lorakit (\w+)", page("README.md"), re.MULTILINE)
+    assert sorted(table) == sorted(PROGRAM.commands)
+
+
+def test_every_file_of_a_runs_folder_is_in_the_readme():
+    files = {getattr(Run(Path("run")), name).name for name, value in vars(Run).items() if isinstance(value, property)}
+    table = re.findall(r"^\| `([\w.]+)/?` \|", page("README.md"), re.MULTILINE)
+    assert files == set(table)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_relative_links_lead_somewhere(path):
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in target and not target.startswith("#"):
+            assert (path.parent / target.partition("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("configs/**/*.yaml")], ids=name_of)
+def test_every_shipped_recipe_is_valid(path):
+    load(path)
+
+
+def recipe_block(first_line: str) -> str:
+    (block,) = [block for block in blocks(page("README.md"), "yaml") if block.startswith(first_line)]
+    return block
+
+
+def test_the_recipe_of_the_readme_is_valid_and_names_what_the_tables_hold(tmp_path):
+    block = recipe_block("# yaml-language-server")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").touch()
+    recipe = load(write(tmp_path, block)).recipe
+    assert recipe.name == "support-answers"
+    for table in (FORMATS, ADAPTERS, QUANTIZERS, METRICS):
+        assert all(word in block for word in table.names())
+
+
+def test_the_errors_of_the_readme_are_those_of_its_bad_recipe(tmp_path, monkeypatch):
+    path = write(tmp_path, recipe_block("# bad.yaml"), "bad.yaml")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeErrors) as caught:
+        load(path)
+    (shown,) = [block for block in blocks(page("README.md"), "console") if block.startswith("$ lorakit check bad.yaml")]
+    assert shown.partition("\n")[2].strip() == str(caught.value)
+
+
+def test_the_rows_of_the_readme_are_of_one_format_each():
+    (block,) = blocks(page("README.md"), "json")
+    rows = [json.loads(line) for line in block.splitlines()]
+    formats = [detect(set(row), "README.md")[0] for row in rows]
+    assert formats == FORMATS.names()
+    for name, row in zip(formats, rows, strict=True):
+        assert FORMATS[name].function(row)[-1]["role"] == "assistant"
+
+
+def test_the_table_of_layers_is_the_contract():
+    contracts = tomllib.loads(page("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    layers = [layer.split(" | ") for contract in contracts for layer in contract.get("layers", [])]
+    table = page("docs/architecture.md").partition("| may import everything below |")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`(lorakit\.\w+)`", line.split("|")[1]) for line in table.splitlines() if "`lorakit." in line]
+    assert rows == layers
+
+
+@pytest.mark.parametrize(
+    ("title", "table", "key"),
+    [
+        ("A format", FORMATS, "data.format={}"),
+        ("An adapter kind", ADAPTERS, "adapter.kind={}"),
+        ("A metric", METRICS, "evaluate.metrics=[{}]"),
+    ],
+)
+def test_the_entries_of_contributing_work(title, table, key, monkeypatch, request, tmp_path):
+    before = table.names()
+    monkeypatch.setattr(table, "_entries", dict(table._entries))
+    section = page("CONTRIBUTING.md").partition(f"\n### {title}\n")[2].partition("\n### ")[0]
+    names: dict = {}
+    for block in blocks(section, "python"):
+        exec(compile(block, f"CONTRIBUTING.md, {title}", "exec"), names)
+    (added,) = set(table.names()) - set(before)
+    assert load(write(tmp_path, "model: {base: org/model}\ndata: {train: train.jsonl}\n"), [key.format(added)])
+    (check,) = [value for name, value in names.items() if name.startswith("test_")]
+    check(**{name: request.getfixturevalue(name) for name in inspect.signature(check).parameters})
