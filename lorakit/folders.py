@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _BLOCK = 1 << 20
+_DRAFT = ".lorakit-draft."
 
 
 def cache_folder() -> Path:
@@ -20,25 +21,26 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
+def whole_folder(final: Path, first_wins: bool = False) -> Iterator[Path]:
     """A folder to write into that becomes `final` at the end, and vanishes when the writing fails.
 
-    An existing `final` is replaced at that moment, never before. Everything is flushed to disk first, so that after
-    a power cut the name holds the old folder, the new one, or nothing.
+    An existing `final` is replaced at that moment, never before; with `first_wins` it stays, since another process has
+    written the same meanwhile. Everything is flushed to disk first, so that after a power cut the name holds the old
+    folder, the new one, or nothing.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    draft = Path(tempfile.mkdtemp(prefix=f"{_DRAFT}{final.name}.", dir=final.parent))
     try:
         yield draft
         draft.chmod(0o777 & ~_umask())
         _flush(draft)
-        if final.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{final.name}.old.", dir=final.parent))
-            final.rename(old / final.name)
+        if final.exists() and not first_wins:
+            remove_folder(final)
+        try:
             draft.rename(final)
-            shutil.rmtree(old)
-        else:
-            draft.rename(final)
+        except OSError:
+            if not (first_wins and final.is_dir()):
+                raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -57,12 +59,17 @@ def write_whole(final: Path, text: str) -> None:
         draft.unlink(missing_ok=True)
 
 
-def remove_drafts(parent: Path) -> None:
-    """Delete what killed writers left in `parent`: drafts carry a leading dot and never a final name."""
-    if parent.is_dir():
-        for entry in parent.iterdir():
-            if entry.is_dir() and entry.name.startswith("."):
-                shutil.rmtree(entry, ignore_errors=True)
+def remove_folder(folder: Path) -> None:
+    """Delete a folder that is never seen half deleted under its name."""
+    doomed = Path(tempfile.mkdtemp(prefix=f"{_DRAFT}{folder.name}.", dir=folder.parent))
+    folder.rename(doomed / folder.name)
+    shutil.rmtree(doomed)
+
+
+def remove_drafts(parent: Path, name: str = "") -> None:
+    """Delete what killed writers of this module left in `parent`; with `name`, only drafts of that folder."""
+    for draft in parent.glob(f"{_DRAFT}{name}*"):
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

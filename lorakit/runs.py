@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
-from lorakit.folders import remove_drafts, write_whole
+from lorakit.folders import remove_drafts, remove_folder, write_whole
 
 _RECORDED = ("lorakit", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "tokenizers")
 
@@ -97,9 +96,15 @@ class Run:
         best = self.checkpoint(best_step) if best_step else None
         for folder in self.complete_checkpoints()[:-keep]:
             if folder != best:
-                doomed = folder.with_name(f".{folder.name}.old")
-                folder.rename(doomed)
-                shutil.rmtree(doomed)
+                remove_folder(folder)
+
+    def clear(self) -> None:
+        """Delete the run's results. What else lies in the folder is the user's, and stays."""
+        for folder in (self.checkpoints, self.adapter, self.merged, self.evaluations):
+            if folder.is_dir():
+                remove_folder(folder)
+        for file in (self.log, self.recipe, self.manifest):
+            file.unlink(missing_ok=True)
 
 
 def open_run(folder: Path, resume: bool, overwrite: bool) -> Run:
@@ -112,7 +117,7 @@ def open_run(folder: Path, resume: bool, overwrite: bool) -> Run:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file, not a folder. Choose another with --output.")
     if run.holds_results() and overwrite:
-        shutil.rmtree(folder)
+        run.clear()
     elif run.holds_results() and not resume:
         raise UserError(
             f"{folder}: holds another run's results. Continue it with --resume, replace it with --overwrite, or choose "

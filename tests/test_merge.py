@@ -73,7 +73,7 @@ def test_a_merge_that_answers_otherwise_is_not_put_in_place(recipe_file, tmp_pat
     with pytest.raises(LorakitError, match="does not answer as the adapter does"):
         merge(run, prepared, run.merged, Silent())
     assert not run.merged.exists()
-    assert not [path for path in run.folder.iterdir() if path.name.startswith(".")]
+    assert not list(run.folder.glob(".*"))
 
 
 def test_another_base_is_refused(recipe_file, tmp_path, tiny_base):

@@ -14,7 +14,7 @@ from conftest import rows_of, write_rows
 from runs_of_tests import adapter_weights, losses, run_recipe
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.runs import Run
+from lorakit.runs import Run, open_run
 from lorakit.train.callbacks import evaluations_without_gain
 from lorakit.train.trainer import SupervisedTrainer
 
@@ -229,6 +229,14 @@ def test_a_run_never_writes_into_anothers_results(recipe_file, tmp_path):
     assert (run.adapter / "adapter_model.safetensors").read_bytes() == before
 
 
+def test_overwriting_deletes_a_runs_results_and_nothing_else(recipe_file, tmp_path):
+    run, _ = run_recipe(recipe_file(train={"steps": 1, "epochs": None}), tmp_path / "run")
+    (run.folder / ".git").mkdir()
+    (run.folder / "notes.txt").write_text("mine")
+    open_run(run.folder, resume=False, overwrite=True)
+    assert sorted(path.name for path in run.folder.iterdir()) == [".git", "notes.txt"]
+
+
 def test_resume_refuses_changed_data(recipe_file, tmp_path, monkeypatch):
     path = recipe_file()
     with monkeypatch.context() as patch:
@@ -254,6 +262,22 @@ def test_nf4_trains_its_adapter_in_float32_and_leaves_the_base(recipe_file, tmp_
     assert losses(run)[-1] < losses(run)[0]
     assert all(weight.dtype == torch.float32 for weight in adapter_weights(run).values())
     assert run.read_manifest()["base"]["quantization"] == "nf4"
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_half_precision_computes_under_autocast_and_trains_the_adapter_in_float32(recipe_file, tmp_path, quantization):
+    """The way a GPU goes, on the processor."""
+    path = recipe_file(model={"dtype": "bfloat16", "quantization": quantization}, train={"learning_rate": 0.001})
+    run, _ = run_recipe(path, tmp_path / "run")
+    exact, _ = run_recipe(path, tmp_path / "exact", "model.dtype=float32")
+    assert losses(run) == pytest.approx(losses(exact), rel=0.05)
+    assert all(weight.dtype == torch.float32 for weight in adapter_weights(run).values())
+
+
+def test_a_launcher_is_refused(recipe_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one device"):
+        run_recipe(recipe_file(), tmp_path / "run")
 
 
 @pytest.mark.gpu

