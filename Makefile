@@ -6,7 +6,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 RECIPE := recipes/debian-json/recipe.yaml
-RUN := runs/debian-json
+RUN := runs/demo
 READY := $(VENV)/.ready-$(shell cksum requirements.txt pyproject.toml tools/install.sh | cksum | cut -d' ' -f1)
 
 .PHONY: install model demo test test-all check docs bench pins clean
@@ -24,7 +24,7 @@ model: $(READY)
 	@$(BIN)/python tools/fetch_model.py
 
 demo: model
-	$(BIN)/lorakit train $(RECIPE) --overwrite
+	$(BIN)/lorakit train $(RECIPE) --output $(RUN) --overwrite
 	$(BIN)/lorakit eval $(RUN)
 
 test: model

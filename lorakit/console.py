@@ -20,7 +20,9 @@ _PLAIN_SECONDS = 30.0
 def _console(stderr: bool) -> "Console":
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+    stream = sys.stderr if stderr else sys.stdout
+    # On a terminal lines break between words; in a pipe or a file a line stays one line.
+    return Console(stderr=stderr, highlight=False, soft_wrap=not stream.isatty())
 
 
 def result(text: str) -> None:

@@ -180,7 +180,7 @@ def test_a_failed_preparation_leaves_nothing_behind(folder):
 
 def test_what_a_killed_process_left_behind_is_removed(folder):
     key = made(folder).key
-    draft = folder / "cache" / "examples" / f".{key}.abc"
+    draft = folder / "cache" / "examples" / f".lorakit-draft.{key}.abc"
     draft.mkdir()
     made(folder)
     assert not draft.exists()

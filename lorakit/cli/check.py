@@ -33,4 +33,4 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
         return
     console.result(text)
     for choice in settled.choices:
-        console.result(f"# {choice.path}: auto is {choice.value}: {choice.reason}")
+        console.result(f"# {choice}")

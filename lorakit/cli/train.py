@@ -81,7 +81,7 @@ def json_text(text: str) -> str:
 def _describe(prepared: "Prepared", progress: "Progress") -> None:
     """Say what was chosen and what was read, before anything long begins."""
     for choice in prepared.choices:
-        progress.say(f"{choice.path}: auto is {choice.value}: {choice.reason}")
+        progress.say(str(choice))
     for name, examples in (("train", prepared.train), ("held-out", prepared.held_out)):
         if examples is None:
             continue

@@ -23,6 +23,10 @@ class Choice:
     value: Any
     reason: str
 
+    def __str__(self) -> str:
+        value = str(self.value).lower() if isinstance(self.value, bool) else self.value
+        return f"{self.path}: auto is {value}: {self.reason}"
+
 
 def settle(recipe: Recipe, machine: Machine, facts: ModelFacts | None, longest: int | None = None) -> "Settled":
     """The recipe with every `auto` replaced, and the choices made.
