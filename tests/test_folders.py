@@ -1,6 +1,5 @@
 """Folders and files are complete or absent at every moment."""
 
-import os
 import subprocess
 import sys
 
@@ -55,7 +54,7 @@ def test_write_whole_replaces_a_file_at_once(tmp_path):
     write_whole(path, "old")
     write_whole(path, "new")
     assert path.read_text() == "new"
-    assert os.listdir(tmp_path) == ["manifest.json"]
+    assert [found.name for found in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_sha256_takes_the_hubs_cache_at_its_word_and_reads_everything_else(tmp_path):
