@@ -43,8 +43,9 @@ def _shared_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor, labels
 
 
 def _may_share(causal: Any) -> bool:
-    """Not where rows get dropout of their own, activations are recomputed, or attention is not one of the plain two."""
-    if causal.config._attn_implementation not in ("eager", "sdpa"):
+    """Not where rows get dropout of their own, activations are recomputed, or attention is not one of the plain two;
+    nor where the weights are dequantized in each pass, which costs more than the tokens saved."""
+    if causal.config._attn_implementation not in ("eager", "sdpa") or getattr(causal, "is_quantized", False):
         return False
     for module in causal.modules():
         if not module.training:
