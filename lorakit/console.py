@@ -1,6 +1,7 @@
 """The only module that prints: results on standard output, everything else on standard error."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -32,20 +33,26 @@ def result(text: str) -> None:
 
 def result_json(facts: Any) -> None:
     """Print the one JSON document of `--json`."""
-    result(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
+    result(json.dumps(_without_nan(facts), indent=2, ensure_ascii=False, default=str))
 
 
-def result_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True, note: str = ""
-) -> None:
-    """Print a table; with `numbers`, every column but the first is set to the right."""
+def _without_nan(facts: Any) -> Any:
+    """JSON has no NaN: a figure that is no number is null."""
+    if isinstance(facts, dict):
+        return {key: _without_nan(value) for key, value in facts.items()}
+    if isinstance(facts, list | tuple):
+        return [_without_nan(value) for value in facts]
+    return None if isinstance(facts, float) and not math.isfinite(facts) else facts
+
+
+def result_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of figures: every column but the first is set to the right."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title) or None, title_justify="left", title_style="bold", caption=escape(note) or None)
-    table.caption_justify = "left"
+    table = Table(title=escape(title) or None, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(escape(column), justify="right" if numbers and index else "left", overflow="fold")
+        table.add_column(escape(column), justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     _console(stderr=False).print(table, soft_wrap=False)

@@ -66,6 +66,11 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def is_draft(path: Path) -> bool:
+    """Whether a path is what a writer of this module left, or is writing."""
+    return path.name.startswith(_DRAFT)
+
+
 def remove_drafts(parent: Path, name: str = "") -> None:
     """Delete what killed writers of this module left in `parent`; with `name`, only drafts of that folder."""
     for draft in parent.glob(f"{_DRAFT}{name}*"):

@@ -1,16 +1,21 @@
 """The folder of a run. This is the only module that names its files."""
 
+import hashlib
 import json
 import platform
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from lorakit.errors import UserError
-from lorakit.folders import remove_drafts, remove_folder, write_whole
+from lorakit.folders import cache_folder, is_draft, remove_drafts, remove_folder, write_whole
 
 _RECORDED = ("lorakit", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "tokenizers")
 
@@ -55,11 +60,34 @@ class Run:
 
     def complete_checkpoints(self) -> list[Path]:
         """Every checkpoint, oldest first. A folder with this name is complete: it is renamed into place."""
-        return sorted(self.checkpoints.glob("step-*")) if self.checkpoints.is_dir() else []
+        folders = self.checkpoints.glob("step-*") if self.checkpoints.is_dir() else []
+        return sorted(folder for folder in folders if folder.is_dir() and re.fullmatch(r"step-\d{6,}", folder.name))
 
     def holds_results(self) -> bool:
-        """Whether a training has begun here."""
-        return self.manifest.exists() or self.adapter.exists() or bool(self.complete_checkpoints())
+        """Whether a training has begun here. The manifest is its first file."""
+        return self.manifest.exists()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While this process writes into the run's folder no other may.
+
+        Raises:
+            UserError: another one does.
+        """
+        name = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:24]
+        path = cache_folder() / "locks" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"{self.folder}: another process is training into this folder. Wait, or stop it."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest.
@@ -73,8 +101,10 @@ class Run:
             raise UserError(f"{self.folder}: this is no run's folder: it has no {self.manifest.name}.") from error
         except (OSError, ValueError) as error:
             raise UserError(f"{self.manifest}: damaged: {error}.") from error
-        if not isinstance(manifest, dict):
-            raise UserError(f"{self.manifest}: damaged: it holds no object.")
+        base, data = (manifest.get(key) if isinstance(manifest, dict) else None for key in ("base", "data"))
+        whole = isinstance(base, dict) and isinstance(base.get("sha256"), dict)
+        if not (whole and isinstance(data, dict) and isinstance(data.get("files"), dict)):
+            raise UserError(f"{self.manifest}: damaged: it does not say what the run was trained on.")
         return manifest
 
     def write_manifest(self, facts: dict[str, Any]) -> None:
@@ -88,7 +118,8 @@ class Run:
     def cut_log(self, step: int) -> None:
         """Forget the logged steps after `step`: a resumed run makes them again."""
         if self.log.is_file():
-            lines = [line for line in self.log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+            lines = [line for line in text.splitlines() if _step_of(line) <= step]
             write_whole(self.log, "".join(line + "\n" for line in lines))
 
     def prune_checkpoints(self, keep: int, best_step: int | None) -> None:
@@ -108,27 +139,39 @@ class Run:
 
 
 def open_run(folder: Path, resume: bool, overwrite: bool) -> Run:
-    """The run of `folder`, which is new, or is to be resumed or overwritten.
+    """The run of `folder`, which is new, or is to be resumed or overwritten. Nothing in it is deleted here.
 
     Raises:
-        UserError: the folder holds another run's results, or is no run's folder at all.
+        UserError: the folder holds another run's results, is no run's folder at all, or cannot be written.
     """
     run = Run(folder)
+    try:
+        _refuse_folder(run, resume, overwrite)
+        folder.mkdir(parents=True, exist_ok=True)
+        with run.alone():
+            remove_drafts(folder)
+            remove_drafts(run.checkpoints)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written: {error.strerror or error}. Choose another with --output."
+        ) from error
+    return run
+
+
+def _refuse_folder(run: Run, resume: bool, overwrite: bool) -> None:
+    folder = run.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file, not a folder. Choose another with --output.")
-    if run.holds_results() and overwrite:
-        run.clear()
-    elif run.holds_results() and not resume:
+    outer = next((parent for parent in folder.absolute().parents if Run(parent).holds_results()), None)
+    if outer:
+        raise UserError(f"{folder}: lies inside the run {outer}. Choose another with --output.")
+    if run.holds_results() and not (resume or overwrite):
         raise UserError(
             f"{folder}: holds another run's results. Continue it with --resume, replace it with --overwrite, or choose "
             "another folder with --output."
         )
-    elif folder.is_dir() and any(folder.iterdir()) and not resume and not run.recipe.exists():
+    if not run.holds_results() and folder.is_dir() and any(not is_draft(path) for path in folder.iterdir()):
         raise UserError(f"{folder}: is not empty and no run's folder. Choose another with --output.")
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_drafts(folder)
-    remove_drafts(run.checkpoints)
-    return run
 
 
 def versions() -> dict[str, str]:

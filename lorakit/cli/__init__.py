@@ -3,8 +3,10 @@
 import inspect
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 import typer
 
@@ -60,8 +62,13 @@ for _name, _command in COMMANDS.items():
 
 def main() -> None:
     """Entry point of `lorakit`: run a command, and turn errors into one message and an exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(prog_name="lorakit")
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
+            _fail("interrupted", EXIT_INTERRUPTED)
+        raise
     except LorakitError as error:
         _fail(str(error), error.exit_code, plain=error.one_a_line)
     except KeyboardInterrupt:
@@ -74,6 +81,11 @@ def main() -> None:
             "shows where it happened: please report it with that.",
             EXIT_FAILED,
         )
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a command as Ctrl-C does: drafts are removed, the exit code is 130."""
+    raise KeyboardInterrupt
 
 
 def _fail(text: str, code: int, plain: bool = False) -> None:

@@ -26,8 +26,8 @@ def evaluate(run: RunFolder, as_json: Json = False, quiet: Quiet = False) -> Non
         f"{prepared.recipe.name}: {rows} held-out rows",
         ["", *(model.name for model in scored)],
         [[name, *(_shown(name, model.scores.get(name)) for model in scored)] for name in names],
-        note=f"every answer: {path.with_suffix('.jsonl')}",
     )
+    console.result(f"every answer: {path.with_suffix('.jsonl')}")
 
 
 def _shown(name: str, value: float | None) -> str:

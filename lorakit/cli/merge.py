@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from lorakit.cli.options import Json, Quiet, RunFolder
-from lorakit.errors import UserError
 
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to write; default is RUN/merged.")
@@ -26,13 +25,13 @@ def merge(
     from lorakit import console
 
     progress = console.Terminal(quiet)
+    from lorakit.merge.run import check_target
     from lorakit.merge.run import merge as merge_run
     from lorakit.plan.prepare import reopen_run
 
     opened, prepared = reopen_run(run, progress)
     target = output or opened.merged
-    if target.exists() and not overwrite:
-        raise UserError(f"{target}: is there already. Replace it with --overwrite, or choose another with --output.")
+    check_target(opened, target, overwrite)
     proof = merge_run(opened, prepared, target, progress)
     if as_json:
         console.result_json({"merged": str(target), "proof": asdict(proof)})

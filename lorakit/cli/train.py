@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
+from lorakit.errors import UserError
 
 if TYPE_CHECKING:
     from lorakit.plan.prepare import Prepared
     from lorakit.progress import Progress
+    from lorakit.recipe.load import Loaded
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the results that the run's folder holds.")]
@@ -55,8 +57,10 @@ def train(
     if dry_run:
         prepared = prepare_run(loaded.recipe, progress)
         _describe(prepared, progress)
-        _print_example(prepared)
+        _print_plan(prepared, as_json)
         return
+    if overwrite:
+        _refuse_inputs_inside(folder, loaded)
     run = open_run(folder, resume, overwrite)
     settled = resumed_recipe(run, loaded) if resume else loaded.recipe
     prepared = prepare_run(settled, progress)
@@ -97,10 +101,33 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
     progress.say(f"steps: {prepared.steps:,} of {prepared.recipe.train.batch_size} rows")
 
 
-def _print_example(prepared: "Prepared") -> None:
-    """The first example as the model sees it, the trained text in green between marks."""
+def _refuse_inputs_inside(folder: Path, loaded: "Loaded") -> None:
+    """Overwriting a run must not delete what the new one is made from."""
+    from lorakit.data.sources import sources_of
+
+    recipe = loaded.recipe
+    written = [recipe.data.train] + (
+        [] if recipe.data.eval is None or isinstance(recipe.data.eval, float) else [recipe.data.eval]
+    )
+    paths = [source.path for item in written for source in sources_of(recipe.data, item)]
+    for path in [str(loaded.path), recipe.model.base, recipe.model.chat_template, *paths]:
+        if path and Path(path).is_absolute() and Path(path).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path}: lies inside {folder}, which --overwrite would clear. Copy it elsewhere first.")
+
+
+def _print_plan(prepared: "Prepared", as_json: bool) -> None:
+    """The first example as the model sees it, the trained text in green or between marks; or all facts as JSON."""
+    from dataclasses import asdict
+
     from lorakit import console
 
+    if as_json:
+        held_out = prepared.held_out
+        reports = {"train": asdict(prepared.train.report), "eval": asdict(held_out.report) if held_out else None}
+        console.result_json(
+            {"steps": prepared.steps, "auto": [asdict(choice) for choice in prepared.choices], **reports}
+        )
+        return
     row = prepared.train.rows[0]
     console.result_masked(
         f"first example, {row['where']}:",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lorakit.data.batches import collate, split_batch
-from lorakit.errors import UserError
+from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.generate import generate, until_stop
 from lorakit.folders import write_whole
 from lorakit.model.attach import load_adapter
@@ -86,6 +86,10 @@ def held_out_loss(model: Any, rows: list[dict[str, Any]], pad: int, label: str, 
             summed, count = supervised_loss(model, **{key: value.to(model.device) for key, value in tensors.items()})
             total, tokens = total + float(summed), tokens + count
             bar.advance(len(batch))
+    if not math.isfinite(total):
+        raise LorakitError(
+            f"{label} is {total}: this model gives no numbers on the held-out rows. Its weights are broken."
+        )
     return total / tokens
 
 

@@ -1,12 +1,13 @@
 """Merging: the adapter of a run folded into the weights that it was trained on, and proved before it is called done."""
 
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.folders import whole_folder
+from lorakit.folders import remove_drafts, whole_folder
 from lorakit.merge.proof import TOLERANCES, Proof, compare, reference
 from lorakit.model.attach import load_adapter
 from lorakit.model.base import Base
@@ -15,6 +16,8 @@ from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Model
 from lorakit.runs import Run, now, versions
+
+_FACTS = "merge.json"
 
 _CARD = """\
 ---
@@ -33,6 +36,30 @@ against {adapter_loss:.4f}.
 """
 
 
+def check_target(run: Run, output: Path, overwrite: bool) -> None:
+    """Refuse a place where a merged model cannot go; nothing but an earlier merge is ever replaced.
+
+    Raises:
+        UserError: something is there, or the place cannot be written.
+    """
+    if output.exists() or output.is_symlink():
+        if not (output / _FACTS).is_file():
+            raise UserError(f"{output}: is no merged model, and is not replaced. Choose another with --output.")
+        if not overwrite:
+            raise UserError(
+                f"{output}: is there already. Replace it with --overwrite, or choose another with --output."
+            )
+    try:
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+        remove_drafts(output.absolute().parent, output.name)
+        with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".lorakit-draft."):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{output}: cannot be written: {error.strerror or error}. Choose another with --output."
+        ) from error
+
+
 def merge(run: Run, prepared: Prepared, output: Path, progress: Progress) -> Proof:
     """Write the merged model of a run to `output`, where it appears only when the proof holds.
 
@@ -49,7 +76,7 @@ def merge(run: Run, prepared: Prepared, output: Path, progress: Progress) -> Pro
     model = load_adapter(load_model(prepared.base, exact, "cpu"), run.adapter)
     expected = reference(model, list(rows.rows), pad, progress)
     if settings.quantization != "none":
-        model = load_adapter(load_model(prepared.base, exact, "cpu").dequantize(), run.adapter)
+        model = load_adapter(_dequantized(load_model(prepared.base, exact, "cpu")), run.adapter)
     merged = _folded(model, prepared, dtype)
     with whole_folder(output) as draft:
         progress.say(f"writing {dtype} weights")
@@ -68,6 +95,13 @@ def merge(run: Run, prepared: Prepared, output: Path, progress: Progress) -> Pro
             )
         _describe(draft, prepared, proof, dtype, source)
     return proof
+
+
+def _dequantized(model: Any) -> Any:
+    try:
+        return model.dequantize()
+    except (ValueError, RuntimeError, AttributeError, UnboundLocalError) as error:
+        raise LorakitError(f"model.quantization: transformers cannot dequantize this model: {error}") from error
 
 
 def _folded(model: Any, prepared: Prepared, dtype: str) -> Any:
@@ -96,7 +130,7 @@ def _describe(draft: Path, prepared: Prepared, proof: Proof, dtype: str, source:
         "tolerance": asdict(TOLERANCES[dtype]),
         "proof": asdict(proof),
     }
-    (draft / "merge.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (draft / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     card = _CARD.format(
         base=prepared.base.name,
         name=prepared.recipe.name,

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.base import Base
@@ -79,7 +80,8 @@ def load_model(base: Base, settings: Model, device: str) -> Any:
             f"model.base: {base.name}: a weights file is damaged ({error}). Fetch the model again."
         ) from error
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
-        raise UserError(f"model.base: {base.name} cannot be loaded: {_first_line(error)}") from error
+        remedy = " Write model.attention: eager." if "attention" in str(error).lower() else ""
+        raise UserError(f"model.base: {base.name} cannot be loaded: {_first_line(error)}{remedy}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
@@ -96,12 +98,58 @@ def load_model(base: Base, settings: Model, device: str) -> Any:
     return model.requires_grad_(False).eval()
 
 
+def quantized_share(model: Any) -> float:
+    """The share of a quantized model's parameters that are in quantized layers.
+
+    Raises:
+        UserError: there are none, or layers of a kind that would not come out of it as they went in.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    if any(getattr(layer, "source_cls", None) is Conv1D for layer in layers):
+        raise UserError(
+            "model.quantization: this model's layers are Conv1D, which cannot be merged from 4 bits. Write none."
+        )
+    if not layers:
+        raise UserError("model.quantization: no layer of this model is one that bitsandbytes quantizes. Write none.")
+    quantized = sum(layer.in_features * layer.out_features for layer in layers)
+    others = sum(parameter.numel() for parameter in model.parameters()) - sum(layer.weight.numel() for layer in layers)
+    return quantized / (quantized + others)
+
+
+def check_vocabulary(model: Any, largest_token: int, name: str) -> None:
+    """Refuse rows with tokens for which the model has no embedding."""
+    known = model.get_input_embeddings().weight.shape[0]
+    if largest_token >= known:
+        raise UserError(
+            f"model.base: {name}: its tokenizer writes the token {largest_token}, its weights know {known:,} tokens. "
+            "Tokenizer and weights do not belong together."
+        )
+
+
+def supports_sdpa(base: Base) -> bool:
+    """Whether the model's family has torch's fused attention."""
+    try:
+        kind = AutoModelForCausalLM._model_mapping[type(AutoConfig.from_pretrained(base.folder))]
+    except (OSError, ValueError, KeyError):
+        return True  # loading says what is wrong
+    return bool(getattr(kind, "_supports_sdpa", False))
+
+
 def stop_token_ids(base: Base, tokenizer: Any) -> list[int]:
-    """Every token at which the base model's own configuration ends an answer."""
+    """Every token at which the base model's own configuration ends an answer.
+
+    Raises:
+        UserError: a configuration file is damaged.
+    """
     ids: list[Any] = [tokenizer.eos_token_id]
     for name in ("generation_config.json", "config.json"):
         path = base.folder / name
-        configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        try:
+            configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"model.base: {path} is damaged: {error}. Fetch the model again.") from error
         ids += configured if isinstance(configured, list) else [configured]
     return sorted({token for token in ids if isinstance(token, int)})
 

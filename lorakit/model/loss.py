@@ -93,6 +93,16 @@ def _body_answers(body: Any, output: Any) -> Iterator[None]:
             body.forward = own
 
 
+def is_causal(model: Any, input_ids: torch.Tensor) -> bool:
+    """Whether the logits before the last token of one row stay the same when that token changes."""
+    other = input_ids.clone()
+    other[:, -1] = (other[:, -1] + 1) % model.get_input_embeddings().weight.shape[0]
+    with torch.no_grad():
+        one, two = (model(input_ids=ids, use_cache=False).logits[:, :-1].float() for ids in (input_ids, other))
+    tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
+    return bool((one - two).abs().max() <= tolerance * one.abs().max().clamp(min=1.0)) or not one.isfinite().all()
+
+
 def loss_agrees(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> bool:
     """Whether the supervised-only loss of some rows equals what the model's own full logits give."""
     with torch.no_grad():

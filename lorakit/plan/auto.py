@@ -28,10 +28,13 @@ class Choice:
         return f"{self.path}: auto is {value}: {self.reason}"
 
 
-def settle(recipe: Recipe, machine: Machine, facts: ModelFacts | None, longest: int | None = None) -> "Settled":
+def settle(
+    recipe: Recipe, machine: Machine, facts: ModelFacts | None, longest: int | None = None, sdpa: bool = True
+) -> "Settled":
     """The recipe with every `auto` replaced, and the choices made.
 
-    `longest` is the longest example in tokens, where the data has been read; else `data.max_length` stands in. An
+    `longest` is the longest example in tokens, where the data has been read; else `data.max_length` stands in.
+    `sdpa`: whether the model's family has torch's fused attention. An
     `auto` that hangs on a model which is not on this machine yet stays `auto`, with a choice that says so.
 
     Raises:
@@ -44,7 +47,12 @@ def settle(recipe: Recipe, machine: Machine, facts: ModelFacts | None, longest: 
     elif model.dtype == "float16" and not machine.is_gpu:
         raise UserError("model.dtype: float16 needs a GPU; this machine has none. Write auto or float32.")
     if model.attention == "auto":
-        choices.append(Choice("model.attention", "sdpa", "runs on every device, as fast as any on unpacked rows"))
+        if sdpa:
+            choices.append(Choice("model.attention", "sdpa", "runs on every device, as fast as any on unpacked rows"))
+        else:
+            choices.append(Choice("model.attention", "eager", "this family has no sdpa"))
+    elif model.attention == "flex_attention" and not machine.is_gpu:
+        raise UserError("model.attention: flex_attention trains on a GPU only; this machine has none. Write sdpa.")
     elif model.attention == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
         raise UserError("model.attention: flash_attention_2 needs the package flash-attn. Install it, or write sdpa.")
     dtype = model.dtype if model.dtype != "auto" else choices[0].value

@@ -5,11 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.examples import Examples, held_out_examples, training_examples
+from lorakit.data.examples import (
+    Examples,
+    file_sha256s,
+    held_out_examples,
+    tokenizer_sha256,
+    training_examples,
+)
 from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import UserError
+from lorakit.folders import sha256_of
 from lorakit.model.base import Base, find_base
-from lorakit.model.load import load_tokenizer, quiet_libraries, stop_token_ids, stop_words
+from lorakit.model.load import load_tokenizer, quiet_libraries, stop_token_ids, stop_words, supports_sdpa
 from lorakit.plan.auto import Choice, settle
 from lorakit.plan.facts import facts_in
 from lorakit.plan.machine import this_machine
@@ -40,6 +47,12 @@ class Prepared:
         return self.recipe.train.steps or max(1, math.ceil(self.steps_per_epoch * (self.recipe.train.epochs or 1)))
 
     @property
+    def largest_token(self) -> int:
+        """The largest token id of all rows."""
+        sets = [self.train.rows] + ([self.held_out.rows] if self.held_out else [])
+        return max(int(row.max()) for rows in sets for row in rows.with_format("numpy")["input_ids"])
+
+    @property
     def stop_ids(self) -> list[int]:
         """The tokens that end an answer: the model's own, and those that end the trained turns."""
         words = self.train.report.stop_tokens
@@ -58,7 +71,7 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     template = ChatTemplate(tokenizer, recipe.data.train_on, recipe.data.system, stop_words(base, tokenizer))
     train = training_examples(recipe.data, template, progress)
     held_out = held_out_examples(recipe.data, template, progress)
-    settled = settle(recipe, this_machine(), facts_in(base.folder), train.report.longest)
+    settled = settle(recipe, this_machine(), facts_in(base.folder), train.report.longest, supports_sdpa(base))
     return Prepared(settled.recipe, settled.choices, base, tokenizer, train, held_out)
 
 
@@ -74,6 +87,16 @@ def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
         raise UserError(f"{folder}: its training has not ended. Continue it with lorakit train --resume.")
     prepared = prepare_run(load(run.recipe).recipe, progress)
     check_base(prepared.base, manifest, folder)
+    weights = run.adapter / "adapter_model.safetensors"
+    if weights.is_file() and sha256_of(weights) != manifest.get("adapter_sha256"):
+        raise UserError(f"{weights}: is not the adapter that this run trained: its sha256 is not the manifest's.")
+    if tokenizer_sha256(prepared.tokenizer) != manifest.get("tokenizer_sha256"):
+        raise UserError(
+            f"{folder}: the tokenizer of {prepared.base.name} or its chat template changed since the training."
+        )
+    for path, sha256 in file_sha256s(prepared.recipe.data).items():
+        if manifest["data"]["files"].get(path) != sha256:
+            progress.warn(f"{path}: not the rows of this run's training: they changed, or the recipe names others now")
     return run, prepared
 
 

@@ -58,7 +58,7 @@ class Adapter(Section):
     """The member of the LoRA family."""
     rank: PositiveInt = 16
     """The rank of every adapter matrix pair."""
-    alpha: PositiveFloat = 32
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 32
     """The numerator of the adapter's scale: alpha/rank for lora, alpha/sqrt(rank) for rslora."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input."""

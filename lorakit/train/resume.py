@@ -1,7 +1,14 @@
 """Resuming: which checkpoint a run goes on from, and whether it is still the same run."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.trainer_pt_utils import safe_globals
 
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.errors import UserError
@@ -69,11 +76,63 @@ def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Pa
     if manifest.get("tokenizer_sha256") != tokenizer_sha256(prepared.tokenizer):
         raise UserError(f"{run.folder}: the tokenizer or its chat template changed since this run was begun.")
     checkpoints = run.complete_checkpoints()
-    if not checkpoints:
-        progress.warn(f"{run.folder}: has no checkpoint yet, starting from the beginning")
-        return None
-    progress.say(f"resuming after {checkpoints[-1].name}")
-    return checkpoints[-1]
+    for checkpoint in reversed(checkpoints):
+        damage = _damage(checkpoint)
+        if damage is None:
+            progress.say(f"resuming after {checkpoint.name}")
+            return checkpoint
+        progress.warn(f"{checkpoint}: damaged, and left aside: {damage}")
+    if checkpoints:
+        raise UserError(
+            f"{run.folder}: every checkpoint is damaged. Start over with --overwrite, or in another folder."
+        )
+    progress.warn(f"{run.folder}: has no checkpoint yet, starting from the beginning")
+    return None
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be resumed from; None when all that the next step depends on can be read."""
+    for name, read in _CONTENT.items():
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        try:
+            read(checkpoint / name)
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            EOFError,
+            SafetensorError,
+            UnpicklingError,
+        ) as error:
+            return f"{name} cannot be read: {str(error).strip().partition(chr(10))[0] or type(error).__name__}"
+    return None
+
+
+def _read_state(path: Path) -> None:
+    if json.loads(path.read_text(encoding="utf-8"))["global_step"] != int(path.parent.name.removeprefix("step-")):
+        raise ValueError("it is of another step")
+
+
+def _read_weights(path: Path) -> None:
+    with safe_open(path, "pt") as weights:
+        weights.keys()
+
+
+def _read_tensors(path: Path) -> None:
+    with safe_globals():
+        torch.load(path, map_location="cpu", weights_only=True)
+
+
+_CONTENT: dict[str, Callable[[Path], None]] = {
+    "trainer_state.json": _read_state,
+    "adapter_model.safetensors": _read_weights,
+    "optimizer.pt": _read_tensors,
+    "scheduler.pt": _read_tensors,
+    "rng_state.pth": _read_tensors,
+}
 
 
 def _recorded(manifest: dict[str, Any], path: str) -> str | None:

@@ -16,11 +16,11 @@ from trl import SFTConfig
 
 from lorakit.data.batches import collate
 from lorakit.errors import Interrupted, LorakitError, UserError
-from lorakit.folders import whole_folder
+from lorakit.folders import sha256_of, whole_folder, write_whole
 from lorakit.model.attach import attach_adapter, parameter_counts
 from lorakit.model.fused import fused_lora
-from lorakit.model.load import load_model, pad_token_id
-from lorakit.model.loss import loss_agrees
+from lorakit.model.load import check_vocabulary, load_model, pad_token_id, quantized_share
+from lorakit.model.loss import is_causal, loss_agrees
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.load import dump
@@ -53,25 +53,46 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
         Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last whole step lies in the run's folder.
         LorakitError: the loss is not a number, or memory ran out.
     """
+    _refuse(prepared)
+    with run.alone():
+        return _train(prepared, run, progress, checkpoint)
+
+
+def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None) -> Outcome:
     recipe = prepared.recipe
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("lorakit trains on one device: start `lorakit train` itself, not through a launcher.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = attach_adapter(load_model(prepared.base, recipe.model, device), recipe.adapter, recipe.train.seed)
+    base = load_model(prepared.base, recipe.model, device)
+    if recipe.model.quantization != "none":
+        progress.say(f"{recipe.model.quantization}: {quantized_share(base):.0%} of the parameters are quantized")
+    check_vocabulary(base, prepared.largest_token, prepared.base.name)
+    model = attach_adapter(base, recipe.adapter, recipe.train.seed)
     trainable, total = parameter_counts(model)
     progress.say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
     _check_loss(model, prepared)
     manifest = run.read_manifest() if checkpoint else manifest_of(prepared, trainable, total)
     manifest["status"] = "running"
-    run.recipe.write_text(dump(recipe, run.folder), encoding="utf-8")
+    if not checkpoint:
+        run.clear()
     run.write_manifest(manifest)
+    write_whole(run.recipe, dump(recipe, run.folder))
     stopping = StopRequest(progress)
     with stopping.listening():
         outcome = _fit(model, prepared, run, progress, stopping, checkpoint)
     manifest |= {"status": "complete", "finished": now(), "result": outcome.__dict__}
     _save_adapter(model, prepared, run, manifest)
-    run.write_manifest(manifest)
+    run.write_manifest(manifest | {"adapter_sha256": sha256_of(run.adapter / "adapter_model.safetensors")})
     return outcome
+
+
+def _refuse(prepared: Prepared) -> None:
+    """What cannot work and is known before the model is loaded."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("lorakit trains on one device: start `lorakit train` itself, not through a launcher.")
+    warmup = _warmup(prepared.recipe.train, prepared.steps)
+    if warmup >= prepared.steps > 1:
+        raise UserError(
+            f"train.warmup: {warmup} steps of warm-up in a run of {prepared.steps}. Write a fraction or fewer."
+        )
 
 
 def _fit(
@@ -109,7 +130,7 @@ def _fit(
         raise Interrupted(
             f"stopped after step {state.global_step} of {steps}; its checkpoint is complete, --resume goes on from it"
         )
-    if state.best_global_step:
+    if state.best_global_step and state.best_global_step != state.global_step:
         _load_weights(model, run.checkpoint(state.best_global_step))
     return Outcome(
         steps=state.global_step,
@@ -203,6 +224,11 @@ def _check_loss(model: Any, prepared: Prepared) -> None:
     batch = {name: tensor.to(device) for name, tensor in collate(rows, pad_token_id(prepared.tokenizer)).items()}
     with fused_lora(model):
         agrees = loss_agrees(model, **batch)
+    if not is_causal(model, batch["input_ids"][:1]):
+        raise UserError(
+            f"model.base: {prepared.base.name} lets earlier tokens see later ones: it is no causal language model, and "
+            "its loss would see the answers."
+        )
     if not agrees:
         raise LorakitError(
             f"{prepared.base.name}: the loss at supervised positions is not what this architecture's own logits give. "
