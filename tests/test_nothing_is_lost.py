@@ -184,6 +184,14 @@ def test_a_warm_up_longer_than_the_run_is_refused(recipe_file, tmp_path):
         run_recipe(recipe_file(train={"warmup": 1000}), tmp_path / "run")
 
 
+@pytest.mark.parametrize(("content", "reason"), [(b"{% for %}", "no valid Jinja"), (b"\xff\xfe", "Save it as UTF-8")])
+def test_a_broken_template_is_the_templates_fault(recipe_file, tmp_path, content, reason):
+    (tmp_path / "own.jinja").write_bytes(content)
+    with pytest.raises(UserError, match=reason) as caught:
+        run_recipe(recipe_file(model={"chat_template": "own.jinja"}), tmp_path / "run")
+    assert str(caught.value).startswith("model.chat_template")
+
+
 def test_dry_run_as_json_is_one_document(recipe_file, lorakit_run, tmp_path):
     code, out, _ = lorakit_run("train", recipe_file(), "-o", tmp_path / "run", "--dry-run", "--json")
     facts = json.loads(out)

@@ -13,9 +13,10 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from lorakit.data.formats import Conversation, RowError
+from lorakit.errors import UserError
 
 # Appended to an answer to see where the template puts its end. It starts with a character that no template writes.
 _MARK = "\u2063mark"
@@ -69,6 +70,11 @@ class ChatTemplate:
         """The template's text of these messages; with `ask`, up to where the next answer begins."""
         try:
             return str(self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=ask))
+        except TemplateSyntaxError as error:
+            raise UserError(
+                f"model.chat_template: no valid Jinja: {error.message}, line {error.lineno}. "
+                "Mend the template, or write another."
+            ) from error
         except TemplateError as error:
             raise RowError("the chat template refuses the conversation", str(error)) from error
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:

@@ -48,7 +48,12 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
     except Exception as error:  # the Rust tokenizers raise bare Exceptions on a damaged tokenizer.json
         raise UserError(f"model.base: {base.name}: tokenizer.json is damaged: {_first_line(error)}") from error
     if chat_template is not None:
-        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"model.chat_template: {chat_template} cannot be read: {error}. Save it as UTF-8."
+            ) from error
     if not tokenizer.chat_template:
         raise UserError(
             f"model.base: {base.name} has no chat template. Give one with model.chat_template, a .jinja file such as "
