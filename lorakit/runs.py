@@ -115,8 +115,12 @@ class Run:
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(facts) + "\n")
 
-    def cut_log(self, step: int) -> None:
-        """Forget the logged steps after `step`: a resumed run makes them again."""
+    def go_back_to(self, step: int) -> None:
+        """Forget the log and the checkpoints after `step`: a resumed run makes them again. Such a checkpoint is
+        damaged, else it would be the one resumed from."""
+        for folder in self.complete_checkpoints():
+            if folder > self.checkpoint(step):
+                remove_folder(folder)
         if self.log.is_file():
             text = self.log.read_text(encoding="utf-8", errors="replace")
             lines = [line for line in text.splitlines() if _step_of(line) <= step]

@@ -86,6 +86,19 @@ def test_settings_that_cannot_work_here_are_refused(monkeypatch):
         settle(recipe(model=Model(base="a/b", attention="flash_attention_2")), GPU, None)
 
 
+def test_a_gpu_that_torch_cannot_use_is_said_and_not_used(monkeypatch):
+    from lorakit.plan import prepare
+    from lorakit.progress import Silent
+
+    heard = []
+    listener = Silent()
+    listener.warn = heard.append  # type: ignore[method-assign]
+    monkeypatch.setattr(prepare, "this_machine", lambda: GPU)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert prepare.usable_machine(listener).device == "cpu"
+    assert "cannot use it" in heard[0]
+
+
 def test_facts_are_read_from_configs_of_several_shapes(tmp_path):
     def facts(**config):
         (tmp_path / "config.json").write_text(json.dumps(config))

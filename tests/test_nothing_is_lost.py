@@ -136,8 +136,9 @@ def test_a_damaged_checkpoint_is_left_aside_for_the_one_before(recipe_file, tmp_
             run_recipe(path, tmp_path / "run")
     DAMAGES[damage](tmp_path / "run" / "checkpoints" / "step-000003" / name)
     (tmp_path / "run" / "checkpoints" / "step-foo").mkdir()
-    resumed, _ = run_recipe(path, tmp_path / "run", resume=True)
+    resumed, _ = run_recipe(path, tmp_path / "run", "train.keep=1", resume=True)
     assert same(adapter_weights(straight), adapter_weights(resumed))
+    assert [folder.name for folder in resumed.complete_checkpoints()] == ["step-000005"]
 
 
 def model_folder(tmp_path, tokenizer, config) -> str:

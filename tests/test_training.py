@@ -131,6 +131,8 @@ def test_resume_equals_uninterrupted_when_stopped_during_an_evaluation(recipe_fi
         patch.setattr(SupervisedTrainer, "evaluate", stopped)
         with pytest.raises(LorakitError, match="stopped during an evaluation"):
             run_recipe(path, tmp_path / "resumed")
+        with pytest.raises(LorakitError, match="stopped during an evaluation"):  # again, in the one that is made up
+            run_recipe(path, tmp_path / "resumed", resume=True)
     resumed, _ = run_recipe(path, tmp_path / "resumed", resume=True)
     assert same(adapter_weights(straight), adapter_weights(resumed))
 

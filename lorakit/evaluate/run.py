@@ -47,8 +47,7 @@ def evaluate(run: Run, prepared: Prepared, progress: Progress) -> tuple[list[Sco
     rows = prepared.held_out.rows
     if recipe.evaluate.rows != "all":
         rows = rows.select(range(min(int(recipe.evaluate.rows), len(rows))))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_adapter(load_model(prepared.base, recipe.model, device), run.adapter)
+    model = load_adapter(load_model(prepared.base, recipe.model, prepared.machine.device), run.adapter)
     scored = []
     for name in ("base", "adapter"):
         with model.disable_adapter() if name == "base" else nullcontext():

@@ -25,7 +25,7 @@ class Machine:
 @functools.cache
 def this_machine() -> Machine:
     """The first visible NVIDIA GPU, else the processor."""
-    return _first_gpu() or _processor()
+    return _first_gpu() or processor()
 
 
 def _first_gpu() -> Machine | None:
@@ -43,7 +43,8 @@ def _first_gpu() -> Machine | None:
         return None
 
 
-def _processor() -> Machine:
+def processor() -> Machine:
+    """This machine's processor, as the device of a run."""
     flags, name = _cpuinfo()
     return Machine("cpu", name, _free_memory(), "amx_bf16" in flags)
 

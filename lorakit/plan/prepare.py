@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lorakit.data.examples import (
     Examples,
     file_sha256s,
@@ -19,7 +21,7 @@ from lorakit.model.base import Base, find_base
 from lorakit.model.load import load_tokenizer, quiet_libraries, stop_token_ids, stop_words, supports_sdpa
 from lorakit.plan.auto import Choice, settle
 from lorakit.plan.facts import facts_in
-from lorakit.plan.machine import this_machine
+from lorakit.plan.machine import Machine, processor, this_machine
 from lorakit.progress import Progress
 from lorakit.recipe.load import load
 from lorakit.recipe.schema import Recipe
@@ -33,6 +35,7 @@ class Prepared:
     recipe: Recipe
     choices: tuple[Choice, ...]
     base: Base
+    machine: Machine
     tokenizer: Any
     train: Examples
     held_out: Examples | None
@@ -71,8 +74,23 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     template = ChatTemplate(tokenizer, recipe.data.train_on, recipe.data.system, stop_words(base, tokenizer))
     train = training_examples(recipe.data, template, progress)
     held_out = held_out_examples(recipe.data, template, progress)
-    settled = settle(recipe, this_machine(), facts_in(base.folder), train.report.longest, supports_sdpa(base))
-    return Prepared(settled.recipe, settled.choices, base, tokenizer, train, held_out)
+    machine = usable_machine(progress)
+    settled = settle(recipe, machine, facts_in(base.folder), train.report.longest, supports_sdpa(base))
+    return Prepared(settled.recipe, settled.choices, base, machine, tokenizer, train, held_out)
+
+
+def usable_machine(progress: Progress) -> Machine:
+    """The device that torch can really use: a driver may show a GPU to a torch without CUDA, or hide one from us."""
+    seen = this_machine()
+    if seen.is_gpu == torch.cuda.is_available():
+        return seen
+    if seen.is_gpu:
+        progress.warn(
+            f"{seen.name} is here, but this torch ({torch.__version__}) cannot use it: running on the processor"
+        )
+        return processor()
+    gpu = torch.cuda.get_device_properties(0)
+    return Machine("cuda", gpu.name, gpu.total_memory, gpu.major >= 8)
 
 
 def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
@@ -83,7 +101,7 @@ def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
     """
     run = Run(folder)
     manifest = run.read_manifest()
-    if not run.adapter.is_dir():
+    if manifest.get("status") != "complete":
         raise UserError(f"{folder}: its training has not ended. Continue it with lorakit train --resume.")
     prepared = prepare_run(load(run.recipe).recipe, progress)
     check_base(prepared.base, manifest, folder)

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
-from lorakit.plan.machine import this_machine
 from lorakit.plan.prepare import Prepared
 from lorakit.runs import now, versions
 
 
 def manifest_of(prepared: Prepared, trainable: int, total: int) -> dict[str, Any]:
     """The facts that are known before the first step."""
-    recipe, machine = prepared.recipe, this_machine()
+    recipe, machine = prepared.recipe, prepared.machine
     return {
         "format": 1,
         "status": "running",

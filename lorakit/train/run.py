@@ -60,8 +60,7 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
 
 def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None) -> Outcome:
     recipe = prepared.recipe
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = load_model(prepared.base, recipe.model, device)
+    base = load_model(prepared.base, recipe.model, prepared.machine.device)
     if recipe.model.quantization != "none":
         progress.say(f"{recipe.model.quantization}: {quantized_share(base):.0%} of the parameters are quantized")
     check_vocabulary(base, prepared.largest_token, prepared.base.name)
@@ -100,7 +99,7 @@ def _fit(
 ) -> Outcome:
     recipe, steps = prepared.recipe, prepared.steps
     done = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
-    run.cut_log(done)
+    run.go_back_to(done)
     plan = Plan(
         batch_size=recipe.train.batch_size,
         micro_batch=int(recipe.train.micro_batch),
@@ -172,7 +171,7 @@ def _trainer(
 
 def _arguments(prepared: Prepared, run: Run, plan: Plan) -> SFTConfig:
     settings, dtype = prepared.recipe.train, prepared.recipe.model.dtype
-    steps, on_gpu = prepared.steps, torch.cuda.is_available()
+    steps, on_gpu = prepared.steps, prepared.machine.is_gpu
     arguments = SFTConfig(
         output_dir=str(run.folder),
         max_steps=steps,

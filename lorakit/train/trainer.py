@@ -1,5 +1,6 @@
 """The one subclass of TRL's SFTTrainer: our batches, our loss, our checkpoints; the loop is the library's."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -131,7 +132,9 @@ class SupervisedTrainer(SFTTrainer):
         with torch.no_grad(), self.progress.bar("held-out loss", total=len(rows)) as bar:
             for batch in split_batch(order, self.plan.micro_batch):
                 if self.stopping():
-                    self._save_checkpoint(self.model, None)
+                    # One that is made up after resuming has its checkpoint, and the random states are not loaded yet.
+                    if not self.run.checkpoint(self.state.global_step).is_dir():
+                        self._save_checkpoint(self.model, None)
                     raise Interrupted(
                         "stopped during an evaluation; the checkpoint is complete, --resume goes on from it"
                     )
@@ -139,6 +142,11 @@ class SupervisedTrainer(SFTTrainer):
                 total, tokens = total + float(loss), tokens + count
                 bar.advance(len(batch))
         self.model.train()
+        if not math.isfinite(total):
+            raise LorakitError(
+                f"step {self.state.global_step}: the held-out loss is {total}. The weights have left the range "
+                "of numbers: lower train.learning_rate."
+            )
         metrics = {"eval_loss": total / tokens, "eval_seconds": time.monotonic() - begin}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
