@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Where there is no terminal, a bar is a plain line at these shares of the work, and at most this often.
 _PLAIN_STEPS = 10
 _PLAIN_SECONDS = 30.0
+_BAR_WIDTH = 40
 
 
 def _console(stderr: bool) -> "Console":
@@ -58,6 +59,23 @@ def result_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
     _console(stderr=False).print(table, soft_wrap=False)
 
 
+def result_bars(title: str, bars: Sequence[tuple[str, int]]) -> None:
+    """Print a histogram: each bar's label, its length by its number, and the number."""
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    most = max((number for _, number in bars), default=0)
+    table = Table(title=escape(title) or None, title_justify="left", title_style="bold", box=None, show_header=False)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    for label, number in bars:
+        eighths = round(number / most * _BAR_WIDTH * 8) if most else 0
+        bar = "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
+        table.add_row(escape(label), Text(f"{bar or ('▏' if number else '')} {number:,}", style="cyan"))
+    _console(stderr=False).print(table, soft_wrap=False)
+
+
 def error(text: str, plain: bool = False) -> None:
     """Print why the command failed; `plain` leaves its lines as they are, for editors that read `file:line:column`."""
     from rich.text import Text
@@ -82,16 +100,16 @@ class Terminal:
         self._line(f"note: {text}", "yellow")
 
     @contextmanager
-    def bar(self, label: str, total: int, done: int = 0) -> Iterator["_RichBar | _PlainBar"]:
+    def bar(self, label: str, total: int, done: int = 0, unit: str = "") -> Iterator["_RichBar | _PlainBar"]:
         if self.quiet or not sys.stderr.isatty():
-            bar = _PlainBar(self, label, total, done)
+            bar = _PlainBar(self, label, total, done, unit)
             yield bar
             bar.finish()
             return
         live = self._start()
-        task = live.add_task(label, total=total or None, completed=done, note="")
+        task = live.add_task(label, total=total or None, completed=done, note="", amount=_amount(done, total, unit))
         try:
-            yield _RichBar(live, task)
+            yield _RichBar(live, task, total, done, unit)
         finally:
             live.update(task, refresh=True)
             self._depth -= 1
@@ -108,7 +126,7 @@ class Terminal:
             self._live = progress.Progress(
                 progress.TextColumn("{task.description}"),
                 progress.BarColumn(bar_width=28),
-                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[amount]}"),
                 progress.TimeElapsedColumn(),
                 progress.TextColumn("left"),
                 progress.TimeRemainingColumn(),
@@ -126,20 +144,30 @@ class Terminal:
         console.print(Text(text, style=style))
 
 
+def _amount(done: int, total: int, unit: str) -> str:
+    """`12/40`, or in megabytes where the unit is bytes."""
+    if unit == "bytes":
+        return f"{done / 1e6:,.1f}/{total / 1e6:,.1f} MB" if total else f"{done / 1e6:,.1f} MB"
+    return f"{done}/{total}" if total else str(done)
+
+
 class _RichBar:
-    def __init__(self, live: "RichProgress", task: "TaskID") -> None:
+    def __init__(self, live: "RichProgress", task: "TaskID", total: int, done: int, unit: str) -> None:
         self.live, self.task = live, task
+        self.total, self.done, self.unit = total, done, unit
 
     def advance(self, amount: int = 1, note: str = "") -> None:
+        self.done += amount
+        shown = _amount(self.done, self.total, self.unit)
         if note:
-            self.live.update(self.task, advance=amount, note=note)
+            self.live.update(self.task, advance=amount, amount=shown, note=note)
         else:
-            self.live.update(self.task, advance=amount)
+            self.live.update(self.task, advance=amount, amount=shown)
 
 
 class _PlainBar:
-    def __init__(self, terminal: Terminal, label: str, total: int, done: int) -> None:
-        self.terminal, self.label, self.total, self.done = terminal, label, total, done
+    def __init__(self, terminal: Terminal, label: str, total: int, done: int, unit: str) -> None:
+        self.terminal, self.label, self.total, self.done, self.unit = terminal, label, total, done, unit
         self.begun = self.told = time.monotonic()
         self.first, self.told_at = done, done
 
@@ -156,12 +184,12 @@ class _PlainBar:
 
     def _tell(self, note: str, now: float) -> None:
         self.told, self.told_at = now, self.done
-        of = f"/{self.total}" if self.total else ""
         left = ""
         if self.total and self.done > self.first:
             seconds = (now - self.begun) / (self.done - self.first) * max(self.total - self.done, 0)
             left = f"  {seconds:.0f} s left"
-        self.terminal.say(f"{self.label} {self.done}{of}{'  ' + note if note else ''}{left}")
+        amount = _amount(self.done, self.total, self.unit)
+        self.terminal.say(f"{self.label} {amount}{'  ' + note if note else ''}{left}")
 
 
 def result_masked(title: str, stretches: Sequence[tuple[str, bool]]) -> None:

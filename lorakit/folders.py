@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 _BLOCK = 1 << 20
 _DRAFT = ".lorakit-draft."
@@ -47,11 +48,18 @@ def whole_folder(final: Path, first_wins: bool = False) -> Iterator[Path]:
 
 def write_whole(final: Path, text: str) -> None:
     """Write a text file that is the old one or the new one at every moment."""
+    with whole_file(final) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def whole_file(final: Path) -> Iterator[BinaryIO]:
+    """A file to write into that becomes `final` at the end, and vanishes when the writing fails."""
     final.parent.mkdir(parents=True, exist_ok=True)
     draft = final.with_name(f".{final.name}.{os.getpid()}")
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with draft.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         draft.replace(final)

@@ -21,8 +21,8 @@ class Progress(Protocol):
     def warn(self, text: str) -> None:
         """State one thing that the user should look at."""
 
-    def bar(self, label: str, total: int, done: int = 0) -> AbstractContextManager[Bar]:
-        """Work of `total` units, of which `done` are already behind us."""
+    def bar(self, label: str, total: int, done: int = 0, unit: str = "") -> AbstractContextManager[Bar]:
+        """Work of `total` units (0: nobody knows), of which `done` are already behind us; `unit` may be "bytes"."""
 
 
 class _SilentBar:
@@ -40,5 +40,5 @@ class Silent:
         pass
 
     @contextmanager
-    def bar(self, label: str, total: int, done: int = 0) -> Iterator[Bar]:
+    def bar(self, label: str, total: int, done: int = 0, unit: str = "") -> Iterator[Bar]:
         yield _SilentBar()

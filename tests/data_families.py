@@ -1,16 +1,22 @@
 """What the tests of rendering and encoding share: chat templates in the manner of the published families, and small
 real tokenizers of every kind.
 
-Each family says by itself what a trained turn must be: `turn(content, last)` is the text that the labels decode to.
+Each family says by itself what a trained turn must be: `turn(message)` is the text that the labels decode to.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+import data_family_templates as plain
+import data_family_templates_with_tools as tooled
+import data_family_turns as turns
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from lorakit.data.conversations import Message
 
 TEXT = [
     "You are a helpful assistant. user system model assistant final [INST] [/INST] <<SYS>> <</SYS>>\n\n",
@@ -73,13 +79,21 @@ class Family:
     """A chat template with its special tokens, and what it makes of an answer."""
 
     template: str
-    turn: Callable[[str, bool], str]
+    turn: Callable[[Message], str]
     eos: str
     bos: str | None = None
     special: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()
     strips: bool = False
     """The special tokens swallow the white space behind them."""
+    tools: bool = False
+    """It writes tools, calls and what they give."""
+    thinking: bool = False
+    """It writes the thinking of an answer."""
+    json_text: bool = False
+    """It wants the arguments of calls as JSON text."""
+    system: bool = True
+    """It takes a system prompt."""
 
     def tokenizer(self, kind: str = "bytes") -> PreTrainedTokenizerFast:
         inner = Tokenizer.from_str(_trained(kind))
@@ -91,212 +105,122 @@ class Family:
         return PreTrainedTokenizerFast(tokenizer_object=inner, chat_template=self.template, **names)
 
 
-def _chatml(answer: str = "{{ m.content + '<|im_end|>' }}", before: str = "") -> str:
-    return (
-        before
-        + "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
-        + "{% if m.role == 'assistant' %}"
-        + answer
-        + "{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
-        + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-    )
-
-
-_DEFAULT_SYSTEM = """\
-{%- if messages[0].role != 'system' -%}
-  {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
-{%- endif -%}"""
-
-_LLAMA_2 = """\
-{%- if messages[0].role == 'system' -%}
-  {%- set system, chat = '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n', messages[1:] -%}
-{%- else -%}
-  {%- set system, chat = '', messages -%}
-{%- endif -%}
-{%- for m in chat -%}
-  {%- if (m.role == 'user') != (loop.index0 % 2 == 0) -%}
-    {{- raise_exception('after the system prompt the roles must alternate user/assistant') -}}
-  {%- endif -%}
-  {%- if m.role == 'user' -%}
-    {{- bos_token + '[INST] ' + ((system if loop.first else '') + m.content).strip() + ' [/INST]' -}}
-  {%- else -%}
-    {{- ' ' + m.content.strip() + ' ' + eos_token -}}
-  {%- endif -%}
-{%- endfor -%}"""
-
-_LLAMA_3 = """\
-{%- for m in messages -%}
-  {{- (bos_token if loop.first else '') + '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' -}}
-  {{- m.content | trim + '<|eot_id|>' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}"""
-
-_MISTRAL = """\
-{{- bos_token -}}
-{%- set ns = namespace(system='') -%}
-{%- for m in messages -%}
-  {%- if m.role == 'system' -%}
-    {%- set ns.system = m.content + '\\n\\n' -%}
-  {%- elif m.role == 'user' -%}
-    {{- '[INST] ' + ns.system + m.content + ' [/INST]' -}}{%- set ns.system = '' -%}
-  {%- elif m.role == 'assistant' -%}
-    {{- m.content + eos_token -}}
-  {%- else -%}
-    {{- raise_exception('only user, system and assistant are supported') -}}
-  {%- endif -%}
-{%- endfor -%}"""
-
-_GEMMA = """\
-{{- bos_token -}}
-{%- if messages[0].role == 'system' -%}{{- raise_exception('System role not supported') -}}{%- endif -%}
-{%- for m in messages -%}
-  {%- if (m.role == 'user') != (loop.index0 % 2 == 0) -%}{{- raise_exception('roles must alternate') -}}{%- endif -%}
-  {{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' + m.content | trim -}}
-  {{- '<end_of_turn>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}"""
-
-_PHI_3 = """\
-{%- for m in messages -%}{{- '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' -}}{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- else -%}{{- eos_token -}}{%- endif -%}"""
-
-_ZEPHYR = """\
-{%- for m in messages -%}
-  {{- '<|' + m.role + '|>\\n' + m.content + eos_token + '\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}"""
-
-_QWEN_3 = """\
-{%- set ns = namespace(question=0) -%}
-{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.question = loop.index0 -%}{%- endif -%}{%- endfor -%}
-{%- for m in messages -%}
-  {%- if m.role == 'assistant' -%}
-    {%- set thought, said = '', m.content -%}
-    {%- if '</think>' in said -%}
-      {%- set thought = said.split('</think>')[0].split('<think>')[-1].strip('\\n') -%}
-      {%- set said = said.split('</think>')[-1].lstrip('\\n') -%}
-    {%- endif -%}
-    {{- '<|im_start|>assistant\\n' -}}
-    {%- if loop.index0 > ns.question and (loop.last or thought) -%}
-      {{- '<think>\\n' + thought + '\\n</think>\\n\\n' + said.lstrip('\\n') -}}
-    {%- else -%}
-      {{- said -}}
-    {%- endif -%}
-    {{- '<|im_end|>\\n' -}}
-  {%- else -%}
-    {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' -}}
-  {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
-
-
-def _qwen_3_turn(content: str, last: bool) -> str:
-    thought = ""
-    if "</think>" in content:
-        thought = content.split("</think>")[0].split("<think>")[-1].strip("\n")
-        content = content.split("</think>")[-1].lstrip("\n")
-    said = f"<think>\n{thought}\n</think>\n\n" + content.lstrip("\n") if last else content
-    return said + "<|im_end|>"
-
-
-_DEEPSEEK = """\
-{{- bos_token -}}
-{%- for m in messages -%}{%- if m.role == 'system' -%}{{- m.content -}}{%- endif -%}{%- endfor -%}
-{%- for m in messages -%}
-  {%- if m.role == 'user' -%}{{- '<｜User｜>' + m.content -}}{%- endif -%}
-  {%- if m.role == 'assistant' -%}{{- '<｜Assistant｜>' + m.content + eos_token -}}{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<｜Assistant｜>' -}}{%- endif -%}"""
-
-_HARMONY = """\
-{{- '<|start|>system<|message|>You are a helpful assistant.<|end|>' -}}
-{%- for m in messages -%}
-  {%- if m.role == 'assistant' -%}
-    {{- '<|start|>assistant<|channel|>final<|message|>' + m.content -}}
-    {{- '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' -}}
-  {%- else -%}
-    {{- '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' -}}
-  {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|start|>assistant' -}}{%- endif -%}"""
-
-_COMMAND_R = """\
-{{- bos_token -}}
-{%- set names = {'system': 'SYSTEM', 'user': 'USER', 'assistant': 'CHATBOT'} -%}
-{%- for m in messages -%}
-  {{- '<|START_OF_TURN_TOKEN|><|' + names[m.role] + '_TOKEN|>' + m.content.strip() + '<|END_OF_TURN_TOKEN|>' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' -}}{%- endif -%}"""
-
 _IM = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-_CHANNELS = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|endoftext|>")
+_CHANNELS = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|call|>", "<|endoftext|>")
 _COMMANDS = tuple(f"<|{name}_TOKEN|>" for name in ("START_OF_TURN", "END_OF_TURN", "SYSTEM", "USER", "CHATBOT"))
-
-
-def _as_given(stop: str) -> Callable[[str, bool], str]:
-    return lambda content, last: content + stop
-
-
-def _stripped(stop: str) -> Callable[[str, bool], str]:
-    return lambda content, last: content.strip() + stop
-
-
-_IM_END = _as_given("<|im_end|>")
+_HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|end_of_text|>", "<|eom_id|>")
+_TOOL_MARKS = [f"tool▁{what}▁{edge}" for what in ("calls", "call", "output") for edge in ("begin", "end")]
+_DEEPSEEK = tuple(f"<｜{name}｜>" for name in ("User", "Assistant", "tool▁sep", *_TOOL_MARKS))
+_ROLES = ("<|user|>", "<|assistant|>", "<|system|>")
+_IM_END = turns.as_given("<|im_end|>")
+_GEMMA = {
+    "turn": turns.stripped("<end_of_turn>"),
+    "eos": "<eos>",
+    "bos": "<bos>",
+    "special": ("<start_of_turn>", "<end_of_turn>"),
+    "stops": ("<end_of_turn>",),
+}
 FAMILIES = {
-    "chatml": Family(_chatml(), _IM_END, "<|im_end|>", None, _IM),
-    "chatml, default system prompt": Family(
-        _chatml(before=_DEFAULT_SYSTEM), _IM_END, "<|im_end|>", "<|im_start|>", _IM
+    "chatml": Family(plain.chatml(), _IM_END, "<|im_end|>", None, _IM),
+    "chatml, generation marks": Family(plain.GENERATION_MARKS, _IM_END, "<|im_end|>", None, _IM),
+    "chatml, another eos": Family(plain.chatml(), _IM_END, "<|endoftext|>", None, _IM),
+    "smollm 2": Family(plain.SMOLLM_2, _IM_END, "<|im_end|>", "<|im_start|>", _IM),
+    "smollm 3": Family(
+        plain.SMOLLM_3, lambda message: message["content"].lstrip("\n") + "<|im_end|>", "<|im_end|>", None, _IM
     ),
-    "chatml, generation marks": Family(
-        _chatml("{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}"), _IM_END, "<|im_end|>", None, _IM
+    "llama 2": Family(plain.LLAMA_2, lambda message: f" {message['content'].strip()} </s>", "</s>", "<s>"),
+    "llama 3": Family(plain.LLAMA_3, turns.stripped("<|eot_id|>"), "<|eot_id|>", "<|begin_of_text|>", _HEADERS),
+    "llama 3.1": Family(
+        plain.LLAMA_3_1, turns.llama_3_1, "<|eot_id|>", "<|begin_of_text|>", _HEADERS, ("<|eom_id|>",), tools=True
     ),
-    "chatml, another eos": Family(_chatml(), _IM_END, "<|endoftext|>", None, _IM),
-    "llama 2": Family(_LLAMA_2, lambda content, last: f" {content.strip()} </s>", "</s>", "<s>"),
-    "llama 3": Family(
-        _LLAMA_3,
-        _stripped("<|eot_id|>"),
-        "<|eot_id|>",
-        "<|begin_of_text|>",
-        ("<|start_header_id|>", "<|end_header_id|>", "<|end_of_text|>"),
-    ),
-    "mistral": Family(_MISTRAL, _as_given("</s>"), "</s>", "<s>", ("[INST]", "[/INST]")),
-    "mistral, plain marks": Family(_MISTRAL, _as_given("</s>"), "</s>", "<s>"),
-    "gemma": Family(
-        _GEMMA, _stripped("<end_of_turn>"), "<eos>", "<bos>", ("<start_of_turn>", "<end_of_turn>"), ("<end_of_turn>",)
-    ),
-    "phi 3": Family(
-        _PHI_3,
-        _as_given("<|end|>"),
-        "<|endoftext|>",
+    "mistral": Family(plain.MISTRAL, turns.as_given("</s>"), "</s>", "<s>", ("[INST]", "[/INST]")),
+    "mistral, plain marks": Family(plain.MISTRAL, turns.as_given("</s>"), "</s>", "<s>"),
+    "mistral 3": Family(
+        plain.MISTRAL_3,
+        turns.mistral_3,
+        "</s>",
         "<s>",
-        ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
-        ("<|end|>",),
-        strips=True,
+        ("[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]"),
+        tools=True,
     ),
-    "zephyr": Family(_ZEPHYR, _as_given("</s>"), "</s>", "<s>"),
-    "qwen 3": Family(_QWEN_3, _qwen_3_turn, "<|im_end|>", None, _IM),
-    "deepseek": Family(
-        _DEEPSEEK,
-        _as_given("<｜end▁of▁sentence｜>"),
+    "gemma 2": Family(plain.GEMMA_2, system=False, **_GEMMA),
+    "gemma 3": Family(plain.GEMMA_3, **_GEMMA),
+    "phi 3": Family(
+        plain.PHI_3, turns.as_given("<|end|>"), "<|endoftext|>", "<s>", (*_ROLES, "<|end|>"), ("<|end|>",), strips=True
+    ),
+    "phi 4": Family(plain.PHI_4, _IM_END, "<|im_end|>", "<|endoftext|>", (*_IM, "<|im_sep|>")),
+    "zephyr": Family(plain.ZEPHYR, turns.as_given("</s>"), "</s>", "<s>"),
+    "qwen 2.5": Family(
+        tooled.QWEN_2_5, lambda message: turns.hermes(message["content"], message), "<|im_end|>", None, _IM, tools=True
+    ),
+    "qwen 3": Family(tooled.QWEN_3, turns.qwen_3, "<|im_end|>", None, _IM, tools=True, thinking=True),
+    "qwen 3.5": Family(
+        tooled.QWEN_3_5,
+        lambda message: turns.qwen_3(message).removeprefix("<think>\n"),
+        "<|im_end|>",
+        None,
+        _IM,
+        tools=True,
+        thinking=True,
+    ),
+    "deepseek 3": Family(
+        tooled.DEEPSEEK_3,
+        turns.deepseek_3,
         "<｜end▁of▁sentence｜>",
         "<｜begin▁of▁sentence｜>",
-        ("<｜User｜>", "<｜Assistant｜>"),
+        _DEEPSEEK,
+        tools=True,
+        json_text=True,
+    ),
+    "deepseek r1": Family(
+        tooled.DEEPSEEK_R1, turns.deepseek_3, "<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>", _DEEPSEEK
     ),
     "harmony": Family(
-        _HARMONY,
-        lambda content, last: "<|channel|>final<|message|>" + content + ("<|return|>" if last else "<|end|>"),
-        "<|return|>",
+        tooled.HARMONY, turns.harmony, "<|return|>", None, _CHANNELS, ("<|call|>",), tools=True, thinking=True
+    ),
+    "glm 4": Family(
+        tooled.GLM_4,
+        turns.glm_4,
+        "<|endoftext|>",
         None,
-        _CHANNELS,
-        ("<|end|>",),
+        ("[gMASK]", "<sop>", "<|observation|>", *_ROLES),
+        ("<|user|>", "<|observation|>"),
+        tools=True,
     ),
     "command r": Family(
-        _COMMAND_R, _stripped("<|END_OF_TURN_TOKEN|>"), "<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>", _COMMANDS
+        tooled.COMMAND_R, turns.command_r, "<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>", _COMMANDS, tools=True
     ),
 }
 
 
-def chat(*texts: str, system: str | None = None) -> list[dict[str, str]]:
+def chat(*texts: str, system: str | None = None) -> list[Message]:
     """Questions and answers in turn."""
     messages = [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]
     return messages if system is None else [{"role": "system", "content": system}, *messages]
+
+
+def answer(content: str = "", **more: Any) -> Message:
+    """An assistant's message."""
+    return {"role": "assistant", "content": content, **more}
+
+
+def call(name: str = "weather", **arguments: Any) -> dict[str, Any]:
+    """A call of a tool, with an id as Mistral wants it."""
+    return {"type": "function", "id": "abcdef123", "function": {"name": name, "arguments": arguments}}
+
+
+def result(content: str) -> Message:
+    """What a tool gives."""
+    return {"role": "tool", "content": content, "name": "weather", "tool_call_id": "abcdef123"}
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather in a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]

@@ -58,7 +58,7 @@ def test_what_is_written_is_never_changed():
     train = Train(micro_batch=3, learning_rate=1e-5, gradient_checkpointing=False)
     settled = settle(recipe(train=train), GPU, LLAMA_8B)
     assert settled.recipe.train == train
-    assert {choice.path for choice in settled.choices} == {"model.dtype", "model.attention"}
+    assert {choice.path for choice in settled.choices} == {"model.dtype", "model.attention", "data.packing"}
 
 
 def test_learning_rate_is_the_published_formula():

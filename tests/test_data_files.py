@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_families import FAMILIES
 
-from lorakit.data.examples import training_examples
+from lorakit.data.examples import examples_of
 from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import UserError
 from lorakit.progress import Silent
@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def prepared(path, **settings):
-    return training_examples(Data(train=str(path), **settings), ChatTemplate(TOKENIZER), Silent())
+    return examples_of(Data(train=str(path), **settings), ChatTemplate(TOKENIZER), Silent())[0]
 
 
 def file(folder, name, content):
@@ -53,6 +53,8 @@ def answers(examples):
         ("a.jsonl", f"\ufeff{GOOD}\r\n\r\n  \t\n{GOOD}", ["a.jsonl:1", "a.jsonl:4"]),
         ("a.JSONL", GOOD, ["a.JSONL:1"]),
         ("a.json", f"\ufeff[{GOOD},\r\n\r\n{GOOD}]\n", ["a.json row 1", "a.json row 2"]),
+        ("a.json", GOOD, ["a.json row 1"]),
+        ("a.json", f"{GOOD}\n{GOOD}", ["a.json row 1", "a.json row 2"]),
         ("a.csv", "prompt,completion\nHi,Paris\n\nHi,Paris\n", ["a.csv:2", "a.csv:4"]),
         ("a.csv", "\ufeffprompt,completion\r\nHi,Paris\r\n", ["a.csv:2"]),
         ("a.csv", '\nid,prompt,completion\n1,"Hi\n\nthere",Paris\n2,Hi,Paris\n', ["a.csv:3", "a.csv:6"]),
@@ -90,13 +92,12 @@ def test_rows_are_read_with_the_line_where_they_begin(folder, name, content, pla
          "a.jsonl:1: the column 'completion' is not a text: it is a number"),
         ("a.json", "", "a.json:1: no valid JSON"),
         ("a.json", "[]", "a.json: no rows"),
-        ("a.json", GOOD, "a.json: a .json file holds one list of objects, this one holds an object"),
-        ("a.json", f"{GOOD}\n{GOOD}",
-         "a.json:2: no valid JSON: Extra data at column 1. One object a line is JSON Lines"),
+        ("a.json", '"x"', "a.json: a .json file holds a list of objects, or objects; this one holds a text"),
+        ("a.json", f"[{GOOD}]\n{GOOD}", "a.json:2: no valid JSON: Extra data at column 1"),
         ("a.json", f"[{GOOD},\n{GOOD[:-2]}", "a.json:2: no valid JSON"),
         ("a.json", f"[{GOOD}, 3]", "a.json row 2: the row is not an object"),
         ("a.json", b'[{"prompt":\n"\xff"}]', "a.json:2: not UTF-8: byte 0xff"),
-        ("a.json", '[{"a": 1, "a": 2}]', "a.json: no readable JSON: an object has the same name twice: 'a'"),
+        ("a.json", '[{"a": 1, "a": 2}]', "a.json row 1: an object has the same name twice: 'a'"),
         ("a.csv", "", "a.csv: no rows"),
         ("a.csv", "prompt,completion\n", "a.csv: no rows"),
         ("a.csv", "prompt,completion\nHi,Paris\n\nHi\n",
@@ -110,7 +111,7 @@ def test_rows_are_read_with_the_line_where_they_begin(folder, name, content, pla
         ("a.csv", "prompt,completion\nHi,\nHi,Paris\n", "a.csv:2: the column 'completion' is missing or null"),
         ("a.parquet", b"", "a.parquet: no readable Parquet file"),
         ("a.parquet", b"PAR1 nothing of it PAR1", "a.parquet: "),
-        ("a.txt", GOOD, "a.txt: rows are read from .jsonl, .json, .csv, .parquet files, not .txt"),
+        ("a.log", GOOD, "a.log: rows are read from files whose names end in .jsonl, .ndjson, .json, .csv, .tsv"),
         ("a", GOOD, "a: rows are read from"),
     ],
 )  # fmt: skip
@@ -123,7 +124,7 @@ def test_a_damaged_file_is_an_error_that_names_the_place(folder, name, content, 
 def test_paths_that_are_no_readable_file_are_errors(folder):
     assert "no.jsonl: there is no such file" in refusal(folder / "no.jsonl")
     (folder / "x.jsonl").mkdir()
-    assert "x.jsonl: this is a folder" in refusal(folder / "x.jsonl")
+    assert "x.jsonl: the folder has no data files" in refusal(folder / "x.jsonl")
     os.mkfifo(folder / "pipe.jsonl")
     assert "pipe.jsonl: this is no regular file" in refusal(folder / "pipe.jsonl")
     assert "cannot be read: File name too long" in refusal(folder / f"{'x' * 300}.jsonl")
@@ -142,7 +143,7 @@ def test_a_huge_line_is_read(folder):
     path = file(folder, "a.jsonl", json.dumps({"prompt": "one more " * 30_000, "completion": "b"}) + "\n" + GOOD)
     examples = prepared(path)
     assert examples.rows["where"][:] == ["a.jsonl:2"]
-    assert examples.report.dropped == {"longer than 1,024 tokens": 1}
+    assert examples.report.dropped.counts == {"longer than 1,024 tokens": 1}
 
 
 def parquet(folder, rows, name="a.parquet"):
@@ -206,7 +207,7 @@ BROKEN = [
 def test_broken_rows_are_counted_by_reason_with_the_first_places(folder):
     report = prepared(file(folder, "a.jsonl", "\n".join(BROKEN * 7)), broken="drop").report
     assert (report.read, report.kept) == (70, 7)
-    assert report.dropped == {
+    assert report.dropped.counts == {
         "no valid JSON": 14,
         "the row is not an object with named columns": 14,
         "the column 'completion' is missing or null": 7,
@@ -214,7 +215,7 @@ def test_broken_rows_are_counted_by_reason_with_the_first_places(folder):
         "a message contains the text '<|im_end|>', which ends a turn of this model": 7,
         "a message has half of a surrogate pair, which is no character": 7,
     }
-    first = report.first_dropped["no valid JSON"]
+    first = report.dropped.first["no valid JSON"]
     assert [place.split(": ")[0] for place in first] == [f"a.jsonl:{line}" for line in (2, 3, 12, 13, 22)]
     assert all(" at column " in place for place in first)
 
@@ -229,4 +230,4 @@ def test_when_nothing_is_left_the_reasons_are_told(folder):
 def test_every_source_must_have_rows(folder):
     settings = Data(train=[str(file(folder, "a.jsonl", GOOD)), str(file(folder, "empty.jsonl", ""))])
     with pytest.raises(UserError, match=r"empty\.jsonl: no rows"):
-        training_examples(settings, ChatTemplate(TOKENIZER), Silent())
+        examples_of(settings, ChatTemplate(TOKENIZER), Silent())[0]

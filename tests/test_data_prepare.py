@@ -11,9 +11,8 @@ import pytest
 from data_families import FAMILIES
 
 from lorakit.data.cache import tokenizer_sha256
-from lorakit.data.examples import Share, file_sha256s, held_out_examples, prepare, training_examples
+from lorakit.data.examples import examples_of, file_sha256s
 from lorakit.data.rendering import ChatTemplate
-from lorakit.data.sources import sources_of
 from lorakit.errors import LorakitError, UserError
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Data
@@ -33,9 +32,9 @@ class Listener(Silent):
     warn = say
 
     @contextmanager
-    def bar(self, label, total, done=0):
+    def bar(self, label, total, done=0, unit=""):
         self.readings += 1
-        with super().bar(label, total, done) as bar:
+        with super().bar(label, total, done, unit) as bar:
             yield bar
 
 
@@ -54,9 +53,8 @@ def write(folder, rows, name="a.jsonl"):
 def made(folder, listener=None, tokenizer=None, template=None, **settings):
     template = {"train_on": settings.get("train_on", "assistant"), "system": settings.get("system"), **(template or {})}
     settings = Data(**{"train": str(folder / "a.jsonl"), **settings})
-    return training_examples(
-        settings, ChatTemplate(tokenizer or CHATML.tokenizer(), **template), listener or Listener()
-    )
+    chat = ChatTemplate(tokenizer or CHATML.tokenizer(), **template)
+    return examples_of(settings, chat, listener or Listener())[0]
 
 
 def readings(folder, **changes):
@@ -73,7 +71,7 @@ def test_unchanged_examples_are_loaded_and_not_rendered_again(folder):
     assert listener.readings == 0
     assert (second.key, second.report) == (first.key, first.report)
     assert second.rows.to_list() == first.rows.to_list()
-    assert second.lengths() == [len(row["input_ids"]) for row in first.rows.to_list()]
+    assert second.lengths().tolist() == [len(row["input_ids"]) for row in first.rows.to_list()]
     assert second.report.kept == 20 and second.report.tokens == sum(second.lengths())
 
 
@@ -134,19 +132,18 @@ def test_rows_are_fingerprinted_for_the_manifest(folder):
 
 
 def cut(entry, fraction):
-    (table,) = (entry / "rows").glob("*.arrow")
+    table = entry / "train.arrow"
     os.truncate(table, int(table.stat().st_size * fraction))
 
 
 def damage_of(entry):
     return {
-        "no report": lambda: (entry / "report.json").unlink(),
-        "half a report": lambda: os.truncate(entry / "report.json", 10),
-        "another report": lambda: (entry / "report.json").write_text('{"lines": 3}'),
-        "no rows": lambda: shutil.rmtree(entry / "rows"),
-        "no state": lambda: (entry / "rows" / "state.json").unlink(),
-        "half a state": lambda: os.truncate(entry / "rows" / "state.json", 10),
-        "no table": lambda: next((entry / "rows").glob("*.arrow")).unlink(),
+        "no report": lambda: (entry / "train.json").unlink(),
+        "half a report": lambda: os.truncate(entry / "train.json", 10),
+        "another report": lambda: (entry / "train.json").write_text('{"lines": 3}'),
+        "no numbers": lambda: (entry / "train.npz").unlink(),
+        "half the numbers": lambda: os.truncate(entry / "train.npz", 100),
+        "no table": lambda: (entry / "train.arrow").unlink(),
         "an empty table": lambda: cut(entry, 0),
         "half a table": lambda: cut(entry, 0.5),
         "a table without end": lambda: cut(entry, 0.9),
@@ -209,8 +206,7 @@ def test_processes_that_need_the_same_examples_make_them_once(folder, monkeypatc
 
 def both_sides(folder, **settings):
     settings = Data(train=str(folder / "a.jsonl"), **{"eval": 0.3, **settings})
-    template = ChatTemplate(CHATML.tokenizer())
-    return training_examples(settings, template, Silent()), held_out_examples(settings, template, Silent())
+    return examples_of(settings, ChatTemplate(CHATML.tokenizer()), Silent())
 
 
 def test_the_split_takes_about_the_fraction_and_every_row_once(folder):
@@ -255,21 +251,14 @@ def test_rows_that_cannot_be_read_are_counted_on_the_trained_side_only(folder):
         file.write('\n{\n{"prompt": "a", "completion": null}')
     train, held_out = both_sides(folder, broken="drop")
     assert train.report.read + held_out.report.read == 22
-    assert sum(train.report.dropped.values()) == 2 and not held_out.report.dropped
+    assert train.report.dropped.total == 2 and held_out.report.dropped.total == 0
 
 
-def test_a_share_without_rows_says_so(folder):
+@pytest.mark.parametrize(("share", "said"), [(0.999, "is left to train on"), (0.001, "is held out")])
+def test_a_share_without_rows_says_so(folder, share, said):
     write(folder, [{"prompt": "a", "completion": "b"}])
-    template = ChatTemplate(CHATML.tokenizer())
-    settings = Data(train=str(folder / "a.jsonl"))
-    sides = [Share(0.5, held_out=True), Share(0.5, held_out=False)]
-    empty = next(
-        share
-        for share in sides
-        if not share.takes([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-    )
-    with pytest.raises(UserError, match=r"a\.jsonl: with data\.eval: 0\.5 no row is"):
-        prepare(sources_of(settings, settings.train), settings, template, Silent(), empty)
+    with pytest.raises(UserError, match=rf"a\.jsonl: with data\.eval: {share} no row {said}"):
+        both_sides(folder, eval=share)
 
 
 LONG = [
@@ -285,8 +274,8 @@ LONG = [
 def test_overlong_rows_are_dropped_and_counted(folder):
     write(folder, LONG)
     report = made(folder, max_length=40).report
-    assert (report.read, report.kept, report.cut, report.dropped) == (3, 1, 0, {"longer than 40 tokens": 2})
-    assert [place.split(": ")[0] for place in report.first_dropped["longer than 40 tokens"]] == [
+    assert (report.read, report.kept, report.cut, report.dropped.counts) == (3, 1, 0, {"longer than 40 tokens": 2})
+    assert [place.split(": ")[0] for place in report.dropped.first["longer than 40 tokens"]] == [
         "a.jsonl:1",
         "a.jsonl:2",
     ]
@@ -296,7 +285,7 @@ def test_overlong_rows_are_cut_behind_a_whole_turn(folder):
     write(folder, LONG)
     examples = made(folder, max_length=40, overlong="truncate")
     report, rows = examples.report, examples.rows.to_list()
-    assert (report.kept, report.cut, report.dropped) == (2, 1, {"no answer fits whole into 40 tokens": 1})
+    assert (report.kept, report.cut, report.dropped.counts) == (2, 1, {"no answer fits whole into 40 tokens": 1})
     assert [rows[0][name] for name in ("input_ids", "labels", "answer")] == [
         rows[1][name] for name in ("input_ids", "labels", "answer")
     ]
@@ -330,3 +319,77 @@ def test_a_template_that_writes_the_date_is_rendered_anew_each_day(folder):
     plain = made(folder, tokenizer=tokenizer).key
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
     assert made(folder, tokenizer=tokenizer).key != plain
+
+
+TEXT = "word " * 100
+
+
+def test_a_long_text_is_split_into_pieces_that_lose_nothing(folder):
+    write(folder, [{"text": TEXT}, {"text": "short"}])
+    whole = made(folder, max_length=1024).rows.to_list()
+    split = made(folder, max_length=40, overlong="split")
+    assert (split.report.kept, split.report.several, split.report.cut) == (2, 1, 0)
+    pieces = [row for row in split.rows.to_list() if row["where"] == "a.jsonl:1"]
+    assert max(len(row["input_ids"]) for row in pieces) <= 40 and len(pieces) > 2
+    assert [token for row in pieces for token in row["input_ids"]] == whole[0]["input_ids"]
+    assert all(row["labels"] == row["input_ids"] and row["answer"] == -1 for row in pieces)
+    assert made(folder, max_length=40, overlong="truncate").report.cut == 1
+    write(folder, LONG[1:])
+    assert made(folder, max_length=40, overlong="split").report.dropped.counts == {"longer than 40 tokens": 1}
+
+
+def test_token_ids_are_taken_as_they_are(folder):
+    stop = CHATML.tokenizer().eos_token_id
+    write(
+        folder,
+        [{"input_ids": [5, 6, 7, stop], "labels": [-100, 6, 7, stop]}, {"input_ids": [5, 6], "labels": [-100, -100]}],
+    )
+    examples = made(folder, broken="drop")
+    assert examples.rows.to_list()[0]["labels"] == [-100, 6, 7, stop]
+    assert examples.rows[0]["answer"] == 1
+    assert examples.report.dropped.counts == {"no token behind the first is trained": 1}
+    write(folder, [{"input_ids": [5, 6, 7, stop], "labels": [-100, 6, 7, -100]}])
+    with pytest.raises(UserError, match="the token that ends an answer is not trained"):
+        made(folder)
+
+
+def several(folder, **second):
+    write(folder, [{"prompt": f"Ask {number}", "completion": "yes"} for number in range(30)])
+    write(folder, [{"prompt": f"Other {number}", "completion": "no"} for number in range(20)], "b.jsonl")
+    return made(folder, train=[str(folder / "a.jsonl"), {"path": str(folder / "b.jsonl"), **second}])
+
+
+def test_take_chooses_rows_by_what_they_say(folder):
+    examples = several(folder, take=5)
+    assert [(source.kept, source.examples) for source in examples.report.sources] == [(30, 30), (5, 5)]
+    assert examples.report.not_taken == 15 and examples.report.read == 50
+    chosen = {where for where in examples.rows["where"] if where.startswith("b")}
+    lines = (folder / "b.jsonl").read_text().splitlines()
+    (folder / "b.jsonl").write_text("\n".join(reversed(lines)))
+    again = made(folder, train=[str(folder / "a.jsonl"), {"path": str(folder / "b.jsonl"), "take": 5}])
+    assert {f"b.jsonl:{21 - int(where.split(':')[1])}" for where in again.rows["where"] if where[0] == "b"} == chosen
+    assert 4 <= several(folder, take=0.5).report.sources[1].kept <= 16
+    assert several(folder, take=100).report.sources[1].kept == 20
+
+
+def test_a_source_has_its_own_system_prompt_task_and_weight(folder):
+    examples = several(folder, system="Say no.", task="refusal", weight=2.5)
+    texts = {row["where"]: CHATML.tokenizer().decode(row["input_ids"]) for row in examples.rows}
+    assert "Say no." in texts["b.jsonl:1"] and "Say no." not in texts["a.jsonl:1"]
+    assert [source.task for source in examples.report.sources] == [None, "refusal"]
+    assert sorted(set(examples.weights.tolist())) == [1.0, 2.5] and several(folder).weights is None
+
+
+def test_many_processes_give_the_same_examples_in_the_same_order_as_one(folder, monkeypatch):
+    write(
+        folder, [{"prompt": f"Say {number} " + "word " * (number % 50), "completion": "yes"} for number in range(900)]
+    )
+    alone = made(folder).rows.to_list()
+    monkeypatch.setenv("LORAKIT_CACHE", str(folder / "another"))
+    monkeypatch.setattr("lorakit.data.gather._WORTHWHILE", 1)
+    monkeypatch.setattr("lorakit.data.files.stored.BLOCK", 1 << 12, raising=False)
+    together = made(folder).rows.to_list()
+    assert alone == together
+    write(folder, [{"prompt": "a", "completion": 1}] * 900)
+    with pytest.raises(UserError, match=r"a\.jsonl:1: the column 'completion'"):
+        made(folder)

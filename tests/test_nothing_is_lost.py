@@ -96,7 +96,7 @@ def test_an_adapter_that_was_changed_is_refused(finished):
 
 def test_changed_rows_are_said_and_a_changed_template_is_refused(finished, tmp_path):
     _, run = finished
-    write_rows(tmp_path / "eval.jsonl", rows_of(3))
+    write_rows(tmp_path / "eval.jsonl", rows_of(33)[30:])
     heard = []
     listener = Silent()
     listener.warn = heard.append  # type: ignore[method-assign]

@@ -4,7 +4,7 @@ import pytest
 from recipe_files import SMALL, errors, loaded, write
 
 from lorakit.recipe.compose import LONGEST_CHAIN
-from lorakit.recipe.load import load
+from lorakit.recipe.load import dump, load
 from lorakit.recipe.paths import is_path
 
 
@@ -72,6 +72,39 @@ def test_an_existing_folder_is_a_path_and_anything_else_a_hub_id(tmp_path):
     assert hub == "gpt3"
     assert is_path(str(tmp_path / "gpt2"))
     assert not is_path(hub)
+
+
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [
+        ("data/", "data"),
+        ("data", "data"),
+        ("org/name", "org/name"),
+        (".", ""),
+        ("data/*.jsonl", "data/*.jsonl"),
+        ("**/rows.TSV", "**/rows.TSV"),
+        ("rows.tsv", "rows.tsv"),
+        ("data/rows.jsonl.GZ", "data/rows.jsonl.GZ"),
+        ("odd[1]*.csv", "odd[1]*.csv"),
+    ],
+)
+def test_data_is_a_file_a_folder_or_a_pattern_beside_the_recipe(tmp_path, written, path):
+    for name in ("data/a.jsonl", "data/rows.jsonl.GZ", "rows.tsv", "data/rows.TSV", "org/name/a.txt", "odd[1]*.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    recipe = loaded(tmp_path, SMALL, f'data.train="{written}"').recipe
+    assert recipe.data.train == str(tmp_path / path)
+    again = load(write(tmp_path / "runs", dump(recipe, tmp_path / "runs"))).recipe
+    assert again.data.train == recipe.data.train
+
+
+def test_a_pattern_begins_in_the_recipes_folder_whatever_its_name(tmp_path):
+    recipe = loaded(tmp_path / "run[1]", SMALL.replace("train.jsonl", '"*.jsonl"')).recipe
+    assert recipe.data.train == str(tmp_path / "run[1]" / "*.jsonl")
+
+
+def test_a_word_that_is_no_folder_is_a_hub_dataset(tmp_path):
+    assert loaded(tmp_path, SMALL, "data.train=org/name").recipe.data.train == "org/name"
 
 
 def test_an_error_in_an_inherited_file_names_that_file(tmp_path):

@@ -33,7 +33,7 @@ def generate_docs():
         ("train.epochs", "a number above 0, or null"),
         ("train.seed", "a whole number from 0 to below 4294967296"),
         ("data.max_length", "a whole number of at least 8"),
-        ("data.overlong", "one of drop, truncate, error"),
+        ("data.overlong", "one of drop, truncate, split, error"),
         ("model.double_quant", "true or false"),
         ("model.chat_template", "a path, or null"),
         ("data.columns", "a mapping, each value a text"),

@@ -256,10 +256,26 @@ def test_rules_read_fields_that_exist_and_stand_ins_cover_what_is_required():
         ("what is this", "neither a path that exists nor a hub id"),
         ('"a\\0.jsonl"', "neither a path that exists nor a hub id"),
         ("~nobody-here/x.jsonl", "does not exist"),
-        (".", "is a folder, not a file"),
+        (
+            "empty",
+            "'empty' is a folder without data files. Theirs end in .jsonl, .ndjson, .json, .csv, .tsv, .txt, .md",
+        ),
+        ("notes.docx", "'notes.docx' is no data file. The name of one ends in .jsonl"),
+        ("emty/", "'emty/' does not exist. Did you mean empty?"),
+        ("tran.JSONL.gz", "'tran.JSONL.gz' does not exist. Did you mean train.jsonl?"),
+        ("sub/rows.tsv", "There is no folder sub"),
+        ('"*.csv"', "'*.csv' matches no data file. There is for example eval.jsonl."),
+        (
+            '"empty/*.csv"',
+            "'empty/*.csv' matches no data file. There is no data file in empty; the names of such end in",
+        ),
+        ('"emty/*.csv"', "'emty/*.csv' matches no data file. Did you mean empty/*.csv?"),
+        ('"emty/**/*.csv"', "Did you mean empty/**/*.csv?"),
     ],
 )
 def test_a_reference_that_leads_nowhere_is_an_error(tmp_path, written, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.docx").touch()
     found = errors(tmp_path, f"model: {{base: org/model}}\ndata:\n  train: {written}\n")
     assert len(found) == 1
     assert found[0].startswith("x.yaml:3:10: data.train: ")

@@ -5,14 +5,14 @@ import sys
 from conftest import rows_of, write_rows
 from runs_of_tests import run_recipe
 
-from lorakit.data.sources import open_source
+from lorakit.data.sources import open_source, sources_of
 from lorakit.evaluate.run import evaluate
 from lorakit.plan.auto import settle
 from lorakit.plan.machine import this_machine
 from lorakit.plan.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
-from lorakit.recipe.schema import Recipe, Section, Source
+from lorakit.recipe.schema import Data, Recipe, Section
 
 # `name` and `output` reach the work through the command line, which this test does not start.
 READ_BY_COMMANDS = {("Recipe", "output"), ("Output", "merged"), ("Output", "dir")}
@@ -36,11 +36,22 @@ def test_every_field_is_read_outside_the_recipe_room(recipe_file, tmp_path, monk
     path = recipe_file(
         adapter={"rank": 4, "exclude": ["down_proj"]},
         model={"quantization": "nf4"},
-        data={"broken": "drop", "overlong": "drop"},
+        data={
+            "broken": "drop",
+            "overlong": "drop",
+            "train": [
+                "train.jsonl",
+                {"path": "labels.jsonl", "format": {"classification": {"labels": ["a", "b"]}}},
+                {"path": "talks.jsonl", "format": {"sharegpt": {"roles": {"seeker": "user"}}}, "take": 1},
+            ],
+        },
         train={"early_stopping": {"patience": 1}, "steps": 4, "epochs": None, "learning_rate": "auto"},
     )
     too_long = {"messages": [{"role": "user", "content": "why " * 400}, {"role": "assistant", "content": "so"}]}
     write_rows(tmp_path / "train.jsonl", [*rows_of(22), {"messages": []}, too_long])
+    write_rows(tmp_path / "labels.jsonl", [{"text": "one", "label": 0}])
+    talk = [{"from": "seeker", "value": "one"}, {"from": "gpt", "value": "two"}]
+    write_rows(tmp_path / "talks.jsonl", [{"conversations": talk}])
     run_recipe(path, tmp_path / "run")
     settle(load(path).recipe, this_machine(), None)
     _ = prepare_run(load(path, ["train.epochs=1"]).recipe, Silent()).steps
@@ -48,7 +59,8 @@ def test_every_field_is_read_outside_the_recipe_room(recipe_file, tmp_path, monk
     evaluate(run, prepared, Silent())
     (tmp_path / "someone" / "rows").mkdir(parents=True)
     write_rows(tmp_path / "someone" / "rows" / "train.jsonl", rows_of(3))
-    assert len(list(open_source(Source(path="someone/rows"))[2])) == 3
+    (hub,) = sources_of(Data(train="someone/rows"), "someone/rows")
+    assert sum(1 for block in open_source(hub).blocks for _ in block.rows()) == 3
 
     unread = every_field(Section) - seen - READ_BY_COMMANDS
     assert not unread, f"declared in the schema and honoured nowhere: {sorted(unread)}"

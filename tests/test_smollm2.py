@@ -8,6 +8,7 @@ import pytest
 import torch
 from runs_of_tests import adapter_weights, losses, run_recipe
 
+from lorakit.data.conversations import Conversation
 from lorakit.data.rendering import ChatTemplate, render
 from lorakit.evaluate.generate import generate
 from lorakit.model.base import find_base
@@ -43,7 +44,8 @@ def test_it_answers_that_the_capital_of_france_is_paris(users_cache):
 def test_its_template_with_a_default_system_prompt_is_masked_exactly(users_cache):
     base = find_base(SMOL, "main", Silent())
     template = ChatTemplate(load_tokenizer(base, None))
-    rendered = render([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}], template)
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    (rendered,) = render(Conversation(talk), template)
     (span,) = rendered.spans
     assert rendered.text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert rendered.text[span.start : span.end] == "ho<|im_end|>"

@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from lorakit.cli import check, merge, schema, train
+from lorakit.cli import check, data, merge, schema, train
 from lorakit.cli import eval as evaluate
 from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, LorakitError
 
@@ -21,8 +21,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Fine-tune a language model with LoRA from one YAML file, a [bold]recipe[/bold].\n\n"
-    "A first session: [cyan]lorakit check RECIPE[/cyan], [cyan]lorakit train RECIPE[/cyan], "
-    "[cyan]lorakit eval RUN[/cyan], [cyan]lorakit merge RUN[/cyan].",
+    "A first session: [cyan]lorakit check RECIPE[/cyan], [cyan]lorakit data RECIPE[/cyan], "
+    "[cyan]lorakit train RECIPE[/cyan], [cyan]lorakit eval RUN[/cyan], [cyan]lorakit merge RUN[/cyan].",
     epilog="Exit codes: 0 done, 1 the run failed, 2 the recipe, the data or the arguments are wrong, 130 interrupted.",
 )
 
@@ -44,6 +44,7 @@ def options(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "check": check.check,
+    "data": data.data,
     "train": train.train,
     "eval": evaluate.evaluate,
     "merge": merge.merge,

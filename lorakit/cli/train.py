@@ -92,24 +92,27 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
         report = examples.report
         progress.say(
             f"{name}: {report.kept:,} of {report.read:,} rows, {report.tokens:,} tokens, {report.trained_tokens:,} of "
-            f"them trained, longest row {report.longest}; {'; '.join(report.sources)}"
+            f"them trained, longest row {report.longest}; {'; '.join(map(str, report.sources))}"
         )
+        if report.several:
+            progress.say(f"{name}: {report.examples:,} examples, several of each of {report.several:,} rows")
+        if report.not_taken:
+            progress.say(f"{name}: {report.not_taken:,} rows passed over by take")
         if report.cut:
             progress.warn(f"{name}: {report.cut:,} rows cut to {prepared.recipe.data.max_length} tokens")
-        for reason, count in report.dropped.items():
-            progress.warn(f"{name}: {count:,} rows dropped: {reason} (first: {report.first_dropped[reason][0]})")
+        for reason, count in report.dropped.counts.items():
+            progress.warn(f"{name}: {count:,} rows dropped: {reason} (first: {report.dropped.first[reason][0]})")
+        for reason, count in report.found.counts.items():
+            progress.warn(f"{name}: {count:,} x {reason} (first: {report.found.first[reason][0]})")
     progress.say(f"steps: {prepared.steps:,} of {prepared.recipe.train.batch_size} rows")
 
 
 def _refuse_inputs_inside(folder: Path, loaded: "Loaded") -> None:
     """Overwriting a run must not delete what the new one is made from."""
-    from lorakit.data.sources import sources_of
+    from lorakit.data.sources import all_sources
 
     recipe = loaded.recipe
-    written = [recipe.data.train] + (
-        [] if recipe.data.eval is None or isinstance(recipe.data.eval, float) else [recipe.data.eval]
-    )
-    paths = [source.path for item in written for source in sources_of(recipe.data, item)]
+    paths = [source.path for source in all_sources(recipe.data)]
     for path in [str(loaded.path), recipe.model.base, recipe.model.chat_template, *paths]:
         if path and Path(path).is_absolute() and Path(path).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{path}: lies inside {folder}, which --overwrite would clear. Copy it elsewhere first.")
@@ -120,6 +123,7 @@ def _print_plan(prepared: "Prepared", as_json: bool) -> None:
     from dataclasses import asdict
 
     from lorakit import console
+    from lorakit.data.explain import stretches
 
     if as_json:
         held_out = prepared.held_out
@@ -131,15 +135,8 @@ def _print_plan(prepared: "Prepared", as_json: bool) -> None:
     row = prepared.train.rows[0]
     console.result_masked(
         f"first example, {row['where']}:",
-        [(prepared.tokenizer.decode(ids), trained) for ids, trained in _stretches(row["input_ids"], row["labels"])],
+        [(prepared.tokenizer.decode(ids), trained) for ids, trained in stretches(row["input_ids"], row["labels"])],
     )
-
-
-def _stretches(input_ids: list[int], labels: list[int]) -> list[tuple[list[int], bool]]:
-    from itertools import groupby
-
-    pairs = zip(input_ids, labels, strict=True)
-    return [([token for token, _ in group], trained) for trained, group in groupby(pairs, lambda pair: pair[1] != -100)]
 
 
 def _report(outcome: Any, run: Any, prepared: "Prepared", as_json: bool) -> None:

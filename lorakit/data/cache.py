@@ -8,47 +8,44 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from zipfile import BadZipFile
 
-import datasets
 import tokenizers
 import transformers
 from filelock import FileLock, Timeout
 
 import lorakit
 from lorakit.data.rendering import ChatTemplate
-from lorakit.data.report import Report
 from lorakit.data.sources import content_of, shown
+from lorakit.data.work import Rules
 from lorakit.errors import LorakitError
 from lorakit.folders import cache_folder, remove_drafts, sha256_of, whole_folder
 from lorakit.progress import Progress
 from lorakit.recipe.problems import shown_path
-from lorakit.recipe.schema import Data, Source
+from lorakit.recipe.schema import Clean, Source
 from lorakit.tables import FORMATS
 
-Built = tuple[datasets.Dataset, Report]
-
-_CODE = ("cache.py", "encoding.py", "examples.py", "files.py", "rendering.py", "report.py", "sources.py")
+Built = TypeVar("Built")
 
 
-def key_of(sources: list[Source], settings: Data, template: ChatTemplate, share: Any) -> str:
+def key_of(sources: list[Source], rules: Rules, clean: Clean, template: ChatTemplate) -> str:
     """A name for the examples that changes with anything that could change them.
 
     Raises:
         UserError: a source cannot be read.
     """
-    code = {Path(__file__).with_name(name) for name in _CODE}
-    code |= {Path(inspect.getfile(entry.function)) for entry in FORMATS}
+    code = {*Path(__file__).parent.rglob("*.py")} | {Path(inspect.getfile(entry.function)) for entry in FORMATS}
     facts = {
         "versions": [lorakit.__version__, transformers.__version__, tokenizers.__version__],
         "code": [sha256_of(path) for path in sorted(code)],
-        "sources": [[shown(source), content_of(source), source.format, source.columns] for source in sources],
-        "settings": settings.model_dump(include={"max_length", "overlong", "broken"}),
+        "sources": [[shown(source), content_of(source), source.model_dump(exclude={"path"})] for source in sources],
+        "rules": asdict(rules),
+        "clean": clean.model_dump(),
         "tokenizer": tokenizer_sha256(template.tokenizer),
-        "template": [template.train_on, template.system, template.stop_words],
+        "template": [template.train_on, template.stop_words],
         # Some templates write today's date into the system prompt.
         "day": date.today().isoformat() if "strftime_now" in str(template.tokenizer.chat_template) else None,
-        "share": asdict(share) if share else None,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -64,8 +61,8 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def cached(key: str, build: Callable[[], Built], progress: Progress) -> Built:
-    """The examples of this key, built when they are not there or damaged.
+def cached(key: str, build: Callable[[Path], None], load: Callable[[Path], Built], progress: Progress) -> Built:
+    """What `load` makes of the cache's folder of this key, which `build` fills when it is not there or damaged.
 
     Raises:
         LorakitError: the cache cannot be written.
@@ -73,13 +70,11 @@ def cached(key: str, build: Callable[[], Built], progress: Progress) -> Built:
     folder = cache_folder() / "examples" / key
     try:
         with _alone(folder, progress):
-            found = _read(folder, progress)
+            found = _read(folder, load, progress)
             if found is None:
                 with whole_folder(folder) as draft:
-                    rows, report = build()
-                    rows.save_to_disk(draft / "rows")
-                    (draft / "report.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
-                found = _load(folder)
+                    build(draft)
+                found = load(folder)
     except OSError as error:
         raise LorakitError(
             f"{shown_path(folder)}: the cache cannot be written: {error.strerror or error}. Set LORAKIT_CACHE to a "
@@ -105,19 +100,11 @@ def _alone(folder: Path, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _read(folder: Path, progress: Progress) -> Built | None:
+def _read(folder: Path, load: Callable[[Path], Built], progress: Progress) -> Built | None:
     if not folder.exists():
         return None
     try:
-        return _load(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return load(folder)
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
         progress.warn(f"the cached examples in {shown_path(folder)} are damaged ({error}): they are made again")
         return None
-
-
-def _load(folder: Path) -> Built:
-    report = Report(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
-    rows = datasets.load_from_disk(str(folder / "rows"))
-    if len(rows) != report.kept:
-        raise ValueError(f"{len(rows)} of {report.kept} rows")
-    return rows, report

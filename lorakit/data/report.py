@@ -1,36 +1,107 @@
 """The report: what became of the rows of a recipe's sources."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from lorakit.data.formats import RowError
+from lorakit.data.rows import RowError
 from lorakit.recipe.problems import one_line
 
 _NAMED = 5
 
 
 @dataclass
-class Report:
-    """What became of the rows: counts, and the first cases of each reason with file and line."""
+class SourceReport:
+    """One source: its format and how that is known, and what of it is left."""
 
-    sources: list[str] = field(default_factory=list)
+    path: str
+    format: str | None
+    why: str
+    task: str | None = None
+    weight: float = 1.0
+    kept: int = 0
+    examples: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+
+    def __str__(self) -> str:
+        task = f", task {self.task}" if self.task else ""
+        weight = f", weight {self.weight:g}" if self.weight != 1 else ""
+        return f"{self.path}: {self.format or 'no format'} ({self.why}){task}{weight}"
+
+
+@dataclass
+class Counted:
+    """Things counted by reason, the first cases of each named with file and line."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, where: str, case: str = "") -> None:
+        reason = one_line(reason, 300)
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        named = self.first.setdefault(reason, [])
+        if len(named) < _NAMED:
+            named.append(f"{where}: {one_line(case, 200)}" if case else where)
+
+    def merge(self, other: "Counted") -> None:
+        for reason, count in other.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            named = self.first.setdefault(reason, [])
+            named += other.first[reason][: _NAMED - len(named)]
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def __str__(self) -> str:
+        """Every reason with its count and its first case, the most frequent first."""
+        counts = sorted(self.counts.items(), key=lambda item: -item[1])
+        return "; ".join(f"{count:,} {reason} (first: {self.first[reason][0]})" for reason, count in counts)
+
+
+@dataclass
+class Report:
+    """What became of the rows: counts, and the first cases of each reason with file and line.
+
+    `kept` rows gave `examples`: a row whose template rewrites its history, or a split text, gives several (`several`
+    rows did). `cut` rows were truncated. `not_taken` rows were passed over by a source's `take`. `found`: what the
+    checks of `data.clean` found, each reason with its check's name in front.
+    """
+
+    sources: list[SourceReport] = field(default_factory=list)
     read: int = 0
     kept: int = 0
+    examples: int = 0
+    several: int = 0
     cut: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    first_dropped: dict[str, list[str]] = field(default_factory=dict)
+    not_taken: int = 0
+    dropped: Counted = field(default_factory=Counted)
+    found: Counted = field(default_factory=Counted)
     tokens: int = 0
     trained_tokens: int = 0
     longest: int = 0
     stop_tokens: list[str] = field(default_factory=list)
 
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> "Report":
+        """The report that `dataclasses.asdict` made these facts of."""
+        return cls(
+            **{
+                **facts,
+                "sources": [SourceReport(**source) for source in facts["sources"]],
+                "dropped": Counted(**facts["dropped"]),
+                "found": Counted(**facts["found"]),
+            }
+        )
+
+    def add_up(self, longest: int) -> None:
+        """Set the sums over the sources, and the longest example."""
+        self.examples = sum(source.examples for source in self.sources)
+        self.tokens = sum(source.tokens for source in self.sources)
+        self.trained_tokens = sum(source.trained_tokens for source in self.sources)
+        self.longest = longest
+
     def drop(self, error: RowError, where: str) -> None:
         """Count a row that becomes no example."""
-        reason = one_line(error.reason, 300)
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        if len(self.first_dropped.setdefault(reason, [])) < _NAMED:
-            self.first_dropped[reason].append(f"{where}: {one_line(error.case, 200)}" if error.case else where)
-
-    def reasons(self) -> str:
-        """Every reason with its count and its first case, the most frequent first."""
-        counts = sorted(self.dropped.items(), key=lambda item: -item[1])
-        return "; ".join(f"{count:,} {reason} (first: {self.first_dropped[reason][0]})" for reason, count in counts)
+        self.dropped.add(error.reason, where, error.case)

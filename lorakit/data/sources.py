@@ -1,22 +1,52 @@
-"""Sources: what a recipe names under `data.train` and `data.eval` -> raw rows under our column names."""
+"""Sources: what a recipe names under `data.train` and `data.eval` -> blocks of raw rows, and their format."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.files import Row, read_file
-from lorakit.data.formats import detect
+from lorakit.data.files import files_in, read_blocks
+from lorakit.data.formats import columns_read, detect, needed
+from lorakit.data.rows import Block, Row
 from lorakit.errors import UserError
 from lorakit.folders import sha256_of
+from lorakit.recipe.format_choice import format_name, format_settings
 from lorakit.recipe.nearest import nearest
+from lorakit.recipe.paths import is_path
 from lorakit.recipe.problems import one_line, shown_path
 from lorakit.recipe.schema import Data, Source
 from lorakit.tables import FORMATS
 
-# Readable rows from whose columns a source's format is told: a column that is null in the first row may not be in the
-# next, and rows of two formats in one file must not be taken for one.
+# Readable rows from which a source's format is told: a column that is null in the first row may not be in the next, and
+# rows of two formats in one file must not be taken for one.
 _HEAD = 1000
+# Rows of a hub dataset in one block.
+_HUB_ROWS = 1000
+
+
+@dataclass
+class Opened:
+    """A source whose format is known. `size` is the bytes that its blocks stand for, together; 0 when not known.
+
+    `format` is None where no row is readable. `needed` are the columns without which no row is of this format.
+    """
+
+    source: Source
+    format: str | None
+    settings: Any
+    why: str
+    blocks: Iterator[Block]
+    size: int
+
+    def refuse_missing(self, seen: set[str]) -> None:
+        """Refuse a mapping to a column that no row of the source has.
+
+        Raises:
+            UserError: there is one.
+        """
+        if seen:
+            _refuse_missing(self.source, seen, set(self.source.columns or {}))
 
 
 def sources_of(section: Data, written: Any) -> list[Source]:
@@ -28,15 +58,22 @@ def sources_of(section: Data, written: Any) -> list[Source]:
             update={
                 "format": source.format or section.format,
                 "columns": section.columns if source.columns is None else source.columns,
+                "system": section.system if source.system is None else source.system,
             }
         )
         for source in sources
     ]
 
 
+def all_sources(section: Data) -> list[Source]:
+    """Every source that a recipe names, the held-out ones last."""
+    held_out = [] if section.eval is None or isinstance(section.eval, float) else sources_of(section, section.eval)
+    return [*sources_of(section, section.train), *held_out]
+
+
 def is_file(source: Source) -> bool:
     """Whether a source is a path on disk; the recipe reader has made every path absolute."""
-    return Path(source.path).is_absolute()
+    return is_path(source.path)
 
 
 def shown(source: Source) -> str:
@@ -44,64 +81,62 @@ def shown(source: Source) -> str:
     return shown_path(Path(source.path)) if is_file(source) else f"{source.path}[{source.split}]"
 
 
-def content_of(source: Source) -> str:
-    """A name for what a source holds: a file's sha256, a hub dataset's fingerprint.
+def content_of(source: Source) -> dict[str, str]:
+    """What a source holds: each file's sha256 by its path, or a hub dataset's fingerprint by its id and split.
 
     Raises:
         UserError: it cannot be read.
     """
     if not is_file(source):
-        return str(load_hub_dataset(source)._fingerprint)
-    path = Path(source.path)
-    try:
-        if not path.exists():
-            raise UserError(f"{shown(source)}: there is no such file.")
-        if not path.is_file():
-            found = "a folder" if path.is_dir() else "no regular file"
-            raise UserError(f"{shown(source)}: this is {found}. Write the path of a data file.")
-        return sha256_of(path)
-    except OSError as error:
-        raise UserError(f"{shown(source)}: cannot be read: {error.strerror or error}.") from error
+        return {shown(source): str(load_hub_dataset(source)._fingerprint)}
+    contents = {}
+    for path in files_in(Path(source.path)):
+        try:
+            contents[str(path)] = sha256_of(path)
+        except OSError as error:
+            raise UserError(f"{shown_path(path)}: cannot be read: {error.strerror or error}.") from error
+    return contents
 
 
-def open_source(source: Source) -> tuple[str | None, str, Iterator[Row]]:
-    """The format of a source (None when no row is readable), how it is known, and its rows under our column names.
+def open_source(source: Source) -> Opened:
+    """A source with its format, told from its first rows where the recipe does not say.
 
     Raises:
         UserError: the source cannot be read, its format cannot be told, or `columns` names a column that it has not.
     """
-    raw = read_file(Path(source.path)) if is_file(source) else _hub_rows(source)
-    seen: set[str] = set()
-    rows = _renamed(source, raw, seen)
-    head, records = [], []
-    for row in rows:
-        head.append(row)
-        if isinstance(row.record, dict):
-            records.append(row.record)
-        if len(records) == _HEAD:
+    blocks, size = _blocks(source)
+    head, records, seen = [], list[dict[str, Any]](), set[str]()
+    for block in blocks:
+        head.append(block)
+        for row in block.rows():
+            if isinstance(row.record, dict) and len(records) < _HEAD:
+                seen.update(row.record)
+                records.append(renamed(row.record, source.columns or {}))
+        if len(records) >= _HEAD:
             break
-    rows = chain(head, rows)
+    blocks = chain(head, blocks)
     if not records:
-        return None, "no readable row", rows
-    given = None if source.format == "auto" else source.format
+        return Opened(source, None, None, "no readable row", blocks, size)
+    given = None if source.format in (None, "auto") else format_name(source.format)
     _refuse_missing(source, seen, _needed(given))
-    filled = {column for record in records for column, value in record.items() if value is not None}
-    name, why = (given, "as the recipe says") if given else detect(filled, shown(source))
-    read = {*FORMATS[name].facts["columns"], *FORMATS[name].facts.get("optional", ())}
+    name, why = (given, "as the recipe says") if given else detect(records, shown(source))
+    read = columns_read(name)
     strange = sorted((source.columns or {}).keys() - read)
     if strange:
         raise UserError(
             f"{shown(source)}: data.columns fills {strange[0]!r}, which the format {name} does not read. It reads "
             f"{', '.join(sorted(read))}."
         )
+    filled = {column for record in records for column, value in record.items() if value is not None}
     unused = ", ".join(map(repr, sorted(filled - read)))
-    return name, f"{why}; not used: {unused}" if unused else why, rows
+    why = f"{why}; not used: {unused}" if unused else why
+    return Opened(source, name, format_settings(source.format), why, blocks, size)
 
 
 def _needed(format_name: str | None) -> set[str]:
     """The columns without which no row is of this format, or of any where it is to be told."""
     entries = [FORMATS[format_name]] if format_name else list(FORMATS)
-    return {column for entry in entries for column in entry.facts["columns"]}
+    return {column for entry in entries for columns in needed(entry) for column in columns}
 
 
 def _refuse_missing(source: Source, seen: set[str], ours: set[str]) -> None:
@@ -116,31 +151,34 @@ def _refuse_missing(source: Source, seen: set[str], ours: set[str]) -> None:
             )
 
 
-def _renamed(source: Source, rows: Iterator[Row], seen: set[str]) -> Iterator[Row]:
-    """The rows with `columns` applied: what it fills has no other value, what it takes no other name.
-
-    Their own names are added to `seen`.
-    """
-    mapping = source.columns or {}
-    if not mapping:
-        yield from rows
-        return
-    moved = {*mapping, *mapping.values()}
-    for row in rows:
-        if isinstance(row.record, dict):
-            seen.update(row.record)
-            kept = {column: value for column, value in row.record.items() if column not in moved}
-            taken = {our: row.record[their] for our, their in mapping.items() if their in row.record}
-            yield Row(row.where, {**kept, **taken})
-        else:
-            yield row
-    if seen:
-        _refuse_missing(source, seen, set(mapping))
+def renamed(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The record with `columns` (ours -> theirs) applied: what it fills has no other value, what it takes no other
+    name."""
+    if not columns:
+        return record
+    moved = {*columns, *columns.values()}
+    kept = {column: value for column, value in record.items() if column not in moved}
+    return {**kept, **{our: record[their] for our, their in columns.items() if their in record}}
 
 
-def _hub_rows(source: Source) -> Iterator[Row]:
-    for number, record in enumerate(load_hub_dataset(source), start=1):
-        yield Row(f"{shown(source)} row {number}", dict(record))
+def _blocks(source: Source) -> tuple[Iterator[Block], int]:
+    """A source's blocks, and the bytes that they stand for together."""
+    if not is_file(source):
+        dataset = load_hub_dataset(source)
+        return _hub_blocks(shown(source), dataset), 0
+    files = files_in(Path(source.path))
+    return chain.from_iterable(map(read_blocks, files)), sum(path.stat().st_size for path in files)
+
+
+def _hub_blocks(name: str, dataset: Any) -> Iterator[Block]:
+    for start in range(0, len(dataset), _HUB_ROWS):
+        rows = dataset[start : start + _HUB_ROWS]
+        yield Block(name, start + 1, rows, _hub_rows, 0)
+
+
+def _hub_rows(name: str, first: int, columns: dict[str, list[Any]]) -> Iterator[Row]:
+    for number, values in enumerate(zip(*columns.values(), strict=True), start=first):
+        yield Row(f"{name} row {number}", dict(zip(columns, values, strict=True)))
 
 
 def load_hub_dataset(source: Source) -> Any:

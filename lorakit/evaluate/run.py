@@ -28,7 +28,7 @@ _LOSS_ROWS = 8
 
 @dataclass(frozen=True)
 class Scored:
-    """One model's scores by name, and its answers beside the prompts and references that they belong to."""
+    """One model's scores by name, and its answers to the rows that ask for one."""
 
     name: str
     scores: dict[str, float]
@@ -59,19 +59,20 @@ def _score(name: str, model: Any, prepared: Prepared, rows: list[dict[str, Any]]
     settings, tokenizer, stops = prepared.recipe.evaluate, prepared.tokenizer, prepared.stop_ids
     loss = held_out_loss(model, rows, pad_token_id(tokenizer), f"{name}: loss", progress)
     scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-    if not settings.metrics:
+    asked = [row for row in rows if row["answer"] >= 0]
+    if not settings.metrics or not asked:  # texts have no answer to generate
         return Scored(name, scores, [])
     answers = generate(
         model,
         tokenizer,
-        [row["input_ids"][: row["answer"]] for row in rows],
+        [row["input_ids"][: row["answer"]] for row in asked],
         stops,
         settings.max_new_tokens,
         pad_token_id(tokenizer),
         f"{name}: answers",
         progress,
     )
-    references = [reference_of(row, tokenizer, stops) for row in rows]
+    references = [reference_of(row, tokenizer, stops) for row in asked]
     return Scored(name, scores | metric_scores(settings.metrics, answers, references), answers)
 
 
@@ -98,7 +99,7 @@ def reference_of(row: dict[str, Any], tokenizer: Any, stop_ids: Sequence[int]) -
 
 
 def metric_scores(names: Sequence[str], answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """The mean of each metric over rows; a metric's parts are named `metric.part`."""
+    """The mean of each metric over the rows that have an answer; a metric's parts are named `metric.part`."""
     scores: dict[str, float] = {}
     for name in names:
         parts: dict[str, list[float]] = {}
@@ -122,7 +123,7 @@ def _write(run: Run, prepared: Prepared, scored: list[Scored], rows: list[dict[s
         "models": {model.name: model.scores for model in scored},
     }
     lines = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(row for row in rows if row["answer"] >= 0):
         answers = {model.name: model.answers[index] for model in scored if model.answers}
         lines.append(
             {

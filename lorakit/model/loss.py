@@ -18,7 +18,11 @@ _CHUNK_LOGITS = 1 << 25
 
 
 def supervised_loss(
-    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+    model: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    labels: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, int]:
     """The summed cross-entropy of all trained tokens, in float32, and their number.
 
@@ -26,9 +30,10 @@ def supervised_loss(
         model: a causal language model, or a PEFT model around one.
         input_ids, attention_mask, labels: (rows, tokens); labels are -100 where nothing is trained. The label at
             position t is predicted from what stands before it.
+        position_ids: (rows, tokens) of packed rows, beginning anew with each; `attention_mask` is then None.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    output, skipped = body_output(causal, input_ids, attention_mask, labels, IGNORED)
+    output, skipped = body_output(causal, input_ids, attention_mask, labels, IGNORED, position_ids)
     targets = labels[:, 1 + skipped :]
     trained = targets != IGNORED
     hidden, targets = output.last_hidden_state[:, :-1][trained], targets[trained]
@@ -112,3 +117,13 @@ def loss_agrees(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tenso
     tolerance = 1e-4 if logits.dtype == torch.float32 else 2e-2
     agree = torch.isclose(total, whole, rtol=tolerance, atol=tolerance * max(count, 1))
     return bool(agree) or not torch.isfinite(whole)
+
+
+def packing_agrees(model: Any, packed: dict[str, torch.Tensor], apart: dict[str, torch.Tensor]) -> bool:
+    """Whether rows have the same loss in one pack as one by one: else they see each other, or where they stand."""
+    with torch.no_grad():
+        one, count = supervised_loss(model, attention_mask=None, **packed)
+        other, _ = supervised_loss(model, **apart)
+    tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
+    agree = torch.isclose(one, other, rtol=tolerance, atol=tolerance * max(count, 1))
+    return bool(agree) or not torch.isfinite(other)

@@ -15,13 +15,20 @@ _WORTHWHILE = 12
 
 
 def body_output(
-    causal: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, ignored: int
+    causal: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    labels: torch.Tensor,
+    ignored: int,
+    position_ids: torch.Tensor | None = None,
 ) -> tuple[Any, int]:
-    """What the model's body gives for right-padded rows, and how many leading tokens its states leave out.
+    """What the model's body gives for right-padded or packed rows, and how many leading tokens its states leave out.
 
     The last hidden states are (rows, tokens - left out, width); nothing before them predicts a trained token.
     """
     body = causal.get_decoder()
+    if attention_mask is None:
+        return body(input_ids=input_ids, position_ids=position_ids, use_cache=False), 0
     shared = _shared_tokens(input_ids, attention_mask, labels, ignored)
     if len(input_ids) > 1 and shared >= _WORTHWHILE and _may_share(causal):
         cache = DynamicCache(config=causal.config.get_text_config())

@@ -55,6 +55,9 @@ def settle(
         raise UserError("model.attention: flex_attention trains on a GPU only; this machine has none. Write sdpa.")
     elif model.attention == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
         raise UserError("model.attention: flash_attention_2 needs the package flash-attn. Install it, or write sdpa.")
+    if recipe.data.packing == "auto":
+        attention = next((choice.value for choice in choices if choice.path == "model.attention"), model.attention)
+        choices.append(Choice("data.packing", *_packing(str(attention))))
     dtype = model.dtype if model.dtype != "auto" else choices[0].value
     choices += _memory_choices(recipe, machine, facts, longest or recipe.data.max_length, dtype)
     if recipe.train.learning_rate == "auto":
@@ -87,6 +90,15 @@ def _dtype(machine: Machine) -> tuple[str, str]:
     if machine.bfloat16:
         return "bfloat16", "this processor multiplies bfloat16 matrices in tiles (AMX)"
     return "float32", "this processor has no bfloat16 matrix tiles (AMX), without which bfloat16 is slower"
+
+
+def _packing(attention: str) -> tuple[str, str]:
+    if attention == "flash_attention_2":
+        return (
+            "on",
+            "variable-length attention takes rows end to end, without padding and without a mask",
+        )
+    return "off", f"with {attention} a pack pays a dense mask, and rows batched by length have little padding to save"
 
 
 def _activation_bytes(facts: ModelFacts, dtype: str) -> int | None:

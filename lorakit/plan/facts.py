@@ -1,6 +1,7 @@
 """What `auto` needs to know of a base model, from its config.json or a table, without loading or fetching anything."""
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,15 @@ class ModelFacts:
     intermediate_size: int | None = None
     query_size: int | None = None
     key_value_size: int | None = None
+
+    @property
+    def attention_at(self) -> float:
+        """The length in tokens at which causal attention costs as much as a layer's matrix products; endless where the
+        sizes are not known."""
+        if not self.query_size or not self.intermediate_size:
+            return math.inf
+        products = 2 * self.query_size + 2 * (self.key_value_size or 0) + 3 * self.intermediate_size
+        return self.hidden_size * products / self.query_size
 
 
 def facts_of(base: str, revision: str) -> ModelFacts | None:

@@ -7,14 +7,10 @@ from typing import Any
 
 import torch
 
-from lorakit.data.examples import (
-    Examples,
-    file_sha256s,
-    held_out_examples,
-    tokenizer_sha256,
-    training_examples,
-)
+from lorakit.data.batches import draws
+from lorakit.data.examples import examples_of, file_sha256s, tokenizer_sha256
 from lorakit.data.rendering import ChatTemplate
+from lorakit.data.store import Examples
 from lorakit.errors import UserError
 from lorakit.folders import sha256_of
 from lorakit.model.base import Base, find_base
@@ -42,7 +38,7 @@ class Prepared:
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.train.rows) / self.recipe.train.batch_size)
+        return math.ceil(draws(len(self.train.rows), self.train.weights) / self.recipe.train.batch_size)
 
     @property
     def steps(self) -> int:
@@ -52,8 +48,7 @@ class Prepared:
     @property
     def largest_token(self) -> int:
         """The largest token id of all rows."""
-        sets = [self.train.rows] + ([self.held_out.rows] if self.held_out else [])
-        return max(int(row.max()) for rows in sets for row in rows.with_format("numpy")["input_ids"])
+        return max(examples.largest_token() for examples in (self.train, self.held_out) if examples)
 
     @property
     def stop_ids(self) -> list[int]:
@@ -68,15 +63,24 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     Raises:
         UserError: the recipe, the data or the model make the run impossible.
     """
-    quiet_libraries()
-    base = find_base(recipe.model.base, recipe.model.revision, progress)
-    tokenizer = load_tokenizer(base, recipe.model.chat_template)
-    template = ChatTemplate(tokenizer, recipe.data.train_on, recipe.data.system, stop_words(base, tokenizer))
-    train = training_examples(recipe.data, template, progress)
-    held_out = held_out_examples(recipe.data, template, progress)
+    base, template = open_template(recipe, progress)
+    tokenizer = template.tokenizer
+    train, held_out = examples_of(recipe.data, template, progress)
     machine = usable_machine(progress)
     settled = settle(recipe, machine, facts_in(base.folder), train.report.longest, supports_sdpa(base))
     return Prepared(settled.recipe, settled.choices, base, machine, tokenizer, train, held_out)
+
+
+def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplate]:
+    """The recipe's base on disk, and its tokenizer with the chat template that the rows are rendered by.
+
+    Raises:
+        UserError: there is no such base, or its tokenizer cannot be loaded.
+    """
+    quiet_libraries()
+    base = find_base(recipe.model.base, recipe.model.revision, progress)
+    tokenizer = load_tokenizer(base, recipe.model.chat_template)
+    return base, ChatTemplate(tokenizer, recipe.data.train_on, recipe.data.system, stop_words(base, tokenizer))
 
 
 def usable_machine(progress: Progress) -> Machine:
@@ -112,8 +116,9 @@ def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
         raise UserError(
             f"{folder}: the tokenizer of {prepared.base.name} or its chat template changed since the training."
         )
-    for path, sha256 in file_sha256s(prepared.recipe.data).items():
-        if manifest["data"]["files"].get(path) != sha256:
+    recorded, found = manifest["data"]["files"], file_sha256s(prepared.recipe.data)
+    for path in sorted({*recorded, *found}):
+        if recorded.get(path) != found.get(path):
             progress.warn(f"{path}: not the rows of this run's training: they changed, or the recipe names others now")
     return run, prepared
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from lorakit.tables import ADAPTERS, FORMATS, METRICS, QUANTIZERS, Table
+from lorakit.recipe.data_files import DATA_SUFFIXES
+from lorakit.tables import ADAPTERS, METRICS, QUANTIZERS, Table
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,15 @@ class PathRole:
     """Annotation of a string that names something on disk, relative to the file in which it is written.
 
     `or_hub`: a string that is no path is a hub id. `suffixes`: endings that only a path has. `or_folder`: a folder will
-    do as well as a file. `example`: what an error suggests.
+    do as well as a file. `of_data`: it names a data file, a folder of them, or a pattern such as `data/*.jsonl`.
+    `example`: what an error suggests.
     """
 
     example: str
     or_hub: bool = False
     suffixes: tuple[str, ...] = ()
     or_folder: bool = False
-
-
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+    of_data: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,6 @@ class Says:
     example: str
 
 
-Format = word_of(FORMATS, "auto")
 AdapterKind = word_of(ADAPTERS)
 Quantization = word_of(QUANTIZERS)
 Metric = word_of(METRICS)
@@ -69,7 +68,11 @@ BaseModelRef = Annotated[
     Field(min_length=1),
     PathRole("HuggingFaceTB/SmolLM2-135M-Instruct", or_hub=True, suffixes=(".gguf",), or_folder=True),
 ]
-DataRef = Annotated[str, Field(min_length=1), PathRole("data/train.jsonl", or_hub=True, suffixes=DATA_SUFFIXES)]
+DataRef = Annotated[
+    str,
+    Field(min_length=1),
+    PathRole("data/train.jsonl", or_hub=True, suffixes=DATA_SUFFIXES, or_folder=True, of_data=True),
+]
 FilePath = Annotated[str, Field(min_length=1), PathRole("template.jinja")]
 
 RunName = Annotated[
@@ -83,6 +86,7 @@ Targets = Annotated[
 ]
 
 Auto = Literal["auto"]
+CleanAction = Literal["off", "report", "fix", "error"]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]

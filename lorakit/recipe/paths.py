@@ -6,6 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lorakit.recipe.data_files import (
+    KNOWN_SUFFIXES,
+    data_files,
+    data_suffix,
+    is_pattern,
+    pattern_start,
+)
 from lorakit.recipe.fields import PathRole
 from lorakit.recipe.nearest import nearest_file
 from lorakit.recipe.problems import PathParts, Problem, dotted, one_line, shown, shown_path
@@ -47,7 +54,8 @@ def absolute(text: str, role: PathRole, folder: Path) -> str | None:
         return None
     # os.path rather than pathlib, which raises for `~nobody`.
     path = os.path.normpath(os.path.join(folder, os.path.expanduser(text)))  # noqa: PTH111, PTH118
-    if not role.or_hub or text.startswith(_PATH_STARTS) or text.endswith(role.suffixes):
+    looks_so = text.startswith(_PATH_STARTS) or text.endswith("/") or text.lower().endswith(role.suffixes)
+    if not role.or_hub or looks_so or (role.of_data and is_pattern(path)):
         return path
     return path if os.path.exists(path) else None  # noqa: PTH110
 
@@ -68,11 +76,42 @@ def _complaint(node: Node, path: str | None, role: PathRole) -> tuple[str, str] 
             return None
         kinds = "is neither a path that exists nor a hub id" if role.or_hub else "is not a path"
         return f"{shown(text)} {kinds}", f"Write for example {role.example}."
+    if role.of_data and is_pattern(path):
+        return _empty_pattern(text, Path(path))
     if not os.path.exists(path):  # noqa: PTH110
         return f"{shown(text)} does not exist", _nearest_path(text, Path(path))
     if os.path.isdir(path) and not role.or_folder:  # noqa: PTH112
         return f"{shown(text)} is a folder, not a file", "Write the path of a file in it."
-    return None
+    return _no_data(text, Path(path)) if role.of_data else None
+
+
+def _no_data(text: str, path: Path) -> tuple[str, str] | None:
+    """What keeps an existing path from being a data file, or a folder of some."""
+    if not path.is_dir():
+        known = data_suffix(path.name)
+        return None if known else (f"{shown(text)} is no data file", f"The name of one ends in {KNOWN_SUFFIXES}.")
+    try:
+        empty = next(data_files(path), None) is None
+    except OSError as error:
+        return f"{shown(text)} cannot be read: {error.strerror}", "Check the permissions."
+    return (f"{shown(text)} is a folder without data files", f"Theirs end in {KNOWN_SUFFIXES}.") if empty else None
+
+
+def _empty_pattern(text: str, path: Path) -> tuple[str, str] | None:
+    try:
+        if next(data_files(path), None):
+            return None
+        folder, parts = pattern_start(path)
+        near = None if any(sign in parts[0] for sign in "*?[") else nearest_file(folder / parts[0])
+        if near:
+            remedy = f"Did you mean {one_line(text.replace(parts[0], near, 1))}?"
+        elif example := min(data_files(folder), default=None):
+            remedy = f"There is for example {shown_path(example)}."
+        else:
+            remedy = f"There is no data file in {shown_path(folder)}; the names of such end in {KNOWN_SUFFIXES}."
+    except OSError as error:
+        return f"{shown(text)} cannot be read: {error.strerror}", "Check the permissions."
+    return f"{shown(text)} matches no data file", remedy
 
 
 def _nearest_path(text: str, path: Path) -> str:

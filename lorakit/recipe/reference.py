@@ -107,11 +107,7 @@ def markdown() -> str:
     lines = [_INTRO, "### At the top", "", *_HEAD, *top, ""]
     for name, section in sections.items():
         lines += _section(f"`{name}`", section)
-        inner: dict[type[BaseModel], list[str]] = {}
-        for key, annotation in fields(section).items():
-            if found := section_of(annotation):
-                inner.setdefault(found, []).append(f"`{name}.{key}`")
-        for nested, names in inner.items():
+        for nested, names in _inside(name, section).items():
             lines += _section(f"{' and '.join(names)} as a mapping", nested)
     lines += ["## Combinations", "", *(f"- {rule.__doc__}" for rule, _ in RULES), "", "## Words", ""]
     for name, table in _TABLES.items():
@@ -120,6 +116,26 @@ def markdown() -> str:
         lines += [f"| `{entry.name}` | {_cell(entry.summary)} |" for entry in table]
         lines.append("")
     return "\n".join(lines)
+
+
+def _inside(name: str, section: type[BaseModel]) -> dict[type[BaseModel], list[str]]:
+    """Every section inside this one, and the names under which it stands: outer ones first, each once.
+
+    What is inside a section that stands under several names is named under the first of them.
+    """
+    found: dict[type[BaseModel], list[str]] = {}
+    level = [(name, section)]
+    while level:
+        deeper = []
+        for prefix, outer in level:
+            for key, annotation in fields(outer).items():
+                inner = section_of(annotation)
+                if inner and inner not in found:
+                    deeper.append((f"{prefix}.{key}", inner))
+                if inner:
+                    found.setdefault(inner, []).append(f"`{prefix}.{key}`")
+        level = deeper
+    return found
 
 
 _HEAD = ["| key | accepts | default | meaning |", "|---|---|---|---|"]
@@ -150,7 +166,7 @@ def _accepts(annotation: Any) -> str:
 def _default(value: Any) -> str:
     if isinstance(value, str) or value is None or isinstance(value, bool):
         return value if isinstance(value, str) else shown(value)
-    return json.dumps(value).replace('"', "")
+    return "those below" if isinstance(value, BaseModel) else json.dumps(value).replace('"', "")
 
 
 def _cell(text: str) -> str:

@@ -10,10 +10,12 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from lorakit.recipe.format_choice import chosen, format_settings
 from lorakit.recipe.nearest import nearest
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.problems import PathParts, dotted, one_line, shown
 from lorakit.recipe.schema import Recipe, Source
+from lorakit.tables import FORMATS
 
 UNQUANTIZED_OR_8_BIT = ("none", "q8")
 TARGET_WORDS = ("all-linear", "attention", "mlp")
@@ -134,6 +136,47 @@ def held_out_rows_are_held_out(recipe: Recipe, written: Collection[str]) -> Iter
             reason = f"{_name(source)} is trained on as {dotted(trained[_rows(source)])}"
             remedy = "Write other rows, or a fraction such as eval: 0.1."
             yield Finding(path, reason, remedy)
+
+
+@reads("data.format")
+def format_can_be_read(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """`data.format`, where it is a mapping, names one format, and the settings of that format fit each other."""
+    yield from _format_mistakes(("data", "format"), recipe.data.format)
+
+
+@reads("data.train", "data.eval")
+def formats_of_sources_can_be_read(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """The `format` of a source, where it is a mapping, does so too."""
+    for key, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
+        for path, source in _sources(("data", key), sources):
+            if isinstance(source, Source) and source.format is not None:
+                yield from _format_mistakes((*path, "format"), source.format)
+
+
+@reads("data.system", "data.format", "data.train", "data.eval")
+def system_prompts_are_read(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """`system`, of the data or of a source, is written only where rows are conversations."""
+    read = []
+    for key, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
+        for path, source in _sources(("data", key), sources):
+            if isinstance(source, (str, Source)):
+                own = source if isinstance(source, Source) else Source(path=source)
+                name = next(iter(chosen(own.format or recipe.data.format)), "auto")
+                read.append(name == "auto" or FORMATS[name].facts.get("conversations", True))
+                if own.system is not None and not read[-1]:
+                    yield Finding((*path, "system"), f"rows of the format {name} have no messages", "Remove it.")
+    if recipe.data.system is not None and not any(read):
+        yield Finding(("data", "system"), "it would be ignored: no source has conversations", "Remove it.")
+
+
+def _format_mistakes(path: PathParts, value: Any) -> Iterator[Finding]:
+    names = chosen(value)
+    if len(names) != 1:
+        reason = f"{' and '.join(names)} are {len(names)} formats" if names else "it names no format"
+        yield Finding(path, reason, "Write one, such as classification, or with settings {classification: {...}}.")
+    elif not isinstance(value, str) and "mistakes" in FORMATS[names[0]].facts:
+        for inner, reason, remedy in FORMATS[names[0]].facts["mistakes"](format_settings(value)):
+            yield Finding((*path, names[0], *inner), reason, remedy)
 
 
 def _sources(path: PathParts, sources: Any) -> Iterator[tuple[PathParts, str | Source]]:

@@ -5,15 +5,15 @@ The reference (docs/recipe.md), the JSON schema for editors, the error texts and
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from lorakit.recipe.fields import (
     AdapterKind,
     Auto,
     BaseModelRef,
+    CleanAction,
     DataRef,
     FilePath,
-    Format,
     Interval,
     Metric,
     PositiveFloat,
@@ -24,12 +24,8 @@ from lorakit.recipe.fields import (
     Targets,
     Warmup,
 )
-
-
-class Section(BaseModel):
-    """Shared manners: unknown keys are errors, values are never coerced, a recipe does not change once read."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+from lorakit.recipe.format_field import Format
+from lorakit.recipe.section import Section as Section
 
 
 class Model(Section):
@@ -82,6 +78,40 @@ class Source(Section):
     """The format of this source; null takes `data.format`."""
     columns: dict[str, str] | None = None
     """Our field name -> this source's column name; null takes `data.columns`."""
+    system: str | None = None
+    """A system prompt for this source's rows that have none; null takes `data.system`."""
+    task: str | None = None
+    """A tag that reports and scores are broken down by."""
+    take: PositiveInt | Share | None = None
+    """How many rows are used, or which share: chosen by a hash of what each row says, never by position."""
+    weight: PositiveFloat = 1.0
+    """How often each row is trained in an epoch. 2 is twice; 0.5 is half of the rows, others in each epoch."""
+
+
+class Clean(Section):
+    """What each check does: off; `report` in `lorakit data`; `fix` what it finds; or stop with an `error`."""
+
+    duplicates: CleanAction = "report"
+    """Rows that say exactly the same. Fixed by keeping the first."""
+    near_duplicates: CleanAction = "report"
+    """Rows that say nearly the same (MinHash). Fixed by keeping the first."""
+    encoding: CleanAction = "report"
+    """Text that was decoded wrongly, such as `cafÃ©`. Fixed with ftfy."""
+    html: CleanAction = "report"
+    """HTML tags and entities in prose. Fixed by taking the tags out and decoding the entities."""
+    noise: CleanAction = "report"
+    """Control characters, terminal escapes, invisible characters, lines of logs. All but the last are taken out."""
+    trivial: CleanAction = "report"
+    """Empty and placeholder answers. Fixed by leaving the row out."""
+    contradictions: CleanAction = "report"
+    """Different answers to the same prompt. Fixed by keeping the most frequent answer, or none where several are."""
+    style: CleanAction = "report"
+    """Answers unlike the others in length, casing, formality, script or language. Fixed by leaving the row out."""
+    leakage: CleanAction = "error"
+    """Held-out rows that are trained on. Fixed by leaving the training row out."""
+    near_leakage: CleanAction = "report"
+    """Training rows nearly the same as a held-out row. Fixed by leaving the training row out. Unless it is off, a \
+split by `data.eval` keeps near-duplicates on one side."""
 
 
 class Data(Section):
@@ -101,10 +131,15 @@ class Data(Section):
     """Which turns are trained: every assistant turn, only the last one, or every token of the row."""
     max_length: Annotated[int, Field(ge=8)] = 1024
     """The longest example, in tokens."""
-    overlong: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to a longer one. `truncate` keeps the turns that fit whole."""
+    overlong: Literal["drop", "truncate", "split", "error"] = "drop"
+    """What happens to a longer one. `truncate` keeps the turns that fit whole; `split` makes several examples of a \
+text and drops conversations."""
     broken: Literal["error", "drop"] = "error"
     """What happens to a row that cannot be read or rendered. `drop` counts them and names the first."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """Rows laid end to end, without seeing each other, instead of padded ones. It changes speed, not the result."""
+    clean: Clean = Clean()
+    """What is looked for in the rows. `report`: `lorakit data` tells; `fix` and `error` hold for every command."""
 
 
 class EarlyStopping(Section):

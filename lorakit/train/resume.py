@@ -68,7 +68,8 @@ def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Pa
     if manifest.get("status") == "complete":
         raise UserError(f"{run.folder}: this run has ended; there is nothing to resume.")
     check_base(prepared.base, manifest, run.folder)
-    changed = [path for path, sha in file_sha256s(prepared.recipe.data).items() if _recorded(manifest, path) != sha]
+    recorded, found = manifest.get("data", {}).get("files", {}), file_sha256s(prepared.recipe.data)
+    changed = sorted(path for path in {*recorded, *found} if recorded.get(path) != found.get(path))
     if changed:
         raise UserError(
             f"{run.folder}: {', '.join(changed)} changed since this run was begun. Train into another folder."
@@ -133,11 +134,6 @@ _CONTENT: dict[str, Callable[[Path], None]] = {
     "scheduler.pt": _read_tensors,
     "rng_state.pth": _read_tensors,
 }
-
-
-def _recorded(manifest: dict[str, Any], path: str) -> str | None:
-    files = manifest.get("data", {}).get("files", {})
-    return str(files[path]) if path in files else None
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

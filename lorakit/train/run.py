@@ -15,12 +15,13 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
 from lorakit.data.batches import collate
+from lorakit.data.packing import collate_packed
 from lorakit.errors import Interrupted, LorakitError, UserError
 from lorakit.folders import sha256_of, whole_folder, write_whole
 from lorakit.model.attach import attach_adapter, parameter_counts
 from lorakit.model.fused import fused_lora
 from lorakit.model.load import check_vocabulary, load_model, pad_token_id, quantized_share
-from lorakit.model.loss import is_causal, loss_agrees
+from lorakit.model.loss import is_causal, loss_agrees, packing_agrees
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.load import dump
@@ -107,6 +108,8 @@ def _fit(
         eval_steps=_interval(recipe.train.eval_every, steps),
         keep=recipe.train.keep,
         pad_token_id=pad_token_id(prepared.tokenizer),
+        packing=recipe.data.packing == "on",
+        flat=recipe.model.attention == "flash_attention_2",
     )
     held_out = prepared.held_out
     begin = time.monotonic()
@@ -155,6 +158,7 @@ def _trainer(
     held_out = prepared.held_out
     trainer = SupervisedTrainer(
         plan=plan,
+        examples=prepared.train,
         run=run,
         progress=progress,
         stopping=stopping,
@@ -176,7 +180,7 @@ def _arguments(prepared: Prepared, run: Run, plan: Plan) -> SFTConfig:
         output_dir=str(run.folder),
         max_steps=steps,
         per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=-(-plan.batch_size // plan.micro_batch),
+        gradient_accumulation_steps=1 if plan.packing else -(-plan.batch_size // plan.micro_batch),
         learning_rate=float(settings.learning_rate),
         lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
         warmup_steps=_warmup(settings, steps),
@@ -223,6 +227,14 @@ def _check_loss(model: Any, prepared: Prepared) -> None:
     batch = {name: tensor.to(device) for name, tensor in collate(rows, pad_token_id(prepared.tokenizer)).items()}
     with fused_lora(model):
         agrees = loss_agrees(model, **batch)
+        if prepared.recipe.data.packing == "on":
+            flat = prepared.recipe.model.attention == "flash_attention_2"
+            packed = collate_packed([rows], pad_token_id(prepared.tokenizer), flat)
+            if not packing_agrees(model, {name: tensor.to(device) for name, tensor in packed.items()}, batch):
+                raise UserError(
+                    f"data.packing: {prepared.base.name} does not keep packed rows apart: two rows have another loss "
+                    "in one pack than alone. Write packing: off."
+                )
     if not is_causal(model, batch["input_ids"][:1]):
         raise UserError(
             f"model.base: {prepared.base.name} lets earlier tokens see later ones: it is no causal language model, and "

@@ -2,17 +2,20 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerControl
 from trl import SFTTrainer
 
-from lorakit.data.batches import collate, epoch_batches, split_batch
+from lorakit.data.batches import collate, draws, epoch_batches, split_batch
 from lorakit.data.encoding import IGNORED
+from lorakit.data.packing import collate_packed, first_fit_decreasing
+from lorakit.data.store import Examples
 from lorakit.errors import Interrupted, LorakitError
 from lorakit.folders import whole_folder
 from lorakit.model.loss import supervised_loss
@@ -30,13 +33,16 @@ class Plan:
     eval_steps: int
     keep: int
     pad_token_id: int
+    packing: bool = False
+    flat: bool = False
+    """Packs go end to end in one row, as variable-length attention takes them."""
 
 
 class StepBatches(Sampler[list[int]]):
-    """The micro-batches of one epoch, those of one optimizer step behind each other."""
+    """The micro-batches of one epoch, those of one step behind each other; of rows to be packed, a whole step."""
 
-    def __init__(self, lengths: list[int], plan: Plan) -> None:
-        self.lengths, self.plan, self.epoch = lengths, plan, 0
+    def __init__(self, lengths: Sequence[int], plan: Plan, weights: np.ndarray | None = None) -> None:
+        self.lengths, self.plan, self.weights, self.epoch = lengths, plan, weights, 0
 
     @property
     def batch_sampler(self) -> "StepBatches":
@@ -47,11 +53,14 @@ class StepBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        for rows in epoch_batches(self.lengths, self.plan.batch_size, self.plan.seed, self.epoch):
-            yield from split_batch(rows, self.plan.micro_batch)
+        plan = self.plan
+        for rows in epoch_batches(self.lengths, plan.batch_size, plan.seed, self.epoch, self.weights):
+            yield from [rows] if plan.packing else split_batch(rows, plan.micro_batch)
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.lengths), self.plan.batch_size)
+        whole, rest = divmod(draws(len(self.lengths), self.weights), self.plan.batch_size)
+        if self.plan.packing:
+            return whole + bool(rest)
         return whole * -(-self.plan.batch_size // self.plan.micro_batch) + -(-rest // self.plan.micro_batch)
 
 
@@ -64,9 +73,18 @@ class SupervisedTrainer(SFTTrainer):
     loss_is_scaled_for_ga = True  # compute_loss divides by the trained tokens of the whole step
 
     def __init__(
-        self, *, plan: Plan, run: Run, progress: Progress, stopping: Callable[[], bool], **options: Any
+        self,
+        *,
+        plan: Plan,
+        examples: Examples,
+        run: Run,
+        progress: Progress,
+        stopping: Callable[[], bool],
+        **options: Any,
     ) -> None:
         self.plan, self.run, self.progress, self.stopping = plan, run, progress, stopping
+        self.weights, self.lengths = examples.weights, examples.lengths().tolist()
+        self.longest = max(self.lengths)
         self.control: TrainerControl
         model = options["model"]
         weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -79,23 +97,40 @@ class SupervisedTrainer(SFTTrainer):
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return {**collate(rows, self.plan.pad_token_id), "where": [row["where"] for row in rows]}
 
+    def _collate_step(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The packs of a whole step, as many in one micro-batch as rows would be, each as long as the longest row."""
+        packs = first_fit_decreasing([len(row["input_ids"]) for row in rows], self.longest)
+        micro_batches = []
+        for some in split_batch(packs, self.plan.micro_batch):
+            packed = [[rows[index] for index in pack] for pack in some]
+            tensors = collate_packed(packed, self.plan.pad_token_id, self.plan.flat)
+            where = [row["where"] for pack in packed for row in pack]
+            micro_batches.append({**tensors, "where": where})
+        return {"packed": micro_batches}
+
     def get_train_dataloader(self) -> DataLoader[Any]:
-        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
         return DataLoader(
             self.train_dataset,
-            batch_sampler=StepBatches(lengths, self.plan),
-            collate_fn=self._collate,
+            batch_sampler=StepBatches(self.lengths, self.plan, self.weights),
+            collate_fn=self._collate_step if self.plan.packing else self._collate,
             generator=torch.Generator(),  # of its own: the global one belongs to dropout
         )
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
-        self.step_tokens = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batch_samples)
+        batches = [one for batch in batch_samples for one in batch.get("packed", [batch])]
+        self.step_tokens = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
         return torch.tensor(self.step_tokens, device=device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs["trained_tokens"] = self.step_tokens
         super().log(logs, start_time)
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        step = super().training_step
+        return torch.stack([step(model, one, num_items_in_batch) for one in inputs.get("packed", [inputs])]).sum()
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -107,13 +142,20 @@ class SupervisedTrainer(SFTTrainer):
 
     def _summed_loss(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
         with self.accelerator.autocast():
-            return supervised_loss(self.model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+            return supervised_loss(
+                self.model,
+                inputs["input_ids"],
+                inputs.get("attention_mask"),
+                inputs["labels"],
+                inputs.get("position_ids"),
+            )
 
     def _not_finite(self, inputs: dict[str, Any], total: torch.Tensor) -> str:
         """Name the step and the rows at fault: those whose own loss is not a number, else all of the micro-batch."""
         at_fault = []
+        apart = "attention_mask" in inputs  # rows that are packed are not tried one by one
         with torch.no_grad():
-            for index, where in enumerate(inputs["where"]):
+            for index, where in enumerate(inputs["where"] if apart else []):
                 row = {name: inputs[name][index : index + 1] for name in ("input_ids", "attention_mask", "labels")}
                 if not torch.isfinite(self._summed_loss(row)[0]):
                     at_fault.append(where)

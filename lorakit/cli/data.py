@@ -1,0 +1,128 @@
+"""`lorakit data`"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
+
+if TYPE_CHECKING:
+    from lorakit.data.rendering import ChatTemplate
+    from lorakit.data.survey import Survey
+    from lorakit.progress import Progress
+    from lorakit.recipe.schema import Recipe
+
+Show = Annotated[int, typer.Option("--show", min=0, metavar="N", help="Print N examples, their trained tokens marked.")]
+OneRow = Annotated[
+    str | None,
+    typer.Option(
+        "--row",
+        metavar="FILE:LINE",
+        help="Follow one row: what is trained of it, or why it is left out. Named as messages name it, such as "
+        "[cyan]train.jsonl:12[/cyan] or [cyan]'train.parquet row 7'[/cyan].",
+    ),
+]
+Write = Annotated[
+    Path | None,
+    typer.Option("--write", metavar="FILE", help="Write the rows that are kept, cleaned, as JSON Lines."),
+]
+
+
+def data(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    show: Show = 2,
+    row: OneRow = None,
+    write: Write = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read a recipe's rows and say what is trained, what is left out and why.
+
+    Formats, dropped and cut rows with file and line, lengths, what another max_length would cost, the checks of
+    [cyan]data.clean[/cyan], and examples with their trained tokens marked. No weights are loaded.
+    """
+    from lorakit import console
+
+    progress = console.Terminal(quiet)
+    from lorakit.recipe.load import load
+
+    loaded = load(recipe, overrides).recipe
+    from lorakit.data.survey import survey
+    from lorakit.plan.facts import facts_in
+    from lorakit.plan.prepare import open_template
+
+    base, template = open_template(loaded, progress)
+    if row is not None:
+        _follow(row, loaded, template, as_json)
+        return
+    facts = facts_in(base.folder)
+    attention_at = facts.attention_at if facts else float("inf")
+    found = survey(loaded.data, template, loaded.train.batch_size, loaded.train.seed, attention_at, progress)
+    written = _write(write, loaded, found, progress) if write else None
+    if as_json:
+        extra = {"written": {"file": str(write), "rows": written}} if write else {}
+        console.result_json({**found.to_dict(), **extra, "examples": _samples(found, template, show)})
+        return
+    from lorakit.cli.data_tables import print_survey
+
+    print_survey(found, loaded.data, loaded.train.batch_size)
+    for example in _samples(found, template, show):
+        console.result_masked(f"\n{example['where']}:", example["stretches"])
+    if write:
+        console.result(f"{written:,} rows written: {write}")
+
+
+def _write(target: Path, recipe: "Recipe", found: "Survey", progress: "Progress") -> int:
+    """Write every row that is trained or held out."""
+    from lorakit.data.examples import ROW_CHECKS
+    from lorakit.data.sources import sources_of
+    from lorakit.data.written import write_rows
+
+    sides = (
+        [found.train]
+        if recipe.data.eval is None or not isinstance(recipe.data.eval, float)
+        else [
+            found.train,
+            found.held_out,
+        ]
+    )
+    kept = {where for side in sides if side for where in side.rows["where"]}
+    actions = recipe.data.clean.model_dump()
+    checks = {check: actions[check] for check in ROW_CHECKS if actions[check] == "fix"}
+    return write_rows(target, sources_of(recipe.data, recipe.data.train), checks, kept, progress)
+
+
+def _samples(found: "Survey", template: "ChatTemplate", count: int) -> list[dict[str, Any]]:
+    from lorakit.data.explain import stretches
+    from lorakit.data.survey import sample
+
+    return [
+        {"where": row["where"], "stretches": _texts(template, stretches(row["input_ids"], row["labels"]))}
+        for row in (sample(found.train, count) if count else [])
+    ]
+
+
+def _texts(template: "ChatTemplate", parts: list[tuple[list[int], bool]]) -> list[tuple[str, bool]]:
+    return [(template.tokenizer.decode(ids), trained) for ids, trained in parts]
+
+
+def _follow(row: str, recipe: "Recipe", template: "ChatTemplate", as_json: bool) -> None:
+    """Print one row's examples, and what keeps it out or was found in it."""
+    from lorakit import console
+    from lorakit.data.examples import rules_of
+    from lorakit.data.explain import explain, stretches
+    from lorakit.data.sources import all_sources
+
+    explained = explain(row, all_sources(recipe.data), template, rules_of(recipe.data, None, survey=True))
+    examples = [_texts(template, stretches(ids, labels)) for ids, labels in explained.examples]
+    if as_json:
+        facts = {"where": explained.where, "examples": examples, "reasons": explained.reasons}
+        console.result_json(facts)
+        return
+    for number, example in enumerate(examples, start=1):
+        of = f", example {number} of {len(examples)}" if len(examples) > 1 else ""
+        console.result_masked(f"{explained.where}{of}:", example)
+    for reason in explained.reasons:
+        console.result(f"{explained.where}: {reason}")

@@ -1,0 +1,185 @@
+"""Which rows stay, and on which side: what `take`, `data.clean` and the split decide once all rows are known."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorakit.data.gather import Gathered
+from lorakit.data.hygiene import across, near
+from lorakit.data.hygiene.traits import TraitArrays, of_rows
+from lorakit.data.report import Counted
+from lorakit.data.work import Rules
+from lorakit.errors import UserError
+from lorakit.recipe.schema import Clean
+
+_CASES = 5
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rows of which a check has something to say: their places, what it says, and what of it is each row's own.
+
+    `leave_out`: those that a fix takes away.
+    """
+
+    rows: np.ndarray
+    reason: str
+    cases: Callable[[np.ndarray], list[str]]
+    leave_out: np.ndarray
+
+
+class Decided:
+    """What became of the usable rows: which are `kept`, which of them are `held_out`, and what was counted, on the
+    trained and on the held-out side."""
+
+    def __init__(self, gathered: Gathered, rules: Rules) -> None:
+        self.gathered = gathered
+        count = len(gathered.digests)
+        self.kept = np.ones(count, dtype=bool)
+        share = rules.share or 0.0
+        self.held_out = gathered.digests[:, 0] < np.uint64(min(int(share * 2**64), 2**64 - 1))
+        self.passed_over = np.zeros(2, dtype=int)
+        self.dropped, self.found = (Counted(), Counted()), (Counted(), Counted())
+
+    def pass_over(self, rows: np.ndarray) -> None:
+        """Leave out rows that `take` does not choose."""
+        self.kept[rows] = False
+        self.passed_over += np.bincount(self.held_out[rows].astype(int), minlength=2)
+
+    def tell(self, counted: tuple[Counted, Counted], rows: np.ndarray, reason: str, found: Found) -> None:
+        """Count rows with a reason, on the side that each is on."""
+        for side in (0, 1):
+            its = rows[self.held_out[rows] == bool(side)]
+            first = its[:_CASES]
+            for where, case in zip(self.gathered.where(first), found.cases(first), strict=True):
+                counted[side].add(reason, where, case)
+            if len(its) > len(first):
+                counted[side].counts[reason] += len(its) - len(first)
+
+
+def decide(gathered: Gathered, clean: Clean, rules: Rules, takes: Sequence[int | float | None]) -> Decided:
+    """What stays of all usable rows.
+
+    Raises:
+        UserError: a check whose action is `error` found something.
+    """
+    decided = Decided(gathered, rules)
+    for source, take in enumerate(takes):
+        _take(decided, source, take)
+    for check, find in _CHECKS.items():
+        action = getattr(clean, check)
+        if gathered.traits is not None and action != "off" and _is_possible(check, gathered.traits):
+            kept = np.flatnonzero(decided.kept)
+            for found in find(gathered, of_rows(gathered.traits, kept), kept):
+                _act(decided, check, action, found)
+    if rules.share is not None and gathered.traits is not None and gathered.traits.signature is not None:
+        _keep_together(decided, gathered.traits.signature)
+    return decided
+
+
+def leaked(train: TraitArrays, held_out: TraitArrays, nearly: bool) -> list[across.Leak]:
+    """Training rows that are held out as well; with `nearly`, those that resemble a held-out row and are not it."""
+    same = across.leaks(train, held_out)
+    if not nearly:
+        return same
+    if train.signature is None or held_out.signature is None:
+        return []
+    rows, theirs = near.leaks(train.signature, held_out.signature)
+    known = {leak.row for leak in same}
+    pairs = zip(rows.tolist(), theirs.tolist(), strict=True)
+    return [across.Leak(row, held, "nearly the same as a held-out row") for row, held in pairs if row not in known]
+
+
+def _take(decided: Decided, source: int, take: int | float | None) -> None:
+    """Of a source's rows keep those whose number by content is lowest."""
+    rows = np.flatnonzero(decided.gathered.source == source)
+    if isinstance(take, int) and len(rows) > take:
+        numbers = decided.gathered.digests[rows, 1]
+        decided.pass_over(np.sort(rows[np.argsort(numbers, kind="stable")[take:]]))
+
+
+def _keep_together(decided: Decided, signature: np.ndarray) -> None:
+    """Near-duplicates go to one side of the split."""
+    kept = np.flatnonzero(decided.kept)
+    sides = near.sides(signature[kept], decided.held_out[kept])
+    neither = kept[sides < 0]
+    decided.held_out[kept] = sides == 1
+    decided.kept[neither] = False
+    found = Found(neither, "", lambda rows: [""] * len(rows), neither)
+    decided.tell(decided.dropped, neither, "nearly the same as rows on both sides of the split", found)
+
+
+def _act(decided: Decided, check: str, action: str, found: Found) -> None:
+    if not len(found.rows):
+        return
+    if action == "error":
+        first = found.rows[:1]
+        raise UserError(
+            f"{decided.gathered.where(first)[0]}: {found.reason}"
+            + (f" ({found.cases(first)[0]})" if found.cases(first)[0] else "")
+            + f"; {len(found.rows):,} rows in all. Mend the rows, or write data.clean.{check}: fix or report."
+        )
+    if action == "fix":
+        decided.kept[found.leave_out] = False
+        decided.tell(decided.dropped, found.leave_out, f"left out by data.clean.{check}: {found.reason}", found)
+    else:
+        decided.tell(decided.found, found.rows, f"{check}: {found.reason}", found)
+
+
+def _is_possible(check: str, traits: TraitArrays) -> bool:
+    """Whether what the check reads was asked for."""
+    if check == "near_duplicates":
+        return traits.signature is not None
+    return traits.style is not None if check == "style" else True
+
+
+def _duplicates(gathered: Gathered, traits: TraitArrays, kept: np.ndarray) -> list[Found]:
+    return _repeated(gathered, across.duplicates(traits.said), kept, "the same as an earlier row")
+
+
+def _near_duplicates(gathered: Gathered, traits: TraitArrays, kept: np.ndarray) -> list[Found]:
+    assert traits.signature is not None
+    first = near.groups(traits.signature)
+    exact = across.duplicates(traits.said)
+    own = np.arange(len(kept))
+    first = np.where(exact == own, first, own)  # exact copies are another check's
+    return _repeated(gathered, first, kept, "nearly the same as an earlier row")
+
+
+def _repeated(gathered: Gathered, first: np.ndarray, kept: np.ndarray, reason: str) -> list[Found]:
+    rows = np.flatnonzero(first != np.arange(len(kept)))
+    of = dict(zip(kept[rows].tolist(), kept[first[rows]].tolist(), strict=True))
+    return [Found(kept[rows], reason, lambda some: _places(gathered, of, some), kept[rows])]
+
+
+def _contradictions(gathered: Gathered, traits: TraitArrays, kept: np.ndarray) -> list[Found]:
+    found = across.contradictions(traits.prompt, traits.answer)
+    rows = np.flatnonzero(found.group >= 0)
+    of = dict(zip(kept[rows].tolist(), kept[found.group[rows]].tolist(), strict=True))
+    reason = "another answer to the same prompt"
+    return [Found(kept[rows], reason, lambda some: _places(gathered, of, some), kept[~found.kept])]
+
+
+def _style(gathered: Gathered, traits: TraitArrays, kept: np.ndarray) -> list[Found]:
+    outliers = across.outliers(traits)
+    reasons = {int(kept[outlier.row]): outlier.reason for outlier in outliers}
+    rows = np.array(list(reasons), dtype=np.int64)
+    return [Found(rows, "written unlike the others", lambda some: [reasons[int(row)] for row in some], rows)]
+
+
+def _places(gathered: Gathered, of: dict[int, int], rows: np.ndarray) -> list[str]:
+    """For each row the place of the one that it belongs to; nothing where that is the row itself."""
+    others = [of[int(row)] for row in rows]
+    return [
+        f"as {where}" if other != row else ""
+        for where, other, row in zip(gathered.where(others), others, rows.tolist(), strict=True)
+    ]
+
+
+_CHECKS = {
+    "duplicates": _duplicates,
+    "near_duplicates": _near_duplicates,
+    "contradictions": _contradictions,
+    "style": _style,
+}

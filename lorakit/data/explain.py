@@ -1,0 +1,65 @@
+"""One row of a recipe's sources, followed all the way: what it says, what is trained of it, or why it is left out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from lorakit.data.encoding import IGNORED
+from lorakit.data.rendering import ChatTemplate
+from lorakit.data.rows import Block, Row
+from lorakit.data.sources import open_source
+from lorakit.data.work import Rules, Task, Worker
+from lorakit.errors import UserError
+from lorakit.recipe.schema import Source
+
+_EVERY = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A row's place, each of its examples as (input_ids, labels), and why it has none."""
+
+    where: str
+    examples: list[tuple[list[int], list[int]]]
+    reasons: list[str]
+
+
+def explain(where: str, sources: Sequence[Source], template: ChatTemplate, rules: Rules) -> Explained:
+    """The row at `where`, written as messages write it: `train.jsonl:12`, or `train.parquet row 7`.
+
+    Raises:
+        UserError: there is no such row, or a source cannot be read.
+    """
+    last = ""
+    for source in sources:
+        opened = open_source(source)
+        for block in opened.blocks:
+            for row in block.rows():
+                last = row.where
+                if row.where == where or row.where.endswith(f"/{where}"):
+                    task = Task(
+                        opened.format, opened.settings, source.columns or {}, replace(template, system=source.system)
+                    )
+                    return _followed(row, Worker([task], replace(rules, broken="drop", share=None)))
+    raise UserError(f"--row: no source has a row {where}. Rows are named as in messages: the last one is {last}.")
+
+
+def _followed(row: Row, worker: Worker) -> Explained:
+    worked = worker(0, Block("", 0, row, _alone, 0), _EVERY)
+    rows = worked.examples.to_pylist() if worked.examples is not None else []
+    dropped = worked.reports[0].dropped
+    reasons = [f"{reason}: {first[0].removeprefix(row.where).lstrip(': ')}" for reason, first in dropped.first.items()]
+    reasons += [f"found: {reason}" for reason in worked.reports[0].found.counts]
+    return Explained(row.where, [(example["input_ids"], example["labels"]) for example in rows], reasons)
+
+
+def _alone(name: str, first: int, row: Row) -> Iterator[Row]:
+    yield row
+
+
+def stretches(input_ids: Sequence[int], labels: Sequence[int]) -> list[tuple[list[int], bool]]:
+    """Token ids in stretches that are trained, or not."""
+    pairs = zip(input_ids, labels, strict=True)
+    return [
+        ([token for token, _ in group], trained) for trained, group in groupby(pairs, lambda pair: pair[1] != IGNORED)
+    ]

@@ -1,0 +1,99 @@
+"""Files: JSON Lines, JSON, CSV, TSV, Parquet, Arrow and text -> raw rows, each with the place it came from.
+
+A row that cannot be read alone is a `Row` that says why; a file that cannot be read as a whole is a `UserError`.
+A file is read as blocks, so that memory does not grow with it and other processes can parse.
+"""
+
+import stat
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from lorakit.data.files import columns, documents, json_lines, json_lists, separated
+from lorakit.data.files.stored import Stored, opened
+from lorakit.data.rows import Block, Row
+from lorakit.errors import UserError
+from lorakit.recipe.data_files import COMPRESSIONS, KNOWN_SUFFIXES, data_files, data_suffix, is_pattern
+from lorakit.recipe.problems import one_line, shown_path
+
+_TEXTS: dict[str, Callable[[Stored], Iterator[Block]]] = {
+    ".jsonl": json_lines.read,
+    ".ndjson": json_lines.read,
+    ".json": json_lists.read,
+    ".csv": partial(separated.read, delimiter=","),
+    ".tsv": partial(separated.read, delimiter="\t"),
+    ".txt": documents.read,
+    ".md": documents.read,
+}
+_COLUMNS: dict[str, Callable[[Path, str], Iterator[Block]]] = {
+    ".parquet": columns.read_parquet,
+    ".arrow": columns.read_arrow,
+    ".feather": columns.read_arrow,
+}
+
+
+def files_in(path: Path) -> list[Path]:
+    """The data files that a path means, in order: the file itself, those below a folder, those a pattern matches.
+
+    Raises:
+        UserError: there are none, or they cannot be listed.
+    """
+    name = shown_path(path)
+    try:
+        if not is_pattern(path) and not stat.S_ISDIR(path.stat().st_mode):
+            _refuse_what_is_no_file(path, name)
+            return [path]
+        found = sorted(data_files(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: there is no such file.") from error
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error.strerror or error}.") from error
+    if not found:
+        said = "the pattern matches no data file" if is_pattern(path) else "the folder has no data files"
+        raise UserError(f"{name}: {said}. Their names end in {KNOWN_SUFFIXES}.")
+    return found
+
+
+def read_file(path: Path) -> Iterator[Row]:
+    """Every row of a file, in its order.
+
+    Raises:
+        UserError: the file as a whole cannot be read.
+    """
+    for block in read_blocks(path):
+        yield from block.rows()
+
+
+def read_blocks(path: Path) -> Iterator[Block]:
+    """The rows of a file as blocks of about 1 MiB, in their order. The sizes of all blocks are the file's.
+
+    Raises:
+        UserError: the file as a whole cannot be read. What was readable before the fault has been yielded.
+    """
+    name = shown_path(path)
+    suffix = data_suffix(path.name)
+    if not suffix:
+        raise UserError(
+            f"{name}: rows are read from files whose names end in {KNOWN_SUFFIXES}; not from {path.suffix or 'this'}."
+        )
+    try:
+        _refuse_what_is_no_file(path, name)
+        if suffix in _COLUMNS:
+            path.open("rb").close()  # where it may not be read, pyarrow says so in words of its own
+            yield from _COLUMNS[suffix](path, name)
+        else:
+            compression = next((ending for ending in COMPRESSIONS if suffix.endswith(ending)), "")
+            with opened(path, name, compression) as stored:
+                yield from _TEXTS[suffix.removesuffix(compression)](stored)
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: there is no such file.") from error
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {one_line(error.strerror or str(error), 200)}.") from error
+
+
+def _refuse_what_is_no_file(path: Path, name: str) -> None:
+    """A pipe or a device would be waited for, maybe for ever."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        found = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise UserError(f"{name}: this is {found}. Write the path of a data file.")

@@ -1,0 +1,138 @@
+"""Parquet and Arrow: batches of rows as columns. pyarrow is imported where a file is read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lorakit.data.files.stored import BLOCK
+from lorakit.data.rows import Block, Row, RowError
+from lorakit.errors import UserError
+from lorakit.recipe.problems import one_line
+
+_MOST_ROWS = 8192
+
+
+def read_parquet(path: Path, name: str) -> Iterator[Block]:
+    """Blocks of rows as Arrow's stream format, some MiB each at most.
+
+    Raises:
+        UserError: the file is damaged, or two columns have one name.
+    """
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path, buffer_size=BLOCK) as file:
+            _refuse_equal_names(name, file.schema_arrow.names)
+            whole, total = path.stat().st_size, file.metadata.num_rows
+            groups = (file.metadata.row_group(index) for index in range(file.num_row_groups))
+            bytes_of_all = sum(group.total_byte_size for group in groups)
+            for batch in file.iter_batches(batch_size=_rows_of_a_block(total, bytes_of_all)):
+                before, after = (whole * rows // total for rows in (number, number + batch.num_rows))
+                yield Block(name, number + 1, _packed(batch), rows_of, after - before)
+                number += batch.num_rows
+    except _damage() as error:
+        raise _unreadable(name, "Parquet", number, error) from error
+
+
+def read_arrow(path: Path, name: str) -> Iterator[Block]:
+    """Blocks of rows as Arrow's stream format, about 1 MiB each.
+
+    Raises:
+        UserError: the file is damaged, or two columns have one name.
+    """
+    import pyarrow
+
+    number = 0
+    try:
+        # Mapped: a batch may hold the whole file, and only the part that is looked at takes memory.
+        with pyarrow.memory_map(str(path)) as source:
+            # Arrow trusts the offsets that a file holds, and wrong ones end the process: before `validate`, nothing
+            # looks at them, as `nbytes` would.
+            for batch, size in _batches(source, name):
+                step = _rows_of_a_block(batch.num_rows, batch.get_total_buffer_size())
+                for start in range(0, batch.num_rows, step):
+                    part = batch.slice(start, step)
+                    part.validate(full=True)
+                    share = size * (start + part.num_rows) // batch.num_rows - size * start // batch.num_rows
+                    yield Block(name, number + 1, _packed(part), rows_of, share)
+                    number += part.num_rows
+    except _damage() as error:
+        raise _unreadable(name, "Arrow", number, error) from error
+
+
+def _batches(source: Any, name: str) -> Iterator[tuple[Any, int]]:
+    """The batches of a file in Arrow's file or stream format, and how many bytes of the file each is."""
+    import pyarrow
+
+    magic = source.read(6)
+    source.seek(0)
+    if magic.startswith(b"FEA1"):
+        raise UserError(f"{name}: this is Feather version 1. Write it as Parquet, or as Feather version 2.")
+    if magic == b"ARROW1":
+        file = pyarrow.ipc.open_file(source)
+        _refuse_equal_names(name, file.schema.names)
+        whole, count = source.size(), file.num_record_batches
+        for index in range(count):
+            yield file.get_batch(index), whole * (index + 1) // count - whole * index // count
+        return
+    stream = pyarrow.ipc.open_stream(source)
+    _refuse_equal_names(name, stream.schema.names)
+    position = 0
+    for batch in stream:
+        yield batch, source.tell() - position
+        position = source.tell()
+
+
+def rows_of(name: str, first: int, packed: bytes) -> Iterator[Row]:
+    """A row for each of a block; where one value cannot be read, its row says so."""
+    import pyarrow
+
+    table = pyarrow.ipc.open_stream(packed).read_all()
+    try:
+        records = table.to_pylist()
+    except _damage():
+        records = [_alone(table.slice(index, 1)) for index in range(table.num_rows)]
+    for number, record in enumerate(records, start=first):
+        yield Row(f"{name} row {number}", record)
+
+
+def _alone(row: Any) -> dict[str, Any] | RowError:
+    try:
+        record: dict[str, Any] = row.to_pylist()[0]
+    except _damage() as error:
+        return RowError("a value cannot be read", one_line(str(error), 200))
+    return record
+
+
+def _packed(batch: Any) -> bytes:
+    """A batch as a stream of its own: pickle would take the whole of the columns of which it is a part."""
+    import pyarrow
+
+    sink = pyarrow.BufferOutputStream()
+    bare = batch.replace_schema_metadata(None)
+    with pyarrow.ipc.new_stream(sink, bare.schema) as writer:
+        writer.write_batch(bare)
+    packed: bytes = sink.getvalue().to_pybytes()
+    return packed
+
+
+def _rows_of_a_block(rows: int, size: int) -> int:
+    return max(1, min(_MOST_ROWS, rows * BLOCK // max(size, 1)))
+
+
+def _refuse_equal_names(name: str, columns: list[str]) -> None:
+    if len(set(columns)) != len(columns):
+        raise UserError(f"{name}: two columns have the same name: {one_line(', '.join(columns), 200)}.")
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What pyarrow raises for damaged files and for values that Python has not, as a date of the year 20000."""
+    from pyarrow.lib import ArrowException
+
+    return ArrowException, OSError, ValueError, OverflowError, KeyError
+
+
+def _unreadable(name: str, kind: str, number: int, error: Exception) -> UserError:
+    behind = f" behind row {number}" if number else ""
+    return UserError(f"{name}: no readable {kind} file{behind}: {one_line(str(error), 200).rstrip('.')}.")

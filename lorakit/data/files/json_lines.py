@@ -1,0 +1,35 @@
+"""JSON Lines: one object a line."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from lorakit.data.files.json_values import SPACE, record_of
+from lorakit.data.files.stored import Stored, whole_lines
+from lorakit.data.rows import Block, Row, RowError
+
+
+def read(stored: Stored) -> Iterator[Block]:
+    """Blocks of whole lines, as bytes."""
+    for lines in whole_lines(stored):
+        yield Block(stored.name, lines.first, lines.raw, rows, lines.size)
+
+
+def rows(name: str, first: int, raw: bytes) -> Iterator[Row]:
+    """A row for each line that is not blank."""
+    view = memoryview(raw)  # a line is decoded from where it stands: one of 50 MB is not copied before
+    start, number = 0, first
+    while start < len(raw):
+        stop = raw.find(b"\n", start)
+        stop = len(raw) if stop < 0 else stop
+        record = _record(view[start:stop])
+        if record is not None:
+            yield Row(f"{name}:{number}", record)
+        start, number = stop + 1, number + 1
+
+
+def _record(raw: memoryview) -> dict[str, Any] | RowError | None:
+    try:
+        line = str(raw, "utf-8")
+    except UnicodeDecodeError as error:
+        return RowError("not UTF-8", f"byte {raw[error.start]:#04x} at position {error.start + 1}")
+    return None if not line or (line.isspace() and not line.strip(SPACE)) else record_of(line)

@@ -1,0 +1,83 @@
+"""CSV and TSV: a header, and a row for each record below it."""
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from lorakit.data.files.stored import Stored, text_of, whole_lines
+from lorakit.data.rows import Block, Row, RowError
+from lorakit.errors import UserError
+
+_LONGEST_CELL = 1 << 26
+"""Characters, for which the csv module takes four bytes each: a quote that is never closed makes a cell of the whole
+rest of the file."""
+
+_Numbered = tuple[int, list[str]]
+
+
+def read(stored: Stored, delimiter: str) -> Iterator[Block]:
+    """Blocks of records that are split into cells: only the reader of all lines knows which breaks are in quotes.
+
+    Raises:
+        UserError: it is not UTF-8, a quote is wrong, or two columns have one name.
+    """
+    sizes: list[int] = []
+    header: list[str] | None = None
+    records: list[_Numbered] = []
+    for line, cells in _records(stored, delimiter, sizes):
+        if header is None:
+            header = _header(stored.name, line, cells)
+            continue
+        if len(sizes) > 1 and records:  # this one took another piece of the file
+            yield Block(stored.name, records[0][0], (header, records), rows, sum(sizes[:-1]))
+            del sizes[:-1]
+            records = []
+        records.append((line, cells))
+    if header is not None and records:
+        yield Block(stored.name, records[0][0], (header, records), rows, sum(sizes))
+
+
+def rows(name: str, first: int, payload: tuple[list[str], list[_Numbered]]) -> Iterator[Row]:
+    header, records = payload
+    for line, cells in records:
+        yield Row(f"{name}:{line}", _under(header, cells))
+
+
+def _records(stored: Stored, delimiter: str, sizes: list[int]) -> Iterator[_Numbered]:
+    """Every record that is not blank, with the line where it begins. `sizes` gets what each piece of the file takes."""
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.reader(_lines(stored, sizes), strict=True, delimiter=delimiter)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise UserError(
+                f"{stored.name}:{line}: no valid CSV: {error}. Double the quotes inside quoted cells."
+            ) from error
+        if cells is None:
+            return
+        if cells:
+            yield line, cells
+
+
+def _lines(stored: Stored, sizes: list[int]) -> Iterator[str]:
+    for lines in whole_lines(stored):
+        text_of(stored.name, lines)
+        sizes.append(lines.size)
+        # Decoded again bit by bit: StringIO would hold four bytes a character.
+        yield from io.TextIOWrapper(io.BytesIO(lines.raw), encoding="utf-8", newline="")
+
+
+def _header(name: str, line: int, cells: list[str]) -> list[str]:
+    if len(set(cells)) != len(cells):
+        raise UserError(f"{name}:{line}: two columns have the same name: {', '.join(cells)}.")
+    return cells
+
+
+def _under(header: list[str], cells: list[str]) -> dict[str, Any] | RowError:
+    """CSV has no null: an empty cell is taken for one, so that a missing answer is not trained as an empty one."""
+    if len(cells) != len(header):
+        return RowError("the row does not fit the header", f"{len(cells)} cells under {len(header)} columns")
+    return {column: cell or None for column, cell in zip(header, cells, strict=True)}

@@ -1,0 +1,171 @@
+"""A stored text file as bytes: decompressed, decoded where asked, in pieces of about 1 MiB."""
+
+import bz2
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lorakit.errors import UserError
+from lorakit.recipe.problems import one_line
+
+BLOCK = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+class _Zstandard:
+    """What gzip, bz2 and lzma give, for zstandard, which Python's library has not yet."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        import pyarrow
+
+        self._stream: Any = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+
+    def read1(self, size: int) -> bytes:
+        # Arrow gives nothing of a read that meets the end of a cut file: a short read loses little.
+        data: bytes = self._stream.read(min(size, 1 << 14))
+        return data
+
+
+_OPENERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "": ("", lambda raw: raw),
+    ".gz": ("gzip", lambda raw: gzip.GzipFile(fileobj=raw, mode="rb")),
+    ".bz2": ("bzip2", bz2.BZ2File),
+    ".xz": ("xz", lzma.LZMAFile),
+    ".zst": ("zstandard", _Zstandard),
+}
+
+
+class Stored:
+    """The content of a file, read once from its beginning.
+
+    `position` is how many bytes of the file are read, before decompression; `lines` how many whole lines of the
+    content; `ended` whether all of it is.
+    """
+
+    def __init__(self, name: str, raw: BinaryIO, compression: str) -> None:
+        self.name = name
+        self.lines = 0
+        self.ended = False
+        self._raw = raw
+        self._kind, opener = _OPENERS[compression]
+        self._content = opener(raw)
+        self._begun = False
+        self._fault: Exception | None = None
+
+    @property
+    def position(self) -> int:
+        return self._raw.tell()
+
+    def read(self) -> bytes:
+        """The next MiB without a byte order mark; less at the end or before a fault, and nothing behind the end.
+
+        Raises:
+            UserError: the compressed data is damaged or cut off, or the file is UTF-16.
+        """
+        pieces: list[bytes] = []
+        missing = BLOCK + 1  # one more than a block: a file of one block is known to have ended
+        while missing and not self.ended and not self._fault:
+            piece = self._piece(missing)
+            pieces.append(piece)
+            missing -= len(piece)
+        if self._fault and not any(pieces):
+            raise self._damaged(self._fault) from self._fault
+        data = b"".join(pieces)
+        if not self._begun:
+            self._begun = True
+            if data.startswith(_UTF_16):
+                raise UserError(f"{self.name}: the file is UTF-16. Save it as UTF-8.")
+            data = data.removeprefix(_BOM)
+        self.lines += data.count(b"\n")
+        return data
+
+    def _piece(self, size: int) -> bytes:
+        try:
+            piece: bytes = self._content.read1(size)
+        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the decompressor's
+                raise
+            self._fault = error
+            return b""
+        self.ended = not piece
+        return piece
+
+    def _damaged(self, fault: Exception) -> UserError:
+        reason = one_line(str(fault), 200).rstrip(".")
+        if isinstance(fault, EOFError) or "truncated" in reason.lower():
+            what = f"the {self._kind} data is cut off behind line {self.lines}"
+        elif not self._begun:
+            what = f"this is no {self._kind} file, whatever its name says, or it is damaged at its beginning"
+        else:
+            what = f"the {self._kind} data is damaged; {self.lines} lines could be read"
+        return UserError(f"{self.name}: {what}: {reason}. Copy or download the file again.")
+
+
+@contextmanager
+def opened(path: Path, name: str, compression: str) -> Iterator[Stored]:
+    """The content of a file, `compression` one of `COMPRESSIONS` or empty.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    with path.open("rb") as raw:
+        yield Stored(name, raw, compression)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Whole lines of a file that end in line feeds: the number of the first, and the bytes as stored."""
+
+    first: int
+    raw: bytes
+    size: int
+
+
+def whole_lines(stored: Stored) -> Iterator[Lines]:
+    """The content in pieces of about 1 MiB, or of one line where that is longer; up to 1 MiB in one piece.
+
+    Carriage returns that end lines alone become line feeds: those of a file whose first MiB has no line feed.
+
+    Raises:
+        UserError: as `Stored.read`; the whole lines before have been yielded.
+    """
+    first, position, end = 1, 0, b""
+    waiting: list[bytes] = []
+    while data := stored.read():
+        end = end or (b"\r" if b"\r" in data and b"\n" not in data else b"\n")
+        cut = len(data) if stored.ended else data.rfind(end) + 1
+        waiting.append(data[:cut] if cut else data)
+        if not cut:
+            continue
+        raw = b"".join(waiting)
+        waiting = [data[cut:]] if cut < len(data) else []
+        raw = raw if end == b"\n" else raw.replace(b"\r", b"\n")
+        yield Lines(first, raw, stored.position - position)
+        first, position = first + raw.count(b"\n"), stored.position
+        del raw, data  # the next line may be as long: only one of them is held
+    if waiting:
+        yield Lines(first, b"".join(waiting), stored.position - position)
+
+
+def text_of(name: str, lines: Lines) -> str:
+    """Lines as text.
+
+    Raises:
+        UserError: they are not UTF-8, or hold NUL bytes; the line is named.
+    """
+    at = lines.raw.find(b"\0")
+    if at >= 0:
+        number = lines.first + lines.raw.count(b"\n", 0, at)
+        raise UserError(f"{name}:{number}: the file holds NUL bytes: it is damaged, or no text. Save it as UTF-8.")
+    try:
+        return lines.raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        number = lines.first + lines.raw.count(b"\n", 0, error.start)
+        byte = lines.raw[error.start]
+        raise UserError(f"{name}:{number}: not UTF-8: byte {byte:#04x}. Save the file as UTF-8.") from error

@@ -1,0 +1,38 @@
+"""Formats: what one raw record says. One plain function each, one format a file.
+
+A format function takes the record as a dict, and the format's settings where it has some, and returns a Conversation,
+a Text or Tokens (lorakit/data/conversations.py), or raises `RowError` with what is wrong. It is registered with
+
+- `columns`: those by which auto-detection recognises the format; of a tuple of names a row has one;
+- `optional`: the other columns that it reads;
+- `conversations`: False where rows are no conversations, so that no system prompt is put above them;
+- `settings`: the Section of its settings, all with defaults; `mistakes`: what cannot work in such settings.
+"""
+
+import importlib
+
+from lorakit.data.conversations import Conversation as Conversation
+from lorakit.data.conversations import Text as Text
+from lorakit.data.conversations import Tokens as Tokens
+from lorakit.data.formats.choice import columns_read as columns_read
+from lorakit.data.formats.choice import detect as detect
+from lorakit.data.formats.choice import needed as needed
+from lorakit.data.formats.choice import said as said
+from lorakit.data.rows import RowError as RowError
+from lorakit.data.rows import kind as kind
+from lorakit.recipe.format_choice import format_name as format_name
+from lorakit.recipe.format_choice import format_settings as format_settings
+
+# The order is that of the table: documents and messages name them so.
+for _name in (
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt_completion",
+    "question_answer",
+    "text",
+    "classification",
+    "oasst",
+    "tokens",
+):
+    importlib.import_module(f"lorakit.data.formats.{_name}")

@@ -1,0 +1,140 @@
+"""Which format rows have, told from the rows, and what a record says in a format."""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from lorakit.data.conversations import Said
+from lorakit.data.formats.columns import empty
+from lorakit.data.rows import RowError
+from lorakit.errors import UserError
+from lorakit.recipe.format_choice import format_settings
+from lorakit.recipe.problems import one_line
+from lorakit.recipe.section import Section
+from lorakit.tables import FORMATS, Entry
+
+# Rows that a format fits by its columns, and that it would read wrongly.
+_ELSE = (
+    (
+        {"message_id", "role", "text"},
+        "each row is one message (message_id, role, text) without those before it, as in OpenAssistant's flat files. "
+        "Take the file of trees (.trees.jsonl.gz), or write format: text to train on single messages",
+    ),
+)
+# Columns that say what a row is for where no format fits.
+_HINTS = (
+    (
+        {"chosen", "rejected"},
+        "These are pairs for preference training, and lorakit trains on answers alone: columns: {completion: chosen} "
+        "takes the chosen ones.",
+    ),
+)
+
+
+def needed(entry: Entry) -> list[tuple[str, ...]]:
+    """The columns that a row of this format must have; of several in one tuple it has one."""
+    return [(column,) if isinstance(column, str) else tuple(column) for column in entry.facts["columns"]]
+
+
+def columns_read(name: str) -> set[str]:
+    """Every column that a format reads."""
+    entry = FORMATS[name]
+    return {*chain.from_iterable(needed(entry)), *entry.facts.get("optional", ())}
+
+
+def said(name: str, settings: Section | None, record: Mapping[str, Any]) -> Said:
+    """What a record says in a format. `settings` None are the format's defaults, where it has settings.
+
+    Raises:
+        RowError: the record is not of this format.
+    """
+    entry = FORMATS[name]
+    settings = format_settings(name) if settings is None else settings
+    try:
+        found: Said = entry.function(record) if settings is None else entry.function(record, settings)
+    except RecursionError as error:
+        raise RowError("the row is nested too deeply") from error
+    return found
+
+
+def detect(records: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
+    """The format that these rows have, and why. `where` names their source in messages.
+
+    A format fits when its columns hold something in some row. One that asks for all columns of another and for more
+    goes before it. Where several are left, those drop out that can read none of the rows.
+
+    Raises:
+        UserError: no format fits, or several do.
+    """
+    columns, fitting = _candidates(records)
+    for strange, what in _ELSE:
+        if strange <= columns:
+            raise UserError(f"{where}: {what}.")
+    fitting = [entry for entry in fitting if not any(_goes_before(other, entry) for other in fitting)]
+    readable = [entry for entry in fitting if _reads_one(entry, records)]
+    # Where a format's own columns are there and no row is right, each row says best what is wrong with it.
+    chosen = readable or [entry for entry in fitting if len(fitting) == 1 and not _is_part_of_another(entry)]
+    seen = one_line(", ".join(sorted(columns)), 200) or "none"
+    if len(chosen) == 1:
+        wanted = " and ".join(repr(_held(names, columns)) for names in needed(chosen[0]))
+        return chosen[0].name, f"rows have {wanted}"
+    if chosen:
+        names = ", ".join(entry.name for entry in chosen)
+        raise UserError(
+            f"{where}: the columns ({seen}) fit several formats: {names}. Write one of them in data.format."
+        )
+    raise UserError(f"{where}: no format fits the columns ({seen}). {_known(fitting, columns, records)}")
+
+
+def _candidates(records: Sequence[Mapping[str, Any]]) -> tuple[set[str], list[Entry]]:
+    """The columns that hold something, and the formats that they fit.
+
+    Where they fit none, a column that holds nothing but empty texts and lists counts too: it says what the rows are.
+    """
+    filled = {column for record in records for column, value in record.items() if not empty(value)}
+    there = {column for record in records for column, value in record.items() if value is not None}
+    for columns in (filled, there):
+        fitting = [entry for entry in FORMATS if _fits(entry, columns)]
+        if fitting:
+            return columns, fitting
+    return there, []
+
+
+def _fits(entry: Entry, columns: set[str]) -> bool:
+    return all(not columns.isdisjoint(names) for names in needed(entry))
+
+
+def _goes_before(one: Entry, other: Entry) -> bool:
+    return set(needed(one)) > set(needed(other))
+
+
+def _is_part_of_another(entry: Entry) -> bool:
+    return any(_goes_before(other, entry) for other in FORMATS)
+
+
+def _held(names: tuple[str, ...], columns: set[str]) -> str:
+    return next(name for name in names if name in columns)
+
+
+def _reads_one(entry: Entry, records: Sequence[Mapping[str, Any]]) -> bool:
+    return any(_complaint(entry, record) is None for record in records)
+
+
+def _complaint(entry: Entry, record: Mapping[str, Any]) -> RowError | None:
+    """Why a record is not of this format; None where it is."""
+    try:
+        said(entry.name, None, record)
+    except RowError as error:
+        return error
+    return None
+
+
+def _known(fitting: list[Entry], columns: set[str], records: Sequence[Mapping[str, Any]]) -> str:
+    """What would fit, and why those do not that have their columns."""
+    known = "; ".join(
+        f"{entry.name} needs {', '.join(' or '.join(names) for names in needed(entry))}" for entry in FORMATS
+    )
+    complaints = [f"As {entry.name}: {one_line(str(_complaint(entry, records[0])), 200)}." for entry in fitting]
+    hints = [hint for strange, hint in _HINTS if strange <= columns]
+    example = "Map other names with data.columns, for example columns: {prompt: question, completion: answer}."
+    return " ".join([*complaints, f"{known}.", *hints, example])

@@ -1,0 +1,119 @@
+"""`classification`: a text and the one of a few labels that fits it."""
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from string import Formatter
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from lorakit.data.conversations import Conversation
+from lorakit.data.formats.columns import framed, question_and_answer, text
+from lorakit.data.rows import RowError, kind
+from lorakit.recipe.fields import Says
+from lorakit.recipe.nearest import nearest
+from lorakit.recipe.problems import one_line, shown
+from lorakit.recipe.section import Section
+from lorakit.tables import FORMATS
+
+_ASKING = "Which label fits the text: {labels}? Answer with the label alone.\n\n{text}"
+_PLAIN = "{text}"
+
+
+_Label = Annotated[str, Field(min_length=1), Says("a name", "ham")]
+_Labels = Annotated[list[_Label], Field(min_length=1), Says("a list of at least one name", "[ham, spam]")]
+
+
+class Classification(Section):
+    """How rows of the format `classification` are asked and answered."""
+
+    labels: _Labels | None = None
+    """Every label. A text in the column `label` must be one of them, a whole number is a position in the list (from \
+0); null takes any text."""
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    """What is asked: `{text}` stands for the text, `{labels}` for the list. Null asks which of the labels fits, or \
+gives the text alone where there is no list."""
+
+
+Mistake = tuple[tuple[str | int, ...], str, str]
+
+
+def mistakes(settings: Classification) -> Iterator[Mistake]:
+    """What cannot work in these settings: the key, the reason, and what to write instead."""
+    labels = settings.labels or []
+    for index, label in enumerate(labels):
+        if label in labels[:index]:
+            yield ("labels", index), f"{shown(label)} is there twice", "Remove one."
+    if settings.prompt is not None:
+        yield from ((("prompt",), reason, remedy) for reason, remedy in _in_prompt(settings.prompt, bool(labels)))
+
+
+def _in_prompt(prompt: str, has_labels: bool) -> Iterator[tuple[str, str]]:
+    try:
+        pieces = list(Formatter().parse(prompt))
+    except ValueError as error:
+        yield f"it cannot be read: {error}", "Write {{ and }} for braces that are meant as they are."
+        return
+    names = [
+        name + (f"!{conversion}" if conversion else "") + (f":{how}" if how else "")
+        for _, name, how, conversion in pieces
+        if name is not None
+    ]
+    for name in names:
+        if name not in ("text", "labels"):
+            wrong = one_line(f"{{{name}}}")
+            yield f"nothing is known to stand for {wrong}", "Write {text} or {labels}, or {{ and }} for braces."
+    if "text" not in names:
+        yield "{text} is not in it, so that every row would ask the same", "Write {text} where the text belongs."
+    if "labels" in names and not has_labels:
+        yield "there is no list that could stand for {labels}", "Write labels, for example labels: [ham, spam]."
+
+
+@FORMATS.register(
+    "classification", columns=("text", "label"), optional=("system",), settings=Classification, mistakes=mistakes
+)
+def classification(record: Mapping[str, Any], settings: Classification) -> Conversation:
+    """`text` and `label`: which of the labels fits the text."""
+    prompt = settings.prompt or (_PLAIN if settings.labels is None else _ASKING)
+    stands_for = {"text": text(record, "text"), "labels": ", ".join(settings.labels or ())}
+    question = "".join(before + (stands_for[name] if name else "") for before, name in _pieces(prompt))
+    return framed(record, question_and_answer(question, _label(record.get("label"), settings.labels)))
+
+
+@lru_cache(maxsize=64)
+def _pieces(prompt: str) -> list[tuple[str, str | None]]:
+    """The prompt as texts, each with the name of what stands behind it."""
+    return [(before, name) for before, name, _, _ in Formatter().parse(prompt)]
+
+
+def _label(value: Any, labels: list[str] | None) -> str:
+    if value is None or value == "":
+        raise RowError("the column 'label' is missing or null")
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise RowError("the column 'label' is neither a text nor a whole number", f"it is {kind(value)}")
+    if labels is None:
+        if isinstance(value, int):
+            raise RowError(
+                "the column 'label' is a number, and nothing says what it stands for (name the labels in their order: "
+                "data.format: {classification: {labels: [...]}})"
+            )
+        return value
+    if value in labels:
+        return str(value)
+    position = _position(value, labels)
+    if position is None:
+        near = nearest(value, labels) if isinstance(value, str) else None
+        raise RowError(
+            "a label is not in the list of labels", one_line(repr(value)) + (f". Did you mean {near}?" if near else "")
+        )
+    if not 0 <= position < len(labels):
+        raise RowError("a label is not in the list of labels", f"{one_line(str(position))}, of 0 to {len(labels) - 1}")
+    return labels[position]
+
+
+def _position(value: str | int, labels: list[str]) -> int | None:
+    """The position that a label gives. A text of digits is one too (CSV has nothing else), unless labels are such."""
+    if isinstance(value, int):
+        return value
+    digits = value.isascii() and value.isdigit() and len(value) < 10
+    return int(value) if digits and not any(label.isdigit() for label in labels) else None

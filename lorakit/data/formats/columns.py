@@ -1,0 +1,46 @@
+"""What several formats read from a record's columns: a text, a column under either of two names, a system prompt."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorakit.data.conversations import Conversation
+from lorakit.data.formats.tools import tools_of, without_filled_arguments
+from lorakit.data.rows import RowError, kind
+
+
+def empty(value: Any) -> bool:
+    """Nothing was said; a 0 or a false says something."""
+    return value is None or value in ("", [], {})
+
+
+def text(record: Mapping[str, Any], column: str) -> str:
+    value = record.get(column)
+    if value is None:
+        raise RowError(f"the column {column!r} is missing or null")
+    if not isinstance(value, str):
+        raise RowError(f"the column {column!r} is not a text", f"it is {kind(value)}")
+    return value
+
+
+def question_and_answer(question: str, answer: str) -> Conversation:
+    return Conversation([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+
+
+def the_one(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """The one of these columns that holds something; the first where none does."""
+    filled = [name for name in names if not empty(record.get(name))]
+    if len(filled) > 1:
+        raise RowError(f"the row has both {' and '.join(map(repr, filled))}: one of them would not be trained on")
+    return filled[0] if filled else names[0]
+
+
+def framed(record: Mapping[str, Any], conversation: Conversation) -> Conversation:
+    """The conversation with the row's own `system` text above it and its `tools` beside it, where it has them."""
+    messages, tools = conversation.messages, conversation.tools
+    if not empty(record.get("system")):
+        if messages[0]["role"] == "system":
+            raise RowError("the row has a system prompt twice, in the column 'system' and as its first message")
+        messages = [{"role": "system", "content": text(record, "system")}, *messages]
+    if not empty(record.get("tools")):
+        tools = tools_of(record["tools"])
+    return Conversation(without_filled_arguments(messages, tools) if tools else messages, tools)

@@ -1,0 +1,122 @@
+"""One message of a conversation, from OpenAI's shape and what is usually added to it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorakit.data.conversations import ROLES, Message
+from lorakit.data.formats.columns import empty
+from lorakit.data.formats.tools import calls_of
+from lorakit.data.rows import RowError, kind
+from lorakit.recipe.problems import one_line
+
+# OpenAI's newer name of the system role, and its older one of the tool role.
+_ROLES = {**{role: role for role in ROLES}, "developer": "system", "function": "tool"}
+_PLAIN = {"role", "content"}
+_THINKING = ("thinking", "reasoning_content", "reasoning")
+# What only messages of one role may have.
+_ASSISTANT = (*_THINKING, "tool_calls", "function_call", "train", "weight")
+_TOOL = ("name", "tool_call_id")
+
+
+def messages_of(raw: Any, column: str) -> list[Message]:
+    """A column that holds a list of messages."""
+    if raw is None:
+        raise RowError(f"the column {column!r} is missing or null")
+    if not isinstance(raw, list):
+        raise RowError(f"the column {column!r} is not a list of messages", f"it is {kind(raw)}")
+    if not raw:
+        raise RowError(f"the column {column!r} is an empty list")
+    return [message_of(position, message) for position, message in enumerate(raw, start=1)]
+
+
+def message_of(position: int, raw: Any) -> Message:
+    """One message; `position` counts from 1.
+
+    Raises:
+        RowError: its role is not known, it says nothing, or it has a part that would not be trained on.
+    """
+    if not isinstance(raw, Mapping):
+        raise RowError("a message is not an object with role and content", f"message {position} is {kind(raw)}")
+    word, content = raw.get("role"), raw.get("content")
+    role = _ROLES.get(word) if isinstance(word, str) else None
+    if role is None:
+        given = one_line(repr(word))
+        raise RowError(f"a message has none of the roles {', '.join(ROLES)}", f"message {position} has {given}")
+    if isinstance(content, str) and raw.keys() == _PLAIN:
+        return {"role": role, "content": content}
+    where = f"message {position} ({role})"
+    parts = {key: value for key, value in raw.items() if key not in _PLAIN and not empty(value)}
+    _refuse_strange(role, parts, where)
+    message: Message = {"role": role, "content": content}
+    if role == "assistant":
+        message |= _said_besides(parts, where)
+    for key in _TOOL:
+        if key in parts:
+            message[key] = _as_text(parts[key], key, where)
+    message["content"] = _content(content, where, silent="tool_calls" in message)
+    return message
+
+
+def _refuse_strange(role: str, parts: Mapping[str, Any], where: str) -> None:
+    known = {"assistant": _ASSISTANT, "tool": _TOOL}.get(role, ())
+    for key in parts:
+        if key in ("train", "weight") and role != "assistant":
+            raise RowError(f"only an assistant's message may have {key!r}", where)
+    unknown = sorted(key for key in parts if key not in known)
+    if unknown:
+        named = one_line(", ".join(map(repr, unknown)), 200)
+        raise RowError("a message has parts that would not be trained on", f"{where} has {named}")
+
+
+def _content(content: Any, where: str, silent: bool) -> str:
+    """The text of a message. `silent`: it may have none."""
+    if isinstance(content, str):
+        return content
+    if empty(content) and silent:
+        return ""
+    if not isinstance(content, list) or not content:
+        raise RowError("a message has no text in 'content'", f"{where} has {kind(content)}")
+    texts = []
+    for position, part in enumerate(content, start=1):
+        filled = {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else {}
+        if filled.keys() != {"type", "text"} or filled["type"] != "text" or not isinstance(filled["text"], str):
+            said = f"the type {one_line(repr(part.get('type')))}" if isinstance(part, Mapping) else kind(part)
+            raise RowError("a message has a part that is not plain text", f"{where}, part {position}: {said}")
+        texts.append(filled["text"])
+    return "".join(texts)
+
+
+def _said_besides(parts: Mapping[str, Any], where: str) -> Message:
+    """What an assistant's message has beside its content: thinking, calls of tools, and whether it is trained."""
+    message: Message = {}
+    thinking = {_as_text(parts[key], key, where) for key in _THINKING if key in parts}
+    if len(thinking) > 1:
+        raise RowError("a message has two different reasonings", where)
+    if thinking:
+        message["thinking"] = thinking.pop()
+    if "tool_calls" in parts and "function_call" in parts:
+        raise RowError("a message has both 'tool_calls' and 'function_call'", where)
+    if "tool_calls" in parts:
+        message["tool_calls"] = calls_of(parts["tool_calls"], where)
+    if "function_call" in parts:
+        message["tool_calls"] = calls_of([parts["function_call"]], where)
+    if not _is_trained(parts, where):
+        message["train"] = False
+    return message
+
+
+def _is_trained(parts: Mapping[str, Any], where: str) -> bool:
+    train, weight = parts.get("train"), parts.get("weight")
+    if train is not None and not isinstance(train, bool):
+        raise RowError("'train' is not true or false", f"{where} has {kind(train)}")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise RowError("'weight' is not 0 or 1", f"{where} has {one_line(repr(weight))}")
+    if train is not None and weight is not None and train != bool(weight):
+        raise RowError("'train' and 'weight' say different things", where)
+    return train is not False and weight != 0
+
+
+def _as_text(value: Any, key: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise RowError(f"a message's {key!r} is not a text", f"{where} has {kind(value)}")
+    return value

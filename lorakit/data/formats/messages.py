@@ -1,0 +1,15 @@
+"""`messages`: conversations in OpenAI's shape."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorakit.data.conversations import Conversation
+from lorakit.data.formats.columns import framed
+from lorakit.data.formats.message import messages_of
+from lorakit.tables import FORMATS
+
+
+@FORMATS.register("messages", columns=("messages",), optional=("system", "tools"))
+def messages(record: Mapping[str, Any]) -> Conversation:
+    """`messages`: a list of {role, content}, roles system, user, assistant and tool."""
+    return framed(record, Conversation(messages_of(record.get("messages"), "messages")))

@@ -1,0 +1,77 @@
+"""`oasst`: OpenAssistant's trees of messages, of which the best conversation is taken."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lorakit.data.conversations import Conversation, Message
+from lorakit.data.formats.columns import framed
+from lorakit.data.rows import RowError, kind
+from lorakit.recipe.problems import one_line
+from lorakit.tables import FORMATS
+
+_ROLES = {"prompter": "user", "user": "user", "human": "user", "assistant": "assistant"}
+
+
+@FORMATS.register("oasst", columns=("prompt",), optional=("system",))
+def oasst(record: Mapping[str, Any]) -> Conversation:
+    """`prompt`: a tree of messages with `replies` (OpenAssistant). The best reply is taken at each of its levels."""
+    node = record.get("prompt")
+    if not isinstance(node, Mapping):
+        raise RowError("the column 'prompt' is not a tree of messages", f"it is {kind(node)}")
+    if not _is_good(node):
+        raise RowError("the prompt of the tree is deleted, or failed its review")
+    path: list[Message] = []
+    while node is not None:
+        path.append(_message(node, len(path) + 1))
+        node = _best(node.get("replies"), len(path) + 1)
+    while path and path[-1]["role"] != "assistant":
+        path.pop()
+    if not path:
+        raise RowError("the tree has no answer")
+    return framed(record, Conversation(path))
+
+
+def _message(node: Mapping[str, Any], level: int) -> Message:
+    word, text = node.get("role"), node.get("text")
+    role = _ROLES.get(word) if isinstance(word, str) else None
+    if role is None:
+        raise RowError(
+            f"a message of the tree has none of the roles {', '.join(_ROLES)}", f"level {level}: {one_line(repr(word))}"
+        )
+    if not isinstance(text, str):
+        raise RowError("a message of the tree has no text in 'text'", f"level {level} has {kind(text)}")
+    return {"role": role, "content": text}
+
+
+def _best(replies: Any, level: int) -> Mapping[str, Any] | None:
+    """The reply of the lowest rank; of those without one that of the highest score; of the others the first."""
+    if replies is None:
+        return None
+    if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
+        raise RowError("the replies in a tree are not a list of messages", f"level {level}")
+    return min(filter(_is_good, replies), key=_order, default=None)
+
+
+def _is_good(node: Mapping[str, Any]) -> bool:
+    return node.get("deleted") is not True and node.get("review_result") is not False
+
+
+def _order(node: Mapping[str, Any]) -> tuple[float, float]:
+    """First come low ranks, then high scores; a reply without the one comes behind those with it."""
+    rank, score = _number(node.get("rank")), _number(node.get("score"))
+    if score is None:
+        score = _quality(node.get("labels"))
+    return math.inf if rank is None else rank, math.inf if score is None else -score
+
+
+def _quality(labels: Any) -> float | None:
+    """What the reviewers gave on average: {"quality": {"value": 0.7, "count": 3}}."""
+    quality = labels.get("quality") if isinstance(labels, Mapping) else None
+    return _number(quality.get("value")) if isinstance(quality, Mapping) else None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if isinstance(value, int) or math.isfinite(value) else None

@@ -1,0 +1,23 @@
+"""`prompt-completion`: what is given, and what the model is to say."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorakit.data.conversations import Conversation
+from lorakit.data.formats.columns import framed, question_and_answer, text
+from lorakit.data.formats.message import messages_of
+from lorakit.data.rows import RowError
+from lorakit.tables import FORMATS
+
+
+@FORMATS.register("prompt-completion", columns=("prompt", "completion"), optional=("system", "tools"))
+def prompt_completion(record: Mapping[str, Any]) -> Conversation:
+    """`prompt` and `completion`: two texts, or two lists of messages of which those of the completion are trained."""
+    prompt, completion = record.get("prompt"), record.get("completion")
+    if not (isinstance(prompt, list) and isinstance(completion, list)):
+        return framed(record, question_and_answer(text(record, "prompt"), text(record, "completion")))
+    given, answers = messages_of(prompt, "prompt"), messages_of(completion, "completion")
+    if all(message["role"] != "assistant" for message in answers):
+        raise RowError("the column 'completion' has no assistant message: there is nothing to train")
+    given = [{**message, "train": False} if message["role"] == "assistant" else message for message in given]
+    return framed(record, Conversation([*given, *answers]))

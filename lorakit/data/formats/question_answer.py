@@ -1,0 +1,33 @@
+"""`question-answer`: a question, perhaps about a text, and its answer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorakit.data.conversations import Conversation
+from lorakit.data.formats.columns import empty, framed, question_and_answer, text, the_one
+from lorakit.data.rows import RowError, kind
+from lorakit.tables import FORMATS
+
+
+@FORMATS.register("question-answer", columns=("question", ("answer", "answers")), optional=("context", "system"))
+def question_answer(record: Mapping[str, Any]) -> Conversation:
+    """`question` and `answer` (or SQuAD's `answers`), optionally `context` (put above the question)."""
+    question = text(record, "question")
+    if not empty(record.get("context")):
+        question = f"{text(record, 'context')}\n\n{question}"
+    return framed(record, question_and_answer(question, _answer(record)))
+
+
+def _answer(record: Mapping[str, Any]) -> str:
+    """The answer; the first where there is a list of them, or SQuAD's {"text": a list, ...}."""
+    column = the_one(record, ("answer", "answers"))
+    value = record.get(column)
+    if isinstance(value, Mapping) and "text" in value:
+        value = value["text"]
+    if isinstance(value, list):
+        if not value:
+            raise RowError("the row has no answer", f"the list in the column {column!r} is empty")
+        if not isinstance(value[0], str):
+            raise RowError(f"the first item of the column {column!r} is not a text", f"it is {kind(value[0])}")
+        return value[0]
+    return text({column: value}, column)

@@ -1,0 +1,85 @@
+"""`tokens`: examples that were made elsewhere."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorakit.data.conversations import Tokens
+from lorakit.data.formats.columns import empty, the_one
+from lorakit.data.rows import RowError, kind
+from lorakit.recipe.problems import one_line
+from lorakit.tables import FORMATS
+
+_IGNORED = -100
+_MASKS = ("completion_mask", "assistant_masks")
+
+
+@FORMATS.register("tokens", columns=("input_ids",), optional=("labels", "attention_mask", *_MASKS), conversations=False)
+def tokens(record: Mapping[str, Any]) -> Tokens:
+    """`input_ids` of this model's tokenizer, and `labels`: -100 where not trained (without labels all are trained)."""
+    ids = _numbers(record, "input_ids")
+    if ids and min(ids) < 0:
+        raise RowError("a token id is below 0", f"it is {min(ids)}")
+    labels = _labels(record, ids)
+    if not empty(record.get("attention_mask")):
+        start, end = _unpadded(_mask(record, "attention_mask", ids))
+        if labels is not None and any(label != _IGNORED for label in (*labels[:start], *labels[end:])):
+            raise RowError("the column 'attention_mask' hides tokens that are trained")
+        ids, labels = ids[start:end], labels and labels[start:end]
+    labels = list(ids) if labels is None else labels
+    # The first token has nothing before it that would predict it.
+    if labels[1:].count(_IGNORED) == len(labels[1:]):
+        raise RowError("no token behind the first is trained")
+    return Tokens(ids, labels)
+
+
+def _labels(record: Mapping[str, Any], ids: list[int]) -> list[int] | None:
+    """What is trained, from `labels` or from a mask; None where neither says it."""
+    mask = the_one(record, _MASKS)
+    if not empty(record.get(mask)):
+        if not empty(record.get("labels")):
+            raise RowError(f"the row says twice what is trained, in 'labels' and in {mask!r}")
+        trained = _mask(record, mask, ids)
+        return [token if bit else _IGNORED for token, bit in zip(ids, trained, strict=True)]
+    if empty(record.get("labels")):
+        return None
+    labels = _numbers(record, "labels", like=ids)
+    strange = [at for at, label in enumerate(labels) if label != _IGNORED and label != ids[at]]
+    if strange:
+        raise RowError(
+            "a label is neither -100 nor the token at its place: something else would be trained",
+            f"token {strange[0]} is {ids[strange[0]]}, its label {labels[strange[0]]}",
+        )
+    return labels
+
+
+def _unpadded(mask: list[int]) -> tuple[int, int]:
+    """The stretch of tokens between the padding at both ends."""
+    if 1 not in mask:
+        raise RowError("the column 'attention_mask' hides every token")
+    start, end = mask.index(1), len(mask) - mask[::-1].index(1)
+    if 0 in mask[start:end]:
+        raise RowError("the column 'attention_mask' hides tokens in the middle", f"token {mask.index(0, start)}")
+    return start, end
+
+
+def _mask(record: Mapping[str, Any], column: str, ids: list[int]) -> list[int]:
+    values = _numbers(record, column, like=ids)
+    if not {0, 1}.issuperset(values):
+        raise RowError(f"the column {column!r} has other numbers than 0 and 1")
+    return values
+
+
+def _numbers(record: Mapping[str, Any], column: str, like: list[int] | None = None) -> list[int]:
+    """A column of whole numbers, as many as in `like`."""
+    values = record.get(column)
+    if values is None:
+        raise RowError(f"the column {column!r} is missing or null")
+    if not isinstance(values, list):
+        raise RowError(f"the column {column!r} is not a list of whole numbers", f"it is {kind(values)}")
+    if {*map(type, values)} - {int}:
+        position = next(position for position, value in enumerate(values) if type(value) is not int)
+        given = one_line(repr(values[position]))
+        raise RowError(f"the column {column!r} is not a list of whole numbers", f"number {position} is {given}")
+    if like is not None and len(values) != len(like):
+        raise RowError(f"the column {column!r} has not as many numbers as 'input_ids'", f"{len(values)}, {len(like)}")
+    return values

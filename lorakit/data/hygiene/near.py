@@ -1,0 +1,198 @@
+"""Near-duplicates: rows that share most of their words, found by MinHash among a million rows in a few hundred MB.
+
+Compared are the sets of three words in a row, letters and digits only, case aside (of four characters in a text of
+fewer words, or in a script without spaces). Digits stay: sums that differ in their numbers are different rows. Two
+rows are near-duplicates when the estimated share that their sets have in common (Jaccard) reaches THRESHOLD.
+
+The signatures are datasketch's (`MinHash(num_perm=64)`, scheme affine32, its permutations), computed for a batch of
+rows at once (half the time of one object a row), and of each value the lower 16 bits are kept (b-bit minwise hashing,
+Li and König 2010): the estimate grows by 1/65536 at most. datasketch's own index (MinHashLSH) keeps a Python entry for
+each row and band, several GB for a million rows; here a band is one 64-bit number, and sorted arrays find equal ones.
+"""
+
+import functools
+import re
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+SIZE = 64
+"""Values in a signature: the estimate's standard deviation at 0.8 is 0.05."""
+BANDS = 16
+"""Of four values each: rows that share 0.8 meet in one of them with a probability of 0.9998."""
+THRESHOLD = 0.8
+
+_MOST = 50_000  # characters of a row that are compared
+_WORD = re.compile(r"\w+")
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+_IN_BUCKET = 8
+# More rows alike than this, and than this share of all, are of one template. Rows that share 0.8 meet in 6 of 16 bands.
+_COPIES, _COPIED, _CROWDED = 20, 0.05, 4
+
+
+@functools.cache
+def _permutations() -> np.ndarray:
+    from datasketch import MinHash
+
+    return np.asarray(MinHash(num_perm=SIZE, scheme="affine32").permutations, np.uint32)
+
+
+def token_text(ids: Sequence[int]) -> str:
+    """Token ids as the words of a text, for rows that have nothing else."""
+    return " ".join(map(str, ids[: _MOST // 8]))
+
+
+def shingles(text: str) -> np.ndarray:
+    """Hashes (uint32) of the pieces that a text is compared by; at least one."""
+    low = text[:_MOST].lower()
+    words = _WORD.findall(low)
+    if len(words) < 6 or (not low.isascii() and 3 * len(_UNSPACED.findall(low)) > len(low)):
+        joined = "".join(words) or "".join(low.split())
+        codes = np.frombuffer(joined.ljust(4, "\0").encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint32)
+        return _rolled(_mixed(codes), 4)
+    hashes = np.array([zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words], np.uint32)
+    return _rolled(hashes, 3)
+
+
+def _rolled(hashes: np.ndarray, width: int) -> np.ndarray:
+    """One hash for each `width` pieces in a row; the factor is XXH32's second prime."""
+    last = len(hashes) - width + 1
+    rolled = hashes[:last]
+    for place in range(1, width):
+        rolled = rolled * np.uint32(0x85EBCA77) + hashes[place : last + place]
+    return rolled
+
+
+def signatures(texts: Sequence[str]) -> np.ndarray:
+    """The signatures of texts: uint16 [n, SIZE]."""
+    rows = [shingles(text) for text in texts]
+    made = np.empty((len(rows), SIZE), np.uint16)
+    if not rows:
+        return made
+    starts = np.cumsum([0] + [len(row) for row in rows[:-1]])
+    mixed = _mixed(np.concatenate(rows))
+    for place, (factor, term) in enumerate(_permutations().T):
+        made[:, place] = np.minimum.reduceat(mixed * factor + term, starts)
+    return made
+
+
+def _mixed(hashes: np.ndarray) -> np.ndarray:
+    """MurmurHash3's 32-bit finalizer, as datasketch applies it before its permutations."""
+    hashes = (hashes ^ (hashes >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    hashes = (hashes ^ (hashes >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return hashes ^ (hashes >> np.uint32(16))
+
+
+def _bands(made: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(made).view(np.uint64)
+
+
+def _buckets(made: np.ndarray) -> tuple[np.ndarray, int]:
+    """For each row and band the number of its bucket, int32 [n, BANDS], -1 where no other row shares it; how many."""
+    bands = _bands(made)
+    buckets = np.full(bands.shape, -1, np.int32)
+    count = 0
+    for band in range(BANDS):
+        keys = bands[:, band]
+        order = np.argsort(keys)
+        ordered = keys[order]
+        starts = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+        ends = np.concatenate([starts[1:], [True]])
+        shared = ~(starts & ends)
+        numbers = np.cumsum(starts & shared, dtype=np.int32) - 1 + count
+        buckets[order[shared], band] = numbers[shared]
+        count += int((starts & shared).sum())
+    return buckets, count
+
+
+def groups(made: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+    """The row that each row is a near-duplicate of: int32 [n], its own place where it is the first of its kind.
+
+    Each row is compared with the earlier rows that were kept, in order, and joins the earliest it resembles. So rows
+    that were kept do not resemble each other, and a row left out resembles the one that stands for it. Rows appended
+    behind change nothing before them. A row is compared with at most one row a band: 16.
+    """
+    group = np.arange(len(made), dtype=np.int32)
+    if not len(made):
+        return group
+    buckets, count = _buckets(made)
+    kept = np.full(count, -1, np.int32)
+    least = np.ceil(threshold * SIZE)
+    for row in np.flatnonzero((buckets >= 0).any(1)).tolist():
+        mine = buckets[row]
+        mine = mine[mine >= 0]
+        first = kept[mine]
+        candidates = np.unique(first[first >= 0])
+        if candidates.size:
+            alike = candidates[(made[candidates] == made[row]).sum(1) >= least]
+            if alike.size:
+                group[row] = alike[0]
+                continue
+        kept[mine[first < 0]] = row
+    return group
+
+
+def sides(made: np.ndarray, own: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+    """Which side of a split each row goes to, near-duplicates on one: int8 [n], 1 or 0 as `own`, -1 for neither.
+
+    Rows are taken in order. One that resembles earlier rows goes where they went; one that resembles rows of both
+    sides goes to neither; any other goes to its `own` side (bool [n]). So does a row that resembles more than 20
+    earlier rows and more than a twentieth of them: rows made from one template are no copies of each other. Rows
+    appended behind change nothing before them. A row is compared with at most four rows a band: the first and the
+    latest of each side that share it.
+    """
+    side = own.astype(np.int8)
+    if not len(made):
+        return side
+    buckets, count = _buckets(made)
+    crowd = np.zeros(count, np.int32)  # earlier rows in each bucket
+    seen = np.full((count, 4), -1, np.int32)  # the first and the latest row of side 0, and those of side 1
+    least = np.ceil(threshold * SIZE)
+    for row in np.flatnonzero((buckets >= 0).any(1)).tolist():
+        mine = buckets[row]
+        mine = mine[mine >= 0]
+        before = seen[mine]
+        candidates = np.unique(before)
+        candidates = candidates[candidates >= 0]
+        template = (crowd[mine] > max(_COPIES, _COPIED * row)).sum() >= _CROWDED
+        crowd[mine] += 1
+        if candidates.size and not template:
+            alike = candidates[(made[candidates] == made[row]).sum(1) >= least]
+            if alike.size:
+                found = side[alike]
+                side[row] = found[0] if (found == found[0]).all() else -1
+                if side[row] < 0:
+                    continue
+        first = 2 * int(side[row])
+        seen[mine, first] = np.where(before[:, first] < 0, row, before[:, first])
+        seen[mine, first + 1] = row
+    return side
+
+
+def leaks(train: np.ndarray, held_out: np.ndarray, threshold: float = THRESHOLD) -> tuple[np.ndarray, np.ndarray]:
+    """The training rows that resemble held-out rows: their places, and the place of a held-out row that each resembles.
+
+    Takes the signatures of both, gives int64 arrays of one length. A row is compared with at most eight held-out rows
+    a band.
+    """
+    match = np.full(len(train), -1, np.int64)
+    if not len(train) or not len(held_out):
+        return np.flatnonzero(match >= 0), match[match >= 0]
+    least = np.ceil(threshold * SIZE)
+    ours, theirs = _bands(train), _bands(held_out)
+    for band in range(BANDS):
+        order = np.argsort(theirs[:, band], kind="stable")
+        keys = theirs[order, band]
+        open_rows = np.flatnonzero(match < 0)
+        place = np.searchsorted(keys, ours[open_rows, band])
+        for step in range(_IN_BUCKET):
+            at = np.minimum(place + step, len(keys) - 1)
+            meets = (place + step < len(keys)) & (keys[at] == ours[open_rows, band]) & (match[open_rows] < 0)
+            if not meets.any():
+                break
+            for some in np.array_split(np.flatnonzero(meets), 1 + int(meets.sum()) // 100_000):
+                rows, held = open_rows[some], order[at[some]]
+                alike = (train[rows] == held_out[held]).sum(1) >= least
+                match[rows[alike]] = held[alike]
+    return np.flatnonzero(match >= 0), match[match >= 0]

@@ -1,0 +1,153 @@
+"""The few numbers a row leaves behind, by which the checks of a whole set compare rows without holding their texts."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from lorakit.data.conversations import Conversation, Message, Said, Tokens
+from lorakit.data.hygiene.near import signatures, token_text
+from lorakit.data.hygiene.style import language, measures
+
+
+@dataclass(frozen=True)
+class TraitArrays:
+    """The traits of n rows, one entry a row in each array; picklable, and joined by `join`.
+
+    - `said` uint64 [n, 2]: an exact hash (BLAKE2b, 128 bits) of all that the row says, roles, tools and order included
+    - `prompt`, `answer` uint64 [n]: of what stands before the last answer, and of that answer, white space and case
+      aside. 0 is none: a document has no prompt.
+    - `style` float32 [n, len(FEATURES)]: measures of the last answer or of the document; NaN where there is none
+    - `language` int16 [n]: a place in `style.languages()`, -1 where too little text shows one
+    - `script` int8 [n]: a place in `style.SCRIPTS`, -1 where there are no letters
+    - `signature` uint16 [n, SIZE], or None: see `near.signatures`
+    `style`, `language` and `script` are None where they were not asked for. 49 bytes a row, and 128 with a signature.
+    """
+
+    said: np.ndarray
+    prompt: np.ndarray
+    answer: np.ndarray
+    style: np.ndarray | None
+    language: np.ndarray | None
+    script: np.ndarray | None
+    signature: np.ndarray | None
+
+
+def join(parts: Sequence[TraitArrays]) -> TraitArrays:
+    """The traits of all parts one behind the other. All parts have the same arrays; at least one part."""
+
+    def joined(name: str) -> Any:
+        arrays = [getattr(part, name) for part in parts]
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    return TraitArrays(**{one.name: joined(one.name) for one in fields(TraitArrays)})
+
+
+def of_rows(whole: TraitArrays, rows: np.ndarray) -> TraitArrays:
+    """The traits of some rows: their places, or a mask."""
+    some = {name: None if array is None else array[rows] for name, array in vars(whole).items()}
+    return TraitArrays(**some)  # type: ignore[arg-type]
+
+
+def traits(saids: Sequence[Said], near: bool, style: bool = True) -> TraitArrays:
+    """The traits of these rows: signatures only where `near`, measures of style only where `style`.
+
+    Equal rows have equal traits in every process and every version of Python.
+    """
+    exact, prompts, answers, texts = [], [], [], []
+    for said in saids:
+        whole, prompt, answer = _hashed(said)
+        exact.append(whole)
+        prompts.append(prompt)
+        answers.append(answer)
+        texts.append(_answer(said))
+    counts, scripts = measures(texts) if style else (None, None)
+    return TraitArrays(
+        said=np.frombuffer(b"".join(exact), "<u8").reshape(-1, 2).astype(np.uint64),
+        prompt=np.frombuffer(b"".join(prompts), "<u8").astype(np.uint64),
+        answer=np.frombuffer(b"".join(answers), "<u8").astype(np.uint64),
+        style=counts,
+        language=np.array([language(text) for text in texts], np.int16) if style else None,
+        script=scripts,
+        signature=signatures([_content(said) for said in saids]) if near else None,
+    )
+
+
+def _hashed(said: Said) -> tuple[bytes, bytes, bytes]:
+    """The hashes of the whole (16 bytes), of the prompt and of the last answer (8 bytes each)."""
+    if isinstance(said, Tokens):
+        ids = np.array(said.input_ids, np.int64)
+        labels = np.array(said.labels, np.int64)
+        trained = labels[labels != -100]
+        start = int(np.argmax(labels != -100)) if trained.size else len(ids)
+        whole = _digest(ids.tobytes() + b"|" + labels.tobytes(), 16)
+        return whole, _part(ids[:start].tobytes()) if start else bytes(8), _part(trained.tobytes())
+    if not isinstance(said, Conversation):
+        return _digest(b"text:" + _bytes(said.text), 16), bytes(8), _part(_bytes(_plain(said.text)))
+    whole = _digest(_bytes(_json([said.messages, said.tools])), 16)
+    last = _last_answer(said)
+    if last is None:
+        return whole, bytes(8), bytes(8)
+    before = said.messages[:last]
+    asked = any(message["role"] != "system" for message in before)
+    told = [f"{message['role']}\x1f{_given(message)}" for message in before]
+    prompt = _part(_bytes("\x1e".join([*told, _json(said.tools) if said.tools else ""]))) if asked else bytes(8)
+    return whole, prompt, _part(_bytes(_given(said.messages[last])))
+
+
+def _given(message: Message) -> str:
+    """What a message says, white space and case aside, and what it calls."""
+    calls = message.get("tool_calls")
+    return _plain(message.get("content") or "") + (f"\x1f{_json(calls)}" if calls else "")
+
+
+def _last_answer(said: Conversation) -> int | None:
+    roles = [message["role"] for message in said.messages]
+    return len(roles) - 1 - roles[::-1].index("assistant") if "assistant" in roles else None
+
+
+def _answer(said: Said) -> str:
+    if isinstance(said, Tokens):
+        return ""
+    if not isinstance(said, Conversation):
+        return said.text
+    last = _last_answer(said)
+    return "" if last is None else said.messages[last].get("content") or ""
+
+
+def _content(said: Said) -> str:
+    """What near-duplicates are compared by: no system prompts, for rows that share a long one would all be alike."""
+    if isinstance(said, Tokens):
+        return token_text(said.input_ids)
+    if not isinstance(said, Conversation):
+        return said.text
+    parts = []
+    for message in said.messages:
+        if message["role"] != "system":
+            parts.append(message.get("content") or "")
+            if message.get("tool_calls"):
+                parts.append(_json(message["tool_calls"]))
+    return "\n".join(parts)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _digest(content: bytes, size: int) -> bytes:
+    return hashlib.blake2b(content, digest_size=size).digest()
+
+
+def _part(content: bytes) -> bytes:
+    return _digest(content, 8)

@@ -1,0 +1,65 @@
+"""The same function over many pieces of work, in several processes, with the results in order."""
+
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any
+
+from lorakit.errors import LorakitError
+
+_job: Callable[..., Any] | None = None
+
+
+def processors() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(job: Callable[..., Any], pieces: Iterable[tuple[Any, ...]], processes: int) -> Generator[Any, None, None]:
+    """`job(*piece)` of each piece, in their order; with one process, in this one.
+
+    Pieces are asked for a few ahead of the results. The first error of a piece, in their order, is raised here.
+
+    Raises:
+        LorakitError: a process was killed.
+    """
+    if processes < 2:
+        for piece in pieces:
+            yield job(*piece)
+        return
+    # Where it can be had, fork: a new interpreter would spend seconds on importing the libraries again.
+    context = get_context("fork" if sys.platform == "linux" else "spawn")
+    pending: deque[Future[Any]] = deque()
+    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(job,))
+    try:
+        for piece in pieces:
+            pending.append(pool.submit(_do, piece))
+            if len(pending) > 2 * processes:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise LorakitError(
+            "a process that prepares the rows was killed: memory ran out, most likely. Close other programs, or give "
+            "shorter rows."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(job: Callable[..., Any]) -> None:
+    global _job
+    _job = job
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the processors already
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _do(piece: tuple[Any, ...]) -> Any:
+    assert _job is not None
+    return _job(*piece)

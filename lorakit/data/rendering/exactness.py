@@ -1,0 +1,179 @@
+"""Refusals of rows that a chat template does not write as they are.
+
+A template that leaves something out says nothing of it. Whether a text is written is seen by adding a mark to it and
+looking for the mark; where it plainly stands in its place, that is not necessary.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from lorakit.data.conversations import Message
+from lorakit.data.rendering.template import thinks
+from lorakit.data.rendering.turns import Talk, Turn
+from lorakit.data.rows import RowError
+
+_REMEDY = "give another model.chat_template"
+
+
+def refuse_unwritten(talk: Talk, turn: Turn) -> None:
+    """Refuse a turn of whose question or answer the template leaves something out."""
+    message = talk.messages[turn.index]
+    for index in _asking(talk.messages, turn.index):
+        _refuse_unwritten_question(talk, turn, index)
+    calls = message.get("tool_calls") or []
+    if not calls and not thinks(message) and _in_frame(talk, turn, message["content"].strip()):
+        return
+    if thinks(message):
+        _refuse_unwritten_text(talk, turn, "thinking")
+    if message["content"].strip() or not (calls or thinks(message)):
+        _refuse_unwritten_text(talk, turn, "content")
+    for number in range(len(calls)):
+        _refuse_unwritten_call(talk, turn, number)
+
+
+def refuse_unwritten_tools(talk: Talk, turn: Turn) -> None:
+    """Refuse a row with tools of which the model is told nothing."""
+    if not talk.tools:
+        return
+    mark = _mark(turn.text)
+    tool = {"name": mark, "description": mark, "parameters": {"type": "object", "properties": {}}}
+    more = [*talk.tools, {"type": "function", "function": tool}]
+    names = [str((tool.get("function") or tool).get("name", "")) for tool in talk.tools]
+    prompt = talk.template.write(talk.told[: turn.index], ask=True, tools=more)
+    if mark not in prompt or not all(name in turn.prompt for name in names):
+        raise RowError(
+            "the chat template does not write the tools (put them into the system prompt, leave them out, or "
+            f"{_REMEDY})"
+        )
+
+
+def refuse_loose_stops(talk: Talk) -> None:
+    """Refuse a row with a stop token inside a message, where it would end a turn."""
+    for stop in sorted(talk.template.stops):
+        for index, message in enumerate(talk.messages):
+            if any(stop in text for text in _texts(message)):
+                raise RowError(
+                    f"a message contains the text {stop!r}, which ends a turn of this model", talk.where(index)
+                )
+        if talk.tools and stop in _json(talk.tools):
+            raise RowError(f"the tools contain the text {stop!r}, which ends a turn of this model")
+
+
+def refuse_half_characters(text: str) -> None:
+    """Refuse a text that cannot be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(
+            "a message has half of a surrogate pair, which is no character", repr(text[error.start])
+        ) from error
+
+
+def _texts(message: Message) -> Iterator[str]:
+    """Whatever of a message a template may write."""
+    yield message["content"]
+    if len(message) > 2:
+        yield from (_json(value) for key, value in message.items() if key not in ("role", "content", "train"))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _asking(messages: list[Message], index: int) -> Iterator[int]:
+    """The messages to which an answer answers: system prompts, and those since the answer before it. Where two answers
+    follow each other, the first of them."""
+    for at in range(index - 1, -1, -1):
+        role = messages[at]["role"]
+        if role == "assistant":
+            if at == index - 1:
+                yield at
+            break
+        yield at
+    yield from (before for before in range(at) if messages[before]["role"] == "system")
+
+
+def _refuse_unwritten_question(talk: Talk, turn: Turn, index: int) -> None:
+    message = talk.messages[index]
+    role, content = message["role"], message["content"].strip()
+    if role != "assistant" and content in turn.prompt:
+        return
+    marked = message | {"content": message["content"] + _mark(turn.text)}
+    if talk.prompt(turn.index, {index: marked}) != turn.prompt:
+        return
+    remedy = "put it into the first user message" if role == "system" else _REMEDY
+    name = {"system": "a system prompt", "assistant": "an answer that another answer follows"}
+    raise RowError(
+        f"the chat template leaves out {name.get(role, f'a message of role {role}')} ({remedy})", talk.where(index)
+    )
+
+
+def _in_frame(talk: Talk, turn: Turn, content: str) -> bool:
+    """Whether the answer stands in what the template writes around any, white space aside."""
+    before, behind = talk.template.frame
+    said = turn.said
+    if not (said.startswith(before) and said.endswith(behind) and len(said) >= len(before) + len(behind)):
+        return False
+    return said[len(before) : len(said) - len(behind)].strip() == content
+
+
+def _refuse_unwritten_text(talk: Talk, turn: Turn, field: str) -> None:
+    """White space aside, a text of the answer must stand in the turn as it is."""
+    message = talk.messages[turn.index]
+    text, mark = message[field], _mark(turn.text)
+    said, behind = _said_instead(talk, turn, message | {field: text.rstrip() + mark})
+    if mark in behind:
+        raise RowError(
+            f"the chat template writes a token at which the model stops before the end of an answer ({_REMEDY})",
+            f"{turn.span.stop!r} in {talk.where(turn.index)}",
+        )
+    if mark not in said or _squeezed(text) not in _squeezed(turn.said):
+        raise _unwritten(talk, turn, field)
+
+
+def _refuse_unwritten_call(talk: Talk, turn: Turn, number: int) -> None:
+    message, mark = talk.messages[turn.index], _mark(turn.text)
+    calls = [*message["tool_calls"]]
+    function = calls[number]["function"]
+    more = {"name": function["name"] + mark, "arguments": function["arguments"] | {mark: mark}}
+    calls[number] = calls[number] | {"function": function | more}
+    said, _ = _said_instead(talk, turn, message | {"tool_calls": calls})
+    if said.count(mark) < 3 or function["name"] not in turn.said:
+        raise RowError(
+            f"the chat template leaves out a tool call of an answer (make one call an answer, or {_REMEDY})",
+            f"call {number + 1} of {talk.where(turn.index)}",
+        )
+
+
+def _said_instead(talk: Talk, turn: Turn, message: Message) -> tuple[str, str]:
+    """What the turn would say with another message, and what would stand behind its end."""
+    text = talk.text(turn.index, message)
+    if turn.rewritten:
+        text = turn.prompt + text.removeprefix(turn.rewritten)
+    text, stop = talk.template.ended(text, len(turn.prompt), bool(message.get("tool_calls")))
+    if stop is None or not text.startswith(turn.prompt):
+        return "", ""
+    return text[len(turn.prompt) : stop.start()], text[stop.end() :]
+
+
+def _unwritten(talk: Talk, turn: Turn, field: str) -> RowError:
+    what, remedy = (
+        ("thinking", "write it into the content, or leave it out") if field == "thinking" else ("text", _REMEDY)
+    )
+    return RowError(
+        f"the chat template does not write the {what} of an answer as it is ({remedy})", talk.where(turn.index)
+    )
+
+
+def _squeezed(text: str) -> str:
+    """Without white space."""
+    return "".join(text.split())
+
+
+def _mark(text: str) -> str:
+    """A word that is not in the text. Letters only, so that it is the same however a template escapes text."""
+    mark = "lorakitmark"
+    while mark in text:
+        mark += "k"
+    return mark

@@ -1,0 +1,154 @@
+"""Habits by which chat templates differ, seen in what a template writes of a sample.
+
+Published templates read the same facts in different forms: the thinking of an answer under one of several names, the
+arguments of a call as an object or as JSON text, the content of an answer that only calls as an empty text or none.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from lorakit.data.rows import RowError
+
+Told = dict[str, Any]
+"""A message as a template reads it."""
+
+Write = Callable[..., str]
+"""`write(messages, ask=False)`: a template's text of these messages. Raises RowError where it does not take them."""
+
+# Letters and digits only, so that they are the same however a template escapes text.
+_QUESTION, _ANSWER, _THOUGHT, _NAME, _KEY, _VALUE = (f"lorakit{word}sample" for word in "qatnkv")
+
+# First as transformers hands it in (chat_template_utils.py, _alias_reasoning_fields), or else under one name.
+_THINKING_NAMES = (("thinking", "reasoning_content"), ("reasoning_content",), ("thinking",), ("reasoning",))
+
+_EMPTY_CONTENTS: tuple[Told, ...] = ({"content": ""}, {"content": None}, {})
+
+TOOL = {"type": "function", "function": {"name": "sample", "description": "A sample.", "parameters": {}}}
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a template wants a call's arguments, and the content of an answer that says nothing else."""
+
+    as_text: bool
+    empty: Told
+
+    def told(self, message: Told) -> Told:
+        """The message of an answer with calls in this form."""
+        if not message["content"]:
+            message = {key: value for key, value in message.items() if key != "content"} | self.empty
+        if self.as_text:
+            message = message | {"tool_calls": [_with_json_text(call) for call in message["tool_calls"]]}
+        return message
+
+
+def call_form(write: Write) -> CallForm | None:
+    """The first form in which the template writes calls, and nothing of them as Python; None if there is none."""
+    arguments = {_KEY: _VALUE}
+    for as_text, empty in product((False, True), _EMPTY_CONTENTS):
+        form = CallForm(as_text, empty)
+        for messages, text in _written(write, form.told(_calling())):
+            prompt = _prompt(write, messages)
+            said = text.removeprefix(prompt)
+            python = str(arguments) in said or "'arguments'" in said or "None" in said
+            if _NAME in said and _KEY in said and _VALUE in said and not python:
+                return form
+    return None
+
+
+def thinking_names(write: Write, form: CallForm | None) -> tuple[str, ...]:
+    """The names under which the template reads an answer's thinking and writes it once; none if it never does."""
+    answers = [_answering()] + ([form.told(_calling())] if form else [])
+    for answer, names in product(answers, _THINKING_NAMES):
+        thoughtful = answer | dict.fromkeys(names, _THOUGHT)
+        if any(text.count(_THOUGHT) == 1 for _, text in _written(write, thoughtful)):
+            return names
+    return ()
+
+
+def stops_of_answers(write: Write, ends: frozenset[str], special: re.Pattern[str]) -> frozenset[str]:
+    """The known ends, and the special token with which the template ends an answer where it writes none of these."""
+    behind = next((text.partition(_ANSWER)[2] for _, text in _written(write, _answering())), "")
+    found = special.findall(behind)
+    return ends if ends & set(found) else ends | set(found[:1])
+
+
+def stops_of_calls(write: Write, form: CallForm, ends: frozenset[str], special: re.Pattern[str]) -> frozenset[str]:
+    """The same for calls. Behind the arguments stand first the tokens that close the call itself, if any."""
+    behind = next((text.rpartition(_VALUE)[2] for _, text in _written(write, form.told(_calling()))), "")
+    found = special.findall(behind)
+    return ends if ends & set(found) else ends | set(found[-1:])
+
+
+def follower(write: Write, form: CallForm | None, stop: re.Pattern[str]) -> str:
+    """What stands behind an answer, or behind a call where there is a form, up to a stop that belongs to what follows.
+
+    GLM 4 ends nothing: it stops at the header of the next message, <|user|> or <|observation|>.
+    """
+    answer = form.told(_calling()) if form else _answering()
+    following = {"role": "tool" if form else "user", "content": _QUESTION, "name": _NAME, "tool_call_id": "sample123"}
+    for messages, text in _written(write, answer):
+        try:
+            longer = write([*messages, following])
+        except RowError:
+            continue
+        behind = longer.removeprefix(text)
+        end = stop.match(behind.lstrip())
+        if end and behind != longer:
+            return behind[: len(behind) - len(behind.lstrip()) + end.end()]
+    return ""
+
+
+def frame(write: Write, stop: re.Pattern[str], follower: str) -> tuple[str, str]:
+    """What the template writes before and behind the text of an answer, between the prompt and the stop."""
+    for messages, text in _written(write, _answering()):
+        prompt = _prompt(write, messages)
+        end = stop.search(text + follower, len(prompt))
+        said = text[len(prompt) : end.start()] if end and text.startswith(prompt) else ""
+        if _ANSWER in said:
+            before, _, behind = said.partition(_ANSWER)
+            return before, behind
+    return "", ""
+
+
+def longest_first(words: frozenset[str]) -> re.Pattern[str]:
+    """Any of the words, the longest that fits."""
+    ordered = sorted(filter(None, words), key=lambda word: (-len(word), word))
+    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+
+
+def _answering() -> Told:
+    return {"role": "assistant", "content": _ANSWER}
+
+
+def _calling() -> Told:
+    call = {"type": "function", "id": "sample123", "function": {"name": _NAME, "arguments": {_KEY: _VALUE}}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def _written(write: Write, answer: Told) -> Iterator[tuple[list[Told], str]]:
+    """Conversations that end with this answer, and their text; those that the template does not take are left out."""
+    question = {"role": "user", "content": _QUESTION}
+    for before in ([], [{"role": "system", "content": _QUESTION}]):
+        messages = [*before, question, answer]
+        try:
+            yield messages, write(messages)
+        except RowError:
+            continue  # the sample is not the user's: what the template makes of his rows is said of them
+
+
+def _prompt(write: Write, messages: list[Told]) -> str:
+    try:
+        return write(messages[:-1], ask=True)
+    except RowError:
+        return ""  # as above
+
+
+def _with_json_text(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    text = json.dumps(function["arguments"], ensure_ascii=False)
+    return call | {"function": function | {"arguments": text}}

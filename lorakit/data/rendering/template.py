@@ -1,0 +1,163 @@
+"""Chat templates: messages -> the text that a model reads."""
+
+import re
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
+from typing import Any
+
+from jinja2 import Template, TemplateError, TemplateSyntaxError
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from lorakit.data.conversations import Message
+from lorakit.data.rendering import habits
+from lorakit.data.rendering.habits import CallForm, Told, Write
+from lorakit.data.rows import RowError
+from lorakit.errors import UserError
+
+REFUSES = "the chat template refuses the conversation"
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A tokenizer's chat template, rendered in the sandbox that transformers provides."""
+
+    tokenizer: Any
+    train_on: str = "assistant"
+    system: str | None = None
+    stop_words: tuple[str, ...] = field(default=(), compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is found out on the way: compiled templates cannot be handed to another process."""
+        return {named.name: getattr(self, named.name) for named in fields(self)}
+
+    def told(self, message: Message) -> Told:
+        """A message in the form that the template reads.
+
+        Raises:
+            RowError: it has tool calls or thinking, and the template writes none.
+        """
+        if len(message) == 2:
+            return message
+        told = {key: value for key, value in message.items() if key not in ("train", "thinking") and value is not None}
+        if thinks(message):
+            if not self._thinking_names:
+                raise RowError(
+                    "the chat template does not write thinking (write it into the content, leave it out, or give "
+                    "another model.chat_template)"
+                )
+            told |= dict.fromkeys(self._thinking_names, message["thinking"])
+        if not told.get("tool_calls"):
+            told.pop("tool_calls", None)
+            return told
+        if self._call_form is None:
+            raise RowError(
+                "the chat template does not write tool calls (write them into the content, leave them out, or give "
+                "another model.chat_template)"
+            )
+        return self._call_form.told(told)
+
+    def write(self, told: list[Told], ask: bool = False, tools: list[dict[str, Any]] | None = None) -> str:
+        """The template's text of these messages; with `ask`, up to where the next answer begins.
+
+        Raises:
+            RowError: the template does not take them.
+            UserError: the template is no valid Jinja.
+        """
+        try:
+            compiled, known = self._with_tools if tools else self._without_tools
+            given = {**known, "messages": told, "tools": tools, "documents": None, "add_generation_prompt": ask}
+            # As Template.render does it, without gathering the names that every template knows anew each time.
+            return "".join(compiled.root_render_func(compiled.new_context(given, shared=True)))
+        except TemplateSyntaxError as error:
+            raise UserError(
+                f"model.chat_template: no valid Jinja: {error.message}, line {error.lineno}. "
+                "Mend the template, or write another."
+            ) from error
+        except TemplateError as error:
+            raise RowError(REFUSES, str(error)) from error
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise RowError("the chat template fails", f"{type(error).__name__}: {error}") from error
+
+    @cached_property
+    def ends(self) -> frozenset[str]:
+        """The texts of the tokens at which the model is known to end an answer."""
+        return frozenset(word for word in (self.tokenizer.eos_token, *self.stop_words) if word)
+
+    @cached_property
+    def stops(self) -> frozenset[str]:
+        """The texts of all tokens that end a turn."""
+        ended = habits.stops_of_answers(self.write, self.ends, self._special)
+        form = self._call_form
+        return ended if form is None else habits.stops_of_calls(self._write_calls, form, ended, self._special)
+
+    @cached_property
+    def stop(self) -> re.Pattern[str]:
+        """Any of `stops`."""
+        return habits.longest_first(self.stops)
+
+    @cached_property
+    def frame(self) -> tuple[str, str]:
+        """What the template writes before and behind the text of an answer, between the prompt and the stop."""
+        return habits.frame(self.write, self.stop, self._answer_follower)
+
+    @cached_property
+    def opening(self) -> tuple[int, ...]:
+        """The tokens that the tokenizer itself puts before a plain text."""
+        whole, bare = (list(self.tokenizer("a", add_special_tokens=asked)["input_ids"]) for asked in (True, False))
+        starts = (at for at in range(len(whole)) if bare and whole[at : at + len(bare)] == bare)
+        return tuple(whole[: next(starts, 0)])
+
+    def ended(self, text: str, start: int, calls: bool) -> tuple[str, re.Match[str] | None]:
+        """The text of a last turn that begins at `start`, with the stop that ends it, wherever that comes from."""
+        stop = self.stop.search(text, start)
+        if stop is None:
+            text += self._call_follower if calls else self._answer_follower
+            stop = self.stop.search(text, start)
+        return text, stop
+
+    @cached_property
+    def _answer_follower(self) -> str:
+        return habits.follower(self.write, None, habits.longest_first(self.ends))
+
+    @cached_property
+    def _call_follower(self) -> str:
+        return habits.follower(self._write_calls, self._call_form, habits.longest_first(self.ends))
+
+    @cached_property
+    def _call_form(self) -> CallForm | None:
+        return habits.call_form(self._write_calls)
+
+    @cached_property
+    def _thinking_names(self) -> tuple[str, ...]:
+        return habits.thinking_names(self.write, None) or habits.thinking_names(self._write_calls, self._call_form)
+
+    @cached_property
+    def _write_calls(self) -> Write:
+        """Some tokenizers have a template of its own for conversations with tools."""
+        return (
+            partial(self.write, tools=[habits.TOOL]) if isinstance(self.tokenizer.chat_template, dict) else self.write
+        )
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """Any special token, the longest that fits."""
+        words = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        return habits.longest_first(frozenset({*words, *self.tokenizer.all_special_tokens, *self.ends}))
+
+    @cached_property
+    def _without_tools(self) -> tuple[Template, dict[str, Any]]:
+        return self._compiled(self.tokenizer.get_chat_template())
+
+    @cached_property
+    def _with_tools(self) -> tuple[Template, dict[str, Any]]:
+        return self._compiled(self.tokenizer.get_chat_template(tools=[habits.TOOL]))
+
+    def _compiled(self, text: str) -> tuple[Template, dict[str, Any]]:
+        """A template, and the values that it knows by name: transformers' functions and the special tokens."""
+        compiled: Template = _compile_jinja_template(text)
+        return compiled, {**compiled.globals, **self.tokenizer.special_tokens_map}
+
+
+def thinks(message: Message) -> bool:
+    """Whether there is thinking to be written."""
+    return bool((message.get("thinking") or "").strip())

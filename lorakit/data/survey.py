@@ -1,0 +1,102 @@
+"""The survey: everything that a careful person wants to know of a recipe's rows before paying for a run."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lorakit.data.examples import examples_of
+from lorakit.data.lengths import Limit, Padding, histogram, limits, padding, quantiles
+from lorakit.data.rendering import ChatTemplate
+from lorakit.data.report import Report
+from lorakit.data.store import Examples, read_shapes
+from lorakit.progress import Progress
+from lorakit.recipe.schema import Data
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check of `data.clean` found: each reason with its number of rows, and the first cases."""
+
+    name: str
+    action: str
+    found: dict[str, int]
+    first: dict[str, list[str]]
+
+    @property
+    def rows(self) -> int:
+        return sum(self.found.values())
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The rows of a recipe. `lengths`, `bins` and `limits` are of every text that can be encoded, fitting or not."""
+
+    train: Examples
+    held_out: Examples | None
+    lengths: dict[str, int]
+    bins: list[tuple[int, int, int]]
+    limits: list[Limit]
+    padding: Padding
+    checks: list[Check]
+
+    @property
+    def reports(self) -> dict[str, Report]:
+        sides = {"train": self.train, "held-out": self.held_out}
+        return {name: examples.report for name, examples in sides.items() if examples}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return {
+            **{name.replace("-", "_"): asdict(report) for name, report in self.reports.items()},
+            "lengths": self.lengths,
+            "histogram": [{"from": first, "to": last, "texts": count} for first, last, count in self.bins],
+            "max_lengths": [asdict(limit) for limit in self.limits],
+            "padding": asdict(self.padding),
+            "checks": {check.name: {**asdict(check), "rows": check.rows} for check in self.checks},
+        }
+
+
+def survey(
+    settings: Data, template: ChatTemplate, batch_size: int, seed: int, attention_at: float, progress: Progress
+) -> Survey:
+    """Read, render and check every row that a recipe names.
+
+    `attention_at`: the length in tokens at which the model's attention costs as much as its matrix products.
+
+    Raises:
+        UserError: a source cannot be read, or the recipe says to stop at what was found.
+    """
+    train, held_out = examples_of(settings, template, progress, survey=True)
+    shapes = read_shapes(train.key)
+    return Survey(
+        train=train,
+        held_out=held_out,
+        lengths=quantiles(shapes.length),
+        bins=histogram(shapes.length),
+        limits=limits(shapes, settings.max_length, attention_at),
+        padding=padding(train.lengths(), batch_size, seed),
+        checks=_checks(settings.clean.model_dump(), [one.report for one in (train, held_out) if one]),
+    )
+
+
+def _checks(actions: Mapping[str, str], reports: list[Report]) -> list[Check]:
+    checks = []
+    for name, action in actions.items():
+        found: dict[str, int] = {}
+        first: dict[str, list[str]] = {}
+        for report in reports:
+            for reason, count in report.found.counts.items():
+                check, _, what = reason.partition(": ")
+                if check == name:
+                    found[what] = found.get(what, 0) + count
+                    first[what] = [*first.get(what, []), *report.found.first[reason]][:5]
+        checks.append(Check(name, action, found, first))
+    return checks
+
+
+def sample(examples: Examples, count: int) -> list[dict[str, Any]]:
+    """Some rows from the whole length of the set, with their place, input_ids and labels."""
+    numbers = np.unique(np.linspace(0, len(examples.rows) - 1, num=count, dtype=int))
+    return [examples.rows[int(number)] for number in numbers]

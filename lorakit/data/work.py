@@ -1,0 +1,268 @@
+"""Work on one block of rows, in whichever process: rows -> conversations -> examples, as arrays."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lorakit.data.conversations import Conversation, Said, Tokens
+from lorakit.data.encoding import IGNORED, Encoded, Encoder
+from lorakit.data.formats import said as said_by
+from lorakit.data.hygiene.clean import clean
+from lorakit.data.hygiene.traits import TraitArrays, traits
+from lorakit.data.made import Made, Shapes
+from lorakit.data.rendering import ChatTemplate, Rendered, render
+from lorakit.data.report import Report
+from lorakit.data.rows import Block, Row, RowError
+from lorakit.data.sources import renamed
+from lorakit.errors import UserError
+from lorakit.recipe.problems import one_line
+
+
+@dataclass(frozen=True)
+class Task:
+    """How the rows of one source become examples."""
+
+    format: str | None
+    settings: Any
+    columns: Mapping[str, str]
+    template: ChatTemplate
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds for the rows of all sources.
+
+    `share` is the held-out share where rows are split by what they say. `checks`: the row's own checks and what they
+    do. `traits`, `near`, `style`: whether rows are compared with each other, by near likeness and by style too.
+    """
+
+    max_length: int
+    overlong: str
+    broken: str
+    share: float | None = None
+    checks: Mapping[str, str] = field(default_factory=dict)
+    traits: bool = False
+    near: bool = False
+    style: bool = False
+
+
+@dataclass
+class Worked:
+    """What one block gave.
+
+    Of each example: `owner` (which of the block's usable rows it is of), `lengths` and `trained`, in tokens. Of each
+    usable row: `digests` (the sha256 of what it says, as four numbers), `cut` (it was truncated) and `traits`.
+    `reports`: what became no example, on the trained and on the held-out side.
+    """
+
+    examples: pa.RecordBatch | None
+    owner: np.ndarray
+    lengths: np.ndarray
+    trained: np.ndarray
+    digests: np.ndarray
+    cut: np.ndarray
+    shapes: Shapes
+    traits: TraitArrays | None
+    reports: tuple[Report, Report]
+    stops: Counter[str]
+    columns: set[str]
+    rows: int
+
+
+@dataclass
+class _Usable:
+    """A row that says something, on its way."""
+
+    where: str
+    said: Said
+    digest: bytes
+    texts: list[Rendered]
+
+
+@dataclass
+class Worker:
+    """Works on blocks of the sources that `tasks` describe."""
+
+    tasks: Sequence[Task]
+    rules: Rules
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.tasks[0].template.tokenizer)
+
+    @cached_property
+    def _ends(self) -> frozenset[int | None]:
+        """The tokens that end an answer."""
+        return frozenset(self._encoder.stop_id(word) for word in self.tasks[0].template.ends)
+
+    def __call__(self, source: int, block: Block, ceiling: int) -> Worked:
+        """The examples of a block of source number `source`. Rows whose number for `take` is above `ceiling` are
+        passed over.
+
+        Raises:
+            UserError: a row is broken or overlong, and the recipe says to stop.
+        """
+        task, reports, columns = self.tasks[source], (Report(), Report()), set[str]()
+        rows, usable = 0, []
+        for row in block.rows():
+            rows += 1
+            if isinstance(row.record, dict):
+                columns.update(row.record)
+            found = self._usable(row, task, reports, ceiling)
+            if found:
+                usable.append(found)
+        return self._encoded(source, usable, reports, columns, rows)
+
+    def _usable(self, row: Row, task: Task, reports: tuple[Report, Report], ceiling: int) -> _Usable | None:
+        """The row rendered; None where it is dropped or not taken, which the reports then count."""
+        report = reports[0]
+        try:
+            if isinstance(row.record, RowError):
+                raise row.record
+            said = said_by(str(task.format), task.settings, renamed(row.record, task.columns))
+            digest = digest_of(said)
+            report = reports[self._own_side(digest)]
+            if int.from_bytes(digest[8:16], "big") > ceiling:
+                report.not_taken += 1
+                return None
+            if self.rules.checks:
+                cleaned = self._cleaned(said, row.where, report)
+                if cleaned is None:
+                    return None
+                said = cleaned
+            return _Usable(row.where, said, digest, [] if isinstance(said, Tokens) else render(said, task.template))
+        except RowError as error:
+            self._broken(error, row.where, report)
+            return None
+
+    def _own_side(self, digest: bytes) -> bool:
+        return self.rules.share is not None and point(digest) < self.rules.share
+
+    def _cleaned(self, said: Said, where: str, report: Report) -> Said | None:
+        cleaned, findings = clean(said, self.rules.checks)
+        for finding in findings:
+            if self.rules.checks[finding.check] == "error":
+                raise UserError(
+                    f"{where}: {finding.field}: {finding.what}"
+                    + (f": {one_line(finding.case, 200)}" if finding.case else "")
+                    + f". Mend the row, or write data.clean.{finding.check}: fix."
+                )
+            left = "" if finding.fixed or self.rules.checks[finding.check] == "report" else " (left as it is)"
+            case = f"{finding.field}: {finding.case}" if finding.case else finding.field
+            report.found.add(f"{finding.check}: {finding.what}{left}", where, case)
+        if cleaned is None:
+            found = next(finding for finding in findings if finding.fixed)
+            report.drop(RowError(f"left out by data.clean.{found.check}", found.what), where)
+        return cleaned
+
+    def _broken(self, error: RowError, where: str, report: Report) -> None:
+        if self.rules.broken == "error":
+            raise UserError(
+                f"{where}: {one_line(str(error), 600)}. Mend the row, or write data.broken: drop to leave such rows "
+                "out and count them."
+            )
+        report.drop(error, where)
+
+    def _encoded(
+        self, source: int, usable: list[_Usable], reports: tuple[Report, Report], columns: set[str], rows: int
+    ) -> Worked:
+        texts = self._encoder.encode([text for row in usable for text in row.texts])
+        encoded = iter(texts)
+        made, kept, stops = Made(), list[_Usable](), Counter[str]()
+        for row in usable:
+            report = reports[self._own_side(row.digest)]
+            examples = [next(encoded) for _ in row.texts] if row.texts else [self._from_tokens(row.said)]
+            fitted = self._fitted(examples, row.where, report, made)
+            if fitted is None:
+                continue
+            made.add(len(kept), fitted, row.where)
+            kept.append(row)
+            stops.update(span.stop for text in row.texts for span in text.spans)
+        digests = np.frombuffer(b"".join(row.digest for row in kept), dtype=">u8").astype(np.uint64).reshape(-1, 4)
+        wanted = self.rules.traits or self.rules.near
+        return Worked(
+            examples=made.batch(source),
+            owner=np.array(made.owner, dtype=np.int64),
+            lengths=np.diff(np.array(made.offsets, dtype=np.int64)),
+            trained=np.array(made.trained, dtype=np.int64),
+            digests=digests,
+            cut=np.array(made.cut, dtype=bool),
+            shapes=made.shapes(),
+            traits=traits([row.said for row in kept], self.rules.near, self.rules.style) if wanted else None,
+            reports=reports,
+            stops=stops,
+            columns=columns,
+            rows=rows,
+        )
+
+    def _from_tokens(self, said: Said) -> Encoded | RowError:
+        assert isinstance(said, Tokens)
+        turns = list(_trained_runs(said.labels))
+        for _, end in turns:
+            if end < len(said.input_ids) and said.input_ids[end] in self._ends:
+                return RowError(
+                    "the token that ends an answer is not trained, so the model would never learn to stop",
+                    f"label {end + 1} is {IGNORED}, token {said.input_ids[end]}",
+                )
+        return Encoded(said.input_ids, said.labels, turns)
+
+    def _fitted(
+        self, examples: list[Encoded | RowError], where: str, report: Report, made: Made
+    ) -> tuple[list[Encoded], bool] | None:
+        """A row's examples within max_length and whether something was cut; None when the row is dropped."""
+        whole = []
+        for example in examples:
+            if isinstance(example, RowError):
+                self._broken(example, where, report)
+                return None
+            whole.append(example)
+        for example in whole:
+            made.shape(example)
+        limit, longest = self.rules.max_length, max(len(example.input_ids) for example in whole)
+        if longest <= limit:
+            return whole, False
+        if self.rules.overlong == "error":
+            raise UserError(
+                f"{where}: {longest:,} tokens, data.max_length is {limit:,}. Raise it, or write data.overlong: drop or "
+                "truncate."
+            )
+        if self.rules.overlong == "truncate":
+            short = [cut for example in whole if (cut := example.truncated(limit))]
+            if short:
+                return short, True
+            report.drop(RowError(f"no answer fits whole into {limit:,} tokens", f"{longest:,} tokens"), where)
+            return None
+        if self.rules.overlong == "split" and not any(example.turns for example in whole):
+            return [piece for example in whole for piece in example.pieces(limit)], False
+        within = [example for example in whole if len(example.input_ids) <= limit]
+        if within:  # one of several examples of a row whose template rewrites its history
+            return within, True
+        report.drop(RowError(f"longer than {limit:,} tokens", f"{longest:,} tokens"), where)
+        return None
+
+
+def _trained_runs(labels: list[int]) -> Iterator[tuple[int, int]]:
+    """Start and end of each stretch of trained labels."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], np.asarray(labels) != IGNORED, [0]))))
+    yield from map(tuple, edges.reshape(-1, 2).tolist())
+
+
+def digest_of(said: Said) -> bytes:
+    """The sha256 of what a row says: the same in every process and version, whatever file and format it came from."""
+    if isinstance(said, Conversation):
+        content: Any = [said.messages, said.tools] if said.tools else said.messages
+    else:
+        content = asdict(said)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+
+
+def point(digest: bytes) -> float:
+    """Where what a row says lies between 0 and 1."""
+    return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,0 +1,79 @@
+"""Cleaned rows -> a JSON Lines file that lorakit reads again, each with what was done to it."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lorakit.data.conversations import Conversation, Said
+from lorakit.data.formats import said as said_by
+from lorakit.data.hygiene.clean import clean
+from lorakit.data.pool import in_order, processors
+from lorakit.data.rows import Block
+from lorakit.data.sources import Opened, open_source, renamed
+from lorakit.errors import UserError
+from lorakit.folders import whole_file
+from lorakit.progress import Progress
+from lorakit.recipe.problems import shown_path
+from lorakit.recipe.schema import Source
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Makes lines of a block's rows."""
+
+    opened: Sequence[tuple[str | None, Any, Mapping[str, str]]]
+    checks: Mapping[str, str]
+    kept: Collection[str]
+
+    def __call__(self, number: int, block: Block) -> tuple[bytes, int, int]:
+        name, settings, columns = self.opened[number]
+        lines = []
+        for row in block.rows():
+            if row.where not in self.kept or not isinstance(row.record, dict):
+                continue
+            said, findings = clean(said_by(str(name), settings, renamed(row.record, columns)), self.checks)
+            if said is not None:
+                done = [f"{finding.check}: {finding.what}, {finding.field}" for finding in findings if finding.fixed]
+                lines.append(json.dumps({**_record(said), "lorakit": {"where": row.where, "done": done}}))
+        return "".join(f"{line}\n" for line in lines).encode(), len(lines), block.size
+
+
+def write_rows(
+    target: Path, sources: Sequence[Source], checks: Mapping[str, str], kept: Collection[str], progress: Progress
+) -> int:
+    """Write the rows that stand at the places `kept`, cleaned by `checks`; gives their number.
+
+    Raises:
+        UserError: the file is there already or cannot be written, or a source cannot be read.
+    """
+    if target.exists():
+        raise UserError(f"{shown_path(target)}: is there already. Write another name, or remove it first.")
+    opened = [open_source(source) for source in sources]
+    job = _Writer([(one.format, one.settings, one.source.columns or {}) for one in opened], checks, kept)
+    count, size = 0, sum(one.size for one in opened)
+    try:
+        with (
+            whole_file(target) as file,
+            progress.bar(f"writing {shown_path(target)}", total=size, unit="bytes") as bar,
+            closing(in_order(job, _pieces(opened), processors())) as results,
+        ):
+            for lines, rows, done in results:
+                file.write(lines)
+                count += rows
+                bar.advance(done, f"{count:,} rows")
+    except OSError as error:
+        raise UserError(f"{shown_path(target)}: cannot be written: {error.strerror or error}.") from error
+    return count
+
+
+def _pieces(opened: Sequence[Opened]) -> Any:
+    return ((number, block) for number, one in enumerate(opened) for block in one.blocks)
+
+
+def _record(said: Said) -> dict[str, Any]:
+    if isinstance(said, Conversation):
+        return {"messages": said.messages, **({"tools": said.tools} if said.tools else {})}
+    return asdict(said)
