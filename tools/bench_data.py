@@ -1,8 +1,15 @@
-"""Preparing rows, lorakit against TRL: the same 50,000 conversations read, rendered, tokenized, masked and stored.
+"""Preparing rows, lorakit against TRL: the same rows read, rendered, tokenized, masked and stored.
 
 Each preparation runs in a process of its own with all processors; what is timed is the preparation alone, without
-imports. TRL makes masks only where the chat template has {% generation %} marks, so it is given the model's template
-with these marks; that both train the same tokens is checked. It is timed without masks too.
+imports. Three kinds of rows:
+
+- one turn, as `prompt` and `completion`: TRL masks the prompt by itself, with any chat template
+- one to three turns, as `messages`: TRL masks where the template has {% generation %} marks, so it is given the model's
+  template with these marks
+- the same, of about 2 KB a row: there the tokenizer, which is the same, takes most of the time of both
+
+That both train the same number of tokens is checked (in the first case TRL trains the line break behind the last token
+of an answer as well, one token a row). The rows are made of those of debian-json.
 
     python tools/bench_data.py [--rows 50000] [--json FILE]
 """
@@ -33,12 +40,9 @@ MARKED = """\
     {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' -}}
   {%- endif -%}
 {%- endfor -%}"""
-PREPARATIONS = {
-    "lorakit": "lorakit, first start",
-    "lorakit again": "lorakit, from its cache",
-    "trl": "trl, masks by {% generation %}",
-    "trl without masks": "trl, every token trained",
-}
+CASES = {"one turn": 1.0, "one to three turns": 1.0, "2 KB a row": 0.2}
+"""Each kind of rows, and its share of `--rows`."""
+PREPARATIONS = ("lorakit", "lorakit again", "trl")
 
 
 def main() -> None:
@@ -52,34 +56,42 @@ def main() -> None:
     if options.one:
         print(json.dumps(prepare(options.one, options.data)))
         return
-    with tempfile.TemporaryDirectory(prefix="lorakit-bench-") as name:
-        data = Path(name) / "rows.jsonl"
-        write_rows(data, options.rows)
-        figures = {one: in_its_own_process(one, data) for one in PREPARATIONS}
-    show(figures, options.rows)
+    figures = {}
+    for case, share in CASES.items():
+        with tempfile.TemporaryDirectory(prefix="lorakit-bench-") as name:
+            data = Path(name) / "rows.jsonl"
+            write_rows(data, case, round(share * options.rows))
+            figures[case] = {one: in_its_own_process(one, data) for one in PREPARATIONS}
+    show(figures)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def write_rows(path: Path, count: int) -> None:
-    """Conversations of one to three questions and answers, made of the rows of debian-json."""
+def write_rows(path: Path, case: str, count: int) -> None:
+    """Rows of one kind, no two of them the same."""
     source = (ROOT / "recipes/debian-json/train.jsonl").read_text(encoding="utf-8").splitlines()
     talks = [json.loads(line)["messages"] for line in source]
+    words = sorted({word for talk in talks for word in talk[0]["content"].split()})
     chance = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            talk = [message for _ in range(chance.choice((1, 1, 2, 3))) for message in chance.choice(talks)]
-            first = {**talk[0], "content": f"{number}: {talk[0]['content']}"}
-            file.write(json.dumps({"messages": [first, *talk[1:]]}) + "\n")
+            turns = 1 if case == "one turn" else chance.choice((1, 1, 2, 3))
+            talk = [dict(message) for _ in range(turns) for message in chance.choice(talks)]
+            talk[0]["content"] = f"{number}: {talk[0]['content']}"
+            if case == "2 KB a row":
+                for message in talk:
+                    message["content"] += " " + " ".join(chance.choices(words, k=240 // len(talk)))
+            row = {"prompt": talk[:-1], "completion": talk[-1:]} if case == "one turn" else {"messages": talk}
+            file.write(json.dumps(row) + "\n")
 
 
 def in_its_own_process(one: str, data: Path) -> dict[str, Any]:
     """What `prepare` measures, in a new process."""
     cache = data.with_name("cache")
-    converted, ours = Path.home() / ".cache/lorakit", cache / "lorakit"
+    ours = cache / "lorakit"
     ours.mkdir(parents=True, exist_ok=True)
     for folder in ("converted", "carried"):
-        source = Path(os.environ.get("LORAKIT_CACHE", converted)) / folder
+        source = Path(os.environ.get("LORAKIT_CACHE", Path.home() / ".cache/lorakit")) / folder
         if source.is_dir() and not (ours / folder).exists():
             (ours / folder).symlink_to(source.resolve())
     environment = os.environ | {
@@ -97,7 +109,7 @@ def in_its_own_process(one: str, data: Path) -> dict[str, Any]:
 
 def prepare(one: str, data: Path) -> dict[str, Any]:
     """Seconds of one preparation, and what it made."""
-    return with_lorakit(data) if one.startswith("lorakit") else with_trl(data, masks=one == "trl")
+    return with_lorakit(data) if one.startswith("lorakit") else with_trl(data)
 
 
 def with_lorakit(data: Path) -> dict[str, Any]:
@@ -115,7 +127,7 @@ def with_lorakit(data: Path) -> dict[str, Any]:
     return {"seconds": seconds, "rows": len(examples.rows), "trained_tokens": examples.report.trained_tokens}
 
 
-def with_trl(data: Path, masks: bool) -> dict[str, Any]:
+def with_trl(data: Path) -> dict[str, Any]:
     """As `trl sft` prepares them, with as many processes as there are processors; the model is a tiny one."""
     import datasets
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -127,7 +139,8 @@ def with_trl(data: Path, masks: bool) -> dict[str, Any]:
 
     _, template = open_template(load(RECIPE).recipe, Silent())
     tokenizer = template.tokenizer
-    if masks:
+    marks = '"messages"' in data.open(encoding="utf-8").readline()
+    if marks:
         talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         plain = tokenizer.apply_chat_template(talk, tokenize=False)
         tokenizer.chat_template = MARKED
@@ -143,7 +156,7 @@ def with_trl(data: Path, masks: bool) -> dict[str, Any]:
         report_to=[],
         max_length=1024,
         dataset_num_proc=processes,
-        assistant_only_loss=masks,
+        assistant_only_loss=marks,
     )
     begin = time.perf_counter()
     rows = datasets.load_dataset("json", data_files=str(data), split="train")
@@ -153,26 +166,29 @@ def with_trl(data: Path, masks: bool) -> dict[str, Any]:
     return {"seconds": seconds, "rows": len(trainer.train_dataset), "trained_tokens": trained}
 
 
-def show(figures: dict[str, dict[str, Any]], count: int) -> None:
-    """The table and the ratios."""
-    rows = [
-        [
-            label,
-            f"{figures[one]['seconds']:.2f}",
-            f"{count / figures[one]['seconds']:,.0f}",
-            f"{figures[one]['trained_tokens']:,}",
-        ]
-        for one, label in PREPARATIONS.items()
-    ]
-    result_table(f"{count:,} conversations prepared", ["", "seconds", "rows/s", "trained tokens"], rows)
-    first, again, trl = (figures[one]["seconds"] for one in ("lorakit", "lorakit again", "trl"))
-    print(
-        f"lorakit prepares {trl / first:.1f} times the rows a second of trl with masks, "
-        f"{figures['trl without masks']['seconds'] / first:.1f} times those of trl without"
-    )
-    print(f"the second start is {first / again:.0f} times faster than the first")
-    same = figures["lorakit"]["trained_tokens"] == figures["trl"]["trained_tokens"]
-    print(f"both train {'the same number of tokens' if same else 'DIFFERENT NUMBERS OF TOKENS'}")
+def show(figures: dict[str, dict[str, Any]]) -> None:
+    """The table, the ratios, and whether both trained the same."""
+    rows = []
+    for case, found in figures.items():
+        first, again, trl = (found[one]["seconds"] for one in PREPARATIONS)
+        count = found["lorakit"]["rows"]
+        rows.append(
+            [
+                f"{case}, {count:,} rows",
+                f"{count / first:,.0f}",
+                f"{count / trl:,.0f}",
+                f"{trl / first:.1f}",
+                f"{again:.2f}",
+                f"{first / again:.0f}",
+            ]
+        )
+        more = found["trl"]["trained_tokens"] - found["lorakit"]["trained_tokens"]
+        if more == count and case == "one turn":
+            print(f"{case}: trl also trains the line break behind each answer's last token")
+        elif more:
+            print(f"{case}: DIFFERENT NUMBERS OF TRAINED TOKENS: {found}")
+    columns = ["", "lorakit rows/s", "trl rows/s", "ratio", "second start, s", "times faster"]
+    result_table("rows prepared: read, rendered, tokenized, masked, stored", columns, rows)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,16 @@ A fast tokenizer cuts a text at its added tokens before it does anything else, a
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 from lorakit.data.rendering import Rendered, Span
 from lorakit.data.rows import RowError
+from lorakit.data.words import Words
 
 IGNORED = -100
 
@@ -121,6 +123,26 @@ class Encoder:
         words = self.tokenizer.backend_tokenizer.pre_tokenizer
         return words is None or b'"prepend_scheme":"first"' not in words.__getstate__()
 
+    @cached_property
+    def bos(self) -> int | None:
+        """The id of the beginning of sequence."""
+        number: int | None = self.tokenizer.bos_token_id
+        return number
+
+    @cached_property
+    def unknown(self) -> int | None:
+        """The id of what stands for characters that the tokenizer does not know."""
+        number: int | None = self.tokenizer.unk_token_id
+        return number
+
+    @cached_property
+    def _words(self) -> Words:
+        return Words(self.tokenizer, self._tokens)
+
+    def get_ready(self) -> None:
+        """Find out about the tokenizer what is the same for all rows, so that forked processes know it already."""
+        _ = self._splits and self._words, self._joins_pieces, self.bos, self.unknown
+
     def stop_id(self, word: str) -> int | None:
         """The id of a token; None or the unknown token's where there is none."""
         found = self._added.get(word)
@@ -138,36 +160,35 @@ class Encoder:
         return list(encoded["input_ids"])
 
     def _by_segments(self, cuts: Sequence[_Cut]) -> list[_Placed]:
+        known = self._segments
+        if not known or len(known) > _KEPT:
+            known.clear()
+            known.update({word: [number] for word, number in self._added.items()}, **{"": []})
         split = [_split(cut, self._edge_pattern) for cut in cuts]
-        prefixes = [prefix for _, inner in split for _, prefix, _ in inner]
-        new = self._learn([*(segment for parts, _ in split for segment in parts[::2]), *prefixes])
-        rows = [self._placed(parts, inner) for parts, inner in split]
-        if len(self._segments) > _KEPT:
-            self._segments.clear()
+        wanted = set(chain.from_iterable(parts for parts, _ in split))
+        wanted.update(prefix for _, edges in split for _, _, prefix in edges)
+        new = sorted(wanted - known.keys())  # in an order of their own, so that equal runs do equal work
+        known.update(zip(new, self._words.tokens(new), strict=True))
+        rows = [self._placed(parts, edges) for parts, edges in split]
         for segment in new:
             if len(segment) > _LONGEST_KEPT:
-                self._segments.pop(segment, None)
+                del known[segment]
         return rows
 
-    def _learn(self, segments: Iterable[str]) -> list[str]:
-        """Encode the segments that are not known yet; gives these."""
-        new = [segment for segment in dict.fromkeys(segments) if segment not in self._segments]
-        self._segments.update(zip(new, self._tokens(new), strict=True))
-        return new
-
-    def _placed(self, parts: list[str], inner: list[tuple[int, str, int]]) -> _Placed:
-        """The tokens of a text from those of its segments. `inner`: see `_split`."""
-        known, added = self._segments, self._added
-        tokens = [[added[part]] if index % 2 else known[part] for index, part in enumerate(parts)]
-        counts = list(accumulate(map(len, tokens), initial=0))
-        before = dict(zip(accumulate(map(len, parts), initial=0), counts, strict=True))
-        joined = []
-        for edge, text, part in inner:
-            prefix = known[text]
-            before[edge] = counts[part] + len(prefix)
-            if tokens[part][: len(prefix)] != prefix:
-                joined.append(edge)
-        return _Placed([token for piece in tokens for token in piece], before, joined)
+    def _placed(self, parts: list[str], edges: list[tuple[int, int, str]]) -> _Placed:
+        """The tokens of a text from those of its segments. `edges`: see `_split`."""
+        known = self._segments
+        tokens = [known[part] for part in parts]
+        counts = [0, *accumulate(map(len, tokens))]
+        before, joined = {}, []
+        for edge, part, text in edges:
+            before[edge] = counts[part]
+            if text:
+                prefix = known[text]
+                before[edge] += len(prefix)
+                if tokens[part][: len(prefix)] != prefix:
+                    joined.append(edge)
+        return _Placed(list(chain.from_iterable(tokens)), before, joined)
 
     def _by_prefixes(self, cuts: Sequence[_Cut]) -> list[_Placed]:
         wholes = self._tokens([cut.text for cut in cuts])
@@ -210,30 +231,28 @@ def _cut(rendered: Rendered) -> _Cut:
     return _Cut(rendered.text[:end], sorted(edges))
 
 
-def _split(cut: _Cut, pattern: re.Pattern[str]) -> tuple[list[str], list[tuple[int, str, int]]]:
-    """A text's segments and, at the odd places, the added tokens between them; of each edge inside a segment the
-    character, what stands before it in its segment, and which part that is."""
+def _split(cut: _Cut, pattern: re.Pattern[str]) -> tuple[list[str], list[tuple[int, int, str]]]:
+    """A text's segments and the added tokens between them; of each edge the character, the part in which it stands or
+    which begins there, and what of that part stands before it."""
     parts = pattern.split(cut.text)
-    inner = []
-    start, part = 0, 0
+    starts = [0, *accumulate(map(len, parts))]
+    edges = []
     for edge in cut.edges:
-        while start + len(parts[part]) < edge:
-            start += len(parts[part])
-            part += 1
-        if start < edge < start + len(parts[part]):
-            inner.append((edge, parts[part][: edge - start], part))
-    return parts, inner
+        part = bisect_right(starts, edge) - 1
+        start = starts[part]
+        edges.append((edge, part, parts[part][: edge - start] if edge > start else ""))
+    return parts, edges
 
 
 def _labelled(rendered: Rendered, placed: _Placed, encoder: Encoder) -> Encoded | RowError:
     """Labels for the trained turns, each of which must end in its stop token; one beginning of sequence at most."""
-    tokenizer = encoder.tokenizer
-    ids, bos = placed.ids, tokenizer.bos_token_id
+    ids, bos = placed.ids, encoder.bos
     if placed.joined:
         around = rendered.text[max(placed.joined[0] - 10, 0) : placed.joined[0] + 10]
         return RowError("the tokenizer joins text across the edge of an answer", f"at {around!r}")
     if bos is not None and ids[:2] == [bos, bos]:
-        return RowError(f"the text begins with {tokenizer.bos_token!r} twice; the chat template should write it once")
+        word = encoder.tokenizer.bos_token
+        return RowError(f"the text begins with {word!r} twice; the chat template should write it once")
     turns = [(placed.before[span.start], placed.before[span.end]) for span in rendered.spans]
     labels = list(ids) if rendered.everything else [IGNORED] * len(ids)
     for begin, stop in rendered.skipped:
@@ -257,12 +276,11 @@ def _behind(opening: list[int], encoded: Encoded) -> Encoded:
 
 def _wrong(turn: list[int], span: Span, encoder: Encoder) -> RowError | None:
     """Why the tokens of a turn cannot be trained."""
-    stop, tokenizer = encoder.stop_id(span.stop), encoder.tokenizer
+    stop, unknown = encoder.stop_id(span.stop), encoder.unknown
     if not turn or turn[-1] != stop:
         return RowError(f"{span.stop!r} ends an answer but is not one token of this tokenizer: it cannot be trained")
     if stop in turn[:-1]:
         return RowError(f"an answer contains the token {span.stop!r}, which ends a turn of this model")
-    unknown = tokenizer.unk_token_id
     if unknown is not None and unknown in turn[:-1]:
-        return RowError(f"an answer has characters for which the tokenizer has only {tokenizer.unk_token!r}")
+        return RowError(f"an answer has characters for which the tokenizer has only {encoder.tokenizer.unk_token!r}")
     return None

@@ -77,15 +77,15 @@ def gather(sources: Sequence[Source], template: ChatTemplate, rules: Rules, path
     ]
     takes = [_Take(one.source.take) for one in opened]
     size = sum(one.size for one in opened)
+    worker = Worker(tasks, rules)
+    worker.get_ready()
     merged, sent = _Merged(len(opened)), deque[tuple[int, int]]()
     label = f"reading {shown(opened[0].source)}" + (f" and {len(opened) - 1} more" if len(opened) > 1 else "")
     with (
         pa.OSFile(str(path), "wb") as file,
         pa.ipc.new_stream(file, SCHEMA) as writer,
         progress.bar(label, total=size, unit="bytes") as bar,
-        closing(
-            in_order(Worker(tasks, rules), _pieces(opened, takes, sent), processors() if size > _WORTHWHILE else 1)
-        ) as results,
+        closing(in_order(worker, _pieces(opened, takes, sent), processors() if size > _WORTHWHILE else 1)) as results,
     ):
         for worked in results:
             number, done = sent.popleft()

@@ -1,6 +1,5 @@
 """Examples on their way from lists into arrays: what a worker hands back of one block of rows."""
 
-from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,8 +34,8 @@ class Shapes:
 class Made:
     """The examples of a block as they are made, on their way into arrays."""
 
-    ids: array = field(default_factory=lambda: array("i"))
-    labels: array = field(default_factory=lambda: array("i"))
+    ids: list[np.ndarray] = field(default_factory=list)
+    labels: list[np.ndarray] = field(default_factory=list)
     offsets: list[int] = field(default_factory=lambda: [0])
     answers: list[int] = field(default_factory=list)
     where: list[str] = field(default_factory=list)
@@ -50,9 +49,9 @@ class Made:
         examples, cut = fitted
         self.cut.append(cut)
         for example in examples:
-            self.ids.extend(example.input_ids)
-            self.labels.extend(example.labels)
-            self.offsets.append(len(self.ids))
+            self.ids.append(np.array(example.input_ids, dtype=np.int32))
+            self.labels.append(np.array(example.labels, dtype=np.int32))
+            self.offsets.append(self.offsets[-1] + len(example.input_ids))
             self.answers.append(example.turns[-1][0] if example.turns else -1)
             self.trained.append(_trained(example.labels))
             self.where.append(where)
@@ -68,7 +67,7 @@ class Made:
 
     def batch(self, source: int) -> pa.RecordBatch:
         offsets = pa.array(self.offsets, pa.int32())
-        lists = [pa.ListArray.from_arrays(offsets, _numbers(flat)) for flat in (self.ids, self.labels)]
+        lists = [pa.ListArray.from_arrays(offsets, _flat(rows)) for rows in (self.ids, self.labels)]
         answers, where = pa.array(self.answers, pa.int32()), pa.array(self.where, pa.string())
         return pa.RecordBatch.from_arrays(
             [*lists, answers, where, pa.array(np.full(len(self.where), source), pa.int16())], schema=SCHEMA
@@ -80,8 +79,8 @@ class Made:
         return Shapes(*shaped, *ends)
 
 
-def _numbers(flat: array) -> pa.Array:
-    return pa.array(np.frombuffer(flat, dtype=np.int32) if flat else [], pa.int32())
+def _flat(rows: list[np.ndarray]) -> pa.Array:
+    return pa.array(np.concatenate(rows) if rows else [], pa.int32())
 
 
 def _trained(labels: list[int]) -> int:

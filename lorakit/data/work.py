@@ -97,6 +97,10 @@ class Worker:
     def _encoder(self) -> Encoder:
         return Encoder(self.tasks[0].template.tokenizer)
 
+    def get_ready(self) -> None:
+        """Find out what is the same for all blocks, so that forked processes know it already."""
+        self._encoder.get_ready()
+
     @cached_property
     def _ends(self) -> frozenset[int | None]:
         """The tokens that end an answer."""

@@ -19,12 +19,15 @@ from lorakit.data.rendering.exactness import (
     refuse_unwritten_tools,
 )
 from lorakit.data.rendering.habits import Told
+from lorakit.data.rendering.skeletons import shape_of, skeletons
 from lorakit.data.rendering.template import REFUSES, thinks
 from lorakit.data.rendering.template import ChatTemplate as ChatTemplate
 from lorakit.data.rendering.turns import Span as Span
 from lorakit.data.rendering.turns import Talk, Turn
 from lorakit.data.rows import RowError
 
+# Conversations of more shapes than this are rendered in full.
+_SHAPES = 1000
 # How a prompt begins a thought: <think>, <|START_THINKING|>, [THINK] and their kin.
 _THOUGHT = re.compile(r"[<\[]\W*\w*think", re.IGNORECASE)
 
@@ -54,10 +57,40 @@ def render(said: Conversation | Text, template: ChatTemplate) -> list[Rendered]:
     if isinstance(said, Text):
         return [_document(said.text, template)]
     messages, inserted = _prepared(said.messages, template.system)
+    known = None if said.tools else _known(messages, template)
+    return known or _in_full(Talk(messages, said.tools or None, template, inserted))
+
+
+def _known(messages: list[Message], template: ChatTemplate) -> list[Rendered] | None:
+    """The texts of a conversation whose like has been rendered; None where it must be rendered in full."""
+    shape = shape_of(messages)
+    if shape is None:
+        return None
+    if shape not in template.skeletons and len(template.skeletons) < _SHAPES:
+        template.skeletons[shape] = skeletons(messages, template, _in_full_with)
+    known = template.skeletons.get(shape)
+    contents = [message["content"] for message in messages]
+    if not known:
+        return None
+    for stop in template.stops:
+        for said in contents:
+            if stop in said:
+                return None
+    try:
+        return [Rendered(*one.filled(contents)) for one in known]
+    except UnicodeEncodeError:
+        return None
+
+
+def _in_full_with(messages: list[Message], template: ChatTemplate) -> list[Rendered]:
+    return _in_full(Talk(messages, None, template, 0))
+
+
+def _in_full(talk: Talk) -> list[Rendered]:
+    messages, template = talk.messages, talk.template
     trained = _trained(messages, template.train_on)
     everything = template.train_on == "all"
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    talk = Talk(messages, said.tools or None, template, inserted)
     refuse_loose_stops(talk)
     try:
         turns = [_turn(talk, index) for index in (answers if everything else trained)]

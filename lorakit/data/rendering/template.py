@@ -9,7 +9,7 @@ from jinja2 import Template, TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from lorakit.data.conversations import Message
-from lorakit.data.rendering import habits
+from lorakit.data.rendering import habits, watched
 from lorakit.data.rendering.habits import CallForm, Told, Write
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
@@ -77,6 +77,17 @@ class ChatTemplate:
             raise RowError(REFUSES, str(error)) from error
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise RowError("the chat template fails", f"{type(error).__name__}: {error}") from error
+
+    @cached_property
+    def notes_every_look(self) -> bool:
+        """Whether the template looks into no content unseen (`watched.py`)."""
+        compiled, _ = self._without_tools
+        return watched.notes_every_look(compiled.environment, self.tokenizer.get_chat_template())
+
+    @cached_property
+    def skeletons(self) -> dict[Any, Any]:
+        """What is known of conversations by their shape (`skeletons.py`)."""
+        return {}
 
     @cached_property
     def ends(self) -> frozenset[str]:

@@ -1,0 +1,69 @@
+"""Texts put together from known words have the tokens that they have as a whole."""
+
+import pytest
+from data_families import FAMILIES, TOKENIZERS
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Regex, pre_tokenizers
+
+from lorakit.data.encoding import Encoder
+from lorakit.data.words import Words
+
+PIECES = [
+    "a",
+    "Bc",
+    "12",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "'s",
+    ".",
+    ",",
+    "-",
+    "é",
+    "你好",
+    "😀",
+    "\u0301",
+    "\xa0",
+    "\x1c",
+    "\x85",
+]
+ENCODERS = {kind: Encoder(FAMILIES["chatml"].tokenizer(kind)) for kind in TOKENIZERS}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@given(texts=st.lists(st.lists(st.sampled_from(PIECES), max_size=30).map("".join), max_size=8))
+def test_tokens_by_words_are_those_of_the_whole(kind, texts):
+    encoder = ENCODERS[kind]
+    assert encoder._words.tokens(texts) == encoder._tokens(texts)
+
+
+@given(texts=st.lists(st.text(max_size=40), max_size=6))
+def test_any_text_has_the_tokens_of_the_whole(texts):
+    encoder = ENCODERS["bytes"]
+    texts = [text.encode("utf-8", "ignore").decode() for text in texts]
+    assert encoder._words.tokens(texts) == encoder._tokens(texts)
+
+
+def test_only_tokenizers_that_cut_before_spaces_are_asked_by_words():
+    assert {kind for kind, encoder in ENCODERS.items() if encoder._words._works} == {"bytes", "bytes, GPT-2 words"}
+
+
+def test_a_tokenizer_that_keeps_words_together_is_found_out():
+    tokenizer = FAMILIES["chatml"].tokenizer("bytes")
+    pairs = pre_tokenizers.Split(Regex(r"\S+ \S+|\s+|\S+"), "isolated")
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pairs, whole])
+    encoder = Encoder(tokenizer)
+    assert not encoder._words._works
+    assert encoder._words.tokens(["What is the"]) == encoder._tokens(["What is the"])
+
+
+def test_words_that_turn_out_wrong_are_given_up():
+    tokenizer = FAMILIES["chatml"].tokenizer("bytes")
+    encoder = Encoder(tokenizer)
+    words = Words(tokenizer, encoder._tokens)
+    words._later["there"] = [1, 2, 3]
+    assert words._works and words.tokens(["Hello there"]) == encoder._tokens(["Hello there"])
+    assert not words._works
