@@ -11,7 +11,7 @@ import pytest
 from lorakit.data.conversations import Conversation, Text, Tokens
 from lorakit.data.hygiene import across
 from lorakit.data.hygiene.style import languages
-from lorakit.data.hygiene.traits import join, traits
+from lorakit.data.hygiene.traits import Joiner, traits
 
 LIST = """
 river lamp cloud bridge letter horse stone garden window market teacher doctor silver copper mountain valley
@@ -50,7 +50,10 @@ def test_equal_rows_have_equal_traits_in_every_process_and_batch():
     assert len(outputs) == 1
     rows = [qa(prose(i), prose(-i, i % 30)) for i in range(40)]
     whole = traits(rows, near=True)
-    parts = join([traits(rows[:1], near=True), traits(rows[1:17], near=True), traits(rows[17:], near=True)])
+    joiner = Joiner()
+    for some in (rows[:1], rows[1:17], rows[17:]):
+        joiner.add(traits(some, near=True))
+    parts = joiner.joined()
     for one in ("said", "prompt", "answer", "style", "language", "script", "signature"):
         assert np.array_equal(getattr(whole, one), getattr(parts, one), equal_nan=one == "style"), one
     again = pickle.loads(pickle.dumps(whole))  # noqa: S301 - what a worker process does

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lorakit.data.hygiene.traits import TraitArrays, join
+from lorakit.data.hygiene.traits import Joiner, TraitArrays
 from lorakit.data.made import SCHEMA, Shapes
 from lorakit.data.pool import in_order, processors
 from lorakit.data.rendering import ChatTemplate
@@ -136,6 +136,7 @@ class _Merged:
         self.source_of: list[int] = []
         self.rows = 0
         self.rows_of = [0] * sources
+        self.traits = Joiner()
         self.columns_of = [set[str]() for _ in range(sources)]
         self.reports, self.stops = (Report(), Report()), Counter[str]()
 
@@ -149,6 +150,9 @@ class _Merged:
             mine.dropped.merge(theirs.dropped)
             mine.found.merge(theirs.found)
         worked.examples = None  # they are on disk
+        if worked.traits is not None:
+            self.traits.add(worked.traits)
+            worked.traits = None
         self.worked.append(worked)
         self.source_of.append(source)
 
@@ -156,14 +160,13 @@ class _Merged:
         counts = [len(worked.digests) for worked in self.worked]
         firsts = np.concatenate(([0], np.cumsum(counts)))
         owners = [worked.owner + first for worked, first in zip(self.worked, firsts, strict=False)]
-        traits = [worked.traits for worked in self.worked if worked.traits is not None]
         return Gathered(
             path=path,
             opened=opened,
             source=np.repeat(np.array(self.source_of, dtype=np.int16), counts),
             digests=_joined([worked.digests for worked in self.worked], (0, 4), np.uint64),
             cut=_joined([worked.cut for worked in self.worked], (0,), bool),
-            traits=join(traits) if traits else None,
+            traits=self.traits.joined(),
             owner=_joined(owners, (0,), np.int64),
             length=_joined([worked.lengths for worked in self.worked], (0,), np.int64),
             trained=_joined([worked.trained for worked in self.worked], (0,), np.int64),

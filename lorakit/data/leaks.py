@@ -57,23 +57,21 @@ def _refusal(check: str, leaks: list[Leak], train: Examples, held_out: Examples)
 
 def _without_rows(train: Examples, held_out: Examples, check: str, leaks: list[Leak]) -> Examples:
     """The training examples but for those of the rows that leak; the report counts them as dropped."""
-    stays = np.ones(len(train.digests), dtype=bool)
+    stays = np.ones(train.report.kept, dtype=bool)
     stays[[leak.row for leak in leaks]] = False
     if not stays.any():
         raise UserError(f"no training row is left: all {len(stays):,} are held out as well (data.clean.{check}: fix).")
-    examples, report, sources = stays[train.owner], train.report, train.sources()
+    examples, report, numbers = stays[train.numbers.owner], train.report, train.numbers
     _count(report.dropped, f"left out by data.clean.{check}: ", leaks, train, held_out)
-    lengths, trained = train.lengths(), train.trained()
     for number, source in enumerate(report.sources):
-        its = examples & (sources == number)
-        source.kept, source.examples = len(np.unique(train.owner[its])), int(its.sum())
-        source.tokens, source.trained_tokens = int(lengths[its].sum()), int(trained[its].sum())
+        its = examples & (numbers.source == number)
+        source.kept, source.examples = len(np.unique(numbers.owner[its])), int(its.sum())
+        source.tokens, source.trained_tokens = int(numbers.length[its].sum()), int(numbers.trained[its].sum())
     report.kept = int(stays.sum())
-    report.add_up(int(lengths[examples].max()))
+    report.add_up(int(numbers.length[examples].max()))
     return replace(
         train,
         rows=train.rows.select(np.flatnonzero(examples)),
-        owner=(np.cumsum(stays) - 1)[train.owner[examples]],
-        digests=train.digests[stays],
-        traits=None if train.traits is None else of_rows(train.traits, stays),
+        numbers=numbers.of(examples, stays),
+        traits=None if train.traits is None else of_rows(train.traits, np.flatnonzero(stays)),
     )

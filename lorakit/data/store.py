@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lorakit.data.encoding import IGNORED
 from lorakit.data.gather import Gathered
 from lorakit.data.hygiene.traits import TraitArrays
 from lorakit.data.made import Shapes
@@ -21,58 +20,54 @@ SIDES = ("train", "held_out")
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """Of each example: its row, its tokens, how many of them are trained, and the number of its source."""
+
+    owner: np.ndarray
+    length: np.ndarray
+    trained: np.ndarray
+    source: np.ndarray
+
+    def of(self, examples: np.ndarray, rows: np.ndarray) -> "Numbers":
+        """Those of some examples (a mask), whose rows (a mask) are counted anew."""
+        counted = np.cumsum(rows) - 1
+        return Numbers(
+            counted[self.owner[examples]], self.length[examples], self.trained[examples], self.source[examples]
+        )
+
+
+@dataclass(frozen=True)
 class Examples:
     """`rows` has the columns input_ids, labels (-100 where not trained), answer (the token index at which the last
     answer begins, -1 where a text has none), where (file and line) and source (its number).
 
-    `weights`: how often each example is trained in an epoch; None where it is once. `owner` says of each example which
-    row it is of, and `digests` what each row says; `traits` are there when they were asked for.
+    `numbers` of each example; `traits` of each row, where they were asked for.
     """
 
     rows: datasets.Dataset
     report: Report
     key: str
-    owner: np.ndarray
-    digests: np.ndarray
+    numbers: Numbers
     traits: TraitArrays | None = None
 
     def lengths(self) -> np.ndarray:
         """Tokens of each example."""
-        return np.asarray(pc.list_value_length(self._column("input_ids"))).astype(np.int64)
+        return self.numbers.length
 
     def largest_token(self) -> int:
         """The largest token id."""
-        return max(pc.max(pc.list_flatten(chunk)).as_py() for chunk in self._column("input_ids").chunks if len(chunk))
-
-    def trained(self) -> np.ndarray:
-        """Trained tokens of each example."""
-        labels = self._column("labels")
-        counts = [
-            np.add.reduceat(
-                np.append(np.asarray(pc.list_flatten(chunk)) != IGNORED, False),
-                np.asarray(chunk.offsets)[:-1] - chunk.offsets[0].as_py(),
-            )
-            for chunk in labels.chunks
-            if len(chunk)
-        ]
-        return np.concatenate(counts)
+        ids = self.rows.select_columns("input_ids").with_format("arrow")[:]["input_ids"]
+        return max(pc.max(pc.list_flatten(chunk)).as_py() for chunk in ids.chunks if len(chunk))
 
     def where(self, row: int) -> str:
-        """The place of a row, of which `owner` says what examples are."""
-        return str(self.rows[int(np.searchsorted(self.owner, row))]["where"])
-
-    def sources(self) -> np.ndarray:
-        """The number of each example's source."""
-        return np.asarray(self._column("source"))
-
-    def _column(self, name: str) -> pa.ChunkedArray:
-        return self.rows.select_columns(name).with_format("arrow")[:][name]
+        """The place of a row."""
+        return str(self.rows[int(np.searchsorted(self.numbers.owner, row))]["where"])
 
     @property
     def weights(self) -> np.ndarray | None:
         """How often each example is trained in an epoch; None where each is once."""
         weights = np.array([source.weight for source in self.report.sources])
-        return None if (weights == 1).all() else weights[self.sources()]
+        return None if (weights == 1).all() else weights[self.numbers.source]
 
 
 def _traits(arrays: dict[str, np.ndarray]) -> TraitArrays:
@@ -83,7 +78,8 @@ def write_side(folder: Path, side: str, gathered: Gathered, rows: np.ndarray, re
     """Write the examples of the chosen rows (a mask) and what belongs to them."""
     chosen = rows[gathered.owner]
     target = folder / f"{side}.arrow"
-    with pa.memory_map(str(gathered.path)) as source, pa.OSFile(str(target), "wb") as file:
+    # Read, not mapped: pages of a map would count as this process's memory.
+    with pa.OSFile(str(gathered.path)) as source, pa.OSFile(str(target), "wb") as file:
         stream = pa.ipc.open_stream(source)
         with pa.ipc.new_stream(file, stream.schema) as writer:
             start = 0
@@ -93,9 +89,14 @@ def write_side(folder: Path, side: str, gathered: Gathered, rows: np.ndarray, re
                 if mask.any():
                     writer.write_batch(batch if mask.all() else batch.filter(pa.array(mask)))
     numbers = np.cumsum(rows) - 1
-    arrays: dict[str, Any] = {"owner": numbers[gathered.owner[chosen]], "digests": gathered.digests[rows]}
+    arrays: dict[str, Any] = {
+        "owner": numbers[gathered.owner[chosen]],
+        "length": gathered.length[chosen],
+        "trained": gathered.trained[chosen],
+        "source": gathered.source[gathered.owner[chosen]],
+    }
     if gathered.traits is not None:
-        arrays |= {name: array[rows] for name, array in vars(gathered.traits).items() if array is not None}
+        arrays |= {f"of_{name}": array[rows] for name, array in vars(gathered.traits).items() if array is not None}
     np.savez(folder / f"{side}.npz", **arrays)
     (folder / f"{side}.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
 
@@ -121,7 +122,8 @@ def read_side(folder: Path, side: str, key: str) -> Examples:
         raise ValueError(f"{len(rows)} of {report.examples} examples")
     with np.load(folder / f"{side}.npz", allow_pickle=False) as arrays:
         found = dict(arrays)
-    owner, digests = found.pop("owner"), found.pop("digests")
-    if len(owner) != len(rows):
-        raise ValueError(f"{len(owner)} of {len(rows)} places")
-    return Examples(rows, report, key, owner, digests, _traits(found) if found else None)
+    traits = {name.removeprefix("of_"): found.pop(name) for name in list(found) if name.startswith("of_")}
+    numbers = Numbers(**found)
+    if len(numbers.owner) != len(rows):
+        raise ValueError(f"{len(numbers.owner)} of {len(rows)} places")
+    return Examples(rows, report, key, numbers, _traits(traits) if traits else None)

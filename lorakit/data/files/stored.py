@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from lorakit.errors import UserError
 from lorakit.recipe.problems import one_line
 
-BLOCK = 1 << 18
+BLOCK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 

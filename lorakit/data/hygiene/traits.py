@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from lorakit.data.hygiene.style import language, measures
 
 @dataclass(frozen=True)
 class TraitArrays:
-    """The traits of n rows, one entry a row in each array; picklable, and joined by `join`.
+    """The traits of n rows, one entry a row in each array; picklable, and joined by `Joiner`.
 
     - `said` uint64 [n, 2]: an exact hash (BLAKE2b, 128 bits) of all that the row says, roles, tools and order included
     - `prompt`, `answer` uint64 [n]: of what stands before the last answer, and of that answer, white space and case
@@ -24,7 +24,7 @@ class TraitArrays:
     - `language` int16 [n]: a place in `style.languages()`, -1 where too little text shows one
     - `script` int8 [n]: a place in `style.SCRIPTS`, -1 where there are no letters
     - `signature` uint16 [n, SIZE], or None: see `near.signatures`
-    `style`, `language` and `script` are None where they were not asked for. 49 bytes a row, and 128 with a signature.
+    `style`, `language` and `script` are None where not asked for. 63 bytes a row, 128 more with a signature.
     """
 
     said: np.ndarray
@@ -36,18 +36,30 @@ class TraitArrays:
     signature: np.ndarray | None
 
 
-def join(parts: Sequence[TraitArrays]) -> TraitArrays:
-    """The traits of all parts one behind the other. All parts have the same arrays; at least one part."""
+class Joiner:
+    """Traits of many batches of rows on their way into one; all batches have the same arrays."""
 
-    def joined(name: str) -> Any:
-        arrays = [getattr(part, name) for part in parts]
-        return None if arrays[0] is None else np.concatenate(arrays)
+    def __init__(self) -> None:
+        self._parts: dict[str, list[np.ndarray | None]] = {}
 
-    return TraitArrays(**{one.name: joined(one.name) for one in fields(TraitArrays)})
+    def add(self, part: TraitArrays) -> None:
+        for name, array in vars(part).items():
+            self._parts.setdefault(name, []).append(array)
+
+    def joined(self) -> TraitArrays | None:
+        """The traits of all rows so far, behind each other; None where there are none. What was added is given up, one
+        array after the other: all at once they would be in memory twice."""
+        joined: dict[str, Any] = {}
+        for name in list(self._parts):
+            parts = [array for array in self._parts.pop(name) if array is not None]
+            joined[name] = np.concatenate(parts) if parts else None
+        return TraitArrays(**joined) if joined else None
 
 
 def of_rows(whole: TraitArrays, rows: np.ndarray) -> TraitArrays:
-    """The traits of some rows: their places, or a mask."""
+    """The traits of some rows, given by their places in order."""
+    if len(rows) == len(whole.said):
+        return whole
     some = {name: None if array is None else array[rows] for name, array in vars(whole).items()}
     return TraitArrays(**some)  # type: ignore[arg-type]
 
