@@ -15,7 +15,9 @@ def read(stored: Stored) -> Iterator[Block]:
     for lines in whole_lines(stored):
         first, start, raw = lines.first, 0, lines.raw
         while start < len(raw):
-            stop = raw.find(b"\n", start + _BLOCK) + 1 or len(raw)
+            stop = raw.find(b"\n", start + _BLOCK) + 1
+            if not stop or len(raw) - stop < _BLOCK:  # no copy of a line that fills the block
+                stop = len(raw)
             piece = raw[start:stop]
             yield Block(stored.name, first, piece, rows, lines.size * stop // len(raw) - lines.size * start // len(raw))
             first, start = first + piece.count(b"\n"), stop
