@@ -1,7 +1,7 @@
 # make demo     set up, train recipes/debian-json and score it
 # make test     set up, run the test suite; make test-all adds the slow tests
 # make check    lint, types, layers, generated documents
-# make bench    lorakit against `trl sft` on the same rows
+# make bench    lorakit against TRL on the same rows: bench-train the training, bench-data the preparation of rows
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ RECIPE := recipes/debian-json/recipe.yaml
 RUN := runs/demo
 READY := $(VENV)/.ready-$(shell cksum requirements.txt pyproject.toml tools/install.sh | cksum | cut -d' ' -f1)
 
-.PHONY: install model demo test test-all check docs bench pins clean
+.PHONY: install model demo test test-all check docs bench bench-train bench-data pins clean
 .DEFAULT_GOAL := help
 
 help:
@@ -43,8 +43,13 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/python tools/generate_docs.py
 
-bench: model
+bench: bench-train bench-data
+
+bench-train: model
 	$(BIN)/python tools/bench.py
+
+bench-data: model
+	$(BIN)/python tools/bench_data.py
 
 pins: $(READY)
 	$(BIN)/python tools/pins.py

@@ -1,9 +1,10 @@
 """Batches depend on the rows, the seed and the epoch, never on how they are split."""
 
+import numpy as np
 import pytest
 import torch
 
-from lorakit.data.batches import collate, epoch_batches, split_batch
+from lorakit.data.batches import collate, draws, epoch_batches, split_batch
 from lorakit.train.trainer import Plan, StepBatches
 
 LENGTHS = [(7 * i) % 53 + 3 for i in range(150)]
@@ -55,3 +56,25 @@ def test_collate_pads_to_the_right_and_trains_no_padding():
 
 def test_split_batch_keeps_the_order():
     assert split_batch([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
+
+
+def test_weights_say_how_often_a_row_is_drawn_and_every_row_has_its_turn():
+    weights = np.array([1.0] * 100 + [2.5] * 20 + [0.25] * 30)
+    seen = []
+    for epoch in range(4):
+        batches = epoch_batches(LENGTHS, 8, 1, epoch, weights)
+        drawn = [row for batch in batches for row in batch]
+        assert len(drawn) == draws(150, weights) == 100 + 50 + 8
+        assert [drawn.count(row) for row in range(100)] == [1] * 100
+        assert sorted({drawn.count(row) for row in range(100, 120)}) == [2, 3]
+        seen.append({row for row in drawn if row >= 120})
+    assert seen[0] != seen[1]
+    assert epoch_batches(LENGTHS, 8, 1, 0, weights) == epoch_batches(LENGTHS, 8, 1, 0, weights)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_sampler_counts_weighted_and_packed_steps(packing):
+    plan = Plan(8, 3, 1, 1, 1, 0, packing=packing)
+    weights = np.array([1.5] * 150)
+    sampler = StepBatches(LENGTHS, plan, weights)
+    assert len(list(sampler)) == len(sampler) == (29 if packing else 28 * 3 + 1)

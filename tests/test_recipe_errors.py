@@ -206,12 +206,19 @@ def test_a_combination_that_cannot_work_is_an_error(tmp_path, text, start):
         ),
         ("train: train.jsonl\n  eval: ./train.jsonl", "x.yaml:3:9: data.eval: train.jsonl is trained on as data.train"),
         ("train: a/b\n  eval: [eval.jsonl, a/b]", "x.yaml:3:22: data.eval[1]: a/b is trained on as data.train"),
+        ("train: rows/\n  eval: rows/b.csv", "x.yaml:3:9: data.eval: rows/b.csv is trained on as data.train"),
+        ("train: rows\n  eval: '*/b.*'", "x.yaml:3:9: data.eval: rows/b.csv is trained on as data.train"),
+        ("train: [rows/b.csv, rows]", "x.yaml:2:23: data.train[1]: rows/b.csv is already data.train[0]"),
     ],
 )
-def test_rows_are_neither_doubled_nor_leaked(tmp_path, text, start):
+def test_rows_are_neither_doubled_nor_leaked(tmp_path, monkeypatch, text, start):
+    (tmp_path / "rows").mkdir()
+    for name in ("a.jsonl", "b.csv"):
+        (tmp_path / "rows" / name).touch()
+    monkeypatch.chdir(tmp_path)
     found = errors(tmp_path, f"data:\n  {text}\nmodel: {{base: org/model}}\n")
     assert len(found) == 1
-    assert found[0].startswith(start)
+    assert found[0].removeprefix(f"{tmp_path}/").startswith(start)
 
 
 def test_another_split_of_a_hub_dataset_is_other_rows(tmp_path):

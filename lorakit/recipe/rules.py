@@ -8,8 +8,10 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from lorakit.recipe.data_files import data_files, is_pattern
 from lorakit.recipe.format_choice import chosen, format_settings
 from lorakit.recipe.nearest import nearest
 from lorakit.recipe.paths import is_path
@@ -119,10 +121,11 @@ def sources_are_distinct(recipe: Recipe, written: Collection[str]) -> Iterator[F
     seen: dict[tuple[str, ...], PathParts] = {}
     for path, source in _sources(("data", "train"), recipe.data.train):
         rows = _rows(source)
-        if rows in seen:
-            reason = f"{_name(source)} is already {dotted(seen[rows])}, and would be trained on twice"
+        shared = min(rows & seen.keys(), default=None)
+        if shared:
+            reason = f"{_name(source, shared)} is already {dotted(seen[shared])}, and would be trained on twice"
             yield Finding(path, reason, "Remove one of them.")
-        seen.setdefault(rows, path)
+        seen = {**dict.fromkeys(rows, path), **seen}
 
 
 @reads("data.train", "data.eval")
@@ -130,10 +133,12 @@ def held_out_rows_are_held_out(recipe: Recipe, written: Collection[str]) -> Iter
     """`data.eval` names no rows that `data.train` names."""
     if recipe.data.eval is None or isinstance(recipe.data.eval, float):
         return
-    trained = {_rows(source): path for path, source in _sources(("data", "train"), recipe.data.train)}
+    sources = _sources(("data", "train"), recipe.data.train)
+    trained = {row: path for path, source in sources for row in _rows(source)}
     for path, source in _sources(("data", "eval"), recipe.data.eval):
-        if _rows(source) in trained:
-            reason = f"{_name(source)} is trained on as {dotted(trained[_rows(source)])}"
+        shared = min(_rows(source) & trained.keys(), default=None)
+        if shared:
+            reason = f"{_name(source, shared)} is trained on as {dotted(trained[shared])}"
             remedy = "Write other rows, or a fraction such as eval: 0.1."
             yield Finding(path, reason, remedy)
 
@@ -191,18 +196,25 @@ def _path(source: str | Source) -> str:
     return source if isinstance(source, str) else source.path
 
 
-def _name(source: str | Source) -> str:
+def _name(source: str | Source, rows: tuple[str, ...]) -> str:
+    """A source, or the file of it that `rows` are in."""
     path = _path(source)
-    return one_line(os.path.relpath(path)) if is_path(path) else path
+    if not is_path(path):
+        return path
+    return one_line(os.path.relpath(path if os.path.realpath(path) == rows[0] else rows[0]))
 
 
-def _rows(source: str | Source) -> tuple[str, ...]:
-    """What makes two sources the same rows: the file, or the hub dataset with its split and revision."""
+def _rows(source: str | Source) -> set[tuple[str, ...]]:
+    """What tells rows apart: each file of a source, or the hub dataset with its split and revision."""
     path = _path(source)
     if is_path(path):
-        return (os.path.realpath(path),)
+        several = os.path.isdir(path) or is_pattern(path)  # noqa: PTH112
+        try:
+            return {(os.path.realpath(file),) for file in (data_files(Path(path)) if several else (path,))}
+        except OSError:
+            return set()  # said where the path is checked
     source = source if isinstance(source, Source) else Source(path=path)
-    return path, source.split, source.revision
+    return {(path, source.split, source.revision)}
 
 
 def _bad_pattern(path: PathParts, pattern: str) -> Iterator[Finding]:
