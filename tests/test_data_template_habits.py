@@ -48,15 +48,15 @@ def test_a_template_goes_to_another_process_without_what_it_found_out():
     assert render(Conversation(CALLS, TOOLS), copy) == before
 
 
-@pytest.mark.parametrize("name", ["smollm 2", "qwen 3", "gemma 3", "harmony", "llama 2"])
-def test_a_plain_row_costs_two_renderings(name, monkeypatch):
+@pytest.mark.parametrize(("name", "times"), [("smollm 2", 0), ("gemma 3", 0), ("qwen 3", 2), ("llama 2", 2)])
+def test_a_plain_row_costs_two_renderings_or_none_once_its_shape_is_known(name, times, monkeypatch):
     template = ChatTemplate(FAMILIES[name].tokenizer(), system="Be brief.")
     talk = Conversation(chat("Hello", "Hello there!"))
     render(talk, template)
     written, write = [], ChatTemplate.write
     monkeypatch.setattr(ChatTemplate, "write", lambda *given, **more: written.append(1) or write(*given, **more))
     render(talk, template)
-    assert len(written) == 2
+    assert len(written) == times
 
 
 @pytest.mark.parametrize(
