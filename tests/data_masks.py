@@ -9,7 +9,8 @@ from data_families import Family
 from transformers import PreTrainedTokenizerFast
 
 from lorakit.data.conversations import Conversation, Message
-from lorakit.data.encoding import IGNORED, Encoded, encode
+from lorakit.data.encoded import IGNORED, Encoded
+from lorakit.data.encoding import encode
 from lorakit.data.rendering import ChatTemplate, render
 from lorakit.data.rows import RowError
 

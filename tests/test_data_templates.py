@@ -7,7 +7,8 @@ from data_families import FAMILIES, TOKENIZERS, TOOLS, answer, call, chat, resul
 from data_masks import assert_exact, example, examples, prompt, refusal, tokens
 
 from lorakit.data.conversations import Conversation
-from lorakit.data.encoding import IGNORED, encode
+from lorakit.data.encoded import IGNORED
+from lorakit.data.encoding import encode
 from lorakit.data.rendering import ChatTemplate, render
 
 TALK = chat(

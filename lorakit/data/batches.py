@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from lorakit.data.encoding import IGNORED
+from lorakit.data.encoded import IGNORED
 
 Row = TypeVar("Row")
 

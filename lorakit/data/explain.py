@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from lorakit.data.encoding import IGNORED
+from lorakit.data.encoded import IGNORED
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.rows import Block, Row
 from lorakit.data.sources import open_source

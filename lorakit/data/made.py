@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from lorakit.data.encoding import IGNORED, Encoded
+from lorakit.data.encoded import IGNORED, Encoded
 
 SCHEMA = pa.schema(
     {

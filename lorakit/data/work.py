@@ -1,21 +1,21 @@
 """Work on one block of rows, in whichever process: rows -> conversations -> examples, as arrays."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from lorakit.data.conversations import Conversation, Said, Tokens
-from lorakit.data.encoding import IGNORED, Encoded, Encoder
+from lorakit.data.conversations import Said, Tokens
+from lorakit.data.encoded import IGNORED, Encoded
+from lorakit.data.encoding import Encoder
 from lorakit.data.formats import said as said_by
 from lorakit.data.hygiene.clean import clean
 from lorakit.data.hygiene.traits import TraitArrays, traits
+from lorakit.data.identity import digest_of, point
 from lorakit.data.made import Made, Shapes
 from lorakit.data.rendering import ChatTemplate, Rendered, render
 from lorakit.data.report import Report
@@ -256,17 +256,3 @@ def _trained_runs(labels: list[int]) -> Iterator[tuple[int, int]]:
     """Start and end of each stretch of trained labels."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], np.asarray(labels) != IGNORED, [0]))))
     yield from map(tuple, edges.reshape(-1, 2).tolist())
-
-
-def digest_of(said: Said) -> bytes:
-    """The sha256 of what a row says: the same in every process and version, whatever file and format it came from."""
-    if isinstance(said, Conversation):
-        content: Any = [said.messages, said.tools] if said.tools else said.messages
-    else:
-        content = asdict(said)
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
-
-
-def point(digest: bytes) -> float:
-    """Where what a row says lies between 0 and 1."""
-    return int.from_bytes(digest[:8], "big") / 2**64

@@ -14,14 +14,11 @@ from safetensors.torch import load_file
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
-from lorakit.data.batches import collate
-from lorakit.data.packing import collate_packed
 from lorakit.errors import Interrupted, LorakitError, UserError
 from lorakit.folders import sha256_of, whole_folder, write_whole
 from lorakit.model.attach import attach_adapter, parameter_counts
 from lorakit.model.fused import fused_lora
 from lorakit.model.load import check_vocabulary, load_model, pad_token_id, quantized_share
-from lorakit.model.loss import is_causal, loss_agrees, packing_agrees
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.load import dump
@@ -29,6 +26,7 @@ from lorakit.recipe.schema import Train
 from lorakit.runs import Run, now
 from lorakit.train.callbacks import Conductor, StopRequest
 from lorakit.train.card import adapter_card
+from lorakit.train.checks import check_loss
 from lorakit.train.record import manifest_of, peak_memory
 from lorakit.train.trainer import Plan, SupervisedTrainer
 
@@ -68,7 +66,7 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     model = attach_adapter(base, recipe.adapter, recipe.train.seed)
     trainable, total = parameter_counts(model)
     progress.say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
-    _check_loss(model, prepared)
+    check_loss(model, prepared)
     manifest = run.read_manifest() if checkpoint else manifest_of(prepared, trainable, total)
     manifest["status"] = "running"
     if not checkpoint:
@@ -218,33 +216,6 @@ def _interval(every: float, steps: int) -> int:
 
 def _warmup(settings: Train, steps: int) -> int:
     return settings.warmup if isinstance(settings.warmup, int) else math.ceil(settings.warmup * steps)
-
-
-def _check_loss(model: Any, prepared: Prepared) -> None:
-    """On two short rows the loss must be what the model's own full logits give: families differ in heads and bodies."""
-    rows = sorted(prepared.train.rows, key=lambda row: len(row["input_ids"]))[:2]
-    device = next(model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in collate(rows, pad_token_id(prepared.tokenizer)).items()}
-    with fused_lora(model):
-        agrees = loss_agrees(model, **batch)
-        if prepared.recipe.data.packing == "on":
-            flat = prepared.recipe.model.attention == "flash_attention_2"
-            packed = collate_packed([rows], pad_token_id(prepared.tokenizer), flat)
-            if not packing_agrees(model, {name: tensor.to(device) for name, tensor in packed.items()}, batch):
-                raise UserError(
-                    f"data.packing: {prepared.base.name} does not keep packed rows apart: two rows have another loss "
-                    "in one pack than alone. Write packing: off."
-                )
-    if not is_causal(model, batch["input_ids"][:1]):
-        raise UserError(
-            f"model.base: {prepared.base.name} lets earlier tokens see later ones: it is no causal language model, and "
-            "its loss would see the answers."
-        )
-    if not agrees:
-        raise LorakitError(
-            f"{prepared.base.name}: the loss at supervised positions is not what this architecture's own logits give. "
-            "lorakit does not train it wrongly: please report the model."
-        )
 
 
 def _load_weights(model: Any, folder: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import TrainerControl
 from trl import SFTTrainer
 
 from lorakit.data.batches import collate, draws, epoch_batches, split_batch
-from lorakit.data.encoding import IGNORED
+from lorakit.data.encoded import IGNORED
 from lorakit.data.packing import collate_packed, first_fit_decreasing
 from lorakit.data.store import Examples
 from lorakit.errors import Interrupted, LorakitError

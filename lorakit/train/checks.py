@@ -1,0 +1,38 @@
+"""What is tried on two rows before a run begins: that its loss is the model's own."""
+
+from typing import Any
+
+from lorakit.data.batches import collate
+from lorakit.data.packing import collate_packed
+from lorakit.errors import LorakitError, UserError
+from lorakit.model.fused import fused_lora
+from lorakit.model.load import pad_token_id
+from lorakit.model.loss import is_causal, loss_agrees, packing_agrees
+from lorakit.plan.prepare import Prepared
+
+
+def check_loss(model: Any, prepared: Prepared) -> None:
+    """On two short rows the loss must be what the model's own full logits give: families differ in heads and bodies."""
+    rows = sorted(prepared.train.rows, key=lambda row: len(row["input_ids"]))[:2]
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in collate(rows, pad_token_id(prepared.tokenizer)).items()}
+    with fused_lora(model):
+        agrees = loss_agrees(model, **batch)
+        if prepared.recipe.data.packing == "on":
+            flat = prepared.recipe.model.attention == "flash_attention_2"
+            packed = collate_packed([rows], pad_token_id(prepared.tokenizer), flat)
+            if not packing_agrees(model, {name: tensor.to(device) for name, tensor in packed.items()}, batch):
+                raise UserError(
+                    f"data.packing: {prepared.base.name} does not keep packed rows apart: two rows have another loss "
+                    "in one pack than alone. Write packing: off."
+                )
+    if not is_causal(model, batch["input_ids"][:1]):
+        raise UserError(
+            f"model.base: {prepared.base.name} lets earlier tokens see later ones: it is no causal language model, and "
+            "its loss would see the answers."
+        )
+    if not agrees:
+        raise LorakitError(
+            f"{prepared.base.name}: the loss at supervised positions is not what this architecture's own logits give. "
+            "lorakit does not train it wrongly: please report the model."
+        )
