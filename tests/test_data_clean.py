@@ -180,3 +180,50 @@ def test_cleaned_rows_are_written_and_can_be_read_again(recipe_file, lorakit_run
     assert code == 2 and "is there already" in err
     train, _ = examples_of(Data(train=str(folder / "clean.jsonl")), TEMPLATE, Silent())
     assert train.report.kept == 61
+
+
+def test_equal_rows_are_never_parted_even_where_all_rows_are_alike(folder):
+    mails = [
+        {
+            "prompt": f"Read the mail from the shop to the customer number {n} about the order in June",
+            "completion": "ham",
+        }
+        for n in range(40)
+    ]
+    for share in (0.1, 0.3, 0.5):
+        data = Data(train=write(folder, [*mails, *mails]), eval=share)
+        sides = [
+            {int(where.split(":")[1]) % 40 for where in side.rows["where"]}
+            for side in examples_of(data, TEMPLATE, Silent())
+        ]
+        assert not sides[0] & sides[1]
+
+
+def test_what_stands_behind_the_last_answer_parts_no_rows(folder):
+    rows = []
+    for n in range(150):
+        talk = [{"role": "user", "content": f"Ask {n}?"}, {"role": "assistant", "content": f"Item {n * 7}."}]
+        more = {"role": "user", "content": " ".join(f"w{n * 31 + k}" for k in range(25))}
+        rows += [{"messages": talk}, {"messages": [*talk, more]}]
+    data = Data(train=write(folder, rows), eval=0.3)
+    train, held_out = examples_of(data, TEMPLATE, Silent())
+    assert not {str(ids) for ids in train.rows["input_ids"]} & {str(ids) for ids in held_out.rows["input_ids"]}
+
+
+def test_the_report_is_of_the_split_that_is_trained(folder):
+    data = Data(train=write(folder, [*PLAIN, *PLAIN]), eval=0.3, clean=Clean(near_leakage="off"))
+    one, other = (examples_of(data, TEMPLATE, Silent(), survey=asked) for asked in (False, True))
+    assert [side.rows["where"][:] for side in one] == [side.rows["where"][:] for side in other]
+
+
+def test_a_text_that_begins_with_the_beginning_of_sequence_is_refused(folder):
+    from tokenizers import processors
+
+    tokenizer = FAMILIES["llama 3"].tokenizer()
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    data = Data(train=write(folder, [{"text": f"{bos}Hello there"}]))
+    with pytest.raises(UserError, match="twice"):
+        examples_of(data, ChatTemplate(tokenizer), Silent())

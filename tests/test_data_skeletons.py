@@ -118,3 +118,24 @@ def test_a_look_into_a_content_is_noted(expression, looks):
 )
 def test_templates_that_could_look_unnoted_are_rendered_in_full(source):
     assert not notes_every_look(_compile_jinja_template(source).environment, source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}{{ '!' if m.content is in 'yes no' }}{% endfor %}",
+        "{% for m in messages | selectattr('content', 'in', 'yes no') %}x{% endfor %}",
+        "{% for m in messages %}{{ '!' if m.content is sameas 'a' }}{% endfor %}",
+        "{% for m in messages %}{{ strftime_now(m.content) }}{% endfor %}",
+        "{% macro dict(x) %}{{ x }}{% endmacro %}{% set t = dict(messages[0].content) %}{{ t == 'yes' }}",
+        "{% macro f(x) %}{{ x }}{% endmacro %}{% set dict = f %}{{ dict(messages[0].content) == 'yes' }}",
+        "{% macro f(x) %}{{ messages[0].content }}{% endmacro %}{% set n = namespace(f=f) %}{{ n.f('') == 'yes' }}",
+    ],
+)
+def test_looks_that_a_review_found_are_rendered_in_full(source):
+    assert not notes_every_look(_compile_jinja_template(source).environment, source)
+
+
+def test_a_content_shows_a_template_nothing_of_its_own():
+    compiled = _compile_jinja_template("{{ messages[0].content.looks is defined }}{{ messages[0].content._looks }}")
+    assert "False" in compiled.render(messages=[{"role": "user", "content": content("hi", [])}])

@@ -50,7 +50,7 @@ def test_a_template_goes_to_another_process_without_what_it_found_out():
 
 @pytest.mark.parametrize(("name", "times"), [("smollm 2", 0), ("gemma 3", 0), ("qwen 3", 2), ("llama 2", 2)])
 def test_a_plain_row_costs_two_renderings_or_none_once_its_shape_is_known(name, times, monkeypatch):
-    template = ChatTemplate(FAMILIES[name].tokenizer(), system="Be brief.")
+    template = ChatTemplate(FAMILIES[name].tokenizer(), system="Answer in one short sentence.")
     talk = Conversation(chat("Hello", "Hello there!"))
     render(talk, template)
     written, write = [], ChatTemplate.write

@@ -67,3 +67,22 @@ def test_words_that_turn_out_wrong_are_given_up():
     words._later["there"] = [1, 2, 3]
     assert words._works and words.tokens(["Hello there"]) == encoder._tokens(["Hello there"])
     assert not words._works
+
+
+def test_added_tokens_with_a_space_inside_are_not_cut():
+    tokenizer = FAMILIES["chatml"].tokenizer("bytes")
+    tokenizer.add_tokens(["New York"])
+    encoder = Encoder(tokenizer)
+    assert encoder._words.tokens(["1 2", "in New York now"]) == encoder._tokens(["1 2", "in New York now"])
+    assert not encoder._words._works
+
+
+@pytest.mark.parametrize("pattern", [r"\p{N}+", r"(?=(\d{3})+(?!\d))", r" ?\p{L}+(?=\s+\p{L})", r"\b\w+\b"])
+def test_tokens_that_cross_spaces_and_patterns_that_look_around_are_found_out(pattern):
+    tokenizer = FAMILIES["chatml"].tokenizer("bytes")
+    cut = pre_tokenizers.Split(Regex(pattern), "isolated")
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, whole])
+    encoder = Encoder(tokenizer)
+    texts = ["What is the 1 000 000 capital", "1000 a b", "Hello there how"]
+    assert encoder._words.tokens(texts) == encoder._tokens(texts)

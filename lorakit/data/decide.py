@@ -67,14 +67,14 @@ def decide(gathered: Gathered, clean: Clean, rules: Rules, takes: Sequence[int |
     decided = Decided(gathered, rules)
     for source, take in enumerate(takes):
         _take(decided, source, take)
+    if rules.apart and gathered.traits is not None:
+        _keep_together(decided, gathered.traits)
     for check, find in _CHECKS.items():
         action = getattr(clean, check)
         if gathered.traits is not None and action != "off" and _is_possible(check, gathered.traits):
             kept = np.flatnonzero(decided.kept)
             for found in find(gathered, of_rows(gathered.traits, kept), kept):
                 _act(decided, check, action, found)
-    if rules.share is not None and gathered.traits is not None and gathered.traits.signature is not None:
-        _keep_together(decided, gathered.traits.signature)
     return decided
 
 
@@ -99,10 +99,15 @@ def _take(decided: Decided, source: int, take: int | float | None) -> None:
         decided.pass_over(np.sort(rows[np.argsort(numbers, kind="stable")[take:]]))
 
 
-def _keep_together(decided: Decided, signature: np.ndarray) -> None:
-    """Near-duplicates go to one side of the split."""
+def _keep_together(decided: Decided, traits: TraitArrays) -> None:
+    """Near-duplicates go to one side of the split, and rows that say the same go where the first of them goes."""
+    assert traits.signature is not None
     kept = np.flatnonzero(decided.kept)
-    sides = near.sides(signature[kept], decided.held_out[kept])
+    first = across.duplicates(traits.said[kept])
+    unique = np.flatnonzero(first == np.arange(len(kept)))
+    sides = np.empty(len(kept), np.int8)
+    sides[unique] = near.sides(traits.signature[kept[unique]], decided.held_out[kept[unique]])
+    sides = sides[first]
     neither = kept[sides < 0]
     decided.held_out[kept] = sides == 1
     decided.kept[neither] = False

@@ -216,32 +216,36 @@ def _split(cut: _Cut, pattern: re.Pattern[str]) -> tuple[list[str], list[tuple[i
 
 def _labelled(rendered: Rendered, placed: _Placed, encoder: Encoder) -> Encoded | RowError:
     """Labels for the trained turns, each of which must end in its stop token; one beginning of sequence at most."""
-    ids, bos = placed.ids, encoder.bos
+    opening, bos = len(rendered.opening), encoder.bos
+    ids = [*rendered.opening, *placed.ids] if opening else placed.ids
     if placed.joined:
         around = rendered.text[max(placed.joined[0] - 10, 0) : placed.joined[0] + 10]
         return RowError("the tokenizer joins text across the edge of an answer", f"at {around!r}")
     if bos is not None and ids[:2] == [bos, bos]:
         word = encoder.tokenizer.bos_token
         return RowError(f"the text begins with {word!r} twice; the chat template should write it once")
-    turns = [(placed.before[span.start], placed.before[span.end]) for span in rendered.spans]
-    labels = list(ids) if rendered.everything else [IGNORED] * len(ids)
+    before = {edge: count + opening for edge, count in placed.before.items()} if opening else placed.before
+    labels = [IGNORED] * opening + placed.ids if rendered.everything else [IGNORED] * len(ids)
     for begin, stop in rendered.skipped:
-        start, end = placed.before[begin], placed.before[stop]
+        start, end = before[begin], before[stop]
         labels[start:end] = [IGNORED] * (end - start)
+    turns = [(before[span.start], before[span.end]) for span in rendered.spans]
     for (start, end), span in zip(turns, rendered.spans, strict=True):
         wrong = _wrong(ids[start:end], span, encoder)
         if wrong:
             return wrong
         labels[start:end] = ids[start:end]
-    if rendered.opening:
-        return _behind(list(rendered.opening), Encoded(ids, labels, turns))
-    return Encoded(ids, labels, turns)
+    return (_wrong_outside(labels, turns, encoder) if rendered.everything else None) or Encoded(ids, labels, turns)
 
 
-def _behind(opening: list[int], encoded: Encoded) -> Encoded:
-    """The same behind some tokens that are not trained."""
-    turns = [(start + len(opening), end + len(opening)) for start, end in encoded.turns]
-    return Encoded([*opening, *encoded.input_ids], [IGNORED] * len(opening) + encoded.labels, turns)
+def _wrong_outside(labels: list[int], turns: list[tuple[int, int]], encoder: Encoder) -> RowError | None:
+    """Why a text of which everything is trained cannot be: a document must end in the end token, and be known."""
+    end = encoder.tokenizer.eos_token_id
+    if not turns and labels[-1] != end:
+        return RowError("the tokenizer does not end the text in one token, its end token: it cannot be trained")
+    if encoder.unknown is not None and encoder.unknown in labels:
+        return RowError(f"the text has characters for which the tokenizer has only {encoder.tokenizer.unk_token!r}")
+    return None
 
 
 def _wrong(turn: list[int], span: Span, encoder: Encoder) -> RowError | None:

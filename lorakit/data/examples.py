@@ -62,6 +62,7 @@ def rules_of(settings: Data, share: float | None, survey: bool) -> Rules:
         traits=leaks or bool(wanted.keys() & {"duplicates", "contradictions", "style"}),
         near=near,
         style="style" in wanted,
+        apart=apart,
     )
 
 

@@ -15,7 +15,7 @@ from lorakit.data.encoding import Encoder
 from lorakit.data.formats import said as said_by
 from lorakit.data.hygiene.clean import clean
 from lorakit.data.hygiene.traits import TraitArrays, traits
-from lorakit.data.identity import digest_of, point
+from lorakit.data.identity import digest_of, point, used
 from lorakit.data.made import Made, Shapes
 from lorakit.data.rendering import ChatTemplate, Rendered, render
 from lorakit.data.report import Report
@@ -51,6 +51,8 @@ class Rules:
     traits: bool = False
     near: bool = False
     style: bool = False
+    apart: bool = False
+    """Near-duplicates stay on one side of the split."""
 
 
 @dataclass
@@ -130,17 +132,18 @@ class Worker:
         try:
             if isinstance(row.record, RowError):
                 raise row.record
-            said = said_by(str(task.format), task.settings, renamed(row.record, task.columns))
+            said = used(said_by(str(task.format), task.settings, renamed(row.record, task.columns)))
             digest = digest_of(said)
+            if self.rules.checks:
+                cleaned = self._cleaned(said, row.where, reports[self._own_side(digest)])
+                if cleaned is None:
+                    return None
+                if cleaned is not said:
+                    said, digest = cleaned, digest_of(cleaned)
             report = reports[self._own_side(digest)]
             if int.from_bytes(digest[8:16], "big") > ceiling:
                 report.not_taken += 1
                 return None
-            if self.rules.checks:
-                cleaned = self._cleaned(said, row.where, report)
-                if cleaned is None:
-                    return None
-                said = cleaned
             return _Usable(row.where, said, digest, [] if isinstance(said, Tokens) else render(said, task.template))
         except RowError as error:
             self._broken(error, row.where, report)

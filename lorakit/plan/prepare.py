@@ -66,6 +66,8 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     base, template = open_template(recipe, progress)
     tokenizer = template.tokenizer
     train, held_out = examples_of(recipe.data, template, progress)
+    if not draws(len(train.rows), train.weights):
+        raise UserError("data.train: with these weights an epoch has no row. Write larger ones, or give more rows.")
     machine = usable_machine(progress)
     settled = settle(recipe, machine, facts_in(base.folder), train.report.longest, supports_sdpa(base))
     return Prepared(settled.recipe, settled.choices, base, machine, tokenizer, train, held_out)

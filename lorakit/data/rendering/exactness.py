@@ -13,6 +13,8 @@ from lorakit.data.rendering.template import thinks
 from lorakit.data.rendering.turns import Talk, Turn
 from lorakit.data.rows import RowError
 
+# A longer system prompt that stands in a prompt is there because the template wrote it.
+_TELLING = 20
 _REMEDY = "give another model.chat_template"
 
 
@@ -97,7 +99,10 @@ def _asking(messages: list[Message], index: int) -> Iterator[int]:
 def _refuse_unwritten_question(talk: Talk, turn: Turn, index: int) -> None:
     message = talk.messages[index]
     role, content = message["role"], message["content"].strip()
-    if role != "assistant" and content in turn.prompt:
+    if role not in ("assistant", "system") and content in turn.prompt:
+        return
+    elsewhere = any(content in other["content"] for at, other in enumerate(talk.messages) if at != index)
+    if role == "system" and content in turn.prompt and len(content) > _TELLING and not elsewhere:
         return
     marked = message | {"content": message["content"] + _mark(turn.text)}
     if talk.prompt(turn.index, {index: marked}) != turn.prompt:

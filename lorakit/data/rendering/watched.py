@@ -15,17 +15,20 @@ from jinja2.environment import Environment
 
 _FILTERS = {"trim", "length", "count", "default", "d", "first", "last", "list", "selectattr", "rejectattr", "items"}
 _FUNCTIONS = {"raise_exception", "strftime_now", "range", "namespace", "dict"}
+# Tests that Python makes without asking the text; those that `selectattr` is trusted with.
+_UNNOTED_TESTS = {"in", "sameas"}
+_SELECTIONS = {"equalto", "eq", "==", "ne", "!=", "defined", "undefined", "none"}
 
 
 class Content(str):
-    """What a message says, on its way through a template; `looks` collects the names of what looked into it.
+    """What a message says, on its way through a template; `_looks` collects the names of what looked into it.
 
     Joining it to other text is no look, nor is taking the white space from around it; into what comes of joining,
     every further step is.
     """
 
-    looks: list[str]
-    joined = False
+    _looks: list[str]
+    _joined = False
 
     def __add__(self, other: str) -> "Content":
         return _joined(self, str.__add__(self, other))
@@ -37,27 +40,27 @@ class Content(str):
         return self
 
     def strip(self, chars: str | None = None) -> str:
-        if self.joined or chars is not None:
-            self.looks.append("strip")
-        return content(str.strip(self, chars), self.looks)
+        if self._joined or chars is not None:
+            self._looks.append("strip")
+        return content(str.strip(self, chars), self._looks)
 
 
 def content(text: str, looks: list[str]) -> Content:
     """A text that notes the looks into it."""
     made = Content(text)
-    made.looks = looks
+    made._looks = looks
     return made
 
 
 def _joined(part: Content, text: str) -> Content:
-    made = content(text, part.looks)
-    made.joined = True
+    made = content(text, part._looks)
+    made._joined = True
     return made
 
 
 def _noted(name: str) -> Callable[..., Any]:
     def method(self: Content, *arguments: Any, **options: Any) -> Any:
-        self.looks.append(name)
+        self._looks.append(name)
         return getattr(str, name)(self, *arguments, **options)
 
     return method
@@ -79,7 +82,12 @@ def notes_every_look(environment: Environment, source: str) -> bool:
     """
     tree = environment.parse(source)
     written, macros = set(_written(tree)), {macro.name for macro in tree.find_all(nodes.Macro)}
-    return all(_is_open(node, written, macros) for node in _all(tree))
+    bound = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"} | macros
+    called = {id(call.node) for call in tree.find_all(nodes.Call)}
+    for name in tree.find_all(nodes.Name):
+        if name.name in macros and name.ctx == "load" and id(name) not in called:
+            return False  # a macro under another name
+    return not bound & _FUNCTIONS and all(_is_open(node, written, macros) for node in _all(tree))
 
 
 def _all(node: nodes.Node) -> Iterator[nodes.Node]:
@@ -104,10 +112,13 @@ def _is_open(node: nodes.Node, written: set[int], macros: set[str]) -> bool:
             return id(node) in written
         case nodes.Filter(name="tojson"):
             return id(node) in written
+        case nodes.Filter(name="selectattr" | "rejectattr"):
+            given = [getattr(argument, "value", None) for argument in node.args]
+            return _is_constant(node) and (len(given) < 2 or given[1] in _SELECTIONS)
         case nodes.Filter():
             return node.name in _FILTERS and (node.name in ("default", "d") or _is_constant(node))
         case nodes.Test():
-            return _is_constant(node)
+            return _is_constant(node) and node.name not in _UNNOTED_TESTS
         case nodes.Mod():
             return isinstance(node.right, nodes.Const) and not isinstance(node.right.value, str)
         case nodes.Operand(op="in" | "notin"):
@@ -118,6 +129,8 @@ def _is_open(node: nodes.Node, written: set[int], macros: set[str]) -> bool:
             return not members or isinstance(node.expr, nodes.Const) or plain
         case nodes.Call(node=nodes.Name()):
             name = node.node.name  # type: ignore[attr-defined]
+            if name == "strftime_now" and not _is_constant(node):
+                return False
             return name in _FUNCTIONS or (name in macros and id(node) in written)
         case nodes.Call(node=nodes.Getattr()):
             return _is_constant(node)
