@@ -72,6 +72,7 @@ def test_fix_leaves_the_row_out_and_counts_it(folder, check):
     assert "a.jsonl:62" not in train.rows["where"] and train.report.kept == 61
     (reason,) = train.report.dropped.counts
     assert reason.startswith(f"left out by data.clean.{check}")
+    assert sum(count for found, count in train.report.found.counts.items() if found.startswith(f"{check}: ")) == 1
 
 
 @pytest.mark.parametrize(

@@ -393,3 +393,23 @@ def test_many_processes_give_the_same_examples_in_the_same_order_as_one(folder, 
     write(folder, [{"prompt": "a", "completion": 1}] * 900)
     with pytest.raises(UserError, match=r"a\.jsonl:1: the column 'completion'"):
         made(folder)
+
+
+def test_token_ids_beyond_the_vocabulary_are_refused_with_their_place(folder):
+    write(folder, [{"input_ids": [1, 2, 999_999]}])
+    with pytest.raises(UserError, match=r"a\.jsonl:1: a token id is above the .* tokenizer: it is 999999"):
+        made(folder)
+
+
+def test_columns_that_come_late_and_files_without_rows_are_named(folder):
+    (folder / "rows").mkdir()
+    plain = [{"prompt": f"Ask {n}", "completion": "yes"} for n in range(1200)]
+    write(folder, [*plain, {**plain[0], "prompt": "Late", "thinking": "hm"}], "rows/a.jsonl")
+    write(folder, [], "rows/b.jsonl")
+    (source,) = made(folder, train=str(folder / "rows")).report.sources
+    assert source.why.endswith("; not used: 'thinking'; no rows in rows/b.jsonl")
+
+
+def test_a_take_that_leaves_nothing_says_so(folder):
+    with pytest.raises(UserError, match=r"take leaves none of 20 rows"):
+        made(folder, train=[{"path": str(folder / "a.jsonl"), "take": 1e-9}])

@@ -50,9 +50,12 @@ def data(
 
     loaded = load(recipe, overrides).recipe
     from lorakit.data.survey import survey
+    from lorakit.data.written import refuse_existing
     from lorakit.plan.facts import facts_in
     from lorakit.plan.prepare import open_template
 
+    if write is not None:
+        refuse_existing(write)
     base, template = open_template(loaded, progress)
     if row is not None:
         _follow(row, loaded, template, as_json)

@@ -22,14 +22,13 @@ def print_survey(found: Survey, settings: Data, batch_size: int) -> None:
 
 
 def _sources(name: str, report: Report) -> None:
-    columns = ["source", "format", "rows", "examples", "tokens", "trained"]
+    columns = ["source", "rows", "examples", "tokens", "trained"]
     tagged = any(source.task for source in report.sources)
     weighted = any(source.weight != 1 for source in report.sources)
     columns += ["task"] * tagged + ["weight"] * weighted
     rows = [
         [
             source.path,
-            source.format or "-",
             f"{source.kept:,}",
             f"{source.examples:,}",
             f"{source.tokens:,}",
@@ -88,8 +87,8 @@ def _limits(found: Survey, settings: Data) -> None:
 def _padding(found: Survey, batch_size: int) -> None:
     waste = found.padding
     console.result(
-        f"padding with batches of {batch_size}: {waste.in_file_order - 1:.0%} of the tokens in the order of the rows, "
-        f"{waste.by_length - 1:.0%} batched by length (what lorakit does), {waste.packed - 1:.0%} packed"
+        f"padding in batches of {batch_size}: {waste.in_file_order - 1:.0%} in the order of the rows, "
+        f"{waste.by_length - 1:.0%} by length, {waste.packed - 1:.0%} packed"
     )
 
 

@@ -127,6 +127,7 @@ def _act(decided: Decided, check: str, action: str, found: Found) -> None:
         )
     if action == "fix":
         decided.kept[found.leave_out] = False
+        decided.tell(decided.found, found.rows, f"{check}: {found.reason}", found)
         decided.tell(decided.dropped, found.leave_out, f"left out by data.clean.{check}: {found.reason}", found)
     else:
         decided.tell(decided.found, found.rows, f"{check}: {found.reason}", found)

@@ -100,6 +100,11 @@ class Encoder:
         return number
 
     @cached_property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return len(self.tokenizer)
+
+    @cached_property
     def unknown(self) -> int | None:
         """The id of what stands for characters that the tokenizer does not know."""
         number: int | None = self.tokenizer.unk_token_id

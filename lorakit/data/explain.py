@@ -1,8 +1,10 @@
 """One row of a recipe's sources, followed all the way: what it says, what is trained of it, or why it is left out."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 
 from lorakit.data.encoded import IGNORED
 from lorakit.data.rendering import ChatTemplate
@@ -10,6 +12,7 @@ from lorakit.data.rows import Block, Row
 from lorakit.data.sources import open_source
 from lorakit.data.work import Rules, Task, Worker
 from lorakit.errors import UserError
+from lorakit.recipe.problems import shown_path
 from lorakit.recipe.schema import Source
 
 _EVERY = 2**64 - 1
@@ -30,13 +33,13 @@ def explain(where: str, sources: Sequence[Source], template: ChatTemplate, rules
     Raises:
         UserError: there is no such row, or a source cannot be read.
     """
-    last = ""
+    last, wanted = "", {where, _from_here(where)}
     for source in sources:
         opened = open_source(source)
         for block in opened.blocks:
             for row in block.rows():
                 last = row.where
-                if row.where == where or row.where.endswith(f"/{where}"):
+                if row.where in wanted or row.where.endswith(f"/{where}"):
                     task = Task(
                         opened.format, opened.settings, source.columns or {}, replace(template, system=source.system)
                     )
@@ -44,11 +47,18 @@ def explain(where: str, sources: Sequence[Source], template: ChatTemplate, rules
     raise UserError(f"--row: no source has a row {where}. Rows are named as in messages: the last one is {last}.")
 
 
+def _from_here(where: str) -> str:
+    """A place whose path is written in another way, as messages write it."""
+    found = re.fullmatch(r"(.+?)(:\d+| row \d+)", where)
+    return shown_path(Path(found[1]).absolute()) + found[2] if found else where
+
+
 def _followed(row: Row, worker: Worker) -> Explained:
     worked = worker(0, Block("", 0, row, _alone, 0), _EVERY)
     rows = worked.examples.to_pylist() if worked.examples is not None else []
     dropped = worked.reports[0].dropped
-    reasons = [f"{reason}: {first[0].removeprefix(row.where).lstrip(': ')}" for reason, first in dropped.first.items()]
+    cases = {reason: first[0].removeprefix(row.where).lstrip(": ") for reason, first in dropped.first.items()}
+    reasons = [f"{reason}: {case}" if case else reason for reason, case in cases.items()]
     reasons += [f"found: {reason}" for reason in worked.reports[0].found.counts]
     return Explained(row.where, [(example["input_ids"], example["labels"]) for example in rows], reasons)
 

@@ -20,6 +20,7 @@ from lorakit.data.sources import Opened, open_source, shown
 from lorakit.data.work import Rules, Task, Worked, Worker
 from lorakit.errors import UserError
 from lorakit.progress import Progress
+from lorakit.recipe.problems import one_line
 from lorakit.recipe.schema import Source
 
 # Below this many bytes of rows, starting more processes takes longer than they save.
@@ -79,7 +80,7 @@ def gather(sources: Sequence[Source], template: ChatTemplate, rules: Rules, path
     size = sum(one.size for one in opened)
     worker = Worker(tasks, rules)
     worker.get_ready()
-    merged, sent = _Merged(len(opened)), deque[tuple[int, int]]()
+    merged, sent = _Merged(len(opened)), deque[tuple[int, int, str]]()
     label = f"reading {shown(opened[0].source)}" + (f" and {len(opened) - 1} more" if len(opened) > 1 else "")
     with (
         pa.OSFile(str(path), "wb") as file,
@@ -88,7 +89,8 @@ def gather(sources: Sequence[Source], template: ChatTemplate, rules: Rules, path
         closing(in_order(worker, _pieces(opened, takes, sent), processors() if size > _WORTHWHILE else 1)) as results,
     ):
         for worked in results:
-            number, done = sent.popleft()
+            number, done, name = sent.popleft()
+            merged.rows_in[name] += worked.rows
             writer.write_batch(worked.examples)
             takes[number].seen(worked.digests)
             merged.add(number, worked)
@@ -97,16 +99,20 @@ def gather(sources: Sequence[Source], template: ChatTemplate, rules: Rules, path
         if not merged.rows_of[number]:
             raise UserError(f"{shown(one.source)}: no rows. A source needs at least one.")
         one.refuse_missing(merged.columns_of[number])
+        one.tell_unused(merged.filled_of[number])
+        empty = [name for name in one.files if not merged.rows_in[name]]
+        if empty:
+            one.why += f"; no rows in {one_line(', '.join(empty), 300)}"
     return merged.gathered(path, opened)
 
 
 def _pieces(
-    opened: list[Opened], takes: "list[_Take]", sent: deque[tuple[int, int]]
+    opened: list[Opened], takes: "list[_Take]", sent: deque[tuple[int, int, str]]
 ) -> Iterator[tuple[int, Block, int]]:
     """What a worker is given, block by block; the source and size of each go to `sent`."""
     for number, one in enumerate(opened):
         for block in one.blocks:
-            sent.append((number, block.size))
+            sent.append((number, block.size, block.name))
             yield number, block, takes[number].ceiling
 
 
@@ -137,6 +143,8 @@ class _Merged:
         self.rows = 0
         self.rows_of = [0] * sources
         self.traits = Joiner()
+        self.rows_in = Counter[str]()
+        self.filled_of = [set[str]() for _ in range(sources)]
         self.columns_of = [set[str]() for _ in range(sources)]
         self.reports, self.stops = (Report(), Report()), Counter[str]()
 
@@ -144,6 +152,7 @@ class _Merged:
         self.rows += worked.rows
         self.rows_of[source] += worked.rows
         self.columns_of[source] |= worked.columns
+        self.filled_of[source] |= worked.filled
         self.stops += worked.stops
         for mine, theirs in zip(self.reports, worked.reports, strict=True):
             mine.not_taken += theirs.not_taken

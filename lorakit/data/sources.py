@@ -1,7 +1,7 @@
 """Sources: what a recipe names under `data.train` and `data.eval` -> blocks of raw rows, and their format."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ _HUB_ROWS = 1000
 class Opened:
     """A source whose format is known. `size` is the bytes that its blocks stand for, together; 0 when not known.
 
-    `format` is None where no row is readable. `needed` are the columns without which no row is of this format.
+    `format` is None where no row is readable. `files`: the names of its files. `unused`: the columns not read.
     """
 
     source: Source
@@ -38,6 +38,18 @@ class Opened:
     why: str
     blocks: Iterator[Block]
     size: int
+    files: list[str] = field(default_factory=list)
+    unused: set[str] = field(default_factory=set)
+
+    def tell_unused(self, filled: set[str]) -> None:
+        """Name the columns that hold something and that the format does not read."""
+        mapping = self.source.columns or {}
+        read = columns_read(self.format) if self.format else set()
+        taken = set(mapping.values())
+        late = {name for name in filled - taken if name not in read or name in mapping} - self.unused
+        if self.format and late:
+            self.unused |= late
+            self.why = f"{self.why.partition('; not used: ')[0]}; not used: {', '.join(map(repr, sorted(self.unused)))}"
 
     def refuse_missing(self, seen: set[str]) -> None:
         """Refuse a mapping to a column that no row of the source has.
@@ -104,7 +116,7 @@ def open_source(source: Source) -> Opened:
     Raises:
         UserError: the source cannot be read, its format cannot be told, or `columns` names a column that it has not.
     """
-    blocks, size = _blocks(source)
+    blocks, size, files = _blocks(source)
     head, records, seen = [], list[dict[str, Any]](), set[str]()
     for block in blocks:
         head.append(block)
@@ -116,7 +128,7 @@ def open_source(source: Source) -> Opened:
             break
     blocks = chain(head, blocks)
     if not records:
-        return Opened(source, None, None, "no readable row", blocks, size)
+        return Opened(source, None, None, "no readable row", blocks, size, files)
     given = None if source.format in (None, "auto") else format_name(source.format)
     _refuse_missing(source, seen, _needed(given))
     name, why = (given, "as the recipe says") if given else detect(records, shown(source))
@@ -128,9 +140,9 @@ def open_source(source: Source) -> Opened:
             f"{', '.join(sorted(read))}."
         )
     filled = {column for record in records for column, value in record.items() if value is not None}
-    unused = ", ".join(map(repr, sorted(filled - read)))
-    why = f"{why}; not used: {unused}" if unused else why
-    return Opened(source, name, format_settings(source.format), why, blocks, size)
+    unused = filled - read
+    why = f"{why}; not used: {', '.join(map(repr, sorted(unused)))}" if unused else why
+    return Opened(source, name, format_settings(source.format), why, blocks, size, files, unused)
 
 
 def _needed(format_name: str | None) -> set[str]:
@@ -161,13 +173,14 @@ def renamed(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any
     return {**kept, **{our: record[their] for our, their in columns.items() if their in record}}
 
 
-def _blocks(source: Source) -> tuple[Iterator[Block], int]:
-    """A source's blocks, and the bytes that they stand for together."""
+def _blocks(source: Source) -> tuple[Iterator[Block], int, list[str]]:
+    """A source's blocks, the bytes that they stand for together, and the names of its files."""
     if not is_file(source):
         dataset = load_hub_dataset(source)
-        return _hub_blocks(shown(source), dataset), 0
+        return _hub_blocks(shown(source), dataset), 0, []
     files = files_in(Path(source.path))
-    return chain.from_iterable(map(read_blocks, files)), sum(path.stat().st_size for path in files)
+    blocks = chain.from_iterable(map(read_blocks, files))
+    return blocks, sum(path.stat().st_size for path in files), [shown_path(path) for path in files]
 
 
 def _hub_blocks(name: str, dataset: Any) -> Iterator[Block]:

@@ -76,6 +76,8 @@ class Worked:
     stops: Counter[str]
     columns: set[str]
     rows: int
+    filled: set[str] = field(default_factory=set)
+    """The columns that hold something in some row."""
 
 
 @dataclass
@@ -116,15 +118,18 @@ class Worker:
             UserError: a row is broken or overlong, and the recipe says to stop.
         """
         task, reports, columns = self.tasks[source], (Report(), Report()), set[str]()
-        rows, usable = 0, []
+        rows, usable, filled = 0, [], set[str]()
         for row in block.rows():
             rows += 1
             if isinstance(row.record, dict):
                 columns.update(row.record)
+                filled.update(name for name, value in row.record.items() if value is not None)
             found = self._usable(row, task, reports, ceiling)
             if found:
                 usable.append(found)
-        return self._encoded(source, usable, reports, columns, rows)
+        worked = self._encoded(source, usable, reports, columns, rows)
+        worked.filled = filled
+        return worked
 
     def _usable(self, row: Row, task: Task, reports: tuple[Report, Report], ceiling: int) -> _Usable | None:
         """The row rendered; None where it is dropped or not taken, which the reports then count."""
@@ -211,6 +216,11 @@ class Worker:
 
     def _from_tokens(self, said: Said) -> Encoded | RowError:
         assert isinstance(said, Tokens)
+        if max(said.input_ids) >= self._encoder.vocabulary:
+            return RowError(
+                f"a token id is above the {self._encoder.vocabulary:,} of this model's tokenizer",
+                f"it is {max(said.input_ids)}",
+            )
         turns = list(_trained_runs(said.labels))
         for _, end in turns:
             if end < len(said.input_ids) and said.input_ids[end] in self._ends:

@@ -41,6 +41,16 @@ class _Writer:
         return "".join(f"{line}\n" for line in lines).encode(), len(lines), block.size
 
 
+def refuse_existing(target: Path) -> None:
+    """Nothing is overwritten.
+
+    Raises:
+        UserError: the file is there.
+    """
+    if target.exists():
+        raise UserError(f"{shown_path(target)}: is there already. Write another name, or remove it first.")
+
+
 def write_rows(
     target: Path, sources: Sequence[Source], checks: Mapping[str, str], kept: Collection[str], progress: Progress
 ) -> int:
@@ -49,8 +59,7 @@ def write_rows(
     Raises:
         UserError: the file is there already or cannot be written, or a source cannot be read.
     """
-    if target.exists():
-        raise UserError(f"{shown_path(target)}: is there already. Write another name, or remove it first.")
+    refuse_existing(target)
     opened = [open_source(source) for source in sources]
     job = _Writer([(one.format, one.settings, one.source.columns or {}) for one in opened], checks, kept)
     count, size = 0, sum(one.size for one in opened)

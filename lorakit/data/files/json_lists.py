@@ -103,7 +103,9 @@ class _Window:
                 if not (open_end and self._more()):
                     raise self.wrong(error.msg, error.pos) from error
             except RecursionError as error:
-                raise UserError(f"{self.name}:{self._line_at(self.at)}: no readable JSON: {error}.") from error
+                raise UserError(
+                    f"{self.name}:{self._line_at(self.at)}: no readable JSON: it is nested too deeply."
+                ) from error
             else:
                 if end + _TAIL < len(self._text) or not self._more():
                     self.at = end

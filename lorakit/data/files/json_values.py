@@ -43,7 +43,9 @@ def record_of(line: str) -> dict[str, Any] | RowError:
         return RowError("no valid JSON", f"{error.msg} at column {error.colno}{nul}")
     except RowError as error:
         return error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+    except RecursionError:
+        return RowError("no readable JSON", "it is nested too deeply")
+    except ValueError as error:  # a number of thousands of digits
         return _unreadable(error)
     return checked(value)
 
