@@ -81,7 +81,10 @@ class ChatTemplate:
     @cached_property
     def notes_every_look(self) -> bool:
         """Whether the template looks into no content unseen (`watched.py`)."""
-        compiled, _ = self._without_tools
+        try:
+            compiled, _ = self._without_tools
+        except TemplateSyntaxError:
+            return False  # said where it is rendered
         return watched.notes_every_look(compiled.environment, self.tokenizer.get_chat_template())
 
     @cached_property
