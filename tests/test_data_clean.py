@@ -228,3 +228,11 @@ def test_a_text_that_begins_with_the_beginning_of_sequence_is_refused(folder):
     data = Data(train=write(folder, [{"text": f"{bos}Hello there"}]))
     with pytest.raises(UserError, match="twice"):
         examples_of(data, ChatTemplate(tokenizer), Silent())
+
+
+def test_what_would_stop_a_run_is_told_behind_the_whole_report(recipe_file, lorakit_run, folder):
+    path = recipe_file(data={"train": write(folder, PLAIN), "eval": write(folder, [PLAIN[7]], "b.jsonl")})
+    code, out, err = lorakit_run("data", path)
+    assert code == 2 and "leakage: 1 x the same as a held-out row" in out and "data.clean.leakage says error" in err
+    code, out, _ = lorakit_run("data", path, "--json")
+    assert code == 2 and json.loads(out)["checks"]["leakage"]["rows"] == 1

@@ -67,6 +67,7 @@ def data(
     if as_json:
         extra = {"written": {"file": str(write), "rows": written}} if write else {}
         console.result_json({**found.to_dict(), **extra, "examples": _samples(found, template, show)})
+        _refuse(found)
         return
     from lorakit.cli.data_tables import print_survey
 
@@ -75,6 +76,16 @@ def data(
         console.result_masked(f"\n{example['where']}:", example["stretches"])
     if write:
         console.result(f"{written:,} rows written: {write}")
+    _refuse(found)
+
+
+def _refuse(found: "Survey") -> None:
+    """Say what would stop a run, once everything is told."""
+    from lorakit.errors import UserError
+
+    if found.stopping:
+        names = ", ".join(f"data.clean.{name}" for name in found.stopping)
+        raise UserError(f"a run would stop at what was found above: {names} says error. Mend the rows, or write fix.")
 
 
 def _write(target: Path, recipe: "Recipe", found: "Survey", progress: "Progress") -> int:

@@ -42,6 +42,11 @@ class Survey:
     checks: list[Check]
 
     @property
+    def stopping(self) -> list[str]:
+        """The checks that would stop a run at what they found."""
+        return [check.name for check in self.checks if check.action == "error" and check.rows]
+
+    @property
     def reports(self) -> dict[str, Report]:
         sides = {"train": self.train, "held-out": self.held_out}
         return {name: examples.report for name, examples in sides.items() if examples}
@@ -65,10 +70,14 @@ def survey(
 
     `attention_at`: the length in tokens at which the model's attention costs as much as its matrix products.
 
+    A check whose action is `error` reports here: the whole is to be seen (`stopping`).
+
     Raises:
-        UserError: a source cannot be read, or the recipe says to stop at what was found.
+        UserError: a source cannot be read, or a row is broken or overlong and the recipe says to stop.
     """
-    train, held_out = examples_of(settings, template, progress, survey=True)
+    told = {check: "report" for check, action in settings.clean.model_dump().items() if action == "error"}
+    looking = settings.model_copy(update={"clean": settings.clean.model_copy(update=told)})
+    train, held_out = examples_of(looking, template, progress, survey=True)
     shapes = read_shapes(train.key)
     return Survey(
         train=train,
