@@ -7,23 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+from prose import WORDS, prose
 
 from lorakit.data.conversations import Conversation, Text, Tokens
 from lorakit.data.hygiene import across
 from lorakit.data.hygiene.style import languages
 from lorakit.data.hygiene.traits import Joiner, traits
-
-LIST = """
-river lamp cloud bridge letter horse stone garden window market teacher doctor silver copper mountain valley
-engine ticket summer winter morning evening paper pencil kitchen bottle carpet island harbor forest village
-station museum theatre doorway blanket basket button candle feather hammer ladder needle orange pepper rocket
-saddle tunnel velvet
-"""
-WORDS = LIST.split()
-
-
-def prose(seed: int, count: int = 40) -> str:
-    return " ".join(random.Random(seed).choices(WORDS, k=count))
 
 
 def qa(prompt: str, answer: str, system: str | None = None) -> Conversation:

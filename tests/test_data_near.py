@@ -1,26 +1,14 @@
 """Near-duplicates are found, kept on one side of a split, and cost no more where all rows are alike."""
 
-import random
 import time
 
 import numpy as np
 import pytest
+from prose import prose
 
 from lorakit.data.conversations import Conversation
 from lorakit.data.hygiene import near
 from lorakit.data.hygiene.traits import traits
-
-LIST = """
-river lamp cloud bridge letter horse stone garden window market teacher doctor silver copper mountain valley
-engine ticket summer winter morning evening paper pencil kitchen bottle carpet island harbor forest village
-station museum theatre doorway blanket basket button candle feather hammer ladder needle orange pepper rocket
-saddle tunnel velvet
-"""
-WORDS = LIST.split()
-
-
-def prose(seed: int, count: int = 40) -> str:
-    return " ".join(random.Random(seed).choices(WORDS, k=count))
 
 
 def signatures(*texts: str) -> np.ndarray:

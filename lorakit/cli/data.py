@@ -94,14 +94,8 @@ def _write(target: Path, recipe: "Recipe", found: "Survey", progress: "Progress"
     from lorakit.data.sources import sources_of
     from lorakit.data.written import write_rows
 
-    sides = (
-        [found.train]
-        if recipe.data.eval is None or not isinstance(recipe.data.eval, float)
-        else [
-            found.train,
-            found.held_out,
-        ]
-    )
+    # Held-out rows of a file of their own stand in no source of the training rows.
+    sides = [found.train, found.held_out if isinstance(recipe.data.eval, float) else None]
     kept = {where for side in sides if side for where in side.rows["where"]}
     actions = recipe.data.clean.model_dump()
     checks = {check: actions[check] for check in ROW_CHECKS if actions[check] == "fix"}

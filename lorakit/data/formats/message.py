@@ -20,13 +20,20 @@ _TOOL = ("name", "tool_call_id")
 
 def messages_of(raw: Any, column: str) -> list[Message]:
     """A column that holds a list of messages."""
+    return [
+        message_of(position, message) for position, message in enumerate(items_of(raw, column, "messages"), start=1)
+    ]
+
+
+def items_of(raw: Any, column: str, noun: str) -> list[Any]:
+    """What a column holds, a list of at least one item."""
     if raw is None:
         raise RowError(f"the column {column!r} is missing or null")
     if not isinstance(raw, list):
-        raise RowError(f"the column {column!r} is not a list of messages", f"it is {kind(raw)}")
+        raise RowError(f"the column {column!r} is not a list of {noun}", f"it is {kind(raw)}")
     if not raw:
         raise RowError(f"the column {column!r} is an empty list")
-    return [message_of(position, message) for position, message in enumerate(raw, start=1)]
+    return raw
 
 
 def message_of(position: int, raw: Any) -> Message:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from lorakit.data.conversations import Conversation, Message
 from lorakit.data.formats.columns import empty, framed, the_one
-from lorakit.data.formats.message import message_of
+from lorakit.data.formats.message import items_of, message_of
 from lorakit.data.formats.tools import parsed
 from lorakit.data.rows import RowError, kind
 from lorakit.recipe.nearest import nearest
@@ -53,13 +53,7 @@ def mistakes(settings: Sharegpt) -> Iterator[tuple[tuple[str, str], str, str]]:
 def sharegpt(record: Mapping[str, Any], settings: Sharegpt) -> Conversation:
     """`conversations`: a list of {from, value}, from human, gpt, system, tool, function_call and their other names."""
     column = the_one(record, _COLUMNS)
-    turns = record.get(column)
-    if turns is None:
-        raise RowError(f"the column {column!r} is missing or null")
-    if not isinstance(turns, list):
-        raise RowError(f"the column {column!r} is not a list of turns", f"it is {kind(turns)}")
-    if not turns:
-        raise RowError(f"the column {column!r} is an empty list")
+    turns = items_of(record.get(column), column, "turns")
     theirs = {_folded(word): role for word, role in settings.roles.items()}
     messages = [_turn(position, turn, theirs) for position, turn in enumerate(turns, start=1)]
     return framed(record, Conversation(messages))
