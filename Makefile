@@ -2,6 +2,7 @@
 # make test     set up, run the test suite; make test-all adds the slow tests
 # make check    lint, types, layers, generated documents
 # make bench    lorakit against TRL on the same rows: bench-train the training, bench-data the preparation of rows
+# make bench-adapters   every adapter kind on every quantization, into docs/adapters.md (over an hour); bench-dora: DoRA against PEFT's
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ RECIPE := recipes/debian-json/recipe.yaml
 RUN := runs/demo
 READY := $(VENV)/.ready-$(shell cksum requirements.txt pyproject.toml tools/install.sh | cksum | cut -d' ' -f1)
 
-.PHONY: install model demo test test-all check docs bench bench-train bench-data pins clean
+.PHONY: install model demo test test-all check docs bench bench-train bench-data bench-adapters bench-dora pins clean
 .DEFAULT_GOAL := help
 
 help:
@@ -50,6 +51,12 @@ bench-train: model
 
 bench-data: model
 	$(BIN)/python tools/bench_data.py
+
+bench-adapters: model
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_adapters.py --write
+
+bench-dora: model
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_dora.py
 
 pins: $(READY)
 	$(BIN)/python tools/pins.py

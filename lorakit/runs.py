@@ -47,6 +47,11 @@ class Run:
         return self.folder / "adapter"
 
     @property
+    def model(self) -> Path:
+        """The whole model of a full fine-tuning, which has no adapter."""
+        return self.folder / "model"
+
+    @property
     def merged(self) -> Path:
         return self.folder / "merged"
 
@@ -135,7 +140,7 @@ class Run:
 
     def clear(self) -> None:
         """Delete the run's results. What else lies in the folder is the user's, and stays."""
-        for folder in (self.checkpoints, self.adapter, self.merged, self.evaluations):
+        for folder in (self.checkpoints, self.adapter, self.model, self.merged, self.evaluations):
             if folder.is_dir():
                 remove_folder(folder)
         for file in (self.log, self.recipe, self.manifest):

@@ -87,7 +87,10 @@ def tiny_base(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture
 def recipe_file(tmp_path, tiny_base, monkeypatch) -> Callable[..., Path]:
-    """Write a small recipe on the tiny model; sections given are merged over it. The test runs in its folder."""
+    """Write a small recipe on the tiny model; sections given are merged over it, `...` takes a key out.
+
+    The test runs in its folder.
+    """
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "train.jsonl", rows_of(22))
     write_rows(tmp_path / "eval.jsonl", rows_of(40)[30:])
@@ -102,7 +105,8 @@ def recipe_file(tmp_path, tiny_base, monkeypatch) -> Callable[..., Path]:
             "evaluate": {"metrics": ["exact-match", "json-valid", "json-fields"], "max_new_tokens": 8},
         }
         for name, values in sections.items():
-            recipe[name] = {**recipe.get(name, {}), **values}
+            merged = {**recipe.get(name, {}), **values}
+            recipe[name] = {key: value for key, value in merged.items() if value is not ...}
         path = tmp_path / "tiny.yaml"
         path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
         return path

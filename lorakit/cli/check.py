@@ -15,6 +15,8 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     from lorakit.plan.auto import settle
     from lorakit.plan.facts import facts_of
     from lorakit.plan.machine import this_machine
+    from lorakit.plan.quantization import effective_quantization, quantization_sentence
+    from lorakit.recipe.kinds import kind_of
     from lorakit.recipe.load import RecipeErrors, dump, load
 
     try:
@@ -24,13 +26,19 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
             raise
         console.result_json({"valid": False, "problems": [problem.to_dict() for problem in errors.problems]})
         raise SystemExit(errors.exit_code) from errors
-    base = loaded.recipe.model
-    settled = settle(loaded.recipe, this_machine(), facts_of(base.base, base.revision))
+    model, own = loaded.recipe.model, kind_of(loaded.recipe.adapter).facts.get("quantizes")
+    facts = facts_of(model.base, model.revision)
+    settled = settle(loaded.recipe, this_machine(), facts)
+    quantization = quantization_sentence(settled.recipe.model, own, facts)
     text = dump(settled.recipe, Path.cwd())
     if as_json:
         choices = [asdict(choice) for choice in settled.choices]
-        console.result_json({"valid": True, "recipe": settled.recipe.model_dump(), "auto": choices})
+        effective, _ = effective_quantization(settled.recipe.model, own, facts)
+        held = {"requested": model.quantization, "effective": effective, "said": quantization}
+        resolved = settled.recipe.model_dump()
+        console.result_json({"valid": True, "recipe": resolved, "auto": choices, "quantization": held})
         return
     console.result(text)
     for choice in settled.choices:
         console.result(f"# {choice}")
+    console.result(f"# model.quantization: {quantization}")

@@ -57,7 +57,7 @@ def train(
     if dry_run:
         prepared = prepare_run(loaded.recipe, progress)
         _describe(prepared, progress)
-        _print_plan(prepared, as_json)
+        _print_plan(prepared, as_json, progress)
         return
     if overwrite:
         _refuse_inputs_inside(folder, loaded)
@@ -118,19 +118,23 @@ def _refuse_inputs_inside(folder: Path, loaded: "Loaded") -> None:
             raise UserError(f"{path}: lies inside {folder}, which --overwrite would clear. Copy it elsewhere first.")
 
 
-def _print_plan(prepared: "Prepared", as_json: bool) -> None:
+def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> None:
     """The first example as the model sees it, the trained text in green or between marks; or all facts as JSON."""
     from dataclasses import asdict
 
     from lorakit import console
     from lorakit.data.explain import stretches
+    from lorakit.plan.parameters import planned_parameters
 
+    counts = planned_parameters(prepared)
+    if counts:
+        progress.say("trainable parameters: {:,} of {:,} ({:.2%})".format(*counts, counts[0] / counts[1]))
     if as_json:
         held_out = prepared.held_out
         reports = {"train": asdict(prepared.train.report), "eval": asdict(held_out.report) if held_out else None}
-        console.result_json(
-            {"steps": prepared.steps, "auto": [asdict(choice) for choice in prepared.choices], **reports}
-        )
+        parameters = {"trainable": counts[0], "total": counts[1]} if counts else None
+        choices = [asdict(choice) for choice in prepared.choices]
+        console.result_json({"steps": prepared.steps, "parameters": parameters, "auto": choices, **reports})
         return
     row = prepared.train.rows[0]
     console.result_masked(

@@ -11,7 +11,7 @@ from lorakit.data.formats import columns_read, detect, needed
 from lorakit.data.rows import Block, Row
 from lorakit.errors import UserError
 from lorakit.folders import sha256_of
-from lorakit.recipe.format_choice import format_name, format_settings
+from lorakit.recipe.choice import chosen_name, chosen_settings
 from lorakit.recipe.nearest import nearest
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.problems import one_line, shown_path
@@ -129,7 +129,7 @@ def open_source(source: Source) -> Opened:
     blocks = chain(head, blocks)
     if not records:
         return Opened(source, None, None, "no readable row", blocks, size, files)
-    given = None if source.format in (None, "auto") else format_name(source.format)
+    given = None if source.format in (None, "auto") else chosen_name(source.format)
     _refuse_missing(source, seen, _needed(given))
     name, why = (given, "as the recipe says") if given else detect(records, shown(source))
     read = columns_read(name)
@@ -142,7 +142,7 @@ def open_source(source: Source) -> Opened:
     filled = {column for record in records for column, value in record.items() if value is not None}
     unused = filled - read
     why = f"{why}; not used: {', '.join(map(repr, sorted(unused)))}" if unused else why
-    return Opened(source, name, format_settings(source.format), why, blocks, size, files, unused)
+    return Opened(source, name, chosen_settings(FORMATS, source.format), why, blocks, size, files, unused)
 
 
 def _needed(format_name: str | None) -> set[str]:

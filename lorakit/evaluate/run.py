@@ -3,8 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,13 @@ from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.generate import generate, until_stop
 from lorakit.folders import write_whole
 from lorakit.model.attach import load_adapter
+from lorakit.model.base import Base
+from lorakit.model.fused import fused_lora
 from lorakit.model.load import load_model, pad_token_id
 from lorakit.model.loss import supervised_loss
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
+from lorakit.recipe.kinds import trains_all
 from lorakit.runs import Run, now, versions
 from lorakit.tables import METRICS
 
@@ -47,17 +49,30 @@ def evaluate(run: Run, prepared: Prepared, progress: Progress) -> tuple[list[Sco
     rows = prepared.held_out.rows
     if recipe.evaluate.rows != "all":
         rows = rows.select(range(min(int(recipe.evaluate.rows), len(rows))))
-    model = load_adapter(load_model(prepared.base, recipe.model, prepared.machine.device), run.adapter)
-    scored = []
-    for name in ("base", "adapter"):
-        with model.disable_adapter() if name == "base" else nullcontext():
-            scored.append(_score(name, model, prepared, list(rows), progress))
+    models = _base_and_model(run, prepared) if trains_all(recipe.adapter) else _base_and_adapter(run, prepared)
+    scored = [score(name, model, prepared, list(rows), progress) for name, model in models]
     return scored, _write(run, prepared, scored, list(rows))
 
 
-def _score(name: str, model: Any, prepared: Prepared, rows: list[dict[str, Any]], progress: Progress) -> Scored:
+def _base_and_adapter(run: Run, prepared: Prepared) -> Iterator[tuple[str, Any]]:
+    """One model in memory, first without its adapter and then with it."""
+    model = load_adapter(load_model(prepared.base, prepared.model, prepared.machine.device), run.adapter)
+    with model.disable_adapter():
+        yield "base", model
+    yield "adapter", model
+
+
+def _base_and_model(run: Run, prepared: Prepared) -> Iterator[tuple[str, Any]]:
+    """After a full fine-tuning there are two models, one in memory at a time."""
+    for name, base in (("base", prepared.base), ("model", Base(str(run.model), run.model, "trained"))):
+        yield name, load_model(base, prepared.model, prepared.machine.device)
+
+
+def score(name: str, model: Any, prepared: Prepared, rows: list[dict[str, Any]], progress: Progress) -> Scored:
+    """One model's loss and perplexity on the rows, and the recipe's metrics on its answers to them."""
     settings, tokenizer, stops = prepared.recipe.evaluate, prepared.tokenizer, prepared.stop_ids
-    loss = held_out_loss(model, rows, pad_token_id(tokenizer), f"{name}: loss", progress)
+    with fused_lora(model):
+        loss = held_out_loss(model, rows, pad_token_id(tokenizer), f"{name}: loss", progress)
     scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
     asked = [row for row in rows if row["answer"] >= 0]
     if not settings.metrics or not asked:  # texts have no answer to generate

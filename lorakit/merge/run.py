@@ -12,6 +12,8 @@ from lorakit.merge.proof import TOLERANCES, Proof, compare, reference
 from lorakit.model.attach import load_adapter
 from lorakit.model.base import Base
 from lorakit.model.load import DTYPES, load_model, pad_token_id, stored_dtype
+from lorakit.model.quantized import dequantized, quantization_of
+from lorakit.model.stored import check_mergeable
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Model
@@ -33,6 +35,11 @@ tags: [lora, lorakit, merged]
 Compared with the adapter model at {positions:,} trained positions of {rows} {source} rows: largest logit difference
 {difference:.3g} (logits reach {scale:.3g}), mean KL {kl:.2e} nats, top-1 agreement {top1:.2%}, loss {merged_loss:.4f}
 against {adapter_loss:.4f}.
+{note}"""
+
+_INT8_ON_GPU = """
+The adapter was trained on a GPU, where LLM.int8 rounds the inputs of every layer to 8 bits as well. The merged model
+does not, and neither did the adapter model that it was compared with.
 """
 
 
@@ -63,27 +70,31 @@ def check_target(run: Run, output: Path, overwrite: bool) -> None:
 def merge(run: Run, prepared: Prepared, output: Path, progress: Progress) -> Proof:
     """Write the merged model of a run to `output`, where it appears only when the proof holds.
 
-    A quantized base is dequantized as its quantizer does: those are the weights that the adapter was trained on.
-    Weights are added in float32 and rounded once to the type in which the base is stored.
+    A quantized base is dequantized as its quantizer does: those are the weights that the adapter was trained on. (On a
+    GPU, LLM.int8 rounded the inputs of its layers too, which neither of the models compared here does.) Weights are
+    added in float32 and rounded once to the type in which the base is stored.
 
     Raises:
+        UserError: the checkpoint is quantized in a way that cannot be undone.
         LorakitError: the merged files do not predict what the adapter model predicts.
     """
-    settings = prepared.recipe.model
+    check_mergeable(prepared.base)
     dtype, pad = stored_dtype(prepared.base), pad_token_id(prepared.tokenizer)
     rows, source = (prepared.held_out, "held-out") if prepared.held_out else (prepared.train, "training")
-    exact = settings.model_copy(update={"dtype": "float32"})
-    model = load_adapter(load_model(prepared.base, exact, "cpu"), run.adapter)
+    exact = _exact(prepared.model)
+    model = load_model(prepared.base, exact, "cpu")
+    held = quantization_of(model)
+    model = load_adapter(model, run.adapter)
     expected = reference(model, list(rows.rows), pad, progress)
-    if settings.quantization != "none":
-        model = load_adapter(_dequantized(load_model(prepared.base, exact, "cpu")), run.adapter)
+    if held:
+        model = load_adapter(dequantized(load_model(prepared.base, exact, "cpu")), run.adapter)
     merged = _folded(model, prepared, dtype)
     with whole_folder(output) as draft:
         progress.say(f"writing {dtype} weights")
         merged.save_pretrained(draft)
         prepared.tokenizer.save_pretrained(draft)
         del model, merged
-        plain = Model(base=settings.base, dtype="float32", attention=settings.attention)
+        plain = exact.model_copy(update={"quantization": "none"})
         found = load_model(Base(str(output), draft, "merged"), plain, "cpu")
         tolerance = TOLERANCES[dtype]
         proof = compare(expected, found, pad, tolerance.tie, progress)
@@ -93,15 +104,14 @@ def merge(run: Run, prepared: Prepared, output: Path, progress: Progress) -> Pro
                 f"{output}: the merged model does not answer as the adapter does: {'; '.join(failures)}. It was not "
                 "put in place."
             )
-        _describe(draft, prepared, proof, dtype, source)
+        _describe(draft, run, prepared, proof, dtype, source, held.quantization if held else "none")
     return proof
 
 
-def _dequantized(model: Any) -> Any:
-    try:
-        return model.dequantize()
-    except (ValueError, RuntimeError, AttributeError, UnboundLocalError) as error:
-        raise LorakitError(f"model.quantization: transformers cannot dequantize this model: {error}") from error
+def _exact(settings: Model) -> Model:
+    """The settings by which a model is computed on the CPU in full precision: attention kernels may need a GPU."""
+    attention = settings.attention if settings.attention in ("eager", "sdpa") else "eager"
+    return settings.model_copy(update={"dtype": "float32", "attention": attention})
 
 
 def _folded(model: Any, prepared: Prepared, dtype: str) -> Any:
@@ -116,9 +126,11 @@ def _folded(model: Any, prepared: Prepared, dtype: str) -> Any:
     return merged
 
 
-def _describe(draft: Path, prepared: Prepared, proof: Proof, dtype: str, source: str) -> None:
-    quantization = prepared.recipe.model.quantization
+def _describe(
+    draft: Path, run: Run, prepared: Prepared, proof: Proof, dtype: str, source: str, quantization: str
+) -> None:
     onto = "its weights" if quantization == "none" else f"its weights as dequantized from {quantization}"
+    on_gpu = run.read_manifest()["machine"]["device"] == "cuda"
     facts = {
         "format": 1,
         "merged": now(),
@@ -145,5 +157,6 @@ def _describe(draft: Path, prepared: Prepared, proof: Proof, dtype: str, source:
         top1=proof.top1_agreement,
         merged_loss=proof.merged_loss,
         adapter_loss=proof.adapter_loss,
+        note=_INT8_ON_GPU if quantization == "q8" and on_gpu else "",
     )
     (draft / "README.md").write_text(card, encoding="utf-8")

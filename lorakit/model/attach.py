@@ -1,29 +1,100 @@
-"""Attaching: a frozen model and a recipe's adapter section -> a PEFT model; and loading a trained adapter back."""
+"""Attaching: a frozen model and a recipe's adapter section -> what is trained; and adapters back from folders."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from lorakit.errors import UserError
-from lorakit.model.targets import select_targets
+from lorakit.model.adapters.driver import Given
+from lorakit.model.adapters.principal import INITIAL, with_initial
+from lorakit.model.targets import Targets
+from lorakit.recipe.kinds import kind_of, kind_settings
 from lorakit.recipe.schema import Adapter
-from lorakit.tables import ADAPTERS
+
+STATE = "trained"
+"""The folder in a checkpoint that holds the adapter as it is trained, which may not be the form that it is saved in."""
+WEIGHTS = f"{STATE}/weights.safetensors"
+"""The file of a checkpoint that holds the trained weights, each under its name in the model."""
+
+_READING = (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError)
 
 
-def attach_adapter(model: Any, settings: Adapter, seed: int) -> Any:
-    """The model with a fresh adapter, initialized from `seed`; its weights are float32 whatever the base is in."""
+def attach_adapter(model: Any, settings: Adapter, seed: int, targets: Targets, given: Given | None = None) -> Any:
+    """The model with a fresh adapter of the recipe's kind, initialized from `seed`; trained weights are float32.
+
+    `given` is what the initialization of some kinds asks for. For `adapter.kind: none` it is the model itself, in which
+    the weights to be trained are not frozen.
+
+    Raises:
+        UserError: PEFT cannot adapt the chosen modules.
+    """
     torch.manual_seed(seed)
-    config = ADAPTERS[settings.kind].function(settings, select_targets(model, settings))
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
+    kind = kind_of(settings)
+    config = kind.function(settings, targets)
+    if config is None:
+        return _unfrozen(model, settings, targets)
+    attached = _wrapped(model, config)
+    initialize = kind.facts.get("initialize")
+    if initialize:
+        initialize(attached, kind_settings(settings), given)
+    return _in_float32(attached)
+
+
+def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
+    """The model with the adapter of a folder, to be trained on.
+
+    Raises:
+        UserError: the folder holds no LoRA or DoRA adapter, or one that does not belong to this model.
+    """
+    config = _config_of(folder)
+    if config.peft_type != "LORA":
         raise UserError(
-            f"adapter.targets: PEFT cannot adapt these modules: {str(error).splitlines()[0]} Leave them out with "
-            "adapter.exclude."
-        ) from error
+            f"adapter.from: {folder} holds a {config.peft_type} adapter. Only LoRA and DoRA adapters are trained on."
+        )
+    if isinstance(config.init_lora_weights, str) and config.init_lora_weights not in ("gaussian", "eva", "orthogonal"):
+        raise UserError(
+            f"adapter.from: {folder} was saved with init_lora_weights {config.init_lora_weights!r}: it belongs to a "
+            "base changed by that. Convert it to a plain LoRA first (PEFT: path_initial_model_for_weight_conversion)."
+        )
+    config.lora_dropout = dropout
+    return _in_float32(_loaded(model, folder, "adapter.from: ", config=config, is_trainable=True))
+
+
+def reattach(model: Any, settings: Adapter, targets: Targets | None, checkpoint: Path) -> Any:
+    """The model with the adapter of a checkpoint, shaped as it was and without its weights: `load_trained` brings them.
+
+    `targets`: for `adapter.kind: none`, whose checkpoints name no modules.
+    """
+    if targets is not None and kind_of(settings).function(settings, targets) is None:
+        return _unfrozen(model, settings, targets)
+    config = PeftConfig.from_pretrained(str(checkpoint / STATE))
+    config.init_lora_weights, config.inference_mode = False, False
+    attached = _wrapped(model, config)
+    with safe_open(checkpoint / WEIGHTS, "pt") as file:
+        if any(f".{INITIAL}." in name for name in file.keys()):  # noqa: SIM118
+            attached = with_initial(attached)
+    return _in_float32(attached)
+
+
+def trained_weights(model: Any) -> dict[str, torch.Tensor]:
+    """All that training changes or that an adapter began with, by name in the model."""
+    return {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or f".{INITIAL}." in name
+    }
+
+
+def load_trained(model: Any, checkpoint: Path) -> None:
+    """Put the `trained_weights` of a checkpoint into the model, whose shapes are theirs."""
+    own = dict(model.named_parameters())
+    for name, tensor in load_file(checkpoint / WEIGHTS).items():
+        own[name].data.copy_(tensor)
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
@@ -32,24 +103,79 @@ def load_adapter(model: Any, folder: Path) -> Any:
     Raises:
         UserError: the folder holds no adapter, or one that does not belong to this model.
     """
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: has no {name}, so it holds no adapter.")
-    try:
-        loaded = PeftModel.from_pretrained(model, folder).eval()
-        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            missing = get_peft_model_state_dict(loaded, save_embedding_layers=False).keys() - set(file.keys())
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: this adapter cannot be put on the base model: {reason}") from error
-    if missing:
-        raise UserError(
-            f"{folder}: this adapter lacks {len(missing)} tensors, the first is {min(missing)}. It is damaged."
-        )
+    loaded = _loaded(model, folder, "").eval()
+    for module in loaded.modules():
+        if isinstance(module, ModulesToSaveWrapper):  # evaluation runs without autocast: its input has the model's type
+            module.modules_to_save.to(loaded.dtype)
     return loaded
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
     """Trainable and all parameters, as PEFT counts them."""
+    if not isinstance(model, PeftModel):
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
     trainable, total = model.get_nb_trainable_parameters()
-    return int(trainable), int(total)
+    beside = sum(parameter.numel() for name, parameter in model.named_parameters() if f".{INITIAL}." in name)
+    return int(trainable), int(total) - beside
+
+
+def _wrapped(model: Any, config: Any) -> Any:
+    try:
+        return get_peft_model(model, config)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"adapter.targets: PEFT cannot adapt these modules: {str(error).splitlines()[0]} Leave them out with "
+            "adapter.exclude."
+        ) from error
+
+
+def _unfrozen(model: Any, settings: Adapter, targets: Targets) -> Any:
+    chosen = {*(f"{name}.weight" for name in targets.modules), *targets.experts}
+    everything = chooses_everything(settings)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(everything or name in chosen)
+    return model
+
+
+def chooses_everything(settings: Adapter) -> bool:
+    """Whether nothing narrows the modules down: full fine-tuning then trains embeddings, norms and biases as well."""
+    return settings.targets == "all-linear" and not settings.exclude and settings.layers == "all"
+
+
+def _in_float32(model: Any) -> Any:
+    """Weights that are trained are held in float32: half precision loses small steps."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def _config_of(folder: Path) -> Any:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: has no {name}, so it holds no adapter.")
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except _READING as error:
+        raise UserError(f"{folder}: its adapter_config.json cannot be read: {_first_line(error)}") from error
+
+
+def _loaded(model: Any, folder: Path, key: str, **options: Any) -> Any:
+    _config_of(folder)
+    try:
+        loaded = PeftModel.from_pretrained(model, folder, **options)
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            missing = get_peft_model_state_dict(loaded, save_embedding_layers=False).keys() - set(file.keys())
+    except _READING as error:
+        raise UserError(f"{key}{folder}: this adapter cannot be put on the base model: {_first_line(error)}") from error
+    if missing:
+        raise UserError(
+            f"{key}{folder}: this adapter lacks {len(missing)} tensors, the first is {min(missing)}. It is damaged."
+        )
+    return loaded
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -14,6 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.base import Base
+from lorakit.model.quantized import cast_plain, quantization_of, save_as_plain, settle_layers
+from lorakit.model.stored import check_quantization
 from lorakit.recipe.schema import Model
 from lorakit.tables import QUANTIZERS
 
@@ -28,6 +30,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|accelerate)\.")
+    # PEFT sets right by itself what it warns of: the same adapter fits Conv1D and the quantized layer made from it.
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", module=r"peft\.")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -62,24 +66,34 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
     return tokenizer
 
 
-def load_model(base: Base, settings: Model, device: str) -> Any:
-    """The causal language model, frozen, in evaluation mode, on `device`.
+def load_model(base: Base, settings: Model, device: str, trainable: bool = False) -> Any:
+    """The causal language model on `device`, in evaluation mode: frozen, or `trainable`.
+
+    A trainable model is unquantized and in float32, whatever type it computes in; what of it is trained is left to
+    the caller.
 
     Raises:
-        UserError: the files are damaged, not a causal language model, or the attention is not to be had.
+        UserError: the files are damaged, not a causal language model, quantized in a way that does not go with the
+            settings, or the attention is not to be had.
         LorakitError: it does not fit into memory.
     """
-    dtype = DTYPES[settings.dtype]
+    stored = check_quantization(base, settings, trainable)
+    dtype = torch.float32 if trainable else DTYPES[settings.dtype]
     quantization = QUANTIZERS[settings.quantization].function(settings, dtype)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": settings.attention, "use_safetensors": True}
     if quantization is not None:
-        options |= {"quantization_config": quantization, "device_map": {"": device}}
+        options |= {"quantization_config": quantization}
+    if quantization is not None or stored:
+        options |= {"device_map": {"": device}}
     try:
+        if stored and stored.treatment == "dequantized":
+            options |= {"config": _dequantizing(base)}
         model, info = AutoModelForCausalLM.from_pretrained(base.folder, output_loading_info=True, **options)
     except torch.OutOfMemoryError as error:
-        raise LorakitError(
-            f"{base.name} does not fit into the memory of {device}. Try model.quantization: nf4."
-        ) from error
+        remedy = (
+            "Train an adapter instead, such as adapter.kind: lora." if trainable else "Try model.quantization: nf4."
+        )
+        raise LorakitError(f"{base.name} does not fit into the memory of {device}. {remedy}") from error
     except SafetensorError as error:
         raise UserError(
             f"model.base: {base.name}: a weights file is damaged ({error}). Fetch the model again."
@@ -93,34 +107,38 @@ def load_model(base: Base, settings: Model, device: str) -> Any:
             f"model.base: {base.name}: the weights files lack {len(missing)} tensors that the model needs, the first "
             f"is {missing[0]}; they would start out random."
         )
-    if quantization is None:
-        model = model.to(device)
-    for module in model.modules():
-        # On processors with AVX512-BF16, bitsandbytes would repack 4-bit weights at the first evaluation, with
-        # scales rounded to bfloat16: the adapter would see one base before it and another after it.
-        if getattr(module, "support_avx512bf16_for_cpu", False):
-            module.support_avx512bf16_for_cpu = False
-    return model.requires_grad_(False).eval()
-
-
-def quantized_share(model: Any) -> float:
-    """The share of a quantized model's parameters that are in quantized layers.
-
-    Raises:
-        UserError: there are none, or layers of a kind that would not come out of it as they went in.
-    """
-    from bitsandbytes.nn import Linear4bit
-
-    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
-    if any(getattr(layer, "source_cls", None) is Conv1D for layer in layers):
-        raise UserError(
-            "model.quantization: this model's layers are Conv1D, which cannot be merged from 4 bits. Write none."
-        )
-    if not layers:
+    if quantization is not None and quantization_of(model) is None:
         raise UserError("model.quantization: no layer of this model is one that bitsandbytes quantizes. Write none.")
-    quantized = sum(layer.in_features * layer.out_features for layer in layers)
-    others = sum(parameter.numel() for parameter in model.parameters()) - sum(layer.weight.numel() for layer in layers)
-    return quantized / (quantized + others)
+    if stored and stored.reversible:  # the layers of the others ask for a type of their own
+        cast_plain(model, dtype)
+    if model.dtype != dtype:
+        given = str(model.dtype).removeprefix("torch.")
+        raise UserError(
+            f"model.dtype: {base.name} can only be loaded in {given} here, not in {settings.dtype}. Write {given}."
+        )
+    if quantization is None and not stored:
+        model = model.to(device)
+    if stored and stored.treatment == "dequantized":
+        save_as_plain(model)
+    settle_layers(model, dtype)
+    return model.eval() if trainable else model.requires_grad_(False).eval()
+
+
+def original_weights(base: Base, modules: list[str], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The unquantized weights (out, in) of linear layers as they lie on disk, by path, in `dtype` on the CPU."""
+    plain = Model(base=base.name, attention="eager").model_copy(update={"dtype": stored_dtype(base)})
+    model = load_model(base, plain, "cpu")
+    layers = {name: model.get_submodule(name) for name in modules}
+    turned = {name: layer.weight.T if isinstance(layer, Conv1D) else layer.weight for name, layer in layers.items()}
+    return {name: weight.detach().to(dtype, copy=True) for name, weight in turned.items()}
+
+
+def _dequantizing(base: Base) -> Any:
+    """The checkpoint's configuration, told to turn its weights into plain ones while they are loaded."""
+    config = AutoConfig.from_pretrained(base.folder)
+    holder = config if getattr(config, "quantization_config", None) else config.get_text_config()
+    holder.quantization_config["dequantize"] = True
+    return config
 
 
 def check_vocabulary(model: Any, largest_token: int, name: str) -> None:

@@ -27,6 +27,8 @@ class Carrier:
     intermediate_size: int
     query_size: int
     key_value_size: int
+    vocabulary_size: int
+    tied: bool
 
 
 CARRIERS: dict[str, Carrier] = {
@@ -43,6 +45,8 @@ CARRIERS: dict[str, Carrier] = {
         intermediate_size=1536,
         query_size=576,
         key_value_size=192,
+        vocabulary_size=49152,
+        tied=True,
     ),
 }
 

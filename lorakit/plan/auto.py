@@ -1,12 +1,16 @@
 """Every `auto` of a recipe, settled for one machine and one model, each with its reason."""
 
 import importlib.util
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
 from lorakit.plan.facts import ModelFacts
 from lorakit.plan.machine import Machine
+from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, trains_all
 from lorakit.recipe.schema import Recipe
 
 # The share of a device's memory that saved activations may take; the rest holds weights, buffers and the system.
@@ -60,6 +64,13 @@ def settle(
         choices.append(Choice("data.packing", *_packing(str(attention))))
     dtype = model.dtype if model.dtype != "auto" else choices[0].value
     choices += _memory_choices(recipe, machine, facts, longest or recipe.data.max_length, dtype)
+    if recipe.train.optimizer == "auto":
+        choices.append(Choice("train.optimizer", *_optimizer(recipe)))
+    elif recipe.train.optimizer.startswith("paged") and not machine.is_gpu:
+        raise UserError(
+            f"train.optimizer: {recipe.train.optimizer} moves states between a GPU and main memory; this machine has "
+            f"no GPU. Write {recipe.train.optimizer.removeprefix('paged-')}."
+        )
     if recipe.train.learning_rate == "auto":
         choices.append(Choice("train.learning_rate", *_learning_rate(recipe, facts)))
     return Settled(_replaced(recipe, choices), tuple(choices))
@@ -149,6 +160,12 @@ def _memory_choices(
     return choices
 
 
+def _optimizer(recipe: Recipe) -> tuple[str, str]:
+    if trains_all(recipe.adapter):
+        return "adamw", "exact states; with adamw-8bit they take a quarter of the memory"
+    return "adamw", "an adapter's states are small, and 32 bits keep them exact"
+
+
 def _learning_rate(recipe: Recipe, facts: ModelFacts | None) -> tuple[float | str, str]:
     if facts is None:
         return "auto", "set when the run starts: it depends on the model's size, and the model is not here yet"
@@ -159,7 +176,20 @@ def _learning_rate(recipe: Recipe, facts: ModelFacts | None) -> tuple[float | st
         exponent = _RATE_EXPONENT[family]
         rate = 5e-4 * (2000 / facts.hidden_size) ** exponent
         reason = f"5e-4 x (2000 / {facts.hidden_size})^{exponent}, the Tinker cookbook's LoRA formula for {family}"
-    if recipe.adapter.kind == "rslora":
-        rate /= recipe.adapter.rank**0.5
-        reason += f", over sqrt({recipe.adapter.rank}): rslora scales the adapter up by that much"
+    for share, why in _rate_shares(recipe):
+        rate *= share
+        reason += f", {why}"
     return float(f"{rate:.2g}"), reason
+
+
+def _rate_shares(recipe: Recipe) -> Iterator[tuple[float, str]]:
+    """What the learning rate is multiplied with for this kind of training, each with its source."""
+    source, rated = begins_from(recipe.adapter), kind_of(recipe.adapter).facts.get("rate")
+    if source:
+        config = json.loads((adapter_folder(Path(source)) / "adapter_config.json").read_text(encoding="utf-8"))
+        if config.get("use_rslora"):
+            yield config["r"] ** -0.5, f"over sqrt({config['r']}): it is an rslora adapter"
+    elif rated:
+        yield rated(recipe.adapter)
+    if recipe.train.lora_plus is not None:
+        yield 0.5, "halved: LoRA+ teaches the B matrices faster (arXiv 2402.12354)"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.model.offline import CARRIERS
+from lorakit.model.stored import Stored, quantization_in
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,14 @@ class ModelFacts:
     intermediate_size: int | None = None
     query_size: int | None = None
     key_value_size: int | None = None
+    heads: int | None = None
+    vocabulary_size: int | None = None
+    tied: bool | None = None
+    """Whether embeddings and output head are one; None leaves it to the family."""
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    stored: Stored | None = None
+    """The quantization that the checkpoint has already."""
 
     @property
     def attention_at(self) -> float:
@@ -46,16 +55,18 @@ def facts_of(base: str, revision: str) -> ModelFacts | None:
         intermediate_size=carrier.intermediate_size,
         query_size=carrier.query_size,
         key_value_size=carrier.key_value_size,
+        vocabulary_size=carrier.vocabulary_size,
+        tied=carrier.tied,
     )
 
 
 def facts_in(folder: Path) -> ModelFacts | None:
     """The facts in a model folder's config.json; None when the file names no hidden size."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        whole = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    config = config.get("text_config") or config
+    config = whole.get("text_config") or whole
     hidden = config.get("hidden_size") or config.get("n_embd") or config.get("d_model")
     if not isinstance(hidden, int):
         return None
@@ -68,6 +79,13 @@ def facts_in(folder: Path) -> ModelFacts | None:
         intermediate_size=_whole(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden),
         query_size=heads * head,
         key_value_size=(config.get("num_key_value_heads") or heads) * head,
+        heads=_whole(heads),
+        # A model with a text part has other parts too, of whose sizes nothing is known here.
+        vocabulary_size=_whole(config.get("vocab_size")) if config is whole else None,
+        tied=config.get("tie_word_embeddings"),
+        attention_bias=bool(config.get("attention_bias")),
+        mlp_bias=bool(config.get("mlp_bias")),
+        stored=quantization_in(whole),
     )
 
 

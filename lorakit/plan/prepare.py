@@ -15,12 +15,14 @@ from lorakit.errors import UserError
 from lorakit.folders import sha256_of
 from lorakit.model.base import Base, find_base
 from lorakit.model.load import load_tokenizer, quiet_libraries, stop_token_ids, stop_words, supports_sdpa
+from lorakit.model.stored import check_quantization
 from lorakit.plan.auto import Choice, settle
 from lorakit.plan.facts import facts_in
 from lorakit.plan.machine import Machine, processor, this_machine
 from lorakit.progress import Progress
+from lorakit.recipe.kinds import effective_model, trains_all
 from lorakit.recipe.load import load
-from lorakit.recipe.schema import Recipe
+from lorakit.recipe.schema import Model, Recipe
 from lorakit.runs import Run
 
 
@@ -35,6 +37,11 @@ class Prepared:
     tokenizer: Any
     train: Examples
     held_out: Examples | None
+
+    @property
+    def model(self) -> Model:
+        """The model section with the quantization in which the base is really held."""
+        return effective_model(self.recipe)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -81,6 +88,7 @@ def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplat
     """
     quiet_libraries()
     base = find_base(recipe.model.base, recipe.model.revision, progress)
+    check_quantization(base, effective_model(recipe), trains_all(recipe.adapter))
     tokenizer = load_tokenizer(base, recipe.model.chat_template)
     return base, ChatTemplate(tokenizer, recipe.data.train_on, recipe.data.system, stop_words(base, tokenizer))
 
@@ -114,6 +122,9 @@ def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
     weights = run.adapter / "adapter_model.safetensors"
     if weights.is_file() and sha256_of(weights) != manifest.get("adapter_sha256"):
         raise UserError(f"{weights}: is not the adapter that this run trained: its sha256 is not the manifest's.")
+    for name, recorded in manifest.get("model_sha256", {}).items():
+        if not (run.model / name).is_file() or sha256_of(run.model / name) != recorded:
+            raise UserError(f"{run.model / name}: is not what this run trained: its sha256 is not the manifest's.")
     if tokenizer_sha256(prepared.tokenizer) != manifest.get("tokenizer_sha256"):
         raise UserError(
             f"{folder}: the tokenizer of {prepared.base.name} or its chat template changed since the training."

@@ -8,8 +8,8 @@ import yaml
 
 from lorakit.recipe import scalars
 from lorakit.recipe.fields import PathRole
+from lorakit.recipe.kinds import unread
 from lorakit.recipe.paths import is_path, relative
-from lorakit.recipe.rules import UNQUANTIZED_OR_8_BIT
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import branches, child
 
@@ -38,11 +38,12 @@ _Dumper.add_implicit_resolver("tag:lorakit:no-text", re.compile(f"(?:{scalars.EN
 def dump(recipe: Recipe, folder: Path) -> str:
     """YAML text of every key, in schema order, with paths relative to `folder`, where the text will be a file.
 
-    `model.double_quant` is left out where no 4-bit quantization reads it: written, it would be an error.
+    Keys that nothing reads in this recipe are left out: written, they would be errors.
     """
     data = _relative(recipe.model_dump(), Recipe, folder.absolute())
-    if recipe.model.quantization in UNQUANTIZED_OR_8_BIT:
-        del data["model"]["double_quant"]
+    for name in unread(recipe):
+        section, key = name.split(".")
+        del data[section][key]
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return text
 

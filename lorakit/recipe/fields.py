@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lorakit.recipe.data_files import DATA_SUFFIXES
-from lorakit.tables import ADAPTERS, METRICS, QUANTIZERS, Table
+from lorakit.tables import METRICS, QUANTIZERS, Table
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,6 @@ class Says:
     example: str
 
 
-AdapterKind = word_of(ADAPTERS)
 Quantization = word_of(QUANTIZERS)
 Metric = word_of(METRICS)
 
@@ -84,6 +83,10 @@ Targets = Annotated[
     Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)],
     Says("all-linear, attention, mlp, a list of module names, or a regular expression", "all-linear"),
 ]
+
+AdapterRef = Annotated[str, Field(min_length=1), PathRole("runs/support-answers", or_folder=True)]
+LayerRange = Annotated[str, Field(pattern=r"^[0-9]+-[0-9]+$"), Says("a range such as 8-15", "8-15")]
+LayerNumbers = Annotated[list[Annotated[int, Field(ge=0)] | LayerRange], Field(min_length=1)]
 
 Auto = Literal["auto"]
 CleanAction = Literal["off", "report", "fix", "error"]

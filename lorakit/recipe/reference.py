@@ -109,7 +109,7 @@ def markdown() -> str:
         lines += _section(f"`{name}`", section)
         for nested, names in _inside(name, section).items():
             lines += _section(f"{' and '.join(names)} as a mapping", nested)
-    lines += ["## Combinations", "", *(f"- {rule.__doc__}" for rule, _ in RULES), "", "## Words", ""]
+    lines += ["## Combinations", "", *(f"- {_one_line(rule.__doc__ or '')}" for rule, _ in RULES), "", "## Words", ""]
     for name, table in _TABLES.items():
         lines += [f"### `{name}`: each {table.noun}", ""]
         lines += ["| word | meaning |", "|---|---|"]
@@ -167,6 +167,10 @@ def _default(value: Any) -> str:
     if isinstance(value, str) or value is None or isinstance(value, bool):
         return value if isinstance(value, str) else shown(value)
     return "those below" if isinstance(value, BaseModel) else json.dumps(value).replace('"', "")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _cell(text: str) -> str:

@@ -5,46 +5,21 @@ it reads is itself wrong.
 """
 
 import os
-import re
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from lorakit.recipe import adapter_rules as adapter_rules
+from lorakit.recipe.choice import chosen
 from lorakit.recipe.data_files import data_files, is_pattern
-from lorakit.recipe.format_choice import chosen, format_settings
-from lorakit.recipe.nearest import nearest
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.problems import PathParts, dotted, one_line, shown
+from lorakit.recipe.rule import RULES as RULES
+from lorakit.recipe.rule import Finding, choice_mistakes, reads
 from lorakit.recipe.schema import Recipe, Source
 from lorakit.tables import FORMATS
 
-UNQUANTIZED_OR_8_BIT = ("none", "q8")
-TARGET_WORDS = ("all-linear", "attention", "mlp")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One combination that cannot work, and the key where to say so."""
-
-    path: PathParts
-    reason: str
-    remedy: str
-
-
-Rule = Callable[[Recipe, Collection[str]], Iterator[Finding]]
-RULES: list[tuple[Rule, tuple[str, ...]]] = []
-"""Every rule with the fields that it reads."""
-
-
-def reads(*fields: str) -> Callable[[Rule], Rule]:
-    """Register a rule that reads these fields."""
-
-    def add(rule: Rule) -> Rule:
-        RULES.append((rule, fields))
-        return rule
-
-    return add
+_FORMAT = "classification, or with settings {classification: {...}}"
 
 
 @reads("train.epochs", "train.steps")
@@ -68,16 +43,6 @@ def micro_batch_fits(recipe: Recipe, written: Collection[str]) -> Iterator[Findi
         yield Finding(("train", "micro_batch"), reason, f"Write {batch} or less, or auto.")
 
 
-@reads("model.double_quant", "model.quantization")
-def double_quant_is_4_bit(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
-    """`model.double_quant` is written only beside a 4-bit `model.quantization`."""
-    quantization = recipe.model.quantization
-    if "model.double_quant" in written and quantization in UNQUANTIZED_OR_8_BIT:
-        reason = f"it would be ignored, since model.quantization is {quantization}"
-        remedy = "Remove the line, or write quantization: nf4."
-        yield Finding(("model", "double_quant"), reason, remedy)
-
-
 @reads("train.early_stopping", "data.eval")
 def early_stopping_has_rows(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
     """`train.early_stopping` needs held-out rows: `data.eval`."""
@@ -93,26 +58,6 @@ def metrics_are_distinct(recipe: Recipe, written: Collection[str]) -> Iterator[F
     for index, metric in enumerate(metrics):
         if metric in metrics[:index]:
             yield Finding(("evaluate", "metrics", index), f"{shown(metric)} is there twice", "Remove one.")
-
-
-@reads("adapter.targets")
-def targets_are_readable(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
-    """`adapter.targets`, where it is one text, is `all-linear`, `attention`, `mlp` or a regular expression."""
-    targets = recipe.adapter.targets
-    if not isinstance(targets, str) or targets in TARGET_WORDS:
-        return
-    near = nearest(targets, TARGET_WORDS)
-    if near and re.fullmatch(r"[\w-]+", targets):
-        reason = f"{shown(targets)} is none of {', '.join(TARGET_WORDS)}, and no pattern"
-        yield Finding(("adapter", "targets"), reason, f"Did you mean {near}?")
-    yield from _bad_pattern(("adapter", "targets"), targets)
-
-
-@reads("adapter.exclude")
-def exclude_is_readable(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
-    """Every item of `adapter.exclude` is a name or a regular expression."""
-    for index, pattern in enumerate(recipe.adapter.exclude):
-        yield from _bad_pattern(("adapter", "exclude", index), pattern)
 
 
 @reads("data.train")
@@ -146,7 +91,7 @@ def held_out_rows_are_held_out(recipe: Recipe, written: Collection[str]) -> Iter
 @reads("data.format")
 def format_can_be_read(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
     """`data.format`, where it is a mapping, names one format, and the settings of that format fit each other."""
-    yield from _format_mistakes(("data", "format"), recipe.data.format)
+    yield from choice_mistakes(("data", "format"), FORMATS, recipe.data.format, _FORMAT)
 
 
 @reads("data.train", "data.eval")
@@ -155,7 +100,7 @@ def formats_of_sources_can_be_read(recipe: Recipe, written: Collection[str]) -> 
     for key, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
         for path, source in _sources(("data", key), sources):
             if isinstance(source, Source) and source.format is not None:
-                yield from _format_mistakes((*path, "format"), source.format)
+                yield from choice_mistakes((*path, "format"), FORMATS, source.format, _FORMAT)
 
 
 @reads("data.system", "data.format", "data.train", "data.eval")
@@ -172,16 +117,6 @@ def system_prompts_are_read(recipe: Recipe, written: Collection[str]) -> Iterato
                     yield Finding((*path, "system"), f"rows of the format {name} have no messages", "Remove it.")
     if recipe.data.system is not None and not any(read):
         yield Finding(("data", "system"), "it would be ignored: no source has conversations", "Remove it.")
-
-
-def _format_mistakes(path: PathParts, value: Any) -> Iterator[Finding]:
-    names = chosen(value)
-    if len(names) != 1:
-        reason = f"{' and '.join(names)} are {len(names)} formats" if names else "it names no format"
-        yield Finding(path, reason, "Write one, such as classification, or with settings {classification: {...}}.")
-    elif not isinstance(value, str) and "mistakes" in FORMATS[names[0]].facts:
-        for inner, reason, remedy in FORMATS[names[0]].facts["mistakes"](format_settings(value)):
-            yield Finding((*path, names[0], *inner), reason, remedy)
 
 
 def _sources(path: PathParts, sources: Any) -> Iterator[tuple[PathParts, str | Source]]:
@@ -215,11 +150,3 @@ def _rows(source: str | Source) -> set[tuple[str, ...]]:
             return set()  # said where the path is checked
     source = source if isinstance(source, Source) else Source(path=path)
     return {(path, source.split, source.revision)}
-
-
-def _bad_pattern(path: PathParts, pattern: str) -> Iterator[Finding]:
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        reason = f"{shown(pattern)} is no regular expression: {error}"
-        yield Finding(path, reason, "Correct it, or put a backslash before a character that is meant as it is.")

@@ -3,28 +3,31 @@
 The reference (docs/recipe.md), the JSON schema for editors, the error texts and `lorakit check` all read this file.
 """
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model
 
+from lorakit.recipe.choice_field import AdapterKind, Format
 from lorakit.recipe.fields import (
-    AdapterKind,
+    AdapterRef,
     Auto,
     BaseModelRef,
     CleanAction,
     DataRef,
     FilePath,
     Interval,
+    LayerNumbers,
+    LayerRange,
     Metric,
     PositiveFloat,
     PositiveInt,
     Quantization,
     RunName,
+    Says,
     Share,
     Targets,
     Warmup,
 )
-from lorakit.recipe.format_field import Format
 from lorakit.recipe.section import Section as Section
 
 
@@ -47,15 +50,38 @@ class Model(Section):
     """A `.jinja` file used instead of the tokenizer's own chat template."""
 
 
-class Adapter(Section):
+class Spectrum(Section):
+    """Layers by how much of each weight is signal (Spectrum, arXiv 2406.06623)."""
+
+    spectrum: Share
+    """The share of the modules of each type that are chosen: those with the highest signal-to-noise ratio."""
+
+
+if TYPE_CHECKING:
+    _Begun = Section
+else:
+    # `from` is a word of Python's own, which a class body cannot declare.
+    _FROM = (
+        "A run, or a folder that PEFT saved, whose adapter is trained on: it brings its own kind, rank, alpha and "
+        "modules, which are then not written here."
+    )
+    _Begun: Any = create_model(
+        "Begun",
+        __base__=Section,
+        __config__=None,
+        **{"from": (AdapterRef | None, Field(default=None, description=_FROM))},
+    )
+
+
+class Adapter(_Begun):
     """The trained low-rank weights."""
 
     kind: AdapterKind = "lora"
-    """The member of the LoRA family."""
+    """The member of the LoRA family, or that word with its settings, such as {pissa: {iterations: null}}."""
     rank: PositiveInt = 16
-    """The rank of every adapter matrix pair."""
+    """The rank of every adapter matrix pair; for adalora and flexlora the mean rank."""
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 32
-    """The numerator of the adapter's scale: alpha/rank for lora, alpha/sqrt(rank) for rslora."""
+    """The numerator of the adapter's scale: alpha/rank, and alpha/sqrt(rank) for rslora."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input."""
     targets: Targets = "all-linear"
@@ -63,6 +89,17 @@ class Adapter(Section):
 names, or one regular expression that is matched against whole module paths."""
     exclude: list[str] = []
     """Names or regular expressions of modules that get none."""
+    layers: Annotated[
+        Literal["all"] | LayerRange | LayerNumbers | Spectrum,
+        Says("all, a range such as 8-15, a list of layer numbers and ranges, or {spectrum: 0.5}", "8-15"),
+    ] = "all"
+    """The blocks of the model whose modules get one, counted from 0."""
+    rank_overrides: dict[str, PositiveInt] = {}
+    """Name or regular expression of modules -> their rank. Of several that match, the last."""
+    alpha_overrides: dict[str, PositiveFloat] = {}
+    """Name or regular expression of modules -> their alpha. Of several that match, the last."""
+    train_modules: list[str] = []
+    """Modules that are trained whole beside the adapter, such as embed_tokens or lm_head."""
 
 
 class Source(Section):
@@ -164,6 +201,10 @@ class Train(Section):
     """Rows in memory at once. It changes speed and memory, not the result."""
     learning_rate: PositiveFloat | Auto = "auto"
     """The peak learning rate."""
+    lora_plus: Annotated[float, Field(ge=1)] | None = None
+    """LoRA+: how many times the learning rate of the A matrices the B matrices get. Its authors recommend 16."""
+    optimizer: Literal["auto", "adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"] = "auto"
+    """AdamW, with states in 32 or 8 bits; those of the paged ones move to main memory when the GPU's is full."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup: Warmup = 0.03

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorakit.errors import LorakitError
+from lorakit.model.adapters.driver import Driver
 from lorakit.progress import Bar, Progress
 from lorakit.recipe.schema import EarlyStopping
 from lorakit.runs import Run
@@ -49,9 +50,12 @@ class StopRequest:
 class Conductor(TrainerCallback):
     """Writes the log, moves the bar, and tells the trainer when to evaluate, save and stop."""
 
-    def __init__(self, run: Run, bar: Bar, stopping: StopRequest, early: EarlyStopping | None, held_out: bool) -> None:
+    def __init__(
+        self, run: Run, bar: Bar, stopping: StopRequest, early: EarlyStopping | None, held_out: bool, settled_at: int
+    ) -> None:
+        self.settled_at = settled_at
         self.run, self.bar, self.stopping, self.early, self.held_out = run, bar, stopping, early, held_out
-        self.tokens, self.busy, self.mark = 0, 0.0, 0.0
+        self.tokens, self.steps, self.busy, self.mark = 0, 0, 0.0, 0.0
         self.loss: float | None = None
         self.stopped_early = False
 
@@ -60,6 +64,7 @@ class Conductor(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.busy += time.monotonic() - self.mark
+        self.steps += 1
         last = state.global_step >= state.max_steps
         if last:
             control.should_evaluate = self.held_out
@@ -107,11 +112,24 @@ class Conductor(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.early is None:
             return
-        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        counted = (entry for entry in state.log_history if entry["step"] >= self.settled_at)
+        losses = [entry["eval_loss"] for entry in counted if "eval_loss" in entry]
         if evaluations_without_gain(losses, self.early.min_delta) >= self.early.patience:
             self.stopped_early = True
             control.should_save = True
             control.should_training_stop = True
+
+
+class Driving(TrainerCallback):
+    """Lets the adapter's kind have its hand in every step, while the gradients are there."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
+    ) -> None:
+        self.driver.after_step(state.global_step + 1, getattr(optimizer, "optimizer", optimizer))
 
 
 def evaluations_without_gain(losses: list[float], min_delta: float) -> int:

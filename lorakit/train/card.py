@@ -1,26 +1,28 @@
-"""The model card of an adapter."""
+"""The model card of an adapter, or of a model trained whole."""
 
+from pathlib import Path
 from typing import Any
 
-from lorakit.recipe.schema import Recipe
+from lorakit.recipe.kinds import begins_from, effective_model, kind_of
+from lorakit.recipe.schema import Adapter, Recipe
 
 _CARD = """\
 ---
 base_model: {base}
-library_name: peft
+library_name: {library}
 pipeline_tag: text-generation
-tags: [lora, lorakit]
+tags: [{tags}]
 ---
 
 # {name}
 
-A {kind} adapter for `{base}`, trained with lorakit {version}.
+{what} `{base}`, trained with lorakit {version}.
 
 | | |
 |---|---|
 | base model | `{base}`, revision `{revision}` ({origin}) |
 | quantization while training | {quantization} |
-| adapter | {kind}, rank {rank}, alpha {alpha:g}, {trainable:,} trainable parameters |
+| trained | {trained}{trainable:,} of {total:,} parameters |
 | training rows | {rows:,} ({trained_tokens:,} trained tokens an epoch) |
 | steps | {steps} of {batch_size} rows, learning rate {learning_rate:g}, {schedule} |
 | held-out loss | {eval_loss} |
@@ -29,38 +31,90 @@ A {kind} adapter for `{base}`, trained with lorakit {version}.
 ## Use
 
 ```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "adapter")
-tokenizer = AutoTokenizer.from_pretrained("adapter")
+{use}
 ```
 
 The recipe that repeats this run and the manifest with every version and checksum lie beside this folder.
 """
 
 
+_ADAPTER_USE = """\
+from peft import PeftModel
+from transformers import {imports}
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"{load}), "adapter")
+tokenizer = AutoTokenizer.from_pretrained("adapter")"""
+_MODEL_USE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("model")
+tokenizer = AutoTokenizer.from_pretrained("model")"""
+
+
 def adapter_card(recipe: Recipe, manifest: dict[str, Any]) -> str:
     """The text of `adapter/README.md`."""
+    adapter, held = recipe.adapter, effective_model(recipe)
+    source, kind = begins_from(adapter), kind_of(adapter).name
+    load = _LOADS.get(held.quantization, "").format(double=held.double_quant)
+    imports = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if load else "")
+    return _CARD.format(
+        what=f"A{'n' if kind[0] in 'aeiou' else ''} {kind} adapter for" if source is None else "A LoRA adapter for",
+        tags="lora, lorakit",
+        library="peft",
+        trained=f"the adapter that began as {Path(source).name}, " if source else _shape(adapter, kind),
+        use=_ADAPTER_USE.format(base=recipe.model.base, load=load, imports=imports),
+        **_facts(recipe, manifest),
+    )
+
+
+def model_card(recipe: Recipe, manifest: dict[str, Any]) -> str:
+    """The text of `model/README.md`."""
+    return _CARD.format(
+        what="All weights of"
+        if manifest["parameters"]["trainable"] == manifest["parameters"]["total"]
+        else "Weights of",
+        tags="lorakit",
+        library="transformers",
+        trained="the weights themselves, ",
+        use=_MODEL_USE,
+        **_facts(recipe, manifest),
+    )
+
+
+_FOUR_BITS = (
+    ', quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{kind}", '
+    "bnb_4bit_use_double_quant={{double}})"
+)
+_LOADS = {
+    "nf4": _FOUR_BITS.format(kind="nf4"),
+    "q4": _FOUR_BITS.format(kind="fp4"),
+    "q8": ", quantization_config=BitsAndBytesConfig(load_in_8bit=True)",
+}
+
+
+def _shape(adapter: Adapter, kind: str) -> str:
+    saved = ", saved as LoRA of twice the rank" if kind in ("pissa", "olora") else ""
+    return f"{kind}, rank {adapter.rank}, alpha {adapter.alpha:g}{saved}, "
+
+
+def _facts(recipe: Recipe, manifest: dict[str, Any]) -> dict[str, Any]:
     result, train = manifest["result"], manifest["data"]["train"]
     loss = result["eval_loss"]
-    return _CARD.format(
-        name=recipe.name,
-        base=recipe.model.base,
-        revision=recipe.model.revision,
-        origin=manifest["base"]["origin"],
-        quantization=recipe.model.quantization,
-        kind=recipe.adapter.kind,
-        rank=recipe.adapter.rank,
-        alpha=recipe.adapter.alpha,
-        trainable=manifest["parameters"]["trainable"],
-        version=manifest["versions"].get("lorakit", ""),
-        rows=train["kept"],
-        trained_tokens=train["trained_tokens"],
-        steps=result["steps"],
-        batch_size=recipe.train.batch_size,
-        learning_rate=recipe.train.learning_rate,
-        schedule=recipe.train.schedule,
-        eval_loss="no held-out rows" if loss is None else f"{loss:.4f} (step {result['best_step']})",
-        stops=", ".join(f"`{token}`" for token in train["stop_tokens"]),
-    )
+    return {
+        "base": recipe.model.base,
+        "name": recipe.name,
+        "version": manifest["versions"].get("lorakit", ""),
+        "revision": recipe.model.revision,
+        "origin": manifest["base"]["origin"],
+        "quantization": manifest["base"]["quantization"],
+        "trainable": manifest["parameters"]["trainable"],
+        "total": manifest["parameters"]["total"],
+        "rows": train["kept"],
+        "trained_tokens": train["trained_tokens"],
+        "steps": result["steps"],
+        "batch_size": recipe.train.batch_size,
+        "learning_rate": recipe.train.learning_rate,
+        "schedule": recipe.train.schedule,
+        "eval_loss": "no held-out rows" if loss is None else f"{loss:.4f} (step {result['best_step']})",
+        "stops": ", ".join(f"`{token}`" for token in train["stop_tokens"]),
+    }

@@ -1,4 +1,4 @@
-"""What is tried on two rows before a run begins: that its loss is the model's own."""
+"""What is tried on two rows before a run begins: that its loss is the model's own, and that it reaches the adapter."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from lorakit.data.packing import collate_packed
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.fused import fused_lora
 from lorakit.model.load import pad_token_id
-from lorakit.model.loss import is_causal, loss_agrees, packing_agrees
+from lorakit.model.loss import is_causal, loss_agrees, packing_agrees, supervised_loss
 from lorakit.plan.prepare import Prepared
 
 
@@ -26,7 +26,14 @@ def check_loss(model: Any, prepared: Prepared) -> None:
                     f"data.packing: {prepared.base.name} does not keep packed rows apart: two rows have another loss "
                     "in one pack than alone. Write packing: off."
                 )
-    if not is_causal(model, batch["input_ids"][:1]):
+        unreached = _unreached(model, batch)
+        causal = is_causal(model, batch["input_ids"][:1])
+    if unreached:
+        raise UserError(
+            f"adapter.targets: the loss does not reach {len(unreached)} of the chosen modules, the first is "
+            f"{unreached[0]}: the model computes without calling them. Leave them out with adapter.exclude."
+        )
+    if not causal:
         raise UserError(
             f"model.base: {prepared.base.name} lets earlier tokens see later ones: it is no causal language model, and "
             "its loss would see the answers."
@@ -36,3 +43,14 @@ def check_loss(model: Any, prepared: Prepared) -> None:
             f"{prepared.base.name}: the loss at supervised positions is not what this architecture's own logits give. "
             "lorakit does not train it wrongly: please report the model."
         )
+
+
+def _unreached(model: Any, batch: dict[str, Any]) -> list[str]:
+    """The modules whose adapter gets no gradient at all; of a model without an adapter, none is asked."""
+    if not hasattr(model, "peft_config"):
+        return []
+    supervised_loss(model, **batch)[0].backward()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    unreached = [name for name, parameter in trained.items() if parameter.grad is None]
+    model.zero_grad(set_to_none=True)
+    return list(dict.fromkeys(name.removeprefix("base_model.model.").partition(".lora_")[0] for name in unreached))

@@ -10,9 +10,10 @@ import torch
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.plan.prepare import Prepared
 from lorakit.runs import now, versions
+from lorakit.train.begin import Begun
 
 
-def manifest_of(prepared: Prepared, trainable: int, total: int) -> dict[str, Any]:
+def manifest_of(prepared: Prepared, begun: Begun) -> dict[str, Any]:
     """The facts that are known before the first step."""
     recipe, machine = prepared.recipe, prepared.machine
     return {
@@ -26,7 +27,8 @@ def manifest_of(prepared: Prepared, trainable: int, total: int) -> dict[str, Any
             "name": prepared.base.name,
             "revision": recipe.model.revision,
             "origin": prepared.base.origin,
-            "quantization": recipe.model.quantization,
+            "quantization": begun.quantization["effective"],
+            "held_as": begun.quantization,
             "sha256": prepared.base.sha256(),
         },
         "tokenizer_sha256": tokenizer_sha256(prepared.tokenizer),
@@ -36,7 +38,7 @@ def manifest_of(prepared: Prepared, trainable: int, total: int) -> dict[str, Any
             "eval": asdict(prepared.held_out.report) if prepared.held_out else None,
         },
         "auto": [asdict(choice) for choice in prepared.choices],
-        "parameters": {"trainable": trainable, "total": total},
+        "parameters": {"trainable": begun.trainable, "total": begun.total},
         "stop_token_ids": prepared.stop_ids,
         "steps": prepared.steps,
         "result": None,

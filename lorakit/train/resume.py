@@ -7,16 +7,20 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_pt_utils import safe_globals
 
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.errors import UserError
+from lorakit.model.attach import STATE, WEIGHTS
 from lorakit.plan.prepare import Prepared, check_base
 from lorakit.progress import Progress
+from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.load import Loaded, load
-from lorakit.recipe.schema import Recipe
+from lorakit.recipe.schema import Adapter, Recipe
 from lorakit.runs import Run
+from lorakit.train.begin import DRIVER, driven_by
 
 # What may differ when a run goes on: where it lies, what is kept of it, what follows it, and what never changes it.
 _FREE = ("name", "output", "evaluate", "train.keep", "train.micro_batch", "train.gradient_checkpointing")
@@ -76,9 +80,9 @@ def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Pa
         )
     if manifest.get("tokenizer_sha256") != tokenizer_sha256(prepared.tokenizer):
         raise UserError(f"{run.folder}: the tokenizer or its chat template changed since this run was begun.")
-    checkpoints = run.complete_checkpoints()
+    checkpoints, content = run.complete_checkpoints(), _content(prepared.recipe.adapter)
     for checkpoint in reversed(checkpoints):
-        damage = _damage(checkpoint)
+        damage = _damage(checkpoint, content)
         if damage is None:
             progress.say(f"resuming after {checkpoint.name}")
             return checkpoint
@@ -91,9 +95,9 @@ def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Pa
     return None
 
 
-def _damage(checkpoint: Path) -> str | None:
+def _damage(checkpoint: Path, content: dict[str, Callable[[Path], None]]) -> str | None:
     """Why a checkpoint cannot be resumed from; None when all that the next step depends on can be read."""
-    for name, read in _CONTENT.items():
+    for name, read in content.items():
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
         try:
@@ -127,13 +131,24 @@ def _read_tensors(path: Path) -> None:
         torch.load(path, map_location="cpu", weights_only=True)
 
 
-_CONTENT: dict[str, Callable[[Path], None]] = {
-    "trainer_state.json": _read_state,
-    "adapter_model.safetensors": _read_weights,
-    "optimizer.pt": _read_tensors,
-    "scheduler.pt": _read_tensors,
-    "rng_state.pth": _read_tensors,
-}
+def _read_config(path: Path) -> None:
+    PeftConfig.from_pretrained(str(path.parent))
+
+
+def _content(adapter: Adapter) -> dict[str, Callable[[Path], None]]:
+    """The files of a checkpoint, each with the way to read it."""
+    found: dict[str, Callable[[Path], None]] = {
+        "trainer_state.json": _read_state,
+        WEIGHTS: _read_weights,
+        "optimizer.pt": _read_tensors,
+        "scheduler.pt": _read_tensors,
+        "rng_state.pth": _read_tensors,
+    }
+    if not trains_all(adapter):
+        found[f"{STATE}/adapter_config.json"] = _read_config
+    if driven_by(adapter):
+        found[DRIVER] = _read_weights
+    return found
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,32 +3,41 @@
 import math
 import os
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import set_peft_model_state_dict
+from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
-from safetensors.torch import load_file
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
 from lorakit.errors import Interrupted, LorakitError, UserError
-from lorakit.folders import sha256_of, whole_folder, write_whole
-from lorakit.model.attach import attach_adapter, parameter_counts
+from lorakit.folders import write_whole
 from lorakit.model.fused import fused_lora
-from lorakit.model.load import check_vocabulary, load_model, pad_token_id, quantized_share
+from lorakit.model.load import pad_token_id
+from lorakit.model.stored import check_mergeable
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.load import dump
 from lorakit.recipe.schema import Train
 from lorakit.runs import Run, now
-from lorakit.train.callbacks import Conductor, StopRequest
-from lorakit.train.card import adapter_card
+from lorakit.train.begin import Begun, begin, take_up
+from lorakit.train.callbacks import Conductor, Driving, StopRequest
 from lorakit.train.checks import check_loss
 from lorakit.train.record import manifest_of, peak_memory
+from lorakit.train.save import save_result
 from lorakit.train.trainer import Plan, SupervisedTrainer
+
+# Our words -> transformers' names.
+_OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw-8bit": "adamw_8bit",
+    "paged-adamw": "paged_adamw_32bit",
+    "paged-adamw-8bit": "paged_adamw_8bit",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ class Outcome:
     best_step: int | None
     stopped_early: bool
     seconds: float
+    seconds_a_step: float
     trained_tokens_per_second: float
     peak_memory: int
 
@@ -58,27 +68,19 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
 
 
 def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None) -> Outcome:
-    recipe = prepared.recipe
-    base = load_model(prepared.base, recipe.model, prepared.machine.device)
-    if recipe.model.quantization != "none":
-        progress.say(f"{recipe.model.quantization}: {quantized_share(base):.0%} of the parameters are quantized")
-    check_vocabulary(base, prepared.largest_token, prepared.base.name)
-    model = attach_adapter(base, recipe.adapter, recipe.train.seed)
-    trainable, total = parameter_counts(model)
-    progress.say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
-    check_loss(model, prepared)
-    manifest = run.read_manifest() if checkpoint else manifest_of(prepared, trainable, total)
+    begun = begin(prepared, checkpoint, progress)
+    check_loss(begun.model, prepared)
+    manifest = run.read_manifest() if checkpoint else manifest_of(prepared, begun)
     manifest["status"] = "running"
     if not checkpoint:
         run.clear()
     run.write_manifest(manifest)
-    write_whole(run.recipe, dump(recipe, run.folder))
+    write_whole(run.recipe, dump(prepared.recipe, run.folder))
     stopping = StopRequest(progress)
     with stopping.listening():
-        outcome = _fit(model, prepared, run, progress, stopping, checkpoint)
+        outcome = _fit(begun, prepared, run, progress, stopping, checkpoint)
     manifest |= {"status": "complete", "finished": now(), "result": outcome.__dict__}
-    _save_adapter(model, prepared, run, manifest)
-    run.write_manifest(manifest | {"adapter_sha256": sha256_of(run.adapter / "adapter_model.safetensors")})
+    run.write_manifest(manifest | save_result(begun.model, prepared, run, manifest))
     return outcome
 
 
@@ -86,6 +88,8 @@ def _refuse(prepared: Prepared) -> None:
     """What cannot work and is known before the model is loaded."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("lorakit trains on one device: start `lorakit train` itself, not through a launcher.")
+    if prepared.recipe.output.merged:
+        check_mergeable(prepared.base)
     warmup = _warmup(prepared.recipe.train, prepared.steps)
     if warmup >= prepared.steps > 1:
         raise UserError(
@@ -94,9 +98,9 @@ def _refuse(prepared: Prepared) -> None:
 
 
 def _fit(
-    model: Any, prepared: Prepared, run: Run, progress: Progress, stopping: StopRequest, checkpoint: Path | None
+    begun: Begun, prepared: Prepared, run: Run, progress: Progress, stopping: StopRequest, checkpoint: Path | None
 ) -> Outcome:
-    recipe, steps = prepared.recipe, prepared.steps
+    recipe, steps, model = prepared.recipe, prepared.steps, begun.model
     done = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
     run.go_back_to(done)
     plan = Plan(
@@ -108,16 +112,17 @@ def _fit(
         pad_token_id=pad_token_id(prepared.tokenizer),
         packing=recipe.data.packing == "on",
         flat=recipe.model.attention == "flash_attention_2",
+        lora_plus=recipe.train.lora_plus,
     )
     held_out = prepared.held_out
     begin = time.monotonic()
     with progress.bar("training", total=steps, done=done) as bar:
-        conductor = Conductor(run, bar, stopping, recipe.train.early_stopping, held_out is not None)
-        trainer = _trainer(model, prepared, run, progress, plan, stopping, conductor)
+        settled_at = begun.driver.settled_at if begun.driver else 0
+        conductor = Conductor(run, bar, stopping, recipe.train.early_stopping, held_out is not None, settled_at)
+        trainer = _trainer(begun, prepared, run, progress, plan, stopping, conductor)
         autocast = recipe.model.dtype != "float32"
         try:
-            # Under autocast the product is computed in half precision anyway; PEFT's copies to float32 cost memory.
-            with disable_input_dtype_casting(model, active=autocast), fused_lora(model):
+            with _without_copies(model, autocast), fused_lora(model):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except torch.OutOfMemoryError as error:
             raise LorakitError(
@@ -131,7 +136,7 @@ def _fit(
             f"stopped after step {state.global_step} of {steps}; its checkpoint is complete, --resume goes on from it"
         )
     if state.best_global_step and state.best_global_step != state.global_step:
-        _load_weights(model, run.checkpoint(state.best_global_step))
+        take_up(model, begun.driver, run.checkpoint(state.best_global_step))
     return Outcome(
         steps=state.global_step,
         loss=conductor.loss,
@@ -139,13 +144,14 @@ def _fit(
         best_step=state.best_global_step,
         stopped_early=conductor.stopped_early,
         seconds=round(time.monotonic() - begin, 1),
+        seconds_a_step=round(conductor.busy / conductor.steps, 3) if conductor.steps else 0.0,
         trained_tokens_per_second=round(conductor.tokens / conductor.busy, 1) if conductor.busy else 0.0,
         peak_memory=peak_memory(),
     )
 
 
 def _trainer(
-    model: Any,
+    begun: Begun,
     prepared: Prepared,
     run: Run,
     progress: Progress,
@@ -160,12 +166,13 @@ def _trainer(
         run=run,
         progress=progress,
         stopping=stopping,
-        model=model,
+        driver=begun.driver,
+        model=begun.model,
         args=_arguments(prepared, run, plan),
         train_dataset=prepared.train.rows,
         eval_dataset=held_out.rows if held_out else None,
         processing_class=prepared.tokenizer,
-        callbacks=[conductor],
+        callbacks=[conductor, *([Driving(begun.driver)] if begun.driver else [])],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -184,7 +191,7 @@ def _arguments(prepared: Prepared, run: Run, plan: Plan) -> SFTConfig:
         warmup_steps=_warmup(settings, steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        optim="adamw_torch_fused",
+        optim=_OPTIMIZERS[settings.optimizer],
         seed=settings.seed,
         bf16=dtype == "bfloat16",
         fp16=dtype == "float16",
@@ -218,17 +225,6 @@ def _warmup(settings: Train, steps: int) -> int:
     return settings.warmup if isinstance(settings.warmup, int) else math.ceil(settings.warmup * steps)
 
 
-def _load_weights(model: Any, folder: Path) -> None:
-    device = str(next(model.parameters()).device)
-    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors", device=device))
-
-
-def _save_adapter(model: Any, prepared: Prepared, run: Run, manifest: dict[str, Any]) -> None:
-    """The adapter folder: PEFT's files, the tokenizer with the chat template it was trained on, the card."""
-    config = model.peft_config["default"]
-    config.base_model_name_or_path = prepared.recipe.model.base
-    config.revision = prepared.recipe.model.revision
-    with whole_folder(run.adapter) as draft:
-        model.save_pretrained(draft, save_embedding_layers=False)  # else it asks the hub whether they were resized
-        prepared.tokenizer.save_pretrained(draft)
-        (draft / "README.md").write_text(adapter_card(prepared.recipe, manifest), encoding="utf-8")
+def _without_copies(model: Any, autocast: bool) -> AbstractContextManager[Any]:
+    """Under autocast the product is computed in half precision anyway; PEFT's copies to float32 would cost memory."""
+    return disable_input_dtype_casting(model, active=autocast) if isinstance(model, PeftModel) else nullcontext()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerControl
 from trl import SFTTrainer
@@ -18,9 +19,13 @@ from lorakit.data.packing import collate_packed, first_fit_decreasing
 from lorakit.data.store import Examples
 from lorakit.errors import Interrupted, LorakitError
 from lorakit.folders import whole_folder
+from lorakit.model.adapters.driver import Driver
+from lorakit.model.adapters.plain import save_adapter
+from lorakit.model.attach import STATE, WEIGHTS, trained_weights
 from lorakit.model.loss import supervised_loss
 from lorakit.progress import Progress
 from lorakit.runs import Run
+from lorakit.train.begin import DRIVER
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Plan:
     packing: bool = False
     flat: bool = False
     """Packs go end to end in one row, as variable-length attention takes them."""
+    lora_plus: float | None = None
 
 
 class StepBatches(Sampler[list[int]]):
@@ -80,6 +86,7 @@ class SupervisedTrainer(SFTTrainer):
         run: Run,
         progress: Progress,
         stopping: Callable[[], bool],
+        driver: Driver | None,
         **options: Any,
     ) -> None:
         self.plan, self.run, self.progress, self.stopping = plan, run, progress, stopping
@@ -87,6 +94,7 @@ class SupervisedTrainer(SFTTrainer):
         self.longest = max(self.lengths)
         self.control: TrainerControl
         model = options["model"]
+        self.driver = driver
         weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(**options, data_collator=self._collate)
         # SFTTrainer rounds the adapter of a quantized base to bfloat16; it is trained in the type it was made in.
@@ -135,10 +143,14 @@ class SupervisedTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        total, _ = self._summed_loss(inputs)
+        total, count = self._summed_loss(inputs)
         if not torch.isfinite(total):
             raise LorakitError(self._not_finite(inputs, total))
-        return total / num_items_in_batch.clamp(min=1)
+        items = num_items_in_batch.clamp(min=1)
+        if self.driver is None:
+            return total / items
+        penalty = self.driver.penalty() * (count / items)  # once a step, whatever micro-batches it is split into
+        return total / items + penalty - penalty.detach()  # the log shows the rows' loss alone
 
     def _summed_loss(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
         with self.accelerator.autocast():
@@ -194,6 +206,13 @@ class SupervisedTrainer(SFTTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """AdamW over the trained weights; with LoRA+ the B matrices learn faster by its ratio."""
+        optimizer = super().create_optimizer(model)
+        if self.plan.lora_plus is not None:
+            optimizer.param_groups[:] = with_faster_b(optimizer.param_groups, self.model, self.plan.lora_plus)
+        return optimizer
+
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """When the run was stopped just before an evaluation, make it up first."""
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
@@ -204,7 +223,9 @@ class SupervisedTrainer(SFTTrainer):
         return prepared
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """A new best is always kept as a checkpoint."""
+        """A new best is always kept as a checkpoint. None is, before the adapter has the shape that was asked for."""
+        if self.driver and self.state.global_step < self.driver.settled_at:
+            return False
         best = bool(super()._determine_best_metric(metrics, trial))
         if best:
             self.control.should_save = True
@@ -215,13 +236,37 @@ class SupervisedTrainer(SFTTrainer):
         step = self.state.global_step
         self.store_flos()
         with whole_folder(self.run.checkpoint(step)) as draft:
-            self.model.save_pretrained(draft, save_embedding_layers=False)
+            (draft / STATE).mkdir()
+            save_file({name: p.contiguous() for name, p in trained_weights(self.model).items()}, draft / WEIGHTS)
+            if hasattr(self.model, "peft_config"):
+                self.model.peft_config["default"].save_pretrained(str(draft / STATE))
+                save_adapter(self.model, draft)  # for whoever wants to try the adapter as it was here
+            if self.driver:
+                save_file(self.driver.state(), draft / DRIVER)
             self._save_optimizer_and_scheduler(str(draft))
             self._save_scaler(str(draft))
             self._save_rng_state(str(draft))
             self.state.save_to_json(str(draft / "trainer_state.json"))
         self.run.prune_checkpoints(self.plan.keep, self.state.best_global_step)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing: the weights of the checkpoint are in the model before the trainer is made."""
+
     def _evaluated(self, step: int) -> bool:
         """Whether the held-out loss after `step` is in the log."""
         return any(entry["step"] == step and "eval_loss" in entry for entry in self.state.log_history)
+
+
+def with_faster_b(groups: list[dict[str, Any]], model: Any, ratio: float) -> list[dict[str, Any]]:
+    """An optimizer's groups with the B matrices in groups of their own, whose learning rate is `ratio` times as high.
+
+    LoRA+ (Hayou et al., arXiv 2402.12354). DoRA's magnitudes and modules trained whole keep the rate of A: the paper
+    says nothing of them.
+    """
+    fast = {id(parameter) for name, parameter in model.named_parameters() if ".lora_B." in name}
+    split = []
+    for group in groups:
+        b = [parameter for parameter in group["params"] if id(parameter) in fast]
+        others = [parameter for parameter in group["params"] if id(parameter) not in fast]
+        split += [{**group, "params": others}, {**group, "params": b, "lr": group["lr"] * ratio}]
+    return [group for group in split if group["params"]]

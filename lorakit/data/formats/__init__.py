@@ -20,8 +20,6 @@ from lorakit.data.formats.choice import needed as needed
 from lorakit.data.formats.choice import said as said
 from lorakit.data.rows import RowError as RowError
 from lorakit.data.rows import kind as kind
-from lorakit.recipe.format_choice import format_name as format_name
-from lorakit.recipe.format_choice import format_settings as format_settings
 
 # The order is that of the table: documents and messages name them so.
 for _name in (

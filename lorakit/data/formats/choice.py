@@ -8,7 +8,7 @@ from lorakit.data.conversations import Said
 from lorakit.data.formats.columns import empty
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
-from lorakit.recipe.format_choice import format_settings
+from lorakit.recipe.choice import chosen_settings
 from lorakit.recipe.problems import one_line
 from lorakit.recipe.section import Section
 from lorakit.tables import FORMATS, Entry
@@ -49,7 +49,7 @@ def said(name: str, settings: Section | None, record: Mapping[str, Any]) -> Said
         RowError: the record is not of this format.
     """
     entry = FORMATS[name]
-    settings = format_settings(name) if settings is None else settings
+    settings = chosen_settings(FORMATS, name) if settings is None else settings
     try:
         found: Said = entry.function(record) if settings is None else entry.function(record, settings)
     except RecursionError as error:

@@ -1,0 +1,272 @@
+"""Adapter kinds: a recipe's adapter section -> PEFT's configuration, and what the training loop must do besides.
+
+One plain function a kind. An entry's facts, all optional, say the rest:
+
+- `settings`: the section of settings that the kind has of its own, and `mistakes(settings, adapter)` in it;
+- `refuses`: keys of the recipe that the kind would ignore; `quantizations` that it goes with; `optimizers` likewise;
+- `quantizes`: the quantization in which the kind itself puts the base;
+- `experts`: whether it adapts the fused weights of mixture-of-experts layers; `lora_plus`: whether it has B matrices
+  that can learn faster;
+- `rate`: the learning rate that suits it, as a share of plain LoRA's, with the source;
+- `initialize(model, settings, given)`: what is done to a fresh adapter;
+- `drive(model, settings, steps)`: the Driver of a training of so many steps.
+
+The functions import torch and PEFT when they are called: the recipe reads this table too.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from lorakit.model.adapters.driver import Driver, Given
+from lorakit.recipe.section import Section
+from lorakit.tables import ADAPTERS
+
+_OF_LORA = ("adapter.rank", "adapter.alpha", "adapter.dropout", "adapter.rank_overrides", "adapter.alpha_overrides")
+_OVERRIDES = ("adapter.rank_overrides", "adapter.alpha_overrides")
+_Share = Annotated[float, Field(gt=0, lt=1)]
+_NotNegative = Annotated[float, Field(ge=0)]
+_Count = Annotated[int, Field(gt=0)]
+
+
+class Pissa(Section):
+    """Settings of pissa."""
+
+    iterations: _Count | None = 16
+    """Rounds of the randomized singular value decomposition; null makes an exact one, which takes far longer."""
+
+
+class Eva(Section):
+    """Settings of eva."""
+
+    rho: Annotated[float, Field(ge=1)] = 2.0
+    """How many times `rank` a module may get; 1 leaves every module its rank."""
+    converged: _Share = 0.99
+    """How alike the directions found after two batches must be for the pass over the rows to end."""
+
+
+class AdaLora(Section):
+    """Settings of adalora. Its budget is `rank` for every module on average."""
+
+    initial_rank: _Count | None = None
+    """The rank that every module starts with; null is one and a half times `rank`."""
+    shrink_from: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """The share of the steps after which directions begin to be taken away."""
+    shrink_to: _Share = 0.7
+    """The share of the steps after which the ranks stay as they are."""
+    every: _Count = 5
+    """Steps from one choice of directions to the next."""
+    smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    """The moving averages' share of the past: of a direction's importance, and of how sure that is."""
+    orthogonality: _NotNegative = 0.5
+    """The weight of the penalty that keeps directions apart."""
+
+
+class FlexLora(Section):
+    """Settings of flexlora. The sum of all ranks stays what it is."""
+
+    move_from: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """The share of the steps after which ranks begin to move."""
+    move_to: _Share = 0.7
+    """The share of the steps after which the ranks stay as they are."""
+    every: _Count = 5
+    """Steps from one move to the next."""
+    moved: _Count = 4
+    """How many modules give a direction away at each move, and how many get one."""
+    orthogonality: _NotNegative = 0.1
+    """The weight of the penalty that keeps directions apart."""
+
+
+def _lora(settings: Any, targets: Any, **special: Any) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets.modules,
+        target_parameters=targets.experts or None,
+        rank_pattern=targets.ranks,
+        alpha_pattern=targets.alphas,
+        modules_to_save=targets.whole or None,
+        ensure_weight_tying=bool(targets.whole and targets.tied),
+        bias="none",
+        task_type="CAUSAL_LM",
+        **special,
+    )
+
+
+def _svd_rate(settings: Any) -> tuple[float, str]:
+    return (
+        10.0,
+        "times 10: A and B begin small and E at zero (measured on SmolLM2, held-out loss after 20 and 50 steps)",
+    )
+
+
+def _svd(settings: Any, targets: Any, rank: int) -> Any:
+    """The configuration of PEFT's layers that hold an adapter as B diag(E) A."""
+    from peft import AdaLoraConfig
+
+    return AdaLoraConfig(
+        init_r=rank,
+        target_r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets.modules,
+        modules_to_save=targets.whole or None,
+        ensure_weight_tying=bool(targets.whole and targets.tied),
+        task_type="CAUSAL_LM",
+        total_step=1,  # our own drivers count the steps
+    )
+
+
+@ADAPTERS.register("lora", experts=True)
+def lora(settings: Any, targets: Any) -> Any:
+    """LoRA (Hu et al., arXiv 2106.09685): W + alpha/rank * B A."""
+    return _lora(settings, targets)
+
+
+def _rslora_rate(settings: Any) -> tuple[float, str]:
+    return settings.rank**-0.5, f"over sqrt({settings.rank}): rslora scales the adapter up by that much"
+
+
+@ADAPTERS.register("rslora", experts=True, rate=_rslora_rate)
+def rslora(settings: Any, targets: Any) -> Any:
+    """Rank-stabilized LoRA (Kalajdzievski, arXiv 2312.03732): W + alpha/sqrt(rank) * B A."""
+    return _lora(settings, targets, use_rslora=True)
+
+
+@ADAPTERS.register("dora")
+def dora(settings: Any, targets: Any) -> Any:
+    """DoRA (Liu et al., arXiv 2402.09353): length and direction of each row of W + alpha/rank * B A apart."""
+    return _lora(settings, targets, use_dora=True)
+
+
+def _pissa_rate(settings: Any) -> tuple[float, str]:
+    return 0.1, "over 10: PiSSA's best rate against LoRA's (arXiv 2602.04998)"
+
+
+def _start_pissa(model: Any, settings: Any, given: Given) -> None:
+    from lorakit.model.adapters.principal import start_principal, truncated_svd
+
+    start_principal(model, truncated_svd(settings.iterations), given.progress)
+
+
+@ADAPTERS.register("pissa", settings=Pissa, rate=_pissa_rate, initialize=_start_pissa)
+def pissa(settings: Any, targets: Any) -> Any:
+    """PiSSA (Meng et al., arXiv 2404.02948): LoRA that starts from each weight's largest singular directions."""
+    return _lora(settings, targets)
+
+
+def _olora_rate(settings: Any) -> tuple[float, str]:
+    return 1 / 18, "over 18: OLoRA's best rate against LoRA's (arXiv 2602.04998)"
+
+
+def _start_olora(model: Any, settings: Any, given: Given) -> None:
+    from lorakit.model.adapters.principal import first_of_qr, start_principal
+
+    start_principal(model, first_of_qr, given.progress)
+
+
+@ADAPTERS.register("olora", rate=_olora_rate, initialize=_start_olora)
+def olora(settings: Any, targets: Any) -> Any:
+    """OLoRA (Büyükakyüz, arXiv 2406.01775): LoRA that starts from an orthonormal basis of each weight."""
+    return _lora(settings, targets)
+
+
+def _start_eva(model: Any, settings: Eva, given: Given) -> None:
+    from lorakit.model.adapters.eva import start_eva
+
+    start_eva(model, settings.rho, settings.converged, given)
+
+
+@ADAPTERS.register("eva", settings=Eva, initialize=_start_eva, refuses=_OVERRIDES)
+def eva(settings: Any, targets: Any) -> Any:
+    """EVA (Paischer et al., arXiv 2410.07170): LoRA that starts from the directions of its inputs on the rows."""
+    return _lora(settings, targets)
+
+
+def _start_loftq(model: Any, settings: Any, given: Given) -> None:
+    from lorakit.model.adapters.loftq import start_loftq
+
+    start_loftq(model, given)
+
+
+@ADAPTERS.register("loftq", quantizations=("none",), quantizes="nf4", initialize=_start_loftq)
+def loftq(settings: Any, targets: Any) -> Any:
+    """LoftQ (Li et al., arXiv 2310.08659): puts the base into NF4, and starts from what that loses."""
+    return _lora(settings, targets)
+
+
+def _adalora_mistakes(settings: AdaLora, adapter: Any) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    if settings.initial_rank is not None and settings.initial_rank <= adapter.rank:
+        reason = f"{settings.initial_rank} is not above adapter.rank, {adapter.rank}: nothing could shrink to it"
+        yield ("initial_rank",), reason, f"Write {adapter.rank + 1} or more."
+    if settings.shrink_from >= settings.shrink_to:
+        reason = f"{settings.shrink_to:g} is not after shrink_from, {settings.shrink_from:g}"
+        yield ("shrink_to",), reason, "Write a larger share, such as 0.7."
+
+
+def _drive_adalora(model: Any, settings: AdaLora, steps: int) -> Driver:
+    from lorakit.model.adapters.adalora import Shrinking
+
+    return Shrinking(model, settings, steps)
+
+
+@ADAPTERS.register(
+    "adalora",
+    settings=AdaLora,
+    mistakes=_adalora_mistakes,
+    drive=_drive_adalora,
+    refuses=(*_OVERRIDES, "train.lora_plus"),
+    rate=_svd_rate,
+)
+def adalora(settings: Any, targets: Any) -> Any:
+    """AdaLoRA (Zhang et al., arXiv 2303.10512): ranks shrink where directions matter least, while it trains."""
+    from lorakit.recipe.choice import chosen_settings
+
+    own = chosen_settings(ADAPTERS, settings.kind)
+    return _svd(settings, targets, own.initial_rank or max(settings.rank + 1, round(1.5 * settings.rank)))
+
+
+def _flexlora_mistakes(settings: FlexLora, adapter: Any) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    if settings.move_from >= settings.move_to:
+        reason = f"{settings.move_to:g} is not after move_from, {settings.move_from:g}"
+        yield ("move_to",), reason, "Write a larger share, such as 0.7."
+
+
+def _drive_flexlora(model: Any, settings: FlexLora, steps: int) -> Driver:
+    from lorakit.model.adapters.flexlora import Moving
+
+    return Moving(model, settings, steps)
+
+
+@ADAPTERS.register(
+    "flexlora",
+    settings=FlexLora,
+    mistakes=_flexlora_mistakes,
+    drive=_drive_flexlora,
+    refuses=(*_OVERRIDES, "train.lora_plus"),
+    rate=_svd_rate,
+    optimizers=("auto", "adamw"),
+)
+def flexlora(settings: Any, targets: Any) -> Any:
+    """FlexLoRA (arXiv 2601.22905), experimental: ranks move from modules of low entropy to those of high."""
+    return _svd(settings, targets, settings.rank)
+
+
+def _full_rate(settings: Any) -> tuple[float, str]:
+    return 0.1, "over 10: all weights want a tenth of LoRA's rate (LoRA Without Regret)"
+
+
+@ADAPTERS.register(
+    "none",
+    quantizations=("none",),
+    refuses=(*_OF_LORA, "adapter.train_modules", "train.lora_plus"),
+    experts=True,
+    rate=_full_rate,
+)
+def none(settings: Any, targets: Any) -> Any:
+    """Full fine-tuning: the weights themselves are trained, all of them, or those of the chosen modules."""
+    return None

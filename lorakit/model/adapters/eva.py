@@ -1,0 +1,92 @@
+"""EVA: A starts as the main directions of what reaches each module on the rows, B at zero."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft import EvaConfig, initialize_lora_eva_weights
+
+from lorakit.errors import LorakitError, UserError
+from lorakit.model.adapters.driver import Given
+from lorakit.model.adapters.principal import lora_layers
+from lorakit.progress import Bar
+
+_LONGEST_PASS = 500
+
+
+def start_eva(model: Any, rho: float, converged: float, given: Given) -> None:
+    """Find the directions on training batches until they no longer change, and give each module its rank.
+
+    Raises:
+        UserError: the rows have fewer trained tokens than directions are asked for, or a module has fewer inputs.
+        LorakitError: the directions do not settle.
+    """
+    config = model.peft_config["default"]
+    most = round(config.r * rho)
+    for name, layer in lora_layers(model):
+        if most > layer.in_features:
+            raise UserError(
+                f"adapter.rank: {config.r} times rho {rho:g} is {most}, and {name} has {layer.in_features} inputs. "
+                "Write a smaller rank, or kind: {eva: {rho: 1}}."
+            )
+    config.init_lora_weights = "eva"
+    config.eva_config = EvaConfig(rho=rho, tau=converged)
+    body = model.get_base_model().get_decoder()
+    device = next(model.parameters()).device
+
+    def forward(_: Any, inputs: dict[str, Any]) -> None:
+        body(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+
+    with given.progress.bar("eva: directions of the inputs", total=0) as bar:
+        batches = _Batches(given, 2 * most, device, bar)
+        initialize_lora_eva_weights(model, batches, forward_fn=forward, show_progress_bar=False)
+    config.init_lora_weights, config.eva_config = True, None
+    ranks = [layer.r["default"] for _, layer in lora_layers(model)]
+    said = f"eva: directions found on {batches.taken} batches; ranks from {min(ranks)} to {max(ranks)}"
+    given.progress.say(f"{said} in {len(ranks)} modules")
+
+
+class _Batches:
+    """Training batches joined until each has enough trained tokens, over and over, as PEFT's pass takes them."""
+
+    def __init__(self, given: Given, tokens: int, device: torch.device, bar: Bar) -> None:
+        self.given, self.tokens, self.device, self.bar, self.taken = given, tokens, device, bar, 0
+
+    def __len__(self) -> int:
+        return 1  # PEFT asks only whether there is one
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        held: list[dict[str, Any]] = []
+        for batch in self.given.batches():
+            held.append(batch)
+            if sum(_trained(one) for one in held) >= self.tokens:
+                yield self._joined(held)
+                held = []
+        if self.taken == 0:
+            raise UserError(
+                f"adapter.kind: eva needs at least {self.tokens} trained tokens to find its directions, the rows have "
+                f"{sum(_trained(one) for one in held)}. Write a smaller rank, or another kind."
+            )
+
+    def _joined(self, batches: list[dict[str, Any]]) -> dict[str, Any]:
+        self.taken += 1
+        self.bar.advance(1)
+        if self.taken > _LONGEST_PASS:
+            raise LorakitError(
+                f"eva: its directions have not settled after {_LONGEST_PASS} batches. Write a smaller rank, or a "
+                "smaller `converged`."
+            )
+        width = max(batch["input_ids"].shape[1] for batch in batches)
+        fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+        return {
+            key: torch.cat([_padded(batch[key], width, value) for batch in batches]).to(self.device)
+            for key, value in fill.items()
+        }
+
+
+def _trained(batch: dict[str, Any]) -> int:
+    return int((batch["labels"] != -100).sum())
+
+
+def _padded(rows: torch.Tensor, width: int, value: int) -> torch.Tensor:
+    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=value)

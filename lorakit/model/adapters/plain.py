@@ -1,0 +1,53 @@
+"""What is saved of a training: one adapter that plain PEFT puts on the untouched base."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
+
+from lorakit.model.adapters.principal import INITIAL
+from lorakit.model.adapters.svd import plain_lora
+
+Plain = tuple[Any, dict[str, torch.Tensor]]
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write a PEFT model's adapter as `adapter_config.json` and `adapter_model.safetensors`.
+
+    LoRA, rsLoRA and DoRA as they are; every other kind as the plain LoRA that computes the same.
+    """
+    config, tensors = as_plain(model)
+    trained = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = trained.base_model_name_or_path, trained.revision
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def as_plain(model: Any) -> Plain:
+    """A LoRA or DoRA configuration and its tensors by name, as PEFT saves them."""
+    if model.peft_config["default"].peft_type == "ADALORA":
+        return plain_lora(model)
+    config = copy.deepcopy(model.peft_config["default"])
+    config.init_lora_weights = True
+    tensors = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    if INITIAL in model.peft_config:
+        initial = get_peft_model_state_dict(model, adapter_name=INITIAL, save_embedding_layers=False)
+        return _joined(config, tensors, initial)
+    return config, tensors
+
+
+def _joined(config: Any, trained: dict[str, torch.Tensor], initial: dict[str, torch.Tensor]) -> Plain:
+    """s (B A - B0 A0) as one product of twice the rank: [B, -B0] [A; A0], at the same scale."""
+    tensors = dict(trained)
+    for name, tensor in initial.items():
+        tensors[name] = torch.cat([trained[name], tensor], dim=0 if ".lora_A." in name else 1)
+    config.r *= 2
+    config.lora_alpha *= 2
+    config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
+    config.alpha_pattern = {name: 2 * alpha for name, alpha in config.alpha_pattern.items()}
+    return config, tensors

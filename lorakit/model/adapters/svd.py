@@ -1,0 +1,128 @@
+"""Adapters held as B diag(E) A, in PEFT's AdaLoRA layers: what adalora and flexlora share.
+
+Such a layer adds `alpha / ranknum * B (E * A) x` to its base, with A (rank, in), E (rank, 1) and B (out, rank). A
+direction is one row of A with its number in E and its column of B.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.adalora.layer import AdaLoraLayer
+from torch import Tensor
+
+_ADAPTER = "default"
+_PREFIX = "base_model.model."  # what PeftModel puts before the names of the model's own modules
+
+
+@dataclass(frozen=True)
+class SvdModule:
+    """One adapted module: its path in the base model, and PEFT's layer."""
+
+    path: str
+    layer: Any
+
+    @property
+    def a(self) -> Tensor:
+        """The parameter A, (rank, in)."""
+        return self.layer.lora_A[_ADAPTER]
+
+    @property
+    def e(self) -> Tensor:
+        """The parameter E, (rank, 1)."""
+        return self.layer.lora_E[_ADAPTER]
+
+    @property
+    def b(self) -> Tensor:
+        """The parameter B, (out, rank)."""
+        return self.layer.lora_B[_ADAPTER]
+
+    @property
+    def scale(self) -> float:
+        """What B (E * A) is multiplied by. PEFT divides by the rank that the module began with, and so it stays."""
+        return self.layer.scaling[_ADAPTER] / (self.layer.ranknum[_ADAPTER].item() + 1e-5)
+
+
+def svd_modules(model: Any) -> list[SvdModule]:
+    """The adapted modules of a PEFT model, in its order."""
+    return [
+        SvdModule(name.removeprefix(_PREFIX), module)
+        for name, module in model.named_modules()
+        if isinstance(module, AdaLoraLayer)
+    ]
+
+
+def orthogonality(modules: list[SvdModule]) -> Tensor:
+    """How far directions are from orthonormal: the mean over all A and B of |A A^T - I| and |B^T B - I| (Frobenius).
+
+    This is the form of AdaLoRA's and of FlexLoRA's published code.
+    """
+    wide, tall = [module.a for module in modules], [module.b for module in modules]
+    with torch.autocast(wide[0].device.type, enabled=False):
+        distance: Tensor = _FromOrthonormal.apply(*wide, *tall)
+    return distance
+
+
+class _FromOrthonormal(torch.autograd.Function):
+    """The mean of |A A^T - I| and |B^T B - I| over as many A as B, with its gradient: 2 (A A^T - I) A / |A A^T - I|.
+
+    Autograd would go back through both factors of every product, and keep hundreds of small steps: that takes twice
+    as long on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *matrices: Tensor) -> Tensor:
+        half = len(matrices) // 2
+        excess = [a @ a.T for a in matrices[:half]] + [b.T @ b for b in matrices[half:]]
+        torch._foreach_sub_([some.diagonal() for some in excess], 1.0)
+        norms = torch._foreach_norm(excess)
+        torch._foreach_div_(excess, torch._foreach_clamp_min(norms, torch.finfo(norms[0].dtype).tiny))
+        ctx.save_for_backward(*matrices, *excess)
+        return torch.stack(norms).mean()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, ...]:
+        count = len(ctx.saved_tensors) // 2
+        matrices, excess = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        pairs = list(zip(matrices, torch._foreach_mul(excess, scale * 2 / count), strict=True))
+        return (*(some @ a for a, some in pairs[: count // 2]), *(b @ some for b, some in pairs[count // 2 :]))
+
+
+def plain_lora(model: Any) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """The same function as one plain LoRA: its configuration, and its weights by their names in a PEFT adapter file.
+
+    Directions whose E is 0 are left out. E and the scale are folded into B, so alpha equals the rank in every module:
+    programs that do not read alpha_pattern scale it rightly too. A module without a direction left keeps one with
+    B = 0, as a fresh LoRA has it: PEFT takes no rank of 0.
+    """
+    modules, given = svd_modules(model), model.peft_config[_ADAPTER]
+    weights = {
+        name: tensor.detach().clone()
+        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+        if not name.endswith((".lora_A", ".lora_B", ".lora_E"))
+    }
+    ranks = {}
+    for module in modules:
+        used = module.e.detach().flatten() != 0
+        kept = used.nonzero().flatten() if used.any() else torch.zeros(1, dtype=torch.long, device=used.device)
+        ranks[module.path] = len(kept)
+        weights[f"{_PREFIX}{module.path}.lora_A.weight"] = module.a.detach()[kept]
+        weights[f"{_PREFIX}{module.path}.lora_B.weight"] = (module.b * module.e.T * module.scale).detach()[:, kept]
+    largest = max(ranks.values())
+    others = {path: rank for path, rank in ranks.items() if rank != largest}
+    config = LoraConfig(
+        r=largest,
+        lora_alpha=largest,
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+        lora_dropout=given.lora_dropout,
+        target_modules=list(ranks),
+        modules_to_save=given.modules_to_save,
+        ensure_weight_tying=given.ensure_weight_tying,
+        fan_in_fan_out=given.fan_in_fan_out,
+        bias="none",
+        task_type=given.task_type,
+        inference_mode=True,
+    )
+    return config, {name: tensor.contiguous() for name, tensor in weights.items()}

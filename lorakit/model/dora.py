@@ -1,0 +1,155 @@
+"""DoRA's linear layer by the factored norm, equal to PEFT's within rounding, without ever building B A.
+
+DoRA (Liu et al., arXiv 2402.09353) gives each row of W + s B A a length m of its own: it is scaled by m / |W + s B A|.
+PEFT builds B A and the sum, and takes the norm of it, in every forward. The norm of a row follows from far less:
+|W|^2 + 2s <W, B A> + s^2 |B A|^2, where <W, B A> = B . (W A^T) and |B A|^2 = B (A A^T) B^T, row by row.
+"""
+
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from peft.tuners.lora.dora import DoraLinearLayer
+from peft.utils.integrations import dequantize_bnb_weight
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+# Where a row's squared norm falls under this share of the weight's own, the terms cancel: it is taken from the sum.
+_CANCELLED = 0.1
+
+
+def has_dora(layer: Any, name: str) -> bool:
+    """Whether a PEFT layer's adapter is DoRA that `dora_forward` computes: on a frozen base, in float32 or wider.
+
+    In half precision the factored norm is too coarse where its terms are large against each other.
+    """
+    if name not in layer.lora_magnitude_vector:
+        return False
+    magnitude = layer.lora_magnitude_vector[name]
+    if type(magnitude) is not DoraLinearLayer or magnitude.weight.dtype not in (torch.float32, torch.float64):
+        return False
+    return not any(parameter.requires_grad for parameter in layer.base_layer.parameters())
+
+
+class RowNorms:
+    """The norms of the rows of one layer's W + s B A, kept while nothing that they come from has changed.
+
+    The squared norms of W's rows stay as long as W does. The whole norms stay until the next backward: a step may have
+    several forwards, and an optimizer that goes past torch's version counts comes after a backward.
+    """
+
+    def __init__(self) -> None:
+        self._squares: tuple[Any, torch.Tensor] | None = None
+        self._norms: tuple[Any, torch.Tensor] | None = None
+
+    def of(self, base: Any, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
+        """The norms (out) for the base's weight (out, in) and the adapter's a (rank, in), b (out, rank)."""
+        now = (_stamp(base.weight), _stamp(a), _stamp(b), scaling)
+        if self._norms and self._norms[0] == now:
+            return self._norms[1]
+        with torch.no_grad():
+            if not self._squares or self._squares[0] != now[0]:
+                self._squares = (now[0], torch.linalg.vector_norm(weight, dim=1).square_())
+            norms = factored_norms(weight, self._squares[1], a, b, scaling)
+        self._norms = (now, norms)
+        return norms
+
+    def forget(self) -> None:
+        """The adapter may change from here on."""
+        self._norms = None
+
+
+def _stamp(tensor: torch.Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor._version
+
+
+def factored_norms(
+    weight: torch.Tensor, squares: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """The norms (out) of the rows of weight + scaling * b @ a.
+
+    Args:
+        weight: (out, in); squares: (out), the squared norms of its rows.
+        a, b: (rank, in) and (out, rank).
+    """
+    low = (weight @ a.t()).addmm_(b, a @ a.t(), beta=2 * scaling, alpha=scaling**2)
+    squared = low.mul_(b).sum(1).add_(squares)
+    cancelled = squared < _CANCELLED * squares
+    norms = squared.clamp_(min=0).sqrt_()
+    if cancelled.any():
+        norms[cancelled] = torch.addmm(weight[cancelled], b[cancelled], a, alpha=scaling).norm(dim=1)
+    return norms
+
+
+def dora_forward(layer: Any, name: str, x: torch.Tensor, norms: RowNorms) -> torch.Tensor:
+    """What PEFT's layer gives for x (tokens, in) with its one active adapter: (tokens, out).
+
+    With dropout PEFT leaves the base's own result as it is, and drops from what DoRA adds to it: so does this.
+    """
+    base, dropout = layer.base_layer, layer.lora_dropout[name]
+    a, b, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    magnitude = layer.lora_magnitude_vector[name].weight
+    weight = _weight(base)
+    norm = norms.of(base, weight, a, b, scaling)
+    if isinstance(base, Linear8bitLt) and not base.training:  # bitsandbytes then rounds x to 8 bits too
+        scale, bias = magnitude / norm, 0 if base.bias is None else base.bias
+        return torch.addmm((base(x) - bias) * scale + bias, x @ a.t(), (b * scale[:, None]).t(), alpha=scaling)
+    drops = layer.training and not isinstance(dropout, torch.nn.Identity)
+    result = base(x) if drops else None
+    return _Dora.apply(dropout(x), a, b, magnitude, result, weight, norm, base, norms, scaling)
+
+
+def _weight(base: Any) -> torch.Tensor:
+    """The frozen weight (out, in) of a linear layer, dequantized where it is quantized."""
+    if isinstance(base, (Linear4bit, Linear8bitLt)):
+        return dequantize_bnb_weight(base.weight, getattr(base, "state", None))
+    return base.weight.t() if isinstance(base, Conv1D) else base.weight
+
+
+class _Dora(torch.autograd.Function):
+    """share * (W x) + m/norm * s B A x, added to `result` if there is one (share: m/norm - 1), else to the bias.
+
+    The norm takes no gradient (section 4.3 of the paper). By hand this is two passes over (tokens, out) forward and
+    three backward more than plain LoRA has; written out in torch, PEFT's way, it is a dozen.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        magnitude: torch.Tensor,
+        result: torch.Tensor | None,
+        weight: torch.Tensor,
+        norm: torch.Tensor,
+        base: Any,
+        norms: RowNorms,
+        scaling: float,
+    ) -> torch.Tensor:
+        scale = magnitude / norm
+        share = scale if result is None else scale - 1
+        onto = base.bias if result is None else result
+        low = x @ a.t()
+        straight = x @ weight.t()
+        output = straight * share if onto is None else torch.addcmul(onto, straight, share)
+        ctx.save_for_backward(x, a, b, scale, share, norm, low, straight)
+        ctx.base, ctx.norms, ctx.scaling = base, norms, scaling
+        return output.addmm_(low, (b * scale[:, None]).t(), alpha=scaling)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        ctx.norms.forget()
+        x, a, b, scale, share, norm, low, straight = ctx.saved_tensors
+        scaled_b = b * (scale * ctx.scaling)[:, None]
+        outer = gradient.t() @ low  # (out, rank)
+        to_low = gradient @ scaled_b
+        # `straight` is nobody else's and is read here for the last time: its memory serves both products.
+        to_magnitude = straight.mul_(gradient).sum(0).add_((outer * b).sum(1), alpha=ctx.scaling).div_(norm)
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = (torch.mul(gradient, share, out=straight) @ _weight(ctx.base)).addmm_(to_low, a)
+        to_b = outer.mul_((scale * ctx.scaling)[:, None])
+        to_result = gradient if ctx.needs_input_grad[4] else None
+        return to_x, to_low.t() @ x, to_b, to_magnitude, to_result, None, None, None, None, None

@@ -1,0 +1,76 @@
+"""Spectrum (Hartford et al., arXiv 2406.06623): how much of each weight is signal, by its singular values.
+
+Made to choose layers for full fine-tuning; lorakit chooses by it the weights that get an adapter as well.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils.integrations import dequantize_module_weight
+
+from lorakit.folders import cache_folder, write_whole
+from lorakit.model.base import Base
+from lorakit.progress import Progress
+
+# The interquartile range of a normal distribution, in standard deviations.
+_NORMAL_IQR = 1.349
+
+
+def signal_to_noise(weight: torch.Tensor) -> float:
+    """The singular values above the Marchenko-Pastur threshold, summed, over the sum of the others, over the largest.
+
+    The threshold is sigma (1 + sqrt(beta)): sigma is the interquartile range of the singular values over 1.349, beta
+    the ratio of the matrix's sides. Infinite where none is below; 0 for a matrix of zeros. Of (experts, rows, columns)
+    it is the experts' mean.
+    """
+    if weight.ndim == 3:
+        return sum(signal_to_noise(matrix) for matrix in weight) / len(weight)
+    values = torch.linalg.svdvals(weight.detach().float())
+    largest = values.max()
+    if not largest:
+        return 0.0
+    sigma = (values.quantile(0.75) - values.quantile(0.25)) / _NORMAL_IQR
+    threshold = sigma * (1 + math.sqrt(min(weight.shape) / max(weight.shape)))
+    loud = values > threshold
+    below = values[~loud].sum()
+    return float(values[loud].sum() / below / largest) if below else math.inf
+
+
+def signals(model: Any, paths: list[str], base: Base, quantization: str, progress: Progress) -> dict[str, float]:
+    """Paths of linear layers and fused parameters -> their signal-to-noise ratios, as the model holds their weights.
+
+    They are computed once for a base and a quantization, and kept in the cache.
+    """
+    weights = {name: sha for name, sha in base.sha256().items() if name.endswith(".safetensors")}
+    identity = hashlib.sha256(json.dumps([weights, quantization], sort_keys=True).encode()).hexdigest()
+    file = cache_folder() / "spectrum" / f"{identity[:32]}.json"
+    known = _kept(file)
+    missing = [path for path in paths if path not in known]
+    if missing:
+        with progress.bar("signal-to-noise ratios", total=len(missing)) as bar:
+            for path in missing:
+                known[path] = signal_to_noise(held_weight(model, path))
+                bar.advance()
+        write_whole(file, json.dumps(known))
+    return {path: known[path] for path in paths}
+
+
+def held_weight(model: Any, path: str) -> torch.Tensor:
+    """The weight of a linear layer, dequantized, or a parameter."""
+    container, _, name = path.rpartition(".")
+    held = getattr(model.get_submodule(container), name)
+    return held if isinstance(held, torch.nn.Parameter) else dequantize_module_weight(held)
+
+
+def _kept(file: Path) -> dict[str, float]:
+    """The ratios in a file of the cache; none where it is not there, or damaged: it is made anew."""
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    whole = isinstance(kept, dict) and all(isinstance(ratio, float) for ratio in kept.values())
+    return kept if whole else {}

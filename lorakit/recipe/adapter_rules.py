@@ -1,0 +1,121 @@
+"""Combinations of the model, the adapter and the optimizer that cannot work."""
+
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from lorakit.recipe.begun import brought
+from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, trains_all, unread
+from lorakit.recipe.nearest import nearest
+from lorakit.recipe.problems import PathParts, shown, shown_path
+from lorakit.recipe.rule import Finding, bad_pattern, choice_mistakes, reads
+from lorakit.recipe.schema import Recipe
+from lorakit.tables import ADAPTERS
+
+TARGET_WORDS = ("all-linear", "attention", "mlp")
+_NOTHING: tuple[Any, ...] = (None, {}, [])
+
+
+@reads("adapter.kind", "adapter.rank")
+def kind_can_be_read(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """`adapter.kind`, where it is a mapping, names one kind, and the settings of that kind fit each other."""
+    example, adapter = "lora, or {pissa: {iterations: 4}}", recipe.adapter
+    yield from choice_mistakes(("adapter", "kind"), ADAPTERS, adapter.kind, example, adapter)
+
+
+@reads("adapter", "model.quantization", "model.double_quant", "train.lora_plus")
+def keys_are_read(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """A key that nothing would read, such as `model.double_quant` without 4 bits, is not written."""
+    source = begins_from(recipe.adapter)
+    known = brought(Path(source)) if source else {}
+    values = recipe.model_dump()
+    for name, reason in unread(recipe).items():
+        section, key = name.split(".")
+        value = values[section][key]
+        if source and section == "adapter" and (not known or known.get(key) == value):
+            continue  # nothing is there, which another rule says; or a recipe goes on with its own adapter
+        if source and section == "adapter" and key in known:
+            reason = f"the adapter of {shown_path(Path(source))} has {key} {shown(known[key])}"
+        if name in written and value not in _NOTHING:
+            other = ", or write quantization: nf4" if name == "model.double_quant" else ""
+            yield Finding((section, key), reason, f"Remove the line{other}.")
+
+
+@reads("adapter.kind", "model.quantization")
+def kind_goes_with_quantization(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """`adapter.kind` loftq and none take the base unquantized."""
+    kind, quantization = kind_of(recipe.adapter), recipe.model.quantization
+    if quantization in kind.facts.get("quantizations", (quantization,)):
+        return
+    if kind.facts.get("quantizes"):
+        reason = f"{kind.name} begins with the full-precision weights, and quantizes them to {kind.facts['quantizes']}"
+    else:
+        reason = f"{quantization} weights cannot be trained themselves, as adapter.kind {kind.name} does"
+    remedy = f"Write quantization: none, or another adapter.kind, such as lora with {quantization}."
+    yield Finding(("model", "quantization"), reason, remedy)
+
+
+@reads("adapter.kind", "train.optimizer")
+def kind_goes_with_optimizer(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """`adapter.kind` flexlora, whose matrices change their shapes, trains with adamw alone."""
+    kind, optimizer = kind_of(recipe.adapter), recipe.train.optimizer
+    if optimizer not in kind.facts.get("optimizers", (optimizer,)):
+        reason = f"{kind.name} changes the shapes of its matrices, and {optimizer} cannot change its states with them"
+        yield Finding(("train", "optimizer"), reason, "Write optimizer: adamw.")
+
+
+@reads("adapter.kind", "adapter.from")
+def kind_can_begin_from(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """`adapter.from` names a run with an adapter, or a folder that PEFT saved."""
+    folder = begins_from(recipe.adapter)
+    if folder is None:
+        return
+    if not (adapter_folder(Path(folder)) / "adapter_config.json").is_file():
+        reason = f"{shown_path(Path(folder))} holds no adapter_config.json, nor does an adapter/ in it"
+        yield Finding(("adapter", "from"), reason, "Write the folder of a run, or of an adapter that PEFT saved.")
+
+
+@reads("adapter.kind", "output.merged")
+def merged_has_an_adapter(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """`output.merged` needs an adapter: `adapter.kind` none has none to merge."""
+    if recipe.output.merged and trains_all(recipe.adapter):
+        reason = "there is no adapter to merge: adapter.kind none trains the weights themselves"
+        yield Finding(("output", "merged"), reason, "Remove the line; the run's model/ is the trained model.")
+
+
+@reads("adapter.targets")
+def targets_are_readable(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """`adapter.targets`, where it is one text, is `all-linear`, `attention`, `mlp` or a regular expression."""
+    targets = recipe.adapter.targets
+    if not isinstance(targets, str) or targets in TARGET_WORDS:
+        return
+    near = nearest(targets, TARGET_WORDS)
+    if near and re.fullmatch(r"[\w-]+", targets):
+        reason = f"{shown(targets)} is none of {', '.join(TARGET_WORDS)}, and no pattern"
+        yield Finding(("adapter", "targets"), reason, f"Did you mean {near}?")
+    yield from bad_pattern(("adapter", "targets"), targets)
+
+
+@reads("adapter.exclude", "adapter.rank_overrides", "adapter.alpha_overrides")
+def patterns_are_readable(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """Every item of `adapter.exclude`, and every key of the overrides, is a name or a regular expression."""
+    for index, pattern in enumerate(recipe.adapter.exclude):
+        yield from bad_pattern(("adapter", "exclude", index), pattern)
+    for key in ("rank_overrides", "alpha_overrides"):
+        for pattern in getattr(recipe.adapter, key):
+            yield from bad_pattern(("adapter", key, pattern), pattern)
+
+
+@reads("adapter.layers")
+def layers_are_ranges(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """A range in `adapter.layers` ends where it begins, or later."""
+    layers = recipe.adapter.layers
+    path: PathParts = ("adapter", "layers")
+    items = [(path, layers)] if isinstance(layers, str) else []
+    if isinstance(layers, list):
+        items = [((*path, index), item) for index, item in enumerate(layers) if isinstance(item, str)]
+    for where, item in items:
+        first, _, last = item.partition("-")
+        if item != "all" and int(first) > int(last):
+            yield Finding(where, f"{shown(item)} ends before it begins", f"Write {last}-{first}.")

@@ -1,0 +1,35 @@
+"""What a recipe's `format` or `kind` says: the name of a table's entry, and its settings.
+
+A value is a word, or a section made by lorakit/recipe/choice_field.py of which one field is filled.
+"""
+
+import functools
+from typing import Any
+
+from lorakit.recipe.section import Section
+from lorakit.tables import Table
+
+
+def chosen(value: Any) -> list[str]:
+    """The entries that a value names: one, unless the recipe is wrong."""
+    if isinstance(value, str):
+        return [value]
+    return [name for name in type(value).model_fields if getattr(value, name) is not None]
+
+
+def chosen_name(value: Any) -> str:
+    """The entry's name, or a word such as `auto` that the key takes besides."""
+    return chosen(value)[0]
+
+
+def chosen_settings(table: Table, value: Any) -> Any:
+    """The entry's settings, its defaults where the value is a word; None for an entry, or a word, that has none."""
+    if isinstance(value, str):
+        return _defaults(table, value) if value in table else None
+    return getattr(value, chosen_name(value))
+
+
+@functools.cache
+def _defaults(table: Table, name: str) -> Section | None:
+    settings: type[Section] | None = table[name].facts.get("settings")
+    return settings() if settings else None

@@ -1,0 +1,59 @@
+"""What a rule is: a plain function that finds a combination of keys which cannot work."""
+
+import re
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lorakit.recipe.choice import chosen, chosen_settings
+from lorakit.recipe.problems import PathParts, shown
+from lorakit.recipe.schema import Recipe
+from lorakit.tables import Table
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One combination that cannot work, and the key where to say so."""
+
+    path: PathParts
+    reason: str
+    remedy: str
+
+
+Rule = Callable[[Recipe, Collection[str]], Iterator[Finding]]
+RULES: list[tuple[Rule, tuple[str, ...]]] = []
+"""Every rule with the fields that it reads."""
+
+
+def reads(*fields: str) -> Callable[[Rule], Rule]:
+    """Register a rule that reads these fields."""
+
+    def add(rule: Rule) -> Rule:
+        RULES.append((rule, fields))
+        return rule
+
+    return add
+
+
+def bad_pattern(path: PathParts, pattern: str) -> Iterator[Finding]:
+    """What keeps a text from being a regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        reason = f"{shown(pattern)} is no regular expression: {error}"
+        yield Finding(path, reason, "Correct it, or put a backslash before a character that is meant as it is.")
+
+
+def choice_mistakes(path: PathParts, table: Table, value: Any, example: str, *beside: Any) -> Iterator[Finding]:
+    """A mapping that names no entry of a table, or several, and settings of an entry that do not fit each other.
+
+    `beside` is what the table's entries are told besides their settings.
+    """
+    names = chosen(value)
+    if len(names) != 1:
+        nouns = f"{table.noun}s"
+        reason = f"{' and '.join(names)} are {len(names)} {nouns}" if names else f"it names no {table.noun}"
+        yield Finding(path, reason, f"Write one, such as {example}.")
+    elif not isinstance(value, str) and "mistakes" in table[names[0]].facts:
+        for inner, reason, remedy in table[names[0]].facts["mistakes"](chosen_settings(table, value), *beside):
+            yield Finding((*path, names[0], *inner), reason, remedy)

@@ -1,0 +1,261 @@
+"""Promises of training with every kind: resuming, going on from an adapter, full fine-tuning, optimizers."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import TINY_LLAMA
+from peft import LoraConfig, PeftModel, get_peft_model
+from runs_of_tests import adapter_weights, losses, run_recipe
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from lorakit.errors import Interrupted, UserError
+from lorakit.evaluate.run import evaluate
+from lorakit.model.attach import attach_adapter
+from lorakit.model.load import load_model
+from lorakit.model.targets import select_targets
+from lorakit.plan.prepare import prepare_run, reopen_run
+from lorakit.progress import Silent
+from lorakit.recipe.load import RecipeErrors, load
+from lorakit.recipe.schema import Adapter
+from lorakit.train.begin import begin
+from lorakit.train.callbacks import Conductor
+from lorakit.train.checks import check_loss
+from lorakit.train.trainer import with_faster_b
+
+ADALORA = {"adalora": {"every": 1, "shrink_from": 0.1, "shrink_to": 0.8}}
+FLEXLORA = {"flexlora": {"every": 1, "moved": 2, "move_from": 0.1, "move_to": 0.8}}
+
+
+class Told(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+    warn = say
+
+
+def stop_after(monkeypatch, step):
+    """Ask the next run to stop as Ctrl-C would, after so many steps."""
+    on_step_end = Conductor.on_step_end
+
+    def stopping(self, args, state, control, **others):
+        if state.global_step == step:
+            self.stopping.signal = 2
+        on_step_end(self, args, state, control, **others)
+
+    monkeypatch.setattr(Conductor, "on_step_end", stopping)
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ("dora", {}),
+        ("pissa", {"dropout": 0.1}),
+        ("eva", {"train_modules": ["embed_tokens"]}),
+        ("loftq", {}),
+        (ADALORA, {}),
+        (FLEXLORA, {}),
+        ("none", {"rank": ..., "alpha": ...}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) and value else str(value),
+)
+def test_an_interrupted_run_of_every_kind_of_state_ends_as_if_it_never_stopped(
+    recipe_file, tmp_path, monkeypatch, kind, extra
+):
+    train = {"learning_rate": 0.01, "eval_every": 5, "save_every": 3, "steps": 10, "epochs": None}
+    path = recipe_file(adapter={"kind": kind, **extra}, train=train)
+    whole, _ = run_recipe(path, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(Interrupted):
+            run_recipe(path, tmp_path / "stopped")
+    again, _ = run_recipe(path, tmp_path / "stopped", resume=True)
+    assert losses(again) == losses(whole)
+    name = "model/model.safetensors" if kind == "none" else "adapter/adapter_model.safetensors"
+    one, other = (load_file(run.folder / name) for run in (whole, again))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit"])
+def test_every_optimizer_resumes_bit_for_bit(recipe_file, tmp_path, monkeypatch, optimizer):
+    train = {"learning_rate": 0.01, "save_every": 2, "steps": 5, "epochs": None, "optimizer": optimizer, "lora_plus": 4}
+    path = recipe_file(train=train, adapter={"rank": 32, "train_modules": ["embed_tokens"]})
+    whole, _ = run_recipe(path, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Interrupted):
+            run_recipe(path, tmp_path / "stopped")
+    again, _ = run_recipe(path, tmp_path / "stopped", resume=True)
+    one, other = adapter_weights(whole), adapter_weights(again)
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_8_bit_states_are_in_8_bits(recipe_file, tmp_path):
+    path = recipe_file(train={"optimizer": "adamw-8bit", "steps": 2, "epochs": None}, adapter={"rank": 64, "alpha": 8})
+    run, _ = run_recipe(path, tmp_path / "run")
+    state = torch.load(run.checkpoint(2) / "optimizer.pt", weights_only=True)["state"]
+    kept = [next(value for value in values.values() if isinstance(value, dict)) for values in state.values()]
+    wide = [values["state1"] for values in kept if values["state1"].numel() >= 4096]
+    assert wide and all(moments.dtype == torch.uint8 for moments in wide)
+
+
+def test_lora_plus_teaches_the_b_matrices_faster(recipe_file, tmp_path):
+    path = recipe_file(train={"steps": 1, "epochs": None, "warmup": 0, "learning_rate": 1e-3})
+    plain, _ = run_recipe(path, tmp_path / "plain")
+    faster, _ = run_recipe(path, tmp_path / "faster", "train.lora_plus=16")
+    one, other = adapter_weights(plain), adapter_weights(faster)
+    for name in one:  # AdamW's first step is the learning rate in each direction, and B starts at zero
+        ratio = 16 if "lora_B" in name else 1
+        assert float(other[name].abs().max()) == pytest.approx(ratio * float(one[name].abs().max()), rel=1e-2), name
+
+
+def test_the_groups_of_lora_plus_hold_every_weight_once():
+    model = torch.nn.ModuleDict({"lora_A": torch.nn.Linear(2, 2, bias=False), "lora_B": torch.nn.Linear(2, 2)})
+    wrapped = torch.nn.ModuleDict({"layer": model})
+    groups = [{"params": list(wrapped.parameters()), "lr": 0.1, "weight_decay": 0.5}]
+    split = with_faster_b(groups, wrapped, 4.0)
+    assert [(len(group["params"]), group["lr"], group["weight_decay"]) for group in split] == [
+        (1, 0.1, 0.5),
+        (2, 0.4, 0.5),
+    ]
+
+
+def test_full_fine_tuning_trains_everything_and_is_scored_against_its_base(recipe_file, tmp_path, tiny_base):
+    path = recipe_file(adapter={"kind": "none", "rank": ..., "alpha": ...}, train={"learning_rate": 0.01})
+    run, _ = run_recipe(path, tmp_path / "run")
+    counts = run.read_manifest()["parameters"]
+    assert counts["trainable"] == counts["total"] == LlamaForCausalLM.from_pretrained(tiny_base).num_parameters()
+    before, after = load_file(tiny_base / "model.safetensors"), load_file(run.model / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+    assert "All weights" in (run.model / "README.md").read_text()
+    scored, _ = evaluate(*reopen_run(run.folder, Silent()), Silent())
+    assert [model.name for model in scored] == ["base", "model"]
+    assert scored[1].scores["loss"] < scored[0].scores["loss"]
+
+
+def test_full_fine_tuning_of_chosen_modules_leaves_the_others_alone(recipe_file, tmp_path, tiny_base):
+    adapter = {"kind": "none", "rank": ..., "alpha": ..., "targets": ["down_proj"], "layers": [1]}
+    run, _ = run_recipe(recipe_file(adapter=adapter), tmp_path / "run")
+    before, after = load_file(tiny_base / "model.safetensors"), load_file(run.model / "model.safetensors")
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == ["model.layers.1.mlp.down_proj.weight"]
+
+
+def test_a_run_goes_on_from_another_runs_adapter(recipe_file, tmp_path, tiny_base):
+    first, _ = run_recipe(recipe_file(adapter={"kind": "dora", "rank": 3, "alpha": 6}), tmp_path / "first")
+    path = recipe_file(adapter={"from": str(first.folder), "rank": ..., "alpha": ...}, train={"learning_rate": 1e-9})
+    second, _ = run_recipe(path, tmp_path / "second")
+    assert losses(second)[0] < losses(first)[0] - 0.3
+    config = json.loads((second.adapter / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["use_dora"]) == (3, 6, True)
+    one, other = adapter_weights(first), adapter_weights(second)
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+    again = load(second.recipe).recipe
+    assert getattr(again.adapter, "from") == str(first.folder)
+
+
+def test_a_checkpoint_is_an_adapter_too(recipe_file, tmp_path, tiny_base):
+    path = recipe_file(adapter={"kind": "pissa"}, train={"steps": 4, "epochs": None, "save_every": 2, "keep": 4})
+    first, _ = run_recipe(path, tmp_path / "first")
+    checkpoint = first.checkpoint(2)
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), checkpoint)
+    saved = ["adapter.kind=lora", "adapter.rank=8", "adapter.alpha=16"]
+    second, _ = run_recipe(path, tmp_path / "second", f"adapter.from={checkpoint}", *saved)
+    assert losses(second)[0] < losses(first)[0]
+
+
+def test_a_recipe_goes_on_with_its_own_adapter_as_it_is_written(recipe_file, tmp_path):
+    path = recipe_file(adapter={"kind": {"pissa": {"iterations": 4}}, "rank": 4, "alpha": 8})
+    first, _ = run_recipe(path, tmp_path / "first")
+    second, _ = run_recipe(path, tmp_path / "second", f"adapter.from={first.folder}", "train.learning_rate=0.001")
+    config = json.loads((second.adapter / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (8, 16)  # PiSSA is saved as LoRA of twice the rank
+    assert losses(second)[0] < losses(first)[0] - 0.3
+    with pytest.raises(RecipeErrors, match="has rank 4"):
+        load(path, [f"adapter.from={first.folder}", "adapter.rank=8"])
+
+
+def test_an_adapter_that_plain_peft_saved_is_trained_on(recipe_file, tmp_path, tiny_base):
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    foreign = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]))
+    foreign.save_pretrained(tmp_path / "foreign")
+    path = recipe_file(adapter={"from": str(tmp_path / "foreign"), "rank": ..., "alpha": ...})
+    run, _ = run_recipe(path, tmp_path / "run")
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), run.adapter)
+    assert sum("lora_A" in name for name, _ in again.named_parameters()) == 2
+    assert losses(run)[-1] < losses(run)[0]
+
+
+def test_adapters_that_cannot_be_trained_on_are_refused(recipe_file, tmp_path, tiny_base):
+    from peft import IA3Config
+
+    other = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_base),
+        IA3Config(target_modules=["q_proj"], feedforward_modules=[], task_type="CAUSAL_LM"),
+    )
+    other.save_pretrained(tmp_path / "ia3")
+    path = recipe_file(adapter={"from": str(tmp_path / "ia3"), "rank": ..., "alpha": ...})
+    with pytest.raises(UserError, match="IA3 adapter"):
+        run_recipe(path, tmp_path / "run")
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    alien = get_peft_model(LlamaForCausalLM(config), LoraConfig(target_modules=["q_proj"]))
+    alien.save_pretrained(tmp_path / "alien")
+    with pytest.raises(UserError, match="cannot be put on the base model"):
+        run_recipe(path, tmp_path / "run", f"adapter.from={tmp_path / 'alien'}")
+    shutil.rmtree(tmp_path / "ia3")
+    with pytest.raises(RecipeErrors, match=r"adapter\.from"):
+        load(path)
+
+
+def test_going_on_upon_another_base_is_said(recipe_file, tmp_path, tiny_base):
+    first, _ = run_recipe(recipe_file(), tmp_path / "first")
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_base, moved)
+    model = LlamaForCausalLM.from_pretrained(tiny_base)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1.5)
+    model.save_pretrained(moved)
+    told = Told()
+    path = recipe_file(adapter={"from": str(first.folder), "rank": ..., "alpha": ...}, model={"base": str(moved)})
+    begin(prepare_run(load(path).recipe, Silent()), None, told)
+    assert any("was trained on other weights" in line for line in told.lines)
+
+
+def test_modules_that_the_loss_does_not_reach_are_refused(recipe_file, tmp_path, tiny_base):
+    prepared = prepare_run(load(recipe_file()).recipe, Silent())
+    base = load_model(prepared.base, prepared.model, "cpu")
+    base.model.layers[0].unused = torch.nn.Linear(32, 32)
+    settings = Adapter(targets=["q_proj", "unused"])
+    model = attach_adapter(base, settings, 0, select_targets(base, settings, True), None)
+    with pytest.raises(UserError, match=r"does not reach 1 of the chosen modules.*layers\.0\.unused"):
+        check_loss(model, prepared)
+
+
+def test_train_modules_are_trained_whole_and_tied_ends_stay_tied(recipe_file, tmp_path, tokenizer):
+    torch.manual_seed(3)
+    folder = tmp_path / "tied"
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), tie_word_embeddings=True, bos_token_id=None, pad_token_id=0, **TINY_LLAMA
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    adapter = {"kind": "pissa", "train_modules": ["embed_tokens"]}
+    run, _ = run_recipe(recipe_file(model={"base": str(folder)}, adapter=adapter), tmp_path / "run")
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), run.adapter)
+    inner = again.get_base_model()
+    embeddings = inner.get_input_embeddings().weight
+    assert torch.equal(inner.get_output_embeddings().weight, embeddings)
+    assert not torch.equal(embeddings, AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight)
+
+
+def test_paged_states_need_a_gpu(recipe_file, tmp_path):
+    with pytest.raises(UserError, match=r"train\.optimizer: paged-adamw-8bit .* Write adamw-8bit\."):
+        run_recipe(recipe_file(), tmp_path / "run", "train.optimizer=paged-adamw-8bit")

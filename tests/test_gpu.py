@@ -1,0 +1,116 @@
+"""What only an NVIDIA GPU can show: LLM.int8 and 4 bits by CUDA's kernels, bfloat16, paged and 8-bit optimizers."""
+
+import math
+import shutil
+
+import pytest
+import torch
+from conftest import TINY_LLAMA
+from runs_of_tests import losses, run_recipe
+from test_training import interrupted_after
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from lorakit.errors import LorakitError
+from lorakit.merge.run import merge
+from lorakit.model.base import Base
+from lorakit.model.load import load_model
+from lorakit.model.quantized import quantization_of
+from lorakit.plan.prepare import reopen_run
+from lorakit.progress import Silent
+from lorakit.recipe.schema import Model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can use"),
+]
+
+TRAIN = {"epochs": None, "steps": 8, "batch_size": 4, "learning_rate": 0.005, "eval_every": 4, "save_every": 4}
+
+
+@pytest.fixture(scope="module")
+def wide_base(tmp_path_factory, tiny_base, tokenizer):
+    """A Llama in bfloat16 that is wide enough for 8-bit optimizer states: they begin at 4096 numbers a tensor."""
+    folder = tmp_path_factory.mktemp("wide") / "model"
+    shutil.copytree(tiny_base, folder)
+    sizes = {**TINY_LLAMA, "hidden_size": 256, "intermediate_size": 512}
+    config = LlamaConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=None, **sizes)
+    torch.manual_seed(7)
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def on_gpu(folder, **values):
+    settings = Model(base=str(folder), **{"dtype": "bfloat16", "attention": "sdpa", **values})
+    return load_model(Base(folder.name, folder, "local folder"), settings, "cuda")
+
+
+@pytest.mark.parametrize("quantization", ["none", "q8", "q4", "nf4"])
+def test_a_run_on_a_gpu_and_its_merge(recipe_file, tmp_path, wide_base, quantization):
+    path = recipe_file(
+        model={"base": str(wide_base), "quantization": quantization}, adapter={"rank": 16, "alpha": 16}, train=TRAIN
+    )
+    run_recipe(path, tmp_path / "run")
+    run, prepared = reopen_run(tmp_path / "run", Silent())
+    manifest = run.read_manifest()
+    assert manifest["machine"]["device"] == "cuda"
+    assert prepared.recipe.model.dtype == "bfloat16"
+    assert manifest["base"]["held_as"]["effective"] == quantization
+    assert losses(run)[-1] < losses(run)[0]
+    proof = merge(run, prepared, run.merged, Silent())
+    assert proof.mean_kl < 1e-3
+    assert math.isclose(manifest["result"]["eval_loss"], proof.adapter_loss, rel_tol=0.05)
+    card = (run.merged / "README.md").read_text()
+    assert ("rounds the inputs of every layer" in card) is (quantization == "q8")
+
+
+@pytest.mark.parametrize("quantization", ["q8", "q4", "nf4"])
+def test_quantized_weights_lie_on_the_gpu_and_save_memory(wide_base, quantization):
+    model = on_gpu(wide_base, quantization=quantization)
+    assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
+    held = quantization_of(model)
+    assert held.quantization == quantization
+    assert held.bytes < held.unquantized_bytes
+    ids = torch.arange(24, device="cuda").reshape(2, 12)
+    with torch.no_grad():
+        found, plain = model(ids).logits.float(), on_gpu(wide_base)(ids).logits.float()
+    assert 0 < (found - plain).norm() < 0.5 * plain.norm()
+
+
+@pytest.mark.parametrize("word", ["q8", "nf4"])
+def test_a_checkpoint_quantized_on_a_gpu_is_trained_as_it_is(recipe_file, tmp_path, wide_base, word):
+    folder = tmp_path / "quantized"
+    shutil.copytree(wide_base, folder)
+    (folder / "model.safetensors").unlink()
+    on_gpu(wide_base, quantization=word).save_pretrained(folder)
+    path = recipe_file(model={"base": str(folder)}, adapter={"rank": 16, "alpha": 16}, train=TRAIN)
+    run, _ = run_recipe(path, tmp_path / "run")
+    assert run.read_manifest()["base"]["held_as"]["effective"] == word
+    assert losses(run)[-1] < losses(run)[0]
+
+
+def moments(run) -> list[torch.Tensor]:
+    """AdamW's moments in the last checkpoint; bitsandbytes puts them into a dictionary of their own."""
+    state = torch.load(run.complete_checkpoints()[-1] / "optimizer.pt", weights_only=True)["state"]
+    own = [part for kept in state.values() for part in kept.values() if isinstance(part, dict)]
+    return [part[name] for part in own for name in ("state1", "state2")]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw-8bit", "paged-adamw", "paged-adamw-8bit"])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_optimizers_of_bitsandbytes_train_and_resume(
+    recipe_file, tmp_path, monkeypatch, wide_base, optimizer, quantization
+):
+    """States are in 8 bits from 4096 numbers a tensor on, and paged from 100,000 on."""
+    path = recipe_file(
+        model={"base": str(wide_base), "quantization": quantization},
+        adapter={"rank": 400, "alpha": 400},
+        train={**TRAIN, "optimizer": optimizer, "learning_rate": 0.001},
+    )
+    with monkeypatch.context() as patch:
+        interrupted_after(5, patch)
+        with pytest.raises(LorakitError, match="stopped after step 5 of 8"):
+            run_recipe(path, tmp_path / "run")
+    run, outcome = run_recipe(path, tmp_path / "run", resume=True)
+    assert outcome.steps == 8
+    assert losses(run)[-1] < losses(run)[0]
+    assert {tensor.dtype == torch.uint8 for tensor in moments(run)} == {optimizer.endswith("8bit")}
