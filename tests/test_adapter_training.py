@@ -23,7 +23,7 @@ from lorakit.recipe.schema import Adapter
 from lorakit.train.begin import begin
 from lorakit.train.callbacks import Conductor
 from lorakit.train.checks import check_loss
-from lorakit.train.trainer import with_faster_b
+from lorakit.train.optimizer import with_faster_b
 
 ADALORA = {"adalora": {"every": 1, "shrink_from": 0.1, "shrink_to": 0.8}}
 FLEXLORA = {"flexlora": {"every": 1, "moved": 2, "move_from": 0.1, "move_to": 0.8}}
@@ -259,3 +259,14 @@ def test_train_modules_are_trained_whole_and_tied_ends_stay_tied(recipe_file, tm
 def test_paged_states_need_a_gpu(recipe_file, tmp_path):
     with pytest.raises(UserError, match=r"train\.optimizer: paged-adamw-8bit .* Write adamw-8bit\."):
         run_recipe(recipe_file(), tmp_path / "run", "train.optimizer=paged-adamw-8bit")
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "pissa", "eva", ADALORA], ids=str)
+def test_half_precision_bases_train_with_modules_in_float32_beside(recipe_file, tmp_path, kind):
+    adapter = {"kind": kind, "train_modules": ["embed_tokens", "norm"]}
+    train = {"learning_rate": "auto", "steps": 5, "epochs": None}
+    run, _ = run_recipe(recipe_file(adapter=adapter, model={"dtype": "bfloat16"}, train=train), tmp_path / "run")
+    assert losses(run)[-1] < losses(run)[0]
+    assert all(tensor.dtype == torch.float32 for tensor in adapter_weights(run).values())
+    scored, _ = evaluate(*reopen_run(run.folder, Silent()), Silent())
+    assert scored[1].scores["loss"] < scored[0].scores["loss"]

@@ -11,6 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lorakit.model.prefix import body_output
 
+# The share by which two ways to one number may differ, by the arithmetic: float32, or half precision.
+EXACT, HALF = 1e-4, 2e-2
+
 IGNORED = -100  # torch's ignore_index: the label of a token that is not trained
 
 # Logits held at once, in numbers: 128 MiB in float32.
@@ -98,32 +101,37 @@ def _body_answers(body: Any, output: Any) -> Iterator[None]:
             body.forward = own
 
 
-def is_causal(model: Any, input_ids: torch.Tensor) -> bool:
+def is_causal(model: Any, input_ids: torch.Tensor, tolerance: float = EXACT) -> bool:
     """Whether the logits before the last token of one row stay the same when that token changes."""
     other = input_ids.clone()
     other[:, -1] = (other[:, -1] + 1) % model.get_input_embeddings().weight.shape[0]
     with torch.no_grad():
         one, two = (model(input_ids=ids, use_cache=False).logits[:, :-1].float() for ids in (input_ids, other))
-    tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
     return bool((one - two).abs().max() <= tolerance * one.abs().max().clamp(min=1.0)) or not one.isfinite().all()
 
 
-def loss_agrees(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> bool:
+def loss_agrees(
+    model: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    labels: torch.Tensor,
+    tolerance: float = EXACT,
+) -> bool:
     """Whether the supervised-only loss of some rows equals what the model's own full logits give."""
     with torch.no_grad():
         total, count = supervised_loss(model, input_ids, attention_mask, labels)
         logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
         whole = cross_entropy(logits.float().flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
-    tolerance = 1e-4 if logits.dtype == torch.float32 else 2e-2
     agree = torch.isclose(total, whole, rtol=tolerance, atol=tolerance * max(count, 1))
     return bool(agree) or not torch.isfinite(whole)
 
 
-def packing_agrees(model: Any, packed: dict[str, torch.Tensor], apart: dict[str, torch.Tensor]) -> bool:
+def packing_agrees(
+    model: Any, packed: dict[str, torch.Tensor], apart: dict[str, torch.Tensor], tolerance: float = EXACT
+) -> bool:
     """Whether rows have the same loss in one pack as one by one: else they see each other, or where they stand."""
     with torch.no_grad():
         one, count = supervised_loss(model, attention_mask=None, **packed)
         other, _ = supervised_loss(model, **apart)
-    tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
     agree = torch.isclose(one, other, rtol=tolerance, atol=tolerance * max(count, 1))
     return bool(agree) or not torch.isfinite(other)

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import torch
+
 from lorakit.data.batches import collate
 from lorakit.data.packing import collate_packed
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.fused import fused_lora
-from lorakit.model.load import pad_token_id
-from lorakit.model.loss import is_causal, loss_agrees, packing_agrees, supervised_loss
+from lorakit.model.load import DTYPES, pad_token_id
+from lorakit.model.loss import EXACT, HALF, is_causal, loss_agrees, packing_agrees, supervised_loss
 from lorakit.plan.prepare import Prepared
 
 
@@ -16,18 +18,21 @@ def check_loss(model: Any, prepared: Prepared) -> None:
     rows = sorted(prepared.train.rows, key=lambda row: len(row["input_ids"]))[:2]
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in collate(rows, pad_token_id(prepared.tokenizer)).items()}
-    with fused_lora(model):
-        agrees = loss_agrees(model, **batch)
+    dtype = prepared.recipe.model.dtype
+    near = EXACT if dtype == "float32" else HALF
+    autocast = torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32")  # as the trainer does
+    with fused_lora(model), autocast:
+        agrees = loss_agrees(model, **batch, tolerance=near)
         if prepared.recipe.data.packing == "on":
             flat = prepared.recipe.model.attention == "flash_attention_2"
             packed = collate_packed([rows], pad_token_id(prepared.tokenizer), flat)
-            if not packing_agrees(model, {name: tensor.to(device) for name, tensor in packed.items()}, batch):
+            if not packing_agrees(model, {name: tensor.to(device) for name, tensor in packed.items()}, batch, near):
                 raise UserError(
                     f"data.packing: {prepared.base.name} does not keep packed rows apart: two rows have another loss "
                     "in one pack than alone. Write packing: off."
                 )
         unreached = _unreached(model, batch)
-        causal = is_causal(model, batch["input_ids"][:1])
+        causal = is_causal(model, batch["input_ids"][:1], near)
     if unreached:
         raise UserError(
             f"adapter.targets: the loss does not reach {len(unreached)} of the chosen modules, the first is "

@@ -27,17 +27,10 @@ from lorakit.runs import Run, now
 from lorakit.train.begin import Begun, begin, take_up
 from lorakit.train.callbacks import Conductor, Driving, StopRequest
 from lorakit.train.checks import check_loss
+from lorakit.train.optimizer import OPTIMIZERS
 from lorakit.train.record import manifest_of, peak_memory
 from lorakit.train.save import save_result
 from lorakit.train.trainer import Plan, SupervisedTrainer
-
-# Our words -> transformers' names.
-_OPTIMIZERS = {
-    "adamw": "adamw_torch_fused",
-    "adamw-8bit": "adamw_8bit",
-    "paged-adamw": "paged_adamw_32bit",
-    "paged-adamw-8bit": "paged_adamw_8bit",
-}
 
 
 @dataclass(frozen=True)
@@ -191,7 +184,7 @@ def _arguments(prepared: Prepared, run: Run, plan: Plan) -> SFTConfig:
         warmup_steps=_warmup(settings, steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        optim=_OPTIMIZERS[settings.optimizer],
+        optim=OPTIMIZERS[settings.optimizer],
         seed=settings.seed,
         bf16=dtype == "bfloat16",
         fp16=dtype == "float16",

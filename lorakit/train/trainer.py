@@ -26,6 +26,7 @@ from lorakit.model.loss import supervised_loss
 from lorakit.progress import Progress
 from lorakit.runs import Run
 from lorakit.train.begin import DRIVER
+from lorakit.train.optimizer import with_faster_b
 
 
 @dataclass(frozen=True)
@@ -255,18 +256,3 @@ class SupervisedTrainer(SFTTrainer):
     def _evaluated(self, step: int) -> bool:
         """Whether the held-out loss after `step` is in the log."""
         return any(entry["step"] == step and "eval_loss" in entry for entry in self.state.log_history)
-
-
-def with_faster_b(groups: list[dict[str, Any]], model: Any, ratio: float) -> list[dict[str, Any]]:
-    """An optimizer's groups with the B matrices in groups of their own, whose learning rate is `ratio` times as high.
-
-    LoRA+ (Hayou et al., arXiv 2402.12354). DoRA's magnitudes and modules trained whole keep the rate of A: the paper
-    says nothing of them.
-    """
-    fast = {id(parameter) for name, parameter in model.named_parameters() if ".lora_B." in name}
-    split = []
-    for group in groups:
-        b = [parameter for parameter in group["params"] if id(parameter) in fast]
-        others = [parameter for parameter in group["params"] if id(parameter) not in fast]
-        split += [{**group, "params": others}, {**group, "params": b, "lr": group["lr"] * ratio}]
-    return [group for group in split if group["params"]]
