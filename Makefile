@@ -57,6 +57,7 @@ bench-adapters: model
 
 bench-dora: model
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_dora.py
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench.py --kind dora --steps 12
 
 pins: $(READY)
 	$(BIN)/python tools/pins.py

@@ -66,6 +66,7 @@ def test_learning_rate_is_the_published_formula():
     qwen = ModelFacts("qwen2", 2048)
     assert chosen(CPU, qwen)["train.learning_rate"] == pytest.approx(5e-4 * (2000 / 2048) ** 0.0775, rel=0.02)
     assert chosen(CPU, ModelFacts("mamba", 768))["train.learning_rate"] == 2e-4
+    assert chosen(CPU, ModelFacts("falcon", 8192))["train.learning_rate"] == 1e-4
 
 
 def test_rslora_gets_a_rate_that_makes_up_for_its_scale():

@@ -33,16 +33,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/debian-json/recipe.yaml")
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of 8 rows")
+    parser.add_argument("--kind", choices=["lora", "dora"], default="lora", help="the adapter kind of both")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lorakit-bench-") as name:
-        figures = compare(options.recipe, options.steps, Path(name))
+        figures = compare(options.recipe, options.steps, options.kind, Path(name))
     show(figures)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def compare(recipe: Path, steps: int, work: Path) -> dict[str, Any]:
+def compare(recipe: Path, steps: int, kind: str, work: Path) -> dict[str, Any]:
     """Train `steps` steps with both, and a few more with TRL in lorakit's order."""
     rows = work / "rows.jsonl"
     lines = load(recipe).recipe.data.train
@@ -52,6 +53,7 @@ def compare(recipe: Path, steps: int, work: Path) -> dict[str, Any]:
         "data.eval=null",
         "evaluate.metrics=[]",
         "train.epochs=1",
+        f"adapter.kind={kind}",
         f"train.batch_size={BATCH}",
     ]
     settings += [
@@ -63,12 +65,12 @@ def compare(recipe: Path, steps: int, work: Path) -> dict[str, Any]:
     ]
     prepared = prepare_run(load(recipe, settings).recipe, Terminal(quiet=True))
     first = run_lorakit(recipe, settings, work / "first")
-    theirs = run_trl(prepared, range(len(prepared.train.rows)), steps, work / "trl", "random")
+    theirs = run_trl(prepared, range(len(prepared.train.rows)), steps, kind, work / "trl", "random")
     again = run_lorakit(recipe, settings, work / "again")
     ours = mean_of(first, again)
     lengths = prepared.train.lengths()
     order = [row for batch in epoch_batches(lengths, BATCH, SEED, 0) for row in batch]
-    ordered = run_trl(prepared, order, ORDERED_STEPS, work / "ordered", "sequential")
+    ordered = run_trl(prepared, order, ORDERED_STEPS, kind, work / "ordered", "sequential")
     trained = prepared.train.report.trained_tokens
     pairs = list(zip(ours["losses"], ordered["losses"], strict=False))
     return {
@@ -107,7 +109,7 @@ def run_lorakit(recipe: Path, settings: list[str], folder: Path) -> dict[str, An
     }
 
 
-def run_trl(prepared: Prepared, order: Any, steps: int, folder: Path, sampling: str) -> dict[str, Any]:
+def run_trl(prepared: Prepared, order: Any, steps: int, kind: str, folder: Path, sampling: str) -> dict[str, Any]:
     """One `trl sft` on the same examples, already rendered and masked."""
     data = folder / "data"
     data.mkdir(parents=True)
@@ -127,6 +129,7 @@ def run_trl(prepared: Prepared, order: Any, steps: int, folder: Path, sampling: 
     command += ["--learning_rate", str(RATE), "--lr_scheduler_type", "constant", "--seed", str(SEED)]
     command += ["--logging_steps", "1", "--save_strategy", "no", "--report_to", "none"]
     command += ["--use_peft", "--lora_r", "16", "--lora_alpha", "32", "--lora_dropout", "0.0"]
+    command += ["--use_dora"] if kind == "dora" else []
     command += ["--lora_target_modules", "all-linear", "--dtype", "float32", "--use_cpu", "--bf16", "False"]
     command += ["--gradient_checkpointing", "False", "--train_sampling_strategy", sampling, "--disable_tqdm", "True"]
     out, wall, peak = measured(command)

@@ -15,6 +15,8 @@ from lorakit.recipe.schema import Recipe
 
 # The share of a device's memory that saved activations may take; the rest holds weights, buffers and the system.
 _ACTIVATION_SHARE = 0.4
+# The width of LLaMA-33B, from which on QLoRA halves its rate.
+_HIDDEN_33B = 6656
 # Exponents of the Tinker cookbook's formula for LoRA's learning rate, by model family.
 _RATE_EXPONENT = {"llama": 0.781, "qwen": 0.0775}
 
@@ -171,7 +173,9 @@ def _learning_rate(recipe: Recipe, facts: ModelFacts | None) -> tuple[float | st
         return "auto", "set when the run starts: it depends on the model's size, and the model is not here yet"
     family = next((name for name in _RATE_EXPONENT if facts.model_type.startswith(name)), None)
     if family is None:
-        rate, reason = 2e-4, f"QLoRA's rate for 7B (arXiv 2305.14314); no formula is known for {facts.model_type}"
+        large = facts.hidden_size >= _HIDDEN_33B
+        rate, size = (1e-4, "33B and more") if large else (2e-4, "7B")
+        reason = f"QLoRA's rate for {size} (arXiv 2305.14314); no formula is known for {facts.model_type}"
     else:
         exponent = _RATE_EXPONENT[family]
         rate = 5e-4 * (2000 / facts.hidden_size) ** exponent
