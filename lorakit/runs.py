@@ -104,6 +104,8 @@ class Run:
             manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UserError(f"{self.folder}: this is no run's folder: it has no {self.manifest.name}.") from error
+        except NotADirectoryError as error:
+            raise UserError(f"{self.folder}: is a file. Give the folder of a run, such as runs/NAME.") from error
         except (OSError, ValueError) as error:
             raise UserError(f"{self.manifest}: damaged: {error}.") from error
         base, data = (manifest.get(key) if isinstance(manifest, dict) else None for key in ("base", "data"))

@@ -1,18 +1,22 @@
 """Promises of training with every kind: resuming, going on from an adapter, full fine-tuning, optimizers."""
 
+import copy
 import json
 import shutil
 
 import pytest
 import torch
 from conftest import TINY_LLAMA
+from model_families import FAMILIES
 from peft import LoraConfig, PeftModel, get_peft_model
 from runs_of_tests import adapter_weights, losses, run_recipe
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from test_docs import PROGRAM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from lorakit.errors import Interrupted, UserError
 from lorakit.evaluate.run import evaluate
+from lorakit.merge.run import merge
 from lorakit.model.attach import attach_adapter
 from lorakit.model.load import load_model
 from lorakit.model.targets import select_targets
@@ -55,6 +59,7 @@ def stop_after(monkeypatch, step):
     ("kind", "extra"),
     [
         ("dora", {}),
+        ("dora", {"checkpointing": True}),
         ("pissa", {"dropout": 0.1}),
         ("eva", {"train_modules": ["embed_tokens"]}),
         ("loftq", {}),
@@ -68,6 +73,7 @@ def test_an_interrupted_run_of_every_kind_of_state_ends_as_if_it_never_stopped(
     recipe_file, tmp_path, monkeypatch, kind, extra
 ):
     train = {"learning_rate": 0.01, "eval_every": 5, "save_every": 3, "steps": 10, "epochs": None}
+    train["gradient_checkpointing"] = extra.pop("checkpointing", False)
     path = recipe_file(adapter={"kind": kind, **extra}, train=train)
     whole, _ = run_recipe(path, tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -201,8 +207,8 @@ def test_adapters_that_cannot_be_trained_on_are_refused(recipe_file, tmp_path, t
     )
     other.save_pretrained(tmp_path / "ia3")
     path = recipe_file(adapter={"from": str(tmp_path / "ia3"), "rank": ..., "alpha": ...})
-    with pytest.raises(UserError, match="IA3 adapter"):
-        run_recipe(path, tmp_path / "run")
+    with pytest.raises(RecipeErrors, match="an adapter of the type IA3"):
+        load(path)
     config = LlamaConfig(
         vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
@@ -270,3 +276,113 @@ def test_half_precision_bases_train_with_modules_in_float32_beside(recipe_file, 
     assert all(tensor.dtype == torch.float32 for tensor in adapter_weights(run).values())
     scored, _ = evaluate(*reopen_run(run.folder, Silent()), Silent())
     assert scored[1].scores["loss"] < scored[0].scores["loss"]
+
+
+def test_dora_with_gradient_checkpointing_is_the_same_training(recipe_file, tmp_path):
+    train = {"learning_rate": 0.05, "steps": 8, "epochs": None}
+    path = recipe_file(adapter={"kind": "dora"}, train=train, data={"eval": None})
+    off, _ = run_recipe(path, tmp_path / "off", "train.gradient_checkpointing=false")
+    on, _ = run_recipe(path, tmp_path / "on", "train.gradient_checkpointing=true", "train.micro_batch=3")
+    assert losses(on) == pytest.approx(losses(off), abs=2e-6)
+
+
+def saved_by_peft(tmp_path, base, name, **settings):
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj"], **settings)
+    )
+    model.save_pretrained(tmp_path / name)
+    return tmp_path / name
+
+
+def begun_from(recipe_file, folder):
+    return recipe_file(adapter={"from": str(folder), "rank": ..., "alpha": ...})
+
+
+def test_adapters_that_would_be_changed_in_silence_are_refused(recipe_file, tmp_path, tiny_base):
+    biased = saved_by_peft(tmp_path, tiny_base, "biased", bias="all")
+    with pytest.raises(RecipeErrors, match="trained biases of the base"):
+        load(begun_from(recipe_file, biased))
+    awaiting = saved_by_peft(tmp_path, tiny_base, "awaiting", alora_invocation_tokens=[5], task_type="CAUSAL_LM")
+    with pytest.raises(UserError, match="alora_invocation_tokens"):
+        run_recipe(begun_from(recipe_file, awaiting), tmp_path / "run")
+    folder = saved_by_peft(tmp_path, tiny_base, "more")
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = next(iter(weights))
+    save_file(
+        {**weights, name.replace("layers.0", "layers.9"): weights[name].clone()}, folder / "adapter_model.safetensors"
+    )
+    with pytest.raises(UserError, match="holds 1 tensors that the base model has no place for"):
+        run_recipe(begun_from(recipe_file, folder), tmp_path / "run")
+    save_file({**weights, name: weights[name] * float("nan")}, folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="not finite"):
+        run_recipe(begun_from(recipe_file, folder), tmp_path / "run")
+    (folder / "adapter_config.json").write_text("[]")
+    with pytest.raises(RecipeErrors, match="no JSON object"):
+        load(begun_from(recipe_file, folder))
+
+
+def test_an_ended_run_needs_the_adapter_it_began_from_no_more(recipe_file, tmp_path):
+    first, _ = run_recipe(recipe_file(), tmp_path / "first")
+    second, _ = run_recipe(begun_from(recipe_file, first.folder), tmp_path / "second")
+    beginning = second.read_manifest()["adapter_from"]
+    assert beginning["sha256"]["adapter_model.safetensors"] == first.read_manifest()["adapter_sha256"]
+    shutil.rmtree(first.folder)
+    scored, _ = evaluate(*reopen_run(second.folder, Silent()), Silent())
+    assert scored[1].scores["loss"] < scored[0].scores["loss"]
+
+
+def test_a_changed_configuration_of_the_adapter_is_noticed(recipe_file, tmp_path):
+    run, _ = run_recipe(recipe_file(), tmp_path / "run")
+    config = run.adapter / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 80'))
+    with pytest.raises(UserError, match=r"adapter_config\.json: is not of the adapter that this run trained"):
+        reopen_run(run.folder, Silent())
+
+
+def test_an_unfinished_run_is_named_as_such(recipe_file, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Interrupted):
+            run_recipe(recipe_file(), tmp_path / "stopped")
+    with pytest.raises(RecipeErrors, match=r"has not ended. Go on with lorakit train --resume"):
+        load(begun_from(recipe_file, tmp_path / "stopped"))
+
+
+def test_overwriting_never_clears_the_adapter_that_is_trained_on(recipe_file, tmp_path):
+    first, _ = run_recipe(recipe_file(), tmp_path / "first")
+    path = begun_from(recipe_file, first.checkpoint(12))
+    with pytest.raises(UserError, match="which --overwrite would clear"):
+        PROGRAM.commands["train"].main([str(path), "-o", str(first.folder), "--overwrite", "-q"], standalone_mode=False)
+    assert first.adapter.is_dir()
+
+
+def test_full_fine_tuning_leaves_the_configuration_of_its_base(recipe_file, tmp_path, tokenizer):
+    torch.manual_seed(5)
+    sizes = {**TINY_LLAMA, "num_local_experts": 2, "num_experts_per_tok": 1, "bos_token_id": None, "pad_token_id": 0}
+    MixtralForCausalLM(MixtralConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "mixtral")
+    tokenizer.save_pretrained(tmp_path / "mixtral")
+    path = recipe_file(model={"base": str(tmp_path / "mixtral")}, adapter={"kind": "none", "rank": ..., "alpha": ...})
+    run, _ = run_recipe(path, tmp_path / "run", "train.steps=3")
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "mixtral", run.model))
+    assert before == after
+    evaluate(*reopen_run(run.folder, Silent()), Silent())
+    with pytest.raises(UserError, match="trained the weights themselves"):
+        merge(*reopen_run(run.folder, Silent()), tmp_path / "merged", Silent())
+
+
+@pytest.mark.parametrize("family", ["opt", "llama4"])
+def test_families_whose_layers_or_bodies_are_unlike_others_are_trained(recipe_file, tmp_path, tokenizer, family):
+    torch.manual_seed(5)
+    config = copy.deepcopy(FAMILIES[family].config)
+    config.vocab_size, config.max_position_embeddings = len(tokenizer), 256
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / family)
+    tokenizer.save_pretrained(tmp_path / family)
+    adapter = {"kind": {"eva": {"converged": 0.9}}, "rank": 2} if family == "opt" else {"kind": "lora"}
+    path = recipe_file(model={"base": str(tmp_path / family)}, adapter=adapter)
+    run, _ = run_recipe(path, tmp_path / "run", "train.steps=6")
+    assert losses(run)[-1] < losses(run)[0]
+
+
+def test_a_single_step_learns(recipe_file, tmp_path):
+    run, _ = run_recipe(recipe_file(), tmp_path / "run", "train.steps=1")
+    assert any(weight.any() for name, weight in adapter_weights(run).items() if "lora_B" in name)

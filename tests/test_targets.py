@@ -207,8 +207,10 @@ def test_layers_that_an_adapter_cannot_change_are_refused_by_hand_and_trained_in
     assert len(select(model, kind="none").modules) == 8
 
 
-def test_the_output_head_gets_an_adapter_by_name_unless_it_is_tied():
-    assert select(tiny("llama"), targets=["lm_head"]).modules == ["lm_head"]
+def test_the_output_head_gets_no_adapter_and_is_trained_whole_instead():
+    with pytest.raises(UserError, match=r"it is the output head.*Write adapter.train_modules: \[lm_head\] instead"):
+        select(tiny("llama"), targets=["lm_head"])
+    assert select(tiny("llama"), kind="none", targets=["lm_head"]).modules == ["lm_head"]
     assert select(tiny("llama"), exclude=["lm_head"]).modules == select(tiny("llama")).modules
     with pytest.raises(UserError, match="lm_head cannot get an adapter: it is one weight with the embeddings"):
         select(tiny("llama", tie_word_embeddings=True), targets=["lm_head"])
@@ -260,3 +262,8 @@ def test_the_loudest_are_one_of_each_type_at_least():
     ratios = {f"layers.{i}.{name}": float(i) for i in range(5) for name in ("a", "b")}
     assert loudest(ratios, 0.4) == {"layers.3.a", "layers.4.a", "layers.3.b", "layers.4.b"}
     assert loudest(ratios, 0.01) == {"layers.4.a", "layers.4.b"}
+
+
+def test_a_range_far_beyond_the_model_is_refused_at_once():
+    with pytest.raises(UserError, match="99999999999 is no layer of the model: this model has layers 0 to"):
+        select(tiny("llama"), layers="0-99999999999")

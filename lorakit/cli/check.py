@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lorakit.cli.options import Json, Overrides, RecipePath
+from lorakit.errors import UserError
 
 
 def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) -> None:  # noqa: B006
@@ -28,7 +29,13 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
         raise SystemExit(errors.exit_code) from errors
     model, own = loaded.recipe.model, kind_of(loaded.recipe.adapter).facts.get("quantizes")
     facts = facts_of(model.base, model.revision)
-    settled = settle(loaded.recipe, this_machine(), facts)
+    try:
+        settled = settle(loaded.recipe, this_machine(), facts)
+    except UserError as error:
+        if not as_json:
+            raise
+        console.result_json({"valid": False, "problems": [{"place": "", "path": "", "reason": str(error)}]})
+        raise SystemExit(error.exit_code) from error
     quantization = quantization_sentence(settled.recipe.model, own, facts)
     text = dump(settled.recipe, Path.cwd())
     if as_json:

@@ -110,10 +110,12 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
 def _refuse_inputs_inside(folder: Path, loaded: "Loaded") -> None:
     """Overwriting a run must not delete what the new one is made from."""
     from lorakit.data.sources import all_sources
+    from lorakit.recipe.kinds import begins_from
 
     recipe = loaded.recipe
     paths = [source.path for source in all_sources(recipe.data)]
-    for path in [str(loaded.path), recipe.model.base, recipe.model.chat_template, *paths]:
+    files = [str(loaded.path), recipe.model.base, recipe.model.chat_template, begins_from(recipe.adapter)]
+    for path in [*files, *paths]:
         if path and Path(path).is_absolute() and Path(path).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{path}: lies inside {folder}, which --overwrite would clear. Copy it elsewhere first.")
 
@@ -129,6 +131,8 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
     counts = planned_parameters(prepared)
     if counts:
         progress.say("trainable parameters: {:,} of {:,} ({:.2%})".format(*counts, counts[0] / counts[1]))
+    else:
+        progress.say("trainable parameters: known when the weights are loaded, by which adapter.layers chooses")
     if as_json:
         held_out = prepared.held_out
         reports = {"train": asdict(prepared.train.report), "eval": asdict(held_out.report) if held_out else None}
@@ -145,17 +149,21 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
 
 def _report(outcome: Any, run: Any, prepared: "Prepared", as_json: bool) -> None:
     from lorakit import console
+    from lorakit.recipe.kinds import trains_all
 
+    whole = trains_all(prepared.recipe.adapter)
     if as_json:
-        console.result_json({"run": str(run.folder), **outcome.__dict__})
+        result = run.model if whole else run.adapter
+        console.result_json({"run": str(run.folder), "model" if whole else "adapter": str(result), **outcome.__dict__})
         return
     lines = [f"trained {outcome.steps} steps in {outcome.seconds:.0f} s"]
     if outcome.loss is not None:
         lines[0] += f", last loss {outcome.loss:.4f}"
     if outcome.eval_loss is not None:
-        lines.append(f"held-out loss {outcome.eval_loss:.4f} at step {outcome.best_step}, whose adapter is kept")
+        kept = "weights are" if whole else "adapter is"
+        lines.append(f"held-out loss {outcome.eval_loss:.4f} at step {outcome.best_step}, whose {kept} kept")
     if outcome.stopped_early:
         lines.append("stopped early: the held-out loss no longer fell (train.early_stopping)")
-    lines.append(f"adapter: {run.adapter}")
-    lines.append(f"next: lorakit eval {run.folder}   or   lorakit merge {run.folder}")
+    lines.append(f"model: {run.model}" if whole else f"adapter: {run.adapter}")
+    lines.append(f"next: lorakit eval {run.folder}" + ("" if whole else f"   or   lorakit merge {run.folder}"))
     console.result("\n".join(lines))

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from lorakit.data.batches import collate, split_batch
 from lorakit.model.loss import IGNORED, head_logits
+from lorakit.model.prefix import body_of
 from lorakit.progress import Progress
 
 # Logits kept of the adapter model, in numbers: 256 MiB in float32.
@@ -133,6 +134,6 @@ def _predictions(model: Any, batch: list[dict[str, Any]], pad_token_id: int) -> 
     targets = tensors.pop("labels")[:, 1:]
     trained = targets != IGNORED
     with torch.inference_mode():
-        output = causal.get_decoder()(**{k: v.to(causal.device) for k, v in tensors.items()}, use_cache=False)
+        output = body_of(causal)(**{k: v.to(causal.device) for k, v in tensors.items()}, use_cache=False)
         hidden = output.last_hidden_state[:, :-1][trained.to(causal.device)]
         return head_logits(causal, output, hidden).float().cpu(), targets[trained]

@@ -16,6 +16,7 @@ from lorakit.model.quantized import dequantized, quantization_of
 from lorakit.model.stored import check_mergeable
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
+from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.schema import Model
 from lorakit.runs import Run, now, versions
 
@@ -78,6 +79,11 @@ def merge(run: Run, prepared: Prepared, output: Path, progress: Progress) -> Pro
         UserError: the checkpoint is quantized in a way that cannot be undone.
         LorakitError: the merged files do not predict what the adapter model predicts.
     """
+    if trains_all(prepared.recipe.adapter):
+        raise UserError(
+            f"{run.folder}: there is no adapter to merge: this run trained the weights themselves. Its model is "
+            f"{run.model}."
+        )
     check_mergeable(prepared.base)
     dtype, pad = stored_dtype(prepared.base), pad_token_id(prepared.tokenizer)
     rows, source = (prepared.held_out, "held-out") if prepared.held_out else (prepared.train, "training")

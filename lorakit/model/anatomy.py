@@ -15,6 +15,8 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
+from lorakit.model.prefix import body_of
+
 # Parts of a path that hold one half of a block, the innermost deciding; and layers that stand in no such part.
 _ATTENTION_PART = re.compile(r"(\w+_)?(attn|att|attention)")
 _MLP_PART = re.compile(r"(\w+_)?(mlp|mlps|ffn|ff|feed_?forward)(_\w+)?|block_sparse_moe|moe")
@@ -69,10 +71,11 @@ class Weight:
 def weights_of(model: Any) -> list[Weight]:
     """Every weight of a causal language model that PEFT could be told to adapt, in the model's order."""
     renamed = cache(lambda name: _is_renamed(model, name))
-    decoder, head, modules = model.get_decoder(), model.get_output_embeddings(), dict(model.named_modules())
+    decoder, head, modules = body_of(model), model.get_output_embeddings(), dict(model.named_modules())
     inside = next((f"{path}." for path, module in modules.items() if path and module is decoder), "")
     is_tied = head is not None and head.weight is model.get_input_embeddings().weight
-    tied = "it is one weight with the embeddings, which adapter.train_modules can train" if is_tied else ""
+    is_one = "it is one weight with the embeddings" if is_tied else "it is the output head"
+    beside = f"{is_one}, which adapter.train_modules can train"
     found = []
     for path, module in modules.items():
         if isinstance(module, torch.nn.Linear | Conv1D):
@@ -83,7 +86,7 @@ def weights_of(model: Any) -> list[Weight]:
                     _half(path),
                     is_head=module is head,
                     aside=_aside(path, inside),
-                    dead=tied if module is head else _dead(modules[container], name, module),
+                    dead=beside if module is head else _dead(modules[container], name, module),
                     renamed=renamed(name),
                     quantized=not module.weight.is_floating_point(),
                 )

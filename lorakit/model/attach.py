@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -13,6 +14,7 @@ from lorakit.errors import UserError
 from lorakit.model.adapters.driver import Given
 from lorakit.model.adapters.principal import INITIAL, with_initial
 from lorakit.model.targets import Targets
+from lorakit.recipe.begun import refusal
 from lorakit.recipe.kinds import kind_of, kind_settings
 from lorakit.recipe.schema import Adapter
 
@@ -52,17 +54,38 @@ def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
         UserError: the folder holds no LoRA or DoRA adapter, or one that does not belong to this model.
     """
     config = _config_of(folder)
-    if config.peft_type != "LORA":
-        raise UserError(
-            f"adapter.from: {folder} holds a {config.peft_type} adapter. Only LoRA and DoRA adapters are trained on."
-        )
-    if isinstance(config.init_lora_weights, str) and config.init_lora_weights not in ("gaussian", "eva", "orthogonal"):
-        raise UserError(
-            f"adapter.from: {folder} was saved with init_lora_weights {config.init_lora_weights!r}: it belongs to a "
-            "base changed by that. Convert it to a plain LoRA first (PEFT: path_initial_model_for_weight_conversion)."
-        )
+    refused = refusal(folder)
+    if refused:
+        raise UserError(f"adapter.from: {refused[0]}. {refused[1]}")
+    _refuse_unusual(config, folder)
     config.lora_dropout = dropout
-    return _in_float32(_loaded(model, folder, "adapter.from: ", config=config, is_trainable=True))
+    loaded = _loaded(model, folder, "adapter.from: ", config=config, is_trainable=True)
+    if isinstance(loaded.get_output_embeddings(), BaseTunerLayer):
+        raise UserError(f"adapter.from: {folder} adapts the output head, which lorakit trains whole or not at all.")
+    broken = next((name for name, value in trained_weights(loaded).items() if not value.isfinite().all()), None)
+    if broken:
+        raise UserError(f"adapter.from: {folder} holds numbers that are not finite, the first in {broken}.")
+    return _in_float32(loaded)
+
+
+# What an adapter that is trained on may say of itself; anything else would be dropped or not be trained.
+_UNDERSTOOD = {
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters", "rank_pattern", "alpha_pattern"),
+    *("modules_to_save", "ensure_weight_tying", "use_dora", "use_rslora", "fan_in_fan_out", "init_lora_weights"),
+    *("layers_to_transform", "layers_pattern", "exclude_modules", "eva_config", "loftq_config"),
+    *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
+    *("peft_version", "runtime_config", "megatron_core", "megatron_config"),
+}
+
+
+def _refuse_unusual(config: Any, folder: Path) -> None:
+    usual = LoraConfig()
+    for name, value in vars(config).items():
+        if name not in _UNDERSTOOD and value != getattr(usual, name, value):
+            raise UserError(
+                f"adapter.from: {folder} was made with {name}: {value!r}, which lorakit does not train on. Merge it "
+                "into its base, and give the merged model as model.base."
+            )
 
 
 def reattach(model: Any, settings: Adapter, targets: Targets | None, checkpoint: Path) -> Any:
@@ -166,16 +189,22 @@ def _loaded(model: Any, folder: Path, key: str, **options: Any) -> Any:
     try:
         loaded = PeftModel.from_pretrained(model, folder, **options)
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            missing = get_peft_model_state_dict(loaded, save_embedding_layers=False).keys() - set(file.keys())
+            own, there = get_peft_model_state_dict(loaded, save_embedding_layers=False).keys(), set(file.keys())
     except _READING as error:
         raise UserError(f"{key}{folder}: this adapter cannot be put on the base model: {_first_line(error)}") from error
-    if missing:
+    if own - there:
+        lacking = own - there
         raise UserError(
-            f"{key}{folder}: this adapter lacks {len(missing)} tensors, the first is {min(missing)}. It is damaged."
+            f"{key}{folder}: this adapter lacks {len(lacking)} tensors, the first is {min(lacking)}. It is damaged."
+        )
+    if there - own:
+        raise UserError(
+            f"{key}{folder}: this adapter holds {len(there - own)} tensors that the base model has no place for, the "
+            f"first is {min(there - own)}. It belongs to another model, or brings embeddings of its own."
         )
     return loaded
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first

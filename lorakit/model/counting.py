@@ -38,8 +38,11 @@ def parameter_counts_with(folder: Path, config: Any) -> tuple[int, int]:
     """Trainable and all parameters of a model folder's model with the adapter of a PEFT configuration."""
     model = empty_model(folder)
     config.init_lora_weights, config.inference_mode = False, False
-    with torch.device("meta"):
-        return parameter_counts(get_peft_model(model, config))
+    try:
+        with torch.device("meta"):
+            return parameter_counts(get_peft_model(model, config))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"adapter.from: this adapter cannot be put on the base model: {error}") from error
 
 
 def empty_model(config: Path | dict[str, Any]) -> Any:

@@ -140,8 +140,8 @@ class _Dora(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        ctx.norms.forget()
         x, a, b, scale, share, norm, low, straight = ctx.saved_tensors
+        ctx.norms.forget()  # after the tensors: with gradient checkpointing, asking for them runs the forward again
         scaled_b = b * (scale * ctx.scaling)[:, None]
         outer = gradient.t() @ low  # (out, rank)
         to_low = gradient @ scaled_b

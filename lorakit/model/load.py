@@ -32,6 +32,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|accelerate)\.")
     # PEFT sets right by itself what it warns of: the same adapter fits Conv1D and the quantized layer made from it.
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", module=r"peft\.")
+    warnings.filterwarnings("ignore", module=r"peft\.")  # lorakit looks for itself at what they warn of
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()

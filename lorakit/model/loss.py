@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from lorakit.model.prefix import body_output
+from lorakit.model.prefix import body_of, body_output
 
 # The share by which two ways to one number may differ, by the arithmetic: float32, or half precision.
 EXACT, HALF = 1e-4, 2e-2
@@ -82,9 +82,11 @@ def head_logits(causal: Any, output: Any, hidden: torch.Tensor) -> torch.Tensor:
     The model's own forward does it, with its body replaced by `output` holding these states: so every family's scaling
     and soft-capping of logits is applied as the family applies it.
     """
-    with _body_answers(causal.get_decoder(), replace(output, last_hidden_state=hidden[None])):
+    with _body_answers(body_of(causal), replace(output, last_hidden_state=hidden[None])):
         positions = torch.zeros((1, len(hidden)), dtype=torch.long, device=hidden.device)
-        return causal(input_ids=positions, use_cache=False).logits.squeeze(0)
+        # Without its layers the model has no router's logits to add a loss of.
+        routers = {"output_router_logits": False} if hasattr(causal.config, "output_router_logits") else {}
+        return causal(input_ids=positions, use_cache=False, **routers).logits.squeeze(0)
 
 
 @contextmanager

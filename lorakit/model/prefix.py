@@ -14,6 +14,16 @@ from transformers.cache_utils import DynamicLayer
 _WORTHWHILE = 12
 
 
+def body_of(causal: Any) -> Any:
+    """The part of a causal language model whose last hidden states its head reads.
+
+    `get_decoder()` gives it in every family but those that name another part in `base_model_prefix` (Llama 4's text
+    model), where it gives the whole model.
+    """
+    found = causal.get_decoder()
+    return causal.model if found is causal else found
+
+
 def body_output(
     causal: Any,
     input_ids: torch.Tensor,
@@ -26,7 +36,7 @@ def body_output(
 
     The last hidden states are (rows, tokens - left out, width); nothing before them predicts a trained token.
     """
-    body = causal.get_decoder()
+    body = body_of(causal)
     if attention_mask is None:
         return body(input_ids=input_ids, position_ids=position_ids, use_cache=False), 0
     shared = _shared_tokens(input_ids, attention_mask, labels, ignored)

@@ -148,11 +148,13 @@ def _in_layers(
         best = loudest(signal([weight.path for weight in numbered]), settings.layers.spectrum)
         return [weight for weight in numbered if weight.path in best]
     known = _layers([*chosen, *(weight for weight in weights if not weight.aside)])
-    wanted = _layer_numbers(settings.layers)
-    for number in wanted:
-        if number not in known:
-            has = f"layers {known[0]} to {known[-1]}" if known else "no numbered layers"
-            raise UserError(f"adapter.layers: {number} is no layer of the model: this model has {has}.")
+    wanted: set[int] = set()
+    for first, last in _layer_ranges(settings.layers):
+        for number in (first, last):
+            if number not in known:
+                has = f"layers {known[0]} to {known[-1]}" if known else "no numbered layers"
+                raise UserError(f"adapter.layers: {number} is no layer of the model: this model has {has}.")
+        wanted.update(range(first, last + 1))
     inside = [weight for weight in numbered if weight.layer in wanted]
     if not inside:
         where = ", ".join(map(str, _layers(chosen)))
@@ -164,12 +166,10 @@ def _layers(weights: list[Weight]) -> list[int]:
     return sorted({weight.layer for weight in weights if weight.layer is not None})
 
 
-def _layer_numbers(layers: str | list[int | str]) -> list[int]:
-    numbers: list[int] = []
-    for item in layers if isinstance(layers, list) else [layers]:
-        first, _, last = str(item).partition("-")
-        numbers += range(int(first), int(last or first) + 1)
-    return numbers
+def _layer_ranges(layers: str | list[int | str]) -> list[tuple[int, int]]:
+    """The first and the last number of each range; of a single number it is both."""
+    ends = [str(item).partition("-")[::2] for item in (layers if isinstance(layers, list) else [layers])]
+    return [(int(first), int(last or first)) for first, last in ends]
 
 
 def loudest(ratios: dict[str, float], share: float) -> set[str]:
@@ -191,7 +191,8 @@ def _check_adaptable(chosen: list[Weight], settings: Adapter, adapts_experts: bo
     for weight in chosen:
         reason = _hindrance(weight, settings, adapts_experts)
         if reason:
-            remedy = f"adapter.exclude: [{weight.path.rsplit('.', 1)[-1]}]"
+            name = weight.path.rsplit(".", 1)[-1]
+            remedy = f"adapter.train_modules: [{name}] instead" if weight.is_head else f"adapter.exclude: [{name}]"
             raise UserError(f"adapter.targets: {weight.path} cannot get an adapter: {reason}. Write {remedy}.")
     fused = [weight.path for weight in chosen if weight.fused]
     names = ", ".join(sorted({path.split(".")[-2] for path in fused}))

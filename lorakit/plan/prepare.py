@@ -117,11 +117,13 @@ def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
     manifest = run.read_manifest()
     if manifest.get("status") != "complete":
         raise UserError(f"{folder}: its training has not ended. Continue it with lorakit train --resume.")
-    prepared = prepare_run(load(run.recipe).recipe, progress)
+    # What the adapter began from may be gone by now, and is not needed any more.
+    prepared = prepare_run(load(run.recipe, ["adapter.from=null"]).recipe, progress)
     check_base(prepared.base, manifest, folder)
-    weights = run.adapter / "adapter_model.safetensors"
-    if weights.is_file() and sha256_of(weights) != manifest.get("adapter_sha256"):
-        raise UserError(f"{weights}: is not the adapter that this run trained: its sha256 is not the manifest's.")
+    files = {"adapter_model.safetensors": "adapter_sha256", "adapter_config.json": "adapter_config_sha256"}
+    for file in (run.adapter / name for name in files):
+        if file.is_file() and files[file.name] in manifest and sha256_of(file) != manifest[files[file.name]]:
+            raise UserError(f"{file}: is not of the adapter that this run trained: its sha256 is not the manifest's.")
     for name, recorded in manifest.get("model_sha256", {}).items():
         if not (run.model / name).is_file() or sha256_of(run.model / name) != recorded:
             raise UserError(f"{run.model / name}: is not what this run trained: its sha256 is not the manifest's.")

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from lorakit.recipe.begun import brought
-from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, trains_all, unread
+from lorakit.recipe.begun import brought, refusal
+from lorakit.recipe.kinds import begins_from, kind_of, trains_all, unread
 from lorakit.recipe.nearest import nearest
 from lorakit.recipe.problems import PathParts, shown, shown_path
 from lorakit.recipe.rule import Finding, bad_pattern, choice_mistakes, reads
@@ -65,15 +65,17 @@ def kind_goes_with_optimizer(recipe: Recipe, written: Collection[str]) -> Iterat
         yield Finding(("train", "optimizer"), reason, "Write optimizer: adamw.")
 
 
-@reads("adapter.kind", "adapter.from")
-def kind_can_begin_from(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
-    """`adapter.from` names a run with an adapter, or a folder that PEFT saved."""
+@reads("adapter.from", "output.dir")
+def adapter_can_be_trained_on(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """`adapter.from` names a LoRA or DoRA adapter: of an ended run, of a checkpoint, or one that PEFT saved."""
     folder = begins_from(recipe.adapter)
-    if folder is None:
+    if folder is None or not Path(folder).is_dir():  # said where the path is checked
         return
-    if not (adapter_folder(Path(folder)) / "adapter_config.json").is_file():
-        reason = f"{shown_path(Path(folder))} holds no adapter_config.json, nor does an adapter/ in it"
-        yield Finding(("adapter", "from"), reason, "Write the folder of a run, or of an adapter that PEFT saved.")
+    refused = refusal(Path(folder))
+    if refused:
+        yield Finding(("adapter", "from"), *refused)
+    elif recipe.output.dir and Path(folder).resolve() == Path(recipe.output.dir).resolve():
+        yield Finding(("adapter", "from"), "it is the folder that this run writes to", "Write another output.dir.")
 
 
 @reads("adapter.kind", "output.merged")
@@ -86,8 +88,13 @@ def merged_has_an_adapter(recipe: Recipe, written: Collection[str]) -> Iterator[
 
 @reads("adapter.targets")
 def targets_are_readable(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
-    """`adapter.targets`, where it is one text, is `all-linear`, `attention`, `mlp` or a regular expression."""
+    """`adapter.targets` is one of `all-linear`, `attention` and `mlp`, or a regular expression, or a list of names."""
     targets = recipe.adapter.targets
+    for index, name in enumerate(targets if isinstance(targets, list) else []):
+        if name in TARGET_WORDS:
+            reason = f"{shown(name)} is a word for many modules, and no module's name"
+            several = "module names" if len(targets) > 1 else f"targets: {name}"
+            yield Finding(("adapter", "targets", index), reason, f"Write {several}.")
     if not isinstance(targets, str) or targets in TARGET_WORDS:
         return
     near = nearest(targets, TARGET_WORDS)

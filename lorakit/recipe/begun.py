@@ -6,9 +6,11 @@ from typing import Any
 
 from lorakit.recipe.files import read_file
 from lorakit.recipe.kinds import adapter_folder
-from lorakit.recipe.problems import Place
+from lorakit.recipe.problems import Place, shown_path
 from lorakit.recipe.strict_yaml import plain
 
+# Ways to begin that leave the base alone, besides PEFT's usual one (a boolean).
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
 _KINDS = {"use_dora": "dora", "use_rslora": "rslora"}
 
 
@@ -23,12 +25,48 @@ def brought(source: Path) -> dict[str, Any]:
     return known
 
 
-def _of_config(path: Path) -> dict[str, Any]:
+def refusal(source: Path) -> tuple[str, str] | None:
+    """Why the adapter of an existing folder cannot be trained on, and what to do; None where nothing speaks against it.
+
+    What only the weights can tell is told when they are loaded.
+    """
+    folder = adapter_folder(source)
+    where, other = shown_path(folder), "Write the folder of a run, or of an adapter that PEFT saved."
+    if not (folder / "adapter_config.json").is_file():
+        if (source / "manifest.json").is_file():
+            remedy = "Go on with lorakit train --resume, or write one of its checkpoints/step-... folders."
+            return f"the training of {where} has not ended", remedy
+        return f"{where} holds no adapter_config.json, nor does an adapter/ in it", other
+    config = _read(folder / "adapter_config.json")
+    if config is None:
+        return f"{where}/adapter_config.json is no JSON object", "It is damaged: take another copy."
+    kind, start = config.get("peft_type"), config.get("init_lora_weights", True)
+    if kind != "LORA":
+        return f"{where} holds an adapter of the type {kind}", "Only LoRA and DoRA adapters are trained on."
+    if isinstance(start, str) and start not in _PLAIN_STARTS:
+        remedy = "Convert it to a plain LoRA first (PEFT: path_initial_model_for_weight_conversion)."
+        return f"{where} was saved with init_lora_weights {start!r}, and belongs to a base changed by that", remedy
+    if config.get("bias", "none") != "none":
+        remedy = "Merge it into its base, and give the merged model as model.base."
+        return f"{where} trained biases of the base as well", remedy
+    if not (folder / "adapter_model.safetensors").is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        remedy = "Its .bin file would run code when read: convert it to safetensors." if pickled else other
+        return f"{where} has no adapter_model.safetensors", remedy
+    return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    if not isinstance(config, dict):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _of_config(path: Path) -> dict[str, Any]:
+    config = _read(path)
+    if config is None:
         return {}
     kind = next((word for flag, word in _KINDS.items() if config.get(flag)), "lora")
     return {"kind": kind, "rank": config.get("r"), "alpha": config.get("lora_alpha")}

@@ -101,6 +101,8 @@ def _bounds(branch: Branch) -> str:
     high, most = branch.bound("lt"), branch.bound("le")
     above = f" above {low}" if low is not None else f" from {least}" if least is not None else ""
     below = f" below {high}" if high is not None else f" to {most}" if most is not None else ""
+    if low is not None and most is not None:
+        return f" above {low} and at most {most:g}"
     if above and below:
         return f"{above} {'and' if least is None else 'to'}{below.replace(' to', '')}"
     if least is not None:

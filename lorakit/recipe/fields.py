@@ -62,6 +62,8 @@ class Says:
 Quantization = word_of(QUANTIZERS)
 Metric = word_of(METRICS)
 
+NotEmpty = Annotated[str, Field(min_length=1)]
+
 BaseModelRef = Annotated[
     str,
     Field(min_length=1),
@@ -80,7 +82,7 @@ RunName = Annotated[
     Says("a name of letters, digits, `.`, `_` and `-` that begins with a letter or digit", "my-run"),
 ]
 Targets = Annotated[
-    Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)],
+    NotEmpty | Annotated[list[NotEmpty], Field(min_length=1)],
     Says("all-linear, attention, mlp, a list of module names, or a regular expression", "all-linear"),
 ]
 

@@ -47,9 +47,10 @@ def effective_model(recipe: Recipe) -> Model:
 
 def unread(recipe: Recipe) -> dict[str, str]:
     """Dotted names of keys that nothing would read in this recipe -> why."""
-    kind = kind_of(recipe.adapter)
-    found = dict.fromkeys(kind.facts.get("refuses", ()), f"adapter.kind {kind.name} does not take it")
-    if begins_from(recipe.adapter):
+    kind, source = kind_of(recipe.adapter), begins_from(recipe.adapter)
+    refused = () if source else kind.facts.get("refuses", ())
+    found = dict.fromkeys(refused, f"adapter.kind {kind.name} does not take it")
+    if source:
         found |= dict.fromkeys([f"adapter.{key}" for key in BROUGHT], "the adapter that adapter.from names has its own")
     quantization = effective_model(recipe).quantization
     if quantization in UNQUANTIZED_OR_8_BIT:

@@ -6,13 +6,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 
 from lorakit.recipe.describe import default_at, example, words
-from lorakit.recipe.foreign import OURS
+from lorakit.recipe.foreign import OURS, THEIR_WORDS
 from lorakit.recipe.nearest import nearest
 from lorakit.recipe.problems import PathParts, dotted, shown
 from lorakit.recipe.scalars import resolve
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import annotation_at, branches, fields, keys, section_of
 from lorakit.recipe.strict_yaml import Node, plain
+from lorakit.tables import ADAPTERS
 
 _YES = ("yes", "no", "on", "off", "y", "n")
 
@@ -25,6 +26,8 @@ def for_unknown_key(path: PathParts) -> tuple[str, str]:
     everywhere = [*keys(Recipe), "extends"]
     if ":" in key:
         return "Put a space behind the colon.", ""
+    if path[:-1] == ("adapter", "kind") and key in ADAPTERS:
+        return f"{key} has no settings of its own. Write kind: {key}.", ""
     folded = key.lower().replace("-", "_").replace(" ", "_")
     if folded in siblings:
         return _did_you_mean(_join(prefix, folded))
@@ -103,7 +106,8 @@ def _for_text(node: Node, annotation: Any) -> str:
             return f"Remove the quotes: {unquoted}." if unquoted == text else f"Write {unquoted}."
     if text.lower() in _YES and bool in [branch.kind for branch in branches(annotation)]:
         return "Write true or false: YAML 1.2 reads yes, no, on and off as texts."
-    near = nearest(text, words(annotation))
+    known = words(annotation)
+    near = THEIR_WORDS.get(text.lower()) if THEIR_WORDS.get(text.lower()) in known else nearest(text, known)
     return f"Did you mean {near}?" if near else ""
 
 

@@ -19,6 +19,7 @@ from lorakit.recipe.fields import (
     LayerNumbers,
     LayerRange,
     Metric,
+    NotEmpty,
     PositiveFloat,
     PositiveInt,
     Quantization,
@@ -87,7 +88,7 @@ class Adapter(_Begun):
     targets: Targets = "all-linear"
     """The modules that get an adapter: `all-linear` (the output head excepted), `attention`, `mlp`, a list of module \
 names, or one regular expression that is matched against whole module paths."""
-    exclude: list[str] = []
+    exclude: list[NotEmpty] = []
     """Names or regular expressions of modules that get none."""
     layers: Annotated[
         Literal["all"] | LayerRange | LayerNumbers | Spectrum,
@@ -98,7 +99,7 @@ names, or one regular expression that is matched against whole module paths."""
     """Name or regular expression of modules -> their rank. Of several that match, the last."""
     alpha_overrides: dict[str, PositiveFloat] = {}
     """Name or regular expression of modules -> their alpha. Of several that match, the last."""
-    train_modules: list[str] = []
+    train_modules: list[NotEmpty] = []
     """Modules that are trained whole beside the adapter, such as embed_tokens or lm_head."""
 
 
@@ -201,7 +202,7 @@ class Train(Section):
     """Rows in memory at once. It changes speed and memory, not the result."""
     learning_rate: PositiveFloat | Auto = "auto"
     """The peak learning rate."""
-    lora_plus: Annotated[float, Field(ge=1)] | None = None
+    lora_plus: Annotated[float, Field(gt=1)] | None = None
     """LoRA+: how many times the learning rate of the A matrices the B matrices get. Its authors recommend 16."""
     optimizer: Literal["auto", "adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"] = "auto"
     """AdamW, with states in 32 or 8 bits; those of the paged ones move to main memory when the GPU's is full."""

@@ -1,14 +1,17 @@
 """What is trained: the base in memory with its adapter, fresh, from another run, or from a checkpoint."""
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file
 
 from lorakit.data.batches import collate, epoch_batches
+from lorakit.errors import UserError
 from lorakit.model.adapters.driver import Driver, Given
 from lorakit.model.attach import (
     STATE,
@@ -28,7 +31,7 @@ from lorakit.model.targets import Targets, select_targets
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, kind_settings, trains_all
-from lorakit.recipe.schema import Adapter
+from lorakit.recipe.schema import Adapter, Model, Spectrum
 from lorakit.runs import Run
 
 DRIVER = f"{STATE}/driver.safetensors"
@@ -41,6 +44,8 @@ class Begun:
 
     model: Any
     driver: Driver | None
+    config: Any
+    """The model's configuration as it was loaded: the libraries change theirs for the training."""
     quantization: dict[str, Any]
     """What was asked for and what holds, as the manifest says it."""
     trainable: int
@@ -56,6 +61,7 @@ def begin(prepared: Prepared, checkpoint: Path | None, progress: Progress) -> Be
     recipe = prepared.recipe
     everything = trains_all(recipe.adapter)
     base = load_model(prepared.base, prepared.model, prepared.machine.device, trainable=everything)
+    config = copy.deepcopy(base.config)
     held, stored = quantization_of(base), stored_quantization(prepared.base.folder)
     words = quantization_words(held, recipe.model.quantization, stored, recipe.model.dtype)
     if words:
@@ -65,14 +71,16 @@ def begin(prepared: Prepared, checkpoint: Path | None, progress: Progress) -> Be
     model = _attached(base, prepared, facts["effective"], checkpoint, progress)
     model.eval()  # PEFT adds its dropout in training mode
     if not everything:
-        config = model.peft_config["default"]
-        config.base_model_name_or_path, config.revision = recipe.model.base, recipe.model.revision
+        adapter = model.peft_config["default"]
+        adapter.base_model_name_or_path, adapter.revision = recipe.model.base, recipe.model.revision
     driver = _driver(model, prepared)
     if checkpoint:
         take_up(model, driver, checkpoint)
+    if not everything:
+        _say_what_is_attached(model, recipe.adapter, progress)
     trainable, total = parameter_counts(model)
     progress.say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
-    return Begun(model, driver, facts, trainable, total)
+    return Begun(model, driver, config, facts, trainable, total)
 
 
 def _attached(base: Any, prepared: Prepared, held: str, checkpoint: Path | None, progress: Progress) -> Any:
@@ -96,11 +104,9 @@ def _attached(base: Any, prepared: Prepared, held: str, checkpoint: Path | None,
 
 def _check_beginning(source: Path, prepared: Prepared, held: str, progress: Progress) -> None:
     """Say where the adapter was trained on other weights than those it gets now."""
-    folders = (source, source.parent, source.parent.parent)  # a run, its adapter, or one of its checkpoints
-    run = next((Run(folder) for folder in folders if Run(folder).manifest.is_file()), None)
-    if run is None:
+    manifest = _manifest_of(source)
+    if manifest is None:
         return
-    manifest = run.read_manifest()
     recorded, found = manifest["base"]["sha256"], prepared.base.sha256()
     if any(recorded.get(name) != found.get(name) for name in found if name.endswith(".safetensors")):
         progress.warn(
@@ -114,6 +120,31 @@ def _check_beginning(source: Path, prepared: Prepared, held: str, progress: Prog
         )
 
 
+def _say_what_is_attached(model: Any, settings: Adapter, progress: Progress) -> None:
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    if begins_from(settings):
+        config = model.peft_config["default"]
+        kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
+        progress.say(f"adapter.from: a {kind} adapter of rank {config.r} on {len(layers)} modules is trained on")
+    elif isinstance(settings.layers, Spectrum):
+        progress.say(f"adapter.layers: spectrum chose {len(layers)} modules")
+    sizes = [(layer.r["default"], layer.in_features, layer.out_features) for _, layer in layers if layer.in_features]
+    tight = sum(rank > min(inner, outer) for rank, inner, outer in sizes)
+    if tight:
+        progress.warn(f"adapter.rank: {tight} modules have fewer rows or columns than their rank: the rest is wasted")
+
+
+def _manifest_of(source: Path) -> dict[str, Any] | None:
+    """The manifest of the run that a folder is, or is the adapter or a checkpoint of; None where there is no run."""
+    for folder in (source, source.parent, source.parent.parent):
+        if Run(folder).manifest.is_file():
+            try:
+                return Run(folder).read_manifest()
+            except UserError:  # a file of this name that is somebody else's
+                continue
+    return None
+
+
 def _weights(quantization: str) -> str:
     return "unquantized weights" if quantization == "none" else f"{quantization} weights"
 
@@ -122,9 +153,14 @@ def _targets(base: Any, prepared: Prepared, progress: Progress) -> Targets:
     settings = prepared.recipe.adapter
 
     def signal(modules: list[str]) -> dict[str, float]:
-        return signals(base, modules, prepared.base, prepared.model.quantization, progress)
+        return signals(base, modules, prepared.base, _held_in(prepared.model), progress)
 
     return select_targets(base, settings, bool(kind_of(settings).facts.get("experts")), signal)
+
+
+def _held_in(model: Model) -> str:
+    double = model.double_quant and model.quantization in ("q4", "nf4")
+    return f"{model.quantization}{' double' if double else ''} {model.dtype}"
 
 
 def _given(prepared: Prepared, progress: Progress) -> Given:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lorakit.recipe.begun import brought
 from lorakit.recipe.kinds import begins_from, effective_model, kind_of
 from lorakit.recipe.schema import Adapter, Recipe
 
@@ -54,15 +55,17 @@ tokenizer = AutoTokenizer.from_pretrained("model")"""
 def adapter_card(recipe: Recipe, manifest: dict[str, Any]) -> str:
     """The text of `adapter/README.md`."""
     adapter, held = recipe.adapter, effective_model(recipe)
-    source, kind = begins_from(adapter), kind_of(adapter).name
+    source = begins_from(adapter)
+    kind = brought(Path(source)).get("kind", "lora") if source else kind_of(adapter).name
+    revision = "" if recipe.model.revision == "main" else f', revision="{recipe.model.revision}"'
     load = _LOADS.get(held.quantization, "").format(double=held.double_quant)
     imports = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if load else "")
     return _CARD.format(
-        what=f"A{'n' if kind[0] in 'aeiou' else ''} {kind} adapter for" if source is None else "A LoRA adapter for",
+        what=f"A{'n' if str(kind)[0] in 'aeiou' else ''} {kind} adapter for",
         tags="lora, lorakit",
         library="peft",
         trained=f"the adapter that began as {Path(source).name}, " if source else _shape(adapter, kind),
-        use=_ADAPTER_USE.format(base=recipe.model.base, load=load, imports=imports),
+        use=_ADAPTER_USE.format(base=recipe.model.base, load=revision + load, imports=imports),
         **_facts(recipe, manifest),
     )
 

@@ -57,5 +57,7 @@ def _unreached(model: Any, batch: dict[str, Any]) -> list[str]:
     supervised_loss(model, **batch)[0].backward()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     unreached = [name for name, parameter in trained.items() if parameter.grad is None]
+    if not any(parameter.grad is not None and parameter.grad.any() for parameter in trained.values()):
+        unreached = list(trained)
     model.zero_grad(set_to_none=True)
     return list(dict.fromkeys(name.removeprefix("base_model.model.").partition(".lora_")[0] for name in unreached))

@@ -3,12 +3,16 @@
 import resource
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
+from lorakit.folders import sha256_of
 from lorakit.plan.prepare import Prepared
+from lorakit.recipe.kinds import adapter_folder, begins_from
+from lorakit.recipe.schema import Adapter
 from lorakit.runs import now, versions
 from lorakit.train.begin import Begun
 
@@ -31,6 +35,7 @@ def manifest_of(prepared: Prepared, begun: Begun) -> dict[str, Any]:
             "held_as": begun.quantization,
             "sha256": prepared.base.sha256(),
         },
+        "adapter_from": _beginning(recipe.adapter),
         "tokenizer_sha256": tokenizer_sha256(prepared.tokenizer),
         "data": {
             "files": file_sha256s(recipe.data),
@@ -43,6 +48,16 @@ def manifest_of(prepared: Prepared, begun: Begun) -> dict[str, Any]:
         "steps": prepared.steps,
         "result": None,
     }
+
+
+def _beginning(adapter: Adapter) -> dict[str, Any] | None:
+    """The adapter that is trained on, by name and content."""
+    source = begins_from(adapter)
+    if source is None:
+        return None
+    folder = adapter_folder(Path(source))
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    return {"folder": str(folder), "sha256": {name: sha256_of(folder / name) for name in files}}
 
 
 def peak_memory() -> int:

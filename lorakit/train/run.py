@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from trl import SFTConfig
 
 from lorakit.errors import Interrupted, LorakitError, UserError
 from lorakit.folders import write_whole
+from lorakit.model.adapters.svd import ranks_in_words
 from lorakit.model.fused import fused_lora
 from lorakit.model.load import pad_token_id
 from lorakit.model.stored import check_mergeable
@@ -65,15 +67,20 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     check_loss(begun.model, prepared)
     manifest = run.read_manifest() if checkpoint else manifest_of(prepared, begun)
     manifest["status"] = "running"
-    if not checkpoint:
-        run.clear()
-    run.write_manifest(manifest)
-    write_whole(run.recipe, dump(prepared.recipe, run.folder))
+
+    def open_folder() -> None:
+        if not checkpoint:
+            run.clear()
+        run.write_manifest(manifest)
+        write_whole(run.recipe, dump(prepared.recipe, run.folder))
+
     stopping = StopRequest(progress)
     with stopping.listening():
-        outcome = _fit(begun, prepared, run, progress, stopping, checkpoint)
+        outcome = _fit(begun, prepared, run, progress, stopping, checkpoint, open_folder)
+    if begun.driver:
+        progress.say(ranks_in_words(begun.model))
     manifest |= {"status": "complete", "finished": now(), "result": outcome.__dict__}
-    run.write_manifest(manifest | save_result(begun.model, prepared, run, manifest))
+    run.write_manifest(manifest | save_result(begun, prepared, run, manifest))
     return outcome
 
 
@@ -91,11 +98,17 @@ def _refuse(prepared: Prepared) -> None:
 
 
 def _fit(
-    begun: Begun, prepared: Prepared, run: Run, progress: Progress, stopping: StopRequest, checkpoint: Path | None
+    begun: Begun,
+    prepared: Prepared,
+    run: Run,
+    progress: Progress,
+    stopping: StopRequest,
+    checkpoint: Path | None,
+    open_folder: Callable[[], None],
 ) -> Outcome:
+    """The training itself. `open_folder` is called when nothing stands against it any more: it clears the folder."""
     recipe, steps, model = prepared.recipe, prepared.steps, begun.model
     done = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
-    run.go_back_to(done)
     plan = Plan(
         batch_size=recipe.train.batch_size,
         micro_batch=int(recipe.train.micro_batch),
@@ -113,6 +126,8 @@ def _fit(
         settled_at = begun.driver.settled_at if begun.driver else 0
         conductor = Conductor(run, bar, stopping, recipe.train.early_stopping, held_out is not None, settled_at)
         trainer = _trainer(begun, prepared, run, progress, plan, stopping, conductor)
+        open_folder()
+        run.go_back_to(done)
         autocast = recipe.model.dtype != "float32"
         try:
             with _without_copies(model, autocast), fused_lora(model):
@@ -204,6 +219,7 @@ def _arguments(prepared: Prepared, run: Run, plan: Plan) -> SFTConfig:
         remove_unused_columns=False,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
+        router_aux_loss_coef=0.0,  # our loss is that of the rows alone
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one device; Trainer would spread over all that it sees
     return arguments
@@ -215,7 +231,9 @@ def _interval(every: float, steps: int) -> int:
 
 
 def _warmup(settings: Train, steps: int) -> int:
-    return settings.warmup if isinstance(settings.warmup, int) else math.ceil(settings.warmup * steps)
+    if isinstance(settings.warmup, int):
+        return settings.warmup
+    return min(math.ceil(settings.warmup * steps), steps - 1)  # the last step must not be one of no learning
 
 
 def _without_copies(model: Any, autocast: bool) -> AbstractContextManager[Any]:

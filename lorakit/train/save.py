@@ -8,27 +8,33 @@ from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.plan.prepare import Prepared
 from lorakit.recipe.kinds import trains_all
 from lorakit.runs import Run
+from lorakit.train.begin import Begun
 from lorakit.train.card import adapter_card, model_card
 
 
-def save_result(model: Any, prepared: Prepared, run: Run, manifest: dict[str, Any]) -> dict[str, Any]:
+def save_result(begun: Begun, prepared: Prepared, run: Run, manifest: dict[str, Any]) -> dict[str, Any]:
     """Write the adapter with the tokenizer it was trained with and a card, or the model. The sha256 of its weights.
 
     A whole model is rounded to the type in which its base lies on disk.
     """
-    recipe = prepared.recipe
+    recipe, model = prepared.recipe, begun.model
     if trains_all(recipe.adapter):
         dtype = stored_dtype(prepared.base)
         with whole_folder(run.model) as draft:
             model.to(DTYPES[dtype])
+            model.config = begun.config
             model.config.dtype = DTYPES[dtype]
             model.generation_config.eos_token_id = prepared.stop_ids
             model.save_pretrained(draft)
             prepared.tokenizer.save_pretrained(draft)
             (draft / "README.md").write_text(model_card(recipe, manifest), encoding="utf-8")
-        return {"model_sha256": {path.name: sha256_of(path) for path in sorted(run.model.glob("*.safetensors"))}}
+        files = [*run.model.glob("*.safetensors"), run.model / "config.json"]
+        return {"model_sha256": {path.name: sha256_of(path) for path in sorted(files)}}
     with whole_folder(run.adapter) as draft:
         save_adapter(model, draft)
         prepared.tokenizer.save_pretrained(draft)
         (draft / "README.md").write_text(adapter_card(recipe, manifest), encoding="utf-8")
-    return {"adapter_sha256": sha256_of(run.adapter / "adapter_model.safetensors")}
+    return {
+        "adapter_sha256": sha256_of(run.adapter / "adapter_model.safetensors"),
+        "adapter_config_sha256": sha256_of(run.adapter / "adapter_config.json"),
+    }

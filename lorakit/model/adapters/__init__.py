@@ -152,7 +152,7 @@ def _adalora_mistakes(settings: AdaLora, adapter: Any) -> Iterator[tuple[tuple[s
         yield ("initial_rank",), reason, f"Write {adapter.rank + 1} or more."
     if settings.shrink_from >= settings.shrink_to:
         reason = f"{settings.shrink_to:g} is not after shrink_from, {settings.shrink_from:g}"
-        yield ("shrink_to",), reason, "Write a larger share, such as 0.7."
+        yield ("shrink_to",), reason, "Write a larger share, or a smaller shrink_from."
 
 
 def _drive_adalora(model: Any, settings: AdaLora, steps: int) -> Driver:
@@ -180,7 +180,7 @@ def adalora(settings: Any, targets: Any) -> Any:
 def _flexlora_mistakes(settings: FlexLora, adapter: Any) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
     if settings.move_from >= settings.move_to:
         reason = f"{settings.move_to:g} is not after move_from, {settings.move_from:g}"
-        yield ("move_to",), reason, "Write a larger share, such as 0.7."
+        yield ("move_to",), reason, "Write a larger share, or a smaller move_from."
 
 
 def _drive_flexlora(model: Any, settings: FlexLora, steps: int) -> Driver:

@@ -9,6 +9,7 @@ from peft import EvaConfig, initialize_lora_eva_weights
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.adapters.driver import Given
 from lorakit.model.adapters.principal import lora_layers
+from lorakit.model.prefix import body_of
 from lorakit.progress import Bar
 
 _LONGEST_PASS = 500
@@ -23,23 +24,37 @@ def start_eva(model: Any, rho: float, converged: float, given: Given) -> None:
     """
     config = model.peft_config["default"]
     most = round(config.r * rho)
-    for name, layer in lora_layers(model):
-        if most > layer.in_features:
-            raise UserError(
-                f"adapter.rank: {config.r} times rho {rho:g} is {most}, and {name} has {layer.in_features} inputs. "
-                "Write a smaller rank, or kind: {eva: {rho: 1}}."
-            )
+    least, narrow = min((layer.in_features, name) for name, layer in lora_layers(model))
+    if most > least:
+        raise UserError(
+            f"adapter.rank: {config.r} times rho {rho:g} is {most}, and {narrow} has {least} inputs. Write a smaller "
+            "rank, or kind: {eva: {rho: 1}}."
+        )
     config.init_lora_weights = "eva"
     config.eva_config = EvaConfig(rho=rho, tau=converged)
-    body = model.get_base_model().get_decoder()
+    body = body_of(model.get_base_model())
     device = next(model.parameters()).device
+    shape = [0, 0]
 
     def forward(_: Any, inputs: dict[str, Any]) -> None:
+        shape[:] = inputs["input_ids"].shape
         body(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+
+    def reaching(inputs: Any, positions: torch.Tensor, name: str) -> torch.Tensor:
+        """What reaches a module at the trained positions; some families hand over (rows * tokens, width)."""
+        reached = inputs[0] if isinstance(inputs, tuple) else inputs
+        if reached.shape[:-1].numel() != shape[0] * shape[1]:
+            raise UserError(
+                f"adapter.kind: eva cannot tell which tokens reach {name}: it sees {reached.shape[:-1].numel()} of "
+                f"{shape[0] * shape[1]}. Leave it out with adapter.exclude."
+            )
+        return reached.reshape(*shape, -1)[positions.T.unbind()]
 
     with given.progress.bar("eva: directions of the inputs", total=0) as bar:
         batches = _Batches(given, 2 * most, device, bar)
-        initialize_lora_eva_weights(model, batches, forward_fn=forward, show_progress_bar=False)
+        initialize_lora_eva_weights(
+            model, batches, forward_fn=forward, prepare_layer_inputs_fn=reaching, show_progress_bar=False
+        )
     config.init_lora_weights, config.eva_config = True, None
     ranks = [layer.r["default"] for _, layer in lora_layers(model)]
     said = f"eva: directions found on {batches.taken} batches; ranks from {min(ranks)} to {max(ranks)}"

@@ -28,19 +28,25 @@ def start_principal(model: Any, factors: Factors, progress: Progress) -> None:
     """Put the factors of each weight into the trained adapter, and their negative beside it."""
     with_initial(model)
     layers = list(lora_layers(model))
+    tight = [(min(layer.in_features, layer.out_features), name) for name, layer in layers if _is_tight(layer)]
+    if tight:
+        most, name = min(tight)
+        raise UserError(
+            f"adapter.rank: {len(tight)} modules have fewer directions than their rank, {name} only {most}. Write "
+            "a smaller one, or one for these modules in adapter.rank_overrides."
+        )
     with torch.no_grad(), progress.bar("main directions of the weights", total=len(layers)) as bar:
-        for name, layer in layers:
+        for _, layer in layers:
             rank, weight = layer.r["default"], weight_of(layer.get_base_layer())
-            if rank > min(weight.shape):
-                raise UserError(
-                    f"adapter.rank: {rank} is more than the {min(weight.shape)} directions of {name}. Write a smaller "
-                    "one, or one for this module in adapter.rank_overrides."
-                )
             b, a = factors(weight, rank, layer.scaling["default"])
             for adapter, sign in (("default", 1), (INITIAL, -1)):
                 layer.lora_A[adapter].weight.copy_(a)
                 layer.lora_B[adapter].weight.copy_(sign * b)
             bar.advance(1)
+
+
+def _is_tight(layer: Any) -> bool:
+    return bool(layer.r["default"] > min(layer.in_features, layer.out_features))
 
 
 def truncated_svd(iterations: int | None) -> Factors:

@@ -53,6 +53,12 @@ def svd_modules(model: Any) -> list[SvdModule]:
     ]
 
 
+def ranks_in_words(model: Any) -> str:
+    """The ranks that a training ended with: directions whose E is not 0."""
+    ranks = [int((module.e != 0).sum()) for module in svd_modules(model)]
+    return f"ranks from {min(ranks)} to {max(ranks)} over {len(ranks)} modules, {sum(ranks):,} in all"
+
+
 def orthogonality(modules: list[SvdModule]) -> Tensor:
     """How far directions are from orthonormal: the mean over all A and B of |A A^T - I| and |B^T B - I| (Frobenius).
 
