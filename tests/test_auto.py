@@ -94,6 +94,13 @@ def test_a_model_that_is_not_here_leaves_the_rate_open_and_says_so():
     assert chosen(CPU, None)["train.learning_rate"] == "auto"
 
 
+@pytest.mark.parametrize("layers", ["0-30", [0, 30], ["28-30"]])
+def test_layers_that_the_config_does_not_have_are_refused_before_loading(layers):
+    with pytest.raises(UserError, match="30 is no layer of the model: this model has layers 0 to 29"):
+        settle(recipe(adapter=Adapter(layers=layers)), CPU, SMOL)
+    settle(recipe(adapter=Adapter(layers=["0-29"])), CPU, SMOL)
+
+
 def test_settings_that_cannot_work_here_are_refused(monkeypatch):
     with pytest.raises(UserError, match="float16 needs a GPU"):
         settle(recipe(model=Model(base="a/b", dtype="float16")), CPU, None)

@@ -34,6 +34,17 @@ def test_null_sets_null(tmp_path):
     assert loaded(tmp_path, text).recipe.data.system is None
 
 
+def test_null_takes_away_what_another_file_says_where_the_key_takes_no_null(tmp_path):
+    write(tmp_path, "adapter: {rank: 8, alpha: 16, targets: mlp}\n", "base.yaml")
+    text = f"extends: base.yaml\n{SMALL}adapter: {{kind: none, rank: null, alpha: null}}\n"
+    found = loaded(tmp_path, text)
+    assert (found.recipe.adapter.rank, found.recipe.adapter.targets) == (16, "mlp")
+    assert "adapter.rank" not in found.written
+    again = load(write(tmp_path, f"{SMALL}adapter: {{rank: 8}}\n"), ["adapter.rank=null"])
+    assert again.recipe.adapter.rank == 16
+    assert errors(tmp_path, f"{SMALL}adapter: {{rank: null}}\n")  # over nothing it is a mistake
+
+
 def test_a_source_merges_with_a_source_and_replaces_a_path(tmp_path):
     write(tmp_path, "data: {train: {path: train.jsonl, format: messages}}\n", "source.yaml")
     write(tmp_path, "data: {train: train.jsonl}\n", "path.yaml")

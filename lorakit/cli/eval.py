@@ -21,9 +21,10 @@ def evaluate(run: RunFolder, as_json: Json = False, quiet: Quiet = False) -> Non
         console.result_json({"file": str(path), "models": {model.name: model.scores for model in scored}})
         return
     rows = len(scored[0].answers) or len(prepared.held_out.rows if prepared.held_out else [])
+    held = opened.read_manifest()["base"].get("quantization", "none")
     names = list(dict.fromkeys(name for model in scored for name in model.scores))
     console.result_table(
-        f"{prepared.recipe.name}: {rows} held-out rows",
+        f"{prepared.recipe.name}: {rows} held-out rows" + ("" if held == "none" else f", base in {held}"),
         ["", *(model.name for model in scored)],
         [[name, *(_shown(name, model.scores.get(name)) for model in scored)] for name in names],
     )

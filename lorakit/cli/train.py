@@ -9,6 +9,7 @@ from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
+    from lorakit.merge.proof import Proof
     from lorakit.plan.prepare import Prepared
     from lorakit.progress import Progress
     from lorakit.recipe.load import Loaded
@@ -67,12 +68,16 @@ def train(
     _describe(prepared, progress)
     checkpoint = checkpoint_to_resume(run, prepared, progress) if resume else None
     outcome = train_run(prepared, run, progress, checkpoint)
-    _report(outcome, run, prepared, as_json)
+    if not as_json:
+        _report(outcome, run, prepared)
+    merged = None
     if settled.output.merged:
         from lorakit.merge.run import merge
 
-        merge(run, prepared, run.merged, progress)
+        merged = merge(run, prepared, run.merged, progress)
         progress.say(f"merged model: {run.merged}")
+    if as_json:
+        _report_json(outcome, run, prepared, merged)
 
 
 def json_text(text: str) -> str:
@@ -147,15 +152,23 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
     )
 
 
-def _report(outcome: Any, run: Any, prepared: "Prepared", as_json: bool) -> None:
+def _report_json(outcome: Any, run: Any, prepared: "Prepared", merged: "Proof | None") -> None:
+    from dataclasses import asdict
+
+    from lorakit import console
+    from lorakit.recipe.kinds import trains_all
+
+    places = {"model": str(run.model)} if trains_all(prepared.recipe.adapter) else {"adapter": str(run.adapter)}
+    if merged:
+        places |= {"merged": str(run.merged), "proof": asdict(merged)}
+    console.result_json({"run": str(run.folder), **places, **outcome.__dict__})
+
+
+def _report(outcome: Any, run: Any, prepared: "Prepared") -> None:
     from lorakit import console
     from lorakit.recipe.kinds import trains_all
 
     whole = trains_all(prepared.recipe.adapter)
-    if as_json:
-        result = run.model if whole else run.adapter
-        console.result_json({"run": str(run.folder), "model" if whole else "adapter": str(result), **outcome.__dict__})
-        return
     lines = [f"trained {outcome.steps} steps in {outcome.seconds:.0f} s"]
     if outcome.loss is not None:
         lines[0] += f", last loss {outcome.loss:.4f}"

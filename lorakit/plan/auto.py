@@ -11,7 +11,7 @@ from lorakit.errors import UserError
 from lorakit.plan.facts import ModelFacts
 from lorakit.plan.machine import Machine
 from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, trains_all
-from lorakit.recipe.schema import Recipe
+from lorakit.recipe.schema import Recipe, Spectrum
 
 # The share of a device's memory that saved activations may take; the rest holds weights, buffers and the system.
 _ACTIVATION_SHARE = 0.4
@@ -48,6 +48,7 @@ def settle(
     """
     choices: list[Choice] = []
     model = recipe.model
+    _check_layers(recipe.adapter.layers, facts)
     if model.dtype == "auto":
         choices.append(Choice("model.dtype", *_dtype(machine)))
     elif model.dtype == "float16" and not machine.is_gpu:
@@ -76,6 +77,17 @@ def settle(
     if recipe.train.learning_rate == "auto":
         choices.append(Choice("train.learning_rate", *_learning_rate(recipe, facts)))
     return Settled(_replaced(recipe, choices), tuple(choices))
+
+
+def _check_layers(layers: Any, facts: ModelFacts | None) -> None:
+    """Refuse a layer that the model's config does not have, before anything is loaded."""
+    if facts is None or facts.layers is None or isinstance(layers, Spectrum) or layers == "all":
+        return
+    numbers = [int(part) for item in ([layers] if isinstance(layers, str) else layers) for part in str(item).split("-")]
+    if max(numbers) >= facts.layers:
+        raise UserError(
+            f"adapter.layers: {max(numbers)} is no layer of the model: this model has layers 0 to {facts.layers - 1}."
+        )
 
 
 @dataclass(frozen=True)

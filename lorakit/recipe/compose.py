@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorakit.recipe.files import read_file
-from lorakit.recipe.problems import Place, Problem, one_line, shown, shown_path
+from lorakit.recipe.problems import PathParts, Place, Problem, one_line, shown, shown_path
+from lorakit.recipe.schema import Recipe
+from lorakit.recipe.shape import annotation_at, branches
 from lorakit.recipe.strict_yaml import MAX_DEPTH, Node, plain, read_text
 
 LONGEST_CHAIN = 20
@@ -49,18 +51,30 @@ def compose(path: Path, overrides: Sequence[str] = ()) -> Composed:
     return Composed(root, tuple(reading.problems), reading.complete)
 
 
-def merge(below: Node, above: Node) -> Node:
-    """`above` over `below`: mappings merge key by key, everything else replaces."""
+def merge(below: Node, above: Node, path: PathParts = ()) -> Node:
+    """`above` over `below`: mappings merge key by key, everything else replaces.
+
+    null over a key that takes no null takes away what `below` says: the default holds again. `path`: where both stand.
+    """
     if not (isinstance(below.value, dict) and isinstance(above.value, dict)):
         return above
     merged = dict(below.value)
     for key, node in above.value.items():
-        merged[key] = merge(merged[key], node) if key in merged else node
+        if key in merged and node.value is None and not _takes_null((*path, key)):
+            del merged[key]
+            continue
+        merged[key] = merge(merged[key], node, (*path, key)) if key in merged else node
         if _INSTEAD_OF.get(key) not in above.value and node.value is not None:
             merged.pop(_INSTEAD_OF.get(key, ""), None)
     # A section stays where a file says it: `--set` writes one of its keys, and what it lacks belongs in the file.
     kept = below if above.place.setting else above
     return replace(kept, value=merged)
+
+
+def _takes_null(path: PathParts) -> bool:
+    """Whether null is a value of this key; an unknown key is left as it is, to be told of."""
+    annotation = annotation_at(Recipe, path)
+    return annotation is None or any(branch.kind is type(None) for branch in branches(annotation))
 
 
 def _file(reading: _Reading, path: Path, chain: tuple[str, ...], asked: Place, subject: str) -> Node | None:

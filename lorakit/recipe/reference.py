@@ -59,8 +59,9 @@ extends: ../../configs/smollm2-135m.yaml    # or a list: [model.yaml, card.yaml]
 ```
 
 A path is relative to the file that says it. Mappings merge key by key; lists and single values replace. Later files of
-the list win over earlier ones, and the extending file wins over all of them. `null` sets null. An error in an extended
-file names that file.
+the list win over earlier ones, and the extending file wins over all of them. `null` sets null; where a key takes no
+null, it takes away what the extended file says, and the default holds again. An error in an extended file names that
+file.
 
 ## One setting from the command line: `--set`
 

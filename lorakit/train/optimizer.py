@@ -11,6 +11,16 @@ OPTIMIZERS = {
 }
 
 
+# bitsandbytes leaves the states of smaller tensors in 32 bits (its optim/optimizer.py, min_8bit_size).
+_LEAST_IN_8_BITS = 4096
+
+
+def share_in_8_bits(model: Any) -> float:
+    """The share of the trained numbers whose states bitsandbytes keeps in 8 bits."""
+    sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    return sum(size for size in sizes if size >= _LEAST_IN_8_BITS) / sum(sizes)
+
+
 def with_faster_b(groups: list[dict[str, Any]], model: Any, ratio: float) -> list[dict[str, Any]]:
     """An optimizer's groups with the B matrices in groups of their own, whose learning rate is `ratio` times as high.
 

@@ -29,7 +29,7 @@ from lorakit.runs import Run, now
 from lorakit.train.begin import Begun, begin, take_up
 from lorakit.train.callbacks import Conductor, Driving, StopRequest
 from lorakit.train.checks import check_loss
-from lorakit.train.optimizer import OPTIMIZERS
+from lorakit.train.optimizer import OPTIMIZERS, share_in_8_bits
 from lorakit.train.record import manifest_of, peak_memory
 from lorakit.train.save import save_result
 from lorakit.train.trainer import Plan, SupervisedTrainer
@@ -64,6 +64,8 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
 
 def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None) -> Outcome:
     begun = begin(prepared, checkpoint, progress)
+    if prepared.recipe.train.optimizer.endswith("8bit"):
+        progress.say(f"train.optimizer: {share_in_8_bits(begun.model):.0%} of its states are in 8 bits")
     check_loss(begun.model, prepared)
     manifest = run.read_manifest() if checkpoint else manifest_of(prepared, begun)
     manifest["status"] = "running"
