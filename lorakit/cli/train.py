@@ -158,7 +158,8 @@ def _report_json(outcome: Any, run: Any, prepared: "Prepared", merged: "Proof | 
     from lorakit import console
     from lorakit.recipe.kinds import trains_all
 
-    places = {"model": str(run.model)} if trains_all(prepared.recipe.adapter) else {"adapter": str(run.adapter)}
+    whole = trains_all(prepared.recipe.adapter)
+    places: dict[str, Any] = {"model": str(run.model)} if whole else {"adapter": str(run.adapter)}
     if merged:
         places |= {"merged": str(run.merged), "proof": asdict(merged)}
     console.result_json({"run": str(run.folder), **places, **outcome.__dict__})
