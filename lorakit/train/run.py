@@ -1,6 +1,5 @@
 """One training run: a prepared recipe -> an adapter in a run's folder."""
 
-import math
 import os
 import time
 from collections.abc import Callable
@@ -13,23 +12,21 @@ import torch
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig
 
 from lorakit.errors import Interrupted, LorakitError, UserError
 from lorakit.folders import write_whole
 from lorakit.model.adapters.svd import ranks_in_words
 from lorakit.model.fused import fused_lora
-from lorakit.model.load import pad_token_id
 from lorakit.model.stored import check_mergeable
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.load import dump
-from lorakit.recipe.schema import Train
 from lorakit.runs import Run, now
+from lorakit.train.arguments import arguments, plan_of, warmup_steps
 from lorakit.train.begin import Begun, begin, take_up
 from lorakit.train.callbacks import Conductor, Driving, StopRequest
 from lorakit.train.checks import check_loss
-from lorakit.train.optimizer import OPTIMIZERS, share_in_8_bits
+from lorakit.train.optimizer import share_in_8_bits
 from lorakit.train.record import manifest_of, peak_memory
 from lorakit.train.save import save_result
 from lorakit.train.trainer import Plan, SupervisedTrainer
@@ -92,7 +89,7 @@ def _refuse(prepared: Prepared) -> None:
         raise UserError("lorakit trains on one device: start `lorakit train` itself, not through a launcher.")
     if prepared.recipe.output.merged:
         check_mergeable(prepared.base)
-    warmup = _warmup(prepared.recipe.train, prepared.steps)
+    warmup = warmup_steps(prepared.recipe.train, prepared.steps)
     if warmup >= prepared.steps > 1:
         raise UserError(
             f"train.warmup: {warmup} steps of warm-up in a run of {prepared.steps}. Write a fraction or fewer."
@@ -111,17 +108,7 @@ def _fit(
     """The training itself. `open_folder` is called when nothing stands against it any more: it clears the folder."""
     recipe, steps, model = prepared.recipe, prepared.steps, begun.model
     done = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
-    plan = Plan(
-        batch_size=recipe.train.batch_size,
-        micro_batch=int(recipe.train.micro_batch),
-        seed=recipe.train.seed,
-        eval_steps=_interval(recipe.train.eval_every, steps),
-        keep=recipe.train.keep,
-        pad_token_id=pad_token_id(prepared.tokenizer),
-        packing=recipe.data.packing == "on",
-        flat=recipe.model.attention == "flash_attention_2",
-        lora_plus=recipe.train.lora_plus,
-    )
+    plan = plan_of(prepared)
     held_out = prepared.held_out
     begin = time.monotonic()
     with progress.bar("training", total=steps, done=done) as bar:
@@ -178,7 +165,7 @@ def _trainer(
         stopping=stopping,
         driver=begun.driver,
         model=begun.model,
-        args=_arguments(prepared, run, plan),
+        args=arguments(prepared, run, plan),
         train_dataset=prepared.train.rows,
         eval_dataset=held_out.rows if held_out else None,
         processing_class=prepared.tokenizer,
@@ -186,56 +173,6 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _arguments(prepared: Prepared, run: Run, plan: Plan) -> SFTConfig:
-    settings, dtype = prepared.recipe.train, prepared.recipe.model.dtype
-    steps, on_gpu = prepared.steps, prepared.machine.is_gpu
-    arguments = SFTConfig(
-        output_dir=str(run.folder),
-        max_steps=steps,
-        per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=1 if plan.packing else -(-plan.batch_size // plan.micro_batch),
-        learning_rate=float(settings.learning_rate),
-        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
-        warmup_steps=_warmup(settings, steps),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        optim=OPTIMIZERS[settings.optimizer],
-        seed=settings.seed,
-        bf16=dtype == "bfloat16",
-        fp16=dtype == "float16",
-        use_cpu=not on_gpu,
-        activation_checkpointing=bool(settings.gradient_checkpointing),
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if prepared.held_out else "no",
-        eval_steps=plan.eval_steps,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        save_strategy="steps",
-        save_steps=_interval(settings.save_every, steps),
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        router_aux_loss_coef=0.0,  # our loss is that of the rows alone
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device; Trainer would spread over all that it sees
-    return arguments
-
-
-def _interval(every: float, steps: int) -> int:
-    """A fraction of the run, or a number of steps, as steps."""
-    return every if isinstance(every, int) else max(1, round(every * steps))
-
-
-def _warmup(settings: Train, steps: int) -> int:
-    if isinstance(settings.warmup, int):
-        return settings.warmup
-    return min(math.ceil(settings.warmup * steps), steps - 1)  # the last step must not be one of no learning
 
 
 def _without_copies(model: Any, autocast: bool) -> AbstractContextManager[Any]:

@@ -1,0 +1,80 @@
+"""A prepared recipe in the trainer's terms: steps, rows, and transformers' training arguments."""
+
+import math
+
+from trl import SFTConfig
+
+from lorakit.model.load import pad_token_id
+from lorakit.plan.prepare import Prepared
+from lorakit.recipe.schema import Train
+from lorakit.runs import Run
+from lorakit.train.optimizer import OPTIMIZERS
+from lorakit.train.trainer import Plan
+
+
+def plan_of(prepared: Prepared) -> Plan:
+    """The run in steps and rows."""
+    recipe = prepared.recipe
+    return Plan(
+        batch_size=recipe.train.batch_size,
+        micro_batch=int(recipe.train.micro_batch),
+        seed=recipe.train.seed,
+        eval_steps=interval(recipe.train.eval_every, prepared.steps),
+        keep=recipe.train.keep,
+        pad_token_id=pad_token_id(prepared.tokenizer),
+        packing=recipe.data.packing == "on",
+        flat=recipe.model.attention == "flash_attention_2",
+        lora_plus=recipe.train.lora_plus,
+    )
+
+
+def arguments(prepared: Prepared, run: Run, plan: Plan) -> SFTConfig:
+    """What SFTTrainer is told."""
+    settings, dtype = prepared.recipe.train, prepared.recipe.model.dtype
+    steps, on_gpu = prepared.steps, prepared.machine.is_gpu
+    arguments = SFTConfig(
+        output_dir=str(run.folder),
+        max_steps=steps,
+        per_device_train_batch_size=plan.micro_batch,
+        gradient_accumulation_steps=1 if plan.packing else -(-plan.batch_size // plan.micro_batch),
+        learning_rate=float(settings.learning_rate),
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        warmup_steps=warmup_steps(settings, steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim=OPTIMIZERS[settings.optimizer],
+        seed=settings.seed,
+        bf16=dtype == "bfloat16",
+        fp16=dtype == "float16",
+        use_cpu=not on_gpu,
+        activation_checkpointing=bool(settings.gradient_checkpointing),
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if prepared.held_out else "no",
+        eval_steps=plan.eval_steps,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        save_strategy="steps",
+        save_steps=interval(settings.save_every, steps),
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        router_aux_loss_coef=0.0,  # our loss is that of the rows alone
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device; Trainer would spread over all that it sees
+    return arguments
+
+
+def interval(every: float, steps: int) -> int:
+    """A fraction of the run, or a number of steps, as steps."""
+    return every if isinstance(every, int) else max(1, round(every * steps))
+
+
+def warmup_steps(settings: Train, steps: int) -> int:
+    """The steps in which the learning rate rises."""
+    if isinstance(settings.warmup, int):
+        return settings.warmup
+    return min(math.ceil(settings.warmup * steps), steps - 1)  # a run of one step learns in it
