@@ -34,8 +34,8 @@ def main() -> None:
     """Train and score what is missing, print the table and put it into docs/adapters.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/debian-json/recipe.yaml")
-    parser.add_argument("--steps", type=int, default=30, help="optimizer steps of the recipe's batch")
-    parser.add_argument("--held-out", type=int, default=96, help="held-out rows, for the loss and for exact-match")
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps of the recipe's batch")
+    parser.add_argument("--held-out", type=int, default=64, help="held-out rows, for the loss and for exact-match")
     parser.add_argument("--figures", type=Path, default=ROOT / "runs/bench-adapters.json", help="kept and gone on from")
     parser.add_argument("--write", action="store_true", help="put the table into docs/adapters.md")
     parser.add_argument("--score", type=Path, help=argparse.SUPPRESS)
@@ -151,7 +151,8 @@ def write(figures: dict[str, Any]) -> None:
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(_BEGIN)
     after = rest.partition(_END)[2]
     lines = ["| " + " | ".join(_COLUMNS) + " |", "|---|---|" + "---:|" * (len(_COLUMNS) - 2)]
-    lines += ["| " + " | ".join(row(name, figures[name])) + " |" for name in figures]
+    names = [f"{kind} {quantization}" for kind, quantization in pairs()]
+    lines += ["| " + " | ".join(row(name, figures[name])) + " |" for name in names]
     PAGE.write_text(f"{before}{_BEGIN}\n" + "\n".join(lines) + f"\n{_END}{after}", encoding="utf-8")
 
 
