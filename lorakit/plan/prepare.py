@@ -123,7 +123,7 @@ def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
     files = {"adapter_model.safetensors": "adapter_sha256", "adapter_config.json": "adapter_config_sha256"}
     for file in (run.adapter / name for name in files):
         if file.is_file() and files[file.name] in manifest and sha256_of(file) != manifest[files[file.name]]:
-            raise UserError(f"{file}: is not of the adapter that this run trained: its sha256 is not the manifest's.")
+            raise UserError(f"{file}: is not the adapter that this run trained: its sha256 is not the manifest's.")
     for name, recorded in manifest.get("model_sha256", {}).items():
         if not (run.model / name).is_file() or sha256_of(run.model / name) != recorded:
             raise UserError(f"{run.model / name}: is not what this run trained: its sha256 is not the manifest's.")
