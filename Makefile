@@ -2,7 +2,7 @@
 # make test     set up, run the test suite; make test-all adds the slow tests
 # make check    lint, types, layers, generated documents
 # make bench    lorakit against TRL on the same rows: bench-train the training, bench-data the preparation of rows
-# make bench-adapters   every adapter kind on every quantization, into docs/adapters.md (over an hour); bench-dora: DoRA against PEFT's
+# make bench-adapters   every adapter kind on every quantization, into docs/adapters.md (most of an hour); bench-dora: DoRA against PEFT's
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin

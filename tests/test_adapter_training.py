@@ -366,6 +366,8 @@ def test_full_fine_tuning_leaves_the_configuration_of_its_base(recipe_file, tmp_
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "mixtral", run.model))
     assert before == after
     evaluate(*reopen_run(run.folder, Silent()), Silent())
+    with pytest.raises(RecipeErrors, match="trained the weights themselves, and has no adapter"):
+        load(begun_from(recipe_file, run.folder))
     with pytest.raises(UserError, match="trained the weights themselves"):
         merge(*reopen_run(run.folder, Silent()), tmp_path / "merged", Silent())
 

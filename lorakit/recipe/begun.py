@@ -33,6 +33,9 @@ def refusal(source: Path) -> tuple[str, str] | None:
     folder = adapter_folder(source)
     where, other = shown_path(folder), "Write the folder of a run, or of an adapter that PEFT saved."
     if not (folder / "adapter_config.json").is_file():
+        if (source / "model" / "config.json").is_file():
+            remedy = f"Write {shown_path(source / 'model')} as model.base instead."
+            return f"{where} trained the weights themselves, and has no adapter", remedy
         if (source / "manifest.json").is_file():
             remedy = "Go on with lorakit train --resume, or write one of its checkpoints/step-... folders."
             return f"the training of {where} has not ended", remedy

@@ -146,13 +146,17 @@ def loftq(settings: Any, targets: Any) -> Any:
     return _lora(settings, targets)
 
 
+def _in_order(settings: Any, first: str, last: str) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    begin, end = getattr(settings, first), getattr(settings, last)
+    if begin >= end:
+        yield (last,), f"{end:g} is not after {first}, {begin:g}", f"Write a larger share, or a smaller {first}."
+
+
 def _adalora_mistakes(settings: AdaLora, adapter: Any) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
     if settings.initial_rank is not None and settings.initial_rank <= adapter.rank:
         reason = f"{settings.initial_rank} is not above adapter.rank, {adapter.rank}: nothing could shrink to it"
         yield ("initial_rank",), reason, f"Write {adapter.rank + 1} or more."
-    if settings.shrink_from >= settings.shrink_to:
-        reason = f"{settings.shrink_to:g} is not after shrink_from, {settings.shrink_from:g}"
-        yield ("shrink_to",), reason, "Write a larger share, or a smaller shrink_from."
+    yield from _in_order(settings, "shrink_from", "shrink_to")
 
 
 def _drive_adalora(model: Any, settings: AdaLora, steps: int) -> Driver:
@@ -178,9 +182,7 @@ def adalora(settings: Any, targets: Any) -> Any:
 
 
 def _flexlora_mistakes(settings: FlexLora, adapter: Any) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
-    if settings.move_from >= settings.move_to:
-        reason = f"{settings.move_to:g} is not after move_from, {settings.move_from:g}"
-        yield ("move_to",), reason, "Write a larger share, or a smaller move_from."
+    yield from _in_order(settings, "move_from", "move_to")
 
 
 def _drive_flexlora(model: Any, settings: FlexLora, steps: int) -> Driver:
