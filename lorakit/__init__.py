@@ -1,3 +1,8 @@
 """lorakit: fine-tune language models with LoRA from one YAML recipe."""
 
+import logging
+
 __version__ = "0.1.0"
+
+# It warns, while it is imported, of kernels that it could fetch from a hub.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

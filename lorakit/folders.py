@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
+from lorakit.errors import UserError
+
 _BLOCK = 1 << 20
 _DRAFT = ".lorakit-draft."
 
@@ -44,6 +48,27 @@ def whole_folder(final: Path, first_wins: bool = False) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def alone(folder: Path, doing: str) -> Iterator[None]:
+    """While this process writes into a folder no other may.
+
+    Raises:
+        UserError: another one does; `doing` says what, such as "training into".
+    """
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
+    path = cache_folder() / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{folder}: another process is {doing} this folder. Wait, or stop it.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_whole(final: Path, text: str) -> None:

@@ -1,6 +1,5 @@
 """The folder of a run. This is the only module that names its files."""
 
-import hashlib
 import json
 import platform
 import re
@@ -12,10 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lorakit.errors import UserError
-from lorakit.folders import cache_folder, is_draft, remove_drafts, remove_folder, write_whole
+from lorakit.folders import alone, is_draft, remove_drafts, remove_folder, write_whole
 
 _RECORDED = ("lorakit", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "tokenizers")
 
@@ -79,20 +76,8 @@ class Run:
         Raises:
             UserError: another one does.
         """
-        name = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:24]
-        path = cache_folder() / "locks" / f"{name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"{self.folder}: another process is training into this folder. Wait, or stop it."
-            ) from error
-        try:
+        with alone(self.folder, "training into"):
             yield
-        finally:
-            lock.release()
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest.

@@ -18,7 +18,7 @@ from lorakit.progress import Silent
 def merged_run(path, folder, *overrides):
     run_recipe(path, folder, *overrides)
     run, prepared = reopen_run(folder, Silent())
-    return run, prepared, merge(run, prepared, run.merged, Silent())
+    return run, prepared, merge(run, prepared, run.merged, Silent()).proof
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_merged_model_predicts_what_the_adapter_model_predicts(recipe_file, 
     assert proof.adapter_loss == pytest.approx(proof.merged_loss, rel=1e-4)
     facts = json.loads((run.merged / "merge.json").read_text())
     assert facts["proof"]["rows"] == proof.rows == 10
-    assert quantization in facts["onto"] or quantization == "none"
+    assert (facts["onto"], facts["quantization"]) == ("trained", quantization)
     assert "quantization_config" not in json.loads((run.merged / "config.json").read_text())
 
 
@@ -90,14 +90,15 @@ def test_a_merge_that_answers_otherwise_is_not_put_in_place(recipe_file, tmp_pat
 
     run_recipe(recipe_file(), tmp_path / "run")
     run, prepared = reopen_run(tmp_path / "run", Silent())
-    folded = merging._folded
+    folding_of = merging.folding_of
 
-    def damaged(*arguments):
-        model = folded(*arguments)
-        model.model.layers[0].mlp.down_proj.weight.data *= 1.5
-        return model
+    def damaged(model):
+        folding = folding_of(model)
+        fold = folding.folds["model.layers.0.mlp.down_proj.weight"]
+        folding.folds["model.layers.0.mlp.down_proj.weight"] = lambda weight: fold(weight) * 1.5
+        return folding
 
-    monkeypatch.setattr(merging, "_folded", damaged)
+    monkeypatch.setattr(merging, "folding_of", damaged)
     with pytest.raises(LorakitError, match="does not answer as the adapter does"):
         merge(run, prepared, run.merged, Silent())
     assert not run.merged.exists()

@@ -1,44 +1,288 @@
 """`lorakit merge`"""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lorakit.cli.options import Json, Quiet, RunFolder
+from lorakit.cli.options import Json, Quiet
+from lorakit.errors import UserError
 
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to write; default is RUN/merged.")
+if TYPE_CHECKING:
+    from lorakit.progress import Progress
+
+_SEVERAL, _TAKE_OUT, _CHECK = "Several adapters", "A LoRA out of two models", "A merged model from elsewhere"
+
+Folders = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN...",
+        help="The folder of a run, such as runs/debian-json; several to combine. With --extract, the base model.",
+        show_default=False,
+    ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a merged model that is there already.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", help="Where to write; of one run, RUN/merged is the default."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier `lorakit merge` left there.")]
+Onto = Annotated[
+    Literal["trained", "original"] | None,
+    typer.Option(
+        "--onto",
+        help="The weights to add the adapter to: those that it was trained on (the default; a quantized base is "
+        "dequantized), or the base's own in full precision, with the drift stated.",
+        show_default=False,
+    ),
+]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option("--dtype", help="Round all weights to this type; else each keeps its own.", show_default=False),
+]
+NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not compare the merged model with the adapter's.")]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        metavar="METHOD",
+        help="linear, cat, svd, ties, dare-linear, dare-ties or magnitude-prune. cat is the exact weighted sum.",
+        show_default=False,
+        rich_help_panel=_SEVERAL,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", metavar="0.5,0.5", help="One for each run.", rich_help_panel=_SEVERAL),
+]
+Density = Annotated[
+    float | None,
+    typer.Option("--density", help="The share of numbers that a method keeps.", rich_help_panel=_SEVERAL),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Of the methods that draw at random.", rich_help_panel=_SEVERAL)
+]
+IntoBase = Annotated[
+    bool,
+    typer.Option("--into-base", help="Write a merged model instead of an adapter.", rich_help_panel=_SEVERAL),
+]
+Rank = Annotated[
+    int | None, typer.Option("--rank", help="Of the extracted adapter, or of svd's.", rich_help_panel=_TAKE_OUT)
+]
+Extract = Annotated[
+    Path | None,
+    typer.Option(
+        "--extract",
+        metavar="TUNED",
+        help="Take a LoRA out of a tuned model and its base: --extract TUNED BASE --rank 32.",
+        rich_help_panel=_TAKE_OUT,
+    ),
+]
+KeepWhole = Annotated[
+    bool,
+    typer.Option(
+        "--keep-whole",
+        help="Keep changed norms, embeddings and head whole in the adapter.",
+        rich_help_panel=_TAKE_OUT,
+    ),
+]
+Verify = Annotated[
+    Path | None,
+    typer.Option(
+        "--verify",
+        metavar="FOLDER",
+        help="Prove again that a folder is the merged model of RUN; nothing is written.",
+        rich_help_panel=_CHECK,
+    ),
+]
+
+# What each way of using the command takes; any other option that is given would do nothing, and is refused.
+_ONE = {"onto", "dtype", "no_proof", "output", "overwrite"}
+_TAKES = {
+    "one run": _ONE,
+    "several runs": {"method", "weights", "density", "seed", "rank", "into_base", "output", "overwrite"},
+    "several runs with --into-base": _ONE | {"method", "weights", "density", "seed", "rank", "into_base"},
+    "--extract": {"extract", "rank", "keep_whole", "output", "overwrite"},
+    "--verify": {"verify"},
+}
 
 
 def merge(
-    run: RunFolder, output: Output = None, overwrite: Overwrite = False, as_json: Json = False, quiet: Quiet = False
+    folders: Folders,
+    onto: Onto = None,
+    output: Output = None,
+    dtype: Dtype = None,
+    no_proof: NoProof = False,
+    overwrite: Overwrite = False,
+    method: Method = None,
+    weights: Weights = None,
+    density: Density = None,
+    seed: Seed = None,
+    into_base: IntoBase = False,
+    extract: Extract = None,
+    rank: Rank = None,
+    keep_whole: KeepWhole = False,
+    verify: Verify = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Fold a run's adapter into its base model, and prove it.
 
-    The merged files are read back and compared with the adapter model on held-out rows. They are put in place only
-    when both predict the same; else the exit code is 1.
+    The base's files are gone through tensor by tensor, so that a model need not fit into memory. The merged files are
+    then compared with the adapter model on held-out rows, and put in place only when both predict the same; else the
+    exit code is 1.
     """
+    values = {name: value for name, value in locals().items() if name not in ("folders", "as_json", "quiet")}
+    given = {name for name, value in values.items() if value is not None and value is not False}
+    way = _way(folders, given)
     from lorakit import console
 
     progress = console.Terminal(quiet)
-    from lorakit.merge.run import check_target
-    from lorakit.merge.run import merge as merge_run
+    if way == "--extract":
+        _extract(extract, folders[0], rank, output, overwrite, keep_whole, as_json, progress)
+        return
+    if way == "--verify":
+        _verify(verify, folders[0], as_json, progress)
+        return
+    options = {"onto": onto or "trained", "dtype": dtype, "proved": not no_proof}
+    if way == "one run":
+        _one(folders[0], output, overwrite, options, as_json, progress)
+        return
+    combination = (method or "", _numbers(weights), density, seed, rank)
+    _several(folders, combination, output, overwrite, options if into_base else None, as_json, progress)
+
+
+def _way(folders: list[Path], given: set[str]) -> str:
+    """Which of the command's uses is meant.
+
+    Raises:
+        UserError: none, or an option was given that it does not take.
+    """
+    if {"extract", "verify"} <= given:
+        raise UserError("--extract and --verify: one of them, not both.")
+    way = next((word for word in ("--extract", "--verify") if word[2:] in given), None)
+    if way and len(folders) != 1:
+        takes = "the base model" if way == "--extract" else "the run"
+        raise UserError(f"{way}: takes one folder besides its own, {takes}; {len(folders)} were given.")
+    if way is None:
+        several = "several runs with --into-base" if "into_base" in given else "several runs"
+        way = several if len(folders) > 1 else "one run"
+    needless = sorted(given - _TAKES[way])
+    if needless:
+        takers = [word for word, taken in _TAKES.items() if needless[0] in taken]
+        name = needless[0].replace("_", "-")
+        raise UserError(f"--{name}: does nothing with {way}. Leave it out; it goes with {' or '.join(takers)}.")
+    if way.startswith("several"):
+        for name in ("method", "weights", "output"):
+            if name not in given:
+                raise UserError(
+                    f"--{name}: is missing. Several runs are combined by lorakit merge A B --method cat --weights "
+                    "0.5,0.5 --output DIR."
+                )
+    if way == "--extract":
+        for name in ("rank", "output"):
+            if name not in given:
+                raise UserError(
+                    f"--{name}: is missing. Write lorakit merge --extract TUNED BASE --rank 32 --output DIR."
+                )
+    return way
+
+
+def _numbers(weights: str | None) -> list[float]:
+    try:
+        return [float(part) for part in (weights or "").split(",")]
+    except ValueError as error:
+        raise UserError(f"--weights: {weights!r} are no numbers with commas between them, such as 0.5,0.5.") from error
+
+
+def _one(folder: Path, output: Path | None, overwrite: bool, options: Any, as_json: bool, progress: "Progress") -> None:
+    from lorakit import console
+    from lorakit.cli.merge_texts import merged_facts, merged_text
+    from lorakit.merge.run import check_target, merge
+    from lorakit.plan.prepare import reopen_run
+    from lorakit.runs import Run
+
+    target = output or Run(folder).merged
+    Run(folder).read_manifest()
+    check_target(target, overwrite)
+    run, prepared = reopen_run(folder, progress)
+    merged = merge(run, prepared, target, progress, **options)
+    if as_json:
+        console.result_json(merged_facts(merged))
+    else:
+        console.result(merged_text(merged))
+
+
+def _verify(folder: Path | None, run_folder: Path, as_json: bool, progress: "Progress") -> None:
+    from lorakit import console
+    from lorakit.cli.merge_texts import merged_facts, verified_text
+    from lorakit.merge.run import verify
     from lorakit.plan.prepare import reopen_run
 
-    opened, prepared = reopen_run(run, progress)
-    target = output or opened.merged
-    check_target(opened, target, overwrite)
-    proof = merge_run(opened, prepared, target, progress)
+    assert folder is not None
+    if not folder.is_dir():
+        raise UserError(f"--verify {folder}: there is no such folder.")
+    run, prepared = reopen_run(run_folder, progress)
+    found = verify(run, prepared, folder, progress)
     if as_json:
-        console.result_json({"merged": str(target), "proof": asdict(proof)})
+        console.result_json(merged_facts(found))
+    else:
+        console.result(verified_text(found, run_folder))
+
+
+def _several(
+    folders: list[Path],
+    combination: tuple[Any, ...],
+    output: Path | None,
+    overwrite: bool,
+    options: Any,
+    as_json: bool,
+    progress: "Progress",
+) -> None:
+    from lorakit import console
+    from lorakit.cli.merge_texts import combined_facts, combined_table, combined_text, merged_facts, merged_text
+    from lorakit.merge.several import combine_runs
+    from lorakit.runs import Run
+
+    assert output is not None
+    runs = [Run(folder) for folder in folders]
+    made = combine_runs(runs, combination, output, overwrite, options, progress)
+    if as_json:
+        console.result_json(combined_facts(made) | (merged_facts(made.merged) if made.merged else {}))
         return
-    console.result(
-        f"merged model: {target}\n"
-        f"proved on {proof.positions:,} positions of {proof.rows} rows: largest logit difference "
-        f"{proof.max_logit_difference:.3g} of {proof.logit_scale:.3g}, mean KL {proof.mean_kl:.2e} nats, "
-        f"top-1 agreement {proof.top1_agreement:.2%}, loss {proof.merged_loss:.4f} (adapter {proof.adapter_loss:.4f})"
-    )
+    if made.scores:
+        console.result_table(*combined_table(made))
+    console.result(combined_text(made))
+    if made.merged:
+        console.result(merged_text(made.merged))
+
+
+def _extract(
+    tuned: Path | None,
+    base: Path,
+    rank: int | None,
+    output: Path | None,
+    overwrite: bool,
+    keep_whole: bool,
+    as_json: bool,
+    progress: "Progress",
+) -> None:
+    from lorakit import console
+    from lorakit.cli.merge_texts import extracted_facts, extracted_table, extracted_text
+    from lorakit.folders import alone
+    from lorakit.merge.extract import FACTS, extract
+    from lorakit.merge.run import check_target
+    from lorakit.model.base import find_base
+    from lorakit.model.load import quiet_libraries
+
+    assert tuned is not None and rank is not None and output is not None
+    check_target(output, overwrite, FACTS)
+    quiet_libraries()
+    found = [find_base(str(folder), "main", progress) for folder in (tuned, base)]
+    with alone(output, "writing into"):
+        extracted = extract(found[0], found[1], rank, output, progress, keep_whole=keep_whole)
+    if as_json:
+        console.result_json(extracted_facts(extracted))
+        return
+    if extracted.left:
+        console.result_table(*extracted_table(extracted))
+    console.result(extracted_text(extracted))

@@ -9,7 +9,7 @@ from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
-    from lorakit.merge.proof import Proof
+    from lorakit.merge.run import Merged
     from lorakit.plan.prepare import Prepared
     from lorakit.progress import Progress
     from lorakit.recipe.load import Loaded
@@ -152,16 +152,15 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
     )
 
 
-def _report_json(outcome: Any, run: Any, prepared: "Prepared", merged: "Proof | None") -> None:
-    from dataclasses import asdict
-
+def _report_json(outcome: Any, run: Any, prepared: "Prepared", merged: "Merged | None") -> None:
     from lorakit import console
+    from lorakit.cli.merge_texts import merged_facts
     from lorakit.recipe.kinds import trains_all
 
     whole = trains_all(prepared.recipe.adapter)
     places: dict[str, Any] = {"model": str(run.model)} if whole else {"adapter": str(run.adapter)}
     if merged:
-        places |= {"merged": str(run.merged), "proof": asdict(merged)}
+        places |= merged_facts(merged)
     console.result_json({"run": str(run.folder), **places, **outcome.__dict__})
 
 

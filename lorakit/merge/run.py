@@ -1,65 +1,72 @@
-"""Merging: the adapter of a run folded into the weights that it was trained on, and proved before it is called done."""
+"""Merging: the adapter of a run folded into its base, and proved before it is called done."""
 
 import json
 import tempfile
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.folders import remove_drafts, whole_folder
+from lorakit.folders import alone, remove_drafts, whole_folder
+from lorakit.merge.card import FACTS, describe
+from lorakit.merge.fold import folding_of
 from lorakit.merge.proof import TOLERANCES, Proof, compare, reference
-from lorakit.model.attach import load_adapter
-from lorakit.model.base import Base
-from lorakit.model.load import DTYPES, load_model, pad_token_id, stored_dtype
+from lorakit.merge.write import write_the_rest, write_weights
+from lorakit.model.checkpoint import TYPES
+from lorakit.model.held import Held, held_as_stored, held_by
+from lorakit.model.load import DTYPES, load_model, pad_token_id, stored_dtype, supports_sdpa
 from lorakit.model.quantized import dequantized, quantization_of
-from lorakit.model.stored import check_mergeable
+from lorakit.model.stored import check_mergeable, stored_quantization
+from lorakit.model.streamed import streamed_adapter_model, streamed_model
+from lorakit.model.weights import Weights, open_weights
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.schema import Model
-from lorakit.runs import Run, now, versions
+from lorakit.runs import Run
 
-_FACTS = "merge.json"
-
-_CARD = """\
----
-base_model: {base}
-pipeline_tag: text-generation
-tags: [lora, lorakit, merged]
----
-
-# {name}, merged
-
-`{base}` with the adapter of the run {name} folded into {onto}, in {dtype}.
-
-Compared with the adapter model at {positions:,} trained positions of {rows} {source} rows: largest logit difference
-{difference:.3g} (logits reach {scale:.3g}), mean KL {kl:.2e} nats, top-1 agreement {top1:.2%}, loss {merged_loss:.4f}
-against {adapter_loss:.4f}.
-{note}"""
-
-_INT8_ON_GPU = """
-The adapter was trained on a GPU, where LLM.int8 rounds the inputs of every layer to 8 bits as well. The merged model
-does not, and neither did the adapter model that it was compared with.
-"""
+Onto = Literal["trained", "original"]
 
 
-def check_target(run: Run, output: Path, overwrite: bool) -> None:
-    """Refuse a place where a merged model cannot go; nothing but an earlier merge is ever replaced.
+@dataclass(frozen=True)
+class Merged:
+    """A merged model and what is known of it."""
+
+    folder: Path
+    onto: Onto
+    quantization: str
+    """In which the adapter was trained on the base."""
+    dtype: str
+    """The coarsest type of its weights, by which it was judged."""
+    rows_of: str
+    proof: Proof | None
+    """Against the adapter on the weights that were merged into; None where none was asked for."""
+    drift: Proof | None
+    """Against the adapter on the weights that it was trained on, where those are others."""
+
+
+def check_target(output: Path, overwrite: bool, facts: str = FACTS) -> None:
+    """Refuse a place where a result cannot go; nothing but an earlier one, which holds the file `facts`, is replaced.
 
     Raises:
         UserError: something is there, or the place cannot be written.
     """
     if output.exists() or output.is_symlink():
-        if not (output / _FACTS).is_file():
-            raise UserError(f"{output}: is no merged model, and is not replaced. Choose another with --output.")
+        if not (output / facts).is_file():
+            raise UserError(
+                f"{output}: is there, and holds no {facts}, so lorakit merge did not write it and does not replace it. "
+                "Choose another with --output."
+            )
         if not overwrite:
             raise UserError(
                 f"{output}: is there already. Replace it with --overwrite, or choose another with --output."
             )
     try:
         output.absolute().parent.mkdir(parents=True, exist_ok=True)
-        remove_drafts(output.absolute().parent, output.name)
         with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".lorakit-draft."):
             pass
     except OSError as error:
@@ -68,101 +75,190 @@ def check_target(run: Run, output: Path, overwrite: bool) -> None:
         ) from error
 
 
-def merge(run: Run, prepared: Prepared, output: Path, progress: Progress) -> Proof:
+def merge(
+    run: Run,
+    prepared: Prepared,
+    output: Path,
+    progress: Progress,
+    onto: Onto = "trained",
+    dtype: str | None = None,
+    proved: bool = True,
+    adapter: Path | None = None,
+) -> Merged:
     """Write the merged model of a run to `output`, where it appears only when the proof holds.
 
-    A quantized base is dequantized as its quantizer does: those are the weights that the adapter was trained on. (On a
-    GPU, LLM.int8 rounded the inputs of its layers too, which neither of the models compared here does.) Weights are
-    added in float32 and rounded once to the type in which the base is stored.
+    `trained` adds the adapter to the weights that it saw while it trained: rounded to the type of the training, and,
+    of a quantized base, dequantized as its quantizer does. `original` adds it to the weights as they lie in the base's
+    files. All is added in float32 and rounded once, to the type in which each tensor is stored or to `dtype`.
+
+    Args:
+        adapter: another one than the run's own, on the same base.
 
     Raises:
-        UserError: the checkpoint is quantized in a way that cannot be undone.
-        LorakitError: the merged files do not predict what the adapter model predicts.
+        UserError: there is no adapter, or it or the base are of a kind that cannot be merged.
+        LorakitError: the disk is full, or the merged files do not predict what the adapter model predicts.
     """
+    _check_mergeable(run, prepared, onto)
+    with alone(output, "merging into"), _plain_base(prepared, output, progress) as (folder, settings):
+        remove_drafts(output.absolute().parent, output.name)
+        weights = open_weights(folder)
+        trained, chosen = held_by(weights, settings), held_as_stored(settings)
+        if onto == "trained":
+            chosen = trained
+        case = _Case(run, prepared, weights, adapter or run.adapter, progress)
+        with whole_folder(output) as draft:
+            given = _given_type(prepared, dtype)
+            folding = folding_of(case.adapter_model(trained))
+            types = write_weights(weights, chosen, folding, given, draft, progress)
+            write_the_rest(folder, prepared.tokenizer, prepared.stop_ids, given, draft)
+            written = _coarsest(types)
+            holds = [chosen, trained] if onto == "original" and trained.differs(weights) else [chosen]
+            proofs = case.proofs(draft, written, holds) if proved else []
+            proof, drift = [*proofs, None, None][:2]
+            if proof:
+                _check(proof, written, f"{output}: the merged model", " It was not put in place.")
+            merged = Merged(output, onto, settings.quantization, written, case.rows_of, proof, drift)
+            describe(draft, run, prepared, merged, adapter)
+    return merged
+
+
+def verify(run: Run, prepared: Prepared, folder: Path, progress: Progress) -> Merged:
+    """Prove anew that a folder holds the merged model of a run; the folder is only read.
+
+    Raises:
+        UserError: the folder holds no plain model of the run's architecture.
+        LorakitError: it does not predict what the run's adapter predicts.
+    """
+    facts = _facts_of(folder)
+    onto: Onto = "original" if facts.get("onto") == "original" else "trained"
+    _check_mergeable(run, prepared, onto)
+    if stored_quantization(folder):
+        raise UserError(f"{folder}: its weights are quantized, which no merge of lorakit's are. It cannot be proved.")
+    with _plain_base(prepared, folder, progress) as (base, settings):
+        weights, merged = open_weights(base), open_weights(folder)
+        _check_alike(weights, merged)
+        written = _coarsest([tensor.dtype for tensor in merged.tensors.values() if tensor.is_plain])
+        trained = held_by(weights, settings)
+        both = onto == "original" and trained.differs(weights)
+        case = _Case(run, prepared, weights, run.adapter, progress)
+        holds = [held_as_stored(settings), trained] if both else [trained]
+        proof, drift = [*case.proofs(folder, written, holds), None][:2]
+    assert proof is not None
+    _check(proof, written, f"{folder}: this model", "")
+    return Merged(folder, onto, settings.quantization, written, case.rows_of, proof, drift)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """An adapter, the weights it stands on, and the rows by which merges of it are judged."""
+
+    run: Run
+    prepared: Prepared
+    weights: Weights
+    adapter: Path
+    progress: Progress
+
+    @property
+    def rows_of(self) -> str:
+        return "held-out" if self.prepared.held_out else "training"
+
+    @property
+    def _attention(self) -> str:
+        named = self.prepared.model.attention
+        if named == "eager" or not supports_sdpa(self.prepared.base):
+            return "eager"
+        return "sdpa"  # which predicts the same as kernels that need a GPU
+
+    def adapter_model(self, held: Held) -> Any:
+        def read(path: str) -> torch.Tensor:
+            return held(path, self.weights.read(path))
+
+        return streamed_adapter_model(self.weights.folder, self._attention, read, self.adapter)
+
+    def proofs(self, merged: Path, written: str, holds: list[Held]) -> list[Proof]:
+        """The merged folder against the adapter on each way of holding its base, on the same rows."""
+        pad = pad_token_id(self.prepared.tokenizer)
+        rows = list((self.prepared.held_out or self.prepared.train).rows)
+        expected = [reference(self.adapter_model(held), rows, pad, self.progress) for held in holds]
+        found = streamed_model(merged, self._attention, open_weights(merged).read)
+        return compare(expected, found, pad, TOLERANCES[written].tie, self.progress)
+
+
+def _check(proof: Proof, written: str, what: str, behind: str) -> None:
+    failures = proof.failures(TOLERANCES[written])
+    if failures:
+        raise LorakitError(f"{what} does not answer as the adapter does: {'; '.join(failures)}.{behind}")
+
+
+def _check_mergeable(run: Run, prepared: Prepared, onto: Onto) -> None:
     if trains_all(prepared.recipe.adapter):
         raise UserError(
             f"{run.folder}: there is no adapter to merge: this run trained the weights themselves. Its model is "
             f"{run.model}."
         )
     check_mergeable(prepared.base)
-    dtype, pad = stored_dtype(prepared.base), pad_token_id(prepared.tokenizer)
-    rows, source = (prepared.held_out, "held-out") if prepared.held_out else (prepared.train, "training")
-    exact = _exact(prepared.model)
+    stored = stored_quantization(prepared.base.folder)
+    if stored and onto == "original":
+        raise UserError(
+            f"--onto original: the weights of {prepared.base.name} are {stored.quantization} on disk: there are no "
+            "full-precision ones to merge into. Leave --onto out."
+        )
+
+
+@contextmanager
+def _plain_base(prepared: Prepared, output: Path, progress: Progress) -> Iterator[tuple[Path, Model]]:
+    """The base's folder, and how its weights were held in training.
+
+    Of a checkpoint that is quantized itself it is a copy with plain weights, which exists only inside.
+    """
+    settings = prepared.model
+    if stored_quantization(prepared.base.folder) is None:
+        yield prepared.base.folder, settings
+        return
+    progress.say(f"{prepared.base.name}: dequantizing the checkpoint, which takes the memory of the whole model")
+    exact = settings.model_copy(update={"dtype": "float32", "attention": "eager"})
     model = load_model(prepared.base, exact, "cpu")
-    held = quantization_of(model)
-    model = load_adapter(model, run.adapter)
-    expected = reference(model, list(rows.rows), pad, progress)
-    if held:
-        model = load_adapter(dequantized(load_model(prepared.base, exact, "cpu")), run.adapter)
-    merged = _folded(model, prepared, dtype)
-    with whole_folder(output) as draft:
-        progress.say(f"writing {dtype} weights")
-        merged.save_pretrained(draft)
-        prepared.tokenizer.save_pretrained(draft)
-        del model, merged
-        plain = exact.model_copy(update={"quantization": "none"})
-        found = load_model(Base(str(output), draft, "merged"), plain, "cpu")
-        tolerance = TOLERANCES[dtype]
-        proof = compare(expected, found, pad, tolerance.tie, progress)
-        failures = proof.failures(tolerance)
-        if failures:
-            raise LorakitError(
-                f"{output}: the merged model does not answer as the adapter does: {'; '.join(failures)}. It was not "
-                "put in place."
-            )
-        _describe(draft, run, prepared, proof, dtype, source, held.quantization if held else "none")
-    return proof
+    plain = dequantized(model) if quantization_of(model) else model
+    prefix = f".lorakit-draft.{output.name}.base."
+    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=prefix) as folder:
+        plain.save_pretrained(folder)
+        del model, plain
+        yield Path(folder), settings.model_copy(update={"quantization": "none"})
 
 
-def _exact(settings: Model) -> Model:
-    """The settings by which a model is computed on the CPU in full precision: attention kernels may need a GPU."""
-    attention = settings.attention if settings.attention in ("eager", "sdpa") else "eager"
-    return settings.model_copy(update={"dtype": "float32", "attention": attention})
+def _given_type(prepared: Prepared, dtype: str | None) -> torch.dtype | None:
+    """The one type that all weights are rounded to; None where each keeps its own."""
+    if dtype is None and stored_quantization(prepared.base.folder):
+        dtype = stored_dtype(prepared.base)
+    return DTYPES[dtype] if dtype else None
 
 
-def _folded(model: Any, prepared: Prepared, dtype: str) -> Any:
-    """The base's own architecture with the adapter added to its weights, ready to be saved."""
+def _coarsest(types: list[str]) -> str:
+    """The coarsest of safetensors' types, as a word of ours."""
+    by_coarseness = ["bfloat16", "float16", "float32"]
+    words = {str(TYPES[word]).removeprefix("torch.") for word in types}
+    return next((word for word in by_coarseness if word in words), "float32")
+
+
+def _facts_of(folder: Path) -> dict[str, Any]:
+    """What a merged folder says of itself, if anything."""
+    path = folder / FACTS
+    if not path.is_file():
+        return {}
     try:
-        merged = model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise UserError(f"adapter: cannot be merged: {error}") from error
-    merged = merged.to(DTYPES[dtype])
-    merged.config.dtype = DTYPES[dtype]
-    merged.generation_config.eos_token_id = prepared.stop_ids
-    return merged
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged: {error}.") from error
+    return facts if isinstance(facts, dict) else {}
 
 
-def _describe(
-    draft: Path, run: Run, prepared: Prepared, proof: Proof, dtype: str, source: str, quantization: str
-) -> None:
-    onto = "its weights" if quantization == "none" else f"its weights as dequantized from {quantization}"
-    on_gpu = run.read_manifest()["machine"]["device"] == "cuda"
-    facts = {
-        "format": 1,
-        "merged": now(),
-        "versions": versions(),
-        "base": prepared.base.name,
-        "onto": onto,
-        "dtype": dtype,
-        "rows_of": source,
-        "tolerance": asdict(TOLERANCES[dtype]),
-        "proof": asdict(proof),
-    }
-    (draft / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    card = _CARD.format(
-        base=prepared.base.name,
-        name=prepared.recipe.name,
-        onto=onto,
-        dtype=dtype,
-        positions=proof.positions,
-        rows=proof.rows,
-        source=source,
-        difference=proof.max_logit_difference,
-        scale=proof.logit_scale,
-        kl=proof.mean_kl,
-        top1=proof.top1_agreement,
-        merged_loss=proof.merged_loss,
-        adapter_loss=proof.adapter_loss,
-        note=_INT8_ON_GPU if quantization == "q8" and on_gpu else "",
+def _check_alike(base: Weights, merged: Weights) -> None:
+    ours, theirs = (
+        {path: tuple(value.shape) for path, value in weights.model.state_dict().items()} for weights in (base, merged)
     )
-    (draft / "README.md").write_text(card, encoding="utf-8")
+    if ours != theirs:
+        apart = sorted(path for path in {*ours, *theirs} if ours.get(path) != theirs.get(path))
+        raise UserError(
+            f"{merged.folder}: is a model of another shape than the run's base: {apart[0]} is "
+            f"{theirs.get(apart[0], 'missing')} there and {ours.get(apart[0], 'missing')} in the base."
+        )

@@ -53,7 +53,7 @@ def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
     Raises:
         UserError: the folder holds no LoRA or DoRA adapter, or one that does not belong to this model.
     """
-    config = _config_of(folder)
+    config = adapter_config(folder)
     refused = refusal(folder)
     if refused:
         raise UserError(f"adapter.from: {refused[0]}. {refused[1]}")
@@ -120,13 +120,13 @@ def load_trained(model: Any, checkpoint: Path) -> None:
         own[name].data.copy_(tensor)
 
 
-def load_adapter(model: Any, folder: Path) -> Any:
-    """The model with the trained adapter of a folder, in evaluation mode.
+def load_adapter(model: Any, folder: Path, **options: Any) -> Any:
+    """The model with the trained adapter of a folder, in evaluation mode. `options` are those of PEFT's own loading.
 
     Raises:
         UserError: the folder holds no adapter, or one that does not belong to this model.
     """
-    loaded = _loaded(model, folder, "").eval()
+    loaded = _loaded(model, folder, "", **options).eval()
     for module in loaded.modules():
         if isinstance(module, ModulesToSaveWrapper):  # evaluation runs without autocast: its input has the model's type
             module.modules_to_save.to(loaded.dtype)
@@ -174,7 +174,12 @@ def _in_float32(model: Any) -> Any:
     return model
 
 
-def _config_of(folder: Path) -> Any:
+def adapter_config(folder: Path) -> Any:
+    """PEFT's configuration of the adapter in a folder.
+
+    Raises:
+        UserError: the folder holds no adapter, or a damaged one.
+    """
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: has no {name}, so it holds no adapter.")
@@ -185,7 +190,7 @@ def _config_of(folder: Path) -> Any:
 
 
 def _loaded(model: Any, folder: Path, key: str, **options: Any) -> Any:
-    _config_of(folder)
+    adapter_config(folder)
     try:
         loaded = PeftModel.from_pretrained(model, folder, **options)
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:

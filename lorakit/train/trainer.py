@@ -20,7 +20,7 @@ from lorakit.data.store import Examples
 from lorakit.errors import Interrupted, LorakitError
 from lorakit.folders import whole_folder
 from lorakit.model.adapters.driver import Driver
-from lorakit.model.adapters.plain import save_adapter
+from lorakit.model.adapters.plain import config_of, save_adapter
 from lorakit.model.attach import STATE, WEIGHTS, trained_weights
 from lorakit.model.loss import supervised_loss
 from lorakit.progress import Progress
@@ -240,7 +240,7 @@ class SupervisedTrainer(SFTTrainer):
             (draft / STATE).mkdir()
             save_file({name: p.contiguous() for name, p in trained_weights(self.model).items()}, draft / WEIGHTS)
             if hasattr(self.model, "peft_config"):
-                self.model.peft_config["default"].save_pretrained(str(draft / STATE))
+                config_of(self.model).save_pretrained(str(draft / STATE))
                 save_adapter(self.model, draft)  # for whoever wants to try the adapter as it was here
             if self.driver:
                 save_file(self.driver.state(), draft / DRIVER)

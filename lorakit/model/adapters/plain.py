@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 
 from lorakit.model.adapters.principal import INITIAL
@@ -28,11 +29,24 @@ def save_adapter(model: Any, folder: Path) -> None:
     save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
+def config_of(model: Any) -> Any:
+    """PEFT's configuration of the adapter that is trained, with all ends of tied modules that are trained whole.
+
+    PEFT strikes all but the first from it, and on loading ties only those again whose names it knows.
+    """
+    config = copy.deepcopy(model.peft_config["default"])
+    named = model.base_model.model.named_modules()
+    config.modules_to_save = [name for name, part in named if isinstance(part, ModulesToSaveWrapper)] or None
+    return config
+
+
 def as_plain(model: Any) -> Plain:
     """A LoRA or DoRA configuration and its tensors by name, as PEFT saves them."""
     if model.peft_config["default"].peft_type == "ADALORA":
-        return plain_lora(model)
-    config = copy.deepcopy(model.peft_config["default"])
+        config, tensors = plain_lora(model)
+        config.modules_to_save = config_of(model).modules_to_save
+        return config, tensors
+    config = config_of(model)
     config.init_lora_weights = True
     tensors = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     if INITIAL in model.peft_config:

@@ -1,0 +1,75 @@
+"""Several runs' adapters in one: combined, scored on each run's held-out rows, and folded into the base."""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorakit.folders import alone
+from lorakit.merge.card import FACTS as MERGE_FACTS
+from lorakit.merge.combine import FACTS, Combined, check_options, combine
+from lorakit.merge.run import Merged, check_target, merge
+from lorakit.merge.score import SourceScore, score_sources
+from lorakit.merge.sources import check_together
+from lorakit.plan.prepare import reopen_run
+from lorakit.progress import Progress
+from lorakit.runs import Run
+
+
+@dataclass(frozen=True)
+class Together:
+    """A combination of adapters, and what is known of it."""
+
+    combined: Combined
+    scores: list[SourceScore]
+    without: list[str]
+    """Runs that have no held-out rows to score on."""
+    merged: Merged | None
+
+
+def combine_runs(
+    runs: Sequence[Run],
+    combination: tuple[str, Sequence[float], float | None, int | None, int | None],
+    output: Path,
+    overwrite: bool,
+    into_base: dict[str, Any] | None,
+    progress: Progress,
+) -> Together:
+    """Combine the adapters of runs on one base, into an adapter or, with the options of `merge`, into a merged model.
+
+    Args:
+        combination: method, weights, density, seed and rank, as `combine` takes them.
+
+    Raises:
+        UserError: the options or the runs do not go together, or something else lies at `output`.
+        LorakitError: the merged model does not predict what the combined adapter predicts.
+    """
+    method, weights, density, seed, rank = combination
+    check_options(len(runs), weights, method, density, seed, rank)
+    check_together(runs, progress)
+    check_target(output, overwrite, FACTS if into_base is None else MERGE_FACTS)
+    opened = [reopen_run(run.folder, progress) for run in runs]
+    first, prepared = opened[0]
+    place: AbstractContextManager[Any] = nullcontext(output)
+    if into_base is not None:
+        place = tempfile.TemporaryDirectory(prefix="lorakit-combined.")
+    with place as folder:
+        target = output if into_base is None else Path(folder) / "adapter"
+        adapters = [run.adapter for run, _ in opened]
+        with alone(target, "writing into"):
+            combined = combine(
+                adapters,
+                weights,
+                method,
+                prepared.base.folder,
+                target,
+                density=density,
+                seed=seed,
+                rank=rank,
+                tokenizer=prepared.tokenizer,
+            )
+        scores, without = score_sources(opened, target, progress)
+        merged = merge(first, prepared, output, progress, adapter=target, **into_base) if into_base else None
+    return Together(combined, scores, without, merged)
