@@ -1,6 +1,7 @@
 """Promises of `lorakit merge`: proved, or not there."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,8 +95,8 @@ def test_a_merge_that_answers_otherwise_is_not_put_in_place(recipe_file, tmp_pat
 
     def damaged(model):
         folding = folding_of(model)
-        fold = folding.folds["model.layers.0.mlp.down_proj.weight"]
-        folding.folds["model.layers.0.mlp.down_proj.weight"] = lambda weight: fold(weight) * 1.5
+        path = "model.layers.0.mlp.down_proj.weight"
+        folding.folds[path] = replace(folding.folds[path], scale=9.0)
         return folding
 
     monkeypatch.setattr(merging, "folding_of", damaged)

@@ -13,6 +13,7 @@ from lorakit.merge.difference import Pair, open_pair, tuned_tokenizer
 from lorakit.merge.layout import Layer, layout_of, plain_config, write_adapter, write_facts
 from lorakit.merge.methods import Factors, from_stacks
 from lorakit.merge.truncate import truncated
+from lorakit.merge.write import full_disk_told
 from lorakit.model.base import Base
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.progress import Progress
@@ -121,7 +122,7 @@ def extract(
     config.base_model_name_or_path = base.name
     tensors = _tensors(pair, base.folder, config, found, DTYPES[stored_dtype(tuned)])
     result = _result(output, rank, found, whole, reasons, sum(tensor.numel() for tensor in tensors.values()))
-    with whole_folder(output) as draft:
+    with full_disk_told(output), whole_folder(output) as draft:
         write_adapter(draft, base.folder, config, tensors)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)

@@ -18,9 +18,9 @@ from lorakit.progress import Progress
 Row = dict[str, Any]
 
 # Logits that the head makes at once, or those of so many positions: each time it may be read anew.
-_HEAD_LOGITS, _HEAD_POSITIONS = 1 << 24, 128
+_HEAD_LOGITS, _HEAD_POSITIONS = 1 << 23, 128
 # Numbers in a batch's hidden states, of which a block makes some ten times as many; and in its attention scores.
-_STATES, _SCORES = 1 << 22, 1 << 25
+_STATES, _SCORES = 1 << 21, 1 << 25
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from lorakit.folders import alone, remove_drafts, whole_folder
 from lorakit.merge.card import FACTS, describe
 from lorakit.merge.fold import folding_of
 from lorakit.merge.proof import TOLERANCES, Proof, compare, reference
-from lorakit.merge.write import write_the_rest, write_weights
+from lorakit.merge.write import full_disk_told, write_the_rest, write_weights
 from lorakit.model.checkpoint import TYPES
-from lorakit.model.held import Held, held_as_stored, held_by
+from lorakit.model.held import Held, HeldWeights, held_as_stored, held_by
 from lorakit.model.load import DTYPES, load_model, pad_token_id, stored_dtype, supports_sdpa
 from lorakit.model.quantized import dequantized, quantization_of
-from lorakit.model.stored import check_mergeable, stored_quantization
+from lorakit.model.stored import check_mergeable, quantization_in, stored_quantization
 from lorakit.model.streamed import streamed_adapter_model, streamed_model
 from lorakit.model.weights import Weights, open_weights
 from lorakit.plan.prepare import Prepared
@@ -99,14 +99,15 @@ def merge(
         LorakitError: the disk is full, or the merged files do not predict what the adapter model predicts.
     """
     _check_mergeable(run, prepared, onto)
-    with alone(output, "merging into"), _plain_base(prepared, output, progress) as (folder, settings):
+    _check_apart(output, run, prepared)
+    with alone(output, "merging into"), full_disk_told(output):
         remove_drafts(output.absolute().parent, output.name)
-        weights = open_weights(folder)
-        trained, chosen = held_by(weights, settings), held_as_stored(settings)
-        if onto == "trained":
-            chosen = trained
-        case = _Case(run, prepared, weights, adapter or run.adapter, progress)
-        with whole_folder(output) as draft:
+        with _plain_base(prepared, output, progress) as (folder, settings), whole_folder(output) as draft:
+            weights = open_weights(folder)
+            trained, chosen = held_by(weights, settings), held_as_stored(settings)
+            if onto == "trained":
+                chosen = trained
+            case = _Case(run, prepared, weights, adapter or run.adapter, progress)
             given = _given_type(prepared, dtype)
             folding = folding_of(case.adapter_model(trained))
             types = write_weights(weights, chosen, folding, given, draft, progress)
@@ -129,12 +130,14 @@ def verify(run: Run, prepared: Prepared, folder: Path, progress: Progress) -> Me
         UserError: the folder holds no plain model of the run's architecture.
         LorakitError: it does not predict what the run's adapter predicts.
     """
-    facts = _facts_of(folder)
+    facts, config = _facts_of(folder / FACTS), _facts_of(folder / "config.json")
     onto: Onto = "original" if facts.get("onto") == "original" else "trained"
     _check_mergeable(run, prepared, onto)
-    if stored_quantization(folder):
+    if "model_type" not in config:
+        raise UserError(f"{folder}: has no config.json that names a model_type, so it is no model folder.")
+    if quantization_in(config):
         raise UserError(f"{folder}: its weights are quantized, which no merge of lorakit's are. It cannot be proved.")
-    with _plain_base(prepared, folder, progress) as (base, settings):
+    with _plain_base(prepared, run.folder / "verify", progress) as (base, settings):
         weights, merged = open_weights(base), open_weights(folder)
         _check_alike(weights, merged)
         written = _coarsest([tensor.dtype for tensor in merged.tensors.values() if tensor.is_plain])
@@ -170,17 +173,17 @@ class _Case:
         return "sdpa"  # which predicts the same as kernels that need a GPU
 
     def adapter_model(self, held: Held) -> Any:
-        def read(path: str) -> torch.Tensor:
-            return held(path, self.weights.read(path))
-
-        return streamed_adapter_model(self.weights.folder, self._attention, read, self.adapter)
+        base = HeldWeights(self.weights, held)
+        folder = self.weights.folder
+        return streamed_adapter_model(folder, self._attention, base.read, self.adapter, base.pieces)
 
     def proofs(self, merged: Path, written: str, holds: list[Held]) -> list[Proof]:
         """The merged folder against the adapter on each way of holding its base, on the same rows."""
         pad = pad_token_id(self.prepared.tokenizer)
         rows = list((self.prepared.held_out or self.prepared.train).rows)
         expected = [reference(self.adapter_model(held), rows, pad, self.progress) for held in holds]
-        found = streamed_model(merged, self._attention, open_weights(merged).read)
+        written_weights = open_weights(merged)
+        found = streamed_model(merged, self._attention, written_weights.read, written_weights.pieces)
         return compare(expected, found, pad, TOLERANCES[written].tie, self.progress)
 
 
@@ -203,6 +206,13 @@ def _check_mergeable(run: Run, prepared: Prepared, onto: Onto) -> None:
             f"--onto original: the weights of {prepared.base.name} are {stored.quantization} on disk: there are no "
             "full-precision ones to merge into. Leave --onto out."
         )
+
+
+def _check_apart(output: Path, run: Run, prepared: Prepared) -> None:
+    """An earlier merge may be the base of this one, or hold the run; replacing it would take both away."""
+    for needed in (prepared.base.folder, run.folder):
+        if needed.resolve().is_relative_to(output.resolve()):
+            raise UserError(f"{output}: is what the merge stands on, or holds it ({needed}). Choose another --output.")
 
 
 @contextmanager
@@ -240,9 +250,8 @@ def _coarsest(types: list[str]) -> str:
     return next((word for word in by_coarseness if word in words), "float32")
 
 
-def _facts_of(folder: Path) -> dict[str, Any]:
-    """What a merged folder says of itself, if anything."""
-    path = folder / FACTS
+def _facts_of(path: Path) -> dict[str, Any]:
+    """What a file of a merged folder says, if it is there."""
     if not path.is_file():
         return {}
     try:

@@ -28,6 +28,7 @@ from lorakit.model.held import Held
 from lorakit.model.weights import Group, Weights
 from lorakit.progress import Progress
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _BESIDE = 64 << 20  # what tokenizer, configuration and card may take
 _TAKEN_OVER = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 _TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -43,7 +44,7 @@ def write_weights(
     `dtype` rounds all of them to one type instead.
 
     Raises:
-        LorakitError: the disk is full, or a merged weight is not finite.
+        LorakitError: the disk has too little room, or a merged weight is not finite.
     """
     planned = {
         name: tensor if dtype is None or not tensor.is_plain else tensor.as_type(dtype)
@@ -51,7 +52,7 @@ def write_weights(
     }
     check_space(folder, sum(tensor.size for tensor in planned.values()))
     every = sum(tensor.size for tensor in weights.tensors.values())
-    with full_disk_told(folder), ExitStack() as opened:
+    with ExitStack() as opened:
         files = {
             file: opened.enter_context(writing(folder / file.name, _of(file, planned), metadata_of(file)))
             for file in weight_files(weights.folder)
@@ -148,13 +149,12 @@ def write_the_rest(base: Path, tokenizer: Any, stop_ids: list[int], dtype: torch
     else:
         answers = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}
     answers["eos_token_id"] = stop_ids
-    with full_disk_told(folder):
-        for name, facts in (("config.json", config), ("generation_config.json", answers)):
-            (folder / name).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        for name in [*_TAKEN_OVER, *(path.name for terms in _TERMS for path in base.glob(terms) if path.is_file())]:
-            if (base / name).is_file():
-                shutil.copyfile(base / name, folder / name)
-        tokenizer.save_pretrained(folder)
+    for name, facts in (("config.json", config), ("generation_config.json", answers)):
+        (folder / name).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name in [*_TAKEN_OVER, *(path.name for terms in _TERMS for path in base.glob(terms) if path.is_file())]:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    tokenizer.save_pretrained(folder)
 
 
 def check_space(folder: Path, size: int) -> None:
@@ -172,14 +172,16 @@ def check_space(folder: Path, size: int) -> None:
 
 
 @contextmanager
-def full_disk_told(folder: Path) -> Iterator[None]:
-    """Turn the system's error into ours where the disk fills up after all."""
+def full_disk_told(output: Path) -> Iterator[None]:
+    """Turn the error into ours where the disk fills up while something is made that is to become `output`."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        # tokenizers and safetensors have errors of their own, which end with the system's number.
+        told = str(error)
+        if getattr(error, "errno", None) not in _FULL and not any(f"(os error {number})" in told for number in _FULL):
             raise
         raise LorakitError(
-            f"{folder.parent}: the disk filled up while the merged model was written. Nothing of it was kept. Make "
+            f"{output.parent}: the disk filled up while this was written. Nothing of it was kept. Make "
             "room, or write --output with a folder on another disk."
         ) from error

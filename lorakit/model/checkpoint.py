@@ -123,9 +123,10 @@ def _header(file: Path) -> tuple[dict[str, OnDisk], dict[str, str]]:
     in_order = sorted(found.items(), key=lambda item: item[1].begin)
     ends = [tensor.begin + tensor.size for _, tensor in in_order]
     begins = [tensor.begin for _, tensor in in_order]
+    shaped = all(isinstance(side, int) and side >= 0 for tensor in found.values() for side in tensor.shape)
     whole = begins == [8 + length, *ends[:-1]] if begins else True
     sized = all(t.size == prod(t.shape) * TYPES[t.dtype].itemsize for t in found.values() if t.dtype in TYPES)
-    if not (whole and sized and (not ends or ends[-1] == size)):
+    if not (shaped and whole and sized and (not ends or ends[-1] == size)):
         raise damaged
     return dict(in_order), metadata
 
@@ -187,7 +188,7 @@ class Writing:
     """A weights file whose tensors are put in place one by one, in any order."""
 
     def __init__(self, path: Path, tensors: dict[str, OnDisk], metadata: dict[str, str]) -> None:
-        """Reserve the file's whole size for `tensors`, whose types and shapes count."""
+        """Of the `tensors` types and shapes count. The file is empty until it is reserved."""
         header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
         begin = 0
         for name, tensor in tensors.items():
@@ -202,10 +203,14 @@ class Writing:
             if name != "__metadata__"
             for size in [facts["data_offsets"][1] - facts["data_offsets"][0]]
         }
+        self._head, self._size = struct.pack("<Q", len(text)) + text, 8 + len(text) + begin
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+
+    def reserve(self) -> None:
+        """Take the file's whole size from the disk, and write its header."""
         if hasattr(os, "posix_fallocate"):  # a full disk is found before the work, where the system can say it
-            os.posix_fallocate(self._file, 0, 8 + len(text) + begin)
-        self._write(struct.pack("<Q", len(text)) + text, 0)
+            os.posix_fallocate(self._file, 0, self._size)
+        self._write(self._head, 0)
 
     def put(self, name: str, tensor: torch.Tensor, row: int = 0) -> None:
         """Write a tensor, or from `row` on some rows of one, rounded to the type that was announced.
@@ -265,6 +270,7 @@ def writing(path: Path, tensors: dict[str, OnDisk], metadata: dict[str, str]) ->
     """A weights file to put `tensors` into, all of which have to be written."""
     file = Writing(path, tensors, metadata)
     try:
+        file.reserve()
         yield file
         file.check_whole()
     finally:

@@ -1,5 +1,6 @@
 """What an adapter saw of a frozen weight while it trained: rounded to the type of the training, and quantized."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,26 @@ class Held:
 
     def _dtype(self, path: str) -> torch.dtype:
         return torch.float32 if set(path.split(".")) & set(self.wide) else DTYPES[self.settings.dtype]
+
+
+@dataclass(frozen=True)
+class HeldWeights:
+    """The weights of a model folder as they are held, by path; nothing is kept in memory."""
+
+    weights: Weights
+    held: Held
+
+    def read(self, path: str) -> torch.Tensor:
+        """One weight in float32."""
+        return self.held(path, self.weights.read(path))
+
+    def pieces(self, path: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """The same some rows at a time, if it is not quantized as a whole; a piece is good until the next one."""
+        if path in self.held.turned:
+            yield 0, self.read(path)
+            return
+        for row, piece in self.weights.pieces(path):
+            yield row, self.held(path, piece)
 
 
 def held_by(weights: Weights, settings: Model) -> Held:

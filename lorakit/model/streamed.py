@@ -3,8 +3,9 @@
 Every forward reads all weights once, so it pays to give it many tokens at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from lorakit.model.attach import adapter_config, load_adapter
 
 Read = Callable[[str], torch.Tensor]
 """Gives the float32 tensor of a parameter or persistent buffer by its path in the base model's state dict."""
+Pieces = Callable[[str], Iterator[tuple[int, torch.Tensor]]]
+"""Gives the same some rows at a time, each with the number of its first row, good until the next is asked for."""
 
 # PEFT's ways to begin that leave the base's weights as they are, besides the usual one (a boolean).
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
@@ -39,23 +42,26 @@ class _Slot:
         return self.holder[self.name] is not self.idle and not self.holder[self.name].is_meta
 
 
-def streamed_model(folder: Path, attention: str, read: Read) -> Any:
+def streamed_model(folder: Path, attention: str, read: Read, pieces: Pieces | None = None) -> Any:
     """The causal language model of a folder's config in evaluation mode, float32 on the CPU, its weights from `read`.
 
     A block of the decoder is read whole when it is entered, since not every layer's weight is read by calling the
     layer; any other module with weights (embeddings, norms, head) is read by itself. All are dropped when left, errors
     included. Tied weights are asked for by their first name, the embedding's. What is read outside of its block is
-    NaN. The config's own quantization is ignored.
+    NaN. The config's own quantization is ignored. With `pieces`, neither head nor embeddings
+    are ever in memory as a whole.
 
     Raises:
         UserError: the config is of no causal language model.
     """
     model = _without_weights(folder, attention)
-    _stream(model, _emptied(model), read)
+    _stream(model, _emptied(model), read, pieces)
     return model
 
 
-def streamed_adapter_model(folder: Path, attention: str, read: Read, adapter: Path) -> Any:
+def streamed_adapter_model(
+    folder: Path, attention: str, read: Read, adapter: Path, pieces: Pieces | None = None
+) -> Any:
     """`streamed_model` with the adapter of a folder, put on it by PEFT, whose forward it is; its tensors are held.
 
     `read` is asked for the paths of the base model, without what PEFT adds to them.
@@ -69,7 +75,7 @@ def streamed_adapter_model(folder: Path, attention: str, read: Read, adapter: Pa
     # PEFT moves an adapter to where the base lies, and makes no first values that would need the base's weights.
     loaded = load_adapter(model, adapter, low_cpu_mem_usage=True, torch_device="cpu")
     own = {module: [slot for slot in found if not slot.is_taken] for module, found in slots.items()}
-    _stream(loaded, own, read)
+    _stream(loaded, own, read, pieces)
     return loaded.requires_grad_(False)  # a graph would hold what was read
 
 
@@ -123,12 +129,30 @@ def _emptied(model: Any) -> dict[int, list[_Slot]]:
     return slots
 
 
-def _stream(model: Any, slots: dict[int, list[_Slot]], read: Read) -> None:
+def _stream(model: Any, slots: dict[int, list[_Slot]], read: Read, pieces: Pieces | None) -> None:
     """Let every part of the model that is read at once read its slots when it is called, and drop them after."""
     for part, chosen in _parts(model, slots):
         _drop(chosen)
+        if pieces is not None and type(part) is torch.nn.Linear:
+            (weight,) = (slot for slot in chosen if slot.name == "weight")
+            part.forward = partial(_product, part, weight.path, pieces)
+            chosen = [slot for slot in chosen if slot is not weight]
+        elif (
+            pieces is not None and part is model.get_input_embeddings() and type(part).forward.__code__.co_argcount == 2
+        ):
+            part.register_forward_pre_hook(lambda _, given, chosen=chosen: _fill_rows(chosen[0], given[0], pieces))
+            part.register_forward_hook(lambda _, __, ___, chosen=chosen: _drop(chosen), always_call=True)
+            continue
         part.register_forward_pre_hook(lambda _, __, chosen=chosen: _fill(chosen, read))
         part.register_forward_hook(lambda _, __, ___, chosen=chosen: _drop(chosen), always_call=True)
+
+
+def _product(layer: Any, path: str, pieces: Pieces, states: torch.Tensor) -> torch.Tensor:
+    """A linear layer's output, computed from some rows of its weight at a time."""
+    output = states.new_empty((*states.shape[:-1], layer.out_features))
+    for row, piece in pieces(path):
+        output[..., row : row + len(piece)] = states @ piece.T
+    return output if layer.bias is None else output.add_(layer.bias)
 
 
 def _parts(model: Any, slots: dict[int, list[_Slot]]) -> list[tuple[Any, list[_Slot]]]:
@@ -160,6 +184,15 @@ def _fill(slots: list[_Slot], read: Read) -> None:
             is_parameter = isinstance(slot.idle, torch.nn.Parameter)
             tensors[slot.path] = torch.nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
         slot.holder[slot.name] = tensors[slot.path]
+
+
+def _fill_rows(slot: _Slot, tokens: torch.Tensor, pieces: Pieces) -> None:
+    """Read the rows of an embedding that tokens ask for. The others are never touched, so they take no memory."""
+    weight, asked = torch.empty(slot.idle.shape), tokens.unique()
+    for row, piece in pieces(slot.path):
+        here = asked[(asked >= row) & (asked < row + len(piece))]
+        weight[here] = piece[here - row]
+    slot.holder[slot.name] = torch.nn.Parameter(weight, requires_grad=False)
 
 
 def _drop(slots: list[_Slot]) -> None:

@@ -6,7 +6,7 @@ the same conversions are applied to one weight at a time, and back.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from transformers.core_model_loading import (
 )
 
 from lorakit.errors import UserError
-from lorakit.model.checkpoint import OnDisk, read_tensor, tensors_of
+from lorakit.model.checkpoint import OnDisk, pieces, read_tensor, tensors_of
 from lorakit.model.counting import empty_model
 
 Values = dict[str, torch.Tensor]
@@ -97,6 +97,18 @@ class Weights:
         group = self.group_of(path)
         values = self.read_group(group)
         return values[path] if path in values else values[(self.tied_to(path) & set(group.paths)).pop()]
+
+    def pieces(self, path: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """The same some rows at a time where the file holds it as it is, each piece with the number of its first row.
+
+        A piece is good until the next one is asked for.
+        """
+        group = self.group_of(path)
+        stored = self.tensors[group.names[0]]
+        if group.converter is None and stored.is_plain and stored.shape and stored.size:
+            yield from pieces(stored)
+        else:
+            yield 0, self.read(path)
 
     def read_group(self, group: Group) -> Values:
         """The weights of one group by path, in float32."""
