@@ -3,6 +3,7 @@
 # make check    lint, types, layers, generated documents
 # make bench    lorakit against TRL on the same rows: bench-train the training, bench-data the preparation of rows
 # make bench-adapters   every adapter kind on every quantization, into docs/adapters.md (most of an hour); bench-dora: DoRA against PEFT's
+# make bench-merge      merging a 2 GB model against PEFT and against copying its files; bench-eval: answers against a plain loop
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ RECIPE := recipes/debian-json/recipe.yaml
 RUN := runs/demo
 READY := $(VENV)/.ready-$(shell cksum requirements.txt pyproject.toml tools/install.sh | cksum | cut -d' ' -f1)
 
-.PHONY: install model demo test test-all check docs bench bench-train bench-data bench-adapters bench-dora pins clean
+.PHONY: install model demo test test-all check docs bench bench-train bench-data bench-adapters bench-dora bench-merge bench-eval pins clean
 .DEFAULT_GOAL := help
 
 help:
@@ -54,6 +55,12 @@ bench-data: model
 
 bench-adapters: model
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_adapters.py --write
+
+bench-merge: model
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_merge.py
+
+bench-eval: model
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_eval.py
 
 bench-dora: model
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_dora.py

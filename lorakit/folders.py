@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -106,8 +107,10 @@ def is_draft(path: Path) -> bool:
 
 def remove_drafts(parent: Path, name: str = "") -> None:
     """Delete what killed writers of this module left in `parent`; with `name`, only drafts of that folder."""
-    for draft in parent.glob(f"{_DRAFT}{name}*"):
-        shutil.rmtree(draft, ignore_errors=True)
+    ours = re.escape(f"{_DRAFT}{name}.") + r"(base\.)?[^.]+" if name else re.escape(_DRAFT) + ".*"
+    for draft in parent.iterdir() if parent.is_dir() else ():
+        if re.fullmatch(ours, draft.name):
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -215,7 +215,7 @@ def _one(folder: Path, output: Path | None, overwrite: bool, options: Any, as_js
 def _verify(folder: Path | None, run_folder: Path, as_json: bool, progress: "Progress") -> None:
     from lorakit import console
     from lorakit.cli.merge_texts import merged_facts, verified_text
-    from lorakit.merge.run import verify
+    from lorakit.merge.verify import verify
     from lorakit.plan.prepare import reopen_run
 
     assert folder is not None

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lorakit.merge.case import Merged
     from lorakit.merge.extract import Extracted
     from lorakit.merge.proof import Proof
-    from lorakit.merge.run import Merged
     from lorakit.merge.several import Together
 
 _SHOWN = 12

@@ -9,7 +9,7 @@ from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
-    from lorakit.merge.run import Merged
+    from lorakit.merge.case import Merged
     from lorakit.plan.prepare import Prepared
     from lorakit.progress import Progress
     from lorakit.recipe.load import Loaded

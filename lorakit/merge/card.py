@@ -12,7 +12,7 @@ from lorakit.plan.prepare import Prepared
 from lorakit.runs import Run, now, versions
 
 if TYPE_CHECKING:
-    from lorakit.merge.run import Merged
+    from lorakit.merge.case import Merged
 
 FACTS = "merge.json"
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from lorakit.folders import alone
 from lorakit.merge.card import FACTS as MERGE_FACTS
+from lorakit.merge.case import Merged
 from lorakit.merge.combine import FACTS, Combined, check_options, combine
-from lorakit.merge.run import Merged, check_target, merge
+from lorakit.merge.run import check_target, merge
 from lorakit.merge.score import SourceScore, score_sources
 from lorakit.merge.sources import check_together
 from lorakit.plan.prepare import reopen_run

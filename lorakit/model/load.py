@@ -25,10 +25,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def quiet_libraries() -> None:
     """Keep the libraries' progress bars and advice off the terminal; errors still raise."""
     import datasets
+    import huggingface_hub
     import transformers
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # the variable of this name is read too early
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|accelerate)\.")
     # PEFT sets right by itself what it warns of: the same adapter fits Conv1D and the quantized layer made from it.
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", module=r"peft\.")

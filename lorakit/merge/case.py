@@ -1,0 +1,145 @@
+"""What a merge and its proof stand on: an adapter, its base as it was held in training, and rows to judge by."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lorakit.errors import LorakitError, UserError
+from lorakit.merge.proof import TOLERANCES, Proof, compare, reference
+from lorakit.model.checkpoint import TYPES
+from lorakit.model.held import Held, HeldWeights
+from lorakit.model.load import load_model, pad_token_id, supports_sdpa
+from lorakit.model.quantized import dequantized, quantization_of
+from lorakit.model.stored import check_mergeable, stored_quantization
+from lorakit.model.streamed import streamed_adapter_model, streamed_model
+from lorakit.model.weights import Weights, open_weights
+from lorakit.plan.prepare import Prepared
+from lorakit.progress import Progress
+from lorakit.recipe.kinds import trains_all
+from lorakit.recipe.schema import Model
+from lorakit.runs import Run
+
+Onto = Literal["trained", "original"]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model and what is known of it."""
+
+    folder: Path
+    onto: Onto
+    quantization: str
+    """In which the adapter was trained on the base."""
+    dtype: str
+    """The coarsest type of its weights, by which it was judged."""
+    rows_of: str
+    proof: Proof | None
+    """Against the adapter on the weights that were merged into; None where none was asked for."""
+    drift: Proof | None
+    """Against the adapter on the weights that it was trained on, where those are others."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An adapter, the weights it stands on, and the rows by which merges of it are judged."""
+
+    run: Run
+    prepared: Prepared
+    weights: Weights
+    adapter: Path
+    progress: Progress
+
+    @property
+    def rows_of(self) -> str:
+        """Which rows judge."""
+        return "held-out" if self.prepared.held_out else "training"
+
+    @property
+    def _attention(self) -> str:
+        named = self.prepared.model.attention
+        if named == "eager" or not supports_sdpa(self.prepared.base):
+            return "eager"
+        return "sdpa"  # which predicts the same as kernels that need a GPU
+
+    def adapter_model(self, held: Held) -> Any:
+        """The model with the adapter beside its weights, on the base as it is held."""
+        base = HeldWeights(self.weights, held)
+        folder = self.weights.folder
+        return streamed_adapter_model(folder, self._attention, base.read, self.adapter, base.pieces)
+
+    def proofs(self, merged: Path, written: str, holds: list[Held]) -> list[Proof]:
+        """The merged folder against the adapter on each way of holding its base, on the same rows."""
+        pad = pad_token_id(self.prepared.tokenizer)
+        rows = list((self.prepared.held_out or self.prepared.train).rows)
+        expected = [reference(self.adapter_model(held), rows, pad, self.progress) for held in holds]
+        written_weights = open_weights(merged)
+        found = streamed_model(merged, self._attention, written_weights.read, written_weights.pieces)
+        return compare(expected, found, pad, TOLERANCES[written].tie, self.progress)
+
+
+def check_proof(proof: Proof, written: str, what: str, behind: str) -> None:
+    """Refuse a merged model, named by `what`, whose proof does not hold for weights of the type `written`.
+
+    Raises:
+        LorakitError: it says what does not hold, and then `behind`.
+    """
+    failures = proof.failures(TOLERANCES[written])
+    if failures:
+        raise LorakitError(f"{what} does not answer as the adapter does: {'; '.join(failures)}.{behind}")
+
+
+def refuse_unmergeable(run: Run, prepared: Prepared, onto: Onto) -> None:
+    """Refuse a run without an adapter, and a base that nothing can be added to.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    if trains_all(prepared.recipe.adapter):
+        raise UserError(
+            f"{run.folder}: there is no adapter to merge: this run trained the weights themselves. Its model is "
+            f"{run.model}."
+        )
+    check_mergeable(prepared.base)
+    stored = stored_quantization(prepared.base.folder)
+    if stored and onto == "original":
+        raise UserError(
+            f"--onto original: the weights of {prepared.base.name} are {stored.quantization} on disk: there are no "
+            "full-precision ones to merge into. Leave --onto out."
+        )
+
+
+@contextmanager
+def plain_base(prepared: Prepared, output: Path, progress: Progress) -> Iterator[tuple[Path, Model]]:
+    """The base's folder, and how its weights were held in training.
+
+    Of a checkpoint that is quantized itself it is a copy with plain weights, which exists only inside.
+    """
+    settings = prepared.model
+    if stored_quantization(prepared.base.folder) is None:
+        yield prepared.base.folder, settings
+        return
+    progress.say(f"{prepared.base.name}: dequantizing the checkpoint, which takes the memory of the whole model")
+    exact = settings.model_copy(update={"dtype": "float32", "attention": "eager"})
+    model = load_model(prepared.base, exact, "cpu")
+    plain = dequantized(model) if quantization_of(model) else model
+    prefix = f".lorakit-draft.{output.name}.base."
+    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=prefix) as folder:
+        plain.save_pretrained(folder)
+        del model, plain
+        yield Path(folder), settings.model_copy(update={"quantization": "none"})
+
+
+def trained_in(prepared: Prepared) -> str:
+    """In which the base was held in training, be it that of the recipe or of the checkpoint itself."""
+    stored = stored_quantization(prepared.base.folder)
+    return stored.quantization if stored else prepared.model.quantization
+
+
+def coarsest(types: list[str]) -> str:
+    """The coarsest of safetensors' types, as a word of ours."""
+    by_coarseness = ["bfloat16", "float16", "float32"]
+    words = {str(TYPES[word]).removeprefix("torch.") for word in types}
+    return next((word for word in by_coarseness if word in words), "float32")

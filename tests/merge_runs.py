@@ -1,0 +1,15 @@
+"""A run merged as `lorakit merge RUN` does, for tests of what comes after."""
+
+from pathlib import Path
+
+from lorakit.merge.run import merge
+from lorakit.plan.prepare import reopen_run
+from lorakit.progress import Silent
+from lorakit.runs import Run
+
+
+def merged_run(run: Run) -> Path:
+    """The merged folder in the run's own."""
+    opened, prepared = reopen_run(run.folder, Silent())
+    merge(opened, prepared, opened.merged, Silent())
+    return opened.merged
