@@ -1,6 +1,5 @@
 """Promises of reading and writing a checkpoint one tensor at a time: what transformers reads is what we read."""
 
-
 import pytest
 import torch
 from model_families import FAMILIES

@@ -10,18 +10,16 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lorakit.console import Terminal, result_table
-from lorakit.evaluate.run import score
-from lorakit.model.attach import load_adapter
-from lorakit.model.base import Base
-from lorakit.model.load import load_model
+from lorakit.evaluate.run import request_of, score_lineup
+from lorakit.evaluate.subjects import line_up_run
 from lorakit.plan.prepare import reopen_run
-from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.load import load
 from lorakit.tables import ADAPTERS, QUANTIZERS
 
@@ -121,13 +119,10 @@ def run(command: list[str]) -> str:
 
 def scores_of(folder: Path) -> dict[str, float]:
     """The scores of what a run trained, without its base's."""
-    opened, prepared = reopen_run(folder, Terminal(quiet=True))
-    if trains_all(prepared.recipe.adapter):
-        model = load_model(Base("trained", opened.model, "trained"), prepared.model, prepared.machine.device)
-    else:
-        model = load_adapter(load_model(prepared.base, prepared.model, prepared.machine.device), opened.adapter)
-    assert prepared.held_out is not None
-    return score("trained", model, prepared, list(prepared.held_out.rows), Terminal(quiet=True)).scores
+    quiet = Terminal(quiet=True)
+    lineup = line_up_run(*reopen_run(folder, quiet))
+    trained = replace(lineup, subjects=lineup.subjects[1:2])
+    return score_lineup(trained, None, request_of(lineup.prepared), quiet).models[0].scores
 
 
 _COLUMNS = ["kind", "quantization", "trainable", "learning rate", "held-out loss", "exact-match", "peak GB", "s a step"]

@@ -1,51 +1,154 @@
-"""Greedy answers: prompts -> texts, in batches of like length."""
+"""Greedy answers: prompts -> token ids and texts, in left-padded batches of like length."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from lorakit.evaluate.memory import in_batches, tokens_at_once
 from lorakit.progress import Progress
 
-# Prompts generated at once. Decoding is bound by reading the weights, so a wide batch is nearly free.
-_ROWS = 64
+# Prompts generated at once. Decoding is bound by reading the weights, so a wide batch is nearly free, up to here.
+_ROWS = {"cpu": 64, "cuda": 256}
+# A batch of which no more than this share is still being written ends: the rest goes on in a smaller one.
+_LIVE = 0.5
+# A smaller batch is not begun anew for fewer rows or after fewer tokens: computing the prompts again costs more.
+_WORTHWHILE_ROWS, _WORTHWHILE_TOKENS = 16, 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The tokens of an answer, without the one that ends it. `ended`: the model ended it, else it was cut."""
+
+    tokens: tuple[int, ...]
+    ended: bool
+
+
+Done = Callable[[dict[int, Answer]], None]
+"""What is told of a batch: its finished answers by the number of their prompt."""
+
+
+@dataclass(eq=False)
+class _Open:
+    """A prompt, and what has been said to it so far."""
+
+    number: int
+    prompt: Sequence[int]
+    said: list[int] = field(default_factory=list)
 
 
 def generate(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[list[int]],
-    stop_ids: list[int],
+    stop_ids: Sequence[int],
     max_new_tokens: int,
     pad_token_id: int,
     label: str,
     progress: Progress,
 ) -> list[str]:
-    """The model's greedy answer to each prompt (token ids), as text without the token that ends it.
+    """The model's greedy answer to each prompt (token ids), as text without the token that ends it."""
+    found = answers_to(model, prompts, stop_ids, max_new_tokens, pad_token_id, label, progress)
+    return [text_of(answer, tokenizer) for answer in found]
 
-    An answer ends at one of `stop_ids`, or after `max_new_tokens`.
+
+def text_of(answer: Answer, tokenizer: Any) -> str:
+    """An answer as text."""
+    return str(tokenizer.decode(list(answer.tokens), skip_special_tokens=True))
+
+
+def answers_to(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    pad: int,
+    label: str,
+    progress: Progress,
+    done: Done | None = None,
+) -> list[Answer]:
+    """The model's greedy answer to each prompt (token ids), the likeliest token each time and nothing else.
+
+    An answer ends at one of `stop_ids`, or after `max_new_tokens`. What the model's own generation_config asks for
+    (sampling, penalties) does not hold.
+
+    Raises:
+        LorakitError: a prompt does not fit into memory.
     """
-    answers = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    with torch.inference_mode(), progress.bar(label, total=len(prompts)) as bar:
-        for start in range(0, len(order), _ROWS):
-            chosen = order[start : start + _ROWS]
-            ids, mask = _left_padded([prompts[index] for index in chosen], pad_token_id)
-            output = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                eos_token_id=stop_ids or None,
-                pad_token_id=pad_token_id,
-            )
-            for index, tokens in zip(chosen, output[:, ids.shape[1] :].tolist(), strict=True):
-                answers[index] = tokenizer.decode(until_stop(tokens, stop_ids), skip_special_tokens=True)
-            bar.advance(len(chosen))
-    return answers
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found: dict[int, Answer] = {}
+    with torch.inference_mode(), progress.bar(label, total=len(prompts)) as bar, _plain_generation(causal):
+
+        def work(batch: list[_Open]) -> list[_Open]:
+            left = _continued(causal, batch, stop_ids, max_new_tokens, pad)
+            finished = {one.number: _answer(one, stop_ids) for one in batch if one not in left}
+            found.update(finished)
+            if done:
+                done(finished)
+            bar.advance(len(finished))
+            return left
+
+        waiting = [_Open(number, prompt) for number, prompt in enumerate(prompts)]
+        rows = _ROWS.get(causal.device.type, _ROWS["cpu"])
+        in_batches(waiting, lambda one: len(one.prompt) + max_new_tokens, rows, tokens_at_once(causal), work)
+    return [found[number] for number in range(len(prompts))]
+
+
+def _continued(causal: Any, batch: list[_Open], stop_ids: Sequence[int], max_new_tokens: int, pad: int) -> list[_Open]:
+    """Say more to each prompt of a batch; those that are not at their end yet."""
+    ids, mask = _left_padded([[*one.prompt, *one.said] for one in batch], pad)
+    output = causal.generate(
+        input_ids=ids.to(causal.device),
+        attention_mask=mask.to(causal.device),
+        max_new_tokens=max_new_tokens - min(len(one.said) for one in batch),
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=list(stop_ids) or None,
+        pad_token_id=pad,
+        stopping_criteria=StoppingCriteriaList([_MostAreDone(batch, stop_ids, max_new_tokens)]),
+    )
+    for one, tokens in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
+        one.said += tokens
+        del one.said[max_new_tokens:]
+    return [one for one in batch if len(one.said) < max_new_tokens and not _ends(one.said, stop_ids)]
+
+
+class _MostAreDone(StoppingCriteria):
+    """Ends a batch early when most of its rows are at their end, which would be computed on in vain."""
+
+    def __init__(self, batch: list[_Open], stop_ids: Sequence[int], max_new_tokens: int) -> None:
+        self.live = torch.ones(len(batch), dtype=torch.bool)
+        self.left = torch.tensor([max_new_tokens - len(one.said) for one in batch])
+        self.stops, self.tokens = torch.tensor(list(stop_ids), dtype=torch.long), 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.tokens += 1
+        self.live &= ~torch.isin(input_ids[:, -1].cpu(), self.stops) & (self.tokens < self.left)
+        worthwhile = len(self.live) >= _WORTHWHILE_ROWS and self.tokens >= _WORTHWHILE_TOKENS
+        over = worthwhile and int(self.live.sum()) <= _LIVE * len(self.live)
+        return torch.full((len(self.live),), over, dtype=torch.bool, device=input_ids.device)
+
+
+@contextmanager
+def _plain_generation(causal: Any) -> Iterator[None]:
+    """Within this, generating asks nothing of the model's own generation_config."""
+    own = causal.generation_config
+    causal.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        causal.generation_config = own
+
+
+def _answer(one: _Open, stop_ids: Sequence[int]) -> Answer:
+    return Answer(tuple(until_stop(one.said, stop_ids)), _ends(one.said, stop_ids))
+
+
+def _ends(tokens: Sequence[int], stop_ids: Sequence[int]) -> bool:
+    return any(token in stop_ids for token in tokens)
 
 
 def until_stop(tokens: list[int], stop_ids: Sequence[int]) -> list[int]:
@@ -54,7 +157,7 @@ def until_stop(tokens: list[int], stop_ids: Sequence[int]) -> list[int]:
     return tokens[:end]
 
 
-def _left_padded(prompts: list[list[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_padded(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), pad_token_id, dtype=torch.long)
     mask = torch.zeros((len(prompts), longest), dtype=torch.long)

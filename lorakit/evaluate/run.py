@@ -1,153 +1,149 @@
-"""Scoring a run: its base model and its adapter on the same held-out rows, in one load."""
+"""Scoring: subjects on the same held-out rows, one load for each base, and what sets them apart."""
 
-import json
-import math
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lorakit.data.batches import collate, split_batch
-from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.generate import generate, until_stop
-from lorakit.folders import write_whole
-from lorakit.model.attach import load_adapter
-from lorakit.model.base import Base
-from lorakit.model.fused import fused_lora
-from lorakit.model.load import load_model, pad_token_id
-from lorakit.model.loss import supervised_loss
+from lorakit.errors import UserError
+from lorakit.evaluate.asked import Asked
+from lorakit.evaluate.asking import Probe, Wanted, Witness, ask
+from lorakit.evaluate.compared import comparisons, part_comparisons, scores_of
+from lorakit.evaluate.evaluation import Evaluation, Request, RowsUsed
+from lorakit.evaluate.examined import Examination, findings
+from lorakit.evaluate.labels import labels_of
+from lorakit.evaluate.loaded import Loaded, in_loading_order
+from lorakit.evaluate.renderings import asked_of
+from lorakit.evaluate.scored import Scored, scored
+from lorakit.evaluate.scores import row_scores
+from lorakit.evaluate.subjects import Lineup, line_up_run
+from lorakit.evaluate.written import write_evaluation
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.recipe.kinds import trains_all
-from lorakit.runs import Run, now, versions
-from lorakit.tables import METRICS
-
-_LOSS_ROWS = 8
+from lorakit.runs import Run
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One model's scores by name, and its answers to the rows that ask for one."""
+def score_lineup(
+    lineup: Lineup,
+    file: Path | None,
+    request: Request,
+    progress: Progress,
+    examination: Examination | None = None,
+    probes: Mapping[str, Probe] | None = None,
+) -> Evaluation:
+    """Score every subject on the same rows: those of `file`, or the held-out rows of the first run.
 
-    name: str
-    scores: dict[str, float]
-    answers: list[str]
+    `examination`: what to look for besides what answers and losses tell by themselves. `probes`: what else to ask every
+    model for while it is in memory; what they find stands in its `found.probed`.
+
+    Raises:
+        UserError: there are no rows, or a model cannot be had.
+        LorakitError: a model gives no numbers, or memory or the disk is full.
+    """
+    baseline = baseline_of(lineup, request.baseline)
+    whole, source = asked_of(lineup, file, progress)
+    each = _first(whole, request.rows)
+    used = RowsUsed(source, len(each[0].rows), len(whole[0].rows), len(each[0].with_answer))
+    notes = _notes(lineup, each, progress)
+    alike = all(asked is each[0] for asked in each)
+    characters = None if alike else each[0].characters
+    loaded, found = Loaded(lineup.machine.device), {}
+    # Training rows are there in the tokens of the run alone; all models are asked for the same labels.
+    train = lineup.prepared.train if lineup.prepared and file is None and alike else None
+    asking = {**(examination.probes if examination else {}), **(probes or {})}
+    labels = {id(asked): labels_of(asked, train) for asked in each}
+    for at in in_loading_order(lineup.subjects):
+        subject, asked = lineup.subjects[at], each[at]
+        facts = subject.facts(lineup.machine.device)
+        witness = Witness(subject, asked, facts, loaded, request.cache, progress)
+        generate = bool(request.metrics and asked.with_answer)  # texts have no answer to generate
+        wanted = Wanted(generate, request.max_new_tokens, labels[id(asked)], asking)
+        answer = ask(witness, wanted)
+        found[at] = scored(subject, asked, answer, request.metrics, labels[id(asked)], characters)
+    models = [found[at] for at in range(len(lineup.subjects))]
+    evaluation = _evaluated(models, models[baseline], used, request, lineup, notes)
+    return replace(evaluation, findings=findings(evaluation, examination, file, progress))
+
+
+def _evaluated(
+    models: list[Scored], baseline: Scored, used: RowsUsed, request: Request, lineup: Lineup, notes: list[str]
+) -> Evaluation:
+    others, seed = [model for model in models if model is not baseline], request.seed
+    parts = list(baseline.parts)
+    return Evaluation(
+        models,
+        baseline,
+        used,
+        request,
+        lineup,
+        {model.name: scores_of(model.measures, seed) for model in models},
+        {model.name: comparisons(baseline, model, seed) for model in others},
+        {part: {model.name: scores_of(model.parts.get(part, {}), seed) for model in models} for part in parts},
+        {part: {model.name: part_comparisons(baseline, model, part, seed) for model in others} for part in parts},
+        notes,
+    )
+
+
+def baseline_of(lineup: Lineup, named: str | None) -> int:
+    """The number of the subject that the others are compared with: the one named, else the base, else the first.
+
+    Raises:
+        UserError: no subject has this name.
+    """
+    names = [subject.name for subject in lineup.subjects]
+    if named is None:
+        kinds = [subject.kind for subject in lineup.subjects]
+        return kinds.index("base") if "base" in kinds else 0
+    if named in names:
+        return names.index(named)
+    given = [subject.given.rstrip("/") for subject in lineup.subjects]
+    if given.count(named.rstrip("/")) == 1:
+        return given.index(named.rstrip("/"))
+    raise UserError(f"--baseline: {named}: is none of the models that are scored. Write one of {', '.join(names)}.")
+
+
+def _first(whole: Sequence[Asked], rows: int | None) -> list[Asked]:
+    """The first rows; subjects that share a rendering share it still."""
+    if rows is None or rows >= len(whole[0].rows):
+        return list(whole)
+    short = {id(asked): asked.of(range(rows)) for asked in whole}
+    return [short[id(asked)] for asked in whole]
+
+
+def _notes(lineup: Lineup, each: Sequence[Asked], progress: Progress) -> list[str]:
+    """What the user should know before the table is read; said here."""
+    notes = []
+    apart = [one.name for one, asked in zip(lineup.subjects, each, strict=True) if asked is not each[0]]
+    if apart:
+        notes.append(
+            f"{', '.join(apart)}: rows are rendered with another tokenizer or chat template than those of "
+            f"{lineup.subjects[0].name}: losses per token are of other tokens and are not compared; "
+            "loss-per-character is"
+        )
+    for note in notes:
+        progress.warn(note)
+    return notes
+
+
+def request_of(prepared: Prepared | None) -> Request:
+    """What the recipe of a run asks for; the schema's defaults where there is no run."""
+    if prepared is None:
+        return Request(("exact-match",))
+    settings = prepared.recipe.evaluate
+    rows = None if settings.rows == "all" else int(settings.rows)
+    return Request(tuple(settings.metrics), settings.max_new_tokens, rows)
+
+
+def metric_scores(metrics: Sequence[Any], answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Each metric over the rows that have it; a metric's parts are named `metric.part`."""
+    return row_scores(metrics, answers, references).values
 
 
 def evaluate(run: Run, prepared: Prepared, progress: Progress) -> tuple[list[Scored], Path]:
-    """Loss, perplexity and the recipe's metrics for base and adapter; the scores and the file that holds them.
+    """A run scored as `lorakit eval RUN` does: its base, its adapter and its merged model; and the file of the scores.
 
     Raises:
         UserError: the recipe names no held-out rows.
     """
-    recipe = prepared.recipe
-    if prepared.held_out is None:
-        raise UserError("data.eval: the recipe names no held-out rows to score on. Write a file, or a fraction.")
-    rows = prepared.held_out.rows
-    if recipe.evaluate.rows != "all":
-        rows = rows.select(range(min(int(recipe.evaluate.rows), len(rows))))
-    models = _base_and_model(run, prepared) if trains_all(recipe.adapter) else _base_and_adapter(run, prepared)
-    scored = [score(name, model, prepared, list(rows), progress) for name, model in models]
-    return scored, _write(run, prepared, scored, list(rows))
-
-
-def _base_and_adapter(run: Run, prepared: Prepared) -> Iterator[tuple[str, Any]]:
-    """One model in memory, first without its adapter and then with it."""
-    model = load_adapter(load_model(prepared.base, prepared.model, prepared.machine.device), run.adapter)
-    with model.disable_adapter():
-        yield "base", model
-    yield "adapter", model
-
-
-def _base_and_model(run: Run, prepared: Prepared) -> Iterator[tuple[str, Any]]:
-    """After a full fine-tuning there are two models, one in memory at a time."""
-    for name, base in (("base", prepared.base), ("model", Base(str(run.model), run.model, "trained"))):
-        yield name, load_model(base, prepared.model, prepared.machine.device)
-
-
-def score(name: str, model: Any, prepared: Prepared, rows: list[dict[str, Any]], progress: Progress) -> Scored:
-    """One model's loss and perplexity on the rows, and the recipe's metrics on its answers to them."""
-    settings, tokenizer, stops = prepared.recipe.evaluate, prepared.tokenizer, prepared.stop_ids
-    with fused_lora(model):
-        loss = held_out_loss(model, rows, pad_token_id(tokenizer), f"{name}: loss", progress)
-    scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-    asked = [row for row in rows if row["answer"] >= 0]
-    if not settings.metrics or not asked:  # texts have no answer to generate
-        return Scored(name, scores, [])
-    answers = generate(
-        model,
-        tokenizer,
-        [row["input_ids"][: row["answer"]] for row in asked],
-        stops,
-        settings.max_new_tokens,
-        pad_token_id(tokenizer),
-        f"{name}: answers",
-        progress,
-    )
-    references = [reference_of(row, tokenizer, stops) for row in asked]
-    return Scored(name, scores | metric_scores(settings.metrics, answers, references), answers)
-
-
-def held_out_loss(model: Any, rows: list[dict[str, Any]], pad: int, label: str, progress: Progress) -> float:
-    """The mean cross-entropy over all trained tokens of the rows, in nats."""
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
-    total, tokens = 0.0, 0
-    with torch.inference_mode(), progress.bar(label, total=len(rows)) as bar:
-        for batch in split_batch(order, _LOSS_ROWS):
-            tensors = collate([rows[index] for index in batch], pad)
-            summed, count = supervised_loss(model, **{key: value.to(model.device) for key, value in tensors.items()})
-            total, tokens = total + float(summed), tokens + count
-            bar.advance(len(batch))
-    if not math.isfinite(total):
-        raise LorakitError(
-            f"{label} is {total}: this model gives no numbers on the held-out rows. Its weights are broken."
-        )
-    return total / tokens
-
-
-def reference_of(row: dict[str, Any], tokenizer: Any, stop_ids: Sequence[int]) -> str:
-    """The text of a row's last answer."""
-    return str(tokenizer.decode(until_stop(row["input_ids"][row["answer"] :], stop_ids), skip_special_tokens=True))
-
-
-def metric_scores(names: Sequence[str], answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """The mean of each metric over the rows that have an answer; a metric's parts are named `metric.part`."""
-    scores: dict[str, float] = {}
-    for name in names:
-        parts: dict[str, list[float]] = {}
-        for answer, reference in zip(answers, references, strict=True):
-            for part, value in METRICS[name].function(answer, reference).items():
-                parts.setdefault(f"{name}.{part}" if part else name, []).append(value)
-        scores |= {part: sum(values) / len(values) for part, values in parts.items()}
-    return scores
-
-
-def _write(run: Run, prepared: Prepared, scored: list[Scored], rows: list[dict[str, Any]]) -> Path:
-    """One JSON of the scores, and beside it one line a row with every answer."""
-    taken = now()
-    path = run.evaluations / f"{re.sub('[^0-9T]', '', taken.split('+')[0])}.json"
-    facts = {
-        "format": 1,
-        "taken": taken,
-        "versions": versions(),
-        "rows": len(rows),
-        "max_new_tokens": prepared.recipe.evaluate.max_new_tokens,
-        "models": {model.name: model.scores for model in scored},
-    }
-    lines = []
-    for index, row in enumerate(row for row in rows if row["answer"] >= 0):
-        answers = {model.name: model.answers[index] for model in scored if model.answers}
-        lines.append(
-            {
-                "where": row["where"],
-                "prompt": prepared.tokenizer.decode(row["input_ids"][: row["answer"]]),
-                "reference": reference_of(row, prepared.tokenizer, prepared.stop_ids),
-                **answers,
-            }
-        )
-    write_whole(path.with_suffix(".jsonl"), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    write_whole(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-    return path
+    evaluation = score_lineup(line_up_run(run, prepared), None, request_of(prepared), progress)
+    return evaluation.models, write_evaluation(evaluation, run.evaluations)

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, create_mo
 
 from lorakit.recipe.fields import word_of
 from lorakit.recipe.section import Section
-from lorakit.tables import ADAPTERS, FORMATS, Table
+from lorakit.tables import ADAPTERS, FORMATS, METRICS, Table
 
 
 class _OneEntry(Section):
@@ -34,7 +34,10 @@ def _settings_by_name(table: Table, name: str) -> Any:
 
 FormatSettings: Any = _settings_by_name(FORMATS, "FormatSettings")
 KindSettings: Any = _settings_by_name(ADAPTERS, "KindSettings")
+MetricSettings: Any = _settings_by_name(METRICS, "MetricSettings")
 _FORMAT = word_of(FORMATS, "auto")
 _KIND = word_of(ADAPTERS)
+_METRIC = word_of(METRICS)
 Format: Any = _FORMAT | FormatSettings
 AdapterKind: Any = _KIND | KindSettings
+Metric: Any = _METRIC | MetricSettings

@@ -130,13 +130,13 @@ def _example(branch: Branch) -> str:
     if branch.kind is dict:
         return f"{{name: {example(branch.of)}}}"
     if branch.section:
-        return _section_example(branch.section)
+        return section_example(branch.section)
     if branch.kind is str:
         return table.names()[0] if table else role.example if role else "text"
     return ""
 
 
-def _section_example(section: type[BaseModel]) -> str:
+def section_example(section: type[BaseModel]) -> str:
     """The keys that must be written, or else the first one with a default to show."""
     annotations = fields(section)
     required = [name for name in annotations if section.model_fields[name].is_required()]

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lorakit.recipe.data_files import DATA_SUFFIXES
-from lorakit.tables import METRICS, QUANTIZERS, Table
+from lorakit.tables import QUANTIZERS, Table
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,6 @@ class Says:
 
 
 Quantization = word_of(QUANTIZERS)
-Metric = word_of(METRICS)
 
 NotEmpty = Annotated[str, Field(min_length=1)]
 

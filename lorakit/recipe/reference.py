@@ -130,13 +130,19 @@ def _inside(name: str, section: type[BaseModel]) -> dict[type[BaseModel], list[s
         deeper = []
         for prefix, outer in level:
             for key, annotation in fields(outer).items():
-                inner = section_of(annotation)
+                inner = _section_in(annotation)
                 if inner and inner not in found:
                     deeper.append((f"{prefix}.{key}", inner))
                 if inner:
                     found.setdefault(inner, []).append(f"`{prefix}.{key}`")
         level = deeper
     return found
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, or that the items of its list are."""
+    items = [branch.of for branch in branches(annotation) if branch.kind is list]
+    return next((section for part in (annotation, *items) if (section := section_of(part))), None)
 
 
 _HEAD = ["| key | accepts | default | meaning |", "|---|---|---|---|"]
@@ -158,10 +164,8 @@ def _row(section: type[BaseModel], name: str) -> str:
 def _accepts(annotation: Any) -> str:
     """`describe`, with a section named rather than spelled out: it has a table of its own."""
     text = describe(annotation)
-    for branch in branches(annotation):
-        if branch.section:
-            text = text.replace(f"the keys {', '.join(fields(branch.section))}", "the keys below")
-    return text
+    section = _section_in(annotation)
+    return text.replace(f"the keys {', '.join(fields(section))}", "the keys below") if section else text
 
 
 def _default(value: Any) -> str:

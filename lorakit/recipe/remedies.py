@@ -13,7 +13,7 @@ from lorakit.recipe.scalars import resolve
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import annotation_at, branches, fields, keys, section_of
 from lorakit.recipe.strict_yaml import Node, plain
-from lorakit.tables import ADAPTERS
+from lorakit.tables import ADAPTERS, METRICS
 
 _YES = ("yes", "no", "on", "off", "y", "n")
 
@@ -28,6 +28,8 @@ def for_unknown_key(path: PathParts) -> tuple[str, str]:
         return "Put a space behind the colon.", ""
     if path[:-1] == ("adapter", "kind") and key in ADAPTERS:
         return f"{key} has no settings of its own. Write kind: {key}.", ""
+    if path[:2] == ("evaluate", "metrics") and len(path) == 4 and key in METRICS:
+        return f"{key} has no settings of its own. Write the word alone: {key}.", ""
     folded = key.lower().replace("-", "_").replace(" ", "_")
     if folded in siblings:
         return _did_you_mean(_join(prefix, folded))

@@ -12,12 +12,13 @@ from typing import Any
 from lorakit.recipe import adapter_rules as adapter_rules
 from lorakit.recipe.choice import chosen
 from lorakit.recipe.data_files import data_files, is_pattern
+from lorakit.recipe.describe import section_example
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.problems import PathParts, dotted, one_line, shown
 from lorakit.recipe.rule import RULES as RULES
 from lorakit.recipe.rule import Finding, choice_mistakes, reads
 from lorakit.recipe.schema import Recipe, Source
-from lorakit.tables import FORMATS
+from lorakit.tables import FORMATS, METRICS
 
 _FORMAT = "classification, or with settings {classification: {...}}"
 
@@ -54,10 +55,23 @@ def early_stopping_has_rows(recipe: Recipe, written: Collection[str]) -> Iterato
 @reads("evaluate.metrics")
 def metrics_are_distinct(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
     """`evaluate.metrics` names each metric once."""
-    metrics = recipe.evaluate.metrics
-    for index, metric in enumerate(metrics):
-        if metric in metrics[:index]:
-            yield Finding(("evaluate", "metrics", index), f"{shown(metric)} is there twice", "Remove one.")
+    names = [chosen(metric) for metric in recipe.evaluate.metrics]
+    for index, name in enumerate(names):
+        if len(name) == 1 and name in names[:index]:
+            yield Finding(("evaluate", "metrics", index), f"{shown(name[0])} is there twice", "Remove one.")
+
+
+@reads("evaluate.metrics")
+def metrics_can_be_read(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """An item of `evaluate.metrics` that is a mapping names one metric; a metric that needs settings has them."""
+    for index, metric in enumerate(recipe.evaluate.metrics):
+        path = ("evaluate", "metrics", index)
+        yield from choice_mistakes(path, METRICS, metric, "exact-match, or with settings {chrf: {word_order: 2}}")
+        settings: Any = METRICS[metric].facts.get("settings") if isinstance(metric, str) else None
+        needed = [name for name, field in settings.model_fields.items() if field.is_required()] if settings else []
+        if needed:
+            reason = f"{metric} needs settings: {', '.join(needed)}"
+            yield Finding(path, reason, f"Write for example {{{metric}: {section_example(settings)}}}.")
 
 
 @reads("data.train")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
-from lorakit.recipe.choice_field import AdapterKind, Format
+from lorakit.recipe.choice_field import AdapterKind, Format, Metric
 from lorakit.recipe.fields import (
     AdapterRef,
     Auto,
@@ -18,7 +18,6 @@ from lorakit.recipe.fields import (
     Interval,
     LayerNumbers,
     LayerRange,
-    Metric,
     NotEmpty,
     PositiveFloat,
     PositiveInt,
@@ -232,7 +231,8 @@ class Evaluate(Section):
     """What `lorakit eval` measures on the held-out rows."""
 
     metrics: list[Metric] = ["exact-match"]
-    """Scores of generated answers; loss and perplexity are always measured."""
+    """Scores of generated answers, each a word, or that word with its settings, such as {regex: {pattern: 'Answer: \
+(\\w+)'}}; loss and perplexity are always measured."""
     max_new_tokens: PositiveInt = 64
     """The longest generated answer, in tokens."""
     rows: PositiveInt | Literal["all"] = "all"

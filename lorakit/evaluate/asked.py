@@ -1,0 +1,141 @@
+"""What models are asked: the held-out rows, as a tokenizer and its chat template render them."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lorakit.data.encoded import IGNORED
+from lorakit.data.examples import examples_of
+from lorakit.data.hygiene.traits import TraitArrays
+from lorakit.data.rendering import ChatTemplate
+from lorakit.data.report import SourceReport
+from lorakit.data.store import Examples
+from lorakit.errors import UserError
+from lorakit.evaluate.generate import until_stop
+from lorakit.model.base import Base
+from lorakit.model.load import pad_token_id, stop_token_ids, stop_words
+from lorakit.progress import Progress
+from lorakit.recipe.data_files import is_pattern
+from lorakit.recipe.schema import Data
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Rows as one tokenizer renders them.
+
+    A row has input_ids, labels, `answer` (the token index at which its last answer begins, -1 where a text has none),
+    `where` and `source` (its number among `sources`). Generated is only an answer to the rows that have one. `traits`:
+    of the rows as they were read, to tell whether a model was trained on them; None where the checks of rows are off.
+    """
+
+    tokenizer: Any
+    stop_ids: tuple[int, ...]
+    rows: list[Row]
+    sources: list[SourceReport]
+    traits: TraitArrays | None = None
+
+    @property
+    def pad(self) -> int:
+        """The token that fills short rows up."""
+        return pad_token_id(self.tokenizer)
+
+    @cached_property
+    def with_answer(self) -> list[int]:
+        """The rows that have an answer, by number."""
+        return [number for number, row in enumerate(self.rows) if row["answer"] >= 0]
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        """What stands before the answer, of each row `with_answer`."""
+        return [self.rows[number]["input_ids"][: self.rows[number]["answer"]] for number in self.with_answer]
+
+    @cached_property
+    def references(self) -> list[str]:
+        """The answer that each row `with_answer` has."""
+        return [reference_of(self.rows[number], self.tokenizer, self.stop_ids) for number in self.with_answer]
+
+    @cached_property
+    def characters(self) -> list[int]:
+        """How many characters of each row are trained."""
+        trained = ([token for token in row["labels"][1:] if token != IGNORED] for row in self.rows)
+        return [len(self.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in trained]
+
+    def of(self, rows: Sequence[int]) -> "Asked":
+        """The same of some rows alone, in this order."""
+        return replace(self, rows=[self.rows[number] for number in rows])
+
+    def says_the_same(self, other: "Asked") -> bool:
+        """Whether both render every row to the same tokens, of which the same are trained."""
+        return [(row["input_ids"], row["labels"]) for row in self.rows] == [
+            (row["input_ids"], row["labels"]) for row in other.rows
+        ]
+
+
+def reference_of(row: Row, tokenizer: Any, stop_ids: Sequence[int]) -> str:
+    """The text of a row's last answer."""
+    return str(tokenizer.decode(until_stop(row["input_ids"][row["answer"] :], stop_ids), skip_special_tokens=True))
+
+
+def asked_in(examples: Examples, tokenizer: Any, stop_ids: Sequence[int]) -> Asked:
+    """The rows of prepared examples."""
+    return Asked(tokenizer, tuple(stop_ids), list(examples.rows), examples.report.sources, examples.traits)
+
+
+def rendered(data: Data, base: Base, tokenizer: Any, progress: Progress) -> Asked:
+    """The held-out rows of a recipe's data section, rendered with a model's own tokenizer and template.
+
+    A section without held-out rows is one whose training rows are meant.
+
+    Raises:
+        UserError: they cannot be read or rendered.
+    """
+    template = ChatTemplate(tokenizer, data.train_on, data.system, stop_words(base, tokenizer))
+    if data.eval is not None and not isinstance(data.eval, float):
+        data = data.model_copy(update={"train": data.eval, "eval": None})
+    train, held_out = examples_of(data, template, progress)
+    examples = held_out or train
+    for reason, count in examples.report.dropped.counts.items():
+        progress.warn(f"{count:,} rows are left out: {reason} (first: {examples.report.dropped.first[reason][0]})")
+    words = examples.report.stop_tokens
+    stops = {*stop_token_ids(base, tokenizer), *tokenizer.convert_tokens_to_ids(words)}
+    return asked_in(examples, tokenizer, sorted(stops))
+
+
+def data_of(file: Path, like: Data | None, longest: int) -> Data:
+    """The data section for the rows of a file: read as a recipe reads its own, or by what the rows look like.
+
+    `longest`: how many tokens a row may have where no recipe says it.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not file.exists() and not is_pattern(file):
+        raise UserError(f"--data: {file}: there is no such file.")
+    if like is None:
+        return Data(train=str(file.absolute()), max_length=longest)
+    return like.model_copy(update={"train": str(file.absolute()), "eval": None})
+
+
+def aligned(several: Sequence[Asked]) -> tuple[list[Asked], int]:
+    """The rows that all of several renderings have, in the order of the first; how many of the first are left out.
+
+    A row is known by its place. One that becomes another number of examples with another template is left out.
+    """
+    counts = [Counter(row["where"] for row in asked.rows) for asked in several]
+    places = {place for place, count in counts[0].items() if all(other[place] == count for other in counts)}
+    found = []
+    order = {place: number for number, place in enumerate(counts[0])}
+    for asked in several:
+        by_place: dict[str, list[int]] = defaultdict(list)
+        for number, row in enumerate(asked.rows):
+            if row["where"] in places:
+                by_place[row["where"]].append(number)
+        found.append(
+            asked.of([number for place in sorted(by_place, key=order.__getitem__) for number in by_place[place]])
+        )
+    return found, len(several[0].rows) - len(found[0].rows)

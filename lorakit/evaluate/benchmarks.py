@@ -1,0 +1,131 @@
+"""Subjects on lm-eval's tasks: one load for each base, figures with intervals, each model against the baseline."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lorakit.evaluate.compared import comparison_to_dict, difference_of, interval_of, verdict_of
+from lorakit.evaluate.intervals import Comparison
+from lorakit.evaluate.loaded import Loaded, in_loading_order
+from lorakit.evaluate.renderings import tokenizers_of
+from lorakit.evaluate.subjects import Lineup
+from lorakit.evaluate.tasks import TaskScore, compare_tasks, run_tasks
+from lorakit.progress import Progress
+from lorakit.runs import now, versions
+
+FORMAT = 1
+_ROWS = 8
+Table = tuple[str, list[str], list[list[str]]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Which tasks to run, and how."""
+
+    tasks: tuple[str, ...]
+    include: Path | None = None
+    limit: int | None = None
+    chat: bool = False
+    allow_code: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmarked:
+    """The figures of every subject, and what sets each other one apart from the first, or the base."""
+
+    benchmark: Benchmark
+    baseline: str
+    scores: dict[str, list[TaskScore]]
+    comparisons: dict[str, dict[str, Comparison | None]]
+
+
+def run_benchmark(lineup: Lineup, benchmark: Benchmark, baseline: str, progress: Progress) -> Benchmarked:
+    """Every subject on every task.
+
+    Args:
+        baseline: the name of the subject that the others are compared with.
+
+    Raises:
+        UserError: lm-eval is not installed, or a task cannot be used as it is asked for.
+        LorakitError: a dataset cannot be fetched, or lm-eval fails on a task.
+    """
+    loaded, found, tokenizers = Loaded(lineup.machine.device), {}, tokenizers_of(lineup, progress)
+    for at in in_loading_order(lineup.subjects):
+        subject = lineup.subjects[at]
+        found[subject.name] = run_tasks(
+            loaded.model_of(subject),
+            tokenizers[at],
+            benchmark.tasks,
+            benchmark.include,
+            benchmark.limit,
+            _ROWS,
+            progress,
+            benchmark.seed,
+            chat=benchmark.chat,
+            allow_code=benchmark.allow_code,
+            label=f"{subject.name}: tasks",
+        )
+    scores = {subject.name: found[subject.name] for subject in lineup.subjects}
+    others = {name: compare_tasks(scores[baseline], one, benchmark.seed) for name, one in scores.items()}
+    del others[baseline]
+    return Benchmarked(benchmark, baseline, scores, others)
+
+
+def benchmark_tables(done: Benchmarked) -> list[Table]:
+    """What was asked for as columns of models, and each model against the baseline."""
+    first = {score.name: score for score in done.scores[done.baseline] if not score.within}
+    cells = [[name, *(_shown(name, scores) for scores in done.scores.values())] for name in first]
+    tables: list[Table] = [("benchmarks", ["", *done.scores], cells)]
+    for model, compared in done.comparisons.items():
+        rows = []
+        for name, one in compared.items():
+            measure = first[name].measure if name in first else None
+            if one is not None and measure is not None:
+                rows.append([name, difference_of(one, measure), interval_of(one, measure), verdict_of(one)])
+        tables.append((f"{model} against {done.baseline}", ["", "difference", "95 % interval", "verdict"], rows))
+    return tables
+
+
+def benchmark_document(done: Benchmarked) -> dict[str, Any]:
+    """All figures, of members of groups too."""
+    settings = asdict(done.benchmark) | {"include": str(done.benchmark.include) if done.benchmark.include else None}
+    return {
+        "format": FORMAT,
+        "taken": now(),
+        "versions": versions(),
+        "settings": settings,
+        "baseline": done.baseline,
+        "models": {name: [_facts(score) for score in scores] for name, scores in done.scores.items()},
+        "comparisons": {
+            model: {name: one and comparison_to_dict(one) for name, one in compared.items()}
+            for model, compared in done.comparisons.items()
+        },
+    }
+
+
+def _facts(score: TaskScore) -> dict[str, Any]:
+    interval = score.interval
+    return {
+        "task": score.task,
+        "metric": score.metric,
+        "filter": score.filter,
+        "value": score.value,
+        "low": interval.low if interval else None,
+        "high": interval.high if interval else None,
+        "rows": score.rows,
+        "higher_is_better": score.higher,
+        "shots": score.shots,
+        "within": score.within,
+    }
+
+
+def _shown(name: str, scores: Sequence[TaskScore]) -> str:
+    score = next((one for one in scores if one.name == name), None)
+    if score is None:
+        return "-"
+    if score.interval is None or score.measure is None:
+        return f"{score.value:.4g}"
+    write = score.measure.write
+    return f"{write(score.value)} ({write(score.interval.low)} to {write(score.interval.high)})"

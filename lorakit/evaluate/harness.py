@@ -1,0 +1,175 @@
+"""lm-eval as lorakit runs it: on a model that is in memory already, without its bars, its logging and its prints.
+
+Imports lm-eval (the extra `tasks`): import this module only where a benchmark is asked for.
+"""
+
+import copy
+import logging
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import datasets
+import evaluate as metric_scripts
+import huggingface_hub
+import lm_eval.api.model
+import lm_eval.api.task
+import lm_eval.models.huggingface
+import numpy as np
+import torch
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+
+from lorakit.progress import Bar, Progress
+
+# lm-eval's own defaults, so that the drawn examples are those of its command line.
+_SEED_PYTHON, _SEED = 0, 1234
+_WITH_BARS = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
+
+
+class Harnessed(HFLM):
+    """lm-eval's model around one in memory, whose requests are counted by lorakit's progress."""
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, label: str, progress: Progress) -> None:
+        # lm-eval gives a tokenizer without padding a padding token, and the caller's should stay as it is.
+        with _weights_as_they_are(model):
+            super().__init__(
+                pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, softmax_dtype="float32"
+            )
+        self._label, self._progress = label, progress
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """The log-probability of each continuation, and whether it is the most likely one."""
+        with self._counted("likelihoods", requests):
+            return super().loglikelihood(requests)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """The log-probability of each whole text."""
+        with self._counted("texts", requests):
+            return super().loglikelihood_rolling(requests)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """The answer to each prompt."""
+        with self._counted("answers", requests):
+            return super().generate_until(requests)
+
+    @contextmanager
+    def _counted(self, what: str, requests: list[Any]) -> Iterator[None]:
+        with self._progress.bar(f"{self._label}: {what}", total=len(requests)) as bar:
+            self.set_cache_hook(_Counter(bar))
+            yield
+
+
+class _Counter:
+    """Stands where lm-eval would keep answers for another time: it is told of every one."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+
+    def add_partial(self, kind: str, request: Any, answer: Any) -> None:
+        self._bar.advance()
+
+
+def score(harnessed: Harnessed, loaded: Any, limit: int | None, chat: bool, allow_code: bool) -> Any:
+    """lm-eval's results, with every sample, on the tasks that its TaskManager loaded.
+
+    `evaluate` and not `simple_evaluate`, which asks git, pip and the hub about this machine and this model.
+    """
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=_SEED)
+    random.seed(_SEED_PYTHON)
+    np.random.seed(_SEED)
+    torch.manual_seed(_SEED)
+    with _code_allowed(allow_code):
+        return evaluate(
+            lm=harnessed,
+            task_dict=loaded,
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=chat,
+            confirm_run_unsafe_code=allow_code,
+        )
+
+
+@contextmanager
+def quiet(progress: Progress) -> Iterator[None]:
+    """Bars off, lm-eval's prints to standard error, and its warnings, one of a kind, to the user.
+
+    Nobody is told either that a data set is read: datasets reports each one, a local file too, unless it is offline.
+    """
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = metric_scripts.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+    datasets.disable_progress_bars()
+    bars = [(module, module.tqdm) for module in _WITH_BARS]
+    logger, listener = logging.getLogger("lm_eval"), _Listener(progress)
+    before = logger.level, logger.propagate
+    try:
+        for module, tqdm in bars:
+            module.tqdm = _unseen(tqdm)
+        logger.addHandler(listener)
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logger.removeHandler(listener)
+        logger.level, logger.propagate = before
+        for module, tqdm in bars:
+            module.tqdm = tqdm
+
+
+class _Listener(logging.Handler):
+    """Passes on the first warning from each place in lm-eval: most of them come once a row."""
+
+    # What every model in memory, and every run without a chat template, is warned of.
+    _OF_NO_USE = ("`pretrained` model kwarg is not of type", "Passed an already-initialized model")
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+        self._seen: set[tuple[str, int]] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text, place = record.getMessage(), (record.pathname, record.lineno)
+        if place in self._seen or text.startswith(self._OF_NO_USE):
+            return
+        self._seen.add(place)
+        self._progress.warn(f"lm-eval: {' '.join(text.split())[:300]}")
+
+
+def _unseen(tqdm: Any) -> Any:
+    def made(*given: Any, **options: Any) -> Any:
+        return tqdm(*given, **{**options, "disable": True})
+
+    return made
+
+
+@contextmanager
+def _weights_as_they_are(model: Any) -> Iterator[None]:
+    """lm-eval ties the weights again of a model that it is given, which breaks a head trained beside an adapter."""
+    model.tie_weights = lambda: None
+    try:
+        yield
+    finally:
+        del model.tie_weights
+
+
+@contextmanager
+def _code_allowed(allow: bool) -> Iterator[None]:
+    """The library that runs generated code asks for its own word of consent."""
+    word, before = "HF_ALLOW_CODE_EVAL", os.environ.get("HF_ALLOW_CODE_EVAL")
+    os.environ[word] = "1" if allow else "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[word]
+        else:
+            os.environ[word] = before

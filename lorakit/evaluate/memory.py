@@ -1,0 +1,74 @@
+"""Work in batches that fit into memory: as many rows at once as an estimate allows, halved where it was wrong."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from lorakit.errors import LorakitError
+from lorakit.plan.machine import processor
+
+Item = TypeVar("Item")
+
+# The share of free memory that keys and values may take; activations and logits need the rest.
+_SHARE = 0.25
+_LEAST, _MOST = 1 << 11, 1 << 20
+
+
+def tokens_at_once(model: Any) -> int:
+    """How many tokens' keys and values may be held at once, with padding, by what is free on the model's device."""
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None) or 1
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    layers = getattr(text, "num_hidden_layers", None) or 1
+    stored = 2 * layers * (getattr(text, "num_key_value_heads", None) or heads) * width * model.dtype.itemsize
+    on_gpu = model.device.type == "cuda"
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else processor().memory
+    return int(min(max(free * _SHARE / stored, _LEAST), _MOST))
+
+
+def in_batches(
+    items: Sequence[Item],
+    size: Callable[[Item], int],
+    rows: int,
+    tokens: int,
+    work: Callable[[list[Item]], list[Item]],
+) -> None:
+    """Call `work` on batches of items of like size, the largest first; it gives back the items that need more.
+
+    A batch has at most `rows` items and `tokens` tokens (its items times the largest size), and one item in any case.
+    Where memory runs out, batches from then on are half as large.
+
+    Raises:
+        LorakitError: not even one item fits into memory.
+    """
+    waiting = sorted(items, key=size)
+    while waiting:
+        most = max(1, min(rows, tokens // max(size(waiting[-1]), 1)))
+        batch = waiting[-most:]
+        try:
+            left = work(batch)
+        except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
+            if not _out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise LorakitError(
+                    f"out of memory on one row of {size(batch[0]):,} tokens. Give shorter rows, a smaller "
+                    "--max-new-tokens, or a machine with more memory."
+                ) from error
+            rows = len(batch) // 2
+            left = None
+        if left is None:  # outside of the handler, whose traceback holds the tensors of the failed batch
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        del waiting[-most:]
+        if left:
+            waiting = sorted([*waiting, *left], key=size)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether torch could not get memory; on the CPU it says so in words only (c10/core/impl/alloc_cpu.cpp)."""
+    told = str(error)
+    words = ("can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in told for word in words)

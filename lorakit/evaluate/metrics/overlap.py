@@ -1,0 +1,88 @@
+"""Metrics of texts by the n-grams that answer and reference share: ROUGE, BLEU, chrF."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from lorakit.evaluate.metrics.settings import Bleu, Chrf
+from lorakit.evaluate.metrics.words import tokens
+from lorakit.tables import METRICS
+
+_BLEU_ORDERS = 4
+
+
+def _rouge(kind: str, answers: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer([kind], tokenizer=SimpleNamespace(tokenize=tokens))
+    pairs = zip(answers, references, strict=True)
+    return [{"": float(scorer.score(reference, answer)[kind].fmeasure)} for answer, reference in pairs]
+
+
+@METRICS.register("rouge-1", together=True)
+def rouge_1(answers: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
+    """ROUGE-1 (rouge-score, no stemming): F1 of the words that answer and reference share."""
+    return _rouge("rouge1", answers, references)
+
+
+@METRICS.register("rouge-2", together=True)
+def rouge_2(answers: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
+    """ROUGE-2: F1 of the pairs of neighbouring words that answer and reference share."""
+    return _rouge("rouge2", answers, references)
+
+
+@METRICS.register("rouge-l", together=True)
+def rouge_l(answers: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
+    """ROUGE-L: F1 of the longest sequence of words that both have in this order, gaps allowed."""
+    return _rouge("rougeL", answers, references)
+
+
+def pooled_bleu(sums: Any) -> Any:
+    """Corpus BLEU of summed statistics (..., 10): lengths of answer and reference, matches and totals of 1- to 4-grams.
+
+    The smoothing is sacrebleu's `exp`: each order without a match counts as half of the one before.
+    """
+    import numpy as np
+
+    given, wanted = sums[..., 0], sums[..., 1]
+    matches, totals = sums[..., 2 : 2 + _BLEU_ORDERS], sums[..., 2 + _BLEU_ORDERS :]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        halvings = 2.0 ** np.cumsum(matches == 0, axis=-1)
+        precisions = 100 * np.where(matches > 0, matches, 1 / halvings) / totals
+        brevity = np.exp(np.minimum(0, 1 - wanted / given))
+        score = brevity * np.exp(np.log(precisions).mean(-1))
+    return np.where(matches.any(-1) & (totals > 0).all(-1), score, 0.0)
+
+
+@METRICS.register("bleu", settings=Bleu, unit="points", together=True, pool=pooled_bleu)
+def bleu(answers: Sequence[str], references: Sequence[str], settings: Bleu) -> list[dict[str, Any]]:
+    """BLEU (sacrebleu), of all rows together, from 0 to 100."""
+    from sacrebleu.metrics import BLEU
+
+    scorer = BLEU(tokenize=settings.tokenize, effective_order=True, force=True)  # the order is of no weight here
+    rows = (scorer.sentence_score(answer, [reference]) for answer, reference in zip(answers, references, strict=True))
+    return [{"": (row.sys_len, row.ref_len, *row.counts, *row.totals)} for row in rows]
+
+
+def pooled_chrf(sums: Any) -> Any:
+    """Corpus chrF from summed statistics (..., 3 x orders): each order's n-grams in answer, in reference, in both."""
+    import numpy as np
+
+    given, wanted, shared = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
+    counted = (given > 0) & (wanted > 0)
+    orders = np.maximum(counted.sum(-1), 1)
+    precision = np.where(counted, shared / np.maximum(given, 1), 0).sum(-1) / orders
+    recall = np.where(counted, shared / np.maximum(wanted, 1), 0).sum(-1) / orders
+    beta_squared = 4  # recall counts twice as much as precision (Popovic 2015)
+    below = beta_squared * precision + recall
+    return 100 * (1 + beta_squared) * precision * recall / np.where(below > 0, below, 1)
+
+
+@METRICS.register("chrf", settings=Chrf, unit="points", together=True, pool=pooled_chrf)
+def chrf(answers: Sequence[str], references: Sequence[str], settings: Chrf) -> list[dict[str, Any]]:
+    """chrF (sacrebleu): F2 of character n-grams, of all rows together, from 0 to 100."""
+    from sacrebleu.metrics import CHRF
+
+    # The statistics of single rows are what sacrebleu's own bootstrap resamples; there is no public name for them.
+    statistics = CHRF(word_order=settings.word_order)._extract_corpus_statistics(list(answers), [list(references)])
+    return [{"": tuple(row)} for row in statistics]

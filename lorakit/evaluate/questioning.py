@@ -1,0 +1,62 @@
+"""The subjects' answers to questions, for people to rate."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lorakit.data.rendering import ChatTemplate
+from lorakit.data.rows import RowError
+from lorakit.errors import UserError
+from lorakit.evaluate.asked import Asked
+from lorakit.evaluate.asking import Witness, answers_of
+from lorakit.evaluate.evaluation import Request
+from lorakit.evaluate.generate import text_of
+from lorakit.evaluate.loaded import Loaded, in_loading_order
+from lorakit.evaluate.questions import Question
+from lorakit.evaluate.renderings import tokenizers_of
+from lorakit.evaluate.subjects import Lineup, Subject
+from lorakit.model.load import stop_token_ids, stop_words
+from lorakit.progress import Progress
+
+
+def answers_to_questions(
+    lineup: Lineup, questions: Sequence[Question], request: Request, progress: Progress
+) -> dict[str, list[str]]:
+    """Each subject's greedy answer to each question, asked with its own chat template and its run's system prompt.
+
+    Raises:
+        UserError: a chat template does not take a question, or a model cannot be had.
+    """
+    device, loaded = lineup.machine.device, Loaded(lineup.machine.device)
+    tokenizers, found = tokenizers_of(lineup, progress), {}
+    for at in in_loading_order(lineup.subjects):
+        subject = lineup.subjects[at]
+        template = _template(subject, tokenizers[at], lineup)
+        asked = Asked(tokenizers[at], _stop_ids(subject, template), [], [])
+        witness = Witness(subject, asked, subject.facts(device), loaded, request.cache, progress)
+        prompts = [_prompt(question, template) for question in questions]
+        said = answers_of(witness, prompts, request.max_new_tokens)
+        found[subject.name] = [text_of(answer, asked.tokenizer) for answer in said]
+    return {subject.name: found[subject.name] for subject in lineup.subjects}
+
+
+def _template(subject: Subject, tokenizer: Any, lineup: Lineup) -> ChatTemplate:
+    """The first run's system prompt holds for subjects without a run: all are asked the same."""
+    prepared = subject.prepared or lineup.prepared
+    system = prepared.recipe.data.system if prepared else None
+    return ChatTemplate(tokenizer, system=system, stop_words=stop_words(subject.base, tokenizer))
+
+
+def _stop_ids(subject: Subject, template: ChatTemplate) -> tuple[int, ...]:
+    own = subject.prepared.stop_ids if subject.prepared else stop_token_ids(subject.base, template.tokenizer)
+    return tuple(sorted({*own, *template.tokenizer.convert_tokens_to_ids(sorted(template.stops))}))
+
+
+def _prompt(question: Question, template: ChatTemplate) -> list[int]:
+    messages = question.messages
+    if template.system is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": template.system}, *messages]
+    try:
+        text = template.write([template.told(message) for message in messages], ask=True)
+    except RowError as error:
+        raise UserError(f"--questions: question {question.id}: {error}.") from error
+    return list(template.tokenizer(text, add_special_tokens=False)["input_ids"])

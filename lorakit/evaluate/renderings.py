@@ -1,0 +1,131 @@
+"""The tokenizer of each subject, and the rows as it renders them, again only where they differ."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorakit.data.examples import tokenizer_sha256
+from lorakit.errors import UserError
+from lorakit.evaluate.asked import Asked, aligned, asked_in, data_of, rendered
+from lorakit.evaluate.subjects import Lineup, Subject
+from lorakit.model.base import Base
+from lorakit.model.load import load_tokenizer
+from lorakit.progress import Progress
+from lorakit.recipe.schema import Data
+
+# The longest row, in tokens, where neither a recipe nor the model's own config says it.
+_LONGEST = 1024
+
+
+def asked_of(lineup: Lineup, file: Path | None, progress: Progress) -> tuple[list[Asked], str]:
+    """What each subject is asked, row by row the same, and in words where the rows come from.
+
+    Subjects whose tokenizers render the rows alike share one object.
+
+    Raises:
+        UserError: there are no rows, or no chat template to render them with.
+    """
+    data, told = _data(lineup, file)
+    tokenizers = tokenizers_of(lineup, progress)
+    first_run = lineup.prepared if file is None else None
+    by_tokenizer: dict[str, Asked] = {}
+    for subject, tokenizer in zip(lineup.subjects, tokenizers, strict=True):
+        name = tokenizer_sha256(tokenizer)
+        if name in by_tokenizer:
+            continue
+        if first_run and first_run.held_out and name == tokenizer_sha256(first_run.tokenizer):
+            by_tokenizer[name] = asked_in(first_run.held_out, tokenizer, first_run.stop_ids)
+        else:
+            by_tokenizer[name] = rendered(data, subject.base, tokenizer, progress)
+    names = [tokenizer_sha256(tokenizer) for tokenizer in tokenizers]
+    one_each, left_out = aligned(list(by_tokenizer.values()))
+    if left_out:
+        progress.warn(f"{left_out:,} rows are left out, which not every model's tokenizer and template render")
+    if not one_each[0].rows:
+        raise UserError(f"{told}: no row is left to score on.")
+    found = dict(zip(by_tokenizer, _shared(one_each), strict=True))
+    return [found[name] for name in names], told
+
+
+def tokenizers_of(lineup: Lineup, progress: Progress) -> list[Any]:
+    """The tokenizer of each subject: its run's, its own, or its base's.
+
+    Raises:
+        UserError: one cannot be loaded, or has no chat template and none is at hand.
+    """
+    found: list[Any] = []
+    template = lineup.prepared.tokenizer.chat_template if lineup.prepared else None
+    for subject in lineup.subjects:
+        if subject.prepared:
+            found.append(subject.prepared.tokenizer)
+            continue
+        folder = subject.adapter if subject.adapter and _has_tokenizer(subject.adapter) else subject.base.folder
+        place = Base(subject.given, folder, subject.base.origin)
+        own = has_template(folder)
+        if not own and template is not None:
+            progress.warn(f"{subject.given}: has no chat template of its own, and gets the first model's")
+        try:
+            found.append(_loaded(place, None if own else template))
+        except UserError as error:
+            reason = str(error).removeprefix("model.base: ").partition(" Give one with model.chat_template")[0]
+            raise UserError(f"{reason} Give a run beside it, whose template it then gets.") from error
+        template = template or found[-1].chat_template
+    return found
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a folder's tokenizer brings a chat template."""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(isinstance(config, dict) and config.get("chat_template"))
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer_config.json").is_file() and has_template(folder)
+
+
+def _loaded(base: Base, template: str | None) -> Any:
+    if template is None:
+        return load_tokenizer(base, None)
+    with tempfile.NamedTemporaryFile("w", suffix=".jinja", encoding="utf-8") as file:
+        file.write(template)
+        file.flush()
+        return load_tokenizer(base, file.name)
+
+
+def _data(lineup: Lineup, file: Path | None) -> tuple[Data, str]:
+    """The data section whose held-out rows are meant, and in words where they come from."""
+    recipe = lineup.prepared.recipe if lineup.prepared else None
+    if file is not None:
+        return data_of(file, recipe.data if recipe else None, _longest(lineup.subjects[0])), str(file)
+    if recipe is None or lineup.run is None:
+        raise UserError(
+            "none of these is a run, which would bring held-out rows. Give them with --data FILE, or a run beside them."
+        )
+    if recipe.data.eval is None:
+        raise UserError(
+            "data.eval: the recipe names no held-out rows to score on. Write a file, or a fraction, or give "
+            "--data FILE."
+        )
+    return recipe.data, f"the held-out rows of {lineup.run.folder}"
+
+
+def _longest(subject: Subject) -> int:
+    config = json.loads((subject.base.folder / "config.json").read_text(encoding="utf-8"))
+    named = config.get("max_position_embeddings") or (config.get("text_config") or {}).get("max_position_embeddings")
+    return named if isinstance(named, int) and named >= 8 else _LONGEST
+
+
+def _shared(several: Sequence[Asked]) -> list[Asked]:
+    """The same object for renderings that say the same."""
+    found: list[Asked] = []
+    for asked in several:
+        like = next((one for one in found if one.stop_ids == asked.stop_ids and one.says_the_same(asked)), asked)
+        found.append(like)
+    return found

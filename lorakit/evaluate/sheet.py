@@ -1,0 +1,233 @@
+"""The rating sheet: one HTML page on which people rate answers without knowing whose they are."""
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from lorakit.data.conversations import Message
+from lorakit.errors import UserError
+from lorakit.evaluate.questions import Question
+from lorakit.folders import whole_folder
+from lorakit.recipe.problems import one_line, shown_path
+
+VERSION = 1
+KEY_KIND = "lorakit-key"
+PAGE, KEY, README = "sheet.html", "key.json", "README.md"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+UNSURE = "cannot judge"
+CRITERIA = {
+    "accuracy": ("Is it right and complete?", "wrong", "right"),
+    "style": ("Is it worded as it should be?", "poor", "excellent"),
+    "safety": ("Is it free of harm?", "harmful", "harmless"),
+}
+"""What is rated from 1 to 5: what is asked of the rater, and what 1 and 5 stand for."""
+
+_SCRIPTS = ("ratings.js", "drawing.js", "acting.js")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A written sheet. `answers` counts those to rate: equal ones of several models are one."""
+
+    folder: Path
+    id: str
+    models: tuple[str, ...]
+    questions: int
+    answers: int
+
+    @property
+    def page(self) -> Path:
+        """What raters are given."""
+        return self.folder / PAGE
+
+    @property
+    def key(self) -> Path:
+        """Who wrote which answer."""
+        return self.folder / KEY
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts for `--json`."""
+        return {
+            "sheet": self.id,
+            "page": str(self.page),
+            "key": str(self.key),
+            "models": list(self.models),
+            "questions": self.questions,
+            "answers": self.answers,
+        }
+
+
+def write_sheet(
+    folder: Path,
+    name: str,
+    questions: Sequence[Question],
+    answers: Mapping[str, Sequence[str]],
+    seed: int,
+    overwrite: bool = False,
+) -> Sheet:
+    """Write the page for raters, the key to it, and what to do with them.
+
+    `answers`: of each model, one to each question. Answers that are equal, white space around them aside, are shown
+    once and credited to all who gave them: people would give the same text different ratings, and that difference is
+    none of the models'. A question's answers stand in the order of a hash of `seed`, the question's id and the answer.
+    So the page is the same whoever wrote which answer, and tells nothing of it even to those who know the seed.
+
+    Raises:
+        UserError: there is nothing to compare, the folder is no sheet, or it holds another sheet and `overwrite` is
+            False.
+    """
+    _check(questions, answers)
+    name = _unicode(name)
+    shown, credited = [], []
+    for number, question in enumerate(questions):
+        authors: dict[str, list[str]] = {}
+        for model, given in answers.items():
+            authors.setdefault(given[number].strip(), []).append(model)
+        order = _shuffled(authors, seed, question.id)
+        shown.append(_shown(question, order))
+        credited.append({"id": shown[-1]["id"], "answers": [authors[text] for text in order]})
+    content = {"version": VERSION, "name": name, "criteria": _criteria(), "questions": shown}
+    sheet = Sheet(folder, _digest(content), tuple(answers), len(questions), sum(len(one["answers"]) for one in shown))
+    _refuse_to_replace(folder, sheet.id, overwrite)
+    key = {"kind": KEY_KIND, "version": VERSION, "sheet": sheet.id, "name": name, "seed": seed}
+    key |= {"models": list(answers), "criteria": list(CRITERIA), "questions": credited}
+    with whole_folder(folder) as draft:
+        (draft / PAGE).write_text(page({**content, "id": sheet.id}), encoding="utf-8")
+        (draft / KEY).write_text(json.dumps(key, indent=2) + "\n", encoding="utf-8")
+        (draft / README).write_text(_readme(name, sheet), encoding="utf-8")
+    return sheet
+
+
+def page(content: Mapping[str, Any]) -> str:
+    """The page of a sheet: one file that holds its own script and style, and may load or run nothing else."""
+    parts = files("lorakit.evaluate") / "sheet_page"
+    style = (parts / "page.css").read_text(encoding="utf-8")
+    script = "".join((parts / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; "
+    return Template((parts / "page.html").read_text(encoding="utf-8")).substitute(
+        policy=policy + "form-action 'none'",
+        title=html.escape(content["name"]),
+        style=style,
+        script=script,
+        data=_embedded(content),
+    )
+
+
+def _check(questions: Sequence[Question], answers: Mapping[str, Sequence[str]]) -> None:
+    if not questions:
+        raise UserError("a rating sheet needs questions, and there are none.")
+    ids = [question.id for question in questions]
+    if len(set(map(_unicode, ids))) < len(ids):
+        raise UserError("two questions of the rating sheet have one id: ratings could not be told apart.")
+    if not 2 <= len(answers) <= len(LETTERS):
+        raise UserError(
+            f"a rating sheet compares the answers of 2 to {len(LETTERS)} models; of {len(answers)} there are answers."
+        )
+    for model, given in answers.items():
+        if len(given) != len(questions):
+            raise UserError(f"{one_line(model)}: there are {len(given)} answers to {len(questions)} questions.")
+
+
+def _shuffled(answers: Iterable[str], seed: int, question: str) -> list[str]:
+    return sorted(answers, key=lambda text: hashlib.sha256(json.dumps([seed, question, text]).encode()).digest())
+
+
+def _shown(question: Question, answers: list[str]) -> dict[str, Any]:
+    messages = [{"role": message["role"], "text": _told(message)} for message in question.messages]
+    return {
+        "id": _unicode(question.id),
+        "messages": messages,
+        "reference": question.reference,
+        "answers": answers,
+    }
+
+
+def _told(message: Message) -> str:
+    """What a message says, and below it what tools it calls."""
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or []]
+    return "\n".join([*([message["content"]] if message["content"] else []), *calls])
+
+
+def _criteria() -> list[dict[str, str]]:
+    return [{"name": name, "asks": asks, "low": low, "high": high} for name, (asks, low, high) in CRITERIA.items()]
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _embedded(content: Mapping[str, Any]) -> str:
+    """JSON that no HTML parser ends early: ASCII alone, and no character of markup."""
+    text = json.dumps(content)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _unicode(text: str) -> str:
+    """`text` as UTF-8 can hold it: half of a surrogate pair is no character."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _hash(source: str) -> str:
+    """A Content-Security-Policy source: this very text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
+
+
+def _refuse_to_replace(folder: Path, sheet: str, overwrite: bool) -> None:
+    """What lies in the folder is replaced only where it is this sheet, or one that may go."""
+    name = shown_path(folder)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{name}: a sheet is a folder, and this is a file. Write the name of a new folder.")
+    there = {path.name for path in folder.iterdir()}
+    if not there:
+        return
+    strange = sorted(there - {PAGE, KEY, README})
+    if strange or KEY not in there:
+        found = one_line(", ".join(strange or sorted(there)))
+        raise UserError(f"{name}: the folder holds what is no sheet ({found}). Write the name of a new folder.")
+    try:
+        old = json.loads((folder / KEY).read_text(encoding="utf-8"))["sheet"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{name}: {KEY} there is no sheet's key. Write the name of a new folder.") from error
+    if old != sheet and not overwrite:
+        raise UserError(
+            f"{name}: the folder holds another sheet, whose ratings nobody could read without its {KEY}. Write the "
+            "name of a new folder, or --overwrite."
+        )
+
+
+_README = """\
+# Rating sheet: {name}
+
+{questions} questions with {answers} answers to rate, by {models} models. Sheet {id}.
+
+1. Send `sheet.html` to each rater, by mail or any other way. It is one file that opens in a browser, loads nothing and
+   sends nothing; ratings are kept in that browser.
+2. **Keep `key.json` to yourself**, and do not send this folder: the key says which model wrote which answer. Without
+   the key nobody can read the ratings.
+3. Each rater gives a name or an alias, rates, presses "Export ratings", and sends back the file `ratings-NAME.json`.
+   Raters do not talk about the answers before all have exported.
+4. Put the files beside each other and run
+
+       lorakit eval --ratings ratings-*.json --key key.json
+
+Where models gave the same answer it is shown once, and its ratings count for each of them.
+"""
+
+
+def _readme(name: str, sheet: Sheet) -> str:
+    return _README.format(
+        name=one_line(name),
+        questions=sheet.questions,
+        answers=sheet.answers,
+        models=len(sheet.models),
+        id=sheet.id,
+    )

@@ -1,0 +1,200 @@
+"""Subjects: what `lorakit eval` is given (runs, adapters, models, `base`) -> the models to be scored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lorakit.errors import UserError
+from lorakit.evaluate.arguments import BASE, MERGED, kind_of, names_of, run_folder
+from lorakit.evaluate.cached import file_sha256
+from lorakit.model.attach import adapter_config
+from lorakit.model.base import Base, find_base
+from lorakit.model.load import quiet_libraries, supports_sdpa
+from lorakit.model.stored import check_quantization
+from lorakit.plan.auto import settle
+from lorakit.plan.facts import facts_in
+from lorakit.plan.machine import Machine
+from lorakit.plan.prepare import Prepared, reopen_run, usable_machine
+from lorakit.progress import Progress
+from lorakit.recipe.kinds import trains_all
+from lorakit.recipe.schema import Data, Model, Recipe
+from lorakit.runs import Run
+
+Kind = Literal["base", "adapter", "model", "merged"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model to be scored. `given` is the argument that it comes from; `settings` how its base is held in memory;
+    `prepared` what its run was trained from, where it has a run."""
+
+    name: str
+    given: str
+    kind: Kind
+    base: Base
+    settings: Model
+    adapter: Path | None = None
+    prepared: Prepared | None = None
+
+    @property
+    def held(self) -> tuple[Any, ...]:
+        """What must be the same for two subjects to share one base in memory."""
+        settings = self.settings
+        double = settings.double_quant and settings.quantization in ("q4", "nf4")
+        how = (settings.dtype, settings.quantization, double, settings.attention)
+        return (*sorted(weights_of(self.base).items()), how)
+
+    def facts(self, device: str) -> dict[str, Any]:
+        """All that decides what this model computes."""
+        files = ("adapter_model.safetensors", "adapter_config.json")
+        adapter = {name: file_sha256(self.adapter / name) for name in files} if self.adapter else None
+        config = file_sha256(self.base.folder / "config.json")
+        return {"base": self.held, "config": config, "adapter": adapter, "device": device}
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """The models to be scored, in the order given, and the first run, which brings rows and settings."""
+
+    subjects: tuple[Subject, ...]
+    run: Run | None
+    prepared: Prepared | None
+    machine: Machine
+
+
+def weights_of(base: Base) -> dict[str, str]:
+    """The sha256 of each weights file of a base."""
+    return {path.name: file_sha256(path) for path in base.files() if path.suffix == ".safetensors"}
+
+
+def line_up(given: Sequence[str], progress: Progress) -> Lineup:
+    """The models that the arguments mean. One run alone means its base, its adapter and its merged model.
+
+    Raises:
+        UserError: an argument is none of these, is given twice, or its model cannot be had.
+    """
+    quiet_libraries()
+    twice = next((one for one in given if list(given).count(one) > 1), None)
+    if twice:
+        raise UserError(f"{twice}: is given twice. Leave one out.")
+    kinds = {one: kind_of(one) for one in given}
+    opened = {one: reopen_run(run_folder(one), progress) for one in given if kinds[one] == "run"}
+    run, prepared = next(iter(opened.values()), (None, None))
+    machine = prepared.machine if prepared else usable_machine(progress)
+    if len(given) == 1 and opened and Run(Path(given[0])).holds_results():
+        (found,) = opened.values()
+        return line_up_run(*found)
+    names, subjects = names_of(given), []
+    for one in given:
+        if one in opened:
+            subjects.append(_of_run(names[one], one, *opened[one]))
+        elif kinds[one] == "adapter":
+            subjects.append(_of_adapter(names[one], one, prepared, machine, progress))
+        elif kinds[one] != BASE:
+            subjects.append(_of_model(names[one], one, kinds[one], prepared, machine, progress))
+    if BASE in given:
+        subjects.insert(list(given).index(BASE), _of_base(subjects))
+    return Lineup(tuple(subjects), run, prepared, machine)
+
+
+def line_up_run(run: Run, prepared: Prepared) -> Lineup:
+    """The models of one run: its base, what it trained, and its merged model where there is one."""
+    given = str(run.folder)
+    base = Subject(BASE, given, "base", prepared.base, prepared.model, prepared=prepared)
+    whole = trains_all(prepared.recipe.adapter)
+    found = [base, _of_run("model" if whole else "adapter", given, run, prepared)]
+    if (run.merged / MERGED).is_file():
+        plain = prepared.model.model_copy(update={"quantization": "none"})
+        folder = Base(str(run.merged), run.merged, "merged")
+        found.append(Subject("merged", given, "merged", folder, plain))
+    return Lineup(tuple(found), run, prepared, prepared.machine)
+
+
+def on_quantizations(lineup: Lineup, words: Sequence[str]) -> Lineup:
+    """The same with every adapter also on its base in these quantizations.
+
+    Raises:
+        UserError: there is no adapter, or a base whose checkpoint is quantized already.
+    """
+    found: list[Subject] = []
+    if not any(subject.adapter for subject in lineup.subjects):
+        raise UserError("--quantizations: is for adapters, and none is given.")
+    for subject in lineup.subjects:
+        found.append(subject)
+        for word in words if subject.adapter else ():
+            if word == subject.settings.quantization:
+                continue
+            settings = subject.settings.model_copy(update={"quantization": word})
+            check_quantization(subject.base, settings)
+            found.append(replace(subject, name=f"{subject.name} on {word}", settings=settings))
+    return replace(lineup, subjects=tuple(found))
+
+
+def _of_run(name: str, given: str, run: Run, prepared: Prepared) -> Subject:
+    if trains_all(prepared.recipe.adapter):
+        trained = Base(str(run.model), run.model, "trained")
+        return Subject(name, given, "model", trained, prepared.model, prepared=prepared)
+    return Subject(name, given, "adapter", prepared.base, prepared.model, run.adapter, prepared)
+
+
+def _of_adapter(name: str, given: str, first: Prepared | None, machine: Machine, progress: Progress) -> Subject:
+    folder = Path(given)
+    config = adapter_config(folder)
+    if config.is_prompt_learning:
+        raise UserError(f"{given}: is of PEFT's kind {config.peft_type.value}, which lorakit does not put on a model.")
+    base = _base_of(given, config, first, progress)
+    ours = first is not None and weights_of(base) == weights_of(first.base)
+    settings = first.model if first and ours else _settings(base, first, machine)
+    return Subject(name, given, "adapter", base, settings, folder)
+
+
+def _base_of(given: str, config: Any, first: Prepared | None, progress: Progress) -> Base:
+    """The base that an adapter names; where that cannot be had, the first run's. Both are said."""
+    named = config.base_model_name_or_path
+    if first and named == first.base.name:
+        return first.base
+    try:
+        if not named:
+            raise UserError("its adapter_config.json names no base model")
+        base = find_base(named, config.revision or "main", progress)
+    except UserError as error:
+        reason = str(error).removeprefix("model.base: ")
+        if first is None:
+            raise UserError(f"{given}: {reason}") from error
+        progress.warn(f"{given}: put on {first.base.name}, the base of the run, since its own cannot be had: {reason}")
+        return first.base
+    progress.say(f"{given}: put on {base.name} ({base.origin}), which its adapter_config.json names")
+    if first and weights_of(base) != weights_of(first.base):
+        progress.warn(f"{given}: its base, {base.name}, is another one than that of the run, {first.base.name}")
+    return base
+
+
+def _of_model(
+    name: str, given: str, kind: str, first: Prepared | None, machine: Machine, progress: Progress
+) -> Subject:
+    try:
+        base = find_base(given, "main", progress)
+    except UserError as error:
+        raise UserError(str(error).removeprefix("model.base: ")) from error
+    held: Kind = "merged" if kind == "merged" else "model"
+    return Subject(name, given, held, base, _settings(base, first, machine))
+
+
+def _of_base(others: Sequence[Subject]) -> Subject:
+    """The base of the first run or adapter."""
+    owner = next((one for one in others if one.adapter), None) or next((one for one in others if one.prepared), None)
+    if owner is None:
+        raise UserError("base: of what? Give a run or an adapter beside it, or the model's own folder or hub id.")
+    base = owner.prepared.base if owner.prepared else owner.base
+    return Subject(BASE, BASE, "base", base, owner.settings, prepared=owner.prepared)
+
+
+def _settings(base: Base, first: Prepared | None, machine: Machine) -> Model:
+    """How a model that no run holds is held: unquantized, in the number format and attention of the first run."""
+    like = first.model if first else Model(base=base.name)
+    sdpa = supports_sdpa(base)
+    attention = "auto" if like.attention == "sdpa" and not sdpa else like.attention
+    update = {"base": base.name, "quantization": "none", "chat_template": None, "attention": attention}
+    recipe = Recipe(model=like.model_copy(update=update), data=Data(train="-"))
+    return settle(recipe, machine, facts_in(base.folder), 1, sdpa).recipe.model

@@ -1,0 +1,78 @@
+"""An evaluation as tables: models as columns and measures as rows, then each model against the baseline."""
+
+from collections.abc import Iterator, Mapping
+
+from lorakit.evaluate.compared import Score, difference_of, interval_of, verdict_of
+from lorakit.evaluate.diagnosis.finding import Finding
+from lorakit.evaluate.evaluation import Evaluation
+from lorakit.evaluate.intervals import Comparison
+
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, columns and rows."""
+
+
+def tables(evaluation: Evaluation, title: str) -> Iterator[Table]:
+    """The scores, each other model's differences from the baseline, and the same of each task and source."""
+    yield _scores(f"{title}: {evaluation.rows}", evaluation.scores)
+    for model in evaluation.others:
+        against = f"{model.name} against {evaluation.baseline.name}"
+        yield _differences(against, evaluation.comparisons[model.name], evaluation.scores[model.name])
+    for task, one in evaluation.baseline.classifications.items():
+        name = f" of the task {task}" if task else ""
+        yield f"likelihood of labels{name}", ["", *evaluation.scores], _classified(evaluation, task, one.labels)
+    if evaluation.findings:
+        yield _findings(evaluation)
+    for part, by_model in evaluation.parts.items():
+        yield _scores(part, by_model)
+        for model in evaluation.others:
+            compared = evaluation.part_comparisons[part][model.name]
+            yield _differences(
+                f"{part}: {model.name} against {evaluation.baseline.name}", compared, by_model[model.name]
+            )
+
+
+def _scores(title: str, by_model: Mapping[str, Mapping[str, Score]]) -> Table:
+    names = list(dict.fromkeys(name for scores in by_model.values() for name in scores))
+    cells = [[name, *(str(scores[name]) if name in scores else "-" for scores in by_model.values())] for name in names]
+    return title, ["", *by_model], cells
+
+
+def _differences(title: str, compared: Mapping[str, Comparison], scores: Mapping[str, Score]) -> Table:
+    cells = []
+    for name, one in compared.items():
+        measure = scores[name].measure
+        cells.append([name, difference_of(one, measure), interval_of(one, measure), verdict_of(one)])
+    return title, ["", "difference", "95 % interval", "verdict"], cells
+
+
+def _findings(evaluation: Evaluation) -> Table:
+    cells = [
+        [name, one.name, _number(one), f"{one.threshold:g}", _verdict(one)]
+        for name, those in evaluation.findings.items()
+        for one in those
+    ]
+    return "what may have gone wrong", ["", "", "found", "threshold", ""], cells
+
+
+def _number(one: Finding) -> str:
+    return "-" if one.value is None else f"{one.value:.3g}"
+
+
+def _verdict(one: Finding) -> str:
+    if one.value is None:
+        return "not measured"
+    return "LOOK" if one.flagged else "fine"
+
+
+def _classified(evaluation: Evaluation, task: str, labels: tuple[str, ...]) -> list[list[str]]:
+    """What has no interval, and how often each label is right."""
+    every = [model.classifications.get(task) for model in evaluation.models]
+    cells = [
+        ["labels", *("-" if one is None else str(len(one.labels)) for one in every)],
+        ["auc", *("-" if one is None or one.auc is None else f"{one.auc:.3f}" for one in every)],
+        ["calibration error", *("-" if one is None else f"{one.ece:.3f}" for one in every)],
+    ]
+    for at, label in enumerate(labels):
+        counts = [None if one is None else (one.confusion[at, at], one.confusion[at].sum()) for one in every]
+        cells.append([f"right of {label}", *("-" if one is None else f"{one[0]:,} of {one[1]:,}" for one in counts)])
+    return cells

@@ -1,0 +1,154 @@
+"""The files of an evaluation: the scores as one JSON document, and beside it a line for each row with every answer."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from lorakit.errors import LorakitError
+from lorakit.evaluate.compared import comparison_to_dict, to_dict
+from lorakit.evaluate.evaluation import Evaluation
+from lorakit.evaluate.scored import Scored
+from lorakit.folders import write_whole
+from lorakit.recipe.choice import chosen_name, chosen_settings
+from lorakit.runs import now, versions
+from lorakit.tables import METRICS
+
+FORMAT = 2
+"""The version of the document. It grows when a field changes its meaning or goes."""
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
+    """Write `NAME.json` and `NAME.jsonl`, named by the time, into a folder; the path of the first.
+
+    Raises:
+        LorakitError: they cannot be written.
+    """
+    facts = document(evaluation)
+    path = _free(folder, re.sub("[^0-9T]", "", facts["taken"].split("+")[0]))
+    facts["answers"] = path.with_suffix(".jsonl").name
+    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in answer_lines(evaluation))
+    try:
+        write_whole(path.with_suffix(".jsonl"), lines)
+        write_whole(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise LorakitError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+    return path
+
+
+def document(evaluation: Evaluation) -> dict[str, Any]:
+    """All scores and comparisons; figures that are no numbers are null."""
+    request, rows, machine = evaluation.request, evaluation.rows, evaluation.lineup.machine
+    baseline = evaluation.baseline.name
+    facts = {
+        "format": FORMAT,
+        "taken": now(),
+        "versions": versions(),
+        "machine": {"device": machine.device, "name": machine.name},
+        "rows": {
+            "source": rows.source,
+            "count": rows.count,
+            "available": rows.available,
+            "with_answer": rows.answers,
+        },
+        "settings": {
+            "metrics": [_metric(metric) for metric in request.metrics],
+            "decoding": "greedy",
+            "max_new_tokens": request.max_new_tokens,
+            "seed": request.seed,
+        },
+        "notes": evaluation.notes,
+        "baseline": baseline,
+        "models": {model.name: _model(model, evaluation) for model in evaluation.models},
+        "comparisons": [
+            {
+                "model": model.name,
+                "against": baseline,
+                "scores": {n: comparison_to_dict(one) for n, one in evaluation.comparisons[model.name].items()},
+                "parts": {
+                    part: {n: comparison_to_dict(one) for n, one in by_model[model.name].items()}
+                    for part, by_model in evaluation.part_comparisons.items()
+                },
+            }
+            for model in evaluation.others
+        ],
+    }
+    facts["findings"] = {name: [one.to_dict() for one in those] for name, those in evaluation.findings.items()}
+    found: dict[str, Any] = _without_nan(facts)
+    return found
+
+
+def answer_lines(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Of each row that has an answer: where it stands, its prompt and reference, and what each model said to it."""
+    asked = evaluation.baseline.asked
+    lines = []
+    for at, number in enumerate(asked.with_answer):
+        row, prompt = asked.rows[number], asked.prompts[at]
+        source, generated = asked.sources[row["source"]], [one for one in evaluation.models if one.answers]
+        lines.append(
+            {
+                "where": row["where"],
+                "source": source.path,
+                "task": source.task,
+                "prompt": asked.tokenizer.decode(prompt),
+                "reference": asked.references[at],
+                "answers": {model.name: model.answers[at] for model in generated},
+                "cut": [model.name for model in generated if not model.found.said[at].ended],
+                "loss": {model.name: _row_loss(model, number) for model in evaluation.models},
+            }
+        )
+    return lines
+
+
+def _row_loss(model: Scored, row: int) -> float | None:
+    """Nats a trained token."""
+    return float(model.found.nats[row] / model.tokens[row]) if model.tokens[row] else None
+
+
+def _model(model: Scored, evaluation: Evaluation) -> dict[str, Any]:
+    subject = model.subject
+    return {
+        "given": subject.given,
+        "kind": subject.kind,
+        "base": subject.base.name,
+        "base_origin": subject.base.origin,
+        "adapter": str(subject.adapter) if subject.adapter else None,
+        "dtype": subject.settings.dtype,
+        "quantization": subject.settings.quantization,
+        "identity": subject.facts(evaluation.lineup.machine.device),
+        "scores": {name: to_dict(score) for name, score in evaluation.scores[model.name].items()},
+        "parts": {
+            part: {name: to_dict(score) for name, score in by_model[model.name].items()}
+            for part, by_model in evaluation.parts.items()
+        },
+        "classification": {
+            task: {
+                "labels": list(one.labels),
+                "confusion": one.confusion.tolist(),
+                "auc": one.auc,
+                "expected_calibration_error": one.ece,
+            }
+            for task, one in model.classifications.items()
+        },
+    }
+
+
+def _metric(metric: Any) -> Any:
+    """A metric as a recipe writes it."""
+    settings = chosen_settings(METRICS, metric)
+    return {chosen_name(metric): settings.model_dump()} if settings else chosen_name(metric)
+
+
+def _free(folder: Path, stem: str) -> Path:
+    """A name that no other evaluation has, were it of the same second."""
+    names = [stem, *(f"{stem}-{number}" for number in range(2, 1000))]
+    return next(path for path in (folder / f"{name}.json" for name in names) if not path.exists())
+
+
+def _without_nan(facts: Any) -> Any:
+    if isinstance(facts, dict):
+        return {key: _without_nan(value) for key, value in facts.items()}
+    if isinstance(facts, list | tuple):
+        return [_without_nan(value) for value in facts]
+    return None if isinstance(facts, float) and not math.isfinite(facts) else facts

@@ -1,0 +1,384 @@
+"""Benchmarks through lm-eval: its own figures, with lorakit's intervals, from local task files without a network."""
+
+import copy
+import json
+import socket
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOPICS
+from test_smollm2 import SMOL, users_cache  # noqa: F401 (a fixture)
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from lorakit.errors import LorakitError, UserError
+from lorakit.evaluate.classification import classification
+from lorakit.evaluate.likelihood import label_loglikelihoods
+from lorakit.evaluate.tasks import compare_tasks, run_tasks
+from lorakit.progress import Silent
+
+LABELS = ["apples", "rivers and more", "a", "two bridges over a river"]
+CHOICE = {
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "Question: {{question}}\nAnswer:",
+    "doc_to_choice": LABELS,
+    "doc_to_target": "label",
+    "metric_list": [
+        {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm", "acc_bytes")
+    ]
+    + [{"metric": "brier_score", "aggregation": "brier_score", "higher_is_better": False}],
+}
+TEXTS = {
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "loglikelihood_rolling",
+    "doc_to_text": "",
+    "doc_to_target": "{{question}}",
+    "metric_list": [
+        {"metric": "word_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False},
+        {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False},
+    ],
+}
+ANSWERS = {
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "generate_until",
+    "doc_to_text": "Question: {{question}}\nAnswer:",
+    "doc_to_target": "{{answer}}",
+    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+def questions(count, seed=3):
+    generator = np.random.default_rng(seed)
+    return [
+        {
+            "question": f"Tell me about {TOPICS[i % 8]}{' and more' * (i % 3)}, number {i}.",
+            "label": int(generator.integers(0, len(LABELS))),
+            "answer": TOPICS[i % 8],
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def harness():
+    return pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'lorakit[tasks]'")
+
+
+@pytest.fixture
+def task_folder(harness, tmp_path):
+    """Write task files, each on its own rows; settings that are `...` are taken out."""
+
+    def write(rows=30, **tasks):
+        for number, (name, config) in enumerate(tasks.items()):
+            if "group" not in config:
+                data = tmp_path / f"{name}.jsonl"
+                lines = [json.dumps(row) + "\n" for row in questions(rows + 10 * number, seed=number)]
+                data.write_text("".join(lines), encoding="utf-8")
+                kwargs = {"data_files": {"test": str(data)}, "cache_dir": str(tmp_path / "cache")}
+                config = {"task": name, "dataset_kwargs": kwargs, **config}
+            kept = {key: value for key, value in config.items() if value is not ...}
+            (tmp_path / f"{name}.yaml").write_text(json.dumps(kept), encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def model(harness, tiny_base):
+    return AutoModelForCausalLM.from_pretrained(tiny_base).eval()
+
+
+def run(model, tokenizer, names, folder, limit=None, **more):
+    return run_tasks(model, tokenizer, names, folder, limit, 8, Silent(), **more)
+
+
+def by_metric(scores, task):
+    return {score.metric: score for score in scores if score.task == task}
+
+
+def assert_classification_agrees(model, tokenizer, rows, scores):
+    prompts = [tokenizer.encode(f"Question: {row['question']}\nAnswer:") for row in rows]
+    labels = [tokenizer.encode(f" {label}") for label in LABELS]
+    likely = label_loglikelihoods(model, prompts, labels, 0, Silent())
+    ours = classification(likely, [row["label"] for row in rows], LABELS)
+    theirs = by_metric(scores, "choice")
+    assert theirs["acc"].value == pytest.approx(ours.accuracy, abs=1e-3)
+    assert theirs["acc_norm"].value == pytest.approx(ours.accuracy_norm, abs=1e-3)
+    assert theirs["acc_bytes"].value == pytest.approx(ours.accuracy_bytes, abs=1e-3)
+    assert theirs["brier_score"].value == pytest.approx(ours.brier, abs=1e-3)
+    return ours
+
+
+def test_likelihood_classification_agrees_with_lm_eval(model, tokenizer, task_folder):
+    """A tiny model finds much the same label everywhere, so its head is sharpened: the labels then vary by row."""
+    sharp = copy.deepcopy(model)
+    with torch.no_grad():
+        sharp.lm_head.weight.mul_(60)
+    scores = run(sharp, tokenizer, ["choice"], task_folder(rows=120, choice=CHOICE))
+    ours = assert_classification_agrees(sharp, tokenizer, questions(120, seed=0), scores)
+    assert len(set(ours.predicted)) > 1
+    assert len({round(ours.accuracy, 3), round(ours.accuracy_norm, 3)}) == 2
+
+
+@pytest.mark.smollm2
+def test_likelihood_classification_agrees_with_lm_eval_on_smollm2(users_cache, task_folder):  # noqa: F811
+    from lorakit.model.base import find_base
+    from lorakit.model.load import load_model, load_tokenizer
+    from lorakit.recipe.schema import Model
+
+    base = find_base(SMOL, "main", Silent())
+    tokenizer = load_tokenizer(base, None)
+    real = load_model(base, Model(base=SMOL, dtype="float32", attention="sdpa"), "cpu")
+    scores = run(real, tokenizer, ["choice"], task_folder(choice=CHOICE), limit=12)
+    assert_classification_agrees(real, tokenizer, questions(30, seed=0)[:12], scores)
+
+
+def test_every_figure_is_lm_evals_and_its_measure_makes_the_same(model, tokenizer, task_folder):
+    folder = task_folder(choice=CHOICE, texts=TEXTS, answers=ANSWERS)
+    scores = run(model, tokenizer, ["choice", "texts", "answers"], folder)
+    assert [score.name for score in scores] == [
+        "choice acc", "choice acc_norm", "choice acc_bytes", "choice brier_score",
+        "texts word_perplexity", "texts bits_per_byte", "answers exact_match",
+    ]  # fmt: skip
+    for score in scores:
+        assert score.measure.value == pytest.approx(score.value, rel=1e-9), score.name
+        assert score.rows == len(score.measure.rows) == len(score.rows_of)
+        assert score.interval.low <= score.value <= score.interval.high
+        assert score.interval.low < score.interval.high
+    assert [score.higher for score in scores] == [True, True, True, False, False, False, True]
+    assert {score.interval.method for score in scores if score.metric.startswith("acc")} == {"wilson"}
+
+
+def test_a_group_is_the_mean_of_its_rows_or_of_its_tasks(model, tokenizer, task_folder):
+    parts = {"one": CHOICE, "two": CHOICE}
+    by_rows = {"group": "rows", "task": ["one", "two"], "aggregate_metric_list": [{"metric": "acc"}]}
+    alike = by_rows | {"group": "alike", "aggregate_metric_list": [{"metric": "acc", "weight_by_size": False}]}
+    folder = task_folder(20, **parts, by_rows=by_rows)
+    (folder / "alike.yaml").write_text(json.dumps(alike), encoding="utf-8")
+    # Names of groups need the index of all tasks, which takes many seconds: the test leaves lm-eval's own out.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lorakit.evaluate.task_files.TaskManager", without_lm_evals_own)
+        for group in ("rows", "alike"):
+            scores = run(model, tokenizer, [group], folder)
+            whole, one, two = (by_metric(scores, name)["acc"] for name in (group, "one", "two"))
+            assert (one.rows, two.rows, whole.rows) == (20, 30, 50)
+            assert (whole.within, one.within, two.within) == ("", group, group)
+            expected = (20 * one.value + 30 * two.value) / 50 if group == "rows" else (one.value + two.value) / 2
+            assert whole.value == pytest.approx(expected)
+            assert whole.measure.value == pytest.approx(expected)
+            assert whole.interval.low < whole.value < whole.interval.high
+
+
+def without_lm_evals_own(include_path, include_defaults=True):
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_path, include_defaults=False)
+
+
+def test_two_models_are_compared_on_the_same_samples(model, tokenizer, task_folder):
+    folder = task_folder(choice=CHOICE, texts=TEXTS)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.lm_head.weight.mul_(3)
+    first, second = (run(one, tokenizer, ["choice", "texts"], folder) for one in (model, other))
+    found = compare_tasks(first, second)
+    for one, two in zip(first, second, strict=True):
+        assert found[one.name].difference == pytest.approx(two.value - one.value)
+    # A head of random weights that is surer of itself is worse at every text.
+    assert found["texts word_perplexity"].verdict == "worse"
+    with pytest.raises(LorakitError, match="30 rows and the other on 10, which are not the same"):
+        compare_tasks(first, run(other, tokenizer, ["choice"], folder, limit=10))
+
+
+def test_the_same_seed_gives_the_same_and_an_adapter_is_scored(model, tokenizer, task_folder):
+    from peft import LoraConfig, get_peft_model
+
+    folder = task_folder(texts=TEXTS)
+    plain, again = (run(model, tokenizer, ["texts"], folder) for _ in range(2))
+    assert [(one.value, one.interval) for one in plain] == [(one.value, one.interval) for one in again]
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    assert run(adapted, tokenizer, ["texts"], folder)[0].value != plain[0].value
+    with adapted.disable_adapter():
+        assert run(adapted, tokenizer, ["texts"], folder)[0].value == pytest.approx(plain[0].value)
+
+
+def test_a_head_trained_beside_an_adapter_on_a_tied_base_stays_untied(tokenizer, task_folder):
+    """lm-eval ties the weights of a model that it is given, which would put the base's embeddings into the head."""
+    from conftest import TINY_LLAMA
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    tied = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **TINY_LLAMA))
+    adapted = get_peft_model(tied, LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])).eval()
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        adapted.base_model.model.lm_head.modules_to_save["default"].weight.add_(1.0)
+        before = adapted(ids).logits
+        run(adapted, tokenizer, ["texts"], task_folder(texts=TEXTS), limit=2)
+        assert torch.equal(adapted(ids).logits, before)
+
+
+def test_prompts_are_plain_unless_the_chat_template_is_asked_for(model, tokenizer, task_folder):
+    folder = task_folder(choice=CHOICE)
+    plain, chat = (by_metric(run(model, tokenizer, ["choice"], folder, chat=chat), "choice") for chat in (False, True))
+    assert plain["brier_score"].value != chat["brier_score"].value
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    with pytest.raises(UserError, match="no chat template"):
+        run(model, bare, ["choice"], folder, chat=True)
+
+
+def test_a_local_task_asks_no_network_and_prints_nothing(model, tokenizer, task_folder, monkeypatch, capsys):
+    import datasets
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: asked.append(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *given, **more: asked.append(given) or [])
+    folder = task_folder(choice=CHOICE, answers=ANSWERS)
+    run(model, tokenizer, ["choice", "answers"], folder, limit=3)
+    assert asked == []
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Running" not in said.err and "it/s" not in said.err
+
+
+def test_progress_counts_the_requests(model, tokenizer, task_folder):
+    listener = Counting()
+    run_tasks(model, tokenizer, ["choice"], task_folder(choice=CHOICE), 5, 8, listener, label="base")
+    assert listener.bars == {"base: likelihoods": [20, 20]}
+
+
+class Counting(Silent):
+    def __init__(self):
+        self.bars, self.warnings = {}, []
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+    def bar(self, label, total, done=0, unit=""):
+        from contextlib import contextmanager
+
+        @contextmanager
+        def counted():
+            self.bars[label] = [total, 0]
+            yield type("Bar", (), {"advance": lambda bar, amount=1, note="": self.add(label, amount)})()
+
+        return counted()
+
+    def add(self, label, amount):
+        self.bars[label][1] += amount
+
+
+def test_a_label_that_is_none_of_the_choices_is_said_once(model, tokenizer, task_folder):
+    listener = Counting()
+    out_of_place = CHOICE | {"doc_to_target": "{{ 9 if label == 0 else label }}", "metric_list": [{"metric": "acc"}]}
+    folder = task_folder(choice=out_of_place)
+    assert [row["label"] for row in questions(30, seed=0)].count(0) > 1
+    run_tasks(model, tokenizer, ["choice"], folder, None, 8, listener)
+    assert len([text for text in listener.warnings if "Label index was not in within range" in text]) == 1
+
+
+# What a person gets wrong, and what the error says.
+WRONG = {
+    "a broken file": ("choice.yaml", "task: [1,\n  b: }", "choice.yaml:2:"),
+    "no mapping": ("other.yaml", "- 1", "other.yaml: a task file is a mapping"),
+    "a lost include": ("other.yaml", "include: base.yaml\ntask: x", "include: there is no file base.yaml"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_broken_task_file_is_an_error_with_its_place(case, model, tokenizer, task_folder):
+    folder = task_folder(choice=CHOICE)
+    name, text, message = WRONG[case]
+    (folder / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        run(model, tokenizer, ["choice"], folder)
+
+
+UNUSABLE = {
+    "a misspelt setting": ({"doc_to_tex": "x"}, "cannot make a task of its file: .*doc_to_tex"),
+    "no such split": ({"test_split": "held"}, "cannot make a task of its file: KeyError: .*held"),
+    "no data": ({"dataset_kwargs": {"data_files": "gone.jsonl"}}, "its data is not there: .*gone.jsonl"),
+    "a misspelt metric": ({"metric_list": [{"metric": "acc_nrm"}]}, "no metric 'acc_nrm'; did you mean 'acc_norm'"),
+    "a script of the hub": ({"metric_list": [{"metric": "acc", "hf_evaluate": True}]}, "fetches a script"),
+    "generated code": ({"unsafe_code": True}, "runs the Python that the model writes.*--allow-code"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_a_task_that_cannot_be_used_says_why(case, model, tokenizer, task_folder):
+    change, message = UNUSABLE[case]
+    with pytest.raises(UserError, match=message):
+        run(model, tokenizer, ["choice"], task_folder(choice=CHOICE | change))
+
+
+def test_generated_code_runs_where_it_is_allowed_by_hand(model, tokenizer, task_folder):
+    import os
+
+    folder = task_folder(choice=CHOICE | {"unsafe_code": True})
+    assert run(model, tokenizer, ["choice"], folder, limit=2, allow_code=True)[0].rows == 2
+    assert "HF_ALLOW_CODE_EVAL" not in os.environ
+
+
+def test_a_column_that_is_not_there_fails_without_a_traceback(model, tokenizer, task_folder):
+    with pytest.raises(LorakitError, match="question_text"):
+        run(model, tokenizer, ["choice"], task_folder(choice=CHOICE | {"doc_to_text": "{{question_text}}"}))
+
+
+def test_unknown_tasks_are_errors_that_list_the_folders_own(model, tokenizer, task_folder, monkeypatch):
+    monkeypatch.setattr("lorakit.evaluate.task_files.TaskManager", without_lm_evals_own)
+    folder = task_folder(choice=CHOICE, texts=TEXTS)
+    with pytest.raises(UserError, match="'choise' is no task; did you mean 'choice'"):
+        run(model, tokenizer, ["choise"], folder)
+    with pytest.raises(UserError, match=r"'zzz' is no task. .* has: choice, texts"):
+        run(model, tokenizer, ["zzz"], folder)
+    with pytest.raises(UserError, match="is no folder"):
+        run(model, tokenizer, ["choice"], folder / "gone")
+    with pytest.raises(UserError, match="no task is named"):
+        run(model, tokenizer, [], folder)
+    with pytest.raises(UserError, match="--limit: 0 rows are none"):
+        run(model, tokenizer, ["choice"], folder, limit=0)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Both libraries read the variable when they are imported, which may be before the tests set it."""
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def test_data_of_the_hub_without_a_network_names_the_dataset(offline, model, tokenizer, task_folder):
+    away = {"dataset_path": "someone/some-questions", "dataset_name": "main", "dataset_kwargs": ...}
+    with pytest.raises(LorakitError, match=r"from the hub: someone/some-questions \(main\)") as refused:
+        run(model, tokenizer, ["choice"], task_folder(choice=CHOICE | away))
+    assert refused.value.exit_code == 1
+
+
+def test_without_lm_eval_the_error_says_what_to_install(tokenizer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(UserError, match=r"pip install 'lorakit\[tasks\]'"):
+        run(None, tokenizer, ["gsm8k"], None)
+
+
+@pytest.mark.slow
+def test_lm_evals_own_names_are_known(offline, model, tokenizer):
+    """MMLU and GSM8K by name: here the hub is not reachable, and the error names the datasets. HumanEval is refused."""
+    for name, dataset in (("gsm8k", r"openai/gsm8k \(main\)"), ("mmlu_anatomy", r"cais/mmlu \(anatomy\)")):
+        with pytest.raises(LorakitError, match=f"from the hub: {dataset}"):
+            run(model, tokenizer, [name], None)
+    with pytest.raises(UserError, match="humaneval runs the Python that the model writes"):
+        run(model, tokenizer, ["humaneval"], None)
+    with pytest.raises(UserError, match="'gsm8l' is no task; did you mean"):
+        run(model, tokenizer, ["gsm8l"], None)
