@@ -73,7 +73,7 @@ def score(*given, file=None, progress=None, probes=None, **request):
     lineup = line_up([str(path) for path in given], progress)
     wanted = request_of(lineup.prepared)
     settings = {"metrics": wanted.metrics, "max_new_tokens": wanted.max_new_tokens, "cache": False} | request
-    return score_lineup(lineup, file, Request(**settings), progress, probes)
+    return score_lineup(lineup, file, Request(**settings), progress, probes=probes)
 
 
 def loss(evaluation, name):

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from lorakit.errors import UserError
 from lorakit.evaluate.sheet import KEY, KEY_KIND, LETTERS, UNSURE, VERSION
 from lorakit.recipe.problems import dotted, one_line, shown_path
-from lorakit.recipe.section import Section
 
 KIND = "lorakit-ratings"
 
@@ -27,7 +26,13 @@ def _not_true(value: Any) -> Any:
 _Score = Annotated[Literal[1, 2, 3, 4, 5, "cannot judge"], BeforeValidator(_not_true)]
 
 
-class _Rated(Section):
+class _Exact(BaseModel):
+    """What a file of ours holds: nothing else, and values as they are."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Rated(_Exact):
     question: str
     answer: str
     scores: dict[str, _Score]
@@ -35,7 +40,7 @@ class _Rated(Section):
     at: str
 
 
-class _File(Section):
+class _File(_Exact):
     """What the sheet's page exports (lorakit/evaluate/sheet_page/ratings.js)."""
 
     kind: str
@@ -56,12 +61,12 @@ class _File(Section):
         return value
 
 
-class _Question(Section):
+class _Question(_Exact):
     id: str
     answers: list[list[str]]
 
 
-class _Key(Section):
+class _Key(_Exact):
     """What `write_sheet` keeps from the raters."""
 
     kind: str
@@ -191,7 +196,7 @@ def _json(path: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-_Shape = TypeVar("_Shape", bound=Section)
+_Shape = TypeVar("_Shape", bound=_Exact)
 
 
 def _checked_shape(shape: type[_Shape], facts: Mapping[str, Any], path: Path, remedy: str) -> _Shape:
