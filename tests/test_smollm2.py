@@ -11,8 +11,10 @@ from runs_of_tests import adapter_weights, losses, run_recipe
 from lorakit.data.conversations import Conversation
 from lorakit.data.rendering import ChatTemplate, render
 from lorakit.evaluate.generate import generate
+from lorakit.merge.run import merge
 from lorakit.model.base import find_base
 from lorakit.model.load import load_model, load_tokenizer, pad_token_id, stop_token_ids
+from lorakit.plan.prepare import reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Model
 
@@ -59,3 +61,5 @@ def test_a_few_steps_on_debian_json_lower_the_loss(users_cache, tmp_path, monkey
     assert found[0] > 3 and found[-1] < 2
     assert json.loads((run.adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == SMOL
     assert all(weight.dtype == torch.float32 for weight in adapter_weights(run).values())
+    proof = merge(*reopen_run(run.folder, Silent()), run.merged, Silent()).proof
+    assert proof.mean_kl < 1e-3 and proof.top1_agreement_beyond_ties >= 0.995
