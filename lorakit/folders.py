@@ -107,7 +107,7 @@ def is_draft(path: Path) -> bool:
 
 def remove_drafts(parent: Path, name: str = "") -> None:
     """Delete what killed writers of this module left in `parent`; with `name`, only drafts of that folder."""
-    ours = re.escape(f"{_DRAFT}{name}.") + r"(base\.)?[^.]+" if name else re.escape(_DRAFT) + ".*"
+    ours = re.escape(f"{_DRAFT}{name}.") + "[^.]+" if name else re.escape(_DRAFT) + ".*"
     for draft in parent.iterdir() if parent.is_dir() else ():
         if re.fullmatch(ours, draft.name):
             shutil.rmtree(draft, ignore_errors=True)

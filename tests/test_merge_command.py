@@ -169,9 +169,11 @@ def test_nothing_but_an_earlier_merge_is_replaced(trained, lorakit_merge, tmp_pa
     (tmp_path / "other").mkdir()
     (tmp_path / "nowhere-link").symlink_to(tmp_path / "nowhere")
     says = "lorakit merge did not write it"
-    for place in ("a-file", "other", "base", "run", "run/adapter", "nowhere-link"):
+    for place in ("a-file", "other", "base", "run", "run/adapter"):
         for overwrite in ([], ["--overwrite"]):
             refused(lorakit_merge, tmp_path, 2, run.folder, "--output", tmp_path / place, *overwrite, says=says)
+    link = tmp_path / "nowhere-link"
+    refused(lorakit_merge, tmp_path, 2, run.folder, "--output", link, "--overwrite", says="is a link")
     inside = tmp_path / "a-file" / "merged"
     refused(lorakit_merge, tmp_path, 2, run.folder, "--output", inside, says="cannot be written")
 
@@ -331,7 +333,7 @@ def test_a_merged_model_can_be_trained_on_and_merged_again(trained, lorakit_merg
 def test_a_number_too_large_for_float16_is_told_with_the_remedy(trained, lorakit_merge, tmp_path):
     run = trained(dtype=torch.float16)
     readapt(run, lambda tensors: tensors[first(tensors).replace("lora_A", "lora_B")][0].fill_(1e7))
-    refused(lorakit_merge, tmp_path, 1, run.folder, says="not finite in float16. Where they are too large for float16")
+    refused(lorakit_merge, tmp_path, 1, run.folder, says="not finite in float16. Write --dtype bfloat16")
     code, _, err = lorakit_merge(run.folder, "--dtype", "float32", "--quiet")
     assert code == 0, err
 
@@ -424,3 +426,24 @@ def test_options_that_do_not_go_together_are_refused(trained, lorakit_merge, tmp
         "BASE": "no run's folder",
     }.items():
         refused(lorakit_merge, tmp_path, 2, *(places.get(word, word) for word in line.split()), says=says)
+
+
+def test_another_configuration_of_the_base_is_refused(trained, lorakit_merge, tmp_path):
+    """Both sides of the proof would read the same changed one."""
+    run = trained()
+    config = Path(json.loads(run.manifest.read_text())["base"]["name"]) / "config.json"
+    facts = json.loads(config.read_text())
+    config.write_text(json.dumps(facts | {"rms_norm_eps": 0.5}))
+    refused(lorakit_merge, tmp_path, 2, run.folder, says="another configuration")
+
+
+def test_verify_sees_weights_that_no_held_out_row_reaches(trained, lorakit_merge, tmp_path):
+    run = trained()
+    assert lorakit_merge(run.folder)[0] == 0
+    sent = tmp_path / "sent"
+    shutil.copytree(run.merged, sent)
+    tensors = load_file(sent / "model.safetensors")
+    name = next(name for name in tensors if "embed_tokens" in name)
+    tensors[name][-1] += 1.0
+    save_file(tensors, sent / "model.safetensors", metadata={"format": "pt"})
+    refused(lorakit_merge, tmp_path, 1, run.folder, "--verify", sent, says="embed_tokens.weight is not the base's")

@@ -4,6 +4,7 @@ import sys
 
 from conftest import rows_of, write_rows
 from runs_of_tests import run_recipe
+from test_metrics import encoder  # noqa: F401 (a fixture)
 
 from lorakit.data.sources import open_source, sources_of
 from lorakit.evaluate.run import evaluate
@@ -25,16 +26,21 @@ def every_field(section: type[Section]) -> set[tuple[str, str]]:
     return own.union(*below)
 
 
-def test_every_field_is_read_outside_the_recipe_room(recipe_file, tmp_path, monkeypatch):
+def reader_of(frame) -> str:
+    """The module that reads a field; "" where a setting is only checked."""
+    reader = frame.f_globals.get("__name__", "")
+    if reader in ("lorakit.recipe.kinds", "lorakit.recipe.choice"):  # they answer for whoever asks
+        reader = frame.f_back.f_globals.get("__name__", "")
+    checked = any(one.f_code.co_name.endswith("_mistakes") for one in (frame, frame.f_back))
+    return "" if checked or reader.startswith("lorakit.recipe") or not reader.startswith("lorakit.") else reader
+
+
+def test_every_field_is_read_outside_the_recipe_room(recipe_file, tmp_path, monkeypatch, encoder):  # noqa: F811
     seen: set[tuple[str, str]] = set()
 
     def recorded(self, name):
-        if not name.startswith("_"):
-            reader = sys._getframe(1).f_globals.get("__name__", "")
-            if reader in ("lorakit.recipe.kinds", "lorakit.recipe.choice"):  # they answer for whoever asks
-                reader = sys._getframe(2).f_globals.get("__name__", "")
-            if reader.startswith("lorakit.") and not reader.startswith("lorakit.recipe"):
-                seen.add(("Begun" if name == "from" else type(self).__name__, name))
+        if not name.startswith("_") and reader_of(sys._getframe(1)):
+            seen.add(("Begun" if name == "from" else type(self).__name__, name))
         return object.__getattribute__(self, name)
 
     monkeypatch.setattr(Section, "__getattribute__", recorded)
@@ -51,6 +57,15 @@ def test_every_field_is_read_outside_the_recipe_room(recipe_file, tmp_path, monk
             ],
         },
         train={"early_stopping": {"patience": 1}, "steps": 4, "epochs": None, "learning_rate": "auto"},
+        evaluate={
+            "metrics": [
+                {"regex": {"pattern": r"\d", "take": "last"}},
+                {"bleu": {"tokenize": "char"}},
+                {"chrf": {"word_order": 2}},
+                {"json-schema": {"schema": {"type": "object"}}},
+                {"semantic-similarity": {"model": str(encoder)}},
+            ]
+        },
     )
     too_long = {"messages": [{"role": "user", "content": "why " * 400}, {"role": "assistant", "content": "so"}]}
     write_rows(tmp_path / "train.jsonl", [*rows_of(22), {"messages": []}, too_long])

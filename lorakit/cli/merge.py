@@ -268,9 +268,9 @@ def _extract(
 ) -> None:
     from lorakit import console
     from lorakit.cli.merge_texts import extracted_facts, extracted_table, extracted_text
-    from lorakit.folders import alone
+    from lorakit.folders import alone, remove_drafts
     from lorakit.merge.extract import FACTS, extract
-    from lorakit.merge.run import check_target
+    from lorakit.merge.run import check_apart, check_target
     from lorakit.model.base import find_base
     from lorakit.model.load import quiet_libraries
 
@@ -278,7 +278,9 @@ def _extract(
     check_target(output, overwrite, FACTS)
     quiet_libraries()
     found = [find_base(str(folder), "main", progress) for folder in (tuned, base)]
+    check_apart(output, *(model.folder for model in found))
     with alone(output, "writing into"):
+        remove_drafts(output.absolute().parent, output.name)
         extracted = extract(found[0], found[1], rank, output, progress, keep_whole=keep_whole)
     if as_json:
         console.result_json(extracted_facts(extracted))

@@ -9,7 +9,6 @@ from typing import Any
 
 from lorakit.data.encoded import IGNORED
 from lorakit.data.examples import examples_of
-from lorakit.data.hygiene.traits import TraitArrays
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import SourceReport
 from lorakit.data.store import Examples
@@ -29,15 +28,13 @@ class Asked:
     """Rows as one tokenizer renders them.
 
     A row has input_ids, labels, `answer` (the token index at which its last answer begins, -1 where a text has none),
-    `where` and `source` (its number among `sources`). Generated is only an answer to the rows that have one. `traits`:
-    of the rows as they were read, to tell whether a model was trained on them; None where the checks of rows are off.
+    `where` and `source` (its number among `sources`). Generated is only an answer to the rows that have one.
     """
 
     tokenizer: Any
     stop_ids: tuple[int, ...]
     rows: list[Row]
     sources: list[SourceReport]
-    traits: TraitArrays | None = None
 
     @property
     def pad(self) -> int:
@@ -83,7 +80,7 @@ def reference_of(row: Row, tokenizer: Any, stop_ids: Sequence[int]) -> str:
 
 def asked_in(examples: Examples, tokenizer: Any, stop_ids: Sequence[int]) -> Asked:
     """The rows of prepared examples."""
-    return Asked(tokenizer, tuple(stop_ids), list(examples.rows), examples.report.sources, examples.traits)
+    return Asked(tokenizer, tuple(stop_ids), list(examples.rows), examples.report.sources)
 
 
 def rendered(data: Data, base: Base, tokenizer: Any, progress: Progress) -> Asked:

@@ -11,6 +11,7 @@ from lorakit.evaluate.loaded import Loaded, in_loading_order
 from lorakit.evaluate.renderings import tokenizers_of
 from lorakit.evaluate.subjects import Lineup
 from lorakit.evaluate.tasks import TaskScore, compare_tasks, run_tasks
+from lorakit.evaluate.written import subject_facts, without_nan
 from lorakit.progress import Progress
 from lorakit.runs import now, versions
 
@@ -33,8 +34,9 @@ class Benchmark:
 
 @dataclass(frozen=True, eq=False)
 class Benchmarked:
-    """The figures of every subject, and what sets each other one apart from the first, or the base."""
+    """The figures of every subject, and what sets each other one apart from the baseline."""
 
+    lineup: Lineup
     benchmark: Benchmark
     baseline: str
     scores: dict[str, list[TaskScore]]
@@ -70,7 +72,7 @@ def run_benchmark(lineup: Lineup, benchmark: Benchmark, baseline: str, progress:
     scores = {subject.name: found[subject.name] for subject in lineup.subjects}
     others = {name: compare_tasks(scores[baseline], one, benchmark.seed) for name, one in scores.items()}
     del others[baseline]
-    return Benchmarked(benchmark, baseline, scores, others)
+    return Benchmarked(lineup, benchmark, baseline, scores, others)
 
 
 def benchmark_tables(done: Benchmarked) -> list[Table]:
@@ -84,25 +86,31 @@ def benchmark_tables(done: Benchmarked) -> list[Table]:
             measure = first[name].measure if name in first else None
             if one is not None and measure is not None:
                 rows.append([name, difference_of(one, measure), interval_of(one, measure), verdict_of(one)])
-        tables.append((f"{model} against {done.baseline}", ["", "difference", "95 % interval", "verdict"], rows))
+        if rows:
+            tables.append((f"{model} against {done.baseline}", ["", "difference", "95 % interval", "verdict"], rows))
     return tables
 
 
 def benchmark_document(done: Benchmarked) -> dict[str, Any]:
-    """All figures, of members of groups too."""
+    """All figures, of members of groups too; figures that are no numbers are null."""
     settings = asdict(done.benchmark) | {"include": str(done.benchmark.include) if done.benchmark.include else None}
-    return {
+    machine = done.lineup.machine
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "taken": now(),
         "versions": versions(),
+        "machine": {"device": machine.device, "name": machine.name},
         "settings": settings,
         "baseline": done.baseline,
+        "subjects": {subject.name: subject_facts(subject, machine.device) for subject in done.lineup.subjects},
         "models": {name: [_facts(score) for score in scores] for name, scores in done.scores.items()},
         "comparisons": {
             model: {name: one and comparison_to_dict(one) for name, one in compared.items()}
             for model, compared in done.comparisons.items()
         },
     }
+    found: dict[str, Any] = without_nan(facts)
+    return found
 
 
 def _facts(score: TaskScore) -> dict[str, Any]:

@@ -119,14 +119,18 @@ def on_quantizations(lineup: Lineup, words: Sequence[str]) -> Lineup:
     """
     found: list[Subject] = []
     if not any(subject.adapter for subject in lineup.subjects):
-        raise UserError("--quantizations: is for adapters, and none is given.")
+        raise UserError("--quantizations: is for adapters, and none is among these models. Leave it out.")
     for subject in lineup.subjects:
         found.append(subject)
         for word in words if subject.adapter else ():
             if word == subject.settings.quantization:
                 continue
             settings = subject.settings.model_copy(update={"quantization": word})
-            check_quantization(subject.base, settings)
+            try:
+                check_quantization(subject.base, settings)
+            except UserError as error:
+                reason = str(error).removeprefix("model.quantization: ").partition(" Write none")[0]
+                raise UserError(f"--quantizations: {subject.name}: {reason} Leave {word} out.") from error
             found.append(replace(subject, name=f"{subject.name} on {word}", settings=settings))
     return replace(lineup, subjects=tuple(found))
 

@@ -10,6 +10,7 @@ from lorakit.errors import LorakitError
 from lorakit.evaluate.compared import comparison_to_dict, to_dict
 from lorakit.evaluate.evaluation import Evaluation
 from lorakit.evaluate.scored import Scored
+from lorakit.evaluate.subjects import Subject
 from lorakit.folders import write_whole
 from lorakit.recipe.choice import chosen_name, chosen_settings
 from lorakit.runs import now, versions
@@ -26,11 +27,21 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
         LorakitError: they cannot be written.
     """
     facts = document(evaluation)
-    path = _free(folder, re.sub("[^0-9T]", "", facts["taken"].split("+")[0]))
-    facts["answers"] = path.with_suffix(".jsonl").name
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in answer_lines(evaluation))
+    return write_facts(facts, folder, lines=lines)
+
+
+def write_facts(facts: dict[str, Any], folder: Path, prefix: str = "", lines: str | None = None) -> Path:
+    """Write a document into a folder, named by its time; its path. `lines` go beside it, and it names their file.
+
+    Raises:
+        LorakitError: they cannot be written.
+    """
+    path = _free(folder, prefix + re.sub("[^0-9T]", "", facts["taken"].split("+")[0]))
     try:
-        write_whole(path.with_suffix(".jsonl"), lines)
+        if lines is not None:
+            facts["answers"] = path.with_suffix(".jsonl").name
+            write_whole(path.with_suffix(".jsonl"), lines)
         write_whole(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise LorakitError(f"{folder}: cannot be written: {error.strerror or error}.") from error
@@ -75,7 +86,7 @@ def document(evaluation: Evaluation) -> dict[str, Any]:
         ],
     }
     facts["findings"] = {name: [one.to_dict() for one in those] for name, those in evaluation.findings.items()}
-    found: dict[str, Any] = _without_nan(facts)
+    found: dict[str, Any] = without_nan(facts)
     return found
 
 
@@ -107,16 +118,8 @@ def _row_loss(model: Scored, row: int) -> float | None:
 
 
 def _model(model: Scored, evaluation: Evaluation) -> dict[str, Any]:
-    subject = model.subject
     return {
-        "given": subject.given,
-        "kind": subject.kind,
-        "base": subject.base.name,
-        "base_origin": subject.base.origin,
-        "adapter": str(subject.adapter) if subject.adapter else None,
-        "dtype": subject.settings.dtype,
-        "quantization": subject.settings.quantization,
-        "identity": subject.facts(evaluation.lineup.machine.device),
+        **subject_facts(model.subject, evaluation.lineup.machine.device),
         "scores": {name: to_dict(score) for name, score in evaluation.scores[model.name].items()},
         "parts": {
             part: {name: to_dict(score) for name, score in by_model[model.name].items()}
@@ -134,6 +137,20 @@ def _model(model: Scored, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
+def subject_facts(subject: Subject, device: str) -> dict[str, Any]:
+    """What a subject is, and the sha256 of all that decides what it computes."""
+    return {
+        "given": subject.given,
+        "kind": subject.kind,
+        "base": subject.base.name,
+        "base_origin": subject.base.origin,
+        "adapter": str(subject.adapter) if subject.adapter else None,
+        "dtype": subject.settings.dtype,
+        "quantization": subject.settings.quantization,
+        "identity": subject.facts(device),
+    }
+
+
 def _metric(metric: Any) -> Any:
     """A metric as a recipe writes it."""
     settings = chosen_settings(METRICS, metric)
@@ -146,9 +163,10 @@ def _free(folder: Path, stem: str) -> Path:
     return next(path for path in (folder / f"{name}.json" for name in names) if not path.exists())
 
 
-def _without_nan(facts: Any) -> Any:
+def without_nan(facts: Any) -> Any:
+    """JSON has no NaN: a figure that is no number is null."""
     if isinstance(facts, dict):
-        return {key: _without_nan(value) for key, value in facts.items()}
+        return {key: without_nan(value) for key, value in facts.items()}
     if isinstance(facts, list | tuple):
-        return [_without_nan(value) for value in facts]
+        return [without_nan(value) for value in facts]
     return None if isinstance(facts, float) and not math.isfinite(facts) else facts

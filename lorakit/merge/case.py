@@ -125,7 +125,7 @@ def plain_base(prepared: Prepared, output: Path, progress: Progress) -> Iterator
     exact = settings.model_copy(update={"dtype": "float32", "attention": "eager"})
     model = load_model(prepared.base, exact, "cpu")
     plain = dequantized(model) if quantization_of(model) else model
-    prefix = f".lorakit-draft.{output.name}.base."
+    prefix = f".lorakit-draft.{output.name}."
     with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=prefix) as folder:
         plain.save_pretrained(folder)
         del model, plain

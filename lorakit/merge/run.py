@@ -26,7 +26,9 @@ def check_target(output: Path, overwrite: bool, facts: str = FACTS) -> None:
     Raises:
         UserError: something is there, or the place cannot be written.
     """
-    if output.exists() or output.is_symlink():
+    if output.is_symlink():
+        raise UserError(f"{output}: is a link. Write --output with the folder that it means.")
+    if output.exists():
         if not (output / facts).is_file():
             raise UserError(
                 f"{output}: is there, and holds no {facts}, so lorakit merge did not write it and does not replace it. "
@@ -70,7 +72,7 @@ def merge(
         LorakitError: the disk is full, or the merged files do not predict what the adapter model predicts.
     """
     refuse_unmergeable(run, prepared, onto)
-    _check_apart(output, run, prepared)
+    check_apart(output, prepared.base.folder, run.folder)
     with alone(output, "merging into"), full_disk_told(output):
         remove_drafts(output.absolute().parent, output.name)
         with plain_base(prepared, output, progress) as (folder, settings), whole_folder(output) as draft:
@@ -94,9 +96,13 @@ def merge(
     return merged
 
 
-def _check_apart(output: Path, run: Run, prepared: Prepared) -> None:
-    """An earlier merge may be the base of this one, or hold the run; replacing it would take both away."""
-    for needed in (prepared.base.folder, run.folder):
+def check_apart(output: Path, *inputs: Path) -> None:
+    """Refuse to replace what a merge is made from: an earlier result may be its base, or hold its run.
+
+    Raises:
+        UserError: one of the inputs lies in the folder that would be replaced.
+    """
+    for needed in inputs:
         if needed.resolve().is_relative_to(output.resolve()):
             raise UserError(f"{output}: is what the merge stands on, or holds it ({needed}). Choose another --output.")
 

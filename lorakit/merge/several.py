@@ -1,19 +1,20 @@
 """Several runs' adapters in one: combined, scored on each run's held-out rows, and folded into the base."""
 
+import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorakit.folders import alone
+from lorakit.folders import alone, remove_drafts, whole_folder
 from lorakit.merge.card import FACTS as MERGE_FACTS
 from lorakit.merge.case import Merged
 from lorakit.merge.combine import FACTS, Combined, check_options, combine
-from lorakit.merge.run import check_target, merge
+from lorakit.merge.run import check_apart, check_target, merge
 from lorakit.merge.score import SourceScore, score_sources
 from lorakit.merge.sources import check_together
+from lorakit.merge.write import full_disk_told
 from lorakit.plan.prepare import reopen_run
 from lorakit.progress import Progress
 from lorakit.runs import Run
@@ -52,25 +53,36 @@ def combine_runs(
     check_together(runs, progress)
     check_target(output, overwrite, FACTS if into_base is None else MERGE_FACTS)
     opened = [reopen_run(run.folder, progress) for run in runs]
+    check_apart(output, *(run.folder for run in runs), *(prepared.base.folder for _, prepared in opened))
     first, prepared = opened[0]
-    place: AbstractContextManager[Any] = nullcontext(output)
-    if into_base is not None:
-        place = tempfile.TemporaryDirectory(prefix="lorakit-combined.")
-    with place as folder:
-        target = output if into_base is None else Path(folder) / "adapter"
-        adapters = [run.adapter for run, _ in opened]
-        with alone(target, "writing into"):
-            combined = combine(
-                adapters,
-                weights,
-                method,
-                prepared.base.folder,
-                target,
-                density=density,
-                seed=seed,
-                rank=rank,
-                tokenizer=prepared.tokenizer,
-            )
-        scores, without = score_sources(opened, target, progress)
-        merged = merge(first, prepared, output, progress, adapter=target, **into_base) if into_base else None
+    with tempfile.TemporaryDirectory(prefix="lorakit-combined.") as folder:
+        draft = Path(folder) / "adapter"
+        combined = combine(
+            [run.adapter for run, _ in opened],
+            weights,
+            method,
+            prepared.base.folder,
+            draft,
+            density=density,
+            seed=seed,
+            rank=rank,
+            tokenizer=prepared.tokenizer,
+        )
+        scores, without = score_sources(opened, draft, progress)
+        merged = None
+        if into_base is None:
+            _put_in_place(draft, output)
+        else:
+            merged = merge(first, prepared, output, progress, adapter=draft, **into_base)
+    combined = replace(combined, folder=output)
     return Together(combined, scores, without, merged)
+
+
+def _put_in_place(draft: Path, output: Path) -> None:
+    with alone(output, "writing into"), full_disk_told(output):
+        remove_drafts(output.absolute().parent, output.name)
+        with whole_folder(output) as folder:
+            for file in (path for path in draft.rglob("*") if path.is_file()):
+                place = folder / file.relative_to(draft)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, place)

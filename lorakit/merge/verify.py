@@ -4,10 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lorakit.errors import UserError
+import torch
+
+from lorakit.errors import LorakitError, UserError
 from lorakit.merge.card import FACTS
 from lorakit.merge.case import Case, Merged, Onto, check_proof, coarsest, plain_base, refuse_unmergeable, trained_in
-from lorakit.model.held import held_as_stored, held_by
+from lorakit.merge.fold import Folding, folding_of
+from lorakit.merge.write import with_tied
+from lorakit.model.checkpoint import TYPES
+from lorakit.model.held import Held, held_as_stored, held_by
 from lorakit.model.stored import quantization_in
 from lorakit.model.weights import Weights, open_weights
 from lorakit.plan.prepare import Prepared
@@ -27,19 +32,25 @@ def verify(run: Run, prepared: Prepared, folder: Path, progress: Progress) -> Me
     refuse_unmergeable(run, prepared, onto)
     if "model_type" not in config:
         raise UserError(f"{folder}: has no config.json that names a model_type, so it is no model folder.")
+    if config.get("auto_map"):
+        raise UserError(f"{folder}: brings its own Python code (auto_map), which lorakit does not run.")
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder}: holds an adapter beside its weights, which would be put on them once more.")
     if quantization_in(config):
         raise UserError(f"{folder}: its weights are quantized, which no merge of lorakit's are. It cannot be proved.")
     with plain_base(prepared, run.folder / "verify", progress) as (base, settings):
         weights, merged = open_weights(base), open_weights(folder)
         _check_alike(weights, merged)
-        written = coarsest([tensor.dtype for tensor in merged.tensors.values() if tensor.is_plain])
+        used = [merged.tensors[name] for group in merged.groups for name in group.names]
+        written = coarsest([tensor.dtype for tensor in used if tensor.is_plain])
         trained = held_by(weights, settings)
         both = onto == "original" and trained.differs(weights)
         case = Case(run, prepared, weights, run.adapter, progress)
         holds = [held_as_stored(settings), trained] if both else [trained]
         proof, drift = [*case.proofs(folder, written, holds), None][:2]
-    assert proof is not None
-    check_proof(proof, written, f"{folder}: this model", "")
+        assert proof is not None
+        check_proof(proof, written, f"{folder}: this model", "")
+        _check_weights(weights, merged, holds[0], folding_of(case.adapter_model(holds[0])))
     return Merged(folder, onto, trained_in(prepared), written, case.rows_of, proof, drift)
 
 
@@ -52,6 +63,29 @@ def _facts_of(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: damaged: {error}.") from error
     return facts if isinstance(facts, dict) else {}
+
+
+# Two machines may round the same sum to neighbours.
+_NEIGHBOURS = 4
+
+
+def _check_weights(base: Weights, merged: Weights, held: Held, folding: Folding) -> None:
+    """Compare each weight with what a merge writes: rows of the held-out set do not reach all of them."""
+    folds = with_tied(base, folding.folds)
+    for group in base.groups:
+        values = {path: held(path, value) for path, value in base.read_group(group).items()}
+        for path, value in values.items():
+            if not value.is_floating_point():
+                continue
+            wanted = folds[path](value) if path in folds else value
+            found = merged.read(path)
+            stored = TYPES[merged.tensors[merged.group_of(path).names[0]].dtype]
+            scale = wanted.abs() + wanted.square().mean().sqrt()
+            if not bool(((found - wanted).abs() <= _NEIGHBOURS * torch.finfo(stored).eps * scale).all()):
+                raise LorakitError(
+                    f"{merged.folder}: {path} is not the base's weight with the adapter in it: this is no merge of "
+                    "this run, or it was changed since."
+                )
 
 
 def _check_alike(base: Weights, merged: Weights) -> None:

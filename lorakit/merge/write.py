@@ -15,6 +15,7 @@ from lorakit.errors import LorakitError
 from lorakit.merge.fold import Fold, Folding
 from lorakit.model.checkpoint import (
     INDEX,
+    SINGLE,
     TYPES,
     OnDisk,
     Writing,
@@ -46,8 +47,9 @@ def write_weights(
     Raises:
         LorakitError: the disk has too little room, or a merged weight is not finite.
     """
+    unused = set(weights.unused)  # which may hold anything, such as masks of -inf
     planned = {
-        name: tensor if dtype is None or not tensor.is_plain else tensor.as_type(dtype)
+        name: tensor if dtype is None or not tensor.is_plain or name in unused else tensor.as_type(dtype)
         for name, tensor in weights.tensors.items()
     }
     check_space(folder, sum(tensor.size for tensor in planned.values()))
@@ -57,7 +59,7 @@ def write_weights(
             file: opened.enter_context(writing(folder / file.name, _of(file, planned), metadata_of(file)))
             for file in weight_files(weights.folder)
         }
-        work = _Work(weights, held, _with_tied(weights, folding.folds), files, planned)
+        work = _Work(weights, held, with_tied(weights, folding.folds), files, planned)
         bar = opened.enter_context(progress.bar("merging", total=every, unit="bytes"))
         for group in _in_order_of_files(weights):
             work.write(group)
@@ -119,14 +121,14 @@ def _in_order_of_files(weights: Weights) -> list[Group]:
     return sorted(every, key=lambda group: min(order[name] for name in group.names))
 
 
-def _with_tied(weights: Weights, folds: dict[str, Fold]) -> dict[str, Fold]:
+def with_tied(weights: Weights, folds: dict[str, Fold]) -> dict[str, Fold]:
     """What is done to a weight is done under each name that a file may have for it."""
     other = {also: fold for path, fold in folds.items() for also in weights.tied_to(path)}
     return other | folds
 
 
 def _write_index(weights: Weights, planned: dict[str, OnDisk], folder: Path) -> None:
-    if len({tensor.file for tensor in planned.values()}) == 1:
+    if {tensor.file.name for tensor in planned.values()} == {SINGLE}:
         return
     named = weights.folder / INDEX
     index = json.loads(named.read_text(encoding="utf-8")) if named.is_file() else {}

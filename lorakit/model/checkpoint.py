@@ -89,8 +89,8 @@ def weight_files(folder: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{index}: damaged: {error}. Fetch the model again.") from error
     for file in files:
-        if file.resolve().parent != folder.resolve() and not file.is_symlink():
-            raise UserError(f"{index}: names {file.name}, which lies outside of the folder.")
+        if file.parent != folder:  # only the folder's own files are known by their sha256
+            raise UserError(f"{index}: names {file}, which does not lie in the folder itself.")
         if not file.is_file():
             raise UserError(f"{folder}: lacks {file.name}, which its index names. Fetch it.")
     return files
@@ -120,7 +120,7 @@ def _header(file: Path) -> tuple[dict[str, OnDisk], dict[str, str]]:
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged from error
-    in_order = sorted(found.items(), key=lambda item: item[1].begin)
+    in_order = sorted(found.items(), key=lambda item: (item[1].begin, item[1].size))
     ends = [tensor.begin + tensor.size for _, tensor in in_order]
     begins = [tensor.begin for _, tensor in in_order]
     shaped = all(isinstance(side, int) and side >= 0 for tensor in found.values() for side in tensor.shape)
@@ -226,9 +226,9 @@ class Writing:
         for some in tensor.detach().contiguous().view(-1).split(_CONVERTED_AT_ONCE):
             narrow = some.to(TYPES[place.dtype])
             if place.is_plain and not _is_finite(narrow):
+                remedy = " Write --dtype bfloat16, which reaches further." if place.dtype == "F16" else ""
                 raise LorakitError(
-                    f"{name}: holds numbers that are not finite in {str(narrow.dtype).removeprefix('torch.')}. Where "
-                    "they are too large for float16, write --dtype bfloat16."
+                    f"{name}: holds numbers that are not finite in {str(narrow.dtype).removeprefix('torch.')}.{remedy}"
                 )
             self._write(memoryview(narrow.view(torch.uint8).numpy()), begin)
             begin += narrow.nbytes

@@ -22,7 +22,7 @@ from transformers.core_model_loading import (
 )
 
 from lorakit.errors import UserError
-from lorakit.model.checkpoint import OnDisk, pieces, read_tensor, tensors_of
+from lorakit.model.checkpoint import TYPES, OnDisk, pieces, read_tensor, tensors_of
 from lorakit.model.counting import empty_model
 
 Values = dict[str, torch.Tensor]
@@ -128,7 +128,7 @@ def open_weights(folder: Path) -> Weights:
     """The weights of a model folder, of which nothing is read yet but the names.
 
     Raises:
-        UserError: a file is missing or damaged, or the config is of no causal language model.
+        UserError: a file is missing, damaged or does not fit the config, or the config is of no causal language model.
     """
     model, tensors = empty_model(folder), tensors_of(folder)
     state = model.state_dict()
@@ -156,7 +156,31 @@ def open_weights(folder: Path) -> Weights:
         group = Group(names, (), patterns, renamed, by_pattern[patterns[0]], path)
         made = _converted(model, group, lambda name: torch.empty(tensors[name].shape, device="meta"))
         groups.append(replace(group, paths=tuple(made)))
-    return Weights(folder, model, tensors, groups, unused)
+    weights = Weights(folder, model, tensors, groups, unused)
+    _check(weights, state)
+    return weights
+
+
+def _check(weights: Weights, state: Values) -> None:
+    """Refuse files that the model of the config would not take, or take otherwise than it says."""
+    for group in weights.groups:
+        stored = [weights.tensors[name] for name in group.names]
+        strange = next((one for one in stored if one.dtype not in TYPES or one.dtype.startswith("F8")), None)
+        if strange:
+            raise UserError(
+                f"{weights.folder}: {group.names[0]} is stored as {strange.dtype}, to which no adapter can be added."
+            )
+        if group.converter is None and stored[0].shape != tuple(state[group.paths[0]].shape):
+            raise UserError(
+                f"{weights.folder}: {group.names[0]} is {stored[0].shape} in the files and "
+                f"{tuple(state[group.paths[0]].shape)} in the model that its config.json describes."
+            )
+        twice = [path for path in weights.tied_to(group.paths[0]) if path in weights.paths()]
+        if twice and not torch.equal(weights.read(group.paths[0]), weights.read(twice[0])):
+            raise UserError(
+                f"{weights.folder}: {group.paths[0]} and {twice[0]} are one weight by its config.json, and two in its "
+                "files. Write tie_word_embeddings: false into the config.json."
+            )
 
 
 def _converted(model: Any, group: Group, read: Callable[[str], torch.Tensor]) -> Values:

@@ -139,14 +139,17 @@ def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
 
 
 def check_base(base: Base, manifest: dict[str, Any], folder: Path) -> None:
-    """Refuse a base model whose weights are not those that the run was trained on."""
+    """Refuse a base model whose weights or configuration are not those that the run was trained on."""
     recorded = manifest.get("base", {}).get("sha256", {})
     found = base.sha256()
     changed = sorted(
-        name for name in {*recorded, *found} if name.endswith(".safetensors") and recorded.get(name) != found.get(name)
+        name
+        for name in {*recorded, *found}
+        if (name.endswith(".safetensors") or name == "config.json") and recorded.get(name) != found.get(name)
     )
     if changed:
         raise UserError(
-            f"{folder}: was trained on other weights of {base.name} than those found now ({base.origin}): "
+            f"{folder}: was trained on other weights or another configuration of {base.name} than those found now "
+            f"({base.origin}): "
             f"{', '.join(changed[:3])} differ. The run says: {manifest['base'].get('origin')}."
         )

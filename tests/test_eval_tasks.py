@@ -1,0 +1,126 @@
+"""Promises of `lorakit eval --tasks`: lm-eval's tasks on runs and models, as tables, as JSON and as a file."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from eval_runs import make_run
+from test_tasks import CHOICE, TEXTS, harness, task_folder, without_lm_evals_own  # noqa: F401 (fixtures)
+
+from lorakit.cli import main
+from lorakit.evaluate import loaded
+from lorakit.evaluate.benchmarks import FORMAT
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_base):
+    return make_run(tmp_path_factory.mktemp("tasks"), tiny_base)
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The quantizations of the bases that are loaded."""
+    found, load_model = [], loaded.load_model
+
+    def noted(base, settings, device):
+        found.append(settings.quantization)
+        return load_model(base, settings, device)
+
+    monkeypatch.setattr(loaded, "load_model", noted)
+    return found
+
+
+@pytest.fixture
+def lorakit_eval(capsys, monkeypatch):
+    """Run `lorakit eval` in process: exit code, standard output, standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lorakit", "eval", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, " ".join(err.split())
+
+    return call
+
+
+def test_base_and_adapter_are_scored_on_tasks_in_one_load(run, lorakit_eval, task_folder, loads):  # noqa: F811
+    folder = task_folder(choice=CHOICE, texts=TEXTS)
+    code, out, err = lorakit_eval(run.folder, "--tasks", "choice, texts", "--tasks-path", folder)
+    assert code == 0, err
+    assert loads == ["none"]
+    for words in ("benchmarks", "choice acc", "texts word_perplexity", "adapter against base", "95 % interval"):
+        assert words in out, words
+    file = Path(out.rsplit("all figures: ", 1)[1].strip())
+    assert file.parent == run.evaluations and file.name.startswith("tasks-2")
+    facts = json.loads(file.read_text())
+    assert facts["format"] == FORMAT == 1 and facts["baseline"] == "base"
+    assert facts["subjects"]["adapter"]["adapter"] == str(run.adapter)
+    assert facts["subjects"]["base"]["identity"] != facts["subjects"]["adapter"]["identity"]
+
+
+def test_json_is_the_document_of_the_file(run, lorakit_eval, task_folder, tmp_path):  # noqa: F811
+    folder = task_folder(choice=CHOICE)
+    options = ("--tasks", "choice", "--tasks-path", folder, "--limit", 6, "--chat-template", "--json", "--seed", 4)
+    found = [json.loads(lorakit_eval(run.folder, *options, "-o", tmp_path / "out")[1]) for _ in range(2)]
+    assert len({facts["file"] for facts in found}) == 2, "two of one second are one file"
+    facts = found[0]
+    kept = json.loads(Path(facts.pop("file")).read_text())
+    assert kept == facts and facts["models"] == found[1]["models"]
+    settings = facts["settings"]
+    assert (settings["tasks"], settings["limit"], settings["chat"], settings["seed"]) == (["choice"], 6, True, 4)
+    first = facts["models"]["base"][0]
+    assert (first["task"], first["metric"], first["rows"]) == ("choice", "acc", 6)
+    assert first["low"] <= first["value"] <= first["high"]
+    compared = facts["comparisons"]["adapter"]["choice acc"]
+    assert compared["difference"] == facts["models"]["adapter"][0]["value"] - first["value"]
+
+
+def test_a_model_alone_and_quantized_bases(run, tiny_base, lorakit_eval, task_folder, loads):  # noqa: F811
+    folder = task_folder(choice=CHOICE)
+    options = ("--tasks", "choice", "--tasks-path", folder, "--limit", 4)
+    code, out, _ = lorakit_eval(tiny_base, *options)
+    assert code == 0 and "not kept" in out and "against" not in out
+    loads.clear()
+    code, out, _ = lorakit_eval(run.folder, *options, "--quantizations", "nf4", "--baseline", "adapter", "--json")
+    facts = json.loads(out)
+    assert code == 0 and loads == ["none", "nf4"]
+    assert facts["comparisons"].keys() == {"base", "adapter on nf4"} and facts["baseline"] == "adapter"
+
+
+WRONG = {
+    "an unknown task": (["--tasks", "choise", "--tasks-path", "TASKS"], "'choise' is no task; did you mean 'choice'"),
+    "no task": (["--tasks", ","], "--tasks: no task is named"),
+    "an empty name": (["--tasks", ""], "--tasks: no task is named"),
+    "no folder of tasks": (["--tasks", "choice", "--tasks-path", "nowhere"], "--tasks-path: nowhere is no folder"),
+    "a limit alone": (["--limit", "4"], "--limit: is for --tasks."),
+    "a template alone": (["--chat-template"], "--chat-template: is for --tasks."),
+    "code alone": (["--allow-code"], "--allow-code: is for --tasks."),
+    "a limit of none": (["--tasks", "choice", "--limit", "0"], "--limit"),
+    "rows": (["--tasks", "choice", "--rows", "4"], "--rows: is for an evaluation, not for --tasks."),
+    "data": (["--tasks", "choice", "--data", "x.jsonl"], "--data: is for an evaluation, not for --tasks."),
+    "thresholds": (["--tasks", "choice", "--fail-under", "acc=1"], "--fail-under: is for an evaluation, not for"),
+    "findings": (["--tasks", "choice", "--diagnose"], "--diagnose: is for an evaluation, not for --tasks."),
+    "a sheet": (["--tasks", "choice", "--sheet", "s", "--questions", "q"], "--tasks and --sheet exclude each other"),
+    "a baseline of none": (["--tasks", "choice", "--baseline", "other"], "--baseline: other: is none of the models"),
+    "a file for a folder": (["--tasks", "choice", "--output", "FILE"], "is a file. Give a folder"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_are_one_line_and_exit_code_2(
+    case,
+    run,
+    lorakit_eval,
+    task_folder,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    monkeypatch.setattr("lorakit.evaluate.task_files.TaskManager", without_lm_evals_own)
+    (tmp_path / "a.txt").touch()
+    known = {"TASKS": task_folder(choice=CHOICE), "FILE": tmp_path / "a.txt"}
+    arguments, reason = WRONG[case]
+    code, out, err = lorakit_eval(run.folder, *(known.get(word, word) for word in arguments), "-q")
+    assert (code, out) == (2, ""), err
+    assert reason in err and "Traceback" not in err
