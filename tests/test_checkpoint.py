@@ -10,17 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.model.checkpoint import (
-    INDEX,
-    SINGLE,
-    TYPES,
-    metadata_of,
-    pieces,
-    read_tensor,
-    tensors_of,
-    weight_files,
-    writing,
-)
+from lorakit.model.checkpoint import INDEX, SINGLE, TYPES, metadata_of, pieces, read_tensor, tensors_of, weight_files
+from lorakit.model.checkpoint_writing import writing
 
 SHAPES = [(), (0, 4), (5,), (3, 7), (2, 3, 4)]
 
@@ -56,7 +47,8 @@ def test_every_type_and_shape_is_read_as_the_library_reads_it(stored, tmp_path):
 
 
 def test_pieces_are_the_rows_in_float32_whatever_their_number(tmp_path, monkeypatch):
-    monkeypatch.setattr("lorakit.model.checkpoint._CONVERTED_AT_ONCE", 20)
+    for module in ("checkpoint", "checkpoint_writing"):
+        monkeypatch.setattr(f"lorakit.model.{module}.CONVERTED_AT_ONCE", 20)
     wide = {
         "tall": torch.randn(33, 6),
         "wide": torch.randn(3, 50),

@@ -13,18 +13,8 @@ import torch
 
 from lorakit.errors import LorakitError
 from lorakit.merge.fold import Fold, Folding
-from lorakit.model.checkpoint import (
-    INDEX,
-    SINGLE,
-    TYPES,
-    OnDisk,
-    Writing,
-    metadata_of,
-    pieces,
-    read_tensor,
-    weight_files,
-    writing,
-)
+from lorakit.model.checkpoint import INDEX, SINGLE, TYPES, OnDisk, metadata_of, pieces, read_tensor, weight_files
+from lorakit.model.checkpoint_writing import Writing, writing
 from lorakit.model.held import Held
 from lorakit.model.weights import Group, Weights
 from lorakit.progress import Progress

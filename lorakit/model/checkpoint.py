@@ -1,4 +1,4 @@
-"""The safetensors files of a model folder, read and written one tensor at a time.
+"""The safetensors files of a model folder, read one tensor at a time.
 
 The library's own functions map a whole file into memory, or hold all of its tensors; merging needs neither. The format
 is a length of 8 bytes, a JSON header with each tensor's type, shape and offsets, and the bytes one after another
@@ -6,23 +6,21 @@ is a length of 8 bytes, a JSON header with each tensor's type, shape and offsets
 """
 
 import json
-import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 
-from lorakit.errors import LorakitError, UserError
+from lorakit.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LARGEST_HEADER = 100_000_000  # the library's own limit
-_COPIED_AT_ONCE = 1 << 24
-_CONVERTED_AT_ONCE = 1 << 20  # numbers, which then stay in the processor's cache
+CONVERTED_AT_ONCE = 1 << 20
+"""Numbers brought to another type at a time: they stay in the processor's cache."""
 
 TYPES = {
     "F64": torch.float64,
@@ -147,8 +145,8 @@ def read_tensor(stored: OnDisk, dtype: torch.dtype | None = None) -> torch.Tenso
         if tensor.dtype == there:
             _fill(opened, flat, stored)
             return tensor
-        piece = torch.empty(min(_CONVERTED_AT_ONCE, len(flat)), dtype=there)
-        for begin in range(0, len(flat), _CONVERTED_AT_ONCE):
+        piece = torch.empty(min(CONVERTED_AT_ONCE, len(flat)), dtype=there)
+        for begin in range(0, len(flat), CONVERTED_AT_ONCE):
             some = piece[: len(flat) - begin]
             _fill(opened, some, stored)
             flat[begin : begin + len(some)].copy_(some)
@@ -161,7 +159,7 @@ def pieces(stored: OnDisk) -> Iterator[tuple[int, torch.Tensor]]:
     A piece is good until the next one is asked for, and may be changed: all lie in the same memory.
     """
     rows, width = stored.shape[0], prod(stored.shape[1:])
-    at_once = min(rows, max(1, _CONVERTED_AT_ONCE // width))
+    at_once = min(rows, max(1, CONVERTED_AT_ONCE // width))
     raw = torch.empty((at_once, *stored.shape[1:]), dtype=TYPES[stored.dtype])
     wide = torch.empty(raw.shape, dtype=torch.float32)
     with stored.file.open("rb", buffering=0) as opened:
@@ -182,101 +180,3 @@ def _fill(opened: BinaryIO, flat: torch.Tensor, stored: OnDisk) -> None:
         if not count:
             raise UserError(f"{stored.file}: this weights file ends too early. Fetch it again.")
         done += count
-
-
-class Writing:
-    """A weights file whose tensors are put in place one by one, in any order."""
-
-    def __init__(self, path: Path, tensors: dict[str, OnDisk], metadata: dict[str, str]) -> None:
-        """Of the `tensors` types and shapes count. The file is empty until it is reserved."""
-        header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
-        begin = 0
-        for name, tensor in tensors.items():
-            header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [begin, begin + tensor.size]}
-            begin += tensor.size
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._missing = {name: tensor.size for name, tensor in tensors.items()}
-        self._places = {
-            name: OnDisk(path, facts["dtype"], tuple(facts["shape"]), 8 + len(text) + facts["data_offsets"][0], size)
-            for name, facts in header.items()
-            if name != "__metadata__"
-            for size in [facts["data_offsets"][1] - facts["data_offsets"][0]]
-        }
-        self._head, self._size = struct.pack("<Q", len(text)) + text, 8 + len(text) + begin
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-
-    def reserve(self) -> None:
-        """Take the file's whole size from the disk, and write its header."""
-        if hasattr(os, "posix_fallocate"):  # a full disk is found before the work, where the system can say it
-            os.posix_fallocate(self._file, 0, self._size)
-        self._write(self._head, 0)
-
-    def put(self, name: str, tensor: torch.Tensor, row: int = 0) -> None:
-        """Write a tensor, or from `row` on some rows of one, rounded to the type that was announced.
-
-        Raises:
-            LorakitError: a number is not finite in that type.
-        """
-        place = self._places[name]
-        rows = place.shape[0] if place.shape else 1
-        if tuple(tensor.shape[1:]) != place.shape[1:] or row + (len(tensor) if place.shape else 1) > rows:
-            raise ValueError(f"{name} is {tuple(tensor.shape)} from {row} on, announced as {place.shape}")
-        begin = place.begin + row * (place.size // rows if rows else 0)
-        for some in tensor.detach().contiguous().view(-1).split(_CONVERTED_AT_ONCE):
-            narrow = some.to(TYPES[place.dtype])
-            if place.is_plain and not _is_finite(narrow):
-                remedy = " Write --dtype bfloat16, which reaches further." if place.dtype == "F16" else ""
-                raise LorakitError(
-                    f"{name}: holds numbers that are not finite in {str(narrow.dtype).removeprefix('torch.')}.{remedy}"
-                )
-            self._write(memoryview(narrow.view(torch.uint8).numpy()), begin)
-            begin += narrow.nbytes
-            self._missing[name] -= narrow.nbytes
-
-    def copy(self, name: str, stored: OnDisk) -> None:
-        """Take a tensor over from another file, byte by byte, without holding it in memory."""
-        place = self._places[name]
-        buffer = memoryview(bytearray(min(_COPIED_AT_ONCE, stored.size)))
-        done = 0
-        with stored.file.open("rb", buffering=0) as source:
-            source.seek(stored.begin)
-            while done < stored.size:
-                count = source.readinto(buffer[: stored.size - done])
-                if not count:
-                    raise UserError(f"{stored.file}: this weights file ends too early. Fetch it again.")
-                self._write(buffer[:count], place.begin + done)
-                done += count
-        self._missing[name] -= done
-
-    def close(self) -> None:
-        os.close(self._file)
-
-    def check_whole(self) -> None:
-        """Every announced tensor was written, once."""
-        wrong = [name for name, size in self._missing.items() if size]
-        if wrong:
-            raise ValueError(f"not written as announced: {wrong[:3]}")
-
-    def _write(self, data: bytes | memoryview, offset: int) -> None:
-        view = memoryview(data)
-        while len(view):
-            count = os.pwrite(self._file, view, offset)
-            view, offset = view[count:], offset + count
-
-
-@contextmanager
-def writing(path: Path, tensors: dict[str, OnDisk], metadata: dict[str, str]) -> Iterator[Writing]:
-    """A weights file to put `tensors` into, all of which have to be written."""
-    file = Writing(path, tensors, metadata)
-    try:
-        file.reserve()
-        yield file
-        file.check_whole()
-    finally:
-        file.close()
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    """A sum is finite only where each number is, and is told several times faster; a sum alone may be too large."""
-    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
