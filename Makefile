@@ -1,7 +1,7 @@
 # make demo     set up, train recipes/debian-json and score it
 # make test     set up, run the test suite; make test-all adds the slow tests
 # make check    lint, types, layers, generated documents
-# make bench    lorakit against TRL on the same rows: bench-train the training, bench-data the preparation of rows
+# make bench    lorakit against TRL on the same rows: bench-train the training, bench-data the preparation of rows; and bench-eval
 # make bench-adapters   every adapter kind on every quantization, into docs/adapters.md (most of an hour); bench-dora: DoRA against PEFT's
 # make bench-merge      merging a 2 GB model against PEFT and against copying its files; bench-eval: answers against a plain loop
 VENV ?= .venv
@@ -47,7 +47,7 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/python tools/generate_docs.py
 
-bench: bench-train bench-data
+bench: bench-train bench-data bench-eval
 
 bench-train: model
 	$(BIN)/python tools/bench.py

@@ -303,3 +303,14 @@ def test_checkpoints_of_two_types_are_said_to_differ_by_rounding_too(llama, tmp_
     tuned = saved(model.to(torch.bfloat16), tmp_path, "tuned")
     extract(tuned, base, 4, tmp_path / "lora", heard)
     assert any("stored in bfloat16, base in float32" in line for line in heard.lines)
+
+
+def test_settings_that_no_adapter_holds_are_told(llama, tmp_path):
+    model, base = llama
+    tuned = saved(changed(model, linear_paths(model)[:1]), tmp_path, "tuned")
+    facts = json.loads((tuned.folder / "config.json").read_text())
+    (tuned.folder / "config.json").write_text(json.dumps(facts | {"rms_norm_eps": 0.5, "eos_token_id": 7}))
+    heard = Heard()
+    extract(tuned, base, 4, tmp_path / "lora", heard)
+    (told,) = [line for line in heard.lines if "config.json" in line]
+    assert "rms_norm_eps: 0.5" in told and "eos" not in told

@@ -1,5 +1,6 @@
 """What separates two checkpoints of one model, and whether they can be told apart weight by weight."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,12 @@ def open_pair(tuned: Base, base: Base, progress: Progress) -> Pair:
             )
     opened, original = open_weights(tuned.folder), open_weights(base.folder)
     _check_shapes(tuned, opened, base, original)
+    apart = _settings_apart(opened.model.config.to_dict(), original.model.config.to_dict())
+    if apart:
+        progress.warn(
+            f"{tuned.name} and {base.name} differ in their config.json as well ({', '.join(apart)}), which no adapter "
+            "holds: the base with the adapter will not answer as the tuned model does"
+        )
     dtypes = [stored_dtype(one) for one in (tuned, base)]
     if dtypes[0] != dtypes[1]:
         progress.warn(
@@ -116,6 +123,26 @@ def open_pair(tuned: Base, base: Base, progress: Progress) -> Pair:
     )
     holders = {layer.path: layer for layer in layout_of(base.folder, config).layers}
     return Pair(opened, original, list(_shapes(original)), holders, reasons)
+
+
+# What a configuration says of itself, of files and of generating, and not of what the model computes.
+_ASIDE = re.compile(
+    r"_name_or_path|architectures|dtype|torch_dtype|transformers_version|use_cache|\w+_token_ids?|id2label|label2id"
+)
+
+
+def _settings_apart(tuned: dict[str, Any], base: dict[str, Any], within: str = "") -> list[str]:
+    """The settings of the models that differ, with both values."""
+    found = []
+    for name in sorted({*tuned, *base}):
+        ours, its = tuned.get(name), base.get(name)
+        if ours == its or _ASIDE.fullmatch(name):
+            continue
+        if isinstance(ours, dict) and isinstance(its, dict):
+            found += _settings_apart(ours, its, f"{within}{name}.")
+        else:
+            found.append(f"{within}{name}: {ours} and {its}")
+    return found
 
 
 def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
