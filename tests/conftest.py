@@ -1,6 +1,7 @@
 """Shared by all tests: a cache of their own, tiny models from config classes, real tokenizers, small recipes."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,3 +113,33 @@ def recipe_file(tmp_path, tiny_base, monkeypatch) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The quantizations of the bases that an evaluation loads."""
+    from lorakit.evaluate import loaded
+
+    found, load_model = [], loaded.load_model
+
+    def noted(base, settings, device):
+        found.append(settings.quantization)
+        return load_model(base, settings, device)
+
+    monkeypatch.setattr(loaded, "load_model", noted)
+    return found
+
+
+@pytest.fixture
+def lorakit_eval(capsys, monkeypatch):
+    """Run `lorakit eval` in process: exit code, standard output, the words of standard error."""
+    from lorakit.cli import main
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lorakit", "eval", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, " ".join(err.split())
+
+    return call

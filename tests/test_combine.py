@@ -225,6 +225,7 @@ def test_the_folder_is_a_plain_adapter_that_says_what_it_was_made_of(pair, tiny_
         ({"method": "ties", "density": 1.5}, "--density: 1.5 is no share"),
         ({"method": "ties", "density": math.nan}, "--density: nan is no share"),
         ({"method": "ties", "density": 0.5, "seed": 1}, "nothing in ties is random"),
+        ({"method": "dare-ties", "density": 0.5, "seed": 2**70}, "is no seed"),
         ({"method": "cat", "rank": 4}, "--rank: cat has the rank"),
         ({"method": "svd", "rank": 0}, "--rank: 0 is no rank"),
     ],

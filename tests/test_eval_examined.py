@@ -2,7 +2,6 @@
 
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,6 @@ from conftest import TOPICS, rows_of, write_rows
 from eval_runs import Remembers, make_run, score
 from prose import prose
 
-from lorakit.cli import main
-from lorakit.evaluate import loaded
 from lorakit.evaluate.diagnosis.general import general_rows
 from lorakit.evaluate.evaluation import Request
 from lorakit.evaluate.examined import examination
@@ -72,33 +69,6 @@ def honest(tmp_path_factory, knowing):
 @pytest.fixture(scope="module")
 def forgetful(tmp_path_factory, knowing):
     return make_run(tmp_path_factory.mktemp("forgetful"), knowing, train={"learning_rate": 0.3, "steps": 12})
-
-
-@pytest.fixture
-def loads(monkeypatch):
-    """The bases that are loaded."""
-    found, load_model = [], loaded.load_model
-
-    def noted(base, settings, device):
-        found.append(settings.quantization)
-        return load_model(base, settings, device)
-
-    monkeypatch.setattr(loaded, "load_model", noted)
-    return found
-
-
-@pytest.fixture
-def lorakit_eval(capsys, monkeypatch):
-    """Run `lorakit eval` in process: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lorakit", "eval", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, " ".join(err.split())
-
-    return call
 
 
 def found_in(facts, model="adapter"):

@@ -1,48 +1,18 @@
 """Promises of `lorakit eval --tasks`: lm-eval's tasks on runs and models, as tables, as JSON and as a file."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from eval_runs import make_run
 from test_tasks import CHOICE, TEXTS, harness, task_folder, without_lm_evals_own  # noqa: F401 (fixtures)
 
-from lorakit.cli import main
-from lorakit.evaluate import loaded
 from lorakit.evaluate.benchmarks import FORMAT
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_base):
     return make_run(tmp_path_factory.mktemp("tasks"), tiny_base)
-
-
-@pytest.fixture
-def loads(monkeypatch):
-    """The quantizations of the bases that are loaded."""
-    found, load_model = [], loaded.load_model
-
-    def noted(base, settings, device):
-        found.append(settings.quantization)
-        return load_model(base, settings, device)
-
-    monkeypatch.setattr(loaded, "load_model", noted)
-    return found
-
-
-@pytest.fixture
-def lorakit_eval(capsys, monkeypatch):
-    """Run `lorakit eval` in process: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lorakit", "eval", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, " ".join(err.split())
-
-    return call
 
 
 def test_base_and_adapter_are_scored_on_tasks_in_one_load(run, lorakit_eval, task_folder, loads):  # noqa: F811

@@ -84,34 +84,13 @@ def evaluate(
     each model's difference from the baseline, and whether it is better. Scores and answers are kept in the run's
     eval/ folder.
     """
+    apart = ("models", "seed", "as_json", "quiet")
+    options = {f"--{name.replace('_', '-')}": value for name, value in locals().items() if name not in apart}
     from lorakit import console
     from lorakit.cli import eval_parts as parts
     from lorakit.cli.eval_checks import check_together, quantizations_of
 
     progress = console.Terminal(quiet)
-    options = {
-        "--data": data,
-        "--metrics": metrics,
-        "--rows": rows,
-        "--baseline": baseline,
-        "--fail-under": fail_under,
-        "--max-new-tokens": max_new_tokens,
-        "--no-cache": no_cache,
-        "--output": output,
-        "--sheet": sheet,
-        "--questions": questions,
-        "--overwrite": overwrite,
-        "--ratings": ratings,
-        "--key": key,
-        "--diagnose": diagnose,
-        "--general": general,
-        "--quantizations": quantizations,
-        "--tasks": tasks,
-        "--tasks-path": tasks_path,
-        "--limit": limit,
-        "--chat-template": chat_template,
-        "--allow-code": allow_code,
-    }
     check_together(models, options)
     if ratings and key:
         parts.report_ratings([*ratings, *map(Path, models)], key, seed, as_json, progress)

@@ -85,7 +85,7 @@ def describe(draft: Path, run: Run, prepared: Prepared, merged: "Merged", adapte
         "base": {
             "name": prepared.base.name,
             "origin": prepared.base.origin,
-            "sha256": run.read_manifest()["base"]["sha256"],
+            "sha256": manifest["base"]["sha256"],
         },
         "adapter_sha256": sha256_of(weights),
         "combined": _combination(adapter),

@@ -100,6 +100,8 @@ def check_options(
         raise UserError(f"--density: {density:g} is no share of an adapter's numbers. Write one over 0 and up to 1.")
     if seed is not None and not chosen.is_random:
         raise UserError(f"--seed: nothing in {method} is random. Leave it out.")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise UserError(f"--seed: {seed} is no seed. Write a whole number from 0 on, below 2^63.")
     if rank is not None and not chosen.takes_rank:
         raise UserError(f"--rank: {method} has the rank that its adapters give it. Leave it out, or take svd.")
     if rank is not None and rank < 1:

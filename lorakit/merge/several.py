@@ -56,7 +56,7 @@ def combine_runs(
     check_apart(output, *(run.folder for run in runs), *(prepared.base.folder for _, prepared in opened))
     first, prepared = opened[0]
     with tempfile.TemporaryDirectory(prefix="lorakit-combined.") as folder:
-        draft = Path(folder) / "adapter"
+        draft = Path(folder) / output.absolute().name  # by which its card calls it
         combined = combine(
             [run.adapter for run, _ in opened],
             weights,
