@@ -1,11 +1,13 @@
 """Batches depend on the rows, the seed and the epoch, never on how they are split."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from lorakit.data.batches import collate, draws, epoch_batches, split_batch
-from lorakit.train.trainer import Plan, StepBatches
+from lorakit.train.steps import Plan, StepBatches, laid_out, trained_tokens, units_of
 
 LENGTHS = [(7 * i) % 53 + 3 for i in range(150)]
 
@@ -36,14 +38,36 @@ def test_rows_of_a_batch_are_of_like_length():
     assert padding(epoch_batches(LENGTHS, 8, 1, 0)) < 1.1 < 1.5 < padding(arrival)
 
 
-@pytest.mark.parametrize(("rows", "batch", "micro"), [(22, 4, 3), (22, 4, 4), (5, 8, 3), (8, 8, 8), (9, 4, 1)])
-def test_the_sampler_counts_its_micro_batches_as_the_trainer_needs_them(rows, batch, micro):
-    plan = Plan(batch_size=batch, micro_batch=micro, seed=1, eval_steps=1, keep=1, pad_token_id=0)
+@pytest.mark.parametrize(("rows", "batch"), [(22, 4), (5, 8), (8, 8), (9, 4)])
+def test_the_sampler_gives_a_step_at_a_time_and_counts_them(rows, batch):
+    plan = Plan(batch_size=batch, micro_batch=3, seed=1, eval_steps=1, keep=1, pad_token_id=0, longest=60)
     sampler = StepBatches(LENGTHS[:rows], plan)
-    assert len(list(sampler)) == len(sampler)
-    accumulation = -(-batch // micro)
-    steps = len(sampler) // accumulation + (len(sampler) % accumulation > 0)
-    assert steps == -(-rows // batch)
+    assert list(sampler) == epoch_batches(LENGTHS[:rows], batch, 1, 0)
+    assert len(sampler) == len(list(sampler)) == -(-rows // batch)
+
+
+def made_rows(*lengths):
+    return [{"input_ids": [5] * n, "labels": [-100] + [5] * (n - 1), "where": f"row {n}"} for n in lengths]
+
+
+def test_a_micro_batch_is_rows_or_packs_and_knows_where_they_come_from():
+    rows = made_rows(6, 4, 3, 3)
+    alone = Plan(4, 2, seed=1, eval_steps=1, keep=1, pad_token_id=0, longest=7)
+    assert [len(unit) for unit in units_of(rows, alone)] == [1, 1, 1, 1]
+    first = laid_out(units_of(rows, alone)[:2], alone)
+    assert first["input_ids"].shape == (2, 6) and first["where"] == ["row 6", "row 4"]
+    packs = units_of(rows, replace(alone, packing=True))
+    assert [[len(row["input_ids"]) for row in pack] for pack in packs] == [[6], [4, 3], [3]]
+    packed = laid_out(packs[:2], replace(alone, packing=True))
+    assert packed["input_ids"].shape == (2, 7) and packed["where"] == ["row 6", "row 4", "row 3"]
+
+
+def test_trained_tokens_are_those_that_the_laid_out_rows_train():
+    rows = [{**row, "labels": row["input_ids"]} for row in made_rows(6, 4, 1)]  # a first token has nothing before it
+    plan = Plan(4, 3, seed=1, eval_steps=1, keep=1, pad_token_id=0, longest=7)
+    for one in (plan, replace(plan, packing=True)):
+        labels = laid_out(units_of(rows, one), one)["labels"]
+        assert trained_tokens(rows) == int((labels[:, 1:] != -100).sum()) == 8
 
 
 def test_collate_pads_to_the_right_and_trains_no_padding():
@@ -72,9 +96,6 @@ def test_weights_say_how_often_a_row_is_drawn_and_every_row_has_its_turn():
     assert epoch_batches(LENGTHS, 8, 1, 0, weights) == epoch_batches(LENGTHS, 8, 1, 0, weights)
 
 
-@pytest.mark.parametrize("packing", [False, True])
-def test_the_sampler_counts_weighted_and_packed_steps(packing):
-    plan = Plan(8, 3, 1, 1, 1, 0, packing=packing)
-    weights = np.array([1.5] * 150)
-    sampler = StepBatches(LENGTHS, plan, weights)
-    assert len(list(sampler)) == len(sampler) == (29 if packing else 28 * 3 + 1)
+def test_the_sampler_counts_weighted_steps():
+    sampler = StepBatches(LENGTHS, Plan(8, 3, 1, 1, 1, 0, 60), np.array([1.5] * 150))
+    assert len(list(sampler)) == len(sampler) == 29

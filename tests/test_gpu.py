@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import TINY_LLAMA
+from conftest import TINY_LLAMA, rows_of, write_rows
 from runs_of_tests import losses, run_recipe
+from test_out_of_memory import events
 from test_training import interrupted_after
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -14,10 +15,14 @@ from lorakit.errors import LorakitError
 from lorakit.merge.run import merge
 from lorakit.model.base import Base
 from lorakit.model.load import load_model
+from lorakit.model.memory import free_memory
 from lorakit.model.quantized import quantization_of
-from lorakit.plan.prepare import reopen_run
+from lorakit.plan.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
+from lorakit.recipe.load import load
 from lorakit.recipe.schema import Model
+from lorakit.train.begin import begin
+from lorakit.train.probe import probe, probe_run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -114,3 +119,46 @@ def test_optimizers_of_bitsandbytes_train_and_resume(
     assert outcome.steps == 8
     assert losses(run)[-1] < losses(run)[0]
     assert {tensor.dtype == torch.uint8 for tensor in moments(run)} == {optimizer.endswith("8bit")}
+
+
+@pytest.mark.parametrize("probed", [True, False], ids=["the probe", "a step"])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_on_a_gpu_that_is_too_small_fewer_rows_are_taken_to_the_same_result(
+    recipe_file, tmp_path, monkeypatch, wide_base, quantization, probed
+):
+    """torch's own allocator is given less than the micro-batch takes; with dropout, whose generator goes back too."""
+    path = recipe_file(
+        model={"base": str(wide_base), "quantization": quantization},
+        adapter={"rank": 16, "alpha": 16, "dropout": 0.2},
+        data={"eval": None, "packing": "off"},
+        train={**TRAIN, "steps": 3, "batch_size": 256, "micro_batch": 256, "gradient_checkpointing": False},
+    )
+    write_rows(tmp_path / "train.jsonl", rows_of(256))
+    whole = probe_run(prepare_run(load(path).recipe, Silent()), Silent())
+    assert whole.halved == () and whole.micro_batch == 256
+    assert whole.reserved >= whole.peak > whole.before + (64 << 20), "of a size that blocks of 20 MiB do not hide"
+    if not probed:
+        monkeypatch.setattr("lorakit.train.run.try_longest", lambda *_: whole)
+    free_memory()
+    limit = whole.before + 0.7 * (whole.peak - whole.before)
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        run, outcome = run_recipe(path, tmp_path / "run")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert outcome.micro_batch < 256
+    assert events(run)[0]["step"] == 1
+    planned, _ = run_recipe(path, tmp_path / "planned", f"train.micro_batch={outcome.micro_batch}")
+    assert events(planned) == []
+    assert losses(run) == pytest.approx(losses(planned), rel=2e-3)
+
+
+def test_the_probe_leaves_a_gpus_generators_where_they_were(recipe_file, wide_base):
+    path = recipe_file(model={"base": str(wide_base)}, adapter={"rank": 16, "dropout": 0.2}, train=TRAIN)
+    run = prepare_run(load(path).recipe, Silent())
+    begun = begin(run, None, Silent())
+    before = torch.cuda.get_rng_state(), torch.get_rng_state()
+    first = probe(begun, run, Silent())
+    assert probe(begun, run, Silent()).tokens == first.tokens
+    assert torch.equal(torch.cuda.get_rng_state(), before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])

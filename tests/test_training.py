@@ -88,14 +88,14 @@ def interrupted_after(step: int, monkeypatch) -> None:
 
     def with_stop(self, *, stopping, **options):
         original(self, stopping=stopping, **options)
-        compute = self.compute_loss
+        compute = self.training_step
 
         def compute_and_stop(*arguments, **named):
             if self.state.global_step + 1 >= step:
                 stopping.signal = signal.SIGTERM
             return compute(*arguments, **named)
 
-        self.compute_loss = compute_and_stop
+        self.training_step = compute_and_stop
 
     monkeypatch.setattr(SupervisedTrainer, "__init__", with_stop)
 

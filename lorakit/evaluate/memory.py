@@ -1,11 +1,13 @@
 """Work in batches that fit into memory: as many rows at once as an estimate allows, halved where it was wrong."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
 from lorakit.errors import LorakitError
+from lorakit.model.memory import OutOfMemory, free_memory, within_memory
 from lorakit.plan.machine import processor
 
 Item = TypeVar("Item")
@@ -46,29 +48,16 @@ def in_batches(
     while waiting:
         most = max(1, min(rows, tokens // max(size(waiting[-1]), 1)))
         batch = waiting[-most:]
-        try:
-            left = work(batch)
-        except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
-            if not _out_of_memory(error):
-                raise
+        left = within_memory(partial(work, batch))
+        if isinstance(left, OutOfMemory):
+            free_memory()
             if len(batch) == 1:
                 raise LorakitError(
                     f"out of memory on one row of {size(batch[0]):,} tokens. Give shorter rows, a smaller "
                     "--max-new-tokens, or a machine with more memory."
-                ) from error
+                )
             rows = len(batch) // 2
-            left = None
-        if left is None:  # outside of the handler, whose traceback holds the tensors of the failed batch
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
             continue
         del waiting[-most:]
         if left:
             waiting = sorted([*waiting, *left], key=size)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether torch could not get memory; on the CPU it says so in words only (c10/core/impl/alloc_cpu.cpp)."""
-    told = str(error)
-    words = ("can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in told for word in words)

@@ -9,7 +9,7 @@ from lorakit.plan.prepare import Prepared
 from lorakit.recipe.schema import Train
 from lorakit.runs import Run
 from lorakit.train.optimizer import OPTIMIZERS
-from lorakit.train.trainer import Plan
+from lorakit.train.steps import Plan
 
 
 def plan_of(prepared: Prepared) -> Plan:
@@ -22,6 +22,7 @@ def plan_of(prepared: Prepared) -> Plan:
         eval_steps=interval(recipe.train.eval_every, prepared.steps),
         keep=recipe.train.keep,
         pad_token_id=pad_token_id(prepared.tokenizer),
+        longest=int(prepared.train.lengths().max()),
         packing=recipe.data.packing == "on",
         flat=recipe.model.attention == "flash_attention_2",
         lora_plus=recipe.train.lora_plus,
@@ -35,8 +36,8 @@ def arguments(prepared: Prepared, run: Run, plan: Plan) -> SFTConfig:
     arguments = SFTConfig(
         output_dir=str(run.folder),
         max_steps=steps,
-        per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=1 if plan.packing else -(-plan.batch_size // plan.micro_batch),
+        per_device_train_batch_size=plan.batch_size,
+        gradient_accumulation_steps=1,  # the trainer's batch is a whole step
         learning_rate=float(settings.learning_rate),
         lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
         warmup_steps=warmup_steps(settings, steps),
@@ -47,7 +48,7 @@ def arguments(prepared: Prepared, run: Run, plan: Plan) -> SFTConfig:
         bf16=dtype == "bfloat16",
         fp16=dtype == "float16",
         use_cpu=not on_gpu,
-        activation_checkpointing=bool(settings.gradient_checkpointing),
+        activation_checkpointing=False,  # we turn it on ourselves, see recomputing.py
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,

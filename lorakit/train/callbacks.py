@@ -57,10 +57,16 @@ class Conductor(TrainerCallback):
         self.run, self.bar, self.stopping, self.early, self.held_out = run, bar, stopping, early, held_out
         self.tokens, self.steps, self.busy, self.mark = 0, 0, 0.0, 0.0
         self.loss: float | None = None
-        self.stopped_early = False
+        self.stopped_early = self.optimizing = False
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.mark = time.monotonic()
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.optimizing = True
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.optimizing = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.busy += time.monotonic() - self.mark

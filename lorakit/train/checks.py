@@ -2,26 +2,28 @@
 
 from typing import Any
 
-import torch
-
 from lorakit.data.batches import collate
+from lorakit.data.encoded import IGNORED
 from lorakit.data.packing import collate_packed
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.fused import fused_lora
-from lorakit.model.load import DTYPES, pad_token_id
+from lorakit.model.load import pad_token_id
 from lorakit.model.loss import EXACT, HALF, is_causal, loss_agrees, packing_agrees, supervised_loss
 from lorakit.plan.prepare import Prepared
+from lorakit.train.passes import autocast
+
+# Tokens of each row that are tried: enough to tell, and little memory whatever the rows are like.
+_TRIED = 128
 
 
 def check_loss(model: Any, prepared: Prepared) -> None:
     """On two short rows the loss must be what the model's own full logits give: families differ in heads and bodies."""
-    rows = sorted(prepared.train.rows, key=lambda row: len(row["input_ids"]))[:2]
+    rows = [_excerpt(row) for row in sorted(prepared.train.rows, key=lambda row: len(row["input_ids"]))[:2]]
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in collate(rows, pad_token_id(prepared.tokenizer)).items()}
     dtype = prepared.recipe.model.dtype
     near = EXACT if dtype == "float32" else HALF
-    autocast = torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32")  # as the trainer does
-    with fused_lora(model), autocast:
+    with fused_lora(model), autocast(device, dtype):
         agrees = loss_agrees(model, **batch, tolerance=near)
         if prepared.recipe.data.packing == "on":
             flat = prepared.recipe.model.attention == "flash_attention_2"
@@ -48,6 +50,13 @@ def check_loss(model: Any, prepared: Prepared) -> None:
             f"{prepared.base.name}: the loss at supervised positions is not what this architecture's own logits give. "
             "lorakit does not train it wrongly: please report the model."
         )
+
+
+def _excerpt(row: dict[str, Any]) -> dict[str, Any]:
+    """A row, of a long one the tokens around the first that are trained."""
+    first = next((at for at, label in enumerate(row["labels"]) if label != IGNORED), 0)
+    begin = max(0, min(first - _TRIED // 2, len(row["input_ids"]) - _TRIED))
+    return row | {name: row[name][begin : begin + _TRIED] for name in ("input_ids", "labels")}
 
 
 def _unreached(model: Any, batch: dict[str, Any]) -> list[str]:

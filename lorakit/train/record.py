@@ -1,7 +1,5 @@
-"""The manifest of a run: what went into it, exactly, and what came out."""
+"""What a run says of itself: what went into it, exactly, and what came out."""
 
-import resource
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,12 +7,41 @@ from typing import Any
 import torch
 
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
-from lorakit.folders import sha256_of
+from lorakit.folders import sha256_of, write_whole
+from lorakit.model.memory import process_peak
 from lorakit.plan.prepare import Prepared
 from lorakit.recipe.kinds import adapter_folder, begins_from
-from lorakit.recipe.schema import Adapter
-from lorakit.runs import now, versions
+from lorakit.recipe.load import dump
+from lorakit.recipe.schema import Adapter, Recipe
+from lorakit.runs import Run, now, versions
 from lorakit.train.begin import Begun
+from lorakit.train.passes import Shrunk
+
+
+class Record:
+    """The files that say what a run is, recipe.yaml and manifest.json, kept true while it trains."""
+
+    def __init__(self, run: Run, recipe: Recipe, manifest: dict[str, Any]) -> None:
+        self.run, self.recipe = run, recipe
+        self.manifest = manifest | {"status": "running"}
+
+    def write(self) -> None:
+        self.run.write_manifest(self.manifest)
+        write_whole(self.run.recipe, dump(self.recipe, self.run.folder))
+
+    def shrunk(self, change: Shrunk) -> None:
+        """Keep what memory asked for, so that repeating or resuming the run begins with it."""
+        values = {"micro_batch": change.now, "gradient_checkpointing": change.gradient_checkpointing}
+        self.recipe = self.recipe.model_copy(update={"train": self.recipe.train.model_copy(update=values)})
+        facts = asdict(change)
+        self.manifest["out_of_memory"] = [*self.manifest.get("out_of_memory", []), facts]
+        self.write()
+        self.run.log_line({"step": facts.pop("step"), "out_of_memory": facts})
+
+    def complete(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        """The manifest of the run that has ended."""
+        self.manifest |= {"status": "complete", "finished": now(), "result": outcome}
+        return self.manifest
 
 
 def manifest_of(prepared: Prepared, begun: Begun) -> dict[str, Any]:
@@ -61,8 +88,7 @@ def _beginning(adapter: Adapter) -> dict[str, Any] | None:
 
 
 def peak_memory() -> int:
-    """The most memory that this process held, in bytes: the GPU's where one was used, else resident memory."""
+    """The most memory that was held, in bytes: on a GPU since the probe began, else resident memory of the process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return process_peak()

@@ -48,7 +48,11 @@ def resumed_recipe(run: Run, loaded: Loaded) -> Recipe:
             f"({run.recipe}), or train into another folder with --output."
         )
     changed = {key: value for key, value in now.items() if key.startswith("train.") and key.startswith(_FREE)}
-    values = {key.removeprefix("train."): value for key, value in changed.items() if value != "auto"}
+    values = {
+        key.removeprefix("train."): value
+        for key, value in changed.items()
+        if value != "auto" and (_by_hand(key, loaded) or not _ran_out(key, value, run))
+    }
     return begun.model_copy(
         update={
             "train": begun.train.model_copy(update=values),
@@ -57,6 +61,21 @@ def resumed_recipe(run: Run, loaded: Loaded) -> Recipe:
             "name": loaded.recipe.name,
         }
     )
+
+
+def _by_hand(key: str, loaded: Loaded) -> bool:
+    """Whether a key was given with `--set`."""
+    return key in loaded.places and bool(loaded.places[key].setting)
+
+
+def _ran_out(key: str, value: Any, run: Run) -> bool:
+    """Whether a value is one with which the run ran out of memory: it goes on with what fitted."""
+    changes = run.read_manifest().get("out_of_memory", [])
+    if key == "train.micro_batch":
+        return any(value >= change["micro_batch"] for change in changes)
+    if key == "train.gradient_checkpointing":
+        return value is False and any(change["gradient_checkpointing"] for change in changes)
+    return False
 
 
 def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Path | None:
@@ -72,6 +91,12 @@ def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Pa
     if manifest.get("status") == "complete":
         raise UserError(f"{run.folder}: this run has ended; there is nothing to resume.")
     check_base(prepared.base, manifest, run.folder)
+    if manifest.get("out_of_memory"):
+        train = prepared.recipe.train
+        progress.say(
+            f"this run ran out of memory before: train.micro_batch is {train.micro_batch}, gradient_checkpointing "
+            f"{str(train.gradient_checkpointing).lower()} (--set changes them; the result does not depend on them)"
+        )
     recorded, found = manifest.get("data", {}).get("files", {}), file_sha256s(prepared.recipe.data)
     changed = sorted(path for path in {*recorded, *found} if recorded.get(path) != found.get(path))
     if changed:

@@ -2,34 +2,29 @@
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from peft import PeftModel
-from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, TrainerCallback
 
 from lorakit.errors import Interrupted, LorakitError, UserError
-from lorakit.folders import write_whole
 from lorakit.model.adapters.svd import ranks_in_words
-from lorakit.model.fused import fused_lora
+from lorakit.model.memory import first_line, is_out_of_memory
 from lorakit.model.stored import check_mergeable
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.recipe.load import dump
-from lorakit.runs import Run, now
+from lorakit.runs import Run
 from lorakit.train.arguments import arguments, plan_of, warmup_steps
 from lorakit.train.begin import Begun, begin, take_up
 from lorakit.train.callbacks import Conductor, Driving, StopRequest
 from lorakit.train.checks import check_loss
-from lorakit.train.optimizer import share_in_8_bits
-from lorakit.train.record import manifest_of, peak_memory
+from lorakit.train.optimizer import share_in_8_bits, states_do_not_fit
+from lorakit.train.passes import Passes, computing
+from lorakit.train.probe import probed_words, try_longest
+from lorakit.train.recomputing import recomputes, set_recomputing
+from lorakit.train.record import Record, manifest_of, peak_memory
 from lorakit.train.save import save_result
-from lorakit.train.trainer import Plan, SupervisedTrainer
+from lorakit.train.trainer import SupervisedTrainer
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,9 @@ class Outcome:
     seconds_a_step: float
     trained_tokens_per_second: float
     peak_memory: int
+    micro_batch: int
+    """The rows, or packs, that were computed at once in the end: smaller than asked for where memory ran out."""
+    gradient_checkpointing: bool
 
 
 def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None = None) -> Outcome:
@@ -56,7 +54,14 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
     """
     _refuse(prepared)
     with run.alone():
-        return _train(prepared, run, progress, checkpoint)
+        try:
+            return _train(prepared, run, progress, checkpoint)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise LorakitError(
+                f"out of memory beside the passes of the steps: {first_line(error)}. lorakit plan tells what fits."
+            ) from error
 
 
 def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None) -> Outcome:
@@ -64,21 +69,13 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     if prepared.recipe.train.optimizer.endswith("8bit"):
         progress.say(f"train.optimizer: {share_in_8_bits(begun.model):.0%} of its states are in 8 bits")
     check_loss(begun.model, prepared)
-    manifest = run.read_manifest() if checkpoint else manifest_of(prepared, begun)
-    manifest["status"] = "running"
-
-    def open_folder() -> None:
-        if not checkpoint:
-            run.clear()
-        run.write_manifest(manifest)
-        write_whole(run.recipe, dump(prepared.recipe, run.folder))
-
+    record = Record(run, prepared.recipe, run.read_manifest() if checkpoint else manifest_of(prepared, begun))
     stopping = StopRequest(progress)
     with stopping.listening():
-        outcome = _fit(begun, prepared, run, progress, stopping, checkpoint, open_folder)
+        outcome = _fit(begun, prepared, record, progress, stopping, checkpoint)
     if begun.driver:
         progress.say(ranks_in_words(begun.model))
-    manifest |= {"status": "complete", "finished": now(), "result": outcome.__dict__}
+    manifest = record.complete(outcome.__dict__)
     run.write_manifest(manifest | save_result(begun, prepared, run, manifest))
     return outcome
 
@@ -99,82 +96,84 @@ def _refuse(prepared: Prepared) -> None:
 def _fit(
     begun: Begun,
     prepared: Prepared,
-    run: Run,
+    record: Record,
     progress: Progress,
     stopping: StopRequest,
     checkpoint: Path | None,
-    open_folder: Callable[[], None],
 ) -> Outcome:
-    """The training itself. `open_folder` is called when nothing stands against it any more: it clears the folder."""
-    recipe, steps, model = prepared.recipe, prepared.steps, begun.model
+    """The training itself. The folder is cleared only when nothing stands against it any more."""
+    recipe, steps, run = prepared.recipe, prepared.steps, record.run
     done = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
-    plan = plan_of(prepared)
-    held_out = prepared.held_out
-    begin = time.monotonic()
+    set_recomputing(begun.model, bool(recipe.train.gradient_checkpointing))
+    passes = Passes(begun, recipe, plan_of(prepared), progress, record.shrunk)
+    start = time.monotonic()
     with progress.bar("training", total=steps, done=done) as bar:
         settled_at = begun.driver.settled_at if begun.driver else 0
-        conductor = Conductor(run, bar, stopping, recipe.train.early_stopping, held_out is not None, settled_at)
-        trainer = _trainer(begun, prepared, run, progress, plan, stopping, conductor)
-        open_folder()
+        held_out = prepared.held_out is not None
+        conductor = Conductor(run, bar, stopping, recipe.train.early_stopping, held_out, settled_at)
+        trainer = _trainer(prepared, run, progress, passes, stopping, conductor)
+        if not checkpoint:
+            run.clear()
+        record.write()
         run.go_back_to(done)
-        autocast = recipe.model.dtype != "float32"
-        try:
-            with _without_copies(model, autocast), fused_lora(model):
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except torch.OutOfMemoryError as error:
-            raise LorakitError(
-                f"out of memory at step {trainer.state.global_step + 1} with micro_batch {plan.micro_batch}. The "
-                f"result does not depend on it: --resume --set train.micro_batch={max(1, plan.micro_batch // 2)}, or "
-                "--set train.gradient_checkpointing=true."
-            ) from error
+        with computing(begun.model, recipe.model.dtype):
+            if prepared.machine.is_gpu:
+                found, expected = try_longest(passes, prepared, done + 1), prepared.expected
+                progress.say(probed_words(found, prepared.machine.memory, expected.allocated if expected else None))
+            _run_steps(trainer, conductor, checkpoint)
     state = trainer.state
     if stopping() and state.global_step < steps:
         raise Interrupted(
             f"stopped after step {state.global_step} of {steps}; its checkpoint is complete, --resume goes on from it"
         )
     if state.best_global_step and state.best_global_step != state.global_step:
-        take_up(model, begun.driver, run.checkpoint(state.best_global_step))
+        take_up(begun.model, begun.driver, run.checkpoint(state.best_global_step))
     return Outcome(
         steps=state.global_step,
         loss=conductor.loss,
         eval_loss=state.best_metric,
         best_step=state.best_global_step,
         stopped_early=conductor.stopped_early,
-        seconds=round(time.monotonic() - begin, 1),
+        seconds=round(time.monotonic() - start, 1),
         seconds_a_step=round(conductor.busy / conductor.steps, 3) if conductor.steps else 0.0,
         trained_tokens_per_second=round(conductor.tokens / conductor.busy, 1) if conductor.busy else 0.0,
         peak_memory=peak_memory(),
+        micro_batch=passes.micro_batch,
+        gradient_checkpointing=recomputes(begun.model),
     )
 
 
+def _run_steps(trainer: SupervisedTrainer, conductor: Conductor, checkpoint: Path | None) -> None:
+    """The loop. Where a step's passes run out of memory they recover; the optimizer cannot: it is half done."""
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (RuntimeError, MemoryError) as error:
+        if not (conductor.optimizing and is_out_of_memory(error)):
+            raise
+        passes, when = trainer.passes, f"at step {trainer.state.global_step + 1}"
+        raise LorakitError(states_do_not_fit(passes.model, passes.recipe.train.optimizer, when)) from error
+
+
 def _trainer(
-    begun: Begun,
     prepared: Prepared,
     run: Run,
     progress: Progress,
-    plan: Plan,
+    passes: Passes,
     stopping: StopRequest,
     conductor: TrainerCallback,
 ) -> SupervisedTrainer:
     held_out = prepared.held_out
     trainer = SupervisedTrainer(
-        plan=plan,
+        passes=passes,
         examples=prepared.train,
         run=run,
         progress=progress,
         stopping=stopping,
-        driver=begun.driver,
-        model=begun.model,
-        args=arguments(prepared, run, plan),
+        args=arguments(prepared, run, passes.plan),
         train_dataset=prepared.train.rows,
         eval_dataset=held_out.rows if held_out else None,
         processing_class=prepared.tokenizer,
-        callbacks=[conductor, *([Driving(begun.driver)] if begun.driver else [])],
+        callbacks=[conductor, *([Driving(passes.driver)] if passes.driver else [])],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _without_copies(model: Any, autocast: bool) -> AbstractContextManager[Any]:
-    """Under autocast the product is computed in half precision anyway; PEFT's copies to float32 would cost memory."""
-    return disable_input_dtype_casting(model, active=autocast) if isinstance(model, PeftModel) else nullcontext()

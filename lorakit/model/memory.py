@@ -1,0 +1,135 @@
+"""Memory: telling that it ran out, giving it back, and measuring the most that a piece of work takes."""
+
+import ctypes
+import gc
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+# What says so in words only: c10/core/impl/alloc_cpu.cpp, and CUDA's libraries when they ask for memory of their own.
+_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # the kernel's word for: the peak of resident memory begins anew (Documentation/filesystems/proc)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says at first, without its full stop: torch goes on for pages."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory could not be had."""
+    told = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in told for word in _WORDS)
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """Memory ran out. `told` is what the allocator said."""
+
+    told: str
+
+
+def within_memory(work: Callable[[], Result]) -> Result | OutOfMemory:
+    """What `work` gives, or that memory ran out.
+
+    When this returns, nothing of the failed work is held any more by the error, whose traceback holds its tensors:
+    drop what else belongs to it, then call `free_memory`.
+    """
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
+        if not is_out_of_memory(error):
+            raise
+        return OutOfMemory(first_line(error))
+
+
+def free_memory() -> None:
+    """Give back what nobody holds any more: tensors in reference cycles, and the blocks that torch keeps on a GPU."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@dataclass
+class Peak:
+    """Memory in bytes: on a GPU what torch's tensors take, on a CPU what the process has resident."""
+
+    before: int
+    peak: int = 0
+    reserved: int = 0
+    """With what torch keeps on a GPU between tensors, which no other process can have."""
+    exact: bool = True
+    """False where the system tells only the peak of the whole process so far: `peak` is then an upper bound."""
+
+
+@contextmanager
+def measured(device: torch.device) -> Iterator[Peak]:
+    """Measures the most memory that is held on `device` within; what it yields is filled in at the end.
+
+    On a GPU this begins torch's own peaks (`max_memory_allocated`, `max_memory_reserved`) anew.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        found = Peak(torch.cuda.memory_allocated(device))
+    else:
+        _give_back()
+        found = Peak(_resident("VmRSS") or process_peak(), exact=_begin_anew())
+    try:
+        yield found
+    finally:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            found.peak = torch.cuda.max_memory_allocated(device)
+            found.reserved = torch.cuda.max_memory_reserved(device)
+        else:
+            found.peak = found.reserved = _resident("VmHWM") if found.exact else process_peak()
+
+
+def _give_back() -> None:
+    """Give the system what the C library keeps of freed memory: it would count as held before the work."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "malloc_trim"):  # glibc's
+        library.malloc_trim(0)  # type: ignore[union-attr]
+
+
+def process_peak() -> int:
+    """The most resident memory of this process since it began, or since its peak was begun anew."""
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _begin_anew() -> bool:
+    """Begin the process's peak anew; False where the system has no way, or does not let us."""
+    try:
+        _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
+    except OSError:
+        return False
+    return _resident("VmHWM") > 0
+
+
+def _resident(name: str) -> int:
+    """A figure of /proc/self/status in bytes; 0 where it is not told."""
+    try:
+        found = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) << 10 if found else 0

@@ -1,0 +1,40 @@
+"""Gradient checkpointing: activations are computed again in the backward pass instead of being kept."""
+
+from typing import Any
+
+from lorakit.errors import UserError
+
+
+def can_recompute(model: Any) -> bool:
+    """Whether the model's family has it."""
+    causal = _causal(model)
+    has = any(hasattr(module, "gradient_checkpointing") for module in causal.modules())
+    return has and bool(getattr(causal, "supports_gradient_checkpointing", False))
+
+
+def recomputes(model: Any) -> bool:
+    """Whether it is on."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in _causal(model).modules())
+
+
+def set_recomputing(model: Any, on: bool) -> None:
+    """Turn it on or off. The gradients are the same.
+
+    Raises:
+        UserError: the model's family has no gradient checkpointing.
+    """
+    causal = _causal(model)
+    if on and not can_recompute(model):
+        raise UserError(
+            f"train.gradient_checkpointing: {type(causal).__name__} has none in transformers. Write false, and a "
+            "smaller micro_batch."
+        )
+    if on:
+        # The other form, reentrant, reaches no weights of a layer whose input needs no gradient.
+        causal.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    elif recomputes(model):
+        causal.activation_checkpointing_disable()
+
+
+def _causal(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,74 @@
+"""The optimizer steps of a run: which rows each one trains, and how they are laid out in micro-batches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from lorakit.data.batches import collate, draws, epoch_batches
+from lorakit.data.encoded import IGNORED
+from lorakit.data.packing import collate_packed, first_fit_decreasing
+
+Unit = list[dict[str, Any]]
+"""What a micro-batch counts: one row alone, or the rows of one pack."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the trainer needs to know of a run, in steps and rows."""
+
+    batch_size: int
+    micro_batch: int
+    seed: int
+    eval_steps: int
+    keep: int
+    pad_token_id: int
+    longest: int
+    """Tokens of the longest row, and so of a pack."""
+    packing: bool = False
+    flat: bool = False
+    """Packs go end to end in one row, as variable-length attention takes them."""
+    lora_plus: float | None = None
+
+
+class StepBatches(Sampler[list[int]]):
+    """The rows of every step of one epoch."""
+
+    def __init__(self, lengths: Sequence[int], plan: Plan, weights: np.ndarray | None = None) -> None:
+        self.lengths, self.plan, self.weights, self.epoch = lengths, plan, weights, 0
+
+    @property
+    def batch_sampler(self) -> "StepBatches":
+        """Trainer hands the epoch to `dataloader.batch_sampler.batch_sampler`, where accelerate's wrapper would be."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(epoch_batches(self.lengths, self.plan.batch_size, self.plan.seed, self.epoch, self.weights))
+
+    def __len__(self) -> int:
+        return -(-draws(len(self.lengths), self.weights) // self.plan.batch_size)
+
+
+def units_of(rows: Sequence[dict[str, Any]], plan: Plan) -> list[Unit]:
+    """The rows of a step one by one, or in packs that are no longer than the run's longest row."""
+    if not plan.packing:
+        return [[row] for row in rows]
+    packs = first_fit_decreasing([len(row["input_ids"]) for row in rows], plan.longest)
+    return [[rows[index] for index in pack] for pack in packs]
+
+
+def laid_out(units: Sequence[Unit], plan: Plan) -> dict[str, Any]:
+    """One micro-batch as tensors (rows or packs, tokens), and the places of its rows as `where`."""
+    rows = [row for unit in units for row in unit]
+    tensors = collate_packed(units, plan.pad_token_id, plan.flat) if plan.packing else collate(rows, plan.pad_token_id)
+    return {**tensors, "where": [row["where"] for row in rows]}
+
+
+def trained_tokens(rows: Sequence[dict[str, Any]]) -> int:
+    """Over how many tokens the loss of some rows is the mean; nothing stands before a row's first."""
+    return sum(label != IGNORED for row in rows for label in row["labels"][1:])
