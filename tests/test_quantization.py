@@ -31,8 +31,9 @@ from lorakit.model.load import load_model, original_weights
 from lorakit.model.quantized import dequantized, quantization_of, quantization_words
 from lorakit.model.stored import check_mergeable, stored_quantization
 from lorakit.plan.facts import facts_in, facts_of
+from lorakit.plan.memory import weight_bytes
 from lorakit.plan.prepare import reopen_run
-from lorakit.plan.quantization import counts_of, quantization_sentence, quantized_bytes
+from lorakit.plan.quantization import quantization_sentence
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Model
 
@@ -110,19 +111,18 @@ FAMILIES = [
 @pytest.mark.parametrize("config", FAMILIES, ids=lambda config: config.model_type)
 def test_share_and_bytes_are_known_before_the_model_is_loaded(tmp_path, config):
     made(tmp_path / "model", config)
-    counts = counts_of(facts_in(tmp_path / "model"))
+    skeleton = facts_in(tmp_path / "model").skeleton
     for quantization, double in (("nf4", True), ("q4", False), ("q8", False)):
         held = quantization_of(loaded(tmp_path / "model", quantization, dtype="bfloat16", double_quant=double))
-        share, before, after = quantized_bytes(counts, quantization, double, "bfloat16")
-        assert (counts.parameters, counts.quantizable) == (held.parameters, held.quantized)
-        assert share == held.share
-        assert before == held.unquantized_bytes
-        assert after == pytest.approx(held.bytes, rel=0.01)
+        quantizable = sum(weight.size for weight in skeleton.quantizable)
+        assert (skeleton.parameters, quantizable) == (held.parameters, held.quantized)
+        assert weight_bytes(skeleton, "none", double, 2) == held.unquantized_bytes
+        assert weight_bytes(skeleton, quantization, double, 2) == pytest.approx(held.bytes, rel=0.01)
 
 
 def test_smollm2_is_counted_before_it_is_here():
     facts = facts_of(SMOL, "main")
-    assert counts_of(facts).parameters == 134_515_008
+    assert facts.skeleton.parameters == 134_515_008
     words = quantization_sentence(Model(base=SMOL, dtype="bfloat16", quantization="nf4"), None, facts)
     assert words == "nf4: 79% of the parameters are quantized, 0.11 GB instead of 0.27 GB (saves 0.16 GB)"
 

@@ -11,7 +11,8 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from lorakit.errors import UserError
-from lorakit.model.targets import loudest, select_targets
+from lorakit.model.chosen import loudest
+from lorakit.model.targets import select_targets
 from lorakit.recipe.schema import Adapter
 from lorakit.tables import ADAPTERS
 

@@ -10,12 +10,12 @@ from lorakit.evaluate.arguments import BASE, MERGED, kind_of, names_of, run_fold
 from lorakit.evaluate.cached import file_sha256
 from lorakit.model.attach import adapter_config
 from lorakit.model.base import Base, find_base
-from lorakit.model.load import quiet_libraries, supports_sdpa
+from lorakit.model.load import attentions_of, quiet_libraries
 from lorakit.model.stored import check_quantization
 from lorakit.plan.auto import settle
 from lorakit.plan.facts import facts_in
-from lorakit.plan.machine import Machine
-from lorakit.plan.prepare import Prepared, reopen_run, usable_machine
+from lorakit.plan.machine import Machine, usable_machine
+from lorakit.plan.prepare import Prepared, reopen_run
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.schema import Data, Model, Recipe
@@ -197,8 +197,8 @@ def _of_base(others: Sequence[Subject]) -> Subject:
 def _settings(base: Base, first: Prepared | None, machine: Machine) -> Model:
     """How a model that no run holds is held: unquantized, in the number format and attention of the first run."""
     like = first.model if first else Model(base=base.name)
-    sdpa = supports_sdpa(base)
-    attention = "auto" if like.attention == "sdpa" and not sdpa else like.attention
+    attentions = attentions_of(base)
+    attention = "auto" if like.attention not in attentions else like.attention
     update = {"base": base.name, "quantization": "none", "chat_template": None, "attention": attention}
     recipe = Recipe(model=like.model_copy(update=update), data=Data(train="-"))
-    return settle(recipe, machine, facts_in(base.folder), 1, sdpa).recipe.model
+    return settle(recipe, machine, facts_in(base.folder), 1, attentions).recipe.model

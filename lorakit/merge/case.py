@@ -11,7 +11,7 @@ from lorakit.errors import LorakitError, UserError
 from lorakit.merge.proof import TOLERANCES, Proof, compare, reference
 from lorakit.model.checkpoint import TYPES
 from lorakit.model.held import Held, HeldWeights
-from lorakit.model.load import load_model, pad_token_id, supports_sdpa
+from lorakit.model.load import attentions_of, load_model, pad_token_id
 from lorakit.model.quantized import dequantized, quantization_of
 from lorakit.model.stored import check_mergeable, stored_quantization
 from lorakit.model.streamed import streamed_adapter_model, streamed_model
@@ -60,7 +60,7 @@ class Case:
     @property
     def _attention(self) -> str:
         named = self.prepared.model.attention
-        if named == "eager" or not supports_sdpa(self.prepared.base):
+        if named == "eager" or "sdpa" not in attentions_of(self.prepared.base):
             return "eager"
         return "sdpa"  # which predicts the same as kernels that need a GPU
 

@@ -5,7 +5,6 @@ transformers' model families name the same thing differently. What is known of t
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from lorakit.model.prefix import body_of
+from lorakit.model.weight import Weight
 
 # Parts of a path that hold one half of a block, the innermost deciding; and layers that stand in no such part.
 _ATTENTION_PART = re.compile(r"(\w+_)?(attn|att|attention)")
@@ -34,38 +34,6 @@ _READ_DIRECTLY = (
     (re.compile(r"(Mamba2|Bamba|FalconH1|NemotronHMamba2|Zamba2Mamba)Mixer|GraniteMoeHybridMambaLayer"), ("out_proj",)),
     (re.compile(r"Gemma3nTextAltUp"), ("correction_coefs",)),
 )
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One weight of a model: of a linear layer, or a fused one that holds a matrix for each of several experts."""
-
-    path: str
-    """The path of the layer, or of the fused parameter."""
-    half: str
-    """`attention`, `mlp`, or nothing where it is neither, as in a state space model."""
-    fused: bool = False
-    """Whether it is a parameter (experts, rows, columns), which PEFT adapts by `target_parameters`."""
-    is_head: bool = False
-    aside: str = ""
-    """Why the words `all-linear`, `attention` and `mlp` do not mean it."""
-    dead: str = ""
-    """Why an adapter on it would do nothing, or something wrong."""
-    renamed: bool = False
-    """Whether PEFT takes the layer's name for that of fused experts, as in checkpoints of transformers 4."""
-    quantized: bool = False
-
-    @property
-    def layer(self) -> int | None:
-        """The number of its block: the first number in its path."""
-        return next((int(part) for part in self.path.split(".") if part.isdecimal()), None)
-
-    @property
-    def parameter(self) -> str | None:
-        """The full path of the parameter that PEFT has to be given, where it cannot be given a layer."""
-        if self.fused:
-            return self.path
-        return f"{self.path}.weight" if self.renamed else None
 
 
 def weights_of(model: Any) -> list[Weight]:
@@ -89,18 +57,31 @@ def weights_of(model: Any) -> list[Weight]:
                     dead=beside if module is head else _dead(modules[container], name, module),
                     renamed=renamed(name),
                     quantized=not module.weight.is_floating_point(),
+                    outer=module.nf if isinstance(module, Conv1D) else module.out_features,
+                    inner=module.nx if isinstance(module, Conv1D) else module.in_features,
                 )
             )
-        found += [Weight(name, _half(name), fused=True, aside=_aside(name, inside)) for name in _fused(path, module)]
+        found += [
+            Weight(
+                name,
+                _half(name),
+                fused=True,
+                aside=_aside(name, inside),
+                experts=shape[0],
+                outer=shape[1],
+                inner=shape[2],
+            )
+            for name, shape in _fused(path, module)
+        ]
     return found
 
 
-def _fused(path: str, module: Any) -> Iterator[str]:
+def _fused(path: str, module: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The stacked matrices of a module of experts, such as MixtralExperts or JetMoeParallelExperts."""
     if type(module).__name__.endswith("Experts"):
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 3:
-                yield f"{path}.{name}"
+                yield f"{path}.{name}", tuple(parameter.shape)
 
 
 def _half(path: str) -> str:

@@ -161,12 +161,17 @@ def _gguf_reader(path: Path) -> Any:
         raise UserError(f"{path}: no readable GGUF file: {error}.") from error
 
 
+def converted_folder(gguf: Path) -> Path:
+    """Where a GGUF file's conversion is kept, once it has been made."""
+    return cache_folder() / "converted" / sha256_of(gguf)[:32]
+
+
 def _converted(gguf: Path, progress: Progress) -> Path:
     """A GGUF file as a transformers folder, converted once and kept in the cache.
 
     Tensors become float16, which holds a quantized block's values to 11 bits; BF16 and F32 files keep their type.
     """
-    folder = cache_folder() / "converted" / sha256_of(gguf)[:32]
+    folder = converted_folder(gguf)
     if (folder / "config.json").is_file():
         return folder
     import torch

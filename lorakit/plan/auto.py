@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,22 @@ from typing import Any
 
 from lorakit.errors import UserError
 from lorakit.plan.facts import ModelFacts
+from lorakit.plan.fit import load_of, most_rows, room
 from lorakit.plan.machine import Machine
 from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, trains_all
 from lorakit.recipe.schema import Recipe, Spectrum
 
-# The share of a device's memory that saved activations may take; the rest holds weights, buffers and the system.
-_ACTIVATION_SHARE = 0.4
+# Where this many rows fit, recomputing activations to fit more costs more than larger micro-batches give.
+_ROWS_WITHOUT = 4
 # The width of LLaMA-33B, from which on QLoRA halves its rate.
 _HIDDEN_33B = 6656
 # Exponents of the Tinker cookbook's formula for LoRA's learning rate, by model family.
 _RATE_EXPONENT = {"llama": 0.781, "qwen": 0.0775}
+
+
+FLASH = "flash_attention_2"
+USUAL_ATTENTIONS = ("eager", "sdpa")
+"""What nearly every family has."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +42,16 @@ class Choice:
 
 
 def settle(
-    recipe: Recipe, machine: Machine, facts: ModelFacts | None, longest: int | None = None, sdpa: bool = True
+    recipe: Recipe,
+    machine: Machine,
+    facts: ModelFacts | None,
+    longest: int | None = None,
+    attentions: tuple[str, ...] = USUAL_ATTENTIONS,
 ) -> "Settled":
     """The recipe with every `auto` replaced, and the choices made.
 
     `longest` is the longest example in tokens, where the data has been read; else `data.max_length` stands in.
-    `sdpa`: whether the model's family has torch's fused attention. An
+    `attentions`: the implementations that the model's family has. An
     `auto` that hangs on a model which is not on this machine yet stays `auto`, with a choice that says so.
 
     Raises:
@@ -54,10 +65,8 @@ def settle(
     elif model.dtype == "float16" and not machine.is_gpu:
         raise UserError("model.dtype: float16 needs a GPU; this machine has none. Write auto or float32.")
     if model.attention == "auto":
-        if sdpa:
-            choices.append(Choice("model.attention", "sdpa", "runs on every device, as fast as any on unpacked rows"))
-        else:
-            choices.append(Choice("model.attention", "eager", "this family has no sdpa"))
+        dtype = next((choice.value for choice in choices), model.dtype)
+        choices.append(Choice("model.attention", *_attention(recipe, machine, str(dtype), attentions)))
     elif model.attention == "flex_attention" and not machine.is_gpu:
         raise UserError("model.attention: flex_attention trains on a GPU only; this machine has none. Write sdpa.")
     elif model.attention == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
@@ -65,8 +74,6 @@ def settle(
     if recipe.data.packing == "auto":
         attention = next((choice.value for choice in choices if choice.path == "model.attention"), model.attention)
         choices.append(Choice("data.packing", *_packing(str(attention))))
-    dtype = model.dtype if model.dtype != "auto" else choices[0].value
-    choices += _memory_choices(recipe, machine, facts, longest or recipe.data.max_length, dtype)
     if recipe.train.optimizer == "auto":
         choices.append(Choice("train.optimizer", *_optimizer(recipe)))
     elif recipe.train.optimizer.startswith("paged") and not machine.is_gpu:
@@ -74,8 +81,10 @@ def settle(
             f"train.optimizer: {recipe.train.optimizer} moves states between a GPU and main memory; this machine has "
             f"no GPU. Write {recipe.train.optimizer.removeprefix('paged-')}."
         )
+    length = min(longest or recipe.data.max_length, recipe.data.max_length)
+    choices += _memory_choices(_replaced(recipe, choices), machine, facts, length)
     if recipe.train.learning_rate == "auto":
-        choices.append(Choice("train.learning_rate", *_learning_rate(recipe, facts)))
+        choices.append(Choice("train.learning_rate", *formula_rate(recipe, facts)))
     return Settled(_replaced(recipe, choices), tuple(choices))
 
 
@@ -117,8 +126,18 @@ def _dtype(machine: Machine) -> tuple[str, str]:
     return "float32", "this processor has no bfloat16 matrix tiles (AMX), without which bfloat16 is slower"
 
 
+def _attention(recipe: Recipe, machine: Machine, dtype: str, attentions: tuple[str, ...]) -> tuple[str, str]:
+    # FlashAttention 2 computes in half precision, on cards that have bfloat16 (its README).
+    possible = machine.is_gpu and machine.bfloat16 and dtype != "float32" and FLASH in attentions
+    if possible and machine.here and recipe.data.packing != "off" and importlib.util.find_spec("flash_attn"):
+        return FLASH, "flash-attn is installed: rows are packed end to end, without padding and without a mask"
+    if "sdpa" in attentions:
+        return "sdpa", "runs on every device, as fast as any on unpacked rows"
+    return "eager", "this family has no sdpa"
+
+
 def _packing(attention: str) -> tuple[str, str]:
-    if attention == "flash_attention_2":
+    if attention == FLASH:
         return (
             "on",
             "variable-length attention takes rows end to end, without padding and without a mask",
@@ -126,51 +145,41 @@ def _packing(attention: str) -> tuple[str, str]:
     return "off", f"with {attention} a pack pays a dense mask, and rows batched by length have little padding to save"
 
 
-def _activation_bytes(facts: ModelFacts, dtype: str) -> int | None:
-    """Bytes that one token's saved activations take over all layers, LoRA on all linear layers (Llama, measured)."""
-    if facts.layers is None or facts.intermediate_size is None or facts.query_size is None:
-        return None
-    hidden, ffn, query, kv = facts.hidden_size, facts.intermediate_size, facts.query_size, facts.key_value_size or 0
-    if dtype == "float32":
-        layer = 16 * hidden + 8 * query + 8 * kv + 16 * ffn
-    else:
-        layer = 18 * hidden + 6 * query + 4 * kv + 8 * ffn
-    return layer * facts.layers
-
-
-def _memory_choices(
-    recipe: Recipe, machine: Machine, facts: ModelFacts | None, longest: int, dtype: str
-) -> list[Choice]:
+def _memory_choices(recipe: Recipe, machine: Machine, facts: ModelFacts | None, length: int) -> list[Choice]:
     """micro_batch and gradient_checkpointing: as much as fits without checkpointing, checkpointing when little does."""
-    train, choices = recipe.train, []
-    token = _activation_bytes(facts, dtype) if facts else None
-    budget = machine.memory * _ACTIVATION_SHARE
-    where = f"{_ACTIVATION_SHARE:.0%} of {machine.memory / 2**30:.1f} GiB {'on the GPU' if machine.is_gpu else 'free'}"
-    checkpoint = train.gradient_checkpointing
-    rows = int(budget // (token * longest)) if token else 8
-    if checkpoint == "auto":
-        checkpoint = token is not None and rows < min(train.batch_size, 4)
-        if token is None:
-            reason = "the model's sizes are not known here yet"
+    train = recipe.train
+    asked = [name for name in ("gradient_checkpointing", "micro_batch") if getattr(train, name) == "auto"]
+    if not asked:
+        return []
+    if facts is None or facts.skeleton is None:
+        unknown = "what fits is known when the model is built"
+        values = {"gradient_checkpointing": False, "micro_batch": min(8, train.batch_size)}
+        return [Choice(f"train.{name}", values[name], unknown) for name in asked]
+    load, budget = load_of(recipe, facts, facts.skeleton, machine.is_gpu), room(machine)
+    most = train.batch_size if train.micro_batch == "auto" else int(train.micro_batch)
+    wanted = min(most, _ROWS_WITHOUT) if train.micro_batch == "auto" else most
+    plain = most_rows(load, length, False, most, budget)
+    checkpointing = bool(train.gradient_checkpointing)
+    if train.gradient_checkpointing == "auto":
+        checkpointing = plain < wanted and (plain == 0 or most_rows(load, length, True, most, budget) > plain)
+    rows = most_rows(load, length, checkpointing, most, budget) if train.micro_batch == "auto" else most
+    even = math.ceil(most / math.ceil(most / rows)) if rows else 0  # 16 rows go as 8 + 8, not as 9 + 7
+    place = f"{budget / 2**30:.1f} GiB of {machine.name}"
+    choices = []
+    if "gradient_checkpointing" in asked:
+        needed = load.memory(wanted, length, False).total
+        reason = f"{wanted} rows of {length} tokens take {needed / 2**30:.1f} GiB without it, and {place} may be used"
+        choices.append(Choice("train.gradient_checkpointing", checkpointing, reason))
+    if "micro_batch" in asked:
+        needed = load.memory(max(even, 1), length, checkpointing).total
+        fits = f"{max(even, 1)} x {length} tokens take {needed / 2**30:.1f} GiB"
+        if rows == 0:
+            reason = f"even {fits}, more than {place}: lorakit plan says what would fit"
+        elif rows == most:
+            reason = f"the whole batch fits: {fits} of the {place}"
         else:
-            needed = min(train.batch_size, 4) * longest * token / 2**30
-            reason = (
-                f"the activations of {min(train.batch_size, 4)} rows of {longest} tokens take {needed:.1f} GiB, "
-                f"{'over' if checkpoint else 'within'} {where}"
-            )
-        choices.append(Choice("train.gradient_checkpointing", checkpoint, reason))
-    if train.micro_batch == "auto":
-        if checkpoint and token and facts and facts.layers:
-            token = 2 * facts.hidden_size * facts.layers + token // facts.layers
-            rows = int(budget // (token * longest))
-        micro = max(1, min(train.batch_size, rows))
-        if not token:
-            reason = "the model's sizes are not known here yet"
-        elif micro == train.batch_size:
-            reason = f"the whole batch's activations fit: {micro} x {longest} tokens in {where}"
-        else:
-            reason = f"{micro} rows of {longest} tokens fill {where}"
-        choices.append(Choice("train.micro_batch", micro, reason))
+            reason = f"{fits}; at most {rows} rows fit into {place}"
+        choices.append(Choice("train.micro_batch", max(even, 1), reason))
     return choices
 
 
@@ -180,7 +189,8 @@ def _optimizer(recipe: Recipe) -> tuple[str, str]:
     return "adamw", "an adapter's states are small, and 32 bits keep them exact"
 
 
-def _learning_rate(recipe: Recipe, facts: ModelFacts | None) -> tuple[float | str, str]:
+def formula_rate(recipe: Recipe, facts: ModelFacts | None) -> tuple[float | str, str]:
+    """The learning rate that suits a recipe on a model, and where it is from; `auto` where the model is not known."""
     if facts is None:
         return "auto", "set when the run starts: it depends on the model's size, and the model is not here yet"
     family = next((name for name in _RATE_EXPONENT if facts.model_type.startswith(name)), None)

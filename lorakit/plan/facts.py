@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorakit.model.offline import CARRIERS
+from lorakit.errors import UserError
+from lorakit.model.base import converted_folder
+from lorakit.model.counted import counted
+from lorakit.model.offline import CARRIERS, carried_file
+from lorakit.model.skeleton import Skeleton
 from lorakit.model.stored import Stored, quantization_in
+from lorakit.plan.known import known_config
 
 
 @dataclass(frozen=True)
@@ -21,14 +26,12 @@ class ModelFacts:
     intermediate_size: int | None = None
     query_size: int | None = None
     key_value_size: int | None = None
-    heads: int | None = None
-    vocabulary_size: int | None = None
-    tied: bool | None = None
-    """Whether embeddings and output head are one; None leaves it to the family."""
-    attention_bias: bool = False
-    mlp_bias: bool = False
     stored: Stored | None = None
     """The quantization that the checkpoint has already."""
+    skeleton: Skeleton | None = None
+    """What it is made of, where its family is counted from the config."""
+    dtype: str | None = None
+    """The number format in which the weights lie on disk."""
 
     @property
     def attention_at(self) -> float:
@@ -41,31 +44,58 @@ class ModelFacts:
 
 
 def facts_of(base: str, revision: str) -> ModelFacts | None:
-    """The facts of a recipe's base model, or None when it is not on this machine yet."""
-    folder = Path(base) if Path(base).is_absolute() else _hub_snapshot(base, revision)
+    """The facts of a recipe's base model, or None when it is neither on this machine nor well known."""
+    config = config_of(base, revision)
+    return facts_from(config) if config else None
+
+
+def config_of(base: str, revision: str) -> dict[str, Any] | None:
+    """config.json of a recipe's base model: of a local folder, from the hub's cache, or of a well-known model.
+
+    Args:
+        base: an absolute path, or a hub id.
+
+    Raises:
+        UserError: a local folder's config.json is damaged.
+    """
+    folder = folder_of(base, revision)
     if folder is not None and (folder / "config.json").is_file():
-        return facts_in(folder)
-    carrier = CARRIERS.get(base)
-    if carrier is None:
-        return None
-    return ModelFacts(
-        model_type=carrier.model_type,
-        hidden_size=carrier.hidden_size,
-        layers=carrier.layers,
-        intermediate_size=carrier.intermediate_size,
-        query_size=carrier.query_size,
-        key_value_size=carrier.key_value_size,
-        vocabulary_size=carrier.vocabulary_size,
-        tied=carrier.tied,
-    )
+        return _read(folder)
+    return known_config(base)
+
+
+def folder_of(base: str, revision: str) -> Path | None:
+    """The folder of a recipe's base model, where it is on this machine: a local one, or one in a cache."""
+    path = Path(base) if Path(base).is_absolute() else _hub_snapshot(base, revision)
+    if path is None and base in CARRIERS:
+        path = carried_file(CARRIERS[base])
+    if path and path.is_file():
+        path = converted_folder(path)
+    return path if path and path.is_dir() else None
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.base: {folder / 'config.json'} cannot be read: {error}. Fetch the model again."
+        ) from error
+    if not isinstance(config, dict):
+        raise UserError(f"model.base: {folder / 'config.json'} holds no mapping. Fetch the model again.")
+    return config
 
 
 def facts_in(folder: Path) -> ModelFacts | None:
-    """The facts in a model folder's config.json; None when the file names no hidden size."""
+    """The facts in a model folder's config.json; None when it cannot be read or names no hidden size."""
     try:
-        whole = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return facts_from(_read(folder))
+    except UserError:
         return None
+
+
+def facts_from(whole: dict[str, Any]) -> ModelFacts | None:
+    """The facts in what a config.json holds; None when it names no hidden size."""
     config = whole.get("text_config") or whole
     hidden = config.get("hidden_size") or config.get("n_embd") or config.get("d_model")
     if not isinstance(hidden, int):
@@ -79,13 +109,9 @@ def facts_in(folder: Path) -> ModelFacts | None:
         intermediate_size=_whole(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden),
         query_size=heads * head,
         key_value_size=(config.get("num_key_value_heads") or heads) * head,
-        heads=_whole(heads),
-        # A model with a text part has other parts too, of whose sizes nothing is known here.
-        vocabulary_size=_whole(config.get("vocab_size")) if config is whole else None,
-        tied=config.get("tie_word_embeddings"),
-        attention_bias=bool(config.get("attention_bias")),
-        mlp_bias=bool(config.get("mlp_bias")),
         stored=quantization_in(whole),
+        skeleton=counted(whole),
+        dtype=config.get("dtype") or config.get("torch_dtype") or whole.get("dtype") or whole.get("torch_dtype"),
     )
 
 

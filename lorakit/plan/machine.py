@@ -7,6 +7,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorakit.plan.limits import limits_of
+from lorakit.progress import Progress
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -16,6 +19,8 @@ class Machine:
     name: str
     memory: int
     bfloat16: bool
+    here: bool = True
+    """Whether it is the machine that this runs on, and not one that is planned for."""
 
     @property
     def is_gpu(self) -> bool:
@@ -26,6 +31,22 @@ class Machine:
 def this_machine() -> Machine:
     """The first visible NVIDIA GPU, else the processor."""
     return _first_gpu() or processor()
+
+
+def usable_machine(progress: Progress) -> Machine:
+    """The device that torch can really use: a driver may show a GPU to a torch without CUDA, or hide one from us."""
+    import torch
+
+    seen = this_machine()
+    if seen.is_gpu == torch.cuda.is_available():
+        return seen
+    if seen.is_gpu:
+        progress.warn(
+            f"{seen.name} is here, but this torch ({torch.__version__}) cannot use it: running on the processor"
+        )
+        return processor()
+    gpu = torch.cuda.get_device_properties(0)
+    return Machine("cuda", gpu.name, gpu.total_memory, gpu.major >= 8)
 
 
 def _first_gpu() -> Machine | None:
@@ -46,7 +67,9 @@ def _first_gpu() -> Machine | None:
 def processor() -> Machine:
     """This machine's processor, as the device of a run."""
     flags, name = _cpuinfo()
-    return Machine("cpu", name, _free_memory(), "amx_bf16" in flags)
+    left = limits_of().memory_left
+    free = _free_memory() if left is None else min(_free_memory(), left)
+    return Machine("cpu", name, free, "amx_bf16" in flags)
 
 
 def _cpuinfo() -> tuple[set[str], str]:

@@ -1,11 +1,9 @@
 """What every command on a model needs before weights are loaded: base, tokenizer, examples, no `auto` left."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lorakit.data.batches import draws
 from lorakit.data.examples import examples_of, file_sha256s, tokenizer_sha256
@@ -14,11 +12,14 @@ from lorakit.data.store import Examples
 from lorakit.errors import UserError
 from lorakit.folders import sha256_of
 from lorakit.model.base import Base, find_base
-from lorakit.model.load import load_tokenizer, quiet_libraries, stop_token_ids, stop_words, supports_sdpa
+from lorakit.model.counting import skeleton_of
+from lorakit.model.load import attentions_of, load_tokenizer, quiet_libraries, stop_token_ids, stop_words
 from lorakit.model.stored import check_quantization
 from lorakit.plan.auto import Choice, settle
-from lorakit.plan.facts import facts_in
-from lorakit.plan.machine import Machine, processor, this_machine
+from lorakit.plan.facts import ModelFacts, facts_in
+from lorakit.plan.fit import load_of
+from lorakit.plan.machine import Machine, usable_machine
+from lorakit.plan.memory import Memory
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import effective_model, trains_all
 from lorakit.recipe.load import load
@@ -37,6 +38,8 @@ class Prepared:
     tokenizer: Any
     train: Examples
     held_out: Examples | None
+    expected: Memory | None = None
+    """What the longest micro-batch is predicted to take; None where the model's sizes are not known."""
 
     @property
     def model(self) -> Model:
@@ -76,8 +79,23 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     if not draws(len(train.rows), train.weights):
         raise UserError("data.train: with these weights an epoch has no row. Write larger ones, or give more rows.")
     machine = usable_machine(progress)
-    settled = settle(recipe, machine, facts_in(base.folder), train.report.longest, supports_sdpa(base))
-    return Prepared(settled.recipe, settled.choices, base, machine, tokenizer, train, held_out)
+    facts = built_facts(base)
+    settled = settle(recipe, machine, facts, train.report.longest, attentions_of(base))
+    expected = _expected(settled.recipe, facts, train.report.longest, machine)
+    return Prepared(settled.recipe, settled.choices, base, machine, tokenizer, train, held_out, expected)
+
+
+def built_facts(base: Base) -> ModelFacts | None:
+    """The facts of a base on disk, its skeleton built without weights where its family is none that is counted."""
+    facts = facts_in(base.folder)
+    return facts if facts is None or facts.skeleton else replace(facts, skeleton=skeleton_of(base.folder))
+
+
+def _expected(recipe: Recipe, facts: ModelFacts | None, longest: int, machine: Machine) -> Memory | None:
+    if facts is None or facts.skeleton is None:
+        return None
+    load = load_of(recipe, facts, facts.skeleton, machine.is_gpu)
+    return load.memory(int(recipe.train.micro_batch), longest, bool(recipe.train.gradient_checkpointing))
 
 
 def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplate]:
@@ -91,20 +109,6 @@ def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplat
     check_quantization(base, effective_model(recipe), trains_all(recipe.adapter))
     tokenizer = load_tokenizer(base, recipe.model.chat_template)
     return base, ChatTemplate(tokenizer, recipe.data.train_on, recipe.data.system, stop_words(base, tokenizer))
-
-
-def usable_machine(progress: Progress) -> Machine:
-    """The device that torch can really use: a driver may show a GPU to a torch without CUDA, or hide one from us."""
-    seen = this_machine()
-    if seen.is_gpu == torch.cuda.is_available():
-        return seen
-    if seen.is_gpu:
-        progress.warn(
-            f"{seen.name} is here, but this torch ({torch.__version__}) cannot use it: running on the processor"
-        )
-        return processor()
-    gpu = torch.cuda.get_device_properties(0)
-    return Machine("cuda", gpu.name, gpu.total_memory, gpu.major >= 8)
 
 
 def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:

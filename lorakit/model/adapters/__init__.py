@@ -8,6 +8,8 @@ One plain function a kind. An entry's facts, all optional, say the rest:
 - `experts`: whether it adapts the fused weights of mixture-of-experts layers; `lora_plus`: whether it has B matrices
   that can learn faster;
 - `rate`: the learning rate that suits it, as a share of plain LoRA's, with the source;
+- `numbers(settings, rank, weight)`: how many numbers are trained on one weight, where that is not rank (in + out);
+- `keeps_beginning`: whether a frozen copy of what the adapter began with stays beside it;
 - `initialize(model, settings, given)`: what is done to a fresh adapter;
 - `drive(model, settings, steps)`: the Driver of a training of so many steps.
 
@@ -84,7 +86,11 @@ def rslora(settings: Any, targets: Any) -> Any:
     return _lora(settings, targets, use_rslora=True)
 
 
-@ADAPTERS.register("dora")
+def _dora_numbers(settings: Any, rank: int, weight: Any) -> int:
+    return rank * (weight.inner + weight.outer) + int(weight.outer)
+
+
+@ADAPTERS.register("dora", numbers=_dora_numbers)
 def dora(settings: Any, targets: Any) -> Any:
     """DoRA (Liu et al., arXiv 2402.09353): length and direction of each row of W + alpha/rank * B A apart."""
     return _lora(settings, targets, use_dora=True)
@@ -100,7 +106,7 @@ def _start_pissa(model: Any, settings: Any, given: Given) -> None:
     start_principal(model, truncated_svd(settings.iterations), given.progress)
 
 
-@ADAPTERS.register("pissa", settings=Pissa, rate=_pissa_rate, initialize=_start_pissa)
+@ADAPTERS.register("pissa", settings=Pissa, rate=_pissa_rate, initialize=_start_pissa, keeps_beginning=True)
 def pissa(settings: Any, targets: Any) -> Any:
     """PiSSA (Meng et al., arXiv 2404.02948): LoRA that starts from each weight's largest singular directions."""
     return _lora(settings, targets)
@@ -116,7 +122,7 @@ def _start_olora(model: Any, settings: Any, given: Given) -> None:
     start_principal(model, first_of_qr, given.progress)
 
 
-@ADAPTERS.register("olora", rate=_olora_rate, initialize=_start_olora)
+@ADAPTERS.register("olora", rate=_olora_rate, initialize=_start_olora, keeps_beginning=True)
 def olora(settings: Any, targets: Any) -> Any:
     """OLoRA (Büyükakyüz, arXiv 2406.01775): LoRA that starts from an orthonormal basis of each weight."""
     return _lora(settings, targets)
@@ -165,8 +171,20 @@ def _drive_adalora(model: Any, settings: AdaLora, steps: int) -> Driver:
     return Shrinking(model, settings, steps)
 
 
+def _first_rank(settings: Any) -> int:
+    from lorakit.recipe.choice import chosen_settings
+
+    own = chosen_settings(ADAPTERS, settings.kind)
+    return int(own.initial_rank or max(settings.rank + 1, round(1.5 * settings.rank)))
+
+
+def _adalora_numbers(settings: Any, rank: int, weight: Any) -> int:
+    return _flexlora_numbers(settings, _first_rank(settings), weight)
+
+
 @ADAPTERS.register(
     "adalora",
+    numbers=_adalora_numbers,
     settings=AdaLora,
     mistakes=_adalora_mistakes,
     drive=_drive_adalora,
@@ -175,10 +193,7 @@ def _drive_adalora(model: Any, settings: AdaLora, steps: int) -> Driver:
 )
 def adalora(settings: Any, targets: Any) -> Any:
     """AdaLoRA (Zhang et al., arXiv 2303.10512): ranks shrink where directions matter least, while it trains."""
-    from lorakit.recipe.choice import chosen_settings
-
-    own = chosen_settings(ADAPTERS, settings.kind)
-    return _svd(settings, targets, own.initial_rank or max(settings.rank + 1, round(1.5 * settings.rank)))
+    return _svd(settings, targets, _first_rank(settings))
 
 
 def _flexlora_mistakes(settings: FlexLora, adapter: Any) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
@@ -191,8 +206,13 @@ def _drive_flexlora(model: Any, settings: FlexLora, steps: int) -> Driver:
     return Moving(model, settings, steps)
 
 
+def _flexlora_numbers(settings: Any, rank: int, weight: Any) -> int:
+    return rank * (int(weight.inner) + int(weight.outer) + 1)
+
+
 @ADAPTERS.register(
     "flexlora",
+    numbers=_flexlora_numbers,
     settings=FlexLora,
     mistakes=_flexlora_mistakes,
     drive=_drive_flexlora,

@@ -1,0 +1,114 @@
+"""What a model is made of, in plain numbers: enough to count parameters, memory and operations. No torch here."""
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from lorakit.errors import UserError
+from lorakit.model.weight import Weight
+
+# The layers that close one half of a block: attention's output, and the way back from the feed-forward width.
+_CLOSING = re.compile(r"(o|out|c|down)_proj|dense(_4h_to_h)?|wo|w2|fc2|fc_out|out_lin|lin2|output_linear")
+
+
+# Activations that transformers writes out in several operations, each of which keeps something (its activations.py).
+ACTIVATIONS = {"gelu_new": 4, "gelu_accurate": 4, "gelu_fast": 5, "quick_gelu": 2, "xielu": 3}
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """The sizes of one causal language model."""
+
+    model_type: str
+    hidden: int
+    vocabulary: int
+    tied: bool
+    """Whether embeddings and output head are one weight."""
+    layers: int
+    heads: int
+    key_value: int
+    """The width of keys, and of values."""
+    weights: tuple[Weight, ...]
+    """Every weight of a linear layer and of fused experts, the output head included."""
+    modules: dict[str, int]
+    """Every module that holds parameters itself -> how many."""
+    embeddings: str
+    """The path of the input embeddings."""
+    norms: int = 2
+    """Normalizations over the hidden width in one block."""
+    head_norms: bool = False
+    """Whether queries and keys are normalized too."""
+    layer_norm: bool = False
+    """LayerNorm instead of RMSNorm."""
+    experts_used: int = 1
+    """The experts that one token goes through."""
+    activation: int = 1
+    """How many tensors of the feed-forward width the activation keeps for its backward."""
+    built: bool = False
+    """Whether it was read off a model on torch's meta device instead of counted from the config."""
+    shared: dict[str, int] = field(default_factory=dict)
+    """Modules whose weights are those of another one, and are counted there."""
+
+    @cached_property
+    def parameters(self) -> int:
+        """All numbers of the model; tied embeddings once."""
+        return sum(size for path, size in self.modules.items() if path not in self.shared)
+
+    @cached_property
+    def head(self) -> Weight | None:
+        """The output head, where it is a linear layer."""
+        return next((weight for weight in self.weights if weight.is_head), None)
+
+    @cached_property
+    def blocks(self) -> dict[int, list[Weight]]:
+        """Layer number -> its weights, of the language model's own layers."""
+        found = defaultdict(list)
+        for weight in self.weights:
+            if weight.layer is not None and weight.aside != "not part of the language model":
+                found[weight.layer].append(weight)
+        return dict(found)
+
+    @cached_property
+    def quantizable(self) -> list[Weight]:
+        """What bitsandbytes quantizes: linear layers, the head excepted; fused experts stay as they are."""
+        return [weight for weight in self.weights if not weight.fused and not weight.is_head]
+
+    @cached_property
+    def largest(self) -> int:
+        """The numbers of the largest single weight that is dequantized for a product."""
+        return max((weight.outer * weight.inner for weight in self.quantizable), default=0)
+
+    @cached_property
+    def multiplied(self) -> int:
+        """The numbers in the blocks that one token is multiplied with."""
+        own = (weight for block in self.blocks.values() for weight in block)
+        return sum(self.used(weight) * weight.outer * weight.inner for weight in own)
+
+    def used(self, weight: Weight) -> int:
+        """How many matrices of a weight one token goes through."""
+        return min(self.experts_used, weight.experts) if weight.fused else 1
+
+    def whole(self, names: list[str]) -> dict[str, int]:
+        """The modules that `adapter.train_modules` means -> their numbers; of tied embeddings one end.
+
+        Raises:
+            UserError: a name means no module.
+        """
+        found: dict[str, int] = {}
+        for name in names:
+            hit = {path: size for path, size in self.modules.items() if f".{path}.".find(f".{name}.") >= 0}
+            if not hit:
+                own = ", ".join(dict.fromkeys(path.rsplit(".", 1)[-1] for path in self.modules))
+                raise UserError(f"adapter.train_modules: {name!r} is no module of this model, which has {own}.")
+            found |= hit
+        if any(path in found for path in self.shared):
+            found = {path: size for path, size in found.items() if path not in self.shared}
+            found[self.embeddings] = self.modules[self.embeddings]
+        return found
+
+
+def part(weight: Weight) -> Literal["opens", "closes"]:
+    """Whether a weight of a half of a block takes the hidden states in, or gives its result back to them."""
+    return "closes" if _CLOSING.fullmatch(weight.path.rsplit(".", 1)[-1]) else "opens"

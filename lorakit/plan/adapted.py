@@ -1,0 +1,105 @@
+"""What a recipe's adapter section trains of a model, counted from the model's skeleton. No torch here."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lorakit.model.chosen import chosen_weights, overridden
+from lorakit.model.skeleton import Skeleton
+from lorakit.model.weight import Weight
+from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, trains_all
+from lorakit.recipe.schema import Adapter, Spectrum
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What is trained: low-rank matrices on some weights, modules as a whole, or the weights themselves."""
+
+    ranks: dict[str, int]
+    """Path of an adapted weight -> its rank; empty in full fine-tuning."""
+    matrices: int
+    """Trained numbers in the low-rank matrices, magnitudes and other parts of the adapter."""
+    whole: int
+    """Trained numbers in `adapter.train_modules`, or in full fine-tuning."""
+    beside: int = 0
+    """Frozen numbers that the adapter holds besides, such as what PiSSA began with."""
+    copied: int = 0
+    """Numbers of `train_modules`: the adapter holds a copy, and the base's own stay."""
+    everything: bool = False
+    """Full fine-tuning: the weights themselves."""
+    estimated: bool = False
+    """Whether the choice hangs on the weights themselves (spectrum), so that the counts are only near."""
+    dora: bool = False
+
+    @property
+    def trained(self) -> int:
+        """All trained numbers."""
+        return self.matrices + self.whole
+
+    @cached_property
+    def first_block(self) -> int:
+        """The first block that gradients go back to: below the first adapter nothing is kept for them."""
+        if self.everything or self.whole:
+            return 0
+        numbers = [Weight(path, "").layer for path in self.ranks]
+        return min((number for number in numbers if number is not None), default=0)
+
+
+def adapted_by(skeleton: Skeleton, settings: Adapter) -> Adapted:
+    """What an adapter section trains of a model.
+
+    Raises:
+        UserError: it chooses what the model does not have, or what its kind cannot adapt.
+    """
+    source = begins_from(settings)
+    if source:
+        return _from_folder(skeleton, adapter_folder(Path(source)))
+    kind, estimated, wanted = kind_of(settings), False, settings
+    if isinstance(settings.layers, Spectrum):
+        estimated, wanted = True, settings.model_copy(update={"layers": "all"})
+    chosen, _ = chosen_weights(list(skeleton.weights), wanted, bool(kind.facts.get("experts")))
+    share = settings.layers.spectrum if isinstance(settings.layers, Spectrum) else 1.0
+    if trains_all(settings):
+        narrowed = settings.targets != "all-linear" or settings.exclude or settings.layers != "all"
+        numbers = sum(weight.size for weight in chosen) if narrowed else skeleton.parameters
+        return Adapted({}, 0, round(numbers * share), everything=True, estimated=estimated)
+    own = overridden("rank_overrides", chosen, settings.rank_overrides, settings.rank)
+    ranks = {weight.path: own.get(weight.parameter or weight.path, settings.rank) for weight in chosen}
+    numbers = kind.facts.get("numbers", _low_rank)
+    matrices = sum(weight.experts * numbers(settings, ranks[weight.path], weight) for weight in chosen)
+    beside = sum(_low_rank(settings, ranks[w.path], w) for w in chosen) if kind.facts.get("keeps_beginning") else 0
+    whole = sum(skeleton.whole(settings.train_modules).values())
+    return Adapted(
+        ranks=ranks,
+        matrices=round(matrices * share),
+        whole=whole,
+        beside=round(beside * share),
+        copied=whole,
+        estimated=estimated,
+        dora=kind.name == "dora",
+    )
+
+
+def _low_rank(settings: Any, rank: int, weight: Any) -> int:
+    return rank * (weight.inner + weight.outer)
+
+
+def _from_folder(skeleton: Skeleton, folder: Path) -> Adapted:
+    """The adapter of a folder in PEFT's format, by its configuration."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    targets = [*_listed(config.get("target_modules")), *_listed(config.get("target_parameters"))]
+    settings = Adapter.model_validate({"rank": config["r"], "targets": targets or "all-linear"})
+    chosen, _ = chosen_weights(list(skeleton.weights), settings, True)
+    own = config.get("rank_pattern") or {}
+    ranks = {weight.path: own.get(weight.parameter or weight.path, config["r"]) for weight in chosen}
+    dora = bool(config.get("use_dora"))
+    matrices = sum(weight.experts * _low_rank(None, ranks[weight.path], weight) for weight in chosen)
+    matrices += sum(weight.outer for weight in chosen) if dora else 0
+    whole = sum(skeleton.whole(config.get("modules_to_save") or []).values())
+    return Adapted(ranks, matrices, whole, copied=whole, dora=dora)
+
+
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])

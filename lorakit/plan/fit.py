@@ -1,0 +1,82 @@
+"""Whether a recipe fits a machine, by the memory model: the same answer for `auto`, `lorakit plan` and its remedies."""
+
+from dataclasses import dataclass
+
+from lorakit.model.skeleton import Skeleton
+from lorakit.plan.adapted import Adapted, adapted_by
+from lorakit.plan.facts import ModelFacts
+from lorakit.plan.machine import Machine
+from lorakit.plan.memory import Memory, Training, training_memory
+from lorakit.plan.quantization import effective_quantization
+from lorakit.recipe.kinds import kind_of
+from lorakit.recipe.schema import Recipe
+
+# The share of a device's memory that a run may be planned to take: the rest is the model's error, and what the
+# allocator cannot give back in one piece. On a processor, of the memory that is free: the system and other programs.
+_SHARE = {"cuda": 0.92, "cpu": 0.85}
+
+
+@dataclass(frozen=True)
+class Load:
+    """A recipe on a model, as far as memory depends on it: everything but how many rows and tokens are held at once."""
+
+    recipe: Recipe
+    """With dtype, attention, packing and optimizer settled."""
+    skeleton: Skeleton
+    adapted: Adapted
+    quantization: str
+    """The quantization in which the base is really held."""
+    on_gpu: bool
+
+    def training(self, rows: int, length: int, checkpointing: bool) -> Training:
+        """One micro-batch of so many rows, each of so many tokens."""
+        recipe = self.recipe
+        packed = recipe.data.packing == "on"
+        return Training(
+            rows=rows,
+            length=length,
+            trained=rows * length,
+            dtype=recipe.model.dtype,
+            quantization=self.quantization,
+            double_quant=recipe.model.double_quant,
+            attention=recipe.model.attention,
+            checkpointing=checkpointing,
+            packed=packed and recipe.model.attention == "flash_attention_2",
+            dropout=recipe.adapter.dropout,
+            optimizer=recipe.train.optimizer,
+            accumulates=rows < recipe.train.batch_size,
+            on_gpu=self.on_gpu,
+        )
+
+    def memory(self, rows: int, length: int, checkpointing: bool) -> Memory:
+        """The fullest moment with such a micro-batch."""
+        return training_memory(self.skeleton, self.adapted, self.training(rows, length, checkpointing))
+
+
+def load_of(recipe: Recipe, facts: ModelFacts, skeleton: Skeleton, on_gpu: bool) -> Load:
+    """What a recipe puts on a device.
+
+    Raises:
+        UserError: its adapter chooses what the model does not have.
+    """
+    own = kind_of(recipe.adapter).facts.get("quantizes")
+    quantization, _ = effective_quantization(recipe.model, own, facts)
+    held = {"gptq": "nf4", "awq": "nf4"}.get(quantization, quantization)  # 4 bits with scales, in either form
+    return Load(recipe, skeleton, adapted_by(skeleton, recipe.adapter), held, on_gpu)
+
+
+def room(machine: Machine) -> int:
+    """The bytes of a machine's memory that a run may be planned to take."""
+    return int(machine.memory * _SHARE[machine.device])
+
+
+def most_rows(load: Load, length: int, checkpointing: bool, most: int, memory: int) -> int:
+    """The largest micro-batch up to `most` that fits into so many bytes; 0 where not even one row does."""
+    fitting, beyond = 0, most + 1
+    while beyond - fitting > 1:
+        middle = (fitting + beyond) // 2
+        if load.memory(middle, length, checkpointing).total <= memory:
+            fitting = middle
+        else:
+            beyond = middle
+    return fitting

@@ -1,0 +1,42 @@
+"""The configs of well-known models, bundled so that they are planned without a network and without their files."""
+
+import copy
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_TABLE = Path(__file__).with_name("known_models.json")
+
+
+@dataclass(frozen=True)
+class Known:
+    """Models of one config: their hub ids, what config.json says of their size, and where that is from."""
+
+    ids: tuple[str, ...]
+    parameters: int
+    """As the model's hub page counts them."""
+    source: str
+    config: dict[str, Any]
+
+
+@functools.cache
+def known_models() -> tuple[Known, ...]:
+    """Every entry of the bundled table."""
+    models = json.loads(_TABLE.read_text(encoding="utf-8"))["models"]
+    return tuple(Known(tuple(model["ids"]), model["parameters"], model["source"], model["config"]) for model in models)
+
+
+def known_config(hub_id: str) -> dict[str, Any] | None:
+    """config.json of a hub model, reduced to what sizes it (with `dtype`, the type in which it is stored); else None.
+
+    Letter case does not matter. Quantized repackagings have other ids and are not known.
+    """
+    found = _by_id().get(hub_id.lower())
+    return copy.deepcopy(found.config) if found else None
+
+
+@functools.cache
+def _by_id() -> dict[str, Known]:
+    return {hub_id.lower(): model for model in known_models() for hub_id in model.ids}

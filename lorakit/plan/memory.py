@@ -1,0 +1,259 @@
+"""The memory model: what a training holds on its device at its fullest moment, by component, from sizes alone.
+
+Each component is counted from what the code really holds: weights in their number format or quantization, the adapter
+with its gradients and optimizer states, what autograd keeps (activations.py), the logits of the output head, and
+buffers. Several moments of a step are looked at, since not everything is there at once.
+"""
+
+from dataclasses import dataclass, replace
+
+from lorakit.model.skeleton import Skeleton
+from lorakit.plan.activations import Way, boundary, kept
+from lorakit.plan.adapted import Adapted
+from lorakit.plan.machine import Machine
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Logits that are held at once: lorakit/model/loss.py works through more of them in chunks.
+_CHUNK_LOGITS = 1 << 25
+# bitsandbytes keeps a float32 for every 256 numbers of each of AdamW's two states in 8 bits.
+_STATE_8_BIT = 1 + 4 / 256
+# A CUDA context with cuBLAS' workspace; cards differ between 0.3 and 1.3 GB.
+_CONTEXT = 600 << 20
+# Python with torch, transformers, peft, trl and datasets imported, in bytes of resident memory (measured).
+_PROCESS = 620_000_000
+# glibc seldom fits an aligned block into the hole that another one left: what autograd keeps takes this much more
+# (measured on SmolLM2 with glibc 2.36: 1.25 to 1.30 over lengths, rows and quantizations).
+_HOLES = 1.27
+# lorakit/evaluate/memory.py and generate.py: rows and tokens that are answered together, by device.
+_EVALUATED_ROWS, _EVALUATION_SHARE, _LEAST_TOKENS = {"cpu": 64, "cuda": 256}, 0.25, 1 << 11
+# Tokens of the two rows on which a run tries its loss before the first step (lorakit/train/checks.py).
+_TRIED_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a step's memory depends on besides the model and what is trained of it."""
+
+    rows: int
+    """Rows, or packs, in one micro-batch."""
+    length: int
+    """Tokens of each, padding included."""
+    trained: int
+    """Positions of the micro-batch at which the loss is computed."""
+    dtype: str = "bfloat16"
+    quantization: str = "none"
+    double_quant: bool = True
+    attention: str = "sdpa"
+    checkpointing: bool = False
+    packed: bool = False
+    """Whether rows lie end to end in variable-length attention, without a mask."""
+    dropout: float = 0.0
+    optimizer: str = "adamw"
+    accumulates: bool = False
+    """Whether a step has several micro-batches, so that gradients are there in the forward pass."""
+    on_gpu: bool = True
+    head: str = "supervised"
+    """`supervised`: lorakit's, in chunks; `full`: all logits at once; `cut`: a kernel that never holds them."""
+    trained_width: int = 4
+    """Bytes of a trained number and of its gradient, and of each of AdamW's states."""
+    way: Way | None = None
+    """Another software's way through the blocks; None is lorakit's own."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device at one moment, by component."""
+
+    moment: str
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    buffers: int
+    overhead: int
+    """The device's context, or on a processor the libraries themselves."""
+
+    @property
+    def components(self) -> dict[str, int]:
+        """Component -> bytes, in the order in which they are shown."""
+        names = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "buffers", "overhead")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def total(self) -> int:
+        return sum(self.components.values())
+
+    @property
+    def allocated(self) -> int:
+        """Without the overhead: what torch.cuda.max_memory_allocated() counts."""
+        return self.total - self.overhead
+
+
+def weight_bytes(skeleton: Skeleton, quantization: str, double_quant: bool, width: int) -> int:
+    """The base's weights as they are held: quantized layers, and the rest at `width` bytes a number.
+
+    8 bits have a float32 for each row; 4 bits one for 64 weights, itself one byte and a 256th of a float32 when it is
+    quantized too (LLM.int8, arXiv 2208.07339; QLoRA, arXiv 2305.14314).
+    """
+    if quantization == "none":
+        return skeleton.parameters * width
+    numbers = sum(weight.size for weight in skeleton.quantizable)
+    if quantization == "q8":
+        taken = numbers + 4.0 * sum(weight.outer for weight in skeleton.quantizable)
+    else:
+        taken = numbers * (0.5 + ((1 + 4 / 256) if double_quant else 4) / 64)
+    return round(taken + (skeleton.parameters - numbers) * width)
+
+
+def training_memory(skeleton: Skeleton, adapted: Adapted, training: Training) -> Memory:
+    """The fullest moment of a training: on a processor also while it loads."""
+    moments = training_moments(skeleton, adapted, training)
+    return max(moments, key=lambda memory: memory.total)
+
+
+def training_moments(skeleton: Skeleton, adapted: Adapted, training: Training) -> list[Memory]:
+    """The moments that may be the fullest: loading, the loss, the backward pass at its beginning and at its end."""
+    still = _still(skeleton, adapted, training)
+    saved, block = _saved(skeleton, adapted, training)
+    working, gradients = _working(skeleton, adapted, training), adapted.trained * training.trained_width
+    accumulated = gradients if training.accumulates or not adapted.everything else 0
+    at_loss = replace(
+        still, moment="loss", gradients=accumulated, activations=saved, logits=_logits(skeleton, training, True)
+    )
+    begins = replace(at_loss, moment="backward", activations=saved + block, logits=0, buffers=still.buffers + working)
+    ends = replace(still, moment="end of the backward pass", gradients=gradients, buffers=still.buffers + working)
+    moments = [at_loss, begins, ends]
+    if not training.on_gpu:
+        moments += [_loading(skeleton, training, still), _trying(skeleton, adapted, training, still)]
+    return moments
+
+
+def _still(skeleton: Skeleton, adapted: Adapted, training: Training) -> Memory:
+    """What is there all the time."""
+    width = DTYPE_BYTES[training.dtype]
+    held = training.trained_width if adapted.everything else width
+    weights = weight_bytes(skeleton, training.quantization, training.double_quant, held)
+    own = adapted.matrices + adapted.beside + adapted.copied
+    half = width < 4 and training.trained_width == 4
+    rounded = 2 * (adapted.trained + adapted.beside) if half else 0  # autocast keeps its casts of float32 weights
+    return Memory(
+        moment="",
+        weights=weights,
+        adapter=own * training.trained_width,
+        gradients=0,
+        optimizer=_states(adapted, training),
+        activations=0,
+        logits=0,
+        buffers=rounded,
+        overhead=_CONTEXT if training.on_gpu else _PROCESS,
+    )
+
+
+def _states(adapted: Adapted, training: Training) -> int:
+    if training.optimizer.startswith("paged") and training.on_gpu:
+        return 0  # they move to main memory where there is no room
+    if training.optimizer.endswith("8bit"):
+        return round(2 * _STATE_8_BIT * adapted.trained)
+    return 2 * training.trained_width * adapted.trained
+
+
+def way_of(adapted: Adapted, training: Training) -> Way:
+    """How lorakit computes a micro-batch of this training."""
+    half = training.dtype != "float32"
+    return training.way or Way(
+        width=DTYPE_BYTES[training.dtype],
+        attention=training.attention,
+        masked=training.rows > 1 and not training.packed,
+        dropout=training.dropout,
+        autocast=half,
+        on_gpu=training.on_gpu,
+        keeps_inputs=training.quantization == "q8",
+        dora=adapted.dora,
+    )
+
+
+def _saved(skeleton: Skeleton, adapted: Adapted, training: Training) -> tuple[int, int]:
+    """Bytes that autograd keeps of the whole pass, and what one block adds while its backward runs."""
+    way = way_of(adapted, training)
+    whole, largest = kept(skeleton, adapted, way)
+    holes = 1.0 if training.on_gpu else _HOLES
+    tokens = training.rows * training.length
+    flowing = tokens * way.width * (3 * skeleton.hidden + _widest(skeleton))
+    if training.checkpointing:
+        block = largest.of(training.rows, training.length) + flowing
+        return round(holes * tokens * boundary(skeleton, adapted, way)), round(holes * block)
+    return round(holes * whole.of(training.rows, training.length)), round(flowing if training.on_gpu else 0)
+
+
+def _widest(skeleton: Skeleton) -> int:
+    """The feed-forward width: the gradients of gate and up are there at once."""
+    return 2 * max(
+        (weight.inner * skeleton.used(weight) for weight in skeleton.weights if not weight.is_head), default=0
+    )
+
+
+def _logits(skeleton: Skeleton, training: Training, backward: bool) -> int:
+    """The head at its fullest: logits, their float32 form, and the gradient in both."""
+    width = DTYPE_BYTES[training.dtype]
+    if training.head == "cut":
+        return 0
+    if training.head == "full":
+        positions = training.rows * training.length
+        return positions * skeleton.vocabulary * (width + (12 if width < 4 else 8))
+    positions = min(training.trained, max(1, _CHUNK_LOGITS // skeleton.vocabulary))
+    states = training.trained * skeleton.hidden * width
+    return states + positions * skeleton.vocabulary * (12 if width < 4 else 8)
+
+
+def _working(skeleton: Skeleton, adapted: Adapted, training: Training) -> int:
+    """Weights that are made for one product and dropped again."""
+    width = DTYPE_BYTES[training.dtype]
+    made = skeleton.largest * width if training.quantization != "none" else 0
+    if adapted.dora and width < 4:  # PEFT builds B A and its norm in float32
+        made += skeleton.largest * 8
+    return made
+
+
+def _loading(skeleton: Skeleton, training: Training, still: Memory) -> Memory:
+    """While weights are read, the file's pages are resident too: as many as the model has numbers, in 16 bits."""
+    bare = {"adapter": 0, "optimizer": 0, "buffers": 2 * skeleton.parameters}
+    return replace(still, moment="loading", **bare)
+
+
+def _trying(skeleton: Skeleton, adapted: Adapted, training: Training, still: Memory) -> Memory:
+    """The loss tried on two short rows, against the model's own logits."""
+    width = DTYPE_BYTES[training.dtype]
+    whole, _ = kept(skeleton, adapted, replace(way_of(adapted, training), masked=True))
+    return replace(
+        still,
+        moment="trying the loss",
+        optimizer=0,
+        activations=round(_HOLES * whole.of(2, _TRIED_TOKENS // 2)),
+        logits=_TRIED_TOKENS * skeleton.vocabulary * (2 * width + 8),
+    )
+
+
+def evaluating(skeleton: Skeleton, weights: int, width: int, tokens: int, machine: Machine) -> int:
+    """The fullest moment of an evaluation: weights, keys and values of the rows that go together, and their logits.
+
+    Args:
+        weights: bytes of base and adapter. tokens: of a row and its answer.
+    """
+    overhead = _CONTEXT if machine.is_gpu else _PROCESS
+    free = max(machine.memory - weights - overhead, 0)
+    stored = 2 * skeleton.layers * skeleton.key_value * width
+    at_once = max(_LEAST_TOKENS, min(_EVALUATED_ROWS[machine.device] * tokens, int(free * _EVALUATION_SHARE / stored)))
+    rows = max(1, at_once // tokens)
+    # Growing keys and values are copied, and a prompt's activations are there for one block at a time.
+    growing = stored * at_once * (1 + 1 / skeleton.layers)
+    flowing = at_once * 8 * skeleton.hidden * width
+    return round(weights + overhead + growing + flowing + rows * skeleton.vocabulary * 8)
+
+
+def merging(skeleton: Skeleton) -> int:
+    """Main memory of a merge with its proof: tensors one by one in float32, and a block of both models at a time."""
+    blocks = [sum(weight.size for weight in block) for block in skeleton.blocks.values()]
+    largest = max((weight.size for weight in skeleton.weights if not weight.is_head), default=0)
+    return _PROCESS + 12 * largest + 8 * max(blocks, default=0)

@@ -1,0 +1,132 @@
+"""The bytes that autograd keeps, as the memory model derives them, against those that it really keeps."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from model_families import FAMILIES
+from peft.helpers import disable_input_dtype_casting
+from transformers import AutoModelForCausalLM
+
+from lorakit.model.attach import attach_adapter
+from lorakit.model.counting import skeleton_of
+from lorakit.model.fused import fused_lora
+from lorakit.model.prefix import body_of
+from lorakit.model.targets import select_targets
+from lorakit.plan.activations import Way, kept
+from lorakit.plan.adapted import adapted_by
+from lorakit.recipe.schema import Adapter
+
+_WIDER = 8
+_WIDTHS = ("hidden_size", "intermediate_size", "moe_intermediate_size", "head_dim")
+
+
+def wide(family: str):
+    """The family's tiny config, wide enough that the small change of an operation does not count; four layers."""
+    config = FAMILIES[family].config
+    for name in _WIDTHS:
+        if isinstance(getattr(config, name, None), int):
+            setattr(config, name, getattr(config, name) * _WIDER)
+    config.num_hidden_layers = 4
+    if getattr(config, "layer_types", None):
+        config.layer_types = ["full_attention"] * 4
+    config.max_position_embeddings = 256
+    return config
+
+
+def saved_bytes(model, tokens: int, padded: bool, computing) -> int:
+    """What autograd keeps of a forward pass through the body of two rows, besides the model's own weights."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    held, sizes = [], {}
+
+    def pack(tensor):
+        held.append(tensor)  # so that no other tensor gets its place
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(3, 60, (2, tokens))
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, -3:] = 0
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with computing(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        body_of(causal)(input_ids=ids, attention_mask=mask, use_cache=False)
+    return sum(sizes.values())
+
+
+def measured(family: str, settings: Adapter, half: bool, attention: str, padded: bool):
+    """Bytes a token and bytes a pair of tokens, fitted to three lengths; and what the memory model says of them."""
+    torch.manual_seed(0)
+    config = wide(family)
+    base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    if half and settings.kind != "none":
+        base = base.to(torch.bfloat16)
+    base.requires_grad_(settings.kind == "none")
+    skeleton = skeleton_of(config.to_dict())
+    model = attach_adapter(base, settings, 0, select_targets(base, settings, True)).train()
+
+    @contextlib.contextmanager
+    def computing():
+        with contextlib.ExitStack() as stack:
+            if hasattr(model, "peft_config"):
+                stack.enter_context(disable_input_dtype_casting(model, active=half))
+            stack.enter_context(fused_lora(model))
+            stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=half))
+            yield
+
+    lengths = (40, 80, 160)
+    sizes = [saved_bytes(model, length, padded, computing) for length in lengths]
+    _, token, pair = np.linalg.solve([[1, 2 * n, 2 * n * n] for n in lengths], sizes)
+    adapted = adapted_by(skeleton, settings)
+    way = Way(
+        width=2 if half else 4,
+        attention=attention,
+        masked=padded,
+        dropout=settings.dropout,
+        autocast=half,
+        on_gpu=False,
+        dora=adapted.dora,
+    )
+    return token, pair, kept(skeleton, adapted, way)[0]
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma3-text", "phi3", "phi"])
+def test_every_linear_layer_adapted(family, half):
+    token, pair, found = measured(family, Adapter(rank=4), half, "sdpa", padded=True)
+    assert found.token == pytest.approx(token, rel=0.08)
+    assert found.pair == pytest.approx(pair, rel=0.02)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {"targets": ["q_proj", "v_proj"]}),
+        ("llama", {"targets": "mlp"}),
+        ("qwen3", {"targets": "attention", "layers": [2, 3]}),
+        ("llama", {"dropout": 0.1}),
+        ("gemma3-text", {"kind": "dora"}),
+        ("llama", {"kind": "none"}),
+        ("qwen2", {"rank": 32}),
+    ],
+)
+def test_other_choices(family, settings, half):
+    token, _, found = measured(family, Adapter(**{"rank": 4} | settings), half, "sdpa", padded=True)
+    assert found.token == pytest.approx(token, rel=0.12)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_eager_attention_keeps_the_scores(half):
+    token, pair, found = measured("llama", Adapter(rank=4), half, "eager", padded=True)
+    assert found.token == pytest.approx(token, rel=0.1)
+    assert found.pair == pytest.approx(pair, rel=0.1)
+
+
+def test_rows_of_one_length_need_no_mask():
+    token, pair, found = measured("llama", Adapter(rank=4), False, "sdpa", padded=False)
+    assert found.token == pytest.approx(token, rel=0.08)
+    assert found.pair == 0 and pair == pytest.approx(0, abs=0.01)
