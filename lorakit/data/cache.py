@@ -35,7 +35,8 @@ def key_of(sources: list[Source], rules: Rules, clean: Clean, template: ChatTemp
     Raises:
         UserError: a source cannot be read.
     """
-    code = {*Path(__file__).parent.rglob("*.py")} | {Path(inspect.getfile(entry.function)) for entry in FORMATS}
+    own = {path for path in Path(__file__).parent.rglob("*.py") if path.parent.name != "glance"}
+    code = own | {Path(inspect.getfile(entry.function)) for entry in FORMATS}
     facts = {
         "versions": [lorakit.__version__, transformers.__version__, tokenizers.__version__],
         "code": [sha256_of(path) for path in sorted(code)],

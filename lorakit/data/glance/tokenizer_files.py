@@ -1,0 +1,115 @@
+"""A model's tokenizer and chat template from its files, without transformers."""
+
+import json
+import re
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lorakit.data.glance.token_counts import Counter
+
+# `{% generation %}` marks answers for transformers; for their text it is no more than a block.
+_MARKS = (
+    (re.compile(r"\{%([-+]?)\s*generation\s*([-+]?)%\}"), r"{%\1 if true \2%}"),
+    (re.compile(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}"), r"{%\1 endif \2%}"),
+)
+
+
+def counter_of(tokenizer_file: Path, template: Path | None = None) -> Counter:
+    """What counts the tokens of a model's rows: its tokenizer.json, and the chat template beside it, or another.
+
+    Raises:
+        ValueError: the tokenizer's file cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    except Exception as error:  # the package raises nothing more special
+        raise ValueError(str(error)) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    config = _json(tokenizer_file.with_name("tokenizer_config.json"))
+    words = {name: _word(value) for name, value in config.items() if name.endswith("_token") and value}
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    special |= set(filter(None, words.values()))
+    texts = _templates(tokenizer_file.parent, config, template)
+    return Counter(
+        tokenizer=tokenizer,
+        write=_writer(texts, words) if texts else None,
+        special=re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else None,
+        end=words.get("eos_token", ""),
+        opening=len(tokenizer.encode("a").ids) - len(tokenizer.encode("a", add_special_tokens=False).ids),
+    )
+
+
+def _templates(folder: Path, config: dict[str, Any], given: Path | None) -> dict[str, str]:
+    """The chat templates of a tokenizer by name; `default`, and for some `tool_use`."""
+    file = given or folder / "chat_template.jinja"
+    if file.is_file():
+        return {"default": file.read_text(encoding="utf-8")}
+    written = config.get("chat_template")
+    if isinstance(written, str):
+        return {"default": written}
+    named = written if isinstance(written, list) else []
+    return {
+        one["name"]: one["template"] for one in named if isinstance(one, dict) and {"name", "template"} <= one.keys()
+    }
+
+
+def _writer(texts: dict[str, str], words: dict[str, str]) -> Callable[..., str] | None:
+    """`write(messages, tools, ask)`: a template's text, rendered in jinja2's sandbox; None where it is no template."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _as_json
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+    compiled = {}
+    for name, text in texts.items():
+        for mark, block in _MARKS:
+            text = mark.sub(block, text)
+        try:
+            compiled[name] = environment.from_string(text)
+        except TemplateError:  # `lorakit data` says so; here the rows are estimated
+            return None
+
+    def write(messages: list[dict[str, Any]], tools: Any, ask: bool) -> str:
+        chosen = compiled.get("tool_use") if tools else None
+        template = chosen or compiled["default"]
+        given = {"messages": messages, "tools": tools or None, "documents": None, "add_generation_prompt": ask}
+        # As Template.render does it, without gathering the names that every template knows anew each time.
+        context = template.new_context({**template.globals, **words, **given}, shared=True)
+        return "".join(template.root_render_func(context))
+
+    return write if "default" in compiled else None
+
+
+def _refuse(message: str) -> None:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _as_json(value: Any, indent: int | None = None, **others: Any) -> str:
+    """As templates expect it: without the escapes for HTML that jinja2's own writes."""
+    return json.dumps(value, ensure_ascii=False, indent=indent, **others)
+
+
+def _word(value: Any) -> str:
+    return str(value.get("content", "")) if isinstance(value, dict) else str(value)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}

@@ -1,0 +1,221 @@
+"""The GPUs that people train on: memory, bandwidth and dense arithmetic rates, each with its source."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+
+from lorakit.errors import UserError
+from lorakit.recipe.nearest import nearest
+
+_GIB, _MIB = 2**30, 2**20
+# Dense tensor operations that a multiprocessor does a clock with float32 accumulation, from Turing to Ada and RTX
+# Blackwell: workstation and data-centre cards 1,024, GeForce half of it (NVIDIA's architecture white papers: the RTX
+# 4090 has 330.3 TFLOP/s with float16 accumulation and 165.2 with float32).
+_TENSOR, _GEFORCE_TENSOR = 1024, 512
+_TURING, _AMPERE, _ADA, _BLACKWELL = 7.5, 8.6, 8.9, 12.0
+_BFLOAT16_FROM = 8.0  # compute capability
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU. Rates are peaks: dense, not sparse; tensor cores where it has them, with float32 accumulation."""
+
+    name: str
+    memory: int
+    """Bytes: what nvidia-smi shows as the total where that is known, else the nominal size."""
+    bandwidth: float
+    """Bytes a second."""
+    bfloat16: float | None
+    """FLOP/s; None: the card has no bfloat16."""
+    float16: float
+    float32: float
+    """FLOP/s outside the tensor cores: torch's float32 products do not use them."""
+    capability: float
+    """CUDA's compute capability."""
+    source: str
+    aliases: tuple[str, ...] = ()
+    """Other names, as nvidia-smi and people write them."""
+
+
+def _by_clock(
+    name: str, mib: int, bandwidth: float, multiprocessors: int, megahertz: int, capability: float, tensor: int
+) -> Device:
+    """A card whose rates are its multiprocessors x boost clock x operations a clock, as its maker computes them.
+
+    `bandwidth` in GB/s. A Turing multiprocessor has 64 float32 lanes, a later one 128.
+    """
+    clocks = multiprocessors * megahertz * 1e6
+    lanes = 64 if capability == _TURING else 128
+    rate = clocks * tensor
+    source = (
+        f"NVIDIA's specifications: {multiprocessors} multiprocessors at {megahertz:,} MHz, {tensor} dense tensor "
+        f"operations each a clock (architecture white paper)"
+    )
+    bfloat16 = rate if capability >= _BFLOAT16_FROM else None
+    return Device(name, mib * _MIB, bandwidth * 1e9, bfloat16, rate, clocks * lanes * 2, capability, source)
+
+
+def _by_sheet(
+    name: str,
+    mib: int,
+    bandwidth: float,
+    tensor: float,
+    float32: float,
+    capability: float,
+    sheet: str,
+    aliases: str = "",
+) -> Device:
+    """A card whose data sheet prints its rates: `bandwidth` in GB/s, `tensor` and `float32` in TFLOP/s."""
+    bfloat16 = tensor * 1e12 if capability >= _BFLOAT16_FROM else None
+    source = f"NVIDIA data sheet: {sheet}"
+    names = tuple(aliases.split(", ")) if aliases else ()
+    return Device(name, mib * _MIB, bandwidth * 1e9, bfloat16, tensor * 1e12, float32 * 1e12, capability, source, names)
+
+
+_GEFORCE = (
+    # name, MiB, GB/s, multiprocessors, boost MHz, capability
+    ("RTX 2060", 6144, 336, 30, 1680, _TURING),
+    ("RTX 2070", 8192, 448, 36, 1620, _TURING),
+    ("RTX 2080 Ti", 11264, 616, 68, 1545, _TURING),
+    ("RTX 3050 8GB", 8192, 224, 20, 1777, _AMPERE),
+    ("RTX 3060 12GB", 12288, 360, 28, 1777, _AMPERE),
+    ("RTX 3070", 8192, 448, 46, 1725, _AMPERE),
+    ("RTX 3080 10GB", 10240, 760, 68, 1710, _AMPERE),
+    ("RTX 3090", 24576, 936, 82, 1695, _AMPERE),
+    ("RTX 3090 Ti", 24564, 1008, 84, 1860, _AMPERE),
+    ("RTX 4060", 8188, 272, 24, 2460, _ADA),
+    ("RTX 4060 Ti 16GB", 16380, 288, 34, 2535, _ADA),
+    ("RTX 4070", 12282, 504, 46, 2475, _ADA),
+    ("RTX 4070 Ti", 12282, 504, 60, 2610, _ADA),
+    ("RTX 4070 Ti SUPER", 16376, 672, 66, 2610, _ADA),
+    ("RTX 4080", 16376, 717, 76, 2505, _ADA),
+    ("RTX 4080 SUPER", 16376, 736, 80, 2550, _ADA),
+    ("RTX 4090", 24564, 1008, 128, 2520, _ADA),
+    ("RTX 5060 Ti 16GB", 16311, 448, 36, 2572, _BLACKWELL),
+    ("RTX 5070", 12227, 672, 48, 2512, _BLACKWELL),
+    ("RTX 5070 Ti", 16303, 896, 70, 2452, _BLACKWELL),
+    ("RTX 5080", 16303, 960, 84, 2617, _BLACKWELL),
+    ("RTX 5090", 32607, 1792, 170, 2407, _BLACKWELL),
+)
+_WORKSTATION = (
+    ("RTX A4000", 16376, 448, 48, 1560, _AMPERE),
+    ("RTX A5000", 24564, 768, 64, 1695, _AMPERE),
+    ("RTX A6000", 49140, 768, 84, 1800, _AMPERE),
+    ("RTX 6000 Ada", 49140, 960, 142, 2505, _ADA),
+    ("RTX PRO 6000 Blackwell", 97887, 1792, 188, 2617, _BLACKWELL),
+)
+
+DEVICES: tuple[Device, ...] = (
+    *(_by_clock(*row, _GEFORCE_TENSOR) for row in _GEFORCE),
+    *(_by_clock(*row, _TENSOR) for row in _WORKSTATION),
+    # name, MiB, GB/s, tensor TFLOP/s (half of a sparse figure), float32 TFLOP/s, capability, sheet, other names
+    _by_sheet("T4", 15360, 320, 65, 8.1, 7.5, "T4 Tensor Core GPU", "Tesla T4"),
+    _by_sheet("V100 16GB", 16384, 900, 125, 15.7, 7.0, "V100 Tensor Core GPU (SXM2)", "V100, V100-SXM2-16GB"),
+    _by_sheet("V100 32GB", 32768, 900, 125, 15.7, 7.0, "V100 Tensor Core GPU (SXM2)", "V100, V100-SXM2-32GB"),
+    _by_sheet("L4", 23034, 300, 121, 30.3, 8.9, "L4 Tensor Core GPU"),
+    _by_sheet("A10", 23028, 600, 125, 31.2, 8.6, "A10 Tensor Core GPU"),
+    _by_sheet("A10G", 23028, 600, 70, 35, 8.6, "A10G Tensor Core GPU"),
+    _by_sheet("A30", 24576, 933, 165, 10.3, 8.0, "A30 Tensor Core GPU"),
+    _by_sheet("A40", 46068, 696, 149.7, 37.4, 8.6, "A40"),
+    _by_sheet("L40", 46068, 864, 181, 90.5, 8.9, "L40"),
+    _by_sheet("L40S", 46068, 864, 362, 91.6, 8.9, "L40S"),
+    _by_sheet("A100 40GB", 40960, 1555, 312, 19.5, 8.0, "A100 Tensor Core GPU", "A100, A100-SXM4-40GB, A100-PCIE-40GB"),
+    _by_sheet(
+        "A100 80GB", 81920, 2039, 312, 19.5, 8.0, "A100 Tensor Core GPU (SXM)", "A100, A100-SXM4-80GB, A100 80GB SXM"
+    ),
+    _by_sheet("A100 80GB PCIe", 81920, 1935, 312, 19.5, 8.0, "A100 Tensor Core GPU (PCIe)", "A100 PCIe"),
+    _by_sheet("H100 PCIe", 81559, 2000, 756, 51, 9.0, "H100 Tensor Core GPU (PCIe)", "H100, H100 80GB"),
+    _by_sheet(
+        "H100 SXM",
+        81559,
+        3350,
+        989,
+        67,
+        9.0,
+        "H100 Tensor Core GPU (SXM)",
+        "H100, H100 80GB, H100 80GB HBM3, H100 SXM5",
+    ),
+    _by_sheet("H100 NVL", 95830, 3900, 835, 60, 9.0, "H100 Tensor Core GPU (NVL)", "H100"),
+    _by_sheet("H200", 143771, 4800, 989, 67, 9.0, "H200 Tensor Core GPU (SXM)", "H200 SXM"),
+    _by_sheet("GH200 96GB", 97871, 4000, 990, 67, 9.0, "GH200 Grace Hopper Superchip", "GH200, GH200 480GB"),
+    _by_sheet("B200", 183359, 8000, 2250, 75, 10.0, "HGX B200, an eighth", "B200 SXM"),
+)
+
+# Cards sold as one size differ by this share in what they show: 22.5 to 24 GiB are 24 GB.
+_SAME_SIZE = 0.07
+# A card's size alone: what its maker calls GB is counted in GiB.
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:g|gb|gib)", re.IGNORECASE)
+# Words that nvidia-smi and people write around a card's name.
+_AROUND = re.compile(r"nvidia|geforce|tesla|quadro|generation|workstation edition|server edition|graphics card")
+
+
+def find_device(text: str) -> Device:
+    """The GPU that a user names: `RTX 4090`, `4090`, `NVIDIA GeForce RTX 4090`, or by its memory alone: `24GB`.
+
+    Raises:
+        UserError: no such GPU is known, or several are meant.
+    """
+    size = _SIZE.fullmatch(text.strip())
+    if size:
+        return _of_size(text, float(size[1]))
+    found = _named(text)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(device.name for device in found)
+        raise UserError(f"--gpu: '{text}' is more than one GPU. Write one of: {names}.")
+    laptop = "laptop" in text.lower()  # another card than the desktop's of that name, mostly a smaller one
+    near = None if laptop else nearest(_around_off(text), [device.name for device in DEVICES])
+    hint = f" Did you mean {near}?" if near else ""
+    raise UserError(f"--gpu: '{text}' is no GPU that is known here.{hint} Or write its memory alone: 24GB.")
+
+
+def known_device(name: str, memory: int) -> Device | None:
+    """The GPU that nvidia-smi names so, with the memory in bytes that it shows; None for one that is not known.
+
+    Where a name is sold in several sizes, the one of the nearest memory is taken.
+    """
+    found = [device for device in _named(name) if abs(device.memory - memory) < 0.1 * memory]
+    if not found:
+        return None
+    device = min(found, key=lambda device: abs(device.memory - memory))
+    return dataclasses.replace(device, memory=memory)
+
+
+def _named(text: str) -> list[Device]:
+    wanted = _squashed(text)
+    exact = [device for device in DEVICES if wanted == _squashed(device.name)]
+    return exact or [device for device in DEVICES if wanted in _keys(device)]
+
+
+def _keys(device: Device) -> set[str]:
+    """Every way of writing a card's name, squashed: with and without its RTX, and without its size."""
+    names = {device.name, *device.aliases}
+    names |= {re.sub(r" ?\d+GB\b", "", name) for name in names if name.startswith("RTX")}
+    keys = {_squashed(name) for name in names}
+    return (keys | {key.removeprefix("rtx") for key in keys}) - {""}
+
+
+def _squashed(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", _around_off(text))
+
+
+def _around_off(text: str) -> str:
+    return _AROUND.sub("", text.lower()).strip()
+
+
+def _of_size(text: str, gibibytes: float) -> Device:
+    """A nameless card of that memory, as fast as the slowest known card of the nearest size."""
+    if not 0 < gibibytes <= 1024:
+        raise UserError(
+            f"--gpu: '{text}' is no memory of a GPU. Write a size such as 24GB, or a name such as RTX 4090."
+        )
+    memory = int(gibibytes * _GIB)
+    apart = max(_SAME_SIZE * memory, min(abs(device.memory - memory) for device in DEVICES))
+    alike = [device for device in DEVICES if abs(device.memory - memory) <= apart]
+    alike = [device for device in alike if device.bfloat16] or alike
+    slowest = min(alike, key=lambda device: device.float16)
+    source = f"memory as given; as fast as the {slowest.name}, the slowest known card of about that memory"
+    return dataclasses.replace(
+        slowest, name=f"{gibibytes:g} GB GPU", memory=memory, source=f"{source} ({slowest.source})", aliases=()
+    )

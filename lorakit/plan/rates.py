@@ -1,0 +1,102 @@
+"""What a device reaches in training, as against the peaks that its maker prints."""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lorakit.plan.devices import Device
+
+# Shares of the dense peak that large matrix products reach, in a public table of torch's (docs/planning.md): A100 0.79
+# to 0.85, H100 0.80, B200 0.75, V100S 0.68; where tensor cores are halved, as in GeForce cards from the 30 series on,
+# 0.97 to 1.13, for they wait for nothing and clock higher than specified. A step's products are smaller: a little less.
+_SHARE, _HALVED_SHARE = 0.7, 0.9
+# Outside the tensor cores: RTX 3090 0.69, RTX 4090 0.66, A100 0.93 (the same table).
+_FLOAT32_SHARE = 0.65
+# Bfloat16 on a card without it runs at 0.5 to 0.75 of float32's speed (RTX 2080, P40, V100: the same table).
+_EMULATED_SHARE = 0.55
+# The share of the memory's bandwidth that long elementwise operations reach.
+_BANDWIDTH_SHARE = 0.8
+# Seconds that Python and torch take to start a kernel.
+_START = 1e-5
+# On a processor, products of a training step reach this share of a large square one, as numpy computes it.
+_PROCESSOR_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device reaches."""
+
+    compute: float
+    """FLOP/s of matrix products."""
+    bandwidth: float
+    """Bytes a second, read and written."""
+    words: str
+    """Where these are from."""
+    number_bytes: int = 2
+    """Of the type in which activations are held."""
+    start: float = _START
+    """Seconds to start one kernel."""
+    queued: bool = True
+    """Whether kernels are started while others run: on a GPU."""
+
+
+def rates_of(device: Device, dtype: str) -> Rates:
+    """What a GPU reaches with a recipe's dtype: float32, bfloat16 or float16."""
+    bandwidth = _BANDWIDTH_SHARE * device.bandwidth
+    if dtype == "float32":
+        compute = _FLOAT32_SHARE * device.float32
+        words = f"{_FLOAT32_SHARE:.0%} of {_tera(device.float32)} in float32"
+        return Rates(compute, bandwidth, _words(device, words), number_bytes=4)
+    peak = device.bfloat16 if dtype == "bfloat16" else device.float16
+    if peak is None:
+        compute = _EMULATED_SHARE * device.float32
+        words = f"{_EMULATED_SHARE:.0%} of {_tera(device.float32)} in float32: the card has no bfloat16"
+        return Rates(compute, bandwidth, _words(device, words))
+    # Halved tensor cores do twice what a card's other lanes do, whole ones four times and more.
+    share = _HALVED_SHARE if peak < 3 * device.float32 else _SHARE
+    return Rates(share * peak, bandwidth, _words(device, f"{share:.0%} of {_tera(peak)} in {dtype}"))
+
+
+def cpu_rates(measured_flops: float, bandwidth: float) -> Rates:
+    """What a processor reaches in float32, from its measured matrix speed and bandwidth."""
+    words = f"{_PROCESSOR_SHARE:.0%} of {measured_flops / 1e9:.0f} GFLOP/s, measured"
+    return Rates(_PROCESSOR_SHARE * measured_flops, bandwidth, words, number_bytes=4, queued=False)
+
+
+@functools.cache
+def measure_cpu() -> Rates:
+    """This machine's float32 matrix speed and bandwidth, measured with numpy in under 0.3 s."""
+    import numpy as np
+    from threadpoolctl import threadpool_limits
+
+    # Large enough for every core, small enough to be done often: the fastest met no other work on this machine.
+    square = np.ones((512, 512), dtype=np.float32)
+    result = np.empty_like(square)
+    least = _fastest(lambda: np.matmul(square, square, out=result), 0.1)
+    with threadpool_limits(1):  # where other work holds the cores up, threads that wait for each other are slower
+        least = min(least, _fastest(lambda: np.matmul(square, square, out=result), 0.05))
+    flops = 2 * 512**3 / least
+    # 4 MB: about what lies between two products of a step, of which a cache holds some.
+    source = np.ones(1 << 20, dtype=np.float32)
+    target = np.empty_like(source)
+    bandwidth = 2 * source.nbytes / _fastest(lambda: np.copyto(target, source), 0.05)
+    return cpu_rates(flops, bandwidth)
+
+
+def _fastest(call: Callable[[], object], limit: float) -> float:
+    """Seconds of the fastest call within a limit of seconds."""
+    least, until = float("inf"), time.perf_counter() + limit
+    while time.perf_counter() < until:
+        begun = time.perf_counter()
+        call()
+        least = min(least, time.perf_counter() - begun)
+    return least
+
+
+def _tera(rate: float) -> str:
+    return f"{rate / 1e12:,.0f} TFLOP/s" if rate >= 20e12 else f"{rate / 1e12:.1f} TFLOP/s"
+
+
+def _words(device: Device, words: str) -> str:
+    return f"{words}, {_BANDWIDTH_SHARE:.0%} of {device.bandwidth / 1e9:,.0f} GB/s: {device.source}"
