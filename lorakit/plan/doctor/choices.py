@@ -1,0 +1,62 @@
+"""What `auto` chooses on this machine: for a recipe, or whatever the model."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lorakit.errors import UserError
+from lorakit.plan.doctor.finding import Finding
+from lorakit.plan.doctor.packages import import_error
+from lorakit.plan.doctor.speed import product_speed
+from lorakit.plan.machine import Machine, this_machine, usable_machine
+from lorakit.progress import Silent
+
+if TYPE_CHECKING:
+    from lorakit.recipe.schema import Recipe
+
+# The other choices hang on the model and the rows.
+_OF_THE_MACHINE = ("model.dtype", "model.attention", "data.packing", "train.optimizer")
+# A product is not all of training: a smaller difference in it decides nothing.
+_CLEARLY_FASTER = 1.3
+
+
+def choices(recipe: "Recipe | None") -> Iterator[Finding]:
+    """Each choice with its reason, of the number format also whether the measured speed bears it out.
+
+    Without a recipe, those that hang on the machine alone. A setting of the recipe that cannot work here is broken.
+    """
+    from lorakit.plan.auto import settle  # imported here, since a broken pydantic must not end the other checks
+    from lorakit.plan.facts import facts_of
+    from lorakit.recipe.schema import Data, Model, Recipe
+
+    machine = _machine_of_runs()
+    yield Finding("device", "ok", f"{machine.name} ({machine.device})")
+    asked = recipe or Recipe(model=Model(base="any/model"), data=Data(train="any/rows"))
+    facts = facts_of(asked.model.base, asked.model.revision) if recipe else None
+    try:
+        settled = settle(asked, machine, facts)
+    except UserError as error:
+        yield Finding("settings", "broken", str(error))
+        return
+    for choice in settled.choices:
+        if recipe or choice.path in _OF_THE_MACHINE:
+            faster = _faster(str(choice.value)) if choice.path == "model.dtype" and not machine.is_gpu else ""
+            value = str(choice.value).lower() if isinstance(choice.value, bool) else choice.value
+            said, figures = f"{value}: {choice.reason}{faster}", {"value": choice.value}
+            remedy = "compare a few steps of both: --set train.steps=5" if faster else ""
+            yield Finding(choice.path, "note" if faster else "ok", said, remedy, figures)
+
+
+def _machine_of_runs() -> Machine:
+    """The device that a run would use; as the driver says where torch cannot be asked."""
+    return this_machine() if import_error("torch") else usable_machine(Silent())
+
+
+def _faster(chosen: str) -> str:
+    """What the measured speed says against the number format that was chosen for the processor."""
+    if import_error("torch"):
+        return ""
+    other = {"float32": "bfloat16", "bfloat16": "float32"}.get(chosen)
+    if other is None:
+        return ""
+    times = product_speed("cpu", other)[0] / product_speed("cpu", chosen)[0]
+    return f"; but {other} was measured {times:.1f} times as fast" if times > _CLEARLY_FASTER else ""

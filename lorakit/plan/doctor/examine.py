@@ -1,0 +1,46 @@
+"""Every check of `lorakit doctor`, in order."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorakit.plan.doctor import choices, disk, gpu, hub, models, packages, processor, quantization
+from lorakit.plan.doctor.finding import Check, Finding, findings_of
+
+if TYPE_CHECKING:
+    from lorakit.recipe.schema import Recipe
+
+
+def examine(network: bool, recipe: "Recipe | None" = None) -> Iterator[tuple[str, Finding]]:
+    """Every finding with its section, as it is found; a check that fails takes no other down.
+
+    The network is used only with `network`. With a recipe it is also asked what this recipe needs: its base model, its
+    settings, room where its run goes.
+    """
+    for section, checks in _sections(network, recipe).items():
+        for name, check in checks.items():
+            for finding in findings_of(name, check):
+                yield section, finding
+
+
+def _sections(network: bool, recipe: "Recipe | None") -> dict[str, dict[str, Check]]:
+    """Each section's checks, by the name under which a check is reported that ends with an error."""
+    run = Path(recipe.output.dir) if recipe and recipe.output.dir else None
+    base: dict[str, Check] = {"base": partial(models.base, recipe.model)} if recipe else {}
+    return {
+        "Python": {"Python": packages.python, "system": packages.system},
+        "Packages": {"packages": packages.required, "extras": packages.optional},
+        "GPU": {"GPU": gpu.cards, "torch": gpu.torch_on_gpu},
+        "bitsandbytes": {"layers": quantization.layers, "optimizer": quantization.optimizer},
+        "Processor and memory": {
+            "processor": processor.cores,
+            "threads": processor.threads,
+            "speed": processor.speeds,
+            "memory": processor.memory,
+        },
+        "What auto chooses here": {"auto": partial(choices.choices, recipe)},
+        "Disk": {"disk": partial(disk.rooms, run)},
+        "Hub": {"hub": hub.settings, "reachable": hub.reachable if network else hub.not_asked},
+        "Models": {"carried": models.carried, "hub's cache": models.cached, "known sizes": models.known, **base},
+    }

@@ -1,0 +1,142 @@
+"""Python, the system, and the packages that lorakit stands on: their versions, and whether they can be imported."""
+
+import functools
+import importlib
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lorakit.plan.doctor.finding import Finding, reason
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+# Older ones have known holes that a downloaded model or checkpoint can use.
+_SECURITY_FLOORS = {"torch": "2.10", "transformers": "5.3"}
+# What a run takes from each. Some packages import the rest of themselves only when a name is asked for.
+_IMPORTED = {
+    "torch": "nn",
+    "bitsandbytes": "nn",
+    "transformers": "AutoModelForCausalLM",
+    "accelerate": "Accelerator",
+    "peft": "LoraConfig",
+    "datasets": "Dataset",
+    "trl": "SFTTrainer",
+}
+_STAND_ON_TORCH = {"bitsandbytes", "transformers", "accelerate", "peft", "trl"}
+_EXTRAS = {"gguf": "reads .gguf files", "tasks": "runs lm-eval's benchmarks (lorakit eval --tasks)"}
+
+
+def python() -> Iterator[Finding]:
+    """The interpreter, and lorakit itself."""
+    import lorakit
+
+    where = sys.prefix if sys.prefix == sys.base_prefix else f"{sys.prefix}, a virtual environment"
+    yield Finding("Python", "ok", f"{platform.python_version()} in {where}")
+    yield Finding("lorakit", "ok", lorakit.__version__)
+
+
+def system() -> Iterator[Finding]:
+    """The operating system: Linux is what lorakit is tested on."""
+    said = f"{platform.system()} {platform.release()} on {platform.machine()}"
+    if platform.system() == "Linux":
+        yield Finding("system", "ok", said)
+    else:
+        yield Finding("system", "note", f"{said}: lorakit is tested on Linux only")
+
+
+def required() -> Iterator[Finding]:
+    """Every package that lorakit's metadata asks for: its version, and for those that a run is made of its import."""
+    wanted = {item.name: item for item in _requirements() if _asked(item, "")}
+    others, torch = 0, "ok"
+    for name in [*_IMPORTED, *(name for name in wanted if name not in _IMPORTED)]:
+        finding = _version(name, wanted.get(name))
+        if name in _STAND_ON_TORCH and finding.state == "ok" and torch == "broken":
+            finding = Finding(name, "note", f"{finding.found}: not tried, since torch is broken")
+        elif name in _IMPORTED and installed(name):
+            finding = _imported(finding)
+        if name == "torch":
+            torch = finding.state
+        if finding.state == "ok" and name not in _IMPORTED:
+            others += 1
+        else:
+            yield finding
+    if others:
+        yield Finding("others", "ok", f"{others} more packages, each in a version that lorakit is made for")
+
+
+def optional() -> Iterator[Finding]:
+    """The extras of lorakit, and flash-attn."""
+    for extra, purpose in _EXTRAS.items():
+        wanted = [item for item in _requirements() if _asked(item, extra) and not _asked(item, "")]
+        if wanted and all(_version(item.name, item).state == "ok" for item in wanted):
+            yield Finding(f"extra {extra}", "ok", f"installed: {purpose}")
+        else:
+            yield Finding(f"extra {extra}", "note", f"not installed: {purpose}", f"pip install 'lorakit[{extra}]'")
+    version = installed("flash-attn")
+    if version:
+        yield Finding("flash-attn", "ok", f"{version}: model.attention can be flash_attention_2")
+    else:
+        yield Finding(
+            "flash-attn",
+            "note",
+            "not installed: model.attention: flash_attention_2 needs it, on an NVIDIA GPU",
+            "pip install flash-attn --no-build-isolation",
+        )
+
+
+@functools.cache
+def import_error(package: str) -> str | None:
+    """Why a package cannot be imported; None where it can. It is tried once: a second time torch fails otherwise."""
+    try:
+        getattr(importlib.import_module(package), _IMPORTED[package])
+    except (Exception, SystemExit) as error:  # whatever a broken installation raises
+        return reason(error)
+    return None
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _requirements() -> list["Requirement"]:
+    from packaging.requirements import Requirement
+
+    return [Requirement(line) for line in importlib.metadata.requires("lorakit") or ()]
+
+
+def _asked(item: "Requirement", extra: str) -> bool:
+    """Whether an installation with this extra, or with none, needs the package."""
+    return item.marker is None or item.marker.evaluate({"extra": extra})
+
+
+def _version(name: str, wanted: "Requirement | None") -> Finding:
+    """Whether the installed version is one that lorakit is made for."""
+    from packaging.version import Version
+
+    version, bounds = installed(name), str(wanted.specifier) if wanted else ""
+    upgrade = f"pip install --upgrade '{name}{bounds}'"
+    if version is None:
+        return Finding(name, "broken", "not installed", upgrade)
+    floor = _SECURITY_FLOORS.get(name)
+    if floor and Version(version) < Version(floor):
+        return Finding(name, "broken", f"{version}: below {floor} there are known security holes", upgrade)
+    if wanted and not wanted.specifier.contains(version, prereleases=True):
+        return Finding(name, "broken", f"{version}: lorakit is made for {bounds}", upgrade)
+    return Finding(name, "ok", f"{version} ({bounds})" if bounds else version)
+
+
+def _imported(version: Finding) -> Finding:
+    """The finding on a package's version, with why it cannot be imported where that is so."""
+    name, error = version.name, import_error(version.name)
+    if error is None:
+        return version
+    public = (installed(name) or "").partition("+")[0]
+    remedy = version.remedy or f"pip install --force-reinstall {name}=={public}"
+    return Finding(name, "broken", f"{version.found}; cannot be imported: {error}", remedy)
