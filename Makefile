@@ -3,6 +3,7 @@
 # make check    lint, types, layers, generated documents
 # make bench    lorakit against TRL on the same rows: bench-train the training, bench-data the preparation of rows; and bench-eval
 # make bench-adapters   every adapter kind on every quantization, into docs/adapters.md (most of an hour); bench-dora: DoRA against PEFT's
+# make bench-memory     the memory model against published peaks, and against runs of SmolLM2 here (ROWS=FILE adds a table)
 # make bench-merge      merging a 2 GB model against PEFT and against copying its files; bench-eval: answers against a plain loop
 VENV ?= .venv
 PYTHON ?= python3
@@ -13,7 +14,7 @@ READY := $(VENV)/.ready-$(shell cksum requirements.txt pyproject.toml tools/inst
 # A process for each core, with a thread each: tiny models gain nothing from more.
 TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: install model demo test test-all check docs bench bench-train bench-data bench-adapters bench-dora bench-merge bench-eval pins clean
+.PHONY: install model demo test test-all check docs bench bench-train bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval pins clean
 .DEFAULT_GOAL := help
 
 help:
@@ -57,6 +58,9 @@ bench-data: model
 
 bench-adapters: model
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_adapters.py --write
+
+bench-memory: model
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_memory.py $(if $(ROWS),--rows $(ROWS))
 
 bench-merge: model
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_merge.py

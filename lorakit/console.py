@@ -59,6 +59,19 @@ def result_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
     _console(stderr=False).print(table, soft_wrap=False)
 
 
+def result_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Print named facts, one below the other, each beside its name."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, fact in facts:
+        table.add_row(escape(name), escape(fact))
+    _console(stderr=False).print(table, soft_wrap=False)
+
+
 def result_bars(title: str, bars: Sequence[tuple[str, int]]) -> None:
     """Print a histogram: each bar's label, its length by its number, and the number."""
     from rich.markup import escape

@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from lorakit.cli import check, data, merge, schema, train
+from lorakit.cli import check, data, doctor, merge, plan, schema, train
 from lorakit.cli import eval as evaluate
 from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, LorakitError
 
@@ -44,11 +44,13 @@ def options(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "check": check.check,
+    "plan": plan.plan,
     "data": data.data,
     "train": train.train,
     "eval": evaluate.evaluate,
     "merge": merge.merge,
     "schema": schema.schema,
+    "doctor": doctor.doctor,
 }
 
 

@@ -1,0 +1,146 @@
+"""`lorakit plan`"""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
+from lorakit.errors import UserError
+
+if TYPE_CHECKING:
+    from lorakit.plan.changes import Change
+    from lorakit.plan.facts import ModelFacts
+    from lorakit.plan.planned import Plan, Rows, Target
+    from lorakit.progress import Progress
+    from lorakit.recipe.schema import Recipe
+
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        metavar="NAME|SIZE|all",
+        help="Plan for this card instead of this machine: a name ([cyan]RTX 4090[/cyan]), a memory "
+        "([cyan]24GB[/cyan]), or [cyan]all[/cyan] that are known.",
+        show_default=False,
+    ),
+]
+Price = Annotated[
+    float | None,
+    typer.Option(
+        "--price", metavar="PER-HOUR", min=0, help="What the device costs an hour, in any currency.", show_default=False
+    ),
+]
+Probe = Annotated[
+    bool,
+    typer.Option(
+        "--probe", help="Also load the model here and run the longest micro-batch: predicted against measured."
+    ),
+]
+
+
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    gpu: Gpu = None,
+    per_hour: Price = None,
+    probe: Probe = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tell before a run whether it fits, how long it takes and what it costs.
+
+    From the model's config alone: no weights, no GPU, no network. Memory by component, sizes, steps, time with its
+    range; what to change where it does not fit, what would use the room where it does, and advice with its source.
+
+    Exit code 0 where it fits or was only asked for [cyan]--gpu all[/cyan], 1 where it does not, 2 where the recipe is
+    wrong.
+    """
+    if probe and gpu:
+        raise typer.BadParameter("--probe runs on this machine, --gpu plans for another one. Leave one of them out.")
+    from lorakit import console
+    from lorakit.cli import plan_texts
+    from lorakit.plan.changes import larger, smaller
+    from lorakit.plan.devices import DEVICES, find_device
+    from lorakit.plan.planned import full_fine_tuning, plan_run
+    from lorakit.plan.targets import target_of, this_target
+    from lorakit.recipe.load import load
+
+    progress = console.Terminal(quiet)
+    settings = load(recipe, overrides).recipe
+    facts, rows = _facts(settings, progress), _rows(settings)
+    if gpu and gpu.strip().lower() == "all":
+        plans = [_planned_or_why(settings, facts, rows, target_of(device), per_hour) for device in DEVICES]
+        plan_texts.print_cards(list(DEVICES), plans, as_json)
+        return
+    target = target_of(find_device(gpu)) if gpu else this_target()
+    found = plan_run(settings, facts, rows, target, per_hour)
+    full = full_fine_tuning(settings, facts, rows, target)
+    changes = smaller(found, facts) if found.fits != "yes" else larger(found, facts)
+    notes = _advice(found, changes, facts)
+    measured = _probe(settings, progress) if probe else None
+    plan_texts.print_plan(found, full, changes, notes, measured, as_json)
+    if found.fits == "no" and measured is None:
+        raise SystemExit(1)
+
+
+def _facts(settings: "Recipe", progress: "Progress") -> "ModelFacts":
+    """What the base model is made of: counted from its config, or built without weights where its family is another."""
+    from dataclasses import replace
+
+    from lorakit.plan.facts import config_of, facts_from
+
+    base = settings.model.base
+    config = config_of(base, settings.model.revision)
+    facts = facts_from(config) if config else None
+    if config is None or facts is None:
+        raise UserError(
+            f"model.base: the sizes of {base} are not known here. Give a local folder with its config.json, fetch the "
+            "model once (lorakit train RECIPE --dry-run), or plan on a well-known model of the same size."
+        )
+    if facts.skeleton is None:
+        progress.say(f"model.base: {facts.model_type} is no family that is counted: building it without weights")
+        from lorakit.model.counting import skeleton_of
+        from lorakit.model.load import quiet_libraries
+
+        quiet_libraries()
+        facts = replace(facts, skeleton=skeleton_of(config))
+    return facts
+
+
+def _rows(settings: "Recipe") -> "Rows":
+    from pathlib import Path
+
+    from lorakit.data.glance import glance
+    from lorakit.plan.facts import folder_of
+    from lorakit.plan.planned import rows_of
+
+    folder = folder_of(settings.model.base, settings.model.revision)
+    tokenizer = folder / "tokenizer.json" if folder and (folder / "tokenizer.json").is_file() else None
+    template = Path(settings.model.chat_template) if settings.model.chat_template else None
+    return rows_of(settings, glance(settings.data, tokenizer, template))
+
+
+def _planned_or_why(
+    settings: "Recipe", facts: "ModelFacts", rows: "Rows", target: "Target", per_hour: float | None
+) -> "Plan | str":
+    from lorakit.plan.planned import plan_run
+
+    try:
+        return plan_run(settings, facts, rows, target, per_hour)
+    except UserError as error:
+        return str(error)
+
+
+def _advice(found: "Plan", changes: "list[Change]", facts: "ModelFacts") -> Any:
+    from lorakit.plan.advice import advice
+    from lorakit.plan.advised import known_of
+
+    return advice(found.recipe, known_of(found, changes, facts))
+
+
+def _probe(settings: "Recipe", progress: "Progress") -> Any:
+    """The longest micro-batch, run once on this machine's device."""
+    from lorakit.plan.prepare import prepare_run
+    from lorakit.train.probe import probe_run
+
+    return probe_run(prepare_run(settings, progress), progress)

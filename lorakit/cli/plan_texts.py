@@ -1,0 +1,271 @@
+"""What `lorakit plan` prints: tables and sentences for people, or one JSON document."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorakit.plan.advice import Advice
+    from lorakit.plan.changes import Change
+    from lorakit.plan.devices import Device
+    from lorakit.plan.duration import Span
+    from lorakit.plan.planned import Plan
+
+# What the memory model was off by at most, against published and measured figures (docs/planning.md).
+_ERROR = 0.15
+_FITS = {
+    "yes": "It fits",
+    "tight": "It may fit: it is within the error of the estimate",
+    "no": "It does not fit",
+}
+
+
+def print_plan(
+    plan: "Plan",
+    full: "Plan | None",
+    changes: "list[Change]",
+    notes: "list[Advice]",
+    probed: Any,
+    as_json: bool,
+) -> None:
+    """Print one plan."""
+    from lorakit import console
+
+    if as_json:
+        console.result_json(facts_of(plan, full, changes, notes, probed))
+        return
+    _print_memory(plan, full)
+    console.result(_verdict(plan))
+    _print_figures(plan, full)
+    if probed is not None:
+        console.result(_measured(plan, probed))
+    _print_changes(plan, changes)
+    for note in notes:
+        console.result(f"- {note.about}: {note.text} ({note.source})")
+    for choice in plan.choices:
+        console.result(f"# {choice}")
+
+
+def print_cards(devices: "list[Device]", plans: "list[Plan | str]", as_json: bool) -> None:
+    """Print which of the known cards can train a recipe."""
+    from lorakit import console
+
+    if as_json:
+        found = [_card_facts(device, plan) for device, plan in zip(devices, plans, strict=True)]
+        console.result_json({"cards": found})
+        return
+    both = sorted(zip(devices, plans, strict=True), key=lambda pair: (pair[0].memory, pair[0].name))
+    rows = [_card_row(device, plan) for device, plan in both]
+    console.result_table("", ["card", "GiB", "fits", "takes", "rows at once", "recomputing", "time"], rows)
+    able = [device.name for device, plan in both if not isinstance(plan, str) and plan.fits == "yes"]
+    console.result(
+        f"{len(able)} of {len(both)} known cards can train it{f', the smallest: {able[0]}' if able else ''}."
+    )
+
+
+def _card_row(device: "Device", plan: "Plan | str") -> list[str]:
+    size = f"{device.memory / 2**30:.0f}"
+    if isinstance(plan, str):
+        return [device.name, size, "no", "-", "-", "-", "-"]
+    if plan.fits == "no":
+        return [device.name, size, "no", _gib(plan.longest.total), "-", "-", "-"]
+    train, time = plan.recipe.train, duration(plan.time.likely) if plan.time else "-"
+    recomputing = "yes" if train.gradient_checkpointing else "no"
+    return [device.name, size, plan.fits, _gib(plan.longest.total), str(train.micro_batch), recomputing, time]
+
+
+def _card_facts(device: "Device", plan: "Plan | str") -> dict[str, Any]:
+    if isinstance(plan, str):
+        return {"name": device.name, "memory": device.memory, "fits": "no", "reason": plan}
+    train = plan.recipe.train
+    return {
+        "name": device.name,
+        "memory": device.memory,
+        "fits": plan.fits,
+        "takes": plan.longest.total,
+        "micro_batch": train.micro_batch,
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "seconds": asdict(plan.time) if plan.time else None,
+        "price": asdict(plan.price) if plan.price else None,
+    }
+
+
+def _print_memory(plan: "Plan", full: "Plan | None") -> None:
+    from lorakit import console
+
+    rows = int(plan.recipe.train.micro_batch)
+    columns = ["GiB", f"longest: {rows} x {plan.rows.longest:,}", f"average: {rows} x {plan.rows.mean:,.0f}"]
+    memories = [plan.longest, plan.average]
+    if full:
+        columns.append("full fine-tuning")
+        memories.append(full.longest)
+    names = [name for name in plan.longest.components if any(memory.components[name] for memory in memories)]
+    table = [[name, *(f"{memory.components[name] / 2**30:.2f}" for memory in memories)] for name in names]
+    table.append(["together", *(f"{memory.total / 2**30:.2f}" for memory in memories)])
+    machine = plan.target.machine
+    title = f"{plan.recipe.name}: {plan.recipe.model.base} on {machine.name}, {_gib(machine.memory)}"
+    console.result(title)
+    console.result_table("", columns, table)
+
+
+def _verdict(plan: "Plan") -> str:
+    machine = plan.target.machine
+    held = "on the card" if machine.is_gpu else "free"
+    taken = f"{_gib(plan.longest.total)} (within {_ERROR:.0%}) of {_gib(machine.memory)} {held}"
+    fullest = f"The fullest moment: {plan.longest.moment}."
+    return f"{_FITS[plan.fits]}: {taken}, {_gib(plan.room)} of them planned with. {fullest}"
+
+
+def _print_figures(plan: "Plan", full: "Plan | None") -> None:
+    from lorakit import console
+
+    skeleton, adapted = plan.skeleton, plan.adapted
+    how = "built without weights on torch's meta device" if skeleton.built else "counted from its config"
+    near = "about " if adapted.estimated else ""
+    trained = f"{near}{adapted.trained:,} ({adapted.trained / skeleton.parameters:.2%})"
+    files = f"adapter {_bytes(plan.adapter_file)}, merged model {_bytes(plan.model_file)}"
+    rows = [
+        ("parameters", f"{skeleton.parameters:,}, {how}"),
+        ("trained", trained),
+        ("files", files if plan.adapter_file else f"model {_bytes(plan.model_file)}"),
+        ("evaluation", f"{_gib(plan.evaluation)} at its fullest"),
+        ("merge", f"{_gib(plan.merge)} of main memory, on any device"),
+        ("rows", _rows(plan)),
+    ]
+    if plan.steps:
+        rows.append(("steps", f"{plan.steps:,} of {plan.recipe.train.batch_size} rows"))
+    if plan.tokens and plan.operations:
+        rows.append(("work", f"{plan.tokens:,} tokens, {plan.padding:.0%} padding, {plan.operations:.2g} FLOPs"))
+    rows.append(("time", _time(plan)))
+    if plan.price:
+        rows.append(("price", _span(plan.price, lambda value: f"{value:,.2f}")))
+    if full:
+        told = f"{_gib(full.longest.total)}, {full.adapted.trained:,} trained, model {_bytes(full.model_file)}"
+        time = f", {_span(full.time, duration)}" if full.time and full.fits != "no" else ", which does not fit"
+        rows.append(("full fine-tuning", told + (time if full.fits == "no" or full.time else "")))
+    console.result_facts(rows)
+
+
+def _rows(plan: "Plan") -> str:
+    rows = plan.rows
+    if rows.count is None:
+        return rows.counted
+    held_out = f", {rows.held_out:,} held out" if rows.held_out else ""
+    over = f", {rows.overlong:.1%} longer than data.max_length" if rows.overlong else ""
+    return (
+        f"{rows.count:,}{held_out}; {rows.mean:,.0f} tokens on average, at most {rows.longest:,}{over}. {rows.counted}"
+    )
+
+
+def _time(plan: "Plan") -> str:
+    if plan.time and plan.rates:
+        return f"{_span(plan.time, duration)}; at {plan.rates.words}"
+    if plan.steps is None:
+        return "known with the rows"
+    return f"not known: no speed of {plan.target.machine.name} in {plan.recipe.model.dtype} is known here"
+
+
+def _measured(plan: "Plan", probed: Any) -> str:
+    predicted = plan.longest.total
+    pass_ = f"{probed.micro_batch} rows, {probed.tokens:,} tokens in {probed.seconds:.1f} s"
+    return f"measured: {_gib(probed.peak)} on {pass_}; predicted {_gib(predicted)} ({predicted / probed.peak - 1:+.0%})"
+
+
+def _print_changes(plan: "Plan", changes: "list[Change]") -> None:
+    from lorakit import console
+
+    if not changes:
+        if plan.fits != "yes":
+            console.result(
+                "No change that is tried here makes it fit: take a smaller base model, or a larger card (--gpu all)."
+            )
+        return
+    title = "to make it fit, what costs least first" if plan.fits != "yes" else "what would use the room"
+    rows = [
+        [change.overrides, _gib(change.plan.longest.total), _slower(change.slower), change.costs] for change in changes
+    ]
+    console.result_table(title, ["change", "takes", "time", "what it means"], rows)
+
+
+def _slower(times: float | None) -> str:
+    return "-" if times is None else f"x {times:.2f}"
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.0f} MiB"
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.4 h` or `2.1 days`."""
+    for size, unit, upto in ((1, "s", 120), (60, "min", 7200), (3600, "h", 172_800)):
+        if seconds < upto:
+            return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.1f} h"
+    return f"{seconds / 86_400:.1f} days"
+
+
+def _span(span: "Span | None", shown: Any) -> str:
+    return "-" if span is None else f"{shown(span.likely)} ({shown(span.low)} to {shown(span.high)})"
+
+
+def facts_of(
+    plan: "Plan", full: "Plan | None", changes: "list[Change]", notes: "list[Advice]", probed: Any
+) -> dict[str, Any]:
+    """A plan as plain values: bytes, seconds, numbers."""
+    return {
+        **_plan_facts(plan),
+        "full_fine_tuning": _plan_facts(full) if full else None,
+        "changes": [_change_facts(change) for change in changes],
+        "advice": [asdict(note) for note in notes],
+        "measured": asdict(probed) if probed is not None else None,
+        "auto": [asdict(choice) for choice in plan.choices],
+    }
+
+
+def _plan_facts(plan: "Plan") -> dict[str, Any]:
+    machine, train = plan.target.machine, plan.recipe.train
+    return {
+        "model": plan.recipe.model.base,
+        "counted": "meta device" if plan.skeleton.built else "config",
+        "device": {"name": machine.name, "kind": machine.device, "memory": machine.memory, "planned_with": plan.room},
+        "parameters": {
+            "total": plan.skeleton.parameters,
+            "trainable": plan.adapted.trained,
+            "estimated": plan.adapted.estimated,
+        },
+        "settings": {
+            "dtype": plan.recipe.model.dtype,
+            "quantization": plan.recipe.model.quantization,
+            "micro_batch": train.micro_batch,
+            "gradient_checkpointing": train.gradient_checkpointing,
+            "optimizer": train.optimizer,
+        },
+        "memory": {
+            "longest": plan.longest.components | {"total": plan.longest.total, "moment": plan.longest.moment},
+            "average": plan.average.components | {"total": plan.average.total, "moment": plan.average.moment},
+            "evaluation": plan.evaluation,
+            "merge": plan.merge,
+            "error": _ERROR,
+        },
+        "fits": plan.fits,
+        "files": {"adapter": plan.adapter_file, "model": plan.model_file},
+        "rows": {key: value for key, value in asdict(plan.rows).items() if key not in ("sample", "lengths")},
+        "steps": plan.steps,
+        "tokens": plan.tokens,
+        "padding": plan.padding,
+        "operations": plan.operations,
+        "seconds": asdict(plan.time) if plan.time else None,
+        "price": asdict(plan.price) if plan.price else None,
+    }
+
+
+def _change_facts(change: "Change") -> dict[str, Any]:
+    return {
+        "set": {step.key: step.value for step in change.steps},
+        "options": change.overrides,
+        "takes": change.plan.longest.total,
+        "time": change.slower,
+        "costs": change.costs,
+    }

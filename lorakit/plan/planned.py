@@ -1,0 +1,233 @@
+"""A plan: what a run will hold, take and cost on one device, from the model's config and a glance at the rows."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from lorakit.data.glance import Glance
+from lorakit.model.skeleton import Skeleton
+from lorakit.plan.adapted import Adapted
+from lorakit.plan.auto import Choice, settle
+from lorakit.plan.duration import Span, Work, operations, price, seconds
+from lorakit.plan.facts import ModelFacts
+from lorakit.plan.fit import Load, load_of, room
+from lorakit.plan.machine import Machine
+from lorakit.plan.memory import DTYPE_BYTES, Memory, evaluating, merging, weight_bytes
+from lorakit.plan.rates import Rates
+from lorakit.recipe.kinds import trains_all
+from lorakit.recipe.schema import Adapter, Recipe
+
+# Batches that are shuffled, sorted by length and cut together (lorakit/data/batches.py).
+_POOL = 32
+# The share of tokens that are trained, where no row is known.
+_TRAINED = 0.5
+
+
+@dataclass(frozen=True)
+class Target:
+    """The device that a run is planned for."""
+
+    machine: Machine
+    rates: Callable[[str], Rates | None]
+    """A recipe's dtype -> what the device reaches in it; None where that is not known."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of the rows. Without any, every row is as long as `data.max_length` allows."""
+
+    count: int | None
+    held_out: int
+    longest: int
+    mean: float
+    trained: float
+    overlong: float
+    counted: str
+    sample: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    lengths: tuple[int, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answers of `lorakit plan`. Bytes, seconds; spans are ranges that the estimate should lie in."""
+
+    asked: Recipe
+    recipe: Recipe
+    """What was asked for, without `auto`."""
+    choices: tuple[Choice, ...]
+    target: Target
+    skeleton: Skeleton
+    adapted: Adapted
+    rows: Rows
+    longest: Memory
+    """The fullest moment on the longest micro-batch."""
+    average: Memory
+    """The same with rows of average length."""
+    room: int
+    """Bytes that a run may be planned to take."""
+    fits: str
+    """yes, tight (it fits, but within the error of the model), or no."""
+    evaluation: int
+    merge: int
+    """Main memory, whatever the device: a merge is computed on the processor."""
+    adapter_file: int
+    model_file: int
+    """The merged model, or what full fine-tuning leaves."""
+    steps: int | None
+    padding: float
+    tokens: int | None
+    operations: float | None
+    time: Span | None
+    rates: Rates | None
+    price: Span | None
+
+
+def rows_of(recipe: Recipe, seen: Glance | None) -> Rows:
+    """What a glance says, or the recipe's limits where the rows are not on this machine."""
+    limit = recipe.data.max_length
+    if seen is None or not seen.lengths:
+        told = f"the rows are not on this machine: every row is taken to be {limit} tokens long (data.max_length)"
+        return Rows(None, 0, limit, float(limit), _TRAINED, 0.0, told)
+    longest = min(seen.longest, limit)
+    return Rows(
+        count=seen.rows,
+        held_out=seen.held_out,
+        longest=longest,
+        mean=seen.mean,
+        trained=seen.trained,
+        overlong=seen.overlong,
+        counted=seen.counted,
+        sample=seen.texts,
+        lengths=seen.lengths,
+    )
+
+
+def plan_run(recipe: Recipe, facts: ModelFacts, rows: Rows, target: Target, per_hour: float | None = None) -> Plan:
+    """The plan of a recipe on a model whose skeleton is known.
+
+    Args:
+        per_hour: the price of the device an hour, in any currency.
+
+    Raises:
+        UserError: the recipe cannot work on this device, or chooses what the model does not have.
+    """
+    skeleton = facts.skeleton
+    assert skeleton is not None
+    settled = settle(recipe, target.machine, facts, rows.longest)
+    load = load_of(settled.recipe, facts, skeleton, target.machine.is_gpu)
+    train = settled.recipe.train
+    micro, checkpointing = int(train.micro_batch), bool(train.gradient_checkpointing)
+    longest = load.memory(micro, rows.longest, checkpointing)
+    steps = steps_of(settled.recipe, rows)
+    work = work_of(load, rows, steps, micro, checkpointing) if steps else None
+    rates = target.rates(settled.recipe.model.dtype) if work else None
+    time = seconds(work, rates) if work and rates else None
+    allowed = room(target.machine)
+    return Plan(
+        asked=recipe,
+        recipe=settled.recipe,
+        choices=settled.choices,
+        target=target,
+        skeleton=skeleton,
+        adapted=load.adapted,
+        rows=rows,
+        longest=longest,
+        average=load.memory(micro, max(1, round(rows.mean)), checkpointing),
+        room=allowed,
+        fits="yes" if longest.total <= allowed else "tight" if longest.total <= target.machine.memory else "no",
+        evaluation=_evaluation(load, settled.recipe, rows, target.machine),
+        merge=merging(skeleton),
+        adapter_file=_adapter_file(load.adapted),
+        model_file=skeleton.parameters * DTYPE_BYTES.get(str(facts.dtype), 2),
+        steps=steps,
+        padding=padding_of(settled.recipe, rows, micro),
+        tokens=work.tokens if work else None,
+        operations=operations(work) if work else None,
+        time=time,
+        rates=rates,
+        price=price(time, per_hour) if time and per_hour is not None else None,
+    )
+
+
+def steps_of(recipe: Recipe, rows: Rows) -> int | None:
+    """The optimizer steps of a run; None where neither they nor the rows are known."""
+    if recipe.train.steps:
+        return recipe.train.steps
+    if not rows.count:
+        return None
+    return max(1, math.ceil(math.ceil(rows.count / recipe.train.batch_size) * (recipe.train.epochs or 1)))
+
+
+def work_of(load: Load, rows: Rows, steps: int, micro: int, checkpointing: bool) -> Work:
+    """A run in the numbers that its time hangs on."""
+    recipe, skeleton, adapted = load.recipe, load.skeleton, load.adapted
+    examples = steps * recipe.train.batch_size
+    tokens = round(examples * rows.mean / (1 - padding_of(recipe, rows, micro)))
+    scorings = 0
+    if rows.held_out:
+        every = recipe.train.eval_every
+        scorings = math.ceil(steps / every) if isinstance(every, int) else math.ceil(1 / every)
+    held_out = round(scorings * rows.held_out * rows.mean)
+    numbers = sum(weight.size for weight in skeleton.quantizable) if load.quantization != "none" else 0
+    width = 4 if adapted.everything else DTYPE_BYTES[recipe.model.dtype]
+    query = max((weight.inner for weight in skeleton.weights if weight.half == "attention"), default=skeleton.hidden)
+    return Work(
+        steps=steps,
+        micro_batches=steps * math.ceil(recipe.train.batch_size / micro),
+        tokens=tokens,
+        square_tokens=float(examples * rows.mean**2),
+        trained_tokens=round(examples * rows.mean * rows.trained),
+        body=skeleton.multiplied,
+        head=skeleton.hidden * skeleton.vocabulary,
+        adapter=0 if adapted.everything else adapted.matrices,
+        attention=skeleton.layers * query,
+        weight_bytes=weight_bytes(skeleton, load.quantization, recipe.model.double_quant, width),
+        weight_numbers=numbers,
+        quantization=load.quantization,
+        trains_weights=adapted.everything,
+        checkpointing=checkpointing,
+        optimizer_numbers=adapted.trained,
+        layers=skeleton.layers,
+        hidden=skeleton.hidden,
+        held_out_tokens=held_out,
+        held_out_trained_tokens=round(held_out * rows.trained),
+    )
+
+
+def padding_of(recipe: Recipe, rows: Rows, micro: int) -> float:
+    """The share of computed tokens that is padding, with rows batched by length as training batches them."""
+    if recipe.data.packing == "on" or micro == 1 or not rows.lengths:
+        return 0.0
+    order = list(rows.lengths)
+    Random(0).shuffle(order)
+    pool, computed = _POOL * recipe.train.batch_size, 0
+    for first in range(0, len(order), pool):
+        some = sorted(order[first : first + pool])
+        parts = [some[at : at + micro] for at in range(0, len(some), micro)]
+        computed += sum(len(part) * part[-1] for part in parts)
+    return 1 - sum(order) / computed
+
+
+def _evaluation(load: Load, recipe: Recipe, rows: Rows, machine: Machine) -> int:
+    tokens = rows.longest + recipe.evaluate.max_new_tokens
+    width = DTYPE_BYTES[recipe.model.dtype]
+    weights = weight_bytes(load.skeleton, load.quantization, recipe.model.double_quant, width)
+    return evaluating(load.skeleton, weights + 4 * load.adapted.matrices, width, tokens, machine)
+
+
+def _adapter_file(adapted: Adapted) -> int:
+    """Bytes of adapter_model.safetensors: float32; of what PiSSA and OLoRA began with a second half."""
+    return 0 if adapted.everything else 4 * (adapted.trained + adapted.beside)
+
+
+def full_fine_tuning(recipe: Recipe, facts: ModelFacts, rows: Rows, target: Target) -> Plan | None:
+    """The same run without an adapter, for comparison; None where the recipe is that already."""
+    if trains_all(recipe.adapter):
+        return None
+    adapter = Adapter.model_validate({"kind": "none"})
+    model = recipe.model.model_copy(update={"quantization": "none"})
+    train: dict[str, Any] = {"micro_batch": "auto", "gradient_checkpointing": "auto", "lora_plus": None}
+    changed = {"adapter": adapter, "model": model, "train": recipe.train.model_copy(update=train)}
+    return plan_run(recipe.model_copy(update=changed), facts, rows, target)

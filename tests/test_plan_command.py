@@ -1,0 +1,182 @@
+"""`lorakit plan`: whether a run fits, how long it takes, and what to change, from the model's config alone."""
+
+import json
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import rows_of, write_rows
+from model_families import FAMILIES
+
+from lorakit.cli import main
+
+
+@pytest.fixture
+def lorakit_plan(capsys, monkeypatch):
+    """Run `lorakit plan` in process: exit code, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lorakit", "plan", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, " ".join(err.split())
+
+    return run
+
+
+@pytest.fixture
+def recipe_on(tmp_path, monkeypatch):
+    """Write a recipe on a model that is not on this machine, with 600 rows that are."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    write_rows(tmp_path / "train.jsonl", rows_of(600))
+
+    def write(base: str, **sections):
+        recipe = {"name": "planned", "model": {"base": base}, "data": {"train": "train.jsonl", "eval": 0.25}}
+        for name, values in sections.items():
+            recipe[name] = {**recipe.get(name, {}), **values}
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        return path
+
+    return write
+
+
+def test_a_plan_of_seventy_billion_parameters_loads_no_torch(recipe_on):
+    path = recipe_on("meta-llama/Llama-3.1-70B", model={"quantization": "nf4"})
+    arguments = ["lorakit", "plan", str(path), "--gpu", "80GB", "--price", "2.5", "--json"]
+    code = (
+        f"import sys; sys.argv = {arguments!r}\n"
+        "from lorakit.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'pandas', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["parameters"]["total"] == 70_553_706_496 and found["counted"] == "config"
+    assert found["fits"] == "yes" and 36e9 < found["memory"]["longest"]["weights"] < 41e9
+    assert found["steps"] == 87 and found["rows"]["count"] == 450  # 3 epochs of 450 rows, 16 a step
+    seconds, cost = found["seconds"], found["price"]
+    assert seconds["low"] < seconds["likely"] < seconds["high"]
+    assert cost["likely"] == pytest.approx(2.5 * seconds["likely"] / 3600)
+    full = found["full_fine_tuning"]
+    assert full["fits"] == "no" and full["memory"]["longest"]["total"] > 16 * 70e9
+    assert found["files"] == {"adapter": 4 * 207_093_760, "model": 2 * 70_553_706_496}
+    assert {"total", "moment", "weights", "activations", "logits", "overhead"} <= found["memory"]["average"].keys()
+    assert found["memory"]["average"]["activations"] < found["memory"]["longest"]["activations"]
+
+
+def test_the_text_says_it_in_tables_and_sentences(recipe_on, lorakit_plan):
+    path = recipe_on("Qwen/Qwen2.5-7B-Instruct", model={"quantization": "nf4"})
+    code, out, _ = lorakit_plan(path, "--gpu", "RTX 4090", "--price", "0.5")
+    assert code == 0
+    for said in (
+        "planned: Qwen/Qwen2.5-7B-Instruct on RTX 4090, 24.0 GiB",
+        "full fine-tuning",
+        "It fits: ",
+        "7,615,616,512, counted from its config",
+        "what would use the room",
+        "# train.micro_batch: auto is ",
+        "450, 150 held out",
+    ):
+        assert said in out, said
+
+
+@pytest.mark.parametrize(
+    ("base", "card", "sections"),
+    [
+        ("meta-llama/Llama-3.1-8B", "RTX 3060", {}),
+        ("meta-llama/Llama-3.1-8B", "24GB", {"train": {"micro_batch": 16, "gradient_checkpointing": False}}),
+        ("mistralai/Mistral-7B-v0.3", "16GB", {"data": {"max_length": 8192, "train": "long.jsonl"}}),
+        ("Qwen/Qwen2.5-3B", "24GB", {"adapter": {"kind": "none"}}),
+        ("Qwen/Qwen2.5-0.5B", "4GB", {"adapter": {"kind": "adalora"}, "model": {"attention": "eager"}}),
+    ],
+)
+def test_each_change_that_is_named_makes_it_fit(recipe_on, lorakit_plan, tmp_path, base, card, sections):
+    longest = {"messages": [{"role": "user", "content": "word " * 9000}, {"role": "assistant", "content": "yes"}]}
+    write_rows(tmp_path / "long.jsonl", [*rows_of(50), longest])
+    path = recipe_on(base, **sections)
+    code, out, _ = lorakit_plan(path, "--gpu", card, "--json")
+    found = json.loads(out)
+    if found["fits"] == "yes":  # the eager case is there for the room that is left
+        assert code == 0
+    else:
+        assert code == (1 if found["fits"] == "no" else 0) and found["changes"]
+    for change in found["changes"]:
+        code, out, _ = lorakit_plan(path, "--gpu", card, "--json", *shlex.split(change["options"]))
+        again = json.loads(out)
+        assert code == 0 and again["fits"] == "yes", change["options"]
+        assert again["memory"]["longest"]["total"] == pytest.approx(change["takes"], rel=0.03)
+
+
+def test_what_cannot_fit_says_so(recipe_on, lorakit_plan):
+    code, out, _ = lorakit_plan(recipe_on("meta-llama/Llama-3.1-70B"), "--gpu", "8GB")
+    assert code == 1
+    assert "It does not fit" in out and "No change that is tried here makes it fit" in out
+
+
+def test_all_cards_are_listed(recipe_on, lorakit_plan):
+    path = recipe_on("meta-llama/Llama-3.1-8B", model={"quantization": "nf4"})
+    code, out, _ = lorakit_plan(path, "--gpu", "all")
+    assert code == 0 and "RTX 3060" in out and "H200" in out and "known cards can train it, the smallest" in out
+    code, out, _ = lorakit_plan(path, "--gpu", "all", "--json")
+    cards = {card["name"]: card["fits"] for card in json.loads(out)["cards"]}
+    assert cards["RTX 2060"] == "no" and cards["RTX 4090"] == "yes"
+
+
+def test_another_family_is_built_without_weights_and_that_is_said(tmp_path, recipe_on, lorakit_plan):
+    folder = tmp_path / "gpt2"
+    FAMILIES["gpt2"].config.save_pretrained(folder)
+    code, out, err = lorakit_plan(recipe_on(str(folder)), "--json")
+    found = json.loads(out)
+    assert code == 0 and found["counted"] == "meta device"
+    assert "gpt2 is no family that is counted: building it without weights" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpu", "RTX 4900"], "is no GPU that is known here. Did you mean RTX 4090"),
+        (["--gpu", "A100"], "is more than one GPU"),
+        (["--gpu", "24GB", "--probe"], "--probe runs on this machine"),
+        (["--set", "model.base=nobody/nothing"], "the sizes of nobody/nothing are not known here"),
+        (["--set", "adapter.targets=[query]"], "'query' matches no linear layer"),
+        (["--set", "train.ranks=3"], "there is no such key"),
+        (["--set", "data.train=nowhere.jsonl"], "does not exist"),
+    ],
+)
+def test_wrong_input_ends_with_exit_code_2(recipe_on, lorakit_plan, arguments, said):
+    code, _, err = lorakit_plan(recipe_on("Qwen/Qwen2.5-0.5B"), *arguments)
+    assert code == 2 and said in err
+
+
+def test_rows_that_are_elsewhere_are_taken_to_be_as_long_as_allowed(recipe_on, lorakit_plan):
+    path = recipe_on("Qwen/Qwen2.5-0.5B", data={"train": "somebody/rows", "eval": None, "max_length": 700})
+    code, out, _ = lorakit_plan(path, "--gpu", "24GB", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["steps"] is None and found["seconds"] is None
+    assert found["rows"]["longest"] == 700 and "not on this machine" in found["rows"]["counted"]
+
+
+def test_spectrum_is_an_estimate_and_said_to_be(recipe_on, lorakit_plan):
+    whole, half = (
+        json.loads(lorakit_plan(recipe_on("Qwen/Qwen2.5-0.5B", adapter=adapter), "--gpu", "24GB", "--json")[1])
+        for adapter in ({}, {"layers": {"spectrum": 0.5}})
+    )
+    assert half["parameters"]["estimated"] and not whole["parameters"]["estimated"]
+    assert half["parameters"]["trainable"] == pytest.approx(whole["parameters"]["trainable"] / 2, rel=0.01)
+
+
+def test_the_probe_measures_what_was_predicted(recipe_file, lorakit_plan):
+    code, out, _ = lorakit_plan(recipe_file(), "--probe", "--json", "--quiet")
+    found = json.loads(out)
+    assert code == 0 and found["measured"]["micro_batch"] == found["settings"]["micro_batch"]
+    assert found["measured"]["peak"] > found["measured"]["before"] > 0
+    code, out, _ = lorakit_plan(recipe_file(), "--probe", "--quiet")
+    assert "measured: " in out and "predicted" in out
