@@ -20,7 +20,7 @@ from lorakit.runs import Run
 from lorakit.tables import ADAPTERS, FORMATS, METRICS, QUANTIZERS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/README.md")]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*.md"), *ROOT.glob("recipes/**/README.md")]
 PROGRAM = typer.main.get_command(app)
 
 

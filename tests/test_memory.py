@@ -96,6 +96,16 @@ def test_fewer_targets_and_lower_ranks_take_less():
     assert taken(Adapter(kind="pissa")).adapter == 2 * everything.adapter
 
 
+def test_experts_that_are_adapted_are_held_twice():
+    mixtral = counted(known_config("mistralai/Mixtral-8x7B-v0.1"))
+    with_experts, without = (
+        training_moments(mixtral, adapted_by(mixtral, Adapter(exclude=exclude)), LONG)[0]
+        for exclude in ([], ["experts"])
+    )
+    fused = sum(weight.size for weight in mixtral.weights if weight.fused)
+    assert with_experts.activations - without.activations > 2 * fused
+
+
 def test_full_fine_tuning_holds_sixteen_bytes_a_weight_and_its_rounded_copy():
     found = taken(Adapter(kind="none"), rows=1, length=128, trained=128, checkpointing=True)
     assert found.moment == "end of the backward pass"

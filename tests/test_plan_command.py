@@ -94,6 +94,7 @@ def test_the_text_says_it_in_tables_and_sentences(recipe_on, lorakit_plan):
         ("meta-llama/Llama-3.1-8B", "RTX 3060", {}),
         ("meta-llama/Llama-3.1-8B", "24GB", {"train": {"micro_batch": 16, "gradient_checkpointing": False}}),
         ("mistralai/Mistral-7B-v0.3", "16GB", {"data": {"max_length": 8192, "train": "long.jsonl"}}),
+        ("mistralai/Mixtral-8x7B-v0.1", "H200", {}),
         ("Qwen/Qwen2.5-3B", "24GB", {"adapter": {"kind": "none"}}),
         ("Qwen/Qwen2.5-0.5B", "4GB", {"adapter": {"kind": "adalora"}, "model": {"attention": "eager"}}),
     ],

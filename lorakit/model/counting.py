@@ -12,10 +12,12 @@ from lorakit.errors import UserError
 from lorakit.model.anatomy import weights_of
 from lorakit.model.attach import chooses_everything, parameter_counts
 from lorakit.model.prefix import body_of
-from lorakit.model.skeleton import ACTIVATIONS, Skeleton
+from lorakit.model.skeleton import ACTIVATIONS, WRITTEN_OUT, Skeleton
 from lorakit.model.targets import Targets, select_targets
 from lorakit.recipe.kinds import kind_of
 from lorakit.recipe.schema import Adapter
+
+_SCANNING = re.compile(r"(Falcon)?MambaMixer|JambaMambaMixer")
 
 
 def parameter_counts_of(config: Path | dict[str, Any], settings: Adapter) -> tuple[int, int]:
@@ -96,11 +98,25 @@ def skeleton_of(config: Path | dict[str, Any]) -> Skeleton:
         norms=sum(wide for wide, _ in norms),
         head_norms=any(not wide for wide, _ in norms),
         layer_norm=any(kind == "LayerNorm" for _, kind in norms),
-        experts_used=_first(text, "num_experts_per_tok", "num_experts_per_token", "moe_topk") or 1,
-        activation=ACTIVATIONS.get(_activation(text), 1),
+        experts_used=_experts_used(text, modules),
+        activation=WRITTEN_OUT.get(text.model_type) or ACTIVATIONS.get(_activation(text), 1),
+        scanned=max((_scanned(module) for module in modules.values()), default=0),
         built=True,
         shared={paths[id(outputs)]: outputs.weight.numel()} if tied else {},
     )
+
+
+def _experts_used(config: Any, modules: dict[str, Any]) -> int:
+    if any(type(module).__name__ == "Llama4TextExperts" for module in modules.values()):
+        return int(config.num_local_experts)  # every token goes through all of them, most with a weight of zero
+    return _first(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk") or 1
+
+
+def _scanned(module: Any) -> int:
+    """The numbers of one token's states in the scan of a Mamba layer, which transformers writes out step by step."""
+    if not _SCANNING.fullmatch(type(module).__name__):
+        return 0
+    return int(module.intermediate_size) * int(module.ssm_state_size)
 
 
 def _activation(config: Any) -> str:

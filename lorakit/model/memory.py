@@ -23,8 +23,20 @@ _WORDS = (
     "CUDNN_STATUS_ALLOC_FAILED",
 )
 
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # the kernel's word for: the peak of resident memory begins anew (Documentation/filesystems/proc)
+
+
+def return_freed_memory() -> None:
+    """Let glibc give freed tensors back to the system at once, from a MB on.
+
+    Otherwise it keeps those of up to 32 MB scattered, and before 2.38 an aligned block hardly ever fits where another
+    one was. Giving back costs some time: a page is filled with zeros when it is had again.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 1 << 20)
 
 
 def first_line(error: BaseException) -> str:

@@ -13,6 +13,8 @@ from lorakit.model.weight import Weight
 _CLOSING = re.compile(r"(o|out|c|down)_proj|dense(_4h_to_h)?|wo|w2|fc2|fc_out|out_lin|lin2|output_linear")
 
 
+# Families whose own code does so, whatever the config names.
+WRITTEN_OUT = {"gpt_oss": 9}  # counted with hooks on saved tensors
 # Activations that transformers writes out in several operations, each of which keeps something (its activations.py).
 ACTIVATIONS = {"gelu_new": 4, "gelu_accurate": 4, "gelu_fast": 5, "quick_gelu": 2, "xielu": 3}
 
@@ -46,6 +48,8 @@ class Skeleton:
     """The experts that one token goes through."""
     activation: int = 1
     """How many tensors of the feed-forward width the activation keeps for its backward."""
+    scanned: int = 0
+    """Numbers of one token's states in a state space layer's scan: inner width x states; 0 where there is none."""
     built: bool = False
     """Whether it was read off a model on torch's meta device instead of counted from the config."""
     shared: dict[str, int] = field(default_factory=dict)

@@ -3,7 +3,6 @@
 Every forward reads all weights once, so it pays to give it many tokens at a time.
 """
 
-import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorakit.errors import UserError
 from lorakit.model.attach import adapter_config, load_adapter
+from lorakit.model.memory import return_freed_memory
 
 Read = Callable[[str], torch.Tensor]
 """Gives the float32 tensor of a parameter or persistent buffer by its path in the base model's state dict."""
 Pieces = Callable[[str], Iterator[tuple[int, torch.Tensor]]]
 """Gives the same some rows at a time, each with the number of its first row, good until the next is asked for."""
-
-_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 # PEFT's ways to begin that leave the base's weights as they are, besides the usual one (a boolean).
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
@@ -58,7 +56,7 @@ def streamed_model(folder: Path, attention: str, read: Read, pieces: Pieces | No
         UserError: the config is of no causal language model.
     """
     model = _without_weights(folder, attention)
-    _return_freed_memory()
+    return_freed_memory()
     _stream(model, _emptied(model), read, pieces)
     return model
 
@@ -79,7 +77,7 @@ def streamed_adapter_model(
     # PEFT moves an adapter to where the base lies, and makes no first values that would need the base's weights.
     loaded = load_adapter(model, adapter, low_cpu_mem_usage=True, torch_device="cpu")
     own = {module: [slot for slot in found if not slot.is_taken] for module, found in slots.items()}
-    _return_freed_memory()
+    return_freed_memory()
     _stream(loaded, own, read, pieces)
     return loaded.requires_grad_(False)  # a graph would hold what was read
 
@@ -132,13 +130,6 @@ def _emptied(model: Any) -> dict[int, list[_Slot]]:
     for slot in (slot for found in slots.values() for slot in found):  # only now: ids are those of living tensors
         slot.holder[slot.name] = slot.idle
     return slots
-
-
-def _return_freed_memory() -> None:
-    """Let glibc give freed tensors back at once: it keeps those of some MB, scattered, and grows by a block or two."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 4 << 20)
 
 
 def _stream(model: Any, slots: dict[int, list[_Slot]], read: Read, pieces: Pieces | None) -> None:

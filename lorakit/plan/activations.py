@@ -8,6 +8,8 @@ files, PEFT's layers, torch's derivatives):
   it;
 - attention keeps queries, keys, values and its output, and in eager form the scores of every pair of tokens twice;
 - a gated feed-forward keeps gate, activated gate and up; a plain one what goes into the activation;
+- fused experts with an adapter are merged with it for each pass by PEFT, and the merged weights kept;
+- a state space layer's scan, written out in torch, keeps four tensors of its states in float32;
 - blocks below the first that has an adapter keep nothing: no gradient goes there;
 - A's output, for the gradient of B; with dropout the dropped input and its mask; DoRA the outputs that it scales.
 
@@ -19,6 +21,11 @@ from dataclasses import dataclass
 from lorakit.model.skeleton import Skeleton, part
 from lorakit.model.weight import Weight
 from lorakit.plan.adapted import Adapted
+
+# Tokens of a row at which blocks that differ are compared.
+_A_ROW = 1024
+# Tensors of its states that the scan of a Mamba layer keeps in each step (transformers' slow path).
+_SCAN = 4
 
 
 @dataclass(frozen=True)
@@ -46,22 +53,25 @@ class Way:
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays of a pass: for each token, and for each pair of tokens of a row, in bytes."""
+    """What stays of a pass, in bytes: for each token, for each pair of tokens of a row, and once."""
 
     token: float
     pair: float
+    fixed: float = 0.0
+    """Whatever the tokens."""
 
     def of(self, rows: int, length: int) -> float:
         """Bytes for so many rows of so many tokens."""
-        return rows * length * (self.token + self.pair * length)
+        return rows * length * (self.token + self.pair * length) + self.fixed
 
 
 def kept(skeleton: Skeleton, adapted: Adapted, way: Way) -> tuple[Kept, Kept]:
     """What stays of all blocks, and of the largest of them."""
     reached = [weights for number, weights in skeleton.blocks.items() if number >= adapted.first_block]
     blocks = [_block(skeleton, weights, adapted, way) for weights in reached]
-    largest = max(blocks, key=lambda block: block.token, default=Kept(0, 0))
-    return Kept(sum(block.token for block in blocks), sum(block.pair for block in blocks)), largest
+    largest = max(blocks, key=lambda block: block.of(1, _A_ROW), default=Kept(0, 0))
+    whole = Kept(*(sum(getattr(block, name) for block in blocks) for name in ("token", "pair", "fixed")))
+    return whole, largest
 
 
 def _block(skeleton: Skeleton, weights: list[Weight], adapted: Adapted, way: Way) -> Kept:
@@ -82,7 +92,9 @@ def _block(skeleton: Skeleton, weights: list[Weight], adapted: Adapted, way: Way
         pair = skeleton.heads * (4 + (way.width if way.width < 4 else 0))
     elif attention and way.masked and way.attention == "sdpa":
         pair = way.width  # torch turns the mask of bits into numbers, in every layer anew
-    return Kept(token, pair)
+    token += 4.0 * _SCAN * skeleton.scanned if others and skeleton.scanned else 0.0
+    merged = sum(weight.size for weight in weights if weight.fused and weight.path in adapted.ranks)
+    return Kept(token, pair, way.width * merged)
 
 
 def _norms(skeleton: Skeleton, adapted: Adapted, way: Way) -> float:

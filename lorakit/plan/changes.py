@@ -10,7 +10,7 @@ from typing import Any
 from lorakit.errors import UserError
 from lorakit.plan.facts import ModelFacts
 from lorakit.plan.planned import Plan, Rows, plan_run
-from lorakit.recipe.kinds import kind_of, trains_all, unread
+from lorakit.recipe.kinds import begins_from, kind_of, trains_all, unread
 from lorakit.recipe.schema import Recipe
 
 
@@ -98,10 +98,14 @@ def _smaller(plan: Plan, facts: ModelFacts) -> Iterator[Step]:
     if trains_all(adapter):
         yield Step("adapter.kind", "lora", "an adapter instead of all weights", 3)
         return
+    fused = [w.path.split(".")[-2] for w in plan.skeleton.weights if w.fused and w.path in plan.adapted.ranks]
+    if fused and not begins_from(adapter):
+        without = [*adapter.exclude, *dict.fromkeys(fused)]
+        yield Step("adapter.exclude", without, "no adapter on the experts, whose weights PEFT copies with theirs", 2)
     if adapter.targets == "all-linear":
         yield Step("adapter.targets", "attention", "no adapter on the feed-forward layers: learns less", 2)
     for rank in (8, 4):
-        if adapter.rank > rank and getattr(adapter, "from") is None:
+        if adapter.rank > rank and not begins_from(adapter):
             yield Step("adapter.rank", rank, "less to learn with (alpha stays)", 2)
 
 
@@ -130,12 +134,12 @@ def _larger(plan: Plan) -> Iterator[Step]:
     if rows.overlong > 0:
         longer = 2 * recipe.data.max_length
         yield Step("data.max_length", longer, f"keeps some of the {rows.overlong:.0%} of rows that are longer", 0)
-    if not trains_all(recipe.adapter) and getattr(recipe.adapter, "from") is None and recipe.adapter.rank < 64:
+    if not trains_all(recipe.adapter) and not begins_from(recipe.adapter) and recipe.adapter.rank < 64:
         yield Step("adapter.rank", 2 * recipe.adapter.rank, "more to learn with, where there are rows for it", 0)
 
 
 def _is_read(recipe: Recipe, step: Step) -> bool:
-    """Whether the recipe takes the key at all: some adapter kinds refuse some."""
+    """Whether the recipe takes the key at all: some adapter kinds refuse some, an adapter that goes on has its own."""
     return step.key not in unread(recipe)
 
 
@@ -185,4 +189,6 @@ def _without_needless(change: Change, plan: Plan, facts: ModelFacts) -> Change:
 
 
 def _written(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

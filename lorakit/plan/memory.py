@@ -22,7 +22,8 @@ _CONTEXT = 600 << 20
 # Python with torch, transformers, peft, trl and datasets imported, in bytes of resident memory (measured).
 _PROCESS = 620_000_000
 # glibc seldom fits an aligned block into the hole that another one left: what autograd keeps takes this much more
-# (measured on SmolLM2 with glibc 2.36: 1.25 to 1.30 over lengths, rows and quantizations).
+# (measured on SmolLM2 with glibc 2.36: 1.25 to 1.30 over lengths, rows and quantizations). With checkpointing blocks of
+# a MB and more are given back at once (lorakit/train/recomputing.py), since nearly all would be holes.
 _HOLES = 1.27
 # lorakit/evaluate/memory.py and generate.py: rows and tokens that are answered together, by device.
 _EVALUATED_ROWS, _EVALUATION_SHARE, _LEAST_TOKENS = {"cpu": 64, "cuda": 256}, 0.25, 1 << 11
@@ -178,7 +179,7 @@ def _saved(skeleton: Skeleton, adapted: Adapted, training: Training) -> tuple[in
     """Bytes that autograd keeps of the whole pass, and what one block adds while its backward runs."""
     way = way_of(adapted, training)
     whole, largest = kept(skeleton, adapted, way)
-    holes = 1.0 if training.on_gpu else _HOLES
+    holes = 1.0 if training.on_gpu or training.checkpointing else _HOLES
     tokens = training.rows * training.length
     flowing = tokens * way.width * (3 * skeleton.hidden + _widest(skeleton))
     if training.checkpointing:

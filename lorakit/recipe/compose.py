@@ -1,6 +1,7 @@
 """One recipe from several writings: the file, the files it extends, and `--set`; later wins, places survive."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -117,11 +118,21 @@ def _parent(reading: _Reading, node: Node, subject: str, chain: tuple[str, ...])
     if complaint is None:
         # os.path rather than pathlib, which raises for `~nobody`.
         path = Path(os.path.normpath(node.place.folder / os.path.expanduser(node.value)))  # noqa: PTH111
+        path = path if path.is_file() else _shipped(node.value) or path
         complaint = _endless(path, chain)
         if complaint is None:
             return _file(reading, path, chain, node.place, subject)
     reading.problems.append(Problem(node.place, subject, shown(plain(node)), *complaint))
     return None
+
+
+def _shipped(text: str) -> Path | None:
+    """The part that comes with lorakit under a name such as `hardware/8gb`: in the wheel, or in a checkout."""
+    if not re.fullmatch(r"[a-z0-9-]+(/[a-z0-9-]+)+", text):
+        return None
+    package = Path(__file__).resolve().parents[1]
+    folders = (package / "configs", package.parent / "configs")
+    return next((path for folder in folders if (path := folder / f"{text}.yaml").is_file()), None)
 
 
 def _no_path(node: Node) -> tuple[str, str] | None:

@@ -55,13 +55,14 @@ By the core rules of YAML 1.2, strictly:
 ## Several files: `extends`
 
 ```yaml
-extends: ../../configs/smollm2-135m.yaml    # or a list: [model.yaml, card.yaml]
+extends: hardware/8gb    # a shipped part, a path, or a list: [model.yaml, hardware/8gb]
 ```
 
-A path is relative to the file that says it. Mappings merge key by key; lists and single values replace. Later files of
-the list win over earlier ones, and the extending file wins over all of them. `null` sets null; where a key takes no
-null, it takes away what the extended file says, and the default holds again. An error in an extended file names that
-file.
+A path is relative to the file that says it; `hardware/8gb` and its like are parts that come with lorakit, one for each
+size of card ([configs/README.md](../configs/README.md)). Mappings merge key by key; lists and single values replace.
+Later files of the list win over earlier ones, and the extending file wins over all of them. `null` sets null; where a
+key takes no null, it takes away what the extended file says, and the default holds again. An error in an extended file
+names that file.
 
 ## One setting from the command line: `--set`
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lorakit.errors import UserError
+from lorakit.model.memory import return_freed_memory
 
 
 def can_recompute(model: Any) -> bool:
@@ -31,6 +32,8 @@ def set_recomputing(model: Any, on: bool) -> None:
         )
     if on:
         # The other form, reentrant, reaches no weights of a layer whose input needs no gradient.
+        if next(causal.parameters()).device.type == "cpu":
+            return_freed_memory()  # else the holes that blocks leave behind take up what is saved
         causal.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     elif recomputes(model):
         causal.activation_checkpointing_disable()
