@@ -132,3 +132,16 @@ def test_a_broken_row_is_named_by_file_and_line(recipe_file, lorakit_run, tmp_pa
 def test_the_recipes_table_of_flags_excludes(recipe_file, lorakit_run):
     code, _, err = lorakit_run("train", recipe_file(), "--resume", "--overwrite")
     assert code == 2 and "exclude" in err
+
+
+def test_memory_is_told_before_a_run_and_what_will_not_fit_is_warned_of(recipe_file, lorakit_run, monkeypatch):
+    from dataclasses import replace
+
+    from lorakit.plan import prepare
+    from lorakit.plan.machine import processor
+
+    _, _, err = lorakit_run("train", recipe_file(), "--dry-run")
+    assert "memory: the longest micro-batch is predicted to take 0.6 of" in err and "may run out" not in err
+    monkeypatch.setattr(prepare, "usable_machine", lambda progress: replace(processor(), memory=600 << 20))
+    _, _, err = lorakit_run("train", recipe_file(train={"micro_batch": 4}), "--dry-run")
+    assert "it may run out. lorakit plan says what would fit" in " ".join(err.split())

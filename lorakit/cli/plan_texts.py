@@ -1,7 +1,8 @@
-"""What `lorakit plan` prints: tables and sentences for people, or one JSON document."""
+"""What `lorakit plan` prints: tables and sentences for people."""
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from lorakit.cli.plan_facts import card_facts, error_of, facts_of
 
 if TYPE_CHECKING:
     from lorakit.plan.advice import Advice
@@ -10,8 +11,6 @@ if TYPE_CHECKING:
     from lorakit.plan.duration import Span
     from lorakit.plan.planned import Plan
 
-# What the memory model was off by at most, against published and measured figures (docs/planning.md).
-_ERROR = 0.15
 _FITS = {
     "yes": "It fits",
     "tight": "It may fit: it is within the error of the estimate",
@@ -50,7 +49,7 @@ def print_cards(devices: "list[Device]", plans: "list[Plan | str]", as_json: boo
     from lorakit import console
 
     if as_json:
-        found = [_card_facts(device, plan) for device, plan in zip(devices, plans, strict=True)]
+        found = [card_facts(device, plan) for device, plan in zip(devices, plans, strict=True)]
         console.result_json({"cards": found})
         return
     both = sorted(zip(devices, plans, strict=True), key=lambda pair: (pair[0].memory, pair[0].name))
@@ -71,22 +70,6 @@ def _card_row(device: "Device", plan: "Plan | str") -> list[str]:
     train, time = plan.recipe.train, duration(plan.time.likely) if plan.time else "-"
     recomputing = "yes" if train.gradient_checkpointing else "no"
     return [device.name, size, plan.fits, _gib(plan.longest.total), str(train.micro_batch), recomputing, time]
-
-
-def _card_facts(device: "Device", plan: "Plan | str") -> dict[str, Any]:
-    if isinstance(plan, str):
-        return {"name": device.name, "memory": device.memory, "fits": "no", "reason": plan}
-    train = plan.recipe.train
-    return {
-        "name": device.name,
-        "memory": device.memory,
-        "fits": plan.fits,
-        "takes": plan.longest.total,
-        "micro_batch": train.micro_batch,
-        "gradient_checkpointing": train.gradient_checkpointing,
-        "seconds": asdict(plan.time) if plan.time else None,
-        "price": asdict(plan.price) if plan.price else None,
-    }
 
 
 def _print_memory(plan: "Plan", full: "Plan | None") -> None:
@@ -110,7 +93,7 @@ def _print_memory(plan: "Plan", full: "Plan | None") -> None:
 def _verdict(plan: "Plan") -> str:
     machine = plan.target.machine
     held = "on the card" if machine.is_gpu else "free"
-    taken = f"{_gib(plan.longest.total)} (within {_ERROR:.0%}) of {_gib(machine.memory)} {held}"
+    taken = f"{_gib(plan.longest.total)} (within {error_of(plan):.0%}) of {_gib(machine.memory)} {held}"
     fullest = f"The fullest moment: {plan.longest.moment}."
     return f"{_FITS[plan.fits]}: {taken}, {_gib(plan.room)} of them planned with. {fullest}"
 
@@ -208,64 +191,3 @@ def duration(seconds: float) -> str:
 
 def _span(span: "Span | None", shown: Any) -> str:
     return "-" if span is None else f"{shown(span.likely)} ({shown(span.low)} to {shown(span.high)})"
-
-
-def facts_of(
-    plan: "Plan", full: "Plan | None", changes: "list[Change]", notes: "list[Advice]", probed: Any
-) -> dict[str, Any]:
-    """A plan as plain values: bytes, seconds, numbers."""
-    return {
-        **_plan_facts(plan),
-        "full_fine_tuning": _plan_facts(full) if full else None,
-        "changes": [_change_facts(change) for change in changes],
-        "advice": [asdict(note) for note in notes],
-        "measured": asdict(probed) if probed is not None else None,
-        "auto": [asdict(choice) for choice in plan.choices],
-    }
-
-
-def _plan_facts(plan: "Plan") -> dict[str, Any]:
-    machine, train = plan.target.machine, plan.recipe.train
-    return {
-        "model": plan.recipe.model.base,
-        "counted": "meta device" if plan.skeleton.built else "config",
-        "device": {"name": machine.name, "kind": machine.device, "memory": machine.memory, "planned_with": plan.room},
-        "parameters": {
-            "total": plan.skeleton.parameters,
-            "trainable": plan.adapted.trained,
-            "estimated": plan.adapted.estimated,
-        },
-        "settings": {
-            "dtype": plan.recipe.model.dtype,
-            "quantization": plan.recipe.model.quantization,
-            "micro_batch": train.micro_batch,
-            "gradient_checkpointing": train.gradient_checkpointing,
-            "optimizer": train.optimizer,
-        },
-        "memory": {
-            "longest": plan.longest.components | {"total": plan.longest.total, "moment": plan.longest.moment},
-            "average": plan.average.components | {"total": plan.average.total, "moment": plan.average.moment},
-            "evaluation": plan.evaluation,
-            "merge": plan.merge,
-            "error": _ERROR,
-        },
-        "fits": plan.fits,
-        "files": {"adapter": plan.adapter_file, "model": plan.model_file},
-        "rows": {key: value for key, value in asdict(plan.rows).items() if key not in ("sample", "lengths")},
-        "steps": plan.steps,
-        "tokens": plan.tokens,
-        "padding": plan.padding,
-        "operations": plan.operations,
-        "seconds": asdict(plan.time) if plan.time else None,
-        "price": asdict(plan.price) if plan.price else None,
-    }
-
-
-def _change_facts(change: "Change") -> dict[str, Any]:
-    return {
-        "set": {step.key: step.value for step in change.steps},
-        "options": change.overrides,
-        "takes": change.plan.longest.total,
-        "time": change.slower,
-        "costs": change.costs,
-    }

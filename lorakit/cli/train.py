@@ -10,6 +10,8 @@ from lorakit.errors import UserError
 
 if TYPE_CHECKING:
     from lorakit.merge.case import Merged
+    from lorakit.plan.machine import Machine
+    from lorakit.plan.memory import Memory
     from lorakit.plan.prepare import Prepared
     from lorakit.progress import Progress
     from lorakit.recipe.load import Loaded
@@ -109,7 +111,20 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
             progress.warn(f"{name}: {count:,} rows dropped: {reason} (first: {report.dropped.first[reason][0]})")
         for reason, count in report.found.counts.items():
             progress.warn(f"{name}: {count:,} x {reason} (first: {report.found.first[reason][0]})")
+    if prepared.expected:
+        _tell_memory(prepared.expected, prepared.machine, progress)
     progress.say(f"steps: {prepared.steps:,} of {prepared.recipe.train.batch_size} rows")
+
+
+def _tell_memory(expected: "Memory", machine: "Machine", progress: "Progress") -> None:
+    from lorakit.plan.fit import room
+
+    held = f"{machine.memory / 2**30:.1f} GiB {'on the card' if machine.is_gpu else 'free'}"
+    said = f"memory: the longest micro-batch is predicted to take {expected.total / 2**30:.1f} of {held}"
+    if expected.total > room(machine):
+        progress.warn(f"{said}: it may run out. lorakit plan says what would fit")
+    else:
+        progress.say(said)
 
 
 def _refuse_inputs_inside(folder: Path, loaded: "Loaded") -> None:

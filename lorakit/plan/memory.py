@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from lorakit.model.skeleton import Skeleton
 from lorakit.plan.activations import Way, boundary, kept
 from lorakit.plan.adapted import Adapted
-from lorakit.plan.machine import Machine
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Logits that are held at once: lorakit/model/loss.py works through more of them in chunks.
@@ -18,15 +17,13 @@ _CHUNK_LOGITS = 1 << 25
 # bitsandbytes keeps a float32 for every 256 numbers of each of AdamW's two states in 8 bits.
 _STATE_8_BIT = 1 + 4 / 256
 # A CUDA context with cuBLAS' workspace; cards differ between 0.3 and 1.3 GB.
-_CONTEXT = 600 << 20
+CONTEXT = 600 << 20
 # Python with torch, transformers, peft, trl and datasets imported, in bytes of resident memory (measured).
-_PROCESS = 620_000_000
+PROCESS = 620_000_000
 # glibc seldom fits an aligned block into the hole that another one left: what autograd keeps takes this much more
 # (measured on SmolLM2 with glibc 2.36: 1.25 to 1.30 over lengths, rows and quantizations). With checkpointing blocks of
 # a MB and more are given back at once (lorakit/train/recomputing.py), since nearly all would be holes.
 _HOLES = 1.27
-# lorakit/evaluate/memory.py and generate.py: rows and tokens that are answered together, by device.
-_EVALUATED_ROWS, _EVALUATION_SHARE, _LEAST_TOKENS = {"cpu": 64, "cuda": 256}, 0.25, 1 << 11
 # Tokens of the two rows on which a run tries its loss before the first step (lorakit/train/checks.py).
 _TRIED_TOKENS = 256
 
@@ -148,7 +145,7 @@ def _still(skeleton: Skeleton, adapted: Adapted, training: Training) -> Memory:
         activations=0,
         logits=0,
         buffers=rounded,
-        overhead=_CONTEXT if training.on_gpu else _PROCESS,
+        overhead=CONTEXT if training.on_gpu else PROCESS,
     )
 
 
@@ -234,27 +231,3 @@ def _trying(skeleton: Skeleton, adapted: Adapted, training: Training, still: Mem
         activations=round(_HOLES * whole.of(2, _TRIED_TOKENS // 2)),
         logits=_TRIED_TOKENS * skeleton.vocabulary * (2 * width + 8),
     )
-
-
-def evaluating(skeleton: Skeleton, weights: int, width: int, tokens: int, machine: Machine) -> int:
-    """The fullest moment of an evaluation: weights, keys and values of the rows that go together, and their logits.
-
-    Args:
-        weights: bytes of base and adapter. tokens: of a row and its answer.
-    """
-    overhead = _CONTEXT if machine.is_gpu else _PROCESS
-    free = max(machine.memory - weights - overhead, 0)
-    stored = 2 * skeleton.layers * skeleton.key_value * width
-    at_once = max(_LEAST_TOKENS, min(_EVALUATED_ROWS[machine.device] * tokens, int(free * _EVALUATION_SHARE / stored)))
-    rows = max(1, at_once // tokens)
-    # Growing keys and values are copied, and a prompt's activations are there for one block at a time.
-    growing = stored * at_once * (1 + 1 / skeleton.layers)
-    flowing = at_once * 8 * skeleton.hidden * width
-    return round(weights + overhead + growing + flowing + rows * skeleton.vocabulary * 8)
-
-
-def merging(skeleton: Skeleton) -> int:
-    """Main memory of a merge with its proof: tensors one by one in float32, and a block of both models at a time."""
-    blocks = [sum(weight.size for weight in block) for block in skeleton.blocks.values()]
-    largest = max((weight.size for weight in skeleton.weights if not weight.is_head), default=0)
-    return _PROCESS + 12 * largest + 8 * max(blocks, default=0)

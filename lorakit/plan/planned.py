@@ -14,7 +14,8 @@ from lorakit.plan.duration import Span, Work, operations, price, seconds
 from lorakit.plan.facts import ModelFacts
 from lorakit.plan.fit import Load, load_of, room
 from lorakit.plan.machine import Machine
-from lorakit.plan.memory import DTYPE_BYTES, Memory, evaluating, merging, weight_bytes
+from lorakit.plan.memory import DTYPE_BYTES, Memory, weight_bytes
+from lorakit.plan.other_peaks import evaluating, merging
 from lorakit.plan.rates import Rates
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.schema import Adapter, Recipe

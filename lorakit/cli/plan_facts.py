@@ -1,0 +1,97 @@
+"""The JSON documents of `lorakit plan`: bytes, seconds, numbers."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorakit.plan.advice import Advice
+    from lorakit.plan.changes import Change
+    from lorakit.plan.devices import Device
+    from lorakit.plan.planned import Plan
+
+# What the memory model was off by at most, against published and measured figures; and of families that are only built
+# on the meta device, where not everything that their own code keeps is counted (docs/planning.md).
+_ERROR, _ERROR_BUILT = 0.15, 0.35
+
+
+def error_of(plan: "Plan") -> float:
+    """How far a plan's memory may be off, as a share."""
+    return _ERROR_BUILT if plan.skeleton.built else _ERROR
+
+
+def card_facts(device: "Device", plan: "Plan | str") -> dict[str, Any]:
+    """Whether one card can train a recipe."""
+    if isinstance(plan, str):
+        return {"name": device.name, "memory": device.memory, "fits": "no", "reason": plan}
+    train = plan.recipe.train
+    return {
+        "name": device.name,
+        "memory": device.memory,
+        "fits": plan.fits,
+        "takes": plan.longest.total,
+        "micro_batch": train.micro_batch,
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "seconds": asdict(plan.time) if plan.time else None,
+        "price": asdict(plan.price) if plan.price else None,
+    }
+
+
+def facts_of(
+    plan: "Plan", full: "Plan | None", changes: "list[Change]", notes: "list[Advice]", probed: Any
+) -> dict[str, Any]:
+    """A plan as plain values: bytes, seconds, numbers."""
+    return {
+        **_plan_facts(plan),
+        "full_fine_tuning": _plan_facts(full) if full else None,
+        "changes": [_change_facts(change) for change in changes],
+        "advice": [asdict(note) for note in notes],
+        "measured": asdict(probed) if probed is not None else None,
+        "auto": [asdict(choice) for choice in plan.choices],
+    }
+
+
+def _plan_facts(plan: "Plan") -> dict[str, Any]:
+    machine, train = plan.target.machine, plan.recipe.train
+    return {
+        "model": plan.recipe.model.base,
+        "counted": "meta device" if plan.skeleton.built else "config",
+        "device": {"name": machine.name, "kind": machine.device, "memory": machine.memory, "planned_with": plan.room},
+        "parameters": {
+            "total": plan.skeleton.parameters,
+            "trainable": plan.adapted.trained,
+            "estimated": plan.adapted.estimated,
+        },
+        "settings": {
+            "dtype": plan.recipe.model.dtype,
+            "quantization": plan.recipe.model.quantization,
+            "micro_batch": train.micro_batch,
+            "gradient_checkpointing": train.gradient_checkpointing,
+            "optimizer": train.optimizer,
+        },
+        "memory": {
+            "longest": plan.longest.components | {"total": plan.longest.total, "moment": plan.longest.moment},
+            "average": plan.average.components | {"total": plan.average.total, "moment": plan.average.moment},
+            "evaluation": plan.evaluation,
+            "merge": plan.merge,
+            "error": error_of(plan),
+        },
+        "fits": plan.fits,
+        "files": {"adapter": plan.adapter_file, "model": plan.model_file},
+        "rows": {key: value for key, value in asdict(plan.rows).items() if key not in ("sample", "lengths")},
+        "steps": plan.steps,
+        "tokens": plan.tokens,
+        "padding": plan.padding,
+        "operations": plan.operations,
+        "seconds": asdict(plan.time) if plan.time else None,
+        "price": asdict(plan.price) if plan.price else None,
+    }
+
+
+def _change_facts(change: "Change") -> dict[str, Any]:
+    return {
+        "set": {step.key: step.value for step in change.steps},
+        "options": change.overrides,
+        "takes": change.plan.longest.total,
+        "time": change.slower,
+        "costs": change.costs,
+    }
