@@ -72,9 +72,10 @@ def test_what_does_not_fit_at_all_is_said():
 
 
 def test_weights_in_four_bits_leave_room_for_rows():
-    small = chosen(GPU, LLAMA_8B, train=Train(batch_size=64))["train.micro_batch"]
+    train = Train(batch_size=64, gradient_checkpointing=True)
+    small = chosen(GPU, LLAMA_8B, train=train)["train.micro_batch"]
     model = Model(base="a/b", quantization="nf4")
-    assert chosen(GPU, LLAMA_8B, train=Train(batch_size=64), model=model)["train.micro_batch"] > small
+    assert chosen(GPU, LLAMA_8B, train=train, model=model)["train.micro_batch"] > small
 
 
 def test_flash_attention_is_taken_with_packing_where_it_is_installed(monkeypatch):
@@ -101,7 +102,7 @@ def test_targets_that_the_model_lacks_are_refused_before_it_is_loaded():
 
 
 def test_a_model_that_hardly_fits_is_checkpointed():
-    found = chosen(GPU, LLAMA_8B)
+    found = chosen(Machine("cuda", "a GPU", 20 * GIB, bfloat16=True), LLAMA_8B)
     assert found["train.gradient_checkpointing"] is True
     assert 1 <= found["train.micro_batch"] <= 16
 

@@ -116,6 +116,58 @@ def test_each_change_that_is_named_makes_it_fit(recipe_on, lorakit_plan, tmp_pat
         assert again["memory"]["longest"]["total"] == pytest.approx(change["takes"], rel=0.03)
 
 
+def options_of(lorakit_plan, path, card) -> list[str]:
+    return [change["options"] for change in json.loads(lorakit_plan(path, "--gpu", card, "--json")[1])["changes"]]
+
+
+def test_no_change_takes_the_rows_away(recipe_on, lorakit_plan, tmp_path):
+    words = [{"messages": [{"role": "user", "content": "word " * 900}, {"role": "assistant", "content": "yes"}]}] * 300
+    write_rows(tmp_path / "long.jsonl", words)
+    data = {"train": "long.jsonl", "max_length": 2048}
+    path = recipe_on("Qwen/Qwen2.5-14B", model={"quantization": "nf4"}, data=data)
+    found = options_of(lorakit_plan, path, "RTX 3060")
+    assert found and not any("max_length" in options for options in found)
+
+
+def test_cheaper_changes_are_not_hidden_by_dearer_ones(recipe_on, lorakit_plan):
+    assert "--set model.quantization=nf4" in options_of(lorakit_plan, recipe_on("meta-llama/Llama-3.1-8B"), "RTX 3060")
+    path = recipe_on("meta-llama/Llama-3.1-8B", adapter={"kind": "none"})
+    (found,) = options_of(lorakit_plan, path, "12GB")
+    assert found == "--set model.quantization=nf4 --set adapter.kind=lora"
+    sections = {"model": {"quantization": "nf4"}, "adapter": {"train_modules": ["embed_tokens"]}}
+    assert "--set adapter.train_modules=[]" in options_of(
+        lorakit_plan, recipe_on("meta-llama/Llama-3.1-8B", **sections), "8GB"
+    )
+    data = {"train": "somebody/rows", "eval": None, "max_length": 131072}
+    found = options_of(lorakit_plan, recipe_on("meta-llama/Llama-3.1-8B", data=data), "80GB")
+    assert "--set data.max_length=98304" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "sections"),
+    [("", {}), ("\n\n", {}), ("[1, 2]\n", {}), (None, {"max_length": 8})],
+    ids=["empty", "blank", "numbers", "all too long"],
+)
+def test_data_without_a_row_is_refused_as_training_refuses_it(recipe_on, lorakit_plan, tmp_path, text, sections):
+    path = recipe_on("Qwen/Qwen2.5-0.5B", data=sections)
+    if text is not None:
+        (tmp_path / "train.jsonl").write_text(text)
+    code, out, err = lorakit_plan(path, "--gpu", "24GB")
+    assert code == 2 and "data.train" in err and not out
+
+
+def test_a_fault_of_the_recipe_is_told_for_all_cards_as_for_one(recipe_on, lorakit_plan):
+    code, _, err = lorakit_plan(recipe_on("Qwen/Qwen2.5-0.5B"), "--gpu", "all", "--set", "adapter.targets=[query]")
+    assert code == 2 and "'query' matches no linear layer" in err
+
+
+def test_another_cards_flash_attention_is_not_asked_for_here(recipe_on, lorakit_plan):
+    path = recipe_on("Qwen/Qwen2.5-0.5B", model={"attention": "flash_attention_2"})
+    assert lorakit_plan(path, "--gpu", "RTX 4090")[0] == 0
+    code, _, err = lorakit_plan(path, "--gpu", "T4")
+    assert code == 2 and "needs a GPU with bfloat16, which T4 is not" in err
+
+
 def test_what_cannot_fit_says_so(recipe_on, lorakit_plan):
     code, out, _ = lorakit_plan(recipe_on("meta-llama/Llama-3.1-70B"), "--gpu", "8GB")
     assert code == 1
@@ -137,7 +189,7 @@ def test_another_family_is_built_without_weights_and_that_is_said(tmp_path, reci
     code, out, err = lorakit_plan(recipe_on(str(folder)), "--json")
     found = json.loads(out)
     assert code == 0 and found["counted"] == "meta device"
-    assert "gpt2 is no family that is counted: building it without weights" in err
+    assert "a gpt2 is not counted from its config: building it without weights" in err
 
 
 @pytest.mark.parametrize(

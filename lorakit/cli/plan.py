@@ -65,11 +65,15 @@ def plan(
     from lorakit.plan.targets import target_of, this_target
     from lorakit.recipe.load import load
 
+    if gpu is not None and not gpu.strip():
+        raise typer.BadParameter("--gpu is empty. Write a card's name, its memory, or all.")
     progress = console.Terminal(quiet)
     settings = load(recipe, overrides).recipe
     facts, rows = _facts(settings, progress), _rows(settings)
     if gpu and gpu.strip().lower() == "all":
         plans = [_planned_or_why(settings, facts, rows, target_of(device), per_hour) for device in DEVICES]
+        if all(isinstance(found, UserError) for found in plans):
+            raise next(found for found in plans if isinstance(found, UserError))
         plan_texts.print_cards(list(DEVICES), plans, as_json)
         return
     target = target_of(find_device(gpu)) if gpu else this_target()
@@ -98,7 +102,8 @@ def _facts(settings: "Recipe", progress: "Progress") -> "ModelFacts":
             "model once (lorakit train RECIPE --dry-run), or plan on a well-known model of the same size."
         )
     if facts.skeleton is None:
-        progress.say(f"model.base: {facts.model_type} is no family that is counted: building it without weights")
+        kind = config.get("model_type")
+        progress.say(f"model.base: a {kind} is not counted from its config: building it without weights")
         from lorakit.model.counting import skeleton_of
         from lorakit.model.load import quiet_libraries
 
@@ -122,13 +127,13 @@ def _rows(settings: "Recipe") -> "Rows":
 
 def _planned_or_why(
     settings: "Recipe", facts: "ModelFacts", rows: "Rows", target: "Target", per_hour: float | None
-) -> "Plan | str":
+) -> "Plan | UserError":
     from lorakit.plan.planned import plan_run
 
     try:
         return plan_run(settings, facts, rows, target, per_hour)
     except UserError as error:
-        return str(error)
+        return error
 
 
 def _advice(found: "Plan", changes: "list[Change]", facts: "ModelFacts") -> Any:

@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from lorakit.errors import UserError
+
 if TYPE_CHECKING:
     from lorakit.plan.advice import Advice
     from lorakit.plan.changes import Change
@@ -19,10 +21,10 @@ def error_of(plan: "Plan") -> float:
     return _ERROR_BUILT if plan.skeleton.built else _ERROR
 
 
-def card_facts(device: "Device", plan: "Plan | str") -> dict[str, Any]:
+def card_facts(device: "Device", plan: "Plan | UserError") -> dict[str, Any]:
     """Whether one card can train a recipe."""
-    if isinstance(plan, str):
-        return {"name": device.name, "memory": device.memory, "fits": "no", "reason": plan}
+    if isinstance(plan, UserError):
+        return {"name": device.name, "memory": device.memory, "fits": "no", "reason": str(plan)}
     train = plan.recipe.train
     return {
         "name": device.name,

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from lorakit.cli.plan_facts import card_facts, error_of, facts_of
+from lorakit.errors import UserError
 
 if TYPE_CHECKING:
     from lorakit.plan.advice import Advice
@@ -44,7 +45,7 @@ def print_plan(
         console.result(f"# {choice}")
 
 
-def print_cards(devices: "list[Device]", plans: "list[Plan | str]", as_json: bool) -> None:
+def print_cards(devices: "list[Device]", plans: "list[Plan | UserError]", as_json: bool) -> None:
     """Print which of the known cards can train a recipe."""
     from lorakit import console
 
@@ -55,15 +56,15 @@ def print_cards(devices: "list[Device]", plans: "list[Plan | str]", as_json: boo
     both = sorted(zip(devices, plans, strict=True), key=lambda pair: (pair[0].memory, pair[0].name))
     rows = [_card_row(device, plan) for device, plan in both]
     console.result_table("", ["card", "GiB", "fits", "takes", "rows at once", "recomputing", "time"], rows)
-    able = [device.name for device, plan in both if not isinstance(plan, str) and plan.fits == "yes"]
+    able = [device.name for device, plan in both if not isinstance(plan, UserError) and plan.fits == "yes"]
     console.result(
         f"{len(able)} of {len(both)} known cards can train it{f', the smallest: {able[0]}' if able else ''}."
     )
 
 
-def _card_row(device: "Device", plan: "Plan | str") -> list[str]:
+def _card_row(device: "Device", plan: "Plan | UserError") -> list[str]:
     size = f"{device.memory / 2**30:.0f}"
-    if isinstance(plan, str):
+    if isinstance(plan, UserError):
         return [device.name, size, "no", "-", "-", "-", "-"]
     if plan.fits == "no":
         return [device.name, size, "no", _gib(plan.longest.total), "-", "-", "-"]
@@ -162,15 +163,14 @@ def _print_changes(plan: "Plan", changes: "list[Change]") -> None:
                 "No change that is tried here makes it fit: take a smaller base model, or a larger card (--gpu all)."
             )
         return
-    title = "to make it fit, what costs least first" if plan.fits != "yes" else "what would use the room"
-    rows = [
-        [change.overrides, _gib(change.plan.longest.total), _slower(change.slower), change.costs] for change in changes
-    ]
-    console.result_table(title, ["change", "takes", "time", "what it means"], rows)
+    console.result("to make it fit, what costs least first:" if plan.fits != "yes" else "what would use the room:")
+    for change in changes:
+        console.result(f"  {change.overrides}")
+        console.result(f"      takes {_gib(change.plan.longest.total)}{_slower(change.slower)}: {change.costs}")
 
 
 def _slower(times: float | None) -> str:
-    return "-" if times is None else f"x {times:.2f}"
+    return "" if times is None else f", time x {times:.2f}"
 
 
 def _gib(count: float) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lorakit.errors import UserError
+from lorakit.model.config_values import size, switch
 from lorakit.model.skeleton import ACTIVATIONS, Skeleton
 from lorakit.model.weight import Weight
 
@@ -35,8 +37,27 @@ class _Family:
     """The key of the feed-forward width."""
     beside: int = 0
     """Numbers of a block that belong to no layer named here."""
+    needs: tuple[str, ...] = ()
+    """Further keys for which transformers' class has a number of its own where the config leaves them out."""
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """The sizes of a config, checked."""
+
+    hidden: int
+    layers: int
+    heads: int
+    vocabulary: int
+    inner: int
+    head_width: int
+    key_value: int
+    experts: int
+    experts_used: int
+
+
+_KEY_VALUE = ("num_key_value_heads",)
+_HEADS = ("num_key_value_heads", "head_dim")
 _FOUR_NORMS = (
     "input_layernorm",
     "post_attention_layernorm",
@@ -46,12 +67,18 @@ _FOUR_NORMS = (
 
 _FAMILIES = {
     "llama": _Family(biases="configured"),
-    "mistral": _Family(),
-    "mixtral": _Family(mlp="experts"),
-    "qwen2": _Family(biases="query, key and value"),
-    "qwen3": _Family(head_norms=True, biases="configured"),
-    "qwen3_moe": _Family(head_norms=True, biases="configured", mlp="experts", width="moe_intermediate_size"),
-    "smollm3": _Family(biases="configured", tied=True),
+    "mistral": _Family(needs=_KEY_VALUE),
+    "mixtral": _Family(mlp="experts", needs=(*_KEY_VALUE, "num_experts_per_tok")),
+    "qwen2": _Family(biases="query, key and value", needs=_KEY_VALUE),
+    "qwen3": _Family(head_norms=True, biases="configured", needs=_HEADS),
+    "qwen3_moe": _Family(
+        head_norms=True,
+        biases="configured",
+        mlp="experts",
+        width="moe_intermediate_size",
+        needs=(*_KEY_VALUE, "num_experts_per_tok"),
+    ),
+    "smollm3": _Family(biases="configured", tied=True, needs=_KEY_VALUE),
     "phi3": _Family(packed_attention=True, mlp="packed"),
     "phi": _Family(
         norms=("input_layernorm",),
@@ -61,9 +88,9 @@ _FAMILIES = {
         layer_norm=True,
         final_norm="final_layernorm",
     ),
-    "gemma": _Family(biases="configured", tied=True),
-    "gemma2": _Family(norms=_FOUR_NORMS, biases="configured", tied=True),
-    "gemma3_text": _Family(norms=_FOUR_NORMS, head_norms=True, biases="configured", tied=True),
+    "gemma": _Family(biases="configured", tied=True, needs=_HEADS),
+    "gemma2": _Family(norms=_FOUR_NORMS, biases="configured", tied=True, needs=_HEADS),
+    "gemma3_text": _Family(norms=_FOUR_NORMS, head_norms=True, biases="configured", tied=True, needs=_HEADS),
     "apertus": _Family(
         norms=("attention_layernorm", "feedforward_layernorm"),
         head_norms=True,
@@ -74,16 +101,46 @@ _FAMILIES = {
 }
 
 
+def is_counted(config: dict[str, Any]) -> bool:
+    """Whether a config is of a family that is counted here, so that its keys are known to mean what they say."""
+    return str(config.get("model_type")) in _FAMILIES
+
+
 def counted(config: dict[str, Any]) -> Skeleton | None:
-    """The skeleton of the model of a config.json; None where its family is not known here, or a size is missing."""
+    """The skeleton of the model of a config.json; None where its family is not known here, or a size is missing.
+
+    Raises:
+        UserError: a value of a family that is known here is damaged.
+    """
     family = _FAMILIES.get(str(config.get("model_type")))
     if family is None or _is_unusual(config):
         return None
-    sizes = [config.get(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")]
-    width = config.get(family.width)
-    if not all(isinstance(size, int) and size > 0 for size in [*sizes, width]):
+    sizes = _sizes_of(config, family)
+    return _skeleton(config, family, sizes) if sizes else None
+
+
+def _sizes_of(config: dict[str, Any], family: _Family) -> _Sizes | None:
+    """The sizes of a family's config; None where one is missing that only transformers' class knows."""
+    hidden, layers, heads = (size(config, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    vocabulary, inner, used = (size(config, key) for key in ("vocab_size", family.width, "num_experts_per_tok"))
+    experts = size(config, "num_local_experts") or size(config, "num_experts")
+    if not (hidden and layers and heads and vocabulary and inner) or any(key not in config for key in family.needs):
         return None
-    return _skeleton(config, family)
+    if family.mlp == "experts" and not experts:
+        return None
+    width, groups = size(config, "head_dim"), size(config, "num_key_value_heads") or heads
+    if width is None and hidden % heads:
+        raise _indivisible("hidden_size", hidden, "num_attention_heads", heads)
+    if heads % groups:
+        raise _indivisible("num_attention_heads", heads, "num_key_value_heads", groups)
+    width = width or hidden // heads
+    return _Sizes(hidden, layers, heads, vocabulary, inner, width, groups * width, experts or 1, used or 1)
+
+
+def _indivisible(key: str, value: int, other: str, parts: int) -> UserError:
+    return UserError(
+        f"model.base: config.json: {key} is {value}, which is no multiple of {other}, {parts}. Fetch the model again."
+    )
 
 
 def _is_unusual(config: dict[str, Any]) -> bool:
@@ -93,22 +150,20 @@ def _is_unusual(config: dict[str, Any]) -> bool:
     return config.get("decoder_sparse_step", 1) != 1
 
 
-def _skeleton(config: dict[str, Any], family: _Family) -> Skeleton:
-    hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
-    vocabulary, said = config["vocab_size"], config.get("tie_word_embeddings")
-    tied = family.tied if said is None else bool(said)
-    head_width = config.get("head_dim") or hidden // heads
-    key_value = (config.get("num_key_value_heads") or heads) * head_width
+def _skeleton(config: dict[str, Any], family: _Family, sizes: _Sizes) -> Skeleton:
+    hidden, vocabulary, said = sizes.hidden, sizes.vocabulary, switch(config, "tie_word_embeddings")
+    tied = family.tied if said is None else said
+    biased = (bool(switch(config, "attention_bias")), bool(switch(config, "mlp_bias")))
     modules = {"model.embed_tokens": vocabulary * hidden}
     weights: list[Weight] = []
-    for number in range(layers):
+    for number in range(sizes.layers):
         prefix = f"model.layers.{number}."
-        for weight, bias in _block(config, family, heads * head_width, key_value):
-            placed = Weight(prefix + weight.path, weight.half, **_sizes(weight))
+        for weight, bias in _block(family, sizes, *biased):
+            placed = Weight(prefix + weight.path, weight.half, **_shape(weight))
             weights.append(placed)
             owner = placed.path.rsplit(".", 1)[0] if placed.fused else placed.path
             modules[owner] = modules.get(owner, 0) + placed.size + (placed.outer if bias else 0)
-        modules |= {prefix + name: size for name, size in _others(config, family, head_width)}
+        modules |= {prefix + name: count for name, count in _others(family, sizes)}
     modules[f"model.{family.final_norm}"] = hidden * (2 if family.layer_norm else 1)
     modules["lm_head"] = vocabulary * hidden + (vocabulary if family.biases == "all" else 0)
     dead = HEAD_TIED if tied else HEAD
@@ -119,29 +174,30 @@ def _skeleton(config: dict[str, Any], family: _Family) -> Skeleton:
         hidden=hidden,
         vocabulary=vocabulary,
         tied=tied,
-        layers=layers,
-        heads=heads,
-        key_value=key_value,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        key_value=sizes.key_value,
         weights=tuple(weights),
         modules=modules,
         embeddings="model.embed_tokens",
         norms=len(family.norms),
         head_norms=family.head_norms,
         layer_norm=family.layer_norm,
-        experts_used=config.get("num_experts_per_tok") or 1,
+        experts_used=sizes.experts_used,
         activation=ACTIVATIONS.get(str(config.get("hidden_activation") or config.get("hidden_act")), 1),
         shared={"lm_head": vocabulary * hidden} if tied else {},
     )
 
 
-def _sizes(weight: Weight) -> dict[str, Any]:
+def _shape(weight: Weight) -> dict[str, Any]:
     return {key: getattr(weight, key) for key in ("fused", "outer", "inner", "experts")}
 
 
-def _block(config: dict[str, Any], family: _Family, query: int, key: int) -> Iterator[tuple[Weight, bool]]:
+def _block(family: _Family, sizes: _Sizes, attention_bias: bool, mlp_bias: bool) -> Iterator[tuple[Weight, bool]]:
     """The weights of one block in the model's order, and whether each has a bias."""
-    hidden, inner, biases = config["hidden_size"], config[family.width], family.biases
-    attention = biases == "all" or (biases == "configured" and bool(config.get("attention_bias")))
+    hidden, inner, biases = sizes.hidden, sizes.inner, family.biases
+    query, key = sizes.heads * sizes.head_width, sizes.key_value
+    attention = biases == "all" or (biases == "configured" and attention_bias)
     opening = attention or biases == "query, key and value"
     if family.packed_attention:
         yield _layer("self_attn.o_proj", "attention", hidden, query), False
@@ -150,12 +206,11 @@ def _block(config: dict[str, Any], family: _Family, query: int, key: int) -> Ite
         for name, outer in (("q_proj", query), ("k_proj", key), ("v_proj", key)):
             yield _layer(f"self_attn.{name}", "attention", outer, hidden), opening
         yield _layer(f"self_attn.{family.closing}", "attention", hidden, query), attention
-    bias = biases == "all" or (biases == "configured" and bool(config.get("mlp_bias")))
+    bias = biases == "all" or (biases == "configured" and mlp_bias)
     if family.mlp == "experts":
-        count = config.get("num_local_experts") or config["num_experts"]
         for name, outer, width in (("gate_up_proj", 2 * inner, hidden), ("down_proj", hidden, inner)):
             path = f"mlp.experts.{name}"
-            yield Weight(path, "mlp", fused=True, experts=count, outer=outer, inner=width), False
+            yield Weight(path, "mlp", fused=True, experts=sizes.experts, outer=outer, inner=width), False
         return
     opened = {
         "gated": [("gate_proj", inner), ("up_proj", inner)],
@@ -172,14 +227,14 @@ def _layer(path: str, half: str, outer: int, inner: int) -> Weight:
     return Weight(path, half, outer=outer, inner=inner)
 
 
-def _others(config: dict[str, Any], family: _Family, head_width: int) -> Iterator[tuple[str, int]]:
+def _others(family: _Family, sizes: _Sizes) -> Iterator[tuple[str, int]]:
     """The modules of one block that are no linear layers, and their numbers."""
     for name in family.norms:
-        yield name, config["hidden_size"] * (2 if family.layer_norm else 1)
+        yield name, sizes.hidden * (2 if family.layer_norm else 1)
     if family.head_norms:
-        yield "self_attn.q_norm", head_width
-        yield "self_attn.k_norm", head_width
+        yield "self_attn.q_norm", sizes.head_width
+        yield "self_attn.k_norm", sizes.head_width
     if family.mlp == "experts":
-        yield "mlp.gate", (config.get("num_local_experts") or config["num_experts"]) * config["hidden_size"]
+        yield "mlp.gate", sizes.experts * sizes.hidden
     if family.beside:
         yield "mlp.act_fn", family.beside

@@ -19,6 +19,7 @@ _WORDS = (
     "can't allocate memory",
     "not enough memory",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
@@ -72,8 +73,12 @@ def within_memory(work: Callable[[], Result]) -> Result | OutOfMemory:
 
 
 def free_memory() -> None:
-    """Give back what nobody holds any more: tensors in reference cycles, and the blocks that torch keeps on a GPU."""
+    """Give back what nobody holds any more: tensors in reference cycles, the blocks that torch keeps on a GPU, and the
+    pages that glibc keeps between blocks."""
     gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -75,6 +75,12 @@ class Skeleton:
         return dict(found)
 
     @cached_property
+    def shapes(self) -> dict[int, int]:
+        """Layer number -> the first layer that is made alike: most models repeat one block."""
+        first: dict[tuple[object, ...], int] = {}
+        return {number: first.setdefault(_alike(block), number) for number, block in self.blocks.items()}
+
+    @cached_property
     def quantizable(self) -> list[Weight]:
         """What bitsandbytes quantizes: linear layers, the head excepted; fused experts stay as they are."""
         return [weight for weight in self.weights if not weight.fused and not weight.is_head]
@@ -111,6 +117,10 @@ class Skeleton:
             found = {path: size for path, size in found.items() if path not in self.shared}
             found[self.embeddings] = self.modules[self.embeddings]
         return found
+
+
+def _alike(block: list[Weight]) -> tuple[object, ...]:
+    return tuple((w.path.split(".", 3)[-1], w.half, w.aside, w.fused, w.experts, w.outer, w.inner) for w in block)
 
 
 def part(weight: Weight) -> Literal["opens", "closes"]:

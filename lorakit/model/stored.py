@@ -1,13 +1,14 @@
 """What a checkpoint on disk says of its own quantization, read from config.json without loading anything."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from lorakit.errors import UserError
 from lorakit.model.base import Base
+from lorakit.model.config_values import damaged, section, size, switch
 from lorakit.recipe.schema import Model
 
 
@@ -23,6 +24,8 @@ class Stored:
     """Whether its weights can be turned into plain ones, to which an adapter can be added."""
     packages: tuple[str, ...] = ()
     """What has to be installed to load it, besides what lorakit needs anyway."""
+    bits: int | None = None
+    """The bits of a weight, where the method has several widths and the checkpoint names one."""
 
 
 # By transformers' word for the method (its quantizers/auto.py); bitsandbytes has words of ours.
@@ -37,42 +40,71 @@ _METHODS = {
 
 
 def stored_quantization(folder: Path) -> Stored | None:
-    """The quantization of the checkpoint in a folder; None when its weights are plain ones."""
+    """The quantization of the checkpoint in a folder; None when its weights are plain ones.
+
+    Raises:
+        UserError: what its config.json says of it is damaged.
+    """
     return quantization_in(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def quantization_in(config: dict[str, Any]) -> Stored | None:
-    """The quantization that a config.json names."""
-    named = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
-    if not named:
+    """The quantization that a config.json names.
+
+    Raises:
+        UserError: what it says of it is damaged.
+    """
+    named = section(config, "quantization_config")
+    if named is None:
+        named = section(section(config, "text_config") or {}, "quantization_config")
+    if named is None:
         return None
-    if named.get("load_in_8bit"):
+    if switch(named, "load_in_8bit"):
         return Stored("q8", "kept", True)
-    if named.get("load_in_4bit"):
-        word = {"nf4": "nf4", "fp4": "q4"}[named.get("bnb_4bit_quant_type", "fp4")]
-        return Stored(word, "kept", True)
+    if switch(named, "load_in_4bit"):
+        kind = named.get("bnb_4bit_quant_type", "fp4")
+        if kind not in ("nf4", "fp4"):
+            raise damaged("bnb_4bit_quant_type", kind, "nf4 or fp4")
+        return Stored("nf4" if kind == "nf4" else "q4", "kept", True)
     method = str(named.get("quant_method", "of an unnamed method"))
-    return _METHODS.get(method) or Stored(method, "unknown", False)
+    stored = _METHODS.get(method) or Stored(method, "unknown", False)
+    return replace(stored, bits=size(named, "bits")) if method in ("gptq", "awq") else stored
 
 
 def check_quantization(base: Base, settings: Model, trainable: bool = False) -> Stored | None:
     """The quantization that the checkpoint itself has, if any; refuse one that does not go with the settings.
 
     Raises:
-        UserError: it is of a kind that is not trained on, lacks a package, or would be quantized twice.
+        UserError: it is refused (`refuse_quantization`), or a package is missing that loads it.
     """
     stored = stored_quantization(base.folder)
     if stored is None:
         return None
-    what = f"the weights of {base.name} are {stored.quantization} already"
+    refuse_quantization(stored, base.name, settings, trainable)
+    lacking = [name for name in stored.packages if find_spec(name.replace("-", "_")) is None]
+    if lacking:
+        what = _what(stored, base.name)
+        raise UserError(f"model.base: {what}; loading them needs another package: pip install {' '.join(lacking)}.")
+    return stored
+
+
+def refuse_quantization(stored: Stored, name: str, settings: Model, trainable: bool) -> None:
+    """Refuse a checkpoint whose own quantization does not go with the settings, on whatever machine.
+
+    Args:
+        name: what the recipe calls the base model.
+        settings: the model section, with the quantization into which the kind of adapter puts the base.
+        trainable: whether the weights themselves are trained.
+
+    Raises:
+        UserError: it is of a kind that is not trained on, would be quantized twice, or cannot be trained itself.
+    """
+    what = _what(stored, name)
     if stored.treatment == "unknown":
         raise UserError(
             f"model.base: {what}, which lorakit does not train on. Give the unquantized model; model.quantization "
             "quantizes it."
         )
-    lacking = [name for name in stored.packages if find_spec(name.replace("-", "_")) is None]
-    if lacking:
-        raise UserError(f"model.base: {what}; loading them needs another package: pip install {' '.join(lacking)}.")
     if settings.quantization != "none":
         raise UserError(
             f"model.quantization: {what} and cannot be put into {settings.quantization}. Write none, and an "
@@ -82,7 +114,10 @@ def check_quantization(base: Base, settings: Model, trainable: bool = False) -> 
         raise UserError(
             f"adapter.kind: none trains the weights themselves, and {what}. Write lora, or give the unquantized model."
         )
-    return stored
+
+
+def _what(stored: Stored, name: str) -> str:
+    return f"the weights of {name} are {stored.quantization} already"
 
 
 def check_mergeable(base: Base) -> None:

@@ -67,8 +67,14 @@ class Kept:
 
 def kept(skeleton: Skeleton, adapted: Adapted, way: Way) -> tuple[Kept, Kept]:
     """What stays of all blocks, and of the largest of them."""
-    reached = [weights for number, weights in skeleton.blocks.items() if number >= adapted.first_block]
-    blocks = [_block(skeleton, weights, adapted, way) for weights in reached]
+    found: dict[tuple[int, tuple[int, ...]], Kept] = {}
+    blocks = []
+    for number, weights in skeleton.blocks.items():
+        if number >= adapted.first_block:
+            key = skeleton.shapes[number], tuple(adapted.ranks.get(weight.path, 0) for weight in weights)
+            if key not in found:
+                found[key] = _block(skeleton, weights, adapted, way)
+            blocks.append(found[key])
     largest = max(blocks, key=lambda block: block.of(1, _A_ROW), default=Kept(0, 0))
     whole = Kept(*(sum(getattr(block, name) for block in blocks) for name in ("token", "pair", "fixed")))
     return whole, largest

@@ -12,6 +12,9 @@ from lorakit.model.weight import Weight
 from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, trains_all
 from lorakit.recipe.schema import Adapter, Spectrum
 
+# bitsandbytes pages the states of larger tensors only (its optim/optimizer.py, get_state_buffer).
+_LEAST_PAGED = 100_000
+
 
 @dataclass(frozen=True)
 class Adapted:
@@ -32,6 +35,10 @@ class Adapted:
     estimated: bool = False
     """Whether the choice hangs on the weights themselves (spectrum), so that the counts are only near."""
     dora: bool = False
+    saved: int = 0
+    """Numbers in the adapter's file, which may be of another rank than what is trained."""
+    small: int = 0
+    """Trained numbers in matrices that are too small for bitsandbytes to page their states."""
 
     @property
     def trained(self) -> int:
@@ -71,8 +78,11 @@ def adapted_by(skeleton: Skeleton, settings: Adapter) -> Adapted:
     matrices = sum(weight.experts * numbers(settings, ranks[weight.path], weight) for weight in chosen)
     beside = sum(_low_rank(settings, ranks[w.path], w) for w in chosen) if kind.facts.get("keeps_beginning") else 0
     whole = sum(skeleton.whole(settings.train_modules).values())
+    plain = sum(weight.experts * _low_rank(settings, ranks[weight.path], weight) for weight in chosen)
     return Adapted(
         ranks=ranks,
+        saved=round(share * (plain if kind.facts.get("drive") else matrices + beside)) + whole,
+        small=round(share * _small(chosen, ranks)),
         matrices=round(matrices * share),
         whole=whole,
         beside=round(beside * share),
@@ -80,6 +90,11 @@ def adapted_by(skeleton: Skeleton, settings: Adapter) -> Adapted:
         estimated=estimated,
         dora=kind.name == "dora",
     )
+
+
+def _small(chosen: list[Weight], ranks: dict[str, int]) -> int:
+    sizes = (ranks[weight.path] * side * weight.experts for weight in chosen for side in (weight.inner, weight.outer))
+    return sum(size for size in sizes if size < _LEAST_PAGED)
 
 
 def _low_rank(settings: Any, rank: int, weight: Any) -> int:
@@ -98,7 +113,8 @@ def _from_folder(skeleton: Skeleton, folder: Path) -> Adapted:
     matrices = sum(weight.experts * _low_rank(None, ranks[weight.path], weight) for weight in chosen)
     matrices += sum(weight.outer for weight in chosen) if dora else 0
     whole = sum(skeleton.whole(config.get("modules_to_save") or []).values())
-    return Adapted(ranks, matrices, whole, copied=whole, dora=dora)
+    small = _small(chosen, ranks)
+    return Adapted(ranks, matrices, whole, copied=whole, dora=dora, saved=matrices + whole, small=small)
 
 
 def _listed(value: Any) -> list[str]:

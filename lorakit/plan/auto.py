@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
+from lorakit.model.stored import refuse_quantization
 from lorakit.plan.facts import ModelFacts
 from lorakit.plan.fit import load_of, most_rows, room
 from lorakit.plan.machine import Machine
-from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, trains_all
+from lorakit.recipe.kinds import adapter_folder, begins_from, effective_model, kind_of, trains_all
 from lorakit.recipe.schema import Recipe, Spectrum
 
-# Where this many rows fit, recomputing activations to fit more costs more than larger micro-batches give.
-_ROWS_WITHOUT = 4
+# Where this many tokens fit, recomputing activations to fit more costs more than larger micro-batches give.
+_TOKENS_WITHOUT = 1024
 # The width of LLaMA-33B, from which on QLoRA halves its rate.
 _HIDDEN_33B = 6656
 # Exponents of the Tinker cookbook's formula for LoRA's learning rate, by model family.
@@ -60,6 +61,8 @@ def settle(
     choices: list[Choice] = []
     model = recipe.model
     _check_layers(recipe.adapter.layers, facts)
+    if facts and facts.stored:
+        refuse_quantization(facts.stored, model.base, effective_model(recipe), trains_all(recipe.adapter))
     if model.dtype == "auto":
         choices.append(Choice("model.dtype", *_dtype(machine)))
     elif model.dtype == "float16" and not machine.is_gpu:
@@ -69,7 +72,9 @@ def settle(
         choices.append(Choice("model.attention", *_attention(recipe, machine, str(dtype), attentions)))
     elif model.attention == "flex_attention" and not machine.is_gpu:
         raise UserError("model.attention: flex_attention trains on a GPU only; this machine has none. Write sdpa.")
-    elif model.attention == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
+    elif model.attention == FLASH and not (machine.is_gpu and machine.bfloat16):
+        raise UserError(f"model.attention: {FLASH} needs a GPU with bfloat16, which {machine.name} is not. Write sdpa.")
+    elif model.attention == FLASH and machine.here and not importlib.util.find_spec("flash_attn"):
         raise UserError("model.attention: flash_attention_2 needs the package flash-attn. Install it, or write sdpa.")
     if recipe.data.packing == "auto":
         attention = next((choice.value for choice in choices if choice.path == "model.attention"), model.attention)
@@ -157,7 +162,7 @@ def _memory_choices(recipe: Recipe, machine: Machine, facts: ModelFacts | None, 
         return [Choice(f"train.{name}", values[name], unknown) for name in asked]
     load, budget = load_of(recipe, facts, facts.skeleton, machine.is_gpu), room(machine)
     most = train.batch_size if train.micro_batch == "auto" else int(train.micro_batch)
-    wanted = min(most, _ROWS_WITHOUT) if train.micro_batch == "auto" else most
+    wanted = min(most, math.ceil(_TOKENS_WITHOUT / length)) if train.micro_batch == "auto" else most
     plain = most_rows(load, length, False, most, budget)
     checkpointing = bool(train.gradient_checkpointing)
     if train.gradient_checkpointing == "auto":

@@ -9,7 +9,8 @@ from typing import Any
 
 from lorakit.errors import UserError
 from lorakit.model.base import converted_folder
-from lorakit.model.counted import counted
+from lorakit.model.config_values import is_size, section, size
+from lorakit.model.counted import counted, is_counted
 from lorakit.model.offline import CARRIERS, carried_file
 from lorakit.model.skeleton import Skeleton
 from lorakit.model.stored import Stored, quantization_in
@@ -44,7 +45,11 @@ class ModelFacts:
 
 
 def facts_of(base: str, revision: str) -> ModelFacts | None:
-    """The facts of a recipe's base model, or None when it is neither on this machine nor well known."""
+    """The facts of a recipe's base model, or None when it is neither on this machine nor well known.
+
+    Raises:
+        UserError: its config.json is damaged.
+    """
     config = config_of(base, revision)
     return facts_from(config) if config else None
 
@@ -87,36 +92,49 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def facts_in(folder: Path) -> ModelFacts | None:
-    """The facts in a model folder's config.json; None when it cannot be read or names no hidden size."""
+    """The facts in a model folder's config.json; None when it cannot be read or names no hidden size.
+
+    Raises:
+        UserError: a value in it is damaged.
+    """
     try:
-        return facts_from(_read(folder))
+        config = _read(folder)
     except UserError:
-        return None
+        return None  # loading says what is wrong
+    return facts_from(config)
 
 
 def facts_from(whole: dict[str, Any]) -> ModelFacts | None:
-    """The facts in what a config.json holds; None when it names no hidden size."""
-    config = whole.get("text_config") or whole
-    hidden = config.get("hidden_size") or config.get("n_embd") or config.get("d_model")
-    if not isinstance(hidden, int):
+    """The facts in what a config.json holds; None when it names no hidden size.
+
+    Raises:
+        UserError: a value is damaged. Of a family that is not counted, what its sizes may be is left to transformers.
+    """
+    config = section(whole, "text_config") or whole
+    hidden = _first(config, "hidden_size", "n_embd", "d_model")
+    if hidden is None:
         return None
-    heads = config.get("num_attention_heads") or config.get("n_head") or 1
-    head = config.get("head_dim") or hidden // heads
+    heads = _first(config, "num_attention_heads", "n_head") or 1
+    head = _first(config, "head_dim") or hidden // heads
+    inner = ("intermediate_size", "n_inner")
     return ModelFacts(
         model_type=str(config.get("model_type", "unknown")),
         hidden_size=hidden,
-        layers=_whole(config.get("num_hidden_layers") or config.get("n_layer")),
-        intermediate_size=_whole(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden),
+        layers=_first(config, "num_hidden_layers", "n_layer"),
+        intermediate_size=_first(config, *inner) if any(map(config.get, inner)) else 4 * hidden,
         query_size=heads * head,
-        key_value_size=(config.get("num_key_value_heads") or heads) * head,
+        key_value_size=(_first(config, "num_key_value_heads") or heads) * head,
         stored=quantization_in(whole),
         skeleton=counted(whole),
         dtype=config.get("dtype") or config.get("torch_dtype") or whole.get("dtype") or whole.get("torch_dtype"),
     )
 
 
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
+def _first(config: dict[str, Any], *keys: str) -> int | None:
+    """The size that the first of these keys gives; None where none does, or the family means something else by it."""
+    if is_counted(config):
+        return next((found for key in keys if (found := size(config, key))), None)
+    return next((config[key] for key in keys if is_size(config.get(key))), None)
 
 
 def _hub_snapshot(name: str, revision: str) -> Path | None:

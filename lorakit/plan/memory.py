@@ -150,11 +150,11 @@ def _still(skeleton: Skeleton, adapted: Adapted, training: Training) -> Memory:
 
 
 def _states(adapted: Adapted, training: Training) -> int:
-    if training.optimizer.startswith("paged") and training.on_gpu:
-        return 0  # they move to main memory where there is no room
+    paged = training.optimizer.startswith("paged") and training.on_gpu
+    numbers = adapted.small if paged else adapted.trained  # the others move to main memory where there is no room
     if training.optimizer.endswith("8bit"):
-        return round(2 * _STATE_8_BIT * adapted.trained)
-    return 2 * training.trained_width * adapted.trained
+        return round(2 * _STATE_8_BIT * numbers)
+    return 2 * training.trained_width * numbers
 
 
 def way_of(adapted: Adapted, training: Training) -> Way:

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 from lorakit.data.glance import Glance
+from lorakit.errors import UserError
 from lorakit.model.skeleton import Skeleton
 from lorakit.plan.adapted import Adapted
 from lorakit.plan.auto import Choice, settle
@@ -46,6 +47,8 @@ class Rows:
     trained: float
     overlong: float
     counted: str
+    broken: int = 0
+    """Of the rows looked at, those that cannot be read."""
     sample: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     lengths: tuple[int, ...] = field(default=(), repr=False)
 
@@ -86,15 +89,25 @@ class Plan:
 
 
 def rows_of(recipe: Recipe, seen: Glance | None) -> Rows:
-    """What a glance says, or the recipe's limits where the rows are not on this machine."""
+    """What a glance says, or the recipe's limits where the rows are not on this machine.
+
+    Raises:
+        UserError: no row is left.
+    """
     limit = recipe.data.max_length
-    if seen is None or not seen.lengths:
+    if seen is not None and not seen.lengths:
+        raise UserError(
+            f"data.train: no row is left of those looked at: {seen.broken} cannot be read, {seen.overlong:.0%} are "
+            f"longer than data.max_length, {limit}. lorakit data RECIPE shows each."
+        )
+    if seen is None:
         told = f"the rows are not on this machine: every row is taken to be {limit} tokens long (data.max_length)"
         return Rows(None, 0, limit, float(limit), _TRAINED, 0.0, told)
     longest = min(seen.longest, limit)
     return Rows(
         count=seen.rows,
         held_out=seen.held_out,
+        broken=seen.broken,
         longest=longest,
         mean=seen.mean,
         trained=seen.trained,
@@ -219,8 +232,8 @@ def _evaluation(load: Load, recipe: Recipe, rows: Rows, machine: Machine) -> int
 
 
 def _adapter_file(adapted: Adapted) -> int:
-    """Bytes of adapter_model.safetensors: float32; of what PiSSA and OLoRA began with a second half."""
-    return 0 if adapted.everything else 4 * (adapted.trained + adapted.beside)
+    """Bytes of adapter_model.safetensors, in float32."""
+    return 4 * adapted.saved
 
 
 def full_fine_tuning(recipe: Recipe, facts: ModelFacts, rows: Rows, target: Target) -> Plan | None:

@@ -9,7 +9,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from lorakit.errors import Interrupted, LorakitError, UserError
 from lorakit.model.adapters.svd import ranks_in_words
-from lorakit.model.memory import first_line, is_out_of_memory
+from lorakit.model.memory import first_line, free_memory, is_out_of_memory
 from lorakit.model.stored import check_mergeable
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
@@ -69,6 +69,7 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     if prepared.recipe.train.optimizer.endswith("8bit"):
         progress.say(f"train.optimizer: {share_in_8_bits(begun.model):.0%} of its states are in 8 bits")
     check_loss(begun.model, prepared)
+    free_memory()  # of loading and of the check
     record = Record(run, prepared.recipe, run.read_manifest() if checkpoint else manifest_of(prepared, begun))
     stopping = StopRequest(progress)
     with stopping.listening():

@@ -1,0 +1,56 @@
+"""Values of a config.json, checked before anything is counted with them: a damaged one is named."""
+
+import json
+from typing import Any
+
+from lorakit.errors import UserError
+
+_SHOWN = 40
+
+
+def size(config: dict[str, Any], key: str) -> int | None:
+    """A size that a config.json names; None where it names none.
+
+    Raises:
+        UserError: it is no whole number of at least 1.
+    """
+    value = config.get(key)
+    if value is None or is_size(value):
+        return value
+    raise damaged(key, value, "a whole number of at least 1")
+
+
+def is_size(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1. true and false are none, though Python counts with them."""
+    return type(value) is int and value >= 1
+
+
+def switch(config: dict[str, Any], key: str) -> bool | None:
+    """What a config.json switches on or off; None where it says nothing.
+
+    Raises:
+        UserError: it is neither true nor false.
+    """
+    value = config.get(key)
+    if value is None or isinstance(value, bool):
+        return value
+    raise damaged(key, value, "true or false")
+
+
+def section(config: dict[str, Any], key: str) -> dict[str, Any] | None:
+    """A mapping inside a config.json; None where there is none.
+
+    Raises:
+        UserError: it is something else.
+    """
+    value = config.get(key)
+    if value is None or isinstance(value, dict):
+        return value
+    raise damaged(key, value, "a mapping")
+
+
+def damaged(key: str, value: Any, expected: str) -> UserError:
+    """The error that names a damaged value, and what belongs in its place."""
+    text = json.dumps(value)
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return UserError(f"model.base: config.json: {key} is {shown}, not {expected}. Fetch the model again.")
