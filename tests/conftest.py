@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -131,15 +132,27 @@ def loads(monkeypatch):
 
 
 @pytest.fixture
-def lorakit_eval(capsys, monkeypatch):
-    """Run `lorakit eval` in process: exit code, standard output, the words of standard error."""
+def lorakit(capsys, monkeypatch):
+    """Run a command in process: exit code, standard output, the words of standard error."""
     from lorakit.cli import main
 
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lorakit", "eval", *map(str, arguments)])
+    def call(command, *arguments):
+        monkeypatch.setattr(sys, "argv", ["lorakit", command, *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
         out, err = capsys.readouterr()
         return ended.value.code or 0, out, " ".join(err.split())
 
     return call
+
+
+@pytest.fixture
+def lorakit_eval(lorakit):
+    """`lorakit eval` in process."""
+    return partial(lorakit, "eval")
+
+
+@pytest.fixture
+def lorakit_plan(lorakit):
+    """`lorakit plan` in process."""
+    return partial(lorakit, "plan")

@@ -10,22 +10,6 @@ import yaml
 from conftest import rows_of, write_rows
 from model_families import FAMILIES
 
-from lorakit.cli import main
-
-
-@pytest.fixture
-def lorakit_plan(capsys, monkeypatch):
-    """Run `lorakit plan` in process: exit code, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lorakit", "plan", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, " ".join(err.split())
-
-    return run
-
 
 @pytest.fixture
 def recipe_on(tmp_path, monkeypatch):

@@ -28,8 +28,8 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
         console.result_json({"valid": False, "problems": [problem.to_dict() for problem in errors.problems]})
         raise SystemExit(errors.exit_code) from errors
     model, own = loaded.recipe.model, kind_of(loaded.recipe.adapter).facts.get("quantizes")
-    facts = facts_of(model.base, model.revision)
     try:
+        facts = facts_of(model.base, model.revision)
         settled = settle(loaded.recipe, this_machine(), facts)
     except UserError as error:
         if not as_json:

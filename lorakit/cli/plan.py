@@ -10,7 +10,7 @@ from lorakit.errors import UserError
 if TYPE_CHECKING:
     from lorakit.plan.changes import Change
     from lorakit.plan.facts import ModelFacts
-    from lorakit.plan.planned import Plan, Rows, Target
+    from lorakit.plan.planned import Place, Plan, Rows
     from lorakit.progress import Progress
     from lorakit.recipe.schema import Recipe
 
@@ -61,8 +61,8 @@ def plan(
     from lorakit.cli import plan_texts
     from lorakit.plan.changes import larger, smaller
     from lorakit.plan.devices import DEVICES, find_device
+    from lorakit.plan.places import place_of, this_place
     from lorakit.plan.planned import full_fine_tuning, plan_run
-    from lorakit.plan.targets import target_of, this_target
     from lorakit.recipe.load import load
 
     if gpu is not None and not gpu.strip():
@@ -71,14 +71,14 @@ def plan(
     settings = load(recipe, overrides).recipe
     facts, rows = _facts(settings, progress), _rows(settings)
     if gpu and gpu.strip().lower() == "all":
-        plans = [_planned_or_why(settings, facts, rows, target_of(device), per_hour) for device in DEVICES]
+        plans = [_planned_or_why(settings, facts, rows, place_of(device), per_hour) for device in DEVICES]
         if all(isinstance(found, UserError) for found in plans):
             raise next(found for found in plans if isinstance(found, UserError))
         plan_texts.print_cards(list(DEVICES), plans, as_json)
         return
-    target = target_of(find_device(gpu)) if gpu else this_target()
-    found = plan_run(settings, facts, rows, target, per_hour)
-    full = full_fine_tuning(settings, facts, rows, target)
+    place = place_of(find_device(gpu)) if gpu else this_place()
+    found = plan_run(settings, facts, rows, place, per_hour)
+    full = full_fine_tuning(settings, facts, rows, place)
     changes = smaller(found, facts) if found.fits != "yes" else larger(found, facts)
     notes = _advice(found, changes, facts)
     measured = _probe(settings, progress) if probe else None
@@ -96,6 +96,8 @@ def _facts(settings: "Recipe", progress: "Progress") -> "ModelFacts":
     base = settings.model.base
     config = config_of(base, settings.model.revision)
     facts = facts_from(config) if config else None
+    if config is not None and facts is None:
+        raise UserError(f"model.base: the config.json of {base} names no hidden size as a whole number of at least 1.")
     if config is None or facts is None:
         raise UserError(
             f"model.base: the sizes of {base} are not known here. Give a local folder with its config.json, fetch the "
@@ -126,12 +128,12 @@ def _rows(settings: "Recipe") -> "Rows":
 
 
 def _planned_or_why(
-    settings: "Recipe", facts: "ModelFacts", rows: "Rows", target: "Target", per_hour: float | None
+    settings: "Recipe", facts: "ModelFacts", rows: "Rows", place: "Place", per_hour: float | None
 ) -> "Plan | UserError":
     from lorakit.plan.planned import plan_run
 
     try:
-        return plan_run(settings, facts, rows, target, per_hour)
+        return plan_run(settings, facts, rows, place, per_hour)
     except UserError as error:
         return error
 

@@ -53,7 +53,7 @@ def facts_of(
 
 
 def _plan_facts(plan: "Plan") -> dict[str, Any]:
-    machine, train = plan.target.machine, plan.recipe.train
+    machine, train = plan.place.machine, plan.recipe.train
     return {
         "model": plan.recipe.model.base,
         "counted": "meta device" if plan.skeleton.built else "config",

@@ -85,14 +85,14 @@ def _print_memory(plan: "Plan", full: "Plan | None") -> None:
     names = [name for name in plan.longest.components if any(memory.components[name] for memory in memories)]
     table = [[name, *(f"{memory.components[name] / 2**30:.2f}" for memory in memories)] for name in names]
     table.append(["together", *(f"{memory.total / 2**30:.2f}" for memory in memories)])
-    machine = plan.target.machine
+    machine = plan.place.machine
     title = f"{plan.recipe.name}: {plan.recipe.model.base} on {machine.name}, {_gib(machine.memory)}"
     console.result(title)
     console.result_table("", columns, table)
 
 
 def _verdict(plan: "Plan") -> str:
-    machine = plan.target.machine
+    machine = plan.place.machine
     held = "on the card" if machine.is_gpu else "free"
     taken = f"{_gib(plan.longest.total)} (within {error_of(plan):.0%}) of {_gib(machine.memory)} {held}"
     fullest = f"The fullest moment: {plan.longest.moment}."
@@ -145,7 +145,7 @@ def _time(plan: "Plan") -> str:
         return f"{_span(plan.time, duration)}; at {plan.rates.words}"
     if plan.steps is None:
         return "known with the rows"
-    return f"not known: no speed of {plan.target.machine.name} in {plan.recipe.model.dtype} is known here"
+    return f"not known: no speed of {plan.place.machine.name} in {plan.recipe.model.dtype} is known here"
 
 
 def _measured(plan: "Plan", probed: Any) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -64,7 +65,7 @@ def empty_model(config: Path | dict[str, Any]) -> Any:
             read = AutoConfig.from_pretrained(config)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(read)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise UserError(f"model.base: no model can be made of this config: {str(error).splitlines()[0]}") from error
 
 

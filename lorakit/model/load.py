@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
@@ -50,7 +51,7 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError, ArithmeticError, StrictDataclassError) as error:
         raise UserError(f"model.base: {base.name}: the tokenizer cannot be loaded: {_first_line(error)}") from error
     except Exception as error:  # the Rust tokenizers raise bare Exceptions on a damaged tokenizer.json
         raise UserError(f"model.base: {base.name}: tokenizer.json is damaged: {_first_line(error)}") from error

@@ -38,6 +38,6 @@ def known_of(plan: Plan, changes: list[Change], facts: ModelFacts) -> Known:
 def _fits_adamw(plan: Plan, facts: ModelFacts) -> bool | None:
     train = plan.asked.train.model_copy(update={"optimizer": "adamw"})
     try:
-        return plan_run(plan.asked.model_copy(update={"train": train}), facts, plan.rows, plan.target).fits == "yes"
+        return plan_run(plan.asked.model_copy(update={"train": train}), facts, plan.rows, plan.place).fits == "yes"
     except UserError:
         return None

@@ -79,7 +79,7 @@ def larger(plan: Plan, facts: ModelFacts) -> list[Change]:
 def _smaller(plan: Plan, facts: ModelFacts) -> Iterator[Step]:
     """What takes less memory."""
     recipe, asked = plan.recipe, plan.asked.train
-    everything, on_gpu = trains_all(recipe.adapter), plan.target.machine.is_gpu
+    everything, on_gpu = trains_all(recipe.adapter), plan.place.machine.is_gpu
     if asked.micro_batch not in ("auto", 1):
         yield Step("train.micro_batch", "auto", "the same result, in smaller pieces", 0)
     if asked.gradient_checkpointing is False:
@@ -173,7 +173,7 @@ def _changed(plan: Plan, steps: tuple[Step, ...], facts: ModelFacts) -> Change |
     if not _is_taken(recipe):
         return None
     try:
-        found = plan_run(recipe, facts, rows, plan.target)
+        found = plan_run(recipe, facts, rows, plan.place)
     except UserError:
         return None
     slower = found.time.likely / plan.time.likely if found.time and plan.time else None

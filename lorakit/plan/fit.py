@@ -61,7 +61,9 @@ def load_of(recipe: Recipe, facts: ModelFacts, skeleton: Skeleton, on_gpu: bool)
     """
     own = kind_of(recipe.adapter).facts.get("quantizes")
     quantization, _ = effective_quantization(recipe.model, own, facts)
-    held = {"gptq": "nf4", "awq": "nf4"}.get(quantization, quantization)  # 4 bits with scales, in either form
+    held = quantization
+    if quantization in ("gptq", "awq"):  # 4 or 8 bits with scales, in either form
+        held = "q8" if facts.stored and facts.stored.bits == 8 else "nf4"
     return Load(recipe, skeleton, adapted_by(skeleton, recipe.adapter), held, on_gpu)
 
 

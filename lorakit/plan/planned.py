@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -28,7 +28,7 @@ _TRAINED = 0.5
 
 
 @dataclass(frozen=True)
-class Target:
+class Place:
     """The device that a run is planned for."""
 
     machine: Machine
@@ -61,7 +61,7 @@ class Plan:
     recipe: Recipe
     """What was asked for, without `auto`."""
     choices: tuple[Choice, ...]
-    target: Target
+    place: Place
     skeleton: Skeleton
     adapted: Adapted
     rows: Rows
@@ -118,7 +118,7 @@ def rows_of(recipe: Recipe, seen: Glance | None) -> Rows:
     )
 
 
-def plan_run(recipe: Recipe, facts: ModelFacts, rows: Rows, target: Target, per_hour: float | None = None) -> Plan:
+def plan_run(recipe: Recipe, facts: ModelFacts, rows: Rows, place: Place, per_hour: float | None = None) -> Plan:
     """The plan of a recipe on a model whose skeleton is known.
 
     Args:
@@ -129,29 +129,29 @@ def plan_run(recipe: Recipe, facts: ModelFacts, rows: Rows, target: Target, per_
     """
     skeleton = facts.skeleton
     assert skeleton is not None
-    settled = settle(recipe, target.machine, facts, rows.longest)
-    load = load_of(settled.recipe, facts, skeleton, target.machine.is_gpu)
+    settled = settle(recipe, place.machine, facts, rows.longest)
+    load = load_of(settled.recipe, facts, skeleton, place.machine.is_gpu)
     train = settled.recipe.train
     micro, checkpointing = int(train.micro_batch), bool(train.gradient_checkpointing)
     longest = load.memory(micro, rows.longest, checkpointing)
     steps = steps_of(settled.recipe, rows)
     work = work_of(load, rows, steps, micro, checkpointing) if steps else None
-    rates = target.rates(settled.recipe.model.dtype) if work else None
+    rates = place.rates(settled.recipe.model.dtype) if work else None
     time = seconds(work, rates) if work and rates else None
-    allowed = room(target.machine)
+    allowed = room(place.machine)
     return Plan(
         asked=recipe,
         recipe=settled.recipe,
         choices=settled.choices,
-        target=target,
+        place=place,
         skeleton=skeleton,
         adapted=load.adapted,
         rows=rows,
         longest=longest,
         average=load.memory(micro, max(1, round(rows.mean)), checkpointing),
         room=allowed,
-        fits="yes" if longest.total <= allowed else "tight" if longest.total <= target.machine.memory else "no",
-        evaluation=_evaluation(load, settled.recipe, rows, target.machine),
+        fits="yes" if longest.total <= allowed else "tight" if longest.total <= place.machine.memory else "no",
+        evaluation=_evaluation(load, settled.recipe, rows, place.machine),
         merge=merging(skeleton),
         adapter_file=_adapter_file(load.adapted),
         model_file=skeleton.parameters * DTYPE_BYTES.get(str(facts.dtype), 2),
@@ -236,7 +236,7 @@ def _adapter_file(adapted: Adapted) -> int:
     return 4 * adapted.saved
 
 
-def full_fine_tuning(recipe: Recipe, facts: ModelFacts, rows: Rows, target: Target) -> Plan | None:
+def full_fine_tuning(recipe: Recipe, facts: ModelFacts, rows: Rows, place: Place) -> Plan | None:
     """The same run without an adapter, for comparison; None where the recipe is that already."""
     if trains_all(recipe.adapter):
         return None
@@ -244,4 +244,5 @@ def full_fine_tuning(recipe: Recipe, facts: ModelFacts, rows: Rows, target: Targ
     model = recipe.model.model_copy(update={"quantization": "none"})
     train: dict[str, Any] = {"micro_batch": "auto", "gradient_checkpointing": "auto", "lora_plus": None}
     changed = {"adapter": adapter, "model": model, "train": recipe.train.model_copy(update=train)}
-    return plan_run(recipe.model_copy(update=changed), facts, rows, target)
+    plain = replace(facts, stored=None)  # a checkpoint that is quantized already has its plain one beside it
+    return plan_run(recipe.model_copy(update=changed), plain, rows, place)

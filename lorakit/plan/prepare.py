@@ -106,6 +106,7 @@ def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplat
     """
     quiet_libraries()
     base = find_base(recipe.model.base, recipe.model.revision, progress)
+    facts_in(base.folder)  # names a damaged value, over which the tokenizer's loading would stumble otherwise
     check_quantization(base, effective_model(recipe), trains_all(recipe.adapter))
     tokenizer = load_tokenizer(base, recipe.model.chat_template)
     return base, ChatTemplate(tokenizer, recipe.data.train_on, recipe.data.system, stop_words(base, tokenizer))

@@ -31,8 +31,8 @@ def choices(recipe: "Recipe | None") -> Iterator[Finding]:
     machine = _machine_of_runs()
     yield Finding("device", "ok", f"{machine.name} ({machine.device})")
     asked = recipe or Recipe(model=Model(base="any/model"), data=Data(train="any/rows"))
-    facts = facts_of(asked.model.base, asked.model.revision) if recipe else None
     try:
+        facts = facts_of(asked.model.base, asked.model.revision) if recipe else None
         settled = settle(asked, machine, facts)
     except UserError as error:
         yield Finding("settings", "broken", str(error))

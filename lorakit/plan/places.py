@@ -2,23 +2,23 @@
 
 from lorakit.plan.devices import Device, known_device
 from lorakit.plan.machine import Machine, this_machine
-from lorakit.plan.planned import Target
+from lorakit.plan.planned import Place
 from lorakit.plan.rates import Rates, measure_cpu, rates_of
 
 
-def target_of(device: Device) -> Target:
+def place_of(device: Device) -> Place:
     """A card that is not asked whether it is here."""
     machine = Machine("cuda", device.name, device.memory, device.bfloat16 is not None, here=False)
-    return Target(machine, lambda dtype: rates_of(device, dtype))
+    return Place(machine, lambda dtype: rates_of(device, dtype))
 
 
-def this_target() -> Target:
+def this_place() -> Place:
     """This machine: its GPU where it has one that is known, else its processor, whose speed is measured."""
     machine = this_machine()
     if not machine.is_gpu:
-        return Target(machine, _of_processor)
+        return Place(machine, _of_processor)
     device = known_device(machine.name, machine.memory)
-    return Target(machine, (lambda dtype: rates_of(device, dtype)) if device else _unknown)
+    return Place(machine, (lambda dtype: rates_of(device, dtype)) if device else _unknown)
 
 
 def _of_processor(dtype: str) -> Rates | None:
