@@ -12,7 +12,7 @@ from lorakit.plan.devices import DEVICES, Device, find_device
 from lorakit.plan.facts import facts_of
 from lorakit.plan.known import known_models
 from lorakit.plan.planned import Plan, plan_run, rows_of
-from lorakit.plan.targets import target_of
+from lorakit.plan.places import place_of
 from lorakit.recipe.load import load
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -105,7 +105,7 @@ def planned(preset: Path, base: str, card: Device, *overrides: str) -> Plan:
     facts = facts_of(base, "main")
     assert recipe.adapter.rank == 16 and recipe.adapter.targets == "all-linear"
     assert facts and facts.skeleton, f"{base} is not known"
-    return plan_run(recipe, facts, rows_of(recipe, None), target_of(card))
+    return plan_run(recipe, facts, rows_of(recipe, None), place_of(card))
 
 
 def larger_sizes(base: str) -> list[str]:
