@@ -11,8 +11,8 @@ from lorakit.cli import app
 from lorakit.plan.devices import DEVICES, Device, find_device
 from lorakit.plan.facts import facts_of
 from lorakit.plan.known import known_models
-from lorakit.plan.planned import Plan, plan_run, rows_of
 from lorakit.plan.places import place_of
+from lorakit.plan.planned import Plan, plan_run, rows_of
 from lorakit.recipe.load import load
 
 CONFIGS = Path(__file__).parent.parent / "configs"
