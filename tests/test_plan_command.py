@@ -152,6 +152,12 @@ def test_another_cards_flash_attention_is_not_asked_for_here(recipe_on, lorakit_
     assert code == 2 and "needs a GPU with bfloat16, which T4 is not" in err
 
 
+def test_experts_that_stay_unquantized_are_told(recipe_on, lorakit_plan):
+    path = recipe_on("mistralai/Mixtral-8x7B-Instruct-v0.1", model={"quantization": "nf4"})
+    assert "97% are fused experts, which bitsandbytes does not quantize" in lorakit_plan(path, "--gpu", "B200")[1]
+    assert "fused experts" not in lorakit_plan(path, "--gpu", "B200", "--set", "model.quantization=none")[1]
+
+
 def test_what_cannot_fit_says_so(recipe_on, lorakit_plan):
     code, out, _ = lorakit_plan(recipe_on("meta-llama/Llama-3.1-70B"), "--gpu", "8GB")
     assert code == 1

@@ -108,7 +108,7 @@ def _print_figures(plan: "Plan", full: "Plan | None") -> None:
     trained = f"{near}{adapted.trained:,} ({adapted.trained / skeleton.parameters:.2%})"
     files = f"adapter {_bytes(plan.adapter_file)}, merged model {_bytes(plan.model_file)}"
     rows = [
-        ("parameters", f"{skeleton.parameters:,}, {how}"),
+        ("parameters", f"{skeleton.parameters:,}, {how}{_left_plain(plan)}"),
         ("trained", trained),
         ("files", files if plan.adapter_file else f"model {_bytes(plan.model_file)}"),
         ("evaluation", f"{_gib(plan.evaluation)} at its fullest"),
@@ -127,6 +127,14 @@ def _print_figures(plan: "Plan", full: "Plan | None") -> None:
         time = f", {_span(full.time, duration)}" if full.time and full.fits != "no" else ", which does not fit"
         rows.append(("full fine-tuning", told + (time if full.fits == "no" or full.time else "")))
     console.result_facts(rows)
+
+
+def _left_plain(plan: "Plan") -> str:
+    """A clause on fused experts under quantization: most of such a model, and left as it is."""
+    fused = sum(weight.size for weight in plan.skeleton.weights if weight.fused)
+    if not fused or plan.quantization == "none":
+        return ""
+    return f"; {fused / plan.skeleton.parameters:.0%} are fused experts, which bitsandbytes does not quantize"
 
 
 def _rows(plan: "Plan") -> str:

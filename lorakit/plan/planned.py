@@ -64,6 +64,8 @@ class Plan:
     place: Place
     skeleton: Skeleton
     adapted: Adapted
+    quantization: str
+    """In which the base is really held."""
     rows: Rows
     longest: Memory
     """The fullest moment on the longest micro-batch."""
@@ -146,6 +148,7 @@ def plan_run(recipe: Recipe, facts: ModelFacts, rows: Rows, place: Place, per_ho
         place=place,
         skeleton=skeleton,
         adapted=load.adapted,
+        quantization=load.quantization,
         rows=rows,
         longest=longest,
         average=load.memory(micro, max(1, round(rows.mean)), checkpointing),
