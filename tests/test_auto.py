@@ -198,3 +198,10 @@ def test_facts_of_a_hub_id_come_from_the_hubs_cache_or_the_table(tmp_path, monke
     assert facts_of("someone/tiny", "main").hidden_size == 8
     assert facts_of("HuggingFaceTB/SmolLM2-135M-Instruct", "main").hidden_size == 576
     assert facts_of("nobody/nothing", "main") is None
+
+
+def test_checking_a_carried_model_reads_no_weights(monkeypatch):
+    from lorakit.plan import facts
+
+    monkeypatch.setattr(facts, "converted_folder", lambda path: pytest.fail("its file was hashed"))
+    assert facts_of("HuggingFaceTB/SmolLM2-135M-Instruct", "main").hidden_size == 576

@@ -125,3 +125,20 @@ def test_a_processor_also_holds_the_libraries_and_the_file_that_is_read():
     moments = {memory.moment: memory for memory in found}
     assert moments["loading"].total > 6 * LLAMA_8B.parameters
     assert all(memory.overhead > 5e8 for memory in moments.values())
+
+
+def test_packs_under_a_dense_mask_hold_it_even_alone():
+    from lorakit.plan.facts import facts_from
+    from lorakit.plan.fit import load_of
+    from lorakit.recipe.schema import Data, Model, Recipe
+
+    facts = facts_from(known_config("meta-llama/Llama-3.1-8B"))
+
+    def masked(packing: str, attention: str, rows: int) -> bool:
+        model = Model(base="a/b", dtype="bfloat16", attention=attention)
+        recipe = Recipe(model=model, data=Data(train="a/b", packing=packing))
+        return load_of(recipe, facts, facts.skeleton, True).training(rows, 512, False).masked
+
+    assert [masked("off", "sdpa", rows) for rows in (1, 2)] == [False, True]
+    assert masked("on", "sdpa", 1) and not masked("on", "flash_attention_2", 2)
+    assert masked("off", "flash_attention_2", 2)

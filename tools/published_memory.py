@@ -123,7 +123,7 @@ def predicted(row: dict[str, str], skeleton: Skeleton) -> Memory:
         double_quant=row["method"].endswith("-dq"),
         attention="flash_attention_2" if row["attention"] == "flash" else row["attention"] or "sdpa",
         checkpointing=row["gradient_checkpointing"] == "yes",
-        packed=packed,
+        masked=rows > 1 and not packed,
         **({"trained_width": 2} if full else {}) | stack.training,
     )
     if stack.way:

@@ -63,10 +63,12 @@ def config_of(base: str, revision: str) -> dict[str, Any] | None:
     Raises:
         UserError: a local folder's config.json is damaged.
     """
-    folder = folder_of(base, revision)
+    local = Path(base).is_absolute() or _hub_snapshot(base, revision) is not None
+    known = None if local else known_config(base)  # sooner than a converted file, whose folder is found by its sha256
+    folder = folder_of(base, revision) if known is None else None
     if folder is not None and (folder / "config.json").is_file():
         return _read(folder)
-    return known_config(base)
+    return known
 
 
 def folder_of(base: str, revision: str) -> Path | None:

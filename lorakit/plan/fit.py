@@ -31,7 +31,7 @@ class Load:
     def training(self, rows: int, length: int, checkpointing: bool) -> Training:
         """One micro-batch of so many rows, each of so many tokens."""
         recipe = self.recipe
-        packed = recipe.data.packing == "on"
+        packed, flash = recipe.data.packing == "on", recipe.model.attention == "flash_attention_2"
         return Training(
             rows=rows,
             length=length,
@@ -41,7 +41,7 @@ class Load:
             double_quant=recipe.model.double_quant,
             attention=recipe.model.attention,
             checkpointing=checkpointing,
-            packed=packed and recipe.model.attention == "flash_attention_2",
+            masked=not (packed and flash) and (packed or rows > 1),
             dropout=recipe.adapter.dropout,
             optimizer=recipe.train.optimizer,
             accumulates=rows < recipe.train.batch_size,

@@ -43,8 +43,8 @@ class Training:
     double_quant: bool = True
     attention: str = "sdpa"
     checkpointing: bool = False
-    packed: bool = False
-    """Whether rows lie end to end in variable-length attention, without a mask."""
+    masked: bool = True
+    """Whether attention takes a mask: of padded rows, and of packs, but in variable-length attention."""
     dropout: float = 0.0
     optimizer: str = "adamw"
     accumulates: bool = False
@@ -118,7 +118,7 @@ def training_moments(skeleton: Skeleton, adapted: Adapted, training: Training) -
     working, gradients = _working(skeleton, adapted, training), adapted.trained * training.trained_width
     accumulated = gradients if training.accumulates or not adapted.everything else 0
     at_loss = replace(
-        still, moment="loss", gradients=accumulated, activations=saved, logits=_logits(skeleton, training, True)
+        still, moment="loss", gradients=accumulated, activations=saved, logits=_logits(skeleton, training)
     )
     begins = replace(at_loss, moment="backward", activations=saved + block, logits=0, buffers=still.buffers + working)
     ends = replace(still, moment="end of the backward pass", gradients=gradients, buffers=still.buffers + working)
@@ -163,7 +163,7 @@ def way_of(adapted: Adapted, training: Training) -> Way:
     return training.way or Way(
         width=DTYPE_BYTES[training.dtype],
         attention=training.attention,
-        masked=training.rows > 1 and not training.packed,
+        masked=training.masked,
         dropout=training.dropout,
         autocast=half,
         on_gpu=training.on_gpu,
@@ -192,7 +192,7 @@ def _widest(skeleton: Skeleton) -> int:
     )
 
 
-def _logits(skeleton: Skeleton, training: Training, backward: bool) -> int:
+def _logits(skeleton: Skeleton, training: Training) -> int:
     """The head at its fullest: logits, their float32 form, and the gradient in both."""
     width = DTYPE_BYTES[training.dtype]
     if training.head == "cut":

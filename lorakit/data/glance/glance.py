@@ -1,6 +1,5 @@
 """The rows of a recipe at a glance, of all its sources together."""
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,10 +45,6 @@ class Glance:
     def mean(self) -> float:
         """Tokens of a row on average; 0 where no row is left."""
         return fmean(self.lengths) if self.lengths else 0.0
-
-    def quantile(self, share: float) -> int:
-        """The length that this share of the rows does not exceed; 0 where no row is left."""
-        return self.lengths[max(0, math.ceil(share * len(self.lengths)) - 1)] if self.lengths else 0
 
 
 def glance(data: Data, tokenizer_file: Path | None, chat_template: Path | None = None) -> Glance | None:
