@@ -1,5 +1,6 @@
 """Shared by all tests: a cache of their own, tiny models from config classes, real tokenizers, small recipes."""
 
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -22,6 +23,13 @@ TINY_LLAMA = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_stays_is_not_garbage():
+    """Modules, and what they made when they were imported: each training collects garbage, and would look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
