@@ -76,9 +76,7 @@ def free_memory() -> None:
     """Give back what nobody holds any more: tensors in reference cycles, the blocks that torch keeps on a GPU, and the
     pages that glibc keeps between blocks."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    _give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
