@@ -27,7 +27,7 @@ TINY_LLAMA = {
 
 @pytest.fixture(scope="module", autouse=True)
 def what_stays_is_not_garbage():
-    """Modules, and what they made when they were imported: each training collects garbage, and would look through it."""
+    """Modules, and what their import made: each training collects garbage, and would look through all of it."""
     gc.collect()
     gc.freeze()
 

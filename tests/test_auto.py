@@ -9,7 +9,7 @@ from lorakit.errors import UserError
 from lorakit.plan.adapted import adapted_by
 from lorakit.plan.auto import settle
 from lorakit.plan.facts import ModelFacts, facts_from, facts_in, facts_of
-from lorakit.plan.known import known_config
+from lorakit.plan.known import known_config, known_models
 from lorakit.plan.machine import Machine
 from lorakit.plan.memory import Training, training_memory
 from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train
@@ -94,6 +94,28 @@ def test_flash_attention_is_taken_with_packing_where_it_is_installed(monkeypatch
     assert choices(replace(GPU, here=False), flash) == ("sdpa", "off")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert choices(GPU, flash) == ("sdpa", "off")
+
+
+def test_the_attentions_of_a_family_are_known_from_its_config():
+    from model_families import FAMILIES
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    known = {one.config["model_type"]: one.config for one in known_models()}
+    configs = {family.config.model_type: family.config.to_dict() for family in FAMILIES.values()} | known
+    assert {"gemma2", "gpt_oss"} <= configs.keys()
+    for model_type, config in configs.items():
+        kind = AutoModelForCausalLM._model_mapping[CONFIG_MAPPING[model_type]]
+        facts = facts_from(config)
+        if facts is not None:
+            assert ("sdpa" in facts.attentions) == kind._supports_sdpa, model_type
+            assert kind._supports_flash_attn or "flash_attention_2" not in facts.attentions, model_type
+
+
+def test_eager_attention_is_planned_where_a_family_has_no_other():
+    gemma = facts_from(known_config("google/gemma-2-2b"))
+    assert chosen(GPU, gemma)["model.attention"] == "eager"
+    with pytest.raises(UserError, match="no sdpa for this family"):
+        settle(recipe(model=Model(base="a/b", attention="sdpa")), GPU, gemma)
 
 
 def test_targets_that_the_model_lacks_are_refused_before_it_is_loaded():

@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +47,21 @@ SETTINGS = {
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=Path, help="another table of published peaks, with the same columns")
     parser.add_argument("--published-only", action="store_true", help="no runs on this machine")
     arguments = parser.parse_args()
     for path in [PUBLISHED, *([arguments.rows] if arguments.rows else [])]:
-        print_published(list(compared(path)))
+        rows = list(compared(path))
+        print_published(rows)
+        print_groups([one for one in rows if one.memory and not one.is_bound])
     if not arguments.published_only:
         print_measured(measured())
 
 
 def print_published(rows: list[Compared]) -> None:
-    """A Markdown table of predicted and published peaks, and the mean and largest error."""
+    """A Markdown table of predicted and published peaks."""
     print("| model | method | tokens | predicted GiB | published GiB | error | source |")
     print("|---|---|---|---:|---:|---:|---|")
     for one in rows:
@@ -69,9 +72,31 @@ def print_published(rows: list[Compared]) -> None:
         error = one.why or (f"{one.error:+.1%}" if not one.is_bound else "under it" if one.error <= 0 else "over it")
         published = f"{'under ' * one.is_bound}{row['peak_gib']}"
         print(f"| {row['model']} | {row['method']} | {tokens} | {found} | {published} | {error} | {row['source']} |")
-    errors = [abs(one.error) for one in rows if one.error is not None and not one.is_bound]
-    if errors:
-        print(f"\n{len(errors)} rows: mean error {sum(errors) / len(errors):.1%}, largest {max(errors):.1%}\n")
+
+
+def print_groups(rows: list[Compared]) -> None:
+    """A Markdown table of the rows of one source, method and attention together, and the mean and largest error."""
+    groups: dict[tuple[str, str, str], list[Compared]] = defaultdict(list)
+    for one in rows:
+        source = " ".join(one.row["source"].split()[:2])
+        groups[source, one.row["method"], one.row["attention"]].append(one)
+    print("\n| source | method | attention | rows | mean error | largest | of |")
+    print("|---|---|---|---:|---:|---:|---|")
+    for (source, method, attention), group in groups.items():
+        worst = max(group, key=_off)
+        of = f"{worst.row['model'].split('/')[-1]}, {worst.row['micro_batch']} x {worst.row['sequence_length']}"
+        mean = f"{len(group)} | {_mean(group):.1%}"
+        print(f"| {source} | {method} | {attention or '-'} | {mean} | {worst.error:+.1%} | {of} |")
+    if rows:
+        print(f"\n{len(rows)} rows: mean error {_mean(rows):.1%}, largest {max(map(_off, rows)):.1%}\n")
+
+
+def _off(one: Compared) -> float:
+    return abs(one.error or 0.0)
+
+
+def _mean(rows: list[Compared]) -> float:
+    return sum(map(_off, rows)) / len(rows)
 
 
 def measured() -> list[tuple[str, int, int, str]]:

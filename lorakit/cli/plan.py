@@ -106,11 +106,11 @@ def _facts(settings: "Recipe", progress: "Progress") -> "ModelFacts":
     if facts.skeleton is None:
         kind = config.get("model_type")
         progress.say(f"model.base: a {kind} is not counted from its config: building it without weights")
-        from lorakit.model.counting import skeleton_of
         from lorakit.model.load import quiet_libraries
+        from lorakit.plan.built import built_skeleton
 
         quiet_libraries()
-        facts = replace(facts, skeleton=skeleton_of(config))
+        facts = replace(facts, skeleton=built_skeleton(config, settings.adapter))
     return facts
 
 

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from lorakit.plan.devices import Device
     from lorakit.plan.planned import Plan
 
-# What the memory model was off by at most, against published and measured figures; and of families that are only built
-# on the meta device, where not everything that their own code keeps is counted (docs/planning.md).
-_ERROR, _ERROR_BUILT = 0.15, 0.35
+# What the memory model was off by at most, against published and measured figures; and of the few families whose own
+# code could not be followed on the meta device, where not everything that it keeps is counted (docs/planning.md).
+_ERROR, _ERROR_UNSEEN = 0.15, 0.6
 
 
 def error_of(plan: "Plan") -> float:
     """How far a plan's memory may be off, as a share."""
-    return _ERROR_BUILT if plan.skeleton.built else _ERROR
+    return _ERROR_UNSEEN if plan.skeleton.built and not plan.skeleton.missed else _ERROR
 
 
 def card_facts(device: "Device", plan: "Plan | UserError") -> dict[str, Any]:

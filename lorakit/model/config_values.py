@@ -6,6 +6,8 @@ from typing import Any
 from lorakit.errors import UserError
 
 _SHOWN = 40
+# More layers than any model has: a damaged config with more would be counted, or built, for hours.
+_MOST_LAYERS = 10_000
 
 
 def size(config: dict[str, Any], key: str) -> int | None:
@@ -18,6 +20,18 @@ def size(config: dict[str, Any], key: str) -> int | None:
     if value is None or is_size(value):
         return value
     raise damaged(key, value, "a whole number of at least 1")
+
+
+def layers(config: dict[str, Any], *keys: str) -> int | None:
+    """The number of layers that the first of these keys gives; None where none does as a whole number.
+
+    Raises:
+        UserError: no model has so many.
+    """
+    key = next((key for key in keys if is_size(config.get(key))), None)
+    if key is None or config[key] <= _MOST_LAYERS:
+        return config[key] if key else None
+    raise damaged(key, config[key], f"a whole number from 1 to {_MOST_LAYERS:,}")
 
 
 def is_size(value: Any) -> bool:

@@ -37,6 +37,10 @@ class _Family:
     """The key of the feed-forward width."""
     beside: int = 0
     """Numbers of a block that belong to no layer named here."""
+    capped: bool = False
+    """Whether attention's scores and the logits are soft-capped where the config does not say."""
+    activation: str = ""
+    """The activation where the config names none, if it is one that transformers writes out in several operations."""
     needs: tuple[str, ...] = ()
     """Further keys for which transformers' class has a number of its own where the config leaves them out."""
 
@@ -87,9 +91,10 @@ _FAMILIES = {
         closing="dense",
         layer_norm=True,
         final_norm="final_layernorm",
+        activation="gelu_new",
     ),
     "gemma": _Family(biases="configured", tied=True, needs=_HEADS),
-    "gemma2": _Family(norms=_FOUR_NORMS, biases="configured", tied=True, needs=_HEADS),
+    "gemma2": _Family(norms=_FOUR_NORMS, biases="configured", tied=True, capped=True, needs=_HEADS),
     "gemma3_text": _Family(norms=_FOUR_NORMS, head_norms=True, biases="configured", tied=True, needs=_HEADS),
     "apertus": _Family(
         norms=("attention_layernorm", "feedforward_layernorm"),
@@ -97,6 +102,7 @@ _FAMILIES = {
         biases="configured",
         mlp="up and down",
         beside=2,
+        activation="xielu",
     ),
 }
 
@@ -184,7 +190,9 @@ def _skeleton(config: dict[str, Any], family: _Family, sizes: _Sizes) -> Skeleto
         head_norms=family.head_norms,
         layer_norm=family.layer_norm,
         experts_used=sizes.experts_used,
-        activation=ACTIVATIONS.get(str(config.get("hidden_activation") or config.get("hidden_act")), 1),
+        activation=ACTIVATIONS.get(config.get("hidden_activation") or config.get("hidden_act") or family.activation, 1),
+        soft_capped=bool(config.get("attn_logit_softcapping", family.capped)),
+        logits_capped=bool(config.get("final_logit_softcapping", family.capped)),
         shared={"lm_head": vocabulary * hidden} if tied else {},
     )
 

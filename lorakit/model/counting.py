@@ -18,6 +18,11 @@ from lorakit.model.targets import Targets, select_targets
 from lorakit.recipe.kinds import kind_of
 from lorakit.recipe.schema import Adapter
 
+_DAMAGED = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError),
+    RuntimeError,
+    StrictDataclassError,
+)
 _SCANNING = re.compile(r"(Falcon)?MambaMixer|JambaMambaMixer")
 
 
@@ -59,14 +64,16 @@ def empty_model(config: Path | dict[str, Any]) -> Any:
         UserError: the config is of no causal language model.
     """
     try:
-        if isinstance(config, dict):
-            read = AutoConfig.for_model(**config)
-        else:
-            read = AutoConfig.from_pretrained(config)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(read)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
-        raise UserError(f"model.base: no model can be made of this config: {str(error).splitlines()[0]}") from error
+            return AutoModelForCausalLM.from_config(read_config(config))
+    except (*_DAMAGED, ImportError) as error:  # some families need a library more
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise UserError(f"model.base: no model can be made of this config: {reason}") from error
+
+
+def read_config(config: Path | dict[str, Any]) -> Any:
+    """transformers' configuration of a model's folder, or of what is in its config.json."""
+    return AutoConfig.for_model(**config) if isinstance(config, dict) else AutoConfig.from_pretrained(config)
 
 
 def skeleton_of(config: Path | dict[str, Any]) -> Skeleton:
@@ -82,12 +89,13 @@ def skeleton_of(config: Path | dict[str, Any]) -> Skeleton:
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     tied = outputs is not None and outputs.weight is inputs.weight
     heads = _first(text, "num_attention_heads", "n_head") or 1
-    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    hidden = _first(text, "hidden_size", "n_embd", "d_model") or inputs.weight.shape[-1]
+    width = _first(text, "head_dim") or hidden // heads
     paths = {id(module): path for path, module in modules.items()}
-    norms = _norms(dict(body_of(model).named_modules()), text.hidden_size)
+    norms = _norms(dict(body_of(model).named_modules()), hidden)
     return Skeleton(
         model_type=text.model_type,
-        hidden=text.hidden_size,
+        hidden=hidden,
         vocabulary=inputs.weight.shape[0],
         tied=tied,
         layers=_first(text, "num_hidden_layers", "n_layer") or 1,
@@ -100,6 +108,8 @@ def skeleton_of(config: Path | dict[str, Any]) -> Skeleton:
         head_norms=any(not wide for wide, _ in norms),
         layer_norm=any(kind == "LayerNorm" for _, kind in norms),
         experts_used=_experts_used(text, modules),
+        soft_capped=bool(getattr(text, "attn_logit_softcapping", None)),
+        logits_capped=any(getattr(text, name, None) for name in ("final_logit_softcapping", "logits_soft_cap")),
         activation=WRITTEN_OUT.get(text.model_type) or ACTIVATIONS.get(_activation(text), 1),
         scanned=max((_scanned(module) for module in modules.values()), default=0),
         built=True,
@@ -126,7 +136,15 @@ def _activation(config: Any) -> str:
 
 
 def _first(config: Any, *names: str) -> int | None:
-    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+    return next((value for name in names if isinstance(value := _value(config, name), int)), None)
+
+
+def _value(config: Any, name: str) -> Any:
+    """What a config says of all layers; where they differ, of most of them."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # transformers' AmbiguousGlobalPerLayerAttributeError
+        return vars(config).get(name)
 
 
 def _norms(modules: dict[str, Any], hidden: int) -> list[tuple[bool, str]]:
@@ -134,7 +152,9 @@ def _norms(modules: dict[str, Any], hidden: int) -> list[tuple[bool, str]]:
     placed = [(path, re.search(r"(?:^|\.)(\d+)\.", path)) for path in modules]
     last = max((int(match[1]) for _, match in placed if match), default=0)
     inside = [modules[path] for path, match in placed if match and int(match[1]) == last]
-    found = [module for module in inside if "Norm" in type(module).__name__ and hasattr(module, "weight")]
+    found = [
+        module for module in inside if "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None
+    ]
     return [(module.weight.shape[-1] == hidden, type(module).__name__) for module in found]
 
 

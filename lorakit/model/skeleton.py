@@ -48,10 +48,17 @@ class Skeleton:
     """The experts that one token goes through."""
     activation: int = 1
     """How many tensors of the feed-forward width the activation keeps for its backward."""
+    soft_capped: bool = False
+    """Whether attention's scores go through a tanh, as Gemma 2's do."""
+    logits_capped: bool = False
+    """Whether the logits do."""
     scanned: int = 0
     """Numbers of one token's states in a state space layer's scan: inner width x states; 0 where there is none."""
     built: bool = False
     """Whether it was read off a model on torch's meta device instead of counted from the config."""
+    missed: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
+    """Of a model that was built and whose code could be followed: what it keeps beside what is derived. Number of the
+    first block of each make, and bytes of a number -> bytes of a token, and on a processor of a pair of tokens."""
     shared: dict[str, int] = field(default_factory=dict)
     """Modules whose weights are those of another one, and are counted there."""
 
@@ -78,7 +85,7 @@ class Skeleton:
     def shapes(self) -> dict[int, int]:
         """Layer number -> the first layer that is made alike: most models repeat one block."""
         first: dict[tuple[object, ...], int] = {}
-        return {number: first.setdefault(_alike(block), number) for number, block in self.blocks.items()}
+        return {number: first.setdefault(_alike(number, block), number) for number, block in self.blocks.items()}
 
     @cached_property
     def quantizable(self) -> list[Weight]:
@@ -119,8 +126,11 @@ class Skeleton:
         return found
 
 
-def _alike(block: list[Weight]) -> tuple[object, ...]:
-    return tuple((w.path.split(".", 3)[-1], w.half, w.aside, w.fused, w.experts, w.outer, w.inner) for w in block)
+def _alike(number: int, block: list[Weight]) -> tuple[object, ...]:
+    inside = [weight.path.partition(f".{number}.")[2] for weight in block]
+    return tuple(
+        (path, w.half, w.aside, w.fused, w.experts, w.outer, w.inner) for path, w in zip(inside, block, strict=True)
+    )
 
 
 def part(weight: Weight) -> Literal["opens", "closes"]:

@@ -6,17 +6,23 @@ files, PEFT's layers, torch's derivatives):
 - RMSNorm computes in float32 and keeps its input so: 4h; LayerNorm keeps b h, under autocast 4h;
 - a frozen linear layer keeps nothing; one that is trained or has an adapter keeps its input, once for all that share
   it;
-- attention keeps queries, keys, values and its output, and in eager form the scores of every pair of tokens twice;
+- attention keeps queries, keys, values and its output, and in eager form the scores of every pair of tokens twice,
+  with soft-capping three times;
 - a gated feed-forward keeps gate, activated gate and up; a plain one what goes into the activation;
 - fused experts with an adapter are merged with it for each pass by PEFT, and the merged weights kept;
 - a state space layer's scan, written out in torch, keeps four tensors of its states in float32;
 - blocks below the first that has an adapter keep nothing: no gradient goes there;
+- the norm behind the last block keeps its input as the others do, the first one only where something before it is
+  trained;
 - A's output, for the gradient of B; with dropout the dropped input and its mask; DoRA the outputs that it scales.
 
 Checkpointing keeps the input of each block, and one block as above while its backward runs.
+
+The backward of eager attention holds more than was kept: softmax's takes the gradient of every score in float32, and
+makes another one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorakit.model.skeleton import Skeleton, part
 from lorakit.model.weight import Weight
@@ -36,19 +42,19 @@ class Way:
     """Bytes of a number: 4 in float32, 2 in half precision."""
     attention: str = "sdpa"
     masked: bool = True
-    """Whether rows are padded: then keys and values are repeated for every head that shares them, but in flash form."""
+    """Whether rows are padded: then keys and values are repeated for every head that shares them, but in flash form.
+    Eager attention repeats them always."""
     dropout: float = 0.0
     autocast: bool = True
     """Whether half precision comes from autocast over an adapter in float32."""
     on_gpu: bool = True
     keeps_inputs: bool = False
     """Whether every frozen linear layer keeps its input too, as int8 ones do."""
+    float16: bool = False
+    """Whether half precision is float16, in which CUDA's softmax takes the scores as they are."""
     copies: bool = False
     """Whether each adapted layer copies its input to float32: PEFT's own, outside of autocast."""
     dora: bool = False
-    packed_qkv: bool = False
-    """Whether queries, keys and values come out of one layer: the product then stays as a whole, and its input has one
-    dropout for all of them."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,18 @@ class Kept:
     pair: float
     fixed: float = 0.0
     """Whatever the tokens."""
+    behind: float = 0.0
+    """What of `token` is gone when the backward of a block's attention runs: its feed-forward half comes first."""
+    scores: float = 0.0
+    """What the backward of a block's attention holds for each pair of tokens beside what was kept."""
 
     def of(self, rows: int, length: int) -> float:
         """Bytes for so many rows of so many tokens."""
         return rows * length * (self.token + self.pair * length) + self.fixed
+
+    def attending(self, rows: int, length: int) -> float:
+        """Bytes of one block while the backward of its attention runs."""
+        return self.of(rows, length) + rows * length * (self.scores * length - self.behind)
 
 
 def kept(skeleton: Skeleton, adapted: Adapted, way: Way) -> tuple[Kept, Kept]:
@@ -73,44 +87,70 @@ def kept(skeleton: Skeleton, adapted: Adapted, way: Way) -> tuple[Kept, Kept]:
         if number >= adapted.first_block:
             key = skeleton.shapes[number], tuple(adapted.ranks.get(weight.path, 0) for weight in weights)
             if key not in found:
-                found[key] = _block(skeleton, weights, adapted, way)
+                found[key] = _with_missed(skeleton, number, of_block(skeleton, weights, adapted, way), way)
             blocks.append(found[key])
     largest = max(blocks, key=lambda block: block.of(1, _A_ROW), default=Kept(0, 0))
-    whole = Kept(*(sum(getattr(block, name) for block in blocks) for name in ("token", "pair", "fixed")))
-    return whole, largest
+    token, pair, fixed = (sum(getattr(block, name) for block in blocks) for name in ("token", "pair", "fixed"))
+    # The norm behind the last block keeps its input; the first one does not where no gradient goes below it.
+    beyond = norm(skeleton, adapted, way) if adapted.everything else 0.0
+    return Kept(token + beyond, pair, fixed), largest
 
 
-def _block(skeleton: Skeleton, weights: list[Weight], adapted: Adapted, way: Way) -> Kept:
+def _with_missed(skeleton: Skeleton, number: int, derived: Kept, way: Way) -> Kept:
+    """With what a family that is built was seen to keep beside (built.py): of pairs on a processor only, since the
+    kernels of attention are others on a GPU."""
+    token, pair = skeleton.missed.get((skeleton.shapes[number], way.width), (0.0, 0.0))
+    pair = derived.pair if way.on_gpu else max(0.0, derived.pair + pair)
+    return replace(derived, token=max(0.0, derived.token + token), pair=pair)
+
+
+def of_block(skeleton: Skeleton, weights: list[Weight], adapted: Adapted, way: Way) -> Kept:
+    """What stays of one block, as it is derived from its weights."""
     attention = [weight for weight in weights if weight.half == "attention"]
     feed_forward = [weight for weight in weights if weight.half == "mlp"]
     others = [weight for weight in weights if not weight.half]
+    inside = _feed_forward(skeleton, feed_forward, adapted, way)
     token = _norms(skeleton, adapted, way)
     token += _inputs(skeleton, [attention, feed_forward, others], adapted, way)
-    token += _attention(skeleton, attention, way)
-    token += _feed_forward(skeleton, feed_forward, adapted, way)
+    token += _attention(skeleton, attention, way) + inside
     token += way.width * sum(weight.outer for weight in others if part(weight) == "opens")
     token += sum(_adapter(weight, adapted, way) * skeleton.used(weight) for weight in weights)
-    if way.packed_qkv and way.dropout > 0:
-        opening = [weight for weight in attention if part(weight) == "opens" and weight.path in adapted.ranks]
-        token -= sum(weight.inner * (way.width + 1) for weight in opening[1:])
-    pair = 0.0
-    if attention and way.attention == "eager":
-        pair = skeleton.heads * (4 + (way.width if way.width < 4 else 0))
-    elif attention and way.masked and way.attention == "sdpa":
-        pair = way.width  # torch turns the mask of bits into numbers, in every layer anew
     token += 4.0 * _SCAN * skeleton.scanned if others and skeleton.scanned else 0.0
     merged = sum(weight.size for weight in weights if weight.fused and weight.path in adapted.ranks)
-    return Kept(token, pair, way.width * merged)
+    pair, scores = _pairs(skeleton, way) if attention else (0.0, 0.0)
+    behind = inside + norm(skeleton, adapted, way) if scores else 0.0
+    return Kept(token, pair, way.width * merged, behind, scores)
 
 
-def _norms(skeleton: Skeleton, adapted: Adapted, way: Way) -> float:
+def _pairs(skeleton: Skeleton, way: Way) -> tuple[float, float]:
+    """What attention keeps for each pair of tokens, and what its backward holds beside that.
+
+    Softmax keeps its output in float32; the product with the values keeps it rounded, and a soft cap its tanh. The
+    backward of softmax (ATen: native/cuda/SoftMax.cu, native/cpu/SoftMaxKernel.cpp) holds the gradients of its output
+    and of its input, on CUDA also the product of gradient and output; what was rounded is gone by then.
+    """
+    if way.attention != "eager":
+        # torch turns the mask of bits into numbers, in every layer anew
+        return way.width * (way.masked and way.attention == "sdpa"), 0.0
+    rounded = way.width if way.width < 4 else 0
+    kept = 4 + rounded + way.width * skeleton.soft_capped
+    taken_as_it_is = way.float16 and way.on_gpu
+    backward = 4 + (4 if way.on_gpu else 0) + (2 if taken_as_it_is else 4) - rounded
+    return skeleton.heads * kept, skeleton.heads * backward
+
+
+def norm(skeleton: Skeleton, adapted: Adapted, way: Way) -> float:
+    """What one normalization over the hidden width keeps of a token."""
     each = way.width if skeleton.layer_norm and not way.autocast else 4
     # A trained scale needs the normalized input, and full fine-tuning under autocast has its hidden states in float32.
     trained = 4 if adapted.everything and way.autocast else way.width * adapted.everything
-    heads = 0
-    if skeleton.head_norms:
-        heads = (each + trained) * (_query(skeleton) + skeleton.key_value)
-    return skeleton.norms * (each + trained) * skeleton.hidden + heads
+    return (each + trained) * skeleton.hidden
+
+
+def _norms(skeleton: Skeleton, adapted: Adapted, way: Way) -> float:
+    one = norm(skeleton, adapted, way)
+    heads = one * (_query(skeleton) + skeleton.key_value) / skeleton.hidden if skeleton.head_norms else 0.0
+    return skeleton.norms * one + heads
 
 
 def _query(skeleton: Skeleton) -> int:
@@ -145,11 +185,13 @@ def _attention(skeleton: Skeleton, weights: list[Weight], way: Way) -> float:
         return 0.0
     closing = next((weight for weight in weights if part(weight) == "closes"), None)
     output = closing.inner if closing else skeleton.hidden
-    opened = sum(weight.outer for weight in weights if part(weight) == "opens" and weight.inner == skeleton.hidden)
-    flash = way.attention == "flash_attention_2"
-    if way.masked and not flash and 0 < skeleton.key_value < output:
+    opening = [weight for weight in weights if part(weight) == "opens" and weight.inner == skeleton.hidden]
+    opened = sum(weight.outer for weight in opening)
+    repeated = way.attention == "eager" or (way.masked and way.attention != "flash_attention_2")
+    # A single head of keys is seen by all queries as it is; others are copied for those that share them.
+    if repeated and skeleton.key_value * skeleton.heads > output > skeleton.key_value:
         opened += 2 * (output - skeleton.key_value)
-    if way.packed_qkv:
+    elif len(opening) == 1:  # the values are a view of the product, which stays as a whole beside what is rotated
         opened += output + skeleton.key_value
     return way.width * (opened + output) + 4 * skeleton.heads
 

@@ -25,8 +25,6 @@ _RATE_EXPONENT = {"llama": 0.781, "qwen": 0.0775}
 
 
 FLASH = "flash_attention_2"
-USUAL_ATTENTIONS = ("eager", "sdpa")
-"""What nearly every family has."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,14 @@ def settle(
     machine: Machine,
     facts: ModelFacts | None,
     longest: int | None = None,
-    attentions: tuple[str, ...] = USUAL_ATTENTIONS,
+    attentions: tuple[str, ...] | None = None,
 ) -> "Settled":
     """The recipe with every `auto` replaced, and the choices made.
 
     `longest` is the longest example in tokens, where the data has been read; else `data.max_length` stands in.
-    `attentions`: the implementations that the model's family has. An
-    `auto` that hangs on a model which is not on this machine yet stays `auto`, with a choice that says so.
+    `attentions`: the implementations that the model's family has; None where transformers has not been asked, which
+    leaves the usual two. An `auto` that hangs on a model which is not on this machine yet stays `auto`, with a choice
+    that says so.
 
     Raises:
         UserError: a setting cannot work on this machine.
@@ -67,15 +66,12 @@ def settle(
         choices.append(Choice("model.dtype", *_dtype(machine)))
     elif model.dtype == "float16" and not machine.is_gpu:
         raise UserError("model.dtype: float16 needs a GPU; this machine has none. Write auto or float32.")
+    family = attentions or (facts.attentions if facts else ("eager", "sdpa"))
     if model.attention == "auto":
         dtype = next((choice.value for choice in choices), model.dtype)
-        choices.append(Choice("model.attention", *_attention(recipe, machine, str(dtype), attentions)))
-    elif model.attention == "flex_attention" and not machine.is_gpu:
-        raise UserError("model.attention: flex_attention trains on a GPU only; this machine has none. Write sdpa.")
-    elif model.attention == FLASH and not (machine.is_gpu and machine.bfloat16):
-        raise UserError(f"model.attention: {FLASH} needs a GPU with bfloat16, which {machine.name} is not. Write sdpa.")
-    elif model.attention == FLASH and machine.here and not importlib.util.find_spec("flash_attn"):
-        raise UserError("model.attention: flash_attention_2 needs the package flash-attn. Install it, or write sdpa.")
+        choices.append(Choice("model.attention", *_attention(recipe, machine, str(dtype), family)))
+    else:
+        _check_attention(model.attention, machine, family)
     if recipe.data.packing == "auto":
         attention = next((choice.value for choice in choices if choice.path == "model.attention"), model.attention)
         choices.append(Choice("data.packing", *_packing(str(attention))))
@@ -91,6 +87,21 @@ def settle(
     if recipe.train.learning_rate == "auto":
         choices.append(Choice("train.learning_rate", *formula_rate(recipe, facts)))
     return Settled(_replaced(recipe, choices), tuple(choices))
+
+
+def _check_attention(asked: str, machine: Machine, family: tuple[str, ...]) -> None:
+    """Refuse an attention that this machine or the model's family does not have."""
+    other = "sdpa" if "sdpa" in family else "eager"
+    if asked == "sdpa" and asked not in family:
+        raise UserError("model.attention: transformers has no sdpa for this family. Write auto or eager.")
+    if asked == "flex_attention" and not machine.is_gpu:
+        raise UserError(f"model.attention: {asked} trains on a GPU only; this machine has none. Write {other}.")
+    if asked == FLASH and not (machine.is_gpu and machine.bfloat16):
+        raise UserError(
+            f"model.attention: {FLASH} needs a GPU with bfloat16, which {machine.name} is not. Write {other}."
+        )
+    if asked == FLASH and machine.here and not importlib.util.find_spec("flash_attn"):
+        raise UserError(f"model.attention: {FLASH} needs the package flash-attn. Install it, or write {other}.")
 
 
 def _check_layers(layers: Any, facts: ModelFacts | None) -> None:

@@ -84,7 +84,7 @@ def _smaller(plan: Plan, facts: ModelFacts) -> Iterator[Step]:
         yield Step("train.micro_batch", "auto", "the same result, in smaller pieces", 0)
     if asked.gradient_checkpointing is False:
         yield Step("train.gradient_checkpointing", True, "the same result, blocks computed twice", 0)
-    if recipe.model.attention == "eager":
+    if recipe.model.attention == "eager" and "sdpa" in facts.attentions:
         yield Step("model.attention", "sdpa", "the same result within rounding", 0)
     if recipe.train.optimizer == "adamw":
         yield Step("train.optimizer", "adamw-8bit", "optimizer states in 8 bits", 1)

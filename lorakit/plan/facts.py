@@ -9,12 +9,19 @@ from typing import Any
 
 from lorakit.errors import UserError
 from lorakit.model.base import converted_folder
-from lorakit.model.config_values import is_size, section, size
+from lorakit.model.config_values import is_size, layers, section, size
 from lorakit.model.counted import counted, is_counted
 from lorakit.model.offline import CARRIERS, carried_file
 from lorakit.model.skeleton import Skeleton
 from lorakit.model.stored import Stored, quantization_in
 from lorakit.plan.known import known_config
+
+# Families for which transformers (5.23) has no scaled_dot_product_attention, by `_supports_sdpa` of their classes.
+_WITHOUT_SDPA = """
+    big_bird bigbird_pegasus bloom codegen cpmant deepseek_v4 falcon_mamba flint gemma2 git got_ocr2 gpt_neo
+    gpt_neox_japanese gpt_oss gptj granite_swa granitemoe_swa hy_v4 inkling2_text mamba mamba2 megatron-bert
+    mimo_v2_flash mpt mvp openai-gpt prophetnet reformer rembert roformer rwkv trocr vaultgemma xglm xlm xlnet xlstm
+"""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,13 @@ class ModelFacts:
     """What it is made of, where its family is counted from the config."""
     dtype: str | None = None
     """The number format in which the weights lie on disk."""
+
+    @property
+    def attentions(self) -> tuple[str, ...]:
+        """The attention implementations that the family has, of the usual three; FlashAttention of those counted."""
+        sdpa = () if self.model_type in _WITHOUT_SDPA.split() else ("sdpa",)
+        flash = ("flash_attention_2",) if is_counted({"model_type": self.model_type}) else ()
+        return "eager", *sdpa, *flash
 
     @property
     def attention_at(self) -> float:
@@ -116,13 +130,14 @@ def facts_from(whole: dict[str, Any]) -> ModelFacts | None:
     hidden = _first(config, "hidden_size", "n_embd", "d_model")
     if hidden is None:
         return None
+    number = layers(config, "num_hidden_layers", "n_layer")
     heads = _first(config, "num_attention_heads", "n_head") or 1
     head = _first(config, "head_dim") or hidden // heads
     inner = ("intermediate_size", "n_inner")
     return ModelFacts(
         model_type=str(config.get("model_type", "unknown")),
         hidden_size=hidden,
-        layers=_first(config, "num_hidden_layers", "n_layer"),
+        layers=number,
         intermediate_size=_first(config, *inner) if any(map(config.get, inner)) else 4 * hidden,
         query_size=heads * head,
         key_value_size=(_first(config, "num_key_value_heads") or heads) * head,

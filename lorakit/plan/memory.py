@@ -8,7 +8,7 @@ buffers. Several moments of a step are looked at, since not everything is there 
 from dataclasses import dataclass, replace
 
 from lorakit.model.skeleton import Skeleton
-from lorakit.plan.activations import Way, boundary, kept
+from lorakit.plan.activations import Way, boundary, kept, norm
 from lorakit.plan.adapted import Adapted
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -50,8 +50,6 @@ class Training:
     accumulates: bool = False
     """Whether a step has several micro-batches, so that gradients are there in the forward pass."""
     on_gpu: bool = True
-    head: str = "supervised"
-    """`supervised`: lorakit's, in chunks; `full`: all logits at once; `cut`: a kernel that never holds them."""
     trained_width: int = 4
     """Bytes of a trained number and of its gradient, and of each of AdamW's states."""
     way: Way | None = None
@@ -112,9 +110,13 @@ def training_memory(skeleton: Skeleton, adapted: Adapted, training: Training) ->
 
 
 def training_moments(skeleton: Skeleton, adapted: Adapted, training: Training) -> list[Memory]:
-    """The moments that may be the fullest: loading, the loss, the backward pass at its beginning and at its end."""
+    """The moments that may be the fullest: loading, the loss, the backward pass at its beginning and at its end.
+
+    With eager attention the backward of a block has two: that of its feed-forward half, with all of the block there,
+    and that of its attention, which makes gradients of all scores.
+    """
     still = _still(skeleton, adapted, training)
-    saved, block = _saved(skeleton, adapted, training)
+    saved, block, attention = _saved(skeleton, adapted, training)
     working, gradients = _working(skeleton, adapted, training), adapted.trained * training.trained_width
     accumulated = gradients if training.accumulates or not adapted.everything else 0
     at_loss = replace(
@@ -123,6 +125,8 @@ def training_moments(skeleton: Skeleton, adapted: Adapted, training: Training) -
     begins = replace(at_loss, moment="backward", activations=saved + block, logits=0, buffers=still.buffers + working)
     ends = replace(still, moment="end of the backward pass", gradients=gradients, buffers=still.buffers + working)
     moments = [at_loss, begins, ends]
+    if way_of(adapted, training).attention == "eager":
+        moments.append(replace(begins, moment="backward of attention", activations=saved + attention))
     if not training.on_gpu:
         moments += [_loading(skeleton, training, still), _trying(skeleton, adapted, training, still)]
     return moments
@@ -166,23 +170,30 @@ def way_of(adapted: Adapted, training: Training) -> Way:
         masked=training.masked,
         dropout=training.dropout,
         autocast=half,
+        float16=training.dtype == "float16",
         on_gpu=training.on_gpu,
         keeps_inputs=training.quantization == "q8",
         dora=adapted.dora,
     )
 
 
-def _saved(skeleton: Skeleton, adapted: Adapted, training: Training) -> tuple[int, int]:
-    """Bytes that autograd keeps of the whole pass, and what one block adds while its backward runs."""
+def _saved(skeleton: Skeleton, adapted: Adapted, training: Training) -> tuple[int, int, int]:
+    """Bytes that autograd keeps of the whole pass, and what the backward of a block adds: of all of it, and of its
+    attention when its feed-forward half is behind it."""
     way = way_of(adapted, training)
     whole, largest = kept(skeleton, adapted, way)
-    holes = 1.0 if training.on_gpu or training.checkpointing else _HOLES
-    tokens = training.rows * training.length
+    rows, length = training.rows, training.length
+    tokens = rows * length
     flowing = tokens * way.width * (3 * skeleton.hidden + _widest(skeleton))
+    block, attending = largest.of(rows, length), largest.attending(rows, length)
+    attending += tokens * way.width * 2 * skeleton.hidden  # gradients of the block's output and of the hidden states
     if training.checkpointing:
-        block = largest.of(training.rows, training.length) + flowing
-        return round(holes * tokens * boundary(skeleton, adapted, way)), round(holes * block)
-    return round(holes * whole.of(training.rows, training.length)), round(flowing if training.on_gpu else 0)
+        last = tokens * norm(skeleton, adapted, way)  # gone when the backward of a block begins
+        saved = tokens * boundary(skeleton, adapted, way) + last
+        return round(saved), round(block + flowing - last), round(attending - last)
+    holes = 1.0 if training.on_gpu else _HOLES
+    flowing = flowing if training.on_gpu else 0  # a processor's holes have room for it
+    return round(holes * whole.of(rows, length)), round(flowing), round(attending - block)
 
 
 def _widest(skeleton: Skeleton) -> int:
@@ -193,16 +204,12 @@ def _widest(skeleton: Skeleton) -> int:
 
 
 def _logits(skeleton: Skeleton, training: Training) -> int:
-    """The head at its fullest: logits, their float32 form, and the gradient in both."""
+    """The head at its fullest: logits, their float32 form, and the gradient in both; a soft cap keeps its tanh."""
     width = DTYPE_BYTES[training.dtype]
-    if training.head == "cut":
-        return 0
-    if training.head == "full":
-        positions = training.rows * training.length
-        return positions * skeleton.vocabulary * (width + (12 if width < 4 else 8))
     positions = min(training.trained, max(1, _CHUNK_LOGITS // skeleton.vocabulary))
     states = training.trained * skeleton.hidden * width
-    return states + positions * skeleton.vocabulary * (12 if width < 4 else 8)
+    each = (12 if width < 4 else 8) + width * skeleton.logits_capped
+    return states + positions * skeleton.vocabulary * each
 
 
 def _working(skeleton: Skeleton, adapted: Adapted, training: Training) -> int:

@@ -12,10 +12,10 @@ from lorakit.data.store import Examples
 from lorakit.errors import UserError
 from lorakit.folders import sha256_of
 from lorakit.model.base import Base, find_base
-from lorakit.model.counting import skeleton_of
 from lorakit.model.load import attentions_of, load_tokenizer, quiet_libraries, stop_token_ids, stop_words
 from lorakit.model.stored import check_quantization
 from lorakit.plan.auto import Choice, settle
+from lorakit.plan.built import built_skeleton
 from lorakit.plan.facts import ModelFacts, facts_in
 from lorakit.plan.fit import load_of
 from lorakit.plan.machine import Machine, usable_machine
@@ -23,7 +23,7 @@ from lorakit.plan.memory import Memory
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import effective_model, trains_all
 from lorakit.recipe.load import load
-from lorakit.recipe.schema import Model, Recipe
+from lorakit.recipe.schema import Adapter, Model, Recipe
 from lorakit.runs import Run
 
 
@@ -79,16 +79,18 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     if not draws(len(train.rows), train.weights):
         raise UserError("data.train: with these weights an epoch has no row. Write larger ones, or give more rows.")
     machine = usable_machine(progress)
-    facts = built_facts(base)
+    facts = built_facts(base, recipe.adapter)
     settled = settle(recipe, machine, facts, train.report.longest, attentions_of(base))
     expected = _expected(settled.recipe, facts, train.report.longest, machine)
     return Prepared(settled.recipe, settled.choices, base, machine, tokenizer, train, held_out, expected)
 
 
-def built_facts(base: Base) -> ModelFacts | None:
+def built_facts(base: Base, settings: Adapter) -> ModelFacts | None:
     """The facts of a base on disk, its skeleton built without weights where its family is none that is counted."""
     facts = facts_in(base.folder)
-    return facts if facts is None or facts.skeleton else replace(facts, skeleton=skeleton_of(base.folder))
+    if facts is None or facts.skeleton:
+        return facts
+    return replace(facts, skeleton=built_skeleton(base.folder, settings))
 
 
 def _expected(recipe: Recipe, facts: ModelFacts | None, longest: int, machine: Machine) -> Memory | None:

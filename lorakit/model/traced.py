@@ -1,0 +1,200 @@
+"""What autograd keeps of a family that nobody has counted, by a pass of its own code through tensors without numbers.
+
+torch's fake tensors (torch/_subclasses/fake_tensor.py) have shapes and types alone: every operation tells those of its
+results and saves what its backward needs, and nothing is computed or allocated. So a model of any size tells in seconds
+what its blocks keep. Code that asks for a number, such as how many tokens an expert got, cannot be followed so.
+"""
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from peft.helpers import disable_input_dtype_casting
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM
+
+from lorakit.model.attach import attach_adapter
+from lorakit.model.fused import fused_lora
+from lorakit.model.prefix import body_of
+from lorakit.model.skeleton import Skeleton
+from lorakit.model.targets import select_targets
+from lorakit.model.weight import Weight
+from lorakit.recipe.kinds import trains_all
+from lorakit.recipe.schema import Adapter
+
+_ROWS = 2
+# Tokens of the longest pass; a quarter and a half of them are multiples of the chunks that linear attention works in.
+_LONGEST = 1024
+# And where the layers go through the tokens one by one.
+_FEW = 64
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What autograd keeps of a model's blocks, with padded rows, as on a processor."""
+
+    attention: str
+    kept: dict[int, tuple[float, float]]
+    """Number of the first block of each make -> bytes of a token, and of a pair of tokens of a row."""
+
+
+def trace_of(config: Any, skeleton: Skeleton, settings: Adapter, half: bool) -> Trace | None:
+    """What the blocks of a model keep, or None where its code cannot be followed.
+
+    Args:
+        config: transformers' configuration of it.
+        settings: LoRA, DoRA, or none for full fine-tuning.
+        half: whether it computes in bfloat16, under autocast. What is trained is float32 in any case.
+    """
+    most = min(getattr(config.get_text_config(), "max_position_embeddings", None) or _LONGEST, _LONGEST)
+    longest = _FEW if skeleton.scanned else most
+    lengths = (longest // 4, longest // 2, longest)  # for what is kept once, for a token, and for a pair of tokens
+    few = {number for numbers in _makes(skeleton).values() for number in numbers[:2]}
+    for blocks in (few, set(skeleton.shapes)):  # all, where later blocks need what earlier ones of their make hand on
+        try:
+            attention, kept = _followed(config, skeleton, settings, half, lengths, blocks)
+        except Exception:  # the code of any family runs here, on tensors that it was not made for
+            continue
+        terms = [[1, _ROWS * length, _ROWS * length**2] for length in lengths]
+        found = {number: np.linalg.solve(terms, [sizes[number] for sizes in kept]) for number in kept[0]}
+        return Trace(attention, {number: (float(token), float(pair)) for number, (_, token, pair) in found.items()})
+    return None
+
+
+def _makes(skeleton: Skeleton) -> dict[int, list[int]]:
+    """The first block of each make -> all of its make."""
+    found: dict[int, list[int]] = {}
+    for number, first in skeleton.shapes.items():
+        found.setdefault(first, []).append(number)
+    return found
+
+
+def _followed(
+    config: Any, skeleton: Skeleton, settings: Adapter, half: bool, lengths: tuple[int, ...], blocks: set[int]
+) -> tuple[str, list[dict[int, int]]]:
+    """The attention, and for each length the bytes that each make keeps, where only `blocks` compute."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    with _at_level(log, logging.CRITICAL):  # it reports each operation that it cannot follow
+        model, mode, attention = _without_numbers(config, settings, half)
+        return attention, [_kept_by_make(model, mode, skeleton, half, length, blocks) for length in lengths]
+
+
+@contextlib.contextmanager
+def _at_level(log: logging.Logger, level: int) -> Iterator[None]:
+    before = log.level
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def _without_numbers(config: Any, settings: Adapter, half: bool) -> tuple[Any, FakeTensorMode, str]:
+    """The model with its adapter, of fake tensors as on a processor; with their mode, and its attention."""
+    everything = trains_all(settings)
+    dtype = torch.bfloat16 if half and not everything else torch.float32
+    with torch.device("meta"):
+        try:
+            base, attention = _made(config, "sdpa", dtype), "sdpa"
+        except ValueError:  # the family has no such attention
+            base, attention = _made(config, "eager", dtype), "eager"
+        base.requires_grad_(everything)
+        model = attach_adapter(base, settings, 0, select_targets(base, settings, True)).train()
+    mode, made = FakeTensorMode(allow_non_fake_inputs=True), {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            bare = tensor.detach().to("meta")
+            found = mode.fake_tensor_converter.from_meta_and_device(mode, bare, torch.device("cpu"))
+            trains = tensor.requires_grad
+            made[id(tensor)] = torch.nn.Parameter(found, trains) if isinstance(tensor, torch.nn.Parameter) else found
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for own in (module._parameters, module._buffers):
+            own.update({name: fake(tensor) for name, tensor in own.items() if tensor is not None})
+    return model, mode, attention
+
+
+def _made(config: Any, attention: str, dtype: torch.dtype) -> Any:
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+
+
+def _kept_by_make(
+    model: Any, mode: FakeTensorMode, skeleton: Skeleton, half: bool, length: int, blocks: set[int]
+) -> dict[int, int]:
+    """The first block of each make -> bytes that autograd keeps of its second, for padded rows of so many tokens.
+
+    What two blocks share is kept with the first of them: the second is as all others are.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    sizes = Counter[int]()
+    seen = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    held, running = [], [-1]
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        held.append(tensor)  # so that no other storage gets its address
+        if _storage(tensor) not in seen:
+            seen.add(_storage(tensor))
+            sizes[running[0]] += tensor.untyped_storage().nbytes()
+        return tensor
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mode)
+        ids = torch.zeros(_ROWS, length, dtype=torch.long)
+        stack.enter_context(_computing_only(blocks, causal, skeleton, running))
+        if hasattr(model, "peft_config"):
+            stack.enter_context(disable_input_dtype_casting(model, active=half))
+        stack.enter_context(fused_lora(model))
+        stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=half))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
+        body_of(causal)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    return {first: sizes[numbers[:2][-1]] for first, numbers in _makes(skeleton).items()}
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+@contextlib.contextmanager
+def _computing_only(blocks: set[int], causal: Any, skeleton: Skeleton, running: list[int]) -> Iterator[None]:
+    """Within this all other blocks give their input back, `running` holds the number of the block that computes, and
+    the first block's input asks for a gradient, as that of every other one does."""
+    outputs: dict[int, Any] = {}
+
+    def wrap(number: int, block: Any) -> None:
+        first, forward = skeleton.shapes[number], block.forward
+
+        def run(*args: Any, **named: Any) -> Any:
+            if number in blocks:
+                running[0] = number
+                outputs[first] = forward(*args, **named)
+                running[0] = -1
+                return outputs[first]
+            hidden = args[0] if args else named["hidden_states"]
+            return (hidden, *outputs[first][1:]) if isinstance(outputs[first], tuple) else hidden
+
+        block.forward = run
+
+    modules = {number: causal.get_submodule(_path(number, own)) for number, own in skeleton.blocks.items()}
+    embeddings = causal.get_input_embeddings()
+    asking = embeddings.register_forward_hook(lambda _, __, output: output.requires_grad_().clone())
+    for number, block in modules.items():
+        wrap(number, block)
+    try:
+        yield
+    finally:
+        asking.remove()
+        for block in modules.values():
+            del block.forward
+
+
+def _path(number: int, weights: list[Weight]) -> str:
+    """The path of a block: where most of its weights are."""
+    stacks = Counter(weight.path.partition(f".{number}.")[0] for weight in weights)
+    return f"{stacks.most_common(1)[0][0]}.{number}"

@@ -1,0 +1,52 @@
+"""What a model of any family is made of: built without weights, and its own code followed for what it keeps."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lorakit.model.counting import read_config, skeleton_of
+from lorakit.model.skeleton import Skeleton
+from lorakit.model.traced import trace_of
+from lorakit.plan.activations import Way, of_block
+from lorakit.plan.adapted import adapted_by
+from lorakit.recipe.schema import Adapter
+
+
+def built_skeleton(config: Path | dict[str, Any], settings: Adapter) -> Skeleton:
+    """The skeleton of a model that is not counted from its config, with what the derivation of activations misses.
+
+    What is missed hangs little on the adapter, and is looked at with what comes nearest to the recipe's.
+
+    Args:
+        config: a model's folder, or what is in its config.json.
+
+    Raises:
+        UserError: the config is of no causal language model.
+    """
+    skeleton, near = skeleton_of(config), _near(settings)
+    half, whole = (_missed(read_config(config), skeleton, near, is_half) for is_half in (True, False))
+    if not whole:  # fused experts have code of their own for float32, which cannot always be followed
+        whole = {(number, 4): (2 * token, 0.0) for (number, _), (token, _) in half.items()}
+    return replace(skeleton, missed=half | whole)
+
+
+def _near(settings: Adapter) -> Adapter:
+    """Plain LoRA, DoRA or full fine-tuning of the same modules, in all layers."""
+    kind = settings.kind if settings.kind in ("dora", "none") else "lora"
+    same = {name: getattr(settings, name) for name in ("rank", "dropout", "targets", "exclude")}
+    return Adapter.model_validate({"kind": kind, **same})
+
+
+def _missed(
+    config: Any, skeleton: Skeleton, settings: Adapter, half: bool
+) -> dict[tuple[int, int], tuple[float, float]]:
+    trace = trace_of(config, skeleton, settings, half)
+    if trace is None:
+        return {}
+    adapted, found = adapted_by(skeleton, settings), {}
+    dropout, dora = settings.dropout, adapted.dora
+    way = Way(2 if half else 4, trace.attention, dropout=dropout, autocast=half, on_gpu=False, dora=dora)
+    for number, (token, pair) in trace.kept.items():
+        derived = of_block(skeleton, skeleton.blocks[number], adapted, way)
+        found[number, way.width] = token - derived.token, pair - derived.pair
+    return found

@@ -1,0 +1,86 @@
+"""What a model's own code keeps, followed without numbers, against what it really keeps and against what is derived."""
+
+import json
+from functools import partial
+
+import pytest
+from model_families import FAMILIES
+from test_activations import measured
+from transformers import AutoConfig
+
+from lorakit.model.traced import trace_of
+from lorakit.plan.activations import Way, of_block
+from lorakit.plan.adapted import adapted_by
+from lorakit.plan.built import built_skeleton
+from lorakit.plan.facts import facts_from
+from lorakit.plan.known import known_config
+from lorakit.recipe.schema import Adapter
+
+FAMILIES_THAT_ARE_COUNTED = {
+    "llama": "meta-llama/Llama-3.1-8B",
+    "mistral": "mistralai/Mistral-7B-v0.3",
+    "mixtral": "mistralai/Mixtral-8x7B-v0.1",
+    "qwen2": "Qwen/Qwen2.5-7B",
+    "qwen3": "Qwen/Qwen3-8B",
+    "qwen3-moe": "Qwen/Qwen3-30B-A3B",
+    "phi": "microsoft/phi-2",
+    "phi3": "microsoft/Phi-3-mini-4k-instruct",
+    "gemma": "google/gemma-2b",
+    "gemma2": "google/gemma-2-9b",
+    "gemma3": "google/gemma-3-1b-pt",
+    "smollm3": "HuggingFaceTB/SmolLM3-3B",
+    "apertus": "swiss-ai/Apertus-8B-2509",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES_THAT_ARE_COUNTED.values(), ids=FAMILIES_THAT_ARE_COUNTED)
+def test_what_is_derived_is_what_the_code_of_the_bundled_models_keeps(name):
+    config, settings = known_config(name), Adapter(rank=8)
+    skeleton = facts_from(config).skeleton
+    trace = trace_of(AutoConfig.for_model(**config), skeleton, settings, half=True)
+    way = Way(2, trace.attention, on_gpu=False)
+    for number, (token, pair) in trace.kept.items():
+        derived = of_block(skeleton, skeleton.blocks[number], adapted_by(skeleton, settings), way)
+        assert derived.token == pytest.approx(token, rel=0.08)
+        assert derived.pair == pytest.approx(pair, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("family", "attention", "settings"),
+    [
+        ("qwen3-next", "sdpa", {}),  # linear attention in three of four blocks, and experts
+        ("gpt2", "sdpa", {}),  # dropout of its own in attention, for which a processor writes the scores out
+        ("gpt-j", "eager", {}),
+        ("stablelm", "sdpa", {"kind": "none"}),
+        ("cohere", "sdpa", {"dropout": 0.1}),
+    ],
+)
+def test_what_a_family_keeps_that_nobody_counted_is_seen(family, attention, settings):
+    adapter = Adapter(**{"rank": 4} | settings)
+    made_of = partial(built_skeleton, settings=adapter)
+    token, pair, found = measured(family, adapter, True, attention, True, made_of)
+    assert found.token == pytest.approx(token, rel=0.05)
+    assert found.pair == pytest.approx(pair, rel=0.01)
+
+
+def test_a_model_of_any_size_is_followed():
+    config = {"model_type": "qwen3_5_text", "hidden_size": 16384, "intermediate_size": 65536}
+    skeleton = built_skeleton(config, Adapter())
+    linear, full = (skeleton.missed[number, 2][0] for number in (0, 3))
+    assert skeleton.parameters > 1e11
+    assert linear > 5 * full > 0  # the scan of linear attention, written out in torch, is none of what is derived
+
+
+def test_code_that_asks_for_numbers_is_not_followed():
+    assert built_skeleton(FAMILIES["jetmoe"].config.to_dict(), Adapter()).missed == {}
+
+
+def test_layers_that_differ_are_followed_and_planned(lorakit_plan, tmp_path):
+    sizes = {"num_hidden_layers": 6, "hidden_size": 256, "intermediate_size": 512, "vocab_size": 4096}
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "gemma4_text"} | sizes))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "one", "completion": "two"}\n' * 50)
+    (tmp_path / "recipe.yaml").write_text(f"model: {{base: {tmp_path}/base}}\ndata: {{train: rows.jsonl}}\n")
+    code, out, _ = lorakit_plan(tmp_path / "recipe.yaml", "--gpu", "8GB", "--json")
+    assert code == 0
+    assert json.loads(out)["memory"]["error"] == 0.15

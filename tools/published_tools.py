@@ -1,0 +1,195 @@
+"""What the tools that published peaks of memory do differently from lorakit, as far as memory hangs on it.
+
+Each fact is from a tool's code or paper, which is named; every number counts bytes, and none is fitted to a figure.
+Most were looked for after the model had missed the tool's rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lorakit.model.skeleton import Skeleton, part
+from lorakit.plan.activations import Way
+from lorakit.plan.adapted import Adapted
+from lorakit.plan.memory import DTYPE_BYTES, Memory, Training, weight_bytes
+
+# LitGPT computes the output head in pieces of so many positions (lm_head_chunk_size in finetune/lora.py).
+_HEAD_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One tool, or one of its versions."""
+
+    training: dict[str, Any] = field(default_factory=dict)
+    """Fields of Training."""
+    way: dict[str, Any] | None = None
+    """Fields of Way; None: it computes as lorakit does."""
+    head: Callable[[Skeleton, Training], tuple[float, float]] | None = None
+    """Bytes of the logits at the loss, and of what stays of them in the backward pass; None: in lorakit's chunks."""
+    block: Callable[[Skeleton, Adapted, Way], float] | None = None
+    """What one block keeps of a token beside what lorakit's would."""
+    four_bit_inputs: bool = False
+    """Whether its bitsandbytes keeps the input of every 4-bit layer: MatMul4Bit kept (A, B) until 0.43.2."""
+    inputs_twice: bool = False
+    """Whether those of the micro-batch before are there too."""
+    fused_activation: bool = False
+    """Whether it computes an activation in one operation that transformers writes out in several."""
+    head_of_its_own: bool = False
+    """Whether it ties no weights, and quantizes the output head as every linear layer."""
+
+
+def _all_logits(skeleton: Skeleton, training: Training) -> tuple[float, float]:
+    """transformers' ForCausalLMLoss: the logits, and in float32 the output of log_softmax, its gradient (nll_loss makes
+    it dense) and that of the input."""
+    return (DTYPE_BYTES[training.dtype] + 12) * training.trained * skeleton.vocabulary, 0
+
+
+def _all_logits_held(skeleton: Skeleton, training: Training) -> tuple[float, float]:
+    """The same, with the model's output in a variable through the backward pass."""
+    at_loss, _ = _all_logits(skeleton, training)
+    return at_loss, DTYPE_BYTES[training.dtype] * training.trained * skeleton.vocabulary
+
+
+def _no_logits(skeleton: Skeleton, training: Training) -> tuple[float, float]:
+    """Cut cross-entropy (arXiv 2411.09009) never holds them."""
+    return 0, 0
+
+
+def _fabric_chunks(skeleton: Skeleton, training: Training) -> tuple[float, float]:
+    """LitGPT: Fabric makes the logits float32 (convert_output), their log_softmax stays beside them, and the gradients
+    are of one piece. A head in 4 bits is dequantized to float16 and then bfloat16 in its backward."""
+    logits = training.trained * skeleton.vocabulary
+    capped = 2 * skeleton.logits_capped * logits
+    at_loss = 8 * logits + 8 * _HEAD_CHUNK * training.rows * skeleton.vocabulary
+    if training.quantization != "none":
+        at_loss = max(at_loss, 6 * logits + 4 * skeleton.vocabulary * skeleton.hidden)
+    return at_loss + capped, 0
+
+
+def _litgpt_block(skeleton: Skeleton, adapted: Adapted, way: Way) -> float:
+    """LitGPT's attention and feed-forward layer (model.py, lora.py)."""
+    block = next(iter(skeleton.blocks.values()))
+    opening = [weight for weight in block if weight.half == "attention" and part(weight) == "opens"]
+    query = next(w.inner for w in block if w.half == "attention" and part(w) == "closes")
+    if way.attention == "eager" or len(opening) == 1:  # lorakit's expands them too; transformers' Phi-3 packs them too
+        token = 0.0
+    elif skeleton.key_value < query:  # keys and values are expanded, so that nothing holds the packed product
+        token = 2.0 * way.width * (query - skeleton.key_value)
+    else:  # queries, keys and values are one layer's product, of which the values are a view
+        token = way.width * (query + skeleton.key_value)
+    chosen = [weight for weight in opening if weight.path in adapted.ranks]
+    token -= sum(weight.inner * (way.width + 1) for weight in chosen[1:])  # one dropout for all of them
+    if chosen and len(chosen) < len(opening):  # LoRAQKVLinear.zero_pad: index_copy keeps its source
+        token += way.width * (query + skeleton.key_value)
+    packed = any(w.path.endswith("gate_up_proj") and w.path in adapted.ranks for w in block)
+    return token + packed * skeleton.hidden * (way.width + 1)  # gate and up are two layers, each with its dropout
+
+
+def _expanded_keys(skeleton: Skeleton, adapted: Adapted, way: Way) -> float:
+    """Keys and values are expanded for every head before the kernel (fitcheck's _install_gqa_sdpa_shim)."""
+    block = next(iter(skeleton.blocks.values()))
+    query = next(w.inner for w in block if w.half == "attention" and part(w) == "closes")
+    return 0.0 if way.attention == "eager" else 2.0 * way.width * (query - skeleton.key_value)
+
+
+# LitGPT: bf16-true, so adapter, gradients and AdamW are in bfloat16; a default dropout of 0.05 (finetune/lora.py); no
+# mask; torch.nn.functional.gelu; several micro-batches a step; the bitsandbytes of their time.
+_LITGPT = Tool(
+    training={"trained_width": 2, "accumulates": True, "masked": False},
+    way={"autocast": False, "dropout": 0.05},
+    head=_fabric_chunks,
+    block=_litgpt_block,
+    four_bit_inputs=True,
+    fused_activation=True,
+    head_of_its_own=True,
+)
+
+# How a row's source begins -> its tool.
+TOOLS = {
+    # At commit 8641822 (the table's own), which runs the longest rows first.
+    "litgpt resource-tables": _LITGPT,
+    # At commit 03ffc55: `loss` is still held when the next forward pass runs, and with it the tensors that bitsandbytes
+    # stored beside autograd's (ctx.tensors, until its PR 1270), which the backward pass does not free.
+    "litgpt config_hub": replace(_LITGPT, inputs_twice=True),
+    # method_comparison/MetaMathQA (default_training_params.json, run.py): bfloat16 without autocast, the adapter in
+    # float32 (autocast_adapter_dtype), so that each adapted layer copies its input; full fine-tuning in bfloat16.
+    "peft": Tool(way={"autocast": False, "copies": True}, head=_all_logits),
+    # fitcheck 0.3.1, scripts/measure.py: float16 without autocast, the adapter in float32, no padding.
+    "fitcheck float16": Tool(
+        training={"dtype": "float16", "masked": False},
+        way={"autocast": False, "copies": True},
+        head=_all_logits_held,
+        block=_expanded_keys,
+    ),
+    # The same after PEFT's prepare_model_for_kbit_training, which makes norms, embeddings and head float32, and so the
+    # hidden states.
+    "fitcheck nf4": Tool(
+        training={"dtype": "float32", "masked": False},
+        way={"autocast": False},
+        head=_all_logits_held,
+        block=_expanded_keys,
+    ),
+    # examples/*.yaml: adamw_bnb_8bit, cut cross-entropy, bf16 autocast, flash attention over packed rows.
+    "axolotl": Tool(training={"optimizer": "adamw-8bit"}, head=_no_logits),
+    # arXiv 2305.14314: paged AdamW, all logits.
+    "QLoRA": Tool(training={"optimizer": "paged-adamw"}, head=_all_logits),
+    "": Tool(),
+}
+
+
+def tool_of(source: str) -> Tool:
+    """The tool that a row is from; lorakit's own way where it is none of these."""
+    return next(tool for name, tool in TOOLS.items() if source.lower().startswith(name.lower()))
+
+
+def model_in(tool: Tool, skeleton: Skeleton) -> Skeleton:
+    """The model as a tool has it."""
+    if tool.fused_activation:
+        skeleton = replace(skeleton, activation=1)
+    return replace(skeleton, tied=False, shared={}) if tool.head_of_its_own else skeleton
+
+
+def training_in(tool: Tool, training: Training, adapted: Adapted) -> Training:
+    """A training as a tool does it. Full fine-tuning was published in half precision only."""
+    narrow = {"trained_width": 2} if adapted.everything else {}
+    training = replace(training, **narrow | tool.training)
+    if tool.way is None:
+        return training
+    way = Way(
+        width=DTYPE_BYTES[training.dtype],
+        float16=training.dtype == "float16",
+        attention=training.attention,
+        masked=training.masked,
+        keeps_inputs=tool.four_bit_inputs and training.quantization != "none",
+        dora=adapted.dora,
+        **tool.way | ({"copies": False} if adapted.everything else {}),
+    )
+    return replace(training, way=way)
+
+
+def held_in(tool: Tool, moment: Memory, skeleton: Skeleton, adapted: Adapted, training: Training) -> Memory:
+    """What lorakit's memory model says of a moment, with what the tool holds instead."""
+    tokens, blocks = training.rows * training.length, 1 if training.checkpointing else len(skeleton.blocks)
+    weights, logits, kept = moment.weights, moment.logits, 0.0
+    passing = moment.moment == "loss" or moment.moment.startswith("backward")
+    if tool.head and passing:
+        logits = round(tool.head(skeleton, training)[moment.moment != "loss"])
+    if tool.block and training.way and passing and not (training.checkpointing and moment.moment == "loss"):
+        kept = blocks * tool.block(skeleton, adapted, training.way)
+    if tool.inputs_twice and training.quantization != "none":
+        kept += sum(_inputs(skeleton, number) for number in skeleton.blocks)
+    if tool.head_of_its_own and training.quantization != "none":
+        as_layers = tuple(replace(weight, is_head=False) for weight in skeleton.weights)
+        whole = replace(skeleton, weights=as_layers)
+        weights = weight_bytes(whole, training.quantization, training.double_quant, DTYPE_BYTES[training.dtype])
+    return replace(moment, weights=weights, logits=logits, activations=moment.activations + round(tokens * kept))
+
+
+def _inputs(skeleton: Skeleton, number: int) -> float:
+    """Bytes a token of what a block's layers take in, once for all that share it, in half precision."""
+    shared: dict[tuple[str, str], float] = {}
+    for weight in skeleton.blocks[number]:
+        half = "attention" if skeleton.norms == 1 and part(weight) == "opens" else weight.half
+        shared.setdefault((half, part(weight)), 2.0 * weight.inner)
+    return sum(shared.values())
