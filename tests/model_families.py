@@ -31,6 +31,13 @@ _GPT = {
 _ALIKE = {key: _LLAMA[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
 _MLA = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4}
 
+_LINEAR_ATTENTION = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4,
+}
+
 _QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
 _GATED = ("gate_proj", "up_proj", "down_proj")
 _FUSED = ("gate_up_proj", "down_proj")
@@ -81,21 +88,33 @@ FAMILIES = {
             "Qwen3Next",
             _LLAMA,
             _EXPERTS,
+            _LINEAR_ATTENTION,
             num_experts=4,
             head_dim=4,
             shared_expert_intermediate_size=12,
-            linear_num_key_heads=2,
-            linear_num_value_heads=2,
-            linear_key_head_dim=4,
-            linear_value_head_dim=4,
             layer_types=["linear_attention", "full_attention"],
         ),
         attention=(*_QKVO, "in_proj_qkvz", "in_proj_ba", "out_proj"),
         mlp=("gate_up_proj", *_GATED),
     ),
+    "qwen3.5": Family(
+        _of("Qwen3_5Text", head_dim=4, layer_types=["linear_attention", "full_attention"], **_LINEAR_ATTENTION),
+        attention=(*_QKVO, "in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"),
+    ),
     "gemma2": Family(_of("Gemma2", head_dim=4)),
     "gemma3-text": Family(_of("Gemma3Text", head_dim=4, layer_types=["full_attention"] * 2)),
     "gemma3": Family(_gemma3()),
+    "gemma4-text": Family(
+        _of(
+            "Gemma4Text",
+            head_dim=4,
+            global_head_dim=8,
+            layer_types=["sliding_attention", "full_attention"],
+            vocab_size_per_layer_input=64,
+            hidden_size_per_layer_input=8,
+        ),
+        rest=("per_layer_input_gate", "per_layer_projection", "per_layer_model_projection"),
+    ),
     "phi3": Family(_of("Phi3"), ("qkv_proj", "o_proj"), _FUSED),
     "phi": Family(_of("Phi"), ("q_proj", "k_proj", "v_proj", "dense"), ("fc1", "fc2")),
     "gpt2": Family(_of("GPT2", _GPT), ("c_attn", "c_proj"), ("c_fc", "c_proj")),

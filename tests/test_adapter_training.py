@@ -372,11 +372,12 @@ def test_full_fine_tuning_leaves_the_configuration_of_its_base(recipe_file, tmp_
         merge(*reopen_run(run.folder, Silent()), tmp_path / "merged", Silent())
 
 
-@pytest.mark.parametrize("family", ["opt", "llama4"])
+@pytest.mark.parametrize("family", ["opt", "llama4", "gemma4-text", "qwen3.5"])
 def test_families_whose_layers_or_bodies_are_unlike_others_are_trained(recipe_file, tmp_path, tokenizer, family):
     torch.manual_seed(5)
     config = copy.deepcopy(FAMILIES[family].config)
     config.vocab_size, config.max_position_embeddings = len(tokenizer), 256
+    config.vocab_size_per_layer_input = len(tokenizer)  # Gemma 4's second embeddings
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / family)
     tokenizer.save_pretrained(tmp_path / family)
     adapter = {"kind": {"eva": {"converged": 0.9}}, "rank": 2} if family == "opt" else {"kind": "lora"}
