@@ -9,7 +9,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from lorakit.errors import Interrupted, LorakitError, UserError
 from lorakit.model.adapters.svd import ranks_in_words
-from lorakit.model.memory import first_line, free_memory, is_out_of_memory
+from lorakit.model.memory import first_line, free_memory, is_out_of_memory, return_freed_memory
 from lorakit.model.stored import check_mergeable
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
@@ -65,6 +65,8 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
 
 
 def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None) -> Outcome:
+    if prepared.recipe.train.gradient_checkpointing and not prepared.machine.is_gpu:
+        return_freed_memory()  # before the weights: what loading leaves free would be filled by what is recomputed
     begun = begin(prepared, checkpoint, progress)
     if prepared.recipe.train.optimizer.endswith("8bit"):
         progress.say(f"train.optimizer: {share_in_8_bits(begun.model):.0%} of its states are in 8 bits")
