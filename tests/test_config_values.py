@@ -175,3 +175,10 @@ def test_the_bits_of_a_checkpoint_are_read(recipe_on, method):
         facts = facts_from(config | {"quantization_config": named})
         load_ = load_of(load(recipe_on()).recipe, facts, facts.skeleton, on_gpu=True)
         assert load_.quantization == held
+
+
+@pytest.mark.parametrize("family", ["llama", "cohere"])
+def test_more_layers_than_any_model_has_are_damage(family):
+    config = FAMILIES[family].config.to_dict() | {"num_hidden_layers": 10**9}
+    with pytest.raises(UserError, match="num_hidden_layers is 1000000000, not a whole number from 1 to 1,000"):
+        facts_from(config)

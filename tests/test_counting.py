@@ -103,5 +103,5 @@ def test_a_folder_is_counted_by_its_config(tiny_base, tmp_path):
 
 @pytest.mark.parametrize("config", [{"model_type": "no_such"}, {"model_type": "vit"}])
 def test_a_config_of_no_language_model_is_refused(config):
-    with pytest.raises(UserError, match=r"model\.base: no model can be made of this config"):
+    with pytest.raises(UserError, match=r"can make no causal language model of this config: .*Fetch the model again"):
         parameter_counts_of(config, Adapter())

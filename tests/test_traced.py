@@ -1,6 +1,7 @@
 """What a model's own code keeps, followed without numbers, against what it really keeps and against what is derived."""
 
 import json
+import re
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ from model_families import FAMILIES
 from test_activations import measured
 from transformers import AutoConfig
 
+from lorakit.errors import UserError
 from lorakit.model.traced import trace_of
 from lorakit.plan.activations import Way, of_block
 from lorakit.plan.adapted import adapted_by
@@ -84,3 +86,24 @@ def test_layers_that_differ_are_followed_and_planned(lorakit_plan, tmp_path):
     code, out, _ = lorakit_plan(tmp_path / "recipe.yaml", "--gpu", "8GB", "--json")
     assert code == 0
     assert json.loads(out)["memory"]["error"] == 0.15
+
+
+def test_a_saved_config_with_infinities_is_read(tmp_path):
+    AutoConfig.for_model("falcon_h1", num_hidden_layers=2, hidden_size=64).save_pretrained(tmp_path)
+    assert built_skeleton(tmp_path, Adapter()).layers == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "nosuch", "hidden_size": 64}, "model type `nosuch`"),
+        ({"model_type": "olmo2", "num_hidden_layers": "x"}, "expected int, got str (value: 'x')"),
+        ({"model_type": "olmo2", "vocab_size": 0}, "Padding_idx"),
+        ({"model_type": "qwen2_5_vl"}, "Unrecognized configuration class"),
+    ],
+)
+def test_what_no_model_can_be_made_of_says_why_in_a_sentence(config, said, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=re.escape(said)) as raised:
+        built_skeleton(tmp_path, Adapter())
+    assert len(str(raised.value)) < 500 and "Fetch the model again" in str(raised.value)

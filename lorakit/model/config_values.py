@@ -7,7 +7,7 @@ from lorakit.errors import UserError
 
 _SHOWN = 40
 # More layers than any model has: a damaged config with more would be counted, or built, for hours.
-_MOST_LAYERS = 10_000
+_MOST_LAYERS = 1_000
 
 
 def size(config: dict[str, Any], key: str) -> int | None:

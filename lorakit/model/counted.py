@@ -190,7 +190,9 @@ def _skeleton(config: dict[str, Any], family: _Family, sizes: _Sizes) -> Skeleto
         head_norms=family.head_norms,
         layer_norm=family.layer_norm,
         experts_used=sizes.experts_used,
-        activation=ACTIVATIONS.get(config.get("hidden_activation") or config.get("hidden_act") or family.activation, 1),
+        activation=ACTIVATIONS.get(
+            str(config.get("hidden_activation") or config.get("hidden_act") or family.activation), 1
+        ),
         soft_capped=bool(config.get("attn_logit_softcapping", family.capped)),
         logits_capped=bool(config.get("final_logit_softcapping", family.capped)),
         shared={"lm_head": vocabulary * hidden} if tied else {},

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -19,10 +20,10 @@ from lorakit.recipe.kinds import kind_of
 from lorakit.recipe.schema import Adapter
 
 _DAMAGED = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError),
-    RuntimeError,
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
     StrictDataclassError,
 )
+_MOST_SAID = 240
 _SCANNING = re.compile(r"(Falcon)?MambaMixer|JambaMambaMixer")
 
 
@@ -63,17 +64,37 @@ def empty_model(config: Path | dict[str, Any]) -> Any:
     Raises:
         UserError: the config is of no causal language model.
     """
+    read = read_config(config)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(read_config(config))
+            return AutoModelForCausalLM.from_config(read)
     except (*_DAMAGED, ImportError) as error:  # some families need a library more
-        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
-        raise UserError(f"model.base: no model can be made of this config: {reason}") from error
+        raise _no_model(error) from error
 
 
 def read_config(config: Path | dict[str, Any]) -> Any:
-    """transformers' configuration of a model's folder, or of what is in its config.json."""
-    return AutoConfig.for_model(**config) if isinstance(config, dict) else AutoConfig.from_pretrained(config)
+    """transformers' configuration of a model's folder, or of what is in its config.json.
+
+    Raises:
+        UserError: it is none, or of a family that this transformers does not know.
+    """
+    try:
+        if isinstance(config, dict):
+            return AutoConfig.for_model(**config)
+        return AutoConfig.from_pretrained(config, trust_remote_code=False)
+    except (*_DAMAGED, RecursionError) as error:
+        raise _no_model(error) from error
+
+
+def _no_model(error: BaseException) -> UserError:
+    """The first sentence of transformers' error, which goes from a bare key to a list of all its families."""
+    told = "".join(sign if sign.isprintable() else " " for sign in str(error))
+    words = " ".join(told.split()).partition(". ")[0] or type(error).__name__
+    said = words.rstrip(".") if len(words) <= _MOST_SAID else f"{words[:_MOST_SAID].rstrip()} ..."
+    return UserError(
+        f"model.base: transformers {transformers.__version__} can make no causal language model of this config: {said}. "
+        "Fetch the model again, name one of a family that it knows, or install a newer transformers."
+    )
 
 
 def skeleton_of(config: Path | dict[str, Any]) -> Skeleton:

@@ -18,10 +18,10 @@ def body_of(causal: Any) -> Any:
     """The part of a causal language model whose last hidden states its head reads.
 
     `get_decoder()` gives it in every family but those that name another part in `base_model_prefix` (Llama 4's text
-    model), where it gives the whole model.
+    model), where it gives the whole model, and those that call their head so (ModernBERT's decoder).
     """
     found = causal.get_decoder()
-    return causal.model if found is causal else found
+    return causal.model if found is causal or found is causal.get_output_embeddings() else found
 
 
 def body_output(

@@ -30,8 +30,9 @@ from lorakit.recipe.schema import Adapter
 _ROWS = 2
 # Tokens of the longest pass; a quarter and a half of them are multiples of the chunks that linear attention works in.
 _LONGEST = 1024
-# And where the layers go through the tokens one by one.
+# And where the layers go through the tokens one by one: Mamba's, and those of these families.
 _FEW = 64
+_TOKEN_BY_TOKEN = ("rwkv", "recurrent_gemma", "xlstm")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def trace_of(config: Any, skeleton: Skeleton, settings: Adapter, half: bool) -> 
         half: whether it computes in bfloat16, under autocast. What is trained is float32 in any case.
     """
     most = min(getattr(config.get_text_config(), "max_position_embeddings", None) or _LONGEST, _LONGEST)
-    longest = _FEW if skeleton.scanned else most
+    longest = _FEW if skeleton.scanned or skeleton.model_type in _TOKEN_BY_TOKEN else most
     lengths = (longest // 4, longest // 2, longest)  # for what is kept once, for a token, and for a pair of tokens
     few = {number for numbers in _makes(skeleton).values() for number in numbers[:2]}
     for blocks in (few, set(skeleton.shapes)):  # all, where later blocks need what earlier ones of their make hand on

@@ -98,7 +98,7 @@ def folder_of(base: str, revision: str) -> Path | None:
 def _read(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"model.base: {folder / 'config.json'} cannot be read: {error}. Fetch the model again."
         ) from error
