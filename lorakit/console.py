@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +32,22 @@ def _console(stderr: bool) -> "Console":
 def result(text: str) -> None:
     """Print a result as it is."""
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def result_wrapped(text: str, under: str = "") -> None:
+    """Print a sentence: broken between words on a terminal, `under` before each further line; else one line."""
+    result("\n".join(wrapped(text, under)))
+
+
+def wrapped(text: str, under: str = "", begin: str = "") -> list[str]:
+    """The lines of a sentence on standard output, the first behind `begin`, the others behind `under`."""
+    if not sys.stdout.isatty():
+        return [begin + text]
+    width = max(shutil.get_terminal_size().columns - 1, 60)
+    # Commands are to be copied: nothing is broken at a hyphen, or inside a word.
+    return textwrap.wrap(
+        text, width, initial_indent=begin, subsequent_indent=under, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def result_json(facts: Any) -> None:

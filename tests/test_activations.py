@@ -168,6 +168,13 @@ def test_full_fine_tuning_keeps_the_input_of_every_norm(half):
     assert found.token == pytest.approx(token, rel=0.01)
 
 
+def test_full_fine_tuning_of_the_last_layers_keeps_nothing_below_them():
+    """Its norms stay frozen, which the model of memory does not see: it says up to a third more than there is."""
+    token, _, found = measured("llama", Adapter(kind="none", layers=[3]), False, "sdpa", padded=True)
+    _, _, whole = measured("llama", Adapter(kind="none"), False, "sdpa", padded=True)
+    assert token <= found.token <= 4 / 3 * token and found.token < whole.token / 3
+
+
 def test_rows_of_one_length_need_no_mask():
     token, pair, found = measured("llama", Adapter(rank=4), False, "sdpa", padded=False)
     assert found.token == pytest.approx(token, rel=0.08)

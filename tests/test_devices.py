@@ -65,7 +65,7 @@ def test_an_unknown_name_asks_for_the_memory(text):
         find_device(text)
 
 
-@pytest.mark.parametrize("text", ["24GB", "24 GiB", "24g", "24 gb"])
+@pytest.mark.parametrize("text", ["24GB", "24 GiB", "24g", "24 gb", "24000MB", "24576 MiB", "0.024TB"])
 def test_memory_alone_is_a_card_as_slow_as_the_slowest_of_that_size(text):
     device = find_device(text)
     assert device.memory == 24 * GIB

@@ -14,7 +14,7 @@ from recipe_files import loaded
 from lorakit.cli.doctor import _lines
 from lorakit.data.pool import processors
 from lorakit.plan.auto import settle
-from lorakit.plan.doctor import choices, disk, gpu, hub, models, packages, quantization, speed
+from lorakit.plan.doctor import base, choices, disk, gpu, hub, packages, quantization, speed
 from lorakit.plan.doctor.examine import _sections, examine
 from lorakit.plan.doctor.finding import Finding, findings_of
 from lorakit.plan.limits import Limits, limits_of
@@ -284,15 +284,45 @@ def test_a_setting_of_the_recipe_that_cannot_work_here_is_broken(tmp_path, monke
     assert found.state == "broken" and found.found.startswith("model.dtype: float16 needs a GPU")
 
 
-def test_a_recipe_whose_model_is_neither_here_nor_to_be_had_is_broken(tmp_path, monkeypatch):
+def on(folder, **model) -> Recipe:
+    return Recipe(model=Model(base=str(folder), **model), data=Data(train="any/rows"))
+
+
+def test_a_recipe_whose_model_is_neither_here_nor_to_be_had_is_broken(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    found = by_name(models.base(Model(base="org/nowhere")))["base"]
+    found = by_name(base.base(on("org/nowhere")))["base"]
     assert found.state == "broken" and "HF_HUB_OFFLINE" in found.found
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert by_name(models.base(Model(base="org/nowhere")))["base"].state == "note"
-    assert by_name(models.base(Model(base=str(tmp_path))))["base"].state == "ok"
+    assert by_name(base.base(on("org/nowhere")))["base"].state == "note"
+
+
+def test_a_base_that_can_be_loaded_is_ok_in_every_part(tiny_base):
+    found = by_name(base.base(on(tiny_base)))
+    assert found.keys() == {"base", "base's family", "base's tokenizer"}
+    assert {finding.state for finding in found.values()} == {"ok"}
+
+
+def test_each_part_of_a_base_that_is_lacking_is_broken_with_its_remedy(tmp_path):
+    config = {"model_type": "not_yet", "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = by_name(base.base(on(tmp_path)))
+    assert {finding.state for finding in found.values()} == {"broken"} and all(one.remedy for one in found.values())
+    assert "has no .safetensors file" in found["base"].found
+    assert found["base's family"].found.startswith("not_yet: transformers ")
+    assert "tokenizer cannot be loaded" in found["base's tokenizer"].found
+    assert found["base's weights"].remedy == "pip install optimum gptqmodel"
+
+
+def test_a_recipe_is_asked_with_its_overrides(tmp_path, tiny_base):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: {base: org/nowhere}\ndata: {train: any/rows}\n")
+    (tmp_path / "config.json").write_text("{}")
+    _, out, _ = doctor(str(path), "--set", f"model.base={tmp_path}")
+    assert "names no model_type" in out
+    code, _, err = doctor("--set", "model.base=org/other")
+    assert code == 2 and "Name the recipe too" in err
 
 
 def test_a_mistake_in_the_recipe_is_exit_code_2(tmp_path):

@@ -7,8 +7,9 @@ import numpy  # noqa: F401 - so that its import is not in what is timed
 import pytest
 
 from lorakit.plan.devices import find_device
-from lorakit.plan.duration import HIGH, LOW, Span, Work, operations, price, seconds
+from lorakit.plan.duration import HIGH, LOW, Span, operations, price, seconds
 from lorakit.plan.rates import cpu_rates, measure_cpu, rates_of
+from lorakit.plan.work import Work
 
 # hidden width, MLP width, layers, query width, key and value width, vocabulary
 SHAPES = {
@@ -30,7 +31,7 @@ def work(model: str, rows: int, length: int, batches: int = 1, rank: int = 16, *
     hidden, mlp, layers, query, pair, vocabulary = SHAPES[model]
     body = layers * (2 * hidden * query + 2 * hidden * pair + 3 * hidden * mlp)
     width = layers * (2 * (hidden + query) + 2 * (hidden + pair) + 3 * (hidden + mlp))
-    full = changed.get("trains_weights", False)
+    full = changed.pop("trains_weights", False)
     made = Work(
         steps=1,
         micro_batches=batches,
@@ -44,11 +45,14 @@ def work(model: str, rows: int, length: int, batches: int = 1, rank: int = 16, *
         weight_bytes=2 * body,
         weight_numbers=body if changed.get("quantization", "none") != "none" else 0,
         quantization="none",
-        trains_weights=False,
         checkpointing=False,
         optimizer_numbers=body if full else rank * width,
         layers=layers,
+        layers_back=layers,
+        layers_adapted=0 if full else layers,
         hidden=hidden,
+        trained_body=body if full else 0,
+        trained_head=full,
     )
     return dataclasses.replace(made, **changed)
 
@@ -71,14 +75,20 @@ def test_operations_are_two_a_weight_token_and_pass():
         weight_bytes=0,
         weight_numbers=0,
         quantization="none",
-        trains_weights=False,
         checkpointing=False,
         optimizer_numbers=0,
-        layers=1,
+        layers=2,
+        layers_back=2,
+        layers_adapted=0,
         hidden=10,
     )
     assert operations(plain) == 10 * 1000 * 4 + 4 * 100 * 4
-    assert operations(dataclasses.replace(plain, trains_weights=True)) == 10 * 1000 * 6 + 4 * 100 * 6
+    full = dataclasses.replace(plain, trained_body=1000, trained_head=True)
+    assert operations(full) == 10 * 1000 * 6 + 4 * 100 * 6
+    half = dataclasses.replace(plain, layers_back=1)
+    assert operations(half) == 10 * (1000 * 2 + 500 * 2) + 4 * 100 * 4
+    again = dataclasses.replace(half, checkpointing=True)
+    assert operations(again) == 10 * (1000 * 2 + 500 * 4) + 4 * 100 * 4
     assert operations(dataclasses.replace(plain, checkpointing=True)) == 10 * 1000 * 6 + 4 * 100 * 4
     assert operations(dataclasses.replace(plain, adapter=7)) - operations(plain) == 10 * 7 * 6
     assert operations(dataclasses.replace(plain, attention=3, square_tokens=100)) - operations(plain) == 3 * 100 * 6

@@ -167,11 +167,38 @@ def test_overlong_rows_are_treated_as_the_recipe_says(tmp_path, tiny_base):
     assert split.rows > 60 and split.longest <= 100
 
 
-def test_take_weight_and_split_are_expected_numbers(tmp_path, tiny_base):
-    paths = [write_rows(tmp_path / f"{name}.jsonl", rows_of(200)) for name in "ab"]
-    sources = [{"path": str(paths[0]), "take": 50, "weight": 2}, {"path": str(paths[1]), "take": 0.5}]
-    found = glance(Data(train=sources, eval=0.1), tiny_base / "tokenizer.json")
-    assert (found.rows, found.held_out) == (180, 15)
+@pytest.mark.parametrize("share", [0.2, None])
+def test_take_weight_and_split_are_counted_as_the_run_counts_them(share, tmp_path, recipe_file, lorakit_json):
+    paths = [write_rows(tmp_path / f"{name}.jsonl", rows_of(count)) for name, count in (("a", 40), ("b", 37))]
+    sources = [{"path": str(paths[0]), "take": 20, "weight": 1.3}, {"path": str(paths[1]), "take": 0.5}]
+    clean = {"near_leakage": "off", "leakage": "off"}
+    path = recipe_file(data={"train": sources, "eval": share or "eval.jsonl", "clean": clean})
+    planned = lorakit_json("plan", path)
+    run = lorakit_json("train", path, "--dry-run", "--quiet")
+    assert planned["rows"]["exact"] and planned["steps"] == run["steps"]
+    assert planned["rows"]["held_out"] == run["eval"]["examples"]
+    assert planned["rows"]["count"] != sum(source["kept"] for source in run["train"]["sources"])  # it has weights
+
+
+def test_a_split_that_keeps_near_duplicates_together_is_about_the_rows_own_sides(tmp_path, tiny_base):
+    path = write_rows(tmp_path / "rows.jsonl", rows_of(60))
+    found, apart = (
+        glance(data(path, eval=0.2, clean={"near_leakage": action}), tiny_base / "tokenizer.json")
+        for action in ("report", "off")
+    )
+    assert (found.rows, found.held_out) == (apart.rows, apart.held_out) and found.rows + found.held_out == 60
+    assert apart.split_exactly and not found.split_exactly
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"eval": 0.01}, "no row is held out"), ({"eval": 0.99}, "no row is left to train on"), ({"take": 1e-9}, "take")],
+)
+def test_a_split_that_leaves_no_row_is_refused_as_training_refuses_it(settings, said, tmp_path, tiny_base):
+    path = write_rows(tmp_path / "rows.jsonl", rows_of(3))
+    source = {"path": str(path)} | {key: value for key, value in settings.items() if key == "take"}
+    with pytest.raises(UserError, match=said):
+        glance(Data(train=source, eval=settings.get("eval")), tiny_base / "tokenizer.json")
 
 
 def test_broken_rows_are_counted_and_stop_nothing(tmp_path, tiny_base):

@@ -45,7 +45,9 @@ def test_a_plan_of_seventy_billion_parameters_loads_no_torch(recipe_on):
     found = json.loads(done.stdout)
     assert found["parameters"]["total"] == 70_553_706_496 and found["counted"] == "config"
     assert found["fits"] == "yes" and 36e9 < found["memory"]["longest"]["weights"] < 41e9
-    assert found["steps"] == 87 and found["rows"]["count"] == 450  # 3 epochs of 450 rows, 16 a step
+    rows = found["rows"]
+    assert rows["count"] + rows["held_out"] == 600 and 420 < rows["count"] < 480
+    assert found["steps"] == 3 * -(-rows["count"] // 16) and not rows["exact"]  # near-duplicates may change sides
     seconds, cost = found["seconds"], found["price"]
     assert seconds["low"] < seconds["likely"] < seconds["high"]
     assert cost["likely"] == pytest.approx(2.5 * seconds["likely"] / 3600)
@@ -67,7 +69,8 @@ def test_the_text_says_it_in_tables_and_sentences(recipe_on, lorakit_plan):
         "7,615,616,512, counted from its config",
         "what would use the room",
         "# train.micro_batch: auto is ",
-        "450, 150 held out",
+        " held out; ",
+        "about 84 of 16 rows",
     ):
         assert said in out, said
 
@@ -81,6 +84,7 @@ def test_the_text_says_it_in_tables_and_sentences(recipe_on, lorakit_plan):
         ("mistralai/Mixtral-8x7B-v0.1", "H200", {}),
         ("Qwen/Qwen2.5-3B", "24GB", {"adapter": {"kind": "none"}}),
         ("Qwen/Qwen2.5-0.5B", "4GB", {"adapter": {"kind": "adalora"}, "model": {"attention": "eager"}}),
+        ("meta-llama/Llama-3.1-8B", "80GB", {"model": {"quantization": "nf4", "double_quant": False}}),
     ],
 )
 def test_each_change_that_is_named_makes_it_fit(recipe_on, lorakit_plan, tmp_path, base, card, sections):
@@ -104,6 +108,20 @@ def options_of(lorakit_plan, path, card) -> list[str]:
     return [change["options"] for change in json.loads(lorakit_plan(path, "--gpu", card, "--json")[1])["changes"]]
 
 
+def test_a_key_that_a_change_leaves_unread_is_taken_out_with_it(recipe_on, lorakit_plan):
+    path = recipe_on("meta-llama/Llama-3.1-8B", model={"quantization": "nf4", "double_quant": False})
+    found = json.loads(lorakit_plan(path, "--gpu", "80GB", "--json")[1])["changes"]
+    (plain,) = [change for change in found if change["set"].get("model.quantization") == "none"]
+    assert plain["options"] == "--set model.quantization=none --set model.double_quant=null"
+    assert plain["set"] == {"model.quantization": "none", "model.double_quant": None}
+
+
+def test_a_pattern_of_the_shell_is_quoted_in_the_text(recipe_on, lorakit_plan):
+    sections = {"model": {"quantization": "nf4"}, "adapter": {"train_modules": ["embed_tokens"]}}
+    out = lorakit_plan(recipe_on("meta-llama/Llama-3.1-8B", **sections), "--gpu", "8GB")[1]
+    assert "  --set 'adapter.train_modules=[]'\n" in out
+
+
 def test_no_change_takes_the_rows_away(recipe_on, lorakit_plan, tmp_path):
     words = [{"messages": [{"role": "user", "content": "word " * 900}, {"role": "assistant", "content": "yes"}]}] * 300
     write_rows(tmp_path / "long.jsonl", words)
@@ -119,7 +137,7 @@ def test_cheaper_changes_are_not_hidden_by_dearer_ones(recipe_on, lorakit_plan):
     (found,) = options_of(lorakit_plan, path, "12GB")
     assert found == "--set model.quantization=nf4 --set adapter.kind=lora"
     sections = {"model": {"quantization": "nf4"}, "adapter": {"train_modules": ["embed_tokens"]}}
-    assert "--set adapter.train_modules=[]" in options_of(
+    assert "--set 'adapter.train_modules=[]'" in options_of(
         lorakit_plan, recipe_on("meta-llama/Llama-3.1-8B", **sections), "8GB"
     )
     data = {"train": "somebody/rows", "eval": None, "max_length": 131072}
@@ -158,16 +176,61 @@ def test_experts_that_stay_unquantized_are_told(recipe_on, lorakit_plan):
     assert "fused experts" not in lorakit_plan(path, "--gpu", "B200", "--set", "model.quantization=none")[1]
 
 
+def quantized(folder, **config):
+    """A folder with the config of a Llama whose weights are quantized on disk."""
+    folder.mkdir()
+    config = FAMILIES["llama"].config.to_dict() | {"dtype": "bfloat16", "quantization_config": config}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_weights_that_stay_quantized_can_neither_be_merged_nor_trained_themselves(tmp_path, recipe_on, lorakit_plan):
+    path = recipe_on(quantized(tmp_path / "gptq", quant_method="gptq", bits=4))
+    code, out, _ = lorakit_plan(path, "--gpu", "24GB")
+    assert code == 0 and "gptq on disk, trained on and counted as it lies there" in out and "adapter 29.7 kB" in out
+    assert "the machine needs optimum and gptqmodel" in out
+    assert "full fine-tuning" not in out and "merged model" not in out
+    assert "none: to gptq weights no adapter can be added" in out
+    assert "training is refused here until optimum and gptqmodel can load it" in lorakit_plan(path)[1]
+    found = json.loads(lorakit_plan(path, "--gpu", "24GB", "--json")[1])
+    assert found["checkpoint"]["quantization"] == "gptq" and not found["checkpoint"]["mergeable"]
+    assert found["memory"]["merge"] is None and found["files"]["model"] is None and not found["full_fine_tuning"]
+    code, _, err = lorakit_plan(path, "--set", "output.merged=true")
+    assert code == 2 and "to which no adapter can be added" in err
+
+
+def test_weights_that_are_dequantized_are_counted_and_merged_so(tmp_path, recipe_on, lorakit_plan):
+    path = recipe_on(quantized(tmp_path / "mxfp4", quant_method="mxfp4"))
+    out = lorakit_plan(path, "--gpu", "24GB")[1]
+    assert "mxfp4 on disk, dequantized while it is loaded, and counted so" in out
+    assert "full fine-tuning" in out and "merged model" in out and "the model dequantized as a whole" in out
+
+
 def test_what_cannot_fit_says_so(recipe_on, lorakit_plan):
     code, out, _ = lorakit_plan(recipe_on("meta-llama/Llama-3.1-70B"), "--gpu", "8GB")
     assert code == 1
     assert "It does not fit" in out and "No change that is tried here makes it fit" in out
 
 
+def test_on_a_terminal_lines_break_between_words_and_remarks_stay_remarks(recipe_on, lorakit_plan, monkeypatch):
+    path = recipe_on("meta-llama/Llama-3.1-8B")
+    piped = lorakit_plan(path, "--gpu", "12GB")[1].splitlines()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = lorakit_plan(path, "--gpu", "12GB")[1].splitlines()
+    for begin, under in (("# ", "#   "), ("- ", "  "), ("      takes ", " " * 8)):
+        whole = [line for line in piped if line.startswith(begin)]
+        first = next(at for at, line in enumerate(shown) if line.startswith(begin))
+        last = next(at for at in range(first + 1, len(shown) + 1) if not "".join(shown[at : at + 1]).startswith(under))
+        assert whole and all(len(line) < 80 for line in shown[first:last])
+        assert " ".join(line.strip("# ") for line in shown[first:last]) == whole[0].strip("# ")
+
+
 def test_all_cards_are_listed(recipe_on, lorakit_plan):
     path = recipe_on("meta-llama/Llama-3.1-8B", model={"quantization": "nf4"})
     code, out, _ = lorakit_plan(path, "--gpu", "all")
     assert code == 0 and "RTX 3060" in out and "H200" in out and "known cards can train it, the smallest" in out
+    assert "│  22.5 │" in out
     code, out, _ = lorakit_plan(path, "--gpu", "all", "--json")
     cards = {card["name"]: card["fits"] for card in json.loads(out)["cards"]}
     assert cards["RTX 2060"] == "no" and cards["RTX 4090"] == "yes"
@@ -187,6 +250,8 @@ def test_another_family_is_built_without_weights_and_that_is_said(tmp_path, reci
     [
         (["--gpu", "RTX 4900"], "is no GPU that is known here. Did you mean RTX 4090"),
         (["--gpu", "A100"], "is more than one GPU"),
+        (["--gpu", "24"], "Did you mean 24GB?"),
+        (["--gpu", "24GB", "--price", "inf"], "--price is no price"),
         (["--gpu", "24GB", "--probe"], "--probe runs on this machine"),
         (["--set", "model.base=nobody/nothing"], "the sizes of nobody/nothing are not known here"),
         (["--set", "adapter.targets=[query]"], "'query' matches no linear layer"),

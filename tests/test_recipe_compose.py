@@ -259,8 +259,11 @@ def test_a_path_is_shown_from_the_working_directory(tmp_path, monkeypatch):
 def test_parts_that_come_with_lorakit_are_extended_by_name(tmp_path):
     loaded_part = loaded(tmp_path, f"extends: hardware/8gb\n{SMALL}")
     assert loaded_part.recipe.model.quantization == "nf4"
+    (problem,) = errors(tmp_path, f"extends: hardware/7gb\n{SMALL}")
+    assert "Write one of: hardware/6gb, hardware/8gb, hardware/12gb" in str(problem)
     (tmp_path / "hardware").mkdir()
     write(tmp_path / "hardware", "model: {quantization: q8}\n", "8gb")
     assert loaded(tmp_path, f"extends: hardware/8gb\n{SMALL}").recipe.model.quantization == "q8"
     (problem,) = errors(tmp_path, f"extends: hardware/9gb\n{SMALL}")
     assert "there is no file hardware/9gb" in str(problem)
+    assert "Did you mean hardware/8gb?" in str(problem)

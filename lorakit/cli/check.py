@@ -47,5 +47,5 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
         return
     console.result(text)
     for choice in settled.choices:
-        console.result(f"# {choice}")
-    console.result(f"# model.quantization: {quantization}")
+        console.result_wrapped(f"# {choice}", under="#   ")
+    console.result_wrapped(f"# model.quantization: {quantization}", under="#   ")

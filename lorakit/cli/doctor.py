@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorakit.cli.options import Json
+from lorakit.cli.options import Json, Overrides
 from lorakit.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -24,7 +24,12 @@ Network = Annotated[bool, typer.Option("--network", help="Ask the hub too, wheth
 _STATE, _NAME = 8, 17  # widths of the columns
 
 
-def doctor(recipe: Recipe = None, network: Network = False, as_json: Json = False) -> None:
+def doctor(
+    recipe: Recipe = None,
+    overrides: Overrides = [],  # noqa: B006
+    network: Network = False,
+    as_json: Json = False,
+) -> None:
     """Say what this machine can do, and what is broken on it.
 
     Python, packages, GPUs, bitsandbytes by real calls, processor speed, memory, what [bold]auto[/bold] chooses here,
@@ -32,6 +37,8 @@ def doctor(recipe: Recipe = None, network: Network = False, as_json: Json = Fals
     [bold]ok[/bold], [bold]note[/bold] (worth knowing) or [bold]broken[/bold] (with what to do). Takes about ten
     seconds. Exit code 0, or 1 where something is broken.
     """
+    if overrides and recipe is None:
+        raise typer.BadParameter("--set overrides a key of a recipe. Name the recipe too.")
     from lorakit import console
     from lorakit.plan.doctor.examine import examine
 
@@ -39,7 +46,7 @@ def doctor(recipe: Recipe = None, network: Network = False, as_json: Json = Fals
     if recipe:
         from lorakit.recipe.load import load
 
-        asked = load(recipe).recipe
+        asked = load(recipe, overrides).recipe
     found, shown = [], ""
     for section, finding in examine(network, asked):
         found.append((section, finding))

@@ -1,5 +1,6 @@
 """`lorakit plan`"""
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,9 +58,13 @@ def plan(
     """
     if probe and gpu:
         raise typer.BadParameter("--probe runs on this machine, --gpu plans for another one. Leave one of them out.")
+    if per_hour is not None and not math.isfinite(per_hour):
+        raise typer.BadParameter("--price is no price. Write what an hour costs, such as 0.45.")
     from lorakit import console
     from lorakit.cli import plan_texts
-    from lorakit.plan.changes import larger, smaller
+    from lorakit.cli.plan_facts import Told
+    from lorakit.plan.changes import Trying, larger, smaller
+    from lorakit.plan.checkpoint import checkpoint_of
     from lorakit.plan.devices import DEVICES, find_device
     from lorakit.plan.places import place_of, this_place
     from lorakit.plan.planned import full_fine_tuning, plan_run
@@ -78,11 +83,14 @@ def plan(
         return
     place = place_of(find_device(gpu)) if gpu else this_place()
     found = plan_run(settings, facts, rows, place, per_hour)
-    full = full_fine_tuning(settings, facts, rows, place)
-    changes = smaller(found, facts) if found.fits != "yes" else larger(found, facts)
+    checkpoint = checkpoint_of(facts, place.machine)
+    kept = checkpoint is not None and checkpoint.treatment == "kept"
+    full = None if kept else full_fine_tuning(settings, facts, rows, place)
+    trying = Trying(found, facts, lambda more: load(recipe, [*overrides, *more]).recipe)
+    changes = smaller(trying) if found.fits != "yes" else larger(trying)
     notes = _advice(found, changes, facts)
     measured = _probe(settings, progress) if probe else None
-    plan_texts.print_plan(found, full, changes, notes, measured, as_json)
+    plan_texts.print_plan(Told(found, full, checkpoint, changes, notes, measured), as_json)
     if found.fits == "no" and measured is None:
         raise SystemExit(1)
 
@@ -91,7 +99,9 @@ def _facts(settings: "Recipe", progress: "Progress") -> "ModelFacts":
     """What the base model is made of: counted from its config, or built without weights where its family is another."""
     from dataclasses import replace
 
-    from lorakit.plan.facts import config_of, facts_from
+    from lorakit.model.stored import refuse_irreversible
+    from lorakit.plan.facts import config_of, facts_from, folder_of
+    from lorakit.recipe.problems import one_line
 
     base = settings.model.base
     config = config_of(base, settings.model.revision)
@@ -103,14 +113,18 @@ def _facts(settings: "Recipe", progress: "Progress") -> "ModelFacts":
             f"model.base: the sizes of {base} are not known here. Give a local folder with its config.json, fetch the "
             "model once (lorakit train RECIPE --dry-run), or plan on a well-known model of the same size."
         )
+    if settings.output.merged:
+        refuse_irreversible(facts.stored, base)
     if facts.skeleton is None:
-        kind = config.get("model_type")
+        kind = one_line(str(config.get("model_type")))
         progress.say(f"model.base: a {kind} is not counted from its config: building it without weights")
         from lorakit.model.load import quiet_libraries
         from lorakit.plan.built import built_skeleton
 
         quiet_libraries()
-        facts = replace(facts, skeleton=built_skeleton(config, settings.adapter))
+        folder = folder_of(base, settings.model.revision)
+        source = folder if folder and (folder / "config.json").is_file() else config
+        facts = replace(facts, skeleton=built_skeleton(source, settings.adapter))
     return facts
 
 

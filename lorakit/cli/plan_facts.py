@@ -1,6 +1,6 @@
 """The JSON documents of `lorakit plan`: bytes, seconds, numbers."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import UserError
@@ -8,6 +8,7 @@ from lorakit.errors import UserError
 if TYPE_CHECKING:
     from lorakit.plan.advice import Advice
     from lorakit.plan.changes import Change
+    from lorakit.plan.checkpoint import Checkpoint
     from lorakit.plan.devices import Device
     from lorakit.plan.planned import Plan
 
@@ -38,17 +39,43 @@ def card_facts(device: "Device", plan: "Plan | UserError") -> dict[str, Any]:
     }
 
 
-def facts_of(
-    plan: "Plan", full: "Plan | None", changes: "list[Change]", notes: "list[Advice]", probed: Any
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Told:
+    """All that is told of one plan."""
+
+    plan: "Plan"
+    full: "Plan | None"
+    """Full fine-tuning, beside it."""
+    checkpoint: "Checkpoint | None"
+    """What the checkpoint's own quantization means, where it has one."""
+    changes: "list[Change]"
+    notes: "list[Advice]"
+    probed: Any
+
+    @property
+    def merge(self) -> int | None:
+        """Main memory of a merge; None where nothing can be merged. A quantized checkpoint is a whole model in float32
+        while it is dequantized."""
+        if self.checkpoint is None:
+            return self.plan.merge
+        whole = 4 * self.plan.skeleton.parameters
+        return max(whole, self.plan.merge) if self.checkpoint.mergeable else None
+
+
+def facts_of(told: Told) -> dict[str, Any]:
     """A plan as plain values: bytes, seconds, numbers."""
+    facts = _plan_facts(told.plan)
+    facts["memory"]["merge"] = told.merge
+    if told.merge is None:
+        facts["files"]["model"] = None
     return {
-        **_plan_facts(plan),
-        "full_fine_tuning": _plan_facts(full) if full else None,
-        "changes": [_change_facts(change) for change in changes],
-        "advice": [asdict(note) for note in notes],
-        "measured": asdict(probed) if probed is not None else None,
-        "auto": [asdict(choice) for choice in plan.choices],
+        **facts,
+        "checkpoint": asdict(told.checkpoint) if told.checkpoint else None,
+        "full_fine_tuning": _plan_facts(told.full) if told.full else None,
+        "changes": [_change_facts(change) for change in told.changes],
+        "advice": [asdict(note) for note in told.notes],
+        "measured": asdict(told.probed) if told.probed is not None else None,
+        "auto": [asdict(choice) for choice in told.plan.choices],
     }
 
 
@@ -91,7 +118,7 @@ def _plan_facts(plan: "Plan") -> dict[str, Any]:
 
 def _change_facts(change: "Change") -> dict[str, Any]:
     return {
-        "set": {step.key: step.value for step in change.steps},
+        "set": {step.key: step.value for step in change.steps} | dict.fromkeys(change.emptied),
         "options": change.overrides,
         "takes": change.plan.longest.total,
         "time": change.slower,

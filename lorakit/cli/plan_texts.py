@@ -2,11 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.cli.plan_facts import card_facts, error_of, facts_of
+from lorakit.cli.plan_facts import Told, card_facts, error_of, facts_of
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
-    from lorakit.plan.advice import Advice
     from lorakit.plan.changes import Change
     from lorakit.plan.devices import Device
     from lorakit.plan.duration import Span
@@ -19,30 +18,24 @@ _FITS = {
 }
 
 
-def print_plan(
-    plan: "Plan",
-    full: "Plan | None",
-    changes: "list[Change]",
-    notes: "list[Advice]",
-    probed: Any,
-    as_json: bool,
-) -> None:
+def print_plan(told: Told, as_json: bool) -> None:
     """Print one plan."""
     from lorakit import console
 
     if as_json:
-        console.result_json(facts_of(plan, full, changes, notes, probed))
+        console.result_json(facts_of(told))
         return
-    _print_memory(plan, full)
-    console.result(_verdict(plan))
-    _print_figures(plan, full)
-    if probed is not None:
-        console.result(_measured(plan, probed))
-    _print_changes(plan, changes)
-    for note in notes:
-        console.result(f"- {note.about}: {note.text} ({note.source})")
+    plan = told.plan
+    _print_memory(plan, told.full)
+    console.result_wrapped(_verdict(plan))
+    console.result_facts(_figures(told))
+    if told.probed is not None:
+        console.result_wrapped(_measured(plan, told.probed))
+    _print_changes(plan, told.changes)
+    for note in told.notes:
+        console.result_wrapped(f"- {note.about}: {note.text} ({note.source})", under="  ")
     for choice in plan.choices:
-        console.result(f"# {choice}")
+        console.result_wrapped(f"# {choice}", under="#   ")
 
 
 def print_cards(devices: "list[Device]", plans: "list[Plan | UserError]", as_json: bool) -> None:
@@ -63,7 +56,7 @@ def print_cards(devices: "list[Device]", plans: "list[Plan | UserError]", as_jso
 
 
 def _card_row(device: "Device", plan: "Plan | UserError") -> list[str]:
-    size = f"{device.memory / 2**30:.0f}"
+    size = f"{round(device.memory / 2**30, 1):g}"
     if isinstance(plan, UserError):
         return [device.name, size, "no", "-", "-", "-", "-"]
     if plan.fits == "no":
@@ -99,34 +92,51 @@ def _verdict(plan: "Plan") -> str:
     return f"{_FITS[plan.fits]}: {taken}, {_gib(plan.room)} of them planned with. {fullest}"
 
 
-def _print_figures(plan: "Plan", full: "Plan | None") -> None:
-    from lorakit import console
-
+def _figures(told: Told) -> list[tuple[str, str]]:
+    """The figures of a plan beside memory, each with its name."""
+    plan, full, checkpoint = told.plan, told.full, told.checkpoint
     skeleton, adapted = plan.skeleton, plan.adapted
     how = "built without weights on torch's meta device" if skeleton.built else "counted from its config"
     near = "about " if adapted.estimated else ""
-    trained = f"{near}{adapted.trained:,} ({adapted.trained / skeleton.parameters:.2%})"
-    files = f"adapter {_bytes(plan.adapter_file)}, merged model {_bytes(plan.model_file)}"
-    rows = [
-        ("parameters", f"{skeleton.parameters:,}, {how}{_left_plain(plan)}"),
-        ("trained", trained),
-        ("files", files if plan.adapter_file else f"model {_bytes(plan.model_file)}"),
+    rows = [("parameters", f"{skeleton.parameters:,}, {how}{_left_plain(plan)}")]
+    if checkpoint:
+        rows.append(("checkpoint", checkpoint.said))
+    rows += [
+        ("trained", f"{near}{adapted.trained:,} ({adapted.trained / skeleton.parameters:.2%})"),
+        ("files", _files(told)),
         ("evaluation", f"{_gib(plan.evaluation)} at its fullest"),
-        ("merge", f"{_gib(plan.merge)} of main memory, on any device"),
+        ("merge", _merge(told)),
         ("rows", _rows(plan)),
     ]
     if plan.steps:
-        rows.append(("steps", f"{plan.steps:,} of {plan.recipe.train.batch_size} rows"))
+        about = "" if plan.recipe.train.steps or plan.rows.exact else "about "
+        rows.append(("steps", f"{about}{plan.steps:,} of {plan.recipe.train.batch_size} rows"))
     if plan.tokens and plan.operations:
         rows.append(("work", f"{plan.tokens:,} tokens, {plan.padding:.0%} padding, {plan.operations:.2g} FLOPs"))
     rows.append(("time", _time(plan)))
     if plan.price:
         rows.append(("price", _span(plan.price, lambda value: f"{value:,.2f}")))
     if full:
-        told = f"{_gib(full.longest.total)}, {full.adapted.trained:,} trained, model {_bytes(full.model_file)}"
+        taken = f"{_gib(full.longest.total)}, {full.adapted.trained:,} trained, model {_bytes(full.model_file)}"
         time = f", {_span(full.time, duration)}" if full.time and full.fits != "no" else ", which does not fit"
-        rows.append(("full fine-tuning", told + (time if full.fits == "no" or full.time else "")))
-    console.result_facts(rows)
+        rows.append(("full fine-tuning", taken + (time if full.fits == "no" or full.time else "")))
+    return rows
+
+
+def _files(told: Told) -> str:
+    plan = told.plan
+    if not plan.adapter_file:
+        return f"model {_bytes(plan.model_file)}"
+    adapter = f"adapter {_bytes(plan.adapter_file)}"
+    return adapter if told.merge is None else f"{adapter}, merged model {_bytes(plan.model_file)}"
+
+
+def _merge(told: Told) -> str:
+    if told.merge is None:
+        assert told.checkpoint is not None
+        return f"none: to {told.checkpoint.quantization} weights no adapter can be added; it is served beside them"
+    dequantized = ", the model dequantized as a whole" if told.checkpoint else ""
+    return f"{_gib(told.merge)} of main memory, on any device{dequantized}"
 
 
 def _left_plain(plan: "Plan") -> str:
@@ -141,11 +151,11 @@ def _rows(plan: "Plan") -> str:
     rows = plan.rows
     if rows.count is None:
         return rows.counted
+    about = "" if rows.exact else "about "
     held_out = f", {rows.held_out:,} held out" if rows.held_out else ""
     over = f", {rows.overlong:.1%} longer than data.max_length" if rows.overlong else ""
-    return (
-        f"{rows.count:,}{held_out}; {rows.mean:,.0f} tokens on average, at most {rows.longest:,}{over}. {rows.counted}"
-    )
+    long = f"{rows.mean:,.0f} tokens on average, at most {rows.longest:,}{over}"
+    return f"{about}{rows.count:,}{held_out}; {long}. {rows.counted}"
 
 
 def _time(plan: "Plan") -> str:
@@ -167,14 +177,15 @@ def _print_changes(plan: "Plan", changes: "list[Change]") -> None:
 
     if not changes:
         if plan.fits != "yes":
-            console.result(
+            console.result_wrapped(
                 "No change that is tried here makes it fit: take a smaller base model, or a larger card (--gpu all)."
             )
         return
     console.result("to make it fit, what costs least first:" if plan.fits != "yes" else "what would use the room:")
     for change in changes:
         console.result(f"  {change.overrides}")
-        console.result(f"      takes {_gib(change.plan.longest.total)}{_slower(change.slower)}: {change.costs}")
+        told = f"takes {_gib(change.plan.longest.total)}{_slower(change.slower)}: {change.costs}"
+        console.result("\n".join(console.wrapped(told, under=" " * 8, begin=" " * 6)))
 
 
 def _slower(times: float | None) -> str:
@@ -186,7 +197,9 @@ def _gib(count: float) -> str:
 
 
 def _bytes(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def duration(seconds: float) -> str:

@@ -91,8 +91,9 @@ def _no_model(error: BaseException) -> UserError:
     told = "".join(sign if sign.isprintable() else " " for sign in str(error))
     words = " ".join(told.split()).partition(". ")[0] or type(error).__name__
     said = words.rstrip(".") if len(words) <= _MOST_SAID else f"{words[:_MOST_SAID].rstrip()} ..."
+    ours = f"transformers {transformers.__version__}"
     return UserError(
-        f"model.base: transformers {transformers.__version__} can make no causal language model of this config: {said}. "
+        f"model.base: {ours} can make no causal language model of this config: {said}. "
         "Fetch the model again, name one of a family that it knows, or install a newer transformers."
     )
 

@@ -81,11 +81,16 @@ def check_quantization(base: Base, settings: Model, trainable: bool = False) -> 
     if stored is None:
         return None
     refuse_quantization(stored, base.name, settings, trainable)
-    lacking = [name for name in stored.packages if find_spec(name.replace("-", "_")) is None]
+    lacking = lacking_packages(stored)
     if lacking:
         what = _what(stored, base.name)
         raise UserError(f"model.base: {what}; loading them needs another package: pip install {' '.join(lacking)}.")
     return stored
+
+
+def lacking_packages(stored: Stored) -> tuple[str, ...]:
+    """Those of the packages that load a checkpoint which are not installed."""
+    return tuple(name for name in stored.packages if find_spec(name.replace("-", "_")) is None)
 
 
 def refuse_quantization(stored: Stored, name: str, settings: Model, trainable: bool) -> None:
@@ -126,10 +131,14 @@ def check_mergeable(base: Base) -> None:
     Raises:
         UserError: its quantization cannot be undone.
     """
-    stored = stored_quantization(base.folder)
+    refuse_irreversible(stored_quantization(base.folder), base.name)
+
+
+def refuse_irreversible(stored: Stored | None, name: str) -> None:
+    """Refuse a quantization that cannot be undone: no adapter can be added to such weights."""
     if stored and not stored.reversible:
         raise UserError(
-            f"model.base: the weights of {base.name} are {stored.quantization}, to which no adapter can be added: "
+            f"model.base: the weights of {name} are {stored.quantization}, to which no adapter can be added: "
             "serve the adapter beside them (output.merged: false)."
         )
 

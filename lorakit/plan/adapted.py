@@ -37,6 +37,8 @@ class Adapted:
     dora: bool = False
     saved: int = 0
     """Numbers in the adapter's file, which may be of another rank than what is trained."""
+    first: int = 0
+    """The first block with a weight that full fine-tuning trains."""
     small: int = 0
     """Trained numbers in matrices that are too small for bitsandbytes to page their states."""
 
@@ -47,8 +49,10 @@ class Adapted:
 
     @cached_property
     def first_block(self) -> int:
-        """The first block that gradients go back to: below the first adapter nothing is kept for them."""
-        if self.everything or self.whole:
+        """The first block that gradients go back to: below what is trained nothing is kept for them."""
+        if self.everything:
+            return self.first
+        if self.whole:
             return 0
         numbers = [Weight(path, "").layer for path in self.ranks]
         return min((number for number in numbers if number is not None), default=0)
@@ -71,7 +75,8 @@ def adapted_by(skeleton: Skeleton, settings: Adapter) -> Adapted:
     if trains_all(settings):
         narrowed = settings.targets != "all-linear" or settings.exclude or settings.layers != "all"
         numbers = sum(weight.size for weight in chosen) if narrowed else skeleton.parameters
-        return Adapted({}, 0, round(numbers * share), everything=True, estimated=estimated)
+        first = min((weight.layer or 0 for weight in chosen), default=0) if narrowed else 0
+        return Adapted({}, 0, round(numbers * share), everything=True, estimated=estimated, first=first)
     own = overridden("rank_overrides", chosen, settings.rank_overrides, settings.rank)
     ranks = {weight.path: own.get(weight.parameter or weight.path, settings.rank) for weight in chosen}
     numbers = kind.facts.get("numbers", _low_rank)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,11 @@ from typing import Any
 from lorakit.errors import UserError
 from lorakit.model.stored import refuse_quantization
 from lorakit.plan.facts import ModelFacts
-from lorakit.plan.fit import load_of, most_rows, room
 from lorakit.plan.machine import Machine
+from lorakit.plan.micro_batches import micro_batches
 from lorakit.recipe.kinds import adapter_folder, begins_from, effective_model, kind_of, trains_all
 from lorakit.recipe.schema import Recipe, Spectrum
 
-# Where this many tokens fit, recomputing activations to fit more costs more than larger micro-batches give.
-_TOKENS_WITHOUT = 1024
 # The width of LLaMA-33B, from which on QLoRA halves its rate.
 _HIDDEN_33B = 6656
 # Exponents of the Tinker cookbook's formula for LoRA's learning rate, by model family.
@@ -46,13 +43,14 @@ def settle(
     facts: ModelFacts | None,
     longest: int | None = None,
     attentions: tuple[str, ...] | None = None,
+    mean: float | None = None,
 ) -> "Settled":
     """The recipe with every `auto` replaced, and the choices made.
 
     `longest` is the longest example in tokens, where the data has been read; else `data.max_length` stands in.
     `attentions`: the implementations that the model's family has; None where transformers has not been asked, which
-    leaves the usual two. An `auto` that hangs on a model which is not on this machine yet stays `auto`, with a choice
-    that says so.
+    leaves the usual two. `mean` is the average example in tokens; where no row is known, all are as long as the
+    longest. An `auto` that hangs on a model which is not on this machine yet stays `auto`, with a choice that says so.
 
     Raises:
         UserError: a setting cannot work on this machine.
@@ -83,7 +81,8 @@ def settle(
             f"no GPU. Write {recipe.train.optimizer.removeprefix('paged-')}."
         )
     length = min(longest or recipe.data.max_length, recipe.data.max_length)
-    choices += _memory_choices(_replaced(recipe, choices), machine, facts, length)
+    found = micro_batches(_replaced(recipe, choices), machine, facts, length, min(mean or length, length))
+    choices += [Choice(f"train.{name}", value, reason) for name, value, reason in found]
     if recipe.train.learning_rate == "auto":
         choices.append(Choice("train.learning_rate", *formula_rate(recipe, facts)))
     return Settled(_replaced(recipe, choices), tuple(choices))
@@ -159,44 +158,6 @@ def _packing(attention: str) -> tuple[str, str]:
             "variable-length attention takes rows end to end, without padding and without a mask",
         )
     return "off", f"with {attention} a pack pays a dense mask, and rows batched by length have little padding to save"
-
-
-def _memory_choices(recipe: Recipe, machine: Machine, facts: ModelFacts | None, length: int) -> list[Choice]:
-    """micro_batch and gradient_checkpointing: as much as fits without checkpointing, checkpointing when little does."""
-    train = recipe.train
-    asked = [name for name in ("gradient_checkpointing", "micro_batch") if getattr(train, name) == "auto"]
-    if not asked:
-        return []
-    if facts is None or facts.skeleton is None:
-        unknown = "what fits is known when the model is built"
-        values = {"gradient_checkpointing": False, "micro_batch": min(8, train.batch_size)}
-        return [Choice(f"train.{name}", values[name], unknown) for name in asked]
-    load, budget = load_of(recipe, facts, facts.skeleton, machine.is_gpu), room(machine)
-    most = train.batch_size if train.micro_batch == "auto" else int(train.micro_batch)
-    wanted = min(most, math.ceil(_TOKENS_WITHOUT / length)) if train.micro_batch == "auto" else most
-    plain = most_rows(load, length, False, most, budget)
-    checkpointing = bool(train.gradient_checkpointing)
-    if train.gradient_checkpointing == "auto":
-        checkpointing = plain < wanted and (plain == 0 or most_rows(load, length, True, most, budget) > plain)
-    rows = most_rows(load, length, checkpointing, most, budget) if train.micro_batch == "auto" else most
-    even = math.ceil(most / math.ceil(most / rows)) if rows else 0  # 16 rows go as 8 + 8, not as 9 + 7
-    place = f"{budget / 2**30:.1f} GiB of {machine.name}"
-    choices = []
-    if "gradient_checkpointing" in asked:
-        needed = load.memory(wanted, length, False).total
-        reason = f"{wanted} rows of {length} tokens take {needed / 2**30:.1f} GiB without it, and {place} may be used"
-        choices.append(Choice("train.gradient_checkpointing", checkpointing, reason))
-    if "micro_batch" in asked:
-        needed = load.memory(max(even, 1), length, checkpointing).total
-        fits = f"{max(even, 1)} x {length} tokens take {needed / 2**30:.1f} GiB"
-        if rows == 0:
-            reason = f"even {fits}, more than {place}: lorakit plan says what would fit"
-        elif rows == most:
-            reason = f"the whole batch fits: {fits} of the {place}"
-        else:
-            reason = f"{fits}; at most {rows} rows fit into {place}"
-        choices.append(Choice("train.micro_batch", max(even, 1), reason))
-    return choices
 
 
 def _optimizer(recipe: Recipe) -> tuple[str, str]:

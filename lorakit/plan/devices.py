@@ -144,7 +144,9 @@ DEVICES: tuple[Device, ...] = (
 # Cards sold as one size differ by this share in what they show: 22.5 to 24 GiB are 24 GB.
 _SAME_SIZE = 0.07
 # A card's size alone: what its maker calls GB is counted in GiB.
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:g|gb|gib)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([mgt]i?b|[mgt])", re.IGNORECASE)
+# Gibibytes of a unit: 24,000 MB and 24 GB are one size of card.
+_UNITS = {"m": 1e-3, "mb": 1e-3, "mib": 1 / 1024, "g": 1, "gb": 1, "gib": 1, "t": 1e3, "tb": 1e3, "tib": 1024}
 # Words that nvidia-smi and people write around a card's name.
 _AROUND = re.compile(r"nvidia|geforce|tesla|quadro|generation|workstation edition|server edition|graphics card")
 
@@ -157,13 +159,15 @@ def find_device(text: str) -> Device:
     """
     size = _SIZE.fullmatch(text.strip())
     if size:
-        return _of_size(text, float(size[1]))
+        return _of_size(text, float(size[1]) * _UNITS[size[2].lower()])
     found = _named(text)
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join(device.name for device in found)
         raise UserError(f"--gpu: '{text}' is more than one GPU. Write one of: {names}.")
+    if re.fullmatch(r"[1-9]\d*(\.\d+)?", text.strip()):
+        raise UserError(f"--gpu: '{text}' is neither a card's name nor a memory. Did you mean {text.strip()}GB?")
     laptop = "laptop" in text.lower()  # another card than the desktop's of that name, mostly a smaller one
     near = None if laptop else nearest(_around_off(text), [device.name for device in DEVICES])
     hint = f" Did you mean {near}?" if near else ""
@@ -211,11 +215,16 @@ def _of_size(text: str, gibibytes: float) -> Device:
             f"--gpu: '{text}' is no memory of a GPU. Write a size such as 24GB, or a name such as RTX 4090."
         )
     memory = int(gibibytes * _GIB)
-    apart = max(_SAME_SIZE * memory, min(abs(device.memory - memory) for device in DEVICES))
-    alike = [device for device in DEVICES if abs(device.memory - memory) <= apart]
-    alike = [device for device in alike if device.bfloat16] or alike
-    slowest = min(alike, key=lambda device: device.float16)
+    slowest = slowest_of(memory)
     source = f"memory as given; as fast as the {slowest.name}, the slowest known card of about that memory"
     return dataclasses.replace(
         slowest, name=f"{gibibytes:g} GB GPU", memory=memory, source=f"{source} ({slowest.source})", aliases=()
     )
+
+
+def slowest_of(memory: int) -> Device:
+    """The slowest known card of about so many bytes; of one size those with bfloat16 count."""
+    apart = max(_SAME_SIZE * memory, min(abs(device.memory - memory) for device in DEVICES))
+    alike = [device for device in DEVICES if abs(device.memory - memory) <= apart]
+    alike = [device for device in alike if device.bfloat16] or alike
+    return min(alike, key=lambda device: device.float16)

@@ -1,13 +1,15 @@
 """How long a training run takes and what it costs: operations, memory traffic and kernel starts, from plain numbers.
 
-A micro-batch passes through the blocks two or three times (forward, backward, and forward again with gradient
-checkpointing). Each pass multiplies matrices, moves activations between the multiplications, dequantizes weights, and
-starts kernels. docs/planning.md has the sources of every number here, and predicted against published times.
+A micro-batch passes through the blocks two or three times: forward, backward, and forward again with gradient
+checkpointing, the last two only through the blocks that a gradient goes back to. Each pass multiplies matrices, moves
+activations between the multiplications, dequantizes weights, and starts kernels. docs/planning.md has the sources of
+every number here, and predicted against published times.
 """
 
 from dataclasses import dataclass
 
 from lorakit.plan.rates import Rates
+from lorakit.plan.work import Dora, Work
 
 # Numbers read and written a token and layer between the products, from the operations of transformers' Llama block:
 # per number of the hidden width (two norms with their casts, residuals, rotation of queries), and per number of the
@@ -21,6 +23,15 @@ _ADAPTER_HIDDEN_ACCESSES, _ADAPTER_WIDTH_ACCESSES = 12, 3
 _BACKWARD = 2
 # Kernels a layer and pass forward: the block's own, those of an adapter on each linear layer, and of dequantizing.
 _KERNELS, _ADAPTER_KERNELS, _QUANTIZED_KERNELS = 80, 35, 85
+# DoRA's bytes and kernels, counted operation by operation from the code that work.Dora names. Its norm: PEFT makes an
+# identity in float32 and rounds it (10 bytes a number), and of each weight makes B A, its cast, W's cast, the scaled
+# product, the sum and the norm (38). lorakit's norm makes nothing of a weight's size.
+_IDENTITY_BYTES, _BUILT_BYTES = 10, 38
+# Its outputs, forward, beside what an adapter's scaled and added output takes: bytes a number, built and not; backward
+# twice and three times that. Kernels a layer for the norm, and for the outputs forward.
+_BUILT_OUTPUT_BYTES, _OUTPUT_BYTES = 38, 8
+_OUTPUT_BACKWARD = 3
+_NORM_KERNELS, _OUTPUT_KERNELS = 10, 6
 # Bytes that dequantizing one weight reads and writes: 4 bits with their scale, or 8; two bytes out.
 _DEQUANTIZED_BYTES = {"nf4": 2.56, "q4": 2.56, "q8": 3.0}
 # bitsandbytes' 4-bit kernels reach this share of the bandwidth that plain traffic reaches (LitGPT's tables).
@@ -34,46 +45,6 @@ _OPTIMIZER_BYTES = 40
 _CHUNK_LOGITS = 1 << 25
 # The estimate is times these, low and high: what the published runs in docs/planning.md differ by.
 LOW, HIGH = 0.6, 1.7
-
-
-@dataclass(frozen=True)
-class Work:
-    """One training run, in numbers."""
-
-    steps: int
-    micro_batches: int
-    """Of the whole run."""
-    tokens: int
-    """That go through the body over the whole run, padding included."""
-    square_tokens: float
-    """Sum over rows of length squared."""
-    trained_tokens: int
-    """Positions at which the head is computed."""
-    body: int
-    """Weights of the blocks that each token is multiplied with: of experts the active ones."""
-    head: int
-    """Hidden width x vocabulary."""
-    adapter: int
-    """Trained numbers of the adapter that each token is multiplied with; 0 for full fine-tuning."""
-    attention: int
-    """Layers x query width."""
-    weight_bytes: int
-    """Of the frozen weights as they are held."""
-    weight_numbers: int
-    """Quantized weights, which are dequantized at each use; 0 without quantization."""
-    quantization: str
-    """none, q8, q4 or nf4."""
-    trains_weights: bool
-    """Full fine-tuning."""
-    checkpointing: bool
-    optimizer_numbers: int
-    """Numbers that the optimizer moves."""
-    layers: int
-    hidden: int
-    """The width of the hidden states."""
-    held_out_tokens: int = 0
-    """That go forward through the body to score held-out rows, over all scorings of the run."""
-    held_out_trained_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,10 +62,13 @@ def operations(work: Work) -> float:
     Two a weight and token forward, two for the gradient of the inputs, two for that of trained weights, two more where
     checkpointing computes the block again. Attention is causal: half of length squared.
     """
-    again = 2 if work.checkpointing else 0
-    body = work.body * (4 + again + (2 if work.trains_weights else 0)) + work.adapter * (6 + again)
-    attention = work.attention * (6 + again)
-    head = work.head * (4 + (2 if _head_again(work) else 0) + (2 if work.trains_weights else 0))
+    again = 1 if work.checkpointing else 0
+    back = _share_back(work)
+    twice = work.dora.twice if work.dora else 0
+    body = work.body * (2 + (2 + 2 * again) * back) + 2 * work.trained_body
+    body += work.adapter * (6 + 2 * again) + twice * (4 + 2 * again)
+    attention = work.attention * (2 + (4 + 2 * again) * back)
+    head = work.head * (4 + (2 if _head_again(work) else 0) + (2 if work.trained_head else 0))
     training = work.tokens * body + work.square_tokens * attention + work.trained_tokens * head
     held_out = work.held_out_tokens * (work.body + work.adapter) + work.held_out_trained_tokens * work.head
     return float(training + 2 * held_out)
@@ -107,7 +81,7 @@ def seconds(work: Work, rates: Rates) -> Span:
     computing = max(_products(work, rates), share * _reading(work, rates))
     moving = _traffic(work, rates) + share * _dequantizing(work, rates)
     starting = share * _starting(work, rates)
-    on_device = computing + moving
+    on_device = computing + moving + share * (_norms(work.dora, work, rates) if work.dora else 0.0)
     micro_batches = max(on_device, starting) if rates.queued else on_device + starting
     optimizer = work.steps * work.optimizer_numbers * _OPTIMIZER_BYTES / rates.bandwidth
     likely = micro_batches + optimizer
@@ -124,9 +98,19 @@ def _head_again(work: Work) -> bool:
     return logits > _CHUNK_LOGITS
 
 
-def _passes(work: Work) -> int:
-    """How often a micro-batch uses each frozen weight."""
-    return 3 if work.checkpointing else 2
+def _share_back(work: Work) -> float:
+    """The share of the blocks that a gradient goes back through: only these are computed again, too."""
+    return work.layers_back / work.layers
+
+
+def _forwards(work: Work) -> int:
+    """How often a block that a gradient goes back through is computed forward."""
+    return 2 if work.checkpointing else 1
+
+
+def _passes(work: Work) -> float:
+    """How often a micro-batch uses each frozen weight, on average."""
+    return 1 + _share_back(work) * _forwards(work)
 
 
 def _products(work: Work, rates: Rates) -> float:
@@ -145,12 +129,36 @@ def _traffic(work: Work, rates: Rates) -> float:
     """Moving activations between the products."""
     width = work.body / work.layers / work.hidden
     hidden = _HIDDEN_ACCESSES_FLOAT32 if rates.number_bytes == 4 else _HIDDEN_ACCESSES
-    accesses = hidden * work.hidden + _WIDTH_ACCESSES * width
-    if work.adapter:
-        accesses += _ADAPTER_HIDDEN_ACCESSES * work.hidden + _ADAPTER_WIDTH_ACCESSES * width
-    passes = _passes(work) - 1 + _BACKWARD
-    numbers = (work.tokens * passes + work.held_out_tokens) * work.layers * accesses
-    return numbers * rates.number_bytes / rates.bandwidth
+    plain = hidden * work.hidden + _WIDTH_ACCESSES * width
+    adapter = _ADAPTER_HIDDEN_ACCESSES * work.hidden + _ADAPTER_WIDTH_ACCESSES * width
+    again = _forwards(work) - 1
+    forward = work.layers * plain + work.layers_adapted * adapter
+    back = work.layers_back * plain + work.layers_adapted * adapter
+    numbers = (work.tokens + work.held_out_tokens) * forward + work.tokens * (again + _BACKWARD) * back
+    return (numbers * rates.number_bytes + _scaled(work)) / rates.bandwidth
+
+
+def _scaled(work: Work) -> float:
+    """Bytes of the outputs that DoRA scales."""
+    if not work.dora:
+        return 0.0
+    if work.dora.built:
+        forward, backward = _BUILT_OUTPUT_BYTES, _BACKWARD * _BUILT_OUTPUT_BYTES
+    else:
+        forward, backward = _OUTPUT_BYTES, _OUTPUT_BACKWARD * _OUTPUT_BYTES
+    passes = work.tokens * (_forwards(work) * forward + backward) + work.held_out_tokens * forward
+    return work.dora.outputs * passes
+
+
+def _norms(dora: Dora, work: Work, rates: Rates) -> float:
+    """Taking the norms of DoRA's weights: in each pass where they are built, else once, until the adapter changes."""
+    once = 2 * dora.norm / rates.compute
+    if not dora.built:
+        return work.micro_batches * once
+    made = float(dora.weights * _BUILT_BYTES + dora.identities * _IDENTITY_BYTES)
+    if work.weight_numbers:  # PEFT dequantizes the weight once more for its norm
+        made += dora.weights * _DEQUANTIZED_BYTES[work.quantization] / _DEQUANTIZING_SHARE
+    return work.micro_batches * _forwards(work) * (once + made / rates.bandwidth)
 
 
 def _dequantizing(work: Work, rates: Rates) -> float:
@@ -161,6 +169,10 @@ def _dequantizing(work: Work, rates: Rates) -> float:
 
 
 def _starting(work: Work, rates: Rates) -> float:
-    kernels = _KERNELS + (_ADAPTER_KERNELS if work.adapter else 0) + (_QUANTIZED_KERNELS if work.weight_numbers else 0)
-    passes = _passes(work) - 1 + _BACKWARD
-    return work.micro_batches * work.layers * passes * kernels * rates.start
+    plain = _KERNELS + (_QUANTIZED_KERNELS if work.weight_numbers else 0)
+    back = _forwards(work) - 1 + _BACKWARD
+    kernels = plain * (work.layers + work.layers_back * back) + _ADAPTER_KERNELS * work.layers_adapted * (1 + back)
+    if work.dora:
+        norms = _forwards(work) if work.dora.built else 1
+        kernels += work.dora.modules * (_NORM_KERNELS * norms + _OUTPUT_KERNELS * (1 + back))
+    return work.micro_batches * kernels * rates.start

@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorakit.plan.devices import Device, known_device
 from lorakit.plan.limits import limits_of
 from lorakit.progress import Progress
 
@@ -21,6 +22,8 @@ class Machine:
     bfloat16: bool
     here: bool = True
     """Whether it is the machine that this runs on, and not one that is planned for."""
+    card: Device | None = None
+    """The card of the table that it is, whose rates are known."""
 
     @property
     def is_gpu(self) -> bool:
@@ -46,7 +49,12 @@ def usable_machine(progress: Progress) -> Machine:
         )
         return processor()
     gpu = torch.cuda.get_device_properties(0)
-    return Machine("cuda", gpu.name, gpu.total_memory, gpu.major >= 8)
+    return _gpu(gpu.name, gpu.total_memory, gpu.major >= 8)
+
+
+def _gpu(name: str, memory: int, bfloat16: bool) -> Machine:
+    """A GPU that is here, of which `memory` bytes are shown."""
+    return Machine("cuda", name, memory, bfloat16, card=known_device(name, memory))
 
 
 def _first_gpu() -> Machine | None:
@@ -59,7 +67,7 @@ def _first_gpu() -> Machine | None:
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
         name, mebibytes, capability = (cell.strip() for cell in done.stdout.splitlines()[0].split(","))
-        return Machine("cuda", name, int(mebibytes) << 20, float(capability) >= 8.0)
+        return _gpu(name, int(mebibytes) << 20, float(capability) >= 8.0)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
 

@@ -172,7 +172,6 @@ def way_of(adapted: Adapted, training: Training) -> Way:
         autocast=half,
         float16=training.dtype == "float16",
         on_gpu=training.on_gpu,
-        keeps_inputs=training.quantization == "q8",
         dora=adapted.dora,
     )
 

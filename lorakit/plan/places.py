@@ -1,6 +1,6 @@
 """What a run is planned for: a card from the table, or this machine, with the rates that it reaches."""
 
-from lorakit.plan.devices import Device, known_device
+from lorakit.plan.devices import Device
 from lorakit.plan.machine import Machine, this_machine
 from lorakit.plan.planned import Place
 from lorakit.plan.rates import Rates, measure_cpu, rates_of
@@ -8,7 +8,7 @@ from lorakit.plan.rates import Rates, measure_cpu, rates_of
 
 def place_of(device: Device) -> Place:
     """A card that is not asked whether it is here."""
-    machine = Machine("cuda", device.name, device.memory, device.bfloat16 is not None, here=False)
+    machine = Machine("cuda", device.name, device.memory, device.bfloat16 is not None, here=False, card=device)
     return Place(machine, lambda dtype: rates_of(device, dtype))
 
 
@@ -17,8 +17,8 @@ def this_place() -> Place:
     machine = this_machine()
     if not machine.is_gpu:
         return Place(machine, _of_processor)
-    device = known_device(machine.name, machine.memory)
-    return Place(machine, (lambda dtype: rates_of(device, dtype)) if device else _unknown)
+    card = machine.card
+    return Place(machine, (lambda dtype: rates_of(card, dtype)) if card else _unknown)
 
 
 def _of_processor(dtype: str) -> Rates | None:

@@ -11,20 +11,19 @@ from lorakit.errors import UserError
 from lorakit.model.skeleton import Skeleton
 from lorakit.plan.adapted import Adapted
 from lorakit.plan.auto import Choice, settle
-from lorakit.plan.duration import Span, Work, operations, price, seconds
+from lorakit.plan.duration import Span, operations, price, seconds
 from lorakit.plan.facts import ModelFacts
 from lorakit.plan.fit import Load, load_of, room
 from lorakit.plan.machine import Machine
 from lorakit.plan.memory import DTYPE_BYTES, Memory, weight_bytes
 from lorakit.plan.other_peaks import evaluating, merging
 from lorakit.plan.rates import Rates
+from lorakit.plan.work import TRAINED, Work, work_of
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.schema import Adapter, Recipe
 
 # Batches that are shuffled, sorted by length and cut together (lorakit/data/batches.py).
 _POOL = 32
-# The share of tokens that are trained, where no row is known.
-_TRAINED = 0.5
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,8 @@ class Rows:
     counted: str
     broken: int = 0
     """Of the rows looked at, those that cannot be read."""
+    exact: bool = False
+    """Whether `count` and `held_out` are the run's own."""
     sample: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     lengths: tuple[int, ...] = field(default=(), repr=False)
 
@@ -104,12 +105,13 @@ def rows_of(recipe: Recipe, seen: Glance | None) -> Rows:
         )
     if seen is None:
         told = f"the rows are not on this machine: every row is taken to be {limit} tokens long (data.max_length)"
-        return Rows(None, 0, limit, float(limit), _TRAINED, 0.0, told)
+        return Rows(None, 0, limit, float(limit), TRAINED, 0.0, told)
     longest = min(seen.longest, limit)
     return Rows(
         count=seen.rows,
         held_out=seen.held_out,
         broken=seen.broken,
+        exact=seen.split_exactly,
         longest=longest,
         mean=seen.mean,
         trained=seen.trained,
@@ -131,13 +133,13 @@ def plan_run(recipe: Recipe, facts: ModelFacts, rows: Rows, place: Place, per_ho
     """
     skeleton = facts.skeleton
     assert skeleton is not None
-    settled = settle(recipe, place.machine, facts, rows.longest)
+    settled = settle(recipe, place.machine, facts, rows.longest, mean=rows.mean)
     load = load_of(settled.recipe, facts, skeleton, place.machine.is_gpu)
     train = settled.recipe.train
     micro, checkpointing = int(train.micro_batch), bool(train.gradient_checkpointing)
     longest = load.memory(micro, rows.longest, checkpointing)
     steps = steps_of(settled.recipe, rows)
-    work = work_of(load, rows, steps, micro, checkpointing) if steps else None
+    work = _work(load, rows, steps, micro, checkpointing) if steps else None
     rates = place.rates(settled.recipe.model.dtype) if work else None
     time = seconds(work, rates) if work and rates else None
     allowed = room(place.machine)
@@ -177,39 +179,20 @@ def steps_of(recipe: Recipe, rows: Rows) -> int | None:
     return max(1, math.ceil(math.ceil(rows.count / recipe.train.batch_size) * (recipe.train.epochs or 1)))
 
 
-def work_of(load: Load, rows: Rows, steps: int, micro: int, checkpointing: bool) -> Work:
-    """A run in the numbers that its time hangs on."""
-    recipe, skeleton, adapted = load.recipe, load.skeleton, load.adapted
-    examples = steps * recipe.train.batch_size
-    tokens = round(examples * rows.mean / (1 - padding_of(recipe, rows, micro)))
-    scorings = 0
+def _work(load: Load, rows: Rows, steps: int, micro: int, checkpointing: bool) -> Work:
+    recipe, scorings = load.recipe, 0
     if rows.held_out:
         every = recipe.train.eval_every
         scorings = math.ceil(steps / every) if isinstance(every, int) else math.ceil(1 / every)
-    held_out = round(scorings * rows.held_out * rows.mean)
-    numbers = sum(weight.size for weight in skeleton.quantizable) if load.quantization != "none" else 0
-    width = 4 if adapted.everything else DTYPE_BYTES[recipe.model.dtype]
-    query = max((weight.inner for weight in skeleton.weights if weight.half == "attention"), default=skeleton.hidden)
-    return Work(
+    return work_of(
+        load,
+        micro,
+        checkpointing,
+        length=rows.mean,
+        trained=rows.trained,
         steps=steps,
-        micro_batches=steps * math.ceil(recipe.train.batch_size / micro),
-        tokens=tokens,
-        square_tokens=float(examples * rows.mean**2),
-        trained_tokens=round(examples * rows.mean * rows.trained),
-        body=skeleton.multiplied,
-        head=skeleton.hidden * skeleton.vocabulary,
-        adapter=0 if adapted.everything else adapted.matrices,
-        attention=skeleton.layers * query,
-        weight_bytes=weight_bytes(skeleton, load.quantization, recipe.model.double_quant, width),
-        weight_numbers=numbers,
-        quantization=load.quantization,
-        trains_weights=adapted.everything,
-        checkpointing=checkpointing,
-        optimizer_numbers=adapted.trained,
-        layers=skeleton.layers,
-        hidden=skeleton.hidden,
-        held_out_tokens=held_out,
-        held_out_trained_tokens=round(held_out * rows.trained),
+        padding=padding_of(recipe, rows, micro),
+        held_out=round(scorings * rows.held_out * rows.mean),
     )
 
 

@@ -80,8 +80,10 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
         raise UserError("data.train: with these weights an epoch has no row. Write larger ones, or give more rows.")
     machine = usable_machine(progress)
     facts = built_facts(base, recipe.adapter)
-    settled = settle(recipe, machine, facts, train.report.longest, attentions_of(base))
-    expected = _expected(settled.recipe, facts, train.report.longest, machine)
+    report = train.report
+    mean = report.tokens / report.examples
+    settled = settle(recipe, machine, facts, report.longest, attentions_of(base), mean)
+    expected = _expected(settled.recipe, facts, report.longest, machine)
     return Prepared(settled.recipe, settled.choices, base, machine, tokenizer, train, held_out, expected)
 
 

@@ -121,7 +121,10 @@ def _parent(reading: _Reading, node: Node, subject: str, chain: tuple[str, ...])
         path = path if path.is_file() else _shipped(node.value) or path
         complaint = _endless(path, chain)
         if complaint is None:
-            return _file(reading, path, chain, node.place, subject)
+            known = None if path.parent.is_dir() else _known_parts(node.value)
+            if known is None:
+                return _file(reading, path, chain, node.place, subject)
+            complaint = f"there is no file {one_line(node.value)}, and no part of that name", known
     reading.problems.append(Problem(node.place, subject, shown(plain(node)), *complaint))
     return None
 
@@ -130,9 +133,22 @@ def _shipped(text: str) -> Path | None:
     """The part that comes with lorakit under a name such as `hardware/8gb`: in the wheel, or in a checkout."""
     if not re.fullmatch(r"[a-z0-9-]+(/[a-z0-9-]+)+", text):
         return None
+    return next((path for folder in _shipped_folders() if (path := folder / f"{text}.yaml").is_file()), None)
+
+
+def _shipped_folders() -> tuple[Path, Path]:
     package = Path(__file__).resolve().parents[1]
-    folders = (package / "configs", package.parent / "configs")
-    return next((path for folder in folders if (path := folder / f"{text}.yaml").is_file()), None)
+    return package / "configs", package.parent / "configs"
+
+
+def _known_parts(text: str) -> str | None:
+    """The parts that come with lorakit in the folder that a name means; None where it means none of theirs."""
+    kind = text.partition("/")[0]
+    folder = next((found for configs in _shipped_folders() if kind and (found := configs / kind).is_dir()), None)
+    if folder is None or "/" not in text:
+        return None
+    names = sorted((path.stem for path in folder.glob("*.yaml")), key=lambda name: (len(name), name))  # 8gb before 12gb
+    return f"Write one of: {', '.join(f'{kind}/{name}' for name in names)}."
 
 
 def _no_path(node: Node) -> tuple[str, str] | None:

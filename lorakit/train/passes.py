@@ -13,6 +13,7 @@ from peft.helpers import disable_input_dtype_casting
 from lorakit.data.batches import collate, split_batch
 from lorakit.errors import LorakitError
 from lorakit.model.fused import fused_lora
+from lorakit.model.int8 import without_inputs
 from lorakit.model.load import DTYPES
 from lorakit.model.loss import supervised_loss
 from lorakit.model.memory import OutOfMemory, free_memory, within_memory
@@ -191,7 +192,7 @@ def autocast(device: torch.device, dtype: str) -> torch.autocast:
 @contextmanager
 def computing(model: Any, dtype: str) -> Iterator[None]:
     """Within this, the model computes as it is trained. Nothing of it is left changed."""
-    with _without_copies(model, dtype != "float32"), fused_lora(model):
+    with _without_copies(model, dtype != "float32"), without_inputs(model), fused_lora(model):
         yield
 
 

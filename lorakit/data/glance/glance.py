@@ -1,16 +1,17 @@
 """The rows of a recipe at a glance, of all its sources together."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
 from lorakit.data.glance.looked import TEXTS, Looked, look
+from lorakit.data.glance.sides import keeps_rows, keeps_what_is_said, refuse_empty, sides_of
 from lorakit.data.glance.spread import evenly, spread
 from lorakit.data.glance.token_counts import Counter, estimate
 from lorakit.data.glance.tokenizer_files import counter_of
 from lorakit.data.sources import sources_of
-from lorakit.recipe.schema import Data
+from lorakit.recipe.schema import Data, Source
 
 # Rows of a source whose tokens are counted. Of held-out rows it is asked only how many there are.
 _ROWS, _HELD_OUT_ROWS = 1200, 100
@@ -27,7 +28,7 @@ class Glance:
     `longest` of all rows, an estimate where not all were looked at. `overlong`: the share of the sampled rows
     beyond `max_length`. `trained`: the share of the tokens that are trained. `broken`: sampled rows that could not be
     read. `counted`: how tokens were counted, in words; `exact`: all rows were read, by the model's own tokenizer.
-    `texts`: prompt and last answer of some rows.
+    `split_exactly`: `rows` and `held_out` are those of the run. `texts`: prompt and last answer of some rows.
     """
 
     rows: int
@@ -39,6 +40,7 @@ class Glance:
     broken: int
     counted: str
     exact: bool
+    split_exactly: bool
     texts: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @property
@@ -72,12 +74,38 @@ def glance(data: Data, tokenizer_file: Path | None, chat_template: Path | None =
         look(one, source, data, counter, _HELD_OUT_ROWS)
         for one, source in zip(spreads[len(train) :], held_out, strict=True)
     ]
-    share = data.eval if isinstance(data.eval, float) else 0.0
-    return _together(looked, others, share, _words(looked, counter, trouble))
+    found_together = _together(looked, others, data, _words(looked, counter, trouble))
+    return _split(found_together, looked, others, train, held_out, data)
 
 
-def _together(looked: list[Looked], others: list[Looked], share: float, counted: str) -> Glance:
+def _split(
+    found: Glance, looked: list[Looked], others: list[Looked], train: list[Source], held_out: list[Source], data: Data
+) -> Glance:
+    """The same with rows counted as the run counts them, where every row is known.
+
+    Raises:
+        UserError: the split or `take` leaves no row.
+    """
+    every = [one.numbered for one in (*looked, *others)]
+    numbered = [rows for rows in every if rows is not None]
+    share = data.eval if isinstance(data.eval, float) else None
+    if not found.lengths or len(numbered) < len(every) or not keeps_what_is_said(data.clean):
+        return found
+    sides = sides_of(numbered[: len(train)], train, share)
+    refuse_empty(sides, share)
+    if held_out:
+        sides = replace(sides, held_out=sides_of(numbered[len(train) :], _unweighted(held_out), None).train)
+    certain = keeps_rows(data) and not found.broken and (found.exact or 2 * found.longest <= data.max_length)
+    return replace(found, rows=sides.train, held_out=sides.held_out, split_exactly=certain)
+
+
+def _unweighted(sources: list[Source]) -> list[Source]:
+    return [source.model_copy(update={"weight": 1.0}) for source in sources]
+
+
+def _together(looked: list[Looked], others: list[Looked], data: Data, counted: str) -> Glance:
     """The sources as one, each with the weight of its rows."""
+    share = data.eval if isinstance(data.eval, float) else 0.0
     rows = sum(one.rows for one in looked)
     lengths: list[int] = []
     for one in looked:
@@ -96,6 +124,7 @@ def _together(looked: list[Looked], others: list[Looked], share: float, counted:
         broken=sum(one.broken for one in looked),
         counted=counted,
         exact=all(one.whole and one.own for one in looked),
+        split_exactly=False,
         texts=tuple(evenly([text for one in looked for text in one.texts], TEXTS)),
     )
 

@@ -2,16 +2,17 @@
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from statistics import NormalDist, fmean, pstdev
 
 from lorakit.data.conversations import Conversation, Said, Text, Tokens
 from lorakit.data.formats import said as said_by
+from lorakit.data.glance import sides
 from lorakit.data.glance.spread import Spread, evenly
 from lorakit.data.glance.token_counts import Counter, Shape, estimate, trained_answers
-from lorakit.data.identity import used
+from lorakit.data.identity import digest_of, used
 from lorakit.data.rows import Row, RowError
 from lorakit.data.sources import renamed
 from lorakit.recipe.schema import Data, Source
@@ -28,7 +29,8 @@ class Looked:
     """One source: the `examples` that it gives, and the shapes of the sampled ones that are kept.
 
     `sampled`: rows whose tokens were counted, of them `overlong` beyond max_length. `whole`: they are all rows. `own`:
-    they were counted by the model's tokenizer and chat template, not estimated.
+    they were counted by the model's tokenizer and chat template, not estimated. `numbered`: every usable row by what it
+    says, with its examples; None where that is not known of all.
     """
 
     found: Spread
@@ -42,6 +44,7 @@ class Looked:
     whole: bool
     own: bool
     texts: list[tuple[str, str]]
+    numbered: list[sides.Row] | None
 
     @property
     def rows(self) -> float:
@@ -61,9 +64,10 @@ def look(found: Spread, source: Source, data: Data, counter: Counter, most: int)
     long = heapq.nlargest(_LONGEST, chain((saids[at] for at in left), more), key=_weight)
     shapes = counter.shapes([(said, source.system) for said in (*(saids[at] for at in chosen), *long)], data.train_on)
     sampled, longest = [row for row in shapes[: len(chosen)] if row], shapes[len(chosen) :]
-    fitted = [_fitted(row, data.max_length, data.overlong) for row in sampled]
-    kept = [row for row in fitted if row]
-    whole = found.whole and len(rows) == len(found.rows) and len(chosen) == len(saids)
+    fitted = {at: _fitted(row, data.max_length, data.overlong) for at, row in zip(chosen, shapes, strict=False) if row}
+    kept = [row for row in fitted.values() if row]
+    complete = found.whole and len(rows) == len(found.rows)
+    whole = complete and len(chosen) == len(saids)
     readable = found.total * len(saids) / max(len(rows), 1) * len(sampled) / max(len(chosen), 1)
     usable = _taken(readable * len(kept) / max(len(sampled), 1), source.take)
     examples = [shape for row in kept for shape in row]
@@ -79,7 +83,19 @@ def look(found: Spread, source: Source, data: Data, counter: Counter, most: int)
         whole=whole,
         own=counter.write is not None or (counter.tokenizer is not None and not _talks(saids)),
         texts=[text for said in evenly(saids, TEXTS) if (text := _asked_and_answered(said))],
+        numbered=_numbered(saids, fitted, [*sampled, *longest], data.max_length, whole) if complete else None,
     )
+
+
+def _numbered(
+    saids: Sequence[Said], fitted: Mapping[int, list[Shape]], shapes: list[list[Shape]], limit: int, whole: bool
+) -> list[sides.Row] | None:
+    """Every usable row by what it says; None where rows were left uncounted and not all are one example that fits."""
+    if whole:
+        return [(digest_of(saids[at]), len(examples)) for at, examples in fitted.items() if examples]
+    if all(len(row) == 1 and _MARGIN * row[0].length <= limit for row in shapes):
+        return [(digest_of(said), 1) for said in saids]
+    return None
 
 
 def _taken(rows: float, take: float | int | None) -> float:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.plan.doctor import choices, disk, gpu, hub, models, packages, processor, quantization
+from lorakit.plan.doctor import base, choices, disk, gpu, hub, models, packages, processor, quantization
 from lorakit.plan.doctor.finding import Check, Finding, findings_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def examine(network: bool, recipe: "Recipe | None" = None) -> Iterator[tuple[str
 def _sections(network: bool, recipe: "Recipe | None") -> dict[str, dict[str, Check]]:
     """Each section's checks, by the name under which a check is reported that ends with an error."""
     run = Path(recipe.output.dir) if recipe and recipe.output.dir else None
-    base: dict[str, Check] = {"base": partial(models.base, recipe.model)} if recipe else {}
+    asked: dict[str, Check] = {"base": partial(base.base, recipe)} if recipe else {}
     return {
         "Python": {"Python": packages.python, "system": packages.system},
         "Packages": {"packages": packages.required, "extras": packages.optional},
@@ -42,5 +42,5 @@ def _sections(network: bool, recipe: "Recipe | None") -> dict[str, dict[str, Che
         "What auto chooses here": {"auto": partial(choices.choices, recipe)},
         "Disk": {"disk": partial(disk.rooms, run)},
         "Hub": {"hub": hub.settings, "reachable": hub.reachable if network else hub.not_asked},
-        "Models": {"carried": models.carried, "hub's cache": models.cached, "known sizes": models.known, **base},
+        "Models": {"carried": models.carried, "hub's cache": models.cached, "known sizes": models.known, **asked},
     }

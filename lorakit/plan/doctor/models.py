@@ -1,15 +1,9 @@
-"""Models that need no network, and whether a recipe's base model is one."""
+"""Models that need no network."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lorakit.model.offline import CARRIERS, carried_file
 from lorakit.plan.doctor.finding import Finding, gib
-from lorakit.plan.doctor.packages import installed
-
-if TYPE_CHECKING:
-    from lorakit.recipe.schema import Model
 
 _SHOWN = 10
 
@@ -46,23 +40,3 @@ def known() -> Iterator[Finding]:
 
     ids = sum(len(model.ids) for model in known_models())
     yield Finding("known sizes", "ok", f"{ids} hub models can be planned without their files", figures={"models": ids})
-
-
-def base(model: "Model") -> Iterator[Finding]:
-    """Whether a recipe's base model is here, or can be fetched."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    name = model.base
-    if name.endswith(".gguf") and not installed("gguf"):
-        yield Finding("base", "broken", f"{name} needs the package gguf", "pip install 'lorakit[gguf]'")
-    elif Path(name).exists():
-        yield Finding("base", "ok", f"{name} is here")
-    elif isinstance(try_to_load_from_cache(name, "config.json", revision=model.revision), str):
-        yield Finding("base", "ok", f"{name} is in the hub's cache")
-    elif name in CARRIERS:
-        yield Finding("base", "ok", f"{name} comes from the hub or, without it, from {CARRIERS[name].package}")
-    elif constants.HF_HUB_OFFLINE:
-        remedy = "unset HF_HUB_OFFLINE, or write a local folder as model.base"
-        yield Finding("base", "broken", f"{name} is not here, and HF_HUB_OFFLINE is set", remedy)
-    else:
-        yield Finding("base", "note", f"{name} is not here yet: it is fetched from the hub when it is first used")

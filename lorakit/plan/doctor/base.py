@@ -1,0 +1,116 @@
+"""Whether a recipe's base model is on this machine, and whether all that a run loads of it is there and known."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorakit.errors import UserError
+from lorakit.model.base import Base, find_base
+from lorakit.model.offline import CARRIERS
+from lorakit.plan.doctor.finding import Finding
+from lorakit.plan.doctor.packages import import_error, installed
+from lorakit.progress import Silent
+
+if TYPE_CHECKING:
+    from lorakit.recipe.schema import Recipe
+
+_AGAIN = "fetch the model again, or put all its files into the folder"
+
+
+def base(recipe: "Recipe") -> Iterator[Finding]:
+    """Whether a recipe's base model is here, or can be fetched; of one that is here, each part that a run loads."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    name, revision = recipe.model.base, recipe.model.revision
+    cached = None if Path(name).exists() else try_to_load_from_cache(name, "config.json", revision=revision)
+    if name.endswith(".gguf") and not installed("gguf"):
+        yield Finding("base", "broken", f"{name} needs the package gguf", "pip install 'lorakit[gguf]'")
+    elif Path(name).is_file():
+        yield Finding("base", "ok", f"{name} is here")
+    elif Path(name).is_absolute():
+        yield from _parts(recipe, Path(name), f"{name} is here")
+    elif isinstance(cached, str):
+        yield from _parts(recipe, Path(cached).parent, f"{name} is in the hub's cache")
+    elif name in CARRIERS:
+        yield Finding("base", "ok", f"{name} comes from the hub or, without it, from {CARRIERS[name].package}")
+    elif constants.HF_HUB_OFFLINE:
+        remedy = "unset HF_HUB_OFFLINE, or write a local folder as model.base"
+        yield Finding("base", "broken", f"{name} is not here, and HF_HUB_OFFLINE is set", remedy)
+    else:
+        yield Finding("base", "note", f"{name} is not here yet: it is fetched from the hub when it is first used")
+
+
+def _parts(recipe: "Recipe", folder: Path, here: str) -> Iterator[Finding]:
+    """The files, the family, the tokenizer and the checkpoint's own quantization, as a run asks for them."""
+    try:
+        find_base(str(folder), recipe.model.revision, Silent())
+        yield Finding("base", "ok", here)
+    except UserError as error:
+        yield Finding("base", "broken", _said(error), _AGAIN)
+    config = _config(folder)
+    if config is None:
+        return
+    lacking = next((package for package in ("torch", "transformers") if import_error(package)), None)
+    if lacking:
+        yield Finding("base's parts", "note", f"not tried, since {lacking} cannot be imported")
+        return
+    found = Base(recipe.model.base, folder, "as doctor finds it")
+    yield _family(str(config["model_type"]))
+    yield _tokenizer(recipe, found)
+    yield from _quantization(recipe, found)
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    """What config.json says; None where `find_base` refuses it."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) and "model_type" in config else None
+
+
+def _family(family: str) -> Finding:
+    """Whether transformers has a causal language model of this family."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return Finding("base's family", "ok", f"{family}: known to transformers {transformers.__version__}")
+    said = f"{family}: transformers {transformers.__version__} knows no causal language model of this model_type"
+    remedy = "pip install --upgrade transformers, where a newer one knows it; else write another model.base"
+    return Finding("base's family", "broken", said, remedy)
+
+
+def _tokenizer(recipe: "Recipe", found: Base) -> Finding:
+    from lorakit.model.load import load_tokenizer, quiet_libraries
+
+    quiet_libraries()
+    try:
+        size = len(load_tokenizer(found, recipe.model.chat_template))
+    except UserError as error:
+        remedy = "put tokenizer.json and tokenizer_config.json beside the weights; model.chat_template gives a template"
+        return Finding("base's tokenizer", "broken", _said(error), remedy)
+    return Finding("base's tokenizer", "ok", f"{size:,} tokens, with a chat template")
+
+
+def _quantization(recipe: "Recipe", found: Base) -> Iterator[Finding]:
+    """The quantization that the checkpoint has already, where it has one."""
+    from lorakit.model.stored import check_quantization
+    from lorakit.recipe.kinds import effective_model, trains_all
+
+    try:
+        stored = check_quantization(found, effective_model(recipe), trains_all(recipe.adapter))
+    except UserError as error:
+        said, _, remedy = _said(error).rpartition(": pip install")
+        if said:
+            yield Finding("base's weights", "broken", said, f"pip install{remedy.rstrip('.')}")
+        else:
+            yield Finding("base's weights", "broken", _said(error), "write another model.base")
+        return
+    if stored:
+        yield Finding("base's weights", "ok", f"{stored.quantization} on disk, {stored.treatment} in training")
+
+
+def _said(error: UserError) -> str:
+    return str(error).removeprefix("model.base: ")

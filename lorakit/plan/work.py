@@ -1,0 +1,161 @@
+"""The work of a training run, counted: what its time hangs on, whatever the device."""
+
+import math
+from dataclasses import dataclass
+
+from lorakit.model.skeleton import Skeleton
+from lorakit.model.weight import Weight
+from lorakit.plan.adapted import Adapted
+from lorakit.plan.fit import Load
+from lorakit.plan.memory import DTYPE_BYTES, weight_bytes
+from lorakit.recipe.schema import Recipe
+
+# The share of tokens that are trained, where no row is known.
+TRAINED = 0.5
+
+
+@dataclass(frozen=True)
+class Dora:
+    """What DoRA adds to a LoRA: the norm of each row of W + s B A, and outputs that are scaled by it.
+
+    In float32 lorakit takes the norm from W A^T (lorakit/model/dora.py), once a micro-batch. Under autocast PEFT's own
+    forward runs (peft/tuners/lora/dora.py), which builds B A of an identity, and the sum with W, in each forward pass.
+    """
+
+    modules: int
+    """Adapted layers."""
+    built: bool
+    """Whether B A and the sum are built, PEFT's way."""
+    norm: int
+    """Multiplications of all norms, taken once."""
+    weights: int
+    """Numbers of the adapted weights."""
+    identities: int
+    """Numbers of the identities that PEFT sends through A and B: input width squared."""
+    outputs: int
+    """Numbers that come out of the adapted layers, a token."""
+    twice: int = 0
+    """Weights by which a token is multiplied twice: with dropout, of what went in and of what was left of it."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One training run, in numbers."""
+
+    steps: int
+    micro_batches: int
+    """Of the whole run."""
+    tokens: int
+    """That go through the body over the whole run, padding included."""
+    square_tokens: float
+    """Sum over rows of length squared."""
+    trained_tokens: int
+    """Positions at which the head is computed."""
+    body: int
+    """Weights of the blocks that each token is multiplied with: of experts the active ones."""
+    head: int
+    """Hidden width x vocabulary."""
+    adapter: int
+    """Trained numbers of the adapter that each token is multiplied with; 0 for full fine-tuning."""
+    attention: int
+    """Layers x query width."""
+    weight_bytes: int
+    """Of the frozen weights as they are held."""
+    weight_numbers: int
+    """Quantized weights, which are dequantized at each use; 0 without quantization."""
+    quantization: str
+    """none, q8, q4 or nf4."""
+    checkpointing: bool
+    optimizer_numbers: int
+    """Numbers that the optimizer moves."""
+    layers: int
+    layers_back: int
+    """Blocks that a gradient goes back through: from the first trained one on."""
+    layers_adapted: int
+    """Blocks that hold an adapter."""
+    hidden: int
+    """The width of the hidden states."""
+    trained_body: int = 0
+    """Weights of the body that are trained themselves: full fine-tuning."""
+    trained_head: bool = False
+    dora: Dora | None = None
+    held_out_tokens: int = 0
+    """That go forward through the body to score held-out rows, over all scorings of the run."""
+    held_out_trained_tokens: int = 0
+
+
+def work_of(
+    load: Load,
+    micro: int,
+    checkpointing: bool,
+    *,
+    length: float,
+    trained: float = TRAINED,
+    steps: int = 1,
+    padding: float = 0.0,
+    held_out: int = 0,
+) -> Work:
+    """A run of so many steps in the numbers that its time hangs on.
+
+    Args:
+        micro: rows of a micro-batch.
+        length: tokens of a row on average.
+        trained: the share of tokens that the loss is computed at; padding: of computed tokens that are none of a row.
+        held_out: tokens that are scored over the whole run.
+    """
+    recipe, skeleton, adapted = load.recipe, load.skeleton, load.adapted
+    examples = steps * recipe.train.batch_size
+    numbers = sum(weight.size for weight in skeleton.quantizable) if load.quantization != "none" else 0
+    width = 4 if adapted.everything else DTYPE_BYTES[recipe.model.dtype]
+    query = max((weight.inner for weight in skeleton.weights if weight.half == "attention"), default=skeleton.hidden)
+    return Work(
+        steps=steps,
+        micro_batches=steps * math.ceil(recipe.train.batch_size / micro),
+        tokens=round(examples * length / (1 - padding)),
+        square_tokens=float(examples * length**2),
+        trained_tokens=round(examples * length * trained),
+        body=skeleton.multiplied,
+        head=skeleton.hidden * skeleton.vocabulary,
+        adapter=0 if adapted.everything else adapted.matrices,
+        attention=skeleton.layers * query,
+        weight_bytes=weight_bytes(skeleton, load.quantization, recipe.model.double_quant, width),
+        weight_numbers=numbers,
+        quantization=load.quantization,
+        checkpointing=checkpointing,
+        optimizer_numbers=adapted.trained,
+        layers=skeleton.layers,
+        layers_back=skeleton.layers - adapted.first_block,
+        layers_adapted=len({Weight(path, "").layer for path in adapted.ranks}),
+        hidden=skeleton.hidden,
+        trained_body=_trained_body(skeleton, adapted),
+        trained_head=adapted.everything and adapted.whole == skeleton.parameters,
+        dora=_dora(skeleton, adapted, recipe) if adapted.dora else None,
+        held_out_tokens=held_out,
+        held_out_trained_tokens=round(held_out * trained),
+    )
+
+
+def _trained_body(skeleton: Skeleton, adapted: Adapted) -> int:
+    if not adapted.everything:
+        return 0
+    there = sum(weight.size for block in skeleton.blocks.values() for weight in block)
+    return round(skeleton.multiplied * min(1.0, adapted.whole / there))
+
+
+def _dora(skeleton: Skeleton, adapted: Adapted, recipe: Recipe) -> Dora:
+    built = recipe.model.dtype != "float32"
+    chosen = [weight for weight in skeleton.weights if weight.path in adapted.ranks]
+    # PEFT multiplies an identity with A and then with B: in x rank x (in + out); the factored norm W with A's rows.
+    norms = (
+        adapted.ranks[weight.path] * weight.inner * (weight.outer + (weight.inner if built else 0)) for weight in chosen
+    )
+    size = sum(weight.outer * weight.inner for weight in chosen)
+    return Dora(
+        modules=len(chosen),
+        built=built,
+        norm=sum(norms),
+        weights=size,
+        identities=sum(weight.inner**2 for weight in chosen) if built else 0,
+        outputs=sum(weight.outer for weight in chosen),
+        twice=size if recipe.adapter.dropout else 0,
+    )
