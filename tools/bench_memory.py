@@ -30,19 +30,25 @@ train: {steps: 2, batch_size: 8, micro_batch: 8, learning_rate: 0.0003, save_eve
 """
 # Words a row; the options of one run each.
 WORDS = (100, 200, 400, 800)
+_RECOMPUTED = "data.train=rows400.jsonl train.gradient_checkpointing=true"
 SETTINGS = {
     "1 row of 270 tokens": "train.micro_batch=1 train.batch_size=1",
     "8 rows of 160 tokens": "data.train=rows100.jsonl",
     "8 rows of 270 tokens": "",
     "8 rows of 500 tokens": "data.train=rows400.jsonl",
     "4 rows of 970 tokens": "data.train=rows800.jsonl train.micro_batch=4",
-    "8 rows of 500 tokens, checkpointing": "data.train=rows400.jsonl train.gradient_checkpointing=true",
+    "8 rows of 500 tokens, checkpointing": _RECOMPUTED,
+    "8 rows of 500 tokens, checkpointing, NF4": f"{_RECOMPUTED} model.quantization=nf4",
+    "8 rows of 500 tokens, checkpointing, 8 bits": f"{_RECOMPUTED} model.quantization=q8",
     "8 rows of 270 tokens, NF4": "model.quantization=nf4",
     "4 rows of 500 tokens, 8 bits": "data.train=rows400.jsonl train.micro_batch=4 model.quantization=q8",
     "2 rows of 270 tokens, bfloat16": "model.dtype=bfloat16 train.micro_batch=2 train.batch_size=2",
     "4 rows of 270 tokens, full fine-tuning": "adapter=null adapter.kind=none train.micro_batch=4 train.batch_size=4",
     "8 rows of 270 tokens, q and v only": "adapter.targets=[q_proj,v_proj]",
     "4 rows of 500 tokens, eager attention": "data.train=rows400.jsonl train.micro_batch=4 model.attention=eager",
+    "4 rows of 970 tokens, eager attention, checkpointing": (
+        "data.train=rows800.jsonl train.micro_batch=4 model.attention=eager train.gradient_checkpointing=true"
+    ),
 }
 
 
