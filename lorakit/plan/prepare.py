@@ -67,8 +67,10 @@ class Prepared:
         return sorted({*stop_token_ids(self.base, self.tokenizer), *self.tokenizer.convert_tokens_to_ids(words)})
 
 
-def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
+def prepare_run(recipe: Recipe, progress: Progress, ended: bool = False) -> Prepared:
     """Find the base, read and render the rows, settle every `auto` for this machine.
+
+    Of a run that has `ended` every `auto` is settled and no memory is foretold: no model is built for its sizes.
 
     Raises:
         UserError: the recipe, the data or the model make the run impossible.
@@ -79,7 +81,7 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     if not draws(len(train.rows), train.weights):
         raise UserError("data.train: with these weights an epoch has no row. Write larger ones, or give more rows.")
     machine = usable_machine(progress)
-    facts = built_facts(base, recipe.adapter)
+    facts = facts_in(base.folder) if ended else built_facts(base, recipe.adapter)
     report = train.report
     mean = report.tokens / report.examples
     settled = settle(recipe, machine, facts, report.longest, attentions_of(base), mean)
@@ -127,7 +129,7 @@ def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
     if manifest.get("status") != "complete":
         raise UserError(f"{folder}: its training has not ended. Continue it with lorakit train --resume.")
     # What the adapter began from may be gone by now, and is not needed any more.
-    prepared = prepare_run(load(run.recipe, ["adapter.from=null"]).recipe, progress)
+    prepared = prepare_run(load(run.recipe, ["adapter.from=null"]).recipe, progress, ended=True)
     check_base(prepared.base, manifest, folder)
     files = {"adapter_model.safetensors": "adapter_sha256", "adapter_config.json": "adapter_config_sha256"}
     for file in (run.adapter / name for name in files):
