@@ -96,19 +96,22 @@ def _tokenizer(recipe: "Recipe", found: Base) -> Finding:
 
 def _quantization(recipe: "Recipe", found: Base) -> Iterator[Finding]:
     """The quantization that the checkpoint has already, where it has one."""
-    from lorakit.model.stored import check_quantization
+    from lorakit.model.stored import lacking_packages, refuse_quantization, stored_quantization
     from lorakit.recipe.kinds import effective_model, trains_all
 
     try:
-        stored = check_quantization(found, effective_model(recipe), trains_all(recipe.adapter))
+        stored = stored_quantization(found.folder)
+        if stored is None:
+            return
+        refuse_quantization(stored, found.name, effective_model(recipe), trains_all(recipe.adapter))
     except UserError as error:
-        said, _, remedy = _said(error).rpartition(": pip install")
-        if said:
-            yield Finding("base's weights", "broken", said, f"pip install{remedy.rstrip('.')}")
-        else:
-            yield Finding("base's weights", "broken", _said(error), "write another model.base")
+        yield Finding("base's weights", "broken", _said(error), "write another model.base")
         return
-    if stored:
+    lacking = lacking_packages(stored)
+    if lacking:
+        said = f"the weights of {found.name} are {stored.quantization} already, and what loads them is missing"
+        yield Finding("base's weights", "broken", said, f"pip install {' '.join(lacking)}")
+    else:
         yield Finding("base's weights", "ok", f"{stored.quantization} on disk, {stored.treatment} in training")
 
 
