@@ -1,5 +1,7 @@
 """Batches depend on the rows, the seed and the epoch, never on how they are split."""
 
+import time
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 import torch
 
 from lorakit.data.batches import collate, draws, epoch_batches, split_batch
+from lorakit.data.mixture import Mixture
+from lorakit.errors import UserError
 from lorakit.train.steps import Plan, StepBatches, laid_out, trained_tokens, units_of
 
 LENGTHS = [(7 * i) % 53 + 3 for i in range(150)]
@@ -82,20 +86,79 @@ def test_split_batch_keeps_the_order():
     assert split_batch([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
 
 
+MIXTURE = Mixture((100, 20, 30), (1.0, 2.5, 0.25))
+
+
+def rows_drawn(epoch, mixture, lengths=LENGTHS):
+    return [row for batch in epoch_batches(lengths, 8, 1, epoch, mixture) for row in batch]
+
+
 def test_weights_say_how_often_a_row_is_drawn_and_every_row_has_its_turn():
-    weights = np.array([1.0] * 100 + [2.5] * 20 + [0.25] * 30)
     seen = []
     for epoch in range(4):
-        batches = epoch_batches(LENGTHS, 8, 1, epoch, weights)
-        drawn = [row for batch in batches for row in batch]
-        assert len(drawn) == draws(150, weights) == 100 + 50 + 8
+        drawn = rows_drawn(epoch, MIXTURE)
+        assert len(drawn) == sum(MIXTURE.drawn_in(epoch)) == 100 + 50 + (8 if epoch % 2 == 0 else 7)
         assert [drawn.count(row) for row in range(100)] == [1] * 100
         assert sorted({drawn.count(row) for row in range(100, 120)}) == [2, 3]
-        seen.append({row for row in drawn if row >= 120})
-    assert seen[0] != seen[1]
-    assert epoch_batches(LENGTHS, 8, 1, 0, weights) == epoch_batches(LENGTHS, 8, 1, 0, weights)
+        seen += [row for row in drawn if row >= 120]
+    assert sorted(seen) == list(range(120, 150))
+    assert epoch_batches(LENGTHS, 8, 1, 0, MIXTURE) == epoch_batches(LENGTHS, 8, 1, 0, MIXTURE)
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.07, 1 / 3, 0.5, 0.999, 1.01, 1.5, 3.14159])
+@pytest.mark.parametrize("rows", [1, 4, 7, 50])
+def test_over_the_epochs_each_row_of_a_small_source_is_drawn_equally_often(rows, weight):
+    mixture = Mixture((20, rows), (1.0, weight))
+    counts = Counter()
+    for epoch in range(41):
+        drawn = Counter(row - 20 for row in rows_drawn(epoch, mixture, LENGTHS[: 20 + rows]) if row >= 20)
+        assert drawn.total() == mixture.drawn_in(epoch)[1]
+        counts += drawn
+        assert counts.total() == int((epoch + 1) * weight * rows + 0.5)
+        every = [counts[row] for row in range(rows)]
+        assert max(every) - min(every) <= 1
+
+
+def test_sources_of_the_same_weight_are_each_drawn_as_often_as_they_say():
+    mixture = Mixture((20, 4, 4), (1.0, 0.1, 0.1))
+    assert mixture.drawn_by(10) == [200, 4, 4]
 
 
 def test_the_sampler_counts_weighted_steps():
-    sampler = StepBatches(LENGTHS, Plan(8, 3, 1, 1, 1, 0, 60), np.array([1.5] * 150))
+    sampler = StepBatches(LENGTHS, Plan(8, 3, 1, 1, 1, 0, 60), Mixture((150,), (1.5,)))
     assert len(list(sampler)) == len(sampler) == 29
+
+
+@pytest.mark.parametrize("mixture", [MIXTURE, Mixture((140, 4, 6), (0.013, 0.1, 0.2)), Mixture((150,), (1.0,))])
+def test_the_steps_of_a_run_are_the_epochs_one_behind_the_other_however_they_are_counted(mixture):
+    """Trainer's epochs are all as long as the first; the data's are not. Resuming starts at any of Trainer's."""
+    every = [batch for epoch in range(60) for batch in epoch_batches(LENGTHS, 8, 1, epoch, mixture)]
+    sampler, steps = StepBatches(LENGTHS, Plan(8, 3, 1, 1, 1, 0, 60), mixture), []
+    while len(steps) < 25:
+        sampler.set_epoch(len(steps) // len(sampler))
+        steps += list(sampler)
+    assert steps == every[: len(steps)]
+    assert mixture.steps(8, 60) == len(every)
+    told = draws(LENGTHS, 8, 1, mixture, 25)
+    drawn = Counter(row for batch in every[:25] for row in batch)
+    starts = np.cumsum([0, *mixture.counts])
+    assert [sum(epoch[source] for epoch in told) for source in range(len(mixture.counts))] == [
+        sum(drawn[row] for row in range(starts[source], starts[source + 1])) for source in range(len(mixture.counts))
+    ]
+
+
+def test_a_million_rows_are_drawn_in_little_time():
+    lengths, mixture = [10] * 1_000_000, Mixture((500_000, 500_000), (1.0, 0.37))
+    start = time.process_time()
+    weighted = epoch_batches(lengths, 16, 1, 5, mixture)
+    middle = time.process_time()
+    epoch_batches(lengths, 16, 1, 5)
+    assert sum(map(len, weighted)) == 685_000
+    assert middle - start < 2 * (time.process_time() - middle)
+
+
+def test_weights_beyond_all_measure_are_refused():
+    with pytest.raises(UserError, match=r"draws 0\.04 rows, less than one"):
+        Mixture((4,), (0.01,)).refuse_extremes()
+    with pytest.raises(UserError, match="more than"):
+        Mixture((4,), (1e12,)).refuse_extremes()

@@ -12,6 +12,7 @@ from data_families import FAMILIES
 
 from lorakit.data.cache import tokenizer_sha256
 from lorakit.data.examples import examples_of, file_sha256s
+from lorakit.data.mixture import Mixture
 from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import LorakitError, UserError
 from lorakit.progress import Silent
@@ -377,7 +378,7 @@ def test_a_source_has_its_own_system_prompt_task_and_weight(folder):
     texts = {row["where"]: CHATML.tokenizer().decode(row["input_ids"]) for row in examples.rows}
     assert "Say no." in texts["b.jsonl:1"] and "Say no." not in texts["a.jsonl:1"]
     assert [source.task for source in examples.report.sources] == [None, "refusal"]
-    assert sorted(set(examples.weights.tolist())) == [1.0, 2.5] and several(folder).weights is None
+    assert examples.mixture == Mixture((30, 20), (1.0, 2.5)) and not several(folder).mixture.is_weighted
 
 
 def test_many_processes_give_the_same_examples_in_the_same_order_as_one(folder, monkeypatch):

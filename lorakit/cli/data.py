@@ -64,14 +64,21 @@ def data(
     attention_at = facts.attention_at if facts else float("inf")
     found = survey(loaded.data, template, loaded.train.batch_size, loaded.train.seed, attention_at, progress)
     written = _write(write, loaded, found, progress) if write else None
+    from lorakit.cli.draws import draws_of
+
+    drawn = draws_of(found.train, loaded.train)
+    for one in drawn:
+        if one.warning:
+            progress.warn(one.warning)
     if as_json:
-        extra = {"written": {"file": str(write), "rows": written}} if write else {}
+        extra: dict[str, Any] = {"draws": [{"source": one.source.path, "epochs": one.epochs} for one in drawn]}
+        extra |= {"written": {"file": str(write), "rows": written}} if write else {}
         console.result_json({**found.to_dict(), **extra, "examples": _samples(found, template, show)})
         _refuse(found)
         return
     from lorakit.cli.data_tables import print_survey
 
-    print_survey(found, loaded.data, loaded.train.batch_size)
+    print_survey(found, loaded.data, loaded.train.batch_size, drawn)
     for example in _samples(found, template, show):
         console.result_masked(f"\n{example['where']}:", example["stretches"])
     if write:

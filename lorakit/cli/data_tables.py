@@ -1,6 +1,7 @@
 """The tables that `lorakit data` prints."""
 
 from lorakit import console
+from lorakit.cli.draws import Drawn
 from lorakit.data.report import Report
 from lorakit.data.survey import Survey
 from lorakit.recipe.schema import Data
@@ -9,10 +10,13 @@ from lorakit.recipe.schema import Data
 _REASONS, _CASES = 5, 3
 
 
-def print_survey(found: Survey, settings: Data, batch_size: int) -> None:
-    """Print everything but the sample rows."""
+def print_survey(found: Survey, settings: Data, batch_size: int, drawn: list[Drawn]) -> None:
+    """Print everything but the sample rows. `drawn`: what a run draws of each source."""
     for name, report in found.reports.items():
         _sources(name, report)
+    for one in drawn:
+        if one.source.weight != 1:
+            console.result(str(one))
     for name, report in found.reports.items():
         _left_out(name, report, settings)
     _lengths(found)

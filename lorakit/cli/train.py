@@ -91,6 +91,8 @@ def json_text(text: str) -> str:
 
 def _describe(prepared: "Prepared", progress: "Progress") -> None:
     """Say what was chosen and what was read, before anything long begins."""
+    from lorakit.cli.draws import draws_of
+
     for choice in prepared.choices:
         progress.say(str(choice))
     for name, examples in (("train", prepared.train), ("held-out", prepared.held_out)):
@@ -113,6 +115,11 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
             progress.warn(f"{name}: {count:,} x {reason} (first: {report.found.first[reason][0]})")
     if prepared.expected:
         _tell_memory(prepared.expected, prepared.machine, progress)
+    for drawn in draws_of(prepared.train, prepared.recipe.train):
+        if drawn.source.weight != 1:
+            progress.say(str(drawn))
+        if drawn.warning:
+            progress.warn(drawn.warning)
     progress.say(f"steps: {prepared.steps:,} of {prepared.recipe.train.batch_size} rows")
 
 

@@ -4,13 +4,15 @@ The order depends on the rows, the seed, the epoch and the effective batch size 
 that is what makes the result independent of the machine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from lorakit.data.encoded import IGNORED
+from lorakit.data.mixture import Mixture
 
 Row = TypeVar("Row")
 
@@ -19,19 +21,20 @@ _POOL = 32
 
 
 def epoch_batches(
-    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, weights: np.ndarray | None = None
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, mixture: Mixture | None = None
 ) -> list[list[int]]:
     """The rows of every optimizer step of one epoch, longest first within a step.
 
     Rows are shuffled, sorted by length within pools of 32 batches, and cut into batches whose order is shuffled again.
-    The rows left over when the number is no multiple of `batch_size` come last. `weights`: how often each row is
-    drawn in an epoch, see `draws`; None is once.
+    The rows left over when the number is no multiple of `batch_size` come last. `mixture`: the sources, whose rows
+    stand one source behind the other in `lengths`; None draws every row once.
     """
     generator = torch.Generator().manual_seed((seed << 20) + epoch)
-    if weights is None:
+    if mixture is None or not mixture.is_weighted:
         order = torch.randperm(len(lengths), generator=generator).tolist()
     else:
-        order = _drawn(weights, generator)
+        drawn = torch.from_numpy(_drawn(mixture, seed, epoch))
+        order = drawn[torch.randperm(len(drawn), generator=generator)].tolist()
     whole = len(order) - len(order) % batch_size
     order, rest = order[:whole], order[whole:]
     batches: list[list[int]] = []
@@ -42,24 +45,52 @@ def epoch_batches(
     return [*batches, sorted(rest, key=lambda row: -lengths[row])] if rest else batches
 
 
-def draws(count: int, weights: np.ndarray | None) -> int:
-    """How many rows an epoch draws from `count` rows: of those with weight w, w times their number, rounded."""
-    if weights is None:
-        return count
-    kinds, counts = np.unique(weights, return_counts=True)
-    return sum(round(float(weight) * int(many)) for weight, many in zip(kinds, counts, strict=True))
+def run_batches(
+    lengths: Sequence[int], batch_size: int, seed: int, mixture: Mixture, step: int = 0
+) -> Iterator[list[int]]:
+    """The batches of a run from `step` on (the first is 0), epoch after epoch without end."""
+    for epoch in count():
+        steps = mixture.steps_in(epoch, batch_size)
+        if step < steps:
+            yield from epoch_batches(lengths, batch_size, seed, epoch, mixture)[step:]
+        step = max(step - steps, 0)
 
 
-def _drawn(weights: np.ndarray, generator: torch.Generator) -> list[int]:
-    """Every row as often as the whole part of its weight, and of the rest as many rows as its fraction comes to."""
-    drawn = []
-    for weight in np.unique(weights):
-        rows = torch.from_numpy(np.flatnonzero(weights == weight))
-        whole, wanted = int(weight), round(float(weight) * len(rows))
-        drawn += [rows] * whole
-        drawn.append(rows[torch.randperm(len(rows), generator=generator)[: wanted - whole * len(rows)]])
-    order = torch.cat(drawn)
-    return order[torch.randperm(len(order), generator=generator)].tolist()
+def draws(lengths: Sequence[int], batch_size: int, seed: int, mixture: Mixture, steps: int) -> list[list[int]]:
+    """How many rows of each source every epoch of a run of `steps` draws; of the last epoch, those that the steps
+    reach."""
+    found: list[list[int]] = []
+    starts = np.cumsum([0, *mixture.counts])
+    while steps > 0:
+        epoch = len(found)
+        size = mixture.steps_in(epoch, batch_size)
+        if size <= steps:
+            found.append(mixture.drawn_in(epoch))
+        else:
+            batches = epoch_batches(lengths, batch_size, seed, epoch, mixture)[:steps]
+            found.append(np.histogram([row for batch in batches for row in batch], starts)[0].tolist())
+        steps -= size
+    return found
+
+
+def _drawn(mixture: Mixture, seed: int, epoch: int) -> np.ndarray:
+    """The rows of an epoch, source by source: each source's rows are gone through in ever new orders, and an epoch goes
+    on where the one before it stopped. So no row is drawn twice more than another."""
+    parts, first = [], 0
+    before, after = mixture.drawn_by(epoch), mixture.drawn_by(epoch + 1)
+    for source, rows in enumerate(mixture.counts):
+        at, end = before[source], after[source]
+        while at < end:
+            turn, start = divmod(at, rows)
+            stop = min(rows, start + end - at)
+            if stop - start == rows:  # all of them, whose order does not matter
+                part = np.arange(rows)
+            else:
+                part = np.random.default_rng([seed, source, turn]).permutation(rows)[start:stop]
+            parts.append(first + part)
+            at += stop - start
+        first += rows
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
 def split_batch(rows: Sequence[Row], micro_batch: int) -> list[list[Row]]:

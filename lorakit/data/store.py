@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from lorakit.data.gather import Gathered
 from lorakit.data.hygiene.traits import TraitArrays
 from lorakit.data.made import Shapes
+from lorakit.data.mixture import Mixture
 from lorakit.data.report import Report
 from lorakit.folders import cache_folder
 
@@ -64,10 +65,11 @@ class Examples:
         return str(self.rows[int(np.searchsorted(self.numbers.owner, row))]["where"])
 
     @property
-    def weights(self) -> np.ndarray | None:
-        """How often each example is trained in an epoch; None where each is once."""
-        weights = np.array([source.weight for source in self.report.sources])
-        return None if (weights == 1).all() else weights[self.numbers.source]
+    def mixture(self) -> Mixture:
+        """How many examples each source has, and how often they are drawn."""
+        sources = self.report.sources
+        counts = np.bincount(self.numbers.source, minlength=len(sources)).tolist()
+        return Mixture(tuple(counts), tuple(source.weight for source in sources))
 
 
 def _traits(arrays: dict[str, np.ndarray]) -> TraitArrays:

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 from lorakit.data.glance import Glance
+from lorakit.data.mixture import Mixture
 from lorakit.errors import UserError
 from lorakit.model.skeleton import Skeleton
 from lorakit.plan.adapted import Adapted
@@ -50,6 +51,8 @@ class Rows:
     """Of the rows looked at, those that cannot be read."""
     exact: bool = False
     """Whether `count` and `held_out` are the run's own."""
+    mixture: Mixture | None = None
+    """The rows of each source and their weights, of which `count` are drawn an epoch on average."""
     sample: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     lengths: tuple[int, ...] = field(default=(), repr=False)
 
@@ -112,6 +115,7 @@ def rows_of(recipe: Recipe, seen: Glance | None) -> Rows:
         held_out=seen.held_out,
         broken=seen.broken,
         exact=seen.split_exactly,
+        mixture=seen.mixture,
         longest=longest,
         mean=seen.mean,
         trained=seen.trained,
@@ -176,7 +180,8 @@ def steps_of(recipe: Recipe, rows: Rows) -> int | None:
         return recipe.train.steps
     if not rows.count:
         return None
-    return max(1, math.ceil(math.ceil(rows.count / recipe.train.batch_size) * (recipe.train.epochs or 1)))
+    mixture = rows.mixture or Mixture((rows.count,), (1.0,))
+    return mixture.run_steps(recipe.train.batch_size, recipe.train.epochs, None)
 
 
 def _work(load: Load, rows: Rows, steps: int, micro: int, checkpointing: bool) -> Work:

@@ -1,11 +1,9 @@
 """What every command on a model needs before weights are loaded: base, tokenizer, examples, no `auto` left."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.batches import draws
 from lorakit.data.examples import examples_of, file_sha256s, tokenizer_sha256
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.store import Examples
@@ -47,13 +45,10 @@ class Prepared:
         return effective_model(self.recipe)
 
     @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(draws(len(self.train.rows), self.train.weights) / self.recipe.train.batch_size)
-
-    @property
     def steps(self) -> int:
         """The optimizer steps of the whole run."""
-        return self.recipe.train.steps or max(1, math.ceil(self.steps_per_epoch * (self.recipe.train.epochs or 1)))
+        train = self.recipe.train
+        return self.train.mixture.run_steps(train.batch_size, train.epochs, train.steps)
 
     @property
     def largest_token(self) -> int:
@@ -78,8 +73,7 @@ def prepare_run(recipe: Recipe, progress: Progress, ended: bool = False) -> Prep
     base, template = open_template(recipe, progress)
     tokenizer = template.tokenizer
     train, held_out = examples_of(recipe.data, template, progress)
-    if not draws(len(train.rows), train.weights):
-        raise UserError("data.train: with these weights an epoch has no row. Write larger ones, or give more rows.")
+    train.mixture.refuse_extremes()
     machine = usable_machine(progress)
     facts = facts_in(base.folder) if ended else built_facts(base, recipe.adapter)
     report = train.report

@@ -122,7 +122,7 @@ class Source(Section):
     take: PositiveInt | Share | None = None
     """How many rows are used, or which share: chosen by a hash of what each row says, never by position."""
     weight: PositiveFloat = 1.0
-    """How often each row is trained in an epoch. 2 is twice; 0.5 is half of the rows, others in each epoch."""
+    """How often each row is trained in an epoch. 2 is twice; 0.5 is half of the rows, the others in the next epoch."""
 
 
 class Clean(Section):

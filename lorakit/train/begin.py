@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file
 
-from lorakit.data.batches import collate, epoch_batches
+from lorakit.data.batches import collate, run_batches
 from lorakit.errors import UserError
 from lorakit.model.adapters.driver import Driver, Given
 from lorakit.model.attach import (
@@ -168,8 +169,9 @@ def _given(prepared: Prepared, progress: Progress) -> Given:
     pad, lengths = pad_token_id(prepared.tokenizer), prepared.train.lengths().tolist()
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:
-        order = epoch_batches(lengths, recipe.train.batch_size, recipe.train.seed, 0, prepared.train.weights)
-        for indices in order:
+        mixture, size = prepared.train.mixture, recipe.train.batch_size
+        order = run_batches(lengths, size, recipe.train.seed, mixture)
+        for indices in islice(order, max(1, mixture.steps_in(0, size))):
             yield collate([rows[index] for index in indices], pad)
 
     def originals(modules: list[str]) -> dict[str, torch.Tensor]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-import numpy as np
 from torch.utils.data import Sampler
 
-from lorakit.data.batches import collate, draws, epoch_batches
+from lorakit.data.batches import collate, run_batches
 from lorakit.data.encoded import IGNORED
+from lorakit.data.mixture import Mixture
 from lorakit.data.packing import collate_packed, first_fit_decreasing
 
 Unit = list[dict[str, Any]]
@@ -34,10 +35,14 @@ class Plan:
 
 
 class StepBatches(Sampler[list[int]]):
-    """The rows of every step of one epoch."""
+    """The rows of every step of one epoch, as Trainer counts epochs: all as long as the first.
 
-    def __init__(self, lengths: Sequence[int], plan: Plan, weights: np.ndarray | None = None) -> None:
-        self.lengths, self.plan, self.weights, self.epoch = lengths, plan, weights, 0
+    Weights make some epochs longer than others; then the steps of the run are only counted off in epochs of one size.
+    """
+
+    def __init__(self, lengths: Sequence[int], plan: Plan, mixture: Mixture | None = None) -> None:
+        self.lengths, self.plan, self.epoch = lengths, plan, 0
+        self.mixture = mixture or Mixture((len(lengths),), (1.0,))
 
     @property
     def batch_sampler(self) -> "StepBatches":
@@ -48,10 +53,12 @@ class StepBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(epoch_batches(self.lengths, self.plan.batch_size, self.plan.seed, self.epoch, self.weights))
+        first = self.epoch * len(self)
+        batches = run_batches(self.lengths, self.plan.batch_size, self.plan.seed, self.mixture, first)
+        return islice(batches, len(self))
 
     def __len__(self) -> int:
-        return -(-draws(len(self.lengths), self.weights) // self.plan.batch_size)
+        return max(1, self.mixture.steps_in(0, self.plan.batch_size))
 
 
 def units_of(rows: Sequence[dict[str, Any]], plan: Plan) -> list[Unit]:

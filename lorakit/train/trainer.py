@@ -39,7 +39,7 @@ class SupervisedTrainer(SFTTrainer):
     ) -> None:
         self.passes, self.plan, self.driver = passes, passes.plan, passes.driver
         self.run, self.progress, self.stopping = run, progress, stopping
-        self.weights, self.lengths = examples.weights, examples.lengths().tolist()
+        self.mixture, self.lengths = examples.mixture, examples.lengths().tolist()
         self.control: TrainerControl
         weights = {name: p.detach().clone() for name, p in passes.model.named_parameters() if p.requires_grad}
         super().__init__(**options, model=passes.model, data_collator=_step)
@@ -53,7 +53,7 @@ class SupervisedTrainer(SFTTrainer):
         """The rows of one step at a time: how they are split is decided when it is made."""
         return DataLoader(
             self.train_dataset,
-            batch_sampler=StepBatches(self.lengths, self.plan, self.weights),
+            batch_sampler=StepBatches(self.lengths, self.plan, self.mixture),
             collate_fn=_step,
             generator=torch.Generator(),  # of its own: the global one belongs to dropout
         )

@@ -10,6 +10,7 @@ from lorakit.data.glance.sides import keeps_rows, keeps_what_is_said, refuse_emp
 from lorakit.data.glance.spread import evenly, spread
 from lorakit.data.glance.token_counts import Counter, estimate
 from lorakit.data.glance.tokenizer_files import counter_of
+from lorakit.data.mixture import Mixture
 from lorakit.data.sources import sources_of
 from lorakit.recipe.schema import Data, Source
 
@@ -23,15 +24,15 @@ _LENGTHS = 2000
 class Glance:
     """What the rows of a recipe are like.
 
-    `rows`: training rows in an epoch, and `held_out` those never trained on, with `take`, split and weights as expected
-    numbers. `lengths`: the tokens of a sample of the training rows, sorted, as `max_length` and `overlong` leave them;
+    `mixture`: the training rows of each source, with `take` and split as expected numbers; `held_out`: the others.
+    `lengths`: the tokens of a sample of the training rows, sorted, as `max_length` and `overlong` leave them;
     `longest` of all rows, an estimate where not all were looked at. `overlong`: the share of the sampled rows
     beyond `max_length`. `trained`: the share of the tokens that are trained. `broken`: sampled rows that could not be
     read. `counted`: how tokens were counted, in words; `exact`: all rows were read, by the model's own tokenizer.
     `split_exactly`: `rows` and `held_out` are those of the run. `texts`: prompt and last answer of some rows.
     """
 
-    rows: int
+    mixture: Mixture
     held_out: int
     lengths: tuple[int, ...] = field(repr=False)
     longest: int
@@ -42,6 +43,11 @@ class Glance:
     exact: bool
     split_exactly: bool
     texts: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @property
+    def rows(self) -> int:
+        """Training rows in an epoch on average."""
+        return round(self.mixture.per_epoch)
 
     @property
     def mean(self) -> float:
@@ -94,13 +100,11 @@ def _split(
     sides = sides_of(numbered[: len(train)], train, share)
     refuse_empty(sides, share)
     if held_out:
-        sides = replace(sides, held_out=sides_of(numbered[len(train) :], _unweighted(held_out), None).train)
+        sides = replace(sides, held_out=sum(sides_of(numbered[len(train) :], held_out, None).train))
     certain = keeps_rows(data) and not found.broken and (found.exact or 2 * found.longest <= data.max_length)
-    return replace(found, rows=sides.train, held_out=sides.held_out, split_exactly=certain)
-
-
-def _unweighted(sources: list[Source]) -> list[Source]:
-    return [source.model_copy(update={"weight": 1.0}) for source in sources]
+    mixture = Mixture(sides.train, found.mixture.weights)
+    mixture.refuse_extremes()
+    return replace(found, mixture=mixture, held_out=sides.held_out, split_exactly=certain)
 
 
 def _together(looked: list[Looked], others: list[Looked], data: Data, counted: str) -> Glance:
@@ -115,7 +119,9 @@ def _together(looked: list[Looked], others: list[Looked], data: Data, counted: s
     trained = sum(one.rows * fmean([shape.trained for shape in one.kept]) for one in looked if one.kept)
     sampled = sum(one.sampled for one in looked)
     return Glance(
-        rows=round(rows * (1 - share)),
+        mixture=Mixture(
+            tuple(round(one.examples * (1 - share)) for one in looked), tuple(one.weight for one in looked)
+        ),
         held_out=round(sum(one.examples for one in looked) * share + sum(one.examples for one in others)),
         lengths=tuple(sorted(lengths)),
         longest=max((one.longest for one in looked), default=0),

@@ -1,6 +1,5 @@
 """How many rows a run trains on and holds out, counted as the run counts them: by what each row says."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,22 +17,22 @@ Row = tuple[bytes, int]
 
 @dataclass(frozen=True)
 class Sides:
-    """Rows in an epoch, with their weights, and rows held out of them."""
+    """Examples of each source that are trained, and those held out of them."""
 
-    train: int
+    train: tuple[int, ...]
     held_out: int
 
 
 def sides_of(rows: Sequence[Sequence[Row]], sources: Sequence[Source], share: float | None) -> Sides:
     """The sides of a split, from every usable row of every source; `share`: what of it is held out."""
-    held_out, trained = 0, Counter[float]()
-    for its, source in zip(rows, sources, strict=True):
+    held_out, trained = 0, [0] * len(sources)
+    for number, (its, source) in enumerate(zip(rows, sources, strict=True)):
         for digest, examples in _taken(its, source.take):
             if share is not None and point(digest) < share:
                 held_out += examples
             else:
-                trained[source.weight] += examples
-    return Sides(sum(round(weight * count) for weight, count in trained.items()), held_out)
+                trained[number] += examples
+    return Sides(tuple(trained), held_out)
 
 
 def refuse_empty(sides: Sides, share: float | None) -> None:
@@ -42,10 +41,11 @@ def refuse_empty(sides: Sides, share: float | None) -> None:
     Raises:
         UserError: no row is left on it.
     """
-    if not sides.train and share is None:
+    trains = any(sides.train)
+    if not trains and share is None:
         raise UserError("data.train: take leaves no row. Write a larger share, or a number of rows.")
-    if share is not None and not (sides.train and sides.held_out):
-        left = "is held out" if sides.train else "is left to train on"
+    if share is not None and not (trains and sides.held_out):
+        left = "is held out" if trains else "is left to train on"
         raise UserError(f"data.eval: with {share:g} no row {left}. Give more rows, or a file of held-out rows.")
 
 

@@ -1,0 +1,75 @@
+"""The mixture: how often the examples of each source are drawn, epoch by epoch."""
+
+import math
+from dataclasses import dataclass
+
+from lorakit.errors import UserError
+
+# An epoch's order is held in memory, some 40 bytes a row.
+_MOST_DRAWN = 1 << 28
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How many examples each source has, and its weight: how often each of them is drawn in an epoch on average.
+
+    What an epoch rounds off is carried into the next one, so that after E epochs w x E x n examples of a source of n
+    are drawn, rounded once.
+    """
+
+    counts: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether some source's rows are not drawn exactly once an epoch."""
+        return any(weight != 1 for weight in self.weights)
+
+    @property
+    def per_epoch(self) -> float:
+        """Examples of an epoch on average."""
+        return sum(weight * count for weight, count in zip(self.weights, self.counts, strict=True))
+
+    def drawn_by(self, epochs: int) -> list[int]:
+        """How many examples of each source the first `epochs` epochs draw."""
+        pairs = zip(self.weights, self.counts, strict=True)
+        return [math.floor(epochs * weight * count + 0.5) for weight, count in pairs]
+
+    def drawn_in(self, epoch: int) -> list[int]:
+        """How many examples of each source one epoch draws; the first is 0."""
+        return [after - before for before, after in zip(self.drawn_by(epoch), self.drawn_by(epoch + 1), strict=True)]
+
+    def steps_in(self, epoch: int, batch_size: int) -> int:
+        """The batches of one epoch, the last of which may be smaller."""
+        return -(-sum(self.drawn_in(epoch)) // batch_size)
+
+    def steps(self, batch_size: int, epochs: float) -> int:
+        """The batches of some epochs; of a part of one, so many that it is reached."""
+        whole = int(epochs)
+        if self.is_weighted:
+            before = sum(self.steps_in(epoch, batch_size) for epoch in range(whole))
+        else:
+            before = whole * self.steps_in(0, batch_size)
+        return before + math.ceil((epochs - whole) * self.steps_in(whole, batch_size))
+
+    def run_steps(self, batch_size: int, epochs: float | None, steps: int | None) -> int:
+        """The steps of a run: those it is given, or those of its epochs."""
+        return steps or max(1, self.steps(batch_size, epochs or 1))
+
+    def refuse_extremes(self) -> None:
+        """Refuse weights that leave an epoch without a row, or with more than its order can be held of.
+
+        Raises:
+            UserError: they do.
+        """
+        drawn = self.per_epoch
+        if drawn < 1:
+            raise UserError(
+                f"data.train: with these weights an epoch draws {drawn:.2g} rows, less than one. Write larger ones, or "
+                "give more rows."
+            )
+        if self.is_weighted and drawn > _MOST_DRAWN:
+            raise UserError(
+                f"data.train: with these weights an epoch draws {drawn:.2g} rows, more than {_MOST_DRAWN:,}. Write "
+                "smaller ones."
+            )
