@@ -9,6 +9,7 @@ import torch
 
 import lorakit.model.base as base_module
 import lorakit.model.offline as offline
+from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import LorakitError, UserError
 from lorakit.folders import sha256_of
 from lorakit.model.attach import attach_adapter
@@ -120,7 +121,7 @@ def test_a_model_without_chat_template_says_what_to_write(folder, tmp_path):
     (folder / "chat_template.jinja").unlink()
     base = find_base(str(folder), "main", Silent())
     with pytest.raises(UserError, match=r"model\.chat_template"):
-        load_tokenizer(base, None)
+        ChatTemplate(load_tokenizer(base, None)).write([{"role": "user", "content": "Hello"}])
     own = tmp_path / "own.jinja"
     own.write_text("{{ messages[0]['content'] }}")
     assert load_tokenizer(base, str(own)).chat_template == "{{ messages[0]['content'] }}"

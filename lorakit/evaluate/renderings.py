@@ -1,12 +1,12 @@
 """The tokenizer of each subject, and the rows as it renders them, again only where they differ."""
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lorakit.data.examples import tokenizer_sha256
+from lorakit.data.rendering import NoChatTemplate
 from lorakit.errors import UserError
 from lorakit.evaluate.asked import Asked, aligned, asked_in, data_of, rendered
 from lorakit.evaluate.subjects import Lineup, Subject
@@ -38,7 +38,7 @@ def asked_of(lineup: Lineup, file: Path | None, progress: Progress) -> tuple[lis
         if first_run and first_run.held_out and name == tokenizer_sha256(first_run.tokenizer):
             by_tokenizer[name] = asked_in(first_run.held_out, tokenizer, first_run.stop_ids)
         else:
-            by_tokenizer[name] = rendered(data, subject.base, tokenizer, progress)
+            by_tokenizer[name] = _rendered(subject, data, tokenizer, progress)
     names = [tokenizer_sha256(tokenizer) for tokenizer in tokenizers]
     one_each, left_out = aligned(list(by_tokenizer.values()))
     if left_out:
@@ -49,11 +49,21 @@ def asked_of(lineup: Lineup, file: Path | None, progress: Progress) -> tuple[lis
     return [found[name] for name in names], told
 
 
+def _rendered(subject: Subject, data: Data, tokenizer: Any, progress: Progress) -> Asked:
+    try:
+        return rendered(data, subject.base, tokenizer, progress)
+    except NoChatTemplate as error:
+        raise UserError(
+            f"{subject.given}: has no chat template, which conversations need. Give a run beside it, whose template it "
+            "then gets."
+        ) from error
+
+
 def tokenizers_of(lineup: Lineup, progress: Progress) -> list[Any]:
     """The tokenizer of each subject: its run's, its own, or its base's.
 
     Raises:
-        UserError: one cannot be loaded, or has no chat template and none is at hand.
+        UserError: one cannot be loaded.
     """
     found: list[Any] = []
     template = lineup.prepared.tokenizer.chat_template if lineup.prepared else None
@@ -61,42 +71,21 @@ def tokenizers_of(lineup: Lineup, progress: Progress) -> list[Any]:
         if subject.prepared:
             found.append(subject.prepared.tokenizer)
             continue
-        folder = subject.adapter if subject.adapter and _has_tokenizer(subject.adapter) else subject.base.folder
-        place = Base(subject.given, folder, subject.base.origin)
-        own = has_template(folder)
-        if not own and template is not None:
+        found.append(_own_tokenizer(subject))
+        if template and not found[-1].chat_template:
             progress.warn(f"{subject.given}: has no chat template of its own, and gets the first model's")
-        try:
-            found.append(_loaded(place, None if own else template))
-        except UserError as error:
-            reason = str(error).removeprefix("model.base: ").partition(" Give one with model.chat_template")[0]
-            raise UserError(f"{reason} Give a run beside it, whose template it then gets.") from error
+            found[-1].chat_template = template
         template = template or found[-1].chat_template
     return found
 
 
-def has_template(folder: Path) -> bool:
-    """Whether a folder's tokenizer brings a chat template."""
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(isinstance(config, dict) and config.get("chat_template"))
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer_config.json").is_file() and has_template(folder)
-
-
-def _loaded(base: Base, template: str | None) -> Any:
-    if template is None:
-        return load_tokenizer(base, None)
-    with tempfile.NamedTemporaryFile("w", suffix=".jinja", encoding="utf-8") as file:
-        file.write(template)
-        file.flush()
-        return load_tokenizer(base, file.name)
+def _own_tokenizer(subject: Subject) -> Any:
+    """The tokenizer beside an adapter where it brings a chat template, or else the base's."""
+    if subject.adapter and (subject.adapter / "tokenizer_config.json").is_file():
+        beside = load_tokenizer(Base(subject.given, subject.adapter, subject.base.origin), None)
+        if beside.chat_template:
+            return beside
+    return load_tokenizer(Base(subject.given, subject.base.folder, subject.base.origin), None)
 
 
 def _data(lineup: Lineup, file: Path | None) -> tuple[Data, str]:

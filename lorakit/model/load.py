@@ -44,10 +44,10 @@ def quiet_libraries() -> None:
 
 
 def load_tokenizer(base: Base, chat_template: str | None) -> Any:
-    """The base's tokenizer with the recipe's chat template, or its own.
+    """The base's tokenizer with the recipe's chat template, or its own where it has one: texts need none.
 
     Raises:
-        UserError: there is no tokenizer, or no chat template to render conversations with.
+        UserError: there is no tokenizer, or the recipe's chat template cannot be read.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder)
@@ -62,11 +62,6 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
             raise UserError(
                 f"model.chat_template: {chat_template} cannot be read: {error}. Save it as UTF-8."
             ) from error
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"model.base: {base.name} has no chat template. Give one with model.chat_template, a .jinja file such as "
-            "{% for m in messages %}{{ m['content'] + ('\\n' if m['role'] != 'assistant' else eos_token) }}{% endfor %}"
-        )
     return tokenizer
 
 

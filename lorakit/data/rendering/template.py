@@ -15,6 +15,15 @@ from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 
 REFUSES = "the chat template refuses the conversation"
+_NO_TEMPLATE = (
+    "model.base: it has no chat template, which conversations need. Give one with model.chat_template, a .jinja file "
+    "such as {% for m in messages %}{{ m['content'] + ('\\n' if m['role'] != 'assistant' else eos_token) }}{% endfor %}"
+    ", or train documents (data.format: text)."
+)
+
+
+class NoChatTemplate(UserError):
+    """Conversations are to be rendered, and the model has no chat template."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class ChatTemplate:
 
         Raises:
             RowError: the template does not take them.
-            UserError: the template is no valid Jinja.
+            UserError: the template is no valid Jinja, or there is none.
         """
         try:
             compiled, known = self._with_tools if tools else self._without_tools
@@ -160,15 +169,17 @@ class ChatTemplate:
 
     @cached_property
     def _without_tools(self) -> tuple[Template, dict[str, Any]]:
-        return self._compiled(self.tokenizer.get_chat_template())
+        return self._compiled(None)
 
     @cached_property
     def _with_tools(self) -> tuple[Template, dict[str, Any]]:
-        return self._compiled(self.tokenizer.get_chat_template(tools=[habits.TOOL]))
+        return self._compiled([habits.TOOL])
 
-    def _compiled(self, text: str) -> tuple[Template, dict[str, Any]]:
+    def _compiled(self, tools: list[dict[str, Any]] | None) -> tuple[Template, dict[str, Any]]:
         """A template, and the values that it knows by name: transformers' functions and the special tokens."""
-        compiled: Template = _compile_jinja_template(text)
+        if not self.tokenizer.chat_template:
+            raise NoChatTemplate(_NO_TEMPLATE)
+        compiled: Template = _compile_jinja_template(self.tokenizer.get_chat_template(tools=tools))
         return compiled, {**compiled.globals, **self.tokenizer.special_tokens_map}
 
 

@@ -87,11 +87,15 @@ def _tokenizer(recipe: "Recipe", found: Base) -> Finding:
 
     quiet_libraries()
     try:
-        size = len(load_tokenizer(found, recipe.model.chat_template))
+        tokenizer = load_tokenizer(found, recipe.model.chat_template)
     except UserError as error:
-        remedy = "put tokenizer.json and tokenizer_config.json beside the weights; model.chat_template gives a template"
+        remedy = "put tokenizer.json and tokenizer_config.json beside the weights"
         return Finding("base's tokenizer", "broken", _said(error), remedy)
-    return Finding("base's tokenizer", "ok", f"{size:,} tokens, with a chat template")
+    size = f"{len(tokenizer):,} tokens"
+    if not tokenizer.chat_template:
+        remedy = "model.chat_template gives one, where rows are conversations"
+        return Finding("base's tokenizer", "ok", f"{size}, without a chat template: {remedy}")
+    return Finding("base's tokenizer", "ok", f"{size}, with a chat template")
 
 
 def _quantization(recipe: "Recipe", found: Base) -> Iterator[Finding]:
