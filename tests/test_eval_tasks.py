@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from eval_runs import make_run
+from peft_adapters import KINDS, save_peft_adapter
 from test_tasks import CHOICE, TEXTS, harness, task_folder, without_lm_evals_own  # noqa: F401 (fixtures)
 
 from lorakit.evaluate.benchmarks import FORMAT
@@ -57,6 +58,22 @@ def test_a_model_alone_and_quantized_bases(run, tiny_base, lorakit_eval, task_fo
     facts = json.loads(out)
     assert code == 0 and loads == ["none", "nf4"]
     assert facts["comparisons"].keys() == {"base", "adapter on nf4"} and facts["baseline"] == "adapter"
+
+
+def test_tasks_are_scored_alike_in_any_order_and_alone(tmp_path, run, tiny_base, lorakit_eval, task_folder):  # noqa: F811
+    head = make_run(tmp_path / "head", tiny_base, adapter={"rank": 4, "alpha": 8, "train_modules": ["lm_head"]})
+    foreign = save_peft_adapter(tiny_base, tmp_path / "foreign", KINDS["olora"]())
+    options = ("--tasks", "texts", "--tasks-path", task_folder(texts=TEXTS), "--json", "-o", tmp_path / "out")
+
+    def values(*given):
+        code, out, err = lorakit_eval(*given, *options)
+        assert code == 0, err
+        facts = json.loads(out)
+        return {one["given"]: facts["models"][name][0]["value"] for name, one in facts["subjects"].items()}
+
+    one = values(head.folder, foreign, run.folder)
+    assert one == values(run.folder, foreign, head.folder)
+    assert one[str(run.folder)] == values(run.folder, "base")[str(run.folder)] and len(set(one.values())) == 3
 
 
 WRONG = {

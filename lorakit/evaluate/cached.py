@@ -22,6 +22,10 @@ from lorakit.evaluate.generate import Answer
 from lorakit.folders import cache_folder, sha256_of
 
 
+_VERSION = 2
+"""Of what is kept. It grows when older lines may hold figures that are wrong: they are not read any more."""
+
+
 @dataclass
 class Kept:
     """The lines of one file by the sha256 of their row; without a path nothing is kept."""
@@ -58,7 +62,7 @@ def opened(kind: str, facts: Mapping[str, Any], use: bool = True) -> Kept:
         return Kept(None)
     packages = (lorakit, torch, transformers)
     versions = {package.__name__: package.__version__ for package in packages}
-    name = _digest({**facts, **versions})
+    name = _digest({**facts, **versions, "version": _VERSION})
     path = cache_folder() / kind / f"{name}.jsonl"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

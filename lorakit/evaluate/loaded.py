@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorakit.evaluate.subjects import Subject
-from lorakit.model.attach import load_adapter
 from lorakit.model.load import load_model
+from lorakit.model.shared_base import SharedBase
 
 
 @dataclass
@@ -16,8 +16,7 @@ class Loaded:
     device: str
     loads: int = 0
     _held: tuple[Any, ...] | None = field(default=None, repr=False)
-    _model: Any = field(default=None, repr=False)
-    _adapter: Any = field(default=None, repr=False)
+    _base: SharedBase | None = field(default=None, repr=False)
 
     def model_of(self, subject: Subject) -> Any:
         """The subject's model, in evaluation mode; what was in memory before is not to be used any more.
@@ -26,18 +25,14 @@ class Loaded:
             UserError: the weights are damaged, or the adapter does not fit them.
             LorakitError: they do not fit into memory.
         """
-        if self._held == subject.held and self._adapter == subject.adapter:
-            return self._model
-        if self._adapter is not None:
-            self._model, self._adapter = self._model.unload(), None
-        if self._held != subject.held:
-            self._model = self._held = None  # before the next one is read
-            self._model = load_model(subject.base, subject.settings, self.device)
-            self._held, self.loads = subject.held, self.loads + 1
-        if subject.adapter is not None:
-            self._model = load_adapter(self._model, subject.adapter)
-            self._adapter = subject.adapter
-        return self._model
+        if self._base is None or self._held != subject.held:
+            self._base = None  # before the next one is read
+            self._base, self._held = SharedBase(lambda: self._read(subject)), subject.held
+        return self._base.model_with(subject.adapter)
+
+    def _read(self, subject: Subject) -> Any:
+        self.loads += 1
+        return load_model(subject.base, subject.settings, self.device)
 
 
 def in_loading_order(subjects: Sequence[Subject]) -> list[int]:

@@ -43,7 +43,7 @@ class Subject:
         settings = self.settings
         double = settings.double_quant and settings.quantization in ("q4", "nf4")
         how = (settings.dtype, settings.quantization, double, settings.attention)
-        return (*sorted(weights_of(self.base).items()), how)
+        return (*sorted(weights_of(self.base).items()), file_sha256(self.base.folder / "config.json"), how)
 
     def facts(self, device: str) -> dict[str, Any]:
         """All that decides what this model computes."""

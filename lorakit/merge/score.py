@@ -10,10 +10,10 @@ import torch
 
 from lorakit.data.batches import collate, split_batch
 from lorakit.errors import LorakitError
-from lorakit.model.attach import load_adapter
 from lorakit.model.fused import fused_lora
 from lorakit.model.load import load_model, pad_token_id
 from lorakit.model.loss import supervised_loss
+from lorakit.model.shared_base import SharedBase
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.runs import Run
@@ -58,27 +58,20 @@ def score_sources(
     if not scored:
         return [], without
     first = runs[0][1]
-    model = load_model(first.base, first.model, first.machine.device)
-    base = [_loss(model, prepared, f"{run.folder.name}: base", progress) for run, prepared in scored]
-    own = []
-    for run, prepared in scored:
-        model, (loss,) = _with_adapter(model, run.adapter, [(run, prepared)], "its adapter", progress)
-        own.append(loss)
-    model, after = _with_adapter(model, combined, scored, "combined", progress)
+    shared = SharedBase(lambda: load_model(first.base, first.model, first.machine.device))
+    base = _losses(shared.model_with(None), scored, "base", progress)
+    own = [_losses(shared.model_with(run.adapter), [(run, own)], "its adapter", progress)[0] for run, own in scored]
+    after = _losses(shared.model_with(combined), scored, "combined", progress)
     return [
         SourceScore(str(run.folder), len(_rows(prepared)), *losses)
         for (run, prepared), *losses in zip(scored, base, own, after, strict=True)
     ], without
 
 
-def _with_adapter(
-    model: Any, adapter: Path, runs: list[tuple[Run, Prepared]], label: str, progress: Progress
-) -> tuple[Any, list[float]]:
-    """The model as it was, and its losses with an adapter on the rows of some runs."""
-    adapted = load_adapter(model, adapter)
-    with fused_lora(adapted):
-        losses = [_loss(adapted, prepared, f"{run.folder.name}: {label}", progress) for run, prepared in runs]
-    return adapted.unload(), losses
+def _losses(model: Any, runs: list[tuple[Run, Prepared]], label: str, progress: Progress) -> list[float]:
+    """A model's losses on the rows of some runs."""
+    with fused_lora(model):
+        return [_loss(model, prepared, f"{run.folder.name}: {label}", progress) for run, prepared in runs]
 
 
 def _rows(prepared: Prepared) -> list[dict[str, Any]]:

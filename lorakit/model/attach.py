@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
@@ -126,7 +126,9 @@ def load_adapter(model: Any, folder: Path, **options: Any) -> Any:
     Raises:
         UserError: the folder holds no adapter, or one that does not belong to this model.
     """
-    loaded = _loaded(model, folder, "", **options).eval()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(0)  # PEFT draws at random for some initializations, which it does again while it loads
+        loaded = _loaded(model, folder, "", **options).eval()
     for module in loaded.modules():
         if isinstance(module, ModulesToSaveWrapper):  # evaluation runs without autocast: its input has the model's type
             module.modules_to_save.to(loaded.dtype)
@@ -189,23 +191,32 @@ def adapter_config(folder: Path) -> Any:
         raise UserError(f"{folder}: its adapter_config.json cannot be read: {_first_line(error)}") from error
 
 
-def _loaded(model: Any, folder: Path, key: str, **options: Any) -> Any:
-    adapter_config(folder)
+def _loaded(model: Any, folder: Path, key: str, config: Any = None, is_trainable: bool = False, **options: Any) -> Any:
+    """What `PeftModel.from_pretrained` makes, which keeps to itself what PEFT missed in the file and had no place for."""
+    config = config or adapter_config(folder)
+    config.inference_mode = not is_trainable
+    kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+    sparing = {name: value for name, value in options.items() if name == "low_cpu_mem_usage"}
+    options |= {"is_trainable": is_trainable, "key_mapping": getattr(model, "_checkpoint_conversion_mapping", None)}
     try:
-        loaded = PeftModel.from_pretrained(model, folder, **options)
-        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            own, there = get_peft_model_state_dict(loaded, save_embedding_layers=False).keys(), set(file.keys())
+        loaded = kind(model, config, **sparing)
+        found = loaded.load_adapter(str(folder), "default", **options)
+    except KeyError as error:  # of modules that were trained whole
+        raise UserError(f"{key}{folder}: this adapter lacks {error.args[0]}, for which PEFT looks in it.") from error
     except _READING as error:
         raise UserError(f"{key}{folder}: this adapter cannot be put on the base model: {_first_line(error)}") from error
-    if own - there:
-        lacking = own - there
+    lacking, strange = (
+        sorted(name.replace(".default", "") for name in names) for names in (found.missing_keys, found.unexpected_keys)
+    )
+    if lacking:
         raise UserError(
-            f"{key}{folder}: this adapter lacks {len(lacking)} tensors, the first is {min(lacking)}. It is damaged."
+            f"{key}{folder}: this adapter lacks {len(lacking)} tensors, the first is {lacking[0]}. It is damaged, or "
+            "belongs to another model."
         )
-    if there - own:
+    if strange:
         raise UserError(
-            f"{key}{folder}: this adapter holds {len(there - own)} tensors that the base model has no place for, the "
-            f"first is {min(there - own)}. It belongs to another model, or brings embeddings of its own."
+            f"{key}{folder}: this adapter holds {len(strange)} tensors that the base model has no place for, the "
+            f"first is {strange[0]}. It belongs to another model."
         )
     return loaded
 
