@@ -41,7 +41,7 @@ KINDS: dict[str, Any] = {
 
 
 def save_peft_adapter(base: Path, folder: Path, config: Any, seed: int = 0, strength: float = 0.1) -> Path:
-    """An adapter of a configuration on the model of a folder, its trained weights changed at random, as PEFT saves it."""
+    """An adapter on the model of a folder, its trained weights changed at random, as PEFT saves it."""
     torch.manual_seed(seed)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
     scatter(model, strength)

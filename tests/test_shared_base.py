@@ -17,6 +17,7 @@ from lorakit.evaluate.questioning import answers_to_questions
 from lorakit.evaluate.questions import read_questions
 from lorakit.evaluate.run import request_of
 from lorakit.evaluate.subjects import line_up
+from lorakit.model.adapters.driver import Given
 from lorakit.model.adapters.plain import save_adapter
 from lorakit.model.attach import attach_adapter, load_adapter, trained_weights
 from lorakit.model.base import find_base
@@ -26,7 +27,6 @@ from lorakit.model.shared_base import SharedBase
 from lorakit.model.targets import select_targets
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Adapter, Model
-from lorakit.tables import ADAPTERS
 
 IDS = torch.tensor([[5, 6, 7, 3, 9, 30]])
 
@@ -64,10 +64,11 @@ def adapters(base, tmp_path_factory):
     folder, made = tmp_path_factory.mktemp("adapters"), {}
     for number, (name, config) in enumerate(KINDS.items()):
         made[name] = save_peft_adapter(base, folder / str(number), config(), seed=number)
-    for kind in ("lora", "dora", "rslora"):
+    for kind in ("lora", "dora", "rslora", "pissa", "olora"):
         settings = Adapter(kind=kind, rank=4, train_modules=["lm_head"])
         model = reader(base)()
-        adapted = attach_adapter(model, settings, 0, select_targets(model, settings, kind_adapts_experts=True))
+        targets = select_targets(model, settings, kind_adapts_experts=True)
+        adapted = attach_adapter(model, settings, 0, targets, Given(None, None, Silent()))
         for tensor in trained_weights(adapted).values():
             tensor.add_(0.1 * torch.randn_like(tensor))
         made[f"our {kind}"] = folder / f"our-{kind}"
@@ -148,9 +149,7 @@ def test_runs_are_scored_alike_in_any_order_and_alone(trained_head, tmp_path, ti
 def test_questions_are_answered_on_an_untouched_base(trained_head, tmp_path, tiny_base):
     plain = str(trained_head[1].folder)
     head = str(save_peft_adapter(tiny_base, tmp_path / "head", KINDS["head"](), strength=1))
-    questions = write_rows(
-        tmp_path / "questions.jsonl", [{"prompt": f"Tell me about lamps, number {n}."} for n in "12"]
-    )
+    questions = write_rows(tmp_path / "questions.jsonl", [{"prompt": f"Tell of lamps, number {n}."} for n in "12"])
 
     def answers(*given):
         lineup = line_up(given, Silent())

@@ -21,7 +21,6 @@ from lorakit.errors import LorakitError
 from lorakit.evaluate.generate import Answer
 from lorakit.folders import cache_folder, sha256_of
 
-
 _VERSION = 2
 """Of what is kept. It grows when older lines may hold figures that are wrong: they are not read any more."""
 

@@ -192,7 +192,7 @@ def adapter_config(folder: Path) -> Any:
 
 
 def _loaded(model: Any, folder: Path, key: str, config: Any = None, is_trainable: bool = False, **options: Any) -> Any:
-    """What `PeftModel.from_pretrained` makes, which keeps to itself what PEFT missed in the file and had no place for."""
+    """What `PeftModel.from_pretrained` makes; that keeps to itself what PEFT missed and what it had no place for."""
     config = config or adapter_config(folder)
     config.inference_mode = not is_trainable
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
