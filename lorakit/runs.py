@@ -118,6 +118,13 @@ class Run:
             lines = [line for line in text.splitlines() if _step_of(line) <= step]
             write_whole(self.log, "".join(line + "\n" for line in lines))
 
+    def forget_evaluation(self, step: int) -> None:
+        """Take the held-out loss after `step` out of the log: it is measured again."""
+        if self.log.is_file():
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if not (_step_of(line) == step and "eval_loss" in json.loads(line))]
+            write_whole(self.log, "".join(line + "\n" for line in kept))
+
     def prune_checkpoints(self, keep: int, best_step: int | None) -> None:
         """Delete all checkpoints but the newest `keep` and the best."""
         best = self.checkpoint(best_step) if best_step else None

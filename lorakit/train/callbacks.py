@@ -56,8 +56,15 @@ class Conductor(TrainerCallback):
         self.settled_at = settled_at
         self.run, self.bar, self.stopping, self.early, self.held_out = run, bar, stopping, early, held_out
         self.tokens, self.steps, self.busy, self.mark = 0, 0, 0.0, 0.0
-        self.loss: float | None = None
-        self.stopped_early = self.optimizing = False
+        self.optimizing = False
+
+    def ends_early(self, state: TrainerState) -> bool:
+        """Whether the held-out losses measured so far end the run before its last step."""
+        if self.early is None:
+            return False
+        counted = (entry for entry in state.log_history if entry["step"] >= self.settled_at)
+        losses = [entry["eval_loss"] for entry in counted if "eval_loss" in entry]
+        return evaluations_without_gain(losses, self.early.min_delta) >= self.early.patience
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.mark = time.monotonic()
@@ -102,7 +109,6 @@ class Conductor(TrainerCallback):
                 "checkpoint is from before this step."
             )
         speed = self.tokens / self.busy if self.busy else 0.0
-        self.loss = logs["loss"]
         self.run.log_line(
             {
                 "step": state.global_step,
@@ -116,12 +122,7 @@ class Conductor(TrainerCallback):
         self.bar.advance(1, f"loss {logs['loss']:.4f}  {speed:,.0f} trained tokens/s")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.early is None:
-            return
-        counted = (entry for entry in state.log_history if entry["step"] >= self.settled_at)
-        losses = [entry["eval_loss"] for entry in counted if "eval_loss" in entry]
-        if evaluations_without_gain(losses, self.early.min_delta) >= self.early.patience:
-            self.stopped_early = True
+        if self.ends_early(state):
             control.should_save = True
             control.should_training_stop = True
 

@@ -107,7 +107,7 @@ def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Pa
         raise UserError(f"{run.folder}: the tokenizer or its chat template changed since this run was begun.")
     checkpoints, content = run.complete_checkpoints(), _content(prepared.recipe.adapter)
     for checkpoint in reversed(checkpoints):
-        damage = _damage(checkpoint, content)
+        damage = _damage(checkpoint, content) or _damage_of_best(run, checkpoint, content)
         if damage is None:
             progress.say(f"resuming after {checkpoint.name}")
             return checkpoint
@@ -139,6 +139,16 @@ def _damage(checkpoint: Path, content: dict[str, Callable[[Path], None]]) -> str
         ) as error:
             return f"{name} cannot be read: {str(error).strip().partition(chr(10))[0] or type(error).__name__}"
     return None
+
+
+def _damage_of_best(run: Run, checkpoint: Path, content: dict[str, Callable[[Path], None]]) -> str | None:
+    """Why the best checkpoint up to this one, whose weights may be the result, cannot be read; None when it can."""
+    best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")).get("best_global_step")
+    if not best or run.checkpoint(best) == checkpoint:
+        return None
+    weights = {name: content[name] for name in (WEIGHTS, DRIVER) if name in content}
+    damage = _damage(run.checkpoint(best), weights)
+    return f"the best one before it, {run.checkpoint(best).name}, is: {damage}" if damage else None
 
 
 def _read_state(path: Path) -> None:

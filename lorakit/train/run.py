@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 
 from lorakit.errors import Interrupted, LorakitError, UserError
 from lorakit.model.adapters.svd import ranks_in_words
@@ -76,10 +76,12 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     stopping = StopRequest(progress)
     with stopping.listening():
         outcome = _fit(begun, prepared, record, progress, stopping, checkpoint)
-    if begun.driver:
-        progress.say(ranks_in_words(begun.model))
-    manifest = record.complete(outcome.__dict__)
-    run.write_manifest(manifest | save_result(begun, prepared, run, manifest))
+        if begun.driver:
+            progress.say(ranks_in_words(begun.model))
+        manifest = record.complete(outcome.__dict__)
+        run.write_manifest(manifest | save_result(begun, prepared, run, manifest))
+    if stopping() and prepared.recipe.output.merged:
+        raise Interrupted("stopped before the merge; the adapter is complete, --resume merges it")
     return outcome
 
 
@@ -120,12 +122,13 @@ def _fit(
         record.write()
         run.go_back_to(done)
         with computing(begun.model, recipe.model.dtype):
-            if prepared.machine.is_gpu:
+            if prepared.machine.is_gpu and done < steps:
                 found, expected = try_longest(passes, prepared, done + 1), prepared.expected
                 progress.say(probed_words(found, prepared.machine.memory, expected.allocated if expected else None))
             _run_steps(trainer, conductor, checkpoint)
     state = trainer.state
-    if stopping() and state.global_step < steps:
+    ended = state.global_step >= steps or conductor.ends_early(state)
+    if stopping() and (not ended or trainer.owes_evaluation()):
         raise Interrupted(
             f"stopped after step {state.global_step} of {steps}; its checkpoint is complete, --resume goes on from it"
         )
@@ -133,10 +136,10 @@ def _fit(
         take_up(begun.model, begun.driver, run.checkpoint(state.best_global_step))
     return Outcome(
         steps=state.global_step,
-        loss=conductor.loss,
+        loss=next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None),
         eval_loss=state.best_metric,
         best_step=state.best_global_step,
-        stopped_early=conductor.stopped_early,
+        stopped_early=conductor.ends_early(state),
         seconds=round(time.monotonic() - start, 1),
         seconds_a_step=round(conductor.busy / conductor.steps, 3) if conductor.steps else 0.0,
         trained_tokens_per_second=round(conductor.tokens / conductor.busy, 1) if conductor.busy else 0.0,
@@ -163,7 +166,7 @@ def _trainer(
     progress: Progress,
     passes: Passes,
     stopping: StopRequest,
-    conductor: TrainerCallback,
+    conductor: Conductor,
 ) -> SupervisedTrainer:
     held_out = prepared.held_out
     trainer = SupervisedTrainer(
@@ -172,6 +175,7 @@ def _trainer(
         run=run,
         progress=progress,
         stopping=stopping,
+        ends_early=conductor.ends_early,
         args=arguments(prepared, run, passes.plan),
         train_dataset=prepared.train.rows,
         eval_dataset=held_out.rows if held_out else None,

@@ -1,20 +1,22 @@
 """The one subclass of TRL's SFTTrainer: our batches, our passes, our checkpoints; the loop is the library's."""
 
+import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
-from transformers import TrainerControl
+from transformers import TrainerControl, TrainerState
 from trl import SFTTrainer
 
 from lorakit.data.store import Examples
 from lorakit.errors import Interrupted, LorakitError
-from lorakit.folders import whole_folder
-from lorakit.model.adapters.plain import config_of, save_adapter
+from lorakit.folders import whole_folder, write_whole
+from lorakit.model.adapters.plain import config_of, save_adapter, save_config
 from lorakit.model.attach import STATE, WEIGHTS, trained_weights
 from lorakit.progress import Progress
 from lorakit.runs import Run
@@ -35,8 +37,10 @@ class SupervisedTrainer(SFTTrainer):
         run: Run,
         progress: Progress,
         stopping: Callable[[], bool],
+        ends_early: Callable[[TrainerState], bool],
         **options: Any,
     ) -> None:
+        self.ends_early = ends_early
         self.passes, self.plan, self.driver = passes, passes.plan, passes.driver
         self.run, self.progress, self.stopping = run, progress, stopping
         self.mixture, self.lengths = examples.mixture, examples.lengths().tolist()
@@ -113,11 +117,26 @@ class SupervisedTrainer(SFTTrainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """When the run was stopped just before an evaluation, make it up first."""
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        step = self.state.global_step
-        due = step and (step % self.plan.eval_steps == 0 or step == max_steps)
-        if due and self.eval_dataset is not None and not self._evaluated(step):
+        if self.owes_evaluation():
+            step = self.state.global_step
+            self.run.forget_evaluation(step)
             self._determine_best_metric(self.evaluate(), None)
+            text = json.dumps(asdict(self.state), indent=2, sort_keys=True) + "\n"  # as its `save_to_json` writes it
+            write_whole(self.run.checkpoint(step) / "trainer_state.json", text)
         return prepared
+
+    def owes_evaluation(self) -> bool:
+        """Whether the held-out loss after the current step is due and was not measured, since the run was stopped."""
+        step = self.state.global_step
+        due = step and (step % self.plan.eval_steps == 0 or step == self.state.max_steps)
+        return bool(due and self.eval_dataset is not None and not self._evaluated(step))
+
+    def _run_epoch(self, **epoch: Any) -> None:
+        """Nothing more, where the run was resumed after its last step: the loop looks only behind a further one."""
+        if self.state.global_step >= self.state.max_steps or self.ends_early(self.state):
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**epoch)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """A new best is always kept as a checkpoint. None is, before the adapter has the shape that was asked for."""
@@ -136,7 +155,7 @@ class SupervisedTrainer(SFTTrainer):
             (draft / STATE).mkdir()
             save_file({name: p.contiguous() for name, p in trained_weights(self.model).items()}, draft / WEIGHTS)
             if hasattr(self.model, "peft_config"):
-                config_of(self.model).save_pretrained(str(draft / STATE))
+                save_config(config_of(self.model), draft / STATE)
                 save_adapter(self.model, draft)  # for whoever wants to try the adapter as it was here
             if self.driver:
                 save_file(self.driver.state(), draft / DRIVER)

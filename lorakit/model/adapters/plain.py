@@ -24,9 +24,18 @@ def save_adapter(model: Any, folder: Path) -> None:
     trained = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = trained.base_model_name_or_path, trained.revision
     config.inference_mode = True
-    config.save_pretrained(str(folder))
+    save_config(config, folder)
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def save_config(config: Any, folder: Path) -> None:
+    """Write `adapter_config.json`, the same for the same adapter (PEFT writes sets in the order of hashes)."""
+    ordered = copy.copy(config)
+    for name, value in vars(config).items():
+        if isinstance(value, set):
+            setattr(ordered, name, sorted(value))
+    ordered.save_pretrained(str(folder))
 
 
 def config_of(model: Any) -> Any:
