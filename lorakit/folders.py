@@ -38,8 +38,7 @@ def whole_folder(final: Path, first_wins: bool = False) -> Iterator[Path]:
     draft = Path(tempfile.mkdtemp(prefix=f"{_DRAFT}{final.name}.", dir=final.parent))
     try:
         yield draft
-        draft.chmod(0o777 & ~_umask())
-        _flush(draft)
+        _seal(draft)
         if final.exists() and not first_wins:
             remove_folder(final)
         try:
@@ -113,6 +112,19 @@ def remove_drafts(parent: Path, name: str = "") -> None:
             shutil.rmtree(draft, ignore_errors=True)
 
 
+def lies_inside(path: Path, folder: Path) -> bool:
+    """Whether a file of a folder lies in it, and is no link to somewhere else.
+
+    A snapshot in the hub's cache consists of links to the `blobs` beside it (models--ORG--NAME/snapshots/COMMIT).
+    """
+    target, inside = path.resolve(), folder.resolve()
+    if target.is_relative_to(inside):
+        return True
+    repository = inside.parent.parent
+    is_snapshot = inside.parent.name == "snapshots" and repository.name.startswith(("models--", "datasets--"))
+    return is_snapshot and target.parent == repository / "blobs"
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file. The hub's cache names its large files by their sha256: there it is taken as read."""
     target = path.resolve()
@@ -131,8 +143,15 @@ def _umask() -> int:
     return mask
 
 
-def _flush(folder: Path) -> None:
+def _seal(folder: Path) -> None:
+    """Give all in a draft the modes of files that are simply created, whatever wrote them, and flush it to disk.
+
+    safetensors writes through a temporary file, which only its owner can read, and Python makes such folders.
+    """
+    allowed = ~_umask()
     for path in [*folder.rglob("*"), folder]:
+        kept = path.stat().st_mode & 0o7000  # a folder that hands its group on
+        path.chmod(kept | ((0o777 if path.is_dir() else 0o666) & allowed))
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

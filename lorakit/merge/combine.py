@@ -14,6 +14,7 @@ from lorakit.merge.layout import Layer, plain_config, write_adapter, write_facts
 from lorakit.merge.methods import METHODS, Factors, Method, distance
 from lorakit.merge.sources import FILES, Opened, check_experts, open_adapter
 from lorakit.merge.write import full_disk_told
+from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.runs import now, versions
 
 FACTS = "combine.json"
@@ -129,7 +130,7 @@ def combine(
         density: the share of an adapter's numbers that is kept, for the methods that drop some.
         seed: of the methods that drop numbers at random; 0 where none is given.
         rank: of `svd`; the largest of the adapters' where none is given.
-        tokenizer: to be written beside the adapter.
+        tokenizer: the base's, to be written beside the adapter, maybe with another chat template.
 
     Raises:
         UserError: options that do not go together, or an adapter that cannot be combined.
@@ -154,7 +155,7 @@ def combine(
         if method == "cat" and not off_sum <= _EXACT:
             raise LorakitError(f"{output}: what was written lies {off_sum:.2g} off the weighted sum. It is not kept.")
         if tokenizer is not None:
-            tokenizer.save_pretrained(draft)
+            write_tokenizer(base_folder, tokenizer, draft)
         result = Combined(output, method, density, seed, sources, max(ranks.values()), len(made), size, off_sum)
         _describe(draft, result, str(config.base_model_name_or_path))
     return result

@@ -176,8 +176,8 @@ def _check_shapes(tuned: Base, opened: Weights, base: Base, original: Weights) -
     )
 
 
-def tuned_tokenizer(tuned: Base, base: Base, progress: Progress) -> Any | None:
-    """The tuned checkpoint's tokenizer, which belongs to the adapter; the base's where it has none.
+def tuned_tokenizer(tuned: Base, base: Base, progress: Progress) -> tuple[Any, Path] | None:
+    """The tuned checkpoint's tokenizer, which belongs to the adapter, and its folder; the base's where it has none.
 
     Raises:
         UserError: the two give one token different ids, so that the weights mean different things.
@@ -186,7 +186,7 @@ def tuned_tokenizer(tuned: Base, base: Base, progress: Progress) -> Any | None:
     if ours is None or its is None:
         lacking = tuned.name if ours is None else base.name
         progress.warn(f"{lacking} has no tokenizer, so that it was not compared with the other's")
-        return ours or its
+        return (ours, tuned.folder) if ours else (its, base.folder) if its else None
     known, expected = ours.get_vocab(), its.get_vocab()
     moved = sorted(token for token in known.keys() & expected.keys() if known[token] != expected[token])
     if moved:
@@ -201,14 +201,14 @@ def tuned_tokenizer(tuned: Base, base: Base, progress: Progress) -> Any | None:
         )
     elif ours.chat_template != its.chat_template:
         progress.say(f"the adapter gets the chat template of {tuned.name}, which is not that of {base.name}")
-    return ours
+    return ours, tuned.folder
 
 
 def _tokenizer(folder: Path) -> Any | None:
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         return None
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the Rust tokenizers raise bare Exceptions on a damaged tokenizer.json
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder}: the tokenizer cannot be loaded: {first}") from error

@@ -16,6 +16,7 @@ from lorakit.merge.truncate import truncated
 from lorakit.merge.write import full_disk_told
 from lorakit.model.base import Base
 from lorakit.model.load import DTYPES, stored_dtype
+from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.progress import Progress
 from lorakit.runs import now, versions
 
@@ -125,7 +126,7 @@ def extract(
     with full_disk_told(output), whole_folder(output) as draft:
         write_adapter(draft, base.folder, config, tensors)
         if tokenizer is not None:
-            tokenizer.save_pretrained(draft)
+            write_tokenizer(tokenizer[1], tokenizer[0], draft)
         _describe(draft, result, tuned, base)
     return result
 

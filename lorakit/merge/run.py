@@ -84,7 +84,7 @@ def merge(
             given = _given_type(prepared, dtype)
             folding = folding_of(case.adapter_model(trained))
             types = write_weights(weights, chosen, folding, given, draft, progress)
-            write_the_rest(folder, prepared.tokenizer, prepared.stop_ids, given, draft)
+            write_the_rest(prepared.base.folder, prepared.tokenizer, prepared.stop_ids, given, draft)
             written = coarsest(types)
             holds = [chosen, trained] if onto == "original" and trained.differs(weights) else [chosen]
             proofs = case.proofs(draft, written, holds) if proved else []

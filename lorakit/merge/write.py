@@ -12,17 +12,19 @@ from typing import Any
 import torch
 
 from lorakit.errors import LorakitError
+from lorakit.folders import lies_inside
 from lorakit.merge.fold import Fold, Folding
 from lorakit.model.checkpoint import INDEX, SINGLE, TYPES, OnDisk, metadata_of, pieces, read_tensor, weight_files
 from lorakit.model.checkpoint_writing import Writing, writing
 from lorakit.model.held import Held
+from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.model.weights import Group, Weights
 from lorakit.progress import Progress
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _BESIDE = 64 << 20  # what tokenizer, configuration and card may take
-_TAKEN_OVER = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-_TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+# What a processor of images, sounds or videos is read from, and under which terms the model is given.
+_TAKEN_OVER = ("*processor_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 def write_weights(
@@ -128,7 +130,12 @@ def _write_index(weights: Weights, planned: dict[str, OnDisk], folder: Path) -> 
 
 
 def write_the_rest(base: Path, tokenizer: Any, stop_ids: list[int], dtype: torch.dtype | None, folder: Path) -> None:
-    """What belongs to a model besides its weights: configuration, where it stops, tokenizer, licence."""
+    """What belongs to a model besides its weights: configuration, where it stops, tokenizer, processors, licence.
+
+    Args:
+        base: the folder of the base model, of which everything but the weights is taken.
+        dtype: of all weights, where it is one for all.
+    """
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     for section in (config, config.get("text_config") or {}):
         section.pop("quantization_config", None)
@@ -143,10 +150,10 @@ def write_the_rest(base: Path, tokenizer: Any, stop_ids: list[int], dtype: torch
     answers["eos_token_id"] = stop_ids
     for name, facts in (("config.json", config), ("generation_config.json", answers)):
         (folder / name).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name in [*_TAKEN_OVER, *(path.name for terms in _TERMS for path in base.glob(terms) if path.is_file())]:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
-    tokenizer.save_pretrained(folder)
+    for file in (path for name in _TAKEN_OVER for path in base.glob(name)):
+        if file.is_file() and lies_inside(file, base):
+            shutil.copyfile(file, folder / file.name)
+    write_tokenizer(base, tokenizer, folder)
 
 
 def check_space(folder: Path, size: int) -> None:

@@ -177,6 +177,8 @@ def _converted(gguf: Path, progress: Progress) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from lorakit.model.tokenizer_files import save_new_tokenizer
+
     types = gguf_types(gguf)
     dtype = {"F32": torch.float32, "BF16": torch.bfloat16}.get(types, torch.float16)
     progress.say(f"converting {gguf.name} ({types}) once; the result is kept in {folder}")
@@ -194,5 +196,5 @@ def _converted(gguf: Path, progress: Progress) -> Path:
         if not all(torch.isfinite(parameter).all() for parameter in narrow.parameters()):
             raise UserError(f"{gguf}: holds numbers that are not finite, or too large for {dtype}.")
         narrow.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
+        save_new_tokenizer(tokenizer, draft)
     return folder

@@ -5,6 +5,7 @@ from typing import Any
 from lorakit.folders import sha256_of, whole_folder
 from lorakit.model.adapters.plain import save_adapter
 from lorakit.model.load import DTYPES, stored_dtype
+from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.plan.prepare import Prepared
 from lorakit.recipe.kinds import trains_all
 from lorakit.runs import Run
@@ -26,13 +27,13 @@ def save_result(begun: Begun, prepared: Prepared, run: Run, manifest: dict[str, 
             model.config.dtype = DTYPES[dtype]
             model.generation_config.eos_token_id = prepared.stop_ids
             model.save_pretrained(draft)
-            prepared.tokenizer.save_pretrained(draft)
+            write_tokenizer(prepared.base.folder, prepared.tokenizer, draft)
             (draft / "README.md").write_text(model_card(recipe, manifest), encoding="utf-8")
         files = [*run.model.glob("*.safetensors"), run.model / "config.json"]
         return {"model_sha256": {path.name: sha256_of(path) for path in sorted(files)}}
     with whole_folder(run.adapter) as draft:
         save_adapter(model, draft)
-        prepared.tokenizer.save_pretrained(draft)
+        write_tokenizer(prepared.base.folder, prepared.tokenizer, draft)
         (draft / "README.md").write_text(adapter_card(recipe, manifest), encoding="utf-8")
     return {
         "adapter_sha256": sha256_of(run.adapter / "adapter_model.safetensors"),
