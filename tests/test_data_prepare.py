@@ -137,6 +137,15 @@ def cut(entry, fraction):
     os.truncate(table, int(table.stat().st_size * fraction))
 
 
+def flip(path):
+    """Change a few bits in the middle of a file, whose size and dates stay."""
+    times, whole = path.stat(), bytearray(path.read_bytes())
+    for at in range(len(whole) // 2, len(whole) // 2 + 8):
+        whole[at] ^= 1
+    path.write_bytes(whole)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
 def damage_of(entry):
     return {
         "no report": lambda: (entry / "train.json").unlink(),
@@ -148,6 +157,13 @@ def damage_of(entry):
         "an empty table": lambda: cut(entry, 0),
         "half a table": lambda: cut(entry, 0.5),
         "a table without end": lambda: cut(entry, 0.9),
+        "flipped bits in the table": lambda: flip(entry / "train.arrow"),
+        "flipped bits in the numbers": lambda: flip(entry / "train.npz"),
+        "a digit of the report": lambda: flip(entry / "train.json"),
+        "flipped bits in the shapes": lambda: flip(entry / "shapes.npz"),
+        "no shapes": lambda: (entry / "shapes.npz").unlink(),
+        "no checksums": lambda: (entry / ".checksums").unlink(),
+        "half the checksums": lambda: os.truncate(entry / ".checksums", 30),
         "a file": lambda: (shutil.rmtree(entry), entry.write_text("x")),
         "nothing": lambda: (shutil.rmtree(entry), entry.mkdir()),
     }  # fmt: skip

@@ -83,6 +83,21 @@ def test_half_a_line_of_a_killed_process_is_computed_again(tmp_path, tiny_base, 
     assert loads.models[0].answers == first.models[0].answers
 
 
+def test_kept_answers_and_losses_that_changed_in_place_are_computed_again(tmp_path, tiny_base, monkeypatch):
+    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
+    run = make_run(tmp_path, tiny_base)
+    first = score(run.folder, cache=True)
+    for kind in ("answers", "losses"):
+        for file in (tmp_path / "cache" / kind).glob("*.jsonl"):
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            for line in lines:
+                line[0][1] = [[5, 5], True] if kind == "answers" else 0.25
+            file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again = score(run.folder, cache=True)
+    assert [model.answers for model in again.models] == [model.answers for model in first.models]
+    assert loss(again, "adapter") == loss(first, "adapter") and loss(again, "base") == loss(first, "base")
+
+
 def _is_json(line):
     try:
         json.loads(line)

@@ -9,6 +9,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from lorakit.checksums import facts_of
 from lorakit.folders import cache_folder
 from lorakit.model.base import find_base
 from lorakit.model.spectrum import held_weight, signal_to_noise, signals
@@ -102,7 +103,17 @@ def test_a_damaged_file_of_the_cache_is_made_anew(base, tiny_base, damage):
     ratios = signals(model, [path], base, "none", Silent())
     (file,) = (cache_folder() / "spectrum").iterdir()
     file.write_bytes(damage.encode(errors="surrogateescape"))
-    assert signals(model, [path], base, "none", Silent()) == ratios == json.loads(file.read_text())
+    assert signals(model, [path], base, "none", Silent()) == ratios == facts_of(file.read_text())
+
+
+def test_a_figure_of_the_cache_that_changed_in_place_is_computed_again(base, tiny_base):
+    model, path = AutoModelForCausalLM.from_pretrained(tiny_base), "model.layers.0.mlp.up_proj"
+    ratios = signals(model, [path], base, "none", Silent())
+    (file,) = (cache_folder() / "spectrum").iterdir()
+    text = file.read_text()
+    digit = text.index(": ") + 4
+    file.write_text(text[:digit] + str(9 - int(text[digit])) + text[digit + 1 :])
+    assert signals(model, [path], base, "none", Silent()) == ratios
 
 
 def test_layers_chosen_by_spectrum_are_those_of_a_direct_computation(base, tiny_base):

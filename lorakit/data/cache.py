@@ -16,6 +16,7 @@ import transformers
 from filelock import FileLock, Timeout
 
 import lorakit
+from lorakit.checksums import damaged_entry, write_checksums
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.sources import content_of, shown
 from lorakit.data.work import Rules
@@ -75,6 +76,7 @@ def cached(key: str, build: Callable[[Path], None], load: Callable[[Path], Built
             if found is None:
                 with whole_folder(folder) as draft:
                     build(draft)
+                    write_checksums(draft)
                 found = load(folder)
     except OSError as error:
         raise LorakitError(
@@ -105,6 +107,8 @@ def _read(folder: Path, load: Callable[[Path], Built], progress: Progress) -> Bu
     if not folder.exists():
         return None
     try:
+        if damage := damaged_entry(folder):
+            raise ValueError(damage)
         return load(folder)
     except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
         progress.warn(f"the cached examples in {shown_path(folder)} are damaged ({error}): they are made again")

@@ -1,7 +1,7 @@
 """What models said and lost on rows, kept by content: nothing is computed twice, and an interrupted evaluation goes on.
 
 A file of JSON lines for each model and way of asking, named by the sha256 of all that decides the result; a line for
-each row, named by the sha256 of its tokens. Lines are added and flushed as batches are done.
+each row, named by the sha256 of its tokens, with a checksum. Lines are added and flushed as batches are done.
 """
 
 import functools
@@ -17,6 +17,7 @@ import torch
 import transformers
 
 import lorakit
+from lorakit.checksums import facts_of, line_of
 from lorakit.errors import LorakitError
 from lorakit.evaluate.generate import Answer
 from lorakit.folders import cache_folder, sha256_of
@@ -41,7 +42,7 @@ class Kept:
         self.lines |= found
         if self.path is None or not found:
             return
-        text = "".join(json.dumps([name, value]) + "\n" for name, value in found.items())
+        text = "".join(line_of([name, value]) + "\n" for name, value in found.items())
         try:
             with self.path.open("ab") as file:
                 file.write(text.encode())
@@ -74,9 +75,9 @@ def opened(kind: str, facts: Mapping[str, Any], use: bool = True) -> Kept:
     lines: dict[str, Any] = {}
     for line in data.splitlines():
         try:
-            row, value = json.loads(line)
+            row, value = facts_of(line)
         except (ValueError, TypeError):
-            continue  # cut short by a crash: its row is computed again
+            continue  # cut short by a crash, or changed since: its row is computed again
         lines[row] = value
     return Kept(path, lines)
 

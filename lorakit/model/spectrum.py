@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft.utils.integrations import dequantize_module_weight
 
+from lorakit.checksums import facts_of, line_of
 from lorakit.folders import cache_folder, write_whole
 from lorakit.model.base import Base
 from lorakit.progress import Progress
@@ -55,7 +56,7 @@ def signals(model: Any, paths: list[str], base: Base, quantization: str, progres
             for path in missing:
                 known[path] = signal_to_noise(held_weight(model, path))
                 bar.advance()
-        write_whole(file, json.dumps(known))
+        write_whole(file, line_of(known))
     return {path: known[path] for path in paths}
 
 
@@ -69,7 +70,7 @@ def held_weight(model: Any, path: str) -> torch.Tensor:
 def _kept(file: Path) -> dict[str, float]:
     """The ratios in a file of the cache; none where it is not there, or damaged: it is made anew."""
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        kept = facts_of(file.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
     whole = isinstance(kept, dict) and all(isinstance(ratio, float) for ratio in kept.values())
