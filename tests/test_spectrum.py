@@ -1,6 +1,5 @@
 """Signal-to-noise ratios of weights: what they find, where they are kept, what is chosen by them."""
 
-import json
 import math
 
 import pytest
@@ -111,7 +110,7 @@ def test_a_figure_of_the_cache_that_changed_in_place_is_computed_again(base, tin
     ratios = signals(model, [path], base, "none", Silent())
     (file,) = (cache_folder() / "spectrum").iterdir()
     text = file.read_text()
-    digit = text.index(": ") + 4
+    digit = text.index(".", text.index(": ")) + 1
     file.write_text(text[:digit] + str(9 - int(text[digit])) + text[digit + 1 :])
     assert signals(model, [path], base, "none", Silent()) == ratios
 
