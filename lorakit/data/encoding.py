@@ -20,6 +20,7 @@ from typing import Any
 
 from lorakit.data.encoded import IGNORED, Encoded
 from lorakit.data.rendering import Rendered, Span
+from lorakit.data.rendering.habits import any_of
 from lorakit.data.rows import RowError
 from lorakit.data.words import Words
 
@@ -75,8 +76,7 @@ class Encoder:
 
     @cached_property
     def _edge_pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self._added, key=lambda word: (-len(word), word))
-        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        return re.compile(f"({any_of(self._added)})")
 
     @cached_property
     def _splits(self) -> bool:
@@ -118,10 +118,21 @@ class Encoder:
         """Find out about the tokenizer what is the same for all rows, so that forked processes know it already."""
         _ = self._splits and self._words, self._joins_pieces, self.bos, self.unknown
 
+    def unknown_in(self, text: str) -> str:
+        """The first piece of a text that the tokenizer does not know; empty where it does not say."""
+        if not self.tokenizer.is_fast:
+            return ""
+        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        found = zip(encoding.ids, encoding.offsets, strict=True)
+        return next((text[start:end] for number, (start, end) in found if number == self.unknown), "")
+
     def stop_id(self, word: str) -> int | None:
-        """The id of a token; None or the unknown token's where there is none."""
+        """The id of a token; None where there is none."""
         found = self._added.get(word)
-        return self.tokenizer.convert_tokens_to_ids(word) if found is None else found
+        if found is not None:
+            return found
+        number: int | None = self.tokenizer.convert_tokens_to_ids(word)
+        return number if number is not None and self.tokenizer.convert_ids_to_tokens(number) == word else None
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -236,30 +247,42 @@ def _labelled(rendered: Rendered, placed: _Placed, encoder: Encoder) -> Encoded 
         labels[start:end] = [IGNORED] * (end - start)
     turns = [(before[span.start], before[span.end]) for span in rendered.spans]
     for (start, end), span in zip(turns, rendered.spans, strict=True):
-        wrong = _wrong(ids[start:end], span, encoder)
+        wrong = _wrong(ids[start:end], rendered.text[span.start : span.end], span, encoder)
         if wrong:
             return wrong
         labels[start:end] = ids[start:end]
-    return (_wrong_outside(labels, turns, encoder) if rendered.everything else None) or Encoded(ids, labels, turns)
+    wrong = _wrong_outside(rendered.text, placed.ids, bool(turns), encoder) if rendered.everything else None
+    return wrong or Encoded(ids, labels, turns)
 
 
-def _wrong_outside(labels: list[int], turns: list[tuple[int, int]], encoder: Encoder) -> RowError | None:
+def _wrong_outside(text: str, ids: list[int], turns: bool, encoder: Encoder) -> RowError | None:
     """Why a text of which everything is trained cannot be: a document must end in the end token, and be known."""
-    end = encoder.tokenizer.eos_token_id
-    if not turns and labels[-1] != end:
+    if not turns and (not ids or ids[-1] != encoder.tokenizer.eos_token_id):
         return RowError("the tokenizer does not end the text in one token, its end token: it cannot be trained")
-    if encoder.unknown is not None and encoder.unknown in labels:
-        return RowError(f"the text has characters for which the tokenizer has only {encoder.tokenizer.unk_token!r}")
-    return None
+    return _unknown("the text", ids, text, encoder)
 
 
-def _wrong(turn: list[int], span: Span, encoder: Encoder) -> RowError | None:
+def _wrong(turn: list[int], text: str, span: Span, encoder: Encoder) -> RowError | None:
     """Why the tokens of a turn cannot be trained."""
-    stop, unknown = encoder.stop_id(span.stop), encoder.unknown
+    stop = encoder.stop_id(span.stop)
     if not turn or turn[-1] != stop:
         return RowError(f"{span.stop!r} ends an answer but is not one token of this tokenizer: it cannot be trained")
-    if stop in turn[:-1]:
+    unknown = _unknown("an answer", turn, text, encoder)
+    if unknown is None and stop in turn[:-1]:
         return RowError(f"an answer contains the token {span.stop!r}, which ends a turn of this model")
-    if unknown is not None and unknown in turn[:-1]:
-        return RowError(f"an answer has characters for which the tokenizer has only {encoder.tokenizer.unk_token!r}")
-    return None
+    return unknown
+
+
+def _unknown(what: str, ids: list[int], text: str, encoder: Encoder) -> RowError | None:
+    """Why a text cannot be trained that has the unknown token more often than it spells it. That may be a token with
+    another meaning besides: GPT-2 ends texts with it."""
+    if encoder.unknown is None or encoder.unknown not in ids:
+        return None
+    word = str(encoder.tokenizer.unk_token)
+    if ids.count(encoder.unknown) <= text.count(word):
+        return None
+    characters = encoder.unknown_in(text.replace(word, " "))
+    return RowError(
+        f"{what} has characters for which the tokenizer has only {word!r}, its token for the unknown",
+        characters and f"{characters!r}",
+    )

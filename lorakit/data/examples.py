@@ -19,7 +19,9 @@ from lorakit.progress import Progress
 from lorakit.recipe.schema import Data, Source
 
 # The checks that look at one row alone; the others compare rows.
-ROW_CHECKS = ("encoding", "html", "noise", "trivial")
+ROW_CHECKS = ("encoding", "html", "noise", "trivial", "special_tokens")
+# What changes how a row is read is told by every command, though it only reports.
+_ALWAYS = ("special_tokens",)
 
 
 def examples_of(
@@ -48,7 +50,9 @@ def rules_of(settings: Data, share: float | None, survey: bool) -> Rules:
     """What holds for every row, and how much has to be known of each."""
     asked = ("fix", "error", "report") if survey else ("fix", "error")
     actions = {check: getattr(settings.clean, check) for check in type(settings.clean).model_fields}
-    wanted = {check: action for check, action in actions.items() if action in asked}
+    wanted = {
+        check: action for check, action in actions.items() if action in asked or (check in _ALWAYS and action != "off")
+    }
     compared = settings.eval is not None and share is None  # with other files, which are prepared by themselves
     leaks = compared and actions["leakage"] != "off"
     apart = share is not None and actions["near_leakage"] != "off"  # near-duplicates stay on one side of the split

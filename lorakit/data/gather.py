@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lorakit.data.conversations import Text
 from lorakit.data.hygiene.traits import Joiner, TraitArrays
 from lorakit.data.made import SCHEMA, Shapes
 from lorakit.data.pool import in_order, processors
@@ -81,6 +82,8 @@ def gather(sources: Sequence[Source], template: ChatTemplate, rules: Rules, path
     worker = Worker(tasks, rules)
     worker.get_ready()
     merged, sent = _Merged(len(opened)), deque[tuple[int, int, str]]()
+    for system in sorted({one.source.system for one in opened if one.source.system}):
+        _look_into_system_prompt(system, template, rules, merged.reports[0])
     label = f"reading {shown(opened[0].source)}" + (f" and {len(opened) - 1} more" if len(opened) > 1 else "")
     with (
         pa.OSFile(str(path), "wb") as file,
@@ -104,6 +107,25 @@ def gather(sources: Sequence[Source], template: ChatTemplate, rules: Rules, path
         if empty:
             one.why += f"; no rows in {one_line(', '.join(empty), 300)}"
     return merged.gathered(path, opened)
+
+
+def _look_into_system_prompt(system: str, template: ChatTemplate, rules: Rules, report: Report) -> None:
+    """What of the recipe's own system prompt the model would not read as text.
+
+    Raises:
+        UserError: it ends a turn or begins a sequence, or it spells a special token and the recipe says to stop.
+    """
+    for mark in sorted(template.marks):
+        if mark in system:
+            raise UserError(
+                f"data.system: it contains the text {mark!r}, with which a turn of this model ends or a sequence "
+                "begins. Take it out."
+            )
+    action = rules.checks.get("special_tokens", "off")
+    for what, _ in template.controls.spelled(Text(system)) if action != "off" else ():
+        if action == "error":
+            raise UserError(f"data.system: {what}. Take it out, or write data.clean.special_tokens: report.")
+        report.found.add(f"special_tokens: {what}", "data.system")
 
 
 def _pieces(

@@ -104,6 +104,7 @@ class Worker:
     def get_ready(self) -> None:
         """Find out what is the same for all blocks, so that forked processes know it already."""
         self._encoder.get_ready()
+        _ = self.tasks[0].template.controls
 
     @cached_property
     def _ends(self) -> frozenset[int | None]:
@@ -158,7 +159,7 @@ class Worker:
         return self.rules.share is not None and point(digest) < self.rules.share
 
     def _cleaned(self, said: Said, where: str, report: Report) -> Said | None:
-        cleaned, findings = clean(said, self.rules.checks)
+        cleaned, findings = clean(said, self.rules.checks, self.tasks[0].template.controls)
         for finding in findings:
             if self.rules.checks[finding.check] == "error":
                 raise UserError(
@@ -221,6 +222,8 @@ class Worker:
                 f"a token id is above the {self._encoder.vocabulary:,} of this model's tokenizer",
                 f"it is {max(said.input_ids)}",
             )
+        if self._encoder.bos is not None and said.input_ids[:2] == [self._encoder.bos] * 2:
+            return RowError(f"the tokens begin with {self._encoder.tokenizer.bos_token!r} twice (leave one out)")
         turns = list(_trained_runs(said.labels))
         for _, end in turns:
             if end < len(said.input_ids) and said.input_ids[end] in self._ends:

@@ -98,9 +98,16 @@ def rendered(data: Data, base: Base, tokenizer: Any, progress: Progress) -> Aske
     examples = held_out or train
     for reason, count in examples.report.dropped.counts.items():
         progress.warn(f"{count:,} rows are left out: {reason} (first: {examples.report.dropped.first[reason][0]})")
+    tell_found(examples, progress)
     words = examples.report.stop_tokens
     stops = {*stop_token_ids(base, tokenizer), *tokenizer.convert_tokens_to_ids(words)}
     return asked_in(examples, tokenizer, sorted(stops))
+
+
+def tell_found(examples: Examples, progress: Progress) -> None:
+    """Say what the checks of `data.clean` found in the rows."""
+    for reason, count in examples.report.found.counts.items():
+        progress.warn(f"held-out: {count:,} x {reason} (first: {examples.report.found.first[reason][0]})")
 
 
 def data_of(file: Path, like: Data | None, longest: int) -> Data:

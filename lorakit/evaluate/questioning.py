@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lorakit.data.conversations import Conversation
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
@@ -34,6 +35,9 @@ def answers_to_questions(
         asked = Asked(tokenizers[at], _stop_ids(subject, template), [], [])
         witness = Witness(subject, asked, subject.facts(device), loaded, request.cache, progress)
         prompts = [_prompt(question, template) for question in questions]
+        for question in questions:
+            for what, field in template.controls.spelled(Conversation(question.messages)):
+                progress.warn(f"{subject.name}: question {question.id}, {field}: {what}")
         said = answers_of(witness, prompts, request.max_new_tokens)
         found[subject.name] = [text_of(answer, asked.tokenizer) for answer in said]
     return {subject.name: found[subject.name] for subject in lineup.subjects}
@@ -55,6 +59,12 @@ def _prompt(question: Question, template: ChatTemplate) -> list[int]:
     messages = question.messages
     if template.system is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": template.system}, *messages]
+    spelled = [mark for mark in sorted(template.marks) for message in messages if mark in message["content"]]
+    if spelled:
+        raise UserError(
+            f"--questions: question {question.id} contains the text {spelled[0]!r}, which the model does not read as "
+            "words. Give the question without the chat template's marks."
+        )
     try:
         text = template.write([template.told(message) for message in messages], ask=True)
     except RowError as error:

@@ -8,7 +8,7 @@ from typing import Any
 from lorakit.data.examples import tokenizer_sha256
 from lorakit.data.rendering import NoChatTemplate
 from lorakit.errors import UserError
-from lorakit.evaluate.asked import Asked, aligned, asked_in, data_of, rendered
+from lorakit.evaluate.asked import Asked, aligned, asked_in, data_of, rendered, tell_found
 from lorakit.evaluate.subjects import Lineup, Subject
 from lorakit.model.base import Base
 from lorakit.model.load import load_tokenizer
@@ -36,6 +36,7 @@ def asked_of(lineup: Lineup, file: Path | None, progress: Progress) -> tuple[lis
         if name in by_tokenizer:
             continue
         if first_run and first_run.held_out and name == tokenizer_sha256(first_run.tokenizer):
+            tell_found(first_run.held_out, progress)
             by_tokenizer[name] = asked_in(first_run.held_out, tokenizer, first_run.stop_ids)
         else:
             by_tokenizer[name] = _rendered(subject, data, tokenizer, progress)

@@ -140,6 +140,9 @@ class Clean(Section):
     """Control characters, terminal escapes, invisible characters, lines of logs. All but the last are taken out."""
     trivial: CleanAction = "report"
     """Empty and placeholder answers. Fixed by leaving the row out."""
+    special_tokens: CleanAction = "report"
+    """Texts that spell a special token, or a mark that the chat template writes. Every command reports them. Fixed by \
+leaving the row out."""
     contradictions: CleanAction = "report"
     """Different answers to the same prompt. Fixed by keeping the most frequent answer, or none where several are."""
     style: CleanAction = "report"

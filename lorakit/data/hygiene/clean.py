@@ -14,6 +14,7 @@ from lorakit.data.hygiene.markup import html
 from lorakit.data.hygiene.noise import noise
 from lorakit.data.hygiene.places import Found, Place
 from lorakit.data.hygiene.triviality import trivial
+from lorakit.data.rendering.controls import ControlTexts
 
 _ROUNDS = 4
 # The encodings of one byte a character that ftfy undoes (ftfy.chardata.CHARMAP_ENCODINGS).
@@ -103,12 +104,15 @@ CHECKS: dict[str, Check] = {"encoding": encoding, "html": html, "noise": noise}
 """The checks of a single text, in the order in which they run: each gives the text put right and what it found."""
 
 
-def clean(said: Said, wanted: Mapping[str, str]) -> tuple[Said | None, list[Finding]]:
+def clean(
+    said: Said, wanted: Mapping[str, str], controls: ControlTexts | None = None
+) -> tuple[Said | None, list[Finding]]:
     """The row put right, or None where it is to be left out, and all that was found in it.
 
-    `wanted` has an action (off, report, fix, error) for `encoding`, `html`, `noise` and `trivial`; other keys are not
-    read, a missing one is off. Only `fix` changes the row; what `error` finds, the caller raises. Token ids are never
-    touched, nor tools and tool calls. A row cleaned once has nothing left to fix.
+    `wanted` has an action (off, report, fix, error) for `encoding`, `html`, `noise`, `trivial` and, where the model's
+    `controls` are given, `special_tokens`; other keys are not read, a missing one is off. Only `fix` changes the row;
+    what `error` finds, the caller raises. Token ids are never touched, nor tools and tool calls. A row cleaned once has
+    nothing left to fix.
     """
     if isinstance(said, Tokens):
         return said, []
@@ -119,6 +123,12 @@ def clean(said: Said, wanted: Mapping[str, str]) -> tuple[Said | None, list[Find
         findings.append(Finding("trivial", found.what, action == "fix", where, found.case))
         if action == "fix":
             return None, findings
+    action = wanted.get("special_tokens", "off")
+    if controls is not None and action != "off":
+        hits = [Finding("special_tokens", what, action == "fix", *at) for what, *at in controls.spelled(cleaned)]
+        if hits and action == "fix":
+            return None, [*findings, *hits]
+        findings += hits
     return cleaned, findings
 
 

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from lorakit.data.conversations import Message
-from lorakit.data.rendering.template import thinks
+from lorakit.data.rendering.template import ChatTemplate, thinks
 from lorakit.data.rendering.turns import Talk, Turn
 from lorakit.data.rows import RowError
 
 # A longer system prompt that stands in a prompt is there because the template wrote it.
 _TELLING = 20
 _REMEDY = "give another model.chat_template"
+TEMPLATED = "this row looks templated already (give its texts without the chat template's marks)"
 
 
 def refuse_unwritten(talk: Talk, turn: Turn) -> None:
@@ -50,16 +51,24 @@ def refuse_unwritten_tools(talk: Talk, turn: Turn) -> None:
         )
 
 
-def refuse_loose_stops(talk: Talk) -> None:
-    """Refuse a row with a stop token inside a message, where it would end a turn."""
-    for stop in sorted(talk.template.stops):
+def refuse_loose_marks(talk: Talk) -> None:
+    """Refuse a row with a stop token inside a message, where it would end a turn, or a beginning of sequence."""
+    for mark, why in marks_of(talk.template).items():
         for index, message in enumerate(talk.messages):
-            if any(stop in text for text in _texts(message)):
-                raise RowError(
-                    f"a message contains the text {stop!r}, which ends a turn of this model", talk.where(index)
-                )
-        if talk.tools and stop in _json(talk.tools):
-            raise RowError(f"the tools contain the text {stop!r}, which ends a turn of this model")
+            if any(mark in text for text in _texts(message)):
+                raise RowError(f"a message contains the text {mark!r}, {why}", talk.where(index))
+        if talk.tools and mark in _json(talk.tools):
+            raise RowError(f"the tools contain the text {mark!r}, {why}")
+
+
+def marks_of(template: ChatTemplate) -> dict[str, str]:
+    """The texts that no message may contain, and why."""
+    begins = f"the beginning of sequence of this model: {TEMPLATED}"
+    ends = (
+        "which ends a turn of this model (take it out: where the row has the chat template's marks in it already, give "
+        "its texts without them)"
+    )
+    return {mark: ends if mark in template.stops else begins for mark in sorted(template.marks)}
 
 
 def refuse_half_characters(text: str) -> None:

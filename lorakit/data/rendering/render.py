@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from lorakit.data.conversations import Conversation, Message, Text
 from lorakit.data.rendering.exactness import (
     refuse_half_characters,
-    refuse_loose_stops,
+    refuse_loose_marks,
     refuse_unwritten,
     refuse_unwritten_tools,
 )
@@ -72,9 +72,9 @@ def _known(messages: list[Message], template: ChatTemplate) -> list[Rendered] | 
     contents = [message["content"] for message in messages]
     if not known:
         return None
-    for stop in template.stops:
+    for mark in template.marks:
         for said in contents:
-            if stop in said:
+            if mark in said:
                 return None
     try:
         return [Rendered(*one.filled(contents)) for one in known]
@@ -91,7 +91,7 @@ def _in_full(talk: Talk) -> list[Rendered]:
     trained = _trained(messages, template.train_on)
     everything = template.train_on == "all"
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    refuse_loose_stops(talk)
+    refuse_loose_marks(talk)
     try:
         turns = [_turn(talk, index) for index in (answers if everything else trained)]
     except RowError as error:
@@ -115,7 +115,17 @@ def _document(text: str, template: ChatTemplate) -> Rendered:
     if not text.strip():
         raise RowError("the text is empty: there is nothing to train")
     if end in text:
-        raise RowError(f"the text contains {end!r}, which ends a text of this model (make two rows of it)")
+        raise RowError(
+            f"the text contains {end!r}, which ends a text of this model (make two rows of it; where it is a "
+            "conversation with the chat template's marks in it, give its messages)"
+        )
+    begin = template.beginning
+    if begin and begin in (text if template.opening else text.removeprefix(begin)):
+        how = "the tokenizer writes it before each text" if template.opening else "it stands at the front alone"
+        raise RowError(
+            f"the text contains {begin!r}, the beginning of sequence of this model (take it out: {how}; where the text "
+            "is a conversation with the chat template's marks in it, give its messages)"
+        )
     refuse_half_characters(text)
     return Rendered(text + end, (), everything=True, opening=template.opening)
 

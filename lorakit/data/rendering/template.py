@@ -10,6 +10,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from lorakit.data.conversations import Message
 from lorakit.data.rendering import habits, watched
+from lorakit.data.rendering.controls import ControlTexts, control_texts, read_as_tokens
 from lorakit.data.rendering.habits import CallForm, Told, Write
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
@@ -117,6 +118,22 @@ class ChatTemplate:
     def stop(self) -> re.Pattern[str]:
         """Any of `stops`."""
         return habits.longest_first(self.stops)
+
+    @cached_property
+    def beginning(self) -> str | None:
+        """The text of the beginning of sequence, where the tokenizer reads it in a text as that token."""
+        word: str | None = self.tokenizer.bos_token
+        return word if word and read_as_tokens(self.tokenizer, {word}) else None
+
+    @cached_property
+    def marks(self) -> frozenset[str]:
+        """The texts that no message may contain: all that end a turn, and the beginning of sequence."""
+        return self.stops | ({self.beginning} if self.beginning else set())
+
+    @cached_property
+    def controls(self) -> ControlTexts:
+        """What no text of a row should spell."""
+        return control_texts(self.tokenizer, self.write, self.told)
 
     @cached_property
     def frame(self) -> tuple[str, str]:

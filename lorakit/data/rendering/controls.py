@@ -1,0 +1,110 @@
+"""Control texts: what the model reads as marks, not as words, and what therefore no row's own text should spell.
+
+The tokenizer says which texts become special tokens. Besides these, the texts of the marks that the chat template
+itself writes around what a message says: added tokens that are not special, and texts such as Llama 2's `[INST]`, which
+are no tokens and mean the same to the model. The marks of thoughts are left out: an answer may have them inline.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lorakit.data.conversations import Conversation, Text
+from lorakit.data.rendering.habits import Told, Write, longest_first
+from lorakit.data.rows import RowError
+
+_SAMPLES = ("lorakitssample", "lorakitqsample", "lorakitasample", "lorakitusample")
+_MARK = re.compile(r"<{1,2}[^<>\s]+>{1,2}|\[[^\[\]\s]+\]")
+_THOUGHT = re.compile(r"\W*\w*(?:think|thought|reason)", re.IGNORECASE)
+_LOOKS_TEMPLATED = "the chat template writes it too: this row looks templated already"
+
+
+@dataclass(frozen=True)
+class ControlTexts:
+    """`tokens`: texts that become special tokens; `written`: texts that the chat template itself writes, some of them
+    tokens too."""
+
+    tokens: frozenset[str]
+    written: frozenset[str]
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return longest_first(self.tokens | self.written)
+
+    def spelled(self, said: Conversation | Text) -> Iterator[tuple[str, str]]:
+        """Each control text that a row spells, once for each of its texts: what is wrong, and the text's name."""
+        for field, text in _texts(said):
+            for word in dict.fromkeys(self._pattern.findall(text)):
+                yield self._wrong(word), field
+
+    def _wrong(self, word: str) -> str:
+        read = "which this tokenizer reads as that token" if word in self.tokens else "a mark and not a word"
+        return f"a text spells {word!r}, {read}" + (f"; {_LOOKS_TEMPLATED}" if word in self.written else "")
+
+
+def control_texts(tokenizer: Any, write: Write, told: Callable[[Told], Told]) -> ControlTexts:
+    """The control texts of a tokenizer and its chat template."""
+    written = "\n".join(_written(write, told))
+    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    added |= dict.fromkeys(tokenizer.all_special_tokens, True)
+    found = set(longest_first(frozenset(word for word in added if word.strip())).findall(written))
+    tokens = found | {word for word, special in added.items() if special and word.strip()}
+    own = found | {mark for line in written.splitlines() for mark in _marks(line)}
+    thoughts = {word for word in tokens | own if _THOUGHT.match(word)}
+    return ControlTexts(frozenset(read_as_tokens(tokenizer, tokens) - thoughts), frozenset(own - thoughts))
+
+
+def read_as_tokens(tokenizer: Any, words: set[str]) -> set[str]:
+    """Those of the words that the tokenizer, when it reads them in a text, makes one token of."""
+    ordered = sorted(words)
+    if not ordered:
+        return set()
+    ids = tokenizer(ordered, add_special_tokens=False)["input_ids"]
+    own = tokenizer.convert_tokens_to_ids(ordered)
+    return {word for word, found, number in zip(ordered, ids, own, strict=True) if number in found}
+
+
+def _written(write: Write, told: Callable[[Told], Told]) -> list[str]:
+    """What the template writes around a conversation's texts, without the prompt for an answer."""
+    roles = ("system", "user", "assistant", "user")
+    messages = [told({"role": role, "content": text}) for role, text in zip(roles, _SAMPLES, strict=True)]
+    for sample in (messages, messages[1:], messages[1:2]):
+        try:
+            return re.split("|".join(_SAMPLES), write(sample))
+        except RowError:
+            continue  # the sample is not the user's: what the template makes of his rows is said of them
+    return []
+
+
+def _marks(line: str) -> list[str]:
+    """The marks of a line that has little else: prose, such as a system prompt of the template's own, has none."""
+    return _MARK.findall(line) if len(_MARK.sub(" ", line).split()) <= 2 else []
+
+
+def _texts(said: Conversation | Text) -> Iterator[tuple[str, str]]:
+    """The texts of a row and their names."""
+    if isinstance(said, Text):
+        yield "text", said.text
+        return
+    for number, message in enumerate(said.messages, start=1):
+        yield f"message {number} ({message['role']})", message["content"]
+        if len(message) > 2:
+            rest = {key: value for key, value in message.items() if key not in ("role", "content", "train")}
+            yield from ((f"message {number} ({message['role']}), {key}", text) for key, text in _inside(rest))
+    yield from (("tools", text) for _, text in _inside({"tools": said.tools or []}))
+
+
+def _inside(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every text inside nested values, with the key under which it lies at the top."""
+    for key, top in values.items():
+        waiting = [top]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, str):
+                yield key, value
+            elif isinstance(value, Mapping):
+                waiting += [*value.values(), *value.keys()]
+            elif isinstance(value, list):
+                waiting += value
