@@ -5,6 +5,7 @@
 # make bench-adapters   every adapter kind on every quantization, into docs/adapters.md (most of an hour); bench-dora: DoRA against PEFT's
 # make bench-memory     the memory model against published peaks, and against runs of SmolLM2 here (ROWS=FILE adds a table)
 # make bench-merge      merging a 2 GB model against PEFT and against copying its files; bench-eval: answers against a plain loop
+# make gpu      what the GPU here shows in minutes: tests, training beside TRL, planned and measured memory, merge, eval
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ READY := $(VENV)/.ready-$(shell cksum requirements.txt pyproject.toml tools/inst
 # A process for each core, with a thread each: tiny models gain nothing from more.
 TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: install model demo test test-all check docs bench bench-train bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval pins clean
+.PHONY: install model demo test test-all check docs bench bench-train bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval gpu pins clean
 .DEFAULT_GOAL := help
 
 help:
@@ -71,6 +72,9 @@ bench-eval: model
 bench-dora: model
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_dora.py
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench.py --kind dora --steps 12
+
+gpu: $(READY)
+	PYTHON=$(BIN)/python tools/gpu.sh
 
 pins: $(READY)
 	$(BIN)/python tools/pins.py

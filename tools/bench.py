@@ -111,37 +111,47 @@ def run_lorakit(recipe: Path, settings: list[str], folder: Path) -> dict[str, An
 
 def run_trl(prepared: Prepared, order: Any, steps: int, kind: str, folder: Path, sampling: str) -> dict[str, Any]:
     """One `trl sft` on the same examples, already rendered and masked."""
+    examples = [prepared.train.rows[index] for index in order][: steps * BATCH]
+    trl = shutil.which("trl", path=str(Path(sys.executable).parent)) or "trl"
+    command = [trl, "sft", *trl_options(prepared, examples, steps, BATCH, folder)]
+    command += ["--use_dora"] if kind == "dora" else []
+    command += ["--dtype", "float32", "--use_cpu", "--bf16", "False"]
+    command += ["--gradient_checkpointing", "False", "--train_sampling_strategy", sampling]
+    out, wall, peak = measured(command)
+    return {**trl_figures(out), "wall_seconds": wall, "peak_bytes": peak}
+
+
+def trl_options(prepared: Prepared, examples: list[Any], steps: int, micro_batch: int, folder: Path) -> list[str]:
+    """The options of `trl sft` that hold on every device; the examples are written into the folder."""
     data = folder / "data"
     data.mkdir(parents=True)
-    examples = [prepared.train.rows[index] for index in order][: steps * BATCH]
     lines = [json.dumps({"input_ids": row["input_ids"], "labels": row["labels"]}) for row in examples]
     (data / "train.jsonl").write_text("\n".join(lines) + "\n")
-    trl = shutil.which("trl", path=str(Path(sys.executable).parent)) or "trl"
-    command = [trl, "sft", "--model_name_or_path", str(prepared.base.folder), "--dataset_name", str(data)]
-    command += [
-        "--output_dir",
-        str(folder / "out"),
-        "--max_steps",
-        str(steps),
-        "--per_device_train_batch_size",
-        str(BATCH),
-    ]
-    command += ["--learning_rate", str(RATE), "--lr_scheduler_type", "constant", "--seed", str(SEED)]
-    command += ["--logging_steps", "1", "--save_strategy", "no", "--report_to", "none"]
-    command += ["--use_peft", "--lora_r", "16", "--lora_alpha", "32", "--lora_dropout", "0.0"]
-    command += ["--use_dora"] if kind == "dora" else []
-    command += ["--lora_target_modules", "all-linear", "--dtype", "float32", "--use_cpu", "--bf16", "False"]
-    command += ["--gradient_checkpointing", "False", "--train_sampling_strategy", sampling, "--disable_tqdm", "True"]
-    out, wall, peak = measured(command)
-    losses = [float(match) for match in re.findall(r"'loss': '?([0-9.e+-]+)", out)]
+    options = ["--model_name_or_path", str(prepared.base.folder), "--dataset_name", str(data)]
+    options += ["--output_dir", str(folder / "out"), "--max_steps", str(steps), "--seed", str(SEED)]
+    options += ["--per_device_train_batch_size", str(micro_batch)]
+    options += ["--learning_rate", str(RATE), "--lr_scheduler_type", "constant"]
+    options += ["--logging_steps", "1", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "True"]
+    options += ["--use_peft", "--lora_r", "16", "--lora_alpha", "32", "--lora_dropout", "0.0"]
+    return [*options, "--lora_target_modules", "all-linear"]
+
+
+def trl_figures(out: str) -> dict[str, Any]:
+    """Seconds of the loop and each step's loss, from what `trl sft` prints."""
     runtime = re.search(r"'train_runtime': '?([0-9.e+-]+)", out)
     if runtime is None:
         raise SystemExit(f"trl printed no train_runtime:\n{out[-3000:]}")
-    return {"seconds": float(runtime[1]), "wall_seconds": wall, "peak_bytes": peak, "losses": losses}
+    return {
+        "seconds": float(runtime[1]),
+        "losses": [float(match) for match in re.findall(r"'loss': '?([0-9.e+-]+)", out)],
+    }
 
 
-def measured(command: list[str]) -> tuple[str, float, int]:
-    """A command's standard output, wall seconds, and the peak resident memory of its largest process in bytes."""
+def measured(command: list[str], limit: float | None = None) -> tuple[str, float, int]:
+    """A command's standard output, wall seconds, and the peak resident memory of its largest process in bytes.
+
+    After `limit` seconds it is ended, which counts as a failure.
+    """
     threads = str(os.cpu_count())
     environment = os.environ | {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "MKL_NUM_THREADS": threads}
     begin = time.monotonic()
@@ -151,6 +161,9 @@ def measured(command: list[str]) -> tuple[str, float, int]:
         while process.poll() is None:
             peak = max(peak, largest_resident(process.pid))
             time.sleep(0.1)
+            if limit is not None and time.monotonic() - begin > limit:
+                process.kill()
+                raise SystemExit(f"{' '.join(command[:4])}: ended after {limit:.0f} s")
         wall = time.monotonic() - begin
         out.seek(0)
         err.seek(0)

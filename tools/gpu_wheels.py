@@ -1,0 +1,98 @@
+"""Wheels for a machine without a network that has Python, torch and the usual numeric packages.
+
+Everything that lorakit and its GPU tests import, at the versions of requirements.txt, for another version of Python on
+x86-64 Linux; but not torch and what comes with it, nor the large packages below, which such machines have. The wheels
+are laid into folders .wheels/1, .wheels/2 ... of at most 55 MiB each, for machines that take only so much at a time.
+"""
+
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+WHEELS = ROOT / ".wheels"
+ROOM = 55 << 20
+THERE = {"torch", "numpy", "scipy", "scikit-learn", "pandas", "pyarrow", "pip"}
+TESTS = ("pytest", "pytest-timeout", "hypothesis")
+# glibc versions that wheels are tagged with; pip takes exactly the tags that it is given.
+PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (5, 12, 17, 24, 27, 28, 31, 34)]
+PLATFORMS += ["manylinux1_x86_64", "manylinux2014_x86_64"]
+
+
+def main() -> None:
+    """Download, and say what lies where."""
+    version = sys.argv[1]
+    with tempfile.TemporaryDirectory() as folder:
+        download(pins(needed()), version, Path(folder))
+        parts = packed(sorted(Path(folder).glob("*.whl"), key=lambda wheel: -wheel.stat().st_size))
+        for number, part in enumerate(parts, start=1):
+            place = WHEELS / str(number)
+            place.mkdir(parents=True, exist_ok=True)
+            for old in place.glob("*.whl"):
+                old.unlink()
+            for wheel in part:
+                (place / wheel.name).write_bytes(wheel.read_bytes())
+            size = sum(wheel.stat().st_size for wheel in part) / 2**20
+            print(f"{place.relative_to(ROOT)}: {len(part)} wheels, {size:.0f} MiB, for Python {version}")
+
+
+def needed() -> set[str]:
+    """The names of every package that lorakit and its tests stand on, read from what is installed here."""
+    found: set[str] = set()
+
+    def follow(name: str) -> None:
+        name = canonicalize_name(name)
+        if name in found or name in THERE:
+            return
+        try:
+            wanted = [Requirement(text) for text in requires(name) or []]
+        except PackageNotFoundError:
+            return  # for another system or Python
+        found.add(name)
+        for one in wanted:
+            if one.marker is None or one.marker.evaluate({"extra": ""}):
+                follow(one.name)
+
+    for name in ("lorakit", *TESTS):
+        follow(name)
+    return found - {"lorakit"}
+
+
+def pins(names: set[str]) -> list[str]:
+    """Their lines of requirements.txt."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line[:1] not in ("", "#") and canonicalize_name(line.split("==")[0]) in names]
+
+
+def download(lines: list[str], version: str, folder: Path) -> None:
+    """Wheels as the index has them; what it has only as source is pure Python, and is built here."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    target = ["--only-binary=:all:", "--python-version", version, "--implementation", "cp"]
+    target += [word for platform in PLATFORMS for word in ("--platform", platform)]
+    for line in lines:
+        done = subprocess.run([*pip, "download", "--no-deps", *target, "-d", str(folder), line], capture_output=True)
+        if done.returncode:
+            subprocess.run([*pip, "wheel", "--no-deps", "-w", str(folder), line], check=True)
+
+
+def packed(wheels: list[Path]) -> list[list[Path]]:
+    """The wheels, largest first, in as few folders as they fit into."""
+    parts: list[list[Path]] = []
+    for wheel in wheels:
+        size = wheel.stat().st_size
+        fitting = (part for part in parts if size + sum(other.stat().st_size for other in part) <= ROOM)
+        part = next(fitting, None)
+        if part is None:
+            parts.append([wheel])
+        else:
+            part.append(wheel)
+    return parts
+
+
+if __name__ == "__main__":
+    main()
