@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lorakit.errors import UserError
+from lorakit.model.positions import Positions
 from lorakit.plan.adapted import adapted_by
 from lorakit.plan.auto import settle
 from lorakit.plan.facts import ModelFacts, facts_from, facts_in, facts_of
@@ -202,7 +203,9 @@ def test_facts_are_read_from_configs_of_several_shapes(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config))
         return facts_in(tmp_path)
 
-    assert facts(model_type="gpt2", n_embd=64, n_layer=3, n_head=4) == ModelFacts("gpt2", 64, 3, 256, 64, 64)
+    assert facts(model_type="gpt2", n_embd=64, n_layer=3, n_head=4, n_positions=99) == ModelFacts(
+        *("gpt2", 64, 3, 256, 64, 64), positions=Positions(99, True, "n_positions in its config.json")
+    )
     nested = {"model_type": "gemma3_text", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     assert facts(model_type="gemma3", text_config=nested).model_type == "gemma3_text"
     assert facts(model_type="odd") is None

@@ -239,7 +239,7 @@ def test_all_cards_are_listed(recipe_on, lorakit_plan):
 def test_another_family_is_built_without_weights_and_that_is_said(tmp_path, recipe_on, lorakit_plan):
     folder = tmp_path / "gpt2"
     FAMILIES["gpt2"].config.save_pretrained(folder)
-    code, out, err = lorakit_plan(recipe_on(str(folder)), "--json")
+    code, out, err = lorakit_plan(recipe_on(str(folder), data={"max_length": 64}), "--json")
     found = json.loads(out)
     assert code == 0 and found["counted"] == "meta device"
     assert "a gpt2 is not counted from its config: building it without weights" in err

@@ -17,6 +17,7 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     from lorakit.plan.facts import facts_of
     from lorakit.plan.machine import this_machine
     from lorakit.plan.quantization import effective_quantization, quantization_sentence
+    from lorakit.plan.row_limits import beyond_training, refuse_lengths
     from lorakit.recipe.kinds import kind_of
     from lorakit.recipe.load import RecipeErrors, dump, load
 
@@ -29,23 +30,35 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
         raise SystemExit(errors.exit_code) from errors
     model, own = loaded.recipe.model, kind_of(loaded.recipe.adapter).facts.get("quantizes")
     try:
-        facts = facts_of(model.base, model.revision)
-        settled = settle(loaded.recipe, this_machine(), facts)
+        with loaded.locating():
+            facts = facts_of(model.base, model.revision)
+            refuse_lengths(loaded.recipe, facts)
+            settled = settle(loaded.recipe, this_machine(), facts)
     except UserError as error:
         if not as_json:
             raise
         console.result_json({"valid": False, "problems": [{"place": "", "path": "", "reason": str(error)}]})
         raise SystemExit(error.exit_code) from error
     quantization = quantization_sentence(settled.recipe.model, own, facts)
-    text = dump(settled.recipe, Path.cwd())
+    text, warning = dump(settled.recipe, Path.cwd()), beyond_training(loaded.recipe, facts)
     if as_json:
         choices = [asdict(choice) for choice in settled.choices]
         effective, _ = effective_quantization(settled.recipe.model, own, facts)
         held = {"requested": model.quantization, "effective": effective, "said": quantization}
         resolved = settled.recipe.model_dump()
-        console.result_json({"valid": True, "recipe": resolved, "auto": choices, "quantization": held})
+        console.result_json(
+            {
+                "valid": True,
+                "recipe": resolved,
+                "auto": choices,
+                "quantization": held,
+                "warnings": [warning] if warning else [],
+            }
+        )
         return
     console.result(text)
     for choice in settled.choices:
         console.result_wrapped(f"# {choice}", under="#   ")
     console.result_wrapped(f"# model.quantization: {quantization}", under="#   ")
+    if warning:
+        console.result_wrapped(f"# warning: {warning}.", under="#   ")

@@ -48,21 +48,28 @@ def data(
     progress = console.Terminal(quiet)
     from lorakit.recipe.load import load
 
-    loaded = load(recipe, overrides).recipe
+    checked = load(recipe, overrides)
+    loaded = checked.recipe
     from lorakit.data.survey import survey
     from lorakit.data.written import refuse_existing
     from lorakit.plan.facts import facts_in
     from lorakit.plan.prepare import open_template
+    from lorakit.plan.row_limits import beyond_training, refuse_lengths
 
     if write is not None:
         refuse_existing(write)
-    base, template = open_template(loaded, progress)
+    with checked.locating():
+        base, template = open_template(loaded, progress)
+        refuse_lengths(loaded, facts_in(base.folder))
     if row is not None:
         _follow(row, loaded, template, as_json)
         return
     facts = facts_in(base.folder)
     attention_at = facts.attention_at if facts else float("inf")
     found = survey(loaded.data, template, loaded.train.batch_size, loaded.train.seed, attention_at, progress)
+    too_long = beyond_training(loaded, facts, found.lengths["max"])
+    if too_long:
+        progress.warn(too_long)
     written = _write(write, loaded, found, progress) if write else None
     from lorakit.cli.draws import draws_of
 

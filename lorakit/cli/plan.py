@@ -68,21 +68,30 @@ def plan(
     from lorakit.plan.devices import DEVICES, find_device
     from lorakit.plan.places import place_of, this_place
     from lorakit.plan.planned import full_fine_tuning, plan_run
+    from lorakit.plan.row_limits import beyond_training, refuse_lengths
     from lorakit.recipe.load import load
 
     if gpu is not None and not gpu.strip():
         raise typer.BadParameter("--gpu is empty. Write a card's name, its memory, or all.")
     progress = console.Terminal(quiet)
-    settings = load(recipe, overrides).recipe
-    facts, rows = _facts(settings, progress), _rows(settings)
+    loaded = load(recipe, overrides)
+    settings = loaded.recipe
+    with loaded.locating():
+        facts = _facts(settings, progress)
+        refuse_lengths(settings, facts)
+        rows = _rows(settings)
     if gpu and gpu.strip().lower() == "all":
         plans = [_planned_or_why(settings, facts, rows, place_of(device), per_hour) for device in DEVICES]
         if all(isinstance(found, UserError) for found in plans):
             raise next(found for found in plans if isinstance(found, UserError))
         plan_texts.print_cards(list(DEVICES), plans, as_json)
         return
+    too_long = beyond_training(settings, facts, rows.longest)
+    if too_long:
+        progress.warn(too_long)
     place = place_of(find_device(gpu)) if gpu else this_place()
-    found = plan_run(settings, facts, rows, place, per_hour)
+    with loaded.locating():
+        found = plan_run(settings, facts, rows, place, per_hour)
     checkpoint = checkpoint_of(facts, place.machine)
     kept = checkpoint is not None and checkpoint.treatment == "kept"
     full = None if kept else full_fine_tuning(settings, facts, rows, place)

@@ -58,7 +58,8 @@ def train(
 
     folder = Path(str(loaded.recipe.output.dir))
     if dry_run:
-        prepared = prepare_run(loaded.recipe, progress)
+        with loaded.locating():
+            prepared = prepare_run(loaded.recipe, progress)
         _describe(prepared, progress)
         _print_plan(prepared, as_json, progress)
         return
@@ -66,7 +67,8 @@ def train(
         _refuse_inputs_inside(folder, loaded)
     run = open_run(folder, resume, overwrite)
     settled = resumed_recipe(run, loaded) if resume else loaded.recipe
-    prepared = prepare_run(settled, progress)
+    with loaded.locating():
+        prepared = prepare_run(settled, progress)
     _describe(prepared, progress)
     checkpoint = checkpoint_to_resume(run, prepared, progress) if resume else None
     outcome = train_run(prepared, run, progress, checkpoint)

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from lorakit.errors import UserError
 from lorakit.evaluate.memory import in_batches, tokens_at_once
+from lorakit.model.positions import learned_positions
 from lorakit.progress import Progress
 
 # Prompts generated at once. Decoding is bound by reading the weights, so a wide batch is nearly free, up to here.
@@ -37,6 +39,8 @@ class _Open:
 
     number: int
     prompt: Sequence[int]
+    room: int
+    """The most tokens that may be said: what was asked for, or up to the model's last position."""
     said: list[int] = field(default_factory=list)
 
 
@@ -72,18 +76,22 @@ def answers_to(
 ) -> list[Answer]:
     """The model's greedy answer to each prompt (token ids), the likeliest token each time and nothing else.
 
-    An answer ends at one of `stop_ids`, or after `max_new_tokens`. What the model's own generation_config asks for
+    An answer ends at one of `stop_ids`, after `max_new_tokens`, or at the model's last position where it has no
+    embeddings for more. What the model's own generation_config asks for
     (sampling, penalties) does not hold.
 
     Raises:
+        UserError: a prompt is longer than the model's positions.
         LorakitError: a prompt does not fit into memory.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    limit = learned_positions(causal)
+    waiting = [_Open(number, prompt, _room(prompt, max_new_tokens, limit)) for number, prompt in enumerate(prompts)]
     found: dict[int, Answer] = {}
     with torch.inference_mode(), progress.bar(label, total=len(prompts)) as bar, _plain_generation(causal):
 
         def work(batch: list[_Open]) -> list[_Open]:
-            left = _continued(causal, batch, stop_ids, max_new_tokens, pad)
+            left = _continued(causal, batch, stop_ids, limit, pad)
             finished = {one.number: _answer(one, stop_ids) for one in batch if one not in left}
             found.update(finished)
             if done:
@@ -91,37 +99,49 @@ def answers_to(
             bar.advance(len(finished))
             return left
 
-        waiting = [_Open(number, prompt) for number, prompt in enumerate(prompts)]
         rows = _ROWS.get(causal.device.type, _ROWS["cpu"])
         in_batches(waiting, lambda one: len(one.prompt) + max_new_tokens, rows, tokens_at_once(causal), work)
     return [found[number] for number in range(len(prompts))]
 
 
-def _continued(causal: Any, batch: list[_Open], stop_ids: Sequence[int], max_new_tokens: int, pad: int) -> list[_Open]:
+def _room(prompt: Sequence[int], max_new_tokens: int, limit: int | None) -> int:
+    """How many tokens may follow a prompt; the last one that is said needs no position of its own."""
+    if limit is None:
+        return max_new_tokens
+    if len(prompt) > limit:
+        raise UserError(
+            f"a prompt of {len(prompt):,} tokens is more than the model's {limit:,} positions, each with an embedding "
+            "of its own. Leave longer rows out, or score a model with more positions."
+        )
+    return min(max_new_tokens, limit + 1 - len(prompt))
+
+
+def _continued(causal: Any, batch: list[_Open], stop_ids: Sequence[int], limit: int | None, pad: int) -> list[_Open]:
     """Say more to each prompt of a batch; those that are not at their end yet."""
     ids, mask = _left_padded([[*one.prompt, *one.said] for one in batch], pad)
+    most = max(one.room - len(one.said) for one in batch)
     output = causal.generate(
         input_ids=ids.to(causal.device),
         attention_mask=mask.to(causal.device),
-        max_new_tokens=max_new_tokens - min(len(one.said) for one in batch),
+        max_new_tokens=most if limit is None else min(most, limit + 1 - ids.shape[1]),
         do_sample=False,
         use_cache=True,
         eos_token_id=list(stop_ids) or None,
         pad_token_id=pad,
-        stopping_criteria=StoppingCriteriaList([_MostAreDone(batch, stop_ids, max_new_tokens)]),
+        stopping_criteria=StoppingCriteriaList([_MostAreDone(batch, stop_ids)]),
     )
     for one, tokens in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
         one.said += tokens
-        del one.said[max_new_tokens:]
-    return [one for one in batch if len(one.said) < max_new_tokens and not _ends(one.said, stop_ids)]
+        del one.said[one.room :]
+    return [one for one in batch if len(one.said) < one.room and not _ends(one.said, stop_ids)]
 
 
 class _MostAreDone(StoppingCriteria):
     """Ends a batch early when most of its rows are at their end, which would be computed on in vain."""
 
-    def __init__(self, batch: list[_Open], stop_ids: Sequence[int], max_new_tokens: int) -> None:
+    def __init__(self, batch: list[_Open], stop_ids: Sequence[int]) -> None:
         self.live = torch.ones(len(batch), dtype=torch.bool)
-        self.left = torch.tensor([max_new_tokens - len(one.said) for one in batch])
+        self.left = torch.tensor([one.room - len(one.said) for one in batch])
         self.stops, self.tokens = torch.tensor(list(stop_ids), dtype=torch.long), 0
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:

@@ -12,6 +12,7 @@ from lorakit.evaluate.asked import Asked, aligned, asked_in, data_of, rendered, 
 from lorakit.evaluate.subjects import Lineup, Subject
 from lorakit.model.base import Base
 from lorakit.model.load import load_tokenizer
+from lorakit.plan.facts import facts_in
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Data
 
@@ -107,9 +108,8 @@ def _data(lineup: Lineup, file: Path | None) -> tuple[Data, str]:
 
 
 def _longest(subject: Subject) -> int:
-    config = json.loads((subject.base.folder / "config.json").read_text(encoding="utf-8"))
-    named = config.get("max_position_embeddings") or (config.get("text_config") or {}).get("max_position_embeddings")
-    return named if isinstance(named, int) and named >= 8 else _LONGEST
+    facts = facts_in(subject.base.folder)
+    return facts.positions.limit if facts and facts.positions and facts.positions.limit >= 8 else _LONGEST
 
 
 def _shared(several: Sequence[Asked]) -> list[Asked]:

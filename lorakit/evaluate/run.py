@@ -14,6 +14,7 @@ from lorakit.evaluate.examined import Examination, findings
 from lorakit.evaluate.labels import labels_of
 from lorakit.evaluate.loaded import Loaded, in_loading_order
 from lorakit.evaluate.renderings import asked_of
+from lorakit.evaluate.row_limits import compare_lengths
 from lorakit.evaluate.scored import Scored, scored
 from lorakit.evaluate.scores import row_scores
 from lorakit.evaluate.subjects import Lineup, line_up_run
@@ -44,7 +45,6 @@ def score_lineup(
     whole, source = asked_of(lineup, file, progress)
     each = _first(whole, request.rows)
     used = RowsUsed(source, len(each[0].rows), len(whole[0].rows), len(each[0].with_answer))
-    notes = _notes(lineup, each, progress)
     alike = all(asked is each[0] for asked in each)
     characters = None if alike else each[0].characters
     loaded, found = Loaded(lineup.machine.device), {}
@@ -52,6 +52,8 @@ def score_lineup(
     train = lineup.prepared.train if lineup.prepared and file is None and alike else None
     asking = {**(examination.probes if examination else {}), **(probes or {})}
     labels = {id(asked): labels_of(asked, train) for asked in each}
+    lengths = compare_lengths(lineup, each, labels, request.max_new_tokens if request.metrics else 0)
+    notes = _notes(lineup, each, lengths, progress)
     for at in in_loading_order(lineup.subjects):
         subject, asked = lineup.subjects[at], each[at]
         facts = subject.facts(lineup.machine.device)
@@ -110,9 +112,9 @@ def _first(whole: Sequence[Asked], rows: int | None) -> list[Asked]:
     return [short[id(asked)] for asked in whole]
 
 
-def _notes(lineup: Lineup, each: Sequence[Asked], progress: Progress) -> list[str]:
+def _notes(lineup: Lineup, each: Sequence[Asked], lengths: list[str], progress: Progress) -> list[str]:
     """What the user should know before the table is read; said here."""
-    notes = []
+    notes = list(lengths)
     apart = [one.name for one, asked in zip(lineup.subjects, each, strict=True) if asked is not each[0]]
     if apart:
         notes.append(

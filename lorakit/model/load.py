@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.base import Base
+from lorakit.model.positions import learned_positions
 from lorakit.model.quantized import cast_plain, quantization_of, save_as_plain, settle_layers
 from lorakit.model.stored import check_quantization
 from lorakit.recipe.schema import Model
@@ -147,6 +148,19 @@ def check_vocabulary(model: Any, largest_token: int, name: str) -> None:
         raise UserError(
             f"model.base: {name}: its tokenizer writes the token {largest_token}, its weights know {known:,} tokens. "
             "Tokenizer and weights do not belong together."
+        )
+
+
+def check_positions(model: Any, longest: int, name: str) -> None:
+    """Refuse rows that are longer than the model has position embeddings for.
+
+    What the config says of its positions was compared before (lorakit.plan.row_limits); this asks the model itself.
+    """
+    limit = learned_positions(model)
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"{name}: the longest row has {longest:,} tokens, and the model has {limit:,} positions, each with an "
+            f"embedding of its own, and none for more. Leave longer rows out: data.max_length: {limit}."
         )
 
 

@@ -12,6 +12,7 @@ from lorakit.model.base import converted_folder
 from lorakit.model.config_values import is_size, layers, section, size
 from lorakit.model.counted import counted, is_counted
 from lorakit.model.offline import CARRIERS, carried_file
+from lorakit.model.positions import Positions, positions_of
 from lorakit.model.skeleton import Skeleton
 from lorakit.model.stored import Stored, quantization_in
 from lorakit.plan.known import known_config
@@ -40,6 +41,8 @@ class ModelFacts:
     """What it is made of, where its family is counted from the config."""
     dtype: str | None = None
     """The number format in which the weights lie on disk."""
+    positions: Positions | None = None
+    """How long a row may be; None where the model has no limit."""
 
     @property
     def attentions(self) -> tuple[str, ...]:
@@ -144,6 +147,7 @@ def facts_from(whole: dict[str, Any]) -> ModelFacts | None:
         stored=quantization_in(whole),
         skeleton=counted(whole),
         dtype=config.get("dtype") or config.get("torch_dtype") or whole.get("dtype") or whole.get("torch_dtype"),
+        positions=positions_of(whole),
     )
 
 

@@ -18,6 +18,7 @@ from lorakit.plan.facts import ModelFacts, facts_in
 from lorakit.plan.fit import load_of
 from lorakit.plan.machine import Machine, usable_machine
 from lorakit.plan.memory import Memory
+from lorakit.plan.row_limits import beyond_training, refuse_lengths
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import effective_model, trains_all
 from lorakit.recipe.load import load
@@ -56,6 +57,11 @@ class Prepared:
         return max(examples.largest_token() for examples in (self.train, self.held_out) if examples)
 
     @property
+    def longest_row(self) -> int:
+        """The tokens of the longest of all rows."""
+        return max(examples.report.longest for examples in (self.train, self.held_out) if examples)
+
+    @property
     def stop_ids(self) -> list[int]:
         """The tokens that end an answer: the model's own, and those that end the trained turns."""
         words = self.train.report.stop_tokens
@@ -71,12 +77,18 @@ def prepare_run(recipe: Recipe, progress: Progress, ended: bool = False) -> Prep
         UserError: the recipe, the data or the model make the run impossible.
     """
     base, template = open_template(recipe, progress)
+    if not ended:
+        refuse_lengths(recipe, facts_in(base.folder))
     tokenizer = template.tokenizer
     train, held_out = examples_of(recipe.data, template, progress)
     train.mixture.refuse_extremes()
     machine = usable_machine(progress)
     facts = facts_in(base.folder) if ended else built_facts(base, recipe.adapter)
     report = train.report
+    longest = max(examples.report.longest for examples in (train, held_out) if examples)
+    too_long = "" if ended else beyond_training(recipe, facts, longest)
+    if too_long:
+        progress.warn(too_long)
     mean = report.tokens / report.examples
     settled = settle(recipe, machine, facts, report.longest, attentions_of(base), mean)
     expected = _expected(settled.recipe, facts, report.longest, machine)

@@ -3,10 +3,12 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorakit.errors import UserError
 from lorakit.recipe.compose import compose
 from lorakit.recipe.dump import dump as dump
 from lorakit.recipe.problems import PathParts, Place, Problem, dotted
@@ -14,6 +16,8 @@ from lorakit.recipe.problems import RecipeErrors as RecipeErrors
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.strict_yaml import Node, children
 from lorakit.recipe.validate import validate
+
+_DOTTED = re.compile(r"[a-z_]+(\.[a-z_]+|\[\d+\])*")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,25 @@ class Loaded:
     def where(self, name: str) -> str:
         """`recipes/x.yaml:12:9`, the `--set` option, or `default`."""
         return str(self.places[name]) if name in self.places else "default"
+
+    @contextmanager
+    def locating(self) -> Iterator[None]:
+        """Within this, an error about a key of the recipe, which begins with the key, says where the key is written."""
+        try:
+            yield
+        except RecipeErrors:
+            raise
+        except UserError as error:
+            name = str(error).partition(":")[0]
+            if name.partition(".")[0] not in Recipe.model_fields or not _DOTTED.fullmatch(name):
+                raise
+            raise UserError(f"{self._place(name)}: {error}") from error
+
+    def _place(self, name: str) -> Place:
+        """Where a key is written; of one that has its default, where its section is."""
+        while name and name not in self.places:
+            name = name.rpartition(".")[0]
+        return self.places[name] if name else Place(self.path)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:

@@ -24,7 +24,15 @@ from lorakit.model.attach import (
     parameter_counts,
     reattach,
 )
-from lorakit.model.load import DTYPES, check_vocabulary, load_model, original_weights, pad_token_id, stored_dtype
+from lorakit.model.load import (
+    DTYPES,
+    check_positions,
+    check_vocabulary,
+    load_model,
+    original_weights,
+    pad_token_id,
+    stored_dtype,
+)
 from lorakit.model.quantized import quantization_facts, quantization_of, quantization_words
 from lorakit.model.spectrum import signals
 from lorakit.model.stored import stored_quantization
@@ -68,6 +76,7 @@ def begin(prepared: Prepared, checkpoint: Path | None, progress: Progress) -> Be
     if words:
         progress.say(words)
     check_vocabulary(base, prepared.largest_token, prepared.base.name)
+    check_positions(base, prepared.longest_row, prepared.base.name)
     facts = quantization_facts(held, recipe.model.quantization, stored)
     model = _attached(base, prepared, facts["effective"], checkpoint, progress)
     model.eval()  # PEFT adds its dropout in training mode

@@ -1,0 +1,70 @@
+"""The rows to be scored against each model's positions, before anything is loaded."""
+
+from collections.abc import Mapping, Sequence
+
+from lorakit.errors import UserError
+from lorakit.evaluate.asked import Asked
+from lorakit.evaluate.labels import Labels
+from lorakit.evaluate.subjects import Lineup, Subject
+from lorakit.model.positions import Positions
+from lorakit.plan.facts import facts_in
+from lorakit.plan.row_limits import unseen
+
+
+def compare_lengths(
+    lineup: Lineup, each: Sequence[Asked], labels: Mapping[int, Mapping[str, Labels]], answers: int
+) -> list[str]:
+    """What the user should know of rows that come near the end of a model's positions, or go beyond it.
+
+    Args:
+        labels: those of each rendering, by its id. answers: the most tokens of an answer; 0 where none is generated.
+
+    Raises:
+        UserError: a model cannot compute a row.
+    """
+    notes = []
+    for subject, asked in zip(lineup.subjects, each, strict=True):
+        facts = facts_in(subject.base.folder)
+        if facts is None or facts.positions is None:
+            continue
+        prompts = [len(prompt) for prompt in asked.prompts]
+        notes += _notes(subject, facts.positions, asked, _with_labels(asked, labels[id(asked)]), prompts, answers)
+    return list(dict.fromkeys(notes))
+
+
+def _notes(
+    subject: Subject, positions: Positions, asked: Asked, labelled: int, prompts: list[int], answers: int
+) -> list[str]:
+    limit = positions.limit
+    rows = [len(row["input_ids"]) for row in asked.rows]
+    longest = max([*rows, labelled])
+    if not positions.hard:
+        longest = max([longest, *(prompt + answers for prompt in prompts)])
+        what = f"{subject.name}: a row with its answer takes up to {longest:,} tokens, {unseen(positions)}"
+        return [what] if longest > limit else []
+    if longest > limit:
+        where = asked.rows[rows.index(max(rows))]["where"]
+        beyond = sum(row > limit for row in rows)
+        raise UserError(
+            f"{subject.name}: {beyond or 1:,} of {len(rows):,} rows go beyond the model's {limit:,} positions "
+            f"({positions.said}), for which alone it has embeddings; the longest, {where}, takes {longest:,} tokens. "
+            f"Leave longer rows out: write data.max_length: {limit} in the recipe, or shorter rows."
+        )
+    cut = sum(prompt + answers > limit + 1 for prompt in prompts) if answers else 0
+    if not cut:
+        return []
+    return [
+        f"{subject.name}: after {cut:,} of {len(prompts):,} prompts there is no room for {answers:,} tokens: the "
+        f"model has {limit:,} positions ({positions.said}). Answers end there"
+    ]
+
+
+def _with_labels(asked: Asked, labels: Mapping[str, Labels]) -> int:
+    """The tokens of the longest prompt with the longest of its labels."""
+    found = [
+        asked.rows[row]["answer"] + max(map(len, one.tokens))
+        for one in labels.values()
+        for row in one.rows
+        if one.tokens
+    ]
+    return max(found, default=0)
