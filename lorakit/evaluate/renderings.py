@@ -1,6 +1,5 @@
 """The tokenizer of each subject, and the rows as it renders them, again only where they differ."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
