@@ -162,16 +162,9 @@ def test_an_answer_that_goes_on_behind_a_token_that_stops_the_model_is_refused()
     assert "writes a token at which the model stops before the end of an answer" in refusal(stopped, talk)
 
 
-def test_a_prompt_that_begins_a_thought_which_no_answer_has_is_refused():
-    """DeepSeek R1 and its distilled models."""
-    family = FAMILIES["deepseek r1"]
-    opening = Family(
-        family.template.replace("{{- '<｜Assistant｜>' -}}", "{{- '<｜Assistant｜><think>\\n' -}}"), str, "</s>"
-    )
-    for talk in (chat("a", "b"), chat("a", "<think>\nb\n</think>\n\nc")):
-        reason = refusal(opening, talk)
-        assert "begins a thought that its text of the answer does not go on with" in reason
-        assert "another model.chat_template" in reason
+def test_a_prompt_that_begins_something_which_no_answer_has_is_refused():
+    opening = bad(PLAIN.replace("'assistant:'", "'assistant:<hmm>'"))
+    assert "cannot be rendered turn by turn" in refusal(opening, chat("a", "b"))
 
 
 def test_a_template_that_counts_messages_is_refused():

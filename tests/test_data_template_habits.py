@@ -44,7 +44,7 @@ def test_a_template_goes_to_another_process_without_what_it_found_out():
     template = ChatTemplate(family.tokenizer(), "last", "Be brief.", family.stops)
     before = render(Conversation(CALLS, TOOLS), template)
     copy = pickle.loads(pickle.dumps(template))  # noqa: S301 - our own
-    assert set(vars(copy)) == {"tokenizer", "train_on", "system", "stop_words"}
+    assert set(vars(copy)) == {"tokenizer", "train_on", "system", "stop_words", "variables"}
     assert render(Conversation(CALLS, TOOLS), copy) == before
 
 

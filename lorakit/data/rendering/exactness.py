@@ -43,7 +43,7 @@ def refuse_unwritten_tools(talk: Talk, turn: Turn) -> None:
     tool = {"name": mark, "description": mark, "parameters": {"type": "object", "properties": {}}}
     more = [*talk.tools, {"type": "function", "function": tool}]
     names = [str((tool.get("function") or tool).get("name", "")) for tool in talk.tools]
-    prompt = talk.template.write(talk.told[: turn.index], ask=True, tools=more)
+    prompt = talk.template.write(talk.told[: turn.index], ask=True, tools=more, variables=turn.form.variables)
     if mark not in prompt or not all(name in turn.prompt for name in names):
         raise RowError(
             "the chat template does not write the tools (put them into the system prompt, leave them out, or "
@@ -114,7 +114,7 @@ def _refuse_unwritten_question(talk: Talk, turn: Turn, index: int) -> None:
     if role == "system" and content in turn.prompt and len(content) > _TELLING and not elsewhere:
         return
     marked = message | {"content": message["content"] + _mark(turn.text)}
-    if talk.prompt(turn.index, {index: marked}) != turn.prompt:
+    if talk.prompt(turn.index, {index: marked}, turn.form.variables) != turn.prompt:
         return
     remedy = "put it into the first user message" if role == "system" else _REMEDY
     name = {"system": "a system prompt", "assistant": "an answer that another answer follows"}
@@ -142,8 +142,17 @@ def _refuse_unwritten_text(talk: Talk, turn: Turn, field: str) -> None:
             f"the chat template writes a token at which the model stops before the end of an answer ({_REMEDY})",
             f"{turn.span.stop!r} in {talk.where(turn.index)}",
         )
-    if mark not in said or _squeezed(text) not in _squeezed(turn.said):
+    if mark not in said or not _stands(_squeezed(text), turn):
         raise _unwritten(talk, turn, field)
+
+
+def _stands(text: str, turn: Turn) -> bool:
+    """Whether a text ends in the turn: its beginning may be what the prompt wrote of it, such as <think>."""
+    said = _squeezed(turn.said)
+    if text in said:
+        return True
+    before = _squeezed(turn.prompt)[-len(text) :]
+    return any(before.endswith(text[:at]) and said.startswith(text[at:]) for at in range(1, len(text)))
 
 
 def _refuse_unwritten_call(talk: Talk, turn: Turn, number: int) -> None:
@@ -162,18 +171,20 @@ def _refuse_unwritten_call(talk: Talk, turn: Turn, number: int) -> None:
 
 def _said_instead(talk: Talk, turn: Turn, message: Message) -> tuple[str, str]:
     """What the turn would say with another message, and what would stand behind its end."""
-    text = talk.text(turn.index, message)
-    if turn.rewritten:
-        text = turn.prompt + text.removeprefix(turn.rewritten)
+    text = talk.answered(turn.index, message, turn.form)
+    if text is None:
+        return "", ""
     text, stop = talk.template.ended(text, len(turn.prompt), bool(message.get("tool_calls")))
-    if stop is None or not text.startswith(turn.prompt):
+    if stop is None:
         return "", ""
     return text[len(turn.prompt) : stop.start()], text[stop.end() :]
 
 
 def _unwritten(talk: Talk, turn: Turn, field: str) -> RowError:
     what, remedy = (
-        ("thinking", "write it into the content, or leave it out") if field == "thinking" else ("text", _REMEDY)
+        ("thinking", f"write it into the content, leave it out, or {_REMEDY}")
+        if field == "thinking"
+        else ("text", _REMEDY)
     )
     return RowError(
         f"the chat template does not write the {what} of an answer as it is ({remedy})", talk.where(turn.index)

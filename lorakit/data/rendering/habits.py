@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, product, takewhile
 from typing import Any
 
@@ -20,10 +21,16 @@ Write = Callable[..., str]
 """`write(messages, ask=False)`: a template's text of these messages. Raises RowError where it does not take them."""
 
 # Letters and digits only, so that they are the same however a template escapes text.
-_QUESTION, _ANSWER, _THOUGHT, _NAME, _KEY, _VALUE = (f"lorakit{word}sample" for word in "qatnkv")
+QUESTION, ANSWER, THOUGHT, _NAME, _KEY, _VALUE = (f"lorakit{word}sample" for word in "qatnkv")
 
 # First as transformers hands it in (chat_template_utils.py, _alias_reasoning_fields), or else under one name.
 _THINKING_NAMES = (("thinking", "reasoning_content"), ("reasoning_content",), ("thinking",), ("reasoning",))
+
+# None where it can be; else every role that a template may know, the asking ones, or one side alone.
+_IN_PARTS = tuple(
+    frozenset(roles)
+    for roles in ((), ("system", "user", "assistant", "tool"), ("system", "user", "tool"), ("user",), ("assistant",))
+)
 
 _EMPTY_CONTENTS: tuple[Told, ...] = ({"content": ""}, {"content": None}, {})
 
@@ -51,8 +58,8 @@ def call_form(write: Write) -> CallForm | None:
     arguments = {_KEY: _VALUE}
     for as_text, empty in product((False, True), _EMPTY_CONTENTS):
         form = CallForm(as_text, empty)
-        for messages, text in _written(write, form.told(_calling())):
-            prompt = _prompt(write, messages)
+        for messages, text in samples(write, form.told(calling())):
+            prompt = prompt_of(write, messages)
             said = text.removeprefix(prompt)
             python = str(arguments) in said or "'arguments'" in said or "None" in said
             if _NAME in said and _KEY in said and _VALUE in said and not python:
@@ -60,26 +67,25 @@ def call_form(write: Write) -> CallForm | None:
     return None
 
 
-def thinking_names(write: Write, form: CallForm | None) -> tuple[str, ...]:
-    """The names under which the template reads an answer's thinking and writes it once; none if it never does."""
-    answers = [_answering()] + ([form.told(_calling())] if form else [])
-    for answer, names in product(answers, _THINKING_NAMES):
-        thoughtful = answer | dict.fromkeys(names, _THOUGHT)
-        if any(text.count(_THOUGHT) == 1 for _, text in _written(write, thoughtful)):
+def thinking_names(write: Write, answer: Told) -> tuple[str, ...]:
+    """The names under which the template reads the thinking of a sample and writes it once; none if it never does."""
+    for names in _THINKING_NAMES:
+        thoughtful = answer | dict.fromkeys(names, THOUGHT)
+        if any(text.count(THOUGHT) == 1 for _, text in samples(write, thoughtful)):
             return names
     return ()
 
 
 def stops_of_answers(write: Write, ends: frozenset[str], special: re.Pattern[str]) -> frozenset[str]:
     """The known ends, and the special token with which the template ends an answer where it writes none of these."""
-    behind = next((text.partition(_ANSWER)[2] for _, text in _written(write, _answering())), "")
+    behind = next((text.partition(ANSWER)[2] for _, text in samples(write, answering())), "")
     found = special.findall(behind)
     return ends if ends & set(found) else ends | set(found[:1])
 
 
 def stops_of_calls(write: Write, form: CallForm, ends: frozenset[str], special: re.Pattern[str]) -> frozenset[str]:
     """The same for calls. Behind the arguments stand first the tokens that close the call itself, if any."""
-    behind = next((text.rpartition(_VALUE)[2] for _, text in _written(write, form.told(_calling()))), "")
+    behind = next((text.rpartition(_VALUE)[2] for _, text in samples(write, form.told(calling()))), "")
     found = special.findall(behind)
     return ends if ends & set(found) else ends | set(found[-1:])
 
@@ -89,9 +95,9 @@ def follower(write: Write, form: CallForm | None, stop: re.Pattern[str]) -> str:
 
     GLM 4 ends nothing: it stops at the header of the next message, <|user|> or <|observation|>.
     """
-    answer = form.told(_calling()) if form else _answering()
-    following = {"role": "tool" if form else "user", "content": _QUESTION, "name": _NAME, "tool_call_id": "sample123"}
-    for messages, text in _written(write, answer):
+    answer = form.told(calling()) if form else answering()
+    following = {"role": "tool" if form else "user", "content": QUESTION, "name": _NAME, "tool_call_id": "sample123"}
+    for messages, text in samples(write, answer):
         try:
             longer = write([*messages, following])
         except RowError:
@@ -103,16 +109,31 @@ def follower(write: Write, form: CallForm | None, stop: re.Pattern[str]) -> str:
     return ""
 
 
-def frame(write: Write, stop: re.Pattern[str], follower: str) -> tuple[str, str]:
-    """What the template writes before and behind the text of an answer, between the prompt and the stop."""
-    for messages, text in _written(write, _answering()):
-        prompt = _prompt(write, messages)
+def frame(write: Write, stop: re.Pattern[str], follower: str, tail: str) -> tuple[str, str]:
+    """What the template writes before and behind the text of an answer, between the prompt without its `tail` and the
+    stop."""
+    for messages, text in samples(write, answering()):
+        prompt = prompt_of(write, messages).removesuffix(tail)
         end = stop.search(text + follower, len(prompt))
         said = text[len(prompt) : end.start()] if end and text.startswith(prompt) else ""
-        if _ANSWER in said:
-            before, _, behind = said.partition(_ANSWER)
+        if ANSWER in said:
+            before, _, behind = said.partition(ANSWER)
             return before, behind
     return "", ""
+
+
+def follows_prompt(write: Write) -> bool:
+    """Whether the text of an answer begins with the prompt that asks for it, wherever the template takes a sample."""
+    return all(text.startswith(prompt_of(write, messages)) for messages, text in samples(write, answering()))
+
+
+def common(one: str, other: str) -> int:
+    """The length of the common beginning of two texts."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one.startswith(other[:middle]) else (low, middle - 1)
+    return low
 
 
 def longest_first(words: frozenset[str]) -> re.Pattern[str]:
@@ -140,19 +161,43 @@ def _branches(words: list[str]) -> str:
     return "|".join(found)
 
 
-def _answering() -> Told:
-    return {"role": "assistant", "content": _ANSWER}
+def roles_in_parts(write: Write) -> frozenset[str]:
+    """The roles whose content the template writes only as a list of parts, as templates for images and texts do."""
+    for roles in _IN_PARTS:
+        if any(
+            QUESTION in text and ANSWER in text for _, text in samples(partial(_write_parts, write, roles), answering())
+        ):
+            return roles
+    return frozenset()
 
 
-def _calling() -> Told:
+def in_parts(told: Told, roles: frozenset[str]) -> Told:
+    """A message whose text is one part, where its role is one of `roles`."""
+    content = told.get("content")
+    if told["role"] not in roles or not isinstance(content, str):
+        return told
+    return told | {"content": [{"type": "text", "text": content}]}
+
+
+def _write_parts(write: Write, roles: frozenset[str], told: list[Told], **options: Any) -> str:
+    return write([in_parts(message, roles) for message in told], **options)
+
+
+def answering() -> Told:
+    """An answer."""
+    return {"role": "assistant", "content": ANSWER}
+
+
+def calling() -> Told:
+    """An answer that calls a tool."""
     call = {"type": "function", "id": "sample123", "function": {"name": _NAME, "arguments": {_KEY: _VALUE}}}
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
-def _written(write: Write, answer: Told) -> Iterator[tuple[list[Told], str]]:
+def samples(write: Write, answer: Told) -> Iterator[tuple[list[Told], str]]:
     """Conversations that end with this answer, and their text; those that the template does not take are left out."""
-    question = {"role": "user", "content": _QUESTION}
-    for before in ([], [{"role": "system", "content": _QUESTION}]):
+    question = {"role": "user", "content": QUESTION}
+    for before in ([], [{"role": "system", "content": QUESTION}]):
         messages = [*before, question, answer]
         try:
             yield messages, write(messages)
@@ -160,7 +205,8 @@ def _written(write: Write, answer: Told) -> Iterator[tuple[list[Told], str]]:
             continue  # the sample is not the user's: what the template makes of his rows is said of them
 
 
-def _prompt(write: Write, messages: list[Told]) -> str:
+def prompt_of(write: Write, messages: list[Told]) -> str:
+    """The text up to where the last of these messages begins; empty where the template does not take it."""
     try:
         return write(messages[:-1], ask=True)
     except RowError:

@@ -7,20 +7,13 @@ rewrites history (drops earlier thinking, ends the last turn in another way), a 
 the turns that stand in it as the model would have said them. Where that cannot be exact, the row is refused.
 """
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lorakit.data.conversations import Conversation, Message, Text
-from lorakit.data.rendering.exactness import (
-    refuse_half_characters,
-    refuse_loose_marks,
-    refuse_unwritten,
-    refuse_unwritten_tools,
-)
-from lorakit.data.rendering.habits import Told
+from lorakit.data.rendering.answers import turn_of
+from lorakit.data.rendering.exactness import refuse_half_characters, refuse_loose_marks, refuse_unwritten_tools
 from lorakit.data.rendering.skeletons import shape_of, skeletons
-from lorakit.data.rendering.template import REFUSES, thinks
+from lorakit.data.rendering.template import REFUSES
 from lorakit.data.rendering.template import ChatTemplate as ChatTemplate
 from lorakit.data.rendering.turns import Span as Span
 from lorakit.data.rendering.turns import Talk, Turn
@@ -28,8 +21,6 @@ from lorakit.data.rows import RowError
 
 # Conversations of more shapes than this are rendered in full.
 _SHAPES = 1000
-# How a prompt begins a thought: <think>, <|START_THINKING|>, [THINK] and their kin.
-_THOUGHT = re.compile(r"[<\[]\W*\w*think", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -37,7 +28,8 @@ class Rendered:
     """A text and its trained turns, in order and apart.
 
     `everything`: the text before and between the turns is trained too (`train_on: all`), but for the characters
-    `skipped`, each from start to end. `opening`: token ids that stand before those of the text.
+    `skipped`, each from start to end. `opening`: token ids that stand before those of the text. `note`: what is to be
+    said of how it is trained.
     """
 
     text: str
@@ -45,6 +37,7 @@ class Rendered:
     everything: bool = False
     skipped: tuple[tuple[int, int], ...] = ()
     opening: tuple[int, ...] = ()
+    note: str = ""
 
 
 def render(said: Conversation | Text, template: ChatTemplate) -> list[Rendered]:
@@ -72,14 +65,15 @@ def _known(messages: list[Message], template: ChatTemplate) -> list[Rendered] | 
     contents = [message["content"] for message in messages]
     if not known:
         return None
-    for mark in template.marks:
+    for mark in template.looked_for:
         for said in contents:
             if mark in said:
                 return None
     try:
-        return [Rendered(*one.filled(contents)) for one in known]
+        filled = [(*one.filled(contents), (), one.note) for one in known]
     except UnicodeEncodeError:
         return None
+    return [Rendered(*one) for one in filled]
 
 
 def _in_full_with(messages: list[Message], template: ChatTemplate) -> list[Rendered]:
@@ -93,7 +87,7 @@ def _in_full(talk: Talk) -> list[Rendered]:
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     refuse_loose_marks(talk)
     try:
-        turns = [_turn(talk, index) for index in (answers if everything else trained)]
+        turns = [turn_of(talk, index) for index in (answers if everything else trained)]
     except RowError as error:
         _blame_the_system_prompt(error, talk)
         raise
@@ -153,78 +147,6 @@ def _trained(messages: list[Message], train_on: str) -> list[int]:
     return trained
 
 
-def _turn(talk: Talk, index: int) -> Turn:
-    """An answer in the text that ends with it: from behind the prompt to the first token at which the model stops."""
-    if all(message["role"] == "system" for message in talk.messages[:index]):
-        raise RowError("an answer has no question before it", talk.where(index))
-    text, prompt, rewritten = talk.text(index + 1), talk.prompt(index), ""
-    if not text.startswith(prompt):
-        rewritten = _rewritten(talk, index, text)
-        if not rewritten:
-            raise _not_turn_by_turn(talk, index, text, prompt)
-        text = prompt + text.removeprefix(rewritten)
-    refuse_half_characters(text)
-    text, stop = talk.template.ended(text, len(prompt), bool(talk.messages[index].get("tool_calls")))
-    if stop is None:
-        raise RowError(
-            "nothing ends an answer: the chat template writes no special token behind it, so the model would never "
-            "learn to stop (end the turn in the template with {{ eos_token }})",
-            f"{talk.where(index)} ends in {text[-30:]!r}",
-        )
-    turn = Turn(index, prompt, text, Span(len(prompt), stop.end(), stop.group()), rewritten)
-    refuse_unwritten(talk, turn)
-    return turn
-
-
-def _rewritten(talk: Talk, index: int, text: str) -> str:
-    """What the template makes of the prompt once the answer stands there, where it drops something from it then.
-
-    gpt-oss: the thoughts before a call are read while it is worked on, and are gone with the final answer. Mistral 3:
-    the system prompt is written into a question that is the last message only. What is dropped is known when leaving
-    it out changes nothing of the text. The model says what this text says, behind the prompt that still has it.
-    """
-    for told in _with_less(talk, index):
-        if talk.template.write([*told, talk.told[index]], tools=talk.tools) == text:
-            prompt = talk.template.write(told, ask=True, tools=talk.tools)
-            if text.startswith(prompt):
-                return prompt
-    return ""
-
-
-def _with_less(talk: Talk, index: int) -> Iterator[list[Told]]:
-    """What stands before an answer, without earlier thoughts (also those in the text of calls), or system prompt."""
-    before = talk.messages[:index]
-    if any(message.get("tool_calls") or thinks(message) for message in before):
-        unsaid = [message | {"content": ""} if message.get("tool_calls") else message for message in before]
-        yield [talk.template.told(message | {"thinking": ""}) for message in unsaid]
-    if before[0]["role"] == "system":
-        yield talk.told[1:index]
-
-
-def _not_turn_by_turn(talk: Talk, index: int, text: str, prompt: str) -> RowError:
-    at = _common(text, prompt)
-    case = (
-        f"before {talk.where(index)} the prompt says {prompt[at : at + 40]!r} where the text with the answer says "
-        f"{text[at : at + 40]!r}"
-    )
-    if _THOUGHT.search(prompt, max(at - 10, 0)):
-        return RowError(
-            "the chat template's prompt begins a thought that its text of the answer does not go on with (give the "
-            "answer's thinking as `thinking`, leave it out, or give another model.chat_template)",
-            case,
-        )
-    return RowError("the chat template cannot be rendered turn by turn (give another model.chat_template)", case)
-
-
-def _common(one: str, other: str) -> int:
-    """The length of the common beginning of two texts."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if one.startswith(other[:middle]) else (low, middle - 1)
-    return low
-
-
 def _blame_the_system_prompt(error: RowError, talk: Talk) -> None:
     """Say so where the template takes the conversation without its system prompt."""
     if error.reason != REFUSES or talk.messages[0]["role"] != "system":
@@ -253,4 +175,5 @@ def _grouped(turns: list[Turn], talk: Talk) -> list[list[Turn]]:
 def _rendered(group: list[Turn], trained: set[int], everything: bool) -> Rendered:
     spans = tuple(turn.span for turn in group if turn.index in trained)
     skipped = tuple((turn.span.start, turn.span.end) for turn in group if turn.index not in trained)
-    return Rendered(group[-1].text, spans, everything, skipped)
+    note = next((turn.note for turn in group if turn.note and turn.index in trained), "")
+    return Rendered(group[-1].text, spans, everything, skipped, note=note)

@@ -6,7 +6,7 @@ with the same roles, and so are the trained turns.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -37,6 +37,7 @@ class Skeleton:
     spans: tuple[tuple[tuple[int, int], tuple[int, int], str], ...]
     skipped: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
     everything: bool
+    note: str
 
     def filled(self, contents: Sequence[str]) -> tuple[str, tuple[Span, ...], bool, tuple[tuple[int, int], ...]]:
         """The text of a conversation that says `contents`, its trained turns, whether all else is trained too, and
@@ -63,9 +64,15 @@ class Skeleton:
 class _Watching(ChatTemplate):
     """A template that is handed contents which note each look into them."""
 
-    def write(self, told: list[Told], ask: bool = False, tools: list[dict[str, Any]] | None = None) -> str:
+    def write(
+        self,
+        told: list[Told],
+        ask: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         watched = [{**message, "content": content(message["content"], self.looks)} for message in told]
-        return super().write(watched, ask, tools)
+        return super().write(watched, ask, tools, variables)
 
     @property
     def looks(self) -> list[str]:
@@ -94,7 +101,12 @@ def skeletons(
     if not template.notes_every_look:
         return None
     watching = _Watching(**{named.name: getattr(template, named.name) for named in fields(ChatTemplate)})
-    _ = template.stop, template.frame  # what is known of the template is taken over, not asked anew
+    _ = (
+        template.stop,
+        template.frame,
+        template.thoughts,
+        template.without_thoughts,
+    )  # what is known of the template is taken over, not asked anew
     watching.__dict__.update(template.__dict__)
     watching.looks.clear()
     marked = [
@@ -136,7 +148,7 @@ def _skeleton(rendered: Any) -> Skeleton | None:
         return None
     spans = tuple((placed[span.start], placed[span.end], span.stop) for span in rendered.spans)
     skipped = tuple((placed[start], placed[end]) for start, end in rendered.skipped)
-    return Skeleton(tuple(pieces), tuple(slots), tuple(stripped), spans, skipped, rendered.everything)  # type: ignore[arg-type]
+    return Skeleton(tuple(pieces), tuple(slots), tuple(stripped), spans, skipped, rendered.everything, rendered.note)  # type: ignore[arg-type]
 
 
 def _placed(edge: int, pieces: list[str], bounds: list[int]) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 """Chat templates: messages -> the text that a model reads."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any
@@ -12,6 +13,8 @@ from lorakit.data.conversations import Message
 from lorakit.data.rendering import habits, watched
 from lorakit.data.rendering.controls import ControlTexts, control_texts, read_as_tokens
 from lorakit.data.rendering.habits import CallForm, Told, Write
+from lorakit.data.rendering.thoughts import Thoughts, find_thoughts
+from lorakit.data.rendering.variables import Variables, variables_of
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 
@@ -35,6 +38,7 @@ class ChatTemplate:
     train_on: str = "assistant"
     system: str | None = None
     stop_words: tuple[str, ...] = field(default=(), compare=False)
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is found out on the way: compiled templates cannot be handed to another process."""
@@ -50,7 +54,7 @@ class ChatTemplate:
             return message
         told = {key: value for key, value in message.items() if key not in ("train", "thinking") and value is not None}
         if thinks(message):
-            if not self._thinking_names:
+            if not self._thinking_names and self.thoughts is None:
                 raise RowError(
                     "the chat template does not write thinking (write it into the content, leave it out, or give "
                     "another model.chat_template)"
@@ -66,16 +70,36 @@ class ChatTemplate:
             )
         return self._call_form.told(told)
 
-    def write(self, told: list[Told], ask: bool = False, tools: list[dict[str, Any]] | None = None) -> str:
+    def write(
+        self,
+        told: list[Told],
+        ask: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """The template's text of these messages; with `ask`, up to where the next answer begins.
+
+        `variables`: what it is given besides the recipe's own.
 
         Raises:
             RowError: the template does not take them.
             UserError: the template is no valid Jinja, or there is none.
         """
+        if roles := self._roles_in_parts:
+            told = [habits.in_parts(message, roles) for message in told]
+        return self._write(told, ask, tools, variables)
+
+    def _write(
+        self,
+        told: list[Told],
+        ask: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         try:
             compiled, known = self._with_tools if tools else self._without_tools
-            given = {**known, "messages": told, "tools": tools, "documents": None, "add_generation_prompt": ask}
+            given = {"messages": told, "tools": tools, "documents": None, "add_generation_prompt": ask}
+            given = {**known, **self.variables, **(variables or {}), **given}
             # As Template.render does it, without gathering the names that every template knows anew each time.
             return "".join(compiled.root_render_func(compiled.new_context(given, shared=True)))
         except TemplateSyntaxError as error:
@@ -95,7 +119,7 @@ class ChatTemplate:
             compiled, _ = self._without_tools
         except TemplateSyntaxError:
             return False  # said where it is rendered
-        return watched.notes_every_look(compiled.environment, self.tokenizer.get_chat_template())
+        return watched.notes_every_look(compiled.environment, self._source)
 
     @cached_property
     def skeletons(self) -> dict[Any, Any]:
@@ -131,6 +155,11 @@ class ChatTemplate:
         return self.stops | ({self.beginning} if self.beginning else set())
 
     @cached_property
+    def looked_for(self) -> frozenset[str]:
+        """The texts that are looked for in each message: `marks`, and the marks of thoughts."""
+        return self.marks | ({self.thoughts.opens, self.thoughts.closes} if self.thoughts else set())
+
+    @cached_property
     def controls(self) -> ControlTexts:
         """What no text of a row should spell."""
         return control_texts(self.tokenizer, self.write, self.told)
@@ -138,7 +167,13 @@ class ChatTemplate:
     @cached_property
     def frame(self) -> tuple[str, str]:
         """What the template writes before and behind the text of an answer, between the prompt and the stop."""
-        return habits.frame(self.write, self.stop, self._answer_follower)
+        if self.without_thoughts:
+            write: Write = partial(self.write, variables=self.without_thoughts)
+            return habits.frame(write, self.stop, self._answer_follower, "")
+        if self.thoughts is None or not self.thoughts.opened:
+            return habits.frame(self.write, self.stop, self._answer_follower, "")
+        before, behind = habits.frame(self.write, self.stop, self._answer_follower, self.thoughts.tail)
+        return (self.thoughts.written("", before) if self.thoughts.tail else before), behind
 
     @cached_property
     def opening(self) -> tuple[int, ...]:
@@ -169,7 +204,72 @@ class ChatTemplate:
 
     @cached_property
     def _thinking_names(self) -> tuple[str, ...]:
-        return habits.thinking_names(self.write, None) or habits.thinking_names(self._write_calls, self._call_form)
+        return self._names_of_answers or self._names_of_calls
+
+    @cached_property
+    def _names_of_answers(self) -> tuple[str, ...]:
+        return habits.thinking_names(self.write, habits.answering())
+
+    @cached_property
+    def _names_of_calls(self) -> tuple[str, ...]:
+        form = self._call_form
+        return habits.thinking_names(self._write_calls, form.told(habits.calling())) if form else ()
+
+    def writes_thoughts(self, message: Message) -> bool:
+        """Whether the template writes the thought of such an answer."""
+        return bool(self._names_of_calls if message.get("tool_calls") else self._names_of_answers)
+
+    @cached_property
+    def thoughts(self) -> Thoughts | None:
+        """How thoughts stand before answers; None where the template knows none."""
+        answers = self._names_of_answers
+        form, calls = (None, ()) if answers else (self._call_form, self._names_of_calls)
+        added = (token.content for token in self.tokenizer.added_tokens_decoder.values())
+        known = "\n".join((self._source, *added))
+        return find_thoughts(self._write_calls if form else self.write, answers, form, calls, known)
+
+    @cached_property
+    def without_thoughts(self) -> dict[str, Any]:
+        """The variable with which the prompt opens no thought, where it otherwise opens one that the text of an answer
+        without a thought does not have; empty where there is none."""
+        if habits.follows_prompt(self.write):
+            return {}
+        tried = (
+            one
+            for one in self.reads.to_try(self.variables)
+            if habits.follows_prompt(partial(self.write, variables=one))
+        )
+        return next(tried, {})
+
+    @cached_property
+    def remedies(self) -> dict[str, str]:
+        """What would help against an error, by its reason (`answers.py`)."""
+        return {}
+
+    @cached_property
+    def reads(self) -> Variables:
+        """The variables that the template reads."""
+        compiled, known = self._without_tools
+        given = frozenset({"messages", "tools", "documents", "add_generation_prompt", *known})
+        sources = {self._source, str(self.tokenizer.get_chat_template(tools=[habits.TOOL]))}
+        return variables_of(compiled.environment, sorted(sources), given)
+
+    def check_variables(self) -> None:
+        """Refuse variables of the recipe that the template does not read.
+
+        Raises:
+            UserError: there is one, or the template is none.
+        """
+        if self.variables:
+            self.reads.check(self.variables)
+
+    @property
+    def _source(self) -> str:
+        return str(self.tokenizer.get_chat_template())
+
+    @cached_property
+    def _roles_in_parts(self) -> frozenset[str]:
+        return habits.roles_in_parts(self._write)
 
     @cached_property
     def _write_calls(self) -> Write:

@@ -1,12 +1,14 @@
 """What rendering works on: a row's messages beside what the template makes of them, and one turn in its text."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from lorakit.data.conversations import Message
 from lorakit.data.rendering.habits import Told
 from lorakit.data.rendering.template import ChatTemplate
+from lorakit.data.rendering.thoughts import Thoughts
 
 
 @dataclass(frozen=True)
@@ -19,17 +21,38 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """The answer at `index` of a conversation, the prompt that asks for it, and the text that ends with it.
+class Form:
+    """How the text of an answer stands behind its prompt.
 
-    `rewritten`: what the template makes of the prompt once the answer stands behind it, where that is something else.
+    `prompt`: what the model reads. `instead`: what the template's text with the answer has in its place. `variables`:
+    what the template is given besides the recipe's. `thoughts`: the answer's thought is taken out of it, and written by
+    `Thoughts`, or `told` to the template apart from the text.
+    """
+
+    prompt: str
+    instead: str
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    thoughts: Thoughts | None = None
+    told: bool = False
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The answer at `index` of a conversation in the text that ends with it, and in which form it stands there.
+
+    `note`: what is to be said of how it is trained.
     """
 
     index: int
-    prompt: str
     text: str
     span: Span
-    rewritten: str = ""
+    form: Form
+    note: str = ""
+
+    @property
+    def prompt(self) -> str:
+        """What the model reads before it answers."""
+        return self.form.prompt
 
     @property
     def said(self) -> str:
@@ -56,19 +79,58 @@ class Talk:
         """The messages as the template reads them."""
         return [self.template.told(message) for message in self.messages]
 
-    def text(self, end: int, *last: Message) -> str:
-        """The template's text of the first `end` messages, and of `last` behind them."""
-        return self.template.write([*self.told[:end], *map(self.template.told, last)], tools=self.tools)
+    @cached_property
+    def _texts(self) -> dict[int, str]:
+        return {}
 
-    def prompt(self, end: int, changed: dict[int, Message] | None = None) -> str:
+    @cached_property
+    def _prompts(self) -> dict[tuple[int, str], str]:
+        return {}
+
+    def text(self, index: int) -> str:
+        """The template's text of the messages up to and with an answer."""
+        if index not in self._texts:
+            self._texts[index] = self.template.write(self.told[: index + 1], tools=self.tools)
+        return self._texts[index]
+
+    def answered(self, index: int, message: Message, form: Form) -> str | None:
+        """The text that ends with an answer, `message`, behind its prompt; None where the template does not write it
+        in this form."""
+        thought = ""
+        if form.thoughts:
+            thought, message = form.thoughts.apart(message)
+            if form.told:
+                thought, message = "", message | {"thinking": thought}
+        if message is self.messages[index] and not form.variables:
+            text = self.text(index)
+        else:
+            told = [*self.told[:index], self.template.told(message)]
+            text = self.template.write(told, tools=self.tools, variables=form.variables)
+        if not text.startswith(form.instead):
+            return None
+        said = text[len(form.instead) :]
+        if form.thoughts and not form.told:
+            said = form.thoughts.written(thought, said)
+        return form.prompt + said
+
+    def prompt(
+        self, end: int, changed: dict[int, Message] | None = None, variables: Mapping[str, Any] | None = None
+    ) -> str:
         """The template's text of the first `end` messages, up to where the next answer begins.
 
         `changed`: other messages in the place of some.
         """
+        known = (end, str(variables or ""))
+        if not changed and known in self._prompts:
+            return self._prompts[known]
         told = self.told[:end]
         for at, message in (changed or {}).items():
             told[at] = self.template.told(message)
-        return self.template.write(told, ask=True, tools=self.tools)
+        text = self.template.write(told, ask=True, tools=self.tools, variables=variables)
+        if not changed:
+            self._prompts[known] = text
+        return text
 
     def where(self, index: int) -> str:
+        """An answer's or question's place in the row, in words."""
         return f"message {index + 1 - self.inserted}"

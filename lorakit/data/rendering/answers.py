@@ -1,0 +1,146 @@
+"""An answer behind its prompt: the forms in which a template may write it, tried one after the other."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from lorakit.data.rendering.exactness import refuse_half_characters, refuse_unwritten
+from lorakit.data.rendering.habits import Told, common
+from lorakit.data.rendering.template import thinks
+from lorakit.data.rendering.turns import Form, Span, Talk, Turn
+from lorakit.data.rendering.variables import written
+from lorakit.data.rows import RowError
+
+
+def turn_of(talk: Talk, index: int) -> Turn:
+    """An answer in the text that ends with it: from behind the prompt to the first token at which the model stops.
+
+    Raises:
+        RowError: the template writes it in no form that is exact.
+    """
+    try:
+        return _exact_turn(talk, index)
+    except RowError as error:
+        remedy = _variables_for(talk, index, error.reason)
+        raise RowError(error.reason + remedy, error.case) if remedy else error from error
+
+
+def _exact_turn(talk: Talk, index: int) -> Turn:
+    if all(message["role"] == "system" for message in talk.messages[:index]):
+        raise RowError("an answer has no question before it", talk.where(index))
+    first: RowError | None = None
+    for form in _forms(talk, index):
+        text = talk.answered(index, talk.messages[index], form)
+        if text is None:
+            continue
+        try:
+            turn = _ended(talk, index, text, form)
+            refuse_unwritten(talk, turn)
+        except RowError as error:
+            first = first or error
+            continue
+        return turn
+    raise first or _not_turn_by_turn(talk, index)
+
+
+def _ended(talk: Talk, index: int, text: str, form: Form) -> Turn:
+    refuse_half_characters(text)
+    start = len(form.prompt)
+    text, stop = talk.template.ended(text, start, bool(talk.messages[index].get("tool_calls")))
+    if stop is None:
+        raise RowError(
+            "nothing ends an answer: the chat template writes no special token behind it, so the model would never "
+            "learn to stop (end the turn in the template with {{ eos_token }})",
+            f"{talk.where(index)} ends in {text[-30:]!r}",
+        )
+    return Turn(index, text, Span(start, stop.end(), stop.group()), form, _note(talk, index, form))
+
+
+def _forms(talk: Talk, index: int) -> Iterator[Form]:
+    """How the answer may stand behind its prompt, the template's own ways first."""
+    template, message = talk.template, talk.messages[index]
+    thoughts = template.thoughts
+    inside = thoughts is not None and thoughts.inside(message)
+    without = template.without_thoughts
+    if without and not (inside or thinks(message)):
+        prompt = talk.prompt(index, variables=without)
+        yield Form(prompt, prompt, without)
+    prompt = talk.prompt(index)
+    yield Form(prompt, prompt)
+    yield from _rewritten(talk, index, prompt)
+    if thoughts is None:
+        return
+    if inside and template.writes_thoughts(message):
+        yield Form(prompt, prompt, {}, thoughts, told=True)
+    if inside or thinks(message) or thoughts.opened:
+        yield Form(prompt, prompt.removesuffix(thoughts.tail), {}, thoughts)
+
+
+def _rewritten(talk: Talk, index: int, prompt: str) -> Iterator[Form]:
+    """What the template makes of the prompt once the answer stands there, where it drops something from it then.
+
+    gpt-oss: the thoughts before a call are read while it is worked on, and are gone with the final answer. Mistral 3:
+    the system prompt is written into a question that is the last message only. What is dropped is known when leaving
+    it out changes nothing of the text. The model says what this text says, behind the prompt that still has it.
+    """
+    text = talk.text(index)
+    if text.startswith(prompt):
+        return
+    for told in _with_less(talk, index):
+        if talk.template.write([*told, talk.told[index]], tools=talk.tools) == text:
+            yield Form(prompt, talk.template.write(told, ask=True, tools=talk.tools))
+
+
+def _with_less(talk: Talk, index: int) -> Iterator[list[Told]]:
+    """What stands before an answer, without earlier thoughts (also those in the text of calls), or system prompt."""
+    before = talk.messages[:index]
+    if any(message.get("tool_calls") or thinks(message) for message in before):
+        unsaid = [message | {"content": ""} if message.get("tool_calls") else message for message in before]
+        yield [talk.template.told(message | {"thinking": ""}) for message in unsaid]
+    if before[0]["role"] == "system":
+        yield talk.told[1:index]
+
+
+def _note(talk: Talk, index: int, form: Form) -> str:
+    """What is to be said of an answer without a thought whose prompt would open one."""
+    thoughts, message = talk.template.thoughts, talk.messages[index]
+    if thinks(message) or (thoughts and thoughts.inside(message)):
+        return ""
+    if form.variables:
+        return (
+            "answers without thinking are trained behind the prompt that the chat template writes with "
+            f"{written(form.variables)}: ask the model in the same way"
+        )
+    if thoughts and thoughts.opened and form.prompt.rstrip().endswith(thoughts.opens):
+        return (
+            f"answers without thinking: the prompt opens a thought with {thoughts.opens}, and the model is trained to "
+            f"close it at once with {thoughts.closes}"
+        )
+    return ""
+
+
+def _variables_for(talk: Talk, index: int, reason: str) -> str:
+    """A remedy: the first variable of the template with which the answer is exact. Looked for once a reason."""
+    known = talk.template.remedies
+    if reason not in known:
+        known[reason] = ""
+        for settings in talk.template.reads.to_try(talk.template.variables):
+            template = replace(talk.template, variables={**talk.template.variables, **settings})
+            try:
+                _exact_turn(Talk(talk.messages, talk.tools, template, talk.inserted), index)
+            except RowError:
+                continue
+            known[reason] = f", or write model.template_variables: {written(settings)}"
+            break
+    return known[reason]
+
+
+def _not_turn_by_turn(talk: Talk, index: int) -> RowError:
+    text, prompt = talk.text(index), talk.prompt(index)
+    at = common(text, prompt)
+    case = (
+        f"before {talk.where(index)} the prompt says {prompt[at : at + 40]!r} where the text with the answer says "
+        f"{text[at : at + 40]!r}"
+    )
+    return RowError(
+        "the chat template cannot be rendered turn by turn (give another model.chat_template)", case
+    )

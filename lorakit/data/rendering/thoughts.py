@@ -1,0 +1,134 @@
+"""Thoughts: how a model's reasoning stands before its answer, seen in what the template writes of samples.
+
+Some templates drop thoughts from every text, or open one in the prompt that the text of an answer does not have. What
+the model must say is then put together here: the thought, what closes it, and the answer as the template writes it.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lorakit.data.conversations import Message
+from lorakit.data.rendering.habits import (
+    ANSWER,
+    THOUGHT,
+    CallForm,
+    Write,
+    answering,
+    calling,
+    common,
+    prompt_of,
+    samples,
+)
+
+_MARK = re.compile(r"[<\[][^<>\[\]\s]+[>\]]")
+# A mark at the end of a prompt, and the word behind it: <think>, [THINK], <|channel>thought.
+_LAST_MARK = re.compile(r"([<\[][^<>\[\]\s]+[>\]]\w*)\s*$")
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """How thoughts are written.
+
+    `tail`: what the prompt ends with that the text of an answer lacks. `before` and `behind`: what the model writes
+    around a thought. `opens` and `closes`: the marks of a thought.
+    """
+
+    tail: str
+    before: str
+    behind: str
+    opens: str
+    closes: str
+    opened: bool
+    """The prompt opens a thought, which the model is to close."""
+
+    def inside(self, message: Message) -> bool:
+        """Whether the text of an answer has a thought in it."""
+        content = message["content"].lstrip()
+        return bool(self.closes) and self.closes in content and (self.opened or content.startswith(self.opens))
+
+    def apart(self, message: Message) -> tuple[str, Message]:
+        """An answer's thought, and the answer without it."""
+        bare = {key: value for key, value in message.items() if key != "thinking"}
+        if (message.get("thinking") or "").strip():
+            return message["thinking"].strip(), bare
+        if not self.inside(message):
+            return "", bare
+        thought, _, rest = message["content"].partition(self.closes)
+        return thought.strip().removeprefix(self.opens).strip(), bare | {"content": rest.lstrip()}
+
+    def written(self, thought: str, said: str) -> str:
+        """What the model writes: a thought, and what the template writes of the answer (`said`)."""
+        if not thought and not self.opened:
+            return said
+        closed = bool(self.closes) and said.lstrip().startswith(self.closes)
+        return self.before + thought + ("" if closed else self.behind) + said
+
+
+def find_thoughts(
+    write: Write, names: tuple[str, ...], form: CallForm | None, calls_names: tuple[str, ...], known: str
+) -> Thoughts | None:
+    """How thoughts are written, or could be; None where the template knows none.
+
+    `names`: those under which the template reads the thought of an answer; `calls_names`: of an answer with calls.
+    `known`: the template's source and the added tokens, in which the closing mark must stand.
+    """
+    tail, generation = _tail_of_prompt(write)
+    if names:
+        found = next(_around(write, answering(), names, ANSWER), None)
+    elif calls_names and form:
+        found = next(_around(write, form.told(calling()), calls_names, ""), None)
+    else:
+        found = _mirrored(tail, known)
+    if found is None:
+        return None
+    before, behind = found
+    opens, closes = _LAST_MARK.search(generation + before), _MARK.search(behind)
+    if not (opens and closes):
+        return None
+    opened = not before.strip() and generation.rstrip().endswith(opens[1])
+    return Thoughts(tail, before, behind, opens[1], closes[0], opened)
+
+
+def _tail_of_prompt(write: Write) -> tuple[str, str]:
+    """What the prompt ends with that the text of an answer lacks, and all that it writes for the answer to come."""
+    for messages, text in samples(write, answering()):
+        prompt = prompt_of(write, messages)
+        if prompt:
+            return prompt[common(prompt, text) :], prompt[common(prompt, write(messages[:-1])) :]
+    return "", ""
+
+
+def _around(write: Write, answer: Message, names: tuple[str, ...], content: str) -> Iterator[tuple[str, str]]:
+    """What the template writes before a thought, and between it and the rest of the answer."""
+    for messages, text in samples(write, answer | dict.fromkeys(names, THOUGHT)):
+        prompt = prompt_of(write, messages)
+        if not text.startswith(prompt) or text.count(THOUGHT) != 1:
+            continue
+        before, _, rest = text.removeprefix(prompt).partition(THOUGHT)
+        if content:
+            yield before, rest.partition(content)[0]
+            continue
+        without = write([*messages[:-1], answer]).removeprefix(prompt)
+        if rest.endswith(without):
+            yield before, rest.removesuffix(without)
+
+
+def _mirrored(tail: str, known: str) -> tuple[str, str] | None:
+    """What closes the thought that a prompt opens (`tail`), where the template writes none by itself.
+
+    DeepSeek R1 and its like: <think> and a line break are closed by a line break, </think> and an empty line, as the
+    model does it where it skips thinking (the usage recommendations of DeepSeek-R1's model card).
+    """
+    mark = _LAST_MARK.search(tail)
+    if mark is None:
+        return None
+    opens = mark[1]
+    word = opens[1:-1]
+    candidates = [f"{opens[0]}/{word}{opens[-1]}"]
+    for begin, end in (("START", "END"), ("BEGIN", "END"), ("begin", "end"), ("start", "end")):
+        candidates.append(opens.replace(begin, end))
+    closes = next((one for one in candidates if one != opens and one in known), None)
+    if closes is None:
+        return None
+    return "", f"\n{closes}\n\n" if tail.endswith("\n") else closes
