@@ -45,7 +45,7 @@ def key_of(sources: list[Source], rules: Rules, clean: Clean, template: ChatTemp
         "rules": asdict(rules),
         "clean": clean.model_dump(),
         "tokenizer": tokenizer_sha256(template.tokenizer),
-        "template": [template.train_on, template.stop_words],
+        "template": [template.train_on, template.stop_words, template.variables],
         # Some templates write today's date into the system prompt.
         "day": date.today().isoformat() if "strftime_now" in str(template.tokenizer.chat_template) else None,
     }

@@ -121,7 +121,10 @@ def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplat
     facts_in(base.folder)  # names a damaged value, over which the tokenizer's loading would stumble otherwise
     check_quantization(base, effective_model(recipe), trains_all(recipe.adapter))
     tokenizer = load_tokenizer(base, recipe.model.chat_template)
-    return base, ChatTemplate(tokenizer, recipe.data.train_on, recipe.data.system, stop_words(base, tokenizer))
+    words, variables = stop_words(base, tokenizer), recipe.model.template_variables
+    template = ChatTemplate(tokenizer, recipe.data.train_on, recipe.data.system, words, variables)
+    template.check_variables()
+    return base, template
 
 
 def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:

@@ -85,6 +85,12 @@ Targets = Annotated[
     Says("all-linear, attention, mlp, a list of module names, or a regular expression", "all-linear"),
 ]
 
+_TemplateWord = str | bool | int | float | None
+TemplateValue = Annotated[
+    _TemplateWord | list[_TemplateWord],
+    Says("a text, a number, true or false, null, or a list of these", "false"),
+]
+
 AdapterRef = Annotated[str, Field(min_length=1), PathRole("runs/support-answers", or_folder=True)]
 LayerRange = Annotated[str, Field(pattern=r"^[0-9]+-[0-9]+$"), Says("a range such as 8-15", "8-15")]
 LayerNumbers = Annotated[list[Annotated[int, Field(ge=0)] | LayerRange], Field(min_length=1)]

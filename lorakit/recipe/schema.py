@@ -26,6 +26,7 @@ from lorakit.recipe.fields import (
     Says,
     Share,
     Targets,
+    TemplateValue,
     Warmup,
 )
 from lorakit.recipe.section import Section as Section
@@ -48,6 +49,9 @@ class Model(Section):
     """The attention implementation."""
     chat_template: FilePath | None = None
     """A `.jinja` file used instead of the tokenizer's own chat template."""
+    template_variables: dict[NotEmpty, TemplateValue] = {}
+    """Variables that the chat template reads -> their values, such as {enable_thinking: false}: the same for training, \
+evaluation and `lorakit data`."""
 
 
 class Spectrum(Section):
