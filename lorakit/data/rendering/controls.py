@@ -44,9 +44,9 @@ class ControlTexts:
         return f"a text spells {word!r}, {read}" + (f"; {_LOOKS_TEMPLATED}" if word in self.written else "")
 
 
-def control_texts(tokenizer: Any, write: Write, told: Callable[[Told], Told]) -> ControlTexts:
-    """The control texts of a tokenizer and its chat template."""
-    written = "\n".join(_written(write, told))
+def control_texts(tokenizer: Any, write: Write | None, told: Callable[[Told], Told]) -> ControlTexts:
+    """The control texts of a tokenizer and its chat template, where it has one (`write`)."""
+    written = "\n".join(_written(write, told)) if write else ""
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
     added |= dict.fromkeys(tokenizer.all_special_tokens, True)
     found = set(longest_first(frozenset(word for word in added if word.strip())).findall(written))

@@ -162,7 +162,7 @@ class ChatTemplate:
     @cached_property
     def controls(self) -> ControlTexts:
         """What no text of a row should spell."""
-        return control_texts(self.tokenizer, self.write, self.told)
+        return control_texts(self.tokenizer, self.write if self.tokenizer.chat_template else None, self.told)
 
     @cached_property
     def frame(self) -> tuple[str, str]:
@@ -260,6 +260,11 @@ class ChatTemplate:
         Raises:
             UserError: there is one, or the template is none.
         """
+        if self.variables and not self.tokenizer.chat_template:
+            raise UserError(
+                "model.template_variables: the base has no chat template that would read them. Leave the key out, or "
+                "give a template with model.chat_template."
+            )
         if self.variables:
             self.reads.check(self.variables)
 
