@@ -26,6 +26,8 @@ OURS: dict[str, tuple[str, str]] = {
     "flash_attention": ("model.attention: flash_attention_2", ""),
     "flash_attn": ("model.attention: flash_attention_2", ""),
     "template": ("model.chat_template", ""),
+    "chat_template_kwargs": ("model.template_variables", ""),
+    "enable_thinking": ("model.template_variables: {enable_thinking: false}", ""),
     # the adapter
     "adapter_type": ("adapter.kind", ""),
     "peft_type": ("adapter.kind", ""),

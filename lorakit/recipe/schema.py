@@ -50,8 +50,8 @@ class Model(Section):
     chat_template: FilePath | None = None
     """A `.jinja` file used instead of the tokenizer's own chat template."""
     template_variables: dict[NotEmpty, TemplateValue] = {}
-    """Variables that the chat template reads -> their values, such as {enable_thinking: false}: the same for training, \
-evaluation and `lorakit data`."""
+    """Variables that the chat template reads -> their values, such as {enable_thinking: false}, for training and \
+evaluation alike."""
 
 
 class Spectrum(Section):

@@ -141,6 +141,4 @@ def _not_turn_by_turn(talk: Talk, index: int) -> RowError:
         f"before {talk.where(index)} the prompt says {prompt[at : at + 40]!r} where the text with the answer says "
         f"{text[at : at + 40]!r}"
     )
-    return RowError(
-        "the chat template cannot be rendered turn by turn (give another model.chat_template)", case
-    )
+    return RowError("the chat template cannot be rendered turn by turn (give another model.chat_template)", case)
