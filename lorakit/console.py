@@ -1,24 +1,61 @@
-"""The only module that prints: results on standard output, everything else on standard error."""
+"""The only module that prints: results on standard output, everything else on standard error.
+
+What it is handed may hold anything, since rows, file names, templates and models' answers are other people's: every
+text is made visible before it is printed, so that none of it commands the terminal or hides from the reader.
+"""
 
 import json
+import logging
 import math
+import re
 import shutil
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
+    from rich.text import Text
 
 # Where there is no terminal, a bar is a plain line at these shares of the work, and at most this often.
 _PLAIN_STEPS = 10
 _PLAIN_SECONDS = 30.0
 _BAR_WIDTH = 40
+# What terminals obey or readers do not see: control characters but line break and tab; marks and overrides of the
+# writing direction, line separators, invisible letters and tags; halves of surrogate pairs, which cannot be encoded.
+# Joiners stay: Persian, Indic scripts and emoji are written with them.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """The text with every character that is not to be seen written as Python writes it, such as `\\x1b`."""
+    return _UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def keep_libraries_visible() -> None:
+    """Make visible what libraries log and warn of, which may quote the user's files as well."""
+    make, form = logging.getLogRecordFactory(), warnings.formatwarning
+
+    def record(*arguments: Any, **named: Any) -> logging.LogRecord:
+        made = make(*arguments, **named)
+        with suppress(TypeError, ValueError):  # a message that does not fit its arguments: logging complains of it
+            made.msg, made.args = visible(made.getMessage()), ()
+        return made
+
+    def warning(*arguments: Any, **named: Any) -> str:
+        return visible(form(*arguments, **named))
+
+    logging.setLogRecordFactory(record)
+    warnings.formatwarning = warning
 
 
 def _console(stderr: bool) -> "Console":
@@ -30,8 +67,8 @@ def _console(stderr: bool) -> "Console":
 
 
 def result(text: str) -> None:
-    """Print a result as it is."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    """Print a result, which lacks at most its last line break."""
+    sys.stdout.write(visible(text if text.endswith("\n") else text + "\n"))
 
 
 def result_wrapped(text: str, under: str = "") -> None:
@@ -41,6 +78,7 @@ def result_wrapped(text: str, under: str = "") -> None:
 
 def wrapped(text: str, under: str = "", begin: str = "") -> list[str]:
     """The lines of a sentence on standard output, the first behind `begin`, the others behind `under`."""
+    text = visible(text)
     if not sys.stdout.isatty():
         return [begin + text]
     width = max(shutil.get_terminal_size().columns - 1, 60)
@@ -52,7 +90,14 @@ def wrapped(text: str, under: str = "", begin: str = "") -> list[str]:
 
 def result_json(facts: Any) -> None:
     """Print the one JSON document of `--json`."""
-    result(json.dumps(_without_nan(facts), indent=2, ensure_ascii=False, default=str))
+    text = json.dumps(_without_nan(facts), indent=2, ensure_ascii=False, default=str)
+    result(_UNSEEN.sub(lambda found: _json_escape(found[0]), text))
+
+
+def _json_escape(sign: str) -> str:
+    """A character as JSON writes one by its number: in UTF-16."""
+    units = sign.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def _without_nan(facts: Any) -> Any:
@@ -66,44 +111,42 @@ def _without_nan(facts: Any) -> Any:
 
 def result_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table of figures: every column but the first is set to the right."""
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title) or None, title_justify="left", title_style="bold")
+    table = Table(title=_text(title) if title else None, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(escape(column), justify="right" if index else "left", overflow="fold")
+        table.add_column(_text(column), justify="right" if index else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*map(_text, row))
     _console(stderr=False).print(table, soft_wrap=False)
 
 
 def result_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Print named facts, one below the other, each beside its name."""
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for name, fact in facts:
-        table.add_row(escape(name), escape(fact))
+        table.add_row(_text(name), _text(fact))
     _console(stderr=False).print(table, soft_wrap=False)
 
 
 def result_bars(title: str, bars: Sequence[tuple[str, int]]) -> None:
     """Print a histogram: each bar's label, its length by its number, and the number."""
-    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
     most = max((number for _, number in bars), default=0)
-    table = Table(title=escape(title) or None, title_justify="left", title_style="bold", box=None, show_header=False)
+    title_text = _text(title) if title else None
+    table = Table(title=title_text, title_justify="left", title_style="bold", box=None, show_header=False)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     for label, number in bars:
         eighths = round(number / most * _BAR_WIDTH * 8) if most else 0
         bar = "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
-        table.add_row(escape(label), Text(f"{bar or ('▏' if number else '')} {number:,}", style="cyan"))
+        table.add_row(_text(label), Text(f"{bar or ('▏' if number else '')} {number:,}", style="cyan"))
     _console(stderr=False).print(table, soft_wrap=False)
 
 
@@ -112,7 +155,14 @@ def error(text: str, plain: bool = False) -> None:
     from rich.text import Text
 
     label = Text("" if plain else "error: ", style="bold red")
-    _console(stderr=True).print(label + Text(text, style="default"))
+    _console(stderr=True).print(label + _text(text, "default"))
+
+
+def _text(text: str, style: str = "") -> "Text":
+    """A text that rich prints as it is: no markup, no names of emoji."""
+    from rich.text import Text
+
+    return Text(visible(text), style=style)
 
 
 class Terminal:
@@ -138,7 +188,9 @@ class Terminal:
             bar.finish()
             return
         live = self._start()
-        task = live.add_task(label, total=total or None, completed=done, note="", amount=_amount(done, total, unit))
+        task = live.add_task(
+            visible(label), total=total or None, completed=done, note="", amount=_amount(done, total, unit)
+        )
         try:
             yield _RichBar(live, task, total, done, unit)
         finally:
@@ -155,13 +207,13 @@ class Terminal:
             from rich import progress
 
             self._live = progress.Progress(
-                progress.TextColumn("{task.description}"),
+                progress.TextColumn("{task.description}", markup=False),
                 progress.BarColumn(bar_width=28),
-                progress.TextColumn("{task.fields[amount]}"),
+                progress.TextColumn("{task.fields[amount]}", markup=False),
                 progress.TimeElapsedColumn(),
                 progress.TextColumn("left"),
                 progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.fields[note]}"),
+                progress.TextColumn("{task.fields[note]}", markup=False),
                 console=_console(stderr=True),
             )
             self._live.start()
@@ -169,10 +221,8 @@ class Terminal:
         return self._live
 
     def _line(self, text: str, style: str) -> None:
-        from rich.text import Text
-
         console = self._live.console if self._live else _console(stderr=True)
-        console.print(Text(text, style=style))
+        console.print(_text(text, style))
 
 
 def _amount(done: int, total: int, unit: str) -> str:
@@ -191,7 +241,7 @@ class _RichBar:
         self.done += amount
         shown = _amount(self.done, self.total, self.unit)
         if note:
-            self.live.update(self.task, advance=amount, amount=shown, note=note)
+            self.live.update(self.task, advance=amount, amount=shown, note=visible(note))
         else:
             self.live.update(self.task, advance=amount, amount=shown)
 
@@ -225,11 +275,10 @@ class _PlainBar:
 
 def result_masked(title: str, stretches: Sequence[tuple[str, bool]]) -> None:
     """Print a text whose trained stretches are green; without colours they stand between ⟦ and ⟧."""
-    from rich.text import Text
-
     console = _console(stderr=False)
-    text = Text(title + "\n")
+    text = _text(title + "\n")
     for piece, trained in stretches:
+        piece = visible(piece)
         if trained and not console.is_terminal:
             piece = f"⟦{piece}⟧"
         text.append(piece, style="bold green" if trained else "dim")

@@ -7,8 +7,10 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import typer
+from typer.rich_utils import rich_format_error
 
 from lorakit.cli import check, data, doctor, merge, plan, schema, train
 from lorakit.cli import eval as evaluate
@@ -25,6 +27,10 @@ app = typer.Typer(
     "[cyan]lorakit train RECIPE[/cyan], [cyan]lorakit eval RUN[/cyan], [cyan]lorakit merge RUN[/cyan].",
     epilog="Exit codes: 0 done, 1 the run failed, 2 the recipe, the data or the arguments are wrong, 130 interrupted.",
 )
+
+
+# Wrong arguments and options of any kind; typer has no public name for it.
+_USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 
 
 def _version(asked: bool) -> None:
@@ -65,13 +71,19 @@ for _name, _command in COMMANDS.items():
 
 def main() -> None:
     """Entry point of `lorakit`: run a command, and turn errors into one message and an exit code."""
+    from lorakit import console
+
     signal.signal(signal.SIGTERM, _interrupt)
+    console.keep_libraries_visible()
     try:
-        app(prog_name="lorakit")
-    except SystemExit as end:
-        if end.code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
+        code = app(prog_name="lorakit", standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
             _fail("interrupted", EXIT_INTERRUPTED)
-        raise
+        sys.exit(code)
+    except _USAGE_ERROR as error:
+        error.message = console.visible(error.message)
+        rich_format_error(error)
+        sys.exit(error.exit_code)
     except LorakitError as error:
         _fail(str(error), error.exit_code, plain=error.one_a_line)
     except KeyboardInterrupt:
