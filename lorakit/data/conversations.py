@@ -6,7 +6,8 @@ from typing import Any
 Message = dict[str, Any]
 """`role` (one of ROLES) and `content` (a text, maybe empty). An assistant's may have `thinking` (a text) and
 `tool_calls` (a list of {"type": "function", "function": {"name", "arguments"}}, `arguments` an object), and
-`train: False` where the turn is read and not trained. A tool's may have `name` and `tool_call_id`."""
+`train: False` where the turn is read and not trained, and `prefix: True` where it is the given beginning of a turn that
+the next message goes on with. A tool's may have `name` and `tool_call_id`."""
 
 ROLES = ("system", "user", "assistant", "tool")
 

@@ -14,7 +14,7 @@ _ROLES = {**{role: role for role in ROLES}, "developer": "system", "function": "
 _PLAIN = {"role", "content"}
 _THINKING = ("thinking", "reasoning_content", "reasoning")
 # What only messages of one role may have.
-_ASSISTANT = (*_THINKING, "tool_calls", "function_call", "train", "weight")
+_ASSISTANT = (*_THINKING, "tool_calls", "function_call", "train", "weight", "prefix")
 _TOOL = ("name", "tool_call_id")
 
 
@@ -23,6 +23,41 @@ def messages_of(raw: Any, column: str) -> list[Message]:
     return [
         message_of(position, message) for position, message in enumerate(items_of(raw, column, "messages"), start=1)
     ]
+
+
+def with_given_beginnings(messages: list[Message]) -> list[Message]:
+    """The messages, those marked `prefix: True` with which the next one goes on in the same turn.
+
+    Raises:
+        RowError: nothing can go on with one, or nothing says whether an answer goes on with the one before it.
+    """
+    for position, message in enumerate(messages):
+        if len(message) == 2 or message["role"] != "assistant":
+            continue
+        after = messages[position + 1] if position + 1 < len(messages) else {"role": ""}
+        goes_on, where = message.get("prefix"), f"message {position + 1}"
+        if goes_on is None and _is_read_only(message) and after["role"] == "assistant" and not _is_read_only(after):
+            raise RowError(
+                "an answer that is not trained stands before one that is, and nothing says whether both are one turn "
+                "(write prefix: true on the first where the second goes on with it, and prefix: false where it does "
+                "not)",
+                where,
+            )
+        if goes_on is False:
+            del message["prefix"]
+        if goes_on and after["role"] != "assistant":
+            raise RowError("no answer follows a message with prefix: true, which would go on with it", where)
+        if goes_on and (message.keys() & {"thinking", "tool_calls"} or "thinking" in after or "prefix" in after):
+            raise RowError(
+                "the given beginning of an answer (prefix: true) and what goes on with it are texts, without thinking "
+                "and with calls only at the end (write both into one message, or leave the rest out)",
+                where,
+            )
+    return messages
+
+
+def _is_read_only(message: Message) -> bool:
+    return message.get("train") is False
 
 
 def items_of(raw: Any, column: str, noun: str) -> list[Any]:
@@ -109,6 +144,12 @@ def _said_besides(parts: Mapping[str, Any], where: str) -> Message:
         message["tool_calls"] = calls_of([parts["function_call"]], where)
     if not _is_trained(parts, where):
         message["train"] = False
+    if "prefix" in parts:
+        if not isinstance(parts["prefix"], bool):
+            raise RowError("'prefix' is not true or false", f"{where} has {kind(parts['prefix'])}")
+        if parts["prefix"] and "train" in parts and parts["train"]:
+            raise RowError("a message is given (prefix: true) and trained (train: true)", where)
+        message["prefix"] = parts["prefix"]
     return message
 
 

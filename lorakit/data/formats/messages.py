@@ -5,11 +5,11 @@ from typing import Any
 
 from lorakit.data.conversations import Conversation
 from lorakit.data.formats.columns import framed
-from lorakit.data.formats.message import messages_of
+from lorakit.data.formats.message import messages_of, with_given_beginnings
 from lorakit.tables import FORMATS
 
 
 @FORMATS.register("messages", columns=("messages",), optional=("system", "tools"))
 def messages(record: Mapping[str, Any]) -> Conversation:
     """`messages`: a list of {role, content}, roles system, user, assistant and tool."""
-    return framed(record, Conversation(messages_of(record.get("messages"), "messages")))
+    return framed(record, Conversation(with_given_beginnings(messages_of(record.get("messages"), "messages"))))

@@ -5,7 +5,7 @@ from typing import Any
 
 from lorakit.data.conversations import Conversation
 from lorakit.data.formats.columns import framed, question_and_answer, text
-from lorakit.data.formats.message import messages_of
+from lorakit.data.formats.message import messages_of, with_given_beginnings
 from lorakit.data.rows import RowError
 from lorakit.tables import FORMATS
 
@@ -20,4 +20,6 @@ def prompt_completion(record: Mapping[str, Any]) -> Conversation:
     if all(message["role"] != "assistant" for message in answers):
         raise RowError("the column 'completion' has no assistant message: there is nothing to train")
     given = [{**message, "train": False} if message["role"] == "assistant" else message for message in given]
-    return framed(record, Conversation([*given, *answers]))
+    if given[-1]["role"] == answers[0]["role"] == "assistant":
+        given[-1] = {"prefix": True, **given[-1]}
+    return framed(record, Conversation(with_given_beginnings([*given, *answers])))

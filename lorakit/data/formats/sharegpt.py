@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from lorakit.data.conversations import Conversation, Message
 from lorakit.data.formats.columns import empty, framed, the_one
-from lorakit.data.formats.message import items_of, message_of
+from lorakit.data.formats.message import items_of, message_of, with_given_beginnings
 from lorakit.data.formats.tools import parsed
 from lorakit.data.rows import RowError, kind
 from lorakit.recipe.nearest import nearest
@@ -56,7 +56,7 @@ def sharegpt(record: Mapping[str, Any], settings: Sharegpt) -> Conversation:
     turns = items_of(record.get(column), column, "turns")
     theirs = {_folded(word): role for word, role in settings.roles.items()}
     messages = [_turn(position, turn, theirs) for position, turn in enumerate(turns, start=1)]
-    return framed(record, Conversation(messages))
+    return framed(record, Conversation(with_given_beginnings(messages)))
 
 
 def _turn(position: int, raw: Any, theirs: Mapping[str, str]) -> Message:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from lorakit.data.rendering.exactness import refuse_half_characters, refuse_unwritten
+from lorakit.data.rendering.exactness import given_characters, refuse_half_characters, refuse_unwritten
 from lorakit.data.rendering.habits import Told, common
 from lorakit.data.rendering.template import thinks
 from lorakit.data.rendering.turns import Form, Span, Talk, Turn
@@ -35,6 +35,7 @@ def _exact_turn(talk: Talk, index: int) -> Turn:
         try:
             turn = _ended(talk, index, text, form)
             refuse_unwritten(talk, turn)
+            turn = replace(turn, given=given_characters(talk, turn))
         except RowError as error:
             first = first or error
             continue

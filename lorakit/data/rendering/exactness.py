@@ -51,6 +51,27 @@ def refuse_unwritten_tools(talk: Talk, turn: Turn) -> None:
         )
 
 
+def given_characters(talk: Talk, turn: Turn) -> int:
+    """How many characters of a turn are given, where its message has a given beginning.
+
+    Raises:
+        RowError: the template does not write the beginning as it is, so that none knows where the model goes on.
+    """
+    message = talk.messages[turn.index]
+    begun = message.get("begun", "").lstrip()
+    if not begun:
+        return 0
+    before, found, behind = turn.said.partition(begun)
+    answer = message["content"][len(message["begun"]) :]
+    if not found or not _squeezed(behind).startswith(_squeezed(answer)):
+        raise RowError(
+            "the chat template does not write the given beginning of an answer as it is (write it and the rest into "
+            f"one message, or {_REMEDY})",
+            talk.where(turn.index),
+        )
+    return len(before) + len(found)
+
+
 def refuse_loose_marks(talk: Talk) -> None:
     """Refuse a row with a stop token inside a message, where it would end a turn, or a beginning of sequence."""
     for mark, why in marks_of(talk.template).items():

@@ -7,7 +7,7 @@ rewrites history (drops earlier thinking, ends the last turn in another way), a 
 the turns that stand in it as the model would have said them. Where that cannot be exact, the row is refused.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorakit.data.conversations import Conversation, Message, Text
 from lorakit.data.rendering.answers import turn_of
@@ -49,7 +49,7 @@ def render(said: Conversation | Text, template: ChatTemplate) -> list[Rendered]:
     """
     if isinstance(said, Text):
         return [_document(said.text, template)]
-    messages, inserted = _prepared(said.messages, template.system)
+    messages, inserted = _prepared(_joined(said.messages), template.system)
     known = None if said.tools else _known(messages, template)
     return known or _in_full(Talk(messages, said.tools or None, template, inserted))
 
@@ -124,6 +124,19 @@ def _document(text: str, template: ChatTemplate) -> Rendered:
     return Rendered(text + end, (), everything=True, opening=template.opening)
 
 
+def _joined(messages: list[Message]) -> list[Message]:
+    """With one message for a given beginning and the answer that goes on with it; `begun` is what of it is given."""
+    if not any("prefix" in message for message in messages):
+        return messages
+    found: list[Message] = []
+    for message in messages:
+        if found and found[-1].get("prefix"):
+            begun = found.pop()["content"]
+            message = {**message, "content": begun + message["content"], "begun": begun}
+        found.append(message)
+    return found
+
+
 def _prepared(messages: list[Message], system: str | None) -> tuple[list[Message], int]:
     """With the recipe's system prompt where there is none, and without what follows the last answer."""
     while messages and messages[-1]["role"] != "assistant":
@@ -173,7 +186,7 @@ def _grouped(turns: list[Turn], talk: Talk) -> list[list[Turn]]:
 
 
 def _rendered(group: list[Turn], trained: set[int], everything: bool) -> Rendered:
-    spans = tuple(turn.span for turn in group if turn.index in trained)
+    spans = tuple(replace(turn.span, start=turn.span.start + turn.given) for turn in group if turn.index in trained)
     skipped = tuple((turn.span.start, turn.span.end) for turn in group if turn.index not in trained)
     note = next((turn.note for turn in group if turn.note and turn.index in trained), "")
     return Rendered(group[-1].text, spans, everything, skipped, note=note)

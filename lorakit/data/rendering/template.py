@@ -52,7 +52,11 @@ class ChatTemplate:
         """
         if len(message) == 2:
             return message
-        told = {key: value for key, value in message.items() if key not in ("train", "thinking") and value is not None}
+        told = {
+            key: value
+            for key, value in message.items()
+            if key not in ("train", "thinking", "begun") and value is not None
+        }
         if thinks(message):
             if not self._thinking_names and self.thoughts is None:
                 raise RowError(

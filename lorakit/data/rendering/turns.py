@@ -40,7 +40,8 @@ class Form:
 class Turn:
     """The answer at `index` of a conversation in the text that ends with it, and in which form it stands there.
 
-    `note`: what is to be said of how it is trained.
+    `note`: what is to be said of how it is trained. `given`: how many of its characters are given, so that the model
+    goes on behind them.
     """
 
     index: int
@@ -48,6 +49,7 @@ class Turn:
     span: Span
     form: Form
     note: str = ""
+    given: int = 0
 
     @property
     def prompt(self) -> str:
