@@ -43,19 +43,22 @@ def visible(text: str) -> str:
 
 def keep_libraries_visible() -> None:
     """Make visible what libraries log and warn of, which may quote the user's files as well."""
-    make, form = logging.getLogRecordFactory(), warnings.formatwarning
+    logging.setLogRecordFactory(_record)
+    warnings.formatwarning = _warning
 
-    def record(*arguments: Any, **named: Any) -> logging.LogRecord:
-        made = make(*arguments, **named)
-        with suppress(TypeError, ValueError):  # a message that does not fit its arguments: logging complains of it
-            made.msg, made.args = visible(made.getMessage()), ()
-        return made
 
-    def warning(*arguments: Any, **named: Any) -> str:
-        return visible(form(*arguments, **named))
+def _record(*arguments: Any, **named: Any) -> logging.LogRecord:
+    made = logging.LogRecord(*arguments, **named)
+    with suppress(TypeError, ValueError):  # a message that does not fit its arguments: logging complains of it
+        made.msg, made.args = visible(made.getMessage()), ()
+    return made
 
-    logging.setLogRecordFactory(record)
-    warnings.formatwarning = warning
+
+_format_warning = warnings.formatwarning
+
+
+def _warning(*arguments: Any, **named: Any) -> str:
+    return visible(_format_warning(*arguments, **named))
 
 
 def _console(stderr: bool) -> "Console":
