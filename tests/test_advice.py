@@ -68,7 +68,7 @@ def test_what_is_not_known_is_not_advised_on():
         ("train.learning_rate", "1e-05 is 25 times below", {"learning_rate": 1e-5}),
         ("adapter.alpha", "256/16 = 16", {"adapter": {"alpha": 256}}),
         ("adapter.dropout", "0.1 over 375 steps", {"adapter": {"dropout": 0.1}}),
-        ("train.optimizer", "0.03 GiB", {"train": {"optimizer": "adamw-8bit"}}),
+        ("train.optimizer", "29 MiB", {"train": {"optimizer": "adamw-8bit"}}),
         ("model.quantization", "without nf4", {"model": {"quantization": "nf4"}}),
     ],
 )

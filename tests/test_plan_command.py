@@ -104,6 +104,36 @@ def test_each_change_that_is_named_makes_it_fit(recipe_on, lorakit_plan, tmp_pat
         assert again["memory"]["longest"]["total"] == pytest.approx(change["takes"], rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("taken", "verdict", "fits", "certain", "code"),
+    [
+        (0.5, "It fits: ", "yes", True, 0),
+        (0.9, "It fits, if the estimate holds: ", "yes", False, 0),
+        (0.97, "It may not fit: ", "tight", False, 0),
+        (1.05, "It does not fit, if the estimate holds: ", "no", False, 1),
+        (1.5, "It does not fit: ", "no", True, 1),
+    ],
+)
+def test_a_plan_claims_no_more_than_its_estimate_holds(recipe_on, lorakit_plan, taken, verdict, fits, certain, code):
+    """`taken`: the share of a card's memory that the estimate takes, which may be off by 15 %."""
+    train = {"micro_batch": 2, "gradient_checkpointing": False}
+    path = recipe_on("Qwen/Qwen2.5-0.5B", train=train, model={"attention": "sdpa"})
+    total = json.loads(lorakit_plan(path, "--gpu", "80GB", "--json")[1])["memory"]["longest"]["total"]
+    card = f"{total / taken / 2**30:.6f}GB"
+    ended, out, _ = lorakit_plan(path, "--gpu", card)
+    assert ended == code and verdict in out
+    ended, out, _ = lorakit_plan(path, "--gpu", card, "--json")
+    found = json.loads(out)
+    assert ended == code and (found["fits"], found["certain"]) == (fits, certain)
+    assert found["memory"]["at_most"] == pytest.approx(1.15 * total, rel=1e-3)
+
+
+def test_a_price_is_never_shown_as_nothing(recipe_on, lorakit_plan):
+    out = lorakit_plan(recipe_on("Qwen/Qwen2.5-0.5B"), "--gpu", "H200", "--price", "0.001")[1]
+    price = next(line for line in out.splitlines() if line.startswith("price"))
+    assert "0.00 " not in price and "0.00)" not in price, price
+
+
 def options_of(lorakit_plan, path, card) -> list[str]:
     return [change["options"] for change in json.loads(lorakit_plan(path, "--gpu", card, "--json")[1])["changes"]]
 

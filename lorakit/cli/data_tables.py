@@ -1,6 +1,7 @@
 """The tables that `lorakit data` prints."""
 
 from lorakit import console
+from lorakit.amounts import percent
 from lorakit.cli.draws import Drawn
 from lorakit.data.report import Report
 from lorakit.data.survey import Survey
@@ -76,10 +77,10 @@ def _limits(found: Survey, settings: Data) -> None:
         [
             f"{limit.max_length:,}" + (" (now)" if limit.max_length == settings.max_length else ""),
             f"{limit.over:,}",
-            f"{limit.trained_with_drop:.1%}",
-            f"{limit.trained_with_truncate:.1%}",
-            f"{limit.time_with_drop:.0%}",
-            f"{limit.time_with_truncate:.0%}",
+            percent(limit.trained_with_drop, 1),
+            percent(limit.trained_with_truncate, 1),
+            percent(limit.time_with_drop),
+            percent(limit.time_with_truncate),
         ]
         for limit in found.limits
     ]
@@ -91,8 +92,8 @@ def _limits(found: Survey, settings: Data) -> None:
 def _padding(found: Survey, batch_size: int) -> None:
     waste = found.padding
     console.result(
-        f"padding in batches of {batch_size}: {waste.in_file_order - 1:.0%} in the order of the rows, "
-        f"{waste.by_length - 1:.0%} by length, {waste.packed - 1:.0%} packed"
+        f"padding in batches of {batch_size}: {percent(waste.in_file_order - 1)} in the order of the rows, "
+        f"{percent(waste.by_length - 1)} by length, {percent(waste.packed - 1)} packed"
     )
 
 
@@ -108,4 +109,4 @@ def _checks(found: Survey) -> None:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "-"
+    return percent(part / whole, 1) if whole else "-"

@@ -4,6 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit.amounts import percent
+
 if TYPE_CHECKING:
     from lorakit.merge.case import Merged
     from lorakit.merge.extract import Extracted
@@ -52,8 +54,8 @@ def _proved(proof: "Proof", rows_of: str) -> str:
 def _figures(proof: "Proof") -> str:
     return (
         f"largest logit difference {proof.max_logit_difference:.3g} of {proof.logit_scale:.3g}, mean KL "
-        f"{proof.mean_kl:.2e} nats, top-1 agreement {proof.top1_agreement:.2%}, loss {proof.merged_loss:.4f} (adapter "
-        f"{proof.adapter_loss:.4f})"
+        f"{proof.mean_kl:.2e} nats, top-1 agreement {percent(proof.top1_agreement, 2)}, loss "
+        f"{proof.merged_loss:.4f} (adapter {proof.adapter_loss:.4f})"
     )
 
 
@@ -82,7 +84,7 @@ def combined_table(made: "Together") -> tuple[str, list[str], list[list[str]]]:
             f"{score.base:.4f}",
             f"{score.own:.4f}",
             f"{score.combined:.4f}",
-            "-" if score.kept is None else f"{score.kept:.0%}",
+            "-" if score.kept is None else percent(score.kept),
         ]
         for score in made.scores
     ]
@@ -95,7 +97,7 @@ def combined_text(made: "Together") -> str:
     lines = [] if made.merged else [f"adapter: {one.folder}"]
     lines.append(
         f"{one.method} of {len(one.sources)} adapters: rank {one.rank}, {one.modules} modules, {one.parameters:,} "
-        f"parameters; {one.off_sum:.1%} away from the weighted sum of their changes"
+        f"parameters; {percent(one.off_sum, 1)} away from the weighted sum of their changes"
     )
     lines += [f"{run}: has no held-out rows, and was not scored" for run in made.without]
     return "\n".join(lines)
@@ -108,7 +110,7 @@ def extracted_facts(extracted: "Extracted") -> dict[str, Any]:
 
 def extracted_table(extracted: "Extracted") -> tuple[str, list[str], list[list[str]]]:
     """The changed weights that the adapter does not hold, the largest change first."""
-    rows = [[one.path, f"{one.change:.2%}", one.reason] for one in extracted.left[:_SHOWN]]
+    rows = [[one.path, percent(one.change, 2), one.reason] for one in extracted.left[:_SHOWN]]
     more = len(extracted.left) - len(rows)
     title = "changed, and not in the adapter" + (f" (and {more} more)" if more else "")
     return title, ["weight", "share of the change", "because"], rows
@@ -119,6 +121,7 @@ def extracted_text(extracted: "Extracted") -> str:
     layers = f"{len(extracted.taken)} layers" + (f", {len(extracted.whole)} modules whole" if extracted.whole else "")
     return (
         f"adapter: {extracted.folder}\n"
-        f"rank {extracted.rank}, {layers}, {extracted.parameters:,} parameters: holds {extracted.kept:.1%} of the "
-        f"change (squared Frobenius norm), {extracted.kept_of_layers:.1%} of that of its layers"
+        f"rank {extracted.rank}, {layers}, {extracted.parameters:,} parameters: holds "
+        f"{percent(extracted.kept, 1)} of the change (squared Frobenius norm), "
+        f"{percent(extracted.kept_of_layers, 1)} of that of its layers"
     )

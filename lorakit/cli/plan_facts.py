@@ -12,15 +12,6 @@ if TYPE_CHECKING:
     from lorakit.plan.devices import Device
     from lorakit.plan.planned import Plan
 
-# What the memory model was off by at most, against published and measured figures; and of the few families whose own
-# code could not be followed on the meta device, where not everything that it keeps is counted (docs/planning.md).
-_ERROR, _ERROR_UNSEEN = 0.15, 0.6
-
-
-def error_of(plan: "Plan") -> float:
-    """How far a plan's memory may be off, as a share."""
-    return _ERROR_UNSEEN if plan.skeleton.built and not plan.skeleton.missed else _ERROR
-
 
 def card_facts(device: "Device", plan: "Plan | UserError") -> dict[str, Any]:
     """Whether one card can train a recipe."""
@@ -31,7 +22,9 @@ def card_facts(device: "Device", plan: "Plan | UserError") -> dict[str, Any]:
         "name": device.name,
         "memory": device.memory,
         "fits": plan.fits,
+        "certain": plan.certain,
         "takes": plan.longest.total,
+        "at_most": plan.at_most,
         "micro_batch": train.micro_batch,
         "gradient_checkpointing": train.gradient_checkpointing,
         "seconds": asdict(plan.time) if plan.time else None,
@@ -102,9 +95,11 @@ def _plan_facts(plan: "Plan") -> dict[str, Any]:
             "average": plan.average.components | {"total": plan.average.total, "moment": plan.average.moment},
             "evaluation": plan.evaluation,
             "merge": plan.merge,
-            "error": error_of(plan),
+            "error": plan.error,
+            "at_most": plan.at_most,
         },
         "fits": plan.fits,
+        "certain": plan.certain,
         "files": {"adapter": plan.adapter_file, "model": plan.model_file},
         "rows": {key: value for key, value in asdict(plan.rows).items() if key not in ("sample", "lengths")},
         "steps": plan.steps,

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.cli.plan_facts import Told, card_facts, error_of, facts_of
+from lorakit.amounts import decimal_bytes, duration, gibibyte_cell, gibibytes, percent, price
+from lorakit.cli.plan_facts import Told, card_facts, facts_of
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
@@ -11,10 +12,19 @@ if TYPE_CHECKING:
     from lorakit.plan.duration import Span
     from lorakit.plan.planned import Plan
 
-_FITS = {
-    "yes": "It fits",
-    "tight": "It may fit: it is within the error of the estimate",
-    "no": "It does not fit",
+_CERTAIN = {"yes": "It fits", "tight": "It fits", "no": "It does not fit"}
+_UNCERTAIN = {
+    "yes": "It fits, if the estimate holds",
+    "tight": "It may not fit",
+    "no": "It does not fit, if the estimate holds",
+}
+_ON_A_CARD = {"yes": "probably", "tight": "perhaps"}
+_MOMENTS = {
+    "loss": "the loss",
+    "backward": "the backward pass",
+    "backward of attention": "the backward pass of attention",
+    "end of the backward pass": "the end of the backward pass",
+    "trying the loss": "the trial of the loss",
 }
 
 
@@ -49,10 +59,16 @@ def print_cards(devices: "list[Device]", plans: "list[Plan | UserError]", as_jso
     both = sorted(zip(devices, plans, strict=True), key=lambda pair: (pair[0].memory, pair[0].name))
     rows = [_card_row(device, plan) for device, plan in both]
     console.result_table("", ["card", "GiB", "fits", "takes", "rows at once", "recomputing", "time"], rows)
-    able = [device.name for device, plan in both if not isinstance(plan, UserError) and plan.fits == "yes"]
+    able = [
+        (device.name, plan.certain) for device, plan in both if not isinstance(plan, UserError) and plan.fits == "yes"
+    ]
+    certain = [name for name, surely in able if surely]
     console.result(
-        f"{len(able)} of {len(both)} known cards can train it{f', the smallest: {able[0]}' if able else ''}."
+        f"{len(able)} of {len(both)} known cards can train it{f', the smallest: {able[0][0]}' if able else ''}."
     )
+    if able and len(certain) < len(able):
+        smallest = f", the smallest: {certain[0]}" if certain else ""
+        console.result(f"At the upper end of the estimate {len(certain)} can{smallest}.")
 
 
 def _card_row(device: "Device", plan: "Plan | UserError") -> list[str]:
@@ -60,10 +76,11 @@ def _card_row(device: "Device", plan: "Plan | UserError") -> list[str]:
     if isinstance(plan, UserError):
         return [device.name, size, "no", "-", "-", "-", "-"]
     if plan.fits == "no":
-        return [device.name, size, "no", _gib(plan.longest.total), "-", "-", "-"]
+        return [device.name, size, "no", gibibytes(plan.longest.total), "-", "-", "-"]
     train, time = plan.recipe.train, duration(plan.time.likely) if plan.time else "-"
     recomputing = "yes" if train.gradient_checkpointing else "no"
-    return [device.name, size, plan.fits, _gib(plan.longest.total), str(train.micro_batch), recomputing, time]
+    fits = "yes" if plan.certain else _ON_A_CARD[plan.fits]
+    return [device.name, size, fits, gibibytes(plan.longest.total), str(train.micro_batch), recomputing, time]
 
 
 def _print_memory(plan: "Plan", full: "Plan | None") -> None:
@@ -76,10 +93,10 @@ def _print_memory(plan: "Plan", full: "Plan | None") -> None:
         columns.append("full fine-tuning")
         memories.append(full.longest)
     names = [name for name in plan.longest.components if any(memory.components[name] for memory in memories)]
-    table = [[name, *(f"{memory.components[name] / 2**30:.2f}" for memory in memories)] for name in names]
-    table.append(["together", *(f"{memory.total / 2**30:.2f}" for memory in memories)])
+    table = [[name, *(gibibyte_cell(memory.components[name]) for memory in memories)] for name in names]
+    table.append(["total", *(gibibyte_cell(memory.total) for memory in memories)])
     machine = plan.place.machine
-    title = f"{plan.recipe.name}: {plan.recipe.model.base} on {machine.name}, {_gib(machine.memory)}"
+    title = f"{plan.recipe.name}: {plan.recipe.model.base} on {machine.name}, {gibibytes(machine.memory)}"
     console.result(title)
     console.result_table("", columns, table)
 
@@ -87,9 +104,11 @@ def _print_memory(plan: "Plan", full: "Plan | None") -> None:
 def _verdict(plan: "Plan") -> str:
     machine = plan.place.machine
     held = "on the card" if machine.is_gpu else "free"
-    taken = f"{_gib(plan.longest.total)} (within {error_of(plan):.0%}) of {_gib(machine.memory)} {held}"
-    fullest = f"The fullest moment: {plan.longest.moment}."
-    return f"{_FITS[plan.fits]}: {taken}, {_gib(plan.room)} of them planned with. {fullest}"
+    verdict = (_CERTAIN if plan.certain else _UNCERTAIN)[plan.fits]
+    moment = _MOMENTS.get(plan.longest.moment, plan.longest.moment)
+    least = f"{gibibytes(plan.longest.total * (1 - plan.error))} to {gibibytes(plan.at_most)}"
+    taken = f"{gibibytes(plan.longest.total)} ({least}, within {plan.error:.0%}) of {gibibytes(machine.memory)} {held}"
+    return f"{verdict}: {taken}; budget {gibibytes(plan.room)}; peak during {moment}."
 
 
 def _figures(told: Told) -> list[tuple[str, str]]:
@@ -102,9 +121,9 @@ def _figures(told: Told) -> list[tuple[str, str]]:
     if checkpoint:
         rows.append(("checkpoint", checkpoint.said))
     rows += [
-        ("trained", f"{near}{adapted.trained:,} ({adapted.trained / skeleton.parameters:.2%})"),
+        ("trained", f"{near}{adapted.trained:,} ({percent(adapted.trained / skeleton.parameters, 2)})"),
         ("files", _files(told)),
-        ("evaluation", f"{_gib(plan.evaluation)} at its fullest"),
+        ("evaluation", f"{gibibytes(plan.evaluation)} at its fullest"),
         ("merge", _merge(told)),
         ("rows", _rows(plan)),
     ]
@@ -112,12 +131,14 @@ def _figures(told: Told) -> list[tuple[str, str]]:
         about = "" if plan.recipe.train.steps or plan.rows.exact else "about "
         rows.append(("steps", f"{about}{plan.steps:,} of {plan.recipe.train.batch_size} rows"))
     if plan.tokens and plan.operations:
-        rows.append(("work", f"{plan.tokens:,} tokens, {plan.padding:.0%} padding, {plan.operations:.2g} FLOPs"))
+        rows.append(("work", f"{plan.tokens:,} tokens, {percent(plan.padding)} padding, {plan.operations:.2g} FLOPs"))
     rows.append(("time", _time(plan)))
     if plan.price:
-        rows.append(("price", _span(plan.price, lambda value: f"{value:,.2f}")))
+        rows.append(("price", _span(plan.price, price)))
     if full:
-        taken = f"{_gib(full.longest.total)}, {full.adapted.trained:,} trained, model {_bytes(full.model_file)}"
+        taken = (
+            f"{gibibytes(full.longest.total)}, {full.adapted.trained:,} trained, model {decimal_bytes(full.model_file)}"
+        )
         time = f", {_span(full.time, duration)}" if full.time and full.fits != "no" else ", which does not fit"
         rows.append(("full fine-tuning", taken + (time if full.fits == "no" or full.time else "")))
     return rows
@@ -126,9 +147,9 @@ def _figures(told: Told) -> list[tuple[str, str]]:
 def _files(told: Told) -> str:
     plan = told.plan
     if not plan.adapter_file:
-        return f"model {_bytes(plan.model_file)}"
-    adapter = f"adapter {_bytes(plan.adapter_file)}"
-    return adapter if told.merge is None else f"{adapter}, merged model {_bytes(plan.model_file)}"
+        return f"model {decimal_bytes(plan.model_file)}"
+    adapter = f"adapter {decimal_bytes(plan.adapter_file)}"
+    return adapter if told.merge is None else f"{adapter}, merged model {decimal_bytes(plan.model_file)}"
 
 
 def _merge(told: Told) -> str:
@@ -136,7 +157,7 @@ def _merge(told: Told) -> str:
         assert told.checkpoint is not None
         return f"none: to {told.checkpoint.quantization} weights no adapter can be added; it is served beside them"
     dequantized = ", the model dequantized as a whole" if told.checkpoint else ""
-    return f"{_gib(told.merge)} of main memory, on any device{dequantized}"
+    return f"{gibibytes(told.merge)} of main memory, on any device{dequantized}"
 
 
 def _left_plain(plan: "Plan") -> str:
@@ -144,7 +165,7 @@ def _left_plain(plan: "Plan") -> str:
     fused = sum(weight.size for weight in plan.skeleton.weights if weight.fused)
     if not fused or plan.quantization == "none":
         return ""
-    return f"; {fused / plan.skeleton.parameters:.0%} are fused experts, which bitsandbytes does not quantize"
+    return f"; {percent(fused / plan.skeleton.parameters)} are fused experts, which bitsandbytes does not quantize"
 
 
 def _rows(plan: "Plan") -> str:
@@ -153,7 +174,7 @@ def _rows(plan: "Plan") -> str:
         return rows.counted
     about = "" if rows.exact else "about "
     held_out = f", {rows.held_out:,} held out" if rows.held_out else ""
-    over = f", {rows.overlong:.1%} longer than data.max_length" if rows.overlong else ""
+    over = f", {percent(rows.overlong, 1)} longer than data.max_length" if rows.overlong else ""
     long = f"{rows.mean:,.0f} tokens on average, at most {rows.longest:,}{over}"
     return f"{about}{rows.count:,}{held_out}; {long}. {rows.counted}"
 
@@ -168,8 +189,9 @@ def _time(plan: "Plan") -> str:
 
 def _measured(plan: "Plan", probed: Any) -> str:
     predicted = plan.longest.total
-    pass_ = f"{probed.micro_batch} rows, {probed.tokens:,} tokens in {probed.seconds:.1f} s"
-    return f"measured: {_gib(probed.peak)} on {pass_}; predicted {_gib(predicted)} ({predicted / probed.peak - 1:+.0%})"
+    pass_ = f"{probed.micro_batch} rows, {probed.tokens:,} tokens in {duration(probed.seconds)}"
+    off = f"{predicted / probed.peak - 1:+.0%}"
+    return f"measured: {gibibytes(probed.peak)} on {pass_}; predicted {gibibytes(predicted)} ({off})"
 
 
 def _print_changes(plan: "Plan", changes: "list[Change]") -> None:
@@ -184,30 +206,12 @@ def _print_changes(plan: "Plan", changes: "list[Change]") -> None:
     console.result("to make it fit, what costs least first:" if plan.fits != "yes" else "what would use the room:")
     for change in changes:
         console.result(f"  {change.overrides}")
-        told = f"takes {_gib(change.plan.longest.total)}{_slower(change.slower)}: {change.costs}"
+        told = f"takes {gibibytes(change.plan.longest.total)}{_slower(change.slower)}: {change.costs}"
         console.result("\n".join(console.wrapped(told, under=" " * 8, begin=" " * 6)))
 
 
 def _slower(times: float | None) -> str:
     return "" if times is None else f", time x {times:.2f}"
-
-
-def _gib(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.0f} MiB"
-
-
-def _bytes(count: float) -> str:
-    if count >= 1e9:
-        return f"{count / 1e9:.2f} GB"
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.4 h` or `2.1 days`."""
-    for size, unit, upto in ((1, "s", 120), (60, "min", 7200), (3600, "h", 172_800)):
-        if seconds < upto:
-            return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.1f} h"
-    return f"{seconds / 86_400:.1f} days"
 
 
 def _span(span: "Span | None", shown: Any) -> str:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorakit.amounts import duration, gibibytes, percent
 from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
 from lorakit.errors import UserError
 
@@ -127,11 +128,14 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
 
 def _tell_memory(expected: "Memory", machine: "Machine", progress: "Progress") -> None:
     from lorakit.plan.fit import room
+    from lorakit.plan.planned import ERROR
 
-    held = f"{machine.memory / 2**30:.1f} GiB {'on the card' if machine.is_gpu else 'free'}"
-    said = f"memory: the longest micro-batch is predicted to take {expected.total / 2**30:.1f} of {held}"
+    held = f"{gibibytes(machine.memory)} {'on the card' if machine.is_gpu else 'free'}"
+    said = f"memory: the longest micro-batch is predicted to take {gibibytes(expected.total)} of {held}"
     if expected.total > room(machine):
         progress.warn(f"{said}: it may run out. lorakit plan says what would fit")
+    elif expected.total * (1 + ERROR) > machine.memory:
+        progress.say(f"{said}, if the estimate holds: it may be off by {ERROR:.0%}")
     else:
         progress.say(said)
 
@@ -159,7 +163,7 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
 
     counts = planned_parameters(prepared)
     if counts:
-        progress.say("trainable parameters: {:,} of {:,} ({:.2%})".format(*counts, counts[0] / counts[1]))
+        progress.say("trainable parameters: {:,} of {:,} ({})".format(*counts, percent(counts[0] / counts[1], 2)))
     else:
         progress.say("trainable parameters: known when the weights are loaded, by which adapter.layers chooses")
     if as_json:
@@ -193,7 +197,7 @@ def _report(outcome: Any, run: Any, prepared: "Prepared") -> None:
     from lorakit.recipe.kinds import trains_all
 
     whole = trains_all(prepared.recipe.adapter)
-    lines = [f"trained {outcome.steps} steps in {outcome.seconds:.0f} s"]
+    lines = [f"trained {outcome.steps} steps in {duration(outcome.seconds)}"]
     if outcome.loss is not None:
         lines[0] += f", last loss {outcome.loss:.4f}"
     if outcome.eval_loss is not None:

@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from lorakit.amounts import percent
+
 Unit = Literal["share", "points", "ratio", "nats", "perplexity"]
 UNITS: dict[str, str] = {
     "share": "{:.1%}",
@@ -46,6 +48,8 @@ class Measure:
 
     def write(self, value: float) -> str:
         """A value of this measure as a table shows it."""
+        if self.unit == "share" and not np.isnan(value):
+            return percent(value, 1)
         return "-" if np.isnan(value) else UNITS[self.unit].format(value)
 
 

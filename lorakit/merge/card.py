@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit.amounts import percent
 from lorakit.folders import sha256_of
 from lorakit.merge.combine import FACTS as COMBINED
 from lorakit.merge.proof import TOLERANCES, Proof
@@ -31,13 +32,13 @@ tags: [lora, lorakit, merged]
 
 _PROOF = """\
 Compared with the adapter on the same weights, at {positions:,} trained positions of {rows} {rows_of} rows: largest
-logit difference {difference:.3g} (logits reach {scale:.3g}), mean KL {kl:.2e} nats, top-1 agreement {top1:.2%}, loss
+logit difference {difference:.3g} (logits reach {scale:.3g}), mean KL {kl:.2e} nats, top-1 agreement {top1}, loss
 {merged_loss:.4f} against {adapter_loss:.4f}.
 """
 
 _DRIFT = """
 Compared with the adapter on the weights that it was trained on ({trained}), on the same rows: largest logit difference
-{difference:.3g}, mean KL {kl:.2e} nats, top-1 agreement {top1:.2%}, loss {merged_loss:.4f} against {adapter_loss:.4f}.
+{difference:.3g}, mean KL {kl:.2e} nats, top-1 agreement {top1}, loss {merged_loss:.4f} against {adapter_loss:.4f}.
 {better}
 """
 
@@ -139,7 +140,7 @@ def _figures(proof: Proof) -> dict[str, Any]:
         "difference": proof.max_logit_difference,
         "scale": proof.logit_scale,
         "kl": proof.mean_kl,
-        "top1": proof.top1_agreement,
+        "top1": percent(proof.top1_agreement, 2),
         "merged_loss": proof.merged_loss,
         "adapter_loss": proof.adapter_loss,
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 
+from lorakit.amounts import percent
 from lorakit.errors import UserError
 from lorakit.folders import whole_folder
 from lorakit.merge.difference import Pair, open_pair, tuned_tokenizer
@@ -36,8 +37,8 @@ tags: [lora, lorakit, extracted]
 # {name}
 
 What separates `{tuned}` from `{base}`, as a LoRA of rank {rank} taken out by lorakit {version}: for each linear
-layer the largest singular directions of the difference. It keeps {kept:.1%} of the whole change (squared Frobenius
-norm), and {kept_of_layers:.1%} of the change of its {modules} layers.
+layer the largest singular directions of the difference. It keeps {kept} of the whole change (squared Frobenius
+norm), and {kept_of_layers} of the change of its {modules} layers.
 {more}"""
 
 
@@ -232,8 +233,8 @@ def _describe(draft: Path, result: Extracted, tuned: Base, base: Base) -> None:
     if result.left:
         share = sum(one.change for one in result.left)
         more += (
-            f"\nIt does not hold the change of {len(result.left)} other weights, {share:.1%} of the whole, such as "
-            f"`{result.left[0].path}`.\n"
+            f"\nIt does not hold the change of {len(result.left)} other weights, {percent(share, 1)} of the whole, "
+            f"such as `{result.left[0].path}`.\n"
         )
     card = _CARD.format(
         base=base.name,
@@ -241,8 +242,8 @@ def _describe(draft: Path, result: Extracted, tuned: Base, base: Base) -> None:
         name=result.folder.name,
         rank=result.rank,
         version=versions().get("lorakit", ""),
-        kept=result.kept,
-        kept_of_layers=result.kept_of_layers,
+        kept=percent(result.kept, 1),
+        kept_of_layers=percent(result.kept_of_layers, 1),
         modules=len(result.taken),
         more=more,
     )

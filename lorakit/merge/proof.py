@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from lorakit.amounts import percent
 from lorakit.errors import UserError
 from lorakit.merge.predictions import Row, batches_of, causal_of, first_rows, logits_of, states_of
 from lorakit.progress import Progress
@@ -73,7 +74,9 @@ class Proof:
         if not self.mean_kl <= tolerance.kl:
             found.append(f"mean KL is {self.mean_kl:.3g} nats, over {tolerance.kl:g}")
         if not self.top1_agreement_beyond_ties >= tolerance.top1:
-            found.append(f"top-1 agreement is {self.top1_agreement_beyond_ties:.2%}, under {tolerance.top1:.1%}")
+            found.append(
+                f"top-1 agreement is {percent(self.top1_agreement_beyond_ties, 2)}, under {tolerance.top1:.1%}"
+            )
         return found
 
     def loss_difference(self) -> tuple[float, float, float]:

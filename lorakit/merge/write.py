@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lorakit.amounts import decimal_bytes
 from lorakit.errors import LorakitError
 from lorakit.folders import lies_inside
 from lorakit.merge.fold import Fold, Folding
@@ -165,7 +166,7 @@ def check_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size + _BESIDE:
         raise LorakitError(
-            f"{folder.parent}: the merged model takes {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there. "
+            f"{folder.parent}: the merged model takes {decimal_bytes(size)}, and {decimal_bytes(free)} are free there. "
             "Make room, or write --output with a folder on another disk."
         )
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from lorakit.amounts import percent
 from lorakit.errors import LorakitError
 from lorakit.model.stored import Stored, quantized_words
 
@@ -33,7 +34,7 @@ class Held:
     @property
     def words(self) -> str:
         """One clause with share and sizes, for a log."""
-        left = f"; {self.experts / self.parameters:.0%} are fused experts, which stay as they are"
+        left = f"; {percent(self.experts / self.parameters)} are fused experts, which stay as they are"
         saved = quantized_words(self.quantization, self.share, self.unquantized_bytes, self.bytes)
         return saved + (left if self.experts else "")
 

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from lorakit.amounts import percent
 from lorakit.errors import UserError
 from lorakit.model.base import Base
 from lorakit.model.config_values import damaged, section, size, switch
@@ -146,7 +147,7 @@ def refuse_irreversible(stored: Stored | None, name: str) -> None:
 def quantized_words(quantization: str, share: float, before: float, after: float) -> str:
     """What a quantization does to a model, in one clause; sizes in bytes."""
     return (
-        f"{quantization}: {share:.0%} of the parameters are quantized, {_size(after)} instead of {_size(before)} "
+        f"{quantization}: {percent(share)} of the parameters are quantized, {_size(after)} instead of {_size(before)} "
         f"(saves {_size(before - after)})"
     )
 

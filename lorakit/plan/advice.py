@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from lorakit.amounts import gibibytes, percent
 from lorakit.plan.changing import changing
 from lorakit.recipe.kinds import kind_of, trains_all
 from lorakit.recipe.schema import Recipe
@@ -101,7 +102,7 @@ def _lengths(recipe: Recipe, given: Known) -> Iterator[Advice]:
     if given.overlong and given.overlong > 0.01:
         yield Advice(
             "data.max_length",
-            f"{given.overlong:.0%} of the rows are longer than {limit:,} tokens and are "
+            f"{percent(given.overlong)} of the rows are longer than {limit:,} tokens and are "
             f"{what.get(recipe.data.overlong, 'an error')}",
             "the rows; lorakit data shows what other limits would do",
         )
@@ -118,8 +119,8 @@ def _padding(recipe: Recipe, given: Known) -> Iterator[Advice]:
     if given.padding and given.padding > 0.25 and recipe.data.packing != "on":
         yield Advice(
             "data.packing",
-            f"{given.padding:.0%} of the tokens computed are padding. With flash_attention_2 packing saves nearly all "
-            "of it; with other attention a mask eats the gain",
+            f"{percent(given.padding)} of the tokens computed are padding. With flash_attention_2 packing saves "
+            "nearly all of it; with other attention a mask eats the gain",
             "docs/data.md, Batches and packing",
         )
 
@@ -219,7 +220,7 @@ def _optimizer(recipe: Recipe, given: Known) -> Iterator[Advice]:
     if recipe.train.optimizer.endswith("8bit") and given.fits_adamw and given.parameters:
         yield Advice(
             "train.optimizer",
-            f"{recipe.train.optimizer} saves {6 * given.parameters / 2**30:.2f} GiB of states on {given.parameters:,} "
+            f"{recipe.train.optimizer} saves {gibibytes(6 * given.parameters)} of states on {given.parameters:,} "
             "parameters, and adamw fits too, with exact ones",
             "8-bit Optimizers (arXiv 2110.02861): 2 bytes of state a parameter for 8",
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from lorakit.amounts import percent
 from lorakit.plan.facts import ModelFacts
 from lorakit.plan.planned import Plan, Rows
 from lorakit.recipe.kinds import begins_from, trains_all
@@ -82,7 +83,7 @@ def _shorter(recipe: Recipe, rows: Rows) -> Iterator[Step]:
         lost = _beyond(rows, limit)
         if limit < _SHORTEST or (lost is not None and lost > most):
             return
-        told = "rows" if lost is None else f"{lost:.1%} of the rows, those"
+        told = "rows" if lost is None else f"{percent(lost, 1)} of the rows, those"
         yield Step("data.max_length", limit, f"{told} beyond {limit} tokens, are {_fate(recipe.data.overlong)}", 3)
 
 
@@ -106,7 +107,7 @@ def using_more(plan: Plan) -> Iterator[Step]:
         yield Step("model.quantization", "none", "nothing is lost to quantization, nothing is dequantized", 0)
     if rows.overlong > 0:
         longer = 2 * recipe.data.max_length
-        yield Step("data.max_length", longer, f"keeps some of the {rows.overlong:.0%} of rows that are longer", 0)
+        yield Step("data.max_length", longer, f"keeps some of the {percent(rows.overlong)} of rows that are longer", 0)
     if not trains_all(recipe.adapter) and not begins_from(recipe.adapter) and recipe.adapter.rank < 64:
         yield Step("adapter.rank", 2 * recipe.adapter.rank, "more to learn with, where there are rows for it", 0)
 

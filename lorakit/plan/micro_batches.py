@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from lorakit.amounts import gibibytes
 from lorakit.plan.devices import slowest_of
 from lorakit.plan.duration import seconds
 from lorakit.plan.facts import ModelFacts
@@ -51,7 +52,7 @@ def _checkpointing(load: Load, machine: Machine, longest: int, mean: float) -> t
     """
     train, budget = load.recipe.train, room(machine)
     most = train.batch_size if train.micro_batch == "auto" else int(train.micro_batch)
-    place = f"{budget / 2**30:.1f} GiB of {machine.name}"
+    place = f"{gibibytes(budget)} of {machine.name}"
     plain = most_rows(load, longest, False, most, budget)
     least = most if train.micro_batch != "auto" else 1
     if plain < least:
@@ -87,7 +88,7 @@ def _at_once(rows: int, how: str) -> str:
 
 def _takes(load: Load, rows: int, length: int, checkpointing: bool) -> str:
     needed = load.memory(rows, length, checkpointing).total
-    return f"{rows} x {length} tokens take {needed / 2**30:.1f} GiB"
+    return f"{rows} x {length} tokens take {gibibytes(needed)}"
 
 
 def _micro_batch(load: Load, machine: Machine, longest: int, checkpointing: bool) -> tuple[int, str]:
@@ -95,7 +96,7 @@ def _micro_batch(load: Load, machine: Machine, longest: int, checkpointing: bool
     budget, most = room(machine), load.recipe.train.batch_size
     rows = most_rows(load, longest, checkpointing, most, budget)
     even = math.ceil(most / math.ceil(most / rows)) if rows else 1
-    place = f"{budget / 2**30:.1f} GiB of {machine.name}"
+    place = f"{gibibytes(budget)} of {machine.name}"
     fits = _takes(load, even, longest, checkpointing)
     if rows == 0:
         return even, f"even {fits}, more than {place}: lorakit plan says what would fit"

@@ -11,6 +11,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file
 
+from lorakit.amounts import percent
 from lorakit.data.batches import collate, run_batches
 from lorakit.errors import UserError
 from lorakit.model.adapters.driver import Driver, Given
@@ -89,7 +90,7 @@ def begin(prepared: Prepared, checkpoint: Path | None, progress: Progress) -> Be
     if not everything:
         _say_what_is_attached(model, recipe.adapter, progress)
     trainable, total = parameter_counts(model)
-    progress.say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
+    progress.say(f"trainable parameters: {trainable:,} of {total:,} ({percent(trainable / total, 2)})")
     return Begun(model, driver, config, facts, trainable, total)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lorakit.amounts import gibibytes
 from lorakit.errors import LorakitError
 from lorakit.model.memory import OutOfMemory, Peak, measured, within_memory
 from lorakit.plan.prepare import Prepared
@@ -88,10 +89,10 @@ def probe_run(prepared: Prepared, progress: Progress) -> Probed:
 
 def probed_words(found: Probed, memory: int, expected: int | None) -> str:
     """What was found, on one line; `memory` is the device's, `expected` what was predicted, in bytes."""
-    said = f"probe: the longest micro-batch, {found.tokens:,} tokens, takes {found.peak / 2**30:.2f} GiB at the most"
+    said = f"probe: the longest micro-batch, {found.tokens:,} tokens, takes {gibibytes(found.peak)} at the most"
     if expected and not found.halved:
-        said += f", predicted {expected / 2**30:.2f} ({expected / found.peak - 1:+.0%})"
-    return f"{said}, of {memory / 2**30:.1f} GiB"
+        said += f", predicted {gibibytes(expected)} ({expected / found.peak - 1:+.0%})"
+    return f"{said}, of {gibibytes(memory)}"
 
 
 def try_longest(passes: Passes, prepared: Prepared, step: int = 1) -> Probed:

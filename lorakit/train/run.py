@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PrinterCallback
 
+from lorakit.amounts import percent
 from lorakit.errors import Interrupted, LorakitError, UserError
 from lorakit.model.adapters.svd import ranks_in_words
 from lorakit.model.memory import first_line, free_memory, is_out_of_memory, return_freed_memory
@@ -69,7 +70,7 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
         return_freed_memory()  # before the weights: what loading leaves free would be filled by what is recomputed
     begun = begin(prepared, checkpoint, progress)
     if prepared.recipe.train.optimizer.endswith("8bit"):
-        progress.say(f"train.optimizer: {share_in_8_bits(begun.model):.0%} of its states are in 8 bits")
+        progress.say(f"train.optimizer: {percent(share_in_8_bits(begun.model))} of its states are in 8 bits")
     check_loss(begun.model, prepared)
     free_memory()  # of loading and of the check
     record = Record(run, prepared.recipe, run.read_manifest() if checkpoint else manifest_of(prepared, begun))

@@ -1,0 +1,53 @@
+"""Amounts as people read them: rounded, but something never to nothing, and a part never to the whole."""
+
+import math
+
+_UNITS = ((1, "s", 120), (60, "min", 7200), (3600, "h", 172_800))
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share of 1 as per cent with so many digits: `12%`, `<1%` for a little, `>99%` for nearly all."""
+    smallest = 10**-digits
+    if 0 < share < 1 and float(f"{100 * share:.{digits}f}") in (0, 100):
+        return f"<{smallest:g}%" if share < 0.5 else f">{100 - smallest:g}%"
+    return f"{share:.{digits}%}"
+
+
+def gibibytes(count: float) -> str:
+    """Bytes as GiB, MiB or KiB."""
+    if count >= 2**29:
+        return f"{count / 2**30:.1f} GiB"
+    return f"{count / 2**20:.0f} MiB" if count >= 2**20 else f"{math.ceil(count / 2**10)} KiB"
+
+
+def gibibyte_cell(count: float) -> str:
+    """Bytes in a column of GiB."""
+    return "<0.01" if 0 < count < 0.005 * 2**30 else f"{count / 2**30:.2f}"
+
+
+def decimal_bytes(count: float) -> str:
+    """Bytes of a file as GB, MB or kB."""
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `45 s`, `12 min`, `3.4 h` or `2.1 days`."""
+    if 0 < seconds < 10:
+        return f"{digits_of(seconds)} s"
+    for size, unit, upto in _UNITS:
+        if seconds < upto:
+            return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.1f} h"
+    return f"{seconds / 86_400:.1f} days"
+
+
+def price(amount: float) -> str:
+    """A price: cents, and below one as many digits as it takes to show two."""
+    return f"{amount:,.2f}" if amount >= 1 or not amount else digits_of(amount)
+
+
+def digits_of(number: float) -> str:
+    """A positive number below 10 with two digits that count: `0.45`, `0.00031`, `3.4`."""
+    places = max(1 - math.floor(math.log10(number)), 1)
+    return f"{number:.{places}f}"
