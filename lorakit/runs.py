@@ -4,7 +4,7 @@ import json
 import platform
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -12,9 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
-from lorakit.folders import alone, is_draft, remove_drafts, remove_folder, write_whole
+from lorakit.folders import LOCK, is_draft, locked, remove_drafts, remove_folder, write_whole
 
 _RECORDED = ("lorakit", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "tokenizers")
+
+MERGED = "merge.json"
+"""The file by which a folder is known to hold a merged model."""
+CLEARED = "cleared"
+"""The status of a run whose results were deleted for another one's."""
+_SCORES = re.compile(r"(tasks-)?\d{8}T\d{6}(-\d+)?\.jsonl?")
 
 
 @dataclass(frozen=True)
@@ -66,17 +72,40 @@ class Run:
         return sorted(folder for folder in folders if folder.is_dir() and re.fullmatch(r"step-\d{6,}", folder.name))
 
     def holds_results(self) -> bool:
-        """Whether a training has begun here. The manifest is its first file."""
-        return self.manifest.exists()
+        """Whether a training has begun here. Its manifest is its first file; other programs have one of that name."""
+        try:
+            self.read_manifest()
+        except UserError:
+            return False
+        return True
+
+    def is_complete(self) -> bool:
+        """Whether the training here has ended, with its result in place."""
+        return self.holds_results() and self.read_manifest().get("status") == "complete"
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """While this process writes into the run's folder no other may.
+        """While this process writes into the run's folder no other may, nor read it as a run that has ended.
 
         Raises:
             UserError: another one does.
         """
-        with alone(self.folder, "training into"):
+        refusal = f"{self.folder}: another process is training into this folder, or reads it. Wait, or stop it."
+        with locked(self.folder / LOCK, refusal):
+            yield
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """While processes read the run, or add a merge or an evaluation to it, no training may begin in its folder.
+
+        Raises:
+            UserError: one goes on there.
+        """
+        if not self.folder.is_dir():
+            yield
+            return
+        refusal = f"{self.folder}: another process is training into this folder. Wait, or stop it."
+        with locked(self.folder / LOCK, refusal, shared=True):
             yield
 
     def read_manifest(self) -> dict[str, Any]:
@@ -132,33 +161,73 @@ class Run:
             if folder != best:
                 remove_folder(folder)
 
+    def results(self) -> list[Path]:
+        """Every file and folder that a run writes, be it there or not."""
+        folders = [self.checkpoints, self.adapter, self.model, self.merged, self.evaluations]
+        return [*folders, self.log, self.recipe, self.manifest]
+
+    def refuse_strangers(self) -> None:
+        """Refuse to clear a folder of a run's name that the run did not write, or that holds files it did not write.
+
+        Raises:
+            UserError: it names the first.
+        """
+        manifest = self.read_manifest()
+        ended = manifest.get("status") == "complete"
+        for folder, recorded, sign in (
+            (self.adapter, "adapter_sha256", "adapter_config.json"),
+            (self.model, "model_sha256", "config.json"),
+        ):
+            if folder.exists() and not (recorded in manifest if ended else (folder / sign).is_file()):
+                raise UserError(f"{folder}: the run did not write it. Move it away, or choose another --output.")
+            refuse_other_files(folder, manifest.get("files") if ended else None)
+        if self.merged.exists():
+            refuse_other_files(self.merged, read_facts(self.merged / MERGED).get("files"))
+
     def clear(self) -> None:
-        """Delete the run's results. What else lies in the folder is the user's, and stays."""
-        for folder in (self.checkpoints, self.adapter, self.model, self.merged, self.evaluations):
+        """Delete what a run wrote, and nothing else that lies in the folder.
+
+        The manifest stays, as that of a cleared run, until the next one takes its place: the folder is a run's, and no
+        old result is taken for a new one, whenever the process ends.
+        """
+        if self.manifest.exists():
+            self.write_manifest(self.read_manifest() | {"status": CLEARED})
+        for folder in (*self.complete_checkpoints(), self.adapter, self.model, self.merged):
             if folder.is_dir():
                 remove_folder(folder)
-        for file in (self.log, self.recipe, self.manifest):
+        scores = [path for path in self.evaluations.glob("*") if _SCORES.fullmatch(path.name)]
+        for file in (*scores, self.log, self.recipe):
             file.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.evaluations):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
-def open_run(folder: Path, resume: bool, overwrite: bool) -> Run:
-    """The run of `folder`, which is new, or is to be resumed or overwritten. Nothing in it is deleted here.
+@contextmanager
+def open_run(folder: Path, resume: bool, overwrite: bool) -> Iterator[Run]:
+    """The run of `folder`, which is new, or is to be resumed or overwritten; until the end nobody else writes there.
+
+    Nothing in it is deleted here but what killed runs left.
 
     Raises:
-        UserError: the folder holds another run's results, is no run's folder at all, or cannot be written.
+        UserError: the folder holds another run's results, is no run's folder at all, is being written, or cannot be.
     """
     run = Run(folder)
-    try:
-        _refuse_folder(run, resume, overwrite)
-        folder.mkdir(parents=True, exist_ok=True)
-        with run.alone():
+    with ExitStack() as held:
+        try:
+            _refuse_folder(run, resume, overwrite)
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(run.alone())
+            _refuse_folder(run, resume, overwrite)  # another run may have ended between the two
+            if overwrite and run.holds_results():
+                run.refuse_strangers()
             remove_drafts(folder)
             remove_drafts(run.checkpoints)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written: {error.strerror or error}. Choose another with --output."
-        ) from error
-    return run
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be written: {error.strerror or error}. Choose another with --output."
+            ) from error
+        yield run
 
 
 def _refuse_folder(run: Run, resume: bool, overwrite: bool) -> None:
@@ -174,7 +243,42 @@ def _refuse_folder(run: Run, resume: bool, overwrite: bool) -> None:
             "another folder with --output."
         )
     if not run.holds_results() and folder.is_dir() and any(not is_draft(path) for path in folder.iterdir()):
-        raise UserError(f"{folder}: is not empty and no run's folder. Choose another with --output.")
+        why = f": its {run.manifest.name} is not a run's, or is damaged" if run.manifest.exists() else ""
+        raise UserError(f"{folder}: is not empty and no run's folder{why}. Choose another with --output.")
+
+
+def read_facts(file: Path) -> dict[str, Any]:
+    """The JSON document by which a folder of lorakit's is known.
+
+    Raises:
+        UserError: there is none, or it is another program's.
+    """
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        facts = None
+    if not (isinstance(facts, dict) and isinstance(facts.get("versions"), dict) and "format" in facts):
+        raise UserError(
+            f"{file.parent}: is there, and holds no {file.name} of lorakit's, so lorakit did not write it and does not "
+            "replace it. Choose another with --output."
+        )
+    return facts
+
+
+def files_in(folder: Path) -> list[str]:
+    """The files below a folder, by their paths in it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+
+
+def refuse_other_files(folder: Path, written: list[str] | None) -> None:
+    """Refuse a folder that is to be replaced and holds other files than were written there; None: that is not known.
+
+    Raises:
+        UserError: it names the first.
+    """
+    other = [name for name in files_in(folder) if written is not None and name not in written]
+    if other:
+        raise UserError(f"{folder / other[0]}: lorakit did not write it. Move it away, or choose another --output.")
 
 
 def versions() -> dict[str, str]:

@@ -16,10 +16,10 @@ from lorakit.train.run import Outcome, train
 def run_recipe(path: Path, folder: Path, *overrides: str, resume: bool = False) -> tuple[Run, Outcome]:
     """What `lorakit train` does, without the terminal."""
     loaded = load(path, [*overrides, f"output.dir={json.dumps(str(folder))}"])
-    run = open_run(folder, resume, overwrite=False)
-    prepared = prepare_run(resumed_recipe(run, loaded) if resume else loaded.recipe, Silent())
-    checkpoint = checkpoint_to_resume(run, prepared, Silent()) if resume else None
-    return run, train(prepared, run, Silent(), checkpoint)
+    with open_run(folder, resume, overwrite=False) as run:
+        prepared = prepare_run(resumed_recipe(run, loaded) if resume else loaded.recipe, Silent())
+        checkpoint = checkpoint_to_resume(run, prepared, Silent()) if resume else None
+        return run, train(prepared, run, Silent(), checkpoint)
 
 
 def adapter_weights(run: Run) -> dict:

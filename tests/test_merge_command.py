@@ -168,7 +168,7 @@ def test_nothing_but_an_earlier_merge_is_replaced(trained, lorakit_merge, tmp_pa
     (tmp_path / "a-file").write_text("mine")
     (tmp_path / "other").mkdir()
     (tmp_path / "nowhere-link").symlink_to(tmp_path / "nowhere")
-    says = "lorakit merge did not write it"
+    says = "lorakit did not write it"
     for place in ("a-file", "other", "base", "run", "run/adapter"):
         for overwrite in ([], ["--overwrite"]):
             refused(lorakit_merge, tmp_path, 2, run.folder, "--output", tmp_path / place, *overwrite, says=says)
@@ -182,15 +182,15 @@ def test_a_merge_does_not_replace_what_it_stands_on(trained, lorakit_merge, tmp_
     """The base may be an earlier merge, and a run may lie in one."""
     run = trained()
     for folder in (tmp_path / "base", run.folder):
-        (folder / "merge.json").write_text("{}")
+        (folder / "merge.json").write_text('{"format": 2, "versions": {}}')
         says = "is what the merge stands on"
         refused(lorakit_merge, tmp_path, 2, run.folder, "--output", folder, "--overwrite", says=says)
 
 
 def test_two_merges_into_one_folder_do_not_meet(trained, lorakit_merge, tmp_path):
     run = trained()
-    with alone(run.merged, "merging into"):
-        refused(lorakit_merge, tmp_path, 2, run.folder, says="another process is merging into this folder")
+    with alone(run.merged):
+        refused(lorakit_merge, tmp_path, 2, run.folder, says="another process is writing this folder")
 
 
 @pytest.fixture

@@ -235,10 +235,10 @@ def test_overwriting_deletes_a_runs_results_and_nothing_else(recipe_file, tmp_pa
     run, _ = run_recipe(recipe_file(train={"steps": 1, "epochs": None}), tmp_path / "run")
     (run.folder / ".git").mkdir()
     (run.folder / "notes.txt").write_text("mine")
-    open_run(run.folder, resume=False, overwrite=True)
-    assert run.adapter.is_dir(), "nothing is deleted before the new run has begun"
-    run.clear()
-    assert sorted(path.name for path in run.folder.iterdir()) == [".git", "notes.txt"]
+    with open_run(run.folder, resume=False, overwrite=True):
+        assert run.adapter.is_dir(), "nothing is deleted before the new run has begun"
+        run.clear()
+    assert sorted(path.name for path in run.folder.iterdir()) == [".git", "manifest.json", "notes.txt"]
 
 
 def test_resume_refuses_changed_data(recipe_file, tmp_path, monkeypatch):

@@ -101,19 +101,20 @@ def evaluate(
     benchmark = None
     if tasks is not None:
         benchmark = parts.benchmark_of(tasks, tasks_path, limit, chat_template, allow_code, seed)
-    from lorakit.evaluate.subjects import line_up, on_quantizations
+    from lorakit.evaluate.subjects import held_still, line_up, on_quantizations
 
-    lineup = line_up(models, progress)
-    if words:
-        lineup = on_quantizations(lineup, words)
-    request = _request(lineup, _Chosen(metrics, rows, max_new_tokens, seed, not no_cache, baseline))
-    if sheet and questions:
-        parts.write_questions_sheet(lineup, request, sheet, questions, overwrite, as_json, progress)
-    elif benchmark:
-        parts.report_benchmark(lineup, benchmark, baseline, output, as_json, progress)
-    else:
-        examined = _examination(lineup, general) if diagnose or general else None
-        _score(lineup, request, data, fail_under, output, examined, as_json, progress)
+    with held_still(models):
+        lineup = line_up(models, progress)
+        if words:
+            lineup = on_quantizations(lineup, words)
+        request = _request(lineup, _Chosen(metrics, rows, max_new_tokens, seed, not no_cache, baseline))
+        if sheet and questions:
+            parts.write_questions_sheet(lineup, request, sheet, questions, overwrite, as_json, progress)
+        elif benchmark:
+            parts.report_benchmark(lineup, benchmark, baseline, output, as_json, progress)
+        else:
+            examined = _examination(lineup, general) if diagnose or general else None
+            _score(lineup, request, data, fail_under, output, examined, as_json, progress)
 
 
 def _examination(lineup: "Lineup", general: Path | None) -> "Examination":

@@ -128,15 +128,15 @@ def _numbers(weights: str | None) -> list[float]:
 def _one(folder: Path, output: Path | None, overwrite: bool, options: Any, as_json: bool, progress: "Progress") -> None:
     from lorakit import console
     from lorakit.cli.merge_texts import merged_facts, merged_text
-    from lorakit.merge.run import check_target, merge
+    from lorakit.merge.run import claimed, merge
     from lorakit.plan.prepare import reopen_run
     from lorakit.runs import Run
 
     target = output or Run(folder).merged
     Run(folder).read_manifest()
-    check_target(target, overwrite)
-    run, prepared = reopen_run(folder, progress)
-    merged = merge(run, prepared, target, progress, **options)
+    with Run(folder).shared(), claimed(target, overwrite):
+        run, prepared = reopen_run(folder, progress)
+        merged = merge(run, prepared, target, progress, **options)
     if as_json:
         console.result_json(merged_facts(merged))
     else:
@@ -199,18 +199,17 @@ def _extract(
 ) -> None:
     from lorakit import console
     from lorakit.cli.merge_texts import extracted_facts, extracted_table, extracted_text
-    from lorakit.folders import alone, remove_drafts
+    from lorakit.folders import remove_drafts
     from lorakit.merge.extract import FACTS, extract
-    from lorakit.merge.run import check_apart, check_target
+    from lorakit.merge.run import check_apart, claimed
     from lorakit.model.base import find_base
     from lorakit.model.load import quiet_libraries
 
     assert tuned is not None and rank is not None and output is not None
-    check_target(output, overwrite, FACTS)
     quiet_libraries()
-    found = [find_base(str(folder), "main", progress) for folder in (tuned, base)]
-    check_apart(output, *(model.folder for model in found))
-    with alone(output, "writing into"):
+    with claimed(output, overwrite, FACTS):
+        found = [find_base(str(folder), "main", progress) for folder in (tuned, base)]
+        check_apart(output, *(model.folder for model in found))
         remove_drafts(output.absolute().parent, output.name)
         extracted = extract(found[0], found[1], rank, output, progress, keep_whole=keep_whole)
     if as_json:

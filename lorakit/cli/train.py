@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lorakit.plan.prepare import Prepared
     from lorakit.progress import Progress
     from lorakit.recipe.load import Loaded
+    from lorakit.runs import Run
+    from lorakit.train.run import Outcome
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the results that the run's folder holds.")]
@@ -54,8 +56,6 @@ def train(
     loaded = load(recipe, overrides)
     from lorakit.plan.prepare import prepare_run
     from lorakit.runs import open_run
-    from lorakit.train.resume import checkpoint_to_resume, resumed_recipe
-    from lorakit.train.run import train as train_run
 
     folder = Path(str(loaded.recipe.output.dir))
     if dry_run:
@@ -66,23 +66,43 @@ def train(
         return
     if overwrite:
         _refuse_inputs_inside(folder, loaded)
-    run = open_run(folder, resume, overwrite)
+    with open_run(folder, resume, overwrite) as run:
+        outcome, prepared = _trained(run, loaded, resume, progress)
+        if not as_json:
+            _report(outcome, run, prepared)
+        merged = None
+        if loaded.recipe.output.merged:
+            from lorakit.merge.run import claimed, merge
+
+            with claimed(run.merged, overwrite=True):
+                merged = merge(run, prepared, run.merged, progress)
+            progress.say(f"merged model: {run.merged}")
+    if as_json:
+        _report_json(outcome, run, prepared, merged)
+
+
+def _trained(run: "Run", loaded: "Loaded", resume: bool, progress: "Progress") -> "tuple[Outcome, Prepared]":
+    """The run, trained to its end: from the start, from its last checkpoint, or long ago where only a merge is missing.
+
+    Raises:
+        UserError: the recipe cannot be trained, or the run has ended and nothing is missing.
+    """
+    from lorakit.plan.prepare import prepare_run, reopen_run
+    from lorakit.train.resume import checkpoint_to_resume, resumed_recipe
+    from lorakit.train.run import Outcome
+    from lorakit.train.run import train as train_run
+
+    if resume and loaded.recipe.output.merged and run.is_complete() and not run.merged.exists():
+        resumed_recipe(run, loaded)  # refuses another one
+        progress.say("the training has ended; what is missing is the merged model")
+        _, prepared = reopen_run(run.folder, progress)
+        return Outcome(**run.read_manifest()["result"]), prepared
     settled = resumed_recipe(run, loaded) if resume else loaded.recipe
     with loaded.locating():
         prepared = prepare_run(settled, progress)
     _describe(prepared, progress)
     checkpoint = checkpoint_to_resume(run, prepared, progress) if resume else None
-    outcome = train_run(prepared, run, progress, checkpoint)
-    if not as_json:
-        _report(outcome, run, prepared)
-    merged = None
-    if settled.output.merged:
-        from lorakit.merge.run import merge
-
-        merged = merge(run, prepared, run.merged, progress)
-        progress.say(f"merged model: {run.merged}")
-    if as_json:
-        _report_json(outcome, run, prepared, merged)
+    return train_run(prepared, run, progress, checkpoint), prepared
 
 
 def json_text(text: str) -> str:
@@ -142,14 +162,12 @@ def _tell_memory(expected: "Memory", machine: "Machine", progress: "Progress") -
 
 def _refuse_inputs_inside(folder: Path, loaded: "Loaded") -> None:
     """Overwriting a run must not delete what the new one is made from."""
-    from lorakit.data.sources import all_sources
-    from lorakit.recipe.kinds import begins_from
+    from lorakit.recipe.inputs import input_paths
+    from lorakit.runs import Run
 
-    recipe = loaded.recipe
-    paths = [source.path for source in all_sources(recipe.data)]
-    files = [str(loaded.path), recipe.model.base, recipe.model.chat_template, begins_from(recipe.adapter)]
-    for path in [*files, *paths]:
-        if path and Path(path).is_absolute() and Path(path).resolve().is_relative_to(folder.resolve()):
+    parts = [part.resolve() for part in Run(folder).results()]
+    for path in sorted({*loaded.files, *input_paths(loaded.recipe)}):
+        if any(path.resolve().is_relative_to(part) for part in parts):
             raise UserError(f"{path}: lies inside {folder}, which --overwrite would clear. Copy it elsewhere first.")
 
 

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorakit.errors import UserError
-from lorakit.runs import Run
+from lorakit.runs import MERGED, Run
 
 BASE = "base"
-MERGED = "merge.json"
-"""The file of a merged folder (lorakit/merge/card.py) by which it is known."""
 
 
 def kind_of(given: str) -> str:
@@ -26,11 +24,10 @@ def kind_of(given: str) -> str:
                 f"{given}: there is no such folder, so this is no run's folder; nor is it a hub id, ORG/NAME."
             )
         return "model"
-    for kind, name in (("run", "manifest.json"), ("adapter", "adapter_config.json"), ("merged", MERGED)):
+    signs = {"adapter": "adapter_config.json", "merged": MERGED, "model": "config.json", "run": "manifest.json"}
+    for kind, name in signs.items():  # a run last: a manifest.json may be another program's
         if (path / name).is_file():
             return "run" if kind == "adapter" and run_folder(given) != path else kind
-    if (path / "config.json").is_file():
-        return "model"
     raise UserError(
         f"{given}: is no run, adapter or model: it has no manifest.json, adapter_config.json or config.json."
     )

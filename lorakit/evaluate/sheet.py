@@ -14,7 +14,7 @@ from typing import Any
 from lorakit.data.conversations import Message
 from lorakit.errors import UserError
 from lorakit.evaluate.questions import Question
-from lorakit.folders import whole_folder
+from lorakit.folders import alone, whole_folder
 from lorakit.recipe.problems import one_line, shown_path
 
 VERSION = 1
@@ -95,13 +95,15 @@ def write_sheet(
         credited.append({"id": shown[-1]["id"], "answers": [authors[text] for text in order]})
     content = {"version": VERSION, "name": name, "criteria": _criteria(), "questions": shown}
     sheet = Sheet(folder, _digest(content), tuple(answers), len(questions), sum(len(one["answers"]) for one in shown))
-    _refuse_to_replace(folder, sheet.id, overwrite)
     key = {"kind": KEY_KIND, "version": VERSION, "sheet": sheet.id, "name": name, "seed": seed}
     key |= {"models": list(answers), "criteria": list(CRITERIA), "questions": credited}
-    with whole_folder(folder) as draft:
-        (draft / PAGE).write_text(page({**content, "id": sheet.id}), encoding="utf-8")
-        (draft / KEY).write_text(json.dumps(key, indent=2) + "\n", encoding="utf-8")
-        (draft / README).write_text(_readme(name, sheet), encoding="utf-8")
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        _refuse_to_replace(folder, sheet.id, overwrite)
+        with whole_folder(folder) as draft:
+            (draft / PAGE).write_text(page({**content, "id": sheet.id}), encoding="utf-8")
+            (draft / KEY).write_text(json.dumps(key, indent=2) + "\n", encoding="utf-8")
+            (draft / README).write_text(_readme(name, sheet), encoding="utf-8")
     return sheet
 
 

@@ -1,12 +1,13 @@
 """Subjects: what `lorakit eval` is given (runs, adapters, models, `base`) -> the models to be scored."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lorakit.errors import UserError
-from lorakit.evaluate.arguments import BASE, MERGED, kind_of, names_of, run_folder
+from lorakit.evaluate.arguments import BASE, kind_of, names_of, run_folder
 from lorakit.evaluate.cached import file_sha256
 from lorakit.model.attach import adapter_config
 from lorakit.model.base import Base, find_base
@@ -19,7 +20,7 @@ from lorakit.plan.prepare import Prepared, reopen_run
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.schema import Data, Model, Recipe
-from lorakit.runs import Run
+from lorakit.runs import MERGED, Run
 
 Kind = Literal["base", "adapter", "model", "merged"]
 
@@ -66,6 +67,20 @@ class Lineup:
 def weights_of(base: Base) -> dict[str, str]:
     """The sha256 of each weights file of a base."""
     return {path.name: file_sha256(path) for path in base.files() if path.suffix == ".safetensors"}
+
+
+@contextmanager
+def held_still(given: Sequence[str]) -> Iterator[None]:
+    """While the runs among the arguments are read and scored no training replaces them.
+
+    Raises:
+        UserError: an argument is nothing that can be scored, or a training goes on in a run's folder.
+    """
+    with ExitStack() as held:
+        for one in given:
+            if kind_of(one) == "run":
+                held.enter_context(Run(run_folder(one)).shared())
+        yield
 
 
 def line_up(given: Sequence[str], progress: Progress) -> Lineup:

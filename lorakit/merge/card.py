@@ -10,12 +10,12 @@ from lorakit.folders import sha256_of
 from lorakit.merge.combine import FACTS as COMBINED
 from lorakit.merge.proof import TOLERANCES, Proof
 from lorakit.plan.prepare import Prepared
-from lorakit.runs import Run, now, versions
+from lorakit.runs import MERGED, Run, files_in, now, versions
 
 if TYPE_CHECKING:
     from lorakit.merge.case import Merged
 
-FACTS = "merge.json"
+FACTS = MERGED
 
 _CARD = """\
 ---
@@ -98,6 +98,7 @@ def describe(draft: Path, run: Run, prepared: Prepared, merged: "Merged", adapte
         "proof": proof_facts(merged.proof) if merged.proof else None,
         "drift": proof_facts(merged.drift) | {"better": merged.drift.better()} if merged.drift else None,
     }
+    facts["files"] = sorted({*files_in(draft), FACTS, "README.md"})
     (draft / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     on_gpu = manifest["machine"]["device"] == "cuda"
     drift = ""

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from lorakit.errors import UserError
 from lorakit.model.counting import empty_model
+from lorakit.runs import files_in
 
 _NAME = "default"
 _PREFIX = "base_model.model."
@@ -122,4 +123,6 @@ def write_adapter(folder: Path, model: Path, config: LoraConfig, tensors: dict[s
 
 
 def write_facts(path: Path, facts: dict[str, Any]) -> None:
+    """Write the document by which a folder is known, with the names of the folder's files."""
+    facts = {**facts, "files": sorted({*files_in(path.parent), path.name, "README.md"})}
     path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

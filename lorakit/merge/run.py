@@ -1,6 +1,8 @@
 """Merging: the adapter of a run folded into its base, and proved before it is called done."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,7 +19,8 @@ from lorakit.model.stored import stored_quantization
 from lorakit.model.weights import open_weights
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.runs import Run
+from lorakit.recipe.inputs import input_paths
+from lorakit.runs import Run, read_facts, refuse_other_files
 
 
 def check_target(output: Path, overwrite: bool, facts: str = FACTS) -> None:
@@ -29,15 +32,12 @@ def check_target(output: Path, overwrite: bool, facts: str = FACTS) -> None:
     if output.is_symlink():
         raise UserError(f"{output}: is a link. Write --output with the folder that it means.")
     if output.exists():
-        if not (output / facts).is_file():
-            raise UserError(
-                f"{output}: is there, and holds no {facts}, so lorakit merge did not write it and does not replace it. "
-                "Choose another with --output."
-            )
+        written = read_facts(output / facts).get("files")
         if not overwrite:
             raise UserError(
                 f"{output}: is there already. Replace it with --overwrite, or choose another with --output."
             )
+        refuse_other_files(output, written)
     try:
         output.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".lorakit-draft.{output.name}."):
@@ -46,6 +46,19 @@ def check_target(output: Path, overwrite: bool, facts: str = FACTS) -> None:
         raise UserError(
             f"{output}: cannot be written: {error.strerror or error}. Choose another with --output."
         ) from error
+
+
+@contextmanager
+def claimed(output: Path, overwrite: bool, facts: str = FACTS) -> Iterator[None]:
+    """A place that `check_target` does not refuse, in which until the end no other process puts a result.
+
+    Raises:
+        UserError: as `check_target`, or another process is writing there.
+    """
+    check_target(output, overwrite, facts)
+    with alone(output):
+        check_target(output, overwrite, facts)  # another process may have put one there between the two
+        yield
 
 
 def merge(
@@ -58,7 +71,7 @@ def merge(
     proved: bool = True,
     adapter: Path | None = None,
 ) -> Merged:
-    """Write the merged model of a run to `output`, where it appears only when the proof holds.
+    """Write the merged model of a run to `output`, a `claimed` place, where it appears only when the proof holds.
 
     `trained` adds the adapter to the weights that it saw while it trained: rounded to the type of the training, and,
     of a quantized base, dequantized as its quantizer does. `original` adds it to the weights as they lie in the base's
@@ -72,8 +85,8 @@ def merge(
         LorakitError: the disk is full, or the merged files do not predict what the adapter model predicts.
     """
     refuse_unmergeable(run, prepared, onto)
-    check_apart(output, prepared.base.folder, run.folder)
-    with alone(output, "merging into"), full_disk_told(output):
+    check_apart(output, prepared.base.folder, run.folder, *input_paths(prepared.recipe))
+    with full_disk_told(output):
         remove_drafts(output.absolute().parent, output.name)
         with plain_base(prepared, output, progress) as (folder, settings), whole_folder(output) as draft:
             weights = open_weights(folder)

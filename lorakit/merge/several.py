@@ -3,15 +3,16 @@
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorakit.folders import alone, remove_drafts, whole_folder
+from lorakit.folders import remove_drafts, whole_folder
 from lorakit.merge.card import FACTS as MERGE_FACTS
 from lorakit.merge.case import Merged
 from lorakit.merge.combine import FACTS, Combined, check_options, combine
-from lorakit.merge.run import check_apart, check_target, merge
+from lorakit.merge.run import check_apart, claimed, merge
 from lorakit.merge.score import SourceScore, score_sources
 from lorakit.merge.sources import check_together
 from lorakit.merge.write import full_disk_told
@@ -51,7 +52,21 @@ def combine_runs(
     method, weights, density, seed, rank = combination
     check_options(len(runs), weights, method, density, seed, rank)
     check_together(runs, progress)
-    check_target(output, overwrite, FACTS if into_base is None else MERGE_FACTS)
+    with ExitStack() as held:
+        for run in runs:
+            held.enter_context(run.shared())
+        held.enter_context(claimed(output, overwrite, FACTS if into_base is None else MERGE_FACTS))
+        return _combine(runs, combination, output, into_base, progress)
+
+
+def _combine(
+    runs: Sequence[Run],
+    combination: tuple[str, Sequence[float], float | None, int | None, int | None],
+    output: Path,
+    into_base: dict[str, Any] | None,
+    progress: Progress,
+) -> Together:
+    method, weights, density, seed, rank = combination
     opened = [reopen_run(run.folder, progress) for run in runs]
     check_apart(output, *(run.folder for run in runs), *(prepared.base.folder for _, prepared in opened))
     first, prepared = opened[0]
@@ -79,7 +94,7 @@ def combine_runs(
 
 
 def _put_in_place(draft: Path, output: Path) -> None:
-    with alone(output, "writing into"), full_disk_told(output):
+    with full_disk_told(output):
         remove_drafts(output.absolute().parent, output.name)
         with whole_folder(output) as folder:
             for file in (path for path in draft.rglob("*") if path.is_file()):

@@ -28,6 +28,8 @@ class Composed:
     root: Node | None
     problems: tuple[Problem, ...]
     complete: bool
+    files: tuple[Path, ...] = ()
+    """The recipe's file and those that it extends, by their real paths."""
 
 
 @dataclass
@@ -49,7 +51,8 @@ def compose(path: Path, overrides: Sequence[str] = ()) -> Composed:
             reading.complete = False
         else:
             root = merge(root, layer)
-    return Composed(root, tuple(reading.problems), reading.complete)
+    files = tuple(Path(name) for name in reading.known)
+    return Composed(root, tuple(reading.problems), reading.complete, files)
 
 
 def merge(below: Node, above: Node, path: PathParts = ()) -> Node:

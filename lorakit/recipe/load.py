@@ -28,6 +28,8 @@ class Loaded:
     path: Path
     places: Mapping[str, Place] = field(repr=False)
     """Where each dotted name that the user wrote is written."""
+    files: tuple[Path, ...] = ()
+    """The recipe's file and those that it extends, by their real paths."""
 
     @property
     def written(self) -> frozenset[str]:
@@ -73,7 +75,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     problems = [*composed.problems, *found]
     if problems:
         raise RecipeErrors(sorted(problems, key=lambda problem: _order(problem, path)))
-    return Loaded(_with_defaults(recipe, path, places.keys()), path, places)
+    return Loaded(_with_defaults(recipe, path, places.keys()), path, places, composed.files)
 
 
 def _places(node: Node, path: PathParts) -> Iterator[tuple[str, Place]]:

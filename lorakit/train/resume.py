@@ -19,7 +19,7 @@ from lorakit.progress import Progress
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.load import Loaded, load
 from lorakit.recipe.schema import Adapter, Recipe
-from lorakit.runs import Run
+from lorakit.runs import CLEARED, Run
 from lorakit.train.begin import DRIVER, driven_by
 
 # What may differ when a run goes on: where it lies, what is kept of it, what follows it, and what never changes it.
@@ -88,7 +88,12 @@ def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Pa
         progress.warn(f"{run.folder}: nothing to resume, starting from the beginning")
         return None
     manifest = run.read_manifest()
-    if manifest.get("status") == "complete":
+    if manifest.get("status") == CLEARED:
+        progress.warn(
+            f"{run.folder}: its results were deleted for a run that had not begun, starting from the beginning"
+        )
+        return None
+    if run.is_complete():
         raise UserError(f"{run.folder}: this run has ended; there is nothing to resume.")
     check_base(prepared.base, manifest, run.folder)
     if manifest.get("out_of_memory"):

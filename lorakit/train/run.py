@@ -49,20 +49,21 @@ class Outcome:
 def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None = None) -> Outcome:
     """Train the adapter of a prepared recipe into `run`, from the start or from a checkpoint of the same run.
 
+    The run is one that `open_run` holds.
+
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last whole step lies in the run's folder.
         LorakitError: the loss is not a number, or memory ran out.
     """
     _refuse(prepared)
-    with run.alone():
-        try:
-            return _train(prepared, run, progress, checkpoint)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise LorakitError(
-                f"out of memory beside the passes of the steps: {first_line(error)}. lorakit plan tells what fits."
-            ) from error
+    try:
+        return _train(prepared, run, progress, checkpoint)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise LorakitError(
+            f"out of memory beside the passes of the steps: {first_line(error)}. lorakit plan tells what fits."
+        ) from error
 
 
 def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None) -> Outcome:

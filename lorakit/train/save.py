@@ -8,7 +8,7 @@ from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.plan.prepare import Prepared
 from lorakit.recipe.kinds import trains_all
-from lorakit.runs import Run
+from lorakit.runs import Run, files_in
 from lorakit.train.begin import Begun
 from lorakit.train.card import adapter_card, model_card
 
@@ -30,12 +30,16 @@ def save_result(begun: Begun, prepared: Prepared, run: Run, manifest: dict[str, 
             write_tokenizer(prepared.base.folder, prepared.tokenizer, draft)
             (draft / "README.md").write_text(model_card(recipe, manifest), encoding="utf-8")
         files = [*run.model.glob("*.safetensors"), run.model / "config.json"]
-        return {"model_sha256": {path.name: sha256_of(path) for path in sorted(files)}}
+        return {
+            "model_sha256": {path.name: sha256_of(path) for path in sorted(files)},
+            "files": files_in(run.model),
+        }
     with whole_folder(run.adapter) as draft:
         save_adapter(model, draft)
         write_tokenizer(prepared.base.folder, prepared.tokenizer, draft)
         (draft / "README.md").write_text(adapter_card(recipe, manifest), encoding="utf-8")
     return {
+        "files": files_in(run.adapter),
         "adapter_sha256": sha256_of(run.adapter / "adapter_model.safetensors"),
         "adapter_config_sha256": sha256_of(run.adapter / "adapter_config.json"),
     }
