@@ -84,7 +84,6 @@ def test_rows_that_fit_no_format_are_told_what_is_known():
 def test_a_prompt_alone_is_no_row():
     error = refusal({"prompt": "a"})
     assert "no format fits the columns (prompt). As oasst: the column 'prompt' is not a tree" in error
-    assert "columns: {completion: chosen}" in refusal({"prompt": "a", "chosen": "b", "rejected": "c"})
 
 
 def test_single_messages_of_trees_are_not_taken_for_documents():

@@ -40,9 +40,8 @@ def explain(where: str, sources: Sequence[Source], template: ChatTemplate, rules
             for row in block.rows():
                 last = row.where
                 if row.where in wanted or row.where.endswith(f"/{where}"):
-                    task = Task(
-                        opened.format, opened.settings, source.columns or {}, replace(template, system=source.system)
-                    )
+                    own = replace(template, system=source.system)
+                    task = Task(opened.format, opened.settings, source.columns or {}, own, opened.flags)
                     return _followed(row, Worker([task], replace(rules, broken="drop", share=None)))
     raise UserError(f"--row: no source has a row {where}. Rows are named as in messages: the last one is {last}.")
 

@@ -74,7 +74,7 @@ def gather(sources: Sequence[Source], template: ChatTemplate, rules: Rules, path
     """
     opened = [open_source(source) for source in sources]
     tasks = [
-        Task(one.format, one.settings, one.source.columns or {}, replace(template, system=one.source.system))
+        Task(one.format, one.settings, one.source.columns or {}, replace(template, system=one.source.system), one.flags)
         for one in opened
     ]
     takes = [_Take(one.source.take) for one in opened]
@@ -101,6 +101,7 @@ def gather(sources: Sequence[Source], template: ChatTemplate, rules: Rules, path
     for number, one in enumerate(opened):
         if not merged.rows_of[number]:
             raise UserError(f"{shown(one.source)}: no rows. A source needs at least one.")
+        one.refuse_late_pairs(merged.filled_of[number])
         one.refuse_missing(merged.columns_of[number])
         one.tell_unused(merged.filled_of[number])
         empty = [name for name in one.files if not merged.rows_in[name]]

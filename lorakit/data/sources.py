@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data.files import files_in, read_blocks
-from lorakit.data.formats import columns_read, detect, needed
+from lorakit.data.formats import can_be_read, columns_read, detect, flags_of, needed, pairs_of, refuse_judged
 from lorakit.data.rows import Block, Row
 from lorakit.errors import UserError
 from lorakit.folders import sha256_of
@@ -21,6 +21,8 @@ from lorakit.tables import FORMATS
 # Readable rows from which a source's format is told: a column that is null in the first row may not be in the next, and
 # rows of two formats in one file must not be taken for one.
 _HEAD = 1000
+# Rows on which another reading of a source is tried.
+_TRIED = 20
 # Rows of a hub dataset in one block.
 _HUB_ROWS = 1000
 
@@ -40,6 +42,10 @@ class Opened:
     size: int
     files: list[str] = field(default_factory=list)
     unused: set[str] = field(default_factory=set)
+    flags: dict[str, bool] = field(default_factory=dict)
+    """The columns that may say that an answer should not be given, and what they say then."""
+    seen: set[str] = field(default_factory=set)
+    """The columns of the first rows."""
 
     def tell_unused(self, filled: set[str]) -> None:
         """Name the columns that hold something and that the format does not read."""
@@ -50,6 +56,19 @@ class Opened:
         if self.format and late:
             self.unused |= late
             self.why = f"{self.why.partition('; not used: ')[0]}; not used: {', '.join(map(repr, sorted(self.unused)))}"
+
+    def refuse_late_pairs(self, filled: set[str]) -> None:
+        """Refuse preference pairs that stand behind the rows from which the format was told.
+
+        Raises:
+            UserError: there are such rows.
+        """
+        for better, worse in pairs_of(filled):
+            if worse not in self.seen and better not in (self.source.columns or {}).values():
+                raise UserError(
+                    f"{shown(self.source)}: some rows are preference pairs ({better!r} and {worse!r}, as for DPO), of "
+                    "which one side should not be said. Take them out, or give them as a source of their own."
+                )
 
     def refuse_missing(self, seen: set[str]) -> None:
         """Refuse a mapping to a column that no row of the source has.
@@ -117,12 +136,13 @@ def open_source(source: Source) -> Opened:
         UserError: the source cannot be read, its format cannot be told, or `columns` names a column that it has not.
     """
     blocks, size, files = _blocks(source)
-    head, records, seen = [], list[dict[str, Any]](), set[str]()
+    head, records, raw, seen = [], list[dict[str, Any]](), list[dict[str, Any]](), set[str]()
     for block in blocks:
         head.append(block)
         for row in block.rows():
             if isinstance(row.record, dict) and len(records) < _HEAD:
                 seen.update(row.record)
+                raw.append(row.record)
                 records.append(renamed(row.record, source.columns or {}))
         if len(records) >= _HEAD:
             break
@@ -131,6 +151,7 @@ def open_source(source: Source) -> Opened:
         return Opened(source, None, None, "no readable row", blocks, size, files)
     given = None if source.format in (None, "auto") else chosen_name(source.format)
     _refuse_missing(source, seen, _needed(given))
+    _refuse_judged(source, given, raw, records)
     name, why = (given, "as the recipe says") if given else detect(records, shown(source))
     read = columns_read(name)
     strange = sorted((source.columns or {}).keys() - read)
@@ -142,7 +163,24 @@ def open_source(source: Source) -> Opened:
     filled = {column for record in records for column, value in record.items() if value is not None}
     unused = filled - read
     why = f"{why}; not used: {', '.join(map(repr, sorted(unused)))}" if unused else why
-    return Opened(source, name, chosen_settings(FORMATS, source.format), why, blocks, size, files, unused)
+    settings = chosen_settings(FORMATS, source.format)
+    flags = flags_of(records, read) if FORMATS[name].facts.get("conversations", True) else {}
+    return Opened(source, name, settings, why, blocks, size, files, unused, flags, seen)
+
+
+def _refuse_judged(source: Source, given: str | None, raw: list[dict[str, Any]], records: list[dict[str, Any]]) -> None:
+    """Refuse rows that say what should not be said.
+
+    Raises:
+        UserError: they are such rows.
+    """
+    columns = source.columns or {}
+
+    def reads(tried: Mapping[str, str], our: str) -> bool:
+        settings = chosen_settings(FORMATS, source.format) if given else None
+        return can_be_read(given, settings, [renamed(record, tried) for record in raw[:_TRIED]], our)
+
+    refuse_judged(shown(source), records, columns, reads)
 
 
 def _needed(format_name: str | None) -> set[str]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from lorakit.data.conversations import Said, Tokens
 from lorakit.data.encoded import IGNORED, Encoded
 from lorakit.data.encoding import Encoder
+from lorakit.data.formats import refuse_flagged
 from lorakit.data.formats import said as said_by
 from lorakit.data.hygiene.clean import clean
 from lorakit.data.hygiene.traits import TraitArrays, traits
@@ -33,6 +34,8 @@ class Task:
     settings: Any
     columns: Mapping[str, str]
     template: ChatTemplate
+    flags: Mapping[str, bool] = field(default_factory=dict)
+    """The columns that may say that an answer should not be given, and what they say then."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,9 @@ class Worker:
         try:
             if isinstance(row.record, RowError):
                 raise row.record
-            said = used(said_by(str(task.format), task.settings, renamed(row.record, task.columns)))
+            record = renamed(row.record, task.columns)
+            refuse_flagged(record, task.flags)
+            said = used(said_by(str(task.format), task.settings, record))
             digest = digest_of(said)
             if self.rules.checks:
                 cleaned = self._cleaned(said, row.where, reports[self._own_side(digest)])

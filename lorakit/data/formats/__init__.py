@@ -14,10 +14,15 @@ import importlib
 from lorakit.data.conversations import Conversation as Conversation
 from lorakit.data.conversations import Text as Text
 from lorakit.data.conversations import Tokens as Tokens
+from lorakit.data.formats.choice import can_be_read as can_be_read
 from lorakit.data.formats.choice import columns_read as columns_read
 from lorakit.data.formats.choice import detect as detect
 from lorakit.data.formats.choice import needed as needed
 from lorakit.data.formats.choice import said as said
+from lorakit.data.formats.judged import flags_of as flags_of
+from lorakit.data.formats.judged import pairs_of as pairs_of
+from lorakit.data.formats.judged import refuse_flagged as refuse_flagged
+from lorakit.data.formats.judged import refuse_judged as refuse_judged
 from lorakit.data.rows import RowError as RowError
 from lorakit.data.rows import kind as kind
 

@@ -21,14 +21,6 @@ _ELSE = (
         "Take the file of trees (.trees.jsonl.gz), or write format: text to train on single messages",
     ),
 )
-# Columns that say what a row is for where no format fits.
-_HINTS = (
-    (
-        {"chosen", "rejected"},
-        "These are pairs for preference training, and lorakit trains on answers alone: columns: {completion: chosen} "
-        "takes the chosen ones.",
-    ),
-)
 
 
 def needed(entry: Entry) -> list[tuple[str, ...]]:
@@ -86,6 +78,17 @@ def detect(records: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
     raise UserError(f"{where}: no format fits the columns ({seen}). {_known(fitting, columns, records)}")
 
 
+def can_be_read(name: str | None, settings: Section | None, records: Sequence[Mapping[str, Any]], column: str) -> bool:
+    """Whether a format, the one that is told where no `name` is given, reads `column` and one of these records."""
+    try:
+        found = name or detect(records, "")[0]
+        return column in columns_read(found) and any(
+            _complaint_of(found, settings if name else None, record) is None for record in records
+        )
+    except UserError:
+        return False
+
+
 def _candidates(records: Sequence[Mapping[str, Any]]) -> tuple[set[str], list[Entry]]:
     """The columns that hold something, and the formats that they fit.
 
@@ -122,8 +125,12 @@ def _reads_one(entry: Entry, records: Sequence[Mapping[str, Any]]) -> bool:
 
 def _complaint(entry: Entry, record: Mapping[str, Any]) -> RowError | None:
     """Why a record is not of this format; None where it is."""
+    return _complaint_of(entry.name, None, record)
+
+
+def _complaint_of(name: str, settings: Section | None, record: Mapping[str, Any]) -> RowError | None:
     try:
-        said(entry.name, None, record)
+        said(name, settings, record)
     except RowError as error:
         return error
     return None
@@ -135,6 +142,5 @@ def _known(fitting: list[Entry], columns: set[str], records: Sequence[Mapping[st
         f"{entry.name} needs {', '.join(' or '.join(names) for names in needed(entry))}" for entry in FORMATS
     )
     complaints = [f"As {entry.name}: {one_line(str(_complaint(entry, records[0])), 200)}." for entry in fitting]
-    hints = [hint for strange, hint in _HINTS if strange <= columns]
     example = "Map other names with data.columns, for example columns: {prompt: question, completion: answer}."
-    return " ".join([*complaints, f"{known}.", *hints, example])
+    return " ".join([*complaints, f"{known}.", example])

@@ -8,6 +8,7 @@ from itertools import chain
 from statistics import NormalDist, fmean, pstdev
 
 from lorakit.data.conversations import Conversation, Said, Text, Tokens
+from lorakit.data.formats import refuse_flagged
 from lorakit.data.formats import said as said_by
 from lorakit.data.glance import sides
 from lorakit.data.glance.spread import Spread, evenly
@@ -111,7 +112,9 @@ def _said(row: Row, found: Spread) -> Said | None:
         return None
     opened = found.opened
     try:
-        return used(said_by(str(opened.format), opened.settings, renamed(row.record, opened.source.columns or {})))
+        record = renamed(row.record, opened.source.columns or {})
+        refuse_flagged(record, opened.flags)
+        return used(said_by(str(opened.format), opened.settings, record))
     except RowError:
         return None
 

@@ -1,0 +1,205 @@
+"""Columns that say of an answer whether it should be given: preference pairs, KTO rows, rewards and ranks.
+
+lorakit trains on what should be said. A column that reverses or qualifies that is never passed over: pairs, ranks and
+rewards are refused with what they are, and of rows with a flag those that it speaks against.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lorakit.data.formats.columns import empty
+from lorakit.data.rows import RowError
+from lorakit.errors import UserError
+
+Record = Mapping[str, Any]
+CanBeRead = Callable[[Mapping[str, str], str], bool]
+"""Whether rows are of a format with these columns (ours -> theirs), which reads the one of ours that is named."""
+
+# What the better and the worse side of a pair are called, as a whole name or as a part of one (rejected_response).
+_SIDES = (
+    ("chosen", "rejected"),
+    ("accepted", "rejected"),
+    ("preferred", "rejected"),
+    ("preferred", "dispreferred"),
+    ("preferred", "non_preferred"),
+    ("winner", "loser"),
+    ("winning", "losing"),
+    ("better", "worse"),
+)
+_REJECTED = ("rejected", "dispreferred", "non_preferred")
+_VERDICTS = (
+    *("winner", "preference", "preferred", "label", "choice", "chosen"),
+    *("better_response_id", "safer_response_id"),
+)
+_ANSWER = re.compile(r"(?:\w+_)?(?:response|answer|output|completion|conversation|generation|reply|candidate)s?")
+_NUMBERED = (("_a", "_b"), ("_0", "_1"), ("_1", "_2"))
+_LISTS = ("answers", "completions", "responses", "outputs", "candidates", "generations")
+_RATINGS = ("scores", "score", "ranks", "rank", "ranking", "rankings", "rewards", "ratings", "labels", "votes")
+_REWARDS = ("reward", "rewards", "rank")
+
+# Flags that speak for an answer where they are true, and those that speak against it.
+_FOR = (
+    *("label", "kto_tag", "desirable", "is_desirable", "preferred", "is_preferred", "accepted", "is_accepted"),
+    *("approved", "is_approved", "good", "is_good", "correct", "is_correct", "chosen", "is_chosen", "selected"),
+    *("is_selected", "liked", "thumbs_up", "train"),
+)
+_AGAINST = (
+    *("rejected", "is_rejected", "undesirable", "bad", "is_bad", "wrong", "is_wrong", "incorrect", "is_incorrect"),
+    *("disliked", "thumbs_down", "deleted", "is_deleted"),
+)
+_FLAGS = dict.fromkeys(_FOR, False) | dict.fromkeys(_AGAINST, True)
+# What a flag may be written as besides true and false; a label of 0 and 1 is a class more often than a judgement.
+_WRITTEN = {"true": True, "false": False}
+_NOT_NUMBERS = ("label",)
+# The columns of ours that a chosen answer may stand in, the first that the rows can be read with.
+_WHOLE, _ASKING = ("messages", "conversations"), ("user", "human", "system")
+_ANSWERS = ("completion", "messages", "output", "answer", "conversations", "text")
+
+
+def refuse_judged(where: str, records: Sequence[Record], columns: Mapping[str, str], can_be_read: CanBeRead) -> None:
+    """Refuse rows of which some column says that an answer is the worse one, or how good it is.
+
+    `columns` are the recipe's (ours -> theirs).
+
+    Raises:
+        UserError: they are such rows. It says how to train on what should be said.
+    """
+    filled = {name for record in records for name, value in record.items() if not empty(value)}
+    texts = {name for name in filled if any(isinstance(record.get(name), (str, list, Mapping)) for record in records)}
+    taken = set(columns.values())
+    _refuse_rejected(where, columns, texts)
+    for better, worse in pairs_of(texts):
+        if better not in taken:
+            remedy = _remedy(better, columns, [record.get(better) for record in records], can_be_read)
+            raise UserError(
+                f"{where}: these are preference pairs ({better!r} and {worse!r}, as for DPO). lorakit trains on what "
+                f"should be said: {remedy}."
+            )
+    verdict = next((name for name in _VERDICTS if name in filled), None)
+    for one, other in _numbered(texts) if verdict else ():
+        raise UserError(
+            f"{where}: these are pairs of answers ({one!r} and {other!r}) of which {verdict!r} says which is "
+            "better. lorakit trains on what should be said: write the better answer of each row into a column of "
+            "its own."
+        )
+    _refuse_rated(where, records, filled)
+
+
+def pairs_of(columns: set[str]) -> Iterator[tuple[str, str]]:
+    """The columns that are the two sides of a pair, the better one first."""
+    for worse in sorted(columns):
+        for better_word, worse_word in _SIDES:
+            if f"_{worse_word}_" in f"_{worse}_":
+                better = f"_{worse}_".replace(f"_{worse_word}_", f"_{better_word}_").strip("_")
+                if better in columns and better != worse:
+                    yield better, worse
+
+
+def flags_of(records: Sequence[Record], read: set[str]) -> dict[str, bool]:
+    """The columns that are flags in rows like these, with what they say of an answer that should not be given. Those
+    that the rows' format reads itself (`read`) are none."""
+    return {
+        name: against
+        for name, against in _FLAGS.items()
+        if name not in read and all(_flag(name, value) is not None for value in _values(records, name))
+    }
+
+
+def refuse_flagged(record: Record, flags: Mapping[str, bool]) -> None:
+    """Refuse a row of which a flag says that its answer should not be given.
+
+    Raises:
+        RowError: it does.
+    """
+    for name in flags.keys() & record.keys():
+        if _flag(name, record[name]) is flags[name]:
+            raise RowError(
+                f"the column {name!r} says that this answer should not be given, as in data for KTO, and lorakit "
+                "trains on what should be said (leave such rows out; where the column means something else, leave the "
+                "column out)",
+                f"it is {record[name]!r}",
+            )
+
+
+def _refuse_rejected(where: str, columns: Mapping[str, str], texts: set[str]) -> None:
+    for our, their in columns.items():
+        worse = any(f"_{word}_" in f"_{their}_" for word in _REJECTED)
+        better = next((one for one, other in pairs_of(texts | {their}) if other == their), None)
+        if worse or better:
+            raise UserError(
+                f"{where}: data.columns takes {our!r} from {their!r}, the side of a preference pair that should not be "
+                f"said. lorakit trains on what should be said: columns: {{{our}: {better or 'chosen'}}}."
+            )
+
+
+def _remedy(better: str, columns: Mapping[str, str], answers: list[Any], can_be_read: CanBeRead) -> str:
+    for our in sorted(_ANSWERS, key=lambda our: our not in _WHOLE) if any(map(_is_whole, answers)) else _ANSWERS:
+        tried = {**columns, our: better}
+        if can_be_read(tried, our):
+            written = ", ".join(f"{one}: {other}" for one, other in tried.items())
+            whole = ", which trains its texts whole, as documents" if our == "text" else ""
+            return f"keep the chosen side with columns: {{{written}}}{whole}"
+    return (
+        f"write the messages before the answer and those of {better!r} into one column, messages, and leave the other "
+        "side out"
+    )
+
+
+def _is_whole(answer: Any) -> bool:
+    """Whether an answer is a whole conversation, its question too."""
+    first = answer[0] if isinstance(answer, list) and answer else None
+    return isinstance(first, Mapping) and not {first.get("role"), first.get("from")}.isdisjoint(_ASKING)
+
+
+def _numbered(texts: set[str]) -> Iterator[tuple[str, str]]:
+    """Columns that are two answers to one prompt."""
+    for one, other in _NUMBERED:
+        for name in sorted(texts):
+            stem = name.removesuffix(one)
+            if stem != name and _ANSWER.fullmatch(stem) and stem + other in texts:
+                yield name, stem + other
+
+
+def _refuse_rated(where: str, records: Sequence[Record], filled: set[str]) -> None:
+    for name in _LISTS:
+        for record in records:
+            answers = record.get(name)
+            if not isinstance(answers, list) or not answers:
+                continue
+            parallel = [rating for rating in _RATINGS if _is_parallel(record.get(rating), answers)]
+            inside = [rating for rating in _RATINGS if isinstance(answers[0], Mapping) and rating in answers[0]]
+            if parallel or inside:
+                raise UserError(
+                    f"{where}: these are ranked answers: {(parallel or inside)[0]!r} says how good each of {name!r} "
+                    "is. lorakit trains on what should be said: write the best answer of each row into a column of its "
+                    "own."
+                )
+    for name in _REWARDS:
+        values = _values(records, name)
+        if name in filled and values and all(_is_number(value) for value in values):
+            raise UserError(
+                f"{where}: these are answers with rewards: {name!r} says how good each is. lorakit trains on what "
+                f"should be said: keep the rows that should be, without the column {name!r}."
+            )
+
+
+def _is_parallel(ratings: Any, answers: list[Any]) -> bool:
+    return isinstance(ratings, list) and len(ratings) == len(answers) and all(map(_is_number, ratings))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _values(records: Sequence[Record], name: str) -> list[Any]:
+    return [value for record in records if (value := record.get(name)) is not None]
+
+
+def _flag(name: str, value: Any) -> bool | None:
+    """What a flag says; None where it is none."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _WRITTEN.get(value.strip().lower())
+    return bool(value) if isinstance(value, (int, float)) and value in (0, 1) and name not in _NOT_NUMBERS else None
