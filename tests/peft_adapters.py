@@ -5,33 +5,34 @@ from typing import Any
 
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 _QV = ["q_proj", "v_proj"]
 
 
-def _lora(**more: Any) -> LoraConfig:
+def lora(**more: Any) -> LoraConfig:
     return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": _QV, "task_type": "CAUSAL_LM", **more})
 
 
 KINDS: dict[str, Any] = {
-    "lora": lambda: _lora(),
-    "rslora": lambda: _lora(use_rslora=True),
-    "dora": lambda: _lora(use_dora=True),
-    "pissa": lambda: _lora(init_lora_weights="pissa"),
-    "pissa of random parts": lambda: _lora(init_lora_weights="pissa_niter_2"),
-    "olora": lambda: _lora(init_lora_weights="olora"),
-    "bias all": lambda: _lora(bias="all"),
-    "bias lora_only": lambda: _lora(bias="lora_only"),
-    "lora_bias": lambda: _lora(lora_bias=True),
-    "head": lambda: _lora(modules_to_save=["lm_head"]),
-    "embeddings": lambda: _lora(modules_to_save=["embed_tokens"]),
-    "head and embeddings": lambda: _lora(modules_to_save=["lm_head", "embed_tokens"]),
-    "tied ends": lambda: _lora(modules_to_save=["embed_tokens"], ensure_weight_tying=True),
-    "norms": lambda: _lora(modules_to_save=["norm", "input_layernorm"]),
-    "tokens": lambda: _lora(trainable_token_indices=[3, 5, 7]),
-    "lora on embeddings": lambda: _lora(target_modules=[*_QV, "embed_tokens"]),
-    "lora on the head": lambda: _lora(target_modules=[*_QV, "lm_head"]),
+    "lora": lambda: lora(),
+    "rslora": lambda: lora(use_rslora=True),
+    "dora": lambda: lora(use_dora=True),
+    "pissa": lambda: lora(init_lora_weights="pissa"),
+    "pissa of random parts": lambda: lora(init_lora_weights="pissa_niter_2"),
+    "olora": lambda: lora(init_lora_weights="olora"),
+    "bias all": lambda: lora(bias="all"),
+    "bias lora_only": lambda: lora(bias="lora_only"),
+    "lora_bias": lambda: lora(lora_bias=True),
+    "head": lambda: lora(modules_to_save=["lm_head"]),
+    "embeddings": lambda: lora(modules_to_save=["embed_tokens"]),
+    "head and embeddings": lambda: lora(modules_to_save=["lm_head", "embed_tokens"]),
+    "tied ends": lambda: lora(modules_to_save=["embed_tokens"], ensure_weight_tying=True),
+    "norms": lambda: lora(modules_to_save=["norm", "input_layernorm"]),
+    "tokens": lambda: lora(trainable_token_indices=[3, 5, 7]),
+    "lora on embeddings": lambda: lora(target_modules=[*_QV, "embed_tokens"]),
+    "lora on the head": lambda: lora(target_modules=[*_QV, "lm_head"]),
     "ia3": lambda: IA3Config(
         target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
     ),
@@ -54,3 +55,33 @@ def scatter(model: PeftModel, strength: float = 0.1) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += strength * torch.randn_like(parameter)
+
+
+def write_old_layout(
+    folder: Path, base: Path, targets: Any, shapes: dict[str, tuple[int, int]], without: str = "", **config: Any
+) -> Path:
+    """An adapter as an older transformers named its tensors, of layers (path -> out, in), `without` some tensors."""
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    for path, (outer, inner) in shapes.items():
+        name = f"base_model.model.{path}"
+        tensors[f"{name}.lora_A.weight"] = 0.1 * torch.randn(4, inner, generator=generator)
+        tensors[f"{name}.lora_B.weight"] = 0.1 * torch.randn(outer, 4, generator=generator)
+    made = lora(target_modules=targets, inference_mode=True, **config)
+    made.base_model_name_or_path = str(base)
+    made.save_pretrained(str(folder))
+    kept = {name: tensor for name, tensor in tensors.items() if not (without and without in name)}
+    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def expert_shapes(experts: str, names: tuple[str, str, str], inner: int, width: int, layers: int = 2, count: int = 4):
+    """One LoRA on each matrix of each expert; `names` of the gate, up and down projection."""
+    shapes = {}
+    for layer in range(layers):
+        for expert in range(count):
+            stem = f"model.layers.{layer}.{experts}.{expert}"
+            gate, up, down = names
+            shapes |= {f"{stem}.{gate}": (inner, width), f"{stem}.{up}": (inner, width)}
+            shapes[f"{stem}.{down}"] = (width, inner)
+    return shapes

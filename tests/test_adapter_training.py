@@ -311,7 +311,7 @@ def test_adapters_that_would_be_changed_in_silence_are_refused(recipe_file, tmp_
     save_file(
         {**weights, name.replace("layers.0", "layers.9"): weights[name].clone()}, folder / "adapter_model.safetensors"
     )
-    with pytest.raises(UserError, match="holds 1 tensors that the base model has no place for"):
+    with pytest.raises(UserError, match=r"layers\.9.*, for which the base model has no place"):
         run_recipe(begun_from(recipe_file, folder), tmp_path / "run")
     save_file({**weights, name: weights[name] * float("nan")}, folder / "adapter_model.safetensors")
     with pytest.raises(UserError, match="not finite"):

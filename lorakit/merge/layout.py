@@ -60,6 +60,11 @@ def layout_of(folder: Path, config: Any) -> Layout:
     own.base_model_name_or_path = None  # which PEFT else compares with the folder's
     with torch.device("meta"):
         model = get_peft_model(empty_model(folder), own)
+    return Layout(layers_of(model), {name: tuple(tensor.shape) for name, tensor in tensors_in(model).items()})
+
+
+def layers_of(model: Any) -> list[Layer]:
+    """The layers of a PEFT model that have A and B."""
     found = []
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and _NAME in module.lora_A:
@@ -71,8 +76,13 @@ def layout_of(folder: Path, config: Any) -> Layout:
             found.append(
                 Layer(f"{path}.{weight}", name, float(module.scaling[_NAME]), experts, bool(turned), is_parameter)
             )
-    named = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return Layout(found, {name: tuple(tensor.shape) for name, tensor in named.items()})
+    return found
+
+
+def tensors_in(model: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a PEFT model's adapter, by the names under which PEFT saves them."""
+    named: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return named
 
 
 def plain_config(layers: Mapping[Layer, int], whole: Sequence[str] = (), tied: bool = False) -> LoraConfig:

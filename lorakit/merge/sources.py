@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from lorakit.errors import UserError
-from lorakit.merge.layout import Layer, layout_of
+from lorakit.merge.layout import Layer, layers_of, tensors_in
 from lorakit.merge.methods import Factors
+from lorakit.model.attach import adapter_config
+from lorakit.model.streamed import adapter_without_base
 from lorakit.progress import Progress
 from lorakit.runs import Run
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-_READING = (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -82,36 +80,27 @@ def open_adapter(folder: Path, base_folder: Path) -> Opened:
     Raises:
         UserError: it is none, is damaged, belongs to another model, or has parts that no method combines.
     """
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: has no {name}, so it holds no adapter.")
-    try:
-        config, tensors = PeftConfig.from_pretrained(str(folder)), load_file(folder / FILES[1])
-    except _READING as error:
-        raise UserError(f"{folder}: this adapter cannot be read: {_first_line(error)}") from error
-    reason = _uncombinable(config, tensors)
-    if reason:
-        raise UserError(f"{folder}: {reason}. Merge it into the base on its own: lorakit merge RUN.")
-    config.init_lora_weights = False
-    try:
-        layout = layout_of(base_folder, config)
-    except _READING as error:
-        raise UserError(f"{folder}: this adapter does not fit the base model: {_first_line(error)}") from error
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != layout.shapes:
-        odd = min(name for name in {*found, *layout.shapes} if found.get(name) != layout.shapes.get(name))
-        raise UserError(
-            f"{folder}: this adapter does not fit the base model: {odd} is {found.get(odd, 'not there')} and should be "
-            f"{layout.shapes.get(odd, 'not there')}. It is damaged, or belongs to another model."
-        )
+    config = adapter_config(folder)
+    _refuse_uncombinable(folder, _uncombinable(config))
+    model, brought = adapter_without_base(base_folder, folder)
+    config, tensors = model.peft_config["default"], tensors_in(model)
+    odd = next((name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))), None)
+    odd = odd or next(iter(brought), None)
+    lost = f"holds {odd}, which would be lost: only A and B of linear layers are combined" if odd else ""
+    _refuse_uncombinable(folder, lost)
     broken = next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
     if broken:
         raise UserError(f"{folder}: holds numbers that are not finite, the first in {broken}. It is not combined.")
-    return Opened(folder, config, {layer.stem: layer for layer in layout.layers}, tensors)
+    return Opened(folder, config, {layer.stem: layer for layer in layers_of(model)}, tensors)
 
 
-def _uncombinable(config: Any, tensors: dict[str, torch.Tensor]) -> str:
-    """Why an adapter has parts that a combination of A and B would drop; nothing where it has none."""
+def _refuse_uncombinable(folder: Path, reason: str) -> None:
+    if reason:
+        raise UserError(f"{folder}: {reason}. Merge it into the base on its own: lorakit merge RUN.")
+
+
+def _uncombinable(config: Any) -> str:
+    """Why an adapter has parts that a combination of A and B would drop; nothing where its configuration has none."""
     if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
         return f"is of PEFT's kind {config.peft_type}, and only LoRA adapters are combined"
     if config.use_dora:
@@ -119,8 +108,7 @@ def _uncombinable(config: Any, tensors: dict[str, torch.Tensor]) -> str:
     if config.modules_to_save:
         names = ", ".join(sorted(config.modules_to_save))
         return f"brings modules trained whole ({names}), which would be lost: only low-rank changes are combined"
-    odd = next((name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))), None)
-    return f"holds {odd}, which would be lost: only A and B of linear layers are combined" if odd else ""
+    return ""
 
 
 def check_experts(opened: list[Opened]) -> None:
@@ -134,8 +122,3 @@ def check_experts(opened: list[Opened]) -> None:
                 f"{opened[at].folder}: adapts other fused weights of experts than {opened[first].folder}, such as "
                 f"{odd}: PEFT holds them in one adapter only where all have the same."
             )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

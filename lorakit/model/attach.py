@@ -1,5 +1,6 @@
 """Attaching: a frozen model and a recipe's adapter section -> what is trained; and adapters back from folders."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ STATE = "trained"
 """The folder in a checkpoint that holds the adapter as it is trained, which may not be the form that it is saved in."""
 WEIGHTS = f"{STATE}/weights.safetensors"
 """The file of a checkpoint that holds the trained weights, each under its name in the model."""
+
+_OF_EXPERT = re.compile(r"(.*\.experts\.\d+\.)(.*)")
 
 _READING = (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError)
 
@@ -204,21 +207,37 @@ def _loaded(model: Any, folder: Path, key: str, config: Any = None, is_trainable
     except KeyError as error:  # of modules that were trained whole
         raise UserError(f"{key}{folder}: this adapter lacks {error.args[0]}, for which PEFT looks in it.") from error
     except _READING as error:
-        raise UserError(f"{key}{folder}: this adapter cannot be put on the base model: {_first_line(error)}") from error
+        gaps = _expert_gaps(folder)
+        reason = f"its file lacks {_some(gaps)}" if gaps else _first_line(error)
+        raise UserError(f"{key}{folder}: this adapter cannot be put on the base model: {reason}") from error
     lacking, strange = (
         sorted(name.replace(".default", "") for name in names) for names in (found.missing_keys, found.unexpected_keys)
     )
     if lacking:
-        raise UserError(
-            f"{key}{folder}: this adapter lacks {len(lacking)} tensors, the first is {lacking[0]}. It is damaged, or "
-            "belongs to another model."
-        )
+        raise UserError(f"{key}{folder}: this adapter lacks {_some(lacking)}. It is damaged, or of another model.")
     if strange:
         raise UserError(
-            f"{key}{folder}: this adapter holds {len(strange)} tensors that the base model has no place for, the "
-            f"first is {strange[0]}. It belongs to another model."
+            f"{key}{folder}: this adapter holds {_some(strange)}, for which the base model has no place. It belongs to "
+            "another model."
         )
     return loaded
+
+
+def _expert_gaps(folder: Path) -> list[str]:
+    """Tensors that some experts have in an adapter's file and others lack: PEFT puts those of all experts together, and
+    stumbles over it without a name."""
+    try:
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            matches = [match for name in file.keys() if (match := _OF_EXPERT.fullmatch(name))]  # noqa: SIM118
+    except _READING:
+        return []
+    there = {(match[1], match[2]) for match in matches}
+    experts, parts = {expert for expert, _ in there}, {part for _, part in there}
+    return sorted(f"{expert}{part}" for expert in experts for part in parts if (expert, part) not in there)
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _first_line(error: Exception) -> str:

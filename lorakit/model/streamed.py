@@ -71,15 +71,30 @@ def streamed_adapter_model(
     Raises:
         UserError: the folder holds no adapter, or one that does not belong to this model or to these weights of it.
     """
-    _refuse_changed_base(adapter)
-    model = _without_weights(folder, attention)
-    slots = _emptied(model)
-    # PEFT moves an adapter to where the base lies, and makes no first values that would need the base's weights.
-    loaded = load_adapter(model, adapter, low_cpu_mem_usage=True, torch_device="cpu")
+    loaded, slots = _put_on_nothing(folder, attention, adapter)
     own = {module: [slot for slot in found if not slot.is_taken] for module, found in slots.items()}
     return_freed_memory()
     _stream(loaded, own, read, pieces)
     return loaded.requires_grad_(False)  # a graph would hold what was read
+
+
+def adapter_without_base(folder: Path, adapter: Path) -> tuple[Any, list[str]]:
+    """PEFT's model of the adapter of a folder on a base of which the config alone is read, and the paths of the base's
+    own weights that the adapter brings with it.
+
+    Raises:
+        UserError: the folder holds no adapter, or one that does not belong to this model.
+    """
+    loaded, slots = _put_on_nothing(folder, "eager", adapter)
+    return loaded, sorted(slot.path for found in slots.values() for slot in found if slot.is_taken)
+
+
+def _put_on_nothing(folder: Path, attention: str, adapter: Path) -> tuple[Any, dict[int, list[_Slot]]]:
+    _refuse_changed_base(adapter)
+    model = _without_weights(folder, attention)
+    slots = _emptied(model)
+    # PEFT moves an adapter to where the base lies, and makes no first values that would need the base's weights.
+    return load_adapter(model, adapter, low_cpu_mem_usage=True, torch_device="cpu"), slots
 
 
 def _refuse_changed_base(adapter: Path) -> None:

@@ -1,11 +1,13 @@
 """What a recipe's adapter section trains of a model, counted from the model's skeleton. No torch here."""
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lorakit.errors import UserError
 from lorakit.model.chosen import chosen_weights, overridden
 from lorakit.model.skeleton import Skeleton
 from lorakit.model.weight import Weight
@@ -106,20 +108,64 @@ def _low_rank(settings: Any, rank: int, weight: Any) -> int:
     return rank * (weight.inner + weight.outer)
 
 
+# What PEFT makes of the layers that a fused weight of experts was made from (transformers 4 had one for each expert):
+# the weight's name, and how many of them lie in it.
+_FUSED = dict.fromkeys(("gate_proj", "up_proj", "w1", "w3"), ("gate_up_proj", 2)) | {"w2": ("down_proj", 1)}
+
+
 def _from_folder(skeleton: Skeleton, folder: Path) -> Adapted:
-    """The adapter of a folder in PEFT's format, by its configuration."""
+    """The adapter of a folder in PEFT's format, by its configuration. What PEFT ignores in it is ignored here too."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    targets = [*_listed(config.get("target_modules")), *_listed(config.get("target_parameters"))]
-    settings = Adapter.model_validate({"rank": config["r"], "targets": targets or "all-linear"})
-    chosen, _ = chosen_weights(list(skeleton.weights), settings, True)
-    own = config.get("rank_pattern") or {}
-    ranks = {weight.path: own.get(weight.parameter or weight.path, config["r"]) for weight in chosen}
+    ranks = _ranks_of(skeleton, config)
+    chosen = [weight for weight in skeleton.weights if weight.path in ranks]
     dora = bool(config.get("use_dora"))
     matrices = sum(weight.experts * _low_rank(None, ranks[weight.path], weight) for weight in chosen)
     matrices += sum(weight.outer for weight in chosen) if dora else 0
     whole = sum(skeleton.whole(config.get("modules_to_save") or []).values())
     small = _small(chosen, ranks)
     return Adapted(ranks, matrices, whole, copied=whole, dora=dora, saved=matrices + whole, small=small)
+
+
+def _ranks_of(skeleton: Skeleton, config: dict[str, Any]) -> dict[str, int]:
+    """The ranks of the weights that PEFT adapts, by path."""
+    rank, own, targets = int(config.get("r", 8)), config.get("rank_pattern") or {}, config.get("target_modules")
+    named = [*_listed(targets), *_listed(config.get("target_parameters"))]
+    excluded, layers = config.get("exclude_modules"), config.get("layers_to_transform")
+    numbers = [layers] if isinstance(layers, int) else layers
+    found = {}
+    for weight in skeleton.weights:
+        name = weight.parameter or weight.path
+        times = _times_named(weight, targets, named)
+        if not times or _is_named(weight.path, excluded) or (numbers and weight.layer not in numbers):
+            continue
+        found[weight.path] = next((own[key] for key in own if _fits(rf"(.*\.)?({key})", name)), rank * times)
+    return found
+
+
+def _times_named(weight: Weight, targets: Any, named: list[str]) -> int:
+    """How many of the targets' layers lie in a weight; 0 where none names it."""
+    if targets == "all-linear":
+        return int(not (weight.fused or weight.is_head))
+    if _is_named(weight.path, targets) or _is_named(weight.parameter or weight.path, named):
+        return 1
+    last = weight.path.rpartition(".")[2]
+    parts = {_FUSED[name] for name in (target.rpartition(".")[2] for target in named) if name in _FUSED}
+    return next((count for whole, count in parts if weight.fused and whole == last), 0)
+
+
+def _is_named(path: str, targets: Any) -> bool:
+    if isinstance(targets, str):
+        return _fits(targets, path)
+    return any(path == target or path.endswith(f".{target}") for target in targets or ())
+
+
+def _fits(pattern: str, path: str) -> bool:
+    try:
+        return re.fullmatch(pattern, path) is not None
+    except re.error as error:
+        raise UserError(
+            f"adapter.from: its adapter_config.json has {pattern!r}, which is no pattern: {error}."
+        ) from error
 
 
 def _listed(value: Any) -> list[str]:
