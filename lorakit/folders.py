@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import BinaryIO
 from lorakit.errors import LorakitError, UserError
 
 _BLOCK = 1 << 20
+_UNSETTLED = 2_000_000_000
+"""Nanoseconds; the coarsest clock of a file system in use, FAT's, counts two seconds."""
 _DRAFT = ".lorakit-draft."
 LOCK = ".lorakit-lock"
 """The lock file of a run, in its folder; that of another folder lies beside it, with its name behind this one."""
@@ -203,10 +207,24 @@ def lies_inside(path: Path, folder: Path) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file. The hub's cache names its large files by their sha256: there it is taken as read."""
-    target = path.resolve()
-    if path.is_symlink() and target.parent.name == "blobs" and len(target.name) == 64:
-        return target.name
+    """The sha256 of a file, read once in a process as long as nothing about it changes.
+
+    No name is taken for it, though the hub's cache has such names: a file may have changed since, or somebody else may
+    have named it.
+    """
+    status = path.stat()
+    changed = max(status.st_mtime_ns, status.st_ctime_ns)
+    if time.time_ns() - changed < _UNSETTLED:  # it could change again without a later time
+        return _digest(path)
+    return _kept_digest(path.resolve(), status.st_dev, status.st_ino, status.st_size, changed)
+
+
+@functools.cache
+def _kept_digest(path: Path, *_: int) -> str:
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):

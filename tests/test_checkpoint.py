@@ -1,6 +1,7 @@
 """Promises of the files that are read and written a tensor at a time: the library of safetensors does the same."""
 
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.model.checkpoint import INDEX, SINGLE, TYPES, metadata_of, pieces, read_tensor, tensors_of, weight_files
+from lorakit.model.checkpoint import TYPES, pieces, read_tensor
 from lorakit.model.checkpoint_writing import writing
+from lorakit.model.weight_files import INDEX, SINGLE, metadata_of, tensors_of, weight_files
 
 SHAPES = [(), (0, 4), (5,), (3, 7), (2, 3, 4)]
 
@@ -86,7 +88,7 @@ def test_what_is_written_in_any_order_the_library_reads(stored, tmp_path):
 def test_numbers_are_rounded_to_the_type_that_was_announced(tmp_path):
     value = torch.randn(100, 3) * 100
     save_file({"a": value}, tmp_path / SINGLE)
-    planned = {"a": tensors_of(tmp_path)["a"].as_type(torch.bfloat16)}
+    planned = {"a": tensors_of(tmp_path)["a"].as_type("BF16")}
     with writing(tmp_path / "b.safetensors", planned, {}) as file:
         file.put("a", value)
     assert torch.equal(load_file(tmp_path / "b.safetensors")["a"], value.to(torch.bfloat16))
@@ -95,7 +97,7 @@ def test_numbers_are_rounded_to_the_type_that_was_announced(tmp_path):
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e6])
 def test_a_number_that_the_type_does_not_hold_is_refused_by_name(tmp_path, number):
     save_file({"layer.weight": torch.zeros(4, 4)}, tmp_path / SINGLE)
-    planned = {"layer.weight": tensors_of(tmp_path)["layer.weight"].as_type(torch.float16)}
+    planned = {"layer.weight": tensors_of(tmp_path)["layer.weight"].as_type("F16")}
     value = torch.zeros(4, 4)
     value[2, 3] = number
     with (
@@ -134,7 +136,7 @@ def test_no_file_stays_open_whatever_happens(tmp_path):
         pass
     with pytest.raises(ValueError, match="announced"), writing(tmp_path / "b", tensors, {}):
         pass
-    far = {"a": tensors["a"].as_type(torch.float64)}
+    far = {"a": tensors["a"].as_type("F64")}
     object.__setattr__(far["a"], "size", 1 << 60)  # more than any disk holds
     with pytest.raises(OSError), writing(tmp_path / "c", far, {}):
         pass
@@ -193,13 +195,46 @@ def test_shards_are_those_that_the_index_names(tmp_path):
     (tmp_path / "part-2.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks part-2\.safetensors"):
         tensors_of(tmp_path)
-    index.write_text(json.dumps({"weight_map": {"t1": "../part-1.safetensors"}}))
-    with pytest.raises(UserError, match="does not lie in the folder itself"):
-        tensors_of(tmp_path)
-    for text in ("{", "{}", "[]", '{"weight_map": 3}', '{"weight_map": {"t1": 4}}'):
+    for text in ("{", "{}", "[]", '{"weight_map": 3}', '{"weight_map": {}}', '{"weight_map": {"t1": 4}}', "[" * 9999):
         index.write_text(text)
         with pytest.raises(UserError, match=r"index\.json: damaged"):
             tensors_of(tmp_path)
     index.unlink()
     with pytest.raises(UserError, match="is no model folder"):
         tensors_of(tmp_path)
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a single file"])
+def test_an_index_names_no_file_that_lies_elsewhere(tmp_path, beside):
+    """Only the folder's own files are known by their sha256."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for place in (tmp_path / "far.safetensors", folder / "own.safetensors", folder / "own.bin"):
+        save_file({"t": torch.zeros(2)}, place)
+    (folder / "inner").mkdir()
+    save_file({"t": torch.zeros(2)}, folder / "inner" / "own.safetensors")
+    if beside:
+        save_file({"t": torch.zeros(2)}, folder / SINGLE)
+    for name in ("../far.safetensors", str(tmp_path / "far.safetensors"), "inner/own.safetensors", "own.bin", "."):
+        (folder / INDEX).write_text(json.dumps({"weight_map": {"s": "own.safetensors", "t": name}}))
+        with pytest.raises(UserError, match=re.escape(f"names {name!r}")):
+            weight_files(folder)
+    (folder / "link.safetensors").symlink_to(tmp_path / "far.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"t": "link.safetensors"}}))
+    with pytest.raises(UserError, match=r"is a link to .*outside of the folder"):
+        weight_files(folder)
+
+
+def test_a_single_file_is_no_link_to_elsewhere_but_the_hubs_own(tmp_path):
+    save_file({"t": torch.zeros(2)}, tmp_path / "far.safetensors")
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / "0123"
+    blobs = snapshot.parent.parent / "blobs"
+    for folder in (snapshot, blobs):
+        folder.mkdir(parents=True)
+    (snapshot / SINGLE).symlink_to(tmp_path / "far.safetensors")
+    with pytest.raises(UserError, match="is a link to"):
+        weight_files(snapshot)
+    save_file({"t": torch.zeros(2)}, blobs / "0a")
+    (snapshot / SINGLE).unlink()
+    (snapshot / SINGLE).symlink_to("../../blobs/0a")
+    assert weight_files(snapshot) == [snapshot / SINGLE]

@@ -1,11 +1,13 @@
 """Folders and files are complete or absent at every moment."""
 
+import hashlib
 import subprocess
 import sys
 
 import pytest
 
-from lorakit.folders import remove_drafts, sha256_of, whole_folder, write_whole
+from lorakit import folders
+from lorakit.folders import lies_inside, remove_drafts, sha256_of, whole_folder, write_whole
 
 
 def test_a_folder_appears_whole_and_a_failed_writing_leaves_nothing(tmp_path):
@@ -57,11 +59,46 @@ def test_write_whole_replaces_a_file_at_once(tmp_path):
     assert [found.name for found in tmp_path.iterdir()] == ["manifest.json"]
 
 
-def test_sha256_takes_the_hubs_cache_at_its_word_and_reads_everything_else(tmp_path):
-    blobs = tmp_path / "blobs"
-    blobs.mkdir()
-    name = "f" * 64
-    (blobs / name).write_text("x")
-    (tmp_path / "model.safetensors").symlink_to(blobs / name)
-    assert sha256_of(tmp_path / "model.safetensors") == name
-    assert sha256_of(blobs / name) == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+def test_sha256_is_that_of_the_content_whatever_a_file_is_called(tmp_path):
+    """Other folders look like the hub's cache, and what lies in the hub's own may have changed."""
+    repository = tmp_path / "models--org--tiny"
+    snapshot, blob = repository / "snapshots" / "0123" / "model.safetensors", repository / "blobs" / ("f" * 64)
+    for folder in (snapshot.parent, blob.parent):
+        folder.mkdir(parents=True)
+    blob.write_text("x")
+    snapshot.symlink_to(f"../../blobs/{blob.name}")
+    assert sha256_of(snapshot) == hashlib.sha256(b"x").hexdigest()
+
+
+def test_sha256_is_read_once_where_a_file_has_not_changed(tmp_path, monkeypatch):
+    path, digest, read = tmp_path / "file", folders._digest, []
+    monkeypatch.setattr(folders, "_digest", lambda path: read.append(path) or digest(path))
+    for content in (b"one", b"two"):
+        path.write_bytes(content)
+        assert sha256_of(path) == sha256_of(path) == hashlib.sha256(content).hexdigest()
+    assert len(read) == 4  # just written: it may change again within one tick of the clock
+    monkeypatch.setattr(folders, "_UNSETTLED", 0)
+    for content in (b"three", b"longer"):
+        path.write_bytes(content)
+        assert sha256_of(path) == sha256_of(path) == hashlib.sha256(content).hexdigest()
+    assert len(read) == 6
+
+
+def test_only_the_hubs_own_links_lead_out_of_a_folder(tmp_path):
+    repository = tmp_path / "models--org--tiny"
+    snapshot, blobs = repository / "snapshots" / "0123", repository / "blobs"
+    for folder in (snapshot, blobs, tmp_path / "blobs", tmp_path / "snapshots" / "0123"):
+        folder.mkdir(parents=True)
+    (blobs / "a").touch()
+    (tmp_path / "blobs" / "a").touch()
+    for folder, target, inside in (
+        (snapshot, "../../blobs/a", True),
+        (snapshot, "../../../blobs/a", False),
+        (snapshot, "/etc/hostname", False),
+        (tmp_path / "snapshots" / "0123", "../../blobs/a", False),
+        (blobs, "a", True),
+    ):
+        link = folder / "link"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        assert lies_inside(link, folder) is inside, (folder, target)

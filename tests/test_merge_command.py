@@ -101,19 +101,11 @@ def test_a_missing_shard_is_named(trained, lorakit_merge, tmp_path):
 
 
 def test_a_truncated_weights_file_is_named(trained, lorakit_merge, tmp_path):
-    """One of the hub's cache, whose sha256 is taken from its name: nothing else would see it."""
-    from lorakit.folders import sha256_of
-
-    trained()
-    base = tmp_path / "base"
-    blob = tmp_path / "blobs" / sha256_of(base / WEIGHTS)
-    blob.parent.mkdir()
-    (base / WEIGHTS).rename(blob)
-    (base / WEIGHTS).symlink_to(blob)
-    run = trained(base=base, name="second")
-    whole = blob.read_bytes()
+    run = trained()
+    weights = tmp_path / "base" / WEIGHTS
+    whole = weights.read_bytes()
     for end in (4, 100, len(whole) // 2, -1):
-        blob.write_bytes(whole[:end])
+        weights.write_bytes(whole[:end])
         refused(lorakit_merge, tmp_path, 2, run.folder, says="this weights file is damaged")
 
 

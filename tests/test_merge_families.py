@@ -15,12 +15,13 @@ from lorakit.merge.write import write_weights
 from lorakit.model.adapters.plain import save_adapter
 from lorakit.model.attach import attach_adapter
 from lorakit.model.base import Base
-from lorakit.model.checkpoint import SINGLE, read_tensor, tensors_of
+from lorakit.model.checkpoint import read_tensor
 from lorakit.model.held import held_as_stored, held_by
 from lorakit.model.load import load_model
 from lorakit.model.quantized import dequantized
 from lorakit.model.streamed import streamed_adapter_model
 from lorakit.model.targets import select_targets
+from lorakit.model.weight_files import SINGLE, tensors_of
 from lorakit.model.weights import open_weights
 from lorakit.progress import Silent
 from lorakit.recipe.kinds import kind_of

@@ -10,16 +10,19 @@ from lorakit.errors import UserError
 def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) -> None:  # noqa: B006
     """Validate a recipe; print it resolved, and every [bold]auto[/bold] with its reason.
 
-    Every error of the file is reported in one pass. No model is loaded, no network is used. Exit code 0 or 2.
+    Every error of the file is reported in one pass, then what a run would refuse of the base's files where they lie
+    here. No model is loaded, no network is used. Exit code 0 or 2.
     """
     from lorakit import console
     from lorakit.plan.auto import settle
+    from lorakit.plan.base_here import check_base_here, refuse_unmergeable
     from lorakit.plan.facts import facts_of
     from lorakit.plan.machine import this_machine
     from lorakit.plan.quantization import effective_quantization, quantization_sentence
     from lorakit.plan.row_limits import beyond_training, refuse_lengths
     from lorakit.recipe.kinds import kind_of
     from lorakit.recipe.load import RecipeErrors, dump, load
+    from lorakit.recipe.problems import LocatedError, Place, Problem
 
     try:
         loaded = load(recipe, overrides)
@@ -31,13 +34,18 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     model, own = loaded.recipe.model, kind_of(loaded.recipe.adapter).facts.get("quantizes")
     try:
         with loaded.locating():
+            check_base_here(loaded.recipe)
             facts = facts_of(model.base, model.revision)
+            if facts:
+                refuse_unmergeable(loaded.recipe, facts)
             refuse_lengths(loaded.recipe, facts)
             settled = settle(loaded.recipe, this_machine(), facts)
     except UserError as error:
         if not as_json:
             raise
-        console.result_json({"valid": False, "problems": [{"place": "", "path": "", "reason": str(error)}]})
+        whole = Problem(Place(loaded.path), "", "", str(error), "")
+        problem = error.problem if isinstance(error, LocatedError) else whole
+        console.result_json({"valid": False, "problems": [problem.to_dict()]})
         raise SystemExit(error.exit_code) from error
     quantization = quantization_sentence(settled.recipe.model, own, facts)
     text, warning = dump(settled.recipe, Path.cwd()), beyond_training(loaded.recipe, facts)

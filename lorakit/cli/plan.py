@@ -63,6 +63,7 @@ def plan(
     from lorakit import console
     from lorakit.cli import plan_texts
     from lorakit.cli.plan_facts import Told
+    from lorakit.plan.base_here import check_base_here, missing_words, refuse_unmergeable
     from lorakit.plan.changes import Trying, larger, smaller
     from lorakit.plan.checkpoint import checkpoint_of
     from lorakit.plan.devices import DEVICES, find_device
@@ -77,7 +78,9 @@ def plan(
     loaded = load(recipe, overrides)
     settings = loaded.recipe
     with loaded.locating():
+        check_base_here(settings, complete=False)
         facts = _facts(settings, progress)
+        refuse_unmergeable(settings, facts)
         refuse_lengths(settings, facts)
         rows = _rows(settings)
     if gpu and gpu.strip().lower() == "all":
@@ -86,9 +89,8 @@ def plan(
             raise next(found for found in plans if isinstance(found, UserError))
         plan_texts.print_cards(list(DEVICES), plans, as_json)
         return
-    too_long = beyond_training(settings, facts, rows.longest)
-    if too_long:
-        progress.warn(too_long)
+    for warning in filter(None, (missing_words(settings), beyond_training(settings, facts, rows.longest))):
+        progress.warn(warning)
     place = place_of(find_device(gpu)) if gpu else this_place()
     with loaded.locating():
         found = plan_run(settings, facts, rows, place, per_hour)
@@ -108,7 +110,6 @@ def _facts(settings: "Recipe", progress: "Progress") -> "ModelFacts":
     """What the base model is made of: counted from its config, or built without weights where its family is another."""
     from dataclasses import replace
 
-    from lorakit.model.stored import refuse_irreversible
     from lorakit.plan.facts import config_of, facts_from, folder_of
     from lorakit.recipe.problems import one_line
 
@@ -122,8 +123,6 @@ def _facts(settings: "Recipe", progress: "Progress") -> "ModelFacts":
             f"model.base: the sizes of {base} are not known here. Give a local folder with its config.json, fetch the "
             "model once (lorakit train RECIPE --dry-run), or plan on a well-known model of the same size."
         )
-    if settings.output.merged:
-        refuse_irreversible(facts.stored, base)
     if facts.skeleton is None:
         kind = one_line(str(config.get("model_type")))
         progress.say(f"model.base: a {kind} is not counted from its config: building it without weights")

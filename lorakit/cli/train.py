@@ -102,7 +102,8 @@ def _trained(run: "Run", loaded: "Loaded", resume: bool, progress: "Progress") -
         prepared = prepare_run(settled, progress)
     _describe(prepared, progress)
     checkpoint = checkpoint_to_resume(run, prepared, progress) if resume else None
-    return train_run(prepared, run, progress, checkpoint), prepared
+    with loaded.locating():
+        return train_run(prepared, run, progress, checkpoint), prepared
 
 
 def json_text(text: str) -> str:

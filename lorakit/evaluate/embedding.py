@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from lorakit.errors import UserError
+from lorakit.model.base_files import refuse_code
 from lorakit.recipe.problems import one_line
 
 _ROWS = 32
@@ -43,9 +44,12 @@ def embeddings(folder: Path, texts: Sequence[str]) -> np.ndarray:
 
 
 def _loaded(folder: Path) -> tuple[Any, Any]:
+    refuse_code(folder, "evaluate.metrics: semantic-similarity")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModel.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(
             f"evaluate.metrics: semantic-similarity: {folder} cannot be loaded as an embedding model: "

@@ -15,10 +15,11 @@ from lorakit.amounts import decimal_bytes
 from lorakit.errors import LorakitError
 from lorakit.folders import lies_inside
 from lorakit.merge.fold import Fold, Folding
-from lorakit.model.checkpoint import INDEX, SINGLE, TYPES, OnDisk, metadata_of, pieces, read_tensor, weight_files
+from lorakit.model.checkpoint import TYPES, WORDS, pieces, read_tensor
 from lorakit.model.checkpoint_writing import Writing, writing
 from lorakit.model.held import Held
 from lorakit.model.tokenizer_files import write_tokenizer
+from lorakit.model.weight_files import INDEX, SINGLE, OnDisk, metadata_of, weight_files
 from lorakit.model.weights import Group, Weights
 from lorakit.progress import Progress
 
@@ -42,7 +43,7 @@ def write_weights(
     """
     unused = set(weights.unused)  # which may hold anything, such as masks of -inf
     planned = {
-        name: tensor if dtype is None or not tensor.is_plain or name in unused else tensor.as_type(dtype)
+        name: tensor if dtype is None or not tensor.is_plain or name in unused else tensor.as_type(WORDS[dtype])
         for name, tensor in weights.tensors.items()
     }
     check_space(folder, sum(tensor.size for tensor in planned.values()))

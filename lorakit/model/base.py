@@ -1,6 +1,5 @@
 """Where a base model comes from: a folder, a GGUF file, the hub, or a package that carries it."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from lorakit.checksums import damaged_entry, write_checksums
 from lorakit.errors import LorakitError, UserError
 from lorakit.folders import cache_folder, sha256_of, whole_folder
+from lorakit.model.base_files import check_base_files
 from lorakit.model.offline import CARRIERS, fetch_carried
 from lorakit.progress import Progress
 
@@ -46,7 +46,7 @@ def find_base(name: str, revision: str, progress: Progress) -> Base:
     if path.suffix == ".gguf" and path.is_file():
         return Base(name, _converted(path, progress), f"{path.name}, dequantized from {gguf_types(path)}")
     if path.is_dir():
-        _check_folder(path)
+        check_base_files(path)
         return Base(name, path, "local folder")
     if path.is_absolute():
         raise UserError(f"model.base: {name}: there is no such folder or .gguf file.")
@@ -56,7 +56,7 @@ def find_base(name: str, revision: str, progress: Progress) -> Base:
         raise
     except LorakitError as refused:
         return _from_carrier(name, revision, str(refused), progress)
-    _check_folder(folder)
+    check_base_files(folder)
     return Base(name, folder, f"hub, commit {folder.name}")
 
 
@@ -112,37 +112,6 @@ def _from_carrier(name: str, revision: str, refused: str, progress: Progress) ->
     )
 
 
-def _check_folder(folder: Path) -> None:
-    """A folder that transformers can load without running code or unpickling anything."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model.base: {folder} has no config.json, so it is no model folder.")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"model.base: {folder / 'config.json'} is no valid JSON: {error}.") from error
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise UserError(f"model.base: {folder / 'config.json'} names no model_type.")
-    if config.get("auto_map"):
-        raise UserError(f"model.base: {folder} brings its own Python code (auto_map), which lorakit does not run.")
-    if not any(folder.glob("*.safetensors")):
-        pickled = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
-        found = f" It has {pickled}, which would run code when read: convert it to safetensors." if pickled else ""
-        raise UserError(f"model.base: {folder} has no .safetensors file.{found}")
-    _check_shards(folder)
-
-
-def _check_shards(folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"model.base: {index} is damaged: {error}. Fetch the model again.") from error
-        missing = [shard for shard in shards if not (folder / shard).is_file()]
-        if missing:
-            raise UserError(f"model.base: {folder} lacks {', '.join(missing)}, which its index names. Fetch them.")
-
-
 def gguf_types(path: Path) -> str:
     """The number formats of a GGUF file's matrices, most frequent first."""
     from collections import Counter
@@ -188,8 +157,10 @@ def _converted(gguf: Path, progress: Progress) -> Path:
     os.environ.setdefault("TQDM_DISABLE", "1")
     with whole_folder(folder, first_wins=not damage) as draft:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+            )
         except (ValueError, OSError, KeyError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
         model.hf_quantizer = None

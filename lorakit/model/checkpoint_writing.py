@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.model.checkpoint import CONVERTED_AT_ONCE, TYPES, OnDisk
+from lorakit.model.checkpoint import CONVERTED_AT_ONCE, TYPES
+from lorakit.model.weight_files import OnDisk
 
 _COPIED_AT_ONCE = 1 << 24
 

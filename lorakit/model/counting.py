@@ -67,7 +67,7 @@ def empty_model(config: Path | dict[str, Any]) -> Any:
     read = read_config(config)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(read)
+            return AutoModelForCausalLM.from_config(read, trust_remote_code=False)
     except (*_DAMAGED, ImportError) as error:  # some families need a library more
         raise _no_model(error) from error
 

@@ -29,6 +29,7 @@ def quiet_libraries() -> None:
     import datasets
     import huggingface_hub
     import transformers
+    from transformers import dynamic_module_utils
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # the variable of this name is read too early
@@ -37,6 +38,7 @@ def quiet_libraries() -> None:
     # PEFT sets right by itself what it warns of: the same adapter fits Conv1D and the quantized layer made from it.
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", module=r"peft\.")
     warnings.filterwarnings("ignore", module=r"peft\.")  # lorakit looks for itself at what they warn of
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # no question at the terminal whether to run code
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -51,7 +53,7 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
         UserError: there is no tokenizer, or the recipe's chat template cannot be read.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.folder)
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError, ArithmeticError, StrictDataclassError) as error:
         raise UserError(f"model.base: {base.name}: the tokenizer cannot be loaded: {_first_line(error)}") from error
     except Exception as error:  # the Rust tokenizers raise bare Exceptions on a damaged tokenizer.json
@@ -88,7 +90,9 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
     try:
         if stored and stored.treatment == "dequantized":
             options |= {"config": _dequantizing(base)}
-        model, info = AutoModelForCausalLM.from_pretrained(base.folder, output_loading_info=True, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            base.folder, output_loading_info=True, trust_remote_code=False, **options
+        )
     except torch.OutOfMemoryError as error:
         remedy = (
             "Train an adapter instead, such as adapter.kind: lora." if trainable else "Try model.quantization: nf4."
@@ -135,7 +139,7 @@ def original_weights(base: Base, modules: list[str], dtype: torch.dtype) -> dict
 
 def _dequantizing(base: Base) -> Any:
     """The checkpoint's configuration, told to turn its weights into plain ones while they are loaded."""
-    config = AutoConfig.from_pretrained(base.folder)
+    config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
     holder = config if getattr(config, "quantization_config", None) else config.get_text_config()
     holder.quantization_config["dequantize"] = True
     return config
@@ -167,7 +171,8 @@ def check_positions(model: Any, longest: int, name: str) -> None:
 def attentions_of(base: Base) -> tuple[str, ...]:
     """The attention implementations that the model's family has, of those that a recipe names."""
     try:
-        kind = AutoModelForCausalLM._model_mapping[type(AutoConfig.from_pretrained(base.folder))]
+        config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
+        kind = AutoModelForCausalLM._model_mapping[type(config)]
     except (OSError, ValueError, KeyError):
         return ("eager", "sdpa")  # loading says what is wrong
     flags = {"sdpa": "sdpa", "flash_attention_2": "flash_attn", "flex_attention": "flex_attn"}

@@ -109,12 +109,14 @@ def _refuse_changed_base(adapter: Path) -> None:
 def _without_weights(folder: Path, attention: str) -> Any:
     """The model with parameters on the meta device. Its buffers are real: what is not saved is computed here."""
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         for part in (config, config.get_text_config()):
             if hasattr(part, "quantization_config"):
                 del part.quantization_config
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise UserError(f"{folder}: no model can be made of its config: {str(error).splitlines()[0]}") from error
     model.tie_weights()  # becoming empty has torn them apart

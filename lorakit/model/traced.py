@@ -123,7 +123,7 @@ def _without_numbers(config: Any, settings: Adapter, half: bool) -> tuple[Any, F
 
 
 def _made(config: Any, attention: str, dtype: torch.dtype) -> Any:
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype, trust_remote_code=False)
 
 
 def _kept_by_make(

@@ -22,8 +22,9 @@ from transformers.core_model_loading import (
 )
 
 from lorakit.errors import UserError
-from lorakit.model.checkpoint import TYPES, OnDisk, pieces, read_tensor, tensors_of
+from lorakit.model.checkpoint import TYPES, pieces, read_tensor
 from lorakit.model.counting import empty_model
+from lorakit.model.weight_files import OnDisk, tensors_of
 
 Values = dict[str, torch.Tensor]
 

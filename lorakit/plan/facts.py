@@ -80,7 +80,7 @@ def config_of(base: str, revision: str) -> dict[str, Any] | None:
     Raises:
         UserError: a local folder's config.json is damaged.
     """
-    local = Path(base).is_absolute() or _hub_snapshot(base, revision) is not None
+    local = Path(base).is_absolute() or hub_snapshot(base, revision) is not None
     known = None if local else known_config(base)  # sooner than a converted file, whose folder is found by its sha256
     folder = folder_of(base, revision) if known is None else None
     if folder is not None and (folder / "config.json").is_file():
@@ -90,7 +90,7 @@ def config_of(base: str, revision: str) -> dict[str, Any] | None:
 
 def folder_of(base: str, revision: str) -> Path | None:
     """The folder of a recipe's base model, where it is on this machine: a local one, or one in a cache."""
-    path = Path(base) if Path(base).is_absolute() else _hub_snapshot(base, revision)
+    path = Path(base) if Path(base).is_absolute() else hub_snapshot(base, revision)
     if path is None and base in CARRIERS:
         path = carried_file(CARRIERS[base])
     if path and path.is_file():
@@ -158,7 +158,7 @@ def _first(config: dict[str, Any], *keys: str) -> int | None:
     return next((config[key] for key in keys if is_size(config.get(key))), None)
 
 
-def _hub_snapshot(name: str, revision: str) -> Path | None:
+def hub_snapshot(name: str, revision: str) -> Path | None:
     """The folder of a hub model in the hub's own cache (its layout: models--ORG--NAME/refs and /snapshots)."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")

@@ -11,7 +11,7 @@ from typing import Any
 from lorakit.errors import UserError
 from lorakit.recipe.compose import compose
 from lorakit.recipe.dump import dump as dump
-from lorakit.recipe.problems import PathParts, Place, Problem, dotted
+from lorakit.recipe.problems import LocatedError, PathParts, Place, Problem, dotted
 from lorakit.recipe.problems import RecipeErrors as RecipeErrors
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.strict_yaml import Node, children
@@ -51,7 +51,7 @@ class Loaded:
             name = str(error).partition(":")[0]
             if name.partition(".")[0] not in Recipe.model_fields or not _DOTTED.fullmatch(name):
                 raise
-            raise UserError(f"{self._place(name)}: {error}") from error
+            raise LocatedError(self._place(name), name, str(error)) from error
 
     def _place(self, name: str) -> Place:
         """Where a key is written; of one that has its default, where its section is."""

@@ -80,6 +80,14 @@ class RecipeErrors(UserError):
         super().__init__("\n".join([*map(str, self.problems), ending]))
 
 
+class LocatedError(UserError):
+    """What is wrong with one key, as only the model, the rows or the machine show it; `problem` has the facts."""
+
+    def __init__(self, place: Place, path: str, message: str) -> None:
+        self.problem = Problem(place, path, "", message.removeprefix(f"{path}: "), "")
+        super().__init__(f"{place}: {message}")
+
+
 def dotted(path: PathParts) -> str:
     """`("data", "train", 1, "path")` -> `data.train[1].path`."""
     text = ""

@@ -1,0 +1,146 @@
+"""Whether the files of a base model can be trained on: complete, undamaged, and nothing of them is run or unpickled.
+
+Read without torch, and of weights only the headers, so that `lorakit check` can say it too.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lorakit.errors import UserError
+from lorakit.model.weight_files import INDEX, SINGLE, header_of, weight_files
+
+_READ_BY_ALL = ("config.json", "tokenizer_config.json", "generation_config.json")
+_ADAPTER = "adapter_config.json"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_AGAIN = "Fetch the model again."
+# Of these a model with a tokenizer has at least one.
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
+
+
+def check_base_files(folder: Path, complete: bool = True) -> None:
+    """Refuse a folder that transformers cannot load, or not without running code or unpickling anything.
+
+    Args:
+        complete: whether a missing file is a fault. In the hub's cache it is not, where a run fetches it.
+
+    Raises:
+        UserError: it says of which file it is, and what to do.
+    """
+    refuse_code(folder, "model.base")
+    try:
+        _check_configs(folder, complete)
+        _check_weights(folder, complete)
+        _check_tokenizer(folder)
+    except UserError as error:
+        raise UserError(f"model.base: {error}") from error
+
+
+def refuse_code(folder: Path, key: str) -> None:
+    """Refuse a folder whose configuration names Python code of its own, in whichever file.
+
+    Args:
+        key: what of the recipe names the folder.
+
+    Raises:
+        UserError: it names the file and the code.
+    """
+    for file in sorted(folder.glob("*config.json")):
+        try:
+            named = _code_in(_json(file))
+        except UserError:
+            continue  # transformers cannot read it either; what a run reads is checked apart
+        if named is not None:
+            raise UserError(
+                f"{key}: {folder} brings its own Python code ({named}, in auto_map of {file.name}), which lorakit does "
+                "not run. Give a model without, or, where transformers has a class for it, a copy without auto_map."
+            )
+
+
+def _code_in(values: Any) -> str | None:
+    """The code that an `auto_map` names, at any depth; None where there is none."""
+    waiting = [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if value.get("auto_map"):
+                return _named(value["auto_map"])
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return None
+
+
+def _named(value: Any) -> str:
+    """`auto_map` maps classes to code, or lists it in an older form."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    flat = [part for one in parts for part in (one if isinstance(one, list) else [one])]
+    return ", ".join(str(part)[:80] for part in flat if part) or "an empty name"
+
+
+def refuse_missing_tokenizer(folder: Path) -> None:
+    """Refuse a folder without any file that a tokenizer is read from.
+
+    Raises:
+        UserError: it names the files that were looked for.
+    """
+    if not any(next(folder.glob(name), None) for name in _TOKENIZERS):
+        raise UserError(f"model.base: {folder} has no tokenizer ({', '.join(_TOKENIZERS)}). {_AGAIN}")
+
+
+def _check_configs(folder: Path, complete: bool) -> None:
+    if not (folder / "config.json").is_file():
+        if complete:
+            raise UserError(f"{folder} has no config.json, so it is no model folder.")
+        return
+    for name in _READ_BY_ALL:
+        if (folder / name).is_file():
+            _json(folder / name)
+    config = _json(folder / "config.json")
+    if "model_type" not in config:
+        raise UserError(f"{folder / 'config.json'} names no model_type.")
+    other = config.get("transformers_weights")
+    if other not in (None, SINGLE, INDEX):
+        raise UserError(
+            f"{folder / 'config.json'} names other weights than {SINGLE} (transformers_weights: {other!r}), which "
+            "lorakit does not look for. Rename the file, and take the key out."
+        )
+    if (folder / _ADAPTER).is_file():
+        raise UserError(
+            f"{folder} has {_ADAPTER}: transformers puts the adapter that lies there into the model. Merge it into the "
+            "model first, or give a folder without it."
+        )
+
+
+def _check_weights(folder: Path, complete: bool) -> None:
+    if not any(folder.glob("*.safetensors")):
+        pickled = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED))
+        found = f" It has {pickled}, which would run code when read: convert it to safetensors." if pickled else ""
+        if pickled or complete:
+            raise UserError(f"{folder} has no .safetensors file.{found}")
+        return
+    for file in weight_files(folder, complete):
+        header_of(file)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Whether tokenizer.json begins and ends as a mapping does; reading all of it takes too long here."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return
+    with file.open("rb") as opened:
+        begin = opened.read(64).strip()
+        opened.seek(max(0, file.stat().st_size - 64))
+        end = opened.read().strip()
+    if not (begin.startswith(b"{") and end.endswith(b"}")) or begin == b"{":
+        raise UserError(f"{file} is damaged: it holds no JSON mapping from its beginning to its end. {_AGAIN}")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is no valid JSON: {error}. {_AGAIN}") from error
+    if not isinstance(read, dict):
+        raise UserError(f"{file} holds no mapping. {_AGAIN}")
+    return read

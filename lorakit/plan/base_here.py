@@ -1,0 +1,60 @@
+"""What a run would refuse of the base's files, as far as they lie on this machine; without torch."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from lorakit.errors import UserError
+from lorakit.model.base_files import check_base_files, refuse_missing_tokenizer
+from lorakit.model.stored import refuse_irreversible
+from lorakit.plan.facts import ModelFacts, hub_snapshot
+from lorakit.recipe.schema import Recipe
+
+_GGUF = b"GGUF"
+
+
+def check_base_here(recipe: Recipe, complete: bool = True) -> None:
+    """Refuse a base model whose files a run would refuse, where they are here.
+
+    Args:
+        complete: whether a file that a folder lacks is a fault.
+
+    Raises:
+        UserError: a file is missing, damaged or pickled, or code is to be run.
+    """
+    base, path = recipe.model.base, Path(recipe.model.base)
+    if path.is_absolute() and path.is_dir():
+        check_base_files(path, complete)
+        if complete:
+            refuse_missing_tokenizer(path)
+    elif path.is_absolute():
+        _check_gguf(path)
+    elif snapshot := hub_snapshot(base, recipe.model.revision):
+        check_base_files(snapshot, complete=False)
+
+
+def missing_words(recipe: Recipe) -> str | None:
+    """What of the base's files a run would miss, of a base that `check_base_here` takes; None where nothing is."""
+    try:
+        check_base_here(recipe)
+    except UserError as error:
+        return f"{error} It is planned all the same; a run would be refused"
+    return None
+
+
+def refuse_unmergeable(recipe: Recipe, facts: ModelFacts) -> None:
+    """Refuse a recipe that asks for a merged model of weights to which nothing can be added.
+
+    Raises:
+        UserError: the quantization of the base's own weights cannot be undone.
+    """
+    if recipe.output.merged:
+        refuse_irreversible(facts.stored, recipe.model.base)
+
+
+def _check_gguf(path: Path) -> None:
+    with path.open("rb") as file:
+        begin = file.read(len(_GGUF))
+    if begin != _GGUF:
+        raise UserError(f"model.base: {path}: no readable GGUF file: it does not begin as one does. Fetch it again.")
+    if not find_spec("gguf"):
+        raise UserError(f"model.base: {path}: GGUF files need the package gguf: pip install 'lorakit[gguf]'.")

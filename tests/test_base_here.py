@@ -1,0 +1,159 @@
+"""`check` and `plan` say what `train` would refuse of the base's files, where it is written, and without torch."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_base):
+    shutil.copytree(tiny_base, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change(folder, name, change):
+    (folder / name).write_text(json.dumps(change(json.loads((folder / name).read_text()))))
+
+
+def pickled(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut_short(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+
+
+def strange_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"<!DOCTYPE html><html>Not found</html>")
+
+
+def code(folder):
+    change(folder, "tokenizer_config.json", lambda values: values | {"auto_map": {"AutoTokenizer": ["own.Own", None]}})
+
+
+def lacking_shard(folder):
+    index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors").unlink()
+    (folder / "shard.safetensors").write_bytes(b"")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def outside(folder):
+    index = {"weight_map": {"model.norm.weight": "../far.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def link(folder):
+    (folder / "model.safetensors").rename(folder.parent / "far.safetensors")
+    (folder / "model.safetensors").symlink_to("../far.safetensors")
+
+
+def without_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+def half_a_tokenizer(folder):
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text[: len(text) // 2])
+
+
+def damaged_generation(folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id":')
+
+
+def without_type(folder):
+    change(folder, "config.json", lambda values: {key: values[key] for key in values if key != "model_type"})
+
+
+def other_weights(folder):
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    change(folder, "config.json", lambda values: values | {"transformers_weights": "other.safetensors"})
+
+
+HARMS = {
+    pickled: "convert it to safetensors",
+    cut_short: "weights file is damaged",
+    strange_weights: "weights file is damaged",
+    code: "brings its own Python code (own.Own",
+    lacking_shard: "lacks model-00002-of-00002.safetensors",
+    outside: "names '../far.safetensors'",
+    link: "is a link to",
+    without_tokenizer: "has no tokenizer",
+    half_a_tokenizer: "tokenizer.json is damaged",
+    damaged_generation: "generation_config.json is no valid JSON",
+    without_type: "names no model_type",
+    other_weights: "transformers_weights",
+}
+
+
+@pytest.mark.parametrize(("harm", "says"), HARMS.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_check_plan_and_train_refuse_the_same_files_at_the_keys_place(recipe_file, lorakit, folder, harm, says):
+    harm(folder)
+    path = recipe_file(model={"base": str(folder)})
+    for command in (("check", path), ("plan", path), ("train", path, "--dry-run")):
+        exit_code, _, err = lorakit(*command)
+        if command[0] == "plan" and harm in (lacking_shard, without_tokenizer):  # the config alone can be planned on
+            assert exit_code == 0 and says in err and "a run would be refused" in err
+            continue
+        assert exit_code == 2, command
+        assert re.search(r"tiny\.yaml:\d+:\d+: model\.base: ", err), err
+        if not (command[0] == "train" and harm in (without_tokenizer, half_a_tokenizer)):  # the library says it there
+            assert says in err, err
+
+
+def test_check_as_json_tells_the_place(recipe_file, lorakit, folder):
+    pickled(folder)
+    path = recipe_file(model={"base": str(folder)})
+    exit_code, out, _ = lorakit("check", path, "--json")
+    (problem,) = json.loads(out)["problems"]
+    assert exit_code == 2 and problem["path"] == "model.base" and problem["line"] > 1 and problem["column"] > 1
+    assert problem["file"] == str(path) and "convert it to safetensors" in problem["reason"]
+
+
+def test_what_is_missing_of_a_hub_model_is_no_fault_before_it_is_fetched(recipe_file, lorakit, folder, monkeypatch):
+    commit, repository = "0" * 40, folder.parent / "hub" / "models--org--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (folder / "model.safetensors").unlink()
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder.parent / "hub"))
+    path = recipe_file(model={"base": "org/tiny"})
+    assert lorakit("check", path)[0] == 0
+    code(repository / "snapshots" / commit)
+    exit_code, _, err = lorakit("check", path)
+    assert exit_code == 2 and "own.Own" in err
+
+
+def test_a_file_that_is_no_gguf_is_refused_by_check(recipe_file, lorakit, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"PK\3\4 not a model")
+    exit_code, _, err = lorakit("check", recipe_file(model={"base": "./model.gguf"}))
+    assert exit_code == 2 and "no readable GGUF" in err
+
+
+CHOICES = {
+    "targets": {"adapter": {"targets": ["no_such_proj"]}},
+    "layers": {"adapter": {"layers": [0, 9]}},
+    "rank_overrides": {"adapter": {"rank_overrides": {"no_such_proj": 2}}},
+    "train_modules": {"adapter": {"train_modules": ["no_such_head"]}},
+}
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_a_choice_that_the_model_lacks_is_refused_at_its_place_by_train_too(recipe_file, lorakit, tmp_path, key):
+    path = recipe_file(**CHOICES[key])
+    line = next(at for at, text in enumerate(path.read_text().splitlines(), start=2) if f"{key}:" in text)
+    exit_code, _, err = lorakit("train", path, "--output", tmp_path / "run")
+    assert exit_code == 2 and re.search(rf"tiny\.yaml:{line}:\d+: adapter\.{key}", err), err
+
+
+def test_check_reads_no_weights_and_no_torch(recipe_file, tiny_base):
+    path = recipe_file()
+    loads = "import sys, runpy; sys.argv = ['lorakit', 'check', sys.argv[1]]\n"
+    loads += "try: runpy.run_module('lorakit', run_name='__main__')\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loads, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
