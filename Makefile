@@ -1,5 +1,6 @@
 # make demo     set up, train recipes/debian-json and score it
 # make test     set up, run the test suite; make test-all adds the slow tests
+# make torture  damaged input, kills, signals and full disks, some 12,000 cases in under 20 minutes (COUNT=0.1: a tenth); docs/reliability.md
 # make check    lint, types, layers, generated documents
 # make bench    lorakit against TRL on the same rows: bench-train the training, bench-data the preparation of rows; and bench-eval
 # make bench-adapters   every adapter kind on every quantization, into docs/adapters.md (most of an hour); bench-dora: DoRA against PEFT's
@@ -15,7 +16,7 @@ READY := $(VENV)/.ready-$(shell cksum requirements.txt pyproject.toml tools/inst
 # A process for each core, with a thread each: tiny models gain nothing from more.
 TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: install model demo test test-all check docs bench bench-train bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval gpu pins clean
+.PHONY: install model demo test test-all torture check docs bench bench-train bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval gpu pins clean
 .DEFAULT_GOAL := help
 
 help:
@@ -38,6 +39,9 @@ test: model
 
 test-all: model
 	$(TESTS)
+
+torture: $(READY)
+	$(BIN)/python -m tools.torture $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
 
 check: $(READY)
 	$(BIN)/ruff check .
