@@ -57,6 +57,8 @@ def _left_out(name: str, report: Report, settings: Data) -> None:
         console.result(f"{name}: {report.cut:,} rows cut to data.max_length, {settings.max_length:,} tokens")
     if report.not_taken:
         console.result(f"{name}: {report.not_taken:,} rows passed over by take")
+    for note, count in report.notes.items():
+        console.result(f"{name}: {count:,} rows: {note}")
     if report.several:
         console.result(
             f"{name}: {report.several:,} rows became several examples, {report.examples:,} in all: texts that were "

@@ -146,7 +146,7 @@ def _rows(settings: "Recipe") -> "Rows":
     folder = folder_of(settings.model.base, settings.model.revision)
     tokenizer = folder / "tokenizer.json" if folder and (folder / "tokenizer.json").is_file() else None
     template = Path(settings.model.chat_template) if settings.model.chat_template else None
-    return rows_of(settings, glance(settings.data, tokenizer, template))
+    return rows_of(settings, glance(settings.data, tokenizer, template, settings.model.template_variables))
 
 
 def _planned_or_why(

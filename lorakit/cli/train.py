@@ -127,6 +127,8 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
             f"{name}: {report.kept:,} of {report.read:,} rows, {report.tokens:,} tokens, {report.trained_tokens:,} of "
             f"them trained, longest row {report.longest}; {'; '.join(map(str, report.sources))}"
         )
+        for note, count in report.notes.items():
+            progress.say(f"{name}: {count:,} rows: {note}")
         if report.several:
             progress.say(f"{name}: {report.examples:,} examples, several of each of {report.several:,} rows")
         if report.not_taken:

@@ -121,6 +121,7 @@ def _report(gathered: Gathered, decided: Decided, rows: np.ndarray, side: int) -
     report.kept, report.cut = int(rows.sum()), int((gathered.cut & rows).sum())
     report.read = report.kept + report.dropped.total + report.not_taken
     report.several = int((np.bincount(gathered.owner[examples], minlength=1) > 1).sum())
+    report.notes = {note: int(rows[numbers].sum()) for note, numbers in gathered.notes.items() if rows[numbers].any()}
     source_of = gathered.source[gathered.owner]
     for number, source in enumerate(report.sources):
         its = examples & (source_of == number)

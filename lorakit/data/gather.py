@@ -35,7 +35,7 @@ class Gathered:
 
     Of each row: `source`, `digests` (its sha256 as four numbers), `cut`, and `traits` where they were wanted. Of each
     example: `owner` (its row), `length` and `trained`, in tokens. `reports` count what became no example, on the
-    trained and on the held-out side.
+    trained and on the held-out side. `notes`: what is to be said of how rows are trained, and of which.
     """
 
     path: Path
@@ -51,6 +51,7 @@ class Gathered:
     reports: tuple[Report, Report]
     stops: Counter[str]
     rows: int
+    notes: dict[str, np.ndarray]
 
     def where(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The places of some rows."""
@@ -206,11 +207,20 @@ class _Merged:
             reports=self.reports,
             stops=self.stops,
             rows=self.rows,
+            notes=_joined_notes(self.worked, firsts),
         )
 
 
 def _joined(parts: list[np.ndarray], empty: tuple[int, ...], kind: Any) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(empty, dtype=kind)
+
+
+def _joined_notes(worked: list[Worked], firsts: np.ndarray) -> dict[str, np.ndarray]:
+    found: dict[str, list[np.ndarray]] = {}
+    for block, first in zip(worked, firsts, strict=False):
+        for note, numbers in block.notes.items():
+            found.setdefault(note, []).append(numbers + first)
+    return {note: np.concatenate(numbers) for note, numbers in found.items()}
 
 
 def _joined_shapes(parts: list[Shapes]) -> Shapes:

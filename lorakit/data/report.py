@@ -66,7 +66,8 @@ class Report:
 
     `kept` rows gave `examples`: a row whose template rewrites its history, or a split text, gives several (`several`
     rows did). `cut` rows were truncated. `not_taken` rows were passed over by a source's `take`. `found`: what the
-    checks of `data.clean` found, each reason with its check's name in front.
+    checks of `data.clean` found, each reason with its check's name in front. `notes`: what is to be said of how rows
+    are trained, with the number of rows that it holds for.
     """
 
     sources: list[SourceReport] = field(default_factory=list)
@@ -82,6 +83,7 @@ class Report:
     trained_tokens: int = 0
     longest: int = 0
     stop_tokens: list[str] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Report":

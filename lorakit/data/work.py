@@ -81,6 +81,8 @@ class Worked:
     rows: int
     filled: set[str] = field(default_factory=set)
     """The columns that hold something in some row."""
+    notes: dict[str, np.ndarray] = field(default_factory=dict)
+    """What is to be said of how rows are trained, and which usable rows it holds for."""
 
 
 @dataclass
@@ -218,6 +220,7 @@ class Worker:
             stops=stops,
             columns=columns,
             rows=rows,
+            notes=_notes(kept),
         )
 
     def _from_tokens(self, said: Said) -> Encoded | RowError:
@@ -271,6 +274,14 @@ class Worker:
             return within, True
         report.drop(RowError(f"longer than {limit:,} tokens", f"{longest:,} tokens"), where)
         return None
+
+
+def _notes(rows: Sequence[_Usable]) -> dict[str, np.ndarray]:
+    found: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        for note in {text.note for text in row.texts if text.note}:
+            found.setdefault(note, []).append(number)
+    return {note: np.array(numbers, dtype=np.int64) for note, numbers in found.items()}
 
 
 def _trained_runs(labels: list[int]) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """What models are asked: the held-out rows, as a tokenizer and its chat template render them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import SourceReport
 from lorakit.data.store import Examples
 from lorakit.errors import UserError
-from lorakit.evaluate.generate import until_stop
+from lorakit.evaluate.generate import said_in, until_stop
 from lorakit.model.base import Base
 from lorakit.model.load import pad_token_id, stop_token_ids, stop_words
 from lorakit.progress import Progress
@@ -75,7 +75,7 @@ class Asked:
 
 def reference_of(row: Row, tokenizer: Any, stop_ids: Sequence[int]) -> str:
     """The text of a row's last answer."""
-    return str(tokenizer.decode(until_stop(row["input_ids"][row["answer"] :], stop_ids), skip_special_tokens=True))
+    return said_in(until_stop(row["input_ids"][row["answer"] :], stop_ids), tokenizer)
 
 
 def asked_in(examples: Examples, tokenizer: Any, stop_ids: Sequence[int]) -> Asked:
@@ -83,15 +83,16 @@ def asked_in(examples: Examples, tokenizer: Any, stop_ids: Sequence[int]) -> Ask
     return Asked(tokenizer, tuple(stop_ids), list(examples.rows), examples.report.sources)
 
 
-def rendered(data: Data, base: Base, tokenizer: Any, progress: Progress) -> Asked:
-    """The held-out rows of a recipe's data section, rendered with a model's own tokenizer and template.
+def rendered(data: Data, base: Base, tokenizer: Any, variables: Mapping[str, Any], progress: Progress) -> Asked:
+    """The held-out rows of a recipe's data section, rendered with a model's own tokenizer and template, and values of
+    the template's variables.
 
     A section without held-out rows is one whose training rows are meant.
 
     Raises:
         UserError: they cannot be read or rendered.
     """
-    template = ChatTemplate(tokenizer, data.train_on, data.system, stop_words(base, tokenizer))
+    template = ChatTemplate(tokenizer, data.train_on, data.system, stop_words(base, tokenizer), variables)
     if data.eval is not None and not isinstance(data.eval, float):
         data = data.model_copy(update={"train": data.eval, "eval": None})
     train, held_out = examples_of(data, template, progress)
@@ -99,6 +100,8 @@ def rendered(data: Data, base: Base, tokenizer: Any, progress: Progress) -> Aske
     for reason, count in examples.report.dropped.counts.items():
         progress.warn(f"{count:,} rows are left out: {reason} (first: {examples.report.dropped.first[reason][0]})")
     tell_found(examples, progress)
+    for note, count in examples.report.notes.items():
+        progress.say(f"{count:,} rows: {note}")
     words = examples.report.stop_tokens
     stops = {*stop_token_ids(base, tokenizer), *tokenizer.convert_tokens_to_ids(words)}
     return asked_in(examples, tokenizer, sorted(stops))

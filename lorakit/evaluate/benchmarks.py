@@ -8,7 +8,7 @@ from typing import Any
 from lorakit.evaluate.compared import comparison_to_dict, difference_of, interval_of, verdict_of
 from lorakit.evaluate.intervals import Comparison
 from lorakit.evaluate.loaded import Loaded, in_loading_order
-from lorakit.evaluate.renderings import tokenizers_of
+from lorakit.evaluate.renderings import asking_template, tokenizers_of
 from lorakit.evaluate.subjects import Lineup
 from lorakit.evaluate.tasks import TaskScore, compare_tasks, run_tasks
 from lorakit.evaluate.written import subject_facts, without_nan
@@ -66,6 +66,7 @@ def run_benchmark(lineup: Lineup, benchmark: Benchmark, baseline: str, progress:
             progress,
             benchmark.seed,
             chat=benchmark.chat,
+            variables=asking_template(subject, tokenizers[at], lineup).variables if benchmark.chat else {},
             allow_code=benchmark.allow_code,
             label=f"{subject.name}: tasks",
         )

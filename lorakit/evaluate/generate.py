@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from lorakit.data.rendering import ChatTemplate
+from lorakit.data.rendering.habits import longest_first
 from lorakit.errors import UserError
 from lorakit.evaluate.memory import in_batches, tokens_at_once
 from lorakit.model.positions import learned_positions
@@ -61,7 +64,23 @@ def generate(
 
 def text_of(answer: Answer, tokenizer: Any) -> str:
     """An answer as text."""
-    return str(tokenizer.decode(list(answer.tokens), skip_special_tokens=True))
+    return said_in(answer.tokens, tokenizer)
+
+
+def said_in(tokens: Sequence[int], tokenizer: Any) -> str:
+    """The text of an answer's tokens, without the thought before it where the chat template knows of thoughts."""
+    end = _end_of_thoughts(tokenizer)
+    _, found, said = str(tokenizer.decode(list(tokens))).rpartition(end) if end else ("", "", "")
+    if not found:
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+    return longest_first(frozenset(tokenizer.all_special_tokens)).sub("", said).lstrip()
+
+
+@lru_cache(maxsize=8)
+def _end_of_thoughts(tokenizer: Any) -> str:
+    """What stands between a thought and the answer; empty where a template knows of none."""
+    thoughts = ChatTemplate(tokenizer).thoughts if tokenizer.chat_template else None
+    return thoughts.behind.strip() if thoughts else ""
 
 
 def answers_to(

@@ -8,7 +8,7 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -33,11 +33,17 @@ _WITH_BARS = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
 class Harnessed(HFLM):
     """lm-eval's model around one in memory, whose requests are counted by lorakit's progress."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, label: str, progress: Progress) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, batch_size: int, variables: Mapping[str, Any], label: str, progress: Progress
+    ) -> None:
         # lm-eval gives a tokenizer without padding a padding token, and the caller's should stay as it is.
         with _weights_as_they_are(model):
             super().__init__(
-                pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, softmax_dtype="float32"
+                pretrained=model,
+                tokenizer=copy.deepcopy(tokenizer),
+                batch_size=batch_size,
+                softmax_dtype="float32",
+                chat_template_args=dict(variables),
             )
         self._label, self._progress = label, progress
 

@@ -1,7 +1,6 @@
 """The subjects' answers to questions, for people to rate."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from lorakit.data.conversations import Conversation
 from lorakit.data.rendering import ChatTemplate
@@ -13,9 +12,9 @@ from lorakit.evaluate.evaluation import Request
 from lorakit.evaluate.generate import text_of
 from lorakit.evaluate.loaded import Loaded, in_loading_order
 from lorakit.evaluate.questions import Question
-from lorakit.evaluate.renderings import tokenizers_of
+from lorakit.evaluate.renderings import asking_template, tokenizers_of
 from lorakit.evaluate.subjects import Lineup, Subject
-from lorakit.model.load import stop_token_ids, stop_words
+from lorakit.model.load import stop_token_ids
 from lorakit.progress import Progress
 
 
@@ -31,7 +30,7 @@ def answers_to_questions(
     tokenizers, found = tokenizers_of(lineup, progress), {}
     for at in in_loading_order(lineup.subjects):
         subject = lineup.subjects[at]
-        template = _template(subject, tokenizers[at], lineup)
+        template = asking_template(subject, tokenizers[at], lineup)
         asked = Asked(tokenizers[at], _stop_ids(subject, template), [], [])
         witness = Witness(subject, asked, subject.facts(device), loaded, request.cache, progress)
         prompts = [_prompt(question, template) for question in questions]
@@ -41,13 +40,6 @@ def answers_to_questions(
         said = answers_of(witness, prompts, request.max_new_tokens)
         found[subject.name] = [text_of(answer, asked.tokenizer) for answer in said]
     return {subject.name: found[subject.name] for subject in lineup.subjects}
-
-
-def _template(subject: Subject, tokenizer: Any, lineup: Lineup) -> ChatTemplate:
-    """The first run's system prompt holds for subjects without a run: all are asked the same."""
-    prepared = subject.prepared or lineup.prepared
-    system = prepared.recipe.data.system if prepared else None
-    return ChatTemplate(tokenizer, system=system, stop_words=stop_words(subject.base, tokenizer))
 
 
 def _stop_ids(subject: Subject, template: ChatTemplate) -> tuple[int, ...]:

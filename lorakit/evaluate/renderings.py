@@ -1,16 +1,18 @@
 """The tokenizer of each subject, and the rows as it renders them, again only where they differ."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lorakit.data.examples import tokenizer_sha256
-from lorakit.data.rendering import NoChatTemplate
+from lorakit.data.rendering import ChatTemplate, NoChatTemplate
 from lorakit.errors import UserError
 from lorakit.evaluate.asked import Asked, aligned, asked_in, data_of, rendered, tell_found
 from lorakit.evaluate.subjects import Lineup, Subject
 from lorakit.model.base import Base
-from lorakit.model.load import load_tokenizer
+from lorakit.model.load import load_tokenizer, stop_words
 from lorakit.plan.facts import facts_in
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Data
@@ -31,16 +33,19 @@ def asked_of(lineup: Lineup, file: Path | None, progress: Progress) -> tuple[lis
     tokenizers = tokenizers_of(lineup, progress)
     first_run = lineup.prepared if file is None else None
     by_tokenizer: dict[str, Asked] = {}
+    own = _name(first_run.tokenizer, first_run.recipe.model.template_variables) if first_run else ""
+    names = []
     for subject, tokenizer in zip(lineup.subjects, tokenizers, strict=True):
-        name = tokenizer_sha256(tokenizer)
+        variables = variables_for(subject, lineup, tokenizer)
+        name = _name(tokenizer, variables)
+        names.append(name)
         if name in by_tokenizer:
             continue
-        if first_run and first_run.held_out and name == tokenizer_sha256(first_run.tokenizer):
+        if first_run and first_run.held_out and name == own:
             tell_found(first_run.held_out, progress)
             by_tokenizer[name] = asked_in(first_run.held_out, tokenizer, first_run.stop_ids)
         else:
-            by_tokenizer[name] = _rendered(subject, data, tokenizer, progress)
-    names = [tokenizer_sha256(tokenizer) for tokenizer in tokenizers]
+            by_tokenizer[name] = _rendered(subject, data, tokenizer, variables, progress)
     one_each, left_out = aligned(list(by_tokenizer.values()))
     if left_out:
         progress.warn(f"{left_out:,} rows are left out, which not every model's tokenizer and template render")
@@ -50,9 +55,43 @@ def asked_of(lineup: Lineup, file: Path | None, progress: Progress) -> tuple[lis
     return [found[name] for name in names], told
 
 
-def _rendered(subject: Subject, data: Data, tokenizer: Any, progress: Progress) -> Asked:
+def variables_for(subject: Subject, lineup: Lineup, tokenizer: Any) -> Mapping[str, Any]:
+    """The values of its chat template's variables: a run's own; for others those of the first run, as far as their
+    template reads them."""
+    prepared = subject.prepared or lineup.prepared
+    values = prepared.recipe.model.template_variables if prepared else {}
+    if subject.prepared or not values or not tokenizer.chat_template:
+        return values
+    read = ChatTemplate(tokenizer).reads.constants
+    return {name: value for name, value in values.items() if name in read}
+
+
+def asking_template(subject: Subject, tokenizer: Any, lineup: Lineup) -> ChatTemplate:
+    """The template that writes prompts for a subject. The first run's system prompt and variables hold for subjects
+    without a run: all are asked the same. Where all of a run's rows are without thoughts, and are trained behind a
+    prompt that opens none, it is asked with that prompt."""
+    prepared = subject.prepared or lineup.prepared
+    system = prepared.recipe.data.system if prepared else None
+    variables = variables_for(subject, lineup, tokenizer)
+    template = ChatTemplate(
+        tokenizer, system=system, stop_words=stop_words(subject.base, tokenizer), variables=variables
+    )
+    if prepared is None or not tokenizer.chat_template:
+        return template
+    report = prepared.train.report
+    if report.notes.get(template.note_without_thoughts) != report.kept:
+        return template
+    return replace(template, variables={**variables, **template.without_thoughts})
+
+
+def _name(tokenizer: Any, variables: Mapping[str, Any]) -> str:
+    """A name for how a tokenizer and its template render rows."""
+    return f"{tokenizer_sha256(tokenizer)} {json.dumps(dict(variables), sort_keys=True)}"
+
+
+def _rendered(subject: Subject, data: Data, tokenizer: Any, variables: Mapping[str, Any], progress: Progress) -> Asked:
     try:
-        return rendered(data, subject.base, tokenizer, progress)
+        return rendered(data, subject.base, tokenizer, variables, progress)
     except NoChatTemplate as error:
         raise UserError(
             f"{subject.given}: has no chat template, which conversations need. Give a run beside it, whose template it "

@@ -56,6 +56,7 @@ def run_tasks(
     seed: int = 0,
     *,
     chat: bool = False,
+    variables: Mapping[str, Any] | None = None,
     allow_code: bool = False,
     label: str = "tasks",
 ) -> list[TaskScore]:
@@ -67,6 +68,7 @@ def run_tasks(
         limit: the first so many rows of every single task; None for all.
         seed: of the intervals. Few-shot examples are drawn with lm-eval's own seeds.
         chat: put prompts into the tokenizer's chat template, few-shot examples as turns.
+        variables: what the chat template is given besides.
         allow_code: run what the model writes where a task asks for it (HumanEval), and metric scripts of the hub.
 
     Raises:
@@ -85,7 +87,7 @@ def run_tasks(
 
     with quiet(progress):
         loaded = load_tasks(names, include, allow_code)
-        harnessed = Harnessed(model, tokenizer, batch_size, label, progress)
+        harnessed = Harnessed(model, tokenizer, batch_size, variables or {}, label, progress)
         try:
             results = score(harnessed, loaded, limit, chat, allow_code)
         except LorakitError:

@@ -1,9 +1,11 @@
 """The rows of a recipe at a glance, of all its sources together."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from lorakit.data.glance.looked import TEXTS, Looked, look
 from lorakit.data.glance.sides import keeps_rows, keeps_what_is_said, refuse_empty, sides_of
@@ -55,10 +57,16 @@ class Glance:
         return fmean(self.lengths) if self.lengths else 0.0
 
 
-def glance(data: Data, tokenizer_file: Path | None, chat_template: Path | None = None) -> Glance | None:
+def glance(
+    data: Data,
+    tokenizer_file: Path | None,
+    chat_template: Path | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> Glance | None:
     """What the rows of a recipe are like; None where a source is a hub dataset that is not on this machine.
 
     `tokenizer_file`: the base model's tokenizer.json, where it is here. `chat_template`: the recipe's own.
+    `variables`: values of the template's variables.
 
     Raises:
         UserError: a source cannot be read, or its format cannot be told.
@@ -66,7 +74,7 @@ def glance(data: Data, tokenizer_file: Path | None, chat_template: Path | None =
     train = sources_of(data, data.train)
     held_out = [] if data.eval is None or isinstance(data.eval, float) else sources_of(data, data.eval)
     with ThreadPoolExecutor(1) as pool:  # a large tokenizer takes as long to read as the rows
-        loading = pool.submit(counter_of, tokenizer_file, chat_template) if tokenizer_file else None
+        loading = pool.submit(counter_of, tokenizer_file, chat_template, variables) if tokenizer_file else None
         found = [spread(source) for source in (*train, *held_out)]
         if not all(found):
             return None

@@ -31,7 +31,7 @@ _ALL_RUNS = re.compile(f"[{''.join(script for script, _ in _SCRIPTS)}]+")
 _ASCII_LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ \n"
 # What a template writes around a message: ChatML, Llama 3 and Gemma 5, Mistral 3 or 4.
 _AROUND_A_MESSAGE = 5
-_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Counter:
         assert self.write is not None
         try:
             return self.write(told, tools, ask)
-        except (TemplateError, *_FAULTS):
+        except (TemplateError, *FAULTS):
             return None
 
     def _end_of(self, text: str, start: int) -> int:

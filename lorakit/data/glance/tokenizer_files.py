@@ -2,12 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.glance.token_counts import Counter
+from lorakit.data.glance.token_counts import FAULTS, Counter
+
+_SAMPLE = "lorakitsample"
 
 # `{% generation %}` marks answers for transformers; for their text it is no more than a block.
 _MARKS = (
@@ -16,8 +18,11 @@ _MARKS = (
 )
 
 
-def counter_of(tokenizer_file: Path, template: Path | None = None) -> Counter:
-    """What counts the tokens of a model's rows: its tokenizer.json, and the chat template beside it, or another.
+def counter_of(
+    tokenizer_file: Path, template: Path | None = None, variables: Mapping[str, Any] | None = None
+) -> Counter:
+    """What counts the tokens of a model's rows: its tokenizer.json, and the chat template beside it, or another, with
+    values of the template's variables.
 
     Raises:
         ValueError: the tokenizer's file cannot be read.
@@ -37,7 +42,7 @@ def counter_of(tokenizer_file: Path, template: Path | None = None) -> Counter:
     texts = _templates(tokenizer_file.parent, config, template)
     return Counter(
         tokenizer=tokenizer,
-        write=_writer(texts, words) if texts else None,
+        write=_writer(texts, words, variables or {}) if texts else None,
         special=re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else None,
         end=words.get("eos_token", ""),
         opening=len(tokenizer.encode("a").ids) - len(tokenizer.encode("a", add_special_tokens=False).ids),
@@ -58,7 +63,7 @@ def _templates(folder: Path, config: dict[str, Any], given: Path | None) -> dict
     }
 
 
-def _writer(texts: dict[str, str], words: dict[str, str]) -> Callable[..., str] | None:
+def _writer(texts: dict[str, str], words: dict[str, str], variables: Mapping[str, Any]) -> Callable[..., str] | None:
     """`write(messages, tools, ask)`: a template's text, rendered in jinja2's sandbox; None where it is no template."""
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -82,10 +87,32 @@ def _writer(texts: dict[str, str], words: dict[str, str]) -> Callable[..., str] 
         template = chosen or compiled["default"]
         given = {"messages": messages, "tools": tools or None, "documents": None, "add_generation_prompt": ask}
         # As Template.render does it, without gathering the names that every template knows anew each time.
-        context = template.new_context({**template.globals, **words, **given}, shared=True)
+        context = template.new_context({**template.globals, **words, **variables, **given}, shared=True)
         return "".join(template.root_render_func(context))
 
-    return write if "default" in compiled else None
+    if "default" not in compiled:
+        return None
+    return _in_parts(write) if not _writes(write, _SAMPLE) and _writes(_in_parts(write), _SAMPLE) else write
+
+
+def _writes(write: Callable[..., str], text: str) -> bool:
+    """Whether the template writes a question's text."""
+    from jinja2 import TemplateError
+
+    try:
+        return text in write([{"role": "user", "content": text}], None, True)
+    except (TemplateError, *FAULTS):
+        return False
+
+
+def _in_parts(write: Callable[..., str]) -> Callable[..., str]:
+    """The same with each content as a list of one part, as templates for images and texts read it."""
+
+    def write_parts(messages: list[dict[str, Any]], tools: Any, ask: bool) -> str:
+        told = [one | {"content": [{"type": "text", "text": one.get("content") or ""}]} for one in messages]
+        return write(told, tools, ask)
+
+    return write_parts
 
 
 def _refuse(message: str) -> None:

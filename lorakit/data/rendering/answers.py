@@ -21,7 +21,11 @@ def turn_of(talk: Talk, index: int) -> Turn:
         return _exact_turn(talk, index)
     except RowError as error:
         remedy = _variables_for(talk, index, error.reason)
-        raise RowError(error.reason + remedy, error.case) if remedy else error from error
+        if not remedy:
+            raise
+        reason = error.reason.removesuffix(")")
+        told = f"{reason}, or {remedy})" if reason != error.reason else f"{reason} ({remedy})"
+        raise RowError(told, error.case) from error
 
 
 def _exact_turn(talk: Talk, index: int) -> Turn:
@@ -107,10 +111,7 @@ def _note(talk: Talk, index: int, form: Form) -> str:
     if thinks(message) or (thoughts and thoughts.inside(message)):
         return ""
     if form.variables:
-        return (
-            "answers without thinking are trained behind the prompt that the chat template writes with "
-            f"{written(form.variables)}: ask the model in the same way"
-        )
+        return talk.template.note_without_thoughts
     if thoughts and thoughts.opened and form.prompt.rstrip().endswith(thoughts.opens):
         return (
             f"answers without thinking: the prompt opens a thought with {thoughts.opens}, and the model is trained to "
@@ -121,18 +122,32 @@ def _note(talk: Talk, index: int, form: Form) -> str:
 
 def _variables_for(talk: Talk, index: int, reason: str) -> str:
     """A remedy: the first variable of the template with which the answer is exact. Looked for once a reason."""
-    known = talk.template.remedies
-    if reason not in known:
-        known[reason] = ""
-        for settings in talk.template.reads.to_try(talk.template.variables):
-            template = replace(talk.template, variables={**talk.template.variables, **settings})
-            try:
-                _exact_turn(Talk(talk.messages, talk.tools, template, talk.inserted), index)
-            except RowError:
-                continue
-            known[reason] = f", or write model.template_variables: {written(settings)}"
-            break
-    return known[reason]
+    template = talk.template
+    if not template.seeks_remedies:
+        return ""
+    if reason not in template.remedies:
+        template.remedies[reason] = next(_working_variables(talk, index), "")
+    return template.remedies[reason]
+
+
+def _working_variables(talk: Talk, index: int) -> Iterator[str]:
+    """Changes of the template's variables with which an answer is exact, in words."""
+    own = talk.template.variables
+    changes = [
+        (f"leave out model.template_variables.{name}", {key: own[key] for key in own if key != name})
+        for name in own
+    ]
+    changes += [
+        (f"write model.template_variables: {written(one)}", {**own, **one})
+        for one in talk.template.reads.to_try(own)
+    ]
+    for words, variables in changes:
+        changed = Talk(talk.messages, talk.tools, replace(talk.template, variables=variables), talk.inserted)
+        try:
+            _exact_turn(changed, index)
+        except RowError:
+            continue
+        yield words
 
 
 def _not_turn_by_turn(talk: Talk, index: int) -> RowError:

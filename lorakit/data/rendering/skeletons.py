@@ -64,6 +64,8 @@ class Skeleton:
 class _Watching(ChatTemplate):
     """A template that is handed contents which note each look into them."""
 
+    seeks_remedies = False
+
     def write(
         self,
         told: list[Told],

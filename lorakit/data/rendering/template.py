@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -14,7 +14,7 @@ from lorakit.data.rendering import habits, watched
 from lorakit.data.rendering.controls import ControlTexts, control_texts, read_as_tokens
 from lorakit.data.rendering.habits import CallForm, Told, Write
 from lorakit.data.rendering.thoughts import Thoughts, find_thoughts
-from lorakit.data.rendering.variables import Variables, variables_of
+from lorakit.data.rendering.variables import Variables, variables_of, written
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 
@@ -39,6 +39,8 @@ class ChatTemplate:
     system: str | None = None
     stop_words: tuple[str, ...] = field(default=(), compare=False)
     variables: Mapping[str, Any] = field(default_factory=dict)
+    seeks_remedies: ClassVar[bool] = True
+    """Whether it is looked for what would help against an error."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is found out on the way: compiled templates cannot be handed to another process."""
@@ -246,6 +248,14 @@ class ChatTemplate:
         return next(tried, {})
 
     @cached_property
+    def note_without_thoughts(self) -> str:
+        """What is to be said of rows that are trained with `without_thoughts`."""
+        return (
+            "answers without thinking are trained behind the prompt that the chat template writes with "
+            f"{written(self.without_thoughts)}: ask the model in the same way"
+        )
+
+    @cached_property
     def remedies(self) -> dict[str, str]:
         """What would help against an error, by its reason (`answers.py`)."""
         return {}
@@ -259,18 +269,25 @@ class ChatTemplate:
         return variables_of(compiled.environment, sorted(sources), given)
 
     def check_variables(self) -> None:
-        """Refuse variables of the recipe that the template does not read.
+        """Refuse variables of the recipe that the template does not read, and values with which it fails.
 
         Raises:
             UserError: there is one, or the template is none.
         """
-        if self.variables and not self.tokenizer.chat_template:
+        if not self.variables:
+            return
+        if not self.tokenizer.chat_template:
             raise UserError(
                 "model.template_variables: the base has no chat template that would read them. Leave the key out, or "
                 "give a template with model.chat_template."
             )
-        if self.variables:
-            self.reads.check(self.variables)
+        self.reads.check(self.variables)
+        for messages, _ in habits.samples(replace(self, variables={}).write, habits.answering()):
+            try:
+                self.write(messages)
+            except RowError as error:
+                said = written(self.variables)
+                raise UserError(f"model.template_variables: {said}: {error}. Write other values.") from error
 
     @property
     def _source(self) -> str:
