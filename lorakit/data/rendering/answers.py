@@ -134,12 +134,10 @@ def _working_variables(talk: Talk, index: int) -> Iterator[str]:
     """Changes of the template's variables with which an answer is exact, in words."""
     own = talk.template.variables
     changes = [
-        (f"leave out model.template_variables.{name}", {key: own[key] for key in own if key != name})
-        for name in own
+        (f"leave out model.template_variables.{name}", {key: own[key] for key in own if key != name}) for name in own
     ]
     changes += [
-        (f"write model.template_variables: {written(one)}", {**own, **one})
-        for one in talk.template.reads.to_try(own)
+        (f"write model.template_variables: {written(one)}", {**own, **one}) for one in talk.template.reads.to_try(own)
     ]
     for words, variables in changes:
         changed = Talk(talk.messages, talk.tools, replace(talk.template, variables=variables), talk.inserted)
