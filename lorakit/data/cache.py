@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 import lorakit
 from lorakit.checksums import damaged_entry, write_checksums
-from lorakit.data.rendering import ChatTemplate
+from lorakit.data.rendering import ChatTemplate, writes_date
 from lorakit.data.sources import content_of, shown
 from lorakit.data.work import Rules
 from lorakit.errors import LorakitError
@@ -47,7 +47,7 @@ def key_of(sources: list[Source], rules: Rules, clean: Clean, template: ChatTemp
         "tokenizer": tokenizer_sha256(template.tokenizer),
         "template": [template.train_on, template.stop_words, template.variables],
         # Some templates write today's date into the system prompt.
-        "day": date.today().isoformat() if "strftime_now" in str(template.tokenizer.chat_template) else None,
+        "day": (template.date or date.today().isoformat()) if writes_date(template.tokenizer) else None,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -60,6 +60,7 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     else:
         model = json.dumps(sorted(tokenizer.get_vocab().items()))
     parts = [model, str(tokenizer.special_tokens_map), str(tokenizer.chat_template), type(tokenizer).__name__]
+    parts += ["split_special_tokens"] if getattr(tokenizer, "split_special_tokens", False) else []
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -1,5 +1,6 @@
 """The cached form of examples: an Arrow file for each side of the split, and arrays and a report beside it."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from lorakit.data.report import Report
 from lorakit.folders import cache_folder
 
 SIDES = ("train", "held_out")
+_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,16 @@ class Examples:
         """The largest token id."""
         ids = self.rows.select_columns("input_ids").with_format("arrow")[:]["input_ids"]
         return max(pc.max(pc.list_flatten(chunk)).as_py() for chunk in ids.chunks if len(chunk))
+
+    def tokens_sha256(self) -> str:
+        """The sha256 of every example's tokens and labels, in order."""
+        digest = hashlib.sha256(self.numbers.length.astype("<i8").tobytes())
+        columns = self.rows.select_columns(["input_ids", "labels"]).with_format("arrow")
+        for batch in columns.iter(_AT_ONCE):
+            for name in ("input_ids", "labels"):
+                for chunk in batch[name].chunks:
+                    digest.update(pc.list_flatten(chunk).to_numpy(zero_copy_only=False).astype("<i4").tobytes())
+        return digest.hexdigest()
 
     def where(self, row: int) -> str:
         """The place of a row."""

@@ -1,11 +1,12 @@
 """What every command on a model needs before weights are loaded: base, tokenizer, examples, no `auto` left."""
 
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from lorakit.data.examples import examples_of, file_sha256s, tokenizer_sha256
-from lorakit.data.rendering import ChatTemplate
+from lorakit.data.rendering import ChatTemplate, writes_date
 from lorakit.data.store import Examples
 from lorakit.errors import UserError
 from lorakit.folders import sha256_of
@@ -23,7 +24,7 @@ from lorakit.progress import Progress
 from lorakit.recipe.kinds import effective_model, trains_all
 from lorakit.recipe.load import load
 from lorakit.recipe.schema import Adapter, Model, Recipe
-from lorakit.runs import Run
+from lorakit.runs import Run, versions
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Prepared:
         return max(examples.report.longest for examples in (self.train, self.held_out) if examples)
 
     @property
+    def tokens_sha256(self) -> dict[str, str | None]:
+        """What the rows became, whatever made it of them: the sha256 of the tokens and labels of each side."""
+        return {"train": self.train.tokens_sha256(), "eval": self.held_out.tokens_sha256() if self.held_out else None}
+
+    @property
     def stop_ids(self) -> list[int]:
         """The tokens that end an answer: the model's own, and those that end the trained turns."""
         words = self.train.report.stop_tokens
@@ -79,6 +85,7 @@ def prepare_run(recipe: Recipe, progress: Progress, ended: bool = False) -> Prep
     base, template = open_template(recipe, progress)
     if not ended:
         refuse_lengths(recipe, facts_in(base.folder))
+    recipe, dated = _dated(recipe, template.date)
     tokenizer = template.tokenizer
     train, held_out = examples_of(recipe.data, template, progress)
     train.mixture.refuse_extremes()
@@ -92,7 +99,7 @@ def prepare_run(recipe: Recipe, progress: Progress, ended: bool = False) -> Prep
     mean = report.tokens / report.examples
     settled = settle(recipe, machine, facts, report.longest, attentions_of(base), mean)
     expected = _expected(settled.recipe, facts, report.longest, machine)
-    return Prepared(settled.recipe, settled.choices, base, machine, tokenizer, train, held_out, expected)
+    return Prepared(settled.recipe, (*dated, *settled.choices), base, machine, tokenizer, train, held_out, expected)
 
 
 def built_facts(base: Base, settings: Adapter) -> ModelFacts | None:
@@ -122,9 +129,33 @@ def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplat
     check_quantization(base, effective_model(recipe), trains_all(recipe.adapter))
     tokenizer = load_tokenizer(base, recipe.model.chat_template)
     words, variables = stop_words(base, tokenizer), recipe.model.template_variables
-    template = ChatTemplate(tokenizer, recipe.data.train_on, recipe.data.system, words, variables)
+    day = _day_of(recipe.model, tokenizer)
+    template = ChatTemplate(tokenizer, recipe.data.train_on, recipe.data.system, words, variables, day)
     template.check_variables()
     return base, template
+
+
+def _day_of(settings: Model, tokenizer: Any) -> str | None:
+    """The day that the chat template takes for today; None where it writes none.
+
+    Raises:
+        UserError: the recipe gives a day to a template that writes none.
+    """
+    given = settings.template_date
+    if writes_date(tokenizer):
+        return date.today().isoformat() if given == "auto" else given
+    if given != "auto":
+        raise UserError(f"model.template_date: {given}: the chat template writes no date. Leave the key out.")
+    return None
+
+
+def _dated(recipe: Recipe, day: str | None) -> tuple[Recipe, tuple[Choice, ...]]:
+    """The recipe with the day that its chat template writes, and the choice where that was `auto`."""
+    if day is None or recipe.model.template_date != "auto":
+        return recipe, ()
+    reason = "the chat template writes today's date, and the run keeps the day on which it began"
+    model = recipe.model.model_copy(update={"template_date": day})
+    return recipe.model_copy(update={"model": model}), (Choice("model.template_date", day, reason),)
 
 
 def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
@@ -151,11 +182,44 @@ def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
         raise UserError(
             f"{folder}: the tokenizer of {prepared.base.name} or its chat template changed since the training."
         )
+    check_stops(prepared, manifest, folder)
     recorded, found = manifest["data"]["files"], file_sha256s(prepared.recipe.data)
     for path in sorted({*recorded, *found}):
         if recorded.get(path) != found.get(path):
             progress.warn(f"{path}: not the rows of this run's training: they changed, or the recipe names others now")
+    other = other_tokens(prepared, manifest) if recorded == found else ""
+    if other:
+        progress.warn(f"{folder}: {other}")
     return run, prepared
+
+
+def check_stops(prepared: Prepared, manifest: dict[str, Any], folder: Path) -> None:
+    """Refuse a base that ends its answers with other tokens than when the run was trained.
+
+    Raises:
+        UserError: it does.
+    """
+    recorded, found = manifest["base"].get("stop_token_ids"), stop_token_ids(prepared.base, prepared.tokenizer)
+    if recorded is not None and recorded != found:
+        raise UserError(
+            f"{folder}: was trained with the tokens {recorded} as the ends of an answer, and {prepared.base.name} "
+            f"names {found} now (eos_token_id in generation_config.json or config.json). Put the files back as they "
+            "were."
+        )
+
+
+def other_tokens(prepared: Prepared, manifest: dict[str, Any]) -> str:
+    """In words, that the same rows become other tokens than when the run began, and what else changed since; empty
+    where they do not."""
+    recorded, found = manifest["data"].get("tokens_sha256"), prepared.tokens_sha256
+    if recorded is None or recorded == found:
+        return ""
+    names = {"train": "training", "eval": "held-out"}
+    sides = " and ".join(name for side, name in names.items() if recorded.get(side) != found[side])
+    then, now = manifest.get("versions", {}), versions()
+    changed = [f"{name} {then[name]} then, {now.get(name)} now" for name in then if then[name] != now.get(name)]
+    why = f" ({'; '.join(changed)})" if changed else ""
+    return f"the {sides} rows become other tokens than when the run began{why}"
 
 
 def check_base(base: Base, manifest: dict[str, Any], folder: Path) -> None:

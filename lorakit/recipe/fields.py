@@ -1,6 +1,7 @@
 """The kinds of value that recipe fields share: words of a table, paths, and numbers that mean two things."""
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -58,6 +59,19 @@ class Says:
     text: str
     example: str
 
+
+def _check_day(text: str) -> str:
+    if text != "auto":
+        try:
+            day = date.fromisoformat(text)
+        except ValueError:
+            day = None
+        if day is None or day.isoformat() != text:
+            raise PydanticCustomError("no_day", "no day of the calendar")
+    return text
+
+
+Day = Annotated[str, AfterValidator(_check_day), Says("auto, or a day such as 2026-01-31", "2026-01-31")]
 
 Quantization = word_of(QUANTIZERS)
 

@@ -14,6 +14,7 @@ from lorakit.recipe.fields import (
     BaseModelRef,
     CleanAction,
     DataRef,
+    Day,
     FilePath,
     Interval,
     LayerNumbers,
@@ -52,6 +53,9 @@ class Model(Section):
     template_variables: dict[NotEmpty, TemplateValue] = {}
     """Variables that the chat template reads -> their values, such as {enable_thinking: false}, for training and \
 evaluation alike."""
+    template_date: Day = "auto"
+    """The day that a chat template which writes today's date is told (`strftime_now`), at 00:00: `auto` is the day on \
+which the run begins. A run keeps its day when it is resumed, evaluated and merged."""
 
 
 class Spectrum(Section):

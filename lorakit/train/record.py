@@ -8,6 +8,7 @@ import torch
 
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.folders import sha256_of, write_whole
+from lorakit.model.load import stop_token_ids
 from lorakit.model.memory import process_peak
 from lorakit.plan.prepare import Prepared
 from lorakit.recipe.kinds import adapter_folder, begins_from
@@ -61,11 +62,13 @@ def manifest_of(prepared: Prepared, begun: Begun) -> dict[str, Any]:
             "quantization": begun.quantization["effective"],
             "held_as": begun.quantization,
             "sha256": prepared.base.sha256(),
+            "stop_token_ids": stop_token_ids(prepared.base, prepared.tokenizer),
         },
         "adapter_from": _beginning(recipe.adapter),
         "tokenizer_sha256": tokenizer_sha256(prepared.tokenizer),
         "data": {
             "files": file_sha256s(recipe.data),
+            "tokens_sha256": prepared.tokens_sha256,
             "train": asdict(prepared.train.report),
             "eval": asdict(prepared.held_out.report) if prepared.held_out else None,
         },

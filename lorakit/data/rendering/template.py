@@ -1,8 +1,9 @@
 """Chat templates: messages -> the text that a model reads."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -39,6 +40,8 @@ class ChatTemplate:
     system: str | None = None
     stop_words: tuple[str, ...] = field(default=(), compare=False)
     variables: Mapping[str, Any] = field(default_factory=dict)
+    date: str | None = None
+    """The day that the template takes for today, where it writes one; None is the day on which it is rendered."""
     seeks_remedies: ClassVar[bool] = True
     """Whether it is looked for what would help against an error."""
 
@@ -323,7 +326,18 @@ class ChatTemplate:
         if not self.tokenizer.chat_template:
             raise NoChatTemplate(_NO_TEMPLATE)
         compiled: Template = _compile_jinja_template(self.tokenizer.get_chat_template(tools=tools))
-        return compiled, {**compiled.globals, **self.tokenizer.special_tokens_map}
+        known = {**compiled.globals, **self.tokenizer.special_tokens_map}
+        return compiled, known | ({"strftime_now": on_day(self.date)} if self.date else {})
+
+
+def writes_date(tokenizer: Any) -> bool:
+    """Whether a tokenizer's chat template asks for today's date."""
+    return "strftime_now" in str(tokenizer.chat_template)
+
+
+def on_day(day: str) -> Callable[[str], str]:
+    """What transformers gives a template as `strftime_now`, on another day."""
+    return datetime.fromisoformat(day).strftime
 
 
 def thinks(message: Message) -> bool:
