@@ -14,7 +14,10 @@ from test_training import interrupted_after, same
 from lorakit.data.cache import tokenizer_sha256
 from lorakit.data.conversations import Conversation
 from lorakit.data.rendering import ChatTemplate, render
+from lorakit.data.rendering.dates import dated
 from lorakit.errors import LorakitError, UserError
+from lorakit.evaluate.renderings import asked_of, asking_template
+from lorakit.evaluate.subjects import line_up
 from lorakit.plan.prepare import reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
@@ -80,6 +83,27 @@ def test_a_day_is_refused_where_it_is_none_or_the_template_writes_none(recipe_fi
     assert code == 2 and "model.template_date" in err and "a day such as 2026-01-31" in err
     code, _, err = lorakit("data", recipe_file(model={"template_date": THEN}))
     assert code == 2 and "the chat template writes no date. Leave the key out" in err
+
+
+def test_every_model_beside_a_run_is_asked_on_its_day(recipe_file, dated_base, tmp_path):
+    run, _ = run_recipe(
+        recipe_file(model={"base": str(dated_base)}, train={**STEPS, "steps": 1}),
+        tmp_path / "run",
+        f"model.template_date={THEN}",
+    )
+    later, _ = run_recipe(tmp_path / "tiny.yaml", tmp_path / "later", "model.template_date=2021-03-04")
+    lineup = line_up([str(run.folder), str(dated_base), str(later.folder)], Silent())
+    asked, _ = asked_of(lineup, None, Silent())
+    said = [one.tokenizer.decode(one.rows[0]["input_ids"]) for one in asked]
+    assert ["03 February 2020" in text for text in said] == [True, True, False] and "04 March 2021" in said[2]
+    template = asking_template(lineup.subjects[1], asked[1].tokenizer, lineup)
+    pinned = dated(template.tokenizer, template.date)
+    assert pinned.apply_chat_template(chat("a"), tokenize=False) == template.write(chat("a"))
+    assert "03 February 2020" in template.write(chat("a")) and "2020" not in template.tokenizer.chat_template
+    told = Remembers()
+    alone, _ = asked_of(line_up([str(dated_base)], Silent()), tmp_path / "eval.jsonl", told)
+    assert date.today().strftime("%d %B %Y") in alone[0].tokenizer.decode(alone[0].rows[0]["input_ids"])
+    assert any(f"its chat template writes a date: {date.today().isoformat()}" in text for text in told.said)
 
 
 def test_other_ends_of_an_answer_than_those_of_the_training_are_refused(recipe_file, tiny_base, tmp_path, monkeypatch):

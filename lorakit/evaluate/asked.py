@@ -1,7 +1,7 @@
 """What models are asked: the held-out rows, as a tokenizer and its chat template render them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -83,16 +83,17 @@ def asked_in(examples: Examples, tokenizer: Any, stop_ids: Sequence[int]) -> Ask
     return Asked(tokenizer, tuple(stop_ids), list(examples.rows), examples.report.sources)
 
 
-def rendered(data: Data, base: Base, tokenizer: Any, variables: Mapping[str, Any], progress: Progress) -> Asked:
-    """The held-out rows of a recipe's data section, rendered with a model's own tokenizer and template, and values of
-    the template's variables.
+def rendered(data: Data, base: Base, template: ChatTemplate, progress: Progress) -> Asked:
+    """The held-out rows of a recipe's data section, rendered with a model's own tokenizer and template.
 
     A section without held-out rows is one whose training rows are meant.
 
     Raises:
         UserError: they cannot be read or rendered.
     """
-    template = ChatTemplate(tokenizer, data.train_on, data.system, stop_words(base, tokenizer), variables)
+    tokenizer = template.tokenizer
+    ends = stop_words(base, tokenizer)
+    template = replace(template, train_on=data.train_on, system=data.system, stop_words=ends)
     if data.eval is not None and not isinstance(data.eval, float):
         data = data.model_copy(update={"train": data.eval, "eval": None})
     train, held_out = examples_of(data, template, progress)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakit.data.rendering.dates import dated
 from lorakit.evaluate.compared import comparison_to_dict, difference_of, interval_of, verdict_of
 from lorakit.evaluate.intervals import Comparison
 from lorakit.evaluate.loaded import Loaded, in_loading_order
@@ -56,9 +57,10 @@ def run_benchmark(lineup: Lineup, benchmark: Benchmark, baseline: str, progress:
     loaded, found, tokenizers = Loaded(lineup.machine.device), {}, tokenizers_of(lineup, progress)
     for at in in_loading_order(lineup.subjects):
         subject = lineup.subjects[at]
+        template = asking_template(subject, tokenizers[at], lineup)
         found[subject.name] = run_tasks(
             loaded.model_of(subject),
-            tokenizers[at],
+            dated(tokenizers[at], template.date),
             benchmark.tasks,
             benchmark.include,
             benchmark.limit,
@@ -66,7 +68,7 @@ def run_benchmark(lineup: Lineup, benchmark: Benchmark, baseline: str, progress:
             progress,
             benchmark.seed,
             chat=benchmark.chat,
-            variables=asking_template(subject, tokenizers[at], lineup).variables if benchmark.chat else {},
+            variables=template.variables if benchmark.chat else {},
             allow_code=benchmark.allow_code,
             label=f"{subject.name}: tasks",
         )

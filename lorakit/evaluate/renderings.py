@@ -1,19 +1,21 @@
 """The tokenizer of each subject, and the rows as it renders them, again only where they differ."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from lorakit.data.examples import tokenizer_sha256
-from lorakit.data.rendering import ChatTemplate, NoChatTemplate
+from lorakit.data.rendering import ChatTemplate, NoChatTemplate, writes_date
 from lorakit.errors import UserError
 from lorakit.evaluate.asked import Asked, aligned, asked_in, data_of, rendered, tell_found
 from lorakit.evaluate.subjects import Lineup, Subject
 from lorakit.model.base import Base
 from lorakit.model.load import load_tokenizer, stop_words
 from lorakit.plan.facts import facts_in
+from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Data
 
@@ -33,19 +35,21 @@ def asked_of(lineup: Lineup, file: Path | None, progress: Progress) -> tuple[lis
     tokenizers = tokenizers_of(lineup, progress)
     first_run = lineup.prepared if file is None else None
     by_tokenizer: dict[str, Asked] = {}
-    own = _name(first_run.tokenizer, first_run.recipe.model.template_variables) if first_run else ""
-    names = []
+    own = _name(_template_of(first_run.tokenizer, first_run)) if first_run else ""
+    names, today = [], date.today().isoformat()
     for subject, tokenizer in zip(lineup.subjects, tokenizers, strict=True):
-        variables = variables_for(subject, lineup, tokenizer)
-        name = _name(tokenizer, variables)
+        template = template_for(subject, lineup, tokenizer)
+        name = _name(template)
         names.append(name)
+        if template.date == today and name not in by_tokenizer:
+            progress.say(f"{subject.given}: its chat template writes a date: {today}")
         if name in by_tokenizer:
             continue
         if first_run and first_run.held_out and name == own:
             tell_found(first_run.held_out, progress)
             by_tokenizer[name] = asked_in(first_run.held_out, tokenizer, first_run.stop_ids)
         else:
-            by_tokenizer[name] = _rendered(subject, data, tokenizer, variables, progress)
+            by_tokenizer[name] = _rendered(subject, data, template, progress)
     one_each, left_out = aligned(list(by_tokenizer.values()))
     if left_out:
         progress.warn(f"{left_out:,} rows are left out, which not every model's tokenizer and template render")
@@ -55,15 +59,21 @@ def asked_of(lineup: Lineup, file: Path | None, progress: Progress) -> tuple[lis
     return [found[name] for name in names], told
 
 
-def variables_for(subject: Subject, lineup: Lineup, tokenizer: Any) -> Mapping[str, Any]:
-    """The values of its chat template's variables: a run's own; for others those of the first run, as far as their
-    template reads them."""
-    prepared = subject.prepared or lineup.prepared
-    values = prepared.recipe.model.template_variables if prepared else {}
-    if subject.prepared or not values or not tokenizer.chat_template:
-        return values
+def template_for(subject: Subject, lineup: Lineup, tokenizer: Any) -> ChatTemplate:
+    """Its chat template with the variables and the day of its run; for others with those of the first run, as far as
+    their template reads them, or else today."""
+    template = _template_of(tokenizer, subject.prepared or lineup.prepared)
+    if subject.prepared or not template.variables or not tokenizer.chat_template:
+        return template
     read = ChatTemplate(tokenizer).reads.constants
-    return {name: value for name, value in values.items() if name in read}
+    return replace(template, variables={name: value for name, value in template.variables.items() if name in read})
+
+
+def _template_of(tokenizer: Any, prepared: Prepared | None) -> ChatTemplate:
+    settings = prepared.recipe.model if prepared else None
+    day = settings.template_date if settings and settings.template_date != "auto" else date.today().isoformat()
+    variables = settings.template_variables if settings else {}
+    return ChatTemplate(tokenizer, variables=variables, date=day if writes_date(tokenizer) else None)
 
 
 def asking_template(subject: Subject, tokenizer: Any, lineup: Lineup) -> ChatTemplate:
@@ -72,26 +82,25 @@ def asking_template(subject: Subject, tokenizer: Any, lineup: Lineup) -> ChatTem
     prompt that opens none, it is asked with that prompt."""
     prepared = subject.prepared or lineup.prepared
     system = prepared.recipe.data.system if prepared else None
-    variables = variables_for(subject, lineup, tokenizer)
-    template = ChatTemplate(
-        tokenizer, system=system, stop_words=stop_words(subject.base, tokenizer), variables=variables
-    )
+    words = stop_words(subject.base, tokenizer)
+    template = replace(template_for(subject, lineup, tokenizer), system=system, stop_words=words)
     if prepared is None or not tokenizer.chat_template:
         return template
     report = prepared.train.report
     if report.notes.get(template.note_without_thoughts) != report.kept:
         return template
-    return replace(template, variables={**variables, **template.without_thoughts})
+    return replace(template, variables={**template.variables, **template.without_thoughts})
 
 
-def _name(tokenizer: Any, variables: Mapping[str, Any]) -> str:
+def _name(template: ChatTemplate) -> str:
     """A name for how a tokenizer and its template render rows."""
-    return f"{tokenizer_sha256(tokenizer)} {json.dumps(dict(variables), sort_keys=True)}"
+    given = json.dumps([dict(template.variables), template.date], sort_keys=True)
+    return f"{tokenizer_sha256(template.tokenizer)} {given}"
 
 
-def _rendered(subject: Subject, data: Data, tokenizer: Any, variables: Mapping[str, Any], progress: Progress) -> Asked:
+def _rendered(subject: Subject, data: Data, template: ChatTemplate, progress: Progress) -> Asked:
     try:
-        return rendered(data, subject.base, tokenizer, variables, progress)
+        return rendered(data, subject.base, template, progress)
     except NoChatTemplate as error:
         raise UserError(
             f"{subject.given}: has no chat template, which conversations need. Give a run beside it, whose template it "

@@ -1,9 +1,8 @@
 """Chat templates: messages -> the text that a model reads."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 from lorakit.data.conversations import Message
 from lorakit.data.rendering import habits, watched
 from lorakit.data.rendering.controls import ControlTexts, control_texts, read_as_tokens
+from lorakit.data.rendering.dates import clock_on
 from lorakit.data.rendering.habits import CallForm, Told, Write
 from lorakit.data.rendering.thoughts import Thoughts, find_thoughts
 from lorakit.data.rendering.variables import Variables, variables_of, written
@@ -108,7 +108,7 @@ class ChatTemplate:
         try:
             compiled, known = self._with_tools if tools else self._without_tools
             given = {"messages": told, "tools": tools, "documents": None, "add_generation_prompt": ask}
-            given = {**known, **self.variables, **(variables or {}), **given}
+            given = {**known, **self.values, **(variables or {}), **given}
             # As Template.render does it, without gathering the names that every template knows anew each time.
             return "".join(compiled.root_render_func(compiled.new_context(given, shared=True)))
         except TemplateSyntaxError as error:
@@ -120,6 +120,11 @@ class ChatTemplate:
             raise RowError(REFUSES, str(error)) from error
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise RowError("the chat template fails", f"{type(error).__name__}: {error}") from error
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """What the template is given besides the conversation: the recipe's variables, and the clock of its day."""
+        return {**self.variables, **({"strftime_now": clock_on(self.date)} if self.date else {})}
 
     @cached_property
     def notes_every_look(self) -> bool:
@@ -326,18 +331,7 @@ class ChatTemplate:
         if not self.tokenizer.chat_template:
             raise NoChatTemplate(_NO_TEMPLATE)
         compiled: Template = _compile_jinja_template(self.tokenizer.get_chat_template(tools=tools))
-        known = {**compiled.globals, **self.tokenizer.special_tokens_map}
-        return compiled, known | ({"strftime_now": on_day(self.date)} if self.date else {})
-
-
-def writes_date(tokenizer: Any) -> bool:
-    """Whether a tokenizer's chat template asks for today's date."""
-    return "strftime_now" in str(tokenizer.chat_template)
-
-
-def on_day(day: str) -> Callable[[str], str]:
-    """What transformers gives a template as `strftime_now`, on another day."""
-    return datetime.fromisoformat(day).strftime
+        return compiled, {**compiled.globals, **self.tokenizer.special_tokens_map}
 
 
 def thinks(message: Message) -> bool:
