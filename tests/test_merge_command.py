@@ -123,7 +123,9 @@ def test_an_adapter_that_cannot_be_merged_is_one_clear_error(trained, lorakit_me
         "not finite. Merging would spoil": lambda tensors: tensors[first(tensors)][0].fill_(torch.inf),
         "cannot be put on the base model": lambda tensors: tensors.update({first(tensors): torch.zeros(4, 5)}),
         "this adapter lacks": lambda tensors: tensors.pop(first(tensors)),
-        "for which the base model has no place": lambda tensors: tensors.update({"base_model.model.odd.lora_A.weight": torch.zeros(4, 5)}),
+        "for which the base model has no place": lambda tensors: tensors.update(
+            {"base_model.model.odd.lora_A.weight": torch.zeros(4, 5)}
+        ),
     }
     for says, change in changes.items():
         (run.adapter / ADAPTER).write_bytes(whole)

@@ -1,6 +1,7 @@
 """Promises of folding and writing: in every family, the merged files hold what PEFT's own merge computes."""
 
 import copy
+import json
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lorakit.merge.fold import folding_of
+from lorakit.merge.untie import target_of
 from lorakit.merge.write import write_weights
 from lorakit.model.adapters.plain import save_adapter
 from lorakit.model.attach import attach_adapter
@@ -22,7 +24,7 @@ from lorakit.model.quantized import dequantized
 from lorakit.model.streamed import streamed_adapter_model
 from lorakit.model.targets import select_targets
 from lorakit.model.weight_files import SINGLE, tensors_of
-from lorakit.model.weights import open_weights
+from lorakit.model.weights import open_weights, untied_config
 from lorakit.progress import Silent
 from lorakit.recipe.kinds import kind_of
 from lorakit.recipe.schema import Adapter, Model
@@ -69,8 +71,10 @@ def fold(base, adapter, output, settings=None, dtype=None):
     held = held_by(weights, settings) if settings else held_as_stored(Model(base="base"))
     folding = folding_of(streamed_adapter_model(base, "eager", lambda path: held(path, weights.read(path)), adapter))
     output.mkdir()
-    types = write_weights(weights, held, folding, dtype, output, Silent())
-    shutil.copy(base / "config.json", output)
+    target = target_of(weights, folding)
+    types = write_weights(target, held, folding, dtype, output, Silent())
+    config = json.loads((base / "config.json").read_text())
+    (output / "config.json").write_text(json.dumps(config if target is weights else untied_config(config)))
     return types
 
 

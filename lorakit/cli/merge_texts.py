@@ -24,6 +24,7 @@ def merged_facts(merged: "Merged") -> dict[str, Any]:
         "onto": merged.onto,
         "quantization": merged.quantization,
         "dtype": merged.dtype,
+        "untied": merged.untied,
         "rows_of": merged.rows_of,
         "proof": proof_facts(merged.proof) if merged.proof else None,
     }
@@ -35,6 +36,10 @@ def merged_facts(merged: "Merged") -> dict[str, Any]:
 def merged_text(merged: "Merged") -> str:
     """Where the merged model lies, and how it was proved."""
     first = f"merged model: {merged.folder}"
+    if merged.untied:
+        first += (
+            "\ninput and output embeddings are two weights: the adapter changed them apart (tie_word_embeddings: false)"
+        )
     if merged.proof is None:
         return f"{first}\nnot compared with the adapter model (--no-proof)"
     return "\n".join([first, _proved(merged.proof, merged.rows_of), *_drift(merged)])

@@ -50,6 +50,11 @@ _BETTER = {
 
 _UNPROVED = "**Not compared with the adapter model** (`--no-proof`).\n"
 
+_UNTIED = """
+The base ties its output head to its input embeddings. The adapter changed them apart, so that here they are two weights
+(`tie_word_embeddings: false`).
+"""
+
 _INT8_ON_GPU = """
 The adapter was trained on a GPU, where LLM.int8 rounds the inputs of every layer to 8 bits as well. The merged model
 does not, and neither did the adapter model that it was compared with.
@@ -93,6 +98,7 @@ def describe(draft: Path, run: Run, prepared: Prepared, merged: "Merged", adapte
         "onto": merged.onto,
         "quantization": merged.quantization,
         "dtype": merged.dtype,
+        "untied": merged.untied,
         "rows_of": merged.rows_of if merged.proof else None,
         "tolerance": asdict(TOLERANCES[merged.dtype]),
         "proof": proof_facts(merged.proof) if merged.proof else None,
@@ -116,7 +122,7 @@ def describe(draft: Path, run: Run, prepared: Prepared, merged: "Merged", adapte
         dtype=merged.dtype,
         proof=_PROOF.format(rows_of=merged.rows_of, **_figures(merged.proof)) if merged.proof else _UNPROVED,
         drift=drift,
-        note=_INT8_ON_GPU if merged.quantization == "q8" and on_gpu else "",
+        note=(_UNTIED if merged.untied else "") + (_INT8_ON_GPU if merged.quantization == "q8" and on_gpu else ""),
     )
     (draft / "README.md").write_text(card, encoding="utf-8")
 

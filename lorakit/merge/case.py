@@ -40,6 +40,8 @@ class Merged:
     """Against the adapter on the weights that were merged into; None where none was asked for."""
     drift: Proof | None
     """Against the adapter on the weights that it was trained on, where those are others."""
+    untied: bool = False
+    """Whether it has two weights where its base ties them: the adapter changed one of them, or each otherwise."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,12 @@ from typing import Any, Protocol
 
 import torch
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
-from peft.utils import ModulesToSaveWrapper
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 
 from lorakit.errors import UserError
+from lorakit.model.streamed import is_empty
 
 
 class Fold(Protocol):
@@ -23,7 +26,7 @@ class Fold(Protocol):
 
 
 _NAME = "default"
-_OF_ADAPTER = re.compile(rf"\.(lora_\w+|modules_to_save)\.{_NAME}(\.|$)")
+_OF_ADAPTER = re.compile(rf"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)\.{_NAME}(\.|$)")
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,34 @@ def folding_of(model: Any) -> Folding:
     """
     _check_finite(model)
     folds: dict[str, Fold] = {}
-    for wrapped, module in model.base_model.model.named_modules():
+    base = model.base_model.model
+    for name, value in base.named_parameters():
+        if not _OF_ADAPTER.search(f".{name}") and not is_empty(value):  # a bias, or an embedding that was resized
+            folds[_path_in_base(name)] = _Replaced(_plain(value))
+    for wrapped, module in base.named_modules():
         path = _path_in_base(wrapped)
         if isinstance(module, ParamWrapper):
-            folds[f"{path}.{module.parameter_name}"] = _stacked(module)
+            _add(folds, {f"{path}.{module.parameter_name}": _stacked(module)})
         elif isinstance(module, LoraLayer):
-            folds |= _layer(path, module)
+            _add(folds, _layer(path, module))
         elif isinstance(module, ModulesToSaveWrapper):
             trained = dict(module.modules_to_save[_NAME].named_parameters())
             folds |= {f"{path}.{name}": _Replaced(_plain(value)) for name, value in trained.items()}
+        elif isinstance(module, TrainableTokensWrapper):
+            _add(folds, {f"{path}.weight": _tokens(module.token_adapter)})
+        elif isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer):
+            kind = model.peft_config[_NAME].peft_type
+            raise UserError(
+                f"adapter: {path} is adapted by PEFT's kind {getattr(kind, 'value', kind)}, which lorakit does not add "
+                "to weights. Merge it with PEFT's own merge_and_unload."
+            )
     return Folding(folds)
+
+
+def _add(folds: dict[str, Fold], more: dict[str, Fold]) -> None:
+    """Further things that are done to weights, after those that are done to them already."""
+    for path, fold in more.items():
+        folds[path] = _Both(folds[path], fold) if path in folds else fold
 
 
 def _path_in_base(wrapped: str) -> str:
@@ -156,6 +177,51 @@ class _Replaced:
 
     def __call__(self, weight: torch.Tensor, row: int = 0) -> torch.Tensor:
         return self.trained[row : row + len(weight)] if weight.ndim else self.trained
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a weight in place of the base's: the embeddings of some tokens."""
+
+    numbers: tuple[int, ...]
+    trained: torch.Tensor
+    by_rows = True
+
+    def __call__(self, weight: torch.Tensor, row: int = 0) -> torch.Tensor:
+        for number, trained in zip(self.numbers, self.trained, strict=True):
+            if row <= number < row + len(weight):
+                weight[number - row] = trained
+        return weight
+
+
+@dataclass(frozen=True)
+class _Both:
+    """One after the other."""
+
+    first: Fold
+    second: Fold
+
+    @property
+    def by_rows(self) -> bool:
+        return self.first.by_rows and self.second.by_rows
+
+    def __call__(self, weight: torch.Tensor, row: int = 0) -> torch.Tensor:
+        changed = self.first(weight, row)
+        return self.second(changed.clone() if changed is not weight else changed, row)
+
+
+def is_same(one: Fold | None, other: Fold | None) -> bool:
+    """Whether two folds are known to make the same of the same weight."""
+    if isinstance(one, _Replaced) and isinstance(other, _Replaced):
+        return torch.equal(one.trained, other.trained)
+    if isinstance(one, _Rows) and isinstance(other, _Rows):
+        return one.numbers == other.numbers and torch.equal(one.trained, other.trained)
+    return one is other
+
+
+def _tokens(adapter: Any) -> Fold:
+    numbers = tuple(int(number) for number in adapter.token_indices[_NAME])
+    return _Rows(numbers, _plain(adapter.trainable_tokens_delta[_NAME]))
 
 
 def _stacked(module: Any) -> Fold:

@@ -12,6 +12,7 @@ from lorakit.folders import alone, remove_drafts, whole_folder
 from lorakit.merge.card import FACTS, describe
 from lorakit.merge.case import Case, Merged, Onto, check_proof, coarsest, plain_base, refuse_unmergeable, trained_in
 from lorakit.merge.fold import folding_of
+from lorakit.merge.untie import target_of
 from lorakit.merge.write import full_disk_told, write_the_rest, write_weights
 from lorakit.model.held import held_as_stored, held_by
 from lorakit.model.load import DTYPES, stored_dtype
@@ -96,15 +97,17 @@ def merge(
             case = Case(run, prepared, weights, adapter or run.adapter, progress)
             given = _given_type(prepared, dtype)
             folding = folding_of(case.adapter_model(trained))
-            types = write_weights(weights, chosen, folding, given, draft, progress)
-            write_the_rest(prepared.base.folder, prepared.tokenizer, prepared.stop_ids, given, draft)
+            target = target_of(weights, folding)
+            untied = target is not weights
+            types = write_weights(target, chosen, folding, given, draft, progress)
+            write_the_rest(prepared.base.folder, prepared.tokenizer, prepared.stop_ids, given, draft, untied)
             written = coarsest(types)
             holds = [chosen, trained] if onto == "original" and trained.differs(weights) else [chosen]
             proofs = case.proofs(draft, written, holds) if proved else []
             proof, drift = [*proofs, None, None][:2]
             if proof:
                 check_proof(proof, written, f"{output}: the merged model", " It was not put in place.")
-            merged = Merged(output, onto, trained_in(prepared), written, case.rows_of, proof, drift)
+            merged = Merged(output, onto, trained_in(prepared), written, case.rows_of, proof, drift, untied)
             describe(draft, run, prepared, merged, adapter)
     return merged
 

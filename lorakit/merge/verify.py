@@ -10,6 +10,7 @@ from lorakit.errors import LorakitError, UserError
 from lorakit.merge.card import FACTS
 from lorakit.merge.case import Case, Merged, Onto, check_proof, coarsest, plain_base, refuse_unmergeable, trained_in
 from lorakit.merge.fold import Folding, folding_of
+from lorakit.merge.untie import target_of
 from lorakit.merge.write import with_tied
 from lorakit.model.checkpoint import TYPES
 from lorakit.model.held import Held, held_as_stored, held_by
@@ -50,8 +51,11 @@ def verify(run: Run, prepared: Prepared, folder: Path, progress: Progress) -> Me
         proof, drift = [*case.proofs(folder, written, holds), None][:2]
         assert proof is not None
         check_proof(proof, written, f"{folder}: this model", "")
-        _check_weights(weights, merged, holds[0], folding_of(case.adapter_model(holds[0])))
-    return Merged(folder, onto, trained_in(prepared), written, case.rows_of, proof, drift)
+        folding = folding_of(case.adapter_model(holds[0]))
+        target = target_of(weights, folding)
+        _check_weights(target, merged, holds[0], folding)
+    untied = target is not weights
+    return Merged(folder, onto, trained_in(prepared), written, case.rows_of, proof, drift, untied)
 
 
 def _facts_of(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lorakit.model.checkpoint_writing import Writing, writing
 from lorakit.model.held import Held
 from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.model.weight_files import INDEX, SINGLE, OnDisk, metadata_of, weight_files
-from lorakit.model.weights import Group, Weights
+from lorakit.model.weights import Group, Weights, untied_config
 from lorakit.progress import Progress
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -131,14 +131,18 @@ def _write_index(weights: Weights, planned: dict[str, OnDisk], folder: Path) -> 
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def write_the_rest(base: Path, tokenizer: Any, stop_ids: list[int], dtype: torch.dtype | None, folder: Path) -> None:
+def write_the_rest(
+    base: Path, tokenizer: Any, stop_ids: list[int], dtype: torch.dtype | None, folder: Path, untied: bool = False
+) -> None:
     """What belongs to a model besides its weights: configuration, where it stops, tokenizer, processors, licence.
 
     Args:
         base: the folder of the base model, of which everything but the weights is taken.
         dtype: of all weights, where it is one for all.
+        untied: whether the weights that the base ties are two in the merged files.
     """
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = untied_config(config) if untied else config
     for section in (config, config.get("text_config") or {}):
         section.pop("quantization_config", None)
         if dtype is not None:

@@ -149,6 +149,11 @@ def _emptied(model: Any) -> dict[int, list[_Slot]]:
     return slots
 
 
+def is_empty(tensor: torch.Tensor) -> bool:
+    """Whether nothing lies in the place of a weight until it is read: the model, or its adapter, brings none."""
+    return all(step == 0 for step in tensor.stride())
+
+
 def _stream(model: Any, slots: dict[int, list[_Slot]], read: Read, pieces: Pieces | None) -> None:
     """Let every part of the model that is read at once read its slots when it is called, and drop them after."""
     for part, chosen in _parts(model, slots):

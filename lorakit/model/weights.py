@@ -6,6 +6,7 @@ the same conversions are applied to one weight at a time, and back.
 """
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers.core_model_loading import (
     apply_renamings,
     dot_natural_key,
     rename_source_key,
+    revert_weight_conversion,
 )
 
 from lorakit.errors import UserError
@@ -81,6 +83,10 @@ class Weights:
     def tied_to(self, path: str) -> set[str]:
         """The other paths of a weight that the model uses in several places."""
         return self._ties.get(path, set())
+
+    def tied_paths(self) -> list[str]:
+        """Every path of a weight that the model uses in several places."""
+        return sorted(self._ties)
 
     @property
     def _ties(self) -> dict[str, set[str]]:
@@ -160,6 +166,38 @@ def open_weights(folder: Path) -> Weights:
     weights = Weights(folder, model, tensors, groups, unused)
     _check(weights, state)
     return weights
+
+
+def untied(weights: Weights) -> Weights:
+    """The same as a model whose config ties nothing: the ends that the files lack are read from those that they have.
+
+    Raises:
+        UserError: the family ties its weights whatever the config says.
+    """
+    config = untied_config(json.loads((weights.folder / "config.json").read_text(encoding="utf-8")))
+    model = empty_model(config)
+    ties = _ties_of(model)
+    if ties:
+        raise UserError(
+            f"{weights.folder}: {min(ties)} is tied in every model of this family: its ends cannot be apart."
+        )
+    tensors, groups, known = dict(weights.tensors), list(weights.groups), weights.paths()
+    for path in (path for path in model.state_dict() if path not in known and weights.tied_to(path)):
+        group = weights.group_of(path)
+        if group.converter is not None:
+            raise UserError(f"{weights.folder}: {path} is made of several tensors, and cannot be written on its own.")
+        (name,) = revert_weight_conversion(model, {path: torch.empty(0)})
+        tensors[name] = tensors[group.names[0]]
+        groups.append(Group((name,), (path,)))
+    return replace(weights, model=model, tensors=tensors, groups=groups)
+
+
+def untied_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What is in a config.json, for a model whose input and output embeddings are two weights."""
+    changed = {**config, "tie_word_embeddings": False}
+    if isinstance(config.get("text_config"), dict):
+        changed["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+    return changed
 
 
 def _check(weights: Weights, state: Values) -> None:
