@@ -164,9 +164,8 @@ def _branches(words: list[str]) -> str:
 def roles_in_parts(write: Write) -> frozenset[str]:
     """The roles whose content the template writes only as a list of parts, as templates for images and texts do."""
     for roles in _IN_PARTS:
-        if any(
-            QUESTION in text and ANSWER in text for _, text in samples(partial(_write_parts, write, roles), answering())
-        ):
+        texts = (text for _, text in samples(partial(_write_parts, write, roles), answering()))
+        if any(QUESTION in text and ANSWER in text and "{'type'" not in text for text in texts):
             return roles
     return frozenset()
 

@@ -94,8 +94,12 @@ def _tail_of_prompt(write: Write) -> tuple[str, str]:
     """What the prompt ends with that the text of an answer lacks, and all that it writes for the answer to come."""
     for messages, text in samples(write, answering()):
         prompt = prompt_of(write, messages)
-        if prompt:
-            return prompt[common(prompt, text) :], prompt[common(prompt, write(messages[:-1])) :]
+        if not prompt:
+            continue
+        mark, at = _LAST_MARK.search(prompt), common(prompt, text)
+        if mark and mark.start() < at < mark.start() + len(mark[1]):
+            at = mark.start()  # <think> and </think> begin alike
+        return prompt[at:], prompt[common(prompt, write(messages[:-1])) :]
     return "", ""
 
 

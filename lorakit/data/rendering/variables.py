@@ -88,5 +88,6 @@ def _names_in_order(node: nodes.Node) -> Iterator[nodes.Name]:
 
 
 def _values(node: nodes.Node) -> list[Any]:
-    items = node.items if isinstance(node, nodes.List | nodes.Tuple) else [node]
-    return [item.value for item in items if isinstance(item, nodes.Const)]
+    """The constants of a comparison: jinja2 makes one constant of a list of them."""
+    value = node.value if isinstance(node, nodes.Const) else ()
+    return list(value) if isinstance(value, list | tuple) else [value]

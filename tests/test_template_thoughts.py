@@ -1,0 +1,191 @@
+"""Templates whose prompt opens a thought, or that drop thoughts: what the model must say behind it is trained."""
+
+from dataclasses import replace
+
+import pytest
+from data_families import FAMILIES, Family, answer, chat
+from data_masks import examples, refusal, trained_texts
+
+from lorakit.data.conversations import Conversation
+from lorakit.data.encoding import encode
+from lorakit.data.rendering import ChatTemplate, render
+
+HEADER = "{% for m in messages %}{{ '[' + m.role + ']' }}{% if m.role == 'assistant' %}ANSWER{{ eos_token }}{% else %}"
+HEADER += "{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}PROMPT{% endif %}"
+
+
+def family(written, prompt):
+    """A template that writes answers as `written` behind a header, and asks for them with the header and `prompt`."""
+    return Family(HEADER.replace("ANSWER", written).replace("PROMPT", prompt), str, "</s>")
+
+
+LAST = "{% set c = m.content %}{% if '</think>' in c %}{% set c = c.split('</think>')[-1] %}{% endif %}{{ c | trim }}"
+THINKING = "{% if m.reasoning_content %}{{ '<think>\\n' + m.reasoning_content + '\\n</think>\\n\\n' }}{% endif %}"
+KINDS = {
+    # the manner of the template: what an answer without a thought, and one with, is trained to say
+    "drops thoughts, as DeepSeek R1": (
+        family(LAST, "{{ '<think>\\n' }}"),
+        "\n</think>\n\nParis.</s>",
+        "hm\n</think>\n\nParis.</s>",
+    ),
+    "opens without a line break": (family(LAST, "{{ '<think>' }}"), "</think>Paris.</s>", "hm</think>Paris.</s>"),
+    "writes content as it is": (
+        family("{{ m.content }}", "{{ '<think>\\n' }}{# </think> #}"),
+        "\n</think>\n\nParis.</s>",
+        "hm\n</think>\n\nParis.</s>",
+    ),
+    "writes thoughts where there are some": (
+        family(THINKING + "{{ m.content }}", "{{ '<think>\\n' }}"),
+        "\n</think>\n\nParis.</s>",
+        "hm\n</think>\n\nParis.</s>",
+    ),
+    "another word": (
+        family("{{ m.content.split('</thought>')[-1] | trim }}", "{{ '<thought>\\n' }}"),
+        "\n</thought>\n\nParis.</s>",
+        "hm\n</thought>\n\nParis.</s>",
+    ),
+    "brackets": (
+        family("{{ m.content.split('[/THINK]')[-1] }}", "{{ '[THINK]' }}"),
+        "[/THINK]Paris.</s>",
+        "hm[/THINK]Paris.</s>",
+    ),
+    "a beginning and an end": (
+        family("{{ m.content.split('<|END_THINKING|>')[-1] }}", "{{ '<|START_THINKING|>' }}"),
+        "<|END_THINKING|>Paris.</s>",
+        "hm<|END_THINKING|>Paris.</s>",
+    ),
+}
+
+
+def said(found, tokenizer):
+    return [text for one in found for text in trained_texts(tokenizer, one)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_behind_a_prompt_that_opens_a_thought_an_answer_without_one_closes_it(kind):
+    made, plain, _ = KINDS[kind]
+    tokenizer = made.tokenizer()
+    talk = chat("Hello", "Paris.", "And?", "Paris.")
+    found = examples(made, tokenizer, talk)
+    assert said(found, tokenizer) == [plain, plain]
+    for at, one in zip((1, 3), found, strict=True):
+        prompt = tokenizer.apply_chat_template(talk[:at], add_generation_prompt=True)["input_ids"]
+        assert one.input_ids[: one.turns[0][0]] == prompt, "the prompt that every server writes"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_behind_a_prompt_that_opens_a_thought_a_thought_is_gone_on_with(kind):
+    made, _, thoughtful = KINDS[kind]
+    tokenizer = made.tokenizer()
+    apart = [chat("Hello")[0], answer("Paris.", thinking="hm")]
+    assert said(examples(made, tokenizer, apart), tokenizer) == [thoughtful]
+    opens = {"another word": "<thought>", "brackets": "[THINK]", "a beginning and an end": "<|START_THINKING|>"}
+    mark = opens.get(kind, "<think>")
+    closes = thoughtful.removeprefix("hm").partition("Paris")[0].strip()
+    for inside in (f"{mark}\nhm\n{closes}\n\nParis.", f"{mark}hm{closes}Paris.", f"hm\n{closes}\n\nParis."):
+        (text,) = said(examples(made, tokenizer, chat("Hello", inside)), tokenizer)
+        assert "".join(text.split()) == "".join(thoughtful.split())
+
+
+def test_what_the_prompt_wrote_of_an_answer_is_counted():
+    """Not thoughts alone: an answer may begin with whatever the prompt ends with."""
+    made = family("{{ m.content }}", "{{ 'Answer: ' }}")
+    tokenizer = made.tokenizer()
+    assert said(examples(made, tokenizer, chat("Hello", "Answer: Paris.")), tokenizer) == ["Paris.</s>"]
+    assert "cannot be rendered turn by turn" in refusal(made, chat("Hello", "Paris."))
+
+
+SWITCHED = [
+    (
+        "{% if not (thinking | default(true)) %}{{ '</think>' }}{% else %}{{ '<think>' }}{% endif %}",
+        {"thinking": False},
+    ),
+    ("{% if mode == 'fast' %}{{ '</think>' }}{% else %}{{ '<think>' }}{% endif %}", {"mode": "fast"}),
+    ("{% if mode in ['off', 'none'] %}{{ '</think>' }}{% else %}{{ '<think>' }}{% endif %}", {"mode": "off"}),
+    ("{% if skip_thinking %}{{ '</think>' }}{% else %}{{ '<think>' }}{% endif %}", {"skip_thinking": True}),
+]
+
+
+@pytest.mark.parametrize(("prompt", "variables"), SWITCHED)
+def test_where_a_variable_closes_the_prompts_thought_answers_without_one_are_trained_with_it(prompt, variables):
+    """As GLM 4.7 and Nemotron 3: the text of an answer without a thought has the closing mark alone."""
+    with_thoughts = "{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content }}{% endif %}{{ '</think>' }}"
+    made = family(with_thoughts + "{{ m.content }}", prompt)
+    tokenizer = made.tokenizer()
+    talk = [*chat("Hello"), answer("Paris.", thinking="hm"), *chat("And?", "Lyon."), *chat("Bye", "Bye!")]
+    found = examples(made, tokenizer, talk)
+    assert said(found, tokenizer) == ["hm</think>Paris.</s>", "Lyon.</s>", "Bye!</s>"]
+    template = ChatTemplate(tokenizer)
+    assert template.without_thoughts == variables
+    assert "".join(tokenizer.decode(one.input_ids) for one in found).count("[assistant]</think>Lyon.") == 1
+    own = ChatTemplate(tokenizer, variables=variables)
+    (with_them,) = encode(render(Conversation(talk[-2:]), own), tokenizer)
+    (without,) = encode(render(Conversation(talk[-2:]), template), tokenizer)
+    assert with_them == without and with_them.turns == without.turns
+
+
+def test_thoughts_that_a_template_writes_only_before_calls_stand_before_answers_likewise():
+    """As Gemma 4's first templates, whose last one writes them before answers too."""
+    thoughts = "{% if m.reasoning_content and m.tool_calls %}{{ '<|channel>' + m.reasoning_content + '<channel|>' }}"
+    thoughts += "{% endif %}"
+    calls = "{% for c in m.tool_calls or [] %}{{ c.function.name + (c.function.arguments | tojson) }}{% endfor %}"
+    made = family(thoughts + calls + "{{ m.content }}", "")
+    tokenizer = made.tokenizer()
+    talk = [*chat("Hello"), answer("Paris.", thinking="hm"), *chat("And?", "Lyon.")]
+    assert said(examples(made, tokenizer, talk), tokenizer) == ["<|channel>hm<channel|>Paris.</s>", "Lyon.</s>"]
+
+
+def test_how_answers_without_thoughts_are_trained_is_told_once_a_row():
+    for kind in ("drops thoughts, as DeepSeek R1", "writes thoughts where there are some"):
+        template = ChatTemplate(KINDS[kind][0].tokenizer())
+        notes = [one.note for one in render(Conversation(chat("Hello", "Paris.")), template)]
+        assert notes == [
+            "answers without thinking: the prompt opens a thought with <think>, and the model is trained to close it "
+            "at once with </think>"
+        ]
+        thoughtful = Conversation([*chat("Hello"), answer("Paris.", thinking="hm")])
+        assert [one.note for one in render(thoughtful, template)] == [""]
+    closed = ChatTemplate(family("{{ '</think>' + m.content }}", SWITCHED[0][0]).tokenizer())
+    (one,) = render(Conversation(chat("Hello", "Paris.")), closed)
+    assert "{thinking: false}" in one.note and one.note == closed.note_without_thoughts
+    (again,) = render(Conversation(chat("Bye", "Bye.")), closed)
+    assert again.note == one.note, "a known shape of conversation has the note too"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{% for part in m.content %}{{ part.text if part.type == 'text' }}{% endfor %}",
+        "{{ m['content'][0]['text'] }}",
+        "{% if m.content is string %}{{ raise_exception('parts!') }}{% endif %}{{ m.content[0].text }}",
+        "{{ m.content if m.role == 'assistant' else m.content[0].text }}",
+    ],
+)
+def test_content_is_given_in_parts_where_the_template_wants_parts(content):
+    template = (
+        "{% for m in messages %}{{ m.role + ': ' }}" + content + "{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    made = Family(template, str, "</s>")
+    tokenizer = made.tokenizer()
+    talk = chat("Hello", "Paris.", "And?", "", system="Be brief.")
+    (one,) = examples(made, tokenizer, talk)
+    assert said([one], tokenizer) == ["Paris.</s>", "</s>"]
+    assert "system: Be brief.</s>user: Hello</s>" in tokenizer.decode(one.input_ids)
+
+
+def test_rows_in_parts_keep_the_fast_way(monkeypatch):
+    template = ChatTemplate(
+        replace(
+            FAMILIES["zephyr"],
+            template=(
+                "{% for m in messages %}{{ m.role + ': ' }}{% for part in m.content %}{{ part['text'] }}{% endfor %}"
+                "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+            ),
+        ).tokenizer()
+    )
+    render(Conversation(chat("Hello", "Paris.")), template)
+    written, write = [], ChatTemplate.write
+    monkeypatch.setattr(ChatTemplate, "write", lambda *given, **more: written.append(1) or write(*given, **more))
+    (one,) = render(Conversation(chat("And?", "Lyon.")), template)
+    assert not written and one.text.endswith("assistant: Lyon.</s>")
