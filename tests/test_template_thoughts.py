@@ -9,6 +9,7 @@ from data_masks import examples, refusal, trained_texts
 from lorakit.data.conversations import Conversation
 from lorakit.data.encoding import encode
 from lorakit.data.rendering import ChatTemplate, render
+from lorakit.evaluate.generate import said_in
 
 HEADER = "{% for m in messages %}{{ '[' + m.role + ']' }}{% if m.role == 'assistant' %}ANSWER{{ eos_token }}{% else %}"
 HEADER += "{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}PROMPT{% endif %}"
@@ -189,3 +190,19 @@ def test_rows_in_parts_keep_the_fast_way(monkeypatch):
     monkeypatch.setattr(ChatTemplate, "write", lambda *given, **more: written.append(1) or write(*given, **more))
     (one,) = render(Conversation(chat("And?", "Lyon.")), template)
     assert not written and one.text.endswith("assistant: Lyon.</s>")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_metrics_compare_answers_without_their_thoughts(kind):
+    made, plain, thoughtful = KINDS[kind]
+    tokenizer = made.tokenizer()
+    for text in (plain, thoughtful, "Paris.</s>"):
+        tokens = tokenizer(text.removesuffix("</s>"), add_special_tokens=False)["input_ids"]
+        assert said_in(tokens, tokenizer) == "Paris."
+
+
+def test_a_thought_that_is_closed_by_a_special_token_is_no_part_of_the_answer():
+    made = replace(KINDS["a beginning and an end"][0], special=("<|START_THINKING|>", "<|END_THINKING|>"))
+    tokenizer = made.tokenizer()
+    ids = tokenizer("hm<|END_THINKING|> Paris.</s>", add_special_tokens=False)["input_ids"]
+    assert said_in(ids, tokenizer) == "Paris."
