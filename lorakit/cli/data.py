@@ -53,7 +53,7 @@ def data(
     from lorakit.data.survey import survey
     from lorakit.data.written import refuse_existing
     from lorakit.plan.facts import facts_in
-    from lorakit.plan.prepare import open_template
+    from lorakit.plan.prepare import open_template, tell_file_differs
     from lorakit.plan.row_limits import beyond_training, refuse_lengths
 
     if write is not None:
@@ -67,6 +67,7 @@ def data(
     facts = facts_in(base.folder)
     attention_at = facts.attention_at if facts else float("inf")
     found = survey(loaded.data, template, loaded.train.batch_size, loaded.train.seed, attention_at, progress)
+    tell_file_differs(base, template.tokenizer, found.train, progress)
     too_long = beyond_training(loaded, facts, found.lengths["max"])
     if too_long:
         progress.warn(too_long)

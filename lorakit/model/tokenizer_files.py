@@ -55,11 +55,11 @@ def write_tokenizer(base: Path, tokenizer: Any, folder: Path) -> None:
         place = folder / file.relative_to(base)
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, place)
-    read = _read(folder)
+    read = read_tokenizer(folder)
     if type(read) is not type(tokenizer):
         name = type(tokenizer).__name__
-        _set(folder / CONFIG, tokenizer_class=_KNOWN_TO_ALL.get(name, name))
-        read = _read(folder)
+        set_keys(folder / CONFIG, tokenizer_class=_KNOWN_TO_ALL.get(name, name))
+        read = read_tokenizer(folder)
     if read is None or read.chat_template != tokenizer.chat_template:
         _write_template(folder, tokenizer.chat_template)
 
@@ -82,7 +82,7 @@ def tokenizer_files(base: Path, tokenizer: Any) -> list[Path]:
     return sorted(file for file in found if lies_inside(file, base))
 
 
-def _read(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder; None where the folder does not say enough to load it."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -96,15 +96,15 @@ def _write_template(folder: Path, template: str) -> None:
     The base's other places for a template are taken away, or a program that looks there would see another one.
     """
     (folder / TEMPLATE).write_text(template, encoding="utf-8")
-    _set(folder / CONFIG, chat_template=template)
+    set_keys(folder / CONFIG, chat_template=template)
     shutil.rmtree(folder / _NAMED_TEMPLATES, ignore_errors=True)
     (folder / _PROCESSOR_TEMPLATE).unlink(missing_ok=True)
     processor = folder / "processor_config.json"
     if "chat_template" in _json(processor):
-        _set(processor, chat_template=template)
+        set_keys(processor, chat_template=template)
 
 
-def _set(path: Path, **values: str) -> None:
+def set_keys(path: Path, **values: str) -> None:
     """Change keys of a JSON file and keep the others, in their order."""
     _write_json(path, _json(path) | values)
 

@@ -13,6 +13,7 @@ from lorakit.folders import sha256_of
 from lorakit.model.base import Base, find_base
 from lorakit.model.load import attentions_of, load_tokenizer, quiet_libraries, stop_token_ids, stop_words
 from lorakit.model.stored import check_quantization
+from lorakit.model.tokenizer_check import compare_with_file
 from lorakit.plan.auto import Choice, settle
 from lorakit.plan.built import built_skeleton
 from lorakit.plan.facts import ModelFacts, facts_in
@@ -25,6 +26,9 @@ from lorakit.recipe.kinds import effective_model, trains_all
 from lorakit.recipe.load import load
 from lorakit.recipe.schema import Adapter, Model, Recipe
 from lorakit.runs import Run, versions
+
+_COMPARED = 32
+"""Rows whose tokens are compared."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ def prepare_run(recipe: Recipe, progress: Progress, ended: bool = False) -> Prep
     recipe, dated = _dated(recipe, template.date)
     tokenizer = template.tokenizer
     train, held_out = examples_of(recipe.data, template, progress)
+    if not ended:
+        tell_file_differs(base, tokenizer, train, progress)
     train.mixture.refuse_extremes()
     machine = usable_machine(progress)
     facts = facts_in(base.folder) if ended else built_facts(base, recipe.adapter)
@@ -100,6 +106,16 @@ def prepare_run(recipe: Recipe, progress: Progress, ended: bool = False) -> Prep
     settled = settle(recipe, machine, facts, report.longest, attentions_of(base), mean)
     expected = _expected(settled.recipe, facts, report.longest, machine)
     return Prepared(settled.recipe, (*dated, *settled.choices), base, machine, tokenizer, train, held_out, expected)
+
+
+def tell_file_differs(base: Base, tokenizer: Any, train: Examples, progress: Progress) -> None:
+    """Warn where some of the rows are other tokens than the base's tokenizer.json makes of them."""
+    rows = train.rows
+    some = range(0, len(rows), max(1, len(rows) // _COMPARED))
+    texts = [tokenizer.decode(rows[at]["input_ids"]) for at in some[:_COMPARED]]
+    told = compare_with_file(base.folder, tokenizer, texts)
+    if told:
+        progress.warn(f"model.base: {base.name}: {told}")
 
 
 def built_facts(base: Base, settings: Adapter) -> ModelFacts | None:
