@@ -116,6 +116,7 @@ def json_text(text: str) -> str:
 def _describe(prepared: "Prepared", progress: "Progress") -> None:
     """Say what was chosen and what was read, before anything long begins."""
     from lorakit.cli.draws import draws_of
+    from lorakit.plan.schedule import schedule_in_words
 
     for choice in prepared.choices:
         progress.say(str(choice))
@@ -146,7 +147,8 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
             progress.say(str(drawn))
         if drawn.warning:
             progress.warn(drawn.warning)
-    progress.say(f"steps: {prepared.steps:,} of {prepared.recipe.train.batch_size} rows")
+    for line in schedule_in_words(prepared.recipe.train, prepared.steps, prepared.held_out is not None):
+        progress.say(line)
 
 
 def _tell_memory(expected: "Memory", machine: "Machine", progress: "Progress") -> None:

@@ -20,6 +20,7 @@ from lorakit.plan.machine import Machine
 from lorakit.plan.memory import DTYPE_BYTES, Memory, weight_bytes
 from lorakit.plan.other_peaks import evaluating, merging
 from lorakit.plan.rates import Rates
+from lorakit.plan.schedule import times
 from lorakit.plan.work import TRAINED, Work, work_of
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.schema import Adapter, Recipe
@@ -209,8 +210,7 @@ def steps_of(recipe: Recipe, rows: Rows) -> int | None:
 def _work(load: Load, rows: Rows, steps: int, micro: int, checkpointing: bool) -> Work:
     recipe, scorings = load.recipe, 0
     if rows.held_out:
-        every = recipe.train.eval_every
-        scorings = math.ceil(steps / every) if isinstance(every, int) else math.ceil(1 / every)
+        scorings = times(recipe.train.eval_every, steps)
     return work_of(
         load,
         micro,

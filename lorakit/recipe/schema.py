@@ -219,7 +219,7 @@ class Train(Section):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup: Warmup = 0.03
-    """How long the learning rate rises."""
+    """How long the learning rate rises, from above zero. A fraction that rounds to less than a step is none."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's weight decay."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -229,9 +229,10 @@ class Train(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """The seed of initialization, shuffling and dropout."""
     eval_every: Interval = 0.1
-    """How often the held-out loss is measured."""
+    """How often the held-out loss is measured, and after the last step. A fraction is at least 5 steps, or half of a \
+shorter run; a number of steps is taken as it is."""
     save_every: Interval = 0.1
-    """How often a checkpoint is written."""
+    """How often a checkpoint is written, counted as `eval_every`, and after the last step."""
     keep: PositiveInt = 2
     """How many checkpoints stay on disk, the best one besides."""
     early_stopping: EarlyStopping | None = None

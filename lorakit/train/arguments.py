@@ -1,12 +1,10 @@
 """A prepared recipe in the trainer's terms: steps, rows, and transformers' training arguments."""
 
-import math
-
 from trl import SFTConfig
 
 from lorakit.model.load import pad_token_id
 from lorakit.plan.prepare import Prepared
-from lorakit.recipe.schema import Train
+from lorakit.plan.schedule import interval, warmup_steps
 from lorakit.runs import Run
 from lorakit.train.optimizer import OPTIMIZERS
 from lorakit.train.steps import Plan
@@ -26,6 +24,8 @@ def plan_of(prepared: Prepared) -> Plan:
         packing=recipe.data.packing == "on",
         flat=recipe.model.attention == "flash_attention_2",
         lora_plus=recipe.train.lora_plus,
+        schedule=recipe.train.schedule,
+        warmup=warmup_steps(recipe.train, prepared.steps),
     )
 
 
@@ -39,8 +39,6 @@ def arguments(prepared: Prepared, run: Run, plan: Plan) -> SFTConfig:
         per_device_train_batch_size=plan.batch_size,
         gradient_accumulation_steps=1,  # the trainer's batch is a whole step
         learning_rate=float(settings.learning_rate),
-        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
-        warmup_steps=warmup_steps(settings, steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim=OPTIMIZERS[settings.optimizer],
@@ -67,15 +65,3 @@ def arguments(prepared: Prepared, run: Run, plan: Plan) -> SFTConfig:
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one device; Trainer would spread over all that it sees
     return arguments
-
-
-def interval(every: float, steps: int) -> int:
-    """A fraction of the run, or a number of steps, as steps."""
-    return every if isinstance(every, int) else max(1, round(every * steps))
-
-
-def warmup_steps(settings: Train, steps: int) -> int:
-    """The steps in which the learning rate rises."""
-    if isinstance(settings.warmup, int):
-        return settings.warmup
-    return min(math.ceil(settings.warmup * steps), steps - 1)  # a run of one step learns in it

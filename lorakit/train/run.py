@@ -13,9 +13,10 @@ from lorakit.model.adapters.svd import ranks_in_words
 from lorakit.model.memory import first_line, free_memory, is_out_of_memory, return_freed_memory
 from lorakit.model.stored import check_mergeable
 from lorakit.plan.prepare import Prepared
+from lorakit.plan.schedule import warmup_steps
 from lorakit.progress import Progress
 from lorakit.runs import Run
-from lorakit.train.arguments import arguments, plan_of, warmup_steps
+from lorakit.train.arguments import arguments, plan_of
 from lorakit.train.begin import Begun, begin, take_up
 from lorakit.train.callbacks import Conductor, Driving, StopRequest
 from lorakit.train.checks import check_loss
@@ -94,7 +95,7 @@ def _refuse(prepared: Prepared) -> None:
     if prepared.recipe.output.merged:
         check_mergeable(prepared.base)
     warmup = warmup_steps(prepared.recipe.train, prepared.steps)
-    if warmup >= prepared.steps > 1:
+    if warmup and warmup >= prepared.steps:
         raise UserError(
             f"train.warmup: {warmup} steps of warm-up in a run of {prepared.steps}. Write a fraction or fewer."
         )

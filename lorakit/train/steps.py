@@ -32,6 +32,9 @@ class Plan:
     flat: bool = False
     """Packs go end to end in one row, as variable-length attention takes them."""
     lora_plus: float | None = None
+    schedule: str = "constant"
+    warmup: int = 0
+    """The steps in which the learning rate rises."""
 
 
 class StepBatches(Sampler[list[int]]):

@@ -5,10 +5,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import TrainerControl, TrainerState
 from trl import SFTTrainer
@@ -18,6 +20,7 @@ from lorakit.errors import Interrupted, LorakitError
 from lorakit.folders import whole_folder, write_whole
 from lorakit.model.adapters.plain import config_of, save_adapter, save_config
 from lorakit.model.attach import STATE, WEIGHTS, trained_weights
+from lorakit.plan.schedule import rate_share
 from lorakit.progress import Progress
 from lorakit.runs import Run
 from lorakit.train.begin import DRIVER
@@ -45,6 +48,7 @@ class SupervisedTrainer(SFTTrainer):
         self.run, self.progress, self.stopping = run, progress, stopping
         self.mixture, self.lengths = examples.mixture, examples.lengths().tolist()
         self.control: TrainerControl
+        self.lr_scheduler: Any
         weights = {name: p.detach().clone() for name, p in passes.model.named_parameters() if p.requires_grad}
         super().__init__(**options, model=passes.model, data_collator=_step)
         # SFTTrainer rounds the adapter of a quantized base to bfloat16; it is trained in the type it was made in.
@@ -113,6 +117,15 @@ class SupervisedTrainer(SFTTrainer):
         if self.plan.lora_plus is not None:
             optimizer.param_groups[:] = with_faster_b(optimizer.param_groups, self.model, self.plan.lora_plus)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The rate of every step as the recipe's schedule has it."""
+        if self.lr_scheduler is None:
+            plan = self.plan
+            share = partial(rate_share, schedule=plan.schedule, warmup=plan.warmup, steps=num_training_steps)
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, share)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """When the run was stopped just before an evaluation, make it up first."""
