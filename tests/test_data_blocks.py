@@ -128,6 +128,8 @@ def test_columns_of_every_kind_give_the_same_rows(folder, kind):
         ("a.json", "{}", ["a.json row 1"]),
         ("a.json", "\n{}\n{\n}{}\n", ["a.json row 1", "a.json row 2", "a.json row 3"]),
         ("a.json", " [ ] ", []),
+        ("a.json", "", []),
+        ("a.json", "\ufeff\n", []),
         ("a.csv", "\ufeffa,b\r\n1,2\r\n", ["a.csv:2"]),
         ("a.csv", "a,b\r1,2\r3,4", ["a.csv:2", "a.csv:3"]),
         ("a.csv", '\na,b\n1,"2\n\n3"\n\n4,5\n', ["a.csv:3", "a.csv:7"]),
@@ -193,11 +195,10 @@ def test_a_lone_surrogate_stays_as_it_is(folder):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.json", "", "a.json:1: no valid JSON: Expecting value at column 1"),
         ("a.json", "\n x", "a.json:2: no valid JSON: Expecting value at column 2"),
         ("a.json", '"x"', "a.json: a .json file holds a list of objects, or objects; this one holds a text"),
         ("a.json", "7", "this one holds a number"),
-        ("a.json", "[{},\n{},]", "a.json:2: no valid JSON: Expecting value at column 4"),
+        ("a.json", "[{},\n{},]", "a.json:2: no valid JSON: a comma before the end of the list at column 4"),
         ("a.json", "[{},\n{}", "a.json:2: no valid JSON: Expecting ',' delimiter at column 3"),
         ("a.json", "[{} {}]", "a.json:1: no valid JSON: Expecting ',' delimiter at column 5"),
         ("a.json", "[{}]\n{}", "a.json:2: no valid JSON: Extra data at column 1"),

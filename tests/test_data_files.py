@@ -90,7 +90,7 @@ def test_rows_are_read_with_the_line_where_they_begin(folder, name, content, pla
          "a.jsonl:1: the column 'completion' is missing or null"),
         ("a.jsonl", '{"prompt": "a", "completion": 7}',
          "a.jsonl:1: the column 'completion' is not a text: it is a number"),
-        ("a.json", "", "a.json:1: no valid JSON"),
+        ("a.json", "", "a.json: no rows"),
         ("a.json", "[]", "a.json: no rows"),
         ("a.json", '"x"', "a.json: a .json file holds a list of objects, or objects; this one holds a text"),
         ("a.json", f"[{GOOD}]\n{GOOD}", "a.json:2: no valid JSON: Extra data at column 1"),

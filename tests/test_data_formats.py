@@ -75,7 +75,8 @@ def test_a_row_becomes_a_conversation(name, row, conversation):
     [
         ("messages", {}, "the column 'messages' is missing or null", ""),
         ("messages", {"messages": []}, "the column 'messages' is an empty list", ""),
-        ("messages", {"messages": "[]"}, "the column 'messages' is not a list of messages", "it is a text"),
+        ("messages", {"messages": "hello"}, "the column 'messages' is not a list of messages", "it is a text"),
+        ("messages", {"messages": "[]"}, "the column 'messages' is an empty list", ""),
         ("messages", {"messages": [USER, "b"]},
          "a message is not an object with role and content", "message 2 is a text"),
         ("messages", {"messages": [{"role": "user"}]},

@@ -55,7 +55,8 @@ def train(
         overrides = [*overrides, f"output.dir={json_text(str(output))}"]
     loaded = load(recipe, overrides)
     from lorakit.plan.prepare import prepare_run
-    from lorakit.runs import open_run
+    from lorakit.runs import Run, open_run
+    from lorakit.train.resume import refuse_nothing
 
     folder = Path(str(loaded.recipe.output.dir))
     if dry_run:
@@ -64,6 +65,8 @@ def train(
         _describe(prepared, progress)
         _print_plan(prepared, as_json, progress)
         return
+    if resume:
+        refuse_nothing(Run(folder))
     if overwrite:
         _refuse_inputs_inside(folder, loaded)
     with open_run(folder, resume, overwrite) as run:

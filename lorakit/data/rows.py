@@ -35,6 +35,24 @@ def kind(value: Any) -> str:
     return _KINDS.get(type(value), type(value).__name__)
 
 
+def with_line_feeds(value: Any) -> Any:
+    """The same with `\\r\\n` as `\\n` in all texts: a row says the same whichever file and program it came from."""
+    try:
+        return _unified(value)
+    except RecursionError:
+        return RowError("the row is nested too deeply")
+
+
+def _unified(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\r\n", "\n") if "\r\n" in value else value
+    if isinstance(value, dict):
+        return {key: _unified(inner) for key, inner in value.items()}
+    if isinstance(value, list) and not (value and isinstance(value[0], int)):  # no walk through token ids
+        return [_unified(inner) for inner in value]
+    return value
+
+
 @dataclass(frozen=True)
 class Row:
     """One raw record, or why it could not be read, and where it stands."""

@@ -6,9 +6,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lorakit.data.documents import refuse_wrong_documents
 from lorakit.data.files import files_in, read_blocks
 from lorakit.data.formats import can_be_read, columns_read, detect, flags_of, needed, pairs_of, refuse_judged
-from lorakit.data.rows import Block, Row
+from lorakit.data.rows import Block, Row, with_line_feeds
 from lorakit.errors import UserError
 from lorakit.folders import sha256_of
 from lorakit.recipe.choice import chosen_name, chosen_settings
@@ -152,7 +153,11 @@ def open_source(source: Source) -> Opened:
     given = None if source.format in (None, "auto") else chosen_name(source.format)
     _refuse_missing(source, seen, _needed(given))
     _refuse_judged(source, given, raw, records)
-    name, why = (given, "as the recipe says") if given else detect(records, shown(source))
+    if given:
+        name, why = given, "as the recipe says"
+    else:
+        refuse_wrong_documents(shown(source), head, files)
+        name, why = detect(records, shown(source))
     read = columns_read(name)
     strange = sorted((source.columns or {}).keys() - read)
     if strange:
@@ -229,7 +234,7 @@ def _hub_blocks(name: str, dataset: Any) -> Iterator[Block]:
 
 def _hub_rows(name: str, first: int, columns: dict[str, list[Any]]) -> Iterator[Row]:
     for number, values in enumerate(zip(*columns.values(), strict=True), start=first):
-        yield Row(f"{name} row {number}", dict(zip(columns, values, strict=True)))
+        yield Row(f"{name} row {number}", with_line_feeds(dict(zip(columns, values, strict=True))))
 
 
 def load_hub_dataset(source: Source) -> Any:

@@ -65,7 +65,7 @@ def read_questions(path: Path) -> list[Question]:
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     name = shown_path(path)
     try:
-        with opened(path, name, "") as stored:
+        with opened(path, name, "", ".txt") as stored:
             for lines in whole_lines(stored):
                 # Not splitlines, which also breaks at characters that editors show within a line.
                 for line, text in enumerate(text_of(name, lines).split("\n"), start=lines.first):

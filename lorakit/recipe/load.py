@@ -96,6 +96,8 @@ def _with_defaults(recipe: Recipe, path: Path, written: Any) -> Recipe:
     output = recipe.output
     if output.dir is None:
         output = output.model_copy(update={"dir": f"runs/{name}"})
+    else:
+        output = output.model_copy(update={"dir": os.path.expanduser(output.dir)})  # noqa: PTH111 (it may be `~nobody`)
     train = recipe.train
     if train.steps is not None and "train.epochs" not in written:
         train = train.model_copy(update={"epochs": None})

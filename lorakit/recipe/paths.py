@@ -21,6 +21,7 @@ from lorakit.recipe.shape import branches, child
 from lorakit.recipe.strict_yaml import Node, children
 
 _HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
+_VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*\}?|%[A-Za-z_]\w*%")
 _PATH_STARTS = ("/", "./", "../", "~")
 
 
@@ -60,6 +61,20 @@ def absolute(text: str, role: PathRole, folder: Path) -> str | None:
     return path if os.path.exists(path) else None  # noqa: PTH110
 
 
+def variable_in(text: str) -> str | None:
+    """The environment variable that a shell would put into `text`."""
+    found = _VARIABLE.search(text)
+    return found[0] if found else None
+
+
+def no_variables(text: str, variable: str) -> tuple[str, str]:
+    """Why a path cannot hold a variable, and what to write instead."""
+    remedy = (
+        f"Write the path itself, or give it on the command line, where the shell fills in {variable}: --set KEY=PATH."
+    )
+    return f"{shown(text)} holds a variable of the environment, and a recipe reads none", remedy
+
+
 def relative(path: str, folder: Path) -> str:
     """The text that means `path` in a recipe in `folder`."""
     text = os.path.relpath(path, folder)
@@ -71,6 +86,9 @@ def _complaint(node: Node, path: str | None, role: PathRole) -> tuple[str, str] 
     if "://" in text:
         kind = "the hub id" if role.or_hub else "the path"
         return f"{shown(text)} is an address", f"Write {kind}, for example {role.example}."
+    here = path is not None and (os.path.exists(path) or is_pattern(path))  # noqa: PTH110
+    if (variable := variable_in(text)) and not here:
+        return no_variables(text, variable)
     if path is None:
         if _HUB_ID.fullmatch(text) and ".." not in text and "--" not in text:
             return None

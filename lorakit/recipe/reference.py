@@ -72,7 +72,8 @@ as a whole.
 
 ## Paths
 
-A path is relative to the file in which it is written; with `--set`, to the working directory. `~` is your home folder.
+A path is relative to the file in which it is written; with `--set`, to the working directory. `~` is your home folder;
+a variable of the environment, such as `${DATA}`, is refused: on the command line the shell fills it in.
 Where a key takes *a path or a hub id*, a text is a path when it begins with `/`, `./`, `../` or `~`, when it ends like
 a file of its kind (`.jsonl`, `.json`, `.csv`, `.parquet`; `.gguf` for models), or when it exists; else it is a hub id.
 A path that does not exist is an error. `output.dir` alone is relative to the working directory.

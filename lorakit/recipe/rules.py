@@ -13,7 +13,7 @@ from lorakit.recipe import adapter_rules as adapter_rules
 from lorakit.recipe.choice import chosen
 from lorakit.recipe.data_files import data_files, is_pattern
 from lorakit.recipe.describe import section_example
-from lorakit.recipe.paths import is_path
+from lorakit.recipe.paths import is_path, no_variables, variable_in
 from lorakit.recipe.problems import PathParts, dotted, one_line, shown
 from lorakit.recipe.rule import RULES as RULES
 from lorakit.recipe.rule import Finding, choice_mistakes, reads
@@ -50,6 +50,14 @@ def early_stopping_has_rows(recipe: Recipe, written: Collection[str]) -> Iterato
     if recipe.train.early_stopping is not None and recipe.data.eval is None:
         reason = "there are no held-out rows to measure"
         yield Finding(("train", "early_stopping"), reason, "Write data.eval, for example eval: 0.1.")
+
+
+@reads("output.dir")
+def output_names_no_variable(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """`output.dir` is a path as it stands: no variable of the environment is filled in."""
+    variable = variable_in(recipe.output.dir or "")
+    if variable and recipe.output.dir and not Path(recipe.output.dir).exists():
+        yield Finding(("output", "dir"), *no_variables(recipe.output.dir, variable))
 
 
 @reads("evaluate.metrics")

@@ -18,12 +18,27 @@ from lorakit.plan.prepare import Prepared, check_base, check_stops, other_tokens
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.load import Loaded, load
+from lorakit.recipe.nearest import nearest
 from lorakit.recipe.schema import Adapter, Recipe
 from lorakit.runs import CLEARED, Run
 from lorakit.train.begin import DRIVER, driven_by
 
 # What may differ when a run goes on: where it lies, what is kept of it, what follows it, and what never changes it.
 _FREE = ("name", "output", "evaluate", "train.keep", "train.micro_batch", "train.gradient_checkpointing")
+
+
+def refuse_nothing(run: Run) -> None:
+    """Refuse to resume where no run was begun: it would start from nothing, in a place that may be a slip of the pen.
+
+    Raises:
+        UserError: it names the nearest run.
+    """
+    if run.recipe.is_file() or run.holds_results():
+        return
+    folder = run.folder
+    near = nearest(folder.name, [path.parent.name for path in folder.parent.glob("*/manifest.json")])
+    remedy = f"Did you mean --output {folder.parent / near}?" if near else "Start one without --resume."
+    raise UserError(f"{folder}: there is no run to resume. {remedy}")
 
 
 def resumed_recipe(run: Run, loaded: Loaded) -> Recipe:

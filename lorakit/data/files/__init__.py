@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from lorakit.data.files import columns, documents, json_lines, json_lists, separated
+from lorakit.data.files.beginning import refuse_other_columns
 from lorakit.data.files.stored import Stored, opened
 from lorakit.data.rows import Block, Row
 from lorakit.errors import UserError
@@ -79,12 +80,14 @@ def read_blocks(path: Path) -> Iterator[Block]:
     try:
         _refuse_what_is_no_file(path, name)
         if suffix in _COLUMNS:
-            path.open("rb").close()  # where it may not be read, pyarrow says so in words of its own
+            with path.open("rb") as file:  # where it may not be read, pyarrow says so in words of its own
+                refuse_other_columns(name, suffix, file.read(4096))
             yield from _COLUMNS[suffix](path, name)
         else:
             compression = next((ending for ending in COMPRESSIONS if suffix.endswith(ending)), "")
-            with opened(path, name, compression) as stored:
-                yield from _TEXTS[suffix.removesuffix(compression)](stored)
+            content = suffix.removesuffix(compression)
+            with opened(path, name, compression, content) as stored:
+                yield from _TEXTS[content](stored)
     except FileNotFoundError as error:
         raise UserError(f"{name}: there is no such file.") from error
     except OSError as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data.files.stored import BLOCK
-from lorakit.data.rows import Block, Row, RowError
+from lorakit.data.rows import Block, Row, RowError, with_line_feeds
 from lorakit.errors import UserError
 from lorakit.recipe.problems import one_line
 
@@ -93,8 +93,9 @@ def rows_of(name: str, first: int, packed: bytes) -> Iterator[Row]:
         records = table.to_pylist()
     except _damage():
         records = [_alone(table.slice(index, 1)) for index in range(table.num_rows)]
+    with_breaks = b"\r\n" in packed
     for number, record in enumerate(records, start=first):
-        yield Row(f"{name} row {number}", record)
+        yield Row(f"{name} row {number}", with_line_feeds(record) if with_breaks else record)
 
 
 def _alone(row: Any) -> dict[str, Any] | RowError:

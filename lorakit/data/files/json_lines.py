@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from lorakit.data.files.beginning import refuse_list_as_lines
 from lorakit.data.files.json_values import SPACE, record_of
 from lorakit.data.files.stored import Stored, whole_lines
 from lorakit.data.rows import Block, Row, RowError
@@ -11,8 +12,16 @@ _BLOCK = 1 << 18
 
 
 def read(stored: Stored) -> Iterator[Block]:
-    """Blocks of whole lines, as bytes; small ones, so that several processes end at about the same time."""
+    """Blocks of whole lines, as bytes; small ones, so that several processes end at about the same time.
+
+    Raises:
+        UserError: it is a JSON list, or its objects go over several lines.
+    """
+    looked = False
     for lines in whole_lines(stored):
+        if not looked and not lines.raw.isspace():
+            looked = True
+            refuse_list_as_lines(stored.name, lines.raw)
         first, start, raw = lines.first, 0, lines.raw
         while start < len(raw):
             stop = raw.find(b"\n", start + _BLOCK) + 1

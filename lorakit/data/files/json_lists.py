@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from lorakit.data.files.json_values import checked, value_at
-from lorakit.data.files.stored import BLOCK, Stored
-from lorakit.data.rows import Block, Row, RowError, kind
+from lorakit.data.files.stored import BLOCK, NOT_UTF_8, Stored
+from lorakit.data.rows import Block, Row, RowError, kind, with_line_feeds
 from lorakit.errors import UserError
 
-_SPACE = re.compile(r"[ \t\r\n]*")
+_SPACE = re.compile(r"[ \t\r\n\ufeff]*")  # byte order marks where files were joined
 # How near the end of the text read so far the decoder stops when only the rest is missing: at most a word such as
 # `-Infinity`, the exponent of a number, or an escape. An open string is told by its message.
 _TAIL = 64
@@ -31,7 +31,7 @@ def read(stored: Stored) -> Iterator[Block]:
         if window.moved > moved and values:
             yield Block(stored.name, number, values, rows, stored.position - done)
             number, done, moved, values = number + len(values), stored.position, window.moved, []
-        values.append(checked(value))
+        values.append(checked(with_line_feeds(value)))
     if values:
         yield Block(stored.name, number, values, rows, stored.position - done)
 
@@ -43,6 +43,8 @@ def rows(name: str, first: int, values: list[dict[str, Any] | RowError]) -> Iter
 
 def _values(window: "_Window") -> Iterator[Any]:
     opening = window.next_sign()
+    if not opening:
+        return
     if opening == "{":
         while window.next_sign():
             yield window.value()
@@ -55,7 +57,8 @@ def _values(window: "_Window") -> Iterator[Any]:
         yield window.value()
         while (sign := window.next_sign()) == ",":
             window.at += 1
-            window.next_sign()
+            if window.next_sign() == "]":
+                raise window.wrong("a comma before the end of the list", window.at)
             yield window.value()
         if sign != "]":
             raise window.wrong("Expecting ',' delimiter", window.at)
@@ -145,4 +148,4 @@ class _Window:
             read = self._line_at(len(self._text)) + sum(piece.count("\n") for piece in pieces)
             line = read + error.object.count(b"\n", 0, error.start)
             byte = error.object[error.start]
-            raise UserError(f"{self.name}:{line}: not UTF-8: byte {byte:#04x}. Save the file as UTF-8.") from error
+            raise UserError(f"{self.name}:{line}: not UTF-8: byte {byte:#04x}. {NOT_UTF_8}") from error

@@ -1,12 +1,15 @@
 """JSON text -> records. What Python's decoder takes for JSON and is none is refused."""
 
 import json
+import re
 from typing import Any
 
-from lorakit.data.rows import RowError, kind
+from lorakit.data.files.beginning import begins
+from lorakit.data.rows import RowError, kind, with_line_feeds
 from lorakit.recipe.problems import one_line
 
 SPACE = " \t\r\n"
+_CARRIAGE_RETURN = re.compile(r"\\r|\\u000[dD]")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -32,22 +35,36 @@ _LENIENT = json.JSONDecoder(parse_int=str)
 
 def record_of(line: str) -> dict[str, Any] | RowError:
     """The object that a line is, or why it is none."""
-    line = line.rstrip(SPACE)
+    line = line.rstrip(SPACE).removeprefix("\ufeff")
     start = 0 if line.startswith("{") else len(line) - len(line.lstrip(SPACE))
     try:
         value, end = _DECODER.raw_decode(line, start)
         if end != len(line):
             raise json.JSONDecodeError("Extra data", line, len(line) - len(line[end:].lstrip(SPACE)))
     except json.JSONDecodeError as error:
-        nul = "; the line holds NUL bytes" if "\0" in line else ""
-        return RowError("no valid JSON", f"{error.msg} at column {error.colno}{nul}")
+        return RowError("no valid JSON", f"{error.msg} at column {error.colno}{_hint(line, error)}")
     except RowError as error:
         return error
     except RecursionError:
         return RowError("no readable JSON", "it is nested too deeply")
     except ValueError as error:  # a number of thousands of digits
         return _unreadable(error)
-    return checked(value)
+    # A quick look first: most lines hold no carriage return.
+    return checked(with_line_feeds(value) if "\\" in line and _CARRIAGE_RETURN.search(line) else value)
+
+
+def _hint(line: str, error: json.JSONDecodeError) -> str:
+    """What seems to be meant by a line that is no JSON."""
+    rest = line[error.pos :].strip(SPACE)
+    if "\0" in line:
+        return "; the line holds NUL bytes"
+    if error.msg == "Extra data" and rest == ",":
+        return "; a comma stands behind the object, as in a list (take it out)"
+    if error.msg == "Extra data" and rest.startswith(("{", "\ufeff{")):
+        return "; another object stands behind it (put each on a line of its own, or name the file .json)"
+    if line.startswith("{'"):
+        return "; Python wrote the row, not JSON (write it with json.dumps)"
+    return f"; the line begins with {begins(line)}" if error.pos == 0 else ""
 
 
 def value_at(text: str, start: int) -> tuple[Any, int]:

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from lorakit.data.files.stored import Stored, text_of, whole_lines
@@ -13,6 +15,7 @@ _LONGEST_CELL = 1 << 26
 """Characters, for which the csv module takes four bytes each: a quote that is never closed makes a cell of the whole
 rest of the file."""
 
+_SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
 _Numbered = tuple[int, list[str]]
 
 
@@ -27,7 +30,7 @@ def read(stored: Stored, delimiter: str) -> Iterator[Block]:
     records: list[_Numbered] = []
     for line, cells in _records(stored, delimiter, sizes):
         if header is None:
-            header = _header(stored.name, line, cells)
+            header = header_of(stored.name, line, cells)
             continue
         if len(sizes) > 1 and records:  # this one took another piece of the file
             yield Block(stored.name, records[0][0], (header, records), rows, sum(sizes[:-1]))
@@ -47,9 +50,10 @@ def rows(name: str, first: int, payload: tuple[list[str], list[_Numbered]]) -> I
 def _records(stored: Stored, delimiter: str, sizes: list[int]) -> Iterator[_Numbered]:
     """Every record that is not blank, with the line where it begins. `sizes` gets what each piece of the file takes."""
     csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader(_lines(stored, sizes), strict=True, delimiter=delimiter)
+    dialect, before, lines = begun(_lines(stored, sizes), delimiter)
+    reader = csv.reader(lines, strict=True, **dialect)
     while True:
-        line = reader.line_num + 1
+        line = before + reader.line_num + 1
         try:
             cells = next(reader, None)
         except csv.Error as error:
@@ -70,7 +74,32 @@ def _lines(stored: Stored, sizes: list[int]) -> Iterator[str]:
         yield from io.TextIOWrapper(io.BytesIO(lines.raw), encoding="utf-8", newline="")
 
 
-def _header(name: str, line: int, cells: list[str]) -> list[str]:
+def begun(lines: Iterator[str], usual: str) -> tuple[dict[str, Any], int, Iterator[str]]:
+    """How the cells of a file are separated, how many lines say only that, and the lines from the header on.
+
+    Excel writes semicolons in half of Europe, and may say so in a first line `sep=;`. A header without the usual sign
+    that has another has it between its cells. Where a blank stands behind each sign, cells begin behind the blank.
+    """
+    first, before = next(lines, ""), 0
+    said = _SEPARATOR.fullmatch(first)
+    if said:
+        first, before = next(lines, ""), 1
+    bare = re.sub(r'"[^"]*"', "", first)
+    delimiter = said[1] if said else usual
+    if delimiter not in bare and not said:
+        delimiter = max(",;\t|", key=bare.count) if any(sign in bare for sign in ",;\t|") else usual
+    names = bare.rstrip("\r\n").split(delimiter)[1:]
+    blanks = bool(names) and all(name.startswith(" ") for name in names)
+    return {"delimiter": delimiter, "skipinitialspace": blanks}, before, chain([first], lines)
+
+
+def header_of(name: str, line: int, cells: list[str]) -> list[str]:
+    """The names of the columns.
+
+    Raises:
+        UserError: two are the same.
+    """
+    cells = [cell.strip() for cell in cells]
     if len(set(cells)) != len(cells):
         raise UserError(f"{name}:{line}: two columns have the same name: {', '.join(cells)}.")
     return cells
@@ -78,6 +107,10 @@ def _header(name: str, line: int, cells: list[str]) -> list[str]:
 
 def _under(header: list[str], cells: list[str]) -> dict[str, Any] | RowError:
     """CSV has no null: an empty cell is taken for one, so that a missing answer is not trained as an empty one."""
+    if [cell.strip() for cell in cells] == header:
+        return RowError("the row is the header once more, as where files were joined (take it out)")
     if len(cells) != len(header):
         return RowError("the row does not fit the header", f"{len(cells)} cells under {len(header)} columns")
+    if any("\r\n" in cell for cell in cells):
+        cells = [cell.replace("\r\n", "\n") for cell in cells]
     return {column: cell or None for column, cell in zip(header, cells, strict=True)}

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lorakit.data.files.beginning import refuse_other_content
 from lorakit.errors import UserError
 from lorakit.recipe.problems import one_line
 
 BLOCK = 1 << 20
+NOT_UTF_8 = "Save the file as UTF-8; from Windows or Excel it may be Windows-1252 (iconv -f WINDOWS-1252 -t UTF-8)."
 _BOM = b"\xef\xbb\xbf"
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class _Zstandard:
@@ -48,8 +49,9 @@ class Stored:
     content; `ended` whether all of it is.
     """
 
-    def __init__(self, name: str, raw: BinaryIO, compression: str) -> None:
+    def __init__(self, name: str, raw: BinaryIO, compression: str, suffix: str) -> None:
         self.name = name
+        self._suffix = suffix
         self.lines = 0
         self.ended = False
         self._raw = raw
@@ -66,7 +68,7 @@ class Stored:
         """The next MiB without a byte order mark; less at the end or before a fault, and nothing behind the end.
 
         Raises:
-            UserError: the compressed data is damaged or cut off, or the file is UTF-16.
+            UserError: the compressed data is damaged or cut off, or the content is no text.
         """
         pieces: list[bytes] = []
         missing = BLOCK + 1  # one more than a block: a file of one block is known to have ended
@@ -79,9 +81,9 @@ class Stored:
         data = b"".join(pieces)
         if not self._begun:
             self._begun = True
-            if data.startswith(_UTF_16):
-                raise UserError(f"{self.name}: the file is UTF-16. Save it as UTF-8.")
-            data = data.removeprefix(_BOM)
+            refuse_other_content(self.name, self._suffix, data)
+            while data.startswith(_BOM):  # more than one where files were joined
+                data = data.removeprefix(_BOM)
         self.lines += data.count(b"\n")
         return data
 
@@ -108,14 +110,14 @@ class Stored:
 
 
 @contextmanager
-def opened(path: Path, name: str, compression: str) -> Iterator[Stored]:
-    """The content of a file, `compression` one of `COMPRESSIONS` or empty.
+def opened(path: Path, name: str, compression: str, suffix: str) -> Iterator[Stored]:
+    """The content of a file, `compression` one of `COMPRESSIONS` or empty, `suffix` the ending before it.
 
     Raises:
         OSError: it cannot be opened.
     """
     with path.open("rb") as raw:
-        yield Stored(name, raw, compression)
+        yield Stored(name, raw, compression, suffix)
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ def whole_lines(stored: Stored) -> Iterator[Lines]:
         raw = b"".join(waiting)
         waiting = [data[cut:]] if cut < len(data) else []
         raw = raw if end == b"\n" else raw.replace(b"\r", b"\n")
+        if _BOM in raw:  # where files were joined
+            raw = raw.replace(b"\n" + _BOM, b"\n").removeprefix(_BOM)
         yield Lines(first, raw, stored.position - position)
         first, position = first + raw.count(b"\n"), stored.position
         del raw, data  # the next line may be as long: only one of them is held
@@ -168,4 +172,4 @@ def text_of(name: str, lines: Lines) -> str:
     except UnicodeDecodeError as error:
         number = lines.first + lines.raw.count(b"\n", 0, error.start)
         byte = lines.raw[error.start]
-        raise UserError(f"{name}:{number}: not UTF-8: byte {byte:#04x}. Save the file as UTF-8.") from error
+        raise UserError(f"{name}:{number}: not UTF-8: byte {byte:#04x}. {NOT_UTF_8}") from error

@@ -9,6 +9,7 @@ from lorakit.data.formats.columns import empty
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 from lorakit.recipe.choice import chosen_settings
+from lorakit.recipe.data_files import data_suffix
 from lorakit.recipe.problems import one_line
 from lorakit.recipe.section import Section
 from lorakit.tables import FORMATS, Entry
@@ -75,7 +76,8 @@ def detect(records: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
         raise UserError(
             f"{where}: the columns ({seen}) fit several formats: {names}. Write one of them in data.format."
         )
-    raise UserError(f"{where}: no format fits the columns ({seen}). {_known(fitting, columns, records)}")
+    known = _known(fitting, columns, records)
+    raise UserError(f"{where}: no format fits the columns ({seen}). {_shape(records, where)}{known}")
 
 
 def can_be_read(name: str | None, settings: Section | None, records: Sequence[Mapping[str, Any]], column: str) -> bool:
@@ -134,6 +136,15 @@ def _complaint_of(name: str, settings: Section | None, record: Mapping[str, Any]
     except RowError as error:
         return error
     return None
+
+
+def _shape(records: Sequence[Mapping[str, Any]], where: str) -> str:
+    """What the file seems to hold in place of rows."""
+    lists = [column for column, value in records[0].items() if isinstance(value, list) and value]
+    if len(records) == 1 and (rows := [column for column in lists if isinstance(records[0][column][0], Mapping)]):
+        return f"The rows seem to lie under {rows[0]!r}: give a file of that list alone. "
+    header = data_suffix(where).startswith((".csv", ".tsv"))
+    return "The first line names the columns: put such a line above the rows where there is none. " if header else ""
 
 
 def _known(fitting: list[Entry], columns: set[str], records: Sequence[Mapping[str, Any]]) -> str:

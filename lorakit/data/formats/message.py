@@ -1,12 +1,13 @@
 """One message of a conversation, from OpenAI's shape and what is usually added to it."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from lorakit.data.conversations import ROLES, Message
 from lorakit.data.formats.columns import empty
-from lorakit.data.formats.tools import calls_of
-from lorakit.data.rows import RowError, kind
+from lorakit.data.formats.tools import calls_of, parsed
+from lorakit.data.rows import RowError, kind, with_line_feeds
 from lorakit.recipe.problems import one_line
 
 # OpenAI's newer name of the system role, and its older one of the tool role.
@@ -64,11 +65,26 @@ def items_of(raw: Any, column: str, noun: str) -> list[Any]:
     """What a column holds, a list of at least one item."""
     if raw is None:
         raise RowError(f"the column {column!r} is missing or null")
+    if isinstance(raw, str):
+        raw = stored_as_text(raw, column)
     if not isinstance(raw, list):
         raise RowError(f"the column {column!r} is not a list of {noun}", f"it is {kind(raw)}")
     if not raw:
         raise RowError(f"the column {column!r} is an empty list")
     return raw
+
+
+def stored_as_text(text: str, column: str) -> Any:
+    """The list or object that a text holds as JSON, as tables hold what is no text; the text where it begins with none.
+
+    Raises:
+        RowError: it is no JSON.
+    """
+    if re.match(r"\s*(\[\s*)?\{\s*'", text):
+        raise RowError(f"the column {column!r} was written by Python, not as JSON (write it with json.dumps)")
+    if not text.lstrip().startswith(("[", "{")):
+        return text
+    return with_line_feeds(parsed(text, f"the column {column!r}"))
 
 
 def message_of(position: int, raw: Any) -> Message:

@@ -1,19 +1,25 @@
 """`prompt-completion`: what is given, and what the model is to say."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from lorakit.data.conversations import Conversation
 from lorakit.data.formats.columns import framed, question_and_answer, text
-from lorakit.data.formats.message import messages_of, with_given_beginnings
+from lorakit.data.formats.message import messages_of, stored_as_text, with_given_beginnings
 from lorakit.data.rows import RowError
 from lorakit.tables import FORMATS
+
+# The beginning of a list of messages that a table holds as text.
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
 
 
 @FORMATS.register("prompt-completion", columns=("prompt", "completion"), optional=("system", "tools"))
 def prompt_completion(record: Mapping[str, Any]) -> Conversation:
     """`prompt` and `completion`: two texts, or two lists of messages of which those of the completion are trained."""
     prompt, completion = record.get("prompt"), record.get("completion")
+    if all(isinstance(side, str) and _MESSAGES.match(side) for side in (prompt, completion)):
+        prompt, completion = stored_as_text(str(prompt), "prompt"), stored_as_text(str(completion), "completion")
     if not (isinstance(prompt, list) and isinstance(completion, list)):
         return framed(record, question_and_answer(text(record, "prompt"), text(record, "completion")))
     given, answers = messages_of(prompt, "prompt"), messages_of(completion, "completion")

@@ -1,12 +1,17 @@
 """`question-answer`: a question, perhaps about a text, and its answer."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from lorakit.data.conversations import Conversation
 from lorakit.data.formats.columns import empty, framed, question_and_answer, text, the_one
+from lorakit.data.formats.message import stored_as_text
 from lorakit.data.rows import RowError, kind
 from lorakit.tables import FORMATS
+
+# The beginning of SQuAD's answers that a table holds as text.
+_SQUAD = re.compile(r"""\s*\{\s*["'](text|answer_start)["']\s*:""")
 
 
 @FORMATS.register("question-answer", columns=("question", ("answer", "answers")), optional=("context", "system"))
@@ -22,6 +27,8 @@ def _answer(record: Mapping[str, Any]) -> str:
     """The answer; the first where there is a list of them, or SQuAD's {"text": a list, ...}."""
     column = the_one(record, ("answer", "answers"))
     value = record.get(column)
+    if isinstance(value, str) and _SQUAD.match(value):
+        value = stored_as_text(value, column)
     if isinstance(value, Mapping) and "text" in value:
         value = value["text"]
     if isinstance(value, list):

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from lorakit.data.files import json_lines, separated
 from lorakit.data.files.json_values import checked, value_at
@@ -65,20 +66,21 @@ def _objects(path: Path, start: int, stop: int, columns: frozenset[str]) -> Iter
 
 def _records(path: Path, start: int, stop: int, delimiter: str) -> Iterator[Row]:
     with path.open(encoding="utf-8", newline="", errors="replace") as file:
-        header = next(csv.reader(file, delimiter=delimiter), [])
+        dialect, _, lines = separated.begun(iter(file), delimiter)
+        header = [cell.strip() for cell in next(csv.reader(lines, **dialect), [])]
     text, limit = _text(path, start, stop)
     breaks = (found.end() for found, _ in zip(re.finditer("\n", text), range(_TRIED), strict=False))
     for begin in breaks if start else iter((text.find("\n") + 1,)):
-        records = _split(text[begin:], limit - begin, delimiter, len(header)) if begin < limit else []
+        records = _split(text[begin:], limit - begin, dialect, len(header)) if begin < limit else []
         if records is not None:
             yield from separated.rows(shown_path(path), 1, (header, [(1, cells) for cells in records]))
             return
 
 
-def _split(text: str, limit: int, delimiter: str, width: int) -> list[list[str]] | None:
+def _split(text: str, limit: int, dialect: dict[str, Any], width: int) -> list[list[str]] | None:
     """The records that begin in the first `limit` characters; None where one has another number of cells."""
     lines = io.StringIO(text, newline="").readlines()
-    reader, records, position, line = csv.reader(lines, delimiter=delimiter), [], 0, 0
+    reader, records, position, line = csv.reader(lines, **dialect), [], 0, 0
     try:
         for cells in reader:
             ended = reader.line_num == len(lines)

@@ -1,0 +1,124 @@
+"""What a file begins with, where that is not what its name says."""
+
+import json
+import re
+from pathlib import PurePath
+
+from lorakit.errors import UserError
+from lorakit.recipe.problems import one_line
+
+_LOOKED_AT = 4096
+_MAGIC = (
+    (b"PAR1", "a Parquet file", "Give it a name that ends in .parquet."),
+    (b"ARROW1", "an Arrow file", "Give it a name that ends in .arrow."),
+    (b"\x1f\x8b", "gzip data", "Give it a name that ends so too, such as {name}.gz."),
+    (b"\xfd7zXZ\0", "xz data", "Give it a name that ends so too, such as {name}.xz."),
+    (b"\x28\xb5\x2f\xfd", "zstandard data", "Give it a name that ends so too, such as {name}.zst."),
+    (b"PK\x03\x04", "a zip archive, or an Excel file", "Unpack it, or save the sheet as CSV in UTF-8."),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel file", "Save the sheet as CSV in UTF-8."),
+    (b"SQLite format 3\0", "an SQLite database", "Export its rows as JSON Lines or CSV."),
+    (b"\x89HDF", "an HDF5 file", "Export its rows as JSON Lines or Parquet."),
+    (b"%PDF-", "a PDF document", "Take its text out first."),
+    (b"\xff\xfe\0\0", "UTF-32", "Save it as UTF-8."),
+    (b"\0\0\xfe\xff", "UTF-32", "Save it as UTF-8."),
+    (b"\xff\xfe", "UTF-16", "Save it as UTF-8."),
+    (b"\xfe\xff", "UTF-16", "Save it as UTF-8."),
+    (b"version https://git-lfs.github.com/spec/", "a pointer to the file in Git LFS", "Fetch it with git lfs pull."),
+)
+_BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
+_PICKLE = re.compile(rb"\x80[\x02-\x05][\x95\]}cK(]")
+_PAGE = re.compile(rb"\s*(<!doctype html|<html[\s>])", re.IGNORECASE)
+_DOCUMENTS = (".txt", ".md")
+_FIELD = re.compile(r"""["']?\s*[,;\t]\s*["']?""")
+
+
+def refuse_other_content(name: str, suffix: str, data: bytes) -> None:
+    """Refuse a file that begins with what is no text, or not in UTF-8, or a web page that came in place of the rows.
+
+    `suffix` is the ending of its content, compression aside.
+
+    Raises:
+        UserError: it says what the file holds, and what to do.
+    """
+    head = data[:_LOOKED_AT]
+    found = next(((what, remedy) for magic, what, remedy in _MAGIC if head.startswith(magic)), None)
+    if _BZIP2.match(head):
+        found = "bzip2 data", "Give it a name that ends so too, such as {name}.bz2."
+    if _PICKLE.match(head):
+        found = "a Python pickle", "It would run code when read: export its rows as JSON Lines."
+    if suffix not in _DOCUMENTS and _PAGE.match(head):
+        found = "a web page (HTML), not rows", "Download the file itself; what came may say why it did not."
+    if len(head) >= 8 and not (any(head[::2][:32]) and any(head[1::2][:32])) and any(head):
+        found = "UTF-16 without a byte order mark", "Save it as UTF-8."
+    if found:
+        what, remedy = found
+        raise UserError(f"{name}: the file is {what}. {remedy.format(name=PurePath(name).name)}")
+
+
+def refuse_other_columns(name: str, suffix: str, head: bytes) -> None:
+    """Refuse a columnar file that is of another kind than its name says.
+
+    Raises:
+        UserError: it says what the file holds, and what to do.
+    """
+    own = {".parquet": b"PAR1"}.get(suffix, b"ARROW1")
+    if head.startswith(own):
+        return
+    refuse_other_content(name, suffix, head)
+    start = head[:_LOOKED_AT].decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    if start.startswith(("{", "[")):
+        ending = ".json" if start.startswith("[") else ".jsonl"
+        raise UserError(f"{name}: the file holds JSON. Give it a name that ends in {ending}.")
+
+
+def refuse_list_as_lines(name: str, raw: bytes) -> None:
+    """Refuse a file of JSON Lines that is a JSON list, or objects over several lines. `raw`: its first block.
+
+    Raises:
+        UserError: it is.
+    """
+    first = re.compile(rb"\s*([\[{])[^\n]{0,65536}").match(raw)
+    if not first:
+        return
+    line, rest = first[0].strip(), raw[first.end() : first.end() + _LOOKED_AT].lstrip()
+    stem = PurePath(name).name.partition(".")[0]
+    if first[1] == b"[" and not (rest and _is_json(line)):  # of lists on a line each the rows' own errors tell
+        raise UserError(
+            f"{name}: the file is one JSON list, and JSON Lines are an object on each line. Give it a name that ends "
+            f"in .json, such as {stem}.json."
+        )
+    if first[1] == b"{" and rest.startswith((b'"', b"}")) and line.endswith((b"{", b",", b"[")):
+        raise UserError(
+            f"{name}: an object goes over several lines, and in JSON Lines each has a line of its own. Give the file a "
+            f"name that ends in .json, such as {stem}.json, where objects stand behind each other."
+        )
+
+
+def kind_of_document(text: str, columns: frozenset[str]) -> tuple[str, str] | None:
+    """What the rows of a text document seem to be that is no document, and the ending for it; None where it is one.
+
+    `columns`: names of columns that formats read, two of which make a line a header.
+    """
+    lines = [line for line in text.lstrip("\ufeff").splitlines()[:20] if line.strip()][:3]
+    if lines and all(line.lstrip().startswith("{") and _is_json(line) for line in lines):
+        return "JSON objects, one a line", ".jsonl"
+    start = text.lstrip("\ufeff \t\r\n")
+    if re.match(r"\[\s*\{", start) and (_is_json(text) or len(text) >= 1 << 19):
+        return "a JSON list", ".json"
+    header = {cell.strip(" \"'").lower() for cell in _FIELD.split(lines[0])} if lines else set()
+    if len(lines) > 1 and len(header & columns) > 1 and header <= columns | {"id", "", "index"}:
+        return "a table with a header", ".tsv" if "\t" in lines[0] else ".csv"
+    return None
+
+
+def begins(line: str) -> str:
+    """How a line begins, for a message."""
+    return one_line(repr(line[:40]), 60)
+
+
+def _is_json(text: str | bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
