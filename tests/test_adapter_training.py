@@ -372,6 +372,24 @@ def test_full_fine_tuning_leaves_the_configuration_of_its_base(recipe_file, tmp_
         merge(*reopen_run(run.folder, Silent()), tmp_path / "merged", Silent())
 
 
+def test_full_fine_tuning_keeps_a_configuration_as_another_release_wrote_it(recipe_file, tmp_path, tiny_base):
+    """transformers 5 writes rope_parameters, in which 4.57 does not find rope_theta."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    config = json.loads((base / "config.json").read_text())
+    config |= {"rope_theta": config.pop("rope_parameters")["rope_theta"] * 50, "rope_scaling": None, "of_another": 4}
+    config["torch_dtype"] = config.pop("dtype")
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "LICENSE").write_text("free")
+    path = recipe_file(model={"base": str(base)}, adapter={"kind": "none", "rank": ..., "alpha": ...})
+    run, _ = run_recipe(path, tmp_path / "run", "train.steps=1")
+    assert json.loads((run.model / "config.json").read_text()) == config
+    assert json.loads((run.model / "generation_config.json").read_text())["eos_token_id"]
+    assert (run.model / "LICENSE").read_text() == "free"
+    rotary = [AutoModelForCausalLM.from_pretrained(folder).model.rotary_emb.inv_freq for folder in (base, run.model)]
+    assert torch.equal(*rotary)
+
+
 @pytest.mark.parametrize("family", ["opt", "llama4", "gemma4-text", "qwen3.5"])
 def test_families_whose_layers_or_bodies_are_unlike_others_are_trained(recipe_file, tmp_path, tokenizer, family):
     torch.manual_seed(5)

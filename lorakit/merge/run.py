@@ -13,7 +13,8 @@ from lorakit.merge.card import FACTS, describe
 from lorakit.merge.case import Case, Merged, Onto, check_proof, coarsest, plain_base, refuse_unmergeable, trained_in
 from lorakit.merge.fold import folding_of
 from lorakit.merge.untie import target_of
-from lorakit.merge.write import full_disk_told, write_the_rest, write_weights
+from lorakit.merge.write import full_disk_told, write_weights
+from lorakit.model.beside_weights import write_beside_weights
 from lorakit.model.held import held_as_stored, held_by
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.stored import stored_quantization
@@ -100,7 +101,7 @@ def merge(
             target = target_of(weights, folding)
             untied = target is not weights
             types = write_weights(target, chosen, folding, given, draft, progress)
-            write_the_rest(prepared.base.folder, prepared.tokenizer, prepared.stop_ids, given, draft, untied)
+            write_beside_weights(prepared.base.folder, prepared.tokenizer, prepared.stop_ids, given, draft, untied)
             written = coarsest(types)
             holds = [chosen, trained] if onto == "original" and trained.differs(weights) else [chosen]
             proofs = case.proofs(draft, written, holds) if proved else []

@@ -7,26 +7,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lorakit.amounts import decimal_bytes
 from lorakit.errors import LorakitError
-from lorakit.folders import lies_inside
 from lorakit.merge.fold import Fold, Folding
 from lorakit.model.checkpoint import TYPES, WORDS, pieces, read_tensor
 from lorakit.model.checkpoint_writing import Writing, writing
 from lorakit.model.held import Held
-from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.model.weight_files import INDEX, SINGLE, OnDisk, metadata_of, weight_files
-from lorakit.model.weights import Group, Weights, untied_config
+from lorakit.model.weights import Group, Weights
 from lorakit.progress import Progress
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _BESIDE = 64 << 20  # what tokenizer, configuration and card may take
-# What a processor of images, sounds or videos is read from, and under which terms the model is given.
-_TAKEN_OVER = ("*processor_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 def write_weights(
@@ -129,37 +124,6 @@ def _write_index(weights: Weights, planned: dict[str, OnDisk], folder: Path) -> 
     index["metadata"] = {**(index.get("metadata") or {}), "total_size": sum(t.size for t in planned.values())}
     index["weight_map"] = {name: tensor.file.name for name, tensor in planned.items()}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def write_the_rest(
-    base: Path, tokenizer: Any, stop_ids: list[int], dtype: torch.dtype | None, folder: Path, untied: bool = False
-) -> None:
-    """What belongs to a model besides its weights: configuration, where it stops, tokenizer, processors, licence.
-
-    Args:
-        base: the folder of the base model, of which everything but the weights is taken.
-        dtype: of all weights, where it is one for all.
-        untied: whether the weights that the base ties are two in the merged files.
-    """
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    config = untied_config(config) if untied else config
-    for section in (config, config.get("text_config") or {}):
-        section.pop("quantization_config", None)
-        if dtype is not None:
-            section.pop("torch_dtype", None)
-            section["dtype"] = str(dtype).removeprefix("torch.")
-    generation = base / "generation_config.json"
-    if generation.is_file():
-        answers = json.loads(generation.read_text(encoding="utf-8"))
-    else:
-        answers = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}
-    answers["eos_token_id"] = stop_ids
-    for name, facts in (("config.json", config), ("generation_config.json", answers)):
-        (folder / name).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for file in (path for name in _TAKEN_OVER for path in base.glob(name)):
-        if file.is_file() and lies_inside(file, base):
-            shutil.copyfile(file, folder / file.name)
-    write_tokenizer(base, tokenizer, folder)
 
 
 def check_space(folder: Path, size: int) -> None:

@@ -149,6 +149,7 @@ def _converted(gguf: Path, progress: Progress) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from lorakit.model.beside_weights import add_older_keys
     from lorakit.model.tokenizer_files import save_new_tokenizer
 
     types = gguf_types(gguf)
@@ -170,6 +171,7 @@ def _converted(gguf: Path, progress: Progress) -> Path:
         if not all(torch.isfinite(parameter).all() for parameter in narrow.parameters()):
             raise UserError(f"{gguf}: holds numbers that are not finite, or too large for {dtype}.")
         narrow.save_pretrained(draft)
+        add_older_keys(draft)
         save_new_tokenizer(tokenizer, draft)
         write_checksums(draft)
     return folder
