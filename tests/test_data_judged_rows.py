@@ -107,6 +107,8 @@ def test_a_chosen_turn_beside_a_conversation_is_refused(folder):
         "rejected": {"from": "gpt", "value": BAD},
     }
     assert "write the messages before the answer and those of 'chosen' into one column" in refused(folder, [row])
+    row = {"input": chat("Which?"), "preferred_output": [answer(GOOD)], "non_preferred_output": [answer(BAD)]}
+    assert "and those of 'preferred_output' into one column" in refused(folder, [row])
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,7 @@ def test_a_chosen_turn_beside_a_conversation_is_refused(folder):
         ({"question": "a", "answers": ["b", "c"], "scores": [0.1, 0.9]}, "these are ranked answers: 'scores'"),
         ({"prompt": "a", "completions": ["b", "c"], "labels": [True, False]}, "these are ranked answers: 'labels'"),
         ({"instruction": "a", "responses": [{"text": "b", "score": 1}]}, "these are ranked answers: 'score'"),
+        ({"question": "a", "answers": [{"text": "b", "pm_score": 3, "selected": True}]}, "ranked answers: 'pm_score'"),
         ({"prompt": "a", "completion": "b", "reward": -1.5}, "these are answers with rewards: 'reward'"),
         ({"prompt": "a", "completion": "b", "rank": 3}, "these are answers with rewards: 'rank'"),
     ],
@@ -150,6 +153,7 @@ KTO = [
         [{"instruction": row["prompt"], "output": row["completion"], "kto_tag": row["label"]} for row in KTO],
         [{"question": row["prompt"], "answer": row["completion"], "is_correct": int(row["label"])} for row in KTO],
         [{"prompt": row["prompt"], "completion": row["completion"], "rejected": not row["label"]} for row in KTO],
+        [{"prompt": row["prompt"], "completion": row["completion"], "weight": float(row["label"])} for row in KTO],
     ],
 )
 def test_rows_with_a_flag_against_them_are_refused_and_never_trained(folder, rows):
@@ -172,6 +176,7 @@ def test_flags_are_read_wherever_they_stand(folder):
         {"prompt": "a", "completion": "b", "label": "spam"},
         {"prompt": "a", "completion": "b", "label": True},
         {"prompt": "a", "completion": "b", "score": 0.2},
+        {"prompt": "a", "completion": "b", "weight": 0.5},
         {"question": "a", "answer": "b", "correct": "B"},
         {"question": "a", "answers": {"text": ["b", "c"], "answer_start": [1, 2]}},
         {"text": "a", "score": 0.1, "rejected_reason": None},

@@ -54,6 +54,18 @@ def test_a_beginning_of_sequence_in_a_row_of_a_known_shape_is_refused_too():
         render(Conversation(chat("<s>a", "b")), template)
 
 
+def test_a_beginning_that_the_tokenizer_does_not_call_one_is_refused_too():
+    """The template writes it at the front, and nowhere else: GLM's [gMASK], or a tokenizer without `bos_token`."""
+    assert TEMPLATED in refusal(FAMILIES["glm 4"], chat("[gMASK]<sop><|user|>\na", "b"))
+    tokenizer = FAMILIES["mistral"].tokenizer()
+    tokenizer.bos_token = None
+    tokenizer.chat_template = tokenizer.chat_template.replace("bos_token", "'<s>'")
+    with pytest.raises(RowError, match="looks templated already"):
+        render(Conversation(chat("<s>[INST] a [/INST]", "b")), ChatTemplate(tokenizer))
+    fronts = {name: ChatTemplate(family.tokenizer()).controls.front for name, family in FAMILIES.items()}
+    assert {fronts[name] for name in ("chatml", "qwen 3", "smollm 2", "phi 3", "zephyr", "harmony")} == {None}
+
+
 def test_a_tokenizer_that_splits_special_tokens_has_no_second_beginning_to_refuse():
     family = FAMILIES["mistral"]
     tokenizer = family.tokenizer()

@@ -1,5 +1,6 @@
 """What every command on a model needs before weights are loaded: base, tokenizer, examples, no `auto` left."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -203,7 +204,7 @@ def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
     for path in sorted({*recorded, *found}):
         if recorded.get(path) != found.get(path):
             progress.warn(f"{path}: not the rows of this run's training: they changed, or the recipe names others now")
-    other = other_tokens(prepared, manifest) if recorded == found else ""
+    other = other_tokens(prepared, manifest, ["eval"]) if recorded == found else ""
     if other:
         progress.warn(f"{folder}: {other}")
     return run, prepared
@@ -224,18 +225,25 @@ def check_stops(prepared: Prepared, manifest: dict[str, Any], folder: Path) -> N
         )
 
 
-def other_tokens(prepared: Prepared, manifest: dict[str, Any]) -> str:
-    """In words, that the same rows become other tokens than when the run began, and what else changed since; empty
-    where they do not."""
-    recorded, found = manifest["data"].get("tokens_sha256"), prepared.tokens_sha256
-    if recorded is None or recorded == found:
-        return ""
+def other_tokens(prepared: Prepared, manifest: dict[str, Any], sides: Sequence[str]) -> str:
+    """In words, that the same rows of these sides (`train`, `eval`) become other tokens than when the run began, and
+    which versions changed since; empty where they do not."""
+    recorded = manifest["data"].get("tokens_sha256")
+    examples = {"train": prepared.train, "eval": prepared.held_out}
+    found = {side: one.tokens_sha256() for side in sides if (one := examples[side])}
     names = {"train": "training", "eval": "held-out"}
-    sides = " and ".join(name for side, name in names.items() if recorded.get(side) != found[side])
-    then, now = manifest.get("versions", {}), versions()
-    changed = [f"{name} {then[name]} then, {now.get(name)} now" for name in then if then[name] != now.get(name)]
-    why = f" ({'; '.join(changed)})" if changed else ""
-    return f"the {sides} rows become other tokens than when the run began{why}"
+    other = [names[side] for side in found if recorded and recorded.get(side) != found[side]]
+    if not other:
+        return ""
+    changed = changed_versions(manifest)
+    return f"the {' and '.join(other)} rows become other tokens than when the run began" + (changed and f" ({changed})")
+
+
+def changed_versions(manifest: dict[str, Any]) -> str:
+    """The packages whose versions are others than when the run began, in words."""
+    then, found = manifest.get("versions", {}), versions()
+    changed = (f"{name} {then[name]} then, {found.get(name)} now" for name in then if then[name] != found.get(name))
+    return "; ".join(changed)
 
 
 def check_base(base: Base, manifest: dict[str, Any], folder: Path) -> None:

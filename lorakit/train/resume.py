@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import safe_globals
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.errors import UserError
 from lorakit.model.attach import STATE, WEIGHTS
-from lorakit.plan.prepare import Prepared, check_base, check_stops, other_tokens
+from lorakit.plan.prepare import Prepared, changed_versions, check_base, check_stops, other_tokens
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.load import Loaded, load
@@ -126,9 +126,11 @@ def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Pa
     if manifest.get("tokenizer_sha256") != tokenizer_sha256(prepared.tokenizer):
         raise UserError(f"{run.folder}: the tokenizer or its chat template changed since this run was begun.")
     check_stops(prepared, manifest, run.folder)
-    other = other_tokens(prepared, manifest)
+    other = other_tokens(prepared, manifest, ["train", "eval"])
     if other:
         raise UserError(f"{run.folder}: {other}. Resume with what it was begun with, or train into another folder.")
+    if other_versions := changed_versions(manifest):
+        progress.warn(f"{run.folder}: begun with other versions, so the last digits may differ: {other_versions}")
     checkpoints, content = run.complete_checkpoints(), _content(prepared.recipe.adapter)
     for checkpoint in reversed(checkpoints):
         damage = _damage(checkpoint, content) or _damage_of_best(run, checkpoint, content)

@@ -36,13 +36,14 @@ _ANSWER = re.compile(r"(?:\w+_)?(?:response|answer|output|completion|conversatio
 _NUMBERED = (("_a", "_b"), ("_0", "_1"), ("_1", "_2"))
 _LISTS = ("answers", "completions", "responses", "outputs", "candidates", "generations")
 _RATINGS = ("scores", "score", "ranks", "rank", "ranking", "rankings", "rewards", "ratings", "labels", "votes")
+_RATING = re.compile(r"(?:^|_)(?:score|rank|rating|reward|votes?|selected)s?(?:_|$)")
 _REWARDS = ("reward", "rewards", "rank")
 
 # Flags that speak for an answer where they are true, and those that speak against it.
 _FOR = (
     *("label", "kto_tag", "desirable", "is_desirable", "preferred", "is_preferred", "accepted", "is_accepted"),
     *("approved", "is_approved", "good", "is_good", "correct", "is_correct", "chosen", "is_chosen", "selected"),
-    *("is_selected", "liked", "thumbs_up", "train"),
+    *("is_selected", "liked", "thumbs_up", "train", "loss", "weight"),
 )
 _AGAINST = (
     *("rejected", "is_rejected", "undesirable", "bad", "is_bad", "wrong", "is_wrong", "incorrect", "is_incorrect"),
@@ -136,7 +137,7 @@ def _refuse_rejected(where: str, columns: Mapping[str, str], texts: set[str]) ->
 def _remedy(better: str, columns: Mapping[str, str], answers: list[Any], can_be_read: CanBeRead) -> str:
     for our in sorted(_ANSWERS, key=lambda our: our not in _WHOLE) if any(map(_is_whole, answers)) else _ANSWERS:
         tried = {**columns, our: better}
-        if can_be_read(tried, our):
+        if can_be_read(tried, our) and (our not in _WHOLE or any(map(_is_whole, answers))):
             written = ", ".join(f"{one}: {other}" for one, other in tried.items())
             whole = ", which trains its texts whole, as documents" if our == "text" else ""
             return f"keep the chosen side with columns: {{{written}}}{whole}"
@@ -168,7 +169,8 @@ def _refuse_rated(where: str, records: Sequence[Record], filled: set[str]) -> No
             if not isinstance(answers, list) or not answers:
                 continue
             parallel = [rating for rating in _RATINGS if _is_parallel(record.get(rating), answers)]
-            inside = [rating for rating in _RATINGS if isinstance(answers[0], Mapping) and rating in answers[0]]
+            parts = answers[0] if isinstance(answers[0], Mapping) else {}
+            inside = [part for part in parts if _RATING.search(str(part)) and _is_number(parts[part])]
             if parallel or inside:
                 raise UserError(
                     f"{where}: these are ranked answers: {(parallel or inside)[0]!r} says how good each of {name!r} "

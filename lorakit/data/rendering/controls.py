@@ -24,10 +24,12 @@ _LOOKS_TEMPLATED = "the chat template writes it too: this row looks templated al
 @dataclass(frozen=True)
 class ControlTexts:
     """`tokens`: texts that become special tokens; `written`: texts that the chat template itself writes, some of them
-    tokens too."""
+    tokens too; `front`: the one that begins a conversation and stands nowhere else in it, whatever the tokenizer calls
+    its beginning of sequence."""
 
     tokens: frozenset[str]
     written: frozenset[str]
+    front: str | None = None
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -46,14 +48,16 @@ class ControlTexts:
 
 def control_texts(tokenizer: Any, write: Write | None, told: Callable[[Told], Told]) -> ControlTexts:
     """The control texts of a tokenizer and its chat template, where it has one (`write`)."""
-    written = "\n".join(_written(write, told)) if write else ""
+    samples = _samples(write, told) if write else []
+    written = "\n".join(re.split("|".join(_SAMPLES), samples[0])) if samples else ""
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
     added |= dict.fromkeys(tokenizer.all_special_tokens, True)
     found = set(longest_first(frozenset(word for word in added if word.strip())).findall(written))
     tokens = found | {word for word, special in added.items() if special and word.strip()}
     own = found | {mark for line in written.splitlines() for mark in _marks(line)}
     thoughts = {word for word in tokens | own if _THOUGHT.match(word)}
-    return ControlTexts(frozenset(read_as_tokens(tokenizer, tokens) - thoughts), frozenset(own - thoughts))
+    tokens = read_as_tokens(tokenizer, tokens) - thoughts
+    return ControlTexts(frozenset(tokens), frozenset(own - thoughts), _front(samples, longest_first(frozenset(tokens))))
 
 
 def read_as_tokens(tokenizer: Any, words: set[str]) -> set[str]:
@@ -66,16 +70,26 @@ def read_as_tokens(tokenizer: Any, words: set[str]) -> set[str]:
     return {word for word, found, number in zip(ordered, ids, own, strict=True) if number in found}
 
 
-def _written(write: Write, told: Callable[[Told], Told]) -> list[str]:
-    """What the template writes around a conversation's texts, without the prompt for an answer."""
+def _samples(write: Write, told: Callable[[Told], Told]) -> list[str]:
+    """What the template writes of a conversation, without the prompt for an answer: with a system prompt first where it
+    takes one, then without."""
     roles = ("system", "user", "assistant", "user")
     messages = [told({"role": role, "content": text}) for role, text in zip(roles, _SAMPLES, strict=True)]
-    for sample in (messages, messages[1:], messages[1:2]):
+    found = []
+    for sample in (messages, messages[1:]):
         try:
-            return re.split("|".join(_SAMPLES), write(sample))
+            found.append(write(sample))
         except RowError:
             continue  # the sample is not the user's: what the template makes of his rows is said of them
-    return []
+    return found
+
+
+def _front(samples: list[str], tokens: re.Pattern[str]) -> str | None:
+    """The token that stands at the front of each sample and nowhere else."""
+    marks = [tokens.match(text.lstrip()) for text in samples]
+    found = {mark.group() if mark else "" for mark in marks}
+    front = found.pop() if len(found) == 1 else ""
+    return front if front and all(text.count(front) == 1 for text in samples) else None
 
 
 def _marks(line: str) -> list[str]:

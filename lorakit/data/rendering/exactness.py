@@ -89,7 +89,8 @@ def marks_of(template: ChatTemplate) -> dict[str, str]:
         "which ends a turn of this model (take it out: where the row has the chat template's marks in it already, give "
         "its texts without them)"
     )
-    return {mark: ends if mark in template.stops else begins for mark in sorted(template.marks)}
+    beginnings_first = sorted(template.marks, key=lambda mark: (mark in template.stops, mark))
+    return {mark: ends if mark in template.stops else begins for mark in beginnings_first}
 
 
 def refuse_half_characters(text: str) -> None:

@@ -166,7 +166,7 @@ class ChatTemplate:
     @cached_property
     def marks(self) -> frozenset[str]:
         """The texts that no message may contain: all that end a turn, and the beginning of sequence."""
-        return self.stops | ({self.beginning} if self.beginning else set())
+        return self.stops | {mark for mark in (self.beginning, self.controls.front) if mark}
 
     @cached_property
     def looked_for(self) -> frozenset[str]:
