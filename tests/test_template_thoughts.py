@@ -206,3 +206,12 @@ def test_a_thought_that_is_closed_by_a_special_token_is_no_part_of_the_answer():
     tokenizer = made.tokenizer()
     ids = tokenizer("hm<|END_THINKING|> Paris.</s>", add_special_tokens=False)["input_ids"]
     assert said_in(ids, tokenizer) == "Paris."
+
+
+def test_metrics_compare_answers_without_the_name_of_their_channel():
+    made = FAMILIES["harmony"]
+    tokenizer = made.tokenizer()
+    for talk in (chat("Hello", "Paris."), [*chat("Hello"), answer("Paris.", thinking="hm")]):
+        (text,) = said(examples(made, tokenizer, talk), tokenizer)
+        ids = tokenizer(text.removesuffix("<|return|>"), add_special_tokens=False)["input_ids"]
+        assert said_in(ids, tokenizer) == "Paris."

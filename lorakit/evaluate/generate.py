@@ -68,19 +68,27 @@ def text_of(answer: Answer, tokenizer: Any) -> str:
 
 
 def said_in(tokens: Sequence[int], tokenizer: Any) -> str:
-    """The text of an answer's tokens, without the thought before it where the chat template knows of thoughts."""
-    end = _end_of_thoughts(tokenizer)
-    _, found, said = str(tokenizer.decode(list(tokens))).rpartition(end) if end else ("", "", "")
-    if not found:
-        return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
-    return longest_first(frozenset(tokenizer.all_special_tokens)).sub("", said).lstrip()
+    """The text of an answer's tokens: without the thought before it, and without what the chat template writes in front
+    of every answer behind the prompt (gpt-oss: the name of the channel)."""
+    end, front = _around_answers(tokenizer)
+    if end or front:
+        text = str(tokenizer.decode(list(tokens)))
+        _, thought, said = text.rpartition(end) if end else ("", "", "")
+        if not thought and front and text.lstrip().startswith(front):
+            thought, said = front, text.lstrip().removeprefix(front)
+        if thought:
+            return longest_first(frozenset(tokenizer.all_special_tokens)).sub("", said).lstrip()
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
 @lru_cache(maxsize=8)
-def _end_of_thoughts(tokenizer: Any) -> str:
-    """What stands between a thought and the answer; empty where a template knows of none."""
-    thoughts = ChatTemplate(tokenizer).thoughts if tokenizer.chat_template else None
-    return thoughts.behind.strip() if thoughts else ""
+def _around_answers(tokenizer: Any) -> tuple[str, str]:
+    """What stands between a thought and the answer, and what stands in front of an answer without one; empty where
+    there is nothing but white space."""
+    if not tokenizer.chat_template:
+        return "", ""
+    template = ChatTemplate(tokenizer)
+    return (template.thoughts.behind.strip() if template.thoughts else ""), template.frame[0].strip()
 
 
 def answers_to(

@@ -71,13 +71,14 @@ def _forms(talk: Talk, index: int) -> Iterator[Form]:
         yield Form(prompt, prompt, without)
     prompt = talk.prompt(index)
     yield Form(prompt, prompt)
+    ours = thoughts and Form(prompt, prompt.removesuffix(thoughts.tail), {}, thoughts)
+    if ours and thoughts and thoughts.tail and not template.writes_thoughts(message):
+        yield ours
     yield from _rewritten(talk, index, prompt)
-    if thoughts is None:
-        return
-    if inside and template.writes_thoughts(message):
+    if thoughts and inside and template.writes_thoughts(message):
         yield Form(prompt, prompt, {}, thoughts, told=True)
-    if inside or thinks(message) or thoughts.opened:
-        yield Form(prompt, prompt.removesuffix(thoughts.tail), {}, thoughts)
+    if ours and thoughts and (inside or thinks(message) or thoughts.opened):
+        yield ours
 
 
 def _rewritten(talk: Talk, index: int, prompt: str) -> Iterator[Form]:

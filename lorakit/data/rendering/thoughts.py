@@ -49,7 +49,9 @@ class Thoughts:
 
     def apart(self, message: Message) -> tuple[str, Message]:
         """An answer's thought, and the answer without it."""
-        bare = {key: value for key, value in message.items() if key != "thinking"}
+        bare = message
+        if "thinking" in message:
+            bare = {key: value for key, value in message.items() if key != "thinking"}
         if (message.get("thinking") or "").strip():
             return message["thinking"].strip(), bare
         if not self.inside(message):
