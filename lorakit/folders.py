@@ -162,7 +162,7 @@ def write_whole(final: Path, text: str) -> None:
 def whole_file(final: Path) -> Iterator[BinaryIO]:
     """A file to write into that becomes `final` at the end, and vanishes when the writing fails."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    draft = final.with_name(f".{final.name}.{os.getpid()}")
+    draft = final.with_name(f"{_DRAFT}{final.name}.{os.getpid()}")
     try:
         with draft.open("wb") as file:
             yield file
@@ -189,8 +189,10 @@ def remove_drafts(parent: Path, name: str = "") -> None:
     """Delete what killed writers of this module left in `parent`; with `name`, only drafts of that folder."""
     ours = re.escape(f"{_DRAFT}{name}.") + "[^.]+" if name else re.escape(_DRAFT) + ".*"
     for draft in parent.iterdir() if parent.is_dir() else ():
-        if re.fullmatch(ours, draft.name):
+        if re.fullmatch(ours, draft.name) and draft.is_dir():
             shutil.rmtree(draft, ignore_errors=True)
+        elif re.fullmatch(ours, draft.name):
+            draft.unlink(missing_ok=True)
 
 
 def lies_inside(path: Path, folder: Path) -> bool:

@@ -219,10 +219,10 @@ def open_run(folder: Path, resume: bool, overwrite: bool) -> Iterator[Run]:
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(run.alone())
             _refuse_folder(run, resume, overwrite)  # another run may have ended between the two
+            for place in (folder, run.checkpoints, run.evaluations):
+                remove_drafts(place)
             if overwrite and run.holds_results():
                 run.refuse_strangers()
-            remove_drafts(folder)
-            remove_drafts(run.checkpoints)
         except OSError as error:
             raise UserError(
                 f"{folder}: cannot be written: {error.strerror or error}. Choose another with --output."

@@ -8,6 +8,7 @@ import pytest
 
 from lorakit import folders
 from lorakit.folders import lies_inside, remove_drafts, sha256_of, whole_folder, write_whole
+from lorakit.runs import open_run
 
 
 def test_a_folder_appears_whole_and_a_failed_writing_leaves_nothing(tmp_path):
@@ -49,6 +50,19 @@ def test_a_killed_writer_leaves_only_a_draft_that_is_removed(tmp_path):
     assert left.exists()
     remove_drafts(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".git"]
+
+
+def test_a_run_killed_while_its_first_file_is_written_can_be_begun_again(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from lorakit.folders import whole_file\n"
+        "with whole_file(Path(sys.argv[1])) as file:\n"
+        "    file.write(b'half'); os.kill(os.getpid(), 9)\n"
+    )
+    for name in ("manifest.json", "recipe.yaml"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "run" / name)], check=False)
+    assert len(list((tmp_path / "run").iterdir())) == 2
+    with open_run(tmp_path / "run", resume=False, overwrite=False) as run:
+        assert [path for path in run.folder.iterdir() if not path.name.endswith("lock")] == []
 
 
 def test_write_whole_replaces_a_file_at_once(tmp_path):

@@ -120,12 +120,9 @@ def finish(task: Path, stage: Stage, scenario: str) -> str:
 
 
 def _check_tidy(task: Path) -> None:
-    """Nothing of the interrupted attempt is left."""
-    left = [
-        str(path.relative_to(task))
-        for path in task.rglob("*")
-        if path.name.startswith(".") and not path.name.endswith(".lock")
-    ]
+    """Nothing of the interrupted attempt is left, but for drafts of scores: another evaluation may be writing them."""
+    drafts = (path for path in task.rglob("*") if re.search(r"^\.(lorakit-draft\.|.*\.\d+$)", path.name))
+    left = [str(path.relative_to(task)) for path in drafts if path.parent.name != "eval"]
     if left:
         raise BrokenPromiseError(f"left behind: {', '.join(left)}")
 
