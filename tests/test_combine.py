@@ -330,7 +330,9 @@ def test_runs_are_told_to_belong_together_by_their_manifests(runs, tmp_path):
     assert not heard.lines
     check_together(edited(base={"quantization": "nf4"}), heard)
     check_together(edited(tokenizer_sha256="0"), heard)
+    check_together(edited(template_variables={"enable_thinking": False}), heard)
     assert "in nf4" in heard.lines[0] and "another tokenizer or chat template" in heard.lines[1]
+    assert "model.template_variables {'enable_thinking': False}" in heard.lines[2]
     with pytest.raises(UserError, match="was trained on other base weights"):
         check_together(edited(base={"sha256": {"model.safetensors": "0"}}), heard)
     (tmp_path / "edited" / "adapter" / "adapter_config.json").unlink()

@@ -68,6 +68,12 @@ def check_together(runs: Sequence[Run], progress: Progress) -> None:
                 f"{run.folder} was trained with another tokenizer or chat template than {runs[0].folder}, whose own "
                 "the combined adapter gets"
             )
+        ours, its = (one.get("template_variables") or {} for one in (first, manifest))
+        if its != ours:
+            progress.warn(
+                f"{run.folder} was trained with model.template_variables {its}, {runs[0].folder} with {ours}: ask the "
+                "combined adapter in one of these ways"
+            )
 
 
 def _weights(manifest: dict[str, Any]) -> dict[str, str]:

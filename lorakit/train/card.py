@@ -1,5 +1,6 @@
 """The model card of an adapter, or of a model trained whole."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ tags: [{tags}]
 | steps | {steps} of {batch_size} rows, learning rate {learning_rate:g}, {schedule} |
 | held-out loss | {eval_loss} |
 | answers end with | {stops} |
+| prompts | {prompts} |
 
 ## Use
 
@@ -119,5 +121,13 @@ def _facts(recipe: Recipe, manifest: dict[str, Any]) -> dict[str, Any]:
         "learning_rate": recipe.train.learning_rate,
         "schedule": recipe.train.schedule,
         "eval_loss": "no held-out rows" if loss is None else f"{loss:.4f} (step {result['best_step']})",
+        "prompts": "; ".join(_prompts(recipe, train)),
         "stops": ", ".join(f"`{token}`" for token in train["stop_tokens"]),
     }
+
+
+def _prompts(recipe: Recipe, train: dict[str, Any]) -> list[str]:
+    """How the prompts were written that it was trained behind."""
+    variables = json.dumps(recipe.model.template_variables)
+    written = f"the chat template's, with the variables `{variables}`" if recipe.model.template_variables else ""
+    return [written or "the chat template's", *train.get("notes", {})]

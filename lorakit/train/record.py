@@ -66,6 +66,7 @@ def manifest_of(prepared: Prepared, begun: Begun) -> dict[str, Any]:
         },
         "adapter_from": _beginning(recipe.adapter),
         "tokenizer_sha256": tokenizer_sha256(prepared.tokenizer),
+        "template_variables": recipe.model.template_variables,
         "data": {
             "files": file_sha256s(recipe.data),
             "tokens_sha256": prepared.tokens_sha256,
