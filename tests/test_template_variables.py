@@ -99,10 +99,13 @@ def test_a_run_is_not_resumed_with_another_value_and_rows_are_made_anew(toned, l
     assert code == 0 and "tone warm" in out and "tone formal" not in out
 
 
-def test_a_wrong_name_is_told_before_anything_is_read(toned, lorakit):
-    for command in ("data", "train"):
-        code, _, told = lorakit(command, toned(template_variables={"tune": "formal"}))
-        assert code == 2 and "Did you mean tone?" in told
+@pytest.mark.parametrize("command", ["check", "plan", "data", "train"])
+def test_a_wrong_name_is_told_by_every_command_with_its_place(command, toned, lorakit):
+    code, _, told = lorakit(command, toned(template_variables={"tune": "formal"}))
+    assert code == 2 and "Did you mean tone?" in told
+    if command in ("check", "plan"):
+        assert "tiny.yaml:" in told and "model.template_variables.tune" in told
+    assert lorakit("check", toned(template_variables={"tone": "formal"}))[0] == 0
 
 
 def test_without_a_template_there_is_nothing_to_set():

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+from lorakit.data.glance.tokenizer_files import check_template_variables
 from lorakit.errors import UserError
 from lorakit.model.base_files import check_base_files, refuse_missing_tokenizer
 from lorakit.model.stored import refuse_irreversible
@@ -19,16 +20,21 @@ def check_base_here(recipe: Recipe, complete: bool = True) -> None:
         complete: whether a file that a folder lacks is a fault.
 
     Raises:
-        UserError: a file is missing, damaged or pickled, or code is to be run.
+        UserError: a file is missing, damaged or pickled, code is to be run, or the template reads no such variable.
     """
     base, path = recipe.model.base, Path(recipe.model.base)
+    snapshot = None if path.is_absolute() else hub_snapshot(base, recipe.model.revision)
+    if recipe.model.template_variables:
+        own = Path(recipe.model.chat_template) if recipe.model.chat_template else None
+        folder = path if path.is_absolute() and path.is_dir() else snapshot
+        check_template_variables(folder, own, recipe.model.template_variables)
     if path.is_absolute() and path.is_dir():
         check_base_files(path, complete)
         if complete:
             refuse_missing_tokenizer(path)
     elif path.is_absolute():
         _check_gguf(path)
-    elif snapshot := hub_snapshot(base, recipe.model.revision):
+    elif snapshot:
         check_base_files(snapshot, complete=False)
 
 

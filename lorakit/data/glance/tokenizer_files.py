@@ -49,6 +49,50 @@ def counter_of(
     )
 
 
+def check_template_variables(folder: Path | None, template: Path | None, values: Mapping[str, Any]) -> None:
+    """Refuse values of variables that the chat template in a model's folder, or another, does not read.
+
+    A template that is not here, or is none, is left to the run.
+
+    Raises:
+        UserError: there is such a variable.
+    """
+    from jinja2 import TemplateSyntaxError
+
+    from lorakit.data.template_variables import variables_of
+
+    config = _json(folder / "tokenizer_config.json") if folder else {}
+    texts = _templates(folder or Path(), config, template) if folder or template else {}
+    if not texts:
+        return
+    environment = _environment()
+    words = (name for name, value in config.items() if name.endswith("_token") and value)
+    given = frozenset({"messages", "tools", "documents", "add_generation_prompt", *environment.globals, *words})
+    try:
+        read = variables_of(environment, [_without_marks(text) for text in texts.values()], given)
+    except TemplateSyntaxError:
+        return
+    read.check(values)
+
+
+def _environment() -> Any:
+    """Jinja as transformers sets it up for chat templates."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _as_json
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+    return environment
+
+
+def _without_marks(text: str) -> str:
+    for mark, block in _MARKS:
+        text = mark.sub(block, text)
+    return text
+
+
 def _templates(folder: Path, config: dict[str, Any], given: Path | None) -> dict[str, str]:
     """The chat templates of a tokenizer by name; `default`, and for some `tool_use`."""
     file = given or folder / "chat_template.jinja"
@@ -66,19 +110,11 @@ def _templates(folder: Path, config: dict[str, Any], given: Path | None) -> dict
 def _writer(texts: dict[str, str], words: dict[str, str], variables: Mapping[str, Any]) -> Callable[..., str] | None:
     """`write(messages, tools, ask)`: a template's text, rendered in jinja2's sandbox; None where it is no template."""
     from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _as_json
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
-    compiled = {}
+    environment, compiled = _environment(), {}
     for name, text in texts.items():
-        for mark, block in _MARKS:
-            text = mark.sub(block, text)
         try:
-            compiled[name] = environment.from_string(text)
+            compiled[name] = environment.from_string(_without_marks(text))
         except TemplateError:  # `lorakit data` says so; here the rows are estimated
             return None
 

@@ -7,8 +7,8 @@ from lorakit.data.rendering.exactness import given_characters, refuse_half_chara
 from lorakit.data.rendering.habits import Told, common
 from lorakit.data.rendering.template import thinks
 from lorakit.data.rendering.turns import Form, Span, Talk, Turn
-from lorakit.data.rendering.variables import written
 from lorakit.data.rows import RowError
+from lorakit.data.template_variables import written
 
 
 def turn_of(talk: Talk, index: int) -> Turn:

@@ -15,8 +15,8 @@ from lorakit.data.rendering.controls import ControlTexts, control_texts, read_as
 from lorakit.data.rendering.dates import clock_on
 from lorakit.data.rendering.habits import CallForm, Told, Write
 from lorakit.data.rendering.thoughts import Thoughts, find_thoughts
-from lorakit.data.rendering.variables import Variables, variables_of, written
 from lorakit.data.rows import RowError
+from lorakit.data.template_variables import Variables, variables_of, written
 from lorakit.errors import UserError
 
 REFUSES = "the chat template refuses the conversation"
