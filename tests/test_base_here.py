@@ -37,7 +37,7 @@ def code(folder):
 
 
 def lacking_shard(folder):
-    index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors").unlink()
     (folder / "shard.safetensors").write_bytes(b"")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -139,16 +139,19 @@ CHOICES = {
     "targets": {"adapter": {"targets": ["no_such_proj"]}},
     "layers": {"adapter": {"layers": [0, 9]}},
     "rank_overrides": {"adapter": {"rank_overrides": {"no_such_proj": 2}}},
+    "alpha_overrides": {"adapter": {"alpha_overrides": {"no_such_proj": 2}}},
+    "exclude": {"adapter": {"exclude": ["no_such_proj"]}},
     "train_modules": {"adapter": {"train_modules": ["no_such_head"]}},
 }
 
 
 @pytest.mark.parametrize("key", CHOICES)
-def test_a_choice_that_the_model_lacks_is_refused_at_its_place_by_train_too(recipe_file, lorakit, tmp_path, key):
+def test_a_choice_that_the_model_lacks_is_refused_at_its_place(recipe_file, lorakit, tmp_path, key):
     path = recipe_file(**CHOICES[key])
     line = next(at for at, text in enumerate(path.read_text().splitlines(), start=2) if f"{key}:" in text)
-    exit_code, _, err = lorakit("train", path, "--output", tmp_path / "run")
-    assert exit_code == 2 and re.search(rf"tiny\.yaml:{line}:\d+: adapter\.{key}", err), err
+    for command in (("check", path), ("plan", path), ("train", path, "--output", tmp_path / "run")):
+        exit_code, _, err = lorakit(*command)
+        assert exit_code == 2 and re.search(rf"tiny\.yaml:{line}:\d+: adapter\.{key}", err), err
 
 
 def test_check_reads_no_weights_and_no_torch(recipe_file, tiny_base):

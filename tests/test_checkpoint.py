@@ -189,13 +189,17 @@ def test_shards_are_those_that_the_index_names(tmp_path):
     for number in (1, 2, 3):
         save_file({f"t{number}": torch.full((2,), float(number))}, tmp_path / f"part-{number}.safetensors")
     index = tmp_path / INDEX
-    index.write_text(json.dumps({"weight_map": {"t1": "part-1.safetensors", "t2": "part-2.safetensors"}}))
+    index.write_text(
+        json.dumps({"metadata": {}, "weight_map": {"t1": "part-1.safetensors", "t2": "part-2.safetensors"}})
+    )
     assert [file.name for file in weight_files(tmp_path)] == ["part-1.safetensors", "part-2.safetensors"]
     assert list(tensors_of(tmp_path)) == ["t1", "t2"]
     (tmp_path / "part-2.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks part-2\.safetensors"):
         tensors_of(tmp_path)
-    for text in ("{", "{}", "[]", '{"weight_map": 3}', '{"weight_map": {}}', '{"weight_map": {"t1": 4}}', "[" * 9999):
+    mapped = '"weight_map": {"t1": "part-1.safetensors"}'
+    odd = ['"weight_map": 3', '"weight_map": {}', '"weight_map": {"t1": 4}', mapped, f'"metadata": "no", {mapped}']
+    for text in ("{", "{}", "[]", "[" * 9999, *(f"{{{keys}}}" for keys in odd)):
         index.write_text(text)
         with pytest.raises(UserError, match=r"index\.json: damaged"):
             tensors_of(tmp_path)

@@ -4,7 +4,6 @@ A file of JSON lines for each model and way of asking, named by the sha256 of al
 each row, named by the sha256 of its tokens, with a checksum. Lines are added and flushed as batches are done.
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ import lorakit
 from lorakit.checksums import facts_of, line_of
 from lorakit.errors import LorakitError
 from lorakit.evaluate.generate import Answer
-from lorakit.folders import cache_folder, sha256_of
+from lorakit.folders import cache_folder
 
 _VERSION = 2
 """Of what is kept. It grows when older lines may hold figures that are wrong: they are not read any more."""
@@ -115,17 +114,6 @@ def from_line(value: Any) -> Answer:
     """An answer as it was kept."""
     tokens, ended = value
     return Answer(tuple(tokens), bool(ended))
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file, read once in a process unless it changes."""
-    status = path.stat()
-    return _sha256(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.cache
-def _sha256(path: Path, size: int, changed: int) -> str:
-    return sha256_of(path)
 
 
 def _digest(facts: Any) -> str:

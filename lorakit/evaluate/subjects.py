@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lorakit.errors import UserError
 from lorakit.evaluate.arguments import BASE, kind_of, names_of, run_folder
-from lorakit.evaluate.cached import file_sha256
+from lorakit.folders import sha256_of
 from lorakit.model.attach import adapter_config
 from lorakit.model.base import Base, find_base
 from lorakit.model.load import attentions_of, quiet_libraries
@@ -44,13 +44,13 @@ class Subject:
         settings = self.settings
         double = settings.double_quant and settings.quantization in ("q4", "nf4")
         how = (settings.dtype, settings.quantization, double, settings.attention)
-        return (*sorted(weights_of(self.base).items()), file_sha256(self.base.folder / "config.json"), how)
+        return (*sorted(weights_of(self.base).items()), sha256_of(self.base.folder / "config.json"), how)
 
     def facts(self, device: str) -> dict[str, Any]:
         """All that decides what this model computes."""
         files = ("adapter_model.safetensors", "adapter_config.json")
-        adapter = {name: file_sha256(self.adapter / name) for name in files} if self.adapter else None
-        config = file_sha256(self.base.folder / "config.json")
+        adapter = {name: sha256_of(self.adapter / name) for name in files} if self.adapter else None
+        config = sha256_of(self.base.folder / "config.json")
         return {"base": self.held, "config": config, "adapter": adapter, "device": device}
 
 
@@ -66,7 +66,7 @@ class Lineup:
 
 def weights_of(base: Base) -> dict[str, str]:
     """The sha256 of each weights file of a base."""
-    return {path.name: file_sha256(path) for path in base.files() if path.suffix == ".safetensors"}
+    return {path.name: sha256_of(path) for path in base.files() if path.suffix == ".safetensors"}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from lorakit.errors import UserError
 from lorakit.folders import lies_inside
@@ -68,25 +69,31 @@ def weight_files(folder: Path, complete: bool = True) -> list[Path]:
     index, single = folder / INDEX, folder / SINGLE
     if complete and not (index.is_file() or single.is_file()):
         raise UserError(f"{folder}: has neither {SINGLE} nor {INDEX}, so it is no model folder.")
-    shards = _shards(index, folder, complete) if index.is_file() else []
+    # An index may stand beside a single file, which transformers takes then; other programs may go by the index.
+    shards = _shards(index, folder, complete, used=not single.is_file()) if index.is_file() else []
     return [_own(single, folder)] if single.is_file() else shards
 
 
-def _shards(index: Path, folder: Path, complete: bool) -> list[Path]:
-    """The files that an index names; it may stand beside a single file, which transformers takes then."""
+def _shards(index: Path, folder: Path, complete: bool, used: bool) -> list[Path]:
+    """The files that an index names."""
+    read = _read_index(index)
     files = []
-    for name in _indexed(index):
+    for name in sorted(set(read["weight_map"].values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise UserError(f"{index}: names {name!r}, which is no .safetensors file of the folder itself. {_AGAIN}")
+            raise UserError(
+                f"{index}: names {name[:200]!r}, which is no .safetensors file of the folder itself. {_AGAIN}"
+            )
         if (folder / name).is_file():
             files.append(_own(folder / name, folder))
         elif complete:
             raise UserError(f"{folder}: lacks {name}, which its index names. Fetch it.")
+    if used and not isinstance(read.get("metadata"), dict):
+        raise UserError(f"{index}: damaged: it has no metadata, which transformers looks for. {_AGAIN}")
     return files
 
 
-def _indexed(index: Path) -> list[str]:
-    """The files that an index names, each once."""
+def _read_index(index: Path) -> dict[str, Any]:
+    """An index, whose weight_map maps texts to texts."""
     try:
         read = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -96,8 +103,8 @@ def _indexed(index: Path) -> list[str]:
         raise UserError(f"{index}: damaged: it has no weight_map that names files. {_AGAIN}")
     odd = next((file for file in named.values() if not isinstance(file, str)), None)
     if odd is not None:
-        raise UserError(f"{index}: damaged: its weight_map names {odd!r} as a file. {_AGAIN}")
-    return sorted(set(named.values()))
+        raise UserError(f"{index}: damaged: its weight_map names {str(odd)[:200]} as a file. {_AGAIN}")
+    return dict(read)
 
 
 def _own(file: Path, folder: Path) -> Path:

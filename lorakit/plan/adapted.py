@@ -80,6 +80,7 @@ def adapted_by(skeleton: Skeleton, settings: Adapter) -> Adapted:
         first = min((weight.layer or 0 for weight in chosen), default=0) if narrowed else 0
         return Adapted({}, 0, round(numbers * share), everything=True, estimated=estimated, first=first)
     own = overridden("rank_overrides", chosen, settings.rank_overrides, settings.rank)
+    overridden("alpha_overrides", chosen, settings.alpha_overrides, settings.alpha)  # counts nothing, but may not match
     ranks = {weight.path: own.get(weight.parameter or weight.path, settings.rank) for weight in chosen}
     numbers = kind.facts.get("numbers", _low_rank)
     matrices = sum(weight.experts * numbers(settings, ranks[weight.path], weight) for weight in chosen)

@@ -186,7 +186,9 @@ def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
     if manifest.get("status") != "complete":
         raise UserError(f"{folder}: its training has not ended. Continue it with lorakit train --resume.")
     # What the adapter began from may be gone by now, and is not needed any more.
-    prepared = prepare_run(load(run.recipe, ["adapter.from=null"]).recipe, progress, ended=True)
+    loaded = load(run.recipe, ["adapter.from=null"])
+    with loaded.locating():
+        prepared = prepare_run(loaded.recipe, progress, ended=True)
     check_base(prepared.base, manifest, folder)
     files = {"adapter_model.safetensors": "adapter_sha256", "adapter_config.json": "adapter_config_sha256"}
     for file in (run.adapter / name for name in files):
