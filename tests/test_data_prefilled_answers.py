@@ -86,6 +86,14 @@ def test_calls_may_end_what_goes_on_with_a_given_beginning():
     assert text.startswith(" unknown.\n<tool_call>") and text.endswith("</tool_call><|im_end|>")
 
 
+def test_white_space_that_is_given_is_read():
+    tokenizer = FAMILIES["chatml"].tokenizer()
+    row = {"prompt": chat("Which?", "\n\n"), "completion": [answer("Paris.")]}
+    (found,) = encoded("prompt-completion", row, tokenizer)
+    assert trained_texts(tokenizer, found) == ["Paris.<|im_end|>"]
+    assert tokenizer.decode(found.input_ids[: found.turns[0][0]]).endswith("assistant\n\n\n")
+
+
 def test_everything_is_trained_where_the_recipe_says_so():
     tokenizer = FAMILIES["chatml"].tokenizer()
     (found,) = encoded("prompt-completion", ROWS["prompt-completion"], tokenizer, train_on="all")

@@ -71,7 +71,8 @@ def template_for(subject: Subject, lineup: Lineup, tokenizer: Any) -> ChatTempla
 
 def _template_of(tokenizer: Any, prepared: Prepared | None) -> ChatTemplate:
     settings = prepared.recipe.model if prepared else None
-    day = settings.template_date if settings and settings.template_date != "auto" else date.today().isoformat()
+    given = settings.template_date if settings else None
+    day = date.today().isoformat() if given in (None, "auto") else given
     variables = settings.template_variables if settings else {}
     return ChatTemplate(tokenizer, variables=variables, date=day if writes_date(tokenizer) else None)
 

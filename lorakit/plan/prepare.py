@@ -156,23 +156,25 @@ def _day_of(settings: Model, tokenizer: Any) -> str | None:
     """The day that the chat template takes for today; None where it writes none.
 
     Raises:
-        UserError: the recipe gives a day to a template that writes none.
+        UserError: the recipe gives a day to a template that writes none, or none to one that writes it.
     """
     given = settings.template_date
     if writes_date(tokenizer):
+        if given is None:
+            raise UserError("model.template_date: null: the chat template writes a date. Write auto, or a day.")
         return date.today().isoformat() if given == "auto" else given
-    if given != "auto":
+    if given not in ("auto", None):
         raise UserError(f"model.template_date: {given}: the chat template writes no date. Leave the key out.")
     return None
 
 
 def _dated(recipe: Recipe, day: str | None) -> tuple[Recipe, tuple[Choice, ...]]:
     """The recipe with the day that its chat template writes, and the choice where that was `auto`."""
-    if day is None or recipe.model.template_date != "auto":
+    if recipe.model.template_date != "auto":
         return recipe, ()
     reason = "the chat template writes today's date, and the run keeps the day on which it began"
-    model = recipe.model.model_copy(update={"template_date": day})
-    return recipe.model_copy(update={"model": model}), (Choice("model.template_date", day, reason),)
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"template_date": day})})
+    return recipe, (Choice("model.template_date", day, reason),) if day else ()
 
 
 def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:

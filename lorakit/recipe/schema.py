@@ -53,9 +53,10 @@ class Model(Section):
     template_variables: dict[NotEmpty, TemplateValue] = {}
     """Variables that the chat template reads -> their values, such as {enable_thinking: false}, for training and \
 evaluation alike."""
-    template_date: Day = "auto"
+    template_date: Day | None = "auto"
     """The day that a chat template which writes today's date is told (`strftime_now`), at 00:00: `auto` is the day on \
-which the run begins. A run keeps its day when it is resumed, evaluated and merged."""
+which the run begins, and null where the template writes none. A run keeps its day when it is resumed, evaluated and \
+merged."""
 
 
 class Spectrum(Section):

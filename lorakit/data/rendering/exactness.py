@@ -58,9 +58,10 @@ def given_characters(talk: Talk, turn: Turn) -> int:
         RowError: the template does not write the beginning as it is, so that none knows where the model goes on.
     """
     message = talk.messages[turn.index]
-    begun = message.get("begun", "").lstrip()
-    if not begun:
-        return 0
+    begun = message.get("begun", "")
+    if not begun.strip():
+        return len(begun) if turn.said.startswith(begun) else 0
+    begun = begun.lstrip()
     before, found, behind = turn.said.partition(begun)
     answer = message["content"][len(message["begun"]) :]
     if not found or not _squeezed(behind).startswith(_squeezed(answer)):
