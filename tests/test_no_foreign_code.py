@@ -107,6 +107,15 @@ def test_code_of_an_embedding_model_is_refused_too(folder):
         embeddings(folder, ["a"])
 
 
+def test_weights_of_an_embedding_model_lie_in_its_folder(folder):
+    from lorakit.evaluate.embedding import embeddings
+
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "../far.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"semantic-similarity: .*names '\.\./far"):
+        embeddings(folder, ["a"])
+
+
 def test_an_adapter_that_lies_in_the_models_folder_is_refused(folder):
     """transformers puts it into the model, and a merge would not know of it."""
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')

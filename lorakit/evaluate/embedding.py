@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from lorakit.errors import UserError
 from lorakit.model.base_files import refuse_code
+from lorakit.model.weight_files import weight_files
 from lorakit.recipe.problems import one_line
 
 _ROWS = 32
@@ -46,11 +47,12 @@ def embeddings(folder: Path, texts: Sequence[str]) -> np.ndarray:
 def _loaded(folder: Path) -> tuple[Any, Any]:
     refuse_code(folder, "evaluate.metrics: semantic-similarity")
     try:
+        weight_files(folder)  # none of them lies elsewhere
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModel.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (UserError, OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(
             f"evaluate.metrics: semantic-similarity: {folder} cannot be loaded as an embedding model: "
             f"{one_line(str(error), 200)}. Write the folder of an encoder with safetensors weights and its tokenizer."

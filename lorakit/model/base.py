@@ -1,6 +1,9 @@
 """Where a base model comes from: a folder, a GGUF file, the hub, or a package that carries it."""
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,10 +161,11 @@ def _converted(gguf: Path, progress: Progress) -> Path:
     os.environ.setdefault("TQDM_DISABLE", "1")
     with whole_folder(folder, first_wins=not damage) as draft:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
-            )
+            with _by_itself(gguf) as place:
+                tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=gguf.name, trust_remote_code=False)
+                model = AutoModelForCausalLM.from_pretrained(
+                    place, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+                )
         except (ValueError, OSError, KeyError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
         model.hf_quantizer = None
@@ -175,3 +179,12 @@ def _converted(gguf: Path, progress: Progress) -> Path:
         save_new_tokenizer(tokenizer, draft)
         write_checksums(draft)
     return folder
+
+
+@contextmanager
+def _by_itself(gguf: Path) -> Iterator[Path]:
+    """A folder with nothing but a GGUF file: transformers also reads what lies beside it, such as a chat template or
+    an adapter's configuration, and the conversion is kept under the sha256 of the file alone."""
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / gguf.name).symlink_to(gguf.resolve())
+        yield Path(name)
