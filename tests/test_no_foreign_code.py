@@ -59,6 +59,9 @@ FORMS = [
     ("processor_config.json", {"auto_map": {"AutoProcessor": "own.Processor"}}),
     ("preprocessor_config.json", {"auto_map": {"AutoImageProcessor": "own.Images"}}),
     ("generation_config.json", {"auto_map": "own.Generation"}),
+    ("config.json", {"_attn_implementation": "own.hub/kernel"}),
+    ("config.json", {"attn_implementation": {"": "sdpa", "text_config": "own.hub/kernel:flash"}}),
+    ("config.json", {"text_config": {"_experts_implementation": "own.hub/kernel"}}),
 ]
 
 
@@ -69,6 +72,11 @@ def test_code_of_a_model_is_refused_by_name_before_anything_loads(folder, file, 
         find_base(str(folder), "main", Silent())
     assert str(refused.value).startswith("model.base: ") and "own." in str(refused.value)
     assert file in str(refused.value)
+
+
+def test_an_attention_of_transformers_own_is_no_code(folder):
+    name_code(folder, "config.json", {"_attn_implementation": "flash_attention_2", "auto_map": {}})
+    assert find_base(str(folder), "main", Silent()).folder == folder
 
 
 def test_a_yes_at_the_terminal_runs_nothing(recipe_file, folder, tmp_path):

@@ -12,6 +12,8 @@ from lorakit.model.weight_files import INDEX, SINGLE, header_of, weight_files
 
 _READ_BY_ALL = ("config.json", "tokenizer_config.json", "generation_config.json")
 _ADAPTER = "adapter_config.json"
+# An attention that is named as a repository of the hub is code of there, which transformers fetches and runs.
+_KERNELS = {"attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"}
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _AGAIN = "Fetch the model again."
 # Of these a model with a tokenizer has at least one.
@@ -37,7 +39,7 @@ def check_base_files(folder: Path, complete: bool = True) -> None:
 
 
 def refuse_code(folder: Path, key: str) -> None:
-    """Refuse a folder whose configuration names Python code of its own, in whichever file.
+    """Refuse a folder whose configuration names Python code to run, its own or a kernel of the hub, in whichever file.
 
     Args:
         key: what of the recipe names the folder.
@@ -51,31 +53,35 @@ def refuse_code(folder: Path, key: str) -> None:
         except UserError:
             continue  # transformers cannot read it either; what a run reads is checked apart
         if named is not None:
+            where, code = named
             raise UserError(
-                f"{key}: {folder} brings its own Python code ({named}, in auto_map of {file.name}), which lorakit does "
-                "not run. Give a model without, or, where transformers has a class for it, a copy without auto_map."
+                f"{key}: {folder} brings its own Python code ({code}, in {where} of {file.name}), which lorakit does "
+                f"not run. Give a model without, or, where transformers has a class for it, a copy without {where}."
             )
 
 
-def _code_in(values: Any) -> str | None:
-    """The code that an `auto_map` names, at any depth; None where there is none."""
+def _code_in(values: Any) -> tuple[str, str] | None:
+    """The key that names code, at any depth, and the code; None where there is none."""
     waiting = [values]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
             if value.get("auto_map"):
-                return _named(value["auto_map"])
+                return "auto_map", ", ".join(_texts(value["auto_map"])) or "an empty name"
+            for key in value.keys() & _KERNELS:
+                if kernels := [text for text in _texts(value[key]) if "/" in text]:
+                    return key, ", ".join(kernels)
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
     return None
 
 
-def _named(value: Any) -> str:
-    """`auto_map` maps classes to code, or lists it in an older form."""
+def _texts(value: Any) -> list[str]:
+    """The texts in a value: of `auto_map` classes are mapped to code, listed in an older form, or both."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
     flat = [part for one in parts for part in (one if isinstance(one, list) else [one])]
-    return ", ".join(str(part)[:80] for part in flat if part) or "an empty name"
+    return [str(part)[:80] for part in flat if part]
 
 
 def refuse_missing_tokenizer(folder: Path) -> None:
