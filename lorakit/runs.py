@@ -120,7 +120,7 @@ class Run:
             raise UserError(f"{self.folder}: this is no run's folder: it has no {self.manifest.name}.") from error
         except NotADirectoryError as error:
             raise UserError(f"{self.folder}: is a file. Give the folder of a run, such as runs/NAME.") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.manifest}: damaged: {error}.") from error
         base, data = (manifest.get(key) if isinstance(manifest, dict) else None for key in ("base", "data"))
         whole = isinstance(base, dict) and isinstance(base.get("sha256"), dict)
@@ -255,7 +255,7 @@ def read_facts(file: Path) -> dict[str, Any]:
     """
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         facts = None
     if not (isinstance(facts, dict) and isinstance(facts.get("versions"), dict) and "format" in facts):
         raise UserError(

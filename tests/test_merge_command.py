@@ -225,7 +225,7 @@ def test_a_disk_that_fills_up_at_any_moment_is_told_and_left_empty(
         code, out, err = lorakit_merge(run.folder, "--output", disk / "merged", "--quiet")
         fitted.append(code == 0)
         if code:
-            assert (code, out) == (1, "") and "the disk filled up" in err, err
+            assert (code, out) == (1, "") and "the disk is full" in err, err
             assert not list(disk.iterdir())
     assert fitted[-1] and not fitted[0] and not fitted[3]
 
@@ -236,7 +236,7 @@ def test_a_full_disk_is_told_by_combination_and_extraction_too(trained, lorakit_
     combination = [*runs, "--method", "cat", "--weights", "0.5,0.5"]
     extraction = ["--extract", runs[0] / "merged", tmp_path / "base", "--rank", "8"]
     for arguments in (combination, extraction):
-        refused(lorakit_merge, tmp_path, 1, *arguments, "--output", disk / "out", says="the disk filled up")
+        refused(lorakit_merge, tmp_path, 1, *arguments, "--output", disk / "out", says="the disk is full")
         assert not list(disk.iterdir())
 
 

@@ -14,7 +14,8 @@ from typer.rich_utils import rich_format_error
 
 from lorakit.cli import check, data, doctor, merge, plan, schema, train
 from lorakit.cli import eval as evaluate
-from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, LorakitError
+from lorakit.cli.streams import prepare_streams
+from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, LorakitError, exit_code_of, explained
 
 app = typer.Typer(
     name="lorakit",
@@ -73,24 +74,31 @@ def main() -> None:
     """Entry point of `lorakit`: run a command, and turn errors into one message and an exit code."""
     from lorakit import console
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    prepare_streams()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _interrupt)
     console.keep_libraries_visible()
     try:
         code = app(prog_name="lorakit", standalone_mode=False)
         if code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
             _fail("interrupted", EXIT_INTERRUPTED)
+        sys.stdout.flush()
         sys.exit(code)
     except _USAGE_ERROR as error:
         error.message = console.visible(error.message)
         rich_format_error(error)
         sys.exit(error.exit_code)
     except LorakitError as error:
-        _fail(str(error), error.exit_code, plain=error.one_a_line)
+        _fail(str(error), exit_code_of(error), plain=error.one_a_line)
     except KeyboardInterrupt:
         _fail("interrupted", EXIT_INTERRUPTED)
     except Exception as error:
         if os.environ.get("LORAKIT_DEBUG"):
             raise
+        told = explained(error)
+        if told:
+            _fail(str(told), told.exit_code)
         _fail(
             f"{type(error).__name__}: {error}\nThis is a fault in lorakit, not in what you wrote. LORAKIT_DEBUG=1 "
             "shows where it happened: please report it with that.",
@@ -99,7 +107,7 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a command as Ctrl-C does: drafts are removed, the exit code is 130."""
+    """SIGTERM and SIGHUP end a command as Ctrl-C does: drafts are removed, the exit code is 130."""
     raise KeyboardInterrupt
 
 

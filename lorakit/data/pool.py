@@ -60,7 +60,8 @@ def _begin(job: Callable[..., Any]) -> None:
     gc.freeze()
     gc.set_threshold(200_000, 50, 100)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the processors already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends us
+    for stop in (signal.SIGINT, signal.SIGHUP):  # they come to the parent too, which ends us
+        signal.signal(stop, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

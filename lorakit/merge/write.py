@@ -1,6 +1,5 @@
 """Writing a merged model: the base's files over again, tensor by tensor, with the adapter in them."""
 
-import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lorakit.amounts import decimal_bytes
-from lorakit.errors import LorakitError
+from lorakit.errors import LorakitError, explained
 from lorakit.merge.fold import Fold, Folding
 from lorakit.model.checkpoint import TYPES, WORDS, pieces, read_tensor
 from lorakit.model.checkpoint_writing import Writing, writing
@@ -20,7 +19,6 @@ from lorakit.model.weight_files import INDEX, SINGLE, OnDisk, metadata_of, weigh
 from lorakit.model.weights import Group, Weights
 from lorakit.progress import Progress
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _BESIDE = 64 << 20  # what tokenizer, configuration and card may take
 
 
@@ -142,15 +140,13 @@ def check_space(folder: Path, size: int) -> None:
 
 @contextmanager
 def full_disk_told(output: Path) -> Iterator[None]:
-    """Turn the error into ours where the disk fills up while something is made that is to become `output`."""
+    """Say what became of `output` where the system refuses something while it is made, as a full disk does."""
     try:
         yield
+    except LorakitError:
+        raise
     except Exception as error:
-        # tokenizers and safetensors have errors of their own, which end with the system's number.
-        told = str(error)
-        if getattr(error, "errno", None) not in _FULL and not any(f"(os error {number})" in told for number in _FULL):
+        told = explained(error)
+        if told is None:
             raise
-        raise LorakitError(
-            f"{output.parent}: the disk filled up while this was written. Nothing of it was kept. Make "
-            "room, or write --output with a folder on another disk."
-        ) from error
+        raise type(told)(f"{output}: was not written, and nothing of it was kept: {told}") from error

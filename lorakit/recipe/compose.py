@@ -191,6 +191,11 @@ def _setting(reading: _Reading, override: str) -> Node | None:
 def _malformed(override: str) -> tuple[str, str] | None:
     name, equals, _ = override.partition("=")
     parts = name.strip().split(".")
+    if not override.isascii() and any("\ud800" <= sign <= "\udfff" for sign in override):
+        return (
+            "it has bytes that are no text in this terminal's encoding",
+            "Write it in UTF-8 (the locale tells, LANG).",
+        )
     if not equals or not all(parts):
         return "this is not of the form key=value", _FORM
     if len(parts) > MAX_DEPTH:

@@ -17,9 +17,11 @@ from lorakit.progress import Bar, Progress
 from lorakit.recipe.schema import EarlyStopping
 from lorakit.runs import Run
 
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class StopRequest:
-    """Set by Ctrl-C or SIGTERM: the current step ends, a checkpoint is written, the run stops. A second one kills."""
+    """Set by Ctrl-C, SIGTERM or SIGHUP: the step ends, a checkpoint is written, the run stops. A second one kills."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress, self.signal = progress, 0
@@ -29,11 +31,12 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take over both signals; only a program's main thread may."""
+        """Take over the signals, but one that is ignored, as nohup has it; only a program's main thread may."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._received) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._received) for number in heard}
         try:
             yield
         finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PrinterCallback
 
 from lorakit.amounts import percent
-from lorakit.errors import Interrupted, LorakitError, UserError
+from lorakit.errors import Interrupted, LorakitError, UserError, explained
 from lorakit.model.adapters.svd import ranks_in_words
 from lorakit.model.memory import first_line, free_memory, is_out_of_memory, return_freed_memory
 from lorakit.model.stored import check_mergeable
@@ -59,12 +59,19 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
     _refuse(prepared)
     try:
         return _train(prepared, run, progress, checkpoint)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except LorakitError:
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
+            raise LorakitError(
+                f"out of memory beside the passes of the steps: {first_line(error)}. lorakit plan tells what fits."
+            ) from error
+        told = explained(error)
+        if told is None:
             raise
-        raise LorakitError(
-            f"out of memory beside the passes of the steps: {first_line(error)}. lorakit plan tells what fits."
-        ) from error
+        written = run.complete_checkpoints()
+        behind = f"--resume goes on after {written[-1].name}" if written else "no checkpoint was written yet"
+        raise type(told)(f"{run.folder}: the training stopped: {told} Nothing is half written; {behind}.") from error
 
 
 def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None) -> Outcome:
