@@ -130,8 +130,8 @@ def test_ranks_and_rewards_are_refused(folder, row, reason):
 
 def test_a_pair_taken_with_columns_by_its_number_is_refused(folder):
     row = {"prompt": "a", "response_a": "b", "response_b": "c", "winner": "b"}
-    rows = [row, {**row, "winner": "a"}]
-    assert "no format fits" not in refused(folder, rows) and "pairs of answers" in refused(folder, rows)
+    for columns in ({}, {"completion": "response_a"}, {"completion": "response_b"}):
+        assert "pairs of answers" in refused(folder, [row, {**row, "winner": "a"}], columns=columns)
 
 
 KTO = [
@@ -181,6 +181,9 @@ def test_flags_are_read_wherever_they_stand(folder):
         {"question": "a", "answers": {"text": ["b", "c"], "answer_start": [1, 2]}},
         {"text": "a", "score": 0.1, "rejected_reason": None},
         {"text": "a", "label": "b"},
+        {"text": "a", "reward": 0.5, "rank": 3},
+        {"question": "a", "answer": "A", "answer_a": "b", "answer_b": "c", "label": 0},  # multiple choice
+        {"messages": chat("a", "b"), "candidates": ["b", "c"], "scores": [1, 0]},
         {"prompt": "a", "completion": "b", "sentence_1": "x", "sentence_2": "y", "label": "neutral"},
         {"prompt": "a", "completion": "b", "positive": "x", "negative": "y"},
     ],

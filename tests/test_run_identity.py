@@ -76,6 +76,8 @@ def test_the_day_of_a_run_is_recorded_and_told(recipe_file, dated_base, lorakit,
     run = Run(tmp_path / "runs" / "tiny")
     assert load(run.recipe).recipe.model.template_date == today
     assert any(choice["path"] == "model.template_date" for choice in run.read_manifest()["auto"])
+    assert run.read_manifest()["template_date"] == today
+    assert f"with the date {today}" in (run.adapter / "README.md").read_text()
 
 
 def test_a_day_is_refused_where_it_is_none_or_the_template_writes_none(recipe_file, dated_base, lorakit):

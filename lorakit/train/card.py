@@ -130,4 +130,5 @@ def _prompts(recipe: Recipe, train: dict[str, Any]) -> list[str]:
     """How the prompts were written that it was trained behind."""
     variables = json.dumps(recipe.model.template_variables)
     written = f"the chat template's, with the variables `{variables}`" if recipe.model.template_variables else ""
-    return [written or "the chat template's", *train.get("notes", {})]
+    day = [f"with the date {recipe.model.template_date}"] if recipe.model.template_date else []
+    return [written or "the chat template's", *day, *train.get("notes", {})]

@@ -67,6 +67,7 @@ def manifest_of(prepared: Prepared, begun: Begun) -> dict[str, Any]:
         "adapter_from": _beginning(recipe.adapter),
         "tokenizer_sha256": tokenizer_sha256(prepared.tokenizer),
         "template_variables": recipe.model.template_variables,
+        "template_date": recipe.model.template_date,
         "data": {
             "files": file_sha256s(recipe.data),
             "tokens_sha256": prepared.tokens_sha256,

@@ -81,10 +81,11 @@ def detect(records: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
 
 
 def can_be_read(name: str | None, settings: Section | None, records: Sequence[Mapping[str, Any]], column: str) -> bool:
-    """Whether a format, the one that is told where no `name` is given, reads `column` and one of these records."""
+    """Whether a format, the one that is told where no `name` is given, reads one of these records, and `column` if it
+    is not empty."""
     try:
         found = name or detect(records, "")[0]
-        return column in columns_read(found) and any(
+        return (not column or column in columns_read(found)) and any(
             _complaint_of(found, settings if name else None, record) is None for record in records
         )
     except UserError:

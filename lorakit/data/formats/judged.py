@@ -14,7 +14,8 @@ from lorakit.errors import UserError
 
 Record = Mapping[str, Any]
 CanBeRead = Callable[[Mapping[str, str], str], bool]
-"""Whether rows are of a format with these columns (ours -> theirs), which reads the one of ours that is named."""
+"""Whether rows are of a format with these columns (ours -> theirs), which reads the one of ours that is named, if
+any."""
 
 # What the better and the worse side of a pair are called, as a whole name or as a part of one (rejected_response).
 _SIDES = (
@@ -56,6 +57,7 @@ _NOT_NUMBERS = ("label",)
 # The columns of ours that a chosen answer may stand in, the first that the rows can be read with.
 _WHOLE, _ASKING = ("messages", "conversations"), ("user", "human", "system")
 _ANSWERS = ("completion", "messages", "output", "answer", "conversations", "text")
+_ANSWERED = {*_ANSWERS, "answers", "conversation"} - {"text"}
 
 
 def refuse_judged(where: str, records: Sequence[Record], columns: Mapping[str, str], can_be_read: CanBeRead) -> None:
@@ -78,13 +80,15 @@ def refuse_judged(where: str, records: Sequence[Record], columns: Mapping[str, s
                 f"should be said: {remedy}."
             )
     verdict = next((name for name in _VERDICTS if name in filled), None)
-    for one, other in _numbered(texts) if verdict else ():
-        raise UserError(
-            f"{where}: these are pairs of answers ({one!r} and {other!r}) of which {verdict!r} says which is "
-            "better. lorakit trains on what should be said: write the better answer of each row into a column of "
-            "its own."
-        )
-    _refuse_rated(where, records, filled)
+    for pair in _numbered(texts | taken) if verdict else ():
+        if not taken.isdisjoint(pair) or not can_be_read(columns, ""):  # else they stand beside what is trained
+            raise UserError(
+                f"{where}: these are pairs of answers ({pair[0]!r} and {pair[1]!r}) of which {verdict!r} says which is "
+                "better. lorakit trains on what should be said: write the better answer of each row into a column of "
+                "its own."
+            )
+    _refuse_ranked(where, records, "question" in filled or not can_be_read(columns, ""))
+    _refuse_rewarded(where, records, filled)
 
 
 def pairs_of(columns: set[str]) -> Iterator[tuple[str, str]]:
@@ -162,8 +166,9 @@ def _numbered(texts: set[str]) -> Iterator[tuple[str, str]]:
                 yield name, stem + other
 
 
-def _refuse_rated(where: str, records: Sequence[Record], filled: set[str]) -> None:
-    for name in _LISTS:
+def _refuse_ranked(where: str, records: Sequence[Record], used: bool) -> None:
+    """`used`: the lists do not stand beside an answer that is trained."""
+    for name in _LISTS if used else ():
         for record in records:
             answers = record.get(name)
             if not isinstance(answers, list) or not answers:
@@ -177,9 +182,12 @@ def _refuse_rated(where: str, records: Sequence[Record], filled: set[str]) -> No
                     "is. lorakit trains on what should be said: write the best answer of each row into a column of its "
                     "own."
                 )
-    for name in _REWARDS:
+
+
+def _refuse_rewarded(where: str, records: Sequence[Record], filled: set[str]) -> None:
+    for name in _REWARDS if not filled.isdisjoint(_ANSWERED) else ():
         values = _values(records, name)
-        if name in filled and values and all(_is_number(value) for value in values):
+        if values and all(_is_number(value) for value in values):
             raise UserError(
                 f"{where}: these are answers with rewards: {name!r} says how good each is. lorakit trains on what "
                 f"should be said: keep the rows that should be, without the column {name!r}."
