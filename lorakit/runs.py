@@ -13,6 +13,7 @@ from typing import Any
 
 from lorakit.errors import UserError
 from lorakit.folders import LOCK, is_draft, locked, remove_drafts, remove_folder, write_whole
+from lorakit.recipe.nearest import nearest_name
 
 _RECORDED = ("lorakit", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "tokenizers")
 
@@ -117,7 +118,9 @@ class Run:
         try:
             manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise UserError(f"{self.folder}: this is no run's folder: it has no {self.manifest.name}.") from error
+            if not self.folder.exists():
+                raise missing_run(self.folder) from error
+            raise UserError(f"{self.folder}: not a run folder: it has no {self.manifest.name}.") from error
         except NotADirectoryError as error:
             raise UserError(f"{self.folder}: is a file. Give the folder of a run, such as runs/NAME.") from error
         except (OSError, ValueError, RecursionError) as error:
@@ -203,6 +206,7 @@ class Run:
                 folder.rmdir()
 
 
+<<<<<<< HEAD
 @contextmanager
 def open_run(folder: Path, resume: bool, overwrite: bool) -> Iterator[Run]:
     """The run of `folder`, which is new, or is to be resumed or overwritten; until the end nobody else writes there.
@@ -211,6 +215,24 @@ def open_run(folder: Path, resume: bool, overwrite: bool) -> Iterator[Run]:
 
     Raises:
         UserError: the folder holds another run's results, is no run's folder at all, is being written, or cannot be.
+=======
+def missing_run(folder: Path) -> UserError:
+    """The error for a run that is not there, with the one that was probably meant: beside it, or in runs/."""
+    near = None
+    for around in (folder.parent, Path("runs")) if folder.parent == Path() else (folder.parent,):
+        if near is None and around.is_dir():
+            found = nearest_name(folder.name, [path.name for path in around.iterdir() if Run(path).holds_results()])
+            near = around / found if found else None
+    remedy = f"Did you mean {near}?" if near else "Give the folder of a run, such as runs/NAME."
+    return UserError(f"{folder}: there is no such run. {remedy}")
+
+
+def open_run(folder: Path, resume: bool, overwrite: bool) -> Run:
+    """The run of `folder`, which is new, or is to be resumed or overwritten. Nothing in it is deleted here.
+
+    Raises:
+        UserError: the folder holds another run's results, is not a run folder at all, or cannot be written.
+>>>>>>> 961ddf6 (Remedies keep the value that was written, near means a slip of the fingers, other tools' words lead to ours or to nothing; a missing run is told with the nearest)
     """
     run = Run(folder)
     with ExitStack() as held:
@@ -243,6 +265,7 @@ def _refuse_folder(run: Run, resume: bool, overwrite: bool) -> None:
             "another folder with --output."
         )
     if not run.holds_results() and folder.is_dir() and any(not is_draft(path) for path in folder.iterdir()):
+<<<<<<< HEAD
         why = f": its {run.manifest.name} is not a run's, or is damaged" if run.manifest.exists() else ""
         raise UserError(f"{folder}: is not empty and no run's folder{why}. Choose another with --output.")
 
@@ -279,6 +302,9 @@ def refuse_other_files(folder: Path, written: list[str] | None) -> None:
     other = [name for name in files_in(folder) if written is not None and name not in written]
     if other:
         raise UserError(f"{folder / other[0]}: lorakit did not write it. Move it away, or choose another --output.")
+=======
+        raise UserError(f"{folder}: is not empty and not a run folder. Choose another with --output.")
+>>>>>>> 961ddf6 (Remedies keep the value that was written, near means a slip of the fingers, other tools' words lead to ours or to nothing; a missing run is told with the nearest)
 
 
 def versions() -> dict[str, str]:

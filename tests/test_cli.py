@@ -78,8 +78,8 @@ def test_ten_mistakes_give_ten_errors_and_exit_code_2(recipe_file, lorakit_run, 
     ("arguments", "reason"),
     [
         (["check", "nowhere.yaml"], "nowhere.yaml"),
-        (["eval", "nowhere"], "no run's folder"),
-        (["merge", "nowhere"], "no run's folder"),
+        (["eval", "nowhere"], "nowhere: there is no such run"),
+        (["merge", "nowhere"], "nowhere: there is no such run"),
         (["train", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
@@ -141,7 +141,7 @@ def test_memory_is_told_before_a_run_and_what_will_not_fit_is_warned_of(recipe_f
     from lorakit.plan.machine import processor
 
     _, _, err = lorakit_run("train", recipe_file(), "--dry-run")
-    assert "memory: the longest micro-batch is predicted to take 0.6 of" in err and "may run out" not in err
+    assert "memory: the longest micro-batch is predicted to take 0.6 GiB of" in err and "may run out" not in err
     monkeypatch.setattr(prepare, "usable_machine", lambda progress: replace(processor(), memory=600 << 20))
     _, _, err = lorakit_run("train", recipe_file(train={"micro_batch": 4}), "--dry-run")
     assert "it may run out. lorakit plan says what would fit" in " ".join(err.split())

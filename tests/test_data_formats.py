@@ -332,9 +332,9 @@ def test_the_roles_of_sharegpt_are_known_by_their_many_names(word, role):
 
 
 def test_a_role_that_is_not_known_comes_with_the_nearest():
-    reason, case = complaint("sharegpt", {"conversations": [{"from": "humanoid", "value": "a"}]})
+    reason, case = complaint("sharegpt", {"conversations": [{"from": "humann", "value": "a"}]})
     assert reason.startswith("a turn has a role that is not known")
-    assert case == "turn 1 has 'humanoid'. Did you mean human?"
+    assert case == "turn 1 has 'humann'. Did you mean human?"
 
 
 def test_roles_of_ones_own_come_first():

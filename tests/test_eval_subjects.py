@@ -228,8 +228,8 @@ def test_a_probe_is_asked_of_every_subject_while_its_model_is_there(one, two, lo
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        (["runs/nowhere"], "runs/nowhere: there is no such folder"),
-        (["./nowhere"], "there is no such folder"),
+        (["runs/nowhere"], "runs/nowhere: there is no such run"),
+        (["./nowhere"], "there is no such run"),
         (["runs"], "runs: is no run, adapter or model"),
         (["a.txt"], r"a.txt: is a file\. Give the folder"),
         (["base"], "base: of what"),

@@ -204,5 +204,5 @@ def test_an_evaluation_without_held_out_rows_says_what_to_write(recipe_file, tmp
     run, prepared = reopen_run(tmp_path / "run", Silent())
     with pytest.raises(UserError, match=r"data\.eval"):
         evaluate(run, prepared, Silent())
-    with pytest.raises(UserError, match="is no run's folder"):
+    with pytest.raises(UserError, match="not a run folder"):
         reopen_run(tmp_path, Silent())

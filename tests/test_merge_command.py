@@ -417,7 +417,7 @@ def test_options_that_do_not_go_together_are_refused(trained, lorakit_merge, tmp
         "--extract BASE BASE --rank 4": "--output: is missing",
         "--extract BASE BASE --rank 4 --output o": "have the same weights",
         "--extract BASE --verify BASE RUN": "one of them",
-        "BASE": "no run's folder",
+        "BASE": "not a run folder",
     }.items():
         refused(lorakit_merge, tmp_path, 2, *(places.get(word, word) for word in line.split()), says=says)
 

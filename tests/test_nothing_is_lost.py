@@ -59,7 +59,7 @@ def test_a_folder_of_the_users_is_no_run(recipe_file, tmp_path, lorakit_run):
     (project / "recipe.yaml").write_text("# mine\n")
     for flags in ([], ["--overwrite"]):
         code, _, err = lorakit_run("train", path, "-o", project, *flags)
-        assert code == 2 and "is not empty and no run's folder" in err
+        assert code == 2 and "is not empty and not a run folder" in err
     assert (project / "recipe.yaml").read_text() == "# mine\n"
 
 

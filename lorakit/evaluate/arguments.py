@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorakit.errors import UserError
-from lorakit.runs import MERGED, Run
+from lorakit.runs import MERGED, Run, missing_run
 
 BASE = "base"
 
@@ -20,9 +20,7 @@ def kind_of(given: str) -> str:
         raise UserError(f"{given}: is a file. Give the folder of a run, of an adapter or of a model.")
     if not path.exists():
         if given.count("/") != 1 or path.is_absolute() or path.parent.is_dir():
-            raise UserError(
-                f"{given}: there is no such folder, so this is no run's folder; nor is it a hub id, ORG/NAME."
-            )
+            raise missing_run(path)
         return "model"
     signs = {"adapter": "adapter_config.json", "merged": MERGED, "model": "config.json", "run": "manifest.json"}
     for kind, name in signs.items():  # a run last: a manifest.json may be another program's

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.recipe.begun import brought, refusal
+from lorakit.recipe.foreign import THEIR_WORDS
 from lorakit.recipe.kinds import begins_from, kind_of, trains_all, unread
 from lorakit.recipe.nearest import nearest
 from lorakit.recipe.problems import PathParts, shown, shown_path
@@ -97,7 +98,13 @@ def targets_are_readable(recipe: Recipe, written: Collection[str]) -> Iterator[F
             yield Finding(("adapter", "targets", index), reason, f"Write {several}.")
     if not isinstance(targets, str) or targets in TARGET_WORDS:
         return
-    near = nearest(targets, TARGET_WORDS)
+    names = [name.strip() for name in targets.split(",")]
+    if len(names) > 1 and all(re.fullmatch(r"[\w.-]+", name) for name in names):
+        reason = f"{shown(targets)} is one text, not a list of names"
+        yield Finding(("adapter", "targets"), reason, f"Write [{', '.join(names)}].")
+        return
+    theirs = THEIR_WORDS.get(targets.lower())
+    near = theirs if theirs in TARGET_WORDS else nearest(targets, TARGET_WORDS, parts=True)
     if near and re.fullmatch(r"[\w-]+", targets):
         reason = f"{shown(targets)} is none of {', '.join(TARGET_WORDS)}, and no pattern"
         yield Finding(("adapter", "targets"), reason, f"Did you mean {near}?")

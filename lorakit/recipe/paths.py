@@ -16,12 +16,14 @@ from lorakit.recipe.data_files import (
 from lorakit.recipe.fields import PathRole
 from lorakit.recipe.nearest import nearest_file
 from lorakit.recipe.problems import PathParts, Problem, dotted, one_line, shown, shown_path
+from lorakit.recipe.scalars import written_numbers
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import branches, child
 from lorakit.recipe.strict_yaml import Node, children
 
 _HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*\}?|%[A-Za-z_]\w*%")
+_TEMPLATE = "Write the path of a .jinja file, or remove the line for the tokenizer's own template."
 _PATH_STARTS = ("/", "./", "../", "~")
 
 
@@ -41,7 +43,7 @@ def resolve_paths(root: Node) -> tuple[Any, list[Problem]]:
     problems: list[Problem] = []
     for path, node, role in references(root):
         name = absolute(node.value, role, node.place.folder)
-        complaint = _complaint(node, name, role)
+        complaint = _complaint(node, name, role, path)
         if complaint:
             problems.append(Problem(node.place, dotted(path), shown(node.value), *complaint))
         if name is not None:
@@ -81,7 +83,7 @@ def relative(path: str, folder: Path) -> str:
     return text if text.startswith("../") else f"./{text}"
 
 
-def _complaint(node: Node, path: str | None, role: PathRole) -> tuple[str, str] | None:
+def _complaint(node: Node, path: str | None, role: PathRole, key: PathParts) -> tuple[str, str] | None:
     text = node.value
     if "://" in text:
         kind = "the hub id" if role.or_hub else "the path"
@@ -93,14 +95,23 @@ def _complaint(node: Node, path: str | None, role: PathRole) -> tuple[str, str] 
         if _HUB_ID.fullmatch(text) and ".." not in text and "--" not in text:
             return None
         kinds = "is neither a path that exists nor a hub id" if role.or_hub else "is not a path"
-        return f"{shown(text)} {kinds}", f"Write for example {role.example}."
+        return f"{shown(text)} {kinds}", _instead(text, role, key)
     if role.of_data and is_pattern(path):
         return _empty_pattern(text, Path(path))
     if not os.path.exists(path):  # noqa: PTH110
+        if key == ("model", "chat_template") and re.fullmatch(r"[\w-]+", text) and not nearest_file(Path(path)):
+            return f"{shown(text)} does not exist", _TEMPLATE
         return f"{shown(text)} does not exist", _nearest_path(text, Path(path))
     if os.path.isdir(path) and not role.or_folder:  # noqa: PTH112
         return f"{shown(text)} is a folder, not a file", "Write the path of a file in it."
     return _no_data(text, Path(path)) if role.of_data else None
+
+
+def _instead(text: str, role: PathRole, key: PathParts) -> str:
+    if key != ("data", "eval"):
+        return f"Write for example {role.example}."
+    share = next((number for number in written_numbers(text) if 0 < float(number) < 1), None)
+    return f"Write {share}." if share else "Write for example data/eval.jsonl, or a fraction such as 0.1."
 
 
 def _no_data(text: str, path: Path) -> tuple[str, str] | None:

@@ -1,29 +1,31 @@
 """What to write instead: for a key that the schema does not know, and for a value that a field does not take."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 
 from lorakit.recipe.describe import default_at, example, words
-from lorakit.recipe.foreign import OURS, THEIR_WORDS
+from lorakit.recipe.foreign import OURS, SAID, SWITCHES, THEIR_WORDS
 from lorakit.recipe.nearest import nearest
+from lorakit.recipe.no_counterpart import NO_COUNTERPART
 from lorakit.recipe.problems import PathParts, dotted, shown
-from lorakit.recipe.scalars import resolve
+from lorakit.recipe.scalars import resolve, written_numbers
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import annotation_at, branches, fields, keys, section_of
 from lorakit.recipe.strict_yaml import Node, plain
-from lorakit.tables import ADAPTERS, METRICS
+from lorakit.tables import ADAPTERS, FORMATS, METRICS
 
 _YES = ("yes", "no", "on", "off", "y", "n")
 
 
-def for_unknown_key(path: PathParts) -> tuple[str, str]:
+def for_unknown_key(path: PathParts, value: Any = None) -> tuple[str, str]:
     """The remedy for an unknown key, and the dotted name of the key that was probably meant (or nothing)."""
     key, prefix = str(path[-1]), dotted(path[:-1])
     section = section_of(annotation_at(Recipe, path[:-1])) or Recipe
     siblings = list(fields(section))
-    everywhere = [*keys(Recipe), "extends"]
     if ":" in key:
         return "Put a space behind the colon.", ""
     if path[:-1] == ("adapter", "kind") and key in ADAPTERS:
@@ -33,21 +35,54 @@ def for_unknown_key(path: PathParts) -> tuple[str, str]:
     folded = key.lower().replace("-", "_").replace(" ", "_")
     if folded in siblings:
         return _did_you_mean(_join(prefix, folded))
-    if folded in OURS:
-        target, why = OURS[folded]
-        return _did_you_mean(target, why)
-    elsewhere = [name for name in everywhere if name.rpartition(".")[2] == folded]
-    if elsewhere:
-        return _did_you_mean(min(elsewhere, key=lambda name: name.count(".")))
-    near = nearest(key, siblings)
-    if near:
-        return _did_you_mean(_join(prefix, near))
-    by_last = {name.rpartition(".")[2]: name for name in reversed(everywhere)}
-    near = nearest(key, by_last)
-    if near:
-        return _did_you_mean(by_last[near])
+    found = _elsewhere(path, folded, value) or _misspelt(path, key, siblings)
+    if found:
+        return found
     where = f"The keys of {prefix}" if prefix else "The sections of a recipe"
     return f"{where} are {', '.join(siblings)}.", ""
+
+
+def _elsewhere(path: PathParts, folded: str, value: Any) -> tuple[str, str] | None:
+    """A key of another tool, or of ours that belongs into another section."""
+    if _is_a_source(path[:-1]) and folded in _columns():
+        return _did_you_mean(f"data.columns: {{{folded}: NAME}}", "It names the column")
+    in_adapter = {"type": "adapter.kind", "method": "adapter.kind", "name": "adapter.kind", "path": "adapter.from"}
+    if path[0] == "adapter" and folded in in_adapter:
+        return _did_you_mean(in_adapter[folded])
+    if path[0] == "model" and folded in ("name", "path", "id"):
+        return _did_you_mean("model.base")
+    if folded in OURS:
+        target, why = OURS[folded]
+        if ": " in target and value in (False, None):
+            return f"Remove the line: this is off unless {target} is written.", ""
+        return _did_you_mean(target, why)
+    if folded in NO_COUNTERPART:
+        return f"lorakit has nothing for it: {NO_COUNTERPART[folded]}. Remove the line.", ""
+    elsewhere = [name for name in [*keys(Recipe), "extends"] if name.rpartition(".")[2] == folded]
+    return _did_you_mean(min(elsewhere, key=lambda name: name.count("."))) if elsewhere else None
+
+
+def _misspelt(path: PathParts, key: str, siblings: list[str]) -> tuple[str, str] | None:
+    near = nearest(key, siblings)
+    if near:
+        return _did_you_mean(_join(dotted(path[:-1]), near))
+    by_last = {name.rpartition(".")[2]: name for name in reversed([*keys(Recipe), "extends"])}
+    near = nearest(key, [*by_last, *OURS, *NO_COUNTERPART])
+    if near in by_last:
+        return _did_you_mean(by_last[near])
+    return _elsewhere(path, near, None) if near else None
+
+
+def _is_a_source(path: PathParts) -> bool:
+    """Is this `data`, or one of its sources?"""
+    return path[:1] == ("data",) and all(part in ("train", "eval") or isinstance(part, int) for part in path[1:])
+
+
+@functools.cache
+def _columns() -> frozenset[str]:
+    """Every name of ours for a column."""
+    named = [name for entry in FORMATS for key in ("columns", "optional") for name in entry.facts.get(key, ())]
+    return frozenset(one for name in named for one in ([name] if isinstance(name, str) else name))
 
 
 def _did_you_mean(target: str, why: str = "") -> tuple[str, str]:
@@ -69,23 +104,54 @@ def for_value(node: Node, path: PathParts) -> str:
     """What to write for a value that the field at `path` does not take."""
     annotation = annotation_at(Recipe, path)
     value = plain(node)
+    remedy = _said(node, path)
+    if remedy:
+        return remedy
     if isinstance(value, str):
         remedy = _for_text(node, annotation)
     elif isinstance(value, list):
         remedy = f"Write one value, {shown(value[0])}." if len(value) == 1 and accepts(annotation, value[0]) else ""
-    elif isinstance(value, dict):
-        remedy = ""
-    else:
+    elif isinstance(value, bool):
+        remedy = _for_switch(value, annotation)
+    elif not isinstance(value, dict):
         remedy = _for_number_or_word(node, annotation)
+    remedy = remedy or _in_a_section(node, annotation)
     if remedy:
         return remedy
     if isinstance(value, (str, int, float)) and accepts(annotation, [value]):
         return f"Write it as a list: [{node.text}]."
+    items = next((branch.of for branch in branches(annotation) if branch.kind is list), None)
+    near = _near_word(str(value), words(items)) if items is not None and isinstance(value, str) else None
+    if near:
+        return f"Write a list: [{near}]."
     default = _default(path)
     usual = f"Write for example {example(annotation, default)}"
     if value is None and default is not PydanticUndefined:
         return f"{usual}, or remove the line for the default."
     return f"{usual}."
+
+
+def _said(node: Node, path: PathParts) -> str:
+    """What is kept for just this value of just this key."""
+    name = dotted(tuple(part for part in path if isinstance(part, str)))
+    return SAID.get((name, str(node.text if node.value is not None else "null").lower()), "")
+
+
+def _for_switch(value: bool, annotation: Any) -> str:
+    """true or false where a word stands for it."""
+    known = words(annotation)
+    return next((f"Write {word}." for word in SWITCHES[value] if word in known), "")
+
+
+def _in_a_section(node: Node, annotation: Any) -> str:
+    """A value alone where a mapping is wanted that has a key for it."""
+    section = section_of(annotation)
+    if section is None or isinstance(plain(node), (dict, bool)) or node.value is None:
+        return ""
+    for name in ("base", "train", "kind", "dir"):
+        if name in section.model_fields and accepts(fields(section)[name], plain(node)):
+            return f"Write {{{name}: {node.text}}}."
+    return ""
 
 
 def accepts(annotation: Any, value: Any) -> bool:
@@ -99,22 +165,48 @@ def accepts(annotation: Any, value: Any) -> bool:
 
 def _for_text(node: Node, annotation: Any) -> str:
     text = str(node.value).strip()
-    for unquoted in (text, text.replace("_", "").replace(",", "")):
-        try:
-            value = resolve(unquoted)
-        except ValueError:
-            continue
-        if not isinstance(value, str) and value is not None and accepts(annotation, value):
-            return f"Remove the quotes: {unquoted}." if unquoted == text else f"Write {unquoted}."
-    if text.lower() in _YES and bool in [branch.kind for branch in branches(annotation)]:
-        return "Write true or false: YAML 1.2 reads yes, no, on and off as texts."
+    number = _number_in(text, annotation)
+    if number:
+        return number
     known = words(annotation)
-    near = THEIR_WORDS.get(text.lower()) if THEIR_WORDS.get(text.lower()) in known else nearest(text, known)
+    means_true = text.lower() in ("yes", "on", "y", "true")
+    if text.lower() in _YES and bool in [branch.kind for branch in branches(annotation)]:
+        return f"Write {str(means_true).lower()}: YAML 1.2 reads yes, no, on and off as texts."
+    if text.lower() in (*_YES, "true", "false"):
+        return _for_switch(means_true, annotation)
+    near = _near_word(text, known)
     return f"Did you mean {near}?" if near else ""
+
+
+def _near_word(text: str, known: Sequence[str]) -> str | None:
+    """The one of our words that another tool calls so, or that is spelt like it."""
+    theirs = THEIR_WORDS.get(text.lower())
+    return theirs if theirs in known else nearest(text, known, parts=True)
+
+
+def _number_in(text: str, annotation: Any) -> str:
+    """A number, or true or false, in quotes, with signs between its digits, or as per cent; nothing where none fits."""
+    value = _resolved(text)
+    if not isinstance(value, str) and value is not None and accepts(annotation, value):
+        return f"Remove the quotes: {text}."
+    for meant in written_numbers(text):
+        if accepts(annotation, _resolved(meant)):
+            return f"Write {meant}."
+    return ""
+
+
+def _resolved(text: str) -> Any:
+    try:
+        return resolve(text)
+    except ValueError:
+        return text
 
 
 def _for_number_or_word(node: Node, annotation: Any) -> str:
     value = node.value
+    theirs = THEIR_WORDS.get(str(node.text))
+    if value is not None and theirs in words(annotation):
+        return f"Did you mean {theirs}?"
     kinds = [branch.kind for branch in branches(annotation)]
     takes_numbers = int in kinds or float in kinds
     if value is not None and not takes_numbers and accepts(annotation, node.text):

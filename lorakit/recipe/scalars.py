@@ -2,6 +2,7 @@
 
 import math
 import re
+from decimal import Decimal
 
 Scalar = None | bool | int | float | str
 
@@ -35,6 +36,20 @@ def resolve(text: str) -> Scalar:
             raise ValueError("is too large a number")
         return number
     return text
+
+
+def written_numbers(text: str) -> list[str]:
+    """What a number may mean that is written in another way than YAML's: `0,0001`, `1,000`, `1_000`, `10%`."""
+    share = re.fullmatch(r"([0-9]+(?:[.,][0-9]+)?) ?%", text)
+    if share:
+        return [f"{Decimal(share[1].replace(',', '.')) / 100:f}"]
+    if re.fullmatch(r"[1-9][0-9]{0,2}([,_][0-9]{3})+(\.[0-9]+)?", text):
+        return [text.replace(",", "").replace("_", "")]
+    if re.fullmatch(r"[0-9]+(_[0-9]+)+(\.[0-9]+)?", text):
+        return [text.replace("_", "")]
+    if re.fullmatch(r"[0-9]+,[0-9]+([eE][-+]?[0-9]+)?", text):
+        return [text.replace(",", ".")]
+    return []
 
 
 def _whole(text: str) -> int:

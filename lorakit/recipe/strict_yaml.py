@@ -212,7 +212,7 @@ def _entries(reading: _Reading, path: PathParts) -> dict[str, Node]:
     entries: dict[str, Node] = {}
     while not reading.parser.check_event(yaml.MappingEndEvent):
         key = _value(reading, (*path, "?"))
-        name = _name(reading, key, path)
+        name = _name(reading, key, path, next(reversed(entries.values()), None))
         value = _value(reading, (*path, name or "?"))
         if name is None:
             continue
@@ -228,7 +228,7 @@ def _entries(reading: _Reading, path: PathParts) -> dict[str, Node]:
     return entries
 
 
-def _name(reading: _Reading, key: Node, path: PathParts) -> str | None:
+def _name(reading: _Reading, key: Node, path: PathParts, before: Node | None) -> str | None:
     if key.value == "<<":
         reading.report(
             key.place, (*path, "<<"), "<<", "YAML 1.2 has no merge key `<<`", "Use extends, or write the keys out."
@@ -238,5 +238,7 @@ def _name(reading: _Reading, key: Node, path: PathParts) -> str | None:
         return key.value
     given = key.text or shown(plain(key))
     remedy = f"Put quotes around it: {key.text!r}." if key.text else "Write a word before the colon."
+    if before and type(before.value) is int and type(key.value) is int:
+        remedy = f"A comma ends a value in braces: of a number write {before.text}.{key.text}."
     reading.report(key.place, (*path, given), one_line(given), f"the key {one_line(given)} is no text", remedy)
     return None

@@ -78,7 +78,7 @@ def _location(loc: PathParts) -> PathParts:
 def _unknown_key(root: Node, path: PathParts) -> tuple[Problem, str]:
     """The problem, and the dotted name of the key that was probably meant (or nothing)."""
     node = find(root, path) or root
-    remedy, meant = remedies.for_unknown_key(path)
+    remedy, meant = remedies.for_unknown_key(path, plain(node))
     place = node.key or node.place
     return Problem(place, dotted(path), shown(plain(node)), "there is no such key", remedy), meant
 
