@@ -206,16 +206,6 @@ class Run:
                 folder.rmdir()
 
 
-<<<<<<< HEAD
-@contextmanager
-def open_run(folder: Path, resume: bool, overwrite: bool) -> Iterator[Run]:
-    """The run of `folder`, which is new, or is to be resumed or overwritten; until the end nobody else writes there.
-
-    Nothing in it is deleted here but what killed runs left.
-
-    Raises:
-        UserError: the folder holds another run's results, is no run's folder at all, is being written, or cannot be.
-=======
 def missing_run(folder: Path) -> UserError:
     """The error for a run that is not there, with the one that was probably meant: beside it, or in runs/."""
     near = None
@@ -227,12 +217,14 @@ def missing_run(folder: Path) -> UserError:
     return UserError(f"{folder}: there is no such run. {remedy}")
 
 
-def open_run(folder: Path, resume: bool, overwrite: bool) -> Run:
-    """The run of `folder`, which is new, or is to be resumed or overwritten. Nothing in it is deleted here.
+@contextmanager
+def open_run(folder: Path, resume: bool, overwrite: bool) -> Iterator[Run]:
+    """The run of `folder`, which is new, or is to be resumed or overwritten; until the end nobody else writes there.
+
+    Nothing in it is deleted here but what killed runs left.
 
     Raises:
-        UserError: the folder holds another run's results, is not a run folder at all, or cannot be written.
->>>>>>> 961ddf6 (Remedies keep the value that was written, near means a slip of the fingers, other tools' words lead to ours or to nothing; a missing run is told with the nearest)
+        UserError: the folder holds another run's results, is not a run folder at all, is being written, or cannot be.
     """
     run = Run(folder)
     with ExitStack() as held:
@@ -265,9 +257,8 @@ def _refuse_folder(run: Run, resume: bool, overwrite: bool) -> None:
             "another folder with --output."
         )
     if not run.holds_results() and folder.is_dir() and any(not is_draft(path) for path in folder.iterdir()):
-<<<<<<< HEAD
         why = f": its {run.manifest.name} is not a run's, or is damaged" if run.manifest.exists() else ""
-        raise UserError(f"{folder}: is not empty and no run's folder{why}. Choose another with --output.")
+        raise UserError(f"{folder}: is not empty and not a run folder{why}. Choose another with --output.")
 
 
 def read_facts(file: Path) -> dict[str, Any]:
@@ -302,9 +293,6 @@ def refuse_other_files(folder: Path, written: list[str] | None) -> None:
     other = [name for name in files_in(folder) if written is not None and name not in written]
     if other:
         raise UserError(f"{folder / other[0]}: lorakit did not write it. Move it away, or choose another --output.")
-=======
-        raise UserError(f"{folder}: is not empty and not a run folder. Choose another with --output.")
->>>>>>> 961ddf6 (Remedies keep the value that was written, near means a slip of the fingers, other tools' words lead to ours or to nothing; a missing run is told with the nearest)
 
 
 def versions() -> dict[str, str]:
