@@ -134,6 +134,27 @@ def test_every_conversation_is_exact_or_refused_with_a_remedy_that_works(name, c
     assert_exact(name, talk, tools, variables, found)
 
 
+THINKING = [name for name in NAMES if "enable_thinking" in ChatTemplate(tokenizer_of(name)).reads.constants]
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name in THINKING for case in CASES])
+def test_every_conversation_is_exact_with_thinking_on_and_off(name, case, value):
+    talk, tools = CASES[case]
+    variables = {"enable_thinking": value}
+    try:
+        found = examples_of(name, talk, tools, variables)
+    except RowError as error:
+        assert case == "thoughts", error
+        if "does not write thinking" in str(error):
+            return  # as without the variable, see above
+        leave_out = "leave out model.template_variables.enable_thinking" in str(error)
+        variables = {} if leave_out else {"enable_thinking": True}
+        assert leave_out or "write model.template_variables: {enable_thinking: true}" in str(error)
+        found = examples_of(name, talk, tools, variables)
+    assert_exact(name, talk, tools, variables, found)
+
+
 def assert_exact(name, talk, tools, variables, found):
     """Each answer is trained once, to its end, and nothing else; an example begins as the prompt of inference."""
     tokenizer = tokenizer_of(name)

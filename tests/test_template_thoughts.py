@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from data_families import FAMILIES, Family, answer, chat
+from data_families import FAMILIES, Family, answer, call, chat, result
 from data_masks import examples, refusal, trained_texts
 
 from lorakit.data.conversations import Conversation
@@ -215,3 +215,19 @@ def test_metrics_compare_answers_without_the_name_of_their_channel():
         (text,) = said(examples(made, tokenizer, talk), tokenizer)
         ids = tokenizer(text.removesuffix("<|return|>"), add_special_tokens=False)["input_ids"]
         assert said_in(ids, tokenizer) == "Paris."
+
+
+def test_behind_what_a_tool_gave_a_thought_begins_as_that_prompt_has_it():
+    """As DeepSeek R1, whose prompt opens a thought behind a question and none behind what a tool gave."""
+    tool = "{% if messages[-1].role != 'tool' %}{{ '<think>\\n' }}{% endif %}"
+    calls = "{% for c in m.tool_calls or [] %}{{ c.function.name + (c.function.arguments | tojson) }}{% endfor %}"
+    made = family(calls + LAST, tool)
+    tokenizer = made.tokenizer()
+    talk = [*chat("Hello"), answer(tool_calls=[call(city="Rome")]), result("20"), answer("Paris.")]
+    plain = examples(made, tokenizer, talk)
+    assert said(plain, tokenizer) == ['\n</think>\n\nweather{"city": "Rome"}</s>', "Paris.</s>"]
+    thoughtful = [message | {"thinking": "hm"} if message["role"] == "assistant" else message for message in talk]
+    assert said(examples(made, tokenizer, thoughtful), tokenizer) == [
+        'hm\n</think>\n\nweather{"city": "Rome"}</s>',
+        "<think>\nhm\n</think>\n\nParis.</s>",
+    ]

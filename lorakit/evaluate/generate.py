@@ -88,7 +88,7 @@ def _around_answers(tokenizer: Any) -> tuple[str, str]:
     if not tokenizer.chat_template:
         return "", ""
     template = ChatTemplate(tokenizer)
-    return (template.thoughts.behind.strip() if template.thoughts else ""), template.frame[0].strip()
+    return (template.thoughts.after.strip() if template.thoughts else ""), template.frame[0].strip()
 
 
 def answers_to(

@@ -71,13 +71,14 @@ def _forms(talk: Talk, index: int) -> Iterator[Form]:
         yield Form(prompt, prompt, without)
     prompt = talk.prompt(index)
     yield Form(prompt, prompt)
-    ours = thoughts and Form(prompt, prompt.removesuffix(thoughts.tail), {}, thoughts)
-    if ours and thoughts and thoughts.tail and not template.writes_thoughts(message):
+    here = thoughts and thoughts.behind(prompt)
+    ours = here and Form(prompt, prompt.removesuffix(here.tail), {}, here)
+    if ours and here and here.tail and not template.writes_thoughts(message):
         yield ours
     yield from _rewritten(talk, index, prompt)
     if thoughts and inside and template.writes_thoughts(message):
         yield Form(prompt, prompt, {}, thoughts, told=True)
-    if ours and thoughts and (inside or thinks(message) or thoughts.opened):
+    if ours and here and (inside or thinks(message) or here.opened):
         yield ours
 
 
@@ -138,7 +139,7 @@ def _working_variables(talk: Talk, index: int) -> Iterator[str]:
         (f"leave out model.template_variables.{name}", {key: own[key] for key in own if key != name}) for name in own
     ]
     changes += [
-        (f"write model.template_variables: {written(one)}", {**own, **one}) for one in talk.template.reads.to_try(own)
+        (f"write model.template_variables: {written(one)}", {**own, **one}) for one in talk.template.reads.to_try({})
     ]
     for words, variables in changes:
         changed = Talk(talk.messages, talk.tools, replace(talk.template, variables=variables), talk.inserted)

@@ -6,7 +6,7 @@ the model must say is then put together here: the thought, what closes it, and t
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorakit.data.conversations import Message
 from lorakit.data.rendering.habits import (
@@ -30,17 +30,28 @@ _LAST_MARK = re.compile(r"([<\[][^<>\[\]\s]+[>\]]\w*)\s*$")
 class Thoughts:
     """How thoughts are written.
 
-    `tail`: what the prompt ends with that the text of an answer lacks. `before` and `behind`: what the model writes
+    `tail`: what the prompt ends with that the text of an answer lacks. `before` and `after`: what the model writes
     around a thought. `opens` and `closes`: the marks of a thought.
     """
 
     tail: str
     before: str
-    behind: str
+    after: str
     opens: str
     closes: str
     opened: bool
     """The prompt opens a thought, which the model is to close."""
+
+    def behind(self, prompt: str) -> "Thoughts | None":
+        """The same behind this prompt, which may open a thought where others do not, or the other way round (after a
+        tool's answer); None where it is not known how a thought begins there."""
+        mark = _LAST_MARK.search(prompt)
+        opened = mark is not None and mark[1] == self.opens
+        if opened == self.opened:
+            return self
+        if mark and opened:
+            return replace(self, tail=prompt[mark.start() :], before="", opened=True)
+        return replace(self, tail="", before=self.tail, opened=False) if self.tail.startswith(self.opens) else None
 
     def inside(self, message: Message) -> bool:
         """Whether the text of an answer has a thought in it."""
@@ -64,7 +75,7 @@ class Thoughts:
         if not thought and not self.opened:
             return said
         closed = bool(self.closes) and said.lstrip().startswith(self.closes)
-        return self.before + thought + ("" if closed else self.behind) + said
+        return self.before + thought + ("" if closed else self.after) + said
 
 
 def find_thoughts(
