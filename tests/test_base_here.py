@@ -149,7 +149,8 @@ CHOICES = {
 def test_a_choice_that_the_model_lacks_is_refused_at_its_place(recipe_file, lorakit, tmp_path, key):
     path = recipe_file(**CHOICES[key])
     line = next(at for at, text in enumerate(path.read_text().splitlines(), start=2) if f"{key}:" in text)
-    for command in (("check", path), ("plan", path), ("train", path, "--output", tmp_path / "run")):
+    ways = [("check",), ("plan",), ("plan", "--gpu", "all"), ("train", "--output", tmp_path / "run")]
+    for command in [(name, path, *options) for name, *options in ways]:
         exit_code, _, err = lorakit(*command)
         assert exit_code == 2 and re.search(rf"tiny\.yaml:{line}:\d+: adapter\.{key}", err), err
 

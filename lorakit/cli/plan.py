@@ -86,7 +86,8 @@ def plan(
     if gpu and gpu.strip().lower() == "all":
         plans = [_planned_or_why(settings, facts, rows, place_of(device), per_hour) for device in DEVICES]
         if all(isinstance(found, UserError) for found in plans):
-            raise next(found for found in plans if isinstance(found, UserError))
+            with loaded.locating():
+                raise next(found for found in plans if isinstance(found, UserError))
         plan_texts.print_cards(list(DEVICES), plans, as_json)
         return
     for warning in filter(None, (missing_words(settings), beyond_training(settings, facts, rows.longest))):
@@ -100,7 +101,8 @@ def plan(
     trying = Trying(found, facts, lambda more: load(recipe, [*overrides, *more]).recipe)
     changes = smaller(trying) if found.fits != "yes" else larger(trying)
     notes = _advice(found, changes, facts)
-    measured = _probe(settings, progress) if probe else None
+    with loaded.locating():
+        measured = _probe(settings, progress) if probe else None
     plan_texts.print_plan(Told(found, full, checkpoint, changes, notes, measured), as_json)
     if found.fits == "no" and measured is None:
         raise SystemExit(1)

@@ -60,8 +60,9 @@ def write_tokenizer(base: Path, tokenizer: Any, folder: Path) -> None:
         name = type(tokenizer).__name__
         set_keys(folder / CONFIG, tokenizer_class=_KNOWN_TO_ALL.get(name, name))
         read = read_tokenizer(folder)
-    if read is None or read.chat_template != tokenizer.chat_template:
-        _write_template(folder, tokenizer.chat_template)
+    template = tokenizer.chat_template
+    if isinstance(template, str) and (read is None or read.chat_template != template):
+        _write_template(folder, template)
 
 
 def save_new_tokenizer(tokenizer: Any, folder: Path) -> None:
