@@ -1,6 +1,7 @@
 """The chat templates of published models: conversations are trained exactly, or refused with a remedy that works."""
 
 import json
+from functools import lru_cache
 
 import pytest
 from data_families import TOOLS, answer, call, chat, result
@@ -63,9 +64,13 @@ REMEDIES = {
 }
 
 
+@lru_cache
+def template_of(name, **variables):
+    return ChatTemplate(tokenizer_of(name), stop_words=stop_words(name), variables=variables)
+
+
 def examples_of(name, talk, tools=None, variables=None):
-    tokenizer = tokenizer_of(name)
-    template = ChatTemplate(tokenizer, stop_words=stop_words(name), variables=variables or {})
+    tokenizer, template = tokenizer_of(name), template_of(name, **(variables or {}))
     found = []
     for one in encode(render(Conversation(talk, tools), template), tokenizer):
         if isinstance(one, RowError):
@@ -134,7 +139,7 @@ def test_every_conversation_is_exact_or_refused_with_a_remedy_that_works(name, c
     assert_exact(name, talk, tools, variables, found)
 
 
-THINKING = [name for name in NAMES if "enable_thinking" in ChatTemplate(tokenizer_of(name)).reads.constants]
+THINKING = [name for name in NAMES if "enable_thinking" in template_of(name).reads.constants]
 
 
 @pytest.mark.parametrize("value", [True, False])
@@ -159,7 +164,7 @@ def assert_exact(name, talk, tools, variables, found):
     """Each answer is trained once, to its end, and nothing else; an example begins as the prompt of inference."""
     tokenizer = tokenizer_of(name)
     answers = [index for index, message in enumerate(talk) if message["role"] == "assistant"]
-    stops = tuple(ChatTemplate(tokenizer, stop_words=stop_words(name)).stops)
+    stops = tuple(template_of(name).stops)
     turns = turns_of(name, found)
     assert len(turns) == len(answers)
     for index, (_, text) in zip(answers, turns, strict=True):
