@@ -390,6 +390,25 @@ def test_full_fine_tuning_keeps_a_configuration_as_another_release_wrote_it(reci
     assert torch.equal(*rotary)
 
 
+def test_full_fine_tuning_of_a_base_that_sees_leaves_the_language_model_it_trained(recipe_file, tmp_path, tokenizer):
+    """transformers loads the language model alone, whose configuration is not the base's."""
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    torch.manual_seed(5)
+    text = copy.deepcopy(FAMILIES["qwen3.5"].config)
+    text.vocab_size, text.max_position_embeddings = len(tokenizer), 256
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    base = tmp_path / "seeing"
+    config = Qwen3_5Config(text_config=text.to_dict(), vision_config=vision, pad_token_id=0)
+    Qwen3_5ForConditionalGeneration(config).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    path = recipe_file(model={"base": str(base)}, adapter={"kind": "none", "rank": ..., "alpha": ...})
+    run, _ = run_recipe(path, tmp_path / "run", "train.steps=1")
+    model, info = AutoModelForCausalLM.from_pretrained(run.model, output_loading_info=True)
+    assert model.config.model_type == "qwen3_5_text" and not info["missing_keys"] and not info["unexpected_keys"]
+    assert json.loads((run.model / "config.json").read_text())["torch_dtype"] == "float32"
+
+
 @pytest.mark.parametrize("family", ["opt", "llama4", "gemma4-text", "qwen3.5"])
 def test_families_whose_layers_or_bodies_are_unlike_others_are_trained(recipe_file, tmp_path, tokenizer, family):
     torch.manual_seed(5)

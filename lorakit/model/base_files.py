@@ -96,6 +96,8 @@ def refuse_missing_tokenizer(folder: Path) -> None:
 
 def _check_configs(folder: Path, complete: bool) -> None:
     if not (folder / "config.json").is_file():
+        if (folder / _ADAPTER).is_file():
+            raise UserError(f"{folder} holds an adapter. Write it as adapter.from, and its base as model.base.")
         if complete:
             raise UserError(f"{folder} has no config.json, so it is no model folder.")
         return
@@ -138,7 +140,7 @@ def _check_tokenizer(folder: Path) -> None:
         begin = opened.read(64).strip()
         opened.seek(max(0, file.stat().st_size - 64))
         end = opened.read().strip()
-    if not (begin.startswith(b"{") and end.endswith(b"}")) or begin == b"{":
+    if not (begin.startswith(b"{") and end.endswith(b"}")):
         raise UserError(f"{file} is damaged: it holds no JSON mapping from its beginning to its end. {_AGAIN}")
 
 

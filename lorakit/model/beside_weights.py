@@ -19,10 +19,24 @@ from lorakit.model.weights import untied_config
 _TAKEN_OVER = ("*processor_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
+def write_trained_model(model: Any, base: Path, tokenizer: Any, stop_ids: list[int], folder: Path) -> None:
+    """Write a whole model in memory that was made of the base's files, with what belongs to it besides.
+
+    Of some bases that see images too only the language model is in memory, which has a configuration of its own.
+    """
+    model.save_pretrained(folder)
+    written, own = (json.loads((place / "config.json").read_text(encoding="utf-8")) for place in (folder, base))
+    if written["model_type"] == own["model_type"]:
+        config = own
+    else:
+        config = with_older_keys(written | {"dtype": str(model.dtype).removeprefix("torch.")})
+    _write_beside(config, base, tokenizer, stop_ids, None, folder)
+
+
 def write_beside_weights(
     base: Path, tokenizer: Any, stop_ids: list[int], dtype: torch.dtype | None, folder: Path, untied: bool = False
 ) -> None:
-    """Write a model's configuration, where it stops, its tokenizer, processors and licence.
+    """Write the configuration of a model with the base's weights, where it stops, its tokenizer, processors, licence.
 
     Args:
         base: the folder of the base model, of which everything but the weights is taken.
@@ -31,6 +45,12 @@ def write_beside_weights(
     """
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     config = untied_config(config) if untied else config
+    _write_beside(config, base, tokenizer, stop_ids, dtype, folder)
+
+
+def _write_beside(
+    config: dict[str, Any], base: Path, tokenizer: Any, stop_ids: list[int], dtype: torch.dtype | None, folder: Path
+) -> None:
     for section in (config, config.get("text_config") or {}):
         section.pop("quantization_config", None)
         if dtype is not None:  # under the name that the base's release has for it
@@ -53,6 +73,12 @@ def write_beside_weights(
 def add_older_keys(folder: Path) -> None:
     """Write into a config.json of transformers 5 the keys besides by which older programs know the same."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    _write(folder / "config.json", with_older_keys(config))
+
+
+def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of transformers 5 with the keys besides by which older programs know the same."""
+    config = dict(config)
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
         others = {key: value for key, value in rope.items() if key != "rope_theta"}
@@ -60,7 +86,7 @@ def add_older_keys(folder: Path) -> None:
         config["rope_scaling"] = None if others.get("rope_type", "default") == "default" else others
     if "dtype" in config:
         config["torch_dtype"] = config["dtype"]
-    _write(folder / "config.json", config)
+    return config
 
 
 def _write(path: Path, facts: dict[str, Any]) -> None:

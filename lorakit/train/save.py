@@ -4,7 +4,7 @@ from typing import Any
 
 from lorakit.folders import sha256_of, whole_folder
 from lorakit.model.adapters.plain import save_adapter
-from lorakit.model.beside_weights import write_beside_weights
+from lorakit.model.beside_weights import write_trained_model
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.plan.prepare import Prepared
@@ -24,8 +24,7 @@ def save_result(begun: Begun, prepared: Prepared, run: Run, manifest: dict[str, 
         with whole_folder(run.model) as draft:
             model.to(DTYPES[stored_dtype(prepared.base)])
             model.config = begun.config
-            model.save_pretrained(draft)
-            write_beside_weights(prepared.base.folder, prepared.tokenizer, prepared.stop_ids, None, draft)
+            write_trained_model(model, prepared.base.folder, prepared.tokenizer, prepared.stop_ids, draft)
             (draft / "README.md").write_text(model_card(recipe, manifest), encoding="utf-8")
         files = [*run.model.glob("*.safetensors"), run.model / "config.json"]
         return {
