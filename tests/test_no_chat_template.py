@@ -39,6 +39,9 @@ def test_documents_are_trained_scored_and_merged_without_a_chat_template(recipe_
     ):
         code, _, told = lorakit(*command)
         assert code == 0, (command, told)
+    (tmp_path / "questions.txt").write_text("Who are you?\n")
+    code, _, told = lorakit("eval", "run", "--sheet", "sheet", "--questions", "questions.txt")
+    assert code == 2 and "has no chat template to ask with" in told
 
 
 def test_tokens_are_trained_without_a_chat_template(recipe_file, lorakit, bare, tmp_path):

@@ -30,6 +30,11 @@ def answers_to_questions(
     tokenizers, found = tokenizers_of(lineup, progress), {}
     for at in in_loading_order(lineup.subjects):
         subject = lineup.subjects[at]
+        if not tokenizers[at].chat_template:
+            raise UserError(
+                f"--questions: {subject.given}: has no chat template to ask with. Leave it out, or give a run whose "
+                "recipe names one beside it."
+            )
         template = asking_template(subject, tokenizers[at], lineup)
         asked = Asked(tokenizers[at], _stop_ids(subject, template), [], [])
         witness = Witness(subject, asked, subject.facts(device), loaded, request.cache, progress)

@@ -46,7 +46,7 @@ OURS: dict[str, tuple[str, str]] = {
     "default_system_message": ("data.system", ""),
     "template": ("model.chat_template", ""),
     "chat_template_kwargs": ("model.template_variables", ""),
-    "enable_thinking": ("model.template_variables: {enable_thinking: false}", ""),
+    "enable_thinking": ("model.template_variables", "It takes {enable_thinking: false}"),
     # the adapter
     "adapter_type": ("adapter.kind", ""),
     "peft_type": ("adapter.kind", ""),
