@@ -100,7 +100,7 @@ def test_changed_rows_are_said_and_a_changed_template_is_refused(finished, tmp_p
     heard = []
     listener = Silent()
     listener.warn = heard.append  # type: ignore[method-assign]
-    reopen_run(run.folder, listener)
+    assert reopen_run(run.folder, listener)[1].held_out
     assert any("eval.jsonl: not the rows of this run's training" in line for line in heard)
     manifest = json.loads(run.manifest.read_text())
     run.manifest.write_text(json.dumps({**manifest, "tokenizer_sha256": "other"}))

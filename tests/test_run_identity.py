@@ -149,7 +149,7 @@ def test_rows_that_become_other_tokens_are_refused_on_resuming_and_told_later(re
     complete = run.read_manifest()
     run.write_manifest({**complete, "data": other})
     told = Remembers()
-    reopen_run(run.folder, told)
+    assert reopen_run(run.folder, told)[1].train.rows
     assert any("the held-out rows become other tokens than when the run began" in text for text in told.warned)
 
 

@@ -46,6 +46,18 @@ def examples_of(
     return train, held_out
 
 
+def held_out_of(settings: Data, template: ChatTemplate, progress: Progress) -> Examples | None:
+    """The second of `examples_of` without reading the rows that are trained on, where they lie apart.
+
+    Raises:
+        UserError, LorakitError: as `examples_of`.
+    """
+    if settings.eval is None or isinstance(settings.eval, float):
+        return examples_of(settings, template, progress)[1]
+    rules = rules_of(settings, None, False)
+    return _prepared(sources_of(settings, settings.eval), settings, rules, template, progress)[0]
+
+
 def rules_of(settings: Data, share: float | None, survey: bool) -> Rules:
     """What holds for every row, and how much has to be known of each."""
     asked = ("fix", "error", "report") if survey else ("fix", "error")
@@ -70,9 +82,10 @@ def rules_of(settings: Data, share: float | None, survey: bool) -> Rules:
     )
 
 
-def file_sha256s(settings: Data) -> dict[str, str]:
+def file_sha256s(settings: Data, held_out_only: bool = False) -> dict[str, str]:
     """The sha256 of every data file that the recipe names, by path; a hub dataset's fingerprint by its id and split."""
-    return {name: content for source in all_sources(settings) for name, content in content_of(source).items()}
+    sources = sources_of(settings, settings.eval) if held_out_only else all_sources(settings)
+    return {name: content for source in sources for name, content in content_of(source).items()}
 
 
 def _prepared(

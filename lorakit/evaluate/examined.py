@@ -47,7 +47,10 @@ class Examination:
         prepared = self.lineup.prepared
         if prepared is None or weights_of(prepared.base) != weights_of(self.base.base):
             return []
-        rows = prepared.train.rows
+        train = prepared.rows.train_if_there
+        if train is None:
+            return []
+        rows = train.rows
         chosen = np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int))
         return [rows[int(number)] for number in chosen]
 
@@ -150,11 +153,12 @@ def findings(
 
 def _training_answers(prepared: Prepared | None, progress: Progress) -> SpanIndex | None:
     """The answers that a model was trained on, to look for copies of them; None where they are not known."""
-    if prepared is None:
+    train = prepared.rows.train_if_there if prepared else None
+    if prepared is None or train is None:
         return None
     texts, stops = [], prepared.stop_ids
-    with progress.bar("training answers", total=len(prepared.train.rows)) as bar:
-        for row in prepared.train.rows:
+    with progress.bar("training answers", total=len(train.rows)) as bar:
+        for row in train.rows:
             if row["answer"] >= 0:
                 texts.append(reference_of(row, prepared.tokenizer, stops))
             bar.advance()
@@ -218,10 +222,11 @@ def _drift(evaluation: Evaluation, base: Scored | None) -> dict[str, Finding]:
 def _leak(evaluation: Evaluation, progress: Progress) -> Finding | None:
     """Rows of a file that the first run was trained on, as its tokenizer writes both."""
     prepared = evaluation.lineup.prepared
-    if prepared is None:
+    train = prepared.rows.train_if_there if prepared else None
+    if prepared is None or train is None:
         return None
     asked = next(model.asked for model in evaluation.models if model.subject.prepared is prepared)
-    return leak(*(_traits(rows, prepared, progress) for rows in (prepared.train.rows, asked.rows)))
+    return leak(*(_traits(rows, prepared, progress) for rows in (train.rows, asked.rows)))
 
 
 def _traits(rows: Any, prepared: Prepared, progress: Progress) -> TraitArrays:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lorakit.data.examples import tokenizer_sha256
 from lorakit.data.rendering import ChatTemplate, NoChatTemplate, writes_date
+from lorakit.data.store import Examples
 from lorakit.errors import UserError
 from lorakit.evaluate.asked import Asked, aligned, asked_in, data_of, rendered, tell_found
 from lorakit.evaluate.subjects import Lineup, Subject
@@ -45,9 +46,10 @@ def asked_of(lineup: Lineup, file: Path | None, progress: Progress) -> tuple[lis
             progress.say(f"{subject.given}: its chat template writes a date: {today}")
         if name in by_tokenizer:
             continue
-        if first_run and first_run.held_out and name == own:
-            tell_found(first_run.held_out, progress)
-            by_tokenizer[name] = asked_in(first_run.held_out, tokenizer, first_run.stop_ids)
+        held_out = _held_out(first_run) if first_run and name == own else None
+        if first_run and held_out:
+            tell_found(held_out, progress)
+            by_tokenizer[name] = asked_in(held_out, tokenizer, first_run.stop_ids)
         else:
             by_tokenizer[name] = _rendered(subject, data, template, progress)
     one_each, left_out = aligned(list(by_tokenizer.values()))
@@ -57,6 +59,13 @@ def asked_of(lineup: Lineup, file: Path | None, progress: Progress) -> tuple[lis
         raise UserError(f"{told}: no row is left to score on.")
     found = dict(zip(by_tokenizer, _shared(one_each), strict=True))
     return [found[name] for name in names], told
+
+
+def _held_out(run: Prepared) -> Examples | None:
+    try:
+        return run.held_out
+    except UserError as error:
+        raise UserError(f"{error} Give other rows with --data FILE.") from error
 
 
 def template_for(subject: Subject, lineup: Lineup, tokenizer: Any) -> ChatTemplate:
@@ -87,7 +96,7 @@ def asking_template(subject: Subject, tokenizer: Any, lineup: Lineup) -> ChatTem
     template = replace(template_for(subject, lineup, tokenizer), system=system, stop_words=words)
     if prepared is None or not tokenizer.chat_template:
         return template
-    report = prepared.train.report
+    report = prepared.report
     if report.notes.get(template.note_without_thoughts) != report.kept:
         return template
     return replace(template, variables={**template.variables, **template.without_thoughts})

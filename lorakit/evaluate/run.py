@@ -49,7 +49,7 @@ def score_lineup(
     characters = None if alike else each[0].characters
     loaded, found = Loaded(lineup.machine.device), {}
     # Training rows are there in the tokens of the run alone; all models are asked for the same labels.
-    train = lineup.prepared.train if lineup.prepared and file is None and alike else None
+    train = lineup.prepared.rows.train_if_there if lineup.prepared and file is None and alike else None
     asking = {**(examination.probes if examination else {}), **(probes or {})}
     labels = {id(asked): labels_of(asked, train) for asked in each}
     lengths = compare_lengths(lineup, each, labels, request.max_new_tokens if request.metrics else 0)

@@ -108,7 +108,8 @@ def merge(
             proof, drift = [*proofs, None, None][:2]
             if proof:
                 check_proof(proof, written, f"{output}: the merged model", " It was not put in place.")
-            merged = Merged(output, onto, trained_in(prepared), written, case.rows_of, proof, drift, untied)
+            rows_of = case.rows_of if proof else ""
+            merged = Merged(output, onto, trained_in(prepared), written, rows_of, proof, drift, untied)
             describe(draft, run, prepared, merged, adapter)
     return merged
 

@@ -1,13 +1,13 @@
 """What every command on a model needs before weights are loaded: base, tokenizer, examples, no `auto` left."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.examples import examples_of, file_sha256s, tokenizer_sha256
+from lorakit.data.examples import tokenizer_sha256
 from lorakit.data.rendering import ChatTemplate, writes_date
+from lorakit.data.report import Report
 from lorakit.data.store import Examples
 from lorakit.errors import UserError
 from lorakit.folders import sha256_of
@@ -22,11 +22,13 @@ from lorakit.plan.fit import load_of
 from lorakit.plan.machine import Machine, usable_machine
 from lorakit.plan.memory import Memory
 from lorakit.plan.row_limits import beyond_training, refuse_lengths
+from lorakit.plan.run_rows import RunRows, recorded_report
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import effective_model, trains_all
 from lorakit.recipe.load import load
+from lorakit.recipe.paths import is_path
 from lorakit.recipe.schema import Adapter, Model, Recipe
-from lorakit.runs import Run, versions
+from lorakit.runs import Run
 
 _COMPARED = 32
 """Rows whose tokens are compared."""
@@ -41,10 +43,29 @@ class Prepared:
     base: Base
     machine: Machine
     tokenizer: Any
-    train: Examples
-    held_out: Examples | None
+    rows: RunRows
+    report: Report
+    """What became of the training rows; of a run that has ended as it was then, whether they are there still or not."""
     expected: Memory | None = None
     """What the longest micro-batch is predicted to take; None where the model's sizes are not known."""
+
+    @property
+    def train(self) -> Examples:
+        """The rows that are trained on.
+
+        Raises:
+            UserError: they cannot be read; they are read when they are first asked for.
+        """
+        return self.rows.train
+
+    @property
+    def held_out(self) -> Examples | None:
+        """The rows that are never trained on; None where the recipe names none.
+
+        Raises:
+            UserError: as `train`.
+        """
+        return self.rows.held_out
 
     @property
     def model(self) -> Model:
@@ -75,38 +96,46 @@ class Prepared:
     @property
     def stop_ids(self) -> list[int]:
         """The tokens that end an answer: the model's own, and those that end the trained turns."""
-        words = self.train.report.stop_tokens
+        words = self.report.stop_tokens
         return sorted({*stop_token_ids(self.base, self.tokenizer), *self.tokenizer.convert_tokens_to_ids(words)})
 
 
-def prepare_run(recipe: Recipe, progress: Progress, ended: bool = False) -> Prepared:
+def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     """Find the base, read and render the rows, settle every `auto` for this machine.
-
-    Of a run that has `ended` every `auto` is settled and no memory is foretold: no model is built for its sizes.
 
     Raises:
         UserError: the recipe, the data or the model make the run impossible.
     """
     base, template = open_template(recipe, progress)
-    if not ended:
-        refuse_lengths(recipe, facts_in(base.folder))
+    refuse_lengths(recipe, facts_in(base.folder))
     recipe, dated = _dated(recipe, template.date)
     tokenizer = template.tokenizer
-    train, held_out = examples_of(recipe.data, template, progress)
-    if not ended:
-        tell_file_differs(base, tokenizer, train, progress)
+    rows = RunRows(recipe.data, template, progress)
+    train, held_out = rows.train, rows.held_out
+    tell_file_differs(base, tokenizer, train, progress)
     train.mixture.refuse_extremes()
     machine = usable_machine(progress)
-    facts = facts_in(base.folder) if ended else built_facts(base, recipe.adapter)
+    facts = built_facts(base, recipe.adapter)
     report = train.report
     longest = max(examples.report.longest for examples in (train, held_out) if examples)
-    too_long = "" if ended else beyond_training(recipe, facts, longest)
+    too_long = beyond_training(recipe, facts, longest)
     if too_long:
         progress.warn(too_long)
     mean = report.tokens / report.examples
     settled = settle(recipe, machine, facts, report.longest, attentions_of(base), mean)
     expected = _expected(settled.recipe, facts, report.longest, machine)
-    return Prepared(settled.recipe, (*dated, *settled.choices), base, machine, tokenizer, train, held_out, expected)
+    return Prepared(settled.recipe, (*dated, *settled.choices), base, machine, tokenizer, rows, report, expected)
+
+
+def _prepare_ended(recipe: Recipe, manifest: dict[str, Any], progress: Progress) -> Prepared:
+    """A recipe of a run that has ended: its rows are not read, and no memory is foretold."""
+    base, template = open_template(recipe, progress)
+    recipe, dated = _dated(recipe, template.date)
+    rows = RunRows(recipe.data, template, progress, manifest)
+    report = recorded_report(manifest) or rows.train.report
+    machine, mean = usable_machine(progress), report.tokens / max(report.examples, 1)
+    settled = settle(recipe, machine, facts_in(base.folder), report.longest, attentions_of(base), mean)
+    return Prepared(settled.recipe, (*dated, *settled.choices), base, machine, template.tokenizer, rows, report)
 
 
 def tell_file_differs(base: Base, tokenizer: Any, train: Examples, progress: Progress) -> None:
@@ -177,8 +206,11 @@ def _dated(recipe: Recipe, day: str | None) -> tuple[Recipe, tuple[Choice, ...]]
     return recipe, (Choice("model.template_date", day, reason),) if day else ()
 
 
-def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
-    """A finished run with what it was trained from, which must be what it was.
+def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tuple[Run, Prepared]:
+    """A finished run with what it was trained from, which must be what it was. Its rows are read when they are needed.
+
+    Args:
+        base: where its base lies now, where that is another place.
 
     Raises:
         UserError: the folder is no finished run, or its base model has changed.
@@ -188,9 +220,9 @@ def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
     if manifest.get("status") != "complete":
         raise UserError(f"{folder}: its training has not ended. Continue it with lorakit train --resume.")
     # What the adapter began from may be gone by now, and is not needed any more.
-    loaded = load(run.recipe, ["adapter.from=null"])
+    loaded = load(run.recipe, ["adapter.from=null"], ended=True)
     with loaded.locating():
-        prepared = prepare_run(loaded.recipe, progress, ended=True)
+        prepared = _prepare_ended(_found_again(loaded.recipe, run, manifest, base), manifest, progress)
     check_base(prepared.base, manifest, folder)
     files = {"adapter_model.safetensors": "adapter_sha256", "adapter_config.json": "adapter_config_sha256"}
     for file in (run.adapter / name for name in files):
@@ -204,14 +236,30 @@ def reopen_run(folder: Path, progress: Progress) -> tuple[Run, Prepared]:
             f"{folder}: the tokenizer of {prepared.base.name} or its chat template changed since the training."
         )
     check_stops(prepared, manifest, folder)
-    recorded, found = manifest["data"]["files"], file_sha256s(prepared.recipe.data)
-    for path in sorted({*recorded, *found}):
-        if recorded.get(path) != found.get(path):
-            progress.warn(f"{path}: not the rows of this run's training: they changed, or the recipe names others now")
-    other = other_tokens(prepared, manifest, ["eval"]) if recorded == found else ""
-    if other:
-        progress.warn(f"{folder}: {other}")
     return run, prepared
+
+
+def _found_again(recipe: Recipe, run: Run, manifest: dict[str, Any], base: str | None) -> Recipe:
+    """The recipe of a run that may lie elsewhere now: with the base where it is, and with the chat template that lies
+    beside what the run trained where its own file is gone. What is found is known by its sha256 later.
+
+    Raises:
+        UserError: the base is a path at which nothing is.
+    """
+    named, template = recipe.model.base, recipe.model.chat_template
+    places = [base] if base else [named, str(manifest["base"].get("name"))]
+    place = next((one for one in places if not is_path(one) or Path(one).exists()), None)
+    if place is None:
+        raise UserError(
+            f"{run.folder}: its base model is not at {places[0]}. Put it there, or write where it is now as model.base "
+            f"into {run.recipe}."
+        )
+    if template is not None and not Path(template).exists():
+        kept = [path for folder in (run.adapter, run.model) if (path := folder / "chat_template.jinja").is_file()]
+        template = str(kept[0]) if kept else template
+    return recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"base": place, "chat_template": template})}
+    )
 
 
 def check_stops(prepared: Prepared, manifest: dict[str, Any], folder: Path) -> None:
@@ -227,27 +275,6 @@ def check_stops(prepared: Prepared, manifest: dict[str, Any], folder: Path) -> N
             f"names {found} now (eos_token_id in generation_config.json or config.json). Put the files back as they "
             "were."
         )
-
-
-def other_tokens(prepared: Prepared, manifest: dict[str, Any], sides: Sequence[str]) -> str:
-    """In words, that the same rows of these sides (`train`, `eval`) become other tokens than when the run began, and
-    which versions changed since; empty where they do not."""
-    recorded = manifest["data"].get("tokens_sha256")
-    examples = {"train": prepared.train, "eval": prepared.held_out}
-    found = {side: one.tokens_sha256() for side in sides if (one := examples[side])}
-    names = {"train": "training", "eval": "held-out"}
-    other = [names[side] for side in found if recorded and recorded.get(side) != found[side]]
-    if not other:
-        return ""
-    changed = changed_versions(manifest)
-    return f"the {' and '.join(other)} rows become other tokens than when the run began" + (changed and f" ({changed})")
-
-
-def changed_versions(manifest: dict[str, Any]) -> str:
-    """The packages whose versions are others than when the run began, in words."""
-    then, found = manifest.get("versions", {}), versions()
-    changed = (f"{name} {then[name]} then, {found.get(name)} now" for name in then if then[name] != found.get(name))
-    return "; ".join(changed)
 
 
 def check_base(base: Base, manifest: dict[str, Any], folder: Path) -> None:

@@ -60,8 +60,8 @@ class Loaded:
         return self.places[name] if name else Place(self.path)
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """Read and check a recipe.
+def load(path: Path, overrides: Sequence[str] = (), ended: bool = False) -> Loaded:
+    """Read and check a recipe; of a run that has `ended` the rows that it names may be gone.
 
     Raises:
         RecipeErrors: every mistake in it, in the order of the file.
@@ -71,7 +71,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     if composed.root is None:
         raise RecipeErrors(composed.problems)
     places = dict(_places(composed.root, ()))
-    recipe, found = validate(composed.root, places.keys(), composed.problems, composed.complete)
+    recipe, found = validate(composed.root, places.keys(), composed.problems, composed.complete, ended)
     problems = [*composed.problems, *found]
     if problems:
         raise RecipeErrors(sorted(problems, key=lambda problem: _order(problem, path)))

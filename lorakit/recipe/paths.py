@@ -37,14 +37,17 @@ def references(root: Node) -> Iterator[tuple[PathParts, Node, PathRole]]:
     yield from _walk(root, Recipe, ())
 
 
-def resolve_paths(root: Node) -> tuple[Any, list[Problem]]:
-    """The plain data of `root` with absolute paths, and a problem for each reference that leads nowhere."""
+def resolve_paths(root: Node, ended: bool = False) -> tuple[Any, list[Problem]]:
+    """The plain data of `root` with absolute paths, and a problem for each reference that leads nowhere.
+
+    Of a run that has `ended` nothing must be there: it is missed by what reads it.
+    """
     resolved: dict[PathParts, str] = {}
     problems: list[Problem] = []
     for path, node, role in references(root):
         name = absolute(node.value, role, node.place.folder)
         complaint = _complaint(node, name, role, path)
-        if complaint:
+        if complaint and not ended:
             problems.append(Problem(node.place, dotted(path), shown(node.value), *complaint))
         if name is not None:
             resolved[path] = name

@@ -19,14 +19,14 @@ STAND_INS = {"model": {"base": "stand-in"}, "data": {"train": "stand-in"}}
 
 
 def validate(
-    root: Node, written: Collection[str], known: Collection[Problem], complete: bool
+    root: Node, written: Collection[str], known: Collection[Problem], complete: bool, ended: bool = False
 ) -> tuple[Recipe, list[Problem]]:
     """The recipe with absolute paths, and what is wrong with it besides the `known` problems.
 
     With problems of either kind, the recipe lacks what is wrong. `complete` False: something could not be read, so that
-    a missing key is no mistake of its own.
+    a missing key is no mistake of its own. `ended`: as in `resolve_paths`.
     """
-    data, problems = resolve_paths(root)
+    data, problems = resolve_paths(root, ended)
     recipe, mistakes = _read(data)
     named = {(problem.place, problem.path) for problem in [*known, *problems]}
     meant: set[str] = set()

@@ -14,7 +14,8 @@ from transformers.trainer_pt_utils import safe_globals
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.errors import UserError
 from lorakit.model.attach import STATE, WEIGHTS
-from lorakit.plan.prepare import Prepared, changed_versions, check_base, check_stops, other_tokens
+from lorakit.plan.prepare import Prepared, check_base, check_stops
+from lorakit.plan.run_rows import changed_files, changed_versions, other_tokens
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.load import Loaded, load
@@ -118,7 +119,7 @@ def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Pa
             f"{str(train.gradient_checkpointing).lower()} (--set changes them; the result does not depend on them)"
         )
     recorded, found = manifest.get("data", {}).get("files", {}), file_sha256s(prepared.recipe.data)
-    changed = sorted(path for path in {*recorded, *found} if recorded.get(path) != found.get(path))
+    changed = changed_files(recorded, found)
     if changed:
         raise UserError(
             f"{run.folder}: {', '.join(changed)} changed since this run was begun. Train into another folder."
@@ -126,7 +127,7 @@ def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Pa
     if manifest.get("tokenizer_sha256") != tokenizer_sha256(prepared.tokenizer):
         raise UserError(f"{run.folder}: the tokenizer or its chat template changed since this run was begun.")
     check_stops(prepared, manifest, run.folder)
-    other = other_tokens(prepared, manifest, ["train", "eval"])
+    other = other_tokens(prepared.tokens_sha256, manifest)
     if other:
         raise UserError(f"{run.folder}: {other}. Resume with what it was begun with, or train into another folder.")
     if other_versions := changed_versions(manifest):

@@ -1,0 +1,117 @@
+"""The rows of a recipe as examples, read when somebody asks for them; of an ended run compared with its record."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from lorakit.data.examples import examples_of, file_sha256s, held_out_of
+from lorakit.data.rendering import ChatTemplate
+from lorakit.data.report import Report
+from lorakit.data.store import Examples
+from lorakit.errors import UserError
+from lorakit.progress import Progress
+from lorakit.recipe.schema import Data
+from lorakit.runs import versions
+
+
+class RunRows:
+    """Both sides of a recipe's rows. A file of held-out rows is read without the rows that are trained on."""
+
+    def __init__(
+        self, settings: Data, template: ChatTemplate, progress: Progress, manifest: dict[str, Any] | None = None
+    ) -> None:
+        """`manifest`: of the run that has ended."""
+        self._settings, self._template, self._progress, self._manifest = settings, template, progress, manifest
+        self._told: set[str] = set()
+
+    @property
+    def train(self) -> Examples:
+        """What is trained on.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return self._both[0]
+
+    @cached_property
+    def held_out(self) -> Examples | None:
+        """What is never trained on; None where the recipe names none.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        apart = self._settings.eval is not None and not isinstance(self._settings.eval, float)
+        if "_both" in vars(self) or not (apart or self._settings.eval is None):
+            return self._both[1]
+        held_out = held_out_of(self._settings, self._template, self._progress) if apart else None
+        if held_out:
+            self._tell_changes(held_out, all_rows=False)
+        return held_out
+
+    @cached_property
+    def train_if_there(self) -> Examples | None:
+        """`train`, or None where it cannot be read, which is told."""
+        try:
+            return self.train
+        except UserError as error:
+            self._progress.warn(f"nothing is compared with the rows of the training, which cannot be read: {error}")
+            return None
+
+    @cached_property
+    def _both(self) -> tuple[Examples, Examples | None]:
+        train, held_out = examples_of(self._settings, self._template, self._progress)
+        self._tell_changes(held_out, all_rows=True)
+        return train, held_out
+
+    def _tell_changes(self, held_out: Examples | None, all_rows: bool) -> None:
+        """Warn where an ended run's rows are not those of its training. They are known by their sha256, wherever they
+        lie now. `all_rows`: whether the rows that are trained on were read too."""
+        if self._manifest is None:
+            return
+        files = file_sha256s(self._settings, held_out_only=not all_rows)
+        recorded = self._manifest["data"]["files"]
+        strange = changed_files(recorded if all_rows else {}, files, recorded)
+        for path in (path for path in strange if path not in self._told):
+            self._progress.warn(
+                f"{path}: not the rows of this run's training: they changed, or the recipe names others now"
+            )
+        tokens = {"eval": held_out.tokens_sha256()} if held_out and not strange else {}
+        other = other_tokens(tokens, self._manifest)
+        if other and other not in self._told:
+            self._progress.warn(other)
+        self._told |= {*strange, other}
+
+
+def changed_files(recorded: dict[str, str], found: dict[str, str], known: dict[str, str] | None = None) -> list[str]:
+    """The files of rows whose content is not among those that a run recorded, and those that it recorded whose content
+    is gone. A file that was moved or renamed is the same. `known`: what is recorded in all, where that is more."""
+    there, before = set(found.values()), set((recorded if known is None else known).values())
+    strange = {path for path, sha in found.items() if sha not in before}
+    return sorted(strange | {path for path, sha in recorded.items() if sha not in there})
+
+
+def other_tokens(found: Mapping[str, str | None], manifest: dict[str, Any]) -> str:
+    """In words, that the same rows become other tokens than when the run began, and what else changed since; empty
+    where they do not. `found`: the sha256 of each side's tokens."""
+    recorded = manifest["data"].get("tokens_sha256")
+    names = {"train": "training", "eval": "held-out"}
+    sides = [names[side] for side in found if recorded is not None and recorded.get(side) != found[side]]
+    if not sides:
+        return ""
+    changed = changed_versions(manifest)
+    return f"the {' and '.join(sides)} rows become other tokens than when the run began" + (changed and f" ({changed})")
+
+
+def changed_versions(manifest: dict[str, Any]) -> str:
+    """The packages whose versions are others than when the run began, in words."""
+    then, found = manifest.get("versions", {}), versions()
+    changed = (f"{name} {then[name]} then, {found.get(name)} now" for name in then if then[name] != found.get(name))
+    return "; ".join(changed)
+
+
+def recorded_report(manifest: dict[str, Any]) -> Report | None:
+    """What became of the training rows, as the manifest says it; None where it is of another version."""
+    try:
+        return Report.from_dict(manifest["data"]["train"])
+    except (KeyError, TypeError):
+        return None
