@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import real_templates
 from conftest import CHATML, write_rows
 from data_families import FAMILIES, TOKENIZERS, answer, call, chat
 from data_masks import tokens, trained_texts
@@ -65,6 +66,17 @@ def test_what_is_trained_begins_where_the_model_would_go_on(name, kind):
     assert found.input_ids[: found.turns[0][0]] == tokens(tokenizer, read)
     (plain,) = render(said("messages", None, {"messages": chat("Which?", BEGUN + REST)}), template)
     assert plain.text == rendered.text  # the same text, of which less is trained
+
+
+def test_every_published_template_goes_on_with_a_given_beginning():
+    for name in real_templates.NAMES:
+        tokenizer = real_templates.tokenizer_of(name)
+        template = ChatTemplate(tokenizer, stop_words=real_templates.stop_words(name))
+        (rendered,) = render(said("prompt-completion", None, ROWS["prompt-completion"]), template)
+        (found,) = encode([rendered], tokenizer)
+        (span,) = rendered.spans
+        assert isinstance(found, Encoded), name
+        assert rendered.text[: span.start].endswith(BEGUN) and rendered.text[span.start :].startswith(REST), name
 
 
 def test_the_given_beginning_belongs_to_the_prompt_of_an_evaluation(tmp_path, monkeypatch):
