@@ -108,6 +108,7 @@ def main() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """SIGTERM and SIGHUP end a command as Ctrl-C does: drafts are removed, the exit code is 130."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # one that follows by itself must not break off the removing
     raise KeyboardInterrupt
 
 

@@ -44,6 +44,8 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
+        if self.signal and number == signal.SIGHUP:
+            return  # what follows by itself: systemd sends it after SIGTERM, and a closed terminal more than one
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number

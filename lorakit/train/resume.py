@@ -34,10 +34,11 @@ def refuse_nothing(run: Run) -> None:
     Raises:
         UserError: it names the nearest run.
     """
-    if run.recipe.is_file() or run.holds_results():
+    if run.recipe.is_file() or run.manifest.exists():  # another program's is told of where the folder is opened
         return
     folder = run.folder
-    near = nearest(folder.name, [path.parent.name for path in folder.parent.glob("*/manifest.json")])
+    begun = (path.parent for path in folder.parent.glob("*/manifest.json"))
+    near = nearest(folder.name, [path.name for path in begun if Run(path).holds_results()])
     remedy = f"Did you mean --output {folder.parent / near}?" if near else "Start one without --resume."
     raise UserError(f"{folder}: there is no run to resume. {remedy}")
 
