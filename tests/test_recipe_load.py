@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recipe_files import SMALL, loaded, write
 
+from lorakit.errors import UserError
 from lorakit.recipe.load import RecipeErrors, dump, load
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import keys
@@ -180,3 +181,21 @@ def test_any_value_at_any_key_is_a_recipe_or_recipe_errors_that_name_the_key(key
     if isinstance(found, RecipeErrors):
         assert all(os.linesep not in str(problem) for problem in found.problems)
         assert all(problem.place.setting for problem in found.problems if problem.path.startswith(f"{key}."))
+
+
+def test_only_an_error_about_a_key_gets_the_keys_place(tmp_path):
+    """Files have names with dots too, and lie in folders that are called as sections are."""
+    recipe = loaded(tmp_path, SMALL)
+    for text, place in (
+        ("data.train: no row is left", "x.yaml:4:10: "),
+        ("data.train[1].path: there is none", "x.yaml:4:10: "),
+        ("model.dtype: cannot be", "x.yaml:2:3: "),
+        ("train.steps: too many", "x.yaml: "),
+        ("train.jsonl: the file is one JSON list", ""),
+        ("data: is a folder", ""),
+        ("adapter.safetensors: damaged", ""),
+        ("runs/a: holds another run's results", ""),
+    ):
+        with pytest.raises(UserError) as told, recipe.locating():
+            raise UserError(text)
+        assert str(told.value).endswith(place + text) and (str(told.value) == text) is not bool(place), text

@@ -49,7 +49,7 @@ class Loaded:
             raise
         except UserError as error:
             name = str(error).partition(":")[0]
-            if name.partition(".")[0] not in Recipe.model_fields or not _DOTTED.fullmatch(name):
+            if not _is_key(name):
                 raise
             raise LocatedError(self._place(name), name, str(error)) from error
 
@@ -58,6 +58,15 @@ class Loaded:
         while name and name not in self.places:
             name = name.rpartition(".")[0]
         return self.places[name] if name else Place(self.path)
+
+
+def _is_key(name: str) -> bool:
+    """Whether a dotted name is that of a key in a section: `train.steps` is one, a file train.jsonl is none."""
+    section, _, key = name.partition(".")
+    within = (
+        getattr(Recipe.model_fields[section].annotation, "model_fields", {}) if section in Recipe.model_fields else {}
+    )
+    return _DOTTED.fullmatch(name) is not None and re.split(r"[.\[]", key)[0] in within
 
 
 def load(path: Path, overrides: Sequence[str] = (), ended: bool = False) -> Loaded:
