@@ -56,7 +56,7 @@ class Loaded:
     def _place(self, name: str) -> Place:
         """Where a key is written; of one that has its default, where its section is."""
         while name and name not in self.places:
-            name = name.rpartition(".")[0]
+            name = name[: max(name.rfind("."), name.rfind("["), 0)]
         return self.places[name] if name else Place(self.path)
 
 
