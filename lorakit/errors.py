@@ -112,20 +112,27 @@ def _one_explained(error: BaseException) -> LorakitError | None:
             "a file could not be written to its end: the disk or your quota is full, or a limit on file sizes "
             f"(ulimit -f) was met. {_ROOM}"
         )
+    if isinstance(error, UnicodeEncodeError):
+        found = ascii(error.object[error.start : error.end])
+        return UserError(
+            f"a path or a text has the character {found}, which cannot be written as {error.encoding}. Take it out, or "
+            "set a UTF-8 locale (LANG)."
+        )
     if isinstance(error, ValueError) and _NUL.search(text):
         return UserError("a path has a NUL character, which no file's name can have. Write another path.")
     number = _number(error)
     if number not in SYSTEM_ERRORS:
         return None
     named = [os.fsdecode(name) for name in (getattr(error, "filename", None),) if isinstance(name, str | bytes)]
-    return _in_words(number, named[0] if named else "")
+    said = error.strerror if isinstance(error, OSError) else None
+    return _in_words(number, named[0] if named else "", "" if said in (None, os.strerror(number)) else f" ({said})")
 
 
-def _in_words(number: int, path: str) -> LorakitError:
+def _in_words(number: int, path: str, said: str = "") -> LorakitError:
     cause, remedy = SYSTEM_ERRORS[number]
     shown = path if len(path) <= 200 else f"{path[:100]}...{path[-60:]}"
     kind = UserError if number in _GIVEN else LorakitError
-    return kind(f"{shown + ': ' if shown else ''}{cause}. {remedy}")
+    return kind(f"{shown + ': ' if shown else ''}{cause}{said}. {remedy}")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

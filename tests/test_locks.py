@@ -1,6 +1,7 @@
 """One process at a time writes into a folder, from the check whether it may to the end; a dead one stops nobody."""
 
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -155,3 +156,29 @@ def test_a_lock_beside_a_folder_goes_when_it_is_given_back(tmp_path):
     with alone(tmp_path / "merged"):
         assert [path.name for path in tmp_path.iterdir()] == [f"{LOCK}.merged"]
     assert not list(tmp_path.iterdir())
+
+
+WORKERS = """
+import multiprocessing, time
+from lorakit.data.pool import in_order
+
+def work(number):
+    return number
+
+for result in in_order(work, ((number,) for number in range(1000)), 2):
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process of its parent's end")
+def test_workers_end_with_a_parent_that_is_killed():
+    process = subprocess.Popen([sys.executable, "-c", WORKERS], stdout=subprocess.PIPE, text=True)
+    workers = [os.pidfd_open(int(number)) for number in process.stdout.readline().split()]
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    for worker in workers:
+        assert select.select([worker], [], [], 60)[0], "a worker lives on"
+        os.close(worker)

@@ -73,6 +73,12 @@ def test_what_is_no_error_of_the_system_stays_a_fault():
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."), LorakitError, "out of memory"),
         (RuntimeError("can't start new thread"), LorakitError, "ulimit -u"),
         (RecursionError("maximum recursion depth exceeded"), UserError, "nested too deeply"),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory"), LorakitError, "temporary directory"),
+        (
+            UnicodeEncodeError("utf-8", "caf\udce9", 3, 4, "surrogates not allowed"),
+            UserError,
+            "cannot be written as utf-8",
+        ),
         (ValueError("embedded null byte"), UserError, "NUL character"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000), UserError, "the path is too long"),
     ],
@@ -99,6 +105,12 @@ def test_files_of_a_run_that_are_nested_too_deeply_are_damaged(recipe_file, lora
     (run.folder / name).write_text("[" * 100_000 + "]" * 100_000)
     code, _, err = lorakit_run("eval", run.folder)
     assert code == 2 and name in err and "fault in lorakit" not in err
+
+
+def test_a_run_in_a_folder_whose_name_is_no_text_is_one_clear_error(recipe_file, lorakit_run, tmp_path):
+    path = recipe_file(train={"steps": 1, "epochs": None})
+    code, _, err = lorakit_run("train", path, "-o", tmp_path / "caf\udce9", "--quiet")
+    assert code in (0, 2) and "fault in lorakit" not in err, err
 
 
 def test_a_chat_template_that_is_nested_too_deeply_is_the_users(recipe_file, lorakit_run, tmp_path):

@@ -1,5 +1,6 @@
 """The same function over many pieces of work, in several processes, with the results in order."""
 
+import ctypes
 import gc
 import os
 import signal
@@ -12,6 +13,8 @@ from multiprocessing import get_context
 from typing import Any
 
 from lorakit.errors import LorakitError
+
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 _job: Callable[..., Any] | None = None
 
@@ -56,6 +59,8 @@ def in_order(job: Callable[..., Any], pieces: Iterable[tuple[Any, ...]], process
 def _begin(job: Callable[..., Any]) -> None:
     global _job
     _job = job
+    if sys.platform == "linux":  # a parent that is killed cannot end us, and would leave us waiting for ever
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # The libraries' objects stay, and rows make no cycles: looking for garbage would take a third of the time.
     gc.freeze()
     gc.set_threshold(200_000, 50, 100)
