@@ -234,7 +234,7 @@ def test_a_probe_is_asked_of_every_subject_while_its_model_is_there(one, two, lo
         (["a.txt"], r"a.txt: is a file\. Give the folder"),
         (["base"], "base: of what"),
         (["RUN", "RUN"], "is given twice"),
-        (["no-org/no-model"], "no-org/no-model cannot be had"),
+        (["no-org/no-model"], "could not find model no-org/no-model"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_in_a_sentence(one, given, reason, tmp_path, monkeypatch):

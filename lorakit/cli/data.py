@@ -9,7 +9,7 @@ from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
 
 if TYPE_CHECKING:
     from lorakit.data.rendering import ChatTemplate
-    from lorakit.data.survey import Survey
+    from lorakit.data.survey import Check, Survey
     from lorakit.progress import Progress
     from lorakit.recipe.schema import Recipe
 
@@ -99,8 +99,14 @@ def _refuse(found: "Survey") -> None:
     from lorakit.errors import UserError
 
     if found.stopping:
-        names = ", ".join(f"data.clean.{name}" for name in found.stopping)
-        raise UserError(f"a run would stop at what was found above: {names} says error. Mend the rows, or write fix.")
+        checks = {check.name: check for check in found.checks if check.name in found.stopping}
+        told = "; ".join(f"{check.rows:,} x {name} (first: {_first(check)})" for name, check in checks.items())
+        keys = ", ".join(f"data.clean.{name}" for name in checks)
+        raise UserError(f"a run would stop at these rows: {told}. Fix the rows, or write fix instead of error: {keys}.")
+
+
+def _first(check: "Check") -> str:
+    return next((cases[0] for cases in check.first.values() if cases), "-")
 
 
 def _write(target: Path, recipe: "Recipe", found: "Survey", progress: "Progress") -> int:

@@ -128,6 +128,7 @@ def _numbers(weights: str | None) -> list[float]:
 def _one(folder: Path, output: Path | None, overwrite: bool, options: Any, as_json: bool, progress: "Progress") -> None:
     from lorakit import console
     from lorakit.cli.merge_texts import merged_facts, merged_text
+    from lorakit.cli.next_commands import after_merge
     from lorakit.merge.run import claimed, merge
     from lorakit.plan.prepare import reopen_run
     from lorakit.runs import Run
@@ -141,6 +142,7 @@ def _one(folder: Path, output: Path | None, overwrite: bool, options: Any, as_js
         console.result_json(merged_facts(merged))
     else:
         console.result(merged_text(merged))
+        console.result(f"next: {after_merge(run, prepared, merged.folder)}")
 
 
 def _verify(folder: Path | None, run_folder: Path, as_json: bool, progress: "Progress") -> None:

@@ -143,6 +143,11 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
             progress.warn(f"{name}: {count:,} rows dropped: {reason} (first: {report.dropped.first[reason][0]})")
         for reason, count in report.found.counts.items():
             progress.warn(f"{name}: {count:,} x {reason} (first: {report.found.first[reason][0]})")
+    if prepared.held_out is None:
+        progress.warn(
+            "no held-out rows (data.eval): no held-out loss is measured, the last adapter is kept whether or not it is "
+            "the best, nothing stops early, and lorakit eval has no rows of its own. data.eval: 0.1 holds a tenth out"
+        )
     if prepared.expected:
         _tell_memory(prepared.expected, prepared.machine, progress)
     for drawn in draws_of(prepared.train, prepared.recipe.train):
@@ -220,6 +225,7 @@ def _report_json(outcome: Any, run: Any, prepared: "Prepared", merged: "Merged |
 
 def _report(outcome: Any, run: Any, prepared: "Prepared") -> None:
     from lorakit import console
+    from lorakit.cli.next_commands import next_commands
     from lorakit.recipe.kinds import trains_all
 
     whole = trains_all(prepared.recipe.adapter)
@@ -232,5 +238,5 @@ def _report(outcome: Any, run: Any, prepared: "Prepared") -> None:
     if outcome.stopped_early:
         lines.append("stopped early: the held-out loss no longer fell (train.early_stopping)")
     lines.append(f"model: {run.model}" if whole else f"adapter: {run.adapter}")
-    lines.append(f"next: lorakit eval {run.folder}" + ("" if whole else f"   or   lorakit merge {run.folder}"))
+    lines.append(f"next: {'   or   '.join(next_commands(run, prepared))}")
     console.result("\n".join(lines))

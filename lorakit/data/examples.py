@@ -15,6 +15,7 @@ from lorakit.data.sources import all_sources, content_of, shown, sources_of
 from lorakit.data.store import SIDES, Examples, read_side, write_side
 from lorakit.data.work import Rules
 from lorakit.errors import UserError
+from lorakit.hub_retries import retries_told
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Data, Source
 
@@ -39,10 +40,11 @@ def examples_of(
     """
     share = settings.eval if isinstance(settings.eval, float) else None
     rules = rules_of(settings, share, survey)
-    train, held_out = _prepared(sources_of(settings, settings.train), settings, rules, template, progress)
-    if settings.eval is not None and share is None:
-        held_out, _ = _prepared(sources_of(settings, settings.eval), settings, rules, template, progress)
-        train = without_leaks(train, held_out, settings.clean)
+    with retries_told(progress):
+        train, held_out = _prepared(sources_of(settings, settings.train), settings, rules, template, progress)
+        if settings.eval is not None and share is None:
+            held_out, _ = _prepared(sources_of(settings, settings.eval), settings, rules, template, progress)
+            train = without_leaks(train, held_out, settings.clean)
     return train, held_out
 
 

@@ -19,6 +19,7 @@ from lorakit.evaluate.scored import Scored, scored
 from lorakit.evaluate.scores import row_scores
 from lorakit.evaluate.subjects import Lineup, line_up_run
 from lorakit.evaluate.written import write_evaluation
+from lorakit.model.adapter_effect import changes_nothing
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.runs import Run
@@ -63,6 +64,9 @@ def score_lineup(
         answer = ask(witness, wanted)
         found[at] = scored(subject, asked, answer, request.metrics, labels[id(asked)], characters)
     models = [found[at] for at in range(len(lineup.subjects))]
+    for note in idle_adapters(models):
+        progress.warn(note)
+        notes.append(note)
     evaluation = _evaluated(models, models[baseline], used, request, lineup, notes)
     return replace(evaluation, findings=findings(evaluation, examination, file, progress))
 
@@ -84,6 +88,21 @@ def _evaluated(
         {part: {model.name: part_comparisons(baseline, model, part, seed) for model in others} for part in parts},
         notes,
     )
+
+
+def idle_adapters(models: Sequence[Scored]) -> list[str]:
+    """What to say of adapters that change nothing: their weights say so, or no loss is another than without them."""
+    told = []
+    for model in models:
+        subject = model.subject
+        if subject.adapter is None:
+            continue
+        bare = next((one for one in models if one.subject.adapter is None and one.subject.held == subject.held), None)
+        if changes_nothing(subject.adapter):
+            told.append(f"{subject.name}: changes nothing: one half of each of its changes is zero")
+        elif bare and len(bare.found.nats) == len(model.found.nats) and (bare.found.nats == model.found.nats).all():
+            told.append(f"{subject.name}: changes nothing: every row has exactly the loss that it has without it")
+    return told
 
 
 def baseline_of(lineup: Lineup, named: str | None) -> int:

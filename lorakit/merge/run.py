@@ -14,6 +14,7 @@ from lorakit.merge.case import Case, Merged, Onto, check_proof, coarsest, plain_
 from lorakit.merge.fold import folding_of
 from lorakit.merge.untie import target_of
 from lorakit.merge.write import full_disk_told, write_weights
+from lorakit.model.adapter_effect import changes_nothing
 from lorakit.model.beside_weights import write_beside_weights
 from lorakit.model.held import held_as_stored, held_by
 from lorakit.model.load import DTYPES, stored_dtype
@@ -95,6 +96,8 @@ def merge(
             trained, chosen = held_by(weights, settings), held_as_stored(settings)
             if onto == "trained":
                 chosen = trained
+            if changes_nothing(adapter or run.adapter):
+                progress.warn(f"{adapter or run.adapter}: changes nothing: one half of each of its changes is zero")
             case = Case(run, prepared, weights, adapter or run.adapter, progress)
             given = _given_type(prepared, dtype)
             folding = folding_of(case.adapter_model(trained))

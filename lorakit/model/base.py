@@ -11,6 +11,7 @@ from typing import Any
 from lorakit.checksums import damaged_entry, write_checksums
 from lorakit.errors import LorakitError, UserError
 from lorakit.folders import cache_folder, sha256_of, whole_folder
+from lorakit.hub_retries import retries_told
 from lorakit.model.base_files import check_base_files
 from lorakit.model.offline import CARRIERS, fetch_carried
 from lorakit.progress import Progress
@@ -54,7 +55,8 @@ def find_base(name: str, revision: str, progress: Progress) -> Base:
     if path.is_absolute():
         raise UserError(f"model.base: {name}: there is no such folder or .gguf file.")
     try:
-        folder = _from_hub(name, revision)
+        with retries_told(progress):
+            folder = _from_hub(name, revision)
     except UserError:
         raise
     except LorakitError as refused:
@@ -87,9 +89,15 @@ def _from_hub(name: str, revision: str) -> Path:
     except RepositoryNotFoundError as error:
         raise LorakitError("the hub knows no such model, or it is private and HF_TOKEN is not set") from error
     except LocalEntryNotFoundError as error:
-        raise LorakitError("the hub cannot be reached and its local cache has no copy") from error
+        reason = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
+        raise LorakitError(f"the hub cannot be reached{reason}, and its local cache has no copy") from error
     except (HTTPError, OSError, ValueError) as error:
-        raise LorakitError(f"the hub answered: {str(error).strip().splitlines()[0]}") from error
+        raise LorakitError(f"the hub answered: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of a library's error."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _from_carrier(name: str, revision: str, refused: str, progress: Progress) -> Base:
@@ -110,8 +118,8 @@ def _from_carrier(name: str, revision: str, refused: str, progress: Progress) ->
             return Base(name, folder, source)
     lines = "\n".join(f"  - {line}" for line in tried)
     raise UserError(
-        f"model.base: {name} cannot be had. Tried:\n{lines}\nPut the model's files into a folder and write its path, "
-        "or connect to the hub."
+        f"model.base: could not find model {name}. Tried:\n{lines}\nPut the model's files into a folder and write its "
+        "path, or connect to the hub."
     )
 
 
