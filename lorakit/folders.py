@@ -5,6 +5,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lorakit.errors import LorakitError, UserError
 
@@ -206,6 +207,40 @@ def lies_inside(path: Path, folder: Path) -> bool:
     repository = inside.parent.parent
     is_snapshot = inside.parent.name == "snapshots" and repository.name.startswith(("models--", "datasets--"))
     return is_snapshot and target.parent == repository / "blobs"
+
+
+def read_facts(file: Path) -> dict[str, Any]:
+    """The JSON document by which a folder of lorakit's is known.
+
+    Raises:
+        UserError: there is none, or it is another program's.
+    """
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        facts = None
+    if not (isinstance(facts, dict) and isinstance(facts.get("versions"), dict) and "format" in facts):
+        raise UserError(
+            f"{file.parent}: is there, and holds no {file.name} of lorakit's, so lorakit did not write it and does not "
+            "replace it. Choose another with --output."
+        )
+    return facts
+
+
+def files_in(folder: Path) -> list[str]:
+    """The files below a folder, by their paths in it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+
+
+def refuse_other_files(folder: Path, written: list[str] | None) -> None:
+    """Refuse a folder that is to be replaced and holds other files than were written there; None: that is not known.
+
+    Raises:
+        UserError: it names the first.
+    """
+    other = [name for name in files_in(folder) if written is not None and name not in written]
+    if other:
+        raise UserError(f"{folder / other[0]}: lorakit did not write it. Move it away, or choose another --output.")
 
 
 def sha256_of(path: Path) -> str:

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
-from lorakit.folders import LOCK, is_draft, locked, remove_drafts, remove_folder, write_whole
+from lorakit.folders import (
+    LOCK,
+    is_draft,
+    locked,
+    read_facts,
+    refuse_other_files,
+    remove_drafts,
+    remove_folder,
+    write_whole,
+)
 from lorakit.recipe.nearest import nearest_name
 
 _RECORDED = ("lorakit", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "tokenizers")
@@ -259,40 +268,6 @@ def _refuse_folder(run: Run, resume: bool, overwrite: bool) -> None:
     if not run.holds_results() and folder.is_dir() and any(not is_draft(path) for path in folder.iterdir()):
         why = f": its {run.manifest.name} is not a run's, or is damaged" if run.manifest.exists() else ""
         raise UserError(f"{folder}: is not empty and not a run folder{why}. Choose another with --output.")
-
-
-def read_facts(file: Path) -> dict[str, Any]:
-    """The JSON document by which a folder of lorakit's is known.
-
-    Raises:
-        UserError: there is none, or it is another program's.
-    """
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        facts = None
-    if not (isinstance(facts, dict) and isinstance(facts.get("versions"), dict) and "format" in facts):
-        raise UserError(
-            f"{file.parent}: is there, and holds no {file.name} of lorakit's, so lorakit did not write it and does not "
-            "replace it. Choose another with --output."
-        )
-    return facts
-
-
-def files_in(folder: Path) -> list[str]:
-    """The files below a folder, by their paths in it."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
-
-
-def refuse_other_files(folder: Path, written: list[str] | None) -> None:
-    """Refuse a folder that is to be replaced and holds other files than were written there; None: that is not known.
-
-    Raises:
-        UserError: it names the first.
-    """
-    other = [name for name in files_in(folder) if written is not None and name not in written]
-    if other:
-        raise UserError(f"{folder / other[0]}: lorakit did not write it. Move it away, or choose another --output.")
 
 
 def versions() -> dict[str, str]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.amounts import percent
-from lorakit.folders import sha256_of
+from lorakit.folders import files_in, sha256_of
 from lorakit.merge.combine import FACTS as COMBINED
 from lorakit.merge.proof import TOLERANCES, Proof
 from lorakit.plan.prepare import Prepared
-from lorakit.runs import MERGED, Run, files_in, now, versions
+from lorakit.runs import MERGED, Run, now, versions
 
 if TYPE_CHECKING:
     from lorakit.merge.case import Merged

@@ -13,8 +13,8 @@ from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from safetensors.torch import save_file
 
 from lorakit.errors import UserError
+from lorakit.folders import files_in
 from lorakit.model.counting import empty_model
-from lorakit.runs import files_in
 
 _NAME = "default"
 _PREFIX = "base_model.model."

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from lorakit.errors import UserError
-from lorakit.folders import alone, remove_drafts, whole_folder
+from lorakit.folders import alone, read_facts, refuse_other_files, remove_drafts, whole_folder
 from lorakit.merge.card import FACTS, describe
 from lorakit.merge.case import Case, Merged, Onto, check_proof, coarsest, plain_base, refuse_unmergeable, trained_in
 from lorakit.merge.fold import folding_of
@@ -23,7 +23,7 @@ from lorakit.model.weights import open_weights
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.inputs import input_paths
-from lorakit.runs import Run, read_facts, refuse_other_files
+from lorakit.runs import Run
 
 
 def check_target(output: Path, overwrite: bool, facts: str = FACTS) -> None:

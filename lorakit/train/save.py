@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from lorakit.folders import sha256_of, whole_folder
+from lorakit.folders import files_in, sha256_of, whole_folder
 from lorakit.model.adapters.plain import save_adapter
 from lorakit.model.beside_weights import write_trained_model
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.plan.prepare import Prepared
 from lorakit.recipe.kinds import trains_all
-from lorakit.runs import Run, files_in
+from lorakit.runs import Run
 from lorakit.train.begin import Begun
 from lorakit.train.card import adapter_card, model_card
 
