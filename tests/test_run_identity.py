@@ -81,12 +81,15 @@ def test_the_day_of_a_run_is_recorded_and_told(recipe_file, dated_base, lorakit,
 
 
 def test_a_day_is_refused_where_it_is_none_or_the_template_writes_none(recipe_file, dated_base, lorakit):
-    code, _, err = lorakit("data", recipe_file(model={"template_date": "2026-02-30"}))
-    assert code == 2 and "model.template_date" in err and "a day such as 2026-01-31" in err
-    code, _, err = lorakit("data", recipe_file(model={"template_date": THEN}))
-    assert code == 2 and "the chat template writes no date. Leave the key out" in err
-    code, _, err = lorakit("data", recipe_file(model={"template_date": None, "base": str(dated_base)}))
-    assert code == 2 and "the chat template writes a date. Write auto, or a day" in err
+    for command in ("check", "plan", "data"):
+        code, _, err = lorakit(command, recipe_file(model={"template_date": "2026-02-30"}))
+        assert code == 2 and "model.template_date" in err and "a day such as 2026-01-31" in err
+        path, said = recipe_file(model={"template_date": THEN}), "the chat template writes no date. Leave the key out"
+        code, _, err = lorakit(command, path)
+        assert code == 2 and said in err
+        path = recipe_file(model={"template_date": None, "base": str(dated_base)})
+        code, _, err = lorakit(command, path)
+        assert code == 2 and "the chat template writes a date. Write auto, or a day" in err
 
 
 def test_every_model_beside_a_run_is_asked_on_its_day(recipe_file, dated_base, tmp_path):

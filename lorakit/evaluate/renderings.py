@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data.examples import tokenizer_sha256
-from lorakit.data.rendering import ChatTemplate, NoChatTemplate, writes_date
+from lorakit.data.rendering import ChatTemplate, NoChatTemplate
 from lorakit.data.store import Examples
+from lorakit.data.template_date import asks_for_date
 from lorakit.errors import UserError
 from lorakit.evaluate.asked import Asked, aligned, asked_in, data_of, rendered, tell_found
 from lorakit.evaluate.subjects import Lineup, Subject
@@ -83,7 +84,7 @@ def _template_of(tokenizer: Any, prepared: Prepared | None) -> ChatTemplate:
     given = settings.template_date if settings else None
     day = date.today().isoformat() if given in (None, "auto") else given
     variables = settings.template_variables if settings else {}
-    return ChatTemplate(tokenizer, variables=variables, date=day if writes_date(tokenizer) else None)
+    return ChatTemplate(tokenizer, variables=variables, date=day if asks_for_date(tokenizer.chat_template) else None)
 
 
 def asking_template(subject: Subject, tokenizer: Any, lineup: Lineup) -> ChatTemplate:

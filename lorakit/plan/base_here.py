@@ -3,7 +3,8 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from lorakit.data.glance.tokenizer_files import check_template_variables
+from lorakit.data.glance.tokenizer_files import check_template_variables, templates_here
+from lorakit.data.template_date import asks_for_date, refuse_day
 from lorakit.errors import UserError
 from lorakit.model.base_files import check_base_files, refuse_missing_tokenizer
 from lorakit.model.stored import refuse_irreversible
@@ -24,10 +25,12 @@ def check_base_here(recipe: Recipe, complete: bool = True) -> None:
     """
     base, path = recipe.model.base, Path(recipe.model.base)
     snapshot = None if path.is_absolute() else hub_snapshot(base, recipe.model.revision)
+    own = Path(recipe.model.chat_template) if recipe.model.chat_template else None
+    folder = path if path.is_absolute() and path.is_dir() else snapshot
     if recipe.model.template_variables:
-        own = Path(recipe.model.chat_template) if recipe.model.chat_template else None
-        folder = path if path.is_absolute() and path.is_dir() else snapshot
         check_template_variables(folder, own, recipe.model.template_variables)
+    if recipe.model.template_date != "auto" and (templates := templates_here(folder, own)):
+        refuse_day(recipe.model.template_date, asks_for_date(templates))
     if path.is_absolute() and path.is_dir():
         check_base_files(path, complete)
         if complete:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data.examples import tokenizer_sha256
-from lorakit.data.rendering import ChatTemplate, writes_date
+from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import Report
 from lorakit.data.store import Examples
+from lorakit.data.template_date import asks_for_date, refuse_day
 from lorakit.errors import UserError
 from lorakit.folders import sha256_of
 from lorakit.model.base import Base, find_base
@@ -187,14 +188,9 @@ def _day_of(settings: Model, tokenizer: Any) -> str | None:
     Raises:
         UserError: the recipe gives a day to a template that writes none, or none to one that writes it.
     """
-    given = settings.template_date
-    if writes_date(tokenizer):
-        if given is None:
-            raise UserError("model.template_date: null: the chat template writes a date. Write auto, or a day.")
-        return date.today().isoformat() if given == "auto" else given
-    if given not in ("auto", None):
-        raise UserError(f"model.template_date: {given}: the chat template writes no date. Leave the key out.")
-    return None
+    given, writes = settings.template_date, asks_for_date(tokenizer.chat_template)
+    refuse_day(given, writes)
+    return (date.today().isoformat() if given == "auto" else given) if writes else None
 
 
 def _dated(recipe: Recipe, day: str | None) -> tuple[Recipe, tuple[Choice, ...]]:

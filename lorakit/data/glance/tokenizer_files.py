@@ -49,6 +49,12 @@ def counter_of(
     )
 
 
+def templates_here(folder: Path | None, template: Path | None) -> dict[str, str]:
+    """The chat template in a model's folder, or another, or several by name; none where it is not here."""
+    config = _json(folder / "tokenizer_config.json") if folder else {}
+    return _templates(folder or Path(), config, template) if folder or template else {}
+
+
 def check_template_variables(folder: Path | None, template: Path | None, values: Mapping[str, Any]) -> None:
     """Refuse values of variables that the chat template in a model's folder, or another, does not read.
 
@@ -61,8 +67,7 @@ def check_template_variables(folder: Path | None, template: Path | None, values:
 
     from lorakit.data.template_variables import variables_of
 
-    config = _json(folder / "tokenizer_config.json") if folder else {}
-    texts = _templates(folder or Path(), config, template) if folder or template else {}
+    texts, config = templates_here(folder, template), _json(folder / "tokenizer_config.json") if folder else {}
     if not texts:
         return
     environment = _environment()

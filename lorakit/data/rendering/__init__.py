@@ -1,6 +1,5 @@
 """Rendering: what a row says -> the chat template's text, and the stretches of it that are trained."""
 
-from lorakit.data.rendering.dates import writes_date as writes_date
 from lorakit.data.rendering.render import Rendered as Rendered
 from lorakit.data.rendering.render import render as render
 from lorakit.data.rendering.template import ChatTemplate as ChatTemplate

@@ -10,11 +10,6 @@ from typing import Any
 _FORMAT = re.compile(r"""(["'])((?:(?!\1)[^\\\n]|\\.)*%(?:(?!\1)[^\\\n]|\\.)*)\1""")
 
 
-def writes_date(tokenizer: Any) -> bool:
-    """Whether a tokenizer's chat template asks for today's date."""
-    return "strftime_now" in str(tokenizer.chat_template)
-
-
 def clock_on(day: str) -> Callable[[str], str]:
     """What transformers gives a template as `strftime_now`, on another day, at 00:00."""
     return datetime.fromisoformat(day).strftime
