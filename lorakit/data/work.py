@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lorakit.bounds import TooLong, bounded
 from lorakit.data.conversations import Said, Tokens
 from lorakit.data.encoded import IGNORED, Encoded
 from lorakit.data.encoding import Encoder
@@ -24,6 +25,9 @@ from lorakit.data.rows import Block, Row, RowError
 from lorakit.data.sources import renamed
 from lorakit.errors import UserError
 from lorakit.recipe.problems import one_line
+
+# What the rows of a block may take until they are rendered; most take milliseconds.
+_SECONDS, _BYTES_A_SECOND, _MEMORY = 60, 500_000, 4 << 30
 
 
 @dataclass(frozen=True)
@@ -124,15 +128,23 @@ class Worker:
             UserError: a row is broken or overlong, and the recipe says to stop.
         """
         task, reports, columns = self.tasks[source], (Report(), Report()), set[str]()
-        rows, usable, filled = 0, [], set[str]()
-        for row in block.rows():
-            rows += 1
-            if isinstance(row.record, dict):
-                columns.update(row.record)
-                filled.update(name for name, value in row.record.items() if value is not None)
-            found = self._usable(row, task, reports, ceiling)
-            if found:
-                usable.append(found)
+        rows, usable, filled, where = 0, [], set[str](), block.name
+        try:
+            with bounded(_SECONDS + block.size / _BYTES_A_SECOND, _MEMORY):
+                for row in block.rows():
+                    rows, where = rows + 1, row.where
+                    if isinstance(row.record, dict):
+                        columns.update(row.record)
+                        filled.update(name for name, value in row.record.items() if value is not None)
+                    found = self._usable(row, task, reports, ceiling)
+                    if found:
+                        usable.append(found)
+        except (TooLong, MemoryError) as error:
+            more = f"{_MEMORY >> 30} GiB of memory" if isinstance(error, MemoryError) else "a minute of computing"
+            raise UserError(
+                f"{where}: preparing this row and those before it takes more than {more}. Its chat template may never "
+                "end, or the row is far too long: shorten it or take it out."
+            ) from error
         worked = self._encoded(source, usable, reports, columns, rows)
         worked.filled = filled
         return worked

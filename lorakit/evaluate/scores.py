@@ -7,11 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from lorakit.errors import LorakitError
+from lorakit.bounds import TooLong, bounded
+from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.measure import Measure, mean
 from lorakit.recipe.choice import chosen_name, chosen_settings
 from lorakit.recipe.section import Section
 from lorakit.tables import METRICS, Entry
+
+# What a metric may compute on one answer; most take microseconds.
+_SECONDS = 10
+# Those that take all answers together load models and such: so many answers' time besides.
+_TO_BEGIN = 6
+_SLOW_PATTERN = (
+    "A regular expression that repeats a repetition, such as (a+)+, tries every way to share out the text: write it so "
+    "that only one fits."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +64,20 @@ def _rows(
     entry: Entry, settings: Section | None, answers: Sequence[str], references: Sequence[str]
 ) -> list[Mapping[str, Any]]:
     more = () if settings is None else (settings,)
-    if entry.facts.get("together"):
-        return list(entry.function(answers, references, *more)) if answers else []
-    return [entry.function(answer, reference, *more) for answer, reference in zip(answers, references, strict=True)]
+    found: list[Mapping[str, Any]] = []
+    try:
+        if entry.facts.get("together"):
+            with bounded(_SECONDS * (len(answers) + _TO_BEGIN)):
+                return list(entry.function(answers, references, *more)) if answers else []
+        for answer, reference in zip(answers, references, strict=True):
+            with bounded(_SECONDS):
+                found.append(entry.function(answer, reference, *more))
+    except TooLong as error:
+        raise UserError(
+            f"evaluate.metrics: {entry.name} computes for more than {_SECONDS} s on answer {len(found) + 1} of "
+            f"{len(answers)}, or as much on each. {_SLOW_PATTERN if settings is not None else 'Leave the metric out.'}"
+        ) from error
+    return found
 
 
 def _measure(entry: Entry, rows: Sequence[Mapping[str, Any]], part: str) -> Measure:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from lorakit.errors import UserError
 from lorakit.model.adapters.driver import Given
 from lorakit.model.adapters.principal import INITIAL, with_initial
+from lorakit.model.patterns import check_patterns
 from lorakit.model.targets import Targets
 from lorakit.recipe.begun import refusal
 from lorakit.recipe.kinds import kind_of, kind_settings
@@ -201,6 +202,7 @@ def _loaded(model: Any, folder: Path, key: str, config: Any = None, is_trainable
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     sparing = {name: value for name, value in options.items() if name == "low_cpu_mem_usage"}
     options |= {"is_trainable": is_trainable, "key_mapping": getattr(model, "_checkpoint_conversion_mapping", None)}
+    check_patterns(config, [name for name, _ in model.named_modules()], f"{key}{folder}: its adapter_config.json")
     try:
         loaded = kind(model, config, **sparing)
         found = loaded.load_adapter(str(folder), "default", **options)

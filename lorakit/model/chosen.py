@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lorakit.errors import UserError
+from lorakit.model.patterns import fitting
 from lorakit.model.weight import Weight
 from lorakit.recipe.kinds import kind_of, trains_all
 from lorakit.recipe.schema import Adapter, Spectrum
@@ -47,7 +48,8 @@ def _by_target(weights: list[Weight], settings: Adapter, adapts_experts: bool) -
                 raise _nothing("adapter.targets", name, weights)
         return [weight for weight in weights if any(_named(weight.path, name) for name in targets)], []
     if targets not in _HALVES:
-        chosen = [weight for weight in weights if re.fullmatch(targets, weight.path)]
+        fit = fitting(targets, (weight.path for weight in weights), "adapter.targets")
+        chosen = [weight for weight in weights if weight.path in fit]
         if not chosen:
             remedy = f" Write it as a list: [{targets}]." if any(_named(w.path, targets) for w in weights) else ""
             raise _nothing("adapter.targets", targets, weights, remedy)
@@ -85,7 +87,7 @@ def _without_excluded(chosen: list[Weight], weights: list[Weight], exclude: list
     excludable = aside | {weight.path for weight in chosen}
     kept = chosen
     for pattern in exclude:
-        hit = {path for path in excludable if _matches(path, pattern)}
+        hit = _matching(excludable, pattern, "adapter.exclude")
         if not hit:
             raise _nothing("adapter.exclude", pattern, chosen)
         kept = [weight for weight in kept if weight.path not in hit]
@@ -185,7 +187,8 @@ def overridden(key: str, chosen: list[Weight], overrides: Any, usual: float) -> 
     """
     values = {}
     for pattern, value in overrides.items():
-        hit = [weight for weight in chosen if _matches(weight.path, pattern)]
+        fit = _matching({weight.path for weight in chosen}, pattern, f"adapter.{key}")
+        hit = [weight for weight in chosen if weight.path in fit]
         if not hit:
             raise _nothing(f"adapter.{key}", pattern, chosen)
         values.update({weight.parameter or weight.path: value for weight in hit})
@@ -197,8 +200,10 @@ def _named(path: str, name: str) -> bool:
     return f".{name}." in f".{path}."
 
 
-def _matches(path: str, pattern: str) -> bool:
-    return _named(path, pattern) or re.fullmatch(pattern, path) is not None
+def _matching(paths: set[str], pattern: str, key: str) -> set[str]:
+    """The paths that hold a name, or that a pattern fits."""
+    named = {path for path in paths if _named(path, pattern)}
+    return named | fitting(pattern, paths - named, key)
 
 
 def _shown(paths: list[str]) -> str:

@@ -1,14 +1,13 @@
 """What a recipe's adapter section trains of a model, counted from the model's skeleton. No torch here."""
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lorakit.errors import UserError
 from lorakit.model.chosen import chosen_weights, overridden
+from lorakit.model.patterns import fitting
 from lorakit.model.skeleton import Skeleton
 from lorakit.model.weight import Weight
 from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, trains_all
@@ -161,12 +160,7 @@ def _is_named(path: str, targets: Any) -> bool:
 
 
 def _fits(pattern: str, path: str) -> bool:
-    try:
-        return re.fullmatch(pattern, path) is not None
-    except re.error as error:
-        raise UserError(
-            f"adapter.from: its adapter_config.json has {pattern!r}, which is no pattern: {error}."
-        ) from error
+    return bool(fitting(pattern, [path], "adapter.from: its adapter_config.json"))
 
 
 def _listed(value: Any) -> list[str]:

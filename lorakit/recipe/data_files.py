@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from errno import E2BIG, ENAMETOOLONG
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -17,6 +18,8 @@ KNOWN_SUFFIXES = (
     f"{', '.join((*TEXT_SUFFIXES, *COLUMN_SUFFIXES))}; all but the last three also {', '.join(COMPRESSIONS)}"
 )
 """`DATA_SUFFIXES` in few words."""
+# What a walk looks at before it is given up: rows do not lie in so many files, but `/` and a home folder hold more.
+_MOST, _MOST_PARTS = 100_000, 64
 
 
 def data_suffix(name: str) -> str:
@@ -30,6 +33,10 @@ def is_pattern(path: str | Path) -> bool:
     return any(sign in str(path) for sign in "*?[") and not os.path.lexists(path)
 
 
+class TooManyFiles(OSError):
+    """A folder or pattern for which more would have to be looked at than rows lie in."""
+
+
 def data_files(path: Path) -> Iterator[Path]:
     """The data files below a folder, or those that a pattern matches, in no order.
 
@@ -38,13 +45,19 @@ def data_files(path: Path) -> Iterator[Path]:
 
     Raises:
         OSError: a folder cannot be listed.
+        TooManyFiles: more than 100,000 files and folders lie there.
     """
+    walk = _Walk()
     if is_pattern(path):
         root, parts = pattern_start(path)
-        found = dict.fromkeys(_matching(root, parts))
+        found = walk.matching(root, parts)
     else:
-        found = dict.fromkeys(file for folder in _folders(path) for file in _files(folder, "*"))
-    yield from (file for file in found if data_suffix(file.name))
+        found = (file for folder in walk.folders(path) for file in walk.files(folder, "*"))
+    seen = set()
+    for file in found:
+        if data_suffix(file.name) and file not in seen:
+            seen.add(file)
+            yield file
 
 
 def pattern_start(path: Path) -> tuple[Path, tuple[str, ...]]:
@@ -55,42 +68,58 @@ def pattern_start(path: Path) -> tuple[Path, tuple[str, ...]]:
     return root, parts
 
 
-def _matching(root: Path, parts: tuple[str, ...]) -> Iterator[Path]:
-    part, rest = parts[0], parts[1:]
-    if part == "**":
-        for folder in _folders(root):
-            yield from _matching(folder, rest or ("*",))
-    elif rest:
-        for name in _names(root, part):
-            if _is_folder(root / name):
-                yield from _matching(root / name, rest)
-    else:
-        yield from _files(root, part)
+class _Walk:
+    """A walk through folders, which counts what it looks at."""
 
+    def __init__(self) -> None:
+        self._looked_at = 0
 
-def _folders(root: Path) -> Iterator[Path]:
-    """`root` and every folder below it that is not hidden; a stack, since folders may be thousands of levels deep."""
-    waiting, seen = [root], set()
-    while waiting:
-        folder = waiting.pop()
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) not in seen:  # a link may lead back up
-            seen.add((status.st_dev, status.st_ino))
-            yield folder
-            waiting += [folder / name for name in _names(folder, "*") if _is_folder(folder / name)]
+    def matching(self, root: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+        """What lies below a folder and fits a pattern's parts."""
+        if len(parts) > _MOST_PARTS:
+            raise TooManyFiles(ENAMETOOLONG, f"a pattern of more than {_MOST_PARTS} folders")
+        part, rest = parts[0], parts[1:]
+        if part == "**":
+            for folder in self.folders(root):
+                yield from self.matching(folder, rest or ("*",))
+        elif rest:
+            for name, is_folder in self._names(root, part):
+                if is_folder:
+                    yield from self.matching(root / name, rest)
+        else:
+            yield from self.files(root, part)
 
+    def folders(self, root: Path) -> Iterator[Path]:
+        """`root` and every folder below it that is not hidden; a stack, since folders may be thousands of levels
+        deep."""
+        waiting, seen = [root], set()
+        while waiting:
+            folder = waiting.pop()
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) not in seen:  # a link may lead back up
+                seen.add((status.st_dev, status.st_ino))
+                yield folder
+                waiting += [folder / name for name, is_folder in self._names(folder, "*") if is_folder]
 
-def _files(folder: Path, pattern: str) -> Iterator[Path]:
-    return (folder / name for name in _names(folder, pattern) if not _is_folder(folder / name))
+    def files(self, folder: Path, pattern: str) -> Iterator[Path]:
+        """What lies in a folder and is none itself."""
+        return (folder / name for name, is_folder in self._names(folder, pattern) if not is_folder)
 
-
-def _names(folder: Path, pattern: str) -> list[str]:
-    if not _is_folder(folder):
-        return []
-    hidden = pattern.startswith(".")
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries]
-    return [name for name in names if name.startswith(".") == hidden and fnmatchcase(name, pattern)]
+    def _names(self, folder: Path, pattern: str) -> list[tuple[str, bool]]:
+        """The names in a folder that fit, and whether each is a folder."""
+        if not _is_folder(folder):
+            return []
+        hidden, names = pattern.startswith("."), []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                self._looked_at += 1
+                if self._looked_at > _MOST:
+                    raise TooManyFiles(E2BIG, f"more than {_MOST:,} files and folders lie there")
+                if entry.name.startswith(".") == hidden and fnmatchcase(entry.name, pattern):
+                    names.append(
+                        (entry.name, _is_folder(folder / entry.name) if entry.is_symlink() else entry.is_dir())
+                    )
+        return names
 
 
 def _is_folder(path: Path) -> bool:

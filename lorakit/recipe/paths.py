@@ -8,6 +8,7 @@ from typing import Any
 
 from lorakit.recipe.data_files import (
     KNOWN_SUFFIXES,
+    TooManyFiles,
     data_files,
     data_suffix,
     is_pattern,
@@ -24,6 +25,7 @@ from lorakit.recipe.strict_yaml import Node, children
 _HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*\}?|%[A-Za-z_]\w*%")
 _TEMPLATE = "Write the path of a .jinja file, or remove the line for the tokenizer's own template."
+_NARROWER = "Write the folder in which the rows lie."
 _PATH_STARTS = ("/", "./", "../", "~")
 
 
@@ -105,6 +107,8 @@ def _complaint(node: Node, path: str | None, role: PathRole, key: PathParts) -> 
         if key == ("model", "chat_template") and re.fullmatch(r"[\w-]+", text) and not nearest_file(Path(path)):
             return f"{shown(text)} does not exist", _TEMPLATE
         return f"{shown(text)} does not exist", _nearest_path(text, Path(path))
+    if not os.path.isfile(path) and not os.path.isdir(path):  # noqa: PTH112, PTH113
+        return f"{shown(text)} is no regular file", "A pipe or a device would be read for ever: write a file's path."
     if os.path.isdir(path) and not role.or_folder:  # noqa: PTH112
         return f"{shown(text)} is a folder, not a file", "Write the path of a file in it."
     return _no_data(text, Path(path)) if role.of_data else None
@@ -123,7 +127,9 @@ def _no_data(text: str, path: Path) -> tuple[str, str] | None:
         known = data_suffix(path.name)
         return None if known else (f"{shown(text)} is no data file", f"The name of one ends in {KNOWN_SUFFIXES}.")
     try:
-        empty = next(data_files(path), None) is None
+        empty = not list(data_files(path))
+    except TooManyFiles as error:
+        return f"{shown(text)}: {error.strerror}", _NARROWER
     except OSError as error:
         return f"{shown(text)} cannot be read: {error.strerror}", "Check the permissions."
     return (f"{shown(text)} is a folder without data files", f"Theirs end in {KNOWN_SUFFIXES}.") if empty else None
@@ -131,7 +137,7 @@ def _no_data(text: str, path: Path) -> tuple[str, str] | None:
 
 def _empty_pattern(text: str, path: Path) -> tuple[str, str] | None:
     try:
-        if next(data_files(path), None):
+        if list(data_files(path)):
             return None
         folder, parts = pattern_start(path)
         near = None if any(sign in parts[0] for sign in "*?[") else nearest_file(folder / parts[0])
@@ -141,6 +147,8 @@ def _empty_pattern(text: str, path: Path) -> tuple[str, str] | None:
             remedy = f"There is for example {shown_path(example)}."
         else:
             remedy = f"There is no data file in {shown_path(folder)}; the names of such end in {KNOWN_SUFFIXES}."
+    except TooManyFiles as error:
+        return f"{shown(text)}: {error.strerror}", _NARROWER
     except OSError as error:
         return f"{shown(text)} cannot be read: {error.strerror}", "Check the permissions."
     return f"{shown(text)} matches no data file", remedy

@@ -14,7 +14,7 @@ from lorakit.data.files.beginning import refuse_other_columns
 from lorakit.data.files.stored import Stored, opened
 from lorakit.data.rows import Block, Row
 from lorakit.errors import UserError
-from lorakit.recipe.data_files import COMPRESSIONS, KNOWN_SUFFIXES, data_files, data_suffix, is_pattern
+from lorakit.recipe.data_files import COMPRESSIONS, KNOWN_SUFFIXES, TooManyFiles, data_files, data_suffix, is_pattern
 from lorakit.recipe.problems import one_line, shown_path
 
 _TEXTS: dict[str, Callable[[Stored], Iterator[Block]]] = {
@@ -47,6 +47,8 @@ def files_in(path: Path) -> list[Path]:
         found = sorted(data_files(path))
     except FileNotFoundError as error:
         raise UserError(f"{name}: there is no such file.") from error
+    except TooManyFiles as error:
+        raise UserError(f"{name}: {error.strerror}. Write the folder in which the rows lie.") from error
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror or error}.") from error
     if not found:

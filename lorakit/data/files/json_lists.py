@@ -15,6 +15,8 @@ _SPACE = re.compile(r"[ \t\r\n\ufeff]*")  # byte order marks where files were jo
 # How near the end of the text read so far the decoder stops when only the rest is missing: at most a word such as
 # `-Infinity`, the exponent of a number, or an escape. An open string is told by its message.
 _TAIL = 64
+# Characters of one value, which takes several times as much in memory.
+_LONGEST = 1 << 28
 _OPEN_STRING = "Unterminated string"
 
 
@@ -126,6 +128,11 @@ class _Window:
     def _more(self) -> bool:
         """Forget what is read and read as much again as is left, at least a block; whether there was any."""
         pieces: list[str] = []
+        if len(self._text) - self.at > _LONGEST:
+            raise UserError(
+                f"{self.name}:{self._line_at(self.at)}: a value of more than {_LONGEST >> 20} MiB. Take it out, or "
+                "write JSON Lines."
+            )
         wanted = max(BLOCK, len(self._text) - self.at)
         while wanted > 0 and (data := self._stored.read()):
             pieces.append(self._decoded(data, pieces))

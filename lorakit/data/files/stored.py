@@ -15,6 +15,8 @@ from lorakit.errors import UserError
 from lorakit.recipe.problems import one_line
 
 BLOCK = 1 << 20
+# Bytes: a row takes several times as much in memory, and a packed file of a few MB may hold a line of GBs.
+_LONGEST_LINE = 1 << 28
 NOT_UTF_8 = "Save the file as UTF-8; from Windows or Excel it may be Windows-1252 (iconv -f WINDOWS-1252 -t UTF-8)."
 _BOM = b"\xef\xbb\xbf"
 
@@ -135,7 +137,7 @@ def whole_lines(stored: Stored) -> Iterator[Lines]:
     Carriage returns that end lines alone become line feeds: those of a file whose first MiB has no line feed.
 
     Raises:
-        UserError: as `Stored.read`; the whole lines before have been yielded.
+        UserError: as `Stored.read`, or a line is too long to be held; the whole lines before have been yielded.
     """
     first, position, end = 1, 0, b""
     waiting: list[bytes] = []
@@ -144,6 +146,11 @@ def whole_lines(stored: Stored) -> Iterator[Lines]:
         cut = len(data) if stored.ended else data.rfind(end) + 1
         waiting.append(data[:cut] if cut else data)
         if not cut:
+            if sum(map(len, waiting)) > _LONGEST_LINE:
+                raise UserError(
+                    f"{stored.name}:{first}: a line of more than {_LONGEST_LINE >> 20} MiB. Take it out, or break "
+                    "it up."
+                )
             continue
         raw = b"".join(waiting)
         waiting = [data[cut:]] if cut < len(data) else []

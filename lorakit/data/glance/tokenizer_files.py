@@ -7,9 +7,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lorakit.bounds import TooLong, bounded
 from lorakit.data.glance.token_counts import FAULTS, Counter
+from lorakit.data.powers import with_small_numbers
+from lorakit.errors import UserError
 
 _SAMPLE = "lorakitsample"
+# A template writes a conversation in milliseconds.
+_SECONDS, _MEMORY = 10, 2 << 30
 
 # `{% generation %}` marks answers for transformers; for their text it is no more than a block.
 _MARKS = (
@@ -119,7 +124,7 @@ def _writer(texts: dict[str, str], words: dict[str, str], variables: Mapping[str
     environment, compiled = _environment(), {}
     for name, text in texts.items():
         try:
-            compiled[name] = environment.from_string(_without_marks(text))
+            compiled[name] = with_small_numbers(environment, _without_marks(text))
         except TemplateError:  # `lorakit data` says so; here the rows are estimated
             return None
 
@@ -129,11 +134,26 @@ def _writer(texts: dict[str, str], words: dict[str, str], variables: Mapping[str
         given = {"messages": messages, "tools": tools or None, "documents": None, "add_generation_prompt": ask}
         # As Template.render does it, without gathering the names that every template knows anew each time.
         context = template.new_context({**template.globals, **words, **variables, **given}, shared=True)
-        return "".join(template.root_render_func(context))
+        try:
+            with bounded(_SECONDS, _MEMORY):
+                return "".join(template.root_render_func(context))
+        except (TooLong, MemoryError) as error:
+            raise UserError(
+                f"model.chat_template: it computes for more than {_SECONDS} s to write {len(messages)} messages, or "
+                f"takes more than {_MEMORY >> 30} GiB. Mend the template, or write another."
+            ) from error
 
     if "default" not in compiled:
         return None
-    return _in_parts(write) if not _writes(write, _SAMPLE) and _writes(_in_parts(write), _SAMPLE) else write
+    found: list[Callable[..., str]] = []
+
+    def write_as_read(messages: list[dict[str, Any]], tools: Any, ask: bool) -> str:
+        if not found:  # tried at first use, in the main thread, where the time is bounded
+            in_parts = not _writes(write, _SAMPLE) and _writes(_in_parts(write), _SAMPLE)
+            found.append(_in_parts(write) if in_parts else write)
+        return found[0](messages, tools, ask)
+
+    return write_as_read
 
 
 def _writes(write: Callable[..., str], text: str) -> bool:

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from lorakit.bounds import TooLong, bounded
 from lorakit.data.conversations import Message
+from lorakit.data.powers import with_small_numbers
 from lorakit.data.rendering import habits, watched
 from lorakit.data.rendering.controls import ControlTexts, control_texts, read_as_tokens
 from lorakit.data.rendering.dates import clock_on
@@ -19,6 +21,8 @@ from lorakit.data.rows import RowError
 from lorakit.data.template_variables import Variables, variables_of, written
 from lorakit.errors import UserError
 
+# A template writes a conversation in milliseconds.
+_SECONDS, _MEMORY = 10, 2 << 30
 REFUSES = "the chat template refuses the conversation"
 _NO_TEMPLATE = (
     "model.base: it has no chat template, which conversations need. Give one with model.chat_template, a .jinja file "
@@ -106,11 +110,22 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         try:
-            compiled, known = self._with_tools if tools else self._without_tools
-            given = {"messages": told, "tools": tools, "documents": None, "add_generation_prompt": ask}
-            given = {**known, **self.values, **(variables or {}), **given}
-            # As Template.render does it, without gathering the names that every template knows anew each time.
-            return "".join(compiled.root_render_func(compiled.new_context(given, shared=True)))
+            with bounded(_SECONDS, _MEMORY):
+                compiled, known = self._with_tools if tools else self._without_tools
+                given = {"messages": told, "tools": tools, "documents": None, "add_generation_prompt": ask}
+                given = {**known, **self.values, **(variables or {}), **given}
+                # As Template.render does it, without gathering the names that every template knows anew each time.
+                return "".join(compiled.root_render_func(compiled.new_context(given, shared=True)))
+        except TooLong as error:
+            raise UserError(
+                f"model.chat_template: it computes for more than {_SECONDS} s to write {len(told)} messages, and may "
+                "never end. Mend the template, or write another."
+            ) from error
+        except MemoryError as error:
+            raise UserError(
+                f"model.chat_template: it takes more than {_MEMORY >> 30} GiB of memory to write {len(told)} messages. "
+                "Mend the template, or write another."
+            ) from error
         except TemplateSyntaxError as error:
             raise UserError(
                 f"model.chat_template: no valid Jinja: {error.message}, line {error.lineno}. "
@@ -330,7 +345,10 @@ class ChatTemplate:
         """A template, and the values that it knows by name: transformers' functions and the special tokens."""
         if not self.tokenizer.chat_template:
             raise NoChatTemplate(_NO_TEMPLATE)
-        compiled: Template = _compile_jinja_template(self.tokenizer.get_chat_template(tools=tools))
+        source = self.tokenizer.get_chat_template(tools=tools)
+        compiled: Template = _compile_jinja_template(source)
+        if "*" in source:
+            compiled = with_small_numbers(compiled.environment, source)
         return compiled, {**compiled.globals, **self.tokenizer.special_tokens_map}
 
 

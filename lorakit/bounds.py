@@ -1,0 +1,75 @@
+"""Bounds of time and memory for what others wrote: chat templates, regular expressions, rows.
+
+The time is what this process computes, so that a busy machine or a paused process changes nothing. Only the main thread
+of a process can be interrupted: elsewhere, and where the system has no such timer, nothing is bounded.
+"""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+_AGAIN = 0.5  # seconds after which the interruption comes again, where it was swallowed
+_active = False
+
+
+class TooLong(Exception):
+    """It took more computing time than it may."""
+
+
+class _Expired(BaseException):
+    """The timer's; no `except Exception` on the way catches it."""
+
+
+@contextmanager
+def bounded(seconds: float, memory: int | None = None) -> Iterator[None]:
+    """Let the body compute for so long at most, and take so many bytes more than the process has.
+
+    Within another bound that one holds alone. A single operation of the interpreter is not interrupted: where others
+    may write one without end, as a power of large numbers, it is refused beforehand.
+
+    Raises:
+        TooLong: it took longer.
+        MemoryError: it asked for more.
+    """
+    global _active
+    if _active or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGVTALRM, _expire)
+    _active = True
+    try:
+        with _bounded_memory(memory):
+            signal.setitimer(signal.ITIMER_VIRTUAL, seconds, _AGAIN)
+            yield
+    except _Expired:
+        raise TooLong from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, handler)
+        _active = False
+
+
+def _expire(number: int, frame: FrameType | None) -> None:
+    raise _Expired
+
+
+@contextmanager
+def _bounded_memory(size: int | None) -> Iterator[None]:
+    """Requests beyond `size` more bytes fail. Linux alone tells what a process has."""
+    if size is None or not sys.platform.startswith("linux"):
+        yield
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_bytes().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = pages * resource.getpagesize() + size
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
