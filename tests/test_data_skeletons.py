@@ -56,7 +56,7 @@ def test_a_known_shape_gives_what_rendering_in_full_gives(name, train_on, turns,
     messages = [] if system is None else [{"role": "system", "content": system}]
     for asked, said, trained in turns:
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said, "train": trained}]
-    in_full = result(lambda: _in_full(Talk(*_prepared(messages, None)[:1], None, template, 0)))
+    in_full = result(lambda: _in_full(Talk(*_prepared(template.apart(messages), None)[:1], None, template, 0)))
     assert result(lambda: render(Conversation(messages), template)) == in_full
 
 

@@ -231,3 +231,18 @@ def test_behind_what_a_tool_gave_a_thought_begins_as_that_prompt_has_it():
         'hm\n</think>\n\nweather{"city": "Rome"}</s>',
         "<think>\nhm\n</think>\n\nParis.</s>",
     ]
+
+
+def test_a_thought_in_the_text_stands_behind_no_empty_one():
+    """Qwen 3.8: it writes an empty thought where `reasoning_content` has none, and the content as it is behind that."""
+    written = "{{ '<think>\\n' + (m.reasoning_content or '') + '\\n</think>\\n\\n' + m.content }}"
+    for made in (family(written, "{{ '<think>\\n' }}"), family(written, "")):
+        tokenizer, template = made.tokenizer(), ChatTemplate(made.tokenizer())
+        talk = chat("Hello", "<think>\nhm\n</think>\n\nParis.", "And?", "<think>\n\n</think>\n\nLyon.")
+        texts = [one.text for one in render(Conversation(talk), template)]
+        assert [text.count("<think>") for text in texts] == [2] and "hm\n</think>\n\nParis." in texts[0]
+        (one,) = examples(made, tokenizer, talk)
+        assert [text.removeprefix("<think>\n") for text in said([one], tokenizer)] == [
+            "hm\n</think>\n\nParis.</s>",
+            "\n</think>\n\nLyon.</s>",
+        ]

@@ -76,8 +76,6 @@ def _forms(talk: Talk, index: int) -> Iterator[Form]:
     if ours and here and here.tail and not template.writes_thoughts(message):
         yield ours
     yield from _rewritten(talk, index, prompt)
-    if thoughts and inside and template.writes_thoughts(message):
-        yield Form(prompt, prompt, {}, thoughts, told=True)
     if ours and here and (inside or thinks(message) or here.opened):
         yield ours
 

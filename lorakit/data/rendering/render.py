@@ -49,7 +49,7 @@ def render(said: Conversation | Text, template: ChatTemplate) -> list[Rendered]:
     """
     if isinstance(said, Text):
         return [_document(said.text, template)]
-    messages, inserted = _prepared(_joined(said.messages), template.system)
+    messages, inserted = _prepared(template.apart(_joined(said.messages)), template.system)
     known = None if said.tools else _known(messages, template)
     return known or _in_full(Talk(messages, said.tools or None, template, inserted))
 

@@ -244,6 +244,19 @@ class ChatTemplate:
         form = self._call_form
         return habits.thinking_names(self._write_calls, form.told(habits.calling())) if form else ()
 
+    def apart(self, messages: list[Message]) -> list[Message]:
+        """Messages whose texts have thoughts in them (between the template's own marks) with these apart, where the
+        template writes the thoughts of such answers: it may write an empty one in front of them otherwise."""
+        thoughts = self.thoughts if self.tokenizer.chat_template else None
+        if thoughts is None or not any(thoughts.closes in message["content"] for message in messages):
+            return messages
+        return [
+            thoughts.told_apart(message)
+            if message["role"] == "assistant" and thoughts.inside(message) and self.writes_thoughts(message)
+            else message
+            for message in messages
+        ]
+
     def writes_thoughts(self, message: Message) -> bool:
         """Whether the template writes the thought of such an answer."""
         return bool(self._names_of_calls if message.get("tool_calls") else self._names_of_answers)

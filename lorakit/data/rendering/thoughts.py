@@ -54,9 +54,11 @@ class Thoughts:
         return replace(self, tail="", before=self.tail, opened=False) if self.tail.startswith(self.opens) else None
 
     def inside(self, message: Message) -> bool:
-        """Whether the text of an answer has a thought in it."""
+        """Whether the text of an answer has a thought in it; not where the beginning of the answer is given."""
         content = message["content"].lstrip()
-        return bool(self.closes) and self.closes in content and (self.opened or content.startswith(self.opens))
+        if not self.closes or self.closes not in content or "begun" in message:
+            return False
+        return self.opened or content.startswith(self.opens)
 
     def apart(self, message: Message) -> tuple[str, Message]:
         """An answer's thought, and the answer without it."""
@@ -69,6 +71,11 @@ class Thoughts:
             return "", bare
         thought, _, rest = message["content"].partition(self.closes)
         return thought.strip().removeprefix(self.opens).strip(), bare | {"content": rest.lstrip()}
+
+    def told_apart(self, message: Message) -> Message:
+        """An answer with the thought in its text as its thinking."""
+        thought, bare = self.apart(message)
+        return bare | {"thinking": thought} if thought else bare
 
     def written(self, thought: str, said: str) -> str:
         """What the model writes: a thought, and what the template writes of the answer (`said`)."""

@@ -25,15 +25,14 @@ class Form:
     """How the text of an answer stands behind its prompt.
 
     `prompt`: what the model reads. `instead`: what the template's text with the answer has in its place. `variables`:
-    what the template is given besides the recipe's. `thoughts`: the answer's thought is taken out of it, and written by
-    `Thoughts`, or `told` to the template apart from the text.
+    what the template is given besides the recipe's. `thoughts`: the answer's thought is taken out of it, and put
+    in front of what the template writes.
     """
 
     prompt: str
     instead: str
     variables: Mapping[str, Any] = field(default_factory=dict)
     thoughts: Thoughts | None = None
-    told: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,6 @@ class Talk:
         thought = ""
         if form.thoughts:
             thought, message = form.thoughts.apart(message)
-            if form.told:
-                thought, message = "", message | {"thinking": thought}
         if message is self.messages[index] and not form.variables:
             text = self.text(index)
         else:
@@ -111,7 +108,7 @@ class Talk:
         if not text.startswith(form.instead):
             return None
         said = text[len(form.instead) :]
-        if form.thoughts and not form.told:
+        if form.thoughts:
             said = form.thoughts.written(thought, said)
         return form.prompt + said
 
