@@ -116,7 +116,8 @@ def clean(
     """
     if isinstance(said, Tokens):
         return said, []
-    cleaned, findings = _put_right(said, {name: wanted[name] for name in CHECKS if wanted.get(name, "off") != "off"})
+    checks = {name: wanted[name] for name in CHECKS if wanted.get(name, "off") != "off"}
+    cleaned, findings = _put_right(said, checks) if checks else (said, [])
     action = wanted.get("trivial", "off")
     if action != "off" and (hit := trivial(cleaned)):
         where, found = hit

@@ -6,7 +6,7 @@ are no tokens and mean the same to the model. The marks of thoughts are left out
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -35,11 +35,31 @@ class ControlTexts:
     def _pattern(self) -> re.Pattern[str]:
         return longest_first(self.tokens | self.written)
 
+    @cached_property
+    def _firsts(self) -> tuple[str, ...]:
+        return tuple(sorted({word[0] for word in self.tokens | self.written}))
+
     def spelled(self, said: Conversation | Text) -> Iterator[tuple[str, str]]:
         """Each control text that a row spells, once for each of its texts: what is wrong, and the text's name."""
-        for field, text in _texts(said):
-            for word in dict.fromkeys(self._pattern.findall(text)):
-                yield self._wrong(word), field
+        if isinstance(said, Text):
+            yield from ((self._wrong(word), "text") for word in self._words(said.text))
+            return
+        for number, message in enumerate(said.messages, start=1):
+            for word in self._words(message["content"]):
+                yield self._wrong(word), f"message {number} ({message['role']})"
+            if len(message) > 2:
+                rest = {key: value for key, value in message.items() if key not in ("role", "content", "train")}
+                for key, text in _inside(rest):
+                    for word in self._words(text):
+                        yield self._wrong(word), f"message {number} ({message['role']}), {key}"
+        for _, text in _inside({"tools": said.tools}) if said.tools else ():
+            yield from ((self._wrong(word), "tools") for word in self._words(text))
+
+    def _words(self, text: str) -> Iterable[str]:
+        for first in self._firsts:
+            if first in text:  # in most texts none is
+                return dict.fromkeys(self._pattern.findall(text))
+        return ()
 
     def _wrong(self, word: str) -> str:
         read = "which this tokenizer reads as that token" if word in self.tokens else "a mark and not a word"
@@ -95,19 +115,6 @@ def _front(samples: list[str], tokens: re.Pattern[str]) -> str | None:
 def _marks(line: str) -> list[str]:
     """The marks of a line that has little else: prose, such as a system prompt of the template's own, has none."""
     return _MARK.findall(line) if len(_MARK.sub(" ", line).split()) <= 2 else []
-
-
-def _texts(said: Conversation | Text) -> Iterator[tuple[str, str]]:
-    """The texts of a row and their names."""
-    if isinstance(said, Text):
-        yield "text", said.text
-        return
-    for number, message in enumerate(said.messages, start=1):
-        yield f"message {number} ({message['role']})", message["content"]
-        if len(message) > 2:
-            rest = {key: value for key, value in message.items() if key not in ("role", "content", "train")}
-            yield from ((f"message {number} ({message['role']}), {key}", text) for key, text in _inside(rest))
-    yield from (("tools", text) for _, text in _inside({"tools": said.tools or []}))
 
 
 def _inside(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
