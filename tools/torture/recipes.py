@@ -91,7 +91,8 @@ def _run(recipes: list[dict[str, Any]], chance: random.Random, place: Path, numb
 def _other_value(chance: random.Random, recipe: dict[str, Any]) -> dict[str, Any]:
     """One key with another value that fits some key."""
     section, name = chance.choice([name for name in sorted(keys(Recipe)) if name.count(".") == 1]).split(".")
-    return {**recipe, section: {**recipe.get(section, {}), name: chance.choice(_VALUES)}}
+    before = recipe.get(section)
+    return {**recipe, section: {**(before if isinstance(before, dict) else {}), name: chance.choice(_VALUES)}}
 
 
 def _as_yaml(chance: random.Random, recipe: Any) -> str:

@@ -89,7 +89,7 @@ def _is_mixed(rows: Rows) -> bool:
     """Whether a file with columns can hold these rows only as texts."""
     try:
         pa.Table.from_pylist(rows)
-    except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError, ValueError):
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError, ValueError, AttributeError):
         return True
     return False
 
@@ -173,7 +173,8 @@ def _run(tokenizer: Any, chance: random.Random, place: Path, number: int) -> str
             at = chance.randrange(len(rows))
             value = mutate_value(chance, rows[at])
             rows[at] = value if isinstance(value, dict) or kind in (".jsonl", ".json") else {"text": value}
-        untouched = [row for row in untouched if row in rows] if kind == ".jsonl" or not _is_mixed(rows) else []
+        told = kind in (".jsonl", ".json", ".txt") or not _is_mixed(rows)
+        untouched = [row for row in untouched if told and row in rows]
     raw = _WRITERS[kind](rows) if kind != ".txt" else str(rows).encode("utf-8", "surrogatepass")
     if way > 0.5:
         raw = mutate_bytes(chance, raw)
