@@ -196,6 +196,17 @@ def remove_drafts(parent: Path, name: str = "") -> None:
             draft.unlink(missing_ok=True)
 
 
+def refuse_pipes(folder: Path) -> None:
+    """Refuse a folder in which a file is a pipe or a device: a library that reads it could wait for ever.
+
+    Raises:
+        UserError: it names the first.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path}: is a pipe or a device, not a file. Put the file itself there.")
+
+
 def lies_inside(path: Path, folder: Path) -> bool:
     """Whether a file of a folder lies in it, and is no link to somewhere else.
 

@@ -18,6 +18,7 @@ from lorakit.folders import (
     locked,
     read_facts,
     refuse_other_files,
+    refuse_pipes,
     remove_drafts,
     remove_folder,
     write_whole,
@@ -124,6 +125,8 @@ class Run:
         Raises:
             UserError: there is none, or it is damaged.
         """
+        if self.folder.is_dir():
+            refuse_pipes(self.folder)
         try:
             manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
         except FileNotFoundError as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import zipfile
 
@@ -13,12 +14,14 @@ import lorakit.model.offline as offline
 from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import LorakitError, UserError
 from lorakit.folders import sha256_of
-from lorakit.model.attach import attach_adapter
+from lorakit.model.attach import adapter_config, attach_adapter
 from lorakit.model.base import find_base
 from lorakit.model.load import load_model, load_tokenizer
 from lorakit.model.targets import select_targets
 from lorakit.progress import Silent
+from lorakit.recipe.begun import brought, refusal
 from lorakit.recipe.schema import Adapter, Model
+from lorakit.runs import Run
 
 SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -296,3 +299,21 @@ def test_the_adapter_starts_as_the_base_and_depends_on_the_seed_alone(folder):
     assert not any(torch.equal(weights[0][name], weights[2][name]) for name in a_matrices)
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(one(input_ids=ids).logits, loaded(folder)(input_ids=ids).logits)
+
+
+def test_a_pipe_in_a_model_adapter_or_run_folder_is_refused_and_not_waited_for(tmp_path):
+    for name in ("config.json", "adapter_config.json", "manifest.json"):
+        folder = tmp_path / name.removesuffix(".json")
+        folder.mkdir()
+        os.mkfifo(folder / name)
+        (folder / "adapter_model.safetensors").touch()
+    with pytest.raises(UserError, match=r"model\.base: .*/config/config\.json: is a pipe"):
+        find_base(str(tmp_path / "config"), "main", Silent())
+    with pytest.raises(UserError, match=r"manifest\.json: is a pipe"):
+        Run(tmp_path / "manifest").read_manifest()
+    assert refusal(tmp_path / "adapter_config") is not None and brought(tmp_path / "adapter_config") == {}
+    (tmp_path / "adapter_config" / "adapter_config.json").unlink()
+    (tmp_path / "adapter_config" / "adapter_config.json").write_text("{}")
+    os.mkfifo(tmp_path / "adapter_config" / "config.json")
+    with pytest.raises(UserError, match=r"adapter_config/config\.json: is a pipe"):
+        adapter_config(tmp_path / "adapter_config")

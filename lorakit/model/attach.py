@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from lorakit.errors import UserError
+from lorakit.folders import refuse_pipes
 from lorakit.model.adapters.driver import Given
 from lorakit.model.adapters.principal import INITIAL, with_initial
 from lorakit.model.patterns import check_patterns
@@ -189,6 +190,7 @@ def adapter_config(folder: Path) -> Any:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: has no {name}, so it holds no adapter.")
+    refuse_pipes(folder)
     try:
         return PeftConfig.from_pretrained(str(folder))
     except _READING as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
+from lorakit.folders import refuse_pipes
 from lorakit.model.weight_files import INDEX, SINGLE, header_of, weight_files
 
 _READ_BY_ALL = ("config.json", "tokenizer_config.json", "generation_config.json")
@@ -29,6 +30,10 @@ def check_base_files(folder: Path, complete: bool = True) -> None:
     Raises:
         UserError: it says of which file it is, and what to do.
     """
+    try:
+        refuse_pipes(folder)
+    except UserError as error:
+        raise UserError(f"model.base: {error}") from error
     refuse_code(folder, "model.base")
     try:
         _check_configs(folder, complete)

@@ -60,6 +60,8 @@ def refusal(source: Path) -> tuple[str, str] | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
