@@ -6,6 +6,8 @@ import os
 import sys
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import CHATML, rows_of, write_rows
 
@@ -219,3 +221,11 @@ def test_a_row_of_very_many_messages_has_its_end(short, recipe_file, tmp_path, l
 def test_a_row_error_is_still_a_row_error_within_a_bound():
     with pytest.raises(RowError), bounded(5, 1 << 30):
         raise RowError("no")
+
+
+def test_a_small_file_of_values_that_many_rows_share_comes_in_small_blocks(tmp_path):
+    long = "word " * 200_000  # a MB, which Parquet stores once
+    pq.write_table(pa.table({"text": [long] * 3000}), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
+    blocks = read_blocks(tmp_path / "a.parquet")
+    assert all(len(next(blocks).payload) < 1 << 22 for _ in range(3))

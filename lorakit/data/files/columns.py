@@ -9,7 +9,7 @@ from lorakit.data.rows import Block, Row, RowError, with_line_feeds
 from lorakit.errors import UserError
 from lorakit.recipe.problems import one_line
 
-_MOST_ROWS = 8192
+_MOST_ROWS, _TRIED = 8192, 16
 
 
 def read_parquet(path: Path, name: str) -> Iterator[Block]:
@@ -27,6 +27,10 @@ def read_parquet(path: Path, name: str) -> Iterator[Block]:
             whole, total = path.stat().st_size, file.metadata.num_rows
             groups = (file.metadata.row_group(index) for index in range(file.num_row_groups))
             bytes_of_all = sum(group.total_byte_size for group in groups)
+            # Values that many rows share are stored once: a file of a MB may hold rows of TBs.
+            first = next(file.iter_batches(batch_size=_TRIED), None)
+            if first is not None and first.num_rows:
+                bytes_of_all = max(bytes_of_all, first.nbytes * total // first.num_rows)
             for batch in file.iter_batches(batch_size=_rows_of_a_block(total, bytes_of_all)):
                 before, after = (whole * rows // total for rows in (number, number + batch.num_rows))
                 yield Block(name, number + 1, _packed(batch), rows_of, after - before)
