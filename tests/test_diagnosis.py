@@ -13,10 +13,11 @@ from runs_of_tests import run_recipe
 from test_smollm2 import users_cache  # noqa: F401
 
 from lorakit.data.conversations import Conversation
+from lorakit.data.general_texts import general_rows
 from lorakit.data.hygiene.traits import traits
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.diagnosis.collapse import style
-from lorakit.evaluate.diagnosis.general import general_rows, text_losses
+from lorakit.evaluate.diagnosis.general import text_losses
 from lorakit.evaluate.diagnosis.leak import leak
 from lorakit.evaluate.diagnosis.losses import forgetting, quantization_drift
 from lorakit.evaluate.diagnosis.parroting import memorization, parroting

@@ -9,7 +9,7 @@ from conftest import TOPICS, rows_of, write_rows
 from eval_runs import Remembers, make_run, score
 from prose import prose
 
-from lorakit.evaluate.diagnosis.general import general_rows
+from lorakit.data.general_texts import general_rows
 from lorakit.evaluate.evaluation import Request
 from lorakit.evaluate.examined import examination
 from lorakit.evaluate.run import score_lineup

@@ -1,9 +1,12 @@
 """`lorakit merge`"""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.cli.merge_options import (
+    BasePlace,
+    DataFile,
     Density,
     Dtype,
     Extract,
@@ -24,16 +27,19 @@ from lorakit.cli.options import Json, Quiet
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
+    from lorakit.merge.inputs import MergeInput
     from lorakit.progress import Progress
+    from lorakit.runs import Run
 
 # What each way of using the command takes; any other option that is given would do nothing, and is refused.
 _ONE = {"onto", "dtype", "no_proof", "output", "overwrite"}
+_PLACES = {"base", "data"}
 _TAKES = {
-    "one run": _ONE,
+    "one run": _ONE | _PLACES,
     "several runs": {"method", "weights", "density", "seed", "rank", "into_base", "output", "overwrite"},
     "several runs with --into-base": _ONE | {"method", "weights", "density", "seed", "rank", "into_base"},
     "--extract": {"extract", "rank", "keep_whole", "output", "overwrite"},
-    "--verify": {"verify"},
+    "--verify": {"verify"} | _PLACES,
 }
 
 
@@ -43,6 +49,8 @@ def merge(
     output: Output = None,
     dtype: Dtype = None,
     no_proof: NoProof = False,
+    base: BasePlace = None,
+    data: DataFile = None,
     overwrite: Overwrite = False,
     method: Method = None,
     weights: Weights = None,
@@ -56,7 +64,7 @@ def merge(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fold a run's adapter into its base model, and prove it.
+    """Fold an adapter, a run's or one alone, into its base model, and prove it.
 
     The base's files are gone through tensor by tensor, so that a model need not fit into memory. The merged files are
     then compared with the adapter model on held-out rows, and put in place only when both predict the same; else the
@@ -72,11 +80,11 @@ def merge(
         _extract(extract, folders[0], rank, output, overwrite, keep_whole, as_json, progress)
         return
     if way == "--verify":
-        _verify(verify, folders[0], as_json, progress)
+        _verify(verify, folders[0], (base, data), as_json, progress)
         return
     options = {"onto": onto or "trained", "dtype": dtype, "proved": not no_proof}
     if way == "one run":
-        _one(folders[0], output, overwrite, options, as_json, progress)
+        _one(folders[0], output, overwrite, (base, data), options, as_json, progress)
         return
     combination = (method or "", _numbers(weights), density, seed, rank)
     _several(folders, combination, output, overwrite, options if into_base else None, as_json, progress)
@@ -125,41 +133,79 @@ def _numbers(weights: str | None) -> list[float]:
         raise UserError(f"--weights: {weights!r} are no numbers with commas between them, such as 0.5,0.5.") from error
 
 
-def _one(folder: Path, output: Path | None, overwrite: bool, options: Any, as_json: bool, progress: "Progress") -> None:
+def _one(
+    folder: Path,
+    output: Path | None,
+    overwrite: bool,
+    places: tuple[str | None, Path | None],
+    options: Any,
+    as_json: bool,
+    progress: "Progress",
+) -> None:
     from lorakit import console
     from lorakit.cli.merge_texts import merged_facts, merged_text
     from lorakit.cli.next_commands import after_merge
-    from lorakit.merge.run import claimed, merge
-    from lorakit.plan.prepare import reopen_run
-    from lorakit.runs import Run
+    from lorakit.merge.run import claimed, merge_input
 
-    target = output or Run(folder).merged
-    Run(folder).read_manifest()
-    with Run(folder).shared(), claimed(target, overwrite):
-        run, prepared = reopen_run(folder, progress)
-        merged = merge(run, prepared, target, progress, **options)
+    run = _run_of(folder)
+    target = output or (run.merged if run else folder / "merged")
+    with run.shared() if run else nullcontext(), claimed(target, overwrite):
+        given = _input(folder, run, places, progress)
+        merged = merge_input(given, target, progress, **options)
     if as_json:
         console.result_json(merged_facts(merged))
     else:
         console.result(merged_text(merged))
-        console.result(f"next: {after_merge(run, prepared, merged.folder)}")
+        console.result(f"next: {after_merge(given, merged)}")
 
 
-def _verify(folder: Path | None, run_folder: Path, as_json: bool, progress: "Progress") -> None:
+def _run_of(folder: Path) -> "Run | None":
+    """The run that a folder is, or whose adapter it is; None where it is an adapter alone.
+
+    Raises:
+        UserError: it is neither.
+    """
+    from lorakit.runs import Run
+
+    run = Run(folder)
+    outer = Run(folder.resolve().parent)
+    if not run.holds_results() and (folder / "adapter_config.json").is_file():
+        return outer if outer.holds_results() and outer.adapter == folder.resolve() else None
+    run.read_manifest()
+    return run
+
+
+def _input(
+    folder: Path, run: "Run | None", places: tuple[str | None, Path | None], progress: "Progress"
+) -> "MergeInput":
+    from lorakit.merge.inputs import input_of_adapter, input_of_run
+    from lorakit.plan.prepare import reopen_run
+
+    base, data = places
+    if run is None:
+        return input_of_adapter(folder, base, progress, data)
+    return input_of_run(*reopen_run(run.folder, progress, base), progress, data)
+
+
+def _verify(
+    folder: Path | None,
+    given: Path,
+    places: tuple[str | None, Path | None],
+    as_json: bool,
+    progress: "Progress",
+) -> None:
     from lorakit import console
     from lorakit.cli.merge_texts import merged_facts, verified_text
-    from lorakit.merge.verify import verify
-    from lorakit.plan.prepare import reopen_run
+    from lorakit.merge.verify import verify_input
 
     assert folder is not None
     if not folder.is_dir():
         raise UserError(f"--verify {folder}: there is no such folder.")
-    run, prepared = reopen_run(run_folder, progress)
-    found = verify(run, prepared, folder, progress)
+    found = verify_input(_input(given, _run_of(given), places, progress), folder, progress)
     if as_json:
         console.result_json(merged_facts(found))
     else:
-        console.result(verified_text(found, run_folder))
+        console.result(verified_text(found, given))
 
 
 def _several(

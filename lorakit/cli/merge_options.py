@@ -11,7 +11,8 @@ Folders = Annotated[
     list[Path],
     typer.Argument(
         metavar="RUN...",
-        help="The folder of a run, such as runs/debian-json; several to combine. With --extract, the base model.",
+        help="The folder of a run, such as runs/debian-json, or of an adapter; several runs to combine. With "
+        "--extract, the base model.",
         show_default=False,
     ),
 ]
@@ -32,6 +33,24 @@ Onto = Annotated[
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     typer.Option("--dtype", help="Round all weights to this type; else each keeps its own.", show_default=False),
+]
+BasePlace = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="MODEL",
+        help="Where the base model is: a folder or hub id. The run or the adapter names one.",
+        show_default=False,
+    ),
+]
+DataFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Rows to prove the merge on; else the run's own, or general texts for an adapter without a run.",
+        show_default=False,
+    ),
 ]
 NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not compare the merged model with the adapter's.")]
 Method = Annotated[

@@ -53,7 +53,9 @@ def verified_text(merged: "Merged", run: Path) -> str:
 
 
 def _proved(proof: "Proof", rows_of: str) -> str:
-    return f"proved on {proof.positions:,} positions of {proof.rows} {rows_of} rows: {_figures(proof)}"
+    from lorakit.merge.card import rows_in_words
+
+    return f"proved on {proof.positions:,} positions of {proof.rows} {rows_in_words(rows_of)}: {_figures(proof)}"
 
 
 def _figures(proof: "Proof") -> str:

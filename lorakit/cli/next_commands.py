@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lorakit.merge.case import Merged
+    from lorakit.merge.inputs import MergeInput
     from lorakit.plan.prepare import Prepared
     from lorakit.runs import Run
 
@@ -23,10 +25,13 @@ def next_commands(run: "Run", prepared: "Prepared") -> list[str]:
     return found
 
 
-def after_merge(run: "Run", prepared: "Prepared", merged: Path) -> str:
+def after_merge(given: "MergeInput", merged: "Merged") -> str:
     """The evaluation that compares a merged model with its adapter and its base."""
-    beside = "" if merged.resolve() == run.merged.resolve() else f" {quoted(merged)}"
-    return f"lorakit eval {quoted(run.folder)}{beside}" + ("" if prepared.held_out else " --data FILE")
+    found = f"lorakit eval {quoted(given.folder)}"
+    if not given.is_run or merged.folder.resolve() != given.folder.resolve() / "merged":
+        found += f" {quoted(merged.folder)}"
+    found += "" if given.is_run else " base"
+    return found + ("" if given.names_held_out and merged.rows_of in ("", "held-out") else " --data FILE")
 
 
 def quoted(path: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorakit.data.conversations import Conversation, Said, Text
+from lorakit.data.general_texts import GeneralText, general_rows
 from lorakit.data.hygiene.traits import TraitArrays, traits
 from lorakit.errors import UserError
 from lorakit.evaluate.asked import Asked, reference_of
@@ -16,7 +17,7 @@ from lorakit.evaluate.asking import Probe, Witness, losses_of
 from lorakit.evaluate.cached import by_content, opened, prompt_name
 from lorakit.evaluate.diagnosis.collapse import style
 from lorakit.evaluate.diagnosis.finding import Finding
-from lorakit.evaluate.diagnosis.general import GeneralText, general_rows, text_losses
+from lorakit.evaluate.diagnosis.general import text_losses
 from lorakit.evaluate.diagnosis.leak import leak
 from lorakit.evaluate.diagnosis.losses import DRIFT, FORGETTING, forgetting, quantization_drift
 from lorakit.evaluate.diagnosis.parroting import memorization, parroting

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from lorakit.amounts import percent
 from lorakit.folders import files_in, sha256_of
 from lorakit.merge.combine import FACTS as COMBINED
+from lorakit.merge.inputs import MergeInput
 from lorakit.merge.proof import TOLERANCES, Proof
-from lorakit.plan.prepare import Prepared
-from lorakit.runs import MERGED, Run, now, versions
+from lorakit.runs import MERGED, now, versions
 
 if TYPE_CHECKING:
     from lorakit.merge.case import Merged
@@ -31,7 +31,7 @@ tags: [lora, lorakit, merged]
 {proof}{drift}{note}"""
 
 _PROOF = """\
-Compared with the adapter on the same weights, at {positions:,} trained positions of {rows} {rows_of} rows: largest
+Compared with the adapter on the same weights, at {positions:,} trained positions of {rows} {rows_of}: largest
 logit difference {difference:.3g} (logits reach {scale:.3g}), mean KL {kl:.2e} nats, top-1 agreement {top1}, loss
 {merged_loss:.4f} against {adapter_loss:.4f}.
 """
@@ -75,26 +75,18 @@ def better_in_words(drift: Proof) -> str:
     return _BETTER[drift.better()]
 
 
-def describe(draft: Path, run: Run, prepared: Prepared, merged: "Merged", adapter: Path | None) -> None:
-    """Write `merge.json` and `README.md` into a merged folder.
-
-    Args:
-        adapter: the one that was merged, where it is not the run's own.
-    """
-    weights = (adapter or run.adapter) / "adapter_model.safetensors"
-    manifest = run.read_manifest()
+def describe(draft: Path, given: MergeInput, merged: "Merged") -> None:
+    """Write `merge.json` and `README.md` into a merged folder."""
+    combination = _combination(given.adapter)
     facts: dict[str, Any] = {
         "format": 2,
         "merged": now(),
         "versions": versions(),
-        "run": prepared.recipe.name,
-        "base": {
-            "name": prepared.base.name,
-            "origin": prepared.base.origin,
-            "sha256": manifest["base"]["sha256"],
-        },
-        "adapter_sha256": sha256_of(weights),
-        "combined": _combination(adapter),
+        "run": given.name if given.is_run else None,
+        "adapter": given.adapter.resolve().name,
+        "base": {"name": given.base.name, "origin": given.base.origin, "sha256": given.base_sha256},
+        "adapter_sha256": sha256_of(given.adapter / "adapter_model.safetensors"),
+        "combined": combination,
         "onto": merged.onto,
         "quantization": merged.quantization,
         "dtype": merged.dtype,
@@ -106,30 +98,44 @@ def describe(draft: Path, run: Run, prepared: Prepared, merged: "Merged", adapte
     }
     facts["files"] = sorted({*files_in(draft), FACTS, "README.md"})
     (draft / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    on_gpu = manifest["machine"]["device"] == "cuda"
     drift = ""
     if merged.drift:
         drift = _DRIFT.format(
-            trained=merged.quantization if merged.quantization != "none" else prepared.model.dtype,
+            trained=merged.quantization if merged.quantization != "none" else given.model.dtype,
             better=better_in_words(merged.drift),
             **_figures(merged.drift),
         )
     card = _CARD.format(
-        base=prepared.base.name,
-        name=prepared.recipe.name,
-        what=f"the adapter of the run {prepared.recipe.name}" if adapter is None else "a combination of adapters",
+        base=given.base.name,
+        name=given.name,
+        what=f"the adapter {'of the run ' if given.is_run else ''}{given.name}"
+        if combination is None
+        else "a combination of adapters",
         onto=onto_in_words(merged),
         dtype=merged.dtype,
-        proof=_PROOF.format(rows_of=merged.rows_of, **_figures(merged.proof)) if merged.proof else _UNPROVED,
+        proof=_PROOF.format(rows_of=rows_in_words(merged.rows_of), **_figures(merged.proof))
+        if merged.proof
+        else _UNPROVED,
         drift=drift,
-        note=(_UNTIED if merged.untied else "") + (_INT8_ON_GPU if merged.quantization == "q8" and on_gpu else ""),
+        note=_notes(given, merged),
     )
     (draft / "README.md").write_text(card, encoding="utf-8")
 
 
-def _combination(adapter: Path | None) -> dict[str, Any] | None:
+def rows_in_words(rows_of: str) -> str:
+    """Whose rows judged a merge."""
+    known = {"held-out": "held-out rows", "training": "training rows", "general": "general texts"}
+    return known.get(rows_of, f"rows of {rows_of}")
+
+
+def _notes(given: MergeInput, merged: "Merged") -> str:
+    on_gpu = merged.quantization == "q8" and given.on_gpu
+    return (_UNTIED if merged.untied else "") + (_INT8_ON_GPU if on_gpu else "")
+
+
+def _combination(adapter: Path) -> dict[str, Any] | None:
     """What a combined adapter was made of."""
-    if adapter is None or not (adapter / COMBINED).is_file():
+    if not (adapter / COMBINED).is_file():
         return None
     facts: dict[str, Any] = json.loads((adapter / COMBINED).read_text(encoding="utf-8"))
     return facts

@@ -4,11 +4,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from lorakit.errors import LorakitError, UserError
+from lorakit.merge.inputs import MergeInput, Rows
 from lorakit.merge.proof import TOLERANCES, Proof, compare, reference
+from lorakit.model.base import Base
 from lorakit.model.checkpoint import TYPES
 from lorakit.model.held import Held, HeldWeights
 from lorakit.model.load import attentions_of, load_model, pad_token_id
@@ -16,11 +19,8 @@ from lorakit.model.quantized import dequantized, quantization_of
 from lorakit.model.stored import check_mergeable, stored_quantization
 from lorakit.model.streamed import streamed_adapter_model, streamed_model
 from lorakit.model.weights import Weights, open_weights
-from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.schema import Model
-from lorakit.runs import Run
 
 Onto = Literal["trained", "original"]
 
@@ -36,6 +36,7 @@ class Merged:
     dtype: str
     """The coarsest type of its weights, by which it was judged."""
     rows_of: str
+    """Which rows judged (lorakit.merge.inputs); empty where none did."""
     proof: Proof | None
     """Against the adapter on the weights that were merged into; None where none was asked for."""
     drift: Proof | None
@@ -48,21 +49,19 @@ class Merged:
 class Case:
     """An adapter, the weights it stands on, and the rows by which merges of it are judged."""
 
-    run: Run
-    prepared: Prepared
+    given: MergeInput
     weights: Weights
-    adapter: Path
     progress: Progress
 
-    @property
-    def rows_of(self) -> str:
-        """Which rows judge."""
-        return "held-out" if self.prepared.held_out else "training"
+    @cached_property
+    def rows(self) -> Rows:
+        """The rows that judge, and whose they are; read when they are needed."""
+        return self.given.read_rows()
 
     @property
     def _attention(self) -> str:
-        named = self.prepared.model.attention
-        if named == "eager" or "sdpa" not in attentions_of(self.prepared.base):
+        named = self.given.model.attention
+        if named == "eager" or "sdpa" not in attentions_of(self.given.base):
             return "eager"
         return "sdpa"  # which predicts the same as kernels that need a GPU
 
@@ -70,12 +69,11 @@ class Case:
         """The model with the adapter beside its weights, on the base as it is held."""
         base = HeldWeights(self.weights, held)
         folder = self.weights.folder
-        return streamed_adapter_model(folder, self._attention, base.read, self.adapter, base.pieces)
+        return streamed_adapter_model(folder, self._attention, base.read, self.given.adapter, base.pieces)
 
     def proofs(self, merged: Path, written: str, holds: list[Held]) -> list[Proof]:
         """The merged folder against the adapter on each way of holding its base, on the same rows."""
-        pad = pad_token_id(self.prepared.tokenizer)
-        rows = list((self.prepared.held_out or self.prepared.train).rows)
+        pad, (rows, _) = pad_token_id(self.given.tokenizer), self.rows
         expected = [reference(self.adapter_model(held), rows, pad, self.progress) for held in holds]
         written_weights = open_weights(merged)
         found = streamed_model(merged, self._attention, written_weights.read, written_weights.pieces)
@@ -93,39 +91,34 @@ def check_proof(proof: Proof, written: str, what: str, behind: str) -> None:
         raise LorakitError(f"{what} does not answer as the adapter does: {'; '.join(failures)}.{behind}")
 
 
-def refuse_unmergeable(run: Run, prepared: Prepared, onto: Onto) -> None:
-    """Refuse a run without an adapter, and a base that nothing can be added to.
+def refuse_unmergeable(base: Base, onto: Onto) -> None:
+    """Refuse a base that nothing can be added to.
 
     Raises:
-        UserError: it is one of these.
+        UserError: it is one.
     """
-    if trains_all(prepared.recipe.adapter):
-        raise UserError(
-            f"{run.folder}: there is no adapter to merge: this run trained the weights themselves. Its model is "
-            f"{run.model}."
-        )
-    check_mergeable(prepared.base)
-    stored = stored_quantization(prepared.base.folder)
+    check_mergeable(base)
+    stored = stored_quantization(base.folder)
     if stored and onto == "original":
         raise UserError(
-            f"--onto original: the weights of {prepared.base.name} are {stored.quantization} on disk: there are no "
+            f"--onto original: the weights of {base.name} are {stored.quantization} on disk: there are no "
             "full-precision ones to merge into. Leave --onto out."
         )
 
 
 @contextmanager
-def plain_base(prepared: Prepared, output: Path, progress: Progress) -> Iterator[tuple[Path, Model]]:
+def plain_base(given: MergeInput, output: Path, progress: Progress) -> Iterator[tuple[Path, Model]]:
     """The base's folder, and how its weights were held in training.
 
     Of a checkpoint that is quantized itself it is a copy with plain weights, which exists only inside.
     """
-    settings = prepared.model
-    if stored_quantization(prepared.base.folder) is None:
-        yield prepared.base.folder, settings
+    settings = given.model
+    if stored_quantization(given.base.folder) is None:
+        yield given.base.folder, settings
         return
-    progress.say(f"{prepared.base.name}: dequantizing the checkpoint, which takes the memory of the whole model")
+    progress.say(f"{given.base.name}: dequantizing the checkpoint, which takes the memory of the whole model")
     exact = settings.model_copy(update={"dtype": "float32", "attention": "eager"})
-    model = load_model(prepared.base, exact, "cpu")
+    model = load_model(given.base, exact, "cpu")
     plain = dequantized(model) if quantization_of(model) else model
     prefix = f".lorakit-draft.{output.name}."
     with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=prefix) as folder:
@@ -134,10 +127,10 @@ def plain_base(prepared: Prepared, output: Path, progress: Progress) -> Iterator
         yield Path(folder), settings.model_copy(update={"quantization": "none"})
 
 
-def trained_in(prepared: Prepared) -> str:
+def trained_in(given: MergeInput) -> str:
     """In which the base was held in training, be it that of the recipe or of the checkpoint itself."""
-    stored = stored_quantization(prepared.base.folder)
-    return stored.quantization if stored else prepared.model.quantization
+    stored = stored_quantization(given.base.folder)
+    return stored.quantization if stored else given.model.quantization
 
 
 def coarsest(types: list[str]) -> str:

@@ -12,9 +12,11 @@ from lorakit.folders import alone, read_facts, refuse_other_files, remove_drafts
 from lorakit.merge.card import FACTS, describe
 from lorakit.merge.case import Case, Merged, Onto, check_proof, coarsest, plain_base, refuse_unmergeable, trained_in
 from lorakit.merge.fold import folding_of
+from lorakit.merge.inputs import MergeInput, input_of_run
 from lorakit.merge.untie import target_of
 from lorakit.merge.write import full_disk_told, write_weights
 from lorakit.model.adapter_effect import changes_nothing
+from lorakit.model.base import Base
 from lorakit.model.beside_weights import write_beside_weights
 from lorakit.model.held import held_as_stored, held_by
 from lorakit.model.load import DTYPES, stored_dtype
@@ -22,7 +24,6 @@ from lorakit.model.stored import stored_quantization
 from lorakit.model.weights import open_weights
 from lorakit.plan.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.recipe.inputs import input_paths
 from lorakit.runs import Run
 
 
@@ -87,33 +88,49 @@ def merge(
         UserError: there is no adapter, or it or the base are of a kind that cannot be merged.
         LorakitError: the disk is full, or the merged files do not predict what the adapter model predicts.
     """
-    refuse_unmergeable(run, prepared, onto)
-    check_apart(output, prepared.base.folder, run.folder, *input_paths(prepared.recipe))
+    return merge_input(input_of_run(run, prepared, progress, adapter=adapter), output, progress, onto, dtype, proved)
+
+
+def merge_input(
+    given: MergeInput,
+    output: Path,
+    progress: Progress,
+    onto: Onto = "trained",
+    dtype: str | None = None,
+    proved: bool = True,
+) -> Merged:
+    """`merge` of an adapter that need not be a run's.
+
+    Raises:
+        UserError, LorakitError: as `merge`.
+    """
+    refuse_unmergeable(given.base, onto)
+    check_apart(output, given.base.folder, given.folder, given.adapter, *given.files)
     with full_disk_told(output):
         remove_drafts(output.absolute().parent, output.name)
-        with plain_base(prepared, output, progress) as (folder, settings), whole_folder(output) as draft:
+        with plain_base(given, output, progress) as (folder, settings), whole_folder(output) as draft:
             weights = open_weights(folder)
             trained, chosen = held_by(weights, settings), held_as_stored(settings)
             if onto == "trained":
                 chosen = trained
-            if changes_nothing(adapter or run.adapter):
-                progress.warn(f"{adapter or run.adapter}: changes nothing: one half of each of its changes is zero")
-            case = Case(run, prepared, weights, adapter or run.adapter, progress)
-            given = _given_type(prepared, dtype)
+            if changes_nothing(given.adapter):
+                progress.warn(f"{given.adapter}: changes nothing: one half of each of its changes is zero")
+            case = Case(given, weights, progress)
+            one_type = _given_type(given.base, dtype)
             folding = folding_of(case.adapter_model(trained))
             target = target_of(weights, folding)
             untied = target is not weights
-            types = write_weights(target, chosen, folding, given, draft, progress)
-            write_beside_weights(prepared.base.folder, prepared.tokenizer, prepared.stop_ids, given, draft, untied)
+            types = write_weights(target, chosen, folding, one_type, draft, progress)
+            write_beside_weights(given.base.folder, given.tokenizer, given.stop_ids, one_type, draft, untied)
             written = coarsest(types)
             holds = [chosen, trained] if onto == "original" and trained.differs(weights) else [chosen]
             proofs = case.proofs(draft, written, holds) if proved else []
             proof, drift = [*proofs, None, None][:2]
             if proof:
                 check_proof(proof, written, f"{output}: the merged model", " It was not put in place.")
-            rows_of = case.rows_of if proof else ""
-            merged = Merged(output, onto, trained_in(prepared), written, rows_of, proof, drift, untied)
-            describe(draft, run, prepared, merged, adapter)
+            rows_of = case.rows[1] if proof else ""
+            merged = Merged(output, onto, trained_in(given), written, rows_of, proof, drift, untied)
+            describe(draft, given, merged)
     return merged
 
 
@@ -128,8 +145,8 @@ def check_apart(output: Path, *inputs: Path) -> None:
             raise UserError(f"{output}: is what the merge stands on, or holds it ({needed}). Choose another --output.")
 
 
-def _given_type(prepared: Prepared, dtype: str | None) -> torch.dtype | None:
+def _given_type(base: Base, dtype: str | None) -> torch.dtype | None:
     """The one type that all weights are rounded to; None where each keeps its own."""
-    if dtype is None and stored_quantization(prepared.base.folder):
-        dtype = stored_dtype(prepared.base)
+    if dtype is None and stored_quantization(base.folder):
+        dtype = stored_dtype(base)
     return DTYPES[dtype] if dtype else None

@@ -10,6 +10,7 @@ from lorakit.errors import LorakitError, UserError
 from lorakit.merge.card import FACTS
 from lorakit.merge.case import Case, Merged, Onto, check_proof, coarsest, plain_base, refuse_unmergeable, trained_in
 from lorakit.merge.fold import Folding, folding_of
+from lorakit.merge.inputs import MergeInput, input_of_run
 from lorakit.merge.untie import target_of
 from lorakit.merge.write import with_tied
 from lorakit.model.checkpoint import TYPES
@@ -28,9 +29,18 @@ def verify(run: Run, prepared: Prepared, folder: Path, progress: Progress) -> Me
         UserError: the folder holds no plain model of the run's architecture.
         LorakitError: it does not predict what the run's adapter predicts.
     """
+    return verify_input(input_of_run(run, prepared, progress), folder, progress)
+
+
+def verify_input(given: MergeInput, folder: Path, progress: Progress) -> Merged:
+    """`verify` for an adapter that need not be a run's.
+
+    Raises:
+        UserError, LorakitError: as `verify`.
+    """
     facts, config = _facts_of(folder / FACTS), _facts_of(folder / "config.json")
     onto: Onto = "original" if facts.get("onto") == "original" else "trained"
-    refuse_unmergeable(run, prepared, onto)
+    refuse_unmergeable(given.base, onto)
     if "model_type" not in config:
         raise UserError(f"{folder}: has no config.json that names a model_type, so it is no model folder.")
     if config.get("auto_map"):
@@ -39,14 +49,14 @@ def verify(run: Run, prepared: Prepared, folder: Path, progress: Progress) -> Me
         raise UserError(f"{folder}: holds an adapter beside its weights, which would be put on them once more.")
     if quantization_in(config):
         raise UserError(f"{folder}: its weights are quantized, which no merge of lorakit's are. It cannot be proved.")
-    with plain_base(prepared, run.folder / "verify", progress) as (base, settings):
+    with plain_base(given, given.folder / "verify", progress) as (base, settings):
         weights, merged = open_weights(base), open_weights(folder)
         _check_alike(weights, merged)
         used = [merged.tensors[name] for group in merged.groups for name in group.names]
         written = coarsest([tensor.dtype for tensor in used if tensor.is_plain])
         trained = held_by(weights, settings)
         both = onto == "original" and trained.differs(weights)
-        case = Case(run, prepared, weights, run.adapter, progress)
+        case = Case(given, weights, progress)
         holds = [held_as_stored(settings), trained] if both else [trained]
         proof, drift = [*case.proofs(folder, written, holds), None][:2]
         assert proof is not None
@@ -55,7 +65,7 @@ def verify(run: Run, prepared: Prepared, folder: Path, progress: Progress) -> Me
         target = target_of(weights, folding)
         _check_weights(target, merged, holds[0], folding)
     untied = target is not weights
-    return Merged(folder, onto, trained_in(prepared), written, case.rows_of, proof, drift, untied)
+    return Merged(folder, onto, trained_in(given), written, case.rows[1], proof, drift, untied)
 
 
 def _facts_of(path: Path) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class RunRows:
         self, settings: Data, template: ChatTemplate, progress: Progress, manifest: dict[str, Any] | None = None
     ) -> None:
         """`manifest`: of the run that has ended."""
-        self._settings, self._template, self._progress, self._manifest = settings, template, progress, manifest
+        self.template = template
+        self._settings, self._progress, self._manifest = settings, progress, manifest
         self._told: set[str] = set()
 
     @property
@@ -43,7 +44,7 @@ class RunRows:
         apart = self._settings.eval is not None and not isinstance(self._settings.eval, float)
         if "_both" in vars(self) or not (apart or self._settings.eval is None):
             return self._both[1]
-        held_out = held_out_of(self._settings, self._template, self._progress) if apart else None
+        held_out = held_out_of(self._settings, self.template, self._progress) if apart else None
         if held_out:
             self._tell_changes(held_out, all_rows=False)
         return held_out
@@ -59,7 +60,7 @@ class RunRows:
 
     @cached_property
     def _both(self) -> tuple[Examples, Examples | None]:
-        train, held_out = examples_of(self._settings, self._template, self._progress)
+        train, held_out = examples_of(self._settings, self.template, self._progress)
         self._tell_changes(held_out, all_rows=True)
         return train, held_out
 
