@@ -3,8 +3,6 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from lorakit.data.glance.tokenizer_files import check_template_variables, templates_here
-from lorakit.data.template_date import asks_for_date, refuse_day
 from lorakit.errors import UserError
 from lorakit.model.base_files import check_base_files, refuse_missing_tokenizer
 from lorakit.model.stored import refuse_irreversible
@@ -25,12 +23,9 @@ def check_base_here(recipe: Recipe, complete: bool = True) -> None:
     """
     base, path = recipe.model.base, Path(recipe.model.base)
     snapshot = None if path.is_absolute() else hub_snapshot(base, recipe.model.revision)
-    own = Path(recipe.model.chat_template) if recipe.model.chat_template else None
     folder = path if path.is_absolute() and path.is_dir() else snapshot
-    if recipe.model.template_variables:
-        check_template_variables(folder, own, recipe.model.template_variables)
-    if recipe.model.template_date != "auto" and (templates := templates_here(folder, own)):
-        refuse_day(recipe.model.template_date, asks_for_date(templates))
+    if recipe.model.template_variables or recipe.model.template_date != "auto":
+        _check_template(recipe, folder)
     if path.is_absolute() and path.is_dir():
         check_base_files(path, complete)
         if complete:
@@ -39,6 +34,19 @@ def check_base_here(recipe: Recipe, complete: bool = True) -> None:
         _check_gguf(path)
     elif snapshot:
         check_base_files(snapshot, complete=False)
+
+
+def _check_template(recipe: Recipe, folder: Path | None) -> None:
+    """Refuse a variable or a day that the chat template here does not read."""
+    from lorakit.data.glance.tokenizer_files import check_template_variables, templates_here  # 70 ms of imports
+    from lorakit.data.template_date import asks_for_date, refuse_day
+
+    model = recipe.model
+    own = Path(model.chat_template) if model.chat_template else None
+    if model.template_variables:
+        check_template_variables(folder, own, model.template_variables)
+    if model.template_date != "auto" and (templates := templates_here(folder, own)):
+        refuse_day(model.template_date, asks_for_date(templates))
 
 
 def missing_words(recipe: Recipe) -> str | None:
