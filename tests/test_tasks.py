@@ -234,6 +234,17 @@ def test_prompts_are_plain_unless_the_chat_template_is_asked_for(model, tokenize
         run(model, bare, ["choice"], folder, chat=True)
 
 
+def test_chat_prompts_get_the_variables_of_the_template(model, tokenizer, task_folder):
+    toned = copy.deepcopy(tokenizer)
+    toned.chat_template = "{{ tone or 'plain' }}" + tokenizer.chat_template
+    folder = task_folder(choice=CHOICE)
+    chat = [
+        by_metric(run(model, toned, ["choice"], folder, chat=True, variables=variables), "choice")["brier_score"].value
+        for variables in ({}, {"tone": "plain"}, {"tone": "formal"})
+    ]
+    assert chat[0] == chat[1] != chat[2]
+
+
 def test_a_local_task_asks_no_network_and_prints_nothing(model, tokenizer, task_folder, monkeypatch, capsys):
     import datasets
     import huggingface_hub

@@ -96,6 +96,23 @@ def test_what_the_prompt_wrote_of_an_answer_is_counted():
     assert "cannot be rendered turn by turn" in refusal(made, chat("Hello", "Paris."))
 
 
+def test_behind_a_prompt_with_an_empty_thought_that_answers_lack_the_answer_alone_is_trained():
+    skip = "{{ '<think>\\n' }}{{ '\\n</think>\\n\\n' if not think }}"
+    made = family(
+        "{% if m.reasoning_content %}{{ '<think>\\n' + m.reasoning_content + '\\n</think>\\n\\n' }}{% endif %}"
+        "{{ m.content }}",
+        skip,
+    )
+    tokenizer = made.tokenizer()
+    talk = chat("Hello", "Paris.", "And?", "Lyon.")
+    found = examples(made, tokenizer, talk)
+    assert said(found, tokenizer) == ["Paris.</s>", "Lyon.</s>"]
+    prompt = tokenizer.apply_chat_template(talk[:1], add_generation_prompt=True)["input_ids"]
+    assert found[0].input_ids[: found[0].turns[0][0]] == prompt
+    thoughtful = [*chat("Hello"), answer("Paris.", thinking="hm")]
+    assert "write model.template_variables: {think: true}" in refusal(made, thoughtful)
+
+
 SWITCHED = [
     (
         "{% if not (thinking | default(true)) %}{{ '</think>' }}{% else %}{{ '<think>' }}{% endif %}",

@@ -72,11 +72,13 @@ def _forms(talk: Talk, index: int) -> Iterator[Form]:
     prompt = talk.prompt(index)
     yield Form(prompt, prompt)
     here = thoughts and thoughts.behind(prompt)
+    if here and here.skips and (inside or thinks(message)):
+        return
     ours = here and Form(prompt, prompt.removesuffix(here.tail), {}, here)
     if ours and here and here.tail and not template.writes_thoughts(message):
         yield ours
     yield from _rewritten(talk, index, prompt)
-    if ours and here and (inside or thinks(message) or here.opened):
+    if ours and here and (inside or thinks(message) or here.opened or here.skips):
         yield ours
 
 

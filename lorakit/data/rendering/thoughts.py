@@ -41,6 +41,8 @@ class Thoughts:
     closes: str
     opened: bool
     """The prompt opens a thought, which the model is to close."""
+    skips: bool = False
+    """The prompt has an empty thought in it: behind it there is none."""
 
     def behind(self, prompt: str) -> "Thoughts | None":
         """The same behind this prompt, which may open a thought where others do not, or the other way round (after a
@@ -94,6 +96,9 @@ def find_thoughts(
     `known`: the template's source and the added tokens, in which the closing mark must stand.
     """
     tail, generation = _tail_of_prompt(write)
+    marks = _MARK.findall(tail)
+    if len(marks) > 1 and marks[-1] in _closing(marks[0]):
+        return Thoughts(tail, "", "", marks[0], marks[-1], opened=False, skips=True)
     if names:
         found = next(_around(write, answering(), names, ANSWER), None)
     elif calls_names and form:
@@ -147,12 +152,14 @@ def _mirrored(tail: str, known: str) -> tuple[str, str] | None:
     mark = _LAST_MARK.search(tail)
     if mark is None:
         return None
-    opens = mark[1]
-    word = opens[1:-1]
-    candidates = [f"{opens[0]}/{word}{opens[-1]}"]
-    for begin, end in (("START", "END"), ("BEGIN", "END"), ("begin", "end"), ("start", "end")):
-        candidates.append(opens.replace(begin, end))
-    closes = next((one for one in candidates if one != opens and one in known), None)
+    closes = next((one for one in _closing(mark[1]) if one in known), None)
     if closes is None:
         return None
     return "", f"\n{closes}\n\n" if tail.endswith("\n") else closes
+
+
+def _closing(opens: str) -> list[str]:
+    """The marks that may close what a mark opens: </think>, [/THINK], <|END_THINKING|>."""
+    pairs = (("START", "END"), ("BEGIN", "END"), ("begin", "end"), ("start", "end"))
+    ends = [opens.replace(begin, end) for begin, end in pairs if begin in opens]
+    return [f"{opens[0]}/{opens[1:]}", *ends]
