@@ -69,3 +69,22 @@ def test_the_same_rows_in_another_place_are_the_same(tmp_path, tiny_base):
     write_rows(tmp_path / "elsewhere" / "eval.jsonl", rows_of(35)[30:])
     _, prepared = reopen_run(folder, told)
     assert prepared.held_out and any("eval.jsonl: not the rows of this run's training" in line for line in told.warned)
+
+
+def test_questions_are_answered_without_any_rows_of_the_run(handed_over, tmp_path, lorakit):
+    questions = write_rows(tmp_path / "questions.jsonl", [{"prompt": "Tell me about lamps, number 1."}])
+    code, out, err = lorakit("eval", handed_over, "--sheet", tmp_path / "sheet", "--questions", questions, "--json")
+    assert code == 0, err
+    assert json.loads(out)["answers"] == 2
+
+
+def test_adapters_are_combined_without_rows_and_scored_where_there_are_some(tmp_path, tiny_base, lorakit):
+    runs = [make_run(tmp_path / name, tiny_base, train={"seed": seed}) for seed, name in enumerate("ab")]
+    for name in ("train.jsonl", "eval.jsonl"):
+        (tmp_path / "b" / name).unlink()
+    options = ("--method", "cat", "--weights", "0.5,0.5", "--output", tmp_path / "both", "--json")
+    code, out, err = lorakit("merge", *(run.folder for run in runs), *options)
+    assert code == 0, err
+    facts = json.loads(out)
+    assert [score["run"] for score in facts["scores"]] == [str(runs[0].folder)]
+    assert facts["without_held_out_rows"] == [str(runs[1].folder)] and "cannot be read" in err

@@ -106,7 +106,7 @@ def combined_text(made: "Together") -> str:
         f"{one.method} of {len(one.sources)} adapters: rank {one.rank}, {one.modules} modules, {one.parameters:,} "
         f"parameters; {percent(one.off_sum, 1)} away from the weighted sum of their changes"
     )
-    lines += [f"{run}: has no held-out rows, and was not scored" for run in made.without]
+    lines += [f"{run}: has no held-out rows that can be read, and was not scored" for run in made.without]
     return "\n".join(lines)
 
 

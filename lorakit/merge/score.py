@@ -53,8 +53,8 @@ def score_sources(
         UserError: an adapter does not fit the base.
         LorakitError: a loss is no number.
     """
-    scored = [(run, prepared) for run, prepared in runs if prepared.held_out is not None]
-    without = [str(run.folder) for run, prepared in runs if prepared.held_out is None]
+    scored = [(run, prepared) for run, prepared in runs if prepared.rows.held_out_if_there is not None]
+    without = [str(run.folder) for run, prepared in runs if prepared.rows.held_out_if_there is None]
     if not scored:
         return [], without
     first = runs[0][1]

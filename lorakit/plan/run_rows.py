@@ -59,6 +59,15 @@ class RunRows:
             return None
 
     @cached_property
+    def held_out_if_there(self) -> Examples | None:
+        """`held_out`, or None where it cannot be read, which is told."""
+        try:
+            return self.held_out
+        except UserError as error:
+            self._progress.warn(f"nothing is scored on held-out rows that cannot be read: {error}")
+            return None
+
+    @cached_property
     def _both(self) -> tuple[Examples, Examples | None]:
         train, held_out = examples_of(self._settings, self.template, self._progress)
         self._tell_changes(held_out, all_rows=True)
