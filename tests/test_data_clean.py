@@ -233,6 +233,10 @@ def test_a_text_that_begins_with_the_beginning_of_sequence_is_refused(folder):
 def test_what_would_stop_a_run_is_told_behind_the_whole_report(recipe_file, lorakit_run, folder):
     path = recipe_file(data={"train": write(folder, PLAIN), "eval": write(folder, [PLAIN[7]], "b.jsonl")})
     code, out, err = lorakit_run("data", path)
-    assert code == 2 and "leakage: 1 x the same as a held-out row" in out and "data.clean.leakage says error" in err
+    assert (
+        code == 2
+        and "leakage: 1 x the same as a held-out row" in out
+        and "write fix instead of error: data.clean.leakage" in err
+    )
     code, out, _ = lorakit_run("data", path, "--json")
     assert code == 2 and json.loads(out)["checks"]["leakage"]["rows"] == 1

@@ -224,7 +224,7 @@ def test_broken_rows_are_counted_by_reason_with_the_first_places(folder):
 def test_when_nothing_is_left_the_reasons_are_told(folder):
     path = file(folder, "a.jsonl", "\n".join(['{"prompt": "a", "completion": null}'] * 3 + ["{"]))
     error = refusal(path, broken="drop", format="prompt-completion")
-    assert "a.jsonl: none of 4 rows is left: 3 the column 'completion' is missing or null (first: a.jsonl:1)" in error
+    assert "a.jsonl: no rows left (4 read): 3 the column 'completion' is missing or null (first: a.jsonl:1)" in error
     assert "; 1 no valid JSON (first: a.jsonl:4: " in error
 
 

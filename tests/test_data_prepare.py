@@ -318,7 +318,7 @@ def test_overlong_rows_stop_the_work_when_asked(folder):
 def test_when_no_row_is_left_the_reasons_are_told(folder):
     write(folder, LONG[:2])
     with pytest.raises(
-        UserError, match=r"a\.jsonl: none of 2 rows is left: 2 longer than 40 tokens \(first: a\.jsonl:1: "
+        UserError, match=r"a\.jsonl: no rows left \(2 read\): 2 longer than 40 tokens \(first: a\.jsonl:1: "
     ):
         made(folder, max_length=40)
 

@@ -232,7 +232,7 @@ def test_a_probe_is_asked_of_every_subject_while_its_model_is_there(one, two, lo
         (["./nowhere"], "there is no such run"),
         (["runs"], "runs: is no run, adapter or model"),
         (["a.txt"], r"a.txt: is a file\. Give the folder"),
-        (["base"], "base: of what"),
+        (["base"], "'base' needs a run or an adapter beside it"),
         (["RUN", "RUN"], "is given twice"),
         (["no-org/no-model"], "could not find model no-org/no-model"),
     ],

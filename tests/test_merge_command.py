@@ -177,7 +177,7 @@ def test_a_merge_does_not_replace_what_it_stands_on(trained, lorakit_merge, tmp_
     run = trained()
     for folder in (tmp_path / "base", run.folder):
         (folder / "merge.json").write_text('{"format": 2, "versions": {}}')
-        says = "is what the merge stands on"
+        says = "--output would overwrite an input of the merge"
         refused(lorakit_merge, tmp_path, 2, run.folder, "--output", folder, "--overwrite", says=says)
 
 

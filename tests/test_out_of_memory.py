@@ -264,7 +264,7 @@ def test_memory_that_runs_out_elsewhere_is_no_traceback(recipe_file, tmp_path, m
         raise MemoryError("no room")
 
     monkeypatch.setattr("lorakit.train.run.check_loss", full)
-    with pytest.raises(LorakitError, match="out of memory beside the passes of the steps: no room") as caught:
+    with pytest.raises(LorakitError, match="out of memory outside the forward and backward passes: no room") as caught:
         run_recipe(recipe_file(), tmp_path / "run")
     assert caught.value.exit_code == 1
 

@@ -187,7 +187,7 @@ def test_only_an_error_about_a_key_gets_the_keys_place(tmp_path):
     """Files have names with dots too, and lie in folders that are called as sections are."""
     recipe = loaded(tmp_path, SMALL)
     for text, place in (
-        ("data.train: no row is left", "x.yaml:4:10: "),
+        ("data.train: no rows left", "x.yaml:4:10: "),
         ("data.train[1].path: there is none", "x.yaml:4:10: "),
         ("model.dtype: cannot be", "x.yaml:2:3: "),
         ("train.steps: too many", "x.yaml: "),

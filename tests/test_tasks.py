@@ -356,7 +356,7 @@ def test_unknown_tasks_are_errors_that_list_the_folders_own(model, tokenizer, ta
         run(model, tokenizer, ["choice"], folder / "gone")
     with pytest.raises(UserError, match="no task is named"):
         run(model, tokenizer, [], folder)
-    with pytest.raises(UserError, match="--limit: 0 rows are none"):
+    with pytest.raises(UserError, match="--limit must be at least 1"):
         run(model, tokenizer, ["choice"], folder, limit=0)
 
 

@@ -49,7 +49,7 @@ def check_together(models: list[str], options: Mapping[str, Any]) -> None:
     for first, first_in_words, second, second_in_words in _PAIRS:
         if (first in given) != (second in given):
             there, lacking = (first, second_in_words) if first in given else (second, first_in_words)
-            raise UserError(f"{there}: says nothing alone. Give {lacking} too.")
+            raise UserError(f"{there} requires {lacking}.")
     asked = [name for name in _OTHERS if name in given]
     if asked == ["--sheet", "--ratings"]:
         raise UserError("--ratings and --sheet exclude each other: a sheet is written first, and rated then.")

@@ -33,7 +33,7 @@ FailUnder = Annotated[
     typer.Option(
         "--fail-under",
         metavar="METRIC=VALUE",
-        help="Exit with 1 where a model's score is worse, the baseline's aside. May be given several times.",
+        help="Exit with 1 where a model's score is worse, except the baseline. May be given several times.",
         show_default=False,
     ),
 ]

@@ -123,7 +123,7 @@ def _act(decided: Decided, check: str, action: str, found: Found) -> None:
         raise UserError(
             f"{decided.gathered.where(first)[0]}: {found.reason}"
             + (f" ({found.cases(first)[0]})" if found.cases(first)[0] else "")
-            + f"; {len(found.rows):,} rows in all. Mend the rows, or write data.clean.{check}: fix or report."
+            + f"; {len(found.rows):,} rows in all. Fix the rows, or write data.clean.{check}: fix or report."
         )
     if action == "fix":
         decided.kept[found.leave_out] = False

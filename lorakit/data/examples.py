@@ -153,11 +153,11 @@ def _nothing_left(sources: list[Source], report: Report, rules: Rules, side: int
     if report.dropped.total and report.read == report.dropped.total:
         longer = any(reason.startswith("longer than") for reason in report.dropped.counts)
         remedy = " Raise data.max_length, or write data.overlong: truncate." if longer else ""
-        return f"{names}: none of {report.read:,} rows is left: {report.dropped}.{remedy}"
+        return f"{names}: no rows left ({report.read:,} read): {report.dropped}.{remedy}"
     if rules.share is None and report.not_taken:
         return f"{names}: take leaves none of {report.read:,} rows. Write a larger share, or a number of rows."
     if rules.share is None:
-        return f"{names}: none of {report.read:,} rows is left."
+        return f"{names}: no rows left ({report.read:,} read)."
     left = "is held out" if side else "is left to train on"
     alike = " or write data.clean.near_leakage: off where rows are alike on purpose," if rules.apart else ""
     return f"{names}: with data.eval: {rules.share:g} no row {left}. Give more rows,{alike} or a file of held-out rows."

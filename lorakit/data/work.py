@@ -184,7 +184,7 @@ class Worker:
                 raise UserError(
                     f"{where}: {finding.field}: {finding.what}"
                     + (f": {one_line(finding.case, 200)}" if finding.case else "")
-                    + f". Mend the row, or write data.clean.{finding.check}: fix."
+                    + f". Fix the row, or write data.clean.{finding.check}: fix."
                 )
             left = "" if finding.fixed or self.rules.checks[finding.check] == "report" else " (left as it is)"
             case = f"{finding.field}: {finding.case}" if finding.case else finding.field
@@ -197,7 +197,7 @@ class Worker:
     def _broken(self, error: RowError, where: str, report: Report) -> None:
         if self.rules.broken == "error":
             raise UserError(
-                f"{where}: {one_line(str(error), 600)}. Mend the row, or write data.broken: drop to leave such rows "
+                f"{where}: {one_line(str(error), 600)}. Fix the row, or set data.broken: drop to leave such rows "
                 "out and count them."
             )
         report.drop(error, where)

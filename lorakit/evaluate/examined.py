@@ -21,6 +21,7 @@ from lorakit.evaluate.diagnosis.general import text_losses
 from lorakit.evaluate.diagnosis.leak import leak
 from lorakit.evaluate.diagnosis.losses import DRIFT, FORGETTING, forgetting, quantization_drift
 from lorakit.evaluate.diagnosis.parroting import memorization, parroting
+from lorakit.evaluate.diagnosis.sentences import sentence
 from lorakit.evaluate.diagnosis.spans import SpanIndex, span_index
 from lorakit.evaluate.evaluation import Evaluation, Request
 from lorakit.evaluate.losses import trained_tokens
@@ -249,7 +250,7 @@ def _traits(rows: Any, prepared: Prepared, progress: Progress) -> TraitArrays:
 def flagged(found: Mapping[str, Sequence[Finding]]) -> list[str]:
     """What is flagged, a sentence each."""
     return [
-        f"{name}: {one.name}: {one.value:.3g} {one.unit}. {one.remedy}"
+        f"{name}: {sentence(one)}"
         for name, those in found.items()
         for one in those
         if one.flagged and one.value is not None

@@ -57,7 +57,7 @@ def asked_of(lineup: Lineup, file: Path | None, progress: Progress) -> tuple[lis
     if left_out:
         progress.warn(f"{left_out:,} rows are left out, which not every model's tokenizer and template render")
     if not one_each[0].rows:
-        raise UserError(f"{told}: no row is left to score on.")
+        raise UserError(f"{told}: no rows left to score.")
     found = dict(zip(by_tokenizer, _shared(one_each), strict=True))
     return [found[name] for name in names], told
 

@@ -204,7 +204,7 @@ def _of_base(others: Sequence[Subject]) -> Subject:
     """The base of the first run or adapter."""
     owner = next((one for one in others if one.adapter), None) or next((one for one in others if one.prepared), None)
     if owner is None:
-        raise UserError("base: of what? Give a run or an adapter beside it, or the model's own folder or hub id.")
+        raise UserError("'base' needs a run or an adapter beside it. Or give the model's own folder or hub id.")
     base = owner.prepared.base if owner.prepared else owner.base
     return Subject(BASE, BASE, "base", base, owner.settings, prepared=owner.prepared)
 

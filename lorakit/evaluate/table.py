@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from lorakit.evaluate.compared import Score, difference_of, interval_of, verdict_of
 from lorakit.evaluate.diagnosis.finding import Finding
+from lorakit.evaluate.diagnosis.sentences import number
 from lorakit.evaluate.evaluation import Evaluation
 from lorakit.evaluate.intervals import Comparison
 
@@ -55,7 +56,7 @@ def _findings(evaluation: Evaluation) -> Table:
 
 
 def _number(one: Finding) -> str:
-    return "-" if one.value is None else f"{one.value:.3g}"
+    return "-" if one.value is None else number(one.value)
 
 
 def _verdict(one: Finding) -> str:

@@ -78,7 +78,7 @@ def run_tasks(
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("--tasks: benchmarks need the package lm-eval: pip install 'lorakit[tasks]'.")
     if limit is not None and limit < 1:
-        raise UserError(f"--limit: {limit} rows are none. Write 1 or more, or leave it out for all rows.")
+        raise UserError("--limit must be at least 1. Leave it out for all rows.")
     if chat and not tokenizer.chat_template:
         raise UserError("--tasks: this tokenizer has no chat template to put prompts into. Leave --chat-template out.")
     names = list(dict.fromkeys(names))

@@ -142,7 +142,9 @@ def check_apart(output: Path, *inputs: Path) -> None:
     """
     for needed in inputs:
         if needed.resolve().is_relative_to(output.resolve()):
-            raise UserError(f"{output}: is what the merge stands on, or holds it ({needed}). Choose another --output.")
+            raise UserError(
+                f"--output would overwrite an input of the merge: {needed} lies in {output}. Choose another."
+            )
 
 
 def _given_type(base: Base, dtype: str | None) -> torch.dtype | None:

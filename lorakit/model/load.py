@@ -150,8 +150,8 @@ def check_vocabulary(model: Any, largest_token: int, name: str) -> None:
     known = model.get_input_embeddings().weight.shape[0]
     if largest_token >= known:
         raise UserError(
-            f"model.base: {name}: its tokenizer writes the token {largest_token}, its weights know {known:,} tokens. "
-            "Tokenizer and weights do not belong together."
+            f"model.base: {name}: token id {largest_token} is out of range (vocabulary size {known:,}). Its tokenizer "
+            "and its weights do not belong together."
         )
 
 

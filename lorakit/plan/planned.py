@@ -126,7 +126,7 @@ def rows_of(recipe: Recipe, seen: Glance | None) -> Rows:
     limit = recipe.data.max_length
     if seen is not None and not seen.lengths:
         raise UserError(
-            f"data.train: no row is left of those looked at: {seen.broken} cannot be read, "
+            f"data.train: no rows left of those looked at: {seen.broken} cannot be read, "
             f"{percent(seen.overlong)} are longer than data.max_length, {limit}. lorakit data RECIPE shows each."
         )
     if seen is None:

@@ -13,7 +13,7 @@ from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import branches, fields, section_of
 from lorakit.tables import ADAPTERS, FORMATS, METRICS, QUANTIZERS
 
-EXTENDS = "Files that this one stands on: a path, or a list of paths of which later ones win, relative to this file."
+EXTENDS = "Files that this one builds on: a path, or a list of paths of which later ones win, relative to this file."
 
 _TABLES = {
     "data.format": FORMATS,

@@ -114,10 +114,8 @@ class Passes:
         else:
             raise LorakitError(self._too_large(when, units[0], failed))
         self.held_out_batch = min(self.held_out_batch, self.micro_batch)  # as a resumed run has it
-        but = ", but for what dropout leaves out" if self.recipe.adapter.dropout else ""
-        self.progress.warn(
-            f"out of memory {when} with micro_batch {tried}: {change}. The result does not depend on it{but}."
-        )
+        but = " except for dropout masks" if self.recipe.adapter.dropout else ""
+        self.progress.warn(f"out of memory {when} with micro_batch {tried}: {change}. Results are unchanged{but}.")
         self.shrunk(Shrunk(number, tried, self.micro_batch, recomputes(self.model)))
 
     def held_out_loss(self, rows: Sequence[dict[str, Any]]) -> tuple[float, int, int]:

@@ -64,7 +64,8 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
     except Exception as error:
         if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
             raise LorakitError(
-                f"out of memory beside the passes of the steps: {first_line(error)}. lorakit plan tells what fits."
+                f"out of memory outside the forward and backward passes: {first_line(error)}. "
+                "lorakit plan tells what fits."
             ) from error
         told = explained(error)
         if told is None:

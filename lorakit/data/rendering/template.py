@@ -129,7 +129,7 @@ class ChatTemplate:
         except TemplateSyntaxError as error:
             raise UserError(
                 f"model.chat_template: no valid Jinja: {error.message}, line {error.lineno}. "
-                "Mend the template, or write another."
+                "Fix the template, or write another."
             ) from error
         except TemplateError as error:
             raise RowError(REFUSES, str(error)) from error

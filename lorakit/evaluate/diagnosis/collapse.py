@@ -43,7 +43,7 @@ VARIETY = Check(
     0.5,
     "1 is as many different answers as the references have, 0 the same answer to every prompt. At one half, what takes "
     "the references a hundred different answers is done with ten. Flagged where the 95 % interval lies below one half.",
-    "Look at the most frequent answers below. Train with a lower learning rate or for more steps, give rows of rare "
+    "Train with a lower learning rate or for more steps, give rows of rare "
     "answers a larger weight (data.train: {weight: ...}), and take out rows that say the same.",
 )
 VOCABULARY = Check(
