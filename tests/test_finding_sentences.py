@@ -1,4 +1,4 @@
-"""A finding's sentence shows the figures and answers that it is about, and no number that only a machine would write."""
+"""A finding's sentence shows the figures and answers that it is about, and no number that only a machine writes."""
 
 from lorakit.evaluate.diagnosis.collapse import LENGTH, UNFINISHED, VARIETY
 from lorakit.evaluate.diagnosis.losses import FORGETTING
