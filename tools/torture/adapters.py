@@ -34,7 +34,7 @@ def _run(stage: Stage, chance: random.Random, place: Path, number: int) -> str:
     done = damage(chance, task / "theirs", names)
     command = chance.choice(_COMMANDS)
     case_of(place, command=command, damage=done)
-    ended = run_in(task, command, seconds=60)
+    ended = run_in(task, command, seconds=90)
     try:
         check_clean_end(ended, (0, 1, 2) if command[0] == "train" else (0, 2))
         if command[0] == "merge" and ended.code and (task / "merged").exists():
@@ -44,4 +44,4 @@ def _run(stage: Stage, chance: random.Random, place: Path, number: int) -> str:
     return {0: "used", 1: "failed with a message", 2: "refused"}[ended.code]
 
 
-PART = Part("adapters", 150, _prepare, _run, seconds=120)
+PART = Part("adapters", 150, _prepare, _run, seconds=200)

@@ -36,7 +36,7 @@ def _run(stage: Stage, chance: random.Random, place: Path, number: int) -> str:
     folders = [task / "cache" / kind for kind in kinds if (task / "cache" / kind).is_dir()]
     done = damage(chance, chance.choice(folders), values=chance.random() < 0.3)
     case_of(place, command=command, damage=done)
-    ended = run_in(task, command, seconds=60)
+    ended = run_in(task, command, seconds=90)
     try:
         check_clean_end(ended, (0, 1, 2))
         if ended.code == 0:
@@ -48,4 +48,4 @@ def _run(stage: Stage, chance: random.Random, place: Path, number: int) -> str:
     return {0: "the same result", 1: "failed with a message", 2: "refused"}[ended.code]
 
 
-PART = Part("caches", 120, _prepare, _run, seconds=120)
+PART = Part("caches", 120, _prepare, _run, seconds=200)

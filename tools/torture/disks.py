@@ -13,6 +13,13 @@ from tools.torture.stage import Stage, check_clean_end, run_in, set_stage
 _SEED = 2
 _FAULTS = {errno.ENOSPC: True, errno.EDQUOT: True, errno.EFBIG: True, errno.EIO: False}
 """The system's errors, and whether each stays."""
+_WORDS = {
+    errno.ENOSPC: ("disk is full", "no space left"),
+    errno.EDQUOT: ("quota",),
+    errno.EFBIG: ("larger than it may be", "limit on file sizes", "file too large"),
+    errno.EIO: ("failed", "input/output error", "could not be written"),
+}
+"""What a message about each says, one of these at least."""
 
 
 def _prepare(folder: Path) -> Stage:
@@ -33,7 +40,7 @@ def _run(stage: Stage, chance: random.Random, place: Path, number: int) -> str:
     where = f"{scenario}, {words} from operation {at} ({_met(ended.operations, at)}): "
     try:
         check_clean_end(ended, (0, 1, 2))
-        if ended.code and not any(said in ended.text.lower() for said in (words.lower(), "disk filled up")):
+        if ended.code and not any(said in ended.text.lower() for said in _WORDS[error]):
             raise BrokenPromiseError(f"the message does not say {words!r}: {ended.text[-1500:]}")
         check_whole(task, stage)
         return ("failed, " if ended.code else "not met, ") + finish(task, stage, scenario)

@@ -66,7 +66,7 @@ def _run(bases: _Bases, chance: random.Random, place: Path, number: int) -> str:
     done = damage(chance, base, names)
     command = chance.choice(_COMMANDS)
     case_of(place, command=command, damage=done)
-    ended = run_in(task, command, seconds=60)
+    ended = run_in(task, command, seconds=90)
     codes = (0, 1, 2) if command == TRAIN else (0, 2)
     try:
         check_clean_end(ended, codes)
@@ -93,4 +93,4 @@ def _tensors(base: Path) -> dict[str, str]:
     return found
 
 
-PART = Part("models", 200, _prepare, _run, seconds=120)
+PART = Part("models", 200, _prepare, _run, seconds=200)

@@ -40,7 +40,7 @@ def _run(shared: tuple[Stage, Path], chance: random.Random, place: Path, number:
     task = copy_task(halfway if command is RESUME else stage.trained, place)
     done = damage(chance, task / RUN, chance.choice([None, ["manifest.json", "recipe.yaml", "log.jsonl"]]))
     case_of(place, command=command, damage=done)
-    ended = run_in(task, command, seconds=60)
+    ended = run_in(task, command, seconds=90)
     try:
         check_clean_end(ended, (0, 2))
         if command is RESUME and ended.code == 0:
@@ -51,4 +51,4 @@ def _run(shared: tuple[Stage, Path], chance: random.Random, place: Path, number:
     return {0: "byte-equal" if command is RESUME else "used", 2: "refused"}[ended.code]
 
 
-PART = Part("runs", 120, _prepare, _run, seconds=120)
+PART = Part("runs", 120, _prepare, _run, seconds=200)

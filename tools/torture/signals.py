@@ -30,7 +30,7 @@ def _run(stage: Stage, chance: random.Random, place: Path, number: int) -> str:
     task = set_out(stage, scenario, place)
     if scenario == "resume":
         run_in(task, COMMANDS["train"], signals=[(_START + chance.random() * stage.seconds["train"], signal.SIGINT)])
-        scenario = "resume" if (task / RUN / "manifest.json").is_file() else "train"
+        scenario = _next(task)
     ended = run_in(task, COMMANDS[scenario], signals=signals)
     names = " and ".join(f"{signal.Signals(sent).name} after {at:.2f} s" for at, sent in signals)
     try:
@@ -41,6 +41,15 @@ def _run(stage: Stage, chance: random.Random, place: Path, number: int) -> str:
         return ("" if ended.code else "not met, ") + finish(task, stage, scenario)
     except BrokenPromiseError as error:
         raise BrokenPromiseError(f"{scenario}, {names}: {error}") from error
+
+
+def _next(task: Path) -> str:
+    """The command that goes on with a run, wherever it was interrupted."""
+    manifest = task / RUN / "manifest.json"
+    if not manifest.is_file():
+        return "train"
+    ended = json.loads(manifest.read_text(encoding="utf-8"))["status"] == "complete"
+    return "overwrite" if ended else "resume"
 
 
 def _check_kept(task: Path) -> None:
