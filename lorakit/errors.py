@@ -66,6 +66,7 @@ _MACHINES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, e
 # Libraries that lose the number: safetensors and tokenizers write it into the text, torch's file writer says nothing.
 _NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _TORCH_WRITES = re.compile(r"PytorchStreamWriter failed|file write failed|iostream error|unexpected pos \d+ vs \d+")
+_TORCH_OPENS = re.compile(r"open file failed with strerror: (.+)")
 _NUL = re.compile("embedded null (byte|character)")
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|[Cc]an(?:'t|not) allocate memory|bad_alloc")
 
@@ -93,6 +94,9 @@ def _number(error: BaseException) -> int | None:
     if number is None and not isinstance(error, LorakitError):
         found = _NUMBER.search(str(error))
         number = int(found[1] or found[2]) if found else None
+        words = _TORCH_OPENS.search(str(error))
+        if words:
+            number = next((known for known in SYSTEM_ERRORS if os.strerror(known) == words[1].strip()), None)
     return number
 
 

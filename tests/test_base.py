@@ -121,6 +121,13 @@ def test_a_damaged_tokenizer_is_one_clear_error(folder, content):
         load_tokenizer(find_base(str(folder), "main", Silent()), None)
 
 
+def test_a_tokenizer_that_loads_and_cannot_be_used_is_one_clear_error(folder):
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": "many"}))
+    with pytest.raises(UserError, match="the tokenizer cannot be loaded"):
+        load_tokenizer(find_base(str(folder), "main", Silent()), None)
+
+
 def test_a_model_without_chat_template_says_what_to_write(folder, tmp_path):
     (folder / "chat_template.jinja").unlink()
     base = find_base(str(folder), "main", Silent())

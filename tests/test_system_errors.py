@@ -52,6 +52,12 @@ def test_a_full_disk_is_told_whatever_library_met_it(library, tokenizer, small_d
     gc.collect()
 
 
+def test_a_file_that_torch_cannot_open_is_told_by_the_systems_words(tmp_path):
+    with pytest.raises(RuntimeError) as caught:
+        torch.save({"a": torch.zeros(1)}, tmp_path)
+    assert "is a folder, not a file" in str(explained(caught.value))
+
+
 @pytest.mark.parametrize("number", SYSTEM_ERRORS)
 def test_every_error_of_the_table_says_where_why_and_what_to_do(number):
     told = explained(OSError(number, os.strerror(number), "/some/where"))

@@ -54,6 +54,7 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
+        tokenizer("a")  # some values of its configuration, such as model_max_length, are only looked at here
     except (OSError, ValueError, KeyError, TypeError, ImportError, ArithmeticError, StrictDataclassError) as error:
         raise UserError(f"model.base: {base.name}: the tokenizer cannot be loaded: {_first_line(error)}") from error
     except Exception as error:  # the Rust tokenizers raise bare Exceptions on a damaged tokenizer.json

@@ -14,9 +14,9 @@ _SEED = 2
 _FAULTS = {errno.ENOSPC: True, errno.EDQUOT: True, errno.EFBIG: True, errno.EIO: False}
 """The system's errors, and whether each stays."""
 _WORDS = {
-    errno.ENOSPC: ("disk is full", "no space left"),
-    errno.EDQUOT: ("quota",),
-    errno.EFBIG: ("larger than it may be", "limit on file sizes", "file too large"),
+    errno.ENOSPC: ("is full", "no space left"),
+    errno.EDQUOT: ("quota", "is full"),
+    errno.EFBIG: ("larger than it may be", "limit on file sizes", "file too large", "is full"),
     errno.EIO: ("failed", "input/output error", "could not be written"),
 }
 """What a message about each says, one of these at least."""
