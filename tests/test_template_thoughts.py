@@ -1,8 +1,10 @@
 """Templates whose prompt opens a thought, or that drop thoughts: what the model must say behind it is trained."""
 
+import json
 from dataclasses import replace
 
 import pytest
+from conftest import CHATML, rows_of
 from data_families import FAMILIES, Family, answer, call, chat, result
 from data_masks import examples, refusal, trained_texts
 
@@ -263,3 +265,22 @@ def test_a_thought_in_the_text_stands_behind_no_empty_one():
             "hm\n</think>\n\nParis.</s>",
             "\n</think>\n\nLyon.</s>",
         ]
+
+
+def test_a_base_whose_prompt_opens_a_thought_is_trained_and_scored_on_plain_rows(recipe_file, lorakit, tmp_path):
+    source = CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}").replace(
+        "message['content']", "message['content'].split('</think>')[-1]"
+    )
+    (tmp_path / "own.jinja").write_text(source)
+    steps = {"epochs": ..., "steps": 2, "eval_every": 2, "save_every": 2}
+    recipe = recipe_file(model={"chat_template": "own.jinja"}, train=steps, evaluate={"metrics": ["json-valid"]})
+    code, out, told = lorakit("data", recipe)
+    assert code == 0 and "22 rows: answers without thinking: the prompt opens a thought with <think>" in out, told
+    assert "<think>\n⟦\n</think>\n\n" in out, "what the prompt wrote is not trained, what closes it is"
+    code, _, told = lorakit("train", recipe, "--output", "run")
+    assert code == 0 and "close it at once with </think>" in told
+    code, _, told = lorakit("eval", "run")
+    assert code == 0, told
+    rows = [json.loads(line) for line in next((tmp_path / "run" / "eval").glob("*.jsonl")).read_text().splitlines()]
+    references = [row["messages"][-1]["content"] for row in rows_of(40)[30:]]
+    assert [row["reference"] for row in rows] == references
