@@ -39,7 +39,8 @@ def _exact_turn(talk: Talk, index: int) -> Turn:
         try:
             turn = _ended(talk, index, text, form)
             refuse_unwritten(talk, turn)
-            turn = replace(turn, given=given_characters(talk, turn))
+            if "begun" in talk.messages[index]:
+                turn = replace(turn, given=given_characters(talk, turn))
         except RowError as error:
             first = first or error
             continue

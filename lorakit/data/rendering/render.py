@@ -7,7 +7,7 @@ rewrites history (drops earlier thinking, ends the last turn in another way), a 
 the turns that stand in it as the model would have said them. Where that cannot be exact, the row is refused.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lorakit.data.conversations import Conversation, Message, Text
 from lorakit.data.rendering.answers import turn_of
@@ -186,7 +186,7 @@ def _grouped(turns: list[Turn], talk: Talk) -> list[list[Turn]]:
 
 
 def _rendered(group: list[Turn], trained: set[int], everything: bool) -> Rendered:
-    spans = tuple(replace(turn.span, start=turn.span.start + turn.given) for turn in group if turn.index in trained)
+    spans = tuple(turn.trained for turn in group if turn.index in trained)
     skipped = tuple((turn.span.start, turn.span.end) for turn in group if turn.index not in trained)
     note = next((turn.note for turn in group if turn.note and turn.index in trained), "")
     return Rendered(group[-1].text, spans, everything, skipped, note=note)

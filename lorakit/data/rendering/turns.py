@@ -1,7 +1,7 @@
 """What rendering works on: a row's messages beside what the template makes of them, and one turn in its text."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -54,6 +54,11 @@ class Turn:
     def prompt(self) -> str:
         """What the model reads before it answers."""
         return self.form.prompt
+
+    @property
+    def trained(self) -> Span:
+        """The characters that the model is to say."""
+        return replace(self.span, start=self.span.start + self.given) if self.given else self.span
 
     @property
     def said(self) -> str:
