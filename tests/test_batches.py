@@ -147,6 +147,11 @@ def test_the_steps_of_a_run_are_the_epochs_one_behind_the_other_however_they_are
     ]
 
 
+def test_the_draws_of_a_single_source_are_its_steps():
+    alone = Mixture((150,), (0.5,))
+    assert draws(LENGTHS, 8, 1, alone, 14) == [[75], [32]]  # ten batches, the last of three rows, and four more
+
+
 def test_a_million_rows_are_drawn_in_little_time():
     lengths, mixture = [10] * 1_000_000, Mixture((500_000, 500_000), (1.0, 0.37))
     start = time.process_time()
