@@ -84,6 +84,8 @@ class Run:
 
     def holds_results(self) -> bool:
         """Whether a training has begun here. Its manifest is its first file; other programs have one of that name."""
+        if not self.manifest.is_file():
+            return False
         try:
             self.read_manifest()
         except UserError:

@@ -172,7 +172,7 @@ def test_a_model_that_is_not_here_leaves_the_rate_open_and_says_so():
 
 @pytest.mark.parametrize("layers", ["0-30", [0, 30], ["28-30"]])
 def test_layers_that_the_config_does_not_have_are_refused_before_loading(layers):
-    with pytest.raises(UserError, match="30 is no layer of the model: this model has layers 0 to 29"):
+    with pytest.raises(UserError, match="30 is not a layer of the model: this model has layers 0 to 29"):
         settle(recipe(adapter=Adapter(layers=layers)), CPU, SMOL)
     settle(recipe(adapter=Adapter(layers=["0-29"])), CPU, SMOL)
 

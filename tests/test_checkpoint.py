@@ -204,7 +204,7 @@ def test_shards_are_those_that_the_index_names(tmp_path):
         with pytest.raises(UserError, match=r"index\.json: damaged"):
             tensors_of(tmp_path)
     index.unlink()
-    with pytest.raises(UserError, match="is no model folder"):
+    with pytest.raises(UserError, match="is not a model folder"):
         tensors_of(tmp_path)
 
 

@@ -216,8 +216,8 @@ def test_the_folder_is_a_plain_adapter_that_says_what_it_was_made_of(pair, tiny_
     [
         ({"count": 1, "weights": [1.0]}, "combines two adapters or more"),
         ({"weights": [1.0]}, "--weights: 1 for 2 adapters"),
-        ({"weights": [1.0, math.nan]}, "--weights: nan is no weight"),
-        ({"weights": [0.0, 1.0]}, "--weights: 0 is no weight"),
+        ({"weights": [1.0, math.nan]}, "--weights: nan is not a weight"),
+        ({"weights": [0.0, 1.0]}, "--weights: 0 is not a weight"),
         ({"method": "mean"}, "there is no mean. Write one of linear, cat"),
         ({"method": "ties"}, "Write --density 0.5"),
         ({"method": "cat", "density": 0.5}, "cat keeps every number"),
@@ -225,9 +225,9 @@ def test_the_folder_is_a_plain_adapter_that_says_what_it_was_made_of(pair, tiny_
         ({"method": "ties", "density": 1.5}, "--density: 1.5 is no share"),
         ({"method": "ties", "density": math.nan}, "--density: nan is no share"),
         ({"method": "ties", "density": 0.5, "seed": 1}, "nothing in ties is random"),
-        ({"method": "dare-ties", "density": 0.5, "seed": 2**70}, "is no seed"),
+        ({"method": "dare-ties", "density": 0.5, "seed": 2**70}, "is not a seed"),
         ({"method": "cat", "rank": 4}, "--rank: cat has the rank"),
-        ({"method": "svd", "rank": 0}, "--rank: 0 is no rank"),
+        ({"method": "svd", "rank": 0}, "--rank: 0 is not a rank"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, words):

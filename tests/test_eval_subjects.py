@@ -230,7 +230,7 @@ def test_a_probe_is_asked_of_every_subject_while_its_model_is_there(one, two, lo
     [
         (["runs/nowhere"], "runs/nowhere: there is no such run"),
         (["./nowhere"], "there is no such run"),
-        (["runs"], "runs: is no run, adapter or model"),
+        (["runs"], "runs: is not a run, an adapter or a model"),
         (["a.txt"], r"a.txt: is a file\. Give the folder"),
         (["base"], "'base' needs a run or an adapter beside it"),
         (["RUN", "RUN"], "is given twice"),

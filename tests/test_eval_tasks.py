@@ -90,7 +90,7 @@ WRONG = {
     "thresholds": (["--tasks", "choice", "--fail-under", "acc=1"], "--fail-under: is for an evaluation, not for"),
     "findings": (["--tasks", "choice", "--diagnose"], "--diagnose: is for an evaluation, not for --tasks."),
     "a sheet": (["--tasks", "choice", "--sheet", "s", "--questions", "q"], "--tasks and --sheet exclude each other"),
-    "a baseline of none": (["--tasks", "choice", "--baseline", "other"], "--baseline: other: is none of the models"),
+    "a baseline of none": (["--tasks", "choice", "--baseline", "other"], "--baseline: other: not one of the models"),
     "a file for a folder": (["--tasks", "choice", "--output", "FILE"], "is a file. Give a folder"),
 }
 

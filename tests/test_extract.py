@@ -237,7 +237,7 @@ def test_what_cannot_be_extracted_is_one_clear_error(llama, tmp_path):
     model, base = llama
     output, quiet = tmp_path / "lora", Silent()
     refused("the same weights", base, base, 4, output, quiet)
-    refused("--rank: 0 is no rank", base, base, 0, output, quiet)
+    refused("--rank: 0 is not a rank", base, base, 0, output, quiet)
     refused("--rank: -3", base, base, -3, output, quiet)
     other = saved(AutoModelForCausalLM.from_config(FAMILIES["mistral"].config), tmp_path, "other")
     refused("other is a mistral model, base a llama", other, base, 4, output, quiet)

@@ -296,7 +296,7 @@ def test_verify_accepts_the_merge_and_no_other(trained, lorakit_merge, tmp_path,
     (sent / WEIGHTS).write_bytes((sent / WEIGHTS).read_bytes()[:-1])
     refused(lorakit_merge, tmp_path, 2, "--verify", sent, run.folder, says="this weights file is damaged")
     (sent / WEIGHTS).unlink()
-    refused(lorakit_merge, tmp_path, 2, "--verify", sent, run.folder, says="is no model folder")
+    refused(lorakit_merge, tmp_path, 2, "--verify", sent, run.folder, says="is not a model folder")
     (sent / "config.json").unlink()
     refused(lorakit_merge, tmp_path, 2, "--verify", sent, run.folder, says=str(sent))
     refused(lorakit_merge, tmp_path, 2, "--verify", tmp_path / "gone", run.folder, says="there is no such folder")

@@ -350,7 +350,10 @@ def test_a_recipe_names_metrics_with_their_settings(tmp_path):
     [
         ("[regex]", r"evaluate.metrics[0]: regex needs settings: pattern. Write for example {regex: {pattern: "),
         ("[json-schema]", "evaluate.metrics[0]: json-schema needs settings: schema. Write for example {json-schema: "),
-        ("[{regex: {pattern: 'a('}}]", "evaluate.metrics[0].regex.pattern: 'a(' is no regular expression: missing )"),
+        (
+            "[{regex: {pattern: 'a('}}]",
+            "evaluate.metrics[0].regex.pattern: 'a(' is not a regular expression: missing )",
+        ),
         ("[{regex: {patern: a}}]", "there is no such key. Did you mean evaluate.metrics[0].regex.pattern?"),
         ("[{rouge-1: {}}]", "rouge-1 has no settings of its own. Write the word alone: rouge-1."),
         ("[{bleu: {}, chrf: {}}]", "evaluate.metrics[0]: bleu and chrf are 2 metrics. Write one, such as exact-match"),

@@ -156,7 +156,7 @@ def test_a_model_that_sees_ahead_is_refused(recipe_file, tmp_path, tokenizer):
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
     )
     base = model_folder(tmp_path, tokenizer, config)
-    with pytest.raises(UserError, match="no causal language model"):
+    with pytest.raises(UserError, match="not a causal language model"):
         run_recipe(recipe_file(model={"base": base}), tmp_path / "run")
 
 

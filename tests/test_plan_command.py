@@ -278,10 +278,10 @@ def test_another_family_is_built_without_weights_and_that_is_said(tmp_path, reci
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--gpu", "RTX 4900"], "is no GPU that is known here. Did you mean RTX 4090"),
+        (["--gpu", "RTX 4900"], "is not a known GPU. Did you mean RTX 4090"),
         (["--gpu", "A100"], "is more than one GPU"),
         (["--gpu", "24"], "Did you mean 24GB?"),
-        (["--gpu", "24GB", "--price", "inf"], "--price is no price"),
+        (["--gpu", "24GB", "--price", "inf"], "--price is not a price"),
         (["--gpu", "24GB", "--probe"], "--probe runs on this machine"),
         (["--set", "model.base=nobody/nothing"], "the sizes of nobody/nothing are not known here"),
         (["--set", "adapter.targets=[query]"], "'query' matches no linear layer"),

@@ -100,7 +100,7 @@ def test_of_one_raters_files_the_newest_counts_and_two_raters_of_one_name_are_re
     [
         ({"sheet": "0123456789abcdef"}, "ratings of the sheet 0123456789abcdef"),
         ({"version": 2}, "version: 2 is not the version"),
-        ({"kind": "something"}, "no file of exported ratings"),
+        ({"kind": "something"}, "not a file of exported ratings"),
         ({"rater": ""}, "rater: ''"),
         ({"exported": "yesterday"}, "exported: 'yesterday'"),
         ({"exported": "2026-01-02T03:04:05"}, "it has no time zone"),
@@ -150,7 +150,7 @@ def test_files_that_are_no_ratings_at_all_are_refused_by_name(tmp_path):
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             read_ratings([path], sheet.key)
-    with pytest.raises(UserError, match=r"ada.json: this is no key"):
+    with pytest.raises(UserError, match=r"ada.json: not the key"):
         read_ratings([good], good)
     key = json.loads(sheet.key.read_text())
     key["questions"][0]["answers"].pop()

@@ -226,7 +226,7 @@ def test_a_set_value_is_read_as_yaml(tmp_path, override, value):
         ("data.train[0]=x", "one item of a list cannot be set. Set the whole list: data.train=[...]."),
         ("extends=a.yaml", "extends is a key of files. Write it into the recipe."),
         ("train.seed=[1", "train.seed: this list lacks a comma or its closing `]`. Write the missing one."),
-        ("train.seed=.inf", "train.seed: .inf is no finite number. Write a finite number."),
+        ("train.seed=.inf", "train.seed: .inf is not a finite number. Write a finite number."),
     ],
 )
 def test_a_set_has_errors_of_the_same_form(tmp_path, override, line):

@@ -50,7 +50,7 @@ def test_ten_mistakes_give_ten_errors_each_with_its_position(tmp_path):
         "x.yaml:11:15: train.batch_size: 0 is not a whole number above 0. Write for example 16.",
         "x.yaml:12:18: train.learning_rate: '1e-4' is not a number above 0, or auto. Remove the quotes: 1e-4.",
         "x.yaml:14:3: train.epochs: already written at line 13, column 3. Remove one of the two.",
-        "x.yaml:15:9: train.seed: .inf is no finite number. Write a finite number.",
+        "x.yaml:15:9: train.seed: .inf is not a finite number. Write a finite number.",
     ]
 
 
@@ -186,9 +186,9 @@ def test_a_wrong_value_comes_with_what_to_write(tmp_path, line, remedy):
         ("train: {batch_size: 4, micro_batch: 8}", "x.yaml:5:37: train.micro_batch: 8 rows in memory"),
         ("train: {early_stopping: {patience: 2}}", "x.yaml:5:25: train.early_stopping: there are no held-out rows"),
         ("evaluate: {metrics: [exact-match, exact-match]}", "x.yaml:5:35: evaluate.metrics[1]: 'exact-match' is"),
-        ("adapter: {targets: 'q_proj('}", "x.yaml:5:20: adapter.targets: 'q_proj(' is no regular expression"),
+        ("adapter: {targets: 'q_proj('}", "x.yaml:5:20: adapter.targets: 'q_proj(' is not a regular expression"),
         ("adapter: {targets: all_linear}", "x.yaml:5:20: adapter.targets: 'all_linear' is none of all-linear"),
-        ("adapter: {exclude: [ok, '*bad']}", "x.yaml:5:25: adapter.exclude[1]: '*bad' is no regular expression"),
+        ("adapter: {exclude: [ok, '*bad']}", "x.yaml:5:25: adapter.exclude[1]: '*bad' is not a regular expression"),
     ],
 )
 def test_a_combination_that_cannot_work_is_an_error(tmp_path, text, start):
@@ -267,7 +267,7 @@ def test_rules_read_fields_that_exist_and_stand_ins_cover_what_is_required():
             "empty",
             "'empty' is a folder without data files. Theirs end in .jsonl, .ndjson, .json, .csv, .tsv, .txt, .md",
         ),
-        ("notes.docx", "'notes.docx' is no data file. The name of one ends in .jsonl"),
+        ("notes.docx", "'notes.docx' is not a data file. The name of one ends in .jsonl"),
         ("emty/", "'emty/' does not exist. Did you mean empty?"),
         ("tran.JSONL.gz", "'tran.JSONL.gz' does not exist. Did you mean train.jsonl?"),
         ("sub/rows.tsv", "There is no folder sub"),

@@ -252,7 +252,7 @@ def test_a_missing_run_is_told_with_the_nearest_one(tmp_path):
     from lorakit.runs import Run
 
     (tmp_path / "runs" / "demo").mkdir(parents=True)
-    (tmp_path / "runs" / "demo" / "manifest.json").write_text("{}")
+    (tmp_path / "runs" / "demo" / "manifest.json").write_text('{"base": {"sha256": {}}, "data": {"files": {}}}')
     (tmp_path / "runs" / "demmos").mkdir()  # no run
     for given in ("runs/demmo", "demmo"):
         with pytest.raises(UserError, match=rf"^{given}: there is no such run. Did you mean runs/demo\?$"):

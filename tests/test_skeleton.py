@@ -119,7 +119,7 @@ def test_the_adapter_of_a_folder_is_counted_by_its_configuration(tmp_path, skele
 
 
 def test_a_name_that_is_no_module_is_refused(skeletons):
-    with pytest.raises(UserError, match="'embeddings' is no module of this model, which has embed_tokens"):
+    with pytest.raises(UserError, match="'embeddings' is not a module of this model, which has embed_tokens"):
         adapted_by(skeletons["llama"], Adapter(train_modules=["embeddings"]))
 
 

@@ -84,14 +84,14 @@ def test_a_name_is_a_path_its_end_or_a_part_of_it():
         ({"exclude": ["self_attn", "mlp"]}, "adapter.exclude takes away every module"),
         ({"rank_overrides": {"c_attn": 4}}, "adapter.rank_overrides: 'c_attn' matches no chosen module"),
         ({"targets": "mlp", "alpha_overrides": {"q_proj": 4}}, "adapter.alpha_overrides: 'q_proj' matches no chosen"),
-        ({"layers": [0, 40]}, "adapter.layers: 40 is no layer of the model: this model has layers 0 to 1"),
-        ({"layers": "1-2"}, "adapter.layers: 2 is no layer of the model"),
+        ({"layers": [0, 40]}, "adapter.layers: 40 is not a layer of the model: this model has layers 0 to 1"),
+        ({"layers": "1-2"}, "adapter.layers: 2 is not a layer of the model"),
         (
             {"targets": ["lm_head"], "layers": "0-1"},
             "adapter.layers: no module that adapter.targets chose is in a numb",
         ),
         ({"layers": {"spectrum": 0.5}}, "adapter.layers: spectrum is chosen by the model's weights"),
-        ({"train_modules": ["wte"]}, r"'wte' is no module of this model, which has embed_tokens \(1\)"),
+        ({"train_modules": ["wte"]}, r"'wte' is not a module of this model, which has embed_tokens \(1\)"),
         ({"train_modules": ["mlp"]}, "model.layers.0.mlp would be trained whole, and .*gate_proj by an adapter"),
         ({"train_modules": ["rotary_emb"]}, "rotary_emb has no weights to train"),
     ],
@@ -266,5 +266,5 @@ def test_the_loudest_are_one_of_each_type_at_least():
 
 
 def test_a_range_far_beyond_the_model_is_refused_at_once():
-    with pytest.raises(UserError, match="99999999999 is no layer of the model: this model has layers 0 to"):
+    with pytest.raises(UserError, match="99999999999 is not a layer of the model: this model has layers 0 to"):
         select(tiny("llama"), layers="0-99999999999")

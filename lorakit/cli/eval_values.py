@@ -39,7 +39,7 @@ def metrics_of(named: str, recipes: Sequence[Any]) -> tuple[Any, ...]:
         if name not in METRICS:
             near = nearest(name, METRICS.names())
             remedy = f"Did you mean {near}?" if near else f"There are {', '.join(METRICS.names())}."
-            raise UserError(f"--metrics: {name!r} is no metric. {remedy}")
+            raise UserError(f"--metrics: {name!r} is not a metric. {remedy}")
         settings = METRICS[name].facts.get("settings")
         needed = [key for key, field in settings.model_fields.items() if field.is_required()] if settings else []
         if needed and name not in configured:
@@ -68,7 +68,7 @@ def thresholds_of(written: Iterable[str], metrics: Sequence[Any]) -> list[Thresh
         name, equals, value = (part.strip() for part in text.partition("="))
         number = _number(value)
         if not (name and equals) or number is None:
-            raise UserError(f"--fail-under: {text!r} is no score with its value. Write for example exact-match=0.8.")
+            raise UserError(f"--fail-under: {text!r} is not a score with its value. Write for example exact-match=0.8.")
         if name.partition(".")[0] not in measured and "label-" not in name:
             raise UserError(f"--fail-under: {name!r} is not measured. Write one of {', '.join(measured)}.")
         found.append(Threshold(name, number, text))

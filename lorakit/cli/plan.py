@@ -59,7 +59,7 @@ def plan(
     if probe and gpu:
         raise typer.BadParameter("--probe runs on this machine, --gpu plans for another one. Leave one of them out.")
     if per_hour is not None and not math.isfinite(per_hour):
-        raise typer.BadParameter("--price is no price. Write what an hour costs, such as 0.45.")
+        raise typer.BadParameter("--price is not a price. Write what an hour costs, such as 0.45.")
     from lorakit import console
     from lorakit.cli import plan_texts
     from lorakit.cli.plan_facts import Told

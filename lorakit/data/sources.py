@@ -250,6 +250,6 @@ def load_hub_dataset(source: Source) -> Any:
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{source.path}: this is no file on disk, and no hub dataset of this name can be had: {reason}. "
+            f"{source.path}: not a file on disk, and no hub dataset of this name could be loaded: {reason}. "
             "Write a path such as ./train.jsonl, or check the id, its split and the network."
         ) from error

@@ -27,7 +27,7 @@ def kind_of(given: str) -> str:
         if (path / name).is_file():
             return "run" if kind == "adapter" and run_folder(given) != path else kind
     raise UserError(
-        f"{given}: is no run, adapter or model: it has no manifest.json, adapter_config.json or config.json."
+        f"{given}: is not a run, an adapter or a model: it has no manifest.json, adapter_config.json or config.json."
     )
 
 

@@ -59,8 +59,8 @@ def _loaded(folder: Path) -> tuple[Any, Any]:
         ) from error
     if tokenizer.pad_token_id is None or not hasattr(model.config, "hidden_size"):
         raise UserError(
-            f"evaluate.metrics: semantic-similarity: {folder} is no encoder: its tokenizer has no padding token. Write "
-            "the folder of an embedding model."
+            f"evaluate.metrics: semantic-similarity: {folder} is not an encoder: its tokenizer has no padding token. "
+            "Write the folder of an embedding model."
         )
     return model.eval(), tokenizer
 

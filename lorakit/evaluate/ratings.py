@@ -160,7 +160,7 @@ def read_ratings(files: Sequence[Path], key: Path) -> Ratings:
 def _read_key(path: Path) -> _Key:
     facts = _json(path)
     if facts.get("kind") != KEY_KIND:
-        raise UserError(f"{shown_path(path)}: this is no key of a rating sheet. Write the path of its {KEY}.")
+        raise UserError(f"{shown_path(path)}: not the key of a rating sheet. Write the path of its {KEY}.")
     key = _checked_shape(_Key, facts, path, "Take the key as `lorakit eval --sheet` wrote it")
     credited = [sorted(model for answer in question.answers for model in answer) for question in key.questions]
     if any(models != sorted(key.models) for models in credited):
@@ -173,7 +173,7 @@ def _read_file(path: Path, key: _Key) -> _File:
     if facts.get("kind") == KEY_KIND:
         raise UserError(f"{name}: this is the key of a sheet, not a rater's file. Leave it out, or give it as --key.")
     if facts.get("kind") != KIND:
-        raise UserError(f"{name}: this is no file of exported ratings. Take what the sheet's page exports.")
+        raise UserError(f"{name}: not a file of exported ratings. Take what the sheet's page exports.")
     if facts.get("sheet") != key.sheet:
         given = one_line(str(facts.get("sheet")))
         raise UserError(

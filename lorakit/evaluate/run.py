@@ -120,7 +120,7 @@ def baseline_of(lineup: Lineup, named: str | None) -> int:
     given = [subject.given.rstrip("/") for subject in lineup.subjects]
     if given.count(named.rstrip("/")) == 1:
         return given.index(named.rstrip("/"))
-    raise UserError(f"--baseline: {named}: is none of the models that are scored. Write one of {', '.join(names)}.")
+    raise UserError(f"--baseline: {named}: not one of the models that are scored. Write one of {', '.join(names)}.")
 
 
 def _first(whole: Sequence[Asked], rows: int | None) -> list[Asked]:

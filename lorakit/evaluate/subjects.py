@@ -181,7 +181,9 @@ def _base_of(given: str, config: Any, first: Prepared | None, progress: Progress
         reason = str(error).removeprefix("model.base: ")
         if first is None:
             raise UserError(f"{given}: {reason}") from error
-        progress.warn(f"{given}: put on {first.base.name}, the base of the run, since its own cannot be had: {reason}")
+        progress.warn(
+            f"{given}: put on {first.base.name}, the base of the run, since its own could not be found: {reason}"
+        )
         return first.base
     progress.say(f"{given}: put on {base.name} ({base.origin}), which its adapter_config.json names")
     if first and weights_of(base) != weights_of(first.base):

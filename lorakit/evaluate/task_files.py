@@ -72,7 +72,7 @@ def _unknown(name: str, known: Sequence[str], include: Path | None, own: Sequenc
 def _check_files(include: Path) -> None:
     """lm-eval skips the files that it cannot read without a word; here they are errors."""
     if not include.is_dir():
-        raise UserError(f"--tasks-path: {include} is no folder. Name the folder that holds the task files (*.yaml).")
+        raise UserError(f"--tasks-path: {include} is not a folder. Name the folder that holds the task files (*.yaml).")
     files = sorted(include.rglob("*.yaml"))
     if not files:
         raise UserError(f"--tasks-path: {include} holds no task files: they end in .yaml.")

@@ -89,7 +89,7 @@ def check_options(
         raise UserError(f"--weights: {len(weights)} for {count} adapters. Write one for each, such as 0.5,0.5.")
     for weight in weights:
         if not math.isfinite(weight) or weight == 0:
-            raise UserError(f"--weights: {weight:g} is no weight. Leave the adapter out, or write a number but 0.")
+            raise UserError(f"--weights: {weight:g} is not a weight. Leave the adapter out, or write a number but 0.")
     density_methods = ", ".join(name for name, entry in METHODS.items() if entry.takes_density)
     if density is None and chosen.takes_density:
         raise UserError(
@@ -98,15 +98,15 @@ def check_options(
     if density is not None and not chosen.takes_density:
         raise UserError(f"--density: {method} keeps every number. Leave it out, or take one of {density_methods}.")
     if density is not None and not 0 < density <= 1:
-        raise UserError(f"--density: {density:g} is no share of an adapter's numbers. Write one over 0 and up to 1.")
+        raise UserError(f"--density: {density:g} is not a share of an adapter's numbers. Write one over 0 and up to 1.")
     if seed is not None and not chosen.is_random:
         raise UserError(f"--seed: nothing in {method} is random. Leave it out.")
     if seed is not None and not 0 <= seed < 2**63:
-        raise UserError(f"--seed: {seed} is no seed. Write a whole number from 0 on, below 2^63.")
+        raise UserError(f"--seed: {seed} is not a seed. Write a whole number from 0 on, below 2^63.")
     if rank is not None and not chosen.takes_rank:
         raise UserError(f"--rank: {method} has the rank that its adapters give it. Leave it out, or take svd.")
     if rank is not None and rank < 1:
-        raise UserError(f"--rank: {rank} is no rank. Write 1 or more.")
+        raise UserError(f"--rank: {rank} is not a rank. Write 1 or more.")
 
 
 def combine(

@@ -112,7 +112,7 @@ def extract(
             is not finite.
     """
     if rank < 1:
-        raise UserError(f"--rank: {rank} is no rank. Write 1 or more, such as 32.")
+        raise UserError(f"--rank: {rank} is not a rank. Write 1 or more, such as 32.")
     pair = open_pair(tuned, base, progress)
     tokenizer = tuned_tokenizer(tuned, base, progress)
     found = _factorized(pair, rank, progress)

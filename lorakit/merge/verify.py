@@ -42,7 +42,7 @@ def verify_input(given: MergeInput, folder: Path, progress: Progress) -> Merged:
     onto: Onto = "original" if facts.get("onto") == "original" else "trained"
     refuse_unmergeable(given.base, onto)
     if "model_type" not in config:
-        raise UserError(f"{folder}: has no config.json that names a model_type, so it is no model folder.")
+        raise UserError(f"{folder}: has no config.json that names a model_type, so it is not a model folder.")
     if config.get("auto_map"):
         raise UserError(f"{folder}: brings its own Python code (auto_map), which lorakit does not run.")
     if (folder / "adapter_config.json").exists():

@@ -104,7 +104,7 @@ def _check_configs(folder: Path, complete: bool) -> None:
         if (folder / _ADAPTER).is_file():
             raise UserError(f"{folder} holds an adapter. Write it as adapter.from, and its base as model.base.")
         if complete:
-            raise UserError(f"{folder} has no config.json, so it is no model folder.")
+            raise UserError(f"{folder} has no config.json, so it is not a model folder.")
         return
     for name in _READ_BY_ALL:
         if (folder / name).is_file():

@@ -121,7 +121,7 @@ def _in_layers(
         for number in (first, last):
             if number not in known:
                 has = f"layers {known[0]} to {known[-1]}" if known else "no numbered layers"
-                raise UserError(f"adapter.layers: {number} is no layer of the model: this model has {has}.")
+                raise UserError(f"adapter.layers: {number} is not a layer of the model: this model has {has}.")
         wanted.update(range(first, last + 1))
     inside = [weight for weight in numbered if weight.layer in wanted]
     if not inside:

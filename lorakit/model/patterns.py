@@ -28,7 +28,7 @@ def fitting(pattern: str, names: Iterable[str], key: str) -> set[str]:
             "fits."
         ) from error
     except (re.error, OverflowError, RecursionError) as error:
-        raise UserError(f"{key}: {one_line(repr(pattern))} is no regular expression: {error}.") from error
+        raise UserError(f"{key}: {one_line(repr(pattern))} is not a regular expression: {error}.") from error
 
 
 def check_patterns(config: Any, names: Sequence[str], key: str) -> None:

@@ -118,7 +118,7 @@ class Skeleton:
             hit = {path: size for path, size in self.modules.items() if f".{path}.".find(f".{name}.") >= 0}
             if not hit:
                 own = ", ".join(dict.fromkeys(path.rsplit(".", 1)[-1] for path in self.modules))
-                raise UserError(f"adapter.train_modules: {name!r} is no module of this model, which has {own}.")
+                raise UserError(f"adapter.train_modules: {name!r} is not a module of this model, which has {own}.")
             found |= hit
         if any(path in found for path in self.shared):
             found = {path: size for path, size in found.items() if path not in self.shared}

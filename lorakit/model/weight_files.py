@@ -68,7 +68,7 @@ def weight_files(folder: Path, complete: bool = True) -> list[Path]:
     """
     index, single = folder / INDEX, folder / SINGLE
     if complete and not (index.is_file() or single.is_file()):
-        raise UserError(f"{folder}: has neither {SINGLE} nor {INDEX}, so it is no model folder.")
+        raise UserError(f"{folder}: has neither {SINGLE} nor {INDEX}, so it is not a model folder.")
     # An index may stand beside a single file, which transformers takes then; other programs may go by the index.
     shards = _shards(index, folder, complete, used=not single.is_file()) if index.is_file() else []
     return [_own(single, folder)] if single.is_file() else shards

@@ -25,7 +25,9 @@ def whole_modules(model: Any, names: list[str], adapted: list[str]) -> tuple[lis
     for name in names:
         hit = [path for path in modules if path == name or path.endswith(f".{name}")]
         if not hit:
-            raise UserError(f"adapter.train_modules: {name!r} is no module of this model, which has {_has(modules)}.")
+            raise UserError(
+                f"adapter.train_modules: {name!r} is not a module of this model, which has {_has(modules)}."
+            )
         for path in hit:
             _check(path, modules[path], adapted)
         paths += [path for path in hit if path not in paths]

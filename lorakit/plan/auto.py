@@ -110,7 +110,8 @@ def _check_layers(layers: Any, facts: ModelFacts | None) -> None:
     numbers = [int(part) for item in ([layers] if isinstance(layers, str) else layers) for part in str(item).split("-")]
     if max(numbers) >= facts.layers:
         raise UserError(
-            f"adapter.layers: {max(numbers)} is no layer of the model: this model has layers 0 to {facts.layers - 1}."
+            f"adapter.layers: {max(numbers)} is not a layer of the model: this model has layers 0 to "
+            f"{facts.layers - 1}."
         )
 
 

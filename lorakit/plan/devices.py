@@ -171,7 +171,7 @@ def find_device(text: str) -> Device:
     laptop = "laptop" in text.lower()  # another card than the desktop's of that name, mostly a smaller one
     near = None if laptop else nearest(_around_off(text), [device.name for device in DEVICES])
     hint = f" Did you mean {near}?" if near else ""
-    raise UserError(f"--gpu: '{text}' is no GPU that is known here.{hint} Or write its memory alone: 24GB.")
+    raise UserError(f"--gpu: '{text}' is not a known GPU.{hint} Or write its memory alone: 24GB.")
 
 
 def known_device(name: str, memory: int) -> Device | None:
@@ -211,9 +211,7 @@ def _around_off(text: str) -> str:
 def _of_size(text: str, gibibytes: float) -> Device:
     """A nameless card of that memory, as fast as the slowest known card of the nearest size."""
     if not 0 < gibibytes <= 1024:
-        raise UserError(
-            f"--gpu: '{text}' is no memory of a GPU. Write a size such as 24GB, or a name such as RTX 4090."
-        )
+        raise UserError(f"--gpu: '{text}' is not a memory size. Write a size such as 24GB, or a name such as RTX 4090.")
     memory = int(gibibytes * _GIB)
     slowest = slowest_of(memory)
     source = f"memory as given; as fast as the {slowest.name}, the slowest known card of about that memory"

@@ -125,7 +125,7 @@ def _no_data(text: str, path: Path) -> tuple[str, str] | None:
     """What keeps an existing path from being a data file, or a folder of some."""
     if not path.is_dir():
         known = data_suffix(path.name)
-        return None if known else (f"{shown(text)} is no data file", f"The name of one ends in {KNOWN_SUFFIXES}.")
+        return None if known else (f"{shown(text)} is not a data file", f"The name of one ends in {KNOWN_SUFFIXES}.")
     try:
         empty = not list(data_files(path))
     except TooManyFiles as error:

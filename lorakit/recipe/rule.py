@@ -40,7 +40,7 @@ def bad_pattern(path: PathParts, pattern: str) -> Iterator[Finding]:
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        reason = f"{shown(pattern)} is no regular expression: {error}"
+        reason = f"{shown(pattern)} is not a regular expression: {error}"
         yield Finding(path, reason, "Correct it, or put a backslash before a character that is meant as it is.")
 
 

@@ -27,7 +27,7 @@ def resolve(text: str) -> Scalar:
     if BOOL.fullmatch(text):
         return text.lower() == "true"
     if ENDLESS.fullmatch(text):
-        raise ValueError("is no finite number")
+        raise ValueError("is not a finite number")
     if INT.fullmatch(text):
         return _whole(text)
     if FLOAT.fullmatch(text):

@@ -42,8 +42,8 @@ def check_loss(model: Any, prepared: Prepared) -> None:
         )
     if not causal:
         raise UserError(
-            f"model.base: {prepared.base.name} lets earlier tokens see later ones: it is no causal language model, and "
-            "its loss would see the answers."
+            f"model.base: {prepared.base.name} lets earlier tokens see later ones: it is not a causal language model, "
+            "and its loss would see the answers."
         )
     if not agrees:
         raise LorakitError(

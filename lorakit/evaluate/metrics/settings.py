@@ -70,7 +70,7 @@ def regex_mistakes(settings: Regex) -> Iterator[Mistake]:
     try:
         re.compile(settings.pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        reason = f"{shown(settings.pattern)} is no regular expression: {error}"
+        reason = f"{shown(settings.pattern)} is not a regular expression: {error}"
         yield ("pattern",), reason, "Correct it, or put a backslash before a character that is meant as it is."
 
 
