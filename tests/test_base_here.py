@@ -47,8 +47,8 @@ def outside(folder):
 
 
 def link(folder):
-    (folder / "model.safetensors").rename(folder.parent / "far.safetensors")
-    (folder / "model.safetensors").symlink_to("../far.safetensors")
+    (folder / "tokenizer.json").rename(folder.parent / "far.json")
+    (folder / "tokenizer.json").symlink_to("../far.json")
 
 
 def without_tokenizer(folder):

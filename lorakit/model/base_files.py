@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
-from lorakit.folders import refuse_pipes
+from lorakit.folders import lies_inside, refuse_pipes
 from lorakit.model.weight_files import INDEX, SINGLE, header_of, weight_files
 
 _READ_BY_ALL = ("config.json", "tokenizer_config.json", "generation_config.json")
@@ -17,6 +17,8 @@ _ADAPTER = "adapter_config.json"
 _KERNELS = {"attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"}
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _AGAIN = "Fetch the model again."
+# Files that are copied into results; weights are not, and may be links.
+_COPIED = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 # Of these a model with a tokenizer has at least one.
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
 
@@ -36,6 +38,7 @@ def check_base_files(folder: Path, complete: bool = True) -> None:
         raise UserError(f"model.base: {error}") from error
     refuse_code(folder, "model.base")
     try:
+        _check_links(folder)
         _check_configs(folder, complete)
         _check_weights(folder, complete)
         _check_tokenizer(folder)
@@ -97,6 +100,16 @@ def refuse_missing_tokenizer(folder: Path) -> None:
     """
     if not any(next(folder.glob(name), None) for name in _TOKENIZERS):
         raise UserError(f"model.base: {folder} has no tokenizer ({', '.join(_TOKENIZERS)}). {_AGAIN}")
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse links out of the folder: what they lead to would be copied into whatever is made of the model."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _COPIED and path.is_symlink() and not lies_inside(path, folder):
+            raise UserError(
+                f"{path} is a link to {path.resolve()}, outside of the folder. Put the file itself there (cp -L): it is "
+                "copied into adapters and merged models."
+            )
 
 
 def _check_configs(folder: Path, complete: bool) -> None:

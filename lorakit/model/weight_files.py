@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
-from lorakit.folders import lies_inside
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LARGEST_HEADER = 100_000_000  # the library's own limit
@@ -64,14 +63,15 @@ def weight_files(folder: Path, complete: bool = True) -> list[Path]:
         complete: whether a missing file is a fault; else those are given that are there.
 
     Raises:
-        UserError: there are none, one is missing, or one lies elsewhere: only the folder's own are known by sha256.
+        UserError: there are none, one is missing, or the index names one that lies elsewhere. A file may be a link:
+            what it holds is known by its sha256.
     """
     index, single = folder / INDEX, folder / SINGLE
     if complete and not (index.is_file() or single.is_file()):
         raise UserError(f"{folder}: has neither {SINGLE} nor {INDEX}, so it is not a model folder.")
     # An index may stand beside a single file, which transformers takes then; other programs may go by the index.
     shards = _shards(index, folder, complete, used=not single.is_file()) if index.is_file() else []
-    return [_own(single, folder)] if single.is_file() else shards
+    return [single] if single.is_file() else shards
 
 
 def _shards(index: Path, folder: Path, complete: bool, used: bool) -> list[Path]:
@@ -84,7 +84,7 @@ def _shards(index: Path, folder: Path, complete: bool, used: bool) -> list[Path]
                 f"{index}: names {name[:200]!r}, which is no .safetensors file of the folder itself. {_AGAIN}"
             )
         if (folder / name).is_file():
-            files.append(_own(folder / name, folder))
+            files.append(folder / name)
         elif complete:
             raise UserError(f"{folder}: lacks {name}, which its index names. Fetch it.")
     if used and not isinstance(read.get("metadata"), dict):
@@ -105,15 +105,6 @@ def _read_index(index: Path) -> dict[str, Any]:
     if odd is not None:
         raise UserError(f"{index}: damaged: its weight_map names {str(odd)[:200]} as a file. {_AGAIN}")
     return dict(read)
-
-
-def _own(file: Path, folder: Path) -> Path:
-    if not lies_inside(file, folder):
-        raise UserError(
-            f"{file}: is a link to {file.resolve()}, outside of the folder. Put the file itself there, or give the "
-            "folder that has it."
-        )
-    return file
 
 
 def tensors_of(folder: Path) -> dict[str, OnDisk]:
