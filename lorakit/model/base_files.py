@@ -107,8 +107,8 @@ def _check_links(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.suffix in _COPIED and path.is_symlink() and not lies_inside(path, folder):
             raise UserError(
-                f"{path} is a link to {path.resolve()}, outside of the folder. Put the file itself there (cp -L): it is "
-                "copied into adapters and merged models."
+                f"{path} is a link to {path.resolve()}, outside of the folder. Put the file itself there (cp -L): it "
+                "is copied into adapters and merged models."
             )
 
 
