@@ -63,7 +63,8 @@ SYSTEM_ERRORS: dict[int, tuple[str, str]] = {
 }
 _GIVEN = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 _MACHINES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
-# Libraries that lose the number: safetensors and tokenizers write it into the text, torch's file writer says nothing.
+# Libraries that lose the number: safetensors and tokenizers write it into the text; torch's file writer says the
+# system's words when it opens a file, and nothing when it writes.
 _NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _TORCH_WRITES = re.compile(r"PytorchStreamWriter failed|file write failed|iostream error|unexpected pos \d+ vs \d+")
 _TORCH_OPENS = re.compile(r"open file failed with strerror: (.+)")
@@ -129,14 +130,18 @@ def _one_explained(error: BaseException) -> LorakitError | None:
         return None
     named = [os.fsdecode(name) for name in (getattr(error, "filename", None),) if isinstance(name, str | bytes)]
     said = error.strerror if isinstance(error, OSError) else None
-    return _in_words(number, named[0] if named else "", "" if said in (None, os.strerror(number)) else f" ({said})")
+    return _in_words(number, named[0] if named else "", said)
 
 
-def _in_words(number: int, path: str, said: str = "") -> LorakitError:
+def _in_words(number: int, path: str, said: str | None = None) -> LorakitError:
+    """`said` is what the system or Python says, by which others have written of it."""
     cause, remedy = SYSTEM_ERRORS[number]
+    said = said or os.strerror(number)
+    if said.lower() != cause:
+        cause = f"{cause} ({said})"
     shown = path if len(path) <= 200 else f"{path[:100]}...{path[-60:]}"
     kind = UserError if number in _GIVEN else LorakitError
-    return kind(f"{shown + ': ' if shown else ''}{cause}{said}. {remedy}")
+    return kind(f"{shown + ': ' if shown else ''}{cause}. {remedy}")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

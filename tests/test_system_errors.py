@@ -79,6 +79,11 @@ def test_what_is_no_error_of_the_system_stays_a_fault():
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."), LorakitError, "out of memory"),
         (RuntimeError("can't start new thread"), LorakitError, "ulimit -u"),
         (RecursionError("maximum recursion depth exceeded"), UserError, "nested too deeply"),
+        (
+            RuntimeError("[enforce fail] . open file failed with strerror: Input/output error"),
+            LorakitError,
+            "the disk or",
+        ),
         (FileNotFoundError(errno.ENOENT, "No usable temporary directory"), LorakitError, "temporary directory"),
         (
             UnicodeEncodeError("utf-8", "caf\udce9", 3, 4, "surrogates not allowed"),
@@ -169,7 +174,10 @@ def test_a_result_that_cannot_be_written_is_told(recipe_file):
     with open(FULL, "w") as full:  # noqa: PTH123
         done = lorakit("check", recipe_file(), stdout=full)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: standard output: the disk is full.") and "Exception" not in done.stderr
+    assert (
+        done.stderr.startswith("error: standard output: the disk is full (No space left on device).")
+        and "Exception" not in done.stderr
+    )
 
 
 def test_a_closed_output_is_no_error(recipe_file):
