@@ -177,3 +177,15 @@ def test_one_lora_an_expert_is_planned_as_what_peft_makes_of_it(bases, tmp_path)
     planned = adapted_by(skeleton_of(base), Adapter.model_validate({"from": str(folder)}))
     config = adapter_config(folder)
     assert planned.matrices == parameter_counts_with(base, config)[0]
+
+
+def test_an_adapter_that_brings_other_weights_of_the_base_is_not_trained_on(bases, tmp_path):
+    base = bases("llama")
+    adapter = save_peft_adapter(base, tmp_path / "adapter", KINDS["lora on embeddings"]())
+    assert continue_adapter(in_memory(base), adapter, 0.0)
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    (name,) = (name for name in tensors if name.endswith("embed_tokens.base_layer.weight"))
+    save_file({**tensors, name: tensors[name] + 1}, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"brings model\.embed_tokens\.weight, other than the base's.* Merge it"):
+        continue_adapter(in_memory(base), adapter, 0.0)

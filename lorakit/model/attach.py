@@ -15,6 +15,7 @@ from lorakit.errors import UserError
 from lorakit.folders import refuse_pipes
 from lorakit.model.adapters.driver import Given
 from lorakit.model.adapters.principal import INITIAL, with_initial
+from lorakit.model.fingerprint import content_of
 from lorakit.model.patterns import check_patterns
 from lorakit.model.targets import Targets
 from lorakit.recipe.begun import refusal
@@ -64,7 +65,14 @@ def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
         raise UserError(f"adapter.from: {refused[0]}. {refused[1]}")
     _refuse_unusual(config, folder)
     config.lora_dropout = dropout
+    before = [(name, parameter, content_of(parameter)) for name, parameter in model.named_parameters()]
     loaded = _loaded(model, folder, "adapter.from: ", config=config, is_trainable=True)
+    changed = next((name for name, parameter, content in before if content_of(parameter) != content), None)
+    if changed:
+        raise UserError(
+            f"adapter.from: {folder} brings {changed}, other than the base's, which would not be saved again. Merge it "
+            "into its base, and give the merged model as model.base."
+        )
     if isinstance(loaded.get_output_embeddings(), BaseTunerLayer):
         raise UserError(f"adapter.from: {folder} adapts the output head, which lorakit trains whole or not at all.")
     broken = next((name for name, value in trained_weights(loaded).items() if not value.isfinite().all()), None)

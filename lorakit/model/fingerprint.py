@@ -25,7 +25,7 @@ def fingerprint_of(model: Any) -> str:
     for name, tensor in _tensors(model):
         place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         shared = first.setdefault(place, name) if tensor.numel() else name
-        content = [shared] if shared != name else _sums(tensor)
+        content = [shared] if shared != name else content_of(tensor)
         digest.update(json.dumps([name, str(tensor.dtype), str(tensor.device), tensor.shape, content]).encode())
     return digest.hexdigest()
 
@@ -47,7 +47,7 @@ def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"state.{name}", value
 
 
-def _sums(tensor: torch.Tensor) -> list[int]:
+def content_of(tensor: torch.Tensor) -> list[int]:
     """For each block of a tensor the sum of its bits times odd numbers, modulo 2^64: no change of one number, and of
     several almost none, leaves it as it was."""
     if not tensor.numel() or tensor.is_meta:
