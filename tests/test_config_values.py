@@ -158,7 +158,8 @@ def test_check_plan_and_train_refuse_a_quantized_checkpoint_alike(recipe_on, lor
 @pytest.mark.parametrize("kind", ["lora", "pissa"])
 def test_a_quantized_checkpoint_is_planned_without_what_cannot_be_trained(recipe_on, lorakit, kind):
     path = recipe_on("llama", {"quantization_config": NF4}, adapter={"kind": kind})
-    assert lorakit("check", path)[0] == 0
+    code, _, err = lorakit("check", path)
+    assert code == 2 and "has no .safetensors file" in err  # nothing else stands against it
     code, out, _ = lorakit("plan", path, "--gpu", "8GB", "--json")
     found = json.loads(out)
     assert code == 0 and found["full_fine_tuning"] is None

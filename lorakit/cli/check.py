@@ -34,12 +34,12 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     model, own = loaded.recipe.model, kind_of(loaded.recipe.adapter).facts.get("quantizes")
     try:
         with loaded.locating():
-            check_base_here(loaded.recipe)
             facts = facts_of(model.base, model.revision)
             if facts:
                 refuse_unmergeable(loaded.recipe, facts)
             refuse_lengths(loaded.recipe, facts)
             settled = settle(loaded.recipe, this_machine(), facts)
+            check_base_here(loaded.recipe)  # last: what the recipe and the config say is told without weights too
     except UserError as error:
         if not as_json:
             raise
