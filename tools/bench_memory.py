@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from published_memory import PUBLISHED, Compared, compared
 
 ROOT = Path(__file__).resolve().parent.parent
-_TEXTS = ROOT / "lorakit/evaluate/general/texts.jsonl"
+_TEXTS = ROOT / "lorakit/data/general/texts.jsonl"
 _RECIPE = """\
 name: bench-memory
 model: {base: HuggingFaceTB/SmolLM2-135M-Instruct, dtype: float32}

@@ -23,7 +23,7 @@ from bench import BATCH, RATE, SEED, measured, trl_figures, trl_options
 from lorakit.folders import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS = ROOT / "lorakit/evaluate/general/texts.jsonl"
+TEXTS = ROOT / "lorakit/data/general/texts.jsonl"
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
