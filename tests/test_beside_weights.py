@@ -31,7 +31,9 @@ def test_positions_are_told_under_the_names_of_older_releases_too(tmp_path, conf
     assert again.rope_parameters == config.rope_parameters and again.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("names", [{"torch_dtype"}, {"dtype"}, {"dtype", "torch_dtype"}, set()], ids=str)
+@pytest.mark.parametrize(
+    "names", [{"torch_dtype"}, {"dtype"}, {"dtype", "torch_dtype"}, set()], ids=lambda names: " ".join(sorted(names))
+)
 def test_another_type_of_the_weights_is_told_under_the_bases_own_name(tmp_path, tiny_base, tokenizer, names):
     base, out = tmp_path / "base", tmp_path / "out"
     out.mkdir()

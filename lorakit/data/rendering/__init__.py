@@ -2,6 +2,6 @@
 
 from lorakit.data.rendering.render import Rendered as Rendered
 from lorakit.data.rendering.render import render as render
+from lorakit.data.rendering.renderer import NoChatTemplate as NoChatTemplate
 from lorakit.data.rendering.template import ChatTemplate as ChatTemplate
-from lorakit.data.rendering.template import NoChatTemplate as NoChatTemplate
 from lorakit.data.rendering.turns import Span as Span

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from lorakit.data.conversations import Conversation, Message, Text
 from lorakit.data.rendering.answers import turn_of
 from lorakit.data.rendering.exactness import refuse_half_characters, refuse_loose_marks, refuse_unwritten_tools
+from lorakit.data.rendering.renderer import REFUSES
 from lorakit.data.rendering.skeletons import shape_of, skeletons
-from lorakit.data.rendering.template import REFUSES
 from lorakit.data.rendering.template import ChatTemplate as ChatTemplate
 from lorakit.data.rendering.turns import Span as Span
 from lorakit.data.rendering.turns import Talk, Turn

@@ -1,4 +1,4 @@
-"""Chat templates: messages -> the text that a model reads."""
+"""Chat templates: messages -> the text that a model reads, and what is found out of a template by samples."""
 
 import re
 from collections.abc import Mapping
@@ -6,33 +6,18 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError
-from transformers.utils.chat_template_utils import _compile_jinja_template
+from jinja2 import TemplateSyntaxError
 
-from lorakit.bounds import TooLong, bounded
 from lorakit.data.conversations import Message
-from lorakit.data.powers import with_small_numbers
 from lorakit.data.rendering import habits, watched
 from lorakit.data.rendering.controls import ControlTexts, control_texts, read_as_tokens
 from lorakit.data.rendering.dates import clock_on
 from lorakit.data.rendering.habits import CallForm, Told, Write
+from lorakit.data.rendering.renderer import Renderer
 from lorakit.data.rendering.thoughts import Thoughts, find_thoughts
 from lorakit.data.rows import RowError
 from lorakit.data.template_variables import Variables, variables_of, written
 from lorakit.errors import UserError
-
-# A template writes a conversation in milliseconds.
-_SECONDS, _MEMORY = 10, 2 << 30
-REFUSES = "the chat template refuses the conversation"
-_NO_TEMPLATE = (
-    "model.base: it has no chat template, which conversations need. Give one with model.chat_template, a .jinja file "
-    "such as {% for m in messages %}{{ m['content'] + ('\\n' if m['role'] != 'assistant' else eos_token) }}{% endfor %}"
-    ", or train documents (data.format: text)."
-)
-
-
-class NoChatTemplate(UserError):
-    """Conversations are to be rendered, and the model has no chat template."""
 
 
 @dataclass(frozen=True)
@@ -100,41 +85,7 @@ class ChatTemplate:
         """
         if roles := self._roles_in_parts:
             told = [habits.in_parts(message, roles) for message in told]
-        return self._write(told, ask, tools, variables)
-
-    def _write(
-        self,
-        told: list[Told],
-        ask: bool = False,
-        tools: list[dict[str, Any]] | None = None,
-        variables: Mapping[str, Any] | None = None,
-    ) -> str:
-        try:
-            with bounded(_SECONDS, _MEMORY):
-                compiled, known = self._with_tools if tools else self._without_tools
-                given = {"messages": told, "tools": tools, "documents": None, "add_generation_prompt": ask}
-                given = {**known, **self.values, **(variables or {}), **given}
-                # As Template.render does it, without gathering the names that every template knows anew each time.
-                return "".join(compiled.root_render_func(compiled.new_context(given, shared=True)))
-        except TooLong as error:
-            raise UserError(
-                f"model.chat_template: it computes for more than {_SECONDS} s to write {len(told)} messages, and may "
-                "never end. Mend the template, or write another."
-            ) from error
-        except MemoryError as error:
-            raise UserError(
-                f"model.chat_template: it takes more than {_MEMORY >> 30} GiB of memory to write {len(told)} messages. "
-                "Mend the template, or write another."
-            ) from error
-        except TemplateSyntaxError as error:
-            raise UserError(
-                f"model.chat_template: no valid Jinja: {error.message}, line {error.lineno}. "
-                "Fix the template, or write another."
-            ) from error
-        except TemplateError as error:
-            raise RowError(REFUSES, str(error)) from error
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-            raise RowError("the chat template fails", f"{type(error).__name__}: {error}") from error
+        return self._renderer.write(told, ask, tools, variables)
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -142,13 +93,17 @@ class ChatTemplate:
         return {**self.variables, **({"strftime_now": clock_on(self.date)} if self.date else {})}
 
     @cached_property
+    def _renderer(self) -> Renderer:
+        return Renderer(self.tokenizer, self.values)
+
+    @cached_property
     def notes_every_look(self) -> bool:
         """Whether the template looks into no content unseen (`watched.py`)."""
         try:
-            compiled, _ = self._without_tools
+            compiled, _ = self._renderer.without_tools
         except TemplateSyntaxError:
             return False  # said where it is rendered
-        return watched.notes_every_look(compiled.environment, self._source)
+        return watched.notes_every_look(compiled.environment, self._renderer.source)
 
     @cached_property
     def skeletons(self) -> dict[Any, Any]:
@@ -267,7 +222,7 @@ class ChatTemplate:
         answers = self._names_of_answers
         form, calls = (None, ()) if answers else (self._call_form, self._names_of_calls)
         added = (token.content for token in self.tokenizer.added_tokens_decoder.values())
-        known = "\n".join((self._source, *added))
+        known = "\n".join((self._renderer.source, *added))
         return find_thoughts(self._write_calls if form else self.write, answers, form, calls, known)
 
     @cached_property
@@ -299,9 +254,9 @@ class ChatTemplate:
     @cached_property
     def reads(self) -> Variables:
         """The variables that the template reads."""
-        compiled, known = self._without_tools
+        compiled, known = self._renderer.without_tools
         given = frozenset({"messages", "tools", "documents", "add_generation_prompt", *known})
-        sources = {self._source, str(self.tokenizer.get_chat_template(tools=[habits.TOOL]))}
+        sources = {self._renderer.source, str(self.tokenizer.get_chat_template(tools=[habits.TOOL]))}
         return variables_of(compiled.environment, sorted(sources), given)
 
     def check_variables(self) -> None:
@@ -325,13 +280,9 @@ class ChatTemplate:
                 said = written(self.variables)
                 raise UserError(f"model.template_variables: {said}: {error}. Write other values.") from error
 
-    @property
-    def _source(self) -> str:
-        return str(self.tokenizer.get_chat_template())
-
     @cached_property
     def _roles_in_parts(self) -> frozenset[str]:
-        return habits.roles_in_parts(self._write)
+        return habits.roles_in_parts(self._renderer.write)
 
     @cached_property
     def _write_calls(self) -> Write:
@@ -345,24 +296,6 @@ class ChatTemplate:
         """Any special token, the longest that fits."""
         words = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         return habits.longest_first(frozenset({*words, *self.tokenizer.all_special_tokens, *self.ends}))
-
-    @cached_property
-    def _without_tools(self) -> tuple[Template, dict[str, Any]]:
-        return self._compiled(None)
-
-    @cached_property
-    def _with_tools(self) -> tuple[Template, dict[str, Any]]:
-        return self._compiled([habits.TOOL])
-
-    def _compiled(self, tools: list[dict[str, Any]] | None) -> tuple[Template, dict[str, Any]]:
-        """A template, and the values that it knows by name: transformers' functions and the special tokens."""
-        if not self.tokenizer.chat_template:
-            raise NoChatTemplate(_NO_TEMPLATE)
-        source = self.tokenizer.get_chat_template(tools=tools)
-        compiled: Template = _compile_jinja_template(source)
-        if "*" in source:
-            compiled = with_small_numbers(compiled.environment, source)
-        return compiled, {**compiled.globals, **self.tokenizer.special_tokens_map}
 
 
 def thinks(message: Message) -> bool:

@@ -1,0 +1,101 @@
+"""One rendering: a tokenizer's template as transformers compiles it, within bounds of time and memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from jinja2 import Template, TemplateError, TemplateSyntaxError
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from lorakit.bounds import TooLong, bounded
+from lorakit.data.powers import with_small_numbers
+from lorakit.data.rendering.habits import TOOL, Told
+from lorakit.data.rows import RowError
+from lorakit.errors import UserError
+
+# A template writes a conversation in milliseconds.
+_SECONDS, _MEMORY = 10, 2 << 30
+REFUSES = "the chat template refuses the conversation"
+_NO_TEMPLATE = (
+    "model.base: it has no chat template, which conversations need. Give one with model.chat_template, a .jinja file "
+    "such as {% for m in messages %}{{ m['content'] + ('\\n' if m['role'] != 'assistant' else eos_token) }}{% endfor %}"
+    ", or train documents (data.format: text)."
+)
+
+
+class NoChatTemplate(UserError):
+    """Conversations are to be rendered, and the model has no chat template."""
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A tokenizer's template, and the values that it is given besides each conversation."""
+
+    tokenizer: Any
+    values: Mapping[str, Any]
+
+    def write(
+        self,
+        told: list[Told],
+        ask: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The template's text of these messages, with `variables` besides the values that all have; see `ChatTemplate`.
+
+        Raises:
+            RowError: the template does not take them.
+            UserError: the template is no valid Jinja, does not end, or there is none.
+        """
+        try:
+            with bounded(_SECONDS, _MEMORY):
+                compiled, known = self.with_tools if tools else self.without_tools
+                given = {"messages": told, "tools": tools, "documents": None, "add_generation_prompt": ask}
+                given = {**known, **self.values, **(variables or {}), **given}
+                # As Template.render does it, without gathering the names that every template knows anew each time.
+                return "".join(compiled.root_render_func(compiled.new_context(given, shared=True)))
+        except TooLong as error:
+            raise UserError(
+                f"model.chat_template: it computes for more than {_SECONDS} s to write {len(told)} messages, and may "
+                "never end. Mend the template, or write another."
+            ) from error
+        except MemoryError as error:
+            raise UserError(
+                f"model.chat_template: it takes more than {_MEMORY >> 30} GiB of memory to write {len(told)} messages. "
+                "Mend the template, or write another."
+            ) from error
+        except TemplateSyntaxError as error:
+            raise UserError(
+                f"model.chat_template: no valid Jinja: {error.message}, line {error.lineno}. "
+                "Fix the template, or write another."
+            ) from error
+        except TemplateError as error:
+            raise RowError(REFUSES, str(error)) from error
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise RowError("the chat template fails", f"{type(error).__name__}: {error}") from error
+
+    @property
+    def source(self) -> str:
+        """The text of the template for conversations without tools."""
+        return str(self.tokenizer.get_chat_template())
+
+    @cached_property
+    def without_tools(self) -> tuple[Template, dict[str, Any]]:
+        """The compiled template, and the values that it knows by name: transformers' functions and the special
+        tokens."""
+        return self._compiled(None)
+
+    @cached_property
+    def with_tools(self) -> tuple[Template, dict[str, Any]]:
+        """The same for conversations with tools, for which some tokenizers have a template of their own."""
+        return self._compiled([TOOL])
+
+    def _compiled(self, tools: list[dict[str, Any]] | None) -> tuple[Template, dict[str, Any]]:
+        if not self.tokenizer.chat_template:
+            raise NoChatTemplate(_NO_TEMPLATE)
+        source = self.tokenizer.get_chat_template(tools=tools)
+        compiled: Template = _compile_jinja_template(source)
+        if "*" in source:
+            compiled = with_small_numbers(compiled.environment, source)
+        return compiled, {**compiled.globals, **self.tokenizer.special_tokens_map}
