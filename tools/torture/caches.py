@@ -34,7 +34,7 @@ def _run(stage: Stage, chance: random.Random, place: Path, number: int) -> str:
     run_in(task, command, Trap(task))  # what is cached under this task's own paths
     kinds = ("examples",) if command is AGAIN else _KINDS
     folders = [task / "cache" / kind for kind in kinds if (task / "cache" / kind).is_dir()]
-    done = damage(chance, chance.choice(folders), values=chance.random() < 0.3)
+    done = damage(chance, chance.choice(folders), values=chance.random() < 0.3, pipes=False)
     case_of(place, command=command, damage=done)
     ended = run_in(task, command, seconds=90)
     try:

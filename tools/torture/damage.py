@@ -10,22 +10,25 @@ from typing import Any
 from tools.torture.mutate import bad_value, mutate_bytes, mutate_value
 
 
-def damage(chance: random.Random, folder: Path, names: list[str] | None = None, values: bool = True) -> list[str]:
-    """Damage files of a folder, those of these names or any; what was done to which. `values`: JSON as JSON too."""
+def damage(
+    chance: random.Random, folder: Path, names: list[str] | None = None, values: bool = True, pipes: bool = True
+) -> list[str]:
+    """Damage files of a folder, those of these names or any; what was done to which. `values`: JSON as JSON too.
+    `pipes`: a file may become one, as in folders that come from somebody else."""
     done = []
     for _ in range(chance.choice([1, 1, 2])):
         files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
         files = [path for path in files if names is None or path.name in names] or files
         if files:
             path = chance.choice(files)
-            done.append(f"{path.relative_to(folder)}: {_damage_file(chance, path, values)}")
+            done.append(f"{path.relative_to(folder)}: {_damage_file(chance, path, values, pipes)}")
     return done
 
 
-def _damage_file(chance: random.Random, path: Path, values: bool) -> str:
+def _damage_file(chance: random.Random, path: Path, values: bool, pipes: bool) -> str:
     way = chance.random()
     if way < 0.15:
-        return _as_a_file(chance, path)
+        return _as_a_file(chance, path, pipes)
     raw = path.read_bytes()
     try:
         if path.suffix == ".safetensors" and way < 0.7:
@@ -41,7 +44,7 @@ def _damage_file(chance: random.Random, path: Path, values: bool) -> str:
     return "bytes"
 
 
-def _as_a_file(chance: random.Random, path: Path) -> str:
+def _as_a_file(chance: random.Random, path: Path, pipes: bool) -> str:
     way = chance.choice(
         ["missing", "empty", "cut", "a folder", "a pipe", "a link nowhere", "a link to itself", "zeros"]
     )
@@ -53,7 +56,7 @@ def _as_a_file(chance: random.Random, path: Path) -> str:
         path.write_bytes(raw[: chance.randrange(len(raw) + 1)])
     elif way == "a folder":
         path.mkdir()
-    elif way == "a pipe":
+    elif way == "a pipe" and pipes:
         os.mkfifo(path)
     elif way == "a link nowhere":
         path.symlink_to("nowhere")
