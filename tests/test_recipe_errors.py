@@ -323,3 +323,12 @@ def test_a_good_recipe_has_no_errors(tmp_path):
     recipe = loaded(tmp_path, SMALL).recipe
     assert recipe.data.train == str(tmp_path / "train.jsonl")
     assert recipe.model.base == "org/model"
+
+
+@pytest.mark.parametrize("value", ["'\\x1b]0;x\\x07'", "a" * 5000, "'a\\nb'"])
+@pytest.mark.parametrize("key", ["data", "model", "extends", "adapter", "output", "evaluate: {metrics"])
+def test_no_message_holds_a_long_text_or_one_that_commands_a_terminal(tmp_path, key, value):
+    quoted = value.replace("'", '"')
+    text = f"{key}: {quoted}" + ("}" if "{" in key else "")
+    for problem in errors(tmp_path, f"model: {{base: a/b}}\n{text}\n" if key != "model" else f"{text}\n"):
+        assert problem.isprintable() and len(problem) < 1500, problem[:300]

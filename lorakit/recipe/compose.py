@@ -119,12 +119,12 @@ def _parents(reading: _Reading, extends: Node | None, chain: tuple[str, ...]) ->
 def _parent(reading: _Reading, node: Node, subject: str, chain: tuple[str, ...]) -> Node | None:
     complaint = _no_path(node)
     if complaint is None:
-        # os.path rather than pathlib, which raises for `~nobody`.
+        # os.path rather than pathlib, which raises for `~nobody` and for names that are too long.
         path = Path(os.path.normpath(node.place.folder / os.path.expanduser(node.value)))  # noqa: PTH111
-        path = path if path.is_file() else _shipped(node.value) or path
+        path = path if os.path.isfile(path) else _shipped(node.value) or path  # noqa: PTH113
         complaint = _endless(path, chain)
         if complaint is None:
-            known = None if path.parent.is_dir() else _known_parts(node.value)
+            known = None if os.path.isdir(path.parent) else _known_parts(node.value)  # noqa: PTH112
             if known is None:
                 return _file(reading, path, chain, node.place, subject)
             complaint = f"there is no file {one_line(node.value)}, and no part of that name", known
@@ -136,7 +136,7 @@ def _shipped(text: str) -> Path | None:
     """The part that comes with lorakit under a name such as `hardware/8gb`: in the wheel, or in a checkout."""
     if not re.fullmatch(r"[a-z0-9-]+(/[a-z0-9-]+)+", text):
         return None
-    return next((path for folder in _shipped_folders() if (path := folder / f"{text}.yaml").is_file()), None)
+    return next((path for folder in _shipped_folders() if os.path.isfile(path := folder / f"{text}.yaml")), None)  # noqa: PTH113
 
 
 def _shipped_folders() -> tuple[Path, Path]:
@@ -147,7 +147,7 @@ def _shipped_folders() -> tuple[Path, Path]:
 def _known_parts(text: str) -> str | None:
     """The parts that come with lorakit in the folder that a name means; None where it means none of theirs."""
     kind = text.partition("/")[0]
-    folder = next((found for configs in _shipped_folders() if kind and (found := configs / kind).is_dir()), None)
+    folder = next((found for configs in _shipped_folders() if kind and os.path.isdir(found := configs / kind)), None)  # noqa: PTH112
     if folder is None or "/" not in text:
         return None
     names = sorted((path.stem for path in folder.glob("*.yaml")), key=lambda name: (len(name), name))  # 8gb before 12gb

@@ -11,7 +11,7 @@ from lorakit.recipe.describe import default_at, example, words
 from lorakit.recipe.foreign import OURS, SAID, SWITCHES, THEIR_WORDS
 from lorakit.recipe.nearest import nearest
 from lorakit.recipe.no_counterpart import NO_COUNTERPART
-from lorakit.recipe.problems import PathParts, dotted, shown
+from lorakit.recipe.problems import PathParts, dotted, one_line, shown
 from lorakit.recipe.scalars import resolve, written_numbers
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import annotation_at, branches, fields, keys, section_of
@@ -119,7 +119,7 @@ def for_value(node: Node, path: PathParts) -> str:
     if remedy:
         return remedy
     if isinstance(value, (str, int, float)) and accepts(annotation, [value]):
-        return f"Write it as a list: [{node.text}]."
+        return f"Write it as a list: [{node.text}]." if _can_be_shown(node.text) else "Write a list of one."
     items = next((branch.of for branch in branches(annotation) if branch.kind is list), None)
     near = _near_word(str(value), words(items)) if items is not None and isinstance(value, str) else None
     if near:
@@ -150,8 +150,13 @@ def _in_a_section(node: Node, annotation: Any) -> str:
         return ""
     for name in ("base", "train", "kind", "dir"):
         if name in section.model_fields and accepts(fields(section)[name], plain(node)):
-            return f"Write {{{name}: {node.text}}}."
+            return f"Write {{{name}: {node.text}}}." if _can_be_shown(node.text) else f"Write a mapping with {name}."
     return ""
+
+
+def _can_be_shown(text: str) -> bool:
+    """Whether a remedy can hold a text as it is: short, on one line, and nothing in it that commands a terminal."""
+    return one_line(text) == text
 
 
 def accepts(annotation: Any, value: Any) -> bool:
@@ -209,7 +214,7 @@ def _for_number_or_word(node: Node, annotation: Any) -> str:
         return f"Did you mean {theirs}?"
     kinds = [branch.kind for branch in branches(annotation)]
     takes_numbers = int in kinds or float in kinds
-    if value is not None and not takes_numbers and accepts(annotation, node.text):
+    if value is not None and not takes_numbers and accepts(annotation, node.text) and _can_be_shown(node.text):
         return f"Put quotes around it: '{node.text}'."
     if isinstance(value, float) and value.is_integer() and float not in kinds and accepts(annotation, int(value)):
         return f"Write {int(value)}."
