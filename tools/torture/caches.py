@@ -48,4 +48,4 @@ def _run(stage: Stage, chance: random.Random, place: Path, number: int) -> str:
     return {0: "the same result", 1: "failed with a message", 2: "refused"}[ended.code]
 
 
-PART = Part("caches", 120, _prepare, _run, seconds=200)
+PART = Part("caches", 60, _prepare, _run, seconds=200)

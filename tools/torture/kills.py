@@ -40,4 +40,4 @@ def _run(stage: Stage, chance: random.Random, place: Path, number: int) -> str:
         raise BrokenPromiseError(f"{where}{error}") from error
 
 
-PART = Part("kills", 300, _prepare, _run, seconds=300)
+PART = Part("kills", 240, _prepare, _run, seconds=300)

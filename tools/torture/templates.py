@@ -87,4 +87,4 @@ def _run(shared: tuple[Path, list[str]], chance: random.Random, place: Path, num
     return "trained, some dropped" if train.report.dropped.total else "trained"
 
 
-PART = Part("templates", 600, _prepare, _run, seconds=60, memory=3 << 30)
+PART = Part("templates", 400, _prepare, _run, seconds=60, memory=3 << 30)
