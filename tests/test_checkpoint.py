@@ -225,6 +225,12 @@ def test_an_index_names_no_file_that_lies_elsewhere(tmp_path, beside):
             weight_files(folder)
 
 
+def test_an_index_that_names_nothing_as_a_file_is_damaged(tmp_path):
+    (tmp_path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"s": "own.safetensors", "t": None}}))
+    with pytest.raises(UserError, match="damaged: its weight_map names None"):
+        weight_files(tmp_path)
+
+
 def test_weights_may_be_links(tmp_path):
     """As the hub's cache has them, and whoever tries a configuration on weights that lie elsewhere."""
     folder = tmp_path / "model"

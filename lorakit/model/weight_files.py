@@ -101,9 +101,9 @@ def _read_index(index: Path) -> dict[str, Any]:
     named = read.get("weight_map") if isinstance(read, dict) else None
     if not isinstance(named, dict) or not named:
         raise UserError(f"{index}: damaged: it has no weight_map that names files. {_AGAIN}")
-    odd = next((file for file in named.values() if not isinstance(file, str)), None)
-    if odd is not None:
-        raise UserError(f"{index}: damaged: its weight_map names {str(odd)[:200]} as a file. {_AGAIN}")
+    odd = [file for file in named.values() if not isinstance(file, str)]
+    if odd:
+        raise UserError(f"{index}: damaged: its weight_map names {str(odd[0])[:200]} as a file. {_AGAIN}")
     return dict(read)
 
 

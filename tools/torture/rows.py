@@ -88,7 +88,7 @@ def _table(rows: Rows) -> Any:
 def _is_mixed(rows: Rows) -> bool:
     """Whether a file with columns can hold these rows only as texts."""
     try:
-        pa.Table.from_pylist(rows)
+        pq.write_table(pa.Table.from_pylist(rows), pa.BufferOutputStream())
     except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError, ValueError, AttributeError):
         return True
     return False
