@@ -12,7 +12,7 @@ import pytest
 from conftest import CHATML, rows_of, write_rows
 
 import lorakit.data.glance.tokenizer_files
-import lorakit.data.rendering.template
+import lorakit.data.rendering.renderer
 import lorakit.data.work  # noqa: F401
 from lorakit.bounds import TooLong, bounded
 from lorakit.data.files import read_blocks, stored
@@ -32,7 +32,7 @@ EVIL_TEXT = "a" * 64 + "b"
 def short(monkeypatch):
     """Bounds of a moment, which no test waits longer for."""
     for place in (
-        "lorakit.data.rendering.template",
+        "lorakit.data.rendering.renderer",
         "lorakit.data.glance.tokenizer_files",
         "lorakit.evaluate.scores",
         "lorakit.model.patterns",
