@@ -80,7 +80,7 @@ WRONG = {
     "an unknown task": (["--tasks", "choise", "--tasks-path", "TASKS"], "'choise' is no task; did you mean 'choice'"),
     "no task": (["--tasks", ","], "--tasks: no task is named"),
     "an empty name": (["--tasks", ""], "--tasks: no task is named"),
-    "no folder of tasks": (["--tasks", "choice", "--tasks-path", "nowhere"], "--tasks-path: nowhere is no folder"),
+    "no folder of tasks": (["--tasks", "choice", "--tasks-path", "nowhere"], "--tasks-path: nowhere is not a folder"),
     "a limit alone": (["--limit", "4"], "--limit: is for --tasks."),
     "a template alone": (["--chat-template"], "--chat-template: is for --tasks."),
     "code alone": (["--allow-code"], "--allow-code: is for --tasks."),

@@ -86,8 +86,9 @@ def test_rows_that_the_model_has_no_positions_for_are_refused_where_the_length_i
 def test_the_default_length_is_compared_too_and_told_where_its_section_is(recipe_file, gpt2, command):
     path = recipe_file(model={"base": str(gpt2)}, data={"max_length": ...})
     code, out, _ = command("check", path, "--json")
-    problem = json.loads(out)["problems"][0]["reason"]
-    assert code == 2 and "data.max_length: rows of 1,024 tokens are allowed" in problem and "tiny.yaml:" in problem
+    problem = json.loads(out)["problems"][0]
+    assert code == 2 and "rows of 1,024 tokens are allowed" in problem["reason"]
+    assert problem["path"] == "data.max_length" and problem["file"] == str(path) and problem["line"] > 1
 
 
 def test_answers_that_the_model_has_no_positions_for_are_refused(recipe_file, gpt2, command):

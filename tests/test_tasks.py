@@ -352,7 +352,7 @@ def test_unknown_tasks_are_errors_that_list_the_folders_own(model, tokenizer, ta
         run(model, tokenizer, ["choise"], folder)
     with pytest.raises(UserError, match=r"'zzz' is no task. .* has: choice, texts"):
         run(model, tokenizer, ["zzz"], folder)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         run(model, tokenizer, ["choice"], folder / "gone")
     with pytest.raises(UserError, match="no task is named"):
         run(model, tokenizer, [], folder)
