@@ -1,5 +1,6 @@
 """What others wrote may not go on for ever: each has a bound, a message, and exit code 2."""
 
+import copy
 import gzip
 import json
 import os
@@ -16,6 +17,7 @@ import lorakit.data.rendering.renderer
 import lorakit.data.work  # noqa: F401
 from lorakit.bounds import TooLong, bounded
 from lorakit.data.files import read_blocks, stored
+from lorakit.data.rendering import ChatTemplate
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 from lorakit.evaluate.scores import row_scores
@@ -229,3 +231,10 @@ def test_a_small_file_of_values_that_many_rows_share_comes_in_small_blocks(tmp_p
     assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
     blocks = read_blocks(tmp_path / "a.parquet")
     assert all(len(next(blocks).payload) < 1 << 22 for _ in range(3))
+
+
+def test_a_power_of_constants_is_refused_before_jinja_computes_it(tokenizer):
+    written = copy.deepcopy(tokenizer)
+    written.chat_template = "{% if messages %}{{ 2 ** 99999999 }}{% endif %}"
+    with pytest.raises(Exception, match="thousands of digits"):
+        ChatTemplate(written, "assistant", None, ["<|im_end|>"]).write([{"role": "user", "content": "a"}])

@@ -95,7 +95,8 @@ class Renderer:
         if not self.tokenizer.chat_template:
             raise NoChatTemplate(_NO_TEMPLATE)
         source = self.tokenizer.get_chat_template(tools=tools)
-        compiled: Template = _compile_jinja_template(source)
-        if "*" in source:
-            compiled = with_small_numbers(compiled.environment, source)
+        if "*" in source:  # never compiled without these bounds: jinja computes constants while it compiles
+            compiled = with_small_numbers(_compile_jinja_template("").environment, source)
+        else:
+            compiled = _compile_jinja_template(source)
         return compiled, {**compiled.globals, **self.tokenizer.special_tokens_map}
