@@ -22,22 +22,22 @@ def gpu(monkeypatch):
 
 
 def test_a_part_that_fails_is_recorded_and_the_next_one_begins(gpu, tmp_path):
-    def fails(session):
+    def fails(bench):
         raise SystemExit("out of memory")
 
-    session = gpu.Session(tmp_path, True, time.monotonic() + 60)
-    gpu.run_part(session, "lora", fails)
+    bench = gpu.Bench(tmp_path, True, time.monotonic() + 60)
+    gpu.run_part(bench, "lora", fails)
     assert json.loads((tmp_path / "results.json").read_text())["lora"]["error"] == "out of memory"
-    gpu.run_part(session, "merge", lambda session: {"figure": 1})
+    gpu.run_part(bench, "merge", lambda bench: {"figure": 1})
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["merge"]["state"] == "done" and found["merge"]["figure"] == 1
     assert "## lora failed" in (tmp_path / "summary.md").read_text()
 
 
 def test_no_part_begins_when_the_time_is_up(gpu, tmp_path):
-    session = gpu.Session(tmp_path, True, time.monotonic() + 5)
-    gpu.run_part(session, "merge", lambda session: pytest.fail("began"))
-    assert session.results["merge"]["state"] == "no time left"
+    bench = gpu.Bench(tmp_path, True, time.monotonic() + 5)
+    gpu.run_part(bench, "merge", lambda bench: pytest.fail("began"))
+    assert bench.results["merge"]["state"] == "no time left"
 
 
 @pytest.mark.slow

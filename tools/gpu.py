@@ -8,7 +8,6 @@ A part that fails is recorded as failed, and the next one begins. The model has 
 import argparse
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -18,32 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import BATCH, RATE, SEED, measured, trl_figures, trl_options
+from bench import BATCH, measured, trl_figures, trl_options
+from gpu_model import write_model, write_recipe, write_rows
 
 from lorakit.folders import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS = ROOT / "lorakit/data/general/texts.jsonl"
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-LLAMA_1B = {
-    "vocab_size": 128256,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-}
-TINY = {
-    "vocab_size": 2048,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 # `trl sft` without its launcher, so that the memory of the process that trains can be asked for at its end.
 TRL = """
 import runpy, torch
@@ -54,7 +33,7 @@ if torch.cuda.is_available():
 
 
 @dataclass
-class Session:
+class Bench:
     """Where the parts work, and what they found so far."""
 
     out: Path
@@ -95,30 +74,30 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="these parts alone")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    session = Session(options.out, options.rehearse, time.monotonic() + 60 * options.minutes)
+    bench = Bench(options.out, options.rehearse, time.monotonic() + 60 * options.minutes)
     for name in options.only:
-        run_part(session, name, PARTS[name])
-    print((session.out / "summary.md").read_text(encoding="utf-8"))
-    sys.exit(any(figures["state"] == "failed" for figures in session.results.values()))
+        run_part(bench, name, PARTS[name])
+    print((bench.out / "summary.md").read_text(encoding="utf-8"))
+    sys.exit(any(figures["state"] == "failed" for figures in bench.results.values()))
 
 
-def run_part(session: Session, name: str, part: Callable[[Session], dict[str, Any]]) -> None:
+def run_part(bench: Bench, name: str, part: Callable[[Bench], dict[str, Any]]) -> None:
     """One part, whatever becomes of it."""
     begin = time.monotonic()
-    print(f"== {name} ({session.left():.0f} s left)", flush=True)
-    if session.left() < 10:
+    print(f"== {name} ({bench.left():.0f} s left)", flush=True)
+    if bench.left() < 10:
         found = {"state": "no time left"}
     else:
         try:
-            found = {"state": "done", **part(session)}
+            found = {"state": "done", **part(bench)}
         except (SystemExit, OSError, subprocess.SubprocessError, ValueError, LookupError, RuntimeError) as error:
             found = {"state": "failed", "error": str(error)[-6000:] or type(error).__name__}
             print(found["error"], flush=True)
-    session.results[name] = {**found, "took": round(time.monotonic() - begin, 1)}
-    session.write()
+    bench.results[name] = {**found, "took": round(time.monotonic() - begin, 1)}
+    bench.write()
 
 
-def environment(session: Session) -> dict[str, Any]:
+def environment(bench: Bench) -> dict[str, Any]:
     """The machine and the packages."""
     import torch
 
@@ -129,19 +108,19 @@ def environment(session: Session) -> dict[str, Any]:
         card = torch.cuda.get_device_properties(0)
         facts |= {"device": card.name, "memory": card.total_memory, "capability": f"{card.major}.{card.minor}"}
         facts |= {"cuda": torch.version.cuda}
-    elif not session.tiny:
+    elif not bench.tiny:
         raise RuntimeError("torch sees no GPU here. To try the script without one: tools/gpu.sh --rehearse")
     return facts
 
 
-def doctor(session: Session) -> dict[str, Any]:
+def doctor(bench: Bench) -> dict[str, Any]:
     """What `lorakit doctor` finds broken or worth a note; its exit code is 1 where something is broken."""
     command = [sys.executable, "-m", "lorakit", "doctor", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=session.left(), check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=bench.left(), check=False)
     return {"exit_code": done.returncode, "findings": json.loads(done.stdout)}
 
 
-def tests(session: Session) -> dict[str, Any]:
+def tests(bench: Bench) -> dict[str, Any]:
     """The tests that need a GPU; without one they skip."""
     command = [
         sys.executable,
@@ -156,14 +135,14 @@ def tests(session: Session) -> dict[str, Any]:
         "-rfE",
         "--disable-warnings",
     ]
-    log = session.out / "log.txt"
+    log = bench.out / "log.txt"
     with log.open("w", encoding="utf-8") as file:
         code = subprocess.run(
             [*command, "tests/test_gpu.py"],
             cwd=ROOT,
             stdout=file,
             stderr=subprocess.STDOUT,
-            timeout=min(200, session.left()),
+            timeout=min(200, bench.left()),
             check=False,
         ).returncode
     lines = log.read_text(encoding="utf-8").splitlines()
@@ -173,72 +152,21 @@ def tests(session: Session) -> dict[str, Any]:
     return {"exit_code": code, "counts": lines[-1].strip("= "), "failures": failures}
 
 
-def prepare(session: Session) -> dict[str, Any]:
-    """The base with random weights, its tokenizer, and rows of random words."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2048 if session.tiny else 8192,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    texts = TEXTS.read_text(encoding="utf-8")
-    raw.train_from_iterator(texts.splitlines(), trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tokenizer.chat_template = CHATML
-    config = LlamaConfig(**(TINY if session.tiny else LLAMA_1B), tie_word_embeddings=True, bos_token_id=None)
-    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    torch.manual_seed(SEED)
-    gpu = torch.cuda.is_available()
-    with torch.device("cuda" if gpu else "cpu"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if gpu else torch.float32)
-    model.save_pretrained(session.work / "base")
-    tokenizer.save_pretrained(session.work / "base")
-    write_rows(session, [word for word in texts.split() if word.isalpha()])
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    del model
-    if gpu:
-        torch.cuda.empty_cache()
+def prepare(bench: Bench) -> dict[str, Any]:
+    """The base with random weights, its tokenizer, rows of random words, and the recipe."""
+    parameters = write_model(bench.work / "base", bench.tiny)
+    rows = {"train": bench.steps * BATCH, "eval": 4 if bench.tiny else 32}
+    write_rows(bench.work, rows, (10, 40) if bench.tiny else (30, 400))
+    write_recipe(bench.work, 8 if bench.tiny else 64)
     return {"parameters": parameters}
 
 
-def write_rows(session: Session, words: list[str]) -> None:
-    """As many rows as there are steps to train, of 60 to 800 words, and some held out."""
-    chance = random.Random(SEED)
-
-    def row() -> str:
-        count = chance.randint(10, 40) if session.tiny else chance.randint(30, 400)
-        texts = [" ".join(chance.choices(words, k=count)) for _ in range(2)]
-        messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), texts, strict=True)]
-        return json.dumps({"messages": messages}) + "\n"
-
-    for name, count in (("train", session.steps * BATCH), ("eval", 4 if session.tiny else 32)):
-        (session.work / f"{name}.jsonl").write_text("".join(row() for _ in range(count)), encoding="utf-8")
-    recipe = {
-        "name": "gpu",
-        "model": {"base": str(session.work / "base")},
-        "adapter": {"rank": 16, "alpha": 32},
-        "data": {"train": "train.jsonl", "eval": "eval.jsonl", "max_length": 4096},
-        "train": {"epochs": 1, "batch_size": BATCH, "learning_rate": RATE, "seed": SEED, "schedule": "constant"},
-        "evaluate": {"metrics": ["exact-match"], "max_new_tokens": 8 if session.tiny else 64},
-    }
-    recipe["data"]["clean"] = {"near_duplicates": "off", "contradictions": "off", "style": "off"}
-    recipe["train"] |= {"warmup": 0, "eval_every": 100000, "save_every": 100000}
-    # JSON is YAML, and needs no library to write.
-    (session.work / "recipe.yaml").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-
-
-def training(session: Session, quantization: str) -> dict[str, Any]:
+def training(bench: Bench, quantization: str) -> dict[str, Any]:
     """`lorakit plan` and `lorakit train`, and what the plan was off by."""
-    recipe, run = str(session.work / "recipe.yaml"), session.work / quantization
+    recipe, run = str(bench.work / "recipe.yaml"), bench.work / quantization
     settings = ("--set", f"model.quantization={quantization}")
-    plan = session.lorakit("plan", recipe, *settings)
-    session.lorakit("train", recipe, *settings, "--output", str(run), "--overwrite")
+    plan = bench.lorakit("plan", recipe, *settings)
+    bench.lorakit("train", recipe, *settings, "--output", str(run), "--overwrite")
     manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     result, longest = manifest["result"], plan["memory"]["longest"]
     predicted = longest["total"] - (longest["overhead"] if manifest["machine"]["device"] == "cuda" else 0)
@@ -258,26 +186,26 @@ def training(session: Session, quantization: str) -> dict[str, Any]:
     }
 
 
-def trl(session: Session, quantization: str) -> dict[str, Any]:
+def trl(bench: Bench, quantization: str) -> dict[str, Any]:
     """`trl sft` on the same examples, with the same micro-batch and checkpointing as lorakit took."""
     from lorakit.plan.prepare import prepare_run
     from lorakit.progress import Silent
     from lorakit.recipe.load import load
 
-    ours = session.results.get(quantization_part(quantization), {})
+    ours = bench.results.get(quantization_part(quantization), {})
     if ours.get("state") != "done":
         raise RuntimeError("lorakit's own training gave no settings to compare with")
-    prepared = prepare_run(load(session.work / "recipe.yaml").recipe, Silent())
-    micro_batch, folder = ours["micro_batch"], session.work / f"trl-{quantization}-{time.time_ns()}"
-    options = trl_options(prepared, list(prepared.train.rows), session.steps, micro_batch, folder)
+    prepared = prepare_run(load(bench.work / "recipe.yaml").recipe, Silent())
+    micro_batch, folder = ours["micro_batch"], bench.work / f"trl-{quantization}-{time.time_ns()}"
+    options = trl_options(prepared, list(prepared.train.rows), bench.steps, micro_batch, folder)
     options += ["--gradient_accumulation_steps", str(BATCH // micro_batch)]
     options += ["--gradient_checkpointing", str(ours["gradient_checkpointing"])]
-    gpu = session.results["environment"]["device"] != "cpu"
+    gpu = bench.results["environment"]["device"] != "cpu"
     options += ["--dtype", "bfloat16"] if gpu else ["--dtype", "float32", "--use_cpu", "--bf16", "False"]
     options += ["--max_length", "4096", "--attn_implementation", "sdpa"]
     if quantization == "nf4":
         options += ["--load_in_4bit", "--bnb_4bit_quant_type", "nf4", "--use_bnb_nested_quant"]
-    out, _, resident = measured([sys.executable, "-c", TRL, *options], session.left())
+    out, _, resident = measured([sys.executable, "-c", TRL, *options], bench.left())
     allocated = re.search(r"^peak_allocated (\d+)", out, re.MULTILINE)
     figures = trl_figures(out)
     rate, peak = ours["trained_tokens"] / figures["seconds"], int(allocated[1]) if allocated else resident
@@ -296,29 +224,29 @@ def quantization_part(quantization: str) -> str:
     return {"none": "lora", "nf4": "nf4"}[quantization]
 
 
-def merging(session: Session) -> dict[str, Any]:
+def merging(bench: Bench) -> dict[str, Any]:
     """Both adapters merged, with their proofs."""
     return {
-        name: session.lorakit("merge", str(session.work / name), "--overwrite")
+        name: bench.lorakit("merge", str(bench.work / name), "--overwrite")
         for name in ("none", "nf4")
-        if (session.work / name / "adapter").is_dir()
+        if (bench.work / name / "adapter").is_dir()
     }
 
 
-def evaluation(session: Session) -> dict[str, Any]:
+def evaluation(bench: Bench) -> dict[str, Any]:
     """Base and adapter of the unquantized run on the held-out rows."""
-    found = session.lorakit("eval", str(session.work / "none"), "--no-cache")
+    found = bench.lorakit("eval", str(bench.work / "none"), "--no-cache")
     return {"wall_seconds": found["wall_seconds"], "models": found.get("models")}
 
 
-PARTS: dict[str, Callable[[Session], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "environment": environment,
     "tests": tests,
     "model": prepare,
-    "lora": lambda session: training(session, "none"),
-    "trl-lora": lambda session: trl(session, "none"),
-    "nf4": lambda session: training(session, "nf4"),
-    "trl-nf4": lambda session: trl(session, "nf4"),
+    "lora": lambda bench: training(bench, "none"),
+    "trl-lora": lambda bench: trl(bench, "none"),
+    "nf4": lambda bench: training(bench, "nf4"),
+    "trl-nf4": lambda bench: trl(bench, "nf4"),
     "merge": merging,
     "eval": evaluation,
     "doctor": doctor,
