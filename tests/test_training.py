@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from conftest import rows_of, write_rows
 from runs_of_tests import adapter_weights, losses, run_recipe
+from transformers import AutoTokenizer
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.runs import Run, open_run
@@ -299,3 +301,21 @@ def test_files_of_a_run_are_readable_by_their_owner_alone_only_where_asked(recip
     os.umask(mask)
     assert (run.adapter.stat().st_mode & 0o777) == 0o777 & ~mask
     assert isinstance(run.folder, Path)
+
+
+def test_a_padding_token_that_the_model_has_no_embedding_for_is_not_put_in(recipe_file, tmp_path, tiny_base, lorakit):
+    """Bases whose tokenizer was given a token for padding, and whose embeddings did not grow."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    tokenizer.save_pretrained(base)
+    vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
+    assert tokenizer.pad_token_id >= vocabulary
+    path = recipe_file(model={"base": str(base)}, train={"epochs": None, "steps": 2, "batch_size": 4})
+    run, outcome = run_recipe(path, tmp_path / "run")
+    assert outcome.steps == 2
+    plain, _ = run_recipe(path, tmp_path / "plain", f"model.base={tiny_base}")
+    assert losses(run) == losses(plain)
+    assert lorakit("eval", run.folder)[0] == 0
+    assert (run.adapter / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()

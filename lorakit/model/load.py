@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.base import Base
+from lorakit.model.config_values import is_size
 from lorakit.model.positions import learned_positions
 from lorakit.model.quantized import cast_plain, quantization_of, save_as_plain, settle_layers
 from lorakit.model.stored import check_quantization
@@ -59,6 +61,8 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
         raise UserError(f"model.base: {base.name}: the tokenizer cannot be loaded: {_first_line(error)}") from error
     except Exception as error:  # the Rust tokenizers raise bare Exceptions on a damaged tokenizer.json
         raise UserError(f"model.base: {base.name}: tokenizer.json is damaged: {_first_line(error)}") from error
+    if (tokenizer.pad_token_id or 0) >= _vocabulary(base):
+        tokenizer.pad_token = None  # the model has no embedding for it; `pad_token_id` takes another
     if chat_template is not None:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
@@ -67,6 +71,14 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
                 f"model.chat_template: {chat_template} cannot be read: {error}. Save it as UTF-8."
             ) from error
     return tokenizer
+
+
+def _vocabulary(base: Base) -> float:
+    """The tokens that the base's config counts; infinite where it does not say."""
+    file = base.folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return size if is_size(size) else math.inf
 
 
 def load_model(base: Base, settings: Model, device: str, trainable: bool = False) -> Any:
