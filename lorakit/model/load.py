@@ -78,7 +78,7 @@ def _vocabulary(base: Base) -> float:
     file = base.folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
-    return size if is_size(size) else math.inf
+    return float(size) if is_size(size) else math.inf
 
 
 def load_model(base: Base, settings: Model, device: str, trainable: bool = False) -> Any:
