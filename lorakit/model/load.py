@@ -77,8 +77,8 @@ def _vocabulary(base: Base) -> float:
     """The tokens that the base's config counts; infinite where it does not say."""
     file = base.folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
-    return float(size) if is_size(size) else math.inf
+    size: Any = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return int(size) if is_size(size) else math.inf
 
 
 def load_model(base: Base, settings: Model, device: str, trainable: bool = False) -> Any:
