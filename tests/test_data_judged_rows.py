@@ -49,6 +49,10 @@ PAIRS = {
     },
     "other names": {"prompt": "Which?", "chosen_response": GOOD, "rejected_response": BAD},
     "names behind": {"prompt": "Which?", "response_accepted": GOOD, "response_rejected": BAD},
+    "capitals": {"prompt": "Which?", "Chosen": GOOD, "Rejected": BAD},
+    "joined names": {"prompt": "Which?", "chosenResponse": GOOD, "rejectedResponse": BAD},
+    "reject": {"prompt": "Which?", "chosen": GOOD, "reject": BAD},
+    "winner": {"prompt": "Which?", "winner": GOOD, "loser": BAD},
     "non-preferred": {"prompt": "Which?", "preferred_output": GOOD, "non_preferred_output": BAD},
 }
 
@@ -86,6 +90,8 @@ def test_preference_pairs_are_refused_and_the_remedy_trains_the_chosen_side(fold
 @pytest.mark.parametrize("settings", [{"format": "prompt-completion"}, {"columns": {"prompt": "question"}}])
 def test_pairs_are_refused_whatever_the_recipe_says_of_format_and_columns(folder, settings):
     rows = [{"prompt": "Which?", "question": "Which?", "completion": BAD, "chosen": GOOD, "rejected": BAD}]
+    won = [{"prompt": "Which?", "question": "Which?", "completion": BAD, "winner": GOOD, "loser": BAD}]
+    assert "these are preference pairs ('winner' and 'loser'" in refused(folder, won, **settings)
     reason = refused(folder, rows, **settings)
     columns = yaml.safe_load(re.search(r"columns: (\{.*?\})", reason)[1])
     _, texts = trained(folder, rows, **{**settings, "columns": columns})
@@ -153,6 +159,22 @@ KTO = [
         [{"instruction": row["prompt"], "output": row["completion"], "kto_tag": row["label"]} for row in KTO],
         [{"question": row["prompt"], "answer": row["completion"], "is_correct": int(row["label"])} for row in KTO],
         [{"prompt": row["prompt"], "completion": row["completion"], "rejected": not row["label"]} for row in KTO],
+        [{"prompt": row["prompt"], "completion": row["completion"], "Label": row["label"]} for row in KTO],
+        [{"prompt": row["prompt"], "completion": row["completion"], "isCorrect": row["label"]} for row in KTO],
+        [{**row, "label": "desirable" if row["label"] else "undesirable"} for row in KTO],
+        [{**row, "label": "chosen" if row["label"] else "Rejected"} for row in KTO],
+        [
+            {"prompt": row["prompt"], "completion": row["completion"], "good": ["no", "yes"][row["label"]]}
+            for row in KTO
+        ],
+        [
+            {
+                "prompt": row["prompt"],
+                "completion": row["completion"],
+                "feedback": "thumbs_" + ("up" if row["label"] else "down"),
+            }
+            for row in KTO
+        ],
         [{"prompt": row["prompt"], "completion": row["completion"], "weight": float(row["label"])} for row in KTO],
     ],
 )
@@ -186,6 +208,10 @@ def test_flags_are_read_wherever_they_stand(folder):
         {"messages": chat("a", "b"), "candidates": ["b", "c"], "scores": [1, 0]},
         {"prompt": "a", "completion": "b", "sentence_1": "x", "sentence_2": "y", "label": "neutral"},
         {"prompt": "a", "completion": "b", "positive": "x", "negative": "y"},
+        {"prompt": "a", "completion": "b", "winner": "Bonn", "loser": "Ulm"},  # of a match
+        {"prompt": "a", "completion": "b", "accepted": "2026-01-02", "rejected": "2026-01-03"},  # of an application
+        {"prompt": "a", "completion": "b", "label": "no"},
+        {"prompt": "a", "completion": "b", "feedback": "I liked the second one."},
     ],
 )
 def test_other_columns_are_no_judgement(folder, row):

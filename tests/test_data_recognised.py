@@ -57,6 +57,7 @@ AS_MEANT = {
     "commas.tsv": table(ROWS),
     "excel.csv": "\ufeff" + table(ROWS, delimiter=";", lineterminator="\r\n"),
     "excel-said.csv": "sep=;\r\n" + table(ROWS, delimiter=";"),
+    "excel-columns-without-name.csv": table(ROWS, delimiter=";", lineterminator="\n").replace("\n", ";;\n"),
     "quoted-header.csv": table(ROWS, quoting=csv.QUOTE_ALL, delimiter=";"),
     "blanks.csv": "prompt, completion\n" + "".join(f'{row["prompt"]}, "{row["completion"]}"\n' for row in ROWS),
     "blanks-in-the-header.csv": table(ROWS).replace("prompt,completion", "prompt ,completion "),

@@ -179,6 +179,9 @@ def test_how_answers_without_thoughts_are_trained_is_told_once_a_row():
         "{{ m['content'][0]['text'] }}",
         "{% if m.content is string %}{{ raise_exception('parts!') }}{% endif %}{{ m.content[0].text }}",
         "{{ m.content if m.role == 'assistant' else m.content[0].text }}",
+        "{{ m.content[0].text if m.role == 'user' else m.content }}",
+        "{% if m.role == 'user' %}{% for part in m.content %}{{ part.text }}{% endfor %}"
+        "{% else %}{{ m.content }}{% endif %}",
     ],
 )
 def test_content_is_given_in_parts_where_the_template_wants_parts(content):

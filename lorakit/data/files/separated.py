@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -94,14 +95,15 @@ def begun(lines: Iterator[str], usual: str) -> tuple[dict[str, Any], int, Iterat
 
 
 def header_of(name: str, line: int, cells: list[str]) -> list[str]:
-    """The names of the columns.
+    """The names of the columns; Excel writes columns without one behind the others.
 
     Raises:
         UserError: two are the same.
     """
     cells = [cell.strip() for cell in cells]
-    if len(set(cells)) != len(cells):
-        raise UserError(f"{name}:{line}: two columns have the same name: {', '.join(cells)}.")
+    twice = [cell for cell, times in Counter(cells).items() if cell and times > 1]
+    if twice:
+        raise UserError(f"{name}:{line}: two columns have the same name: {twice[0]!r}. Rename one, or take it out.")
     return cells
 
 
@@ -113,4 +115,4 @@ def _under(header: list[str], cells: list[str]) -> dict[str, Any] | RowError:
         return RowError("the row does not fit the header", f"{len(cells)} cells under {len(header)} columns")
     if any("\r\n" in cell for cell in cells):
         cells = [cell.replace("\r\n", "\n") for cell in cells]
-    return {column: cell or None for column, cell in zip(header, cells, strict=True)}
+    return {column: cell or None for column, cell in zip(header, cells, strict=True) if column or cell}

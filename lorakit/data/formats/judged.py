@@ -17,9 +17,11 @@ CanBeRead = Callable[[Mapping[str, str], str], bool]
 """Whether rows are of a format with these columns (ours -> theirs), which reads the one of ours that is named, if
 any."""
 
-# What the better and the worse side of a pair are called, as a whole name or as a part of one (rejected_response).
+# What the better and the worse side of a pair are called, as a whole name or as a part of one (rejected_response). All
+# but chosen are words of games and applications too.
 _SIDES = (
     ("chosen", "rejected"),
+    ("chosen", "reject"),
     ("accepted", "rejected"),
     ("preferred", "rejected"),
     ("preferred", "dispreferred"),
@@ -44,16 +46,21 @@ _REWARDS = ("reward", "rewards", "rank")
 _FOR = (
     *("label", "kto_tag", "desirable", "is_desirable", "preferred", "is_preferred", "accepted", "is_accepted"),
     *("approved", "is_approved", "good", "is_good", "correct", "is_correct", "chosen", "is_chosen", "selected"),
-    *("is_selected", "liked", "thumbs_up", "train", "loss", "weight"),
+    *("is_selected", "liked", "thumbs_up", "train", "loss", "weight", "acceptable", "is_acceptable", "feedback"),
 )
 _AGAINST = (
     *("rejected", "is_rejected", "undesirable", "bad", "is_bad", "wrong", "is_wrong", "incorrect", "is_incorrect"),
     *("disliked", "thumbs_down", "deleted", "is_deleted"),
 )
 _FLAGS = dict.fromkeys(_FOR, False) | dict.fromkeys(_AGAINST, True)
-# What a flag may be written as besides true and false; a label of 0 and 1 is a class more often than a judgement.
-_WRITTEN = {"true": True, "false": False}
-_NOT_NUMBERS = ("label",)
+# What a flag may be written as besides true and false. Of a label, 0 and 1, yes and no are classes more often than
+# judgements.
+_WRITTEN = {
+    **dict.fromkeys(("true", "desirable", "chosen", "preferred", "thumbs_up", "thumbs up"), True),
+    **dict.fromkeys(("false", "undesirable", "rejected", "dispreferred", "thumbs_down", "thumbs down"), False),
+}
+_WRITTEN_BUT_IN_LABELS = {"yes": True, "no": False, "1": True, "0": False}
+_CLASSES = ("label",)
 # The columns of ours that a chosen answer may stand in, the first that the rows can be read with.
 _WHOLE, _ASKING = ("messages", "conversations"), ("user", "human", "system")
 _ANSWERS = ("completion", "messages", "output", "answer", "conversations", "text")
@@ -73,7 +80,7 @@ def refuse_judged(where: str, records: Sequence[Record], columns: Mapping[str, s
     taken = set(columns.values())
     _refuse_rejected(where, columns, texts)
     for better, worse in pairs_of(texts):
-        if better not in taken:
+        if better not in taken and not (_stands_beside(better, worse, records) and can_be_read(columns, "")):
             remedy = _remedy(better, columns, [record.get(better) for record in records], can_be_read)
             raise UserError(
                 f"{where}: these are preference pairs ({better!r} and {worse!r}, as for DPO). lorakit trains on what "
@@ -93,21 +100,40 @@ def refuse_judged(where: str, records: Sequence[Record], columns: Mapping[str, s
 
 def pairs_of(columns: set[str]) -> Iterator[tuple[str, str]]:
     """The columns that are the two sides of a pair, the better one first."""
-    for worse in sorted(columns):
+    plain = {_plain(name): name for name in sorted(columns)}
+    for worse, written in plain.items():
         for better_word, worse_word in _SIDES:
             if f"_{worse_word}_" in f"_{worse}_":
                 better = f"_{worse}_".replace(f"_{worse_word}_", f"_{better_word}_").strip("_")
-                if better in columns and better != worse:
-                    yield better, worse
+                if better in plain and better != worse:
+                    yield plain[better], written
+
+
+def _plain(name: str) -> str:
+    """A column's name in one way of writing: is_correct for isCorrect, Is-Correct and the like."""
+    return re.sub(r"[\s-]+|(?<=[a-z])(?=[A-Z])", "_", name.strip()).lower()
+
+
+def _stands_beside(better: str, worse: str, records: Sequence[Record]) -> bool:
+    """Whether what may be the sides of a pair is something else: not called chosen, and never what another column
+    says."""
+    return "chosen" not in _plain(better).split("_") and not any(
+        record[worse] == value
+        for record in records
+        if not empty(record.get(worse))
+        for name, value in record.items()
+        if name != worse
+    )
 
 
 def flags_of(records: Sequence[Record], read: set[str]) -> dict[str, bool]:
     """The columns that are flags in rows like these, with what they say of an answer that should not be given. Those
     that the rows' format reads itself (`read`) are none."""
+    names = {*_FLAGS, *(name for record in records for name in record if _plain(name) in _FLAGS)}
     return {
-        name: against
-        for name, against in _FLAGS.items()
-        if name not in read and all(_flag(name, value) is not None for value in _values(records, name))
+        name: _FLAGS[_plain(name)]
+        for name in names - read
+        if all(_flag(name, value) is not None for value in _values(records, name))
     }
 
 
@@ -210,6 +236,8 @@ def _flag(name: str, value: Any) -> bool | None:
     """What a flag says; None where it is none."""
     if isinstance(value, bool):
         return value
+    is_class = _plain(name) in _CLASSES
     if isinstance(value, str):
-        return _WRITTEN.get(value.strip().lower())
-    return bool(value) if isinstance(value, (int, float)) and value in (0, 1) and name not in _NOT_NUMBERS else None
+        word = value.strip().lower()
+        return _WRITTEN.get(word, None if is_class else _WRITTEN_BUT_IN_LABELS.get(word))
+    return bool(value) if isinstance(value, (int, float)) and value in (0, 1) and not is_class else None

@@ -140,7 +140,7 @@ def _writer(texts: dict[str, str], words: dict[str, str], variables: Mapping[str
         except (TooLong, MemoryError) as error:
             raise UserError(
                 f"model.chat_template: it computes for more than {_SECONDS} s to write {len(messages)} messages, or "
-                f"takes more than {_MEMORY >> 30} GiB. Mend the template, or write another."
+                f"takes more than {_MEMORY >> 30} GiB. Fix the template, or write another."
             ) from error
 
     if "default" not in compiled:

@@ -6,6 +6,7 @@ arguments of a call as an object or as JSON text, the content of an answer that 
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -162,12 +163,20 @@ def _branches(words: list[str]) -> str:
 
 
 def roles_in_parts(write: Write) -> frozenset[str]:
-    """The roles whose content the template writes only as a list of parts, as templates for images and texts do."""
-    for roles in _IN_PARTS:
-        texts = (text for _, text in samples(partial(_write_parts, write, roles), answering()))
-        if any(QUESTION in text and ANSWER in text and "{'type'" not in text for text in texts):
-            return roles
-    return frozenset()
+    """The roles whose content the template writes only as a list of parts, as templates for images and texts do: the first
+    of `_IN_PARTS` with which most samples are written whole."""
+    tried = [(_whole_samples(partial(_write_parts, write, roles)), roles) for roles in _IN_PARTS]
+    return max(tried, key=lambda one: one[0])[1]
+
+
+def _whole_samples(write: Write) -> int:
+    """How many samples are written with each of their texts, as texts."""
+    return sum(
+        all(text.count(message["content"]) >= times[message["content"]] for message in messages)
+        for messages, text in samples(write, answering())
+        if "{'type'" not in text
+        for times in [Counter(message["content"] for message in messages)]
+    )
 
 
 def in_parts(told: Told, roles: frozenset[str]) -> Told:

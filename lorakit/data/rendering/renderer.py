@@ -58,12 +58,12 @@ class Renderer:
         except TooLong as error:
             raise UserError(
                 f"model.chat_template: it computes for more than {_SECONDS} s to write {len(told)} messages, and may "
-                "never end. Mend the template, or write another."
+                "never end. Fix the template, or write another."
             ) from error
         except MemoryError as error:
             raise UserError(
                 f"model.chat_template: it takes more than {_MEMORY >> 30} GiB of memory to write {len(told)} messages. "
-                "Mend the template, or write another."
+                "Fix the template, or write another."
             ) from error
         except TemplateSyntaxError as error:
             raise UserError(
