@@ -163,8 +163,8 @@ def _branches(words: list[str]) -> str:
 
 
 def roles_in_parts(write: Write) -> frozenset[str]:
-    """The roles whose content the template writes only as a list of parts, as templates for images and texts do: the first
-    of `_IN_PARTS` with which most samples are written whole."""
+    """The roles whose content the template writes only as a list of parts, as templates for images and texts do: the
+    first of `_IN_PARTS` with which most samples are written whole."""
     tried = [(_whole_samples(partial(_write_parts, write, roles)), roles) for roles in _IN_PARTS]
     return max(tried, key=lambda one: one[0])[1]
 
