@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,8 @@ def _count(kind: str, raw: bytes) -> int:
 
 
 def _count_json(text: str) -> int:
+    # Files that were joined have byte order marks between values, which are read over.
+    text = re.sub(r'("(?:[^"\\]|\\.)*")|\ufeff', lambda found: found[1] or "", text, flags=re.DOTALL)
     decoder, at, many = json.JSONDecoder(parse_int=str), 0, 0
     while at < len(text.rstrip()):
         at += len(text[at:]) - len(text[at:].lstrip())
