@@ -134,7 +134,10 @@ class Run:
         except FileNotFoundError as error:
             if not self.folder.exists():
                 raise missing_run(self.folder) from error
-            raise UserError(f"{self.folder}: not a run folder: it has no {self.manifest.name}.") from error
+            raise UserError(
+                f"{self.folder}: not a run folder: it has no {self.manifest.name}. Give the folder of a run, such as "
+                "runs/NAME."
+            ) from error
         except NotADirectoryError as error:
             raise UserError(f"{self.folder}: is a file. Give the folder of a run, such as runs/NAME.") from error
         except (OSError, ValueError, RecursionError) as error:

@@ -84,6 +84,7 @@ def truncate_weights(folder):
 def missing_shard(folder):
     index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
 
 
 def missing_tensor(folder):

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -80,7 +81,17 @@ def other_weights(folder):
     change(folder, "config.json", lambda values: values | {"transformers_weights": "other.safetensors"})
 
 
+def null_code(folder):
+    change(folder, "config.json", lambda values: values | {"auto_map": None})
+
+
+def shards_without_index(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+
+
 HARMS = {
+    null_code: "config.json says auto_map: null",
+    shards_without_index: "It has model-00001-of-00001.safetensors: fetch the index",
     pickled: "convert it to safetensors",
     cut_short: "weights file is damaged",
     strange_weights: "weights file is damaged",
@@ -103,13 +114,48 @@ def test_check_plan_and_train_refuse_the_same_files_at_the_keys_place(recipe_fil
     path = recipe_file(model={"base": str(folder)})
     for command in (("check", path), ("plan", path), ("train", path, "--dry-run")):
         exit_code, _, err = lorakit(*command)
-        if command[0] == "plan" and harm in (lacking_shard, without_tokenizer):  # the config alone can be planned on
+        if command[0] == "plan" and harm in (
+            lacking_shard,
+            without_tokenizer,
+            shards_without_index,
+        ):  # the config alone can be planned on
             assert exit_code == 0 and says in err and "a run would be refused" in err
             continue
         assert exit_code == 2, command
         assert re.search(r"tiny\.yaml:\d+:\d+: model\.base: ", err), err
         if not (command[0] == "train" and harm in (without_tokenizer, half_a_tokenizer)):  # the library says it there
             assert says in err, err
+
+
+def test_a_run_in_the_place_of_its_base_is_told_as_a_run(recipe_file, lorakit, folder):
+    (folder / "config.json").rename(folder / "manifest.json")
+    exit_code, _, err = lorakit("check", recipe_file(model={"base": str(folder)}))
+    assert exit_code == 2 and "It is a run: write it as adapter.from, or its merged/ as model.base" in err, err
+
+
+def test_an_index_that_is_not_used_may_name_files_that_are_not_there(recipe_file, lorakit, folder):
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    path = recipe_file(model={"base": str(folder)})
+    assert lorakit("check", path)[0] == 0
+    assert lorakit("train", path, "--dry-run")[0] == 0
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "q8"])
+def test_weights_of_other_shapes_than_the_config_are_refused_by_name(recipe_file, lorakit, folder, quantization):
+    change(folder, "config.json", lambda values: values | {"intermediate_size": 96})
+    path = recipe_file(model={"base": str(folder), "quantization": quantization})
+    exit_code, _, err = lorakit("train", path, "--output", folder.parent / "run")
+    assert exit_code == 2 and "model.layers.0.mlp.down_proj.weight is of shape (32, 64)" in err, err
+    assert "(32, 96) by the config (6 such in all)" in err
+
+
+def test_weights_that_are_no_numbers_are_told_before_the_first_step(recipe_file, lorakit, folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][:] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    exit_code, _, err = lorakit("train", recipe_file(model={"base": str(folder)}), "--output", folder.parent / "run")
+    assert exit_code == 2 and "is nan before the first step. Its weights are damaged" in err, err
 
 
 def test_check_as_json_tells_the_place(recipe_file, lorakit, folder):

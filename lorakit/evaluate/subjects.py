@@ -180,7 +180,11 @@ def _base_of(given: str, config: Any, first: Prepared | None, progress: Progress
     except UserError as error:
         reason = str(error).removeprefix("model.base: ")
         if first is None:
-            raise UserError(f"{given}: {reason}") from error
+            remedy = (
+                f"Write where its base lies now as base_model_name_or_path into {Path(given) / 'adapter_config.json'}, "
+                "or give a run that was trained on that base as well."
+            )
+            raise UserError(f"{given}: {reason.rstrip('.')}. {remedy}") from error
         progress.warn(
             f"{given}: put on {first.base.name}, the base of the run, since its own could not be found: {reason}"
         )

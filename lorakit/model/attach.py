@@ -18,7 +18,8 @@ from lorakit.model.adapters.principal import INITIAL, with_initial
 from lorakit.model.fingerprint import content_of
 from lorakit.model.patterns import check_patterns
 from lorakit.model.targets import Targets
-from lorakit.recipe.begun import refusal
+from lorakit.recipe.adapter_file import find_fault
+from lorakit.recipe.begun import read_config, refusal
 from lorakit.recipe.kinds import kind_of, kind_settings
 from lorakit.recipe.schema import Adapter
 
@@ -29,7 +30,8 @@ WEIGHTS = f"{STATE}/weights.safetensors"
 
 _OF_EXPERT = re.compile(r"(.*\.experts\.\d+\.)(.*)")
 
-_READING = (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError)
+# What PEFT raises on files that are damaged, or hold values of another kind than it looks for.
+_READING = (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
 
 
 def attach_adapter(model: Any, settings: Adapter, seed: int, targets: Targets, given: Given | None = None) -> Any:
@@ -197,8 +199,16 @@ def adapter_config(folder: Path) -> Any:
     """
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder}: has no {name}, so it holds no adapter.")
+            pickled = (folder / "adapter_model.bin").is_file()
+            found = " Its adapter_model.bin would run code when read: convert it to safetensors." if pickled else ""
+            raise UserError(f"{folder}: has no {name}, so it holds no adapter.{found}")
     refuse_pipes(folder)
+    config = read_config(folder / "adapter_config.json")
+    if config is None:
+        raise UserError(f"{folder}: its adapter_config.json is no JSON object. It is damaged: take another copy.")
+    fault = find_fault(config)
+    if fault:
+        raise UserError(f"{folder}: its adapter_config.json: {fault}")
     try:
         return PeftConfig.from_pretrained(str(folder))
     except _READING as error:
@@ -212,8 +222,8 @@ def _loaded(model: Any, folder: Path, key: str, config: Any = None, is_trainable
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     sparing = {name: value for name, value in options.items() if name == "low_cpu_mem_usage"}
     options |= {"is_trainable": is_trainable, "key_mapping": getattr(model, "_checkpoint_conversion_mapping", None)}
-    check_patterns(config, [name for name, _ in model.named_modules()], f"{key}{folder}: its adapter_config.json")
     try:
+        check_patterns(config, [name for name, _ in model.named_modules()], f"{key}{folder}: its adapter_config.json")
         loaded = kind(model, config, **sparing)
         found = loaded.load_adapter(str(folder), "default", **options)
     except KeyError as error:  # of modules that were trained whole

@@ -117,11 +117,15 @@ def _check_configs(folder: Path, complete: bool) -> None:
         if (folder / _ADAPTER).is_file():
             raise UserError(f"{folder} holds an adapter. Write it as adapter.from, and its base as model.base.")
         if complete:
-            raise UserError(f"{folder} has no config.json, so it is not a model folder.")
+            is_run = (folder / "manifest.json").is_file()
+            remedy = " It is a run: write it as adapter.from, or its merged/ as model.base." if is_run else ""
+            raise UserError(f"{folder} has no config.json, so it is not a model folder.{remedy}")
         return
     for name in _READ_BY_ALL:
         if (folder / name).is_file():
             _json(folder / name)
+            if name != "generation_config.json" and _json(folder / name).get("auto_map", {}) is None:
+                raise UserError(f"{folder / name} says auto_map: null, on which transformers fails. Take the key out.")
     config = _json(folder / "config.json")
     if "model_type" not in config:
         raise UserError(f"{folder / 'config.json'} names no model_type.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -104,7 +105,7 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
         if stored and stored.treatment == "dequantized":
             options |= {"config": _dequantizing(base)}
         model, info = AutoModelForCausalLM.from_pretrained(
-            base.folder, output_loading_info=True, trust_remote_code=False, **options
+            base.folder, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
         )
     except torch.OutOfMemoryError as error:
         remedy = (
@@ -124,6 +125,7 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
             f"model.base: {base.name}: the weights files lack {len(missing)} tensors that the model needs, the first "
             f"is {missing[0]}; they would start out random."
         )
+    _check_shapes(model, info["mismatched_keys"], base)
     if quantization is not None and quantization_of(model) is None:
         raise UserError("model.quantization: no layer of this model is one that bitsandbytes quantizes. Write none.")
     if stored and stored.reversible:  # the layers of the others ask for a type of their own
@@ -139,6 +141,26 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
         save_as_plain(model)
     settle_layers(model, dtype)
     return model.eval() if trainable else model.requires_grad_(False).eval()
+
+
+def _check_shapes(model: Any, mismatched: Any, base: Base) -> None:
+    """Refuse weights of other shapes than the config asks for.
+
+    transformers compares those of plain layers; a quantized layer takes whatever the file holds.
+    """
+    odd = [(name, tuple(given), tuple(asked)) for name, given, asked in mismatched]
+    for name, module in model.named_modules():
+        if isinstance(module, (Linear4bit, Linear8bitLt)):
+            weight, asked = module.weight, (module.out_features, module.in_features)
+            given = tuple(weight.quant_state.shape if isinstance(module, Linear4bit) else weight.shape)
+            if given != asked:
+                odd.append((f"{name}.weight", given, asked))
+    if odd:
+        name, given, asked = min(odd)
+        raise UserError(
+            f"model.base: {base.name}: config.json and the weights do not fit each other: {name} is of shape {given} "
+            f"in the files, and {asked} by the config ({len(odd)} such in all). Fetch the model again."
+        )
 
 
 def original_weights(base: Base, modules: list[str], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -186,7 +208,7 @@ def attentions_of(base: Base) -> tuple[str, ...]:
     try:
         config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
         kind = AutoModelForCausalLM._model_mapping[type(config)]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, StrictDataclassError):
         return ("eager", "sdpa")  # loading says what is wrong
     flags = {"sdpa": "sdpa", "flash_attention_2": "flash_attn", "flex_attention": "flex_attn"}
     return ("eager", *(word for word, flag in flags.items() if getattr(kind, f"_supports_{flag}", False)))

@@ -98,7 +98,13 @@ def _put_on_nothing(folder: Path, attention: str, adapter: Path) -> tuple[Any, d
 
 
 def _refuse_changed_base(adapter: Path) -> None:
-    start = getattr(adapter_config(adapter), "init_lora_weights", True)
+    config = adapter_config(adapter)
+    if getattr(config, "layer_replication", None):
+        raise UserError(
+            f"{adapter}: was made with layer_replication, which repeats layers of the base, each time with other "
+            "adapters. A merged model would need more layers than its base has. Merge it with PEFT's merge_and_unload."
+        )
+    start = getattr(config, "init_lora_weights", True)
     if isinstance(start, str) and start not in _PLAIN_STARTS:
         raise UserError(
             f"{adapter}: was saved with init_lora_weights {start!r}, and belongs to a base changed by that. Convert it "

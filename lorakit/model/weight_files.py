@@ -68,14 +68,16 @@ def weight_files(folder: Path, complete: bool = True) -> list[Path]:
     """
     index, single = folder / INDEX, folder / SINGLE
     if complete and not (index.is_file() or single.is_file()):
-        raise UserError(f"{folder}: has neither {SINGLE} nor {INDEX}, so it is not a model folder.")
+        others = ", ".join(sorted(path.name for path in folder.glob("*.safetensors"))[:3])
+        remedy = f" It has {others}: fetch the index of these too, or give a single file that name." if others else ""
+        raise UserError(f"{folder}: has neither {SINGLE} nor {INDEX}, so it is not a model folder.{remedy}")
     # An index may stand beside a single file, which transformers takes then; other programs may go by the index.
     shards = _shards(index, folder, complete, used=not single.is_file()) if index.is_file() else []
     return [single] if single.is_file() else shards
 
 
 def _shards(index: Path, folder: Path, complete: bool, used: bool) -> list[Path]:
-    """The files that an index names."""
+    """The files that an index names; of one that transformers does not use they need not be there."""
     read = _read_index(index)
     files = []
     for name in sorted(set(read["weight_map"].values())):
@@ -85,7 +87,7 @@ def _shards(index: Path, folder: Path, complete: bool, used: bool) -> list[Path]
             )
         if (folder / name).is_file():
             files.append(folder / name)
-        elif complete:
+        elif complete and used:
             raise UserError(f"{folder}: lacks {name}, which its index names. Fetch it.")
     if used and not isinstance(read.get("metadata"), dict):
         raise UserError(f"{index}: damaged: it has no metadata, which transformers looks for. {_AGAIN}")

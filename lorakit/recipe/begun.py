@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lorakit.recipe.adapter_file import find_fault
 from lorakit.recipe.files import read_file
 from lorakit.recipe.kinds import adapter_folder
 from lorakit.recipe.problems import Place, shown_path
@@ -40,9 +41,12 @@ def refusal(source: Path) -> tuple[str, str] | None:
             remedy = "Go on with lorakit train --resume, or write one of its checkpoints/step-... folders."
             return f"the training of {where} has not ended", remedy
         return f"{where} holds no adapter_config.json, nor does an adapter/ in it", other
-    config = _read(folder / "adapter_config.json")
+    config = read_config(folder / "adapter_config.json")
     if config is None:
         return f"{where}/adapter_config.json is no JSON object", "It is damaged: take another copy."
+    fault = find_fault(config)
+    if fault:
+        return f"{where}/adapter_config.json: {fault.partition('. ')[0]}", fault.partition(". ")[2]
     kind, start = config.get("peft_type"), config.get("init_lora_weights", True)
     if kind != "LORA":
         return f"{where} holds an adapter of the type {kind}", "Only LoRA and DoRA adapters are trained on."
@@ -59,19 +63,21 @@ def refusal(source: Path) -> tuple[str, str] | None:
     return None
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_config(path: Path) -> dict[str, Any] | None:
+    """The mapping of an adapter_config.json; None where the file is missing or holds none."""
     if not path.is_file():  # a pipe would be waited for
         return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) else None
 
 
 def _of_config(path: Path) -> dict[str, Any]:
-    config = _read(path)
+    config = read_config(path)
     if config is None:
         return {}
     kind = next((word for flag, word in _KINDS.items() if config.get(flag)), "lora")
-    return {"kind": kind, "rank": config.get("r"), "alpha": config.get("lora_alpha")}
+    known = {"kind": kind, "rank": config.get("r"), "alpha": config.get("lora_alpha")}
+    return {} if find_fault(config) else known

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from lorakit.data.batches import collate
 from lorakit.data.encoded import IGNORED
 from lorakit.data.packing import collate_packed
@@ -24,6 +26,14 @@ def check_loss(model: Any, prepared: Prepared) -> None:
     dtype = prepared.recipe.model.dtype
     near = EXACT if dtype == "float32" else HALF
     with fused_lora(model), autocast(device, dtype):
+        with torch.no_grad():
+            loss, _ = supervised_loss(model, **batch)
+        if not loss.isfinite():
+            remedy = " Or float16 does not hold its numbers: try model.dtype: float32." if dtype == "float16" else ""
+            raise UserError(
+                f"model.base: {prepared.base.name}: the loss of two rows is {loss:g} before the first step. Its "
+                f"weights are damaged: fetch the model again.{remedy}"
+            )
         agrees = loss_agrees(model, **batch, tolerance=near)
         if prepared.recipe.data.packing == "on":
             flat = prepared.recipe.model.attention == "flash_attention_2"
