@@ -56,3 +56,26 @@ def test_conversations_without_a_chat_template_are_told_what_they_need(recipe_fi
     tokenizer = load_tokenizer(find_base(str(bare), "main", Silent()), None)
     with pytest.raises(NoChatTemplate):
         ChatTemplate(tokenizer).write([{"role": "user", "content": "Hello"}])
+
+
+@pytest.mark.parametrize("place", ["the key", "files"])
+def test_named_templates_without_a_default_are_told_by_name_and_texts_need_none(
+    recipe_file, lorakit, bare, tmp_path, place
+):
+    named = {"rag": "{{ messages }}", "tool_use": "{{ messages }}"}
+    if place == "files":
+        (bare / "additional_chat_templates").mkdir()
+        for name, template in named.items():
+            (bare / "additional_chat_templates" / f"{name}.jinja").write_text(template)
+    else:
+        config = json.loads((bare / "tokenizer_config.json").read_text())
+        config["chat_template"] = [{"name": name, "template": template} for name, template in named.items()]
+        (bare / "tokenizer_config.json").write_text(json.dumps(config))
+    recipe = recipe_file(model={"base": str(bare)}, train={"epochs": ..., "steps": 1})
+    for command in (["data", recipe], ["train", recipe], ["eval", bare, "--data", "eval.jsonl"]):
+        code, _, err = lorakit(*command)
+        assert code == 2 and "has no chat template" in err, err
+        assert command[0] == "eval" or "Its tokenizer has rag, tool_use, and no default" in err, err
+    write_rows(tmp_path / "train.jsonl", [{"text": f"Tell me about rivers, number {at}."} for at in range(9)])
+    code, _, err = lorakit("train", recipe, "--set", "data.eval=0.2", "--output", "run")
+    assert code == 0, err

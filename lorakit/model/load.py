@@ -64,6 +64,9 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
         raise UserError(f"model.base: {base.name}: tokenizer.json is damaged: {_first_line(error)}") from error
     if (tokenizer.pad_token_id or 0) >= _vocabulary(base):
         tokenizer.pad_token = None  # the model has no embedding for it; `pad_token_id` takes another
+    named = tokenizer.chat_template
+    if isinstance(named, dict) and "default" not in named:  # transformers takes none of them unasked
+        tokenizer.chat_template, tokenizer.named_templates = None, sorted(named)
     if chat_template is not None:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")

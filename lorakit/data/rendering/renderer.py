@@ -93,7 +93,9 @@ class Renderer:
 
     def _compiled(self, tools: list[dict[str, Any]] | None) -> tuple[Template, dict[str, Any]]:
         if not self.tokenizer.chat_template:
-            raise NoChatTemplate(_NO_TEMPLATE)
+            names = ", ".join(getattr(self.tokenizer, "named_templates", ()))
+            others = f" Its tokenizer has {names}, and no default: one of these, in a file of its own, may do."
+            raise NoChatTemplate(_NO_TEMPLATE + (others if names else ""))
         source = self.tokenizer.get_chat_template(tools=tools)
         if "*" in source:  # never compiled without these bounds: jinja computes constants while it compiles
             compiled = with_small_numbers(_compile_jinja_template("").environment, source)
