@@ -205,3 +205,40 @@ def test_a_choice_that_the_model_lacks_is_refused_at_its_place(recipe_file, lora
     for command in [(name, path, *options) for name, *options in ways]:
         exit_code, _, err = lorakit(*command)
         assert exit_code == 2 and re.search(rf"tiny\.yaml:{line}:\d+: adapter\.{key}", err), err
+
+
+def test_a_base_whose_tied_embeddings_differ_is_refused_before_it_is_trained_not_in_the_merge(
+    recipe_file, lorakit, folder
+):
+    change(folder, "config.json", lambda values: values | {"tie_word_embeddings": True})
+    path = recipe_file(model={"base": str(folder)})
+    exit_code, _, err = lorakit("train", path, "--output", folder.parent / "run")
+    assert exit_code == 2 and "one weight by its config.json, and two in its files" in err, err
+    assert "Write tie_word_embeddings: false" in err
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    exit_code, _, err = lorakit("train", path, "--output", folder.parent / "run", "--set", "train.epochs=1")
+    assert exit_code == 0, err
+
+
+CONFIGS = {
+    "hidden_size": ("abc", "eval"),
+    "num_attention_heads": (0, "eval"),
+    "rope_parameters": ([], "train"),
+    "dtype": ("float8", "train"),
+    "pad_token_id": (99999, "train"),
+    "eos_token_id": ("x", "train"),
+    "hidden_act": ("zzz", "train"),
+}
+
+
+@pytest.mark.parametrize("key", CONFIGS)
+def test_a_config_that_transformers_cannot_read_is_told_as_the_config(recipe_file, lorakit, folder, key):
+    value, command = CONFIGS[key]
+    change(folder, "config.json", lambda values: values | {key: value})
+    path = recipe_file(model={"base": str(folder)})
+    arguments = (path, "--output", folder.parent / "run") if command == "train" else (folder, "--data", "eval.jsonl")
+    exit_code, _, err = lorakit(command, *arguments)
+    assert exit_code == 2 and "model.base: " in err, err
+    assert "tokenizer" not in err and not err.rstrip().endswith(":"), err

@@ -10,6 +10,7 @@ from eval_runs import make_run
 from rating_sheets import data_of, rated_file
 
 from lorakit.cli import main
+from lorakit.errors import UserError
 from lorakit.evaluate.sheet import Sheet
 from lorakit.evaluate.written import FORMAT
 
@@ -191,3 +192,15 @@ def test_texts_have_a_loss_and_no_answers(run, lorakit_eval, tmp_path):
     assert code == 0 and facts["rows"] == {"source": str(rows), "count": 8, "available": 8, "with_answer": 0}
     assert facts["models"]["adapter"]["scores"].keys() == {"loss", "perplexity"}
     assert Path(facts["file"] + "l").read_text() == ""
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_scored(tmp_path, monkeypatch):
+    from lorakit.evaluate.written import check_writable
+
+    check_writable(tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Give --output DIR"):
+        check_writable(tmp_path / "file" / "eval")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # who runs the tests may be allowed everything
+    with pytest.raises(UserError, match="cannot be written"):
+        check_writable(tmp_path / "eval")

@@ -18,11 +18,15 @@ def folder_of(lineup: "Lineup", output: Path | None) -> Path | None:
     """Where scores are kept: the folder named, else that of the first run; None where there is neither.
 
     Raises:
-        UserError: it is a file.
+        UserError: it is a file, or nothing can be written there.
     """
+    from lorakit.evaluate.written import check_writable
+
     folder = output or (lineup.run.evaluations if lineup.run else None)
     if folder and folder.exists() and not folder.is_dir():
         raise UserError(f"--output: {folder}: is a file. Give a folder.")
+    if folder:
+        check_writable(folder)
     return folder
 
 

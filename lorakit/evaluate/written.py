@@ -2,11 +2,12 @@
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-from lorakit.errors import LorakitError
+from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.compared import comparison_to_dict, to_dict
 from lorakit.evaluate.evaluation import Evaluation
 from lorakit.evaluate.scored import Scored
@@ -29,6 +30,17 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
     facts = document(evaluation)
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in answer_lines(evaluation))
     return write_facts(facts, folder, lines=lines)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that nothing can be written into, before hours of work.
+
+    Raises:
+        UserError: it cannot be, or made.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: cannot be written. Give --output DIR, a folder for scores and answers.")
 
 
 def write_facts(facts: dict[str, Any], folder: Path, prefix: str = "", lines: str | None = None) -> Path:

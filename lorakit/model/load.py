@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.base import Base
 from lorakit.model.config_values import is_size
+from lorakit.model.counting import empty_model
 from lorakit.model.positions import learned_positions
 from lorakit.model.quantized import cast_plain, quantization_of, save_as_plain, settle_layers
 from lorakit.model.stored import check_quantization
@@ -25,6 +26,12 @@ from lorakit.recipe.schema import Model
 from lorakit.tables import QUANTIZERS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# What transformers raises on files that are damaged, or hold values that it cannot compute with.
+_DAMAGED = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
+    StrictDataclassError,
+)
 
 
 def quiet_libraries() -> None:
@@ -59,8 +66,10 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
         tokenizer("a")  # some values of its configuration, such as model_max_length, are only looked at here
     except (OSError, ValueError, KeyError, TypeError, ImportError, ArithmeticError, StrictDataclassError) as error:
+        _refuse_config(base)
         raise UserError(f"model.base: {base.name}: the tokenizer cannot be loaded: {_first_line(error)}") from error
     except Exception as error:  # the Rust tokenizers raise bare Exceptions on a damaged tokenizer.json
+        _refuse_config(base)
         raise UserError(f"model.base: {base.name}: tokenizer.json is damaged: {_first_line(error)}") from error
     if (tokenizer.pad_token_id or 0) >= _vocabulary(base):
         tokenizer.pad_token = None  # the model has no embedding for it; `pad_token_id` takes another
@@ -83,6 +92,17 @@ def _vocabulary(base: Base) -> float:
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     size: Any = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     return int(size) if is_size(size) else math.inf
+
+
+def _refuse_config(base: Base) -> None:
+    """Refuse a config.json that transformers cannot read, which it reads for a tokenizer as well."""
+    if (base.folder / "config.json").is_file():
+        try:
+            AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
+        except (*_DAMAGED, ImportError, RecursionError) as error:
+            raise UserError(
+                f"model.base: {base.name}: its config.json cannot be read: {_first_line(error)}. Fetch the model again."
+            ) from error
 
 
 def load_model(base: Base, settings: Model, device: str, trainable: bool = False) -> Any:
@@ -119,7 +139,7 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
         raise UserError(
             f"model.base: {base.name}: a weights file is damaged ({error}). Fetch the model again."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+    except (*_DAMAGED, ImportError, RuntimeError) as error:
         remedy = " Write model.attention: eager." if "attention" in str(error).lower() else ""
         raise UserError(f"model.base: {base.name} cannot be loaded: {_first_line(error)}{remedy}") from error
     missing = sorted(info["missing_keys"])
@@ -193,6 +213,21 @@ def check_vocabulary(model: Any, largest_token: int, name: str) -> None:
         )
 
 
+def check_tied(model: Any, base: Base) -> None:
+    """Refuse a base that ties its embeddings by its config, and whose files hold two that differ: transformers leaves
+    them apart, other programs do not, and no merged model would be what was trained."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if outputs is None or outputs.weight is inputs.weight:
+        return
+    empty = empty_model(base.folder)
+    if empty.get_output_embeddings().weight is not empty.get_input_embeddings().weight:
+        return
+    raise UserError(
+        f"model.base: {base.name}: input and output embeddings are one weight by its config.json, and two in its "
+        "files. Write tie_word_embeddings: false into the config.json."
+    )
+
+
 def check_positions(model: Any, longest: int, name: str) -> None:
     """Refuse rows that are longer than the model has position embeddings for.
 
@@ -211,7 +246,7 @@ def attentions_of(base: Base) -> tuple[str, ...]:
     try:
         config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
         kind = AutoModelForCausalLM._model_mapping[type(config)]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, StrictDataclassError):
+    except (*_DAMAGED, ImportError):
         return ("eager", "sdpa")  # loading says what is wrong
     flags = {"sdpa": "sdpa", "flash_attention_2": "flash_attn", "flex_attention": "flex_attn"}
     return ("eager", *(word for word, flag in flags.items() if getattr(kind, f"_supports_{flag}", False)))
@@ -252,5 +287,7 @@ def pad_token_id(tokenizer: Any) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, KeyError):
+        return f"{first} is missing, or not known to transformers"
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first

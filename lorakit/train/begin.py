@@ -28,6 +28,7 @@ from lorakit.model.attach import (
 from lorakit.model.load import (
     DTYPES,
     check_positions,
+    check_tied,
     check_vocabulary,
     load_model,
     original_weights,
@@ -76,6 +77,7 @@ def begin(prepared: Prepared, checkpoint: Path | None, progress: Progress) -> Be
     words = quantization_words(held, recipe.model.quantization, stored, recipe.model.dtype)
     if words:
         progress.say(words)
+    check_tied(base, prepared.base)
     check_vocabulary(base, prepared.largest_token, prepared.base.name)
     check_positions(base, prepared.longest_row, prepared.base.name)
     facts = quantization_facts(held, recipe.model.quantization, stored)
