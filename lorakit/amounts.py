@@ -13,6 +13,11 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{share:.{digits}%}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: `1 step`, `1,000 steps`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def gibibytes(count: float) -> str:
     """Bytes as GiB, MiB or KiB."""
     if count >= 2**29:

@@ -69,7 +69,10 @@ _NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _TORCH_WRITES = re.compile(r"PytorchStreamWriter failed|file write failed|iostream error|unexpected pos \d+ vs \d+")
 _TORCH_OPENS = re.compile(r"open file failed with strerror: (.+)")
 _NUL = re.compile("embedded null (byte|character)")
-_NO_MEMORY = re.compile(r"out of memory|not enough memory|[Cc]an(?:'t|not) allocate memory|bad_alloc")
+_NO_MEMORY = re.compile(
+    r"out of memory|not enough memory|[Cc]an(?:'t|not) allocate memory|bad_alloc"
+    r"|failed to map segment from shared object$"
+)
 
 
 def explained(error: BaseException) -> LorakitError | None:
@@ -108,7 +111,7 @@ def _one_explained(error: BaseException) -> LorakitError | None:
             "a recipe, a row, a template or a configuration of the model is nested too deeply to be read: "
             f"{text or 'the recursion has no end'}. Write it flatter."
         )
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
+    if isinstance(error, MemoryError) or (isinstance(error, (RuntimeError, ImportError)) and _NO_MEMORY.search(text)):
         return LorakitError(f"out of memory{': ' + _first_line(text) if text else ''}. {_MEMORY}")
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
         return _in_words(errno.EAGAIN, "")

@@ -174,6 +174,21 @@ def whole_file(final: Path) -> Iterator[BinaryIO]:
         draft.unlink(missing_ok=True)
 
 
+@contextmanager
+def claimed_name(final: Path) -> Iterator[None]:
+    """While this process writes files of a new name no other one chooses it; a killed one leaves a draft.
+
+    Raises:
+        FileExistsError: another one has chosen it.
+    """
+    claim = final.with_name(f"{_DRAFT}{final.name}.claim")
+    os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield
+    finally:
+        claim.unlink(missing_ok=True)
+
+
 def remove_folder(folder: Path) -> None:
     """Delete a folder that is never seen half deleted under its name."""
     doomed = Path(tempfile.mkdtemp(prefix=f"{_DRAFT}{folder.name}.", dir=folder.parent))
@@ -243,13 +258,14 @@ def files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
 
 
-def refuse_other_files(folder: Path, written: list[str] | None) -> None:
-    """Refuse a folder that is to be replaced and holds other files than were written there; None: that is not known.
+def refuse_other_files(folder: Path, written: Any) -> None:
+    """Refuse a folder that is to be replaced and holds other files than its facts list; None: they cannot yet.
 
     Raises:
         UserError: it names the first.
     """
-    other = [name for name in files_in(folder) if written is not None and name not in written]
+    known = files_in(folder) if written is None else written if isinstance(written, list) else []
+    other = [name for name in files_in(folder) if name not in known]
     if other:
         raise UserError(f"{folder / other[0]}: lorakit did not write it. Move it away, or choose another --output.")
 

@@ -202,7 +202,7 @@ class Run:
                 raise UserError(f"{folder}: the run did not write it. Move it away, or choose another --output.")
             refuse_other_files(folder, manifest.get("files") if ended else None)
         if self.merged.exists():
-            refuse_other_files(self.merged, read_facts(self.merged / MERGED).get("files"))
+            refuse_other_files(self.merged, read_facts(self.merged / MERGED).get("files", []))
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else that lies in the folder.

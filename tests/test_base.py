@@ -98,7 +98,7 @@ def missing_tensor(folder):
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
-        (damage_config, "is no valid JSON"),
+        (damage_config, "is not valid JSON"),
         (drop_config, "has no config.json"),
         (remote_code, "brings its own Python code"),
         (unknown_architecture, "no-such-model"),

@@ -208,7 +208,7 @@ def test_devices_and_pipes_are_no_files_of_a_recipe(recipe_file, tmp_path, lorak
         {"evaluate": {"metrics": [{"json-schema": {"schema": "/dev/zero"}}]}},
     ):
         code, _, err = lorakit("check", recipe_file(**section))
-        assert code == 2 and "is no regular file" in err, err
+        assert code == 2 and "is not a regular file" in err, err
 
 
 def test_a_row_of_very_many_messages_has_its_end(short, recipe_file, tmp_path, lorakit):

@@ -77,8 +77,11 @@ def test_a_damaged_value_is_named(recipe_on, lorakit, command, family, key, valu
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"num_attention_heads": 5, "head_dim": None}, "hidden_size is 16, which is no multiple of num_attention_hea"),
-        ({"num_key_value_heads": 3}, "num_attention_heads is 4, which is no multiple of num_key_value_heads, 3"),
+        (
+            {"num_attention_heads": 5, "head_dim": None},
+            "hidden_size is 16, which is not a multiple of num_attention_",
+        ),
+        ({"num_key_value_heads": 3}, "num_attention_heads is 4, which is not a multiple of num_key_value_heads, 3"),
         ({"quantization_config": {**NF4, "bnb_4bit_quant_type": "nf5"}}, 'bnb_4bit_quant_type is "nf5", not nf4 or '),
         ({"quantization_config": {**NF4, "load_in_4bit": "yes"}}, 'load_in_4bit is "yes", not true or false'),
         ({"quantization_config": {"quant_method": "gptq", "bits": "8"}}, 'bits is "8", not a whole number'),

@@ -569,8 +569,8 @@ def test_what_is_no_readable_file_is_an_error_and_never_waited_for(folder):
     (folder / "gone.jsonl").symlink_to("nowhere.jsonl")
     (folder / "device.jsonl").symlink_to("/dev/zero")
     for name, said in {
-        "pipe.jsonl": "this is no regular file",
-        "device.jsonl": "this is no regular file",
+        "pipe.jsonl": "this is not a regular file",
+        "device.jsonl": "this is not a regular file",
         "loop.jsonl": "cannot be read: Too many levels of symbolic links",
         "gone.jsonl": "there is no such file",
         "no.jsonl": "there is no such file",

@@ -126,7 +126,7 @@ def test_paths_that_are_no_readable_file_are_errors(folder):
     (folder / "x.jsonl").mkdir()
     assert "x.jsonl: the folder has no data files" in refusal(folder / "x.jsonl")
     os.mkfifo(folder / "pipe.jsonl")
-    assert "pipe.jsonl: this is no regular file" in refusal(folder / "pipe.jsonl")
+    assert "pipe.jsonl: this is not a regular file" in refusal(folder / "pipe.jsonl")
     assert "cannot be read: File name too long" in refusal(folder / f"{'x' * 300}.jsonl")
     (folder / "loop.jsonl").symlink_to(folder / "loop.jsonl")
     assert "loop.jsonl: " in refusal(folder / "loop.jsonl")
@@ -214,7 +214,7 @@ def test_broken_rows_are_counted_by_reason_with_the_first_places(folder):
         "the column 'prompt' is not a text": 14,
         "a message contains the text '<|im_end|>', which ends a turn of this model (take it out: where the row has the "
         "chat template's marks in it already, give its texts without them)": 7,
-        "a message has half of a surrogate pair, which is no character": 7,
+        "a message has half of a surrogate pair, which is not a character": 7,
     }
     first = report.dropped.first["no valid JSON"]
     assert [place.split(": ")[0] for place in first] == [f"a.jsonl:{line}" for line in (2, 3, 12, 13, 22)]

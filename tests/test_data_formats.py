@@ -219,9 +219,9 @@ def test_a_call_may_have_no_arguments(arguments):
         (["x"], "a tool call is not an object"),
         ([{"name": "", "arguments": {}}], "a tool call names no function"),
         ([{"function": "x"}], "a tool call names no function"),
-        ([{"name": "x", "arguments": "{"}], "the arguments of a tool call is no valid JSON"),
-        ([{"name": "x", "arguments": '{"a": NaN}'}], "the arguments of a tool call is no valid JSON"),
-        ([{"name": "x", "arguments": '{"a": 1, "a": 2}'}], "the arguments of a tool call is no valid JSON"),
+        ([{"name": "x", "arguments": "{"}], "the arguments of a tool call is not valid JSON"),
+        ([{"name": "x", "arguments": '{"a": NaN}'}], "the arguments of a tool call is not valid JSON"),
+        ([{"name": "x", "arguments": '{"a": 1, "a": 2}'}], "the arguments of a tool call is not valid JSON"),
         ([{"name": "x", "arguments": "[1]"}], "the arguments of a tool call are not an object"),
         ([{"name": "x", "arguments": {}, "result": 3}], "a tool call has parts that would not be trained on"),
         ([{"type": "custom", "name": "x"}], "a tool call has parts that would not be trained on"),
@@ -245,7 +245,7 @@ def test_no_tools_are_none(tools):
 @pytest.mark.parametrize(
     ("tools", "reason"),
     [
-        ("{", "the column 'tools' is no valid JSON"),
+        ("{", "the column 'tools' is not valid JSON"),
         ({"name": "x"}, "the column 'tools' is not a list of functions"),
         ([3], "a tool is not an object"),
         ([{"description": "x"}], "a tool has no name"),
@@ -376,7 +376,7 @@ def test_sharegpt_turns_may_be_messages_and_say_whether_they_are_trained():
         ({"conversations": [{"from": "gpt", "value": "a", "image": "x.png"}]},
          "a message has parts that would not be trained on"),
         ({"conversations": [{"from": "function_call", "value": "weather"}]},
-         "the value of a function_call turn is no valid JSON"),
+         "the value of a function_call turn is not valid JSON"),
         ({"conversations": [{"from": "function_call", "value": "3"}]}, "the value of a function_call turn is no call"),
     ],
 )  # fmt: skip

@@ -77,7 +77,10 @@ def test_tasks_are_scored_alike_in_any_order_and_alone(tmp_path, run, tiny_base,
 
 
 WRONG = {
-    "an unknown task": (["--tasks", "choise", "--tasks-path", "TASKS"], "'choise' is no task; did you mean 'choice'"),
+    "an unknown task": (
+        ["--tasks", "choise", "--tasks-path", "TASKS"],
+        "is not a task; did you mean 'choice'",
+    ),
     "no task": (["--tasks", ","], "--tasks: no task is named"),
     "an empty name": (["--tasks", ""], "--tasks: no task is named"),
     "no folder of tasks": (["--tasks", "choice", "--tasks-path", "nowhere"], "--tasks-path: nowhere is not a folder"),

@@ -1,6 +1,6 @@
 """A finding's sentence shows the figures and answers that it is about, and no number that only a machine writes."""
 
-from lorakit.evaluate.diagnosis.collapse import LENGTH, UNFINISHED, VARIETY
+from lorakit.evaluate.diagnosis.collapse import FORMAT, LENGTH, UNFINISHED, VARIETY
 from lorakit.evaluate.diagnosis.losses import FORGETTING
 from lorakit.evaluate.diagnosis.sentences import number, sentence
 
@@ -27,3 +27,9 @@ def test_answers_of_another_length_say_which_way():
 def test_the_others_say_number_and_threshold():
     assert sentence(FORGETTING.found(1.5, True, None, {})).startswith(f"{FORGETTING.name}: 1.5 {FORGETTING.unit} (")
     assert [number(value) for value in (1.21e-16, -1e-9, 0.25, 12345.6)] == ["0.000", "0.000", "0.25", "1.23e+04"]
+
+
+def test_answers_of_another_format_say_which():
+    details = {"formats of answers": {"prose": 0.7, "JSON": 0.3}, "formats of references": {"JSON": 1.0}}
+    said = sentence(FORMAT.found(0.7, True, None, details))
+    assert said.startswith("the answers begin with prose (70%), JSON (30%), the references with JSON (100%). Look")

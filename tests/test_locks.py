@@ -182,3 +182,25 @@ def test_workers_end_with_a_parent_that_is_killed():
     for worker in workers:
         assert select.select([worker], [], [], 60)[0], "a worker lives on"
         os.close(worker)
+
+
+def test_evaluations_that_end_in_one_moment_have_files_of_their_own(tmp_path):
+    """The name is taken before it is written, so neither of two processes replaces the other's answers."""
+    from lorakit.evaluate.written import write_facts
+
+    paths, start = [], threading.Barrier(8)
+
+    def write(number):
+        start.wait()
+        facts = {"taken": "2026-01-01T00:00:00+00:00", "number": number}
+        paths.append((number, write_facts(facts, tmp_path / "eval", lines=f"{number}\n")))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({path for _, path in paths}) == 8
+    for number, path in paths:
+        assert path.with_suffix(".jsonl").read_text() == f"{number}\n" and f'"number": {number}' in path.read_text()
+    assert len(list((tmp_path / "eval").iterdir())) == 16

@@ -104,7 +104,17 @@ def test_a_clearing_that_was_killed_leaves_a_run_that_can_begin_again(finished, 
     assert run.read_manifest()["status"] == "complete"
 
 
-@pytest.mark.parametrize("facts", ['{"format": 1}', "[]", "{", '{"merge": true}'])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        '{"format": 1}',
+        "[]",
+        "{",
+        '{"merge": true}',
+        '{"format": 1, "versions": {}}',
+        '{"format": 1, "versions": {}, "files": 3}',
+    ],
+)
 def test_a_merge_replaces_no_folder_with_another_programs_merge_json(finished, lorakit_run, tmp_path, facts):
     _, run = finished
     output = tmp_path / "out"

@@ -187,7 +187,7 @@ def test_a_wrong_value_comes_with_what_to_write(tmp_path, line, remedy):
         ("train: {early_stopping: {patience: 2}}", "x.yaml:5:25: train.early_stopping: there are no held-out rows"),
         ("evaluate: {metrics: [exact-match, exact-match]}", "x.yaml:5:35: evaluate.metrics[1]: 'exact-match' is"),
         ("adapter: {targets: 'q_proj('}", "x.yaml:5:20: adapter.targets: 'q_proj(' is not a regular expression"),
-        ("adapter: {targets: all_linear}", "x.yaml:5:20: adapter.targets: 'all_linear' is none of all-linear"),
+        ("adapter: {targets: all_linear}", "x.yaml:5:20: adapter.targets: 'all_linear' is not one of all-linear"),
         ("adapter: {exclude: [ok, '*bad']}", "x.yaml:5:25: adapter.exclude[1]: '*bad' is not a regular expression"),
     ],
 )

@@ -264,3 +264,70 @@ def test_a_missing_run_is_told_with_the_nearest_one(tmp_path):
     with pytest.raises(UserError, match=r"not a run folder: it has no manifest.json"):
         Run(tmp_path / "runs" / "demmos").read_manifest()
     assert kind_of("org/demo") == "model"
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("data: {train: [{path: train.jsonl, type: alpaca}]}", "Did you mean data.train.format?"),
+        ("data: {train: {path: train.jsonl, type: chat_template}}", "Did you mean data.train.format?"),
+        ("data: {train: train.jsonl, eval: {path: eval.jsonl, type: x}}", "Did you mean data.eval.format?"),
+        ("data: {train: [{path: train.jsonl, max_samples: 5}]}", "Did you mean data.train.take?"),
+        ("data: {train: train.jsonl, type: alpaca}", "Did you mean data.format?"),
+        ("data: {train: train.jsonl, file: x}", "The keys of data are train, eval"),
+        ("output: {path: runs/x}", "Did you mean output.dir?"),
+        ("evaluate: {limit: 10}", "Did you mean evaluate.rows?"),
+        ("evaluate: {tasks: [mmlu]}", "Benchmarks are an option: lorakit eval --tasks"),
+        ("eval: {metrics: [exact-match]}", "Did you mean evaluate?"),
+        ("eval: eval.jsonl", "Did you mean data.eval?"),
+        ("training: {epochs: 3}", "Did you mean train?"),
+        ("peft: {r: 8}", "Did you mean adapter?"),
+        ("train: {grad_accum: 4}", "Did you mean train.batch_size?"),
+        ("train: {steps: 1,000}", "of a number write 1000."),
+        ("output: {dir: ''}", "Write for example runs/my-run."),
+    ],
+)
+def test_a_key_leads_to_its_own_section(tmp_path, line, remedy):
+    """`type` of a source is no misspelt `model.dtype`, and `output.path` not the path of a source."""
+    assert any(remedy in found for found in errors(tmp_path, recipe(line))), errors(tmp_path, recipe(line))
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("model: {base: https://huggingface.co/org/model}", "Write the hub id: org/model."),
+        ("model: {base: huggingface.co/org/model/tree/main}", "Write the hub id: org/model."),
+        ("data: {train: hf://datasets/org/rows}", "Write the hub id: org/rows."),
+        ("data: {train: https://huggingface.co/datasets/org/rows}", "Write the hub id: org/rows."),
+        ("data: {train: s3://bucket/rows.jsonl}", "Download the file and write its path."),
+    ],
+)
+def test_an_address_is_told_with_the_hub_id_in_it(tmp_path, line, remedy):
+    (found,) = errors(tmp_path, recipe(line))
+    assert found.endswith(f"is an address. {remedy}")
+
+
+@pytest.mark.parametrize("word", ["none", "off", "auto", "'true'", "No"])
+def test_a_word_for_no_held_out_rows_is_not_a_hub_dataset(tmp_path, word):
+    (found,) = errors(tmp_path, recipe(f"data: {{train: train.jsonl, eval: {word}}}"))
+    assert found.endswith("Write null for no held-out rows, or a fraction such as 0.1.")
+    assert errors(tmp_path, recipe("data: {train: train.jsonl, eval: null}")) == []
+
+
+def test_a_fraction_with_a_stroke_is_told_as_a_number(tmp_path):
+    (found,) = errors(tmp_path, recipe("data: {train: train.jsonl, eval: 1/10}"))
+    assert found.endswith("Write 0.1.")
+
+
+@pytest.mark.parametrize(
+    ("train", "remedy"),
+    [
+        ("{steps: 50, warmup: 100}", "Write less than 50"),
+        ("{steps: 50, warmup: 50}", "Write less than 50"),
+        ("{steps: 1, warmup: 1}", "Write 0."),
+    ],
+)
+def test_a_warm_up_that_outlasts_the_run_is_told_by_check(tmp_path, train, remedy):
+    (found,) = errors(tmp_path, recipe(f"train: {train}"))
+    assert "train.warmup" in found and remedy in found
+    assert errors(tmp_path, recipe("train: {steps: 50, warmup: 49}")) == []

@@ -83,9 +83,9 @@ def test_a_duplicate_key_names_both_places_and_reading_goes_on():
 @pytest.mark.parametrize(
     ("text", "place", "words"),
     [
-        ("1: x", (1, 1), "the key 1 is no text"),
-        ("a: {true: x}", (1, 5), "the key true is no text"),
-        ("? [a, b]\n: x", (1, 3), "the key a list is no text"),
+        ("1: x", (1, 1), "the key 1 is not a text"),
+        ("a: {true: x}", (1, 5), "the key true is not a text"),
+        ("? [a, b]\n: x", (1, 3), "the key a list is not a text"),
         ("a: &x {b: 1}\nc:\n  <<: *x", (3, 3), "merge key"),
         ("a: !!python/object/apply:os.system [ls]", (1, 4), "tags are not read"),
         ("a: !mine 1", (1, 4), "tags are not read"),
@@ -98,14 +98,14 @@ def test_a_duplicate_key_names_both_places_and_reading_goes_on():
         ("a: 1e999", (1, 4), "too large a number"),
         ("a: " + "9" * 5000, (1, 4), "too large a whole number"),
         ('a: "\\ud800"', (1, 4), "half a surrogate pair"),
-        ('a: "\\UFFFFFFFF"', (1, 5), "this escape is no character"),
+        ('a: "\\UFFFFFFFF"', (1, 5), "this escape is not a character"),
     ],
 )
 def test_an_oddity_is_a_problem_at_its_place(text, place, words):
     problem = only_problem(text)
     assert words in problem.reason
     assert position(problem)[0] == place[0]
-    if "escape is no" not in words:
+    if "escape is not" not in words:
         assert position(problem) == place
 
 

@@ -96,5 +96,7 @@ def test_a_plan_reckons_with_the_evaluations_that_the_run_makes(recipe_file, mon
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused(recipe_file, tmp_path):
-    with pytest.raises(UserError, match=r"train\.warmup: 1 steps of warm-up in a run of 1"):
-        run_recipe(recipe_file(train={"steps": 1, "epochs": None, "warmup": 1}), tmp_path / "run")
+    """Where the recipe says the steps by `check` too, else as soon as the rows are counted."""
+    for train in ({"steps": 1, "epochs": None, "warmup": 1}, {"epochs": 1, "batch_size": 50, "warmup": 1}):
+        with pytest.raises(UserError, match=r"train\.warmup: 1 step of warm-up in a run of 1: the learning rate"):
+            run_recipe(recipe_file(train=train), tmp_path / "run")

@@ -83,7 +83,7 @@ def test_a_sheet_replaces_itself_and_nothing_else(tmp_path):
     other = write_sheet(folder, "task", asked(2), answered(2), seed=1, overwrite=True)
     assert other.id != sheet.id
     (folder / "ratings-Ada.json").write_text("{}")
-    with pytest.raises(UserError, match=r"holds what is no sheet \(ratings-Ada.json\)"):
+    with pytest.raises(UserError, match=r"holds other things than a sheet \(ratings-Ada.json\)"):
         write_sheet(folder, "task", asked(2), answered(2), seed=2, overwrite=True)
     assert (folder / "ratings-Ada.json").exists()
     (tmp_path / "mine").mkdir()

@@ -76,6 +76,7 @@ def test_what_is_no_error_of_the_system_stays_a_fault():
     ("error", "kind", "says"),
     [
         (MemoryError(), LorakitError, "out of memory"),
+        (ImportError("libarrow.so: failed to map segment from shared object"), LorakitError, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."), LorakitError, "out of memory"),
         (RuntimeError("can't start new thread"), LorakitError, "ulimit -u"),
         (RecursionError("maximum recursion depth exceeded"), UserError, "nested too deeply"),

@@ -348,9 +348,9 @@ def test_a_column_that_is_not_there_fails_without_a_traceback(model, tokenizer, 
 def test_unknown_tasks_are_errors_that_list_the_folders_own(model, tokenizer, task_folder, monkeypatch):
     monkeypatch.setattr("lorakit.evaluate.task_files.TaskManager", without_lm_evals_own)
     folder = task_folder(choice=CHOICE, texts=TEXTS)
-    with pytest.raises(UserError, match="'choise' is no task; did you mean 'choice'"):
+    with pytest.raises(UserError, match="'choise' is not a task; did you mean 'choice'"):
         run(model, tokenizer, ["choise"], folder)
-    with pytest.raises(UserError, match=r"'zzz' is no task. .* has: choice, texts"):
+    with pytest.raises(UserError, match=r"'zzz' is not a task. .* has: choice, texts"):
         run(model, tokenizer, ["zzz"], folder)
     with pytest.raises(UserError, match="is not a folder"):
         run(model, tokenizer, ["choice"], folder / "gone")
@@ -391,5 +391,5 @@ def test_lm_evals_own_names_are_known(offline, model, tokenizer):
             run(model, tokenizer, [name], None)
     with pytest.raises(UserError, match="humaneval runs the Python that the model writes"):
         run(model, tokenizer, ["humaneval"], None)
-    with pytest.raises(UserError, match="'gsm8l' is no task; did you mean"):
+    with pytest.raises(UserError, match="'gsm8l' is not a task; did you mean"):
         run(model, tokenizer, ["gsm8l"], None)

@@ -130,7 +130,7 @@ def _numbers(weights: str | None) -> list[float]:
     try:
         return [float(part) for part in (weights or "").split(",")]
     except ValueError as error:
-        raise UserError(f"--weights: {weights!r} are no numbers with commas between them, such as 0.5,0.5.") from error
+        raise UserError(f"--weights: {weights!r} are not numbers with commas between them, such as 0.5,0.5.") from error
 
 
 def _one(

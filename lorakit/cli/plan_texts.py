@@ -176,7 +176,7 @@ def _rows(plan: "Plan") -> str:
     held_out = f", {rows.held_out:,} held out" if rows.held_out else ""
     over = f", {percent(rows.overlong, 1)} longer than data.max_length" if rows.overlong else ""
     long = f"{rows.mean:,.0f} tokens on average, at most {rows.longest:,}{over}"
-    return f"{about}{rows.count:,}{held_out}; {long}. {rows.counted}"
+    return f"{about}{rows.count:,}{held_out}; {long} ({rows.counted})"
 
 
 def _time(plan: "Plan") -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorakit.amounts import duration, gibibytes, percent
+from lorakit.amounts import counted, duration, gibibytes, percent
 from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
 from lorakit.errors import UserError
 
@@ -229,7 +229,7 @@ def _report(outcome: Any, run: Any, prepared: "Prepared") -> None:
     from lorakit.recipe.kinds import trains_all
 
     whole = trains_all(prepared.recipe.adapter)
-    lines = [f"trained {outcome.steps} steps in {duration(outcome.seconds)}"]
+    lines = [f"trained {counted(outcome.steps, 'step')} in {duration(outcome.seconds)}"]
     if outcome.loss is not None:
         lines[0] += f", last loss {outcome.loss:.4f}"
     if outcome.eval_loss is not None:

@@ -19,7 +19,7 @@ KIND = "lorakit-ratings"
 
 def _not_true(value: Any) -> Any:
     if isinstance(value, bool):  # which Python takes for 1
-        raise ValueError("it is no rating")
+        raise ValueError("it is not a rating")
     return value
 
 

@@ -194,7 +194,9 @@ def _refuse_to_replace(folder: Path, sheet: str, overwrite: bool) -> None:
     strange = sorted(there - {PAGE, KEY, README})
     if strange or KEY not in there:
         found = one_line(", ".join(strange or sorted(there)))
-        raise UserError(f"{name}: the folder holds what is no sheet ({found}). Write the name of a new folder.")
+        raise UserError(
+            f"{name}: the folder holds other things than a sheet ({found}). Write the name of a new folder."
+        )
     try:
         old = json.loads((folder / KEY).read_text(encoding="utf-8"))["sheet"]
     except (ValueError, KeyError, TypeError, OSError) as error:

@@ -59,7 +59,7 @@ def _manager(names: Sequence[str], include: Path | None) -> Any:
 
 
 def _unknown(name: str, known: Sequence[str], include: Path | None, own: Sequence[str]) -> str:
-    text = f"--tasks: {name!r} is no task"
+    text = f"--tasks: {name!r} is not a task"
     meant = nearest(name, own) or nearest(name, known)
     if meant:
         text += f"; did you mean {meant!r}?"

@@ -1,9 +1,12 @@
 """The files of an evaluation: the scores as one JSON document, and beside it a line for each row with every answer."""
 
+import itertools
 import json
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from lorakit.evaluate.compared import comparison_to_dict, to_dict
 from lorakit.evaluate.evaluation import Evaluation
 from lorakit.evaluate.scored import Scored
 from lorakit.evaluate.subjects import Subject
-from lorakit.folders import write_whole
+from lorakit.folders import claimed_name, write_whole
 from lorakit.recipe.choice import chosen_name, chosen_settings
 from lorakit.runs import now, versions
 from lorakit.tables import METRICS
@@ -49,12 +52,12 @@ def write_facts(facts: dict[str, Any], folder: Path, prefix: str = "", lines: st
     Raises:
         LorakitError: they cannot be written.
     """
-    path = _free(folder, prefix + re.sub("[^0-9T]", "", facts["taken"].split("+")[0]))
     try:
-        if lines is not None:
-            facts["answers"] = path.with_suffix(".jsonl").name
-            write_whole(path.with_suffix(".jsonl"), lines)
-        write_whole(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        with _free(folder, prefix + re.sub("[^0-9T]", "", facts["taken"].split("+")[0])) as path:
+            if lines is not None:
+                facts["answers"] = path.with_suffix(".jsonl").name
+                write_whole(path.with_suffix(".jsonl"), lines)
+            write_whole(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise LorakitError(f"{folder}: cannot be written: {error.strerror or error}.") from error
     return path
@@ -169,10 +172,20 @@ def _metric(metric: Any) -> Any:
     return {chosen_name(metric): settings.model_dump()} if settings else chosen_name(metric)
 
 
-def _free(folder: Path, stem: str) -> Path:
-    """A name that no other evaluation has, were it of the same second."""
-    names = [stem, *(f"{stem}-{number}" for number in range(2, 1000))]
-    return next(path for path in (folder / f"{name}.json" for name in names) if not path.exists())
+@contextmanager
+def _free(folder: Path, stem: str) -> Iterator[Path]:
+    """A name that no other evaluation has or takes meanwhile, were it of the same second."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = folder / f"{stem}{f'-{number}' if number > 1 else ''}.json"
+        with ExitStack() as held:
+            try:
+                held.enter_context(claimed_name(path))
+            except FileExistsError:
+                continue
+            if not (path.exists() or path.with_suffix(".jsonl").exists()):
+                yield path
+                return
 
 
 def without_nan(facts: Any) -> Any:

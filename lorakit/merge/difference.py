@@ -81,7 +81,7 @@ class Pair:
         model: Any = self.base.model
         if model.get_submodule(path.rpartition(".")[0]) is model.get_input_embeddings():
             return "it is the embeddings"
-        return "it is a vector" if model.state_dict()[path].ndim < 2 else "it is no linear layer's weight"
+        return "it is a vector" if model.state_dict()[path].ndim < 2 else "it is not a linear layer's weight"
 
 
 def open_pair(tuned: Base, base: Base, progress: Progress) -> Pair:

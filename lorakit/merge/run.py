@@ -36,7 +36,7 @@ def check_target(output: Path, overwrite: bool, facts: str = FACTS) -> None:
     if output.is_symlink():
         raise UserError(f"{output}: is a link. Write --output with the folder that it means.")
     if output.exists():
-        written = read_facts(output / facts).get("files")
+        written = read_facts(output / facts).get("files", [])
         if not overwrite:
             raise UserError(
                 f"{output}: is there already. Replace it with --overwrite, or choose another with --output."

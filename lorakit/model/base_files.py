@@ -170,7 +170,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is no valid JSON: {error}. {_AGAIN}") from error
+        raise UserError(f"{file} is not valid JSON: {error}. {_AGAIN}") from error
     if not isinstance(read, dict):
         raise UserError(f"{file} holds no mapping. {_AGAIN}")
     return read

@@ -145,7 +145,8 @@ def _sizes_of(config: dict[str, Any], family: _Family) -> _Sizes | None:
 
 def _indivisible(key: str, value: int, other: str, parts: int) -> UserError:
     return UserError(
-        f"model.base: config.json: {key} is {value}, which is no multiple of {other}, {parts}. Fetch the model again."
+        f"model.base: config.json: {key} is {value}, which is not a multiple of {other}, {parts}. "
+        "Fetch the model again."
     )
 
 

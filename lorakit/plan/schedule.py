@@ -2,6 +2,7 @@
 
 import math
 
+from lorakit.amounts import counted
 from lorakit.recipe.schema import Train
 
 # A fraction of a short run would score all held-out rows after nearly every step; a number of steps is taken as it is.
@@ -42,21 +43,17 @@ def rate_share(step: int, schedule: str, warmup: int, steps: int) -> float:
 def schedule_in_words(settings: Train, steps: int, held_out: bool) -> list[str]:
     """What is told before a run begins: its steps and rate, and when it evaluates and saves."""
     warmup = warmup_steps(settings, steps)
-    rises = f"after {_counted(warmup)} of warm-up" if warmup else "no warm-up"
+    rises = f"after {counted(warmup, 'step')} of warm-up" if warmup else "no warm-up"
     lines = [
-        f"steps: {steps:,} of {settings.batch_size} rows; learning rate {float(settings.learning_rate):.3g}, "
-        f"{settings.schedule}, {rises}"
+        f"steps: {steps:,} of {counted(settings.batch_size, 'row')}; learning rate "
+        f"{float(settings.learning_rate):.3g}, {settings.schedule}, {rises}"
     ]
     evaluated = [("held-out loss", "eval_every")] if held_out else []
     for what, key in (*evaluated, ("checkpoints", "save_every")):
         every: float = getattr(settings, key)
         number = times(every, steps)
-        at = f"every {_counted(interval(every, steps))} and " if number > 1 else ""
+        at = f"every {counted(interval(every, steps), 'step')} and " if number > 1 else ""
         least = not isinstance(every, int) and interval(every, steps) > max(round(every * steps), 1)
         why = f"; a number of steps in train.{key} makes it more" if least else ""
-        lines.append(f"{what}: {number:,} {'time' if number == 1 else 'times'}, {at}after the last step{why}")
+        lines.append(f"{what}: {counted(number, 'time')}, {at}after the last step{why}")
     return lines
-
-
-def _counted(steps: int) -> str:
-    return f"{steps:,} {'step' if steps == 1 else 'steps'}"

@@ -93,7 +93,7 @@ def targets_are_readable(recipe: Recipe, written: Collection[str]) -> Iterator[F
     targets = recipe.adapter.targets
     for index, name in enumerate(targets if isinstance(targets, list) else []):
         if name in TARGET_WORDS:
-            reason = f"{shown(name)} is a word for many modules, and no module's name"
+            reason = f"{shown(name)} stands for many modules and is not a module's name"
             several = "module names" if len(targets) > 1 else f"targets: {name}"
             yield Finding(("adapter", "targets", index), reason, f"Write {several}.")
     if not isinstance(targets, str) or targets in TARGET_WORDS:
@@ -106,7 +106,7 @@ def targets_are_readable(recipe: Recipe, written: Collection[str]) -> Iterator[F
     theirs = THEIR_WORDS.get(targets.lower())
     near = theirs if theirs in TARGET_WORDS else nearest(targets, TARGET_WORDS, parts=True)
     if near and re.fullmatch(r"[\w-]+", targets):
-        reason = f"{shown(targets)} is none of {', '.join(TARGET_WORDS)}, and no pattern"
+        reason = f"{shown(targets)} is not one of {', '.join(TARGET_WORDS)}, and not a pattern"
         yield Finding(("adapter", "targets"), reason, f"Did you mean {near}?")
     yield from bad_pattern(("adapter", "targets"), targets)
 

@@ -193,7 +193,7 @@ def _malformed(override: str) -> tuple[str, str] | None:
     parts = name.strip().split(".")
     if not override.isascii() and any("\ud800" <= sign <= "\udfff" for sign in override):
         return (
-            "it has bytes that are no text in this terminal's encoding",
+            "it has bytes that are not text in this terminal's encoding",
             "Write it in UTF-8 (the locale tells, LANG).",
         )
     if not equals or not all(parts):

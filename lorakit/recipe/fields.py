@@ -105,6 +105,7 @@ TemplateValue = Annotated[
     Says("a text, a number, true or false, null, or a list of these", "false"),
 ]
 
+OutputDir = Annotated[str, Field(min_length=1), Says("a path", "runs/my-run")]
 AdapterRef = Annotated[str, Field(min_length=1), PathRole("runs/support-answers", or_folder=True)]
 LayerRange = Annotated[str, Field(pattern=r"^[0-9]+-[0-9]+$"), Says("a range such as 8-15", "8-15")]
 LayerNumbers = Annotated[list[Annotated[int, Field(ge=0)] | LayerRange], Field(min_length=1)]

@@ -4,6 +4,15 @@ Each entry: their name -> what to write here (a key, or a key with a value), and
 """
 
 OURS: dict[str, tuple[str, str]] = {
+    # whole sections
+    "training": ("train", ""),
+    "training_args": ("train", ""),
+    "training_arguments": ("train", ""),
+    "evaluation": ("evaluate", ""),
+    "lora": ("adapter", ""),
+    "lora_config": ("adapter", ""),
+    "peft": ("adapter", ""),
+    "peft_config": ("adapter", ""),
     # the base model
     "base_model": ("model.base", ""),
     "model_name": ("model.base", ""),
@@ -173,6 +182,8 @@ OURS: dict[str, tuple[str, str]] = {
         "train.batch_size",
         "It is the effective batch: micro-batch times accumulation steps; lorakit splits it",
     ),
+    "grad_accum": ("train.batch_size", "It is the effective batch"),
+    "grad_accumulation_steps": ("train.batch_size", "It is the effective batch"),
     "lr_scheduler": ("train.schedule", ""),
     "lr_scheduler_type": ("train.schedule", ""),
     "warmup_ratio": ("train.warmup", "It takes a fraction or a number of steps"),

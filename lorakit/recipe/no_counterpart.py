@@ -57,7 +57,7 @@ _GROUPS = {
         use_eaft_loss dft_alpha""",
     "it trains the adapter's matrices alone, without biases": """
         bias lora_bias use_bias lora_task_type task_type use_peft inference_mode fan_in_fan_out lora_fan_in_fan_out
-        loftq_config create_new_adapter layers_pattern peft peft_autoloss freeze_trainable_layers
+        loftq_config create_new_adapter layers_pattern peft_autoloss freeze_trainable_layers
         freeze_trainable_modules freeze_extra_modules unfrozen_parameters freeze lisa_n_layers relora_steps""",
     "lorakit eval answers with the likeliest token each time": """
         temperature top_p top_k do_sample num_beams predict_with_generate repetition_penalty generation_config

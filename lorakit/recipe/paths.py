@@ -25,7 +25,13 @@ from lorakit.recipe.strict_yaml import Node, children
 _HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*\}?|%[A-Za-z_]\w*%")
 _TEMPLATE = "Write the path of a .jinja file, or remove the line for the tokenizer's own template."
+_NO_ROWS = ("none", "no", "off", "auto", "false", "true", "yes", "on", "never")
+_NO_EVAL = "Write null for no held-out rows, or a fraction such as 0.1."
 _NARROWER = "Write the folder in which the rows lie."
+_ON_THE_HUB = re.compile(
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?:datasets/|models/)?([\w.-]+/[\w.-]+)"
+)
+"""An address of the hub, and the id in it."""
 _PATH_STARTS = ("/", "./", "../", "~")
 
 
@@ -90,13 +96,16 @@ def relative(path: str, folder: Path) -> str:
 
 def _complaint(node: Node, path: str | None, role: PathRole, key: PathParts) -> tuple[str, str] | None:
     text = node.value
-    if "://" in text:
-        kind = "the hub id" if role.or_hub else "the path"
-        return f"{shown(text)} is an address", f"Write {kind}, for example {role.example}."
+    if "://" in text or (path is None and _ON_THE_HUB.match(text)):
+        return f"{shown(text)} is an address", _without_address(text, role)
     here = path is not None and (os.path.exists(path) or is_pattern(path))  # noqa: PTH110
     if (variable := variable_in(text)) and not here:
         return no_variables(text, variable)
     if path is None:
+        if key == ("data", "eval") and text.lower() in _NO_ROWS:
+            return f"{shown(text)} is neither a path that exists nor a hub id", _NO_EVAL
+        if key == ("data", "eval") and (share := re.fullmatch(r"(\d{1,3})/(\d{1,3})", text)):
+            return f"{shown(text)} is neither a path that exists nor a hub id", _share(*map(int, share.groups()))
         if _HUB_ID.fullmatch(text) and ".." not in text and "--" not in text:
             return None
         kinds = "is neither a path that exists nor a hub id" if role.or_hub else "is not a path"
@@ -108,10 +117,19 @@ def _complaint(node: Node, path: str | None, role: PathRole, key: PathParts) -> 
             return f"{shown(text)} does not exist", _TEMPLATE
         return f"{shown(text)} does not exist", _nearest_path(text, Path(path))
     if not os.path.isfile(path) and not os.path.isdir(path):  # noqa: PTH112, PTH113
-        return f"{shown(text)} is no regular file", "A pipe or a device would be read for ever: write a file's path."
+        return f"{shown(text)} is not a regular file", "A pipe or a device would be read for ever: write a file's path."
     if os.path.isdir(path) and not role.or_folder:  # noqa: PTH112
         return f"{shown(text)} is a folder, not a file", "Write the path of a file in it."
     return _no_data(text, Path(path)) if role.of_data else None
+
+
+def _without_address(text: str, role: PathRole) -> str:
+    """What to write instead of an address: the hub id in it, else a file's path."""
+    if role.or_hub and (found := _ON_THE_HUB.match(text)):
+        return f"Write the hub id: {found[1]}."
+    if role.of_data:
+        return "Download the file and write its path."
+    return f"Write {'the hub id' if role.or_hub else 'the path'}, for example {role.example}."
 
 
 def _instead(text: str, role: PathRole, key: PathParts) -> str:
@@ -119,6 +137,10 @@ def _instead(text: str, role: PathRole, key: PathParts) -> str:
         return f"Write for example {role.example}."
     share = next((number for number in written_numbers(text) if 0 < float(number) < 1), None)
     return f"Write {share}." if share else "Write for example data/eval.jsonl, or a fraction such as 0.1."
+
+
+def _share(part: int, whole: int) -> str:
+    return f"Write {part / whole:.4g}." if 0 < part < whole else "Write a fraction such as 0.1."
 
 
 def _no_data(text: str, path: Path) -> tuple[str, str] | None:

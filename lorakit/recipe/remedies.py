@@ -18,14 +18,37 @@ from lorakit.recipe.shape import annotation_at, branches, fields, keys, section_
 from lorakit.recipe.strict_yaml import Node, plain
 from lorakit.tables import ADAPTERS, FORMATS, METRICS
 
+_OF_A_SOURCE = {
+    "type": "format",
+    "dataset_type": "format",
+    "name": "path",
+    "dataset": "path",
+    "data_files": "path",
+    "file": "path",
+    "samples": "take",
+    "num_samples": "take",
+    "max_samples": "take",
+    "prob": "weight",
+    "probability": "weight",
+}
+"""Their key of a source of rows -> ours."""
+_IN_A_SECTION = {
+    "output.path": ("output.dir", ""),
+    "output.folder": ("output.dir", ""),
+    "evaluate.limit": ("evaluate.rows", ""),
+    "evaluate.num_samples": ("evaluate.rows", ""),
+    "evaluate.max_tokens": ("evaluate.max_new_tokens", ""),
+    "evaluate.tasks": ("evaluate.metrics", "Benchmarks are an option: lorakit eval --tasks"),
+    "evaluate.benchmarks": ("evaluate.metrics", "Benchmarks are an option: lorakit eval --tasks"),
+}
+"""Their key of a section -> ours, and why."""
 _YES = ("yes", "no", "on", "off", "y", "n")
 
 
 def for_unknown_key(path: PathParts, value: Any = None) -> tuple[str, str]:
     """The remedy for an unknown key, and the dotted name of the key that was probably meant (or nothing)."""
     key, prefix = str(path[-1]), dotted(path[:-1])
-    section = section_of(annotation_at(Recipe, path[:-1])) or Recipe
-    siblings = list(fields(section))
+    siblings = _siblings(path)
     if ":" in key:
         return "Put a space behind the colon.", ""
     if path[:-1] == ("adapter", "kind") and key in ADAPTERS:
@@ -42,10 +65,22 @@ def for_unknown_key(path: PathParts, value: Any = None) -> tuple[str, str]:
     return f"{where} are {', '.join(siblings)}.", ""
 
 
+def _siblings(path: PathParts) -> list[str]:
+    """The keys of the section in which a key stands."""
+    return list(fields(section_of(annotation_at(Recipe, path[:-1])) or Recipe))
+
+
 def _elsewhere(path: PathParts, folded: str, value: Any) -> tuple[str, str] | None:
     """A key of another tool, or of ours that belongs into another section."""
     if _is_a_source(path[:-1]) and folded in _columns():
         return _did_you_mean(f"data.columns: {{{folded}: NAME}}", "It names the column")
+    if _is_a_source(path[:-1]) and _OF_A_SOURCE.get(folded) in _siblings(path):
+        inside = tuple(part for part in path[:-1] if isinstance(part, str))
+        return _did_you_mean(dotted((*inside, _OF_A_SOURCE[folded])))
+    if path == ("eval",) and isinstance(value, dict):
+        return _did_you_mean("evaluate")
+    if dotted((*path[:-1], folded)) in _IN_A_SECTION:
+        return _did_you_mean(*_IN_A_SECTION[dotted((*path[:-1], folded))])
     in_adapter = {"type": "adapter.kind", "method": "adapter.kind", "name": "adapter.kind", "path": "adapter.from"}
     if path[0] == "adapter" and folded in in_adapter:
         return _did_you_mean(in_adapter[folded])
@@ -59,6 +94,8 @@ def _elsewhere(path: PathParts, folded: str, value: Any) -> tuple[str, str] | No
     if folded in NO_COUNTERPART:
         return f"lorakit has nothing for it: {NO_COUNTERPART[folded]}. Remove the line.", ""
     elsewhere = [name for name in [*keys(Recipe), "extends"] if name.rpartition(".")[2] == folded]
+    if path[0] != "data":  # a key of one source is not what another section means
+        elsewhere = [name for name in elsewhere if not name.startswith(("data.train.", "data.eval."))]
     return _did_you_mean(min(elsewhere, key=lambda name: name.count("."))) if elsewhere else None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from lorakit.amounts import counted
 from lorakit.recipe import adapter_rules as adapter_rules
 from lorakit.recipe.choice import chosen
 from lorakit.recipe.data_files import data_files, is_pattern
@@ -33,6 +34,16 @@ def one_length_of_run(recipe: Recipe, written: Collection[str]) -> Iterator[Find
     if train.steps is None and train.epochs is None:
         reason = "the run has no end: epochs and steps are both null"
         yield Finding(("train", "epochs"), reason, "Write for example epochs: 3.")
+
+
+@reads("train.warmup", "train.steps")
+def warmup_ends(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+    """A number of steps in `train.warmup` is less than `train.steps`."""
+    warmup, steps = recipe.train.warmup, recipe.train.steps
+    if isinstance(warmup, int) and steps is not None and 0 < warmup >= steps:
+        reason = f"{counted(warmup, 'step')} of warm-up in a run of {steps:,}: the learning rate would never be reached"
+        remedy = f"Write less than {steps}, or a fraction such as 0.03." if steps > 1 else "Write 0."
+        yield Finding(("train", "warmup"), reason, remedy)
 
 
 @reads("train.micro_batch", "train.batch_size")

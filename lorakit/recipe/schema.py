@@ -20,6 +20,7 @@ from lorakit.recipe.fields import (
     LayerNumbers,
     LayerRange,
     NotEmpty,
+    OutputDir,
     PositiveFloat,
     PositiveInt,
     Quantization,
@@ -255,7 +256,7 @@ class Evaluate(Section):
 class Output(Section):
     """Where results go."""
 
-    dir: Annotated[str, Field(min_length=1)] | None = None
+    dir: OutputDir | None = None
     """The run's folder, relative to the working directory; null is `runs/` and the recipe's name."""
     merged: bool = False
     """Write the merged model beside the adapter when training ends."""

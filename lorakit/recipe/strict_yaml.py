@@ -84,7 +84,10 @@ def read_text(text: str, origin: Place) -> tuple[Node | None, list[Problem]]:
     except (ValueError, OverflowError):
         # PyYAML hands an escape such as "\UFFFFFFFF" to chr() as it is.
         place = reading.place(reading.parser.get_mark())
-        return None, [*reading.problems, Problem(place, "", "", "this escape is no character", "Correct or remove it.")]
+        return None, [
+            *reading.problems,
+            Problem(place, "", "", "this escape is not a character", "Correct or remove it."),
+        ]
     return node, reading.problems
 
 
@@ -190,7 +193,7 @@ def _scalar(reading: _Reading, event: yaml.ScalarEvent, place: Place, path: Path
     text, quoted = event.value, event.style is not None
     value: Scalar = text
     if _SURROGATE.search(text):
-        reading.report(place, path, shown(text), "half a surrogate pair is no character", "Remove the escape.")
+        reading.report(place, path, shown(text), "half a surrogate pair is not a character", "Remove the escape.")
         value = _SURROGATE.sub("\ufffd", text)
     elif not quoted and event.tag is None:
         try:
@@ -239,6 +242,7 @@ def _name(reading: _Reading, key: Node, path: PathParts, before: Node | None) ->
     given = key.text or shown(plain(key))
     remedy = f"Put quotes around it: {key.text!r}." if key.text else "Write a word before the colon."
     if before and type(before.value) is int and type(key.value) is int:
-        remedy = f"A comma ends a value in braces: of a number write {before.text}.{key.text}."
-    reading.report(key.place, (*path, given), one_line(given), f"the key {one_line(given)} is no text", remedy)
+        whole = before.value != 0 and len(key.text) == 3
+        remedy = f"A comma ends a value in braces: of a number write {before.text}{'' if whole else '.'}{key.text}."
+    reading.report(key.place, (*path, given), one_line(given), f"the key {one_line(given)} is not a text", remedy)
     return None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PrinterCallback
 
-from lorakit.amounts import percent
+from lorakit.amounts import counted, percent
 from lorakit.errors import Interrupted, LorakitError, UserError, explained
 from lorakit.model.adapters.svd import ranks_in_words
 from lorakit.model.memory import first_line, free_memory, is_out_of_memory, return_freed_memory
@@ -105,7 +105,8 @@ def _refuse(prepared: Prepared) -> None:
     warmup = warmup_steps(prepared.recipe.train, prepared.steps)
     if warmup and warmup >= prepared.steps:
         raise UserError(
-            f"train.warmup: {warmup} steps of warm-up in a run of {prepared.steps}. Write a fraction or fewer."
+            f"train.warmup: {counted(warmup, 'step')} of warm-up in a run of {prepared.steps:,}: the learning rate "
+            "would never be reached. Write less, or a fraction such as 0.03."
         )
 
 

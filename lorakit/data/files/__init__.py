@@ -100,5 +100,5 @@ def _refuse_what_is_no_file(path: Path, name: str) -> None:
     """A pipe or a device would be waited for, maybe for ever."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
-        found = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        found = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise UserError(f"{name}: this is {found}. Write the path of a data file.")

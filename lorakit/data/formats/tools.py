@@ -156,7 +156,7 @@ def parsed(text: str, what: str) -> Any:
     try:
         return json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
-        raise RowError(f"{what.rstrip('0123456789 ')} is no valid JSON", f"{what}: {error}") from error
+        raise RowError(f"{what.rstrip('0123456789 ')} is not valid JSON", f"{what}: {error}") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

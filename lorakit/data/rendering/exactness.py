@@ -100,7 +100,7 @@ def refuse_half_characters(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise RowError(
-            "a message has half of a surrogate pair, which is no character", repr(text[error.start])
+            "a message has half of a surrogate pair, which is not a character", repr(text[error.start])
         ) from error
 
 

@@ -49,9 +49,16 @@ def _vocabulary(finding: Finding) -> str:
     return f"vocabulary: {number(finding.value)} {finding.unit} (expected at least {finding.threshold:g})"
 
 
+def _format(finding: Finding) -> str:
+    ours, theirs = (finding.details[f"formats of {name}"] for name in ("answers", "references"))
+    shown = [", ".join(f"{name} ({percent(share)})" for name, share in one.items()) for one in (ours, theirs)]
+    return f"the answers begin with {shown[0]}, the references with {shown[1]}"
+
+
 _SENTENCES: dict[str, Callable[[Finding], str]] = {
     "answer length": _length,
     "unfinished answers": _unfinished,
     "variety of answers": _variety,
     "vocabulary": _vocabulary,
+    "format": _format,
 }
