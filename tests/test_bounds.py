@@ -119,6 +119,19 @@ def test_a_template_that_never_ends_for_some_rows_names_the_row(short, recipe_fi
     assert code == 2 and "train.jsonl:8: preparing this row and those before it takes more than" in err
 
 
+def test_a_template_that_writes_much_more_than_the_messages_say_is_refused(recipe_file, tmp_path, lorakit):
+    path = recipe_file(model={"chat_template": "t.jinja"})
+    (tmp_path / "t.jinja").write_text("{{ 'x' * 3000000 }}" + CHATML)
+    code, _, err = lorakit("data", path)
+    assert code == 2 and "model.chat_template: it writes 3,000," in err and "Fix the template" in err
+    (tmp_path / "t.jinja").write_text(CHATML)
+    answer = {"role": "assistant", "content": "Long."}
+    write_rows(
+        tmp_path / "train.jsonl", [{"messages": [{"role": "user", "content": "\n" * 1500000}, answer]}, *rows_of(22)]
+    )
+    assert "1 longer than 128 tokens" in " ".join(lorakit("data", path)[1:])
+
+
 def test_sums_and_products_that_templates_need_are_computed(recipe_file, tmp_path, lorakit):
     (tmp_path / "t.jinja").write_text(
         CHATML + "{% if 3 * 4 != 12 or 2 ** 10 != 1024 or '-' * 3 != '---' %}wrong{% endif %}"

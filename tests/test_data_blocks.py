@@ -562,6 +562,17 @@ def test_a_folder_or_pattern_without_data_files_is_an_error_with_the_known_endin
         files_in(folder / "none" / "*.csv")
 
 
+def test_a_pipe_among_the_files_of_a_folder_is_refused_and_never_waited_for(folder, recipe_file, lorakit):
+    (folder / "rows").mkdir()
+    file(folder / "rows", "a.jsonl", b'{"prompt": "Hi", "completion": "Paris"}')
+    (folder / "rows" / "gone.jsonl").symlink_to("nowhere.jsonl")  # its reader says so
+    assert len(files_in(folder / "rows")) == 2
+    os.mkfifo(folder / "rows" / "pipe.jsonl")
+    for train in ("rows", "rows/*.jsonl"):
+        code, _, err = lorakit("data", recipe_file(data={"train": train, "eval": ...}))
+        assert code == 2 and "rows/pipe.jsonl: this is no regular file" in err
+
+
 def test_what_is_no_readable_file_is_an_error_and_never_waited_for(folder):
     os.mkfifo(folder / "pipe.jsonl")
     (folder / "x.jsonl").mkdir()

@@ -4,6 +4,7 @@ A row that cannot be read alone is a `Row` that says why; a file that cannot be 
 A file is read as blocks, so that memory does not grow with it and other processes can parse.
 """
 
+import os
 import stat
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -37,7 +38,7 @@ def files_in(path: Path) -> list[Path]:
     """The data files that a path means, in order: the file itself, those below a folder, those a pattern matches.
 
     Raises:
-        UserError: there are none, or they cannot be listed.
+        UserError: there are none, one is no regular file, or they cannot be listed.
     """
     name = shown_path(path)
     try:
@@ -54,6 +55,9 @@ def files_in(path: Path) -> list[Path]:
     if not found:
         said = "the pattern matches no data file" if is_pattern(path) else "the folder has no data files"
         raise UserError(f"{name}: {said}. Their names end in {KNOWN_SUFFIXES}.")
+    for file in found:
+        if os.path.exists(file) and not os.path.isfile(file):  # noqa: PTH110, PTH113 (pathlib's raise where one may not)
+            _refuse_what_is_no_file(file, shown_path(file))
     return found
 
 

@@ -1,5 +1,6 @@
 """One rendering: a tokenizer's template as transformers compiles it, within bounds of time and memory."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,8 @@ from lorakit.errors import UserError
 
 # A template writes a conversation in milliseconds.
 _SECONDS, _MEMORY = 10, 2 << 30
+# Characters that it may write besides what the messages say, and how often it may write that (as JSON, with thoughts).
+_AROUND, _TIMES = 1 << 20, 8
 REFUSES = "the chat template refuses the conversation"
 _NO_TEMPLATE = (
     "model.base: it has no chat template, which conversations need. Give one with model.chat_template, a .jinja file "
@@ -54,7 +57,9 @@ class Renderer:
                 given = {"messages": told, "tools": tools, "documents": None, "add_generation_prompt": ask}
                 given = {**known, **self.values, **(variables or {}), **given}
                 # As Template.render does it, without gathering the names that every template knows anew each time.
-                return "".join(compiled.root_render_func(compiled.new_context(given, shared=True)))
+                text = "".join(compiled.root_render_func(compiled.new_context(given, shared=True)))
+                _refuse_much_around(text, told, tools)
+                return text
         except TooLong as error:
             raise UserError(
                 f"model.chat_template: it computes for more than {_SECONDS} s to write {len(told)} messages, and may "
@@ -102,3 +107,14 @@ class Renderer:
         else:
             compiled = _compile_jinja_template(source)
         return compiled, {**compiled.globals, **self.tokenizer.special_tokens_map}
+
+
+def _refuse_much_around(text: str, told: list[Told], tools: list[dict[str, Any]] | None) -> None:
+    if len(text) <= _AROUND:
+        return
+    said = len(json.dumps([told, tools], default=str))
+    if len(text) > _AROUND + _TIMES * said:
+        raise UserError(
+            f"model.chat_template: it writes {len(text):,} characters for messages of {said:,}. Fix the template, or "
+            "write another."
+        )
