@@ -129,7 +129,8 @@ def test_a_template_that_writes_much_more_than_the_messages_say_is_refused(recip
     write_rows(
         tmp_path / "train.jsonl", [{"messages": [{"role": "user", "content": "\n" * 1500000}, answer]}, *rows_of(22)]
     )
-    assert "1 longer than 128 tokens" in " ".join(lorakit("data", path)[1:])
+    code, out, _ = lorakit("data", path)
+    assert code == 0 and "train: 22 of 23 rows" in out, "long messages are the rows' own"
 
 
 def test_sums_and_products_that_templates_need_are_computed(recipe_file, tmp_path, lorakit):
