@@ -86,6 +86,16 @@ def test_the_base_is_held_as_the_run_held_it(tmp_path, tiny_base, loads):
     assert loss(apart, tiny_base.name) != loss(found, "base")
 
 
+def test_an_adapter_beside_a_quantized_run_is_told_to_be_on_its_quantized_base(one, tmp_path, tiny_base):
+    run = make_run(tmp_path, tiny_base, model={"quantization": "nf4"})
+    folder = adapter_copy(one, tmp_path / "alone")
+    for given, quantization in (([str(run.folder), folder], "nf4"), ([str(one.folder), folder], "none")):
+        told = Remembers()
+        lineup = line_up([str(name) for name in given], told)
+        assert lineup.subjects[-1].settings.quantization == quantization
+        assert any("put on its base in nf4" in text for text in told.warned) == (quantization == "nf4")
+
+
 def test_the_adapter_of_a_run_is_the_run(one):
     found = score(one.adapter, "base")
     assert [model.name for model in found.models] == ["run/adapter", "base"]

@@ -165,6 +165,11 @@ def _of_adapter(name: str, given: str, first: Prepared | None, machine: Machine,
     base = _base_of(given, config, first, progress)
     ours = first is not None and weights_of(base) == weights_of(first.base)
     settings = first.model if first and ours else _settings(base, first, machine)
+    if settings.quantization != "none":
+        progress.warn(
+            f"{given}: put on its base in {settings.quantization}, as the first run was trained. Without that run, or "
+            "behind another, it is put on the unquantized base, and its scores are others"
+        )
     return Subject(name, given, "adapter", base, settings, folder)
 
 
