@@ -1,6 +1,7 @@
 """An answer whose beginning is given is one turn: the beginning is read, and what goes on with it is trained."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import real_templates
@@ -8,6 +9,7 @@ from conftest import CHATML, write_rows
 from data_families import FAMILIES, TOKENIZERS, answer, call, chat
 from data_masks import tokens, trained_texts
 
+from lorakit.data.conversations import Conversation
 from lorakit.data.encoded import IGNORED, Encoded
 from lorakit.data.encoding import encode
 from lorakit.data.examples import examples_of
@@ -152,6 +154,16 @@ def test_a_template_that_rewrites_the_beginning_is_refused():
     row = {"prompt": chat("a", "two  spaces"), "completion": [answer(" more")]}
     with pytest.raises(RowError, match="does not write the given beginning of an answer as it is"):
         encoded("prompt-completion", row, tokenizer)
+
+
+def test_a_given_thought_is_refused_where_the_prompt_opens_one_itself():
+    opening = "{{ '<|im_start|>assistant\n' }}"
+    assert opening in CHATML
+    source = CHATML.replace(opening, opening + "{{ '<think>\n' }}{# closed by </think> #}")
+    template = ChatTemplate(replace(FAMILIES["chatml"], template=source).tokenizer())
+    row = [*chat("a"), answer("<think>hm", prefix=True), answer("</think>b")]
+    with pytest.raises(RowError, match="has the mark of a thought, which this chat template's prompt opens itself"):
+        render(Conversation(row), template)
 
 
 def test_written_rows_keep_the_given_beginning(recipe_file, lorakit, tmp_path):

@@ -31,6 +31,7 @@ def turn_of(talk: Talk, index: int) -> Turn:
 def _exact_turn(talk: Talk, index: int) -> Turn:
     if all(message["role"] == "system" for message in talk.messages[:index]):
         raise RowError("an answer has no question before it", talk.where(index))
+    _refuse_given_thought(talk, index)
     first: RowError | None = None
     for form in _forms(talk, index):
         text = talk.answered(index, talk.messages[index], form)
@@ -46,6 +47,17 @@ def _exact_turn(talk: Talk, index: int) -> Turn:
             continue
         return turn
     raise first or _not_turn_by_turn(talk, index)
+
+
+def _refuse_given_thought(talk: Talk, index: int) -> None:
+    thoughts, given = talk.template.thoughts, talk.messages[index].get("begun", "")
+    marks = (thoughts.opens, thoughts.closes) if thoughts and thoughts.opened else ()
+    if any(mark and mark in given for mark in marks):
+        raise RowError(
+            "the given beginning of an answer has the mark of a thought, which this chat template's prompt opens "
+            "itself (write the whole answer into one message)",
+            talk.where(index),
+        )
 
 
 def _ended(talk: Talk, index: int, text: str, form: Form) -> Turn:
