@@ -13,9 +13,7 @@ from typing import Any
 
 from lorakit.errors import UserError
 from lorakit.folders import (
-    LOCK,
     is_draft,
-    locked,
     read_facts,
     refuse_other_files,
     refuse_pipes,
@@ -23,6 +21,7 @@ from lorakit.folders import (
     remove_folder,
     write_whole,
 )
+from lorakit.locks import LOCK, locked
 from lorakit.recipe.nearest import nearest_name
 
 _RECORDED = ("lorakit", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "tokenizers")

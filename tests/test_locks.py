@@ -11,7 +11,7 @@ from runs_of_tests import run_recipe
 from test_cli import lorakit_run as lorakit_run
 
 from lorakit.errors import UserError
-from lorakit.folders import LOCK, alone, locked
+from lorakit.locks import LOCK, alone, locked
 from lorakit.merge.run import claimed
 from lorakit.runs import Run, open_run
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import lorakit.merge.write as writing
 from lorakit.cli import main
-from lorakit.folders import alone
+from lorakit.locks import alone
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 

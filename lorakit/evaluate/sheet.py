@@ -14,7 +14,8 @@ from typing import Any
 from lorakit.data.conversations import Message
 from lorakit.errors import UserError
 from lorakit.evaluate.questions import Question
-from lorakit.folders import alone, whole_folder
+from lorakit.folders import whole_folder
+from lorakit.locks import alone
 from lorakit.recipe.problems import one_line, shown_path
 
 VERSION = 1

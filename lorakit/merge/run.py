@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from lorakit.errors import UserError
-from lorakit.folders import alone, read_facts, refuse_other_files, remove_drafts, whole_folder
+from lorakit.folders import read_facts, refuse_other_files, remove_drafts, whole_folder
+from lorakit.locks import alone
 from lorakit.merge.card import FACTS, describe
 from lorakit.merge.case import Case, Merged, Onto, check_proof, coarsest, plain_base, refuse_unmergeable, trained_in
 from lorakit.merge.fold import folding_of
