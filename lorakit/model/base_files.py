@@ -18,7 +18,8 @@ _KERNELS = {"attn_implementation", "_attn_implementation", "experts_implementati
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _AGAIN = "Fetch the model again."
 # Files that are copied into results; weights are not, and may be links.
-_COPIED = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+_COPIED = (".json", ".jinja", ".model", ".tiktoken")
+_COPIED_BY_NAME = ("vocab.txt", "merges.txt")
 # Of these a model with a tokenizer has at least one.
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
 
@@ -105,7 +106,8 @@ def refuse_missing_tokenizer(folder: Path) -> None:
 def _check_links(folder: Path) -> None:
     """Refuse links out of the folder: what they lead to would be copied into whatever is made of the model."""
     for path in sorted(folder.iterdir()):
-        if path.suffix in _COPIED and path.is_symlink() and not lies_inside(path, folder):
+        copied = path.suffix in _COPIED or path.name in _COPIED_BY_NAME
+        if copied and path.is_symlink() and not lies_inside(path, folder):
             raise UserError(
                 f"{path} is a link to {path.resolve()}, outside of the folder. Put the file itself there (cp -L): it "
                 "is copied into adapters and merged models."
@@ -159,8 +161,8 @@ def _check_tokenizer(folder: Path) -> None:
     if not file.is_file():
         return
     with file.open("rb") as opened:
-        begin = opened.read(64).strip()
-        opened.seek(max(0, file.stat().st_size - 64))
+        begin = opened.read(4096).strip()
+        opened.seek(max(0, file.stat().st_size - 4096))
         end = opened.read().strip()
     if not (begin.startswith(b"{") and end.endswith(b"}")):
         raise UserError(f"{file} is damaged: it holds no JSON mapping from its beginning to its end. {_AGAIN}")
