@@ -127,11 +127,16 @@ def test_a_chosen_turn_beside_a_conversation_is_refused(folder):
         ({"instruction": "a", "responses": [{"text": "b", "score": 1}]}, "these are ranked answers: 'score'"),
         ({"question": "a", "answers": [{"text": "b", "pm_score": 3, "selected": True}]}, "ranked answers: 'pm_score'"),
         ({"prompt": "a", "completion": "b", "reward": -1.5}, "these are answers with rewards: 'reward'"),
-        ({"prompt": "a", "completion": "b", "rank": 3}, "these are answers with rewards: 'rank'"),
     ],
 )
 def test_ranks_and_rewards_are_refused(folder, row, reason):
     assert reason in refused(folder, [row])
+
+
+def test_a_rank_is_a_judgement_where_one_question_has_several_answers(folder):
+    row = {"prompt": "a", "completion": "b", "rank": 3}
+    assert "these are answers with rewards: 'rank'" in refused(folder, [row, {**row, "completion": "c", "rank": 1}])
+    assert trained(folder, [row, {**row, "prompt": "c", "rank": 1}])[0].report.kept == 2
 
 
 def test_a_pair_taken_with_columns_by_its_number_is_refused(folder):

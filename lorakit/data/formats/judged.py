@@ -41,6 +41,8 @@ _LISTS = ("answers", "completions", "responses", "outputs", "candidates", "gener
 _RATINGS = ("scores", "score", "ranks", "rank", "ranking", "rankings", "rewards", "ratings", "labels", "votes")
 _RATING = re.compile(r"(?:^|_)(?:score|rank|rating|reward|votes?|selected)s?(?:_|$)")
 _REWARDS = ("reward", "rewards", "rank")
+# A rank alone may be that of anything; among several answers to one of these it is the answers'.
+_QUESTIONS = ("prompt", "question", "instruction", "query")
 
 # Flags that speak for an answer where they are true, and those that speak against it.
 _FOR = (
@@ -213,11 +215,23 @@ def _refuse_ranked(where: str, records: Sequence[Record], used: bool) -> None:
 def _refuse_rewarded(where: str, records: Sequence[Record], filled: set[str]) -> None:
     for name in _REWARDS if not filled.isdisjoint(_ANSWERED) else ():
         values = _values(records, name)
-        if values and all(_is_number(value) for value in values):
+        if values and all(_is_number(value) for value in values) and (name != "rank" or _several_ranks(records)):
             raise UserError(
                 f"{where}: these are answers with rewards: {name!r} says how good each is. lorakit trains on what "
                 f"should be said: keep the rows that should be, without the column {name!r}."
             )
+
+
+def _several_ranks(records: Sequence[Record]) -> bool:
+    """Whether answers to one question have different ranks."""
+    ranks: dict[str, Any] = {}
+    for record in records:
+        for name in _QUESTIONS:
+            if not empty(record.get(name)) and ranks.setdefault(repr(record[name]), record.get("rank")) != record.get(
+                "rank"
+            ):
+                return True
+    return False
 
 
 def _is_parallel(ratings: Any, answers: list[Any]) -> bool:
