@@ -570,7 +570,7 @@ def test_a_pipe_among_the_files_of_a_folder_is_refused_and_never_waited_for(fold
     os.mkfifo(folder / "rows" / "pipe.jsonl")
     for train in ("rows", "rows/*.jsonl"):
         code, _, err = lorakit("data", recipe_file(data={"train": train, "eval": ...}))
-        assert code == 2 and "rows/pipe.jsonl: this is no regular file" in err
+        assert code == 2 and "rows/pipe.jsonl: this is not a regular file" in err
 
 
 def test_what_is_no_readable_file_is_an_error_and_never_waited_for(folder):

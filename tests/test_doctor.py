@@ -311,7 +311,7 @@ def test_each_part_of_a_base_that_is_lacking_is_broken_with_its_remedy(tmp_path)
     assert {finding.state for finding in found.values()} == {"broken"} and all(one.remedy for one in found.values())
     assert "has no .safetensors file" in found["base"].found
     assert found["base's family"].found.startswith("not_yet: transformers ")
-    assert "tokenizer cannot be loaded" in found["base's tokenizer"].found
+    assert "its config.json cannot be read" in found["base's tokenizer"].found
     assert found["base's weights"].remedy == "pip install optimum gptqmodel"
 
 

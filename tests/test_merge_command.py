@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import lorakit.merge.write as writing
 from lorakit.cli import main
+from lorakit.folders import files_in
 from lorakit.locks import alone
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
@@ -176,7 +177,8 @@ def test_a_merge_does_not_replace_what_it_stands_on(trained, lorakit_merge, tmp_
     """The base may be an earlier merge, and a run may lie in one."""
     run = trained()
     for folder in (tmp_path / "base", run.folder):
-        (folder / "merge.json").write_text('{"format": 2, "versions": {}}')
+        written = {"format": 2, "versions": {}, "files": files_in(folder)}
+        (folder / "merge.json").write_text(json.dumps(written))
         says = "--output would overwrite an input of the merge"
         refused(lorakit_merge, tmp_path, 2, run.folder, "--output", folder, "--overwrite", says=says)
 

@@ -175,7 +175,7 @@ def test_attention_auto_takes_what_the_family_has(recipe_file, tmp_path, tokeniz
 
 
 def test_a_warm_up_longer_than_the_run_is_refused(recipe_file, tmp_path):
-    with pytest.raises(UserError, match=r"train\.warmup: 1000 steps of warm-up in a run of 12"):
+    with pytest.raises(UserError, match=r"train\.warmup: 1,000 steps of warm-up in a run of 12"):
         run_recipe(recipe_file(train={"warmup": 1000}), tmp_path / "run")
 
 

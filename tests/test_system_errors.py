@@ -205,7 +205,7 @@ def test_an_output_without_utf_8_writes_what_it_can(recipe_file, environment):
 
 def test_an_override_that_is_no_text_is_one_clear_error(recipe_file, lorakit_run):
     code, _, err = lorakit_run("check", recipe_file(), "--set", "name=caf\udce9")
-    assert code == 2 and "bytes that are no text" in err and "1 problem" in err
+    assert code == 2 and "bytes that are not text" in err and "1 problem" in err
 
 
 @pytest.fixture

@@ -101,7 +101,8 @@ def _refuse_config(base: Base) -> None:
             AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
         except (*_DAMAGED, ImportError, RecursionError) as error:
             raise UserError(
-                f"model.base: {base.name}: its config.json cannot be read: {_first_line(error)}. Fetch the model again."
+                f"model.base: {base.name}: its config.json cannot be read: {_first_line(error).rstrip('.')}. Fetch the "
+                "model again, or update transformers."
             ) from error
 
 
