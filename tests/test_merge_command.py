@@ -177,7 +177,7 @@ def test_a_merge_does_not_replace_what_it_stands_on(trained, lorakit_merge, tmp_
     """The base may be an earlier merge, and a run may lie in one."""
     run = trained()
     for folder in (tmp_path / "base", run.folder):
-        written = {"format": 2, "versions": {}, "files": files_in(folder)}
+        written = {"format": 2, "versions": {}, "files": [*files_in(folder), "merge.json"]}
         (folder / "merge.json").write_text(json.dumps(written))
         says = "--output would overwrite an input of the merge"
         refused(lorakit_merge, tmp_path, 2, run.folder, "--output", folder, "--overwrite", says=says)
