@@ -166,7 +166,7 @@ def refuse_other_files(folder: Path, written: Any) -> None:
         UserError: it names the first.
     """
     known = files_in(folder) if written is None else written if isinstance(written, list) else []
-    other = [name for name in files_in(folder) if name not in known]
+    other = [name for name in files_in(folder) if name not in known and not is_draft(Path(name))]
     if other:
         raise UserError(f"{folder / other[0]}: lorakit did not write it. Move it away, or choose another --output.")
 
