@@ -1,6 +1,6 @@
 # make demo     set up, train recipes/debian-json and score it
 # make test     set up, run the test suite; make test-all adds the slow tests
-# make torture  damaged input, kills, signals and full disks, some 12,000 cases in under 20 minutes (COUNT=0.1: a tenth); docs/reliability.md
+# make torture  damaged input, kills, signals and full disks, some 11,000 cases (COUNT=0.1: a tenth); docs/reliability.md
 # make check    lint, types, layers, generated documents
 # make bench    lorakit against TRL on the same rows: bench-train the training, bench-data the preparation of rows; and bench-eval
 # make bench-adapters   every adapter kind on every quantization, into docs/adapters.md (most of an hour); bench-dora: DoRA against PEFT's
