@@ -164,3 +164,23 @@ def lorakit_eval(lorakit):
 def lorakit_plan(lorakit):
     """`lorakit plan` in process."""
     return partial(lorakit, "plan")
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Run a command in process: exit code, standard output, standard error, on lines of any length."""
+    from lorakit.cli import main
+
+    monkeypatch.setenv("COLUMNS", "1000")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lorakit", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

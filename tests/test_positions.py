@@ -1,37 +1,17 @@
 """Rows and answers against a model's positions: what it cannot compute is refused before, what is unwise is told."""
 
 import json
-import sys
 
 import pytest
 from conftest import write_rows
 from model_families import FAMILIES
 
-from lorakit.cli import main
 from lorakit.model.positions import learned_positions, positions_of
 
 LONG = [
     {"prompt": f"Name {word}.", "completion": "apples " * count}
     for word, count in (("one", 1), ("two", 3), ("three", 40), ("four", 60))
 ]
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """Run a command in process: exit code, standard output, standard error."""
-    monkeypatch.setenv("COLUMNS", "1000")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lorakit", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = ended.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def saved(folder, config, tokenizer):

@@ -3,7 +3,6 @@
 import http.server
 import json
 import shlex
-import sys
 import threading
 
 import pytest
@@ -11,26 +10,7 @@ from conftest import rows_of, write_rows
 from eval_runs import Remembers
 from safetensors.torch import load_file, save_file
 
-from lorakit.cli import main
 from lorakit.hub_retries import retries_told
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """Run a command in process: exit code, standard output, standard error."""
-    monkeypatch.setenv("COLUMNS", "1000")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lorakit", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = ended.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def next_lines(out: str) -> list[str]:
