@@ -97,7 +97,7 @@ os.register_at_fork(after_in_child=_close_held)
 
 
 @contextmanager
-def alone(output: Path) -> Iterator[None]:
+def exclusive_lock(output: Path) -> Iterator[None]:
     """While this process decides about, makes and puts in place the folder `output` no other does.
 
     Raises:

@@ -12,7 +12,7 @@ from lorakit.evaluate.evaluation import Request
 from lorakit.evaluate.run import request_of, score_lineup
 from lorakit.evaluate.subjects import line_up
 from lorakit.progress import Silent
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 
 
 class Remembers(Silent):

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from lorakit.merge.run import merge
-from lorakit.plan.prepare import reopen_run
+from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 
 
 def merged_run(run: Run) -> Path:

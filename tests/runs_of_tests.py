@@ -5,10 +5,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from lorakit.plan.prepare import prepare_run
+from lorakit.prepare import prepare_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
-from lorakit.runs import Run, open_run
+from lorakit.run_dir import Run, open_run
 from lorakit.train.resume import checkpoint_to_resume, resumed_recipe
 from lorakit.train.run import Outcome, train
 

@@ -20,7 +20,7 @@ from lorakit.merge.run import merge
 from lorakit.model.attach import attach_adapter
 from lorakit.model.load import load_model
 from lorakit.model.targets import select_targets
-from lorakit.plan.prepare import prepare_run, reopen_run
+from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.recipe.schema import Adapter

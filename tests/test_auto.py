@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from lorakit.errors import UserError
+from lorakit.hardware.machine import Machine
 from lorakit.model.positions import Positions
 from lorakit.plan.adapted import adapted_by
 from lorakit.plan.auto import settle
 from lorakit.plan.facts import ModelFacts, facts_from, facts_in, facts_of
 from lorakit.plan.known import known_config, known_models
-from lorakit.plan.machine import Machine
 from lorakit.plan.memory import Training, training_memory
 from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train
 
@@ -186,7 +186,7 @@ def test_settings_that_cannot_work_here_are_refused(monkeypatch):
 
 
 def test_a_gpu_that_torch_cannot_use_is_said_and_not_used(monkeypatch):
-    from lorakit.plan import machine
+    from lorakit.hardware import machine
     from lorakit.progress import Silent
 
     heard = []

@@ -11,9 +11,9 @@ import torch
 
 import lorakit.model.base as base_module
 import lorakit.model.offline as offline
+from lorakit.atomic_io import sha256_of
 from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import LorakitError, UserError
-from lorakit.folders import sha256_of
 from lorakit.model.attach import adapter_config, attach_adapter
 from lorakit.model.base import find_base
 from lorakit.model.load import load_model, load_tokenizer
@@ -21,7 +21,7 @@ from lorakit.model.targets import select_targets
 from lorakit.progress import Silent
 from lorakit.recipe.begun import brought, refusal
 from lorakit.recipe.schema import Adapter, Model
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 
 SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 

@@ -137,8 +137,8 @@ def test_the_recipes_table_of_flags_excludes(recipe_file, lorakit_run):
 def test_memory_is_told_before_a_run_and_what_will_not_fit_is_warned_of(recipe_file, lorakit_run, monkeypatch):
     from dataclasses import replace
 
-    from lorakit.plan import prepare
-    from lorakit.plan.machine import processor
+    from lorakit import prepare
+    from lorakit.hardware.machine import processor
 
     _, _, err = lorakit_run("train", recipe_file(), "--dry-run")
     assert "memory: the longest micro-batch is predicted to take 0.6 GiB of" in err and "may run out" not in err

@@ -20,9 +20,9 @@ from lorakit.merge.methods import METHODS
 from lorakit.merge.score import SourceScore, score_sources
 from lorakit.merge.sources import check_together
 from lorakit.model.attach import load_adapter
-from lorakit.plan.prepare import reopen_run
+from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 
 ALL = ["q_proj", "v_proj", "up_proj", "down_proj"]
 

@@ -14,7 +14,7 @@ from lorakit.errors import UserError
 from lorakit.model.counting import parameter_counts_of
 from lorakit.model.targets import select_targets
 from lorakit.recipe.schema import Adapter
-from lorakit.tables import ADAPTERS
+from lorakit.registry import ADAPTERS
 
 _WIDE = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 MISTRAL_7B = {

@@ -11,7 +11,7 @@ from lorakit.data.conversations import Conversation, Text, Tokens
 from lorakit.data.formats import RowError, said
 from lorakit.data.formats.classification import Classification
 from lorakit.data.formats.sharegpt import Sharegpt
-from lorakit.tables import FORMATS
+from lorakit.registry import FORMATS
 
 SYSTEM, USER, ASSISTANT = (
     {"role": role, "content": text} for role, text in (("system", "s"), ("user", "a"), ("assistant", "b"))

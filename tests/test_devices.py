@@ -3,7 +3,7 @@
 import pytest
 
 from lorakit.errors import UserError
-from lorakit.plan.devices import DEVICES, find_device, known_device
+from lorakit.hardware.gpus import DEVICES, find_device, known_device
 
 GIB = 2**30
 

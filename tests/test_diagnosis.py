@@ -24,7 +24,7 @@ from lorakit.evaluate.diagnosis.parroting import memorization, parroting
 from lorakit.evaluate.diagnosis.spans import copied, span_index
 from lorakit.model.attach import load_adapter
 from lorakit.model.load import load_model
-from lorakit.plan.prepare import reopen_run
+from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 
 TRAINING = [prose(seed) for seed in range(300)]

@@ -16,8 +16,8 @@ from lorakit.data.formats import detect, said
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import keys
-from lorakit.runs import Run
-from lorakit.tables import ADAPTERS, FORMATS, METRICS, QUANTIZERS
+from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS
+from lorakit.run_dir import Run
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*.md"), *ROOT.glob("recipes/**/README.md")]

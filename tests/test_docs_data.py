@@ -11,7 +11,7 @@ from recipe_files import write
 from lorakit.data.formats import detect, needed, said
 from lorakit.recipe.choice import chosen_settings
 from lorakit.recipe.load import load
-from lorakit.tables import FORMATS
+from lorakit.registry import FORMATS
 
 PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
 RECIPE = "model: {base: org/model}\ndata:\n  train: train.jsonl\n"

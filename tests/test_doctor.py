@@ -13,12 +13,12 @@ from recipe_files import loaded
 
 from lorakit.cli.doctor import _lines
 from lorakit.data.pool import processors
+from lorakit.doctor import base, choices, disk, gpu, hub, packages, quantization, speed
+from lorakit.doctor.examine import _sections, examine
+from lorakit.doctor.finding import Finding, findings_of
+from lorakit.hardware.cgroups import Limits, limits_of
+from lorakit.hardware.machine import Machine, this_machine
 from lorakit.plan.auto import settle
-from lorakit.plan.doctor import base, choices, disk, gpu, hub, packages, quantization, speed
-from lorakit.plan.doctor.examine import _sections, examine
-from lorakit.plan.doctor.finding import Finding, findings_of
-from lorakit.plan.limits import Limits, limits_of
-from lorakit.plan.machine import Machine, this_machine
 from lorakit.recipe.schema import Data, Model, Recipe
 
 SECRET = "hf_do_not_show_me"

@@ -6,9 +6,9 @@ import time
 import numpy  # noqa: F401 - so that its import is not in what is timed
 import pytest
 
-from lorakit.plan.devices import find_device
+from lorakit.hardware.gpus import find_device
+from lorakit.hardware.throughput import cpu_rates, measure_cpu, rates_of
 from lorakit.plan.duration import HIGH, LOW, Span, operations, price, seconds
-from lorakit.plan.rates import cpu_rates, measure_cpu, rates_of
 from lorakit.plan.work import Work
 
 # hidden width, MLP width, layers, query width, key and value width, vocabulary

@@ -8,9 +8,9 @@ import pytest
 from runs_of_tests import adapter_weights, losses, run_recipe
 from test_training import interrupted_after, same
 
+from lorakit.atomic_io import sha256_of
 from lorakit.errors import LorakitError
-from lorakit.folders import sha256_of
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 from lorakit.train import run as training
 from lorakit.train.trainer import SupervisedTrainer
 
@@ -132,7 +132,7 @@ def test_an_evaluation_that_is_made_up_twice_stands_in_the_log_once(recipe_file,
             run_recipe(path, tmp_path / "run")
     for write in ("write_whole", "log_line"):  # killed before, and after the evaluation is in the log
         with monkeypatch.context() as patch:
-            where = "lorakit.train.trainer.write_whole" if write == "write_whole" else "lorakit.runs.Run.log_line"
+            where = "lorakit.train.trainer.write_whole" if write == "write_whole" else "lorakit.run_dir.Run.log_line"
             patch.setattr(where, killed_while_saving)
             with pytest.raises(Killed):
                 run_recipe(path, tmp_path / "run", resume=True)

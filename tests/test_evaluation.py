@@ -18,7 +18,7 @@ from lorakit.evaluate.metrics.matching import exact_match
 from lorakit.evaluate.run import evaluate
 from lorakit.evaluate.scores import row_scores
 from lorakit.model.loss import supervised_loss
-from lorakit.plan.prepare import reopen_run
+from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 
 
@@ -88,7 +88,7 @@ def test_base_scores_are_those_of_the_untouched_base(recipe_file, tmp_path, tiny
 
 def test_the_loss_of_each_row_is_the_supervised_loss_of_the_row_alone(recipe_file, tmp_path, tiny_model):
     from lorakit.data.batches import collate
-    from lorakit.plan.prepare import prepare_run
+    from lorakit.prepare import prepare_run
     from lorakit.recipe.load import load
 
     rows = list(prepare_run(load(recipe_file()).recipe, Silent()).held_out.rows)
@@ -179,7 +179,7 @@ def test_batches_hold_items_of_like_size_within_the_tokens():
 
 
 def test_a_reference_is_the_last_answer_without_its_stop_token(recipe_file):
-    from lorakit.plan.prepare import prepare_run
+    from lorakit.prepare import prepare_run
     from lorakit.recipe.load import load
 
     prepared = prepare_run(load(recipe_file()).recipe, Silent())

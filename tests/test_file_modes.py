@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lorakit.folders import whole_folder
+from lorakit.atomic_io import atomic_dir
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_every_file_of_run_merge_combination_evaluation_and_cache_follows_the_um
 def test_a_folder_that_hands_its_group_on_still_does(tmp_path, umask):
     umask(0o002)
     tmp_path.chmod(0o2775)
-    with whole_folder(tmp_path / "done") as draft:
+    with atomic_dir(tmp_path / "done") as draft:
         (draft / "inner").mkdir()
     for folder in (tmp_path / "done", tmp_path / "done" / "inner"):
         assert folder.stat().st_mode & 0o7777 == 0o2775

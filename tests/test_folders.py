@@ -6,18 +6,18 @@ import sys
 
 import pytest
 
-from lorakit import folders
-from lorakit.folders import lies_inside, remove_drafts, sha256_of, whole_folder, write_whole
-from lorakit.runs import open_run
+from lorakit import atomic_io
+from lorakit.atomic_io import atomic_dir, lies_inside, remove_drafts, sha256_of, write_whole
+from lorakit.run_dir import open_run
 
 
 def test_a_folder_appears_whole_and_a_failed_writing_leaves_nothing(tmp_path):
     final = tmp_path / "final"
-    with whole_folder(final) as draft:
+    with atomic_dir(final) as draft:
         (draft / "a").write_text("1")
         assert not final.exists()
     assert (final / "a").read_text() == "1"
-    with pytest.raises(ValueError, match="halfway"), whole_folder(final) as draft:
+    with pytest.raises(ValueError, match="halfway"), atomic_dir(final) as draft:
         (draft / "b").write_text("2")
         raise ValueError("halfway")
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
@@ -27,10 +27,10 @@ def test_a_folder_appears_whole_and_a_failed_writing_leaves_nothing(tmp_path):
 def test_a_finished_folder_replaces_the_old_one_or_yields_to_it(tmp_path):
     final = tmp_path / "final"
     for text in ("old", "new"):
-        with whole_folder(final) as draft:
+        with atomic_dir(final) as draft:
             (draft / "a").write_text(text)
     assert (final / "a").read_text() == "new"
-    with whole_folder(final, first_wins=True) as draft:
+    with atomic_dir(final, first_wins=True) as draft:
         (draft / "a").write_text("too late")
     assert (final / "a").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
@@ -38,7 +38,7 @@ def test_a_finished_folder_replaces_the_old_one_or_yields_to_it(tmp_path):
 
 def test_a_killed_writer_leaves_only_a_draft_that_is_removed(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from lorakit.folders import whole_folder\n"
+        "import os, sys; from pathlib import Path; from lorakit.atomic_io import whole_folder\n"
         "with whole_folder(Path(sys.argv[1])) as draft:\n"
         "    (draft / 'a').write_text('1'); os.kill(os.getpid(), 9)\n"
     )
@@ -54,7 +54,7 @@ def test_a_killed_writer_leaves_only_a_draft_that_is_removed(tmp_path):
 
 def test_a_run_killed_while_its_first_file_is_written_can_be_begun_again(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from lorakit.folders import whole_file\n"
+        "import os, sys; from pathlib import Path; from lorakit.atomic_io import whole_file\n"
         "with whole_file(Path(sys.argv[1])) as file:\n"
         "    file.write(b'half'); os.kill(os.getpid(), 9)\n"
     )
@@ -85,13 +85,13 @@ def test_sha256_is_that_of_the_content_whatever_a_file_is_called(tmp_path):
 
 
 def test_sha256_is_read_once_where_a_file_has_not_changed(tmp_path, monkeypatch):
-    path, digest, read = tmp_path / "file", folders._digest, []
-    monkeypatch.setattr(folders, "_digest", lambda path: read.append(path) or digest(path))
+    path, digest, read = tmp_path / "file", atomic_io._digest, []
+    monkeypatch.setattr(atomic_io, "_digest", lambda path: read.append(path) or digest(path))
     for content in (b"one", b"two"):
         path.write_bytes(content)
         assert sha256_of(path) == sha256_of(path) == hashlib.sha256(content).hexdigest()
     assert len(read) == 4  # just written: it may change again within one tick of the clock
-    monkeypatch.setattr(folders, "_UNSETTLED", 0)
+    monkeypatch.setattr(atomic_io, "_UNSETTLED", 0)
     for content in (b"three", b"longer"):
         path.write_bytes(content)
         assert sha256_of(path) == sha256_of(path) == hashlib.sha256(content).hexdigest()

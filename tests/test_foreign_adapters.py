@@ -22,7 +22,7 @@ from lorakit.model.counting import parameter_counts_with, skeleton_of
 from lorakit.model.streamed import streamed_adapter_model
 from lorakit.model.weights import open_weights
 from lorakit.plan.adapted import adapted_by
-from lorakit.plan.prepare import reopen_run
+from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Adapter
 

@@ -12,12 +12,12 @@ from test_training import interrupted_after
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lorakit.errors import LorakitError
+from lorakit.hardware.memory import free_memory
 from lorakit.merge.run import merge
 from lorakit.model.base import Base
 from lorakit.model.load import load_model
-from lorakit.model.memory import free_memory
 from lorakit.model.quantized import quantization_of
-from lorakit.plan.prepare import prepare_run, reopen_run
+from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
 from lorakit.recipe.schema import Model

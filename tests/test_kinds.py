@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import lorakit.train.run
 from lorakit.merge.run import merge
 from lorakit.model.load import load_model
-from lorakit.plan.prepare import reopen_run
+from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
-from lorakit.tables import ADAPTERS, QUANTIZERS
+from lorakit.registry import ADAPTERS, QUANTIZERS
 
 PAIRS = [
     (kind.name, quantization)

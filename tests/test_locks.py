@@ -11,14 +11,14 @@ from runs_of_tests import run_recipe
 from test_cli import lorakit_run as lorakit_run
 
 from lorakit.errors import UserError
-from lorakit.locks import LOCK, alone, locked
+from lorakit.locks import LOCK, exclusive_lock, locked
 from lorakit.merge.run import claimed
-from lorakit.runs import Run, open_run
+from lorakit.run_dir import Run, open_run
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from lorakit.runs import open_run
+from lorakit.run_dir import open_run
 with open_run(Path(sys.argv[1]), resume=False, overwrite=False):
     child = os.fork()
     if child == 0:
@@ -65,7 +65,7 @@ def test_a_process_that_was_killed_stops_nobody_even_where_its_workers_live_on(h
 def test_a_run_that_ended_meanwhile_is_not_replaced(recipe_file, tmp_path, monkeypatch):
     """Another run begins and ends between our look and our lock: nothing but --overwrite may replace it."""
     path, folder = recipe_file(train={"steps": 1, "epochs": None}), tmp_path / "run"
-    original, calls = Run.alone, []
+    original, calls = Run.exclusive_lock, []
 
     def late(self):
         if not calls:
@@ -73,7 +73,7 @@ def test_a_run_that_ended_meanwhile_is_not_replaced(recipe_file, tmp_path, monke
             run_recipe(path, folder)
         return original(self)
 
-    monkeypatch.setattr(Run, "alone", late)
+    monkeypatch.setattr(Run, "exclusive_lock", late)
     with pytest.raises(UserError, match="holds another run's results"):
         run_recipe(path, folder)
     assert Run(folder).read_manifest()["status"] == "complete"
@@ -97,7 +97,7 @@ def test_a_run_that_is_read_or_merged_is_not_overwritten_meanwhile(recipe_file, 
         code, _, err = lorakit_run("train", path, "-o", run.folder, "--overwrite", "--quiet")
         assert code == 2 and "another process" in err and run.adapter.is_dir()
         assert lorakit_run("merge", run.folder, "--quiet")[0] == 0
-    with run.alone():
+    with run.exclusive_lock():
         for command in (["merge", run.folder, "--overwrite"], ["eval", run.folder]):
             code, _, err = lorakit_run(*command)
             assert code == 2 and "another process is training" in err
@@ -153,7 +153,7 @@ def test_a_run_in_a_folder_that_cannot_be_written_is_read_without_a_lock(tmp_pat
 
 
 def test_a_lock_beside_a_folder_goes_when_it_is_given_back(tmp_path):
-    with alone(tmp_path / "merged"):
+    with exclusive_lock(tmp_path / "merged"):
         assert [path.name for path in tmp_path.iterdir()] == [f"{LOCK}.merged"]
     assert not list(tmp_path.iterdir())
 

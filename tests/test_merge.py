@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from lorakit.errors import LorakitError, UserError
 from lorakit.merge.proof import TOLERANCES, Proof
 from lorakit.merge.run import merge
-from lorakit.plan.prepare import reopen_run
+from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import lorakit.merge.write as writing
+from lorakit.atomic_io import files_in
 from lorakit.cli import main
-from lorakit.folders import files_in
-from lorakit.locks import alone
+from lorakit.locks import exclusive_lock
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 
@@ -185,7 +185,7 @@ def test_a_merge_does_not_replace_what_it_stands_on(trained, lorakit_merge, tmp_
 
 def test_two_merges_into_one_folder_do_not_meet(trained, lorakit_merge, tmp_path):
     run = trained()
-    with alone(run.merged):
+    with exclusive_lock(run.merged):
         refused(lorakit_merge, tmp_path, 2, run.folder, says="another process is writing this folder")
 
 

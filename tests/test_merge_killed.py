@@ -15,7 +15,7 @@ import hashlib, json, os, random, select, shutil, signal, sys, time
 from pathlib import Path
 
 from lorakit.merge.run import merge
-from lorakit.plan.prepare import reopen_run
+from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 
 folder, attempts = Path(sys.argv[1]), int(sys.argv[2])

@@ -17,7 +17,7 @@ from lorakit.errors import UserError
 from lorakit.merge.run import merge
 from lorakit.merge.verify import verify
 from lorakit.model.weight_files import tensors_of
-from lorakit.plan.prepare import reopen_run
+from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 
 IDS = torch.tensor([[5, 6, 7, 3, 9, 30]])

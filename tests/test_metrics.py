@@ -17,7 +17,7 @@ from lorakit.evaluate.scores import row_scores
 from lorakit.recipe.choice_field import MetricSettings
 from lorakit.recipe.dump import dump
 from lorakit.recipe.load import load
-from lorakit.tables import METRICS
+from lorakit.registry import METRICS
 
 SENTENCE = "The cat sat on the mat , a dog ran into 3 houses . It's 4,000 miles; café naïve Straße !"
 WORDS = SENTENCE.split()
@@ -382,7 +382,7 @@ def test_the_settings_are_known_whatever_is_imported_first(module):
 
 def test_the_table_of_metrics_is_light():
     code = (
-        "import sys; from lorakit.tables import METRICS; import lorakit.recipe.load\n"
+        "import sys; from lorakit.registry import METRICS; import lorakit.recipe.load\n"
         "heavy = {'torch', 'numpy', 'sklearn', 'scipy', 'sacrebleu', 'rouge_score', 'nltk', 'jsonschema'}\n"
         "print(len(METRICS.names()), sorted(heavy & set(sys.modules)))"
     )

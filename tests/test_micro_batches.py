@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from lorakit.plan import machine
+from lorakit.hardware import machine
+from lorakit.hardware.gpus import Device, find_device
+from lorakit.hardware.machine import Machine
 from lorakit.plan.auto import settle
-from lorakit.plan.devices import Device, find_device
 from lorakit.plan.facts import facts_of
-from lorakit.plan.machine import Machine
 from lorakit.plan.places import place_of
 from lorakit.plan.planned import Plan, Rows, plan_run
 from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train

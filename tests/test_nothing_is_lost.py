@@ -12,7 +12,7 @@ from test_cli import lorakit_run as lorakit_run
 from test_training import interrupted_after, same
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.plan.prepare import reopen_run
+from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 
 
@@ -79,7 +79,7 @@ def test_an_output_that_cannot_be_written_is_said_at_once(recipe_file, lorakit_r
 
 def test_two_trainings_never_share_a_folder(finished):
     path, run = finished
-    with run.alone(), pytest.raises(UserError, match="another process is training"):
+    with run.exclusive_lock(), pytest.raises(UserError, match="another process is training"):
         run_recipe(path, run.folder, resume=True)
 
 
@@ -196,7 +196,7 @@ def test_dry_run_as_json_is_one_document(recipe_file, lorakit_run, tmp_path):
 def test_figures_that_are_no_numbers_fail_an_evaluation(finished, lorakit_run, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from lorakit.folders import sha256_of
+    from lorakit.atomic_io import sha256_of
 
     _, run = finished
     file = run.adapter / "adapter_model.safetensors"

@@ -13,9 +13,9 @@ from test_training import interrupted_after, same
 
 from lorakit.errors import LorakitError
 from lorakit.evaluate.memory import in_batches
-from lorakit.model.memory import OutOfMemory, is_out_of_memory, within_memory
+from lorakit.hardware.memory import OutOfMemory, is_out_of_memory, within_memory
 from lorakit.recipe.load import load
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 from lorakit.train import passes
 from lorakit.train.optimizer import states_do_not_fit
 from lorakit.train.recomputing import recomputes

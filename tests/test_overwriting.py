@@ -8,7 +8,7 @@ from conftest import rows_of, write_rows
 from runs_of_tests import run_recipe
 from test_cli import lorakit_run as lorakit_run
 
-from lorakit.runs import CLEARED, Run
+from lorakit.run_dir import CLEARED, Run
 
 EXTENSION = {"manifest_version": 3, "name": "Read aloud", "version": "1.2"}
 
@@ -96,7 +96,7 @@ def test_a_clearing_that_was_killed_leaves_a_run_that_can_begin_again(finished, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lorakit.runs.remove_folder", killed)
+        patch.setattr("lorakit.run_dir.remove_folder", killed)
         assert lorakit_run("train", path, "-o", run.folder, "--overwrite")[0] == 130
     assert run.read_manifest()["status"] == CLEARED
     assert lorakit_run("eval", run.folder)[0] == 2

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lorakit.cli import app
-from lorakit.plan.devices import DEVICES, Device, find_device
+from lorakit.hardware.gpus import DEVICES, Device, find_device
 from lorakit.plan.facts import facts_of
 from lorakit.plan.known import known_models
 from lorakit.plan.places import place_of

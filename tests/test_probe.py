@@ -5,9 +5,9 @@ import torch
 from test_out_of_memory import Small, small_memory  # noqa: F401 (a fixture)
 
 from lorakit.errors import LorakitError
-from lorakit.model import memory
-from lorakit.model.memory import measured
-from lorakit.plan.prepare import prepare_run
+from lorakit.hardware import memory
+from lorakit.hardware.memory import measured
+from lorakit.prepare import prepare_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
 from lorakit.train.begin import begin

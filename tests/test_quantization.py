@@ -32,8 +32,8 @@ from lorakit.model.quantized import dequantized, quantization_of, quantization_w
 from lorakit.model.stored import check_mergeable, stored_quantization
 from lorakit.plan.facts import facts_in, facts_of
 from lorakit.plan.memory import weight_bytes
-from lorakit.plan.prepare import reopen_run
 from lorakit.plan.quantization import quantization_sentence
+from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Model
 

@@ -12,7 +12,7 @@ from lorakit.recipe.describe import describe
 from lorakit.recipe.rules import RULES
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import annotation_at, keys
-from lorakit.tables import ADAPTERS, FORMATS, METRICS, QUANTIZERS
+from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,7 +14,7 @@ from lorakit.recipe.choice import chosen_name, chosen_settings
 from lorakit.recipe.load import dump, load
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import keys
-from lorakit.tables import FORMATS
+from lorakit.registry import FORMATS
 
 HEAD = "model: {base: org/model}\ndata:\n  train: train.jsonl\n"
 SPAM = "{classification: {labels: [ham, spam], prompt: '{text}?'}}"

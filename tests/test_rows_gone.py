@@ -9,7 +9,7 @@ from eval_runs import Remembers, make_run, score
 
 from lorakit.errors import UserError
 from lorakit.merge.run import merge
-from lorakit.plan.prepare import reopen_run
+from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 
 

@@ -18,10 +18,10 @@ from lorakit.data.rendering.dates import dated
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.renderings import asked_of, asking_template
 from lorakit.evaluate.subjects import line_up
-from lorakit.plan.prepare import reopen_run
+from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 
 DATED = "{{ '<|im_start|>system\\nToday is ' + strftime_now('%A, %d %B %Y %H:%M') + '.<|im_end|>\\n' }}" + CHATML
 THEN = "2020-02-03"

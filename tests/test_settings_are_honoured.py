@@ -8,9 +8,9 @@ from test_metrics import encoder  # noqa: F401 (a fixture)
 
 from lorakit.data.sources import open_source, sources_of
 from lorakit.evaluate.run import evaluate
+from lorakit.hardware.machine import this_machine
 from lorakit.plan.auto import settle
-from lorakit.plan.machine import this_machine
-from lorakit.plan.prepare import prepare_run, reopen_run
+from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
 from lorakit.recipe.schema import Data, Recipe, Section

@@ -13,7 +13,7 @@ from lorakit.model.counted import counted
 from lorakit.model.counting import parameter_counts_of, skeleton_of
 from lorakit.plan.adapted import adapted_by
 from lorakit.recipe.schema import Adapter
-from lorakit.tables import ADAPTERS
+from lorakit.registry import ADAPTERS
 
 COUNTED = [
     "llama",

@@ -14,7 +14,7 @@ from lorakit.evaluate.generate import generate
 from lorakit.merge.run import merge
 from lorakit.model.base import find_base
 from lorakit.model.load import load_model, load_tokenizer, pad_token_id, stop_token_ids
-from lorakit.plan.prepare import reopen_run
+from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Model
 

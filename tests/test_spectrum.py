@@ -8,8 +8,8 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from lorakit.atomic_io import cache_folder
 from lorakit.checksums import facts_of
-from lorakit.folders import cache_folder
 from lorakit.model.base import find_base
 from lorakit.model.spectrum import held_weight, signal_to_noise, signals
 from lorakit.model.targets import select_targets

@@ -19,7 +19,7 @@ from test_merge_command import small_disk as small_disk
 from test_training import same
 
 from lorakit.errors import SYSTEM_ERRORS, Interrupted, LorakitError, UserError, exit_code_of, explained
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 from lorakit.train.trainer import SupervisedTrainer
 
 # Never to be handed to a library as a name: some write a file of their own beside it and rename it over the device.

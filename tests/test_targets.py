@@ -14,7 +14,7 @@ from lorakit.errors import UserError
 from lorakit.model.chosen import loudest
 from lorakit.model.targets import select_targets
 from lorakit.recipe.schema import Adapter
-from lorakit.tables import ADAPTERS
+from lorakit.registry import ADAPTERS
 
 TOKENS = torch.randint(3, 64, (2, 32), generator=torch.Generator().manual_seed(0))
 

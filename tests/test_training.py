@@ -16,7 +16,7 @@ from runs_of_tests import adapter_weights, losses, run_recipe
 from transformers import AutoTokenizer
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.runs import Run, open_run
+from lorakit.run_dir import Run, open_run
 from lorakit.train.callbacks import evaluations_without_gain
 from lorakit.train.trainer import SupervisedTrainer
 

@@ -58,7 +58,7 @@ def test_an_adapter_that_changes_nothing_is_told(recipe_file, command, tmp_path)
     zero = {name: value * 0 if "lora_B" in name else value for name, value in load_file(file).items()}
     save_file(zero, file, metadata={"format": "pt"})
     manifest = tmp_path / "runs/tiny/manifest.json"
-    from lorakit.folders import sha256_of
+    from lorakit.atomic_io import sha256_of
 
     facts = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(facts | {"adapter_sha256": sha256_of(file)}))

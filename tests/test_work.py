@@ -2,11 +2,11 @@
 
 import pytest
 
-from lorakit.plan.devices import find_device
+from lorakit.hardware.gpus import find_device
+from lorakit.hardware.throughput import cpu_rates, rates_of
 from lorakit.plan.duration import seconds
 from lorakit.plan.facts import facts_of
 from lorakit.plan.fit import load_of
-from lorakit.plan.rates import cpu_rates, rates_of
 from lorakit.plan.work import Work, work_of
 from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train
 

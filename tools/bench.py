@@ -20,7 +20,7 @@ from typing import Any
 
 from lorakit.console import Terminal, result_table
 from lorakit.data.batches import epoch_batches
-from lorakit.plan.prepare import Prepared, prepare_run
+from lorakit.prepare import Prepared, prepare_run
 from lorakit.recipe.load import load
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,9 +19,9 @@ import yaml
 from lorakit.console import Terminal, result_table
 from lorakit.evaluate.run import request_of, score_lineup
 from lorakit.evaluate.subjects import line_up_run
-from lorakit.plan.prepare import reopen_run
+from lorakit.prepare import reopen_run
 from lorakit.recipe.load import load
-from lorakit.tables import ADAPTERS, QUANTIZERS
+from lorakit.registry import ADAPTERS, QUANTIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/adapters.md"

@@ -115,7 +115,7 @@ def prepare(one: str, data: Path) -> dict[str, Any]:
 def with_lorakit(data: Path) -> dict[str, Any]:
     """As `lorakit train` prepares its rows."""
     from lorakit.data.examples import examples_of
-    from lorakit.plan.prepare import open_template
+    from lorakit.prepare import open_template
     from lorakit.progress import Silent
     from lorakit.recipe.load import load
 
@@ -133,7 +133,7 @@ def with_trl(data: Path) -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    from lorakit.plan.prepare import open_template
+    from lorakit.prepare import open_template
     from lorakit.progress import Silent
     from lorakit.recipe.load import load
 

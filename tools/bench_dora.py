@@ -21,7 +21,7 @@ from lorakit.data.batches import collate, epoch_batches
 from lorakit.model.fused import fused_lora
 from lorakit.model.load import load_model, pad_token_id
 from lorakit.model.loss import supervised_loss
-from lorakit.plan.prepare import Prepared, prepare_run
+from lorakit.prepare import Prepared, prepare_run
 from lorakit.recipe.load import load
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -55,7 +55,7 @@ def _measured(way: str, folder: Path, rows: int, threads: int) -> dict[str, Any]
     """One way, once: seconds, seconds of processor time, and the answers of base and adapter."""
     import torch
 
-    from lorakit.plan.prepare import reopen_run
+    from lorakit.prepare import reopen_run
     from lorakit.progress import Silent
 
     torch.set_num_threads(threads)

@@ -107,7 +107,7 @@ def _measure(way: str, work: Path) -> dict[str, float]:
 
     from lorakit.merge.run import check_target, merge
     from lorakit.model.load import quiet_libraries
-    from lorakit.plan.prepare import reopen_run
+    from lorakit.prepare import reopen_run
     from lorakit.progress import Silent
 
     quiet_libraries()

@@ -20,7 +20,7 @@ from typing import Any
 from bench import BATCH, measured, trl_figures, trl_options
 from gpu_model import write_model, write_recipe, write_rows
 
-from lorakit.folders import write_whole
+from lorakit.atomic_io import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 # `trl sft` without its launcher, so that the memory of the process that trains can be asked for at its end.
@@ -101,7 +101,7 @@ def environment(bench: Bench) -> dict[str, Any]:
     """The machine and the packages."""
     import torch
 
-    from lorakit.runs import versions
+    from lorakit.run_dir import versions
 
     facts: dict[str, Any] = {"versions": versions(), "python": sys.version.split()[0], "device": "cpu"}
     if torch.cuda.is_available():
@@ -188,7 +188,7 @@ def training(bench: Bench, quantization: str) -> dict[str, Any]:
 
 def trl(bench: Bench, quantization: str) -> dict[str, Any]:
     """`trl sft` on the same examples, with the same micro-batch and checkpointing as lorakit took."""
-    from lorakit.plan.prepare import prepare_run
+    from lorakit.prepare import prepare_run
     from lorakit.progress import Silent
     from lorakit.recipe.load import load
 

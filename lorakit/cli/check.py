@@ -14,10 +14,10 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     here. No model is loaded, no network is used. Exit code 0 or 2.
     """
     from lorakit import console
+    from lorakit.hardware.machine import this_machine
     from lorakit.plan.auto import settle
     from lorakit.plan.base_here import check_base_here, refuse_unmergeable
     from lorakit.plan.facts import facts_of
-    from lorakit.plan.machine import this_machine
     from lorakit.plan.quantization import effective_quantization, quantization_sentence
     from lorakit.plan.row_limits import beyond_training, refuse_lengths
     from lorakit.recipe.kinds import kind_of

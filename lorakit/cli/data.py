@@ -53,8 +53,8 @@ def data(
     from lorakit.data.survey import survey
     from lorakit.data.written import refuse_existing
     from lorakit.plan.facts import facts_in
-    from lorakit.plan.prepare import open_template, tell_file_differs
     from lorakit.plan.row_limits import beyond_training, refuse_lengths
+    from lorakit.prepare import open_template, tell_file_differs
 
     if write is not None:
         refuse_existing(write)

@@ -14,7 +14,7 @@ from lorakit.cli.options import Json, Overrides
 from lorakit.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
-    from lorakit.plan.doctor.finding import Finding
+    from lorakit.doctor.finding import Finding
 
 Recipe = Annotated[
     Path | None, typer.Argument(metavar="RECIPE", help="Ask also for what this recipe needs.", show_default=False)
@@ -40,7 +40,7 @@ def doctor(
     if overrides and recipe is None:
         raise typer.BadParameter("--set overrides a key of a recipe. Name the recipe too.")
     from lorakit import console
-    from lorakit.plan.doctor.examine import examine
+    from lorakit.doctor.examine import examine
 
     asked = None
     if recipe:

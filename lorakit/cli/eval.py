@@ -126,7 +126,7 @@ def _examination(lineup: "Lineup", general: Path | None) -> "Examination":
 def _check_metrics(named: str) -> None:
     """Refuse an unknown metric before anything is read; settings are looked up when the recipe is known."""
     from lorakit.cli.eval_values import metrics_of
-    from lorakit.tables import METRICS
+    from lorakit.registry import METRICS
 
     known = [name for name in METRICS.names() if METRICS[name].facts.get("settings")]
     metrics_of(named, known)

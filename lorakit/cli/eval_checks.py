@@ -70,7 +70,7 @@ def quantizations_of(named: str | None) -> list[str]:
     Raises:
         UserError: one is no quantization.
     """
-    from lorakit.tables import QUANTIZERS
+    from lorakit.registry import QUANTIZERS
 
     words = [word.strip() for word in named.split(",")] if named is not None else []
     for word in words:

@@ -30,7 +30,7 @@ def metrics_of(named: str, recipes: Sequence[Any]) -> tuple[Any, ...]:
     """
     from lorakit.recipe.choice import chosen_name
     from lorakit.recipe.nearest import nearest
-    from lorakit.tables import METRICS
+    from lorakit.registry import METRICS
 
     configured = {chosen_name(metric): metric for metric in recipes}
     names = [name.strip() for name in named.split(",")]

@@ -29,7 +29,7 @@ from lorakit.errors import UserError
 if TYPE_CHECKING:
     from lorakit.merge.inputs import MergeInput
     from lorakit.progress import Progress
-    from lorakit.runs import Run
+    from lorakit.run_dir import Run
 
 # What each way of using the command takes; any other option that is given would do nothing, and is refused.
 _ONE = {"onto", "dtype", "no_proof", "output", "overwrite"}
@@ -165,7 +165,7 @@ def _run_of(folder: Path) -> "Run | None":
     Raises:
         UserError: it is neither.
     """
-    from lorakit.runs import Run
+    from lorakit.run_dir import Run
 
     run = Run(folder)
     outer = Run(folder.resolve().parent)
@@ -179,7 +179,7 @@ def _input(
     folder: Path, run: "Run | None", places: tuple[str | None, Path | None], progress: "Progress"
 ) -> "MergeInput":
     from lorakit.merge.inputs import input_of_adapter, input_of_run
-    from lorakit.plan.prepare import reopen_run
+    from lorakit.prepare import reopen_run
 
     base, data = places
     if run is None:
@@ -220,7 +220,7 @@ def _several(
     from lorakit import console
     from lorakit.cli.merge_texts import combined_facts, combined_table, combined_text, merged_facts, merged_text
     from lorakit.merge.several import combine_runs
-    from lorakit.runs import Run
+    from lorakit.run_dir import Run
 
     assert output is not None
     runs = [Run(folder) for folder in folders]
@@ -246,8 +246,8 @@ def _extract(
     progress: "Progress",
 ) -> None:
     from lorakit import console
+    from lorakit.atomic_io import remove_drafts
     from lorakit.cli.merge_texts import extracted_facts, extracted_table, extracted_text
-    from lorakit.folders import remove_drafts
     from lorakit.merge.extract import FACTS, extract
     from lorakit.merge.run import check_apart, claimed
     from lorakit.model.base import find_base

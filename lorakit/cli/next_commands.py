@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lorakit.merge.case import Merged
     from lorakit.merge.inputs import MergeInput
-    from lorakit.plan.prepare import Prepared
-    from lorakit.runs import Run
+    from lorakit.prepare import Prepared
+    from lorakit.run_dir import Run
 
 
 def next_commands(run: "Run", prepared: "Prepared") -> list[str]:

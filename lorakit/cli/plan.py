@@ -63,10 +63,10 @@ def plan(
     from lorakit import console
     from lorakit.cli import plan_texts
     from lorakit.cli.plan_facts import Told
+    from lorakit.hardware.gpus import DEVICES, find_device
     from lorakit.plan.base_here import check_base_here, missing_words, refuse_unmergeable
     from lorakit.plan.changes import Trying, larger, smaller
     from lorakit.plan.checkpoint import checkpoint_of
-    from lorakit.plan.devices import DEVICES, find_device
     from lorakit.plan.places import place_of, this_place
     from lorakit.plan.planned import full_fine_tuning, plan_run
     from lorakit.plan.row_limits import beyond_training, refuse_lengths
@@ -171,7 +171,7 @@ def _advice(found: "Plan", changes: "list[Change]", facts: "ModelFacts") -> Any:
 
 def _probe(settings: "Recipe", progress: "Progress") -> Any:
     """The longest micro-batch, run once on this machine's device."""
-    from lorakit.plan.prepare import prepare_run
+    from lorakit.prepare import prepare_run
     from lorakit.train.probe import probe_run
 
     return probe_run(prepare_run(settings, progress), progress)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
+    from lorakit.hardware.gpus import Device
     from lorakit.plan.advice import Advice
     from lorakit.plan.changes import Change
     from lorakit.plan.checkpoint import Checkpoint
-    from lorakit.plan.devices import Device
     from lorakit.plan.planned import Plan
 
 

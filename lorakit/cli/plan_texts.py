@@ -7,8 +7,8 @@ from lorakit.cli.plan_facts import Told, card_facts, facts_of
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
+    from lorakit.hardware.gpus import Device
     from lorakit.plan.changes import Change
-    from lorakit.plan.devices import Device
     from lorakit.plan.duration import Span
     from lorakit.plan.planned import Plan
 

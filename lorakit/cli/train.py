@@ -10,13 +10,13 @@ from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
+    from lorakit.hardware.machine import Machine
     from lorakit.merge.case import Merged
-    from lorakit.plan.machine import Machine
     from lorakit.plan.memory import Memory
-    from lorakit.plan.prepare import Prepared
+    from lorakit.prepare import Prepared
     from lorakit.progress import Progress
     from lorakit.recipe.load import Loaded
-    from lorakit.runs import Run
+    from lorakit.run_dir import Run
     from lorakit.train.run import Outcome
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")]
@@ -54,8 +54,8 @@ def train(
     if output is not None:
         overrides = [*overrides, f"output.dir={json_text(str(output))}"]
     loaded = load(recipe, overrides)
-    from lorakit.plan.prepare import prepare_run
-    from lorakit.runs import Run, open_run
+    from lorakit.prepare import prepare_run
+    from lorakit.run_dir import Run, open_run
     from lorakit.train.resume import refuse_nothing
 
     folder = Path(str(loaded.recipe.output.dir))
@@ -90,7 +90,7 @@ def _trained(run: "Run", loaded: "Loaded", resume: bool, progress: "Progress") -
     Raises:
         UserError: the recipe cannot be trained, or the run has ended and nothing is missing.
     """
-    from lorakit.plan.prepare import prepare_run, reopen_run
+    from lorakit.prepare import prepare_run, reopen_run
     from lorakit.train.resume import checkpoint_to_resume, resumed_recipe
     from lorakit.train.run import Outcome
     from lorakit.train.run import train as train_run
@@ -176,7 +176,7 @@ def _tell_memory(expected: "Memory", machine: "Machine", progress: "Progress") -
 def _refuse_inputs_inside(folder: Path, loaded: "Loaded") -> None:
     """Overwriting a run must not delete what the new one is made from."""
     from lorakit.recipe.inputs import input_paths
-    from lorakit.runs import Run
+    from lorakit.run_dir import Run
 
     parts = [part.resolve() for part in Run(folder).results()]
     for path in sorted({*loaded.files, *input_paths(loaded.recipe)}):
@@ -190,7 +190,7 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
 
     from lorakit import console
     from lorakit.data.explain import stretches
-    from lorakit.plan.parameters import planned_parameters
+    from lorakit.train.parameters import planned_parameters
 
     counts = planned_parameters(prepared)
     if counts:

@@ -16,17 +16,17 @@ import transformers
 from filelock import FileLock, Timeout
 
 import lorakit
+from lorakit.atomic_io import atomic_dir, cache_folder, remove_drafts, sha256_of
 from lorakit.checksums import damaged_entry, write_checksums
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.sources import content_of, shown
 from lorakit.data.template_date import asks_for_date
 from lorakit.data.work import Rules
 from lorakit.errors import LorakitError
-from lorakit.folders import cache_folder, remove_drafts, sha256_of, whole_folder
 from lorakit.progress import Progress
 from lorakit.recipe.problems import shown_path
 from lorakit.recipe.schema import Clean, Source
-from lorakit.tables import FORMATS
+from lorakit.registry import FORMATS
 
 Built = TypeVar("Built")
 
@@ -76,7 +76,7 @@ def cached(key: str, build: Callable[[Path], None], load: Callable[[Path], Built
         with _alone(folder, progress):
             found = _read(folder, load, progress)
             if found is None:
-                with whole_folder(folder) as draft:
+                with atomic_dir(folder) as draft:
                     build(draft)
                     write_checksums(draft)
                 found = load(folder)

@@ -10,7 +10,7 @@ from lorakit.data.rows import Block
 from lorakit.errors import UserError
 from lorakit.recipe.data_files import data_suffix
 from lorakit.recipe.problems import one_line
-from lorakit.tables import FORMATS
+from lorakit.registry import FORMATS
 
 
 def refuse_wrong_documents(source: str, head: Iterable[Block], files: Sequence[str]) -> None:

@@ -6,18 +6,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lorakit.atomic_io import sha256_of
 from lorakit.data.documents import refuse_wrong_documents
 from lorakit.data.files import files_in, read_blocks
 from lorakit.data.formats import can_be_read, columns_read, detect, flags_of, needed, pairs_of, refuse_judged
 from lorakit.data.rows import Block, Row, with_line_feeds
 from lorakit.errors import UserError
-from lorakit.folders import sha256_of
 from lorakit.recipe.choice import chosen_name, chosen_settings
 from lorakit.recipe.nearest import nearest
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.problems import one_line, shown_path
 from lorakit.recipe.schema import Data, Source
-from lorakit.tables import FORMATS
+from lorakit.registry import FORMATS
 
 # Readable rows from which a source's format is told: a column that is null in the first row may not be in the next, and
 # rows of two formats in one file must not be taken for one.

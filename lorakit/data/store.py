@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lorakit.atomic_io import cache_folder
 from lorakit.data.gather import Gathered
 from lorakit.data.hygiene.traits import TraitArrays
 from lorakit.data.made import Shapes
 from lorakit.data.mixture import Mixture
 from lorakit.data.report import Report
-from lorakit.folders import cache_folder
 
 SIDES = ("train", "held_out")
 _AT_ONCE = 10_000

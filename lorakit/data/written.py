@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakit.atomic_io import whole_file
 from lorakit.data.conversations import Conversation, Said
 from lorakit.data.formats import said as said_by
 from lorakit.data.hygiene.clean import clean
@@ -14,7 +15,6 @@ from lorakit.data.pool import in_order, processors
 from lorakit.data.rows import Block
 from lorakit.data.sources import Opened, open_source, renamed
 from lorakit.errors import UserError
-from lorakit.folders import whole_file
 from lorakit.progress import Progress
 from lorakit.recipe.problems import shown_path
 from lorakit.recipe.schema import Source

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorakit.errors import UserError
-from lorakit.runs import MERGED, Run, missing_run
+from lorakit.run_dir import MERGED, Run, missing_run
 
 BASE = "base"
 

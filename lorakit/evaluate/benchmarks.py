@@ -14,7 +14,7 @@ from lorakit.evaluate.subjects import Lineup
 from lorakit.evaluate.tasks import TaskScore, compare_tasks, run_tasks
 from lorakit.evaluate.written import subject_facts, without_nan
 from lorakit.progress import Progress
-from lorakit.runs import now, versions
+from lorakit.run_dir import now, versions
 
 FORMAT = 1
 _ROWS = 8

@@ -16,10 +16,10 @@ import torch
 import transformers
 
 import lorakit
+from lorakit.atomic_io import cache_folder
 from lorakit.checksums import facts_of, line_of
 from lorakit.errors import LorakitError
 from lorakit.evaluate.generate import Answer
-from lorakit.folders import cache_folder
 
 _VERSION = 2
 """Of what is kept. It grows when older lines may hold figures that are wrong: they are not read any more."""

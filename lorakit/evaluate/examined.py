@@ -27,7 +27,7 @@ from lorakit.evaluate.evaluation import Evaluation, Request
 from lorakit.evaluate.losses import trained_tokens
 from lorakit.evaluate.scored import Scored
 from lorakit.evaluate.subjects import Lineup, Subject, weights_of
-from lorakit.plan.prepare import Prepared
+from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 
 # Training rows whose loss is compared with that of the held-out rows.

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import torch
 
 from lorakit.errors import LorakitError
-from lorakit.model.memory import OutOfMemory, free_memory, within_memory
-from lorakit.plan.machine import processor
+from lorakit.hardware.machine import processor
+from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory
 
 Item = TypeVar("Item")
 

@@ -17,7 +17,7 @@ from lorakit.evaluate.subjects import Lineup, Subject
 from lorakit.model.base import Base
 from lorakit.model.load import load_tokenizer, stop_words
 from lorakit.plan.facts import facts_in
-from lorakit.plan.prepare import Prepared
+from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Data
 

@@ -20,9 +20,9 @@ from lorakit.evaluate.scores import row_scores
 from lorakit.evaluate.subjects import Lineup, line_up_run
 from lorakit.evaluate.written import write_evaluation
 from lorakit.model.adapter_effect import changes_nothing
-from lorakit.plan.prepare import Prepared
+from lorakit.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 
 
 def score_lineup(

@@ -12,7 +12,7 @@ from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.measure import Measure, mean
 from lorakit.recipe.choice import chosen_name, chosen_settings
 from lorakit.recipe.section import Section
-from lorakit.tables import METRICS, Entry
+from lorakit.registry import METRICS, Entry
 
 # What a metric may compute on one answer; most take microseconds.
 _SECONDS = 10

@@ -11,11 +11,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from lorakit.atomic_io import atomic_dir
 from lorakit.data.conversations import Message
 from lorakit.errors import UserError
 from lorakit.evaluate.questions import Question
-from lorakit.folders import whole_folder
-from lorakit.locks import alone
+from lorakit.locks import exclusive_lock
 from lorakit.recipe.problems import one_line, shown_path
 
 VERSION = 1
@@ -99,9 +99,9 @@ def write_sheet(
     key = {"kind": KEY_KIND, "version": VERSION, "sheet": sheet.id, "name": name, "seed": seed}
     key |= {"models": list(answers), "criteria": list(CRITERIA), "questions": credited}
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with alone(folder):
+    with exclusive_lock(folder):
         _refuse_to_replace(folder, sheet.id, overwrite)
-        with whole_folder(folder) as draft:
+        with atomic_dir(folder) as draft:
             (draft / PAGE).write_text(page({**content, "id": sheet.id}), encoding="utf-8")
             (draft / KEY).write_text(json.dumps(key, indent=2) + "\n", encoding="utf-8")
             (draft / README).write_text(_readme(name, sheet), encoding="utf-8")

@@ -6,21 +6,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lorakit.atomic_io import sha256_of
 from lorakit.errors import UserError
 from lorakit.evaluate.arguments import BASE, kind_of, names_of, run_folder
-from lorakit.folders import sha256_of
+from lorakit.hardware.machine import Machine, usable_machine
 from lorakit.model.attach import adapter_config
 from lorakit.model.base import Base, find_base
 from lorakit.model.load import attentions_of, quiet_libraries
 from lorakit.model.stored import check_quantization
 from lorakit.plan.auto import settle
 from lorakit.plan.facts import facts_in
-from lorakit.plan.machine import Machine, usable_machine
-from lorakit.plan.prepare import Prepared, reopen_run
+from lorakit.prepare import Prepared, reopen_run
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.schema import Data, Model, Recipe
-from lorakit.runs import MERGED, Run
+from lorakit.run_dir import MERGED, Run
 
 Kind = Literal["base", "adapter", "model", "merged"]
 

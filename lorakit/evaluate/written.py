@@ -10,15 +10,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from lorakit.atomic_io import claimed_name, write_whole
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.compared import comparison_to_dict, to_dict
 from lorakit.evaluate.evaluation import Evaluation
 from lorakit.evaluate.scored import Scored
 from lorakit.evaluate.subjects import Subject
-from lorakit.folders import claimed_name, write_whole
 from lorakit.recipe.choice import chosen_name, chosen_settings
-from lorakit.runs import now, versions
-from lorakit.tables import METRICS
+from lorakit.registry import METRICS
+from lorakit.run_dir import now, versions
 
 FORMAT = 2
 """The version of the document. It grows when a field changes its meaning or goes."""

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.amounts import percent
-from lorakit.folders import files_in, sha256_of
+from lorakit.atomic_io import files_in, sha256_of
 from lorakit.merge.combine import FACTS as COMBINED
 from lorakit.merge.inputs import MergeInput
 from lorakit.merge.proof import TOLERANCES, Proof
-from lorakit.runs import MERGED, now, versions
+from lorakit.run_dir import MERGED, now, versions
 
 if TYPE_CHECKING:
     from lorakit.merge.case import Merged

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
+from lorakit.atomic_io import atomic_dir, sha256_of
 from lorakit.errors import LorakitError, UserError
-from lorakit.folders import sha256_of, whole_folder
 from lorakit.merge.layout import Layer, plain_config, write_adapter, write_facts
 from lorakit.merge.methods import METHODS, Factors, Method, distance
 from lorakit.merge.sources import FILES, Opened, check_experts, open_adapter
 from lorakit.merge.write import full_disk_told
 from lorakit.model.tokenizer_files import write_tokenizer
-from lorakit.runs import now, versions
+from lorakit.run_dir import now, versions
 
 FACTS = "combine.json"
 """The file by which a folder is known to hold combined adapters."""
@@ -149,7 +149,7 @@ def combine(
     tensors |= {f"{layer.stem}.lora_B.weight": factors.b for layer, factors in made.items()}
     sources = tuple(_source(one, weight) for one, weight in zip(opened, weights, strict=True))
     size = sum(tensor.numel() for tensor in tensors.values())
-    with full_disk_told(output), whole_folder(output) as draft:
+    with full_disk_told(output), atomic_dir(output) as draft:
         write_adapter(draft, base_folder, config, tensors)
         off_sum = _off_sum(open_adapter(draft, base_folder), opened, weights)
         if method == "cat" and not off_sum <= _EXACT:

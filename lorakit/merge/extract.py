@@ -8,8 +8,8 @@ import torch
 from peft import LoraConfig
 
 from lorakit.amounts import percent
+from lorakit.atomic_io import atomic_dir
 from lorakit.errors import UserError
-from lorakit.folders import whole_folder
 from lorakit.merge.difference import Pair, open_pair, tuned_tokenizer
 from lorakit.merge.layout import Layer, layout_of, plain_config, write_adapter, write_facts
 from lorakit.merge.methods import Factors, from_stacks
@@ -19,7 +19,7 @@ from lorakit.model.base import Base
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.progress import Progress
-from lorakit.runs import now, versions
+from lorakit.run_dir import now, versions
 
 FACTS = "extract.json"
 """The file by which a folder is known to hold an extracted adapter."""
@@ -124,7 +124,7 @@ def extract(
     config.base_model_name_or_path = base.name
     tensors = _tensors(pair, base.folder, config, found, DTYPES[stored_dtype(tuned)])
     result = _result(output, rank, found, whole, reasons, sum(tensor.numel() for tensor in tensors.values()))
-    with full_disk_told(output), whole_folder(output) as draft:
+    with full_disk_told(output), atomic_dir(output) as draft:
         write_adapter(draft, base.folder, config, tensors)
         if tokenizer is not None:
             write_tokenizer(tokenizer[1], tokenizer[0], draft)

@@ -14,13 +14,13 @@ from lorakit.model.base import Base, find_base
 from lorakit.model.counting import read_config
 from lorakit.model.load import load_tokenizer, quiet_libraries, stop_token_ids, stop_words, stored_dtype
 from lorakit.plan.facts import facts_in
-from lorakit.plan.prepare import Prepared
+from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.data_files import is_pattern
 from lorakit.recipe.inputs import input_paths
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.schema import Data, Model
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 
 Rows = tuple[list[dict[str, Any]], str]
 """Rows by which a merge is judged, and which they are: held-out, training, general, or the name of a file."""

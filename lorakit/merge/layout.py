@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from safetensors.torch import save_file
 
+from lorakit.atomic_io import files_in
 from lorakit.errors import UserError
-from lorakit.folders import files_in
 from lorakit.model.counting import empty_model
 
 _NAME = "default"

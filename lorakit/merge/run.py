@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from lorakit.atomic_io import atomic_dir, read_facts, refuse_other_files, remove_drafts
 from lorakit.errors import UserError
-from lorakit.folders import read_facts, refuse_other_files, remove_drafts, whole_folder
-from lorakit.locks import alone
+from lorakit.locks import exclusive_lock
 from lorakit.merge.card import FACTS, describe
 from lorakit.merge.case import Case, Merged, Onto, check_proof, coarsest, plain_base, refuse_unmergeable, trained_in
 from lorakit.merge.fold import folding_of
@@ -23,9 +23,9 @@ from lorakit.model.held import held_as_stored, held_by
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.stored import stored_quantization
 from lorakit.model.weights import open_weights
-from lorakit.plan.prepare import Prepared
+from lorakit.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 
 
 def check_target(output: Path, overwrite: bool, facts: str = FACTS) -> None:
@@ -61,7 +61,7 @@ def claimed(output: Path, overwrite: bool, facts: str = FACTS) -> Iterator[None]
         UserError: as `check_target`, or another process is writing there.
     """
     check_target(output, overwrite, facts)
-    with alone(output):
+    with exclusive_lock(output):
         check_target(output, overwrite, facts)  # another process may have put one there between the two
         yield
 
@@ -109,7 +109,7 @@ def merge_input(
     check_apart(output, given.base.folder, given.folder, given.adapter, *given.files)
     with full_disk_told(output):
         remove_drafts(output.absolute().parent, output.name)
-        with plain_base(given, output, progress) as (folder, settings), whole_folder(output) as draft:
+        with plain_base(given, output, progress) as (folder, settings), atomic_dir(output) as draft:
             weights = open_weights(folder)
             trained, chosen = held_by(weights, settings), held_as_stored(settings)
             if onto == "trained":

@@ -14,9 +14,9 @@ from lorakit.model.fused import fused_lora
 from lorakit.model.load import load_model, pad_token_id
 from lorakit.model.loss import supervised_loss
 from lorakit.model.shared_base import SharedBase
-from lorakit.plan.prepare import Prepared
+from lorakit.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 
 _LOSS_ROWS = 8
 

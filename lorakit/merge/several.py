@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorakit.folders import remove_drafts, whole_folder
+from lorakit.atomic_io import atomic_dir, remove_drafts
 from lorakit.merge.card import FACTS as MERGE_FACTS
 from lorakit.merge.case import Merged
 from lorakit.merge.combine import FACTS, Combined, check_options, combine
@@ -16,9 +16,9 @@ from lorakit.merge.run import check_apart, claimed, merge
 from lorakit.merge.score import SourceScore, score_sources
 from lorakit.merge.sources import check_together
 from lorakit.merge.write import full_disk_told
-from lorakit.plan.prepare import reopen_run
+from lorakit.prepare import reopen_run
 from lorakit.progress import Progress
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _combine(
 def _put_in_place(draft: Path, output: Path) -> None:
     with full_disk_told(output):
         remove_drafts(output.absolute().parent, output.name)
-        with whole_folder(output) as folder:
+        with atomic_dir(output) as folder:
             for file in (path for path in draft.rglob("*") if path.is_file()):
                 place = folder / file.relative_to(draft)
                 place.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from lorakit.merge.methods import Factors
 from lorakit.model.attach import adapter_config
 from lorakit.model.streamed import adapter_without_base
 from lorakit.progress import Progress
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 

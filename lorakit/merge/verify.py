@@ -17,9 +17,9 @@ from lorakit.model.checkpoint import TYPES
 from lorakit.model.held import Held, held_as_stored, held_by
 from lorakit.model.stored import quantization_in
 from lorakit.model.weights import Weights, open_weights
-from lorakit.plan.prepare import Prepared
+from lorakit.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 
 
 def verify(run: Run, prepared: Prepared, folder: Path, progress: Progress) -> Merged:

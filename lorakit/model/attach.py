@@ -11,8 +11,8 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from lorakit.atomic_io import refuse_pipes
 from lorakit.errors import UserError
-from lorakit.folders import refuse_pipes
 from lorakit.model.adapters.driver import Given
 from lorakit.model.adapters.principal import INITIAL, with_initial
 from lorakit.model.fingerprint import content_of

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakit.atomic_io import atomic_dir, cache_folder, sha256_of
 from lorakit.checksums import damaged_entry, write_checksums
 from lorakit.errors import LorakitError, UserError
-from lorakit.folders import cache_folder, sha256_of, whole_folder
 from lorakit.hub_retries import retries_told
 from lorakit.model.base_files import check_base_files
 from lorakit.model.offline import CARRIERS, fetch_carried
@@ -167,7 +167,7 @@ def _converted(gguf: Path, progress: Progress) -> Path:
     dtype = {"F32": torch.float32, "BF16": torch.bfloat16}.get(types, torch.float16)
     progress.say(f"converting {gguf.name} ({types}) once; the result is kept in {folder}")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    with whole_folder(folder, first_wins=not damage) as draft:
+    with atomic_dir(folder, first_wins=not damage) as draft:
         try:
             with _by_itself(gguf) as place:
                 tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=gguf.name, trust_remote_code=False)

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lorakit.atomic_io import lies_inside, refuse_pipes
 from lorakit.errors import UserError
-from lorakit.folders import lies_inside, refuse_pipes
 from lorakit.model.weight_files import INDEX, SINGLE, header_of, weight_files
 
 _READ_BY_ALL = ("config.json", "tokenizer_config.json", "generation_config.json")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lorakit.folders import lies_inside
+from lorakit.atomic_io import lies_inside
 from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.model.weights import untied_config
 

@@ -10,7 +10,7 @@ from lorakit.model.patterns import fitting
 from lorakit.model.weight import Weight
 from lorakit.recipe.kinds import kind_of, trains_all
 from lorakit.recipe.schema import Adapter, Spectrum
-from lorakit.tables import ADAPTERS
+from lorakit.registry import ADAPTERS
 
 _HALVES = {"all-linear": ("attention", "mlp", ""), "attention": ("attention",), "mlp": ("mlp",)}
 

@@ -13,7 +13,7 @@ from lorakit.model.counting import empty_model
 from lorakit.model.load import DTYPES
 from lorakit.model.weights import Weights
 from lorakit.recipe.schema import Model
-from lorakit.tables import QUANTIZERS
+from lorakit.registry import QUANTIZERS
 
 
 @dataclass(frozen=True)

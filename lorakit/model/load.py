@@ -23,7 +23,7 @@ from lorakit.model.positions import learned_positions
 from lorakit.model.quantized import cast_plain, quantization_of, save_as_plain, settle_layers
 from lorakit.model.stored import check_quantization
 from lorakit.recipe.schema import Model
-from lorakit.tables import QUANTIZERS
+from lorakit.registry import QUANTIZERS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

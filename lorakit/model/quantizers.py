@@ -3,7 +3,7 @@
 from typing import Any
 
 from lorakit.recipe.schema import Model
-from lorakit.tables import QUANTIZERS
+from lorakit.registry import QUANTIZERS
 
 
 @QUANTIZERS.register("none")

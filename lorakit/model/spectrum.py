@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from peft.utils.integrations import dequantize_module_weight
 
+from lorakit.atomic_io import cache_folder, write_whole
 from lorakit.checksums import facts_of, line_of
-from lorakit.folders import cache_folder, write_whole
 from lorakit.model.base import Base
 from lorakit.progress import Progress
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from lorakit.folders import lies_inside
+from lorakit.atomic_io import lies_inside
 
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 _NAMED_TEMPLATES = "additional_chat_templates"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
+from lorakit.hardware.machine import Machine
 from lorakit.model.stored import refuse_quantization
 from lorakit.plan.facts import ModelFacts
-from lorakit.plan.machine import Machine
 from lorakit.plan.micro_batches import micro_batches
 from lorakit.recipe.kinds import adapter_folder, begins_from, effective_model, kind_of, trains_all
 from lorakit.recipe.schema import Recipe, Spectrum

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from lorakit.hardware.machine import Machine
 from lorakit.model.stored import Stored, lacking_packages
 from lorakit.plan.facts import ModelFacts
-from lorakit.plan.machine import Machine
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ every number here, and predicted against published times.
 
 from dataclasses import dataclass
 
-from lorakit.plan.rates import Rates
+from lorakit.hardware.throughput import Rates
 from lorakit.plan.work import Dora, Work
 
 # Numbers read and written a token and layer between the products, from the operations of transformers' Llama block:

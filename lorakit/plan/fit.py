@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from lorakit.hardware.machine import Machine
 from lorakit.model.skeleton import Skeleton
 from lorakit.plan.adapted import Adapted, adapted_by
 from lorakit.plan.facts import ModelFacts
-from lorakit.plan.machine import Machine
 from lorakit.plan.memory import Memory, Training, training_memory
 from lorakit.plan.quantization import effective_quantization
 from lorakit.recipe.kinds import kind_of

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from lorakit.amounts import gibibytes
-from lorakit.plan.devices import slowest_of
+from lorakit.hardware.gpus import slowest_of
+from lorakit.hardware.machine import Machine
+from lorakit.hardware.throughput import rates_of
 from lorakit.plan.duration import seconds
 from lorakit.plan.facts import ModelFacts
 from lorakit.plan.fit import Load, load_of, most_rows, room
-from lorakit.plan.machine import Machine
-from lorakit.plan.rates import rates_of
 from lorakit.plan.work import work_of
 from lorakit.recipe.schema import Recipe
 

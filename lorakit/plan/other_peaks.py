@@ -1,7 +1,7 @@
 """What the commands around a training hold at their fullest moment: an evaluation, and a merge in main memory."""
 
+from lorakit.hardware.machine import Machine
 from lorakit.model.skeleton import Skeleton
-from lorakit.plan.machine import Machine
 from lorakit.plan.memory import CONTEXT, PROCESS
 
 # lorakit/evaluate/memory.py and generate.py: rows and tokens that are answered together, by device.

@@ -1,9 +1,9 @@
 """What a run is planned for: a card from the table, or this machine, with the rates that it reaches."""
 
-from lorakit.plan.devices import Device
-from lorakit.plan.machine import Machine, this_machine
+from lorakit.hardware.gpus import Device
+from lorakit.hardware.machine import Machine, this_machine
+from lorakit.hardware.throughput import Rates, measure_cpu, rates_of
 from lorakit.plan.planned import Place
-from lorakit.plan.rates import Rates, measure_cpu, rates_of
 
 
 def place_of(device: Device) -> Place:

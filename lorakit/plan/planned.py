@@ -10,16 +10,16 @@ from lorakit.amounts import percent
 from lorakit.data.glance import Glance
 from lorakit.data.mixture import Mixture
 from lorakit.errors import UserError
+from lorakit.hardware.machine import Machine
+from lorakit.hardware.throughput import Rates
 from lorakit.model.skeleton import Skeleton
 from lorakit.plan.adapted import Adapted
 from lorakit.plan.auto import Choice, settle
 from lorakit.plan.duration import Span, operations, price, seconds
 from lorakit.plan.facts import ModelFacts
 from lorakit.plan.fit import Load, load_of, room
-from lorakit.plan.machine import Machine
 from lorakit.plan.memory import DTYPE_BYTES, Memory, weight_bytes
 from lorakit.plan.other_peaks import evaluating, merging
-from lorakit.plan.rates import Rates
 from lorakit.plan.schedule import times
 from lorakit.plan.work import TRAINED, Work, work_of
 from lorakit.recipe.kinds import trains_all

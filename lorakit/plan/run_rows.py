@@ -11,7 +11,7 @@ from lorakit.data.store import Examples
 from lorakit.errors import UserError
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Data
-from lorakit.runs import versions
+from lorakit.run_dir import versions
 
 
 class RunRows:

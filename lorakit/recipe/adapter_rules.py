@@ -12,7 +12,7 @@ from lorakit.recipe.nearest import nearest
 from lorakit.recipe.problems import PathParts, shown, shown_path
 from lorakit.recipe.rule import Finding, bad_pattern, choice_mistakes, reads
 from lorakit.recipe.schema import Recipe
-from lorakit.tables import ADAPTERS
+from lorakit.registry import ADAPTERS
 
 TARGET_WORDS = ("all-linear", "attention", "mlp")
 _NOTHING: tuple[Any, ...] = (None, {}, [])

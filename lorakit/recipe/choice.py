@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from lorakit.recipe.section import Section
-from lorakit.tables import Table
+from lorakit.registry import Table
 
 
 def chosen(value: Any) -> list[str]:

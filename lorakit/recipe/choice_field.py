@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, create_mo
 
 from lorakit.recipe.fields import word_of
 from lorakit.recipe.section import Section
-from lorakit.tables import ADAPTERS, FORMATS, METRICS, Table
+from lorakit.registry import ADAPTERS, FORMATS, METRICS, Table
 
 
 class _OneEntry(Section):

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lorakit.recipe.data_files import DATA_SUFFIXES
-from lorakit.tables import QUANTIZERS, Table
+from lorakit.registry import QUANTIZERS, Table
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from lorakit.recipe.choice import chosen, chosen_settings
 from lorakit.recipe.schema import Adapter, Model, Recipe
-from lorakit.tables import ADAPTERS, Entry
+from lorakit.registry import ADAPTERS, Entry
 
 UNQUANTIZED_OR_8_BIT = ("none", "q8")
 _SHAPE = ("kind", "rank", "alpha", "targets", "exclude", "layers")

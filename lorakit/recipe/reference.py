@@ -11,7 +11,7 @@ from lorakit.recipe.problems import shown
 from lorakit.recipe.rules import RULES
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import branches, fields, section_of
-from lorakit.tables import ADAPTERS, FORMATS, METRICS, QUANTIZERS
+from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS
 
 EXTENDS = "Files that this one builds on: a path, or a list of paths of which later ones win, relative to this file."
 

@@ -16,7 +16,7 @@ from lorakit.recipe.scalars import resolve, written_numbers
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import annotation_at, branches, fields, keys, section_of
 from lorakit.recipe.strict_yaml import Node, plain
-from lorakit.tables import ADAPTERS, FORMATS, METRICS
+from lorakit.registry import ADAPTERS, FORMATS, METRICS
 
 _OF_A_SOURCE = {
     "type": "format",

@@ -8,7 +8,7 @@ from typing import Any
 from lorakit.recipe.choice import chosen, chosen_settings
 from lorakit.recipe.problems import PathParts, shown
 from lorakit.recipe.schema import Recipe
-from lorakit.tables import Table
+from lorakit.registry import Table
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lorakit.recipe.problems import PathParts, dotted, one_line, shown
 from lorakit.recipe.rule import RULES as RULES
 from lorakit.recipe.rule import Finding, choice_mistakes, reads
 from lorakit.recipe.schema import Recipe, Source
-from lorakit.tables import FORMATS, METRICS
+from lorakit.registry import FORMATS, METRICS
 
 _FORMAT = "classification, or with settings {classification: {...}}"
 

@@ -3,9 +3,9 @@
 from trl import SFTConfig
 
 from lorakit.model.load import pad_token_id
-from lorakit.plan.prepare import Prepared
 from lorakit.plan.schedule import interval, warmup_steps
-from lorakit.runs import Run
+from lorakit.prepare import Prepared
+from lorakit.run_dir import Run
 from lorakit.train.optimizer import OPTIMIZERS
 from lorakit.train.steps import Plan
 

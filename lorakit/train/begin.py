@@ -39,11 +39,11 @@ from lorakit.model.quantized import quantization_facts, quantization_of, quantiz
 from lorakit.model.spectrum import signals
 from lorakit.model.stored import stored_quantization
 from lorakit.model.targets import Targets, select_targets
-from lorakit.plan.prepare import Prepared
+from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, kind_settings, trains_all
 from lorakit.recipe.schema import Adapter, Model, Spectrum
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 
 DRIVER = f"{STATE}/driver.safetensors"
 """The file of a checkpoint that holds what the adapter's kind keeps from step to step."""

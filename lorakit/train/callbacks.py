@@ -15,7 +15,7 @@ from lorakit.errors import LorakitError
 from lorakit.model.adapters.driver import Driver
 from lorakit.progress import Bar, Progress
 from lorakit.recipe.schema import EarlyStopping
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -11,7 +11,7 @@ from lorakit.errors import LorakitError, UserError
 from lorakit.model.fused import fused_lora
 from lorakit.model.load import pad_token_id
 from lorakit.model.loss import EXACT, HALF, is_causal, loss_agrees, packing_agrees, supervised_loss
-from lorakit.plan.prepare import Prepared
+from lorakit.prepare import Prepared
 from lorakit.train.passes import autocast
 
 # Tokens of each row that are tried: enough to tell, and little memory whatever the rows are like.

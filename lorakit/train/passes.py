@@ -12,11 +12,11 @@ from peft.helpers import disable_input_dtype_casting
 
 from lorakit.data.batches import collate, split_batch
 from lorakit.errors import LorakitError
+from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory
 from lorakit.model.fused import fused_lora
 from lorakit.model.int8 import without_inputs
 from lorakit.model.load import DTYPES
 from lorakit.model.loss import supervised_loss
-from lorakit.model.memory import OutOfMemory, free_memory, within_memory
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Recipe
 from lorakit.train.begin import Begun

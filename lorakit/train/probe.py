@@ -11,8 +11,8 @@ import torch
 
 from lorakit.amounts import gibibytes
 from lorakit.errors import LorakitError
-from lorakit.model.memory import OutOfMemory, Peak, measured, within_memory
-from lorakit.plan.prepare import Prepared
+from lorakit.hardware.memory import OutOfMemory, Peak, measured, within_memory
+from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.train.arguments import plan_of
 from lorakit.train.begin import Begun, begin

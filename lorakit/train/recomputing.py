@@ -3,7 +3,7 @@
 from typing import Any
 
 from lorakit.errors import UserError
-from lorakit.model.memory import return_freed_memory
+from lorakit.hardware.memory import return_freed_memory
 
 
 def can_recompute(model: Any) -> bool:

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
+from lorakit.atomic_io import sha256_of, write_whole
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
-from lorakit.folders import sha256_of, write_whole
+from lorakit.hardware.memory import process_peak
 from lorakit.model.load import stop_token_ids
-from lorakit.model.memory import process_peak
-from lorakit.plan.prepare import Prepared
+from lorakit.prepare import Prepared
 from lorakit.recipe.kinds import adapter_folder, begins_from
 from lorakit.recipe.load import dump
 from lorakit.recipe.schema import Adapter, Recipe
-from lorakit.runs import Run, now, versions
+from lorakit.run_dir import Run, now, versions
 from lorakit.train.begin import Begun
 from lorakit.train.passes import Shrunk
 

@@ -14,14 +14,14 @@ from transformers.trainer_pt_utils import safe_globals
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.errors import UserError
 from lorakit.model.attach import STATE, WEIGHTS
-from lorakit.plan.prepare import Prepared, check_base, check_stops
 from lorakit.plan.run_rows import changed_files, changed_versions, other_tokens
+from lorakit.prepare import Prepared, check_base, check_stops
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.load import Loaded, load
 from lorakit.recipe.nearest import nearest
 from lorakit.recipe.schema import Adapter, Recipe
-from lorakit.runs import CLEARED, Run
+from lorakit.run_dir import CLEARED, Run
 from lorakit.train.begin import DRIVER, driven_by
 
 # What may differ when a run goes on: where it lies, what is kept of it, what follows it, and what never changes it.

@@ -9,13 +9,13 @@ from transformers import PrinterCallback
 
 from lorakit.amounts import counted, percent
 from lorakit.errors import Interrupted, LorakitError, UserError, explained
+from lorakit.hardware.memory import first_line, free_memory, is_out_of_memory, return_freed_memory
 from lorakit.model.adapters.svd import ranks_in_words
-from lorakit.model.memory import first_line, free_memory, is_out_of_memory, return_freed_memory
 from lorakit.model.stored import check_mergeable
-from lorakit.plan.prepare import Prepared
 from lorakit.plan.schedule import warmup_steps
+from lorakit.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 from lorakit.train.arguments import arguments, plan_of
 from lorakit.train.begin import Begun, begin, take_up
 from lorakit.train.callbacks import Conductor, Driving, StopRequest

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from lorakit.folders import files_in, sha256_of, whole_folder
+from lorakit.atomic_io import atomic_dir, files_in, sha256_of
 from lorakit.model.adapters.plain import save_adapter
 from lorakit.model.beside_weights import write_trained_model
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.tokenizer_files import write_tokenizer
-from lorakit.plan.prepare import Prepared
+from lorakit.prepare import Prepared
 from lorakit.recipe.kinds import trains_all
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 from lorakit.train.begin import Begun
 from lorakit.train.card import adapter_card, model_card
 
@@ -21,7 +21,7 @@ def save_result(begun: Begun, prepared: Prepared, run: Run, manifest: dict[str, 
     """
     recipe, model = prepared.recipe, begun.model
     if trains_all(recipe.adapter):
-        with whole_folder(run.model) as draft:
+        with atomic_dir(run.model) as draft:
             model.to(DTYPES[stored_dtype(prepared.base)])
             model.config = begun.config
             write_trained_model(model, prepared.base.folder, prepared.tokenizer, prepared.stop_ids, draft)
@@ -31,7 +31,7 @@ def save_result(begun: Begun, prepared: Prepared, run: Run, manifest: dict[str, 
             "model_sha256": {path.name: sha256_of(path) for path in sorted(files)},
             "files": files_in(run.model),
         }
-    with whole_folder(run.adapter) as draft:
+    with atomic_dir(run.adapter) as draft:
         save_adapter(model, draft)
         write_tokenizer(prepared.base.folder, prepared.tokenizer, draft)
         (draft / "README.md").write_text(adapter_card(recipe, manifest), encoding="utf-8")

@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader
 from transformers import TrainerControl, TrainerState
 from trl import SFTTrainer
 
+from lorakit.atomic_io import atomic_dir, write_whole
 from lorakit.data.store import Examples
 from lorakit.errors import Interrupted, LorakitError
-from lorakit.folders import whole_folder, write_whole
 from lorakit.model.adapters.plain import config_of, save_adapter, save_config
 from lorakit.model.attach import STATE, WEIGHTS, trained_weights
 from lorakit.plan.schedule import rate_share
 from lorakit.progress import Progress
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 from lorakit.train.begin import DRIVER
 from lorakit.train.optimizer import with_faster_b
 from lorakit.train.passes import Passes
@@ -164,7 +164,7 @@ class SupervisedTrainer(SFTTrainer):
         """Everything that the next step depends on, under its final name only when it is complete."""
         step = self.state.global_step
         self.store_flos()
-        with whole_folder(self.run.checkpoint(step)) as draft:
+        with atomic_dir(self.run.checkpoint(step)) as draft:
             (draft / STATE).mkdir()
             save_file({name: p.contiguous() for name, p in trained_weights(self.model).items()}, draft / WEIGHTS)
             if hasattr(self.model, "peft_config"):

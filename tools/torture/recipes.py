@@ -11,7 +11,7 @@ from lorakit.errors import UserError
 from lorakit.recipe.load import RecipeErrors, dump, load
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import keys
-from lorakit.tables import ADAPTERS, FORMATS, METRICS, QUANTIZERS
+from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS
 from tools.torture.cases import BrokenPromiseError, Part
 from tools.torture.mutate import bad_value, mutate_bytes, mutate_text, mutate_value
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lorakit.data.conversations import Conversation
 from lorakit.data.formats.columns import empty, framed, question_and_answer, text
-from lorakit.tables import FORMATS
+from lorakit.registry import FORMATS
 
 
 @FORMATS.register("alpaca", columns=("instruction", "output"), optional=("input", "system"))

@@ -12,7 +12,7 @@ from lorakit.recipe.choice import chosen_settings
 from lorakit.recipe.data_files import data_suffix
 from lorakit.recipe.problems import one_line
 from lorakit.recipe.section import Section
-from lorakit.tables import FORMATS, Entry
+from lorakit.registry import FORMATS, Entry
 
 # Rows that a format fits by its columns, and that it would read wrongly.
 _ELSE = (

@@ -14,7 +14,7 @@ from lorakit.recipe.fields import Says
 from lorakit.recipe.nearest import nearest
 from lorakit.recipe.problems import one_line, shown
 from lorakit.recipe.section import Section
-from lorakit.tables import FORMATS
+from lorakit.registry import FORMATS
 
 _ASKING = "Which label fits the text: {labels}? Answer with the label alone.\n\n{text}"
 _PLAIN = "{text}"

@@ -6,7 +6,7 @@ from typing import Any
 from lorakit.data.conversations import Conversation
 from lorakit.data.formats.columns import framed
 from lorakit.data.formats.message import messages_of, with_given_beginnings
-from lorakit.tables import FORMATS
+from lorakit.registry import FORMATS
 
 
 @FORMATS.register("messages", columns=("messages",), optional=("system", "tools"))

@@ -8,7 +8,7 @@ from lorakit.data.conversations import Conversation
 from lorakit.data.formats.columns import framed, question_and_answer, text
 from lorakit.data.formats.message import messages_of, stored_as_text, with_given_beginnings
 from lorakit.data.rows import RowError
-from lorakit.tables import FORMATS
+from lorakit.registry import FORMATS
 
 # The beginning of a list of messages that a table holds as text.
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")

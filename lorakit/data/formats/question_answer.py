@@ -8,7 +8,7 @@ from lorakit.data.conversations import Conversation
 from lorakit.data.formats.columns import empty, framed, question_and_answer, text, the_one
 from lorakit.data.formats.message import stored_as_text
 from lorakit.data.rows import RowError, kind
-from lorakit.tables import FORMATS
+from lorakit.registry import FORMATS
 
 # The beginning of SQuAD's answers that a table holds as text.
 _SQUAD = re.compile(r"""\s*\{\s*["'](text|answer_start)["']\s*:""")

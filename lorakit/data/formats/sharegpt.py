@@ -12,7 +12,7 @@ from lorakit.data.rows import RowError, kind
 from lorakit.recipe.nearest import nearest
 from lorakit.recipe.problems import one_line, shown
 from lorakit.recipe.section import Section
-from lorakit.tables import FORMATS
+from lorakit.registry import FORMATS
 
 _COLUMNS = ("conversations", "conversation")
 _CALL = "function_call"

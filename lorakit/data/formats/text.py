@@ -5,7 +5,7 @@ from typing import Any
 
 from lorakit.data.conversations import Text
 from lorakit.data.formats import columns
-from lorakit.tables import FORMATS
+from lorakit.registry import FORMATS
 
 
 @FORMATS.register("text", columns=("text",), conversations=False)

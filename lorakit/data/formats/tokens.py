@@ -7,7 +7,7 @@ from lorakit.data.conversations import Tokens
 from lorakit.data.formats.columns import empty, the_one
 from lorakit.data.rows import RowError, kind
 from lorakit.recipe.problems import one_line
-from lorakit.tables import FORMATS
+from lorakit.registry import FORMATS
 
 _IGNORED = -100
 _MASKS = ("completion_mask", "assistant_masks")

@@ -6,7 +6,7 @@ from typing import Any
 
 from lorakit.errors import UserError
 from lorakit.evaluate.metrics.settings import JsonSchema, schema_mistakes, schema_of
-from lorakit.tables import METRICS
+from lorakit.registry import METRICS
 
 
 def _parse(text: str) -> Any:

@@ -6,7 +6,7 @@ from collections import Counter, deque
 
 from lorakit.evaluate.metrics.settings import Regex, regex_mistakes
 from lorakit.evaluate.metrics.words import folded, stands_in
-from lorakit.tables import METRICS
+from lorakit.registry import METRICS
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-from lorakit.tables import METRICS
+from lorakit.registry import METRICS
 
 _MARK = "####"
 # A digit run beyond this is no number that anybody computed; reading it would take quadratic time.

@@ -6,7 +6,7 @@ from typing import Any
 
 from lorakit.evaluate.metrics.settings import Bleu, Chrf
 from lorakit.evaluate.metrics.words import tokens
-from lorakit.tables import METRICS
+from lorakit.registry import METRICS
 
 _BLEU_ORDERS = 4
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.evaluate.metrics.settings import Semantic
-from lorakit.tables import METRICS
+from lorakit.registry import METRICS
 
 
 def pooled_ratio(sums: Any) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 
 from lorakit.model.adapters.driver import Driver, Given
 from lorakit.model.adapters.settings import AdaLora, Eva, FlexLora, Pissa
-from lorakit.tables import ADAPTERS
+from lorakit.registry import ADAPTERS
 
 _OF_LORA = ("adapter.rank", "adapter.alpha", "adapter.dropout", "adapter.rank_overrides", "adapter.alpha_overrides")
 _OVERRIDES = ("adapter.rank_overrides", "adapter.alpha_overrides")

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lorakit.plan.doctor.finding import Finding, gib, reason
-from lorakit.plan.doctor.packages import import_error
-from lorakit.plan.doctor.speed import product_speed
+from lorakit.doctor.finding import Finding, gib, reason
+from lorakit.doctor.packages import import_error
+from lorakit.doctor.speed import product_speed
 
 _QUERY = ("name", "memory.total", "memory.free", "driver_version", "compute_cap")
 # The desktop, and other programs' contexts, take some; more than this share is another run.

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from lorakit.doctor.finding import Finding, gib
 from lorakit.model.offline import CARRIERS, carried_file
-from lorakit.plan.doctor.finding import Finding, gib
 
 _SHOWN = 10
 

@@ -5,13 +5,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from lorakit.atomic_io import sha256_of
 from lorakit.data.examples import tokenizer_sha256
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import Report
 from lorakit.data.store import Examples
 from lorakit.data.template_date import asks_for_date, refuse_day
 from lorakit.errors import UserError
-from lorakit.folders import sha256_of
+from lorakit.hardware.machine import Machine, usable_machine
 from lorakit.model.base import Base, find_base
 from lorakit.model.load import attentions_of, load_tokenizer, quiet_libraries, stop_token_ids, stop_words
 from lorakit.model.stored import check_quantization
@@ -20,7 +21,6 @@ from lorakit.plan.auto import Choice, settle
 from lorakit.plan.built import built_skeleton
 from lorakit.plan.facts import ModelFacts, facts_in
 from lorakit.plan.fit import load_of
-from lorakit.plan.machine import Machine, usable_machine
 from lorakit.plan.memory import Memory
 from lorakit.plan.row_limits import beyond_training, refuse_lengths
 from lorakit.plan.run_rows import RunRows, recorded_report
@@ -29,7 +29,7 @@ from lorakit.recipe.kinds import effective_model, trains_all
 from lorakit.recipe.load import load
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.schema import Adapter, Model, Recipe
-from lorakit.runs import Run
+from lorakit.run_dir import Run
 
 _COMPARED = 32
 """Rows whose tokens are compared."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lorakit.plan.doctor.finding import Finding, reason
+from lorakit.doctor.finding import Finding, reason
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

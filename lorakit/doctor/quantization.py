@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lorakit.plan.doctor.finding import Finding, reason
-from lorakit.plan.doctor.packages import import_error
+from lorakit.doctor.finding import Finding, reason
+from lorakit.doctor.packages import import_error
 
 _WIDTH, _ROWS = 256, 32
 _AGAIN = "pip install --force-reinstall bitsandbytes; python -m bitsandbytes says more"

@@ -7,8 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorakit.plan.devices import Device, known_device
-from lorakit.plan.limits import limits_of
+from lorakit.hardware.cgroups import limits_of
+from lorakit.hardware.gpus import Device, known_device
 from lorakit.progress import Progress
 
 

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 
-from lorakit.plan.doctor.finding import Finding, reason
+from lorakit.doctor.finding import Finding, reason
 
 _SECONDS = 5.0
 

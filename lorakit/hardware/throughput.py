@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lorakit.plan.devices import Device
+from lorakit.hardware.gpus import Device
 
 # Shares of the dense peak that large matrix products reach, in a public table of torch's (docs/planning.md): A100 0.79
 # to 0.85, H100 0.80, B200 0.75, V100S 0.68; where tensor cores are halved, as in GeForce cards from the 30 series on,

@@ -5,7 +5,7 @@ from pathlib import Path
 from peft import PeftConfig
 
 from lorakit.model.counting import parameter_counts_of, parameter_counts_with
-from lorakit.plan.prepare import Prepared
+from lorakit.prepare import Prepared
 from lorakit.recipe.kinds import adapter_folder, begins_from
 from lorakit.recipe.schema import Spectrum
 

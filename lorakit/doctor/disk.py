@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from lorakit.folders import cache_folder
-from lorakit.plan.doctor.finding import Finding, gib
+from lorakit.atomic_io import cache_folder
+from lorakit.doctor.finding import Finding, gib
 
 # An adapter's run takes megabytes; a merged model, or one from the hub, several of these.
 _LITTLE_ROOM = 10 << 30

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit.doctor.finding import Finding
+from lorakit.doctor.packages import import_error, installed
 from lorakit.errors import UserError
 from lorakit.model.base import Base, find_base
 from lorakit.model.offline import CARRIERS
-from lorakit.plan.doctor.finding import Finding
-from lorakit.plan.doctor.packages import import_error, installed
 from lorakit.progress import Silent
 
 if TYPE_CHECKING:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from lorakit.doctor.finding import Finding
+from lorakit.doctor.packages import import_error
+from lorakit.doctor.speed import product_speed
 from lorakit.errors import UserError
-from lorakit.plan.doctor.finding import Finding
-from lorakit.plan.doctor.packages import import_error
-from lorakit.plan.doctor.speed import product_speed
-from lorakit.plan.machine import Machine, this_machine, usable_machine
+from lorakit.hardware.machine import Machine, this_machine, usable_machine
 from lorakit.progress import Silent
 
 if TYPE_CHECKING:

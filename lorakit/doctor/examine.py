@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.plan.doctor import base, choices, disk, gpu, hub, models, packages, processor, quantization
-from lorakit.plan.doctor.finding import Check, Finding, findings_of
+from lorakit.doctor import base, choices, disk, gpu, hub, models, packages, processor, quantization
+from lorakit.doctor.finding import Check, Finding, findings_of
 
 if TYPE_CHECKING:
     from lorakit.recipe.schema import Recipe

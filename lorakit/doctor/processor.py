@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterator
 
 from lorakit.data.pool import processors
-from lorakit.plan.doctor.finding import Finding, gib
-from lorakit.plan.doctor.packages import import_error
-from lorakit.plan.doctor.speed import product_speed
-from lorakit.plan.limits import limits_of
-from lorakit.plan.machine import processor
+from lorakit.doctor.finding import Finding, gib
+from lorakit.doctor.packages import import_error
+from lorakit.doctor.speed import product_speed
+from lorakit.hardware.cgroups import limits_of
+from lorakit.hardware.machine import processor
 
 _FORMATS = ("float32", "bfloat16")  # a run on a processor takes no float16
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")

@@ -11,8 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lorakit.errors import UserError
-from lorakit.folders import (
+from lorakit.atomic_io import (
     is_draft,
     read_facts,
     refuse_other_files,
@@ -21,6 +20,7 @@ from lorakit.folders import (
     remove_folder,
     write_whole,
 )
+from lorakit.errors import UserError
 from lorakit.locks import LOCK, locked
 from lorakit.recipe.nearest import nearest_name
 
@@ -96,7 +96,7 @@ class Run:
         return self.holds_results() and self.read_manifest().get("status") == "complete"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive_lock(self) -> Iterator[None]:
         """While this process writes into the run's folder no other may, nor read it as a run that has ended.
 
         Raises:
@@ -247,7 +247,7 @@ def open_run(folder: Path, resume: bool, overwrite: bool) -> Iterator[Run]:
         try:
             _refuse_folder(run, resume, overwrite)
             folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(run.alone())
+            held.enter_context(run.exclusive_lock())
             _refuse_folder(run, resume, overwrite)  # another run may have ended between the two
             for place in (folder, run.checkpoints, run.evaluations):
                 remove_drafts(place)

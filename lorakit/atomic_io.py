@@ -31,7 +31,7 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def whole_folder(final: Path, first_wins: bool = False) -> Iterator[Path]:
+def atomic_dir(final: Path, first_wins: bool = False) -> Iterator[Path]:
     """A folder to write into that becomes `final` at the end, and vanishes when the writing fails.
 
     An existing `final` is replaced at that moment, never before; with `first_wins` it stays, since another process has
