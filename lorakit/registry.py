@@ -8,72 +8,145 @@ through the entry-point group `lorakit.<table>`; a recipe can only name what is 
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar
+
+Unit = Literal["share", "points", "ratio", "nats", "perplexity"]
+"""What a score is measured in."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One word that a recipe may write, and the function behind it."""
+class Spec:
+    """One word that a recipe may write, and the function that it stands for."""
 
-    name: str
     function: Callable[..., Any]
     summary: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    name: str
+    _: KW_ONLY
+    settings: type[Any] | None = None
+    """The Section of the entry's settings, all with defaults."""
+    mistakes: Callable[..., Iterator[tuple[tuple[str | int, ...], str, str]]] | None = None
+    """Settings (and an adapter's section) -> the path in the settings, the reason and the remedy of each mistake."""
 
 
-@dataclass(eq=False)
-class Table:
+@dataclass(frozen=True)
+class FormatSpec(Spec):
+    """A format: record (and settings) -> conversation, text or tokens."""
+
+    _: KW_ONLY
+    columns: tuple[str | tuple[str, ...], ...]
+    """Those by which `format: auto` recognises it; of a tuple of names a row has one."""
+    optional: tuple[str, ...] = ()
+    """The other columns that it reads."""
+    conversations: bool = True
+    """Whether its rows are conversations, so that a system prompt may be put above them."""
+
+
+@dataclass(frozen=True)
+class AdapterSpec(Spec):
+    """An adapter kind: the recipe's adapter section, the chosen modules -> PEFT's configuration."""
+
+    _: KW_ONLY
+    quantizations: tuple[str, ...] | None = None
+    """Those of the base that it goes with; None: all."""
+    quantizes: str | None = None
+    """The quantization that it gives to the base itself."""
+    optimizers: tuple[str, ...] | None = None
+    """Those that it goes with; None: all."""
+    refuses: tuple[str, ...] = ()
+    """Keys of the recipe that it would ignore."""
+    experts: bool = False
+    """Whether it adapts the fused weights of mixture-of-experts layers."""
+    keeps_initial: bool = False
+    """Whether a frozen copy of the initial adapter stays beside it."""
+    rate: Callable[[Any], tuple[float, str]] | None = None
+    """Adapter section -> the learning rate that suits it, as a share of plain LoRA's, and the source."""
+    numbers: Callable[[Any, int, Any], int] | None = None
+    """Adapter section, rank, weight -> how many numbers are trained; None: rank (in + out)."""
+    initialize: Callable[..., None] | None = None
+    """(model, settings, given): what is done to a fresh adapter."""
+    callback: Callable[..., Any] | None = None
+    """(model, settings, steps) -> what takes part in every step of a training of so many steps."""
+
+
+@dataclass(frozen=True)
+class QuantizerSpec(Spec):
+    """A quantization: the recipe's model section, dtype -> transformers' quantization configuration, or None."""
+
+
+@dataclass(frozen=True)
+class MetricSpec(Spec):
+    """A metric: answer, reference (and settings) -> scores by name; the empty name is the metric itself."""
+
+    _: KW_ONLY
+    unit: Unit = "share"
+    higher: bool | None = True
+    """Whether more is better; None: neither is."""
+    batched: bool = False
+    """Whether the function takes all answers and all references at once."""
+    pool: Callable[[Any], Any] | None = None
+    """What the rows add, summed -> the score; None: the mean of the rows' scores."""
+
+
+Fields = ParamSpec("Fields")
+S = TypeVar("S", bound=Spec)
+
+
+class Table(Generic[Fields, S]):
     """The entries of one kind of choice, in the order they were registered."""
 
-    name: str
-    noun: str
-    home: str
-    _entries: dict[str, Entry] = field(default_factory=dict)
-    _loaded: bool = False
+    def __init__(
+        self, spec: Callable[Concatenate[Callable[..., Any], str, Fields], S], name: str, noun: str, home: str
+    ) -> None:
+        self.name, self.noun = name, noun
+        self._spec, self._home = spec, home
+        self._entries: dict[str, S] = {}
+        self._loaded = False
 
-    def register(self, name: str, **facts: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorate a function to add it; the first line of its docstring is the entry's documentation.
+    def register(
+        self, *name: Fields.args, **fields: Fields.kwargs
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorate a function to add it under a name; the first line of its docstring is the entry's documentation.
 
-        `facts` are what the readers of this table ask of each entry besides.
+        The other fields are those of the table's spec.
         """
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:
-            if name in self._entries:
-                raise ValueError(f"the {self.noun} {name!r} is registered twice")
-            if not function.__doc__:
-                raise ValueError(f"the {self.noun} {name!r} has no docstring: its first line is its documentation")
-            self._entries[name] = Entry(name, function, function.__doc__.strip().splitlines()[0], facts)
+            summary = (function.__doc__ or "").strip().partition("\n")[0]
+            entry = self._spec(function, summary, *name, **fields)
+            if entry.name in self._entries:
+                raise ValueError(f"the {self.noun} {entry.name!r} is registered twice")
+            if not summary:
+                raise ValueError(f"the {self.noun} {entry.name!r} needs a docstring, whose first line documents it")
+            self._entries[entry.name] = entry
             return function
 
         return add
 
-    def __iter__(self) -> Iterator[Entry]:
-        self._load()
-        return iter(self._entries.values())
+    def __iter__(self) -> Iterator[S]:
+        return iter(self._load().values())
 
-    def __getitem__(self, name: str) -> Entry:
-        self._load()
-        return self._entries[name]
+    def __getitem__(self, name: str) -> S:
+        return self._load()[name]
 
     def __contains__(self, name: object) -> bool:
-        self._load()
-        return name in self._entries
+        return name in self._load()
 
     def names(self) -> list[str]:
         """Every word that a recipe may write here."""
-        return [entry.name for entry in self]
+        return list(self._load())
 
-    def _load(self) -> None:
-        if self._loaded:
-            return
-        self._loaded = True
-        importlib.import_module(self.home)
-        for point in importlib.metadata.entry_points(group=f"lorakit.{self.name}"):
-            point.load()
+    def _load(self) -> dict[str, S]:
+        if not self._loaded:
+            self._loaded = True
+            importlib.import_module(self._home)
+            for point in importlib.metadata.entry_points(group=f"lorakit.{self.name}"):
+                point.load()
+        return self._entries
 
 
-FORMATS = Table("formats", "format", "lorakit.data.formats")
-ADAPTERS = Table("adapters", "adapter kind", "lorakit.model.adapters")
-QUANTIZERS = Table("quantizers", "quantization", "lorakit.model.quantizers")
-METRICS = Table("metrics", "metric", "lorakit.evaluate.metrics")
+FORMATS = Table(FormatSpec, "formats", "format", "lorakit.data.formats")
+ADAPTERS = Table(AdapterSpec, "adapters", "adapter kind", "lorakit.model.adapters")
+QUANTIZERS = Table(QuantizerSpec, "quantizers", "quantization", "lorakit.model.quantizers")
+METRICS = Table(MetricSpec, "metrics", "metric", "lorakit.evaluate.metrics")
+AnyTable = Table[..., Any]

@@ -65,12 +65,12 @@ def test_the_table_of_formats_is_the_one_in_the_code():
     for name, columns, optional in lines:
         entry = FORMATS[name]
         assert columns == ", ".join(" or ".join(f"`{column}`" for column in names) for names in needed(entry))
-        assert optional == ", ".join(f"`{column}`" for column in entry.facts.get("optional", ()))
+        assert optional == ", ".join(f"`{column}`" for column in entry.optional)
 
 
 def test_every_setting_of_a_format_is_explained_in_its_section():
     for entry in FORMATS:
-        for setting in getattr(entry.facts.get("settings"), "model_fields", ()):
+        for setting in getattr(entry.settings, "model_fields", ()):
             assert f"The setting `{setting}`" in sections()[entry.name]
 
 

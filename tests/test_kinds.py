@@ -20,7 +20,7 @@ PAIRS = [
     (kind.name, quantization)
     for kind in ADAPTERS
     for quantization in QUANTIZERS.names()
-    if quantization in kind.facts.get("quantizations", (quantization,))
+    if quantization in (kind.quantizations or (quantization,))
 ]
 # Their defaults are made for runs of a hundred steps and more.
 WORDS = {

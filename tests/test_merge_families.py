@@ -55,7 +55,7 @@ def write_adapter(base, folder, **settings):
     """An adapter on the base with random numbers in all of its parts."""
     model, _ = in_float32(base)
     chosen = Adapter(**{"rank": 3, "alpha": 6, **settings})
-    targets = select_targets(model, chosen, bool(kind_of(chosen).facts.get("experts")))
+    targets = select_targets(model, chosen, kind_of(chosen).experts)
     attached = attach_adapter(model, chosen, 0, targets)
     for parameter in attached.parameters():
         if parameter.requires_grad:

@@ -313,8 +313,8 @@ def test_every_metric_says_how_its_score_is_read():
 
     answers, references = texts(6, 5)
     for entry in METRICS:
-        assert entry.facts.get("unit", "share") in UNITS
-        if "settings" not in entry.facts or entry.name in ("bleu", "chrf"):
+        assert entry.unit in UNITS
+        if not entry.settings or entry.name in ("bleu", "chrf"):
             for found in row_scores([entry.name], answers, references).measures.values():
                 low, high = {"points": (0, 100.0001), "ratio": (0, 9)}.get(found.unit, (0, 1))
                 assert low <= found.value <= high

@@ -166,11 +166,9 @@ def test_the_reference_and_the_json_schema_know_every_setting():
     assert {"data.format.classification.labels", "data.format.sharegpt.roles"} <= set(names)
     page, schema = reference.markdown(), reference.json_schema()["$defs"]
     for entry in FORMATS:
-        if "settings" in entry.facts:
+        if entry.settings:
             assert f"`data.format.{entry.name}` as a mapping" in page
-            assert set(schema[entry.facts["settings"].__name__]["properties"]) == set(
-                entry.facts["settings"].model_fields
-            )
+            assert set(schema[entry.settings.__name__]["properties"]) == set(entry.settings.model_fields)
     assert set(schema["FormatSettings"]["properties"]) == {name.split(".")[2] for name in names}
 
 

@@ -61,7 +61,7 @@ def pairs() -> list[tuple[str, str]]:
         (kind.name, quantization)
         for kind in ADAPTERS
         for quantization in QUANTIZERS.names()
-        if quantization in kind.facts.get("quantizations", (quantization,))
+        if quantization in (kind.quantizations or (quantization,))
     ]
 
 

@@ -31,7 +31,7 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
             raise
         console.result_json({"valid": False, "problems": [problem.to_dict() for problem in errors.problems]})
         raise SystemExit(errors.exit_code) from errors
-    model, own = loaded.recipe.model, kind_of(loaded.recipe.adapter).facts.get("quantizes")
+    model, own = loaded.recipe.model, kind_of(loaded.recipe.adapter).quantizes
     try:
         with loaded.locating():
             facts = facts_of(model.base, model.revision)

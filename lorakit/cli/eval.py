@@ -128,7 +128,7 @@ def _check_metrics(named: str) -> None:
     from lorakit.cli.eval_values import metrics_of
     from lorakit.registry import METRICS
 
-    known = [name for name in METRICS.names() if METRICS[name].facts.get("settings")]
+    known = [name for name in METRICS.names() if METRICS[name].settings]
     metrics_of(named, known)
 
 

@@ -40,7 +40,7 @@ def metrics_of(named: str, recipes: Sequence[Any]) -> tuple[Any, ...]:
             near = nearest(name, METRICS.names())
             remedy = f"Did you mean {near}?" if near else f"There are {', '.join(METRICS.names())}."
             raise UserError(f"--metrics: {name!r} is not a metric. {remedy}")
-        settings = METRICS[name].facts.get("settings")
+        settings = METRICS[name].settings
         needed = [key for key, field in settings.model_fields.items() if field.is_required()] if settings else []
         if needed and name not in configured:
             raise UserError(

@@ -169,7 +169,7 @@ def open_source(source: Source) -> Opened:
     unused = filled - read
     why = f"{why}; not used: {', '.join(map(repr, sorted(unused)))}" if unused else why
     settings = chosen_settings(FORMATS, source.format)
-    flags = flags_of(records, read) if FORMATS[name].facts.get("conversations", True) else {}
+    flags = flags_of(records, read) if FORMATS[name].conversations else {}
     return Opened(source, name, settings, why, blocks, size, files, unused, flags, seen)
 
 

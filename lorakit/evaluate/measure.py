@@ -6,13 +6,12 @@ Every score is a function of sums over rows: a mean (values, rows that have one)
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from lorakit.amounts import percent
+from lorakit.registry import Unit
 
-Unit = Literal["share", "points", "ratio", "nats", "perplexity"]
 UNITS: dict[str, str] = {
     "share": "{:.1%}",
     "points": "{:.1f}",

@@ -1,7 +1,7 @@
 """The metrics of a recipe on one model's answers: a measure for every name."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.measure import Measure, mean
 from lorakit.recipe.choice import chosen_name, chosen_settings
 from lorakit.recipe.section import Section
-from lorakit.registry import METRICS, Entry
+from lorakit.registry import METRICS, MetricSpec
 
 # What a metric may compute on one answer; most take microseconds.
 _SECONDS = 10
@@ -61,12 +61,12 @@ def row_scores(metrics: Sequence[Any], answers: Sequence[str], references: Seque
 
 
 def _rows(
-    entry: Entry, settings: Section | None, answers: Sequence[str], references: Sequence[str]
+    entry: MetricSpec, settings: Section | None, answers: Sequence[str], references: Sequence[str]
 ) -> list[Mapping[str, Any]]:
     more = () if settings is None else (settings,)
     found: list[Mapping[str, Any]] = []
     try:
-        if entry.facts.get("together"):
+        if entry.batched:
             with bounded(_SECONDS * (len(answers) + _TO_BEGIN)):
                 return list(entry.function(answers, references, *more)) if answers else []
         for answer, reference in zip(answers, references, strict=True):
@@ -80,9 +80,8 @@ def _rows(
     return found
 
 
-def _measure(entry: Entry, rows: Sequence[Mapping[str, Any]], part: str) -> Measure:
-    unit, higher = entry.facts.get("unit", "share"), entry.facts.get("higher", True)
-    pool: Callable[[np.ndarray], np.ndarray] | None = entry.facts.get("pool")
+def _measure(entry: MetricSpec, rows: Sequence[Mapping[str, Any]], part: str) -> Measure:
+    unit, higher, pool = entry.unit, entry.higher, entry.pool
     width = max(np.size(row[part]) for row in rows if part in row)
     absent = np.full(width, 0.0 if pool else math.nan)
     values = np.array([np.asarray(row.get(part, absent), dtype=float).reshape(-1) for row in rows])

@@ -49,9 +49,8 @@ def attach_adapter(model: Any, settings: Adapter, seed: int, targets: Targets, g
     if config is None:
         return _unfrozen(model, settings, targets)
     attached = _wrapped(model, config)
-    initialize = kind.facts.get("initialize")
-    if initialize:
-        initialize(attached, kind_settings(settings), given)
+    if kind.initialize:
+        kind.initialize(attached, kind_settings(settings), given)
     return _in_float32(attached)
 
 

@@ -165,7 +165,7 @@ def _check_adaptable(chosen: list[Weight], settings: Adapter, adapts_experts: bo
     fused = [weight.path for weight in chosen if weight.fused]
     names = ", ".join(sorted({path.split(".")[-2] for path in fused}))
     if fused and not adapts_experts:
-        able = ", ".join(entry.name for entry in ADAPTERS if entry.facts.get("experts"))
+        able = ", ".join(entry.name for entry in ADAPTERS if entry.experts)
         raise UserError(
             f"adapter.targets: {_shown(fused)} holds the weights of several experts, which adapter.kind "
             f"{kind_of(settings).name} cannot adapt; {able} can. Write adapter.exclude: [{names}]."

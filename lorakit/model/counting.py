@@ -38,7 +38,7 @@ def parameter_counts_of(config: Path | dict[str, Any], settings: Adapter) -> tup
     """
     model = empty_model(config)
     kind = kind_of(settings)
-    targets = select_targets(model, settings, bool(kind.facts.get("experts")))
+    targets = select_targets(model, settings, kind.experts)
     with torch.device("meta"):
         adapter = kind.function(settings, targets)
         if adapter is not None:

@@ -71,7 +71,7 @@ def adapted_by(skeleton: Skeleton, settings: Adapter) -> Adapted:
     kind, estimated, wanted = kind_of(settings), False, settings
     if isinstance(settings.layers, Spectrum):
         estimated, wanted = True, settings.model_copy(update={"layers": "all"})
-    chosen, _ = chosen_weights(list(skeleton.weights), wanted, bool(kind.facts.get("experts")))
+    chosen, _ = chosen_weights(list(skeleton.weights), wanted, kind.experts)
     share = settings.layers.spectrum if isinstance(settings.layers, Spectrum) else 1.0
     if trains_all(settings):
         narrowed = settings.targets != "all-linear" or settings.exclude or settings.layers != "all"
@@ -81,14 +81,14 @@ def adapted_by(skeleton: Skeleton, settings: Adapter) -> Adapted:
     own = overridden("rank_overrides", chosen, settings.rank_overrides, settings.rank)
     overridden("alpha_overrides", chosen, settings.alpha_overrides, settings.alpha)  # counts nothing, but may not match
     ranks = {weight.path: own.get(weight.parameter or weight.path, settings.rank) for weight in chosen}
-    numbers = kind.facts.get("numbers", _low_rank)
-    matrices = sum(weight.experts * numbers(settings, ranks[weight.path], weight) for weight in chosen)
-    beside = sum(_low_rank(settings, ranks[w.path], w) for w in chosen) if kind.facts.get("keeps_beginning") else 0
+    count = kind.numbers or _low_rank
+    matrices = sum(weight.experts * count(settings, ranks[weight.path], weight) for weight in chosen)
+    beside = sum(_low_rank(settings, ranks[w.path], w) for w in chosen) if kind.keeps_initial else 0
     whole = sum(skeleton.whole(settings.train_modules).values())
     plain = sum(weight.experts * _low_rank(settings, ranks[weight.path], weight) for weight in chosen)
     return Adapted(
         ranks=ranks,
-        saved=round(share * (plain if kind.facts.get("drive") else matrices + beside)) + whole,
+        saved=round(share * (plain if kind.callback else matrices + beside)) + whole,
         small=round(share * _small(chosen, ranks)),
         matrices=round(matrices * share),
         whole=whole,

@@ -188,7 +188,7 @@ def formula_rate(recipe: Recipe, facts: ModelFacts | None) -> tuple[float | str,
 
 def _rate_shares(recipe: Recipe) -> Iterator[tuple[float, str]]:
     """What the learning rate is multiplied with for this kind of training, each with its source."""
-    source, rated = begins_from(recipe.adapter), kind_of(recipe.adapter).facts.get("rate")
+    source, rated = begins_from(recipe.adapter), kind_of(recipe.adapter).rate
     if source:
         config = json.loads((adapter_folder(Path(source)) / "adapter_config.json").read_text(encoding="utf-8"))
         if config.get("use_rslora"):

@@ -59,7 +59,7 @@ def load_of(recipe: Recipe, facts: ModelFacts, skeleton: Skeleton, on_gpu: bool)
     Raises:
         UserError: its adapter chooses what the model does not have.
     """
-    own = kind_of(recipe.adapter).facts.get("quantizes")
+    own = kind_of(recipe.adapter).quantizes
     quantization, _ = effective_quantization(recipe.model, own, facts)
     held = quantization
     if quantization in ("gptq", "awq"):  # 4 or 8 bits with scales, in either form

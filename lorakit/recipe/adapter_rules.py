@@ -47,10 +47,10 @@ def keys_are_read(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]
 def kind_goes_with_quantization(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
     """`adapter.kind` loftq and none take the base unquantized."""
     kind, quantization = kind_of(recipe.adapter), recipe.model.quantization
-    if quantization in kind.facts.get("quantizations", (quantization,)):
+    if kind.quantizations is None or quantization in kind.quantizations:
         return
-    if kind.facts.get("quantizes"):
-        reason = f"{kind.name} begins with the full-precision weights, and quantizes them to {kind.facts['quantizes']}"
+    if kind.quantizes:
+        reason = f"{kind.name} begins with the full-precision weights, and quantizes them to {kind.quantizes}"
     else:
         reason = f"{quantization} weights cannot be trained themselves, as adapter.kind {kind.name} does"
     remedy = f"Write quantization: none, or another adapter.kind, such as lora with {quantization}."
@@ -61,7 +61,7 @@ def kind_goes_with_quantization(recipe: Recipe, written: Collection[str]) -> Ite
 def kind_goes_with_optimizer(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
     """`adapter.kind` flexlora, whose matrices change their shapes, trains with adamw alone."""
     kind, optimizer = kind_of(recipe.adapter), recipe.train.optimizer
-    if optimizer not in kind.facts.get("optimizers", (optimizer,)):
+    if kind.optimizers is not None and optimizer not in kind.optimizers:
         reason = f"{kind.name} changes the shapes of its matrices, and {optimizer} cannot change its states with them"
         yield Finding(("train", "optimizer"), reason, "Write optimizer: adamw.")
 

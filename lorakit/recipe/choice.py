@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from lorakit.recipe.section import Section
-from lorakit.registry import Table
+from lorakit.registry import AnyTable
 
 
 def chosen(value: Any) -> list[str]:
@@ -22,7 +22,7 @@ def chosen_name(value: Any) -> str:
     return chosen(value)[0]
 
 
-def chosen_settings(table: Table, value: Any) -> Any:
+def chosen_settings(table: AnyTable, value: Any) -> Any:
     """The entry's settings, its defaults where the value is a word; None for an entry, or a word, that has none."""
     if isinstance(value, str):
         return _defaults(table, value) if value in table else None
@@ -30,6 +30,6 @@ def chosen_settings(table: Table, value: Any) -> Any:
 
 
 @functools.cache
-def _defaults(table: Table, name: str) -> Section | None:
-    settings: type[Section] | None = table[name].facts.get("settings")
+def _defaults(table: AnyTable, name: str) -> Section | None:
+    settings = table[name].settings
     return settings() if settings else None

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, create_mo
 
 from lorakit.recipe.fields import word_of
 from lorakit.recipe.section import Section
-from lorakit.registry import ADAPTERS, FORMATS, METRICS, Table
+from lorakit.registry import ADAPTERS, FORMATS, METRICS, AnyTable
 
 
 class _OneEntry(Section):
@@ -22,11 +22,11 @@ class _OneEntry(Section):
         return {name: value for name, value in handler(self).items() if value is not None}
 
 
-def _settings_by_name(table: Table, name: str) -> Any:
+def _settings_by_name(table: AnyTable, name: str) -> Any:
     keys: dict[str, Any] = {
-        entry.name: (entry.facts["settings"] | None, Field(default=None, description=f"Settings of {entry.name}."))
+        entry.name: (entry.settings | None, Field(default=None, description=f"Settings of {entry.name}."))
         for entry in table
-        if "settings" in entry.facts
+        if entry.settings
     }
     purpose = f"One {table.noun}, with its settings."
     return create_model(name, __base__=_OneEntry, __module__=__name__, __doc__=purpose, **keys)

@@ -8,14 +8,14 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lorakit.recipe.data_files import DATA_SUFFIXES
-from lorakit.registry import QUANTIZERS, Table
+from lorakit.registry import QUANTIZERS, AnyTable
 
 
 @dataclass(frozen=True)
 class WordOf:
     """Annotation of a string that must be an entry of `table` or one of `extra`."""
 
-    table: Table
+    table: AnyTable
     extra: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
@@ -30,7 +30,7 @@ class WordOf:
         return {"type": "string", "enum": self.names()}
 
 
-def word_of(table: Table, *extra: str) -> Any:
+def word_of(table: AnyTable, *extra: str) -> Any:
     """The type of a field whose value is an entry of `table` or one of `extra`."""
     words = WordOf(table, extra)
     return Annotated[str, AfterValidator(words.check), words]

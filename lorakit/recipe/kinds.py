@@ -5,7 +5,7 @@ from typing import Any
 
 from lorakit.recipe.choice import chosen, chosen_settings
 from lorakit.recipe.schema import Adapter, Model, Recipe
-from lorakit.registry import ADAPTERS, Entry
+from lorakit.registry import ADAPTERS, AdapterSpec
 
 UNQUANTIZED_OR_8_BIT = ("none", "q8")
 _SHAPE = ("kind", "rank", "alpha", "targets", "exclude", "layers")
@@ -13,7 +13,7 @@ BROUGHT = (*_SHAPE, "rank_overrides", "alpha_overrides", "train_modules")
 """The keys of `adapter` that an adapter which is trained on decides."""
 
 
-def kind_of(adapter: Adapter) -> Entry:
+def kind_of(adapter: Adapter) -> AdapterSpec:
     """The table's entry of the recipe's kind; lora's for a mapping that names none, which is an error of its own."""
     return ADAPTERS[next(iter(chosen(adapter.kind)), "lora")]
 
@@ -41,14 +41,14 @@ def adapter_folder(source: Path) -> Path:
 
 def effective_model(recipe: Recipe) -> Model:
     """The model section with the quantization that really holds: some kinds quantize the base themselves."""
-    own = kind_of(recipe.adapter).facts.get("quantizes")
+    own = kind_of(recipe.adapter).quantizes
     return recipe.model.model_copy(update={"quantization": own}) if own else recipe.model
 
 
 def unread(recipe: Recipe) -> dict[str, str]:
     """Dotted names of keys that nothing would read in this recipe -> why."""
     kind, source = kind_of(recipe.adapter), begins_from(recipe.adapter)
-    refused = () if source else kind.facts.get("refuses", ())
+    refused = () if source else kind.refuses
     found = dict.fromkeys(refused, f"adapter.kind {kind.name} does not take it")
     if source:
         found |= dict.fromkeys([f"adapter.{key}" for key in BROUGHT], "the adapter that adapter.from names has its own")

@@ -11,11 +11,11 @@ from lorakit.recipe.problems import shown
 from lorakit.recipe.rules import RULES
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.shape import branches, fields, section_of
-from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS
+from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS, AnyTable
 
 EXTENDS = "Files that this one builds on: a path, or a list of paths of which later ones win, relative to this file."
 
-_TABLES = {
+_TABLES: dict[str, AnyTable] = {
     "data.format": FORMATS,
     "adapter.kind": ADAPTERS,
     "model.quantization": QUANTIZERS,

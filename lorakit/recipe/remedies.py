@@ -118,7 +118,7 @@ def _is_a_source(path: PathParts) -> bool:
 @functools.cache
 def _columns() -> frozenset[str]:
     """Every name of ours for a column."""
-    named = [name for entry in FORMATS for key in ("columns", "optional") for name in entry.facts.get(key, ())]
+    named = [name for entry in FORMATS for name in (*entry.columns, *entry.optional)]
     return frozenset(one for name in named for one in ([name] if isinstance(name, str) else name))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from lorakit.recipe.choice import chosen, chosen_settings
 from lorakit.recipe.problems import PathParts, shown
 from lorakit.recipe.schema import Recipe
-from lorakit.registry import Table
+from lorakit.registry import AnyTable
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def bad_pattern(path: PathParts, pattern: str) -> Iterator[Finding]:
         yield Finding(path, reason, "Correct it, or put a backslash before a character that is meant as it is.")
 
 
-def choice_mistakes(path: PathParts, table: Table, value: Any, example: str, *beside: Any) -> Iterator[Finding]:
+def choice_mistakes(path: PathParts, table: AnyTable, value: Any, example: str, *beside: Any) -> Iterator[Finding]:
     """A mapping that names no entry of a table, or several, and settings of an entry that do not fit each other.
 
     `beside` is what the table's entries are told besides their settings.
@@ -54,6 +54,6 @@ def choice_mistakes(path: PathParts, table: Table, value: Any, example: str, *be
         nouns = f"{table.noun}s"
         reason = f"{' and '.join(names)} are {len(names)} {nouns}" if names else f"it names no {table.noun}"
         yield Finding(path, reason, f"Write one, such as {example}.")
-    elif not isinstance(value, str) and "mistakes" in table[names[0]].facts:
-        for inner, reason, remedy in table[names[0]].facts["mistakes"](chosen_settings(table, value), *beside):
+    elif not isinstance(value, str) and (mistakes := table[names[0]].mistakes):
+        for inner, reason, remedy in mistakes(chosen_settings(table, value), *beside):
             yield Finding((*path, names[0], *inner), reason, remedy)

@@ -86,7 +86,7 @@ def metrics_can_be_read(recipe: Recipe, written: Collection[str]) -> Iterator[Fi
     for index, metric in enumerate(recipe.evaluate.metrics):
         path = ("evaluate", "metrics", index)
         yield from choice_mistakes(path, METRICS, metric, "exact-match, or with settings {chrf: {word_order: 2}}")
-        settings: Any = METRICS[metric].facts.get("settings") if isinstance(metric, str) else None
+        settings: Any = METRICS[metric].settings if isinstance(metric, str) else None
         needed = [name for name, field in settings.model_fields.items() if field.is_required()] if settings else []
         if needed:
             reason = f"{metric} needs settings: {', '.join(needed)}"
@@ -145,7 +145,7 @@ def system_prompts_are_read(recipe: Recipe, written: Collection[str]) -> Iterato
             if isinstance(source, (str, Source)):
                 own = source if isinstance(source, Source) else Source(path=source)
                 name = next(iter(chosen(own.format or recipe.data.format)), "auto")
-                read.append(name == "auto" or FORMATS[name].facts.get("conversations", True))
+                read.append(name == "auto" or FORMATS[name].conversations)
                 if own.system is not None and not read[-1]:
                     yield Finding((*path, "system"), f"rows of the format {name} have no messages", "Remove it.")
     if recipe.data.system is not None and not any(read):

@@ -168,7 +168,7 @@ def _targets(base: Any, prepared: Prepared, progress: Progress) -> Targets:
     def signal(modules: list[str]) -> dict[str, float]:
         return signals(base, modules, prepared.base, _held_in(prepared.model), progress)
 
-    return select_targets(base, settings, bool(kind_of(settings).facts.get("experts")), signal)
+    return select_targets(base, settings, kind_of(settings).experts, signal)
 
 
 def _held_in(model: Model) -> str:
@@ -194,7 +194,7 @@ def _given(prepared: Prepared, progress: Progress) -> Given:
 
 def driven_by(settings: Adapter) -> Callable[..., Driver] | None:
     """What makes the driver of a recipe's kind; None where the kind has none, or an adapter is trained on."""
-    drive: Callable[..., Driver] | None = kind_of(settings).facts.get("drive")
+    drive: Callable[..., Driver] | None = kind_of(settings).callback
     return None if begins_from(settings) else drive
 
 

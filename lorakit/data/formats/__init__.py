@@ -1,12 +1,8 @@
 """Formats: what one raw record says. One plain function each, one format a file.
 
 A format function takes the record as a dict, and the format's settings where it has some, and returns a Conversation,
-a Text or Tokens (lorakit/data/conversations.py), or raises `RowError` with what is wrong. It is registered with
-
-- `columns`: those by which auto-detection recognises the format; of a tuple of names a row has one;
-- `optional`: the other columns that it reads;
-- `conversations`: False where rows are no conversations, so that no system prompt is put above them;
-- `settings`: the Section of its settings, all with defaults; `mistakes`: what cannot work in such settings.
+a Text or Tokens (lorakit/data/conversations.py), or raises `RowError` with what is wrong. `FormatSpec` in
+lorakit/registry.py has what it is registered with.
 """
 
 import importlib

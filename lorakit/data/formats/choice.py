@@ -12,7 +12,7 @@ from lorakit.recipe.choice import chosen_settings
 from lorakit.recipe.data_files import data_suffix
 from lorakit.recipe.problems import one_line
 from lorakit.recipe.section import Section
-from lorakit.registry import FORMATS, Entry
+from lorakit.registry import FORMATS, FormatSpec
 
 # Rows that a format fits by its columns, and that it would read wrongly.
 _ELSE = (
@@ -24,15 +24,15 @@ _ELSE = (
 )
 
 
-def needed(entry: Entry) -> list[tuple[str, ...]]:
+def needed(entry: FormatSpec) -> list[tuple[str, ...]]:
     """The columns that a row of this format must have; of several in one tuple it has one."""
-    return [(column,) if isinstance(column, str) else tuple(column) for column in entry.facts["columns"]]
+    return [(column,) if isinstance(column, str) else tuple(column) for column in entry.columns]
 
 
 def columns_read(name: str) -> set[str]:
     """Every column that a format reads."""
     entry = FORMATS[name]
-    return {*chain.from_iterable(needed(entry)), *entry.facts.get("optional", ())}
+    return {*chain.from_iterable(needed(entry)), *entry.optional}
 
 
 def said(name: str, settings: Section | None, record: Mapping[str, Any]) -> Said:
@@ -92,7 +92,7 @@ def can_be_read(name: str | None, settings: Section | None, records: Sequence[Ma
         return False
 
 
-def _candidates(records: Sequence[Mapping[str, Any]]) -> tuple[set[str], list[Entry]]:
+def _candidates(records: Sequence[Mapping[str, Any]]) -> tuple[set[str], list[FormatSpec]]:
     """The columns that hold something, and the formats that they fit.
 
     Where they fit none, a column that holds nothing but empty texts and lists counts too: it says what the rows are.
@@ -106,15 +106,15 @@ def _candidates(records: Sequence[Mapping[str, Any]]) -> tuple[set[str], list[En
     return there, []
 
 
-def _fits(entry: Entry, columns: set[str]) -> bool:
+def _fits(entry: FormatSpec, columns: set[str]) -> bool:
     return all(not columns.isdisjoint(names) for names in needed(entry))
 
 
-def _goes_before(one: Entry, other: Entry) -> bool:
+def _goes_before(one: FormatSpec, other: FormatSpec) -> bool:
     return set(needed(one)) > set(needed(other))
 
 
-def _is_part_of_another(entry: Entry) -> bool:
+def _is_part_of_another(entry: FormatSpec) -> bool:
     return any(_goes_before(other, entry) for other in FORMATS)
 
 
@@ -122,11 +122,11 @@ def _held(names: tuple[str, ...], columns: set[str]) -> str:
     return next(name for name in names if name in columns)
 
 
-def _reads_one(entry: Entry, records: Sequence[Mapping[str, Any]]) -> bool:
+def _reads_one(entry: FormatSpec, records: Sequence[Mapping[str, Any]]) -> bool:
     return any(_complaint(entry, record) is None for record in records)
 
 
-def _complaint(entry: Entry, record: Mapping[str, Any]) -> RowError | None:
+def _complaint(entry: FormatSpec, record: Mapping[str, Any]) -> RowError | None:
     """Why a record is not of this format; None where it is."""
     return _complaint_of(entry.name, None, record)
 
@@ -148,7 +148,7 @@ def _shape(records: Sequence[Mapping[str, Any]], where: str) -> str:
     return "The first line names the columns: put such a line above the rows where there is none. " if header else ""
 
 
-def _known(fitting: list[Entry], columns: set[str], records: Sequence[Mapping[str, Any]]) -> str:
+def _known(fitting: list[FormatSpec], columns: set[str], records: Sequence[Mapping[str, Any]]) -> str:
     """What would fit, and why those do not that have their columns."""
     known = "; ".join(
         f"{entry.name} needs {', '.join(' or '.join(names) for names in needed(entry))}" for entry in FORMATS

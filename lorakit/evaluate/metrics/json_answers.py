@@ -28,7 +28,7 @@ def json_valid(answer: str, reference: str) -> dict[str, float]:
     return {"": 1.0}
 
 
-@METRICS.register("json-schema", settings=JsonSchema, mistakes=schema_mistakes, together=True)
+@METRICS.register("json-schema", settings=JsonSchema, mistakes=schema_mistakes, batched=True)
 def json_schema(answers: Sequence[str], references: Sequence[str], settings: Any) -> list[dict[str, float]]:
     """The whole answer is one JSON value that fits a JSON schema. The reference is not read.
 

@@ -19,19 +19,19 @@ def _rouge(kind: str, answers: Sequence[str], references: Sequence[str]) -> list
     return [{"": float(scorer.score(reference, answer)[kind].fmeasure)} for answer, reference in pairs]
 
 
-@METRICS.register("rouge-1", together=True)
+@METRICS.register("rouge-1", batched=True)
 def rouge_1(answers: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
     """ROUGE-1 (rouge-score, no stemming): F1 of the words that answer and reference share."""
     return _rouge("rouge1", answers, references)
 
 
-@METRICS.register("rouge-2", together=True)
+@METRICS.register("rouge-2", batched=True)
 def rouge_2(answers: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
     """ROUGE-2: F1 of the pairs of neighbouring words that answer and reference share."""
     return _rouge("rouge2", answers, references)
 
 
-@METRICS.register("rouge-l", together=True)
+@METRICS.register("rouge-l", batched=True)
 def rouge_l(answers: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
     """ROUGE-L: F1 of the longest sequence of words that both have in this order, gaps allowed."""
     return _rouge("rougeL", answers, references)
@@ -54,7 +54,7 @@ def pooled_bleu(sums: Any) -> Any:
     return np.where(matches.any(-1) & (totals > 0).all(-1), score, 0.0)
 
 
-@METRICS.register("bleu", settings=Bleu, unit="points", together=True, pool=pooled_bleu)
+@METRICS.register("bleu", settings=Bleu, unit="points", batched=True, pool=pooled_bleu)
 def bleu(answers: Sequence[str], references: Sequence[str], settings: Bleu) -> list[dict[str, Any]]:
     """BLEU (sacrebleu), of all rows together, from 0 to 100."""
     from sacrebleu.metrics import BLEU
@@ -78,7 +78,7 @@ def pooled_chrf(sums: Any) -> Any:
     return 100 * (1 + beta_squared) * precision * recall / np.where(below > 0, below, 1)
 
 
-@METRICS.register("chrf", settings=Chrf, unit="points", together=True, pool=pooled_chrf)
+@METRICS.register("chrf", settings=Chrf, unit="points", batched=True, pool=pooled_chrf)
 def chrf(answers: Sequence[str], references: Sequence[str], settings: Chrf) -> list[dict[str, Any]]:
     """chrF (sacrebleu): F2 of character n-grams, of all rows together, from 0 to 100."""
     from sacrebleu.metrics import CHRF

@@ -22,7 +22,7 @@ def length_ratio(answer: str, reference: str) -> dict[str, Any]:
     return {"": (len(answer.strip()), len(reference.strip()))}
 
 
-@METRICS.register("semantic-similarity", settings=Semantic, unit="ratio", together=True)
+@METRICS.register("semantic-similarity", settings=Semantic, unit="ratio", batched=True)
 def semantic_similarity(
     answers: Sequence[str], references: Sequence[str], settings: Semantic
 ) -> list[dict[str, float]]:

@@ -1,18 +1,6 @@
 """Adapter kinds: a recipe's adapter section -> PEFT's configuration, and what the training loop must do besides.
 
-One plain function a kind. An entry's facts, all optional, say the rest:
-
-- `settings`: the section of settings that the kind has of its own, and `mistakes(settings, adapter)` in it;
-- `refuses`: keys of the recipe that the kind would ignore; `quantizations` that it goes with; `optimizers` likewise;
-- `quantizes`: the quantization in which the kind itself puts the base;
-- `experts`: whether it adapts the fused weights of mixture-of-experts layers; `lora_plus`: whether it has B matrices
-  that can learn faster;
-- `rate`: the learning rate that suits it, as a share of plain LoRA's, with the source;
-- `numbers(settings, rank, weight)`: how many numbers are trained on one weight, where that is not rank (in + out);
-- `keeps_beginning`: whether a frozen copy of what the adapter began with stays beside it;
-- `initialize(model, settings, given)`: what is done to a fresh adapter;
-- `drive(model, settings, steps)`: the Driver of a training of so many steps.
-
+One plain function a kind; `AdapterSpec` in lorakit/registry.py has what else a kind may say of itself.
 The functions import torch and PEFT when they are called: the recipe reads this table too.
 """
 
@@ -106,7 +94,7 @@ def _start_pissa(model: Any, settings: Any, given: Given) -> None:
     start_principal(model, truncated_svd(settings.iterations), given.progress)
 
 
-@ADAPTERS.register("pissa", settings=Pissa, rate=_pissa_rate, initialize=_start_pissa, keeps_beginning=True)
+@ADAPTERS.register("pissa", settings=Pissa, rate=_pissa_rate, initialize=_start_pissa, keeps_initial=True)
 def pissa(settings: Any, targets: Any) -> Any:
     """PiSSA (Meng et al., arXiv 2404.02948): LoRA that starts from each weight's largest singular directions."""
     return _lora(settings, targets)
@@ -122,7 +110,7 @@ def _start_olora(model: Any, settings: Any, given: Given) -> None:
     start_principal(model, first_of_qr, given.progress)
 
 
-@ADAPTERS.register("olora", rate=_olora_rate, initialize=_start_olora, keeps_beginning=True)
+@ADAPTERS.register("olora", rate=_olora_rate, initialize=_start_olora, keeps_initial=True)
 def olora(settings: Any, targets: Any) -> Any:
     """OLoRA (Büyükakyüz, arXiv 2406.01775): LoRA that starts from an orthonormal basis of each weight."""
     return _lora(settings, targets)
@@ -187,7 +175,7 @@ def _adalora_numbers(settings: Any, rank: int, weight: Any) -> int:
     numbers=_adalora_numbers,
     settings=AdaLora,
     mistakes=_adalora_mistakes,
-    drive=_drive_adalora,
+    callback=_drive_adalora,
     refuses=(*_OVERRIDES, "train.lora_plus"),
     rate=_svd_rate,
 )
@@ -215,7 +203,7 @@ def _flexlora_numbers(settings: Any, rank: int, weight: Any) -> int:
     numbers=_flexlora_numbers,
     settings=FlexLora,
     mistakes=_flexlora_mistakes,
-    drive=_drive_flexlora,
+    callback=_drive_flexlora,
     refuses=(*_OVERRIDES, "train.lora_plus"),
     rate=_svd_rate,
     optimizers=("auto", "adamw"),
