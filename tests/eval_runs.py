@@ -8,9 +8,9 @@ import yaml
 from conftest import TOPICS, rows_of, write_rows
 from runs_of_tests import run_recipe
 
-from lorakit.evaluate.evaluation import Request
-from lorakit.evaluate.run import request_of, score_lineup
-from lorakit.evaluate.subjects import line_up
+from lorakit.evaluate.evaluation import EvalSettings
+from lorakit.evaluate.models import resolve_models
+from lorakit.evaluate.run import default_settings, score_models
 from lorakit.progress import Silent
 from lorakit.run_dir import Run
 
@@ -70,10 +70,10 @@ def edit_json(path: Path, **changes) -> None:
 def score(*given, file=None, progress=None, probes=None, **request):
     """What `lorakit eval` measures of these, without the cache unless `cache=True`."""
     progress = progress or Silent()
-    lineup = line_up([str(path) for path in given], progress)
-    wanted = request_of(lineup.prepared)
+    model_set = resolve_models([str(path) for path in given], progress)
+    wanted = default_settings(model_set.prepared)
     settings = {"metrics": wanted.metrics, "max_new_tokens": wanted.max_new_tokens, "cache": False} | request
-    return score_lineup(lineup, file, Request(**settings), progress, probes=probes)
+    return score_models(model_set, file, EvalSettings(**settings), progress, probes=probes)
 
 
 def loss(evaluation, name):

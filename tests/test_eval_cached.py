@@ -5,7 +5,7 @@ import json
 import pytest
 from eval_runs import loss, make_run, score
 
-from lorakit.evaluate import asking, loaded
+from lorakit.evaluate import inference, loaded
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, tiny_base, mon
     monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
     run = make_run(tmp_path, tiny_base, train={"seed": 11})
     whole = score(run.folder)
-    given, answers_to = [], asking.answers_to
+    given, answers_to = [], inference.greedy_answers
 
     def interrupted(model, prompts, *more):
         *settings, told = more
@@ -57,7 +57,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, tiny_base, mon
 
         return answers_to(model, prompts, *settings, once if len(given) == 1 else told)
 
-    monkeypatch.setattr(asking, "answers_to", interrupted)
+    monkeypatch.setattr(inference, "greedy_answers", interrupted)
     monkeypatch.setattr("lorakit.evaluate.generate._ROWS", {"cpu": 4})
     with pytest.raises(KeyboardInterrupt):
         score(run.folder, cache=True)

@@ -10,10 +10,10 @@ from eval_runs import Remembers, make_run, score
 from prose import prose
 
 from lorakit.data.general_texts import general_rows
-from lorakit.evaluate.evaluation import Request
+from lorakit.evaluate.evaluation import EvalSettings
 from lorakit.evaluate.examined import examination
-from lorakit.evaluate.run import score_lineup
-from lorakit.evaluate.subjects import line_up, on_quantizations
+from lorakit.evaluate.models import add_quantizations, resolve_models
+from lorakit.evaluate.run import score_models
 from lorakit.progress import Silent
 
 
@@ -205,8 +205,8 @@ def test_drift_is_measured_against_the_full_base_or_said_to_be_missing(tmp_path,
     run = make_run(tmp_path, knowing, model={"quantization": "nf4"})
 
     def drift(*words):
-        lineup = on_quantizations(line_up([str(run.folder)], Silent()), words)
-        found = score_lineup(lineup, None, Request(), Silent()).findings
+        model_set = add_quantizations(resolve_models([str(run.folder)], Silent()), words)
+        found = score_models(model_set, None, EvalSettings(), Silent()).findings
         return {
             name: next((one for one in those if one.name == "quantization drift"), None)
             for name, those in found.items()
@@ -221,11 +221,11 @@ def test_drift_is_measured_against_the_full_base_or_said_to_be_missing(tmp_path,
 def test_models_of_another_base_are_not_measured_against_this_one(honest, tmp_path, tiny_base, general):
     """The other run has fewer tokens than the first one's training rows use, which must not be put to it."""
     other = make_run(tmp_path / "other", tiny_base)
-    lineup = line_up([str(honest.folder), str(other.folder), str(tiny_base), "base"], Silent())
-    listener, request = Remembers(), Request(("exact-match",), 8, cache=False)
-    found = score_lineup(lineup, None, request, listener, examination(lineup, general))
+    model_set = resolve_models([str(honest.folder), str(other.folder), str(tiny_base), "base"], Silent())
+    listener, request = Remembers(), EvalSettings(("exact-match",), 8, cache=False)
+    found = score_models(model_set, None, request, listener, examination(model_set, general))
     names = {model: {one.name for one in those} for model, those in found.findings.items()}
-    first, second, plain = (subject.name for subject in lineup.subjects[:3])
+    first, second, plain = (spec.name for spec in model_set.specs[:3])
     assert names[first] >= {"forgetting", "memorization", "parroting"}
     assert not names[second] & {"forgetting", "memorization"} and "parroting" in names[second]
     assert not names[plain] & {"forgetting", "memorization", "parroting"}

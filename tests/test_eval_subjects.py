@@ -10,7 +10,7 @@ from merge_runs import merged_run
 
 from lorakit.errors import UserError
 from lorakit.evaluate import loaded
-from lorakit.evaluate.subjects import line_up
+from lorakit.evaluate.models import resolve_models
 from lorakit.progress import Silent
 
 
@@ -64,7 +64,7 @@ def test_a_run_alone_means_base_adapter_and_merged(one, tmp_path, tiny_base):
     assert [model.name for model in found.models] == ["base", "adapter", "merged"]
     assert loss(found, "merged") == pytest.approx(loss(found, "adapter"), rel=1e-4)
     apart = score(run.merged, run.folder, "base")
-    assert [model.subject.kind for model in apart.models] == ["merged", "adapter", "base"]
+    assert [model.spec.kind for model in apart.models] == ["merged", "adapter", "base"]
     assert loss(apart, apart.models[0].name) == pytest.approx(loss(found, "merged"))
 
 
@@ -91,15 +91,15 @@ def test_an_adapter_beside_a_quantized_run_is_told_to_be_on_its_quantized_base(o
     folder = adapter_copy(one, tmp_path / "alone")
     for given, quantization in (([str(run.folder), folder], "nf4"), ([str(one.folder), folder], "none")):
         told = Remembers()
-        lineup = line_up([str(name) for name in given], told)
-        assert lineup.subjects[-1].settings.quantization == quantization
+        model_set = resolve_models([str(name) for name in given], told)
+        assert model_set.specs[-1].settings.quantization == quantization
         assert any("put on its base in nf4" in text for text in told.warned) == (quantization == "nf4")
 
 
 def test_the_adapter_of_a_run_is_the_run(one):
     found = score(one.adapter, "base")
     assert [model.name for model in found.models] == ["run/adapter", "base"]
-    assert found.lineup.run.folder == one.folder
+    assert found.model_set.run.folder == one.folder
 
 
 def test_an_adapter_without_a_run_is_put_on_the_base_that_it_names_which_is_said(one, tmp_path, tiny_base):
@@ -108,7 +108,7 @@ def test_an_adapter_without_a_run_is_put_on_the_base_that_it_names_which_is_said
     assert any(f"put on {tiny_base}" in line for line in progress.said)
     with_run = score(one.folder)
     assert loss(found, "copy") == pytest.approx(loss(with_run, "adapter"), rel=1e-6)
-    assert found.baseline.name == "base" and found.lineup.run is None
+    assert found.baseline.name == "base" and found.model_set.run is None
 
 
 def test_a_base_that_cannot_be_had_is_replaced_by_the_runs_and_told(one, tmp_path):
@@ -148,14 +148,14 @@ def test_models_with_other_tokenizers_are_asked_in_their_own_tokens_and_compared
     progress = Remembers()
     found = score(one.folder, other_base, "base", progress=progress)
     run, other, base = found.models
-    assert run.asked is base.asked is not other.asked
-    assert other.asked.references == run.asked.references
+    assert run.rendered is base.rendered is not other.rendered
+    assert other.rendered.references == run.rendered.references
     assert other.tokens.sum() > run.tokens.sum()
     assert {"loss", "perplexity"} & found.comparisons[other.name].keys() == set()
     assert {"loss", "loss-per-character"} <= found.comparisons[run.name].keys()
-    characters = sum(len(text) for text in run.asked.references)
+    characters = sum(len(text) for text in run.rendered.references)
     measured = found.scores[other.name]["loss-per-character"].measure.value
-    assert measured == pytest.approx(other.found.nats.sum() / characters)
+    assert measured == pytest.approx(other.outputs.nats.sum() / characters)
     assert found.comparisons[other.name]["loss-per-character"].rows == 10
     assert any("are not compared" in note for note in found.notes) and found.notes == progress.warned
 
@@ -165,8 +165,8 @@ def test_the_same_rows_are_compared_where_one_tokenizer_drops_some(tmp_path, tin
     progress = Remembers()
     found = score(run.folder, other_base, progress=progress)
     first, other = found.models
-    assert 0 < len(other.asked.rows) < 10
-    assert [row["where"] for row in first.asked.rows] == [row["where"] for row in other.asked.rows]
+    assert 0 < len(other.rendered.rows) < 10
+    assert [row["where"] for row in first.rendered.rows] == [row["where"] for row in other.rendered.rows]
     assert any("not every model" in line for line in progress.warned)
 
 
@@ -178,7 +178,7 @@ def test_a_model_without_a_chat_template_gets_the_first_ones(one, tiny_base, tmp
     progress = Remembers()
     found = score(one.folder, bare, "base", progress=progress)
     assert loss(found, "bare") == pytest.approx(loss(found, "base"))
-    assert found.models[1].asked is found.models[0].asked
+    assert found.models[1].rendered is found.models[0].rendered
     assert any("no chat template of its own" in line for line in progress.warned)
     with pytest.raises(UserError, match=r"has no chat template.*Give a run"):
         score(bare, file=write_rows(tmp_path / "rows.jsonl", rows_of(3)))
@@ -215,11 +215,11 @@ def test_labels_are_scored_by_likelihood(tmp_path, tiny_base, other_base):
     found = score(run.folder)
     base = found.baseline
     assert base.classifications[""].labels == ("fruit", "place", "thing") and base.answers == []
-    likely = base.found.likelihoods[""]
+    likely = base.outputs.likelihoods[""]
     assert likely.shape == (2, 3) and (likely < 0).all()
     right = np.mean(likely.argmax(1) == [0, 1])
     assert base.scores["label-accuracy"] == right
-    trained = found.models[1].found.likelihoods[""]
+    trained = found.models[1].outputs.likelihoods[""]
     assert np.exp(trained).sum() > np.exp(likely).sum()
     apart = score(run.folder, other_base)
     assert [model.classifications[""].labels for model in apart.models] == [("fruit", "place")] * 2
@@ -227,11 +227,11 @@ def test_labels_are_scored_by_likelihood(tmp_path, tiny_base, other_base):
 
 
 def test_a_probe_is_asked_of_every_subject_while_its_model_is_there(one, two, loads):
-    def probe(witness):
-        return witness.subject.name, hasattr(witness.model, "peft_config"), len(witness.asked.rows)
+    def probe(eval_model):
+        return eval_model.spec.name, hasattr(eval_model.model, "peft_config"), len(eval_model.rendered.rows)
 
     found = score(one.folder, probes={"seen": probe})
-    assert [model.found.probed["seen"] for model in found.models] == [("base", False, 10), ("adapter", True, 10)]
+    assert [model.outputs.probed["seen"] for model in found.models] == [("base", False, 10), ("adapter", True, 10)]
     assert len(loads) == 1
 
 
@@ -252,4 +252,4 @@ def test_what_cannot_be_scored_is_refused_in_a_sentence(one, given, reason, tmp_
     (tmp_path / "runs").mkdir()
     (tmp_path / "a.txt").touch()
     with pytest.raises(UserError, match=reason):
-        line_up([str(one.folder) if name == "RUN" else name for name in given], Silent())
+        resolve_models([str(one.folder) if name == "RUN" else name for name in given], Silent())

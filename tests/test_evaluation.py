@@ -9,12 +9,12 @@ from runs_of_tests import run_recipe
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate import generate as generation
-from lorakit.evaluate.asked import reference_of
-from lorakit.evaluate.generate import answers_to, generate, until_stop
+from lorakit.evaluate.batching import in_batches
+from lorakit.evaluate.generate import generate, greedy_answers, until_stop
 from lorakit.evaluate.losses import row_losses, trained_tokens
-from lorakit.evaluate.memory import in_batches
 from lorakit.evaluate.metrics.json_answers import json_fields, json_valid
 from lorakit.evaluate.metrics.matching import exact_match
+from lorakit.evaluate.rendering import reference_of
 from lorakit.evaluate.run import evaluate
 from lorakit.evaluate.scores import row_scores
 from lorakit.model.loss import supervised_loss
@@ -120,7 +120,7 @@ def many_prompts(tokenizer, count=24):
 
 def test_a_batch_that_is_mostly_done_goes_on_smaller_to_the_same_answers(tiny_model, tokenizer, monkeypatch):
     prompts = many_prompts(tokenizer)
-    plain = answers_to(tiny_model, prompts, [], 40, 0, "", Silent())
+    plain = greedy_answers(tiny_model, prompts, [], 40, 0, "", Silent())
     said = [token for answer in plain for token in answer.tokens[17:24]]
     stops = sorted({max(set(said), key=said.count)})  # ends many answers, and not at once
     whole = [tuple(alone(tiny_model, prompt, 40, stops)) for prompt in prompts]
@@ -131,7 +131,7 @@ def test_a_batch_that_is_mostly_done_goes_on_smaller_to_the_same_answers(tiny_mo
     )
     monkeypatch.setattr(generation, "_LIVE", 0.9)
     monkeypatch.setattr(generation, "_WORTHWHILE_TOKENS", 1)
-    found = answers_to(tiny_model, prompts, stops, 40, 0, "", Silent())
+    found = greedy_answers(tiny_model, prompts, stops, 40, 0, "", Silent())
     assert [answer.tokens for answer in found] == whole
     assert sizes[0] == 24 and len(sizes) > 1 and sizes[1] < 24
     assert [answer.ended for answer in found] == [len(tokens) < 40 for tokens in whole]
@@ -139,16 +139,16 @@ def test_a_batch_that_is_mostly_done_goes_on_smaller_to_the_same_answers(tiny_mo
 
 def test_what_the_models_own_generation_config_asks_for_does_not_hold(tiny_model, tokenizer):
     prompts = many_prompts(tokenizer, 3)
-    plain = answers_to(tiny_model, prompts, [2], 12, 0, "", Silent())
+    plain = greedy_answers(tiny_model, prompts, [2], 12, 0, "", Silent())
     tiny_model.generation_config.update(do_sample=True, repetition_penalty=9.0, min_new_tokens=12, temperature=3.0)
     own = tiny_model.generation_config
-    assert answers_to(tiny_model, prompts, [2], 12, 0, "", Silent()) == plain
+    assert greedy_answers(tiny_model, prompts, [2], 12, 0, "", Silent()) == plain
     assert tiny_model.generation_config is own
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_halved_and_nothing_is_lost(tiny_model, tokenizer, monkeypatch):
     prompts = many_prompts(tokenizer)
-    plain = answers_to(tiny_model, prompts, [2], 8, 0, "", Silent())
+    plain = greedy_answers(tiny_model, prompts, [2], 8, 0, "", Silent())
     sizes, generates = [], tiny_model.generate
 
     def narrow(**given):
@@ -158,7 +158,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_nothing_is_lost(tin
         return generates(**given)
 
     monkeypatch.setattr(tiny_model, "generate", narrow)
-    assert answers_to(tiny_model, prompts, [2], 8, 0, "", Silent()) == plain
+    assert greedy_answers(tiny_model, prompts, [2], 8, 0, "", Silent()) == plain
     assert sizes == [24, 12, 6, 6, 6, 6]
 
 

@@ -8,7 +8,7 @@ from scipy.stats import ttest_rel
 
 from lorakit.errors import LorakitError
 from lorakit.evaluate.intervals import bonett_price, compare, intervals, wilson
-from lorakit.evaluate.measure import Measure, loss, mean, perplexity
+from lorakit.evaluate.metric import Measure, loss, mean, perplexity
 from lorakit.evaluate.metrics.overlap import pooled_bleu
 from lorakit.evaluate.scores import row_scores
 

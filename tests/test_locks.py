@@ -186,14 +186,14 @@ def test_workers_end_with_a_parent_that_is_killed():
 
 def test_evaluations_that_end_in_one_moment_have_files_of_their_own(tmp_path):
     """The name is taken before it is written, so neither of two processes replaces the other's answers."""
-    from lorakit.evaluate.written import write_facts
+    from lorakit.evaluate.report_files import write_document
 
     paths, start = [], threading.Barrier(8)
 
     def write(number):
         start.wait()
         facts = {"taken": "2026-01-01T00:00:00+00:00", "number": number}
-        paths.append((number, write_facts(facts, tmp_path / "eval", lines=f"{number}\n")))
+        paths.append((number, write_document(facts, tmp_path / "eval", lines=f"{number}\n")))
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
     for thread in threads:

@@ -309,7 +309,7 @@ def test_a_model_that_pools_otherwise_is_refused(encoder, tmp_path):
 
 
 def test_every_metric_says_how_its_score_is_read():
-    from lorakit.evaluate.measure import UNITS
+    from lorakit.evaluate.metric import UNITS
 
     answers, references = texts(6, 5)
     for entry in METRICS:

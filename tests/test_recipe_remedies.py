@@ -248,7 +248,7 @@ def test_of_file_names_the_part_before_the_ending_is_compared():
 
 def test_a_missing_run_is_told_with_the_nearest_one(tmp_path):
     from lorakit.errors import UserError
-    from lorakit.evaluate.arguments import kind_of
+    from lorakit.evaluate.arguments import argument_kind
     from lorakit.run_dir import Run
 
     (tmp_path / "runs" / "demo").mkdir(parents=True)
@@ -256,14 +256,14 @@ def test_a_missing_run_is_told_with_the_nearest_one(tmp_path):
     (tmp_path / "runs" / "demmos").mkdir()  # no run
     for given in ("runs/demmo", "demmo"):
         with pytest.raises(UserError, match=rf"^{given}: there is no such run. Did you mean runs/demo\?$"):
-            kind_of(given)
+            argument_kind(given)
         with pytest.raises(UserError, match=r"Did you mean runs/demo\?$"):
             Run(tmp_path.__class__(given)).read_manifest()
     with pytest.raises(UserError, match=r"there is no such run. Give the folder of a run, such as runs/NAME.$"):
-        kind_of("runs/something")
+        argument_kind("runs/something")
     with pytest.raises(UserError, match=r"not a run folder: it has no manifest.json"):
         Run(tmp_path / "runs" / "demmos").read_manifest()
-    assert kind_of("org/demo") == "model"
+    assert argument_kind("org/demo") == "model"
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from lorakit.data.conversations import Conversation
 from lorakit.data.rendering import ChatTemplate, render
 from lorakit.data.rendering.dates import dated
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.renderings import asked_of, asking_template
-from lorakit.evaluate.subjects import line_up
+from lorakit.evaluate.models import resolve_models
+from lorakit.evaluate.renderings import prompt_template, render_for_models
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
@@ -99,16 +99,16 @@ def test_every_model_beside_a_run_is_asked_on_its_day(recipe_file, dated_base, t
         f"model.template_date={THEN}",
     )
     later, _ = run_recipe(tmp_path / "tiny.yaml", tmp_path / "later", "model.template_date=2021-03-04")
-    lineup = line_up([str(run.folder), str(dated_base), str(later.folder)], Silent())
-    asked, _ = asked_of(lineup, None, Silent())
+    model_set = resolve_models([str(run.folder), str(dated_base), str(later.folder)], Silent())
+    asked, _ = render_for_models(model_set, None, Silent())
     said = [one.tokenizer.decode(one.rows[0]["input_ids"]) for one in asked]
     assert ["03 February 2020" in text for text in said] == [True, True, False] and "04 March 2021" in said[2]
-    template = asking_template(lineup.subjects[1], asked[1].tokenizer, lineup)
+    template = prompt_template(model_set.specs[1], asked[1].tokenizer, model_set)
     pinned = dated(template.tokenizer, template.date)
     assert pinned.apply_chat_template(chat("a"), tokenize=False) == template.write(chat("a"))
     assert "03 February 2020" in template.write(chat("a")) and "2020" not in template.tokenizer.chat_template
     told = Remembers()
-    alone, _ = asked_of(line_up([str(dated_base)], Silent()), tmp_path / "eval.jsonl", told)
+    alone, _ = render_for_models(resolve_models([str(dated_base)], Silent()), tmp_path / "eval.jsonl", told)
     assert date.today().strftime("%d %B %Y") in alone[0].tokenizer.decode(alone[0].rows[0]["input_ids"])
     assert any(f"its chat template writes a date: {date.today().isoformat()}" in text for text in told.said)
 

@@ -11,12 +11,12 @@ from eval_runs import edit_json, make_run, score
 from peft_adapters import KINDS, save_peft_adapter
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from lorakit.evaluate import cached
-from lorakit.evaluate.loaded import Loaded
+from lorakit.evaluate import cache as cached
+from lorakit.evaluate.loaded import ModelLoader
+from lorakit.evaluate.models import resolve_models
 from lorakit.evaluate.questioning import answers_to_questions
 from lorakit.evaluate.questions import read_questions
-from lorakit.evaluate.run import request_of
-from lorakit.evaluate.subjects import line_up
+from lorakit.evaluate.run import default_settings
 from lorakit.model.adapters.driver import Given
 from lorakit.model.adapters.plain import save_adapter
 from lorakit.model.attach import attach_adapter, load_adapter, trained_weights
@@ -54,8 +54,8 @@ def logits(model):
 
 
 @pytest.fixture(scope="module", params=["untied", "tied"])
-def base(request, tiny_base, tied_base):
-    return tiny_base if request.param == "untied" else tied_base
+def base(settings, tiny_base, tied_base):
+    return tiny_base if settings.param == "untied" else tied_base
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def trained_head(tmp_path_factory, tiny_base):
 
 
 def losses(found):
-    return {model.subject.given: model.found.nats.tolist() for model in found.models}
+    return {model.spec.given: model.outputs.nats.tolist() for model in found.models}
 
 
 def test_runs_are_scored_alike_in_any_order_and_alone(trained_head, tmp_path, tiny_base):
@@ -152,9 +152,9 @@ def test_questions_are_answered_on_an_untouched_base(trained_head, tmp_path, tin
     questions = write_rows(tmp_path / "questions.jsonl", [{"prompt": f"Tell of lamps, number {n}."} for n in "12"])
 
     def answers(*given):
-        lineup = line_up(given, Silent())
-        request = replace(request_of(lineup.prepared), cache=False)
-        return answers_to_questions(lineup, read_questions(questions), request, Silent())
+        model_set = resolve_models(given, Silent())
+        settings = replace(default_settings(model_set.prepared), cache=False)
+        return answers_to_questions(model_set, read_questions(questions), settings, Silent())
 
     one, other = answers(head, plain), answers(plain, head)
     assert one == other and len(set(map(tuple, one.values()))) == 2
@@ -163,16 +163,16 @@ def test_questions_are_answered_on_an_untouched_base(trained_head, tmp_path, tin
 def test_bases_of_the_same_weights_and_another_config_are_not_one(trained_head, tiny_base, tmp_path):
     other = shutil.copytree(tiny_base, tmp_path / "other")
     edit_json(other / "config.json", rms_norm_eps=0.5)
-    lineup = line_up([str(tiny_base), str(other)], Silent())
-    loaded = Loaded("cpu")
-    first, second = (logits(loaded.model_of(subject)) for subject in lineup.subjects)
+    model_set = resolve_models([str(tiny_base), str(other)], Silent())
+    loaded = ModelLoader("cpu")
+    first, second = (logits(loaded.model_of(spec)) for spec in model_set.specs)
     assert loaded.loads == 2 and not torch.equal(first, second)
 
 
 def test_caches_of_older_versions_are_not_read(monkeypatch, tmp_path):
     monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path))
-    now = cached.opened("losses", {"base": "x"})
+    now = cached.open_cache("losses", {"base": "x"})
     now.add({"row": 1.0})
-    assert cached.opened("losses", {"base": "x"}).lines == {"row": 1.0}
+    assert cached.open_cache("losses", {"base": "x"}).lines == {"row": 1.0}
     monkeypatch.setattr(cached, "_VERSION", cached._VERSION - 1)
-    assert cached.opened("losses", {"base": "x"}).lines == {}
+    assert cached.open_cache("losses", {"base": "x"}).lines == {}

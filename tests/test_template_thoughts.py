@@ -11,7 +11,7 @@ from data_masks import examples, refusal, trained_texts
 from lorakit.data.conversations import Conversation
 from lorakit.data.encoding import encode
 from lorakit.data.rendering import ChatTemplate, render
-from lorakit.evaluate.generate import said_in
+from lorakit.evaluate.generate import decode_answer
 
 HEADER = "{% for m in messages %}{{ '[' + m.role + ']' }}{% if m.role == 'assistant' %}ANSWER{{ eos_token }}{% else %}"
 HEADER += "{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}PROMPT{% endif %}"
@@ -220,14 +220,14 @@ def test_metrics_compare_answers_without_their_thoughts(kind):
     tokenizer = made.tokenizer()
     for text in (plain, thoughtful, "Paris.</s>"):
         tokens = tokenizer(text.removesuffix("</s>"), add_special_tokens=False)["input_ids"]
-        assert said_in(tokens, tokenizer) == "Paris."
+        assert decode_answer(tokens, tokenizer) == "Paris."
 
 
 def test_a_thought_that_is_closed_by_a_special_token_is_no_part_of_the_answer():
     made = replace(KINDS["a beginning and an end"][0], special=("<|START_THINKING|>", "<|END_THINKING|>"))
     tokenizer = made.tokenizer()
     ids = tokenizer("hm<|END_THINKING|> Paris.</s>", add_special_tokens=False)["input_ids"]
-    assert said_in(ids, tokenizer) == "Paris."
+    assert decode_answer(ids, tokenizer) == "Paris."
 
 
 def test_metrics_compare_answers_without_the_name_of_their_channel():
@@ -236,7 +236,7 @@ def test_metrics_compare_answers_without_the_name_of_their_channel():
     for talk in (chat("Hello", "Paris."), [*chat("Hello"), answer("Paris.", thinking="hm")]):
         (text,) = said(examples(made, tokenizer, talk), tokenizer)
         ids = tokenizer(text.removesuffix("<|return|>"), add_special_tokens=False)["input_ids"]
-        assert said_in(ids, tokenizer) == "Paris."
+        assert decode_answer(ids, tokenizer) == "Paris."
 
 
 def test_behind_what_a_tool_gave_a_thought_begins_as_that_prompt_has_it():

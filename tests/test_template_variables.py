@@ -144,10 +144,10 @@ def test_a_run_trained_without_thoughts_is_asked_without_them(recipe_file, lorak
     code, _, told = lorakit("train", recipe, "--output", "run")
     assert code == 0 and "{off: true}" in told
     assert "{off: true}: ask the model in the same way" in (tmp_path / "run" / "adapter" / "README.md").read_text()
-    from lorakit.evaluate.renderings import asking_template, tokenizers_of
-    from lorakit.evaluate.subjects import line_up
+    from lorakit.evaluate.models import resolve_models
+    from lorakit.evaluate.renderings import load_tokenizers, prompt_template
     from lorakit.progress import Silent
 
-    lineup = line_up(["base", "run"], Silent())
-    for subject, tokenizer in zip(lineup.subjects, tokenizers_of(lineup, Silent()), strict=True):
-        assert asking_template(subject, tokenizer, lineup).variables == {"off": True}
+    model_set = resolve_models(["base", "run"], Silent())
+    for spec, tokenizer in zip(model_set.specs, load_tokenizers(model_set, Silent()), strict=True):
+        assert prompt_template(spec, tokenizer, model_set).variables == {"off": True}

@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from lorakit.console import Terminal, result_table
-from lorakit.evaluate.run import request_of, score_lineup
-from lorakit.evaluate.subjects import line_up_run
+from lorakit.evaluate.models import models_of_run
+from lorakit.evaluate.run import default_settings, score_models
 from lorakit.prepare import reopen_run
 from lorakit.recipe.load import load
 from lorakit.registry import ADAPTERS, QUANTIZERS
@@ -120,9 +120,9 @@ def run(command: list[str]) -> str:
 def scores_of(folder: Path) -> dict[str, float]:
     """The scores of what a run trained, without its base's."""
     quiet = Terminal(quiet=True)
-    lineup = line_up_run(*reopen_run(folder, quiet))
-    trained = replace(lineup, subjects=lineup.subjects[1:2])
-    return score_lineup(trained, None, request_of(lineup.prepared), quiet).models[0].scores
+    model_set = models_of_run(*reopen_run(folder, quiet))
+    trained = replace(model_set, specs=model_set.specs[1:2])
+    return score_models(trained, None, default_settings(model_set.prepared), quiet).models[0].scores
 
 
 _COLUMNS = ["kind", "quantization", "trainable", "learning rate", "held-out loss", "exact-match", "peak GB", "s a step"]

@@ -68,14 +68,14 @@ def _measured(way: str, folder: Path, rows: int, threads: int) -> dict[str, Any]
 def _by_lorakit(run: Any, prepared: Any, rows: int) -> dict[str, list[str]]:
     from dataclasses import replace
 
-    from lorakit.evaluate.run import request_of, score_lineup
-    from lorakit.evaluate.subjects import line_up_run
+    from lorakit.evaluate.models import models_of_run
+    from lorakit.evaluate.run import default_settings, score_models
     from lorakit.progress import Silent
 
-    lineup = line_up_run(run, prepared)
-    lineup = replace(lineup, subjects=lineup.subjects[:2])  # without a merged model, should one be there
-    request = replace(request_of(prepared), rows=rows, cache=False)
-    evaluation = score_lineup(lineup, None, request, Silent())
+    model_set = models_of_run(run, prepared)
+    model_set = replace(model_set, specs=model_set.specs[:2])  # without a merged model, should one be there
+    request = replace(default_settings(prepared), rows=rows, cache=False)
+    evaluation = score_models(model_set, None, request, Silent())
     return {model.name: model.answers for model in evaluation.models}
 
 

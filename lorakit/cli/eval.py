@@ -33,9 +33,9 @@ from lorakit.cli.options import Json, Quiet
 from lorakit.errors import LorakitError
 
 if TYPE_CHECKING:
-    from lorakit.evaluate.evaluation import Evaluation, Request
+    from lorakit.evaluate.evaluation import EvalSettings, Evaluation
     from lorakit.evaluate.examined import Examination
-    from lorakit.evaluate.subjects import Lineup
+    from lorakit.evaluate.models import ModelSet
     from lorakit.progress import Progress
 
 
@@ -101,26 +101,26 @@ def evaluate(
     benchmark = None
     if tasks is not None:
         benchmark = parts.benchmark_of(tasks, tasks_path, limit, chat_template, allow_code, seed)
-    from lorakit.evaluate.subjects import held_still, line_up, on_quantizations
+    from lorakit.evaluate.models import add_quantizations, lock_runs, resolve_models
 
-    with held_still(models):
-        lineup = line_up(models, progress)
+    with lock_runs(models):
+        model_set = resolve_models(models, progress)
         if words:
-            lineup = on_quantizations(lineup, words)
-        request = _request(lineup, _Chosen(metrics, rows, max_new_tokens, seed, not no_cache, baseline))
+            model_set = add_quantizations(model_set, words)
+        settings = _request(model_set, _Chosen(metrics, rows, max_new_tokens, seed, not no_cache, baseline))
         if sheet and questions:
-            parts.write_questions_sheet(lineup, request, sheet, questions, overwrite, as_json, progress)
+            parts.write_questions_sheet(model_set, settings, sheet, questions, overwrite, as_json, progress)
         elif benchmark:
-            parts.report_benchmark(lineup, benchmark, baseline, output, as_json, progress)
+            parts.report_benchmark(model_set, benchmark, baseline, output, as_json, progress)
         else:
-            examined = _examination(lineup, general) if diagnose or general else None
-            _score(lineup, request, data, fail_under, output, examined, as_json, progress)
+            examined = _examination(model_set, general) if diagnose or general else None
+            _score(model_set, settings, data, fail_under, output, examined, as_json, progress)
 
 
-def _examination(lineup: "Lineup", general: Path | None) -> "Examination":
+def _examination(model_set: "ModelSet", general: Path | None) -> "Examination":
     from lorakit.evaluate.examined import examination
 
-    return examination(lineup, general)
+    return examination(model_set, general)
 
 
 def _check_metrics(named: str) -> None:
@@ -132,19 +132,19 @@ def _check_metrics(named: str) -> None:
     metrics_of(named, known)
 
 
-def _request(lineup: "Lineup", chosen: _Chosen) -> "Request":
+def _request(model_set: "ModelSet", chosen: _Chosen) -> "EvalSettings":
     from dataclasses import replace
 
     from lorakit.cli.eval_values import metrics_of
-    from lorakit.evaluate.run import request_of
+    from lorakit.evaluate.run import default_settings
 
-    request = request_of(lineup.prepared)
-    metrics = metrics_of(chosen.metrics, request.metrics) if chosen.metrics is not None else request.metrics
+    settings = default_settings(model_set.prepared)
+    metrics = metrics_of(chosen.metrics, settings.metrics) if chosen.metrics is not None else settings.metrics
     return replace(
-        request,
+        settings,
         metrics=metrics,
-        rows=chosen.rows or request.rows,
-        max_new_tokens=chosen.max_new_tokens or request.max_new_tokens,
+        rows=chosen.rows or settings.rows,
+        max_new_tokens=chosen.max_new_tokens or settings.max_new_tokens,
         seed=chosen.seed,
         cache=chosen.cache,
         baseline=chosen.baseline,
@@ -152,8 +152,8 @@ def _request(lineup: "Lineup", chosen: _Chosen) -> "Request":
 
 
 def _score(
-    lineup: "Lineup",
-    request: "Request",
+    model_set: "ModelSet",
+    settings: "EvalSettings",
     data: Path | None,
     fail_under: list[str],
     output: Path | None,
@@ -165,16 +165,16 @@ def _score(
     from lorakit.cli.eval_parts import folder_of
     from lorakit.cli.eval_values import failures, thresholds_of
     from lorakit.evaluate.examined import flagged
-    from lorakit.evaluate.run import score_lineup
-    from lorakit.evaluate.written import document, write_evaluation
+    from lorakit.evaluate.report_files import evaluation_document, write_evaluation
+    from lorakit.evaluate.run import score_models
 
-    thresholds = thresholds_of(fail_under, request.metrics)
-    folder = folder_of(lineup, output)
-    evaluation = score_lineup(lineup, data, request, progress, examination)
+    thresholds = thresholds_of(fail_under, settings.metrics)
+    folder = folder_of(model_set, output)
+    evaluation = score_models(model_set, data, settings, progress, examination)
     failed = failures(evaluation, thresholds)
     path = write_evaluation(evaluation, folder) if folder else None
     if as_json:
-        console.result_json({**document(evaluation), "file": str(path) if path else None, "failed": failed})
+        console.result_json({**evaluation_document(evaluation), "file": str(path) if path else None, "failed": failed})
     else:
         _print(evaluation, path)
     for text in flagged(evaluation.findings):
@@ -188,9 +188,9 @@ def _print(evaluation: "Evaluation", path: Path | None) -> None:
     from lorakit.cli.eval_parts import NOT_KEPT
     from lorakit.evaluate.table import tables
 
-    lineup = evaluation.lineup
-    title = str(lineup.prepared.recipe.name) if lineup.prepared else ", ".join(evaluation.scores)
-    held = {model.subject.settings.quantization for model in evaluation.models} - {"none"}
+    model_set = evaluation.model_set
+    title = str(model_set.prepared.recipe.name) if model_set.prepared else ", ".join(evaluation.scores)
+    held = {model.spec.settings.quantization for model in evaluation.models} - {"none"}
     for name, columns, cells in tables(evaluation, title + (f" (base in {', '.join(sorted(held))})" if held else "")):
         console.result_table(name, columns, cells)
     console.result(f"every answer: {path.with_suffix('.jsonl')}" if path else NOT_KEPT)

@@ -7,22 +7,22 @@ from lorakit.errors import UserError
 
 if TYPE_CHECKING:
     from lorakit.evaluate.benchmarks import Benchmark
-    from lorakit.evaluate.evaluation import Request
-    from lorakit.evaluate.subjects import Lineup
+    from lorakit.evaluate.evaluation import EvalSettings
+    from lorakit.evaluate.models import ModelSet
     from lorakit.progress import Progress
 
 NOT_KEPT = "not kept: no run is among these, and --output DIR says where scores and answers go"
 
 
-def folder_of(lineup: "Lineup", output: Path | None) -> Path | None:
+def folder_of(model_set: "ModelSet", output: Path | None) -> Path | None:
     """Where scores are kept: the folder named, else that of the first run; None where there is neither.
 
     Raises:
         UserError: it is a file, or nothing can be written there.
     """
-    from lorakit.evaluate.written import check_writable
+    from lorakit.evaluate.report_files import check_writable
 
-    folder = output or (lineup.run.evaluations if lineup.run else None)
+    folder = output or (model_set.run.evaluations if model_set.run else None)
     if folder and folder.exists() and not folder.is_dir():
         raise UserError(f"--output: {folder}: is a file. Give a folder.")
     if folder:
@@ -47,7 +47,7 @@ def benchmark_of(
 
 
 def report_benchmark(
-    lineup: "Lineup",
+    model_set: "ModelSet",
     benchmark: "Benchmark",
     baseline: str | None,
     output: Path | None,
@@ -61,14 +61,14 @@ def report_benchmark(
     """
     from lorakit import console
     from lorakit.evaluate.benchmarks import benchmark_document, benchmark_tables, run_benchmark
-    from lorakit.evaluate.run import baseline_of
-    from lorakit.evaluate.written import write_facts
+    from lorakit.evaluate.report_files import write_document
+    from lorakit.evaluate.run import find_baseline
 
-    folder = folder_of(lineup, output)
-    name = lineup.subjects[baseline_of(lineup, baseline)].name
-    done = run_benchmark(lineup, benchmark, name, progress)
+    folder = folder_of(model_set, output)
+    name = model_set.specs[find_baseline(model_set, baseline)].name
+    done = run_benchmark(model_set, benchmark, name, progress)
     document = benchmark_document(done)
-    path = write_facts(document, folder, "tasks-") if folder else None
+    path = write_document(document, folder, "tasks-") if folder else None
     if as_json:
         console.result_json({**document, "file": str(path) if path else None})
         return
@@ -78,8 +78,8 @@ def report_benchmark(
 
 
 def write_questions_sheet(
-    lineup: "Lineup",
-    request: "Request",
+    model_set: "ModelSet",
+    settings: "EvalSettings",
     folder: Path,
     file: Path,
     overwrite: bool,
@@ -97,11 +97,11 @@ def write_questions_sheet(
     from lorakit.evaluate.sheet import write_sheet
 
     questions = read_questions(file)
-    if len(lineup.subjects) < 2:
-        raise UserError(f"--sheet: compares the answers of several models, and {lineup.subjects[0].given} is one.")
-    answers = answers_to_questions(lineup, questions, request, progress)
-    name = str(lineup.prepared.recipe.name) if lineup.prepared else folder.name
-    sheet = write_sheet(folder, name, questions, answers, request.seed, overwrite)
+    if len(model_set.specs) < 2:
+        raise UserError(f"--sheet: compares the answers of several models, and {model_set.specs[0].given} is one.")
+    answers = answers_to_questions(model_set, questions, settings, progress)
+    name = str(model_set.prepared.recipe.name) if model_set.prepared else folder.name
+    sheet = write_sheet(folder, name, questions, answers, settings.seed, overwrite)
     if as_json:
         console.result_json(sheet.to_dict())
         return

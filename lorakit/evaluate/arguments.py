@@ -9,7 +9,7 @@ from lorakit.run_dir import MERGED, Run, missing_run
 BASE = "base"
 
 
-def kind_of(given: str) -> str:
+def argument_kind(given: str) -> str:
     """What an argument is: run, adapter, merged, model or base."""
     path = Path(given)
     if given == BASE and not path.exists():
@@ -38,7 +38,7 @@ def run_folder(given: str) -> Path:
     return parent if Run(parent).holds_results() and Run(parent).adapter == path.resolve() else path
 
 
-def names_of(given: Sequence[str]) -> dict[str, str]:
+def short_names(given: Sequence[str]) -> dict[str, str]:
     """A short name for each argument, or the whole argument where short ones are the same."""
     short = {}
     for one in given:

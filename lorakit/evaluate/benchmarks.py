@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data.rendering.dates import dated
-from lorakit.evaluate.compared import comparison_to_dict, difference_of, interval_of, verdict_of
+from lorakit.evaluate.comparison import comparison_to_dict, format_difference, format_interval, format_verdict
 from lorakit.evaluate.intervals import Comparison
-from lorakit.evaluate.loaded import Loaded, in_loading_order
-from lorakit.evaluate.renderings import asking_template, tokenizers_of
-from lorakit.evaluate.subjects import Lineup
+from lorakit.evaluate.loaded import ModelLoader, loading_order
+from lorakit.evaluate.models import ModelSet
+from lorakit.evaluate.renderings import load_tokenizers, prompt_template
+from lorakit.evaluate.report_files import describe_model, without_nan
 from lorakit.evaluate.tasks import TaskScore, compare_tasks, run_tasks
-from lorakit.evaluate.written import subject_facts, without_nan
 from lorakit.progress import Progress
 from lorakit.run_dir import now, versions
 
@@ -37,14 +37,14 @@ class Benchmark:
 class Benchmarked:
     """The figures of every subject, and what sets each other one apart from the baseline."""
 
-    lineup: Lineup
+    model_set: ModelSet
     benchmark: Benchmark
     baseline: str
     scores: dict[str, list[TaskScore]]
     comparisons: dict[str, dict[str, Comparison | None]]
 
 
-def run_benchmark(lineup: Lineup, benchmark: Benchmark, baseline: str, progress: Progress) -> Benchmarked:
+def run_benchmark(model_set: ModelSet, benchmark: Benchmark, baseline: str, progress: Progress) -> Benchmarked:
     """Every subject on every task.
 
     Args:
@@ -54,12 +54,12 @@ def run_benchmark(lineup: Lineup, benchmark: Benchmark, baseline: str, progress:
         UserError: lm-eval is not installed, or a task cannot be used as it is asked for.
         LorakitError: a dataset cannot be fetched, or lm-eval fails on a task.
     """
-    loaded, found, tokenizers = Loaded(lineup.machine.device), {}, tokenizers_of(lineup, progress)
-    for at in in_loading_order(lineup.subjects):
-        subject = lineup.subjects[at]
-        template = asking_template(subject, tokenizers[at], lineup)
-        found[subject.name] = run_tasks(
-            loaded.model_of(subject),
+    loaded, found, tokenizers = ModelLoader(model_set.machine.device), {}, load_tokenizers(model_set, progress)
+    for at in loading_order(model_set.specs):
+        spec = model_set.specs[at]
+        template = prompt_template(spec, tokenizers[at], model_set)
+        found[spec.name] = run_tasks(
+            loaded.model_of(spec),
             dated(tokenizers[at], template.date),
             benchmark.tasks,
             benchmark.include,
@@ -70,12 +70,12 @@ def run_benchmark(lineup: Lineup, benchmark: Benchmark, baseline: str, progress:
             chat=benchmark.chat,
             variables=template.variables if benchmark.chat else {},
             allow_code=benchmark.allow_code,
-            label=f"{subject.name}: tasks",
+            label=f"{spec.name}: tasks",
         )
-    scores = {subject.name: found[subject.name] for subject in lineup.subjects}
+    scores = {spec.name: found[spec.name] for spec in model_set.specs}
     others = {name: compare_tasks(scores[baseline], one, benchmark.seed) for name, one in scores.items()}
     del others[baseline]
-    return Benchmarked(lineup, benchmark, baseline, scores, others)
+    return Benchmarked(model_set, benchmark, baseline, scores, others)
 
 
 def benchmark_tables(done: Benchmarked) -> list[Table]:
@@ -88,7 +88,7 @@ def benchmark_tables(done: Benchmarked) -> list[Table]:
         for name, one in compared.items():
             measure = first[name].measure if name in first else None
             if one is not None and measure is not None:
-                rows.append([name, difference_of(one, measure), interval_of(one, measure), verdict_of(one)])
+                rows.append([name, format_difference(one, measure), format_interval(one, measure), format_verdict(one)])
         if rows:
             tables.append((f"{model} against {done.baseline}", ["", "difference", "95 % interval", "verdict"], rows))
     return tables
@@ -97,7 +97,7 @@ def benchmark_tables(done: Benchmarked) -> list[Table]:
 def benchmark_document(done: Benchmarked) -> dict[str, Any]:
     """All figures, of members of groups too; figures that are no numbers are null."""
     settings = asdict(done.benchmark) | {"include": str(done.benchmark.include) if done.benchmark.include else None}
-    machine = done.lineup.machine
+    machine = done.model_set.machine
     facts: dict[str, Any] = {
         "format": FORMAT,
         "taken": now(),
@@ -105,7 +105,7 @@ def benchmark_document(done: Benchmarked) -> dict[str, Any]:
         "machine": {"device": machine.device, "name": machine.name},
         "settings": settings,
         "baseline": done.baseline,
-        "subjects": {subject.name: subject_facts(subject, machine.device) for subject in done.lineup.subjects},
+        "subjects": {spec.name: describe_model(spec, machine.device) for spec in done.model_set.specs},
         "models": {name: [_facts(score) for score in scores] for name, scores in done.scores.items()},
         "comparisons": {
             model: {name: one and comparison_to_dict(one) for name, one in compared.items()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorakit.errors import UserError
-from lorakit.evaluate.measure import Measure, mean, ratio
+from lorakit.evaluate.metric import Measure, mean, ratio
 
 BINS = 15
 """Bins of equal width in which confidence and accuracy are compared (Guo et al., arXiv 1706.04599)."""

@@ -3,15 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorakit.evaluate.compared import Score
+from lorakit.evaluate.comparison import Score
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.intervals import Comparison
-from lorakit.evaluate.scored import Scored
-from lorakit.evaluate.subjects import Lineup
+from lorakit.evaluate.models import ModelSet
+from lorakit.evaluate.results import ModelResult
 
 
 @dataclass(frozen=True)
-class Request:
+class EvalSettings:
     """How to score. `metrics` as the recipe has them; `rows`: from the first on, None is all; `seed` is that of the
     intervals; `cache`: what was computed before is taken from the cache, and what is computed is kept there."""
 
@@ -41,11 +41,11 @@ class RowsUsed:
 class Evaluation:
     """The subjects scored, in their order; each other one is compared with `baseline`."""
 
-    models: list[Scored]
-    baseline: Scored
+    models: list[ModelResult]
+    baseline: ModelResult
     rows: RowsUsed
-    request: Request
-    lineup: Lineup
+    settings: EvalSettings
+    model_set: ModelSet
     scores: dict[str, dict[str, Score]]
     """By model and measure."""
     comparisons: dict[str, dict[str, Comparison]]
@@ -58,6 +58,6 @@ class Evaluation:
     """What may have gone wrong, by model; a leak stands under `data`."""
 
     @property
-    def others(self) -> list[Scored]:
+    def others(self) -> list[ModelResult]:
         """All models but the baseline."""
         return [model for model in self.models if model is not self.baseline]

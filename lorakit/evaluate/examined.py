@@ -12,9 +12,7 @@ from lorakit.data.conversations import Conversation, Said, Text
 from lorakit.data.general_texts import GeneralText, general_rows
 from lorakit.data.hygiene.traits import TraitArrays, traits
 from lorakit.errors import UserError
-from lorakit.evaluate.asked import Asked, reference_of
-from lorakit.evaluate.asking import Probe, Witness, losses_of
-from lorakit.evaluate.cached import by_content, opened, prompt_name
+from lorakit.evaluate.cache import get_or_compute, open_cache, prompt_key
 from lorakit.evaluate.diagnosis.collapse import style
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.diagnosis.general import text_losses
@@ -23,10 +21,12 @@ from lorakit.evaluate.diagnosis.losses import DRIFT, FORGETTING, forgetting, qua
 from lorakit.evaluate.diagnosis.parroting import memorization, parroting
 from lorakit.evaluate.diagnosis.sentences import sentence
 from lorakit.evaluate.diagnosis.spans import SpanIndex, span_index
-from lorakit.evaluate.evaluation import Evaluation, Request
+from lorakit.evaluate.evaluation import EvalSettings, Evaluation
+from lorakit.evaluate.inference import EvalModel, Probe, compute_losses
 from lorakit.evaluate.losses import trained_tokens
-from lorakit.evaluate.scored import Scored
-from lorakit.evaluate.subjects import Lineup, Subject, weights_of
+from lorakit.evaluate.models import EvalModelSpec, ModelSet, weight_digests
+from lorakit.evaluate.rendering import RenderedRows, reference_of
+from lorakit.evaluate.results import ModelResult
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 
@@ -39,15 +39,15 @@ _GENERAL, _TRAINED = "general", "trained on"
 class Examination:
     """What is looked for. `texts` are general ones; `base` is the subject that the others are compared with."""
 
-    lineup: Lineup
+    model_set: ModelSet
     texts: list[GeneralText]
-    base: Subject
+    base: EvalModelSpec
 
     @cached_property
     def sample(self) -> list[dict[str, Any]]:
         """Some training rows of the first run, evenly out of all; none where the base is that of another model."""
-        prepared = self.lineup.prepared
-        if prepared is None or weights_of(prepared.base) != weights_of(self.base.base):
+        prepared = self.model_set.prepared
+        if prepared is None or weight_digests(prepared.base) != weight_digests(self.base.base):
             return []
         train = prepared.rows.train_if_there
         if train is None:
@@ -59,66 +59,66 @@ class Examination:
     @property
     def probes(self) -> dict[str, Probe]:
         """What is asked of every model while it is in memory: only of those that these findings can be about."""
-        asked: dict[str, Probe] = {_GENERAL: self._general, _TRAINED: self._trained_on}
-        return asked
+        rendered: dict[str, Probe] = {_GENERAL: self._general, _TRAINED: self._trained_on}
+        return rendered
 
-    def is_about(self, subject: Subject) -> bool:
+    def is_about(self, spec: EvalModelSpec) -> bool:
         """Whether a subject was made from the base. An adapter on another quantization differs by that too."""
-        if subject.adapter is not None:
-            return subject.held == self.base.held
-        trained = _trained_from(subject, self.lineup)
-        return trained is not None and weights_of(trained.base) == weights_of(self.base.base)
+        if spec.adapter is not None:
+            return spec.base_key == self.base.base_key
+        trained = _trained_from(spec, self.model_set)
+        return trained is not None and weight_digests(trained.base) == weight_digests(self.base.base)
 
-    def saw_sample(self, subject: Subject) -> bool:
+    def saw_sample(self, spec: EvalModelSpec) -> bool:
         """Whether the sample's rows are some that a subject was trained on."""
-        return self.is_about(subject) and _trained_from(subject, self.lineup) is self.lineup.prepared
+        return self.is_about(spec) and _trained_from(spec, self.model_set) is self.model_set.prepared
 
-    def _general(self, witness: Witness) -> tuple[np.ndarray, np.ndarray] | None:
+    def _general(self, eval_model: EvalModel) -> tuple[np.ndarray, np.ndarray] | None:
         """Nats and tokens of each general text."""
-        if not (witness.subject is self.base or self.is_about(witness.subject)):
+        if not (eval_model.spec is self.base or self.is_about(eval_model.spec)):
             return None
-        tokenizer, texts = witness.asked.tokenizer, [row.text for row in self.texts]
-        names = [prompt_name(tokenizer(text)["input_ids"]) for text in texts]
+        tokenizer, texts = eval_model.rendered.tokenizer, [row.text for row in self.texts]
+        names = [prompt_key(tokenizer(text)["input_ids"]) for text in texts]
 
         def compute(missing: list[int], tell: Callable[[Mapping[int, Any]], None]) -> None:
-            label = f"{witness.subject.name}: general texts"
-            found = text_losses(witness.model, tokenizer, [texts[at] for at in missing], witness.progress, label)
+            label = f"{eval_model.spec.name}: general texts"
+            found = text_losses(eval_model.model, tokenizer, [texts[at] for at in missing], eval_model.progress, label)
             tell({at: [float(nats), float(count)] for at, nats, count in zip(missing, *found, strict=True)})
 
-        kept = opened("losses", witness.facts | {"texts": "general"}, witness.cache)
-        values = np.array(by_content(kept, names, compute), dtype=float)
+        kept = open_cache("losses", eval_model.identity | {"texts": "general"}, eval_model.cache)
+        values = np.array(get_or_compute(kept, names, compute), dtype=float)
         return values[:, 0], values[:, 1]
 
-    def _trained_on(self, witness: Witness) -> np.ndarray | None:
+    def _trained_on(self, eval_model: EvalModel) -> np.ndarray | None:
         """Nats of each row of the sample."""
-        if not self.sample or not (witness.subject is self.base or self.saw_sample(witness.subject)):
+        if not self.sample or not (eval_model.spec is self.base or self.saw_sample(eval_model.spec)):
             return None
-        return losses_of(replace(witness, asked=replace(witness.asked, rows=self.sample)))
+        return compute_losses(replace(eval_model, rendered=replace(eval_model.rendered, rows=self.sample)))
 
 
-def examination(lineup: Lineup, file: Path | None = None) -> Examination:
+def examination(model_set: ModelSet, file: Path | None = None) -> Examination:
     """The examination of a lineup; `file`: general texts instead of the bundled ones.
 
     Raises:
         UserError: there is no base to compare with, nothing that was made from it, or the file has no texts.
     """
-    base = next((subject for subject in lineup.subjects if subject.kind == "base"), None)
+    base = next((spec for spec in model_set.specs if spec.kind == "base"), None)
     if base is None:
         raise UserError(
             "--diagnose: compares with the base model, which is none of these. Write the word base beside them, or one "
             "run alone."
         )
     try:
-        return Examination(lineup, general_rows(file), base)
+        return Examination(model_set, general_rows(file), base)
     except UserError as error:
         raise UserError(f"--general: {error}") from error
 
 
-def _trained_from(subject: Subject, lineup: Lineup) -> Prepared | None:
+def _trained_from(spec: EvalModelSpec, model_set: ModelSet) -> Prepared | None:
     """What a subject was trained from, as far as it is known. The merged model of a run is given by the run."""
-    if subject.prepared is None and lineup.run is not None and subject.given == str(lineup.run.folder):
-        return lineup.prepared
-    return subject.prepared
+    if spec.prepared is None and model_set.run is not None and spec.given == str(model_set.run.folder):
+        return model_set.prepared
+    return spec.prepared
 
 
 def findings(
@@ -132,17 +132,17 @@ def findings(
         file: where the rows were taken from, if not from the run.
     """
     found: dict[str, list[Finding]] = {}
-    base = next((model for model in evaluation.models if model.subject.kind == "base"), None)
+    base = next((model for model in evaluation.models if model.spec.kind == "base"), None)
     indexes: dict[int, SpanIndex | None] = {}
     for model in evaluation.models:
         if model is base:
             continue
-        trained = _trained_from(model.subject, evaluation.lineup)
+        trained = _trained_from(model.spec, evaluation.model_set)
         if model.answers and id(trained) not in indexes:
             indexes[id(trained)] = _training_answers(trained, progress)
-        about = _of_answers(model, base, indexes.get(id(trained)), evaluation.request)
+        about = _of_answers(model, base, indexes.get(id(trained)), evaluation.settings)
         if examination is not None and base is not None:
-            about += _of_losses(model, base, examination, evaluation.request.seed)
+            about += _of_losses(model, base, examination, evaluation.settings.seed)
         if about:
             found[model.name] = about
     for name, drifted in _drift(evaluation, base).items():
@@ -167,45 +167,49 @@ def _training_answers(prepared: Prepared | None, progress: Progress) -> SpanInde
     return span_index(texts) if texts else None
 
 
-def _of_answers(model: Scored, base: Scored | None, index: SpanIndex | None, request: Request) -> list[Finding]:
-    asked = model.asked
+def _of_answers(
+    model: ModelResult, base: ModelResult | None, index: SpanIndex | None, settings: EvalSettings
+) -> list[Finding]:
+    rendered = model.rendered
     if not model.answers:
         return []
-    prompts = [str(asked.tokenizer.decode(prompt)) for prompt in asked.prompts]
+    prompts = [str(rendered.tokenizer.decode(prompt)) for prompt in rendered.prompts]
     found = []
     if index is not None:
         others = base.answers if base and base.answers and len(base.answers) == len(model.answers) else None
-        found.append(parroting(model.answers, prompts, asked.references, index, others, request.seed))
-    cut = [not said.ended for said in model.found.said]
-    longer = [length > request.max_new_tokens for length in _reference_lengths(asked)]
-    return [*found, *style(model.answers, asked.references, prompts, cut, longer, request.seed)]
+        found.append(parroting(model.answers, prompts, rendered.references, index, others, settings.seed))
+    cut = [not said.ended for said in model.outputs.answers]
+    longer = [length > settings.max_new_tokens for length in _reference_lengths(rendered)]
+    return [*found, *style(model.answers, rendered.references, prompts, cut, longer, settings.seed)]
 
 
-def _reference_lengths(asked: Asked) -> list[int]:
-    return [len(asked.rows[number]["input_ids"]) - asked.rows[number]["answer"] for number in asked.with_answer]
+def _reference_lengths(rendered: RenderedRows) -> list[int]:
+    return [
+        len(rendered.rows[number]["input_ids"]) - rendered.rows[number]["answer"] for number in rendered.with_answer
+    ]
 
 
-def _of_losses(model: Scored, base: Scored, examination: Examination, seed: int) -> list[Finding]:
+def _of_losses(model: ModelResult, base: ModelResult, examination: Examination, seed: int) -> list[Finding]:
     """What the models' losses on other rows say."""
-    if not examination.is_about(model.subject):
+    if not examination.is_about(model.spec):
         return []
-    (base_nats, tokens), (nats, own) = base.found.probed[_GENERAL], model.found.probed[_GENERAL]
+    (base_nats, tokens), (nats, own) = base.outputs.probed[_GENERAL], model.outputs.probed[_GENERAL]
     if not np.array_equal(tokens, own):
         return [FORGETTING.unmeasured("its tokenizer cuts the texts into other tokens than the base's")]
     found = [forgetting(base_nats, nats, tokens, [row.register for row in examination.texts], seed)]
-    if examination.sample and examination.saw_sample(model.subject) and model.asked is base.asked:
-        train = (base.found.probed[_TRAINED], model.found.probed[_TRAINED], trained_tokens(examination.sample))
-        found.append(memorization(train, (base.found.nats, model.found.nats, model.tokens), seed))
+    if examination.sample and examination.saw_sample(model.spec) and model.rendered is base.rendered:
+        train = (base.outputs.probed[_TRAINED], model.outputs.probed[_TRAINED], trained_tokens(examination.sample))
+        found.append(memorization(train, (base.outputs.nats, model.outputs.nats, model.tokens), seed))
     return found
 
 
-def _drift(evaluation: Evaluation, base: Scored | None) -> dict[str, Finding]:
+def _drift(evaluation: Evaluation, base: ModelResult | None) -> dict[str, Finding]:
     """Of an adapter that was scored on several quantizations of its base."""
-    by_adapter: dict[Any, dict[str, Scored]] = {}
+    by_adapter: dict[Any, dict[str, ModelResult]] = {}
     for model in evaluation.models:
-        if model.subject.adapter is not None:
-            key = (model.subject.adapter, id(model.asked))
-            by_adapter.setdefault(key, {})[model.subject.settings.quantization] = model
+        if model.spec.adapter is not None:
+            key = (model.spec.adapter, id(model.rendered))
+            by_adapter.setdefault(key, {})[model.spec.settings.quantization] = model
     found: dict[str, Finding] = {}
     for models in (those for those in by_adapter.values() if len(those) > 1):
         full = models.get("none")
@@ -213,22 +217,22 @@ def _drift(evaluation: Evaluation, base: Scored | None) -> dict[str, Finding]:
             lacking = DRIFT.unmeasured("it was not scored on the full base: write none among --quantizations too")
             found |= {model.name: lacking for model in models.values()}
             continue
-        nats = {name: model.found.nats for name, model in models.items()}
-        alike = base is not None and base.asked is full.asked and base.subject.held == full.subject.held
-        own = base.found.nats if base and alike else None
-        drifted = quantization_drift(nats, full.tokens, "none", own, evaluation.request.seed)
+        nats = {name: model.outputs.nats for name, model in models.items()}
+        alike = base is not None and base.rendered is full.rendered and base.spec.base_key == full.spec.base_key
+        own = base.outputs.nats if base and alike else None
+        drifted = quantization_drift(nats, full.tokens, "none", own, evaluation.settings.seed)
         found |= {models[name].name: one for name, one in drifted.items()}
     return found
 
 
 def _leak(evaluation: Evaluation, progress: Progress) -> Finding | None:
     """Rows of a file that the first run was trained on, as its tokenizer writes both."""
-    prepared = evaluation.lineup.prepared
+    prepared = evaluation.model_set.prepared
     train = prepared.rows.train_if_there if prepared else None
     if prepared is None or train is None:
         return None
-    asked = next(model.asked for model in evaluation.models if model.subject.prepared is prepared)
-    return leak(*(_traits(rows, prepared, progress) for rows in (train.rows, asked.rows)))
+    rendered = next(model.rendered for model in evaluation.models if model.spec.prepared is prepared)
+    return leak(*(_traits(rows, prepared, progress) for rows in (train.rows, rendered.rows)))
 
 
 def _traits(rows: Any, prepared: Prepared, progress: Progress) -> TraitArrays:

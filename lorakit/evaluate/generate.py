@@ -12,7 +12,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.rendering.habits import longest_first
 from lorakit.errors import UserError
-from lorakit.evaluate.memory import in_batches, tokens_at_once
+from lorakit.evaluate.batching import in_batches, tokens_at_once
 from lorakit.model.positions import learned_positions
 from lorakit.progress import Progress
 
@@ -58,16 +58,16 @@ def generate(
     progress: Progress,
 ) -> list[str]:
     """The model's greedy answer to each prompt (token ids), as text without the token that ends it."""
-    found = answers_to(model, prompts, stop_ids, max_new_tokens, pad_token_id, label, progress)
+    found = greedy_answers(model, prompts, stop_ids, max_new_tokens, pad_token_id, label, progress)
     return [text_of(answer, tokenizer) for answer in found]
 
 
 def text_of(answer: Answer, tokenizer: Any) -> str:
     """An answer as text."""
-    return said_in(answer.tokens, tokenizer)
+    return decode_answer(answer.tokens, tokenizer)
 
 
-def said_in(tokens: Sequence[int], tokenizer: Any) -> str:
+def decode_answer(tokens: Sequence[int], tokenizer: Any) -> str:
     """The text of an answer's tokens: without the thought before it, and without what the chat template writes in front
     of every answer behind the prompt (gpt-oss: the name of the channel)."""
     end, front = _around_answers(tokenizer)
@@ -91,7 +91,7 @@ def _around_answers(tokenizer: Any) -> tuple[str, str]:
     return (template.thoughts.after.strip() if template.thoughts else ""), template.frame[0].strip()
 
 
-def answers_to(
+def greedy_answers(
     model: Any,
     prompts: Sequence[Sequence[int]],
     stop_ids: Sequence[int],

@@ -23,7 +23,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
 from lorakit.errors import LorakitError
-from lorakit.evaluate.measure import Measure, ratio
+from lorakit.evaluate.metric import Measure, ratio
 
 Verdict = Literal["better", "worse", "higher", "lower", "cannot tell"]
 

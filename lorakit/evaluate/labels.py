@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lorakit.data.store import Examples
-from lorakit.evaluate.asked import Asked, Row, reference_of
 from lorakit.evaluate.generate import until_stop
+from lorakit.evaluate.rendering import RenderedRows, Row, reference_of
 
 FORMAT = "classification"
 
@@ -27,7 +27,7 @@ class Labels:
     truth: list[int]
 
 
-def labels_of(asked: Asked, train: Examples | None = None) -> dict[str, Labels]:
+def labels_of(rendered: RenderedRows, train: Examples | None = None) -> dict[str, Labels]:
     """The labels of each task, by its tag ("" where it has none): all answers that its rows have.
 
     `train`: training rows, whose answers are labels too. A label's tokens end before the stop token, as lm-eval's do;
@@ -35,16 +35,16 @@ def labels_of(asked: Asked, train: Examples | None = None) -> dict[str, Labels]:
     """
     found: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     numbers: dict[str, list[int]] = defaultdict(list)
-    for number, row in enumerate(asked.rows):
-        source = asked.sources[row["source"]]
+    for number, row in enumerate(rendered.rows):
+        source = rendered.sources[row["source"]]
         if source.format == FORMAT and row["answer"] >= 0:
             numbers[source.task or ""].append(number)
     for task, rows in numbers.items():
-        found[task] |= _answers((asked.rows[number] for number in rows), asked)
+        found[task] |= _answers((rendered.rows[number] for number in rows), rendered)
         if train is not None:
-            found[task] = _answers(_trained(train, task), asked) | found[task]
+            found[task] = _answers(_trained(train, task), rendered) | found[task]
     return {
-        task: _labels(labels, numbers[task], asked)
+        task: _labels(labels, numbers[task], rendered)
         for task, labels in found.items()
         if 2 <= len(labels) <= _MOST_LABELS and all(labels.values())
     }
@@ -56,20 +56,20 @@ def _trained(train: Examples, task: str) -> Iterable[Row]:
     return (row for row in train.rows if row["source"] in wanted) if wanted else ()
 
 
-def _answers(rows: Iterable[Row], asked: Asked) -> dict[str, tuple[int, ...]]:
+def _answers(rows: Iterable[Row], rendered: RenderedRows) -> dict[str, tuple[int, ...]]:
     """Each different answer's text and the tokens from its beginning on, those that end it among them."""
     texts: dict[tuple[int, ...], str] = {}
     for row in rows:
         said = tuple(row["input_ids"][row["answer"] :])
         if said not in texts:
-            texts[said] = reference_of(row, asked.tokenizer, asked.stop_ids)
+            texts[said] = reference_of(row, rendered.tokenizer, rendered.stop_ids)
     return {text: said for said, text in reversed(texts.items())}
 
 
-def _labels(labels: dict[str, tuple[int, ...]], rows: list[int], asked: Asked) -> Labels:
+def _labels(labels: dict[str, tuple[int, ...]], rows: list[int], rendered: RenderedRows) -> Labels:
     texts = tuple(sorted(labels))
-    bare = [tuple(until_stop(list(labels[text]), asked.stop_ids)) for text in texts]
+    bare = [tuple(until_stop(list(labels[text]), rendered.stop_ids)) for text in texts]
     begins = any(one != other and other[: len(one)] == one for one in bare for other in bare)
     ended = [labels[text][: len(said) + 1] for text, said in zip(texts, bare, strict=True)]
-    truth = [texts.index(reference_of(asked.rows[row], asked.tokenizer, asked.stop_ids)) for row in rows]
+    truth = [texts.index(reference_of(rendered.rows[row], rendered.tokenizer, rendered.stop_ids)) for row in rows]
     return Labels(texts, tuple(ended if begins else bare), rows, truth)

@@ -9,7 +9,7 @@ import torch
 from lorakit.data.batches import collate
 from lorakit.data.encoded import IGNORED
 from lorakit.errors import LorakitError
-from lorakit.evaluate.memory import in_batches, tokens_at_once
+from lorakit.evaluate.batching import in_batches, tokens_at_once
 from lorakit.model.loss import head_logits
 from lorakit.model.prefix import body_output
 from lorakit.progress import Progress

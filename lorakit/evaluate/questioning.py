@@ -6,49 +6,49 @@ from lorakit.data.conversations import Conversation
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
-from lorakit.evaluate.asked import Asked
-from lorakit.evaluate.asking import Witness, answers_of
-from lorakit.evaluate.evaluation import Request
+from lorakit.evaluate.evaluation import EvalSettings
 from lorakit.evaluate.generate import text_of
-from lorakit.evaluate.loaded import Loaded, in_loading_order
+from lorakit.evaluate.inference import EvalModel, generate_answers
+from lorakit.evaluate.loaded import ModelLoader, loading_order
+from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.questions import Question
-from lorakit.evaluate.renderings import asking_template, tokenizers_of
-from lorakit.evaluate.subjects import Lineup, Subject
+from lorakit.evaluate.rendering import RenderedRows
+from lorakit.evaluate.renderings import load_tokenizers, prompt_template
 from lorakit.model.load import stop_token_ids
 from lorakit.progress import Progress
 
 
 def answers_to_questions(
-    lineup: Lineup, questions: Sequence[Question], request: Request, progress: Progress
+    model_set: ModelSet, questions: Sequence[Question], settings: EvalSettings, progress: Progress
 ) -> dict[str, list[str]]:
     """Each subject's greedy answer to each question, asked with its own chat template and its run's system prompt.
 
     Raises:
         UserError: a chat template does not take a question, or a model cannot be had.
     """
-    device, loaded = lineup.machine.device, Loaded(lineup.machine.device)
-    tokenizers, found = tokenizers_of(lineup, progress), {}
-    for at in in_loading_order(lineup.subjects):
-        subject = lineup.subjects[at]
+    device, loaded = model_set.machine.device, ModelLoader(model_set.machine.device)
+    tokenizers, found = load_tokenizers(model_set, progress), {}
+    for at in loading_order(model_set.specs):
+        spec = model_set.specs[at]
         if not tokenizers[at].chat_template:
             raise UserError(
-                f"--questions: {subject.given}: has no chat template to ask with. Leave it out, or give a run whose "
+                f"--questions: {spec.given}: has no chat template to ask with. Leave it out, or give a run whose "
                 "recipe names one beside it."
             )
-        template = asking_template(subject, tokenizers[at], lineup)
-        asked = Asked(tokenizers[at], _stop_ids(subject, template), [], [])
-        witness = Witness(subject, asked, subject.facts(device), loaded, request.cache, progress)
+        template = prompt_template(spec, tokenizers[at], model_set)
+        rendered = RenderedRows(tokenizers[at], _stop_ids(spec, template), [], [])
+        eval_model = EvalModel(spec, rendered, spec.identity(device), loaded, settings.cache, progress)
         prompts = [_prompt(question, template) for question in questions]
         for question in questions:
             for what, field in template.controls.spelled(Conversation(question.messages)):
-                progress.warn(f"{subject.name}: question {question.id}, {field}: {what}")
-        said = answers_of(witness, prompts, request.max_new_tokens)
-        found[subject.name] = [text_of(answer, asked.tokenizer) for answer in said]
-    return {subject.name: found[subject.name] for subject in lineup.subjects}
+                progress.warn(f"{spec.name}: question {question.id}, {field}: {what}")
+        said = generate_answers(eval_model, prompts, settings.max_new_tokens)
+        found[spec.name] = [text_of(answer, rendered.tokenizer) for answer in said]
+    return {spec.name: found[spec.name] for spec in model_set.specs}
 
 
-def _stop_ids(subject: Subject, template: ChatTemplate) -> tuple[int, ...]:
-    own = subject.prepared.stop_ids if subject.prepared else stop_token_ids(subject.base, template.tokenizer)
+def _stop_ids(spec: EvalModelSpec, template: ChatTemplate) -> tuple[int, ...]:
+    own = spec.prepared.stop_ids if spec.prepared else stop_token_ids(spec.base, template.tokenizer)
     return tuple(sorted({*own, *template.tokenizer.convert_tokens_to_ids(sorted(template.stops))}))
 
 

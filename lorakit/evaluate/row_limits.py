@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 
 from lorakit.errors import UserError
-from lorakit.evaluate.asked import Asked
 from lorakit.evaluate.labels import Labels
-from lorakit.evaluate.subjects import Lineup, Subject
+from lorakit.evaluate.models import EvalModelSpec, ModelSet
+from lorakit.evaluate.rendering import RenderedRows
 from lorakit.model.positions import Positions
 from lorakit.plan.facts import facts_in
 from lorakit.plan.row_limits import unseen
 
 
 def compare_lengths(
-    lineup: Lineup, each: Sequence[Asked], labels: Mapping[int, Mapping[str, Labels]], answers: int
+    model_set: ModelSet, each: Sequence[RenderedRows], labels: Mapping[int, Mapping[str, Labels]], answers: int
 ) -> list[str]:
     """What the user should know of rows that come near the end of a model's positions, or go beyond it.
 
@@ -23,30 +23,30 @@ def compare_lengths(
         UserError: a model cannot compute a row.
     """
     notes = []
-    for subject, asked in zip(lineup.subjects, each, strict=True):
-        facts = facts_in(subject.base.folder)
+    for spec, rendered in zip(model_set.specs, each, strict=True):
+        facts = facts_in(spec.base.folder)
         if facts is None or facts.positions is None:
             continue
-        prompts = [len(prompt) for prompt in asked.prompts]
-        notes += _notes(subject, facts.positions, asked, _with_labels(asked, labels[id(asked)]), prompts, answers)
+        prompts = [len(prompt) for prompt in rendered.prompts]
+        notes += _notes(spec, facts.positions, rendered, _with_labels(rendered, labels[id(rendered)]), prompts, answers)
     return list(dict.fromkeys(notes))
 
 
 def _notes(
-    subject: Subject, positions: Positions, asked: Asked, labelled: int, prompts: list[int], answers: int
+    spec: EvalModelSpec, positions: Positions, rendered: RenderedRows, labelled: int, prompts: list[int], answers: int
 ) -> list[str]:
     limit = positions.limit
-    rows = [len(row["input_ids"]) for row in asked.rows]
+    rows = [len(row["input_ids"]) for row in rendered.rows]
     longest = max([*rows, labelled])
     if not positions.hard:
         longest = max([longest, *(prompt + answers for prompt in prompts)])
-        what = f"{subject.name}: a row with its answer takes up to {longest:,} tokens, {unseen(positions)}"
+        what = f"{spec.name}: a row with its answer takes up to {longest:,} tokens, {unseen(positions)}"
         return [what] if longest > limit else []
     if longest > limit:
-        where = asked.rows[rows.index(max(rows))]["where"]
+        where = rendered.rows[rows.index(max(rows))]["where"]
         beyond = sum(row > limit for row in rows)
         raise UserError(
-            f"{subject.name}: {beyond or 1:,} of {len(rows):,} rows go beyond the model's {limit:,} positions "
+            f"{spec.name}: {beyond or 1:,} of {len(rows):,} rows go beyond the model's {limit:,} positions "
             f"({positions.said}), for which alone it has embeddings; the longest, {where}, takes {longest:,} tokens. "
             f"Leave longer rows out: write data.max_length: {limit} in the recipe, or shorter rows."
         )
@@ -54,15 +54,15 @@ def _notes(
     if not cut:
         return []
     return [
-        f"{subject.name}: after {cut:,} of {len(prompts):,} prompts there is no room for {answers:,} tokens: the "
+        f"{spec.name}: after {cut:,} of {len(prompts):,} prompts there is no room for {answers:,} tokens: the "
         f"model has {limit:,} positions ({positions.said}). Answers end there"
     ]
 
 
-def _with_labels(asked: Asked, labels: Mapping[str, Labels]) -> int:
+def _with_labels(rendered: RenderedRows, labels: Mapping[str, Labels]) -> int:
     """The tokens of the longest prompt with the longest of its labels."""
     found = [
-        asked.rows[row]["answer"] + max(map(len, one.tokens))
+        rendered.rows[row]["answer"] + max(map(len, one.tokens))
         for one in labels.values()
         for row in one.rows
         if one.tokens

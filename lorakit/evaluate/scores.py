@@ -9,7 +9,7 @@ import numpy as np
 
 from lorakit.bounds import TooLong, bounded
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.measure import Measure, mean
+from lorakit.evaluate.metric import Measure, mean
 from lorakit.recipe.choice import chosen_name, chosen_settings
 from lorakit.recipe.section import Section
 from lorakit.registry import METRICS, MetricSpec

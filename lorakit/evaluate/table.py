@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from lorakit.evaluate.compared import Score, difference_of, interval_of, verdict_of
+from lorakit.evaluate.comparison import Score, format_difference, format_interval, format_verdict
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.diagnosis.sentences import number
 from lorakit.evaluate.evaluation import Evaluation
@@ -42,7 +42,7 @@ def _differences(title: str, compared: Mapping[str, Comparison], scores: Mapping
     cells = []
     for name, one in compared.items():
         measure = scores[name].measure
-        cells.append([name, difference_of(one, measure), interval_of(one, measure), verdict_of(one)])
+        cells.append([name, format_difference(one, measure), format_interval(one, measure), format_verdict(one)])
     return title, ["", "difference", "95 % interval", "verdict"], cells
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from lm_eval.api.registry import AGGREGATION_REGISTRY
 
-from lorakit.evaluate.measure import Measure, mean, ratio
+from lorakit.evaluate.metric import Measure, mean, ratio
 from lorakit.registry import Unit
 
 Key = tuple[str, str]

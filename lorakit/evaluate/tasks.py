@@ -12,7 +12,7 @@ from typing import Any
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.intervals import Comparison, Interval, compare, intervals
-from lorakit.evaluate.measure import Measure
+from lorakit.evaluate.metric import Measure
 from lorakit.progress import Progress
 
 

@@ -4,7 +4,7 @@ from lorakit.hardware.machine import Machine
 from lorakit.model.skeleton import Skeleton
 from lorakit.plan.memory import CONTEXT, PROCESS
 
-# lorakit/evaluate/memory.py and generate.py: rows and tokens that are answered together, by device.
+# lorakit/evaluate/batching.py and generate.py: rows and tokens that are answered together, by device.
 _ROWS, _SHARE, _LEAST_TOKENS = {"cpu": 64, "cuda": 256}, 0.25, 1 << 11
 # lorakit/merge/proof.py: the positions whose logits are kept of both models, in float32.
 _KEPT_LOGITS, _KEPT_POSITIONS = 1 << 25, 512

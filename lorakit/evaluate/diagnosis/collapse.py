@@ -10,7 +10,7 @@ import numpy as np
 from lorakit.evaluate.diagnosis.finding import Check, Finding
 from lorakit.evaluate.diagnosis.spans import pieces
 from lorakit.evaluate.intervals import Interval, compare
-from lorakit.evaluate.measure import mean
+from lorakit.evaluate.metric import mean
 
 # Resamples, at the least and at the most, and numbers drawn at once.
 _RESAMPLES, _DRAWN = (100, 1_000), 1 << 23

@@ -7,7 +7,7 @@ import numpy as np
 
 from lorakit.evaluate.diagnosis.finding import Check, Finding
 from lorakit.evaluate.intervals import Comparison, compare
-from lorakit.evaluate.measure import loss
+from lorakit.evaluate.metric import loss
 
 FORGETTING = Check(
     "forgetting",

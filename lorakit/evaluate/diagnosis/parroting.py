@@ -8,7 +8,7 @@ import numpy as np
 from lorakit.evaluate.diagnosis.finding import Check, Finding
 from lorakit.evaluate.diagnosis.spans import SPAN, Copied, SpanIndex, copied
 from lorakit.evaluate.intervals import Comparison, compare, intervals
-from lorakit.evaluate.measure import Measure, mean
+from lorakit.evaluate.metric import Measure, mean
 
 # An answer is copied where spans cover half of it; or one is this long: 50 tokens, by which Carlini and others (2023,
 # "Quantifying Memorization Across Neural Language Models") call a text memorized, are about 40 English words.

@@ -4,7 +4,7 @@ A metric is a plain function of two texts, the generated answer and the referenc
 empty suffix is the metric itself, another one becomes `metric.suffix`. A score is averaged over the rows that have it,
 so a row to which a metric does not apply returns `{}`. The facts of an entry, all optional:
 
-- `unit`: how the score is written, a key of `lorakit.evaluate.measure.UNITS`; "share" (from 0 to 1) unless said;
+- `unit`: how the score is written, a key of `lorakit.evaluate.metric.UNITS`; "share" (from 0 to 1) unless said;
 - `higher`: True where more is better (the default), False where less is, None where neither is;
 - `settings`: the Section of the metric's settings, which are then the last argument; `mistakes(settings)`: what cannot
   work in them, as (key path, reason, remedy);

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lorakit.atomic_io import sha256_of
 from lorakit.errors import UserError
-from lorakit.evaluate.arguments import BASE, kind_of, names_of, run_folder
+from lorakit.evaluate.arguments import BASE, argument_kind, run_folder, short_names
 from lorakit.hardware.machine import Machine, usable_machine
 from lorakit.model.attach import adapter_config
 from lorakit.model.base import Base, find_base
@@ -26,7 +26,7 @@ Kind = Literal["base", "adapter", "model", "merged"]
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalModelSpec:
     """One model to be scored. `given` is the argument that it comes from; `settings` how its base is held in memory;
     `prepared` what its run was trained from, where it has a run."""
 
@@ -39,38 +39,38 @@ class Subject:
     prepared: Prepared | None = None
 
     @property
-    def held(self) -> tuple[Any, ...]:
+    def base_key(self) -> tuple[Any, ...]:
         """What must be the same for two subjects to share one base in memory."""
         settings = self.settings
         double = settings.double_quant and settings.quantization in ("q4", "nf4")
         how = (settings.dtype, settings.quantization, double, settings.attention)
-        return (*sorted(weights_of(self.base).items()), sha256_of(self.base.folder / "config.json"), how)
+        return (*sorted(weight_digests(self.base).items()), sha256_of(self.base.folder / "config.json"), how)
 
-    def facts(self, device: str) -> dict[str, Any]:
+    def identity(self, device: str) -> dict[str, Any]:
         """All that decides what this model computes."""
         files = ("adapter_model.safetensors", "adapter_config.json")
         adapter = {name: sha256_of(self.adapter / name) for name in files} if self.adapter else None
         config = sha256_of(self.base.folder / "config.json")
-        return {"base": self.held, "config": config, "adapter": adapter, "device": device}
+        return {"base": self.base_key, "config": config, "adapter": adapter, "device": device}
 
 
 @dataclass(frozen=True)
-class Lineup:
+class ModelSet:
     """The models to be scored, in the order given, and the first run, which brings rows and settings."""
 
-    subjects: tuple[Subject, ...]
+    specs: tuple[EvalModelSpec, ...]
     run: Run | None
     prepared: Prepared | None
     machine: Machine
 
 
-def weights_of(base: Base) -> dict[str, str]:
+def weight_digests(base: Base) -> dict[str, str]:
     """The sha256 of each weights file of a base."""
     return {path.name: sha256_of(path) for path in base.files() if path.suffix == ".safetensors"}
 
 
 @contextmanager
-def held_still(given: Sequence[str]) -> Iterator[None]:
+def lock_runs(given: Sequence[str]) -> Iterator[None]:
     """While the runs among the arguments are read and scored no training replaces them.
 
     Raises:
@@ -78,12 +78,12 @@ def held_still(given: Sequence[str]) -> Iterator[None]:
     """
     with ExitStack() as held:
         for one in given:
-            if kind_of(one) == "run":
+            if argument_kind(one) == "run":
                 held.enter_context(Run(run_folder(one)).shared())
         yield
 
 
-def line_up(given: Sequence[str], progress: Progress) -> Lineup:
+def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
     """The models that the arguments mean. One run alone means its base, its adapter and its merged model.
 
     Raises:
@@ -93,84 +93,84 @@ def line_up(given: Sequence[str], progress: Progress) -> Lineup:
     twice = next((one for one in given if list(given).count(one) > 1), None)
     if twice:
         raise UserError(f"{twice}: is given twice. Leave one out.")
-    kinds = {one: kind_of(one) for one in given}
+    kinds = {one: argument_kind(one) for one in given}
     opened = {one: reopen_run(run_folder(one), progress) for one in given if kinds[one] == "run"}
     run, prepared = next(iter(opened.values()), (None, None))
     machine = prepared.machine if prepared else usable_machine(progress)
     if len(given) == 1 and opened and Run(Path(given[0])).holds_results():
         (found,) = opened.values()
-        return line_up_run(*found)
-    names, subjects = names_of(given), []
+        return models_of_run(*found)
+    names, specs = short_names(given), []
     for one in given:
         if one in opened:
-            subjects.append(_of_run(names[one], one, *opened[one]))
+            specs.append(_of_run(names[one], one, *opened[one]))
         elif kinds[one] == "adapter":
-            subjects.append(_of_adapter(names[one], one, prepared, machine, progress))
+            specs.append(_of_adapter(names[one], one, prepared, machine, progress))
         elif kinds[one] != BASE:
-            subjects.append(_of_model(names[one], one, kinds[one], prepared, machine, progress))
+            specs.append(_of_model(names[one], one, kinds[one], prepared, machine, progress))
     if BASE in given:
-        subjects.insert(list(given).index(BASE), _of_base(subjects))
-    return Lineup(tuple(subjects), run, prepared, machine)
+        specs.insert(list(given).index(BASE), _of_base(specs))
+    return ModelSet(tuple(specs), run, prepared, machine)
 
 
-def line_up_run(run: Run, prepared: Prepared) -> Lineup:
+def models_of_run(run: Run, prepared: Prepared) -> ModelSet:
     """The models of one run: its base, what it trained, and its merged model where there is one."""
     given = str(run.folder)
-    base = Subject(BASE, given, "base", prepared.base, prepared.model, prepared=prepared)
+    base = EvalModelSpec(BASE, given, "base", prepared.base, prepared.model, prepared=prepared)
     whole = trains_all(prepared.recipe.adapter)
     found = [base, _of_run("model" if whole else "adapter", given, run, prepared)]
     if (run.merged / MERGED).is_file():
         plain = prepared.model.model_copy(update={"quantization": "none"})
         folder = Base(str(run.merged), run.merged, "merged")
-        found.append(Subject("merged", given, "merged", folder, plain))
-    return Lineup(tuple(found), run, prepared, prepared.machine)
+        found.append(EvalModelSpec("merged", given, "merged", folder, plain))
+    return ModelSet(tuple(found), run, prepared, prepared.machine)
 
 
-def on_quantizations(lineup: Lineup, words: Sequence[str]) -> Lineup:
+def add_quantizations(model_set: ModelSet, words: Sequence[str]) -> ModelSet:
     """The same with every adapter also on its base in these quantizations.
 
     Raises:
         UserError: there is no adapter, or a base whose checkpoint is quantized already.
     """
-    found: list[Subject] = []
-    if not any(subject.adapter for subject in lineup.subjects):
+    found: list[EvalModelSpec] = []
+    if not any(spec.adapter for spec in model_set.specs):
         raise UserError("--quantizations: is for adapters, and none is among these models. Leave it out.")
-    for subject in lineup.subjects:
-        found.append(subject)
-        for word in words if subject.adapter else ():
-            if word == subject.settings.quantization:
+    for spec in model_set.specs:
+        found.append(spec)
+        for word in words if spec.adapter else ():
+            if word == spec.settings.quantization:
                 continue
-            settings = subject.settings.model_copy(update={"quantization": word})
+            settings = spec.settings.model_copy(update={"quantization": word})
             try:
-                check_quantization(subject.base, settings)
+                check_quantization(spec.base, settings)
             except UserError as error:
                 reason = str(error).removeprefix("model.quantization: ").partition(" Write none")[0]
-                raise UserError(f"--quantizations: {subject.name}: {reason} Leave {word} out.") from error
-            found.append(replace(subject, name=f"{subject.name} on {word}", settings=settings))
-    return replace(lineup, subjects=tuple(found))
+                raise UserError(f"--quantizations: {spec.name}: {reason} Leave {word} out.") from error
+            found.append(replace(spec, name=f"{spec.name} on {word}", settings=settings))
+    return replace(model_set, specs=tuple(found))
 
 
-def _of_run(name: str, given: str, run: Run, prepared: Prepared) -> Subject:
+def _of_run(name: str, given: str, run: Run, prepared: Prepared) -> EvalModelSpec:
     if trains_all(prepared.recipe.adapter):
         trained = Base(str(run.model), run.model, "trained")
-        return Subject(name, given, "model", trained, prepared.model, prepared=prepared)
-    return Subject(name, given, "adapter", prepared.base, prepared.model, run.adapter, prepared)
+        return EvalModelSpec(name, given, "model", trained, prepared.model, prepared=prepared)
+    return EvalModelSpec(name, given, "adapter", prepared.base, prepared.model, run.adapter, prepared)
 
 
-def _of_adapter(name: str, given: str, first: Prepared | None, machine: Machine, progress: Progress) -> Subject:
+def _of_adapter(name: str, given: str, first: Prepared | None, machine: Machine, progress: Progress) -> EvalModelSpec:
     folder = Path(given)
     config = adapter_config(folder)
     if config.is_prompt_learning:
         raise UserError(f"{given}: is of PEFT's kind {config.peft_type.value}, which lorakit does not put on a model.")
     base = _base_of(given, config, first, progress)
-    ours = first is not None and weights_of(base) == weights_of(first.base)
+    ours = first is not None and weight_digests(base) == weight_digests(first.base)
     settings = first.model if first and ours else _settings(base, first, machine)
     if settings.quantization != "none":
         progress.warn(
             f"{given}: put on its base in {settings.quantization}, as the first run was trained. Without that run, or "
             "behind another, it is put on the unquantized base, and its scores are others"
         )
-    return Subject(name, given, "adapter", base, settings, folder)
+    return EvalModelSpec(name, given, "adapter", base, settings, folder)
 
 
 def _base_of(given: str, config: Any, first: Prepared | None, progress: Progress) -> Base:
@@ -195,29 +195,29 @@ def _base_of(given: str, config: Any, first: Prepared | None, progress: Progress
         )
         return first.base
     progress.say(f"{given}: put on {base.name} ({base.origin}), which its adapter_config.json names")
-    if first and weights_of(base) != weights_of(first.base):
+    if first and weight_digests(base) != weight_digests(first.base):
         progress.warn(f"{given}: its base, {base.name}, is another one than that of the run, {first.base.name}")
     return base
 
 
 def _of_model(
     name: str, given: str, kind: str, first: Prepared | None, machine: Machine, progress: Progress
-) -> Subject:
+) -> EvalModelSpec:
     try:
         base = find_base(given, "main", progress)
     except UserError as error:
         raise UserError(str(error).removeprefix("model.base: ")) from error
     held: Kind = "merged" if kind == "merged" else "model"
-    return Subject(name, given, held, base, _settings(base, first, machine))
+    return EvalModelSpec(name, given, held, base, _settings(base, first, machine))
 
 
-def _of_base(others: Sequence[Subject]) -> Subject:
+def _of_base(others: Sequence[EvalModelSpec]) -> EvalModelSpec:
     """The base of the first run or adapter."""
     owner = next((one for one in others if one.adapter), None) or next((one for one in others if one.prepared), None)
     if owner is None:
         raise UserError("'base' needs a run or an adapter beside it. Or give the model's own folder or hub id.")
     base = owner.prepared.base if owner.prepared else owner.base
-    return Subject(BASE, BASE, "base", base, owner.settings, prepared=owner.prepared)
+    return EvalModelSpec(BASE, BASE, "base", base, owner.settings, prepared=owner.prepared)
 
 
 def _settings(base: Base, first: Prepared | None, machine: Machine) -> Model:

@@ -12,10 +12,10 @@ from typing import Any
 
 from lorakit.atomic_io import claimed_name, write_whole
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.compared import comparison_to_dict, to_dict
+from lorakit.evaluate.comparison import comparison_to_dict, score_to_dict
 from lorakit.evaluate.evaluation import Evaluation
-from lorakit.evaluate.scored import Scored
-from lorakit.evaluate.subjects import Subject
+from lorakit.evaluate.models import EvalModelSpec
+from lorakit.evaluate.results import ModelResult
 from lorakit.recipe.choice import chosen_name, chosen_settings
 from lorakit.registry import METRICS
 from lorakit.run_dir import now, versions
@@ -30,9 +30,9 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
     Raises:
         LorakitError: they cannot be written.
     """
-    facts = document(evaluation)
+    facts = evaluation_document(evaluation)
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in answer_lines(evaluation))
-    return write_facts(facts, folder, lines=lines)
+    return write_document(facts, folder, lines=lines)
 
 
 def check_writable(folder: Path) -> None:
@@ -46,7 +46,7 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written. Give --output DIR, a folder for scores and answers.")
 
 
-def write_facts(facts: dict[str, Any], folder: Path, prefix: str = "", lines: str | None = None) -> Path:
+def write_document(facts: dict[str, Any], folder: Path, prefix: str = "", lines: str | None = None) -> Path:
     """Write a document into a folder, named by its time; its path. `lines` go beside it, and it names their file.
 
     Raises:
@@ -63,9 +63,9 @@ def write_facts(facts: dict[str, Any], folder: Path, prefix: str = "", lines: st
     return path
 
 
-def document(evaluation: Evaluation) -> dict[str, Any]:
+def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
     """All scores and comparisons; figures that are no numbers are null."""
-    request, rows, machine = evaluation.request, evaluation.rows, evaluation.lineup.machine
+    settings, rows, machine = evaluation.settings, evaluation.rows, evaluation.model_set.machine
     baseline = evaluation.baseline.name
     facts = {
         "format": FORMAT,
@@ -79,10 +79,10 @@ def document(evaluation: Evaluation) -> dict[str, Any]:
             "with_answer": rows.answers,
         },
         "settings": {
-            "metrics": [_metric(metric) for metric in request.metrics],
+            "metrics": [_metric(metric) for metric in settings.metrics],
             "decoding": "greedy",
-            "max_new_tokens": request.max_new_tokens,
-            "seed": request.seed,
+            "max_new_tokens": settings.max_new_tokens,
+            "seed": settings.seed,
         },
         "notes": evaluation.notes,
         "baseline": baseline,
@@ -107,37 +107,37 @@ def document(evaluation: Evaluation) -> dict[str, Any]:
 
 def answer_lines(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Of each row that has an answer: where it stands, its prompt and reference, and what each model said to it."""
-    asked = evaluation.baseline.asked
+    rendered = evaluation.baseline.rendered
     lines = []
-    for at, number in enumerate(asked.with_answer):
-        row, prompt = asked.rows[number], asked.prompts[at]
-        source, generated = asked.sources[row["source"]], [one for one in evaluation.models if one.answers]
+    for at, number in enumerate(rendered.with_answer):
+        row, prompt = rendered.rows[number], rendered.prompts[at]
+        source, generated = rendered.sources[row["source"]], [one for one in evaluation.models if one.answers]
         lines.append(
             {
                 "where": row["where"],
                 "source": source.path,
                 "task": source.task,
-                "prompt": asked.tokenizer.decode(prompt),
-                "reference": asked.references[at],
+                "prompt": rendered.tokenizer.decode(prompt),
+                "reference": rendered.references[at],
                 "answers": {model.name: model.answers[at] for model in generated},
-                "cut": [model.name for model in generated if not model.found.said[at].ended],
+                "cut": [model.name for model in generated if not model.outputs.answers[at].ended],
                 "loss": {model.name: _row_loss(model, number) for model in evaluation.models},
             }
         )
     return lines
 
 
-def _row_loss(model: Scored, row: int) -> float | None:
+def _row_loss(model: ModelResult, row: int) -> float | None:
     """Nats a trained token."""
-    return float(model.found.nats[row] / model.tokens[row]) if model.tokens[row] else None
+    return float(model.outputs.nats[row] / model.tokens[row]) if model.tokens[row] else None
 
 
-def _model(model: Scored, evaluation: Evaluation) -> dict[str, Any]:
+def _model(model: ModelResult, evaluation: Evaluation) -> dict[str, Any]:
     return {
-        **subject_facts(model.subject, evaluation.lineup.machine.device),
-        "scores": {name: to_dict(score) for name, score in evaluation.scores[model.name].items()},
+        **describe_model(model.spec, evaluation.model_set.machine.device),
+        "scores": {name: score_to_dict(score) for name, score in evaluation.scores[model.name].items()},
         "parts": {
-            part: {name: to_dict(score) for name, score in by_model[model.name].items()}
+            part: {name: score_to_dict(score) for name, score in by_model[model.name].items()}
             for part, by_model in evaluation.parts.items()
         },
         "classification": {
@@ -152,17 +152,17 @@ def _model(model: Scored, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def subject_facts(subject: Subject, device: str) -> dict[str, Any]:
+def describe_model(spec: EvalModelSpec, device: str) -> dict[str, Any]:
     """What a subject is, and the sha256 of all that decides what it computes."""
     return {
-        "given": subject.given,
-        "kind": subject.kind,
-        "base": subject.base.name,
-        "base_origin": subject.base.origin,
-        "adapter": str(subject.adapter) if subject.adapter else None,
-        "dtype": subject.settings.dtype,
-        "quantization": subject.settings.quantization,
-        "identity": subject.facts(device),
+        "given": spec.given,
+        "kind": spec.kind,
+        "base": spec.base.name,
+        "base_origin": spec.base.origin,
+        "adapter": str(spec.adapter) if spec.adapter else None,
+        "dtype": spec.settings.dtype,
+        "quantization": spec.settings.quantization,
+        "identity": spec.identity(device),
     }
 
 

@@ -26,7 +26,7 @@ _VERSION = 2
 
 
 @dataclass
-class Kept:
+class CacheFile:
     """The lines of one file by the sha256 of their row; without a path nothing is kept."""
 
     path: Path | None
@@ -51,14 +51,14 @@ class Kept:
             raise _unwritable(self.path, error) from error
 
 
-def opened(kind: str, facts: Mapping[str, Any], use: bool = True) -> Kept:
+def open_cache(kind: str, facts: Mapping[str, Any], use: bool = True) -> CacheFile:
     """The file of a `kind`, a folder of the cache, that belongs to these facts. `use`: False keeps nothing.
 
     Raises:
         LorakitError: the cache cannot be read or written.
     """
     if not use:
-        return Kept(None)
+        return CacheFile(None)
     packages = (lorakit, torch, transformers)
     versions = {package.__name__: package.__version__ for package in packages}
     name = _digest({**facts, **versions, "version": _VERSION})
@@ -78,11 +78,11 @@ def opened(kind: str, facts: Mapping[str, Any], use: bool = True) -> Kept:
         except (ValueError, TypeError):
             continue  # cut short by a crash, or changed since: its row is computed again
         lines[row] = value
-    return Kept(path, lines)
+    return CacheFile(path, lines)
 
 
-def by_content(
-    kept: Kept, names: Sequence[str], compute: Callable[[list[int], Callable[[Mapping[int, Any]], None]], None]
+def get_or_compute(
+    kept: CacheFile, names: Sequence[str], compute: Callable[[list[int], Callable[[Mapping[int, Any]], None]], None]
 ) -> list[Any]:
     """A value for each name: the one that is kept, or what `compute` finds.
 
@@ -95,12 +95,12 @@ def by_content(
     return [kept.lines[name] for name in names]
 
 
-def row_name(row: Mapping[str, Any]) -> str:
+def row_key(row: Mapping[str, Any]) -> str:
     """The sha256 of a row's tokens and labels."""
     return _digest([list(row["input_ids"]), list(row["labels"])])
 
 
-def prompt_name(prompt: Sequence[int]) -> str:
+def prompt_key(prompt: Sequence[int]) -> str:
     """The sha256 of a prompt's tokens."""
     return _digest(list(prompt))
 

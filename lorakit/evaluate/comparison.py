@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorakit.evaluate.intervals import Comparison, Interval, compare, intervals
-from lorakit.evaluate.measure import Measure
-from lorakit.evaluate.scored import PER_TOKEN, Groups, Scored
+from lorakit.evaluate.metric import Measure
+from lorakit.evaluate.results import PER_TOKEN, Groups, ModelResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Score:
         return write(self.measure.value) + bounds
 
 
-def scores_of(groups: Groups, seed: int) -> dict[str, Score]:
+def score_groups(groups: Groups, seed: int) -> dict[str, Score]:
     """Every measure of the groups with its interval."""
     found: dict[str, Score] = {}
     for group in groups.values():
@@ -36,14 +36,14 @@ def scores_of(groups: Groups, seed: int) -> dict[str, Score]:
     return found
 
 
-def comparisons(first: Scored, second: Scored, seed: int) -> dict[str, Comparison]:
+def comparisons(first: ModelResult, second: ModelResult, seed: int) -> dict[str, Comparison]:
     """The second subject against the first, of all measures that both have and share."""
-    return _compared(first.measures, second.measures, first.asked is second.asked, seed)
+    return _compared(first.measures, second.measures, first.rendered is second.rendered, seed)
 
 
-def part_comparisons(first: Scored, second: Scored, part: str, seed: int) -> dict[str, Comparison]:
+def part_comparisons(first: ModelResult, second: ModelResult, part: str, seed: int) -> dict[str, Comparison]:
     """The same on the rows of one task or source."""
-    return _compared(first.parts.get(part, {}), second.parts.get(part, {}), first.asked is second.asked, seed)
+    return _compared(first.parts.get(part, {}), second.parts.get(part, {}), first.rendered is second.rendered, seed)
 
 
 def _compared(first: Groups, second: Groups, same_tokens: bool, seed: int) -> dict[str, Comparison]:
@@ -54,19 +54,19 @@ def _compared(first: Groups, second: Groups, same_tokens: bool, seed: int) -> di
     return found
 
 
-def difference_of(one: Comparison, measure: Measure) -> str:
+def format_difference(one: Comparison, measure: Measure) -> str:
     """A difference with its sign, in the measure's unit: shares in points of per cent."""
     return _signed(one.difference, measure)
 
 
-def interval_of(one: Comparison, measure: Measure) -> str:
+def format_interval(one: Comparison, measure: Measure) -> str:
     """The interval of a difference; `-` where there is none."""
     if one.interval is None:
         return "-"
     return f"{_signed(one.interval.low, measure)} to {_signed(one.interval.high, measure)}"
 
 
-def verdict_of(one: Comparison) -> str:
+def format_verdict(one: Comparison) -> str:
     """The verdict in words, and where none can be told about how many rows would tell."""
     if one.verdict != "cannot tell":
         return one.verdict
@@ -89,7 +89,7 @@ def _signed(value: float, measure: Measure) -> str:
     return ("+" if value >= 0 else "") + measure.write(value)
 
 
-def to_dict(score: Score) -> dict[str, Any]:
+def score_to_dict(score: Score) -> dict[str, Any]:
     """A score as the files have it."""
     measure, interval = score.measure, score.interval
     return {

@@ -13,7 +13,7 @@ from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import SourceReport
 from lorakit.data.store import Examples
 from lorakit.errors import UserError
-from lorakit.evaluate.generate import said_in, until_stop
+from lorakit.evaluate.generate import decode_answer, until_stop
 from lorakit.model.base import Base
 from lorakit.model.load import pad_token_id, stop_token_ids, stop_words
 from lorakit.progress import Progress
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class RenderedRows:
     """Rows as one tokenizer renders them.
 
     A row has input_ids, labels, `answer` (the token index at which its last answer begins, -1 where a text has none),
@@ -62,11 +62,11 @@ class Asked:
         trained = ([token for token in row["labels"][1:] if token != IGNORED] for row in self.rows)
         return [len(self.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in trained]
 
-    def of(self, rows: Sequence[int]) -> "Asked":
+    def of(self, rows: Sequence[int]) -> "RenderedRows":
         """The same of some rows alone, in this order."""
         return replace(self, rows=[self.rows[number] for number in rows])
 
-    def says_the_same(self, other: "Asked") -> bool:
+    def same_tokens_as(self, other: "RenderedRows") -> bool:
         """Whether both render every row to the same tokens, of which the same are trained."""
         return [(row["input_ids"], row["labels"]) for row in self.rows] == [
             (row["input_ids"], row["labels"]) for row in other.rows
@@ -75,15 +75,15 @@ class Asked:
 
 def reference_of(row: Row, tokenizer: Any, stop_ids: Sequence[int]) -> str:
     """The text of a row's last answer."""
-    return said_in(until_stop(row["input_ids"][row["answer"] :], stop_ids), tokenizer)
+    return decode_answer(until_stop(row["input_ids"][row["answer"] :], stop_ids), tokenizer)
 
 
-def asked_in(examples: Examples, tokenizer: Any, stop_ids: Sequence[int]) -> Asked:
+def rows_of_examples(examples: Examples, tokenizer: Any, stop_ids: Sequence[int]) -> RenderedRows:
     """The rows of prepared examples."""
-    return Asked(tokenizer, tuple(stop_ids), list(examples.rows), examples.report.sources)
+    return RenderedRows(tokenizer, tuple(stop_ids), list(examples.rows), examples.report.sources)
 
 
-def rendered(data: Data, base: Base, template: ChatTemplate, progress: Progress) -> Asked:
+def render_rows(data: Data, base: Base, template: ChatTemplate, progress: Progress) -> RenderedRows:
     """The held-out rows of a recipe's data section, rendered with a model's own tokenizer and template.
 
     A section without held-out rows is one whose training rows are meant.
@@ -100,21 +100,21 @@ def rendered(data: Data, base: Base, template: ChatTemplate, progress: Progress)
     examples = held_out or train
     for reason, count in examples.report.dropped.counts.items():
         progress.warn(f"{count:,} rows are left out: {reason} (first: {examples.report.dropped.first[reason][0]})")
-    tell_found(examples, progress)
+    warn_of_problems(examples, progress)
     for note, count in examples.report.notes.items():
         progress.say(f"{count:,} rows: {note}")
     words = examples.report.stop_tokens
     stops = {*stop_token_ids(base, tokenizer), *tokenizer.convert_tokens_to_ids(words)}
-    return asked_in(examples, tokenizer, sorted(stops))
+    return rows_of_examples(examples, tokenizer, sorted(stops))
 
 
-def tell_found(examples: Examples, progress: Progress) -> None:
+def warn_of_problems(examples: Examples, progress: Progress) -> None:
     """Say what the checks of `data.clean` found in the rows."""
     for reason, count in examples.report.found.counts.items():
         progress.warn(f"held-out: {count:,} x {reason} (first: {examples.report.found.first[reason][0]})")
 
 
-def data_of(file: Path, like: Data | None, longest: int) -> Data:
+def data_section(file: Path, like: Data | None, longest: int) -> Data:
     """The data section for the rows of a file: read as a recipe reads its own, or by what the rows look like.
 
     `longest`: how many tokens a row may have where no recipe says it.
@@ -129,21 +129,21 @@ def data_of(file: Path, like: Data | None, longest: int) -> Data:
     return like.model_copy(update={"train": str(file.absolute()), "eval": None})
 
 
-def aligned(several: Sequence[Asked]) -> tuple[list[Asked], int]:
+def align_rows(several: Sequence[RenderedRows]) -> tuple[list[RenderedRows], int]:
     """The rows that all of several renderings have, in the order of the first; how many of the first are left out.
 
     A row is known by its place. One that becomes another number of examples with another template is left out.
     """
-    counts = [Counter(row["where"] for row in asked.rows) for asked in several]
+    counts = [Counter(row["where"] for row in rendered.rows) for rendered in several]
     places = {place for place, count in counts[0].items() if all(other[place] == count for other in counts)}
     found = []
     order = {place: number for number, place in enumerate(counts[0])}
-    for asked in several:
+    for rendered in several:
         by_place: dict[str, list[int]] = defaultdict(list)
-        for number, row in enumerate(asked.rows):
+        for number, row in enumerate(rendered.rows):
             if row["where"] in places:
                 by_place[row["where"]].append(number)
         found.append(
-            asked.of([number for place in sorted(by_place, key=order.__getitem__) for number in by_place[place]])
+            rendered.of([number for place in sorted(by_place, key=order.__getitem__) for number in by_place[place]])
         )
     return found, len(several[0].rows) - len(found[0].rows)
