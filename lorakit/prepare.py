@@ -18,7 +18,7 @@ from lorakit.model.load import attentions_of, load_tokenizer, quiet_libraries, s
 from lorakit.model.stored import check_quantization
 from lorakit.model.tokenizer_check import compare_with_file
 from lorakit.plan.auto import Choice, settle
-from lorakit.plan.built import built_skeleton
+from lorakit.plan.built import spec_with_trace
 from lorakit.plan.facts import ModelFacts, facts_in
 from lorakit.plan.fit import load_of
 from lorakit.plan.memory import Memory
@@ -150,17 +150,17 @@ def tell_file_differs(base: Base, tokenizer: Any, train: Examples, progress: Pro
 
 
 def built_facts(base: Base, settings: Adapter) -> ModelFacts | None:
-    """The facts of a base on disk, its skeleton built without weights where its family is none that is counted."""
+    """The facts of a base on disk, its spec built without weights where its family is none that is counted."""
     facts = facts_in(base.folder)
-    if facts is None or facts.skeleton:
+    if facts is None or facts.spec:
         return facts
-    return replace(facts, skeleton=built_skeleton(base.folder, settings))
+    return replace(facts, spec=spec_with_trace(base.folder, settings))
 
 
 def _expected(recipe: Recipe, facts: ModelFacts | None, longest: int, machine: Machine) -> Memory | None:
-    if facts is None or facts.skeleton is None:
+    if facts is None or facts.spec is None:
         return None
-    load = load_of(recipe, facts, facts.skeleton, machine.is_gpu)
+    load = load_of(recipe, facts, facts.spec, machine.is_gpu)
     return load.memory(int(recipe.train.micro_batch), longest, bool(recipe.train.gradient_checkpointing))
 
 

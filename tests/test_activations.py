@@ -9,10 +9,10 @@ from model_families import FAMILIES
 from peft.helpers import disable_input_dtype_casting
 from transformers import AutoModelForCausalLM
 
-from lorakit.model.attach import attach_adapter
-from lorakit.model.counting import skeleton_of
-from lorakit.model.fused import fused_lora
-from lorakit.model.prefix import body_of
+from lorakit.model.fused_lora import fused_lora
+from lorakit.model.peft_adapter import attach_adapter
+from lorakit.model.shared_prefix import body_of
+from lorakit.model.spec_from_meta import spec_from_meta
 from lorakit.model.targets import select_targets
 from lorakit.plan.activations import Way, kept
 from lorakit.plan.adapted import adapted_by
@@ -57,10 +57,10 @@ def saved_bytes(model, tokens: int, padded: bool, computing) -> int:
     return sum(sizes.values())
 
 
-def measured(family: str, settings: Adapter, half: bool, attention: str, padded: bool, made_of=skeleton_of):
+def measured(family: str, settings: Adapter, half: bool, attention: str, padded: bool, made_of=spec_from_meta):
     """Bytes a token and bytes a pair of tokens, fitted to three lengths; and what the memory model says of them.
 
-    `made_of`: a config as a mapping -> the skeleton that the memory model is given.
+    `made_of`: a config as a mapping -> the spec that the memory model is given.
     """
     torch.manual_seed(0)
     config = wide(family)
@@ -68,7 +68,7 @@ def measured(family: str, settings: Adapter, half: bool, attention: str, padded:
     if half and settings.kind != "none":
         base = base.to(torch.bfloat16)
     base.requires_grad_(settings.kind == "none")
-    skeleton = made_of(config.to_dict())
+    spec = made_of(config.to_dict())
     model = attach_adapter(base, settings, 0, select_targets(base, settings, True)).train()
 
     @contextlib.contextmanager
@@ -83,7 +83,7 @@ def measured(family: str, settings: Adapter, half: bool, attention: str, padded:
     lengths = (40, 80, 160)
     sizes = [saved_bytes(model, length, padded, computing) for length in lengths]
     _, token, pair = np.linalg.solve([[1, 2 * n, 2 * n * n] for n in lengths], sizes)
-    adapted = adapted_by(skeleton, settings)
+    adapted = adapted_by(spec, settings)
     way = Way(
         width=2 if half else 4,
         attention=attention,
@@ -93,7 +93,7 @@ def measured(family: str, settings: Adapter, half: bool, attention: str, padded:
         on_gpu=False,
         dora=adapted.dora,
     )
-    return token, pair, kept(skeleton, adapted, way)[0]
+    return token, pair, kept(spec, adapted, way)[0]
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
@@ -155,9 +155,9 @@ def backward_peak(length: int, half: bool) -> int:
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 def test_the_backward_of_eager_attention_takes_what_the_model_says(half):
-    skeleton = skeleton_of(wide("llama").to_dict())
+    spec = spec_from_meta(wide("llama").to_dict())
     way = Way(2 if half else 4, "eager", autocast=half, on_gpu=False)
-    _, block = kept(skeleton, adapted_by(skeleton, Adapter()), way)
+    _, block = kept(spec, adapted_by(spec, Adapter()), way)
     one, two = (backward_peak(length, half) for length in (256, 512))
     assert block.scores == pytest.approx((two - 2 * one) / (2 * 256**2), rel=0.03)
 

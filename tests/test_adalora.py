@@ -11,8 +11,8 @@ from transformers import BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel, LlamaC
 
 from lorakit.errors import UserError
 from lorakit.model.adapters import AdaLora, _svd
-from lorakit.model.adapters.adalora import Shrinking
-from lorakit.model.adapters.svd import orthogonality, plain_lora, svd_modules
+from lorakit.model.adapters.adalora import AdaLoraScheduler
+from lorakit.model.adapters.svd import orthogonality, svd_modules, svd_to_lora
 from lorakit.model.loss import supervised_loss
 
 STEPS, RANK, FIRST = 20, 4, 6
@@ -35,16 +35,16 @@ def optimizer_of(model, rate=5e-2):
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0, fused=True)
 
 
-def train(model, driver, optimizer, steps, watch=lambda step: None):
+def train(model, scheduler, optimizer, steps, watch=lambda step: None):
     """Some steps as the trainer makes them; the losses without the penalty."""
     losses = []
     ids = torch.arange(48).reshape(4, 12) * 7 % 64
     for step in steps:
         total, count = supervised_loss(model, ids, torch.ones_like(ids), ids)
         loss = total / count
-        (loss + driver.penalty()).backward()
+        (loss + scheduler.penalty()).backward()
         optimizer.step()
-        driver.after_step(step, optimizer)
+        scheduler.after_step(step, optimizer)
         optimizer.zero_grad()
         losses.append(loss.item())
         watch(step)
@@ -62,8 +62,8 @@ def logits_of(model):
 
 
 def saved(model, folder):
-    """The adapter folder that `plain_lora` makes of a model."""
-    config, weights = plain_lora(model)
+    """The adapter folder that `svd_to_lora` makes of a model."""
+    config, weights = svd_to_lora(model)
     folder.mkdir()
     config.save_pretrained(folder)
     save_file(weights, folder / "adapter_model.safetensors")
@@ -72,8 +72,10 @@ def saved(model, folder):
 
 def test_ranks_really_shrink_to_the_budget_and_stay():
     model = adapted(tiny_llama())
-    driver, sums = Shrinking(model, AdaLora(), STEPS), []
-    losses = train(model, driver, optimizer_of(model), range(1, STEPS + 1), lambda _: sums.append(sum(ranks_of(model))))
+    scheduler, sums = AdaLoraScheduler(model, AdaLora(), STEPS), []
+    losses = train(
+        model, scheduler, optimizer_of(model), range(1, STEPS + 1), lambda _: sums.append(sum(ranks_of(model)))
+    )
     assert sums[2] == FIRST * len(PATHS) > sums[3] > sums[8] > sums[13] == RANK * len(PATHS)
     assert set(sums[13:]) == {RANK * len(PATHS)}
     assert len(set(ranks_of(model))) > 1
@@ -82,9 +84,9 @@ def test_ranks_really_shrink_to_the_budget_and_stay():
 
 def test_a_direction_taken_away_stays_away():
     model, kept = adapted(tiny_llama()), []
-    driver = Shrinking(model, AdaLora(), STEPS)
+    scheduler = AdaLoraScheduler(model, AdaLora(), STEPS)
     note = lambda _: kept.append([(module.e != 0).flatten().tolist() for module in svd_modules(model)])  # noqa: E731
-    train(model, driver, optimizer_of(model), range(1, STEPS + 1), note)
+    train(model, scheduler, optimizer_of(model), range(1, STEPS + 1), note)
     assert all(later == kept[13] for later in kept[13:])
     assert kept[13] != kept[8]
 
@@ -92,7 +94,7 @@ def test_a_direction_taken_away_stays_away():
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_the_shortest_runs_end_at_the_budget(steps):
     model = adapted(tiny_llama())
-    train(model, Shrinking(model, AdaLora(), steps), optimizer_of(model), range(1, steps + 1))
+    train(model, AdaLoraScheduler(model, AdaLora(), steps), optimizer_of(model), range(1, steps + 1))
     assert sum(ranks_of(model)) == RANK * len(PATHS)
 
 
@@ -103,21 +105,21 @@ def test_a_module_that_matters_keeps_its_rank_and_one_that_does_not_loses_it():
     needless, needed = PATHS[0], PATHS[5]
     model = adapted(base, [needless, needed], rank=3, first=6)
     settings = AdaLora(orthogonality=0)  # as published, the penalty's gradient counts as importance too
-    train(model, Shrinking(model, settings, STEPS), optimizer_of(model), range(1, STEPS + 1))
+    train(model, AdaLoraScheduler(model, settings, STEPS), optimizer_of(model), range(1, STEPS + 1))
     assert ranks_of(model) == [0, 6]
 
 
 @pytest.mark.parametrize("stop", [5, 10, 16])
 def test_going_on_from_a_state_equals_never_having_stopped(tmp_path, stop):
     whole = adapted(tiny_llama())
-    train(whole, Shrinking(whole, AdaLora(), STEPS), optimizer_of(whole), range(1, STEPS + 1))
+    train(whole, AdaLoraScheduler(whole, AdaLora(), STEPS), optimizer_of(whole), range(1, STEPS + 1))
     first = adapted(tiny_llama())
-    driver, optimizer = Shrinking(first, AdaLora(), STEPS), optimizer_of(first)
-    train(first, driver, optimizer, range(1, stop + 1))
+    scheduler, optimizer = AdaLoraScheduler(first, AdaLora(), STEPS), optimizer_of(first)
+    train(first, scheduler, optimizer, range(1, stop + 1))
     second = adapted(tiny_llama())
-    resumed, again = Shrinking(second, AdaLora(), STEPS), optimizer_of(second)
+    resumed, again = AdaLoraScheduler(second, AdaLora(), STEPS), optimizer_of(second)
     weights = {name: tensor.clone() for name, tensor in first.state_dict().items()}
-    save_file(driver.state(), tmp_path / "driver")
+    save_file(scheduler.state(), tmp_path / "driver")
     resumed.restore(load_file(tmp_path / "driver"), weights)
     second.load_state_dict(weights)
     again.load_state_dict(optimizer.state_dict())
@@ -128,17 +130,17 @@ def test_going_on_from_a_state_equals_never_having_stopped(tmp_path, stop):
 
 def test_more_directions_than_the_budget_are_asked_for():
     with pytest.raises(UserError, match=r"^adapter\.kind\.adalora\.initial_rank: 4 is not more than adapter\.rank, 4"):
-        Shrinking(adapted(tiny_llama(), first=RANK), AdaLora(initial_rank=RANK), STEPS)
+        AdaLoraScheduler(adapted(tiny_llama(), first=RANK), AdaLora(initial_rank=RANK), STEPS)
 
 
 def test_a_step_whose_gradients_overflowed_is_not_taken_note_of():
     model = adapted(tiny_llama())
-    driver, optimizer = Shrinking(model, AdaLora(), STEPS), optimizer_of(model)
-    train(model, driver, optimizer, [1])
+    scheduler, optimizer = AdaLoraScheduler(model, AdaLora(), STEPS), optimizer_of(model)
+    train(model, scheduler, optimizer, [1])
     for part in model.parameters():
         part.grad = torch.full_like(part, torch.inf) if part.requires_grad else None
-    driver.after_step(2, optimizer)
-    assert all(tensor.isfinite().all() for tensor in driver.state().values())
+    scheduler.after_step(2, optimizer)
+    assert all(tensor.isfinite().all() for tensor in scheduler.state().values())
 
 
 def test_the_penalty_is_the_published_one():
@@ -170,7 +172,7 @@ def test_plain_peft_loads_what_was_trained(tmp_path, quantization):
     load = lambda: LlamaForCausalLM.from_pretrained(tmp_path / "base", **given).requires_grad_(False)  # noqa: E731
     model = adapted(load(), whole=["lm_head"])
     before = logits_of(model)
-    train(model, Shrinking(model, AdaLora(), STEPS), optimizer_of(model), range(1, STEPS + 1))
+    train(model, AdaLoraScheduler(model, AdaLora(), STEPS), optimizer_of(model), range(1, STEPS + 1))
     folder = saved(model, tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(load(), folder)
     effect = (logits_of(model) - before).abs().max()
@@ -196,7 +198,7 @@ def test_plain_peft_loads_layers_of_gpt2(tmp_path):
         return GPT2LMHeadModel(config).requires_grad_(False)
 
     model = adapted(base(), [f"transformer.h.{i}.{name}" for i in (0, 1) for name in ("attn.c_attn", "mlp.c_proj")])
-    train(model, Shrinking(model, AdaLora(), STEPS), optimizer_of(model), range(1, STEPS + 1))
+    train(model, AdaLoraScheduler(model, AdaLora(), STEPS), optimizer_of(model), range(1, STEPS + 1))
     loaded = PeftModel.from_pretrained(base(), saved(model, tmp_path / "adapter"))
     assert (logits_of(model) - logits_of(base())).abs().max() > 0.1
     assert torch.allclose(logits_of(loaded), logits_of(model), atol=1e-5)

@@ -10,7 +10,7 @@ from eval_runs import edit_json
 from peft_adapters import lora, save_peft_adapter
 
 from lorakit.errors import UserError
-from lorakit.model.attach import adapter_config
+from lorakit.model.peft_adapter import adapter_config
 from lorakit.recipe.adapter_file import find_fault
 from lorakit.recipe.begun import refusal
 

@@ -17,15 +17,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Mi
 from lorakit.errors import Interrupted, UserError
 from lorakit.evaluate.run import evaluate
 from lorakit.merge.run import merge
-from lorakit.model.attach import attach_adapter
 from lorakit.model.load import load_model
+from lorakit.model.peft_adapter import attach_adapter
 from lorakit.model.targets import select_targets
 from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.recipe.schema import Adapter
 from lorakit.train.begin import begin
-from lorakit.train.callbacks import Conductor
+from lorakit.train.callbacks import TrainingCallback
 from lorakit.train.checks import check_loss
 from lorakit.train.optimizer import with_faster_b
 
@@ -45,14 +45,14 @@ class Told(Silent):
 
 def stop_after(monkeypatch, step):
     """Ask the next run to stop as Ctrl-C would, after so many steps."""
-    on_step_end = Conductor.on_step_end
+    on_step_end = TrainingCallback.on_step_end
 
     def stopping(self, args, state, control, **others):
         if state.global_step == step:
             self.stopping.signal = 2
         on_step_end(self, args, state, control, **others)
 
-    monkeypatch.setattr(Conductor, "on_step_end", stopping)
+    monkeypatch.setattr(TrainingCallback, "on_step_end", stopping)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_dtype_follows_the_machine(machine, dtype):
 def taken(facts: ModelFacts, rows: int, checkpointing: bool, quantization: str = "none") -> int:
     """Bytes of a micro-batch of 1,024 tokens a row, as the memory model has it."""
     training = Training(rows, 1024, rows * 1024, checkpointing=checkpointing, quantization=quantization)
-    return training_memory(facts.skeleton, adapted_by(facts.skeleton, Adapter()), training).total
+    return training_memory(facts.spec, adapted_by(facts.spec, Adapter()), training).total
 
 
 def test_a_small_model_takes_as_many_rows_as_fit_and_no_checkpointing():

@@ -14,9 +14,9 @@ import lorakit.model.offline as offline
 from lorakit.atomic_io import sha256_of
 from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import LorakitError, UserError
-from lorakit.model.attach import adapter_config, attach_adapter
 from lorakit.model.base import find_base
 from lorakit.model.load import load_model, load_tokenizer
+from lorakit.model.peft_adapter import adapter_config, attach_adapter
 from lorakit.model.targets import select_targets
 from lorakit.progress import Silent
 from lorakit.recipe.begun import brought, refusal

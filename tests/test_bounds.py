@@ -21,7 +21,7 @@ from lorakit.data.rendering import ChatTemplate
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 from lorakit.evaluate.scores import row_scores
-from lorakit.model.patterns import fitting
+from lorakit.model.patterns import match_pattern
 from lorakit.recipe import data_files as walks
 from lorakit.recipe.data_files import TooManyFiles, data_files
 from lorakit.recipe.schema import Evaluate
@@ -152,7 +152,7 @@ def test_a_pattern_that_searches_for_ever_is_refused_wherever_one_may_be_written
     with pytest.raises(UserError, match=r"json-schema computes for more than 0\.3 s on answer 1 of 1"):
         row_scores(metrics(schema), [json.dumps(EVIL_TEXT)], ["a"])
     with pytest.raises(UserError, match=r"adapter\.targets: the pattern '\(a\+\)\+\$' searches"):
-        fitting(EVIL_PATTERN, [EVIL_TEXT], "adapter.targets")
+        match_pattern(EVIL_PATTERN, [EVIL_TEXT], "adapter.targets")
     evil = r"(\w+\.?)+!"
     for section in ({"targets": evil}, {"exclude": [evil]}, {"rank_overrides": {evil: 2}}):
         for command in ("check", "plan"):

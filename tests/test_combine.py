@@ -19,7 +19,7 @@ from lorakit.merge.combine import check_options, combine
 from lorakit.merge.methods import METHODS
 from lorakit.merge.score import SourceScore, score_sources
 from lorakit.merge.sources import check_together
-from lorakit.model.attach import load_adapter
+from lorakit.model.peft_adapter import load_adapter
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 from lorakit.run_dir import Run

@@ -9,7 +9,7 @@ from model_families import FAMILIES
 
 from lorakit.errors import UserError
 from lorakit.model.base import Base
-from lorakit.model.counted import counted
+from lorakit.model.spec_from_config import spec_from_config
 from lorakit.model.stored import check_quantization, quantization_in
 from lorakit.plan.facts import facts_from, facts_in
 from lorakit.plan.fit import load_of
@@ -105,19 +105,19 @@ def test_the_sizes_of_a_family_that_is_not_counted_are_left_to_transformers(valu
 def test_a_size_that_only_transformers_knows_is_left_to_the_meta_device(family):
     config = FAMILIES[family].config
     own = {mapped: name for name, mapped in config.attribute_map.items()}
-    assert counted(config.to_dict()) is not None
+    assert spec_from_config(config.to_dict()) is not None
     for key in ("num_key_value_heads", "head_dim", "num_experts_per_tok", "num_local_experts"):
         given = config.to_dict()
         if given.pop(key, None) is None:
             continue
         default = getattr(type(config), key, getattr(type(config), own.get(key, key), None))
-        assert (counted(given) is None) == (default is not None), key
+        assert (spec_from_config(given) is None) == (default is not None), key
 
 
 def test_an_absent_size_is_taken_from_the_others_where_transformers_does_so():
     config = FAMILIES["llama"].config.to_dict()
     del config["head_dim"], config["num_key_value_heads"]
-    found = counted(config)
+    found = spec_from_config(config)
     assert found.key_value == found.hidden == 16
 
 
@@ -176,7 +176,7 @@ def test_the_bits_of_a_checkpoint_are_read(recipe_on, method):
         named = {"quant_method": method, "bits": bits}
         assert quantization_in({"quantization_config": named}).bits == bits
         facts = facts_from(config | {"quantization_config": named})
-        load_ = load_of(load(recipe_on()).recipe, facts, facts.skeleton, on_gpu=True)
+        load_ = load_of(load(recipe_on()).recipe, facts, facts.spec, on_gpu=True)
         assert load_.quantization == held
 
 

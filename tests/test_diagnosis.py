@@ -22,8 +22,8 @@ from lorakit.evaluate.diagnosis.leak import leak
 from lorakit.evaluate.diagnosis.losses import forgetting, quantization_drift
 from lorakit.evaluate.diagnosis.parroting import memorization, parroting
 from lorakit.evaluate.diagnosis.spans import copied, span_index
-from lorakit.model.attach import load_adapter
 from lorakit.model.load import load_model
+from lorakit.model.peft_adapter import load_adapter
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from lorakit.model.dora import factored_norms
-from lorakit.model.fused import FUSED_LAYERS, fused_lora
+from lorakit.model.fused_lora import FUSED_LAYERS, fused_lora
 
 IN, OUT = 24, 40
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from lorakit.errors import UserError
 from lorakit.merge.extract import extract
 from lorakit.merge.truncate import truncated
-from lorakit.model.anatomy import weights_of
-from lorakit.model.attach import load_adapter
 from lorakit.model.base import Base
+from lorakit.model.module_inventory import list_weights
+from lorakit.model.peft_adapter import load_adapter
 from lorakit.progress import Silent
 
 EXTRACTED = [
@@ -63,7 +63,7 @@ def changed(model, paths, size=0.05):
 
 def linear_paths(model):
     """The paths of all weights that a LoRA can hold."""
-    weights = [weight for weight in weights_of(model) if not weight.dead]
+    weights = [weight for weight in list_weights(model) if not weight.unadaptable]
     return [weight.path if weight.fused else f"{weight.path}.weight" for weight in weights]
 
 

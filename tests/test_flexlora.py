@@ -9,8 +9,8 @@ from test_adalora import PATHS, STEPS, adapted, logits_of, optimizer_of, saved, 
 
 from lorakit.errors import UserError
 from lorakit.model.adapters import FlexLora
-from lorakit.model.adapters.flexlora import Moving, entropy
-from lorakit.model.adapters.svd import plain_lora, svd_modules
+from lorakit.model.adapters.flexlora import FlexLoraScheduler, entropy
+from lorakit.model.adapters.svd import svd_modules, svd_to_lora
 
 RANK = 4
 SETTINGS = FlexLora(moved=2)
@@ -39,14 +39,14 @@ def stepped(model, moved, gradient=1.0):
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, gradient) if parameter.requires_grad else None
     optimizer.step()
-    Moving(model, FlexLora(moved=moved, every=1, move_to=0.9), 10).after_step(5, optimizer)
+    FlexLoraScheduler(model, FlexLora(moved=moved, every=1, move_to=0.9), 10).after_step(5, optimizer)
     return optimizer
 
 
 def test_ranks_really_move_and_their_sum_stays():
     model, seen = fresh(), []
-    driver = Moving(model, SETTINGS, STEPS)
-    losses = train(model, driver, optimizer_of(model), range(1, STEPS + 1), lambda _: seen.append(ranks_of(model)))
+    scheduler = FlexLoraScheduler(model, SETTINGS, STEPS)
+    losses = train(model, scheduler, optimizer_of(model), range(1, STEPS + 1), lambda _: seen.append(ranks_of(model)))
     assert seen[2] == [RANK] * len(PATHS) != seen[3] != seen[8] != seen[13] == seen[-1]
     assert {sum(ranks) for ranks in seen} == {RANK * len(PATHS)}
     assert [module.layer.r["default"] for module in svd_modules(model)] == seen[-1]
@@ -56,7 +56,7 @@ def test_ranks_really_move_and_their_sum_stays():
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_ranks_move_in_the_shortest_runs_too(steps):
     model = fresh()
-    train(model, Moving(model, SETTINGS, steps), optimizer_of(model), range(1, steps + 1))
+    train(model, FlexLoraScheduler(model, SETTINGS, steps), optimizer_of(model), range(1, steps + 1))
     assert len(set(ranks_of(model))) > 1
 
 
@@ -121,7 +121,7 @@ def test_training_goes_on_while_the_graph_of_the_last_step_lives():
     loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     optimizer.step()
-    Moving(model, SETTINGS, 1).after_step(1, optimizer)
+    FlexLoraScheduler(model, SETTINGS, 1).after_step(1, optimizer)
     optimizer.zero_grad()
     model(input_ids=ids, labels=ids).loss.backward()
     assert loss.grad_fn is not None
@@ -131,13 +131,13 @@ def test_training_goes_on_while_the_graph_of_the_last_step_lives():
 @pytest.mark.parametrize("stop", [2, 6, 16])
 def test_going_on_from_a_state_equals_never_having_stopped(tmp_path, stop):
     whole = fresh()
-    train(whole, Moving(whole, SETTINGS, STEPS), optimizer_of(whole), range(1, STEPS + 1))
+    train(whole, FlexLoraScheduler(whole, SETTINGS, STEPS), optimizer_of(whole), range(1, STEPS + 1))
     first = fresh()
-    driver, optimizer = Moving(first, SETTINGS, STEPS), optimizer_of(first)
-    train(first, driver, optimizer, range(1, stop + 1))
-    save_file(driver.state(), tmp_path / "driver")
+    scheduler, optimizer = FlexLoraScheduler(first, SETTINGS, STEPS), optimizer_of(first)
+    train(first, scheduler, optimizer, range(1, stop + 1))
+    save_file(scheduler.state(), tmp_path / "driver")
     second = fresh()
-    resumed = Moving(second, SETTINGS, STEPS)
+    resumed = FlexLoraScheduler(second, SETTINGS, STEPS)
     torch.manual_seed(99)
     weights = {name: parameter.detach().clone() for name, parameter in first.named_parameters()}
     resumed.restore(load_file(tmp_path / "driver"), weights)
@@ -152,7 +152,7 @@ def test_going_on_from_a_state_equals_never_having_stopped(tmp_path, stop):
 
 def test_plain_peft_loads_what_was_trained(tmp_path):
     model = fresh()
-    train(model, Moving(model, SETTINGS, STEPS), optimizer_of(model), range(1, STEPS + 1))
+    train(model, FlexLoraScheduler(model, SETTINGS, STEPS), optimizer_of(model), range(1, STEPS + 1))
     loaded = PeftModel.from_pretrained(tiny_llama(), saved(model, tmp_path / "adapter"))
     assert (logits_of(model) - logits_of(tiny_llama())).abs().max() > 0.1
     assert torch.allclose(logits_of(loaded), logits_of(model), atol=1e-5)
@@ -160,7 +160,7 @@ def test_plain_peft_loads_what_was_trained(tmp_path):
 
 def test_alpha_is_the_rank_in_every_module_of_the_plain_adapter():
     model = with_energies([0.9, 0.1, 0.3], [0.5])
-    config, weights = plain_lora(model)
+    config, weights = svd_to_lora(model)
     assert config.r == config.lora_alpha == 3
     assert config.rank_pattern == config.alpha_pattern == {PATHS[1]: 1}
     assert weights[f"base_model.model.{PATHS[1]}.lora_A.weight"].shape == (1, TINY_LLAMA["hidden_size"])
@@ -168,4 +168,4 @@ def test_alpha_is_the_rank_in_every_module_of_the_plain_adapter():
 
 def test_one_module_alone_is_refused():
     with pytest.raises(UserError, match=r"^adapter\.targets: flexlora moves ranks between modules"):
-        Moving(fresh(PATHS[:1]), SETTINGS, STEPS)
+        FlexLoraScheduler(fresh(PATHS[:1]), SETTINGS, STEPS)

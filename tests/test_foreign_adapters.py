@@ -17,8 +17,8 @@ from lorakit.errors import UserError
 from lorakit.merge.combine import combine
 from lorakit.merge.run import merge
 from lorakit.merge.sources import open_adapter
-from lorakit.model.attach import adapter_config, continue_adapter, load_adapter
-from lorakit.model.counting import parameter_counts_with, skeleton_of
+from lorakit.model.peft_adapter import adapter_config, continue_adapter, load_adapter
+from lorakit.model.spec_from_meta import count_with_peft_config, spec_from_meta
 from lorakit.model.streamed import streamed_adapter_model
 from lorakit.model.weights import open_weights
 from lorakit.plan.adapted import adapted_by
@@ -166,7 +166,7 @@ SETTINGS = {
 def test_an_adapter_is_planned_by_what_peft_makes_of_its_configuration(settings, bases, tmp_path):
     base = bases("llama")
     folder = save_peft_adapter(base, tmp_path / "adapter", lora(**SETTINGS[settings]))
-    planned = adapted_by(skeleton_of(base), Adapter.model_validate({"from": str(folder)}))
+    planned = adapted_by(spec_from_meta(base), Adapter.model_validate({"from": str(folder)}))
     trained = sum(tensor.numel() for tensor in load_file(folder / "adapter_model.safetensors").values())
     assert planned.matrices == trained > 0
 
@@ -174,9 +174,9 @@ def test_an_adapter_is_planned_by_what_peft_makes_of_its_configuration(settings,
 def test_one_lora_an_expert_is_planned_as_what_peft_makes_of_it(bases, tmp_path):
     base = bases("qwen3-moe")
     folder = write_old_layout(tmp_path / "old", base, *OLD["qwen3-moe"])
-    planned = adapted_by(skeleton_of(base), Adapter.model_validate({"from": str(folder)}))
+    planned = adapted_by(spec_from_meta(base), Adapter.model_validate({"from": str(folder)}))
     config = adapter_config(folder)
-    assert planned.matrices == parameter_counts_with(base, config)[0]
+    assert planned.matrices == count_with_peft_config(base, config)[0]
 
 
 def test_an_adapter_that_brings_other_weights_of_the_base_is_not_trained_on(bases, tmp_path):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lorakit.model.counting import empty_model, parameter_counts_of
+from lorakit.model.spec_from_meta import count_with_recipe_adapter, meta_model
 from lorakit.plan.known import known_config, known_models
 from lorakit.recipe.schema import Adapter
 
@@ -27,7 +27,7 @@ ARCHITECTURES = {model.config["model_type"]: model for model in known_models()}
 
 
 def counted(config: dict) -> int:
-    return sum(parameter.numel() for parameter in empty_model(config).parameters())
+    return sum(parameter.numel() for parameter in meta_model(config).parameters())
 
 
 def test_the_published_counts_are_in_the_table():
@@ -51,7 +51,7 @@ def test_a_well_known_config_has_the_published_number_of_parameters(hub_id):
 
 def test_an_adapter_on_a_known_config_is_counted():
     config = known_config("mistralai/Mistral-7B-v0.1")
-    trainable, total = parameter_counts_of(config, Adapter(rank=16, targets="all-linear"))
+    trainable, total = count_with_recipe_adapter(config, Adapter(rank=16, targets="all-linear"))
     assert (trainable, total - trainable) == (41_943_040, 7_241_732_096)
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.model.counted import counted
+from lorakit.model.spec_from_config import spec_from_config
 from lorakit.plan.adapted import adapted_by
 from lorakit.plan.known import known_config
 from lorakit.plan.memory import Training, training_memory, training_moments, weight_bytes
 from lorakit.recipe.schema import Adapter
 
 ROOT = Path(__file__).resolve().parent.parent
-LLAMA_8B = counted(known_config("meta-llama/Llama-3.1-8B"))
+LLAMA_8B = spec_from_config(known_config("meta-llama/Llama-3.1-8B"))
 LONG = Training(rows=4, length=2048, trained=8192)
 
 
@@ -26,9 +26,9 @@ def compared(monkeypatch):
     return compared
 
 
-def uncapped(skeleton):
+def uncapped(spec):
     """A model without the soft caps of its scores and logits, and with them."""
-    return replace(skeleton, soft_capped=False, logits_capped=False), skeleton
+    return replace(spec, soft_capped=False, logits_capped=False), spec
 
 
 def taken(adapter: Adapter | None = None, **changes):
@@ -103,7 +103,7 @@ def test_fewer_targets_and_lower_ranks_take_less():
 
 
 def test_experts_that_are_adapted_are_held_twice():
-    mixtral = counted(known_config("mistralai/Mixtral-8x7B-v0.1"))
+    mixtral = spec_from_config(known_config("mistralai/Mixtral-8x7B-v0.1"))
     with_experts, without = (
         training_moments(mixtral, adapted_by(mixtral, Adapter(exclude=exclude)), LONG)[0]
         for exclude in ([], ["experts"])
@@ -122,14 +122,14 @@ def test_full_fine_tuning_holds_sixteen_bytes_a_weight_and_its_rounded_copy():
 def test_logits_are_held_in_chunks():
     much = training_moments(LLAMA_8B, adapted_by(LLAMA_8B, Adapter()), replace(LONG, trained=8192))[0]
     assert much.logits < 12 * (1 << 25) + 8192 * 4096 * 2 + 1
-    gemma = counted(known_config("google/gemma-2-2b"))
+    gemma = spec_from_config(known_config("google/gemma-2-2b"))
     plain, capped = (training_moments(one, adapted_by(one, Adapter()), LONG)[0].logits for one in uncapped(gemma))
     assert capped - plain == 2 * 256000 * ((1 << 25) // 256000)
 
 
-def moments(skeleton=LLAMA_8B, **changes):
+def moments(spec=LLAMA_8B, **changes):
     training = replace(LONG, **changes)
-    return {one.moment: one for one in training_moments(skeleton, adapted_by(skeleton, Adapter()), training)}
+    return {one.moment: one for one in training_moments(spec, adapted_by(spec, Adapter()), training)}
 
 
 @pytest.mark.parametrize(("dtype", "kept", "more"), [("float32", 4, 12), ("bfloat16", 6, 10), ("float16", 6, 8)])
@@ -146,7 +146,7 @@ def test_the_backward_of_eager_attention_makes_gradients_of_all_scores(dtype, ke
 
 
 def test_soft_capped_scores_are_kept_once_more():
-    gemma = counted(known_config("google/gemma-2-2b"))
+    gemma = spec_from_config(known_config("google/gemma-2-2b"))
     plain, capped = (moments(one, attention="eager")["loss"].activations for one in uncapped(gemma))
     assert capped - plain == 2 * 4 * 2048**2 * 8 * 26  # 4 rows, 8 heads, 26 layers
 
@@ -167,7 +167,7 @@ def test_packs_under_a_dense_mask_hold_it_even_alone():
     def masked(packing: str, attention: str, rows: int) -> bool:
         model = Model(base="a/b", dtype="bfloat16", attention=attention)
         recipe = Recipe(model=model, data=Data(train="a/b", packing=packing))
-        return load_of(recipe, facts, facts.skeleton, True).training(rows, 512, False).masked
+        return load_of(recipe, facts, facts.spec, True).training(rows, 512, False).masked
 
     assert [masked("off", "sdpa", rows) for rows in (1, 2)] == [False, True]
     assert masked("on", "sdpa", 1) and not masked("on", "flash_attention_2", 2)

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 from lorakit.merge.fold import folding_of
 from lorakit.merge.untie import target_of
 from lorakit.merge.write import write_weights
-from lorakit.model.adapters.plain import save_adapter
-from lorakit.model.attach import attach_adapter
+from lorakit.model.adapters.plain_lora import save_adapter
 from lorakit.model.base import Base
 from lorakit.model.checkpoint import read_tensor
 from lorakit.model.held import held_as_stored, held_by
 from lorakit.model.load import load_model
+from lorakit.model.peft_adapter import attach_adapter
 from lorakit.model.quantized import dequantized
 from lorakit.model.streamed import streamed_adapter_model
 from lorakit.model.targets import select_targets

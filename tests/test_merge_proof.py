@@ -14,7 +14,7 @@ from lorakit.data.batches import collate
 from lorakit.errors import UserError
 from lorakit.merge import predictions, proof
 from lorakit.merge.proof import TOLERANCES, Proof, _student, compare, reference
-from lorakit.model.attach import load_adapter
+from lorakit.model.peft_adapter import load_adapter
 from lorakit.model.streamed import streamed_adapter_model, streamed_model
 from lorakit.progress import Silent
 

@@ -104,7 +104,7 @@ def planned(preset: Path, base: str, card: Device, *overrides: str) -> Plan:
     recipe = load(extending(preset, base), overrides).recipe
     facts = facts_of(base, "main")
     assert recipe.adapter.rank == 16 and recipe.adapter.targets == "all-linear"
-    assert facts and facts.skeleton, f"{base} is not known"
+    assert facts and facts.spec, f"{base} is not known"
     return plan_run(recipe, facts, rows_of(recipe, None), place_of(card))
 
 

@@ -111,18 +111,18 @@ FAMILIES = [
 @pytest.mark.parametrize("config", FAMILIES, ids=lambda config: config.model_type)
 def test_share_and_bytes_are_known_before_the_model_is_loaded(tmp_path, config):
     made(tmp_path / "model", config)
-    skeleton = facts_in(tmp_path / "model").skeleton
+    spec = facts_in(tmp_path / "model").spec
     for quantization, double in (("nf4", True), ("q4", False), ("q8", False)):
         held = quantization_of(loaded(tmp_path / "model", quantization, dtype="bfloat16", double_quant=double))
-        quantizable = sum(weight.size for weight in skeleton.quantizable)
-        assert (skeleton.parameters, quantizable) == (held.parameters, held.quantized)
-        assert weight_bytes(skeleton, "none", double, 2) == held.unquantized_bytes
-        assert weight_bytes(skeleton, quantization, double, 2) == pytest.approx(held.bytes, rel=0.01)
+        quantizable = sum(weight.size for weight in spec.quantizable)
+        assert (spec.parameters, quantizable) == (held.parameters, held.quantized)
+        assert weight_bytes(spec, "none", double, 2) == held.unquantized_bytes
+        assert weight_bytes(spec, quantization, double, 2) == pytest.approx(held.bytes, rel=0.01)
 
 
 def test_smollm2_is_counted_before_it_is_here():
     facts = facts_of(SMOL, "main")
-    assert facts.skeleton.parameters == 134_515_008
+    assert facts.spec.parameters == 134_515_008
     words = quantization_sentence(Model(base=SMOL, dtype="bfloat16", quantization="nf4"), None, facts)
     assert words == "nf4: 79% of the parameters are quantized, 0.11 GB instead of 0.27 GB (saves 0.16 GB)"
 

@@ -17,12 +17,12 @@ from lorakit.evaluate.models import resolve_models
 from lorakit.evaluate.questioning import answers_to_questions
 from lorakit.evaluate.questions import read_questions
 from lorakit.evaluate.run import default_settings
-from lorakit.model.adapters.driver import Given
-from lorakit.model.adapters.plain import save_adapter
-from lorakit.model.attach import attach_adapter, load_adapter, trained_weights
+from lorakit.model.adapters.plain_lora import save_adapter
+from lorakit.model.adapters.rank_scheduler import InitContext
 from lorakit.model.base import find_base
 from lorakit.model.fingerprint import fingerprint_of
 from lorakit.model.load import load_model
+from lorakit.model.peft_adapter import attach_adapter, load_adapter, trained_weights
 from lorakit.model.shared_base import SharedBase
 from lorakit.model.targets import select_targets
 from lorakit.progress import Silent
@@ -68,7 +68,7 @@ def adapters(base, tmp_path_factory):
         settings = Adapter(kind=kind, rank=4, train_modules=["lm_head"])
         model = reader(base)()
         targets = select_targets(model, settings, kind_adapts_experts=True)
-        adapted = attach_adapter(model, settings, 0, targets, Given(None, None, Silent()))
+        adapted = attach_adapter(model, settings, 0, targets, InitContext(None, None, Silent()))
         for tensor in trained_weights(adapted).values():
             tensor.add_(0.1 * torch.randn_like(tensor))
         made[f"our {kind}"] = folder / f"our-{kind}"

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from lorakit.atomic_io import cache_folder
 from lorakit.checksums import facts_of
 from lorakit.model.base import find_base
-from lorakit.model.spectrum import held_weight, signal_to_noise, signals
+from lorakit.model.spectrum import dequantized_weight, signal_to_noise, signal_to_noise_ratios
 from lorakit.model.targets import select_targets
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Adapter
@@ -79,9 +79,11 @@ def test_weights_are_read_as_the_model_holds_them():
     model.int8.load_state_dict({"weight": weight})
     model.nf4.load_state_dict({"weight": weight})
     model.to("cpu")
-    assert held_weight(model, "experts") is model.experts and held_weight(model, "conv") is model.conv.weight
+    assert (
+        dequantized_weight(model, "experts") is model.experts and dequantized_weight(model, "conv") is model.conv.weight
+    )
     for name, largest in (("plain", 0.0), ("int8", 0.01), ("nf4", 0.2)):
-        held = held_weight(model, name)
+        held = dequantized_weight(model, name)
         assert held.shape == weight.shape and (held - weight).norm() <= largest * weight.norm()
     assert not torch.is_floating_point(model.int8.weight) and not torch.is_floating_point(model.nf4.weight)
 
@@ -89,36 +91,41 @@ def test_weights_are_read_as_the_model_holds_them():
 def test_ratios_are_computed_once_for_a_base_and_a_quantization(base, tiny_base):
     model, counting = AutoModelForCausalLM.from_pretrained(tiny_base), Counting()
     q_proj, o_proj = (f"model.layers.0.self_attn.{name}" for name in ("q_proj", "o_proj"))
-    first = signals(model, [q_proj], base, "none", counting)
+    first = signal_to_noise_ratios(model, [q_proj], base, "none", counting)
     assert first == {q_proj: signal_to_noise(model.get_submodule(q_proj).weight)} and counting.work == 1
-    assert signals(model, [q_proj, o_proj], base, "none", counting)[q_proj] == first[q_proj] and counting.work == 2
-    signals(model, [q_proj], base, "nf4", counting)
+    assert (
+        signal_to_noise_ratios(model, [q_proj, o_proj], base, "none", counting)[q_proj] == first[q_proj]
+        and counting.work == 2
+    )
+    signal_to_noise_ratios(model, [q_proj], base, "nf4", counting)
     assert counting.work == 3
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": "b"}', '{"model.layers.0.mlp.up_proj": null}', "\udcff"])
 def test_a_damaged_file_of_the_cache_is_made_anew(base, tiny_base, damage):
     model, path = AutoModelForCausalLM.from_pretrained(tiny_base), "model.layers.0.mlp.up_proj"
-    ratios = signals(model, [path], base, "none", Silent())
+    ratios = signal_to_noise_ratios(model, [path], base, "none", Silent())
     (file,) = (cache_folder() / "spectrum").iterdir()
     file.write_bytes(damage.encode(errors="surrogateescape"))
-    assert signals(model, [path], base, "none", Silent()) == ratios == facts_of(file.read_text())
+    assert signal_to_noise_ratios(model, [path], base, "none", Silent()) == ratios == facts_of(file.read_text())
 
 
 def test_a_figure_of_the_cache_that_changed_in_place_is_computed_again(base, tiny_base):
     model, path = AutoModelForCausalLM.from_pretrained(tiny_base), "model.layers.0.mlp.up_proj"
-    ratios = signals(model, [path], base, "none", Silent())
+    ratios = signal_to_noise_ratios(model, [path], base, "none", Silent())
     (file,) = (cache_folder() / "spectrum").iterdir()
     text = file.read_text()
     digit = text.index(".", text.index(": ")) + 1
     file.write_text(text[:digit] + str(9 - int(text[digit])) + text[digit + 1 :])
-    assert signals(model, [path], base, "none", Silent()) == ratios
+    assert signal_to_noise_ratios(model, [path], base, "none", Silent()) == ratios
 
 
 def test_layers_chosen_by_spectrum_are_those_of_a_direct_computation(base, tiny_base):
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
     settings = Adapter(targets="mlp", layers={"spectrum": 0.5})
-    chosen = select_targets(model, settings, True, lambda paths: signals(model, paths, base, "none", Silent())).modules
+    chosen = select_targets(
+        model, settings, True, lambda paths: signal_to_noise_ratios(model, paths, base, "none", Silent())
+    ).modules
     expected = set()
     for name in ("gate_proj", "up_proj", "down_proj"):
         both = [f"model.layers.{number}.mlp.{name}" for number in (0, 1)]

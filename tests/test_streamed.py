@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from lorakit.errors import UserError
 from lorakit.model.loss import head_logits
-from lorakit.model.prefix import body_of
+from lorakit.model.shared_prefix import body_of
 from lorakit.model.streamed import streamed_adapter_model, streamed_model
 
 IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(5))

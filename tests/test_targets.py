@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from lorakit.errors import UserError
-from lorakit.model.chosen import loudest
+from lorakit.model.target_selection import top_by_snr
 from lorakit.model.targets import select_targets
 from lorakit.recipe.schema import Adapter
 from lorakit.registry import ADAPTERS
@@ -261,8 +261,8 @@ def test_spectrum_takes_the_top_share_of_each_type():
 
 def test_the_loudest_are_one_of_each_type_at_least():
     ratios = {f"layers.{i}.{name}": float(i) for i in range(5) for name in ("a", "b")}
-    assert loudest(ratios, 0.4) == {"layers.3.a", "layers.4.a", "layers.3.b", "layers.4.b"}
-    assert loudest(ratios, 0.01) == {"layers.4.a", "layers.4.b"}
+    assert top_by_snr(ratios, 0.4) == {"layers.3.a", "layers.4.a", "layers.3.b", "layers.4.b"}
+    assert top_by_snr(ratios, 0.01) == {"layers.4.a", "layers.4.b"}
 
 
 def test_a_range_far_beyond_the_model_is_refused_at_once():

@@ -30,7 +30,7 @@ def counted(
         train=Train(batch_size=rows),
     )
     facts = facts_of(base, "main")
-    return work_of(load_of(recipe, facts, facts.skeleton, False), rows, checkpointing, length=length, trained=1.0)
+    return work_of(load_of(recipe, facts, facts.spec, False), rows, checkpointing, length=length, trained=1.0)
 
 
 def times_lora(adapter: dict, checkpointing: bool = False, **given) -> float:

@@ -11,8 +11,8 @@ from typing import Any
 
 from published_tools import held_in, model_in, tool_of, training_in
 
-from lorakit.model.counted import counted
-from lorakit.model.skeleton import Skeleton
+from lorakit.model.spec import ModelSpec
+from lorakit.model.spec_from_config import spec_from_config
 from lorakit.plan.adapted import adapted_by
 from lorakit.plan.known import known_config
 from lorakit.plan.memory import Memory, Training, training_moments
@@ -62,13 +62,13 @@ def compared(path: Path = PUBLISHED) -> Iterator[Compared]:
         for row in csv.DictReader(file):
             missing = [name for name in _needed(row) if not row[name]]
             config = _SIZES.get(row["model"]) or known_config(_NAMES.get(row["model"], row["model"]))
-            skeleton = counted(config) if config else None
+            spec = spec_from_config(config) if config else None
             if missing:
                 yield Compared(row, None, f"says nothing of {', '.join(missing)}")
-            elif skeleton is None:
+            elif spec is None:
                 yield Compared(row, None, "its sizes are not known here")
             else:
-                yield Compared(row, predicted(row, skeleton))
+                yield Compared(row, predicted(row, spec))
 
 
 def _needed(row: dict[str, str]) -> list[str]:
@@ -76,10 +76,10 @@ def _needed(row: dict[str, str]) -> list[str]:
     return [*shape, "sequence_length", "micro_batch", "gradient_checkpointing", "peak_gib"]
 
 
-def predicted(row: dict[str, str], skeleton: Skeleton) -> Memory:
+def predicted(row: dict[str, str], spec: ModelSpec) -> Memory:
     """What the memory model says of one row, in the software that the row is from."""
     tool, rows, length = tool_of(row["source"]), int(row["micro_batch"]), int(row["sequence_length"])
-    adapted = adapted_by(skeleton, _adapter(row))
+    adapted = adapted_by(spec, _adapter(row))
     asked = Training(
         rows=rows,
         length=length,
@@ -90,7 +90,7 @@ def predicted(row: dict[str, str], skeleton: Skeleton) -> Memory:
         checkpointing=row["gradient_checkpointing"] == "yes",
         masked=rows > 1 and row["packed"] != "yes",
     )
-    model, training = model_in(tool, skeleton), training_in(tool, asked, adapted)
+    model, training = model_in(tool, spec), training_in(tool, asked, adapted)
     moments = training_moments(model, adapted, training)
     return max((held_in(tool, one, model, adapted, training) for one in moments), key=lambda memory: memory.total)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lorakit.model.skeleton import Skeleton, part
+from lorakit.model.spec import ModelSpec, part
 from lorakit.plan.activations import Way
 from lorakit.plan.adapted import Adapted
 from lorakit.plan.memory import DTYPE_BYTES, Memory, Training, weight_bytes
@@ -25,9 +25,9 @@ class Tool:
     """Fields of Training."""
     way: dict[str, Any] | None = None
     """Fields of Way; None: it computes as lorakit does."""
-    head: Callable[[Skeleton, Training], tuple[float, float]] | None = None
+    head: Callable[[ModelSpec, Training], tuple[float, float]] | None = None
     """Bytes of the logits at the loss, and of what stays of them in the backward pass; None: in lorakit's chunks."""
-    block: Callable[[Skeleton, Adapted, Way], float] | None = None
+    block: Callable[[ModelSpec, Adapted, Way], float] | None = None
     """What one block keeps of a token beside what lorakit's would."""
     four_bit_inputs: bool = False
     """Whether its bitsandbytes keeps the input of every 4-bit layer: MatMul4Bit kept (A, B) until 0.43.2."""
@@ -39,58 +39,58 @@ class Tool:
     """Whether it ties no weights, and quantizes the output head as every linear layer."""
 
 
-def _all_logits(skeleton: Skeleton, training: Training) -> tuple[float, float]:
+def _all_logits(spec: ModelSpec, training: Training) -> tuple[float, float]:
     """transformers' ForCausalLMLoss: the logits, and in float32 the output of log_softmax, its gradient (nll_loss makes
     it dense) and that of the input."""
-    return (DTYPE_BYTES[training.dtype] + 12) * training.trained * skeleton.vocabulary, 0
+    return (DTYPE_BYTES[training.dtype] + 12) * training.trained * spec.vocabulary, 0
 
 
-def _all_logits_held(skeleton: Skeleton, training: Training) -> tuple[float, float]:
+def _all_logits_held(spec: ModelSpec, training: Training) -> tuple[float, float]:
     """The same, with the model's output in a variable through the backward pass."""
-    at_loss, _ = _all_logits(skeleton, training)
-    return at_loss, DTYPE_BYTES[training.dtype] * training.trained * skeleton.vocabulary
+    at_loss, _ = _all_logits(spec, training)
+    return at_loss, DTYPE_BYTES[training.dtype] * training.trained * spec.vocabulary
 
 
-def _no_logits(skeleton: Skeleton, training: Training) -> tuple[float, float]:
+def _no_logits(spec: ModelSpec, training: Training) -> tuple[float, float]:
     """Cut cross-entropy (arXiv 2411.09009) never holds them."""
     return 0, 0
 
 
-def _fabric_chunks(skeleton: Skeleton, training: Training) -> tuple[float, float]:
+def _fabric_chunks(spec: ModelSpec, training: Training) -> tuple[float, float]:
     """LitGPT: Fabric makes the logits float32 (convert_output), their log_softmax stays beside them, and the gradients
     are of one piece. A head in 4 bits is dequantized to float16 and then bfloat16 in its backward."""
-    logits = training.trained * skeleton.vocabulary
-    capped = 2 * skeleton.logits_capped * logits
-    at_loss = 8 * logits + 8 * _HEAD_CHUNK * training.rows * skeleton.vocabulary
+    logits = training.trained * spec.vocabulary
+    capped = 2 * spec.logits_capped * logits
+    at_loss = 8 * logits + 8 * _HEAD_CHUNK * training.rows * spec.vocabulary
     if training.quantization != "none":
-        at_loss = max(at_loss, 6 * logits + 4 * skeleton.vocabulary * skeleton.hidden)
+        at_loss = max(at_loss, 6 * logits + 4 * spec.vocabulary * spec.hidden)
     return at_loss + capped, 0
 
 
-def _litgpt_block(skeleton: Skeleton, adapted: Adapted, way: Way) -> float:
+def _litgpt_block(spec: ModelSpec, adapted: Adapted, way: Way) -> float:
     """LitGPT's attention and feed-forward layer (model.py, lora.py)."""
-    block = next(iter(skeleton.blocks.values()))
-    opening = [weight for weight in block if weight.half == "attention" and part(weight) == "opens"]
-    query = next(w.inner for w in block if w.half == "attention" and part(w) == "closes")
+    block = next(iter(spec.blocks.values()))
+    opening = [weight for weight in block if weight.sublayer == "attention" and part(weight) == "opens"]
+    query = next(w.inner for w in block if w.sublayer == "attention" and part(w) == "closes")
     if way.attention == "eager" or len(opening) == 1:  # lorakit's expands them too; transformers' Phi-3 packs them too
         token = 0.0
-    elif skeleton.key_value < query:  # keys and values are expanded, so that nothing holds the packed product
-        token = 2.0 * way.width * (query - skeleton.key_value)
+    elif spec.key_value < query:  # keys and values are expanded, so that nothing holds the packed product
+        token = 2.0 * way.width * (query - spec.key_value)
     else:  # queries, keys and values are one layer's product, of which the values are a view
-        token = way.width * (query + skeleton.key_value)
+        token = way.width * (query + spec.key_value)
     chosen = [weight for weight in opening if weight.path in adapted.ranks]
     token -= sum(weight.inner * (way.width + 1) for weight in chosen[1:])  # one dropout for all of them
     if chosen and len(chosen) < len(opening):  # LoRAQKVLinear.zero_pad: index_copy keeps its source
-        token += way.width * (query + skeleton.key_value)
+        token += way.width * (query + spec.key_value)
     packed = any(w.path.endswith("gate_up_proj") and w.path in adapted.ranks for w in block)
-    return token + packed * skeleton.hidden * (way.width + 1)  # gate and up are two layers, each with its dropout
+    return token + packed * spec.hidden * (way.width + 1)  # gate and up are two layers, each with its dropout
 
 
-def _expanded_keys(skeleton: Skeleton, adapted: Adapted, way: Way) -> float:
+def _expanded_keys(spec: ModelSpec, adapted: Adapted, way: Way) -> float:
     """Keys and values are expanded for every head before the kernel (fitcheck's _install_gqa_sdpa_shim)."""
-    block = next(iter(skeleton.blocks.values()))
-    query = next(w.inner for w in block if w.half == "attention" and part(w) == "closes")
-    return 0.0 if way.attention == "eager" else 2.0 * way.width * (query - skeleton.key_value)
+    block = next(iter(spec.blocks.values()))
+    query = next(w.inner for w in block if w.sublayer == "attention" and part(w) == "closes")
+    return 0.0 if way.attention == "eager" else 2.0 * way.width * (query - spec.key_value)
 
 
 # LitGPT: bf16-true, so adapter, gradients and AdamW are in bfloat16; a default dropout of 0.05 (finetune/lora.py); no
@@ -143,11 +143,11 @@ def tool_of(source: str) -> Tool:
     return next(tool for name, tool in TOOLS.items() if source.lower().startswith(name.lower()))
 
 
-def model_in(tool: Tool, skeleton: Skeleton) -> Skeleton:
+def model_in(tool: Tool, spec: ModelSpec) -> ModelSpec:
     """The model as a tool has it."""
     if tool.fused_activation:
-        skeleton = replace(skeleton, activation=1)
-    return replace(skeleton, tied=False, shared={}) if tool.head_of_its_own else skeleton
+        spec = replace(spec, activation=1)
+    return replace(spec, tied=False, shared={}) if tool.head_of_its_own else spec
 
 
 def training_in(tool: Tool, training: Training, adapted: Adapted) -> Training:
@@ -168,28 +168,28 @@ def training_in(tool: Tool, training: Training, adapted: Adapted) -> Training:
     return replace(training, way=way)
 
 
-def held_in(tool: Tool, moment: Memory, skeleton: Skeleton, adapted: Adapted, training: Training) -> Memory:
+def held_in(tool: Tool, moment: Memory, spec: ModelSpec, adapted: Adapted, training: Training) -> Memory:
     """What lorakit's memory model says of a moment, with what the tool holds instead."""
-    tokens, blocks = training.rows * training.length, 1 if training.checkpointing else len(skeleton.blocks)
+    tokens, blocks = training.rows * training.length, 1 if training.checkpointing else len(spec.blocks)
     weights, logits, kept = moment.weights, moment.logits, 0.0
     passing = moment.moment == "loss" or moment.moment.startswith("backward")
     if tool.head and passing:
-        logits = round(tool.head(skeleton, training)[moment.moment != "loss"])
+        logits = round(tool.head(spec, training)[moment.moment != "loss"])
     if tool.block and training.way and passing and not (training.checkpointing and moment.moment == "loss"):
-        kept = blocks * tool.block(skeleton, adapted, training.way)
+        kept = blocks * tool.block(spec, adapted, training.way)
     if tool.inputs_twice and training.quantization != "none":
-        kept += sum(_inputs(skeleton, number) for number in skeleton.blocks)
+        kept += sum(_inputs(spec, number) for number in spec.blocks)
     if tool.head_of_its_own and training.quantization != "none":
-        as_layers = tuple(replace(weight, is_head=False) for weight in skeleton.weights)
-        whole = replace(skeleton, weights=as_layers)
+        as_layers = tuple(replace(weight, is_head=False) for weight in spec.weights)
+        whole = replace(spec, weights=as_layers)
         weights = weight_bytes(whole, training.quantization, training.double_quant, DTYPE_BYTES[training.dtype])
     return replace(moment, weights=weights, logits=logits, activations=moment.activations + round(tokens * kept))
 
 
-def _inputs(skeleton: Skeleton, number: int) -> float:
+def _inputs(spec: ModelSpec, number: int) -> float:
     """Bytes a token of what a block's layers take in, once for all that share it, in half precision."""
     shared: dict[tuple[str, str], float] = {}
-    for weight in skeleton.blocks[number]:
-        half = "attention" if skeleton.norms == 1 and part(weight) == "opens" else weight.half
+    for weight in spec.blocks[number]:
+        half = "attention" if spec.norms == 1 and part(weight) == "opens" else weight.sublayer
         shared.setdefault((half, part(weight)), 2.0 * weight.inner)
     return sum(shared.values())

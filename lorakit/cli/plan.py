@@ -125,16 +125,16 @@ def _facts(settings: "Recipe", progress: "Progress") -> "ModelFacts":
             f"model.base: the sizes of {base} are not known here. Give a local folder with its config.json, fetch the "
             "model once (lorakit train RECIPE --dry-run), or plan on a well-known model of the same size."
         )
-    if facts.skeleton is None:
+    if facts.spec is None:
         kind = one_line(str(config.get("model_type")))
         progress.say(f"model.base: a {kind} is not counted from its config: building it without weights")
         from lorakit.model.load import quiet_libraries
-        from lorakit.plan.built import built_skeleton
+        from lorakit.plan.built import spec_with_trace
 
         quiet_libraries()
         folder = folder_of(base, settings.model.revision)
         source = folder if folder and (folder / "config.json").is_file() else config
-        facts = replace(facts, skeleton=built_skeleton(source, settings.adapter))
+        facts = replace(facts, spec=spec_with_trace(source, settings.adapter))
     return facts
 
 

@@ -51,7 +51,7 @@ class Told:
         while it is dequantized."""
         if self.checkpoint is None:
             return self.plan.merge
-        whole = 4 * self.plan.skeleton.parameters
+        whole = 4 * self.plan.spec.parameters
         return max(whole, self.plan.merge) if self.checkpoint.mergeable else None
 
 
@@ -76,10 +76,10 @@ def _plan_facts(plan: "Plan") -> dict[str, Any]:
     machine, train = plan.place.machine, plan.recipe.train
     return {
         "model": plan.recipe.model.base,
-        "counted": "meta device" if plan.skeleton.built else "config",
+        "counted": "meta device" if plan.spec.built else "config",
         "device": {"name": machine.name, "kind": machine.device, "memory": machine.memory, "planned_with": plan.room},
         "parameters": {
-            "total": plan.skeleton.parameters,
+            "total": plan.spec.parameters,
             "trainable": plan.adapted.trained,
             "estimated": plan.adapted.estimated,
         },

@@ -114,14 +114,14 @@ def _verdict(plan: "Plan") -> str:
 def _figures(told: Told) -> list[tuple[str, str]]:
     """The figures of a plan beside memory, each with its name."""
     plan, full, checkpoint = told.plan, told.full, told.checkpoint
-    skeleton, adapted = plan.skeleton, plan.adapted
-    how = "built without weights on torch's meta device" if skeleton.built else "counted from its config"
+    spec, adapted = plan.spec, plan.adapted
+    how = "built without weights on torch's meta device" if spec.built else "counted from its config"
     near = "about " if adapted.estimated else ""
-    rows = [("parameters", f"{skeleton.parameters:,}, {how}{_left_plain(plan)}")]
+    rows = [("parameters", f"{spec.parameters:,}, {how}{_left_plain(plan)}")]
     if checkpoint:
         rows.append(("checkpoint", checkpoint.said))
     rows += [
-        ("trained", f"{near}{adapted.trained:,} ({percent(adapted.trained / skeleton.parameters, 2)})"),
+        ("trained", f"{near}{adapted.trained:,} ({percent(adapted.trained / spec.parameters, 2)})"),
         ("files", _files(told)),
         ("evaluation", f"{gibibytes(plan.evaluation)} at its fullest"),
         ("merge", _merge(told)),
@@ -162,10 +162,10 @@ def _merge(told: Told) -> str:
 
 def _left_plain(plan: "Plan") -> str:
     """A clause on fused experts under quantization: most of such a model, and left as it is."""
-    fused = sum(weight.size for weight in plan.skeleton.weights if weight.fused)
+    fused = sum(weight.size for weight in plan.spec.weights if weight.fused)
     if not fused or plan.quantization == "none":
         return ""
-    return f"; {percent(fused / plan.skeleton.parameters)} are fused experts, which bitsandbytes does not quantize"
+    return f"; {percent(fused / plan.spec.parameters)} are fused experts, which bitsandbytes does not quantize"
 
 
 def _rows(plan: "Plan") -> str:

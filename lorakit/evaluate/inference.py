@@ -15,7 +15,7 @@ from lorakit.evaluate.losses import row_losses
 from lorakit.evaluate.models import EvalModelSpec
 from lorakit.evaluate.rendering import RenderedRows
 from lorakit.evaluate.results import ModelOutputs
-from lorakit.model.fused import fused_lora
+from lorakit.model.fused_lora import fused_lora
 from lorakit.progress import Progress
 
 Tell = Callable[[Mapping[int, Any]], None]

@@ -11,7 +11,7 @@ from lorakit.data.batches import collate
 from lorakit.data.encoded import IGNORED
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.loss import head_logits
-from lorakit.model.prefix import body_output
+from lorakit.model.shared_prefix import body_output
 from lorakit.progress import Progress
 
 # Tokens with padding in a batch, the rows it has in any case, and logits held at once (128 MiB in float32).
@@ -45,7 +45,7 @@ def label_loglikelihoods(
         pad: the id that fills rows up. note: the progress bar's label.
 
     Labels of one token each are read off one row a prompt. Of longer ones a batch is one prompt's rows, whose common
-    beginning is computed once (lorakit.model.prefix).
+    beginning is computed once (lorakit.model.shared_prefix).
 
     Raises:
         UserError: a prompt or a label has no tokens.

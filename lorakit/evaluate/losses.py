@@ -11,7 +11,7 @@ from lorakit.data.encoded import IGNORED
 from lorakit.errors import LorakitError
 from lorakit.evaluate.batching import in_batches, tokens_at_once
 from lorakit.model.loss import head_logits
-from lorakit.model.prefix import body_output
+from lorakit.model.shared_prefix import body_output
 from lorakit.progress import Progress
 
 # Rows in a batch, and logits held at once (128 MiB in float32).

@@ -10,9 +10,9 @@ from lorakit.atomic_io import sha256_of
 from lorakit.errors import UserError
 from lorakit.evaluate.arguments import BASE, argument_kind, run_folder, short_names
 from lorakit.hardware.machine import Machine, usable_machine
-from lorakit.model.attach import adapter_config
 from lorakit.model.base import Base, find_base
 from lorakit.model.load import attentions_of, quiet_libraries
+from lorakit.model.peft_adapter import adapter_config
 from lorakit.model.stored import check_quantization
 from lorakit.plan.auto import settle
 from lorakit.plan.facts import facts_in

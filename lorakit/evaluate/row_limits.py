@@ -47,7 +47,7 @@ def _notes(
         beyond = sum(row > limit for row in rows)
         raise UserError(
             f"{spec.name}: {beyond or 1:,} of {len(rows):,} rows go beyond the model's {limit:,} positions "
-            f"({positions.said}), for which alone it has embeddings; the longest, {where}, takes {longest:,} tokens. "
+            f"({positions.key}), for which alone it has embeddings; the longest, {where}, takes {longest:,} tokens. "
             f"Leave longer rows out: write data.max_length: {limit} in the recipe, or shorter rows."
         )
     cut = sum(prompt + answers > limit + 1 for prompt in prompts) if answers else 0
@@ -55,7 +55,7 @@ def _notes(
         return []
     return [
         f"{spec.name}: after {cut:,} of {len(prompts):,} prompts there is no room for {answers:,} tokens: the "
-        f"model has {limit:,} positions ({positions.said}). Answers end there"
+        f"model has {limit:,} positions ({positions.key}). Answers end there"
     ]
 
 

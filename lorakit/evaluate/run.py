@@ -19,7 +19,7 @@ from lorakit.evaluate.report_files import write_evaluation
 from lorakit.evaluate.results import ModelResult, score_outputs
 from lorakit.evaluate.row_limits import compare_lengths
 from lorakit.evaluate.scores import row_scores
-from lorakit.model.adapter_effect import changes_nothing
+from lorakit.model.adapter_effect import is_no_op
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.run_dir import Run
@@ -103,7 +103,7 @@ def find_idle_adapters(models: Sequence[ModelResult]) -> list[str]:
         if spec.adapter is None:
             continue
         bare = next((one for one in models if one.spec.adapter is None and one.spec.base_key == spec.base_key), None)
-        if changes_nothing(spec.adapter):
+        if is_no_op(spec.adapter):
             told.append(f"{spec.name}: changes nothing: one half of each of its changes is zero")
         elif (
             bare

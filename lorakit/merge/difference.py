@@ -12,12 +12,12 @@ from transformers import AutoTokenizer
 
 from lorakit.errors import UserError
 from lorakit.merge.layout import Layer, layout_of
-from lorakit.model.anatomy import weights_of
 from lorakit.model.base import Base
 from lorakit.model.load import stored_dtype
+from lorakit.model.module_inventory import list_weights
 from lorakit.model.stored import stored_quantization
+from lorakit.model.train_modules import select_train_modules
 from lorakit.model.weights import Weights, open_weights
-from lorakit.model.whole import whole_modules
 from lorakit.progress import Progress
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -68,13 +68,13 @@ class Pair:
                 reasons[path] = self.reasons.get(path) or self._kind(path)
             else:
                 try:
-                    whole_modules(self.base.model, [module], adapted)
+                    select_train_modules(self.base.model, [module], adapted)
                     modules.append(module)
                 except UserError as error:
                     reasons[path] = str(error).removeprefix("adapter.train_modules: ").removesuffix(" Remove it.")
         if not modules:
             return [], False, reasons
-        paths, tied = whole_modules(self.base.model, list(dict.fromkeys(modules)), adapted)
+        paths, tied = select_train_modules(self.base.model, list(dict.fromkeys(modules)), adapted)
         return paths, tied, reasons
 
     def _kind(self, path: str) -> str:
@@ -112,10 +112,10 @@ def open_pair(tuned: Base, base: Base, progress: Progress) -> Pair:
             "change"
         )
     weights = {
-        weight.path if weight.fused else f"{weight.path}.weight": weight for weight in weights_of(original.model)
+        weight.path if weight.fused else f"{weight.path}.weight": weight for weight in list_weights(original.model)
     }
-    reasons = {path: weight.dead.partition(",")[0] for path, weight in weights.items() if weight.dead}
-    able = [weight for weight in weights.values() if not weight.dead]
+    reasons = {path: weight.unadaptable.partition(",")[0] for path, weight in weights.items() if weight.unadaptable}
+    able = [weight for weight in weights.values() if not weight.unadaptable]
     config = LoraConfig(
         r=1,
         target_modules=[weight.path for weight in able if not weight.parameter],

@@ -9,10 +9,10 @@ from lorakit.data.examples import examples_of
 from lorakit.data.general_texts import encoded_text, general_rows
 from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import UserError
-from lorakit.model.attach import adapter_config
 from lorakit.model.base import Base, find_base
-from lorakit.model.counting import read_config
 from lorakit.model.load import load_tokenizer, quiet_libraries, stop_token_ids, stop_words, stored_dtype
+from lorakit.model.peft_adapter import adapter_config
+from lorakit.model.spec_from_meta import read_hf_config
 from lorakit.plan.facts import facts_in
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
@@ -161,6 +161,6 @@ def _rows_of_file(file: Path, like: Data, template: ChatTemplate, progress: Prog
 
 
 def _general(base: Base, tokenizer: Any) -> Rows:
-    config = read_config(base.folder)
+    config = read_hf_config(base.folder)
     tokens = [encoded_text(tokenizer, row.text, config) for row in general_rows()]
     return [{"input_ids": ids, "labels": ids} for ids in tokens if len(ids) > 1], "general"

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from lorakit.atomic_io import files_in
 from lorakit.errors import UserError
-from lorakit.model.counting import empty_model
+from lorakit.model.spec_from_meta import meta_model
 
 _NAME = "default"
 _PREFIX = "base_model.model."
@@ -59,7 +59,7 @@ def layout_of(folder: Path, config: Any) -> Layout:
     own = copy.deepcopy(config)
     own.base_model_name_or_path = None  # which PEFT else compares with the folder's
     with torch.device("meta"):
-        model = get_peft_model(empty_model(folder), own)
+        model = get_peft_model(meta_model(folder), own)
     return Layout(layers_of(model), {name: tuple(tensor.shape) for name, tensor in tensors_in(model).items()})
 
 

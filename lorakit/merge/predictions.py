@@ -12,7 +12,7 @@ import torch
 
 from lorakit.data.batches import collate
 from lorakit.model.loss import IGNORED, head_logits
-from lorakit.model.prefix import body_of
+from lorakit.model.shared_prefix import body_of
 from lorakit.progress import Progress
 
 Row = dict[str, Any]

@@ -16,7 +16,7 @@ from lorakit.merge.fold import folding_of
 from lorakit.merge.inputs import MergeInput, input_of_run
 from lorakit.merge.untie import target_of
 from lorakit.merge.write import full_disk_told, write_weights
-from lorakit.model.adapter_effect import changes_nothing
+from lorakit.model.adapter_effect import is_no_op
 from lorakit.model.base import Base
 from lorakit.model.beside_weights import write_beside_weights
 from lorakit.model.held import held_as_stored, held_by
@@ -114,7 +114,7 @@ def merge_input(
             trained, chosen = held_by(weights, settings), held_as_stored(settings)
             if onto == "trained":
                 chosen = trained
-            if changes_nothing(given.adapter):
+            if is_no_op(given.adapter):
                 progress.warn(f"{given.adapter}: changes nothing: one half of each of its changes is zero")
             case = Case(given, weights, progress)
             one_type = _given_type(given.base, dtype)

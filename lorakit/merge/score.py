@@ -10,7 +10,7 @@ import torch
 
 from lorakit.data.batches import collate, split_batch
 from lorakit.errors import LorakitError
-from lorakit.model.fused import fused_lora
+from lorakit.model.fused_lora import fused_lora
 from lorakit.model.load import load_model, pad_token_id
 from lorakit.model.loss import supervised_loss
 from lorakit.model.shared_base import SharedBase

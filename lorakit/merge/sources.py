@@ -10,7 +10,7 @@ import torch
 from lorakit.errors import UserError
 from lorakit.merge.layout import Layer, layers_of, tensors_in
 from lorakit.merge.methods import Factors
-from lorakit.model.attach import adapter_config
+from lorakit.model.peft_adapter import adapter_config
 from lorakit.model.streamed import adapter_without_base
 from lorakit.progress import Progress
 from lorakit.run_dir import Run

@@ -9,7 +9,7 @@ _PARTS = ("lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B")
 _NO_CHANGE = ("ranknum",)
 
 
-def changes_nothing(folder: Path) -> bool:
+def is_no_op(folder: Path) -> bool:
     """Whether every change of an adapter's file is zero. One that holds other weights besides, or DoRA's magnitudes, is
     not judged."""
     found: dict[str, bool] = {}

@@ -10,7 +10,7 @@ _SHOWN = 40
 _MOST_LAYERS = 1_000
 
 
-def size(config: dict[str, Any], key: str) -> int | None:
+def read_size(config: dict[str, Any], key: str) -> int | None:
     """A size that a config.json names; None where it names none.
 
     Raises:
@@ -19,10 +19,10 @@ def size(config: dict[str, Any], key: str) -> int | None:
     value = config.get(key)
     if value is None or is_size(value):
         return value
-    raise damaged(key, value, "a whole number of at least 1")
+    raise damaged_value(key, value, "a whole number of at least 1")
 
 
-def layers(config: dict[str, Any], *keys: str) -> int | None:
+def read_layer_count(config: dict[str, Any], *keys: str) -> int | None:
     """The number of layers that the first of these keys gives; None where none does as a whole number.
 
     Raises:
@@ -31,7 +31,7 @@ def layers(config: dict[str, Any], *keys: str) -> int | None:
     key = next((key for key in keys if is_size(config.get(key))), None)
     if key is None or config[key] <= _MOST_LAYERS:
         return config[key] if key else None
-    raise damaged(key, config[key], f"a whole number from 1 to {_MOST_LAYERS:,}")
+    raise damaged_value(key, config[key], f"a whole number from 1 to {_MOST_LAYERS:,}")
 
 
 def is_size(value: Any) -> bool:
@@ -39,7 +39,7 @@ def is_size(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
-def switch(config: dict[str, Any], key: str) -> bool | None:
+def read_bool(config: dict[str, Any], key: str) -> bool | None:
     """What a config.json switches on or off; None where it says nothing.
 
     Raises:
@@ -48,10 +48,10 @@ def switch(config: dict[str, Any], key: str) -> bool | None:
     value = config.get(key)
     if value is None or isinstance(value, bool):
         return value
-    raise damaged(key, value, "true or false")
+    raise damaged_value(key, value, "true or false")
 
 
-def section(config: dict[str, Any], key: str) -> dict[str, Any] | None:
+def read_mapping(config: dict[str, Any], key: str) -> dict[str, Any] | None:
     """A mapping inside a config.json; None where there is none.
 
     Raises:
@@ -60,10 +60,10 @@ def section(config: dict[str, Any], key: str) -> dict[str, Any] | None:
     value = config.get(key)
     if value is None or isinstance(value, dict):
         return value
-    raise damaged(key, value, "a mapping")
+    raise damaged_value(key, value, "a mapping")
 
 
-def damaged(key: str, value: Any, expected: str) -> UserError:
+def damaged_value(key: str, value: Any, expected: str) -> UserError:
     """The error that names a damaged value, and what belongs in its place."""
     text = json.dumps(value)
     shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

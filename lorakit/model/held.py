@@ -9,8 +9,8 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import AutoHfQuantizer
 
 from lorakit.model.checkpoint import TYPES
-from lorakit.model.counting import empty_model
 from lorakit.model.load import DTYPES
+from lorakit.model.spec_from_meta import meta_model
 from lorakit.model.weights import Weights
 from lorakit.recipe.schema import Model
 from lorakit.registry import QUANTIZERS
@@ -99,7 +99,7 @@ def _quantized_paths(weights: Weights, settings: Model) -> dict[str, bool]:
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     config = QUANTIZERS[settings.quantization].function(settings, DTYPES[settings.dtype])
-    model = empty_model(weights.folder)
+    model = meta_model(weights.folder)
     quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
     quantizer.preprocess_model(model=model, device_map={"": "cpu"})
     return {

@@ -18,9 +18,9 @@ from transformers.pytorch_utils import Conv1D
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.base import Base
 from lorakit.model.config_values import is_size
-from lorakit.model.counting import empty_model
 from lorakit.model.positions import learned_positions
 from lorakit.model.quantized import cast_plain, quantization_of, save_as_plain, settle_layers
+from lorakit.model.spec_from_meta import meta_model
 from lorakit.model.stored import check_quantization
 from lorakit.recipe.schema import Model
 from lorakit.registry import QUANTIZERS
@@ -220,7 +220,7 @@ def check_tied(model: Any, base: Base) -> None:
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     if outputs is None or outputs.weight is inputs.weight:
         return
-    empty = empty_model(base.folder)
+    empty = meta_model(base.folder)
     if empty.get_output_embeddings().weight is not empty.get_input_embeddings().weight:
         return
     raise UserError(

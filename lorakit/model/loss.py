@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from lorakit.model.prefix import body_of, body_output
+from lorakit.model.shared_prefix import body_of, body_output
 
 # The share by which two ways to one number may differ, by the arithmetic: float32, or half precision.
 EXACT, HALF = 1e-4, 2e-2

@@ -11,7 +11,7 @@ from lorakit.recipe.problems import one_line
 _SECONDS = 10
 
 
-def fitting(pattern: str, names: Iterable[str], key: str) -> set[str]:
+def match_pattern(pattern: str, names: Iterable[str], key: str) -> set[str]:
     """The names that a pattern fits as a whole. `key`: where it is written.
 
     Raises:
@@ -40,7 +40,7 @@ def check_patterns(config: Any, names: Sequence[str], key: str) -> None:
     whole = [getattr(config, field, None) for field in ("target_modules", "exclude_modules")]
     parts = [part for field in ("rank_pattern", "alpha_pattern") for part in getattr(config, field, None) or ()]
     for pattern in [text for text in whole if isinstance(text, str)]:
-        fitting(pattern, names, key)
+        match_pattern(pattern, names, key)
     for pattern in parts:
         if any(sign in pattern for sign in "*+{"):  # nothing else repeats
-            fitting(rf"(.*\.)?({pattern})", names, key)
+            match_pattern(rf"(.*\.)?({pattern})", names, key)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorakit.model.config_values import is_size, section
+from lorakit.model.config_values import is_size, read_mapping
 
 # A table with a row a position: an embedding, learned or of sinusoids, or one that a rotation is looked up in.
 _TABLE = re.compile(
@@ -35,13 +35,13 @@ class Positions:
     limit: int
     hard: bool
     """Whether the model cannot compute a later position; else it was not trained on any."""
-    said: str
+    key: str
     """What says so, such as `n_positions in its config.json`."""
 
 
 def positions_of(config: dict[str, Any]) -> Positions | None:
     """The positions of the model of a config.json; None where it has no limit, or its family is not known here."""
-    text = section(config, "text_config") or config
+    text = read_mapping(config, "text_config") or config
     family = text.get("model_type")
     source = _source(family) if isinstance(family, str) and _TYPE.fullmatch(family) else None
     if source is None or text.get("alibi") is True:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorakit.model.attach import load_adapter
 from lorakit.model.fingerprint import fingerprint_of
+from lorakit.model.peft_adapter import load_adapter
 
 
 @dataclass

@@ -41,7 +41,9 @@ def signal_to_noise(weight: torch.Tensor) -> float:
     return float(values[loud].sum() / below / largest) if below else math.inf
 
 
-def signals(model: Any, paths: list[str], base: Base, quantization: str, progress: Progress) -> dict[str, float]:
+def signal_to_noise_ratios(
+    model: Any, paths: list[str], base: Base, quantization: str, progress: Progress
+) -> dict[str, float]:
     """Paths of linear layers and fused parameters -> their signal-to-noise ratios, as the model holds their weights.
 
     They are computed once for a base and a quantization, and kept in the cache.
@@ -54,13 +56,13 @@ def signals(model: Any, paths: list[str], base: Base, quantization: str, progres
     if missing:
         with progress.bar("signal-to-noise ratios", total=len(missing)) as bar:
             for path in missing:
-                known[path] = signal_to_noise(held_weight(model, path))
+                known[path] = signal_to_noise(dequantized_weight(model, path))
                 bar.advance()
         write_whole(file, line_of(known))
     return {path: known[path] for path in paths}
 
 
-def held_weight(model: Any, path: str) -> torch.Tensor:
+def dequantized_weight(model: Any, path: str) -> torch.Tensor:
     """The weight of a linear layer, dequantized, or a parameter."""
     container, _, name = path.rpartition(".")
     held = getattr(model.get_submodule(container), name)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lorakit.amounts import percent
 from lorakit.errors import UserError
 from lorakit.model.base import Base
-from lorakit.model.config_values import damaged, section, size, switch
+from lorakit.model.config_values import damaged_value, read_bool, read_mapping, read_size
 from lorakit.recipe.schema import Model
 
 
@@ -55,21 +55,21 @@ def quantization_in(config: dict[str, Any]) -> Stored | None:
     Raises:
         UserError: what it says of it is damaged.
     """
-    named = section(config, "quantization_config")
+    named = read_mapping(config, "quantization_config")
     if named is None:
-        named = section(section(config, "text_config") or {}, "quantization_config")
+        named = read_mapping(read_mapping(config, "text_config") or {}, "quantization_config")
     if named is None:
         return None
-    if switch(named, "load_in_8bit"):
+    if read_bool(named, "load_in_8bit"):
         return Stored("q8", "kept", True)
-    if switch(named, "load_in_4bit"):
+    if read_bool(named, "load_in_4bit"):
         kind = named.get("bnb_4bit_quant_type", "fp4")
         if kind not in ("nf4", "fp4"):
-            raise damaged("bnb_4bit_quant_type", kind, "nf4 or fp4")
+            raise damaged_value("bnb_4bit_quant_type", kind, "nf4 or fp4")
         return Stored("nf4" if kind == "nf4" else "q4", "kept", True)
     method = str(named.get("quant_method", "of an unnamed method"))
     stored = _METHODS.get(method) or Stored(method, "unknown", False)
-    return replace(stored, bits=size(named, "bits")) if method in ("gptq", "awq") else stored
+    return replace(stored, bits=read_size(named, "bits")) if method in ("gptq", "awq") else stored
 
 
 def check_quantization(base: Base, settings: Model, trainable: bool = False) -> Stored | None:

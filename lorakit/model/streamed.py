@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorakit.errors import UserError
 from lorakit.hardware.memory import return_freed_memory
-from lorakit.model.attach import adapter_config, load_adapter
+from lorakit.model.peft_adapter import adapter_config, load_adapter
 
 Read = Callable[[str], torch.Tensor]
 """Gives the float32 tensor of a parameter or persistent buffer by its path in the base model's state dict."""

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lorakit.model.anatomy import weights_of
-from lorakit.model.chosen import chosen_weights, overridden
-from lorakit.model.whole import whole_modules
+from lorakit.model.module_inventory import list_weights
+from lorakit.model.target_selection import resolve_overrides, select_weights
+from lorakit.model.train_modules import select_train_modules
 from lorakit.recipe.schema import Adapter
 
 
@@ -47,15 +47,15 @@ def select_targets(
         UserError: a name, a pattern or a number that matches nothing of this model, or a choice that cannot be adapted;
             the message says what the model has.
     """
-    chosen, notes = chosen_weights(weights_of(model), settings, kind_adapts_experts, signal)
-    whole, tied = whole_modules(model, settings.train_modules, [weight.path for weight in chosen])
+    chosen, notes = select_weights(list_weights(model), settings, kind_adapts_experts, signal)
+    whole, tied = select_train_modules(model, settings.train_modules, [weight.path for weight in chosen])
     if tied:
         notes.append(f"{' and '.join(whole[:2])} are one weight in this model, and are trained as one")
     return Targets(
         modules=[weight.path for weight in chosen if not weight.parameter],
         experts=[weight.parameter for weight in chosen if weight.parameter],
-        ranks=overridden("rank_overrides", chosen, settings.rank_overrides, settings.rank),
-        alphas=overridden("alpha_overrides", chosen, settings.alpha_overrides, settings.alpha),
+        ranks=resolve_overrides("rank_overrides", chosen, settings.rank_overrides, settings.rank),
+        alphas=resolve_overrides("alpha_overrides", chosen, settings.alpha_overrides, settings.alpha),
         whole=whole,
         tied=tied,
         notes=notes,

@@ -25,7 +25,7 @@ from transformers.core_model_loading import (
 
 from lorakit.errors import UserError
 from lorakit.model.checkpoint import TYPES, pieces, read_tensor
-from lorakit.model.counting import empty_model
+from lorakit.model.spec_from_meta import meta_model
 from lorakit.model.weight_files import OnDisk, tensors_of
 
 Values = dict[str, torch.Tensor]
@@ -41,7 +41,7 @@ class Group:
     """In the model."""
     patterns: tuple[str, ...] = ()
     """Of the converter, for each name; nothing where tensors are taken as they are."""
-    renamed: tuple[str, ...] = ()
+    peft_renames: tuple[str, ...] = ()
     """The names as the converter knows them."""
     converter: Any = None
     target: str = ""
@@ -137,7 +137,7 @@ def open_weights(folder: Path) -> Weights:
     Raises:
         UserError: a file is missing, damaged or does not fit the config, or the config is of no causal language model.
     """
-    model, tensors = empty_model(folder), tensors_of(folder)
+    model, tensors = meta_model(folder), tensors_of(folder)
     state = model.state_dict()
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
@@ -175,7 +175,7 @@ def untied(weights: Weights) -> Weights:
         UserError: the family ties its weights whatever the config says.
     """
     config = untied_config(json.loads((weights.folder / "config.json").read_text(encoding="utf-8")))
-    model = empty_model(config)
+    model = meta_model(config)
     ties = _ties_of(model)
     if ties:
         raise UserError(
@@ -243,7 +243,7 @@ def _reverted(model: Any, group: Group, values: Values) -> Values:
 
 def _in_order(group: Group, made: list[str]) -> list[str]:
     """The names in the files of the pieces that a reversed converter names as it knows them, at times with a prefix."""
-    names = {f".{renamed}": name for name, renamed in zip(group.names, group.renamed, strict=True)}
+    names = {f".{renamed}": name for name, renamed in zip(group.names, group.peft_renames, strict=True)}
     found = [
         next((name for end, name in names.items() if f".{piece}".endswith(end) or end.endswith(f".{piece}")), "")
         for piece in made

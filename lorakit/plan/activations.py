@@ -24,8 +24,8 @@ makes another one.
 
 from dataclasses import dataclass, replace
 
-from lorakit.model.skeleton import Skeleton, part
-from lorakit.model.weight import Weight
+from lorakit.model.spec import ModelSpec, part
+from lorakit.model.weight_spec import WeightSpec
 from lorakit.plan.adapted import Adapted
 
 # Tokens of a row at which blocks that differ are compared.
@@ -79,50 +79,50 @@ class Kept:
         return self.of(rows, length) + rows * length * (self.scores * length - self.behind)
 
 
-def kept(skeleton: Skeleton, adapted: Adapted, way: Way) -> tuple[Kept, Kept]:
+def kept(spec: ModelSpec, adapted: Adapted, way: Way) -> tuple[Kept, Kept]:
     """What stays of all blocks, and of the largest of them."""
     found: dict[tuple[int, tuple[int, ...]], Kept] = {}
     blocks = []
-    for number, weights in skeleton.blocks.items():
+    for number, weights in spec.blocks.items():
         if number >= adapted.first_block:
-            key = skeleton.shapes[number], tuple(adapted.ranks.get(weight.path, 0) for weight in weights)
+            key = spec.prototypes[number], tuple(adapted.ranks.get(weight.path, 0) for weight in weights)
             if key not in found:
-                found[key] = _with_missed(skeleton, number, of_block(skeleton, weights, adapted, way), way)
+                found[key] = _with_missed(spec, number, of_block(spec, weights, adapted, way), way)
             blocks.append(found[key])
     largest = max(blocks, key=lambda block: block.of(1, _A_ROW), default=Kept(0, 0))
     token, pair, fixed = (sum(getattr(block, name) for block in blocks) for name in ("token", "pair", "fixed"))
     # The norm behind the last block keeps its input; the first one does not where no gradient goes below it.
-    beyond = norm(skeleton, adapted, way) if adapted.everything else 0.0
+    beyond = norm(spec, adapted, way) if adapted.everything else 0.0
     return Kept(token + beyond, pair, fixed), largest
 
 
-def _with_missed(skeleton: Skeleton, number: int, derived: Kept, way: Way) -> Kept:
+def _with_missed(spec: ModelSpec, number: int, derived: Kept, way: Way) -> Kept:
     """With what a family that is built was seen to keep beside (built.py): of pairs on a processor only, since the
     kernels of attention are others on a GPU."""
-    token, pair = skeleton.missed.get((skeleton.shapes[number], way.width), (0.0, 0.0))
+    token, pair = spec.extra_bytes.get((spec.prototypes[number], way.width), (0.0, 0.0))
     pair = derived.pair if way.on_gpu else max(0.0, derived.pair + pair)
     return replace(derived, token=max(0.0, derived.token + token), pair=pair)
 
 
-def of_block(skeleton: Skeleton, weights: list[Weight], adapted: Adapted, way: Way) -> Kept:
+def of_block(spec: ModelSpec, weights: list[WeightSpec], adapted: Adapted, way: Way) -> Kept:
     """What stays of one block, as it is derived from its weights."""
-    attention = [weight for weight in weights if weight.half == "attention"]
-    feed_forward = [weight for weight in weights if weight.half == "mlp"]
-    others = [weight for weight in weights if not weight.half]
-    inside = _feed_forward(skeleton, feed_forward, adapted, way)
-    token = _norms(skeleton, adapted, way)
-    token += _inputs(skeleton, [attention, feed_forward, others], adapted, way)
-    token += _attention(skeleton, attention, way) + inside
+    attention = [weight for weight in weights if weight.sublayer == "attention"]
+    feed_forward = [weight for weight in weights if weight.sublayer == "mlp"]
+    others = [weight for weight in weights if not weight.sublayer]
+    inside = _feed_forward(spec, feed_forward, adapted, way)
+    token = _norms(spec, adapted, way)
+    token += _inputs(spec, [attention, feed_forward, others], adapted, way)
+    token += _attention(spec, attention, way) + inside
     token += way.width * sum(weight.outer for weight in others if part(weight) == "opens")
-    token += sum(_adapter(weight, adapted, way) * skeleton.used(weight) for weight in weights)
-    token += 4.0 * _SCAN * skeleton.scanned if others and skeleton.scanned else 0.0
+    token += sum(_adapter(weight, adapted, way) * spec.used(weight) for weight in weights)
+    token += 4.0 * _SCAN * spec.scan_states if others and spec.scan_states else 0.0
     merged = sum(weight.size for weight in weights if weight.fused and weight.path in adapted.ranks)
-    pair, scores = _pairs(skeleton, way) if attention else (0.0, 0.0)
-    behind = inside + norm(skeleton, adapted, way) if scores else 0.0
+    pair, scores = _pairs(spec, way) if attention else (0.0, 0.0)
+    behind = inside + norm(spec, adapted, way) if scores else 0.0
     return Kept(token, pair, way.width * merged, behind, scores)
 
 
-def _pairs(skeleton: Skeleton, way: Way) -> tuple[float, float]:
+def _pairs(spec: ModelSpec, way: Way) -> tuple[float, float]:
     """What attention keeps for each pair of tokens, and what its backward holds beside that.
 
     Softmax keeps its output in float32; the product with the values keeps it rounded, and a soft cap its tanh. The
@@ -133,72 +133,72 @@ def _pairs(skeleton: Skeleton, way: Way) -> tuple[float, float]:
         # torch turns the mask of bits into numbers, in every layer anew
         return way.width * (way.masked and way.attention == "sdpa"), 0.0
     rounded = way.width if way.width < 4 else 0
-    kept = 4 + rounded + way.width * skeleton.soft_capped
+    kept = 4 + rounded + way.width * spec.soft_capped
     taken_as_it_is = way.float16 and way.on_gpu
     backward = 4 + (4 if way.on_gpu else 0) + (2 if taken_as_it_is else 4) - rounded
-    return skeleton.heads * kept, skeleton.heads * backward
+    return spec.heads * kept, spec.heads * backward
 
 
-def norm(skeleton: Skeleton, adapted: Adapted, way: Way) -> float:
+def norm(spec: ModelSpec, adapted: Adapted, way: Way) -> float:
     """What one normalization over the hidden width keeps of a token."""
-    each = way.width if skeleton.layer_norm and not way.autocast else 4
+    each = way.width if spec.layer_norm and not way.autocast else 4
     # A trained scale needs the normalized input, and full fine-tuning under autocast has its hidden states in float32.
     trained = 4 if adapted.everything and way.autocast else way.width * adapted.everything
-    return (each + trained) * skeleton.hidden
+    return (each + trained) * spec.hidden
 
 
-def _norms(skeleton: Skeleton, adapted: Adapted, way: Way) -> float:
-    one = norm(skeleton, adapted, way)
-    heads = one * (_query(skeleton) + skeleton.key_value) / skeleton.hidden if skeleton.head_norms else 0.0
-    return skeleton.norms * one + heads
+def _norms(spec: ModelSpec, adapted: Adapted, way: Way) -> float:
+    one = norm(spec, adapted, way)
+    heads = one * (_query(spec) + spec.key_value) / spec.hidden if spec.head_norms else 0.0
+    return spec.norms * one + heads
 
 
-def _query(skeleton: Skeleton) -> int:
+def _query(spec: ModelSpec) -> int:
     """The width of all queries together."""
-    first = next(iter(skeleton.blocks.values()), [])
-    closing = [weight.inner for weight in first if weight.half == "attention" and part(weight) == "closes"]
-    return closing[0] if closing else skeleton.hidden
+    first = next(iter(spec.blocks.values()), [])
+    closing = [weight.inner for weight in first if weight.sublayer == "attention" and part(weight) == "closes"]
+    return closing[0] if closing else spec.hidden
 
 
-def _inputs(skeleton: Skeleton, halves: list[list[Weight]], adapted: Adapted, way: Way) -> float:
+def _inputs(spec: ModelSpec, halves: list[list[WeightSpec]], adapted: Adapted, way: Way) -> float:
     """The hidden states that opening layers keep, once for each half; halves that share one norm share them."""
     kept = 0.0
     for half in halves:
         opening = [weight for weight in half if part(weight) == "opens"]
         if any(_keeps(weight, adapted, way) for weight in opening):
-            shares = max((skeleton.used(weight) for weight in opening), default=1)
+            shares = max((spec.used(weight) for weight in opening), default=1)
             if adapted.everything and way.autocast:  # each layer rounds the hidden states to half precision for itself
-                shares = sum(skeleton.used(weight) for weight in opening)
-            kept += way.width * skeleton.hidden * shares
-    return min(kept, way.width * skeleton.hidden) if skeleton.norms == 1 else kept
+                shares = sum(spec.used(weight) for weight in opening)
+            kept += way.width * spec.hidden * shares
+    return min(kept, way.width * spec.hidden) if spec.norms == 1 else kept
 
 
-def _keeps(weight: Weight, adapted: Adapted, way: Way) -> bool:
+def _keeps(weight: WeightSpec, adapted: Adapted, way: Way) -> bool:
     own = weight.path in adapted.ranks
     alone = own and (way.dropout > 0 or way.copies)  # it then keeps a copy of its own, counted with the adapter
     return (own and not alone) or adapted.everything or (way.keeps_inputs and not weight.fused)
 
 
-def _attention(skeleton: Skeleton, weights: list[Weight], way: Way) -> float:
+def _attention(spec: ModelSpec, weights: list[WeightSpec], way: Way) -> float:
     """Queries, keys, values and the output; the scores' normalizers are 4 bytes a head."""
     if not weights:
         return 0.0
     closing = next((weight for weight in weights if part(weight) == "closes"), None)
-    output = closing.inner if closing else skeleton.hidden
-    opening = [weight for weight in weights if part(weight) == "opens" and weight.inner == skeleton.hidden]
+    output = closing.inner if closing else spec.hidden
+    opening = [weight for weight in weights if part(weight) == "opens" and weight.inner == spec.hidden]
     opened = sum(weight.outer for weight in opening)
     repeated = way.attention == "eager" or (way.masked and way.attention != "flash_attention_2")
     # A single head of keys is seen by all queries as it is; others are copied for those that share them.
-    if repeated and skeleton.key_value * skeleton.heads > output > skeleton.key_value:
-        opened += 2 * (output - skeleton.key_value)
+    if repeated and spec.key_value * spec.heads > output > spec.key_value:
+        opened += 2 * (output - spec.key_value)
     elif len(opening) == 1:  # the values are a view of the product, which stays as a whole beside what is rotated
-        opened += output + skeleton.key_value
-    return way.width * (opened + output) + 4 * skeleton.heads
+        opened += output + spec.key_value
+    return way.width * (opened + output) + 4 * spec.heads
 
 
-def _feed_forward(skeleton: Skeleton, weights: list[Weight], adapted: Adapted, way: Way) -> float:
-    closing = [weight for weight in weights if part(weight) == "closes" and not weight.aside]
-    opening = [weight for weight in weights if part(weight) == "opens" and not weight.aside]
+def _feed_forward(spec: ModelSpec, weights: list[WeightSpec], adapted: Adapted, way: Way) -> float:
+    closing = [weight for weight in weights if part(weight) == "closes" and not weight.skip_reason]
+    opening = [weight for weight in weights if part(weight) == "opens" and not weight.skip_reason]
     total = 0.0
     for weight in closing:
         own = [
@@ -208,16 +208,16 @@ def _feed_forward(skeleton: Skeleton, weights: list[Weight], adapted: Adapted, w
         ]
         opened = sum(other.outer for other in own)
         gated = opened >= 2 * weight.inner
-        inside = min(opened, 2 * weight.inner) + weight.inner * (skeleton.activation - 1)
+        inside = min(opened, 2 * weight.inner) + weight.inner * (spec.activation - 1)
         activated = weight.inner if gated or _keeps(weight, adapted, way) else 0
         product = weight.inner if gated and _keeps(weight, adapted, way) else 0
-        total += skeleton.used(weight) * way.width * (inside + activated + product)
+        total += spec.used(weight) * way.width * (inside + activated + product)
         if weight.fused:  # each expert's result is weighted before it is added
-            total += skeleton.used(weight) * way.width * skeleton.hidden
+            total += spec.used(weight) * way.width * spec.hidden
     return total
 
 
-def _adapter(weight: Weight, adapted: Adapted, way: Way) -> float:
+def _adapter(weight: WeightSpec, adapted: Adapted, way: Way) -> float:
     """What an adapter keeps besides the input of its layer."""
     rank = adapted.ranks.get(weight.path, 0)
     if not rank:
@@ -232,6 +232,6 @@ def _adapter(weight: Weight, adapted: Adapted, way: Way) -> float:
     return total
 
 
-def boundary(skeleton: Skeleton, adapted: Adapted, way: Way) -> int:
+def boundary(spec: ModelSpec, adapted: Adapted, way: Way) -> int:
     """What checkpointing keeps of each token: the input of every block, in bytes."""
-    return way.width * skeleton.hidden * max(skeleton.layers - adapted.first_block, 1)
+    return way.width * spec.hidden * max(spec.layers - adapted.first_block, 1)

@@ -1,4 +1,4 @@
-"""What a recipe's adapter section trains of a model, counted from the model's skeleton. No torch here."""
+"""What a recipe's adapter section trains of a model, counted from the model's spec. No torch here."""
 
 import json
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lorakit.model.chosen import chosen_weights, overridden
-from lorakit.model.patterns import fitting
-from lorakit.model.skeleton import Skeleton
-from lorakit.model.weight import Weight
+from lorakit.model.patterns import match_pattern
+from lorakit.model.spec import ModelSpec
+from lorakit.model.target_selection import resolve_overrides, select_weights
+from lorakit.model.weight_spec import WeightSpec
 from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, trains_all
 from lorakit.recipe.schema import Adapter, Spectrum
 
@@ -55,11 +55,11 @@ class Adapted:
             return self.first
         if self.whole:
             return 0
-        numbers = [Weight(path, "").layer for path in self.ranks]
+        numbers = [WeightSpec(path, "").layer for path in self.ranks]
         return min((number for number in numbers if number is not None), default=0)
 
 
-def adapted_by(skeleton: Skeleton, settings: Adapter) -> Adapted:
+def adapted_by(spec: ModelSpec, settings: Adapter) -> Adapted:
     """What an adapter section trains of a model.
 
     Raises:
@@ -67,24 +67,26 @@ def adapted_by(skeleton: Skeleton, settings: Adapter) -> Adapted:
     """
     source = begins_from(settings)
     if source:
-        return _from_folder(skeleton, adapter_folder(Path(source)))
+        return _from_folder(spec, adapter_folder(Path(source)))
     kind, estimated, wanted = kind_of(settings), False, settings
     if isinstance(settings.layers, Spectrum):
         estimated, wanted = True, settings.model_copy(update={"layers": "all"})
-    chosen, _ = chosen_weights(list(skeleton.weights), wanted, kind.experts)
+    chosen, _ = select_weights(list(spec.weights), wanted, kind.experts)
     share = settings.layers.spectrum if isinstance(settings.layers, Spectrum) else 1.0
     if trains_all(settings):
         narrowed = settings.targets != "all-linear" or settings.exclude or settings.layers != "all"
-        numbers = sum(weight.size for weight in chosen) if narrowed else skeleton.parameters
+        numbers = sum(weight.size for weight in chosen) if narrowed else spec.parameters
         first = min((weight.layer or 0 for weight in chosen), default=0) if narrowed else 0
         return Adapted({}, 0, round(numbers * share), everything=True, estimated=estimated, first=first)
-    own = overridden("rank_overrides", chosen, settings.rank_overrides, settings.rank)
-    overridden("alpha_overrides", chosen, settings.alpha_overrides, settings.alpha)  # counts nothing, but may not match
+    own = resolve_overrides("rank_overrides", chosen, settings.rank_overrides, settings.rank)
+    resolve_overrides(
+        "alpha_overrides", chosen, settings.alpha_overrides, settings.alpha
+    )  # counts nothing, but may not match
     ranks = {weight.path: own.get(weight.parameter or weight.path, settings.rank) for weight in chosen}
     count = kind.numbers or _low_rank
     matrices = sum(weight.experts * count(settings, ranks[weight.path], weight) for weight in chosen)
     beside = sum(_low_rank(settings, ranks[w.path], w) for w in chosen) if kind.keeps_initial else 0
-    whole = sum(skeleton.whole(settings.train_modules).values())
+    whole = sum(spec.whole(settings.train_modules).values())
     plain = sum(weight.experts * _low_rank(settings, ranks[weight.path], weight) for weight in chosen)
     return Adapted(
         ranks=ranks,
@@ -99,7 +101,7 @@ def adapted_by(skeleton: Skeleton, settings: Adapter) -> Adapted:
     )
 
 
-def _small(chosen: list[Weight], ranks: dict[str, int]) -> int:
+def _small(chosen: list[WeightSpec], ranks: dict[str, int]) -> int:
     sizes = (ranks[weight.path] * side * weight.experts for weight in chosen for side in (weight.inner, weight.outer))
     return sum(size for size in sizes if size < _LEAST_PAGED)
 
@@ -113,27 +115,27 @@ def _low_rank(settings: Any, rank: int, weight: Any) -> int:
 _FUSED = dict.fromkeys(("gate_proj", "up_proj", "w1", "w3"), ("gate_up_proj", 2)) | {"w2": ("down_proj", 1)}
 
 
-def _from_folder(skeleton: Skeleton, folder: Path) -> Adapted:
+def _from_folder(spec: ModelSpec, folder: Path) -> Adapted:
     """The adapter of a folder in PEFT's format, by its configuration. What PEFT ignores in it is ignored here too."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    ranks = _ranks_of(skeleton, config)
-    chosen = [weight for weight in skeleton.weights if weight.path in ranks]
+    ranks = _ranks_of(spec, config)
+    chosen = [weight for weight in spec.weights if weight.path in ranks]
     dora = bool(config.get("use_dora"))
     matrices = sum(weight.experts * _low_rank(None, ranks[weight.path], weight) for weight in chosen)
     matrices += sum(weight.outer for weight in chosen) if dora else 0
-    whole = sum(skeleton.whole(config.get("modules_to_save") or []).values())
+    whole = sum(spec.whole(config.get("modules_to_save") or []).values())
     small = _small(chosen, ranks)
     return Adapted(ranks, matrices, whole, copied=whole, dora=dora, saved=matrices + whole, small=small)
 
 
-def _ranks_of(skeleton: Skeleton, config: dict[str, Any]) -> dict[str, int]:
+def _ranks_of(spec: ModelSpec, config: dict[str, Any]) -> dict[str, int]:
     """The ranks of the weights that PEFT adapts, by path."""
     rank, own, targets = int(config.get("r", 8)), config.get("rank_pattern") or {}, config.get("target_modules")
     named = [*_listed(targets), *_listed(config.get("target_parameters"))]
     excluded, layers = config.get("exclude_modules"), config.get("layers_to_transform")
     numbers = [layers] if isinstance(layers, int) else layers
     found = {}
-    for weight in skeleton.weights:
+    for weight in spec.weights:
         name = weight.parameter or weight.path
         times = _times_named(weight, targets, named)
         if not times or _is_named(weight.path, excluded) or (numbers and weight.layer not in numbers):
@@ -142,7 +144,7 @@ def _ranks_of(skeleton: Skeleton, config: dict[str, Any]) -> dict[str, int]:
     return found
 
 
-def _times_named(weight: Weight, targets: Any, named: list[str]) -> int:
+def _times_named(weight: WeightSpec, targets: Any, named: list[str]) -> int:
     """How many of the targets' layers lie in a weight; 0 where none names it."""
     if targets == "all-linear":
         return int(not (weight.fused or weight.is_head))
@@ -160,7 +162,7 @@ def _is_named(path: str, targets: Any) -> bool:
 
 
 def _fits(pattern: str, path: str) -> bool:
-    return bool(fitting(pattern, [path], "adapter.from: its adapter_config.json"))
+    return bool(match_pattern(pattern, [path], "adapter.from: its adapter_config.json"))
 
 
 def _listed(value: Any) -> list[str]:

@@ -13,7 +13,7 @@ def known_of(plan: Plan, changes: list[Change], facts: ModelFacts) -> Known:
     rows, recipe = plan.rows, plan.recipe
     formula, reason = formula_rate(recipe, facts)
     used = recipe.train.learning_rate
-    adapted = [weight for weight in plan.skeleton.weights if weight.path in plan.adapted.ranks]
+    adapted = [weight for weight in plan.spec.weights if weight.path in plan.adapted.ranks]
     return Known(
         rows=rows.count,
         held_out=rows.held_out if rows.count else None,

@@ -4,16 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lorakit.model.counting import read_config, skeleton_of
-from lorakit.model.skeleton import Skeleton
-from lorakit.model.traced import trace_of
+from lorakit.model.activation_trace import trace_activations
+from lorakit.model.spec import ModelSpec
+from lorakit.model.spec_from_meta import read_hf_config, spec_from_meta
 from lorakit.plan.activations import Way, of_block
 from lorakit.plan.adapted import adapted_by
 from lorakit.recipe.schema import Adapter
 
 
-def built_skeleton(config: Path | dict[str, Any], settings: Adapter) -> Skeleton:
-    """The skeleton of a model that is not counted from its config, with what the derivation of activations misses.
+def spec_with_trace(config: Path | dict[str, Any], settings: Adapter) -> ModelSpec:
+    """The spec of a model that is not counted from its config, with what the derivation of activations misses.
 
     What is missed hangs little on the adapter, and is looked at with what comes nearest to the recipe's.
 
@@ -23,11 +23,11 @@ def built_skeleton(config: Path | dict[str, Any], settings: Adapter) -> Skeleton
     Raises:
         UserError: the config is of no causal language model.
     """
-    skeleton, near = skeleton_of(config), _near(settings)
-    half, whole = (_missed(read_config(config), skeleton, near, is_half) for is_half in (True, False))
+    spec, near = spec_from_meta(config), _near(settings)
+    half, whole = (_missed(read_hf_config(config), spec, near, is_half) for is_half in (True, False))
     if not whole:  # fused experts have code of their own for float32, which cannot always be followed
         whole = {(number, 4): (2 * token, 0.0) for (number, _), (token, _) in half.items()}
-    return replace(skeleton, missed=half | whole)
+    return replace(spec, extra_bytes=half | whole)
 
 
 def _near(settings: Adapter) -> Adapter:
@@ -37,16 +37,14 @@ def _near(settings: Adapter) -> Adapter:
     return Adapter.model_validate({"kind": kind, **same})
 
 
-def _missed(
-    config: Any, skeleton: Skeleton, settings: Adapter, half: bool
-) -> dict[tuple[int, int], tuple[float, float]]:
-    trace = trace_of(config, skeleton, settings, half)
+def _missed(config: Any, spec: ModelSpec, settings: Adapter, half: bool) -> dict[tuple[int, int], tuple[float, float]]:
+    trace = trace_activations(config, spec, settings, half)
     if trace is None:
         return {}
-    adapted, found = adapted_by(skeleton, settings), {}
+    adapted, found = adapted_by(spec, settings), {}
     dropout, dora = settings.dropout, adapted.dora
     way = Way(2 if half else 4, trace.attention, dropout=dropout, autocast=half, on_gpu=False, dora=dora)
-    for number, (token, pair) in trace.kept.items():
-        derived = of_block(skeleton, skeleton.blocks[number], adapted, way)
+    for number, (token, pair) in trace.bytes_by_block.items():
+        derived = of_block(spec, spec.blocks[number], adapted, way)
         found[number, way.width] = token - derived.token, pair - derived.pair
     return found

@@ -61,7 +61,7 @@ def lessening(plan: Plan, facts: ModelFacts) -> Iterator[Step]:
 
 def _less_adapter(plan: Plan) -> Iterator[Step]:
     adapter = plan.recipe.adapter
-    fused = [w.path.split(".")[-2] for w in plan.skeleton.weights if w.fused and w.path in plan.adapted.ranks]
+    fused = [w.path.split(".")[-2] for w in plan.spec.weights if w.fused and w.path in plan.adapted.ranks]
     if fused:
         without = [*adapter.exclude, *dict.fromkeys(fused)]
         yield Step("adapter.exclude", without, "no adapter on the experts, whose weights PEFT copies with theirs", 2)

@@ -9,11 +9,11 @@ from typing import Any
 
 from lorakit.errors import UserError
 from lorakit.model.base import converted_folder
-from lorakit.model.config_values import is_size, layers, section, size
-from lorakit.model.counted import counted, is_counted
+from lorakit.model.config_values import is_size, read_layer_count, read_mapping, read_size
 from lorakit.model.offline import CARRIERS, carried_file
 from lorakit.model.positions import Positions, positions_of
-from lorakit.model.skeleton import Skeleton
+from lorakit.model.spec import ModelSpec
+from lorakit.model.spec_from_config import is_known_family, spec_from_config
 from lorakit.model.stored import Stored, quantization_in
 from lorakit.plan.known import known_config
 
@@ -37,7 +37,7 @@ class ModelFacts:
     key_value_size: int | None = None
     stored: Stored | None = None
     """The quantization that the checkpoint has already."""
-    skeleton: Skeleton | None = None
+    spec: ModelSpec | None = None
     """What it is made of, where its family is counted from the config."""
     dtype: str | None = None
     """The number format in which the weights lie on disk."""
@@ -48,7 +48,7 @@ class ModelFacts:
     def attentions(self) -> tuple[str, ...]:
         """The attention implementations that the family has, of the usual three; FlashAttention of those counted."""
         sdpa = () if self.model_type in _WITHOUT_SDPA.split() else ("sdpa",)
-        flash = ("flash_attention_2",) if is_counted({"model_type": self.model_type}) else ()
+        flash = ("flash_attention_2",) if is_known_family({"model_type": self.model_type}) else ()
         return "eager", *sdpa, *flash
 
     @property
@@ -129,11 +129,11 @@ def facts_from(whole: dict[str, Any]) -> ModelFacts | None:
     Raises:
         UserError: a value is damaged. Of a family that is not counted, what its sizes may be is left to transformers.
     """
-    config = section(whole, "text_config") or whole
+    config = read_mapping(whole, "text_config") or whole
     hidden = _first(config, "hidden_size", "n_embd", "d_model")
     if hidden is None:
         return None
-    number = layers(config, "num_hidden_layers", "n_layer")
+    number = read_layer_count(config, "num_hidden_layers", "n_layer")
     heads = _first(config, "num_attention_heads", "n_head") or 1
     head = _first(config, "head_dim") or hidden // heads
     inner = ("intermediate_size", "n_inner")
@@ -145,7 +145,7 @@ def facts_from(whole: dict[str, Any]) -> ModelFacts | None:
         query_size=heads * head,
         key_value_size=(_first(config, "num_key_value_heads") or heads) * head,
         stored=quantization_in(whole),
-        skeleton=counted(whole),
+        spec=spec_from_config(whole),
         dtype=config.get("dtype") or config.get("torch_dtype") or whole.get("dtype") or whole.get("torch_dtype"),
         positions=positions_of(whole),
     )
@@ -153,8 +153,8 @@ def facts_from(whole: dict[str, Any]) -> ModelFacts | None:
 
 def _first(config: dict[str, Any], *keys: str) -> int | None:
     """The size that the first of these keys gives; None where none does, or the family means something else by it."""
-    if is_counted(config):
-        return next((found for key in keys if (found := size(config, key))), None)
+    if is_known_family(config):
+        return next((found for key in keys if (found := read_size(config, key))), None)
     return next((config[key] for key in keys if is_size(config.get(key))), None)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lorakit.hardware.machine import Machine
-from lorakit.model.skeleton import Skeleton
+from lorakit.model.spec import ModelSpec
 from lorakit.plan.adapted import Adapted, adapted_by
 from lorakit.plan.facts import ModelFacts
 from lorakit.plan.memory import Memory, Training, training_memory
@@ -22,7 +22,7 @@ class Load:
 
     recipe: Recipe
     """With dtype, attention, packing and optimizer settled."""
-    skeleton: Skeleton
+    spec: ModelSpec
     adapted: Adapted
     quantization: str
     """The quantization in which the base is really held."""
@@ -50,10 +50,10 @@ class Load:
 
     def memory(self, rows: int, length: int, checkpointing: bool) -> Memory:
         """The fullest moment with such a micro-batch."""
-        return training_memory(self.skeleton, self.adapted, self.training(rows, length, checkpointing))
+        return training_memory(self.spec, self.adapted, self.training(rows, length, checkpointing))
 
 
-def load_of(recipe: Recipe, facts: ModelFacts, skeleton: Skeleton, on_gpu: bool) -> Load:
+def load_of(recipe: Recipe, facts: ModelFacts, spec: ModelSpec, on_gpu: bool) -> Load:
     """What a recipe puts on a device.
 
     Raises:
@@ -64,7 +64,7 @@ def load_of(recipe: Recipe, facts: ModelFacts, skeleton: Skeleton, on_gpu: bool)
     held = quantization
     if quantization in ("gptq", "awq"):  # 4 or 8 bits with scales, in either form
         held = "q8" if facts.stored and facts.stored.bits == 8 else "nf4"
-    return Load(recipe, skeleton, adapted_by(skeleton, recipe.adapter), held, on_gpu)
+    return Load(recipe, spec, adapted_by(spec, recipe.adapter), held, on_gpu)
 
 
 def room(machine: Machine) -> int:

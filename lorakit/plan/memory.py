@@ -7,7 +7,7 @@ buffers. Several moments of a step are looked at, since not everything is there 
 
 from dataclasses import dataclass, replace
 
-from lorakit.model.skeleton import Skeleton
+from lorakit.model.spec import ModelSpec
 from lorakit.plan.activations import Way, boundary, kept, norm
 from lorakit.plan.adapted import Adapted
 
@@ -87,56 +87,54 @@ class Memory:
         return self.total - self.overhead
 
 
-def weight_bytes(skeleton: Skeleton, quantization: str, double_quant: bool, width: int) -> int:
+def weight_bytes(spec: ModelSpec, quantization: str, double_quant: bool, width: int) -> int:
     """The base's weights as they are held: quantized layers, and the rest at `width` bytes a number.
 
     8 bits have a float32 for each row; 4 bits one for 64 weights, itself one byte and a 256th of a float32 when it is
     quantized too (LLM.int8, arXiv 2208.07339; QLoRA, arXiv 2305.14314).
     """
     if quantization == "none":
-        return skeleton.parameters * width
-    numbers = sum(weight.size for weight in skeleton.quantizable)
+        return spec.parameters * width
+    numbers = sum(weight.size for weight in spec.quantizable)
     if quantization == "q8":
-        taken = numbers + 4.0 * sum(weight.outer for weight in skeleton.quantizable)
+        taken = numbers + 4.0 * sum(weight.outer for weight in spec.quantizable)
     else:
         taken = numbers * (0.5 + ((1 + 4 / 256) if double_quant else 4) / 64)
-    return round(taken + (skeleton.parameters - numbers) * width)
+    return round(taken + (spec.parameters - numbers) * width)
 
 
-def training_memory(skeleton: Skeleton, adapted: Adapted, training: Training) -> Memory:
+def training_memory(spec: ModelSpec, adapted: Adapted, training: Training) -> Memory:
     """The fullest moment of a training: on a processor also while it loads."""
-    moments = training_moments(skeleton, adapted, training)
+    moments = training_moments(spec, adapted, training)
     return max(moments, key=lambda memory: memory.total)
 
 
-def training_moments(skeleton: Skeleton, adapted: Adapted, training: Training) -> list[Memory]:
+def training_moments(spec: ModelSpec, adapted: Adapted, training: Training) -> list[Memory]:
     """The moments that may be the fullest: loading, the loss, the backward pass at its beginning and at its end.
 
     With eager attention the backward of a block has two: that of its feed-forward half, with all of the block there,
     and that of its attention, which makes gradients of all scores.
     """
-    still = _still(skeleton, adapted, training)
-    saved, block, attention = _saved(skeleton, adapted, training)
-    working, gradients = _working(skeleton, adapted, training), adapted.trained * training.trained_width
+    still = _still(spec, adapted, training)
+    saved, block, attention = _saved(spec, adapted, training)
+    working, gradients = _working(spec, adapted, training), adapted.trained * training.trained_width
     accumulated = gradients if training.accumulates or not adapted.everything else 0
-    at_loss = replace(
-        still, moment="loss", gradients=accumulated, activations=saved, logits=_logits(skeleton, training)
-    )
+    at_loss = replace(still, moment="loss", gradients=accumulated, activations=saved, logits=_logits(spec, training))
     begins = replace(at_loss, moment="backward", activations=saved + block, logits=0, buffers=still.buffers + working)
     ends = replace(still, moment="end of the backward pass", gradients=gradients, buffers=still.buffers + working)
     moments = [at_loss, begins, ends]
     if way_of(adapted, training).attention == "eager":
         moments.append(replace(begins, moment="backward of attention", activations=saved + attention))
     if not training.on_gpu:
-        moments += [_loading(skeleton, training, still), _trying(skeleton, adapted, training, still)]
+        moments += [_loading(spec, training, still), _trying(spec, adapted, training, still)]
     return moments
 
 
-def _still(skeleton: Skeleton, adapted: Adapted, training: Training) -> Memory:
+def _still(spec: ModelSpec, adapted: Adapted, training: Training) -> Memory:
     """What is there all the time."""
     width = DTYPE_BYTES[training.dtype]
     held = training.trained_width if adapted.everything else width
-    weights = weight_bytes(skeleton, training.quantization, training.double_quant, held)
+    weights = weight_bytes(spec, training.quantization, training.double_quant, held)
     own = adapted.matrices + adapted.beside + adapted.copied
     half = width < 4 and training.trained_width == 4
     rounded = 2 * (adapted.trained + adapted.beside) if half else 0  # autocast keeps its casts of float32 weights
@@ -176,64 +174,62 @@ def way_of(adapted: Adapted, training: Training) -> Way:
     )
 
 
-def _saved(skeleton: Skeleton, adapted: Adapted, training: Training) -> tuple[int, int, int]:
+def _saved(spec: ModelSpec, adapted: Adapted, training: Training) -> tuple[int, int, int]:
     """Bytes that autograd keeps of the whole pass, and what the backward of a block adds: of all of it, and of its
     attention when its feed-forward half is behind it."""
     way = way_of(adapted, training)
-    whole, largest = kept(skeleton, adapted, way)
+    whole, largest = kept(spec, adapted, way)
     rows, length = training.rows, training.length
     tokens = rows * length
-    flowing = tokens * way.width * (3 * skeleton.hidden + _widest(skeleton))
+    flowing = tokens * way.width * (3 * spec.hidden + _widest(spec))
     block, attending = largest.of(rows, length), largest.attending(rows, length)
-    attending += tokens * way.width * 2 * skeleton.hidden  # gradients of the block's output and of the hidden states
+    attending += tokens * way.width * 2 * spec.hidden  # gradients of the block's output and of the hidden states
     if training.checkpointing:
-        last = tokens * norm(skeleton, adapted, way)  # gone when the backward of a block begins
-        saved = tokens * boundary(skeleton, adapted, way) + last
+        last = tokens * norm(spec, adapted, way)  # gone when the backward of a block begins
+        saved = tokens * boundary(spec, adapted, way) + last
         return round(saved), round(block + flowing - last), round(attending - last)
     holes = 1.0 if training.on_gpu else _HOLES
     flowing = flowing if training.on_gpu else 0  # a processor's holes have room for it
     return round(holes * whole.of(rows, length)), round(flowing), round(attending - block)
 
 
-def _widest(skeleton: Skeleton) -> int:
+def _widest(spec: ModelSpec) -> int:
     """The feed-forward width: the gradients of gate and up are there at once."""
-    return 2 * max(
-        (weight.inner * skeleton.used(weight) for weight in skeleton.weights if not weight.is_head), default=0
-    )
+    return 2 * max((weight.inner * spec.used(weight) for weight in spec.weights if not weight.is_head), default=0)
 
 
-def _logits(skeleton: Skeleton, training: Training) -> int:
+def _logits(spec: ModelSpec, training: Training) -> int:
     """The head at its fullest: logits, their float32 form, and the gradient in both; a soft cap keeps its tanh."""
     width = DTYPE_BYTES[training.dtype]
-    positions = min(training.trained, max(1, _CHUNK_LOGITS // skeleton.vocabulary))
-    states = training.trained * skeleton.hidden * width
-    each = (12 if width < 4 else 8) + width * skeleton.logits_capped
-    return states + positions * skeleton.vocabulary * each
+    positions = min(training.trained, max(1, _CHUNK_LOGITS // spec.vocabulary))
+    states = training.trained * spec.hidden * width
+    each = (12 if width < 4 else 8) + width * spec.logits_capped
+    return states + positions * spec.vocabulary * each
 
 
-def _working(skeleton: Skeleton, adapted: Adapted, training: Training) -> int:
+def _working(spec: ModelSpec, adapted: Adapted, training: Training) -> int:
     """Weights that are made for one product and dropped again."""
     width = DTYPE_BYTES[training.dtype]
-    made = skeleton.largest * width if training.quantization != "none" else 0
+    made = spec.largest * width if training.quantization != "none" else 0
     if adapted.dora and width < 4:  # PEFT builds B A and its norm in float32
-        made += skeleton.largest * 8
+        made += spec.largest * 8
     return made
 
 
-def _loading(skeleton: Skeleton, training: Training, still: Memory) -> Memory:
+def _loading(spec: ModelSpec, training: Training, still: Memory) -> Memory:
     """While weights are read, the file's pages are resident too: as many as the model has numbers, in 16 bits."""
-    bare = {"adapter": 0, "optimizer": 0, "buffers": 2 * skeleton.parameters}
+    bare = {"adapter": 0, "optimizer": 0, "buffers": 2 * spec.parameters}
     return replace(still, moment="loading", **bare)
 
 
-def _trying(skeleton: Skeleton, adapted: Adapted, training: Training, still: Memory) -> Memory:
+def _trying(spec: ModelSpec, adapted: Adapted, training: Training, still: Memory) -> Memory:
     """The loss tried on two short rows, against the model's own logits."""
     width = DTYPE_BYTES[training.dtype]
-    whole, _ = kept(skeleton, adapted, replace(way_of(adapted, training), masked=True))
+    whole, _ = kept(spec, adapted, replace(way_of(adapted, training), masked=True))
     return replace(
         still,
         moment="trying the loss",
         optimizer=0,
         activations=round(_HOLES * whole.of(2, _TRIED_TOKENS // 2)),
-        logits=_TRIED_TOKENS * skeleton.vocabulary * (2 * width + 8),
+        logits=_TRIED_TOKENS * spec.vocabulary * (2 * width + 8),
     )

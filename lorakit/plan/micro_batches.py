@@ -28,12 +28,12 @@ def micro_batches(
     asked = [name for name in ("gradient_checkpointing", "micro_batch") if getattr(train, name) == "auto"]
     if not asked:
         return
-    if facts is None or facts.skeleton is None:
+    if facts is None or facts.spec is None:
         unknown = "what fits is known when the model is built"
         values = {"gradient_checkpointing": False, "micro_batch": min(8, train.batch_size)}
         yield from ((name, values[name], unknown) for name in asked)
         return
-    load = load_of(recipe, facts, facts.skeleton, machine.is_gpu)
+    load = load_of(recipe, facts, facts.spec, machine.is_gpu)
     checkpointing = train.gradient_checkpointing
     if checkpointing == "auto":
         checkpointing, reason = _checkpointing(load, machine, longest, mean)

@@ -12,7 +12,7 @@ from lorakit.data.mixture import Mixture
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine
 from lorakit.hardware.throughput import Rates
-from lorakit.model.skeleton import Skeleton
+from lorakit.model.spec import ModelSpec
 from lorakit.plan.adapted import Adapted
 from lorakit.plan.auto import Choice, settle
 from lorakit.plan.duration import Span, operations, price, seconds
@@ -72,7 +72,7 @@ class Plan:
     """What was asked for, without `auto`."""
     choices: tuple[Choice, ...]
     place: Place
-    skeleton: Skeleton
+    spec: ModelSpec
     adapted: Adapted
     quantization: str
     """In which the base is really held."""
@@ -102,7 +102,7 @@ class Plan:
     @property
     def error(self) -> float:
         """How far the memory may be off, as a share."""
-        return ERROR_UNSEEN if self.skeleton.built and not self.skeleton.missed else ERROR
+        return ERROR_UNSEEN if self.spec.built and not self.spec.extra_bytes else ERROR
 
     @property
     def at_most(self) -> int:
@@ -150,7 +150,7 @@ def rows_of(recipe: Recipe, seen: Glance | None) -> Rows:
 
 
 def plan_run(recipe: Recipe, facts: ModelFacts, rows: Rows, place: Place, per_hour: float | None = None) -> Plan:
-    """The plan of a recipe on a model whose skeleton is known.
+    """The plan of a recipe on a model whose spec is known.
 
     Args:
         per_hour: the price of the device an hour, in any currency.
@@ -158,10 +158,10 @@ def plan_run(recipe: Recipe, facts: ModelFacts, rows: Rows, place: Place, per_ho
     Raises:
         UserError: the recipe cannot work on this device, or chooses what the model does not have.
     """
-    skeleton = facts.skeleton
-    assert skeleton is not None
+    spec = facts.spec
+    assert spec is not None
     settled = settle(recipe, place.machine, facts, rows.longest, mean=rows.mean)
-    load = load_of(settled.recipe, facts, skeleton, place.machine.is_gpu)
+    load = load_of(settled.recipe, facts, spec, place.machine.is_gpu)
     train = settled.recipe.train
     micro, checkpointing = int(train.micro_batch), bool(train.gradient_checkpointing)
     longest = load.memory(micro, rows.longest, checkpointing)
@@ -175,7 +175,7 @@ def plan_run(recipe: Recipe, facts: ModelFacts, rows: Rows, place: Place, per_ho
         recipe=settled.recipe,
         choices=settled.choices,
         place=place,
-        skeleton=skeleton,
+        spec=spec,
         adapted=load.adapted,
         quantization=load.quantization,
         rows=rows,
@@ -184,9 +184,9 @@ def plan_run(recipe: Recipe, facts: ModelFacts, rows: Rows, place: Place, per_ho
         room=allowed,
         fits="yes" if longest.total <= allowed else "tight" if longest.total <= place.machine.memory else "no",
         evaluation=_evaluation(load, settled.recipe, rows, place.machine),
-        merge=merging(skeleton),
+        merge=merging(spec),
         adapter_file=_adapter_file(load.adapted),
-        model_file=skeleton.parameters * DTYPE_BYTES.get(str(facts.dtype), 2),
+        model_file=spec.parameters * DTYPE_BYTES.get(str(facts.dtype), 2),
         steps=steps,
         padding=padding_of(settled.recipe, rows, micro),
         tokens=work.tokens if work else None,
@@ -240,8 +240,8 @@ def padding_of(recipe: Recipe, rows: Rows, micro: int) -> float:
 def _evaluation(load: Load, recipe: Recipe, rows: Rows, machine: Machine) -> int:
     tokens = rows.longest + recipe.evaluate.max_new_tokens
     width = DTYPE_BYTES[recipe.model.dtype]
-    weights = weight_bytes(load.skeleton, load.quantization, recipe.model.double_quant, width)
-    return evaluating(load.skeleton, weights + 4 * load.adapted.matrices, width, tokens, machine)
+    weights = weight_bytes(load.spec, load.quantization, recipe.model.double_quant, width)
+    return evaluating(load.spec, weights + 4 * load.adapted.matrices, width, tokens, machine)
 
 
 def _adapter_file(adapted: Adapted) -> int:

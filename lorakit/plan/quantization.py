@@ -36,10 +36,10 @@ def quantization_sentence(settings: Model, kind_quantizes: str | None, facts: Mo
         return f"none: {reason or 'the weights as they are'}"
     if facts is None:
         return f"{asked}{effective}: the share and the bytes saved are known when the model is here"
-    skeleton = facts.skeleton
-    if skeleton is None or stored or effective not in ("q8", "q4", "nf4"):
+    spec = facts.spec
+    if spec is None or stored or effective not in ("q8", "q4", "nf4"):
         return f"{asked}{effective}: the share and the bytes saved are known when the model is loaded"
     width = DTYPE_BYTES[settings.dtype]
-    share = sum(weight.size for weight in skeleton.quantizable) / skeleton.parameters
-    before, after = (weight_bytes(skeleton, word, settings.double_quant, width) for word in ("none", effective))
+    share = sum(weight.size for weight in spec.quantizable) / spec.parameters
+    before, after = (weight_bytes(spec, word, settings.double_quant, width) for word in ("none", effective))
     return asked + quantized_words(effective, share, before, after)

@@ -15,7 +15,7 @@ def refuse_lengths(recipe: Recipe, facts: ModelFacts | None) -> None:
     positions = facts.positions if facts else None
     if positions is None or not positions.hard:
         return
-    why = f"{positions.limit:,} positions ({positions.said}), each with an embedding of its own, and none for more"
+    why = f"{positions.limit:,} positions ({positions.key}), each with an embedding of its own, and none for more"
     longest, answer = recipe.data.max_length, recipe.evaluate.max_new_tokens
     if longest > positions.limit:
         raise UserError(
@@ -46,6 +46,6 @@ def beyond_training(recipe: Recipe, facts: ModelFacts | None, longest: int | Non
 def unseen(positions: Positions) -> str:
     """A clause on what later positions mean for a model without a limit."""
     return (
-        f"but the model was trained on {positions.limit:,} positions ({positions.said}): later ones are computed, but "
+        f"but the model was trained on {positions.limit:,} positions ({positions.key}): later ones are computed, but "
         "it has never seen any, and mostly predicts badly there"
     )

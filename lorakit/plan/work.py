@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from lorakit.model.skeleton import Skeleton
-from lorakit.model.weight import Weight
+from lorakit.model.spec import ModelSpec
+from lorakit.model.weight_spec import WeightSpec
 from lorakit.plan.adapted import Adapted
 from lorakit.plan.fit import Load
 from lorakit.plan.memory import DTYPE_BYTES, weight_bytes
@@ -103,48 +103,48 @@ def work_of(
         trained: the share of tokens that the loss is computed at; padding: of computed tokens that are none of a row.
         held_out: tokens that are scored over the whole run.
     """
-    recipe, skeleton, adapted = load.recipe, load.skeleton, load.adapted
+    recipe, spec, adapted = load.recipe, load.spec, load.adapted
     examples = steps * recipe.train.batch_size
-    numbers = sum(weight.size for weight in skeleton.quantizable) if load.quantization != "none" else 0
+    numbers = sum(weight.size for weight in spec.quantizable) if load.quantization != "none" else 0
     width = 4 if adapted.everything else DTYPE_BYTES[recipe.model.dtype]
-    query = max((weight.inner for weight in skeleton.weights if weight.half == "attention"), default=skeleton.hidden)
+    query = max((weight.inner for weight in spec.weights if weight.sublayer == "attention"), default=spec.hidden)
     return Work(
         steps=steps,
         micro_batches=steps * math.ceil(recipe.train.batch_size / micro),
         tokens=round(examples * length / (1 - padding)),
         square_tokens=float(examples * length**2),
         trained_tokens=round(examples * length * trained),
-        body=skeleton.multiplied,
-        head=skeleton.hidden * skeleton.vocabulary,
+        body=spec.active_numbers,
+        head=spec.hidden * spec.vocabulary,
         adapter=0 if adapted.everything else adapted.matrices,
-        attention=skeleton.layers * query,
-        weight_bytes=weight_bytes(skeleton, load.quantization, recipe.model.double_quant, width),
+        attention=spec.layers * query,
+        weight_bytes=weight_bytes(spec, load.quantization, recipe.model.double_quant, width),
         weight_numbers=numbers,
         quantization=load.quantization,
         checkpointing=checkpointing,
         optimizer_numbers=adapted.trained,
-        layers=skeleton.layers,
-        layers_back=skeleton.layers - adapted.first_block,
-        layers_adapted=len({Weight(path, "").layer for path in adapted.ranks}),
-        hidden=skeleton.hidden,
-        trained_body=_trained_body(skeleton, adapted),
-        trained_head=adapted.everything and adapted.whole == skeleton.parameters,
-        dora=_dora(skeleton, adapted, recipe) if adapted.dora else None,
+        layers=spec.layers,
+        layers_back=spec.layers - adapted.first_block,
+        layers_adapted=len({WeightSpec(path, "").layer for path in adapted.ranks}),
+        hidden=spec.hidden,
+        trained_body=_trained_body(spec, adapted),
+        trained_head=adapted.everything and adapted.whole == spec.parameters,
+        dora=_dora(spec, adapted, recipe) if adapted.dora else None,
         held_out_tokens=held_out,
         held_out_trained_tokens=round(held_out * trained),
     )
 
 
-def _trained_body(skeleton: Skeleton, adapted: Adapted) -> int:
+def _trained_body(spec: ModelSpec, adapted: Adapted) -> int:
     if not adapted.everything:
         return 0
-    there = sum(weight.size for block in skeleton.blocks.values() for weight in block)
-    return round(skeleton.multiplied * min(1.0, adapted.whole / there))
+    there = sum(weight.size for block in spec.blocks.values() for weight in block)
+    return round(spec.active_numbers * min(1.0, adapted.whole / there))
 
 
-def _dora(skeleton: Skeleton, adapted: Adapted, recipe: Recipe) -> Dora:
+def _dora(spec: ModelSpec, adapted: Adapted, recipe: Recipe) -> Dora:
     built = recipe.model.dtype != "float32"
-    chosen = [weight for weight in skeleton.weights if weight.path in adapted.ranks]
+    chosen = [weight for weight in spec.weights if weight.path in adapted.ranks]
     # PEFT multiplies an identity with A and then with B: in x rank x (in + out); the factored norm W with A's rows.
     norms = (
         adapted.ranks[weight.path] * weight.inner * (weight.outer + (weight.inner if built else 0)) for weight in chosen

@@ -14,17 +14,7 @@ from safetensors.torch import load_file
 from lorakit.amounts import percent
 from lorakit.data.batches import collate, run_batches
 from lorakit.errors import UserError
-from lorakit.model.adapters.driver import Driver, Given
-from lorakit.model.attach import (
-    STATE,
-    WEIGHTS,
-    attach_adapter,
-    chooses_everything,
-    continue_adapter,
-    load_trained,
-    parameter_counts,
-    reattach,
-)
+from lorakit.model.adapters.rank_scheduler import InitContext, RankScheduler
 from lorakit.model.load import (
     DTYPES,
     check_positions,
@@ -35,8 +25,18 @@ from lorakit.model.load import (
     pad_token_id,
     stored_dtype,
 )
+from lorakit.model.peft_adapter import (
+    TRAINED_DIR,
+    TRAINED_WEIGHTS,
+    attach_adapter,
+    continue_adapter,
+    count_parameters,
+    load_trained,
+    rebuild_adapter,
+    trains_every_weight,
+)
 from lorakit.model.quantized import quantization_facts, quantization_of, quantization_words
-from lorakit.model.spectrum import signals
+from lorakit.model.spectrum import signal_to_noise_ratios
 from lorakit.model.stored import stored_quantization
 from lorakit.model.targets import Targets, select_targets
 from lorakit.prepare import Prepared
@@ -45,7 +45,7 @@ from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, kind_sett
 from lorakit.recipe.schema import Adapter, Model, Spectrum
 from lorakit.run_dir import Run
 
-DRIVER = f"{STATE}/driver.safetensors"
+RANK_SCHEDULER = f"{TRAINED_DIR}/driver.safetensors"
 """The file of a checkpoint that holds what the adapter's kind keeps from step to step."""
 
 
@@ -54,7 +54,7 @@ class Begun:
     """A model ready to be trained."""
 
     model: Any
-    driver: Driver | None
+    rank_scheduler: RankScheduler | None
     config: Any
     """The model's configuration as it was loaded: the libraries change theirs for the training."""
     quantization: dict[str, Any]
@@ -86,21 +86,21 @@ def begin(prepared: Prepared, checkpoint: Path | None, progress: Progress) -> Be
     if not everything:
         adapter = model.peft_config["default"]
         adapter.base_model_name_or_path, adapter.revision = recipe.model.base, recipe.model.revision
-    driver = _driver(model, prepared)
+    scheduler = _rank_scheduler(model, prepared)
     if checkpoint:
-        take_up(model, driver, checkpoint)
+        restore(model, scheduler, checkpoint)
     if not everything:
         _say_what_is_attached(model, recipe.adapter, progress)
-    trainable, total = parameter_counts(model)
+    trainable, total = count_parameters(model)
     progress.say(f"trainable parameters: {trainable:,} of {total:,} ({percent(trainable / total, 2)})")
-    return Begun(model, driver, config, facts, trainable, total)
+    return Begun(model, scheduler, config, facts, trainable, total)
 
 
 def _attached(base: Any, prepared: Prepared, held: str, checkpoint: Path | None, progress: Progress) -> Any:
     settings, seed = prepared.recipe.adapter, prepared.recipe.train.seed
     everything = trains_all(settings)
     if checkpoint and not everything:
-        return reattach(base, settings, None, checkpoint)
+        return rebuild_adapter(base, settings, None, checkpoint)
     source = begins_from(settings)
     if source:
         folder = adapter_folder(Path(source))
@@ -108,11 +108,11 @@ def _attached(base: Any, prepared: Prepared, held: str, checkpoint: Path | None,
         return continue_adapter(base, folder, settings.dropout)
     targets = _targets(base, prepared, progress)
     if checkpoint:
-        return reattach(base, settings, targets, checkpoint)
-    if not (everything and chooses_everything(settings)):
+        return rebuild_adapter(base, settings, targets, checkpoint)
+    if not (everything and trains_every_weight(settings)):
         for note in targets.notes:
             progress.say(note)
-    return attach_adapter(base, settings, seed, targets, _given(prepared, progress))
+    return attach_adapter(base, settings, seed, targets, _init_context(prepared, progress))
 
 
 def _check_beginning(source: Path, prepared: Prepared, held: str, progress: Progress) -> None:
@@ -166,7 +166,7 @@ def _targets(base: Any, prepared: Prepared, progress: Progress) -> Targets:
     settings = prepared.recipe.adapter
 
     def signal(modules: list[str]) -> dict[str, float]:
-        return signals(base, modules, prepared.base, _held_in(prepared.model), progress)
+        return signal_to_noise_ratios(base, modules, prepared.base, _held_in(prepared.model), progress)
 
     return select_targets(base, settings, kind_of(settings).experts, signal)
 
@@ -176,7 +176,7 @@ def _held_in(model: Model) -> str:
     return f"{model.quantization}{' double' if double else ''} {model.dtype}"
 
 
-def _given(prepared: Prepared, progress: Progress) -> Given:
+def _init_context(prepared: Prepared, progress: Progress) -> InitContext:
     recipe, rows = prepared.recipe, prepared.train.rows
     pad, lengths = pad_token_id(prepared.tokenizer), prepared.train.lengths().tolist()
 
@@ -189,22 +189,22 @@ def _given(prepared: Prepared, progress: Progress) -> Given:
     def originals(modules: list[str]) -> dict[str, torch.Tensor]:
         return original_weights(prepared.base, modules, DTYPES[stored_dtype(prepared.base)])
 
-    return Given(batches, originals, progress)
+    return InitContext(batches, originals, progress)
 
 
-def driven_by(settings: Adapter) -> Callable[..., Driver] | None:
+def scheduler_factory(settings: Adapter) -> Callable[..., RankScheduler] | None:
     """What makes the driver of a recipe's kind; None where the kind has none, or an adapter is trained on."""
-    drive: Callable[..., Driver] | None = kind_of(settings).callback
+    drive: Callable[..., RankScheduler] | None = kind_of(settings).callback
     return None if begins_from(settings) else drive
 
 
-def _driver(model: Any, prepared: Prepared) -> Driver | None:
-    drive = driven_by(prepared.recipe.adapter)
+def _rank_scheduler(model: Any, prepared: Prepared) -> RankScheduler | None:
+    drive = scheduler_factory(prepared.recipe.adapter)
     return drive(model, kind_settings(prepared.recipe.adapter), prepared.steps) if drive else None
 
 
-def take_up(model: Any, driver: Driver | None, checkpoint: Path) -> None:
+def restore(model: Any, scheduler: RankScheduler | None, checkpoint: Path) -> None:
     """Put the model and its driver where they were at a checkpoint."""
-    if driver:
-        driver.restore(load_file(checkpoint / DRIVER), load_file(checkpoint / WEIGHTS))
+    if scheduler:
+        scheduler.restore(load_file(checkpoint / RANK_SCHEDULER), load_file(checkpoint / TRAINED_WEIGHTS))
     load_trained(model, checkpoint)

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorakit.errors import LorakitError
-from lorakit.model.adapters.driver import Driver
+from lorakit.model.adapters.rank_scheduler import RankScheduler
 from lorakit.progress import Bar, Progress
 from lorakit.recipe.schema import EarlyStopping
 from lorakit.run_dir import Run
@@ -52,7 +52,7 @@ class StopRequest:
         self.progress.warn("stopping: this step ends and a checkpoint is written (again to stop at once)")
 
 
-class Conductor(TrainerCallback):
+class TrainingCallback(TrainerCallback):
     """Writes the log, moves the bar, and tells the trainer when to evaluate, save and stop."""
 
     def __init__(
@@ -132,16 +132,16 @@ class Conductor(TrainerCallback):
             control.should_training_stop = True
 
 
-class Driving(TrainerCallback):
+class RankSchedulerCallback(TrainerCallback):
     """Lets the adapter's kind have its hand in every step, while the gradients are there."""
 
-    def __init__(self, driver: Driver) -> None:
-        self.driver = driver
+    def __init__(self, scheduler: RankScheduler) -> None:
+        self.rank_scheduler = scheduler
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
     ) -> None:
-        self.driver.after_step(state.global_step + 1, getattr(optimizer, "optimizer", optimizer))
+        self.rank_scheduler.after_step(state.global_step + 1, getattr(optimizer, "optimizer", optimizer))
 
 
 def evaluations_without_gain(losses: list[float], min_delta: float) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from peft import PeftConfig
 
-from lorakit.model.counting import parameter_counts_of, parameter_counts_with
+from lorakit.model.spec_from_meta import count_with_peft_config, count_with_recipe_adapter
 from lorakit.prepare import Prepared
 from lorakit.recipe.kinds import adapter_folder, begins_from
 from lorakit.recipe.schema import Spectrum
@@ -15,9 +15,9 @@ def planned_parameters(prepared: Prepared) -> tuple[int, int] | None:
     settings = prepared.recipe.adapter
     source = begins_from(settings)
     if source:
-        return parameter_counts_with(
+        return count_with_peft_config(
             prepared.base.folder, PeftConfig.from_pretrained(str(adapter_folder(Path(source))))
         )
     if isinstance(settings.layers, Spectrum):
         return None
-    return parameter_counts_of(prepared.base.folder, settings)
+    return count_with_recipe_adapter(prepared.base.folder, settings)

@@ -13,7 +13,7 @@ from peft.helpers import disable_input_dtype_casting
 from lorakit.data.batches import collate, split_batch
 from lorakit.errors import LorakitError
 from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory
-from lorakit.model.fused import fused_lora
+from lorakit.model.fused_lora import fused_lora
 from lorakit.model.int8 import without_inputs
 from lorakit.model.load import DTYPES
 from lorakit.model.loss import supervised_loss
@@ -49,7 +49,7 @@ class Passes:
         progress: Progress,
         shrunk: Callable[[Shrunk], None] = lambda _: None,
     ) -> None:
-        self.model, self.driver = begun.model, begun.driver
+        self.model, self.rank_scheduler = begun.model, begun.rank_scheduler
         self.recipe, self.plan, self.progress, self.shrunk = recipe, plan, progress, shrunk
         self.device = next(self.model.parameters()).device
         self.micro_batch, self.held_out_batch = plan.micro_batch, plan.micro_batch
@@ -86,8 +86,10 @@ class Passes:
             raise LorakitError(self._not_finite(inputs, total, number))
         items = torch.tensor(tokens, device=self.device).clamp(min=1)
         loss = total / items
-        if self.driver is not None:
-            penalty = self.driver.penalty() * (count / items)  # once a step, whatever micro-batches it is split into
+        if self.rank_scheduler is not None:
+            penalty = self.rank_scheduler.penalty() * (
+                count / items
+            )  # once a step, whatever micro-batches it is split into
             loss = loss + penalty - penalty.detach()  # the log shows the rows' loss alone
         self.backward(loss)
         return loss.detach()

@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.errors import UserError
-from lorakit.model.attach import STATE, WEIGHTS
+from lorakit.model.peft_adapter import TRAINED_DIR, TRAINED_WEIGHTS
 from lorakit.plan.run_rows import changed_files, changed_versions, other_tokens
 from lorakit.prepare import Prepared, check_base, check_stops
 from lorakit.progress import Progress
@@ -22,7 +22,7 @@ from lorakit.recipe.load import Loaded, load
 from lorakit.recipe.nearest import nearest
 from lorakit.recipe.schema import Adapter, Recipe
 from lorakit.run_dir import CLEARED, Run
-from lorakit.train.begin import DRIVER, driven_by
+from lorakit.train.begin import RANK_SCHEDULER, scheduler_factory
 
 # What may differ when a run goes on: where it lies, what is kept of it, what follows it, and what never changes it.
 _FREE = ("name", "output", "evaluate", "train.keep", "train.micro_batch", "train.gradient_checkpointing")
@@ -174,7 +174,7 @@ def _damage_of_best(run: Run, checkpoint: Path, content: dict[str, Callable[[Pat
     best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")).get("best_global_step")
     if not best or run.checkpoint(best) == checkpoint:
         return None
-    weights = {name: content[name] for name in (WEIGHTS, DRIVER) if name in content}
+    weights = {name: content[name] for name in (TRAINED_WEIGHTS, RANK_SCHEDULER) if name in content}
     damage = _damage(run.checkpoint(best), weights)
     return f"the best one before it, {run.checkpoint(best).name}, is: {damage}" if damage else None
 
@@ -202,15 +202,15 @@ def _content(adapter: Adapter) -> dict[str, Callable[[Path], None]]:
     """The files of a checkpoint, each with the way to read it."""
     found: dict[str, Callable[[Path], None]] = {
         "trainer_state.json": _read_state,
-        WEIGHTS: _read_weights,
+        TRAINED_WEIGHTS: _read_weights,
         "optimizer.pt": _read_tensors,
         "scheduler.pt": _read_tensors,
         "rng_state.pth": _read_tensors,
     }
     if not trains_all(adapter):
-        found[f"{STATE}/adapter_config.json"] = _read_config
-    if driven_by(adapter):
-        found[DRIVER] = _read_weights
+        found[f"{TRAINED_DIR}/adapter_config.json"] = _read_config
+    if scheduler_factory(adapter):
+        found[RANK_SCHEDULER] = _read_weights
     return found
 
 

@@ -17,8 +17,8 @@ from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.run_dir import Run
 from lorakit.train.arguments import arguments, plan_of
-from lorakit.train.begin import Begun, begin, take_up
-from lorakit.train.callbacks import Conductor, Driving, StopRequest
+from lorakit.train.begin import Begun, begin, restore
+from lorakit.train.callbacks import RankSchedulerCallback, StopRequest, TrainingCallback
 from lorakit.train.checks import check_loss
 from lorakit.train.optimizer import share_in_8_bits, states_do_not_fit
 from lorakit.train.passes import Passes, computing
@@ -87,7 +87,7 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     stopping = StopRequest(progress)
     with stopping.listening():
         outcome = _fit(begun, prepared, record, progress, stopping, checkpoint)
-        if begun.driver:
+        if begun.rank_scheduler:
             progress.say(ranks_in_words(begun.model))
         manifest = record.complete(outcome.__dict__)
         run.write_manifest(manifest | save_result(begun, prepared, run, manifest))
@@ -125,10 +125,10 @@ def _fit(
     passes = Passes(begun, recipe, plan_of(prepared), progress, record.shrunk)
     start = time.monotonic()
     with progress.bar("training", total=steps, done=done) as bar:
-        settled_at = begun.driver.settled_at if begun.driver else 0
+        settled_at = begun.rank_scheduler.settled_at if begun.rank_scheduler else 0
         held_out = prepared.held_out is not None
-        conductor = Conductor(run, bar, stopping, recipe.train.early_stopping, held_out, settled_at)
-        trainer = _trainer(prepared, run, progress, passes, stopping, conductor)
+        callback = TrainingCallback(run, bar, stopping, recipe.train.early_stopping, held_out, settled_at)
+        trainer = _trainer(prepared, run, progress, passes, stopping, callback)
         if not checkpoint:
             run.clear()
         record.write()
@@ -137,36 +137,36 @@ def _fit(
             if prepared.machine.is_gpu and done < steps:
                 found, expected = try_longest(passes, prepared, done + 1), prepared.expected
                 progress.say(probed_words(found, prepared.machine.memory, expected.allocated if expected else None))
-            _run_steps(trainer, conductor, checkpoint)
+            _run_steps(trainer, callback, checkpoint)
     state = trainer.state
-    ended = state.global_step >= steps or conductor.ends_early(state)
+    ended = state.global_step >= steps or callback.ends_early(state)
     if stopping() and (not ended or trainer.owes_evaluation()):
         raise Interrupted(
             f"stopped after step {state.global_step} of {steps}; its checkpoint is complete, --resume goes on from it"
         )
     if state.best_global_step and state.best_global_step != state.global_step:
-        take_up(begun.model, begun.driver, run.checkpoint(state.best_global_step))
+        restore(begun.model, begun.rank_scheduler, run.checkpoint(state.best_global_step))
     return Outcome(
         steps=state.global_step,
         loss=next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None),
         eval_loss=state.best_metric,
         best_step=state.best_global_step,
-        stopped_early=conductor.ends_early(state),
+        stopped_early=callback.ends_early(state),
         seconds=round(time.monotonic() - start, 1),
-        seconds_a_step=round(conductor.busy / conductor.steps, 3) if conductor.steps else 0.0,
-        trained_tokens_per_second=round(conductor.tokens / conductor.busy, 1) if conductor.busy else 0.0,
+        seconds_a_step=round(callback.busy / callback.steps, 3) if callback.steps else 0.0,
+        trained_tokens_per_second=round(callback.tokens / callback.busy, 1) if callback.busy else 0.0,
         peak_memory=peak_memory(),
         micro_batch=passes.micro_batch,
         gradient_checkpointing=recomputes(begun.model),
     )
 
 
-def _run_steps(trainer: SupervisedTrainer, conductor: Conductor, checkpoint: Path | None) -> None:
+def _run_steps(trainer: SupervisedTrainer, callback: TrainingCallback, checkpoint: Path | None) -> None:
     """The loop. Where a step's passes run out of memory they recover; the optimizer cannot: it is half done."""
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (RuntimeError, MemoryError) as error:
-        if not (conductor.optimizing and is_out_of_memory(error)):
+        if not (callback.optimizing and is_out_of_memory(error)):
             raise
         passes, when = trainer.passes, f"at step {trainer.state.global_step + 1}"
         raise LorakitError(states_do_not_fit(passes.model, passes.recipe.train.optimizer, when)) from error
@@ -178,7 +178,7 @@ def _trainer(
     progress: Progress,
     passes: Passes,
     stopping: StopRequest,
-    conductor: Conductor,
+    callback: TrainingCallback,
 ) -> SupervisedTrainer:
     held_out = prepared.held_out
     trainer = SupervisedTrainer(
@@ -187,12 +187,12 @@ def _trainer(
         run=run,
         progress=progress,
         stopping=stopping,
-        ends_early=conductor.ends_early,
+        ends_early=callback.ends_early,
         args=arguments(prepared, run, passes.plan),
         train_dataset=prepared.train.rows,
         eval_dataset=held_out.rows if held_out else None,
         processing_class=prepared.tokenizer,
-        callbacks=[conductor, *([Driving(passes.driver)] if passes.driver else [])],
+        callbacks=[callback, *([RankSchedulerCallback(passes.rank_scheduler)] if passes.rank_scheduler else [])],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

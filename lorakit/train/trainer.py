@@ -18,12 +18,12 @@ from trl import SFTTrainer
 from lorakit.atomic_io import atomic_dir, write_whole
 from lorakit.data.store import Examples
 from lorakit.errors import Interrupted, LorakitError
-from lorakit.model.adapters.plain import config_of, save_adapter, save_config
-from lorakit.model.attach import STATE, WEIGHTS, trained_weights
+from lorakit.model.adapters.plain_lora import full_config, save_adapter, save_config
+from lorakit.model.peft_adapter import TRAINED_DIR, TRAINED_WEIGHTS, trained_weights
 from lorakit.plan.schedule import rate_share
 from lorakit.progress import Progress
 from lorakit.run_dir import Run
-from lorakit.train.begin import DRIVER
+from lorakit.train.begin import RANK_SCHEDULER
 from lorakit.train.optimizer import with_faster_b
 from lorakit.train.passes import Passes
 from lorakit.train.steps import StepBatches, trained_tokens
@@ -44,7 +44,7 @@ class SupervisedTrainer(SFTTrainer):
         **options: Any,
     ) -> None:
         self.ends_early = ends_early
-        self.passes, self.plan, self.driver = passes, passes.plan, passes.driver
+        self.passes, self.plan, self.rank_scheduler = passes, passes.plan, passes.rank_scheduler
         self.run, self.progress, self.stopping = run, progress, stopping
         self.mixture, self.lengths = examples.mixture, examples.lengths().tolist()
         self.control: TrainerControl
@@ -153,7 +153,7 @@ class SupervisedTrainer(SFTTrainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """A new best is always kept as a checkpoint. None is, before the adapter has the shape that was asked for."""
-        if self.driver and self.state.global_step < self.driver.settled_at:
+        if self.rank_scheduler and self.state.global_step < self.rank_scheduler.settled_at:
             return False
         best = bool(super()._determine_best_metric(metrics, trial))
         if best:
@@ -165,13 +165,15 @@ class SupervisedTrainer(SFTTrainer):
         step = self.state.global_step
         self.store_flos()
         with atomic_dir(self.run.checkpoint(step)) as draft:
-            (draft / STATE).mkdir()
-            save_file({name: p.contiguous() for name, p in trained_weights(self.model).items()}, draft / WEIGHTS)
+            (draft / TRAINED_DIR).mkdir()
+            save_file(
+                {name: p.contiguous() for name, p in trained_weights(self.model).items()}, draft / TRAINED_WEIGHTS
+            )
             if hasattr(self.model, "peft_config"):
-                save_config(config_of(self.model), draft / STATE)
+                save_config(full_config(self.model), draft / TRAINED_DIR)
                 save_adapter(self.model, draft)  # for whoever wants to try the adapter as it was here
-            if self.driver:
-                save_file(self.driver.state(), draft / DRIVER)
+            if self.rank_scheduler:
+                save_file(self.rank_scheduler.state(), draft / RANK_SCHEDULER)
             self._save_optimizer_and_scheduler(str(draft))
             self._save_scaler(str(draft))
             self._save_rng_state(str(draft))

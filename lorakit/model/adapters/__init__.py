@@ -7,7 +7,7 @@ The functions import torch and PEFT when they are called: the recipe reads this 
 from collections.abc import Iterator
 from typing import Any
 
-from lorakit.model.adapters.driver import Driver, Given
+from lorakit.model.adapters.rank_scheduler import InitContext, RankScheduler
 from lorakit.model.adapters.settings import AdaLora, Eva, FlexLora, Pissa
 from lorakit.registry import ADAPTERS
 
@@ -88,10 +88,10 @@ def _pissa_rate(settings: Any) -> tuple[float, str]:
     return 0.1, "over 10: PiSSA's best rate against LoRA's (arXiv 2602.04998)"
 
 
-def _start_pissa(model: Any, settings: Any, given: Given) -> None:
+def _start_pissa(model: Any, settings: Any, context: InitContext) -> None:
     from lorakit.model.adapters.principal import start_principal, truncated_svd
 
-    start_principal(model, truncated_svd(settings.iterations), given.progress)
+    start_principal(model, truncated_svd(settings.iterations), context.progress)
 
 
 @ADAPTERS.register("pissa", settings=Pissa, rate=_pissa_rate, initialize=_start_pissa, keeps_initial=True)
@@ -104,10 +104,10 @@ def _olora_rate(settings: Any) -> tuple[float, str]:
     return 1 / 18, "over 18: OLoRA's best rate against LoRA's (arXiv 2602.04998)"
 
 
-def _start_olora(model: Any, settings: Any, given: Given) -> None:
+def _start_olora(model: Any, settings: Any, context: InitContext) -> None:
     from lorakit.model.adapters.principal import first_of_qr, start_principal
 
-    start_principal(model, first_of_qr, given.progress)
+    start_principal(model, first_of_qr, context.progress)
 
 
 @ADAPTERS.register("olora", rate=_olora_rate, initialize=_start_olora, keeps_initial=True)
@@ -116,10 +116,10 @@ def olora(settings: Any, targets: Any) -> Any:
     return _lora(settings, targets)
 
 
-def _start_eva(model: Any, settings: Eva, given: Given) -> None:
+def _start_eva(model: Any, settings: Eva, context: InitContext) -> None:
     from lorakit.model.adapters.eva import start_eva
 
-    start_eva(model, settings.rho, settings.converged, given)
+    start_eva(model, settings.rho, settings.converged, context)
 
 
 @ADAPTERS.register("eva", settings=Eva, initialize=_start_eva, refuses=_OVERRIDES)
@@ -128,10 +128,10 @@ def eva(settings: Any, targets: Any) -> Any:
     return _lora(settings, targets)
 
 
-def _start_loftq(model: Any, settings: Any, given: Given) -> None:
+def _start_loftq(model: Any, settings: Any, context: InitContext) -> None:
     from lorakit.model.adapters.loftq import start_loftq
 
-    start_loftq(model, given)
+    start_loftq(model, context)
 
 
 @ADAPTERS.register("loftq", quantizations=("none",), quantizes="nf4", initialize=_start_loftq)
@@ -153,10 +153,10 @@ def _adalora_mistakes(settings: AdaLora, adapter: Any) -> Iterator[tuple[tuple[s
     yield from _in_order(settings, "shrink_from", "shrink_to")
 
 
-def _drive_adalora(model: Any, settings: AdaLora, steps: int) -> Driver:
-    from lorakit.model.adapters.adalora import Shrinking
+def _drive_adalora(model: Any, settings: AdaLora, steps: int) -> RankScheduler:
+    from lorakit.model.adapters.adalora import AdaLoraScheduler
 
-    return Shrinking(model, settings, steps)
+    return AdaLoraScheduler(model, settings, steps)
 
 
 def _first_rank(settings: Any) -> int:
@@ -188,10 +188,10 @@ def _flexlora_mistakes(settings: FlexLora, adapter: Any) -> Iterator[tuple[tuple
     yield from _in_order(settings, "move_from", "move_to")
 
 
-def _drive_flexlora(model: Any, settings: FlexLora, steps: int) -> Driver:
-    from lorakit.model.adapters.flexlora import Moving
+def _drive_flexlora(model: Any, settings: FlexLora, steps: int) -> RankScheduler:
+    from lorakit.model.adapters.flexlora import FlexLoraScheduler
 
-    return Moving(model, settings, steps)
+    return FlexLoraScheduler(model, settings, steps)
 
 
 def _flexlora_numbers(settings: Any, rank: int, weight: Any) -> int:

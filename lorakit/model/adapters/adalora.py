@@ -17,7 +17,7 @@ from lorakit.model.adapters.settings import AdaLora
 from lorakit.model.adapters.svd import orthogonality, svd_modules
 
 
-class Shrinking:
+class AdaLoraScheduler:
     """The Driver of an AdaLoRA training: from the sum of initial ranks down to `rank` times the modules.
 
     The choices end with the step at `shrink_to` of the run, whatever its length, and come every so many steps before

@@ -7,15 +7,15 @@ import torch
 from peft import EvaConfig, initialize_lora_eva_weights
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.model.adapters.driver import Given
 from lorakit.model.adapters.principal import lora_layers
-from lorakit.model.prefix import body_of
+from lorakit.model.adapters.rank_scheduler import InitContext
+from lorakit.model.shared_prefix import body_of
 from lorakit.progress import Bar
 
 _LONGEST_PASS = 500
 
 
-def start_eva(model: Any, rho: float, converged: float, given: Given) -> None:
+def start_eva(model: Any, rho: float, converged: float, context: InitContext) -> None:
     """Find the directions on training batches until they no longer change, and give each module its rank.
 
     Raises:
@@ -50,22 +50,22 @@ def start_eva(model: Any, rho: float, converged: float, given: Given) -> None:
             )
         return reached.reshape(*shape, -1)[positions.T.unbind()]
 
-    with given.progress.bar("eva: directions of the inputs", total=0) as bar:
-        batches = _Batches(given, 2 * most, device, bar)
+    with context.progress.bar("eva: directions of the inputs", total=0) as bar:
+        batches = _Batches(context, 2 * most, device, bar)
         initialize_lora_eva_weights(
             model, batches, forward_fn=forward, prepare_layer_inputs_fn=reaching, show_progress_bar=False
         )
     config.init_lora_weights, config.eva_config = True, None
     ranks = [layer.r["default"] for _, layer in lora_layers(model)]
     said = f"eva: directions found on {batches.taken} batches; ranks from {min(ranks)} to {max(ranks)}"
-    given.progress.say(f"{said} in {len(ranks)} modules")
+    context.progress.say(f"{said} in {len(ranks)} modules")
 
 
 class _Batches:
     """Training batches joined until each has enough trained tokens, over and over, as PEFT's pass takes them."""
 
-    def __init__(self, given: Given, tokens: int, device: torch.device, bar: Bar) -> None:
-        self.given, self.tokens, self.device, self.bar, self.taken = given, tokens, device, bar, 0
+    def __init__(self, context: InitContext, tokens: int, device: torch.device, bar: Bar) -> None:
+        self.given, self.tokens, self.device, self.bar, self.taken = context, tokens, device, bar, 0
 
     def __len__(self) -> int:
         return 1  # PEFT asks only whether there is one

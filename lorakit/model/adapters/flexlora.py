@@ -19,7 +19,7 @@ from lorakit.model.adapters.svd import SvdModule, orthogonality, svd_modules
 _STANDARD_DEVIATION = 0.02  # of A and B at the start: peft/tuners/adalora/layer.py
 
 
-class Moving:
+class FlexLoraScheduler:
     """The Driver of a FlexLoRA training: the sum of all ranks stays what it is.
 
     The last move comes with the step at `move_to` of the run, whatever its length, and the others every so many steps

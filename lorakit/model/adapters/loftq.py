@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from lorakit.model.adapters.driver import Given
 from lorakit.model.adapters.principal import lora_layers, truncated_svd, weight_of
+from lorakit.model.adapters.rank_scheduler import InitContext
 
 
-def start_loftq(model: Any, given: Given) -> None:
+def start_loftq(model: Any, context: InitContext) -> None:
     """Let each adapter begin with its module's quantization error; modules that are not quantized keep zero."""
     layers = {name: layer for name, layer in lora_layers(model) if _quantized(layer)}
-    given.progress.say("loftq: reading the full-precision weights")
-    originals = given.originals(list(layers))
+    context.progress.say("loftq: reading the full-precision weights")
+    originals = context.originals(list(layers))
     factors = truncated_svd(16)
-    with torch.no_grad(), given.progress.bar("loftq: quantization errors", total=len(layers)) as bar:
+    with torch.no_grad(), context.progress.bar("loftq: quantization errors", total=len(layers)) as bar:
         for name, layer in layers.items():
             quantized = weight_of(layer.get_base_layer())
             error = originals.pop(name).to(quantized) - quantized

@@ -95,7 +95,7 @@ class _FromOrthonormal(torch.autograd.Function):
         return (*(some @ a for a, some in pairs[: count // 2]), *(b @ some for b, some in pairs[count // 2 :]))
 
 
-def plain_lora(model: Any) -> tuple[LoraConfig, dict[str, Tensor]]:
+def svd_to_lora(model: Any) -> tuple[LoraConfig, dict[str, Tensor]]:
     """The same function as one plain LoRA: its configuration, and its weights by their names in a PEFT adapter file.
 
     Directions whose E is 0 are left out. E and the scale are folded into B, so alpha equals the rank in every module:

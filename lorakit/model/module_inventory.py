@@ -14,8 +14,8 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
-from lorakit.model.prefix import body_of
-from lorakit.model.weight import Weight
+from lorakit.model.shared_prefix import body_of
+from lorakit.model.weight_spec import WeightSpec
 
 # Parts of a path that hold one half of a block, the innermost deciding; and layers that stand in no such part.
 _ATTENTION_PART = re.compile(r"(\w+_)?(attn|att|attention)")
@@ -36,7 +36,7 @@ _READ_DIRECTLY = (
 )
 
 
-def weights_of(model: Any) -> list[Weight]:
+def list_weights(model: Any) -> list[WeightSpec]:
     """Every weight of a causal language model that PEFT could be told to adapt, in the model's order."""
     renamed = cache(lambda name: _is_renamed(model, name))
     decoder, head, modules = body_of(model), model.get_output_embeddings(), dict(model.named_modules())
@@ -49,24 +49,24 @@ def weights_of(model: Any) -> list[Weight]:
         if isinstance(module, torch.nn.Linear | Conv1D):
             container, _, name = path.rpartition(".")
             found.append(
-                Weight(
+                WeightSpec(
                     path,
                     _half(path),
                     is_head=module is head,
-                    aside=_aside(path, inside),
-                    dead=beside if module is head else _dead(modules[container], name, module),
-                    renamed=renamed(name),
+                    skip_reason=_aside(path, inside),
+                    unadaptable=beside if module is head else _dead(modules[container], name, module),
+                    peft_renames=renamed(name),
                     quantized=not module.weight.is_floating_point(),
                     outer=module.nf if isinstance(module, Conv1D) else module.out_features,
                     inner=module.nx if isinstance(module, Conv1D) else module.in_features,
                 )
             )
         found += [
-            Weight(
+            WeightSpec(
                 name,
                 _half(name),
                 fused=True,
-                aside=_aside(name, inside),
+                skip_reason=_aside(name, inside),
                 experts=shape[0],
                 outer=shape[1],
                 inner=shape[2],

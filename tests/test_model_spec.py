@@ -9,8 +9,8 @@ from model_families import FAMILIES
 from transformers import AutoModelForCausalLM
 
 from lorakit.errors import UserError
-from lorakit.model.counted import counted
-from lorakit.model.counting import parameter_counts_of, skeleton_of
+from lorakit.model.spec_from_config import spec_from_config
+from lorakit.model.spec_from_meta import count_with_recipe_adapter, spec_from_meta
 from lorakit.plan.adapted import adapted_by
 from lorakit.recipe.schema import Adapter
 from lorakit.registry import ADAPTERS
@@ -38,24 +38,24 @@ CHOICES = [
 
 
 @pytest.fixture(scope="module")
-def skeletons():
-    """The skeleton of every family, built on the meta device."""
-    return {name: skeleton_of(family.config.to_dict()) for name, family in FAMILIES.items()}
+def specs():
+    """The spec of every family, built on the meta device."""
+    return {name: spec_from_meta(family.config.to_dict()) for name, family in FAMILIES.items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_parameters_are_those_of_the_loaded_model(family, skeletons):
+def test_parameters_are_those_of_the_loaded_model(family, specs):
     loaded = AutoModelForCausalLM.from_config(FAMILIES[family].config)
-    assert skeletons[family].parameters == sum(parameter.numel() for parameter in loaded.parameters())
+    assert specs[family].parameters == sum(parameter.numel() for parameter in loaded.parameters())
 
 
 @pytest.mark.parametrize("family", COUNTED)
-def test_what_is_counted_from_a_config_is_what_transformers_builds(family, skeletons):
+def test_what_is_counted_from_a_config_is_what_transformers_builds(family, specs):
     config = FAMILIES[family].config.to_dict()
-    found, built = counted(config), skeletons[family]
+    found, built = spec_from_config(config), specs[family]
     for field in dataclasses.fields(found):
         if field.name == "weights":  # whether PEFT renames a layer is asked of PEFT, where training needs it
-            plain = [dataclasses.replace(weight, renamed=False) for weight in built.weights]
+            plain = [dataclasses.replace(weight, peft_renames=False) for weight in built.weights]
             assert list(found.weights) == plain
         elif field.name != "built":
             assert getattr(found, field.name) == getattr(built, field.name), field.name
@@ -68,21 +68,21 @@ def test_ties_and_biases_are_counted(changes):
     for key, value in changes.items():
         setattr(config, key, value)
     loaded = AutoModelForCausalLM.from_config(config)
-    assert counted(config.to_dict()).parameters == sum(parameter.numel() for parameter in loaded.parameters())
+    assert spec_from_config(config.to_dict()).parameters == sum(parameter.numel() for parameter in loaded.parameters())
 
 
 @pytest.mark.parametrize("kind", [entry.name for entry in ADAPTERS])
-def test_trained_numbers_are_those_that_peft_counts(kind, skeletons):
+def test_trained_numbers_are_those_that_peft_counts(kind, specs):
     compared = 0
     names = FAMILIES if kind in ("lora", "none") else ("llama", "gpt2", "mixtral", "phi3", "jamba")
-    for name, skeleton in ((name, skeletons[name]) for name in names):
+    for name, spec in ((name, specs[name]) for name in names):
         config = FAMILIES[name].config.to_dict()
         for choice in CHOICES[:1] if name not in COUNTED else CHOICES:
             if kind == "none" and "train_modules" in choice:
                 continue
             settings = Adapter(kind=kind, rank=3, **choice)
-            expected = outcome(lambda settings=settings, config=config: parameter_counts_of(config, settings)[0])
-            for found in filter(None, (skeleton, counted(config))):
+            expected = outcome(lambda settings=settings, config=config: count_with_recipe_adapter(config, settings)[0])
+            for found in filter(None, (spec, spec_from_config(config))):
                 trained = outcome(lambda found=found, settings=settings: adapted_by(found, settings).trained)
                 assert trained == expected, (name, choice, found.built)
                 compared += 1
@@ -97,7 +97,7 @@ def outcome(count):
         return None
 
 
-def test_the_adapter_of_a_folder_is_counted_by_its_configuration(tmp_path, skeletons):
+def test_the_adapter_of_a_folder_is_counted_by_its_configuration(tmp_path, specs):
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -115,28 +115,28 @@ def test_the_adapter_of_a_folder_is_counted_by_its_configuration(tmp_path, skele
         attached = get_peft_model(model, config)
         attached.save_pretrained(tmp_path / str(use_dora))
         settings = Adapter.model_construct(**Adapter().__dict__ | {"from": str(tmp_path / str(use_dora))})
-        assert adapted_by(skeletons["llama"], settings).trained == attached.get_nb_trainable_parameters()[0]
+        assert adapted_by(specs["llama"], settings).trained == attached.get_nb_trainable_parameters()[0]
 
 
-def test_a_name_that_is_no_module_is_refused(skeletons):
+def test_a_name_that_is_no_module_is_refused(specs):
     with pytest.raises(UserError, match="'embeddings' is not a module of this model, which has embed_tokens"):
-        adapted_by(skeletons["llama"], Adapter(train_modules=["embeddings"]))
+        adapted_by(specs["llama"], Adapter(train_modules=["embeddings"]))
 
 
 def test_configs_that_are_not_counted_are_left_to_the_meta_device():
     config = FAMILIES["llama"].config.to_dict()
-    assert counted(config | {"model_type": "somebodys"}) is None
-    assert counted({key: value for key, value in config.items() if key != "vocab_size"}) is None
-    assert counted(FAMILIES["gemma3"].config.to_dict()) is None  # it has a vision tower
-    assert counted(FAMILIES["qwen3-moe"].config.to_dict() | {"mlp_only_layers": [0]}) is None
+    assert spec_from_config(config | {"model_type": "somebodys"}) is None
+    assert spec_from_config({key: value for key, value in config.items() if key != "vocab_size"}) is None
+    assert spec_from_config(FAMILIES["gemma3"].config.to_dict()) is None  # it has a vision tower
+    assert spec_from_config(FAMILIES["qwen3-moe"].config.to_dict() | {"mlp_only_layers": [0]}) is None
 
 
 def test_counting_loads_no_torch():
     code = (
         "import sys; from lorakit.plan.facts import facts_from; from lorakit.plan.known import known_config\n"
         "from lorakit.plan.adapted import adapted_by; from lorakit.recipe.schema import Adapter\n"
-        "skeleton = facts_from(known_config('meta-llama/Llama-3.1-70B')).skeleton\n"
-        "print(skeleton.parameters, adapted_by(skeleton, Adapter()).trained)\n"
+        "spec = facts_from(known_config('meta-llama/Llama-3.1-70B')).spec\n"
+        "print(spec.parameters, adapted_by(spec, Adapter()).trained)\n"
         "assert not {'torch', 'transformers', 'numpy', 'pandas', 'pyarrow'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 
 from lorakit.model.adapters.principal import INITIAL
-from lorakit.model.adapters.svd import plain_lora
+from lorakit.model.adapters.svd import svd_to_lora
 
 Plain = tuple[Any, dict[str, torch.Tensor]]
 
@@ -20,7 +20,7 @@ def save_adapter(model: Any, folder: Path) -> None:
 
     LoRA, rsLoRA and DoRA as they are; every other kind as the plain LoRA that computes the same.
     """
-    config, tensors = as_plain(model)
+    config, tensors = to_plain_lora(model)
     trained = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = trained.base_model_name_or_path, trained.revision
     config.inference_mode = True
@@ -38,7 +38,7 @@ def save_config(config: Any, folder: Path) -> None:
     ordered.save_pretrained(str(folder))
 
 
-def config_of(model: Any) -> Any:
+def full_config(model: Any) -> Any:
     """PEFT's configuration of the adapter that is trained, with all ends of tied modules that are trained whole.
 
     PEFT strikes all but the first from it, and on loading ties only those again whose names it knows.
@@ -49,13 +49,13 @@ def config_of(model: Any) -> Any:
     return config
 
 
-def as_plain(model: Any) -> Plain:
+def to_plain_lora(model: Any) -> Plain:
     """A LoRA or DoRA configuration and its tensors by name, as PEFT saves them."""
     if model.peft_config["default"].peft_type == "ADALORA":
-        config, tensors = plain_lora(model)
-        config.modules_to_save = config_of(model).modules_to_save
+        config, tensors = svd_to_lora(model)
+        config.modules_to_save = full_config(model).modules_to_save
         return config, tensors
-    config = config_of(model)
+    config = full_config(model)
     config.init_lora_weights = True
     tensors = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     if INITIAL in model.peft_config:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lorakit.errors import UserError
-from lorakit.model.patterns import fitting
-from lorakit.model.weight import Weight
+from lorakit.model.patterns import match_pattern
+from lorakit.model.weight_spec import WeightSpec
 from lorakit.recipe.kinds import kind_of, trains_all
 from lorakit.recipe.schema import Adapter, Spectrum
 from lorakit.registry import ADAPTERS
@@ -15,12 +15,12 @@ from lorakit.registry import ADAPTERS
 _HALVES = {"all-linear": ("attention", "mlp", ""), "attention": ("attention",), "mlp": ("mlp",)}
 
 
-def chosen_weights(
-    weights: list[Weight],
+def select_weights(
+    weights: list[WeightSpec],
     settings: Adapter,
     kind_adapts_experts: bool,
     signal: Callable[[list[str]], dict[str, float]] | None = None,
-) -> tuple[list[Weight], list[str]]:
+) -> tuple[list[WeightSpec], list[str]]:
     """The weights that an adapter section chooses, and a sentence on each that its words leave out on their own.
 
     Args:
@@ -40,7 +40,9 @@ def chosen_weights(
     return chosen, notes
 
 
-def _by_target(weights: list[Weight], settings: Adapter, adapts_experts: bool) -> tuple[list[Weight], list[str]]:
+def _by_target(
+    weights: list[WeightSpec], settings: Adapter, adapts_experts: bool
+) -> tuple[list[WeightSpec], list[str]]:
     targets = settings.targets
     if isinstance(targets, list):
         for name in targets:
@@ -48,14 +50,14 @@ def _by_target(weights: list[Weight], settings: Adapter, adapts_experts: bool) -
                 raise _nothing("adapter.targets", name, weights)
         return [weight for weight in weights if any(_named(weight.path, name) for name in targets)], []
     if targets not in _HALVES:
-        fit = fitting(targets, (weight.path for weight in weights), "adapter.targets")
+        fit = match_pattern(targets, (weight.path for weight in weights), "adapter.targets")
         chosen = [weight for weight in weights if weight.path in fit]
         if not chosen:
             remedy = f" Write it as a list: [{targets}]." if any(_named(w.path, targets) for w in weights) else ""
             raise _nothing("adapter.targets", targets, weights, remedy)
         return chosen, []
-    meant = [weight for weight in weights if weight.half in _HALVES[targets] and not weight.is_head]
-    reasons = {weight.path: weight.aside or _hindrance(weight, settings, adapts_experts) for weight in meant}
+    meant = [weight for weight in weights if weight.sublayer in _HALVES[targets] and not weight.is_head]
+    reasons = {weight.path: weight.skip_reason or _hindrance(weight, settings, adapts_experts) for weight in meant}
     chosen = [weight for weight in meant if not reasons[weight.path]]
     if not chosen:
         raise _nothing("adapter.targets", targets, weights)
@@ -70,20 +72,20 @@ def _notes(word: str, reasons: dict[str, str]) -> list[str]:
     return [f"adapter.targets: {word} leaves out {_shown(paths)}: {reason}" for reason, paths in apart.items()]
 
 
-def _hindrance(weight: Weight, settings: Adapter, adapts_experts: bool) -> str:
+def _hindrance(weight: WeightSpec, settings: Adapter, adapts_experts: bool) -> str:
     """Why the adapter's kind cannot be put on a layer; nothing where it can, or where the weights are trained."""
     if trains_all(settings):
         return ""
-    if weight.renamed and not adapts_experts:
+    if weight.peft_renames and not adapts_experts:
         return f"PEFT takes its name for that of fused experts, which {kind_of(settings).name} does not adapt"
-    if weight.renamed and weight.quantized:
+    if weight.peft_renames and weight.quantized:
         return "PEFT takes its name for that of fused experts, and it is quantized"
-    return weight.dead
+    return weight.unadaptable
 
 
-def _without_excluded(chosen: list[Weight], weights: list[Weight], exclude: list[str]) -> list[Weight]:
+def _without_excluded(chosen: list[WeightSpec], weights: list[WeightSpec], exclude: list[str]) -> list[WeightSpec]:
     # What the words leave out on their own may be excluded once more.
-    aside = {weight.path for weight in weights if weight.aside or weight.dead or weight.is_head}
+    aside = {weight.path for weight in weights if weight.skip_reason or weight.unadaptable or weight.is_head}
     excludable = aside | {weight.path for weight in chosen}
     kept = chosen
     for pattern in exclude:
@@ -97,11 +99,11 @@ def _without_excluded(chosen: list[Weight], weights: list[Weight], exclude: list
 
 
 def _in_layers(
-    chosen: list[Weight],
-    weights: list[Weight],
+    chosen: list[WeightSpec],
+    weights: list[WeightSpec],
     settings: Adapter,
     signal: Callable[[list[str]], dict[str, float]] | None,
-) -> list[Weight]:
+) -> list[WeightSpec]:
     numbered = [weight for weight in chosen if weight.layer is not None]
     if not numbered:
         raise UserError(
@@ -113,9 +115,9 @@ def _in_layers(
                 "adapter.layers: spectrum is chosen by the model's weights, which are not at hand here. Write a range "
                 "such as 8-15, or run lorakit train."
             )
-        best = loudest(signal([weight.path for weight in numbered]), settings.layers.spectrum)
+        best = top_by_snr(signal([weight.path for weight in numbered]), settings.layers.spectrum)
         return [weight for weight in numbered if weight.path in best]
-    known = _layers([*chosen, *(weight for weight in weights if not weight.aside)])
+    known = _layers([*chosen, *(weight for weight in weights if not weight.skip_reason)])
     wanted: set[int] = set()
     for first, last in _layer_ranges(settings.layers):
         for number in (first, last):
@@ -130,7 +132,7 @@ def _in_layers(
     return inside
 
 
-def _layers(weights: list[Weight]) -> list[int]:
+def _layers(weights: list[WeightSpec]) -> list[int]:
     return sorted({weight.layer for weight in weights if weight.layer is not None})
 
 
@@ -140,7 +142,7 @@ def _layer_ranges(layers: str | list[int | str]) -> list[tuple[int, int]]:
     return [(int(first), int(last or first)) for first, last in ends]
 
 
-def loudest(ratios: dict[str, float], share: float) -> set[str]:
+def top_by_snr(ratios: dict[str, float], share: float) -> set[str]:
     """The top share of the paths of each type by signal-to-noise ratio, one of each at least.
 
     A type is what paths have in common when their numbers are left out.
@@ -155,7 +157,7 @@ def loudest(ratios: dict[str, float], share: float) -> set[str]:
     }
 
 
-def _check_adaptable(chosen: list[Weight], settings: Adapter, adapts_experts: bool) -> None:
+def _check_adaptable(chosen: list[WeightSpec], settings: Adapter, adapts_experts: bool) -> None:
     for weight in chosen:
         reason = _hindrance(weight, settings, adapts_experts)
         if reason:
@@ -179,7 +181,7 @@ def _check_adaptable(chosen: list[Weight], settings: Adapter, adapts_experts: bo
         )
 
 
-def overridden(key: str, chosen: list[Weight], overrides: Any, usual: float) -> dict[str, Any]:
+def resolve_overrides(key: str, chosen: list[WeightSpec], overrides: Any, usual: float) -> dict[str, Any]:
     """Path of a chosen weight, as PEFT has to be given it -> its own rank or alpha, where that is not the usual one.
 
     Raises:
@@ -203,14 +205,14 @@ def _named(path: str, name: str) -> bool:
 def _matching(paths: set[str], pattern: str, key: str) -> set[str]:
     """The paths that hold a name, or that a pattern fits."""
     named = {path for path in paths if _named(path, pattern)}
-    return named | fitting(pattern, paths - named, key)
+    return named | match_pattern(pattern, paths - named, key)
 
 
 def _shown(paths: list[str]) -> str:
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
-def _nothing(key: str, pattern: str, weights: Iterable[Weight], remedy: str = "") -> UserError:
+def _nothing(key: str, pattern: str, weights: Iterable[WeightSpec], remedy: str = "") -> UserError:
     counts = Counter(weight.path.rsplit(".", 1)[-1] for weight in weights)
     names = ", ".join(f"{name} ({count})" for name, count in counts.items())
     where = "linear layer of this model, which has" if key == "adapter.targets" else "chosen module; chosen are"

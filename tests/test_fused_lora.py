@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_dora import BASES, IN, One, assert_same, result_and_gradients
 
-from lorakit.model.fused import FUSED_LAYERS, fused_lora
+from lorakit.model.fused_lora import FUSED_LAYERS, fused_lora
 
 
 def two_adapters(base: str, dropout: float) -> torch.nn.Module:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from lorakit.atomic_io import refuse_pipes
 from lorakit.errors import UserError
-from lorakit.model.adapters.driver import Given
 from lorakit.model.adapters.principal import INITIAL, with_initial
+from lorakit.model.adapters.rank_scheduler import InitContext
 from lorakit.model.fingerprint import content_of
 from lorakit.model.patterns import check_patterns
 from lorakit.model.targets import Targets
@@ -23,9 +23,9 @@ from lorakit.recipe.begun import read_config, refusal
 from lorakit.recipe.kinds import kind_of, kind_settings
 from lorakit.recipe.schema import Adapter
 
-STATE = "trained"
+TRAINED_DIR = "trained"
 """The folder in a checkpoint that holds the adapter as it is trained, which may not be the form that it is saved in."""
-WEIGHTS = f"{STATE}/weights.safetensors"
+TRAINED_WEIGHTS = f"{TRAINED_DIR}/weights.safetensors"
 """The file of a checkpoint that holds the trained weights, each under its name in the model."""
 
 _OF_EXPERT = re.compile(r"(.*\.experts\.\d+\.)(.*)")
@@ -34,7 +34,9 @@ _OF_EXPERT = re.compile(r"(.*\.experts\.\d+\.)(.*)")
 _READING = (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
 
 
-def attach_adapter(model: Any, settings: Adapter, seed: int, targets: Targets, given: Given | None = None) -> Any:
+def attach_adapter(
+    model: Any, settings: Adapter, seed: int, targets: Targets, context: InitContext | None = None
+) -> Any:
     """The model with a fresh adapter of the recipe's kind, initialized from `seed`; trained weights are float32.
 
     `given` is what the initialization of some kinds asks for. For `adapter.kind: none` it is the model itself, in which
@@ -50,7 +52,7 @@ def attach_adapter(model: Any, settings: Adapter, seed: int, targets: Targets, g
         return _unfrozen(model, settings, targets)
     attached = _wrapped(model, config)
     if kind.initialize:
-        kind.initialize(attached, kind_settings(settings), given)
+        kind.initialize(attached, kind_settings(settings), context)
     return _in_float32(attached)
 
 
@@ -102,17 +104,17 @@ def _refuse_unusual(config: Any, folder: Path) -> None:
             )
 
 
-def reattach(model: Any, settings: Adapter, targets: Targets | None, checkpoint: Path) -> Any:
+def rebuild_adapter(model: Any, settings: Adapter, targets: Targets | None, checkpoint: Path) -> Any:
     """The model with the adapter of a checkpoint, shaped as it was and without its weights: `load_trained` brings them.
 
     `targets`: for `adapter.kind: none`, whose checkpoints name no modules.
     """
     if targets is not None and kind_of(settings).function(settings, targets) is None:
         return _unfrozen(model, settings, targets)
-    config = PeftConfig.from_pretrained(str(checkpoint / STATE))
+    config = PeftConfig.from_pretrained(str(checkpoint / TRAINED_DIR))
     config.init_lora_weights, config.inference_mode = False, False
     attached = _wrapped(model, config)
-    with safe_open(checkpoint / WEIGHTS, "pt") as file:
+    with safe_open(checkpoint / TRAINED_WEIGHTS, "pt") as file:
         if any(f".{INITIAL}." in name for name in file.keys()):  # noqa: SIM118
             attached = with_initial(attached)
     return _in_float32(attached)
@@ -130,7 +132,7 @@ def trained_weights(model: Any) -> dict[str, torch.Tensor]:
 def load_trained(model: Any, checkpoint: Path) -> None:
     """Put the `trained_weights` of a checkpoint into the model, whose shapes are theirs."""
     own = dict(model.named_parameters())
-    for name, tensor in load_file(checkpoint / WEIGHTS).items():
+    for name, tensor in load_file(checkpoint / TRAINED_WEIGHTS).items():
         own[name].data.copy_(tensor)
 
 
@@ -149,7 +151,7 @@ def load_adapter(model: Any, folder: Path, **options: Any) -> Any:
     return loaded
 
 
-def parameter_counts(model: Any) -> tuple[int, int]:
+def count_parameters(model: Any) -> tuple[int, int]:
     """Trainable and all parameters, as PEFT counts them."""
     if not isinstance(model, PeftModel):
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
@@ -171,13 +173,13 @@ def _wrapped(model: Any, config: Any) -> Any:
 
 def _unfrozen(model: Any, settings: Adapter, targets: Targets) -> Any:
     chosen = {*(f"{name}.weight" for name in targets.modules), *targets.experts}
-    everything = chooses_everything(settings)
+    everything = trains_every_weight(settings)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(everything or name in chosen)
     return model
 
 
-def chooses_everything(settings: Adapter) -> bool:
+def trains_every_weight(settings: Adapter) -> bool:
     """Whether nothing narrows the modules down: full fine-tuning then trains embeddings, norms and biases as well."""
     return settings.targets == "all-linear" and not settings.exclude and settings.layers == "all"
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 from lorakit.errors import UserError
-from lorakit.model.weight import Weight
+from lorakit.model.weight_spec import WeightSpec
 
 # The layers that close one half of a block: attention's output, and the way back from the feed-forward width.
 _CLOSING = re.compile(r"(o|out|c|down)_proj|dense(_4h_to_h)?|wo|w2|fc2|fc_out|out_lin|lin2|output_linear")
@@ -20,7 +20,7 @@ ACTIVATIONS = {"gelu_new": 4, "gelu_accurate": 4, "gelu_fast": 5, "quick_gelu": 
 
 
 @dataclass(frozen=True)
-class Skeleton:
+class ModelSpec:
     """The sizes of one causal language model."""
 
     model_type: str
@@ -32,7 +32,7 @@ class Skeleton:
     heads: int
     key_value: int
     """The width of keys, and of values."""
-    weights: tuple[Weight, ...]
+    weights: tuple[WeightSpec, ...]
     """Every weight of a linear layer and of fused experts, the output head included."""
     modules: dict[str, int]
     """Every module that holds parameters itself -> how many."""
@@ -52,11 +52,11 @@ class Skeleton:
     """Whether attention's scores go through a tanh, as Gemma 2's do."""
     logits_capped: bool = False
     """Whether the logits do."""
-    scanned: int = 0
+    scan_states: int = 0
     """Numbers of one token's states in a state space layer's scan: inner width x states; 0 where there is none."""
     built: bool = False
     """Whether it was read off a model on torch's meta device instead of counted from the config."""
-    missed: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
+    extra_bytes: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
     """Of a model that was built and whose code could be followed: what it keeps beside what is derived. Number of the
     first block of each make, and bytes of a number -> bytes of a token, and on a processor of a pair of tokens."""
     shared: dict[str, int] = field(default_factory=dict)
@@ -68,27 +68,27 @@ class Skeleton:
         return sum(size for path, size in self.modules.items() if path not in self.shared)
 
     @cached_property
-    def head(self) -> Weight | None:
+    def head(self) -> WeightSpec | None:
         """The output head, where it is a linear layer."""
         return next((weight for weight in self.weights if weight.is_head), None)
 
     @cached_property
-    def blocks(self) -> dict[int, list[Weight]]:
+    def blocks(self) -> dict[int, list[WeightSpec]]:
         """Layer number -> its weights, of the language model's own layers."""
         found = defaultdict(list)
         for weight in self.weights:
-            if weight.layer is not None and weight.aside != "not part of the language model":
+            if weight.layer is not None and weight.skip_reason != "not part of the language model":
                 found[weight.layer].append(weight)
         return dict(found)
 
     @cached_property
-    def shapes(self) -> dict[int, int]:
+    def prototypes(self) -> dict[int, int]:
         """Layer number -> the first layer that is made alike: most models repeat one block."""
         first: dict[tuple[object, ...], int] = {}
         return {number: first.setdefault(_alike(number, block), number) for number, block in self.blocks.items()}
 
     @cached_property
-    def quantizable(self) -> list[Weight]:
+    def quantizable(self) -> list[WeightSpec]:
         """What bitsandbytes quantizes: linear layers, the head excepted; fused experts stay as they are."""
         return [weight for weight in self.weights if not weight.fused and not weight.is_head]
 
@@ -98,12 +98,12 @@ class Skeleton:
         return max((weight.outer * weight.inner for weight in self.quantizable), default=0)
 
     @cached_property
-    def multiplied(self) -> int:
+    def active_numbers(self) -> int:
         """The numbers in the blocks that one token is multiplied with."""
         own = (weight for block in self.blocks.values() for weight in block)
         return sum(self.used(weight) * weight.outer * weight.inner for weight in own)
 
-    def used(self, weight: Weight) -> int:
+    def used(self, weight: WeightSpec) -> int:
         """How many matrices of a weight one token goes through."""
         return min(self.experts_used, weight.experts) if weight.fused else 1
 
@@ -126,13 +126,14 @@ class Skeleton:
         return found
 
 
-def _alike(number: int, block: list[Weight]) -> tuple[object, ...]:
+def _alike(number: int, block: list[WeightSpec]) -> tuple[object, ...]:
     inside = [weight.path.partition(f".{number}.")[2] for weight in block]
     return tuple(
-        (path, w.half, w.aside, w.fused, w.experts, w.outer, w.inner) for path, w in zip(inside, block, strict=True)
+        (path, w.sublayer, w.skip_reason, w.fused, w.experts, w.outer, w.inner)
+        for path, w in zip(inside, block, strict=True)
     )
 
 
-def part(weight: Weight) -> Literal["opens", "closes"]:
+def part(weight: WeightSpec) -> Literal["opens", "closes"]:
     """Whether a weight of a half of a block takes the hidden states in, or gives its result back to them."""
     return "closes" if _CLOSING.fullmatch(weight.path.rsplit(".", 1)[-1]) else "opens"

@@ -8,7 +8,7 @@ from lorakit.progress import Progress
 
 
 @dataclass(frozen=True)
-class Given:
+class InitContext:
     """What the initialization of an adapter may ask for."""
 
     batches: Callable[[], Iterator[dict[str, Any]]]
@@ -18,7 +18,7 @@ class Given:
     progress: Progress
 
 
-class Driver(Protocol):
+class RankScheduler(Protocol):
     """What some kinds do while they train. Steps count from 1."""
 
     settled_at: int

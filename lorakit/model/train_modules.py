@@ -8,7 +8,7 @@ from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from lorakit.errors import UserError
 
 
-def whole_modules(model: Any, names: list[str], adapted: list[str]) -> tuple[list[str], bool]:
+def select_train_modules(model: Any, names: list[str], adapted: list[str]) -> tuple[list[str], bool]:
     """The full paths of the modules that names mean, and whether embeddings are among them that the model ties.
 
     A name is a full path or its end in whole parts. Of tied embeddings both ends are given, so that PEFT keeps them

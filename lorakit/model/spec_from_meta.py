@@ -11,10 +11,10 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorakit.errors import UserError
-from lorakit.model.anatomy import weights_of
-from lorakit.model.attach import chooses_everything, parameter_counts
-from lorakit.model.prefix import body_of
-from lorakit.model.skeleton import ACTIVATIONS, WRITTEN_OUT, Skeleton
+from lorakit.model.module_inventory import list_weights
+from lorakit.model.peft_adapter import count_parameters, trains_every_weight
+from lorakit.model.shared_prefix import body_of
+from lorakit.model.spec import ACTIVATIONS, WRITTEN_OUT, ModelSpec
 from lorakit.model.targets import Targets, select_targets
 from lorakit.recipe.kinds import kind_of
 from lorakit.recipe.schema import Adapter
@@ -27,7 +27,7 @@ _MOST_SAID = 240
 _SCANNING = re.compile(r"(Falcon)?MambaMixer|JambaMambaMixer")
 
 
-def parameter_counts_of(config: Path | dict[str, Any], settings: Adapter) -> tuple[int, int]:
+def count_with_recipe_adapter(config: Path | dict[str, Any], settings: Adapter) -> tuple[int, int]:
     """Trainable and all parameters of the model of a config with a recipe's adapter, as PEFT counts them.
 
     Args:
@@ -36,35 +36,35 @@ def parameter_counts_of(config: Path | dict[str, Any], settings: Adapter) -> tup
     Raises:
         UserError: the config is of no causal language model, or the adapter section chooses what it does not have.
     """
-    model = empty_model(config)
+    model = meta_model(config)
     kind = kind_of(settings)
     targets = select_targets(model, settings, kind.experts)
     with torch.device("meta"):
         adapter = kind.function(settings, targets)
         if adapter is not None:
-            return parameter_counts(get_peft_model(model, adapter))
+            return count_parameters(get_peft_model(model, adapter))
     total = sum(parameter.numel() for parameter in model.parameters())
-    return (total if chooses_everything(settings) else _chosen(model, targets)), total
+    return (total if trains_every_weight(settings) else _chosen(model, targets)), total
 
 
-def parameter_counts_with(folder: Path, config: Any) -> tuple[int, int]:
+def count_with_peft_config(folder: Path, config: Any) -> tuple[int, int]:
     """Trainable and all parameters of a model folder's model with the adapter of a PEFT configuration."""
-    model = empty_model(folder)
+    model = meta_model(folder)
     config.init_lora_weights, config.inference_mode = False, False
     try:
         with torch.device("meta"):
-            return parameter_counts(get_peft_model(model, config))
+            return count_parameters(get_peft_model(model, config))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"adapter.from: this adapter cannot be put on the base model: {error}") from error
 
 
-def empty_model(config: Path | dict[str, Any]) -> Any:
+def meta_model(config: Path | dict[str, Any]) -> Any:
     """The model of a config without weights, on torch's meta device.
 
     Raises:
         UserError: the config is of no causal language model.
     """
-    read = read_config(config)
+    read = read_hf_config(config)
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(read, trust_remote_code=False)
@@ -72,7 +72,7 @@ def empty_model(config: Path | dict[str, Any]) -> Any:
         raise _no_model(error) from error
 
 
-def read_config(config: Path | dict[str, Any]) -> Any:
+def read_hf_config(config: Path | dict[str, Any]) -> Any:
     """transformers' configuration of a model's folder, or of what is in its config.json.
 
     Raises:
@@ -98,13 +98,13 @@ def _no_model(error: BaseException) -> UserError:
     )
 
 
-def skeleton_of(config: Path | dict[str, Any]) -> Skeleton:
-    """The skeleton of any causal language model that transformers can make.
+def spec_from_meta(config: Path | dict[str, Any]) -> ModelSpec:
+    """The spec of any causal language model that transformers can make.
 
     Raises:
         UserError: the config is of no causal language model.
     """
-    model = empty_model(config)
+    model = meta_model(config)
     text = model.config.get_text_config()
     modules = dict(model.named_modules())
     own = {path: sum(p.numel() for p in module.parameters(recurse=False)) for path, module in modules.items()}
@@ -115,7 +115,7 @@ def skeleton_of(config: Path | dict[str, Any]) -> Skeleton:
     width = _first(text, "head_dim") or hidden // heads
     paths = {id(module): path for path, module in modules.items()}
     norms = _norms(dict(body_of(model).named_modules()), hidden)
-    return Skeleton(
+    return ModelSpec(
         model_type=text.model_type,
         hidden=hidden,
         vocabulary=inputs.weight.shape[0],
@@ -123,7 +123,7 @@ def skeleton_of(config: Path | dict[str, Any]) -> Skeleton:
         layers=_first(text, "num_hidden_layers", "n_layer") or 1,
         heads=heads,
         key_value=(_first(text, "num_key_value_heads") or heads) * width,
-        weights=tuple(weights_of(model)),
+        weights=tuple(list_weights(model)),
         modules={path: count for path, count in own.items() if count},
         embeddings=paths[id(inputs)],
         norms=sum(wide for wide, _ in norms),
@@ -133,7 +133,7 @@ def skeleton_of(config: Path | dict[str, Any]) -> Skeleton:
         soft_capped=bool(getattr(text, "attn_logit_softcapping", None)),
         logits_capped=any(getattr(text, name, None) for name in ("final_logit_softcapping", "logits_soft_cap")),
         activation=WRITTEN_OUT.get(text.model_type) or ACTIVATIONS.get(_activation(text), 1),
-        scanned=max((_scanned(module) for module in modules.values()), default=0),
+        scan_states=max((_scanned(module) for module in modules.values()), default=0),
         built=True,
         shared={paths[id(outputs)]: outputs.weight.numel()} if tied else {},
     )

@@ -18,12 +18,12 @@ from peft.helpers import disable_input_dtype_casting
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
-from lorakit.model.attach import attach_adapter
-from lorakit.model.fused import fused_lora
-from lorakit.model.prefix import body_of
-from lorakit.model.skeleton import Skeleton
+from lorakit.model.fused_lora import fused_lora
+from lorakit.model.peft_adapter import attach_adapter
+from lorakit.model.shared_prefix import body_of
+from lorakit.model.spec import ModelSpec
 from lorakit.model.targets import select_targets
-from lorakit.model.weight import Weight
+from lorakit.model.weight_spec import WeightSpec
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.schema import Adapter
 
@@ -36,15 +36,15 @@ _TOKEN_BY_TOKEN = ("rwkv", "recurrent_gemma", "xlstm")
 
 
 @dataclass(frozen=True)
-class Trace:
+class ActivationTrace:
     """What autograd keeps of a model's blocks, with padded rows, as on a processor."""
 
     attention: str
-    kept: dict[int, tuple[float, float]]
+    bytes_by_block: dict[int, tuple[float, float]]
     """Number of the first block of each make -> bytes of a token, and of a pair of tokens of a row."""
 
 
-def trace_of(config: Any, skeleton: Skeleton, settings: Adapter, half: bool) -> Trace | None:
+def trace_activations(config: Any, spec: ModelSpec, settings: Adapter, half: bool) -> ActivationTrace | None:
     """What the blocks of a model keep, or None where its code cannot be followed.
 
     Args:
@@ -53,36 +53,38 @@ def trace_of(config: Any, skeleton: Skeleton, settings: Adapter, half: bool) -> 
         half: whether it computes in bfloat16, under autocast. What is trained is float32 in any case.
     """
     most = min(getattr(config.get_text_config(), "max_position_embeddings", None) or _LONGEST, _LONGEST)
-    longest = _FEW if skeleton.scanned or skeleton.model_type in _TOKEN_BY_TOKEN else most
+    longest = _FEW if spec.scan_states or spec.model_type in _TOKEN_BY_TOKEN else most
     lengths = (longest // 4, longest // 2, longest)  # for what is kept once, for a token, and for a pair of tokens
-    few = {number for numbers in _makes(skeleton).values() for number in numbers[:2]}
-    for blocks in (few, set(skeleton.shapes)):  # all, where later blocks need what earlier ones of their make hand on
+    few = {number for numbers in _makes(spec).values() for number in numbers[:2]}
+    for blocks in (few, set(spec.prototypes)):  # all, where later blocks need what earlier ones of their make hand on
         try:
-            attention, kept = _followed(config, skeleton, settings, half, lengths, blocks)
+            attention, kept = _followed(config, spec, settings, half, lengths, blocks)
         except Exception:  # the code of any family runs here, on tensors that it was not made for
             continue
         terms = [[1, _ROWS * length, _ROWS * length**2] for length in lengths]
         found = {number: np.linalg.solve(terms, [sizes[number] for sizes in kept]) for number in kept[0]}
-        return Trace(attention, {number: (float(token), float(pair)) for number, (_, token, pair) in found.items()})
+        return ActivationTrace(
+            attention, {number: (float(token), float(pair)) for number, (_, token, pair) in found.items()}
+        )
     return None
 
 
-def _makes(skeleton: Skeleton) -> dict[int, list[int]]:
+def _makes(spec: ModelSpec) -> dict[int, list[int]]:
     """The first block of each make -> all of its make."""
     found: dict[int, list[int]] = {}
-    for number, first in skeleton.shapes.items():
+    for number, first in spec.prototypes.items():
         found.setdefault(first, []).append(number)
     return found
 
 
 def _followed(
-    config: Any, skeleton: Skeleton, settings: Adapter, half: bool, lengths: tuple[int, ...], blocks: set[int]
+    config: Any, spec: ModelSpec, settings: Adapter, half: bool, lengths: tuple[int, ...], blocks: set[int]
 ) -> tuple[str, list[dict[int, int]]]:
     """The attention, and for each length the bytes that each make keeps, where only `blocks` compute."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     with _at_level(log, logging.CRITICAL):  # it reports each operation that it cannot follow
         model, mode, attention = _without_numbers(config, settings, half)
-        return attention, [_kept_by_make(model, mode, skeleton, half, length, blocks) for length in lengths]
+        return attention, [_bytes_by_make(model, mode, spec, half, length, blocks) for length in lengths]
 
 
 @contextlib.contextmanager
@@ -126,8 +128,8 @@ def _made(config: Any, attention: str, dtype: torch.dtype) -> Any:
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype, trust_remote_code=False)
 
 
-def _kept_by_make(
-    model: Any, mode: FakeTensorMode, skeleton: Skeleton, half: bool, length: int, blocks: set[int]
+def _bytes_by_make(
+    model: Any, mode: FakeTensorMode, spec: ModelSpec, half: bool, length: int, blocks: set[int]
 ) -> dict[int, int]:
     """The first block of each make -> bytes that autograd keeps of its second, for padded rows of so many tokens.
 
@@ -148,14 +150,14 @@ def _kept_by_make(
     with contextlib.ExitStack() as stack:
         stack.enter_context(mode)
         ids = torch.zeros(_ROWS, length, dtype=torch.long)
-        stack.enter_context(_computing_only(blocks, causal, skeleton, running))
+        stack.enter_context(_computing_only(blocks, causal, spec, running))
         if hasattr(model, "peft_config"):
             stack.enter_context(disable_input_dtype_casting(model, active=half))
         stack.enter_context(fused_lora(model))
         stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=half))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
         body_of(causal)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    return {first: sizes[numbers[:2][-1]] for first, numbers in _makes(skeleton).items()}
+    return {first: sizes[numbers[:2][-1]] for first, numbers in _makes(spec).items()}
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -163,13 +165,13 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 @contextlib.contextmanager
-def _computing_only(blocks: set[int], causal: Any, skeleton: Skeleton, running: list[int]) -> Iterator[None]:
+def _computing_only(blocks: set[int], causal: Any, spec: ModelSpec, running: list[int]) -> Iterator[None]:
     """Within this all other blocks give their input back, `running` holds the number of the block that computes, and
     the first block's input asks for a gradient, as that of every other one does."""
     outputs: dict[int, Any] = {}
 
     def wrap(number: int, block: Any) -> None:
-        first, forward = skeleton.shapes[number], block.forward
+        first, forward = spec.prototypes[number], block.forward
 
         def run(*args: Any, **named: Any) -> Any:
             if number in blocks:
@@ -182,7 +184,7 @@ def _computing_only(blocks: set[int], causal: Any, skeleton: Skeleton, running: 
 
         block.forward = run
 
-    modules = {number: causal.get_submodule(_path(number, own)) for number, own in skeleton.blocks.items()}
+    modules = {number: causal.get_submodule(_path(number, own)) for number, own in spec.blocks.items()}
     embeddings = causal.get_input_embeddings()
     asking = embeddings.register_forward_hook(lambda _, __, output: output.requires_grad_().clone())
     for number, block in modules.items():
@@ -195,7 +197,7 @@ def _computing_only(blocks: set[int], causal: Any, skeleton: Skeleton, running: 
             del block.forward
 
 
-def _path(number: int, weights: list[Weight]) -> str:
+def _path(number: int, weights: list[WeightSpec]) -> str:
     """The path of a block: where most of its weights are."""
     stacks = Counter(weight.path.partition(f".{number}.")[0] for weight in weights)
     return f"{stacks.most_common(1)[0][0]}.{number}"

@@ -1,4 +1,4 @@
-"""A config.json -> the model's skeleton, for the families whose layers are known exactly. No torch, no weights.
+"""A config.json -> the model's spec, for the families whose layers are known exactly. No torch, no weights.
 
 The layers are those of transformers' modeling files; a test compares every family with the model that transformers
 makes of the same config.
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lorakit.errors import UserError
-from lorakit.model.config_values import size, switch
-from lorakit.model.skeleton import ACTIVATIONS, Skeleton
-from lorakit.model.weight import Weight
+from lorakit.model.config_values import read_bool, read_size
+from lorakit.model.spec import ACTIVATIONS, ModelSpec
+from lorakit.model.weight_spec import WeightSpec
 
 HEAD_TIED = "it is one weight with the embeddings, which adapter.train_modules can train"
 HEAD = "it is the output head, which adapter.train_modules can train"
@@ -107,13 +107,13 @@ _FAMILIES = {
 }
 
 
-def is_counted(config: dict[str, Any]) -> bool:
+def is_known_family(config: dict[str, Any]) -> bool:
     """Whether a config is of a family that is counted here, so that its keys are known to mean what they say."""
     return str(config.get("model_type")) in _FAMILIES
 
 
-def counted(config: dict[str, Any]) -> Skeleton | None:
-    """The skeleton of the model of a config.json; None where its family is not known here, or a size is missing.
+def spec_from_config(config: dict[str, Any]) -> ModelSpec | None:
+    """The spec of the model of a config.json; None where its family is not known here, or a size is missing.
 
     Raises:
         UserError: a value of a family that is known here is damaged.
@@ -122,19 +122,21 @@ def counted(config: dict[str, Any]) -> Skeleton | None:
     if family is None or _is_unusual(config):
         return None
     sizes = _sizes_of(config, family)
-    return _skeleton(config, family, sizes) if sizes else None
+    return _build_spec(config, family, sizes) if sizes else None
 
 
 def _sizes_of(config: dict[str, Any], family: _Family) -> _Sizes | None:
     """The sizes of a family's config; None where one is missing that only transformers' class knows."""
-    hidden, layers, heads = (size(config, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
-    vocabulary, inner, used = (size(config, key) for key in ("vocab_size", family.width, "num_experts_per_tok"))
-    experts = size(config, "num_local_experts") or size(config, "num_experts")
+    hidden, layers, heads = (
+        read_size(config, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    )
+    vocabulary, inner, used = (read_size(config, key) for key in ("vocab_size", family.width, "num_experts_per_tok"))
+    experts = read_size(config, "num_local_experts") or read_size(config, "num_experts")
     if not (hidden and layers and heads and vocabulary and inner) or any(key not in config for key in family.needs):
         return None
     if family.mlp == "experts" and not experts:
         return None
-    width, groups = size(config, "head_dim"), size(config, "num_key_value_heads") or heads
+    width, groups = read_size(config, "head_dim"), read_size(config, "num_key_value_heads") or heads
     if width is None and hidden % heads:
         raise _indivisible("hidden_size", hidden, "num_attention_heads", heads)
     if heads % groups:
@@ -157,16 +159,16 @@ def _is_unusual(config: dict[str, Any]) -> bool:
     return config.get("decoder_sparse_step", 1) != 1
 
 
-def _skeleton(config: dict[str, Any], family: _Family, sizes: _Sizes) -> Skeleton:
-    hidden, vocabulary, said = sizes.hidden, sizes.vocabulary, switch(config, "tie_word_embeddings")
+def _build_spec(config: dict[str, Any], family: _Family, sizes: _Sizes) -> ModelSpec:
+    hidden, vocabulary, said = sizes.hidden, sizes.vocabulary, read_bool(config, "tie_word_embeddings")
     tied = family.tied if said is None else said
-    biased = (bool(switch(config, "attention_bias")), bool(switch(config, "mlp_bias")))
+    biased = (bool(read_bool(config, "attention_bias")), bool(read_bool(config, "mlp_bias")))
     modules = {"model.embed_tokens": vocabulary * hidden}
-    weights: list[Weight] = []
+    weights: list[WeightSpec] = []
     for number in range(sizes.layers):
         prefix = f"model.layers.{number}."
         for weight, bias in _block(family, sizes, *biased):
-            placed = Weight(prefix + weight.path, weight.half, **_shape(weight))
+            placed = WeightSpec(prefix + weight.path, weight.sublayer, **_shape(weight))
             weights.append(placed)
             owner = placed.path.rsplit(".", 1)[0] if placed.fused else placed.path
             modules[owner] = modules.get(owner, 0) + placed.size + (placed.outer if bias else 0)
@@ -175,8 +177,10 @@ def _skeleton(config: dict[str, Any], family: _Family, sizes: _Sizes) -> Skeleto
     modules["lm_head"] = vocabulary * hidden + (vocabulary if family.biases == "all" else 0)
     dead = HEAD_TIED if tied else HEAD
     beside = "not part of the language model"
-    weights.append(Weight("lm_head", "", is_head=True, aside=beside, dead=dead, outer=vocabulary, inner=hidden))
-    return Skeleton(
+    weights.append(
+        WeightSpec("lm_head", "", is_head=True, skip_reason=beside, unadaptable=dead, outer=vocabulary, inner=hidden)
+    )
+    return ModelSpec(
         model_type=config["model_type"],
         hidden=hidden,
         vocabulary=vocabulary,
@@ -200,11 +204,11 @@ def _skeleton(config: dict[str, Any], family: _Family, sizes: _Sizes) -> Skeleto
     )
 
 
-def _shape(weight: Weight) -> dict[str, Any]:
+def _shape(weight: WeightSpec) -> dict[str, Any]:
     return {key: getattr(weight, key) for key in ("fused", "outer", "inner", "experts")}
 
 
-def _block(family: _Family, sizes: _Sizes, attention_bias: bool, mlp_bias: bool) -> Iterator[tuple[Weight, bool]]:
+def _block(family: _Family, sizes: _Sizes, attention_bias: bool, mlp_bias: bool) -> Iterator[tuple[WeightSpec, bool]]:
     """The weights of one block in the model's order, and whether each has a bias."""
     hidden, inner, biases = sizes.hidden, sizes.inner, family.biases
     query, key = sizes.heads * sizes.head_width, sizes.key_value
@@ -221,7 +225,7 @@ def _block(family: _Family, sizes: _Sizes, attention_bias: bool, mlp_bias: bool)
     if family.mlp == "experts":
         for name, outer, width in (("gate_up_proj", 2 * inner, hidden), ("down_proj", hidden, inner)):
             path = f"mlp.experts.{name}"
-            yield Weight(path, "mlp", fused=True, experts=sizes.experts, outer=outer, inner=width), False
+            yield WeightSpec(path, "mlp", fused=True, experts=sizes.experts, outer=outer, inner=width), False
         return
     opened = {
         "gated": [("gate_proj", inner), ("up_proj", inner)],
@@ -234,8 +238,8 @@ def _block(family: _Family, sizes: _Sizes, attention_bias: bool, mlp_bias: bool)
     yield _layer("mlp.fc2" if family.mlp == "two layers" else "mlp.down_proj", "mlp", hidden, inner), bias
 
 
-def _layer(path: str, half: str, outer: int, inner: int) -> Weight:
-    return Weight(path, half, outer=outer, inner=inner)
+def _layer(path: str, half: str, outer: int, inner: int) -> WeightSpec:
+    return WeightSpec(path, half, outer=outer, inner=inner)
 
 
 def _others(family: _Family, sizes: _Sizes) -> Iterator[tuple[str, int]]:

@@ -10,10 +10,10 @@ from test_activations import measured
 from transformers import AutoConfig
 
 from lorakit.errors import UserError
-from lorakit.model.traced import trace_of
+from lorakit.model.activation_trace import trace_activations
 from lorakit.plan.activations import Way, of_block
 from lorakit.plan.adapted import adapted_by
-from lorakit.plan.built import built_skeleton
+from lorakit.plan.built import spec_with_trace
 from lorakit.plan.facts import facts_from
 from lorakit.plan.known import known_config
 from lorakit.recipe.schema import Adapter
@@ -38,11 +38,11 @@ FAMILIES_THAT_ARE_COUNTED = {
 @pytest.mark.parametrize("name", FAMILIES_THAT_ARE_COUNTED.values(), ids=FAMILIES_THAT_ARE_COUNTED)
 def test_what_is_derived_is_what_the_code_of_the_bundled_models_keeps(name):
     config, settings = known_config(name), Adapter(rank=8)
-    skeleton = facts_from(config).skeleton
-    trace = trace_of(AutoConfig.for_model(**config), skeleton, settings, half=True)
+    spec = facts_from(config).spec
+    trace = trace_activations(AutoConfig.for_model(**config), spec, settings, half=True)
     way = Way(2, trace.attention, on_gpu=False)
-    for number, (token, pair) in trace.kept.items():
-        derived = of_block(skeleton, skeleton.blocks[number], adapted_by(skeleton, settings), way)
+    for number, (token, pair) in trace.bytes_by_block.items():
+        derived = of_block(spec, spec.blocks[number], adapted_by(spec, settings), way)
         assert derived.token == pytest.approx(token, rel=0.08)
         assert derived.pair == pytest.approx(pair, rel=0.01)
 
@@ -59,7 +59,7 @@ def test_what_is_derived_is_what_the_code_of_the_bundled_models_keeps(name):
 )
 def test_what_a_family_keeps_that_nobody_counted_is_seen(family, attention, settings):
     adapter = Adapter(**{"rank": 4} | settings)
-    made_of = partial(built_skeleton, settings=adapter)
+    made_of = partial(spec_with_trace, settings=adapter)
     token, pair, found = measured(family, adapter, True, attention, True, made_of)
     assert found.token == pytest.approx(token, rel=0.05)
     assert found.pair == pytest.approx(pair, rel=0.01)
@@ -67,14 +67,14 @@ def test_what_a_family_keeps_that_nobody_counted_is_seen(family, attention, sett
 
 def test_a_model_of_any_size_is_followed():
     config = {"model_type": "qwen3_5_text", "hidden_size": 16384, "intermediate_size": 65536}
-    skeleton = built_skeleton(config, Adapter())
-    linear, full = (skeleton.missed[number, 2][0] for number in (0, 3))
-    assert skeleton.parameters > 1e11
+    spec = spec_with_trace(config, Adapter())
+    linear, full = (spec.extra_bytes[number, 2][0] for number in (0, 3))
+    assert spec.parameters > 1e11
     assert linear > 5 * full > 0  # the scan of linear attention, written out in torch, is none of what is derived
 
 
 def test_code_that_asks_for_numbers_is_not_followed():
-    assert built_skeleton(FAMILIES["jetmoe"].config.to_dict(), Adapter()).missed == {}
+    assert spec_with_trace(FAMILIES["jetmoe"].config.to_dict(), Adapter()).extra_bytes == {}
 
 
 def test_layers_that_differ_are_followed_and_planned(lorakit_plan, tmp_path):
@@ -90,7 +90,7 @@ def test_layers_that_differ_are_followed_and_planned(lorakit_plan, tmp_path):
 
 def test_a_saved_config_with_infinities_is_read(tmp_path):
     AutoConfig.for_model("falcon_h1", num_hidden_layers=2, hidden_size=64).save_pretrained(tmp_path)
-    assert built_skeleton(tmp_path, Adapter()).layers == 2
+    assert spec_with_trace(tmp_path, Adapter()).layers == 2
 
 
 @pytest.mark.parametrize(
@@ -105,5 +105,5 @@ def test_a_saved_config_with_infinities_is_read(tmp_path):
 def test_what_no_model_can_be_made_of_says_why_in_a_sentence(config, said, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=re.escape(said)) as raised:
-        built_skeleton(tmp_path, Adapter())
+        spec_with_trace(tmp_path, Adapter())
     assert len(str(raised.value)) < 500 and "Fetch the model again" in str(raised.value)

@@ -4,21 +4,21 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Weight:
+class WeightSpec:
     """One weight of a model: of a linear layer, or a fused one that holds a matrix for each of several experts."""
 
     path: str
     """The path of the layer, or of the fused parameter."""
-    half: str
+    sublayer: str
     """`attention`, `mlp`, or nothing where it is neither, as in a state space model."""
     fused: bool = False
     """Whether it is a parameter (experts, rows, columns), which PEFT adapts by `target_parameters`."""
     is_head: bool = False
-    aside: str = ""
+    skip_reason: str = ""
     """Why the words `all-linear`, `attention` and `mlp` do not mean it."""
-    dead: str = ""
+    unadaptable: str = ""
     """Why an adapter on it would do nothing, or something wrong."""
-    renamed: bool = False
+    peft_renames: bool = False
     """Whether PEFT takes the layer's name for that of fused experts, as in checkpoints of transformers 4."""
     quantized: bool = False
     outer: int = 0
@@ -38,7 +38,7 @@ class Weight:
         """The full path of the parameter that PEFT has to be given, where it cannot be given a layer."""
         if self.fused:
             return self.path
-        return f"{self.path}.weight" if self.renamed else None
+        return f"{self.path}.weight" if self.peft_renames else None
 
     @property
     def size(self) -> int:
