@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.merge.combine import check_options, combine
-from lorakit.merge.methods import METHODS
+from lorakit.merge.low_rank import METHODS
 from lorakit.merge.score import SourceScore, score_sources
-from lorakit.merge.sources import check_together
+from lorakit.merge.sources import check_same_base
 from lorakit.model.peft_adapter import load_adapter
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
@@ -326,15 +326,15 @@ def test_runs_are_told_to_belong_together_by_their_manifests(runs, tmp_path):
         return [runs[0][0], Run(tmp_path / "edited")]
 
     heard = Heard()
-    check_together([run for run, _ in runs], heard)
+    check_same_base([run for run, _ in runs], heard)
     assert not heard.lines
-    check_together(edited(base={"quantization": "nf4"}), heard)
-    check_together(edited(tokenizer_sha256="0"), heard)
-    check_together(edited(template_variables={"enable_thinking": False}), heard)
+    check_same_base(edited(base={"quantization": "nf4"}), heard)
+    check_same_base(edited(tokenizer_sha256="0"), heard)
+    check_same_base(edited(template_variables={"enable_thinking": False}), heard)
     assert "in nf4" in heard.lines[0] and "another tokenizer or chat template" in heard.lines[1]
     assert "model.template_variables {'enable_thinking': False}" in heard.lines[2]
     with pytest.raises(UserError, match="was trained on other base weights"):
-        check_together(edited(base={"sha256": {"model.safetensors": "0"}}), heard)
+        check_same_base(edited(base={"sha256": {"model.safetensors": "0"}}), heard)
     (tmp_path / "edited" / "adapter" / "adapter_config.json").unlink()
     with pytest.raises(UserError, match="has no adapter to combine"):
-        check_together([runs[0][0], Run(tmp_path / "edited")], heard)
+        check_same_base([runs[0][0], Run(tmp_path / "edited")], heard)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from lorakit.errors import UserError
 from lorakit.merge.extract import extract
-from lorakit.merge.truncate import truncated
+from lorakit.merge.truncate import truncate_to_rank
 from lorakit.model.base import Base
 from lorakit.model.module_inventory import list_weights
 from lorakit.model.peft_adapter import load_adapter
@@ -197,7 +197,7 @@ def test_layers_smaller_than_the_rank_get_as_much_as_they_have_and_it_is_said(ll
 def test_the_directions_kept_are_the_largest_singular_ones(rows, columns, rank):
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rank))
     u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
-    found, rank = truncated(matrix, rank), min(rank, rows, columns)
+    found, rank = truncate_to_rank(matrix, rank), min(rank, rows, columns)
     assert_near((found.b @ found.a).double(), (u[:, :rank] * s[:rank]) @ vh[:rank], 1e-5)
     assert found.kept == pytest.approx(float((s[:rank] ** 2).sum()), rel=1e-5)
     halves = (found.b.norm(dim=0), found.a.norm(dim=1))
@@ -206,7 +206,7 @@ def test_the_directions_kept_are_the_largest_singular_ones(rows, columns, rank):
 
 def test_directions_that_a_matrix_lacks_are_zero():
     matrix = torch.outer(torch.arange(5.0), torch.arange(9.0))
-    found = truncated(matrix, 4)
+    found = truncate_to_rank(matrix, 4)
     assert found.a.isfinite().all() and found.b.isfinite().all()
     assert_near(found.b @ found.a, matrix, 1e-5)
 
@@ -216,10 +216,10 @@ def test_the_randomized_directions_keep_what_the_exact_ones_do_and_repeat_themse
     values = 0.97 ** torch.arange(300)
     left, right = (torch.linalg.qr(torch.randn(400, 300, generator=generator))[0] for _ in range(2))
     matrix = (left * values) @ right.T
-    exact = truncated(matrix, 16)
+    exact = truncate_to_rank(matrix, 16)
     monkeypatch.setattr("lorakit.merge.truncate._EXACT_SIDE", 100)
     state = torch.get_rng_state()
-    one, two = truncated(matrix, 16), truncated(matrix, 16)
+    one, two = truncate_to_rank(matrix, 16), truncate_to_rank(matrix, 16)
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(one.a, two.a) and torch.equal(one.b, two.b) and not torch.equal(one.a, exact.a)
     assert one.kept == pytest.approx(exact.kept, rel=1e-3)

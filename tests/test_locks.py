@@ -12,7 +12,7 @@ from test_cli import lorakit_run as lorakit_run
 
 from lorakit.errors import UserError
 from lorakit.locks import LOCK, exclusive_lock, locked
-from lorakit.merge.run import claimed
+from lorakit.merge.run import claim_output
 from lorakit.run_dir import Run, open_run
 
 HOLDER = """
@@ -108,7 +108,7 @@ def test_a_run_that_is_read_or_merged_is_not_overwritten_meanwhile(recipe_file, 
 def test_a_result_that_appeared_meanwhile_is_not_replaced(tmp_path, monkeypatch):
     output = tmp_path / "merged"
     refused = pytest.raises(UserError, match="another process is writing this folder")
-    with claimed(output, overwrite=False), refused, claimed(output, overwrite=False):
+    with claim_output(output, overwrite=False), refused, claim_output(output, overwrite=False):
         pass
     original = os.open
 
@@ -118,7 +118,7 @@ def test_a_result_that_appeared_meanwhile_is_not_replaced(tmp_path, monkeypatch)
         return original(path, *arguments, **named)
 
     monkeypatch.setattr(os, "open", late)
-    with pytest.raises(UserError, match="did not write it"), claimed(output, overwrite=False):
+    with pytest.raises(UserError, match="did not write it"), claim_output(output, overwrite=False):
         pass
 
 

@@ -91,7 +91,7 @@ def test_a_merge_that_answers_otherwise_is_not_put_in_place(recipe_file, tmp_pat
 
     run_recipe(recipe_file(), tmp_path / "run")
     run, prepared = reopen_run(tmp_path / "run", Silent())
-    folding_of = merging.folding_of
+    folding_of = merging.adapter_deltas
 
     def damaged(model):
         folding = folding_of(model)
@@ -99,7 +99,7 @@ def test_a_merge_that_answers_otherwise_is_not_put_in_place(recipe_file, tmp_pat
         folding.folds[path] = replace(folding.folds[path], scale=9.0)
         return folding
 
-    monkeypatch.setattr(merging, "folding_of", damaged)
+    monkeypatch.setattr(merging, "adapter_deltas", damaged)
     with pytest.raises(LorakitError, match="does not answer as the adapter does"):
         merge(run, prepared, run.merged, Silent())
     assert not run.merged.exists()

@@ -12,7 +12,7 @@ from runs_of_tests import run_recipe
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-import lorakit.merge.write as writing
+import lorakit.merge.writer as writing
 from lorakit.atomic_io import files_in
 from lorakit.cli import main
 from lorakit.locks import exclusive_lock

@@ -11,9 +11,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from lorakit.merge.fold import folding_of
-from lorakit.merge.untie import target_of
-from lorakit.merge.write import write_weights
+from lorakit.merge.apply_delta import adapter_deltas
+from lorakit.merge.untie import weights_to_write
+from lorakit.merge.writer import write_weights
 from lorakit.model.adapters.plain_lora import save_adapter
 from lorakit.model.base import Base
 from lorakit.model.checkpoint import read_tensor
@@ -69,9 +69,11 @@ def fold(base, adapter, output, settings=None, dtype=None):
     """The merged files of an adapter on the weights as they lie there, or as `settings` hold them in training."""
     weights = open_weights(base)
     held = held_by(weights, settings) if settings else held_as_stored(Model(base="base"))
-    folding = folding_of(streamed_adapter_model(base, "eager", lambda path: held(path, weights.read(path)), adapter))
+    folding = adapter_deltas(
+        streamed_adapter_model(base, "eager", lambda path: held(path, weights.read(path)), adapter)
+    )
     output.mkdir()
-    target = target_of(weights, folding)
+    target = weights_to_write(weights, folding)
     types = write_weights(target, held, folding, dtype, output, Silent())
     config = json.loads((base / "config.json").read_text())
     (output / "config.json").write_text(json.dumps(config if target is weights else untied_config(config)))

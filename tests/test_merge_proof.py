@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from lorakit.data.batches import collate
 from lorakit.errors import UserError
 from lorakit.merge import predictions, proof
-from lorakit.merge.proof import TOLERANCES, Proof, _student, compare, reference
+from lorakit.merge.proof import TOLERANCES, Proof, _student, compare, compute_reference
 from lorakit.model.peft_adapter import load_adapter
 from lorakit.model.streamed import streamed_adapter_model, streamed_model
 from lorakit.progress import Silent
@@ -49,7 +49,7 @@ ROWS = [row(5, 1), row(30, 12), row(9, 9), row(17, 2), row(6, 5)]
 
 
 def proved(expected, merged, rows=ROWS):
-    return compare([reference(expected, rows, 0, Silent())], merged, 0, TIE, Silent())[0]
+    return compare([compute_reference(expected, rows, 0, Silent())], merged, 0, TIE, Silent())[0]
 
 
 def one_by_one(expected, merged, rows):
@@ -106,17 +106,17 @@ def test_one_row_or_one_position_is_enough(rows):
 def test_rows_that_train_nothing_are_one_clear_error():
     for rows in ([], [row(4, 0)], [{"input_ids": [5, 6], "labels": [5, -100]}]):
         with pytest.raises(UserError, match="no row trains a token"):
-            reference(tiny(), rows, 0, Silent())
+            compute_reference(tiny(), rows, 0, Silent())
 
 
 def test_no_more_logits_are_kept_than_allowed(monkeypatch):
     monkeypatch.setattr(proof, "_KEPT_POSITIONS", 16)
     monkeypatch.setattr(proof, "_KEPT_LOGITS", 0)
-    kept = reference(tiny(), ROWS, 0, Silent())
+    kept = compute_reference(tiny(), ROWS, 0, Silent())
     assert [len(each["labels"]) for each in kept.rows] == [5, 30]
     assert kept.logits.shape == (13, 64)
     whole = row(40, 39)
-    cut = reference(tiny(), [whole, *ROWS], 0, Silent())
+    cut = compute_reference(tiny(), [whole, *ROWS], 0, Silent())
     assert cut.logits.shape == (16, 64)
     assert [each["input_ids"] for each in cut.rows] == [whole["input_ids"][: 1 + 16]]
 
@@ -153,7 +153,7 @@ def test_one_pass_over_the_merged_model_serves_several_references():
     trained = nudged(adapter, 0.05)
     calls = []
     merged.model.embed_tokens.register_forward_hook(lambda *_: calls.append(1))
-    both = [reference(model, ROWS, 0, Silent()) for model in (adapter, trained)]
+    both = [compute_reference(model, ROWS, 0, Silent()) for model in (adapter, trained)]
     found = compare(both, merged, 0, TIE, Silent())
     assert len(calls) == 1
     assert found == [compare([one], merged, 0, TIE, Silent())[0] for one in both]

@@ -243,6 +243,6 @@ def test_sighup_writes_a_checkpoint_as_sigterm_does_and_nohup_keeps_it_away(
 def test_sighup_leaves_no_draft_of_a_merge(recipe_file, tmp_path, monkeypatch, lorakit_run, handlers):
     run, _ = run_recipe(recipe_file(train={"steps": 1, "epochs": None}), tmp_path / "run")
     before = sorted(path.name for path in run.folder.iterdir())
-    monkeypatch.setattr("lorakit.merge.run.coarsest", lambda *_, **__: os.kill(os.getpid(), signal.SIGHUP))
+    monkeypatch.setattr("lorakit.merge.run.coarsest_dtype", lambda *_, **__: os.kill(os.getpid(), signal.SIGHUP))
     assert lorakit_run("merge", run.folder)[0] == 130
     assert sorted(path.name for path in run.folder.iterdir()) == before

@@ -105,7 +105,7 @@ def _measure(way: str, work: Path) -> dict[str, float]:
     import torch
     import transformers
 
-    from lorakit.merge.run import check_target, merge
+    from lorakit.merge.run import check_output, merge
     from lorakit.model.load import quiet_libraries
     from lorakit.prepare import reopen_run
     from lorakit.progress import Silent
@@ -128,7 +128,7 @@ def _measure(way: str, work: Path) -> dict[str, float]:
         for file in output.iterdir():
             _flush(file)
     else:
-        check_target(output, overwrite=False)
+        check_output(output, overwrite=False)
         merge(opened, prepared, output, Silent(), proved=way.endswith("proved"))
     seconds = time.perf_counter() - begun
     return {"seconds": seconds, "memory": _peak() - before}

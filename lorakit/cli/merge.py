@@ -145,11 +145,11 @@ def _one(
     from lorakit import console
     from lorakit.cli.merge_texts import merged_facts, merged_text
     from lorakit.cli.next_commands import after_merge
-    from lorakit.merge.run import claimed, merge_input
+    from lorakit.merge.run import claim_output, merge_input
 
     run = _run_of(folder)
     target = output or (run.merged if run else folder / "merged")
-    with run.shared() if run else nullcontext(), claimed(target, overwrite):
+    with run.shared() if run else nullcontext(), claim_output(target, overwrite):
         given = _input(folder, run, places, progress)
         merged = merge_input(given, target, progress, **options)
     if as_json:
@@ -219,7 +219,7 @@ def _several(
 ) -> None:
     from lorakit import console
     from lorakit.cli.merge_texts import combined_facts, combined_table, combined_text, merged_facts, merged_text
-    from lorakit.merge.several import combine_runs
+    from lorakit.merge.combine_runs import combine_runs
     from lorakit.run_dir import Run
 
     assert output is not None
@@ -249,15 +249,15 @@ def _extract(
     from lorakit.atomic_io import remove_drafts
     from lorakit.cli.merge_texts import extracted_facts, extracted_table, extracted_text
     from lorakit.merge.extract import FACTS, extract
-    from lorakit.merge.run import check_apart, claimed
+    from lorakit.merge.run import claim_output, refuse_overwriting_inputs
     from lorakit.model.base import find_base
     from lorakit.model.load import quiet_libraries
 
     assert tuned is not None and rank is not None and output is not None
     quiet_libraries()
-    with claimed(output, overwrite, FACTS):
+    with claim_output(output, overwrite, FACTS):
         found = [find_base(str(folder), "main", progress) for folder in (tuned, base)]
-        check_apart(output, *(model.folder for model in found))
+        refuse_overwriting_inputs(output, *(model.folder for model in found))
         remove_drafts(output.absolute().parent, output.name)
         extracted = extract(found[0], found[1], rank, output, progress, keep_whole=keep_whole)
     if as_json:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 from lorakit.amounts import percent
 
 if TYPE_CHECKING:
-    from lorakit.merge.case import Merged
-    from lorakit.merge.extract import Extracted
+    from lorakit.merge.case import MergeResult
+    from lorakit.merge.combine_runs import CombineRunsResult
+    from lorakit.merge.extract import ExtractResult
     from lorakit.merge.proof import Proof
-    from lorakit.merge.several import Together
 
 _SHOWN = 12
 
 
-def merged_facts(merged: "Merged") -> dict[str, Any]:
+def merged_facts(merged: "MergeResult") -> dict[str, Any]:
     """A merge as JSON."""
     from lorakit.merge.card import proof_facts
 
@@ -33,7 +33,7 @@ def merged_facts(merged: "Merged") -> dict[str, Any]:
     return facts
 
 
-def merged_text(merged: "Merged") -> str:
+def merged_text(merged: "MergeResult") -> str:
     """Where the merged model lies, and how it was proved."""
     first = f"merged model: {merged.folder}"
     if merged.untied:
@@ -45,7 +45,7 @@ def merged_text(merged: "Merged") -> str:
     return "\n".join([first, _proved(merged.proof, merged.rows_of), *_drift(merged)])
 
 
-def verified_text(merged: "Merged", run: Path) -> str:
+def verified_text(merged: "MergeResult", run: Path) -> str:
     """That a folder was found to be the merged model of a run."""
     assert merged.proof is not None
     first = f"{merged.folder}: is the merged model of {run}"
@@ -66,7 +66,7 @@ def _figures(proof: "Proof") -> str:
     )
 
 
-def _drift(merged: "Merged") -> list[str]:
+def _drift(merged: "MergeResult") -> list[str]:
     from lorakit.merge.card import better_in_words
 
     if merged.drift is None:
@@ -75,14 +75,14 @@ def _drift(merged: "Merged") -> list[str]:
     return [f"drift {against}: {_figures(merged.drift)}", better_in_words(merged.drift)]
 
 
-def combined_facts(made: "Together") -> dict[str, Any]:
+def combined_facts(made: "CombineRunsResult") -> dict[str, Any]:
     """A combination as JSON."""
     facts: dict[str, Any] = {"combined": asdict(made.combined) | {"folder": str(made.combined.folder)}}
     facts["scores"] = [asdict(score) | {"kept": score.kept} for score in made.scores]
     return facts | {"without_held_out_rows": made.without}
 
 
-def combined_table(made: "Together") -> tuple[str, list[str], list[list[str]]]:
+def combined_table(made: "CombineRunsResult") -> tuple[str, list[str], list[list[str]]]:
     """The loss of every source's held-out rows before and after."""
     rows = [
         [
@@ -98,7 +98,7 @@ def combined_table(made: "Together") -> tuple[str, list[str], list[list[str]]]:
     return "loss on each run's held-out rows", ["run", "rows", "base", "its adapter", "combined", "gain kept"], rows
 
 
-def combined_text(made: "Together") -> str:
+def combined_text(made: "CombineRunsResult") -> str:
     """Where the combination lies, and what it is."""
     one = made.combined
     lines = [] if made.merged else [f"adapter: {one.folder}"]
@@ -110,12 +110,12 @@ def combined_text(made: "Together") -> str:
     return "\n".join(lines)
 
 
-def extracted_facts(extracted: "Extracted") -> dict[str, Any]:
+def extracted_facts(extracted: "ExtractResult") -> dict[str, Any]:
     """An extraction as JSON."""
     return asdict(extracted) | {"folder": str(extracted.folder)}
 
 
-def extracted_table(extracted: "Extracted") -> tuple[str, list[str], list[list[str]]]:
+def extracted_table(extracted: "ExtractResult") -> tuple[str, list[str], list[list[str]]]:
     """The changed weights that the adapter does not hold, the largest change first."""
     rows = [[one.path, percent(one.change, 2), one.reason] for one in extracted.left[:_SHOWN]]
     more = len(extracted.left) - len(rows)
@@ -123,7 +123,7 @@ def extracted_table(extracted: "Extracted") -> tuple[str, list[str], list[list[s
     return title, ["weight", "share of the change", "because"], rows
 
 
-def extracted_text(extracted: "Extracted") -> str:
+def extracted_text(extracted: "ExtractResult") -> str:
     """Where the adapter lies, and what of the change it holds."""
     layers = f"{len(extracted.taken)} layers" + (f", {len(extracted.whole)} modules whole" if extracted.whole else "")
     return (

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lorakit.merge.case import Merged
+    from lorakit.merge.case import MergeResult
     from lorakit.merge.inputs import MergeInput
     from lorakit.prepare import Prepared
     from lorakit.run_dir import Run
@@ -25,7 +25,7 @@ def next_commands(run: "Run", prepared: "Prepared") -> list[str]:
     return found
 
 
-def after_merge(given: "MergeInput", merged: "Merged") -> str:
+def after_merge(given: "MergeInput", merged: "MergeResult") -> str:
     """The evaluation that compares a merged model with its adapter and its base."""
     found = f"lorakit eval {quoted(given.folder)}"
     if not given.is_run or merged.folder.resolve() != given.folder.resolve() / "merged":

@@ -11,7 +11,7 @@ from lorakit.errors import UserError
 
 if TYPE_CHECKING:
     from lorakit.hardware.machine import Machine
-    from lorakit.merge.case import Merged
+    from lorakit.merge.case import MergeResult
     from lorakit.plan.memory import Memory
     from lorakit.prepare import Prepared
     from lorakit.progress import Progress
@@ -75,9 +75,9 @@ def train(
             _report(outcome, run, prepared)
         merged = None
         if loaded.recipe.output.merged:
-            from lorakit.merge.run import claimed, merge
+            from lorakit.merge.run import claim_output, merge
 
-            with claimed(run.merged, overwrite=True):
+            with claim_output(run.merged, overwrite=True):
                 merged = merge(run, prepared, run.merged, progress)
             progress.say(f"merged model: {run.merged}")
     if as_json:
@@ -211,7 +211,7 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
     )
 
 
-def _report_json(outcome: Any, run: Any, prepared: "Prepared", merged: "Merged | None") -> None:
+def _report_json(outcome: Any, run: Any, prepared: "Prepared", merged: "MergeResult | None") -> None:
     from lorakit import console
     from lorakit.cli.merge_texts import merged_facts
     from lorakit.recipe.kinds import trains_all

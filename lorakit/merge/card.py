@@ -13,7 +13,7 @@ from lorakit.merge.proof import TOLERANCES, Proof
 from lorakit.run_dir import MERGED, now, versions
 
 if TYPE_CHECKING:
-    from lorakit.merge.case import Merged
+    from lorakit.merge.case import MergeResult
 
 FACTS = MERGED
 
@@ -61,7 +61,7 @@ does not, and neither did the adapter model that it was compared with.
 """
 
 
-def onto_in_words(merged: "Merged") -> str:
+def onto_in_words(merged: "MergeResult") -> str:
     """The weights that were merged into, in a few words."""
     if merged.onto == "original":
         return "its weights as they lie on disk"
@@ -75,7 +75,7 @@ def better_in_words(drift: Proof) -> str:
     return _BETTER[drift.better()]
 
 
-def describe(draft: Path, given: MergeInput, merged: "Merged") -> None:
+def describe(draft: Path, given: MergeInput, merged: "MergeResult") -> None:
     """Write `merge.json` and `README.md` into a merged folder."""
     combination = _combination(given.adapter)
     facts: dict[str, Any] = {
@@ -128,7 +128,7 @@ def rows_in_words(rows_of: str) -> str:
     return known.get(rows_of, f"rows of {rows_of}")
 
 
-def _notes(given: MergeInput, merged: "Merged") -> str:
+def _notes(given: MergeInput, merged: "MergeResult") -> str:
     on_gpu = merged.quantization == "q8" and given.on_gpu
     return (_UNTIED if merged.untied else "") + (_INT8_ON_GPU if on_gpu else "")
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.merge.inputs import MergeInput, Rows
-from lorakit.merge.proof import TOLERANCES, Proof, compare, reference
+from lorakit.merge.proof import TOLERANCES, Proof, compare, compute_reference
 from lorakit.model.base import Base
 from lorakit.model.checkpoint import TYPES
 from lorakit.model.held import Held, HeldWeights
@@ -26,7 +26,7 @@ Onto = Literal["trained", "original"]
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergeResult:
     """A merged model and what is known of it."""
 
     folder: Path
@@ -74,7 +74,7 @@ class Case:
     def proofs(self, merged: Path, written: str, holds: list[Held]) -> list[Proof]:
         """The merged folder against the adapter on each way of holding its base, on the same rows."""
         pad, (rows, _) = pad_token_id(self.given.tokenizer), self.rows
-        expected = [reference(self.adapter_model(held), rows, pad, self.progress) for held in holds]
+        expected = [compute_reference(self.adapter_model(held), rows, pad, self.progress) for held in holds]
         written_weights = open_weights(merged)
         found = streamed_model(merged, self._attention, written_weights.read, written_weights.pieces)
         return compare(expected, found, pad, TOLERANCES[written].tie, self.progress)
@@ -127,13 +127,13 @@ def plain_base(given: MergeInput, output: Path, progress: Progress) -> Iterator[
         yield Path(folder), settings.model_copy(update={"quantization": "none"})
 
 
-def trained_in(given: MergeInput) -> str:
+def training_quantization(given: MergeInput) -> str:
     """In which the base was held in training, be it that of the recipe or of the checkpoint itself."""
     stored = stored_quantization(given.base.folder)
     return stored.quantization if stored else given.model.quantization
 
 
-def coarsest(types: list[str]) -> str:
+def coarsest_dtype(types: list[str]) -> str:
     """The coarsest of safetensors' types, as a word of ours."""
     by_coarseness = ["bfloat16", "float16", "float32"]
     words = {str(TYPES[word]).removeprefix("torch.") for word in types}

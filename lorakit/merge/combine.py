@@ -10,10 +10,10 @@ import torch
 
 from lorakit.atomic_io import atomic_dir, sha256_of
 from lorakit.errors import LorakitError, UserError
-from lorakit.merge.layout import Layer, plain_config, write_adapter, write_facts
-from lorakit.merge.methods import METHODS, Factors, Method, distance
-from lorakit.merge.sources import FILES, Opened, check_experts, open_adapter
-from lorakit.merge.write import full_disk_told
+from lorakit.merge.low_rank import METHODS, CombineMethod, LowRankFactors, distance
+from lorakit.merge.peft_layout import AdapterLayer, plain_lora_config, write_adapter, write_facts
+from lorakit.merge.sources import FILES, OpenAdapter, check_experts, open_adapter
+from lorakit.merge.writer import explain_full_disk
 from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.run_dir import now, versions
 
@@ -44,7 +44,7 @@ it lies {distance:.2g} of that sum's length away.
 
 
 @dataclass(frozen=True)
-class Source:
+class CombinedAdapter:
     """One adapter that went into a combination."""
 
     folder: str
@@ -55,14 +55,14 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Combined:
+class CombineResult:
     """A combination of adapters."""
 
     folder: Path
     method: str
     density: float | None
     seed: int | None
-    sources: tuple[Source, ...]
+    sources: tuple[CombinedAdapter, ...]
     rank: int
     """The largest of its layers."""
     modules: int
@@ -120,7 +120,7 @@ def combine(
     seed: int | None = None,
     rank: int | None = None,
     tokenizer: Any = None,
-) -> Combined:
+) -> CombineResult:
     """Combine adapters of one base into a new adapter in `output`, which is replaced where it is there.
 
     Args:
@@ -142,33 +142,33 @@ def combine(
     check_experts(opened)
     made = _combined(opened, weights, chosen, density, seed, rank)
     ranks = {layer: factors.rank for layer, factors in made.items()}
-    config = plain_config(ranks)
+    config = plain_lora_config(ranks)
     config.base_model_name_or_path = opened[0].config.base_model_name_or_path
     config.revision = opened[0].config.revision
     tensors = {f"{layer.stem}.lora_A.weight": factors.a for layer, factors in made.items()}
     tensors |= {f"{layer.stem}.lora_B.weight": factors.b for layer, factors in made.items()}
     sources = tuple(_source(one, weight) for one, weight in zip(opened, weights, strict=True))
     size = sum(tensor.numel() for tensor in tensors.values())
-    with full_disk_told(output), atomic_dir(output) as draft:
+    with explain_full_disk(output), atomic_dir(output) as draft:
         write_adapter(draft, base_folder, config, tensors)
         off_sum = _off_sum(open_adapter(draft, base_folder), opened, weights)
         if method == "cat" and not off_sum <= _EXACT:
             raise LorakitError(f"{output}: what was written lies {off_sum:.2g} off the weighted sum. It is not kept.")
         if tokenizer is not None:
             write_tokenizer(base_folder, tokenizer, draft)
-        result = Combined(output, method, density, seed, sources, max(ranks.values()), len(made), size, off_sum)
+        result = CombineResult(output, method, density, seed, sources, max(ranks.values()), len(made), size, off_sum)
         _describe(draft, result, str(config.base_model_name_or_path))
     return result
 
 
 def _combined(
-    opened: list[Opened],
+    opened: list[OpenAdapter],
     weights: Sequence[float],
-    method: Method,
+    method: CombineMethod,
     density: float | None,
     seed: int | None,
     rank: int | None,
-) -> dict[Layer, Factors]:
+) -> dict[AdapterLayer, LowRankFactors]:
     """The factors of every layer that one of the adapters has."""
     made = {}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -181,8 +181,8 @@ def _combined(
     return made
 
 
-def _off_sum(written: Opened, opened: list[Opened], weights: Sequence[float]) -> float:
-    """How far an adapter, as PEFT reads it from its files, lies from the weighted sum of others: see `Combined`."""
+def _off_sum(written: OpenAdapter, opened: list[OpenAdapter], weights: Sequence[float]) -> float:
+    """How far an adapter, as PEFT reads it from its files, lies from the weighted sum of others: `off_sum`."""
     length, off = 0.0, 0.0
     for stem in written.layers:
         having = [at for at, one in enumerate(opened) if stem in one.layers]
@@ -192,11 +192,12 @@ def _off_sum(written: Opened, opened: list[Opened], weights: Sequence[float]) ->
     return math.sqrt(off / length) if length else math.sqrt(off)
 
 
-def _source(one: Opened, weight: float) -> Source:
-    return Source(str(one.folder), float(weight), one.rank, {name: sha256_of(one.folder / name) for name in FILES})
+def _source(one: OpenAdapter, weight: float) -> CombinedAdapter:
+    digests = {name: sha256_of(one.folder / name) for name in FILES}
+    return CombinedAdapter(str(one.folder), float(weight), one.rank, digests)
 
 
-def _describe(draft: Path, result: Combined, base: str) -> None:
+def _describe(draft: Path, result: CombineResult, base: str) -> None:
     facts = asdict(result) | {"folder": None}
     del facts["folder"]
     write_facts(draft / FACTS, {"format": 1, "made": now(), "versions": versions(), "base": base, **facts})
@@ -218,7 +219,7 @@ def _describe(draft: Path, result: Combined, base: str) -> None:
     (draft / "README.md").write_text(card, encoding="utf-8")
 
 
-def _check_ranks(layer: Layer, parts: list[Factors], method: Method, folders: list[Path]) -> None:
+def _check_ranks(layer: AdapterLayer, parts: list[LowRankFactors], method: CombineMethod, folders: list[Path]) -> None:
     if method.equal_ranks and len({part.rank for part in parts}) > 1:
         ranks = " and ".join(f"{part.rank} ({folder})" for part, folder in zip(parts, folders, strict=True))
         able = " or ".join(name for name, entry in METHODS.items() if not entry.equal_ranks)

@@ -10,11 +10,11 @@ from peft import LoraConfig
 from lorakit.amounts import percent
 from lorakit.atomic_io import atomic_dir
 from lorakit.errors import UserError
-from lorakit.merge.difference import Pair, open_pair, tuned_tokenizer
-from lorakit.merge.layout import Layer, layout_of, plain_config, write_adapter, write_facts
-from lorakit.merge.methods import Factors, from_stacks
-from lorakit.merge.truncate import truncated
-from lorakit.merge.write import full_disk_told
+from lorakit.merge.checkpoint_pair import CheckpointPair, open_pair, tuned_tokenizer
+from lorakit.merge.low_rank import LowRankFactors, from_stacks
+from lorakit.merge.peft_layout import AdapterLayer, adapter_layout, plain_lora_config, write_adapter, write_facts
+from lorakit.merge.truncate import truncate_to_rank
+from lorakit.merge.writer import explain_full_disk
 from lorakit.model.base import Base
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.tokenizer_files import write_tokenizer
@@ -43,7 +43,7 @@ norm), and {kept_of_layers} of the change of its {modules} layers.
 
 
 @dataclass(frozen=True)
-class Taken:
+class ExtractedLayer:
     """A weight whose change the adapter holds."""
 
     path: str
@@ -55,7 +55,7 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Left:
+class SkippedWeight:
     """A changed weight that the adapter does not hold."""
 
     path: str
@@ -65,16 +65,16 @@ class Left:
 
 
 @dataclass(frozen=True)
-class Extracted:
+class ExtractResult:
     """A LoRA taken out of two checkpoints. Shares are of squared Frobenius norms, from 0 to 1."""
 
     folder: Path
     rank: int
     """The rank asked for; smaller weights have a smaller one, see `taken`."""
-    taken: tuple[Taken, ...]
+    taken: tuple[ExtractedLayer, ...]
     whole: tuple[str, ...]
     """Modules that the adapter brings whole."""
-    left: tuple[Left, ...]
+    left: tuple[SkippedWeight, ...]
     """The largest change first."""
     unchanged: int
     """Weights that are the same in both checkpoints."""
@@ -87,7 +87,7 @@ class Extracted:
 
 @dataclass(frozen=True)
 class _Found:
-    factors: dict[Layer, Factors]
+    factors: dict[AdapterLayer, LowRankFactors]
     kept: dict[str, float]
     """Squared norms by path, of what the factors hold; and of the changes below."""
     changes: dict[str, float]
@@ -96,7 +96,7 @@ class _Found:
 
 def extract(
     tuned: Base, base: Base, rank: int, output: Path, progress: Progress, *, keep_whole: bool = False
-) -> Extracted:
+) -> ExtractResult:
     """Write the LoRA that turns `base` into `tuned`, as nearly as its rank allows, to `output`, which is replaced.
 
     One weight of each checkpoint is in memory at a time. Changed weights that a LoRA cannot hold (norms, biases,
@@ -120,11 +120,11 @@ def extract(
     adapted = [layer.target.removesuffix(".weight") for layer in found.factors]
     whole, tied, reasons = pair.beside(found.changes, adapted, keep_whole)
     ranks = {layer: factors.rank for layer, factors in found.factors.items()}
-    config = plain_config(ranks, whole, tied)
+    config = plain_lora_config(ranks, whole, tied)
     config.base_model_name_or_path = base.name
     tensors = _tensors(pair, base.folder, config, found, DTYPES[stored_dtype(tuned)])
     result = _result(output, rank, found, whole, reasons, sum(tensor.numel() for tensor in tensors.values()))
-    with full_disk_told(output), atomic_dir(output) as draft:
+    with explain_full_disk(output), atomic_dir(output) as draft:
         write_adapter(draft, base.folder, config, tensors)
         if tokenizer is not None:
             write_tokenizer(tokenizer[1], tokenizer[0], draft)
@@ -132,7 +132,7 @@ def extract(
     return result
 
 
-def _factorized(pair: Pair, rank: int, progress: Progress) -> _Found:
+def _factorized(pair: CheckpointPair, rank: int, progress: Progress) -> _Found:
     """The factors of every changed layer, and the squared norm of every change."""
     factors, kept, changes, unchanged, capped = {}, {}, {}, 0, []
     with torch.no_grad(), progress.bar("differences", total=len(pair.paths)) as bar:
@@ -158,10 +158,10 @@ def _squared_norm(change: torch.Tensor) -> float:
     return sum(float(piece.double().square().sum()) for piece in change.flatten().split(_PIECE))
 
 
-def _low_rank(change: torch.Tensor, layer: Layer, rank: int) -> tuple[Factors, float]:
+def _low_rank(change: torch.Tensor, layer: AdapterLayer, rank: int) -> tuple[LowRankFactors, float]:
     """The factors of a change, expert by expert, and the squared norm of what they hold."""
     matrices = change if change.ndim == 3 else change[None]
-    found = [truncated(matrix.mT if layer.turned else matrix, rank) for matrix in matrices]
+    found = [truncate_to_rank(matrix.mT if layer.turned else matrix, rank) for matrix in matrices]
     factors = from_stacks(torch.stack([one.a for one in found]), torch.stack([one.b for one in found]))
     return factors, sum(one.kept for one in found)
 
@@ -178,10 +178,10 @@ def _check_changed(found: _Found, tuned: Base, base: Base, keep_whole: bool) -> 
 
 
 def _tensors(
-    pair: Pair, base_folder: Path, config: LoraConfig, found: _Found, dtype: torch.dtype
+    pair: CheckpointPair, base_folder: Path, config: LoraConfig, found: _Found, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     """The tensors of the adapter by PEFT's names: low-rank ones in float32, whole ones in `dtype`."""
-    layout = layout_of(base_folder, config)
+    layout = adapter_layout(base_folder, config)
     by_path = {layer.path: factors for layer, factors in found.factors.items()}
     tensors = {}
     for layer in layout.layers:
@@ -194,17 +194,17 @@ def _tensors(
 
 def _result(
     output: Path, rank: int, found: _Found, whole: Sequence[str], reasons: dict[str, str], parameters: int
-) -> Extracted:
+) -> ExtractResult:
     total = sum(found.changes.values())
     ranks = {layer.path: factors.rank for layer, factors in found.factors.items()}
     taken = tuple(
-        Taken(path, its_rank, found.changes[path] / total, min(1.0, found.kept[path] / found.changes[path]))
+        ExtractedLayer(path, its_rank, found.changes[path] / total, min(1.0, found.kept[path] / found.changes[path]))
         for path, its_rank in ranks.items()
     )
-    left = [Left(path, found.changes[path] / total, reason) for path, reason in reasons.items()]
+    left = [SkippedWeight(path, found.changes[path] / total, reason) for path, reason in reasons.items()]
     of_layers = sum(one.change * one.kept for one in taken)
     brought = sum(found.changes[path] for path in found.changes.keys() - ranks.keys() - reasons.keys()) / total
-    return Extracted(
+    return ExtractResult(
         folder=output,
         rank=rank,
         taken=taken,
@@ -217,7 +217,7 @@ def _result(
     )
 
 
-def _describe(draft: Path, result: Extracted, tuned: Base, base: Base) -> None:
+def _describe(draft: Path, result: ExtractResult, tuned: Base, base: Base) -> None:
     facts = {
         "format": 1,
         "made": now(),

@@ -114,7 +114,7 @@ def _student(degrees: int) -> float:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceLogits:
     """What a model predicts at the trained positions of rows: what others are compared with, on the CPU."""
 
     rows: list[Row]
@@ -126,9 +126,9 @@ class Reference:
     """The largest logit's absolute value."""
 
 
-def reference(
+def compute_reference(
     model: Any, rows: Sequence[Row], pad_token_id: int, progress: Progress, name: str = "adapter model"
-) -> Reference:
+) -> ReferenceLogits:
     """What a model predicts on as many of the rows, from the first on, as may be kept; `name` is for the progress.
 
     It depends on the rows and the vocabulary alone how many these are. Rows that train nothing are left out, and a
@@ -150,11 +150,11 @@ def reference(
         logits[at : at + len(some)] = some
         at += len(some)
     least, most = torch.aminmax(logits)
-    return Reference(chosen, batches, logits, float(torch.maximum(-least, most)))
+    return ReferenceLogits(chosen, batches, logits, float(torch.maximum(-least, most)))
 
 
 def compare(
-    expected: Sequence[Reference], merged: Any, pad_token_id: int, tie: float, progress: Progress
+    expected: Sequence[ReferenceLogits], merged: Any, pad_token_id: int, tie: float, progress: Progress
 ) -> list[Proof]:
     """One model against what each of several predicted on the same rows. `tie` is a share of the largest logit."""
     causal, first = causal_of(merged), expected[0]
@@ -192,7 +192,7 @@ def _figures(wanted: torch.Tensor, found: torch.Tensor, targets: torch.Tensor, g
     return torch.cat(pieces)
 
 
-def _proof(expected: Reference, figures: torch.Tensor, row_of: torch.Tensor) -> Proof:
+def _proof(expected: ReferenceLogits, figures: torch.Tensor, row_of: torch.Tensor) -> Proof:
     rows = len(expected.rows)
     counts = torch.bincount(row_of, minlength=rows)
     of_rows = figures.new_zeros(rows, 2).index_add(0, row_of, figures[:, 4:]) / counts[:, None]

@@ -10,12 +10,21 @@ import torch
 from lorakit.atomic_io import atomic_dir, read_facts, refuse_other_files, remove_drafts
 from lorakit.errors import UserError
 from lorakit.locks import exclusive_lock
+from lorakit.merge.apply_delta import adapter_deltas
 from lorakit.merge.card import FACTS, describe
-from lorakit.merge.case import Case, Merged, Onto, check_proof, coarsest, plain_base, refuse_unmergeable, trained_in
-from lorakit.merge.fold import folding_of
+from lorakit.merge.case import (
+    Case,
+    MergeResult,
+    Onto,
+    check_proof,
+    coarsest_dtype,
+    plain_base,
+    refuse_unmergeable,
+    training_quantization,
+)
 from lorakit.merge.inputs import MergeInput, input_of_run
-from lorakit.merge.untie import target_of
-from lorakit.merge.write import full_disk_told, write_weights
+from lorakit.merge.untie import weights_to_write
+from lorakit.merge.writer import explain_full_disk, write_weights
 from lorakit.model.adapter_effect import is_no_op
 from lorakit.model.base import Base
 from lorakit.model.beside_weights import write_beside_weights
@@ -28,7 +37,7 @@ from lorakit.progress import Progress
 from lorakit.run_dir import Run
 
 
-def check_target(output: Path, overwrite: bool, facts: str = FACTS) -> None:
+def check_output(output: Path, overwrite: bool, facts: str = FACTS) -> None:
     """Refuse a place where a result cannot go; nothing but an earlier one, which holds the file `facts`, is replaced.
 
     Raises:
@@ -54,15 +63,15 @@ def check_target(output: Path, overwrite: bool, facts: str = FACTS) -> None:
 
 
 @contextmanager
-def claimed(output: Path, overwrite: bool, facts: str = FACTS) -> Iterator[None]:
-    """A place that `check_target` does not refuse, in which until the end no other process puts a result.
+def claim_output(output: Path, overwrite: bool, facts: str = FACTS) -> Iterator[None]:
+    """A place that `check_output` does not refuse, in which until the end no other process puts a result.
 
     Raises:
-        UserError: as `check_target`, or another process is writing there.
+        UserError: as `check_output`, or another process is writing there.
     """
-    check_target(output, overwrite, facts)
+    check_output(output, overwrite, facts)
     with exclusive_lock(output):
-        check_target(output, overwrite, facts)  # another process may have put one there between the two
+        check_output(output, overwrite, facts)  # another process may have put one there between the two
         yield
 
 
@@ -75,7 +84,7 @@ def merge(
     dtype: str | None = None,
     proved: bool = True,
     adapter: Path | None = None,
-) -> Merged:
+) -> MergeResult:
     """Write the merged model of a run to `output`, a `claimed` place, where it appears only when the proof holds.
 
     `trained` adds the adapter to the weights that it saw while it trained: rounded to the type of the training, and,
@@ -99,15 +108,15 @@ def merge_input(
     onto: Onto = "trained",
     dtype: str | None = None,
     proved: bool = True,
-) -> Merged:
+) -> MergeResult:
     """`merge` of an adapter that need not be a run's.
 
     Raises:
         UserError, LorakitError: as `merge`.
     """
     refuse_unmergeable(given.base, onto)
-    check_apart(output, given.base.folder, given.folder, given.adapter, *given.files)
-    with full_disk_told(output):
+    refuse_overwriting_inputs(output, given.base.folder, given.folder, given.adapter, *given.files)
+    with explain_full_disk(output):
         remove_drafts(output.absolute().parent, output.name)
         with plain_base(given, output, progress) as (folder, settings), atomic_dir(output) as draft:
             weights = open_weights(folder)
@@ -118,24 +127,24 @@ def merge_input(
                 progress.warn(f"{given.adapter}: changes nothing: one half of each of its changes is zero")
             case = Case(given, weights, progress)
             one_type = _given_type(given.base, dtype)
-            folding = folding_of(case.adapter_model(trained))
-            target = target_of(weights, folding)
+            folding = adapter_deltas(case.adapter_model(trained))
+            target = weights_to_write(weights, folding)
             untied = target is not weights
             types = write_weights(target, chosen, folding, one_type, draft, progress)
             write_beside_weights(given.base.folder, given.tokenizer, given.stop_ids, one_type, draft, untied)
-            written = coarsest(types)
+            written = coarsest_dtype(types)
             holds = [chosen, trained] if onto == "original" and trained.differs(weights) else [chosen]
             proofs = case.proofs(draft, written, holds) if proved else []
             proof, drift = [*proofs, None, None][:2]
             if proof:
                 check_proof(proof, written, f"{output}: the merged model", " It was not put in place.")
             rows_of = case.rows[1] if proof else ""
-            merged = Merged(output, onto, trained_in(given), written, rows_of, proof, drift, untied)
+            merged = MergeResult(output, onto, training_quantization(given), written, rows_of, proof, drift, untied)
             describe(draft, given, merged)
     return merged
 
 
-def check_apart(output: Path, *inputs: Path) -> None:
+def refuse_overwriting_inputs(output: Path, *inputs: Path) -> None:
     """Refuse to replace what a merge is made from: an earlier result may be its base, or hold its run.
 
     Raises:

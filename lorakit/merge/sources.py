@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from lorakit.errors import UserError
-from lorakit.merge.layout import Layer, layers_of, tensors_in
-from lorakit.merge.methods import Factors
+from lorakit.merge.low_rank import LowRankFactors
+from lorakit.merge.peft_layout import AdapterLayer, adapter_tensors, lora_layers
 from lorakit.model.peft_adapter import adapter_config
 from lorakit.model.streamed import adapter_without_base
 from lorakit.progress import Progress
@@ -19,20 +19,20 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenAdapter:
     """An adapter's configuration, layers and tensors."""
 
     folder: Path
     config: Any
-    layers: dict[str, Layer]
+    layers: dict[str, AdapterLayer]
     """By what the names of their tensors begin with."""
     tensors: dict[str, torch.Tensor]
 
-    def factors(self, stem: str) -> Factors:
+    def factors(self, stem: str) -> LowRankFactors:
         """Of the layer whose tensors' names begin so."""
         layer = self.layers[stem]
         a, b = (self.tensors[f"{stem}.lora_{side}.weight"].float() for side in "AB")
-        return Factors(a, b, layer.scale, layer.experts)
+        return LowRankFactors(a, b, layer.scale, layer.experts)
 
     @property
     def rank(self) -> int:
@@ -40,7 +40,7 @@ class Opened:
         return max(self.factors(stem).rank for stem in self.layers)
 
 
-def check_together(runs: Sequence[Run], progress: Progress) -> None:
+def check_same_base(runs: Sequence[Run], progress: Progress) -> None:
     """Refuse runs whose adapters cannot be combined, and say what else differs between them.
 
     Raises:
@@ -80,7 +80,7 @@ def _weights(manifest: dict[str, Any]) -> dict[str, str]:
     return {name: sha for name, sha in manifest["base"]["sha256"].items() if name.endswith(".safetensors")}
 
 
-def open_adapter(folder: Path, base_folder: Path) -> Opened:
+def open_adapter(folder: Path, base_folder: Path) -> OpenAdapter:
     """One adapter with its tensors.
 
     Raises:
@@ -89,7 +89,7 @@ def open_adapter(folder: Path, base_folder: Path) -> Opened:
     config = adapter_config(folder)
     _refuse_uncombinable(folder, _uncombinable(config))
     model, brought = adapter_without_base(base_folder, folder)
-    config, tensors = model.peft_config["default"], tensors_in(model)
+    config, tensors = model.peft_config["default"], adapter_tensors(model)
     odd = next((name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))), None)
     odd = odd or next(iter(brought), None)
     lost = f"holds {odd}, which would be lost: only A and B of linear layers are combined" if odd else ""
@@ -97,7 +97,7 @@ def open_adapter(folder: Path, base_folder: Path) -> Opened:
     broken = next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
     if broken:
         raise UserError(f"{folder}: holds numbers that are not finite, the first in {broken}. It is not combined.")
-    return Opened(folder, config, {layer.stem: layer for layer in layers_of(model)}, tensors)
+    return OpenAdapter(folder, config, {layer.stem: layer for layer in lora_layers(model)}, tensors)
 
 
 def _refuse_uncombinable(folder: Path, reason: str) -> None:
@@ -117,7 +117,7 @@ def _uncombinable(config: Any) -> str:
     return ""
 
 
-def check_experts(opened: list[Opened]) -> None:
+def check_experts(opened: list[OpenAdapter]) -> None:
     """PEFT names the tensors of fused experts by how many of their weights are adapted, so these must be the same."""
     sets = [{layer.path for layer in one.layers.values() if layer.is_parameter} for one in opened]
     first = next((at for at, some in enumerate(sets) if some), None)

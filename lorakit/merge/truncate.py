@@ -19,7 +19,7 @@ class Truncated:
     """|B A|^2, Frobenius."""
 
 
-def truncated(matrix: torch.Tensor, rank: int, seed: int = 0) -> Truncated:
+def truncate_to_rank(matrix: torch.Tensor, rank: int, seed: int = 0) -> Truncated:
     """The largest singular directions of a matrix (out, in), half of each value in B and half in A.
 
     The directions of the shorter side are exact where it is at most 2048 or the rank a quarter of it and more: they are

@@ -1,11 +1,11 @@
 """Tied weights that an adapter changes apart: the merged model has them as two."""
 
 from lorakit.errors import UserError
-from lorakit.merge.fold import Fold, Folding, is_same
+from lorakit.merge.apply_delta import Folding, WeightDelta, is_same
 from lorakit.model.weights import Weights, untied
 
 
-def target_of(weights: Weights, folding: Folding) -> Weights:
+def weights_to_write(weights: Weights, folding: Folding) -> Weights:
     """The weights that the merged files hold: those of the base, untied where the adapter changes one end of a tied
     weight, or each in another way.
 
@@ -22,5 +22,5 @@ def target_of(weights: Weights, folding: Folding) -> Weights:
     return target
 
 
-def _differs(weights: Weights, folds: dict[str, Fold], path: str) -> bool:
+def _differs(weights: Weights, folds: dict[str, WeightDelta], path: str) -> bool:
     return any(not is_same(folds.get(path), folds.get(other)) for other in weights.tied_to(path))

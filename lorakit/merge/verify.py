@@ -7,12 +7,21 @@ from typing import Any
 import torch
 
 from lorakit.errors import LorakitError, UserError
+from lorakit.merge.apply_delta import Folding, adapter_deltas
 from lorakit.merge.card import FACTS
-from lorakit.merge.case import Case, Merged, Onto, check_proof, coarsest, plain_base, refuse_unmergeable, trained_in
-from lorakit.merge.fold import Folding, folding_of
+from lorakit.merge.case import (
+    Case,
+    MergeResult,
+    Onto,
+    check_proof,
+    coarsest_dtype,
+    plain_base,
+    refuse_unmergeable,
+    training_quantization,
+)
 from lorakit.merge.inputs import MergeInput, input_of_run
-from lorakit.merge.untie import target_of
-from lorakit.merge.write import with_tied
+from lorakit.merge.untie import weights_to_write
+from lorakit.merge.writer import with_tied
 from lorakit.model.checkpoint import TYPES
 from lorakit.model.held import Held, held_as_stored, held_by
 from lorakit.model.stored import quantization_in
@@ -22,7 +31,7 @@ from lorakit.progress import Progress
 from lorakit.run_dir import Run
 
 
-def verify(run: Run, prepared: Prepared, folder: Path, progress: Progress) -> Merged:
+def verify(run: Run, prepared: Prepared, folder: Path, progress: Progress) -> MergeResult:
     """Prove anew that a folder holds the merged model of a run; the folder is only read.
 
     Raises:
@@ -32,7 +41,7 @@ def verify(run: Run, prepared: Prepared, folder: Path, progress: Progress) -> Me
     return verify_input(input_of_run(run, prepared, progress), folder, progress)
 
 
-def verify_input(given: MergeInput, folder: Path, progress: Progress) -> Merged:
+def verify_input(given: MergeInput, folder: Path, progress: Progress) -> MergeResult:
     """`verify` for an adapter that need not be a run's.
 
     Raises:
@@ -53,7 +62,7 @@ def verify_input(given: MergeInput, folder: Path, progress: Progress) -> Merged:
         weights, merged = open_weights(base), open_weights(folder)
         _check_alike(weights, merged)
         used = [merged.tensors[name] for group in merged.groups for name in group.names]
-        written = coarsest([tensor.dtype for tensor in used if tensor.is_plain])
+        written = coarsest_dtype([tensor.dtype for tensor in used if tensor.is_plain])
         trained = held_by(weights, settings)
         both = onto == "original" and trained.differs(weights)
         case = Case(given, weights, progress)
@@ -61,11 +70,11 @@ def verify_input(given: MergeInput, folder: Path, progress: Progress) -> Merged:
         proof, drift = [*case.proofs(folder, written, holds), None][:2]
         assert proof is not None
         check_proof(proof, written, f"{folder}: this model", "")
-        folding = folding_of(case.adapter_model(holds[0]))
-        target = target_of(weights, folding)
+        folding = adapter_deltas(case.adapter_model(holds[0]))
+        target = weights_to_write(weights, folding)
         _check_weights(target, merged, holds[0], folding)
     untied = target is not weights
-    return Merged(folder, onto, trained_in(given), written, case.rows[1], proof, drift, untied)
+    return MergeResult(folder, onto, training_quantization(given), written, case.rows[1], proof, drift, untied)
 
 
 def _facts_of(path: Path) -> dict[str, Any]:

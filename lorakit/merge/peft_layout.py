@@ -21,7 +21,7 @@ _PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
-class Layer:
+class AdapterLayer:
     """One weight that an adapter changes by scale * B A."""
 
     path: str
@@ -43,14 +43,14 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Layout:
+class AdapterLayout:
     """The layers of an adapter, and every tensor of its file by name, with its shape."""
 
-    layers: list[Layer]
+    layers: list[AdapterLayer]
     shapes: dict[str, tuple[int, ...]]
 
 
-def layout_of(folder: Path, config: Any) -> Layout:
+def adapter_layout(folder: Path, config: Any) -> AdapterLayout:
     """What the adapter of a PEFT configuration is on the model of a folder.
 
     Raises:
@@ -60,10 +60,12 @@ def layout_of(folder: Path, config: Any) -> Layout:
     own.base_model_name_or_path = None  # which PEFT else compares with the folder's
     with torch.device("meta"):
         model = get_peft_model(meta_model(folder), own)
-    return Layout(layers_of(model), {name: tuple(tensor.shape) for name, tensor in tensors_in(model).items()})
+    return AdapterLayout(
+        lora_layers(model), {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()}
+    )
 
 
-def layers_of(model: Any) -> list[Layer]:
+def lora_layers(model: Any) -> list[AdapterLayer]:
     """The layers of a PEFT model that have A and B."""
     found = []
     for name, module in model.named_modules():
@@ -74,18 +76,20 @@ def layers_of(model: Any) -> list[Layer]:
             experts = module.num_experts if is_parameter else 1
             turned = experts > 1 and not module._did_swap_in_out_features if is_parameter else module.fan_in_fan_out
             found.append(
-                Layer(f"{path}.{weight}", name, float(module.scaling[_NAME]), experts, bool(turned), is_parameter)
+                AdapterLayer(
+                    f"{path}.{weight}", name, float(module.scaling[_NAME]), experts, bool(turned), is_parameter
+                )
             )
     return found
 
 
-def tensors_in(model: Any) -> dict[str, torch.Tensor]:
+def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
     """The tensors of a PEFT model's adapter, by the names under which PEFT saves them."""
     named: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     return named
 
 
-def plain_config(layers: Mapping[Layer, int], whole: Sequence[str] = (), tied: bool = False) -> LoraConfig:
+def plain_lora_config(layers: Mapping[AdapterLayer, int], whole: Sequence[str] = (), tied: bool = False) -> LoraConfig:
     """The configuration of a plain LoRA of these ranks with a scale of 1, since alpha equals the rank in each layer.
 
     Args:
@@ -117,7 +121,7 @@ def write_adapter(folder: Path, model: Path, config: LoraConfig, tensors: dict[s
         UserError: PEFT cannot put the configuration on the model in the folder `model`, or means other tensors by it.
     """
     try:
-        shapes = layout_of(model, config).shapes
+        shapes = adapter_layout(model, config).shapes
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{model}: PEFT cannot put this adapter on it: {error}") from error
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -10,26 +10,26 @@ from typing import Any
 
 from lorakit.atomic_io import atomic_dir, remove_drafts
 from lorakit.merge.card import FACTS as MERGE_FACTS
-from lorakit.merge.case import Merged
-from lorakit.merge.combine import FACTS, Combined, check_options, combine
-from lorakit.merge.run import check_apart, claimed, merge
+from lorakit.merge.case import MergeResult
+from lorakit.merge.combine import FACTS, CombineResult, check_options, combine
+from lorakit.merge.run import claim_output, merge, refuse_overwriting_inputs
 from lorakit.merge.score import SourceScore, score_sources
-from lorakit.merge.sources import check_together
-from lorakit.merge.write import full_disk_told
+from lorakit.merge.sources import check_same_base
+from lorakit.merge.writer import explain_full_disk
 from lorakit.prepare import reopen_run
 from lorakit.progress import Progress
 from lorakit.run_dir import Run
 
 
 @dataclass(frozen=True)
-class Together:
+class CombineRunsResult:
     """A combination of adapters, and what is known of it."""
 
-    combined: Combined
+    combined: CombineResult
     scores: list[SourceScore]
     without: list[str]
     """Runs that have no held-out rows to score on."""
-    merged: Merged | None
+    merged: MergeResult | None
 
 
 def combine_runs(
@@ -39,7 +39,7 @@ def combine_runs(
     overwrite: bool,
     into_base: dict[str, Any] | None,
     progress: Progress,
-) -> Together:
+) -> CombineRunsResult:
     """Combine the adapters of runs on one base, into an adapter or, with the options of `merge`, into a merged model.
 
     Args:
@@ -51,11 +51,11 @@ def combine_runs(
     """
     method, weights, density, seed, rank = combination
     check_options(len(runs), weights, method, density, seed, rank)
-    check_together(runs, progress)
+    check_same_base(runs, progress)
     with ExitStack() as held:
         for run in runs:
             held.enter_context(run.shared())
-        held.enter_context(claimed(output, overwrite, FACTS if into_base is None else MERGE_FACTS))
+        held.enter_context(claim_output(output, overwrite, FACTS if into_base is None else MERGE_FACTS))
         return _combine(runs, combination, output, into_base, progress)
 
 
@@ -65,10 +65,10 @@ def _combine(
     output: Path,
     into_base: dict[str, Any] | None,
     progress: Progress,
-) -> Together:
+) -> CombineRunsResult:
     method, weights, density, seed, rank = combination
     opened = [reopen_run(run.folder, progress) for run in runs]
-    check_apart(output, *(run.folder for run in runs), *(prepared.base.folder for _, prepared in opened))
+    refuse_overwriting_inputs(output, *(run.folder for run in runs), *(prepared.base.folder for _, prepared in opened))
     first, prepared = opened[0]
     with tempfile.TemporaryDirectory(prefix="lorakit-combined.") as folder:
         draft = Path(folder) / output.absolute().name  # by which its card calls it
@@ -90,11 +90,11 @@ def _combine(
         else:
             merged = merge(first, prepared, output, progress, adapter=draft, **into_base)
     combined = replace(combined, folder=output)
-    return Together(combined, scores, without, merged)
+    return CombineRunsResult(combined, scores, without, merged)
 
 
 def _put_in_place(draft: Path, output: Path) -> None:
-    with full_disk_told(output):
+    with explain_full_disk(output):
         remove_drafts(output.absolute().parent, output.name)
         with atomic_dir(output) as folder:
             for file in (path for path in draft.rglob("*") if path.is_file()):

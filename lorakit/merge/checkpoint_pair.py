@@ -11,7 +11,7 @@ from peft import LoraConfig
 from transformers import AutoTokenizer
 
 from lorakit.errors import UserError
-from lorakit.merge.layout import Layer, layout_of
+from lorakit.merge.peft_layout import AdapterLayer, adapter_layout
 from lorakit.model.base import Base
 from lorakit.model.load import stored_dtype
 from lorakit.model.module_inventory import list_weights
@@ -24,14 +24,14 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
-class Pair:
+class CheckpointPair:
     """Two checkpoints of one architecture."""
 
     tuned: Weights
     base: Weights
     paths: list[str]
     """Every weight, tied ones once."""
-    holders: dict[str, Layer]
+    holders: dict[str, AdapterLayer]
     """Path of a weight that a LoRA can hold -> how PEFT holds it where it has all of them."""
     reasons: dict[str, str]
     """Path of another weight of a matrix's shape -> why a LoRA cannot hold it."""
@@ -84,7 +84,7 @@ class Pair:
         return "it is a vector" if model.state_dict()[path].ndim < 2 else "it is not a linear layer's weight"
 
 
-def open_pair(tuned: Base, base: Base, progress: Progress) -> Pair:
+def open_pair(tuned: Base, base: Base, progress: Progress) -> CheckpointPair:
     """Two checkpoints, told to be of one architecture by their configurations and the shapes of their weights.
 
     Raises:
@@ -121,8 +121,8 @@ def open_pair(tuned: Base, base: Base, progress: Progress) -> Pair:
         target_modules=[weight.path for weight in able if not weight.parameter],
         target_parameters=[weight.parameter for weight in able if weight.parameter] or None,
     )
-    holders = {layer.path: layer for layer in layout_of(base.folder, config).layers}
-    return Pair(opened, original, list(_shapes(original)), holders, reasons)
+    holders = {layer.path: layer for layer in adapter_layout(base.folder, config).layers}
+    return CheckpointPair(opened, original, list(_shapes(original)), holders, reasons)
 
 
 # What a configuration says of itself, of files and of generating, and not of what the model computes.

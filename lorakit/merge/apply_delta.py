@@ -14,7 +14,7 @@ from lorakit.errors import UserError
 from lorakit.model.streamed import is_empty
 
 
-class Fold(Protocol):
+class WeightDelta(Protocol):
     """What an adapter does to one weight."""
 
     @property
@@ -33,17 +33,17 @@ _OF_ADAPTER = re.compile(rf"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)\.{
 class Folding:
     """What an adapter does to the weights of its base, by their paths in the base model."""
 
-    folds: dict[str, Fold]
+    folds: dict[str, WeightDelta]
 
 
-def folding_of(model: Any) -> Folding:
+def adapter_deltas(model: Any) -> Folding:
     """What the adapter of a PEFT model does to each weight. The base's own weights need not be there.
 
     Raises:
         UserError: it is of a kind that no weight can hold, or holds numbers that are not finite.
     """
     _check_finite(model)
-    folds: dict[str, Fold] = {}
+    folds: dict[str, WeightDelta] = {}
     base = model.base_model.model
     for name, value in base.named_parameters():
         if not _OF_ADAPTER.search(f".{name}") and not is_empty(value):  # a bias, or an embedding that was resized
@@ -68,7 +68,7 @@ def folding_of(model: Any) -> Folding:
     return Folding(folds)
 
 
-def _add(folds: dict[str, Fold], more: dict[str, Fold]) -> None:
+def _add(folds: dict[str, WeightDelta], more: dict[str, WeightDelta]) -> None:
     """Further things that are done to weights, after those that are done to them already."""
     for path, fold in more.items():
         folds[path] = _Both(folds[path], fold) if path in folds else fold
@@ -90,7 +90,7 @@ def _check_finite(model: Any) -> None:
             )
 
 
-def _layer(path: str, module: Any) -> dict[str, Fold]:
+def _layer(path: str, module: Any) -> dict[str, WeightDelta]:
     embedded = _NAME in module.lora_embedding_A
     if not embedded and _NAME not in module.lora_A:
         return {}
@@ -107,7 +107,7 @@ def _layer(path: str, module: Any) -> dict[str, Fold]:
     # The weight of an embedding is (tokens, width) and of Conv1D (in, out): both the other way than B A is.
     turned = embedded or module.fan_in_fan_out
     low_rank = _LowRank(_plain(up), _plain(down), module.scaling[_NAME], turned, _plain(magnitude))
-    folds: dict[str, Fold] = {f"{path}.weight": low_rank}
+    folds: dict[str, WeightDelta] = {f"{path}.weight": low_rank}
     if not embedded and module.lora_B[_NAME].bias is not None:
         folds[f"{path}.bias"] = _Added(_plain(module.lora_B[_NAME].bias) * module.scaling[_NAME])
     return folds
@@ -198,8 +198,8 @@ class _Rows:
 class _Both:
     """One after the other."""
 
-    first: Fold
-    second: Fold
+    first: WeightDelta
+    second: WeightDelta
 
     @property
     def by_rows(self) -> bool:
@@ -210,7 +210,7 @@ class _Both:
         return self.second(changed.clone() if changed is not weight else changed, row)
 
 
-def is_same(one: Fold | None, other: Fold | None) -> bool:
+def is_same(one: WeightDelta | None, other: WeightDelta | None) -> bool:
     """Whether two folds are known to make the same of the same weight."""
     if isinstance(one, _Replaced) and isinstance(other, _Replaced):
         return torch.equal(one.trained, other.trained)
@@ -219,12 +219,12 @@ def is_same(one: Fold | None, other: Fold | None) -> bool:
     return one is other
 
 
-def _tokens(adapter: Any) -> Fold:
+def _tokens(adapter: Any) -> WeightDelta:
     numbers = tuple(int(number) for number in adapter.token_indices[_NAME])
     return _Rows(numbers, _plain(adapter.trainable_tokens_delta[_NAME]))
 
 
-def _stacked(module: Any) -> Fold:
+def _stacked(module: Any) -> WeightDelta:
     up, down = _plain(module.lora_B[_NAME].weight), _plain(module.lora_A[_NAME].weight)
     scale, experts = module.scaling[_NAME], module.num_experts
     if module.get_param().ndim == 2:

@@ -11,7 +11,7 @@ import torch
 
 from lorakit.amounts import decimal_bytes
 from lorakit.errors import LorakitError, explained
-from lorakit.merge.fold import Fold, Folding
+from lorakit.merge.apply_delta import Folding, WeightDelta
 from lorakit.model.checkpoint import TYPES, WORDS, pieces, read_tensor
 from lorakit.model.checkpoint_writing import Writing, writing
 from lorakit.model.held import Held
@@ -61,7 +61,7 @@ class _Work:
 
     weights: Weights
     held: Held
-    folds: dict[str, Fold]
+    folds: dict[str, WeightDelta]
     files: dict[Path, Writing]
     planned: dict[str, OnDisk]
 
@@ -108,7 +108,7 @@ def _in_order_of_files(weights: Weights) -> list[Group]:
     return sorted(every, key=lambda group: min(order[name] for name in group.names))
 
 
-def with_tied(weights: Weights, folds: dict[str, Fold]) -> dict[str, Fold]:
+def with_tied(weights: Weights, folds: dict[str, WeightDelta]) -> dict[str, WeightDelta]:
     """What is done to a weight is done under each name that a file may have for it."""
     other = {also: fold for path, fold in folds.items() for also in weights.tied_to(path)}
     return other | folds
@@ -139,7 +139,7 @@ def check_space(folder: Path, size: int) -> None:
 
 
 @contextmanager
-def full_disk_told(output: Path) -> Iterator[None]:
+def explain_full_disk(output: Path) -> Iterator[None]:
     """Say what became of `output` where the system refuses something while it is made, as a full disk does."""
     try:
         yield
