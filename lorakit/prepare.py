@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.atomic_io import sha256_of
+from lorakit.data.dataset import Examples
 from lorakit.data.examples import tokenizer_sha256
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import Report
-from lorakit.data.store import Examples
 from lorakit.data.template_date import asks_for_date, refuse_day
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine, usable_machine
@@ -113,7 +113,7 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     tokenizer = template.tokenizer
     rows = RunRows(recipe.data, template, progress)
     train, held_out = rows.train, rows.held_out
-    tell_file_differs(base, tokenizer, train, progress)
+    warn_of_tokenizer_differences(base, tokenizer, train, progress)
     train.mixture.refuse_extremes()
     machine = usable_machine(progress)
     facts = built_facts(base, recipe.adapter)
@@ -139,7 +139,7 @@ def _prepare_ended(recipe: Recipe, manifest: dict[str, Any], progress: Progress)
     return Prepared(settled.recipe, (*dated, *settled.choices), base, machine, template.tokenizer, rows, report)
 
 
-def tell_file_differs(base: Base, tokenizer: Any, train: Examples, progress: Progress) -> None:
+def warn_of_tokenizer_differences(base: Base, tokenizer: Any, train: Examples, progress: Progress) -> None:
     """Warn where some of the rows are other tokens than the base's tokenizer.json makes of them."""
     rows = train.rows
     some = range(0, len(rows), max(1, len(rows) // _COMPARED))
@@ -231,7 +231,7 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
         raise UserError(
             f"{folder}: the tokenizer of {prepared.base.name} or its chat template changed since the training."
         )
-    check_stops(prepared, manifest, folder)
+    check_stop_tokens(prepared, manifest, folder)
     return run, prepared
 
 
@@ -258,7 +258,7 @@ def _found_again(recipe: Recipe, run: Run, manifest: dict[str, Any], base: str |
     )
 
 
-def check_stops(prepared: Prepared, manifest: dict[str, Any], folder: Path) -> None:
+def check_stop_tokens(prepared: Prepared, manifest: dict[str, Any], folder: Path) -> None:
     """Refuse a base that ends its answers with other tokens than when the run was trained.
 
     Raises:

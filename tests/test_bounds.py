@@ -14,7 +14,7 @@ from conftest import CHATML, rows_of, write_rows
 
 import lorakit.data.glance.tokenizer_files
 import lorakit.data.rendering.renderer
-import lorakit.data.work  # noqa: F401
+import lorakit.data.worker  # noqa: F401
 from lorakit.bounds import TooLong, bounded
 from lorakit.data.files import read_blocks, stored
 from lorakit.data.rendering import ChatTemplate
@@ -42,7 +42,7 @@ def short(monkeypatch):
         monkeypatch.setattr(f"{place}._SECONDS", 0.3)
         if hasattr(sys.modules[place], "_MEMORY"):
             monkeypatch.setattr(f"{place}._MEMORY", 1 << 28)
-    monkeypatch.setattr("lorakit.data.work._SECONDS", 1)
+    monkeypatch.setattr("lorakit.data.worker._SECONDS", 1)
 
 
 def test_python_and_its_regular_expressions_are_interrupted_and_nothing_is_left_behind():

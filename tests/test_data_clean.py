@@ -69,10 +69,10 @@ def test_error_stops_with_the_place_and_the_remedy(folder, check):
 @pytest.mark.parametrize("check", ["duplicates", "near_duplicates", "trivial", "style"])
 def test_fix_leaves_the_row_out_and_counts_it(folder, check):
     train, _ = examples(folder, [*PLAIN, LONG, PLANTED[check][0]], {check: "fix"})
-    assert "a.jsonl:62" not in train.rows["where"] and train.report.kept == 61
+    assert "a.jsonl:62" not in train.rows["where"] and train.report.used == 61
     (reason,) = train.report.dropped.counts
     assert reason.startswith(f"left out by data.clean.{check}")
-    assert sum(count for found, count in train.report.found.counts.items() if found.startswith(f"{check}: ")) == 1
+    assert sum(count for found, count in train.report.findings.counts.items() if found.startswith(f"{check}: ")) == 1
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_fix_puts_the_text_right(folder, check, said):
     train, _ = examples(folder, [*PLAIN, PLANTED[check][0]], {check: "fix"})
     row = train.rows[60]
     assert TEMPLATE.tokenizer.decode(row["input_ids"][row["answer"] :]) == f"{said}<|im_end|>"
-    (found,) = train.report.found.counts
+    (found,) = train.report.findings.counts
     assert found.startswith(f"{check}: ")
 
 
@@ -98,22 +98,22 @@ def test_held_out_rows_among_the_training_rows_are_refused_or_left_out(folder):
     with pytest.raises(UserError, match=r"1 of the training rows.*a\.jsonl:8 is the same.*b\.jsonl:1.*leakage: fix"):
         examples(folder, PLAIN, {}, held_out)
     train, kept = examples(folder, PLAIN, {"leakage": "fix"}, held_out)
-    assert train.report.kept == len(train.rows) == len(train.lengths()) == 59 and len(kept.rows) == 2
+    assert train.report.used == len(train.rows) == len(train.lengths()) == 59 and len(kept.rows) == 2
     assert train.report.tokens == sum(len(ids) for ids in train.rows["input_ids"])
     assert "a.jsonl:8" not in train.rows["where"]
     assert train.report.dropped.first == {
         "left out by data.clean.leakage: the same as a held-out row": ["a.jsonl:8: as b.jsonl:1"]
     }
     train, _ = examples(folder, PLAIN, {"leakage": "report"}, held_out)
-    assert len(train.rows) == 60 and train.report.found.total == 1
+    assert len(train.rows) == 60 and train.report.findings.total == 1
     train, _ = examples(folder, PLAIN, {"leakage": "off"}, held_out)
-    assert len(train.rows) == 60 and train.report.found.total == 0
+    assert len(train.rows) == 60 and train.report.findings.total == 0
 
 
 def test_rows_nearly_held_out_are_left_out_when_asked(folder):
     near = {**LONG, "prompt": LONG["prompt"].replace("thing40", "something")}
     train, _ = examples(folder, [*PLAIN, LONG], {"near_leakage": "fix"}, [near])
-    assert "a.jsonl:61" not in train.rows["where"] and train.report.kept == 60
+    assert "a.jsonl:61" not in train.rows["where"] and train.report.used == 60
 
 
 def test_near_duplicates_are_on_one_side_of_the_split_wherever_rows_are_added(folder):
@@ -180,7 +180,7 @@ def test_cleaned_rows_are_written_and_can_be_read_again(recipe_file, lorakit_run
     code, _, err = lorakit_run("data", path, "--write", folder / "clean.jsonl")
     assert code == 2 and "is there already" in err
     train, _ = examples_of(Data(train=str(folder / "clean.jsonl")), TEMPLATE, Silent())
-    assert train.report.kept == 61
+    assert train.report.used == 61
 
 
 def test_equal_rows_are_never_parted_even_where_all_rows_are_alike(folder):

@@ -206,7 +206,7 @@ BROKEN = [
 
 def test_broken_rows_are_counted_by_reason_with_the_first_places(folder):
     report = prepared(file(folder, "a.jsonl", "\n".join(BROKEN * 7)), broken="drop").report
-    assert (report.read, report.kept) == (70, 7)
+    assert (report.read, report.used) == (70, 7)
     assert report.dropped.counts == {
         "no valid JSON": 14,
         "the row is not an object with named columns": 14,

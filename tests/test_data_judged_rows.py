@@ -83,7 +83,7 @@ def test_preference_pairs_are_refused_and_the_remedy_trains_the_chosen_side(fold
     assert "a.jsonl: these are preference pairs" in reason and "trains on what should be said" in reason
     columns = yaml.safe_load(re.search(r"columns: (\{.*?\})", reason)[1])
     train, texts = trained(folder, rows, columns=columns)
-    assert train.report.kept == 2 and all(GOOD in text and BAD not in text for text in texts)
+    assert train.report.used == 2 and all(GOOD in text and BAD not in text for text in texts)
     assert all(text.count("Which?") == 1 for text in texts)
 
 
@@ -136,7 +136,7 @@ def test_ranks_and_rewards_are_refused(folder, row, reason):
 def test_a_rank_is_a_judgement_where_one_question_has_several_answers(folder):
     row = {"prompt": "a", "completion": "b", "rank": 3}
     assert "these are answers with rewards: 'rank'" in refused(folder, [row, {**row, "completion": "c", "rank": 1}])
-    assert trained(folder, [row, {**row, "prompt": "c", "rank": 1}])[0].report.kept == 2
+    assert trained(folder, [row, {**row, "prompt": "c", "rank": 1}])[0].report.used == 2
 
 
 def test_a_pair_taken_with_columns_by_its_number_is_refused(folder):
@@ -220,7 +220,7 @@ def test_flags_are_read_wherever_they_stand(folder):
     ],
 )
 def test_other_columns_are_no_judgement(folder, row):
-    assert trained(folder, [row])[0].report.kept == 1
+    assert trained(folder, [row])[0].report.used == 1
 
 
 def test_every_command_refuses_them(recipe_file, lorakit, folder):

@@ -73,7 +73,7 @@ def test_unchanged_examples_are_loaded_and_not_rendered_again(folder):
     assert (second.key, second.report) == (first.key, first.report)
     assert second.rows.to_list() == first.rows.to_list()
     assert second.lengths().tolist() == [len(row["input_ids"]) for row in first.rows.to_list()]
-    assert second.report.kept == 20 and second.report.tokens == sum(second.lengths())
+    assert second.report.used == 20 and second.report.tokens == sum(second.lengths())
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def both_sides(folder, **settings):
 def test_the_split_takes_about_the_fraction_and_every_row_once(folder):
     write(folder, [{"prompt": f"Say {number}", "completion": "yes"} for number in range(1000)])
     train, held_out = both_sides(folder)
-    assert 250 < held_out.report.kept < 350
+    assert 250 < held_out.report.used < 350
     assert sorted([*train.rows["where"], *held_out.rows["where"]]) == sorted(
         f"a.jsonl:{line}" for line in range(1, 1001)
     )
@@ -291,7 +291,7 @@ LONG = [
 def test_overlong_rows_are_dropped_and_counted(folder):
     write(folder, LONG)
     report = made(folder, max_length=40).report
-    assert (report.read, report.kept, report.cut, report.dropped.counts) == (3, 1, 0, {"longer than 40 tokens": 2})
+    assert (report.read, report.used, report.cut, report.dropped.counts) == (3, 1, 0, {"longer than 40 tokens": 2})
     assert [place.split(": ")[0] for place in report.dropped.first["longer than 40 tokens"]] == [
         "a.jsonl:1",
         "a.jsonl:2",
@@ -302,7 +302,7 @@ def test_overlong_rows_are_cut_behind_a_whole_turn(folder):
     write(folder, LONG)
     examples = made(folder, max_length=40, overlong="truncate")
     report, rows = examples.report, examples.rows.to_list()
-    assert (report.kept, report.cut, report.dropped.counts) == (2, 1, {"no answer fits whole into 40 tokens": 1})
+    assert (report.used, report.cut, report.dropped.counts) == (2, 1, {"no answer fits whole into 40 tokens": 1})
     assert [rows[0][name] for name in ("input_ids", "labels", "answer")] == [
         rows[1][name] for name in ("input_ids", "labels", "answer")
     ]
@@ -345,7 +345,7 @@ def test_a_long_text_is_split_into_pieces_that_lose_nothing(folder):
     write(folder, [{"text": TEXT}, {"text": "short"}])
     whole = made(folder, max_length=1024).rows.to_list()
     split = made(folder, max_length=40, overlong="split")
-    assert (split.report.kept, split.report.several, split.report.cut) == (2, 1, 0)
+    assert (split.report.used, split.report.several, split.report.cut) == (2, 1, 0)
     pieces = [row for row in split.rows.to_list() if row["where"] == "a.jsonl:1"]
     assert max(len(row["input_ids"]) for row in pieces) <= 40 and len(pieces) > 2
     assert [token for row in pieces for token in row["input_ids"]] == whole[0]["input_ids"]
@@ -378,15 +378,15 @@ def several(folder, **second):
 
 def test_take_chooses_rows_by_what_they_say(folder):
     examples = several(folder, take=5)
-    assert [(source.kept, source.examples) for source in examples.report.sources] == [(30, 30), (5, 5)]
-    assert examples.report.not_taken == 15 and examples.report.read == 50
+    assert [(source.used, source.examples) for source in examples.report.sources] == [(30, 30), (5, 5)]
+    assert examples.report.passed_over == 15 and examples.report.read == 50
     chosen = {where for where in examples.rows["where"] if where.startswith("b")}
     lines = (folder / "b.jsonl").read_text().splitlines()
     (folder / "b.jsonl").write_text("\n".join(reversed(lines)))
     again = made(folder, train=[str(folder / "a.jsonl"), {"path": str(folder / "b.jsonl"), "take": 5}])
     assert {f"b.jsonl:{21 - int(where.split(':')[1])}" for where in again.rows["where"] if where[0] == "b"} == chosen
-    assert 4 <= several(folder, take=0.5).report.sources[1].kept <= 16
-    assert several(folder, take=100).report.sources[1].kept == 20
+    assert 4 <= several(folder, take=0.5).report.sources[1].used <= 16
+    assert several(folder, take=100).report.sources[1].used == 20
 
 
 def test_a_source_has_its_own_system_prompt_task_and_weight(folder):
@@ -403,7 +403,7 @@ def test_many_processes_give_the_same_examples_in_the_same_order_as_one(folder, 
     )
     alone = made(folder).rows.to_list()
     monkeypatch.setenv("LORAKIT_CACHE", str(folder / "another"))
-    monkeypatch.setattr("lorakit.data.gather._WORTHWHILE", 1)
+    monkeypatch.setattr("lorakit.data.pipeline._WORTHWHILE", 1)
     monkeypatch.setattr("lorakit.data.files.json_lines._BLOCK", 1 << 12)
     together = made(folder).rows.to_list()
     assert alone == together

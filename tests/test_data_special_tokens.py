@@ -121,9 +121,9 @@ PLAIN = [{"prompt": f"What is {n}?", "completion": f"It is {n} there."} for n in
 def test_a_special_token_in_a_text_is_told_by_name(family, row, said):
     data, template = found_in([*PLAIN, row] if "prompt" in row else [row], family)
     train, _ = examples_of(data, template, Silent())
-    (reason, *_) = train.report.found.counts
+    (reason, *_) = train.report.findings.counts
     assert said in reason and reason.startswith("special_tokens: ") and "looks templated already" in reason
-    assert train.report.kept == (7 if "prompt" in row else 1)
+    assert train.report.used == (7 if "prompt" in row else 1)
 
 
 def test_a_special_token_in_a_text_is_an_error_or_leaves_the_row_out_where_the_recipe_says_so():
@@ -131,9 +131,9 @@ def test_a_special_token_in_a_text_is_an_error_or_leaves_the_row_out_where_the_r
     with pytest.raises(UserError, match=r"a\.jsonl:7: message 1 \(user\): a text spells '<\|im_start\|>'.*: fix"):
         examples_of(*found_in(rows, special_tokens="error"), Silent())
     train, _ = examples_of(*found_in(rows, special_tokens="fix"), Silent())
-    assert train.report.kept == 6 and "left out by data.clean.special_tokens" in str(train.report.dropped)
+    assert train.report.used == 6 and "left out by data.clean.special_tokens" in str(train.report.dropped)
     train, _ = examples_of(*found_in(rows, special_tokens="off"), Silent())
-    assert train.report.kept == 7 and not train.report.found.total
+    assert train.report.used == 7 and not train.report.findings.total
     found = survey(*found_in(rows, special_tokens="error"), 4, 0, 1e3, Silent())
     assert found.stopping == ["special_tokens"]
 
@@ -154,7 +154,7 @@ def test_the_recipes_system_prompt_is_looked_into():
     data, template = found_in(PLAIN, "chatml, another eos")
     spelled = data.model_copy(update={"system": "You speak <|im_start|>."})
     train, _ = examples_of(spelled, template, Silent())
-    assert train.report.found.first == {
+    assert train.report.findings.first == {
         "special_tokens: a text spells '<|im_start|>', which this tokenizer reads as that token; the chat template "
         "writes it too: this row looks templated already": ["data.system"]
     }

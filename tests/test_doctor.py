@@ -12,7 +12,7 @@ import pytest
 from recipe_files import loaded
 
 from lorakit.cli.doctor import _lines
-from lorakit.data.pool import processors
+from lorakit.data.worker_pool import processors
 from lorakit.doctor import base, choices, disk, gpu, hub, packages, quantization, speed
 from lorakit.doctor.examine import _sections, examine
 from lorakit.doctor.finding import Finding, findings_of

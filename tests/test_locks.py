@@ -160,7 +160,7 @@ def test_a_lock_beside_a_folder_goes_when_it_is_given_back(tmp_path):
 
 WORKERS = """
 import multiprocessing, time
-from lorakit.data.pool import in_order
+from lorakit.data.worker_pool import in_order
 
 def work(number):
     return number

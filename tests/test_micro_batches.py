@@ -9,9 +9,9 @@ from lorakit.hardware import machine
 from lorakit.hardware.gpus import Device, find_device
 from lorakit.hardware.machine import Machine
 from lorakit.plan.auto import settle
+from lorakit.plan.estimate import Plan, RowEstimate, plan_run
 from lorakit.plan.facts import facts_of
 from lorakit.plan.places import place_of
-from lorakit.plan.planned import Plan, Rows, plan_run
 from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train
 
 GIB = 1 << 30
@@ -28,7 +28,7 @@ def planned(
         adapter=Adapter(),
         train=Train(**train),
     )
-    rows = Rows(1000, 0, length, mean, trained, 0.0, "as given")
+    rows = RowEstimate(1000, 0, length, mean, trained, 0.0, "as given")
     return plan_run(recipe, facts_of(base, "main"), rows, place_of(card))
 
 

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from lorakit.cli import app
 from lorakit.hardware.gpus import DEVICES, Device, find_device
+from lorakit.plan.estimate import Plan, plan_run, rows_of
 from lorakit.plan.facts import facts_of
 from lorakit.plan.known import known_models
 from lorakit.plan.places import place_of
-from lorakit.plan.planned import Plan, plan_run, rows_of
 from lorakit.recipe.load import load
 
 CONFIGS = Path(__file__).parent.parent / "configs"

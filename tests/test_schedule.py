@@ -79,16 +79,16 @@ def test_the_schedule_is_told_before_a_run_begins(recipe_file, lorakit_run):
 
 
 def test_a_plan_reckons_with_the_evaluations_that_the_run_makes(recipe_file, monkeypatch, lorakit_run):
-    from lorakit.plan import planned
+    from lorakit.plan import estimate
 
     seen = []
-    original = planned.work_of
+    original = estimate.work_of
 
     def noted(*arguments, **named):
         seen.append((arguments, named))
         return original(*arguments, **named)
 
-    monkeypatch.setattr(planned, "work_of", noted)
+    monkeypatch.setattr(estimate, "work_of", noted)
     path = recipe_file(train={"steps": 6, "epochs": ..., "eval_every": 0.1})
     assert lorakit_run("plan", path)[0] == 0
     _, named = seen[0]

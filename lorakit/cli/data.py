@@ -50,11 +50,11 @@ def data(
 
     checked = load(recipe, overrides)
     loaded = checked.recipe
+    from lorakit.data.export import refuse_existing
     from lorakit.data.survey import survey
-    from lorakit.data.written import refuse_existing
     from lorakit.plan.facts import facts_in
     from lorakit.plan.row_limits import beyond_training, refuse_lengths
-    from lorakit.prepare import open_template, tell_file_differs
+    from lorakit.prepare import open_template, warn_of_tokenizer_differences
 
     if write is not None:
         refuse_existing(write)
@@ -67,7 +67,7 @@ def data(
     facts = facts_in(base.folder)
     attention_at = facts.attention_at if facts else float("inf")
     found = survey(loaded.data, template, loaded.train.batch_size, loaded.train.seed, attention_at, progress)
-    tell_file_differs(base, template.tokenizer, found.train, progress)
+    warn_of_tokenizer_differences(base, template.tokenizer, found.train, progress)
     too_long = beyond_training(loaded, facts, found.lengths["max"])
     if too_long:
         progress.warn(too_long)
@@ -112,8 +112,8 @@ def _first(check: "Check") -> str:
 def _write(target: Path, recipe: "Recipe", found: "Survey", progress: "Progress") -> int:
     """Write every row that is trained or held out."""
     from lorakit.data.examples import ROW_CHECKS
+    from lorakit.data.export import write_rows
     from lorakit.data.sources import sources_of
-    from lorakit.data.written import write_rows
 
     # Held-out rows of a file of their own stand in no source of the training rows.
     sides = [found.train, found.held_out if isinstance(recipe.data.eval, float) else None]

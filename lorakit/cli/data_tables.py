@@ -34,7 +34,7 @@ def _sources(name: str, report: Report) -> None:
     rows = [
         [
             source.path,
-            f"{source.kept:,}",
+            f"{source.used:,}",
             f"{source.examples:,}",
             f"{source.tokens:,}",
             _share(source.trained_tokens, source.tokens),
@@ -43,7 +43,7 @@ def _sources(name: str, report: Report) -> None:
         ]
         for source in report.sources
     ]
-    console.result_table(f"{name}: {report.kept:,} of {report.read:,} rows", columns, rows)
+    console.result_table(f"{name}: {report.used:,} of {report.read:,} rows", columns, rows)
     for source in report.sources:
         console.result(f"{source.path}: format {source.format}: {source.why}")
 
@@ -55,8 +55,8 @@ def _left_out(name: str, report: Report, settings: Data) -> None:
             console.result(f"    {case}")
     if report.cut:
         console.result(f"{name}: {report.cut:,} rows cut to data.max_length, {settings.max_length:,} tokens")
-    if report.not_taken:
-        console.result(f"{name}: {report.not_taken:,} rows passed over by take")
+    if report.passed_over:
+        console.result(f"{name}: {report.passed_over:,} rows passed over by take")
     for note, count in report.notes.items():
         console.result(f"{name}: {count:,} rows: {note}")
     if report.several:

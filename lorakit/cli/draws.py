@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from lorakit.data.batches import draws
+from lorakit.data.dataset import Examples
 from lorakit.data.report import SourceReport
-from lorakit.data.store import Examples
 from lorakit.recipe.schema import Train
 
 # Epochs up to which each is told.

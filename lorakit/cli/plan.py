@@ -10,8 +10,8 @@ from lorakit.errors import UserError
 
 if TYPE_CHECKING:
     from lorakit.plan.changes import Change
+    from lorakit.plan.estimate import Plan, PlanDevice, RowEstimate
     from lorakit.plan.facts import ModelFacts
-    from lorakit.plan.planned import Place, Plan, Rows
     from lorakit.progress import Progress
     from lorakit.recipe.schema import Recipe
 
@@ -67,8 +67,8 @@ def plan(
     from lorakit.plan.base_here import check_base_here, missing_words, refuse_unmergeable
     from lorakit.plan.changes import Trying, larger, smaller
     from lorakit.plan.checkpoint import checkpoint_of
+    from lorakit.plan.estimate import full_fine_tuning, plan_run
     from lorakit.plan.places import place_of, this_place
-    from lorakit.plan.planned import full_fine_tuning, plan_run
     from lorakit.plan.row_limits import beyond_training, refuse_lengths
     from lorakit.recipe.load import load
 
@@ -138,12 +138,12 @@ def _facts(settings: "Recipe", progress: "Progress") -> "ModelFacts":
     return facts
 
 
-def _rows(settings: "Recipe") -> "Rows":
+def _rows(settings: "Recipe") -> "RowEstimate":
     from pathlib import Path
 
     from lorakit.data.glance import glance
+    from lorakit.plan.estimate import rows_of
     from lorakit.plan.facts import folder_of
-    from lorakit.plan.planned import rows_of
 
     folder = folder_of(settings.model.base, settings.model.revision)
     tokenizer = folder / "tokenizer.json" if folder and (folder / "tokenizer.json").is_file() else None
@@ -152,9 +152,9 @@ def _rows(settings: "Recipe") -> "Rows":
 
 
 def _planned_or_why(
-    settings: "Recipe", facts: "ModelFacts", rows: "Rows", place: "Place", per_hour: float | None
+    settings: "Recipe", facts: "ModelFacts", rows: "RowEstimate", place: "PlanDevice", per_hour: float | None
 ) -> "Plan | UserError":
-    from lorakit.plan.planned import plan_run
+    from lorakit.plan.estimate import plan_run
 
     try:
         return plan_run(settings, facts, rows, place, per_hour)

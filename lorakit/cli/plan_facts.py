@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lorakit.plan.advice import Advice
     from lorakit.plan.changes import Change
     from lorakit.plan.checkpoint import Checkpoint
-    from lorakit.plan.planned import Plan
+    from lorakit.plan.estimate import Plan
 
 
 def card_facts(device: "Device", plan: "Plan | UserError") -> dict[str, Any]:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lorakit.hardware.gpus import Device
     from lorakit.plan.changes import Change
     from lorakit.plan.duration import Span
-    from lorakit.plan.planned import Plan
+    from lorakit.plan.estimate import Plan
 
 _CERTAIN = {"yes": "It fits", "tight": "It fits", "no": "It does not fit"}
 _UNCERTAIN = {

@@ -128,21 +128,21 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
             continue
         report = examples.report
         progress.say(
-            f"{name}: {report.kept:,} of {report.read:,} rows, {report.tokens:,} tokens, {report.trained_tokens:,} of "
+            f"{name}: {report.used:,} of {report.read:,} rows, {report.tokens:,} tokens, {report.trained_tokens:,} of "
             f"them trained, longest row {report.longest}; {'; '.join(map(str, report.sources))}"
         )
         for note, count in report.notes.items():
             progress.say(f"{name}: {count:,} rows: {note}")
         if report.several:
             progress.say(f"{name}: {report.examples:,} examples, several of each of {report.several:,} rows")
-        if report.not_taken:
-            progress.say(f"{name}: {report.not_taken:,} rows passed over by take")
+        if report.passed_over:
+            progress.say(f"{name}: {report.passed_over:,} rows passed over by take")
         if report.cut:
             progress.warn(f"{name}: {report.cut:,} rows cut to {prepared.recipe.data.max_length} tokens")
         for reason, count in report.dropped.counts.items():
             progress.warn(f"{name}: {count:,} rows dropped: {reason} (first: {report.dropped.first[reason][0]})")
-        for reason, count in report.found.counts.items():
-            progress.warn(f"{name}: {count:,} x {reason} (first: {report.found.first[reason][0]})")
+        for reason, count in report.findings.counts.items():
+            progress.warn(f"{name}: {count:,} x {reason} (first: {report.findings.first[reason][0]})")
     if prepared.held_out is None:
         progress.warn(
             "no held-out rows (data.eval): no held-out loss is measured, the last adapter is kept whether or not it is "
@@ -160,8 +160,8 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
 
 
 def _tell_memory(expected: "Memory", machine: "Machine", progress: "Progress") -> None:
+    from lorakit.plan.estimate import ERROR
     from lorakit.plan.fit import room
-    from lorakit.plan.planned import ERROR
 
     held = f"{gibibytes(machine.memory)} {'on the card' if machine.is_gpu else 'free'}"
     said = f"memory: the longest micro-batch is predicted to take {gibibytes(expected.total)} of {held}"
@@ -199,7 +199,7 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
         progress.say("trainable parameters: known when the weights are loaded, by which adapter.layers chooses")
     if as_json:
         held_out = prepared.held_out
-        reports = {"train": asdict(prepared.train.report), "eval": asdict(held_out.report) if held_out else None}
+        reports = {"train": prepared.train.report.to_dict(), "eval": held_out.report.to_dict() if held_out else None}
         parameters = {"trainable": counts[0], "total": counts[1]} if counts else None
         choices = [asdict(choice) for choice in prepared.choices]
         console.result_json({"steps": prepared.steps, "parameters": parameters, "auto": choices, **reports})

@@ -21,7 +21,7 @@ from lorakit.checksums import damaged_entry, write_checksums
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.sources import content_of, shown
 from lorakit.data.template_date import asks_for_date
-from lorakit.data.work import Rules
+from lorakit.data.worker import Rules
 from lorakit.errors import LorakitError
 from lorakit.progress import Progress
 from lorakit.recipe.problems import shown_path

@@ -6,14 +6,14 @@ import numpy as np
 
 from lorakit.data.cache import cached, key_of
 from lorakit.data.cache import tokenizer_sha256 as tokenizer_sha256
-from lorakit.data.decide import Decided, decide
-from lorakit.data.gather import Gathered, gather, source_reports
-from lorakit.data.leaks import without_leaks
+from lorakit.data.dataset import SIDES, Examples, read_side, write_side
+from lorakit.data.filter_and_split import RowSelection, select_rows
+from lorakit.data.leaks import remove_leaks
+from lorakit.data.pipeline import PipelineResult, run_pipeline, source_reports
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import Report
 from lorakit.data.sources import all_sources, content_of, shown, sources_of
-from lorakit.data.store import SIDES, Examples, read_side, write_side
-from lorakit.data.work import Rules
+from lorakit.data.worker import Rules
 from lorakit.errors import UserError
 from lorakit.hub_retries import retries_told
 from lorakit.progress import Progress
@@ -44,7 +44,7 @@ def examples_of(
         train, held_out = _prepared(sources_of(settings, settings.train), settings, rules, template, progress)
         if settings.eval is not None and share is None:
             held_out, _ = _prepared(sources_of(settings, settings.eval), settings, rules, template, progress)
-            train = without_leaks(train, held_out, settings.clean)
+            train = remove_leaks(train, held_out, settings.clean)
     return train, held_out
 
 
@@ -114,10 +114,10 @@ def _build(
     folder: Path,
 ) -> None:
     everything = folder / "all.arrow"
-    gathered = gather(sources, template, rules, everything, progress)
-    decided = decide(gathered, settings.clean, rules, [source.take for source in sources])
+    gathered = run_pipeline(sources, template, rules, everything, progress)
+    decided = select_rows(gathered, settings.clean, rules, [source.take for source in sources])
     for side, name in enumerate(SIDES[: 1 if rules.share is None else 2]):
-        rows = decided.kept & (decided.held_out == bool(side))
+        rows = decided.used & (decided.held_out == bool(side))
         report = _report(gathered, decided, rows, side)
         if not rows.any():
             raise UserError(_nothing_left(sources, report, rules, side))
@@ -126,21 +126,21 @@ def _build(
     everything.unlink()
 
 
-def _report(gathered: Gathered, decided: Decided, rows: np.ndarray, side: int) -> Report:
+def _report(gathered: PipelineResult, decided: RowSelection, rows: np.ndarray, side: int) -> Report:
     """The report of one side. `rows`: a mask of those that are kept on it."""
     report, examples = gathered.reports[side], rows[gathered.owner]
     report.dropped.merge(decided.dropped[side])
-    report.not_taken += int(decided.passed_over[side])
-    report.found.merge(decided.found[side])
+    report.passed_over += int(decided.passed_over[side])
+    report.findings.merge(decided.found[side])
     report.sources = source_reports(gathered.opened)
-    report.kept, report.cut = int(rows.sum()), int((gathered.cut & rows).sum())
-    report.read = report.kept + report.dropped.total + report.not_taken
+    report.used, report.cut = int(rows.sum()), int((gathered.cut & rows).sum())
+    report.read = report.used + report.dropped.total + report.passed_over
     report.several = int((np.bincount(gathered.owner[examples], minlength=1) > 1).sum())
     report.notes = {note: int(rows[numbers].sum()) for note, numbers in gathered.notes.items() if rows[numbers].any()}
     source_of = gathered.source[gathered.owner]
     for number, source in enumerate(report.sources):
         its = examples & (source_of == number)
-        source.kept = int((rows & (gathered.source == number)).sum())
+        source.used = int((rows & (gathered.source == number)).sum())
         source.examples, source.tokens = int(its.sum()), int(gathered.length[its].sum())
         source.trained_tokens = int(gathered.trained[its].sum())
     report.stop_tokens = [stop for stop, _ in gathered.stops.most_common()]
@@ -154,7 +154,7 @@ def _nothing_left(sources: list[Source], report: Report, rules: Rules, side: int
         longer = any(reason.startswith("longer than") for reason in report.dropped.counts)
         remedy = " Raise data.max_length, or write data.overlong: truncate." if longer else ""
         return f"{names}: no rows left ({report.read:,} read): {report.dropped}.{remedy}"
-    if rules.share is None and report.not_taken:
+    if rules.share is None and report.passed_over:
         return f"{names}: take leaves none of {report.read:,} rows. Write a larger share, or a number of rows."
     if rules.share is None:
         return f"{names}: no rows left ({report.read:,} read)."

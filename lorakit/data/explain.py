@@ -10,7 +10,7 @@ from lorakit.data.encoded import IGNORED
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.rows import Block, Row
 from lorakit.data.sources import open_source
-from lorakit.data.work import Rules, Task, Worker
+from lorakit.data.worker import Rules, Task, Worker
 from lorakit.errors import UserError
 from lorakit.recipe.problems import shown_path
 from lorakit.recipe.schema import Source
@@ -58,7 +58,7 @@ def _followed(row: Row, worker: Worker) -> Explained:
     dropped = worked.reports[0].dropped
     cases = {reason: first[0].removeprefix(row.where).lstrip(": ") for reason, first in dropped.first.items()}
     reasons = [f"{reason}: {case}" if case else reason for reason, case in cases.items()]
-    reasons += [f"found: {reason}" for reason in worked.reports[0].found.counts]
+    reasons += [f"found: {reason}" for reason in worked.reports[0].findings.counts]
     return Explained(row.where, [(example["input_ids"], example["labels"]) for example in rows], reasons)
 
 

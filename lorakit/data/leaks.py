@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from lorakit.data.decide import leaked
+from lorakit.data.dataset import Examples
+from lorakit.data.filter_and_split import find_leaks
 from lorakit.data.hygiene.across import Leak
 from lorakit.data.hygiene.traits import of_rows
-from lorakit.data.report import Counted
-from lorakit.data.store import Examples
+from lorakit.data.report import ReasonCounts
 from lorakit.errors import UserError
 from lorakit.recipe.schema import Clean
 
 _CASES = 5
 
 
-def without_leaks(train: Examples, held_out: Examples, clean: Clean) -> Examples:
+def remove_leaks(train: Examples, held_out: Examples, clean: Clean) -> Examples:
     """The training examples without rows that are held out, or nearly, where the recipe says so.
 
     Raises:
@@ -24,7 +24,7 @@ def without_leaks(train: Examples, held_out: Examples, clean: Clean) -> Examples
     for check, action in (("leakage", clean.leakage), ("near_leakage", clean.near_leakage)):
         if action == "off" or train.traits is None or held_out.traits is None:
             continue
-        leaks = leaked(train.traits, held_out.traits, nearly=check == "near_leakage")
+        leaks = find_leaks(train.traits, held_out.traits, nearly=check == "near_leakage")
         if not leaks:
             continue
         if action == "error":
@@ -32,11 +32,11 @@ def without_leaks(train: Examples, held_out: Examples, clean: Clean) -> Examples
         if action == "fix":
             train = _without_rows(train, held_out, check, leaks)
         else:
-            _count(train.report.found, f"{check}: ", leaks, train, held_out)
+            _count(train.report.findings, f"{check}: ", leaks, train, held_out)
     return train
 
 
-def _count(counted: Counted, before: str, leaks: list[Leak], train: Examples, held_out: Examples) -> None:
+def _count(counted: ReasonCounts, before: str, leaks: list[Leak], train: Examples, held_out: Examples) -> None:
     for leak in leaks:
         reason = f"{before}{leak.reason}"
         if len(counted.first.get(reason, [])) < _CASES:
@@ -57,7 +57,7 @@ def _refusal(check: str, leaks: list[Leak], train: Examples, held_out: Examples)
 
 def _without_rows(train: Examples, held_out: Examples, check: str, leaks: list[Leak]) -> Examples:
     """The training examples but for those of the rows that leak; the report counts them as dropped."""
-    stays = np.ones(train.report.kept, dtype=bool)
+    stays = np.ones(train.report.used, dtype=bool)
     stays[[leak.row for leak in leaks]] = False
     if not stays.any():
         raise UserError(f"no training row is left: all {len(stays):,} are held out as well (data.clean.{check}: fix).")
@@ -65,9 +65,9 @@ def _without_rows(train: Examples, held_out: Examples, check: str, leaks: list[L
     _count(report.dropped, f"left out by data.clean.{check}: ", leaks, train, held_out)
     for number, source in enumerate(report.sources):
         its = examples & (numbers.source == number)
-        source.kept, source.examples = len(np.unique(numbers.owner[its])), int(its.sum())
+        source.used, source.examples = len(np.unique(numbers.owner[its])), int(its.sum())
         source.tokens, source.trained_tokens = int(numbers.length[its].sum()), int(numbers.trained[its].sum())
-    report.kept = int(stays.sum())
+    report.used = int(stays.sum())
     report.add_up(int(numbers.length[examples].max()))
     return replace(
         train,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorakit.data.batches import epoch_batches
-from lorakit.data.made import Shapes
+from lorakit.data.made import TextLengths
 from lorakit.data.packing import first_fit_decreasing
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -61,7 +61,7 @@ def _round_up(width: int) -> int:
     return next(step * unit for step in (1, 2, 5, 10) if step * unit >= width)
 
 
-def limits(shapes: Shapes, current: int, attention_at: float) -> list[Limit]:
+def limits(shapes: TextLengths, current: int, attention_at: float) -> list[Limit]:
     """What each of several values of `max_length` would do to the texts, the current one among them.
 
     `attention_at`: the length in tokens at which attention costs as much as all matrix products together.
@@ -71,7 +71,7 @@ def limits(shapes: Shapes, current: int, attention_at: float) -> list[Limit]:
     return [_limit(shapes, limit, attention_at) for limit in sorted({*powers[-6:], current})]
 
 
-def _limit(shapes: Shapes, limit: int, attention_at: float) -> Limit:
+def _limit(shapes: TextLengths, limit: int, attention_at: float) -> Limit:
     whole = shapes.length <= limit
     kept, trained = np.zeros_like(shapes.length), np.zeros_like(shapes.length)
     owner = np.repeat(np.arange(len(shapes.length)), shapes.turns)

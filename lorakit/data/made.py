@@ -19,7 +19,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass
-class Shapes:
+class TextLengths:
     """Every encoded text, before it is held to max_length: its tokens, how many of them are trained, its trained turns
     and, of each turn in turn, how many tokens end with it and how many of these are trained."""
 
@@ -31,7 +31,7 @@ class Shapes:
 
 
 @dataclass
-class Made:
+class BlockExamples:
     """The examples of a block as they are made, on their way into arrays."""
 
     ids: list[np.ndarray] = field(default_factory=list)
@@ -73,10 +73,10 @@ class Made:
             [*lists, answers, where, pa.array(np.full(len(self.where), source), pa.int16())], schema=SCHEMA
         )
 
-    def shapes(self) -> Shapes:
+    def shapes(self) -> TextLengths:
         shaped = np.array(self.shaped, dtype=np.int64).reshape(-1, 3).T
         ends = np.array(self.ends, dtype=np.int64).reshape(-1, 2).T
-        return Shapes(*shaped, *ends)
+        return TextLengths(*shaped, *ends)
 
 
 def _flat(rows: list[np.ndarray]) -> pa.Array:

@@ -1,13 +1,20 @@
 """The report: what became of the rows of a recipe's sources."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lorakit.data.rows import RowError
 from lorakit.recipe.problems import one_line
 
 _NAMED = 5
+_KEYS = {"used": "kept", "passed_over": "not_taken", "findings": "found"}
+"""Fields whose key in files is another."""
+_FIELDS = {key: field for field, key in _KEYS.items()}
+
+
+def _renamed(facts: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in facts.items()}
 
 
 @dataclass
@@ -19,7 +26,7 @@ class SourceReport:
     why: str
     task: str | None = None
     weight: float = 1.0
-    kept: int = 0
+    used: int = 0
     examples: int = 0
     tokens: int = 0
     trained_tokens: int = 0
@@ -31,7 +38,7 @@ class SourceReport:
 
 
 @dataclass
-class Counted:
+class ReasonCounts:
     """Things counted by reason, the first cases of each named with file and line."""
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -44,7 +51,7 @@ class Counted:
         if len(named) < _NAMED:
             named.append(f"{where}: {one_line(case, 200)}" if case else where)
 
-    def merge(self, other: "Counted") -> None:
+    def merge(self, other: "ReasonCounts") -> None:
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
             named = self.first.setdefault(reason, [])
@@ -64,38 +71,39 @@ class Counted:
 class Report:
     """What became of the rows: counts, and the first cases of each reason with file and line.
 
-    `kept` rows gave `examples`: a row whose template rewrites its history, or a split text, gives several (`several`
-    rows did). `cut` rows were truncated. `not_taken` rows were passed over by a source's `take`. `found`: what the
+    `used` rows gave `examples`: a row whose template rewrites its history, or a split text, gives several (`several`
+    rows did). `cut` rows were truncated. `passed_over` rows were passed over by a source's `take`. `findings`: what the
     checks of `data.clean` found, each reason with its check's name in front. `notes`: what is to be said of how rows
     are trained, with the number of rows that it holds for.
     """
 
     sources: list[SourceReport] = field(default_factory=list)
     read: int = 0
-    kept: int = 0
+    used: int = 0
     examples: int = 0
     several: int = 0
     cut: int = 0
-    not_taken: int = 0
-    dropped: Counted = field(default_factory=Counted)
-    found: Counted = field(default_factory=Counted)
+    passed_over: int = 0
+    dropped: ReasonCounts = field(default_factory=ReasonCounts)
+    findings: ReasonCounts = field(default_factory=ReasonCounts)
     tokens: int = 0
     trained_tokens: int = 0
     longest: int = 0
     stop_tokens: list[str] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, under the keys of manifests and of --json."""
+        facts = _renamed(asdict(self), _KEYS)
+        return {**facts, "sources": [_renamed(source, _KEYS) for source in facts["sources"]]}
+
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Report":
-        """The report that `dataclasses.asdict` made these facts of."""
-        return cls(
-            **{
-                **facts,
-                "sources": [SourceReport(**source) for source in facts["sources"]],
-                "dropped": Counted(**facts["dropped"]),
-                "found": Counted(**facts["found"]),
-            }
-        )
+        """The inverse of `to_dict`."""
+        fields = _renamed(facts, _FIELDS)
+        fields["sources"] = [SourceReport(**_renamed(source, _FIELDS)) for source in facts["sources"]]
+        fields["dropped"], fields["findings"] = ReasonCounts(**facts["dropped"]), ReasonCounts(**facts["found"])
+        return cls(**fields)
 
     def add_up(self, longest: int) -> None:
         """Set the sums over the sources, and the longest example."""

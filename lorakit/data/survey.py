@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from lorakit.data.dataset import Examples, read_shapes
 from lorakit.data.examples import examples_of
 from lorakit.data.lengths import Limit, Padding, histogram, limits, padding, quantiles
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import Report
-from lorakit.data.store import Examples, read_shapes
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Data
 
@@ -54,7 +54,7 @@ class Survey:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
         return {
-            **{name.replace("-", "_"): asdict(report) for name, report in self.reports.items()},
+            **{name.replace("-", "_"): report.to_dict() for name, report in self.reports.items()},
             "lengths": self.lengths,
             "histogram": [{"from": first, "to": last, "texts": count} for first, last, count in self.bins],
             "max_lengths": [asdict(limit) for limit in self.limits],
@@ -96,11 +96,11 @@ def _checks(actions: Mapping[str, str], reports: list[Report]) -> list[Check]:
         found: dict[str, int] = {}
         first: dict[str, list[str]] = {}
         for report in reports:
-            for reason, count in report.found.counts.items():
+            for reason, count in report.findings.counts.items():
                 check, _, what = reason.partition(": ")
                 if check == name:
                     found[what] = found.get(what, 0) + count
-                    first[what] = [*first.get(what, []), *report.found.first[reason]][:5]
+                    first[what] = [*first.get(what, []), *report.findings.first[reason]][:5]
         checks.append(Check(name, action, found, first))
     return checks
 

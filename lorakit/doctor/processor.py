@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 
-from lorakit.data.pool import processors
+from lorakit.data.worker_pool import processors
 from lorakit.doctor.finding import Finding, gib
 from lorakit.doctor.packages import import_error
 from lorakit.doctor.speed import product_speed

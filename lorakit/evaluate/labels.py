@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lorakit.data.store import Examples
+from lorakit.data.dataset import Examples
 from lorakit.evaluate.generate import until_stop
 from lorakit.evaluate.rendering import RenderedRows, Row, reference_of
 

@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lorakit.data.dataset import Examples
 from lorakit.data.encoded import IGNORED
 from lorakit.data.examples import examples_of
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import SourceReport
-from lorakit.data.store import Examples
 from lorakit.errors import UserError
 from lorakit.evaluate.generate import decode_answer, until_stop
 from lorakit.model.base import Base
@@ -110,8 +110,8 @@ def render_rows(data: Data, base: Base, template: ChatTemplate, progress: Progre
 
 def warn_of_problems(examples: Examples, progress: Progress) -> None:
     """Say what the checks of `data.clean` found in the rows."""
-    for reason, count in examples.report.found.counts.items():
-        progress.warn(f"held-out: {count:,} x {reason} (first: {examples.report.found.first[reason][0]})")
+    for reason, count in examples.report.findings.counts.items():
+        progress.warn(f"held-out: {count:,} x {reason} (first: {examples.report.findings.first[reason][0]})")
 
 
 def data_section(file: Path, like: Data | None, longest: int) -> Data:

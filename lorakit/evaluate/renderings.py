@@ -7,9 +7,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from lorakit.data.dataset import Examples
 from lorakit.data.examples import tokenizer_sha256
 from lorakit.data.rendering import ChatTemplate, NoChatTemplate
-from lorakit.data.store import Examples
 from lorakit.data.template_date import asks_for_date
 from lorakit.errors import UserError
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
@@ -105,7 +105,7 @@ def prompt_template(spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet) ->
     if prepared is None or not tokenizer.chat_template:
         return template
     report = prepared.report
-    if report.notes.get(template.note_without_thoughts) != report.kept:
+    if report.notes.get(template.note_without_thoughts) != report.used:
         return template
     return replace(template, variables={**template.variables, **template.without_thoughts})
 

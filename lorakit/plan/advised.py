@@ -4,8 +4,8 @@ from lorakit.errors import UserError
 from lorakit.plan.advice import Known
 from lorakit.plan.auto import formula_rate
 from lorakit.plan.changes import Change
+from lorakit.plan.estimate import Plan, plan_run
 from lorakit.plan.facts import ModelFacts
-from lorakit.plan.planned import Plan, plan_run
 
 
 def known_of(plan: Plan, changes: list[Change], facts: ModelFacts) -> Known:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorakit.amounts import percent
+from lorakit.plan.estimate import Plan, RowEstimate
 from lorakit.plan.facts import ModelFacts
-from lorakit.plan.planned import Plan, Rows
 from lorakit.recipe.kinds import begins_from, trains_all
 from lorakit.recipe.schema import Recipe
 
@@ -74,7 +74,7 @@ def _less_adapter(plan: Plan) -> Iterator[Step]:
             yield Step("adapter.rank", rank, "less to learn with (alpha stays)", 2)
 
 
-def _shorter(recipe: Recipe, rows: Rows) -> Iterator[Step]:
+def _shorter(recipe: Recipe, rows: RowEstimate) -> Iterator[Step]:
     """Lower limits of length, the highest first, that leave most of the rows; with the share that they do not leave."""
     length = min(recipe.data.max_length, rows.longest)
     most = _MOST_LOST if recipe.data.overlong in ("drop", "error") else _MOST_CUT
@@ -87,7 +87,7 @@ def _shorter(recipe: Recipe, rows: Rows) -> Iterator[Step]:
         yield Step("data.max_length", limit, f"{told} beyond {limit} tokens, are {_fate(recipe.data.overlong)}", 3)
 
 
-def _beyond(rows: Rows, limit: int) -> float | None:
+def _beyond(rows: RowEstimate, limit: int) -> float | None:
     """The share of the rows that are longer; None where no row is known."""
     return sum(length > limit for length in rows.lengths) / len(rows.lengths) if rows.lengths else None
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from lorakit.errors import UserError
 from lorakit.plan.candidates import Step, lessening, using_more
+from lorakit.plan.estimate import Plan, RowEstimate, plan_run
 from lorakit.plan.facts import ModelFacts
-from lorakit.plan.planned import Plan, Rows, plan_run
 from lorakit.recipe.kinds import unread
 from lorakit.recipe.problems import RecipeErrors
 from lorakit.recipe.schema import Recipe
@@ -136,7 +136,7 @@ def _options(steps: Sequence[Step], emptied: Sequence[str] = ()) -> list[str]:
     return [*(step.option for step in steps), *(f"{key}=null" for key in emptied)]
 
 
-def _limited(rows: Rows, limit: int, overlong: str) -> Rows:
+def _limited(rows: RowEstimate, limit: int, overlong: str) -> RowEstimate:
     """The rows under another limit of length."""
     if not rows.lengths:
         return replace(rows, longest=limit, mean=float(limit))

@@ -3,22 +3,22 @@
 from lorakit.hardware.gpus import Device
 from lorakit.hardware.machine import Machine, this_machine
 from lorakit.hardware.throughput import Rates, measure_cpu, rates_of
-from lorakit.plan.planned import Place
+from lorakit.plan.estimate import PlanDevice
 
 
-def place_of(device: Device) -> Place:
+def place_of(device: Device) -> PlanDevice:
     """A card that is not asked whether it is here."""
     machine = Machine("cuda", device.name, device.memory, device.bfloat16 is not None, here=False, card=device)
-    return Place(machine, lambda dtype: rates_of(device, dtype))
+    return PlanDevice(machine, lambda dtype: rates_of(device, dtype))
 
 
-def this_place() -> Place:
+def this_place() -> PlanDevice:
     """This machine: its GPU where it has one that is known, else its processor, whose speed is measured."""
     machine = this_machine()
     if not machine.is_gpu:
-        return Place(machine, _of_processor)
+        return PlanDevice(machine, _of_processor)
     card = machine.card
-    return Place(machine, (lambda dtype: rates_of(card, dtype)) if card else _unknown)
+    return PlanDevice(machine, (lambda dtype: rates_of(card, dtype)) if card else _unknown)
 
 
 def _of_processor(dtype: str) -> Rates | None:

@@ -71,8 +71,8 @@ def manifest_of(prepared: Prepared, begun: Begun) -> dict[str, Any]:
         "data": {
             "files": file_sha256s(recipe.data),
             "tokens_sha256": prepared.tokens_sha256,
-            "train": asdict(prepared.train.report),
-            "eval": asdict(prepared.held_out.report) if prepared.held_out else None,
+            "train": prepared.train.report.to_dict(),
+            "eval": prepared.held_out.report.to_dict() if prepared.held_out else None,
         },
         "auto": [asdict(choice) for choice in prepared.choices],
         "parameters": {"trainable": begun.trainable, "total": begun.total},

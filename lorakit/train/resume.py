@@ -15,7 +15,7 @@ from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.errors import UserError
 from lorakit.model.peft_adapter import TRAINED_DIR, TRAINED_WEIGHTS
 from lorakit.plan.run_rows import changed_files, changed_versions, other_tokens
-from lorakit.prepare import Prepared, check_base, check_stops
+from lorakit.prepare import Prepared, check_base, check_stop_tokens
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.load import Loaded, load
@@ -127,7 +127,7 @@ def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Pa
         )
     if manifest.get("tokenizer_sha256") != tokenizer_sha256(prepared.tokenizer):
         raise UserError(f"{run.folder}: the tokenizer or its chat template changed since this run was begun.")
-    check_stops(prepared, manifest, run.folder)
+    check_stop_tokens(prepared, manifest, run.folder)
     other = other_tokens(prepared.tokens_sha256, manifest)
     if other:
         raise UserError(f"{run.folder}: {other}. Resume with what it was begun with, or train into another folder.")

@@ -16,7 +16,7 @@ from transformers import TrainerControl, TrainerState
 from trl import SFTTrainer
 
 from lorakit.atomic_io import atomic_dir, write_whole
-from lorakit.data.store import Examples
+from lorakit.data.dataset import Examples
 from lorakit.errors import Interrupted, LorakitError
 from lorakit.model.adapters.plain_lora import full_config, save_adapter, save_config
 from lorakit.model.peft_adapter import TRAINED_DIR, TRAINED_WEIGHTS, trained_weights

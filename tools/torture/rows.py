@@ -222,8 +222,8 @@ def _prepared(tokenizer: Any, settings: dict[str, Any], kind: str, raw: bytes | 
     reports = [side.report for side in sides]
     for side in sides:
         owners = len(np.unique(side.numbers.owner))
-        if owners != side.report.kept or len(side.rows) != side.report.examples:
-            raise BrokenPromiseError(f"{owners} rows have examples, {side.report.kept} are said to")
+        if owners != side.report.used or len(side.rows) != side.report.examples:
+            raise BrokenPromiseError(f"{owners} rows have examples, {side.report.used} are said to")
     read = sum(report.read for report in reports)
     if raw is not None:
         try:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lorakit.data.decide import leaked
+from lorakit.data.filter_and_split import find_leaks
 from lorakit.data.hygiene.across import Leak
 from lorakit.data.hygiene.traits import TraitArrays
 from lorakit.evaluate.diagnosis.finding import Check, Finding
@@ -35,7 +35,7 @@ def leak(train: TraitArrays, held_out: TraitArrays) -> Finding:
     if not rows:
         return LEAK.unmeasured("there are no rows")
     # The data room names the training rows that are held out; with the sides exchanged it names the rows to score.
-    same = leaked(held_out, train, nearly=False)
+    same = find_leaks(held_out, train, nearly=False)
     details: dict[str, Any] = {
         "rows": rows,
         "training rows": len(train.said),
@@ -44,7 +44,7 @@ def leak(train: TraitArrays, held_out: TraitArrays) -> Finding:
         "same prompt, other answer": _prompts_only(train, held_out, same),
     }
     if train.signature is not None and held_out.signature is not None:
-        near = leaked(held_out, train, nearly=True)
+        near = find_leaks(held_out, train, nearly=True)
         details |= {"nearly the same": len(near), "near cases": _cases(near)}
     return LEAK.found(len(same) / rows, bool(same), wilson(len(same), rows), details)
 

@@ -24,7 +24,9 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_order(job: Callable[..., Any], pieces: Iterable[tuple[Any, ...]], processes: int) -> Generator[Any, None, None]:
+def map_in_order(
+    job: Callable[..., Any], pieces: Iterable[tuple[Any, ...]], processes: int
+) -> Generator[Any, None, None]:
     """`job(*piece)` of each piece, in their order; with one process, in this one.
 
     Pieces are asked for a few ahead of the results. The first error of a piece, in their order, is raised here.

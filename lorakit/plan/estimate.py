@@ -34,7 +34,7 @@ _POOL = 32
 
 
 @dataclass(frozen=True)
-class Place:
+class PlanDevice:
     """The device that a run is planned for."""
 
     machine: Machine
@@ -43,7 +43,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowEstimate:
     """What is known of the rows. Without any, every row is as long as `data.max_length` allows."""
 
     count: int | None
@@ -71,12 +71,12 @@ class Plan:
     recipe: Recipe
     """What was asked for, without `auto`."""
     choices: tuple[Choice, ...]
-    place: Place
+    place: PlanDevice
     spec: ModelSpec
     adapted: Adapted
     quantization: str
     """In which the base is really held."""
-    rows: Rows
+    rows: RowEstimate
     longest: Memory
     """The fullest moment on the longest micro-batch."""
     average: Memory
@@ -117,7 +117,7 @@ class Plan:
         return self.at_most <= self.place.machine.memory
 
 
-def rows_of(recipe: Recipe, seen: Glance | None) -> Rows:
+def rows_of(recipe: Recipe, seen: Glance | None) -> RowEstimate:
     """What a glance says, or the recipe's limits where the rows are not on this machine.
 
     Raises:
@@ -131,9 +131,9 @@ def rows_of(recipe: Recipe, seen: Glance | None) -> Rows:
         )
     if seen is None:
         told = f"the rows are not on this machine: every row is taken to be {limit} tokens long (data.max_length)"
-        return Rows(None, 0, limit, float(limit), TRAINED, 0.0, told)
+        return RowEstimate(None, 0, limit, float(limit), TRAINED, 0.0, told)
     longest = min(seen.longest, limit)
-    return Rows(
+    return RowEstimate(
         count=seen.rows,
         held_out=seen.held_out,
         broken=seen.broken,
@@ -149,7 +149,9 @@ def rows_of(recipe: Recipe, seen: Glance | None) -> Rows:
     )
 
 
-def plan_run(recipe: Recipe, facts: ModelFacts, rows: Rows, place: Place, per_hour: float | None = None) -> Plan:
+def plan_run(
+    recipe: Recipe, facts: ModelFacts, rows: RowEstimate, place: PlanDevice, per_hour: float | None = None
+) -> Plan:
     """The plan of a recipe on a model whose spec is known.
 
     Args:
@@ -197,7 +199,7 @@ def plan_run(recipe: Recipe, facts: ModelFacts, rows: Rows, place: Place, per_ho
     )
 
 
-def steps_of(recipe: Recipe, rows: Rows) -> int | None:
+def steps_of(recipe: Recipe, rows: RowEstimate) -> int | None:
     """The optimizer steps of a run; None where neither they nor the rows are known."""
     if recipe.train.steps:
         return recipe.train.steps
@@ -207,7 +209,7 @@ def steps_of(recipe: Recipe, rows: Rows) -> int | None:
     return mixture.run_steps(recipe.train.batch_size, recipe.train.epochs, None)
 
 
-def _work(load: Load, rows: Rows, steps: int, micro: int, checkpointing: bool) -> Work:
+def _work(load: Load, rows: RowEstimate, steps: int, micro: int, checkpointing: bool) -> Work:
     recipe, scorings = load.recipe, 0
     if rows.held_out:
         scorings = times(recipe.train.eval_every, steps)
@@ -223,7 +225,7 @@ def _work(load: Load, rows: Rows, steps: int, micro: int, checkpointing: bool) -
     )
 
 
-def padding_of(recipe: Recipe, rows: Rows, micro: int) -> float:
+def padding_of(recipe: Recipe, rows: RowEstimate, micro: int) -> float:
     """The share of computed tokens that is padding, with rows batched by length as training batches them."""
     if recipe.data.packing == "on" or micro == 1 or not rows.lengths:
         return 0.0
@@ -237,7 +239,7 @@ def padding_of(recipe: Recipe, rows: Rows, micro: int) -> float:
     return 1 - sum(order) / computed
 
 
-def _evaluation(load: Load, recipe: Recipe, rows: Rows, machine: Machine) -> int:
+def _evaluation(load: Load, recipe: Recipe, rows: RowEstimate, machine: Machine) -> int:
     tokens = rows.longest + recipe.evaluate.max_new_tokens
     width = DTYPE_BYTES[recipe.model.dtype]
     weights = weight_bytes(load.spec, load.quantization, recipe.model.double_quant, width)
@@ -249,7 +251,7 @@ def _adapter_file(adapted: Adapted) -> int:
     return 4 * adapted.saved
 
 
-def full_fine_tuning(recipe: Recipe, facts: ModelFacts, rows: Rows, place: Place) -> Plan | None:
+def full_fine_tuning(recipe: Recipe, facts: ModelFacts, rows: RowEstimate, place: PlanDevice) -> Plan | None:
     """The same run without an adapter, for comparison; None where the recipe is that already."""
     if trains_all(recipe.adapter):
         return None

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorakit.data.gather import Gathered
 from lorakit.data.hygiene import across, near
 from lorakit.data.hygiene.traits import TraitArrays, of_rows
-from lorakit.data.report import Counted
-from lorakit.data.work import Rules
+from lorakit.data.pipeline import PipelineResult
+from lorakit.data.report import ReasonCounts
+from lorakit.data.worker import Rules
 from lorakit.errors import UserError
 from lorakit.recipe.schema import Clean
 
@@ -17,7 +17,7 @@ _CASES = 5
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckResult:
     """Rows of which a check has something to say: their places, what it says, and what of it is each row's own.
 
     `leave_out`: those that a fix takes away.
@@ -29,25 +29,27 @@ class Found:
     leave_out: np.ndarray
 
 
-class Decided:
+class RowSelection:
     """What became of the usable rows: which are `kept`, which of them are `held_out`, and what was counted, on the
     trained and on the held-out side."""
 
-    def __init__(self, gathered: Gathered, rules: Rules) -> None:
+    def __init__(self, gathered: PipelineResult, rules: Rules) -> None:
         self.gathered = gathered
         count = len(gathered.digests)
-        self.kept = np.ones(count, dtype=bool)
+        self.used = np.ones(count, dtype=bool)
         share = rules.share or 0.0
         self.held_out = gathered.digests[:, 0] < np.uint64(min(int(share * 2**64), 2**64 - 1))
         self.passed_over = np.zeros(2, dtype=int)
-        self.dropped, self.found = (Counted(), Counted()), (Counted(), Counted())
+        self.dropped, self.found = (ReasonCounts(), ReasonCounts()), (ReasonCounts(), ReasonCounts())
 
     def pass_over(self, rows: np.ndarray) -> None:
         """Leave out rows that `take` does not choose."""
-        self.kept[rows] = False
+        self.used[rows] = False
         self.passed_over += np.bincount(self.held_out[rows].astype(int), minlength=2)
 
-    def tell(self, counted: tuple[Counted, Counted], rows: np.ndarray, reason: str, found: Found) -> None:
+    def tell(
+        self, counted: tuple[ReasonCounts, ReasonCounts], rows: np.ndarray, reason: str, found: CheckResult
+    ) -> None:
         """Count rows with a reason, on the side that each is on."""
         for side in (0, 1):
             its = rows[self.held_out[rows] == bool(side)]
@@ -58,13 +60,15 @@ class Decided:
                 counted[side].counts[reason] += len(its) - len(first)
 
 
-def decide(gathered: Gathered, clean: Clean, rules: Rules, takes: Sequence[int | float | None]) -> Decided:
+def select_rows(
+    gathered: PipelineResult, clean: Clean, rules: Rules, takes: Sequence[int | float | None]
+) -> RowSelection:
     """What stays of all usable rows.
 
     Raises:
         UserError: a check whose action is `error` found something.
     """
-    decided = Decided(gathered, rules)
+    decided = RowSelection(gathered, rules)
     for source, take in enumerate(takes):
         _take(decided, source, take)
     if rules.apart and gathered.traits is not None:
@@ -72,13 +76,13 @@ def decide(gathered: Gathered, clean: Clean, rules: Rules, takes: Sequence[int |
     for check, find in _CHECKS.items():
         action = getattr(clean, check)
         if gathered.traits is not None and action != "off" and _is_possible(check, gathered.traits):
-            kept = np.flatnonzero(decided.kept)
+            kept = np.flatnonzero(decided.used)
             for found in find(gathered, of_rows(gathered.traits, kept), kept):
                 _act(decided, check, action, found)
     return decided
 
 
-def leaked(train: TraitArrays, held_out: TraitArrays, nearly: bool) -> list[across.Leak]:
+def find_leaks(train: TraitArrays, held_out: TraitArrays, nearly: bool) -> list[across.Leak]:
     """Training rows that are held out as well; with `nearly`, those that resemble a held-out row and are not it."""
     same = across.leaks(train, held_out)
     if not nearly:
@@ -91,7 +95,7 @@ def leaked(train: TraitArrays, held_out: TraitArrays, nearly: bool) -> list[acro
     return [across.Leak(row, held, "nearly the same as a held-out row") for row, held in pairs if row not in known]
 
 
-def _take(decided: Decided, source: int, take: int | float | None) -> None:
+def _take(decided: RowSelection, source: int, take: int | float | None) -> None:
     """Of a source's rows keep those whose number by content is lowest."""
     rows = np.flatnonzero(decided.gathered.source == source)
     if isinstance(take, int) and len(rows) > take:
@@ -99,10 +103,10 @@ def _take(decided: Decided, source: int, take: int | float | None) -> None:
         decided.pass_over(np.sort(rows[np.argsort(numbers, kind="stable")[take:]]))
 
 
-def _keep_together(decided: Decided, traits: TraitArrays) -> None:
+def _keep_together(decided: RowSelection, traits: TraitArrays) -> None:
     """Near-duplicates go to one side of the split, and rows that say the same go where the first of them goes."""
     assert traits.signature is not None
-    kept = np.flatnonzero(decided.kept)
+    kept = np.flatnonzero(decided.used)
     first = across.duplicates(traits.said[kept])
     unique = np.flatnonzero(first == np.arange(len(kept)))
     sides = np.empty(len(kept), np.int8)
@@ -110,12 +114,12 @@ def _keep_together(decided: Decided, traits: TraitArrays) -> None:
     sides = sides[first]
     neither = kept[sides < 0]
     decided.held_out[kept] = sides == 1
-    decided.kept[neither] = False
-    found = Found(neither, "", lambda rows: [""] * len(rows), neither)
+    decided.used[neither] = False
+    found = CheckResult(neither, "", lambda rows: [""] * len(rows), neither)
     decided.tell(decided.dropped, neither, "nearly the same as rows on both sides of the split", found)
 
 
-def _act(decided: Decided, check: str, action: str, found: Found) -> None:
+def _act(decided: RowSelection, check: str, action: str, found: CheckResult) -> None:
     if not len(found.rows):
         return
     if action == "error":
@@ -126,7 +130,7 @@ def _act(decided: Decided, check: str, action: str, found: Found) -> None:
             + f"; {len(found.rows):,} rows in all. Fix the rows, or write data.clean.{check}: fix or report."
         )
     if action == "fix":
-        decided.kept[found.leave_out] = False
+        decided.used[found.leave_out] = False
         decided.tell(decided.found, found.rows, f"{check}: {found.reason}", found)
         decided.tell(decided.dropped, found.leave_out, f"left out by data.clean.{check}: {found.reason}", found)
     else:
@@ -140,11 +144,11 @@ def _is_possible(check: str, traits: TraitArrays) -> bool:
     return traits.style is not None if check == "style" else True
 
 
-def _duplicates(gathered: Gathered, traits: TraitArrays, kept: np.ndarray) -> list[Found]:
+def _duplicates(gathered: PipelineResult, traits: TraitArrays, kept: np.ndarray) -> list[CheckResult]:
     return _repeated(gathered, across.duplicates(traits.said), kept, "the same as an earlier row")
 
 
-def _near_duplicates(gathered: Gathered, traits: TraitArrays, kept: np.ndarray) -> list[Found]:
+def _near_duplicates(gathered: PipelineResult, traits: TraitArrays, kept: np.ndarray) -> list[CheckResult]:
     assert traits.signature is not None
     first = near.groups(traits.signature)
     exact = across.duplicates(traits.said)
@@ -153,28 +157,28 @@ def _near_duplicates(gathered: Gathered, traits: TraitArrays, kept: np.ndarray) 
     return _repeated(gathered, first, kept, "nearly the same as an earlier row")
 
 
-def _repeated(gathered: Gathered, first: np.ndarray, kept: np.ndarray, reason: str) -> list[Found]:
+def _repeated(gathered: PipelineResult, first: np.ndarray, kept: np.ndarray, reason: str) -> list[CheckResult]:
     rows = np.flatnonzero(first != np.arange(len(kept)))
     of = dict(zip(kept[rows].tolist(), kept[first[rows]].tolist(), strict=True))
-    return [Found(kept[rows], reason, lambda some: _places(gathered, of, some), kept[rows])]
+    return [CheckResult(kept[rows], reason, lambda some: _places(gathered, of, some), kept[rows])]
 
 
-def _contradictions(gathered: Gathered, traits: TraitArrays, kept: np.ndarray) -> list[Found]:
+def _contradictions(gathered: PipelineResult, traits: TraitArrays, kept: np.ndarray) -> list[CheckResult]:
     found = across.contradictions(traits.prompt, traits.answer)
     rows = np.flatnonzero(found.group >= 0)
     of = dict(zip(kept[rows].tolist(), kept[found.group[rows]].tolist(), strict=True))
     reason = "another answer to the same prompt"
-    return [Found(kept[rows], reason, lambda some: _places(gathered, of, some), kept[~found.kept])]
+    return [CheckResult(kept[rows], reason, lambda some: _places(gathered, of, some), kept[~found.kept])]
 
 
-def _style(gathered: Gathered, traits: TraitArrays, kept: np.ndarray) -> list[Found]:
+def _style(gathered: PipelineResult, traits: TraitArrays, kept: np.ndarray) -> list[CheckResult]:
     outliers = across.outliers(traits)
     reasons = {int(kept[outlier.row]): outlier.reason for outlier in outliers}
     rows = np.array(list(reasons), dtype=np.int64)
-    return [Found(rows, "written unlike the others", lambda some: [reasons[int(row)] for row in some], rows)]
+    return [CheckResult(rows, "written unlike the others", lambda some: [reasons[int(row)] for row in some], rows)]
 
 
-def _places(gathered: Gathered, of: dict[int, int], rows: np.ndarray) -> list[str]:
+def _places(gathered: PipelineResult, of: dict[int, int], rows: np.ndarray) -> list[str]:
     """For each row the place of the one that it belongs to; nothing where that is the row itself."""
     others = [of[int(row)] for row in rows]
     return [

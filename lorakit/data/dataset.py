@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lorakit.atomic_io import cache_folder
-from lorakit.data.gather import Gathered
 from lorakit.data.hygiene.traits import TraitArrays
-from lorakit.data.made import Shapes
+from lorakit.data.made import TextLengths
 from lorakit.data.mixture import Mixture
+from lorakit.data.pipeline import PipelineResult
 from lorakit.data.report import Report
 
 SIDES = ("train", "held_out")
@@ -23,7 +23,7 @@ _AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
-class Numbers:
+class ExampleIndex:
     """Of each example: its row, its tokens, how many of them are trained, and the number of its source."""
 
     owner: np.ndarray
@@ -31,10 +31,10 @@ class Numbers:
     trained: np.ndarray
     source: np.ndarray
 
-    def of(self, examples: np.ndarray, rows: np.ndarray) -> "Numbers":
+    def of(self, examples: np.ndarray, rows: np.ndarray) -> "ExampleIndex":
         """Those of some examples (a mask), whose rows (a mask) are counted anew."""
         counted = np.cumsum(rows) - 1
-        return Numbers(
+        return ExampleIndex(
             counted[self.owner[examples]], self.length[examples], self.trained[examples], self.source[examples]
         )
 
@@ -50,7 +50,7 @@ class Examples:
     rows: datasets.Dataset
     report: Report
     key: str
-    numbers: Numbers
+    numbers: ExampleIndex
     traits: TraitArrays | None = None
 
     def lengths(self) -> np.ndarray:
@@ -88,7 +88,7 @@ def _traits(arrays: dict[str, np.ndarray]) -> TraitArrays:
     return TraitArrays(**{field.name: arrays.get(field.name) for field in fields(TraitArrays)})  # type: ignore[arg-type]
 
 
-def write_side(folder: Path, side: str, gathered: Gathered, rows: np.ndarray, report: Report) -> None:
+def write_side(folder: Path, side: str, gathered: PipelineResult, rows: np.ndarray, report: Report) -> None:
     """Write the examples of the chosen rows (a mask) and what belongs to them."""
     chosen = rows[gathered.owner]
     target = folder / f"{side}.arrow"
@@ -112,13 +112,13 @@ def write_side(folder: Path, side: str, gathered: Gathered, rows: np.ndarray, re
     if gathered.traits is not None:
         arrays |= {f"of_{name}": array[rows] for name, array in vars(gathered.traits).items() if array is not None}
     np.savez(folder / f"{side}.npz", **arrays)
-    (folder / f"{side}.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
+    (folder / f"{side}.json").write_text(json.dumps(report.to_dict()), encoding="utf-8")
 
 
-def read_shapes(key: str) -> Shapes:
+def read_shapes(key: str) -> TextLengths:
     """The lengths of every text of a cached set, fitting or not."""
     with np.load(cache_folder() / "examples" / key / "shapes.npz", allow_pickle=False) as arrays:
-        return Shapes(**arrays)
+        return TextLengths(**arrays)
 
 
 def read_side(folder: Path, side: str, key: str) -> Examples:
@@ -137,7 +137,7 @@ def read_side(folder: Path, side: str, key: str) -> Examples:
     with np.load(folder / f"{side}.npz", allow_pickle=False) as arrays:
         found = dict(arrays)
     traits = {name.removeprefix("of_"): found.pop(name) for name in list(found) if name.startswith("of_")}
-    numbers = Numbers(**found)
+    numbers = ExampleIndex(**found)
     if len(numbers.owner) != len(rows):
         raise ValueError(f"{len(numbers.owner)} of {len(rows)} places")
     return Examples(rows, report, key, numbers, _traits(traits) if traits else None)

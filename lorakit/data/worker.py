@@ -18,7 +18,7 @@ from lorakit.data.formats import said as said_by
 from lorakit.data.hygiene.clean import clean
 from lorakit.data.hygiene.traits import TraitArrays, traits
 from lorakit.data.identity import digest_of, point, used
-from lorakit.data.made import Made, Shapes
+from lorakit.data.made import BlockExamples, TextLengths
 from lorakit.data.rendering import ChatTemplate, Rendered, render
 from lorakit.data.report import Report
 from lorakit.data.rows import Block, Row, RowError
@@ -63,7 +63,7 @@ class Rules:
 
 
 @dataclass
-class Worked:
+class BlockResult:
     """What one block gave.
 
     Of each example: `owner` (which of the block's usable rows it is of), `lengths` and `trained`, in tokens. Of each
@@ -77,7 +77,7 @@ class Worked:
     trained: np.ndarray
     digests: np.ndarray
     cut: np.ndarray
-    shapes: Shapes
+    shapes: TextLengths
     traits: TraitArrays | None
     reports: tuple[Report, Report]
     stops: Counter[str]
@@ -120,7 +120,7 @@ class Worker:
         """The tokens that end an answer."""
         return frozenset(self._encoder.stop_id(word) for word in self.tasks[0].template.ends)
 
-    def __call__(self, source: int, block: Block, ceiling: int) -> Worked:
+    def __call__(self, source: int, block: Block, ceiling: int) -> BlockResult:
         """The examples of a block of source number `source`. Rows whose number for `take` is above `ceiling` are
         passed over.
 
@@ -167,7 +167,7 @@ class Worker:
                     said, digest = cleaned, digest_of(cleaned)
             report = reports[self._own_side(digest)]
             if int.from_bytes(digest[8:16], "big") > ceiling:
-                report.not_taken += 1
+                report.passed_over += 1
                 return None
             return _Usable(row.where, said, digest, [] if isinstance(said, Tokens) else render(said, task.template))
         except RowError as error:
@@ -188,7 +188,7 @@ class Worker:
                 )
             left = "" if finding.fixed or self.rules.checks[finding.check] == "report" else " (left as it is)"
             case = f"{finding.field}: {finding.case}" if finding.case else finding.field
-            report.found.add(f"{finding.check}: {finding.what}{left}", where, case)
+            report.findings.add(f"{finding.check}: {finding.what}{left}", where, case)
         if cleaned is None:
             found = next(finding for finding in findings if finding.fixed)
             report.drop(RowError(f"left out by data.clean.{found.check}", found.what), where)
@@ -204,10 +204,10 @@ class Worker:
 
     def _encoded(
         self, source: int, usable: list[_Usable], reports: tuple[Report, Report], columns: set[str], rows: int
-    ) -> Worked:
+    ) -> BlockResult:
         texts = self._encoder.encode([text for row in usable for text in row.texts])
         encoded = iter(texts)
-        made, kept, stops = Made(), list[_Usable](), Counter[str]()
+        made, kept, stops = BlockExamples(), list[_Usable](), Counter[str]()
         for row in usable:
             report = reports[self._own_side(row.digest)]
             examples = [next(encoded) for _ in row.texts] if row.texts else [self._from_tokens(row.said)]
@@ -219,7 +219,7 @@ class Worker:
             stops.update(span.stop for text in row.texts for span in text.spans)
         digests = np.frombuffer(b"".join(row.digest for row in kept), dtype=">u8").astype(np.uint64).reshape(-1, 4)
         wanted = self.rules.traits or self.rules.near
-        return Worked(
+        return BlockResult(
             examples=made.batch(source),
             owner=np.array(made.owner, dtype=np.int64),
             lengths=np.diff(np.array(made.offsets, dtype=np.int64)),
@@ -254,7 +254,7 @@ class Worker:
         return Encoded(said.input_ids, said.labels, turns)
 
     def _fitted(
-        self, examples: list[Encoded | RowError], where: str, report: Report, made: Made
+        self, examples: list[Encoded | RowError], where: str, report: Report, made: BlockExamples
     ) -> tuple[list[Encoded], bool] | None:
         """A row's examples within max_length and whether something was cut; None when the row is dropped."""
         whole = []

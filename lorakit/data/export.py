@@ -11,9 +11,9 @@ from lorakit.atomic_io import whole_file
 from lorakit.data.conversations import Conversation, Said
 from lorakit.data.formats import said as said_by
 from lorakit.data.hygiene.clean import clean
-from lorakit.data.pool import in_order, processors
 from lorakit.data.rows import Block
 from lorakit.data.sources import Opened, open_source, renamed
+from lorakit.data.worker_pool import map_in_order, processors
 from lorakit.errors import UserError
 from lorakit.progress import Progress
 from lorakit.recipe.problems import shown_path
@@ -67,7 +67,7 @@ def write_rows(
         with (
             whole_file(target) as file,
             progress.bar(f"writing {shown_path(target)}", total=size, unit="bytes") as bar,
-            closing(in_order(job, _pieces(opened), processors())) as results,
+            closing(map_in_order(job, _pieces(opened), processors())) as results,
         ):
             for lines, rows, done in results:
                 file.write(lines)

@@ -12,13 +12,13 @@ import pyarrow as pa
 
 from lorakit.data.conversations import Text
 from lorakit.data.hygiene.traits import Joiner, TraitArrays
-from lorakit.data.made import SCHEMA, Shapes
-from lorakit.data.pool import in_order, processors
+from lorakit.data.made import SCHEMA, TextLengths
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import Report, SourceReport
 from lorakit.data.rows import Block
 from lorakit.data.sources import Opened, open_source, shown
-from lorakit.data.work import Rules, Task, Worked, Worker
+from lorakit.data.worker import BlockResult, Rules, Task, Worker
+from lorakit.data.worker_pool import map_in_order, processors
 from lorakit.errors import UserError
 from lorakit.progress import Progress
 from lorakit.recipe.problems import one_line
@@ -30,7 +30,7 @@ _EVERY = 2**64 - 1
 
 
 @dataclass
-class Gathered:
+class PipelineResult:
     """The usable rows of all sources, in order, and their examples, in the Arrow file `path`.
 
     Of each row: `source`, `digests` (its sha256 as four numbers), `cut`, and `traits` where they were wanted. Of each
@@ -47,7 +47,7 @@ class Gathered:
     owner: np.ndarray
     length: np.ndarray
     trained: np.ndarray
-    shapes: Shapes
+    shapes: TextLengths
     reports: tuple[Report, Report]
     stops: Counter[str]
     rows: int
@@ -67,7 +67,9 @@ class Gathered:
         return [wanted[number] for number in first.tolist()]
 
 
-def gather(sources: Sequence[Source], template: ChatTemplate, rules: Rules, path: Path, progress: Progress) -> Gathered:
+def run_pipeline(
+    sources: Sequence[Source], template: ChatTemplate, rules: Rules, path: Path, progress: Progress
+) -> PipelineResult:
     """Read, render and encode every row of `sources`; the examples go into the Arrow file `path`.
 
     Raises:
@@ -82,7 +84,7 @@ def gather(sources: Sequence[Source], template: ChatTemplate, rules: Rules, path
     size = sum(one.size for one in opened)
     worker = Worker(tasks, rules)
     worker.get_ready()
-    merged, sent = _Merged(len(opened)), deque[tuple[int, int, str]]()
+    merged, sent = _Collector(len(opened)), deque[tuple[int, int, str]]()
     for system in sorted({one.source.system for one in opened if one.source.system}):
         _look_into_system_prompt(system, template, rules, merged.reports[0])
     label = f"reading {shown(opened[0].source)}" + (f" and {len(opened) - 1} more" if len(opened) > 1 else "")
@@ -90,7 +92,9 @@ def gather(sources: Sequence[Source], template: ChatTemplate, rules: Rules, path
         pa.OSFile(str(path), "wb") as file,
         pa.ipc.new_stream(file, SCHEMA) as writer,
         progress.bar(label, total=size, unit="bytes") as bar,
-        closing(in_order(worker, _pieces(opened, takes, sent), processors() if size > _WORTHWHILE else 1)) as results,
+        closing(
+            map_in_order(worker, _pieces(opened, takes, sent), processors() if size > _WORTHWHILE else 1)
+        ) as results,
     ):
         for worked in results:
             number, done, name = sent.popleft()
@@ -127,7 +131,7 @@ def _look_into_system_prompt(system: str, template: ChatTemplate, rules: Rules, 
     for what, _ in template.controls.spelled(Text(system)) if action != "off" else ():
         if action == "error":
             raise UserError(f"data.system: {what}. Take it out, or write data.clean.special_tokens: report.")
-        report.found.add(f"special_tokens: {what}", "data.system")
+        report.findings.add(f"special_tokens: {what}", "data.system")
 
 
 def _pieces(
@@ -158,11 +162,11 @@ class _Take:
             self.ceiling = int(self.lowest.max())
 
 
-class _Merged:
+class _Collector:
     """The results of all blocks, put together."""
 
     def __init__(self, sources: int) -> None:
-        self.worked: list[Worked] = []
+        self.worked: list[BlockResult] = []
         self.source_of: list[int] = []
         self.rows = 0
         self.rows_of = [0] * sources
@@ -172,16 +176,16 @@ class _Merged:
         self.columns_of = [set[str]() for _ in range(sources)]
         self.reports, self.stops = (Report(), Report()), Counter[str]()
 
-    def add(self, source: int, worked: Worked) -> None:
+    def add(self, source: int, worked: BlockResult) -> None:
         self.rows += worked.rows
         self.rows_of[source] += worked.rows
         self.columns_of[source] |= worked.columns
         self.filled_of[source] |= worked.filled
         self.stops += worked.stops
         for mine, theirs in zip(self.reports, worked.reports, strict=True):
-            mine.not_taken += theirs.not_taken
+            mine.passed_over += theirs.passed_over
             mine.dropped.merge(theirs.dropped)
-            mine.found.merge(theirs.found)
+            mine.findings.merge(theirs.findings)
         worked.examples = None  # they are on disk
         if worked.traits is not None:
             self.traits.add(worked.traits)
@@ -189,11 +193,11 @@ class _Merged:
         self.worked.append(worked)
         self.source_of.append(source)
 
-    def gathered(self, path: Path, opened: list[Opened]) -> Gathered:
+    def gathered(self, path: Path, opened: list[Opened]) -> PipelineResult:
         counts = [len(worked.digests) for worked in self.worked]
         firsts = np.concatenate(([0], np.cumsum(counts)))
         owners = [worked.owner + first for worked, first in zip(self.worked, firsts, strict=False)]
-        return Gathered(
+        return PipelineResult(
             path=path,
             opened=opened,
             source=np.repeat(np.array(self.source_of, dtype=np.int16), counts),
@@ -215,7 +219,7 @@ def _joined(parts: list[np.ndarray], empty: tuple[int, ...], kind: Any) -> np.nd
     return np.concatenate(parts) if parts else np.zeros(empty, dtype=kind)
 
 
-def _joined_notes(worked: list[Worked], firsts: np.ndarray) -> dict[str, np.ndarray]:
+def _joined_notes(worked: list[BlockResult], firsts: np.ndarray) -> dict[str, np.ndarray]:
     found: dict[str, list[np.ndarray]] = {}
     for block, first in zip(worked, firsts, strict=False):
         for note, numbers in block.notes.items():
@@ -223,9 +227,9 @@ def _joined_notes(worked: list[Worked], firsts: np.ndarray) -> dict[str, np.ndar
     return {note: np.concatenate(numbers) for note, numbers in found.items()}
 
 
-def _joined_shapes(parts: list[Shapes]) -> Shapes:
-    names = [field.name for field in fields(Shapes)]
-    return Shapes(*(_joined([getattr(part, name) for part in parts], (0,), np.int64) for name in names))
+def _joined_shapes(parts: list[TextLengths]) -> TextLengths:
+    names = [field.name for field in fields(TextLengths)]
+    return TextLengths(*(_joined([getattr(part, name) for part in parts], (0,), np.int64) for name in names))
 
 
 def source_reports(opened: list[Opened]) -> list[SourceReport]:
