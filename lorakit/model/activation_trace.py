@@ -21,9 +21,8 @@ from transformers import AutoModelForCausalLM
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.peft_adapter import attach_adapter
 from lorakit.model.shared_prefix import body_of
-from lorakit.model.spec import ModelSpec
+from lorakit.model.spec import ModelSpec, WeightSpec
 from lorakit.model.targets import select_targets
-from lorakit.model.weight_spec import WeightSpec
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.schema import Adapter
 

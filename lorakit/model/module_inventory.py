@@ -15,7 +15,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from lorakit.model.shared_prefix import body_of
-from lorakit.model.weight_spec import WeightSpec
+from lorakit.model.spec import WeightSpec
 
 # Parts of a path that hold one half of a block, the innermost deciding; and layers that stand in no such part.
 _ATTENTION_PART = re.compile(r"(\w+_)?(attn|att|attention)")

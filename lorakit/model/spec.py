@@ -7,16 +7,61 @@ from functools import cached_property
 from typing import Literal
 
 from lorakit.errors import UserError
-from lorakit.model.weight_spec import WeightSpec
 
 # The layers that close one half of a block: attention's output, and the way back from the feed-forward width.
 _CLOSING = re.compile(r"(o|out|c|down)_proj|dense(_4h_to_h)?|wo|w2|fc2|fc_out|out_lin|lin2|output_linear")
 
-
-# Families whose own code does so, whatever the config names.
-WRITTEN_OUT = {"gpt_oss": 9}  # counted with hooks on saved tensors
-# Activations that transformers writes out in several operations, each of which keeps something (its activations.py).
+# How many tensors of the feed-forward width an activation keeps where transformers writes it out in several operations
+# (its activations.py), and where a family's own code does so, whatever the config names (counted with hooks).
 ACTIVATIONS = {"gelu_new": 4, "gelu_accurate": 4, "gelu_fast": 5, "quick_gelu": 2, "xielu": 3}
+WRITTEN_OUT = {"gpt_oss": 9}
+
+TIED_HEAD = "it is one weight with the embeddings, which adapter.train_modules can train"
+UNTIED_HEAD = "it is the output head, which adapter.train_modules can train"
+OUTSIDE = "not part of the language model"
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """A weight that an adapter could be put on: of a linear layer, or a fused one with a matrix for each expert."""
+
+    path: str
+    """The path of the layer, or of the fused parameter."""
+    sublayer: str
+    """`attention`, `mlp`, or nothing where it is neither, as in a state space model."""
+    fused: bool = False
+    """Whether it is a parameter (experts, rows, columns), which PEFT adapts by `target_parameters`."""
+    is_head: bool = False
+    skip_reason: str = ""
+    """Why the words `all-linear`, `attention` and `mlp` do not mean it."""
+    unadaptable: str = ""
+    """Why an adapter on it would do nothing, or something wrong."""
+    peft_renames: bool = False
+    """Whether PEFT takes the layer's name for that of fused experts, as in checkpoints of transformers 4."""
+    quantized: bool = False
+    outer: int = 0
+    """Rows: the features that come out; of a fused weight the rows of one expert's matrix, as it lies in memory."""
+    inner: int = 0
+    """Columns: the features that go in."""
+    experts: int = 1
+    """How many matrices a fused weight holds."""
+
+    @property
+    def layer(self) -> int | None:
+        """The number of its block: the first number in its path."""
+        return next((int(part) for part in self.path.split(".") if part.isdecimal()), None)
+
+    @property
+    def parameter(self) -> str | None:
+        """The full path of the parameter that PEFT has to be given, where it cannot be given a layer."""
+        if self.fused:
+            return self.path
+        return f"{self.path}.weight" if self.peft_renames else None
+
+    @property
+    def size(self) -> int:
+        """The numbers in it."""
+        return self.experts * self.outer * self.inner
 
 
 @dataclass(frozen=True)
@@ -57,8 +102,8 @@ class ModelSpec:
     built: bool = False
     """Whether it was read off a model on torch's meta device instead of counted from the config."""
     extra_bytes: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
-    """Of a model that was built and whose code could be followed: what it keeps beside what is derived. Number of the
-    first block of each make, and bytes of a number -> bytes of a token, and on a processor of a pair of tokens."""
+    """What a traced model keeps beyond what is derived: first block of each make, and bytes of a number -> bytes of a
+    token, and on a processor of a pair of tokens."""
     shared: dict[str, int] = field(default_factory=dict)
     """Modules whose weights are those of another one, and are counted there."""
 
@@ -68,24 +113,19 @@ class ModelSpec:
         return sum(size for path, size in self.modules.items() if path not in self.shared)
 
     @cached_property
-    def head(self) -> WeightSpec | None:
-        """The output head, where it is a linear layer."""
-        return next((weight for weight in self.weights if weight.is_head), None)
-
-    @cached_property
     def blocks(self) -> dict[int, list[WeightSpec]]:
         """Layer number -> its weights, of the language model's own layers."""
-        found = defaultdict(list)
+        blocks = defaultdict(list)
         for weight in self.weights:
-            if weight.layer is not None and weight.skip_reason != "not part of the language model":
-                found[weight.layer].append(weight)
-        return dict(found)
+            if weight.layer is not None and weight.skip_reason != OUTSIDE:
+                blocks[weight.layer].append(weight)
+        return dict(blocks)
 
     @cached_property
     def prototypes(self) -> dict[int, int]:
         """Layer number -> the first layer that is made alike: most models repeat one block."""
         first: dict[tuple[object, ...], int] = {}
-        return {number: first.setdefault(_alike(number, block), number) for number, block in self.blocks.items()}
+        return {number: first.setdefault(_make(number, block), number) for number, block in self.blocks.items()}
 
     @cached_property
     def quantizable(self) -> list[WeightSpec]:
@@ -95,7 +135,7 @@ class ModelSpec:
     @cached_property
     def largest(self) -> int:
         """The numbers of the largest single weight that is dequantized for a product."""
-        return max((weight.outer * weight.inner for weight in self.quantizable), default=0)
+        return max((weight.size for weight in self.quantizable), default=0)
 
     @cached_property
     def active_numbers(self) -> int:
@@ -113,24 +153,23 @@ class ModelSpec:
         Raises:
             UserError: a name means no module.
         """
-        found: dict[str, int] = {}
+        named: dict[str, int] = {}
         for name in names:
-            hit = {path: size for path, size in self.modules.items() if f".{path}.".find(f".{name}.") >= 0}
+            hit = {path: size for path, size in self.modules.items() if f".{name}." in f".{path}."}
             if not hit:
                 own = ", ".join(dict.fromkeys(path.rsplit(".", 1)[-1] for path in self.modules))
                 raise UserError(f"adapter.train_modules: {name!r} is not a module of this model, which has {own}.")
-            found |= hit
-        if any(path in found for path in self.shared):
-            found = {path: size for path, size in found.items() if path not in self.shared}
-            found[self.embeddings] = self.modules[self.embeddings]
-        return found
+            named |= hit
+        if any(path in named for path in self.shared):
+            named = {path: size for path, size in named.items() if path not in self.shared}
+            named[self.embeddings] = self.modules[self.embeddings]
+        return named
 
 
-def _alike(number: int, block: list[WeightSpec]) -> tuple[object, ...]:
-    inside = [weight.path.partition(f".{number}.")[2] for weight in block]
+def _make(number: int, block: list[WeightSpec]) -> tuple[object, ...]:
     return tuple(
-        (path, w.sublayer, w.skip_reason, w.fused, w.experts, w.outer, w.inner)
-        for path, w in zip(inside, block, strict=True)
+        (w.path.partition(f".{number}.")[2], w.sublayer, w.skip_reason, w.fused, w.experts, w.outer, w.inner)
+        for w in block
     )
 
 

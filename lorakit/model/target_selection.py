@@ -7,7 +7,7 @@ from typing import Any
 
 from lorakit.errors import UserError
 from lorakit.model.patterns import match_pattern
-from lorakit.model.weight_spec import WeightSpec
+from lorakit.model.spec import WeightSpec
 from lorakit.recipe.kinds import kind_of, trains_all
 from lorakit.recipe.schema import Adapter, Spectrum
 from lorakit.registry import ADAPTERS

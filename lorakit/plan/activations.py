@@ -24,8 +24,7 @@ makes another one.
 
 from dataclasses import dataclass, replace
 
-from lorakit.model.spec import ModelSpec, part
-from lorakit.model.weight_spec import WeightSpec
+from lorakit.model.spec import ModelSpec, WeightSpec, part
 from lorakit.plan.adapted import Adapted
 
 # Tokens of a row at which blocks that differ are compared.

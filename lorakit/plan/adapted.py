@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.model.patterns import match_pattern
-from lorakit.model.spec import ModelSpec
+from lorakit.model.spec import ModelSpec, WeightSpec
 from lorakit.model.target_selection import resolve_overrides, select_weights
-from lorakit.model.weight_spec import WeightSpec
 from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, trains_all
 from lorakit.recipe.schema import Adapter, Spectrum
 

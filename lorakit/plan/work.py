@@ -3,8 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from lorakit.model.spec import ModelSpec
-from lorakit.model.weight_spec import WeightSpec
+from lorakit.model.spec import ModelSpec, WeightSpec
 from lorakit.plan.adapted import Adapted
 from lorakit.plan.fit import Load
 from lorakit.plan.memory import DTYPE_BYTES, weight_bytes
