@@ -248,7 +248,7 @@ def test_of_file_names_the_part_before_the_ending_is_compared():
 
 def test_a_missing_run_is_told_with_the_nearest_one(tmp_path):
     from lorakit.errors import UserError
-    from lorakit.evaluate.arguments import argument_kind
+    from lorakit.evaluate.models import argument_kind
     from lorakit.run_dir import Run
 
     (tmp_path / "runs" / "demo").mkdir(parents=True)

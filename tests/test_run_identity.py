@@ -17,7 +17,7 @@ from lorakit.data.rendering import ChatTemplate, render
 from lorakit.data.rendering.dates import dated
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.models import resolve_models
-from lorakit.evaluate.renderings import prompt_template, render_for_models
+from lorakit.evaluate.rendering import prompt_template, render_for_models
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load

@@ -145,7 +145,7 @@ def test_a_run_trained_without_thoughts_is_asked_without_them(recipe_file, lorak
     assert code == 0 and "{off: true}" in told
     assert "{off: true}: ask the model in the same way" in (tmp_path / "run" / "adapter" / "README.md").read_text()
     from lorakit.evaluate.models import resolve_models
-    from lorakit.evaluate.renderings import load_tokenizers, prompt_template
+    from lorakit.evaluate.rendering import load_tokenizers, prompt_template
     from lorakit.progress import Silent
 
     model_set = resolve_models(["base", "run"], Silent())

@@ -10,7 +10,7 @@ from lorakit.evaluate.comparison import comparison_to_dict, format_difference, f
 from lorakit.evaluate.intervals import Comparison
 from lorakit.evaluate.loaded import ModelLoader, loading_order
 from lorakit.evaluate.models import ModelSet
-from lorakit.evaluate.renderings import load_tokenizers, prompt_template
+from lorakit.evaluate.rendering import load_tokenizers, prompt_template
 from lorakit.evaluate.report_files import describe_model, without_nan
 from lorakit.evaluate.tasks import TaskScore, compare_tasks, run_tasks
 from lorakit.progress import Progress

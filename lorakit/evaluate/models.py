@@ -1,4 +1,4 @@
-"""Subjects: what `lorakit eval` is given (runs, adapters, models, `base`) -> the models to be scored."""
+"""The models to score: what `lorakit eval` is given (runs, adapters, models, the word `base`) -> ModelSet."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from lorakit.atomic_io import sha256_of
 from lorakit.errors import UserError
-from lorakit.evaluate.arguments import BASE, argument_kind, run_folder, short_names
 from lorakit.hardware.machine import Machine, usable_machine
 from lorakit.model.base import Base, find_base
 from lorakit.model.load import attentions_of, quiet_libraries
@@ -20,15 +19,18 @@ from lorakit.prepare import Prepared, reopen_run
 from lorakit.progress import Progress
 from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.schema import Data, Model, Recipe
-from lorakit.run_dir import MERGED, Run
+from lorakit.run_dir import MERGED, Run, missing_run
 
 Kind = Literal["base", "adapter", "model", "merged"]
+BASE = "base"
+# In this order: a manifest.json alone may be another program's.
+_SIGNS = {"adapter": "adapter_config.json", "merged": MERGED, "model": "config.json", "run": "manifest.json"}
 
 
 @dataclass(frozen=True)
 class EvalModelSpec:
-    """One model to be scored. `given` is the argument that it comes from; `settings` how its base is held in memory;
-    `prepared` what its run was trained from, where it has a run."""
+    """One model to score. `given` is the argument it comes from; `settings` say how its base is loaded; `prepared` is
+    what its run was trained from, if it has a run."""
 
     name: str
     given: str
@@ -40,7 +42,7 @@ class EvalModelSpec:
 
     @property
     def base_key(self) -> tuple[Any, ...]:
-        """What must be the same for two subjects to share one base in memory."""
+        """Models with the same key share one base in memory."""
         settings = self.settings
         double = settings.double_quant and settings.quantization in ("q4", "nf4")
         how = (settings.dtype, settings.quantization, double, settings.attention)
@@ -56,7 +58,7 @@ class EvalModelSpec:
 
 @dataclass(frozen=True)
 class ModelSet:
-    """The models to be scored, in the order given, and the first run, which brings rows and settings."""
+    """The models to score, in the order given, and the first run, which brings rows and settings."""
 
     specs: tuple[EvalModelSpec, ...]
     run: Run | None
@@ -69,17 +71,63 @@ def weight_digests(base: Base) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in base.files() if path.suffix == ".safetensors"}
 
 
-@contextmanager
-def lock_runs(given: Sequence[str]) -> Iterator[None]:
-    """While the runs among the arguments are read and scored no training replaces them.
+def argument_kind(given: str) -> str:
+    """What an argument is: run, adapter, merged, model or base.
 
     Raises:
-        UserError: an argument is nothing that can be scored, or a training goes on in a run's folder.
+        UserError: it is none of these.
     """
-    with ExitStack() as held:
+    path = Path(given)
+    if given == BASE and not path.exists():
+        return BASE
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return "model"
+        raise UserError(f"{given}: is a file. Give the folder of a run, of an adapter or of a model.")
+    if not path.exists():
+        if given.count("/") != 1 or path.is_absolute() or path.parent.is_dir():
+            raise missing_run(path)
+        return "model"
+    kind = next((kind for kind, name in _SIGNS.items() if (path / name).is_file()), None)
+    if kind is None:
+        raise UserError(
+            f"{given}: is not a run, an adapter or a model: it has no manifest.json, adapter_config.json or "
+            "config.json."
+        )
+    return "run" if kind == "adapter" and _run_folder(given) != path else kind
+
+
+def _run_folder(given: str) -> Path:
+    """The folder of the run whose adapter/ was given, otherwise the argument itself."""
+    path = Path(given)
+    parent = Run(path.resolve().parent)
+    return parent.folder if parent.holds_results() and parent.adapter == path.resolve() else path
+
+
+def _short_names(given: Sequence[str]) -> dict[str, str]:
+    """A short name for each argument; the whole argument where two short names would be equal."""
+    short = {}
+    for one in given:
+        parts = Path(one).resolve().parts
+        if one == BASE or not Path(one).exists():
+            short[one] = one
+        else:
+            short[one] = "/".join(parts[-2:]) if parts[-1] in ("adapter", "merged", "model") else parts[-1]
+    names = list(short.values())
+    return {one: one if names.count(name) > 1 else name for one, name in short.items()}
+
+
+@contextmanager
+def lock_runs(given: Sequence[str]) -> Iterator[None]:
+    """Keep training from replacing the runs among the arguments while they are read and scored.
+
+    Raises:
+        UserError: an argument cannot be scored, or a run is being trained.
+    """
+    with ExitStack() as locks:
         for one in given:
             if argument_kind(one) == "run":
-                held.enter_context(Run(run_folder(one)).shared())
+                locks.enter_context(Run(_run_folder(one)).shared())
         yield
 
 
@@ -87,56 +135,62 @@ def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
     """The models that the arguments mean. One run alone means its base, its adapter and its merged model.
 
     Raises:
-        UserError: an argument is none of these, is given twice, or its model cannot be had.
+        UserError: an argument is none of these or is given twice, or its model could not be found.
     """
     quiet_libraries()
     twice = next((one for one in given if list(given).count(one) > 1), None)
     if twice:
         raise UserError(f"{twice}: is given twice. Leave one out.")
     kinds = {one: argument_kind(one) for one in given}
-    opened = {one: reopen_run(run_folder(one), progress) for one in given if kinds[one] == "run"}
-    run, prepared = next(iter(opened.values()), (None, None))
+    runs = {one: reopen_run(_run_folder(one), progress) for one in given if kinds[one] == "run"}
+    run, prepared = next(iter(runs.values()), (None, None))
+    if run and prepared and len(given) == 1 and Run(Path(given[0])).holds_results():
+        return models_of_run(run, prepared)
     machine = prepared.machine if prepared else usable_machine(progress)
-    if len(given) == 1 and opened and Run(Path(given[0])).holds_results():
-        (found,) = opened.values()
-        return models_of_run(*found)
-    names, specs = short_names(given), []
+    names, specs = _short_names(given), []
     for one in given:
-        if one in opened:
-            specs.append(_of_run(names[one], one, *opened[one]))
+        if one in runs:
+            specs.append(_trained_model(names[one], one, *runs[one]))
         elif kinds[one] == "adapter":
-            specs.append(_of_adapter(names[one], one, prepared, machine, progress))
+            specs.append(_adapter(names[one], one, prepared, machine, progress))
         elif kinds[one] != BASE:
-            specs.append(_of_model(names[one], one, kinds[one], prepared, machine, progress))
+            try:
+                base = find_base(one, "main", progress)
+            except UserError as error:
+                raise UserError(str(error).removeprefix("model.base: ")) from error
+            kind: Kind = "merged" if kinds[one] == "merged" else "model"
+            specs.append(EvalModelSpec(names[one], one, kind, base, _settings(base, prepared, machine)))
     if BASE in given:
-        specs.insert(list(given).index(BASE), _of_base(specs))
+        specs.insert(list(given).index(BASE), _base_of_others(specs))
     return ModelSet(tuple(specs), run, prepared, machine)
 
 
 def models_of_run(run: Run, prepared: Prepared) -> ModelSet:
-    """The models of one run: its base, what it trained, and its merged model where there is one."""
+    """The models of one run: its base, what it trained, and its merged model if there is one."""
     given = str(run.folder)
-    base = EvalModelSpec(BASE, given, "base", prepared.base, prepared.model, prepared=prepared)
-    whole = trains_all(prepared.recipe.adapter)
-    found = [base, _of_run("model" if whole else "adapter", given, run, prepared)]
+    name = "model" if trains_all(prepared.recipe.adapter) else "adapter"
+    specs = [
+        EvalModelSpec(BASE, given, "base", prepared.base, prepared.model, prepared=prepared),
+        _trained_model(name, given, run, prepared),
+    ]
     if (run.merged / MERGED).is_file():
-        plain = prepared.model.model_copy(update={"quantization": "none"})
-        folder = Base(str(run.merged), run.merged, "merged")
-        found.append(EvalModelSpec("merged", given, "merged", folder, plain))
-    return ModelSet(tuple(found), run, prepared, prepared.machine)
+        settings = prepared.model.model_copy(update={"quantization": "none"})
+        base = Base(str(run.merged), run.merged, "merged")
+        specs.append(EvalModelSpec("merged", given, "merged", base, settings))
+    return ModelSet(tuple(specs), run, prepared, prepared.machine)
 
 
 def add_quantizations(model_set: ModelSet, words: Sequence[str]) -> ModelSet:
-    """The same with every adapter also on its base in these quantizations.
+    """Score every adapter also on its base in these quantizations.
 
     Raises:
-        UserError: there is no adapter, or a base whose checkpoint is quantized already.
+        UserError: there is no adapter, or the checkpoint of a base is already quantized.
     """
-    found: list[EvalModelSpec] = []
     if not any(spec.adapter for spec in model_set.specs):
-        raise UserError("--quantizations: is for adapters, and none is among these models. Leave it out.")
+        raise UserError("--quantizations: is for adapters, and none of these models is one. Leave it out.")
+    specs: list[EvalModelSpec] = []
     for spec in model_set.specs:
-        found.append(spec)
+        specs.append(spec)
         for word in words if spec.adapter else ():
             if word == spec.settings.quantization:
                 continue
@@ -146,35 +200,36 @@ def add_quantizations(model_set: ModelSet, words: Sequence[str]) -> ModelSet:
             except UserError as error:
                 reason = str(error).removeprefix("model.quantization: ").partition(" Write none")[0]
                 raise UserError(f"--quantizations: {spec.name}: {reason} Leave {word} out.") from error
-            found.append(replace(spec, name=f"{spec.name} on {word}", settings=settings))
-    return replace(model_set, specs=tuple(found))
+            specs.append(replace(spec, name=f"{spec.name} on {word}", settings=settings))
+    return replace(model_set, specs=tuple(specs))
 
 
-def _of_run(name: str, given: str, run: Run, prepared: Prepared) -> EvalModelSpec:
+def _trained_model(name: str, given: str, run: Run, prepared: Prepared) -> EvalModelSpec:
     if trains_all(prepared.recipe.adapter):
-        trained = Base(str(run.model), run.model, "trained")
-        return EvalModelSpec(name, given, "model", trained, prepared.model, prepared=prepared)
+        base = Base(str(run.model), run.model, "trained")
+        return EvalModelSpec(name, given, "model", base, prepared.model, prepared=prepared)
     return EvalModelSpec(name, given, "adapter", prepared.base, prepared.model, run.adapter, prepared)
 
 
-def _of_adapter(name: str, given: str, first: Prepared | None, machine: Machine, progress: Progress) -> EvalModelSpec:
-    folder = Path(given)
-    config = adapter_config(folder)
+def _adapter(name: str, given: str, first: Prepared | None, machine: Machine, progress: Progress) -> EvalModelSpec:
+    config = adapter_config(Path(given))
     if config.is_prompt_learning:
         raise UserError(f"{given}: is of PEFT's kind {config.peft_type.value}, which lorakit does not put on a model.")
-    base = _base_of(given, config, first, progress)
-    ours = first is not None and weight_digests(base) == weight_digests(first.base)
-    settings = first.model if first and ours else _settings(base, first, machine)
+    base = _base_of_adapter(given, config, first, progress)
+    if first and weight_digests(base) == weight_digests(first.base):
+        settings = first.model
+    else:
+        settings = _settings(base, first, machine)
     if settings.quantization != "none":
         progress.warn(
             f"{given}: put on its base in {settings.quantization}, as the first run was trained. Without that run, or "
-            "behind another, it is put on the unquantized base, and its scores are others"
+            "after another one, it is put on the unquantized base and scores differently"
         )
-    return EvalModelSpec(name, given, "adapter", base, settings, folder)
+    return EvalModelSpec(name, given, "adapter", base, settings, Path(given))
 
 
-def _base_of(given: str, config: Any, first: Prepared | None, progress: Progress) -> Base:
-    """The base that an adapter names; where that cannot be had, the first run's. Both are said."""
+def _base_of_adapter(given: str, config: Any, first: Prepared | None, progress: Progress) -> Base:
+    """The base that an adapter names; the first run's if that one could not be found."""
     named = config.base_model_name_or_path
     if first and named == first.base.name:
         return first.base
@@ -185,34 +240,22 @@ def _base_of(given: str, config: Any, first: Prepared | None, progress: Progress
     except UserError as error:
         reason = str(error).removeprefix("model.base: ")
         if first is None:
-            remedy = (
-                f"Write where its base lies now as base_model_name_or_path into {Path(given) / 'adapter_config.json'}, "
-                "or give a run that was trained on that base as well."
-            )
-            raise UserError(f"{given}: {reason.rstrip('.')}. {remedy}") from error
+            raise UserError(
+                f"{given}: {reason.rstrip('.')}. Write the present folder of its base as base_model_name_or_path into "
+                f"{Path(given) / 'adapter_config.json'}, or add a run that was trained on that base."
+            ) from error
         progress.warn(
             f"{given}: put on {first.base.name}, the base of the run, since its own could not be found: {reason}"
         )
         return first.base
     progress.say(f"{given}: put on {base.name} ({base.origin}), which its adapter_config.json names")
     if first and weight_digests(base) != weight_digests(first.base):
-        progress.warn(f"{given}: its base, {base.name}, is another one than that of the run, {first.base.name}")
+        progress.warn(f"{given}: its base, {base.name}, differs from that of the run, {first.base.name}")
     return base
 
 
-def _of_model(
-    name: str, given: str, kind: str, first: Prepared | None, machine: Machine, progress: Progress
-) -> EvalModelSpec:
-    try:
-        base = find_base(given, "main", progress)
-    except UserError as error:
-        raise UserError(str(error).removeprefix("model.base: ")) from error
-    held: Kind = "merged" if kind == "merged" else "model"
-    return EvalModelSpec(name, given, held, base, _settings(base, first, machine))
-
-
-def _of_base(others: Sequence[EvalModelSpec]) -> EvalModelSpec:
-    """The base of the first run or adapter."""
+def _base_of_others(others: Sequence[EvalModelSpec]) -> EvalModelSpec:
+    """The base of the first adapter, or else of the first run."""
     owner = next((one for one in others if one.adapter), None) or next((one for one in others if one.prepared), None)
     if owner is None:
         raise UserError("'base' needs a run or an adapter beside it. Or give the model's own folder or hub id.")
@@ -221,10 +264,10 @@ def _of_base(others: Sequence[EvalModelSpec]) -> EvalModelSpec:
 
 
 def _settings(base: Base, first: Prepared | None, machine: Machine) -> Model:
-    """How a model that no run holds is held: unquantized, in the number format and attention of the first run."""
+    """How a model without a run is loaded: unquantized, in the dtype and attention of the first run."""
     like = first.model if first else Model(base=base.name)
     attentions = attentions_of(base)
-    attention = "auto" if like.attention not in attentions else like.attention
+    attention = like.attention if like.attention in attentions else "auto"
     update = {"base": base.name, "quantization": "none", "chat_template": None, "attention": attention}
     recipe = Recipe(model=like.model_copy(update=update), data=Data(train="-"))
     return settle(recipe, machine, facts_in(base.folder), 1, attentions).recipe.model

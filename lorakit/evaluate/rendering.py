@@ -1,24 +1,33 @@
-"""What models are asked: the held-out rows, as a tokenizer and its chat template render them."""
+"""The held-out rows as each model's tokenizer and chat template render them."""
 
-from collections import Counter, defaultdict
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lorakit.data.dataset import Examples
 from lorakit.data.encoded import IGNORED
-from lorakit.data.examples import examples_of
-from lorakit.data.rendering import ChatTemplate
+from lorakit.data.examples import examples_of, tokenizer_sha256
+from lorakit.data.rendering import ChatTemplate, NoChatTemplate
 from lorakit.data.report import SourceReport
+from lorakit.data.template_date import asks_for_date
 from lorakit.errors import UserError
 from lorakit.evaluate.generate import decode_answer, until_stop
+from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.model.base import Base
-from lorakit.model.load import pad_token_id, stop_token_ids, stop_words
+from lorakit.model.load import load_tokenizer, pad_token_id, stop_token_ids, stop_words
+from lorakit.plan.facts import facts_in
+from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.data_files import is_pattern
 from lorakit.recipe.schema import Data
+
+# Tokens of the longest row, where neither a recipe nor the model's config gives a limit.
+_LONGEST = 1024
 
 Row = dict[str, Any]
 
@@ -27,8 +36,8 @@ Row = dict[str, Any]
 class RenderedRows:
     """Rows as one tokenizer renders them.
 
-    A row has input_ids, labels, `answer` (the token index at which its last answer begins, -1 where a text has none),
-    `where` and `source` (its number among `sources`). Generated is only an answer to the rows that have one.
+    A row has input_ids, labels, `answer` (the token index at which its last answer begins, -1 in a text without one),
+    `where` and `source` (its number among `sources`). Answers are generated only for rows that have one.
     """
 
     tokenizer: Any
@@ -38,17 +47,17 @@ class RenderedRows:
 
     @property
     def pad(self) -> int:
-        """The token that fills short rows up."""
+        """The token that fills up short rows."""
         return pad_token_id(self.tokenizer)
 
     @cached_property
     def with_answer(self) -> list[int]:
-        """The rows that have an answer, by number."""
+        """The numbers of the rows that have an answer."""
         return [number for number, row in enumerate(self.rows) if row["answer"] >= 0]
 
     @cached_property
     def prompts(self) -> list[list[int]]:
-        """What stands before the answer, of each row `with_answer`."""
+        """The tokens before the answer, of each row `with_answer`."""
         return [self.rows[number]["input_ids"][: self.rows[number]["answer"]] for number in self.with_answer]
 
     @cached_property
@@ -62,88 +71,200 @@ class RenderedRows:
         trained = ([token for token in row["labels"][1:] if token != IGNORED] for row in self.rows)
         return [len(self.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in trained]
 
-    def of(self, rows: Sequence[int]) -> "RenderedRows":
-        """The same of some rows alone, in this order."""
-        return replace(self, rows=[self.rows[number] for number in rows])
-
-    def same_tokens_as(self, other: "RenderedRows") -> bool:
-        """Whether both render every row to the same tokens, of which the same are trained."""
-        return [(row["input_ids"], row["labels"]) for row in self.rows] == [
-            (row["input_ids"], row["labels"]) for row in other.rows
-        ]
-
 
 def reference_of(row: Row, tokenizer: Any, stop_ids: Sequence[int]) -> str:
     """The text of a row's last answer."""
     return decode_answer(until_stop(row["input_ids"][row["answer"] :], stop_ids), tokenizer)
 
 
-def rows_of_examples(examples: Examples, tokenizer: Any, stop_ids: Sequence[int]) -> RenderedRows:
-    """The rows of prepared examples."""
-    return RenderedRows(tokenizer, tuple(stop_ids), list(examples.rows), examples.report.sources)
+def render_for_models(model_set: ModelSet, file: Path | None, progress: Progress) -> tuple[list[RenderedRows], str]:
+    """The same rows rendered for each model, and a phrase that says where they come from.
 
-
-def render_rows(data: Data, base: Base, template: ChatTemplate, progress: Progress) -> RenderedRows:
-    """The held-out rows of a recipe's data section, rendered with a model's own tokenizer and template.
-
-    A section without held-out rows is one whose training rows are meant.
+    Models whose tokenizers render the rows alike share one object.
 
     Raises:
-        UserError: they cannot be read or rendered.
+        UserError: there are no rows, or no chat template to render them with.
     """
+    data, source = _data_section(model_set, file)
+    run = model_set.prepared if file is None else None
+    run_key = _template_key(_template_of(run.tokenizer, run)) if run else ""
+    keys, by_key = [], dict[str, RenderedRows]()
+    for spec, tokenizer in zip(model_set.specs, load_tokenizers(model_set, progress), strict=True):
+        template = _row_template(spec, tokenizer, model_set)
+        key = _template_key(template)
+        keys.append(key)
+        if key in by_key:
+            continue
+        if template.date == date.today().isoformat():
+            progress.say(f"{spec.given}: its chat template writes a date: {template.date}")
+        held_out = _held_out(run) if run and key == run_key else None
+        if run and held_out:
+            _warn_of_problems(held_out, progress)
+            by_key[key] = RenderedRows(tokenizer, tuple(run.stop_ids), list(held_out.rows), held_out.report.sources)
+        else:
+            by_key[key] = _render(spec, data, template, progress)
+    aligned = _align(list(by_key.values()))
+    left_out = len(next(iter(by_key.values())).rows) - len(aligned[0].rows)
+    if left_out:
+        progress.warn(f"{left_out:,} rows are left out: not every model's tokenizer and template render them")
+    if not aligned[0].rows:
+        raise UserError(f"{source}: no rows left to score.")
+    shared: list[RenderedRows] = []
+    for rendered in aligned:
+        shared.append(next((one for one in shared if _content(one) == _content(rendered)), rendered))
+    by_key = dict(zip(by_key, shared, strict=True))
+    return [by_key[key] for key in keys], source
+
+
+def _data_section(model_set: ModelSet, file: Path | None) -> tuple[Data, str]:
+    """The data section of the held-out rows, and a phrase that says where they come from."""
+    data = model_set.prepared.recipe.data if model_set.prepared else None
+    if file is not None:
+        if not file.exists() and not is_pattern(file):
+            raise UserError(f"--data: {file}: there is no such file.")
+        if data is not None:  # read as the recipe reads its own
+            return data.model_copy(update={"train": str(file.absolute()), "eval": None}), str(file)
+        facts = facts_in(model_set.specs[0].base.folder)
+        limit = facts.positions.limit if facts and facts.positions else 0
+        return Data(train=str(file.absolute()), max_length=limit if limit >= 8 else _LONGEST), str(file)
+    if data is None or model_set.run is None:
+        raise UserError("no held-out rows: none of these is a run. Write --data FILE, or give a run as well.")
+    if data.eval is None:
+        raise UserError(
+            "data.eval: the recipe names no held-out rows to score on. Write a file, or a fraction, or give "
+            "--data FILE."
+        )
+    return data, f"the held-out rows of {model_set.run.folder}"
+
+
+def _held_out(run: Prepared) -> Examples | None:
+    try:
+        return run.held_out
+    except UserError as error:
+        raise UserError(f"{error} Give other rows with --data FILE.") from error
+
+
+def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: Progress) -> RenderedRows:
+    """The held-out rows of a data section, or its training rows if it has no held-out ones."""
     tokenizer = template.tokenizer
-    ends = stop_words(base, tokenizer)
-    template = replace(template, train_on=data.train_on, system=data.system, stop_words=ends)
+    template = replace(
+        template, train_on=data.train_on, system=data.system, stop_words=stop_words(spec.base, tokenizer)
+    )
     if data.eval is not None and not isinstance(data.eval, float):
         data = data.model_copy(update={"train": data.eval, "eval": None})
-    train, held_out = examples_of(data, template, progress)
-    examples = held_out or train
-    for reason, count in examples.report.dropped.counts.items():
-        progress.warn(f"{count:,} rows are left out: {reason} (first: {examples.report.dropped.first[reason][0]})")
-    warn_of_problems(examples, progress)
-    for note, count in examples.report.notes.items():
+    try:
+        train, held_out = examples_of(data, template, progress)
+    except NoChatTemplate as error:
+        raise UserError(
+            f"{spec.given}: has no chat template, which conversations need. Give a run as well, whose template is then "
+            "used."
+        ) from error
+    report = (held_out or train).report
+    for reason, count in report.dropped.counts.items():
+        progress.warn(f"{count:,} rows are left out: {reason} (first: {report.dropped.first[reason][0]})")
+    _warn_of_problems(held_out or train, progress)
+    for note, count in report.notes.items():
         progress.say(f"{count:,} rows: {note}")
-    words = examples.report.stop_tokens
-    stops = {*stop_token_ids(base, tokenizer), *tokenizer.convert_tokens_to_ids(words)}
-    return rows_of_examples(examples, tokenizer, sorted(stops))
+    stops = {*stop_token_ids(spec.base, tokenizer), *tokenizer.convert_tokens_to_ids(report.stop_tokens)}
+    return RenderedRows(tokenizer, tuple(sorted(stops)), list((held_out or train).rows), report.sources)
 
 
-def warn_of_problems(examples: Examples, progress: Progress) -> None:
-    """Say what the checks of `data.clean` found in the rows."""
-    for reason, count in examples.report.findings.counts.items():
-        progress.warn(f"held-out: {count:,} x {reason} (first: {examples.report.findings.first[reason][0]})")
+def _warn_of_problems(examples: Examples, progress: Progress) -> None:
+    """Report what the checks of `data.clean` found in the rows."""
+    problems = examples.report.findings
+    for reason, count in problems.counts.items():
+        progress.warn(f"held-out: {count:,} x {reason} (first: {problems.first[reason][0]})")
 
 
-def data_section(file: Path, like: Data | None, longest: int) -> Data:
-    """The data section for the rows of a file: read as a recipe reads its own, or by what the rows look like.
+def _align(several: Sequence[RenderedRows]) -> list[RenderedRows]:
+    """The rows that all renderings have, in the order of the first.
 
-    `longest`: how many tokens a row may have where no recipe says it.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    if not file.exists() and not is_pattern(file):
-        raise UserError(f"--data: {file}: there is no such file.")
-    if like is None:
-        return Data(train=str(file.absolute()), max_length=longest)
-    return like.model_copy(update={"train": str(file.absolute()), "eval": None})
-
-
-def align_rows(several: Sequence[RenderedRows]) -> tuple[list[RenderedRows], int]:
-    """The rows that all of several renderings have, in the order of the first; how many of the first are left out.
-
-    A row is known by its place. One that becomes another number of examples with another template is left out.
+    A row is known by its place. One that another template turns into another number of examples is left out.
     """
     counts = [Counter(row["where"] for row in rendered.rows) for rendered in several]
-    places = {place for place, count in counts[0].items() if all(other[place] == count for other in counts)}
-    found = []
-    order = {place: number for number, place in enumerate(counts[0])}
-    for rendered in several:
-        by_place: dict[str, list[int]] = defaultdict(list)
-        for number, row in enumerate(rendered.rows):
-            if row["where"] in places:
-                by_place[row["where"]].append(number)
-        found.append(
-            rendered.of([number for place in sorted(by_place, key=order.__getitem__) for number in by_place[place]])
-        )
-    return found, len(several[0].rows) - len(found[0].rows)
+    order = {
+        place: number
+        for number, (place, count) in enumerate(counts[0].items())
+        if all(other[place] == count for other in counts)
+    }
+    rows = [[row for row in rendered.rows if row["where"] in order] for rendered in several]
+    return [
+        replace(rendered, rows=sorted(some, key=lambda row: order[row["where"]]))
+        for rendered, some in zip(several, rows, strict=True)
+    ]
+
+
+def _content(rendered: RenderedRows) -> Any:
+    return rendered.stop_ids, [(row["input_ids"], row["labels"]) for row in rendered.rows]
+
+
+def prompt_template(spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet) -> ChatTemplate:
+    """The template that writes prompts for a model.
+
+    Models without a run get the system prompt and the variables of the first run, so that all get the same prompt. If
+    none of a run's rows has a thought, and they are trained after a prompt that opens none, its model gets that prompt.
+    """
+    prepared = spec.prepared or model_set.prepared
+    system = prepared.recipe.data.system if prepared else None
+    words = stop_words(spec.base, tokenizer)
+    template = replace(_row_template(spec, tokenizer, model_set), system=system, stop_words=words)
+    if prepared is None or not tokenizer.chat_template:
+        return template
+    report = prepared.report
+    if report.notes.get(template.note_without_thoughts) != report.used:
+        return template
+    return replace(template, variables={**template.variables, **template.without_thoughts})
+
+
+def _row_template(spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet) -> ChatTemplate:
+    """A model's chat template with the variables and the date of its run. Models without a run get those of the first
+    run, as far as their template reads them."""
+    template = _template_of(tokenizer, spec.prepared or model_set.prepared)
+    if spec.prepared or not template.variables or not tokenizer.chat_template:
+        return template
+    read = ChatTemplate(tokenizer).reads.constants
+    return replace(template, variables={name: value for name, value in template.variables.items() if name in read})
+
+
+def _template_of(tokenizer: Any, prepared: Prepared | None) -> ChatTemplate:
+    settings = prepared.recipe.model if prepared else None
+    given = settings.template_date if settings else None
+    day = date.today().isoformat() if given in (None, "auto") else given
+    variables = settings.template_variables if settings else {}
+    return ChatTemplate(tokenizer, variables=variables, date=day if asks_for_date(tokenizer.chat_template) else None)
+
+
+def _template_key(template: ChatTemplate) -> str:
+    """Equal for templates and tokenizers that render rows alike."""
+    given = json.dumps([dict(template.variables), template.date], sort_keys=True)
+    return f"{tokenizer_sha256(template.tokenizer)} {given}"
+
+
+def load_tokenizers(model_set: ModelSet, progress: Progress) -> list[Any]:
+    """The tokenizer of each model: its run's, its own, or its base's.
+
+    Raises:
+        UserError: one cannot be loaded.
+    """
+    tokenizers: list[Any] = []
+    template = model_set.prepared.tokenizer.chat_template if model_set.prepared else None
+    for spec in model_set.specs:
+        if spec.prepared:
+            tokenizers.append(spec.prepared.tokenizer)
+            continue
+        tokenizer = _own_tokenizer(spec)
+        if template and not tokenizer.chat_template:
+            progress.warn(f"{spec.given}: has no chat template of its own; the first model's is used")
+            tokenizer.chat_template = template
+        template = template or tokenizer.chat_template
+        tokenizers.append(tokenizer)
+    return tokenizers
+
+
+def _own_tokenizer(spec: EvalModelSpec) -> Any:
+    """The tokenizer beside an adapter if it has a chat template, otherwise the base's."""
+    if spec.adapter and (spec.adapter / "tokenizer_config.json").is_file():
+        beside = load_tokenizer(Base(spec.given, spec.adapter, spec.base.origin), None)
+        if beside.chat_template:
+            return beside
+    return load_tokenizer(Base(spec.given, spec.base.folder, spec.base.origin), None)

@@ -13,8 +13,7 @@ from lorakit.evaluate.inference import EvalModel, EvalRequest, Probe, run_model
 from lorakit.evaluate.labels import labels_of
 from lorakit.evaluate.loaded import ModelLoader, loading_order
 from lorakit.evaluate.models import ModelSet, models_of_run
-from lorakit.evaluate.rendering import RenderedRows
-from lorakit.evaluate.renderings import render_for_models
+from lorakit.evaluate.rendering import RenderedRows, render_for_models
 from lorakit.evaluate.report_files import write_evaluation
 from lorakit.evaluate.results import ModelResult, score_outputs
 from lorakit.evaluate.row_limits import compare_lengths
@@ -136,7 +135,7 @@ def _first(whole: Sequence[RenderedRows], rows: int | None) -> list[RenderedRows
     """The first rows; subjects that share a rendering share it still."""
     if rows is None or rows >= len(whole[0].rows):
         return list(whole)
-    short = {id(rendered): rendered.of(range(rows)) for rendered in whole}
+    short = {id(rendered): replace(rendered, rows=rendered.rows[:rows]) for rendered in whole}
     return [short[id(rendered)] for rendered in whole]
 
 
