@@ -54,14 +54,14 @@ def atomic_dir(final: Path, first_wins: bool = False) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write_whole(final: Path, text: str) -> None:
+def write_atomic(final: Path, text: str) -> None:
     """Write a text file that is the old one or the new one at every moment."""
-    with whole_file(final) as file:
+    with atomic_file(final) as file:
         file.write(text.encode())
 
 
 @contextmanager
-def whole_file(final: Path) -> Iterator[BinaryIO]:
+def atomic_file(final: Path) -> Iterator[BinaryIO]:
     """A file to write into that becomes `final` at the end, and vanishes when the writing fails."""
     final.parent.mkdir(parents=True, exist_ok=True)
     draft = final.with_name(f"{_DRAFT}{final.name}.{os.getpid()}")
@@ -76,7 +76,7 @@ def whole_file(final: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def claimed_name(final: Path) -> Iterator[None]:
+def claim_name(final: Path) -> Iterator[None]:
     """While this process writes files of a new name no other one chooses it; a killed one leaves a draft.
 
     Raises:
@@ -136,7 +136,7 @@ def lies_inside(path: Path, folder: Path) -> bool:
     return is_snapshot and target.parent == repository / "blobs"
 
 
-def read_facts(file: Path) -> dict[str, Any]:
+def read_own_json(file: Path) -> dict[str, Any]:
     """The JSON document by which a folder of lorakit's is known.
 
     Raises:

@@ -18,7 +18,7 @@ def write_checksums(folder: Path) -> None:
     (folder / _NAME).write_text(json.dumps(_checksums(folder)), encoding="utf-8")
 
 
-def damaged_entry(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """What of a folder of the cache is not as it was when its checksums were written, in words; None where all is, or
     where there is no such folder.
 
@@ -38,13 +38,13 @@ def damaged_entry(folder: Path) -> str | None:
     return f"{changed[0]} has changed" if changed else None
 
 
-def line_of(facts: Any) -> str:
+def encode_line(facts: Any) -> str:
     """Facts as one line of JSON with their checksum."""
     text = json.dumps(facts)
     return f'[{text}, "{xxhash.xxh3_64_hexdigest(text.encode())}"]'
 
 
-def facts_of(line: str | bytes) -> Any:
+def decode_line(line: str | bytes) -> Any:
     """The facts of a line.
 
     Raises:

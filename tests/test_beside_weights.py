@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig, Qwen2Config
 
-from lorakit.model.beside_weights import add_older_keys, write_beside_weights
+from lorakit.model.companion_files import add_older_keys, write_companion_files
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 8192}
@@ -41,7 +41,7 @@ def test_another_type_of_the_weights_is_told_under_the_bases_own_name(tmp_path, 
     config = json.loads((base / "config.json").read_text())
     del config["dtype"]
     (base / "config.json").write_text(json.dumps(config | dict.fromkeys(names, "float32")))
-    write_beside_weights(base, tokenizer, [2], torch.bfloat16, out)
+    write_companion_files(base, tokenizer, [2], torch.bfloat16, out)
     written = json.loads((out / "config.json").read_text())
     assert written == config | dict.fromkeys(names or {"dtype"}, "bfloat16")
     assert AutoConfig.from_pretrained(out).dtype == torch.bfloat16

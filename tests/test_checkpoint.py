@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.model.checkpoint import TYPES, pieces, read_tensor
-from lorakit.model.checkpoint_writing import writing
-from lorakit.model.weight_files import INDEX, SINGLE, metadata_of, tensors_of, weight_files
+from lorakit.model.safetensors_header import INDEX, SINGLE, list_tensors, read_metadata, weight_files
+from lorakit.model.safetensors_reader import TYPES, pieces, read_tensor
+from lorakit.model.safetensors_writer import open_writer
 
 SHAPES = [(), (0, 4), (5,), (3, 7), (2, 3, 4)]
 
@@ -38,14 +38,14 @@ def stored(tmp_path):
 
 
 def test_every_type_and_shape_is_read_as_the_library_reads_it(stored, tmp_path):
-    found = tensors_of(tmp_path)
+    found = list_tensors(tmp_path)
     assert found.keys() == stored.keys()
     expected = load_file(tmp_path / SINGLE)
     for name, one in found.items():
         assert same(read_tensor(one), expected[name]), name
         assert read_tensor(one, torch.float32).dtype == torch.float32
         assert torch.equal(read_tensor(one, torch.float32), expected[name].float()), name
-    assert metadata_of(tmp_path / SINGLE) == {"format": "pt", "by": "a test"}
+    assert read_metadata(tmp_path / SINGLE) == {"format": "pt", "by": "a test"}
 
 
 def test_pieces_are_the_rows_in_float32_whatever_their_number(tmp_path, monkeypatch):
@@ -58,7 +58,7 @@ def test_pieces_are_the_rows_in_float32_whatever_their_number(tmp_path, monkeypa
         "deep": torch.randn(5, 2, 3),
     }
     save_file({name: value.to(torch.bfloat16) for name, value in wide.items()}, tmp_path / SINGLE)
-    for name, one in tensors_of(tmp_path).items():
+    for name, one in list_tensors(tmp_path).items():
         rows = [(row, piece.clone()) for row, piece in pieces(one)]
         assert len(rows) > 1 and rows[0][0] == 0
         assert [row for row, _ in rows[1:]] == [row + len(piece) for row, piece in rows[:-1]]
@@ -67,8 +67,8 @@ def test_pieces_are_the_rows_in_float32_whatever_their_number(tmp_path, monkeypa
 
 
 def test_what_is_written_in_any_order_the_library_reads(stored, tmp_path):
-    found = tensors_of(tmp_path)
-    with writing(tmp_path / "again.safetensors", found, {"by": "us"}) as file:
+    found = list_tensors(tmp_path)
+    with open_writer(tmp_path / "again.safetensors", found, {"by": "us"}) as file:
         for number, (name, one) in enumerate(sorted(found.items(), key=lambda item: item[0][::-1])):
             value = read_tensor(one)
             if number % 3 == 0:
@@ -88,8 +88,8 @@ def test_what_is_written_in_any_order_the_library_reads(stored, tmp_path):
 def test_numbers_are_rounded_to_the_type_that_was_announced(tmp_path):
     value = torch.randn(100, 3) * 100
     save_file({"a": value}, tmp_path / SINGLE)
-    planned = {"a": tensors_of(tmp_path)["a"].as_type("BF16")}
-    with writing(tmp_path / "b.safetensors", planned, {}) as file:
+    planned = {"a": list_tensors(tmp_path)["a"].as_type("BF16")}
+    with open_writer(tmp_path / "b.safetensors", planned, {}) as file:
         file.put("a", value)
     assert torch.equal(load_file(tmp_path / "b.safetensors")["a"], value.to(torch.bfloat16))
 
@@ -97,12 +97,12 @@ def test_numbers_are_rounded_to_the_type_that_was_announced(tmp_path):
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e6])
 def test_a_number_that_the_type_does_not_hold_is_refused_by_name(tmp_path, number):
     save_file({"layer.weight": torch.zeros(4, 4)}, tmp_path / SINGLE)
-    planned = {"layer.weight": tensors_of(tmp_path)["layer.weight"].as_type("F16")}
+    planned = {"layer.weight": list_tensors(tmp_path)["layer.weight"].as_type("F16")}
     value = torch.zeros(4, 4)
     value[2, 3] = number
     with (
         pytest.raises(LorakitError, match=r"layer\.weight: holds numbers that are not finite in float16"),
-        writing(tmp_path / "b.safetensors", planned, {}) as file,
+        open_writer(tmp_path / "b.safetensors", planned, {}) as file,
     ):
         file.put("layer.weight", value)
 
@@ -110,7 +110,7 @@ def test_a_number_that_the_type_does_not_hold_is_refused_by_name(tmp_path, numbe
 def test_large_finite_numbers_whose_sum_is_not_are_fine(tmp_path):
     value = torch.full((8,), 3e38)
     save_file({"a": value}, tmp_path / SINGLE)
-    with writing(tmp_path / "b.safetensors", tensors_of(tmp_path), {}) as file:
+    with open_writer(tmp_path / "b.safetensors", list_tensors(tmp_path), {}) as file:
         file.put("a", value)
     assert torch.equal(load_file(tmp_path / "b.safetensors")["a"], value)
 
@@ -122,23 +122,23 @@ def test_large_finite_numbers_whose_sum_is_not_are_fine(tmp_path):
 )
 def test_a_tensor_that_is_not_written_as_announced_is_a_fault(tmp_path, rows):
     save_file({"a": torch.zeros(4, 4)}, tmp_path / SINGLE)
-    with pytest.raises(ValueError, match="announced"), writing(tmp_path / "b", tensors_of(tmp_path), {}) as file:
+    with pytest.raises(ValueError, match="announced"), open_writer(tmp_path / "b", list_tensors(tmp_path), {}) as file:
         for row, count in rows:
             file.put("a", torch.zeros(count, 4), row)
 
 
 def test_no_file_stays_open_whatever_happens(tmp_path):
     save_file({"a": torch.zeros(4, 4)}, tmp_path / SINGLE)
-    tensors = tensors_of(tmp_path)
+    tensors = list_tensors(tmp_path)
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     read_tensor(tensors["a"])
     for _, _ in pieces(tensors["a"]):
         pass
-    with pytest.raises(ValueError, match="announced"), writing(tmp_path / "b", tensors, {}):
+    with pytest.raises(ValueError, match="announced"), open_writer(tmp_path / "b", tensors, {}):
         pass
     far = {"a": tensors["a"].as_type("F64")}
     object.__setattr__(far["a"], "size", 1 << 60)  # more than any disk holds
-    with pytest.raises(OSError), writing(tmp_path / "c", far, {}):
+    with pytest.raises(OSError), open_writer(tmp_path / "c", far, {}):
         pass
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
 
@@ -149,7 +149,7 @@ def test_a_file_cut_at_any_byte_or_grown_is_damaged(tmp_path):
     for wrong in [*(whole[:end] for end in range(len(whole))), whole + b"\0"]:
         (tmp_path / SINGLE).write_bytes(wrong)
         with pytest.raises(UserError, match=r"model\.safetensors: this weights file is damaged"):
-            tensors_of(tmp_path)
+            list_tensors(tmp_path)
 
 
 def entry(begin, end, dtype="F32", shape=(1,)):
@@ -174,13 +174,13 @@ def test_a_header_that_does_not_fit_the_bytes_is_damaged(tmp_path, header):
     text = json.dumps(header).encode()
     (tmp_path / SINGLE).write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
     with pytest.raises(UserError, match="damaged"):
-        tensors_of(tmp_path)
+        list_tensors(tmp_path)
 
 
 def test_an_unknown_type_is_named_only_when_it_is_read(tmp_path):
     text = json.dumps({"a": entry(0, 8, "F4", (16,))}).encode()
     (tmp_path / SINGLE).write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
-    (one,) = tensors_of(tmp_path).values()
+    (one,) = list_tensors(tmp_path).values()
     with pytest.raises(UserError, match="of the type F4, which cannot be read"):
         read_tensor(one)
 
@@ -193,19 +193,19 @@ def test_shards_are_those_that_the_index_names(tmp_path):
         json.dumps({"metadata": {}, "weight_map": {"t1": "part-1.safetensors", "t2": "part-2.safetensors"}})
     )
     assert [file.name for file in weight_files(tmp_path)] == ["part-1.safetensors", "part-2.safetensors"]
-    assert list(tensors_of(tmp_path)) == ["t1", "t2"]
+    assert list(list_tensors(tmp_path)) == ["t1", "t2"]
     (tmp_path / "part-2.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks part-2\.safetensors"):
-        tensors_of(tmp_path)
+        list_tensors(tmp_path)
     mapped = '"weight_map": {"t1": "part-1.safetensors"}'
     odd = ['"weight_map": 3', '"weight_map": {}', '"weight_map": {"t1": 4}', mapped, f'"metadata": "no", {mapped}']
     for text in ("{", "{}", "[]", "[" * 9999, *(f"{{{keys}}}" for keys in odd)):
         index.write_text(text)
         with pytest.raises(UserError, match=r"index\.json: damaged"):
-            tensors_of(tmp_path)
+            list_tensors(tmp_path)
     index.unlink()
     with pytest.raises(UserError, match="is not a model folder"):
-        tensors_of(tmp_path)
+        list_tensors(tmp_path)
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a single file"])
@@ -241,4 +241,4 @@ def test_weights_may_be_links(tmp_path):
     assert weight_files(folder) == [folder / "own.safetensors"]
     (folder / SINGLE).symlink_to("../far.safetensors")
     assert weight_files(folder) == [folder / SINGLE]
-    assert tensors_of(folder)["t"].shape == (2,)
+    assert list_tensors(folder)["t"].shape == (2,)

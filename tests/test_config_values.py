@@ -8,9 +8,9 @@ from conftest import rows_of, write_rows
 from model_families import FAMILIES
 
 from lorakit.errors import UserError
-from lorakit.model.base import Base
+from lorakit.model.quantization_config import check_quantization, parse_quantization
+from lorakit.model.resolve import Base
 from lorakit.model.spec_from_config import spec_from_config
-from lorakit.model.stored import check_quantization, quantization_in
 from lorakit.plan.facts import facts_from, facts_in
 from lorakit.plan.fit import load_of
 from lorakit.recipe.kinds import effective_model, trains_all
@@ -174,7 +174,7 @@ def test_the_bits_of_a_checkpoint_are_read(recipe_on, method):
     config = FAMILIES["llama"].config.to_dict()
     for bits, held in ((8, "q8"), (4, "nf4"), (None, "nf4")):
         named = {"quant_method": method, "bits": bits}
-        assert quantization_in({"quantization_config": named}).bits == bits
+        assert parse_quantization({"quantization_config": named}).bits == bits
         facts = facts_from(config | {"quantization_config": named})
         load_ = load_of(load(recipe_on()).recipe, facts, facts.spec, on_gpu=True)
         assert load_.quantization == held

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from lorakit import atomic_io
-from lorakit.atomic_io import atomic_dir, lies_inside, remove_drafts, sha256_of, write_whole
+from lorakit.atomic_io import atomic_dir, lies_inside, remove_drafts, sha256_of, write_atomic
 from lorakit.run_dir import open_run
 
 
@@ -67,8 +67,8 @@ def test_a_run_killed_while_its_first_file_is_written_can_be_begun_again(tmp_pat
 
 def test_write_whole_replaces_a_file_at_once(tmp_path):
     path = tmp_path / "manifest.json"
-    write_whole(path, "old")
-    write_whole(path, "new")
+    write_atomic(path, "old")
+    write_atomic(path, "new")
     assert path.read_text() == "new"
     assert [found.name for found in tmp_path.iterdir()] == ["manifest.json"]
 

@@ -17,10 +17,10 @@ from lorakit.errors import UserError
 from lorakit.merge.combine import combine
 from lorakit.merge.run import merge
 from lorakit.merge.sources import open_adapter
+from lorakit.model.layerwise import layerwise_adapter_model
 from lorakit.model.peft_adapter import adapter_config, continue_adapter, load_adapter
 from lorakit.model.spec_from_meta import count_with_peft_config, spec_from_meta
-from lorakit.model.streamed import streamed_adapter_model
-from lorakit.model.weights import open_weights
+from lorakit.model.state_dict import open_weights
 from lorakit.plan.adapted import adapted_by
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
@@ -72,7 +72,7 @@ def every_way(base, adapter):
     return {
         "eval": lambda: load_adapter(in_memory(base), adapter),
         "adapter.from": lambda: continue_adapter(in_memory(base), adapter, 0.0),
-        "merge": lambda: streamed_adapter_model(base, "eager", weights.read, adapter, weights.pieces),
+        "merge": lambda: layerwise_adapter_model(base, "eager", weights.read, adapter, weights.pieces),
         "combine": lambda: open_adapter(adapter, base),
     }
 

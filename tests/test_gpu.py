@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from lorakit.errors import LorakitError
 from lorakit.hardware.memory import free_memory
 from lorakit.merge.run import merge
-from lorakit.model.base import Base
 from lorakit.model.load import load_model
-from lorakit.model.quantized import quantization_of
+from lorakit.model.quantized_model import summarize_quantization
+from lorakit.model.resolve import Base
 from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
@@ -72,7 +72,7 @@ def test_a_run_on_a_gpu_and_its_merge(recipe_file, tmp_path, wide_base, quantiza
 def test_quantized_weights_lie_on_the_gpu_and_save_memory(wide_base, quantization):
     model = on_gpu(wide_base, quantization=quantization)
     assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
-    held = quantization_of(model)
+    held = summarize_quantization(model)
     assert held.quantization == quantization
     assert held.bytes < held.unquantized_bytes
     ids = torch.arange(24, device="cuda").reshape(2, 12)

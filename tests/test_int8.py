@@ -5,7 +5,7 @@ import copy
 import torch
 from bitsandbytes.nn import Int8Params, Linear8bitLt
 
-from lorakit.model.int8 import without_inputs
+from lorakit.model.int8 import release_int8_inputs
 
 
 def gradient_of(layer, x, computing):
@@ -24,7 +24,7 @@ def test_the_gradient_is_the_same_and_no_input_is_kept():
     x = torch.randn(4, 32)
     usual, kept = gradient_of(copy.deepcopy(layer), x, lambda _: torch.enable_grad())
     assert kept is not None  # else bitsandbytes does so itself, and lorakit's way can go
-    lean, kept = gradient_of(layer, x, without_inputs)
+    lean, kept = gradient_of(layer, x, release_int8_inputs)
     assert kept is None
     assert torch.equal(usual, lean)
     assert "forward" not in vars(layer)

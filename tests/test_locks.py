@@ -11,7 +11,7 @@ from runs_of_tests import run_recipe
 from test_cli import lorakit_run as lorakit_run
 
 from lorakit.errors import UserError
-from lorakit.locks import LOCK, exclusive_lock, locked
+from lorakit.locks import LOCK, exclusive_lock, file_lock
 from lorakit.merge.run import claim_output
 from lorakit.run_dir import Run, open_run
 
@@ -129,7 +129,7 @@ def test_many_threads_of_waiters_hold_one_lock_one_at_a_time(tmp_path):
     def work():
         while len(done) < 200:
             try:
-                with locked(tmp_path / LOCK, "held"):
+                with file_lock(tmp_path / LOCK, "held"):
                     inside.append(1)
                     most.append(len(inside))
                     inside.pop()

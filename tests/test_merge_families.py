@@ -15,16 +15,16 @@ from lorakit.merge.apply_delta import adapter_deltas
 from lorakit.merge.untie import weights_to_write
 from lorakit.merge.writer import write_weights
 from lorakit.model.adapters.plain_lora import save_adapter
-from lorakit.model.base import Base
-from lorakit.model.checkpoint import read_tensor
-from lorakit.model.held import held_as_stored, held_by
+from lorakit.model.layerwise import layerwise_adapter_model
 from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import attach_adapter
-from lorakit.model.quantized import dequantized
-from lorakit.model.streamed import streamed_adapter_model
+from lorakit.model.quantized_model import dequantize
+from lorakit.model.quantized_weights import stored_precision, training_precision
+from lorakit.model.resolve import Base
+from lorakit.model.safetensors_header import SINGLE, list_tensors
+from lorakit.model.safetensors_reader import read_tensor
+from lorakit.model.state_dict import open_weights, untied_config
 from lorakit.model.targets import select_targets
-from lorakit.model.weight_files import SINGLE, tensors_of
-from lorakit.model.weights import open_weights, untied_config
 from lorakit.progress import Silent
 from lorakit.recipe.kinds import kind_of
 from lorakit.recipe.schema import Adapter, Model
@@ -68,9 +68,9 @@ def write_adapter(base, folder, **settings):
 def fold(base, adapter, output, settings=None, dtype=None):
     """The merged files of an adapter on the weights as they lie there, or as `settings` hold them in training."""
     weights = open_weights(base)
-    held = held_by(weights, settings) if settings else held_as_stored(Model(base="base"))
+    held = training_precision(weights, settings) if settings else stored_precision(Model(base="base"))
     folding = adapter_deltas(
-        streamed_adapter_model(base, "eager", lambda path: held(path, weights.read(path)), adapter)
+        layerwise_adapter_model(base, "eager", lambda path: held(path, weights.read(path)), adapter)
     )
     output.mkdir()
     target = weights_to_write(weights, folding)
@@ -88,7 +88,7 @@ def check_merged(base, adapter, output, types=None):
     """The merged files are named and shaped as the base's, typed so too or as `types` say, and hold PEFT's merge."""
     merged, unexpected = in_float32(output)
     assert unexpected == in_float32(base)[1]
-    before, after = tensors_of(base), tensors_of(output)
+    before, after = list_tensors(base), list_tensors(output)
     assert {name: one.shape for name, one in after.items()} == {name: one.shape for name, one in before.items()}
     assert {one.dtype for one in after.values()} == (types or {one.dtype for one in before.values()})
     found, wanted = merged.state_dict(), by_peft(base, adapter)
@@ -170,9 +170,9 @@ def test_weights_are_held_as_the_training_held_them(family, stored, trained, qua
     settings = Model(base="base", dtype=trained, quantization=quantization, attention="eager")
     model = load_model(Base("base", base, ""), settings, "cpu")
     if quantization != "none":
-        model = dequantized(model)
+        model = dequantize(model)
     weights = open_weights(base)
-    held = held_by(weights, settings)
+    held = training_precision(weights, settings)
     for path, value in model.state_dict().items():
         found = held(path, weights.read(path))
         if quantization == "q8" and trained == "bfloat16":  # its scales are float32, and bitsandbytes rounds after them
@@ -188,7 +188,7 @@ def test_an_adapter_of_half_precision_training_is_added_to_what_that_saw(quantiz
     settings = Model(base="base", dtype="bfloat16", quantization=quantization, attention="eager")
     fold(base, adapter, tmp_path / "merged", settings)
     model = load_model(Base("base", base, ""), settings, "cpu")
-    plain = (dequantized(model) if quantization != "none" else model).float()
+    plain = (dequantize(model) if quantization != "none" else model).float()
     wanted = PeftModel.from_pretrained(plain, adapter).merge_and_unload().state_dict()
     found = in_float32(tmp_path / "merged")[0].state_dict()
     for name, value in wanted.items():
@@ -209,9 +209,9 @@ def rewrite(base, change):
 
 def test_fused_experts_and_one_tensor_for_each_expert_give_the_same_merge(tmp_path):
     apart = write_base(FAMILIES["mixtral"].config, tmp_path / "apart")
-    assert any("experts.0.w1" in name for name in tensors_of(apart))
+    assert any("experts.0.w1" in name for name in list_tensors(apart))
     fused = rewrite(shutil.copytree(apart, tmp_path / "fused"), lambda tensors: tensors)
-    assert not any("experts.0" in name for name in tensors_of(fused))
+    assert not any("experts.0" in name for name in list_tensors(fused))
     adapter = write_adapter(apart, tmp_path / "adapter")
     for base in (apart, fused):
         fold(base, adapter, tmp_path / f"merged-{base.name}")
@@ -233,7 +233,7 @@ def test_files_of_the_body_alone_lack_its_prefix_and_keep_their_names(family, tm
 @pytest.mark.parametrize("trained", [[], ["embed_tokens"], ["lm_head"]])
 def test_a_head_stored_beside_tied_embeddings_stays_equal_to_them(trained, tmp_path):
     base = rewrite(write_llama(tmp_path / "base", tied=True), lambda tensors: tensors)
-    assert {"lm_head.weight", "model.embed_tokens.weight"} <= tensors_of(base).keys()
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= list_tensors(base).keys()
     adapter = write_adapter(base, tmp_path / "adapter", train_modules=trained)
     fold(base, adapter, tmp_path / "merged")
     check_merged(base, adapter, tmp_path / "merged")
@@ -264,7 +264,7 @@ def test_each_weight_of_a_base_in_several_types_keeps_its_own(tmp_path):
     )
     adapter = write_adapter(base, tmp_path / "adapter", train_modules=["norm"])
     assert fold(base, adapter, tmp_path / "merged") == ["BF16", "F32"]
-    before, after = tensors_of(base), tensors_of(tmp_path / "merged")
+    before, after = list_tensors(base), list_tensors(tmp_path / "merged")
     assert {name: one.dtype for name, one in after.items()} == {name: one.dtype for name, one in before.items()}
     wanted = by_peft(base, adapter)
     for name, one in after.items():

@@ -14,8 +14,8 @@ from lorakit.data.batches import collate
 from lorakit.errors import UserError
 from lorakit.merge import predictions, proof
 from lorakit.merge.proof import TOLERANCES, Proof, _student, compare, compute_reference
+from lorakit.model.layerwise import layerwise_adapter_model, layerwise_model
 from lorakit.model.peft_adapter import load_adapter
-from lorakit.model.streamed import streamed_adapter_model, streamed_model
 from lorakit.progress import Silent
 
 TIE = TOLERANCES["float32"].tie
@@ -224,13 +224,13 @@ def test_streamed_models_are_proved_as_those_in_memory(name, tmp_path):
     source = source_of(copy.deepcopy(base))
     adapter = load_adapter(copy.deepcopy(base), tmp_path / "adapter")
     merged = load_adapter(base, tmp_path / "adapter").merge_and_unload()
-    streamed = streamed_adapter_model(tmp_path / "base", "eager", source, tmp_path / "adapter")
+    streamed = layerwise_adapter_model(tmp_path / "base", "eager", source, tmp_path / "adapter")
     folded = source_of(merged)
-    made = proved(streamed, streamed_model(tmp_path / "base", "eager", folded))
+    made = proved(streamed, layerwise_model(tmp_path / "base", "eager", folded))
     assert made.failures(TOLERANCES["float32"]) == []
     assert made.positions == 28
     plain = proved(adapter, merged)
     assert made.adapter_loss == pytest.approx(plain.adapter_loss, rel=1e-5)
     assert made.merged_loss == pytest.approx(plain.merged_loss, rel=1e-5)
     assert all(folded.asked.count(path) <= 2 for path in folded.asked), "all rows in one forward"
-    assert proved(streamed, streamed_model(tmp_path / "base", "eager", source)).failures(TOLERANCES["bfloat16"])
+    assert proved(streamed, layerwise_model(tmp_path / "base", "eager", source)).failures(TOLERANCES["bfloat16"])

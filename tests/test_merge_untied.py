@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from lorakit.errors import UserError
 from lorakit.merge.run import merge
 from lorakit.merge.verify import verify
-from lorakit.model.weight_files import tensors_of
+from lorakit.model.safetensors_header import list_tensors
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 
@@ -55,7 +55,7 @@ def check(base, adapter, output):
     wanted = logits(PeftModel.from_pretrained(in_memory(base)[0], adapter))
     assert torch.allclose(logits(merged), wanted, atol=1e-5)
     config = json.loads((output / "config.json").read_text())
-    return "lm_head.weight" in " ".join(tensors_of(output)) and config["tie_word_embeddings"] is False
+    return "lm_head.weight" in " ".join(list_tensors(output)) and config["tie_word_embeddings"] is False
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -7,8 +7,8 @@ import pytest
 from conftest import rows_of, write_rows
 
 from lorakit.data.rendering import ChatTemplate, NoChatTemplate
-from lorakit.model.base import find_base
 from lorakit.model.load import load_tokenizer
+from lorakit.model.resolve import resolve_base
 from lorakit.progress import Silent
 
 
@@ -53,7 +53,7 @@ def test_tokens_are_trained_without_a_chat_template(recipe_file, lorakit, bare, 
 def test_conversations_without_a_chat_template_are_told_what_they_need(recipe_file, lorakit, bare):
     code, _, told = lorakit("data", recipe_file(model={"base": str(bare)}))
     assert code == 2 and "no chat template" in told and "model.chat_template" in told
-    tokenizer = load_tokenizer(find_base(str(bare), "main", Silent()), None)
+    tokenizer = load_tokenizer(resolve_base(str(bare), "main", Silent()), None)
     with pytest.raises(NoChatTemplate):
         ChatTemplate(tokenizer).write([{"role": "user", "content": "Hello"}])
 

@@ -11,7 +11,7 @@ import pytest
 
 import lorakit
 from lorakit.errors import UserError
-from lorakit.model.base import find_base
+from lorakit.model.resolve import resolve_base
 from lorakit.progress import Silent
 
 CODE = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
@@ -69,14 +69,14 @@ FORMS = [
 def test_code_of_a_model_is_refused_by_name_before_anything_loads(folder, file, code):
     name_code(folder, file, code)
     with pytest.raises(UserError) as refused:
-        find_base(str(folder), "main", Silent())
+        resolve_base(str(folder), "main", Silent())
     assert str(refused.value).startswith("model.base: ") and "own." in str(refused.value)
     assert file in str(refused.value)
 
 
 def test_an_attention_of_transformers_own_is_no_code(folder):
     name_code(folder, "config.json", {"_attn_implementation": "flash_attention_2", "auto_map": {}})
-    assert find_base(str(folder), "main", Silent()).folder == folder
+    assert resolve_base(str(folder), "main", Silent()).folder == folder
 
 
 def test_a_yes_at_the_terminal_runs_nothing(recipe_file, folder, tmp_path):
@@ -128,4 +128,4 @@ def test_an_adapter_that_lies_in_the_models_folder_is_refused(folder):
     """transformers puts it into the model, and a merge would not know of it."""
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(UserError, match=r"has adapter_config\.json"):
-        find_base(str(folder), "main", Silent())
+        resolve_base(str(folder), "main", Silent())

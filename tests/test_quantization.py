@@ -26,10 +26,10 @@ from transformers.pytorch_utils import Conv1D
 
 from lorakit.errors import UserError
 from lorakit.merge.run import merge
-from lorakit.model.base import Base
 from lorakit.model.load import load_model, original_weights
-from lorakit.model.quantized import dequantized, quantization_of, quantization_words
-from lorakit.model.stored import check_mergeable, stored_quantization
+from lorakit.model.quantization_config import check_mergeable, stored_quantization
+from lorakit.model.quantized_model import dequantize, describe_quantization, summarize_quantization
+from lorakit.model.resolve import Base
 from lorakit.plan.facts import facts_in, facts_of
 from lorakit.plan.memory import weight_bytes
 from lorakit.plan.quantization import quantization_sentence
@@ -82,7 +82,7 @@ def test_training_evaluation_and_merging_see_one_base(tiny_base, quantization):
     assert torch.equal(logits(model.train()), evaluated)
     assert torch.equal(logits(model.eval()), evaluated)
     assert (logits(loaded(tiny_base)) - evaluated).abs().max() > 1e-3
-    assert torch.allclose(logits(dequantized(model)), evaluated, atol=1e-6)
+    assert torch.allclose(logits(dequantize(model)), evaluated, atol=1e-6)
 
 
 TINY = {
@@ -113,7 +113,7 @@ def test_share_and_bytes_are_known_before_the_model_is_loaded(tmp_path, config):
     made(tmp_path / "model", config)
     spec = facts_in(tmp_path / "model").spec
     for quantization, double in (("nf4", True), ("q4", False), ("q8", False)):
-        held = quantization_of(loaded(tmp_path / "model", quantization, dtype="bfloat16", double_quant=double))
+        held = summarize_quantization(loaded(tmp_path / "model", quantization, dtype="bfloat16", double_quant=double))
         quantizable = sum(weight.size for weight in spec.quantizable)
         assert (spec.parameters, quantizable) == (held.parameters, held.quantized)
         assert weight_bytes(spec, "none", double, 2) == held.unquantized_bytes
@@ -129,7 +129,7 @@ def test_smollm2_is_counted_before_it_is_here():
 
 def test_fused_experts_are_not_counted_as_quantized(tmp_path):
     made(tmp_path / "model", MixtralConfig(**TINY, num_local_experts=4))
-    held = quantization_of(loaded(tmp_path / "model", "nf4"))
+    held = summarize_quantization(loaded(tmp_path / "model", "nf4"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     assert held.experts == experts > held.quantized
@@ -169,10 +169,10 @@ def test_a_quantized_checkpoint_computes_in_the_type_of_the_recipe(quantized_fol
     model = loaded(quantized_folders[word])
     assert model.dtype == torch.float32
     found = logits(model)
-    assert torch.allclose(logits(dequantized(model)), found, atol=1e-6)
-    held = quantization_of(loaded(quantized_folders[word]))
+    assert torch.allclose(logits(dequantize(model)), found, atol=1e-6)
+    held = summarize_quantization(loaded(quantized_folders[word]))
     assert held.quantization == word
-    said = quantization_words(held, "none", stored_quantization(quantized_folders[word]), "float32")
+    said = describe_quantization(held, "none", stored_quantization(quantized_folders[word]), "float32")
     assert said.startswith(
         f"model.quantization: none was asked for, {word} is used: the checkpoint is quantized already"
     )
@@ -222,8 +222,8 @@ def test_fp8_weights_are_dequantized_and_saved_as_plain_ones(tmp_path, tiny_base
         expected[name] = expected[name].float() * scale
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     model = loaded(folder)
-    assert quantization_of(model) is None
-    said = quantization_words(None, "none", stored_quantization(folder), "float32")
+    assert summarize_quantization(model) is None
+    said = describe_quantization(None, "none", stored_quantization(folder), "float32")
     assert said == "the checkpoint is fp8, dequantized while it was loaded: float32 weights are trained on"
     model.save_pretrained(tmp_path / "plain")
     assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())

@@ -19,10 +19,10 @@ from lorakit.evaluate.questions import read_questions
 from lorakit.evaluate.run import default_settings
 from lorakit.model.adapters.plain_lora import save_adapter
 from lorakit.model.adapters.rank_scheduler import InitContext
-from lorakit.model.base import find_base
 from lorakit.model.fingerprint import fingerprint_of
 from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import attach_adapter, load_adapter, trained_weights
+from lorakit.model.resolve import resolve_base
 from lorakit.model.shared_base import SharedBase
 from lorakit.model.targets import select_targets
 from lorakit.progress import Silent
@@ -45,7 +45,7 @@ def tied_base(tmp_path_factory, tokenizer):
 
 def reader(folder):
     settings = Model(base=str(folder), dtype="float32", attention="sdpa")
-    return lambda: load_model(find_base(str(folder), "main", Silent()), settings, "cpu")
+    return lambda: load_model(resolve_base(str(folder), "main", Silent()), settings, "cpu")
 
 
 def logits(model):

@@ -12,8 +12,8 @@ from lorakit.data.conversations import Conversation
 from lorakit.data.rendering import ChatTemplate, render
 from lorakit.evaluate.generate import generate
 from lorakit.merge.run import merge
-from lorakit.model.base import find_base
 from lorakit.model.load import load_model, load_tokenizer, pad_token_id, stop_token_ids
+from lorakit.model.resolve import resolve_base
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Model
@@ -32,7 +32,7 @@ def users_cache(monkeypatch):
 
 
 def test_it_answers_that_the_capital_of_france_is_paris(users_cache):
-    base = find_base(SMOL, "main", Silent())
+    base = resolve_base(SMOL, "main", Silent())
     tokenizer = load_tokenizer(base, None)
     model = load_model(base, Model(base=SMOL, dtype="float32", attention="sdpa"), "cpu")
     question = [{"role": "user", "content": "What is the capital of France?"}]
@@ -44,7 +44,7 @@ def test_it_answers_that_the_capital_of_france_is_paris(users_cache):
 
 
 def test_its_template_with_a_default_system_prompt_is_masked_exactly(users_cache):
-    base = find_base(SMOL, "main", Silent())
+    base = resolve_base(SMOL, "main", Silent())
     template = ChatTemplate(load_tokenizer(base, None))
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     (rendered,) = render(Conversation(talk), template)

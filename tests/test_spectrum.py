@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from lorakit.atomic_io import cache_folder
-from lorakit.checksums import facts_of
-from lorakit.model.base import find_base
+from lorakit.checksums import decode_line
+from lorakit.model.resolve import resolve_base
 from lorakit.model.spectrum import dequantized_weight, signal_to_noise, signal_to_noise_ratios
 from lorakit.model.targets import select_targets
 from lorakit.progress import Silent
@@ -35,7 +35,7 @@ class Counting(Silent):
 @pytest.fixture
 def base(tiny_base, tmp_path, monkeypatch):
     monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path))
-    return find_base(str(tiny_base), "main", Silent())
+    return resolve_base(str(tiny_base), "main", Silent())
 
 
 def test_of_matrices_of_equal_size_the_one_with_a_planted_signal_has_the_higher_ratio():
@@ -107,7 +107,7 @@ def test_a_damaged_file_of_the_cache_is_made_anew(base, tiny_base, damage):
     ratios = signal_to_noise_ratios(model, [path], base, "none", Silent())
     (file,) = (cache_folder() / "spectrum").iterdir()
     file.write_bytes(damage.encode(errors="surrogateescape"))
-    assert signal_to_noise_ratios(model, [path], base, "none", Silent()) == ratios == facts_of(file.read_text())
+    assert signal_to_noise_ratios(model, [path], base, "none", Silent()) == ratios == decode_line(file.read_text())
 
 
 def test_a_figure_of_the_cache_that_changed_in_place_is_computed_again(base, tiny_base):

@@ -10,9 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from lorakit.errors import UserError
+from lorakit.model.layerwise import layerwise_adapter_model, layerwise_model
 from lorakit.model.loss import head_logits
 from lorakit.model.shared_prefix import body_of
-from lorakit.model.streamed import streamed_adapter_model, streamed_model
 
 IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(5))
 MASK = torch.ones_like(IDS).index_fill(1, torch.tensor([7, 8]), 0)
@@ -64,7 +64,7 @@ def assert_same(found, wanted):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_computes_what_it_does_in_memory(family, tmp_path):
     model = base_of(FAMILIES[family].config, tmp_path)
-    streamed = streamed_model(tmp_path, "eager", source_of(model))
+    streamed = layerwise_model(tmp_path, "eager", source_of(model))
     wanted = logits(model)
     assert_same(logits(streamed), wanted)
     assert_same(logits(streamed), wanted)
@@ -123,7 +123,7 @@ def test_an_adapter_computes_what_peft_computes_in_memory(name, tmp_path):
     base = adapter_of(tmp_path, config, **settings)
     source, plain = source_of(base.eval()), logits(base)
     source.state = {path: tensor.clone() for path, tensor in source.state.items()}
-    streamed = streamed_adapter_model(tmp_path / "base", "eager", source, tmp_path / "adapter")
+    streamed = layerwise_adapter_model(tmp_path / "base", "eager", source, tmp_path / "adapter")
     wanted = logits(PeftModel.from_pretrained(base, tmp_path / "adapter").eval())
     assert float((wanted - plain).abs().max()) > 1e-2 * float(wanted.abs().max()), "the adapter does something"
     assert_same(logits(streamed), wanted)
@@ -152,7 +152,7 @@ def test_never_more_than_one_block_of_weights_lives(name, tmp_path):
         assert {part_of(other) for other in living(source)} == {part_of(path)}
         return tensor
 
-    streamed = streamed_adapter_model(tmp_path / "base", "eager", counting, tmp_path / "adapter")
+    streamed = layerwise_adapter_model(tmp_path / "base", "eager", counting, tmp_path / "adapter")
     logits(streamed)
     assert len(source.asked) >= 2 * 8, "the blocks were read"
     assert living(source) == set()
@@ -165,13 +165,13 @@ def test_never_more_than_one_block_of_weights_lives(name, tmp_path):
 def test_what_an_adapter_replaces_is_not_read(tmp_path):
     config, settings = ADAPTERS["embeddings whole"]
     source = source_of(adapter_of(tmp_path, config, **settings))
-    logits(streamed_adapter_model(tmp_path / "base", "eager", source, tmp_path / "adapter"))
+    logits(layerwise_adapter_model(tmp_path / "base", "eager", source, tmp_path / "adapter"))
     assert {path for path in source.asked if ".layers." not in path} == set()
 
 
 def test_a_forward_reads_each_weight_once_and_tied_ones_by_the_embeddings_name(tmp_path):
     source = source_of(base_of(TIED, tmp_path))
-    logits(streamed_model(tmp_path, "eager", source))
+    logits(layerwise_model(tmp_path, "eager", source))
     assert source.asked.count("model.embed_tokens.weight") == 2  # as embeddings, and as head
     others = [path for path in source.asked if path != "model.embed_tokens.weight"]
     assert sorted(others) == sorted(source.state.keys() - {"model.embed_tokens.weight", "lm_head.weight"})
@@ -180,7 +180,7 @@ def test_a_forward_reads_each_weight_once_and_tied_ones_by_the_embeddings_name(t
 def test_the_head_works_by_itself(tmp_path):
     model = base_of(TIED, tmp_path)
     source = source_of(model)
-    streamed = streamed_model(tmp_path, "eager", source)
+    streamed = layerwise_model(tmp_path, "eager", source)
     with torch.inference_mode():
         output = body_of(model)(input_ids=IDS, use_cache=False)
         hidden = output.last_hidden_state[0]
@@ -201,7 +201,7 @@ def test_an_error_on_the_way_frees_what_was_read(where, tmp_path):
             raise OSError("the disk is gone")
         return source(path)
 
-    streamed = streamed_model(tmp_path, "eager", read)
+    streamed = layerwise_model(tmp_path, "eager", read)
     with pytest.raises((OSError, RuntimeError)):
         logits(streamed)
     assert living(source) == set()
@@ -215,7 +215,7 @@ def test_the_config_s_own_quantization_is_no_matter(tmp_path):
     config = type(LLAMA).from_pretrained(tmp_path)
     config.quantization_config = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     config.save_pretrained(tmp_path)
-    assert_same(logits(streamed_model(tmp_path, "eager", source_of(model))), logits(model))
+    assert_same(logits(layerwise_model(tmp_path, "eager", source_of(model))), logits(model))
 
 
 def test_an_adapter_that_changed_its_base_is_refused(tmp_path):
@@ -223,7 +223,7 @@ def test_an_adapter_that_changed_its_base_is_refused(tmp_path):
     made = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="olora"))
     made.save_pretrained(tmp_path / "adapter")
     with pytest.raises(UserError, match="init_lora_weights 'olora'"):
-        streamed_adapter_model(tmp_path / "base", "eager", source_of(base), tmp_path / "adapter")
+        layerwise_adapter_model(tmp_path / "base", "eager", source_of(base), tmp_path / "adapter")
 
 
 def test_an_adapter_of_another_shape_or_a_damaged_one_is_one_clear_error(tmp_path):
@@ -232,9 +232,9 @@ def test_an_adapter_of_another_shape_or_a_damaged_one_is_one_clear_error(tmp_pat
     wide.save_pretrained(tmp_path / "wide")
     for folder in (tmp_path / "wide", tmp_path / "base"):
         with pytest.raises(UserError, match="cannot be put on the base model"):
-            streamed_adapter_model(folder, "eager", source_of(base), tmp_path / "adapter")
+            layerwise_adapter_model(folder, "eager", source_of(base), tmp_path / "adapter")
         weights = tmp_path / "adapter" / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:100])
     (tmp_path / "base" / "config.json").write_text('{"model_type": "no such family"}')
     with pytest.raises(UserError, match="no model can be made"):
-        streamed_model(tmp_path / "base", "eager", source_of(base))
+        layerwise_model(tmp_path / "base", "eager", source_of(base))

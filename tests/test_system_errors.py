@@ -18,7 +18,7 @@ from test_cli import lorakit_run as lorakit_run
 from test_merge_command import small_disk as small_disk
 from test_training import same
 
-from lorakit.errors import SYSTEM_ERRORS, Interrupted, LorakitError, UserError, exit_code_of, explained
+from lorakit.errors import SYSTEM_ERRORS, Interrupted, LorakitError, UserError, exit_code_of, explain_error
 from lorakit.run_dir import Run
 from lorakit.train.trainer import SupervisedTrainer
 
@@ -45,7 +45,7 @@ WRITERS = {
 def test_a_full_disk_is_told_whatever_library_met_it(library, tokenizer, small_disk):
     with pytest.raises(Exception, match=r".") as caught:
         WRITERS[library](small_disk(4096) / "file", tokenizer)
-    told = explained(caught.value)
+    told = explain_error(caught.value)
     assert told is not None and type(told) is LorakitError, caught.value
     assert "disk" in str(told) and "full" in str(told) and "Make room" in str(told)
     del caught, told  # whose frames keep the file open, and the disk mounted
@@ -55,12 +55,12 @@ def test_a_full_disk_is_told_whatever_library_met_it(library, tokenizer, small_d
 def test_a_file_that_torch_cannot_open_is_told_by_the_systems_words(tmp_path):
     with pytest.raises(RuntimeError) as caught:
         torch.save({"a": torch.zeros(1)}, tmp_path)
-    assert "is a folder, not a file" in str(explained(caught.value))
+    assert "is a folder, not a file" in str(explain_error(caught.value))
 
 
 @pytest.mark.parametrize("number", SYSTEM_ERRORS)
 def test_every_error_of_the_table_says_where_why_and_what_to_do(number):
-    told = explained(OSError(number, os.strerror(number), "/some/where"))
+    told = explain_error(OSError(number, os.strerror(number), "/some/where"))
     assert str(told).startswith("/some/where: ") and str(told).endswith((".", "?"))
     wrapped = UserError("model.base: cannot be read.")
     wrapped.__cause__ = OSError(number, os.strerror(number))
@@ -68,8 +68,8 @@ def test_every_error_of_the_table_says_where_why_and_what_to_do(number):
 
 
 def test_what_is_no_error_of_the_system_stays_a_fault():
-    assert explained(KeyError("layers")) is None and explained(RuntimeError("shapes differ")) is None
-    assert explained(OSError("a library's own")) is None
+    assert explain_error(KeyError("layers")) is None and explain_error(RuntimeError("shapes differ")) is None
+    assert explain_error(OSError("a library's own")) is None
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_what_is_no_error_of_the_system_stays_a_fault():
     ],
 )
 def test_other_errors_that_are_not_ours(error, kind, says):
-    told = explained(error)
+    told = explain_error(error)
     assert type(told) is kind and says in str(told) and len(str(told)) < 400
 
 

@@ -128,11 +128,11 @@ def test_likelihood_classification_agrees_with_lm_eval(model, tokenizer, task_fo
 
 @pytest.mark.smollm2
 def test_likelihood_classification_agrees_with_lm_eval_on_smollm2(users_cache, task_folder):  # noqa: F811
-    from lorakit.model.base import find_base
     from lorakit.model.load import load_model, load_tokenizer
+    from lorakit.model.resolve import resolve_base
     from lorakit.recipe.schema import Model
 
-    base = find_base(SMOL, "main", Silent())
+    base = resolve_base(SMOL, "main", Silent())
     tokenizer = load_tokenizer(base, None)
     real = load_model(base, Model(base=SMOL, dtype="float32", attention="sdpa"), "cpu")
     scores = run(real, tokenizer, ["choice"], task_folder(choice=CHOICE), limit=12)

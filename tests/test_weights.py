@@ -5,8 +5,8 @@ import torch
 from model_families import FAMILIES
 from transformers import AutoModelForCausalLM
 
-from lorakit.model.checkpoint import read_tensor
-from lorakit.model.weights import open_weights
+from lorakit.model.safetensors_reader import read_tensor
+from lorakit.model.state_dict import open_weights
 
 
 def saved(family, folder, **options):

@@ -10,7 +10,7 @@ from conftest import rows_of, write_rows
 from eval_runs import Remembers
 from safetensors.torch import load_file, save_file
 
-from lorakit.hub_retries import retries_told
+from lorakit.hub_retries import report_hub_retries
 
 
 def next_lines(out: str) -> list[str]:
@@ -111,7 +111,7 @@ def test_retries_of_the_hub_are_told_in_one_line(failing_hub, monkeypatch, capsy
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     address, answered = failing_hub
     heard = Remembers()
-    with retries_told(heard), pytest.raises(HfHubHTTPError):
+    with report_hub_retries(heard), pytest.raises(HfHubHTTPError):
         http_backoff("GET", address, max_retries=3, base_wait_time=0, max_wait_time=0)
     assert len(answered) == 4
     assert heard.warned == ["the hub did not give what was asked for (HTTP Error 503); trying again"]

@@ -62,13 +62,13 @@ def _prepare(work: Path, layers: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-    from lorakit.model.base import find_base
+    from lorakit.model.resolve import resolve_base
     from lorakit.progress import Silent
 
     base, run = work / "base", work / "run"
     if not (base / "config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(
-            find_base("HuggingFaceTB/SmolLM2-135M-Instruct", "main", Silent()).folder
+            resolve_base("HuggingFaceTB/SmolLM2-135M-Instruct", "main", Silent()).folder
         )
         config = LlamaConfig(
             vocab_size=len(tokenizer),

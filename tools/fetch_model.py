@@ -1,9 +1,9 @@
 """Bring the small base model of the demo and the tests onto this machine, once."""
 
 from lorakit.console import Terminal
-from lorakit.model.base import find_base
 from lorakit.model.load import quiet_libraries
+from lorakit.model.resolve import resolve_base
 
 quiet_libraries()
-base = find_base("HuggingFaceTB/SmolLM2-135M-Instruct", "main", Terminal())
+base = resolve_base("HuggingFaceTB/SmolLM2-135M-Instruct", "main", Terminal())
 print(f"base model ready: {base.name} ({base.origin})")

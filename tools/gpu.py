@@ -20,7 +20,7 @@ from typing import Any
 from bench import BATCH, measured, trl_figures, trl_options
 from gpu_model import write_model, write_recipe, write_rows
 
-from lorakit.atomic_io import write_whole
+from lorakit.atomic_io import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 # `trl sft` without its launcher, so that the memory of the process that trains can be asked for at its end.
@@ -55,8 +55,8 @@ class Bench:
 
     def write(self) -> None:
         """Keep what is known: the figures, and a page to read."""
-        write_whole(self.out / "results.json", json.dumps(self.results, indent=2) + "\n")
-        write_whole(self.out / "summary.md", summary(self.results))
+        write_atomic(self.out / "results.json", json.dumps(self.results, indent=2) + "\n")
+        write_atomic(self.out / "summary.md", summary(self.results))
 
     def lorakit(self, *arguments: str) -> dict[str, Any]:
         """A command of lorakit, to its JSON document."""

@@ -15,7 +15,7 @@ from typer.rich_utils import rich_format_error
 from lorakit.cli import check, data, doctor, merge, plan, schema, train
 from lorakit.cli import eval as evaluate
 from lorakit.cli.streams import prepare_streams
-from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, LorakitError, exit_code_of, explained
+from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, LorakitError, exit_code_of, explain_error
 
 app = typer.Typer(
     name="lorakit",
@@ -96,7 +96,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("LORAKIT_DEBUG"):
             raise
-        told = explained(error)
+        told = explain_error(error)
         if told:
             _fail(str(told), told.exit_code)
         _fail(

@@ -250,13 +250,13 @@ def _extract(
     from lorakit.cli.merge_texts import extracted_facts, extracted_table, extracted_text
     from lorakit.merge.extract import FACTS, extract
     from lorakit.merge.run import claim_output, refuse_overwriting_inputs
-    from lorakit.model.base import find_base
     from lorakit.model.load import quiet_libraries
+    from lorakit.model.resolve import resolve_base
 
     assert tuned is not None and rank is not None and output is not None
     quiet_libraries()
     with claim_output(output, overwrite, FACTS):
-        found = [find_base(str(folder), "main", progress) for folder in (tuned, base)]
+        found = [resolve_base(str(folder), "main", progress) for folder in (tuned, base)]
         refuse_overwriting_inputs(output, *(model.folder for model in found))
         remove_drafts(output.absolute().parent, output.name)
         extracted = extract(found[0], found[1], rank, output, progress, keep_whole=keep_whole)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def next_commands(run: "Run", prepared: "Prepared") -> list[str]:
     """The commands for a run that has ended: its evaluation, and its merge where one can be made."""
-    from lorakit.model.stored import stored_quantization
+    from lorakit.model.quantization_config import stored_quantization
     from lorakit.recipe.kinds import trains_all
 
     folder = quoted(run.folder)

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 import lorakit
 from lorakit.atomic_io import atomic_dir, cache_folder, remove_drafts, sha256_of
-from lorakit.checksums import damaged_entry, write_checksums
+from lorakit.checksums import find_damage, write_checksums
 from lorakit.data.rendering import ChatTemplate
 from lorakit.data.sources import content_of, shown
 from lorakit.data.template_date import asks_for_date
@@ -109,7 +109,7 @@ def _read(folder: Path, load: Callable[[Path], Built], progress: Progress) -> Bu
     if not folder.exists():
         return None
     try:
-        if damage := damaged_entry(folder):
+        if damage := find_damage(folder):
             raise ValueError(damage)
         return load(folder)
     except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:

@@ -15,7 +15,7 @@ from lorakit.data.report import Report
 from lorakit.data.sources import all_sources, content_of, shown, sources_of
 from lorakit.data.worker import Rules
 from lorakit.errors import UserError
-from lorakit.hub_retries import retries_told
+from lorakit.hub_retries import report_hub_retries
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Data, Source
 
@@ -40,7 +40,7 @@ def examples_of(
     """
     share = settings.eval if isinstance(settings.eval, float) else None
     rules = rules_of(settings, share, survey)
-    with retries_told(progress):
+    with report_hub_retries(progress):
         train, held_out = _prepared(sources_of(settings, settings.train), settings, rules, template, progress)
         if settings.eval is not None and share is None:
             held_out, _ = _prepared(sources_of(settings, settings.eval), settings, rules, template, progress)

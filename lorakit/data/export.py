@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorakit.atomic_io import whole_file
+from lorakit.atomic_io import atomic_file
 from lorakit.data.conversations import Conversation, Said
 from lorakit.data.formats import said as said_by
 from lorakit.data.hygiene.clean import clean
@@ -65,7 +65,7 @@ def write_rows(
     count, size = 0, sum(one.size for one in opened)
     try:
         with (
-            whole_file(target) as file,
+            atomic_file(target) as file,
             progress.bar(f"writing {shown_path(target)}", total=size, unit="bytes") as bar,
             closing(map_in_order(job, _pieces(opened), processors())) as results,
         ):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lorakit.doctor.finding import Finding
 from lorakit.doctor.packages import import_error, installed
 from lorakit.errors import UserError
-from lorakit.model.base import Base, find_base
-from lorakit.model.offline import CARRIERS
+from lorakit.model.bundled_models import BUNDLED_MODELS
+from lorakit.model.resolve import Base, resolve_base
 from lorakit.progress import Silent
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def base(recipe: "Recipe") -> Iterator[Finding]:
         yield from _parts(recipe, Path(name), f"{name} is here")
     elif isinstance(cached, str):
         yield from _parts(recipe, Path(cached).parent, f"{name} is in the hub's cache")
-    elif name in CARRIERS:
-        yield Finding("base", "ok", f"{name} comes from the hub or, without it, from {CARRIERS[name].package}")
+    elif name in BUNDLED_MODELS:
+        yield Finding("base", "ok", f"{name} comes from the hub or, without it, from {BUNDLED_MODELS[name].package}")
     elif constants.HF_HUB_OFFLINE:
         remedy = "unset HF_HUB_OFFLINE, or write a local folder as model.base"
         yield Finding("base", "broken", f"{name} is not here, and HF_HUB_OFFLINE is set", remedy)
@@ -44,7 +44,7 @@ def base(recipe: "Recipe") -> Iterator[Finding]:
 def _parts(recipe: "Recipe", folder: Path, here: str) -> Iterator[Finding]:
     """The files, the family, the tokenizer and the checkpoint's own quantization, as a run asks for them."""
     try:
-        find_base(str(folder), recipe.model.revision, Silent())
+        resolve_base(str(folder), recipe.model.revision, Silent())
         yield Finding("base", "ok", here)
     except UserError as error:
         yield Finding("base", "broken", _said(error), _AGAIN)
@@ -62,7 +62,7 @@ def _parts(recipe: "Recipe", folder: Path, here: str) -> Iterator[Finding]:
 
 
 def _config(folder: Path) -> dict[str, Any] | None:
-    """What config.json says; None where `find_base` refuses it."""
+    """What config.json says; None where `resolve_base` refuses it."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -100,7 +100,7 @@ def _tokenizer(recipe: "Recipe", found: Base) -> Finding:
 
 def _quantization(recipe: "Recipe", found: Base) -> Iterator[Finding]:
     """The quantization that the checkpoint has already, where it has one."""
-    from lorakit.model.stored import lacking_packages, refuse_quantization, stored_quantization
+    from lorakit.model.quantization_config import missing_packages, refuse_quantization, stored_quantization
     from lorakit.recipe.kinds import effective_model, trains_all
 
     try:
@@ -111,7 +111,7 @@ def _quantization(recipe: "Recipe", found: Base) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("base's weights", "broken", _said(error), "write another model.base")
         return
-    lacking = lacking_packages(stored)
+    lacking = missing_packages(stored)
     if lacking:
         said = f"the weights of {found.name} are {stored.quantization} already, and what loads them is missing"
         yield Finding("base's weights", "broken", said, f"pip install {' '.join(lacking)}")

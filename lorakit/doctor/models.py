@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 
 from lorakit.doctor.finding import Finding, gib
-from lorakit.model.offline import CARRIERS, carried_file
+from lorakit.model.bundled_models import BUNDLED_MODELS, bundled_file
 
 _SHOWN = 10
 
 
 def carried() -> Iterator[Finding]:
     """The models that a package carries, and whether the package has been fetched."""
-    for name, carrier in CARRIERS.items():
-        here = carried_file(carrier).is_file()
+    for name, carrier in BUNDLED_MODELS.items():
+        here = bundled_file(carrier).is_file()
         where = "in lorakit's cache" if here else "fetched by pip when a recipe asks for it"
         yield Finding("carried", "ok", f"{name}, by {carrier.package} {carrier.version}: {where}")
 

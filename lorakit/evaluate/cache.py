@@ -17,7 +17,7 @@ import transformers
 
 import lorakit
 from lorakit.atomic_io import cache_folder
-from lorakit.checksums import facts_of, line_of
+from lorakit.checksums import decode_line, encode_line
 from lorakit.errors import LorakitError
 from lorakit.evaluate.generate import Answer
 
@@ -41,7 +41,7 @@ class CacheFile:
         self.lines |= found
         if self.path is None or not found:
             return
-        text = "".join(line_of([name, value]) + "\n" for name, value in found.items())
+        text = "".join(encode_line([name, value]) + "\n" for name, value in found.items())
         try:
             with self.path.open("ab") as file:
                 file.write(text.encode())
@@ -74,7 +74,7 @@ def open_cache(kind: str, facts: Mapping[str, Any], use: bool = True) -> CacheFi
     lines: dict[str, Any] = {}
     for line in data.splitlines():
         try:
-            row, value = facts_of(line)
+            row, value = decode_line(line)
         except (ValueError, TypeError):
             continue  # cut short by a crash, or changed since: its row is computed again
         lines[row] = value

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from lorakit.errors import UserError
 from lorakit.model.base_files import refuse_code
-from lorakit.model.weight_files import weight_files
+from lorakit.model.safetensors_header import weight_files
 from lorakit.recipe.problems import one_line
 
 _ROWS = 32

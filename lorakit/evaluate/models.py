@@ -9,10 +9,10 @@ from typing import Any, Literal
 from lorakit.atomic_io import sha256_of
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine, usable_machine
-from lorakit.model.base import Base, find_base
 from lorakit.model.load import attentions_of, quiet_libraries
 from lorakit.model.peft_adapter import adapter_config
-from lorakit.model.stored import check_quantization
+from lorakit.model.quantization_config import check_quantization
+from lorakit.model.resolve import Base, resolve_base
 from lorakit.plan.auto import settle
 from lorakit.plan.facts import facts_in
 from lorakit.prepare import Prepared, reopen_run
@@ -155,7 +155,7 @@ def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
             specs.append(_adapter(names[one], one, prepared, machine, progress))
         elif kinds[one] != BASE:
             try:
-                base = find_base(one, "main", progress)
+                base = resolve_base(one, "main", progress)
             except UserError as error:
                 raise UserError(str(error).removeprefix("model.base: ")) from error
             kind: Kind = "merged" if kinds[one] == "merged" else "model"
@@ -236,7 +236,7 @@ def _base_of_adapter(given: str, config: Any, first: Prepared | None, progress: 
     try:
         if not named:
             raise UserError("its adapter_config.json names no base model")
-        base = find_base(named, config.revision or "main", progress)
+        base = resolve_base(named, config.revision or "main", progress)
     except UserError as error:
         reason = str(error).removeprefix("model.base: ")
         if first is None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from lorakit.atomic_io import claimed_name, write_whole
+from lorakit.atomic_io import claim_name, write_atomic
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.comparison import comparison_to_dict, score_to_dict
 from lorakit.evaluate.evaluation import Evaluation
@@ -56,8 +56,8 @@ def write_document(facts: dict[str, Any], folder: Path, prefix: str = "", lines:
         with _free(folder, prefix + re.sub("[^0-9T]", "", facts["taken"].split("+")[0])) as path:
             if lines is not None:
                 facts["answers"] = path.with_suffix(".jsonl").name
-                write_whole(path.with_suffix(".jsonl"), lines)
-            write_whole(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+                write_atomic(path.with_suffix(".jsonl"), lines)
+            write_atomic(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise LorakitError(f"{folder}: cannot be written: {error.strerror or error}.") from error
     return path
@@ -180,7 +180,7 @@ def _free(folder: Path, stem: str) -> Iterator[Path]:
         path = folder / f"{stem}{f'-{number}' if number > 1 else ''}.json"
         with ExitStack() as held:
             try:
-                held.enter_context(claimed_name(path))
+                held.enter_context(claim_name(path))
             except FileExistsError:
                 continue
             if not (path.exists() or path.with_suffix(".jsonl").exists()):

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 
 from lorakit.errors import UserError
-from lorakit.model.streamed import is_empty
+from lorakit.model.layerwise import is_empty
 
 
 class WeightDelta(Protocol):

@@ -11,14 +11,14 @@ from typing import Any, Literal
 from lorakit.errors import LorakitError, UserError
 from lorakit.merge.inputs import MergeInput, Rows
 from lorakit.merge.proof import TOLERANCES, Proof, compare, compute_reference
-from lorakit.model.base import Base
-from lorakit.model.checkpoint import TYPES
-from lorakit.model.held import Held, HeldWeights
+from lorakit.model.layerwise import layerwise_adapter_model, layerwise_model
 from lorakit.model.load import attentions_of, load_model, pad_token_id
-from lorakit.model.quantized import dequantized, quantization_of
-from lorakit.model.stored import check_mergeable, stored_quantization
-from lorakit.model.streamed import streamed_adapter_model, streamed_model
-from lorakit.model.weights import Weights, open_weights
+from lorakit.model.quantization_config import check_mergeable, stored_quantization
+from lorakit.model.quantized_model import dequantize, summarize_quantization
+from lorakit.model.quantized_weights import RoundedWeights, WeightPrecision
+from lorakit.model.resolve import Base
+from lorakit.model.safetensors_reader import TYPES
+from lorakit.model.state_dict import Weights, open_weights
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Model
 
@@ -65,18 +65,18 @@ class Case:
             return "eager"
         return "sdpa"  # which predicts the same as kernels that need a GPU
 
-    def adapter_model(self, held: Held) -> Any:
+    def adapter_model(self, held: WeightPrecision) -> Any:
         """The model with the adapter beside its weights, on the base as it is held."""
-        base = HeldWeights(self.weights, held)
+        base = RoundedWeights(self.weights, held)
         folder = self.weights.folder
-        return streamed_adapter_model(folder, self._attention, base.read, self.given.adapter, base.pieces)
+        return layerwise_adapter_model(folder, self._attention, base.read, self.given.adapter, base.pieces)
 
-    def proofs(self, merged: Path, written: str, holds: list[Held]) -> list[Proof]:
+    def proofs(self, merged: Path, written: str, holds: list[WeightPrecision]) -> list[Proof]:
         """The merged folder against the adapter on each way of holding its base, on the same rows."""
         pad, (rows, _) = pad_token_id(self.given.tokenizer), self.rows
         expected = [compute_reference(self.adapter_model(held), rows, pad, self.progress) for held in holds]
         written_weights = open_weights(merged)
-        found = streamed_model(merged, self._attention, written_weights.read, written_weights.pieces)
+        found = layerwise_model(merged, self._attention, written_weights.read, written_weights.pieces)
         return compare(expected, found, pad, TOLERANCES[written].tie, self.progress)
 
 
@@ -119,7 +119,7 @@ def plain_base(given: MergeInput, output: Path, progress: Progress) -> Iterator[
     progress.say(f"{given.base.name}: dequantizing the checkpoint, which takes the memory of the whole model")
     exact = settings.model_copy(update={"dtype": "float32", "attention": "eager"})
     model = load_model(given.base, exact, "cpu")
-    plain = dequantized(model) if quantization_of(model) else model
+    plain = dequantize(model) if summarize_quantization(model) else model
     prefix = f".lorakit-draft.{output.name}."
     with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=prefix) as folder:
         plain.save_pretrained(folder)

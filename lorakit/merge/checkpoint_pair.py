@@ -12,12 +12,12 @@ from transformers import AutoTokenizer
 
 from lorakit.errors import UserError
 from lorakit.merge.peft_layout import AdapterLayer, adapter_layout
-from lorakit.model.base import Base
 from lorakit.model.load import stored_dtype
 from lorakit.model.module_inventory import list_weights
-from lorakit.model.stored import stored_quantization
+from lorakit.model.quantization_config import stored_quantization
+from lorakit.model.resolve import Base
+from lorakit.model.state_dict import Weights, open_weights
 from lorakit.model.train_modules import select_train_modules
-from lorakit.model.weights import Weights, open_weights
 from lorakit.progress import Progress
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")

@@ -15,8 +15,8 @@ from lorakit.merge.low_rank import LowRankFactors, from_stacks
 from lorakit.merge.peft_layout import AdapterLayer, adapter_layout, plain_lora_config, write_adapter, write_facts
 from lorakit.merge.truncate import truncate_to_rank
 from lorakit.merge.writer import explain_full_disk
-from lorakit.model.base import Base
 from lorakit.model.load import DTYPES, stored_dtype
+from lorakit.model.resolve import Base
 from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.progress import Progress
 from lorakit.run_dir import now, versions

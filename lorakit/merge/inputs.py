@@ -9,9 +9,9 @@ from lorakit.data.examples import examples_of
 from lorakit.data.general_texts import encoded_text, general_rows
 from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import UserError
-from lorakit.model.base import Base, find_base
 from lorakit.model.load import load_tokenizer, quiet_libraries, stop_token_ids, stop_words, stored_dtype
 from lorakit.model.peft_adapter import adapter_config
+from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.spec_from_meta import read_hf_config
 from lorakit.plan.facts import facts_in
 from lorakit.prepare import Prepared
@@ -142,7 +142,7 @@ def _base_of(folder: Path, named: str | None, progress: Progress) -> Base:
     if not (named or own):
         raise UserError(f"{folder}: its adapter_config.json names no base model. Write --base with a folder or hub id.")
     try:
-        base = find_base(named or own, "main" if named else config.revision or "main", progress)
+        base = resolve_base(named or own, "main" if named else config.revision or "main", progress)
     except UserError as error:
         reason = str(error).removeprefix("model.base: ")
         where = "--base" if named else f"{folder}"

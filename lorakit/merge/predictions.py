@@ -1,6 +1,6 @@
 """What a model predicts at the trained positions of rows, in little memory and few forwards.
 
-A model may read its weights anew in each forward (lorakit.model.streamed), so rows go through it in few, large batches,
+A model may read its weights anew in each forward (lorakit.model.layerwise), so rows go through in few, large batches,
 and its head is run on the trained positions of all rows together.
 """
 

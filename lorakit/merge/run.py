@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lorakit.atomic_io import atomic_dir, read_facts, refuse_other_files, remove_drafts
+from lorakit.atomic_io import atomic_dir, read_own_json, refuse_other_files, remove_drafts
 from lorakit.errors import UserError
 from lorakit.locks import exclusive_lock
 from lorakit.merge.apply_delta import adapter_deltas
@@ -26,12 +26,12 @@ from lorakit.merge.inputs import MergeInput, input_of_run
 from lorakit.merge.untie import weights_to_write
 from lorakit.merge.writer import explain_full_disk, write_weights
 from lorakit.model.adapter_effect import is_no_op
-from lorakit.model.base import Base
-from lorakit.model.beside_weights import write_beside_weights
-from lorakit.model.held import held_as_stored, held_by
+from lorakit.model.companion_files import write_companion_files
 from lorakit.model.load import DTYPES, stored_dtype
-from lorakit.model.stored import stored_quantization
-from lorakit.model.weights import open_weights
+from lorakit.model.quantization_config import stored_quantization
+from lorakit.model.quantized_weights import stored_precision, training_precision
+from lorakit.model.resolve import Base
+from lorakit.model.state_dict import open_weights
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.run_dir import Run
@@ -46,7 +46,7 @@ def check_output(output: Path, overwrite: bool, facts: str = FACTS) -> None:
     if output.is_symlink():
         raise UserError(f"{output}: is a link. Write --output with the folder that it means.")
     if output.exists():
-        written = read_facts(output / facts).get("files", [])
+        written = read_own_json(output / facts).get("files", [])
         if not overwrite:
             raise UserError(
                 f"{output}: is there already. Replace it with --overwrite, or choose another with --output."
@@ -120,7 +120,7 @@ def merge_input(
         remove_drafts(output.absolute().parent, output.name)
         with plain_base(given, output, progress) as (folder, settings), atomic_dir(output) as draft:
             weights = open_weights(folder)
-            trained, chosen = held_by(weights, settings), held_as_stored(settings)
+            trained, chosen = training_precision(weights, settings), stored_precision(settings)
             if onto == "trained":
                 chosen = trained
             if is_no_op(given.adapter):
@@ -131,7 +131,7 @@ def merge_input(
             target = weights_to_write(weights, folding)
             untied = target is not weights
             types = write_weights(target, chosen, folding, one_type, draft, progress)
-            write_beside_weights(given.base.folder, given.tokenizer, given.stop_ids, one_type, draft, untied)
+            write_companion_files(given.base.folder, given.tokenizer, given.stop_ids, one_type, draft, untied)
             written = coarsest_dtype(types)
             holds = [chosen, trained] if onto == "original" and trained.differs(weights) else [chosen]
             proofs = case.proofs(draft, written, holds) if proved else []

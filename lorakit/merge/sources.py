@@ -10,8 +10,8 @@ import torch
 from lorakit.errors import UserError
 from lorakit.merge.low_rank import LowRankFactors
 from lorakit.merge.peft_layout import AdapterLayer, adapter_tensors, lora_layers
+from lorakit.model.layerwise import adapter_without_base
 from lorakit.model.peft_adapter import adapter_config
-from lorakit.model.streamed import adapter_without_base
 from lorakit.progress import Progress
 from lorakit.run_dir import Run
 

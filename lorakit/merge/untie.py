@@ -2,7 +2,7 @@
 
 from lorakit.errors import UserError
 from lorakit.merge.apply_delta import Folding, WeightDelta, is_same
-from lorakit.model.weights import Weights, untied
+from lorakit.model.state_dict import Weights, untied
 
 
 def weights_to_write(weights: Weights, folding: Folding) -> Weights:

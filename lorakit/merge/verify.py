@@ -22,10 +22,10 @@ from lorakit.merge.case import (
 from lorakit.merge.inputs import MergeInput, input_of_run
 from lorakit.merge.untie import weights_to_write
 from lorakit.merge.writer import with_tied
-from lorakit.model.checkpoint import TYPES
-from lorakit.model.held import Held, held_as_stored, held_by
-from lorakit.model.stored import quantization_in
-from lorakit.model.weights import Weights, open_weights
+from lorakit.model.quantization_config import parse_quantization
+from lorakit.model.quantized_weights import WeightPrecision, stored_precision, training_precision
+from lorakit.model.safetensors_reader import TYPES
+from lorakit.model.state_dict import Weights, open_weights
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.run_dir import Run
@@ -56,17 +56,17 @@ def verify_input(given: MergeInput, folder: Path, progress: Progress) -> MergeRe
         raise UserError(f"{folder}: brings its own Python code (auto_map), which lorakit does not run.")
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder}: holds an adapter beside its weights, which would be put on them once more.")
-    if quantization_in(config):
+    if parse_quantization(config):
         raise UserError(f"{folder}: its weights are quantized, which no merge of lorakit's are. It cannot be proved.")
     with plain_base(given, given.folder / "verify", progress) as (base, settings):
         weights, merged = open_weights(base), open_weights(folder)
         _check_alike(weights, merged)
         used = [merged.tensors[name] for group in merged.groups for name in group.names]
         written = coarsest_dtype([tensor.dtype for tensor in used if tensor.is_plain])
-        trained = held_by(weights, settings)
+        trained = training_precision(weights, settings)
         both = onto == "original" and trained.differs(weights)
         case = Case(given, weights, progress)
-        holds = [held_as_stored(settings), trained] if both else [trained]
+        holds = [stored_precision(settings), trained] if both else [trained]
         proof, drift = [*case.proofs(folder, written, holds), None][:2]
         assert proof is not None
         check_proof(proof, written, f"{folder}: this model", "")
@@ -92,7 +92,7 @@ def _facts_of(path: Path) -> dict[str, Any]:
 _NEIGHBOURS = 4
 
 
-def _check_weights(base: Weights, merged: Weights, held: Held, folding: Folding) -> None:
+def _check_weights(base: Weights, merged: Weights, held: WeightPrecision, folding: Folding) -> None:
     """Compare each weight with what a merge writes: rows of the held-out set do not reach all of them."""
     folds = with_tied(base, folding.folds)
     for group in base.groups:

@@ -10,20 +10,25 @@ from pathlib import Path
 import torch
 
 from lorakit.amounts import decimal_bytes
-from lorakit.errors import LorakitError, explained
+from lorakit.errors import LorakitError, explain_error
 from lorakit.merge.apply_delta import Folding, WeightDelta
-from lorakit.model.checkpoint import TYPES, WORDS, pieces, read_tensor
-from lorakit.model.checkpoint_writing import Writing, writing
-from lorakit.model.held import Held
-from lorakit.model.weight_files import INDEX, SINGLE, OnDisk, metadata_of, weight_files
-from lorakit.model.weights import Group, Weights
+from lorakit.model.quantized_weights import WeightPrecision
+from lorakit.model.safetensors_header import INDEX, SINGLE, StoredTensor, read_metadata, weight_files
+from lorakit.model.safetensors_reader import TYPES, WORDS, pieces, read_tensor
+from lorakit.model.safetensors_writer import SafetensorsWriter, open_writer
+from lorakit.model.state_dict import Group, Weights
 from lorakit.progress import Progress
 
 _BESIDE = 64 << 20  # what tokenizer, configuration and card may take
 
 
 def write_weights(
-    weights: Weights, held: Held, folding: Folding, dtype: torch.dtype | None, folder: Path, progress: Progress
+    weights: Weights,
+    held: WeightPrecision,
+    folding: Folding,
+    dtype: torch.dtype | None,
+    folder: Path,
+    progress: Progress,
 ) -> list[str]:
     """Write the merged weights under the names, in the shards and in the types of the base; the types, as words.
 
@@ -43,7 +48,7 @@ def write_weights(
     every = sum(tensor.size for tensor in weights.tensors.values())
     with ExitStack() as opened:
         files = {
-            file: opened.enter_context(writing(folder / file.name, _of(file, planned), metadata_of(file)))
+            file: opened.enter_context(open_writer(folder / file.name, _of(file, planned), read_metadata(file)))
             for file in weight_files(weights.folder)
         }
         work = _Work(weights, held, with_tied(weights, folding.folds), files, planned)
@@ -60,10 +65,10 @@ class _Work:
     """What is to be written, and into which files."""
 
     weights: Weights
-    held: Held
+    held: WeightPrecision
     folds: dict[str, WeightDelta]
-    files: dict[Path, Writing]
-    planned: dict[str, OnDisk]
+    files: dict[Path, SafetensorsWriter]
+    planned: dict[str, StoredTensor]
 
     def write(self, group: Group) -> None:
         """Write the tensors of one group: copied, changed some rows at a time, or changed as a whole."""
@@ -84,11 +89,11 @@ class _Work:
             for name, value in self.weights.names_in_files(group, values).items():
                 self._put(name, value)
 
-    def _by_rows(self, path: str, stored: OnDisk) -> bool:
+    def _by_rows(self, path: str, stored: StoredTensor) -> bool:
         can = path not in self.folds or self.folds[path].by_rows
         return can and path not in self.held.turned and stored.is_plain and bool(stored.shape) and stored.size > 0
 
-    def _take_over(self, name: str, stored: OnDisk) -> None:
+    def _take_over(self, name: str, stored: StoredTensor) -> None:
         if self.planned[name].dtype == stored.dtype:
             self.files[stored.file].copy(name, stored)
         else:
@@ -98,7 +103,7 @@ class _Work:
         self.files[self.planned[name].file].put(name, value, row)
 
 
-def _of(file: Path, planned: dict[str, OnDisk]) -> dict[str, OnDisk]:
+def _of(file: Path, planned: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     return {name: tensor for name, tensor in planned.items() if tensor.file == file}
 
 
@@ -114,7 +119,7 @@ def with_tied(weights: Weights, folds: dict[str, WeightDelta]) -> dict[str, Weig
     return other | folds
 
 
-def _write_index(weights: Weights, planned: dict[str, OnDisk], folder: Path) -> None:
+def _write_index(weights: Weights, planned: dict[str, StoredTensor], folder: Path) -> None:
     if {tensor.file.name for tensor in planned.values()} == {SINGLE}:
         return
     named = weights.folder / INDEX
@@ -146,7 +151,7 @@ def explain_full_disk(output: Path) -> Iterator[None]:
     except LorakitError:
         raise
     except Exception as error:
-        told = explained(error)
+        told = explain_error(error)
         if told is None:
             raise
         raise type(told)(f"{output}: was not written, and nothing of it was kept: {told}") from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from lorakit.atomic_io import lies_inside, refuse_pipes
 from lorakit.errors import UserError
-from lorakit.model.weight_files import INDEX, SINGLE, header_of, weight_files
+from lorakit.model.safetensors_header import INDEX, SINGLE, read_header, weight_files
 
 _READ_BY_ALL = ("config.json", "tokenizer_config.json", "generation_config.json")
 _ADAPTER = "adapter_config.json"
@@ -152,7 +152,7 @@ def _check_weights(folder: Path, complete: bool) -> None:
             raise UserError(f"{folder} has no .safetensors file.{found}")
         return
     for file in weight_files(folder, complete):
-        header_of(file)
+        read_header(file)
 
 
 def _check_tokenizer(folder: Path) -> None:

@@ -16,7 +16,7 @@ _KEPT: dict[str, tuple[str, Any]] = {
 
 
 @contextmanager
-def without_inputs(model: Any) -> Iterator[None]:
+def release_int8_inputs(model: Any) -> Iterator[None]:
     """Within this, the int8 layers of `model` let go of their inputs. The gradients are the same.
 
     bitsandbytes holds the input of each layer on the node itself, not among the saved tensors, so that gradient

@@ -16,12 +16,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.model.base import Base
 from lorakit.model.config_values import is_size
 from lorakit.model.positions import learned_positions
-from lorakit.model.quantized import cast_plain, quantization_of, save_as_plain, settle_layers
+from lorakit.model.quantization_config import check_quantization
+from lorakit.model.quantized_model import (
+    cast_unquantized,
+    forget_conversions,
+    summarize_quantization,
+    unify_layer_modes,
+)
+from lorakit.model.resolve import Base
 from lorakit.model.spec_from_meta import meta_model
-from lorakit.model.stored import check_quantization
 from lorakit.recipe.schema import Model
 from lorakit.registry import QUANTIZERS
 
@@ -150,10 +155,10 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
             f"is {missing[0]}; they would start out random."
         )
     _check_shapes(model, info["mismatched_keys"], base)
-    if quantization is not None and quantization_of(model) is None:
+    if quantization is not None and summarize_quantization(model) is None:
         raise UserError("model.quantization: no layer of this model is one that bitsandbytes quantizes. Write none.")
     if stored and stored.reversible:  # the layers of the others ask for a type of their own
-        cast_plain(model, dtype)
+        cast_unquantized(model, dtype)
     if model.dtype != dtype:
         given = str(model.dtype).removeprefix("torch.")
         raise UserError(
@@ -162,8 +167,8 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
     if quantization is None and not stored:
         model = model.to(device)
     if stored and stored.treatment == "dequantized":
-        save_as_plain(model)
-    settle_layers(model, dtype)
+        forget_conversions(model)
+    unify_layer_modes(model, dtype)
     return model.eval() if trainable else model.requires_grad_(False).eval()
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from peft.utils.integrations import dequantize_module_weight
 
-from lorakit.atomic_io import cache_folder, write_whole
-from lorakit.checksums import facts_of, line_of
-from lorakit.model.base import Base
+from lorakit.atomic_io import cache_folder, write_atomic
+from lorakit.checksums import decode_line, encode_line
+from lorakit.model.resolve import Base
 from lorakit.progress import Progress
 
 # The interquartile range of a normal distribution, in standard deviations.
@@ -58,7 +58,7 @@ def signal_to_noise_ratios(
             for path in missing:
                 known[path] = signal_to_noise(dequantized_weight(model, path))
                 bar.advance()
-        write_whole(file, line_of(known))
+        write_atomic(file, encode_line(known))
     return {path: known[path] for path in paths}
 
 
@@ -72,7 +72,7 @@ def dequantized_weight(model: Any, path: str) -> torch.Tensor:
 def _kept(file: Path) -> dict[str, float]:
     """The ratios in a file of the cache; none where it is not there, or damaged: it is made anew."""
     try:
-        kept = facts_of(file.read_bytes())
+        kept = decode_line(file.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
     whole = isinstance(kept, dict) and all(isinstance(ratio, float) for ratio in kept.values())

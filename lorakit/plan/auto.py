@@ -9,7 +9,7 @@ from typing import Any
 
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine
-from lorakit.model.stored import refuse_quantization
+from lorakit.model.quantization_config import refuse_quantization
 from lorakit.plan.facts import ModelFacts
 from lorakit.plan.micro_batches import micro_batches
 from lorakit.recipe.kinds import adapter_folder, begins_from, effective_model, kind_of, trains_all

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lorakit.errors import UserError
 from lorakit.model.base_files import check_base_files, refuse_missing_tokenizer
-from lorakit.model.stored import refuse_irreversible
+from lorakit.model.quantization_config import refuse_irreversible
 from lorakit.plan.facts import ModelFacts, hub_snapshot
 from lorakit.recipe.schema import Recipe
 

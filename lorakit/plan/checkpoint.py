@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lorakit.hardware.machine import Machine
-from lorakit.model.stored import Stored, lacking_packages
+from lorakit.model.quantization_config import CheckpointQuantization, missing_packages
 from lorakit.plan.facts import ModelFacts
 
 
@@ -26,7 +26,7 @@ def checkpoint_of(facts: ModelFacts, machine: Machine) -> Checkpoint | None:
     stored = facts.stored
     if stored is None:
         return None
-    lacking = lacking_packages(stored)
+    lacking = missing_packages(stored)
     said = f"{stored.quantization} on disk, {_counted(stored)}"
     if lacking and machine.here:
         said += f"; training is refused here until {' and '.join(lacking)} can load it: pip install {' '.join(lacking)}"
@@ -35,7 +35,7 @@ def checkpoint_of(facts: ModelFacts, machine: Machine) -> Checkpoint | None:
     return Checkpoint(stored.quantization, stored.treatment, stored.reversible, lacking, said)
 
 
-def _counted(stored: Stored) -> str:
+def _counted(stored: CheckpointQuantization) -> str:
     if stored.treatment == "dequantized":
         return "dequantized while it is loaded, and counted so"
     return "trained on and counted as it lies there, so that its own weights cannot be trained"

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
-from lorakit.model.base import converted_folder
+from lorakit.model.bundled_models import BUNDLED_MODELS, bundled_file
 from lorakit.model.config_values import is_size, read_layer_count, read_mapping, read_size
-from lorakit.model.offline import CARRIERS, carried_file
 from lorakit.model.positions import Positions, positions_of
+from lorakit.model.quantization_config import CheckpointQuantization, parse_quantization
+from lorakit.model.resolve import converted_folder
 from lorakit.model.spec import ModelSpec
 from lorakit.model.spec_from_config import is_known_family, spec_from_config
-from lorakit.model.stored import Stored, quantization_in
 from lorakit.plan.known import known_config
 
 # Families for which transformers (5.23) has no scaled_dot_product_attention, by `_supports_sdpa` of their classes.
@@ -35,7 +35,7 @@ class ModelFacts:
     intermediate_size: int | None = None
     query_size: int | None = None
     key_value_size: int | None = None
-    stored: Stored | None = None
+    stored: CheckpointQuantization | None = None
     """The quantization that the checkpoint has already."""
     spec: ModelSpec | None = None
     """What it is made of, where its family is counted from the config."""
@@ -91,8 +91,8 @@ def config_of(base: str, revision: str) -> dict[str, Any] | None:
 def folder_of(base: str, revision: str) -> Path | None:
     """The folder of a recipe's base model, where it is on this machine: a local one, or one in a cache."""
     path = Path(base) if Path(base).is_absolute() else hub_snapshot(base, revision)
-    if path is None and base in CARRIERS:
-        path = carried_file(CARRIERS[base])
+    if path is None and base in BUNDLED_MODELS:
+        path = bundled_file(BUNDLED_MODELS[base])
     if path and path.is_file():
         path = converted_folder(path)
     return path if path and path.is_dir() else None
@@ -144,7 +144,7 @@ def facts_from(whole: dict[str, Any]) -> ModelFacts | None:
         intermediate_size=_first(config, *inner) if any(map(config.get, inner)) else 4 * hidden,
         query_size=heads * head,
         key_value_size=(_first(config, "num_key_value_heads") or heads) * head,
-        stored=quantization_in(whole),
+        stored=parse_quantization(whole),
         spec=spec_from_config(whole),
         dtype=config.get("dtype") or config.get("torch_dtype") or whole.get("dtype") or whole.get("torch_dtype"),
         positions=positions_of(whole),

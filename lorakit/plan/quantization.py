@@ -1,6 +1,6 @@
 """What quantization saves, told before a model is loaded: from the sizes in its config.json alone."""
 
-from lorakit.model.stored import quantized_words
+from lorakit.model.quantization_config import describe_savings
 from lorakit.plan.facts import ModelFacts
 from lorakit.plan.memory import DTYPE_BYTES, weight_bytes
 from lorakit.recipe.schema import Model
@@ -42,4 +42,4 @@ def quantization_sentence(settings: Model, kind_quantizes: str | None, facts: Mo
     width = DTYPE_BYTES[settings.dtype]
     share = sum(weight.size for weight in spec.quantizable) / spec.parameters
     before, after = (weight_bytes(spec, word, settings.double_quant, width) for word in ("none", effective))
-    return asked + quantized_words(effective, share, before, after)
+    return asked + describe_savings(effective, share, before, after)

@@ -35,9 +35,9 @@ from lorakit.model.peft_adapter import (
     rebuild_adapter,
     trains_every_weight,
 )
-from lorakit.model.quantized import quantization_facts, quantization_of, quantization_words
+from lorakit.model.quantization_config import stored_quantization
+from lorakit.model.quantized_model import describe_quantization, quantization_facts, summarize_quantization
 from lorakit.model.spectrum import signal_to_noise_ratios
-from lorakit.model.stored import stored_quantization
 from lorakit.model.targets import Targets, select_targets
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
@@ -73,8 +73,8 @@ def begin(prepared: Prepared, checkpoint: Path | None, progress: Progress) -> Be
     everything = trains_all(recipe.adapter)
     base = load_model(prepared.base, prepared.model, prepared.machine.device, trainable=everything)
     config = copy.deepcopy(base.config)
-    held, stored = quantization_of(base), stored_quantization(prepared.base.folder)
-    words = quantization_words(held, recipe.model.quantization, stored, recipe.model.dtype)
+    held, stored = summarize_quantization(base), stored_quantization(prepared.base.folder)
+    words = describe_quantization(held, recipe.model.quantization, stored, recipe.model.dtype)
     if words:
         progress.say(words)
     check_tied(base, prepared.base)

@@ -14,7 +14,7 @@ from lorakit.data.batches import collate, split_batch
 from lorakit.errors import LorakitError
 from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory
 from lorakit.model.fused_lora import fused_lora
-from lorakit.model.int8 import without_inputs
+from lorakit.model.int8 import release_int8_inputs
 from lorakit.model.load import DTYPES
 from lorakit.model.loss import supervised_loss
 from lorakit.progress import Progress
@@ -192,7 +192,7 @@ def autocast(device: torch.device, dtype: str) -> torch.autocast:
 @contextmanager
 def computing(model: Any, dtype: str) -> Iterator[None]:
     """Within this, the model computes as it is trained. Nothing of it is left changed."""
-    with _without_copies(model, dtype != "float32"), without_inputs(model), fused_lora(model):
+    with _without_copies(model, dtype != "float32"), release_int8_inputs(model), fused_lora(model):
         yield
 
 

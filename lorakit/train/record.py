@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lorakit.atomic_io import sha256_of, write_whole
+from lorakit.atomic_io import sha256_of, write_atomic
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.hardware.memory import process_peak
 from lorakit.model.load import stop_token_ids
@@ -28,7 +28,7 @@ class Record:
 
     def write(self) -> None:
         self.run.write_manifest(self.manifest)
-        write_whole(self.run.recipe, dump(self.recipe, self.run.folder))
+        write_atomic(self.run.recipe, dump(self.recipe, self.run.folder))
 
     def shrunk(self, change: Shrunk) -> None:
         """Keep what memory asked for, so that repeating or resuming the run begins with it."""

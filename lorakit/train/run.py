@@ -8,10 +8,10 @@ from pathlib import Path
 from transformers import PrinterCallback
 
 from lorakit.amounts import counted, percent
-from lorakit.errors import Interrupted, LorakitError, UserError, explained
+from lorakit.errors import Interrupted, LorakitError, UserError, explain_error
 from lorakit.hardware.memory import first_line, free_memory, is_out_of_memory, return_freed_memory
 from lorakit.model.adapters.svd import ranks_in_words
-from lorakit.model.stored import check_mergeable
+from lorakit.model.quantization_config import check_mergeable
 from lorakit.plan.schedule import warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
@@ -67,7 +67,7 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
                 f"out of memory outside the forward and backward passes: {first_line(error)}. "
                 "lorakit plan tells what fits."
             ) from error
-        told = explained(error)
+        told = explain_error(error)
         if told is None:
             raise
         written = run.complete_checkpoints()

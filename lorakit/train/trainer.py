@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerControl, TrainerState
 from trl import SFTTrainer
 
-from lorakit.atomic_io import atomic_dir, write_whole
+from lorakit.atomic_io import atomic_dir, write_atomic
 from lorakit.data.dataset import Examples
 from lorakit.errors import Interrupted, LorakitError
 from lorakit.model.adapters.plain_lora import full_config, save_adapter, save_config
@@ -135,7 +135,7 @@ class SupervisedTrainer(SFTTrainer):
             self.run.forget_evaluation(step)
             self._determine_best_metric(self.evaluate(), None)
             text = json.dumps(asdict(self.state), indent=2, sort_keys=True) + "\n"  # as its `save_to_json` writes it
-            write_whole(self.run.checkpoint(step) / "trainer_state.json", text)
+            write_atomic(self.run.checkpoint(step) / "trainer_state.json", text)
         return prepared
 
     def owes_evaluation(self) -> bool:

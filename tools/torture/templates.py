@@ -12,8 +12,8 @@ import trl
 from lorakit.data.examples import examples_of
 from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import UserError
-from lorakit.model.base import find_base
 from lorakit.model.load import load_tokenizer
+from lorakit.model.resolve import resolve_base
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Data
 from tools.torture.cases import BrokenPromiseError, Part
@@ -70,7 +70,7 @@ def _run(shared: tuple[Path, list[str]], chance: random.Random, place: Path, num
     rows = _rows(chance)
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     try:
-        base = find_base(str(folder), "main", Silent())
+        base = resolve_base(str(folder), "main", Silent())
         tokenizer = load_tokenizer(base, str(path))
         words = sorted({*re.findall(r"<\|[^|<>\n]{1,30}\|>|</?[a-z_]{1,20}>|\[/?[A-Z_]{2,20}\]", text)})
         tokenizer.add_tokens(words, special_tokens=True)

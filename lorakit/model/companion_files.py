@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from lorakit.atomic_io import lies_inside
+from lorakit.model.state_dict import untied_config
 from lorakit.model.tokenizer_files import write_tokenizer
-from lorakit.model.weights import untied_config
 
 # What a processor of images, sounds or videos is read from, and under which terms the model is given.
 _TAKEN_OVER = ("*processor_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -33,7 +33,7 @@ def write_trained_model(model: Any, base: Path, tokenizer: Any, stop_ids: list[i
     _write_beside(config, base, tokenizer, stop_ids, None, folder)
 
 
-def write_beside_weights(
+def write_companion_files(
     base: Path, tokenizer: Any, stop_ids: list[int], dtype: torch.dtype | None, folder: Path, untied: bool = False
 ) -> None:
     """Write the configuration of a model with the base's weights, where it stops, its tokenizer, processors, licence.

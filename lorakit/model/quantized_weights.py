@@ -8,16 +8,16 @@ import torch
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import AutoHfQuantizer
 
-from lorakit.model.checkpoint import TYPES
 from lorakit.model.load import DTYPES
+from lorakit.model.safetensors_reader import TYPES
 from lorakit.model.spec_from_meta import meta_model
-from lorakit.model.weights import Weights
+from lorakit.model.state_dict import Weights
 from lorakit.recipe.schema import Model
 from lorakit.registry import QUANTIZERS
 
 
 @dataclass(frozen=True)
-class Held:
+class WeightPrecision:
     """How the frozen weights of a model are held while an adapter trains on them."""
 
     settings: Model
@@ -59,11 +59,11 @@ class Held:
 
 
 @dataclass(frozen=True)
-class HeldWeights:
+class RoundedWeights:
     """The weights of a model folder as they are held, by path; nothing is kept in memory."""
 
     weights: Weights
-    held: Held
+    held: WeightPrecision
 
     def read(self, path: str) -> torch.Tensor:
         """One weight in float32."""
@@ -78,18 +78,18 @@ class HeldWeights:
             yield row, self.held(path, piece)
 
 
-def held_by(weights: Weights, settings: Model) -> Held:
+def training_precision(weights: Weights, settings: Model) -> WeightPrecision:
     """How a model loaded with `settings` holds its weights; `settings.dtype` is the type of the training."""
     model = weights.model
     wide = list(model._keep_in_fp32_modules_strict or ())
     if settings.dtype == "float16":
         wide += list(model._keep_in_fp32_modules or ())
-    return Held(settings, _quantized_paths(weights, settings), tuple(wide))
+    return WeightPrecision(settings, _quantized_paths(weights, settings), tuple(wide))
 
 
-def held_as_stored(settings: Model) -> Held:
+def stored_precision(settings: Model) -> WeightPrecision:
     """Every weight as it lies in the files."""
-    return Held(settings.model_copy(update={"dtype": "float32", "quantization": "none"}), {})
+    return WeightPrecision(settings.model_copy(update={"dtype": "float32", "quantization": "none"}), {})
 
 
 def _quantized_paths(weights: Weights, settings: Model) -> dict[str, bool]:

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from lorakit.amounts import percent
 from lorakit.errors import UserError
-from lorakit.model.base import Base
 from lorakit.model.config_values import damaged_value, read_bool, read_mapping, read_size
+from lorakit.model.resolve import Base
 from lorakit.recipe.schema import Model
 
 
 @dataclass(frozen=True)
-class Stored:
+class CheckpointQuantization:
     """The quantization that a checkpoint brings along."""
 
     quantization: str
@@ -31,25 +31,25 @@ class Stored:
 
 # By transformers' word for the method (its quantizers/auto.py); bitsandbytes has words of ours.
 _METHODS = {
-    "gptq": Stored("gptq", "kept", False, ("optimum", "gptqmodel")),
-    "awq": Stored("awq", "kept", False, ("gptqmodel",)),
-    "fp8": Stored("fp8", "dequantized", True),
-    "mxfp4": Stored("mxfp4", "dequantized", True),
-    "mxfp8": Stored("mxfp8", "dequantized", True),
-    "compressed-tensors": Stored("compressed-tensors", "dequantized", True, ("compressed-tensors",)),
+    "gptq": CheckpointQuantization("gptq", "kept", False, ("optimum", "gptqmodel")),
+    "awq": CheckpointQuantization("awq", "kept", False, ("gptqmodel",)),
+    "fp8": CheckpointQuantization("fp8", "dequantized", True),
+    "mxfp4": CheckpointQuantization("mxfp4", "dequantized", True),
+    "mxfp8": CheckpointQuantization("mxfp8", "dequantized", True),
+    "compressed-tensors": CheckpointQuantization("compressed-tensors", "dequantized", True, ("compressed-tensors",)),
 }
 
 
-def stored_quantization(folder: Path) -> Stored | None:
+def stored_quantization(folder: Path) -> CheckpointQuantization | None:
     """The quantization of the checkpoint in a folder; None when its weights are plain ones.
 
     Raises:
         UserError: what its config.json says of it is damaged.
     """
-    return quantization_in(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return parse_quantization(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
-def quantization_in(config: dict[str, Any]) -> Stored | None:
+def parse_quantization(config: dict[str, Any]) -> CheckpointQuantization | None:
     """The quantization that a config.json names.
 
     Raises:
@@ -61,18 +61,18 @@ def quantization_in(config: dict[str, Any]) -> Stored | None:
     if named is None:
         return None
     if read_bool(named, "load_in_8bit"):
-        return Stored("q8", "kept", True)
+        return CheckpointQuantization("q8", "kept", True)
     if read_bool(named, "load_in_4bit"):
         kind = named.get("bnb_4bit_quant_type", "fp4")
         if kind not in ("nf4", "fp4"):
             raise damaged_value("bnb_4bit_quant_type", kind, "nf4 or fp4")
-        return Stored("nf4" if kind == "nf4" else "q4", "kept", True)
+        return CheckpointQuantization("nf4" if kind == "nf4" else "q4", "kept", True)
     method = str(named.get("quant_method", "of an unnamed method"))
-    stored = _METHODS.get(method) or Stored(method, "unknown", False)
+    stored = _METHODS.get(method) or CheckpointQuantization(method, "unknown", False)
     return replace(stored, bits=read_size(named, "bits")) if method in ("gptq", "awq") else stored
 
 
-def check_quantization(base: Base, settings: Model, trainable: bool = False) -> Stored | None:
+def check_quantization(base: Base, settings: Model, trainable: bool = False) -> CheckpointQuantization | None:
     """The quantization that the checkpoint itself has, if any; refuse one that does not go with the settings.
 
     Raises:
@@ -82,19 +82,19 @@ def check_quantization(base: Base, settings: Model, trainable: bool = False) -> 
     if stored is None:
         return None
     refuse_quantization(stored, base.name, settings, trainable)
-    lacking = lacking_packages(stored)
+    lacking = missing_packages(stored)
     if lacking:
         what = _what(stored, base.name)
         raise UserError(f"model.base: {what}; loading them needs another package: pip install {' '.join(lacking)}.")
     return stored
 
 
-def lacking_packages(stored: Stored) -> tuple[str, ...]:
+def missing_packages(stored: CheckpointQuantization) -> tuple[str, ...]:
     """Those of the packages that load a checkpoint which are not installed."""
     return tuple(name for name in stored.packages if find_spec(name.replace("-", "_")) is None)
 
 
-def refuse_quantization(stored: Stored, name: str, settings: Model, trainable: bool) -> None:
+def refuse_quantization(stored: CheckpointQuantization, name: str, settings: Model, trainable: bool) -> None:
     """Refuse a checkpoint whose own quantization does not go with the settings, on whatever machine.
 
     Args:
@@ -122,7 +122,7 @@ def refuse_quantization(stored: Stored, name: str, settings: Model, trainable: b
         )
 
 
-def _what(stored: Stored, name: str) -> str:
+def _what(stored: CheckpointQuantization, name: str) -> str:
     return f"the weights of {name} are {stored.quantization} already"
 
 
@@ -135,7 +135,7 @@ def check_mergeable(base: Base) -> None:
     refuse_irreversible(stored_quantization(base.folder), base.name)
 
 
-def refuse_irreversible(stored: Stored | None, name: str) -> None:
+def refuse_irreversible(stored: CheckpointQuantization | None, name: str) -> None:
     """Refuse a quantization that cannot be undone: no adapter can be added to such weights."""
     if stored and not stored.reversible:
         raise UserError(
@@ -144,7 +144,7 @@ def refuse_irreversible(stored: Stored | None, name: str) -> None:
         )
 
 
-def quantized_words(quantization: str, share: float, before: float, after: float) -> str:
+def describe_savings(quantization: str, share: float, before: float, after: float) -> str:
     """What a quantization does to a model, in one clause; sizes in bytes."""
     return (
         f"{quantization}: {percent(share)} of the parameters are quantized, {_size(after)} instead of {_size(before)} "

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.model.checkpoint import CONVERTED_AT_ONCE, TYPES
-from lorakit.model.weight_files import OnDisk
+from lorakit.model.safetensors_header import StoredTensor
+from lorakit.model.safetensors_reader import CONVERTED_AT_ONCE, TYPES
 
 _COPIED_AT_ONCE = 1 << 24
 
 
-class Writing:
+class SafetensorsWriter:
     """A weights file whose tensors are put in place one by one, in any order."""
 
-    def __init__(self, path: Path, tensors: dict[str, OnDisk], metadata: dict[str, str]) -> None:
+    def __init__(self, path: Path, tensors: dict[str, StoredTensor], metadata: dict[str, str]) -> None:
         """Of the `tensors` types and shapes count. The file is empty until it is reserved."""
         header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
         begin = 0
@@ -31,7 +31,9 @@ class Writing:
         text += b" " * (-len(text) % 8)
         self._missing = {name: tensor.size for name, tensor in tensors.items()}
         self._places = {
-            name: OnDisk(path, facts["dtype"], tuple(facts["shape"]), 8 + len(text) + facts["data_offsets"][0], size)
+            name: StoredTensor(
+                path, facts["dtype"], tuple(facts["shape"]), 8 + len(text) + facts["data_offsets"][0], size
+            )
             for name, facts in header.items()
             if name != "__metadata__"
             for size in [facts["data_offsets"][1] - facts["data_offsets"][0]]
@@ -67,7 +69,7 @@ class Writing:
             begin += narrow.nbytes
             self._missing[name] -= narrow.nbytes
 
-    def copy(self, name: str, stored: OnDisk) -> None:
+    def copy(self, name: str, stored: StoredTensor) -> None:
         """Take a tensor over from another file, byte by byte, without holding it in memory."""
         place = self._places[name]
         buffer = memoryview(bytearray(min(_COPIED_AT_ONCE, stored.size)))
@@ -99,9 +101,9 @@ class Writing:
 
 
 @contextmanager
-def writing(path: Path, tensors: dict[str, OnDisk], metadata: dict[str, str]) -> Iterator[Writing]:
+def open_writer(path: Path, tensors: dict[str, StoredTensor], metadata: dict[str, str]) -> Iterator[SafetensorsWriter]:
     """A weights file to put `tensors` into, all of which have to be written."""
-    file = Writing(path, tensors, metadata)
+    file = SafetensorsWriter(path, tensors, metadata)
     try:
         file.reserve()
         yield file

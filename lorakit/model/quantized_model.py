@@ -8,11 +8,11 @@ from transformers.pytorch_utils import Conv1D
 
 from lorakit.amounts import percent
 from lorakit.errors import LorakitError
-from lorakit.model.stored import Stored, quantized_words
+from lorakit.model.quantization_config import CheckpointQuantization, describe_savings
 
 
 @dataclass(frozen=True)
-class Held:
+class QuantizationSummary:
     """How the weights of a quantized model are held in memory."""
 
     quantization: str
@@ -35,11 +35,11 @@ class Held:
     def words(self) -> str:
         """One clause with share and sizes, for a log."""
         left = f"; {percent(self.experts / self.parameters)} are fused experts, which stay as they are"
-        saved = quantized_words(self.quantization, self.share, self.unquantized_bytes, self.bytes)
+        saved = describe_savings(self.quantization, self.share, self.unquantized_bytes, self.bytes)
         return saved + (left if self.experts else "")
 
 
-def quantization_of(model: Any) -> Held | None:
+def summarize_quantization(model: Any) -> QuantizationSummary | None:
     """What of a model (not yet wrapped by PEFT) is quantized, and what that saves; None where nothing is."""
     layers = {name: module for name, module in model.named_modules() if _word(module, model.config)}
     if not layers:
@@ -52,7 +52,7 @@ def quantization_of(model: Any) -> Held | None:
     }
     rest = sum(parameter.numel() for parameter in plain.values())
     rest_bytes = sum(parameter.nbytes for parameter in plain.values())
-    return Held(
+    return QuantizationSummary(
         quantization=str(_word(next(iter(layers.values())), model.config)),
         parameters=quantized + rest,
         quantized=quantized,
@@ -86,7 +86,9 @@ def _bytes(model: Any) -> int:
     return sum(tensors.values())
 
 
-def quantization_facts(held: Held | None, asked: str, stored: Stored | None) -> dict[str, Any]:
+def quantization_facts(
+    held: QuantizationSummary | None, asked: str, stored: CheckpointQuantization | None
+) -> dict[str, Any]:
     """What a run's manifest says of quantization: asked for, in effect, brought along by the checkpoint."""
     return {
         "requested": asked,
@@ -96,7 +98,9 @@ def quantization_facts(held: Held | None, asked: str, stored: Stored | None) -> 
     }
 
 
-def quantization_words(held: Held | None, asked: str, stored: Stored | None, dtype: str) -> str | None:
+def describe_quantization(
+    held: QuantizationSummary | None, asked: str, stored: CheckpointQuantization | None, dtype: str
+) -> str | None:
     """What a log says of quantization when training begins; None when there is none anywhere.
 
     Args:
@@ -115,7 +119,7 @@ def quantization_words(held: Held | None, asked: str, stored: Stored | None, dty
     return f"model.quantization: {asked} was asked for, {held.quantization} is used: {reason}. {held.words}"
 
 
-def settle_layers(model: Any, dtype: torch.dtype) -> None:
+def unify_layer_modes(model: Any, dtype: torch.dtype) -> None:
     """Make bitsandbytes' layers compute with the same weights in training, in evaluation and for a merge."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
@@ -138,7 +142,7 @@ def settle_layers(model: Any, dtype: torch.dtype) -> None:
             _stay(module)
 
 
-def cast_plain(model: Any, dtype: torch.dtype) -> None:
+def cast_unquantized(model: Any, dtype: torch.dtype) -> None:
     """Bring the weights that are not quantized into `dtype`: transformers leaves a checkpoint's as they lie there."""
     for parameter in model.parameters():
         if type(parameter) is torch.nn.Parameter:
@@ -160,7 +164,7 @@ def _stay(module: Any) -> None:
     module.train = lambda mode=True: module
 
 
-def dequantized(model: Any) -> Any:
+def dequantize(model: Any) -> Any:
     """The model with plain weights in place of bitsandbytes' ones, exactly those that it computes with on a CPU.
 
     Raises:
@@ -171,13 +175,13 @@ def dequantized(model: Any) -> Any:
         plain = model.dequantize(model.dtype)
     except (ValueError, RuntimeError, AttributeError, NotImplementedError, UnboundLocalError) as error:
         raise LorakitError(f"model.quantization: transformers cannot dequantize this model: {error}") from error
-    save_as_plain(plain)
+    forget_conversions(plain)
     for name in turned:
         plain.set_submodule(name, _conv1d(plain.get_submodule(name)))
     return plain.requires_grad_(False)
 
 
-def save_as_plain(model: Any) -> None:
+def forget_conversions(model: Any) -> None:
     """Let a dequantized model be saved as what it is.
 
     transformers reverses on saving what it did to the tensors on loading: it would quantize them again, or refuse

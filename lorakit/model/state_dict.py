@@ -24,9 +24,9 @@ from transformers.core_model_loading import (
 )
 
 from lorakit.errors import UserError
-from lorakit.model.checkpoint import TYPES, pieces, read_tensor
+from lorakit.model.safetensors_header import StoredTensor, list_tensors
+from lorakit.model.safetensors_reader import TYPES, pieces, read_tensor
 from lorakit.model.spec_from_meta import meta_model
-from lorakit.model.weight_files import OnDisk, tensors_of
 
 Values = dict[str, torch.Tensor]
 
@@ -55,7 +55,7 @@ class Weights:
     folder: Path
     model: Any = field(repr=False)
     """The model without its weights, on torch's meta device."""
-    tensors: dict[str, OnDisk] = field(repr=False)
+    tensors: dict[str, StoredTensor] = field(repr=False)
     groups: list[Group] = field(repr=False)
     unused: list[str]
     """Tensors of the files that the model has no place for."""
@@ -137,7 +137,7 @@ def open_weights(folder: Path) -> Weights:
     Raises:
         UserError: a file is missing, damaged or does not fit the config, or the config is of no causal language model.
     """
-    model, tensors = meta_model(folder), tensors_of(folder)
+    model, tensors = meta_model(folder), list_tensors(folder)
     state = model.state_dict()
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
@@ -262,5 +262,5 @@ def _ties_of(model: Any) -> dict[str, set[str]]:
     return {name: names - {name} for names in owners.values() if len(names) > 1 for name in names}
 
 
-def _read(stored: OnDisk) -> torch.Tensor:
+def _read(stored: StoredTensor) -> torch.Tensor:
     return read_tensor(stored, torch.float32 if stored.is_plain else None)

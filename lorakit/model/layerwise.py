@@ -43,7 +43,7 @@ class _Slot:
         return self.holder[self.name] is not self.idle and not self.holder[self.name].is_meta
 
 
-def streamed_model(folder: Path, attention: str, read: Read, pieces: Pieces | None = None) -> Any:
+def layerwise_model(folder: Path, attention: str, read: Read, pieces: Pieces | None = None) -> Any:
     """The causal language model of a folder's config in evaluation mode, float32 on the CPU, its weights from `read`.
 
     A block of the decoder is read whole when it is entered, since not every layer's weight is read by calling the
@@ -61,10 +61,10 @@ def streamed_model(folder: Path, attention: str, read: Read, pieces: Pieces | No
     return model
 
 
-def streamed_adapter_model(
+def layerwise_adapter_model(
     folder: Path, attention: str, read: Read, adapter: Path, pieces: Pieces | None = None
 ) -> Any:
-    """`streamed_model` with the adapter of a folder, put on it by PEFT, whose forward it is; its tensors are held.
+    """`layerwise_model` with the adapter of a folder, put on it by PEFT, whose forward it is; its tensors are held.
 
     `read` is asked for the paths of the base model, without what PEFT adds to them.
 

