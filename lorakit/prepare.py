@@ -25,7 +25,7 @@ from lorakit.plan.memory import Memory
 from lorakit.plan.row_limits import beyond_training, refuse_lengths
 from lorakit.plan.run_rows import RunRows, recorded_report
 from lorakit.progress import Progress
-from lorakit.recipe.kinds import effective_model, trains_all
+from lorakit.recipe.adapter_kind import effective_model, trains_all
 from lorakit.recipe.load import load
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.schema import Adapter, Model, Recipe

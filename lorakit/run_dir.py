@@ -22,7 +22,7 @@ from lorakit.atomic_io import (
 )
 from lorakit.errors import UserError
 from lorakit.locks import LOCK, file_lock
-from lorakit.recipe.nearest import nearest_name
+from lorakit.recipe.did_you_mean import nearest_name
 
 _RECORDED = ("lorakit", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "tokenizers")
 

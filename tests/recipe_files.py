@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lorakit.recipe.load import Loaded, RecipeErrors, load
+from lorakit.recipe.load import LoadedRecipe, RecipeErrors, load
 
 SMALL = """\
 model:
@@ -22,7 +22,7 @@ def write(folder: Path, text: str, name: str = "x.yaml") -> Path:
     return path
 
 
-def loaded(folder: Path, text: str, *overrides: str) -> Loaded:
+def loaded(folder: Path, text: str, *overrides: str) -> LoadedRecipe:
     return load(write(folder, text), overrides)
 
 

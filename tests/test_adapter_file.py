@@ -12,7 +12,7 @@ from peft_adapters import lora, save_peft_adapter
 from lorakit.errors import UserError
 from lorakit.model.peft_adapter import adapter_config
 from lorakit.recipe.adapter_file import find_fault
-from lorakit.recipe.begun import refusal
+from lorakit.recipe.init_adapter import why_untrainable
 
 ODD = {
     "r": [None, "8", -1, 0, 4.5, True],
@@ -62,7 +62,7 @@ def test_every_configuration_that_peft_writes_is_taken(tiny_base, tmp_path):
     )
     for number, config in enumerate(usual):
         folder = save_peft_adapter(tiny_base, tmp_path / str(number), config)
-        assert adapter_config(folder).r == 4 and refusal(folder) is None
+        assert adapter_config(folder).r == 4 and why_untrainable(folder) is None
 
 
 def test_every_command_refuses_an_odd_value_alike(adapter, rows, recipe_file, lorakit):

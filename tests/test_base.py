@@ -19,7 +19,7 @@ from lorakit.model.peft_adapter import adapter_config, attach_adapter
 from lorakit.model.resolve import resolve_base
 from lorakit.model.targets import select_targets
 from lorakit.progress import Silent
-from lorakit.recipe.begun import brought, refusal
+from lorakit.recipe.init_adapter import read_adapter_settings, why_untrainable
 from lorakit.recipe.schema import Adapter, Model
 from lorakit.run_dir import Run
 
@@ -319,7 +319,10 @@ def test_a_pipe_in_a_model_adapter_or_run_folder_is_refused_and_not_waited_for(t
         resolve_base(str(tmp_path / "config"), "main", Silent())
     with pytest.raises(UserError, match=r"manifest\.json: is a pipe"):
         Run(tmp_path / "manifest").read_manifest()
-    assert refusal(tmp_path / "adapter_config") is not None and brought(tmp_path / "adapter_config") == {}
+    assert (
+        why_untrainable(tmp_path / "adapter_config") is not None
+        and read_adapter_settings(tmp_path / "adapter_config") == {}
+    )
     (tmp_path / "adapter_config" / "adapter_config.json").unlink()
     (tmp_path / "adapter_config" / "adapter_config.json").write_text("{}")
     os.mkfifo(tmp_path / "adapter_config" / "config.json")

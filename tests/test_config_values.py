@@ -13,7 +13,7 @@ from lorakit.model.resolve import Base
 from lorakit.model.spec_from_config import spec_from_config
 from lorakit.plan.facts import facts_from, facts_in
 from lorakit.plan.fit import load_of
-from lorakit.recipe.kinds import effective_model, trains_all
+from lorakit.recipe.adapter_kind import effective_model, trains_all
 from lorakit.recipe.load import load
 
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}

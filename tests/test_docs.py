@@ -15,7 +15,7 @@ from lorakit.cli import app
 from lorakit.data.formats import detect, said
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.shape import keys
+from lorakit.recipe.schema_introspection import keys
 from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS
 from lorakit.run_dir import Run
 

@@ -9,7 +9,7 @@ import pytest
 from recipe_files import write
 
 from lorakit.data.formats import detect, needed, said
-from lorakit.recipe.choice import chosen_settings
+from lorakit.recipe.choice import entry_settings
 from lorakit.recipe.load import load
 from lorakit.registry import FORMATS
 
@@ -51,7 +51,7 @@ def test_a_row_of_the_page_becomes_what_stands_below_it(name, settings, row, bec
     assert detect([row], "data.md")[0] == name
     indented = "".join(f"  {line}\n" for line in settings.splitlines())
     recipe = load(write(tmp_path, RECIPE + indented)).recipe
-    assert plain(said(name, chosen_settings(FORMATS, recipe.data.format), row)) == becomes
+    assert plain(said(name, entry_settings(FORMATS, recipe.data.format), row)) == becomes
 
 
 def test_every_format_has_its_section_in_the_order_of_the_table():

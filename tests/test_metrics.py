@@ -15,8 +15,8 @@ from lorakit.evaluate.metrics.settings import Bleu, Chrf, JsonSchema, Regex, Sem
 from lorakit.evaluate.metrics.words import tokens
 from lorakit.evaluate.scores import row_scores
 from lorakit.recipe.choice_field import MetricSettings
-from lorakit.recipe.dump import dump
 from lorakit.recipe.load import load
+from lorakit.recipe.to_yaml import to_yaml
 from lorakit.registry import METRICS
 
 SENTENCE = "The cat sat on the mat , a dog ran into 3 houses . It's 4,000 miles; café naïve Straße !"
@@ -340,7 +340,7 @@ def test_a_recipe_names_metrics_with_their_settings(tmp_path):
     )
     recipe = loaded(tmp_path, text).recipe
     again = tmp_path / "again.yaml"
-    again.write_text(dump(recipe, tmp_path), encoding="utf-8")
+    again.write_text(to_yaml(recipe, tmp_path), encoding="utf-8")
     assert load(again).recipe == recipe
     assert row_scores(recipe.evaluate.metrics, ["a"], ["a"]).values == {"bleu": 0.0, "regex": 1.0, "json-schema": 0.0}
 

@@ -4,7 +4,7 @@ import pytest
 from recipe_files import SMALL, errors, loaded, write
 
 from lorakit.recipe.compose import LONGEST_CHAIN
-from lorakit.recipe.load import dump, load
+from lorakit.recipe.load import load, to_yaml
 from lorakit.recipe.paths import is_path
 
 
@@ -105,7 +105,7 @@ def test_data_is_a_file_a_folder_or_a_pattern_beside_the_recipe(tmp_path, writte
         (tmp_path / name).touch()
     recipe = loaded(tmp_path, SMALL, f'data.train="{written}"').recipe
     assert recipe.data.train == str(tmp_path / path)
-    again = load(write(tmp_path / "runs", dump(recipe, tmp_path / "runs"))).recipe
+    again = load(write(tmp_path / "runs", to_yaml(recipe, tmp_path / "runs"))).recipe
     assert again.data.train == recipe.data.train
 
 

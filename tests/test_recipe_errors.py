@@ -7,11 +7,11 @@ import sys
 import pytest
 from recipe_files import SMALL, errors, loaded, write
 
-from lorakit.recipe.foreign import OURS
+from lorakit.recipe.key_aliases import KEY_ALIASES
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.recipe.rules import RULES
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.shape import fields, keys, section_of
+from lorakit.recipe.schema_introspection import fields, keys, section_of
 from lorakit.recipe.validate import STAND_INS
 
 TEN_MISTAKES = """\
@@ -56,7 +56,7 @@ def test_ten_mistakes_give_ten_errors_each_with_its_position(tmp_path):
 
 def accepted(name):
     from lorakit.recipe.describe import describe
-    from lorakit.recipe.shape import annotation_at
+    from lorakit.recipe.schema_introspection import annotation_at
 
     return describe(annotation_at(Recipe, tuple(name.split("."))))
 
@@ -146,8 +146,8 @@ def test_a_key_that_is_needed_is_missing_whatever_other_key_is_misnamed(tmp_path
 
 def test_every_foreign_name_leads_to_a_key_that_exists():
     ours = keys(Recipe)
-    assert [name for name, (target, _) in OURS.items() if target.partition(":")[0] not in ours] == []
-    assert [name for name in OURS if name in {key.rpartition(".")[2] for key in ours}] == []
+    assert [name for name, (target, _) in KEY_ALIASES.items() if target.partition(":")[0] not in ours] == []
+    assert [name for name in KEY_ALIASES if name in {key.rpartition(".")[2] for key in ours}] == []
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from recipe_files import errors, loaded, write
 
 from lorakit.data.formats.classification import Classification
 from lorakit.data.formats.sharegpt import Sharegpt
-from lorakit.recipe import reference
-from lorakit.recipe.choice import chosen_name, chosen_settings
-from lorakit.recipe.load import dump, load
+from lorakit.recipe import docs
+from lorakit.recipe.choice import entry_name, entry_settings
+from lorakit.recipe.load import load, to_yaml
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.shape import keys
+from lorakit.recipe.schema_introspection import keys
 from lorakit.registry import FORMATS
 
 HEAD = "model: {base: org/model}\ndata:\n  train: train.jsonl\n"
@@ -50,13 +50,13 @@ def errors_of(folder, value):
 )  # fmt: skip
 def test_a_format_is_a_word_or_has_settings(tmp_path, value, name, settings):
     written = recipe_with(tmp_path, value).data.format
-    assert (chosen_name(written), chosen_settings(FORMATS, written)) == (name, settings)
+    assert (entry_name(written), entry_settings(FORMATS, written)) == (name, settings)
 
 
 @pytest.mark.parametrize("value", ["auto", "tokens", "classification", "{classification: {}}", SPAM])
 def test_a_format_survives_being_written_and_read(tmp_path, value):
     recipe = loaded(tmp_path, f"{HEAD}  format: {value}\n  eval: {{path: eval.jsonl, format: {value}}}\n").recipe
-    text = dump(recipe, tmp_path)
+    text = to_yaml(recipe, tmp_path)
     assert "sharegpt" not in text
     assert load(write(tmp_path, text, "again.yaml")).recipe.data == recipe.data
     assert pickle.loads(pickle.dumps(recipe)) == recipe  # noqa: S301
@@ -158,13 +158,13 @@ def test_a_system_prompt_needs_conversations(tmp_path, data, expected):
 
 def test_settings_can_be_set_on_the_command_line(tmp_path):
     recipe = loaded(tmp_path, HEAD, "data.format.classification.labels=[a, b]").recipe
-    assert chosen_settings(FORMATS, recipe.data.format).labels == ["a", "b"]
+    assert entry_settings(FORMATS, recipe.data.format).labels == ["a", "b"]
 
 
 def test_the_reference_and_the_json_schema_know_every_setting():
     names = [name for name in keys(Recipe) if name.startswith("data.format.")]
     assert {"data.format.classification.labels", "data.format.sharegpt.roles"} <= set(names)
-    page, schema = reference.markdown(), reference.json_schema()["$defs"]
+    page, schema = docs.markdown(), docs.json_schema()["$defs"]
     for entry in FORMATS:
         if entry.settings:
             assert f"`data.format.{entry.name}` as a mapping" in page

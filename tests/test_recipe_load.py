@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from recipe_files import SMALL, loaded, write
 
 from lorakit.errors import UserError
-from lorakit.recipe.load import RecipeErrors, dump, load
+from lorakit.recipe.load import RecipeErrors, load, to_yaml
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.shape import keys
+from lorakit.recipe.schema_introspection import keys
 
 FULL = """\
 extends: base.yaml
@@ -66,7 +66,7 @@ def test_steps_replace_the_default_epochs(tmp_path):
 def test_a_dumped_recipe_loads_as_the_same_recipe(tmp_path):
     recipe = loaded(folder_with_files(tmp_path), FULL).recipe
     run = tmp_path / "runs" / "full"
-    again = load(write(run, dump(recipe, run), "recipe.yaml")).recipe
+    again = load(write(run, to_yaml(recipe, run), "recipe.yaml")).recipe
     assert again == recipe
     assert again.data.train[1].columns == {"prompt": "1e-4", "no": "yes"}
     assert again.train.learning_rate == 1e-5
@@ -74,7 +74,7 @@ def test_a_dumped_recipe_loads_as_the_same_recipe(tmp_path):
 
 def test_a_dump_holds_every_key_and_no_absolute_path(tmp_path):
     recipe = loaded(folder_with_files(tmp_path), FULL).recipe
-    text = dump(recipe, tmp_path / "runs")
+    text = to_yaml(recipe, tmp_path / "runs")
     written = load(write(tmp_path / "runs", text, "again.yaml")).written
     # Keys of a source, of an entry's settings and of a spectrum are written where there are some.
     elsewhere = ("data.train.", "data.eval.", "data.format.", "adapter.kind.", "adapter.layers.")
@@ -86,8 +86,8 @@ def test_a_dump_holds_every_key_and_no_absolute_path(tmp_path):
 
 def test_double_quant_is_dumped_only_where_it_is_read(tmp_path):
     recipe = loaded(tmp_path, SMALL).recipe
-    assert "double_quant" not in dump(recipe, tmp_path)
-    assert load(write(tmp_path, dump(recipe, tmp_path))).recipe == recipe
+    assert "double_quant" not in to_yaml(recipe, tmp_path)
+    assert load(write(tmp_path, to_yaml(recipe, tmp_path))).recipe == recipe
 
 
 texts = st.text(
@@ -115,7 +115,7 @@ def test_any_recipe_survives_dump_and_load(system, column, rate, seed, warmup):
     )
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "x.yaml"
-        path.write_text(dump(recipe, Path(name)), encoding="utf-8")
+        path.write_text(to_yaml(recipe, Path(name)), encoding="utf-8")
         again = load(path).recipe
     assert again == recipe
     assert type(again.train.warmup) is type(recipe.train.warmup)

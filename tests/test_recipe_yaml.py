@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from lorakit.recipe.files import MAX_BYTES, read_file
-from lorakit.recipe.problems import Place
-from lorakit.recipe.strict_yaml import MAX_VALUES, find, plain, read_text
+from lorakit.recipe.problem import Location
+from lorakit.recipe.yaml_reader import MAX_VALUES, find, plain, read_text
 
-HERE = Place(Path("x.yaml"))
+HERE = Location(Path("x.yaml"))
 
 
 def value_of(text):
@@ -171,7 +171,7 @@ def test_nesting_through_aliases_is_refused():
 def test_a_file_that_is_no_recipe_says_why(tmp_path, raw, words):
     path = tmp_path / "x.yaml"
     path.write_bytes(raw)
-    node, problems = read_file(path, Place(path))
+    node, problems = read_file(path, Location(path))
     assert node is None
     assert len(problems) == 1
     assert words in problems[0].reason
@@ -180,14 +180,14 @@ def test_a_file_that_is_no_recipe_says_why(tmp_path, raw, words):
 def test_bytes_that_are_not_utf8_have_a_position(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_bytes("a: é\nb: ü".encode() + b"\xff")
-    _, problems = read_file(path, Place(path))
+    _, problems = read_file(path, Location(path))
     assert position(problems[0]) == (2, 5)
 
 
 def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_bytes(b"\xef\xbb\xbfa: 1\r\nb:\r\n  c: x\r\n")
-    node, problems = read_file(path, Place(path))
+    node, problems = read_file(path, Location(path))
     assert problems == []
     assert plain(node) == {"a": 1, "b": {"c": "x"}}
     assert (find(node, ("b", "c")).place.line, find(node, ("b", "c")).place.column) == (3, 6)
@@ -196,21 +196,21 @@ def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
 
 def test_a_missing_file_names_the_nearest_one(tmp_path):
     (tmp_path / "recipe.yaml").write_text("a: 1")
-    _, problems = read_file(tmp_path / "recpie.yaml", Place(tmp_path / "recpie.yaml"))
+    _, problems = read_file(tmp_path / "recpie.yaml", Location(tmp_path / "recpie.yaml"))
     assert "there is no file" in problems[0].reason
     assert problems[0].remedy.endswith("recipe.yaml?")
 
 
 def test_a_folder_names_the_recipe_in_it(tmp_path):
     (tmp_path / "recipe.yaml").write_text("a: 1")
-    _, problems = read_file(tmp_path, Place(tmp_path))
+    _, problems = read_file(tmp_path, Location(tmp_path))
     assert "is a folder" in problems[0].reason
     assert problems[0].remedy.endswith("recipe.yaml?")
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "nul\0.yaml"])
 def test_a_name_that_no_file_can_have_is_a_problem(tmp_path, name):
-    node, problems = read_file(tmp_path / name, Place(tmp_path / name))
+    node, problems = read_file(tmp_path / name, Location(tmp_path / name))
     assert node is None
     assert "there is no file" in problems[0].reason
     assert "\0" not in str(problems[0])

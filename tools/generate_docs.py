@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lorakit.recipe import reference
+from lorakit.recipe import docs as reference
 
 GENERATED: dict[str, Callable[[], str]] = {
     "docs/recipe.md": reference.markdown,

@@ -20,9 +20,9 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     from lorakit.plan.facts import facts_of
     from lorakit.plan.quantization import effective_quantization, quantization_sentence
     from lorakit.plan.row_limits import beyond_training, refuse_lengths
-    from lorakit.recipe.kinds import kind_of
-    from lorakit.recipe.load import RecipeErrors, dump, load
-    from lorakit.recipe.problems import LocatedError, Place, Problem
+    from lorakit.recipe.adapter_kind import adapter_spec
+    from lorakit.recipe.load import RecipeErrors, load, to_yaml
+    from lorakit.recipe.problem import LocatedError, Location, Problem
 
     try:
         loaded = load(recipe, overrides)
@@ -31,7 +31,7 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
             raise
         console.result_json({"valid": False, "problems": [problem.to_dict() for problem in errors.problems]})
         raise SystemExit(errors.exit_code) from errors
-    model, own = loaded.recipe.model, kind_of(loaded.recipe.adapter).quantizes
+    model, own = loaded.recipe.model, adapter_spec(loaded.recipe.adapter).quantizes
     try:
         with loaded.locating():
             facts = facts_of(model.base, model.revision)
@@ -43,12 +43,12 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     except UserError as error:
         if not as_json:
             raise
-        whole = Problem(Place(loaded.path), "", "", str(error), "")
+        whole = Problem(Location(loaded.path), "", "", str(error), "")
         problem = error.problem if isinstance(error, LocatedError) else whole
         console.result_json({"valid": False, "problems": [problem.to_dict()]})
         raise SystemExit(error.exit_code) from error
     quantization = quantization_sentence(settled.recipe.model, own, facts)
-    text, warning = dump(settled.recipe, Path.cwd()), beyond_training(loaded.recipe, facts)
+    text, warning = to_yaml(settled.recipe, Path.cwd()), beyond_training(loaded.recipe, facts)
     if as_json:
         choices = [asdict(choice) for choice in settled.choices]
         effective, _ = effective_quantization(settled.recipe.model, own, facts)

@@ -28,11 +28,11 @@ def metrics_of(named: str, recipes: Sequence[Any]) -> tuple[Any, ...]:
     Raises:
         UserError: there is no such metric, it is there twice, or it needs settings that no recipe gives.
     """
-    from lorakit.recipe.choice import chosen_name
-    from lorakit.recipe.nearest import nearest
+    from lorakit.recipe.choice import entry_name
+    from lorakit.recipe.did_you_mean import nearest
     from lorakit.registry import METRICS
 
-    configured = {chosen_name(metric): metric for metric in recipes}
+    configured = {entry_name(metric): metric for metric in recipes}
     names = [name.strip() for name in named.split(",")]
     found = []
     for name in names:
@@ -60,9 +60,9 @@ def thresholds_of(written: Iterable[str], metrics: Sequence[Any]) -> list[Thresh
     Raises:
         UserError: one is malformed, or names what is not measured.
     """
-    from lorakit.recipe.choice import chosen_name
+    from lorakit.recipe.choice import entry_name
 
-    measured = [*_ALWAYS, *map(chosen_name, metrics)]
+    measured = [*_ALWAYS, *map(entry_name, metrics)]
     found = []
     for text in written:
         name, equals, value = (part.strip() for part in text.partition("="))

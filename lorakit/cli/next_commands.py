@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def next_commands(run: "Run", prepared: "Prepared") -> list[str]:
     """The commands for a run that has ended: its evaluation, and its merge where one can be made."""
     from lorakit.model.quantization_config import stored_quantization
-    from lorakit.recipe.kinds import trains_all
+    from lorakit.recipe.adapter_kind import trains_all
 
     folder = quoted(run.folder)
     found = [f"lorakit eval {folder}" + ("" if prepared.held_out else " --data FILE")]

@@ -113,7 +113,7 @@ def _facts(settings: "Recipe", progress: "Progress") -> "ModelFacts":
     from dataclasses import replace
 
     from lorakit.plan.facts import config_of, facts_from, folder_of
-    from lorakit.recipe.problems import one_line
+    from lorakit.recipe.problem import one_line
 
     base = settings.model.base
     config = config_of(base, settings.model.revision)

@@ -9,6 +9,6 @@ def schema() -> None:
     A recipe's first line can name a file that holds it: [cyan]# yaml-language-server: $schema=recipe.schema.json[/cyan]
     """
     from lorakit import console
-    from lorakit.recipe.reference import json_schema
+    from lorakit.recipe.docs import json_schema
 
     console.result(json.dumps(json_schema(), indent=2, ensure_ascii=False))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lorakit.plan.memory import Memory
     from lorakit.prepare import Prepared
     from lorakit.progress import Progress
-    from lorakit.recipe.load import Loaded
+    from lorakit.recipe.load import LoadedRecipe
     from lorakit.run_dir import Run
     from lorakit.train.run import Outcome
 
@@ -84,7 +84,7 @@ def train(
         _report_json(outcome, run, prepared, merged)
 
 
-def _trained(run: "Run", loaded: "Loaded", resume: bool, progress: "Progress") -> "tuple[Outcome, Prepared]":
+def _trained(run: "Run", loaded: "LoadedRecipe", resume: bool, progress: "Progress") -> "tuple[Outcome, Prepared]":
     """The run, trained to its end: from the start, from its last checkpoint, or long ago where only a merge is missing.
 
     Raises:
@@ -173,7 +173,7 @@ def _tell_memory(expected: "Memory", machine: "Machine", progress: "Progress") -
         progress.say(said)
 
 
-def _refuse_inputs_inside(folder: Path, loaded: "Loaded") -> None:
+def _refuse_inputs_inside(folder: Path, loaded: "LoadedRecipe") -> None:
     """Overwriting a run must not delete what the new one is made from."""
     from lorakit.recipe.inputs import input_paths
     from lorakit.run_dir import Run
@@ -214,7 +214,7 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
 def _report_json(outcome: Any, run: Any, prepared: "Prepared", merged: "MergeResult | None") -> None:
     from lorakit import console
     from lorakit.cli.merge_texts import merged_facts
-    from lorakit.recipe.kinds import trains_all
+    from lorakit.recipe.adapter_kind import trains_all
 
     whole = trains_all(prepared.recipe.adapter)
     places: dict[str, Any] = {"model": str(run.model)} if whole else {"adapter": str(run.adapter)}
@@ -226,7 +226,7 @@ def _report_json(outcome: Any, run: Any, prepared: "Prepared", merged: "MergeRes
 def _report(outcome: Any, run: Any, prepared: "Prepared") -> None:
     from lorakit import console
     from lorakit.cli.next_commands import next_commands
-    from lorakit.recipe.kinds import trains_all
+    from lorakit.recipe.adapter_kind import trains_all
 
     whole = trains_all(prepared.recipe.adapter)
     lines = [f"trained {counted(outcome.steps, 'step')} in {duration(outcome.seconds)}"]

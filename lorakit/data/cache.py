@@ -24,7 +24,7 @@ from lorakit.data.template_date import asks_for_date
 from lorakit.data.worker import Rules
 from lorakit.errors import LorakitError
 from lorakit.progress import Progress
-from lorakit.recipe.problems import shown_path
+from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Clean, Source
 from lorakit.registry import FORMATS
 
@@ -82,7 +82,7 @@ def cached(key: str, build: Callable[[Path], None], load: Callable[[Path], Built
                 found = load(folder)
     except OSError as error:
         raise LorakitError(
-            f"{shown_path(folder)}: the cache cannot be written: {error.strerror or error}. Set LORAKIT_CACHE to a "
+            f"{show_path(folder)}: the cache cannot be written: {error.strerror or error}. Set LORAKIT_CACHE to a "
             "folder that can."
         ) from error
     return found
@@ -113,5 +113,5 @@ def _read(folder: Path, load: Callable[[Path], Built], progress: Progress) -> Bu
             raise ValueError(damage)
         return load(folder)
     except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
-        progress.warn(f"the cached examples in {shown_path(folder)} are damaged ({error}): they are made again")
+        progress.warn(f"the cached examples in {show_path(folder)} are damaged ({error}): they are made again")
         return None

@@ -9,7 +9,7 @@ from lorakit.data.formats import columns_read
 from lorakit.data.rows import Block
 from lorakit.errors import UserError
 from lorakit.recipe.data_files import data_suffix
-from lorakit.recipe.problems import one_line
+from lorakit.recipe.problem import one_line
 from lorakit.registry import FORMATS
 
 

@@ -12,7 +12,7 @@ from lorakit.data.rows import Block, Row
 from lorakit.data.sources import open_source
 from lorakit.data.worker import Rules, Task, Worker
 from lorakit.errors import UserError
-from lorakit.recipe.problems import shown_path
+from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Source
 
 _EVERY = 2**64 - 1
@@ -49,7 +49,7 @@ def explain(where: str, sources: Sequence[Source], template: ChatTemplate, rules
 def _from_here(where: str) -> str:
     """A place whose path is written in another way, as messages write it."""
     found = re.fullmatch(r"(.+?)(:\d+| row \d+)", where)
-    return shown_path(Path(found[1]).absolute()) + found[2] if found else where
+    return show_path(Path(found[1]).absolute()) + found[2] if found else where
 
 
 def _followed(row: Row, worker: Worker) -> Explained:

@@ -16,7 +16,7 @@ from lorakit.data.sources import Opened, open_source, renamed
 from lorakit.data.worker_pool import map_in_order, processors
 from lorakit.errors import UserError
 from lorakit.progress import Progress
-from lorakit.recipe.problems import shown_path
+from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Source
 
 
@@ -48,7 +48,7 @@ def refuse_existing(target: Path) -> None:
         UserError: the file is there.
     """
     if target.exists():
-        raise UserError(f"{shown_path(target)}: is there already. Write another name, or remove it first.")
+        raise UserError(f"{show_path(target)}: is there already. Write another name, or remove it first.")
 
 
 def write_rows(
@@ -66,7 +66,7 @@ def write_rows(
     try:
         with (
             atomic_file(target) as file,
-            progress.bar(f"writing {shown_path(target)}", total=size, unit="bytes") as bar,
+            progress.bar(f"writing {show_path(target)}", total=size, unit="bytes") as bar,
             closing(map_in_order(job, _pieces(opened), processors())) as results,
         ):
             for lines, rows, done in results:
@@ -74,7 +74,7 @@ def write_rows(
                 count += rows
                 bar.advance(done, f"{count:,} rows")
     except OSError as error:
-        raise UserError(f"{shown_path(target)}: cannot be written: {error.strerror or error}.") from error
+        raise UserError(f"{show_path(target)}: cannot be written: {error.strerror or error}.") from error
     return count
 
 

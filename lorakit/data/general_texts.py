@@ -9,7 +9,7 @@ from lorakit.data.files import read_file
 from lorakit.data.formats.columns import empty
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
-from lorakit.recipe.problems import shown_path
+from lorakit.recipe.problem import show_path
 
 LONGEST = 1024
 """Tokens of a text that are looked at: enough for an article, little enough for a processor."""
@@ -47,7 +47,7 @@ def general_rows(path: Path | None = None) -> list[GeneralText]:
         name, register = row.where if empty(given) else str(given), row.record.get("register")
         found.append(GeneralText(name, register if isinstance(register, str) else "", text))
     if not found:
-        raise UserError(f"{shown_path(path)}: the file has no texts. Write rows with 'text'.")
+        raise UserError(f"{show_path(path)}: the file has no texts. Write rows with 'text'.")
     return found
 
 

@@ -21,7 +21,7 @@ from lorakit.data.worker import BlockResult, Rules, Task, Worker
 from lorakit.data.worker_pool import map_in_order, processors
 from lorakit.errors import UserError
 from lorakit.progress import Progress
-from lorakit.recipe.problems import one_line
+from lorakit.recipe.problem import one_line
 from lorakit.recipe.schema import Source
 
 # Below this many bytes of rows, starting more processes takes longer than they save.

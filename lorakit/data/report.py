@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lorakit.data.rows import RowError
-from lorakit.recipe.problems import one_line
+from lorakit.recipe.problem import one_line
 
 _NAMED = 5
 _KEYS = {"used": "kept", "passed_over": "not_taken", "findings": "found"}

@@ -12,10 +12,10 @@ from lorakit.data.files import files_in, read_blocks
 from lorakit.data.formats import can_be_read, columns_read, detect, flags_of, needed, pairs_of, refuse_judged
 from lorakit.data.rows import Block, Row, with_line_feeds
 from lorakit.errors import UserError
-from lorakit.recipe.choice import chosen_name, chosen_settings
-from lorakit.recipe.nearest import nearest
+from lorakit.recipe.choice import entry_name, entry_settings
+from lorakit.recipe.did_you_mean import nearest
 from lorakit.recipe.paths import is_path
-from lorakit.recipe.problems import one_line, shown_path
+from lorakit.recipe.problem import one_line, show_path
 from lorakit.recipe.schema import Data, Source
 from lorakit.registry import FORMATS
 
@@ -110,7 +110,7 @@ def is_file(source: Source) -> bool:
 
 def shown(source: Source) -> str:
     """A source as messages name it."""
-    return shown_path(Path(source.path)) if is_file(source) else f"{source.path}[{source.split}]"
+    return show_path(Path(source.path)) if is_file(source) else f"{source.path}[{source.split}]"
 
 
 def content_of(source: Source) -> dict[str, str]:
@@ -126,7 +126,7 @@ def content_of(source: Source) -> dict[str, str]:
         try:
             contents[str(path)] = sha256_of(path)
         except OSError as error:
-            raise UserError(f"{shown_path(path)}: cannot be read: {error.strerror or error}.") from error
+            raise UserError(f"{show_path(path)}: cannot be read: {error.strerror or error}.") from error
     return contents
 
 
@@ -150,7 +150,7 @@ def open_source(source: Source) -> Opened:
     blocks = chain(head, blocks)
     if not records:
         return Opened(source, None, None, "no readable row", blocks, size, files)
-    given = None if source.format in (None, "auto") else chosen_name(source.format)
+    given = None if source.format in (None, "auto") else entry_name(source.format)
     _refuse_missing(source, seen, _needed(given))
     _refuse_judged(source, given, raw, records)
     if given:
@@ -168,7 +168,7 @@ def open_source(source: Source) -> Opened:
     filled = {column for record in records for column, value in record.items() if value is not None}
     unused = filled - read
     why = f"{why}; not used: {', '.join(map(repr, sorted(unused)))}" if unused else why
-    settings = chosen_settings(FORMATS, source.format)
+    settings = entry_settings(FORMATS, source.format)
     flags = flags_of(records, read) if FORMATS[name].conversations else {}
     return Opened(source, name, settings, why, blocks, size, files, unused, flags, seen)
 
@@ -182,7 +182,7 @@ def _refuse_judged(source: Source, given: str | None, raw: list[dict[str, Any]],
     columns = source.columns or {}
 
     def reads(tried: Mapping[str, str], our: str) -> bool:
-        settings = chosen_settings(FORMATS, source.format) if given else None
+        settings = entry_settings(FORMATS, source.format) if given else None
         return can_be_read(given, settings, [renamed(record, tried) for record in raw[:_TRIED]], our)
 
     refuse_judged(shown(source), records, columns, reads)
@@ -223,7 +223,7 @@ def _blocks(source: Source) -> tuple[Iterator[Block], int, list[str]]:
         return _hub_blocks(shown(source), dataset), 0, []
     files = files_in(Path(source.path))
     blocks = chain.from_iterable(map(read_blocks, files))
-    return blocks, sum(path.stat().st_size for path in files), [shown_path(path) for path in files]
+    return blocks, sum(path.stat().st_size for path in files), [show_path(path) for path in files]
 
 
 def _hub_blocks(name: str, dataset: Any) -> Iterator[Block]:

@@ -8,7 +8,7 @@ from jinja2 import meta, nodes
 from jinja2.environment import Environment
 
 from lorakit.errors import UserError
-from lorakit.recipe.nearest import nearest
+from lorakit.recipe.did_you_mean import nearest
 
 _KEY = "model.template_variables"
 

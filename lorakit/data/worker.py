@@ -24,7 +24,7 @@ from lorakit.data.report import Report
 from lorakit.data.rows import Block, Row, RowError
 from lorakit.data.sources import renamed
 from lorakit.errors import UserError
-from lorakit.recipe.problems import one_line
+from lorakit.recipe.problem import one_line
 
 # What the rows of a block may take until they are rendered; most take milliseconds.
 _SECONDS, _BYTES_A_SECOND, _MEMORY = 60, 500_000, 4 << 30

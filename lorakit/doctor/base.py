@@ -101,7 +101,7 @@ def _tokenizer(recipe: "Recipe", found: Base) -> Finding:
 def _quantization(recipe: "Recipe", found: Base) -> Iterator[Finding]:
     """The quantization that the checkpoint has already, where it has one."""
     from lorakit.model.quantization_config import missing_packages, refuse_quantization, stored_quantization
-    from lorakit.recipe.kinds import effective_model, trains_all
+    from lorakit.recipe.adapter_kind import effective_model, trains_all
 
     try:
         stored = stored_quantization(found.folder)

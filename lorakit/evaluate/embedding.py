@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 from lorakit.errors import UserError
 from lorakit.model.base_files import refuse_code
 from lorakit.model.safetensors_header import weight_files
-from lorakit.recipe.problems import one_line
+from lorakit.recipe.problem import one_line
 
 _ROWS = 32
 

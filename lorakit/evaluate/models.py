@@ -17,7 +17,7 @@ from lorakit.plan.auto import settle
 from lorakit.plan.facts import facts_in
 from lorakit.prepare import Prepared, reopen_run
 from lorakit.progress import Progress
-from lorakit.recipe.kinds import trains_all
+from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.schema import Data, Model, Recipe
 from lorakit.run_dir import MERGED, Run, missing_run
 

@@ -12,7 +12,7 @@ from lorakit.data.formats import said
 from lorakit.data.formats.columns import empty
 from lorakit.data.rows import RowError, kind
 from lorakit.errors import UserError
-from lorakit.recipe.problems import one_line, shown_path
+from lorakit.recipe.problem import one_line, show_path
 
 # The column that tells a row's format; the format; the columns for its answer, which a question may go without.
 _FORMATS = {
@@ -58,12 +58,12 @@ def read_questions(path: Path) -> list[Question]:
             )
         found[question.id] = where, question
     if not found:
-        raise UserError(f"{shown_path(path)}: the file has no questions. Write one a line, or rows with `question`.")
+        raise UserError(f"{show_path(path)}: the file has no questions. Write one a line, or rows with `question`.")
     return [question for _, question in found.values()]
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    name = shown_path(path)
+    name = show_path(path)
     try:
         with opened(path, name, "", ".txt") as stored:
             for lines in whole_lines(stored):

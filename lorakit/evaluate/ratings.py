@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from lorakit.errors import UserError
 from lorakit.evaluate.sheet import KEY, KEY_KIND, LETTERS, UNSURE, VERSION
-from lorakit.recipe.problems import dotted, one_line, shown_path
+from lorakit.recipe.problem import dotted_name, one_line, show_path
 
 KIND = "lorakit-ratings"
 
@@ -160,16 +160,16 @@ def read_ratings(files: Sequence[Path], key: Path) -> Ratings:
 def _read_key(path: Path) -> _Key:
     facts = _json(path)
     if facts.get("kind") != KEY_KIND:
-        raise UserError(f"{shown_path(path)}: not the key of a rating sheet. Write the path of its {KEY}.")
+        raise UserError(f"{show_path(path)}: not the key of a rating sheet. Write the path of its {KEY}.")
     key = _checked_shape(_Key, facts, path, "Take the key as `lorakit eval --sheet` wrote it")
     credited = [sorted(model for answer in question.answers for model in answer) for question in key.questions]
     if any(models != sorted(key.models) for models in credited):
-        raise UserError(f"{shown_path(path)}: the key is damaged: a question does not have one answer of each model.")
+        raise UserError(f"{show_path(path)}: the key is damaged: a question does not have one answer of each model.")
     return key
 
 
 def _read_file(path: Path, key: _Key) -> _File:
-    name, facts = shown_path(path), _json(path)
+    name, facts = show_path(path), _json(path)
     if facts.get("kind") == KEY_KIND:
         raise UserError(f"{name}: this is the key of a sheet, not a rater's file. Leave it out, or give it as --key.")
     if facts.get("kind") != KIND:
@@ -184,7 +184,7 @@ def _read_file(path: Path, key: _Key) -> _File:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    name = shown_path(path)
+    name = show_path(path)
     try:
         facts = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
@@ -200,7 +200,7 @@ _Shape = TypeVar("_Shape", bound=_Exact)
 
 
 def _checked_shape(shape: type[_Shape], facts: Mapping[str, Any], path: Path, remedy: str) -> _Shape:
-    name = shown_path(path)
+    name = show_path(path)
     if facts.get("version") != VERSION:
         given = one_line(repr(facts.get("version")))
         raise UserError(f"{name}: version: {given} is not the version that this lorakit reads, {VERSION}. {remedy}.")
@@ -209,7 +209,7 @@ def _checked_shape(shape: type[_Shape], facts: Mapping[str, Any], path: Path, re
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         given = one_line(repr(first["input"]))
-        raise UserError(f"{name}: {dotted(first['loc'])}: {given}: {first['msg'].lower()}. {remedy}.") from error
+        raise UserError(f"{name}: {dotted_name(first['loc'])}: {given}: {first['msg'].lower()}. {remedy}.") from error
 
 
 def _one_a_rater(read: Mapping[Path, _File]) -> tuple[list[tuple[Path, _File]], list[str]]:
@@ -222,17 +222,17 @@ def _one_a_rater(read: Mapping[Path, _File]) -> tuple[list[tuple[Path, _File]], 
         known = names.setdefault(file.token, (path, rater))
         if known[1].casefold() != rater.casefold():
             raise UserError(
-                f"{shown_path(path)}: it goes on from the ratings of {one_line(known[1])} in {shown_path(known[0])}, "
+                f"{show_path(path)}: it goes on from the ratings of {one_line(known[1])} in {show_path(known[0])}, "
                 f"under the name {shown}. Leave one of them out; a new rater begins with 'Start over' on the page."
             )
         before = latest.get(rater.casefold())
         if before and before[1].token != file.token:
             raise UserError(
-                f"{shown_path(path)}: another rater of the name {shown} is in {shown_path(before[0])}. Leave one out "
+                f"{show_path(path)}: another rater of the name {shown} is in {show_path(before[0])}. Leave one out "
                 'if they are one person, else change "rater" in one of them.'
             )
         if before:
-            notes.append(f"{shown}: {shown_path(before[0])} is left out: {shown_path(path)} was exported after it")
+            notes.append(f"{shown}: {show_path(before[0])} is left out: {show_path(path)} was exported after it")
         latest[rater.casefold()] = path, file
     return [latest[rater] for rater in sorted(latest)], notes
 
@@ -241,7 +241,7 @@ def _checked(path: Path, file: _File, key: _Key, places: Mapping[tuple[str, str]
     """A file's ratings, each of an answer that the sheet has."""
     seen = set()
     for number, rated in enumerate(file.ratings):
-        place, where = (rated.question, rated.answer), f"{shown_path(path)}: ratings[{number}]"
+        place, where = (rated.question, rated.answer), f"{show_path(path)}: ratings[{number}]"
         if place not in places:
             given = one_line(f"{rated.question!r}, answer {rated.answer!r}")
             raise UserError(f"{where}: the sheet has no question {given}. Export it again from the sheet's page.")

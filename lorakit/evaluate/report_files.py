@@ -16,7 +16,7 @@ from lorakit.evaluate.comparison import comparison_to_dict, score_to_dict
 from lorakit.evaluate.evaluation import Evaluation
 from lorakit.evaluate.models import EvalModelSpec
 from lorakit.evaluate.results import ModelResult
-from lorakit.recipe.choice import chosen_name, chosen_settings
+from lorakit.recipe.choice import entry_name, entry_settings
 from lorakit.registry import METRICS
 from lorakit.run_dir import now, versions
 
@@ -168,8 +168,8 @@ def describe_model(spec: EvalModelSpec, device: str) -> dict[str, Any]:
 
 def _metric(metric: Any) -> Any:
     """A metric as a recipe writes it."""
-    settings = chosen_settings(METRICS, metric)
-    return {chosen_name(metric): settings.model_dump()} if settings else chosen_name(metric)
+    settings = entry_settings(METRICS, metric)
+    return {entry_name(metric): settings.model_dump()} if settings else entry_name(metric)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 from lorakit.bounds import TooLong, bounded
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.metric import Measure, mean
-from lorakit.recipe.choice import chosen_name, chosen_settings
+from lorakit.recipe.choice import entry_name, entry_settings
 from lorakit.recipe.section import Section
 from lorakit.registry import METRICS, MetricSpec
 
@@ -53,7 +53,7 @@ def row_scores(metrics: Sequence[Any], answers: Sequence[str], references: Seque
     """
     measures: dict[str, Measure] = {}
     for metric in metrics:
-        entry, settings = METRICS[chosen_name(metric)], chosen_settings(METRICS, metric)
+        entry, settings = METRICS[entry_name(metric)], entry_settings(METRICS, metric)
         rows = _rows(entry, settings, answers, references)
         parts = dict.fromkeys(part for row in rows for part in row)
         measures |= {f"{entry.name}.{part}" if part else entry.name: _measure(entry, rows, part) for part in parts}

@@ -16,7 +16,7 @@ from lorakit.data.conversations import Message
 from lorakit.errors import UserError
 from lorakit.evaluate.questions import Question
 from lorakit.locks import exclusive_lock
-from lorakit.recipe.problems import one_line, shown_path
+from lorakit.recipe.problem import one_line, show_path
 
 VERSION = 1
 KEY_KIND = "lorakit-key"
@@ -184,7 +184,7 @@ def _hash(source: str) -> str:
 
 def _refuse_to_replace(folder: Path, sheet: str, overwrite: bool) -> None:
     """What lies in the folder is replaced only where it is this sheet, or one that may go."""
-    name = shown_path(folder)
+    name = show_path(folder)
     if not folder.exists():
         return
     if not folder.is_dir():

@@ -9,7 +9,7 @@ from lm_eval.api.registry import metric_registry
 from lm_eval.tasks import TaskManager
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.recipe.nearest import nearest
+from lorakit.recipe.did_you_mean import nearest
 
 # What load_dataset reads from files on this machine; any other dataset_path is a folder, or a dataset of the hub.
 _FILE_FORMATS = ("json", "csv", "parquet", "arrow", "text", "xml", "pandas")

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 
 from lorakit.errors import UserError
-from lorakit.recipe.nearest import nearest
+from lorakit.recipe.did_you_mean import nearest
 
 _GIB, _MIB = 2**30, 2**20
 # Dense tensor operations that a multiprocessor does a clock with float32 accumulation, from Turing to Ada and RTX

@@ -16,9 +16,9 @@ from lorakit.model.spec_from_meta import read_hf_config
 from lorakit.plan.facts import facts_in
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
+from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.data_files import is_pattern
 from lorakit.recipe.inputs import input_paths
-from lorakit.recipe.kinds import trains_all
 from lorakit.recipe.schema import Data, Model
 from lorakit.run_dir import Run
 

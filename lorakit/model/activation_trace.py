@@ -23,7 +23,7 @@ from lorakit.model.peft_adapter import attach_adapter
 from lorakit.model.shared_prefix import body_of
 from lorakit.model.spec import ModelSpec, WeightSpec
 from lorakit.model.targets import select_targets
-from lorakit.recipe.kinds import trains_all
+from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.schema import Adapter
 
 _ROWS = 2

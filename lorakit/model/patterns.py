@@ -6,7 +6,7 @@ from typing import Any
 
 from lorakit.bounds import TooLong, bounded
 from lorakit.errors import UserError
-from lorakit.recipe.problems import one_line
+from lorakit.recipe.problem import one_line
 
 _SECONDS = 10
 

@@ -19,8 +19,8 @@ from lorakit.model.fingerprint import content_of
 from lorakit.model.patterns import check_patterns
 from lorakit.model.targets import Targets
 from lorakit.recipe.adapter_file import find_fault
-from lorakit.recipe.begun import read_config, refusal
-from lorakit.recipe.kinds import kind_of, kind_settings
+from lorakit.recipe.adapter_kind import adapter_spec, kind_settings
+from lorakit.recipe.init_adapter import read_config, why_untrainable
 from lorakit.recipe.schema import Adapter
 
 TRAINED_DIR = "trained"
@@ -46,7 +46,7 @@ def attach_adapter(
         UserError: PEFT cannot adapt the chosen modules.
     """
     torch.manual_seed(seed)
-    kind = kind_of(settings)
+    kind = adapter_spec(settings)
     config = kind.function(settings, targets)
     if config is None:
         return _unfrozen(model, settings, targets)
@@ -63,7 +63,7 @@ def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
         UserError: the folder holds no LoRA or DoRA adapter, or one that does not belong to this model.
     """
     config = adapter_config(folder)
-    refused = refusal(folder)
+    refused = why_untrainable(folder)
     if refused:
         raise UserError(f"adapter.from: {refused[0]}. {refused[1]}")
     _refuse_unusual(config, folder)
@@ -109,7 +109,7 @@ def rebuild_adapter(model: Any, settings: Adapter, targets: Targets | None, chec
 
     `targets`: for `adapter.kind: none`, whose checkpoints name no modules.
     """
-    if targets is not None and kind_of(settings).function(settings, targets) is None:
+    if targets is not None and adapter_spec(settings).function(settings, targets) is None:
         return _unfrozen(model, settings, targets)
     config = PeftConfig.from_pretrained(str(checkpoint / TRAINED_DIR))
     config.init_lora_weights, config.inference_mode = False, False

@@ -16,7 +16,7 @@ from lorakit.model.peft_adapter import count_parameters, trains_every_weight
 from lorakit.model.shared_prefix import body_of
 from lorakit.model.spec import ACTIVATIONS, WRITTEN_OUT, ModelSpec
 from lorakit.model.targets import Targets, select_targets
-from lorakit.recipe.kinds import kind_of
+from lorakit.recipe.adapter_kind import adapter_spec
 from lorakit.recipe.schema import Adapter
 
 _DAMAGED = (
@@ -37,7 +37,7 @@ def count_with_recipe_adapter(config: Path | dict[str, Any], settings: Adapter) 
         UserError: the config is of no causal language model, or the adapter section chooses what it does not have.
     """
     model = meta_model(config)
-    kind = kind_of(settings)
+    kind = adapter_spec(settings)
     targets = select_targets(model, settings, kind.experts)
     with torch.device("meta"):
         adapter = kind.function(settings, targets)

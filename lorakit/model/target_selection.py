@@ -8,7 +8,7 @@ from typing import Any
 from lorakit.errors import UserError
 from lorakit.model.patterns import match_pattern
 from lorakit.model.spec import WeightSpec
-from lorakit.recipe.kinds import kind_of, trains_all
+from lorakit.recipe.adapter_kind import adapter_spec, trains_all
 from lorakit.recipe.schema import Adapter, Spectrum
 from lorakit.registry import ADAPTERS
 
@@ -77,7 +77,7 @@ def _hindrance(weight: WeightSpec, settings: Adapter, adapts_experts: bool) -> s
     if trains_all(settings):
         return ""
     if weight.peft_renames and not adapts_experts:
-        return f"PEFT takes its name for that of fused experts, which {kind_of(settings).name} does not adapt"
+        return f"PEFT takes its name for that of fused experts, which {adapter_spec(settings).name} does not adapt"
     if weight.peft_renames and weight.quantized:
         return "PEFT takes its name for that of fused experts, and it is quantized"
     return weight.unadaptable
@@ -170,7 +170,7 @@ def _check_adaptable(chosen: list[WeightSpec], settings: Adapter, adapts_experts
         able = ", ".join(entry.name for entry in ADAPTERS if entry.experts)
         raise UserError(
             f"adapter.targets: {_shown(fused)} holds the weights of several experts, which adapter.kind "
-            f"{kind_of(settings).name} cannot adapt; {able} can. Write adapter.exclude: [{names}]."
+            f"{adapter_spec(settings).name} cannot adapt; {able} can. Write adapter.exclude: [{names}]."
         )
     parameters = [weight.path for weight in chosen if weight.parameter]
     if parameters and settings.dropout and not trains_all(settings):

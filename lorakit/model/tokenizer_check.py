@@ -15,7 +15,7 @@ import transformers
 from transformers import PreTrainedTokenizerFast
 
 from lorakit.model.tokenizer_files import CONFIG, read_tokenizer, set_keys, tokenizer_files
-from lorakit.recipe.problems import shown
+from lorakit.recipe.problem import quote
 
 _FILE_CLASS = "PreTrainedTokenizerFast"
 _SHOWN = 8
@@ -40,7 +40,7 @@ def compare_with_file(base: Path, tokenizer: Any, texts: Sequence[str]) -> str |
     first = next((at for at, (one, other) in enumerate(zip(ours, its, strict=False)) if one != other), len(its) - 1)
     begin = max(first - 1, 0)
     words, others = (
-        " ".join(shown(str(word)) for word in one.convert_ids_to_tokens(ids[begin : begin + _SHOWN]))
+        " ".join(quote(str(word)) for word in one.convert_ids_to_tokens(ids[begin : begin + _SHOWN]))
         for one, ids in ((tokenizer, ours), (by_file, its))
     )
     return (

@@ -9,7 +9,7 @@ from typing import Any
 from lorakit.model.patterns import match_pattern
 from lorakit.model.spec import ModelSpec, WeightSpec
 from lorakit.model.target_selection import resolve_overrides, select_weights
-from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, trains_all
+from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, initial_adapter, trains_all
 from lorakit.recipe.schema import Adapter, Spectrum
 
 # bitsandbytes pages the states of larger tensors only (its optim/optimizer.py, get_state_buffer).
@@ -64,10 +64,10 @@ def adapted_by(spec: ModelSpec, settings: Adapter) -> Adapted:
     Raises:
         UserError: it chooses what the model does not have, or what its kind cannot adapt.
     """
-    source = begins_from(settings)
+    source = initial_adapter(settings)
     if source:
         return _from_folder(spec, adapter_folder(Path(source)))
-    kind, estimated, wanted = kind_of(settings), False, settings
+    kind, estimated, wanted = adapter_spec(settings), False, settings
     if isinstance(settings.layers, Spectrum):
         estimated, wanted = True, settings.model_copy(update={"layers": "all"})
     chosen, _ = select_weights(list(spec.weights), wanted, kind.experts)

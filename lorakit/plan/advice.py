@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lorakit.amounts import gibibytes, percent
 from lorakit.plan.changing import changing
-from lorakit.recipe.kinds import kind_of, trains_all
+from lorakit.recipe.adapter_kind import adapter_spec, trains_all
 from lorakit.recipe.schema import Recipe
 
 _REGRET = "LoRA Without Regret (Schulman and Thinking Machines Lab, 2025)"
@@ -196,7 +196,7 @@ def _batch(recipe: Recipe, given: Known) -> Iterator[Advice]:
 
 def _alpha(recipe: Recipe, given: Known) -> Iterator[Advice]:
     adapter = recipe.adapter
-    if kind_of(adapter).name == "lora" and not 1 / 4 <= adapter.alpha / _ALPHA <= 4:
+    if adapter_spec(adapter).name == "lora" and not 1 / 4 <= adapter.alpha / _ALPHA <= 4:
         scale = f"{adapter.alpha:g}/{adapter.rank} = {adapter.alpha / adapter.rank:.3g}"
         yield Advice(
             "adapter.alpha",

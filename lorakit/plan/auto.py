@@ -12,7 +12,7 @@ from lorakit.hardware.machine import Machine
 from lorakit.model.quantization_config import refuse_quantization
 from lorakit.plan.facts import ModelFacts
 from lorakit.plan.micro_batches import micro_batches
-from lorakit.recipe.kinds import adapter_folder, begins_from, effective_model, kind_of, trains_all
+from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, effective_model, initial_adapter, trains_all
 from lorakit.recipe.schema import Recipe, Spectrum
 
 # The width of LLaMA-33B, from which on QLoRA halves its rate.
@@ -188,7 +188,7 @@ def formula_rate(recipe: Recipe, facts: ModelFacts | None) -> tuple[float | str,
 
 def _rate_shares(recipe: Recipe) -> Iterator[tuple[float, str]]:
     """What the learning rate is multiplied with for this kind of training, each with its source."""
-    source, rated = begins_from(recipe.adapter), kind_of(recipe.adapter).rate
+    source, rated = initial_adapter(recipe.adapter), adapter_spec(recipe.adapter).rate
     if source:
         config = json.loads((adapter_folder(Path(source)) / "adapter_config.json").read_text(encoding="utf-8"))
         if config.get("use_rslora"):

@@ -9,7 +9,7 @@ from typing import Any
 from lorakit.amounts import percent
 from lorakit.plan.estimate import Plan, RowEstimate
 from lorakit.plan.facts import ModelFacts
-from lorakit.recipe.kinds import begins_from, trains_all
+from lorakit.recipe.adapter_kind import initial_adapter, trains_all
 from lorakit.recipe.schema import Recipe
 
 # The share of rows that a lower limit of length may drop, or cut, to be named; and the lowest limit that is.
@@ -54,7 +54,7 @@ def lessening(plan: Plan, facts: ModelFacts) -> Iterator[Step]:
         yield Step("model.quantization", "nf4", "weights in 4 bits (QLoRA): close to 16 bits", 1)
     if everything:
         yield Step("adapter.kind", "lora", "an adapter instead of all weights", 1)
-    elif not begins_from(recipe.adapter):
+    elif not initial_adapter(recipe.adapter):
         yield from _less_adapter(plan)
     yield from _shorter(recipe, plan.rows)
 
@@ -108,7 +108,7 @@ def using_more(plan: Plan) -> Iterator[Step]:
     if rows.overlong > 0:
         longer = 2 * recipe.data.max_length
         yield Step("data.max_length", longer, f"keeps some of the {percent(rows.overlong)} of rows that are longer", 0)
-    if not trains_all(recipe.adapter) and not begins_from(recipe.adapter) and recipe.adapter.rank < 64:
+    if not trains_all(recipe.adapter) and not initial_adapter(recipe.adapter) and recipe.adapter.rank < 64:
         yield Step("adapter.rank", 2 * recipe.adapter.rank, "more to learn with, where there are rows for it", 0)
 
 

@@ -12,8 +12,8 @@ from lorakit.errors import UserError
 from lorakit.plan.candidates import Step, lessening, using_more
 from lorakit.plan.estimate import Plan, RowEstimate, plan_run
 from lorakit.plan.facts import ModelFacts
-from lorakit.recipe.kinds import unread
-from lorakit.recipe.problems import RecipeErrors
+from lorakit.recipe.adapter_kind import unread_keys
+from lorakit.recipe.problem import RecipeErrors
 from lorakit.recipe.schema import Recipe
 
 Written = Callable[[Sequence[str]], Recipe]
@@ -126,7 +126,7 @@ def _accepted(trying: Trying, steps: tuple[Step, ...]) -> tuple[Recipe, tuple[st
             changed = getattr(recipe, section).model_copy(update={name: step.value})
             recipe = recipe.model_copy(update={section: changed})
         faults = {problem.path for problem in refused.problems}
-        emptied = tuple(key for key in unread(recipe) if key in faults - own)
+        emptied = tuple(key for key in unread_keys(recipe) if key in faults - own)
         if not emptied:
             raise
         return trying.written(_options(steps, emptied)), emptied

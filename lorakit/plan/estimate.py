@@ -22,7 +22,7 @@ from lorakit.plan.memory import DTYPE_BYTES, Memory, weight_bytes
 from lorakit.plan.other_peaks import evaluating, merging
 from lorakit.plan.schedule import times
 from lorakit.plan.work import TRAINED, Work, work_of
-from lorakit.recipe.kinds import trains_all
+from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.schema import Adapter, Recipe
 
 # What the memory model was off by at most, against published and measured figures; and of the few families whose own

@@ -8,7 +8,7 @@ from lorakit.plan.adapted import Adapted, adapted_by
 from lorakit.plan.facts import ModelFacts
 from lorakit.plan.memory import Memory, Training, training_memory
 from lorakit.plan.quantization import effective_quantization
-from lorakit.recipe.kinds import kind_of
+from lorakit.recipe.adapter_kind import adapter_spec
 from lorakit.recipe.schema import Recipe
 
 # The share of a device's memory that a run may be planned to take: the rest is the model's error, and what the
@@ -59,7 +59,7 @@ def load_of(recipe: Recipe, facts: ModelFacts, spec: ModelSpec, on_gpu: bool) ->
     Raises:
         UserError: its adapter chooses what the model does not have.
     """
-    own = kind_of(recipe.adapter).quantizes
+    own = adapter_spec(recipe.adapter).quantizes
     quantization, _ = effective_quantization(recipe.model, own, facts)
     held = quantization
     if quantization in ("gptq", "awq"):  # 4 or 8 bits with scales, in either form

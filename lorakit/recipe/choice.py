@@ -10,23 +10,23 @@ from lorakit.recipe.section import Section
 from lorakit.registry import AnyTable
 
 
-def chosen(value: Any) -> list[str]:
+def entry_names(value: Any) -> list[str]:
     """The entries that a value names: one, unless the recipe is wrong."""
     if isinstance(value, str):
         return [value]
     return [name for name in type(value).model_fields if getattr(value, name) is not None]
 
 
-def chosen_name(value: Any) -> str:
+def entry_name(value: Any) -> str:
     """The entry's name, or a word such as `auto` that the key takes besides."""
-    return chosen(value)[0]
+    return entry_names(value)[0]
 
 
-def chosen_settings(table: AnyTable, value: Any) -> Any:
+def entry_settings(table: AnyTable, value: Any) -> Any:
     """The entry's settings, its defaults where the value is a word; None for an entry, or a word, that has none."""
     if isinstance(value, str):
         return _defaults(table, value) if value in table else None
-    return getattr(value, chosen_name(value))
+    return getattr(value, entry_name(value))
 
 
 @functools.cache

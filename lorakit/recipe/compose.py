@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorakit.recipe.files import read_file
-from lorakit.recipe.problems import PathParts, Place, Problem, one_line, shown, shown_path
+from lorakit.recipe.problem import Location, PathParts, Problem, one_line, quote, show_path
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.shape import annotation_at, branches
-from lorakit.recipe.strict_yaml import MAX_DEPTH, Node, plain, read_text
+from lorakit.recipe.schema_introspection import alternatives_of, annotation_at
+from lorakit.recipe.yaml_reader import MAX_DEPTH, Node, plain, read_text
 
 LONGEST_CHAIN = 20
 
@@ -44,7 +44,7 @@ class _Reading:
 def compose(path: Path, overrides: Sequence[str] = ()) -> Composed:
     """Read `path` with everything that it extends, and put each `key=value` of `overrides` over it."""
     reading = _Reading()
-    root = _file(reading, path, (), Place(path), "")
+    root = _file(reading, path, (), Location(path), "")
     for override in overrides:
         layer = _setting(reading, override)
         if root is None or layer is None:
@@ -78,10 +78,10 @@ def merge(below: Node, above: Node, path: PathParts = ()) -> Node:
 def _takes_null(path: PathParts) -> bool:
     """Whether null is a value of this key; an unknown key is left as it is, to be told of."""
     annotation = annotation_at(Recipe, path)
-    return annotation is None or any(branch.kind is type(None) for branch in branches(annotation))
+    return annotation is None or any(branch.kind is type(None) for branch in alternatives_of(annotation))
 
 
-def _file(reading: _Reading, path: Path, chain: tuple[str, ...], asked: Place, subject: str) -> Node | None:
+def _file(reading: _Reading, path: Path, chain: tuple[str, ...], asked: Location, subject: str) -> Node | None:
     """`path` over its parents. `chain` is the real paths of the files that lead here."""
     real = os.path.realpath(path)
     if real in reading.known:
@@ -128,7 +128,7 @@ def _parent(reading: _Reading, node: Node, subject: str, chain: tuple[str, ...])
             if known is None:
                 return _file(reading, path, chain, node.place, subject)
             complaint = f"there is no file {one_line(node.value)}, and no part of that name", known
-    reading.problems.append(Problem(node.place, subject, shown(plain(node)), *complaint))
+    reading.problems.append(Problem(node.place, subject, quote(plain(node)), *complaint))
     return None
 
 
@@ -156,16 +156,16 @@ def _known_parts(text: str) -> str | None:
 
 def _no_path(node: Node) -> tuple[str, str] | None:
     if not isinstance(node.value, str) or not node.value.strip() or "\0" in node.value:
-        return f"{shown(plain(node))} is not a path or a list of paths", _EXAMPLE
+        return f"{quote(plain(node))} is not a path or a list of paths", _EXAMPLE
     if "://" in node.value:
-        return f"{shown(node.value)} is an address", "Download the file and write its path."
+        return f"{quote(node.value)} is an address", "Download the file and write its path."
     return None
 
 
 def _endless(path: Path, chain: tuple[str, ...]) -> tuple[str, str] | None:
     real = os.path.realpath(path)
     if real in chain:
-        ring = " -> ".join(shown_path(Path(file)) for file in [*chain[chain.index(real) :], real])
+        ring = " -> ".join(show_path(Path(file)) for file in [*chain[chain.index(real) :], real])
         return f"the files extend each other: {one_line(ring, longest=300)}", "Remove one of these extends."
     if len(chain) >= LONGEST_CHAIN:
         return f"files extend each other more than {LONGEST_CHAIN} deep", "Merge some of them."
@@ -175,7 +175,7 @@ def _endless(path: Path, chain: tuple[str, ...]) -> tuple[str, str] | None:
 def _setting(reading: _Reading, override: str) -> Node | None:
     """`a.b=value` as the mapping {a: {b: value}}."""
     name, _, text = override.partition("=")
-    place = Place(setting=override)
+    place = Location(setting=override)
     complaint = _malformed(override)
     if complaint:
         reading.problems.append(Problem(place, "", one_line(override), *complaint))

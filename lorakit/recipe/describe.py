@@ -6,15 +6,15 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from lorakit.recipe.fields import PathRole, Says, WordOf
-from lorakit.recipe.shape import Branch, branches, fields, flat_notes
+from lorakit.recipe.fields import PathRole, Wording, WordOf
+from lorakit.recipe.schema_introspection import Alternative, alternatives_of, fields, flat_notes
 
 
 def describe(annotation: Any) -> str:
     """For example `a whole number above 0, or auto`."""
     if get_origin(annotation) is Annotated:
         for note in flat_notes(get_args(annotation)[1:]):
-            if isinstance(note, Says):
+            if isinstance(note, Wording):
                 return note.text
     parts = _parts(annotation)
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + f", or {parts[-1]}"
@@ -23,7 +23,7 @@ def describe(annotation: Any) -> str:
 def words(annotation: Any) -> list[str]:
     """Every fixed word that may be written: of tables and of Literals."""
     found: list[str] = []
-    for branch in branches(annotation):
+    for branch in alternatives_of(annotation):
         table = branch.note(WordOf)
         if branch.kind is Literal:
             found += [word for word in branch.of if isinstance(word, str)]
@@ -36,7 +36,7 @@ def example(annotation: Any, default: Any = PydanticUndefined) -> str:
     """A value that can be written, as YAML: the default where there is one."""
     if isinstance(default, (bool, int, float, str)) and default != "":
         return _yaml(default)
-    return next((text for text in map(_example, branches(annotation)) if text), "null")
+    return next((text for text in map(_example, alternatives_of(annotation)) if text), "null")
 
 
 def default_at(section: type[BaseModel], name: str) -> Any:
@@ -45,14 +45,14 @@ def default_at(section: type[BaseModel], name: str) -> Any:
 
 
 def _parts(annotation: Any) -> list[str]:
-    alternatives = branches(annotation)
+    alternatives = alternatives_of(annotation)
     others = [branch for branch in alternatives if branch.kind is not list]
     parts = []
     for branch in alternatives:
         if (
             branch.kind is list
             and others
-            and [item.kind for item in branches(branch.of)]
+            and [item.kind for item in alternatives_of(branch.of)]
             == [other.kind for other in others if other.kind not in (type(None), float)]
         ):
             parts.append("a list of these")
@@ -61,8 +61,8 @@ def _parts(annotation: Any) -> list[str]:
     return parts
 
 
-def _branch(branch: Branch) -> str:
-    said = branch.note(Says)
+def _branch(branch: Alternative) -> str:
+    said = branch.note(Wording)
     if said:
         return said.text
     if branch.kind is type(None):
@@ -83,7 +83,7 @@ def _branch(branch: Branch) -> str:
     return _text(branch)
 
 
-def _text(branch: Branch) -> str:
+def _text(branch: Alternative) -> str:
     table, role = branch.note(WordOf), branch.note(PathRole)
     if table:
         return _one_of(table.names())
@@ -96,7 +96,7 @@ def _one_of(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
 
 
-def _bounds(branch: Branch) -> str:
+def _bounds(branch: Alternative) -> str:
     low, least = branch.bound("gt"), branch.bound("ge")
     high, most = branch.bound("lt"), branch.bound("le")
     above = f" above {low}" if low is not None else f" from {least}" if least is not None else ""
@@ -112,8 +112,8 @@ def _bounds(branch: Branch) -> str:
     return above or below
 
 
-def _example(branch: Branch) -> str:
-    said = branch.note(Says)
+def _example(branch: Alternative) -> str:
+    said = branch.note(Wording)
     if said:
         return said.example
     table, role = branch.note(WordOf), branch.note(PathRole)

@@ -53,7 +53,7 @@ class PathRole:
 
 
 @dataclass(frozen=True)
-class Says:
+class Wording:
     """Annotation that replaces the generated description of what a field accepts, and the example of an error."""
 
     text: str
@@ -71,7 +71,7 @@ def _check_day(text: str) -> str:
     return text
 
 
-Day = Annotated[str, AfterValidator(_check_day), Says("auto, or a day such as 2026-01-31", "2026-01-31")]
+Day = Annotated[str, AfterValidator(_check_day), Wording("auto, or a day such as 2026-01-31", "2026-01-31")]
 
 Quantization = word_of(QUANTIZERS)
 
@@ -92,22 +92,22 @@ FilePath = Annotated[str, Field(min_length=1), PathRole("template.jinja")]
 RunName = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
-    Says("a name of letters, digits, `.`, `_` and `-` that begins with a letter or digit", "my-run"),
+    Wording("a name of letters, digits, `.`, `_` and `-` that begins with a letter or digit", "my-run"),
 ]
 Targets = Annotated[
     NotEmpty | Annotated[list[NotEmpty], Field(min_length=1)],
-    Says("all-linear, attention, mlp, a list of module names, or a regular expression", "all-linear"),
+    Wording("all-linear, attention, mlp, a list of module names, or a regular expression", "all-linear"),
 ]
 
 _TemplateWord = str | bool | int | float | None
 TemplateValue = Annotated[
     _TemplateWord | list[_TemplateWord],
-    Says("a text, a number, true or false, null, or a list of these", "false"),
+    Wording("a text, a number, true or false, null, or a list of these", "false"),
 ]
 
-OutputDir = Annotated[str, Field(min_length=1), Says("a path", "runs/my-run")]
+OutputDir = Annotated[str, Field(min_length=1), Wording("a path", "runs/my-run")]
 AdapterRef = Annotated[str, Field(min_length=1), PathRole("runs/support-answers", or_folder=True)]
-LayerRange = Annotated[str, Field(pattern=r"^[0-9]+-[0-9]+$"), Says("a range such as 8-15", "8-15")]
+LayerRange = Annotated[str, Field(pattern=r"^[0-9]+-[0-9]+$"), Wording("a range such as 8-15", "8-15")]
 LayerNumbers = Annotated[list[Annotated[int, Field(ge=0)] | LayerRange], Field(min_length=1)]
 
 Auto = Literal["auto"]
@@ -117,9 +117,9 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Warmup = Annotated[
     Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0)],
-    Says("a fraction of the steps from 0 to below 1, or a whole number of steps", "0.03"),
+    Wording("a fraction of the steps from 0 to below 1, or a whole number of steps", "0.03"),
 ]
 Interval = Annotated[
     Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(gt=0)],
-    Says("a fraction of the run above 0 and below 1, or a whole number of steps above 0", "0.1"),
+    Wording("a fraction of the run above 0 and below 1, or a whole number of steps above 0", "0.1"),
 ]

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lorakit.recipe.adapter_kind import adapter_folder, initial_adapter
 from lorakit.recipe.data_files import data_files, is_pattern
-from lorakit.recipe.kinds import adapter_folder, begins_from
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.schema import Recipe
 
@@ -14,7 +14,7 @@ def input_paths(recipe: Recipe) -> set[Path]:
     """Base model, adapter, templates, schemas and every data file, as far as they are paths that exist."""
     named = {Path(text) for text in _texts(recipe.model_dump(exclude={"output"})) if is_path(text) and "\0" not in text}
     found = {path for path in named if not is_pattern(path) and path.exists()}
-    source = begins_from(recipe.adapter)
+    source = initial_adapter(recipe.adapter)
     if source:
         found = found - {Path(source)} | {adapter_folder(Path(source))}
     base = Path(recipe.model.base)

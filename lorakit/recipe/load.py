@@ -10,23 +10,23 @@ from typing import Any
 
 from lorakit.errors import UserError
 from lorakit.recipe.compose import compose
-from lorakit.recipe.dump import dump as dump
-from lorakit.recipe.problems import LocatedError, PathParts, Place, Problem, dotted
-from lorakit.recipe.problems import RecipeErrors as RecipeErrors
+from lorakit.recipe.problem import LocatedError, Location, PathParts, Problem, dotted_name
+from lorakit.recipe.problem import RecipeErrors as RecipeErrors
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.strict_yaml import Node, children
+from lorakit.recipe.to_yaml import to_yaml as to_yaml
 from lorakit.recipe.validate import validate
+from lorakit.recipe.yaml_reader import Node, children
 
 _DOTTED = re.compile(r"[a-z_]+(\.[a-z_]+|\[\d+\])*")
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRecipe:
     """A recipe that can be used: paths absolute, defaults filled in."""
 
     recipe: Recipe
     path: Path
-    places: Mapping[str, Place] = field(repr=False)
+    places: Mapping[str, Location] = field(repr=False)
     """Where each dotted name that the user wrote is written."""
     files: tuple[Path, ...] = ()
     """The recipe's file and those that it extends, by their real paths."""
@@ -53,11 +53,11 @@ class Loaded:
                 raise
             raise LocatedError(self._place(name), name, str(error)) from error
 
-    def _place(self, name: str) -> Place:
+    def _place(self, name: str) -> Location:
         """Where a key is written; of one that has its default, where its section is."""
         while name and name not in self.places:
             name = name[: max(name.rfind("."), name.rfind("["), 0)]
-        return self.places[name] if name else Place(self.path)
+        return self.places[name] if name else Location(self.path)
 
 
 def _is_key(name: str) -> bool:
@@ -69,7 +69,7 @@ def _is_key(name: str) -> bool:
     return _DOTTED.fullmatch(name) is not None and re.split(r"[.\[]", key)[0] in within
 
 
-def load(path: Path, overrides: Sequence[str] = (), ended: bool = False) -> Loaded:
+def load(path: Path, overrides: Sequence[str] = (), ended: bool = False) -> LoadedRecipe:
     """Read and check a recipe; of a run that has `ended` the rows that it names may be gone.
 
     Raises:
@@ -84,12 +84,12 @@ def load(path: Path, overrides: Sequence[str] = (), ended: bool = False) -> Load
     problems = [*composed.problems, *found]
     if problems:
         raise RecipeErrors(sorted(problems, key=lambda problem: _order(problem, path)))
-    return Loaded(_with_defaults(recipe, path, places.keys()), path, places, composed.files)
+    return LoadedRecipe(_with_defaults(recipe, path, places.keys()), path, places, composed.files)
 
 
-def _places(node: Node, path: PathParts) -> Iterator[tuple[str, Place]]:
+def _places(node: Node, path: PathParts) -> Iterator[tuple[str, Location]]:
     for part, child in children(node):
-        yield dotted((*path, part)), child.place
+        yield dotted_name((*path, part)), child.place
         yield from _places(child, (*path, part))
 
 

@@ -14,13 +14,13 @@ from lorakit.recipe.data_files import (
     is_pattern,
     pattern_start,
 )
+from lorakit.recipe.did_you_mean import nearest_file
 from lorakit.recipe.fields import PathRole
-from lorakit.recipe.nearest import nearest_file
-from lorakit.recipe.problems import PathParts, Problem, dotted, one_line, shown, shown_path
+from lorakit.recipe.problem import PathParts, Problem, dotted_name, one_line, quote, show_path
 from lorakit.recipe.scalars import written_numbers
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.shape import branches, child
-from lorakit.recipe.strict_yaml import Node, children
+from lorakit.recipe.schema_introspection import alternatives_of, child
+from lorakit.recipe.yaml_reader import Node, children
 
 _HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*\}?|%[A-Za-z_]\w*%")
@@ -53,16 +53,16 @@ def resolve_paths(root: Node, ended: bool = False) -> tuple[Any, list[Problem]]:
     resolved: dict[PathParts, str] = {}
     problems: list[Problem] = []
     for path, node, role in references(root):
-        name = absolute(node.value, role, node.place.folder)
+        name = absolute_path(node.value, role, node.place.folder)
         complaint = _complaint(node, name, role, path)
         if complaint and not ended:
-            problems.append(Problem(node.place, dotted(path), shown(node.value), *complaint))
+            problems.append(Problem(node.place, dotted_name(path), quote(node.value), *complaint))
         if name is not None:
             resolved[path] = name
     return _plain(root, (), resolved), problems
 
 
-def absolute(text: str, role: PathRole, folder: Path) -> str | None:
+def absolute_path(text: str, role: PathRole, folder: Path) -> str | None:
     """The absolute path that `text` means, seen from `folder`; None when it is no path."""
     if "\0" in text:
         return None
@@ -74,7 +74,7 @@ def absolute(text: str, role: PathRole, folder: Path) -> str | None:
     return path if os.path.exists(path) else None  # noqa: PTH110
 
 
-def variable_in(text: str) -> str | None:
+def find_variable(text: str) -> str | None:
     """The environment variable that a shell would put into `text`."""
     found = _VARIABLE.search(text)
     return found[0] if found else None
@@ -85,10 +85,10 @@ def no_variables(text: str, variable: str) -> tuple[str, str]:
     remedy = (
         f"Write the path itself, or give it on the command line, where the shell fills in {variable}: --set KEY=PATH."
     )
-    return f"{shown(text)} holds a variable of the environment, and a recipe reads none", remedy
+    return f"{quote(text)} holds a variable of the environment, and a recipe reads none", remedy
 
 
-def relative(path: str, folder: Path) -> str:
+def relative_path(path: str, folder: Path) -> str:
     """The text that means `path` in a recipe in `folder`."""
     text = os.path.relpath(path, folder)
     return text if text.startswith("../") else f"./{text}"
@@ -97,29 +97,29 @@ def relative(path: str, folder: Path) -> str:
 def _complaint(node: Node, path: str | None, role: PathRole, key: PathParts) -> tuple[str, str] | None:
     text = node.value
     if "://" in text or (path is None and _ON_THE_HUB.match(text)):
-        return f"{shown(text)} is an address", _without_address(text, role)
+        return f"{quote(text)} is an address", _without_address(text, role)
     here = path is not None and (os.path.exists(path) or is_pattern(path))  # noqa: PTH110
-    if (variable := variable_in(text)) and not here:
+    if (variable := find_variable(text)) and not here:
         return no_variables(text, variable)
     if path is None:
         if key == ("data", "eval") and text.lower() in _NO_ROWS:
-            return f"{shown(text)} is neither a path that exists nor a hub id", _NO_EVAL
+            return f"{quote(text)} is neither a path that exists nor a hub id", _NO_EVAL
         if key == ("data", "eval") and (share := re.fullmatch(r"(\d{1,3})/(\d{1,3})", text)):
-            return f"{shown(text)} is neither a path that exists nor a hub id", _share(*map(int, share.groups()))
+            return f"{quote(text)} is neither a path that exists nor a hub id", _share(*map(int, share.groups()))
         if _HUB_ID.fullmatch(text) and ".." not in text and "--" not in text:
             return None
         kinds = "is neither a path that exists nor a hub id" if role.or_hub else "is not a path"
-        return f"{shown(text)} {kinds}", _instead(text, role, key)
+        return f"{quote(text)} {kinds}", _instead(text, role, key)
     if role.of_data and is_pattern(path):
         return _empty_pattern(text, Path(path))
     if not os.path.exists(path):  # noqa: PTH110
         if key == ("model", "chat_template") and re.fullmatch(r"[\w-]+", text) and not nearest_file(Path(path)):
-            return f"{shown(text)} does not exist", _TEMPLATE
-        return f"{shown(text)} does not exist", _nearest_path(text, Path(path))
+            return f"{quote(text)} does not exist", _TEMPLATE
+        return f"{quote(text)} does not exist", _nearest_path(text, Path(path))
     if not os.path.isfile(path) and not os.path.isdir(path):  # noqa: PTH112, PTH113
-        return f"{shown(text)} is not a regular file", "A pipe or a device would be read for ever: write a file's path."
+        return f"{quote(text)} is not a regular file", "A pipe or a device would be read for ever: write a file's path."
     if os.path.isdir(path) and not role.or_folder:  # noqa: PTH112
-        return f"{shown(text)} is a folder, not a file", "Write the path of a file in it."
+        return f"{quote(text)} is a folder, not a file", "Write the path of a file in it."
     return _no_data(text, Path(path)) if role.of_data else None
 
 
@@ -147,14 +147,14 @@ def _no_data(text: str, path: Path) -> tuple[str, str] | None:
     """What keeps an existing path from being a data file, or a folder of some."""
     if not path.is_dir():
         known = data_suffix(path.name)
-        return None if known else (f"{shown(text)} is not a data file", f"The name of one ends in {KNOWN_SUFFIXES}.")
+        return None if known else (f"{quote(text)} is not a data file", f"The name of one ends in {KNOWN_SUFFIXES}.")
     try:
         empty = not list(data_files(path))
     except TooManyFiles as error:
-        return f"{shown(text)}: {error.strerror}", _NARROWER
+        return f"{quote(text)}: {error.strerror}", _NARROWER
     except OSError as error:
-        return f"{shown(text)} cannot be read: {error.strerror}", "Check the permissions."
-    return (f"{shown(text)} is a folder without data files", f"Theirs end in {KNOWN_SUFFIXES}.") if empty else None
+        return f"{quote(text)} cannot be read: {error.strerror}", "Check the permissions."
+    return (f"{quote(text)} is a folder without data files", f"Theirs end in {KNOWN_SUFFIXES}.") if empty else None
 
 
 def _empty_pattern(text: str, path: Path) -> tuple[str, str] | None:
@@ -166,18 +166,18 @@ def _empty_pattern(text: str, path: Path) -> tuple[str, str] | None:
         if near:
             remedy = f"Did you mean {one_line(text.replace(parts[0], near, 1))}?"
         elif example := min(data_files(folder), default=None):
-            remedy = f"There is for example {shown_path(example)}."
+            remedy = f"There is for example {show_path(example)}."
         else:
-            remedy = f"There is no data file in {shown_path(folder)}; the names of such end in {KNOWN_SUFFIXES}."
+            remedy = f"There is no data file in {show_path(folder)}; the names of such end in {KNOWN_SUFFIXES}."
     except TooManyFiles as error:
-        return f"{shown(text)}: {error.strerror}", _NARROWER
+        return f"{quote(text)}: {error.strerror}", _NARROWER
     except OSError as error:
-        return f"{shown(text)} cannot be read: {error.strerror}", "Check the permissions."
-    return f"{shown(text)} matches no data file", remedy
+        return f"{quote(text)} cannot be read: {error.strerror}", "Check the permissions."
+    return f"{quote(text)} matches no data file", remedy
 
 
 def _nearest_path(text: str, path: Path) -> str:
-    folder = shown_path(path.parent)
+    folder = show_path(path.parent)
     if not os.path.isdir(path.parent):  # noqa: PTH112
         return f"There is no folder {folder}: correct the path."
     near = nearest_file(path)
@@ -190,7 +190,7 @@ def _walk(node: Node, annotation: Any, path: PathParts) -> Iterator[tuple[PathPa
     for part, inner in children(node):
         yield from _walk(inner, child(annotation, part), (*path, part))
     if isinstance(node.value, str) and node.value:
-        roles = (branch.note(PathRole) for branch in branches(annotation) if branch.kind is str)
+        roles = (branch.note(PathRole) for branch in alternatives_of(annotation) if branch.kind is str)
         role = next((role for role in roles if role), None)
         if role:
             yield path, node, role

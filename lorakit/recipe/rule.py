@@ -5,14 +5,14 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lorakit.recipe.choice import chosen, chosen_settings
-from lorakit.recipe.problems import PathParts, shown
+from lorakit.recipe.choice import entry_names, entry_settings
+from lorakit.recipe.problem import PathParts, quote
 from lorakit.recipe.schema import Recipe
 from lorakit.registry import AnyTable
 
 
 @dataclass(frozen=True)
-class Finding:
+class Conflict:
     """One combination that cannot work, and the key where to say so."""
 
     path: PathParts
@@ -20,7 +20,7 @@ class Finding:
     remedy: str
 
 
-Rule = Callable[[Recipe, Collection[str]], Iterator[Finding]]
+Rule = Callable[[Recipe, Collection[str]], Iterator[Conflict]]
 RULES: list[tuple[Rule, tuple[str, ...]]] = []
 """Every rule with the fields that it reads."""
 
@@ -35,25 +35,25 @@ def reads(*fields: str) -> Callable[[Rule], Rule]:
     return add
 
 
-def bad_pattern(path: PathParts, pattern: str) -> Iterator[Finding]:
+def bad_pattern(path: PathParts, pattern: str) -> Iterator[Conflict]:
     """What keeps a text from being a regular expression."""
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        reason = f"{shown(pattern)} is not a regular expression: {error}"
-        yield Finding(path, reason, "Correct it, or put a backslash before a character that is meant as it is.")
+        reason = f"{quote(pattern)} is not a regular expression: {error}"
+        yield Conflict(path, reason, "Correct it, or put a backslash before a character that is meant as it is.")
 
 
-def choice_mistakes(path: PathParts, table: AnyTable, value: Any, example: str, *beside: Any) -> Iterator[Finding]:
+def choice_mistakes(path: PathParts, table: AnyTable, value: Any, example: str, *beside: Any) -> Iterator[Conflict]:
     """A mapping that names no entry of a table, or several, and settings of an entry that do not fit each other.
 
     `beside` is what the table's entries are told besides their settings.
     """
-    names = chosen(value)
+    names = entry_names(value)
     if len(names) != 1:
         nouns = f"{table.noun}s"
         reason = f"{' and '.join(names)} are {len(names)} {nouns}" if names else f"it names no {table.noun}"
-        yield Finding(path, reason, f"Write one, such as {example}.")
+        yield Conflict(path, reason, f"Write one, such as {example}.")
     elif not isinstance(value, str) and (mistakes := table[names[0]].mistakes):
-        for inner, reason, remedy in mistakes(chosen_settings(table, value), *beside):
-            yield Finding((*path, names[0], *inner), reason, remedy)
+        for inner, reason, remedy in mistakes(entry_settings(table, value), *beside):
+            yield Conflict((*path, names[0], *inner), reason, remedy)

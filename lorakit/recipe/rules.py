@@ -11,13 +11,13 @@ from typing import Any
 
 from lorakit.amounts import counted
 from lorakit.recipe import adapter_rules as adapter_rules
-from lorakit.recipe.choice import chosen
+from lorakit.recipe.choice import entry_names
 from lorakit.recipe.data_files import data_files, is_pattern
 from lorakit.recipe.describe import section_example
-from lorakit.recipe.paths import is_path, no_variables, variable_in
-from lorakit.recipe.problems import PathParts, dotted, one_line, shown
+from lorakit.recipe.paths import find_variable, is_path, no_variables
+from lorakit.recipe.problem import PathParts, dotted_name, one_line, quote
 from lorakit.recipe.rule import RULES as RULES
-from lorakit.recipe.rule import Finding, choice_mistakes, reads
+from lorakit.recipe.rule import Conflict, choice_mistakes, reads
 from lorakit.recipe.schema import Recipe, Source
 from lorakit.registry import FORMATS, METRICS
 
@@ -25,63 +25,63 @@ _FORMAT = "classification, or with settings {classification: {...}}"
 
 
 @reads("train.epochs", "train.steps")
-def one_length_of_run(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+def one_length_of_run(recipe: Recipe, written: Collection[str]) -> Iterator[Conflict]:
     """The run ends after `train.epochs` or `train.steps`: one of them is null."""
     train = recipe.train
     if train.steps is not None and train.epochs is not None and "train.epochs" in written:
         reason = f"the run cannot last both {train.epochs:g} epochs and {train.steps} steps"
-        yield Finding(("train", "epochs"), reason, "Remove one of them, or write epochs: null.")
+        yield Conflict(("train", "epochs"), reason, "Remove one of them, or write epochs: null.")
     if train.steps is None and train.epochs is None:
         reason = "the run has no end: epochs and steps are both null"
-        yield Finding(("train", "epochs"), reason, "Write for example epochs: 3.")
+        yield Conflict(("train", "epochs"), reason, "Write for example epochs: 3.")
 
 
 @reads("train.warmup", "train.steps")
-def warmup_ends(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+def warmup_ends(recipe: Recipe, written: Collection[str]) -> Iterator[Conflict]:
     """A number of steps in `train.warmup` is less than `train.steps`."""
     warmup, steps = recipe.train.warmup, recipe.train.steps
     if isinstance(warmup, int) and steps is not None and 0 < warmup >= steps:
         reason = f"{counted(warmup, 'step')} of warm-up in a run of {steps:,}: the learning rate would never be reached"
         remedy = f"Write less than {steps}, or a fraction such as 0.03." if steps > 1 else "Write 0."
-        yield Finding(("train", "warmup"), reason, remedy)
+        yield Conflict(("train", "warmup"), reason, remedy)
 
 
 @reads("train.micro_batch", "train.batch_size")
-def micro_batch_fits(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+def micro_batch_fits(recipe: Recipe, written: Collection[str]) -> Iterator[Conflict]:
     """`train.micro_batch` is at most `train.batch_size`."""
     micro, batch = recipe.train.micro_batch, recipe.train.batch_size
     if isinstance(micro, int) and micro > batch:
         reason = f"{micro} rows in memory are more than the {batch} rows of batch_size"
-        yield Finding(("train", "micro_batch"), reason, f"Write {batch} or less, or auto.")
+        yield Conflict(("train", "micro_batch"), reason, f"Write {batch} or less, or auto.")
 
 
 @reads("train.early_stopping", "data.eval")
-def early_stopping_has_rows(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+def early_stopping_has_rows(recipe: Recipe, written: Collection[str]) -> Iterator[Conflict]:
     """`train.early_stopping` needs held-out rows: `data.eval`."""
     if recipe.train.early_stopping is not None and recipe.data.eval is None:
         reason = "there are no held-out rows to measure"
-        yield Finding(("train", "early_stopping"), reason, "Write data.eval, for example eval: 0.1.")
+        yield Conflict(("train", "early_stopping"), reason, "Write data.eval, for example eval: 0.1.")
 
 
 @reads("output.dir")
-def output_names_no_variable(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+def output_names_no_variable(recipe: Recipe, written: Collection[str]) -> Iterator[Conflict]:
     """`output.dir` is a path as it stands: no variable of the environment is filled in."""
-    variable = variable_in(recipe.output.dir or "")
+    variable = find_variable(recipe.output.dir or "")
     if variable and recipe.output.dir and not Path(recipe.output.dir).exists():
-        yield Finding(("output", "dir"), *no_variables(recipe.output.dir, variable))
+        yield Conflict(("output", "dir"), *no_variables(recipe.output.dir, variable))
 
 
 @reads("evaluate.metrics")
-def metrics_are_distinct(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+def metrics_are_distinct(recipe: Recipe, written: Collection[str]) -> Iterator[Conflict]:
     """`evaluate.metrics` names each metric once."""
-    names = [chosen(metric) for metric in recipe.evaluate.metrics]
+    names = [entry_names(metric) for metric in recipe.evaluate.metrics]
     for index, name in enumerate(names):
         if len(name) == 1 and name in names[:index]:
-            yield Finding(("evaluate", "metrics", index), f"{shown(name[0])} is there twice", "Remove one.")
+            yield Conflict(("evaluate", "metrics", index), f"{quote(name[0])} is there twice", "Remove one.")
 
 
 @reads("evaluate.metrics")
-def metrics_can_be_read(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+def metrics_can_be_read(recipe: Recipe, written: Collection[str]) -> Iterator[Conflict]:
     """An item of `evaluate.metrics` that is a mapping names one metric; a metric that needs settings has them."""
     for index, metric in enumerate(recipe.evaluate.metrics):
         path = ("evaluate", "metrics", index)
@@ -90,24 +90,24 @@ def metrics_can_be_read(recipe: Recipe, written: Collection[str]) -> Iterator[Fi
         needed = [name for name, field in settings.model_fields.items() if field.is_required()] if settings else []
         if needed:
             reason = f"{metric} needs settings: {', '.join(needed)}"
-            yield Finding(path, reason, f"Write for example {{{metric}: {section_example(settings)}}}.")
+            yield Conflict(path, reason, f"Write for example {{{metric}: {section_example(settings)}}}.")
 
 
 @reads("data.train")
-def sources_are_distinct(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+def sources_are_distinct(recipe: Recipe, written: Collection[str]) -> Iterator[Conflict]:
     """`data.train` names the same rows once."""
     seen: dict[tuple[str, ...], PathParts] = {}
     for path, source in _sources(("data", "train"), recipe.data.train):
         rows = _rows(source)
         shared = min(rows & seen.keys(), default=None)
         if shared:
-            reason = f"{_name(source, shared)} is already {dotted(seen[shared])}, and would be trained on twice"
-            yield Finding(path, reason, "Remove one of them.")
+            reason = f"{_name(source, shared)} is already {dotted_name(seen[shared])}, and would be trained on twice"
+            yield Conflict(path, reason, "Remove one of them.")
         seen = {**dict.fromkeys(rows, path), **seen}
 
 
 @reads("data.train", "data.eval")
-def held_out_rows_are_held_out(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+def held_out_rows_are_held_out(recipe: Recipe, written: Collection[str]) -> Iterator[Conflict]:
     """`data.eval` names no rows that `data.train` names."""
     if recipe.data.eval is None or isinstance(recipe.data.eval, float):
         return
@@ -116,19 +116,19 @@ def held_out_rows_are_held_out(recipe: Recipe, written: Collection[str]) -> Iter
     for path, source in _sources(("data", "eval"), recipe.data.eval):
         shared = min(_rows(source) & trained.keys(), default=None)
         if shared:
-            reason = f"{_name(source, shared)} is trained on as {dotted(trained[shared])}"
+            reason = f"{_name(source, shared)} is trained on as {dotted_name(trained[shared])}"
             remedy = "Write other rows, or a fraction such as eval: 0.1."
-            yield Finding(path, reason, remedy)
+            yield Conflict(path, reason, remedy)
 
 
 @reads("data.format")
-def format_can_be_read(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+def format_can_be_read(recipe: Recipe, written: Collection[str]) -> Iterator[Conflict]:
     """`data.format`, where it is a mapping, names one format, and the settings of that format fit each other."""
     yield from choice_mistakes(("data", "format"), FORMATS, recipe.data.format, _FORMAT)
 
 
 @reads("data.train", "data.eval")
-def formats_of_sources_can_be_read(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+def formats_of_sources_can_be_read(recipe: Recipe, written: Collection[str]) -> Iterator[Conflict]:
     """The `format` of a source, where it is a mapping, does so too."""
     for key, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
         for path, source in _sources(("data", key), sources):
@@ -137,19 +137,19 @@ def formats_of_sources_can_be_read(recipe: Recipe, written: Collection[str]) -> 
 
 
 @reads("data.system", "data.format", "data.train", "data.eval")
-def system_prompts_are_read(recipe: Recipe, written: Collection[str]) -> Iterator[Finding]:
+def system_prompts_are_read(recipe: Recipe, written: Collection[str]) -> Iterator[Conflict]:
     """`system`, of the data or of a source, is written only where rows are conversations."""
     read = []
     for key, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
         for path, source in _sources(("data", key), sources):
             if isinstance(source, (str, Source)):
                 own = source if isinstance(source, Source) else Source(path=source)
-                name = next(iter(chosen(own.format or recipe.data.format)), "auto")
+                name = next(iter(entry_names(own.format or recipe.data.format)), "auto")
                 read.append(name == "auto" or FORMATS[name].conversations)
                 if own.system is not None and not read[-1]:
-                    yield Finding((*path, "system"), f"rows of the format {name} have no messages", "Remove it.")
+                    yield Conflict((*path, "system"), f"rows of the format {name} have no messages", "Remove it.")
     if recipe.data.system is not None and not any(read):
-        yield Finding(("data", "system"), "it would be ignored: no source has conversations", "Remove it.")
+        yield Conflict(("data", "system"), "it would be ignored: no source has conversations", "Remove it.")
 
 
 def _sources(path: PathParts, sources: Any) -> Iterator[tuple[PathParts, str | Source]]:

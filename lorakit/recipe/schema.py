@@ -25,11 +25,11 @@ from lorakit.recipe.fields import (
     PositiveInt,
     Quantization,
     RunName,
-    Says,
     Share,
     Targets,
     TemplateValue,
     Warmup,
+    Wording,
 )
 from lorakit.recipe.section import Section as Section
 
@@ -101,7 +101,7 @@ names, or one regular expression that is matched against whole module paths."""
     """Names or regular expressions of modules that get none."""
     layers: Annotated[
         Literal["all"] | LayerRange | LayerNumbers | Spectrum,
-        Says("all, a range such as 8-15, a list of layer numbers and ranges, or {spectrum: 0.5}", "8-15"),
+        Wording("all, a range such as 8-15, a list of layer numbers and ranges, or {spectrum: 0.5}", "8-15"),
     ] = "all"
     """The blocks of the model whose modules get one, counted from 0."""
     rank_overrides: dict[str, PositiveInt] = {}

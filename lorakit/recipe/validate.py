@@ -5,14 +5,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lorakit.recipe import remedies
+from lorakit.recipe import suggestions
 from lorakit.recipe.describe import describe
 from lorakit.recipe.paths import resolve_paths
-from lorakit.recipe.problems import PathParts, Place, Problem, dotted, shown
+from lorakit.recipe.problem import Location, PathParts, Problem, dotted_name, quote
 from lorakit.recipe.rules import RULES
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.shape import annotation_at, branches, child
-from lorakit.recipe.strict_yaml import Node, find, plain
+from lorakit.recipe.schema_introspection import alternatives_of, annotation_at, child
+from lorakit.recipe.yaml_reader import Node, find, plain
 
 # What stands in for a required key that is missing or wrong, so that the rules can read the rest.
 STAND_INS = {"model": {"base": "stand-in"}, "data": {"train": "stand-in"}}
@@ -42,7 +42,7 @@ def validate(
             problem = _wrong_value(root, path)
         if (problem.place, problem.path) not in named:
             problems.append(problem)
-    wrong = {*meant, *map(dotted, mistakes), *(problem.path for problem in known)}
+    wrong = {*meant, *map(dotted_name, mistakes), *(problem.path for problem in known)}
     if recipe is None or known:
         recipe = _without(data, wrong)
     return recipe, problems + _broken_rules(recipe, root, written, wrong)
@@ -67,7 +67,7 @@ def _location(loc: PathParts) -> PathParts:
     annotation: Any = Recipe
     named = False
     for part in loc:
-        alternatives = [branch for branch in branches(annotation) if branch.kind is not type(None)]
+        alternatives = [branch for branch in alternatives_of(annotation) if branch.kind is not type(None)]
         if len(alternatives) > 1 and not named:
             named = True
             continue
@@ -78,30 +78,30 @@ def _location(loc: PathParts) -> PathParts:
 def _unknown_key(root: Node, path: PathParts) -> tuple[Problem, str]:
     """The problem, and the dotted name of the key that was probably meant (or nothing)."""
     node = find(root, path) or root
-    remedy, meant = remedies.for_unknown_key(path, plain(node))
+    remedy, meant = suggestions.for_unknown_key(path, plain(node))
     place = node.key or node.place
-    return Problem(place, dotted(path), shown(plain(node)), "there is no such key", remedy), meant
+    return Problem(place, dotted_name(path), quote(plain(node)), "there is no such key", remedy), meant
 
 
 def _missing_key(root: Node, path: PathParts) -> Problem:
     reason = "the section is missing" if len(path) == 1 else "this key must be written"
-    return Problem(_place(root, path), dotted(path), "", reason, remedies.for_missing(path))
+    return Problem(_place(root, path), dotted_name(path), "", reason, suggestions.for_missing(path))
 
 
 def _wrong_value(root: Node, path: PathParts) -> Problem:
     node = find(root, path) or root
-    value = shown(plain(node))
+    value = quote(plain(node))
     reason = f"{value} is not {describe(annotation_at(Recipe, path))}"
-    return Problem(node.place, dotted(path), value, reason, remedies.for_value(node, path))
+    return Problem(node.place, dotted_name(path), value, reason, suggestions.for_value(node, path))
 
 
 def _is_meant(path: PathParts, meant: Collection[str]) -> bool:
     """Did the user write this key, or all that this section needs, under another name?"""
     needed = STAND_INS.get(str(path[0]), {}) if len(path) == 1 else {}
-    return dotted(path) in meant or (bool(needed) and all(f"{path[0]}.{key}" in meant for key in needed))
+    return dotted_name(path) in meant or (bool(needed) and all(f"{path[0]}.{key}" in meant for key in needed))
 
 
-def _place(root: Node, path: PathParts) -> Place:
+def _place(root: Node, path: PathParts) -> Location:
     """The value's place, or that of the innermost section around it; the file's start for the whole."""
     node = find(root, path)
     if node:
@@ -117,10 +117,10 @@ def _without(data: Any, wrong: Collection[str]) -> Recipe:
     """The recipe without the sections and keys that are wrong, and with stand-ins for what must be there."""
     kept: dict[str, Any] = {}
     for section, value in data.items() if isinstance(data, dict) else ():
-        if dotted((section,)) in wrong:
+        if dotted_name((section,)) in wrong:
             continue
         if isinstance(value, dict):
-            value = {key: inner for key, inner in value.items() if not _inside(dotted((section, key)), wrong)}
+            value = {key: inner for key, inner in value.items() if not _inside(dotted_name((section, key)), wrong)}
         kept[section] = value
     for section, keys in STAND_INS.items():
         kept[section] = {**keys, **kept.get(section, {})}
@@ -134,8 +134,10 @@ def _broken_rules(recipe: Recipe, root: Node, written: Collection[str], wrong: C
             continue
         for found in rule(recipe, written):
             node = find(root, found.path)
-            value = shown(plain(node)) if node else ""
-            problems.append(Problem(_place(root, found.path), dotted(found.path), value, found.reason, found.remedy))
+            value = quote(plain(node)) if node else ""
+            problems.append(
+                Problem(_place(root, found.path), dotted_name(found.path), value, found.reason, found.remedy)
+            )
     return problems
 
 

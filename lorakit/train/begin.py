@@ -41,7 +41,7 @@ from lorakit.model.spectrum import signal_to_noise_ratios
 from lorakit.model.targets import Targets, select_targets
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.recipe.kinds import adapter_folder, begins_from, kind_of, kind_settings, trains_all
+from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, initial_adapter, kind_settings, trains_all
 from lorakit.recipe.schema import Adapter, Model, Spectrum
 from lorakit.run_dir import Run
 
@@ -101,7 +101,7 @@ def _attached(base: Any, prepared: Prepared, held: str, checkpoint: Path | None,
     everything = trains_all(settings)
     if checkpoint and not everything:
         return rebuild_adapter(base, settings, None, checkpoint)
-    source = begins_from(settings)
+    source = initial_adapter(settings)
     if source:
         folder = adapter_folder(Path(source))
         _check_beginning(Path(source), prepared, held, progress)
@@ -135,7 +135,7 @@ def _check_beginning(source: Path, prepared: Prepared, held: str, progress: Prog
 
 def _say_what_is_attached(model: Any, settings: Adapter, progress: Progress) -> None:
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
-    if begins_from(settings):
+    if initial_adapter(settings):
         config = model.peft_config["default"]
         kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
         progress.say(f"adapter.from: a {kind} adapter of rank {config.r} on {len(layers)} modules is trained on")
@@ -168,7 +168,7 @@ def _targets(base: Any, prepared: Prepared, progress: Progress) -> Targets:
     def signal(modules: list[str]) -> dict[str, float]:
         return signal_to_noise_ratios(base, modules, prepared.base, _held_in(prepared.model), progress)
 
-    return select_targets(base, settings, kind_of(settings).experts, signal)
+    return select_targets(base, settings, adapter_spec(settings).experts, signal)
 
 
 def _held_in(model: Model) -> str:
@@ -194,8 +194,8 @@ def _init_context(prepared: Prepared, progress: Progress) -> InitContext:
 
 def scheduler_factory(settings: Adapter) -> Callable[..., RankScheduler] | None:
     """What makes the driver of a recipe's kind; None where the kind has none, or an adapter is trained on."""
-    drive: Callable[..., RankScheduler] | None = kind_of(settings).callback
-    return None if begins_from(settings) else drive
+    drive: Callable[..., RankScheduler] | None = adapter_spec(settings).callback
+    return None if initial_adapter(settings) else drive
 
 
 def _rank_scheduler(model: Any, prepared: Prepared) -> RankScheduler | None:

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lorakit.recipe.begun import brought
-from lorakit.recipe.kinds import begins_from, effective_model, kind_of
+from lorakit.recipe.adapter_kind import adapter_spec, effective_model, initial_adapter
+from lorakit.recipe.init_adapter import read_adapter_settings
 from lorakit.recipe.schema import Adapter, Recipe
 
 _CARD = """\
@@ -57,8 +57,8 @@ tokenizer = AutoTokenizer.from_pretrained("model")"""
 def adapter_card(recipe: Recipe, manifest: dict[str, Any]) -> str:
     """The text of `adapter/README.md`."""
     adapter, held = recipe.adapter, effective_model(recipe)
-    source = begins_from(adapter)
-    kind = brought(Path(source)).get("kind", "lora") if source else kind_of(adapter).name
+    source = initial_adapter(adapter)
+    kind = read_adapter_settings(Path(source)).get("kind", "lora") if source else adapter_spec(adapter).name
     revision = "" if recipe.model.revision == "main" else f', revision="{recipe.model.revision}"'
     load = _LOADS.get(held.quantization, "").format(double=held.double_quant)
     imports = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if load else "")

@@ -6,14 +6,14 @@ from peft import PeftConfig
 
 from lorakit.model.spec_from_meta import count_with_peft_config, count_with_recipe_adapter
 from lorakit.prepare import Prepared
-from lorakit.recipe.kinds import adapter_folder, begins_from
+from lorakit.recipe.adapter_kind import adapter_folder, initial_adapter
 from lorakit.recipe.schema import Spectrum
 
 
 def planned_parameters(prepared: Prepared) -> tuple[int, int] | None:
     """Trainable and all parameters of a prepared recipe; None where the choice of modules needs the weights."""
     settings = prepared.recipe.adapter
-    source = begins_from(settings)
+    source = initial_adapter(settings)
     if source:
         return count_with_peft_config(
             prepared.base.folder, PeftConfig.from_pretrained(str(adapter_folder(Path(source))))

@@ -11,8 +11,8 @@ from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.hardware.memory import process_peak
 from lorakit.model.load import stop_token_ids
 from lorakit.prepare import Prepared
-from lorakit.recipe.kinds import adapter_folder, begins_from
-from lorakit.recipe.load import dump
+from lorakit.recipe.adapter_kind import adapter_folder, initial_adapter
+from lorakit.recipe.load import to_yaml
 from lorakit.recipe.schema import Adapter, Recipe
 from lorakit.run_dir import Run, now, versions
 from lorakit.train.begin import Begun
@@ -28,7 +28,7 @@ class Record:
 
     def write(self) -> None:
         self.run.write_manifest(self.manifest)
-        write_atomic(self.run.recipe, dump(self.recipe, self.run.folder))
+        write_atomic(self.run.recipe, to_yaml(self.recipe, self.run.folder))
 
     def shrunk(self, change: Shrunk) -> None:
         """Keep what memory asked for, so that repeating or resuming the run begins with it."""
@@ -84,7 +84,7 @@ def manifest_of(prepared: Prepared, begun: Begun) -> dict[str, Any]:
 
 def _beginning(adapter: Adapter) -> dict[str, Any] | None:
     """The adapter that is trained on, by name and content."""
-    source = begins_from(adapter)
+    source = initial_adapter(adapter)
     if source is None:
         return None
     folder = adapter_folder(Path(source))

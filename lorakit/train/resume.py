@@ -17,9 +17,9 @@ from lorakit.model.peft_adapter import TRAINED_DIR, TRAINED_WEIGHTS
 from lorakit.plan.run_rows import changed_files, changed_versions, other_tokens
 from lorakit.prepare import Prepared, check_base, check_stop_tokens
 from lorakit.progress import Progress
-from lorakit.recipe.kinds import trains_all
-from lorakit.recipe.load import Loaded, load
-from lorakit.recipe.nearest import nearest
+from lorakit.recipe.adapter_kind import trains_all
+from lorakit.recipe.did_you_mean import nearest
+from lorakit.recipe.load import LoadedRecipe, load
 from lorakit.recipe.schema import Adapter, Recipe
 from lorakit.run_dir import CLEARED, Run
 from lorakit.train.begin import RANK_SCHEDULER, scheduler_factory
@@ -43,7 +43,7 @@ def refuse_nothing(run: Run) -> None:
     raise UserError(f"{folder}: there is no run to resume. {remedy}")
 
 
-def resumed_recipe(run: Run, loaded: Loaded) -> Recipe:
+def resumed_recipe(run: Run, loaded: LoadedRecipe) -> Recipe:
     """The recipe of the begun run, with every `auto` as it was settled then.
 
     Raises:
@@ -80,7 +80,7 @@ def resumed_recipe(run: Run, loaded: Loaded) -> Recipe:
     )
 
 
-def _by_hand(key: str, loaded: Loaded) -> bool:
+def _by_hand(key: str, loaded: LoadedRecipe) -> bool:
     """Whether a key was given with `--set`."""
     return key in loaded.places and bool(loaded.places[key].setting)
 

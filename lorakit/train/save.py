@@ -8,7 +8,7 @@ from lorakit.model.companion_files import write_trained_model
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.prepare import Prepared
-from lorakit.recipe.kinds import trains_all
+from lorakit.recipe.adapter_kind import trains_all
 from lorakit.run_dir import Run
 from lorakit.train.begin import Begun
 from lorakit.train.card import adapter_card, model_card

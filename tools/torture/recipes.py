@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from lorakit.errors import UserError
-from lorakit.recipe.load import RecipeErrors, dump, load
+from lorakit.recipe.load import RecipeErrors, load, to_yaml
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.shape import keys
+from lorakit.recipe.schema_introspection import keys
 from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS
 from tools.torture.cases import BrokenPromiseError, Part
 from tools.torture.mutate import bad_value, mutate_bytes, mutate_text, mutate_value
@@ -40,7 +40,7 @@ def _prepare(folder: Path) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
     _write_data(folder)
     path.write_text("model: {base: org/model}\ndata: {train: train.jsonl}\n", encoding="utf-8")
-    whole = yaml.safe_load(dump(load(path).recipe, folder))
+    whole = yaml.safe_load(to_yaml(load(path).recipe, folder))
     return [*shipped, small, whole, whole]
 
 
@@ -126,7 +126,7 @@ def _load(path: Path, settings: list[str], place: Path) -> str:
         _check_message(str(error))
         return "refused"
     again = place / "again.yaml"
-    again.write_text(dump(loaded.recipe, place), encoding="utf-8")
+    again.write_text(to_yaml(loaded.recipe, place), encoding="utf-8")
     if load(again).recipe != loaded.recipe:
         raise BrokenPromiseError("the resolved recipe reads back as another one")
     return "loaded"

@@ -16,7 +16,7 @@ from lorakit.data.files.stored import Stored, opened
 from lorakit.data.rows import Block, Row
 from lorakit.errors import UserError
 from lorakit.recipe.data_files import COMPRESSIONS, KNOWN_SUFFIXES, TooManyFiles, data_files, data_suffix, is_pattern
-from lorakit.recipe.problems import one_line, shown_path
+from lorakit.recipe.problem import one_line, show_path
 
 _TEXTS: dict[str, Callable[[Stored], Iterator[Block]]] = {
     ".jsonl": json_lines.read,
@@ -40,7 +40,7 @@ def files_in(path: Path) -> list[Path]:
     Raises:
         UserError: there are none, one is no regular file, or they cannot be listed.
     """
-    name = shown_path(path)
+    name = show_path(path)
     try:
         if not is_pattern(path) and not stat.S_ISDIR(path.stat().st_mode):
             _refuse_what_is_no_file(path, name)
@@ -57,7 +57,7 @@ def files_in(path: Path) -> list[Path]:
         raise UserError(f"{name}: {said}. Their names end in {KNOWN_SUFFIXES}.")
     for file in found:
         if os.path.exists(file) and not os.path.isfile(file):  # noqa: PTH110, PTH113 (pathlib's raise where one may not)
-            _refuse_what_is_no_file(file, shown_path(file))
+            _refuse_what_is_no_file(file, show_path(file))
     return found
 
 
@@ -77,7 +77,7 @@ def read_blocks(path: Path) -> Iterator[Block]:
     Raises:
         UserError: the file as a whole cannot be read. What was readable before the fault has been yielded.
     """
-    name = shown_path(path)
+    name = show_path(path)
     suffix = data_suffix(path.name)
     if not suffix:
         raise UserError(

@@ -5,7 +5,7 @@ import re
 from pathlib import PurePath
 
 from lorakit.errors import UserError
-from lorakit.recipe.problems import one_line
+from lorakit.recipe.problem import one_line
 
 _LOOKED_AT = 4096
 _MAGIC = (

@@ -7,7 +7,7 @@ from typing import Any
 from lorakit.data.files.stored import BLOCK
 from lorakit.data.rows import Block, Row, RowError, with_line_feeds
 from lorakit.errors import UserError
-from lorakit.recipe.problems import one_line
+from lorakit.recipe.problem import one_line
 
 _MOST_ROWS, _TRIED = 8192, 16
 

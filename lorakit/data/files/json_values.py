@@ -6,7 +6,7 @@ from typing import Any
 
 from lorakit.data.files.beginning import begins
 from lorakit.data.rows import RowError, kind, with_line_feeds
-from lorakit.recipe.problems import one_line
+from lorakit.recipe.problem import one_line
 
 SPACE = " \t\r\n"
 _CARRIAGE_RETURN = re.compile(r"\\r|\\u000[dD]")

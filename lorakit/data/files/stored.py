@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from lorakit.data.files.beginning import refuse_other_content
 from lorakit.errors import UserError
-from lorakit.recipe.problems import one_line
+from lorakit.recipe.problem import one_line
 
 BLOCK = 1 << 20
 # Bytes: a row takes several times as much in memory, and a packed file of a few MB may hold a line of GBs.

@@ -8,9 +8,9 @@ from lorakit.data.conversations import Said
 from lorakit.data.formats.columns import empty
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
-from lorakit.recipe.choice import chosen_settings
+from lorakit.recipe.choice import entry_settings
 from lorakit.recipe.data_files import data_suffix
-from lorakit.recipe.problems import one_line
+from lorakit.recipe.problem import one_line
 from lorakit.recipe.section import Section
 from lorakit.registry import FORMATS, FormatSpec
 
@@ -42,7 +42,7 @@ def said(name: str, settings: Section | None, record: Mapping[str, Any]) -> Said
         RowError: the record is not of this format.
     """
     entry = FORMATS[name]
-    settings = chosen_settings(FORMATS, name) if settings is None else settings
+    settings = entry_settings(FORMATS, name) if settings is None else settings
     try:
         found: Said = entry.function(record) if settings is None else entry.function(record, settings)
     except RecursionError as error:

@@ -10,9 +10,9 @@ from pydantic import Field
 from lorakit.data.conversations import Conversation
 from lorakit.data.formats.columns import framed, question_and_answer, text
 from lorakit.data.rows import RowError, kind
-from lorakit.recipe.fields import Says
-from lorakit.recipe.nearest import nearest
-from lorakit.recipe.problems import one_line, shown
+from lorakit.recipe.did_you_mean import nearest
+from lorakit.recipe.fields import Wording
+from lorakit.recipe.problem import one_line, quote
 from lorakit.recipe.section import Section
 from lorakit.registry import FORMATS
 
@@ -20,8 +20,8 @@ _ASKING = "Which label fits the text: {labels}? Answer with the label alone.\n\n
 _PLAIN = "{text}"
 
 
-_Label = Annotated[str, Field(min_length=1), Says("a name", "ham")]
-_Labels = Annotated[list[_Label], Field(min_length=1), Says("a list of at least one name", "[ham, spam]")]
+_Label = Annotated[str, Field(min_length=1), Wording("a name", "ham")]
+_Labels = Annotated[list[_Label], Field(min_length=1), Wording("a list of at least one name", "[ham, spam]")]
 
 
 class Classification(Section):
@@ -43,7 +43,7 @@ def mistakes(settings: Classification) -> Iterator[Mistake]:
     labels = settings.labels or []
     for index, label in enumerate(labels):
         if label in labels[:index]:
-            yield ("labels", index), f"{shown(label)} is there twice", "Remove one."
+            yield ("labels", index), f"{quote(label)} is there twice", "Remove one."
     if settings.prompt is not None:
         yield from ((("prompt",), reason, remedy) for reason, remedy in _in_prompt(settings.prompt, bool(labels)))
 

@@ -8,7 +8,7 @@ from lorakit.data.conversations import ROLES, Message
 from lorakit.data.formats.columns import empty
 from lorakit.data.formats.tools import calls_of, parsed
 from lorakit.data.rows import RowError, kind, with_line_feeds
-from lorakit.recipe.problems import one_line
+from lorakit.recipe.problem import one_line
 
 # OpenAI's newer name of the system role, and its older one of the tool role.
 _ROLES = {**{role: role for role in ROLES}, "developer": "system", "function": "tool"}

@@ -7,7 +7,7 @@ from typing import Any
 from lorakit.data.conversations import Conversation, Message
 from lorakit.data.formats.columns import framed
 from lorakit.data.rows import RowError, kind
-from lorakit.recipe.problems import one_line
+from lorakit.recipe.problem import one_line
 from lorakit.registry import FORMATS
 
 _ROLES = {"prompter": "user", "user": "user", "human": "user", "assistant": "assistant"}

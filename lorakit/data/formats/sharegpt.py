@@ -9,8 +9,8 @@ from lorakit.data.formats.columns import empty, framed, the_one
 from lorakit.data.formats.message import items_of, message_of, with_given_beginnings
 from lorakit.data.formats.tools import parsed
 from lorakit.data.rows import RowError, kind
-from lorakit.recipe.nearest import nearest
-from lorakit.recipe.problems import one_line, shown
+from lorakit.recipe.did_you_mean import nearest
+from lorakit.recipe.problem import one_line, quote
 from lorakit.recipe.section import Section
 from lorakit.registry import FORMATS
 
@@ -46,7 +46,7 @@ def mistakes(settings: Sharegpt) -> Iterator[tuple[tuple[str, str], str, str]]:
     for word in settings.roles:
         before = seen.setdefault(_folded(word), word)
         if before != word:
-            yield ("roles", word), f"it is the same word as {shown(before)}, letter case aside", "Remove one."
+            yield ("roles", word), f"it is the same word as {quote(before)}, letter case aside", "Remove one."
 
 
 @FORMATS.register("sharegpt", columns=(_COLUMNS,), optional=("system", "tools"), settings=Sharegpt, mistakes=mistakes)

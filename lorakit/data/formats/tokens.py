@@ -6,7 +6,7 @@ from typing import Any
 from lorakit.data.conversations import Tokens
 from lorakit.data.formats.columns import empty, the_one
 from lorakit.data.rows import RowError, kind
-from lorakit.recipe.problems import one_line
+from lorakit.recipe.problem import one_line
 from lorakit.registry import FORMATS
 
 _IGNORED = -100

@@ -16,7 +16,7 @@ from lorakit.data.glance.windows import readable, rows_between
 from lorakit.data.rows import Row, RowError
 from lorakit.data.sources import Opened, is_file, open_source
 from lorakit.recipe.data_files import COLUMN_SUFFIXES, COMPRESSIONS, data_suffix
-from lorakit.recipe.problems import shown_path
+from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Source
 
 # Bytes up to which a source is read whole, plain and packed.
@@ -148,7 +148,7 @@ def _longest_rows(files: list[Path]) -> list[Row]:
     for length, path, start in heapq.nlargest(_LONGEST, found):
         with path.open("rb") as file:
             file.seek(start)
-            rows += json_lines.rows(shown_path(path), 1, file.read(length))
+            rows += json_lines.rows(show_path(path), 1, file.read(length))
     return rows
 
 
@@ -198,7 +198,7 @@ def _columnar(opened: Opened, files: list[Path]) -> Spread:
         except (OSError, ValueError, OverflowError, KeyError) as error:  # pyarrow's own are kinds of these
             count, records = 1, [RowError("no readable file", str(error))]
         total += count
-        rows += [Row(shown_path(path), record) for record in records]
+        rows += [Row(show_path(path), record) for record in records]
     return Spread(opened, rows, total, whole=False, searched=False)
 
 

@@ -11,7 +11,7 @@ from lorakit.data.files import json_lines, separated
 from lorakit.data.files.json_values import checked, value_at
 from lorakit.data.files.stored import BLOCK
 from lorakit.data.rows import Row, RowError
-from lorakit.recipe.problems import shown_path
+from lorakit.recipe.problem import show_path
 
 # A row that begins in the stretch and is not ended this far behind it is left out.
 _TAIL = 1 << 20
@@ -45,7 +45,7 @@ def _lines(path: Path, start: int, stop: int, columns: frozenset[str]) -> Iterat
                 break
             if len(line) < _TAIL:
                 whole.append(line)
-    yield from json_lines.rows(shown_path(path), 1, b"".join(whole))
+    yield from json_lines.rows(show_path(path), 1, b"".join(whole))
 
 
 def _objects(path: Path, start: int, stop: int, columns: frozenset[str]) -> Iterator[Row]:
@@ -58,7 +58,7 @@ def _objects(path: Path, start: int, stop: int, columns: frozenset[str]) -> Iter
         except (ValueError, RecursionError):
             value, end = None, at + 1
         if isinstance(value, dict) and value.keys() <= columns:
-            yield Row(shown_path(path), checked(value))
+            yield Row(show_path(path), checked(value))
         else:
             end = at + 1
         at = text.find("{", end)
@@ -73,7 +73,7 @@ def _records(path: Path, start: int, stop: int, delimiter: str) -> Iterator[Row]
     for begin in breaks if start else iter((text.find("\n") + 1,)):
         records = _split(text[begin:], limit - begin, dialect, len(header)) if begin < limit else []
         if records is not None:
-            yield from separated.rows(shown_path(path), 1, (header, [(1, cells) for cells in records]))
+            yield from separated.rows(show_path(path), 1, (header, [(1, cells) for cells in records]))
             return
 
 
@@ -101,7 +101,7 @@ def _documents(path: Path, start: int, stop: int, columns: frozenset[str]) -> It
     """A text file is one row, or one a MiB."""
     for begin in range(-(-start // BLOCK) * BLOCK, stop, BLOCK):
         text, _ = _text(path, begin, begin + BLOCK, tail=0)
-        yield Row(shown_path(path), {"text": text} if text.strip() else RowError("the text is empty"))
+        yield Row(show_path(path), {"text": text} if text.strip() else RowError("the text is empty"))
 
 
 def _text(path: Path, start: int, stop: int, tail: int = _TAIL) -> tuple[str, int]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from lorakit.amounts import percent
 from lorakit.evaluate.diagnosis.finding import Finding
-from lorakit.recipe.problems import one_line
+from lorakit.recipe.problem import one_line
 
 
 def sentence(finding: Finding) -> str:

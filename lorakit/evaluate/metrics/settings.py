@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
-from lorakit.recipe.fields import PathRole, Says
-from lorakit.recipe.problems import one_line, shown
+from lorakit.recipe.fields import PathRole, Wording
+from lorakit.recipe.problem import one_line, quote
 from lorakit.recipe.section import Section
 
 Mistake = tuple[tuple[str | int, ...], str, str]
@@ -19,7 +19,7 @@ Mistake = tuple[tuple[str | int, ...], str, str]
 class Regex(Section):
     """Settings of regex."""
 
-    pattern: Annotated[str, Field(min_length=1), Says("a regular expression", "'Answer: (\\w+)'")]
+    pattern: Annotated[str, Field(min_length=1), Wording("a regular expression", "'Answer: (\\w+)'")]
     """A regular expression that is looked for in answer and reference. Compared is the first of its groups that takes \
 part, or the whole match where it has no groups; of a reference that it does not match, the whole text."""
     take: Literal["first", "last"] = "first"
@@ -43,7 +43,7 @@ class Chrf(Section):
 
 _Schema = Annotated[
     Annotated[str, Field(min_length=1), PathRole("answer.schema.json")] | dict[str, Any],
-    Says("a JSON file, or the schema itself as a mapping", "answer.schema.json"),
+    Wording("a JSON file, or the schema itself as a mapping", "answer.schema.json"),
 ]
 _SCHEMA = "A JSON schema: a file, or the schema itself. A `$ref` reaches what the schema holds, and no network."
 with warnings.catch_warnings():
@@ -70,7 +70,7 @@ def regex_mistakes(settings: Regex) -> Iterator[Mistake]:
     try:
         re.compile(settings.pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        reason = f"{shown(settings.pattern)} is not a regular expression: {error}"
+        reason = f"{quote(settings.pattern)} is not a regular expression: {error}"
         yield ("pattern",), reason, "Correct it, or put a backslash before a character that is meant as it is."
 
 

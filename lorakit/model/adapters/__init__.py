@@ -160,9 +160,9 @@ def _drive_adalora(model: Any, settings: AdaLora, steps: int) -> RankScheduler:
 
 
 def _first_rank(settings: Any) -> int:
-    from lorakit.recipe.choice import chosen_settings
+    from lorakit.recipe.choice import entry_settings
 
-    own = chosen_settings(ADAPTERS, settings.kind)
+    own = entry_settings(ADAPTERS, settings.kind)
     return int(own.initial_rank or max(settings.rank + 1, round(1.5 * settings.rank)))
 
 

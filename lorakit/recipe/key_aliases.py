@@ -3,7 +3,7 @@
 Each entry: their name -> what to write here (a key, or a key with a value), and why where that is not plain.
 """
 
-OURS: dict[str, tuple[str, str]] = {
+KEY_ALIASES: dict[str, tuple[str, str]] = {
     # whole sections
     "training": ("train", ""),
     "training_args": ("train", ""),
@@ -211,7 +211,7 @@ OURS: dict[str, tuple[str, str]] = {
     "run_name": ("name", ""),
 }
 
-THEIR_WORDS = {
+VALUE_ALIASES = {
     "fp4": "q4",
     "int8": "q8",
     "8": "q8",
@@ -282,7 +282,7 @@ THEIR_WORDS = {
 }
 """Values of theirs -> ours, where a field takes it."""
 
-SAID = {
+VALUE_REMEDIES = {
     ("adapter", "qlora"): "Write {kind: lora}, and model.quantization: nf4, which makes it QLoRA.",
     ("adapter.kind", "qlora"): "Write lora, and model.quantization: nf4, which makes it QLoRA.",
     ("adapter.kind", "ia3"): "lorakit has no ia3. Write for example lora.",

@@ -5,37 +5,37 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.recipe.adapter_file import find_fault
+from lorakit.recipe.adapter_kind import adapter_folder
 from lorakit.recipe.files import read_file
-from lorakit.recipe.kinds import adapter_folder
-from lorakit.recipe.problems import Place, shown_path
-from lorakit.recipe.strict_yaml import plain
+from lorakit.recipe.problem import Location, show_path
+from lorakit.recipe.yaml_reader import plain
 
 # Ways to begin that leave the base alone, besides PEFT's usual one (a boolean).
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
 _KINDS = {"use_dora": "dora", "use_rslora": "rslora"}
 
 
-def brought(source: Path) -> dict[str, Any]:
+def read_adapter_settings(source: Path) -> dict[str, Any]:
     """Keys of the recipe's adapter section -> what they are of this adapter, as far as its folder tells."""
     known = _of_config(adapter_folder(source) / "adapter_config.json")
     recipe = source / "recipe.yaml"
     if recipe.is_file():
-        node, _ = read_file(recipe, Place(recipe), "")
+        node, _ = read_file(recipe, Location(recipe), "")
         section = plain(node).get("adapter") if node else None
         known |= section if isinstance(section, dict) else {}
     return known
 
 
-def refusal(source: Path) -> tuple[str, str] | None:
+def why_untrainable(source: Path) -> tuple[str, str] | None:
     """Why the adapter of an existing folder cannot be trained on, and what to do; None where nothing speaks against it.
 
     What only the weights can tell is told when they are loaded.
     """
     folder = adapter_folder(source)
-    where, other = shown_path(folder), "Write the folder of a run, or of an adapter that PEFT saved."
+    where, other = show_path(folder), "Write the folder of a run, or of an adapter that PEFT saved."
     if not (folder / "adapter_config.json").is_file():
         if (source / "model" / "config.json").is_file():
-            remedy = f"Write {shown_path(source / 'model')} as model.base instead."
+            remedy = f"Write {show_path(source / 'model')} as model.base instead."
             return f"{where} trained the weights themselves, and has no adapter", remedy
         if (source / "manifest.json").is_file():
             remedy = "Go on with lorakit train --resume, or write one of its checkpoints/step-... folders."

@@ -16,7 +16,7 @@ _LONGEST_VALUE = 60
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where something is written: a position in a file (1-based; 0 is the file as a whole), or a `--set` option."""
 
     file: Path | None = None
@@ -24,7 +24,7 @@ class Place:
     column: int = 0
     setting: str = ""
 
-    def at(self, line: int, column: int) -> "Place":
+    def at(self, line: int, column: int) -> "Location":
         """The same origin at another position; a `--set` is one place."""
         return self if self.setting else replace(self, line=line, column=column)
 
@@ -36,7 +36,7 @@ class Place:
     def __str__(self) -> str:
         if self.setting:
             return f"--set {one_line(self.setting)}"
-        name = shown_path(self.file or Path())
+        name = show_path(self.file or Path())
         return f"{name}:{self.line}:{self.column}" if self.line else name
 
 
@@ -44,7 +44,7 @@ class Place:
 class Problem:
     """One mistake. `path` is the dotted name of the key, empty where the whole file is meant."""
 
-    place: Place
+    place: Location
     path: str
     value: str
     reason: str
@@ -83,12 +83,12 @@ class RecipeErrors(UserError):
 class LocatedError(UserError):
     """What is wrong with one key, as only the model, the rows or the machine show it; `problem` has the facts."""
 
-    def __init__(self, place: Place, path: str, message: str) -> None:
+    def __init__(self, place: Location, path: str, message: str) -> None:
         self.problem = Problem(place, path, "", message.removeprefix(f"{path}: "), "")
         super().__init__(f"{place}: {message}")
 
 
-def dotted(path: PathParts) -> str:
+def dotted_name(path: PathParts) -> str:
     """`("data", "train", 1, "path")` -> `data.train[1].path`."""
     text = ""
     for part in path:
@@ -99,7 +99,7 @@ def dotted(path: PathParts) -> str:
     return text
 
 
-def shown(value: Any) -> str:
+def quote(value: Any) -> str:
     """A value as an error names it: short, on one line, control characters escaped."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -122,7 +122,7 @@ def _cut(text: str, longest: int = _LONGEST_VALUE) -> str:
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
-def shown_path(path: Path) -> str:
+def show_path(path: Path) -> str:
     """Relative to the working directory where that is shorter."""
     relative = os.path.relpath(path)
     return one_line(min(relative, str(path), key=len), longest=300)

@@ -7,11 +7,11 @@ from typing import Any
 import yaml
 
 from lorakit.recipe import scalars
+from lorakit.recipe.adapter_kind import unread_keys
 from lorakit.recipe.fields import PathRole
-from lorakit.recipe.kinds import unread
-from lorakit.recipe.paths import is_path, relative
+from lorakit.recipe.paths import is_path, relative_path
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.shape import branches, child
+from lorakit.recipe.schema_introspection import alternatives_of, child
 
 
 class _Dumper(yaml.SafeDumper):
@@ -35,13 +35,13 @@ for _kind, _pattern in _WORDS.items():
 _Dumper.add_implicit_resolver("tag:lorakit:no-text", re.compile(f"(?:{scalars.ENDLESS.pattern})\\Z"), None)
 
 
-def dump(recipe: Recipe, folder: Path) -> str:
+def to_yaml(recipe: Recipe, folder: Path) -> str:
     """YAML text of every key, in schema order, with paths relative to `folder`, where the text will be a file.
 
     Keys that nothing reads in this recipe are left out: written, they would be errors.
     """
     data = _relative(recipe.model_dump(), Recipe, folder.absolute())
-    for name in unread(recipe):
+    for name in unread_keys(recipe):
         section, key = name.split(".")
         del data[section][key]
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
@@ -53,5 +53,5 @@ def _relative(value: Any, annotation: Any, folder: Path) -> Any:
         return {key: _relative(inner, child(annotation, key), folder) for key, inner in value.items()}
     if isinstance(value, list):
         return [_relative(inner, child(annotation, index), folder) for index, inner in enumerate(value)]
-    names_a_file = any(branch.note(PathRole) for branch in branches(annotation))
-    return relative(value, folder) if names_a_file and isinstance(value, str) and is_path(value) else value
+    names_a_file = any(branch.note(PathRole) for branch in alternatives_of(annotation))
+    return relative_path(value, folder) if names_a_file and isinstance(value, str) and is_path(value) else value

@@ -6,14 +6,14 @@ import pytest
 import yaml
 from recipe_files import errors, write
 
-from lorakit.recipe.foreign import OURS, SAID, THEIR_WORDS
+from lorakit.recipe.did_you_mean import nearest, nearest_name
+from lorakit.recipe.key_aliases import KEY_ALIASES, VALUE_ALIASES, VALUE_REMEDIES
 from lorakit.recipe.load import RecipeErrors, load
-from lorakit.recipe.nearest import nearest, nearest_name
 from lorakit.recipe.no_counterpart import NO_COUNTERPART
-from lorakit.recipe.problems import Place
+from lorakit.recipe.problem import Location
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.shape import keys
-from lorakit.recipe.strict_yaml import plain, read_text
+from lorakit.recipe.schema_introspection import keys
+from lorakit.recipe.yaml_reader import plain, read_text
 
 MODEL, DATA = "model: {base: org/model}", "data: {train: train.jsonl, eval: 0.1}"
 
@@ -131,7 +131,7 @@ def written_in(remedy: str) -> str:
 
 def read(text: str):
     """YAML as recipes are read: `on` is a text."""
-    node, problems = read_text(text, Place())
+    node, problems = read_text(text, Location())
     assert not problems
     return plain(node)
 
@@ -216,10 +216,10 @@ def test_the_words_of_other_tools_lead_to_ours_or_say_that_there_is_nothing(tmp_
 
 def test_the_tables_of_their_words_agree():
     ours = {key.rpartition(".")[2] for key in keys(Recipe)}
-    assert not OURS.keys() & NO_COUNTERPART.keys()
+    assert not KEY_ALIASES.keys() & NO_COUNTERPART.keys()
     assert not NO_COUNTERPART.keys() & ours - {"special_tokens"}  # which data.clean has, and it is another thing
-    assert all(key.partition("[")[0] in keys(Recipe) for key, _ in SAID)
-    assert all(word == word.lower() for word in THEIR_WORDS)
+    assert all(key.partition("[")[0] in keys(Recipe) for key, _ in VALUE_REMEDIES)
+    assert all(word == word.lower() for word in VALUE_ALIASES)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from lorakit.recipe.describe import default_at, describe
-from lorakit.recipe.problems import shown
+from lorakit.recipe.problem import quote
 from lorakit.recipe.rules import RULES
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.shape import branches, fields, section_of
+from lorakit.recipe.schema_introspection import alternatives_of, fields, section_of
 from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS, AnyTable
 
 EXTENDS = "Files that this one builds on: a path, or a list of paths of which later ones win, relative to this file."
@@ -143,7 +143,7 @@ def _inside(name: str, section: type[BaseModel]) -> dict[type[BaseModel], list[s
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
     """The section that a key holds, or that the items of its list are."""
-    items = [branch.of for branch in branches(annotation) if branch.kind is list]
+    items = [branch.of for branch in alternatives_of(annotation) if branch.kind is list]
     return next((section for part in (annotation, *items) if (section := section_of(part))), None)
 
 
@@ -172,7 +172,7 @@ def _accepts(annotation: Any) -> str:
 
 def _default(value: Any) -> str:
     if isinstance(value, str) or value is None or isinstance(value, bool):
-        return value if isinstance(value, str) else shown(value)
+        return value if isinstance(value, str) else quote(value)
     return "those below" if isinstance(value, BaseModel) else json.dumps(value).replace('"', "")
 
 

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lorakit.recipe.problems import PathParts
+from lorakit.recipe.problem import PathParts
 
 Note = TypeVar("Note")
 
 
 @dataclass(frozen=True)
-class Branch:
+class Alternative:
     """One kind of value that a field takes.
 
     `kind` is int, float, bool, str, NoneType, Literal, list, dict or a section; `of` the words of a Literal or the
@@ -41,22 +41,22 @@ class Branch:
         return self.kind if isinstance(self.kind, type) and issubclass(self.kind, BaseModel) else None
 
 
-def branches(annotation: Any) -> list[Branch]:
+def alternatives_of(annotation: Any) -> list[Alternative]:
     """The alternatives of an annotation, in the order they are written."""
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *notes = get_args(annotation)
         flat = flat_notes(notes)
-        return [Branch(branch.kind, branch.of, branch.notes + flat) for branch in branches(inner)]
+        return [Alternative(branch.kind, branch.of, branch.notes + flat) for branch in alternatives_of(inner)]
     if origin in (Union, types.UnionType):
-        return [branch for part in get_args(annotation) for branch in branches(part)]
+        return [branch for part in get_args(annotation) for branch in alternatives_of(part)]
     if origin is Literal:
-        return [Branch(Literal, get_args(annotation))]
+        return [Alternative(Literal, get_args(annotation))]
     if origin is list:
-        return [Branch(list, get_args(annotation)[0])]
+        return [Alternative(list, get_args(annotation)[0])]
     if origin is dict:
-        return [Branch(dict, get_args(annotation)[1])]
-    return [Branch(annotation)]
+        return [Alternative(dict, get_args(annotation)[1])]
+    return [Alternative(annotation)]
 
 
 def flat_notes(notes: typing.Iterable[Any]) -> tuple[Any, ...]:
@@ -73,7 +73,7 @@ def fields(section: type[BaseModel]) -> dict[str, Any]:
 
 def child(annotation: Any, part: str | int) -> Any:
     """The annotation of the value behind one key or list index; None where the schema knows none."""
-    for branch in branches(annotation):
+    for branch in alternatives_of(annotation):
         if isinstance(part, int):
             if branch.kind is list:
                 return branch.of
@@ -95,7 +95,7 @@ def annotation_at(annotation: Any, path: PathParts) -> Any:
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section among an annotation's alternatives."""
-    return next((branch.section for branch in branches(annotation) if branch.section), None)
+    return next((branch.section for branch in alternatives_of(annotation) if branch.section), None)
 
 
 def keys(section: type[BaseModel], prefix: str = "") -> list[str]:

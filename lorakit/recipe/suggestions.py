@@ -8,14 +8,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 
 from lorakit.recipe.describe import default_at, example, words
-from lorakit.recipe.foreign import OURS, SAID, SWITCHES, THEIR_WORDS
-from lorakit.recipe.nearest import nearest
+from lorakit.recipe.did_you_mean import nearest
+from lorakit.recipe.key_aliases import KEY_ALIASES, SWITCHES, VALUE_ALIASES, VALUE_REMEDIES
 from lorakit.recipe.no_counterpart import NO_COUNTERPART
-from lorakit.recipe.problems import PathParts, dotted, one_line, shown
+from lorakit.recipe.problem import PathParts, dotted_name, one_line, quote
 from lorakit.recipe.scalars import resolve, written_numbers
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.shape import annotation_at, branches, fields, keys, section_of
-from lorakit.recipe.strict_yaml import Node, plain
+from lorakit.recipe.schema_introspection import alternatives_of, annotation_at, fields, keys, section_of
+from lorakit.recipe.yaml_reader import Node, plain
 from lorakit.registry import ADAPTERS, FORMATS, METRICS
 
 _OF_A_SOURCE = {
@@ -47,7 +47,7 @@ _YES = ("yes", "no", "on", "off", "y", "n")
 
 def for_unknown_key(path: PathParts, value: Any = None) -> tuple[str, str]:
     """The remedy for an unknown key, and the dotted name of the key that was probably meant (or nothing)."""
-    key, prefix = str(path[-1]), dotted(path[:-1])
+    key, prefix = str(path[-1]), dotted_name(path[:-1])
     siblings = _siblings(path)
     if ":" in key:
         return "Put a space behind the colon.", ""
@@ -76,18 +76,18 @@ def _elsewhere(path: PathParts, folded: str, value: Any) -> tuple[str, str] | No
         return _did_you_mean(f"data.columns: {{{folded}: NAME}}", "It names the column")
     if _is_a_source(path[:-1]) and _OF_A_SOURCE.get(folded) in _siblings(path):
         inside = tuple(part for part in path[:-1] if isinstance(part, str))
-        return _did_you_mean(dotted((*inside, _OF_A_SOURCE[folded])))
+        return _did_you_mean(dotted_name((*inside, _OF_A_SOURCE[folded])))
     if path == ("eval",) and isinstance(value, dict):
         return _did_you_mean("evaluate")
-    if dotted((*path[:-1], folded)) in _IN_A_SECTION:
-        return _did_you_mean(*_IN_A_SECTION[dotted((*path[:-1], folded))])
+    if dotted_name((*path[:-1], folded)) in _IN_A_SECTION:
+        return _did_you_mean(*_IN_A_SECTION[dotted_name((*path[:-1], folded))])
     in_adapter = {"type": "adapter.kind", "method": "adapter.kind", "name": "adapter.kind", "path": "adapter.from"}
     if path[0] == "adapter" and folded in in_adapter:
         return _did_you_mean(in_adapter[folded])
     if path[0] == "model" and folded in ("name", "path", "id"):
         return _did_you_mean("model.base")
-    if folded in OURS:
-        target, why = OURS[folded]
+    if folded in KEY_ALIASES:
+        target, why = KEY_ALIASES[folded]
         if ": " in target and value in (False, None):
             return f"Remove the line: this is off unless {target} is written.", ""
         return _did_you_mean(target, why)
@@ -102,9 +102,9 @@ def _elsewhere(path: PathParts, folded: str, value: Any) -> tuple[str, str] | No
 def _misspelt(path: PathParts, key: str, siblings: list[str]) -> tuple[str, str] | None:
     near = nearest(key, siblings)
     if near:
-        return _did_you_mean(_join(dotted(path[:-1]), near))
+        return _did_you_mean(_join(dotted_name(path[:-1]), near))
     by_last = {name.rpartition(".")[2]: name for name in reversed([*keys(Recipe), "extends"])}
-    near = nearest(key, [*by_last, *OURS, *NO_COUNTERPART])
+    near = nearest(key, [*by_last, *KEY_ALIASES, *NO_COUNTERPART])
     if near in by_last:
         return _did_you_mean(by_last[near])
     return _elsewhere(path, near, None) if near else None
@@ -147,7 +147,7 @@ def for_value(node: Node, path: PathParts) -> str:
     if isinstance(value, str):
         remedy = _for_text(node, annotation)
     elif isinstance(value, list):
-        remedy = f"Write one value, {shown(value[0])}." if len(value) == 1 and accepts(annotation, value[0]) else ""
+        remedy = f"Write one value, {quote(value[0])}." if len(value) == 1 and accepts(annotation, value[0]) else ""
     elif isinstance(value, bool):
         remedy = _for_switch(value, annotation)
     elif not isinstance(value, dict):
@@ -157,7 +157,7 @@ def for_value(node: Node, path: PathParts) -> str:
         return remedy
     if isinstance(value, (str, int, float)) and accepts(annotation, [value]):
         return f"Write it as a list: [{node.text}]." if _can_be_shown(node.text) else "Write a list of one."
-    items = next((branch.of for branch in branches(annotation) if branch.kind is list), None)
+    items = next((branch.of for branch in alternatives_of(annotation) if branch.kind is list), None)
     near = _near_word(str(value), words(items)) if items is not None and isinstance(value, str) else None
     if near:
         return f"Write a list: [{near}]."
@@ -170,8 +170,8 @@ def for_value(node: Node, path: PathParts) -> str:
 
 def _said(node: Node, path: PathParts) -> str:
     """What is kept for just this value of just this key."""
-    name = dotted(tuple(part for part in path if isinstance(part, str)))
-    return SAID.get((name, str(node.text if node.value is not None else "null").lower()), "")
+    name = dotted_name(tuple(part for part in path if isinstance(part, str)))
+    return VALUE_REMEDIES.get((name, str(node.text if node.value is not None else "null").lower()), "")
 
 
 def _for_switch(value: bool, annotation: Any) -> str:
@@ -212,7 +212,7 @@ def _for_text(node: Node, annotation: Any) -> str:
         return number
     known = words(annotation)
     means_true = text.lower() in ("yes", "on", "y", "true")
-    if text.lower() in _YES and bool in [branch.kind for branch in branches(annotation)]:
+    if text.lower() in _YES and bool in [branch.kind for branch in alternatives_of(annotation)]:
         return f"Write {str(means_true).lower()}: YAML 1.2 reads yes, no, on and off as texts."
     if text.lower() in (*_YES, "true", "false"):
         return _for_switch(means_true, annotation)
@@ -222,7 +222,7 @@ def _for_text(node: Node, annotation: Any) -> str:
 
 def _near_word(text: str, known: Sequence[str]) -> str | None:
     """The one of our words that another tool calls so, or that is spelt like it."""
-    theirs = THEIR_WORDS.get(text.lower())
+    theirs = VALUE_ALIASES.get(text.lower())
     return theirs if theirs in known else nearest(text, known, parts=True)
 
 
@@ -246,10 +246,10 @@ def _resolved(text: str) -> Any:
 
 def _for_number_or_word(node: Node, annotation: Any) -> str:
     value = node.value
-    theirs = THEIR_WORDS.get(str(node.text))
+    theirs = VALUE_ALIASES.get(str(node.text))
     if value is not None and theirs in words(annotation):
         return f"Did you mean {theirs}?"
-    kinds = [branch.kind for branch in branches(annotation)]
+    kinds = [branch.kind for branch in alternatives_of(annotation)]
     takes_numbers = int in kinds or float in kinds
     if value is not None and not takes_numbers and accepts(annotation, node.text) and _can_be_shown(node.text):
         return f"Put quotes around it: '{node.text}'."

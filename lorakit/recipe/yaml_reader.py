@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from lorakit.recipe.problems import PathParts, Place, Problem, dotted, one_line, shown
+from lorakit.recipe.problem import Location, PathParts, Problem, dotted_name, one_line, quote
 from lorakit.recipe.scalars import Scalar, resolve
-from lorakit.recipe.syntax import explain
+from lorakit.recipe.yaml_errors import explain
 
 MAX_DEPTH = 40
 MAX_VALUES = 10_000
@@ -27,8 +27,8 @@ class Node:
     """One value with its place: a scalar, a dict of nodes or a list of nodes."""
 
     value: Any
-    place: Place
-    key: Place | None = None
+    place: Location
+    key: Location | None = None
     """Where the key of this value is written; None for list items and for the whole text."""
     text: str = ""
     """A scalar as it is written, quotes removed."""
@@ -65,7 +65,7 @@ def _is_index(part: str | int, value: Any) -> bool:
     return isinstance(value, list) and isinstance(part, int) and part < len(value)
 
 
-def read_text(text: str, origin: Place) -> tuple[Node | None, list[Problem]]:
+def read_text(text: str, origin: Location) -> tuple[Node | None, list[Problem]]:
     """Read one document; None when the text cannot be read to its end."""
     bad = _UNREADABLE.search(text)
     if bad:
@@ -109,26 +109,26 @@ class _Stop(Exception):
 class _Reading:
     """One text being read."""
 
-    origin: Place
+    origin: Location
     parser: yaml.SafeLoader
     problems: list[Problem] = field(default_factory=list)
     anchors: dict[str, tuple[Node, int] | None] = field(default_factory=dict)
     """Finished anchors with their number of values; None while one is being read."""
     values: int = 0
 
-    def place(self, mark: yaml.Mark) -> Place:
+    def place(self, mark: yaml.Mark) -> Location:
         return self.origin.at(mark.line + 1, mark.column + 1)
 
-    def report(self, place: Place, path: PathParts, value: str, reason: str, remedy: str) -> None:
-        self.problems.append(Problem(place, dotted(path), value, reason, remedy))
+    def report(self, place: Location, path: PathParts, value: str, reason: str, remedy: str) -> None:
+        self.problems.append(Problem(place, dotted_name(path), value, reason, remedy))
 
-    def count(self, place: Place, path: PathParts, values: int) -> None:
+    def count(self, place: Location, path: PathParts, values: int) -> None:
         self.values += values
         if self.values > MAX_VALUES:
             reason = f"there are more than {MAX_VALUES} values"
-            raise _Stop(Problem(place, dotted(path), "", reason, "A recipe holds settings, not data."))
+            raise _Stop(Problem(place, dotted_name(path), "", reason, "A recipe holds settings, not data."))
 
-    def descend(self, place: Place, depth: int) -> None:
+    def descend(self, place: Location, depth: int) -> None:
         if depth > MAX_DEPTH:
             reason = f"values are nested deeper than {MAX_DEPTH} levels"
             raise _Stop(Problem(place, "", "", reason, "No setting is that deep; remove the nesting."))
@@ -171,7 +171,7 @@ def _value(reading: _Reading, path: PathParts) -> Node:
     return node
 
 
-def _alias(reading: _Reading, name: str, place: Place, path: PathParts) -> Node:
+def _alias(reading: _Reading, name: str, place: Location, path: PathParts) -> Node:
     if name not in reading.anchors:
         reading.report(place, path, f"*{name}", f"there is no &{name} above", "Quote a text that begins with `*`.")
         return Node(None, place)
@@ -189,11 +189,11 @@ def _height(node: Node) -> int:
     return max((1 + _height(child) for _, child in children(node)), default=0)
 
 
-def _scalar(reading: _Reading, event: yaml.ScalarEvent, place: Place, path: PathParts) -> Node:
+def _scalar(reading: _Reading, event: yaml.ScalarEvent, place: Location, path: PathParts) -> Node:
     text, quoted = event.value, event.style is not None
     value: Scalar = text
     if _SURROGATE.search(text):
-        reading.report(place, path, shown(text), "half a surrogate pair is not a character", "Remove the escape.")
+        reading.report(place, path, quote(text), "half a surrogate pair is not a character", "Remove the escape.")
         value = _SURROGATE.sub("\ufffd", text)
     elif not quoted and event.tag is None:
         try:
@@ -223,7 +223,7 @@ def _entries(reading: _Reading, path: PathParts) -> dict[str, Node]:
             first = entries[name].key or key.place
             again = "" if first.setting else f" at line {first.line}, column {first.column}"
             reading.report(
-                key.place, (*path, name), shown(plain(value)), f"already written{again}", "Remove one of the two."
+                key.place, (*path, name), quote(plain(value)), f"already written{again}", "Remove one of the two."
             )
             continue
         entries[name] = replace(value, key=key.place)
@@ -239,7 +239,7 @@ def _name(reading: _Reading, key: Node, path: PathParts, before: Node | None) ->
         return None
     if isinstance(key.value, str):
         return key.value
-    given = key.text or shown(plain(key))
+    given = key.text or quote(plain(key))
     remedy = f"Put quotes around it: {key.text!r}." if key.text else "Write a word before the colon."
     if before and type(before.value) is int and type(key.value) is int:
         whole = before.value != 0 and len(key.text) == 3

@@ -3,32 +3,32 @@
 from pathlib import Path
 from typing import Any
 
-from lorakit.recipe.choice import chosen, chosen_settings
+from lorakit.recipe.choice import entry_names, entry_settings
 from lorakit.recipe.schema import Adapter, Model, Recipe
 from lorakit.registry import ADAPTERS, AdapterSpec
 
 UNQUANTIZED_OR_8_BIT = ("none", "q8")
 _SHAPE = ("kind", "rank", "alpha", "targets", "exclude", "layers")
-BROUGHT = (*_SHAPE, "rank_overrides", "alpha_overrides", "train_modules")
+INHERITED = (*_SHAPE, "rank_overrides", "alpha_overrides", "train_modules")
 """The keys of `adapter` that an adapter which is trained on decides."""
 
 
-def kind_of(adapter: Adapter) -> AdapterSpec:
+def adapter_spec(adapter: Adapter) -> AdapterSpec:
     """The table's entry of the recipe's kind; lora's for a mapping that names none, which is an error of its own."""
-    return ADAPTERS[next(iter(chosen(adapter.kind)), "lora")]
+    return ADAPTERS[next(iter(entry_names(adapter.kind)), "lora")]
 
 
 def kind_settings(adapter: Adapter) -> Any:
     """The kind's own settings; None where it has none."""
-    return chosen_settings(ADAPTERS, adapter.kind)
+    return entry_settings(ADAPTERS, adapter.kind)
 
 
 def trains_all(adapter: Adapter) -> bool:
     """Whether the weights themselves are trained (full fine-tuning), and there is no adapter."""
-    return kind_of(adapter).name == "none"
+    return adapter_spec(adapter).name == "none"
 
 
-def begins_from(adapter: Adapter) -> str | None:
+def initial_adapter(adapter: Adapter) -> str | None:
     """The run or the folder whose adapter is trained on."""
     found: str | None = getattr(adapter, "from")
     return found
@@ -41,17 +41,19 @@ def adapter_folder(source: Path) -> Path:
 
 def effective_model(recipe: Recipe) -> Model:
     """The model section with the quantization that really holds: some kinds quantize the base themselves."""
-    own = kind_of(recipe.adapter).quantizes
+    own = adapter_spec(recipe.adapter).quantizes
     return recipe.model.model_copy(update={"quantization": own}) if own else recipe.model
 
 
-def unread(recipe: Recipe) -> dict[str, str]:
+def unread_keys(recipe: Recipe) -> dict[str, str]:
     """Dotted names of keys that nothing would read in this recipe -> why."""
-    kind, source = kind_of(recipe.adapter), begins_from(recipe.adapter)
+    kind, source = adapter_spec(recipe.adapter), initial_adapter(recipe.adapter)
     refused = () if source else kind.refuses
     found = dict.fromkeys(refused, f"adapter.kind {kind.name} does not take it")
     if source:
-        found |= dict.fromkeys([f"adapter.{key}" for key in BROUGHT], "the adapter that adapter.from names has its own")
+        found |= dict.fromkeys(
+            [f"adapter.{key}" for key in INHERITED], "the adapter that adapter.from names has its own"
+        )
     quantization = effective_model(recipe).quantization
     if quantization in UNQUANTIZED_OR_8_BIT:
         found["model.double_quant"] = f"it would be ignored, since model.quantization is {quantization}"
