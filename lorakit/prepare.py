@@ -17,13 +17,13 @@ from lorakit.model.load import attentions_of, load_tokenizer, quiet_libraries, s
 from lorakit.model.quantization_config import check_quantization
 from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.tokenizer_check import compare_with_file
-from lorakit.plan.auto import Choice, settle
-from lorakit.plan.built import spec_with_trace
-from lorakit.plan.facts import ModelFacts, facts_in
-from lorakit.plan.fit import load_of
+from lorakit.plan.auto import Choice, resolve_auto
+from lorakit.plan.fit import size_run
 from lorakit.plan.memory import Memory
+from lorakit.plan.model_info import ModelInfo, read_model_info
 from lorakit.plan.row_limits import beyond_training, refuse_lengths
 from lorakit.plan.run_rows import RunRows, recorded_report
+from lorakit.plan.spec_with_trace import spec_with_trace
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import effective_model, trains_all
 from lorakit.recipe.load import load
@@ -108,7 +108,7 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
         UserError: the recipe, the data or the model make the run impossible.
     """
     base, template = open_template(recipe, progress)
-    refuse_lengths(recipe, facts_in(base.folder))
+    refuse_lengths(recipe, read_model_info(base.folder))
     recipe, dated = _dated(recipe, template.date)
     tokenizer = template.tokenizer
     rows = RunRows(recipe.data, template, progress)
@@ -123,7 +123,7 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     if too_long:
         progress.warn(too_long)
     mean = report.tokens / report.examples
-    settled = settle(recipe, machine, facts, report.longest, attentions_of(base), mean)
+    settled = resolve_auto(recipe, machine, facts, report.longest, attentions_of(base), mean)
     expected = _expected(settled.recipe, facts, report.longest, machine)
     return Prepared(settled.recipe, (*dated, *settled.choices), base, machine, tokenizer, rows, report, expected)
 
@@ -135,7 +135,7 @@ def _prepare_ended(recipe: Recipe, manifest: dict[str, Any], progress: Progress)
     rows = RunRows(recipe.data, template, progress, manifest)
     report = recorded_report(manifest) or rows.train.report
     machine, mean = usable_machine(progress), report.tokens / max(report.examples, 1)
-    settled = settle(recipe, machine, facts_in(base.folder), report.longest, attentions_of(base), mean)
+    settled = resolve_auto(recipe, machine, read_model_info(base.folder), report.longest, attentions_of(base), mean)
     return Prepared(settled.recipe, (*dated, *settled.choices), base, machine, template.tokenizer, rows, report)
 
 
@@ -149,18 +149,18 @@ def warn_of_tokenizer_differences(base: Base, tokenizer: Any, train: Examples, p
         progress.warn(f"model.base: {base.name}: {told}")
 
 
-def built_facts(base: Base, settings: Adapter) -> ModelFacts | None:
+def built_facts(base: Base, settings: Adapter) -> ModelInfo | None:
     """The facts of a base on disk, its spec built without weights where its family is none that is counted."""
-    facts = facts_in(base.folder)
+    facts = read_model_info(base.folder)
     if facts is None or facts.spec:
         return facts
     return replace(facts, spec=spec_with_trace(base.folder, settings))
 
 
-def _expected(recipe: Recipe, facts: ModelFacts | None, longest: int, machine: Machine) -> Memory | None:
+def _expected(recipe: Recipe, facts: ModelInfo | None, longest: int, machine: Machine) -> Memory | None:
     if facts is None or facts.spec is None:
         return None
-    load = load_of(recipe, facts, facts.spec, machine.is_gpu)
+    load = size_run(recipe, facts, facts.spec, machine.is_gpu)
     return load.memory(int(recipe.train.micro_batch), longest, bool(recipe.train.gradient_checkpointing))
 
 
@@ -172,7 +172,7 @@ def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplat
     """
     quiet_libraries()
     base = resolve_base(recipe.model.base, recipe.model.revision, progress)
-    facts_in(base.folder)  # names a damaged value, over which the tokenizer's loading would stumble otherwise
+    read_model_info(base.folder)  # names a damaged value, over which the tokenizer's loading would stumble otherwise
     check_quantization(base, effective_model(recipe), trains_all(recipe.adapter))
     tokenizer = load_tokenizer(base, recipe.model.chat_template)
     words, variables = stop_words(base, tokenizer), recipe.model.template_variables

@@ -11,11 +11,11 @@ from transformers import AutoConfig
 
 from lorakit.errors import UserError
 from lorakit.model.activation_trace import trace_activations
-from lorakit.plan.activations import Way, of_block
-from lorakit.plan.adapted import adapted_by
-from lorakit.plan.built import spec_with_trace
-from lorakit.plan.facts import facts_from
-from lorakit.plan.known import known_config
+from lorakit.plan.activations import ComputeConfig, block_activations
+from lorakit.plan.known_models import known_config
+from lorakit.plan.model_info import parse_model_info
+from lorakit.plan.spec_with_trace import spec_with_trace
+from lorakit.plan.trainable_params import count_trainable
 from lorakit.recipe.schema import Adapter
 
 FAMILIES_THAT_ARE_COUNTED = {
@@ -38,11 +38,11 @@ FAMILIES_THAT_ARE_COUNTED = {
 @pytest.mark.parametrize("name", FAMILIES_THAT_ARE_COUNTED.values(), ids=FAMILIES_THAT_ARE_COUNTED)
 def test_what_is_derived_is_what_the_code_of_the_bundled_models_keeps(name):
     config, settings = known_config(name), Adapter(rank=8)
-    spec = facts_from(config).spec
+    spec = parse_model_info(config).spec
     trace = trace_activations(AutoConfig.for_model(**config), spec, settings, half=True)
-    way = Way(2, trace.attention, on_gpu=False)
+    way = ComputeConfig(2, trace.attention, on_gpu=False)
     for number, (token, pair) in trace.bytes_by_block.items():
-        derived = of_block(spec, spec.blocks[number], adapted_by(spec, settings), way)
+        derived = block_activations(spec, spec.blocks[number], count_trainable(spec, settings), way)
         assert derived.token == pytest.approx(token, rel=0.08)
         assert derived.pair == pytest.approx(pair, rel=0.01)
 

@@ -14,8 +14,8 @@ from lorakit.model.peft_adapter import attach_adapter
 from lorakit.model.shared_prefix import body_of
 from lorakit.model.spec_from_meta import spec_from_meta
 from lorakit.model.targets import select_targets
-from lorakit.plan.activations import Way, kept
-from lorakit.plan.adapted import adapted_by
+from lorakit.plan.activations import ComputeConfig, saved_activations
+from lorakit.plan.trainable_params import count_trainable
 from lorakit.recipe.schema import Adapter
 
 _WIDER = 8
@@ -83,8 +83,8 @@ def measured(family: str, settings: Adapter, half: bool, attention: str, padded:
     lengths = (40, 80, 160)
     sizes = [saved_bytes(model, length, padded, computing) for length in lengths]
     _, token, pair = np.linalg.solve([[1, 2 * n, 2 * n * n] for n in lengths], sizes)
-    adapted = adapted_by(spec, settings)
-    way = Way(
+    adapted = count_trainable(spec, settings)
+    way = ComputeConfig(
         width=2 if half else 4,
         attention=attention,
         masked=padded,
@@ -93,7 +93,7 @@ def measured(family: str, settings: Adapter, half: bool, attention: str, padded:
         on_gpu=False,
         dora=adapted.dora,
     )
-    return token, pair, kept(spec, adapted, way)[0]
+    return token, pair, saved_activations(spec, adapted, way)[0]
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
@@ -156,8 +156,8 @@ def backward_peak(length: int, half: bool) -> int:
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 def test_the_backward_of_eager_attention_takes_what_the_model_says(half):
     spec = spec_from_meta(wide("llama").to_dict())
-    way = Way(2 if half else 4, "eager", autocast=half, on_gpu=False)
-    _, block = kept(spec, adapted_by(spec, Adapter()), way)
+    way = ComputeConfig(2 if half else 4, "eager", autocast=half, on_gpu=False)
+    _, block = saved_activations(spec, count_trainable(spec, Adapter()), way)
     one, two = (backward_peak(length, half) for length in (256, 512))
     assert block.scores == pytest.approx((two - 2 * one) / (2 * 256**2), rel=0.03)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.plan.advice import Known, advice
+from lorakit.plan.advice import RunFigures, collect_advice
 from lorakit.plan.changing import changing
 from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train
 
@@ -36,7 +36,7 @@ def notes(adapter=None, train=None, data=None, model=None, **known):
         data=Data(**{"train": "/train.jsonl", "eval": 0.1, **(data or {})}),
         train=Train(**(train or {})),
     )
-    return advice(recipe, Known(**{**SANE, **known}))
+    return collect_advice(recipe, RunFigures(**{**SANE, **known}))
 
 
 def test_a_sane_recipe_gets_no_advice():
@@ -45,7 +45,7 @@ def test_a_sane_recipe_gets_no_advice():
 
 def test_what_is_not_known_is_not_advised_on():
     recipe = Recipe(model=Model(base="/model"), data=Data(train="/train.jsonl", eval=0.1))
-    assert advice(recipe, Known()) == []
+    assert collect_advice(recipe, RunFigures()) == []
 
 
 @pytest.mark.parametrize(
@@ -125,13 +125,13 @@ def test_tasks_whose_values_stand_in_the_prompt_and_plain_style_are_left_alone(t
 def test_the_shipped_recipe_gets_at_most_two_notes():
     lines = (DEBIAN / "train.jsonl").read_text().splitlines()
     rows = [[message["content"] for message in json.loads(line)["messages"]] for line in lines]
-    found = advice(
+    found = collect_advice(
         Recipe(
             model=Model(base="HuggingFaceTB/SmolLM2-135M-Instruct"),
             data=Data(train=str(DEBIAN / "train.jsonl"), eval=str(DEBIAN / "eval.jsonl"), max_length=128),
             train=Train(steps=100, epochs=None, batch_size=8),
         ),
-        Known(
+        RunFigures(
             rows=2433,
             held_out=258,
             longest=85,

@@ -8,11 +8,11 @@ import pytest
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine
 from lorakit.model.positions import Positions
-from lorakit.plan.adapted import adapted_by
-from lorakit.plan.auto import settle
-from lorakit.plan.facts import ModelFacts, facts_from, facts_in, facts_of
-from lorakit.plan.known import known_config, known_models
-from lorakit.plan.memory import Training, training_memory
+from lorakit.plan.auto import resolve_auto
+from lorakit.plan.known_models import known_config, known_models
+from lorakit.plan.memory import TrainingStep, peak_memory
+from lorakit.plan.model_info import ModelInfo, find_model_info, parse_model_info, read_model_info
+from lorakit.plan.trainable_params import count_trainable
 from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train
 
 GIB = 1 << 30
@@ -20,8 +20,8 @@ CPU = Machine("cpu", "a processor", 16 * GIB, bfloat16=False)
 AMX = Machine("cpu", "a processor with AMX", 16 * GIB, bfloat16=True)
 GPU = Machine("cuda", "a GPU", 24 * GIB, bfloat16=True)
 OLD_GPU = Machine("cuda", "an old GPU", 16 * GIB, bfloat16=False)
-LLAMA_8B = facts_from(known_config("meta-llama/Llama-3.1-8B"))
-SMOL = facts_from(known_config("HuggingFaceTB/SmolLM2-135M-Instruct"))
+LLAMA_8B = parse_model_info(known_config("meta-llama/Llama-3.1-8B"))
+SMOL = parse_model_info(known_config("HuggingFaceTB/SmolLM2-135M-Instruct"))
 
 
 def recipe(train: Train | None = None, adapter: Adapter | None = None, model: Model | None = None) -> Recipe:
@@ -33,8 +33,8 @@ def recipe(train: Train | None = None, adapter: Adapter | None = None, model: Mo
     )
 
 
-def chosen(machine: Machine, facts: ModelFacts | None, **sections) -> dict:
-    settled = settle(recipe(**sections), machine, facts)
+def chosen(machine: Machine, facts: ModelInfo | None, **sections) -> dict:
+    settled = resolve_auto(recipe(**sections), machine, facts)
     assert all(choice.reason for choice in settled.choices)
     return {choice.path: choice.value for choice in settled.choices}
 
@@ -46,10 +46,10 @@ def test_dtype_follows_the_machine(machine, dtype):
     assert chosen(machine, SMOL)["model.dtype"] == dtype
 
 
-def taken(facts: ModelFacts, rows: int, checkpointing: bool, quantization: str = "none") -> int:
+def taken(facts: ModelInfo, rows: int, checkpointing: bool, quantization: str = "none") -> int:
     """Bytes of a micro-batch of 1,024 tokens a row, as the memory model has it."""
-    training = Training(rows, 1024, rows * 1024, checkpointing=checkpointing, quantization=quantization)
-    return training_memory(facts.spec, adapted_by(facts.spec, Adapter()), training).total
+    training = TrainingStep(rows, 1024, rows * 1024, checkpointing=checkpointing, quantization=quantization)
+    return peak_memory(facts.spec, count_trainable(facts.spec, Adapter()), training).total
 
 
 def test_a_small_model_takes_as_many_rows_as_fit_and_no_checkpointing():
@@ -66,7 +66,7 @@ def test_the_whole_batch_goes_at_once_where_it_fits():
 
 
 def test_what_does_not_fit_at_all_is_said():
-    settled = settle(recipe(), Machine("cuda", "a small GPU", 4 * GIB, bfloat16=True), LLAMA_8B)
+    settled = resolve_auto(recipe(), Machine("cuda", "a small GPU", 4 * GIB, bfloat16=True), LLAMA_8B)
     choices = {choice.path: choice for choice in settled.choices}
     assert choices["train.micro_batch"].value == 1 and choices["train.gradient_checkpointing"].value is True
     assert "lorakit plan says what would fit" in choices["train.micro_batch"].reason
@@ -83,7 +83,7 @@ def test_flash_attention_is_taken_with_packing_where_it_is_installed(monkeypatch
     usual, flash = ("eager", "sdpa"), ("eager", "sdpa", "flash_attention_2")
 
     def choices(machine, attentions, **sections):
-        settled = settle(recipe(**sections), machine, SMOL, None, attentions).recipe
+        settled = resolve_auto(recipe(**sections), machine, SMOL, None, attentions).recipe
         return settled.model.attention, settled.data.packing
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
@@ -106,22 +106,22 @@ def test_the_attentions_of_a_family_are_known_from_its_config():
     assert {"gemma2", "gpt_oss"} <= configs.keys()
     for model_type, config in configs.items():
         kind = AutoModelForCausalLM._model_mapping[CONFIG_MAPPING[model_type]]
-        facts = facts_from(config)
+        facts = parse_model_info(config)
         if facts is not None:
             assert ("sdpa" in facts.attentions) == kind._supports_sdpa, model_type
             assert kind._supports_flash_attn or "flash_attention_2" not in facts.attentions, model_type
 
 
 def test_eager_attention_is_planned_where_a_family_has_no_other():
-    gemma = facts_from(known_config("google/gemma-2-2b"))
+    gemma = parse_model_info(known_config("google/gemma-2-2b"))
     assert chosen(GPU, gemma)["model.attention"] == "eager"
     with pytest.raises(UserError, match="no sdpa for this family"):
-        settle(recipe(model=Model(base="a/b", attention="sdpa")), GPU, gemma)
+        resolve_auto(recipe(model=Model(base="a/b", attention="sdpa")), GPU, gemma)
 
 
 def test_targets_that_the_model_lacks_are_refused_before_it_is_loaded():
     with pytest.raises(UserError, match="'query_key_value' matches no linear layer"):
-        settle(recipe(adapter=Adapter(targets=["query_key_value"])), CPU, SMOL)
+        resolve_auto(recipe(adapter=Adapter(targets=["query_key_value"])), CPU, SMOL)
 
 
 def test_a_model_that_hardly_fits_is_checkpointed():
@@ -132,17 +132,17 @@ def test_a_model_that_hardly_fits_is_checkpointed():
 
 def test_what_is_written_is_never_changed():
     train = Train(micro_batch=3, learning_rate=1e-5, gradient_checkpointing=False, optimizer="adamw")
-    settled = settle(recipe(train=train), GPU, LLAMA_8B)
+    settled = resolve_auto(recipe(train=train), GPU, LLAMA_8B)
     assert settled.recipe.train == train
     assert {choice.path for choice in settled.choices} == {"model.dtype", "model.attention", "data.packing"}
 
 
 def test_learning_rate_is_the_published_formula():
     assert chosen(CPU, SMOL)["train.learning_rate"] == pytest.approx(5e-4 * (2000 / 576) ** 0.781, rel=0.02)
-    qwen = ModelFacts("qwen2", 2048)
+    qwen = ModelInfo("qwen2", 2048)
     assert chosen(CPU, qwen)["train.learning_rate"] == pytest.approx(5e-4 * (2000 / 2048) ** 0.0775, rel=0.02)
-    assert chosen(CPU, ModelFacts("mamba", 768))["train.learning_rate"] == 2e-4
-    assert chosen(CPU, ModelFacts("falcon", 8192))["train.learning_rate"] == 1e-4
+    assert chosen(CPU, ModelInfo("mamba", 768))["train.learning_rate"] == 2e-4
+    assert chosen(CPU, ModelInfo("falcon", 8192))["train.learning_rate"] == 1e-4
 
 
 def test_rslora_gets_a_rate_that_makes_up_for_its_scale():
@@ -173,16 +173,16 @@ def test_a_model_that_is_not_here_leaves_the_rate_open_and_says_so():
 @pytest.mark.parametrize("layers", ["0-30", [0, 30], ["28-30"]])
 def test_layers_that_the_config_does_not_have_are_refused_before_loading(layers):
     with pytest.raises(UserError, match="30 is not a layer of the model: this model has layers 0 to 29"):
-        settle(recipe(adapter=Adapter(layers=layers)), CPU, SMOL)
-    settle(recipe(adapter=Adapter(layers=["0-29"])), CPU, SMOL)
+        resolve_auto(recipe(adapter=Adapter(layers=layers)), CPU, SMOL)
+    resolve_auto(recipe(adapter=Adapter(layers=["0-29"])), CPU, SMOL)
 
 
 def test_settings_that_cannot_work_here_are_refused(monkeypatch):
     with pytest.raises(UserError, match="float16 needs a GPU"):
-        settle(recipe(model=Model(base="a/b", dtype="float16")), CPU, None)
+        resolve_auto(recipe(model=Model(base="a/b", dtype="float16")), CPU, None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package flash-attn"):
-        settle(recipe(model=Model(base="a/b", attention="flash_attention_2")), GPU, None)
+        resolve_auto(recipe(model=Model(base="a/b", attention="flash_attention_2")), GPU, None)
 
 
 def test_a_gpu_that_torch_cannot_use_is_said_and_not_used(monkeypatch):
@@ -201,16 +201,16 @@ def test_a_gpu_that_torch_cannot_use_is_said_and_not_used(monkeypatch):
 def test_facts_are_read_from_configs_of_several_shapes(tmp_path):
     def facts(**config):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        return facts_in(tmp_path)
+        return read_model_info(tmp_path)
 
-    assert facts(model_type="gpt2", n_embd=64, n_layer=3, n_head=4, n_positions=99) == ModelFacts(
+    assert facts(model_type="gpt2", n_embd=64, n_layer=3, n_head=4, n_positions=99) == ModelInfo(
         *("gpt2", 64, 3, 256, 64, 64), positions=Positions(99, True, "n_positions in its config.json")
     )
     nested = {"model_type": "gemma3_text", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     assert facts(model_type="gemma3", text_config=nested).model_type == "gemma3_text"
     assert facts(model_type="odd") is None
     (tmp_path / "config.json").write_text("{")
-    assert facts_in(tmp_path) is None
+    assert read_model_info(tmp_path) is None
 
 
 def test_facts_of_a_hub_id_come_from_the_hubs_cache_or_the_table(tmp_path, monkeypatch):
@@ -220,13 +220,13 @@ def test_facts_of_a_hub_id_come_from_the_hubs_cache_or_the_table(tmp_path, monke
     (snapshot / "config.json").write_text('{"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2}')
     (tmp_path / "models--someone--tiny" / "refs").mkdir()
     (tmp_path / "models--someone--tiny" / "refs" / "main").write_text("abc")
-    assert facts_of("someone/tiny", "main").hidden_size == 8
-    assert facts_of("HuggingFaceTB/SmolLM2-135M-Instruct", "main").hidden_size == 576
-    assert facts_of("nobody/nothing", "main") is None
+    assert find_model_info("someone/tiny", "main").hidden_size == 8
+    assert find_model_info("HuggingFaceTB/SmolLM2-135M-Instruct", "main").hidden_size == 576
+    assert find_model_info("nobody/nothing", "main") is None
 
 
 def test_checking_a_carried_model_reads_no_weights(monkeypatch):
-    from lorakit.plan import facts
+    from lorakit.plan import model_info
 
-    monkeypatch.setattr(facts, "converted_folder", lambda path: pytest.fail("its file was hashed"))
-    assert facts_of("HuggingFaceTB/SmolLM2-135M-Instruct", "main").hidden_size == 576
+    monkeypatch.setattr(model_info, "converted_folder", lambda path: pytest.fail("its file was hashed"))
+    assert find_model_info("HuggingFaceTB/SmolLM2-135M-Instruct", "main").hidden_size == 576

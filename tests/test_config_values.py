@@ -11,8 +11,8 @@ from lorakit.errors import UserError
 from lorakit.model.quantization_config import check_quantization, parse_quantization
 from lorakit.model.resolve import Base
 from lorakit.model.spec_from_config import spec_from_config
-from lorakit.plan.facts import facts_from, facts_in
-from lorakit.plan.fit import load_of
+from lorakit.plan.fit import size_run
+from lorakit.plan.model_info import parse_model_info, read_model_info
 from lorakit.recipe.adapter_kind import effective_model, trains_all
 from lorakit.recipe.load import load
 
@@ -96,9 +96,9 @@ def test_values_that_do_not_go_together_are_named(recipe_on, lorakit, command, c
 def test_the_sizes_of_a_family_that_is_not_counted_are_left_to_transformers(value):
     config = FAMILIES["gpt2"].config.to_dict()
     for key in ("n_embd", "n_head", "n_layer", "n_inner", "head_dim", "hidden_size", "num_key_value_heads"):
-        found = facts_from(config | {key: value})
+        found = parse_model_info(config | {key: value})
         assert found is None if key == "n_embd" else found.hidden_size == 16
-    assert facts_from(config | {"intermediate_size": [4]}).intermediate_size is None
+    assert parse_model_info(config | {"intermediate_size": [4]}).intermediate_size is None
 
 
 @pytest.mark.parametrize("family", COUNTED)
@@ -124,7 +124,7 @@ def test_an_absent_size_is_taken_from_the_others_where_transformers_does_so():
 def test_a_damaged_value_ends_what_a_run_prepares(recipe_on, tmp_path):
     recipe_on("llama", {"num_attention_heads": "4"})
     with pytest.raises(UserError, match=r'config\.json: num_attention_heads is "4"'):
-        facts_in(tmp_path / "model")
+        read_model_info(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ def test_the_bits_of_a_checkpoint_are_read(recipe_on, method):
     for bits, held in ((8, "q8"), (4, "nf4"), (None, "nf4")):
         named = {"quant_method": method, "bits": bits}
         assert parse_quantization({"quantization_config": named}).bits == bits
-        facts = facts_from(config | {"quantization_config": named})
-        load_ = load_of(load(recipe_on()).recipe, facts, facts.spec, on_gpu=True)
+        facts = parse_model_info(config | {"quantization_config": named})
+        load_ = size_run(load(recipe_on()).recipe, facts, facts.spec, on_gpu=True)
         assert load_.quantization == held
 
 
@@ -184,4 +184,4 @@ def test_the_bits_of_a_checkpoint_are_read(recipe_on, method):
 def test_more_layers_than_any_model_has_are_damage(family):
     config = FAMILIES[family].config.to_dict() | {"num_hidden_layers": 10**9}
     with pytest.raises(UserError, match="num_hidden_layers is 1000000000, not a whole number from 1 to 1,000"):
-        facts_from(config)
+        parse_model_info(config)

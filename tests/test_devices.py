@@ -3,14 +3,14 @@
 import pytest
 
 from lorakit.errors import UserError
-from lorakit.hardware.gpus import DEVICES, find_device, known_device
+from lorakit.hardware.gpus import GPUS, find_gpu, match_gpu
 
 GIB = 2**30
 
 
 @pytest.mark.parametrize("text", ["RTX 4090", "4090", "rtx-4090", "GeForce RTX 4090", "NVIDIA GeForce RTX 4090"])
 def test_one_card_has_many_names(text):
-    assert find_device(text).name == "RTX 4090"
+    assert find_gpu(text).name == "RTX 4090"
 
 
 @pytest.mark.parametrize(
@@ -32,13 +32,13 @@ def test_one_card_has_many_names(text):
     ],
 )
 def test_what_nvidia_smi_prints_is_understood(shown, name):
-    assert find_device(shown).name == name
-    assert known_device(shown, find_device(name).memory) == find_device(name)
+    assert find_gpu(shown).name == name
+    assert match_gpu(shown, find_gpu(name).memory) == find_gpu(name)
 
 
 def test_every_device_is_found_by_its_own_name():
-    assert [find_device(device.name) for device in DEVICES] == list(DEVICES)
-    assert len({device.name for device in DEVICES}) == len(DEVICES)
+    assert [find_gpu(device.name) for device in GPUS] == list(GPUS)
+    assert len({device.name for device in GPUS}) == len(GPUS)
 
 
 @pytest.mark.parametrize(
@@ -51,25 +51,25 @@ def test_every_device_is_found_by_its_own_name():
 )
 def test_a_name_of_several_cards_asks_which(text, said):
     with pytest.raises(UserError, match=f"more than one GPU. Write one of: {said}"):
-        find_device(text)
+        find_gpu(text)
 
 
 def test_an_unknown_name_says_which_is_near():
     with pytest.raises(UserError, match=r"'RTX 4099' is not a known GPU.* Did you mean RTX 4090\?"):
-        find_device("RTX 4099")
+        find_gpu("RTX 4099")
 
 
 @pytest.mark.parametrize("text", ["RTX 4090 Laptop GPU", "a fast one", ""])
 def test_an_unknown_name_asks_for_the_memory(text):
     with pytest.raises(UserError, match="its memory alone: 24GB"):
-        find_device(text)
+        find_gpu(text)
 
 
 @pytest.mark.parametrize("text", ["24GB", "24 GiB", "24g", "24 gb", "24000MB", "24576 MiB", "0.024TB"])
 def test_memory_alone_is_a_card_as_slow_as_the_slowest_of_that_size(text):
-    device = find_device(text)
+    device = find_gpu(text)
     assert device.memory == 24 * GIB
-    assert device.float16 == min(find_device(name).float16 for name in ("A10G", "RTX 3090", "L4", "RTX 4090"))
+    assert device.float16 == min(find_gpu(name).float16 for name in ("A10G", "RTX 3090", "L4", "RTX 4090"))
     assert "the slowest known card" in device.source and "A10G" in device.source
     assert device.bfloat16, "a card of this size has bfloat16, though an old one may not"
 
@@ -77,14 +77,14 @@ def test_memory_alone_is_a_card_as_slow_as_the_slowest_of_that_size(text):
 @pytest.mark.parametrize("text", ["0GB", "9999GB"])
 def test_a_memory_that_no_gpu_has_is_refused(text):
     with pytest.raises(UserError, match="is not a memory size"):
-        find_device(text)
+        find_gpu(text)
 
 
 def test_a_card_of_this_machine_keeps_the_memory_it_shows():
-    device = known_device("NVIDIA GeForce RTX 4090", 24217 << 20)
+    device = match_gpu("NVIDIA GeForce RTX 4090", 24217 << 20)
     assert device is not None and (device.name, device.memory) == ("RTX 4090", 24217 << 20)
-    assert known_device("NVIDIA GeForce RTX 4090", 48 * GIB) is None, "a rebuilt card is another one"
-    assert known_device("AMD Instinct MI300X", 192 * GIB) is None
+    assert match_gpu("NVIDIA GeForce RTX 4090", 48 * GIB) is None, "a rebuilt card is another one"
+    assert match_gpu("AMD Instinct MI300X", 192 * GIB) is None
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_a_card_of_this_machine_keeps_the_memory_it_shows():
     ],
 )
 def test_rates_computed_from_the_clock_are_those_that_are_printed(name, tensor, float32):
-    device = find_device(name)
+    device = find_gpu(name)
     assert device.float16 / 1e12 == pytest.approx(tensor, rel=0.005)
     assert device.float32 / 1e12 == pytest.approx(float32, rel=0.005)
 
 
 def test_no_rate_is_a_sparse_one_or_out_of_order():
-    for device in DEVICES:
+    for device in GPUS:
         assert device.source
         assert 1e11 < device.bandwidth < 1e13 and 5 * GIB < device.memory < 200 * GIB
         assert device.float32 < device.float16 < 2.5e15, device.name

@@ -13,18 +13,19 @@ from recipe_files import loaded
 
 from lorakit.cli.doctor import _lines
 from lorakit.data.worker_pool import processors
-from lorakit.doctor import base, choices, disk, gpu, hub, packages, quantization, speed
-from lorakit.doctor.examine import _sections, examine
-from lorakit.doctor.finding import Finding, findings_of
-from lorakit.hardware.cgroups import Limits, limits_of
+from lorakit.doctor import base, choices, disk, gpu, hub, packages, speed
+from lorakit.doctor import bitsandbytes as quantization
+from lorakit.doctor.finding import CheckResult, findings_of
+from lorakit.doctor.run import _sections, examine
+from lorakit.hardware.cgroups import CgroupLimits, read_cgroup_limits
 from lorakit.hardware.machine import Machine, this_machine
-from lorakit.plan.auto import settle
+from lorakit.plan.auto import resolve_auto
 from lorakit.recipe.schema import Data, Model, Recipe
 
 SECRET = "hf_do_not_show_me"
 
 
-def by_name(findings) -> dict[str, Finding]:
+def by_name(findings) -> dict[str, CheckResult]:
     return {finding.name: finding for finding in findings}
 
 
@@ -75,7 +76,7 @@ def test_speed_is_measured_in_each_number_format(healthy):
 
 def test_what_auto_chooses_is_what_auto_chooses(healthy):
     told = {finding.name: finding.figures.get("value") for section, finding in healthy if "auto" in section}
-    settled = settle(Recipe(model=Model(base="a/b"), data=Data(train="a/b")), this_machine(), None)
+    settled = resolve_auto(Recipe(model=Model(base="a/b"), data=Data(train="a/b")), this_machine(), None)
     chosen = {choice.path: choice.value for choice in settled.choices}
     for path in ("model.dtype", "model.attention", "data.packing", "train.optimizer"):
         assert told[path] == chosen[path]
@@ -221,7 +222,7 @@ def test_a_version_that_lorakit_is_not_made_for_is_broken(tmp_path, monkeypatch,
     findings = by_name(packages.required())
     found = findings[name]
     assert {finding.name for finding in findings.values() if finding.state == "broken"} == {name}
-    assert found.found.startswith(f"{version}: {said}")
+    assert found.message.startswith(f"{version}: {said}")
     assert found.remedy.startswith(f"pip install --upgrade '{name}")
 
 
@@ -241,13 +242,13 @@ def test_a_missing_package_is_broken_and_a_missing_extra_is_a_note(tmp_path, mon
 def test_a_check_that_fails_is_a_finding_after_what_it_found(monkeypatch, capsys):
     def check():
         print("noise of a library")
-        yield Finding("first", "ok", "fine")
+        yield CheckResult("first", "ok", "fine")
         raise RuntimeError("wrapped") from OSError("the cause\nand more")
 
     monkeypatch.delenv("LORAKIT_DEBUG", raising=False)
     first, second = findings_of("disk", check)
     assert first.state == "ok" and (second.name, second.state) == ("disk", "broken")
-    assert second.found == "the check ended with RuntimeError: the cause"
+    assert second.message == "the check ended with RuntimeError: the cause"
     assert capsys.readouterr().out == ""
     monkeypatch.setenv("LORAKIT_DEBUG", "1")
     with pytest.raises(RuntimeError):
@@ -259,7 +260,7 @@ def test_a_quantized_layer_that_computes_wrong_is_broken(monkeypatch):
 
     monkeypatch.setattr(quantization, "_layer", lambda word, weight, dtype: torch.nn.Linear(*weight.shape, bias=False))
     found = by_name(quantization.layers())
-    assert {finding.state for finding in found.values()} == {"broken"} and "over 0.12" in found["nf4"].found
+    assert {finding.state for finding in found.values()} == {"broken"} and "over 0.12" in found["nf4"].message
 
 
 def test_a_slow_number_format_is_measured_on_a_small_matrix(monkeypatch):
@@ -274,14 +275,14 @@ def test_auto_is_questioned_where_the_measured_speed_says_otherwise(monkeypatch,
     monkeypatch.setattr(choices, "_machine_of_runs", lambda: slow)
     monkeypatch.setattr(choices, "product_speed", lambda _, dtype: (1e11 if dtype == "float32" else bfloat16, 512))
     found = by_name(choices.choices(None))["model.dtype"]
-    assert ("2.0 times as fast" in found.found) is told and (found.state == "note") is told
+    assert ("2.0 times as fast" in found.message) is told and (found.state == "note") is told
 
 
 def test_a_setting_of_the_recipe_that_cannot_work_here_is_broken(tmp_path, monkeypatch):
     monkeypatch.setattr(choices, "_machine_of_runs", lambda: Machine("cpu", "a processor", 8 << 30, bfloat16=False))
     recipe = loaded(tmp_path, "model: {base: a/b, dtype: float16}\ndata: {train: train.jsonl}\n").recipe
     found = by_name(choices.choices(recipe))["settings"]
-    assert found.state == "broken" and found.found.startswith("model.dtype: float16 needs a GPU")
+    assert found.state == "broken" and found.message.startswith("model.dtype: float16 needs a GPU")
 
 
 def on(folder, **model) -> Recipe:
@@ -293,7 +294,7 @@ def test_a_recipe_whose_model_is_neither_here_nor_to_be_had_is_broken(monkeypatc
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     found = by_name(base.base(on("org/nowhere")))["base"]
-    assert found.state == "broken" and "HF_HUB_OFFLINE" in found.found
+    assert found.state == "broken" and "HF_HUB_OFFLINE" in found.message
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert by_name(base.base(on("org/nowhere")))["base"].state == "note"
 
@@ -309,9 +310,9 @@ def test_each_part_of_a_base_that_is_lacking_is_broken_with_its_remedy(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = by_name(base.base(on(tmp_path)))
     assert {finding.state for finding in found.values()} == {"broken"} and all(one.remedy for one in found.values())
-    assert "has no .safetensors file" in found["base"].found
-    assert found["base's family"].found.startswith("not_yet: transformers ")
-    assert "its config.json cannot be read" in found["base's tokenizer"].found
+    assert "has no .safetensors file" in found["base"].message
+    assert found["base's family"].message.startswith("not_yet: transformers ")
+    assert "its config.json cannot be read" in found["base's tokenizer"].message
     assert found["base's weights"].remedy == "pip install optimum gptqmodel"
 
 
@@ -350,7 +351,7 @@ def test_a_gpu_on_the_bus_that_no_driver_shows_is_broken(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "_seen", lambda: ([], "nvidia-smi: couldn't communicate with the NVIDIA driver"))
     monkeypatch.setattr(gpu, "gpus_on_bus", lambda: 1)
     found = by_name(gpu.cards())["driver"]
-    assert found.state == "broken" and "couldn't communicate" in found.found
+    assert found.state == "broken" and "couldn't communicate" in found.message
     monkeypatch.setattr(gpu, "gpus_on_bus", lambda: 0)
     assert by_name(gpu.cards())["GPU"].state == "note"
 
@@ -363,15 +364,15 @@ def test_a_driver_that_this_torch_cannot_use_is_broken(monkeypatch):
     monkeypatch.setattr(gpu, "_seen", lambda: ([gpu.Card("a GPU", 8 << 30, 8 << 30, "470.1", "8.0")], ""))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     found = by_name(gpu.torch_on_gpu())["torch on GPU"]
-    assert found.state == "broken" and "CUDA 13.0" in found.found and "470.1" in found.remedy
+    assert found.state == "broken" and "CUDA 13.0" in found.message and "470.1" in found.remedy
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert by_name(gpu.torch_on_gpu())["torch on GPU"].state == "ok"
-    assert "hides every GPU" in by_name(gpu.cards())["visible"].found
+    assert "hides every GPU" in by_name(gpu.cards())["visible"].message
 
 
 def test_lines_stay_within_the_terminal():
-    long = Finding("train.gradient_checkpointing", "note", "word " * 60, "do " * 60)
-    for finding in (long, Finding("torch", "broken", "word " * 60)):
+    long = CheckResult("train.gradient_checkpointing", "note", "word " * 60, "do " * 60)
+    for finding in (long, CheckResult("torch", "broken", "word " * 60)):
         lines = _lines(finding, 80).splitlines()
         assert all(len(line) < 80 for line in lines) and finding.state in lines[0] and finding.name in lines[0]
 
@@ -413,7 +414,7 @@ def local_hub(monkeypatch):
 def test_the_hub_is_asked_at_its_endpoint_and_a_refused_token_is_broken(local_hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", SECRET)
     found = by_name(hub.reachable())
-    assert found["reachable"].state == "ok" and "127.0.0.1" in found["reachable"].found
+    assert found["reachable"].state == "ok" and "127.0.0.1" in found["reachable"].message
     assert found["token"].state == "broken" and SECRET not in str(found)
     assert _Hub.asked == [("/api/models?limit=1", None), ("/api/whoami-v2", f"Bearer {SECRET}")]
 
@@ -429,7 +430,7 @@ def test_the_hub_is_asked_only_where_the_network_is_allowed(local_hub):
     def ask(network):
         return [finding for check in _sections(network, None)["Hub"].values() for finding in check()]
 
-    assert "not asked (--network asks)" in {finding.found for finding in ask(network=False)} and _Hub.asked == []
+    assert "not asked (--network asks)" in {finding.message for finding in ask(network=False)} and _Hub.asked == []
     assert ask(network=True) and _Hub.asked
 
 
@@ -444,7 +445,7 @@ def groups(folder, membership, files):
         path = folder / "groups" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return limits_of(folder / "proc", folder / "groups")
+    return read_cgroup_limits(folder / "proc", folder / "groups")
 
 
 def test_limits_of_version_2_are_the_tightest_on_the_way_up(tmp_path):
@@ -461,7 +462,7 @@ def test_limits_of_version_2_are_the_tightest_on_the_way_up(tmp_path):
             "batch/job/cpu.max": "150000 100000\n",
         },
     )
-    assert found == Limits(memory=8 << 30, memory_left=3 << 30, processors=1.5)
+    assert found == CgroupLimits(memory=8 << 30, memory_left=3 << 30, processors=1.5)
 
 
 def test_limits_of_version_1_inside_a_container_stand_in_its_root(tmp_path):
@@ -476,7 +477,7 @@ def test_limits_of_version_1_inside_a_container_stand_in_its_root(tmp_path):
             "cpu,cpuacct/cpu.cfs_period_us": "100000\n",
         },
     )
-    assert found == Limits(memory=4 << 30, memory_left=(3 << 30) + (1 << 28), processors=2.0)
+    assert found == CgroupLimits(memory=4 << 30, memory_left=(3 << 30) + (1 << 28), processors=2.0)
 
 
 def test_no_limit_is_none(tmp_path):
@@ -485,5 +486,5 @@ def test_no_limit_is_none(tmp_path):
         "cpu/cpu.cfs_quota_us": "-1\n",
         "cpu/cpu.cfs_period_us": "100000\n",
     }
-    assert groups(tmp_path, "4:memory:/\n1:cpu:/\n", files) == Limits()
-    assert limits_of(tmp_path / "no-proc", tmp_path / "no-groups") == Limits()
+    assert groups(tmp_path, "4:memory:/\n1:cpu:/\n", files) == CgroupLimits()
+    assert read_cgroup_limits(tmp_path / "no-proc", tmp_path / "no-groups") == CgroupLimits()

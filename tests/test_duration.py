@@ -6,10 +6,10 @@ import time
 import numpy  # noqa: F401 - so that its import is not in what is timed
 import pytest
 
-from lorakit.hardware.gpus import find_device
-from lorakit.hardware.throughput import cpu_rates, measure_cpu, rates_of
-from lorakit.plan.duration import HIGH, LOW, Span, operations, price, seconds
-from lorakit.plan.work import Work
+from lorakit.hardware.gpus import find_gpu
+from lorakit.hardware.throughput import cpu_throughput, gpu_throughput, measure_cpu
+from lorakit.plan.flops import Workload
+from lorakit.plan.runtime import HIGH, LOW, EstimateRange, training_flops, training_price, training_seconds
 
 # hidden width, MLP width, layers, query width, key and value width, vocabulary
 SHAPES = {
@@ -26,13 +26,13 @@ SHAPES = {
 }
 
 
-def work(model: str, rows: int, length: int, batches: int = 1, rank: int = 16, **changed) -> Work:
+def work(model: str, rows: int, length: int, batches: int = 1, rank: int = 16, **changed) -> Workload:
     """A step in which every position is trained, with a LoRA on all linear layers."""
     hidden, mlp, layers, query, pair, vocabulary = SHAPES[model]
     body = layers * (2 * hidden * query + 2 * hidden * pair + 3 * hidden * mlp)
     width = layers * (2 * (hidden + query) + 2 * (hidden + pair) + 3 * (hidden + mlp))
     full = changed.pop("trains_weights", False)
-    made = Work(
+    made = Workload(
         steps=1,
         micro_batches=batches,
         tokens=rows * length,
@@ -57,12 +57,12 @@ def work(model: str, rows: int, length: int, batches: int = 1, rank: int = 16, *
     return dataclasses.replace(made, **changed)
 
 
-def likely(done: Work, gpu: str, dtype: str = "bfloat16") -> float:
-    return seconds(done, rates_of(find_device(gpu), dtype)).likely
+def likely(done: Workload, gpu: str, dtype: str = "bfloat16") -> float:
+    return training_seconds(done, gpu_throughput(find_gpu(gpu), dtype)).likely
 
 
 def test_operations_are_two_a_weight_token_and_pass():
-    plain = Work(
+    plain = Workload(
         steps=1,
         micro_batches=1,
         tokens=10,
@@ -82,24 +82,27 @@ def test_operations_are_two_a_weight_token_and_pass():
         layers_adapted=0,
         hidden=10,
     )
-    assert operations(plain) == 10 * 1000 * 4 + 4 * 100 * 4
+    assert training_flops(plain) == 10 * 1000 * 4 + 4 * 100 * 4
     full = dataclasses.replace(plain, trained_body=1000, trained_head=True)
-    assert operations(full) == 10 * 1000 * 6 + 4 * 100 * 6
+    assert training_flops(full) == 10 * 1000 * 6 + 4 * 100 * 6
     half = dataclasses.replace(plain, layers_back=1)
-    assert operations(half) == 10 * (1000 * 2 + 500 * 2) + 4 * 100 * 4
+    assert training_flops(half) == 10 * (1000 * 2 + 500 * 2) + 4 * 100 * 4
     again = dataclasses.replace(half, checkpointing=True)
-    assert operations(again) == 10 * (1000 * 2 + 500 * 4) + 4 * 100 * 4
-    assert operations(dataclasses.replace(plain, checkpointing=True)) == 10 * 1000 * 6 + 4 * 100 * 4
-    assert operations(dataclasses.replace(plain, adapter=7)) - operations(plain) == 10 * 7 * 6
-    assert operations(dataclasses.replace(plain, attention=3, square_tokens=100)) - operations(plain) == 3 * 100 * 6
+    assert training_flops(again) == 10 * (1000 * 2 + 500 * 4) + 4 * 100 * 4
+    assert training_flops(dataclasses.replace(plain, checkpointing=True)) == 10 * 1000 * 6 + 4 * 100 * 4
+    assert training_flops(dataclasses.replace(plain, adapter=7)) - training_flops(plain) == 10 * 7 * 6
+    assert (
+        training_flops(dataclasses.replace(plain, attention=3, square_tokens=100)) - training_flops(plain)
+        == 3 * 100 * 6
+    )
     scored = dataclasses.replace(plain, held_out_tokens=5, held_out_trained_tokens=2)
-    assert operations(scored) - operations(plain) == 2 * (5 * 1000 + 2 * 100)
+    assert training_flops(scored) - training_flops(plain) == 2 * (5 * 1000 + 2 * 100)
 
 
 def test_the_head_is_counted_again_where_the_loss_computes_it_in_chunks():
     few, many = (work("llama-3.1-8b", 1, length, square_tokens=0) for length in (200, 300))
     head = few.head * 2
-    assert operations(many) / 300 - operations(few) / 200 == pytest.approx(head)
+    assert training_flops(many) / 300 - training_flops(few) / 200 == pytest.approx(head)
 
 
 # Seconds published for one step, with what it was done on: see docs/planning.md. (model, rows, length, micro-batches,
@@ -152,7 +155,9 @@ PUBLISHED = {
 @pytest.mark.parametrize("run", PUBLISHED)
 def test_a_published_time_lies_in_the_stated_range(run):
     (model, rows, length, batches, changed), gpu, published = PUBLISHED[run]
-    estimate = seconds(work(model, rows, length, batches, **changed), rates_of(find_device(gpu), "bfloat16"))
+    estimate = training_seconds(
+        work(model, rows, length, batches, **changed), gpu_throughput(find_gpu(gpu), "bfloat16")
+    )
     assert estimate.low <= published <= estimate.high, f"{estimate.likely:.3f} s against {published:.3f} s"
 
 
@@ -174,7 +179,7 @@ def test_this_project_s_own_run_on_two_cores_lies_in_the_range():
         held_out_tokens=2 * 258 * 46,
         held_out_trained_tokens=2 * 5428,
     )
-    estimate = seconds(run, cpu_rates(275e9, 27e9))
+    estimate = training_seconds(run, cpu_throughput(275e9, 27e9))
     assert estimate.low < 179 < estimate.high
     assert estimate.likely == pytest.approx(179, rel=0.25)
 
@@ -196,20 +201,20 @@ def test_small_micro_batches_are_bound_by_starting_kernels():
 def test_experts_that_a_token_does_not_use_are_read_but_not_multiplied():
     dense = work("llama-2-7b", 1, 64)
     sparse = dataclasses.replace(dense, weight_bytes=10 * dense.weight_bytes)
-    assert operations(sparse) == operations(dense)
+    assert training_flops(sparse) == training_flops(dense)
     assert likely(sparse, "A100 80GB") > likely(dense, "A100 80GB")
 
 
 def test_the_range_is_the_stated_one_and_the_price_follows():
-    estimate = seconds(work("llama-3.1-8b", 4, 1024), rates_of(find_device("L4"), "bfloat16"))
+    estimate = training_seconds(work("llama-3.1-8b", 4, 1024), gpu_throughput(find_gpu("L4"), "bfloat16"))
     assert (estimate.low / estimate.likely, estimate.high / estimate.likely) == pytest.approx((LOW, HIGH))
-    assert price(Span(1800, 3600, 7200), 1.2) == Span(0.6, 1.2, 2.4)
+    assert training_price(EstimateRange(1800, 3600, 7200), 1.2) == EstimateRange(0.6, 1.2, 2.4)
 
 
 def test_rates_say_where_they_are_from():
-    assert "70% of 312 TFLOP/s in bfloat16" in rates_of(find_device("A100 80GB"), "bfloat16").words
-    assert "no bfloat16" in rates_of(find_device("T4"), "bfloat16").words
-    assert "NVIDIA data sheet" in rates_of(find_device("T4"), "float16").words
+    assert "70% of 312 TFLOP/s in bfloat16" in gpu_throughput(find_gpu("A100 80GB"), "bfloat16").words
+    assert "no bfloat16" in gpu_throughput(find_gpu("T4"), "bfloat16").words
+    assert "NVIDIA data sheet" in gpu_throughput(find_gpu("T4"), "float16").words
 
 
 def test_this_processor_is_measured_in_a_third_of_a_second():

@@ -21,7 +21,7 @@ from lorakit.model.layerwise import layerwise_adapter_model
 from lorakit.model.peft_adapter import adapter_config, continue_adapter, load_adapter
 from lorakit.model.spec_from_meta import count_with_peft_config, spec_from_meta
 from lorakit.model.state_dict import open_weights
-from lorakit.plan.adapted import adapted_by
+from lorakit.plan.trainable_params import count_trainable
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Adapter
@@ -166,7 +166,7 @@ SETTINGS = {
 def test_an_adapter_is_planned_by_what_peft_makes_of_its_configuration(settings, bases, tmp_path):
     base = bases("llama")
     folder = save_peft_adapter(base, tmp_path / "adapter", lora(**SETTINGS[settings]))
-    planned = adapted_by(spec_from_meta(base), Adapter.model_validate({"from": str(folder)}))
+    planned = count_trainable(spec_from_meta(base), Adapter.model_validate({"from": str(folder)}))
     trained = sum(tensor.numel() for tensor in load_file(folder / "adapter_model.safetensors").values())
     assert planned.matrices == trained > 0
 
@@ -174,7 +174,7 @@ def test_an_adapter_is_planned_by_what_peft_makes_of_its_configuration(settings,
 def test_one_lora_an_expert_is_planned_as_what_peft_makes_of_it(bases, tmp_path):
     base = bases("qwen3-moe")
     folder = write_old_layout(tmp_path / "old", base, *OLD["qwen3-moe"])
-    planned = adapted_by(spec_from_meta(base), Adapter.model_validate({"from": str(folder)}))
+    planned = count_trainable(spec_from_meta(base), Adapter.model_validate({"from": str(folder)}))
     config = adapter_config(folder)
     assert planned.matrices == count_with_peft_config(base, config)[0]
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from lorakit.model.spec_from_meta import count_with_recipe_adapter, meta_model
-from lorakit.plan.known import known_config, known_models
+from lorakit.plan.known_models import known_config, known_models
 from lorakit.recipe.schema import Adapter
 
 # As the hub's pages count them.
@@ -96,7 +96,7 @@ def test_a_config_that_is_changed_changes_no_other():
 
 
 def test_planning_modules_load_nothing_heavy():
-    code = "import sys, lorakit.plan.known as k, lorakit.plan.duration\n"
+    code = "import sys, lorakit.plan.known_models as k, lorakit.plan.runtime\n"
     code += "import lorakit.hardware.gpus, lorakit.hardware.throughput\n"
     code += "k.known_config('gpt2'); print({'torch', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from lorakit.model.spec_from_config import spec_from_config
-from lorakit.plan.adapted import adapted_by
-from lorakit.plan.known import known_config
-from lorakit.plan.memory import Training, training_memory, training_moments, weight_bytes
+from lorakit.plan.known_models import known_config
+from lorakit.plan.memory import TrainingStep, memory_by_moment, peak_memory, weight_bytes
+from lorakit.plan.trainable_params import count_trainable
 from lorakit.recipe.schema import Adapter
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA_8B = spec_from_config(known_config("meta-llama/Llama-3.1-8B"))
-LONG = Training(rows=4, length=2048, trained=8192)
+LONG = TrainingStep(rows=4, length=2048, trained=8192)
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def uncapped(spec):
 
 
 def taken(adapter: Adapter | None = None, **changes):
-    adapted = adapted_by(LLAMA_8B, adapter or Adapter())
-    return training_memory(LLAMA_8B, adapted, replace(LONG, **changes))
+    adapted = count_trainable(LLAMA_8B, adapter or Adapter())
+    return peak_memory(LLAMA_8B, adapted, replace(LONG, **changes))
 
 
 def test_published_peaks_are_met_within_six_per_cent_and_two_on_average(compared):
@@ -60,7 +60,7 @@ def test_a_row_that_says_too_little_is_not_predicted(compared, tmp_path):
 
 def test_components_are_what_is_held():
     found = taken()
-    trained = adapted_by(LLAMA_8B, Adapter()).trained
+    trained = count_trainable(LLAMA_8B, Adapter()).trained
     assert found.weights == 2 * LLAMA_8B.parameters
     assert (found.adapter, found.gradients, found.optimizer) == (4 * trained, 4 * trained, 8 * trained)
     assert found.total == sum(found.components.values()) and found.allocated == found.total - found.overhead
@@ -88,7 +88,9 @@ def test_weights_of_each_quantization_take_what_their_papers_say():
 )
 def test_each_setting_moves_its_component_and_never_adds_to_the_whole(less, component):
     before, after = taken(), taken(**less)
-    moments = [training_moments(LLAMA_8B, adapted_by(LLAMA_8B, Adapter()), replace(LONG, **c))[0] for c in ({}, less)]
+    moments = [
+        memory_by_moment(LLAMA_8B, count_trainable(LLAMA_8B, Adapter()), replace(LONG, **c))[0] for c in ({}, less)
+    ]
     assert moments[1].components[component] < moments[0].components[component]
     assert after.total <= before.total
 
@@ -105,7 +107,7 @@ def test_fewer_targets_and_lower_ranks_take_less():
 def test_experts_that_are_adapted_are_held_twice():
     mixtral = spec_from_config(known_config("mistralai/Mixtral-8x7B-v0.1"))
     with_experts, without = (
-        training_moments(mixtral, adapted_by(mixtral, Adapter(exclude=exclude)), LONG)[0]
+        memory_by_moment(mixtral, count_trainable(mixtral, Adapter(exclude=exclude)), LONG)[0]
         for exclude in ([], ["experts"])
     )
     fused = sum(weight.size for weight in mixtral.weights if weight.fused)
@@ -120,16 +122,16 @@ def test_full_fine_tuning_holds_sixteen_bytes_a_weight_and_its_rounded_copy():
 
 
 def test_logits_are_held_in_chunks():
-    much = training_moments(LLAMA_8B, adapted_by(LLAMA_8B, Adapter()), replace(LONG, trained=8192))[0]
+    much = memory_by_moment(LLAMA_8B, count_trainable(LLAMA_8B, Adapter()), replace(LONG, trained=8192))[0]
     assert much.logits < 12 * (1 << 25) + 8192 * 4096 * 2 + 1
     gemma = spec_from_config(known_config("google/gemma-2-2b"))
-    plain, capped = (training_moments(one, adapted_by(one, Adapter()), LONG)[0].logits for one in uncapped(gemma))
+    plain, capped = (memory_by_moment(one, count_trainable(one, Adapter()), LONG)[0].logits for one in uncapped(gemma))
     assert capped - plain == 2 * 256000 * ((1 << 25) // 256000)
 
 
 def moments(spec=LLAMA_8B, **changes):
     training = replace(LONG, **changes)
-    return {one.moment: one for one in training_moments(spec, adapted_by(spec, Adapter()), training)}
+    return {one.moment: one for one in memory_by_moment(spec, count_trainable(spec, Adapter()), training)}
 
 
 @pytest.mark.parametrize(("dtype", "kept", "more"), [("float32", 4, 12), ("bfloat16", 6, 10), ("float16", 6, 8)])
@@ -158,16 +160,16 @@ def test_a_processor_also_holds_the_libraries_and_the_file_that_is_read():
 
 
 def test_packs_under_a_dense_mask_hold_it_even_alone():
-    from lorakit.plan.facts import facts_from
-    from lorakit.plan.fit import load_of
+    from lorakit.plan.fit import size_run
+    from lorakit.plan.model_info import parse_model_info
     from lorakit.recipe.schema import Data, Model, Recipe
 
-    facts = facts_from(known_config("meta-llama/Llama-3.1-8B"))
+    facts = parse_model_info(known_config("meta-llama/Llama-3.1-8B"))
 
     def masked(packing: str, attention: str, rows: int) -> bool:
         model = Model(base="a/b", dtype="bfloat16", attention=attention)
         recipe = Recipe(model=model, data=Data(train="a/b", packing=packing))
-        return load_of(recipe, facts, facts.spec, True).training(rows, 512, False).masked
+        return size_run(recipe, facts, facts.spec, True).training(rows, 512, False).masked
 
     assert [masked("off", "sdpa", rows) for rows in (1, 2)] == [False, True]
     assert masked("on", "sdpa", 1) and not masked("on", "flash_attention_2", 2)

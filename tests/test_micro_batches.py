@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from lorakit.hardware import machine
-from lorakit.hardware.gpus import Device, find_device
+from lorakit.hardware.gpus import Gpu, find_gpu
 from lorakit.hardware.machine import Machine
-from lorakit.plan.auto import settle
+from lorakit.plan.auto import resolve_auto
 from lorakit.plan.estimate import Plan, RowEstimate, plan_run
-from lorakit.plan.facts import facts_of
+from lorakit.plan.model_info import find_model_info
 from lorakit.plan.places import place_of
 from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train
 
@@ -20,7 +20,7 @@ QWEN = "Qwen/Qwen2.5-1.5B-Instruct"
 
 
 def planned(
-    card: Device, base: str, length: int, mean: float, quantization: str = "none", trained: float = 0.5, **train
+    card: Gpu, base: str, length: int, mean: float, quantization: str = "none", trained: float = 0.5, **train
 ) -> Plan:
     recipe = Recipe(
         model=Model(base=base, quantization=quantization),
@@ -29,12 +29,14 @@ def planned(
         train=Train(**train),
     )
     rows = RowEstimate(1000, 0, length, mean, trained, 0.0, "as given")
-    return plan_run(recipe, facts_of(base, "main"), rows, place_of(card))
+    return plan_run(recipe, find_model_info(base, "main"), rows, place_of(card))
 
 
 def chosen(machine: Machine, base: str = LLAMA, length: int = 435, **train) -> dict:
     recipe = Recipe(model=Model(base=base), data=Data(train="a/b", max_length=length), train=Train(**train))
-    return {choice.path: choice for choice in settle(recipe, machine, facts_of(base, "main"), length).choices}
+    return {
+        choice.path: choice for choice in resolve_auto(recipe, machine, find_model_info(base, "main"), length).choices
+    }
 
 
 CARDS = ("4GB", "6GB", "RTX 4090", "A10", "21GB", "24GB", "26GB", "A100 40GB", "H100 SXM")
@@ -44,7 +46,7 @@ CARDS = ("4GB", "6GB", "RTX 4090", "A10", "21GB", "24GB", "26GB", "A100 40GB", "
 @pytest.mark.parametrize(("base", "quantization"), [(LLAMA, "none"), (LLAMA, "nf4"), (QWEN, "none"), (QWEN, "nf4")])
 @pytest.mark.parametrize(("length", "mean"), [(435, 150.0), (1024, 1024.0), (2048, 60.0)])
 def test_auto_takes_what_is_planned_faster_of_what_fits(gpu, base, quantization, length, mean):
-    card = find_device(gpu)
+    card = find_gpu(gpu)
     both = [planned(card, base, length, mean, quantization, gradient_checkpointing=way) for way in (False, True)]
     fitting = [plan for plan in both if plan.fits == "yes"]
     found = planned(card, base, length, mean, quantization)
@@ -56,15 +58,15 @@ def test_auto_takes_what_is_planned_faster_of_what_fits(gpu, base, quantization,
 
 def test_both_ways_are_taken_somewhere():
     """So that the test above is of a choice. On a fast card micro-batches of one short row wait for their kernels."""
-    fast = replace(find_device("H100 SXM"), memory=20 * GIB)
+    fast = replace(find_gpu("H100 SXM"), memory=20 * GIB)
     assert planned(fast, LLAMA, 435, 435.0).recipe.train.gradient_checkpointing is True
-    assert planned(find_device("RTX 4090"), LLAMA, 435, 435.0).recipe.train.gradient_checkpointing is False
+    assert planned(find_gpu("RTX 4090"), LLAMA, 435, 435.0).recipe.train.gradient_checkpointing is False
 
 
 @pytest.mark.parametrize("gpu", ["RTX 4090", "L4", "H100 SXM"])
 def test_more_memory_never_plans_slower(gpu):
     """With few trained tokens: the head of many is computed twice, which takes a hundredth more."""
-    card = find_device(gpu)
+    card = find_gpu(gpu)
     sizes = [replace(card, memory=memory * GIB) for memory in range(19, 81)]
     times = [planned(size, LLAMA, 435, 150.0, trained=0.05).time.likely for size in sizes]
     assert all(more <= less for less, more in itertools.pairwise(times))
@@ -72,13 +74,13 @@ def test_more_memory_never_plans_slower(gpu):
 
 
 def test_the_reason_is_the_comparison():
-    reason = chosen(place_of(find_device("RTX 4090")).machine)["train.gradient_checkpointing"].reason
+    reason = chosen(place_of(find_gpu("RTX 4090")).machine)["train.gradient_checkpointing"].reason
     assert reason == "2 rows at once without it is planned faster than 16 rows at once with it: x 0.71"
 
 
 def test_a_card_that_is_here_chooses_as_it_is_planned(monkeypatch):
     """`lorakit check` and `lorakit train` ask the machine, `lorakit plan` the table."""
-    for card in (find_device("RTX 4090"), find_device("A10")):
+    for card in (find_gpu("RTX 4090"), find_gpu("A10")):
         here = machine._gpu(f"NVIDIA {card.name}", card.memory, True)
         planned_for = place_of(card).machine
         assert here.card == card
@@ -87,7 +89,7 @@ def test_a_card_that_is_here_chooses_as_it_is_planned(monkeypatch):
 
 
 def test_a_card_that_is_not_known_chooses_as_one_of_its_memory():
-    unknown, sized = Machine("cuda", "some GPU", 24 * GIB, bfloat16=True), place_of(find_device("24GB")).machine
+    unknown, sized = Machine("cuda", "some GPU", 24 * GIB, bfloat16=True), place_of(find_gpu("24GB")).machine
     for name in ("train.gradient_checkpointing", "train.micro_batch"):
         assert chosen(unknown)[name].value == chosen(sized)[name].value
     assert "for those of this card are not known" in chosen(unknown)["train.gradient_checkpointing"].reason
@@ -100,6 +102,6 @@ def test_a_processor_recomputes_only_where_not_one_row_fits():
 
 
 def test_a_micro_batch_that_is_written_is_made_to_fit():
-    card = place_of(find_device("RTX 4090")).machine
+    card = place_of(find_gpu("RTX 4090")).machine
     assert chosen(card, micro_batch=2)["train.gradient_checkpointing"].value is False
     assert chosen(card, micro_batch=8)["train.gradient_checkpointing"].value is True

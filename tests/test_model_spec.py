@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from lorakit.errors import UserError
 from lorakit.model.spec_from_config import spec_from_config
 from lorakit.model.spec_from_meta import count_with_recipe_adapter, spec_from_meta
-from lorakit.plan.adapted import adapted_by
+from lorakit.plan.trainable_params import count_trainable
 from lorakit.recipe.schema import Adapter
 from lorakit.registry import ADAPTERS
 
@@ -83,7 +83,7 @@ def test_trained_numbers_are_those_that_peft_counts(kind, specs):
             settings = Adapter(kind=kind, rank=3, **choice)
             expected = outcome(lambda settings=settings, config=config: count_with_recipe_adapter(config, settings)[0])
             for found in filter(None, (spec, spec_from_config(config))):
-                trained = outcome(lambda found=found, settings=settings: adapted_by(found, settings).trained)
+                trained = outcome(lambda found=found, settings=settings: count_trainable(found, settings).trained)
                 assert trained == expected, (name, choice, found.built)
                 compared += 1
     assert compared > 10
@@ -115,12 +115,12 @@ def test_the_adapter_of_a_folder_is_counted_by_its_configuration(tmp_path, specs
         attached = get_peft_model(model, config)
         attached.save_pretrained(tmp_path / str(use_dora))
         settings = Adapter.model_construct(**Adapter().__dict__ | {"from": str(tmp_path / str(use_dora))})
-        assert adapted_by(specs["llama"], settings).trained == attached.get_nb_trainable_parameters()[0]
+        assert count_trainable(specs["llama"], settings).trained == attached.get_nb_trainable_parameters()[0]
 
 
 def test_a_name_that_is_no_module_is_refused(specs):
     with pytest.raises(UserError, match="'embeddings' is not a module of this model, which has embed_tokens"):
-        adapted_by(specs["llama"], Adapter(train_modules=["embeddings"]))
+        count_trainable(specs["llama"], Adapter(train_modules=["embeddings"]))
 
 
 def test_configs_that_are_not_counted_are_left_to_the_meta_device():
@@ -133,10 +133,11 @@ def test_configs_that_are_not_counted_are_left_to_the_meta_device():
 
 def test_counting_loads_no_torch():
     code = (
-        "import sys; from lorakit.plan.facts import facts_from; from lorakit.plan.known import known_config\n"
-        "from lorakit.plan.adapted import adapted_by; from lorakit.recipe.schema import Adapter\n"
-        "spec = facts_from(known_config('meta-llama/Llama-3.1-70B')).spec\n"
-        "print(spec.parameters, adapted_by(spec, Adapter()).trained)\n"
+        "import sys; from lorakit.plan.model_info import parse_model_info\n"
+        "from lorakit.plan.known_models import known_config\n"
+        "from lorakit.plan.trainable_params import count_trainable; from lorakit.recipe.schema import Adapter\n"
+        "spec = parse_model_info(known_config('meta-llama/Llama-3.1-70B')).spec\n"
+        "print(spec.parameters, count_trainable(spec, Adapter()).trained)\n"
         "assert not {'torch', 'transformers', 'numpy', 'pandas', 'pyarrow'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from lorakit.cli import app
-from lorakit.hardware.gpus import DEVICES, Device, find_device
+from lorakit.hardware.gpus import GPUS, Gpu, find_gpu
 from lorakit.plan.estimate import Plan, plan_run, rows_of
-from lorakit.plan.facts import facts_of
-from lorakit.plan.known import known_models
+from lorakit.plan.known_models import known_models
+from lorakit.plan.model_info import find_model_info
 from lorakit.plan.places import place_of
 from lorakit.recipe.load import load
 
@@ -50,18 +50,18 @@ class Claim:
         return " ".join([self.preset.stem, self.card.replace(" ", ""), self.base, *self.overrides])
 
     @property
-    def whole(self) -> Device:
+    def whole(self) -> Gpu:
         """A card that shows all of that size."""
-        return find_device(self.card)
+        return find_gpu(self.card)
 
     @property
-    def smallest(self) -> Device:
+    def smallest(self) -> Gpu:
         """The known card that is sold as that size and shows the least."""
         memory = self.whole.memory
-        cards = [card for card in DEVICES if LEAST_SHOWN * memory <= card.memory <= memory]
+        cards = [card for card in GPUS if LEAST_SHOWN * memory <= card.memory <= memory]
         return min(cards, key=lambda card: card.memory, default=self.whole)
 
-    def plan(self, card: Device, *overrides: str) -> Plan:
+    def plan(self, card: Gpu, *overrides: str) -> Plan:
         return planned(self.preset, self.base, card, *self.overrides, *overrides)
 
 
@@ -99,10 +99,10 @@ def extending(preset: Path, base: str) -> Path:
     return path
 
 
-def planned(preset: Path, base: str, card: Device, *overrides: str) -> Plan:
+def planned(preset: Path, base: str, card: Gpu, *overrides: str) -> Plan:
     """The plan of a small recipe that extends a preset, with every row as long as the preset allows."""
     recipe = load(extending(preset, base), overrides).recipe
-    facts = facts_of(base, "main")
+    facts = find_model_info(base, "main")
     assert recipe.adapter.rank == 16 and recipe.adapter.targets == "all-linear"
     assert facts and facts.spec, f"{base} is not known"
     return plan_run(recipe, facts, rows_of(recipe, None), place_of(card))
@@ -116,7 +116,7 @@ def larger_sizes(base: str) -> list[str]:
     return [one for parameters, one in named.items() if parameters > least]
 
 
-def preset_for(card: Device) -> Path:
+def preset_for(card: Gpu) -> Path:
     """The largest preset that is not above a card."""
     return [preset for preset in PRESETS if LEAST_SHOWN * gigabytes(preset) * GIB <= card.memory][-1]
 
@@ -164,7 +164,7 @@ def test_a_comfortable_model_leaves_a_quarter_of_the_card(claim):
     assert claim.plan(claim.smallest, *ONE_ROW).longest.total <= 0.75 * claim.smallest.memory
 
 
-@pytest.mark.parametrize("card", DEVICES, ids=lambda card: card.name)
+@pytest.mark.parametrize("card", GPUS, ids=lambda card: card.name)
 def test_every_known_card_trains_what_its_preset_names(card):
     preset = preset_for(card)
     dtype = "float16" if card.bfloat16 is None else "bfloat16"
@@ -186,7 +186,7 @@ def test_the_readme_has_the_lines_of_every_preset():
 
 
 def test_the_readme_lists_every_known_card_at_its_preset():
-    names = {preset: ", ".join(card.name for card in DEVICES if preset_for(card) == preset) for preset in PRESETS}
+    names = {preset: ", ".join(card.name for card in GPUS if preset_for(card) == preset) for preset in PRESETS}
     rows = [f"| `{preset.name}` | {cards} |" for preset, cards in names.items()]
     assert table_under("| part | cards |") == "\n".join(rows)
 

@@ -6,7 +6,7 @@ from test_out_of_memory import Small, small_memory  # noqa: F401 (a fixture)
 
 from lorakit.errors import LorakitError
 from lorakit.hardware import memory
-from lorakit.hardware.memory import measured
+from lorakit.hardware.memory import measure_peak
 from lorakit.prepare import prepare_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
@@ -27,7 +27,7 @@ def prepared(path, *overrides):
 def test_the_peak_is_that_of_the_work_alone():
     held = torch.ones(30 * MEGABYTE // 4)
     for size in (60, 120, 40):  # the last is smaller than what was held before it
-        with measured(CPU) as found:
+        with measure_peak(CPU) as found:
             torch.ones(size * MEGABYTE // 4)
         assert found.exact
         assert found.peak - found.before == pytest.approx(size * MEGABYTE, abs=2 * MEGABYTE)
@@ -36,7 +36,7 @@ def test_the_peak_is_that_of_the_work_alone():
 
 def test_where_the_peak_cannot_be_begun_anew_it_is_an_upper_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_CLEAR", tmp_path / "missing" / "clear_refs")
-    with measured(CPU) as found:
+    with measure_peak(CPU) as found:
         torch.ones(MEGABYTE)
     assert not found.exact
     assert found.peak >= found.before > 0

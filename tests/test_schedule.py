@@ -9,7 +9,7 @@ from test_cli import lorakit_run as lorakit_run
 from transformers import get_scheduler
 
 from lorakit.errors import UserError
-from lorakit.plan.schedule import interval, rate_share, schedule_in_words, times, warmup_steps
+from lorakit.plan.schedule import describe_schedule, interval_steps, occurrences, rate_share, warmup_steps
 from lorakit.recipe.schema import Train
 
 
@@ -53,7 +53,7 @@ def test_a_warm_up_that_rounds_to_less_than_a_step_is_none(share, steps, expecte
     ],
 )
 def test_a_fraction_is_five_steps_or_half_of_a_short_run_and_a_number_is_itself(every, steps, apart, number):
-    assert (interval(every, steps), times(every, steps)) == (apart, number)
+    assert (interval_steps(every, steps), occurrences(every, steps)) == (apart, number)
 
 
 def test_a_small_run_learns_in_its_first_step_and_evaluates_as_often_as_it_says(recipe_file, tmp_path):
@@ -73,7 +73,7 @@ def test_the_schedule_is_told_before_a_run_begins(recipe_file, lorakit_run):
     assert "steps: 6 of 4 rows; learning rate 0.0002, cosine, after 1 step of warm-up" in err
     assert "held-out loss: 2 times, every 3 steps and after the last step; a number of steps in train.eval_every" in err
     assert "checkpoints: 3 times, every 2 steps and after the last step\n" in err
-    words = schedule_in_words(Train(steps=200, warmup=0, learning_rate=1e-4), 200, held_out=False)
+    words = describe_schedule(Train(steps=200, warmup=0, learning_rate=1e-4), 200, held_out=False)
     assert words[0].endswith("cosine, no warm-up") and words[1].startswith("checkpoints: 10 times, every 20 steps")
     assert "more" not in words[1] and len(words) == 2
 
@@ -82,13 +82,13 @@ def test_a_plan_reckons_with_the_evaluations_that_the_run_makes(recipe_file, mon
     from lorakit.plan import estimate
 
     seen = []
-    original = estimate.work_of
+    original = estimate.run_workload
 
     def noted(*arguments, **named):
         seen.append((arguments, named))
         return original(*arguments, **named)
 
-    monkeypatch.setattr(estimate, "work_of", noted)
+    monkeypatch.setattr(estimate, "run_workload", noted)
     path = recipe_file(train={"steps": 6, "epochs": ..., "eval_every": 0.1})
     assert lorakit_run("plan", path)[0] == 0
     _, named = seen[0]

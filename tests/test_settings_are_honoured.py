@@ -9,7 +9,7 @@ from test_metrics import encoder  # noqa: F401 (a fixture)
 from lorakit.data.sources import open_source, sources_of
 from lorakit.evaluate.run import evaluate
 from lorakit.hardware.machine import this_machine
-from lorakit.plan.auto import settle
+from lorakit.plan.auto import resolve_auto
 from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
@@ -73,7 +73,7 @@ def test_every_field_is_read_outside_the_recipe_room(recipe_file, tmp_path, monk
     talk = [{"from": "seeker", "value": "one"}, {"from": "gpt", "value": "two"}]
     write_rows(tmp_path / "talks.jsonl", [{"conversations": talk}])
     run_recipe(path, tmp_path / "run")
-    settle(load(path).recipe, this_machine(), None)
+    resolve_auto(load(path).recipe, this_machine(), None)
     _ = prepare_run(load(path, ["train.epochs=1"]).recipe, Silent()).steps
     run, prepared = reopen_run(tmp_path / "run", Silent())
     evaluate(run, prepared, Silent())

@@ -2,16 +2,16 @@
 
 import pytest
 
-from lorakit.hardware.gpus import find_device
-from lorakit.hardware.throughput import cpu_rates, rates_of
-from lorakit.plan.duration import seconds
-from lorakit.plan.facts import facts_of
-from lorakit.plan.fit import load_of
-from lorakit.plan.work import Work, work_of
+from lorakit.hardware.gpus import find_gpu
+from lorakit.hardware.throughput import cpu_throughput, gpu_throughput
+from lorakit.plan.fit import size_run
+from lorakit.plan.flops import Workload, run_workload
+from lorakit.plan.model_info import find_model_info
+from lorakit.plan.runtime import training_seconds
 from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train
 
 SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-TWO_CORES = cpu_rates(275e9, 27e9)
+TWO_CORES = cpu_throughput(275e9, 27e9)
 
 
 def counted(
@@ -21,7 +21,7 @@ def counted(
     base: str = SMOL,
     rows: int = 8,
     length: int = 59,
-) -> Work:
+) -> Workload:
     """A step of so many rows at once, counted as a plan counts it."""
     recipe = Recipe(
         model=Model(base=base, dtype=dtype),
@@ -29,14 +29,14 @@ def counted(
         adapter=Adapter(**adapter),
         train=Train(batch_size=rows),
     )
-    facts = facts_of(base, "main")
-    return work_of(load_of(recipe, facts, facts.spec, False), rows, checkpointing, length=length, trained=1.0)
+    facts = find_model_info(base, "main")
+    return run_workload(size_run(recipe, facts, facts.spec, False), rows, checkpointing, length=length, trained=1.0)
 
 
 def times_lora(adapter: dict, checkpointing: bool = False, **given) -> float:
     """Its time on two cores, over that of a LoRA on every linear layer."""
     changed, plain = counted(adapter, checkpointing, **given), counted({}, **given)
-    return seconds(changed, TWO_CORES).likely / seconds(plain, TWO_CORES).likely
+    return training_seconds(changed, TWO_CORES).likely / training_seconds(plain, TWO_CORES).likely
 
 
 def test_a_gradient_goes_back_no_further_than_the_first_trained_block():
@@ -64,9 +64,9 @@ def test_dora_takes_what_it_was_measured_to_take():
 
 def test_dora_in_half_precision_builds_its_product_in_every_pass():
     """PEFT's MetaMathQA: rank 32 on q and v of Llama 3.2 3B, 250 steps in 35.9 s with DoRA, in 31.0 s without."""
-    rates, chosen = rates_of(find_device("L40S"), "bfloat16"), {"rank": 32, "targets": ["q_proj", "v_proj"]}
+    rates, chosen = gpu_throughput(find_gpu("L40S"), "bfloat16"), {"rank": 32, "targets": ["q_proj", "v_proj"]}
     times = [
-        seconds(counted(chosen | {"kind": kind}, again, "bfloat16", "meta-llama/Llama-3.2-3B", 4, 210), rates)
+        training_seconds(counted(chosen | {"kind": kind}, again, "bfloat16", "meta-llama/Llama-3.2-3B", 4, 210), rates)
         for kind in ("lora", "dora")
         for again in (False, True)
     ]

@@ -13,9 +13,9 @@ from published_tools import held_in, model_in, tool_of, training_in
 
 from lorakit.model.spec import ModelSpec
 from lorakit.model.spec_from_config import spec_from_config
-from lorakit.plan.adapted import adapted_by
-from lorakit.plan.known import known_config
-from lorakit.plan.memory import Memory, Training, training_moments
+from lorakit.plan.known_models import known_config
+from lorakit.plan.memory import Memory, TrainingStep, memory_by_moment
+from lorakit.plan.trainable_params import count_trainable
 from lorakit.recipe.schema import Adapter
 
 PUBLISHED = Path(__file__).with_name("published_memory.csv")
@@ -79,8 +79,8 @@ def _needed(row: dict[str, str]) -> list[str]:
 def predicted(row: dict[str, str], spec: ModelSpec) -> Memory:
     """What the memory model says of one row, in the software that the row is from."""
     tool, rows, length = tool_of(row["source"]), int(row["micro_batch"]), int(row["sequence_length"])
-    adapted = adapted_by(spec, _adapter(row))
-    asked = Training(
+    adapted = count_trainable(spec, _adapter(row))
+    asked = TrainingStep(
         rows=rows,
         length=length,
         trained=rows * length,
@@ -91,7 +91,7 @@ def predicted(row: dict[str, str], spec: ModelSpec) -> Memory:
         masked=rows > 1 and row["packed"] != "yes",
     )
     model, training = model_in(tool, spec), training_in(tool, asked, adapted)
-    moments = training_moments(model, adapted, training)
+    moments = memory_by_moment(model, adapted, training)
     return max((held_in(tool, one, model, adapted, training) for one in moments), key=lambda memory: memory.total)
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorakit.model.spec import ModelSpec, part
-from lorakit.plan.activations import Way
-from lorakit.plan.adapted import Adapted
-from lorakit.plan.memory import DTYPE_BYTES, Memory, Training, weight_bytes
+from lorakit.plan.activations import ComputeConfig
+from lorakit.plan.memory import DTYPE_BYTES, Memory, TrainingStep, weight_bytes
+from lorakit.plan.trainable_params import TrainableParams
 
 # LitGPT computes the output head in pieces of so many positions (lm_head_chunk_size in finetune/lora.py).
 _HEAD_CHUNK = 128
@@ -25,9 +25,9 @@ class Tool:
     """Fields of Training."""
     way: dict[str, Any] | None = None
     """Fields of Way; None: it computes as lorakit does."""
-    head: Callable[[ModelSpec, Training], tuple[float, float]] | None = None
+    head: Callable[[ModelSpec, TrainingStep], tuple[float, float]] | None = None
     """Bytes of the logits at the loss, and of what stays of them in the backward pass; None: in lorakit's chunks."""
-    block: Callable[[ModelSpec, Adapted, Way], float] | None = None
+    block: Callable[[ModelSpec, TrainableParams, ComputeConfig], float] | None = None
     """What one block keeps of a token beside what lorakit's would."""
     four_bit_inputs: bool = False
     """Whether its bitsandbytes keeps the input of every 4-bit layer: MatMul4Bit kept (A, B) until 0.43.2."""
@@ -39,24 +39,24 @@ class Tool:
     """Whether it ties no weights, and quantizes the output head as every linear layer."""
 
 
-def _all_logits(spec: ModelSpec, training: Training) -> tuple[float, float]:
+def _all_logits(spec: ModelSpec, training: TrainingStep) -> tuple[float, float]:
     """transformers' ForCausalLMLoss: the logits, and in float32 the output of log_softmax, its gradient (nll_loss makes
     it dense) and that of the input."""
     return (DTYPE_BYTES[training.dtype] + 12) * training.trained * spec.vocabulary, 0
 
 
-def _all_logits_held(spec: ModelSpec, training: Training) -> tuple[float, float]:
+def _all_logits_held(spec: ModelSpec, training: TrainingStep) -> tuple[float, float]:
     """The same, with the model's output in a variable through the backward pass."""
     at_loss, _ = _all_logits(spec, training)
     return at_loss, DTYPE_BYTES[training.dtype] * training.trained * spec.vocabulary
 
 
-def _no_logits(spec: ModelSpec, training: Training) -> tuple[float, float]:
+def _no_logits(spec: ModelSpec, training: TrainingStep) -> tuple[float, float]:
     """Cut cross-entropy (arXiv 2411.09009) never holds them."""
     return 0, 0
 
 
-def _fabric_chunks(spec: ModelSpec, training: Training) -> tuple[float, float]:
+def _fabric_chunks(spec: ModelSpec, training: TrainingStep) -> tuple[float, float]:
     """LitGPT: Fabric makes the logits float32 (convert_output), their log_softmax stays beside them, and the gradients
     are of one piece. A head in 4 bits is dequantized to float16 and then bfloat16 in its backward."""
     logits = training.trained * spec.vocabulary
@@ -67,7 +67,7 @@ def _fabric_chunks(spec: ModelSpec, training: Training) -> tuple[float, float]:
     return at_loss + capped, 0
 
 
-def _litgpt_block(spec: ModelSpec, adapted: Adapted, way: Way) -> float:
+def _litgpt_block(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig) -> float:
     """LitGPT's attention and feed-forward layer (model.py, lora.py)."""
     block = next(iter(spec.blocks.values()))
     opening = [weight for weight in block if weight.sublayer == "attention" and part(weight) == "opens"]
@@ -86,7 +86,7 @@ def _litgpt_block(spec: ModelSpec, adapted: Adapted, way: Way) -> float:
     return token + packed * spec.hidden * (way.width + 1)  # gate and up are two layers, each with its dropout
 
 
-def _expanded_keys(spec: ModelSpec, adapted: Adapted, way: Way) -> float:
+def _expanded_keys(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig) -> float:
     """Keys and values are expanded for every head before the kernel (fitcheck's _install_gqa_sdpa_shim)."""
     block = next(iter(spec.blocks.values()))
     query = next(w.inner for w in block if w.sublayer == "attention" and part(w) == "closes")
@@ -150,25 +150,25 @@ def model_in(tool: Tool, spec: ModelSpec) -> ModelSpec:
     return replace(spec, tied=False, shared={}) if tool.head_of_its_own else spec
 
 
-def training_in(tool: Tool, training: Training, adapted: Adapted) -> Training:
+def training_in(tool: Tool, training: TrainingStep, adapted: TrainableParams) -> TrainingStep:
     """A training as a tool does it. Full fine-tuning was published in half precision only."""
-    narrow = {"trained_width": 2} if adapted.everything else {}
+    narrow = {"trained_width": 2} if adapted.full_fine_tuning else {}
     training = replace(training, **narrow | tool.training)
     if tool.way is None:
         return training
-    way = Way(
+    way = ComputeConfig(
         width=DTYPE_BYTES[training.dtype],
         float16=training.dtype == "float16",
         attention=training.attention,
         masked=training.masked,
         keeps_inputs=tool.four_bit_inputs and training.quantization != "none",
         dora=adapted.dora,
-        **tool.way | ({"copies": False} if adapted.everything else {}),
+        **tool.way | ({"copies": False} if adapted.full_fine_tuning else {}),
     )
     return replace(training, way=way)
 
 
-def held_in(tool: Tool, moment: Memory, spec: ModelSpec, adapted: Adapted, training: Training) -> Memory:
+def held_in(tool: Tool, moment: Memory, spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> Memory:
     """What lorakit's memory model says of a moment, with what the tool holds instead."""
     tokens, blocks = training.rows * training.length, 1 if training.checkpointing else len(spec.blocks)
     weights, logits, kept = moment.weights, moment.logits, 0.0

@@ -15,9 +15,9 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     """
     from lorakit import console
     from lorakit.hardware.machine import this_machine
-    from lorakit.plan.auto import settle
-    from lorakit.plan.base_here import check_base_here, refuse_unmergeable
-    from lorakit.plan.facts import facts_of
+    from lorakit.plan.auto import resolve_auto
+    from lorakit.plan.local_base import check_local_base, refuse_unmergeable
+    from lorakit.plan.model_info import find_model_info
     from lorakit.plan.quantization import effective_quantization, quantization_sentence
     from lorakit.plan.row_limits import beyond_training, refuse_lengths
     from lorakit.recipe.adapter_kind import adapter_spec
@@ -34,12 +34,12 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     model, own = loaded.recipe.model, adapter_spec(loaded.recipe.adapter).quantizes
     try:
         with loaded.locating():
-            facts = facts_of(model.base, model.revision)
+            facts = find_model_info(model.base, model.revision)
             if facts:
                 refuse_unmergeable(loaded.recipe, facts)
             refuse_lengths(loaded.recipe, facts)
-            settled = settle(loaded.recipe, this_machine(), facts)
-            check_base_here(loaded.recipe)  # last: what the recipe and the config say is told without weights too
+            settled = resolve_auto(loaded.recipe, this_machine(), facts)
+            check_local_base(loaded.recipe)  # last: what the recipe and the config say is told without weights too
     except UserError as error:
         if not as_json:
             raise

@@ -52,7 +52,7 @@ def data(
     loaded = checked.recipe
     from lorakit.data.export import refuse_existing
     from lorakit.data.survey import survey
-    from lorakit.plan.facts import facts_in
+    from lorakit.plan.model_info import read_model_info
     from lorakit.plan.row_limits import beyond_training, refuse_lengths
     from lorakit.prepare import open_template, warn_of_tokenizer_differences
 
@@ -60,11 +60,11 @@ def data(
         refuse_existing(write)
     with checked.locating():
         base, template = open_template(loaded, progress)
-        refuse_lengths(loaded, facts_in(base.folder))
+        refuse_lengths(loaded, read_model_info(base.folder))
     if row is not None:
         _follow(row, loaded, template, as_json)
         return
-    facts = facts_in(base.folder)
+    facts = read_model_info(base.folder)
     attention_at = facts.attention_at if facts else float("inf")
     found = survey(loaded.data, template, loaded.train.batch_size, loaded.train.seed, attention_at, progress)
     warn_of_tokenizer_differences(base, template.tokenizer, found.train, progress)

@@ -14,7 +14,7 @@ from lorakit.cli.options import Json, Overrides
 from lorakit.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
-    from lorakit.doctor.finding import Finding
+    from lorakit.doctor.finding import CheckResult
 
 Recipe = Annotated[
     Path | None, typer.Argument(metavar="RECIPE", help="Ask also for what this recipe needs.", show_default=False)
@@ -40,7 +40,7 @@ def doctor(
     if overrides and recipe is None:
         raise typer.BadParameter("--set overrides a key of a recipe. Name the recipe too.")
     from lorakit import console
-    from lorakit.doctor.examine import examine
+    from lorakit.doctor.run import examine
 
     asked = None
     if recipe:
@@ -76,13 +76,13 @@ def _width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 20
 
 
-def _lines(finding: "Finding", width: int) -> str:
+def _lines(finding: "CheckResult", width: int) -> str:
     """A finding: state, name, what was found, and under it what to do."""
     begin, under = f"  {finding.state:{_STATE}}{finding.name:{_NAME}}", " " * (2 + _STATE + _NAME)
     long_name = len(finding.name) >= _NAME
     wrap = partial(textwrap.wrap, width=max(width - 1, 60), break_on_hyphens=False)  # commands are to be copied
     lines = [begin] if long_name else []
-    lines += wrap(finding.found, initial_indent=under if long_name else begin, subsequent_indent=under)
+    lines += wrap(finding.message, initial_indent=under if long_name else begin, subsequent_indent=under)
     if finding.remedy:
         lines += wrap(finding.remedy, initial_indent=f"{under}-> ", subsequent_indent=f"{under}   ")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from lorakit.errors import UserError
 if TYPE_CHECKING:
     from lorakit.plan.changes import Change
     from lorakit.plan.estimate import Plan, PlanDevice, RowEstimate
-    from lorakit.plan.facts import ModelFacts
+    from lorakit.plan.model_info import ModelInfo
     from lorakit.progress import Progress
     from lorakit.recipe.schema import Recipe
 
@@ -63,11 +63,11 @@ def plan(
     from lorakit import console
     from lorakit.cli import plan_texts
     from lorakit.cli.plan_facts import Told
-    from lorakit.hardware.gpus import DEVICES, find_device
-    from lorakit.plan.base_here import check_base_here, missing_words, refuse_unmergeable
+    from lorakit.hardware.gpus import GPUS, find_gpu
     from lorakit.plan.changes import Trying, larger, smaller
     from lorakit.plan.checkpoint import checkpoint_of
     from lorakit.plan.estimate import full_fine_tuning, plan_run
+    from lorakit.plan.local_base import check_local_base, describe_missing_files, refuse_unmergeable
     from lorakit.plan.places import place_of, this_place
     from lorakit.plan.row_limits import beyond_training, refuse_lengths
     from lorakit.recipe.load import load
@@ -78,21 +78,21 @@ def plan(
     loaded = load(recipe, overrides)
     settings = loaded.recipe
     with loaded.locating():
-        check_base_here(settings, complete=False)
+        check_local_base(settings, complete=False)
         facts = _facts(settings, progress)
         refuse_unmergeable(settings, facts)
         refuse_lengths(settings, facts)
         rows = _rows(settings)
     if gpu and gpu.strip().lower() == "all":
-        plans = [_planned_or_why(settings, facts, rows, place_of(device), per_hour) for device in DEVICES]
+        plans = [_planned_or_why(settings, facts, rows, place_of(device), per_hour) for device in GPUS]
         if all(isinstance(found, UserError) for found in plans):
             with loaded.locating():
                 raise next(found for found in plans if isinstance(found, UserError))
-        plan_texts.print_cards(list(DEVICES), plans, as_json)
+        plan_texts.print_cards(list(GPUS), plans, as_json)
         return
-    for warning in filter(None, (missing_words(settings), beyond_training(settings, facts, rows.longest))):
+    for warning in filter(None, (describe_missing_files(settings), beyond_training(settings, facts, rows.longest))):
         progress.warn(warning)
-    place = place_of(find_device(gpu)) if gpu else this_place()
+    place = place_of(find_gpu(gpu)) if gpu else this_place()
     with loaded.locating():
         found = plan_run(settings, facts, rows, place, per_hour)
     checkpoint = checkpoint_of(facts, place.machine)
@@ -108,16 +108,16 @@ def plan(
         raise SystemExit(1)
 
 
-def _facts(settings: "Recipe", progress: "Progress") -> "ModelFacts":
+def _facts(settings: "Recipe", progress: "Progress") -> "ModelInfo":
     """What the base model is made of: counted from its config, or built without weights where its family is another."""
     from dataclasses import replace
 
-    from lorakit.plan.facts import config_of, facts_from, folder_of
+    from lorakit.plan.model_info import find_config, find_model_folder, parse_model_info
     from lorakit.recipe.problem import one_line
 
     base = settings.model.base
-    config = config_of(base, settings.model.revision)
-    facts = facts_from(config) if config else None
+    config = find_config(base, settings.model.revision)
+    facts = parse_model_info(config) if config else None
     if config is not None and facts is None:
         raise UserError(f"model.base: the config.json of {base} names no hidden size as a whole number of at least 1.")
     if config is None or facts is None:
@@ -129,10 +129,10 @@ def _facts(settings: "Recipe", progress: "Progress") -> "ModelFacts":
         kind = one_line(str(config.get("model_type")))
         progress.say(f"model.base: a {kind} is not counted from its config: building it without weights")
         from lorakit.model.load import quiet_libraries
-        from lorakit.plan.built import spec_with_trace
+        from lorakit.plan.spec_with_trace import spec_with_trace
 
         quiet_libraries()
-        folder = folder_of(base, settings.model.revision)
+        folder = find_model_folder(base, settings.model.revision)
         source = folder if folder and (folder / "config.json").is_file() else config
         facts = replace(facts, spec=spec_with_trace(source, settings.adapter))
     return facts
@@ -143,16 +143,16 @@ def _rows(settings: "Recipe") -> "RowEstimate":
 
     from lorakit.data.glance import glance
     from lorakit.plan.estimate import rows_of
-    from lorakit.plan.facts import folder_of
+    from lorakit.plan.model_info import find_model_folder
 
-    folder = folder_of(settings.model.base, settings.model.revision)
+    folder = find_model_folder(settings.model.base, settings.model.revision)
     tokenizer = folder / "tokenizer.json" if folder and (folder / "tokenizer.json").is_file() else None
     template = Path(settings.model.chat_template) if settings.model.chat_template else None
     return rows_of(settings, glance(settings.data, tokenizer, template, settings.model.template_variables))
 
 
 def _planned_or_why(
-    settings: "Recipe", facts: "ModelFacts", rows: "RowEstimate", place: "PlanDevice", per_hour: float | None
+    settings: "Recipe", facts: "ModelInfo", rows: "RowEstimate", place: "PlanDevice", per_hour: float | None
 ) -> "Plan | UserError":
     from lorakit.plan.estimate import plan_run
 
@@ -162,11 +162,11 @@ def _planned_or_why(
         return error
 
 
-def _advice(found: "Plan", changes: "list[Change]", facts: "ModelFacts") -> Any:
-    from lorakit.plan.advice import advice
+def _advice(found: "Plan", changes: "list[Change]", facts: "ModelInfo") -> Any:
+    from lorakit.plan.advice import collect_advice
     from lorakit.plan.advised import known_of
 
-    return advice(found.recipe, known_of(found, changes, facts))
+    return collect_advice(found.recipe, known_of(found, changes, facts))
 
 
 def _probe(settings: "Recipe", progress: "Progress") -> Any:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
-    from lorakit.hardware.gpus import Device
+    from lorakit.hardware.gpus import Gpu
     from lorakit.plan.advice import Advice
     from lorakit.plan.changes import Change
     from lorakit.plan.checkpoint import Checkpoint
     from lorakit.plan.estimate import Plan
 
 
-def card_facts(device: "Device", plan: "Plan | UserError") -> dict[str, Any]:
+def card_facts(device: "Gpu", plan: "Plan | UserError") -> dict[str, Any]:
     """Whether one card can train a recipe."""
     if isinstance(plan, UserError):
         return {"name": device.name, "memory": device.memory, "fits": "no", "reason": str(plan)}
@@ -80,8 +80,8 @@ def _plan_facts(plan: "Plan") -> dict[str, Any]:
         "device": {"name": machine.name, "kind": machine.device, "memory": machine.memory, "planned_with": plan.room},
         "parameters": {
             "total": plan.spec.parameters,
-            "trainable": plan.adapted.trained,
-            "estimated": plan.adapted.estimated,
+            "trainable": plan.trainable.trained,
+            "estimated": plan.trainable.estimated,
         },
         "settings": {
             "dtype": plan.recipe.model.dtype,

@@ -7,10 +7,10 @@ from lorakit.cli.plan_facts import Told, card_facts, facts_of
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
-    from lorakit.hardware.gpus import Device
+    from lorakit.hardware.gpus import Gpu
     from lorakit.plan.changes import Change
-    from lorakit.plan.duration import Span
     from lorakit.plan.estimate import Plan
+    from lorakit.plan.runtime import EstimateRange
 
 _CERTAIN = {"yes": "It fits", "tight": "It fits", "no": "It does not fit"}
 _UNCERTAIN = {
@@ -48,7 +48,7 @@ def print_plan(told: Told, as_json: bool) -> None:
         console.result_wrapped(f"# {choice}", under="#   ")
 
 
-def print_cards(devices: "list[Device]", plans: "list[Plan | UserError]", as_json: bool) -> None:
+def print_cards(devices: "list[Gpu]", plans: "list[Plan | UserError]", as_json: bool) -> None:
     """Print which of the known cards can train a recipe."""
     from lorakit import console
 
@@ -71,7 +71,7 @@ def print_cards(devices: "list[Device]", plans: "list[Plan | UserError]", as_jso
         console.result(f"At the upper end of the estimate {len(certain)} can{smallest}.")
 
 
-def _card_row(device: "Device", plan: "Plan | UserError") -> list[str]:
+def _card_row(device: "Gpu", plan: "Plan | UserError") -> list[str]:
     size = f"{round(device.memory / 2**30, 1):g}"
     if isinstance(plan, UserError):
         return [device.name, size, "no", "-", "-", "-", "-"]
@@ -114,7 +114,7 @@ def _verdict(plan: "Plan") -> str:
 def _figures(told: Told) -> list[tuple[str, str]]:
     """The figures of a plan beside memory, each with its name."""
     plan, full, checkpoint = told.plan, told.full, told.checkpoint
-    spec, adapted = plan.spec, plan.adapted
+    spec, adapted = plan.spec, plan.trainable
     how = "built without weights on torch's meta device" if spec.built else "counted from its config"
     near = "about " if adapted.estimated else ""
     rows = [("parameters", f"{spec.parameters:,}, {how}{_left_plain(plan)}")]
@@ -137,7 +137,8 @@ def _figures(told: Told) -> list[tuple[str, str]]:
         rows.append(("price", _span(plan.price, price)))
     if full:
         taken = (
-            f"{gibibytes(full.longest.total)}, {full.adapted.trained:,} trained, model {decimal_bytes(full.model_file)}"
+            f"{gibibytes(full.longest.total)}, {full.trainable.trained:,} trained, "
+            f"model {decimal_bytes(full.model_file)}"
         )
         time = f", {_span(full.time, duration)}" if full.time and full.fits != "no" else ", which does not fit"
         rows.append(("full fine-tuning", taken + (time if full.fits == "no" or full.time else "")))
@@ -214,5 +215,5 @@ def _slower(times: float | None) -> str:
     return "" if times is None else f", time x {times:.2f}"
 
 
-def _span(span: "Span | None", shown: Any) -> str:
+def _span(span: "EstimateRange | None", shown: Any) -> str:
     return "-" if span is None else f"{shown(span.likely)} ({shown(span.low)} to {shown(span.high)})"

@@ -119,7 +119,7 @@ def json_text(text: str) -> str:
 def _describe(prepared: "Prepared", progress: "Progress") -> None:
     """Say what was chosen and what was read, before anything long begins."""
     from lorakit.cli.draws import draws_of
-    from lorakit.plan.schedule import schedule_in_words
+    from lorakit.plan.schedule import describe_schedule
 
     for choice in prepared.choices:
         progress.say(str(choice))
@@ -155,17 +155,17 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
             progress.say(str(drawn))
         if drawn.warning:
             progress.warn(drawn.warning)
-    for line in schedule_in_words(prepared.recipe.train, prepared.steps, prepared.held_out is not None):
+    for line in describe_schedule(prepared.recipe.train, prepared.steps, prepared.held_out is not None):
         progress.say(line)
 
 
 def _tell_memory(expected: "Memory", machine: "Machine", progress: "Progress") -> None:
     from lorakit.plan.estimate import ERROR
-    from lorakit.plan.fit import room
+    from lorakit.plan.fit import memory_budget
 
     held = f"{gibibytes(machine.memory)} {'on the card' if machine.is_gpu else 'free'}"
     said = f"memory: the longest micro-batch is predicted to take {gibibytes(expected.total)} of {held}"
-    if expected.total > room(machine):
+    if expected.total > memory_budget(machine):
         progress.warn(f"{said}: it may run out. lorakit plan says what would fit")
     elif expected.total * (1 + ERROR) > machine.memory:
         progress.say(f"{said}, if the estimate holds: it may be off by {ERROR:.0%}")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lorakit.doctor.finding import Finding
+from lorakit.doctor.finding import CheckResult
 from lorakit.doctor.packages import import_error
 from lorakit.doctor.speed import product_speed
 from lorakit.errors import UserError
@@ -19,23 +19,23 @@ _OF_THE_MACHINE = ("model.dtype", "model.attention", "data.packing", "train.opti
 _CLEARLY_FASTER = 1.3
 
 
-def choices(recipe: "Recipe | None") -> Iterator[Finding]:
+def choices(recipe: "Recipe | None") -> Iterator[CheckResult]:
     """Each choice with its reason, of the number format also whether the measured speed bears it out.
 
     Without a recipe, those that hang on the machine alone. A setting of the recipe that cannot work here is broken.
     """
-    from lorakit.plan.auto import settle  # imported here, since a broken pydantic must not end the other checks
-    from lorakit.plan.facts import facts_of
+    from lorakit.plan.auto import resolve_auto  # imported here, since a broken pydantic must not end the other checks
+    from lorakit.plan.model_info import find_model_info
     from lorakit.recipe.schema import Data, Model, Recipe
 
     machine = _machine_of_runs()
-    yield Finding("device", "ok", f"{machine.name} ({machine.device})")
+    yield CheckResult("device", "ok", f"{machine.name} ({machine.device})")
     asked = recipe or Recipe(model=Model(base="any/model"), data=Data(train="any/rows"))
     try:
-        facts = facts_of(asked.model.base, asked.model.revision) if recipe else None
-        settled = settle(asked, machine, facts)
+        facts = find_model_info(asked.model.base, asked.model.revision) if recipe else None
+        settled = resolve_auto(asked, machine, facts)
     except UserError as error:
-        yield Finding("settings", "broken", str(error))
+        yield CheckResult("settings", "broken", str(error))
         return
     for choice in settled.choices:
         if recipe or choice.path in _OF_THE_MACHINE:
@@ -43,7 +43,7 @@ def choices(recipe: "Recipe | None") -> Iterator[Finding]:
             value = str(choice.value).lower() if isinstance(choice.value, bool) else choice.value
             said, figures = f"{value}: {choice.reason}{faster}", {"value": choice.value}
             remedy = "compare a few steps of both: --set train.steps=5" if faster else ""
-            yield Finding(choice.path, "note" if faster else "ok", said, remedy, figures)
+            yield CheckResult(choice.path, "note" if faster else "ok", said, remedy, figures)
 
 
 def _machine_of_runs() -> Machine:

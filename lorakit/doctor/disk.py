@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lorakit.atomic_io import cache_folder
-from lorakit.doctor.finding import Finding, gib
+from lorakit.doctor.finding import CheckResult, gib
 
 # An adapter's run takes megabytes; a merged model, or one from the hub, several of these.
 _LITTLE_ROOM = 10 << 30
 
 
-def rooms(run: Path | None) -> Iterator[Finding]:
+def rooms(run: Path | None) -> Iterator[CheckResult]:
     """The folders that commands write into: free room, size, and whether they can be written.
 
     `run` is a recipe's run folder; without a recipe runs may go elsewhere than here, so that nothing is broken then.
@@ -39,7 +39,7 @@ def size_of(folder: Path) -> int:
     return size
 
 
-def _room(name: str, folder: Path, elsewhere: str, needed: bool, sized: bool = False) -> Finding:
+def _room(name: str, folder: Path, elsewhere: str, needed: bool, sized: bool = False) -> CheckResult:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
     figures, said = {"free": free}, f"{folder}: {gib(free)} free"
@@ -47,7 +47,7 @@ def _room(name: str, folder: Path, elsewhere: str, needed: bool, sized: bool = F
         figures["size"] = size_of(folder)
         said += f", {gib(figures['size'])} in use" if folder.is_dir() else ", nothing there yet"
     if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
-        return Finding(name, "broken" if needed else "note", f"{said}, cannot be written", elsewhere, figures)
+        return CheckResult(name, "broken" if needed else "note", f"{said}, cannot be written", elsewhere, figures)
     if free < _LITTLE_ROOM:
-        return Finding(name, "note", f"{said}, which is little", f"free some, or {elsewhere}", figures)
-    return Finding(name, "ok", said, figures=figures)
+        return CheckResult(name, "note", f"{said}, which is little", f"free some, or {elsewhere}", figures)
+    return CheckResult(name, "ok", said, figures=figures)

@@ -11,23 +11,23 @@ State = Literal["ok", "note", "broken"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One thing that was looked at."""
 
     name: str
     state: State
     """`note`: worth knowing, and nothing that a run fails of; `broken`: something needed does not work."""
-    found: str
+    message: str
     remedy: str = ""
     """What to do, or the command that does it; empty where there is nothing to do."""
     figures: dict[str, Any] = field(default_factory=dict)
     """The same for programs, in bytes, FLOP/s, seconds and processors."""
 
 
-Check = Callable[[], Iterable[Finding]]
+Check = Callable[[], Iterable[CheckResult]]
 
 
-def findings_of(name: str, check: Check) -> Iterator[Finding]:
+def findings_of(name: str, check: Check) -> Iterator[CheckResult]:
     """The findings of a check, one by one; an error that it raises is a finding too.
 
     With LORAKIT_DEBUG set the error is raised, so that its place is seen.
@@ -42,7 +42,7 @@ def findings_of(name: str, check: Check) -> Iterator[Finding]:
         except (Exception, SystemExit) as error:
             if os.environ.get("LORAKIT_DEBUG"):
                 raise
-            yield Finding(name, "broken", f"the check ended with {type(error).__name__}: {reason(error)}")
+            yield CheckResult(name, "broken", f"the check ended with {type(error).__name__}: {reason(error)}")
             return
         yield finding
 

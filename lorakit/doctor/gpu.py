@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lorakit.doctor.finding import Finding, gib, reason
+from lorakit.doctor.finding import CheckResult, gib, reason
 from lorakit.doctor.packages import import_error
 from lorakit.doctor.speed import product_speed
 
@@ -28,22 +28,22 @@ class Card:
     capability: str
 
 
-def cards() -> Iterator[Finding]:
+def cards() -> Iterator[CheckResult]:
     """Each GPU of this machine, hidden or not."""
     found, complaint = _seen()
     if not found and gpus_on_bus():
         said = complaint or "an NVIDIA GPU is in this machine, and no driver that shows it"
-        yield Finding("driver", "broken", said, "install NVIDIA's driver; reboot where it was just updated")
+        yield CheckResult("driver", "broken", said, "install NVIDIA's driver; reboot where it was just updated")
         return
     for number, card in enumerate(found):
         yield _finding(f"GPU {number}", card)
     if not found:
-        yield Finding("GPU", "note", "there is no NVIDIA GPU: runs use the processor")
+        yield CheckResult("GPU", "note", "there is no NVIDIA GPU: runs use the processor")
     elif _hidden():
-        yield Finding("visible", "note", "CUDA_VISIBLE_DEVICES hides every GPU: runs use the processor")
+        yield CheckResult("visible", "note", "CUDA_VISIBLE_DEVICES hides every GPU: runs use the processor")
     elif len(found) > 1:
         used = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
-        yield Finding(
+        yield CheckResult(
             "used",
             "note",
             f"a run uses one of the {len(found)} GPUs: {f'GPU {used}' if used.isdigit() else used}",
@@ -51,32 +51,32 @@ def cards() -> Iterator[Finding]:
         )
 
 
-def torch_on_gpu() -> Iterator[Finding]:
+def torch_on_gpu() -> Iterator[CheckResult]:
     """Whether torch reaches the GPU, by a real product in each number format."""
     if import_error("torch"):
-        yield Finding("torch on GPU", "note", "not tried, since torch cannot be imported")
+        yield CheckResult("torch on GPU", "note", "not tried, since torch cannot be imported")
         return
     import torch
 
     here = [] if _hidden() else _seen()[0]
     if torch.cuda.is_available():
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
-        yield Finding("torch on GPU", "ok", f"{torch.__version__} uses the GPU by {build}")
+        yield CheckResult("torch on GPU", "ok", f"{torch.__version__} uses the GPU by {build}")
         yield from _products(torch.cuda.get_device_capability()[0] >= 8)
     elif here and torch.version.cuda is None:
         remedy = "pip install --force-reinstall torch, where pip is not set to take the CPU build"
-        yield Finding(
+        yield CheckResult(
             "torch on GPU", "broken", f"{torch.__version__} is a build without CUDA: the GPU stays idle", remedy
         )
     elif here:
-        yield Finding(
+        yield CheckResult(
             "torch on GPU",
             "broken",
             f"{torch.__version__}, built for CUDA {torch.version.cuda}, cannot use the GPU: {_refusal()}",
             f"update the driver (now {here[0].driver}), or install torch built for an older CUDA",
         )
     else:
-        yield Finding("torch on GPU", "ok", f"{torch.__version__} has none to use")
+        yield CheckResult("torch on GPU", "ok", f"{torch.__version__} has none to use")
 
 
 def cards_in(text: str) -> list[Card]:
@@ -115,28 +115,28 @@ def _bytes(mebibytes: str) -> int:
     return int(mebibytes) << 20 if mebibytes.isdigit() else 0
 
 
-def _finding(name: str, card: Card) -> Finding:
+def _finding(name: str, card: Card) -> CheckResult:
     said = f"{card.name}, {gib(card.memory)}, {gib(card.free)} free, "
     said += f"compute capability {card.capability}, driver {card.driver}"
     figures = asdict(card)
     if card.memory - card.free > _TAKEN * card.memory:
-        return Finding(name, "note", f"{said}: other programs hold memory", "nvidia-smi lists them", figures)
-    return Finding(name, "ok", said, figures=figures)
+        return CheckResult(name, "note", f"{said}: other programs hold memory", "nvidia-smi lists them", figures)
+    return CheckResult(name, "ok", said, figures=figures)
 
 
-def _products(bfloat16: bool) -> Iterator[Finding]:
+def _products(bfloat16: bool) -> Iterator[CheckResult]:
     for dtype in ("float32", "float16", *(["bfloat16"] if bfloat16 else [])):
         try:
             speed, size = product_speed("cuda", dtype)
         except RuntimeError as error:
-            yield Finding(
+            yield CheckResult(
                 dtype,
                 "broken",
                 f"a matrix product fails: {reason(error)}",
                 "install a build of torch for this GPU's compute capability and driver",
             )
             return
-        yield Finding(
+        yield CheckResult(
             dtype, "ok", f"{speed / 1e12:,.1f} TFLOP/s, measured on {size} x {size}", figures={"speed": speed}
         )
 

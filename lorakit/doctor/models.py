@@ -2,21 +2,21 @@
 
 from collections.abc import Iterator
 
-from lorakit.doctor.finding import Finding, gib
+from lorakit.doctor.finding import CheckResult, gib
 from lorakit.model.bundled_models import BUNDLED_MODELS, bundled_file
 
 _SHOWN = 10
 
 
-def carried() -> Iterator[Finding]:
+def carried() -> Iterator[CheckResult]:
     """The models that a package carries, and whether the package has been fetched."""
     for name, carrier in BUNDLED_MODELS.items():
         here = bundled_file(carrier).is_file()
         where = "in lorakit's cache" if here else "fetched by pip when a recipe asks for it"
-        yield Finding("carried", "ok", f"{name}, by {carrier.package} {carrier.version}: {where}")
+        yield CheckResult("carried", "ok", f"{name}, by {carrier.package} {carrier.version}: {where}")
 
 
-def cached() -> Iterator[Finding]:
+def cached() -> Iterator[CheckResult]:
     """The models in the hub's own cache, the largest first."""
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
@@ -27,16 +27,18 @@ def cached() -> Iterator[Finding]:
     repositories.sort(key=lambda item: -item.size_on_disk)
     figures = {"models": {item.repo_id: item.size_on_disk for item in repositories}}
     if not repositories:
-        yield Finding("hub's cache", "ok", "holds no model yet", figures=figures)
+        yield CheckResult("hub's cache", "ok", "holds no model yet", figures=figures)
         return
     named = [f"{item.repo_id} ({gib(item.size_on_disk)})" for item in repositories[:_SHOWN]]
     more = f", and {len(repositories) - _SHOWN} more" if len(repositories) > _SHOWN else ""
-    yield Finding("hub's cache", "ok", f"{len(repositories)} models: {', '.join(named)}{more}", figures=figures)
+    yield CheckResult("hub's cache", "ok", f"{len(repositories)} models: {', '.join(named)}{more}", figures=figures)
 
 
-def known() -> Iterator[Finding]:
+def known() -> Iterator[CheckResult]:
     """The well-known hub models whose sizes are bundled, for `lorakit plan`."""
-    from lorakit.plan.known import known_models
+    from lorakit.plan.known_models import known_models
 
     ids = sum(len(model.ids) for model in known_models())
-    yield Finding("known sizes", "ok", f"{ids} hub models can be planned without their files", figures={"models": ids})
+    yield CheckResult(
+        "known sizes", "ok", f"{ids} hub models can be planned without their files", figures={"models": ids}
+    )

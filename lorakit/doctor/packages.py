@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lorakit.doctor.finding import Finding, reason
+from lorakit.doctor.finding import CheckResult, reason
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -29,32 +29,32 @@ _STAND_ON_TORCH = {"bitsandbytes", "transformers", "accelerate", "peft", "trl"}
 _EXTRAS = {"gguf": "reads .gguf files", "tasks": "runs lm-eval's benchmarks (lorakit eval --tasks)"}
 
 
-def python() -> Iterator[Finding]:
+def python() -> Iterator[CheckResult]:
     """The interpreter, and lorakit itself."""
     import lorakit
 
     where = sys.prefix if sys.prefix == sys.base_prefix else f"{sys.prefix}, a virtual environment"
-    yield Finding("Python", "ok", f"{platform.python_version()} in {where}")
-    yield Finding("lorakit", "ok", lorakit.__version__)
+    yield CheckResult("Python", "ok", f"{platform.python_version()} in {where}")
+    yield CheckResult("lorakit", "ok", lorakit.__version__)
 
 
-def system() -> Iterator[Finding]:
+def system() -> Iterator[CheckResult]:
     """The operating system: Linux is what lorakit is tested on."""
     said = f"{platform.system()} {platform.release()} on {platform.machine()}"
     if platform.system() == "Linux":
-        yield Finding("system", "ok", said)
+        yield CheckResult("system", "ok", said)
     else:
-        yield Finding("system", "note", f"{said}: lorakit is tested on Linux only")
+        yield CheckResult("system", "note", f"{said}: lorakit is tested on Linux only")
 
 
-def required() -> Iterator[Finding]:
+def required() -> Iterator[CheckResult]:
     """Every package that lorakit's metadata asks for: its version, and for those that a run is made of its import."""
     wanted = {item.name: item for item in _requirements() if _asked(item, "")}
     others, torch = 0, "ok"
     for name in [*_IMPORTED, *(name for name in wanted if name not in _IMPORTED)]:
         finding = _version(name, wanted.get(name))
         if name in _STAND_ON_TORCH and finding.state == "ok" and torch == "broken":
-            finding = Finding(name, "note", f"{finding.found}: not tried, since torch is broken")
+            finding = CheckResult(name, "note", f"{finding.message}: not tried, since torch is broken")
         elif name in _IMPORTED and installed(name):
             finding = _imported(finding)
         if name == "torch":
@@ -64,22 +64,22 @@ def required() -> Iterator[Finding]:
         else:
             yield finding
     if others:
-        yield Finding("others", "ok", f"{others} more packages, each in a version that lorakit is made for")
+        yield CheckResult("others", "ok", f"{others} more packages, each in a version that lorakit is made for")
 
 
-def optional() -> Iterator[Finding]:
+def optional() -> Iterator[CheckResult]:
     """The extras of lorakit, and flash-attn."""
     for extra, purpose in _EXTRAS.items():
         wanted = [item for item in _requirements() if _asked(item, extra) and not _asked(item, "")]
         if wanted and all(_version(item.name, item).state == "ok" for item in wanted):
-            yield Finding(f"extra {extra}", "ok", f"installed: {purpose}")
+            yield CheckResult(f"extra {extra}", "ok", f"installed: {purpose}")
         else:
-            yield Finding(f"extra {extra}", "note", f"not installed: {purpose}", f"pip install 'lorakit[{extra}]'")
+            yield CheckResult(f"extra {extra}", "note", f"not installed: {purpose}", f"pip install 'lorakit[{extra}]'")
     version = installed("flash-attn")
     if version:
-        yield Finding("flash-attn", "ok", f"{version}: model.attention can be flash_attention_2")
+        yield CheckResult("flash-attn", "ok", f"{version}: model.attention can be flash_attention_2")
     else:
-        yield Finding(
+        yield CheckResult(
             "flash-attn",
             "note",
             "not installed: model.attention: flash_attention_2 needs it, on an NVIDIA GPU",
@@ -116,27 +116,27 @@ def _asked(item: "Requirement", extra: str) -> bool:
     return item.marker is None or item.marker.evaluate({"extra": extra})
 
 
-def _version(name: str, wanted: "Requirement | None") -> Finding:
+def _version(name: str, wanted: "Requirement | None") -> CheckResult:
     """Whether the installed version is one that lorakit is made for."""
     from packaging.version import Version
 
     version, bounds = installed(name), str(wanted.specifier) if wanted else ""
     upgrade = f"pip install --upgrade '{name}{bounds}'"
     if version is None:
-        return Finding(name, "broken", "not installed", upgrade)
+        return CheckResult(name, "broken", "not installed", upgrade)
     floor = _SECURITY_FLOORS.get(name)
     if floor and Version(version) < Version(floor):
-        return Finding(name, "broken", f"{version}: below {floor} there are known security holes", upgrade)
+        return CheckResult(name, "broken", f"{version}: below {floor} there are known security holes", upgrade)
     if wanted and not wanted.specifier.contains(version, prereleases=True):
-        return Finding(name, "broken", f"{version}: lorakit is made for {bounds}", upgrade)
-    return Finding(name, "ok", f"{version} ({bounds})" if bounds else version)
+        return CheckResult(name, "broken", f"{version}: lorakit is made for {bounds}", upgrade)
+    return CheckResult(name, "ok", f"{version} ({bounds})" if bounds else version)
 
 
-def _imported(version: Finding) -> Finding:
+def _imported(version: CheckResult) -> CheckResult:
     """The finding on a package's version, with why it cannot be imported where that is so."""
     name, error = version.name, import_error(version.name)
     if error is None:
         return version
     public = (installed(name) or "").partition("+")[0]
     remedy = version.remedy or f"pip install --force-reinstall {name}=={public}"
-    return Finding(name, "broken", f"{version.found}; cannot be imported: {error}", remedy)
+    return CheckResult(name, "broken", f"{version.message}; cannot be imported: {error}", remedy)

@@ -13,8 +13,8 @@ from lorakit.model.load import attentions_of, quiet_libraries
 from lorakit.model.peft_adapter import adapter_config
 from lorakit.model.quantization_config import check_quantization
 from lorakit.model.resolve import Base, resolve_base
-from lorakit.plan.auto import settle
-from lorakit.plan.facts import facts_in
+from lorakit.plan.auto import resolve_auto
+from lorakit.plan.model_info import read_model_info
 from lorakit.prepare import Prepared, reopen_run
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import trains_all
@@ -270,4 +270,4 @@ def _settings(base: Base, first: Prepared | None, machine: Machine) -> Model:
     attention = like.attention if like.attention in attentions else "auto"
     update = {"base": base.name, "quantization": "none", "chat_template": None, "attention": attention}
     recipe = Recipe(model=like.model_copy(update=update), data=Data(train="-"))
-    return settle(recipe, machine, facts_in(base.folder), 1, attentions).recipe.model
+    return resolve_auto(recipe, machine, read_model_info(base.folder), 1, attentions).recipe.model

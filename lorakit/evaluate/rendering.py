@@ -20,7 +20,7 @@ from lorakit.evaluate.generate import decode_answer, until_stop
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.model.load import load_tokenizer, pad_token_id, stop_token_ids, stop_words
 from lorakit.model.resolve import Base
-from lorakit.plan.facts import facts_in
+from lorakit.plan.model_info import read_model_info
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.data_files import is_pattern
@@ -124,7 +124,7 @@ def _data_section(model_set: ModelSet, file: Path | None) -> tuple[Data, str]:
             raise UserError(f"--data: {file}: there is no such file.")
         if data is not None:  # read as the recipe reads its own
             return data.model_copy(update={"train": str(file.absolute()), "eval": None}), str(file)
-        facts = facts_in(model_set.specs[0].base.folder)
+        facts = read_model_info(model_set.specs[0].base.folder)
         limit = facts.positions.limit if facts and facts.positions else 0
         return Data(train=str(file.absolute()), max_length=limit if limit >= 8 else _LONGEST), str(file)
     if data is None or model_set.run is None:

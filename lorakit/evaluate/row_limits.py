@@ -7,7 +7,7 @@ from lorakit.evaluate.labels import Labels
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.rendering import RenderedRows
 from lorakit.model.positions import Positions
-from lorakit.plan.facts import facts_in
+from lorakit.plan.model_info import read_model_info
 from lorakit.plan.row_limits import unseen
 
 
@@ -24,7 +24,7 @@ def compare_lengths(
     """
     notes = []
     for spec, rendered in zip(model_set.specs, each, strict=True):
-        facts = facts_in(spec.base.folder)
+        facts = read_model_info(spec.base.folder)
         if facts is None or facts.positions is None:
             continue
         prompts = [len(prompt) for prompt in rendered.prompts]

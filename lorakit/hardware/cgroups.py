@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 
 @dataclass(frozen=True)
-class Limits:
+class CgroupLimits:
     """The limits of the control groups that this process is in; None where there is none."""
 
     memory: int | None = None
@@ -17,14 +17,14 @@ class Limits:
     """Processor time a second: 1.5 are one and a half processors."""
 
 
-def limits_of(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> Limits:
+def read_cgroup_limits(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> CgroupLimits:
     """The tightest limits of this process's groups and of the groups around them.
 
     The files and their meaning: the kernel's documentation, cgroup-v1/memory, scheduler/sched-bwc, and cgroup-v2.
     """
     memory = [found for folder in _folders(proc, groups, "memory") if (found := _memory(folder))]
     quotas = [quota for folder in _folders(proc, groups, "cpu") if (quota := _processors(folder))]
-    return Limits(
+    return CgroupLimits(
         memory=min((limit for limit, _ in memory), default=None),
         memory_left=min((left for _, left in memory), default=None),
         processors=min(quotas, default=None),

@@ -17,7 +17,7 @@ _BFLOAT16_FROM = 8.0  # compute capability
 
 
 @dataclass(frozen=True)
-class Device:
+class Gpu:
     """A GPU. Rates are peaks: dense, not sparse; tensor cores where it has them, with float32 accumulation."""
 
     name: str
@@ -39,7 +39,7 @@ class Device:
 
 def _by_clock(
     name: str, mib: int, bandwidth: float, multiprocessors: int, megahertz: int, capability: float, tensor: int
-) -> Device:
+) -> Gpu:
     """A card whose rates are its multiprocessors x boost clock x operations a clock, as its maker computes them.
 
     `bandwidth` in GB/s. A Turing multiprocessor has 64 float32 lanes, a later one 128.
@@ -52,7 +52,7 @@ def _by_clock(
         f"operations each a clock (architecture white paper)"
     )
     bfloat16 = rate if capability >= _BFLOAT16_FROM else None
-    return Device(name, mib * _MIB, bandwidth * 1e9, bfloat16, rate, clocks * lanes * 2, capability, source)
+    return Gpu(name, mib * _MIB, bandwidth * 1e9, bfloat16, rate, clocks * lanes * 2, capability, source)
 
 
 def _by_sheet(
@@ -64,12 +64,12 @@ def _by_sheet(
     capability: float,
     sheet: str,
     aliases: str = "",
-) -> Device:
+) -> Gpu:
     """A card whose data sheet prints its rates: `bandwidth` in GB/s, `tensor` and `float32` in TFLOP/s."""
     bfloat16 = tensor * 1e12 if capability >= _BFLOAT16_FROM else None
     source = f"NVIDIA data sheet: {sheet}"
     names = tuple(aliases.split(", ")) if aliases else ()
-    return Device(name, mib * _MIB, bandwidth * 1e9, bfloat16, tensor * 1e12, float32 * 1e12, capability, source, names)
+    return Gpu(name, mib * _MIB, bandwidth * 1e9, bfloat16, tensor * 1e12, float32 * 1e12, capability, source, names)
 
 
 _GEFORCE = (
@@ -105,7 +105,7 @@ _WORKSTATION = (
     ("RTX PRO 6000 Blackwell", 97887, 1792, 188, 2617, _BLACKWELL),
 )
 
-DEVICES: tuple[Device, ...] = (
+GPUS: tuple[Gpu, ...] = (
     *(_by_clock(*row, _GEFORCE_TENSOR) for row in _GEFORCE),
     *(_by_clock(*row, _TENSOR) for row in _WORKSTATION),
     # name, MiB, GB/s, tensor TFLOP/s (half of a sparse figure), float32 TFLOP/s, capability, sheet, other names
@@ -151,7 +151,7 @@ _UNITS = {"m": 1e-3, "mb": 1e-3, "mib": 1 / 1024, "g": 1, "gb": 1, "gib": 1, "t"
 _AROUND = re.compile(r"nvidia|geforce|tesla|quadro|generation|workstation edition|server edition|graphics card")
 
 
-def find_device(text: str) -> Device:
+def find_gpu(text: str) -> Gpu:
     """The GPU that a user names: `RTX 4090`, `4090`, `NVIDIA GeForce RTX 4090`, or by its memory alone: `24GB`.
 
     Raises:
@@ -169,12 +169,12 @@ def find_device(text: str) -> Device:
     if re.fullmatch(r"[1-9]\d*(\.\d+)?", text.strip()):
         raise UserError(f"--gpu: '{text}' is neither a card's name nor a memory. Did you mean {text.strip()}GB?")
     laptop = "laptop" in text.lower()  # another card than the desktop's of that name, mostly a smaller one
-    near = None if laptop else nearest(_around_off(text), [device.name for device in DEVICES])
+    near = None if laptop else nearest(_around_off(text), [device.name for device in GPUS])
     hint = f" Did you mean {near}?" if near else ""
     raise UserError(f"--gpu: '{text}' is not a known GPU.{hint} Or write its memory alone: 24GB.")
 
 
-def known_device(name: str, memory: int) -> Device | None:
+def match_gpu(name: str, memory: int) -> Gpu | None:
     """The GPU that nvidia-smi names so, with the memory in bytes that it shows; None for one that is not known.
 
     Where a name is sold in several sizes, the one of the nearest memory is taken.
@@ -186,13 +186,13 @@ def known_device(name: str, memory: int) -> Device | None:
     return dataclasses.replace(device, memory=memory)
 
 
-def _named(text: str) -> list[Device]:
+def _named(text: str) -> list[Gpu]:
     wanted = _squashed(text)
-    exact = [device for device in DEVICES if wanted == _squashed(device.name)]
-    return exact or [device for device in DEVICES if wanted in _keys(device)]
+    exact = [device for device in GPUS if wanted == _squashed(device.name)]
+    return exact or [device for device in GPUS if wanted in _keys(device)]
 
 
-def _keys(device: Device) -> set[str]:
+def _keys(device: Gpu) -> set[str]:
     """Every way of writing a card's name, squashed: with and without its RTX, and without its size."""
     names = {device.name, *device.aliases}
     names |= {re.sub(r" ?\d+GB\b", "", name) for name in names if name.startswith("RTX")}
@@ -208,21 +208,21 @@ def _around_off(text: str) -> str:
     return _AROUND.sub("", text.lower()).strip()
 
 
-def _of_size(text: str, gibibytes: float) -> Device:
+def _of_size(text: str, gibibytes: float) -> Gpu:
     """A nameless card of that memory, as fast as the slowest known card of the nearest size."""
     if not 0 < gibibytes <= 1024:
         raise UserError(f"--gpu: '{text}' is not a memory size. Write a size such as 24GB, or a name such as RTX 4090.")
     memory = int(gibibytes * _GIB)
-    slowest = slowest_of(memory)
+    slowest = slowest_gpu(memory)
     source = f"memory as given; as fast as the {slowest.name}, the slowest known card of about that memory"
     return dataclasses.replace(
         slowest, name=f"{gibibytes:g} GB GPU", memory=memory, source=f"{source} ({slowest.source})", aliases=()
     )
 
 
-def slowest_of(memory: int) -> Device:
+def slowest_gpu(memory: int) -> Gpu:
     """The slowest known card of about so many bytes; of one size those with bfloat16 count."""
-    apart = max(_SAME_SIZE * memory, min(abs(device.memory - memory) for device in DEVICES))
-    alike = [device for device in DEVICES if abs(device.memory - memory) <= apart]
+    apart = max(_SAME_SIZE * memory, min(abs(device.memory - memory) for device in GPUS))
+    alike = [device for device in GPUS if abs(device.memory - memory) <= apart]
     alike = [device for device in alike if device.bfloat16] or alike
     return min(alike, key=lambda device: device.float16)

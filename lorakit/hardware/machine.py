@@ -7,8 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorakit.hardware.cgroups import limits_of
-from lorakit.hardware.gpus import Device, known_device
+from lorakit.hardware.cgroups import read_cgroup_limits
+from lorakit.hardware.gpus import Gpu, match_gpu
 from lorakit.progress import Progress
 
 
@@ -22,7 +22,7 @@ class Machine:
     bfloat16: bool
     here: bool = True
     """Whether it is the machine that this runs on, and not one that is planned for."""
-    card: Device | None = None
+    card: Gpu | None = None
     """The card of the table that it is, whose rates are known."""
 
     @property
@@ -54,7 +54,7 @@ def usable_machine(progress: Progress) -> Machine:
 
 def _gpu(name: str, memory: int, bfloat16: bool) -> Machine:
     """A GPU that is here, of which `memory` bytes are shown."""
-    return Machine("cuda", name, memory, bfloat16, card=known_device(name, memory))
+    return Machine("cuda", name, memory, bfloat16, card=match_gpu(name, memory))
 
 
 def _first_gpu() -> Machine | None:
@@ -75,7 +75,7 @@ def _first_gpu() -> Machine | None:
 def processor() -> Machine:
     """This machine's processor, as the device of a run."""
     flags, name = _cpuinfo()
-    left = limits_of().memory_left
+    left = read_cgroup_limits().memory_left
     free = _free_memory() if left is None else min(_free_memory(), left)
     return Machine("cpu", name, free, "amx_bf16" in flags)
 

@@ -55,7 +55,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 class OutOfMemory:
     """Memory ran out. `told` is what the allocator said."""
 
-    told: str
+    message: str
 
 
 def within_memory(work: Callable[[], Result]) -> Result | OutOfMemory:
@@ -82,7 +82,7 @@ def free_memory() -> None:
 
 
 @dataclass
-class Peak:
+class PeakMemory:
     """Memory in bytes: on a GPU what torch's tensors take, on a CPU what the process has resident."""
 
     before: int
@@ -94,7 +94,7 @@ class Peak:
 
 
 @contextmanager
-def measured(device: torch.device) -> Iterator[Peak]:
+def measure_peak(device: torch.device) -> Iterator[PeakMemory]:
     """Measures the most memory that is held on `device` within; what it yields is filled in at the end.
 
     On a GPU this begins torch's own peaks (`max_memory_allocated`, `max_memory_reserved`) anew.
@@ -102,10 +102,10 @@ def measured(device: torch.device) -> Iterator[Peak]:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        found = Peak(torch.cuda.memory_allocated(device))
+        found = PeakMemory(torch.cuda.memory_allocated(device))
     else:
         _give_back()
-        found = Peak(_resident("VmRSS") or process_peak(), exact=_begin_anew())
+        found = PeakMemory(_resident("VmRSS") or process_peak(), exact=_begin_anew())
     try:
         yield found
     finally:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lorakit.hardware.gpus import Device
+from lorakit.hardware.gpus import Gpu
 
 # Shares of the dense peak that large matrix products reach, in a public table of torch's (docs/planning.md): A100 0.79
 # to 0.85, H100 0.80, B200 0.75, V100S 0.68; where tensor cores are halved, as in GeForce cards from the 30 series on,
@@ -24,7 +24,7 @@ _PROCESSOR_SHARE = 0.6
 
 
 @dataclass(frozen=True)
-class Rates:
+class Throughput:
     """What a device reaches."""
 
     compute: float
@@ -41,31 +41,31 @@ class Rates:
     """Whether kernels are started while others run: on a GPU."""
 
 
-def rates_of(device: Device, dtype: str) -> Rates:
+def gpu_throughput(device: Gpu, dtype: str) -> Throughput:
     """What a GPU reaches with a recipe's dtype: float32, bfloat16 or float16."""
     bandwidth = _BANDWIDTH_SHARE * device.bandwidth
     if dtype == "float32":
         compute = _FLOAT32_SHARE * device.float32
         words = f"{_FLOAT32_SHARE:.0%} of {_tera(device.float32)} in float32"
-        return Rates(compute, bandwidth, _words(device, words), number_bytes=4)
+        return Throughput(compute, bandwidth, _words(device, words), number_bytes=4)
     peak = device.bfloat16 if dtype == "bfloat16" else device.float16
     if peak is None:
         compute = _EMULATED_SHARE * device.float32
         words = f"{_EMULATED_SHARE:.0%} of {_tera(device.float32)} in float32: the card has no bfloat16"
-        return Rates(compute, bandwidth, _words(device, words))
+        return Throughput(compute, bandwidth, _words(device, words))
     # Halved tensor cores do twice what a card's other lanes do, whole ones four times and more.
     share = _HALVED_SHARE if peak < 3 * device.float32 else _SHARE
-    return Rates(share * peak, bandwidth, _words(device, f"{share:.0%} of {_tera(peak)} in {dtype}"))
+    return Throughput(share * peak, bandwidth, _words(device, f"{share:.0%} of {_tera(peak)} in {dtype}"))
 
 
-def cpu_rates(measured_flops: float, bandwidth: float) -> Rates:
+def cpu_throughput(measured_flops: float, bandwidth: float) -> Throughput:
     """What a processor reaches in float32, from its measured matrix speed and bandwidth."""
     words = f"{_PROCESSOR_SHARE:.0%} of {measured_flops / 1e9:.0f} GFLOP/s, measured"
-    return Rates(_PROCESSOR_SHARE * measured_flops, bandwidth, words, number_bytes=4, queued=False)
+    return Throughput(_PROCESSOR_SHARE * measured_flops, bandwidth, words, number_bytes=4, queued=False)
 
 
 @functools.cache
-def measure_cpu() -> Rates:
+def measure_cpu() -> Throughput:
     """This machine's float32 matrix speed and bandwidth, measured with numpy in under 0.3 s."""
     import numpy as np
     from threadpoolctl import threadpool_limits
@@ -81,7 +81,7 @@ def measure_cpu() -> Rates:
     source = np.ones(1 << 20, dtype=np.float32)
     target = np.empty_like(source)
     bandwidth = 2 * source.nbytes / _fastest(lambda: np.copyto(target, source), 0.05)
-    return cpu_rates(flops, bandwidth)
+    return cpu_throughput(flops, bandwidth)
 
 
 def _fastest(call: Callable[[], object], limit: float) -> float:
@@ -98,5 +98,5 @@ def _tera(rate: float) -> str:
     return f"{rate / 1e12:,.0f} TFLOP/s" if rate >= 20e12 else f"{rate / 1e12:.1f} TFLOP/s"
 
 
-def _words(device: Device, words: str) -> str:
+def _words(device: Gpu, words: str) -> str:
     return f"{words}, {_BANDWIDTH_SHARE:.0%} of {device.bandwidth / 1e9:,.0f} GB/s: {device.source}"

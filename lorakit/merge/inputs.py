@@ -13,7 +13,7 @@ from lorakit.model.load import load_tokenizer, quiet_libraries, stop_token_ids, 
 from lorakit.model.peft_adapter import adapter_config
 from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.spec_from_meta import read_hf_config
-from lorakit.plan.facts import facts_in
+from lorakit.plan.model_info import read_model_info
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import trains_all
@@ -117,7 +117,7 @@ def input_of_adapter(folder: Path, base: str | None, progress: Progress, file: P
     def rows() -> Rows:
         if file is None:
             return _general(found, tokenizer)
-        facts = facts_in(found.folder)
+        facts = read_model_info(found.folder)
         longest = facts.positions.limit if facts and facts.positions else _LONGEST
         return _rows_of_file(file, Data(train="-", max_length=max(longest, 8)), template, progress)
 

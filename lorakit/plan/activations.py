@@ -25,7 +25,7 @@ makes another one.
 from dataclasses import dataclass, replace
 
 from lorakit.model.spec import ModelSpec, WeightSpec, part
-from lorakit.plan.adapted import Adapted
+from lorakit.plan.trainable_params import TrainableParams
 
 # Tokens of a row at which blocks that differ are compared.
 _A_ROW = 1024
@@ -34,7 +34,7 @@ _SCAN = 4
 
 
 @dataclass(frozen=True)
-class Way:
+class ComputeConfig:
     """How tokens are computed, as far as memory depends on it."""
 
     width: int
@@ -57,11 +57,11 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedActivations:
     """What stays of a pass, in bytes: for each token, for each pair of tokens of a row, and once."""
 
-    token: float
-    pair: float
+    per_token: float
+    per_pair: float
     fixed: float = 0.0
     """Whatever the tokens."""
     behind: float = 0.0
@@ -71,39 +71,43 @@ class Kept:
 
     def of(self, rows: int, length: int) -> float:
         """Bytes for so many rows of so many tokens."""
-        return rows * length * (self.token + self.pair * length) + self.fixed
+        return rows * length * (self.per_token + self.per_pair * length) + self.fixed
 
     def attending(self, rows: int, length: int) -> float:
         """Bytes of one block while the backward of its attention runs."""
         return self.of(rows, length) + rows * length * (self.scores * length - self.behind)
 
 
-def kept(spec: ModelSpec, adapted: Adapted, way: Way) -> tuple[Kept, Kept]:
+def saved_activations(
+    spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig
+) -> tuple[SavedActivations, SavedActivations]:
     """What stays of all blocks, and of the largest of them."""
-    found: dict[tuple[int, tuple[int, ...]], Kept] = {}
+    found: dict[tuple[int, tuple[int, ...]], SavedActivations] = {}
     blocks = []
     for number, weights in spec.blocks.items():
         if number >= adapted.first_block:
             key = spec.prototypes[number], tuple(adapted.ranks.get(weight.path, 0) for weight in weights)
             if key not in found:
-                found[key] = _with_missed(spec, number, of_block(spec, weights, adapted, way), way)
+                found[key] = _with_missed(spec, number, block_activations(spec, weights, adapted, way), way)
             blocks.append(found[key])
-    largest = max(blocks, key=lambda block: block.of(1, _A_ROW), default=Kept(0, 0))
+    largest = max(blocks, key=lambda block: block.of(1, _A_ROW), default=SavedActivations(0, 0))
     token, pair, fixed = (sum(getattr(block, name) for block in blocks) for name in ("token", "pair", "fixed"))
     # The norm behind the last block keeps its input; the first one does not where no gradient goes below it.
-    beyond = norm(spec, adapted, way) if adapted.everything else 0.0
-    return Kept(token + beyond, pair, fixed), largest
+    beyond = norm_bytes(spec, adapted, way) if adapted.full_fine_tuning else 0.0
+    return SavedActivations(token + beyond, pair, fixed), largest
 
 
-def _with_missed(spec: ModelSpec, number: int, derived: Kept, way: Way) -> Kept:
+def _with_missed(spec: ModelSpec, number: int, derived: SavedActivations, way: ComputeConfig) -> SavedActivations:
     """With what a family that is built was seen to keep beside (built.py): of pairs on a processor only, since the
     kernels of attention are others on a GPU."""
     token, pair = spec.extra_bytes.get((spec.prototypes[number], way.width), (0.0, 0.0))
-    pair = derived.pair if way.on_gpu else max(0.0, derived.pair + pair)
-    return replace(derived, token=max(0.0, derived.token + token), pair=pair)
+    pair = derived.per_pair if way.on_gpu else max(0.0, derived.per_pair + pair)
+    return replace(derived, per_token=max(0.0, derived.per_token + token), per_pair=pair)
 
 
-def of_block(spec: ModelSpec, weights: list[WeightSpec], adapted: Adapted, way: Way) -> Kept:
+def block_activations(
+    spec: ModelSpec, weights: list[WeightSpec], adapted: TrainableParams, way: ComputeConfig
+) -> SavedActivations:
     """What stays of one block, as it is derived from its weights."""
     attention = [weight for weight in weights if weight.sublayer == "attention"]
     feed_forward = [weight for weight in weights if weight.sublayer == "mlp"]
@@ -117,11 +121,11 @@ def of_block(spec: ModelSpec, weights: list[WeightSpec], adapted: Adapted, way: 
     token += 4.0 * _SCAN * spec.scan_states if others and spec.scan_states else 0.0
     merged = sum(weight.size for weight in weights if weight.fused and weight.path in adapted.ranks)
     pair, scores = _pairs(spec, way) if attention else (0.0, 0.0)
-    behind = inside + norm(spec, adapted, way) if scores else 0.0
-    return Kept(token, pair, way.width * merged, behind, scores)
+    behind = inside + norm_bytes(spec, adapted, way) if scores else 0.0
+    return SavedActivations(token, pair, way.width * merged, behind, scores)
 
 
-def _pairs(spec: ModelSpec, way: Way) -> tuple[float, float]:
+def _pairs(spec: ModelSpec, way: ComputeConfig) -> tuple[float, float]:
     """What attention keeps for each pair of tokens, and what its backward holds beside that.
 
     Softmax keeps its output in float32; the product with the values keeps it rounded, and a soft cap its tanh. The
@@ -138,16 +142,16 @@ def _pairs(spec: ModelSpec, way: Way) -> tuple[float, float]:
     return spec.heads * kept, spec.heads * backward
 
 
-def norm(spec: ModelSpec, adapted: Adapted, way: Way) -> float:
+def norm_bytes(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig) -> float:
     """What one normalization over the hidden width keeps of a token."""
     each = way.width if spec.layer_norm and not way.autocast else 4
     # A trained scale needs the normalized input, and full fine-tuning under autocast has its hidden states in float32.
-    trained = 4 if adapted.everything and way.autocast else way.width * adapted.everything
+    trained = 4 if adapted.full_fine_tuning and way.autocast else way.width * adapted.full_fine_tuning
     return (each + trained) * spec.hidden
 
 
-def _norms(spec: ModelSpec, adapted: Adapted, way: Way) -> float:
-    one = norm(spec, adapted, way)
+def _norms(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig) -> float:
+    one = norm_bytes(spec, adapted, way)
     heads = one * (_query(spec) + spec.key_value) / spec.hidden if spec.head_norms else 0.0
     return spec.norms * one + heads
 
@@ -159,26 +163,28 @@ def _query(spec: ModelSpec) -> int:
     return closing[0] if closing else spec.hidden
 
 
-def _inputs(spec: ModelSpec, halves: list[list[WeightSpec]], adapted: Adapted, way: Way) -> float:
+def _inputs(spec: ModelSpec, halves: list[list[WeightSpec]], adapted: TrainableParams, way: ComputeConfig) -> float:
     """The hidden states that opening layers keep, once for each half; halves that share one norm share them."""
     kept = 0.0
     for half in halves:
         opening = [weight for weight in half if part(weight) == "opens"]
         if any(_keeps(weight, adapted, way) for weight in opening):
             shares = max((spec.used(weight) for weight in opening), default=1)
-            if adapted.everything and way.autocast:  # each layer rounds the hidden states to half precision for itself
+            if (
+                adapted.full_fine_tuning and way.autocast
+            ):  # each layer rounds the hidden states to half precision for itself
                 shares = sum(spec.used(weight) for weight in opening)
             kept += way.width * spec.hidden * shares
     return min(kept, way.width * spec.hidden) if spec.norms == 1 else kept
 
 
-def _keeps(weight: WeightSpec, adapted: Adapted, way: Way) -> bool:
+def _keeps(weight: WeightSpec, adapted: TrainableParams, way: ComputeConfig) -> bool:
     own = weight.path in adapted.ranks
     alone = own and (way.dropout > 0 or way.copies)  # it then keeps a copy of its own, counted with the adapter
-    return (own and not alone) or adapted.everything or (way.keeps_inputs and not weight.fused)
+    return (own and not alone) or adapted.full_fine_tuning or (way.keeps_inputs and not weight.fused)
 
 
-def _attention(spec: ModelSpec, weights: list[WeightSpec], way: Way) -> float:
+def _attention(spec: ModelSpec, weights: list[WeightSpec], way: ComputeConfig) -> float:
     """Queries, keys, values and the output; the scores' normalizers are 4 bytes a head."""
     if not weights:
         return 0.0
@@ -195,7 +201,7 @@ def _attention(spec: ModelSpec, weights: list[WeightSpec], way: Way) -> float:
     return way.width * (opened + output) + 4 * spec.heads
 
 
-def _feed_forward(spec: ModelSpec, weights: list[WeightSpec], adapted: Adapted, way: Way) -> float:
+def _feed_forward(spec: ModelSpec, weights: list[WeightSpec], adapted: TrainableParams, way: ComputeConfig) -> float:
     closing = [weight for weight in weights if part(weight) == "closes" and not weight.skip_reason]
     opening = [weight for weight in weights if part(weight) == "opens" and not weight.skip_reason]
     total = 0.0
@@ -216,7 +222,7 @@ def _feed_forward(spec: ModelSpec, weights: list[WeightSpec], adapted: Adapted, 
     return total
 
 
-def _adapter(weight: WeightSpec, adapted: Adapted, way: Way) -> float:
+def _adapter(weight: WeightSpec, adapted: TrainableParams, way: ComputeConfig) -> float:
     """What an adapter keeps besides the input of its layer."""
     rank = adapted.ranks.get(weight.path, 0)
     if not rank:
@@ -231,6 +237,6 @@ def _adapter(weight: WeightSpec, adapted: Adapted, way: Way) -> float:
     return total
 
 
-def boundary(spec: ModelSpec, adapted: Adapted, way: Way) -> int:
+def block_input_bytes(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig) -> int:
     """What checkpointing keeps of each token: the input of every block, in bytes."""
     return way.width * spec.hidden * max(spec.layers - adapted.first_block, 1)

@@ -17,7 +17,7 @@ _ALPHA = 32
 
 
 @dataclass(frozen=True)
-class Known:
+class RunFigures:
     """What is known of a run besides its recipe; None where it is not.
 
     `rows` and `held_out` rows; tokens of the `longest` row, and the share of `overlong` ones; `trained_tokens` of an
@@ -53,12 +53,12 @@ class Advice:
     source: str
 
 
-def advice(recipe: Recipe, given: Known) -> list[Advice]:
+def collect_advice(recipe: Recipe, given: RunFigures) -> list[Advice]:
     """Every note that the numbers of a run give rise to, those on the rows first."""
     return [note for find in _NOTES for note in find(recipe, given)]
 
 
-def _few_rows(recipe: Recipe, given: Known) -> Iterator[Advice]:
+def _few_rows(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
     if given.rows and given.rows < 500:
         yield Advice(
             "data.train",
@@ -68,7 +68,7 @@ def _few_rows(recipe: Recipe, given: Known) -> Iterator[Advice]:
         )
 
 
-def _changing(recipe: Recipe, given: Known) -> Iterator[Advice]:
+def _changing(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
     found = changing(given.texts)
     if len(found) >= 10 and len(found) >= 0.1 * len(given.texts):
         yield Advice(
@@ -80,7 +80,7 @@ def _changing(recipe: Recipe, given: Known) -> Iterator[Advice]:
         )
 
 
-def _held_out(recipe: Recipe, given: Known) -> Iterator[Advice]:
+def _held_out(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
     if recipe.data.eval is None:
         yield Advice(
             "data.eval",
@@ -97,7 +97,7 @@ def _held_out(recipe: Recipe, given: Known) -> Iterator[Advice]:
         )
 
 
-def _lengths(recipe: Recipe, given: Known) -> Iterator[Advice]:
+def _lengths(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
     limit, what = recipe.data.max_length, {"drop": "left out", "truncate": "cut", "split": "split, or left out"}
     if given.overlong and given.overlong > 0.01:
         yield Advice(
@@ -115,7 +115,7 @@ def _lengths(recipe: Recipe, given: Known) -> Iterator[Advice]:
         )
 
 
-def _padding(recipe: Recipe, given: Known) -> Iterator[Advice]:
+def _padding(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
     if given.padding and given.padding > 0.25 and recipe.data.packing != "on":
         yield Advice(
             "data.packing",
@@ -125,7 +125,7 @@ def _padding(recipe: Recipe, given: Known) -> Iterator[Advice]:
         )
 
 
-def _passes(recipe: Recipe, given: Known) -> Iterator[Advice]:
+def _passes(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
     if not given.steps:
         return
     passes = given.steps * recipe.train.batch_size / given.rows if given.rows else 0
@@ -146,7 +146,7 @@ def _passes(recipe: Recipe, given: Known) -> Iterator[Advice]:
         )
 
 
-def _capacity(recipe: Recipe, given: Known) -> Iterator[Advice]:
+def _capacity(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
     if not given.parameters or not given.trained_tokens or trains_all(recipe.adapter):
         return
     rank, tokens = recipe.adapter.rank, given.trained_tokens
@@ -167,7 +167,7 @@ def _capacity(recipe: Recipe, given: Known) -> Iterator[Advice]:
         )
 
 
-def _rank(recipe: Recipe, given: Known) -> Iterator[Advice]:
+def _rank(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
     if given.smallest_side and recipe.adapter.rank > given.smallest_side and not trains_all(recipe.adapter):
         yield Advice(
             "adapter.rank",
@@ -177,14 +177,14 @@ def _rank(recipe: Recipe, given: Known) -> Iterator[Advice]:
         )
 
 
-def _rate(recipe: Recipe, given: Known) -> Iterator[Advice]:
+def _rate(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
     used, formula = given.learning_rate, given.formula_rate
     if used and formula and not 0.2 <= used / formula <= 5:
         times, side = (used / formula, "above") if used > formula else (formula / used, "below")
         yield Advice("train.learning_rate", f"{used:g} is {times:,.0f} times {side} {formula:g}", given.formula)
 
 
-def _batch(recipe: Recipe, given: Known) -> Iterator[Advice]:
+def _batch(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
     if recipe.train.batch_size > 32 and not trains_all(recipe.adapter):
         yield Advice(
             "train.batch_size",
@@ -194,7 +194,7 @@ def _batch(recipe: Recipe, given: Known) -> Iterator[Advice]:
         )
 
 
-def _alpha(recipe: Recipe, given: Known) -> Iterator[Advice]:
+def _alpha(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
     adapter = recipe.adapter
     if adapter_spec(adapter).name == "lora" and not 1 / 4 <= adapter.alpha / _ALPHA <= 4:
         scale = f"{adapter.alpha:g}/{adapter.rank} = {adapter.alpha / adapter.rank:.3g}"
@@ -206,7 +206,7 @@ def _alpha(recipe: Recipe, given: Known) -> Iterator[Advice]:
         )
 
 
-def _dropout(recipe: Recipe, given: Known) -> Iterator[Advice]:
+def _dropout(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
     if recipe.adapter.dropout and given.steps and given.steps < 500:
         yield Advice(
             "adapter.dropout",
@@ -216,7 +216,7 @@ def _dropout(recipe: Recipe, given: Known) -> Iterator[Advice]:
         )
 
 
-def _optimizer(recipe: Recipe, given: Known) -> Iterator[Advice]:
+def _optimizer(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
     if recipe.train.optimizer.endswith("8bit") and given.fits_adamw and given.parameters:
         yield Advice(
             "train.optimizer",
@@ -226,7 +226,7 @@ def _optimizer(recipe: Recipe, given: Known) -> Iterator[Advice]:
         )
 
 
-def _quantization(recipe: Recipe, given: Known) -> Iterator[Advice]:
+def _quantization(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
     if recipe.model.quantization != "none" and given.fits_unquantized:
         yield Advice(
             "model.quantization",
@@ -236,7 +236,7 @@ def _quantization(recipe: Recipe, given: Known) -> Iterator[Advice]:
         )
 
 
-_NOTES: tuple[Callable[[Recipe, Known], Iterator[Advice]], ...] = (
+_NOTES: tuple[Callable[[Recipe, RunFigures], Iterator[Advice]], ...] = (
     _few_rows,
     _changing,
     _held_out,

@@ -10,8 +10,8 @@ from typing import Any
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine
 from lorakit.model.quantization_config import refuse_quantization
-from lorakit.plan.facts import ModelFacts
-from lorakit.plan.micro_batches import micro_batches
+from lorakit.plan.micro_batches import choose_micro_batch
+from lorakit.plan.model_info import ModelInfo
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, effective_model, initial_adapter, trains_all
 from lorakit.recipe.schema import Recipe, Spectrum
 
@@ -37,14 +37,14 @@ class Choice:
         return f"{self.path}: auto is {value}: {self.reason}"
 
 
-def settle(
+def resolve_auto(
     recipe: Recipe,
     machine: Machine,
-    facts: ModelFacts | None,
+    facts: ModelInfo | None,
     longest: int | None = None,
     attentions: tuple[str, ...] | None = None,
     mean: float | None = None,
-) -> "Settled":
+) -> "ResolvedRecipe":
     """The recipe with every `auto` replaced, and the choices made.
 
     `longest` is the longest example in tokens, where the data has been read; else `data.max_length` stands in.
@@ -81,11 +81,11 @@ def settle(
             f"no GPU. Write {recipe.train.optimizer.removeprefix('paged-')}."
         )
     length = min(longest or recipe.data.max_length, recipe.data.max_length)
-    found = micro_batches(_replaced(recipe, choices), machine, facts, length, min(mean or length, length))
+    found = choose_micro_batch(_replaced(recipe, choices), machine, facts, length, min(mean or length, length))
     choices += [Choice(f"train.{name}", value, reason) for name, value, reason in found]
     if recipe.train.learning_rate == "auto":
-        choices.append(Choice("train.learning_rate", *formula_rate(recipe, facts)))
-    return Settled(_replaced(recipe, choices), tuple(choices))
+        choices.append(Choice("train.learning_rate", *default_learning_rate(recipe, facts)))
+    return ResolvedRecipe(_replaced(recipe, choices), tuple(choices))
 
 
 def _check_attention(asked: str, machine: Machine, family: tuple[str, ...]) -> None:
@@ -103,7 +103,7 @@ def _check_attention(asked: str, machine: Machine, family: tuple[str, ...]) -> N
         raise UserError(f"model.attention: {FLASH} needs the package flash-attn. Install it, or write {other}.")
 
 
-def _check_layers(layers: Any, facts: ModelFacts | None) -> None:
+def _check_layers(layers: Any, facts: ModelInfo | None) -> None:
     """Refuse a layer that the model's config does not have, before anything is loaded."""
     if facts is None or facts.layers is None or isinstance(layers, Spectrum) or layers == "all":
         return
@@ -116,7 +116,7 @@ def _check_layers(layers: Any, facts: ModelFacts | None) -> None:
 
 
 @dataclass(frozen=True)
-class Settled:
+class ResolvedRecipe:
     """A recipe without `auto`, and what was chosen."""
 
     recipe: Recipe
@@ -167,7 +167,7 @@ def _optimizer(recipe: Recipe) -> tuple[str, str]:
     return "adamw", "an adapter's states are small, and 32 bits keep them exact"
 
 
-def formula_rate(recipe: Recipe, facts: ModelFacts | None) -> tuple[float | str, str]:
+def default_learning_rate(recipe: Recipe, facts: ModelInfo | None) -> tuple[float | str, str]:
     """The learning rate that suits a recipe on a model, and where it is from; `auto` where the model is not known."""
     if facts is None:
         return "auto", "set when the run starts: it depends on the model's size, and the model is not here yet"

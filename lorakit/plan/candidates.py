@@ -8,7 +8,7 @@ from typing import Any
 
 from lorakit.amounts import percent
 from lorakit.plan.estimate import Plan, RowEstimate
-from lorakit.plan.facts import ModelFacts
+from lorakit.plan.model_info import ModelInfo
 from lorakit.recipe.adapter_kind import initial_adapter, trains_all
 from lorakit.recipe.schema import Recipe
 
@@ -32,7 +32,7 @@ class Step:
         return f"{self.key}={_written(self.value)}"
 
 
-def lessening(plan: Plan, facts: ModelFacts) -> Iterator[Step]:
+def lessening(plan: Plan, facts: ModelInfo) -> Iterator[Step]:
     """What takes less memory."""
     recipe, asked = plan.recipe, plan.asked.train
     everything, on_gpu = trains_all(recipe.adapter), plan.place.machine.is_gpu
@@ -61,7 +61,7 @@ def lessening(plan: Plan, facts: ModelFacts) -> Iterator[Step]:
 
 def _less_adapter(plan: Plan) -> Iterator[Step]:
     adapter = plan.recipe.adapter
-    fused = [w.path.split(".")[-2] for w in plan.spec.weights if w.fused and w.path in plan.adapted.ranks]
+    fused = [w.path.split(".")[-2] for w in plan.spec.weights if w.fused and w.path in plan.trainable.ranks]
     if fused:
         without = [*adapter.exclude, *dict.fromkeys(fused)]
         yield Step("adapter.exclude", without, "no adapter on the experts, whose weights PEFT copies with theirs", 2)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from lorakit.errors import UserError
 from lorakit.plan.candidates import Step, lessening, using_more
 from lorakit.plan.estimate import Plan, RowEstimate, plan_run
-from lorakit.plan.facts import ModelFacts
+from lorakit.plan.model_info import ModelInfo
 from lorakit.recipe.adapter_kind import unread_keys
 from lorakit.recipe.problem import RecipeErrors
 from lorakit.recipe.schema import Recipe
@@ -46,7 +46,7 @@ class Trying:
     """A plan whose recipe is changed."""
 
     plan: Plan
-    facts: ModelFacts
+    facts: ModelInfo
     written: Written
 
 

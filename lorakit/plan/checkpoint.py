@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lorakit.hardware.machine import Machine
 from lorakit.model.quantization_config import CheckpointQuantization, missing_packages
-from lorakit.plan.facts import ModelFacts
+from lorakit.plan.model_info import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Checkpoint:
     said: str
 
 
-def checkpoint_of(facts: ModelFacts, machine: Machine) -> Checkpoint | None:
+def checkpoint_of(facts: ModelInfo, machine: Machine) -> Checkpoint | None:
     """What is to be told of a model's checkpoint; None where its weights are plain ones."""
     stored = facts.stored
     if stored is None:

@@ -11,17 +11,17 @@ from lorakit.data.glance import Glance
 from lorakit.data.mixture import Mixture
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine
-from lorakit.hardware.throughput import Rates
+from lorakit.hardware.throughput import Throughput
 from lorakit.model.spec import ModelSpec
-from lorakit.plan.adapted import Adapted
-from lorakit.plan.auto import Choice, settle
-from lorakit.plan.duration import Span, operations, price, seconds
-from lorakit.plan.facts import ModelFacts
-from lorakit.plan.fit import Load, load_of, room
+from lorakit.plan.auto import Choice, resolve_auto
+from lorakit.plan.fit import SizedRun, memory_budget, size_run
+from lorakit.plan.flops import TRAINED_SHARE, Workload, run_workload
 from lorakit.plan.memory import DTYPE_BYTES, Memory, weight_bytes
+from lorakit.plan.model_info import ModelInfo
 from lorakit.plan.other_peaks import evaluating, merging
-from lorakit.plan.schedule import times
-from lorakit.plan.work import TRAINED, Work, work_of
+from lorakit.plan.runtime import EstimateRange, training_flops, training_price, training_seconds
+from lorakit.plan.schedule import occurrences
+from lorakit.plan.trainable_params import TrainableParams
 from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.schema import Adapter, Recipe
 
@@ -38,7 +38,7 @@ class PlanDevice:
     """The device that a run is planned for."""
 
     machine: Machine
-    rates: Callable[[str], Rates | None]
+    rates: Callable[[str], Throughput | None]
     """A recipe's dtype -> what the device reaches in it; None where that is not known."""
 
 
@@ -73,7 +73,7 @@ class Plan:
     choices: tuple[Choice, ...]
     place: PlanDevice
     spec: ModelSpec
-    adapted: Adapted
+    trainable: TrainableParams
     quantization: str
     """In which the base is really held."""
     rows: RowEstimate
@@ -95,9 +95,9 @@ class Plan:
     padding: float
     tokens: int | None
     operations: float | None
-    time: Span | None
-    rates: Rates | None
-    price: Span | None
+    time: EstimateRange | None
+    rates: Throughput | None
+    price: EstimateRange | None
 
     @property
     def error(self) -> float:
@@ -131,7 +131,7 @@ def rows_of(recipe: Recipe, seen: Glance | None) -> RowEstimate:
         )
     if seen is None:
         told = f"the rows are not on this machine: every row is taken to be {limit} tokens long (data.max_length)"
-        return RowEstimate(None, 0, limit, float(limit), TRAINED, 0.0, told)
+        return RowEstimate(None, 0, limit, float(limit), TRAINED_SHARE, 0.0, told)
     longest = min(seen.longest, limit)
     return RowEstimate(
         count=seen.rows,
@@ -150,7 +150,7 @@ def rows_of(recipe: Recipe, seen: Glance | None) -> RowEstimate:
 
 
 def plan_run(
-    recipe: Recipe, facts: ModelFacts, rows: RowEstimate, place: PlanDevice, per_hour: float | None = None
+    recipe: Recipe, facts: ModelInfo, rows: RowEstimate, place: PlanDevice, per_hour: float | None = None
 ) -> Plan:
     """The plan of a recipe on a model whose spec is known.
 
@@ -162,23 +162,23 @@ def plan_run(
     """
     spec = facts.spec
     assert spec is not None
-    settled = settle(recipe, place.machine, facts, rows.longest, mean=rows.mean)
-    load = load_of(settled.recipe, facts, spec, place.machine.is_gpu)
+    settled = resolve_auto(recipe, place.machine, facts, rows.longest, mean=rows.mean)
+    load = size_run(settled.recipe, facts, spec, place.machine.is_gpu)
     train = settled.recipe.train
     micro, checkpointing = int(train.micro_batch), bool(train.gradient_checkpointing)
     longest = load.memory(micro, rows.longest, checkpointing)
     steps = steps_of(settled.recipe, rows)
     work = _work(load, rows, steps, micro, checkpointing) if steps else None
     rates = place.rates(settled.recipe.model.dtype) if work else None
-    time = seconds(work, rates) if work and rates else None
-    allowed = room(place.machine)
+    time = training_seconds(work, rates) if work and rates else None
+    allowed = memory_budget(place.machine)
     return Plan(
         asked=recipe,
         recipe=settled.recipe,
         choices=settled.choices,
         place=place,
         spec=spec,
-        adapted=load.adapted,
+        trainable=load.trainable,
         quantization=load.quantization,
         rows=rows,
         longest=longest,
@@ -187,15 +187,15 @@ def plan_run(
         fits="yes" if longest.total <= allowed else "tight" if longest.total <= place.machine.memory else "no",
         evaluation=_evaluation(load, settled.recipe, rows, place.machine),
         merge=merging(spec),
-        adapter_file=_adapter_file(load.adapted),
+        adapter_file=_adapter_file(load.trainable),
         model_file=spec.parameters * DTYPE_BYTES.get(str(facts.dtype), 2),
         steps=steps,
         padding=padding_of(settled.recipe, rows, micro),
         tokens=work.tokens if work else None,
-        operations=operations(work) if work else None,
+        operations=training_flops(work) if work else None,
         time=time,
         rates=rates,
-        price=price(time, per_hour) if time and per_hour is not None else None,
+        price=training_price(time, per_hour) if time and per_hour is not None else None,
     )
 
 
@@ -209,11 +209,11 @@ def steps_of(recipe: Recipe, rows: RowEstimate) -> int | None:
     return mixture.run_steps(recipe.train.batch_size, recipe.train.epochs, None)
 
 
-def _work(load: Load, rows: RowEstimate, steps: int, micro: int, checkpointing: bool) -> Work:
+def _work(load: SizedRun, rows: RowEstimate, steps: int, micro: int, checkpointing: bool) -> Workload:
     recipe, scorings = load.recipe, 0
     if rows.held_out:
-        scorings = times(recipe.train.eval_every, steps)
-    return work_of(
+        scorings = occurrences(recipe.train.eval_every, steps)
+    return run_workload(
         load,
         micro,
         checkpointing,
@@ -239,19 +239,19 @@ def padding_of(recipe: Recipe, rows: RowEstimate, micro: int) -> float:
     return 1 - sum(order) / computed
 
 
-def _evaluation(load: Load, recipe: Recipe, rows: RowEstimate, machine: Machine) -> int:
+def _evaluation(load: SizedRun, recipe: Recipe, rows: RowEstimate, machine: Machine) -> int:
     tokens = rows.longest + recipe.evaluate.max_new_tokens
     width = DTYPE_BYTES[recipe.model.dtype]
     weights = weight_bytes(load.spec, load.quantization, recipe.model.double_quant, width)
-    return evaluating(load.spec, weights + 4 * load.adapted.matrices, width, tokens, machine)
+    return evaluating(load.spec, weights + 4 * load.trainable.matrices, width, tokens, machine)
 
 
-def _adapter_file(adapted: Adapted) -> int:
+def _adapter_file(adapted: TrainableParams) -> int:
     """Bytes of adapter_model.safetensors, in float32."""
     return 4 * adapted.saved
 
 
-def full_fine_tuning(recipe: Recipe, facts: ModelFacts, rows: RowEstimate, place: PlanDevice) -> Plan | None:
+def full_fine_tuning(recipe: Recipe, facts: ModelInfo, rows: RowEstimate, place: PlanDevice) -> Plan | None:
     """The same run without an adapter, for comparison; None where the recipe is that already."""
     if trains_all(recipe.adapter):
         return None

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from lorakit.hardware.machine import Machine
 from lorakit.model.spec import ModelSpec
-from lorakit.plan.adapted import Adapted, adapted_by
-from lorakit.plan.facts import ModelFacts
-from lorakit.plan.memory import Memory, Training, training_memory
+from lorakit.plan.memory import Memory, TrainingStep, peak_memory
+from lorakit.plan.model_info import ModelInfo
 from lorakit.plan.quantization import effective_quantization
+from lorakit.plan.trainable_params import TrainableParams, count_trainable
 from lorakit.recipe.adapter_kind import adapter_spec
 from lorakit.recipe.schema import Recipe
 
@@ -17,22 +17,22 @@ _SHARE = {"cuda": 0.92, "cpu": 0.85}
 
 
 @dataclass(frozen=True)
-class Load:
+class SizedRun:
     """A recipe on a model, as far as memory depends on it: everything but how many rows and tokens are held at once."""
 
     recipe: Recipe
     """With dtype, attention, packing and optimizer settled."""
     spec: ModelSpec
-    adapted: Adapted
+    trainable: TrainableParams
     quantization: str
     """The quantization in which the base is really held."""
     on_gpu: bool
 
-    def training(self, rows: int, length: int, checkpointing: bool) -> Training:
+    def training(self, rows: int, length: int, checkpointing: bool) -> TrainingStep:
         """One micro-batch of so many rows, each of so many tokens."""
         recipe = self.recipe
         packed, flash = recipe.data.packing == "on", recipe.model.attention == "flash_attention_2"
-        return Training(
+        return TrainingStep(
             rows=rows,
             length=length,
             trained=rows * length,
@@ -50,10 +50,10 @@ class Load:
 
     def memory(self, rows: int, length: int, checkpointing: bool) -> Memory:
         """The fullest moment with such a micro-batch."""
-        return training_memory(self.spec, self.adapted, self.training(rows, length, checkpointing))
+        return peak_memory(self.spec, self.trainable, self.training(rows, length, checkpointing))
 
 
-def load_of(recipe: Recipe, facts: ModelFacts, spec: ModelSpec, on_gpu: bool) -> Load:
+def size_run(recipe: Recipe, facts: ModelInfo, spec: ModelSpec, on_gpu: bool) -> SizedRun:
     """What a recipe puts on a device.
 
     Raises:
@@ -64,15 +64,15 @@ def load_of(recipe: Recipe, facts: ModelFacts, spec: ModelSpec, on_gpu: bool) ->
     held = quantization
     if quantization in ("gptq", "awq"):  # 4 or 8 bits with scales, in either form
         held = "q8" if facts.stored and facts.stored.bits == 8 else "nf4"
-    return Load(recipe, spec, adapted_by(spec, recipe.adapter), held, on_gpu)
+    return SizedRun(recipe, spec, count_trainable(spec, recipe.adapter), held, on_gpu)
 
 
-def room(machine: Machine) -> int:
+def memory_budget(machine: Machine) -> int:
     """The bytes of a machine's memory that a run may be planned to take."""
     return int(machine.memory * _SHARE[machine.device])
 
 
-def most_rows(load: Load, length: int, checkpointing: bool, most: int, memory: int) -> int:
+def largest_micro_batch(load: SizedRun, length: int, checkpointing: bool, most: int, memory: int) -> int:
     """The largest micro-batch up to `most` that fits into so many bytes; 0 where not even one row does."""
     fitting, beyond = 0, most + 1
     while beyond - fitting > 1:

@@ -8,8 +8,8 @@ buffers. Several moments of a step are looked at, since not everything is there 
 from dataclasses import dataclass, replace
 
 from lorakit.model.spec import ModelSpec
-from lorakit.plan.activations import Way, boundary, kept, norm
-from lorakit.plan.adapted import Adapted
+from lorakit.plan.activations import ComputeConfig, block_input_bytes, norm_bytes, saved_activations
+from lorakit.plan.trainable_params import TrainableParams
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Logits that are held at once: lorakit/model/loss.py works through more of them in chunks.
@@ -29,7 +29,7 @@ _TRIED_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingStep:
     """What a step's memory depends on besides the model and what is trained of it."""
 
     rows: int
@@ -52,7 +52,7 @@ class Training:
     on_gpu: bool = True
     trained_width: int = 4
     """Bytes of a trained number and of its gradient, and of each of AdamW's states."""
-    way: Way | None = None
+    way: ComputeConfig | None = None
     """Another software's way through the blocks; None is lorakit's own."""
 
 
@@ -103,13 +103,13 @@ def weight_bytes(spec: ModelSpec, quantization: str, double_quant: bool, width: 
     return round(taken + (spec.parameters - numbers) * width)
 
 
-def training_memory(spec: ModelSpec, adapted: Adapted, training: Training) -> Memory:
+def peak_memory(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> Memory:
     """The fullest moment of a training: on a processor also while it loads."""
-    moments = training_moments(spec, adapted, training)
+    moments = memory_by_moment(spec, adapted, training)
     return max(moments, key=lambda memory: memory.total)
 
 
-def training_moments(spec: ModelSpec, adapted: Adapted, training: Training) -> list[Memory]:
+def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> list[Memory]:
     """The moments that may be the fullest: loading, the loss, the backward pass at its beginning and at its end.
 
     With eager attention the backward of a block has two: that of its feed-forward half, with all of the block there,
@@ -118,22 +118,22 @@ def training_moments(spec: ModelSpec, adapted: Adapted, training: Training) -> l
     still = _still(spec, adapted, training)
     saved, block, attention = _saved(spec, adapted, training)
     working, gradients = _working(spec, adapted, training), adapted.trained * training.trained_width
-    accumulated = gradients if training.accumulates or not adapted.everything else 0
+    accumulated = gradients if training.accumulates or not adapted.full_fine_tuning else 0
     at_loss = replace(still, moment="loss", gradients=accumulated, activations=saved, logits=_logits(spec, training))
     begins = replace(at_loss, moment="backward", activations=saved + block, logits=0, buffers=still.buffers + working)
     ends = replace(still, moment="end of the backward pass", gradients=gradients, buffers=still.buffers + working)
     moments = [at_loss, begins, ends]
-    if way_of(adapted, training).attention == "eager":
+    if compute_config(adapted, training).attention == "eager":
         moments.append(replace(begins, moment="backward of attention", activations=saved + attention))
     if not training.on_gpu:
         moments += [_loading(spec, training, still), _trying(spec, adapted, training, still)]
     return moments
 
 
-def _still(spec: ModelSpec, adapted: Adapted, training: Training) -> Memory:
+def _still(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> Memory:
     """What is there all the time."""
     width = DTYPE_BYTES[training.dtype]
-    held = training.trained_width if adapted.everything else width
+    held = training.trained_width if adapted.full_fine_tuning else width
     weights = weight_bytes(spec, training.quantization, training.double_quant, held)
     own = adapted.matrices + adapted.beside + adapted.copied
     half = width < 4 and training.trained_width == 4
@@ -151,7 +151,7 @@ def _still(spec: ModelSpec, adapted: Adapted, training: Training) -> Memory:
     )
 
 
-def _states(adapted: Adapted, training: Training) -> int:
+def _states(adapted: TrainableParams, training: TrainingStep) -> int:
     paged = training.optimizer.startswith("paged") and training.on_gpu
     numbers = adapted.small if paged else adapted.trained  # the others move to main memory where there is no room
     if training.optimizer.endswith("8bit"):
@@ -159,10 +159,10 @@ def _states(adapted: Adapted, training: Training) -> int:
     return 2 * training.trained_width * numbers
 
 
-def way_of(adapted: Adapted, training: Training) -> Way:
+def compute_config(adapted: TrainableParams, training: TrainingStep) -> ComputeConfig:
     """How lorakit computes a micro-batch of this training."""
     half = training.dtype != "float32"
-    return training.way or Way(
+    return training.way or ComputeConfig(
         width=DTYPE_BYTES[training.dtype],
         attention=training.attention,
         masked=training.masked,
@@ -174,19 +174,19 @@ def way_of(adapted: Adapted, training: Training) -> Way:
     )
 
 
-def _saved(spec: ModelSpec, adapted: Adapted, training: Training) -> tuple[int, int, int]:
+def _saved(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> tuple[int, int, int]:
     """Bytes that autograd keeps of the whole pass, and what the backward of a block adds: of all of it, and of its
     attention when its feed-forward half is behind it."""
-    way = way_of(adapted, training)
-    whole, largest = kept(spec, adapted, way)
+    way = compute_config(adapted, training)
+    whole, largest = saved_activations(spec, adapted, way)
     rows, length = training.rows, training.length
     tokens = rows * length
     flowing = tokens * way.width * (3 * spec.hidden + _widest(spec))
     block, attending = largest.of(rows, length), largest.attending(rows, length)
     attending += tokens * way.width * 2 * spec.hidden  # gradients of the block's output and of the hidden states
     if training.checkpointing:
-        last = tokens * norm(spec, adapted, way)  # gone when the backward of a block begins
-        saved = tokens * boundary(spec, adapted, way) + last
+        last = tokens * norm_bytes(spec, adapted, way)  # gone when the backward of a block begins
+        saved = tokens * block_input_bytes(spec, adapted, way) + last
         return round(saved), round(block + flowing - last), round(attending - last)
     holes = 1.0 if training.on_gpu else _HOLES
     flowing = flowing if training.on_gpu else 0  # a processor's holes have room for it
@@ -198,7 +198,7 @@ def _widest(spec: ModelSpec) -> int:
     return 2 * max((weight.inner * spec.used(weight) for weight in spec.weights if not weight.is_head), default=0)
 
 
-def _logits(spec: ModelSpec, training: Training) -> int:
+def _logits(spec: ModelSpec, training: TrainingStep) -> int:
     """The head at its fullest: logits, their float32 form, and the gradient in both; a soft cap keeps its tanh."""
     width = DTYPE_BYTES[training.dtype]
     positions = min(training.trained, max(1, _CHUNK_LOGITS // spec.vocabulary))
@@ -207,7 +207,7 @@ def _logits(spec: ModelSpec, training: Training) -> int:
     return states + positions * spec.vocabulary * each
 
 
-def _working(spec: ModelSpec, adapted: Adapted, training: Training) -> int:
+def _working(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> int:
     """Weights that are made for one product and dropped again."""
     width = DTYPE_BYTES[training.dtype]
     made = spec.largest * width if training.quantization != "none" else 0
@@ -216,16 +216,16 @@ def _working(spec: ModelSpec, adapted: Adapted, training: Training) -> int:
     return made
 
 
-def _loading(spec: ModelSpec, training: Training, still: Memory) -> Memory:
+def _loading(spec: ModelSpec, training: TrainingStep, still: Memory) -> Memory:
     """While weights are read, the file's pages are resident too: as many as the model has numbers, in 16 bits."""
     bare = {"adapter": 0, "optimizer": 0, "buffers": 2 * spec.parameters}
     return replace(still, moment="loading", **bare)
 
 
-def _trying(spec: ModelSpec, adapted: Adapted, training: Training, still: Memory) -> Memory:
+def _trying(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep, still: Memory) -> Memory:
     """The loss tried on two short rows, against the model's own logits."""
     width = DTYPE_BYTES[training.dtype]
-    whole, _ = kept(spec, adapted, replace(way_of(adapted, training), masked=True))
+    whole, _ = saved_activations(spec, adapted, replace(compute_config(adapted, training), masked=True))
     return replace(
         still,
         moment="trying the loss",

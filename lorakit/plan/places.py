@@ -1,15 +1,15 @@
 """What a run is planned for: a card from the table, or this machine, with the rates that it reaches."""
 
-from lorakit.hardware.gpus import Device
+from lorakit.hardware.gpus import Gpu
 from lorakit.hardware.machine import Machine, this_machine
-from lorakit.hardware.throughput import Rates, measure_cpu, rates_of
+from lorakit.hardware.throughput import Throughput, gpu_throughput, measure_cpu
 from lorakit.plan.estimate import PlanDevice
 
 
-def place_of(device: Device) -> PlanDevice:
+def place_of(device: Gpu) -> PlanDevice:
     """A card that is not asked whether it is here."""
     machine = Machine("cuda", device.name, device.memory, device.bfloat16 is not None, here=False, card=device)
-    return PlanDevice(machine, lambda dtype: rates_of(device, dtype))
+    return PlanDevice(machine, lambda dtype: gpu_throughput(device, dtype))
 
 
 def this_place() -> PlanDevice:
@@ -18,12 +18,12 @@ def this_place() -> PlanDevice:
     if not machine.is_gpu:
         return PlanDevice(machine, _of_processor)
     card = machine.card
-    return PlanDevice(machine, (lambda dtype: rates_of(card, dtype)) if card else _unknown)
+    return PlanDevice(machine, (lambda dtype: gpu_throughput(card, dtype)) if card else _unknown)
 
 
-def _of_processor(dtype: str) -> Rates | None:
+def _of_processor(dtype: str) -> Throughput | None:
     return measure_cpu() if dtype == "float32" else None
 
 
-def _unknown(dtype: str) -> Rates | None:
+def _unknown(dtype: str) -> Throughput | None:
     return None

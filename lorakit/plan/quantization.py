@@ -1,12 +1,12 @@
 """What quantization saves, told before a model is loaded: from the sizes in its config.json alone."""
 
 from lorakit.model.quantization_config import describe_savings
-from lorakit.plan.facts import ModelFacts
 from lorakit.plan.memory import DTYPE_BYTES, weight_bytes
+from lorakit.plan.model_info import ModelInfo
 from lorakit.recipe.schema import Model
 
 
-def effective_quantization(settings: Model, kind_quantizes: str | None, facts: ModelFacts | None) -> tuple[str, str]:
+def effective_quantization(settings: Model, kind_quantizes: str | None, facts: ModelInfo | None) -> tuple[str, str]:
     """The quantization in which the base is really held, and why where the recipe's word does not say it."""
     stored = facts.stored if facts else None
     if stored and stored.treatment == "kept":
@@ -18,7 +18,7 @@ def effective_quantization(settings: Model, kind_quantizes: str | None, facts: M
     return settings.quantization, ""
 
 
-def quantization_sentence(settings: Model, kind_quantizes: str | None, facts: ModelFacts | None) -> str:
+def quantization_sentence(settings: Model, kind_quantizes: str | None, facts: ModelInfo | None) -> str:
     """What `lorakit check` says of quantization: asked for, in effect, the share quantized and the bytes saved.
 
     Args:

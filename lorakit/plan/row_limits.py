@@ -2,11 +2,11 @@
 
 from lorakit.errors import UserError
 from lorakit.model.positions import Positions
-from lorakit.plan.facts import ModelFacts
+from lorakit.plan.model_info import ModelInfo
 from lorakit.recipe.schema import Recipe
 
 
-def refuse_lengths(recipe: Recipe, facts: ModelFacts | None) -> None:
+def refuse_lengths(recipe: Recipe, facts: ModelInfo | None) -> None:
     """Refuse lengths that the model has no positions for.
 
     Raises:
@@ -29,7 +29,7 @@ def refuse_lengths(recipe: Recipe, facts: ModelFacts | None) -> None:
         )
 
 
-def beyond_training(recipe: Recipe, facts: ModelFacts | None, longest: int | None = None) -> str:
+def beyond_training(recipe: Recipe, facts: ModelInfo | None, longest: int | None = None) -> str:
     """A warning where rows are longer than what the model was trained on; empty where none is due.
 
     Args:

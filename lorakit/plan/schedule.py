@@ -9,16 +9,16 @@ from lorakit.recipe.schema import Train
 LEAST_INTERVAL = 5
 
 
-def interval(every: float, steps: int) -> int:
+def interval_steps(every: float, steps: int) -> int:
     """A number of steps, or a fraction of the run as steps: at least 5, or half of a shorter run."""
     if isinstance(every, int):
         return every
     return max(round(every * steps), min(LEAST_INTERVAL, math.ceil(steps / 2)))
 
 
-def times(every: float, steps: int) -> int:
+def occurrences(every: float, steps: int) -> int:
     """How often in a run something happens that is done at an interval and after the last step."""
-    return math.ceil(steps / interval(every, steps))
+    return math.ceil(steps / interval_steps(every, steps))
 
 
 def warmup_steps(settings: Train, steps: int) -> int:
@@ -40,7 +40,7 @@ def rate_share(step: int, schedule: str, warmup: int, steps: int) -> float:
     return max(0.0, shares[schedule])
 
 
-def schedule_in_words(settings: Train, steps: int, held_out: bool) -> list[str]:
+def describe_schedule(settings: Train, steps: int, held_out: bool) -> list[str]:
     """What is told before a run begins: its steps and rate, and when it evaluates and saves."""
     warmup = warmup_steps(settings, steps)
     rises = f"after {counted(warmup, 'step')} of warm-up" if warmup else "no warm-up"
@@ -51,9 +51,9 @@ def schedule_in_words(settings: Train, steps: int, held_out: bool) -> list[str]:
     evaluated = [("held-out loss", "eval_every")] if held_out else []
     for what, key in (*evaluated, ("checkpoints", "save_every")):
         every: float = getattr(settings, key)
-        number = times(every, steps)
-        at = f"every {counted(interval(every, steps), 'step')} and " if number > 1 else ""
-        least = not isinstance(every, int) and interval(every, steps) > max(round(every * steps), 1)
+        number = occurrences(every, steps)
+        at = f"every {counted(interval_steps(every, steps), 'step')} and " if number > 1 else ""
+        least = not isinstance(every, int) and interval_steps(every, steps) > max(round(every * steps), 1)
         why = f"; a number of steps in train.{key} makes it more" if least else ""
         lines.append(f"{what}: {counted(number, 'time')}, {at}after the last step{why}")
     return lines

@@ -3,7 +3,7 @@
 from trl import SFTConfig
 
 from lorakit.model.load import pad_token_id
-from lorakit.plan.schedule import interval, warmup_steps
+from lorakit.plan.schedule import interval_steps, warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.run_dir import Run
 from lorakit.train.optimizer import OPTIMIZERS
@@ -17,7 +17,7 @@ def plan_of(prepared: Prepared) -> Plan:
         batch_size=recipe.train.batch_size,
         micro_batch=int(recipe.train.micro_batch),
         seed=recipe.train.seed,
-        eval_steps=interval(recipe.train.eval_every, prepared.steps),
+        eval_steps=interval_steps(recipe.train.eval_every, prepared.steps),
         keep=recipe.train.keep,
         pad_token_id=pad_token_id(prepared.tokenizer),
         longest=int(prepared.train.lengths().max()),
@@ -55,7 +55,7 @@ def arguments(prepared: Prepared, run: Run, plan: Plan) -> SFTConfig:
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         save_strategy="steps",
-        save_steps=interval(settings.save_every, steps),
+        save_steps=interval_steps(settings.save_every, steps),
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,

@@ -180,7 +180,7 @@ class Passes:
         remedies.append("fewer adapter.targets")
         return (
             f"out of memory {when}: one {'pack' if len(unit) > 1 else 'row'} of {tokens:,} tokens does not fit "
-            f"({failed.told}). Write {', or '.join(remedies)}; lorakit plan tells what fits."
+            f"({failed.message}). Write {', or '.join(remedies)}; lorakit plan tells what fits."
         )
 
 

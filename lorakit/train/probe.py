@@ -11,7 +11,7 @@ import torch
 
 from lorakit.amounts import gibibytes
 from lorakit.errors import LorakitError
-from lorakit.hardware.memory import OutOfMemory, Peak, measured, within_memory
+from lorakit.hardware.memory import OutOfMemory, PeakMemory, measure_peak, within_memory
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.train.arguments import plan_of
@@ -121,8 +121,8 @@ def try_longest(passes: Passes, prepared: Prepared, step: int = 1) -> Probed:
     )
 
 
-def _once(passes: Passes, units: list[Unit], tokens: int, step: int) -> tuple[Any, Peak, float]:
-    with measured(passes.device) as memory:
+def _once(passes: Passes, units: list[Unit], tokens: int, step: int) -> tuple[Any, PeakMemory, float]:
+    with measure_peak(passes.device) as memory:
         mark = time.monotonic()
         found = within_memory(partial(passes.micro_batch_through, units, tokens, step))
     return found, memory, time.monotonic() - mark  # `measured` has waited for the GPU

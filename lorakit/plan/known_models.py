@@ -11,7 +11,7 @@ _TABLE = Path(__file__).with_name("known_models.json")
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownModel:
     """Models of one config: their hub ids, what config.json says of their size, and where that is from."""
 
     ids: tuple[str, ...]
@@ -22,10 +22,12 @@ class Known:
 
 
 @functools.cache
-def known_models() -> tuple[Known, ...]:
+def known_models() -> tuple[KnownModel, ...]:
     """Every entry of the bundled table."""
     models = json.loads(_TABLE.read_text(encoding="utf-8"))["models"]
-    return tuple(Known(tuple(model["ids"]), model["parameters"], model["source"], model["config"]) for model in models)
+    return tuple(
+        KnownModel(tuple(model["ids"]), model["parameters"], model["source"], model["config"]) for model in models
+    )
 
 
 def known_config(hub_id: str) -> dict[str, Any] | None:
@@ -38,5 +40,5 @@ def known_config(hub_id: str) -> dict[str, Any] | None:
 
 
 @functools.cache
-def _by_id() -> dict[str, Known]:
+def _by_id() -> dict[str, KnownModel]:
     return {hub_id.lower(): model for model in known_models() for hub_id in model.ids}

@@ -15,7 +15,7 @@ from lorakit.model.quantization_config import CheckpointQuantization, parse_quan
 from lorakit.model.resolve import converted_folder
 from lorakit.model.spec import ModelSpec
 from lorakit.model.spec_from_config import is_known_family, spec_from_config
-from lorakit.plan.known import known_config
+from lorakit.plan.known_models import known_config
 
 # Families for which transformers (5.23) has no scaled_dot_product_attention, by `_supports_sdpa` of their classes.
 _WITHOUT_SDPA = """
@@ -26,7 +26,7 @@ _WITHOUT_SDPA = """
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelInfo:
     """The sizes of a model, in the field's names; None where its config does not say."""
 
     model_type: str
@@ -61,17 +61,17 @@ class ModelFacts:
         return self.hidden_size * products / self.query_size
 
 
-def facts_of(base: str, revision: str) -> ModelFacts | None:
+def find_model_info(base: str, revision: str) -> ModelInfo | None:
     """The facts of a recipe's base model, or None when it is neither on this machine nor well known.
 
     Raises:
         UserError: its config.json is damaged.
     """
-    config = config_of(base, revision)
-    return facts_from(config) if config else None
+    config = find_config(base, revision)
+    return parse_model_info(config) if config else None
 
 
-def config_of(base: str, revision: str) -> dict[str, Any] | None:
+def find_config(base: str, revision: str) -> dict[str, Any] | None:
     """config.json of a recipe's base model: of a local folder, from the hub's cache, or of a well-known model.
 
     Args:
@@ -82,13 +82,13 @@ def config_of(base: str, revision: str) -> dict[str, Any] | None:
     """
     local = Path(base).is_absolute() or hub_snapshot(base, revision) is not None
     known = None if local else known_config(base)  # sooner than a converted file, whose folder is found by its sha256
-    folder = folder_of(base, revision) if known is None else None
+    folder = find_model_folder(base, revision) if known is None else None
     if folder is not None and (folder / "config.json").is_file():
         return _read(folder)
     return known
 
 
-def folder_of(base: str, revision: str) -> Path | None:
+def find_model_folder(base: str, revision: str) -> Path | None:
     """The folder of a recipe's base model, where it is on this machine: a local one, or one in a cache."""
     path = Path(base) if Path(base).is_absolute() else hub_snapshot(base, revision)
     if path is None and base in BUNDLED_MODELS:
@@ -110,7 +110,7 @@ def _read(folder: Path) -> dict[str, Any]:
     return config
 
 
-def facts_in(folder: Path) -> ModelFacts | None:
+def read_model_info(folder: Path) -> ModelInfo | None:
     """The facts in a model folder's config.json; None when it cannot be read or names no hidden size.
 
     Raises:
@@ -120,10 +120,10 @@ def facts_in(folder: Path) -> ModelFacts | None:
         config = _read(folder)
     except UserError:
         return None  # loading says what is wrong
-    return facts_from(config)
+    return parse_model_info(config)
 
 
-def facts_from(whole: dict[str, Any]) -> ModelFacts | None:
+def parse_model_info(whole: dict[str, Any]) -> ModelInfo | None:
     """The facts in what a config.json holds; None when it names no hidden size.
 
     Raises:
@@ -137,7 +137,7 @@ def facts_from(whole: dict[str, Any]) -> ModelFacts | None:
     heads = _first(config, "num_attention_heads", "n_head") or 1
     head = _first(config, "head_dim") or hidden // heads
     inner = ("intermediate_size", "n_inner")
-    return ModelFacts(
+    return ModelInfo(
         model_type=str(config.get("model_type", "unknown")),
         hidden_size=hidden,
         layers=number,

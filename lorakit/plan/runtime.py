@@ -8,8 +8,8 @@ every number here, and predicted against published times.
 
 from dataclasses import dataclass
 
-from lorakit.hardware.throughput import Rates
-from lorakit.plan.work import Dora, Work
+from lorakit.hardware.throughput import Throughput
+from lorakit.plan.flops import DoraWorkload, Workload
 
 # Numbers read and written a token and layer between the products, from the operations of transformers' Llama block:
 # per number of the hidden width (two norms with their casts, residuals, rotation of queries), and per number of the
@@ -48,7 +48,7 @@ LOW, HIGH = 0.6, 1.7
 
 
 @dataclass(frozen=True)
-class Span:
+class EstimateRange:
     """An estimate with the range that it should lie in."""
 
     low: float
@@ -56,7 +56,7 @@ class Span:
     high: float
 
 
-def operations(work: Work) -> float:
+def training_flops(work: Workload) -> float:
     """FLOPs of the whole run: what the arithmetic needs, whatever the device.
 
     Two a weight and token forward, two for the gradient of the inputs, two for that of trained weights, two more where
@@ -74,7 +74,7 @@ def operations(work: Work) -> float:
     return float(training + 2 * held_out)
 
 
-def seconds(work: Work, rates: Rates) -> Span:
+def training_seconds(work: Workload, rates: Throughput) -> EstimateRange:
     """Seconds that the steps and the scoring of held-out rows take; loading and preparing are not in it."""
     tokens = work.tokens + work.held_out_tokens / _passes(work)
     share = tokens / work.tokens if work.tokens else 1.0  # held-out rows go through in batches like the others
@@ -85,47 +85,47 @@ def seconds(work: Work, rates: Rates) -> Span:
     micro_batches = max(on_device, starting) if rates.queued else on_device + starting
     optimizer = work.steps * work.optimizer_numbers * _OPTIMIZER_BYTES / rates.bandwidth
     likely = micro_batches + optimizer
-    return Span(LOW * likely, likely, HIGH * likely)
+    return EstimateRange(LOW * likely, likely, HIGH * likely)
 
 
-def price(span: Span, per_hour: float) -> Span:
+def training_price(span: EstimateRange, per_hour: float) -> EstimateRange:
     """What seconds cost at a price an hour, in its currency."""
-    return Span(*(per_hour * part / 3600 for part in (span.low, span.likely, span.high)))
+    return EstimateRange(*(per_hour * part / 3600 for part in (span.low, span.likely, span.high)))
 
 
-def _head_again(work: Work) -> bool:
+def _head_again(work: Workload) -> bool:
     logits = work.trained_tokens / max(work.micro_batches, 1) * work.head / work.hidden
     return logits > _CHUNK_LOGITS
 
 
-def _share_back(work: Work) -> float:
+def _share_back(work: Workload) -> float:
     """The share of the blocks that a gradient goes back through: only these are computed again, too."""
     return work.layers_back / work.layers
 
 
-def _forwards(work: Work) -> int:
+def _forwards(work: Workload) -> int:
     """How often a block that a gradient goes back through is computed forward."""
     return 2 if work.checkpointing else 1
 
 
-def _passes(work: Work) -> float:
+def _passes(work: Workload) -> float:
     """How often a micro-batch uses each frozen weight, on average."""
     return 1 + _share_back(work) * _forwards(work)
 
 
-def _products(work: Work, rates: Rates) -> float:
+def _products(work: Workload, rates: Throughput) -> float:
     factor = _INT8_FACTOR if work.quantization == "q8" and rates.queued else 1.0
-    return factor * operations(work) / rates.compute
+    return factor * training_flops(work) / rates.compute
 
 
-def _reading(work: Work, rates: Rates) -> float:
+def _reading(work: Workload, rates: Throughput) -> float:
     """Reading the weights for the products: what a pass takes at least, however few its tokens."""
     held = work.weight_numbers * rates.number_bytes if work.weight_numbers else work.weight_bytes
     read = max(held, (work.body + work.head) * rates.number_bytes)  # `held`: of all experts, which a batch uses
     return work.micro_batches * _passes(work) * read / rates.bandwidth
 
 
-def _traffic(work: Work, rates: Rates) -> float:
+def _traffic(work: Workload, rates: Throughput) -> float:
     """Moving activations between the products."""
     width = work.body / work.layers / work.hidden
     hidden = _HIDDEN_ACCESSES_FLOAT32 if rates.number_bytes == 4 else _HIDDEN_ACCESSES
@@ -138,7 +138,7 @@ def _traffic(work: Work, rates: Rates) -> float:
     return (numbers * rates.number_bytes + _scaled(work)) / rates.bandwidth
 
 
-def _scaled(work: Work) -> float:
+def _scaled(work: Workload) -> float:
     """Bytes of the outputs that DoRA scales."""
     if not work.dora:
         return 0.0
@@ -150,7 +150,7 @@ def _scaled(work: Work) -> float:
     return work.dora.outputs * passes
 
 
-def _norms(dora: Dora, work: Work, rates: Rates) -> float:
+def _norms(dora: DoraWorkload, work: Workload, rates: Throughput) -> float:
     """Taking the norms of DoRA's weights: in each pass where they are built, else once, until the adapter changes."""
     once = 2 * dora.norm / rates.compute
     if not dora.built:
@@ -161,14 +161,14 @@ def _norms(dora: Dora, work: Work, rates: Rates) -> float:
     return work.micro_batches * _forwards(work) * (once + made / rates.bandwidth)
 
 
-def _dequantizing(work: Work, rates: Rates) -> float:
+def _dequantizing(work: Workload, rates: Throughput) -> float:
     if not work.weight_numbers:
         return 0.0
     each = _DEQUANTIZED_BYTES[work.quantization] / (rates.bandwidth * _DEQUANTIZING_SHARE)
     return work.micro_batches * _passes(work) * work.weight_numbers * each
 
 
-def _starting(work: Work, rates: Rates) -> float:
+def _starting(work: Workload, rates: Throughput) -> float:
     plain = _KERNELS + (_QUANTIZED_KERNELS if work.weight_numbers else 0)
     back = _forwards(work) - 1 + _BACKWARD
     kernels = plain * (work.layers + work.layers_back * back) + _ADAPTER_KERNELS * work.layers_adapted * (1 + back)

@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 
 from lorakit.data.worker_pool import processors
-from lorakit.doctor.finding import Finding, gib
+from lorakit.doctor.finding import CheckResult, gib
 from lorakit.doctor.packages import import_error
 from lorakit.doctor.speed import product_speed
-from lorakit.hardware.cgroups import limits_of
+from lorakit.hardware.cgroups import read_cgroup_limits
 from lorakit.hardware.machine import processor
 
 _FORMATS = ("float32", "bfloat16")  # a run on a processor takes no float16
@@ -16,42 +16,45 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _LITTLE_MEMORY = 4 << 30
 
 
-def cores() -> Iterator[Finding]:
+def cores() -> Iterator[CheckResult]:
     """The processor, and how much of it this process may use."""
-    machine, usable, there, limits = processor(), processors(), os.cpu_count() or 1, limits_of()
+    machine, usable, there, limits = processor(), processors(), os.cpu_count() or 1, read_cgroup_limits()
     said = f"{machine.name}, {usable} of {there} cores usable" if usable < there else f"{machine.name}, {there} cores"
     figures: dict[str, float] = {"cores": there, "usable": usable}
     if limits.processors is not None:
         said += f", limited to the time of {limits.processors:g} by the container or batch system"
         figures["limit"] = limits.processors
-    yield Finding("processor", "ok", said, figures=figures)
+    yield CheckResult("processor", "ok", said, figures=figures)
 
 
-def threads() -> Iterator[Finding]:
+def threads() -> Iterator[CheckResult]:
     """The threads in which torch computes, against the cores it may use."""
     if import_error("torch"):
-        yield Finding("threads", "note", "not known, since torch cannot be imported")
+        yield CheckResult("threads", "note", "not known, since torch cannot be imported")
         return
     import torch
 
-    used, usable = torch.get_num_threads(), int(max(1, min(processors(), limits_of().processors or processors())))
+    used, usable = (
+        torch.get_num_threads(),
+        int(max(1, min(processors(), read_cgroup_limits().processors or processors()))),
+    )
     said, figures = f"torch computes in {used} threads", {"threads": used}
     limiting = next((name for name in _THREAD_VARIABLES if os.environ.get(name)), None)
     if used < usable and limiting:
         # Launchers such as torchrun and accelerate set OMP_NUM_THREADS=1 by themselves.
         said += f", {usable} could be used: {limiting} is {os.environ[limiting]}"
-        yield Finding("threads", "note", said, f"unset {limiting}, unless other runs share this machine", figures)
+        yield CheckResult("threads", "note", said, f"unset {limiting}, unless other runs share this machine", figures)
     elif used > usable:
         said += f" on {usable} cores, which wait for each other"
-        yield Finding("threads", "note", said, f"export OMP_NUM_THREADS={usable}", figures)
+        yield CheckResult("threads", "note", said, f"export OMP_NUM_THREADS={usable}", figures)
     else:
-        yield Finding("threads", "ok", said, figures=figures)
+        yield CheckResult("threads", "ok", said, figures=figures)
 
 
-def speeds() -> Iterator[Finding]:
+def speeds() -> Iterator[CheckResult]:
     """The speed of a matrix product in each number format."""
     if import_error("torch"):
-        yield Finding("speed", "note", "not measured, since torch cannot be imported")
+        yield CheckResult("speed", "note", "not measured, since torch cannot be imported")
         return
     plain = product_speed("cpu", "float32")[0]
     for dtype in _FORMATS:
@@ -59,12 +62,12 @@ def speeds() -> Iterator[Finding]:
         said = f"{speed / 1e9:,.1f} GFLOP/s, measured on {size} x {size}"
         if dtype != "float32":
             said += f", {speed / plain:.2g} times float32"
-        yield Finding(dtype, "ok", said, figures={"speed": speed})
+        yield CheckResult(dtype, "ok", said, figures={"speed": speed})
 
 
-def memory() -> Iterator[Finding]:
+def memory() -> Iterator[CheckResult]:
     """Main memory: all, available, and the limit of a container or batch system."""
-    limits, available = limits_of(), processor().memory
+    limits, available = read_cgroup_limits(), processor().memory
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     figures = {"total": total, "available": available}
     said = f"{gib(available)} of {gib(total)} are available"
@@ -75,6 +78,6 @@ def memory() -> Iterator[Finding]:
         available = left
     if available < _LITTLE_MEMORY:
         remedy = "close other programs: a model of 1B parameters alone takes 4 GB in float32"
-        yield Finding("memory", "note", said, remedy, figures)
+        yield CheckResult("memory", "note", said, remedy, figures)
     else:
-        yield Finding("memory", "ok", said, figures=figures)
+        yield CheckResult("memory", "ok", said, figures=figures)

@@ -6,13 +6,13 @@ from pathlib import Path
 from lorakit.errors import UserError
 from lorakit.model.base_files import check_base_files, refuse_missing_tokenizer
 from lorakit.model.quantization_config import refuse_irreversible
-from lorakit.plan.facts import ModelFacts, hub_snapshot
+from lorakit.plan.model_info import ModelInfo, hub_snapshot
 from lorakit.recipe.schema import Recipe
 
 _GGUF = b"GGUF"
 
 
-def check_base_here(recipe: Recipe, complete: bool = True) -> None:
+def check_local_base(recipe: Recipe, complete: bool = True) -> None:
     """Refuse a base model whose files a run would refuse, where they are here.
 
     Args:
@@ -49,16 +49,16 @@ def _check_template(recipe: Recipe, folder: Path | None) -> None:
         refuse_day(model.template_date, asks_for_date(templates))
 
 
-def missing_words(recipe: Recipe) -> str | None:
-    """What of the base's files a run would miss, of a base that `check_base_here` takes; None where nothing is."""
+def describe_missing_files(recipe: Recipe) -> str | None:
+    """What of the base's files a run would miss, of a base that `check_local_base` takes; None where nothing is."""
     try:
-        check_base_here(recipe)
+        check_local_base(recipe)
     except UserError as error:
         return f"{error} It is planned all the same; a run would be refused"
     return None
 
 
-def refuse_unmergeable(recipe: Recipe, facts: ModelFacts) -> None:
+def refuse_unmergeable(recipe: Recipe, facts: ModelInfo) -> None:
     """Refuse a recipe that asks for a merged model of weights to which nothing can be added.
 
     Raises:

@@ -7,8 +7,8 @@ from typing import Any
 from lorakit.model.activation_trace import trace_activations
 from lorakit.model.spec import ModelSpec
 from lorakit.model.spec_from_meta import read_hf_config, spec_from_meta
-from lorakit.plan.activations import Way, of_block
-from lorakit.plan.adapted import adapted_by
+from lorakit.plan.activations import ComputeConfig, block_activations
+from lorakit.plan.trainable_params import count_trainable
 from lorakit.recipe.schema import Adapter
 
 
@@ -41,10 +41,10 @@ def _missed(config: Any, spec: ModelSpec, settings: Adapter, half: bool) -> dict
     trace = trace_activations(config, spec, settings, half)
     if trace is None:
         return {}
-    adapted, found = adapted_by(spec, settings), {}
+    adapted, found = count_trainable(spec, settings), {}
     dropout, dora = settings.dropout, adapted.dora
-    way = Way(2 if half else 4, trace.attention, dropout=dropout, autocast=half, on_gpu=False, dora=dora)
+    way = ComputeConfig(2 if half else 4, trace.attention, dropout=dropout, autocast=half, on_gpu=False, dora=dora)
     for number, (token, pair) in trace.bytes_by_block.items():
-        derived = of_block(spec, spec.blocks[number], adapted, way)
-        found[number, way.width] = token - derived.token, pair - derived.pair
+        derived = block_activations(spec, spec.blocks[number], adapted, way)
+        found[number, way.width] = token - derived.per_token, pair - derived.per_pair
     return found

@@ -17,7 +17,7 @@ _LEAST_PAGED = 100_000
 
 
 @dataclass(frozen=True)
-class Adapted:
+class TrainableParams:
     """What is trained: low-rank matrices on some weights, modules as a whole, or the weights themselves."""
 
     ranks: dict[str, int]
@@ -30,7 +30,7 @@ class Adapted:
     """Frozen numbers that the adapter holds besides, such as what PiSSA began with."""
     copied: int = 0
     """Numbers of `train_modules`: the adapter holds a copy, and the base's own stay."""
-    everything: bool = False
+    full_fine_tuning: bool = False
     """Full fine-tuning: the weights themselves."""
     estimated: bool = False
     """Whether the choice hangs on the weights themselves (spectrum), so that the counts are only near."""
@@ -50,7 +50,7 @@ class Adapted:
     @cached_property
     def first_block(self) -> int:
         """The first block that gradients go back to: below what is trained nothing is kept for them."""
-        if self.everything:
+        if self.full_fine_tuning:
             return self.first
         if self.whole:
             return 0
@@ -58,7 +58,7 @@ class Adapted:
         return min((number for number in numbers if number is not None), default=0)
 
 
-def adapted_by(spec: ModelSpec, settings: Adapter) -> Adapted:
+def count_trainable(spec: ModelSpec, settings: Adapter) -> TrainableParams:
     """What an adapter section trains of a model.
 
     Raises:
@@ -76,7 +76,7 @@ def adapted_by(spec: ModelSpec, settings: Adapter) -> Adapted:
         narrowed = settings.targets != "all-linear" or settings.exclude or settings.layers != "all"
         numbers = sum(weight.size for weight in chosen) if narrowed else spec.parameters
         first = min((weight.layer or 0 for weight in chosen), default=0) if narrowed else 0
-        return Adapted({}, 0, round(numbers * share), everything=True, estimated=estimated, first=first)
+        return TrainableParams({}, 0, round(numbers * share), full_fine_tuning=True, estimated=estimated, first=first)
     own = resolve_overrides("rank_overrides", chosen, settings.rank_overrides, settings.rank)
     resolve_overrides(
         "alpha_overrides", chosen, settings.alpha_overrides, settings.alpha
@@ -87,7 +87,7 @@ def adapted_by(spec: ModelSpec, settings: Adapter) -> Adapted:
     beside = sum(_low_rank(settings, ranks[w.path], w) for w in chosen) if kind.keeps_initial else 0
     whole = sum(spec.whole(settings.train_modules).values())
     plain = sum(weight.experts * _low_rank(settings, ranks[weight.path], weight) for weight in chosen)
-    return Adapted(
+    return TrainableParams(
         ranks=ranks,
         saved=round(share * (plain if kind.callback else matrices + beside)) + whole,
         small=round(share * _small(chosen, ranks)),
@@ -114,7 +114,7 @@ def _low_rank(settings: Any, rank: int, weight: Any) -> int:
 _FUSED = dict.fromkeys(("gate_proj", "up_proj", "w1", "w3"), ("gate_up_proj", 2)) | {"w2": ("down_proj", 1)}
 
 
-def _from_folder(spec: ModelSpec, folder: Path) -> Adapted:
+def _from_folder(spec: ModelSpec, folder: Path) -> TrainableParams:
     """The adapter of a folder in PEFT's format, by its configuration. What PEFT ignores in it is ignored here too."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     ranks = _ranks_of(spec, config)
@@ -124,7 +124,7 @@ def _from_folder(spec: ModelSpec, folder: Path) -> Adapted:
     matrices += sum(weight.outer for weight in chosen) if dora else 0
     whole = sum(spec.whole(config.get("modules_to_save") or []).values())
     small = _small(chosen, ranks)
-    return Adapted(ranks, matrices, whole, copied=whole, dora=dora, saved=matrices + whole, small=small)
+    return TrainableParams(ranks, matrices, whole, copied=whole, dora=dora, saved=matrices + whole, small=small)
 
 
 def _ranks_of(spec: ModelSpec, config: dict[str, Any]) -> dict[str, int]:

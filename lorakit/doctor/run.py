@@ -5,14 +5,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.doctor import base, choices, disk, gpu, hub, models, packages, processor, quantization
-from lorakit.doctor.finding import Check, Finding, findings_of
+from lorakit.doctor import base, choices, cpu, disk, gpu, hub, models, packages
+from lorakit.doctor import bitsandbytes as quantization
+from lorakit.doctor.finding import Check, CheckResult, findings_of
 
 if TYPE_CHECKING:
     from lorakit.recipe.schema import Recipe
 
 
-def examine(network: bool, recipe: "Recipe | None" = None) -> Iterator[tuple[str, Finding]]:
+def examine(network: bool, recipe: "Recipe | None" = None) -> Iterator[tuple[str, CheckResult]]:
     """Every finding with its section, as it is found; a check that fails takes no other down.
 
     The network is used only with `network`. With a recipe it is also asked what this recipe needs: its base model, its
@@ -34,10 +35,10 @@ def _sections(network: bool, recipe: "Recipe | None") -> dict[str, dict[str, Che
         "GPU": {"GPU": gpu.cards, "torch": gpu.torch_on_gpu},
         "bitsandbytes": {"layers": quantization.layers, "optimizer": quantization.optimizer},
         "Processor and memory": {
-            "processor": processor.cores,
-            "threads": processor.threads,
-            "speed": processor.speeds,
-            "memory": processor.memory,
+            "processor": cpu.cores,
+            "threads": cpu.threads,
+            "speed": cpu.speeds,
+            "memory": cpu.memory,
         },
         "What auto chooses here": {"auto": partial(choices.choices, recipe)},
         "Disk": {"disk": partial(disk.rooms, run)},

@@ -4,17 +4,17 @@ import math
 from dataclasses import dataclass
 
 from lorakit.model.spec import ModelSpec, WeightSpec
-from lorakit.plan.adapted import Adapted
-from lorakit.plan.fit import Load
+from lorakit.plan.fit import SizedRun
 from lorakit.plan.memory import DTYPE_BYTES, weight_bytes
+from lorakit.plan.trainable_params import TrainableParams
 from lorakit.recipe.schema import Recipe
 
 # The share of tokens that are trained, where no row is known.
-TRAINED = 0.5
+TRAINED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Dora:
+class DoraWorkload:
     """What DoRA adds to a LoRA: the norm of each row of W + s B A, and outputs that are scaled by it.
 
     In float32 lorakit takes the norm from W A^T (lorakit/model/dora.py), once a micro-batch. Under autocast PEFT's own
@@ -38,7 +38,7 @@ class Dora:
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """One training run, in numbers."""
 
     steps: int
@@ -77,23 +77,23 @@ class Work:
     trained_body: int = 0
     """Weights of the body that are trained themselves: full fine-tuning."""
     trained_head: bool = False
-    dora: Dora | None = None
+    dora: DoraWorkload | None = None
     held_out_tokens: int = 0
     """That go forward through the body to score held-out rows, over all scorings of the run."""
     held_out_trained_tokens: int = 0
 
 
-def work_of(
-    load: Load,
+def run_workload(
+    load: SizedRun,
     micro: int,
     checkpointing: bool,
     *,
     length: float,
-    trained: float = TRAINED,
+    trained: float = TRAINED_SHARE,
     steps: int = 1,
     padding: float = 0.0,
     held_out: int = 0,
-) -> Work:
+) -> Workload:
     """A run of so many steps in the numbers that its time hangs on.
 
     Args:
@@ -102,12 +102,12 @@ def work_of(
         trained: the share of tokens that the loss is computed at; padding: of computed tokens that are none of a row.
         held_out: tokens that are scored over the whole run.
     """
-    recipe, spec, adapted = load.recipe, load.spec, load.adapted
+    recipe, spec, adapted = load.recipe, load.spec, load.trainable
     examples = steps * recipe.train.batch_size
     numbers = sum(weight.size for weight in spec.quantizable) if load.quantization != "none" else 0
-    width = 4 if adapted.everything else DTYPE_BYTES[recipe.model.dtype]
+    width = 4 if adapted.full_fine_tuning else DTYPE_BYTES[recipe.model.dtype]
     query = max((weight.inner for weight in spec.weights if weight.sublayer == "attention"), default=spec.hidden)
-    return Work(
+    return Workload(
         steps=steps,
         micro_batches=steps * math.ceil(recipe.train.batch_size / micro),
         tokens=round(examples * length / (1 - padding)),
@@ -115,7 +115,7 @@ def work_of(
         trained_tokens=round(examples * length * trained),
         body=spec.active_numbers,
         head=spec.hidden * spec.vocabulary,
-        adapter=0 if adapted.everything else adapted.matrices,
+        adapter=0 if adapted.full_fine_tuning else adapted.matrices,
         attention=spec.layers * query,
         weight_bytes=weight_bytes(spec, load.quantization, recipe.model.double_quant, width),
         weight_numbers=numbers,
@@ -127,21 +127,21 @@ def work_of(
         layers_adapted=len({WeightSpec(path, "").layer for path in adapted.ranks}),
         hidden=spec.hidden,
         trained_body=_trained_body(spec, adapted),
-        trained_head=adapted.everything and adapted.whole == spec.parameters,
+        trained_head=adapted.full_fine_tuning and adapted.whole == spec.parameters,
         dora=_dora(spec, adapted, recipe) if adapted.dora else None,
         held_out_tokens=held_out,
         held_out_trained_tokens=round(held_out * trained),
     )
 
 
-def _trained_body(spec: ModelSpec, adapted: Adapted) -> int:
-    if not adapted.everything:
+def _trained_body(spec: ModelSpec, adapted: TrainableParams) -> int:
+    if not adapted.full_fine_tuning:
         return 0
     there = sum(weight.size for block in spec.blocks.values() for weight in block)
     return round(spec.active_numbers * min(1.0, adapted.whole / there))
 
 
-def _dora(spec: ModelSpec, adapted: Adapted, recipe: Recipe) -> Dora:
+def _dora(spec: ModelSpec, adapted: TrainableParams, recipe: Recipe) -> DoraWorkload:
     built = recipe.model.dtype != "float32"
     chosen = [weight for weight in spec.weights if weight.path in adapted.ranks]
     # PEFT multiplies an identity with A and then with B: in x rank x (in + out); the factored norm W with A's rows.
@@ -149,7 +149,7 @@ def _dora(spec: ModelSpec, adapted: Adapted, recipe: Recipe) -> Dora:
         adapted.ranks[weight.path] * weight.inner * (weight.outer + (weight.inner if built else 0)) for weight in chosen
     )
     size = sum(weight.outer * weight.inner for weight in chosen)
-    return Dora(
+    return DoraWorkload(
         modules=len(chosen),
         built=built,
         norm=sum(norms),

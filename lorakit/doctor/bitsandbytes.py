@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lorakit.doctor.finding import Finding, reason
+from lorakit.doctor.finding import CheckResult, reason
 from lorakit.doctor.packages import import_error
 
 _WIDTH, _ROWS = 256, 32
@@ -25,30 +25,30 @@ class _Quantization:
 _KNOWN = (_Quantization("nf4", 0.12), _Quantization("q4", 0.16), _Quantization("q8", 0.03))
 
 
-def layers() -> Iterator[Finding]:
+def layers() -> Iterator[CheckResult]:
     """A quantized layer of each kind, forward and backward, against the product with the plain weight."""
     lacking = next((package for package in ("torch", "bitsandbytes") if import_error(package)), None)
     if lacking:
-        yield Finding("bitsandbytes", "note", f"not tried, since {lacking} cannot be imported")
+        yield CheckResult("bitsandbytes", "note", f"not tried, since {lacking} cannot be imported")
         return
     device = device_of_runs()
     for known in _KNOWN:
         try:
             forward, backward = errors_of(known.word, device)
         except Exception as error:  # a broken build raises whatever it meets: each kind is tried for itself
-            yield Finding(
+            yield CheckResult(
                 known.word, "broken", f"a layer on {device} fails: {type(error).__name__}: {reason(error)}", _AGAIN
             )
             continue
         said = f"on {device} the relative error is {forward:.3f} forward, {backward:.3f} backward"
         figures = {"forward": forward, "backward": backward}
         if max(forward, backward) <= known.error:
-            yield Finding(known.word, "ok", said, figures=figures)
+            yield CheckResult(known.word, "ok", said, figures=figures)
         else:
-            yield Finding(known.word, "broken", f"{said}: over {known.error}", _AGAIN, figures)
+            yield CheckResult(known.word, "broken", f"{said}: over {known.error}", _AGAIN, figures)
 
 
-def optimizer() -> Iterator[Finding]:
+def optimizer() -> Iterator[CheckResult]:
     """A step of the 8-bit optimizer: the first one moves every number by the learning rate."""
     if import_error("torch") or import_error("bitsandbytes"):
         return
@@ -63,9 +63,9 @@ def optimizer() -> Iterator[Finding]:
     stepper.step()
     moved = float((trained.detach() - before).abs().mean())
     if abs(moved - rate) < 0.1 * rate:
-        yield Finding("adamw-8bit", "ok", f"a step on {device} moves as it should")
+        yield CheckResult("adamw-8bit", "ok", f"a step on {device} moves as it should")
     else:
-        yield Finding("adamw-8bit", "broken", f"a step on {device} moves by {moved:.4g}, not by {rate}", _AGAIN)
+        yield CheckResult("adamw-8bit", "broken", f"a step on {device} moves by {moved:.4g}, not by {rate}", _AGAIN)
 
 
 def errors_of(word: str, device: str) -> tuple[float, float]:
