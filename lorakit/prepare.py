@@ -13,9 +13,10 @@ from lorakit.data.report import Report
 from lorakit.data.template_date import asks_for_date, refuse_day
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine, usable_machine
-from lorakit.model.load import attentions_of, load_tokenizer, quiet_libraries, stop_token_ids, stop_words
+from lorakit.model.load import attentions_of
 from lorakit.model.quantization_config import check_quantization
 from lorakit.model.resolve import Base, resolve_base
+from lorakit.model.tokenizer import load_tokenizer, quiet_libraries, stop_token_ids, stop_words
 from lorakit.model.tokenizer_check import compare_with_file
 from lorakit.plan.auto import Choice, resolve_auto
 from lorakit.plan.fit import size_run

@@ -14,10 +14,11 @@ import lorakit.model.resolve as base_module
 from lorakit.atomic_io import sha256_of
 from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import LorakitError, UserError
-from lorakit.model.load import load_model, load_tokenizer
+from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import adapter_config, attach_adapter
 from lorakit.model.resolve import resolve_base
 from lorakit.model.targets import select_targets
+from lorakit.model.tokenizer import load_tokenizer
 from lorakit.progress import Silent
 from lorakit.recipe.init_adapter import read_adapter_settings, why_untrainable
 from lorakit.recipe.schema import Adapter, Model

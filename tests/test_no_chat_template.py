@@ -7,8 +7,8 @@ import pytest
 from conftest import rows_of, write_rows
 
 from lorakit.data.rendering import ChatTemplate, NoChatTemplate
-from lorakit.model.load import load_tokenizer
 from lorakit.model.resolve import resolve_base
+from lorakit.model.tokenizer import load_tokenizer
 from lorakit.progress import Silent
 
 

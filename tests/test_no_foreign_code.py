@@ -97,7 +97,7 @@ def test_no_library_may_ask_at_the_terminal(folder, monkeypatch):
     """Where a library loads a folder by itself, it does not ask lorakit what it trusts."""
     from transformers import AutoTokenizer
 
-    from lorakit.model.load import quiet_libraries
+    from lorakit.model.tokenizer import quiet_libraries
 
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the terminal"))
     quiet_libraries()

@@ -12,8 +12,9 @@ from lorakit.data.conversations import Conversation
 from lorakit.data.rendering import ChatTemplate, render
 from lorakit.evaluate.generate import generate
 from lorakit.merge.run import merge
-from lorakit.model.load import load_model, load_tokenizer, pad_token_id, stop_token_ids
+from lorakit.model.load import load_model
 from lorakit.model.resolve import resolve_base
+from lorakit.model.tokenizer import load_tokenizer, pad_token_id, stop_token_ids
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Model

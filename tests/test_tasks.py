@@ -128,8 +128,9 @@ def test_likelihood_classification_agrees_with_lm_eval(model, tokenizer, task_fo
 
 @pytest.mark.smollm2
 def test_likelihood_classification_agrees_with_lm_eval_on_smollm2(users_cache, task_folder):  # noqa: F811
-    from lorakit.model.load import load_model, load_tokenizer
+    from lorakit.model.load import load_model
     from lorakit.model.resolve import resolve_base
+    from lorakit.model.tokenizer import load_tokenizer
     from lorakit.recipe.schema import Model
 
     base = resolve_base(SMOL, "main", Silent())

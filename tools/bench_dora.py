@@ -19,8 +19,9 @@ from peft import LoraConfig, get_peft_model
 from lorakit.console import Terminal, result_table
 from lorakit.data.batches import collate, epoch_batches
 from lorakit.model.fused_lora import fused_lora
-from lorakit.model.load import load_model, pad_token_id
+from lorakit.model.load import load_model
 from lorakit.model.loss import supervised_loss
+from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared, prepare_run
 from lorakit.recipe.load import load
 

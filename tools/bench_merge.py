@@ -106,7 +106,7 @@ def _measure(way: str, work: Path) -> dict[str, float]:
     import transformers
 
     from lorakit.merge.run import check_output, merge
-    from lorakit.model.load import quiet_libraries
+    from lorakit.model.tokenizer import quiet_libraries
     from lorakit.prepare import reopen_run
     from lorakit.progress import Silent
 

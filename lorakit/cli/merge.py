@@ -250,8 +250,8 @@ def _extract(
     from lorakit.cli.merge_texts import extracted_facts, extracted_table, extracted_text
     from lorakit.merge.extract import FACTS, extract
     from lorakit.merge.run import claim_output, refuse_overwriting_inputs
-    from lorakit.model.load import quiet_libraries
     from lorakit.model.resolve import resolve_base
+    from lorakit.model.tokenizer import quiet_libraries
 
     assert tuned is not None and rank is not None and output is not None
     quiet_libraries()

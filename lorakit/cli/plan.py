@@ -128,7 +128,7 @@ def _facts(settings: "Recipe", progress: "Progress") -> "ModelInfo":
     if facts.spec is None:
         kind = one_line(str(config.get("model_type")))
         progress.say(f"model.base: a {kind} is not counted from its config: building it without weights")
-        from lorakit.model.load import quiet_libraries
+        from lorakit.model.tokenizer import quiet_libraries
         from lorakit.plan.spec_with_trace import spec_with_trace
 
         quiet_libraries()

@@ -85,7 +85,7 @@ def _family(family: str) -> CheckResult:
 
 
 def _tokenizer(recipe: "Recipe", found: Base) -> CheckResult:
-    from lorakit.model.load import load_tokenizer, quiet_libraries
+    from lorakit.model.tokenizer import load_tokenizer, quiet_libraries
 
     quiet_libraries()
     try:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 from lorakit.atomic_io import sha256_of
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine, usable_machine
-from lorakit.model.load import attentions_of, quiet_libraries
+from lorakit.model.load import attentions_of
 from lorakit.model.peft_adapter import adapter_config
 from lorakit.model.quantization_config import check_quantization
 from lorakit.model.resolve import Base, resolve_base
+from lorakit.model.tokenizer import quiet_libraries
 from lorakit.plan.auto import resolve_auto
 from lorakit.plan.model_info import read_model_info
 from lorakit.prepare import Prepared, reopen_run

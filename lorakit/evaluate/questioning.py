@@ -13,7 +13,7 @@ from lorakit.evaluate.loaded import ModelLoader, loading_order
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.questions import Question
 from lorakit.evaluate.rendering import RenderedRows, load_tokenizers, prompt_template
-from lorakit.model.load import stop_token_ids
+from lorakit.model.tokenizer import stop_token_ids
 from lorakit.progress import Progress
 
 

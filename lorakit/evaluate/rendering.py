@@ -18,8 +18,8 @@ from lorakit.data.template_date import asks_for_date
 from lorakit.errors import UserError
 from lorakit.evaluate.generate import decode_answer, until_stop
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
-from lorakit.model.load import load_tokenizer, pad_token_id, stop_token_ids, stop_words
 from lorakit.model.resolve import Base
+from lorakit.model.tokenizer import load_tokenizer, pad_token_id, stop_token_ids, stop_words
 from lorakit.plan.model_info import read_model_info
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress

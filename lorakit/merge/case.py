@@ -12,13 +12,14 @@ from lorakit.errors import LorakitError, UserError
 from lorakit.merge.inputs import MergeInput, Rows
 from lorakit.merge.proof import TOLERANCES, Proof, compare, compute_reference
 from lorakit.model.layerwise import layerwise_adapter_model, layerwise_model
-from lorakit.model.load import attentions_of, load_model, pad_token_id
+from lorakit.model.load import attentions_of, load_model
 from lorakit.model.quantization_config import check_mergeable, stored_quantization
 from lorakit.model.quantized_model import dequantize, summarize_quantization
 from lorakit.model.quantized_weights import RoundedWeights, WeightPrecision
 from lorakit.model.resolve import Base
 from lorakit.model.safetensors_reader import TYPES
 from lorakit.model.state_dict import Weights, open_weights
+from lorakit.model.tokenizer import pad_token_id
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Model
 

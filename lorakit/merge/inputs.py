@@ -9,10 +9,11 @@ from lorakit.data.examples import examples_of
 from lorakit.data.general_texts import encoded_text, general_rows
 from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import UserError
-from lorakit.model.load import load_tokenizer, quiet_libraries, stop_token_ids, stop_words, stored_dtype
+from lorakit.model.load import stored_dtype
 from lorakit.model.peft_adapter import adapter_config
 from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.spec_from_meta import read_hf_config
+from lorakit.model.tokenizer import load_tokenizer, quiet_libraries, stop_token_ids, stop_words
 from lorakit.plan.model_info import read_model_info
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress

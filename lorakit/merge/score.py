@@ -11,9 +11,10 @@ import torch
 from lorakit.data.batches import collate, split_batch
 from lorakit.errors import LorakitError
 from lorakit.model.fused_lora import fused_lora
-from lorakit.model.load import load_model, pad_token_id
+from lorakit.model.load import load_model
 from lorakit.model.loss import supervised_loss
 from lorakit.model.shared_base import SharedBase
+from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.run_dir import Run

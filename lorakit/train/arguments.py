@@ -2,7 +2,7 @@
 
 from trl import SFTConfig
 
-from lorakit.model.load import pad_token_id
+from lorakit.model.tokenizer import pad_token_id
 from lorakit.plan.schedule import interval_steps, warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.run_dir import Run

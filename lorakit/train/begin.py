@@ -22,7 +22,6 @@ from lorakit.model.load import (
     check_vocabulary,
     load_model,
     original_weights,
-    pad_token_id,
     stored_dtype,
 )
 from lorakit.model.peft_adapter import (
@@ -39,6 +38,7 @@ from lorakit.model.quantization_config import stored_quantization
 from lorakit.model.quantized_model import describe_quantization, quantization_facts, summarize_quantization
 from lorakit.model.spectrum import signal_to_noise_ratios
 from lorakit.model.targets import Targets, select_targets
+from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, initial_adapter, kind_settings, trains_all

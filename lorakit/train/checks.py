@@ -9,8 +9,8 @@ from lorakit.data.encoded import IGNORED
 from lorakit.data.packing import collate_packed
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.fused_lora import fused_lora
-from lorakit.model.load import pad_token_id
 from lorakit.model.loss import EXACT, HALF, is_causal, loss_agrees, packing_agrees, supervised_loss
+from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
 from lorakit.train.passes import autocast
 

@@ -9,7 +9,7 @@ import torch
 from lorakit.atomic_io import sha256_of, write_atomic
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.hardware.memory import process_peak
-from lorakit.model.load import stop_token_ids
+from lorakit.model.tokenizer import stop_token_ids
 from lorakit.prepare import Prepared
 from lorakit.recipe.adapter_kind import adapter_folder, initial_adapter
 from lorakit.recipe.load import to_yaml

@@ -12,8 +12,8 @@ import trl
 from lorakit.data.examples import examples_of
 from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import UserError
-from lorakit.model.load import load_tokenizer
 from lorakit.model.resolve import resolve_base
+from lorakit.model.tokenizer import load_tokenizer
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Data
 from tools.torture.cases import BrokenPromiseError, Part

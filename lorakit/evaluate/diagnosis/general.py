@@ -8,7 +8,7 @@ import numpy as np
 from lorakit.data.general_texts import encoded_text
 from lorakit.evaluate.losses import row_losses, trained_tokens
 from lorakit.model.fused_lora import fused_lora
-from lorakit.model.load import pad_token_id
+from lorakit.model.tokenizer import pad_token_id
 from lorakit.progress import Progress
 
 

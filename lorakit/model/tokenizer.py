@@ -1,0 +1,128 @@
+"""A base model's tokenizer, and the tokens that it ends answers with; without what loading a model needs."""
+
+import json
+import logging
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoTokenizer
+
+from lorakit.errors import UserError
+from lorakit.model.config_values import is_size
+from lorakit.model.resolve import Base
+
+# What transformers raises on files that are damaged, or hold values that it cannot compute with.
+DAMAGED = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
+    StrictDataclassError,
+)
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' progress bars and advice off the terminal; errors still raise."""
+    import datasets
+    import huggingface_hub
+    import transformers
+    from transformers import dynamic_module_utils
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # the variable of this name is read too early
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|accelerate)\.")
+    # PEFT sets right by itself what it warns of: the same adapter fits Conv1D and the quantized layer made from it.
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", module=r"peft\.")
+    warnings.filterwarnings("ignore", module=r"peft\.")  # lorakit looks for itself at what they warn of
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # no question at the terminal whether to run code
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for name in ("bitsandbytes", "bitsandbytes.autograd._functions", "trl", "peft", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def load_tokenizer(base: Base, chat_template: str | None) -> Any:
+    """The base's tokenizer with the recipe's chat template, or its own where it has one: texts need none.
+
+    Raises:
+        UserError: there is no tokenizer, or the recipe's chat template cannot be read.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
+        tokenizer("a")  # some values of its configuration, such as model_max_length, are only looked at here
+    except (OSError, ValueError, KeyError, TypeError, ImportError, ArithmeticError, StrictDataclassError) as error:
+        _refuse_config(base)
+        raise UserError(f"model.base: {base.name}: the tokenizer cannot be loaded: {first_line(error)}") from error
+    except Exception as error:  # the Rust tokenizers raise bare Exceptions on a damaged tokenizer.json
+        _refuse_config(base)
+        raise UserError(f"model.base: {base.name}: tokenizer.json is damaged: {first_line(error)}") from error
+    if (tokenizer.pad_token_id or 0) >= _vocabulary(base):
+        tokenizer.pad_token = None  # the model has no embedding for it; `pad_token_id` takes another
+    named = tokenizer.chat_template
+    if isinstance(named, dict) and "default" not in named:  # transformers takes none of them unasked
+        tokenizer.chat_template, tokenizer.named_templates = None, sorted(named)
+    if chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"model.chat_template: {chat_template} cannot be read: {error}. Save it as UTF-8."
+            ) from error
+    return tokenizer
+
+
+def _vocabulary(base: Base) -> float:
+    """The tokens that the base's config counts; infinite where it does not say."""
+    file = base.folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    size: Any = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return int(size) if is_size(size) else math.inf
+
+
+def _refuse_config(base: Base) -> None:
+    """Refuse a config.json that transformers cannot read, which it reads for a tokenizer as well."""
+    if (base.folder / "config.json").is_file():
+        try:
+            AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
+        except (*DAMAGED, ImportError, RecursionError) as error:
+            raise UserError(
+                f"model.base: {base.name}: its config.json cannot be read: {first_line(error).rstrip('.')}. Fetch the "
+                "model again, or update transformers."
+            ) from error
+
+
+def stop_token_ids(base: Base, tokenizer: Any) -> list[int]:
+    """Every token at which the base model's own configuration ends an answer.
+
+    Raises:
+        UserError: a configuration file is damaged.
+    """
+    ids: list[Any] = [tokenizer.eos_token_id]
+    for name in ("generation_config.json", "config.json"):
+        path = base.folder / name
+        try:
+            configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"model.base: {path} is damaged: {error}. Fetch the model again.") from error
+        ids += configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in ids if isinstance(token, int)})
+
+
+def stop_words(base: Base, tokenizer: Any) -> tuple[str, ...]:
+    """The texts of `stop_token_ids`."""
+    return tuple(word for word in tokenizer.convert_ids_to_tokens(stop_token_ids(base, tokenizer)) if word)
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """The token that fills short rows up. It is masked everywhere, so any token does where none is set."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
+
+
+def first_line(error: Exception) -> str:
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, KeyError):
+        return f"{first} is missing, or not known to transformers"
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
