@@ -1,4 +1,4 @@
-"""Promises of `lorakit merge A B`: adapters combined as PEFT combines them, nothing dropped, and hurt is seen."""
+"""Promises of `lorakit combine`: adapters combined as PEFT combines them, nothing dropped, and hurt is seen."""
 
 import json
 import math
@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.merge.combine import check_options, combine
+from lorakit.merge.combine_runs import SourceScore, check_same_base, score_sources
 from lorakit.merge.low_rank import METHODS
-from lorakit.merge.score import SourceScore, score_sources
-from lorakit.merge.sources import check_same_base
 from lorakit.model.peft_adapter import load_adapter
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
@@ -306,13 +305,13 @@ def test_every_source_is_scored_before_and_after(runs, tmp_path):
     recorded = first.read_manifest()["result"]["eval_loss"]
     assert score.own == pytest.approx(recorded, rel=1e-3) and score.own < score.base
     assert score.combined not in (score.own, score.base)
-    assert score.kept == pytest.approx((score.base - score.combined) / (score.base - score.own))
+    assert score.gain_share == pytest.approx((score.base - score.combined) / (score.base - score.own))
     again, _ = score_sources([runs[0], runs[0]], first.adapter, Silent())
     assert [one.own for one in again] == [one.combined for one in again] == [score.own] * 2
 
 
 def test_a_source_that_gained_nothing_keeps_no_share():
-    assert SourceScore("run", 1, base=1.0, own=1.5, combined=0.5).kept is None
+    assert SourceScore("run", 1, base=1.0, own=1.5, combined=0.5).gain_share is None
 
 
 def test_runs_are_told_to_belong_together_by_their_manifests(runs, tmp_path):

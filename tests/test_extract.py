@@ -1,4 +1,4 @@
-"""Promises of `lorakit merge --extract`: a LoRA out of two checkpoints, and what it keeps is told."""
+"""Promises of `lorakit extract`: a LoRA out of two checkpoints, and what it keeps is told."""
 
 import json
 
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from lorakit.errors import UserError
 from lorakit.merge.extract import extract
-from lorakit.merge.truncate import truncate_to_rank
+from lorakit.merge.low_rank import truncate_to_rank
 from lorakit.model.module_inventory import list_weights
 from lorakit.model.peft_adapter import load_adapter
 from lorakit.model.resolve import Base
@@ -103,8 +103,8 @@ def test_with_full_rank_the_base_with_the_adapter_is_the_tuned_model(name, tmp_p
     wanted = logits(changed(model, paths))
     tuned = saved(model, tmp_path, "tuned")
     result = extract(tuned, base, 64, tmp_path / "lora", Silent())
-    assert {one.path for one in result.taken} == set(paths) and not result.left
-    assert result.kept == pytest.approx(1, abs=1e-6)
+    assert {one.path for one in result.layers} == set(paths) and not result.left
+    assert result.share == pytest.approx(1, abs=1e-6)
     assert (before - wanted).abs().max() > 1e-2 * wanted.abs().max()
     assert_near(logits(with_adapter(base, tmp_path / "lora")), wanted)
     assert base.name == json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -121,7 +121,7 @@ def test_norms_embeddings_and_head_are_brought_whole_when_asked_for(tied, tmp_pa
     tuned = saved(model, tmp_path, "tuned")
     result = extract(tuned, base, 64, tmp_path / "lora", Silent(), keep_whole=True)
     assert {"model.embed_tokens", "lm_head", "model.norm", "model.layers.0.input_layernorm"} <= set(result.whole)
-    assert not result.left and result.kept == pytest.approx(1, abs=1e-6)
+    assert not result.left and result.share == pytest.approx(1, abs=1e-6)
     assert_near(logits(with_adapter(base, tmp_path / "lora")), wanted)
 
 
@@ -133,10 +133,10 @@ def test_what_a_lora_cannot_hold_is_named_with_its_share(llama, tmp_path):
     sizes = {name: float((value.detach() - before[name]).norm() ** 2) for name, value in model.named_parameters()}
     result = extract(tuned, base, 32, tmp_path / "lora", Silent())
     assert [one.path for one in result.left] == sorted(beside, key=lambda path: -sizes[path])
-    for one in (*result.left, *result.taken):
+    for one in (*result.left, *result.layers):
         assert one.change == pytest.approx(sizes[one.path] / sum(sizes.values()), rel=1e-4)
-    assert result.kept == pytest.approx(sizes[layer] / sum(sizes.values()), rel=1e-4)
-    assert result.kept_of_layers == pytest.approx(1, abs=1e-5)
+    assert result.share == pytest.approx(sizes[layer] / sum(sizes.values()), rel=1e-4)
+    assert result.share_of_layers == pytest.approx(1, abs=1e-5)
     reasons = {one.path: one.reason for one in result.left}
     assert "embeddings" in reasons["model.embed_tokens.weight"] and "vector" in reasons["model.norm.weight"]
     assert result.unchanged == len(sizes) - 3
@@ -153,8 +153,8 @@ def test_a_planted_change_of_rank_three_is_found_whole_and_more_rank_keeps_more(
     tuned = saved(model, tmp_path, "tuned")
     values = torch.linalg.svdvals(planted.double()) ** 2
     for rank in (1, 2, 3):
-        (only,) = extract(tuned, base, rank, tmp_path / "lora", Silent()).taken
-        assert only.kept == pytest.approx(float(values[:rank].sum() / values.sum()), abs=1e-5)
+        (only,) = extract(tuned, base, rank, tmp_path / "lora", Silent()).layers
+        assert only.share == pytest.approx(float(values[:rank].sum() / values.sum()), abs=1e-5)
     tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     stem = "base_model.model.model.layers.1.self_attn.q_proj.lora_"
     product = tensors[f"{stem}B.weight"] @ tensors[f"{stem}A.weight"]
@@ -175,12 +175,12 @@ def test_the_share_told_is_the_share_that_the_written_adapter_holds(llama, tmp_p
         stem = f"base_model.model.{path.removesuffix('.weight')}.lora_"
         product = tensors[f"{stem}B.weight"] @ tensors[f"{stem}A.weight"]
         change = dict(model.named_parameters())[path].detach() - weight
-        (one,) = [one for one in result.taken if one.path == path]
-        assert one.kept == pytest.approx(float(1 - (change - product).norm() ** 2 / change.norm() ** 2), abs=1e-4)
+        (one,) = [one for one in result.layers if one.path == path]
+        assert one.share == pytest.approx(float(1 - (change - product).norm() ** 2 / change.norm() ** 2), abs=1e-4)
         held, whole = held + float(product.norm() ** 2), whole + float(change.norm() ** 2)
-    assert result.kept == result.kept_of_layers == pytest.approx(held / whole, rel=1e-4)
+    assert result.share == result.share_of_layers == pytest.approx(held / whole, rel=1e-4)
     facts = json.loads((tmp_path / "lora" / "extract.json").read_text())
-    assert facts["kept"] == result.kept and "model.safetensors" in facts["tuned"]["sha256"]
+    assert facts["kept"] == result.share and "model.safetensors" in facts["tuned"]["sha256"]
 
 
 def test_layers_smaller_than_the_rank_get_as_much_as_they_have_and_it_is_said(llama, tmp_path):
@@ -188,7 +188,7 @@ def test_layers_smaller_than_the_rank_get_as_much_as_they_have_and_it_is_said(ll
     heard = Heard()
     tuned = saved(changed(model, linear_paths(model)), tmp_path, "tuned")
     result = extract(tuned, base, 40, tmp_path / "lora", heard)
-    assert {one.rank for one in result.taken} == {32}
+    assert {one.rank for one in result.layers} == {32}
     assert any("fewer than 40 rows or columns" in line for line in heard.lines)
 
 
@@ -199,7 +199,7 @@ def test_the_directions_kept_are_the_largest_singular_ones(rows, columns, rank):
     u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
     found, rank = truncate_to_rank(matrix, rank), min(rank, rows, columns)
     assert_near((found.b @ found.a).double(), (u[:, :rank] * s[:rank]) @ vh[:rank], 1e-5)
-    assert found.kept == pytest.approx(float((s[:rank] ** 2).sum()), rel=1e-5)
+    assert found.squared_norm() == pytest.approx(float((s[:rank] ** 2).sum()), rel=1e-5)
     halves = (found.b.norm(dim=0), found.a.norm(dim=1))
     assert torch.allclose(*halves, rtol=1e-3) and found.b.shape[1] == len(found.a) == rank
 
@@ -217,14 +217,14 @@ def test_the_randomized_directions_keep_what_the_exact_ones_do_and_repeat_themse
     left, right = (torch.linalg.qr(torch.randn(400, 300, generator=generator))[0] for _ in range(2))
     matrix = (left * values) @ right.T
     exact = truncate_to_rank(matrix, 16)
-    monkeypatch.setattr("lorakit.merge.truncate._EXACT_SIDE", 100)
+    monkeypatch.setattr("lorakit.merge.low_rank._EXACT_SIDE", 100)
     state = torch.get_rng_state()
     one, two = truncate_to_rank(matrix, 16), truncate_to_rank(matrix, 16)
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(one.a, two.a) and torch.equal(one.b, two.b) and not torch.equal(one.a, exact.a)
-    assert one.kept == pytest.approx(exact.kept, rel=1e-3)
+    assert one.squared_norm() == pytest.approx(exact.squared_norm(), rel=1e-3)
     lost = float((matrix - one.b @ one.a).double().norm() ** 2)
-    assert lost == pytest.approx(float((values**2).sum()) - one.kept, rel=1e-3)
+    assert lost == pytest.approx(float((values**2).sum()) - one.squared_norm(), rel=1e-3)
 
 
 def refused(text, *arguments):
@@ -242,7 +242,7 @@ def test_what_cannot_be_extracted_is_one_clear_error(llama, tmp_path):
     other = saved(AutoModelForCausalLM.from_config(FAMILIES["mistral"].config), tmp_path, "other")
     refused("other is a mistral model, base a llama", other, base, 4, output, quiet)
     shallow = LlamaForCausalLM(type(model.config)(**{**model.config.to_dict(), "num_hidden_layers": 1}))
-    refused("no checkpoints of one model", saved(shallow, tmp_path, "shallow"), base, 4, output, quiet)
+    refused("not checkpoints of one model", saved(shallow, tmp_path, "shallow"), base, 4, output, quiet)
     tied = LlamaForCausalLM(type(model.config)(**{**model.config.to_dict(), "tie_word_embeddings": True}))
     refused("lm_head.weight is not in the one", saved(tied, tmp_path, "tied"), base, 4, output, quiet)
     norm = saved(changed(model, ["model.norm.weight"]), tmp_path, "norm")

@@ -32,7 +32,7 @@ def test_every_file_of_run_merge_combination_evaluation_and_cache_follows_the_um
     for command in (
         ("train", path, "--output", run),
         ("merge", run),
-        ("merge", run, run, "--method", "cat", "--weights", "0.5,0.5", "--output", both),
+        ("combine", run, run, "--method", "cat", "--weights", "0.5,0.5", "--output", both),
         ("eval", run),
     ):
         code, _, err = lorakit(*command)

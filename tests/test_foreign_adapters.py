@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from lorakit.errors import UserError
-from lorakit.merge.combine import combine
+from lorakit.merge.combine import combine, open_adapter
 from lorakit.merge.run import merge
-from lorakit.merge.sources import open_adapter
 from lorakit.model.layerwise import layerwise_adapter_model
 from lorakit.model.peft_adapter import adapter_config, continue_adapter, load_adapter
 from lorakit.model.spec_from_meta import count_with_peft_config, spec_from_meta

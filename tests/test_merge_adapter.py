@@ -32,7 +32,7 @@ def test_an_adapter_of_peft_s_is_merged_and_proved_on_general_texts(adapter, tin
     assert "general texts" in out and is_merge_of(adapter / "merged", tiny_base, adapter)
     facts = json.loads((adapter / "merged" / "merge.json").read_text())
     assert (facts["run"], facts["adapter"], facts["rows_of"]) == (None, "adapter", "general") and facts["proof"]
-    code, out, err = lorakit("merge", "--verify", adapter / "merged", adapter)
+    code, out, err = lorakit("merge", adapter, "--verify", adapter / "merged")
     assert code == 0 and "is the merged model of" in out, err
 
 

@@ -1,4 +1,4 @@
-"""What `lorakit merge` says and leaves behind when something is wrong, and how it is called."""
+"""What `lorakit merge`, `combine` and `extract` say and leave behind when something is wrong, and how to call them."""
 
 import json
 import shutil
@@ -20,12 +20,16 @@ from lorakit.locks import exclusive_lock
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 
 
+COMMANDS = ("merge", "combine", "extract")
+
+
 @pytest.fixture
 def lorakit_merge(capsys, monkeypatch):
-    """Run `lorakit merge` in process: exit code, standard output, standard error."""
+    """Run one of the commands, `lorakit merge` if none is named: exit code, standard output, standard error."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lorakit", "merge", *map(str, arguments)])
+        command = () if arguments[0] in COMMANDS else ("merge",)
+        monkeypatch.setattr(sys, "argv", ["lorakit", *command, *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
@@ -219,7 +223,7 @@ def test_a_disk_that_fills_up_at_any_moment_is_told_and_left_empty(
     trained, lorakit_merge, tmp_path, small_disk, monkeypatch
 ):
     run = trained(shards=True)
-    monkeypatch.setattr(writing, "_BESIDE", -1 << 40)  # as if another program had taken the room meanwhile
+    monkeypatch.setattr(writing, "_OTHER_FILES", -1 << 40)  # as if another program had taken the room meanwhile
     weights = sum(path.stat().st_size for path in (tmp_path / "base").glob("*.safetensors"))
     fitted = []
     for size in (0, 80_000, weights + 4096, weights + 12_288, weights + 20_480, weights + 32_768, 2 * weights):
@@ -235,8 +239,8 @@ def test_a_disk_that_fills_up_at_any_moment_is_told_and_left_empty(
 def test_a_full_disk_is_told_by_combination_and_extraction_too(trained, lorakit_merge, tmp_path, small_disk):
     runs, disk = [trained(name=name, steps=steps).folder for name, steps in (("one", 2), ("two", 4))], small_disk(16384)
     assert lorakit_merge(runs[0], "--quiet")[0] == 0
-    combination = [*runs, "--method", "cat", "--weights", "0.5,0.5"]
-    extraction = ["--extract", runs[0] / "merged", tmp_path / "base", "--rank", "8"]
+    combination = ["combine", *runs, "--method", "cat", "--weights", "0.5,0.5"]
+    extraction = ["extract", runs[0] / "merged", tmp_path / "base", "--rank", "8"]
     for arguments in (combination, extraction):
         refused(lorakit_merge, tmp_path, 1, *arguments, "--output", disk / "out", says="the disk is full")
         assert not list(disk.iterdir())
@@ -265,7 +269,7 @@ def test_onto_the_original_weights_the_drift_is_stated_and_which_is_better(train
     }
     sentence = sentences[facts["drift"]["better"]]
     assert sentence in out and sentence in (tmp_path / "original" / "README.md").read_text()
-    code, out, err = lorakit_merge("--verify", tmp_path / "original", run.folder, "--json", "--quiet")
+    code, out, err = lorakit_merge(run.folder, "--verify", tmp_path / "original", "--json", "--quiet")
     assert code == 0, err
     assert json.loads(out)["drift"]["better"] == facts["drift"]["better"]
     adapter = load_file(run.adapter / ADAPTER)
@@ -281,28 +285,28 @@ def test_verify_accepts_the_merge_and_no_other(trained, lorakit_merge, tmp_path,
     assert lorakit_merge(run.folder, "--quiet")[0] == 0
     sent = shutil.copytree(run.merged, tmp_path / "sent")
     before = everything_under(tmp_path)
-    code, out, err = lorakit_merge("--verify", sent, run.folder, "--quiet")
+    code, out, err = lorakit_merge(run.folder, "--verify", sent, "--quiet")
     assert (code, err) == (0, "") and "is the merged model of" in out
     assert everything_under(tmp_path) == before
 
     (sent / "merge.json").write_text("{")
-    refused(lorakit_merge, tmp_path, 2, "--verify", sent, run.folder, says="damaged")
+    refused(lorakit_merge, tmp_path, 2, run.folder, "--verify", sent, says="damaged")
     (sent / "merge.json").unlink()
-    assert lorakit_merge("--verify", sent, run.folder, "--quiet")[0] == 0
+    assert lorakit_merge(run.folder, "--verify", sent, "--quiet")[0] == 0
 
     name = "model.layers.1.mlp.down_proj.weight"
     resave(sent / WEIGHTS, lambda tensors: tensors[name].mul_(1.5))
-    refused(lorakit_merge, tmp_path, 1, "--verify", sent, run.folder, says="does not answer as the adapter does")
+    refused(lorakit_merge, tmp_path, 1, run.folder, "--verify", sent, says="does not answer as the adapter does")
     resave(sent / WEIGHTS, lambda tensors: tensors[name].fill_(torch.nan))
-    refused(lorakit_merge, tmp_path, 1, "--verify", sent, run.folder, says="not all finite")
+    refused(lorakit_merge, tmp_path, 1, run.folder, "--verify", sent, says="not all finite")
     (sent / WEIGHTS).write_bytes((sent / WEIGHTS).read_bytes()[:-1])
-    refused(lorakit_merge, tmp_path, 2, "--verify", sent, run.folder, says="this weights file is damaged")
+    refused(lorakit_merge, tmp_path, 2, run.folder, "--verify", sent, says="this weights file is damaged")
     (sent / WEIGHTS).unlink()
-    refused(lorakit_merge, tmp_path, 2, "--verify", sent, run.folder, says="is not a model folder")
+    refused(lorakit_merge, tmp_path, 2, run.folder, "--verify", sent, says="is not a model folder")
     (sent / "config.json").unlink()
-    refused(lorakit_merge, tmp_path, 2, "--verify", sent, run.folder, says=str(sent))
-    refused(lorakit_merge, tmp_path, 2, "--verify", tmp_path / "gone", run.folder, says="there is no such folder")
-    refused(lorakit_merge, tmp_path, 1, "--verify", tiny_base, run.folder, says="does not answer as the adapter does")
+    refused(lorakit_merge, tmp_path, 2, run.folder, "--verify", sent, says=str(sent))
+    refused(lorakit_merge, tmp_path, 2, run.folder, "--verify", tmp_path / "gone", says="there is no such folder")
+    refused(lorakit_merge, tmp_path, 1, run.folder, "--verify", tiny_base, says="does not answer as the adapter does")
 
 
 def test_verify_refuses_a_model_of_another_shape(trained, lorakit_merge, tmp_path):
@@ -312,7 +316,7 @@ def test_verify_refuses_a_model_of_another_shape(trained, lorakit_merge, tmp_pat
     for change in ({"intermediate_size": 48}, {"num_hidden_layers": 1}, {"vocab_size": 500}):
         config = AutoConfig.from_pretrained(tmp_path / "base", **change)
         AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")
-        refused(lorakit_merge, tmp_path, 2, "--verify", tmp_path / "other", run.folder, says="another shape")
+        refused(lorakit_merge, tmp_path, 2, run.folder, "--verify", tmp_path / "other", says="another shape")
 
 
 def test_a_merged_model_can_be_trained_on_and_merged_again(trained, lorakit_merge, tmp_path):
@@ -369,17 +373,17 @@ def test_an_adapter_on_a_quantized_checkpoint_is_merged_into_its_dequantized_wei
     assert facts_of(run.merged)["quantization"] == kind
     assert f"dequantized from {kind}" in (run.merged / "README.md").read_text()
     assert {str(value.dtype) for value in load_file(run.merged / WEIGHTS).values()} == {"torch.float32"}
-    assert lorakit_merge("--verify", run.merged, run.folder, "--quiet")[0] == 0
-    refused(lorakit_merge, tmp_path, 2, "--verify", tmp_path / "base", run.folder, says="its weights are quantized")
+    assert lorakit_merge(run.folder, "--verify", run.merged, "--quiet")[0] == 0
+    refused(lorakit_merge, tmp_path, 2, run.folder, "--verify", tmp_path / "base", says="its weights are quantized")
     assert not list(tmp_path.rglob(".lorakit-draft*"))
 
 
-# Several runs, and a LoRA out of two models.
+# `lorakit combine`, `lorakit extract`, and options.
 
 
 def test_several_runs_are_combined_into_an_adapter_or_into_the_base(trained, lorakit_merge, tmp_path):
     runs = [trained(name=name, steps=steps).folder for name, steps in (("one", 4), ("two", 6))]
-    combination = [*runs, "--method", "cat", "--weights", "0.5,0.5"]
+    combination = ["combine", *runs, "--method", "cat", "--weights", "0.5,0.5"]
     code, out, err = lorakit_merge(*combination, "--output", tmp_path / "both", "--json", "--quiet")
     assert code == 0, err
     facts = json.loads(out)
@@ -395,7 +399,7 @@ def test_several_runs_are_combined_into_an_adapter_or_into_the_base(trained, lor
 def test_a_lora_is_taken_out_of_two_models(trained, lorakit_merge, tmp_path):
     run = trained(steps=4)
     assert lorakit_merge(run.folder, "--quiet")[0] == 0
-    arguments = ["--extract", run.merged, tmp_path / "base", "--rank", "4", "--output", tmp_path / "out"]
+    arguments = ["extract", run.merged, tmp_path / "base", "--rank", "4", "--output", tmp_path / "out"]
     code, out, err = lorakit_merge(*arguments, "--json", "--quiet")
     assert code == 0, err
     assert json.loads(out)["kept"] > 0.999
@@ -406,22 +410,46 @@ def test_a_lora_is_taken_out_of_two_models(trained, lorakit_merge, tmp_path):
 def test_options_that_do_not_go_together_are_refused(trained, lorakit_merge, tmp_path):
     places = {"RUN": trained().folder, "BASE": tmp_path / "base"}
     for line, says in {
-        "RUN --method cat": "--method: does nothing with one run",
-        "RUN --rank 4": "--rank: does nothing with one run",
-        "RUN RUN --weights 1,1 --output o": "--method: is missing",
-        "RUN RUN --method cat --weights 1;1 --output o": "--weights: '1;1'",
-        "RUN RUN --method cat --weights 1,1": "--output: is missing",
-        "RUN RUN --method cat --weights 1,1 --output o --onto original": "--onto: does nothing with several runs",
-        "RUN RUN --method cats --weights 1,1 --output o": "there is no cats",
-        "--verify BASE RUN --overwrite": "--overwrite: does nothing with --verify",
-        "--verify BASE RUN RUN": "takes one folder besides its own",
-        "--extract BASE BASE --output o": "--rank: is missing",
-        "--extract BASE BASE --rank 4": "--output: is missing",
-        "--extract BASE BASE --rank 4 --output o": "have the same weights",
-        "--extract BASE --verify BASE RUN": "one of them",
+        "combine RUN RUN --method cat --weights 1;1 --output o": "--weights: '1;1'",
+        "combine RUN RUN --method cat --weights 1,1 --output o --onto original": "--onto: requires --into-base",
+        "combine RUN RUN --method cats --weights 1,1 --output o": "there is no cats",
+        "combine RUN --method cat --weights 1 --output o": "combines two adapters or more",
+        "RUN --verify BASE --overwrite": "--overwrite: does nothing with --verify",
+        "RUN --verify BASE --no-proof": "--no-proof: does nothing with --verify",
+        "extract BASE BASE --rank 4 --output o": "have the same weights",
         "BASE": "not a run folder",
     }.items():
         refused(lorakit_merge, tmp_path, 2, *(places.get(word, word) for word in line.split()), says=says)
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("combine A B --weights 1,1 --output o", "--method"),
+        ("combine A B --method cat --output o", "--weights"),
+        ("combine A B --method cat --weights 1,1", "--output"),
+        ("extract A B --output o", "--rank"),
+        ("extract A B --rank 4", "--output"),
+    ],
+)
+def test_a_missing_option_is_named(line, option, lorakit_merge):
+    code, _, err = lorakit_merge(*line.split())
+    assert code == 2 and f"Missing option '{option}'" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "now"),
+    [
+        ("A B", "`lorakit merge A B` is now `lorakit combine RUN RUN --method"),
+        ("A B --method cat --weights 1,1 --output o", "`lorakit merge --method` is now `lorakit combine"),
+        ("A B --into-base", "`lorakit combine RUN RUN --method METHOD --weights 0.5,0.5 --output DIR --into-base`"),
+        ("--extract TUNED BASE --rank 4 --output o", "is now `lorakit extract TUNED BASE --rank 32 --output DIR`."),
+        ("--extract=TUNED BASE", "is now `lorakit extract TUNED BASE"),
+        ("BASE --rank 4", "`lorakit extract TUNED BASE --rank 32 --output DIR` or `lorakit combine"),
+    ],
+)
+def test_what_merge_did_before_names_the_command_that_does_it_now(line, now, lorakit_merge, tmp_path):
+    refused(lorakit_merge, tmp_path, 2, *line.split(), says=now)
 
 
 def test_another_configuration_of_the_base_is_refused(trained, lorakit_merge, tmp_path):

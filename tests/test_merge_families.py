@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lorakit.merge.apply_delta import adapter_deltas
-from lorakit.merge.untie import weights_to_write
-from lorakit.merge.writer import write_weights
+from lorakit.merge.writer import weights_to_write, write_weights
 from lorakit.model.adapters.plain_lora import save_adapter
 from lorakit.model.layerwise import layerwise_adapter_model
 from lorakit.model.load import load_model
@@ -69,12 +68,12 @@ def fold(base, adapter, output, settings=None, dtype=None):
     """The merged files of an adapter on the weights as they lie there, or as `settings` hold them in training."""
     weights = open_weights(base)
     held = training_precision(weights, settings) if settings else stored_precision(Model(base="base"))
-    folding = adapter_deltas(
+    deltas = adapter_deltas(
         layerwise_adapter_model(base, "eager", lambda path: held(path, weights.read(path)), adapter)
     )
     output.mkdir()
-    target = weights_to_write(weights, folding)
-    types = write_weights(target, held, folding, dtype, output, Silent())
+    target = weights_to_write(weights, deltas)
+    types = write_weights(target, held, deltas, dtype, output, Silent())
     config = json.loads((base / "config.json").read_text())
     (output / "config.json").write_text(json.dumps(config if target is weights else untied_config(config)))
     return types

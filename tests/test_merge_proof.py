@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from lorakit.data.batches import collate
 from lorakit.errors import UserError
-from lorakit.merge import predictions, proof
-from lorakit.merge.proof import TOLERANCES, Proof, _student, compare, compute_reference
+from lorakit.merge import proof
+from lorakit.merge.proof import TOLERANCES, Proof, compare, compute_reference
 from lorakit.model.layerwise import layerwise_adapter_model, layerwise_model
 from lorakit.model.peft_adapter import load_adapter
 from lorakit.progress import Silent
@@ -68,9 +68,9 @@ def one_by_one(expected, merged, rows):
 @pytest.mark.parametrize("small", [False, True], ids=["one batch", "many batches and pieces"])
 def test_every_figure_is_what_it_is_row_by_row(family, small, monkeypatch):
     if small:
-        monkeypatch.setattr(predictions, "_STATES", 300)
-        monkeypatch.setattr(predictions, "_HEAD_LOGITS", 0)
-        monkeypatch.setattr(predictions, "_HEAD_POSITIONS", 4)
+        monkeypatch.setattr(proof, "_STATES", 300)
+        monkeypatch.setattr(proof, "_HEAD_LOGITS", 0)
+        monkeypatch.setattr(proof, "_HEAD_POSITIONS", 4)
         monkeypatch.setattr(proof, "_COMPARED_LOGITS", 130)
     expected = tiny(family=family)
     merged = nudged(expected, 0.01)
@@ -110,8 +110,8 @@ def test_rows_that_train_nothing_are_one_clear_error():
 
 
 def test_no_more_logits_are_kept_than_allowed(monkeypatch):
-    monkeypatch.setattr(proof, "_KEPT_POSITIONS", 16)
-    monkeypatch.setattr(proof, "_KEPT_LOGITS", 0)
+    monkeypatch.setattr(proof, "_SAVED_POSITIONS", 16)
+    monkeypatch.setattr(proof, "_SAVED_LOGITS", 0)
     kept = compute_reference(tiny(), ROWS, 0, Silent())
     assert [len(each["labels"]) for each in kept.rows] == [5, 30]
     assert kept.logits.shape == (13, 64)
@@ -124,16 +124,16 @@ def test_no_more_logits_are_kept_than_allowed(monkeypatch):
 def test_batches_are_few_sorted_by_length_and_bounded(monkeypatch):
     config = FAMILIES["llama"].config
     lengths = [3, 100, 5, 90, 4, 20]
-    assert predictions.batches_of(lengths, config) == [[1, 3, 5, 2, 4, 0]]
-    monkeypatch.setattr(predictions, "_STATES", 200 * config.hidden_size)
-    assert predictions.batches_of(lengths, config) == [[1, 3], [5, 2, 4, 0]]
-    monkeypatch.setattr(predictions, "_STATES", 0)
-    assert predictions.batches_of(lengths, config) == [[1], [3], [5], [2], [4], [0]], "a long row goes alone"
+    assert proof._split_rows(lengths, config) == [[1, 3, 5, 2, 4, 0]]
+    monkeypatch.setattr(proof, "_STATES", 200 * config.hidden_size)
+    assert proof._split_rows(lengths, config) == [[1, 3], [5, 2, 4, 0]]
+    monkeypatch.setattr(proof, "_STATES", 0)
+    assert proof._split_rows(lengths, config) == [[1], [3], [5], [2], [4], [0]], "a long row goes alone"
     eager = copy.deepcopy(config)
     eager._attn_implementation = "eager"
-    monkeypatch.setattr(predictions, "_STATES", 1 << 22)
-    monkeypatch.setattr(predictions, "_SCORES", 4 * 4 * 20**2)
-    assert predictions.batches_of(lengths, eager) == [[1], [3], [5, 2, 4, 0]]
+    monkeypatch.setattr(proof, "_STATES", 1 << 22)
+    monkeypatch.setattr(proof, "_SCORES", 4 * 4 * 20**2)
+    assert proof._split_rows(lengths, eager) == [[1], [3], [5, 2, 4, 0]]
 
 
 @pytest.mark.parametrize("whose", ["the merged", "the adapter", "both"])
@@ -191,18 +191,13 @@ def test_which_is_better_is_said_only_where_the_rows_tell(adapter, merged, answe
 def test_the_interval_is_student_s_where_rows_are_of_one_length():
     difference, low, high = proof_of([1.0, 1.0, 1.0], [1.1, 1.2, 1.6]).loss_difference()
     assert difference == pytest.approx(0.3)
-    half = 4.3027 * (0.07 / 3) ** 0.5  # the variance of 0.1, 0.2 and 0.6 is 0.07
+    half = 4.302653 * (0.07 / 3) ** 0.5  # the variance of 0.1, 0.2 and 0.6 is 0.07
     assert (low, high) == pytest.approx((0.3 - half, 0.3 + half))
 
 
 def test_the_difference_is_that_of_the_two_losses():
     made = proved(tiny(), nudged(tiny(), 0.05))
     assert made.loss_difference()[0] == pytest.approx(made.merged_loss - made.adapter_loss)
-
-
-@pytest.mark.parametrize(("degrees", "wanted"), [(1, 12.706), (5, 2.5706), (10, 2.2281), (30, 2.0423), (1000, 1.9623)])
-def test_student_s_quantile(degrees, wanted):
-    assert _student(degrees) == pytest.approx(wanted, rel=2e-3)
 
 
 def test_the_interval_holds_what_it_promises():

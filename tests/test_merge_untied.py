@@ -14,6 +14,7 @@ from test_merge_families import fold
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lorakit.errors import UserError
+from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
 from lorakit.merge.verify import verify
 from lorakit.model.safetensors_header import list_tensors
@@ -107,5 +108,5 @@ def test_a_run_from_an_adapter_with_both_ends_apart_is_merged_untied_and_proved(
     assert json.loads((run.merged / "config.json").read_text())["tie_word_embeddings"] is False
     assert json.loads((run.merged / "merge.json").read_text())["untied"] is True
     assert "two weights" in (run.merged / "README.md").read_text()
-    assert verify(opened, prepared, run.merged, Silent()).untied
+    assert verify(input_of_run(opened, prepared, Silent()), run.merged, Silent()).untied
     assert AutoTokenizer.from_pretrained(run.merged).eos_token_id == tokenizer.eos_token_id

@@ -83,7 +83,7 @@ def test_adapters_are_combined_without_rows_and_scored_where_there_are_some(tmp_
     for name in ("train.jsonl", "eval.jsonl"):
         (tmp_path / "b" / name).unlink()
     options = ("--method", "cat", "--weights", "0.5,0.5", "--output", tmp_path / "both", "--json")
-    code, out, err = lorakit("merge", *(run.folder for run in runs), *options)
+    code, out, err = lorakit("combine", *(run.folder for run in runs), *options)
     assert code == 0, err
     facts = json.loads(out)
     assert [score["run"] for score in facts["scores"]] == [str(runs[0].folder)]

@@ -12,8 +12,9 @@ from typing import Any
 import typer
 from typer.rich_utils import rich_format_error
 
-from lorakit.cli import check, data, doctor, merge, plan, schema, train
+from lorakit.cli import check, combine, data, doctor, extract, merge, plan, schema, train
 from lorakit.cli import eval as evaluate
+from lorakit.cli.old_spellings import new_spelling
 from lorakit.cli.streams import prepare_streams
 from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, LorakitError, exit_code_of, explain_error
 
@@ -56,6 +57,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "eval": evaluate.evaluate,
     "merge": merge.merge,
+    "combine": combine.combine,
+    "extract": extract.extract,
     "schema": schema.schema,
     "doctor": doctor.doctor,
 }
@@ -86,6 +89,8 @@ def main() -> None:
         sys.stdout.flush()
         sys.exit(code)
     except _USAGE_ERROR as error:
+        if renamed := new_spelling(error):
+            _fail(renamed, error.exit_code)
         error.message = console.visible(error.message)
         rich_format_error(error)
         sys.exit(error.exit_code)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lorakit.merge.case import MergeResult
+    from lorakit.merge.card import MergeResult
     from lorakit.merge.inputs import MergeInput
     from lorakit.prepare import Prepared
     from lorakit.run_dir import Run

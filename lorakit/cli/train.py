@@ -11,7 +11,7 @@ from lorakit.errors import UserError
 
 if TYPE_CHECKING:
     from lorakit.hardware.machine import Machine
-    from lorakit.merge.case import MergeResult
+    from lorakit.merge.card import MergeResult
     from lorakit.plan.memory import Memory
     from lorakit.prepare import Prepared
     from lorakit.progress import Progress
@@ -213,13 +213,13 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
 
 def _report_json(outcome: Any, run: Any, prepared: "Prepared", merged: "MergeResult | None") -> None:
     from lorakit import console
-    from lorakit.cli.merge_texts import merged_facts
+    from lorakit.cli.merge import merge_facts
     from lorakit.recipe.adapter_kind import trains_all
 
     whole = trains_all(prepared.recipe.adapter)
     places: dict[str, Any] = {"model": str(run.model)} if whole else {"adapter": str(run.adapter)}
     if merged:
-        places |= merged_facts(merged)
+        places |= merge_facts(merged)
     console.result_json({"run": str(run.folder), **places, **outcome.__dict__})
 
 

@@ -1,8 +1,9 @@
-"""Folding: an adapter's change, added to the weights that it stands on. Everything in float32."""
+"""An adapter's change, added to the weights of its base. Everything in float32."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
@@ -11,227 +12,173 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 
 from lorakit.errors import UserError
+from lorakit.merge.peft_layout import ADAPTER_NAME, base_path
 from lorakit.model.layerwise import is_empty
 
+_OF_ADAPTER = re.compile(rf"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)\.{ADAPTER_NAME}(\.|$)")
 
-class WeightDelta(Protocol):
+
+@dataclass(frozen=True, eq=False)
+class WeightDelta:
     """What an adapter does to one weight."""
 
-    @property
-    def by_rows(self) -> bool:
-        """Whether it can be done to some rows of the weight at a time."""
+    apply: Callable[[torch.Tensor, int], torch.Tensor]
+    """The merged weight, from the float32 weight or its rows from a number on, which may be changed in place."""
+    by_rows: bool = True
+    """Whether it can be applied to some rows of the weight at a time."""
+    replaces: tuple[tuple[int, ...], torch.Tensor] | None = None
+    """The rows that it replaces (none: all of them), and by what."""
 
-    def __call__(self, weight: torch.Tensor, row: int = 0) -> torch.Tensor:
-        """The merged weight, from the float32 weight or its rows from `row` on, which may be changed."""
-
-
-_NAME = "default"
-_OF_ADAPTER = re.compile(rf"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)\.{_NAME}(\.|$)")
-
-
-@dataclass(frozen=True)
-class Folding:
-    """What an adapter does to the weights of its base, by their paths in the base model."""
-
-    folds: dict[str, WeightDelta]
+    def is_same(self, other: "WeightDelta | None") -> bool:
+        """Whether two deltas are known to make the same of the same weight."""
+        if other is None or self.replaces is None or other.replaces is None:
+            return self is other
+        return self.replaces[0] == other.replaces[0] and torch.equal(self.replaces[1], other.replaces[1])
 
 
-def adapter_deltas(model: Any) -> Folding:
+Deltas = dict[str, WeightDelta]
+"""By the path of the weight in the base model."""
+
+
+def adapter_deltas(model: Any) -> Deltas:
     """What the adapter of a PEFT model does to each weight. The base's own weights need not be there.
 
     Raises:
         UserError: it is of a kind that no weight can hold, or holds numbers that are not finite.
     """
     _check_finite(model)
-    folds: dict[str, WeightDelta] = {}
+    deltas: Deltas = {}
     base = model.base_model.model
     for name, value in base.named_parameters():
         if not _OF_ADAPTER.search(f".{name}") and not is_empty(value):  # a bias, or an embedding that was resized
-            folds[_path_in_base(name)] = _Replaced(_plain(value))
+            deltas[base_path(name)] = _replacement(_float32(value))
     for wrapped, module in base.named_modules():
-        path = _path_in_base(wrapped)
+        path = base_path(wrapped)
         if isinstance(module, ParamWrapper):
-            _add(folds, {f"{path}.{module.parameter_name}": _stacked(module)})
+            _add(deltas, f"{path}.{module.parameter_name}", _experts(module))
         elif isinstance(module, LoraLayer):
-            _add(folds, _layer(path, module))
+            for name, delta in _layer_deltas(path, module).items():
+                _add(deltas, f"{path}.{name}", delta)
         elif isinstance(module, ModulesToSaveWrapper):
-            trained = dict(module.modules_to_save[_NAME].named_parameters())
-            folds |= {f"{path}.{name}": _Replaced(_plain(value)) for name, value in trained.items()}
+            for name, value in module.modules_to_save[ADAPTER_NAME].named_parameters():
+                deltas[f"{path}.{name}"] = _replacement(_float32(value))
         elif isinstance(module, TrainableTokensWrapper):
-            _add(folds, {f"{path}.weight": _tokens(module.token_adapter)})
+            tokens = module.token_adapter
+            rows = tuple(int(number) for number in tokens.token_indices[ADAPTER_NAME])
+            trained = _float32(tokens.trainable_tokens_delta[ADAPTER_NAME])
+            _add(deltas, f"{path}.weight", _row_replacement(rows, trained))
         elif isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer):
-            kind = model.peft_config[_NAME].peft_type
+            kind = model.peft_config[ADAPTER_NAME].peft_type
             raise UserError(
                 f"adapter: {path} is adapted by PEFT's kind {getattr(kind, 'value', kind)}, which lorakit does not add "
                 "to weights. Merge it with PEFT's own merge_and_unload."
             )
-    return Folding(folds)
+    return deltas
 
 
-def _add(folds: dict[str, WeightDelta], more: dict[str, WeightDelta]) -> None:
-    """Further things that are done to weights, after those that are done to them already."""
-    for path, fold in more.items():
-        folds[path] = _Both(folds[path], fold) if path in folds else fold
-
-
-def _path_in_base(wrapped: str) -> str:
-    """The path of a layer before PEFT wrapped it; fused experts are wrapped once for each of their parameters."""
-    parts = wrapped.split(".")
-    return ".".join(part for part in parts if part != "base_layer")
+def _add(deltas: Deltas, path: str, delta: WeightDelta) -> None:
+    deltas[path] = _sequence(deltas[path], delta) if path in deltas else delta
 
 
 def _check_finite(model: Any) -> None:
     for name, value in model.named_parameters():
         if _OF_ADAPTER.search(name) and not bool(value.isfinite().all()):
-            short = name.removeprefix("base_model.model.").replace(f".{_NAME}", "")
+            short = name.removeprefix("base_model.model.").replace(f".{ADAPTER_NAME}", "")
             raise UserError(
                 f"adapter: {short} holds numbers that are not finite. Merging would spoil the model: train again, or "
                 "merge an earlier checkpoint."
             )
 
 
-def _layer(path: str, module: Any) -> dict[str, WeightDelta]:
-    embedded = _NAME in module.lora_embedding_A
-    if not embedded and _NAME not in module.lora_A:
+def _layer_deltas(path: str, module: LoraLayer) -> Deltas:
+    """Of a layer's weight and bias, by their names in it."""
+    is_embedding = ADAPTER_NAME in module.lora_embedding_A
+    if not is_embedding and ADAPTER_NAME not in module.lora_A:
         return {}
-    variant = module.lora_variant.get(_NAME)
-    magnitude = module.lora_magnitude_vector[_NAME].weight if _NAME in module.lora_magnitude_vector else None
+    variant, magnitude = module.lora_variant.get(ADAPTER_NAME), None
+    if ADAPTER_NAME in module.lora_magnitude_vector:
+        magnitude = _float32(module.lora_magnitude_vector[ADAPTER_NAME].weight)
     base = module.get_base_layer()
-    if (variant is not None and magnitude is None) or (embedded and variant) or base.weight.ndim != 2:
+    if (variant is not None and magnitude is None) or (is_embedding and variant) or base.weight.ndim != 2:
         kind = type(base).__name__ if variant is None else getattr(variant, "__name__", type(variant).__name__)
         raise UserError(f"adapter: {path} is adapted in a way ({kind}) that lorakit cannot add to a weight.")
-    if embedded:
-        down, up = module.lora_embedding_A[_NAME], module.lora_embedding_B[_NAME]
-    else:
-        down, up = module.lora_A[_NAME].weight, module.lora_B[_NAME].weight
-    # The weight of an embedding is (tokens, width) and of Conv1D (in, out): both the other way than B A is.
-    turned = embedded or module.fan_in_fan_out
-    low_rank = _LowRank(_plain(up), _plain(down), module.scaling[_NAME], turned, _plain(magnitude))
-    folds: dict[str, WeightDelta] = {f"{path}.weight": low_rank}
-    if not embedded and module.lora_B[_NAME].bias is not None:
-        folds[f"{path}.bias"] = _Added(_plain(module.lora_B[_NAME].bias) * module.scaling[_NAME])
-    return folds
+    scale = module.scaling[ADAPTER_NAME]
+    if is_embedding:  # whose weight is (tokens, width), the transpose of B A, as that of Conv1D
+        a, b = module.lora_embedding_A[ADAPTER_NAME], module.lora_embedding_B[ADAPTER_NAME]
+        return {"weight": _low_rank(_float32(b), _float32(a), scale, True, magnitude)}
+    a, b = module.lora_A[ADAPTER_NAME].weight, module.lora_B[ADAPTER_NAME]
+    deltas = {"weight": _low_rank(_float32(b.weight), _float32(a), scale, module.fan_in_fan_out, magnitude)}
+    return deltas if b.bias is None else deltas | {"bias": _sum(_float32(b.bias) * scale)}
 
 
-@dataclass(frozen=True)
-class _LowRank:
-    """W + s B A; with DoRA's magnitudes m, its rows brought to these lengths (arXiv 2402.09353, equation 5)."""
+def _low_rank(
+    b: torch.Tensor, a: torch.Tensor, scale: float, transposed: bool = False, magnitude: torch.Tensor | None = None
+) -> WeightDelta:
+    """W + s B A, of a weight that is (in, out) where `transposed`. With DoRA's magnitudes m its rows are then scaled to
+    these lengths (arXiv 2402.09353, equation 5)."""
 
-    up: torch.Tensor
-    down: torch.Tensor
-    scale: float
-    turned: bool
-    """Whether the weight is (in, out)."""
-    magnitude: torch.Tensor | None
-
-    @property
-    def by_rows(self) -> bool:
-        return self.magnitude is None or not self.turned
-
-    def __call__(self, weight: torch.Tensor, row: int = 0) -> torch.Tensor:
-        chosen = slice(row, row + len(weight))
-        if self.turned:
-            weight.addmm_(self.down[:, chosen].T, self.up.T, alpha=self.scale)
+    def apply(weight: torch.Tensor, row: int) -> torch.Tensor:
+        rows = slice(row, row + len(weight))
+        if transposed:
+            weight.addmm_(a[:, rows].T, b.T, alpha=scale)
         else:
-            weight.addmm_(self.up[chosen], self.down, alpha=self.scale)
-        if self.magnitude is not None:
-            along = 0 if self.turned else 1
-            lengths = torch.linalg.vector_norm(weight, dim=along, keepdim=True)
-            magnitude = self.magnitude.flatten()
-            weight.mul_((magnitude[None] if self.turned else magnitude[chosen, None]) / lengths)
+            weight.addmm_(b[rows], a, alpha=scale)
+        if magnitude is not None:
+            lengths = torch.linalg.vector_norm(weight, dim=0 if transposed else 1, keepdim=True)
+            weight.mul_((magnitude.flatten()[None] if transposed else magnitude.flatten()[rows, None]) / lengths)
         return weight
 
+    return WeightDelta(apply, by_rows=magnitude is None or not transposed)
 
-@dataclass(frozen=True)
-class _Stacked:
+
+def _experts(module: ParamWrapper) -> WeightDelta:
     """A matrix for each expert, each with its own A and its own columns of B, in PEFT's order."""
-
-    ups: torch.Tensor
-    """(out, rank, experts)"""
-    downs: torch.Tensor
-    """(experts, rank, in)"""
-    scale: float
-    turned: bool
-    by_rows = True
-
-    def __call__(self, weight: torch.Tensor, row: int = 0) -> torch.Tensor:
-        for expert, matrix in enumerate(weight, row):
-            as_linear = matrix.T if self.turned else matrix
-            as_linear.addmm_(self.ups[:, :, expert], self.downs[expert], alpha=self.scale)
-        return weight
-
-
-@dataclass(frozen=True)
-class _Added:
-    change: torch.Tensor
-    by_rows = True
-
-    def __call__(self, weight: torch.Tensor, row: int = 0) -> torch.Tensor:
-        return weight.add_(self.change[row : row + len(weight)])
-
-
-@dataclass(frozen=True)
-class _Replaced:
-    trained: torch.Tensor
-    by_rows = True
-
-    def __call__(self, weight: torch.Tensor, row: int = 0) -> torch.Tensor:
-        return self.trained[row : row + len(weight)] if weight.ndim else self.trained
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of a weight in place of the base's: the embeddings of some tokens."""
-
-    numbers: tuple[int, ...]
-    trained: torch.Tensor
-    by_rows = True
-
-    def __call__(self, weight: torch.Tensor, row: int = 0) -> torch.Tensor:
-        for number, trained in zip(self.numbers, self.trained, strict=True):
-            if row <= number < row + len(weight):
-                weight[number - row] = trained
-        return weight
-
-
-@dataclass(frozen=True)
-class _Both:
-    """One after the other."""
-
-    first: WeightDelta
-    second: WeightDelta
-
-    @property
-    def by_rows(self) -> bool:
-        return self.first.by_rows and self.second.by_rows
-
-    def __call__(self, weight: torch.Tensor, row: int = 0) -> torch.Tensor:
-        changed = self.first(weight, row)
-        return self.second(changed.clone() if changed is not weight else changed, row)
-
-
-def is_same(one: WeightDelta | None, other: WeightDelta | None) -> bool:
-    """Whether two folds are known to make the same of the same weight."""
-    if isinstance(one, _Replaced) and isinstance(other, _Replaced):
-        return torch.equal(one.trained, other.trained)
-    if isinstance(one, _Rows) and isinstance(other, _Rows):
-        return one.numbers == other.numbers and torch.equal(one.trained, other.trained)
-    return one is other
-
-
-def _tokens(adapter: Any) -> WeightDelta:
-    numbers = tuple(int(number) for number in adapter.token_indices[_NAME])
-    return _Rows(numbers, _plain(adapter.trainable_tokens_delta[_NAME]))
-
-
-def _stacked(module: Any) -> WeightDelta:
-    up, down = _plain(module.lora_B[_NAME].weight), _plain(module.lora_A[_NAME].weight)
-    scale, experts = module.scaling[_NAME], module.num_experts
+    b, a = _float32(module.lora_B[ADAPTER_NAME].weight), _float32(module.lora_A[ADAPTER_NAME].weight)
+    scale, experts = module.scaling[ADAPTER_NAME], module.num_experts
     if module.get_param().ndim == 2:
-        return _LowRank(up, down, scale, False, None)
-    downs, ups = down.reshape(experts, -1, down.shape[-1]), up.reshape(up.shape[0], -1, experts)
-    return _Stacked(ups, downs, scale, not module._did_swap_in_out_features)
+        return _low_rank(b, a, scale)
+    stacked_a, stacked_b = a.reshape(experts, -1, a.shape[-1]), b.reshape(b.shape[0], -1, experts)
+
+    def apply(weight: torch.Tensor, row: int) -> torch.Tensor:
+        for expert, matrix in enumerate(weight, row):
+            linear = matrix if module._did_swap_in_out_features else matrix.T
+            linear.addmm_(stacked_b[:, :, expert], stacked_a[expert], alpha=scale)
+        return weight
+
+    return WeightDelta(apply)
 
 
-def _plain(tensor: Any) -> Any:
-    return None if tensor is None else tensor.detach().float()
+def _sum(change: torch.Tensor) -> WeightDelta:
+    return WeightDelta(lambda weight, row: weight.add_(change[row : row + len(weight)]))
+
+
+def _replacement(trained: torch.Tensor) -> WeightDelta:
+    def apply(weight: torch.Tensor, row: int) -> torch.Tensor:
+        return trained[row : row + len(weight)] if weight.ndim else trained
+
+    return WeightDelta(apply, replaces=((), trained))
+
+
+def _row_replacement(rows: tuple[int, ...], trained: torch.Tensor) -> WeightDelta:
+    """Some rows in place of the base's: the embeddings of some tokens."""
+
+    def apply(weight: torch.Tensor, row: int) -> torch.Tensor:
+        for number, values in zip(rows, trained, strict=True):
+            if row <= number < row + len(weight):
+                weight[number - row] = values
+        return weight
+
+    return WeightDelta(apply, replaces=(rows, trained))
+
+
+def _sequence(first: WeightDelta, second: WeightDelta) -> WeightDelta:
+    def apply(weight: torch.Tensor, row: int) -> torch.Tensor:
+        changed = first.apply(weight, row)
+        return second.apply(changed if changed is weight else changed.clone(), row)
+
+    return WeightDelta(apply, first.by_rows and second.by_rows)
+
+
+def _float32(parameter: Any) -> torch.Tensor:
+    values: torch.Tensor = parameter.detach().float()
+    return values

@@ -1,21 +1,18 @@
 """What a merged folder says of itself: `merge.json` and the model card."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lorakit.amounts import percent
 from lorakit.atomic_io import files_in, sha256_of
-from lorakit.merge.combine import FACTS as COMBINED
-from lorakit.merge.inputs import MergeInput
+from lorakit.merge.inputs import MergeInput, Onto
 from lorakit.merge.proof import TOLERANCES, Proof
 from lorakit.run_dir import MERGED, now, versions
 
-if TYPE_CHECKING:
-    from lorakit.merge.case import MergeResult
-
-FACTS = MERGED
+COMBINED = "combine.json"
+"""The file by which a folder is known to hold combined adapters."""
 
 _CARD = """\
 ---
@@ -32,13 +29,14 @@ tags: [lora, lorakit, merged]
 
 _PROOF = """\
 Compared with the adapter on the same weights, at {positions:,} trained positions of {rows} {rows_of}: largest
-logit difference {difference:.3g} (logits reach {scale:.3g}), mean KL {kl:.2e} nats, top-1 agreement {top1}, loss
-{merged_loss:.4f} against {adapter_loss:.4f}.
+logit difference {max_logit_difference:.3g} (logits reach {logit_scale:.3g}), mean KL {mean_kl:.2e} nats, top-1
+agreement {top1}, loss {merged_loss:.4f} against {adapter_loss:.4f}.
 """
 
 _DRIFT = """
 Compared with the adapter on the weights that it was trained on ({trained}), on the same rows: largest logit difference
-{difference:.3g}, mean KL {kl:.2e} nats, top-1 agreement {top1}, loss {merged_loss:.4f} against {adapter_loss:.4f}.
+{max_logit_difference:.3g}, mean KL {mean_kl:.2e} nats, top-1 agreement {top1}, loss {merged_loss:.4f} against
+{adapter_loss:.4f}.
 {better}
 """
 
@@ -61,65 +59,34 @@ does not, and neither did the adapter model that it was compared with.
 """
 
 
-def onto_in_words(merged: "MergeResult") -> str:
-    """The weights that were merged into, in a few words."""
-    if merged.onto == "original":
-        return "its weights as they lie on disk"
-    if merged.quantization == "none":
-        return "its weights"
-    return f"its weights as dequantized from {merged.quantization}"
+@dataclass(frozen=True)
+class MergeResult:
+    """A merged model and what is known of it."""
+
+    folder: Path
+    onto: Onto
+    quantization: str
+    """The base's, while the adapter was trained."""
+    dtype: str
+    """The coarsest type of its weights, by which it was judged."""
+    rows_of: str
+    """Which rows judged (lorakit.merge.inputs); empty where none did."""
+    proof: Proof | None
+    """Against the adapter on the weights that were merged into; None where none was asked for."""
+    drift: Proof | None
+    """Against the adapter on the weights that it was trained on, where those are others."""
+    untied: bool = False
+    """Whether it has two weights where its base ties them: the adapter changed one of them, or each otherwise."""
 
 
-def better_in_words(drift: Proof) -> str:
-    """Which of merged model and adapter is better on the held-out rows, in a sentence."""
-    return _BETTER[drift.better()]
+def proof_facts(proof: Proof) -> dict[str, Any]:
+    """The figures of a proof over all rows, by name."""
+    return {name: value for name, value in asdict(proof).items() if not name.startswith("row_")}
 
 
-def describe(draft: Path, given: MergeInput, merged: "MergeResult") -> None:
-    """Write `merge.json` and `README.md` into a merged folder."""
-    combination = _combination(given.adapter)
-    facts: dict[str, Any] = {
-        "format": 2,
-        "merged": now(),
-        "versions": versions(),
-        "run": given.name if given.is_run else None,
-        "adapter": given.adapter.resolve().name,
-        "base": {"name": given.base.name, "origin": given.base.origin, "sha256": given.base_sha256},
-        "adapter_sha256": sha256_of(given.adapter / "adapter_model.safetensors"),
-        "combined": combination,
-        "onto": merged.onto,
-        "quantization": merged.quantization,
-        "dtype": merged.dtype,
-        "untied": merged.untied,
-        "rows_of": merged.rows_of if merged.proof else None,
-        "tolerance": asdict(TOLERANCES[merged.dtype]),
-        "proof": proof_facts(merged.proof) if merged.proof else None,
-        "drift": proof_facts(merged.drift) | {"better": merged.drift.better()} if merged.drift else None,
-    }
-    facts["files"] = sorted({*files_in(draft), FACTS, "README.md"})
-    (draft / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    drift = ""
-    if merged.drift:
-        drift = _DRIFT.format(
-            trained=merged.quantization if merged.quantization != "none" else given.model.dtype,
-            better=better_in_words(merged.drift),
-            **_figures(merged.drift),
-        )
-    card = _CARD.format(
-        base=given.base.name,
-        name=given.name,
-        what=f"the adapter {'of the run ' if given.is_run else ''}{given.name}"
-        if combination is None
-        else "a combination of adapters",
-        onto=onto_in_words(merged),
-        dtype=merged.dtype,
-        proof=_PROOF.format(rows_of=rows_in_words(merged.rows_of), **_figures(merged.proof))
-        if merged.proof
-        else _UNPROVED,
-        drift=drift,
-        note=_notes(given, merged),
-    )
-    (draft / "README.md").write_text(card, encoding="utf-8")
+def drift_facts(drift: Proof) -> dict[str, Any]:
+    """The same of a drift, and which model is better."""
+    return proof_facts(drift) | {"better": drift.better()}
 
 
 def rows_in_words(rows_of: str) -> str:
@@ -128,32 +95,59 @@ def rows_in_words(rows_of: str) -> str:
     return known.get(rows_of, f"rows of {rows_of}")
 
 
-def _notes(given: MergeInput, merged: "MergeResult") -> str:
-    on_gpu = merged.quantization == "q8" and given.on_gpu
-    return (_UNTIED if merged.untied else "") + (_INT8_ON_GPU if on_gpu else "")
+def better_in_words(drift: Proof) -> str:
+    """Which of merged model and adapter is better on the held-out rows, in a sentence."""
+    return _BETTER[drift.better()]
 
 
-def _combination(adapter: Path) -> dict[str, Any] | None:
-    """What a combined adapter was made of."""
-    if not (adapter / COMBINED).is_file():
-        return None
-    facts: dict[str, Any] = json.loads((adapter / COMBINED).read_text(encoding="utf-8"))
-    return facts
+def write_facts(path: Path, facts: dict[str, Any]) -> None:
+    """Write the document by which a folder is known, with the names of the folder's files."""
+    facts = {**facts, "files": sorted({*files_in(path.parent), path.name, "README.md"})}
+    path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def proof_facts(proof: Proof) -> dict[str, Any]:
-    """The figures of a proof over all rows, by name."""
-    return {name: value for name, value in asdict(proof).items() if not name.startswith("row_")}
+def describe(draft: Path, given: MergeInput, merged: MergeResult) -> None:
+    """Write `merge.json` and `README.md` into a merged folder."""
+    proof, drift, combination = merged.proof, merged.drift, given.adapter / COMBINED
+    is_combined = combination.is_file()
+    facts = {
+        "format": 2,
+        "merged": now(),
+        "versions": versions(),
+        "run": given.name if given.is_run else None,
+        "adapter": given.adapter.resolve().name,
+        "base": {"name": given.base.name, "origin": given.base.origin, "sha256": given.base_sha256},
+        "adapter_sha256": sha256_of(given.adapter / "adapter_model.safetensors"),
+        "combined": json.loads(combination.read_text(encoding="utf-8")) if is_combined else None,
+        "onto": merged.onto,
+        "quantization": merged.quantization,
+        "dtype": merged.dtype,
+        "untied": merged.untied,
+        "rows_of": merged.rows_of if proof else None,
+        "tolerance": asdict(TOLERANCES[merged.dtype]),
+        "proof": proof_facts(proof) if proof else None,
+        "drift": drift_facts(drift) if drift else None,
+    }
+    write_facts(draft / MERGED, facts)
+    is_quantized = merged.quantization != "none"
+    trained = merged.quantization if is_quantized else given.model.dtype
+    onto = f"its weights as dequantized from {merged.quantization}" if is_quantized else "its weights"
+    note = _UNTIED if merged.untied else ""
+    note += _INT8_ON_GPU if merged.quantization == "q8" and given.on_gpu else ""
+    card = _CARD.format(
+        base=given.base.name,
+        name=given.name,
+        what="a combination of adapters"
+        if is_combined
+        else f"the adapter {'of the run ' if given.is_run else ''}{given.name}",
+        onto="its weights as they are on disk" if merged.onto == "original" else onto,
+        dtype=merged.dtype,
+        proof=_PROOF.format(rows_of=rows_in_words(merged.rows_of), **_figures(proof)) if proof else _UNPROVED,
+        drift=_DRIFT.format(trained=trained, better=better_in_words(drift), **_figures(drift)) if drift else "",
+        note=note,
+    )
+    (draft / "README.md").write_text(card, encoding="utf-8")
 
 
 def _figures(proof: Proof) -> dict[str, Any]:
-    return {
-        "positions": proof.positions,
-        "rows": proof.rows,
-        "difference": proof.max_logit_difference,
-        "scale": proof.logit_scale,
-        "kl": proof.mean_kl,
-        "top1": percent(proof.top1_agreement, 2),
-        "merged_loss": proof.merged_loss,
-        "adapter_loss": proof.adapter_loss,
-    }
+    return proof_facts(proof) | {"top1": percent(proof.top1_agreement, 2)}

@@ -1,4 +1,4 @@
-"""What separates two checkpoints of one model, and whether they can be told apart weight by weight."""
+"""Two checkpoints of one model, compared weight by weight."""
 
 import re
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ class CheckpointPair:
     paths: list[str]
     """Every weight, tied ones once."""
     holders: dict[str, AdapterLayer]
-    """Path of a weight that a LoRA can hold -> how PEFT holds it where it has all of them."""
+    """Path of a weight that a LoRA can hold -> its layer in an adapter of all of them."""
     reasons: dict[str, str]
     """Path of another weight of a matrix's shape -> why a LoRA cannot hold it."""
 
@@ -48,10 +48,10 @@ class CheckpointPair:
                 raise UserError(f"{weights.folder}: {path} holds numbers that are not finite. Nothing was extracted.")
         return tuned.float().sub_(base)
 
-    def beside(
+    def sort_out_others(
         self, changed: Iterable[str], adapted: list[str], keep_whole: bool
     ) -> tuple[list[str], bool, dict[str, str]]:
-        """Of the changed weights that no layer of an adapter holds: the modules to bring whole, whether they are tied
+        """Of the changed weights that no layer of an adapter holds: the modules to hold whole, whether they are tied
         embeddings, and why the others are left out, by path.
 
         Args:
@@ -74,8 +74,7 @@ class CheckpointPair:
                     reasons[path] = str(error).removeprefix("adapter.train_modules: ").removesuffix(" Remove it.")
         if not modules:
             return [], False, reasons
-        paths, tied = select_train_modules(self.base.model, list(dict.fromkeys(modules)), adapted)
-        return paths, tied, reasons
+        return *select_train_modules(self.base.model, list(dict.fromkeys(modules)), adapted), reasons
 
     def _kind(self, path: str) -> str:
         model: Any = self.base.model
@@ -85,7 +84,7 @@ class CheckpointPair:
 
 
 def open_pair(tuned: Base, base: Base, progress: Progress) -> CheckpointPair:
-    """Two checkpoints, told to be of one architecture by their configurations and the shapes of their weights.
+    """Two checkpoints whose configurations and shapes are those of one architecture.
 
     Raises:
         UserError: they are of different models, or quantized.
@@ -99,50 +98,49 @@ def open_pair(tuned: Base, base: Base, progress: Progress) -> CheckpointPair:
             )
     opened, original = open_weights(tuned.folder), open_weights(base.folder)
     _check_shapes(tuned, opened, base, original)
-    apart = _settings_apart(opened.model.config.to_dict(), original.model.config.to_dict())
-    if apart:
+    settings = _differing_settings(opened.model.config.to_dict(), original.model.config.to_dict())
+    if settings:
         progress.warn(
-            f"{tuned.name} and {base.name} differ in their config.json as well ({', '.join(apart)}), which no adapter "
-            "holds: the base with the adapter will not answer as the tuned model does"
+            f"{tuned.name} and {base.name} differ in their config.json as well ({', '.join(settings)}), which no "
+            "adapter holds: the base with the adapter will not answer as the tuned model does"
         )
-    dtypes = [stored_dtype(one) for one in (tuned, base)]
-    if dtypes[0] != dtypes[1]:
+    if stored_dtype(tuned) != stored_dtype(base):
         progress.warn(
-            f"{tuned.name} is stored in {dtypes[0]}, {base.name} in {dtypes[1]}: what rounding changed is counted as "
-            "change"
+            f"{tuned.name} is stored in {stored_dtype(tuned)}, {base.name} in {stored_dtype(base)}: what rounding "
+            "changed is counted as change"
         )
-    weights = {
-        weight.path if weight.fused else f"{weight.path}.weight": weight for weight in list_weights(original.model)
-    }
-    reasons = {path: weight.unadaptable.partition(",")[0] for path, weight in weights.items() if weight.unadaptable}
-    able = [weight for weight in weights.values() if not weight.unadaptable]
-    config = LoraConfig(
-        r=1,
-        target_modules=[weight.path for weight in able if not weight.parameter],
-        target_parameters=[weight.parameter for weight in able if weight.parameter] or None,
-    )
-    holders = {layer.path: layer for layer in adapter_layout(base.folder, config).layers}
+    reasons, modules, parameters = {}, [], []
+    for weight in list_weights(original.model):
+        if weight.unadaptable:
+            path = weight.path if weight.fused else f"{weight.path}.weight"
+            reasons[path] = weight.unadaptable.partition(",")[0]
+        elif weight.parameter:
+            parameters.append(weight.parameter)
+        else:
+            modules.append(weight.path)
+    config = LoraConfig(r=1, target_modules=modules, target_parameters=parameters or None)
+    holders = {layer.path: layer for layer in adapter_layout(base.folder, config)[0]}
     return CheckpointPair(opened, original, list(_shapes(original)), holders, reasons)
 
 
 # What a configuration says of itself, of files and of generating, and not of what the model computes.
-_ASIDE = re.compile(
+_IRRELEVANT = re.compile(
     r"_name_or_path|architectures|dtype|torch_dtype|transformers_version|use_cache|\w+_token_ids?|id2label|label2id"
 )
 
 
-def _settings_apart(tuned: dict[str, Any], base: dict[str, Any], within: str = "") -> list[str]:
+def _differing_settings(tuned: dict[str, Any], base: dict[str, Any], prefix: str = "") -> list[str]:
     """The settings of the models that differ, with both values."""
-    found = []
+    differing = []
     for name in sorted({*tuned, *base}):
-        ours, its = tuned.get(name), base.get(name)
-        if ours == its or _ASIDE.fullmatch(name):
+        one, other = tuned.get(name), base.get(name)
+        if one == other or _IRRELEVANT.fullmatch(name):
             continue
-        if isinstance(ours, dict) and isinstance(its, dict):
-            found += _settings_apart(ours, its, f"{within}{name}.")
+        if isinstance(one, dict) and isinstance(other, dict):
+            differing += _differing_settings(one, other, f"{prefix}{name}.")
         else:
-            found.append(f"{within}{name}: {ours} and {its}")
-    return found
+            differing.append(f"{prefix}{name}: {one} and {other}")
+    return differing
 
 
 def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
@@ -154,15 +152,16 @@ def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
 
 
 def _check_shapes(tuned: Base, opened: Weights, base: Base, original: Weights) -> None:
-    ours, its = opened.model.config.model_type, original.model.config.model_type
-    if ours != its:
-        raise UserError(f"{tuned.name} is a {ours} model, {base.name} a {its}. Give two checkpoints of one model.")
-    found, expected = _shapes(opened), _shapes(original)
-    differing = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    kinds = opened.model.config.model_type, original.model.config.model_type
+    if kinds[0] != kinds[1]:
+        raise UserError(
+            f"{tuned.name} is a {kinds[0]} model, {base.name} a {kinds[1]}. Give two checkpoints of one model."
+        )
+    shapes, expected = _shapes(opened), _shapes(original)
+    differing = [name for name in {**expected, **shapes} if shapes.get(name) != expected.get(name)]
     if not differing:
         return
-    name = differing[0]
-    one, other = found.get(name), expected.get(name)
+    one, other = shapes.get(differing[0]), expected.get(differing[0])
     embeddings = original.model.get_input_embeddings().weight
     if one and other and one[1:] == other[1:] and other == tuple(embeddings.shape):
         raise UserError(
@@ -171,40 +170,40 @@ def _check_shapes(tuned: Base, opened: Weights, base: Base, original: Weights) -
         )
     count = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
     raise UserError(
-        f"{tuned.name} and {base.name} are no checkpoints of one model: {name}{count} is {one or 'not'} in the one and "
-        f"{other or 'not'} in the other. Give the base that the tuned model was trained from."
+        f"{tuned.name} and {base.name} are not checkpoints of one model: {differing[0]}{count} is {one or 'not'} in "
+        f"the one and {other or 'not'} in the other. Give the base that the tuned model was trained from."
     )
 
 
 def tuned_tokenizer(tuned: Base, base: Base, progress: Progress) -> tuple[Any, Path] | None:
-    """The tuned checkpoint's tokenizer, which belongs to the adapter, and its folder; the base's where it has none.
+    """The tokenizer that the adapter gets, with its folder: the tuned checkpoint's, or the base's where it has none.
 
     Raises:
         UserError: the two give one token different ids, so that the weights mean different things.
     """
-    ours, its = _tokenizer(tuned.folder), _tokenizer(base.folder)
-    if ours is None or its is None:
-        lacking = tuned.name if ours is None else base.name
+    own, original = _load_tokenizer(tuned.folder), _load_tokenizer(base.folder)
+    if own is None or original is None:
+        lacking = tuned.name if own is None else base.name
         progress.warn(f"{lacking} has no tokenizer, so that it was not compared with the other's")
-        return (ours, tuned.folder) if ours else (its, base.folder) if its else None
-    known, expected = ours.get_vocab(), its.get_vocab()
-    moved = sorted(token for token in known.keys() & expected.keys() if known[token] != expected[token])
-    if moved:
+        return (own, tuned.folder) if own else (original, base.folder) if original else None
+    ids, expected = own.get_vocab(), original.get_vocab()
+    token = min((token for token in ids.keys() & expected.keys() if ids[token] != expected[token]), default=None)
+    if token is not None:
         raise UserError(
-            f"{tuned.name} and {base.name} have different tokenizers: {moved[0]!r} is {known[moved[0]]:,} in the one "
-            f"and {expected[moved[0]]:,} in the other. Give the base that the tuned model was trained from."
+            f"{tuned.name} and {base.name} have different tokenizers: {token!r} is {ids[token]:,} in the one and "
+            f"{expected[token]:,} in the other. Give the base that the tuned model was trained from."
         )
-    if known != expected:
+    if ids != expected:
         progress.warn(
-            f"the tokenizer of {tuned.name} has {len(known.keys() - expected.keys())} tokens that {base.name} has not; "
-            "the adapter gets it"
+            f"the tokenizer of {tuned.name} has {len(ids.keys() - expected.keys())} tokens that {base.name} lacks; the "
+            "adapter gets it"
         )
-    elif ours.chat_template != its.chat_template:
+    elif own.chat_template != original.chat_template:
         progress.say(f"the adapter gets the chat template of {tuned.name}, which is not that of {base.name}")
-    return ours, tuned.folder
+    return own, tuned.folder
 
 
-def _tokenizer(folder: Path) -> Any | None:
+def _load_tokenizer(folder: Path) -> Any | None:
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         return None
     try:

@@ -10,17 +10,18 @@ import torch
 
 from lorakit.atomic_io import atomic_dir, sha256_of
 from lorakit.errors import LorakitError, UserError
-from lorakit.merge.low_rank import METHODS, CombineMethod, LowRankFactors, distance
-from lorakit.merge.peft_layout import AdapterLayer, plain_lora_config, write_adapter, write_facts
-from lorakit.merge.sources import FILES, OpenAdapter, check_experts, open_adapter
+from lorakit.merge.card import COMBINED, write_facts
+from lorakit.merge.low_rank import METHODS, CombineMethod, LowRankFactors, squared_distance
+from lorakit.merge.peft_layout import AdapterLayer, adapter_layers, adapter_tensors, plain_lora_config, write_adapter
 from lorakit.merge.writer import explain_full_disk
+from lorakit.model.layerwise import adapter_without_base
+from lorakit.model.peft_adapter import adapter_config
 from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.run_dir import now, versions
 
-FACTS = "combine.json"
-"""The file by which a folder is known to hold combined adapters."""
 # float32 holds a sum of products to about this share.
 _EXACT = 1e-5
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 _CARD = """\
 ---
@@ -72,16 +73,30 @@ class CombineResult:
     over all layers). 0 within rounding for `cat`; of `svd`, 1 - off_sum^2 is the share of the sum that is kept."""
 
 
+@dataclass(frozen=True)
+class _Adapter:
+    """An adapter's configuration, and its layers and factors by what the names of their tensors begin with."""
+
+    folder: Path
+    config: Any
+    layers: dict[str, AdapterLayer]
+    factors: dict[str, LowRankFactors]
+
+    @property
+    def rank(self) -> int:
+        return max(factors.rank for factors in self.factors.values())
+
+
 def check_options(
     count: int, weights: Sequence[float], method: str, density: float | None, seed: int | None, rank: int | None
 ) -> None:
     """Refuse options that do not go together.
 
     Raises:
-        UserError: one of them cannot be, or would do nothing.
+        UserError: one of them is out of range, or would do nothing.
     """
-    chosen = METHODS.get(method)
-    if chosen is None:
+    entry = METHODS.get(method)
+    if entry is None:
         raise UserError(f"--method: there is no {method}. Write one of {', '.join(METHODS)}.")
     if count < 2:
         raise UserError(f"--method {method}: combines two adapters or more; {count} was given. Give more runs.")
@@ -90,20 +105,18 @@ def check_options(
     for weight in weights:
         if not math.isfinite(weight) or weight == 0:
             raise UserError(f"--weights: {weight:g} is not a weight. Leave the adapter out, or write a number but 0.")
-    density_methods = ", ".join(name for name, entry in METHODS.items() if entry.takes_density)
-    if density is None and chosen.takes_density:
-        raise UserError(
-            f"--density: {method} keeps a share of each adapter's numbers, and none is given. Write --density 0.5."
-        )
-    if density is not None and not chosen.takes_density:
-        raise UserError(f"--density: {method} keeps every number. Leave it out, or take one of {density_methods}.")
+    if density is None and entry.takes_density:
+        raise UserError(f"--density: {method} keeps a share of each adapter's numbers. Write --density 0.5.")
+    if density is not None and not entry.takes_density:
+        able = ", ".join(name for name, other in METHODS.items() if other.takes_density)
+        raise UserError(f"--density: {method} keeps every number. Leave it out, or take one of {able}.")
     if density is not None and not 0 < density <= 1:
         raise UserError(f"--density: {density:g} is not a share of an adapter's numbers. Write one over 0 and up to 1.")
-    if seed is not None and not chosen.is_random:
+    if seed is not None and not entry.is_random:
         raise UserError(f"--seed: nothing in {method} is random. Leave it out.")
     if seed is not None and not 0 <= seed < 2**63:
         raise UserError(f"--seed: {seed} is not a seed. Write a whole number from 0 on, below 2^63.")
-    if rank is not None and not chosen.takes_rank:
+    if rank is not None and not entry.takes_rank:
         raise UserError(f"--rank: {method} has the rank that its adapters give it. Leave it out, or take svd.")
     if rank is not None and rank < 1:
         raise UserError(f"--rank: {rank} is not a rank. Write 1 or more.")
@@ -124,7 +137,7 @@ def combine(
     """Combine adapters of one base into a new adapter in `output`, which is replaced where it is there.
 
     Args:
-        adapters: folders in PEFT's format, two or more.
+        adapters: folders in PEFT's format, two or more; the options are those that `check_options` allows.
         weights: one for each, which may be negative; not shares, so they need not add up to 1.
         base_folder: the model that they belong to, of which the configuration is read and no weight.
         density: the share of an adapter's numbers that is kept, for the methods that drop some.
@@ -133,75 +146,62 @@ def combine(
         tokenizer: the base's, to be written beside the adapter, maybe with another chat template.
 
     Raises:
-        UserError: options that do not go together, or an adapter that cannot be combined.
+        UserError: an adapter cannot be combined.
     """
-    check_options(len(adapters), weights, method, density, seed, rank)
-    chosen = METHODS[method]
-    seed = (seed or 0) if chosen.is_random else None
+    seed = (seed or 0) if METHODS[method].is_random else None
     opened = [open_adapter(folder, base_folder) for folder in adapters]
-    check_experts(opened)
-    made = _combined(opened, weights, chosen, density, seed, rank)
-    ranks = {layer: factors.rank for layer, factors in made.items()}
+    _check_experts(opened)
+    combined = {}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed or 0)
+        for stem, layer in sorted({stem: layer for one in opened for stem, layer in one.layers.items()}.items()):
+            parts, its_weights = _parts(stem, opened, weights)
+            _check_ranks(layer, parts, METHODS[method], [one.folder for one in opened if stem in one.factors])
+            combined[layer] = METHODS[method].function(parts, its_weights, density, rank)
+    ranks = {layer: factors.rank for layer, factors in combined.items()}
     config = plain_lora_config(ranks)
     config.base_model_name_or_path = opened[0].config.base_model_name_or_path
     config.revision = opened[0].config.revision
-    tensors = {f"{layer.stem}.lora_A.weight": factors.a for layer, factors in made.items()}
-    tensors |= {f"{layer.stem}.lora_B.weight": factors.b for layer, factors in made.items()}
-    sources = tuple(_source(one, weight) for one, weight in zip(opened, weights, strict=True))
+    tensors = {f"{layer.stem}.lora_A.weight": factors.a for layer, factors in combined.items()}
+    tensors |= {f"{layer.stem}.lora_B.weight": factors.b for layer, factors in combined.items()}
     size = sum(tensor.numel() for tensor in tensors.values())
     with explain_full_disk(output), atomic_dir(output) as draft:
         write_adapter(draft, base_folder, config, tensors)
         off_sum = _off_sum(open_adapter(draft, base_folder), opened, weights)
         if method == "cat" and not off_sum <= _EXACT:
-            raise LorakitError(f"{output}: what was written lies {off_sum:.2g} off the weighted sum. It is not kept.")
+            raise LorakitError(
+                f"{output}: the written adapter is {off_sum:.2g} off the weighted sum, so it was not kept."
+            )
         if tokenizer is not None:
             write_tokenizer(base_folder, tokenizer, draft)
-        result = CombineResult(output, method, density, seed, sources, max(ranks.values()), len(made), size, off_sum)
+        sources = []
+        for one, weight in zip(opened, weights, strict=True):
+            digests = {name: sha256_of(one.folder / name) for name in _FILES}
+            sources.append(CombinedAdapter(str(one.folder), float(weight), one.rank, digests))
+        result = CombineResult(
+            output, method, density, seed, tuple(sources), max(ranks.values()), len(combined), size, off_sum
+        )
         _describe(draft, result, str(config.base_model_name_or_path))
     return result
 
 
-def _combined(
-    opened: list[OpenAdapter],
-    weights: Sequence[float],
-    method: CombineMethod,
-    density: float | None,
-    seed: int | None,
-    rank: int | None,
-) -> dict[AdapterLayer, LowRankFactors]:
-    """The factors of every layer that one of the adapters has."""
-    made = {}
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed or 0)
-        for stem, layer in sorted({stem: layer for one in opened for stem, layer in one.layers.items()}.items()):
-            having = [at for at, one in enumerate(opened) if stem in one.layers]
-            parts = [opened[at].factors(stem) for at in having]
-            _check_ranks(layer, parts, method, [opened[at].folder for at in having])
-            made[layer] = method.function(parts, [weights[at] for at in having], density, rank)
-    return made
+def _parts(stem: str, opened: list[_Adapter], weights: Sequence[float]) -> tuple[list[LowRankFactors], list[float]]:
+    """The factors of a layer in the adapters that have it, and the weights of these."""
+    pairs = [(one.factors[stem], weight) for one, weight in zip(opened, weights, strict=True) if stem in one.factors]
+    return [factors for factors, _ in pairs], [weight for _, weight in pairs]
 
 
-def _off_sum(written: OpenAdapter, opened: list[OpenAdapter], weights: Sequence[float]) -> float:
-    """How far an adapter, as PEFT reads it from its files, lies from the weighted sum of others: `off_sum`."""
-    length, off = 0.0, 0.0
-    for stem in written.layers:
-        having = [at for at, one in enumerate(opened) if stem in one.layers]
-        parts = [opened[at].factors(stem) for at in having]
-        some_length, some_off = distance(written.factors(stem), parts, [weights[at] for at in having])
-        length, off = length + some_length, off + some_off
+def _off_sum(written: _Adapter, opened: list[_Adapter], weights: Sequence[float]) -> float:
+    """How far an adapter, as PEFT reads it from its files, is from the weighted sum of others: `off_sum`."""
+    distances = [squared_distance(own, *_parts(stem, opened, weights)) for stem, own in written.factors.items()]
+    length, off = (sum(column) for column in zip(*distances, strict=True))
     return math.sqrt(off / length) if length else math.sqrt(off)
 
 
-def _source(one: OpenAdapter, weight: float) -> CombinedAdapter:
-    digests = {name: sha256_of(one.folder / name) for name in FILES}
-    return CombinedAdapter(str(one.folder), float(weight), one.rank, digests)
-
-
 def _describe(draft: Path, result: CombineResult, base: str) -> None:
-    facts = asdict(result) | {"folder": None}
+    facts = asdict(result)
     del facts["folder"]
-    write_facts(draft / FACTS, {"format": 1, "made": now(), "versions": versions(), "base": base, **facts})
-    rows = "\n".join(f"| {one.folder} | {one.weight:g} | {one.rank} |" for one in result.sources)
+    write_facts(draft / COMBINED, {"format": 1, "made": now(), "versions": versions(), "base": base, **facts})
     settings = f"Density {result.density:g}" if result.density is not None else ""
     settings += f", seed {result.seed}" if result.seed is not None else ""
     card = _CARD.format(
@@ -210,13 +210,63 @@ def _describe(draft: Path, result: CombineResult, base: str) -> None:
         version=versions().get("lorakit", ""),
         method=result.method,
         summary=METHODS[result.method].summary,
-        sources=rows,
+        sources="\n".join(f"| {one.folder} | {one.weight:g} | {one.rank} |" for one in result.sources),
         settings=f"{settings}. " if settings else "",
         rank=result.rank,
         modules=result.modules,
         distance=result.off_sum,
     )
     (draft / "README.md").write_text(card, encoding="utf-8")
+
+
+def open_adapter(folder: Path, base_folder: Path) -> _Adapter:
+    """Read an adapter whose changes can be combined.
+
+    Raises:
+        UserError: it is damaged, belongs to another model, or has parts that no method combines.
+    """
+    reason = _uncombinable(adapter_config(folder))
+    if not reason:
+        model, replaced = adapter_without_base(base_folder, folder)
+        tensors = adapter_tensors(model)
+        others = [name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))] + replaced
+        reason = f"holds {others[0]}, which would be lost: only A and B of linear layers are combined" if others else ""
+    if reason:
+        raise UserError(f"{folder}: {reason}. Merge it into the base on its own: lorakit merge RUN.")
+    broken = next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
+    if broken:
+        raise UserError(f"{folder}: holds numbers that are not finite, the first in {broken}. It is not combined.")
+    layers = {layer.stem: layer for layer in adapter_layers(model)}
+    factors = {}
+    for stem, layer in layers.items():
+        a, b = (tensors[f"{stem}.lora_{side}.weight"].float() for side in "AB")
+        factors[stem] = LowRankFactors(a, b, layer.scale, layer.experts)
+    return _Adapter(folder, model.peft_config["default"], layers, factors)
+
+
+def _uncombinable(config: Any) -> str:
+    """Why an adapter has parts that a combination of A and B would drop; empty where its configuration has none."""
+    if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
+        return f"is of PEFT's kind {config.peft_type}, and only LoRA adapters are combined"
+    if config.use_dora:
+        return "is a DoRA adapter, whose magnitudes belong to its own A and B and cannot be combined"
+    if config.modules_to_save:
+        names = ", ".join(sorted(config.modules_to_save))
+        return f"brings modules trained whole ({names}), which would be lost: only low-rank changes are combined"
+    return ""
+
+
+def _check_experts(opened: list[_Adapter]) -> None:
+    """PEFT names the tensors of fused experts by how many of their weights are adapted, so these must be the same."""
+    expected: set[str] = set()
+    for one in opened:
+        paths = {layer.path for layer in one.layers.values() if layer.is_parameter}
+        expected = expected or paths
+        if paths and paths != expected:
+            raise UserError(
+                f"{one.folder}: adapts other fused weights of experts than the adapters before it, such as "
+                f"{min(paths ^ expected)}: PEFT holds them in one adapter only where all have the same."
+            )
 
 
 def _check_ranks(layer: AdapterLayer, parts: list[LowRankFactors], method: CombineMethod, folders: list[Path]) -> None:

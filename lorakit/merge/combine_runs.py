@@ -1,5 +1,6 @@
-"""Several runs' adapters in one: combined, scored on each run's held-out rows, and folded into the base."""
+"""Several runs' adapters in one: combined, scored on each run's held-out rows, and merged into the base on request."""
 
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -8,22 +9,48 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorakit.atomic_io import atomic_dir, remove_drafts
-from lorakit.merge.card import FACTS as MERGE_FACTS
-from lorakit.merge.case import MergeResult
-from lorakit.merge.combine import FACTS, CombineResult, check_options, combine
+import torch
+
+from lorakit.atomic_io import atomic_dir, files_in, remove_drafts
+from lorakit.data.batches import collate, split_batch
+from lorakit.errors import LorakitError, UserError
+from lorakit.merge.card import COMBINED, MergeResult
+from lorakit.merge.combine import CombineResult, check_options, combine
 from lorakit.merge.run import claim_output, merge, refuse_overwriting_inputs
-from lorakit.merge.score import SourceScore, score_sources
-from lorakit.merge.sources import check_same_base
 from lorakit.merge.writer import explain_full_disk
-from lorakit.prepare import reopen_run
+from lorakit.model.fused_lora import fused_lora
+from lorakit.model.load import load_model
+from lorakit.model.loss import supervised_loss
+from lorakit.model.shared_base import SharedBase
+from lorakit.model.tokenizer import pad_token_id
+from lorakit.prepare import Prepared, reopen_run
 from lorakit.progress import Progress
-from lorakit.run_dir import Run
+from lorakit.run_dir import MERGED, Run
+
+_LOSS_ROWS = 8
+
+
+@dataclass(frozen=True)
+class SourceScore:
+    """The mean cross-entropy over the trained tokens of one run's held-out rows, in nats, of three models."""
+
+    run: str
+    rows: int
+    base: float
+    own: float
+    """With the run's own adapter."""
+    combined: float
+
+    @property
+    def gain_share(self) -> float | None:
+        """The share of what the run's adapter gained over the base that the combination keeps: 1 is all of it, 0 and
+        less is none. None where it gained nothing."""
+        return (self.base - self.combined) / (self.base - self.own) if self.own < self.base else None
 
 
 @dataclass(frozen=True)
 class CombineRunsResult:
-    """A combination of adapters, and what is known of it."""
+    """A combination of runs' adapters, and what is known of it."""
 
     combined: CombineResult
     scores: list[SourceScore]
@@ -34,44 +61,35 @@ class CombineRunsResult:
 
 def combine_runs(
     runs: Sequence[Run],
-    combination: tuple[str, Sequence[float], float | None, int | None, int | None],
+    weights: Sequence[float],
+    method: str,
     output: Path,
-    overwrite: bool,
-    into_base: dict[str, Any] | None,
     progress: Progress,
+    *,
+    density: float | None = None,
+    seed: int | None = None,
+    rank: int | None = None,
+    overwrite: bool = False,
+    into_base: dict[str, Any] | None = None,
 ) -> CombineRunsResult:
     """Combine the adapters of runs on one base, into an adapter or, with the options of `merge`, into a merged model.
 
-    Args:
-        combination: method, weights, density, seed and rank, as `combine` takes them.
-
     Raises:
-        UserError: the options or the runs do not go together, or something else lies at `output`.
+        UserError: the options or the runs do not go together, or something else is at `output`.
         LorakitError: the merged model does not predict what the combined adapter predicts.
     """
-    method, weights, density, seed, rank = combination
     check_options(len(runs), weights, method, density, seed, rank)
     check_same_base(runs, progress)
-    with ExitStack() as held:
+    with ExitStack() as stack:
         for run in runs:
-            held.enter_context(run.shared())
-        held.enter_context(claim_output(output, overwrite, FACTS if into_base is None else MERGE_FACTS))
-        return _combine(runs, combination, output, into_base, progress)
-
-
-def _combine(
-    runs: Sequence[Run],
-    combination: tuple[str, Sequence[float], float | None, int | None, int | None],
-    output: Path,
-    into_base: dict[str, Any] | None,
-    progress: Progress,
-) -> CombineRunsResult:
-    method, weights, density, seed, rank = combination
-    opened = [reopen_run(run.folder, progress) for run in runs]
-    refuse_overwriting_inputs(output, *(run.folder for run in runs), *(prepared.base.folder for _, prepared in opened))
-    first, prepared = opened[0]
-    with tempfile.TemporaryDirectory(prefix="lorakit-combined.") as folder:
-        draft = Path(folder) / output.absolute().name  # by which its card calls it
+            stack.enter_context(run.shared())
+        stack.enter_context(claim_output(output, overwrite, COMBINED if into_base is None else MERGED))
+        opened = [reopen_run(run.folder, progress) for run in runs]
+        folders = [folder for run, prepared in opened for folder in (run.folder, prepared.base.folder)]
+        refuse_overwriting_inputs(output, *folders)
+        draft = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lorakit-combined.")))
+        draft /= output.absolute().name  # the name on its card
+        first, prepared = opened[0]
         combined = combine(
             [run.adapter for run, _ in opened],
             weights,
@@ -85,19 +103,109 @@ def _combine(
         )
         scores, without = score_sources(opened, draft, progress)
         merged = None
-        if into_base is None:
-            _put_in_place(draft, output)
-        else:
+        if into_base is not None:
             merged = merge(first, prepared, output, progress, adapter=draft, **into_base)
-    combined = replace(combined, folder=output)
-    return CombineRunsResult(combined, scores, without, merged)
+        else:
+            with explain_full_disk(output):
+                remove_drafts(output.absolute().parent, output.name)
+                with atomic_dir(output) as folder:
+                    for name in files_in(draft):
+                        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(draft / name, folder / name)
+    return CombineRunsResult(replace(combined, folder=output), scores, without, merged)
 
 
-def _put_in_place(draft: Path, output: Path) -> None:
-    with explain_full_disk(output):
-        remove_drafts(output.absolute().parent, output.name)
-        with atomic_dir(output) as folder:
-            for file in (path for path in draft.rglob("*") if path.is_file()):
-                place = folder / file.relative_to(draft)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, place)
+def check_same_base(runs: Sequence[Run], progress: Progress) -> None:
+    """Refuse runs whose adapters cannot be combined, and warn of what else differs between them.
+
+    Raises:
+        UserError: a run has no adapter, or another base than the first.
+    """
+    manifests = [run.read_manifest() for run in runs]
+    for run in runs:
+        if not (run.adapter / "adapter_config.json").is_file():
+            raise UserError(f"{run.folder}: has no adapter to combine. Give runs that trained one.")
+    first, name = manifests[0], runs[0].folder
+    for run, manifest in zip(runs[1:], manifests[1:], strict=True):
+        if _weight_digests(manifest) != _weight_digests(first):
+            raise UserError(
+                f"{run.folder}: was trained on other base weights ({manifest['base'].get('name')}) than "
+                f"{name} ({first['base'].get('name')}). Adapters of different bases cannot be combined."
+            )
+        expected, quantization = (one["base"].get("quantization") for one in (first, manifest))
+        if quantization != expected:
+            progress.warn(
+                f"{run.folder} was trained on the base in {quantization}, {name} in {expected}: each adapter also "
+                "makes up for what its own quantization lost"
+            )
+        if manifest.get("tokenizer_sha256") != first.get("tokenizer_sha256"):
+            progress.warn(
+                f"{run.folder} was trained with another tokenizer or chat template than {name}, whose own the combined "
+                "adapter gets"
+            )
+        expected, variables = (one.get("template_variables") or {} for one in (first, manifest))
+        if variables != expected:
+            progress.warn(
+                f"{run.folder} was trained with model.template_variables {variables}, {name} with {expected}: use the "
+                "combined adapter with one of these"
+            )
+
+
+def _weight_digests(manifest: dict[str, Any]) -> dict[str, str]:
+    return {name: sha for name, sha in manifest["base"]["sha256"].items() if name.endswith(".safetensors")}
+
+
+def score_sources(
+    runs: Sequence[tuple[Run, Prepared]], combined: Path, progress: Progress
+) -> tuple[list[SourceScore], list[str]]:
+    """The scores of every run that has held-out rows, and the names of those that have none.
+
+    The base is loaded once, as the first run's training loaded it, and one adapter at a time is put on it.
+
+    Args:
+        combined: the folder of an adapter of the same base.
+
+    Raises:
+        UserError: an adapter does not fit the base.
+        LorakitError: a loss is not a finite number.
+    """
+    scored = [(run, prepared) for run, prepared in runs if prepared.rows.held_out_if_there is not None]
+    without = [str(run.folder) for run, prepared in runs if prepared.rows.held_out_if_there is None]
+    if not scored:
+        return [], without
+    first = runs[0][1]
+    shared = SharedBase(lambda: load_model(first.base, first.model, first.machine.device))
+
+    def losses(adapter: Path | None, scored: list[tuple[Run, Prepared]], label: str) -> list[float]:
+        model = shared.model_with(adapter)
+        with fused_lora(model):
+            return [_loss(model, prepared, f"{run.folder.name}: {label}", progress) for run, prepared in scored]
+
+    base = losses(None, scored, "base")
+    own = [losses(run.adapter, [(run, prepared)], "its adapter")[0] for run, prepared in scored]
+    after = losses(combined, scored, "combined")
+    return [
+        SourceScore(str(run.folder), len(_held_out_rows(prepared)), *three)
+        for (run, prepared), *three in zip(scored, base, own, after, strict=True)
+    ], without
+
+
+def _held_out_rows(prepared: Prepared) -> list[dict[str, Any]]:
+    """The rows that the recipe scores on."""
+    assert prepared.held_out is not None
+    rows, limit = prepared.held_out.rows, prepared.recipe.evaluate.rows
+    return list(rows if limit == "all" else rows.select(range(min(int(limit), len(rows)))))
+
+
+def _loss(model: Any, prepared: Prepared, label: str, progress: Progress) -> float:
+    rows = sorted(_held_out_rows(prepared), key=lambda row: len(row["input_ids"]))
+    total, tokens = 0.0, 0
+    with torch.inference_mode(), progress.bar(label, total=len(rows)) as bar:
+        for batch in split_batch(rows, _LOSS_ROWS):
+            tensors = collate(batch, pad_token_id(prepared.tokenizer))
+            summed, count = supervised_loss(model, **{key: value.to(model.device) for key, value in tensors.items()})
+            total, tokens = total + float(summed), tokens + count
+            bar.advance(len(batch))
+    if not math.isfinite(total):
+        raise LorakitError(f"{label}: the loss on the held-out rows is {total}.")
+    return total / tokens

@@ -1,18 +1,25 @@
 """What is merged: the adapter of a run, or of a folder alone, with its base and with rows to judge the merge by."""
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lorakit.data.examples import examples_of
 from lorakit.data.general_texts import encoded_text, general_rows
 from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import UserError
-from lorakit.model.load import stored_dtype
+from lorakit.model.layerwise import layerwise_adapter_model
+from lorakit.model.load import attentions_of, load_model, stored_dtype
 from lorakit.model.peft_adapter import adapter_config
+from lorakit.model.quantization_config import check_mergeable, stored_quantization
+from lorakit.model.quantized_model import dequantize, summarize_quantization
+from lorakit.model.quantized_weights import RoundedWeights, WeightPrecision
 from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.spec_from_meta import read_hf_config
+from lorakit.model.state_dict import Weights
 from lorakit.model.tokenizer import load_tokenizer, quiet_libraries, stop_token_ids, stop_words
 from lorakit.plan.model_info import read_model_info
 from lorakit.prepare import Prepared
@@ -23,11 +30,13 @@ from lorakit.recipe.inputs import input_paths
 from lorakit.recipe.schema import Data, Model
 from lorakit.run_dir import Run
 
+Onto = Literal["trained", "original"]
+
 Rows = tuple[list[dict[str, Any]], str]
 """Rows by which a merge is judged, and which they are: held-out, training, general, or the name of a file."""
 
 _LONGEST = 1024
-"""Tokens of a row, where neither a recipe nor the model says how many it may have."""
+"""Tokens of a row, where neither a recipe nor the model limits them."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class MergeInput:
     adapter: Path
     base: Base
     model: Model
-    """How the base was held in training."""
+    """The settings of the base in training: its type and quantization."""
     tokenizer: Any
     stop_ids: list[int]
     base_sha256: dict[str, str]
@@ -50,6 +59,17 @@ class MergeInput:
     """What else the run was made from: no merge may replace it."""
     on_gpu: bool = False
     names_held_out: bool = False
+
+    @property
+    def attention(self) -> str:
+        """An implementation that needs no GPU and predicts the same as that of the training."""
+        return "sdpa" if self.model.attention != "eager" and "sdpa" in attentions_of(self.base) else "eager"
+
+    @property
+    def quantization(self) -> str:
+        """The base's quantization in training, by the recipe or by the checkpoint itself."""
+        stored = stored_quantization(self.base.folder)
+        return stored.quantization if stored else self.model.quantization
 
 
 def input_of_run(
@@ -70,7 +90,7 @@ def input_of_run(
         )
     manifest = run.read_manifest()
 
-    def rows() -> Rows:
+    def read_rows() -> Rows:
         if file is not None:
             return _rows_of_file(file, prepared.recipe.data, prepared.rows.template, progress)
         try:
@@ -78,7 +98,7 @@ def input_of_run(
             return list((held_out or prepared.train).rows), "held-out" if held_out else "training"
         except UserError as error:
             progress.warn(f"proved on general texts, since the rows of the run cannot be read: {error}")
-            return _general(prepared.base, prepared.tokenizer)
+            return _general_rows(prepared.base, prepared.tokenizer)
 
     return MergeInput(
         folder=run.folder,
@@ -90,7 +110,7 @@ def input_of_run(
         tokenizer=prepared.tokenizer,
         stop_ids=prepared.stop_ids,
         base_sha256=manifest["base"]["sha256"],
-        read_rows=rows,
+        read_rows=read_rows,
         files=tuple(input_paths(prepared.recipe)),
         on_gpu=manifest["machine"]["device"] == "cuda",
         names_held_out=prepared.recipe.data.eval is not None,
@@ -98,28 +118,27 @@ def input_of_run(
 
 
 def input_of_adapter(folder: Path, base: str | None, progress: Progress, file: Path | None = None) -> MergeInput:
-    """The adapter of a folder in PEFT's format. How its base was held in training nobody recorded: it is put on the
-    weights as they lie on disk.
+    """The adapter of a folder in PEFT's format. Nothing records the base's type and quantization in training, so the
+    adapter is put on the weights as they are on disk.
 
     Args:
         base: a folder or hub id; the adapter_config.json names one where this is None.
         file: rows to judge by, instead of general texts.
 
     Raises:
-        UserError: the folder holds no adapter, or its base cannot be had.
+        UserError: the folder holds no adapter, or its base could not be found.
     """
     quiet_libraries()
-    found = _base_of(folder, base, progress)
-    model = Model(base=found.name).model_copy(update={"dtype": stored_dtype(found), "attention": "auto"})
-    beside = (folder / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(Base(str(folder), folder if beside else found.folder, found.origin), None)
-    template = ChatTemplate(tokenizer, stop_words=stop_words(found, tokenizer))
+    model = _find_base_of(folder, base, progress)
+    has_tokenizer = (folder / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(Base(str(folder), folder if has_tokenizer else model.folder, model.origin), None)
+    template = ChatTemplate(tokenizer, stop_words=stop_words(model, tokenizer))
 
-    def rows() -> Rows:
+    def read_rows() -> Rows:
         if file is None:
-            return _general(found, tokenizer)
-        facts = read_model_info(found.folder)
-        longest = facts.positions.limit if facts and facts.positions else _LONGEST
+            return _general_rows(model, tokenizer)
+        info = read_model_info(model.folder)
+        longest = info.positions.limit if info and info.positions else _LONGEST
         return _rows_of_file(file, Data(train="-", max_length=max(longest, 8)), template, progress)
 
     stops = sorted(template.stops) if tokenizer.chat_template else []
@@ -128,29 +147,28 @@ def input_of_adapter(folder: Path, base: str | None, progress: Progress, file: P
         name=folder.resolve().name,
         is_run=False,
         adapter=folder,
-        base=found,
-        model=model,
+        base=model,
+        model=Model(base=model.name).model_copy(update={"dtype": stored_dtype(model), "attention": "auto"}),
         tokenizer=tokenizer,
-        stop_ids=sorted({*stop_token_ids(found, tokenizer), *tokenizer.convert_tokens_to_ids(stops)}),
-        base_sha256=found.sha256(),
-        read_rows=rows,
+        stop_ids=sorted({*stop_token_ids(model, tokenizer), *tokenizer.convert_tokens_to_ids(stops)}),
+        base_sha256=model.sha256(),
+        read_rows=read_rows,
     )
 
 
-def _base_of(folder: Path, named: str | None, progress: Progress) -> Base:
+def _find_base_of(folder: Path, given: str | None, progress: Progress) -> Base:
     config = adapter_config(folder)
-    own = config.base_model_name_or_path
-    if not (named or own):
+    name = given or config.base_model_name_or_path
+    if not name:
         raise UserError(f"{folder}: its adapter_config.json names no base model. Write --base with a folder or hub id.")
     try:
-        base = resolve_base(named or own, "main" if named else config.revision or "main", progress)
+        base = resolve_base(name, "main" if given else config.revision or "main", progress)
     except UserError as error:
         reason = str(error).removeprefix("model.base: ")
-        where = "--base" if named else f"{folder}"
-        remedy = "" if named else " Or write --base with the place where it is."
-        raise UserError(f"{where}: {reason}{remedy}") from error
-    source = "--base" if named else "its adapter_config.json"
-    progress.say(f"{folder}: put on {base.name} ({base.origin}), which {source} names, unquantized as it lies on disk")
+        remedy = "" if given else " Or write --base with the place where it is."
+        raise UserError(f"{'--base' if given else folder}: {reason}{remedy}") from error
+    source = "--base" if given else "its adapter_config.json"
+    progress.say(f"{folder}: put on {base.name} ({base.origin}), which {source} names, unquantized as it is on disk")
     return base
 
 
@@ -161,7 +179,48 @@ def _rows_of_file(file: Path, like: Data, template: ChatTemplate, progress: Prog
     return list(examples_of(data, template, progress)[0].rows), str(file)
 
 
-def _general(base: Base, tokenizer: Any) -> Rows:
+def _general_rows(base: Base, tokenizer: Any) -> Rows:
     config = read_hf_config(base.folder)
     tokens = [encoded_text(tokenizer, row.text, config) for row in general_rows()]
     return [{"input_ids": ids, "labels": ids} for ids in tokens if len(ids) > 1], "general"
+
+
+def refuse_unmergeable(base: Base, onto: Onto) -> None:
+    """Refuse a base that nothing can be added to.
+
+    Raises:
+        UserError: it is one.
+    """
+    check_mergeable(base)
+    stored = stored_quantization(base.folder)
+    if stored and onto == "original":
+        raise UserError(
+            f"--onto original: the weights of {base.name} are {stored.quantization} on disk: there are no "
+            "full-precision ones to merge into. Leave --onto out."
+        )
+
+
+@contextmanager
+def unquantized_base(given: MergeInput, output: Path, progress: Progress) -> Iterator[tuple[Path, Model]]:
+    """The base's folder, and its settings in training.
+
+    Of a checkpoint that is quantized itself it is a dequantized copy, which exists only inside.
+    """
+    if stored_quantization(given.base.folder) is None:
+        yield given.base.folder, given.model
+        return
+    progress.say(f"{given.base.name}: dequantizing the checkpoint, which takes the memory of the whole model")
+    exact = given.model.model_copy(update={"dtype": "float32", "attention": "eager"})
+    model = load_model(given.base, exact, "cpu")
+    plain = dequantize(model) if summarize_quantization(model) else model
+    prefix = f".lorakit-draft.{output.name}."
+    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=prefix) as folder:
+        plain.save_pretrained(folder)
+        del model, plain
+        yield Path(folder), given.model.model_copy(update={"quantization": "none"})
+
+
+def adapter_model(given: MergeInput, weights: Weights, precision: WeightPrecision) -> Any:
+    """The model with the adapter beside its weights, on the base in this precision."""
+    base = RoundedWeights(weights, precision)
+    return layerwise_adapter_model(weights.folder, given.attention, base.read, given.adapter, base.pieces)

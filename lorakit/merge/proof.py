@@ -1,23 +1,33 @@
-"""The proof of a merge: the same rows through the adapter model and through the merged files, compared."""
+"""The proof of a merge: the same rows through the adapter model and through the merged files, compared.
+
+A model may read its weights anew in each forward (lorakit.model.layerwise), so rows go through in few, large batches,
+and its head is run on the trained positions of all rows at once.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from scipy.special import stdtrit
 
 from lorakit.amounts import percent
+from lorakit.data.batches import collate
 from lorakit.errors import UserError
-from lorakit.merge.predictions import Row, batches_of, causal_of, first_rows, logits_of, states_of
+from lorakit.model.loss import IGNORED, head_logits
+from lorakit.model.shared_prefix import body_of
 from lorakit.progress import Progress
 
-# Logits kept of a model that others are compared with: 128 MiB in float32, or the logits of so many positions.
-_KEPT_LOGITS, _KEPT_POSITIONS = 1 << 25, 512
-_COMPARED_LOGITS = 1 << 20  # at once, in float64
+Row = dict[str, Any]
 
-# Student's t at 97.5 % for 1 to 4 degrees of freedom.
-_FEW_DEGREES = (12.7062, 4.3027, 3.1824, 2.7764)
+# Logits saved of a model that others are compared with: 128 MiB in float32, or the logits of so many positions.
+_SAVED_LOGITS, _SAVED_POSITIONS = 1 << 25, 512
+_COMPARED_LOGITS = 1 << 20  # at once, in float64
+# Logits that the head makes at once, or those of so many positions: each time it may be read anew.
+_HEAD_LOGITS, _HEAD_POSITIONS = 1 << 23, 128
+# Numbers in a batch's hidden states, of which a block makes some ten times as many; and in its attention scores.
+_STATES, _SCORES = 1 << 21, 1 << 25
 
 
 @dataclass(frozen=True)
@@ -65,19 +75,18 @@ class Proof:
             return ["the adapter model's own logits are not all finite numbers"]
         if not math.isfinite(self.max_logit_difference):
             return ["the merged model's logits are not all finite numbers"]
-        found = []
+        failures = []
         if tolerance.logit is not None and not self.max_logit_difference <= tolerance.logit * self.logit_scale:
-            found.append(
+            failures.append(
                 f"a logit differs by {self.max_logit_difference:.3g}, over {tolerance.logit:g} of the largest "
                 f"({self.logit_scale:.3g})"
             )
         if not self.mean_kl <= tolerance.kl:
-            found.append(f"mean KL is {self.mean_kl:.3g} nats, over {tolerance.kl:g}")
-        if not self.top1_agreement_beyond_ties >= tolerance.top1:
-            found.append(
-                f"top-1 agreement is {percent(self.top1_agreement_beyond_ties, 2)}, under {tolerance.top1:.1%}"
-            )
-        return found
+            failures.append(f"mean KL is {self.mean_kl:.3g} nats, over {tolerance.kl:g}")
+        agreement = self.top1_agreement_beyond_ties
+        if not agreement >= tolerance.top1:
+            failures.append(f"top-1 agreement is {percent(agreement, 2)}, under {tolerance.top1:.1%}")
+        return failures
 
     def loss_difference(self) -> tuple[float, float, float]:
         """Merged loss minus adapter loss in nats a position, and the ends of its 95 % interval over rows.
@@ -87,16 +96,15 @@ class Proof:
         times Student's t. With one row the interval is infinite.
         """
         weights = torch.tensor(self.row_positions, dtype=torch.float64)
-        ours, theirs = (
-            torch.tensor(losses, dtype=torch.float64) for losses in (self.row_adapter_losses, self.row_merged_losses)
-        )
-        apart = (theirs - ours) * weights
-        difference = float(apart.sum() / weights.sum())
-        if len(weights) < 2:
+        adapter = torch.tensor(self.row_adapter_losses, dtype=torch.float64)
+        merged = torch.tensor(self.row_merged_losses, dtype=torch.float64)
+        summed = (merged - adapter) * weights
+        difference = float(summed.sum() / weights.sum())
+        degrees = len(weights) - 1
+        if not degrees:
             return difference, -math.inf, math.inf
-        residuals = apart - difference * weights
-        variance = float(residuals.square().sum()) * len(weights) / (len(weights) - 1)
-        half = _student(len(weights) - 1) * math.sqrt(variance) / float(weights.sum())
+        variance = float((summed - difference * weights).square().sum()) * len(weights) / degrees
+        half = float(stdtrit(degrees, 0.975)) * math.sqrt(variance) / float(weights.sum())
         return difference, difference - half, difference + half
 
     def better(self) -> Literal["adapter", "merged", "cannot tell"]:
@@ -106,20 +114,13 @@ class Proof:
         return "adapter" if low > 0 else "merged" if high < 0 else "cannot tell"
 
 
-def _student(degrees: int) -> float:
-    """Student's t at 97.5 %; from five degrees on by its expansion about the normal's, within 0.2 %."""
-    if degrees <= len(_FEW_DEGREES):
-        return _FEW_DEGREES[degrees - 1]
-    return 1.95996 + 2.37227 / degrees + 2.82250 / degrees**2 + 2.5558 / degrees**3
-
-
 @dataclass(frozen=True)
 class ReferenceLogits:
     """What a model predicts at the trained positions of rows: what others are compared with, on the CPU."""
 
     rows: list[Row]
     batches: list[list[int]]
-    """The rows that are computed together, by their index."""
+    """The rows that are computed at once, by their index."""
     logits: torch.Tensor
     """(positions, vocabulary), float32, in the order of the batches."""
     scale: float
@@ -129,57 +130,56 @@ class ReferenceLogits:
 def compute_reference(
     model: Any, rows: Sequence[Row], pad_token_id: int, progress: Progress, name: str = "adapter model"
 ) -> ReferenceLogits:
-    """What a model predicts on as many of the rows, from the first on, as may be kept; `name` is for the progress.
+    """What a model predicts on the first rows, as many as may be saved; `name` is for the progress.
 
-    It depends on the rows and the vocabulary alone how many these are. Rows that train nothing are left out, and a
-    first row that is longer than that is cut.
+    How many these are depends on the rows and the vocabulary alone. Rows that train nothing are left out, and a first
+    row that is longer than that is cut.
 
     Raises:
         UserError: no row trains a token.
     """
-    causal = causal_of(model)
-    chosen = first_rows(rows, max(_KEPT_LOGITS // causal.config.get_text_config().vocab_size, _KEPT_POSITIONS))
-    if not chosen:
+    config = _causal_model(model).config
+    first = _first_rows(rows, max(_SAVED_LOGITS // config.get_text_config().vocab_size, _SAVED_POSITIONS))
+    if not first:
         raise UserError("no row trains a token, so there is nothing to compare the models on.")
-    batches = batches_of([len(row["input_ids"]) for row in chosen], causal.config)
-    states = states_of(causal, chosen, batches, pad_token_id, progress, name)
+    batches = _split_rows([len(row["input_ids"]) for row in first], config)
+    targets, _, pieces = _predict(model, first, batches, pad_token_id, progress, name)
     logits, at = torch.empty(0), 0
-    for some in logits_of(causal, states):
+    for piece in pieces:
         if at == 0:
-            logits = torch.empty(len(states.targets), some.shape[1])
-        logits[at : at + len(some)] = some
-        at += len(some)
+            logits = torch.empty(len(targets), piece.shape[1])
+        logits[at : at + len(piece)] = piece
+        at += len(piece)
     least, most = torch.aminmax(logits)
-    return ReferenceLogits(chosen, batches, logits, float(torch.maximum(-least, most)))
+    return ReferenceLogits(first, batches, logits, float(torch.maximum(-least, most)))
 
 
 def compare(
     expected: Sequence[ReferenceLogits], merged: Any, pad_token_id: int, tie: float, progress: Progress
 ) -> list[Proof]:
     """One model against what each of several predicted on the same rows. `tie` is a share of the largest logit."""
-    causal, first = causal_of(merged), expected[0]
-    states = states_of(causal, first.rows, first.batches, pad_token_id, progress, "merged model")
+    rows, batches = expected[0].rows, expected[0].batches
+    targets, row_of, pieces = _predict(merged, rows, batches, pad_token_id, progress, "merged model")
     figures: list[list[torch.Tensor]] = [[] for _ in expected]
     at = 0
-    for found in logits_of(causal, states):
-        targets = states.targets[at : at + len(found)]
+    for logits in pieces:
+        here = slice(at, at + len(logits))
         for one, collected in zip(expected, figures, strict=True):
-            collected.append(_figures(one.logits[at : at + len(found)], found, targets, tie * one.scale))
-        at += len(found)
-    return [_proof(one, torch.cat(collected), states.row_of) for one, collected in zip(expected, figures, strict=True)]
+            collected.append(_figures(one.logits[here], logits, targets[here], tie * one.scale))
+        at += len(logits)
+    return [_proof(one, torch.cat(collected), row_of) for one, collected in zip(expected, figures, strict=True)]
 
 
 @torch.inference_mode()
-def _figures(wanted: torch.Tensor, found: torch.Tensor, targets: torch.Tensor, gap: float) -> torch.Tensor:
-    """What sets two models' logits (positions, vocabulary) apart, (positions, 6): largest difference, KL, whether the
-    likeliest token is the same, whether it is or nearly is (two logits within `gap`), and the loss of both.
+def _figures(expected: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, gap: float) -> torch.Tensor:
+    """The differences of two models' logits (positions, vocabulary), (positions, 6): largest difference, KL, whether
+    the likeliest token is the same, whether it is or nearly is (two logits within `gap`), and the loss of both.
 
-    In float64: a KL at float32's rounding is no difference. Not a number in, not a number out.
+    In float64, since KLs are near float32's rounding. NaN in, NaN out.
     """
     pieces = []
-    step = max(1, _COMPARED_LOGITS // wanted.shape[1])
-    for at in range(0, len(wanted), step):
-        one, other, target = (part[at : at + step] for part in (wanted, found, targets))
+    step = max(1, _COMPARED_LOGITS // expected.shape[1])
+    for one, other, target in zip(expected.split(step), logits.split(step), targets.split(step), strict=True):
         one, other = one.double(), other.double()
         difference = (one - other).abs().amax(1)
         best, second = one.argmax(1), other.argmax(1)
@@ -193,21 +193,83 @@ def _figures(wanted: torch.Tensor, found: torch.Tensor, targets: torch.Tensor, g
 
 
 def _proof(expected: ReferenceLogits, figures: torch.Tensor, row_of: torch.Tensor) -> Proof:
-    rows = len(expected.rows)
-    counts = torch.bincount(row_of, minlength=rows)
-    of_rows = figures.new_zeros(rows, 2).index_add(0, row_of, figures[:, 4:]) / counts[:, None]
-    _, kl, same, near, ours, theirs = figures.mean(0).tolist()
+    counts = torch.bincount(row_of, minlength=len(expected.rows))
+    row_losses = figures.new_zeros(len(expected.rows), 2).index_add(0, row_of, figures[:, 4:]) / counts[:, None]
+    _, kl, same, near, adapter_loss, merged_loss = figures.mean(0).tolist()
     return Proof(
-        rows=rows,
+        rows=len(expected.rows),
         positions=len(figures),
         max_logit_difference=float(figures[:, 0].max()),
         logit_scale=expected.scale,
         mean_kl=kl,
         top1_agreement=same,
         top1_agreement_beyond_ties=near,
-        adapter_loss=ours,
-        merged_loss=theirs,
+        adapter_loss=adapter_loss,
+        merged_loss=merged_loss,
         row_positions=tuple(counts.tolist()),
-        row_adapter_losses=tuple(of_rows[:, 0].tolist()),
-        row_merged_losses=tuple(of_rows[:, 1].tolist()),
+        row_adapter_losses=tuple(row_losses[:, 0].tolist()),
+        row_merged_losses=tuple(row_losses[:, 1].tolist()),
     )
+
+
+def _causal_model(model: Any) -> Any:
+    """The causal language model itself, out of PEFT's wrapping."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _first_rows(rows: Sequence[Row], limit: int) -> list[Row]:
+    """The first rows whose trained positions stay within the limit, those without any left out."""
+    first: list[Row] = []
+    left = limit
+    for row in rows:
+        trained = [at for at, label in enumerate(row["labels"]) if at and label != IGNORED]
+        if first and len(trained) > left:
+            break
+        if trained:
+            end = trained[limit] if len(trained) > limit else len(row["labels"])
+            first.append({key: row[key][:end] for key in ("input_ids", "labels")})
+            left -= len(trained)
+    return first
+
+
+def _split_rows(lengths: list[int], config: Any) -> list[list[int]]:
+    """As few batches as keep a pass over them small, each of rows of about one length, by their index."""
+    text = config.get_text_config()
+    heads = (getattr(text, "num_attention_heads", 0) or 0) if config._attn_implementation == "eager" else 0
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        longest = lengths[batches[-1][0]] if batches else 0
+        tokens = longest * (len(batches[-1]) + 1) if batches else 0
+        if batches and tokens * text.hidden_size <= _STATES and tokens * longest * heads <= _SCORES:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def _predict(
+    model: Any, rows: list[Row], batches: list[list[int]], pad_token_id: int, progress: Progress, name: str
+) -> tuple[torch.Tensor, torch.Tensor, Iterator[torch.Tensor]]:
+    """The trained tokens of all batches (positions), the rows that they are of (positions), and their logits
+    (positions, vocabulary), float32 on the CPU, some positions at a time."""
+    causal = _causal_model(model)
+    hidden, targets, row_of, output = [], [], [], None
+    with progress.bar(f"{name} on the rows", total=len(rows)) as bar, torch.inference_mode():
+        for batch in batches:
+            tensors = collate([rows[index] for index in batch], pad_token_id)
+            labels = tensors.pop("labels")[:, 1:]
+            trained = labels != IGNORED
+            given = {key: value.to(causal.device) for key, value in tensors.items()}
+            output = body_of(causal)(**given, use_cache=False)
+            hidden.append(output.last_hidden_state[:, :-1][trained.to(causal.device)].cpu())
+            targets.append(labels[trained])
+            row_of.append(torch.tensor(batch)[trained.nonzero()[:, 0]])
+            bar.advance(len(batch))
+    states, vocabulary = torch.cat(hidden), causal.config.get_text_config().vocab_size
+
+    @torch.inference_mode()
+    def logits() -> Iterator[torch.Tensor]:
+        for some in states.split(max(_HEAD_LOGITS // vocabulary, _HEAD_POSITIONS)):
+            yield head_logits(causal, output, some.to(causal.device)).float().cpu()
+
+    return torch.cat(targets), torch.cat(row_of), logits()

@@ -1,4 +1,4 @@
-"""A merge that someone sent, proved anew."""
+"""Proofs of merged folders: of one that was just written, and of one that someone sent."""
 
 import json
 from pathlib import Path
@@ -7,47 +7,75 @@ from typing import Any
 import torch
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.merge.apply_delta import Folding, adapter_deltas
-from lorakit.merge.card import FACTS
-from lorakit.merge.case import (
-    Case,
-    MergeResult,
-    Onto,
-    check_proof,
-    coarsest_dtype,
-    plain_base,
-    refuse_unmergeable,
-    training_quantization,
-)
-from lorakit.merge.inputs import MergeInput, input_of_run
-from lorakit.merge.untie import weights_to_write
-from lorakit.merge.writer import with_tied
+from lorakit.merge.apply_delta import Deltas, adapter_deltas
+from lorakit.merge.card import MergeResult
+from lorakit.merge.inputs import MergeInput, Onto, adapter_model, refuse_unmergeable, unquantized_base
+from lorakit.merge.proof import TOLERANCES, Proof, compare, compute_reference
+from lorakit.merge.writer import weights_to_write, with_tied_names
+from lorakit.model.layerwise import layerwise_model
 from lorakit.model.quantization_config import parse_quantization
 from lorakit.model.quantized_weights import WeightPrecision, stored_precision, training_precision
 from lorakit.model.safetensors_reader import TYPES
 from lorakit.model.state_dict import Weights, open_weights
-from lorakit.prepare import Prepared
+from lorakit.model.tokenizer import pad_token_id
 from lorakit.progress import Progress
-from lorakit.run_dir import Run
+from lorakit.run_dir import MERGED
+
+# Two machines may round the same sum to neighbours.
+_NEIGHBOURS = 4
 
 
-def verify(run: Run, prepared: Prepared, folder: Path, progress: Progress) -> MergeResult:
-    """Prove anew that a folder holds the merged model of a run; the folder is only read.
+def prove(
+    given: MergeInput,
+    weights: Weights,
+    folder: Path,
+    dtype: str,
+    precisions: list[WeightPrecision],
+    progress: Progress,
+    what: str,
+    consequence: str = "",
+) -> tuple[Proof, Proof | None, str]:
+    """Compare a merged folder with the adapter on its base.
+
+    Args:
+        dtype: the coarsest type of the folder's weights, which says what is tolerated.
+        precisions: of the base that was merged into, and of that in training where it is another one.
+        what: how an error names the folder; it ends with `consequence`.
+
+    Returns:
+        The proof, which holds; the drift from the adapter in training, if it differs; which rows judged.
 
     Raises:
-        UserError: the folder holds no plain model of the run's architecture.
-        LorakitError: it does not predict what the run's adapter predicts.
+        LorakitError: the proof does not hold.
     """
-    return verify_input(input_of_run(run, prepared, progress), folder, progress)
+    pad, (rows, rows_of) = pad_token_id(given.tokenizer), given.read_rows()
+    expected = [
+        compute_reference(adapter_model(given, weights, precision), rows, pad, progress) for precision in precisions
+    ]
+    merged = open_weights(folder)
+    model = layerwise_model(folder, given.attention, merged.read, merged.pieces)
+    proof, drift = [*compare(expected, model, pad, TOLERANCES[dtype].tie, progress), None][:2]
+    assert proof is not None
+    failures = proof.failures(TOLERANCES[dtype])
+    if failures:
+        raise LorakitError(f"{what} does not answer as the adapter does: {'; '.join(failures)}.{consequence}")
+    return proof, drift, rows_of
 
 
-def verify_input(given: MergeInput, folder: Path, progress: Progress) -> MergeResult:
-    """`verify` for an adapter that need not be a run's.
+def coarsest_dtype(types: list[str]) -> str:
+    """The coarsest of safetensors' types, in torch's words."""
+    words = {str(TYPES[word]).removeprefix("torch.") for word in types}
+    return next((word for word in ("bfloat16", "float16", "float32") if word in words), "float32")
+
+
+def verify(given: MergeInput, folder: Path, progress: Progress) -> MergeResult:
+    """Prove again that a folder holds the merged model of an adapter; the folder is only read.
 
     Raises:
-        UserError, LorakitError: as `verify`.
+        UserError: the folder holds no plain model of the base's architecture.
+        LorakitError: it does not predict what the adapter predicts.
     """
-    facts, config = _facts_of(folder / FACTS), _facts_of(folder / "config.json")
+    facts, config = _read_json(folder / MERGED), _read_json(folder / "config.json")
     onto: Onto = "original" if facts.get("onto") == "original" else "trained"
     refuse_unmergeable(given.base, onto)
     if "model_type" not in config:
@@ -55,30 +83,25 @@ def verify_input(given: MergeInput, folder: Path, progress: Progress) -> MergeRe
     if config.get("auto_map"):
         raise UserError(f"{folder}: brings its own Python code (auto_map), which lorakit does not run.")
     if (folder / "adapter_config.json").exists():
-        raise UserError(f"{folder}: holds an adapter beside its weights, which would be put on them once more.")
+        raise UserError(f"{folder}: holds an adapter beside its weights, which would be applied twice.")
     if parse_quantization(config):
-        raise UserError(f"{folder}: its weights are quantized, which no merge of lorakit's are. It cannot be proved.")
-    with plain_base(given, given.folder / "verify", progress) as (base, settings):
+        raise UserError(f"{folder}: its weights are quantized, and lorakit merges into unquantized ones only.")
+    with unquantized_base(given, given.folder / "verify", progress) as (base, settings):
         weights, merged = open_weights(base), open_weights(folder)
-        _check_alike(weights, merged)
+        _check_shapes(weights, merged)
         used = [merged.tensors[name] for group in merged.groups for name in group.names]
-        written = coarsest_dtype([tensor.dtype for tensor in used if tensor.is_plain])
-        trained = training_precision(weights, settings)
-        both = onto == "original" and trained.differs(weights)
-        case = Case(given, weights, progress)
-        holds = [stored_precision(settings), trained] if both else [trained]
-        proof, drift = [*case.proofs(folder, written, holds), None][:2]
-        assert proof is not None
-        check_proof(proof, written, f"{folder}: this model", "")
-        folding = adapter_deltas(case.adapter_model(holds[0]))
-        target = weights_to_write(weights, folding)
-        _check_weights(target, merged, holds[0], folding)
-    untied = target is not weights
-    return MergeResult(folder, onto, training_quantization(given), written, case.rows[1], proof, drift, untied)
+        dtype = coarsest_dtype([tensor.dtype for tensor in used if tensor.is_plain])
+        precisions = [training_precision(weights, settings)]
+        if onto == "original" and precisions[0].differs(weights):
+            precisions.insert(0, stored_precision(settings))
+        proof, drift, rows_of = prove(given, weights, folder, dtype, precisions, progress, f"{folder}: this model")
+        deltas = adapter_deltas(adapter_model(given, weights, precisions[0]))
+        target = weights_to_write(weights, deltas)
+        _check_weights(target, merged, precisions[0], deltas)
+    return MergeResult(folder, onto, given.quantization, dtype, rows_of, proof, drift, target is not weights)
 
 
-def _facts_of(path: Path) -> dict[str, Any]:
-    """What a file of a merged folder says, if it is there."""
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
@@ -88,36 +111,35 @@ def _facts_of(path: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-# Two machines may round the same sum to neighbours.
-_NEIGHBOURS = 4
-
-
-def _check_weights(base: Weights, merged: Weights, held: WeightPrecision, folding: Folding) -> None:
+def _check_weights(base: Weights, merged: Weights, precision: WeightPrecision, deltas: Deltas) -> None:
     """Compare each weight with what a merge writes: rows of the held-out set do not reach all of them."""
-    folds = with_tied(base, folding.folds)
+    deltas = with_tied_names(base, deltas)
     for group in base.groups:
-        values = {path: held(path, value) for path, value in base.read_group(group).items()}
+        values = {path: precision(path, value) for path, value in base.read_group(group).items()}
         for path, value in values.items():
             if not value.is_floating_point():
                 continue
-            wanted = folds[path](value) if path in folds else value
-            found = merged.read(path)
+            expected = deltas[path].apply(value, 0) if path in deltas else value
             stored = TYPES[merged.tensors[merged.group_of(path).names[0]].dtype]
-            scale = wanted.abs() + wanted.square().mean().sqrt()
-            if not bool(((found - wanted).abs() <= _NEIGHBOURS * torch.finfo(stored).eps * scale).all()):
+            scale = expected.abs() + expected.square().mean().sqrt()
+            difference = (merged.read(path) - expected).abs()
+            if not bool((difference <= _NEIGHBOURS * torch.finfo(stored).eps * scale).all()):
                 raise LorakitError(
-                    f"{merged.folder}: {path} is not the base's weight with the adapter in it: this is no merge of "
+                    f"{merged.folder}: {path} is not the base's weight with the adapter in it: this is not a merge of "
                     "this run, or it was changed since."
                 )
 
 
-def _check_alike(base: Weights, merged: Weights) -> None:
-    ours, theirs = (
+def _check_shapes(base: Weights, merged: Weights) -> None:
+    expected, shapes = (
         {path: tuple(value.shape) for path, value in weights.model.state_dict().items()} for weights in (base, merged)
     )
-    if ours != theirs:
-        apart = sorted(path for path in {*ours, *theirs} if ours.get(path) != theirs.get(path))
+    differing = sorted(
+        path for path in {*expected, *shapes} if expected.get(path, "missing") != shapes.get(path, "missing")
+    )
+    if differing:
+        path = differing[0]
         raise UserError(
-            f"{merged.folder}: is a model of another shape than the run's base: {apart[0]} is "
-            f"{theirs.get(apart[0], 'missing')} there and {ours.get(apart[0], 'missing')} in the base."
+            f"{merged.folder}: is a model of another shape than the run's base: {path} is "
+            f"{shapes.get(path, 'missing')} there and {expected.get(path, 'missing')} in the base."
         )

@@ -1,0 +1,73 @@
+"""`lorakit extract`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorakit.amounts import percent
+from lorakit.cli.options import Json, OutputFolder, Overwrite, Quiet
+
+_SHOWN = 12
+
+
+def extract(
+    tuned: Annotated[
+        Path, typer.Argument(metavar="TUNED", help="A fully tuned model: a folder or hub id.", show_default=False)
+    ],
+    base: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BASE", help="The base model that it was trained from: a folder or hub id.", show_default=False
+        ),
+    ],
+    rank: Annotated[
+        int,
+        typer.Option(
+            "--rank", help="Of the adapter, such as 32; a higher one keeps more of the change.", show_default=False
+        ),
+    ],
+    output: OutputFolder,
+    overwrite: Overwrite = False,
+    keep_whole: Annotated[
+        bool,
+        typer.Option("--keep-whole", help="Keep changed norms, embeddings and head whole in the adapter."),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Extract a LoRA adapter from a tuned model and its base.
+
+    The adapter holds the largest singular directions of each linear layer's change. What it keeps of the change, and
+    which changed weights it cannot hold, is printed.
+    """
+    from lorakit import console
+    from lorakit.atomic_io import remove_drafts
+    from lorakit.merge.extract import FACTS
+    from lorakit.merge.extract import extract as extract_adapter
+    from lorakit.merge.run import claim_output, refuse_overwriting_inputs
+    from lorakit.model.resolve import resolve_base
+    from lorakit.model.tokenizer import quiet_libraries
+
+    progress = console.Terminal(quiet)
+    quiet_libraries()
+    with claim_output(output, overwrite, FACTS):
+        tuned_model, base_model = (resolve_base(str(folder), "main", progress) for folder in (tuned, base))
+        refuse_overwriting_inputs(output, tuned_model.folder, base_model.folder)
+        remove_drafts(output.absolute().parent, output.name)
+        extracted = extract_adapter(tuned_model, base_model, rank, output, progress, keep_whole=keep_whole)
+    if as_json:
+        console.result_json({"folder": str(extracted.folder), **extracted.facts()})
+        return
+    if extracted.left:
+        rows = [[one.path, percent(one.change, 2), one.reason] for one in extracted.left[:_SHOWN]]
+        more = f" (and {len(extracted.left) - _SHOWN} more)" if len(extracted.left) > _SHOWN else ""
+        columns = ["weight", "share of the change", "because"]
+        console.result_table(f"changed, and not in the adapter{more}", columns, rows)
+    layers = f"{len(extracted.layers)} layers"
+    layers += f", {len(extracted.whole)} modules whole" if extracted.whole else ""
+    console.result(
+        f"adapter: {extracted.folder}\n"
+        f"rank {extracted.rank}, {layers}, {extracted.parameters:,} parameters: holds {percent(extracted.share, 1)} of "
+        f"the change (squared Frobenius norm), {percent(extracted.share_of_layers, 1)} of that of its layers"
+    )
