@@ -8,6 +8,12 @@ from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from lorakit.model.peft_adapter import trains_every_weight
+from lorakit.model.spec_from_meta import meta_model
+from lorakit.model.targets import select_targets
+from lorakit.recipe.adapter_kind import adapter_spec
+from lorakit.recipe.schema import Adapter
+
 _QV = ["q_proj", "v_proj"]
 
 
@@ -85,3 +91,17 @@ def expert_shapes(experts: str, names: tuple[str, str, str], inner: int, width: 
             shapes |= {f"{stem}.{gate}": (inner, width), f"{stem}.{up}": (inner, width)}
             shapes[f"{stem}.{down}"] = (width, inner)
     return shapes
+
+
+def counted_by_peft(config: dict[str, Any], settings: Adapter) -> tuple[int, int]:
+    """Trainable and all parameters of the model of a config with a recipe's adapter, by PEFT's own count."""
+    model, kind = meta_model(config), adapter_spec(settings)
+    targets = select_targets(model, settings, kind.experts)
+    with torch.device("meta"):
+        adapter = kind.function(settings, targets)
+        if adapter is not None:
+            trainable, total = get_peft_model(model, adapter).get_nb_trainable_parameters()
+            return int(trainable), int(total)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    named = [*(f"{path}.weight" for path in targets.modules), *targets.experts]
+    return total if trains_every_weight(settings) else sum(model.get_parameter(name).numel() for name in named), total

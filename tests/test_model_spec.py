@@ -6,12 +6,13 @@ import sys
 
 import pytest
 from model_families import FAMILIES
+from peft_adapters import counted_by_peft
 from transformers import AutoModelForCausalLM
 
 from lorakit.errors import UserError
 from lorakit.model.spec_from_config import spec_from_config
-from lorakit.model.spec_from_meta import count_with_recipe_adapter, spec_from_meta
-from lorakit.plan.trainable_params import count_trainable
+from lorakit.model.spec_from_meta import spec_from_meta
+from lorakit.plan.trainable_params import count_parameters, count_trainable
 from lorakit.recipe.schema import Adapter
 from lorakit.registry import ADAPTERS
 
@@ -72,7 +73,7 @@ def test_ties_and_biases_are_counted(changes):
 
 
 @pytest.mark.parametrize("kind", [entry.name for entry in ADAPTERS])
-def test_trained_numbers_are_those_that_peft_counts(kind, specs):
+def test_parameters_are_those_that_peft_counts(kind, specs):
     compared = 0
     names = FAMILIES if kind in ("lora", "none") else ("llama", "gpt2", "mixtral", "phi3", "jamba")
     for name, spec in ((name, specs[name]) for name in names):
@@ -81,10 +82,10 @@ def test_trained_numbers_are_those_that_peft_counts(kind, specs):
             if kind == "none" and "train_modules" in choice:
                 continue
             settings = Adapter(kind=kind, rank=3, **choice)
-            expected = outcome(lambda settings=settings, config=config: count_with_recipe_adapter(config, settings)[0])
+            expected = outcome(lambda settings=settings, config=config: counted_by_peft(config, settings))
             for found in filter(None, (spec, spec_from_config(config))):
-                trained = outcome(lambda found=found, settings=settings: count_trainable(found, settings).trained)
-                assert trained == expected, (name, choice, found.built)
+                counts = outcome(lambda found=found, settings=settings: count_parameters(found, settings))
+                assert counts == expected, (name, choice, found.built)
                 compared += 1
     assert compared > 10
 

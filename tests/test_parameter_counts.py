@@ -11,8 +11,9 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from lorakit.errors import UserError
-from lorakit.model.spec_from_meta import count_with_recipe_adapter
+from lorakit.model.spec_from_meta import spec_from_meta
 from lorakit.model.targets import select_targets
+from lorakit.plan.trainable_params import count_parameters
 from lorakit.recipe.schema import Adapter
 from lorakit.registry import ADAPTERS
 
@@ -47,12 +48,12 @@ LLAMA_70B = {
     ],
 )
 def test_counts_agree_with_published_ones(config, settings, trainable, total):
-    assert count_with_recipe_adapter(config, Adapter(**settings)) == (trainable, total + trainable)
+    assert count_parameters(spec_from_meta(config), Adapter(**settings)) == (trainable, total + trainable)
 
 
 def test_the_weights_of_a_large_model_are_not_allocated():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert count_with_recipe_adapter(LLAMA_70B, Adapter())[0] == 207_093_760
+    assert count_parameters(spec_from_meta(LLAMA_70B), Adapter())[0] == 207_093_760
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # KiB, of 141 GB in bfloat16
 
 
@@ -73,7 +74,7 @@ def test_counts_are_those_of_the_attached_model(kind, family, changes, settings)
     adapter = Adapter(kind=kind, rank=3, **settings)
     model = AutoModelForCausalLM.from_config(config)
     attached = get_peft_model(model, ADAPTERS[kind].function(adapter, select_targets(model, adapter, False)))
-    assert count_with_recipe_adapter(config.to_dict(), adapter) == attached.get_nb_trainable_parameters()
+    assert count_parameters(spec_from_meta(config.to_dict()), adapter) == attached.get_nb_trainable_parameters()
 
 
 @pytest.mark.parametrize("family", ["mixtral", "deepseek-v3", "gpt-oss"])
@@ -82,15 +83,16 @@ def test_ranks_of_fused_experts_are_counted(family):
     model = AutoModelForCausalLM.from_config(copy.deepcopy(FAMILIES[family].config))
     attached = get_peft_model(model, ADAPTERS["lora"].function(adapter, select_targets(model, adapter, True)))
     assert (
-        count_with_recipe_adapter(FAMILIES[family].config.to_dict(), adapter) == attached.get_nb_trainable_parameters()
+        count_parameters(spec_from_meta(FAMILIES[family].config.to_dict()), adapter)
+        == attached.get_nb_trainable_parameters()
     )
 
 
 def test_full_fine_tuning_trains_everything_or_the_chosen_weights():
     config = FAMILIES["llama"].config
     total = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
-    assert count_with_recipe_adapter(config.to_dict(), Adapter(kind="none")) == (total, total)
-    assert count_with_recipe_adapter(config.to_dict(), Adapter(kind="none", layers=[0], targets="mlp")) == (
+    assert count_parameters(spec_from_meta(config.to_dict()), Adapter(kind="none")) == (total, total)
+    assert count_parameters(spec_from_meta(config.to_dict()), Adapter(kind="none", layers=[0], targets="mlp")) == (
         3 * 16 * 24,
         total,
     )
@@ -99,11 +101,11 @@ def test_full_fine_tuning_trains_everything_or_the_chosen_weights():
 def test_a_folder_is_counted_by_its_config(tiny_base, tmp_path):
     (tmp_path / "config.json").write_text((tiny_base / "config.json").read_text())
     config = json.loads((tmp_path / "config.json").read_text())
-    assert count_with_recipe_adapter(tmp_path, Adapter()) == count_with_recipe_adapter(config, Adapter())
+    assert count_parameters(spec_from_meta(tmp_path), Adapter()) == count_parameters(spec_from_meta(config), Adapter())
     assert torch.get_default_device() == torch.device("cpu")
 
 
 @pytest.mark.parametrize("config", [{"model_type": "no_such"}, {"model_type": "vit"}])
 def test_a_config_of_no_language_model_is_refused(config):
     with pytest.raises(UserError, match=r"can make no causal language model of this config: .*Fetch the model again"):
-        count_with_recipe_adapter(config, Adapter())
+        count_parameters(spec_from_meta(config), Adapter())

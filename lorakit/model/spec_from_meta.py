@@ -7,17 +7,12 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorakit.errors import UserError
 from lorakit.model.module_inventory import list_weights
-from lorakit.model.peft_adapter import count_parameters, trains_every_weight
 from lorakit.model.shared_prefix import body_of
 from lorakit.model.spec import ACTIVATIONS, WRITTEN_OUT, ModelSpec
-from lorakit.model.targets import Targets, select_targets
-from lorakit.recipe.adapter_kind import adapter_spec
-from lorakit.recipe.schema import Adapter
 
 _DAMAGED = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
@@ -25,37 +20,6 @@ _DAMAGED = (
 )
 _MOST_SAID = 240
 _SCANNING = re.compile(r"(Falcon)?MambaMixer|JambaMambaMixer")
-
-
-def count_with_recipe_adapter(config: Path | dict[str, Any], settings: Adapter) -> tuple[int, int]:
-    """Trainable and all parameters of the model of a config with a recipe's adapter, as PEFT counts them.
-
-    Args:
-        config: a model's folder, or what is in its config.json.
-
-    Raises:
-        UserError: the config is of no causal language model, or the adapter section chooses what it does not have.
-    """
-    model = meta_model(config)
-    kind = adapter_spec(settings)
-    targets = select_targets(model, settings, kind.experts)
-    with torch.device("meta"):
-        adapter = kind.function(settings, targets)
-        if adapter is not None:
-            return count_parameters(get_peft_model(model, adapter))
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return (total if trains_every_weight(settings) else _chosen(model, targets)), total
-
-
-def count_with_peft_config(folder: Path, config: Any) -> tuple[int, int]:
-    """Trainable and all parameters of a model folder's model with the adapter of a PEFT configuration."""
-    model = meta_model(folder)
-    config.init_lora_weights, config.inference_mode = False, False
-    try:
-        with torch.device("meta"):
-            return count_parameters(get_peft_model(model, config))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"adapter.from: this adapter cannot be put on the base model: {error}") from error
 
 
 def meta_model(config: Path | dict[str, Any]) -> Any:
@@ -178,9 +142,3 @@ def _norms(modules: dict[str, Any], hidden: int) -> list[tuple[bool, str]]:
         module for module in inside if "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None
     ]
     return [(module.weight.shape[-1] == hidden, type(module).__name__) for module in found]
-
-
-def _chosen(model: Any, targets: Targets) -> int:
-    """The size of the weights that are trained themselves."""
-    named = [*(f"{path}.weight" for path in targets.modules), *targets.experts]
-    return sum(model.get_parameter(name).numel() for name in named)

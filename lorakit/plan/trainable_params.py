@@ -100,6 +100,16 @@ def count_trainable(spec: ModelSpec, settings: Adapter) -> TrainableParams:
     )
 
 
+def count_parameters(spec: ModelSpec, settings: Adapter) -> tuple[int, int]:
+    """Trainable and all parameters of a model with a recipe's adapter, as PEFT counts them."""
+    adapted = count_trainable(spec, settings)
+    if adapted.full_fine_tuning:
+        return adapted.trained, spec.parameters
+    # PEFT's layers for B diag(E) A hold one more number each, `ranknum`.
+    counters = len(adapted.ranks) if adapter_spec(settings).callback and not initial_adapter(settings) else 0
+    return adapted.trained, spec.parameters + adapted.trained + counters
+
+
 def _small(chosen: list[WeightSpec], ranks: dict[str, int]) -> int:
     sizes = (ranks[weight.path] * side * weight.experts for weight in chosen for side in (weight.inner, weight.outer))
     return sum(size for size in sizes if size < _LEAST_PAGED)

@@ -1,23 +1,17 @@
 """How many parameters a run will train, before its weights are loaded."""
 
-from pathlib import Path
-
-from peft import PeftConfig
-
-from lorakit.model.spec_from_meta import count_with_peft_config, count_with_recipe_adapter
+from lorakit.model.spec_from_meta import spec_from_meta
+from lorakit.plan.model_info import read_model_info
+from lorakit.plan.trainable_params import count_parameters
 from lorakit.prepare import Prepared
-from lorakit.recipe.adapter_kind import adapter_folder, initial_adapter
+from lorakit.recipe.adapter_kind import initial_adapter
 from lorakit.recipe.schema import Spectrum
 
 
 def planned_parameters(prepared: Prepared) -> tuple[int, int] | None:
     """Trainable and all parameters of a prepared recipe; None where the choice of modules needs the weights."""
-    settings = prepared.recipe.adapter
-    source = initial_adapter(settings)
-    if source:
-        return count_with_peft_config(
-            prepared.base.folder, PeftConfig.from_pretrained(str(adapter_folder(Path(source))))
-        )
-    if isinstance(settings.layers, Spectrum):
+    settings, folder = prepared.recipe.adapter, prepared.base.folder
+    if isinstance(settings.layers, Spectrum) and not initial_adapter(settings):
         return None
-    return count_with_recipe_adapter(prepared.base.folder, settings)
+    info = read_model_info(folder)
+    return count_parameters((info and info.spec) or spec_from_meta(folder), settings)
