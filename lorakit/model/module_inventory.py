@@ -4,7 +4,6 @@ transformers' model families name the same thing differently. What is known of t
 """
 
 import re
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from lorakit.model.shared_prefix import body_of
-from lorakit.model.spec import WeightSpec
+from lorakit.model.spec import OUTSIDE, TIED_HEAD, UNTIED_HEAD, WeightSpec
 
 # Parts of a path that hold one half of a block, the innermost deciding; and layers that stand in no such part.
 _ATTENTION_PART = re.compile(r"(\w+_)?(attn|att|attention)")
@@ -38,74 +37,59 @@ _READ_DIRECTLY = (
 
 def list_weights(model: Any) -> list[WeightSpec]:
     """Every weight of a causal language model that PEFT could be told to adapt, in the model's order."""
-    renamed = cache(lambda name: _is_renamed(model, name))
+    peft_renames = cache(lambda name: _is_renamed(model, name))
     decoder, head, modules = body_of(model), model.get_output_embeddings(), dict(model.named_modules())
     inside = next((f"{path}." for path, module in modules.items() if path and module is decoder), "")
     is_tied = head is not None and head.weight is model.get_input_embeddings().weight
-    is_one = "it is one weight with the embeddings" if is_tied else "it is the output head"
-    beside = f"{is_one}, which adapter.train_modules can train"
-    found = []
+    head_reason = TIED_HEAD if is_tied else UNTIED_HEAD
+    weights = []
     for path, module in modules.items():
+        container, _, name = path.rpartition(".")
         if isinstance(module, torch.nn.Linear | Conv1D):
-            container, _, name = path.rpartition(".")
-            found.append(
-                WeightSpec(
-                    path,
-                    _half(path),
-                    is_head=module is head,
-                    skip_reason=_aside(path, inside),
-                    unadaptable=beside if module is head else _dead(modules[container], name, module),
-                    peft_renames=renamed(name),
-                    quantized=not module.weight.is_floating_point(),
-                    outer=module.nf if isinstance(module, Conv1D) else module.out_features,
-                    inner=module.nx if isinstance(module, Conv1D) else module.in_features,
-                )
+            is_conv = isinstance(module, Conv1D)
+            weight = WeightSpec(
+                **_placed(path, inside),
+                is_head=module is head,
+                unadaptable=head_reason if module is head else _unadaptable(modules[container], name, module),
+                peft_renames=peft_renames(name),
+                quantized=not module.weight.is_floating_point(),
+                outer=module.nf if is_conv else module.out_features,
+                inner=module.nx if is_conv else module.in_features,
             )
-        found += [
-            WeightSpec(
-                name,
-                _half(name),
-                fused=True,
-                skip_reason=_aside(name, inside),
-                experts=shape[0],
-                outer=shape[1],
-                inner=shape[2],
-            )
-            for name, shape in _fused(path, module)
-        ]
-    return found
+            weights.append(weight)
+        elif type(module).__name__.endswith("Experts"):  # stacked matrices, as of MixtralExperts
+            for full_name, parameter in module.named_parameters(path, recurse=False):
+                if parameter.ndim == 3:
+                    experts, rows, columns = parameter.shape
+                    place = _placed(full_name, inside)
+                    weights.append(WeightSpec(**place, fused=True, experts=experts, outer=rows, inner=columns))
+    return weights
 
 
-def _fused(path: str, module: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The stacked matrices of a module of experts, such as MixtralExperts or JetMoeParallelExperts."""
-    if type(module).__name__.endswith("Experts"):
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim == 3:
-                yield f"{path}.{name}", tuple(parameter.shape)
+def _placed(path: str, inside: str) -> dict[str, Any]:
+    """What a weight's path tells. `inside`: what the paths of the language model begin with."""
+    parts, reason = path.split("."), ""
+    if not path.startswith(inside) or any(_TOWER_PART.fullmatch(part) for part in parts):
+        reason = OUTSIDE
+    elif any(_ROUTER_PART.fullmatch(part) for part in parts):
+        reason = "weighs the experts (a router)"
+    elif "indexer" in parts:
+        reason = "chooses positions, and gets no gradient"
+    return {"path": path, "sublayer": _sublayer(parts), "skip_reason": reason}
 
 
-def _half(path: str) -> str:
-    *parts, name = path.split(".")
-    for part in reversed(parts):
+def _sublayer(parts: list[str]) -> str:
+    for part in reversed(parts[:-1]):
         if _ATTENTION_PART.fullmatch(part):
             return "attention"
         if _MLP_PART.fullmatch(part):
             return "mlp"
-    if _ATTENTION_LAYER.fullmatch(name):
+    if _ATTENTION_LAYER.fullmatch(parts[-1]):
         return "attention"
-    return "mlp" if _MLP_LAYER.fullmatch(name) else ""
+    return "mlp" if _MLP_LAYER.fullmatch(parts[-1]) else ""
 
 
-def _aside(path: str, inside: str) -> str:
-    parts = path.split(".")
-    if not path.startswith(inside) or any(_TOWER_PART.fullmatch(part) for part in parts):
-        return "not part of the language model"
-    if any(_ROUTER_PART.fullmatch(part) for part in parts):
-        return "weighs the experts (a router)"
-    return "chooses positions, and gets no gradient" if "indexer" in parts else ""
-
-
-def _dead(container: Any, name: str, module: Any) -> str:
+def _unadaptable(container: Any, name: str, module: Any) -> str:
     if any(kind.fullmatch(type(container).__name__) and name in names for kind, names in _READ_DIRECTLY):
         return "the model reads its weight without calling the layer"
     kind = type(module)
@@ -118,8 +102,7 @@ def _dead(container: Any, name: str, module: Any) -> str:
 def _is_renamed(model: Any, name: str) -> bool:
     """Whether PEFT rewrites a layer of this name into the fused experts that families of transformers 5 have.
 
-    peft.utils.transformers_weight_conversion does so by the last part of a path, for the dense layers and the shared
-    experts of these families as well, in every LoraConfig that is attached or loaded.
+    peft.utils.transformers_weight_conversion does so by the last part of a path, in dense layers as well.
     """
     config = LoraConfig(target_modules=[name])
     try:

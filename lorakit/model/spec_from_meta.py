@@ -18,7 +18,8 @@ _DAMAGED = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
     StrictDataclassError,
 )
-_MOST_SAID = 240
+_LONGEST_REASON = 240
+# Layers of state space models whose scan transformers writes out token by token.
 _SCANNING = re.compile(r"(Falcon)?MambaMixer|JambaMambaMixer")
 
 
@@ -51,14 +52,14 @@ def read_hf_config(config: Path | dict[str, Any]) -> Any:
 
 
 def _no_model(error: BaseException) -> UserError:
-    """The first sentence of transformers' error, which goes from a bare key to a list of all its families."""
-    told = "".join(sign if sign.isprintable() else " " for sign in str(error))
-    words = " ".join(told.split()).partition(". ")[0] or type(error).__name__
-    said = words.rstrip(".") if len(words) <= _MOST_SAID else f"{words[:_MOST_SAID].rstrip()} ..."
-    ours = f"transformers {transformers.__version__}"
+    """With the first sentence of transformers' error, which goes from a bare key to a list of all its families."""
+    printable = "".join(sign if sign.isprintable() else " " for sign in str(error))
+    sentence = " ".join(printable.split()).partition(". ")[0].rstrip(".") or type(error).__name__
+    if len(sentence) > _LONGEST_REASON:
+        sentence = f"{sentence[:_LONGEST_REASON].rstrip()} ..."
     return UserError(
-        f"model.base: {ours} can make no causal language model of this config: {said}. "
-        "Fetch the model again, name one of a family that it knows, or install a newer transformers."
+        f"model.base: transformers {transformers.__version__} can make no causal language model of this config: "
+        f"{sentence}. Fetch the model again, name one of a family that it knows, or install a newer transformers."
     )
 
 
@@ -71,14 +72,14 @@ def spec_from_meta(config: Path | dict[str, Any]) -> ModelSpec:
     model = meta_model(config)
     text = model.config.get_text_config()
     modules = dict(model.named_modules())
-    own = {path: sum(p.numel() for p in module.parameters(recurse=False)) for path, module in modules.items()}
+    numbers = {path: sum(p.numel() for p in module.parameters(recurse=False)) for path, module in modules.items()}
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     tied = outputs is not None and outputs.weight is inputs.weight
     heads = _first(text, "num_attention_heads", "n_head") or 1
     hidden = _first(text, "hidden_size", "n_embd", "d_model") or inputs.weight.shape[-1]
-    width = _first(text, "head_dim") or hidden // heads
+    head_width = _first(text, "head_dim") or hidden // heads
     paths = {id(module): path for path, module in modules.items()}
-    norms = _norms(dict(body_of(model).named_modules()), hidden)
+    norms = _norms_of_last_block(body_of(model))
     return ModelSpec(
         model_type=text.model_type,
         hidden=hidden,
@@ -86,59 +87,52 @@ def spec_from_meta(config: Path | dict[str, Any]) -> ModelSpec:
         tied=tied,
         layers=_first(text, "num_hidden_layers", "n_layer") or 1,
         heads=heads,
-        key_value=(_first(text, "num_key_value_heads") or heads) * width,
+        key_value=(_first(text, "num_key_value_heads") or heads) * head_width,
         weights=tuple(list_weights(model)),
-        modules={path: count for path, count in own.items() if count},
+        modules={path: count for path, count in numbers.items() if count},
         embeddings=paths[id(inputs)],
-        norms=sum(wide for wide, _ in norms),
-        head_norms=any(not wide for wide, _ in norms),
-        layer_norm=any(kind == "LayerNorm" for _, kind in norms),
-        experts_used=_experts_used(text, modules),
-        soft_capped=bool(getattr(text, "attn_logit_softcapping", None)),
-        logits_capped=any(getattr(text, name, None) for name in ("final_logit_softcapping", "logits_soft_cap")),
-        activation=WRITTEN_OUT.get(text.model_type) or ACTIVATIONS.get(_activation(text), 1),
-        scan_states=max((_scanned(module) for module in modules.values()), default=0),
+        norms=sum(norm.weight.shape[-1] == hidden for norm in norms),
+        head_norms=any(norm.weight.shape[-1] != hidden for norm in norms),
+        layer_norm=any(type(norm).__name__ == "LayerNorm" for norm in norms),
+        **_traits(text, list(modules.values())),
         built=True,
         shared={paths[id(outputs)]: outputs.weight.numel()} if tied else {},
     )
 
 
-def _experts_used(config: Any, modules: dict[str, Any]) -> int:
-    if any(type(module).__name__ == "Llama4TextExperts" for module in modules.values()):
-        return int(config.num_local_experts)  # every token goes through all of them, most with a weight of zero
-    return _first(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk") or 1
-
-
-def _scanned(module: Any) -> int:
-    """The numbers of one token's states in the scan of a Mamba layer, which transformers writes out step by step."""
-    if not _SCANNING.fullmatch(type(module).__name__):
-        return 0
-    return int(module.intermediate_size) * int(module.ssm_state_size)
-
-
-def _activation(config: Any) -> str:
-    names = ("hidden_activation", "hidden_act", "activation_function")
-    return next((str(value) for name in names if (value := getattr(config, name, None))), "")
+def _traits(text: Any, modules: list[Any]) -> dict[str, Any]:
+    """What the family's own code does with the sizes."""
+    activations = (getattr(text, name, None) for name in ("hidden_activation", "hidden_act", "activation_function"))
+    activation = str(next(filter(None, activations), ""))
+    experts_used = _first(text, "num_experts_per_tok", "num_experts_per_token", "moe_topk") or 1
+    if any(type(module).__name__ == "Llama4TextExperts" for module in modules):
+        experts_used = text.num_local_experts  # every token goes through all of them, most with a weight of zero
+    scanning = [module for module in modules if _SCANNING.fullmatch(type(module).__name__)]
+    return {
+        "experts_used": experts_used,
+        "soft_capped": bool(getattr(text, "attn_logit_softcapping", None)),
+        "logits_capped": any(getattr(text, name, None) for name in ("final_logit_softcapping", "logits_soft_cap")),
+        "activation": WRITTEN_OUT.get(text.model_type) or ACTIVATIONS.get(activation, 1),
+        "scan_states": max((module.intermediate_size * module.ssm_state_size for module in scanning), default=0),
+    }
 
 
 def _first(config: Any, *names: str) -> int | None:
-    return next((value for name in names if isinstance(value := _value(config, name), int)), None)
+    """The first of these that a config says as a whole number; where layers differ, for most of them."""
+    for name in names:
+        try:
+            value = getattr(config, name, None)
+        except RuntimeError:  # transformers' AmbiguousGlobalPerLayerAttributeError
+            value = vars(config).get(name)
+        if isinstance(value, int):
+            return value
+    return None
 
 
-def _value(config: Any, name: str) -> Any:
-    """What a config says of all layers; where they differ, of most of them."""
-    try:
-        return getattr(config, name, None)
-    except RuntimeError:  # transformers' AmbiguousGlobalPerLayerAttributeError
-        return vars(config).get(name)
-
-
-def _norms(modules: dict[str, Any], hidden: int) -> list[tuple[bool, str]]:
-    """The normalizations of the last block: whether each goes over the hidden width, and its kind."""
-    placed = [(path, re.search(r"(?:^|\.)(\d+)\.", path)) for path in modules]
-    last = max((int(match[1]) for _, match in placed if match), default=0)
-    inside = [modules[path] for path, match in placed if match and int(match[1]) == last]
-    found = [
+def _norms_of_last_block(body: Any) -> list[Any]:
+    placed = [(re.search(r"(?:^|\.)(\d+)\.", path), module) for path, module in body.named_modules()]
+    last = max((int(match[1]) for match, _ in placed if match), default=0)
+    inside = [module for match, module in placed if match and int(match[1]) == last]
+    return [
         module for module in inside if "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None
     ]
-    return [(module.weight.shape[-1] == hidden, type(module).__name__) for module in found]
