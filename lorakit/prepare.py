@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.atomic_io import sha256_of
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import Examples
 from lorakit.data.examples import tokenizer_sha256
-from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import Report
-from lorakit.data.template_date import asks_for_date, refuse_day
+from lorakit.data.template_source import check_template_date, writes_date
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine, usable_machine
 from lorakit.model.load import attentions_of
@@ -189,8 +189,8 @@ def _day_of(settings: Model, tokenizer: Any) -> str | None:
     Raises:
         UserError: the recipe gives a day to a template that writes none, or none to one that writes it.
     """
-    given, writes = settings.template_date, asks_for_date(tokenizer.chat_template)
-    refuse_day(given, writes)
+    given, writes = settings.template_date, writes_date(tokenizer.chat_template)
+    check_template_date(given, writes)
     return (date.today().isoformat() if given == "auto" else given) if writes else None
 
 

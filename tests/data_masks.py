@@ -8,11 +8,10 @@ import pytest
 from data_families import Family
 from transformers import PreTrainedTokenizerFast
 
-from lorakit.data.conversations import Conversation, Message
-from lorakit.data.encoded import IGNORED, Encoded
-from lorakit.data.encoding import encode
-from lorakit.data.rendering import ChatTemplate, render
+from lorakit.data.chat_template import ChatTemplate, render
+from lorakit.data.conversations import IGNORED, Conversation, Encoded, Message
 from lorakit.data.rows import RowError
+from lorakit.data.tokenize import encode
 
 
 def examples(

@@ -12,7 +12,7 @@ import torch
 import lorakit.model.bundled_models as offline
 import lorakit.model.resolve as base_module
 from lorakit.atomic_io import sha256_of
-from lorakit.data.rendering import ChatTemplate
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import adapter_config, attach_adapter

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import CHATML, rows_of, write_rows
 
+import lorakit.data.chat_template.renderer
 import lorakit.data.glance.tokenizer_files
-import lorakit.data.rendering.renderer
 import lorakit.data.worker  # noqa: F401
 from lorakit.bounds import TooLong, bounded
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.files import read_blocks, stored
-from lorakit.data.rendering import ChatTemplate
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 from lorakit.evaluate.scores import row_scores
@@ -34,7 +34,7 @@ EVIL_TEXT = "a" * 64 + "b"
 def short(monkeypatch):
     """Bounds of a moment, which no test waits longer for."""
     for place in (
-        "lorakit.data.rendering.renderer",
+        "lorakit.data.chat_template.renderer",
         "lorakit.data.glance.tokenizer_files",
         "lorakit.evaluate.scores",
         "lorakit.model.patterns",

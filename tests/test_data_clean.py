@@ -6,8 +6,8 @@ import pytest
 from data_families import FAMILIES
 from test_cli import lorakit_run as lorakit_run
 
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.examples import examples_of
-from lorakit.data.rendering import ChatTemplate
 from lorakit.data.survey import survey
 from lorakit.errors import UserError
 from lorakit.progress import Silent

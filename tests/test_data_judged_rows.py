@@ -8,8 +8,8 @@ import yaml
 from conftest import write_rows
 from data_families import FAMILIES, answer, chat
 
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.examples import examples_of
-from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import UserError
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Data

@@ -9,13 +9,12 @@ from conftest import CHATML, write_rows
 from data_families import FAMILIES, TOKENIZERS, answer, call, chat
 from data_masks import tokens, trained_texts
 
-from lorakit.data.conversations import Conversation
-from lorakit.data.encoded import IGNORED, Encoded
-from lorakit.data.encoding import encode
+from lorakit.data.chat_template import ChatTemplate, render
+from lorakit.data.conversations import IGNORED, Conversation, Encoded
 from lorakit.data.examples import examples_of
 from lorakit.data.formats import said
-from lorakit.data.rendering import ChatTemplate, render
 from lorakit.data.rows import RowError
+from lorakit.data.tokenize import encode
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Data
 

@@ -4,8 +4,8 @@ import pytest
 from data_families import FAMILIES, TOOLS, Family, answer, call, chat, result
 from data_masks import assert_exact, example, examples, refusal, trained_texts
 
+from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Text
-from lorakit.data.rendering import ChatTemplate, render
 from lorakit.data.rows import RowError
 
 ASK = "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"

@@ -6,11 +6,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from lorakit.data.chat_template import ChatTemplate, render
+from lorakit.data.chat_template.render import _in_full, _prepared
+from lorakit.data.chat_template.spans import TemplatedRow
+from lorakit.data.chat_template.watched import content, notes_every_look
 from lorakit.data.conversations import Conversation
-from lorakit.data.rendering import ChatTemplate, render
-from lorakit.data.rendering.render import _in_full, _prepared
-from lorakit.data.rendering.turns import Talk
-from lorakit.data.rendering.watched import content, notes_every_look
 from lorakit.data.rows import RowError
 
 PIECES = [
@@ -56,7 +56,7 @@ def test_a_known_shape_gives_what_rendering_in_full_gives(name, train_on, turns,
     messages = [] if system is None else [{"role": "system", "content": system}]
     for asked, said, trained in turns:
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said, "train": trained}]
-    in_full = result(lambda: _in_full(Talk(*_prepared(template.apart(messages), None)[:1], None, template, 0)))
+    in_full = result(lambda: _in_full(TemplatedRow(*_prepared(template.apart(messages), None)[:1], None, template, 0)))
     assert result(lambda: render(Conversation(messages), template)) == in_full
 
 

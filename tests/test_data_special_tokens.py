@@ -9,12 +9,12 @@ from data_masks import example, refusal
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation, Text
-from lorakit.data.encoding import encode
 from lorakit.data.examples import examples_of
-from lorakit.data.rendering import ChatTemplate, render
 from lorakit.data.rows import RowError
 from lorakit.data.survey import survey
+from lorakit.data.tokenize import encode
 from lorakit.errors import UserError
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Clean, Data
@@ -225,10 +225,10 @@ def test_thousands_of_added_tokens_are_looked_for_at_once():
     """Gemma has more than 6,000. Of words that begin alike the longest is found, as a tokenizer finds it."""
     import re
 
-    from lorakit.data.rendering.habits import any_of
+    from lorakit.data.chat_template.template_probe import alternation
 
     words = [*(f"<unused{n}>" for n in range(300)), "<unused", "[INST]", "[I", "<", "a.b", "a.b+", "|"]
     slow = re.compile("|".join(re.escape(word) for word in sorted(words, key=lambda word: (-len(word), word))))
     text = "x <unused12> <unused [INST] [INS a.b+ a.b a,b <unused999> || <unused1>><"
-    assert re.findall(any_of(words), text) == slow.findall(text)
-    assert re.findall(any_of([]), text) == re.findall(any_of([""]), text) == []
+    assert re.findall(alternation(words), text) == slow.findall(text)
+    assert re.findall(alternation([]), text) == re.findall(alternation([""]), text) == []

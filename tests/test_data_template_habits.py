@@ -7,9 +7,9 @@ import pytest
 from data_families import FAMILIES, TOKENIZERS, TOOLS, Family, answer, call, chat, result
 from data_masks import assert_exact, example, tokens, trained_texts
 
+from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation, Text
-from lorakit.data.encoding import encode
-from lorakit.data.rendering import ChatTemplate, render
+from lorakit.data.tokenize import encode
 
 CALLS = [
     *chat("How is the weather in Rome?"),

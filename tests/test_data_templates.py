@@ -6,10 +6,9 @@ import pytest
 from data_families import FAMILIES, TOKENIZERS, TOOLS, answer, call, chat, result
 from data_masks import assert_exact, example, examples, prompt, refusal, tokens
 
-from lorakit.data.conversations import Conversation
-from lorakit.data.encoded import IGNORED
-from lorakit.data.encoding import encode
-from lorakit.data.rendering import ChatTemplate, render
+from lorakit.data.chat_template import ChatTemplate, render
+from lorakit.data.conversations import IGNORED, Conversation
+from lorakit.data.tokenize import encode
 
 TALK = chat(
     "What is the capital of France?", "Paris.", "And the sea?", "Un été à la mer 😀, 你好.", "Bye", "Hello there!"

@@ -13,14 +13,14 @@ import pytest
 from conftest import rows_of, write_rows
 from data_families import FAMILIES
 
+from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation
-from lorakit.data.encoding import encode
 from lorakit.data.glance import glance
 from lorakit.data.glance.spread import longest_lines
 from lorakit.data.glance.token_counts import estimate
 from lorakit.data.glance.tokenizer_files import counter_of
-from lorakit.data.rendering import ChatTemplate, render
 from lorakit.data.rows import RowError
+from lorakit.data.tokenize import encode
 from lorakit.errors import UserError
 from lorakit.recipe.load import load
 from lorakit.recipe.schema import Data

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from conftest import rows_of, write_rows
 
-from lorakit.data.rendering import ChatTemplate, NoChatTemplate
+from lorakit.data.chat_template import ChatTemplate, NoChatTemplate
 from lorakit.model.resolve import resolve_base
 from lorakit.model.tokenizer import load_tokenizer
 from lorakit.progress import Silent

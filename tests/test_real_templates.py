@@ -9,10 +9,10 @@ from data_masks import trained_texts
 from jinja2 import TemplateError
 from real_templates import NAMES, stop_words, tokenizer_of
 
+from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation
-from lorakit.data.encoding import encode
-from lorakit.data.rendering import ChatTemplate, render
 from lorakit.data.rows import RowError
+from lorakit.data.tokenize import encode
 
 THOUGHTS = [
     *chat("Hello"),

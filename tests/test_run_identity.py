@@ -12,9 +12,9 @@ from runs_of_tests import adapter_weights, run_recipe
 from test_training import interrupted_after, same
 
 from lorakit.data.cache import tokenizer_sha256
+from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation
-from lorakit.data.rendering import ChatTemplate, render
-from lorakit.data.rendering.dates import dated
+from lorakit.data.template_source import with_fixed_date
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.models import resolve_models
 from lorakit.evaluate.rendering import prompt_template, render_for_models
@@ -104,7 +104,7 @@ def test_every_model_beside_a_run_is_asked_on_its_day(recipe_file, dated_base, t
     said = [one.tokenizer.decode(one.rows[0]["input_ids"]) for one in asked]
     assert ["03 February 2020" in text for text in said] == [True, True, False] and "04 March 2021" in said[2]
     template = prompt_template(model_set.specs[1], asked[1].tokenizer, model_set)
-    pinned = dated(template.tokenizer, template.date)
+    pinned = with_fixed_date(template.tokenizer, template.date)
     assert pinned.apply_chat_template(chat("a"), tokenize=False) == template.write(chat("a"))
     assert "03 February 2020" in template.write(chat("a")) and "2020" not in template.tokenizer.chat_template
     told = Remembers()

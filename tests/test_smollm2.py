@@ -8,8 +8,8 @@ import pytest
 import torch
 from runs_of_tests import adapter_weights, losses, run_recipe
 
+from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation
-from lorakit.data.rendering import ChatTemplate, render
 from lorakit.evaluate.generate import generate
 from lorakit.merge.run import merge
 from lorakit.model.load import load_model

@@ -8,9 +8,9 @@ from conftest import CHATML, rows_of
 from data_families import FAMILIES, Family, answer, call, chat, result
 from data_masks import examples, refusal, trained_texts
 
+from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation
-from lorakit.data.encoding import encode
-from lorakit.data.rendering import ChatTemplate, render
+from lorakit.data.tokenize import encode
 from lorakit.evaluate.generate import decode_answer
 
 HEADER = "{% for m in messages %}{{ '[' + m.role + ']' }}{% if m.role == 'assistant' %}ANSWER{{ eos_token }}{% else %}"

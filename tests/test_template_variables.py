@@ -6,8 +6,8 @@ import pytest
 from conftest import CHATML
 from data_families import Family, chat
 
+from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation
-from lorakit.data.rendering import ChatTemplate, render
 from lorakit.errors import UserError
 from lorakit.evaluate.questioning import _prompt
 from lorakit.evaluate.questions import Question

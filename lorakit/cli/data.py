@@ -8,7 +8,7 @@ import typer
 from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
 
 if TYPE_CHECKING:
-    from lorakit.data.rendering import ChatTemplate
+    from lorakit.data.chat_template import ChatTemplate
     from lorakit.data.survey import Check, Survey
     from lorakit.progress import Progress
     from lorakit.recipe.schema import Recipe
@@ -124,11 +124,11 @@ def _write(target: Path, recipe: "Recipe", found: "Survey", progress: "Progress"
 
 
 def _samples(found: "Survey", template: "ChatTemplate", count: int) -> list[dict[str, Any]]:
-    from lorakit.data.explain import stretches
+    from lorakit.data.explain import split_by_trained
     from lorakit.data.survey import sample
 
     return [
-        {"where": row["where"], "stretches": _texts(template, stretches(row["input_ids"], row["labels"]))}
+        {"where": row["where"], "stretches": _texts(template, split_by_trained(row["input_ids"], row["labels"]))}
         for row in (sample(found.train, count) if count else [])
     ]
 
@@ -141,11 +141,11 @@ def _follow(row: str, recipe: "Recipe", template: "ChatTemplate", as_json: bool)
     """Print one row's examples, and what keeps it out or was found in it."""
     from lorakit import console
     from lorakit.data.examples import rules_of
-    from lorakit.data.explain import explain, stretches
+    from lorakit.data.explain import explain_row, split_by_trained
     from lorakit.data.sources import all_sources
 
-    explained = explain(row, all_sources(recipe.data), template, rules_of(recipe.data, None, survey=True))
-    examples = [_texts(template, stretches(ids, labels)) for ids, labels in explained.examples]
+    explained = explain_row(row, all_sources(recipe.data), template, rules_of(recipe.data, None, survey=True))
+    examples = [_texts(template, split_by_trained(ids, labels)) for ids, labels in explained.examples]
     if as_json:
         facts = {"where": explained.where, "examples": examples, "reasons": explained.reasons}
         console.result_json(facts)

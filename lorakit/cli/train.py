@@ -189,7 +189,7 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
     from dataclasses import asdict
 
     from lorakit import console
-    from lorakit.data.explain import stretches
+    from lorakit.data.explain import split_by_trained
     from lorakit.train.parameters import planned_parameters
 
     counts = planned_parameters(prepared)
@@ -207,7 +207,10 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
     row = prepared.train.rows[0]
     console.result_masked(
         f"first example, {row['where']}:",
-        [(prepared.tokenizer.decode(ids), trained) for ids, trained in stretches(row["input_ids"], row["labels"])],
+        [
+            (prepared.tokenizer.decode(ids), trained)
+            for ids, trained in split_by_trained(row["input_ids"], row["labels"])
+        ],
     )
 
 

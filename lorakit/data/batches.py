@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from lorakit.data.encoded import IGNORED
+from lorakit.data.conversations import IGNORED
 from lorakit.data.mixture import Mixture
 
 Row = TypeVar("Row")

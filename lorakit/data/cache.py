@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 import lorakit
 from lorakit.atomic_io import atomic_dir, cache_folder, remove_drafts, sha256_of
 from lorakit.checksums import find_damage, write_checksums
-from lorakit.data.rendering import ChatTemplate
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.sources import content_of, shown
-from lorakit.data.template_date import asks_for_date
+from lorakit.data.template_source import writes_date
 from lorakit.data.worker import Rules
 from lorakit.errors import LorakitError
 from lorakit.progress import Progress
@@ -48,7 +48,7 @@ def key_of(sources: list[Source], rules: Rules, clean: Clean, template: ChatTemp
         "tokenizer": tokenizer_sha256(template.tokenizer),
         "template": [template.train_on, template.stop_words, template.variables],
         # Some templates write today's date into the system prompt.
-        "day": (template.date or date.today().isoformat()) if asks_for_date(template.tokenizer.chat_template) else None,
+        "day": (template.date or date.today().isoformat()) if writes_date(template.tokenizer.chat_template) else None,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -6,11 +6,11 @@ import numpy as np
 
 from lorakit.data.cache import cached, key_of
 from lorakit.data.cache import tokenizer_sha256 as tokenizer_sha256
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import SIDES, Examples, read_side, write_side
 from lorakit.data.filter_and_split import RowSelection, select_rows
 from lorakit.data.leaks import remove_leaks
 from lorakit.data.pipeline import PipelineResult, run_pipeline, source_reports
-from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import Report
 from lorakit.data.sources import all_sources, content_of, shown, sources_of
 from lorakit.data.worker import Rules

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from lorakit.data.encoded import IGNORED
-from lorakit.data.rendering import ChatTemplate
+from lorakit.data.chat_template import ChatTemplate
+from lorakit.data.conversations import IGNORED
 from lorakit.data.rows import Block, Row
 from lorakit.data.sources import open_source
 from lorakit.data.worker import Rules, Task, Worker
@@ -19,7 +19,7 @@ _EVERY = 2**64 - 1
 
 
 @dataclass(frozen=True)
-class Explained:
+class RowExplanation:
     """A row's place, each of its examples as (input_ids, labels), and why it has none."""
 
     where: str
@@ -27,7 +27,7 @@ class Explained:
     reasons: list[str]
 
 
-def explain(where: str, sources: Sequence[Source], template: ChatTemplate, rules: Rules) -> Explained:
+def explain_row(where: str, sources: Sequence[Source], template: ChatTemplate, rules: Rules) -> RowExplanation:
     """The row at `where`, written as messages write it: `train.jsonl:12`, or `train.parquet row 7`.
 
     Raises:
@@ -52,21 +52,21 @@ def _from_here(where: str) -> str:
     return show_path(Path(found[1]).absolute()) + found[2] if found else where
 
 
-def _followed(row: Row, worker: Worker) -> Explained:
+def _followed(row: Row, worker: Worker) -> RowExplanation:
     worked = worker(0, Block("", 0, row, _alone, 0), _EVERY)
     rows = worked.examples.to_pylist() if worked.examples is not None else []
     dropped = worked.reports[0].dropped
     cases = {reason: first[0].removeprefix(row.where).lstrip(": ") for reason, first in dropped.first.items()}
     reasons = [f"{reason}: {case}" if case else reason for reason, case in cases.items()]
     reasons += [f"found: {reason}" for reason in worked.reports[0].findings.counts]
-    return Explained(row.where, [(example["input_ids"], example["labels"]) for example in rows], reasons)
+    return RowExplanation(row.where, [(example["input_ids"], example["labels"]) for example in rows], reasons)
 
 
 def _alone(name: str, first: int, row: Row) -> Iterator[Row]:
     yield row
 
 
-def stretches(input_ids: Sequence[int], labels: Sequence[int]) -> list[tuple[list[int], bool]]:
+def split_by_trained(input_ids: Sequence[int], labels: Sequence[int]) -> list[tuple[list[int], bool]]:
     """Token ids in stretches that are trained, or not."""
     pairs = zip(input_ids, labels, strict=True)
     return [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.atomic_io import atomic_file
-from lorakit.data.conversations import Conversation, Said
+from lorakit.data.conversations import Conversation, RowContent
 from lorakit.data.formats import said as said_by
 from lorakit.data.hygiene.clean import clean
 from lorakit.data.rows import Block
@@ -82,7 +82,7 @@ def _pieces(opened: Sequence[Opened]) -> Any:
     return ((number, block) for number, one in enumerate(opened) for block in one.blocks)
 
 
-def _record(said: Said) -> dict[str, Any]:
+def _record(said: RowContent) -> dict[str, Any]:
     if isinstance(said, Conversation):
         return {"messages": said.messages, **({"tools": said.tools} if said.tools else {})}
     return asdict(said)

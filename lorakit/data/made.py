@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from lorakit.data.encoded import IGNORED, Encoded
+from lorakit.data.conversations import IGNORED, Encoded
 
 SCHEMA = pa.schema(
     {

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lorakit.data.encoded import IGNORED
+from lorakit.data.conversations import IGNORED
 
 
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.conversations import Text
 from lorakit.data.hygiene.traits import Joiner, TraitArrays
 from lorakit.data.made import SCHEMA, TextLengths
-from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import Report, SourceReport
 from lorakit.data.rows import Block
 from lorakit.data.sources import Opened, open_source, shown

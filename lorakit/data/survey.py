@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import Examples, read_shapes
 from lorakit.data.examples import examples_of
 from lorakit.data.lengths import Limit, Padding, histogram, limits, padding, quantiles
-from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import Report
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Data

@@ -10,19 +10,25 @@ import numpy as np
 import pyarrow as pa
 
 from lorakit.bounds import TooLong, bounded
-from lorakit.data.conversations import Said, Tokens
-from lorakit.data.encoded import IGNORED, Encoded
-from lorakit.data.encoding import Encoder
+from lorakit.data.chat_template import ChatTemplate, Rendered, render
+from lorakit.data.conversations import (
+    IGNORED,
+    Encoded,
+    RowContent,
+    Tokens,
+    content_digest,
+    split_point,
+    up_to_last_answer,
+)
 from lorakit.data.formats import refuse_flagged
 from lorakit.data.formats import said as said_by
 from lorakit.data.hygiene.clean import clean
 from lorakit.data.hygiene.traits import TraitArrays, traits
-from lorakit.data.identity import digest_of, point, used
 from lorakit.data.made import BlockExamples, TextLengths
-from lorakit.data.rendering import ChatTemplate, Rendered, render
 from lorakit.data.report import Report
 from lorakit.data.rows import Block, Row, RowError
 from lorakit.data.sources import renamed
+from lorakit.data.tokenize import Encoder
 from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line
 
@@ -94,7 +100,7 @@ class _Usable:
     """A row that says something, on its way."""
 
     where: str
-    said: Said
+    said: RowContent
     digest: bytes
     texts: list[Rendered]
 
@@ -157,14 +163,14 @@ class Worker:
                 raise row.record
             record = renamed(row.record, task.columns)
             refuse_flagged(record, task.flags)
-            said = used(said_by(str(task.format), task.settings, record))
-            digest = digest_of(said)
+            said = up_to_last_answer(said_by(str(task.format), task.settings, record))
+            digest = content_digest(said)
             if self.rules.checks:
                 cleaned = self._cleaned(said, row.where, reports[self._own_side(digest)])
                 if cleaned is None:
                     return None
                 if cleaned is not said:
-                    said, digest = cleaned, digest_of(cleaned)
+                    said, digest = cleaned, content_digest(cleaned)
             report = reports[self._own_side(digest)]
             if int.from_bytes(digest[8:16], "big") > ceiling:
                 report.passed_over += 1
@@ -175,9 +181,9 @@ class Worker:
             return None
 
     def _own_side(self, digest: bytes) -> bool:
-        return self.rules.share is not None and point(digest) < self.rules.share
+        return self.rules.share is not None and split_point(digest) < self.rules.share
 
-    def _cleaned(self, said: Said, where: str, report: Report) -> Said | None:
+    def _cleaned(self, said: RowContent, where: str, report: Report) -> RowContent | None:
         cleaned, findings = clean(said, self.rules.checks, self.tasks[0].template.controls)
         for finding in findings:
             if self.rules.checks[finding.check] == "error":
@@ -235,7 +241,7 @@ class Worker:
             notes=_notes(kept),
         )
 
-    def _from_tokens(self, said: Said) -> Encoded | RowError:
+    def _from_tokens(self, said: RowContent) -> Encoded | RowError:
         assert isinstance(said, Tokens)
         if max(said.input_ids) >= self._encoder.vocabulary:
             return RowError(

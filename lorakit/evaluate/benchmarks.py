@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.rendering.dates import dated
+from lorakit.data.template_source import with_fixed_date
 from lorakit.evaluate.comparison import comparison_to_dict, format_difference, format_interval, format_verdict
 from lorakit.evaluate.intervals import Comparison
 from lorakit.evaluate.loaded import ModelLoader, loading_order
@@ -60,7 +60,7 @@ def run_benchmark(model_set: ModelSet, benchmark: Benchmark, baseline: str, prog
         template = prompt_template(spec, tokenizers[at], model_set)
         found[spec.name] = run_tasks(
             loaded.model_of(spec),
-            dated(tokenizers[at], template.date),
+            with_fixed_date(tokenizers[at], template.date),
             benchmark.tasks,
             benchmark.include,
             benchmark.limit,

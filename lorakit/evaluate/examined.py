@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lorakit.data.conversations import Conversation, Said, Text
+from lorakit.data.conversations import Conversation, RowContent, Text
 from lorakit.data.general_texts import GeneralText, general_rows
 from lorakit.data.hygiene.traits import TraitArrays, traits
 from lorakit.errors import UserError
@@ -237,7 +237,7 @@ def _leak(evaluation: Evaluation, progress: Progress) -> Finding | None:
 
 def _traits(rows: Any, prepared: Prepared, progress: Progress) -> TraitArrays:
     """The traits of rows as they are after rendering: what stands before the answer is the prompt."""
-    tokenizer, stops, said = prepared.tokenizer, prepared.stop_ids, list[Said]()
+    tokenizer, stops, said = prepared.tokenizer, prepared.stop_ids, list[RowContent]()
     with progress.bar("looking for leaks", total=len(rows)) as bar:
         for row in rows:
             if row["answer"] < 0:

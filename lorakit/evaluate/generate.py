@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from lorakit.data.rendering import ChatTemplate
-from lorakit.data.rendering.habits import longest_first
+from lorakit.data.chat_template import ChatTemplate
+from lorakit.data.chat_template.template_probe import compile_alternation
 from lorakit.errors import UserError
 from lorakit.evaluate.batching import in_batches, tokens_at_once
 from lorakit.model.positions import learned_positions
@@ -77,7 +77,7 @@ def decode_answer(tokens: Sequence[int], tokenizer: Any) -> str:
         if not thought and front and text.lstrip().startswith(front):
             thought, said = front, text.lstrip().removeprefix(front)
         if thought:
-            return longest_first(frozenset(tokenizer.all_special_tokens)).sub("", said).lstrip()
+            return compile_alternation(frozenset(tokenizer.all_special_tokens)).sub("", said).lstrip()
     return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lorakit.data.batches import collate
-from lorakit.data.encoded import IGNORED
+from lorakit.data.conversations import IGNORED
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.loss import head_logits
 from lorakit.model.shared_prefix import body_output

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lorakit.data.batches import collate
-from lorakit.data.encoded import IGNORED
+from lorakit.data.conversations import IGNORED
 from lorakit.errors import LorakitError
 from lorakit.evaluate.batching import in_batches, tokens_at_once
 from lorakit.model.loss import head_logits

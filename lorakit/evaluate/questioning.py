@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.conversations import Conversation
-from lorakit.data.rendering import ChatTemplate
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 from lorakit.evaluate.evaluation import EvalSettings
@@ -62,7 +62,7 @@ def _prompt(question: Question, template: ChatTemplate) -> list[int]:
             "words. Give the question without the chat template's marks."
         )
     try:
-        text = template.write([template.told(message) for message in messages], ask=True)
+        text = template.write([template.adapt(message) for message in messages], ask=True)
     except RowError as error:
         raise UserError(f"--questions: question {question.id}: {error}.") from error
     return list(template.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lorakit.data.chat_template import ChatTemplate, NoChatTemplate
+from lorakit.data.conversations import IGNORED
 from lorakit.data.dataset import Examples
-from lorakit.data.encoded import IGNORED
 from lorakit.data.examples import examples_of, tokenizer_sha256
-from lorakit.data.rendering import ChatTemplate, NoChatTemplate
 from lorakit.data.report import SourceReport
-from lorakit.data.template_date import asks_for_date
+from lorakit.data.template_source import writes_date
 from lorakit.errors import UserError
 from lorakit.evaluate.generate import decode_answer, until_stop
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
@@ -231,7 +231,7 @@ def _template_of(tokenizer: Any, prepared: Prepared | None) -> ChatTemplate:
     given = settings.template_date if settings else None
     day = date.today().isoformat() if given in (None, "auto") else given
     variables = settings.template_variables if settings else {}
-    return ChatTemplate(tokenizer, variables=variables, date=day if asks_for_date(tokenizer.chat_template) else None)
+    return ChatTemplate(tokenizer, variables=variables, date=day if writes_date(tokenizer.chat_template) else None)
 
 
 def _template_key(template: ChatTemplate) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.examples import examples_of
 from lorakit.data.general_texts import encoded_text, general_rows
-from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import UserError
 from lorakit.model.layerwise import layerwise_adapter_model
 from lorakit.model.load import attentions_of, load_model, stored_dtype

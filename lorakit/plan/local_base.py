@@ -39,14 +39,14 @@ def check_local_base(recipe: Recipe, complete: bool = True) -> None:
 def _check_template(recipe: Recipe, folder: Path | None) -> None:
     """Refuse a variable or a day that the chat template here does not read."""
     from lorakit.data.glance.tokenizer_files import check_template_variables, templates_here  # 70 ms of imports
-    from lorakit.data.template_date import asks_for_date, refuse_day
+    from lorakit.data.template_source import check_template_date, writes_date
 
     model = recipe.model
     own = Path(model.chat_template) if model.chat_template else None
     if model.template_variables:
         check_template_variables(folder, own, model.template_variables)
     if model.template_date != "auto" and (templates := templates_here(folder, own)):
-        refuse_day(model.template_date, asks_for_date(templates))
+        check_template_date(model.template_date, writes_date(templates))
 
 
 def describe_missing_files(recipe: Recipe) -> str | None:

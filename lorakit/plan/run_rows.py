@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import Examples
 from lorakit.data.examples import examples_of, file_sha256s, held_out_of
-from lorakit.data.rendering import ChatTemplate
 from lorakit.data.report import Report
 from lorakit.errors import UserError
 from lorakit.progress import Progress

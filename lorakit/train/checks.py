@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from lorakit.data.batches import collate
-from lorakit.data.encoded import IGNORED
+from lorakit.data.conversations import IGNORED
 from lorakit.data.packing import collate_packed
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.fused_lora import fused_lora

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from lorakit.data.batches import collate, run_batches
-from lorakit.data.encoded import IGNORED
+from lorakit.data.conversations import IGNORED
 from lorakit.data.mixture import Mixture
 from lorakit.data.packing import collate_packed, first_fit_decreasing
 

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.examples import examples_of
-from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import UserError
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Clean, Data

@@ -9,8 +9,8 @@ from typing import Any
 
 import trl
 
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.examples import examples_of
-from lorakit.data.rendering import ChatTemplate
 from lorakit.errors import UserError
 from lorakit.model.resolve import resolve_base
 from lorakit.model.tokenizer import load_tokenizer

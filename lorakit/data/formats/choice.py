@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from lorakit.data.conversations import Said
+from lorakit.data.conversations import RowContent
 from lorakit.data.formats.columns import empty
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
@@ -35,7 +35,7 @@ def columns_read(name: str) -> set[str]:
     return {*chain.from_iterable(needed(entry)), *entry.optional}
 
 
-def said(name: str, settings: Section | None, record: Mapping[str, Any]) -> Said:
+def said(name: str, settings: Section | None, record: Mapping[str, Any]) -> RowContent:
     """What a record says in a format. `settings` None are the format's defaults, where it has settings.
 
     Raises:
@@ -44,7 +44,7 @@ def said(name: str, settings: Section | None, record: Mapping[str, Any]) -> Said
     entry = FORMATS[name]
     settings = entry_settings(FORMATS, name) if settings is None else settings
     try:
-        found: Said = entry.function(record) if settings is None else entry.function(record, settings)
+        found: RowContent = entry.function(record) if settings is None else entry.function(record, settings)
     except RecursionError as error:
         raise RowError("the row is nested too deeply") from error
     return found

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from itertools import chain
 from statistics import NormalDist, fmean, pstdev
 
-from lorakit.data.conversations import Conversation, Said, Text, Tokens
+from lorakit.data.conversations import Conversation, RowContent, Text, Tokens, content_digest, up_to_last_answer
 from lorakit.data.formats import refuse_flagged
 from lorakit.data.formats import said as said_by
 from lorakit.data.glance import sides
 from lorakit.data.glance.spread import Spread, evenly
 from lorakit.data.glance.token_counts import Counter, Shape, estimate, trained_answers
-from lorakit.data.identity import digest_of, used
 from lorakit.data.rows import Row, RowError
 from lorakit.data.sources import renamed
 from lorakit.recipe.schema import Data, Source
@@ -89,13 +88,13 @@ def look(found: Spread, source: Source, data: Data, counter: Counter, most: int)
 
 
 def _numbered(
-    saids: Sequence[Said], fitted: Mapping[int, list[Shape]], shapes: list[list[Shape]], limit: int, whole: bool
+    saids: Sequence[RowContent], fitted: Mapping[int, list[Shape]], shapes: list[list[Shape]], limit: int, whole: bool
 ) -> list[sides.Row] | None:
     """Every usable row by what it says; None where rows were left uncounted and not all are one example that fits."""
     if whole:
-        return [(digest_of(saids[at]), len(examples)) for at, examples in fitted.items() if examples]
+        return [(content_digest(saids[at]), len(examples)) for at, examples in fitted.items() if examples]
     if all(len(row) == 1 and _MARGIN * row[0].length <= limit for row in shapes):
-        return [(digest_of(said), 1) for said in saids]
+        return [(content_digest(said), 1) for said in saids]
     return None
 
 
@@ -106,7 +105,7 @@ def _taken(rows: float, take: float | int | None) -> float:
     return rows * take if isinstance(take, float) else min(rows, take)
 
 
-def _said(row: Row, found: Spread) -> Said | None:
+def _said(row: Row, found: Spread) -> RowContent | None:
     """What a row says; None where it cannot be read."""
     if isinstance(row.record, RowError) or found.opened.format is None:
         return None
@@ -114,29 +113,29 @@ def _said(row: Row, found: Spread) -> Said | None:
     try:
         record = renamed(row.record, opened.source.columns or {})
         refuse_flagged(record, opened.flags)
-        return used(said_by(str(opened.format), opened.settings, record))
+        return up_to_last_answer(said_by(str(opened.format), opened.settings, record))
     except RowError:
         return None
 
 
-def _talks(saids: Sequence[Said]) -> bool:
+def _talks(saids: Sequence[RowContent]) -> bool:
     return any(isinstance(said, Conversation) for said in saids)
 
 
-def _characters(said: Said) -> int:
+def _characters(said: RowContent) -> int:
     if isinstance(said, Conversation):
         return sum(len(message["content"]) for message in said.messages)
     return len(said.text) if isinstance(said, Text) else 4 * len(said.input_ids)
 
 
-def _weight(said: Said) -> float:
+def _weight(said: RowContent) -> float:
     """About how long it is: characters alone would put letters before digits, which take more tokens."""
     if isinstance(said, Conversation):
         return sum(estimate(message["content"][:_MOST]) for message in said.messages)
     return estimate(said.text[:_MOST]) if isinstance(said, Text) else len(said.input_ids)
 
 
-def _asked_and_answered(said: Said) -> tuple[str, str] | None:
+def _asked_and_answered(said: RowContent) -> tuple[str, str] | None:
     if isinstance(said, Tokens):
         return None
     if isinstance(said, Text):

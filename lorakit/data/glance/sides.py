@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lorakit.data.identity import point
+from lorakit.data.conversations import split_point
 from lorakit.errors import UserError
 from lorakit.recipe.schema import Clean, Data, Source
 
@@ -28,7 +28,7 @@ def sides_of(rows: Sequence[Sequence[Row]], sources: Sequence[Source], share: fl
     held_out, trained = 0, [0] * len(sources)
     for number, (its, source) in enumerate(zip(rows, sources, strict=True)):
         for digest, examples in _taken(its, source.take):
-            if share is not None and point(digest) < share:
+            if share is not None and split_point(digest) < share:
                 held_out += examples
             else:
                 trained[number] += examples

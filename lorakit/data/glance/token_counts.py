@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorakit.data.conversations import Conversation, Message, Said, Text, Tokens
+from lorakit.data.conversations import Conversation, Message, RowContent, Text, Tokens
 
 _IGNORED = -100
 # Of a longer text only so much is encoded, and the count scaled.
@@ -67,7 +67,7 @@ class Counter:
     end: str = ""
     opening: int = 0
 
-    def shapes(self, said: Sequence[tuple[Said, str | None]], train_on: str) -> list[list[Shape]]:
+    def shapes(self, said: Sequence[tuple[RowContent, str | None]], train_on: str) -> list[list[Shape]]:
         """The examples of each row (what it says, and the system prompt for rows without one)."""
         found: list[list[Shape]] = [[] for _ in said]
         pieces: list[tuple[int, _Piece]] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 from lorakit.bounds import TooLong, bounded
 from lorakit.data.glance.token_counts import FAULTS, Counter
-from lorakit.data.powers import with_small_numbers
+from lorakit.data.template_source import compile_bounded
 from lorakit.errors import UserError
 
 _SAMPLE = "lorakitsample"
@@ -70,7 +70,7 @@ def check_template_variables(folder: Path | None, template: Path | None, values:
     """
     from jinja2 import TemplateSyntaxError
 
-    from lorakit.data.template_variables import variables_of
+    from lorakit.data.template_source import find_variables
 
     texts, config = templates_here(folder, template), _json(folder / "tokenizer_config.json") if folder else {}
     if not texts:
@@ -79,7 +79,7 @@ def check_template_variables(folder: Path | None, template: Path | None, values:
     words = (name for name, value in config.items() if name.endswith("_token") and value)
     given = frozenset({"messages", "tools", "documents", "add_generation_prompt", *environment.globals, *words})
     try:
-        read = variables_of(environment, [_without_marks(text) for text in texts.values()], given)
+        read = find_variables(environment, [_without_marks(text) for text in texts.values()], given)
     except TemplateSyntaxError:
         return
     read.check(values)
@@ -124,7 +124,7 @@ def _writer(texts: dict[str, str], words: dict[str, str], variables: Mapping[str
     environment, compiled = _environment(), {}
     for name, text in texts.items():
         try:
-            compiled[name] = with_small_numbers(environment, _without_marks(text))
+            compiled[name] = compile_bounded(environment, _without_marks(text))
         except TemplateError:  # `lorakit data` says so; here the rows are estimated
             return None
 

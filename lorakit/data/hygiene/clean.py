@@ -9,12 +9,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from lorakit.data.conversations import Conversation, Message, Said, Text, Tokens
+from lorakit.data.chat_template.controls import ControlTexts
+from lorakit.data.conversations import Conversation, Message, RowContent, Text, Tokens
 from lorakit.data.hygiene.markup import html
 from lorakit.data.hygiene.noise import noise
 from lorakit.data.hygiene.places import Found, Place
 from lorakit.data.hygiene.triviality import trivial
-from lorakit.data.rendering.controls import ControlTexts
 
 _ROUNDS = 4
 # The encodings of one byte a character that ftfy undoes (ftfy.chardata.CHARMAP_ENCODINGS).
@@ -105,8 +105,8 @@ CHECKS: dict[str, Check] = {"encoding": encoding, "html": html, "noise": noise}
 
 
 def clean(
-    said: Said, wanted: Mapping[str, str], controls: ControlTexts | None = None
-) -> tuple[Said | None, list[Finding]]:
+    said: RowContent, wanted: Mapping[str, str], controls: ControlTexts | None = None
+) -> tuple[RowContent | None, list[Finding]]:
     """The row put right, or None where it is to be left out, and all that was found in it.
 
     `wanted` has an action (off, report, fix, error) for `encoding`, `html`, `noise`, `trivial` and, where the model's

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lorakit.data.conversations import Conversation, Message, Said, Tokens
+from lorakit.data.conversations import Conversation, Message, RowContent, Tokens
 from lorakit.data.hygiene.near import signatures, token_text
 from lorakit.data.hygiene.style import language, measures
 
@@ -64,7 +64,7 @@ def of_rows(whole: TraitArrays, rows: np.ndarray) -> TraitArrays:
     return TraitArrays(**some)  # type: ignore[arg-type]
 
 
-def traits(saids: Sequence[Said], near: bool, style: bool = True) -> TraitArrays:
+def traits(saids: Sequence[RowContent], near: bool, style: bool = True) -> TraitArrays:
     """The traits of these rows: signatures only where `near`, measures of style only where `style`.
 
     Equal rows have equal traits in every process and every version of Python.
@@ -88,7 +88,7 @@ def traits(saids: Sequence[Said], near: bool, style: bool = True) -> TraitArrays
     )
 
 
-def _hashed(said: Said) -> tuple[bytes, bytes, bytes]:
+def _hashed(said: RowContent) -> tuple[bytes, bytes, bytes]:
     """The hashes of the whole (16 bytes), of the prompt and of the last answer (8 bytes each)."""
     if isinstance(said, Tokens):
         ids = np.array(said.input_ids, np.int64)
@@ -121,7 +121,7 @@ def _last_answer(said: Conversation) -> int | None:
     return len(roles) - 1 - roles[::-1].index("assistant") if "assistant" in roles else None
 
 
-def _answer(said: Said) -> str:
+def _answer(said: RowContent) -> str:
     if isinstance(said, Tokens):
         return ""
     if not isinstance(said, Conversation):
@@ -130,7 +130,7 @@ def _answer(said: Said) -> str:
     return "" if last is None else said.messages[last].get("content") or ""
 
 
-def _content(said: Said) -> str:
+def _content(said: RowContent) -> str:
     """What near-duplicates are compared by: no system prompts, for rows that share a long one would all be alike."""
     if isinstance(said, Tokens):
         return token_text(said.input_ids)

@@ -8,9 +8,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from lorakit.data.chat_template.spans import RenderedTurn, TemplatedRow
+from lorakit.data.chat_template.template import ChatTemplate, has_thinking
 from lorakit.data.conversations import Message
-from lorakit.data.rendering.template import ChatTemplate, thinks
-from lorakit.data.rendering.turns import Talk, Turn
 from lorakit.data.rows import RowError
 
 # A longer system prompt that stands in a prompt is there because the template wrote it.
@@ -19,23 +19,23 @@ _REMEDY = "give another model.chat_template"
 TEMPLATED = "this row looks templated already (give its texts without the chat template's marks)"
 
 
-def refuse_unwritten(talk: Talk, turn: Turn) -> None:
+def refuse_unwritten(talk: TemplatedRow, turn: RenderedTurn) -> None:
     """Refuse a turn of whose question or answer the template leaves something out."""
     message = talk.messages[turn.index]
     for index in _asking(talk.messages, turn.index):
         _refuse_unwritten_question(talk, turn, index)
     calls = message.get("tool_calls") or []
-    if not calls and not thinks(message) and _in_frame(talk, turn, message["content"].strip()):
+    if not calls and not has_thinking(message) and _in_frame(talk, turn, message["content"].strip()):
         return
-    if thinks(message):
+    if has_thinking(message):
         _refuse_unwritten_text(talk, turn, "thinking")
-    if message["content"].strip() or not (calls or thinks(message)):
+    if message["content"].strip() or not (calls or has_thinking(message)):
         _refuse_unwritten_text(talk, turn, "content")
     for number in range(len(calls)):
         _refuse_unwritten_call(talk, turn, number)
 
 
-def refuse_unwritten_tools(talk: Talk, turn: Turn) -> None:
+def refuse_unwritten_tools(talk: TemplatedRow, turn: RenderedTurn) -> None:
     """Refuse a row with tools of which the model is told nothing."""
     if not talk.tools:
         return
@@ -43,7 +43,7 @@ def refuse_unwritten_tools(talk: Talk, turn: Turn) -> None:
     tool = {"name": mark, "description": mark, "parameters": {"type": "object", "properties": {}}}
     more = [*talk.tools, {"type": "function", "function": tool}]
     names = [str((tool.get("function") or tool).get("name", "")) for tool in talk.tools]
-    prompt = talk.template.write(talk.told[: turn.index], ask=True, tools=more, variables=turn.form.variables)
+    prompt = talk.template.write(talk.adapted[: turn.index], ask=True, tools=more, variables=turn.form.variables)
     if mark not in prompt or not all(name in turn.prompt for name in names):
         raise RowError(
             "the chat template does not write the tools (put them into the system prompt, leave them out, or "
@@ -51,7 +51,7 @@ def refuse_unwritten_tools(talk: Talk, turn: Turn) -> None:
         )
 
 
-def given_characters(talk: Talk, turn: Turn) -> int:
+def given_characters(talk: TemplatedRow, turn: RenderedTurn) -> int:
     """How many characters of a turn are given, where its message has a given beginning.
 
     Raises:
@@ -73,9 +73,9 @@ def given_characters(talk: Talk, turn: Turn) -> int:
     return len(before) + len(found)
 
 
-def refuse_loose_marks(talk: Talk) -> None:
+def refuse_loose_marks(talk: TemplatedRow) -> None:
     """Refuse a row with a stop token inside a message, where it would end a turn, or a beginning of sequence."""
-    for mark, why in marks_of(talk.template).items():
+    for mark, why in forbidden_texts(talk.template).items():
         for index, message in enumerate(talk.messages):
             if any(mark in text for text in _texts(message)):
                 raise RowError(f"a message contains the text {mark!r}, {why}", talk.where(index))
@@ -83,7 +83,7 @@ def refuse_loose_marks(talk: Talk) -> None:
             raise RowError(f"the tools contain the text {mark!r}, {why}")
 
 
-def marks_of(template: ChatTemplate) -> dict[str, str]:
+def forbidden_texts(template: ChatTemplate) -> dict[str, str]:
     """The texts that no message may contain, and why."""
     begins = f"the beginning of sequence of this model: {TEMPLATED}"
     ends = (
@@ -128,7 +128,7 @@ def _asking(messages: list[Message], index: int) -> Iterator[int]:
     yield from (before for before in range(at) if messages[before]["role"] == "system")
 
 
-def _refuse_unwritten_question(talk: Talk, turn: Turn, index: int) -> None:
+def _refuse_unwritten_question(talk: TemplatedRow, turn: RenderedTurn, index: int) -> None:
     message = talk.messages[index]
     role, content = message["role"], message["content"].strip()
     if role not in ("assistant", "system") and content in turn.prompt:
@@ -146,7 +146,7 @@ def _refuse_unwritten_question(talk: Talk, turn: Turn, index: int) -> None:
     )
 
 
-def _in_frame(talk: Talk, turn: Turn, content: str) -> bool:
+def _in_frame(talk: TemplatedRow, turn: RenderedTurn, content: str) -> bool:
     """Whether the answer stands in what the template writes around any, white space aside."""
     before, behind = talk.template.frame
     said = turn.said
@@ -155,7 +155,7 @@ def _in_frame(talk: Talk, turn: Turn, content: str) -> bool:
     return said[len(before) : len(said) - len(behind)].strip() == content
 
 
-def _refuse_unwritten_text(talk: Talk, turn: Turn, field: str) -> None:
+def _refuse_unwritten_text(talk: TemplatedRow, turn: RenderedTurn, field: str) -> None:
     """White space aside, a text of the answer must stand in the turn as it is."""
     message = talk.messages[turn.index]
     text, mark = message[field], _mark(turn.text)
@@ -169,7 +169,7 @@ def _refuse_unwritten_text(talk: Talk, turn: Turn, field: str) -> None:
         raise _unwritten(talk, turn, field)
 
 
-def _stands(text: str, turn: Turn) -> bool:
+def _stands(text: str, turn: RenderedTurn) -> bool:
     """Whether a text ends in the turn: its beginning may be what the prompt wrote of it, such as <think>."""
     said = _squeezed(turn.said)
     if text in said:
@@ -178,7 +178,7 @@ def _stands(text: str, turn: Turn) -> bool:
     return any(before.endswith(text[:at]) and said.startswith(text[at:]) for at in range(1, len(text)))
 
 
-def _refuse_unwritten_call(talk: Talk, turn: Turn, number: int) -> None:
+def _refuse_unwritten_call(talk: TemplatedRow, turn: RenderedTurn, number: int) -> None:
     message, mark = talk.messages[turn.index], _mark(turn.text)
     calls = [*message["tool_calls"]]
     function = calls[number]["function"]
@@ -192,7 +192,7 @@ def _refuse_unwritten_call(talk: Talk, turn: Turn, number: int) -> None:
         )
 
 
-def _said_instead(talk: Talk, turn: Turn, message: Message) -> tuple[str, str]:
+def _said_instead(talk: TemplatedRow, turn: RenderedTurn, message: Message) -> tuple[str, str]:
     """What the turn would say with another message, and what would stand behind its end."""
     text = talk.answered(turn.index, message, turn.form)
     if text is None:
@@ -203,7 +203,7 @@ def _said_instead(talk: Talk, turn: Turn, message: Message) -> tuple[str, str]:
     return text[len(turn.prompt) : stop.start()], text[stop.end() :]
 
 
-def _unwritten(talk: Talk, turn: Turn, field: str) -> RowError:
+def _unwritten(talk: TemplatedRow, turn: RenderedTurn, field: str) -> RowError:
     what, remedy = (
         ("thinking", f"write it into the content, leave it out, or {_REMEDY}")
         if field == "thinking"

@@ -10,9 +10,9 @@ from jinja2 import Template, TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from lorakit.bounds import TooLong, bounded
-from lorakit.data.powers import with_small_numbers
-from lorakit.data.rendering.habits import TOOL, Told
+from lorakit.data.chat_template.template_probe import TOOL, TemplateMessage
 from lorakit.data.rows import RowError
+from lorakit.data.template_source import compile_bounded
 from lorakit.errors import UserError
 
 # A template writes a conversation in milliseconds.
@@ -40,7 +40,7 @@ class Renderer:
 
     def write(
         self,
-        told: list[Told],
+        told: list[TemplateMessage],
         ask: bool = False,
         tools: list[dict[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
@@ -103,13 +103,13 @@ class Renderer:
             raise NoChatTemplate(_NO_TEMPLATE + (others if names else ""))
         source = self.tokenizer.get_chat_template(tools=tools)
         if "*" in source:  # never compiled without these bounds: jinja computes constants while it compiles
-            compiled = with_small_numbers(_compile_jinja_template("").environment, source)
+            compiled = compile_bounded(_compile_jinja_template("").environment, source)
         else:
             compiled = _compile_jinja_template(source)
         return compiled, {**compiled.globals, **self.tokenizer.special_tokens_map}
 
 
-def _refuse_much_around(text: str, told: list[Told], tools: list[dict[str, Any]] | None) -> None:
+def _refuse_much_around(text: str, told: list[TemplateMessage], tools: list[dict[str, Any]] | None) -> None:
     if len(text) <= _AROUND:
         return
     said = len(json.dumps([told, tools], default=str))

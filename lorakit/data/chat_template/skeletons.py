@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from lorakit.data.chat_template.spans import Span
+from lorakit.data.chat_template.template import ChatTemplate
+from lorakit.data.chat_template.template_probe import TemplateMessage
+from lorakit.data.chat_template.watched import content
 from lorakit.data.conversations import Message
-from lorakit.data.rendering.habits import Told
-from lorakit.data.rendering.template import ChatTemplate
-from lorakit.data.rendering.turns import Span
-from lorakit.data.rendering.watched import content
 from lorakit.data.rows import RowError
 
 # White space that no template writes, and in the middle all that an escaping or a change of case would touch.
@@ -68,7 +68,7 @@ class _Watching(ChatTemplate):
 
     def write(
         self,
-        told: list[Told],
+        told: list[TemplateMessage],
         ask: bool = False,
         tools: list[dict[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,

@@ -8,15 +8,15 @@ from typing import Any, ClassVar
 
 from jinja2 import TemplateSyntaxError
 
+from lorakit.data.chat_template import template_probe as probe
+from lorakit.data.chat_template import watched
+from lorakit.data.chat_template.controls import ControlTexts, find_control_texts, select_single_tokens
+from lorakit.data.chat_template.renderer import Renderer
+from lorakit.data.chat_template.template_probe import CallForm, TemplateMessage, Write
+from lorakit.data.chat_template.thoughts import ThoughtFormat, find_thoughts
 from lorakit.data.conversations import Message
-from lorakit.data.rendering import habits, watched
-from lorakit.data.rendering.controls import ControlTexts, control_texts, read_as_tokens
-from lorakit.data.rendering.dates import clock_on
-from lorakit.data.rendering.habits import CallForm, Told, Write
-from lorakit.data.rendering.renderer import Renderer
-from lorakit.data.rendering.thoughts import Thoughts, find_thoughts
 from lorakit.data.rows import RowError
-from lorakit.data.template_variables import Variables, variables_of, written
+from lorakit.data.template_source import TemplateVariables, as_yaml, clock_at, find_variables
 from lorakit.errors import UserError
 
 
@@ -38,7 +38,7 @@ class ChatTemplate:
         """Without what is found out on the way: compiled templates cannot be handed to another process."""
         return {named.name: getattr(self, named.name) for named in fields(self)}
 
-    def told(self, message: Message) -> Told:
+    def adapt(self, message: Message) -> TemplateMessage:
         """A message in the form that the template reads.
 
         Raises:
@@ -51,7 +51,7 @@ class ChatTemplate:
             for key, value in message.items()
             if key not in ("train", "thinking", "begun") and value is not None
         }
-        if thinks(message):
+        if has_thinking(message):
             if not self._thinking_names and self.thoughts is None:
                 raise RowError(
                     "the chat template does not write thinking (write it into the content, leave it out, or give "
@@ -66,11 +66,11 @@ class ChatTemplate:
                 "the chat template does not write tool calls (write them into the content, leave them out, or give "
                 "another model.chat_template)"
             )
-        return self._call_form.told(told)
+        return self._call_form.adapt(told)
 
     def write(
         self,
-        told: list[Told],
+        told: list[TemplateMessage],
         ask: bool = False,
         tools: list[dict[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
@@ -84,13 +84,13 @@ class ChatTemplate:
             UserError: the template is no valid Jinja, or there is none.
         """
         if roles := self._roles_in_parts:
-            told = [habits.in_parts(message, roles) for message in told]
+            told = [probe.as_parts(message, roles) for message in told]
         return self._renderer.write(told, ask, tools, variables)
 
     @cached_property
     def values(self) -> dict[str, Any]:
         """What the template is given besides the conversation: the recipe's variables, and the clock of its day."""
-        return {**self.variables, **({"strftime_now": clock_on(self.date)} if self.date else {})}
+        return {**self.variables, **({"strftime_now": clock_at(self.date)} if self.date else {})}
 
     @cached_property
     def _renderer(self) -> Renderer:
@@ -118,20 +118,20 @@ class ChatTemplate:
     @cached_property
     def stops(self) -> frozenset[str]:
         """The texts of all tokens that end a turn."""
-        ended = habits.stops_of_answers(self.write, self.ends, self._special)
+        ended = probe.find_answer_stops(self.write, self.ends, self._special)
         form = self._call_form
-        return ended if form is None else habits.stops_of_calls(self._write_calls, form, ended, self._special)
+        return ended if form is None else probe.find_call_stops(self._write_calls, form, ended, self._special)
 
     @cached_property
     def stop(self) -> re.Pattern[str]:
         """Any of `stops`."""
-        return habits.longest_first(self.stops)
+        return probe.compile_alternation(self.stops)
 
     @cached_property
     def beginning(self) -> str | None:
         """The text of the beginning of sequence, where the tokenizer reads it in a text as that token."""
         word: str | None = self.tokenizer.bos_token
-        return word if word and read_as_tokens(self.tokenizer, {word}) else None
+        return word if word and select_single_tokens(self.tokenizer, {word}) else None
 
     @cached_property
     def marks(self) -> frozenset[str]:
@@ -146,17 +146,17 @@ class ChatTemplate:
     @cached_property
     def controls(self) -> ControlTexts:
         """What no text of a row should spell."""
-        return control_texts(self.tokenizer, self.write if self.tokenizer.chat_template else None, self.told)
+        return find_control_texts(self.tokenizer, self.write if self.tokenizer.chat_template else None, self.adapt)
 
     @cached_property
     def frame(self) -> tuple[str, str]:
         """What the template writes before and behind the text of an answer, between the prompt and the stop."""
         if self.without_thoughts:
             write: Write = partial(self.write, variables=self.without_thoughts)
-            return habits.frame(write, self.stop, self._answer_follower, "")
+            return probe.find_frame(write, self.stop, self._answer_follower, "")
         if self.thoughts is None or not self.thoughts.opened:
-            return habits.frame(self.write, self.stop, self._answer_follower, "")
-        before, behind = habits.frame(self.write, self.stop, self._answer_follower, self.thoughts.tail)
+            return probe.find_frame(self.write, self.stop, self._answer_follower, "")
+        before, behind = probe.find_frame(self.write, self.stop, self._answer_follower, self.thoughts.tail)
         return (self.thoughts.written("", before) if self.thoughts.tail else before), behind
 
     @cached_property
@@ -176,15 +176,15 @@ class ChatTemplate:
 
     @cached_property
     def _answer_follower(self) -> str:
-        return habits.follower(self.write, None, habits.longest_first(self.ends))
+        return probe.find_following_stop(self.write, None, probe.compile_alternation(self.ends))
 
     @cached_property
     def _call_follower(self) -> str:
-        return habits.follower(self._write_calls, self._call_form, habits.longest_first(self.ends))
+        return probe.find_following_stop(self._write_calls, self._call_form, probe.compile_alternation(self.ends))
 
     @cached_property
     def _call_form(self) -> CallForm | None:
-        return habits.call_form(self._write_calls)
+        return probe.find_call_form(self._write_calls)
 
     @cached_property
     def _thinking_names(self) -> tuple[str, ...]:
@@ -192,12 +192,12 @@ class ChatTemplate:
 
     @cached_property
     def _names_of_answers(self) -> tuple[str, ...]:
-        return habits.thinking_names(self.write, habits.answering())
+        return probe.find_thinking_names(self.write, probe.sample_answer())
 
     @cached_property
     def _names_of_calls(self) -> tuple[str, ...]:
         form = self._call_form
-        return habits.thinking_names(self._write_calls, form.told(habits.calling())) if form else ()
+        return probe.find_thinking_names(self._write_calls, form.adapt(probe.sample_call())) if form else ()
 
     def apart(self, messages: list[Message]) -> list[Message]:
         """Messages whose texts have thoughts in them (between the template's own marks) with these apart, where the
@@ -217,7 +217,7 @@ class ChatTemplate:
         return bool(self._names_of_calls if message.get("tool_calls") else self._names_of_answers)
 
     @cached_property
-    def thoughts(self) -> Thoughts | None:
+    def thoughts(self) -> ThoughtFormat | None:
         """How thoughts stand before answers; None where the template knows none."""
         answers = self._names_of_answers
         form, calls = (None, ()) if answers else (self._call_form, self._names_of_calls)
@@ -229,12 +229,10 @@ class ChatTemplate:
     def without_thoughts(self) -> dict[str, Any]:
         """The variable with which the prompt opens no thought, where it otherwise opens one that the text of an answer
         without a thought does not have; empty where there is none."""
-        if habits.follows_prompt(self.write):
+        if probe.follows_prompt(self.write):
             return {}
         tried = (
-            one
-            for one in self.reads.to_try(self.variables)
-            if habits.follows_prompt(partial(self.write, variables=one))
+            one for one in self.reads.to_try(self.variables) if probe.follows_prompt(partial(self.write, variables=one))
         )
         return next(tried, {})
 
@@ -243,7 +241,7 @@ class ChatTemplate:
         """What is to be said of rows that are trained with `without_thoughts`."""
         return (
             "answers without thinking are trained behind the prompt that the chat template writes with "
-            f"{written(self.without_thoughts)}: ask the model in the same way"
+            f"{as_yaml(self.without_thoughts)}: ask the model in the same way"
         )
 
     @cached_property
@@ -252,12 +250,12 @@ class ChatTemplate:
         return {}
 
     @cached_property
-    def reads(self) -> Variables:
+    def reads(self) -> TemplateVariables:
         """The variables that the template reads."""
         compiled, known = self._renderer.without_tools
         given = frozenset({"messages", "tools", "documents", "add_generation_prompt", *known})
-        sources = {self._renderer.source, str(self.tokenizer.get_chat_template(tools=[habits.TOOL]))}
-        return variables_of(compiled.environment, sorted(sources), given)
+        sources = {self._renderer.source, str(self.tokenizer.get_chat_template(tools=[probe.TOOL]))}
+        return find_variables(compiled.environment, sorted(sources), given)
 
     def check_variables(self) -> None:
         """Refuse variables of the recipe that the template does not read, and values with which it fails.
@@ -273,31 +271,29 @@ class ChatTemplate:
                 "give a template with model.chat_template."
             )
         self.reads.check(self.variables)
-        for messages, _ in habits.samples(replace(self, variables={}).write, habits.answering()):
+        for messages, _ in probe.render_samples(replace(self, variables={}).write, probe.sample_answer()):
             try:
                 self.write(messages)
             except RowError as error:
-                said = written(self.variables)
+                said = as_yaml(self.variables)
                 raise UserError(f"model.template_variables: {said}: {error}. Write other values.") from error
 
     @cached_property
     def _roles_in_parts(self) -> frozenset[str]:
-        return habits.roles_in_parts(self._renderer.write)
+        return probe.find_roles_in_parts(self._renderer.write)
 
     @cached_property
     def _write_calls(self) -> Write:
         """Some tokenizers have a template of its own for conversations with tools."""
-        return (
-            partial(self.write, tools=[habits.TOOL]) if isinstance(self.tokenizer.chat_template, dict) else self.write
-        )
+        return partial(self.write, tools=[probe.TOOL]) if isinstance(self.tokenizer.chat_template, dict) else self.write
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
         """Any special token, the longest that fits."""
         words = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        return habits.longest_first(frozenset({*words, *self.tokenizer.all_special_tokens, *self.ends}))
+        return probe.compile_alternation(frozenset({*words, *self.tokenizer.all_special_tokens, *self.ends}))
 
 
-def thinks(message: Message) -> bool:
+def has_thinking(message: Message) -> bool:
     """Whether there is thinking to be written."""
     return bool((message.get("thinking") or "").strip())

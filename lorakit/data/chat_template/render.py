@@ -9,14 +9,18 @@ the turns that stand in it as the model would have said them. Where that cannot 
 
 from dataclasses import dataclass
 
+from lorakit.data.chat_template.answers import find_turn
+from lorakit.data.chat_template.renderer import REFUSES
+from lorakit.data.chat_template.skeletons import shape_of, skeletons
+from lorakit.data.chat_template.spans import RenderedTurn, TemplatedRow
+from lorakit.data.chat_template.spans import Span as Span
+from lorakit.data.chat_template.template import ChatTemplate as ChatTemplate
+from lorakit.data.chat_template.template_checks import (
+    refuse_half_characters,
+    refuse_loose_marks,
+    refuse_unwritten_tools,
+)
 from lorakit.data.conversations import Conversation, Message, Text
-from lorakit.data.rendering.answers import turn_of
-from lorakit.data.rendering.exactness import refuse_half_characters, refuse_loose_marks, refuse_unwritten_tools
-from lorakit.data.rendering.renderer import REFUSES
-from lorakit.data.rendering.skeletons import shape_of, skeletons
-from lorakit.data.rendering.template import ChatTemplate as ChatTemplate
-from lorakit.data.rendering.turns import Span as Span
-from lorakit.data.rendering.turns import Talk, Turn
 from lorakit.data.rows import RowError
 
 # Conversations of more shapes than this are rendered in full.
@@ -51,7 +55,7 @@ def render(said: Conversation | Text, template: ChatTemplate) -> list[Rendered]:
         return [_document(said.text, template)]
     messages, inserted = _prepared(template.apart(_joined(said.messages)), template.system)
     known = None if said.tools else _known(messages, template)
-    return known or _in_full(Talk(messages, said.tools or None, template, inserted))
+    return known or _in_full(TemplatedRow(messages, said.tools or None, template, inserted))
 
 
 def _known(messages: list[Message], template: ChatTemplate) -> list[Rendered] | None:
@@ -77,17 +81,17 @@ def _known(messages: list[Message], template: ChatTemplate) -> list[Rendered] | 
 
 
 def _in_full_with(messages: list[Message], template: ChatTemplate) -> list[Rendered]:
-    return _in_full(Talk(messages, None, template, 0))
+    return _in_full(TemplatedRow(messages, None, template, 0))
 
 
-def _in_full(talk: Talk) -> list[Rendered]:
+def _in_full(talk: TemplatedRow) -> list[Rendered]:
     messages, template = talk.messages, talk.template
     trained = _trained(messages, template.train_on)
     everything = template.train_on == "all"
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     refuse_loose_marks(talk)
     try:
-        turns = [turn_of(talk, index) for index in (answers if everything else trained)]
+        turns = [find_turn(talk, index) for index in (answers if everything else trained)]
     except RowError as error:
         _blame_the_system_prompt(error, talk)
         raise
@@ -160,20 +164,20 @@ def _trained(messages: list[Message], train_on: str) -> list[int]:
     return trained
 
 
-def _blame_the_system_prompt(error: RowError, talk: Talk) -> None:
+def _blame_the_system_prompt(error: RowError, talk: TemplatedRow) -> None:
     """Say so where the template takes the conversation without its system prompt."""
     if error.reason != REFUSES or talk.messages[0]["role"] != "system":
         return
     try:
-        talk.template.write(talk.told[1:], tools=talk.tools)
+        talk.template.write(talk.adapted[1:], tools=talk.tools)
     except RowError:
         return  # the first error says it
     raise RowError("the chat template refuses a system prompt (put it into the first user message)", error.case)
 
 
-def _grouped(turns: list[Turn], talk: Talk) -> list[list[Turn]]:
+def _grouped(turns: list[RenderedTurn], talk: TemplatedRow) -> list[list[RenderedTurn]]:
     """The turns that stand in one text as they do when they are the last; the last of a group has that text."""
-    groups: list[list[Turn]] = []
+    groups: list[list[RenderedTurn]] = []
     for turn in reversed(turns):
         group = next((group for group in groups if group[-1].text.startswith(turn.whole)), None)
         if group is None:
@@ -185,7 +189,7 @@ def _grouped(turns: list[Turn], talk: Talk) -> list[list[Turn]]:
     return groups[::-1]
 
 
-def _rendered(group: list[Turn], trained: set[int], everything: bool) -> Rendered:
+def _rendered(group: list[RenderedTurn], trained: set[int], everything: bool) -> Rendered:
     spans = tuple(turn.trained for turn in group if turn.index in trained)
     skipped = tuple((turn.span.start, turn.span.end) for turn in group if turn.index not in trained)
     note = next((turn.note for turn in group if turn.note and turn.index in trained), "")

@@ -8,18 +8,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lorakit.data.conversations import Message
-from lorakit.data.rendering.habits import (
+from lorakit.data.chat_template.template_probe import (
     ANSWER,
     THOUGHT,
     CallForm,
     Write,
-    answering,
-    calling,
-    common,
-    prompt_of,
-    samples,
+    common_prefix_length,
+    render_prompt,
+    render_samples,
+    sample_answer,
+    sample_call,
 )
+from lorakit.data.conversations import Message
 
 _MARK = re.compile(r"[<\[][^<>\[\]\s]+[>\]]")
 # A mark at the end of a prompt, and the word behind it: <think>, [THINK], <|channel>thought.
@@ -27,7 +27,7 @@ _LAST_MARK = re.compile(r"([<\[][^<>\[\]\s]+[>\]]\w*)\s*$")
 
 
 @dataclass(frozen=True)
-class Thoughts:
+class ThoughtFormat:
     """How thoughts are written.
 
     `tail`: what the prompt ends with that the text of an answer lacks. `before` and `after`: what the model writes
@@ -44,7 +44,7 @@ class Thoughts:
     skips: bool = False
     """The prompt has an empty thought in it: behind it there is none."""
 
-    def behind(self, prompt: str) -> "Thoughts | None":
+    def behind(self, prompt: str) -> "ThoughtFormat | None":
         """The same behind this prompt, which may open a thought where others do not, or the other way round (after a
         tool's answer); None where it is not known how a thought begins there."""
         mark = _LAST_MARK.search(prompt)
@@ -89,7 +89,7 @@ class Thoughts:
 
 def find_thoughts(
     write: Write, names: tuple[str, ...], form: CallForm | None, calls_names: tuple[str, ...], known: str
-) -> Thoughts | None:
+) -> ThoughtFormat | None:
     """How thoughts are written, or could be; None where the template knows none.
 
     `names`: those under which the template reads the thought of an answer; `calls_names`: of an answer with calls.
@@ -98,11 +98,11 @@ def find_thoughts(
     tail, generation = _tail_of_prompt(write)
     marks = _MARK.findall(tail)
     if len(marks) > 1 and marks[-1] in _closing(marks[0]):
-        return Thoughts(tail, "", "", marks[0], marks[-1], opened=False, skips=True)
+        return ThoughtFormat(tail, "", "", marks[0], marks[-1], opened=False, skips=True)
     if names:
-        found = next(_around(write, answering(), names, ANSWER), None)
+        found = next(_around(write, sample_answer(), names, ANSWER), None)
     elif calls_names and form:
-        found = next(_around(write, form.told(calling()), calls_names, ""), None)
+        found = next(_around(write, form.adapt(sample_call()), calls_names, ""), None)
     else:
         found = _mirrored(tail, known)
     if found is None:
@@ -112,26 +112,26 @@ def find_thoughts(
     if not (opens and closes):
         return None
     opened = not before.strip() and generation.rstrip().endswith(opens[1])
-    return Thoughts(tail, before, behind, opens[1], closes[0], opened)
+    return ThoughtFormat(tail, before, behind, opens[1], closes[0], opened)
 
 
 def _tail_of_prompt(write: Write) -> tuple[str, str]:
     """What the prompt ends with that the text of an answer lacks, and all that it writes for the answer to come."""
-    for messages, text in samples(write, answering()):
-        prompt = prompt_of(write, messages)
+    for messages, text in render_samples(write, sample_answer()):
+        prompt = render_prompt(write, messages)
         if not prompt:
             continue
-        mark, at = _LAST_MARK.search(prompt), common(prompt, text)
+        mark, at = _LAST_MARK.search(prompt), common_prefix_length(prompt, text)
         if mark and mark.start() < at < mark.start() + len(mark[1]):
             at = mark.start()  # <think> and </think> begin alike
-        return prompt[at:], prompt[common(prompt, write(messages[:-1])) :]
+        return prompt[at:], prompt[common_prefix_length(prompt, write(messages[:-1])) :]
     return "", ""
 
 
 def _around(write: Write, answer: Message, names: tuple[str, ...], content: str) -> Iterator[tuple[str, str]]:
     """What the template writes before a thought, and between it and the rest of the answer."""
-    for messages, text in samples(write, answer | dict.fromkeys(names, THOUGHT)):
-        prompt = prompt_of(write, messages)
+    for messages, text in render_samples(write, answer | dict.fromkeys(names, THOUGHT)):
+        prompt = render_prompt(write, messages)
         if not text.startswith(prompt) or text.count(THOUGHT) != 1:
             continue
         before, _, rest = text.removeprefix(prompt).partition(THOUGHT)

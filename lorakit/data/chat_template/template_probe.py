@@ -15,7 +15,7 @@ from typing import Any
 
 from lorakit.data.rows import RowError
 
-Told = dict[str, Any]
+TemplateMessage = dict[str, Any]
 """A message as a template reads it."""
 
 Write = Callable[..., str]
@@ -33,7 +33,7 @@ _IN_PARTS = tuple(
     for roles in ((), ("system", "user", "assistant", "tool"), ("system", "user", "tool"), ("user",), ("assistant",))
 )
 
-_EMPTY_CONTENTS: tuple[Told, ...] = ({"content": ""}, {"content": None}, {})
+_EMPTY_CONTENTS: tuple[TemplateMessage, ...] = ({"content": ""}, {"content": None}, {})
 
 TOOL = {"type": "function", "function": {"name": "sample", "description": "A sample.", "parameters": {}}}
 
@@ -43,9 +43,9 @@ class CallForm:
     """How a template wants a call's arguments, and the content of an answer that says nothing else."""
 
     as_text: bool
-    empty: Told
+    empty: TemplateMessage
 
-    def told(self, message: Told) -> Told:
+    def adapt(self, message: TemplateMessage) -> TemplateMessage:
         """The message of an answer with calls in this form."""
         if not message["content"]:
             message = {key: value for key, value in message.items() if key != "content"} | self.empty
@@ -54,13 +54,13 @@ class CallForm:
         return message
 
 
-def call_form(write: Write) -> CallForm | None:
+def find_call_form(write: Write) -> CallForm | None:
     """The first form in which the template writes calls, and nothing of them as Python; None if there is none."""
     arguments = {_KEY: _VALUE}
     for as_text, empty in product((False, True), _EMPTY_CONTENTS):
         form = CallForm(as_text, empty)
-        for messages, text in samples(write, form.told(calling())):
-            prompt = prompt_of(write, messages)
+        for messages, text in render_samples(write, form.adapt(sample_call())):
+            prompt = render_prompt(write, messages)
             said = text.removeprefix(prompt)
             python = str(arguments) in said or "'arguments'" in said or "None" in said
             if _NAME in said and _KEY in said and _VALUE in said and not python:
@@ -68,37 +68,37 @@ def call_form(write: Write) -> CallForm | None:
     return None
 
 
-def thinking_names(write: Write, answer: Told) -> tuple[str, ...]:
+def find_thinking_names(write: Write, answer: TemplateMessage) -> tuple[str, ...]:
     """The names under which the template reads the thinking of a sample and writes it once; none if it never does."""
     for names in _THINKING_NAMES:
         thoughtful = answer | dict.fromkeys(names, THOUGHT)
-        if any(text.count(THOUGHT) == 1 for _, text in samples(write, thoughtful)):
+        if any(text.count(THOUGHT) == 1 for _, text in render_samples(write, thoughtful)):
             return names
     return ()
 
 
-def stops_of_answers(write: Write, ends: frozenset[str], special: re.Pattern[str]) -> frozenset[str]:
+def find_answer_stops(write: Write, ends: frozenset[str], special: re.Pattern[str]) -> frozenset[str]:
     """The known ends, and the special token with which the template ends an answer where it writes none of these."""
-    behind = next((text.partition(ANSWER)[2] for _, text in samples(write, answering())), "")
+    behind = next((text.partition(ANSWER)[2] for _, text in render_samples(write, sample_answer())), "")
     found = special.findall(behind)
     return ends if ends & set(found) else ends | set(found[:1])
 
 
-def stops_of_calls(write: Write, form: CallForm, ends: frozenset[str], special: re.Pattern[str]) -> frozenset[str]:
+def find_call_stops(write: Write, form: CallForm, ends: frozenset[str], special: re.Pattern[str]) -> frozenset[str]:
     """The same for calls. Behind the arguments stand first the tokens that close the call itself, if any."""
-    behind = next((text.rpartition(_VALUE)[2] for _, text in samples(write, form.told(calling()))), "")
+    behind = next((text.rpartition(_VALUE)[2] for _, text in render_samples(write, form.adapt(sample_call()))), "")
     found = special.findall(behind)
     return ends if ends & set(found) else ends | set(found[-1:])
 
 
-def follower(write: Write, form: CallForm | None, stop: re.Pattern[str]) -> str:
+def find_following_stop(write: Write, form: CallForm | None, stop: re.Pattern[str]) -> str:
     """What stands behind an answer, or behind a call where there is a form, up to a stop that belongs to what follows.
 
     GLM 4 ends nothing: it stops at the header of the next message, <|user|> or <|observation|>.
     """
-    answer = form.told(calling()) if form else answering()
+    answer = form.adapt(sample_call()) if form else sample_answer()
     following = {"role": "tool" if form else "user", "content": QUESTION, "name": _NAME, "tool_call_id": "sample123"}
-    for messages, text in samples(write, answer):
+    for messages, text in render_samples(write, answer):
         try:
             longer = write([*messages, following])
         except RowError:
@@ -110,11 +110,11 @@ def follower(write: Write, form: CallForm | None, stop: re.Pattern[str]) -> str:
     return ""
 
 
-def frame(write: Write, stop: re.Pattern[str], follower: str, tail: str) -> tuple[str, str]:
+def find_frame(write: Write, stop: re.Pattern[str], follower: str, tail: str) -> tuple[str, str]:
     """What the template writes before and behind the text of an answer, between the prompt without its `tail` and the
     stop."""
-    for messages, text in samples(write, answering()):
-        prompt = prompt_of(write, messages).removesuffix(tail)
+    for messages, text in render_samples(write, sample_answer()):
+        prompt = render_prompt(write, messages).removesuffix(tail)
         end = stop.search(text + follower, len(prompt))
         said = text[len(prompt) : end.start()] if end and text.startswith(prompt) else ""
         if ANSWER in said:
@@ -125,10 +125,12 @@ def frame(write: Write, stop: re.Pattern[str], follower: str, tail: str) -> tupl
 
 def follows_prompt(write: Write) -> bool:
     """Whether the text of an answer begins with the prompt that asks for it, wherever the template takes a sample."""
-    return all(text.startswith(prompt_of(write, messages)) for messages, text in samples(write, answering()))
+    return all(
+        text.startswith(render_prompt(write, messages)) for messages, text in render_samples(write, sample_answer())
+    )
 
 
-def common(one: str, other: str) -> int:
+def common_prefix_length(one: str, other: str) -> int:
     """The length of the common beginning of two texts."""
     low, high = 0, min(len(one), len(other))
     while low < high:
@@ -137,12 +139,12 @@ def common(one: str, other: str) -> int:
     return low
 
 
-def longest_first(words: frozenset[str]) -> re.Pattern[str]:
+def compile_alternation(words: frozenset[str]) -> re.Pattern[str]:
     """Any of the words, the longest that fits."""
-    return re.compile(any_of(words))
+    return re.compile(alternation(words))
 
 
-def any_of(words: Iterable[str]) -> str:
+def alternation(words: Iterable[str]) -> str:
     """A regular expression for the longest of the words that fits: what they begin with alike is looked at once, for a
     tokenizer has thousands of them."""
     return _branches(sorted({*words} - {""})) or r"(?!)"
@@ -162,7 +164,7 @@ def _branches(words: list[str]) -> str:
     return "|".join(found)
 
 
-def roles_in_parts(write: Write) -> frozenset[str]:
+def find_roles_in_parts(write: Write) -> frozenset[str]:
     """The roles whose content the template writes only as a list of parts, as templates for images and texts do: the
     first of `_IN_PARTS` with which most samples are written whole."""
     tried = [(_whole_samples(partial(_write_parts, write, roles)), roles) for roles in _IN_PARTS]
@@ -173,13 +175,13 @@ def _whole_samples(write: Write) -> int:
     """How many samples are written with each of their texts, as texts."""
     return sum(
         all(text.count(message["content"]) >= times[message["content"]] for message in messages)
-        for messages, text in samples(write, answering())
+        for messages, text in render_samples(write, sample_answer())
         if "{'type'" not in text
         for times in [Counter(message["content"] for message in messages)]
     )
 
 
-def in_parts(told: Told, roles: frozenset[str]) -> Told:
+def as_parts(told: TemplateMessage, roles: frozenset[str]) -> TemplateMessage:
     """A message whose text is one part, where its role is one of `roles`."""
     content = told.get("content")
     if told["role"] not in roles or not isinstance(content, str):
@@ -187,22 +189,22 @@ def in_parts(told: Told, roles: frozenset[str]) -> Told:
     return told | {"content": [{"type": "text", "text": content}]}
 
 
-def _write_parts(write: Write, roles: frozenset[str], told: list[Told], **options: Any) -> str:
-    return write([in_parts(message, roles) for message in told], **options)
+def _write_parts(write: Write, roles: frozenset[str], told: list[TemplateMessage], **options: Any) -> str:
+    return write([as_parts(message, roles) for message in told], **options)
 
 
-def answering() -> Told:
+def sample_answer() -> TemplateMessage:
     """An answer."""
     return {"role": "assistant", "content": ANSWER}
 
 
-def calling() -> Told:
+def sample_call() -> TemplateMessage:
     """An answer that calls a tool."""
     call = {"type": "function", "id": "sample123", "function": {"name": _NAME, "arguments": {_KEY: _VALUE}}}
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
-def samples(write: Write, answer: Told) -> Iterator[tuple[list[Told], str]]:
+def render_samples(write: Write, answer: TemplateMessage) -> Iterator[tuple[list[TemplateMessage], str]]:
     """Conversations that end with this answer, and their text; those that the template does not take are left out."""
     question = {"role": "user", "content": QUESTION}
     for before in ([], [{"role": "system", "content": QUESTION}]):
@@ -213,7 +215,7 @@ def samples(write: Write, answer: Told) -> Iterator[tuple[list[Told], str]]:
             continue  # the sample is not the user's: what the template makes of his rows is said of them
 
 
-def prompt_of(write: Write, messages: list[Told]) -> str:
+def render_prompt(write: Write, messages: list[TemplateMessage]) -> str:
     """The text up to where the last of these messages begins; empty where the template does not take it."""
     try:
         return write(messages[:-1], ask=True)

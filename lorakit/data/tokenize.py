@@ -18,11 +18,10 @@ from functools import cached_property
 from itertools import accumulate, chain, pairwise
 from typing import Any
 
-from lorakit.data.encoded import IGNORED, Encoded
-from lorakit.data.rendering import Rendered, Span
-from lorakit.data.rendering.habits import any_of
+from lorakit.data.chat_template import Rendered, Span
+from lorakit.data.chat_template.template_probe import alternation
+from lorakit.data.conversations import IGNORED, Encoded
 from lorakit.data.rows import RowError
-from lorakit.data.words import Words
 
 # What is kept of earlier batches, in segments and characters: headers and system prompts come back, answers seldom.
 _KEPT, _LONGEST_KEPT = 10_000, 2_000
@@ -76,7 +75,7 @@ class Encoder:
 
     @cached_property
     def _edge_pattern(self) -> re.Pattern[str]:
-        return re.compile(f"({any_of(self._added)})")
+        return re.compile(f"({alternation(self._added)})")
 
     @cached_property
     def _splits(self) -> bool:
@@ -110,13 +109,9 @@ class Encoder:
         number: int | None = self.tokenizer.unk_token_id
         return number
 
-    @cached_property
-    def _words(self) -> Words:
-        return Words(self.tokenizer, self._tokens)
-
     def get_ready(self) -> None:
         """Find out about the tokenizer what is the same for all rows, so that forked processes know it already."""
-        _ = self._splits and self._words, self._joins_pieces, self.bos, self.unknown
+        _ = self._splits, self._joins_pieces, self.bos, self.unknown
 
     def unknown_in(self, text: str) -> str:
         """The first piece of a text that the tokenizer does not know; empty where it does not say."""
@@ -154,7 +149,7 @@ class Encoder:
         wanted = set(chain.from_iterable(parts for parts, _ in split))
         wanted.update(prefix for _, edges in split for _, _, prefix in edges)
         new = sorted(wanted - known.keys())  # in an order of their own, so that equal runs do equal work
-        known.update(zip(new, self._words.tokens(new), strict=True))
+        known.update(zip(new, self._tokens(new), strict=True))
         rows = [self._placed(parts, edges) for parts, edges in split]
         for segment in new:
             if len(segment) > _LONGEST_KEPT:

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from lorakit.data.rendering.exactness import given_characters, refuse_half_characters, refuse_unwritten
-from lorakit.data.rendering.habits import Told, common
-from lorakit.data.rendering.template import thinks
-from lorakit.data.rendering.turns import Form, Span, Talk, Turn
+from lorakit.data.chat_template.spans import AnswerForm, RenderedTurn, Span, TemplatedRow
+from lorakit.data.chat_template.template import has_thinking
+from lorakit.data.chat_template.template_checks import given_characters, refuse_half_characters, refuse_unwritten
+from lorakit.data.chat_template.template_probe import TemplateMessage, common_prefix_length
 from lorakit.data.rows import RowError
-from lorakit.data.template_variables import written
+from lorakit.data.template_source import as_yaml
 
 
-def turn_of(talk: Talk, index: int) -> Turn:
+def find_turn(talk: TemplatedRow, index: int) -> RenderedTurn:
     """An answer in the text that ends with it: from behind the prompt to the first token at which the model stops.
 
     Raises:
@@ -28,7 +28,7 @@ def turn_of(talk: Talk, index: int) -> Turn:
         raise RowError(told, error.case) from error
 
 
-def _exact_turn(talk: Talk, index: int) -> Turn:
+def _exact_turn(talk: TemplatedRow, index: int) -> RenderedTurn:
     if all(message["role"] == "system" for message in talk.messages[:index]):
         raise RowError("an answer has no question before it", talk.where(index))
     _refuse_given_thought(talk, index)
@@ -49,7 +49,7 @@ def _exact_turn(talk: Talk, index: int) -> Turn:
     raise first or _not_turn_by_turn(talk, index)
 
 
-def _refuse_given_thought(talk: Talk, index: int) -> None:
+def _refuse_given_thought(talk: TemplatedRow, index: int) -> None:
     thoughts, given = talk.template.thoughts, talk.messages[index].get("begun", "")
     marks = (thoughts.opens, thoughts.closes) if thoughts and thoughts.opened else ()
     if any(mark and mark in given for mark in marks):
@@ -60,7 +60,7 @@ def _refuse_given_thought(talk: Talk, index: int) -> None:
         )
 
 
-def _ended(talk: Talk, index: int, text: str, form: Form) -> Turn:
+def _ended(talk: TemplatedRow, index: int, text: str, form: AnswerForm) -> RenderedTurn:
     refuse_half_characters(text)
     start = len(form.prompt)
     text, stop = talk.template.ended(text, start, bool(talk.messages[index].get("tool_calls")))
@@ -70,32 +70,32 @@ def _ended(talk: Talk, index: int, text: str, form: Form) -> Turn:
             "learn to stop (end the turn in the template with {{ eos_token }})",
             f"{talk.where(index)} ends in {text[-30:]!r}",
         )
-    return Turn(index, text, Span(start, stop.end(), stop.group()), form, _note(talk, index, form))
+    return RenderedTurn(index, text, Span(start, stop.end(), stop.group()), form, _note(talk, index, form))
 
 
-def _forms(talk: Talk, index: int) -> Iterator[Form]:
+def _forms(talk: TemplatedRow, index: int) -> Iterator[AnswerForm]:
     """How the answer may stand behind its prompt, the template's own ways first."""
     template, message = talk.template, talk.messages[index]
     thoughts = template.thoughts
     inside = thoughts is not None and thoughts.inside(message)
     without = template.without_thoughts
-    if without and not (inside or thinks(message)):
+    if without and not (inside or has_thinking(message)):
         prompt = talk.prompt(index, variables=without)
-        yield Form(prompt, prompt, without)
+        yield AnswerForm(prompt, prompt, without)
     prompt = talk.prompt(index)
-    yield Form(prompt, prompt)
+    yield AnswerForm(prompt, prompt)
     here = thoughts and thoughts.behind(prompt)
-    if here and here.skips and (inside or thinks(message)):
+    if here and here.skips and (inside or has_thinking(message)):
         return
-    ours = here and Form(prompt, prompt.removesuffix(here.tail), {}, here)
+    ours = here and AnswerForm(prompt, prompt.removesuffix(here.tail), {}, here)
     if ours and here and here.tail and not template.writes_thoughts(message):
         yield ours
     yield from _rewritten(talk, index, prompt)
-    if ours and here and (inside or thinks(message) or here.opened or here.skips):
+    if ours and here and (inside or has_thinking(message) or here.opened or here.skips):
         yield ours
 
 
-def _rewritten(talk: Talk, index: int, prompt: str) -> Iterator[Form]:
+def _rewritten(talk: TemplatedRow, index: int, prompt: str) -> Iterator[AnswerForm]:
     """What the template makes of the prompt once the answer stands there, where it drops something from it then.
 
     gpt-oss: the thoughts before a call are read while it is worked on, and are gone with the final answer. Mistral 3:
@@ -106,24 +106,24 @@ def _rewritten(talk: Talk, index: int, prompt: str) -> Iterator[Form]:
     if text.startswith(prompt):
         return
     for told in _with_less(talk, index):
-        if talk.template.write([*told, talk.told[index]], tools=talk.tools) == text:
-            yield Form(prompt, talk.template.write(told, ask=True, tools=talk.tools))
+        if talk.template.write([*told, talk.adapted[index]], tools=talk.tools) == text:
+            yield AnswerForm(prompt, talk.template.write(told, ask=True, tools=talk.tools))
 
 
-def _with_less(talk: Talk, index: int) -> Iterator[list[Told]]:
+def _with_less(talk: TemplatedRow, index: int) -> Iterator[list[TemplateMessage]]:
     """What stands before an answer, without earlier thoughts (also those in the text of calls), or system prompt."""
     before = talk.messages[:index]
-    if any(message.get("tool_calls") or thinks(message) for message in before):
+    if any(message.get("tool_calls") or has_thinking(message) for message in before):
         unsaid = [message | {"content": ""} if message.get("tool_calls") else message for message in before]
-        yield [talk.template.told(message | {"thinking": ""}) for message in unsaid]
+        yield [talk.template.adapt(message | {"thinking": ""}) for message in unsaid]
     if before[0]["role"] == "system":
-        yield talk.told[1:index]
+        yield talk.adapted[1:index]
 
 
-def _note(talk: Talk, index: int, form: Form) -> str:
+def _note(talk: TemplatedRow, index: int, form: AnswerForm) -> str:
     """What is to be said of an answer without a thought whose prompt would open one."""
     thoughts, message = talk.template.thoughts, talk.messages[index]
-    if thinks(message) or (thoughts and thoughts.inside(message)):
+    if has_thinking(message) or (thoughts and thoughts.inside(message)):
         return ""
     if form.variables:
         return talk.template.note_without_thoughts
@@ -135,7 +135,7 @@ def _note(talk: Talk, index: int, form: Form) -> str:
     return ""
 
 
-def _variables_for(talk: Talk, index: int, reason: str) -> str:
+def _variables_for(talk: TemplatedRow, index: int, reason: str) -> str:
     """A remedy: the first variable of the template with which the answer is exact. Looked for once a reason."""
     template = talk.template
     if not template.seeks_remedies:
@@ -145,17 +145,17 @@ def _variables_for(talk: Talk, index: int, reason: str) -> str:
     return template.remedies[reason]
 
 
-def _working_variables(talk: Talk, index: int) -> Iterator[str]:
+def _working_variables(talk: TemplatedRow, index: int) -> Iterator[str]:
     """Changes of the template's variables with which an answer is exact, in words."""
     own = talk.template.variables
     changes = [
         (f"leave out model.template_variables.{name}", {key: own[key] for key in own if key != name}) for name in own
     ]
     changes += [
-        (f"write model.template_variables: {written(one)}", {**own, **one}) for one in talk.template.reads.to_try({})
+        (f"write model.template_variables: {as_yaml(one)}", {**own, **one}) for one in talk.template.reads.to_try({})
     ]
     for words, variables in changes:
-        changed = Talk(talk.messages, talk.tools, replace(talk.template, variables=variables), talk.inserted)
+        changed = TemplatedRow(talk.messages, talk.tools, replace(talk.template, variables=variables), talk.inserted)
         try:
             _exact_turn(changed, index)
         except RowError:
@@ -163,9 +163,9 @@ def _working_variables(talk: Talk, index: int) -> Iterator[str]:
         yield words
 
 
-def _not_turn_by_turn(talk: Talk, index: int) -> RowError:
+def _not_turn_by_turn(talk: TemplatedRow, index: int) -> RowError:
     text, prompt = talk.text(index), talk.prompt(index)
-    at = common(text, prompt)
+    at = common_prefix_length(text, prompt)
     case = (
         f"before {talk.where(index)} the prompt says {prompt[at : at + 40]!r} where the text with the answer says "
         f"{text[at : at + 40]!r}"

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from lorakit.data.chat_template.template import ChatTemplate
+from lorakit.data.chat_template.template_probe import TemplateMessage
+from lorakit.data.chat_template.thoughts import ThoughtFormat
 from lorakit.data.conversations import Message
-from lorakit.data.rendering.habits import Told
-from lorakit.data.rendering.template import ChatTemplate
-from lorakit.data.rendering.thoughts import Thoughts
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Form:
+class AnswerForm:
     """How the text of an answer stands behind its prompt.
 
     `prompt`: what the model reads. `instead`: what the template's text with the answer has in its place. `variables`:
@@ -32,11 +32,11 @@ class Form:
     prompt: str
     instead: str
     variables: Mapping[str, Any] = field(default_factory=dict)
-    thoughts: Thoughts | None = None
+    thoughts: ThoughtFormat | None = None
 
 
 @dataclass(frozen=True)
-class Turn:
+class RenderedTurn:
     """The answer at `index` of a conversation in the text that ends with it, and in which form it stands there.
 
     `note`: what is to be said of how it is trained. `given`: how many of its characters are given, so that the model
@@ -46,7 +46,7 @@ class Turn:
     index: int
     text: str
     span: Span
-    form: Form
+    form: AnswerForm
     note: str = ""
     given: int = 0
 
@@ -72,7 +72,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Talk:
+class TemplatedRow:
     """A row's messages, of which the recipe inserted the first `inserted`."""
 
     messages: list[Message]
@@ -81,9 +81,9 @@ class Talk:
     inserted: int
 
     @cached_property
-    def told(self) -> list[Told]:
+    def adapted(self) -> list[TemplateMessage]:
         """The messages as the template reads them."""
-        return [self.template.told(message) for message in self.messages]
+        return [self.template.adapt(message) for message in self.messages]
 
     @cached_property
     def _texts(self) -> dict[int, str]:
@@ -96,10 +96,10 @@ class Talk:
     def text(self, index: int) -> str:
         """The template's text of the messages up to and with an answer."""
         if index not in self._texts:
-            self._texts[index] = self.template.write(self.told[: index + 1], tools=self.tools)
+            self._texts[index] = self.template.write(self.adapted[: index + 1], tools=self.tools)
         return self._texts[index]
 
-    def answered(self, index: int, message: Message, form: Form) -> str | None:
+    def answered(self, index: int, message: Message, form: AnswerForm) -> str | None:
         """The text that ends with an answer, `message`, behind its prompt; None where the template does not write it
         in this form."""
         thought = ""
@@ -108,7 +108,7 @@ class Talk:
         if message is self.messages[index] and not form.variables:
             text = self.text(index)
         else:
-            told = [*self.told[:index], self.template.told(message)]
+            told = [*self.adapted[:index], self.template.adapt(message)]
             text = self.template.write(told, tools=self.tools, variables=form.variables)
         if not text.startswith(form.instead):
             return None
@@ -127,9 +127,9 @@ class Talk:
         known = (end, str(variables or ""))
         if not changed and known in self._prompts:
             return self._prompts[known]
-        told = self.told[:end]
+        told = self.adapted[:end]
         for at, message in (changed or {}).items():
-            told[at] = self.template.told(message)
+            told[at] = self.template.adapt(message)
         text = self.template.write(told, ask=True, tools=self.tools, variables=variables)
         if not changed:
             self._prompts[known] = text

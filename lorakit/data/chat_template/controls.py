@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from lorakit.data.chat_template.template_probe import TemplateMessage, Write, compile_alternation
 from lorakit.data.conversations import Conversation, Text
-from lorakit.data.rendering.habits import Told, Write, longest_first
 from lorakit.data.rows import RowError
 
 _SAMPLES = ("lorakitssample", "lorakitqsample", "lorakitasample", "lorakitusample")
@@ -33,7 +33,7 @@ class ControlTexts:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        return longest_first(self.tokens | self.written)
+        return compile_alternation(self.tokens | self.written)
 
     @cached_property
     def _firsts(self) -> tuple[str, ...]:
@@ -66,21 +66,25 @@ class ControlTexts:
         return f"a text spells {word!r}, {read}" + (f"; {_LOOKS_TEMPLATED}" if word in self.written else "")
 
 
-def control_texts(tokenizer: Any, write: Write | None, told: Callable[[Told], Told]) -> ControlTexts:
+def find_control_texts(
+    tokenizer: Any, write: Write | None, told: Callable[[TemplateMessage], TemplateMessage]
+) -> ControlTexts:
     """The control texts of a tokenizer and its chat template, where it has one (`write`)."""
     samples = _samples(write, told) if write else []
     written = "\n".join(re.split("|".join(_SAMPLES), samples[0])) if samples else ""
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
     added |= dict.fromkeys(tokenizer.all_special_tokens, True)
-    found = set(longest_first(frozenset(word for word in added if word.strip())).findall(written))
+    found = set(compile_alternation(frozenset(word for word in added if word.strip())).findall(written))
     tokens = found | {word for word, special in added.items() if special and word.strip()}
     own = found | {mark for line in written.splitlines() for mark in _marks(line)}
     thoughts = {word for word in tokens | own if _THOUGHT.match(word)}
-    tokens = read_as_tokens(tokenizer, tokens) - thoughts
-    return ControlTexts(frozenset(tokens), frozenset(own - thoughts), _front(samples, longest_first(frozenset(tokens))))
+    tokens = select_single_tokens(tokenizer, tokens) - thoughts
+    return ControlTexts(
+        frozenset(tokens), frozenset(own - thoughts), _front(samples, compile_alternation(frozenset(tokens)))
+    )
 
 
-def read_as_tokens(tokenizer: Any, words: set[str]) -> set[str]:
+def select_single_tokens(tokenizer: Any, words: set[str]) -> set[str]:
     """Those of the words that the tokenizer, when it reads them in a text, makes one token of."""
     ordered = sorted(words)
     if not ordered:
@@ -90,7 +94,7 @@ def read_as_tokens(tokenizer: Any, words: set[str]) -> set[str]:
     return {word for word, found, number in zip(ordered, ids, own, strict=True) if number in found}
 
 
-def _samples(write: Write, told: Callable[[Told], Told]) -> list[str]:
+def _samples(write: Write, told: Callable[[TemplateMessage], TemplateMessage]) -> list[str]:
     """What the template writes of a conversation, without the prompt for an answer: with a system prompt first where it
     takes one, then without."""
     roles = ("system", "user", "assistant", "user")

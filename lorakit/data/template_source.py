@@ -1,0 +1,167 @@
+"""What the source of a chat template says: the date it writes, the variables it reads. Without transformers."""
+
+import copy
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from jinja2 import Environment, Template, meta, nodes
+from jinja2.sandbox import SandboxedEnvironment
+
+from lorakit.errors import UserError
+from lorakit.recipe.did_you_mean import nearest
+
+_TEXT_WITH_PERCENT = re.compile(r"""(["'])((?:(?!\1)[^\\\n]|\\.)*%(?:(?!\1)[^\\\n]|\\.)*)\1""")
+_MAX_BITS = 1 << 16
+
+
+def writes_date(templates: Any) -> bool:
+    """Whether a chat template, or one of several by name, writes today's date."""
+    return "strftime_now" in str(templates)
+
+
+def check_template_date(given: str | None, writes: bool) -> None:
+    """Refuse a `model.template_date` for a template that writes no date, and null for one that writes it.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    if writes and given is None:
+        raise UserError("model.template_date: null: the chat template writes a date. Write auto, or a day.")
+    if not writes and given not in ("auto", None):
+        raise UserError(f"model.template_date: {given}: the chat template writes no date. Leave the key out.")
+
+
+def clock_at(day: str) -> Callable[[str], str]:
+    """What transformers gives a template as `strftime_now`, on another day, at 00:00."""
+    return datetime.fromisoformat(day).strftime
+
+
+def with_fixed_date(tokenizer: Any, day: str | None) -> Any:
+    """A copy of the tokenizer whose template always writes this day; the tokenizer itself where there is no day.
+
+    transformers passes no function on to a template, so the dates that it may ask for (all of its texts with a `%`)
+    are written above it.
+    """
+    if day is None:
+        return tokenizer
+    clock = clock_at(day)
+
+    def fix_date(template: str) -> str:
+        texts = sorted({text for _, text in _TEXT_WITH_PERCENT.findall(template)})
+        dates = json.dumps({text: clock(text) for text in texts}, ensure_ascii=False)
+        return f"{{%- set strftime_now = {dates}.get -%}}{template}"
+
+    changed, templates = copy.copy(tokenizer), tokenizer.chat_template
+    if isinstance(templates, dict):
+        changed.chat_template = {name: fix_date(template) for name, template in templates.items()}
+    else:
+        changed.chat_template = fix_date(templates)
+    return changed
+
+
+def compile_bounded(environment: Environment, source: str) -> Template:
+    """Compile a template in which products and powers of numbers of thousands of digits are errors: these alone can
+    keep the interpreter busy where no timer interrupts it."""
+    assert isinstance(environment, SandboxedEnvironment)
+    environment.intercepted_binops = frozenset({"*", "**"})
+    environment.binop_table = {**environment.binop_table, "*": _multiply, "**": _power}
+    return environment.from_string(source)
+
+
+def _multiply(left: Any, right: Any) -> Any:
+    if isinstance(left, int) and isinstance(right, int):
+        _check_bits(left.bit_length() + right.bit_length())
+    return left * right
+
+
+def _power(left: Any, right: Any) -> Any:
+    if isinstance(left, int) and isinstance(right, int):
+        _check_bits(left.bit_length() * max(right, 0))
+    return left**right
+
+
+def _check_bits(bits: int) -> None:
+    if bits > _MAX_BITS:
+        raise OverflowError("a number of thousands of digits")
+
+
+@dataclass(frozen=True)
+class TemplateVariables:
+    """The variables that a template reads besides the conversation, such as `enable_thinking`.
+
+    `constants`: by variable, what the template compares it with. `given`: the names that lorakit and the tokenizer set.
+    """
+
+    constants: Mapping[str, Sequence[Any]]
+    given: frozenset[str]
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Refuse values of variables that the template does not read, or that are given anyway.
+
+        Raises:
+            UserError: there is such a variable.
+        """
+        for name in values:
+            if name in self.constants:
+                continue
+            key = f"model.template_variables.{name}"
+            if name in self.given:
+                raise UserError(f"{key}: lorakit gives the chat template this itself. Leave it out.")
+            meant, known = nearest(name, self.constants), ", ".join(sorted(self.constants))
+            raise UserError(
+                f"{key}: the chat template reads no variable of this name. "
+                + (f"Did you mean {meant}? " if meant else "")
+                + (f"It reads {known}." if known else "It reads none: leave the key out.")
+            )
+
+    def to_try(self, set_already: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """One value of one unset variable at a time: false, true, and the constants."""
+        for name in sorted(self.constants.keys() - set_already.keys()):
+            for value in (False, True, *self.constants[name]):
+                yield {name: value}
+
+
+def find_variables(environment: Environment, sources: Sequence[str], given: frozenset[str]) -> TemplateVariables:
+    """The variables that a template's sources read. jinja2 also counts names that are set in one branch only: a name
+    that the template sets before it first reads it is left out here."""
+    constants: dict[str, list[Any]] = {}
+    for source in sources:
+        tree = environment.parse(source)
+        assigned, read = set[str](), set[str]()
+        for name in _names_in_order(tree):
+            if name.ctx != "load":
+                assigned.add(name.name)
+            elif name.name not in assigned:
+                read.add(name.name)
+        for variable in read & meta.find_undeclared_variables(tree) - given:
+            constants.setdefault(variable, [])
+        for compare in tree.find_all(nodes.Compare):
+            if isinstance(compare.expr, nodes.Name) and compare.expr.name in constants:
+                for operand in compare.ops:
+                    # jinja2 makes one constant of a list of constants
+                    value = operand.expr.value if isinstance(operand.expr, nodes.Const) else []
+                    constants[compare.expr.name] += value if isinstance(value, list | tuple) else [value]
+    return TemplateVariables(constants, given)
+
+
+def _names_in_order(node: nodes.Node) -> Iterator[nodes.Name]:
+    """Names in the order in which they are read and set: the value of an assignment before its target."""
+    if isinstance(node, nodes.Name):
+        yield node
+    children = list(node.iter_child_nodes())
+    for child in reversed(children) if isinstance(node, nodes.Assign) else children:
+        yield from _names_in_order(child)
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Values as a recipe writes them: `{enable_thinking: false}`."""
+    words = {True: "true", False: "false", None: "null"}
+    pairs = (
+        f"{name}: {words[value] if value is None or isinstance(value, bool) else value}"
+        for name, value in values.items()
+    )
+    return f"{{{', '.join(pairs)}}}"
