@@ -17,7 +17,7 @@ import lorakit.data.glance.tokenizer_files
 import lorakit.data.worker  # noqa: F401
 from lorakit.bounds import TooLong, bounded
 from lorakit.data.chat_template import ChatTemplate
-from lorakit.data.files import read_blocks, stored
+from lorakit.data.readers import read_blocks, text_stream
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 from lorakit.evaluate.scores import row_scores
@@ -176,8 +176,8 @@ def test_the_patterns_of_a_foreign_adapter_are_bounded_before_peft_tries_them(sh
 
 
 def test_a_packed_line_of_gigabytes_is_refused_before_it_is_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(stored, "_LONGEST_LINE", 1 << 24)
-    monkeypatch.setattr("lorakit.data.files.json_lists._LONGEST", 1 << 24)
+    monkeypatch.setattr(text_stream, "_LONGEST_LINE", 1 << 24)
+    monkeypatch.setattr("lorakit.data.readers.json_lists._LONGEST", 1 << 24)
     for name, begin in (
         ("a.jsonl.gz", b'{"text": "'),
         ("a.txt.gz", b""),

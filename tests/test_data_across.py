@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from prose import WORDS, prose
 
+from lorakit.data.cleaning import dataset_checks
+from lorakit.data.cleaning.row_stats import RowStatsBuilder, compute_row_stats
+from lorakit.data.cleaning.style import languages
 from lorakit.data.conversations import Conversation, Text, Tokens
-from lorakit.data.hygiene import across
-from lorakit.data.hygiene.style import languages
-from lorakit.data.hygiene.traits import Joiner, traits
 
 
 def qa(prompt: str, answer: str, system: str | None = None) -> Conversation:
@@ -25,10 +25,12 @@ def qa(prompt: str, answer: str, system: str | None = None) -> Conversation:
 
 def test_equal_rows_have_equal_traits_in_every_process_and_batch():
     code = (
-        "from lorakit.data.conversations import *; from lorakit.data.hygiene.traits import traits; import hashlib;"
-        "t = traits([Conversation([{'role':'user','content':'Où?'},{'role':'assistant','content':'Là \\ud800.'}]),"
-        "Text('one two three four five six seven'), Tokens([1,2],[-100,2])], near=True);"
-        "print(t.said.tolist(), t.prompt.tolist(), t.answer.tolist(), hashlib.md5(t.signature.tobytes()).hexdigest())"
+        "from lorakit.data.conversations import *; from lorakit.data.cleaning.row_stats import *; import hashlib;"
+        "t = compute_row_stats(["
+        "Conversation([{'role':'user','content':'Où?'},{'role':'assistant','content':'Là \\ud800.'}"
+        "]), Text('one two three four five six seven'), Tokens([1,2],[-100,2])], near=True);"
+        "print(t.content.tolist(), t.prompt.tolist(), t.answer.tolist(),"
+        "hashlib.md5(t.signature.tobytes()).hexdigest())"
     )
     outputs = {
         subprocess.run(
@@ -38,15 +40,15 @@ def test_equal_rows_have_equal_traits_in_every_process_and_batch():
     }
     assert len(outputs) == 1
     rows = [qa(prose(i), prose(-i, i % 30)) for i in range(40)]
-    whole = traits(rows, near=True)
-    joiner = Joiner()
+    whole = compute_row_stats(rows, near=True)
+    joiner = RowStatsBuilder()
     for some in (rows[:1], rows[1:17], rows[17:]):
-        joiner.add(traits(some, near=True))
+        joiner.add(compute_row_stats(some, near=True))
     parts = joiner.joined()
-    for one in ("said", "prompt", "answer", "style", "language", "script", "signature"):
+    for one in ("content", "prompt", "answer", "style", "language", "script", "signature"):
         assert np.array_equal(getattr(whole, one), getattr(parts, one), equal_nan=one == "style"), one
     again = pickle.loads(pickle.dumps(whole))  # noqa: S301 - what a worker process does
-    assert np.array_equal(again.said, whole.said)
+    assert np.array_equal(again.content, whole.content)
 
 
 def test_the_exact_hash_tells_apart_all_that_a_row_says():
@@ -63,17 +65,19 @@ def test_the_exact_hash_tells_apart_all_that_a_row_says():
         Tokens([1, 2], [1, 2]),
         Tokens([1, 2], [-100, 2]),
     ]
-    said = traits(rows, near=False).said
+    said = compute_row_stats(rows, near=False).content
     assert len({tuple(one) for one in said.tolist()}) == len(rows)
-    assert traits(rows, near=False, style=False).style is None
-    assert traits([], near=True).signature.shape == (0, 64)
+    assert compute_row_stats(rows, near=False, style=False).style is None
+    assert compute_row_stats([], near=True).signature.shape == (0, 64)
 
 
 def test_prompts_and_answers_are_compared_without_case_and_white_space():
-    made = traits([qa("What  is\nit?", "A Lamp"), qa("what is it?", "a lamp "), qa("what is it?", "b")], near=False)
+    made = compute_row_stats(
+        [qa("What  is\nit?", "A Lamp"), qa("what is it?", "a lamp "), qa("what is it?", "b")], near=False
+    )
     assert made.prompt[0] == made.prompt[1] == made.prompt[2] != 0
     assert made.answer[0] == made.answer[1] != made.answer[2]
-    assert traits([Text("a")], near=False).prompt[0] == 0
+    assert compute_row_stats([Text("a")], near=False).prompt[0] == 0
 
 
 # Exact duplicates, contradictions, leakage
@@ -81,8 +85,8 @@ def test_prompts_and_answers_are_compared_without_case_and_white_space():
 
 def test_exact_duplicates_name_the_first():
     rows = [qa("a", "b"), qa("a", "c"), qa("a", "b"), Text("x"), Text("x"), qa("a", "b")]
-    assert across.duplicates(traits(rows, near=False).said).tolist() == [0, 1, 0, 3, 3, 0]
-    assert across.duplicates(np.empty((0, 2), np.uint64)).tolist() == []
+    assert dataset_checks.duplicates(compute_row_stats(rows, near=False).content).tolist() == [0, 1, 0, 3, 3, 0]
+    assert dataset_checks.duplicates(np.empty((0, 2), np.uint64)).tolist() == []
 
 
 def test_the_answer_that_most_rows_give_is_kept_and_a_tie_leaves_all_out():
@@ -90,30 +94,30 @@ def test_the_answer_that_most_rows_give_is_kept_and_a_tie_leaves_all_out():
         qa("one?", "a"), qa("two?", "a"), qa("one?", "A "), qa("one?", "b"), qa("two?", "b"), qa("three?", "c"),
         qa("three?", "C"), Text("a"), Text("b"), qa("one?", "c"), qa("one?", "x", system="Be brief."),
     ]  # fmt: skip
-    made = traits(rows, near=False)
-    found = across.contradictions(made.prompt, made.answer)
+    made = compute_row_stats(rows, near=False)
+    found = dataset_checks.contradictions(made.prompt, made.answer)
     assert found.group.tolist() == [0, 1, 0, 0, 1, -1, -1, -1, -1, 0, -1]
-    assert np.flatnonzero(~found.kept).tolist() == [1, 3, 4, 9]
+    assert np.flatnonzero(~found.agrees).tolist() == [1, 3, 4, 9]
 
 
 def test_contradictions_agree_with_counting_by_hand():
     dice = np.random.default_rng(0)
     prompt, answer = dice.integers(0, 300, 1000, dtype=np.uint64), dice.integers(1, 4, 1000, dtype=np.uint64)
-    found = across.contradictions(prompt, answer)
+    found = dataset_checks.contradictions(prompt, answer)
     for row in range(1000):
         mine = np.flatnonzero(prompt == prompt[row])
         votes = sorted(((answer[mine] == one).sum() for one in np.unique(answer[mine])), reverse=True)
         if prompt[row] == 0 or len(votes) == 1:
-            assert (found.group[row], found.kept[row]) == (-1, True)
+            assert (found.group[row], found.agrees[row]) == (-1, True)
             continue
         wins = votes[0] > votes[1] and (answer[mine] == answer[row]).sum() == votes[0]
-        assert (found.group[row], found.kept[row]) == (mine[0], wins)
+        assert (found.group[row], found.agrees[row]) == (mine[0], wins)
 
 
 def test_leaks_are_rows_or_answers_that_are_held_out():
-    held_out = traits([qa("p", "a"), qa("q", "b", system="s"), Text("doc")], near=False)
+    held_out = compute_row_stats([qa("p", "a"), qa("q", "b", system="s"), Text("doc")], near=False)
     rows = [qa("x", "a"), qa("p", "a"), qa("P ", "A"), qa("p", "other"), Text("Doc"), Text("doc"), qa("q", "b")]
-    found = across.leaks(traits(rows, near=False), held_out)
+    found = dataset_checks.leaks(compute_row_stats(rows, near=False), held_out)
     assert [(one.row, one.held_out) for one in found] == [(1, 0), (2, 0), (5, 2)]
     assert found[0].reason != found[1].reason
 
@@ -148,7 +152,7 @@ HONEST = {
 
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_set_has_no_outliers(name):
-    assert across.outliers(traits(HONEST[name], near=False)) == []
+    assert dataset_checks.outliers(compute_row_stats(HONEST[name], near=False)) == []
 
 
 @pytest.mark.parametrize(
@@ -169,14 +173,14 @@ def test_an_honest_set_has_no_outliers(name):
 )
 def test_what_is_written_unlike_the_rest_is_found_with_its_reason(odd, words):
     rows = [*answers(ENGLISH), qa("Odd?", odd)]
-    found = across.outliers(traits(rows, near=False))
+    found = dataset_checks.outliers(compute_row_stats(rows, near=False))
     assert [one.row for one in found] == [200]
     assert all(word in found[0].reason for word in words), found[0].reason
 
 
 def test_the_length_of_an_outlier_is_named_beside_that_of_the_others():
     rows = [qa(f"{i}?", "x" * (20 + i % 71)) for i in range(400)] + [qa("?", "x" * 4120)]
-    found = across.outliers(traits(rows, near=False))
+    found = dataset_checks.outliers(compute_row_stats(rows, near=False))
     assert [(one.row, one.reason) for one in found] == [(400, "answer of 4,120 characters where 98 % have 20 to 90")]
 
 
@@ -190,7 +194,7 @@ def test_the_length_of_an_outlier_is_named_beside_that_of_the_others():
     ],
 )
 def test_a_language_is_told_by_a_sentence_and_not_by_a_word(text, code):
-    made = traits(
+    made = compute_row_stats(
         [Text(text), Text(text[:9]), Text('{"a": [1, 2, {"b": "c"}], "d": [[], {}, ""], "e": 12345}')], near=False
     )
     assert languages()[made.language[0]] == code

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lorakit.data.files import files_in, json_lists, read_blocks, read_file, stored
+from lorakit.data.readers import files_in, json_lists, read_blocks, read_file, text_stream
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 
@@ -439,7 +439,7 @@ def test_a_json_file_means_the_same_wherever_its_blocks_end(folder, values, bloc
     text = f"[{', '.join(texts)}]" if listed else "\n".join(texts)
     path = file(folder, "a.json", text.encode("utf-8"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stored, "BLOCK", block)
+        patch.setattr(text_stream, "BLOCK", block)
         patch.setattr(json_lists, "BLOCK", block)
         read = list(read_file(path)) if values or listed else []
     assert [row.record if isinstance(value, dict) else None for row, value in zip(read, values, strict=True)] == [
@@ -460,7 +460,7 @@ def test_a_csv_file_means_the_same_wherever_its_blocks_end(folder, cells, block,
     csv.writer(text, delimiter=delimiter, lineterminator=ending).writerows([("one", "two"), *cells])
     path = file(folder, "a.csv" if delimiter == "," else "a.tsv", text.getvalue())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stored, "BLOCK", block)
+        patch.setattr(text_stream, "BLOCK", block)
         rows = list(read_file(path))
     assert [row.record for row in rows] == [{"one": one or None, "two": two or None} for one, two in cells]
     before = 2

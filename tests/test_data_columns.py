@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lorakit.data.sources import open_source, renamed
+from lorakit.data.sources import open_source, rename_columns
 from lorakit.errors import UserError
 from lorakit.recipe.schema import Source
 
@@ -20,7 +20,7 @@ def opened(tmp_path, monkeypatch):
         opened = open_source(source)
         records = [row.record for block in opened.blocks for row in block.rows()]
         opened.refuse_missing({column for record in records for column in record})
-        return opened.format, opened.why, [renamed(record, source.columns) for record in records]
+        return opened.format, opened.why, [rename_columns(record, source.columns) for record in records]
 
     return open_rows
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from lorakit.data.conversations import Conversation, Text, Tokens
-from lorakit.data.formats import RowError, said
+from lorakit.data.formats import RowError, parse_record
 from lorakit.data.formats.classification import Classification
 from lorakit.data.formats.sharegpt import Sharegpt
 from lorakit.registry import FORMATS
@@ -31,14 +31,14 @@ TOOL = {"type": "function", "function": WEATHER}
 
 
 def messages(name, record, settings=None):
-    found = said(name, settings, record)
+    found = parse_record(name, settings, record)
     assert isinstance(found, Conversation)
     return found.messages
 
 
 def complaint(name, record, settings=None):
     with pytest.raises(RowError) as caught:
-        said(name, settings, record)
+        parse_record(name, settings, record)
     return caught.value.reason, caught.value.case
 
 
@@ -114,7 +114,7 @@ def test_a_row_that_is_no_conversation_says_why(name, row, reason, case):
 
 
 def test_a_text_is_trained_as_it_is():
-    assert said("text", None, {"text": " a\n"}) == Text(" a\n")
+    assert parse_record("text", None, {"text": " a\n"}) == Text(" a\n")
 
 
 # Parts of messages
@@ -234,12 +234,12 @@ def test_a_call_that_cannot_be_read_is_refused(calls, reason):
 
 @pytest.mark.parametrize("tools", [[TOOL], [WEATHER], json.dumps([TOOL]), [json.dumps(WEATHER)]])
 def test_tools_get_one_shape(tools):
-    assert said("messages", None, {"messages": [USER, ASSISTANT], "tools": tools}).tools == [TOOL]
+    assert parse_record("messages", None, {"messages": [USER, ASSISTANT], "tools": tools}).tools == [TOOL]
 
 
 @pytest.mark.parametrize("tools", [None, [], "[]", ""])
 def test_no_tools_are_none(tools):
-    assert said("messages", None, {"messages": [USER, ASSISTANT], "tools": tools}).tools is None
+    assert parse_record("messages", None, {"messages": [USER, ASSISTANT], "tools": tools}).tools is None
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,9 @@ def test_rows_mean_the_same_after_arrow_has_filled_their_structs():
     ]  # fmt: skip
     filled = through_arrow(*rows)
     assert filled[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Bonn", "zone": None}
-    assert [said("messages", None, row) for row in filled] == [said("messages", None, row) for row in rows]
+    assert [parse_record("messages", None, row) for row in filled] == [
+        parse_record("messages", None, row) for row in rows
+    ]
 
 
 def test_a_null_argument_is_dropped_only_where_the_tools_say_it_is_none():
@@ -309,7 +311,7 @@ def test_a_schemas_default_null_is_kept_where_null_is_allowed():
         "c": None,
     }
     tools = [{"name": "f", "parameters": {"type": "object", "properties": properties}}]
-    found = said("messages", None, {"messages": [USER, ASSISTANT], "tools": tools}).tools
+    found = parse_record("messages", None, {"messages": [USER, ASSISTANT], "tools": tools}).tools
     assert found[0]["function"]["parameters"]["properties"] == {"a": properties["a"], "b": {"type": "string"}}
 
 
@@ -351,7 +353,7 @@ def test_sharegpt_rows_have_tools_and_calls():
         {"from": "gpt", "value": "b"},
     ]
     row = {"conversations": turns, "tools": json.dumps([WEATHER]), "system": "s"}
-    assert said("sharegpt", None, row) == Conversation([SYSTEM, USER, CALLS, RESULT, ASSISTANT], [TOOL])
+    assert parse_record("sharegpt", None, row) == Conversation([SYSTEM, USER, CALLS, RESULT, ASSISTANT], [TOOL])
 
 
 def test_sharegpt_turns_may_be_messages_and_say_whether_they_are_trained():
@@ -528,7 +530,7 @@ def test_a_tree_that_cannot_be_read_says_why(prompt, reason):
     ],
 )
 def test_tokens_are_trained_as_they_are(row, ids, labels):
-    assert said("tokens", None, row) == Tokens(ids, labels)
+    assert parse_record("tokens", None, row) == Tokens(ids, labels)
 
 
 @pytest.mark.parametrize(
@@ -611,12 +613,12 @@ def changed(value):
 
 @pytest.mark.parametrize("name", FORMATS.names())
 def test_no_value_makes_a_format_fail_but_with_a_row_error(name):
-    assert said(name, None, GOOD[name])
+    assert parse_record(name, None, GOOD[name])
     for record in changed(GOOD[name]):
         if not isinstance(record, dict):
             continue
         try:
-            found = said(name, None, record)
+            found = parse_record(name, None, record)
         except RowError as error:
             assert error.reason
             assert pickle.loads(pickle.dumps(error)).case == error.case  # noqa: S301

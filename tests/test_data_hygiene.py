@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorakit.data.cleaning.clean import CHECKS, clean
 from lorakit.data.conversations import Conversation, Text, Tokens
-from lorakit.data.hygiene.clean import CHECKS, clean
 
 FIX = dict.fromkeys((*CHECKS, "trivial"), "fix")
 

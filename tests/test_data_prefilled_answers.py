@@ -12,7 +12,7 @@ from data_masks import tokens, trained_texts
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import IGNORED, Conversation, Encoded
 from lorakit.data.examples import examples_of
-from lorakit.data.formats import said
+from lorakit.data.formats import parse_record
 from lorakit.data.rows import RowError
 from lorakit.data.tokenize import encode
 from lorakit.progress import Silent
@@ -35,7 +35,7 @@ ROWS = {
 
 def encoded(name, row, tokenizer, family=None, train_on="assistant"):
     template = ChatTemplate(tokenizer, train_on, stop_words=family.stops if family else ())
-    return encode(render(said(name.partition(",")[0], None, row), template), tokenizer)
+    return encode(render(parse_record(name.partition(",")[0], None, row), template), tokenizer)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -59,13 +59,13 @@ def test_what_is_trained_begins_where_the_model_would_go_on(name, kind):
         assert kind.startswith(("pieces", "bytes with")) and "joins text across the edge" in str(found)
         return
     template = ChatTemplate(tokenizer, stop_words=family.stops)
-    (rendered,) = render(said("prompt-completion", None, ROWS["prompt-completion"]), template)
+    (rendered,) = render(parse_record("prompt-completion", None, ROWS["prompt-completion"]), template)
     (span,) = rendered.spans
     read = rendered.text[: span.start]
     assert read.startswith(tokenizer.apply_chat_template(chat("Which?"), tokenize=False, add_generation_prompt=True))
     assert read.endswith(BEGUN) and rendered.text[span.start :].startswith(REST)
     assert found.input_ids[: found.turns[0][0]] == tokens(tokenizer, read)
-    (plain,) = render(said("messages", None, {"messages": chat("Which?", BEGUN + REST)}), template)
+    (plain,) = render(parse_record("messages", None, {"messages": chat("Which?", BEGUN + REST)}), template)
     assert plain.text == rendered.text  # the same text, of which less is trained
 
 
@@ -73,7 +73,7 @@ def test_every_published_template_goes_on_with_a_given_beginning():
     for name in real_templates.NAMES:
         tokenizer = real_templates.tokenizer_of(name)
         template = ChatTemplate(tokenizer, stop_words=real_templates.stop_words(name))
-        (rendered,) = render(said("prompt-completion", None, ROWS["prompt-completion"]), template)
+        (rendered,) = render(parse_record("prompt-completion", None, ROWS["prompt-completion"]), template)
         (found,) = encode([rendered], tokenizer)
         (span,) = rendered.spans
         assert isinstance(found, Encoded), name
@@ -132,7 +132,7 @@ def test_everything_is_trained_where_the_recipe_says_so():
 )
 def test_a_beginning_that_cannot_be_joined_is_refused(messages, reason):
     with pytest.raises(RowError) as refused:
-        said("messages", None, {"messages": messages})
+        parse_record("messages", None, {"messages": messages})
     assert reason in str(refused.value)
 
 

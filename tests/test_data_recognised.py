@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import rows_of, write_rows
 
-from lorakit.data.formats import said
+from lorakit.data.formats import parse_record
 from lorakit.data.glance.spread import spread
 from lorakit.data.rows import RowError
 from lorakit.data.sources import open_source
@@ -170,15 +170,19 @@ def test_conversations_that_a_table_holds_as_json_text_are_conversations(name, t
         return parquet(rows) if name == "a.parquet" else "".join(json.dumps(row) + "\n" for row in rows)
 
     chats = opened(tmp_path, name, stored([{"messages": json.dumps(chat["messages"])} for chat in CHATS]))
-    assert [said("messages", None, row) for row in records(chats)] == [said("messages", None, row) for row in CHATS]
+    assert [parse_record("messages", None, row) for row in records(chats)] == [
+        parse_record("messages", None, row) for row in CHATS
+    ]
     turns = opened(tmp_path, name, stored([{"conversations": json.dumps(turns)} for turns in TURNS]))
-    assert said("sharegpt", None, records(turns)[0]) == said("sharegpt", None, {"conversations": TURNS[0]})
+    assert parse_record("sharegpt", None, records(turns)[0]) == parse_record(
+        "sharegpt", None, {"conversations": TURNS[0]}
+    )
     row = {"prompt": CHATS[0]["messages"][:1], "completion": CHATS[0]["messages"][1:]}
     sides = opened(tmp_path, name, stored([{key: json.dumps(value) for key, value in row.items()}]))
-    assert said("prompt-completion", None, records(sides)[0]) == said("prompt-completion", None, row)
+    assert parse_record("prompt-completion", None, records(sides)[0]) == parse_record("prompt-completion", None, row)
     squad = {"question": "Where?", "answers": {"text": ["There"], "answer_start": [3]}}
     asked = opened(tmp_path, name, stored([{**squad, "answers": json.dumps(squad["answers"])}]))
-    assert said("question-answer", None, records(asked)[0]) == said("question-answer", None, squad)
+    assert parse_record("question-answer", None, records(asked)[0]) == parse_record("question-answer", None, squad)
 
 
 def test_conversations_that_python_wrote_are_refused_with_what_to_do(tmp_path):
@@ -189,12 +193,12 @@ def test_conversations_that_python_wrote_are_refused_with_what_to_do(tmp_path):
         ({"question": "Where?", "answers": str({"text": ["There"], "answer_start": [3]})}, "question-answer"),
     ):
         with pytest.raises(RowError, match=r"written by Python, not as JSON \(write it with json\.dumps\)"):
-            said(name, None, row)
+            parse_record(name, None, row)
 
 
 def test_a_prompt_about_json_stays_a_text():
     row = {"prompt": '[{"id": 1}]', "completion": '{"role": "x"}'}
-    assert said("prompt-completion", None, row).messages[0]["content"] == row["prompt"]
+    assert parse_record("prompt-completion", None, row).messages[0]["content"] == row["prompt"]
 
 
 def test_line_breaks_in_texts_are_line_feeds_whichever_file_they_come_from(tmp_path):

@@ -12,9 +12,9 @@ from prose import WORDS, prose
 from runs_of_tests import run_recipe
 from test_smollm2 import users_cache  # noqa: F401
 
+from lorakit.data.cleaning.row_stats import compute_row_stats
 from lorakit.data.conversations import Conversation
-from lorakit.data.general_texts import general_rows
-from lorakit.data.hygiene.traits import traits
+from lorakit.data.general_texts import read_general_texts
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.diagnosis.collapse import style
 from lorakit.evaluate.diagnosis.general import text_losses
@@ -93,7 +93,7 @@ def test_spans_of_seven_words_are_chance_and_of_eight_are_not():
 
 
 def test_scripts_without_spaces_are_compared_by_character():
-    texts = [row.text for row in general_rows() if row.id.startswith(("chinese", "japanese"))]
+    texts = [row.text for row in read_general_texts() if row.id.startswith(("chinese", "japanese"))]
     index = span_index(texts)
     assert copied(texts[0][20:60], index).share == 1.0
     assert copied(texts[0][20:35], index).covered == 0
@@ -246,8 +246,8 @@ def asked(rows):
 
 def test_evaluation_rows_of_the_training_are_a_leak():
     rows = [(prose(seed, 15), prose(seed + 500)) for seed in range(200)]
-    train = traits(asked(rows[:150]), near=True, style=False)
-    clean = leak(train, traits(asked(rows[150:]), near=True, style=False))
+    train = compute_row_stats(asked(rows[:150]), near=True, style=False)
+    clean = leak(train, compute_row_stats(asked(rows[150:]), near=True, style=False))
     assert not clean.flagged and clean.value == 0.0 and clean.details["nearly the same"] == 0
     planted = [
         (rows[3][0].upper(), f" {rows[3][1]}"),
@@ -255,21 +255,21 @@ def test_evaluation_rows_of_the_training_are_a_leak():
         (rows[5][0], rows[5][1] + " indeed"),
         *rows[150:],
     ]
-    found = leak(train, traits(asked(planted), near=True, style=False))
+    found = leak(train, compute_row_stats(asked(planted), near=True, style=False))
     assert found.flagged and found.value == pytest.approx(1 / 53)
     assert found.details["cases"] == [{"row": 0, "training row": 3}]
     assert found.details["near cases"] == [{"row": 2, "training row": 5}]
     assert found.details["same prompt, other answer"] == 2
-    assert leak(train, traits([], near=True, style=False)).value is None
+    assert leak(train, compute_row_stats([], near=True, style=False)).value is None
 
 
 def test_a_label_that_training_rows_have_too_is_no_leak():
     train, held_out = ([(prose(seed + at, 15), "yes" if seed % 2 else "no") for seed in range(60)] for at in (0, 900))
-    assert not leak(*(traits(asked(rows), near=True, style=False) for rows in (train, held_out))).flagged
+    assert not leak(*(compute_row_stats(asked(rows), near=True, style=False) for rows in (train, held_out))).flagged
 
 
 def test_the_bundled_texts_are_many_and_apart():
-    rows = general_rows()
+    rows = read_general_texts()
     assert len(rows) >= 60 and len({row.id for row in rows}) == len(rows)
     assert len({row.register for row in rows}) == 9
     assert all(250 <= len(row.text) <= 1000 for row in rows if not row.id.startswith(("chinese", "japanese")))
@@ -280,23 +280,23 @@ def test_the_bundled_texts_are_many_and_apart():
 
 def test_general_texts_come_from_a_file(tmp_path):
     file = write_rows(tmp_path / "own.jsonl", [{"text": "one"}, {"id": 7, "register": "letter", "text": "two"}])
-    assert [(row.id.rsplit("/")[-1], row.register, row.text) for row in general_rows(file)] == [
+    assert [(row.id.rsplit("/")[-1], row.register, row.text) for row in read_general_texts(file)] == [
         ("own.jsonl:1", "", "one"),
         ("7", "letter", "two"),
     ]
     (tmp_path / "own.txt").write_text("A text.\n\nOf two parts.\n", encoding="utf-8")
-    (row,) = general_rows(tmp_path / "own.txt")
+    (row,) = read_general_texts(tmp_path / "own.txt")
     assert row.text.startswith("A text.")
 
 
 def test_files_without_texts_are_errors_that_name_the_line(tmp_path):
     file = write_rows(tmp_path / "own.jsonl", [{"text": "one"}, {"txt": "two"}])
     with pytest.raises(UserError, match=r"own.jsonl:2: the row has no 'text'"):
-        general_rows(file)
+        read_general_texts(file)
     with pytest.raises(UserError, match="no such file"):
-        general_rows(tmp_path / "none.jsonl")
+        read_general_texts(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="has no texts"):
-        general_rows(write_rows(tmp_path / "empty.jsonl", []))
+        read_general_texts(write_rows(tmp_path / "empty.jsonl", []))
 
 
 def test_losses_of_texts_are_those_of_the_whole_logits(tiny_base, tokenizer):
@@ -346,7 +346,7 @@ def test_a_model_trained_too_hard_has_forgotten_and_an_honest_one_has_not(tiny_b
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    rows = [row for row in general_rows() if row.register != "other language"]
+    rows = [row for row in read_general_texts() if row.register != "other language"]
     texts, registers = [row.text[:200] for row in rows], [row.register for row in rows]
     torch.manual_seed(2)
     known = fitted(AutoModelForCausalLM.from_pretrained(tiny_base), tokenizer, texts, 150, 1e-2)
@@ -384,7 +384,7 @@ def test_a_model_that_learned_its_rows_by_heart_is_flagged(tiny_base, tokenizer)
 @pytest.mark.slow
 def test_smollm2_trained_at_a_rate_far_too_high_has_forgotten(users_cache, tmp_path):  # noqa: F811
     recipe = Path(__file__).parent.parent / "recipes" / "debian-json" / "recipe.yaml"
-    rows = general_rows()[::6]
+    rows = read_general_texts()[::6]
 
     settings = ["train.steps=10", "data.eval=null", "train.save_every=10", "train.learning_rate=0.02"]
     run, _ = run_recipe(recipe, tmp_path / "run", *settings)

@@ -12,7 +12,7 @@ import typer
 from recipe_files import write
 
 from lorakit.cli import app
-from lorakit.data.formats import detect, said
+from lorakit.data.formats import detect, parse_record
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import keys
@@ -134,7 +134,7 @@ def test_the_rows_of_the_readme_are_of_one_format_each():
     formats = [detect([row], "README.md")[0] for row in rows]
     assert len(set(formats)) == len(rows)
     for name, row in zip(formats, rows, strict=True):
-        assert said(name, None, row).messages[-1]["role"] == "assistant"
+        assert parse_record(name, None, row).messages[-1]["role"] == "assistant"
 
 
 def test_the_table_of_layers_is_the_contract():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from recipe_files import write
 
-from lorakit.data.formats import detect, needed, said
+from lorakit.data.formats import detect, parse_record, required_columns
 from lorakit.recipe.choice import entry_settings
 from lorakit.recipe.load import load
 from lorakit.registry import FORMATS
@@ -51,7 +51,7 @@ def test_a_row_of_the_page_becomes_what_stands_below_it(name, settings, row, bec
     assert detect([row], "data.md")[0] == name
     indented = "".join(f"  {line}\n" for line in settings.splitlines())
     recipe = load(write(tmp_path, RECIPE + indented)).recipe
-    assert plain(said(name, entry_settings(FORMATS, recipe.data.format), row)) == becomes
+    assert plain(parse_record(name, entry_settings(FORMATS, recipe.data.format), row)) == becomes
 
 
 def test_every_format_has_its_section_in_the_order_of_the_table():
@@ -64,7 +64,7 @@ def test_the_table_of_formats_is_the_one_in_the_code():
     assert [name for name, *_ in lines] == FORMATS.names()
     for name, columns, optional in lines:
         entry = FORMATS[name]
-        assert columns == ", ".join(" or ".join(f"`{column}`" for column in names) for names in needed(entry))
+        assert columns == ", ".join(" or ".join(f"`{column}`" for column in names) for names in required_columns(entry))
         assert optional == ", ".join(f"`{column}`" for column in entry.optional)
 
 

@@ -9,7 +9,7 @@ from conftest import TOPICS, rows_of, write_rows
 from eval_runs import Remembers, make_run, score
 from prose import prose
 
-from lorakit.data.general_texts import general_rows
+from lorakit.data.general_texts import read_general_texts
 from lorakit.evaluate.evaluation import EvalSettings
 from lorakit.evaluate.examined import examination
 from lorakit.evaluate.models import add_quantizations, resolve_models
@@ -38,7 +38,7 @@ def knowing(tmp_path_factory, tiny_base, tokenizer):
 
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
-    texts = [row.text[:160] for row in general_rows() if row.register != "other language"]
+    texts = [row.text[:160] for row in read_general_texts() if row.register != "other language"]
     batches = [tokenizer(texts[at : at + 8], return_tensors="pt", padding=True) for at in range(0, len(texts), 8)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(60):
@@ -56,7 +56,7 @@ def knowing(tmp_path_factory, tiny_base, tokenizer):
 @pytest.fixture(scope="module")
 def general(tmp_path_factory):
     """A file of the texts that the base knows."""
-    rows = [row for row in general_rows() if row.register != "other language"]
+    rows = [row for row in read_general_texts() if row.register != "other language"]
     file = tmp_path_factory.mktemp("general") / "general.jsonl"
     return write_rows(file, [{"id": row.id, "register": row.register, "text": row.text[:160]} for row in rows])
 
@@ -108,7 +108,7 @@ def test_what_was_examined_is_not_computed_again(honest, general, lorakit_eval, 
 
 def test_the_bundled_texts_are_scored_without_a_file(honest, lorakit_eval):
     found = found_in(json.loads(lorakit_eval(honest.folder, "--diagnose", "--rows", 4, "--json")[1]))
-    assert found["forgetting"]["details"]["texts"] == len(general_rows())
+    assert found["forgetting"]["details"]["texts"] == len(read_general_texts())
     assert found["memorization"]["details"].keys() >= {"training rows", "held-out rows"}
     assert (found["memorization"]["details"]["training rows"], found["parroting"]["details"]["rows"]) == (22, 4)
 

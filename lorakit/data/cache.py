@@ -19,7 +19,7 @@ import lorakit
 from lorakit.atomic_io import atomic_dir, cache_folder, remove_drafts, sha256_of
 from lorakit.checksums import find_damage, write_checksums
 from lorakit.data.chat_template import ChatTemplate
-from lorakit.data.sources import content_of, shown
+from lorakit.data.sources import source_hashes, source_name
 from lorakit.data.template_source import writes_date
 from lorakit.data.worker import Rules
 from lorakit.errors import LorakitError
@@ -42,7 +42,9 @@ def key_of(sources: list[Source], rules: Rules, clean: Clean, template: ChatTemp
     facts = {
         "versions": [lorakit.__version__, transformers.__version__, tokenizers.__version__],
         "code": [sha256_of(path) for path in sorted(code)],
-        "sources": [[shown(source), content_of(source), source.model_dump(exclude={"path"})] for source in sources],
+        "sources": [
+            [source_name(source), source_hashes(source), source.model_dump(exclude={"path"})] for source in sources
+        ],
         "rules": asdict(rules),
         "clean": clean.model_dump(),
         "tokenizer": tokenizer_sha256(template.tokenizer),

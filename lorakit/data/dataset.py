@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lorakit.atomic_io import cache_folder
-from lorakit.data.hygiene.traits import TraitArrays
+from lorakit.data.cleaning.row_stats import RowStats
 from lorakit.data.made import TextLengths
 from lorakit.data.mixture import Mixture
 from lorakit.data.pipeline import PipelineResult
@@ -51,7 +51,7 @@ class Examples:
     report: Report
     key: str
     numbers: ExampleIndex
-    traits: TraitArrays | None = None
+    traits: RowStats | None = None
 
     def lengths(self) -> np.ndarray:
         """Tokens of each example."""
@@ -84,8 +84,8 @@ class Examples:
         return Mixture(tuple(counts), tuple(source.weight for source in sources))
 
 
-def _traits(arrays: dict[str, np.ndarray]) -> TraitArrays:
-    return TraitArrays(**{field.name: arrays.get(field.name) for field in fields(TraitArrays)})  # type: ignore[arg-type]
+def _traits(arrays: dict[str, np.ndarray]) -> RowStats:
+    return RowStats(**{field.name: arrays.get(field.name) for field in fields(RowStats)})  # type: ignore[arg-type]
 
 
 def write_side(folder: Path, side: str, gathered: PipelineResult, rows: np.ndarray, report: Report) -> None:

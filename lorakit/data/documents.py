@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import PurePath
 
-from lorakit.data.files.beginning import kind_of_document
 from lorakit.data.formats import columns_read
+from lorakit.data.readers.content_type import detect_rows_in_document
 from lorakit.data.rows import Block
 from lorakit.errors import UserError
 from lorakit.recipe.data_files import data_suffix
@@ -30,7 +30,7 @@ def refuse_wrong_documents(source: str, head: Iterable[Block], files: Sequence[s
         record = next((row.record for row in block.rows() if isinstance(row.record, dict)), None)
         if record is None:
             continue
-        found = kind_of_document(str(record["text"]), columns) if block.name in documents else None
+        found = detect_rows_in_document(str(record["text"]), columns) if block.name in documents else None
         if found:
             what, ending = found
             example = PurePath(block.name).name.partition(".")[0] + ending

@@ -12,7 +12,7 @@ from lorakit.data.filter_and_split import RowSelection, select_rows
 from lorakit.data.leaks import remove_leaks
 from lorakit.data.pipeline import PipelineResult, run_pipeline, source_reports
 from lorakit.data.report import Report
-from lorakit.data.sources import all_sources, content_of, shown, sources_of
+from lorakit.data.sources import all_sources, source_hashes, source_name, sources_of
 from lorakit.data.worker import Rules
 from lorakit.errors import UserError
 from lorakit.hub_retries import report_hub_retries
@@ -87,7 +87,7 @@ def rules_of(settings: Data, share: float | None, survey: bool) -> Rules:
 def file_sha256s(settings: Data, held_out_only: bool = False) -> dict[str, str]:
     """The sha256 of every data file that the recipe names, by path; a hub dataset's fingerprint by its id and split."""
     sources = sources_of(settings, settings.eval) if held_out_only else all_sources(settings)
-    return {name: content for source in sources for name, content in content_of(source).items()}
+    return {name: content for source in sources for name, content in source_hashes(source).items()}
 
 
 def _prepared(
@@ -149,7 +149,7 @@ def _report(gathered: PipelineResult, decided: RowSelection, rows: np.ndarray, s
 
 
 def _nothing_left(sources: list[Source], report: Report, rules: Rules, side: int) -> str:
-    names = ", ".join(map(shown, sources))
+    names = ", ".join(map(source_name, sources))
     if report.dropped.total and report.read == report.dropped.total:
         longer = any(reason.startswith("longer than") for reason in report.dropped.counts)
         remedy = " Raise data.max_length, or write data.overlong: truncate." if longer else ""

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.atomic_io import atomic_file
+from lorakit.data.cleaning.clean import clean
 from lorakit.data.conversations import Conversation, RowContent
-from lorakit.data.formats import said as said_by
-from lorakit.data.hygiene.clean import clean
+from lorakit.data.formats import parse_record
 from lorakit.data.rows import Block
-from lorakit.data.sources import Opened, open_source, renamed
+from lorakit.data.sources import OpenSource, open_source, rename_columns
 from lorakit.data.worker_pool import map_in_order, processors
 from lorakit.errors import UserError
 from lorakit.progress import Progress
@@ -34,7 +34,7 @@ class _Writer:
         for row in block.rows():
             if row.where not in self.kept or not isinstance(row.record, dict):
                 continue
-            said, findings = clean(said_by(str(name), settings, renamed(row.record, columns)), self.checks)
+            said, findings = clean(parse_record(str(name), settings, rename_columns(row.record, columns)), self.checks)
             if said is not None:
                 done = [f"{finding.check}: {finding.what}, {finding.field}" for finding in findings if finding.fixed]
                 lines.append(json.dumps({**_record(said), "lorakit": {"where": row.where, "done": done}}))
@@ -78,7 +78,7 @@ def write_rows(
     return count
 
 
-def _pieces(opened: Sequence[Opened]) -> Any:
+def _pieces(opened: Sequence[OpenSource]) -> Any:
     return ((number, block) for number, one in enumerate(opened) for block in one.blocks)
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorakit.data.hygiene import across, near
-from lorakit.data.hygiene.traits import TraitArrays, of_rows
+from lorakit.data.cleaning import dataset_checks, minhash
+from lorakit.data.cleaning.row_stats import RowStats, take_rows
 from lorakit.data.pipeline import PipelineResult
 from lorakit.data.report import ReasonCounts
 from lorakit.data.worker import Rules
@@ -77,22 +77,24 @@ def select_rows(
         action = getattr(clean, check)
         if gathered.traits is not None and action != "off" and _is_possible(check, gathered.traits):
             kept = np.flatnonzero(decided.used)
-            for found in find(gathered, of_rows(gathered.traits, kept), kept):
+            for found in find(gathered, take_rows(gathered.traits, kept), kept):
                 _act(decided, check, action, found)
     return decided
 
 
-def find_leaks(train: TraitArrays, held_out: TraitArrays, nearly: bool) -> list[across.Leak]:
+def find_leaks(train: RowStats, held_out: RowStats, nearly: bool) -> list[dataset_checks.Leak]:
     """Training rows that are held out as well; with `nearly`, those that resemble a held-out row and are not it."""
-    same = across.leaks(train, held_out)
+    same = dataset_checks.leaks(train, held_out)
     if not nearly:
         return same
     if train.signature is None or held_out.signature is None:
         return []
-    rows, theirs = near.leaks(train.signature, held_out.signature)
+    rows, theirs = minhash.find_leaks(train.signature, held_out.signature)
     known = {leak.row for leak in same}
     pairs = zip(rows.tolist(), theirs.tolist(), strict=True)
-    return [across.Leak(row, held, "nearly the same as a held-out row") for row, held in pairs if row not in known]
+    return [
+        dataset_checks.Leak(row, held, "nearly the same as a held-out row") for row, held in pairs if row not in known
+    ]
 
 
 def _take(decided: RowSelection, source: int, take: int | float | None) -> None:
@@ -103,14 +105,14 @@ def _take(decided: RowSelection, source: int, take: int | float | None) -> None:
         decided.pass_over(np.sort(rows[np.argsort(numbers, kind="stable")[take:]]))
 
 
-def _keep_together(decided: RowSelection, traits: TraitArrays) -> None:
+def _keep_together(decided: RowSelection, traits: RowStats) -> None:
     """Near-duplicates go to one side of the split, and rows that say the same go where the first of them goes."""
     assert traits.signature is not None
     kept = np.flatnonzero(decided.used)
-    first = across.duplicates(traits.said[kept])
+    first = dataset_checks.duplicates(traits.content[kept])
     unique = np.flatnonzero(first == np.arange(len(kept)))
     sides = np.empty(len(kept), np.int8)
-    sides[unique] = near.sides(traits.signature[kept[unique]], decided.held_out[kept[unique]])
+    sides[unique] = minhash.split_sides(traits.signature[kept[unique]], decided.held_out[kept[unique]])
     sides = sides[first]
     neither = kept[sides < 0]
     decided.held_out[kept] = sides == 1
@@ -137,21 +139,21 @@ def _act(decided: RowSelection, check: str, action: str, found: CheckResult) -> 
         decided.tell(decided.found, found.rows, f"{check}: {found.reason}", found)
 
 
-def _is_possible(check: str, traits: TraitArrays) -> bool:
+def _is_possible(check: str, traits: RowStats) -> bool:
     """Whether what the check reads was asked for."""
     if check == "near_duplicates":
         return traits.signature is not None
     return traits.style is not None if check == "style" else True
 
 
-def _duplicates(gathered: PipelineResult, traits: TraitArrays, kept: np.ndarray) -> list[CheckResult]:
-    return _repeated(gathered, across.duplicates(traits.said), kept, "the same as an earlier row")
+def _duplicates(gathered: PipelineResult, traits: RowStats, kept: np.ndarray) -> list[CheckResult]:
+    return _repeated(gathered, dataset_checks.duplicates(traits.content), kept, "the same as an earlier row")
 
 
-def _near_duplicates(gathered: PipelineResult, traits: TraitArrays, kept: np.ndarray) -> list[CheckResult]:
+def _near_duplicates(gathered: PipelineResult, traits: RowStats, kept: np.ndarray) -> list[CheckResult]:
     assert traits.signature is not None
-    first = near.groups(traits.signature)
-    exact = across.duplicates(traits.said)
+    first = minhash.group_near_duplicates(traits.signature)
+    exact = dataset_checks.duplicates(traits.content)
     own = np.arange(len(kept))
     first = np.where(exact == own, first, own)  # exact copies are another check's
     return _repeated(gathered, first, kept, "nearly the same as an earlier row")
@@ -163,16 +165,16 @@ def _repeated(gathered: PipelineResult, first: np.ndarray, kept: np.ndarray, rea
     return [CheckResult(kept[rows], reason, lambda some: _places(gathered, of, some), kept[rows])]
 
 
-def _contradictions(gathered: PipelineResult, traits: TraitArrays, kept: np.ndarray) -> list[CheckResult]:
-    found = across.contradictions(traits.prompt, traits.answer)
+def _contradictions(gathered: PipelineResult, traits: RowStats, kept: np.ndarray) -> list[CheckResult]:
+    found = dataset_checks.contradictions(traits.prompt, traits.answer)
     rows = np.flatnonzero(found.group >= 0)
     of = dict(zip(kept[rows].tolist(), kept[found.group[rows]].tolist(), strict=True))
     reason = "another answer to the same prompt"
-    return [CheckResult(kept[rows], reason, lambda some: _places(gathered, of, some), kept[~found.kept])]
+    return [CheckResult(kept[rows], reason, lambda some: _places(gathered, of, some), kept[~found.agrees])]
 
 
-def _style(gathered: PipelineResult, traits: TraitArrays, kept: np.ndarray) -> list[CheckResult]:
-    outliers = across.outliers(traits)
+def _style(gathered: PipelineResult, traits: RowStats, kept: np.ndarray) -> list[CheckResult]:
+    outliers = dataset_checks.outliers(traits)
     reasons = {int(kept[outlier.row]): outlier.reason for outlier in outliers}
     rows = np.array(list(reasons), dtype=np.int64)
     return [CheckResult(rows, "written unlike the others", lambda some: [reasons[int(row)] for row in some], rows)]

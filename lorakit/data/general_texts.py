@@ -5,8 +5,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.files import read_file
-from lorakit.data.formats.columns import empty
+from lorakit.data.formats.columns import is_empty
+from lorakit.data.readers import read_file
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 from lorakit.recipe.problem import show_path
@@ -24,7 +24,7 @@ class GeneralText:
     text: str
 
 
-def general_rows(path: Path | None = None) -> list[GeneralText]:
+def read_general_texts(path: Path | None = None) -> list[GeneralText]:
     """The texts of a file, or the bundled ones (general/README.md).
 
     A file has rows with `text`, and may have `id` and `register`; a `.txt` or `.md` is one text. An id is else the
@@ -35,7 +35,7 @@ def general_rows(path: Path | None = None) -> list[GeneralText]:
     """
     if path is None:
         with as_file(files("lorakit.data") / "general" / "texts.jsonl") as bundled:
-            return general_rows(bundled)
+            return read_general_texts(bundled)
     found = []
     for row in read_file(path):
         if isinstance(row.record, RowError):
@@ -44,14 +44,14 @@ def general_rows(path: Path | None = None) -> list[GeneralText]:
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"{row.where}: the row has no 'text', which a file of general texts needs in each row.")
         given = row.record.get("id")
-        name, register = row.where if empty(given) else str(given), row.record.get("register")
+        name, register = row.where if is_empty(given) else str(given), row.record.get("register")
         found.append(GeneralText(name, register if isinstance(register, str) else "", text))
     if not found:
         raise UserError(f"{show_path(path)}: the file has no texts. Write rows with 'text'.")
     return found
 
 
-def encoded_text(tokenizer: Any, text: str, model_config: Any) -> list[int]:
+def encode_text(tokenizer: Any, text: str, model_config: Any) -> list[int]:
     """The tokens of a text as it is, without a chat template, no more of them than are looked at or the model takes."""
     most = min(LONGEST, getattr(model_config.get_text_config(), "max_position_embeddings", None) or LONGEST)
     return list(tokenizer(text)["input_ids"][:most])

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from lorakit.data.cleaning.dataset_checks import Leak
+from lorakit.data.cleaning.row_stats import take_rows
 from lorakit.data.dataset import Examples
 from lorakit.data.filter_and_split import find_leaks
-from lorakit.data.hygiene.across import Leak
-from lorakit.data.hygiene.traits import of_rows
 from lorakit.data.report import ReasonCounts
 from lorakit.errors import UserError
 from lorakit.recipe.schema import Clean
@@ -73,5 +73,5 @@ def _without_rows(train: Examples, held_out: Examples, check: str, leaks: list[L
         train,
         rows=train.rows.select(np.flatnonzero(examples)),
         numbers=numbers.of(examples, stays),
-        traits=None if train.traits is None else of_rows(train.traits, np.flatnonzero(stays)),
+        traits=None if train.traits is None else take_rows(train.traits, np.flatnonzero(stays)),
     )

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from lorakit.data.chat_template import ChatTemplate
+from lorakit.data.cleaning.row_stats import RowStats, RowStatsBuilder
 from lorakit.data.conversations import Text
-from lorakit.data.hygiene.traits import Joiner, TraitArrays
 from lorakit.data.made import SCHEMA, TextLengths
 from lorakit.data.report import Report, SourceReport
 from lorakit.data.rows import Block
-from lorakit.data.sources import Opened, open_source, shown
+from lorakit.data.sources import OpenSource, open_source, source_name
 from lorakit.data.worker import BlockResult, Rules, Task, Worker
 from lorakit.data.worker_pool import map_in_order, processors
 from lorakit.errors import UserError
@@ -39,11 +39,11 @@ class PipelineResult:
     """
 
     path: Path
-    opened: list[Opened]
+    opened: list[OpenSource]
     source: np.ndarray
     digests: np.ndarray
     cut: np.ndarray
-    traits: TraitArrays | None
+    traits: RowStats | None
     owner: np.ndarray
     length: np.ndarray
     trained: np.ndarray
@@ -87,7 +87,7 @@ def run_pipeline(
     merged, sent = _Collector(len(opened)), deque[tuple[int, int, str]]()
     for system in sorted({one.source.system for one in opened if one.source.system}):
         _look_into_system_prompt(system, template, rules, merged.reports[0])
-    label = f"reading {shown(opened[0].source)}" + (f" and {len(opened) - 1} more" if len(opened) > 1 else "")
+    label = f"reading {source_name(opened[0].source)}" + (f" and {len(opened) - 1} more" if len(opened) > 1 else "")
     with (
         pa.OSFile(str(path), "wb") as file,
         pa.ipc.new_stream(file, SCHEMA) as writer,
@@ -105,10 +105,10 @@ def run_pipeline(
             bar.advance(done, f"{merged.rows:,} rows")
     for number, one in enumerate(opened):
         if not merged.rows_of[number]:
-            raise UserError(f"{shown(one.source)}: no rows. A source needs at least one.")
-        one.refuse_late_pairs(merged.filled_of[number])
+            raise UserError(f"{source_name(one.source)}: no rows. A source needs at least one.")
+        one.refuse_late_preference_pairs(merged.filled_of[number])
         one.refuse_missing(merged.columns_of[number])
-        one.tell_unused(merged.filled_of[number])
+        one.add_unused_columns(merged.filled_of[number])
         empty = [name for name in one.files if not merged.rows_in[name]]
         if empty:
             one.why += f"; no rows in {one_line(', '.join(empty), 300)}"
@@ -135,7 +135,7 @@ def _look_into_system_prompt(system: str, template: ChatTemplate, rules: Rules, 
 
 
 def _pieces(
-    opened: list[Opened], takes: "list[_Take]", sent: deque[tuple[int, int, str]]
+    opened: list[OpenSource], takes: "list[_Take]", sent: deque[tuple[int, int, str]]
 ) -> Iterator[tuple[int, Block, int]]:
     """What a worker is given, block by block; the source and size of each go to `sent`."""
     for number, one in enumerate(opened):
@@ -170,7 +170,7 @@ class _Collector:
         self.source_of: list[int] = []
         self.rows = 0
         self.rows_of = [0] * sources
-        self.traits = Joiner()
+        self.traits = RowStatsBuilder()
         self.rows_in = Counter[str]()
         self.filled_of = [set[str]() for _ in range(sources)]
         self.columns_of = [set[str]() for _ in range(sources)]
@@ -193,7 +193,7 @@ class _Collector:
         self.worked.append(worked)
         self.source_of.append(source)
 
-    def gathered(self, path: Path, opened: list[Opened]) -> PipelineResult:
+    def gathered(self, path: Path, opened: list[OpenSource]) -> PipelineResult:
         counts = [len(worked.digests) for worked in self.worked]
         firsts = np.concatenate(([0], np.cumsum(counts)))
         owners = [worked.owner + first for worked, first in zip(self.worked, firsts, strict=False)]
@@ -232,6 +232,8 @@ def _joined_shapes(parts: list[TextLengths]) -> TextLengths:
     return TextLengths(*(_joined([getattr(part, name) for part in parts], (0,), np.int64) for name in names))
 
 
-def source_reports(opened: list[Opened]) -> list[SourceReport]:
+def source_reports(opened: list[OpenSource]) -> list[SourceReport]:
     """A report for each source, nothing counted yet."""
-    return [SourceReport(shown(one.source), one.format, one.why, one.source.task, one.source.weight) for one in opened]
+    return [
+        SourceReport(source_name(one.source), one.format, one.why, one.source.task, one.source.weight) for one in opened
+    ]

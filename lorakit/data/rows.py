@@ -35,7 +35,7 @@ def kind(value: Any) -> str:
     return _KINDS.get(type(value), type(value).__name__)
 
 
-def with_line_feeds(value: Any) -> Any:
+def normalize_line_ends(value: Any) -> Any:
     """The same with `\\r\\n` as `\\n` in all texts: a row says the same whichever file and program it came from."""
     try:
         return _unified(value)

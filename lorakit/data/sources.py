@@ -8,9 +8,17 @@ from typing import Any
 
 from lorakit.atomic_io import sha256_of
 from lorakit.data.documents import refuse_wrong_documents
-from lorakit.data.files import files_in, read_blocks
-from lorakit.data.formats import can_be_read, columns_read, detect, flags_of, needed, pairs_of, refuse_judged
-from lorakit.data.rows import Block, Row, with_line_feeds
+from lorakit.data.formats import (
+    columns_read,
+    detect,
+    is_readable,
+    preference_pairs,
+    refuse_preference_data,
+    rejection_flags,
+    required_columns,
+)
+from lorakit.data.readers import files_in, read_blocks
+from lorakit.data.rows import Block, Row, normalize_line_ends
 from lorakit.errors import UserError
 from lorakit.recipe.choice import entry_name, entry_settings
 from lorakit.recipe.did_you_mean import nearest
@@ -29,7 +37,7 @@ _HUB_ROWS = 1000
 
 
 @dataclass
-class Opened:
+class OpenSource:
     """A source whose format is known. `size` is the bytes that its blocks stand for, together; 0 when not known.
 
     `format` is None where no row is readable. `files`: the names of its files. `unused`: the columns not read.
@@ -48,7 +56,7 @@ class Opened:
     seen: set[str] = field(default_factory=set)
     """The columns of the first rows."""
 
-    def tell_unused(self, filled: set[str]) -> None:
+    def add_unused_columns(self, filled: set[str]) -> None:
         """Name the columns that hold something and that the format does not read."""
         mapping = self.source.columns or {}
         read = columns_read(self.format) if self.format else set()
@@ -58,17 +66,17 @@ class Opened:
             self.unused |= late
             self.why = f"{self.why.partition('; not used: ')[0]}; not used: {', '.join(map(repr, sorted(self.unused)))}"
 
-    def refuse_late_pairs(self, filled: set[str]) -> None:
+    def refuse_late_preference_pairs(self, filled: set[str]) -> None:
         """Refuse preference pairs that stand behind the rows from which the format was told.
 
         Raises:
             UserError: there are such rows.
         """
-        for better, worse in pairs_of(filled):
+        for better, worse in preference_pairs(filled):
             if worse not in self.seen and better not in (self.source.columns or {}).values():
                 raise UserError(
-                    f"{shown(self.source)}: some rows are preference pairs ({better!r} and {worse!r}, as for DPO), of "
-                    "which one side should not be said. Take them out, or give them as a source of their own."
+                    f"{source_name(self.source)}: some rows are preference pairs ({better!r} and {worse!r}, as for "
+                    "DPO), of which one side should not be said. Take them out, or give them as a source of their own."
                 )
 
     def refuse_missing(self, seen: set[str]) -> None:
@@ -108,19 +116,19 @@ def is_file(source: Source) -> bool:
     return is_path(source.path)
 
 
-def shown(source: Source) -> str:
+def source_name(source: Source) -> str:
     """A source as messages name it."""
     return show_path(Path(source.path)) if is_file(source) else f"{source.path}[{source.split}]"
 
 
-def content_of(source: Source) -> dict[str, str]:
+def source_hashes(source: Source) -> dict[str, str]:
     """What a source holds: each file's sha256 by its path, or a hub dataset's fingerprint by its id and split.
 
     Raises:
         UserError: it cannot be read.
     """
     if not is_file(source):
-        return {shown(source): str(load_hub_dataset(source)._fingerprint)}
+        return {source_name(source): str(load_hub_dataset(source)._fingerprint)}
     contents = {}
     for path in files_in(Path(source.path)):
         try:
@@ -130,7 +138,7 @@ def content_of(source: Source) -> dict[str, str]:
     return contents
 
 
-def open_source(source: Source) -> Opened:
+def open_source(source: Source) -> OpenSource:
     """A source with its format, told from its first rows where the recipe does not say.
 
     Raises:
@@ -144,33 +152,33 @@ def open_source(source: Source) -> Opened:
             if isinstance(row.record, dict) and len(records) < _HEAD:
                 seen.update(row.record)
                 raw.append(row.record)
-                records.append(renamed(row.record, source.columns or {}))
+                records.append(rename_columns(row.record, source.columns or {}))
         if len(records) >= _HEAD:
             break
     blocks = chain(head, blocks)
     if not records:
-        return Opened(source, None, None, "no readable row", blocks, size, files)
+        return OpenSource(source, None, None, "no readable row", blocks, size, files)
     given = None if source.format in (None, "auto") else entry_name(source.format)
     _refuse_missing(source, seen, _needed(given))
     _refuse_judged(source, given, raw, records)
     if given:
         name, why = given, "as the recipe says"
     else:
-        refuse_wrong_documents(shown(source), head, files)
-        name, why = detect(records, shown(source))
+        refuse_wrong_documents(source_name(source), head, files)
+        name, why = detect(records, source_name(source))
     read = columns_read(name)
     strange = sorted((source.columns or {}).keys() - read)
     if strange:
         raise UserError(
-            f"{shown(source)}: data.columns fills {strange[0]!r}, which the format {name} does not read. It reads "
-            f"{', '.join(sorted(read))}."
+            f"{source_name(source)}: data.columns fills {strange[0]!r}, which the format {name} does not read. It "
+            f"reads {', '.join(sorted(read))}."
         )
     filled = {column for record in records for column, value in record.items() if value is not None}
     unused = filled - read
     why = f"{why}; not used: {', '.join(map(repr, sorted(unused)))}" if unused else why
     settings = entry_settings(FORMATS, source.format)
-    flags = flags_of(records, read) if FORMATS[name].conversations else {}
-    return Opened(source, name, settings, why, blocks, size, files, unused, flags, seen)
+    flags = rejection_flags(records, read) if FORMATS[name].conversations else {}
+    return OpenSource(source, name, settings, why, blocks, size, files, unused, flags, seen)
 
 
 def _refuse_judged(source: Source, given: str | None, raw: list[dict[str, Any]], records: list[dict[str, Any]]) -> None:
@@ -183,15 +191,15 @@ def _refuse_judged(source: Source, given: str | None, raw: list[dict[str, Any]],
 
     def reads(tried: Mapping[str, str], our: str) -> bool:
         settings = entry_settings(FORMATS, source.format) if given else None
-        return can_be_read(given, settings, [renamed(record, tried) for record in raw[:_TRIED]], our)
+        return is_readable(given, settings, [rename_columns(record, tried) for record in raw[:_TRIED]], our)
 
-    refuse_judged(shown(source), records, columns, reads)
+    refuse_preference_data(source_name(source), records, columns, reads)
 
 
 def _needed(format_name: str | None) -> set[str]:
     """The columns without which no row is of this format, or of any where it is to be told."""
     entries = [FORMATS[format_name]] if format_name else list(FORMATS)
-    return {column for entry in entries for columns in needed(entry) for column in columns}
+    return {column for entry in entries for columns in required_columns(entry) for column in columns}
 
 
 def _refuse_missing(source: Source, seen: set[str], ours: set[str]) -> None:
@@ -201,12 +209,12 @@ def _refuse_missing(source: Source, seen: set[str], ours: set[str]) -> None:
             near = nearest(their, sorted(seen))
             columns = one_line(", ".join(sorted(seen)), 200)
             raise UserError(
-                f"{shown(source)}: data.columns takes {our!r} from {their!r}, a column that no row has. "
+                f"{source_name(source)}: data.columns takes {our!r} from {their!r}, a column that no row has. "
                 + (f"Did you mean {near!r}?" if near else f"The columns are {columns}.")
             )
 
 
-def renamed(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def rename_columns(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """The record with `columns` (ours -> theirs) applied: what it fills has no other value, what it takes no other
     name."""
     if not columns:
@@ -220,7 +228,7 @@ def _blocks(source: Source) -> tuple[Iterator[Block], int, list[str]]:
     """A source's blocks, the bytes that they stand for together, and the names of its files."""
     if not is_file(source):
         dataset = load_hub_dataset(source)
-        return _hub_blocks(shown(source), dataset), 0, []
+        return _hub_blocks(source_name(source), dataset), 0, []
     files = files_in(Path(source.path))
     blocks = chain.from_iterable(map(read_blocks, files))
     return blocks, sum(path.stat().st_size for path in files), [show_path(path) for path in files]
@@ -234,7 +242,7 @@ def _hub_blocks(name: str, dataset: Any) -> Iterator[Block]:
 
 def _hub_rows(name: str, first: int, columns: dict[str, list[Any]]) -> Iterator[Row]:
     for number, values in enumerate(zip(*columns.values(), strict=True), start=first):
-        yield Row(f"{name} row {number}", with_line_feeds(dict(zip(columns, values, strict=True))))
+        yield Row(f"{name} row {number}", normalize_line_ends(dict(zip(columns, values, strict=True))))
 
 
 def load_hub_dataset(source: Source) -> Any:

@@ -16,7 +16,7 @@ from lorakit.recipe.schema import Data
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckResult:
     """What one check of `data.clean` found: each reason with its number of rows, and the first cases."""
 
     name: str
@@ -39,7 +39,7 @@ class Survey:
     bins: list[tuple[int, int, int]]
     limits: list[Limit]
     padding: Padding
-    checks: list[Check]
+    checks: list[CheckResult]
 
     @property
     def stopping(self) -> list[str]:
@@ -90,7 +90,7 @@ def survey(
     )
 
 
-def _checks(actions: Mapping[str, str], reports: list[Report]) -> list[Check]:
+def _checks(actions: Mapping[str, str], reports: list[Report]) -> list[CheckResult]:
     checks = []
     for name, action in actions.items():
         found: dict[str, int] = {}
@@ -101,7 +101,7 @@ def _checks(actions: Mapping[str, str], reports: list[Report]) -> list[Check]:
                 if check == name:
                     found[what] = found.get(what, 0) + count
                     first[what] = [*first.get(what, []), *report.findings.first[reason]][:5]
-        checks.append(Check(name, action, found, first))
+        checks.append(CheckResult(name, action, found, first))
     return checks
 
 

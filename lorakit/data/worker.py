@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from lorakit.bounds import TooLong, bounded
 from lorakit.data.chat_template import ChatTemplate, Rendered, render
+from lorakit.data.cleaning.clean import clean
+from lorakit.data.cleaning.row_stats import RowStats, compute_row_stats
 from lorakit.data.conversations import (
     IGNORED,
     Encoded,
@@ -20,14 +22,11 @@ from lorakit.data.conversations import (
     split_point,
     up_to_last_answer,
 )
-from lorakit.data.formats import refuse_flagged
-from lorakit.data.formats import said as said_by
-from lorakit.data.hygiene.clean import clean
-from lorakit.data.hygiene.traits import TraitArrays, traits
+from lorakit.data.formats import parse_record, refuse_rejected_answer
 from lorakit.data.made import BlockExamples, TextLengths
 from lorakit.data.report import Report
 from lorakit.data.rows import Block, Row, RowError
-from lorakit.data.sources import renamed
+from lorakit.data.sources import rename_columns
 from lorakit.data.tokenize import Encoder
 from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line
@@ -84,7 +83,7 @@ class BlockResult:
     digests: np.ndarray
     cut: np.ndarray
     shapes: TextLengths
-    traits: TraitArrays | None
+    traits: RowStats | None
     reports: tuple[Report, Report]
     stops: Counter[str]
     columns: set[str]
@@ -161,9 +160,9 @@ class Worker:
         try:
             if isinstance(row.record, RowError):
                 raise row.record
-            record = renamed(row.record, task.columns)
-            refuse_flagged(record, task.flags)
-            said = up_to_last_answer(said_by(str(task.format), task.settings, record))
+            record = rename_columns(row.record, task.columns)
+            refuse_rejected_answer(record, task.flags)
+            said = up_to_last_answer(parse_record(str(task.format), task.settings, record))
             digest = content_digest(said)
             if self.rules.checks:
                 cleaned = self._cleaned(said, row.where, reports[self._own_side(digest)])
@@ -233,7 +232,7 @@ class Worker:
             digests=digests,
             cut=np.array(made.cut, dtype=bool),
             shapes=made.shapes(),
-            traits=traits([row.said for row in kept], self.rules.near, self.rules.style) if wanted else None,
+            traits=compute_row_stats([row.said for row in kept], self.rules.near, self.rules.style) if wanted else None,
             reports=reports,
             stops=stops,
             columns=columns,

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from lorakit.data.cleaning.row_stats import RowStats, compute_row_stats
 from lorakit.data.conversations import Conversation, RowContent, Text
-from lorakit.data.general_texts import GeneralText, general_rows
-from lorakit.data.hygiene.traits import TraitArrays, traits
+from lorakit.data.general_texts import GeneralText, read_general_texts
 from lorakit.errors import UserError
 from lorakit.evaluate.cache import get_or_compute, open_cache, prompt_key
 from lorakit.evaluate.diagnosis.collapse import style
@@ -109,7 +109,7 @@ def examination(model_set: ModelSet, file: Path | None = None) -> Examination:
             "run alone."
         )
     try:
-        return Examination(model_set, general_rows(file), base)
+        return Examination(model_set, read_general_texts(file), base)
     except UserError as error:
         raise UserError(f"--general: {error}") from error
 
@@ -235,7 +235,7 @@ def _leak(evaluation: Evaluation, progress: Progress) -> Finding | None:
     return leak(*(_traits(rows, prepared, progress) for rows in (train.rows, rendered.rows)))
 
 
-def _traits(rows: Any, prepared: Prepared, progress: Progress) -> TraitArrays:
+def _traits(rows: Any, prepared: Prepared, progress: Progress) -> RowStats:
     """The traits of rows as they are after rendering: what stands before the answer is the prompt."""
     tokenizer, stops, said = prepared.tokenizer, prepared.stop_ids, list[RowContent]()
     with progress.bar("looking for leaks", total=len(rows)) as bar:
@@ -248,7 +248,7 @@ def _traits(rows: Any, prepared: Prepared, progress: Progress) -> TraitArrays:
                 turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
                 said.append(Conversation(turns))
             bar.advance()
-    return traits(said, near=True, style=False)
+    return compute_row_stats(said, near=True, style=False)
 
 
 def flagged(found: Mapping[str, Sequence[Finding]]) -> list[str]:

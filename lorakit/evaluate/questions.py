@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data.conversations import Conversation, Message
-from lorakit.data.files import read_file
-from lorakit.data.files.stored import opened, text_of, whole_lines
-from lorakit.data.formats import said
-from lorakit.data.formats.columns import empty
+from lorakit.data.formats import parse_record
+from lorakit.data.formats.columns import is_empty
+from lorakit.data.readers import read_file
+from lorakit.data.readers.text_stream import decode_lines, open_text_stream, read_whole_lines
 from lorakit.data.rows import RowError, kind
 from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line, show_path
@@ -65,10 +65,10 @@ def read_questions(path: Path) -> list[Question]:
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     name = show_path(path)
     try:
-        with opened(path, name, "", ".txt") as stored:
-            for lines in whole_lines(stored):
+        with open_text_stream(path, name, "", ".txt") as stored:
+            for lines in read_whole_lines(stored):
                 # Not splitlines, which also breaks at characters that editors show within a line.
-                for line, text in enumerate(text_of(name, lines).split("\n"), start=lines.first):
+                for line, text in enumerate(decode_lines(name, lines).split("\n"), start=lines.first):
                     if text.strip():
                         yield f"{name}:{line}", {"question": text.strip()}
     except FileNotFoundError as error:
@@ -85,26 +85,26 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _question(record: Mapping[str, Any], number: str) -> Question:
-    column = next((column for column in _FORMATS if not empty(record.get(column))), None)
+    column = next((column for column in _FORMATS if not is_empty(record.get(column))), None)
     if column is None:
         raise RowError(f"the row has none of the columns {', '.join(_FORMATS)}: it asks nothing")
     format_name, answers = _FORMATS[column]
-    if answers and all(empty(record.get(name)) for name in answers):
+    if answers and all(is_empty(record.get(name)) for name in answers):
         record = {**record, answers[0]: _OPEN}
-    conversation = said(format_name, None, record)
+    conversation = parse_record(format_name, None, record)
     assert isinstance(conversation, Conversation)
     if conversation.tools:
         raise RowError("the row has tools, which are not shown to those who judge its answers")
     messages, reference = conversation.messages, None
     if messages[-1]["role"] == "assistant":
         messages, reference = messages[:-1], messages[-1]["content"]
-    if not messages or messages[-1]["role"] != "user" or empty(messages[-1]["content"].strip()):
+    if not messages or messages[-1]["role"] != "user" or is_empty(messages[-1]["content"].strip()):
         raise RowError("the row asks nothing: no user's text stands before the answer")
     return Question(_id(record.get("id"), number), messages, None if reference == _OPEN else reference)
 
 
 def _id(value: Any, number: str) -> str:
-    if empty(value):
+    if is_empty(value):
         return number
     if isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.examples import examples_of
-from lorakit.data.general_texts import encoded_text, general_rows
+from lorakit.data.general_texts import encode_text, read_general_texts
 from lorakit.errors import UserError
 from lorakit.model.layerwise import layerwise_adapter_model
 from lorakit.model.load import attentions_of, load_model, stored_dtype
@@ -181,7 +181,7 @@ def _rows_of_file(file: Path, like: Data, template: ChatTemplate, progress: Prog
 
 def _general_rows(base: Base, tokenizer: Any) -> Rows:
     config = read_hf_config(base.folder)
-    tokens = [encoded_text(tokenizer, row.text, config) for row in general_rows()]
+    tokens = [encode_text(tokenizer, row.text, config) for row in read_general_texts()]
     return [{"input_ids": ids, "labels": ids} for ids in tokens if len(ids) > 1], "general"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorakit.data.conversations import Conversation
-from lorakit.data.formats.columns import empty, framed, question_and_answer, text
+from lorakit.data.formats.columns import add_system_and_tools, is_empty, question_and_answer, text
 from lorakit.registry import FORMATS
 
 
@@ -12,6 +12,6 @@ from lorakit.registry import FORMATS
 def alpaca(record: Mapping[str, Any]) -> Conversation:
     """`instruction`, optionally `input` (added below it after an empty line), and `output`."""
     prompt = text(record, "instruction")
-    if not empty(record.get("input")):
+    if not is_empty(record.get("input")):
         prompt = f"{prompt}\n\n{text(record, 'input')}"
-    return framed(record, question_and_answer(prompt, text(record, "output")))
+    return add_system_and_tools(record, question_and_answer(prompt, text(record, "output")))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from lorakit.data.conversations import Conversation
-from lorakit.data.formats.columns import framed, question_and_answer, text
+from lorakit.data.formats.columns import add_system_and_tools, question_and_answer, text
 from lorakit.data.rows import RowError, kind
 from lorakit.recipe.did_you_mean import nearest
 from lorakit.recipe.fields import Wording
@@ -77,7 +77,7 @@ def classification(record: Mapping[str, Any], settings: Classification) -> Conve
     prompt = settings.prompt or (_PLAIN if settings.labels is None else _ASKING)
     stands_for = {"text": text(record, "text"), "labels": ", ".join(settings.labels or ())}
     question = "".join(before + (stands_for[name] if name else "") for before, name in _pieces(prompt))
-    return framed(record, question_and_answer(question, _label(record.get("label"), settings.labels)))
+    return add_system_and_tools(record, question_and_answer(question, _label(record.get("label"), settings.labels)))
 
 
 @lru_cache(maxsize=64)

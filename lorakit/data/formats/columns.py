@@ -8,7 +8,7 @@ from lorakit.data.formats.tools import tools_of, without_filled_arguments
 from lorakit.data.rows import RowError, kind
 
 
-def empty(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
     """Nothing was said; a 0 or a false says something."""
     return value is None or value in ("", [], {})
 
@@ -26,21 +26,21 @@ def question_and_answer(question: str, answer: str) -> Conversation:
     return Conversation([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
 
 
-def the_one(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
+def filled_column(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
     """The one of these columns that holds something; the first where none does."""
-    filled = [name for name in names if not empty(record.get(name))]
+    filled = [name for name in names if not is_empty(record.get(name))]
     if len(filled) > 1:
         raise RowError(f"the row has both {' and '.join(map(repr, filled))}: one of them would not be trained on")
     return filled[0] if filled else names[0]
 
 
-def framed(record: Mapping[str, Any], conversation: Conversation) -> Conversation:
+def add_system_and_tools(record: Mapping[str, Any], conversation: Conversation) -> Conversation:
     """The conversation with the row's own `system` text above it and its `tools` beside it, where it has them."""
     messages, tools = conversation.messages, conversation.tools
-    if not empty(record.get("system")):
+    if not is_empty(record.get("system")):
         if messages[0]["role"] == "system":
             raise RowError("the row has a system prompt twice, in the column 'system' and as its first message")
         messages = [{"role": "system", "content": text(record, "system")}, *messages]
-    if not empty(record.get("tools")):
+    if not is_empty(record.get("tools")):
         tools = tools_of(record["tools"])
     return Conversation(without_filled_arguments(messages, tools) if tools else messages, tools)

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorakit.data.conversations import ROLES, Message
-from lorakit.data.formats.columns import empty
+from lorakit.data.formats.columns import is_empty
 from lorakit.data.formats.tools import calls_of, parsed
-from lorakit.data.rows import RowError, kind, with_line_feeds
+from lorakit.data.rows import RowError, kind, normalize_line_ends
 from lorakit.recipe.problem import one_line
 
 # OpenAI's newer name of the system role, and its older one of the tool role.
@@ -84,7 +84,7 @@ def stored_as_text(text: str, column: str) -> Any:
         raise RowError(f"the column {column!r} was written by Python, not as JSON (write it with json.dumps)")
     if not text.lstrip().startswith(("[", "{")):
         return text
-    return with_line_feeds(parsed(text, f"the column {column!r}"))
+    return normalize_line_ends(parsed(text, f"the column {column!r}"))
 
 
 def message_of(position: int, raw: Any) -> Message:
@@ -103,7 +103,7 @@ def message_of(position: int, raw: Any) -> Message:
     if isinstance(content, str) and raw.keys() == _PLAIN:
         return {"role": role, "content": content}
     where = f"message {position} ({role})"
-    parts = {key: value for key, value in raw.items() if key not in _PLAIN and not empty(value)}
+    parts = {key: value for key, value in raw.items() if key not in _PLAIN and not is_empty(value)}
     _refuse_strange(role, parts, where)
     message: Message = {"role": role, "content": content}
     if role == "assistant":
@@ -130,7 +130,7 @@ def _content(content: Any, where: str, silent: bool) -> str:
     """The text of a message. `silent`: it may have none."""
     if isinstance(content, str):
         return content
-    if empty(content) and silent:
+    if is_empty(content) and silent:
         return ""
     if not isinstance(content, list) or not content:
         raise RowError("a message has no text in 'content'", f"{where} has {kind(content)}")

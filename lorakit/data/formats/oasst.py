@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorakit.data.conversations import Conversation, Message
-from lorakit.data.formats.columns import framed
+from lorakit.data.formats.columns import add_system_and_tools
 from lorakit.data.rows import RowError, kind
 from lorakit.recipe.problem import one_line
 from lorakit.registry import FORMATS
@@ -29,7 +29,7 @@ def oasst(record: Mapping[str, Any]) -> Conversation:
         path.pop()
     if not path:
         raise RowError("the tree has no answer")
-    return framed(record, Conversation(path))
+    return add_system_and_tools(record, Conversation(path))
 
 
 def _message(node: Mapping[str, Any], level: int) -> Message:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorakit.data.conversations import Conversation
-from lorakit.data.formats.columns import empty, framed, question_and_answer, text, the_one
+from lorakit.data.formats.columns import add_system_and_tools, filled_column, is_empty, question_and_answer, text
 from lorakit.data.formats.message import stored_as_text
 from lorakit.data.rows import RowError, kind
 from lorakit.registry import FORMATS
@@ -18,14 +18,14 @@ _SQUAD = re.compile(r"""\s*\{\s*["'](text|answer_start)["']\s*:""")
 def question_answer(record: Mapping[str, Any]) -> Conversation:
     """`question` and `answer` (or SQuAD's `answers`), optionally `context` (put above the question)."""
     question = text(record, "question")
-    if not empty(record.get("context")):
+    if not is_empty(record.get("context")):
         question = f"{text(record, 'context')}\n\n{question}"
-    return framed(record, question_and_answer(question, _answer(record)))
+    return add_system_and_tools(record, question_and_answer(question, _answer(record)))
 
 
 def _answer(record: Mapping[str, Any]) -> str:
     """The answer; the first where there is a list of them, or SQuAD's {"text": a list, ...}."""
-    column = the_one(record, ("answer", "answers"))
+    column = filled_column(record, ("answer", "answers"))
     value = record.get(column)
     if isinstance(value, str) and _SQUAD.match(value):
         value = stored_as_text(value, column)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from lorakit.data.conversations import Conversation, Message
-from lorakit.data.formats.columns import empty, framed, the_one
+from lorakit.data.formats.columns import add_system_and_tools, filled_column, is_empty
 from lorakit.data.formats.message import items_of, message_of, with_given_beginnings
 from lorakit.data.formats.tools import parsed
 from lorakit.data.rows import RowError, kind
@@ -52,11 +52,11 @@ def mistakes(settings: Sharegpt) -> Iterator[tuple[tuple[str, str], str, str]]:
 @FORMATS.register("sharegpt", columns=(_COLUMNS,), optional=("system", "tools"), settings=Sharegpt, mistakes=mistakes)
 def sharegpt(record: Mapping[str, Any], settings: Sharegpt) -> Conversation:
     """`conversations`: a list of {from, value}, from human, gpt, system, tool, function_call and their other names."""
-    column = the_one(record, _COLUMNS)
+    column = filled_column(record, _COLUMNS)
     turns = items_of(record.get(column), column, "turns")
     theirs = {_folded(word): role for word, role in settings.roles.items()}
     messages = [_turn(position, turn, theirs) for position, turn in enumerate(turns, start=1)]
-    return framed(record, Conversation(with_given_beginnings(messages)))
+    return add_system_and_tools(record, Conversation(with_given_beginnings(messages)))
 
 
 def _turn(position: int, raw: Any, theirs: Mapping[str, str]) -> Message:
@@ -68,7 +68,7 @@ def _turn(position: int, raw: Any, theirs: Mapping[str, str]) -> Message:
     role = _role(word, position, theirs)
     rest = {key: inner for key, inner in raw.items() if key not in ("from", "role", "value", "content")}
     if role == _CALL:
-        if not empty(rest.get("tool_calls")):
+        if not is_empty(rest.get("tool_calls")):
             raise RowError("a function_call turn has 'tool_calls' besides", f"turn {position}")
         return message_of(
             position, {**rest, "role": "assistant", "content": None, "tool_calls": _calls(value, position)}
@@ -82,9 +82,9 @@ def _turn(position: int, raw: Any, theirs: Mapping[str, str]) -> Message:
 def _either(raw: Mapping[str, Any], names: tuple[str, str], position: int) -> Any:
     """What stands under either name."""
     one, other = raw.get(names[0]), raw.get(names[1])
-    if not empty(one) and not empty(other) and one != other:
+    if not is_empty(one) and not is_empty(other) and one != other:
         raise RowError(f"a turn has both {names[0]!r} and {names[1]!r}", f"turn {position}")
-    return other if one is None or (empty(one) and not empty(other)) else one
+    return other if one is None or (is_empty(one) and not is_empty(other)) else one
 
 
 def _role(word: Any, position: int, theirs: Mapping[str, str]) -> str:
@@ -112,6 +112,6 @@ def _calls(value: Any, position: int) -> list[Any]:
     """A turn that calls a tool: its value is the call, or a list of calls, or the JSON text of either."""
     if isinstance(value, str):
         value = parsed(value, "the value of a function_call turn")
-    if empty(value) or not isinstance(value, (list, Mapping)):
+    if is_empty(value) or not isinstance(value, (list, Mapping)):
         raise RowError("the value of a function_call turn is no call", f"turn {position} has {kind(value)}")
     return value if isinstance(value, list) else [value]

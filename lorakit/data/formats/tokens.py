@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorakit.data.conversations import Tokens
-from lorakit.data.formats.columns import empty, the_one
+from lorakit.data.formats.columns import filled_column, is_empty
 from lorakit.data.rows import RowError, kind
 from lorakit.recipe.problem import one_line
 from lorakit.registry import FORMATS
@@ -20,7 +20,7 @@ def tokens(record: Mapping[str, Any]) -> Tokens:
     if ids and min(ids) < 0:
         raise RowError("a token id is below 0", f"it is {min(ids)}")
     labels = _labels(record, ids)
-    if not empty(record.get("attention_mask")):
+    if not is_empty(record.get("attention_mask")):
         start, end = _unpadded(_mask(record, "attention_mask", ids))
         if labels is not None and any(label != _IGNORED for label in (*labels[:start], *labels[end:])):
             raise RowError("the column 'attention_mask' hides tokens that are trained")
@@ -34,13 +34,13 @@ def tokens(record: Mapping[str, Any]) -> Tokens:
 
 def _labels(record: Mapping[str, Any], ids: list[int]) -> list[int] | None:
     """What is trained, from `labels` or from a mask; None where neither says it."""
-    mask = the_one(record, _MASKS)
-    if not empty(record.get(mask)):
-        if not empty(record.get("labels")):
+    mask = filled_column(record, _MASKS)
+    if not is_empty(record.get(mask)):
+        if not is_empty(record.get("labels")):
             raise RowError(f"the row says twice what is trained, in 'labels' and in {mask!r}")
         trained = _mask(record, mask, ids)
         return [token if bit else _IGNORED for token, bit in zip(ids, trained, strict=True)]
-    if empty(record.get("labels")):
+    if is_empty(record.get("labels")):
         return None
     labels = _numbers(record, "labels", like=ids)
     strange = [at for at, label in enumerate(labels) if label != _IGNORED and label != ids[at]]

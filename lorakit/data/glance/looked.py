@@ -8,13 +8,12 @@ from itertools import chain
 from statistics import NormalDist, fmean, pstdev
 
 from lorakit.data.conversations import Conversation, RowContent, Text, Tokens, content_digest, up_to_last_answer
-from lorakit.data.formats import refuse_flagged
-from lorakit.data.formats import said as said_by
+from lorakit.data.formats import parse_record, refuse_rejected_answer
 from lorakit.data.glance import sides
 from lorakit.data.glance.spread import Spread, evenly
 from lorakit.data.glance.token_counts import Counter, Shape, estimate, trained_answers
 from lorakit.data.rows import Row, RowError
-from lorakit.data.sources import renamed
+from lorakit.data.sources import rename_columns
 from lorakit.recipe.schema import Data, Source
 
 # Of a source so many characters are counted in tokens: that takes a quarter of a second. The rows that seem the longest
@@ -111,9 +110,9 @@ def _said(row: Row, found: Spread) -> RowContent | None:
         return None
     opened = found.opened
     try:
-        record = renamed(row.record, opened.source.columns or {})
-        refuse_flagged(record, opened.flags)
-        return up_to_last_answer(said_by(str(opened.format), opened.settings, record))
+        record = rename_columns(row.record, opened.source.columns or {})
+        refuse_rejected_answer(record, opened.flags)
+        return up_to_last_answer(parse_record(str(opened.format), opened.settings, record))
     except RowError:
         return None
 

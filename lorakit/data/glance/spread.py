@@ -11,10 +11,10 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lorakit.data.files import files_in, json_lines, read_blocks
 from lorakit.data.glance.windows import readable, rows_between
+from lorakit.data.readers import files_in, json_lines, read_blocks
 from lorakit.data.rows import Row, RowError
-from lorakit.data.sources import Opened, is_file, open_source
+from lorakit.data.sources import OpenSource, is_file, open_source
 from lorakit.recipe.data_files import COLUMN_SUFFIXES, COMPRESSIONS, data_suffix
 from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Source
@@ -41,7 +41,7 @@ class Spread:
     the most bytes, where all were looked at for it (`searched`).
     """
 
-    opened: Opened
+    opened: OpenSource
     rows: list[Row]
     total: float
     whole: bool = True
@@ -100,7 +100,7 @@ def _by_kind(files: list[Path]) -> tuple[list[Path], list[Path], list[Path]]:
     return columnar, plain, [path for path in files if path not in {*columnar, *plain}]
 
 
-def _plain(opened: Opened, files: list[Path]) -> Spread:
+def _plain(opened: OpenSource, files: list[Path]) -> Spread:
     """Stretches at equal distances over all files together."""
     sizes = [path.stat().st_size for path in files]
     ends = list(accumulate(sizes))
@@ -123,7 +123,7 @@ def _plain(opened: Opened, files: list[Path]) -> Spread:
     return Spread(opened, rows, sum(map(_line_count, files)), whole=False, longest=_longest_rows(files))
 
 
-def _columns(opened: Opened) -> set[str]:
+def _columns(opened: OpenSource) -> set[str]:
     """The columns of the first rows, with the names that the file gives them."""
     head = next(opened.blocks, None)
     records = [row.record for row in islice(head.rows(), 100)] if head else []
@@ -148,7 +148,7 @@ def _longest_rows(files: list[Path]) -> list[Row]:
     for length, path, start in heapq.nlargest(_LONGEST, found):
         with path.open("rb") as file:
             file.seek(start)
-            rows += json_lines.rows(show_path(path), 1, file.read(length))
+            rows += json_lines.parse_rows(show_path(path), 1, file.read(length))
     return rows
 
 
@@ -174,7 +174,7 @@ def longest_lines(data: Any, many: int) -> list[tuple[int, int]]:
     return longest
 
 
-def _beginnings(opened: Opened, files: list[Path]) -> Spread:
+def _beginnings(opened: OpenSource, files: list[Path]) -> Spread:
     """Compressed files: what the first of them begin with."""
     rows: list[Row] = []
     seen, share = 0, max(1, _BLOCKS // len(files))
@@ -186,7 +186,7 @@ def _beginnings(opened: Opened, files: list[Path]) -> Spread:
     return Spread(opened, rows, len(rows) * total / max(seen, 1), whole=False, counted=False, searched=False)
 
 
-def _columnar(opened: Opened, files: list[Path]) -> Spread:
+def _columnar(opened: OpenSource, files: list[Path]) -> Spread:
     """Rows from several places of Parquet and Arrow files, which say how many they have."""
     rows: list[Row] = []
     total, chosen = 0, set(evenly(files, _PLACES))

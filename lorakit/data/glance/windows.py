@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.files import json_lines, separated
-from lorakit.data.files.json_values import checked, value_at
-from lorakit.data.files.stored import BLOCK
+from lorakit.data.readers import delimited, json_lines
+from lorakit.data.readers.json_values import as_record, value_at
+from lorakit.data.readers.text_stream import BLOCK
 from lorakit.data.rows import Row, RowError
 from lorakit.recipe.problem import show_path
 
@@ -45,7 +45,7 @@ def _lines(path: Path, start: int, stop: int, columns: frozenset[str]) -> Iterat
                 break
             if len(line) < _TAIL:
                 whole.append(line)
-    yield from json_lines.rows(show_path(path), 1, b"".join(whole))
+    yield from json_lines.parse_rows(show_path(path), 1, b"".join(whole))
 
 
 def _objects(path: Path, start: int, stop: int, columns: frozenset[str]) -> Iterator[Row]:
@@ -58,7 +58,7 @@ def _objects(path: Path, start: int, stop: int, columns: frozenset[str]) -> Iter
         except (ValueError, RecursionError):
             value, end = None, at + 1
         if isinstance(value, dict) and value.keys() <= columns:
-            yield Row(show_path(path), checked(value))
+            yield Row(show_path(path), as_record(value))
         else:
             end = at + 1
         at = text.find("{", end)
@@ -66,14 +66,14 @@ def _objects(path: Path, start: int, stop: int, columns: frozenset[str]) -> Iter
 
 def _records(path: Path, start: int, stop: int, delimiter: str) -> Iterator[Row]:
     with path.open(encoding="utf-8", newline="", errors="replace") as file:
-        dialect, _, lines = separated.begun(iter(file), delimiter)
+        dialect, _, lines = delimited.detect_dialect(iter(file), delimiter)
         header = [cell.strip() for cell in next(csv.reader(lines, **dialect), [])]
     text, limit = _text(path, start, stop)
     breaks = (found.end() for found, _ in zip(re.finditer("\n", text), range(_TRIED), strict=False))
     for begin in breaks if start else iter((text.find("\n") + 1,)):
         records = _split(text[begin:], limit - begin, dialect, len(header)) if begin < limit else []
         if records is not None:
-            yield from separated.rows(show_path(path), 1, (header, [(1, cells) for cells in records]))
+            yield from delimited.parse_rows(show_path(path), 1, (header, [(1, cells) for cells in records]))
             return
 
 

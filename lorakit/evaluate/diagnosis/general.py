@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lorakit.data.general_texts import encoded_text
+from lorakit.data.general_texts import encode_text
 from lorakit.evaluate.losses import row_losses, trained_tokens
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.tokenizer import pad_token_id
@@ -23,7 +23,7 @@ def text_losses(
     Raises:
         LorakitError: the model gives no numbers.
     """
-    encoded = [encoded_text(tokenizer, text, model.config) for text in texts]
+    encoded = [encode_text(tokenizer, text, model.config) for text in texts]
     rows = [{"input_ids": ids, "labels": ids} for ids in encoded if len(ids) > 1]
     there = np.array([len(ids) > 1 for ids in encoded], bool)
     nats, tokens = np.zeros(len(texts)), np.zeros(len(texts))

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from lorakit.data.cleaning.dataset_checks import Leak
+from lorakit.data.cleaning.row_stats import RowStats
 from lorakit.data.filter_and_split import find_leaks
-from lorakit.data.hygiene.across import Leak
-from lorakit.data.hygiene.traits import TraitArrays
 from lorakit.evaluate.diagnosis.finding import Check, Finding
 from lorakit.evaluate.intervals import wilson
 
@@ -24,21 +24,21 @@ LEAK = Check(
 )
 
 
-def leak(train: TraitArrays, held_out: TraitArrays) -> Finding:
+def leak(train: RowStats, held_out: RowStats) -> Finding:
     """Which evaluation rows the training rows hold.
 
-    Traits are those that `lorakit.data.hygiene.traits.traits` makes of rows; near-duplicates are looked for where both
-    have signatures. They, and rows whose prompt alone was trained on with another answer, are in the details only: in
+    Both are from `lorakit.data.cleaning.row_stats.compute_row_stats`; near-duplicates are looked for where both have
+    signatures. They, and rows whose prompt alone was trained on with another answer, are in the details only: in
     data of one form, rows that resemble each other may be different rows.
     """
-    rows = len(held_out.said)
+    rows = len(held_out.content)
     if not rows:
         return LEAK.unmeasured("there are no rows")
     # The data room names the training rows that are held out; with the sides exchanged it names the rows to score.
     same = find_leaks(held_out, train, nearly=False)
     details: dict[str, Any] = {
         "rows": rows,
-        "training rows": len(train.said),
+        "training rows": len(train.content),
         "leaked": len(same),
         "cases": _cases(same),
         "same prompt, other answer": _prompts_only(train, held_out, same),
@@ -54,7 +54,7 @@ def _cases(leaks: Sequence[Leak]) -> list[dict[str, int]]:
     return [{"row": one.row, "training row": one.held_out} for one in leaks[:_CASES]]
 
 
-def _prompts_only(train: TraitArrays, held_out: TraitArrays, same: Sequence[Leak]) -> int:
+def _prompts_only(train: RowStats, held_out: RowStats, same: Sequence[Leak]) -> int:
     """Rows whose prompt is trained on, but for those that leak."""
     asked = (held_out.prompt != 0) & np.isin(held_out.prompt, train.prompt)
     asked[[one.row for one in same]] = False

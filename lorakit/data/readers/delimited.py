@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from lorakit.data.files.stored import Stored, text_of, whole_lines
+from lorakit.data.readers.text_stream import TextStream, decode_lines, read_whole_lines
 from lorakit.data.rows import Block, Row, RowError
 from lorakit.errors import UserError
 
@@ -20,7 +20,7 @@ _SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
 _Numbered = tuple[int, list[str]]
 
 
-def read(stored: Stored, delimiter: str) -> Iterator[Block]:
+def read(stored: TextStream, delimiter: str) -> Iterator[Block]:
     """Blocks of records that are split into cells: only the reader of all lines knows which breaks are in quotes.
 
     Raises:
@@ -31,27 +31,27 @@ def read(stored: Stored, delimiter: str) -> Iterator[Block]:
     records: list[_Numbered] = []
     for line, cells in _records(stored, delimiter, sizes):
         if header is None:
-            header = header_of(stored.name, line, cells)
+            header = parse_header(stored.name, line, cells)
             continue
         if len(sizes) > 1 and records:  # this one took another piece of the file
-            yield Block(stored.name, records[0][0], (header, records), rows, sum(sizes[:-1]))
+            yield Block(stored.name, records[0][0], (header, records), parse_rows, sum(sizes[:-1]))
             del sizes[:-1]
             records = []
         records.append((line, cells))
     if header is not None and records:
-        yield Block(stored.name, records[0][0], (header, records), rows, sum(sizes))
+        yield Block(stored.name, records[0][0], (header, records), parse_rows, sum(sizes))
 
 
-def rows(name: str, first: int, payload: tuple[list[str], list[_Numbered]]) -> Iterator[Row]:
+def parse_rows(name: str, first: int, payload: tuple[list[str], list[_Numbered]]) -> Iterator[Row]:
     header, records = payload
     for line, cells in records:
         yield Row(f"{name}:{line}", _under(header, cells))
 
 
-def _records(stored: Stored, delimiter: str, sizes: list[int]) -> Iterator[_Numbered]:
+def _records(stored: TextStream, delimiter: str, sizes: list[int]) -> Iterator[_Numbered]:
     """Every record that is not blank, with the line where it begins. `sizes` gets what each piece of the file takes."""
     csv.field_size_limit(_LONGEST_CELL)
-    dialect, before, lines = begun(_lines(stored, sizes), delimiter)
+    dialect, before, lines = detect_dialect(_lines(stored, sizes), delimiter)
     reader = csv.reader(lines, strict=True, **dialect)
     while True:
         line = before + reader.line_num + 1
@@ -67,15 +67,15 @@ def _records(stored: Stored, delimiter: str, sizes: list[int]) -> Iterator[_Numb
             yield line, cells
 
 
-def _lines(stored: Stored, sizes: list[int]) -> Iterator[str]:
-    for lines in whole_lines(stored):
-        text_of(stored.name, lines)
+def _lines(stored: TextStream, sizes: list[int]) -> Iterator[str]:
+    for lines in read_whole_lines(stored):
+        decode_lines(stored.name, lines)
         sizes.append(lines.size)
         # Decoded again bit by bit: StringIO would hold four bytes a character.
         yield from io.TextIOWrapper(io.BytesIO(lines.raw), encoding="utf-8", newline="")
 
 
-def begun(lines: Iterator[str], usual: str) -> tuple[dict[str, Any], int, Iterator[str]]:
+def detect_dialect(lines: Iterator[str], usual: str) -> tuple[dict[str, Any], int, Iterator[str]]:
     """How the cells of a file are separated, how many lines say only that, and the lines from the header on.
 
     Excel writes semicolons in half of Europe, and may say so in a first line `sep=;`. A header without the usual sign
@@ -94,7 +94,7 @@ def begun(lines: Iterator[str], usual: str) -> tuple[dict[str, Any], int, Iterat
     return {"delimiter": delimiter, "skipinitialspace": blanks}, before, chain([first], lines)
 
 
-def header_of(name: str, line: int, cells: list[str]) -> list[str]:
+def parse_header(name: str, line: int, cells: list[str]) -> list[str]:
     """The names of the columns; Excel writes columns without one behind the others.
 
     Raises:

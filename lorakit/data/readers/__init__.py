@@ -10,27 +10,27 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from lorakit.data.files import columns, documents, json_lines, json_lists, separated
-from lorakit.data.files.beginning import refuse_other_columns
-from lorakit.data.files.stored import Stored, opened
+from lorakit.data.readers import arrow, delimited, documents, json_lines, json_lists
+from lorakit.data.readers.content_type import refuse_other_columns
+from lorakit.data.readers.text_stream import TextStream, open_text_stream
 from lorakit.data.rows import Block, Row
 from lorakit.errors import UserError
 from lorakit.recipe.data_files import COMPRESSIONS, KNOWN_SUFFIXES, TooManyFiles, data_files, data_suffix, is_pattern
 from lorakit.recipe.problem import one_line, show_path
 
-_TEXTS: dict[str, Callable[[Stored], Iterator[Block]]] = {
+_TEXTS: dict[str, Callable[[TextStream], Iterator[Block]]] = {
     ".jsonl": json_lines.read,
     ".ndjson": json_lines.read,
     ".json": json_lists.read,
-    ".csv": partial(separated.read, delimiter=","),
-    ".tsv": partial(separated.read, delimiter="\t"),
+    ".csv": partial(delimited.read, delimiter=","),
+    ".tsv": partial(delimited.read, delimiter="\t"),
     ".txt": documents.read,
     ".md": documents.read,
 }
 _COLUMNS: dict[str, Callable[[Path, str], Iterator[Block]]] = {
-    ".parquet": columns.read_parquet,
-    ".arrow": columns.read_arrow,
-    ".feather": columns.read_arrow,
+    ".parquet": arrow.read_parquet,
+    ".arrow": arrow.read_arrow,
+    ".feather": arrow.read_arrow,
 }
 
 
@@ -92,7 +92,7 @@ def read_blocks(path: Path) -> Iterator[Block]:
         else:
             compression = next((ending for ending in COMPRESSIONS if suffix.endswith(ending)), "")
             content = suffix.removesuffix(compression)
-            with opened(path, name, compression, content) as stored:
+            with open_text_stream(path, name, compression, content) as stored:
                 yield from _TEXTS[content](stored)
     except FileNotFoundError as error:
         raise UserError(f"{name}: there is no such file.") from error

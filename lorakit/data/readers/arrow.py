@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.files.stored import BLOCK
-from lorakit.data.rows import Block, Row, RowError, with_line_feeds
+from lorakit.data.readers.text_stream import BLOCK
+from lorakit.data.rows import Block, Row, RowError, normalize_line_ends
 from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line
 
@@ -99,7 +99,7 @@ def rows_of(name: str, first: int, packed: bytes) -> Iterator[Row]:
         records = [_alone(table.slice(index, 1)) for index in range(table.num_rows)]
     with_breaks = b"\r\n" in packed
     for number, record in enumerate(records, start=first):
-        yield Row(f"{name} row {number}", with_line_feeds(record) if with_breaks else record)
+        yield Row(f"{name} row {number}", normalize_line_ends(record) if with_breaks else record)
 
 
 def _alone(row: Any) -> dict[str, Any] | RowError:

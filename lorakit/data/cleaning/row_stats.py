@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from lorakit.data.cleaning.minhash import signatures, token_text
+from lorakit.data.cleaning.style import language, measures
 from lorakit.data.conversations import Conversation, Message, RowContent, Tokens
-from lorakit.data.hygiene.near import signatures, token_text
-from lorakit.data.hygiene.style import language, measures
 
 
 @dataclass(frozen=True)
-class TraitArrays:
-    """The traits of n rows, one entry a row in each array; picklable, and joined by `Joiner`.
+class RowStats:
+    """The traits of n rows, one entry a row in each array; picklable, and joined by `RowStatsBuilder`.
 
     - `said` uint64 [n, 2]: an exact hash (BLAKE2b, 128 bits) of all that the row says, roles, tools and order included
     - `prompt`, `answer` uint64 [n]: of what stands before the last answer, and of that answer, white space and case
@@ -27,7 +27,7 @@ class TraitArrays:
     `style`, `language` and `script` are None where not asked for. 63 bytes a row, 128 more with a signature.
     """
 
-    said: np.ndarray
+    content: np.ndarray
     prompt: np.ndarray
     answer: np.ndarray
     style: np.ndarray | None
@@ -36,35 +36,35 @@ class TraitArrays:
     signature: np.ndarray | None
 
 
-class Joiner:
+class RowStatsBuilder:
     """Traits of many batches of rows on their way into one; all batches have the same arrays."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[np.ndarray | None]] = {}
 
-    def add(self, part: TraitArrays) -> None:
+    def add(self, part: RowStats) -> None:
         for name, array in vars(part).items():
             self._parts.setdefault(name, []).append(array)
 
-    def joined(self) -> TraitArrays | None:
+    def joined(self) -> RowStats | None:
         """The traits of all rows so far, behind each other; None where there are none. What was added is given up, one
         array after the other: all at once they would be in memory twice."""
         joined: dict[str, Any] = {}
         for name in list(self._parts):
             parts = [array for array in self._parts.pop(name) if array is not None]
             joined[name] = np.concatenate(parts) if parts else None
-        return TraitArrays(**joined) if joined else None
+        return RowStats(**joined) if joined else None
 
 
-def of_rows(whole: TraitArrays, rows: np.ndarray) -> TraitArrays:
+def take_rows(whole: RowStats, rows: np.ndarray) -> RowStats:
     """The traits of some rows, given by their places in order."""
-    if len(rows) == len(whole.said):
+    if len(rows) == len(whole.content):
         return whole
     some = {name: None if array is None else array[rows] for name, array in vars(whole).items()}
-    return TraitArrays(**some)  # type: ignore[arg-type]
+    return RowStats(**some)  # type: ignore[arg-type]
 
 
-def traits(saids: Sequence[RowContent], near: bool, style: bool = True) -> TraitArrays:
+def compute_row_stats(saids: Sequence[RowContent], near: bool, style: bool = True) -> RowStats:
     """The traits of these rows: signatures only where `near`, measures of style only where `style`.
 
     Equal rows have equal traits in every process and every version of Python.
@@ -77,8 +77,8 @@ def traits(saids: Sequence[RowContent], near: bool, style: bool = True) -> Trait
         answers.append(answer)
         texts.append(_answer(said))
     counts, scripts = measures(texts) if style else (None, None)
-    return TraitArrays(
-        said=np.frombuffer(b"".join(exact), "<u8").reshape(-1, 2).astype(np.uint64),
+    return RowStats(
+        content=np.frombuffer(b"".join(exact), "<u8").reshape(-1, 2).astype(np.uint64),
         prompt=np.frombuffer(b"".join(prompts), "<u8").astype(np.uint64),
         answer=np.frombuffer(b"".join(answers), "<u8").astype(np.uint64),
         style=counts,

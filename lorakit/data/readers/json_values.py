@@ -4,8 +4,8 @@ import json
 import re
 from typing import Any
 
-from lorakit.data.files.beginning import begins
-from lorakit.data.rows import RowError, kind, with_line_feeds
+from lorakit.data.readers.content_type import begins
+from lorakit.data.rows import RowError, kind, normalize_line_ends
 from lorakit.recipe.problem import one_line
 
 SPACE = " \t\r\n"
@@ -50,7 +50,7 @@ def record_of(line: str) -> dict[str, Any] | RowError:
     except ValueError as error:  # a number of thousands of digits
         return _unreadable(error)
     # A quick look first: most lines hold no carriage return.
-    return checked(with_line_feeds(value) if "\\" in line and _CARRIAGE_RETURN.search(line) else value)
+    return as_record(normalize_line_ends(value) if "\\" in line and _CARRIAGE_RETURN.search(line) else value)
 
 
 def _hint(line: str, error: json.JSONDecodeError) -> str:
@@ -84,7 +84,7 @@ def value_at(text: str, start: int) -> tuple[Any, int]:
     return refused, _LENIENT.raw_decode(text, start)[1]
 
 
-def checked(value: Any) -> dict[str, Any] | RowError:
+def as_record(value: Any) -> dict[str, Any] | RowError:
     """A value as a record: rows are objects."""
     if isinstance(value, dict | RowError):
         return value

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lorakit.data.formats.columns import empty
+from lorakit.data.formats.columns import is_empty
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 
@@ -69,7 +69,9 @@ _ANSWERS = ("completion", "messages", "output", "answer", "conversations", "text
 _ANSWERED = {*_ANSWERS, "answers", "conversation"} - {"text"}
 
 
-def refuse_judged(where: str, records: Sequence[Record], columns: Mapping[str, str], can_be_read: CanBeRead) -> None:
+def refuse_preference_data(
+    where: str, records: Sequence[Record], columns: Mapping[str, str], can_be_read: CanBeRead
+) -> None:
     """Refuse rows of which some column says that an answer is the worse one, or how good it is.
 
     `columns` are the recipe's (ours -> theirs).
@@ -77,11 +79,11 @@ def refuse_judged(where: str, records: Sequence[Record], columns: Mapping[str, s
     Raises:
         UserError: they are such rows. It says how to train on what should be said.
     """
-    filled = {name for record in records for name, value in record.items() if not empty(value)}
+    filled = {name for record in records for name, value in record.items() if not is_empty(value)}
     texts = {name for name in filled if any(isinstance(record.get(name), (str, list, Mapping)) for record in records)}
     taken = set(columns.values())
     _refuse_rejected(where, columns, texts)
-    for better, worse in pairs_of(texts):
+    for better, worse in preference_pairs(texts):
         if better not in taken and not (_stands_beside(better, worse, records) and can_be_read(columns, "")):
             remedy = _remedy(better, columns, [record.get(better) for record in records], can_be_read)
             raise UserError(
@@ -100,7 +102,7 @@ def refuse_judged(where: str, records: Sequence[Record], columns: Mapping[str, s
     _refuse_rewarded(where, records, filled)
 
 
-def pairs_of(columns: set[str]) -> Iterator[tuple[str, str]]:
+def preference_pairs(columns: set[str]) -> Iterator[tuple[str, str]]:
     """The columns that are the two sides of a pair, the better one first."""
     plain = {_plain(name): name for name in sorted(columns)}
     for worse, written in plain.items():
@@ -122,13 +124,13 @@ def _stands_beside(better: str, worse: str, records: Sequence[Record]) -> bool:
     return "chosen" not in _plain(better).split("_") and not any(
         record[worse] == value
         for record in records
-        if not empty(record.get(worse))
+        if not is_empty(record.get(worse))
         for name, value in record.items()
         if name != worse
     )
 
 
-def flags_of(records: Sequence[Record], read: set[str]) -> dict[str, bool]:
+def rejection_flags(records: Sequence[Record], read: set[str]) -> dict[str, bool]:
     """The columns that are flags in rows like these, with what they say of an answer that should not be given. Those
     that the rows' format reads itself (`read`) are none."""
     names = {*_FLAGS, *(name for record in records for name in record if _plain(name) in _FLAGS)}
@@ -139,7 +141,7 @@ def flags_of(records: Sequence[Record], read: set[str]) -> dict[str, bool]:
     }
 
 
-def refuse_flagged(record: Record, flags: Mapping[str, bool]) -> None:
+def refuse_rejected_answer(record: Record, flags: Mapping[str, bool]) -> None:
     """Refuse a row of which a flag says that its answer should not be given.
 
     Raises:
@@ -158,7 +160,7 @@ def refuse_flagged(record: Record, flags: Mapping[str, bool]) -> None:
 def _refuse_rejected(where: str, columns: Mapping[str, str], texts: set[str]) -> None:
     for our, their in columns.items():
         worse = any(f"_{word}_" in f"_{their}_" for word in _REJECTED)
-        better = next((one for one, other in pairs_of(texts | {their}) if other == their), None)
+        better = next((one for one, other in preference_pairs(texts | {their}) if other == their), None)
         if worse or better:
             raise UserError(
                 f"{where}: data.columns takes {our!r} from {their!r}, the side of a preference pair that should not be "
@@ -227,9 +229,9 @@ def _several_ranks(records: Sequence[Record]) -> bool:
     ranks: dict[str, Any] = {}
     for record in records:
         for name in _QUESTIONS:
-            if not empty(record.get(name)) and ranks.setdefault(repr(record[name]), record.get("rank")) != record.get(
-                "rank"
-            ):
+            if not is_empty(record.get(name)) and ranks.setdefault(
+                repr(record[name]), record.get("rank")
+            ) != record.get("rank"):
                 return True
     return False
 

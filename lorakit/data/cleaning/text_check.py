@@ -8,7 +8,7 @@ _CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|``?[^`\n]+``?", re.DOTALL
 
 
 @dataclass(frozen=True)
-class Found:
+class TextFinding:
     """What a check found in a text: in words that are the same for all rows alike, and what this text has."""
 
     what: str
@@ -17,7 +17,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Place:
+class TextContext:
     """A text's place: the role that says it ("text" for a document), its field, and the texts beside it.
 
     `prompts` are the texts of the row that are not the assistant's, `texts` are all of them.

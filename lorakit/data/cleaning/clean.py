@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from lorakit.data.chat_template.controls import ControlTexts
+from lorakit.data.cleaning.markup import html
+from lorakit.data.cleaning.noise import noise
+from lorakit.data.cleaning.text_check import TextContext, TextFinding
+from lorakit.data.cleaning.trivial_answers import trivial
 from lorakit.data.conversations import Conversation, Message, RowContent, Text, Tokens
-from lorakit.data.hygiene.markup import html
-from lorakit.data.hygiene.noise import noise
-from lorakit.data.hygiene.places import Found, Place
-from lorakit.data.hygiene.triviality import trivial
 
 _ROUNDS = 4
 # The encodings of one byte a character that ftfy undoes (ftfy.chardata.CHARMAP_ENCODINGS).
@@ -24,7 +24,7 @@ _SEGMENT = 1_000_000
 
 
 @dataclass(frozen=True)
-class Finding:
+class RowFinding:
     """One thing that a check found in one text of a row.
 
     `what` is the same for all rows alike, so that they can be counted; `case` is what this row has. `field` names the
@@ -38,7 +38,7 @@ class Finding:
     case: str = ""
 
 
-def encoding(text: str, place: Place) -> tuple[str, list[Found]]:
+def encoding(text: str, place: TextContext) -> tuple[str, list[TextFinding]]:
     """Text decoded by the wrong encoding ("cafÃ©"), surrogates and lost characters (U+FFFD).
 
     What is valid stays as it is: no Unicode normalization, no straightened quotes. U+FFFD is found and cannot be
@@ -51,10 +51,10 @@ def encoding(text: str, place: Place) -> tuple[str, list[Found]]:
     if fixed != text:
         start = next((i for i, (a, b) in enumerate(zip(text, fixed, strict=False)) if a != b), len(fixed))
         case = f"{text[max(0, start - 10) : start + 10]!r} for {fixed[max(0, start - 10) : start + 8]!r}"
-        found.append(Found("text decoded by the wrong encoding", case))
+        found.append(TextFinding("text decoded by the wrong encoding", case))
     if lost := fixed.count("\ufffd"):
         found.append(
-            Found(
+            TextFinding(
                 "characters lost to a wrong encoding (U+FFFD, no fix brings them back)",
                 f"{lost} of them",
                 fixable=False,
@@ -98,7 +98,7 @@ def _suspect() -> re.Pattern[str]:
     return re.compile(f"[\x80-\x9f\ud800-\udfff\ufffd]|{pair}|[ÂÃÅÎÐÙ] ")
 
 
-Check = Callable[[str, Place], tuple[str, list[Found]]]
+Check = Callable[[str, TextContext], tuple[str, list[TextFinding]]]
 
 CHECKS: dict[str, Check] = {"encoding": encoding, "html": html, "noise": noise}
 """The checks of a single text, in the order in which they run: each gives the text put right and what it found."""
@@ -106,7 +106,7 @@ CHECKS: dict[str, Check] = {"encoding": encoding, "html": html, "noise": noise}
 
 def clean(
     said: RowContent, wanted: Mapping[str, str], controls: ControlTexts | None = None
-) -> tuple[RowContent | None, list[Finding]]:
+) -> tuple[RowContent | None, list[RowFinding]]:
     """The row put right, or None where it is to be left out, and all that was found in it.
 
     `wanted` has an action (off, report, fix, error) for `encoding`, `html`, `noise`, `trivial` and, where the model's
@@ -121,21 +121,21 @@ def clean(
     action = wanted.get("trivial", "off")
     if action != "off" and (hit := trivial(cleaned)):
         where, found = hit
-        findings.append(Finding("trivial", found.what, action == "fix", where, found.case))
+        findings.append(RowFinding("trivial", found.what, action == "fix", where, found.case))
         if action == "fix":
             return None, findings
     action = wanted.get("special_tokens", "off")
     if controls is not None and action != "off":
-        hits = [Finding("special_tokens", what, action == "fix", *at) for what, *at in controls.spelled(cleaned)]
+        hits = [RowFinding("special_tokens", what, action == "fix", *at) for what, *at in controls.spelled(cleaned)]
         if hits and action == "fix":
             return None, [*findings, *hits]
         findings += hits
     return cleaned, findings
 
 
-def _put_right(said: Conversation | Text, wanted: Mapping[str, str]) -> tuple[Conversation | Text, list[Finding]]:
+def _put_right(said: Conversation | Text, wanted: Mapping[str, str]) -> tuple[Conversation | Text, list[RowFinding]]:
     """Repeats the checks until nothing changes: decoding an entity may show a control character."""
-    findings: dict[tuple[str, str, str], Finding] = {}
+    findings: dict[tuple[str, str, str], RowFinding] = {}
     before = said
     for _ in range(_ROUNDS):
         after, found = _round(before, wanted)
@@ -148,10 +148,10 @@ def _put_right(said: Conversation | Text, wanted: Mapping[str, str]) -> tuple[Co
     return said, [replace(finding, fixed=False) for finding in findings.values()]
 
 
-def _round(said: Conversation | Text, wanted: Mapping[str, str]) -> tuple[Conversation | Text, list[Finding]]:
+def _round(said: Conversation | Text, wanted: Mapping[str, str]) -> tuple[Conversation | Text, list[RowFinding]]:
     """Each check once on each text; gives `said` itself where nothing changed."""
     if isinstance(said, Text):
-        text, findings = _checked(said.text, Place("text", "text", (), (said.text,)), wanted)
+        text, findings = _checked(said.text, TextContext("text", "text", (), (said.text,)), wanted)
         return (said if text == said.text else Text(text)), findings
     texts = tuple(message.get("content") or "" for message in said.messages)
     prompts = tuple(text for text, message in zip(texts, said.messages, strict=True) if message["role"] != "assistant")
@@ -163,7 +163,7 @@ def _round(said: Conversation | Text, wanted: Mapping[str, str]) -> tuple[Conver
             if not message.get(key):
                 continue
             field = f"message {number} ({message['role']})" + (", thinking" if key == "thinking" else "")
-            text, found = _checked(message[key], Place(message["role"], field, prompts, texts), wanted)
+            text, found = _checked(message[key], TextContext(message["role"], field, prompts, texts), wanted)
             findings += found
             if text != message[key]:
                 changed[key] = text
@@ -172,11 +172,13 @@ def _round(said: Conversation | Text, wanted: Mapping[str, str]) -> tuple[Conver
     return (said if same else replace(said, messages=messages)), findings
 
 
-def _checked(text: str, place: Place, wanted: Mapping[str, str]) -> tuple[str, list[Finding]]:
+def _checked(text: str, place: TextContext, wanted: Mapping[str, str]) -> tuple[str, list[RowFinding]]:
     findings = []
     for name, action in wanted.items():
         fixed, found = CHECKS[name](text, place)
-        findings += [Finding(name, one.what, one.fixable and action == "fix", place.field, one.case) for one in found]
+        findings += [
+            RowFinding(name, one.what, one.fixable and action == "fix", place.field, one.case) for one in found
+        ]
         if action == "fix":
             text = fixed
     return text, findings

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lorakit.data.files.beginning import refuse_other_content
+from lorakit.data.readers.content_type import refuse_other_content
 from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line
 
@@ -44,7 +44,7 @@ _OPENERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 }
 
 
-class Stored:
+class TextStream:
     """The content of a file, read once from its beginning.
 
     `position` is how many bytes of the file are read, before decompression; `lines` how many whole lines of the
@@ -112,14 +112,14 @@ class Stored:
 
 
 @contextmanager
-def opened(path: Path, name: str, compression: str, suffix: str) -> Iterator[Stored]:
+def open_text_stream(path: Path, name: str, compression: str, suffix: str) -> Iterator[TextStream]:
     """The content of a file, `compression` one of `COMPRESSIONS` or empty, `suffix` the ending before it.
 
     Raises:
         OSError: it cannot be opened.
     """
     with path.open("rb") as raw:
-        yield Stored(name, raw, compression, suffix)
+        yield TextStream(name, raw, compression, suffix)
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,13 @@ class Lines:
     size: int
 
 
-def whole_lines(stored: Stored) -> Iterator[Lines]:
+def read_whole_lines(stored: TextStream) -> Iterator[Lines]:
     """The content in pieces of about 1 MiB, or of one line where that is longer; up to 1 MiB in one piece.
 
     Carriage returns that end lines alone become line feeds: those of a file whose first MiB has no line feed.
 
     Raises:
-        UserError: as `Stored.read`, or a line is too long to be held; the whole lines before have been yielded.
+        UserError: as `TextStream.read`, or a line is too long to be held; the whole lines before have been yielded.
     """
     first, position, end = 1, 0, b""
     waiting: list[bytes] = []
@@ -164,7 +164,7 @@ def whole_lines(stored: Stored) -> Iterator[Lines]:
         yield Lines(first, b"".join(waiting), stored.position - position)
 
 
-def text_of(name: str, lines: Lines) -> str:
+def decode_lines(name: str, lines: Lines) -> str:
     """Lines as text.
 
     Raises:

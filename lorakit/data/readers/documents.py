@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator
 
-from lorakit.data.files.stored import Stored, text_of, whole_lines
+from lorakit.data.readers.text_stream import TextStream, decode_lines, read_whole_lines
 from lorakit.data.rows import Block, Row
 
 
-def read(stored: Stored) -> Iterator[Block]:
+def read(stored: TextStream) -> Iterator[Block]:
     """One row of up to 1 MiB; a longer document is read in parts of whole lines. Blank parts are no rows.
 
     Raises:
         UserError: it is not UTF-8.
     """
-    for lines in whole_lines(stored):
-        text = text_of(stored.name, lines).replace("\r\n", "\n")
+    for lines in read_whole_lines(stored):
+        text = decode_lines(stored.name, lines).replace("\r\n", "\n")
         yield Block(stored.name, lines.first, text, rows, lines.size)
 
 

@@ -3,7 +3,7 @@
 import html as entities
 import re
 
-from lorakit.data.hygiene.places import Found, Place, prose_and_code
+from lorakit.data.cleaning.text_check import TextContext, TextFinding, prose_and_code
 
 _PARAGRAPHS = "p br div ul ol li table thead tbody tfoot tr h1 h2 h3 h4 h5 h6 hr center blockquote pre iframe dl dt dd"
 _INLINE = "span strong em img font sup sub o:p"
@@ -49,7 +49,7 @@ _ASKED = re.compile(
 _DOCUMENT = re.compile(r"\s*(?:```\w*\s*)?(?:<!doctype html|<html[\s>]|<\?xml )", re.IGNORECASE)
 
 
-def html(text: str, place: Place) -> tuple[str, list[Found]]:
+def html(text: str, place: TextContext) -> tuple[str, list[TextFinding]]:
     """Tags and entities of HTML in prose ("<p>", "&nbsp;").
 
     Tags are taken out, those of blocks become line breaks, scripts and styles go whole, entities are decoded. Code
@@ -65,16 +65,16 @@ def html(text: str, place: Place) -> tuple[str, list[Found]]:
         return text, []
     found = []
     if tags := {hit.group() for hit in accepted}:
-        found.append(Found("HTML tags", _some(tags)))
+        found.append(TextFinding("HTML tags", _some(tags)))
         parts[::2] = [_without_tags(part, tags) for part in parts[::2]]
     shown = {hit.group() for part in parts[::2] for hit in _ENTITY.finditer(part) if _is_entity(hit)}
     if shown:
         keep = any(_makes_markup(part) for part in parts[::2])
         kept = {one for one in shown if keep and entities.unescape(one) in "<>&"}
         if shown - kept:
-            found.append(Found("HTML entities", _some(shown - kept)))
+            found.append(TextFinding("HTML entities", _some(shown - kept)))
         if kept:
-            found.append(Found("escaped markup (it stays: it may be meant)", _some(kept), fixable=False))
+            found.append(TextFinding("escaped markup (it stays: it may be meant)", _some(kept), fixable=False))
         parts[::2] = [_decoded(part, kept) for part in parts[::2]]
     fixed = "".join(parts)
     return (fixed.strip("\n") if tags else fixed), found
@@ -85,7 +85,7 @@ def _some(names: set[str]) -> str:
     return ", ".join(shown[:4]) + (" and others" if len(shown) > 4 else "")
 
 
-def _is_the_task(text: str, accepted: list[re.Match[str]], place: Place) -> bool:
+def _is_the_task(text: str, accepted: list[re.Match[str]], place: TextContext) -> bool:
     """Whether the text is HTML by intention."""
     markup = sum(len(hit.group()) for hit in accepted)
     return (

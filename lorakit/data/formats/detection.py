@@ -5,7 +5,7 @@ from itertools import chain
 from typing import Any
 
 from lorakit.data.conversations import RowContent
-from lorakit.data.formats.columns import empty
+from lorakit.data.formats.columns import is_empty
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 from lorakit.recipe.choice import entry_settings
@@ -24,7 +24,7 @@ _ELSE = (
 )
 
 
-def needed(entry: FormatSpec) -> list[tuple[str, ...]]:
+def required_columns(entry: FormatSpec) -> list[tuple[str, ...]]:
     """The columns that a row of this format must have; of several in one tuple it has one."""
     return [(column,) if isinstance(column, str) else tuple(column) for column in entry.columns]
 
@@ -32,10 +32,10 @@ def needed(entry: FormatSpec) -> list[tuple[str, ...]]:
 def columns_read(name: str) -> set[str]:
     """Every column that a format reads."""
     entry = FORMATS[name]
-    return {*chain.from_iterable(needed(entry)), *entry.optional}
+    return {*chain.from_iterable(required_columns(entry)), *entry.optional}
 
 
-def said(name: str, settings: Section | None, record: Mapping[str, Any]) -> RowContent:
+def parse_record(name: str, settings: Section | None, record: Mapping[str, Any]) -> RowContent:
     """What a record says in a format. `settings` None are the format's defaults, where it has settings.
 
     Raises:
@@ -69,7 +69,7 @@ def detect(records: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
     chosen = readable or [entry for entry in fitting if len(fitting) == 1 and not _is_part_of_another(entry)]
     seen = one_line(", ".join(sorted(columns)), 200) or "none"
     if len(chosen) == 1:
-        wanted = " and ".join(repr(_held(names, columns)) for names in needed(chosen[0]))
+        wanted = " and ".join(repr(_held(names, columns)) for names in required_columns(chosen[0]))
         return chosen[0].name, f"rows have {wanted}"
     if chosen:
         names = ", ".join(entry.name for entry in chosen)
@@ -80,7 +80,7 @@ def detect(records: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
     raise UserError(f"{where}: no format fits the columns ({seen}). {_shape(records, where)}{known}")
 
 
-def can_be_read(name: str | None, settings: Section | None, records: Sequence[Mapping[str, Any]], column: str) -> bool:
+def is_readable(name: str | None, settings: Section | None, records: Sequence[Mapping[str, Any]], column: str) -> bool:
     """Whether a format, the one that is told where no `name` is given, reads one of these records, and `column` if it
     is not empty."""
     try:
@@ -97,7 +97,7 @@ def _candidates(records: Sequence[Mapping[str, Any]]) -> tuple[set[str], list[Fo
 
     Where they fit none, a column that holds nothing but empty texts and lists counts too: it says what the rows are.
     """
-    filled = {column for record in records for column, value in record.items() if not empty(value)}
+    filled = {column for record in records for column, value in record.items() if not is_empty(value)}
     there = {column for record in records for column, value in record.items() if value is not None}
     for columns in (filled, there):
         fitting = [entry for entry in FORMATS if _fits(entry, columns)]
@@ -107,11 +107,11 @@ def _candidates(records: Sequence[Mapping[str, Any]]) -> tuple[set[str], list[Fo
 
 
 def _fits(entry: FormatSpec, columns: set[str]) -> bool:
-    return all(not columns.isdisjoint(names) for names in needed(entry))
+    return all(not columns.isdisjoint(names) for names in required_columns(entry))
 
 
 def _goes_before(one: FormatSpec, other: FormatSpec) -> bool:
-    return set(needed(one)) > set(needed(other))
+    return set(required_columns(one)) > set(required_columns(other))
 
 
 def _is_part_of_another(entry: FormatSpec) -> bool:
@@ -133,7 +133,7 @@ def _complaint(entry: FormatSpec, record: Mapping[str, Any]) -> RowError | None:
 
 def _complaint_of(name: str, settings: Section | None, record: Mapping[str, Any]) -> RowError | None:
     try:
-        said(name, settings, record)
+        parse_record(name, settings, record)
     except RowError as error:
         return error
     return None
@@ -151,7 +151,7 @@ def _shape(records: Sequence[Mapping[str, Any]], where: str) -> str:
 def _known(fitting: list[FormatSpec], columns: set[str], records: Sequence[Mapping[str, Any]]) -> str:
     """What would fit, and why those do not that have their columns."""
     known = "; ".join(
-        f"{entry.name} needs {', '.join(' or '.join(names) for names in needed(entry))}" for entry in FORMATS
+        f"{entry.name} needs {', '.join(' or '.join(names) for names in required_columns(entry))}" for entry in FORMATS
     )
     complaints = [f"As {entry.name}: {one_line(str(_complaint(entry, records[0])), 200)}." for entry in fitting]
     example = "Map other names with data.columns, for example columns: {prompt: question, completion: answer}."

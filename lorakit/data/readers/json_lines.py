@@ -3,22 +3,22 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lorakit.data.files.beginning import refuse_list_as_lines
-from lorakit.data.files.json_values import SPACE, record_of
-from lorakit.data.files.stored import Stored, whole_lines
+from lorakit.data.readers.content_type import refuse_list_as_lines
+from lorakit.data.readers.json_values import SPACE, record_of
+from lorakit.data.readers.text_stream import TextStream, read_whole_lines
 from lorakit.data.rows import Block, Row, RowError
 
 _BLOCK = 1 << 18
 
 
-def read(stored: Stored) -> Iterator[Block]:
+def read(stored: TextStream) -> Iterator[Block]:
     """Blocks of whole lines, as bytes; small ones, so that several processes end at about the same time.
 
     Raises:
         UserError: it is a JSON list, or its objects go over several lines.
     """
     looked = False
-    for lines in whole_lines(stored):
+    for lines in read_whole_lines(stored):
         if not looked and not lines.raw.isspace():
             looked = True
             refuse_list_as_lines(stored.name, lines.raw)
@@ -28,11 +28,13 @@ def read(stored: Stored) -> Iterator[Block]:
             if not stop or len(raw) - stop < _BLOCK:  # no copy of a line that fills the block
                 stop = len(raw)
             piece = raw[start:stop]
-            yield Block(stored.name, first, piece, rows, lines.size * stop // len(raw) - lines.size * start // len(raw))
+            yield Block(
+                stored.name, first, piece, parse_rows, lines.size * stop // len(raw) - lines.size * start // len(raw)
+            )
             first, start = first + piece.count(b"\n"), stop
 
 
-def rows(name: str, first: int, raw: bytes) -> Iterator[Row]:
+def parse_rows(name: str, first: int, raw: bytes) -> Iterator[Row]:
     """A row for each line that is not blank."""
     view = memoryview(raw)  # a line is decoded from where it stands: one of 50 MB is not copied before
     start, number = 0, first

@@ -2,7 +2,7 @@
 
 import re
 
-from lorakit.data.hygiene.places import Found, Place, prose_and_code
+from lorakit.data.cleaning.text_check import TextContext, TextFinding, prose_and_code
 
 # ECMA-48: CSI sequences, OSC strings (closed by BEL or ST), and the two-character escapes.
 _ANSI = re.compile(
@@ -48,7 +48,7 @@ _ABOUT_LOGS = re.compile(
 )
 
 
-def noise(text: str, place: Place) -> tuple[str, list[Found]]:
+def noise(text: str, place: TextContext) -> tuple[str, list[TextFinding]]:
     """Control characters, terminal escapes, zero-width characters; lines of logs in answers.
 
     Characters are taken out; a lone carriage return, a form feed and the like become line breaks, and a carriage
@@ -61,24 +61,24 @@ def noise(text: str, place: Place) -> tuple[str, list[Found]]:
     if _ANY_CONTROL.search(text):
         fixed, count = _ANSI.subn("", fixed)
         if count:
-            found.append(Found("terminal escape sequences", f"{count} of them"))
+            found.append(TextFinding("terminal escape sequences", f"{count} of them"))
         fixed, breaks = _BREAKS.subn("\n", fixed)
         fixed, count = _CONTROL.subn("", fixed)
         if breaks or count:
             kinds = sorted(set(_ANY_CONTROL.findall(_ANSI.sub("", text).replace("\r\n", ""))))
             case = ", ".join(f"U+{ord(one):04X}" for one in kinds[:4]) + (" and others" if len(kinds) > 4 else "")
-            found.append(Found("control characters", case))
+            found.append(TextFinding("control characters", case))
     if not fixed.isascii():
         fixed = _without_zero_width(fixed, found)
     return fixed, found + _log_lines(text, place)
 
 
-def _without_zero_width(text: str, found: list[Found]) -> str:
+def _without_zero_width(text: str, found: list[TextFinding]) -> str:
     fixed = _ZERO_WIDTH.sub("", text)
     if _MARKS.search(fixed) and not _RIGHT_TO_LEFT.search(fixed):
         fixed = _MARKS.sub("", fixed)
     if fixed != text:
-        found.append(Found("zero-width characters", f"{len(text) - len(fixed)} of them"))
+        found.append(TextFinding("zero-width characters", f"{len(text) - len(fixed)} of them"))
     return fixed
 
 
@@ -86,7 +86,7 @@ def _may_be_log(text: str) -> bool:
     return any(hint in text for hint in _HINTS) or (text.count(":") > 1 and bool(_CLOCK.search(text)))
 
 
-def _log_lines(text: str, place: Place) -> list[Found]:
+def _log_lines(text: str, place: TextContext) -> list[TextFinding]:
     if place.role not in ("assistant", "text") or not _may_be_log(text):
         return []
     prose = "\n".join(prose_and_code(text)[::2])
@@ -94,5 +94,5 @@ def _log_lines(text: str, place: Place) -> list[Found]:
     for what, pattern in _LOG_LINES.items():
         if (hit := pattern.search(prose)) and not any(_ABOUT_LOGS.search(prompt) for prompt in place.prompts):
             line = prose[hit.start() :].lstrip("\n").split("\n", 1)[0].strip()
-            found.append(Found(what, repr(line if len(line) <= 60 else line[:57] + "..."), fixable=False))
+            found.append(TextFinding(what, repr(line if len(line) <= 60 else line[:57] + "..."), fixable=False))
     return found

@@ -94,7 +94,7 @@ def refuse_list_as_lines(name: str, raw: bytes) -> None:
         )
 
 
-def kind_of_document(text: str, columns: frozenset[str]) -> tuple[str, str] | None:
+def detect_rows_in_document(text: str, columns: frozenset[str]) -> tuple[str, str] | None:
     """What the rows of a text document seem to be that is no document, and the ending for it; None where it is one.
 
     `columns`: names of columns that formats read, two of which make a line a header.

@@ -106,7 +106,7 @@ def _buckets(made: np.ndarray) -> tuple[np.ndarray, int]:
     return buckets, count
 
 
-def groups(made: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+def group_near_duplicates(made: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
     """The row that each row is a near-duplicate of: int32 [n], its own place where it is the first of its kind.
 
     Each row is compared with the earlier rows that were kept, in order, and joins the earliest it resembles. So rows
@@ -133,7 +133,7 @@ def groups(made: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
     return group
 
 
-def sides(made: np.ndarray, own: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+def split_sides(made: np.ndarray, own: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
     """Which side of a split each row goes to, near-duplicates on one: int8 [n], 1 or 0 as `own`, -1 for neither.
 
     Rows are taken in order. One that resembles earlier rows goes where they went; one that resembles rows of both
@@ -170,7 +170,7 @@ def sides(made: np.ndarray, own: np.ndarray, threshold: float = THRESHOLD) -> np
     return side
 
 
-def leaks(train: np.ndarray, held_out: np.ndarray, threshold: float = THRESHOLD) -> tuple[np.ndarray, np.ndarray]:
+def find_leaks(train: np.ndarray, held_out: np.ndarray, threshold: float = THRESHOLD) -> tuple[np.ndarray, np.ndarray]:
     """The training rows that resemble held-out rows: their places, and the place of a held-out row that each resembles.
 
     Takes the signatures of both, gives int64 arrays of one length. A row is compared with at most eight held-out rows

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorakit.data.hygiene.style import FEATURES, SCRIPTS, languages
-from lorakit.data.hygiene.traits import TraitArrays
+from lorakit.data.cleaning.row_stats import RowStats
+from lorakit.data.cleaning.style import FEATURES, SCRIPTS, languages
 
 FEWEST = 50
 """Rows below which nothing is called unusual."""
@@ -62,7 +62,7 @@ class Contradictions:
     """
 
     group: np.ndarray
-    kept: np.ndarray
+    agrees: np.ndarray
 
 
 def contradictions(prompt: np.ndarray, answer: np.ndarray) -> Contradictions:
@@ -100,7 +100,7 @@ class Outlier:
     reason: str
 
 
-def outliers(traits: TraitArrays) -> list[Outlier]:
+def outliers(traits: RowStats) -> list[Outlier]:
     """Rows whose answer differs from nearly all others in length, characters, script or language, in their order.
 
     Nothing is unusual among fewer than 50 rows. A row differs in a measure when it is 6 robust standard deviations
@@ -181,12 +181,12 @@ class Leak:
     reason: str
 
 
-def leaks(train: TraitArrays, held_out: TraitArrays) -> list[Leak]:
+def leaks(train: RowStats, held_out: RowStats) -> list[Leak]:
     """Training rows that say exactly what a held-out row says, or that give its prompt the same answer; in their order.
 
     White space and case do not tell prompts or answers apart, nor does what is not trained on.
     """
-    exact = _matches(train.said, held_out.said)
+    exact = _matches(train.content, held_out.content)
     asked = (train.prompt != 0)[:, None]
     ours = np.where(asked, np.stack([train.prompt, train.answer], 1), 0)
     theirs = np.stack([held_out.prompt, held_out.answer], 1)

@@ -2,8 +2,8 @@
 
 import re
 
+from lorakit.data.cleaning.text_check import TextFinding
 from lorakit.data.conversations import Conversation, Text
-from lorakit.data.hygiene.places import Found
 
 # A single "-" or "*" may be the answer to a question about operators or signs; a dot or a question mark is not.
 _PUNCTUATION = re.compile(r"[.,;:!?…。、，！？\"'“”‘’_–—\s]+|[-*=~#.\s_]{2,}")
@@ -28,7 +28,7 @@ _GOES_ON = re.compile(r"\b(?:however|instead|please|if you|you (?:can|may|could)
 _SHORT_REFUSAL = 250
 
 
-def trivial(said: Conversation | Text) -> tuple[str, Found] | None:
+def trivial(said: Conversation | Text) -> tuple[str, TextFinding] | None:
     """Answers that are empty, only punctuation, a placeholder, a bare refusal, or the prompt again.
 
     Gives the field and what was found there, or None. A short answer is not a trivial one ("42", "yes", "{}"); an
@@ -46,7 +46,7 @@ def trivial(said: Conversation | Text) -> tuple[str, Found] | None:
     if not found and last and said.messages[last - 1]["role"] == "user":
         prompt = said.messages[last - 1].get("content") or ""
         if _plain(prompt) == _plain(answer):
-            found = Found("the answer is the prompt again", _shown(answer))
+            found = TextFinding("the answer is the prompt again", _shown(answer))
     return (f"message {last + 1} (assistant)", found) if found else None
 
 
@@ -58,25 +58,25 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def _says_nothing(text: str) -> Found | None:
+def _says_nothing(text: str) -> TextFinding | None:
     if not text.strip():
-        return Found("the answer is empty", "only white space" if text else "")
+        return TextFinding("the answer is empty", "only white space" if text else "")
     if len(text) > 2000:
         return None
     if _PUNCTUATION.fullmatch(text):
-        return Found("the answer is only punctuation", _shown(text.strip()))
+        return TextFinding("the answer is only punctuation", _shown(text.strip()))
     plain = _plain(text).strip(" .:!?*_\"'")
     bracketed = _BRACKETED.fullmatch(plain)
     word = (bracketed.group(1) if bracketed else plain).replace("_", " ").strip(" .:!?")
     if word.startswith("lorem ipsum") or word in (_BRACKETED_PLACEHOLDERS if bracketed else _PLACEHOLDERS):
-        return Found("the answer is a placeholder", _shown(text.strip()))
+        return TextFinding("the answer is a placeholder", _shown(text.strip()))
     return None
 
 
-def _refuses(text: str) -> Found | None:
+def _refuses(text: str) -> TextFinding | None:
     if len(text) > _SHORT_REFUSAL:
         return None
     plain = _plain(text).replace("’", "'").strip(" .!")
     if _DOUBT.fullmatch(plain) or (_REFUSAL.match(plain) and not _GOES_ON.search(plain)):
-        return Found("the answer is a bare refusal", _shown(text.strip()))
+        return TextFinding("the answer is a bare refusal", _shown(text.strip()))
     return None

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lorakit.data.files.json_values import checked, value_at
-from lorakit.data.files.stored import BLOCK, NOT_UTF_8, Stored
-from lorakit.data.rows import Block, Row, RowError, kind, with_line_feeds
+from lorakit.data.readers.json_values import as_record, value_at
+from lorakit.data.readers.text_stream import BLOCK, NOT_UTF_8, TextStream
+from lorakit.data.rows import Block, Row, RowError, kind, normalize_line_ends
 from lorakit.errors import UserError
 
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")  # byte order marks where files were joined
@@ -20,7 +20,7 @@ _LONGEST = 1 << 28
 _OPEN_STRING = "Unterminated string"
 
 
-def read(stored: Stored) -> Iterator[Block]:
+def read(stored: TextStream) -> Iterator[Block]:
     """Blocks of parsed values: only a parser knows where one ends.
 
     Raises:
@@ -33,7 +33,7 @@ def read(stored: Stored) -> Iterator[Block]:
         if window.moved > moved and values:
             yield Block(stored.name, number, values, rows, stored.position - done)
             number, done, moved, values = number + len(values), stored.position, window.moved, []
-        values.append(checked(with_line_feeds(value)))
+        values.append(as_record(normalize_line_ends(value)))
     if values:
         yield Block(stored.name, number, values, rows, stored.position - done)
 
@@ -76,7 +76,7 @@ def _holds(value: Any) -> str:
 class _Window:
     """The text of a file from some place on, read as far as needed; `at` is where the reader stands in it."""
 
-    def __init__(self, stored: Stored) -> None:
+    def __init__(self, stored: TextStream) -> None:
         self.name = stored.name
         self.at = 0
         self.moved = 0
