@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from lorakit.recipe import docs as reference
-from lorakit.recipe.describe import describe
 from lorakit.recipe.rules import RULES
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.schema_introspection import annotation_at, keys
+from lorakit.recipe.schema_introspection import annotation_at, describe, keys
 from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS
 
 ROOT = Path(__file__).parent.parent

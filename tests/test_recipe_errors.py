@@ -55,8 +55,7 @@ def test_ten_mistakes_give_ten_errors_each_with_its_position(tmp_path):
 
 
 def accepted(name):
-    from lorakit.recipe.describe import describe
-    from lorakit.recipe.schema_introspection import annotation_at
+    from lorakit.recipe.schema_introspection import annotation_at, describe
 
     return describe(annotation_at(Recipe, tuple(name.split("."))))
 

@@ -7,9 +7,8 @@ import yaml
 from recipe_files import errors, write
 
 from lorakit.recipe.did_you_mean import nearest, nearest_name
-from lorakit.recipe.key_aliases import KEY_ALIASES, VALUE_ALIASES, VALUE_REMEDIES
+from lorakit.recipe.key_aliases import KEY_ALIASES, NO_COUNTERPART, VALUE_ALIASES, VALUE_REMEDIES
 from lorakit.recipe.load import RecipeErrors, load
-from lorakit.recipe.no_counterpart import NO_COUNTERPART
 from lorakit.recipe.problem import Location
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import keys

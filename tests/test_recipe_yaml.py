@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.recipe.files import MAX_BYTES, read_file
 from lorakit.recipe.problem import Location
-from lorakit.recipe.yaml_reader import MAX_VALUES, find, plain, read_text
+from lorakit.recipe.yaml_reader import MAX_BYTES, MAX_VALUES, find, plain, read_file, read_text
 
 HERE = Location(Path("x.yaml"))
 
@@ -117,11 +116,11 @@ def test_an_oddity_is_a_problem_at_its_place(text, place, words):
         ("a: {b: 1\nc: 3", (1, 4), "this mapping lacks", "missing"),
         ('a: "x\nb: 3', (1, 4), "this quote is never closed", "closing quote"),
         ("a: b: c", (1, 5), "a second `: `", "Put quotes"),
-        ("a: 1\nb\nc: 2", (2, 1), "no `key: value`", "colon"),
+        ("a: 1\nb\nc: 2", (2, 1), "not `key: value`", "colon"),
         ("a:\n    b: 1\n  c: 2", (3, 3), "does not fit the indentation", "indentation"),
         ("a: @x", (1, 4), "no value can begin", "Put quotes"),
         ('a: "C:\\data"', (1, 8), "a backslash", "single quotes"),
-        ("a: - b", (1, 4), "a list cannot begin", "line of its own"),
+        ("a: - b", (1, 4), "a list cannot begin", "its own line"),
     ],
 )
 def test_a_syntax_error_is_explained_where_it_is(text, place, reason, remedy):
@@ -156,9 +155,9 @@ def test_nesting_through_aliases_is_refused():
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (b"", "the file says nothing"),
-        (b"# only a comment\n", "the file says nothing"),
-        (b"---\n", "the file says nothing"),
+        (b"", "the file has no settings"),
+        (b"# only a comment\n", "the file has no settings"),
+        (b"---\n", "the file has no settings"),
         (b"- a\n- b\n", "the file is a list"),
         (b"model:base\n", "the file is the single value 'model:base'"),
         (b"a: 1\nb: \xff\n", "byte 0xff is not UTF-8"),

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lorakit.recipe.files import read_file
 from lorakit.recipe.problem import Location, PathParts, Problem, one_line, quote, show_path
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import alternatives_of, annotation_at
-from lorakit.recipe.yaml_reader import MAX_DEPTH, Node, plain, read_text
+from lorakit.recipe.yaml_reader import MAX_DEPTH, Node, plain, read_file, read_text
 
 LONGEST_CHAIN = 20
 

@@ -6,11 +6,10 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from lorakit.recipe.describe import default_at, describe
 from lorakit.recipe.problem import quote
 from lorakit.recipe.rules import RULES
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.schema_introspection import alternatives_of, fields, section_of
+from lorakit.recipe.schema_introspection import alternatives_of, default_at, describe, fields, section_of
 from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS, AnyTable
 
 EXTENDS = "Files that this one builds on: a path, or a list of paths of which later ones win, relative to this file."

@@ -6,9 +6,8 @@ from typing import Any
 
 from lorakit.recipe.adapter_file import find_fault
 from lorakit.recipe.adapter_kind import adapter_folder
-from lorakit.recipe.files import read_file
 from lorakit.recipe.problem import Location, show_path
-from lorakit.recipe.yaml_reader import plain
+from lorakit.recipe.yaml_reader import plain, read_file
 
 # Ways to begin that leave the base alone, besides PEFT's usual one (a boolean).
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal")

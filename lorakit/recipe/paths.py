@@ -17,10 +17,10 @@ from lorakit.recipe.data_files import (
 from lorakit.recipe.did_you_mean import nearest_file
 from lorakit.recipe.fields import PathRole
 from lorakit.recipe.problem import PathParts, Problem, dotted_name, one_line, quote, show_path
-from lorakit.recipe.scalars import written_numbers
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.schema_introspection import alternatives_of, child
+from lorakit.recipe.schema_introspection import alternatives_of, annotation_at
 from lorakit.recipe.yaml_reader import Node, children
+from lorakit.recipe.yaml_scalars import other_notations
 
 _HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*\}?|%[A-Za-z_]\w*%")
@@ -135,7 +135,7 @@ def _without_address(text: str, role: PathRole) -> str:
 def _instead(text: str, role: PathRole, key: PathParts) -> str:
     if key != ("data", "eval"):
         return f"Write for example {role.example}."
-    share = next((number for number in written_numbers(text) if 0 < float(number) < 1), None)
+    share = next((number for number in other_notations(text) if 0 < float(number) < 1), None)
     return f"Write {share}." if share else "Write for example data/eval.jsonl, or a fraction such as 0.1."
 
 
@@ -188,7 +188,7 @@ def _nearest_path(text: str, path: Path) -> str:
 
 def _walk(node: Node, annotation: Any, path: PathParts) -> Iterator[tuple[PathParts, Node, PathRole]]:
     for part, inner in children(node):
-        yield from _walk(inner, child(annotation, part), (*path, part))
+        yield from _walk(inner, annotation_at(annotation, (part,)), (*path, part))
     if isinstance(node.value, str) and node.value:
         roles = (branch.note(PathRole) for branch in alternatives_of(annotation) if branch.kind is str)
         role = next((role for role in roles if role), None)

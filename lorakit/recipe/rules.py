@@ -13,12 +13,12 @@ from lorakit.amounts import counted
 from lorakit.recipe import adapter_rules as adapter_rules
 from lorakit.recipe.choice import entry_names
 from lorakit.recipe.data_files import data_files, is_pattern
-from lorakit.recipe.describe import section_example
 from lorakit.recipe.paths import find_variable, is_path, no_variables
 from lorakit.recipe.problem import PathParts, dotted_name, one_line, quote
 from lorakit.recipe.rule import RULES as RULES
 from lorakit.recipe.rule import Conflict, choice_mistakes, reads
 from lorakit.recipe.schema import Recipe, Source
+from lorakit.recipe.schema_introspection import section_example
 from lorakit.registry import FORMATS, METRICS
 
 _FORMAT = "classification, or with settings {classification: {...}}"

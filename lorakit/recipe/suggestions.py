@@ -7,15 +7,22 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 
-from lorakit.recipe.describe import default_at, example, words
 from lorakit.recipe.did_you_mean import nearest
-from lorakit.recipe.key_aliases import KEY_ALIASES, SWITCHES, VALUE_ALIASES, VALUE_REMEDIES
-from lorakit.recipe.no_counterpart import NO_COUNTERPART
+from lorakit.recipe.key_aliases import KEY_ALIASES, NO_COUNTERPART, SWITCHES, VALUE_ALIASES, VALUE_REMEDIES
 from lorakit.recipe.problem import PathParts, dotted_name, one_line, quote
-from lorakit.recipe.scalars import resolve, written_numbers
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.schema_introspection import alternatives_of, annotation_at, fields, keys, section_of
+from lorakit.recipe.schema_introspection import (
+    alternatives_of,
+    annotation_at,
+    default_at,
+    example,
+    fields,
+    keys,
+    section_of,
+    words,
+)
 from lorakit.recipe.yaml_reader import Node, plain
+from lorakit.recipe.yaml_scalars import other_notations, resolve
 from lorakit.registry import ADAPTERS, FORMATS, METRICS
 
 _OF_A_SOURCE = {
@@ -231,7 +238,7 @@ def _number_in(text: str, annotation: Any) -> str:
     value = _resolved(text)
     if not isinstance(value, str) and value is not None and accepts(annotation, value):
         return f"Remove the quotes: {text}."
-    for meant in written_numbers(text):
+    for meant in other_notations(text):
         if accepts(annotation, _resolved(meant)):
             return f"Write {meant}."
     return ""

@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from lorakit.recipe import scalars
+from lorakit.recipe import yaml_scalars
 from lorakit.recipe.adapter_kind import unread_keys
 from lorakit.recipe.fields import PathRole
 from lorakit.recipe.paths import is_path, relative_path
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.schema_introspection import alternatives_of, child
+from lorakit.recipe.schema_introspection import alternatives_of, annotation_at
 
 
 class _Dumper(yaml.SafeDumper):
@@ -25,14 +25,14 @@ class _Dumper(yaml.SafeDumper):
 
 
 _WORDS: dict[str, re.Pattern[str]] = {
-    "null": scalars.NULL,
-    "bool": scalars.BOOL,
-    "int": scalars.INT,
-    "float": scalars.FLOAT,
+    "null": yaml_scalars.NULL,
+    "bool": yaml_scalars.BOOL,
+    "int": yaml_scalars.INT,
+    "float": yaml_scalars.FLOAT,
 }
 for _kind, _pattern in _WORDS.items():
     _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern.pattern})\\Z"), None)
-_Dumper.add_implicit_resolver("tag:lorakit:no-text", re.compile(f"(?:{scalars.ENDLESS.pattern})\\Z"), None)
+_Dumper.add_implicit_resolver("tag:lorakit:no-text", re.compile(f"(?:{yaml_scalars.ENDLESS.pattern})\\Z"), None)
 
 
 def to_yaml(recipe: Recipe, folder: Path) -> str:
@@ -50,8 +50,8 @@ def to_yaml(recipe: Recipe, folder: Path) -> str:
 
 def _relative(value: Any, annotation: Any, folder: Path) -> Any:
     if isinstance(value, dict):
-        return {key: _relative(inner, child(annotation, key), folder) for key, inner in value.items()}
+        return {key: _relative(inner, annotation_at(annotation, (key,)), folder) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_relative(inner, child(annotation, index), folder) for index, inner in enumerate(value)]
+        return [_relative(inner, annotation_at(annotation, (index,)), folder) for index, inner in enumerate(value)]
     names_a_file = any(branch.note(PathRole) for branch in alternatives_of(annotation))
     return relative_path(value, folder) if names_a_file and isinstance(value, str) and is_path(value) else value

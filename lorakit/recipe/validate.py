@@ -6,12 +6,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from lorakit.recipe import suggestions
-from lorakit.recipe.describe import describe
 from lorakit.recipe.paths import resolve_paths
 from lorakit.recipe.problem import Location, PathParts, Problem, dotted_name, quote
 from lorakit.recipe.rules import RULES
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.schema_introspection import alternatives_of, annotation_at, child
+from lorakit.recipe.schema_introspection import alternatives_of, annotation_at, describe
 from lorakit.recipe.yaml_reader import Node, find, plain
 
 # What stands in for a required key that is missing or wrong, so that the rules can read the rest.
@@ -71,7 +70,7 @@ def _location(loc: PathParts) -> PathParts:
         if len(alternatives) > 1 and not named:
             named = True
             continue
-        path, annotation, named = (*path, part), child(annotation, part), False
+        path, annotation, named = (*path, part), annotation_at(annotation, (part,)), False
     return path
 
 

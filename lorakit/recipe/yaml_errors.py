@@ -15,24 +15,14 @@ class Explanation(NamedTuple):
 
 # The first entry whose words are all in the parser's message wins. The messages are those of PyYAML's scanner.py
 # and parser.py.
+_UNCLOSED = Explanation("this quote is never closed", "Write the closing quote.", opening=True)
+_ESCAPE = Explanation("a backslash in double quotes begins an escape", "Use single quotes, or write two backslashes.")
 EXPLANATIONS: tuple[tuple[tuple[str, ...], Explanation], ...] = (
     (("'\\t'",), Explanation("a tab is used where YAML wants spaces", "Replace the tab by spaces.")),
-    (
-        ("quoted scalar", "unexpected end of stream"),
-        Explanation("this quote is never closed", "Write the closing quote.", opening=True),
-    ),
-    (
-        ("quoted scalar", "unexpected document separator"),
-        Explanation("this quote is never closed", "Write the closing quote.", opening=True),
-    ),
-    (
-        ("unknown escape character",),
-        Explanation("a backslash in double quotes begins an escape", "Use single quotes, or write two backslashes."),
-    ),
-    (
-        ("expected escape sequence",),
-        Explanation("a backslash in double quotes begins an escape", "Use single quotes, or write two backslashes."),
-    ),
+    (("quoted scalar", "unexpected end of stream"), _UNCLOSED),
+    (("quoted scalar", "unexpected document separator"), _UNCLOSED),
+    (("unknown escape character",), _ESCAPE),
+    (("expected escape sequence",), _ESCAPE),
     (
         ("mapping values are not allowed",),
         Explanation(
@@ -50,7 +40,7 @@ EXPLANATIONS: tuple[tuple[tuple[str, ...], Explanation], ...] = (
     ),
     (
         ("could not find expected ':'",),
-        Explanation("this is no `key: value`", "Write a colon and a space behind the key.", opening=True),
+        Explanation("this is not `key: value`", "Write a colon and a space after the key.", opening=True),
     ),
     (
         ("block mapping", "block end"),
@@ -68,7 +58,7 @@ EXPLANATIONS: tuple[tuple[tuple[str, ...], Explanation], ...] = (
     ),
     (
         ("sequence entries are not allowed",),
-        Explanation("a list cannot begin behind a key on its line", "Put each `- ` on a line of its own."),
+        Explanation("a list cannot begin after a key on the same line", "Put each `- ` on its own line."),
     ),
 )
 
@@ -76,11 +66,11 @@ EXPLANATIONS: tuple[tuple[tuple[str, ...], Explanation], ...] = (
 def explain(error: yaml.YAMLError) -> tuple[Explanation, yaml.Mark | None]:
     """What is wrong, what to write, and where."""
     context = getattr(error, "context", None) or ""
-    said = getattr(error, "problem", None) or str(error)
+    message = f"{context} {getattr(error, 'problem', None) or error}"
     mark = getattr(error, "problem_mark", None)
     for words, explanation in EXPLANATIONS:
-        if all(word in f"{context} {said}" for word in words):
+        if all(word in message for word in words):
             opening = getattr(error, "context_mark", None) if explanation.opening else None
             return explanation, opening or mark
-    first_line = f"{context} {said}".strip().splitlines()[0]
+    first_line = message.strip().splitlines()[0]
     return Explanation(f"this is not YAML ({first_line})", "Correct the line, or put quotes around the text."), mark

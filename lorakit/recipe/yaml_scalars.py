@@ -4,8 +4,6 @@ import math
 import re
 from decimal import Decimal
 
-Scalar = None | bool | int | float | str
-
 NULL = re.compile(r"null|Null|NULL|~|")
 BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -16,7 +14,7 @@ _LONGEST_NUMBER = 100
 _LARGEST_INT = 2**63 - 1
 
 
-def resolve(text: str) -> Scalar:
+def resolve(text: str) -> bool | int | float | str | None:
     """The value of an unquoted word.
 
     Raises:
@@ -29,16 +27,20 @@ def resolve(text: str) -> Scalar:
     if ENDLESS.fullmatch(text):
         raise ValueError("is not a finite number")
     if INT.fullmatch(text):
-        return _whole(text)
-    if FLOAT.fullmatch(text):
-        number = float(text)
-        if math.isinf(number):
-            raise ValueError("is too large a number")
+        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+        # Python refuses to parse very long decimal numbers; they are too large in any case.
+        number = int(text, base) if len(text) <= _LONGEST_NUMBER else _LARGEST_INT + 1
+        if abs(number) > _LARGEST_INT:
+            raise ValueError("is too large a whole number")
         return number
+    if FLOAT.fullmatch(text):
+        if math.isinf(float(text)):
+            raise ValueError("is too large a number")
+        return float(text)
     return text
 
 
-def written_numbers(text: str) -> list[str]:
+def other_notations(text: str) -> list[str]:
     """What a number may mean that is written in another way than YAML's: `0,0001`, `1,000`, `1_000`, `10%`."""
     share = re.fullmatch(r"([0-9]+(?:[.,][0-9]+)?) ?%", text)
     if share:
@@ -50,12 +52,3 @@ def written_numbers(text: str) -> list[str]:
     if re.fullmatch(r"[0-9]+,[0-9]+([eE][-+]?[0-9]+)?", text):
         return [text.replace(",", ".")]
     return []
-
-
-def _whole(text: str) -> int:
-    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-    # Python refuses to parse very long decimal numbers; they are too large in any case.
-    number = int(text, base) if len(text) <= _LONGEST_NUMBER else _LARGEST_INT + 1
-    if abs(number) > _LARGEST_INT:
-        raise ValueError("is too large a whole number")
-    return number
