@@ -2,8 +2,6 @@
 
 import math
 
-_UNITS = ((1, "s", 120), (60, "min", 7200), (3600, "h", 172_800))
-
 
 def percent(share: float, digits: int = 0) -> str:
     """A share of 1 as per cent with so many digits: `12%`, `<1%` for a little, `>99%` for nearly all."""
@@ -41,10 +39,11 @@ def duration(seconds: float) -> str:
     """`0.4 s`, `45 s`, `12 min`, `3.4 h` or `2.1 days`."""
     if 0 < seconds < 10:
         return f"{digits_of(seconds)} s"
-    for size, unit, upto in _UNITS:
-        if seconds < upto:
-            return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.1f} h"
-    return f"{seconds / 86_400:.1f} days"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
 def price(amount: float) -> str:

@@ -1,5 +1,8 @@
-"""Files and folders that are complete or absent, and where lorakit keeps what it can make again."""
+"""Files and folders that are complete or absent, their locks, and lorakit's cache."""
 
+import contextlib
+import errno
+import fcntl
 import functools
 import hashlib
 import json
@@ -13,19 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lorakit.errors import UserError
-from lorakit.locks import LOCK
+from lorakit.errors import LorakitError, UserError
 
-_BLOCK = 1 << 20
+LOCK = ".lorakit-lock"
+"""The lock file in a run's folder; that of another folder lies beside it, named after both."""
+_DRAFT = ".lorakit-draft."
 _UNSETTLED = 2_000_000_000
 """Nanoseconds; the coarsest clock of a file system in use, FAT's, counts two seconds."""
-_DRAFT = ".lorakit-draft."
 
 
 def cache_folder() -> Path:
     """The user's cache for lorakit: `$LORAKIT_CACHE`, else `lorakit` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    own = os.environ.get("LORAKIT_CACHE")
-    if own:
+    if own := os.environ.get("LORAKIT_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorakit"
 
@@ -42,7 +44,7 @@ def atomic_dir(final: Path, first_wins: bool = False) -> Iterator[Path]:
     draft = Path(tempfile.mkdtemp(prefix=f"{_DRAFT}{final.name}.", dir=final.parent))
     try:
         yield draft
-        _seal(draft)
+        _set_modes_and_sync(draft)
         if final.exists() and not first_wins:
             remove_folder(final)
         try:
@@ -52,6 +54,23 @@ def atomic_dir(final: Path, first_wins: bool = False) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _set_modes_and_sync(folder: Path) -> None:
+    """Give everything in a draft the modes that the umask allows, and flush it to disk.
+
+    safetensors writes through a temporary file that only its owner can read, and Python makes such folders.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in [*folder.rglob("*"), folder]:
+        special = path.stat().st_mode & 0o7000  # such as a folder that passes on its group
+        path.chmod(special | ((0o777 if path.is_dir() else 0o666) & ~umask))
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_atomic(final: Path, text: str) -> None:
@@ -77,11 +96,7 @@ def atomic_file(final: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def claim_name(final: Path) -> Iterator[None]:
-    """While this process writes files of a new name no other one chooses it; a killed one leaves a draft.
-
-    Raises:
-        FileExistsError: another one has chosen it.
-    """
+    """While this process writes files of a new name, no other takes that name (FileExistsError)."""
     claim = final.with_name(f"{_DRAFT}{final.name}.claim")
     os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
@@ -92,39 +107,35 @@ def claim_name(final: Path) -> Iterator[None]:
 
 def remove_folder(folder: Path) -> None:
     """Delete a folder that is never seen half deleted under its name."""
-    doomed = Path(tempfile.mkdtemp(prefix=f"{_DRAFT}{folder.name}.", dir=folder.parent))
-    folder.rename(doomed / folder.name)
-    shutil.rmtree(doomed)
+    trash = Path(tempfile.mkdtemp(prefix=f"{_DRAFT}{folder.name}.", dir=folder.parent))
+    folder.rename(trash / folder.name)
+    shutil.rmtree(trash)
 
 
 def is_draft(path: Path) -> bool:
-    """Whether a path is what a writer of this module left, or is writing: a draft or a lock."""
+    """Whether a path is a draft or a lock of this module."""
     return path.name.startswith((_DRAFT, LOCK))
 
 
 def remove_drafts(parent: Path, name: str = "") -> None:
     """Delete what killed writers of this module left in `parent`; with `name`, only drafts of that folder."""
-    ours = re.escape(f"{_DRAFT}{name}.") + "[^.]+" if name else re.escape(_DRAFT) + ".*"
+    pattern = re.escape(f"{_DRAFT}{name}.") + "[^.]+" if name else re.escape(_DRAFT) + ".*"
     for draft in parent.iterdir() if parent.is_dir() else ():
-        if re.fullmatch(ours, draft.name) and draft.is_dir():
+        if re.fullmatch(pattern, draft.name) and draft.is_dir():
             shutil.rmtree(draft, ignore_errors=True)
-        elif re.fullmatch(ours, draft.name):
+        elif re.fullmatch(pattern, draft.name):
             draft.unlink(missing_ok=True)
 
 
 def refuse_pipes(folder: Path) -> None:
-    """Refuse a folder in which a file is a pipe or a device: a library that reads it could wait for ever.
-
-    Raises:
-        UserError: it names the first.
-    """
+    """Refuse a folder in which a file is a pipe or a device: a library that reads it could wait for ever."""
     for path in sorted(folder.iterdir()):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise UserError(f"{path}: is a pipe or a device, not a file. Put the file itself there.")
 
 
 def lies_inside(path: Path, folder: Path) -> bool:
-    """Whether a file of a folder lies in it, and is no link to somewhere else.
+    """Whether a file of a folder is in it, not a link to somewhere else.
 
     A snapshot in the hub's cache consists of links to the `blobs` beside it (models--ORG--NAME/snapshots/COMMIT).
     """
@@ -137,18 +148,14 @@ def lies_inside(path: Path, folder: Path) -> bool:
 
 
 def read_own_json(file: Path) -> dict[str, Any]:
-    """The JSON document by which a folder of lorakit's is known.
-
-    Raises:
-        UserError: there is none, or it is another program's.
-    """
+    """The JSON document that marks a folder as written by lorakit; UserError where there is no such document."""
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         facts = None
     if not (isinstance(facts, dict) and isinstance(facts.get("versions"), dict) and "format" in facts):
         raise UserError(
-            f"{file.parent}: is there, and holds no {file.name} of lorakit's, so lorakit did not write it and does not "
+            f"{file.parent}: exists, and has no {file.name} from lorakit, so lorakit did not write it and does not "
             "replace it. Choose another with --output."
         )
     return facts
@@ -160,60 +167,117 @@ def files_in(folder: Path) -> list[str]:
 
 
 def refuse_other_files(folder: Path, written: Any) -> None:
-    """Refuse a folder that is to be replaced and holds other files than its facts list; None: they cannot yet.
-
-    Raises:
-        UserError: it names the first.
-    """
-    known = files_in(folder) if written is None else written if isinstance(written, list) else []
-    other = [name for name in files_in(folder) if name not in known and not is_draft(Path(name))]
-    if other:
-        raise UserError(f"{folder / other[0]}: lorakit did not write it. Move it away, or choose another --output.")
+    """Refuse to replace a folder that has other files than those listed as written; None: no list exists yet."""
+    files = files_in(folder)
+    known = files if written is None else written if isinstance(written, list) else []
+    for name in files:
+        if name not in known and not is_draft(Path(name)):
+            raise UserError(f"{folder / name}: lorakit did not write it. Move it away, or choose another --output.")
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, read once in a process as long as nothing about it changes.
-
-    No name is taken for it, though the hub's cache has such names: a file may have changed since, or somebody else may
-    have named it.
-    """
+    """The sha256 of a file's content, read once in a process as long as nothing about the file changes."""
     status = path.stat()
     changed = max(status.st_mtime_ns, status.st_ctime_ns)
     if time.time_ns() - changed < _UNSETTLED:  # it could change again without a later time
         return _digest(path)
-    return _kept_digest(path.resolve(), status.st_dev, status.st_ino, status.st_size, changed)
+    return _cached_digest(path.resolve(), status.st_dev, status.st_ino, status.st_size, changed)
 
 
 @functools.cache
-def _kept_digest(path: Path, *_: int) -> str:
+def _cached_digest(path: Path, *_: int) -> str:
     return _digest(path)
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextmanager
+def exclusive_lock(output: Path) -> Iterator[None]:
+    """While this process decides about, makes and puts in place the folder `output`, no other does (UserError)."""
+    path = output.absolute()
+    refusal = f"{output}: another process is writing this folder. Wait, or stop it."
+    with file_lock(path.with_name(f"{LOCK}.{path.name}"), refusal):
+        yield
 
 
-def _seal(folder: Path) -> None:
-    """Give all in a draft the modes of files that are simply created, whatever wrote them, and flush it to disk.
+@contextmanager
+def file_lock(lock: Path, refusal: str, shared: bool = False) -> Iterator[None]:
+    """Lock a file: alone, or `shared` with others that share it.
 
-    safetensors writes through a temporary file, which only its owner can read, and Python makes such folders.
+    The system keeps the lock (flock, which NFS passes on to its server) and drops it with the process, so a file that
+    is left behind stops nobody. Without the right to write there, shared use goes on without a lock.
+
+    Raises:
+        UserError: another process has the lock; the message is `refusal`.
+        LorakitError: the file system does not support locks.
     """
-    allowed = ~_umask()
-    for path in [*folder.rglob("*"), folder]:
-        kept = path.stat().st_mode & 0o7000  # a folder that hands its group on
-        path.chmod(kept | ((0o777 if path.is_dir() else 0o666) & allowed))
-        handle = os.open(path, os.O_RDONLY)
+    handle = _lock(lock, refusal, shared)
+    if handle is None:
+        yield
+        return
+    _OPEN_LOCKS.add(handle)
+    try:
+        yield
+    finally:
+        _OPEN_LOCKS.discard(handle)
+        with contextlib.suppress(OSError):  # others share it, or the folder is gone: then the file stays
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(handle, lock):
+                lock.unlink()
+        os.close(handle)
+
+
+def _lock(lock: Path, refusal: str, shared: bool) -> int | None:
+    """A handle of the lock file that has the lock; None where it cannot be locked, and sharing needs no lock."""
+    while True:
         try:
-            os.fsync(handle)
-        finally:
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if not (shared and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)):
+                raise
+            if not lock.exists():
+                return None
+            handle = os.open(lock, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            if _is_at(handle, lock):
+                return handle
+        except OSError as error:
             os.close(handle)
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise UserError(refusal) from error
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                if shared:
+                    return None
+                raise LorakitError(
+                    f"{lock.parent}: its file system does not support locks ({error.strerror}), so two runs could "
+                    "write into one folder. Choose a folder on another one with --output."
+                ) from error
+            if error.errno != errno.ESTALE:
+                raise
+        else:
+            os.close(handle)  # the process that had it has removed the file meanwhile
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether a path still names the open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+_OPEN_LOCKS: set[int] = set()
+
+
+def _close_locks() -> None:
+    """A forked worker that outlives its parent must not keep the parent's locks."""
+    for handle in _OPEN_LOCKS:
+        os.close(handle)
+    _OPEN_LOCKS.clear()
+
+
+os.register_at_fork(after_in_child=_close_locks)

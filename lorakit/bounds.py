@@ -1,7 +1,7 @@
 """Bounds of time and memory for what others wrote: chat templates, regular expressions, rows.
 
-The time is what this process computes, so that a busy machine or a paused process changes nothing. Only the main thread
-of a process can be interrupted: elsewhere, and where the system has no such timer, nothing is bounded.
+The time is this process's computing time, so a busy machine or a paused process changes nothing. Only the main thread
+can be interrupted: in others, and where the system has no such timer, nothing is bounded.
 """
 
 import signal
@@ -10,9 +10,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
-_AGAIN = 0.5  # seconds after which the interruption comes again, where it was swallowed
+_REPEAT = 0.5  # seconds after which the interruption is repeated, where it was swallowed
 _active = False
 
 
@@ -26,14 +26,11 @@ class _Expired(BaseException):
 
 @contextmanager
 def bounded(seconds: float, memory: int | None = None) -> Iterator[None]:
-    """Let the body compute for so long at most, and take so many bytes more than the process has.
+    """Let the body compute for so many seconds at most, and take so many bytes more than the process has.
 
-    Within another bound that one holds alone. A single operation of the interpreter is not interrupted: where others
-    may write one without end, as a power of large numbers, it is refused beforehand.
-
-    Raises:
-        TooLong: it took longer.
-        MemoryError: it asked for more.
+    Within another bound, only the outer one holds. A single operation of the interpreter is not interrupted: where
+    others may write one without end, as a power of large numbers, it is refused beforehand. Raises TooLong, or
+    MemoryError.
     """
     global _active
     if _active or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
@@ -43,7 +40,7 @@ def bounded(seconds: float, memory: int | None = None) -> Iterator[None]:
     _active = True
     try:
         with _bounded_memory(memory):
-            signal.setitimer(signal.ITIMER_VIRTUAL, seconds, _AGAIN)
+            signal.setitimer(signal.ITIMER_VIRTUAL, seconds, _REPEAT)
             yield
     except _Expired:
         raise TooLong from None
@@ -53,13 +50,13 @@ def bounded(seconds: float, memory: int | None = None) -> Iterator[None]:
         _active = False
 
 
-def _expire(number: int, frame: FrameType | None) -> None:
+def _expire(*_: Any) -> None:
     raise _Expired
 
 
 @contextmanager
 def _bounded_memory(size: int | None) -> Iterator[None]:
-    """Requests beyond `size` more bytes fail. Linux alone tells what a process has."""
+    """Requests beyond `size` more bytes fail. Only Linux tells what a process has."""
     if size is None or not sys.platform.startswith("linux"):
         yield
         return
@@ -67,8 +64,8 @@ def _bounded_memory(size: int | None) -> Iterator[None]:
 
     pages = int(Path("/proc/self/statm").read_bytes().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = pages * resource.getpagesize() + size
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard))
+    limit = pages * resource.getpagesize() + size
+    resource.setrlimit(resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(soft, limit), hard))
     try:
         yield
     finally:

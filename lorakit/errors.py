@@ -15,7 +15,7 @@ class LorakitError(Exception):
 
     exit_code = EXIT_FAILED
     one_a_line = False
-    """Whether each line of the message is a finding of its own, which begins with its place."""
+    """Whether each line of the message is a separate finding that begins with its place."""
 
 
 class UserError(LorakitError):
@@ -50,12 +50,12 @@ SYSTEM_ERRORS: dict[int, tuple[str, str]] = {
     errno.ENFILE: ("too many open files on this machine", "Close other programs."),
     errno.EAGAIN: ("the system gives no further process or thread (ulimit -u)", "Raise the limit."),
     errno.ENOMEM: ("out of memory", _MEMORY),
-    errno.EIO: ("the disk or the network behind it failed", "Look at the system's log; try another disk."),
+    errno.EIO: ("the disk or the network behind it failed", "Look at the system log; try another disk."),
     errno.ESTALE: ("the network's file system lost the file", "Try again."),
     errno.ETIMEDOUT: ("the file system or the network does not answer", "Try again."),
     errno.EBUSY: ("is in use", "Try again when it is not."),
     errno.ENOENT: ("there is no such file or folder (any more)", "Was it moved or deleted meanwhile?"),
-    errno.ENOLCK: ("the file system keeps no locks", "Write to another (--output)."),
+    errno.ENOLCK: ("the file system does not support locks", "Write to another (--output)."),
     errno.ENAMETOOLONG: ("the path is too long", _SHORTER),
     errno.ELOOP: ("its links lead in a circle", "Fix the links, or give another path."),
     errno.ENOTDIR: ("a part of the path is a file", "Give another path."),
@@ -63,7 +63,7 @@ SYSTEM_ERRORS: dict[int, tuple[str, str]] = {
 }
 _GIVEN = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 _MACHINES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
-# Libraries that lose the number: safetensors and tokenizers write it into the text; torch's file writer says the
+# Libraries that lose the number: safetensors and tokenizers write it into the text; torch's file writer has the
 # system's words when it opens a file, and nothing when it writes.
 _NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _TORCH_WRITES = re.compile(r"PytorchStreamWriter failed|file write failed|iostream error|unexpected pos \d+ vs \d+")
@@ -76,86 +76,82 @@ _NO_MEMORY = re.compile(
 
 
 def explain_error(error: BaseException) -> LorakitError | None:
-    """An error of the system's, or of a library that met one, in words with a remedy; None where it is none."""
+    """A system error, or a library's error that came of one, in words with a remedy; None for any other error."""
     if isinstance(error, LorakitError):
         return error
-    for one in _chain(error):
-        found = _one_explained(one)
-        if found:
-            return found
-    return None
+    return next((explained for one in _chain(error) if (explained := _explain_one(one))), None)
 
 
 def exit_code_of(error: LorakitError) -> int:
-    """The exit code of an error; 1 where what is called wrong came of the machine, such as of too many open files."""
-    numbers = [_number(one) for one in _chain(error)]
-    return EXIT_FAILED if any(number in _MACHINES for number in numbers) else error.exit_code
+    """The exit code of an error; 1 where the machine caused it, such as by too many open files."""
+    return EXIT_FAILED if any(_number(one) in _MACHINES for one in _chain(error)) else error.exit_code
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error; the name of its class where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it came of, the last one first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
 def _number(error: BaseException) -> int | None:
     """The system's number of an error; None where it has none."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and not isinstance(error, LorakitError):
-        found = _NUMBER.search(str(error))
-        number = int(found[1] or found[2]) if found else None
-        words = _TORCH_OPENS.search(str(error))
-        if words:
-            number = next((known for known in SYSTEM_ERRORS if os.strerror(known) == words[1].strip()), None)
-    return number
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if isinstance(error, LorakitError):
+        return None
+    if words := _TORCH_OPENS.search(str(error)):
+        return next((known for known in SYSTEM_ERRORS if os.strerror(known) == words[1].strip()), None)
+    digits = _NUMBER.search(str(error))
+    return int(digits[1] or digits[2]) if digits else None
 
 
-def _one_explained(error: BaseException) -> LorakitError | None:
+def _explain_one(error: BaseException) -> LorakitError | None:
     text = str(error)
     if isinstance(error, RecursionError):
         return UserError(
             "a recipe, a row, a template or a configuration of the model is nested too deeply to be read: "
             f"{text or 'the recursion has no end'}. Write it flatter."
         )
-    if isinstance(error, MemoryError) or (isinstance(error, (RuntimeError, ImportError)) and _NO_MEMORY.search(text)):
-        return LorakitError(f"out of memory{': ' + _first_line(text) if text else ''}. {_MEMORY}")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | ImportError) and _NO_MEMORY.search(text)):
+        return LorakitError(f"out of memory{': ' + first_line(error) if text else ''}. {_MEMORY}")
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
-        return _in_words(errno.EAGAIN, "")
+        return _system_error(errno.EAGAIN)
     if isinstance(error, RuntimeError) and _TORCH_WRITES.search(text):
         return LorakitError(
-            "a file could not be written to its end: the disk or your quota is full, or a limit on file sizes "
-            f"(ulimit -f) was met. {_ROOM}"
+            "a file could not be written completely: the disk or your quota is full, or a limit on file sizes "
+            f"(ulimit -f) was reached. {_ROOM}"
         )
     if isinstance(error, UnicodeEncodeError):
-        found = ascii(error.object[error.start : error.end])
+        character = ascii(error.object[error.start : error.end])
         return UserError(
-            f"a path or a text has the character {found}, which cannot be written as {error.encoding}. Take it out, or "
-            "set a UTF-8 locale (LANG)."
+            f"a path or a text has the character {character}, which cannot be written as {error.encoding}. Remove it, "
+            "or set a UTF-8 locale (LANG)."
         )
     if isinstance(error, ValueError) and _NUL.search(text):
-        return UserError("a path has a NUL character, which no file's name can have. Write another path.")
+        return UserError("a path has a NUL character, which no file name can have. Write another path.")
     number = _number(error)
     if number not in SYSTEM_ERRORS:
         return None
-    named = [os.fsdecode(name) for name in (getattr(error, "filename", None),) if isinstance(name, str | bytes)]
-    said = error.strerror if isinstance(error, OSError) else None
-    return _in_words(number, named[0] if named else "", said)
+    path = getattr(error, "filename", None)
+    words = error.strerror if isinstance(error, OSError) else None
+    return _system_error(number, os.fsdecode(path) if isinstance(path, str | bytes) else "", words)
 
 
-def _in_words(number: int, path: str, said: str | None = None) -> LorakitError:
-    """`said` is what the system or Python says, by which others have written of it."""
+def _system_error(number: int, path: str = "", words: str | None = None) -> LorakitError:
+    """`words` are the system's or Python's own, which others have written about."""
     cause, remedy = SYSTEM_ERRORS[number]
-    said = said or os.strerror(number)
-    if said.lower() != cause:
-        cause = f"{cause} ({said})"
+    words = words or os.strerror(number)
+    if words.lower() != cause:
+        cause = f"{cause} ({words})"
     shown = path if len(path) <= 200 else f"{path[:100]}...{path[-60:]}"
     kind = UserError if number in _GIVEN else LorakitError
     return kind(f"{shown + ': ' if shown else ''}{cause}. {remedy}")
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that it came of, the last one first."""
-    seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        yield found
-        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0].rstrip(".")

@@ -17,7 +17,7 @@ from lorakit.model.load import attentions_of
 from lorakit.model.quantization_config import check_quantization
 from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.tokenizer import load_tokenizer, quiet_libraries, stop_token_ids, stop_words
-from lorakit.model.tokenizer_check import compare_with_file
+from lorakit.model.tokenizer_files import compare_with_file
 from lorakit.plan.auto import Choice, resolve_auto
 from lorakit.plan.fit import size_run
 from lorakit.plan.memory import Memory

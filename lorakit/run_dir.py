@@ -3,8 +3,8 @@
 import json
 import platform
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.atomic_io import (
+    LOCK,
+    file_lock,
     is_draft,
     read_own_json,
     refuse_other_files,
@@ -21,7 +23,6 @@ from lorakit.atomic_io import (
     write_atomic,
 )
 from lorakit.errors import UserError
-from lorakit.locks import LOCK, file_lock
 from lorakit.recipe.did_you_mean import nearest_name
 
 _RECORDED = ("lorakit", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "tokenizers")
@@ -33,44 +34,21 @@ CLEARED = "cleared"
 _SCORES = re.compile(r"(tasks-)?\d{8}T\d{6}(-\d+)?\.jsonl?")
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class Run:
     """One training's folder."""
 
     folder: Path
 
-    @property
-    def recipe(self) -> Path:
-        return self.folder / "recipe.yaml"
-
-    @property
-    def manifest(self) -> Path:
-        return self.folder / "manifest.json"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "log.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    @property
-    def adapter(self) -> Path:
-        return self.folder / "adapter"
-
-    @property
-    def model(self) -> Path:
-        """The whole model of a full fine-tuning, which has no adapter."""
-        return self.folder / "model"
-
-    @property
-    def merged(self) -> Path:
-        return self.folder / "merged"
-
-    @property
-    def evaluations(self) -> Path:
-        return self.folder / "eval"
+    def __post_init__(self) -> None:
+        self.recipe = self.folder / "recipe.yaml"
+        self.manifest = self.folder / "manifest.json"
+        self.log = self.folder / "log.jsonl"
+        self.checkpoints = self.folder / "checkpoints"
+        self.adapter = self.folder / "adapter"
+        self.model = self.folder / "model"  # of a full fine-tuning, which has no adapter
+        self.merged = self.folder / "merged"
+        self.evaluations = self.folder / "eval"
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after `step` optimizer steps."""
@@ -78,18 +56,15 @@ class Run:
 
     def complete_checkpoints(self) -> list[Path]:
         """Every checkpoint, oldest first. A folder with this name is complete: it is renamed into place."""
-        folders = self.checkpoints.glob("step-*") if self.checkpoints.is_dir() else []
+        folders = self.checkpoints.glob("step-*")
         return sorted(folder for folder in folders if folder.is_dir() and re.fullmatch(r"step-\d{6,}", folder.name))
 
     def holds_results(self) -> bool:
         """Whether a training has begun here. Its manifest is its first file; other programs have one of that name."""
-        if not self.manifest.is_file():
-            return False
         try:
-            self.read_manifest()
+            return self.manifest.is_file() and bool(self.read_manifest())
         except UserError:
             return False
-        return True
 
     def is_complete(self) -> bool:
         """Whether the training here has ended, with its result in place."""
@@ -97,35 +72,20 @@ class Run:
 
     @contextmanager
     def exclusive_lock(self) -> Iterator[None]:
-        """While this process writes into the run's folder no other may, nor read it as a run that has ended.
-
-        Raises:
-            UserError: another one does.
-        """
+        """While this process writes into the run's folder, no other may write into it or read it (UserError)."""
         refusal = f"{self.folder}: another process is training into this folder, or reads it. Wait, or stop it."
         with file_lock(self.folder / LOCK, refusal):
             yield
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """While processes read the run, or add a merge or an evaluation to it, no training may begin in its folder.
-
-        Raises:
-            UserError: one goes on there.
-        """
-        if not self.folder.is_dir():
-            yield
-            return
+        """While processes read the run, or add a merge or an evaluation, no training may use its folder (UserError)."""
         refusal = f"{self.folder}: another process is training into this folder. Wait, or stop it."
-        with file_lock(self.folder / LOCK, refusal, shared=True):
+        with file_lock(self.folder / LOCK, refusal, shared=True) if self.folder.is_dir() else nullcontext():
             yield
 
     def read_manifest(self) -> dict[str, Any]:
-        """The manifest.
-
-        Raises:
-            UserError: there is none, or it is damaged.
-        """
+        """The manifest; UserError where there is none, or it is damaged."""
         if self.folder.is_dir():
             refuse_pipes(self.folder)
         try:
@@ -141,10 +101,10 @@ class Run:
             raise UserError(f"{self.folder}: is a file. Give the folder of a run, such as runs/NAME.") from error
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.manifest}: damaged: {error}.") from error
-        base, data = (manifest.get(key) if isinstance(manifest, dict) else None for key in ("base", "data"))
-        whole = isinstance(base, dict) and isinstance(base.get("sha256"), dict)
-        if not (whole and isinstance(data, dict) and isinstance(data.get("files"), dict)):
-            raise UserError(f"{self.manifest}: damaged: it does not say what the run was trained on.")
+        for section, key in (("base", "sha256"), ("data", "files")):
+            facts = manifest.get(section) if isinstance(manifest, dict) else None
+            if not (isinstance(facts, dict) and isinstance(facts.get(key), dict)):
+                raise UserError(f"{self.manifest}: damaged: it does not say what the run was trained on.")
         return manifest
 
     def write_manifest(self, facts: dict[str, Any]) -> None:
@@ -156,22 +116,21 @@ class Run:
             file.write(json.dumps(facts) + "\n")
 
     def go_back_to(self, step: int) -> None:
-        """Forget the log and the checkpoints after `step`: a resumed run makes them again. Such a checkpoint is
-        damaged, else it would be the one resumed from."""
+        """Delete the checkpoints after `step` and their lines of the log: a resumed run makes them again. Such a
+        checkpoint is damaged, or it would be the one resumed from."""
         for folder in self.complete_checkpoints():
             if folder > self.checkpoint(step):
                 remove_folder(folder)
-        if self.log.is_file():
-            text = self.log.read_text(encoding="utf-8", errors="replace")
-            lines = [line for line in text.splitlines() if _step_of(line) <= step]
-            write_atomic(self.log, "".join(line + "\n" for line in lines))
+        self._filter_log(lambda line: _step_of(line) <= step)
 
     def forget_evaluation(self, step: int) -> None:
-        """Take the held-out loss after `step` out of the log: it is measured again."""
+        """Delete the held-out loss after `step` from the log: it is measured again."""
+        self._filter_log(lambda line: _step_of(line) != step or "eval_loss" not in json.loads(line))
+
+    def _filter_log(self, keeps: Callable[[str], bool]) -> None:
         if self.log.is_file():
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if not (_step_of(line) == step and "eval_loss" in json.loads(line))]
-            write_atomic(self.log, "".join(line + "\n" for line in kept))
+            write_atomic(self.log, "".join(line + "\n" for line in lines if keeps(line)))
 
     def prune_checkpoints(self, keep: int, best_step: int | None) -> None:
         """Delete all checkpoints but the newest `keep` and the best."""
@@ -181,16 +140,12 @@ class Run:
                 remove_folder(folder)
 
     def results(self) -> list[Path]:
-        """Every file and folder that a run writes, be it there or not."""
+        """Every file and folder that a run may write."""
         folders = [self.checkpoints, self.adapter, self.model, self.merged, self.evaluations]
         return [*folders, self.log, self.recipe, self.manifest]
 
     def refuse_other_programs(self) -> None:
-        """Refuse to clear a folder of a run's name that the run did not write, or that holds files it did not write.
-
-        Raises:
-            UserError: it names the first.
-        """
+        """Refuse to clear results that the run did not write, or that have files that it did not write."""
         manifest = self.read_manifest()
         ended = manifest.get("status") == "complete"
         for folder, recorded, sign in (
@@ -204,10 +159,10 @@ class Run:
             refuse_other_files(self.merged, read_own_json(self.merged / MERGED).get("files", []))
 
     def clear(self) -> None:
-        """Delete what a run wrote, and nothing else that lies in the folder.
+        """Delete what a run wrote, and nothing else in the folder.
 
-        The manifest stays, as that of a cleared run, until the next one takes its place: the folder is a run's, and no
-        old result is taken for a new one, whenever the process ends.
+        The manifest stays, as that of a cleared run, until the next one replaces it: whenever the process ends, the
+        folder is a run's, and no old result is taken for a new one.
         """
         if self.manifest.exists():
             self.write_manifest(self.read_manifest() | {"status": CLEARED})
@@ -223,13 +178,13 @@ class Run:
 
 
 def missing_run(folder: Path) -> UserError:
-    """The error for a run that is not there, with the one that was probably meant: beside it, or in runs/."""
-    near = None
-    for around in (folder.parent, Path("runs")) if folder.parent == Path() else (folder.parent,):
-        if near is None and around.is_dir():
-            found = nearest_name(folder.name, [path.name for path in around.iterdir() if Run(path).holds_results()])
-            near = around / found if found else None
-    remedy = f"Did you mean {near}?" if near else "Give the folder of a run, such as runs/NAME."
+    """The error for a run that does not exist, with the one that was probably meant: beside it, or in runs/."""
+    remedy = "Give the folder of a run, such as runs/NAME."
+    for parent in (folder.parent, Path("runs")) if folder.parent == Path() else (folder.parent,):
+        names = [path.name for path in parent.iterdir() if Run(path).holds_results()] if parent.is_dir() else []
+        if near := nearest_name(folder.name, names):
+            remedy = f"Did you mean {parent / near}?"
+            break
     return UserError(f"{folder}: there is no such run. {remedy}")
 
 
@@ -237,26 +192,25 @@ def missing_run(folder: Path) -> UserError:
 def open_run(folder: Path, resume: bool, overwrite: bool) -> Iterator[Run]:
     """The run of `folder`, which is new, or is to be resumed or overwritten; until the end nobody else writes there.
 
-    Nothing in it is deleted here but what killed runs left.
+    Only what killed runs left is deleted here.
 
     Raises:
-        UserError: the folder holds another run's results, is not a run folder at all, is being written, or cannot be.
+        UserError: the folder holds another run's results, is not a run folder, is being written, or cannot be written.
     """
     run = Run(folder)
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
             _refuse_folder(run, resume, overwrite)
             folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(run.exclusive_lock())
+            stack.enter_context(run.exclusive_lock())
             _refuse_folder(run, resume, overwrite)  # another run may have ended between the two
             for place in (folder, run.checkpoints, run.evaluations):
                 remove_drafts(place)
             if overwrite and run.holds_results():
                 run.refuse_other_programs()
         except OSError as error:
-            raise UserError(
-                f"{folder}: cannot be written: {error.strerror or error}. Choose another with --output."
-            ) from error
+            reason = error.strerror or error
+            raise UserError(f"{folder}: cannot be written: {reason}. Choose another with --output.") from error
         yield run
 
 
@@ -279,13 +233,11 @@ def _refuse_folder(run: Run, resume: bool, overwrite: bool) -> None:
 
 def versions() -> dict[str, str]:
     """The versions of the packages that decide what a run computes."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in _RECORDED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            installed[name] = version(name)
+    return installed
 
 
 def now() -> str:
@@ -299,10 +251,3 @@ def _step_of(line: str) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return 1 << 62
-
-
-def read_log(run: Run) -> Iterable[dict[str, Any]]:
-    """The lines of a run's log."""
-    if run.log.is_file():
-        for line in run.log.read_text(encoding="utf-8").splitlines():
-            yield json.loads(line)

@@ -144,7 +144,7 @@ def test_a_model_that_cannot_be_had_lists_what_was_tried():
     with pytest.raises(UserError) as caught:
         resolve_base("nobody/no-such-model", "main", Silent())
     text = str(caught.value)
-    assert "local folder" in text and "the hub" in text and "none carries this model" in text
+    assert "local folder" in text and "the hub" in text and "none has this model" in text
 
 
 def test_a_hub_model_is_found_in_the_hubs_own_cache(tmp_path, tiny_base, monkeypatch):
@@ -255,7 +255,7 @@ def test_a_carrier_with_another_checksum_is_not_used(tmp_path, monkeypatch):
 
 def test_a_carrier_is_no_other_revision(tmp_path, monkeypatch):
     carrier_double(tmp_path, monkeypatch)
-    with pytest.raises(UserError, match="carries the revision main only"):
+    with pytest.raises(UserError, match="has the revision main only"):
         resolve_base(SMOL, "v2", Silent())
 
 
@@ -292,7 +292,7 @@ def test_a_gguf_file_is_converted_alike_whatever_lies_beside_it(tmp_path, tiny_b
 def test_a_file_that_is_no_gguf_is_refused(tmp_path):
     fake = tmp_path / "model.gguf"
     fake.write_bytes(b"not a model")
-    with pytest.raises(UserError, match="no readable GGUF"):
+    with pytest.raises(UserError, match="not a readable GGUF"):
         resolve_base(str(fake), "main", Silent())
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig, Qwen2Config
 
-from lorakit.model.companion_files import add_older_keys, write_companion_files
+from lorakit.model.companion_files import with_older_keys, write_companion_files
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 8192}
@@ -24,8 +24,8 @@ LLAMA3 |= {"original_max_position_embeddings": 8192}
 def test_positions_are_told_under_the_names_of_older_releases_too(tmp_path, config, scaling):
     config.dtype = torch.bfloat16
     config.save_pretrained(tmp_path)
-    add_older_keys(tmp_path)
-    written = json.loads((tmp_path / "config.json").read_text())
+    written = with_older_keys(json.loads((tmp_path / "config.json").read_text()))
+    (tmp_path / "config.json").write_text(json.dumps(written))
     assert (written["rope_theta"], written["rope_scaling"], written["torch_dtype"]) == (1e6, scaling, "bfloat16")
     again = AutoConfig.from_pretrained(tmp_path)
     assert again.rope_parameters == config.rope_parameters and again.dtype == torch.bfloat16

@@ -130,9 +130,9 @@ def test_an_evaluation_that_is_made_up_twice_stands_in_the_log_once(recipe_file,
         interrupted_after(4, patch)
         with pytest.raises(LorakitError, match="stopped after step 4"):
             run_recipe(path, tmp_path / "run")
-    for write in ("write_whole", "log_line"):  # killed before, and after the evaluation is in the log
+    for write in ("write_atomic", "log_line"):  # killed before, and after the evaluation is in the log
         with monkeypatch.context() as patch:
-            where = "lorakit.train.trainer.write_whole" if write == "write_whole" else "lorakit.run_dir.Run.log_line"
+            where = "lorakit.train.trainer.write_atomic" if write == "write_atomic" else "lorakit.run_dir.Run.log_line"
             patch.setattr(where, killed_while_saving)
             with pytest.raises(Killed):
                 run_recipe(path, tmp_path / "run", resume=True)

@@ -38,8 +38,8 @@ def test_a_finished_folder_replaces_the_old_one_or_yields_to_it(tmp_path):
 
 def test_a_killed_writer_leaves_only_a_draft_that_is_removed(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from lorakit.atomic_io import whole_folder\n"
-        "with whole_folder(Path(sys.argv[1])) as draft:\n"
+        "import os, sys; from pathlib import Path; from lorakit.atomic_io import atomic_dir\n"
+        "with atomic_dir(Path(sys.argv[1])) as draft:\n"
         "    (draft / 'a').write_text('1'); os.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "final")], check=False)
@@ -54,8 +54,8 @@ def test_a_killed_writer_leaves_only_a_draft_that_is_removed(tmp_path):
 
 def test_a_run_killed_while_its_first_file_is_written_can_be_begun_again(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from lorakit.atomic_io import whole_file\n"
-        "with whole_file(Path(sys.argv[1])) as file:\n"
+        "import os, sys; from pathlib import Path; from lorakit.atomic_io import atomic_file\n"
+        "with atomic_file(Path(sys.argv[1])) as file:\n"
         "    file.write(b'half'); os.kill(os.getpid(), 9)\n"
     )
     for name in ("manifest.json", "recipe.yaml"):

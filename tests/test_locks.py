@@ -10,8 +10,8 @@ import pytest
 from runs_of_tests import run_recipe
 from test_cli import lorakit_run as lorakit_run
 
+from lorakit.atomic_io import LOCK, exclusive_lock, file_lock
 from lorakit.errors import UserError
-from lorakit.locks import LOCK, exclusive_lock, file_lock
 from lorakit.merge.run import claim_output
 from lorakit.run_dir import Run, open_run
 

@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import lorakit.merge.writer as writing
-from lorakit.atomic_io import files_in
+from lorakit.atomic_io import exclusive_lock, files_in
 from lorakit.cli import main
-from lorakit.locks import exclusive_lock
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 

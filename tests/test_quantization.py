@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from lorakit.errors import UserError
 from lorakit.merge.run import merge
 from lorakit.model.load import load_model, original_weights
-from lorakit.model.quantization_config import check_mergeable, stored_quantization
+from lorakit.model.quantization_config import refuse_irreversible, stored_quantization
 from lorakit.model.quantized_model import dequantize, describe_quantization, summarize_quantization
 from lorakit.model.resolve import Base
 from lorakit.plan.memory import weight_bytes
@@ -203,7 +203,7 @@ def test_a_method_that_cannot_be_loaded_here_is_named(tmp_path, tiny_base, metho
         loaded(folder)
     if method in ("gptq", "awq"):
         with pytest.raises(UserError, match="to which no adapter can be added"):
-            check_mergeable(base_of(folder))
+            refuse_irreversible(stored_quantization(folder), "base")
 
 
 def test_fp8_weights_are_dequantized_and_saved_as_plain_ones(tmp_path, tiny_base):

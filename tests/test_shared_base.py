@@ -54,8 +54,8 @@ def logits(model):
 
 
 @pytest.fixture(scope="module", params=["untied", "tied"])
-def base(settings, tiny_base, tied_base):
-    return tiny_base if settings.param == "untied" else tied_base
+def base(request, tiny_base, tied_base):
+    return tiny_base if request.param == "untied" else tied_base
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from conftest import rows_of, write_rows
 from eval_runs import Remembers
 from safetensors.torch import load_file, save_file
 
-from lorakit.hub_retries import report_hub_retries
+from lorakit.progress import report_hub_retries
 
 
 def next_lines(out: str) -> list[str]:
@@ -114,5 +114,5 @@ def test_retries_of_the_hub_are_told_in_one_line(failing_hub, monkeypatch, capsy
     with report_hub_retries(heard), pytest.raises(HfHubHTTPError):
         http_backoff("GET", address, max_retries=3, base_wait_time=0, max_wait_time=0)
     assert len(answered) == 4
-    assert heard.warned == ["the hub did not give what was asked for (HTTP Error 503); trying again"]
+    assert heard.warned == ["a request to the hub failed (HTTP Error 503); trying again"]
     assert capsys.readouterr() == ("", "")

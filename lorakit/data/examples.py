@@ -15,8 +15,7 @@ from lorakit.data.report import Report
 from lorakit.data.sources import all_sources, source_hashes, source_name, sources_of
 from lorakit.data.worker import Rules
 from lorakit.errors import UserError
-from lorakit.hub_retries import report_hub_retries
-from lorakit.progress import Progress
+from lorakit.progress import Progress, report_hub_retries
 from lorakit.recipe.schema import Data, Source
 
 # The checks that look at one row alone; the others compare rows.

@@ -45,7 +45,7 @@ def embeddings(folder: Path, texts: Sequence[str]) -> np.ndarray:
 
 
 def _loaded(folder: Path) -> tuple[Any, Any]:
-    refuse_code(folder, "evaluate.metrics: semantic-similarity")
+    refuse_code(folder, "evaluate.metrics: semantic-similarity: ")
     try:
         weight_files(folder)  # none of them lies elsewhere
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -11,11 +11,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from lorakit.atomic_io import atomic_dir
+from lorakit.atomic_io import atomic_dir, exclusive_lock
 from lorakit.data.conversations import Message
 from lorakit.errors import UserError
 from lorakit.evaluate.questions import Question
-from lorakit.locks import exclusive_lock
 from lorakit.recipe.problem import one_line, show_path
 
 VERSION = 1

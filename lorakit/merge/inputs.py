@@ -14,7 +14,7 @@ from lorakit.errors import UserError
 from lorakit.model.layerwise import layerwise_adapter_model
 from lorakit.model.load import attentions_of, load_model, stored_dtype
 from lorakit.model.peft_adapter import adapter_config
-from lorakit.model.quantization_config import check_mergeable, stored_quantization
+from lorakit.model.quantization_config import refuse_irreversible, stored_quantization
 from lorakit.model.quantized_model import dequantize, summarize_quantization
 from lorakit.model.quantized_weights import RoundedWeights, WeightPrecision
 from lorakit.model.resolve import Base, resolve_base
@@ -191,7 +191,7 @@ def refuse_unmergeable(base: Base, onto: Onto) -> None:
     Raises:
         UserError: it is one.
     """
-    check_mergeable(base)
+    refuse_irreversible(stored_quantization(base.folder), base.name)
     stored = stored_quantization(base.folder)
     if stored and onto == "original":
         raise UserError(

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lorakit.atomic_io import atomic_dir, read_own_json, refuse_other_files, remove_drafts
+from lorakit.atomic_io import atomic_dir, exclusive_lock, read_own_json, refuse_other_files, remove_drafts
 from lorakit.errors import UserError
-from lorakit.locks import exclusive_lock
 from lorakit.merge.apply_delta import adapter_deltas
 from lorakit.merge.card import MergeResult, describe
 from lorakit.merge.inputs import MergeInput, Onto, adapter_model, input_of_run, refuse_unmergeable, unquantized_base

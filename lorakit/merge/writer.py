@@ -13,7 +13,7 @@ from lorakit.amounts import decimal_bytes
 from lorakit.errors import LorakitError, UserError, explain_error
 from lorakit.merge.apply_delta import Deltas
 from lorakit.model.quantized_weights import WeightPrecision
-from lorakit.model.safetensors_header import INDEX, SINGLE, StoredTensor, read_metadata, weight_files
+from lorakit.model.safetensors_header import INDEX, SINGLE, StoredTensor, read_header, weight_files
 from lorakit.model.safetensors_reader import TYPES, WORDS, pieces, read_tensor
 from lorakit.model.safetensors_writer import SafetensorsWriter, open_writer
 from lorakit.model.state_dict import Group, Weights, untied
@@ -73,7 +73,7 @@ def write_weights(
         files = {}
         for file in weight_files(weights.folder):
             tensors = {name: tensor for name, tensor in planned.items() if tensor.file == file}
-            files[file] = opened.enter_context(open_writer(folder / file.name, tensors, read_metadata(file)))
+            files[file] = opened.enter_context(open_writer(folder / file.name, tensors, read_header(file)[1]))
         writer = _GroupWriter(weights, precision, with_tied_names(weights, deltas), files, planned)
         total = sum(tensor.size for tensor in weights.tensors.values())
         bar = opened.enter_context(progress.bar("merging", total=total, unit="bytes"))
@@ -118,7 +118,13 @@ class _GroupWriter:
 
     def _by_rows(self, path: str, stored: StoredTensor) -> bool:
         able = path not in self.deltas or self.deltas[path].by_rows
-        return able and path not in self.precision.turned and stored.is_plain and bool(stored.shape) and stored.size > 0
+        return (
+            able
+            and path not in self.precision.transposed
+            and stored.is_plain
+            and bool(stored.shape)
+            and stored.size > 0
+        )
 
     def _put(self, name: str, value: torch.Tensor, row: int = 0) -> None:
         self.files[self.planned[name].file].put(name, value, row)

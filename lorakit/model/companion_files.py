@@ -1,7 +1,7 @@
 """What belongs to a model besides its weights, taken from the base's own files: configuration, tokenizer, licence.
 
-transformers writes a configuration in its newest form, which other releases misread without a word: 4.57 finds no
-`rope_theta` in it and takes 10,000. So the base's own is taken over, and only what differs is changed.
+transformers writes a configuration in its newest form, which other releases silently misread: 4.57 finds no
+`rope_theta` in it and takes 10,000. So the base's own is copied, and only what differs is changed.
 """
 
 import json
@@ -13,71 +13,61 @@ import torch
 
 from lorakit.atomic_io import lies_inside
 from lorakit.model.state_dict import untied_config
-from lorakit.model.tokenizer_files import write_tokenizer
+from lorakit.model.tokenizer_files import write_json, write_tokenizer
 
-# What a processor of images, sounds or videos is read from, and under which terms the model is given.
-_TAKEN_OVER = ("*processor_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+# What a processor of images, sounds or videos is read from, and the terms that the model is given under.
+_COPIED = ("*processor_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 def write_trained_model(model: Any, base: Path, tokenizer: Any, stop_ids: list[int], folder: Path) -> None:
-    """Write a whole model in memory that was made of the base's files, with what belongs to it besides.
+    """Write a whole model in memory that was made of the base's files, with its companion files.
 
-    Of some bases that see images too only the language model is in memory, which has a configuration of its own.
+    Of some bases that see images too, only the language model is in memory, which has another configuration.
     """
     model.save_pretrained(folder)
-    written, own = (json.loads((place / "config.json").read_text(encoding="utf-8")) for place in (folder, base))
-    if written["model_type"] == own["model_type"]:
-        config = own
-    else:
-        config = with_older_keys(written | {"dtype": str(model.dtype).removeprefix("torch.")})
-    _write_beside(config, base, tokenizer, stop_ids, None, folder)
+    written, config = (json.loads((place / "config.json").read_text(encoding="utf-8")) for place in (folder, base))
+    if written["model_type"] != config["model_type"]:
+        config = with_older_keys(written | {"dtype": _word(model.dtype)})
+    _write_files(config, base, tokenizer, stop_ids, None, folder)
 
 
 def write_companion_files(
     base: Path, tokenizer: Any, stop_ids: list[int], dtype: torch.dtype | None, folder: Path, untied: bool = False
 ) -> None:
-    """Write the configuration of a model with the base's weights, where it stops, its tokenizer, processors, licence.
+    """Write the configuration of a model with the base's weights, its stop tokens, tokenizer, processors and licence.
 
     Args:
-        base: the folder of the base model, of which everything but the weights is taken.
-        dtype: of all weights, where it is another than the base's.
+        base: the folder of the base model.
+        dtype: of all weights, where it is not the base's.
         untied: whether the weights that the base ties are two in the files.
     """
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    config = untied_config(config) if untied else config
-    _write_beside(config, base, tokenizer, stop_ids, dtype, folder)
+    _write_files(untied_config(config) if untied else config, base, tokenizer, stop_ids, dtype, folder)
 
 
-def _write_beside(
+def _write_files(
     config: dict[str, Any], base: Path, tokenizer: Any, stop_ids: list[int], dtype: torch.dtype | None, folder: Path
 ) -> None:
     for section in (config, config.get("text_config") or {}):
         section.pop("quantization_config", None)
         if dtype is not None:  # under the name that the base's release has for it
-            named = section.keys() & {"dtype", "torch_dtype"} or {"dtype"}
-            section |= dict.fromkeys(named, str(dtype).removeprefix("torch."))
+            keys = section.keys() & {"dtype", "torch_dtype"} or {"dtype"}
+            section |= dict.fromkeys(keys, _word(dtype))
+    write_json(folder / "config.json", config)
     generation = base / "generation_config.json"
     if generation.is_file():
-        answers = json.loads(generation.read_text(encoding="utf-8"))
+        settings = json.loads(generation.read_text(encoding="utf-8"))
     else:
-        answers = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}
-    answers["eos_token_id"] = stop_ids
-    for name, facts in (("config.json", config), ("generation_config.json", answers)):
-        _write(folder / name, facts)
-    for file in (path for name in _TAKEN_OVER for path in base.glob(name)):
+        settings = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}
+    write_json(folder / "generation_config.json", settings | {"eos_token_id": stop_ids})
+    for file in (path for pattern in _COPIED for path in base.glob(pattern)):
         if file.is_file() and lies_inside(file, base):
             shutil.copyfile(file, folder / file.name)
     write_tokenizer(base, tokenizer, folder)
 
 
-def add_older_keys(folder: Path) -> None:
-    """Write into a config.json of transformers 5 the keys besides by which older programs know the same."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    _write(folder / "config.json", with_older_keys(config))
-
-
 def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration of transformers 5 with the keys besides by which older programs know the same."""
+    """A configuration of transformers 5, with the keys added that older programs read instead."""
     config = dict(config)
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
@@ -89,5 +79,5 @@ def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _write(path: Path, facts: dict[str, Any]) -> None:
-    path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,55 +1,47 @@
-"""The fingerprint of a model in memory: two are equal only where the model computes the same, bit for bit."""
+"""The fingerprint of a model in memory."""
 
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-# Numbers of 8 bytes that are weighed at once.
 _BLOCK = 1 << 20
+"""Numbers of 8 bytes that are hashed at once."""
 
 
 def fingerprint_of(model: Any) -> str:
-    """A hash of every weight and buffer (their bits, sizes, types and devices), of which weights are one, of the
-    modules with their hooks, and of the configurations.
+    """A hash that is equal only where a model computes the same, bit for bit.
 
-    Weights are hashed on the device that they lie on, so that it takes about as long as reading them once.
+    It covers every weight and buffer (bits, sizes, types, devices), which weights are tied, the modules with their
+    hooks, and the configurations. Weights are hashed on their device, which takes about as long as reading them once.
     """
     digest = hashlib.sha256()
-    for part in _structure(model):
+
+    def add(part: Any) -> None:
         digest.update(json.dumps(part, default=str).encode())
+
+    for name, module in model.named_modules(remove_duplicate=False):
+        hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
+        add([name, type(module).__qualname__, module.training, *hooks, "forward" in vars(module)])
+    add([config.to_dict() for config in (model.config, model.generation_config) if config is not None])
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, value in model.state_dict().items():  # has what quantized layers keep besides
+        if isinstance(value, torch.Tensor):
+            tensors.append((f"state.{name}", value))
     first: dict[Any, str] = {}
-    for name, tensor in _tensors(model):
+    for name, tensor in tensors:
         place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         shared = first.setdefault(place, name) if tensor.numel() else name
         content = [shared] if shared != name else content_of(tensor)
-        digest.update(json.dumps([name, str(tensor.dtype), str(tensor.device), tensor.shape, content]).encode())
+        add([name, str(tensor.dtype), str(tensor.device), tensor.shape, content])
     return digest.hexdigest()
 
 
-def _structure(model: Any) -> Iterator[Any]:
-    for name, module in model.named_modules(remove_duplicate=False):
-        hooks = (module._forward_hooks, module._forward_pre_hooks)
-        replaced = "forward" in vars(module)
-        yield [name, type(module).__qualname__, module.training, *map(len, hooks), replaced]
-    yield [config.to_dict() for config in (model.config, model.generation_config) if config is not None]
-
-
-def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, buffers, and what quantized layers keep besides (their state dict has it)."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-    for name, value in model.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            yield f"state.{name}", value
-
-
 def content_of(tensor: torch.Tensor) -> list[int]:
-    """For each block of a tensor the sum of its bits times odd numbers, modulo 2^64: no change of one number, and of
-    several almost none, leaves it as it was."""
+    """For each block of a tensor the sum of its bits times odd numbers, modulo 2^64: a change of one number always
+    changes it, and a change of several almost always."""
     if not tensor.numel() or tensor.is_meta:
         return []
     flat = tensor.detach().reshape(-1).view(torch.uint8)

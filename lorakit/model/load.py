@@ -1,4 +1,4 @@
-"""Loading: a base on disk -> its tokenizer and its model in memory, in the asked number format and quantization."""
+"""Loading a base model from disk, in the type and quantization of the recipe."""
 
 import json
 from typing import Any
@@ -20,7 +20,7 @@ from lorakit.model.quantized_model import (
 )
 from lorakit.model.resolve import Base
 from lorakit.model.spec_from_meta import meta_model
-from lorakit.model.tokenizer import DAMAGED, first_line
+from lorakit.model.tokenizer import DAMAGED, describe_load_error
 from lorakit.recipe.schema import Model
 from lorakit.registry import QUANTIZERS
 
@@ -30,12 +30,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load_model(base: Base, settings: Model, device: str, trainable: bool = False) -> Any:
     """The causal language model on `device`, in evaluation mode: frozen, or `trainable`.
 
-    A trainable model is unquantized and in float32, whatever type it computes in; what of it is trained is left to
-    the caller.
+    A trainable model is unquantized and in float32, whatever type it computes in; the caller chooses what is trained.
 
     Raises:
         UserError: the files are damaged, not a causal language model, quantized in a way that does not go with the
-            settings, or the attention is not to be had.
+            settings, or the attention is not available.
         LorakitError: it does not fit into memory.
     """
     stored = check_quantization(base, settings, trainable)
@@ -46,24 +45,51 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
         options |= {"quantization_config": quantization}
     if quantization is not None or stored:
         options |= {"device_map": {"": device}}
+    dequantizes = stored is not None and stored.treatment == "dequantized"
     try:
-        if stored and stored.treatment == "dequantized":
-            options |= {"config": _dequantizing(base)}
-        model, info = AutoModelForCausalLM.from_pretrained(
-            base.folder, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
-        )
+        model = _read_model(base, options, dequantizes)
     except torch.OutOfMemoryError as error:
         remedy = (
             "Train an adapter instead, such as adapter.kind: lora." if trainable else "Try model.quantization: nf4."
         )
         raise LorakitError(f"{base.name} does not fit into the memory of {device}. {remedy}") from error
+    if quantization is not None and summarize_quantization(model) is None:
+        raise UserError("model.quantization: no layer of this model is one that bitsandbytes quantizes. Write none.")
+    if stored and stored.reversible:  # the layers of the others need a type of their own
+        cast_unquantized(model, dtype)
+    if model.dtype != dtype:
+        actual = str(model.dtype).removeprefix("torch.")
+        raise UserError(
+            f"model.dtype: {base.name} can only be loaded in {actual} here, not in {settings.dtype}. Write {actual}."
+        )
+    if quantization is None and not stored:
+        model = model.to(device)
+    if dequantizes:
+        forget_conversions(model)
+    unify_layer_modes(model, dtype)
+    return model.eval() if trainable else model.requires_grad_(False).eval()
+
+
+def _read_model(base: Base, options: dict[str, Any], dequantizes: bool) -> Any:
+    """The model that transformers reads; UserError where files are damaged or do not fit each other."""
+    try:
+        if dequantizes:
+            config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
+            holder = config if getattr(config, "quantization_config", None) else config.get_text_config()
+            holder.quantization_config["dequantize"] = True
+            options |= {"config": config}
+        model, info = AutoModelForCausalLM.from_pretrained(
+            base.folder, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
+        )
+    except torch.OutOfMemoryError:
+        raise
     except SafetensorError as error:
         raise UserError(
             f"model.base: {base.name}: a weights file is damaged ({error}). Fetch the model again."
         ) from error
     except (*DAMAGED, ImportError, RuntimeError) as error:
         remedy = " Write model.attention: eager." if "attention" in str(error).lower() else ""
-        raise UserError(f"model.base: {base.name} cannot be loaded: {first_line(error)}{remedy}") from error
+        raise UserError(f"model.base: {base.name} cannot be loaded: {describe_load_error(error)}{remedy}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
@@ -71,58 +97,39 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
             f"is {missing[0]}; they would start out random."
         )
     _check_shapes(model, info["mismatched_keys"], base)
-    if quantization is not None and summarize_quantization(model) is None:
-        raise UserError("model.quantization: no layer of this model is one that bitsandbytes quantizes. Write none.")
-    if stored and stored.reversible:  # the layers of the others ask for a type of their own
-        cast_unquantized(model, dtype)
-    if model.dtype != dtype:
-        given = str(model.dtype).removeprefix("torch.")
-        raise UserError(
-            f"model.dtype: {base.name} can only be loaded in {given} here, not in {settings.dtype}. Write {given}."
-        )
-    if quantization is None and not stored:
-        model = model.to(device)
-    if stored and stored.treatment == "dequantized":
-        forget_conversions(model)
-    unify_layer_modes(model, dtype)
-    return model.eval() if trainable else model.requires_grad_(False).eval()
+    return model
 
 
 def _check_shapes(model: Any, mismatched: Any, base: Base) -> None:
-    """Refuse weights of other shapes than the config asks for.
+    """Refuse weights of other shapes than the config describes.
 
-    transformers compares those of plain layers; a quantized layer takes whatever the file holds.
+    transformers compares those of plain layers; a quantized layer takes whatever the file has.
     """
-    odd = [(name, tuple(given), tuple(asked)) for name, given, asked in mismatched]
+    wrong = [(name, tuple(actual), tuple(expected)) for name, actual, expected in mismatched]
     for name, module in model.named_modules():
-        if isinstance(module, (Linear4bit, Linear8bitLt)):
-            weight, asked = module.weight, (module.out_features, module.in_features)
-            given = tuple(weight.quant_state.shape if isinstance(module, Linear4bit) else weight.shape)
-            if given != asked:
-                odd.append((f"{name}.weight", given, asked))
-    if odd:
-        name, given, asked = min(odd)
+        if isinstance(module, Linear4bit | Linear8bitLt):
+            expected = (module.out_features, module.in_features)
+            weight = module.weight.quant_state if isinstance(module, Linear4bit) else module.weight
+            if tuple(weight.shape) != expected:
+                wrong.append((f"{name}.weight", tuple(weight.shape), expected))
+    if wrong:
+        name, actual, expected = min(wrong)
         raise UserError(
-            f"model.base: {base.name}: config.json and the weights do not fit each other: {name} is of shape {given} "
-            f"in the files, and {asked} by the config ({len(odd)} such in all). Fetch the model again."
+            f"model.base: {base.name}: config.json and the weights do not fit each other: {name} is of shape {actual} "
+            f"in the files, and {expected} by the config ({len(wrong)} such in all). Fetch the model again."
         )
 
 
 def original_weights(base: Base, modules: list[str], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The unquantized weights (out, in) of linear layers as they lie on disk, by path, in `dtype` on the CPU."""
+    """The unquantized weights (out, in) of linear layers on disk, by path, in `dtype` on the CPU."""
     plain = Model(base=base.name, attention="eager").model_copy(update={"dtype": stored_dtype(base)})
     model = load_model(base, plain, "cpu")
-    layers = {name: model.get_submodule(name) for name in modules}
-    turned = {name: layer.weight.T if isinstance(layer, Conv1D) else layer.weight for name, layer in layers.items()}
-    return {name: weight.detach().to(dtype, copy=True) for name, weight in turned.items()}
-
-
-def _dequantizing(base: Base) -> Any:
-    """The checkpoint's configuration, told to turn its weights into plain ones while they are loaded."""
-    config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
-    holder = config if getattr(config, "quantization_config", None) else config.get_text_config()
-    holder.quantization_config["dequantize"] = True
-    return config
+    weights = {}
+    for name in modules:
+        layer = model.get_submodule(name)
+        weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+        weights[name] = weight.detach().to(dtype, copy=True)
+    return weights
 
 
 def check_vocabulary(model: Any, largest_token: int, name: str) -> None:
@@ -136,7 +143,7 @@ def check_vocabulary(model: Any, largest_token: int, name: str) -> None:
 
 
 def check_tied(model: Any, base: Base) -> None:
-    """Refuse a base that ties its embeddings by its config, and whose files hold two that differ: transformers leaves
+    """Refuse a base that ties its embeddings by its config, and whose files have two that differ: transformers leaves
     them apart, other programs do not, and no merged model would be what was trained."""
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     if outputs is None or outputs.weight is inputs.weight:
@@ -175,7 +182,7 @@ def attentions_of(base: Base) -> tuple[str, ...]:
 
 
 def stored_dtype(base: Base) -> str:
-    """The number format in which the base's weights lie on disk; float32 where its config does not say."""
+    """The type of the base's weights on disk; float32 where its config does not say."""
     config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
     named = config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype")
     return str(named) if named in DTYPES else "float32"

@@ -1,4 +1,4 @@
-"""What a checkpoint on disk says of its own quantization, read from config.json without loading anything."""
+"""A checkpoint's own quantization, read from its config.json without loading anything."""
 
 import json
 from dataclasses import dataclass, replace
@@ -15,14 +15,14 @@ from lorakit.recipe.schema import Model
 
 @dataclass(frozen=True)
 class CheckpointQuantization:
-    """The quantization that a checkpoint brings along."""
+    """The quantization of a checkpoint on disk."""
 
     quantization: str
     """Our word where we have one (nf4, q4, q8), else the method's own."""
     treatment: Literal["kept", "dequantized", "unknown"]
-    """Trained on as it lies there, turned into plain weights while it is loaded, or not something that we load."""
+    """Trained on as it is, dequantized on loading, or not supported."""
     reversible: bool
-    """Whether its weights can be turned into plain ones, to which an adapter can be added."""
+    """Whether its weights can be dequantized, so that an adapter can be added to them."""
     packages: tuple[str, ...] = ()
     """What has to be installed to load it, besides what lorakit needs anyway."""
     bits: int | None = None
@@ -41,56 +41,49 @@ _METHODS = {
 
 
 def stored_quantization(folder: Path) -> CheckpointQuantization | None:
-    """The quantization of the checkpoint in a folder; None when its weights are plain ones.
-
-    Raises:
-        UserError: what its config.json says of it is damaged.
-    """
+    """The quantization of the checkpoint in a folder; None where its weights are plain ones."""
     return parse_quantization(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def parse_quantization(config: dict[str, Any]) -> CheckpointQuantization | None:
-    """The quantization that a config.json names.
-
-    Raises:
-        UserError: what it says of it is damaged.
-    """
-    named = read_mapping(config, "quantization_config")
-    if named is None:
-        named = read_mapping(read_mapping(config, "text_config") or {}, "quantization_config")
-    if named is None:
+    """The quantization in the content of a config.json; UserError where it is damaged."""
+    settings = read_mapping(config, "quantization_config")
+    if settings is None:
+        settings = read_mapping(read_mapping(config, "text_config") or {}, "quantization_config")
+    if settings is None:
         return None
-    if read_bool(named, "load_in_8bit"):
+    if read_bool(settings, "load_in_8bit"):
         return CheckpointQuantization("q8", "kept", True)
-    if read_bool(named, "load_in_4bit"):
-        kind = named.get("bnb_4bit_quant_type", "fp4")
+    if read_bool(settings, "load_in_4bit"):
+        kind = settings.get("bnb_4bit_quant_type", "fp4")
         if kind not in ("nf4", "fp4"):
             raise damaged_value("bnb_4bit_quant_type", kind, "nf4 or fp4")
         return CheckpointQuantization("nf4" if kind == "nf4" else "q4", "kept", True)
-    method = str(named.get("quant_method", "of an unnamed method"))
+    method = str(settings.get("quant_method", "of an unnamed method"))
     stored = _METHODS.get(method) or CheckpointQuantization(method, "unknown", False)
-    return replace(stored, bits=read_size(named, "bits")) if method in ("gptq", "awq") else stored
+    return replace(stored, bits=read_size(settings, "bits")) if method in ("gptq", "awq") else stored
 
 
 def check_quantization(base: Base, settings: Model, trainable: bool = False) -> CheckpointQuantization | None:
-    """The quantization that the checkpoint itself has, if any; refuse one that does not go with the settings.
+    """The quantization of the checkpoint itself, if any, when it can be loaded and goes with the settings.
 
     Raises:
-        UserError: it is refused (`refuse_quantization`), or a package is missing that loads it.
+        UserError: it is refused (`refuse_quantization`), or a package that loads it is missing.
     """
     stored = stored_quantization(base.folder)
     if stored is None:
         return None
     refuse_quantization(stored, base.name, settings, trainable)
-    lacking = missing_packages(stored)
-    if lacking:
-        what = _what(stored, base.name)
-        raise UserError(f"model.base: {what}; loading them needs another package: pip install {' '.join(lacking)}.")
+    if missing := missing_packages(stored):
+        raise UserError(
+            f"model.base: the weights of {base.name} are {stored.quantization} already; loading them needs another "
+            f"package: pip install {' '.join(missing)}."
+        )
     return stored
 
 
 def missing_packages(stored: CheckpointQuantization) -> tuple[str, ...]:
-    """Those of the packages that load a checkpoint which are not installed."""
+    """The packages that load a checkpoint and are not installed."""
     return tuple(name for name in stored.packages if find_spec(name.replace("-", "_")) is None)
 
 
@@ -103,9 +96,9 @@ def refuse_quantization(stored: CheckpointQuantization, name: str, settings: Mod
         trainable: whether the weights themselves are trained.
 
     Raises:
-        UserError: it is of a kind that is not trained on, would be quantized twice, or cannot be trained itself.
+        UserError: its method is not supported, it would be quantized twice, or it cannot be trained itself.
     """
-    what = _what(stored, name)
+    what = f"the weights of {name} are {stored.quantization} already"
     if stored.treatment == "unknown":
         raise UserError(
             f"model.base: {what}, which lorakit does not train on. Give the unquantized model; model.quantization "
@@ -122,19 +115,6 @@ def refuse_quantization(stored: CheckpointQuantization, name: str, settings: Mod
         )
 
 
-def _what(stored: CheckpointQuantization, name: str) -> str:
-    return f"the weights of {name} are {stored.quantization} already"
-
-
-def check_mergeable(base: Base) -> None:
-    """Refuse a checkpoint to whose weights no adapter can be added.
-
-    Raises:
-        UserError: its quantization cannot be undone.
-    """
-    refuse_irreversible(stored_quantization(base.folder), base.name)
-
-
 def refuse_irreversible(stored: CheckpointQuantization | None, name: str) -> None:
     """Refuse a quantization that cannot be undone: no adapter can be added to such weights."""
     if stored and not stored.reversible:
@@ -145,12 +125,12 @@ def refuse_irreversible(stored: CheckpointQuantization | None, name: str) -> Non
 
 
 def describe_savings(quantization: str, share: float, before: float, after: float) -> str:
-    """What a quantization does to a model, in one clause; sizes in bytes."""
-    return (
-        f"{quantization}: {percent(share)} of the parameters are quantized, {_size(after)} instead of {_size(before)} "
-        f"(saves {_size(before - after)})"
+    """What a quantization does to a model, in one clause; `before` and `after` are bytes."""
+    after_text, before_text, saved = (
+        f"{count / 1e9:.2f} GB" if abs(count) >= 1e8 else f"{count / 1e6:.2f} MB"
+        for count in (after, before, before - after)
     )
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if abs(count) >= 1e8 else f"{count / 1e6:.2f} MB"
+    return (
+        f"{quantization}: {percent(share)} of the parameters are quantized, {after_text} instead of {before_text} "
+        f"(saves {saved})"
+    )

@@ -1,25 +1,34 @@
-"""A model with quantized weights: what is held in which form, what that saves, and the way back to plain weights."""
+"""Models with quantized weights: how much is quantized, how the layers compute, and the way back to plain weights."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from transformers.pytorch_utils import Conv1D
 
 from lorakit.amounts import percent
 from lorakit.errors import LorakitError
 from lorakit.model.quantization_config import CheckpointQuantization, describe_savings
 
+# What bitsandbytes' products (autograd/_functions.py) keep for the gradient of the weight, by the name of their node.
+_INT8_INPUTS: dict[str, tuple[str, Any]] = {
+    "MatMul8bitLtBackward": ("tensors", (None, None, None)),
+    "MatMul8bitFpBackward": ("A", None),
+}
+
 
 @dataclass(frozen=True)
 class QuantizationSummary:
-    """How the weights of a quantized model are held in memory."""
+    """How much of a model is quantized; counts of parameters and of bytes."""
 
     quantization: str
     parameters: int
     """All of the model's, tied ones once."""
     quantized: int
-    """Those that are in quantized weights."""
     experts: int
     """Those in fused weights of experts, which bitsandbytes leaves as they are."""
     bytes: int
@@ -34,14 +43,16 @@ class QuantizationSummary:
     @property
     def words(self) -> str:
         """One clause with share and sizes, for a log."""
-        left = f"; {percent(self.experts / self.parameters)} are fused experts, which stay as they are"
-        saved = describe_savings(self.quantization, self.share, self.unquantized_bytes, self.bytes)
-        return saved + (left if self.experts else "")
+        savings = describe_savings(self.quantization, self.share, self.unquantized_bytes, self.bytes)
+        if not self.experts:
+            return savings
+        return f"{savings}; {percent(self.experts / self.parameters)} are fused experts, which stay as they are"
 
 
 def summarize_quantization(model: Any) -> QuantizationSummary | None:
-    """What of a model (not yet wrapped by PEFT) is quantized, and what that saves; None where nothing is."""
-    layers = {name: module for name, module in model.named_modules() if _word(module, model.config)}
+    """How much of a model (not yet wrapped by PEFT) is quantized; None where nothing is."""
+    methods = {name: _method_of(module, model.config) for name, module in model.named_modules()}
+    layers = {name: model.get_submodule(name) for name, method in methods.items() if method}
     if not layers:
         return None
     quantized = sum(layer.in_features * layer.out_features for layer in layers.values())
@@ -50,79 +61,69 @@ def summarize_quantization(model: Any) -> QuantizationSummary | None:
         for name, parameter in model.named_parameters()
         if name.rpartition(".")[0] not in layers or name.endswith(".bias")
     }
-    rest = sum(parameter.numel() for parameter in plain.values())
-    rest_bytes = sum(parameter.nbytes for parameter in plain.values())
+    sizes = {
+        tensor.data_ptr(): tensor.nbytes  # shared tensors count once
+        for name, tensor in model.state_dict().items()
+        # Tables that all layers share, and what is written for files only.
+        if not name.endswith(("quant_map", ".weight_format")) and ".quant_state." not in name
+    }
     return QuantizationSummary(
-        quantization=str(_word(next(iter(layers.values())), model.config)),
-        parameters=quantized + rest,
+        quantization=str(methods[next(iter(layers))]),
+        parameters=quantized + sum(parameter.numel() for parameter in plain.values()),
         quantized=quantized,
         experts=sum(weight.numel() for name, weight in plain.items() if weight.ndim == 3 and "experts" in name),
-        bytes=_bytes(model),
-        unquantized_bytes=quantized * model.dtype.itemsize + rest_bytes,
+        bytes=sum(sizes.values()),
+        unquantized_bytes=quantized * model.dtype.itemsize + sum(parameter.nbytes for parameter in plain.values()),
     )
 
 
-def _word(module: Any, config: Any) -> str | None:
-    """The quantization of one module, None for a plain one."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
+def _method_of(module: Any, config: Any) -> str | None:
+    """The quantization of one module; None for a plain one."""
     if isinstance(module, Linear4bit):
         return {"nf4": "nf4", "fp4": "q4"}[module.weight.quant_type]
     if isinstance(module, Linear8bitLt):
         return "q8"
     if hasattr(module, "qweight"):  # the layers of GPTQ and AWQ
-        return str(getattr(config.quantization_config.quant_method, "value", config.quantization_config.quant_method))
+        method = config.quantization_config.quant_method
+        return str(getattr(method, "value", method))
     return None
 
 
-def _bytes(model: Any) -> int:
-    """The size of all weights with their quantization constants; tensors that are shared count once."""
-    tensors = {
-        tensor.data_ptr(): tensor.nbytes
-        for name, tensor in model.state_dict().items()
-        # Tables that all layers share, and what is written for files only.
-        if not name.endswith(("quant_map", ".weight_format")) and ".quant_state." not in name
-    }
-    return sum(tensors.values())
-
-
 def quantization_facts(
-    held: QuantizationSummary | None, asked: str, stored: CheckpointQuantization | None
+    summary: QuantizationSummary | None, requested: str, stored: CheckpointQuantization | None
 ) -> dict[str, Any]:
-    """What a run's manifest says of quantization: asked for, in effect, brought along by the checkpoint."""
+    """The part of a run's manifest on quantization: requested, in effect, and the checkpoint's own."""
     return {
-        "requested": asked,
-        "effective": held.quantization if held else "none",
+        "requested": requested,
+        "effective": summary.quantization if summary else "none",
         "checkpoint": stored.quantization if stored else "none",
-        "held": asdict(held) | {"share": held.share} if held else None,
+        "held": asdict(summary) | {"share": summary.share} if summary else None,
     }
 
 
 def describe_quantization(
-    held: QuantizationSummary | None, asked: str, stored: CheckpointQuantization | None, dtype: str
+    summary: QuantizationSummary | None, requested: str, stored: CheckpointQuantization | None, dtype: str
 ) -> str | None:
-    """What a log says of quantization when training begins; None when there is none anywhere.
+    """The line of the log on quantization when training begins; None where nothing is quantized.
 
     Args:
-        asked: the recipe's word; another one in effect comes from the checkpoint or from the adapter kind.
+        requested: the recipe's word; another one in effect comes from the checkpoint or from the adapter kind.
         dtype: the type that the model computes in.
     """
-    if held is None:
+    if summary is None:
         if stored is None:
             return None
         return (
             f"the checkpoint is {stored.quantization}, dequantized while it was loaded: {dtype} weights are trained on"
         )
-    if held.quantization == asked:
-        return held.words
+    if summary.quantization == requested:
+        return summary.words
     reason = "the checkpoint is quantized already" if stored else "the kind of adapter quantizes"
-    return f"model.quantization: {asked} was asked for, {held.quantization} is used: {reason}. {held.words}"
+    return f"model.quantization: {requested} was asked for, {summary.quantization} is used: {reason}. {summary.words}"
 
 
 def unify_layer_modes(model: Any, dtype: torch.dtype) -> None:
     """Make bitsandbytes' layers compute with the same weights in training, in evaluation and for a merge."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # On processors with AVX512-BF16, bitsandbytes would repack 4-bit weights at the first evaluation, with
@@ -132,36 +133,30 @@ def unify_layer_modes(model: Any, dtype: torch.dtype) -> None:
             module.compute_dtype = dtype
             module.weight.quant_state.dtype = dtype
         elif isinstance(module, Linear8bitLt):
-            _keep_scales(module)
-            if module.weight.device.type != "cpu":
-                continue
-            # On a CPU, bitsandbytes multiplies with dequantized weights in training mode, and rounds the inputs to 8
-            # bits too in evaluation mode: the layer is kept in the mode that the adapter is trained in. On a GPU
-            # both modes round the inputs.
-            module.train(True)
-            _stay(module)
+            module.init_8bit_state = partial(_init_8bit_state, module, module.init_8bit_state)
+            if module.weight.device.type == "cpu":
+                # On a CPU, bitsandbytes multiplies with dequantized weights in training mode, and rounds the inputs to
+                # 8 bits too in evaluation mode: the layer stays in the mode that the adapter is trained in. On a GPU
+                # both modes round the inputs.
+                module.train(True)
+                module.train = partial(_ignore_mode, module)
+
+
+def _init_8bit_state(module: Any, init: Callable[[], None]) -> None:
+    """PEFT dequantizes for DoRA and puts a weight without its scales in place: the layer would then lose its own."""
+    module.weight.SCB = module.state.SCB if module.weight.SCB is None else module.weight.SCB
+    init()
+
+
+def _ignore_mode(module: Any, mode: bool = True) -> Any:
+    return module
 
 
 def cast_unquantized(model: Any, dtype: torch.dtype) -> None:
-    """Bring the weights that are not quantized into `dtype`: transformers leaves a checkpoint's as they lie there."""
+    """Cast the weights that are not quantized to `dtype`: transformers leaves a checkpoint's as they are stored."""
     for parameter in model.parameters():
         if type(parameter) is torch.nn.Parameter:
             parameter.data = parameter.data.to(dtype)
-
-
-def _keep_scales(module: Any) -> None:
-    """PEFT dequantizes for DoRA and puts a weight without its scales in place: the layer would then lose its own."""
-    take_up = module.init_8bit_state
-
-    def guarded() -> None:
-        module.weight.SCB = module.state.SCB if module.weight.SCB is None else module.weight.SCB
-        take_up()
-
-    module.init_8bit_state = guarded
-
-
-def _stay(module: Any) -> None:
-    module.train = lambda mode=True: module
 
 
 def dequantize(model: Any) -> Any:
@@ -170,14 +165,18 @@ def dequantize(model: Any) -> Any:
     Raises:
         LorakitError: transformers cannot dequantize it.
     """
-    turned = [name for name, module in model.named_modules() if getattr(module, "source_cls", None) is Conv1D]
+    conv1d = [name for name, module in model.named_modules() if getattr(module, "source_cls", None) is Conv1D]
     try:
         plain = model.dequantize(model.dtype)
     except (ValueError, RuntimeError, AttributeError, NotImplementedError, UnboundLocalError) as error:
         raise LorakitError(f"model.quantization: transformers cannot dequantize this model: {error}") from error
     forget_conversions(plain)
-    for name in turned:
-        plain.set_submodule(name, _conv1d(plain.get_submodule(name)))
+    for name in conv1d:  # GPT-2's layers, with weights (in, out), which come back as Linear
+        linear = plain.get_submodule(name)
+        layer = Conv1D(linear.out_features, linear.in_features)
+        layer.weight = torch.nn.Parameter(linear.weight.data.T.contiguous())
+        layer.bias = linear.bias
+        plain.set_submodule(name, layer)
     return plain.requires_grad_(False)
 
 
@@ -190,9 +189,27 @@ def forget_conversions(model: Any) -> None:
     del model._weight_conversions
 
 
-def _conv1d(linear: torch.nn.Linear) -> Conv1D:
-    """The layer that GPT-2 is made of, its weight (in, out): bitsandbytes' layers come back as Linear."""
-    layer = Conv1D(linear.out_features, linear.in_features)
-    layer.weight = torch.nn.Parameter(linear.weight.data.T.contiguous())
-    layer.bias = linear.bias
-    return layer
+@contextmanager
+def release_int8_inputs(model: Any) -> Iterator[None]:
+    """Within this, the int8 layers of `model` release their inputs. The gradients are the same.
+
+    bitsandbytes keeps the input of each layer on the node itself, not among the saved tensors, so that gradient
+    checkpointing does not reach it. Only a gradient of the weight, which is frozen, would need it.
+    """
+    layers = [module for module in model.modules() if type(module) is Linear8bitLt]
+    for layer in layers:
+        layer.forward = partial(_forward_and_release, layer.forward)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _forward_and_release(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    output = forward(x)
+    node = output.grad_fn
+    inputs = _INT8_INPUTS.get(type(node).__name__)
+    if inputs and not node.needs_input_grad[1]:
+        setattr(node, *inputs)
+    return output

@@ -1,7 +1,6 @@
-"""The safetensors files of a model folder, read one tensor at a time.
+"""Reading safetensors files one tensor at a time.
 
-The library's own functions map a whole file into memory, or hold all of its tensors; merging needs neither. What a file
-holds is read in `weight_files.py`.
+The library's own functions map a whole file into memory, or hold all of its tensors; merging needs neither.
 """
 
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from lorakit.errors import UserError
 from lorakit.model.safetensors_header import StoredTensor
 
 CONVERTED_AT_ONCE = 1 << 20
-"""Numbers brought to another type at a time: they stay in the processor's cache."""
+"""Numbers converted to another type at a time: they stay in the processor's cache."""
 
 TYPES = {
     "F64": torch.float64,
@@ -34,53 +33,50 @@ WORDS = {dtype: word for word, dtype in TYPES.items()}
 
 
 def read_tensor(stored: StoredTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """One tensor in memory of its own, on the CPU, as it lies there or in `dtype`, and never in both.
+    """One tensor on the CPU, as it is stored or in `dtype`, and never in both at once.
 
     Raises:
-        UserError: it is of a type that torch has not, or the file ends before it.
+        UserError: torch does not have its type, or the file ends too early.
     """
     if stored.dtype not in TYPES:
         raise UserError(f"{stored.file}: holds numbers of the type {stored.dtype}, which cannot be read.")
-    there = TYPES[stored.dtype]
-    tensor = torch.empty(stored.shape, dtype=dtype or there)
+    stored_dtype = TYPES[stored.dtype]
+    tensor = torch.empty(stored.shape, dtype=dtype or stored_dtype)
     flat = tensor.view(-1)
-    with stored.file.open("rb", buffering=0) as opened:
-        opened.seek(stored.begin)
-        if tensor.dtype == there:
-            _fill(opened, flat, stored)
+    with stored.file.open("rb", buffering=0) as file:
+        file.seek(stored.begin)
+        if tensor.dtype == stored_dtype:
+            _fill(file, flat)
             return tensor
-        piece = torch.empty(min(CONVERTED_AT_ONCE, len(flat)), dtype=there)
-        for begin in range(0, len(flat), CONVERTED_AT_ONCE):
-            some = piece[: len(flat) - begin]
-            _fill(opened, some, stored)
-            flat[begin : begin + len(some)].copy_(some)
+        buffer = torch.empty(min(CONVERTED_AT_ONCE, len(flat)), dtype=stored_dtype)
+        for part in flat.split(CONVERTED_AT_ONCE):
+            part.copy_(_fill(file, buffer[: len(part)]))
     return tensor
 
 
 def pieces(stored: StoredTensor) -> Iterator[tuple[int, torch.Tensor]]:
     """A tensor of ordinary numbers in float32, some rows at a time, each with the number of its first row.
 
-    A piece is good until the next one is asked for, and may be changed: all lie in the same memory.
+    A piece may be changed, and is valid until the next one is taken: all use the same memory.
     """
-    rows, width = stored.shape[0], prod(stored.shape[1:])
-    at_once = min(rows, max(1, CONVERTED_AT_ONCE // width))
+    rows = stored.shape[0]
+    at_once = min(rows, max(1, CONVERTED_AT_ONCE // prod(stored.shape[1:])))
     raw = torch.empty((at_once, *stored.shape[1:]), dtype=TYPES[stored.dtype])
-    wide = torch.empty(raw.shape, dtype=torch.float32)
-    with stored.file.open("rb", buffering=0) as opened:
-        opened.seek(stored.begin)
+    converted = torch.empty(raw.shape, dtype=torch.float32)
+    with stored.file.open("rb", buffering=0) as file:
+        file.seek(stored.begin)
         for begin in range(0, rows, at_once):
             count = min(at_once, rows - begin)
-            _fill(opened, raw[:count].view(-1), stored)
-            yield begin, wide[:count].copy_(raw[:count])
+            _fill(file, raw[:count].view(-1))
+            yield begin, converted[:count].copy_(raw[:count])
 
 
-def _fill(opened: BinaryIO, flat: torch.Tensor, stored: StoredTensor) -> None:
-    """Read the next bytes of a file into a tensor of one dimension."""
-    if not len(flat):
-        return
-    buffer, done = memoryview(flat.view(torch.uint8).numpy()), 0
-    while done < len(buffer):
-        count = opened.readinto(buffer[done:])  # type: ignore[attr-defined]
+def _fill(file: BinaryIO, flat: torch.Tensor) -> torch.Tensor:
+    """Read the next bytes of a file into a tensor of one dimension, and return it."""
+    buffer = memoryview(flat.view(torch.uint8).numpy()) if len(flat) else memoryview(b"")
+    while buffer:
+        count = file.readinto(buffer)  # type: ignore[attr-defined]
         if not count:
-            raise UserError(f"{stored.file}: this weights file ends too early. Fetch it again.")
-        done += count
+            raise UserError(f"{file.name}: this weights file ends too early. Fetch it again.")
+        buffer = buffer[count:]
+    return flat

@@ -13,9 +13,9 @@ from lorakit.model.peft_adapter import load_adapter
 class SharedBase:
     """A base that `load` reads from disk.
 
-    PEFT's `unload` does not always give the base back as it was: modules that an adapter trained whole stay, some
-    initializations write into the base's weights, tied weights come apart. So the base is compared with what it was
-    when it was read, and read again where it differs.
+    PEFT's `unload` does not always restore the base: modules that an adapter trained whole stay, some initializations
+    write into the base's weights, tied weights come apart. So the base's fingerprint is compared, and the base is
+    loaded again where it differs.
     """
 
     load: Callable[[], Any]
@@ -25,7 +25,7 @@ class SharedBase:
     _fingerprint: str = ""
 
     def model_with(self, adapter: Path | None) -> Any:
-        """The base with the adapter of a folder, or alone; what was given before is not to be used any more.
+        """The base with the adapter of a folder, or alone; the model returned before must not be used any more.
 
         Raises:
             UserError: the weights are damaged, or the adapter does not fit them.
@@ -33,21 +33,14 @@ class SharedBase:
         """
         if self._model is not None and self._adapter == adapter:
             return self._model
-        base = self._untouched()
-        self._base = self._model = None  # until the adapter is on it as a whole
+        if self._model is not None and self._adapter is not None:
+            unload = getattr(self._model, "unload", None)  # PEFT cannot take off every kind of adapter
+            self._base = unload() if unload else None
+        base, self._base, self._model = self._base, None, None  # until the adapter is on it as a whole
+        if base is None or fingerprint_of(base) != self._fingerprint:
+            base = None  # frees its memory before the next one is loaded
+            base = self.load()
+            self._fingerprint = fingerprint_of(base)
         model = base if adapter is None else load_adapter(base, adapter)
         self._base, self._model, self._adapter = base, model, adapter
         return model
-
-    def _untouched(self) -> Any:
-        """The base as it was read, from memory where that holds it still."""
-        if self._model is not None and self._adapter is not None:
-            unload = getattr(self._model, "unload", None)  # not every kind of PEFT's can be taken off
-            self._base = unload() if unload else None
-        self._model = None
-        if self._base is not None and fingerprint_of(self._base) == self._fingerprint:
-            return self._base
-        self._base = None  # before the next one is read
-        base = self.load()
-        self._fingerprint = fingerprint_of(base)
-        return base

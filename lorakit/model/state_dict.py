@@ -40,17 +40,18 @@ class Group:
     paths: tuple[str, ...]
     """In the model."""
     patterns: tuple[str, ...] = ()
-    """Of the converter, for each name; nothing where tensors are taken as they are."""
-    peft_renames: tuple[str, ...] = ()
+    """The converter's, one for each name."""
+    renamed: tuple[str, ...] = ()
     """The names as the converter knows them."""
     converter: Any = None
+    """None where the tensor of the file is the weight."""
     target: str = ""
     """The path by which the converter is called."""
 
 
 @dataclass
 class Weights:
-    """What a model folder holds, by path in the model. Nothing is kept in memory but names."""
+    """What a model folder holds, by path in the model. Only names are kept in memory."""
 
     folder: Path
     model: Any = field(repr=False)
@@ -62,23 +63,18 @@ class Weights:
 
     def __post_init__(self) -> None:
         self._group_of = {path: group for group in self.groups for path in group.paths}
+        self._ties = _find_ties(self.model)
 
     def paths(self) -> list[str]:
         """The paths of all parameters and buffers that the files hold."""
         return list(self._group_of)
 
     def group_of(self, path: str) -> Group:
-        """What a weight of the model is made of; of tied weights, every path gives the one in the files.
-
-        Raises:
-            UserError: the files do not hold it.
-        """
-        group = self._group_of.get(path) or next(
-            (self._group_of[other] for other in self.tied_to(path) if other in self._group_of), None
-        )
-        if group is None:
-            raise UserError(f"{self.folder}: its weights files lack {path}, which the model needs.")
-        return group
+        """What a weight of the model is made of; of tied weights, every path gives the one in the files."""
+        for name in (path, *self.tied_to(path)):
+            if name in self._group_of:
+                return self._group_of[name]
+        raise UserError(f"{self.folder}: its weights files lack {path}, which the model needs.")
 
     def tied_to(self, path: str) -> set[str]:
         """The other paths of a weight that the model uses in several places."""
@@ -88,27 +84,15 @@ class Weights:
         """Every path of a weight that the model uses in several places."""
         return sorted(self._ties)
 
-    @property
-    def _ties(self) -> dict[str, set[str]]:
-        known = self.__dict__.get("_known_ties")
-        if known is None:
-            known = self.__dict__["_known_ties"] = _ties_of(self.model)
-        return dict(known)
-
     def read(self, path: str) -> torch.Tensor:
-        """One weight of the model, in float32, on the CPU, in memory of its own.
-
-        Raises:
-            UserError: the files do not hold it.
-        """
-        group = self.group_of(path)
-        values = self.read_group(group)
-        return values[path] if path in values else values[(self.tied_to(path) & set(group.paths)).pop()]
+        """One weight of the model, in float32, on the CPU, in a new tensor."""
+        values = self.read_group(self.group_of(path))
+        return values[path] if path in values else values[(self.tied_to(path) & values.keys()).pop()]
 
     def pieces(self, path: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """The same some rows at a time where the file holds it as it is, each piece with the number of its first row.
+        """The same weight some rows at a time where the file holds it as it is, each piece with its first row's number.
 
-        A piece is good until the next one is asked for.
+        A piece is valid until the next one is taken.
         """
         group = self.group_of(path)
         stored = self.tensors[group.names[0]]
@@ -119,23 +103,31 @@ class Weights:
 
     def read_group(self, group: Group) -> Values:
         """The weights of one group by path, in float32."""
-        read = {name: self.tensors[name] for name in group.names}
+
+        def read(name: str) -> torch.Tensor:
+            return read_tensor(self.tensors[name], torch.float32 if self.tensors[name].is_plain else None)
+
         if group.converter is None:
-            return {group.paths[0]: _read(read[group.names[0]])}
-        return _converted(self.model, group, lambda name: _read(read[name]))
+            return {group.paths[0]: read(group.names[0])}
+        return _convert(self.model, group, read)
 
     def names_in_files(self, group: Group, values: Values) -> Values:
         """The inverse of `read_group`: the tensors of the files by name, from the weights of the model."""
         if group.converter is None:
             return {group.names[0]: values[group.paths[0]]}
-        return _reverted(self.model, group, values)
+        reverse = group.converter.reverse_transform()
+        target = ""
+        for path in group.paths:
+            target, pattern = reverse.rename_source_key(path)
+            reverse.add_tensor(target, path, pattern, values[path])
+        return _names_in_files(group, _convert_all(reverse, target, self.model))
 
 
 def open_weights(folder: Path) -> Weights:
-    """The weights of a model folder, of which nothing is read yet but the names.
+    """The weights of a model folder, of which only the names are read yet.
 
     Raises:
-        UserError: a file is missing, damaged or does not fit the config, or the config is of no causal language model.
+        UserError: a file is missing, damaged or does not fit the config, or it is not a causal language model.
     """
     model, tensors = meta_model(folder), list_tensors(folder)
     state = model.state_dict()
@@ -161,31 +153,29 @@ def open_weights(folder: Path) -> Weights:
         names, patterns = zip(*members, strict=True)
         renamed = tuple(apply_renamings(name, renamings) for name in names)
         group = Group(names, (), patterns, renamed, by_pattern[patterns[0]], path)
-        made = _converted(model, group, lambda name: torch.empty(tensors[name].shape, device="meta"))
-        groups.append(replace(group, paths=tuple(made)))
+        converted = _convert(model, group, lambda name: torch.empty(tensors[name].shape, device="meta"))
+        groups.append(replace(group, paths=tuple(converted)))
     weights = Weights(folder, model, tensors, groups, unused)
-    _check(weights, state)
+    _check_against_model(weights, state)
     return weights
 
 
 def untied(weights: Weights) -> Weights:
-    """The same as a model whose config ties nothing: the ends that the files lack are read from those that they have.
+    """The same weights for a model whose config ties nothing: ends that the files lack are read from the other end.
 
     Raises:
         UserError: the family ties its weights whatever the config says.
     """
     config = untied_config(json.loads((weights.folder / "config.json").read_text(encoding="utf-8")))
     model = meta_model(config)
-    ties = _ties_of(model)
+    ties = _find_ties(model)
     if ties:
-        raise UserError(
-            f"{weights.folder}: {min(ties)} is tied in every model of this family: its ends cannot be apart."
-        )
+        raise UserError(f"{weights.folder}: {min(ties)} is tied in every model of this family and cannot be untied.")
     tensors, groups, known = dict(weights.tensors), list(weights.groups), weights.paths()
     for path in (path for path in model.state_dict() if path not in known and weights.tied_to(path)):
         group = weights.group_of(path)
         if group.converter is not None:
-            raise UserError(f"{weights.folder}: {path} is made of several tensors, and cannot be written on its own.")
+            raise UserError(f"{weights.folder}: {path} is made of several tensors and cannot be written alone.")
         (name,) = revert_weight_conversion(model, {path: torch.empty(0)})
         tensors[name] = tensors[group.names[0]]
         groups.append(Group((name,), (path,)))
@@ -193,74 +183,65 @@ def untied(weights: Weights) -> Weights:
 
 
 def untied_config(config: dict[str, Any]) -> dict[str, Any]:
-    """What is in a config.json, for a model whose input and output embeddings are two weights."""
+    """The content of a config.json, for a model whose input and output embeddings are two weights."""
     changed = {**config, "tie_word_embeddings": False}
     if isinstance(config.get("text_config"), dict):
         changed["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
     return changed
 
 
-def _check(weights: Weights, state: Values) -> None:
-    """Refuse files that the model of the config would not take, or take otherwise than it says."""
+def _check_against_model(weights: Weights, state: Values) -> None:
+    """Refuse files that the model of the config would not take, or would take differently than it says."""
     for group in weights.groups:
+        name, path = group.names[0], group.paths[0]
         stored = [weights.tensors[name] for name in group.names]
-        strange = next((one for one in stored if one.dtype not in TYPES or one.dtype.startswith("F8")), None)
-        if strange:
+        for tensor in stored:
+            if tensor.dtype not in TYPES or tensor.dtype.startswith("F8"):
+                raise UserError(
+                    f"{weights.folder}: no adapter can be added to {name}, which is stored as {tensor.dtype}."
+                )
+        if group.converter is None and stored[0].shape != tuple(state[path].shape):
             raise UserError(
-                f"{weights.folder}: {group.names[0]} is stored as {strange.dtype}, to which no adapter can be added."
+                f"{weights.folder}: {name} is {stored[0].shape} in the files and {tuple(state[path].shape)} in the "
+                "model that its config.json describes."
             )
-        if group.converter is None and stored[0].shape != tuple(state[group.paths[0]].shape):
+        twice = [other for other in weights.tied_to(path) if other in weights.paths()]
+        if twice and not torch.equal(weights.read(path), weights.read(twice[0])):
             raise UserError(
-                f"{weights.folder}: {group.names[0]} is {stored[0].shape} in the files and "
-                f"{tuple(state[group.paths[0]].shape)} in the model that its config.json describes."
-            )
-        twice = [path for path in weights.tied_to(group.paths[0]) if path in weights.paths()]
-        if twice and not torch.equal(weights.read(group.paths[0]), weights.read(twice[0])):
-            raise UserError(
-                f"{weights.folder}: {group.paths[0]} and {twice[0]} are one weight by its config.json, and two in its "
+                f"{weights.folder}: {path} and {twice[0]} are one weight by its config.json, and two in its "
                 "files. Write tie_word_embeddings: false into the config.json."
             )
 
 
-def _converted(model: Any, group: Group, read: Callable[[str], torch.Tensor]) -> Values:
+def _convert(model: Any, group: Group, read: Callable[[str], torch.Tensor]) -> Values:
     converter = copy.deepcopy(group.converter)
     for name, pattern in zip(group.names, group.patterns, strict=True):
         converter.add_tensor(group.target, name, pattern, lambda name=name: read(name))
-    made = converter.convert(group.target, model=model, config=model.config)
-    return {path: value[0] if isinstance(value, list) else value for path, value in made.items()}
+    return _convert_all(converter, group.target, model)
 
 
-def _reverted(model: Any, group: Group, values: Values) -> Values:
-    reverse = group.converter.reverse_transform()
-    target = ""
-    for path in group.paths:
-        target, pattern = reverse.rename_source_key(path)
-        reverse.add_tensor(target, path, pattern, values[path])
-    made = reverse.convert(target, model=model, config=model.config)
-    pieces = [value[0] if isinstance(value, list) else value for value in made.values()]
-    return dict(zip(_in_order(group, list(made)), pieces, strict=True))
+def _convert_all(converter: Any, target: str, model: Any) -> Values:
+    converted = converter.convert(target, model=model, config=model.config)
+    return {path: value[0] if isinstance(value, list) else value for path, value in converted.items()}
 
 
-def _in_order(group: Group, made: list[str]) -> list[str]:
-    """The names in the files of the pieces that a reversed converter names as it knows them, at times with a prefix."""
-    names = {f".{renamed}": name for name, renamed in zip(group.names, group.peft_renames, strict=True)}
-    found = [
-        next((name for end, name in names.items() if f".{piece}".endswith(end) or end.endswith(f".{piece}")), "")
-        for piece in made
-    ]
-    if sorted(found) != sorted(group.names):
+def _names_in_files(group: Group, values: Values) -> Values:
+    """Tensors by their names in the files: a reversed converter uses its own names for them, at times with a prefix."""
+    names = {f".{renamed}": name for name, renamed in zip(group.names, group.renamed, strict=True)}
+    named = {
+        next((name for end, name in names.items() if f".{made}".endswith(end) or end.endswith(f".{made}")), ""): value
+        for made, value in values.items()
+    }
+    if sorted(named) != sorted(group.names):
         raise UserError(
-            f"model.base: {group.target} cannot be taken apart again into {group.names[0]} and the others of its file."
+            f"model.base: {group.target} cannot be split again into {group.names[0]} and the other tensors of its file."
         )
-    return found
+    return named
 
 
-def _ties_of(model: Any) -> dict[str, set[str]]:
+def _find_ties(model: Any) -> dict[str, set[str]]:
+    """For each path of a weight that a model uses in several places, the other paths."""
     owners: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), set()).add(name)
     return {name: names - {name} for names in owners.values() if len(names) > 1 for name in names}
-
-
-def _read(stored: StoredTensor) -> torch.Tensor:
-    return read_tensor(stored, torch.float32 if stored.is_plain else None)

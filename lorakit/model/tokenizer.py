@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import warnings
 from pathlib import Path
@@ -52,14 +51,16 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
-        tokenizer("a")  # some values of its configuration, such as model_max_length, are only looked at here
-    except (OSError, ValueError, KeyError, TypeError, ImportError, ArithmeticError, StrictDataclassError) as error:
-        _refuse_config(base)
-        raise UserError(f"model.base: {base.name}: the tokenizer cannot be loaded: {first_line(error)}") from error
+        tokenizer("a")  # some values of its configuration, such as model_max_length, are only read here
     except Exception as error:  # the Rust tokenizers raise bare Exceptions on a damaged tokenizer.json
-        _refuse_config(base)
-        raise UserError(f"model.base: {base.name}: tokenizer.json is damaged: {first_line(error)}") from error
-    if (tokenizer.pad_token_id or 0) >= _vocabulary(base):
+        _refuse_damaged_config(base)
+        is_known = isinstance(error, (*DAMAGED, ImportError))
+        problem = "the tokenizer cannot be loaded" if is_known else "tokenizer.json is damaged"
+        raise UserError(f"model.base: {base.name}: {problem}: {describe_load_error(error)}") from error
+    config_file = base.folder / "config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    vocabulary: Any = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    if is_size(vocabulary) and (tokenizer.pad_token_id or 0) >= vocabulary:
         tokenizer.pad_token = None  # the model has no embedding for it; `pad_token_id` takes another
     named = tokenizer.chat_template
     if isinstance(named, dict) and "default" not in named:  # transformers takes none of them unasked
@@ -74,32 +75,21 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
     return tokenizer
 
 
-def _vocabulary(base: Base) -> float:
-    """The tokens that the base's config counts; infinite where it does not say."""
-    file = base.folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    size: Any = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
-    return int(size) if is_size(size) else math.inf
-
-
-def _refuse_config(base: Base) -> None:
-    """Refuse a config.json that transformers cannot read, which it reads for a tokenizer as well."""
+def _refuse_damaged_config(base: Base) -> None:
+    """Refuse a config.json that transformers cannot read: it reads it for a tokenizer as well."""
     if (base.folder / "config.json").is_file():
         try:
             AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
         except (*DAMAGED, ImportError, RecursionError) as error:
+            reason = describe_load_error(error).rstrip(".")
             raise UserError(
-                f"model.base: {base.name}: its config.json cannot be read: {first_line(error).rstrip('.')}. Fetch the "
-                "model again, or update transformers."
+                f"model.base: {base.name}: its config.json cannot be read: {reason}. Fetch the model again, or update "
+                "transformers."
             ) from error
 
 
 def stop_token_ids(base: Base, tokenizer: Any) -> list[int]:
-    """Every token at which the base model's own configuration ends an answer.
-
-    Raises:
-        UserError: a configuration file is damaged.
-    """
+    """Every token at which the base model's own configuration ends an answer."""
     ids: list[Any] = [tokenizer.eos_token_id]
     for name in ("generation_config.json", "config.json"):
         path = base.folder / name
@@ -117,11 +107,12 @@ def stop_words(base: Base, tokenizer: Any) -> tuple[str, ...]:
 
 
 def pad_token_id(tokenizer: Any) -> int:
-    """The token that fills short rows up. It is masked everywhere, so any token does where none is set."""
+    """The token that pads short rows. It is masked everywhere, so any token does where none is set."""
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
 
 
-def first_line(error: Exception) -> str:
+def describe_load_error(error: Exception) -> str:
+    """The first line of a library's error, with the second where that is only its heading."""
     first, *others = str(error).strip().splitlines() or [type(error).__name__]
     if isinstance(error, KeyError):
         return f"{first} is missing, or not known to transformers"

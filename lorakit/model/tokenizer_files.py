@@ -6,84 +6,133 @@ other programs read (`tokenizer.model`). So the files are copied, and only what 
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import AutoTokenizer
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lorakit.atomic_io import lies_inside
+from lorakit.recipe.problem import quote
 
-CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 _NAMED_TEMPLATES = "additional_chat_templates"
 _PROCESSOR_TEMPLATE = "chat_template.json"  # transformers' older place for the template of a processor
 _NAMES = (
-    CONFIG,
-    TEMPLATE,
-    _PROCESSOR_TEMPLATE,
-    "tokenizer.json",
-    "tokenizer.*.json",  # for versions of the library, see `fast_tokenizer_files`
-    "tokenizer.model",
-    "tokenizer.model.*",
-    "tekken.json",
-    "*.tiktoken",
-    "tiktoken.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    f"{_NAMED_TEMPLATES}/*.jinja",
+    *(_CONFIG, _TEMPLATE, _PROCESSOR_TEMPLATE, f"{_NAMED_TEMPLATES}/*.jinja"),
+    *("tokenizer.json", "tokenizer.*.json"),  # for versions of the library, see `fast_tokenizer_files`
+    *("tokenizer.model", "tokenizer.model.*", "spiece.model", "sentencepiece.bpe.model"),
+    *("tekken.json", "*.tiktoken", "tiktoken.model"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
 )
+_FILE_CLASS = "PreTrainedTokenizerFast"
+"""The class that transformers builds from tokenizer.json alone."""
 # Of names that not every release of transformers knows, the one for the same thing that all do.
-_KNOWN_TO_ALL = {"TokenizersBackend": "PreTrainedTokenizerFast"}
+_KNOWN_TO_ALL = {"TokenizersBackend": _FILE_CLASS}
 # What loading a tokenizer raises where a folder does not say enough of it.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
+_SHOWN_TOKENS = 8
 
 
 def write_tokenizer(base: Path, tokenizer: Any, folder: Path) -> None:
-    """Write the files of the base's tokenizer into a folder, with what `tokenizer` has instead.
+    """Write the files of the base's tokenizer into a folder, and what `tokenizer` has instead.
 
     A chat template that is not the base's own is written where each program looks for it. Where the base's config.json
-    says of which class the tokenizer is, and the folder has none (an adapter's), its class is written too.
-
-    Args:
-        base: the folder that the tokenizer was loaded from.
+    names the class of the tokenizer, and the folder has none (an adapter's), the class is written too.
     """
-    for file in tokenizer_files(base, tokenizer):
+    for file in _tokenizer_files(base, tokenizer):
         place = folder / file.relative_to(base)
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, place)
-    read = read_tokenizer(folder)
-    if type(read) is not type(tokenizer):
+    written = _read_tokenizer(folder)
+    if type(written) is not type(tokenizer):
         name = type(tokenizer).__name__
-        set_keys(folder / CONFIG, tokenizer_class=_KNOWN_TO_ALL.get(name, name))
-        read = read_tokenizer(folder)
+        _set_keys(folder / _CONFIG, tokenizer_class=_KNOWN_TO_ALL.get(name, name))
+        written = _read_tokenizer(folder)
     template = tokenizer.chat_template
-    if isinstance(template, str) and (read is None or read.chat_template != template):
-        _write_template(folder, template)
+    if isinstance(template, str) and (written is None or written.chat_template != template):
+        # transformers goes by the file, llama.cpp by the key. The base's other places for a template are removed, or
+        # programs that look there would see another one.
+        (folder / _TEMPLATE).write_text(template, encoding="utf-8")
+        _set_keys(folder / _CONFIG, chat_template=template)
+        shutil.rmtree(folder / _NAMED_TEMPLATES, ignore_errors=True)
+        (folder / _PROCESSOR_TEMPLATE).unlink(missing_ok=True)
+        processor = folder / "processor_config.json"
+        if "chat_template" in read_json(processor):
+            _set_keys(processor, chat_template=template)
 
 
 def save_new_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write a tokenizer that comes from no files of its own, such as a GGUF file's, so that every release reads it."""
+    """Write a tokenizer that has no files, such as a GGUF file's, so that every release of transformers reads it."""
     tokenizer.save_pretrained(folder)
-    config = _json(folder / CONFIG)
+    config = read_json(folder / _CONFIG)
     name, extra = str(config.get("tokenizer_class")), config.pop("extra_special_tokens", None)
     config["tokenizer_class"] = _KNOWN_TO_ALL.get(name, name)
     if extra:  # transformers 4 takes a list under this name only, 5 under both
         config["additional_special_tokens"] = extra
-    _write_json(folder / CONFIG, config)
+    write_json(folder / _CONFIG, config)
 
 
-def tokenizer_files(base: Path, tokenizer: Any) -> list[Path]:
-    """The files in a model's folder that a tokenizer is read from, by any program: those of its class and the usual."""
+def compare_with_file(base: Path, tokenizer: Any, texts: Sequence[str]) -> str | None:
+    """A warning where a tokenizer gives other tokens for some texts than the base's tokenizer.json; None otherwise.
+
+    For many classes (Llama's, Gemma's, Qwen 2's, GPT-2's) transformers 5 takes vocabulary and merges from that file,
+    and normalizer and pre-tokenizer from the class (`convert_to_native_format` in its
+    tokenization_utils_tokenizers.py). Other programs take all of it from the file, transformers 4 among them.
+
+    Args:
+        base: the folder that the tokenizer was loaded from.
+        texts: of the rows that are trained on.
+    """
+    if type(tokenizer) is PreTrainedTokenizerFast or not (base / "tokenizer.json").is_file():
+        return None
+    by_file = PreTrainedTokenizerFast.from_pretrained(base, trust_remote_code=False)
+    pairs = [tuple(one(text, add_special_tokens=False)["input_ids"] for one in (tokenizer, by_file)) for text in texts]
+    differing = [pair for pair in pairs if pair[0] != pair[1]]
+    if not differing:
+        return None
+    ours, its = differing[0]
+    first = next((at for at, (one, other) in enumerate(zip(ours, its, strict=False)) if one != other), len(its) - 1)
+    begin = max(first - 1, 0)
+    words, others = (
+        " ".join(quote(str(word)) for word in one.convert_ids_to_tokens(ids[begin : begin + _SHOWN_TOKENS]))
+        for one, ids in ((tokenizer, ours), (by_file, its))
+    )
+    remedy = ""
+    if _reads_file_class(base, tokenizer):
+        remedy = (
+            f' To train on those of the file, give a copy of the base with "tokenizer_class": "{_FILE_CLASS}" in '
+            f"{_CONFIG}."
+        )
+    return (
+        f"transformers {transformers.__version__} builds another tokenizer ({type(tokenizer).__name__}) than "
+        f"tokenizer.json describes. {len(differing)} of {len(texts)} rows that were compared get other tokens, the "
+        f"first {words} where the file gives {others}. The run is trained on those of transformers; programs that go "
+        f"by the file give the model others.{remedy}"
+    )
+
+
+def _reads_file_class(base: Path, tokenizer: Any) -> bool:
+    """Whether transformers goes by the file once the config names its class; for some families it never does."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in [*_tokenizer_files(base, tokenizer), base / "config.json"]:
+            if file.parent == base:
+                shutil.copyfile(file, folder / file.name)
+        _set_keys(folder / _CONFIG, tokenizer_class=_FILE_CLASS)
+        return type(_read_tokenizer(folder)) is PreTrainedTokenizerFast
+
+
+def _tokenizer_files(base: Path, tokenizer: Any) -> list[Path]:
+    """The files of a model's folder that any program reads a tokenizer from: those of its class and the usual ones."""
     names = [*_NAMES, *(name for name in tokenizer.vocab_files_names.values() if name)]
-    found = {file for name in names for file in base.glob(name) if file.is_file()}
-    return sorted(file for file in found if lies_inside(file, base))
+    files = {file for name in names for file in base.glob(name) if file.is_file()}
+    return sorted(file for file in files if lies_inside(file, base))
 
 
-def read_tokenizer(folder: Path) -> Any:
+def _read_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder; None where the folder does not say enough to load it."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -91,29 +140,17 @@ def read_tokenizer(folder: Path) -> Any:
         return None
 
 
-def _write_template(folder: Path, template: str) -> None:
-    """Write a chat template to both places of a tokenizer: transformers goes by the file, llama.cpp by the key.
-
-    The base's other places for a template are taken away, or a program that looks there would see another one.
-    """
-    (folder / TEMPLATE).write_text(template, encoding="utf-8")
-    set_keys(folder / CONFIG, chat_template=template)
-    shutil.rmtree(folder / _NAMED_TEMPLATES, ignore_errors=True)
-    (folder / _PROCESSOR_TEMPLATE).unlink(missing_ok=True)
-    processor = folder / "processor_config.json"
-    if "chat_template" in _json(processor):
-        set_keys(processor, chat_template=template)
-
-
-def set_keys(path: Path, **values: str) -> None:
+def _set_keys(path: Path, **values: str) -> None:
     """Change keys of a JSON file and keep the others, in their order."""
-    _write_json(path, _json(path) | values)
+    write_json(path, read_json(path) | values)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a configuration; nothing where there is none."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a configuration as transformers lays them out."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

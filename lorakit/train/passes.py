@@ -14,9 +14,9 @@ from lorakit.data.batches import collate, split_batch
 from lorakit.errors import LorakitError
 from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory
 from lorakit.model.fused_lora import fused_lora
-from lorakit.model.int8 import release_int8_inputs
 from lorakit.model.load import DTYPES
 from lorakit.model.loss import supervised_loss
+from lorakit.model.quantized_model import release_int8_inputs
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Recipe
 from lorakit.train.begin import Begun

@@ -11,7 +11,7 @@ from lorakit.amounts import counted, percent
 from lorakit.errors import Interrupted, LorakitError, UserError, explain_error
 from lorakit.hardware.memory import first_line, free_memory, is_out_of_memory, return_freed_memory
 from lorakit.model.adapters.svd import ranks_in_words
-from lorakit.model.quantization_config import check_mergeable
+from lorakit.model.quantization_config import refuse_irreversible, stored_quantization
 from lorakit.plan.schedule import warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
@@ -101,7 +101,7 @@ def _refuse(prepared: Prepared) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("lorakit trains on one device: start `lorakit train` itself, not through a launcher.")
     if prepared.recipe.output.merged:
-        check_mergeable(prepared.base)
+        refuse_irreversible(stored_quantization(prepared.base.folder), prepared.base.name)
     warmup = warmup_steps(prepared.recipe.train, prepared.steps)
     if warmup and warmup >= prepared.steps:
         raise UserError(
