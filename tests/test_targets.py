@@ -11,8 +11,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from lorakit.errors import UserError
-from lorakit.model.target_selection import top_by_snr
-from lorakit.model.targets import select_targets
+from lorakit.model.targets import select_targets, top_by_snr
 from lorakit.recipe.schema import Adapter
 from lorakit.registry import ADAPTERS
 

@@ -17,7 +17,7 @@ from lorakit.model.module_inventory import list_weights
 from lorakit.model.quantization_config import stored_quantization
 from lorakit.model.resolve import Base
 from lorakit.model.state_dict import Weights, open_weights
-from lorakit.model.train_modules import select_train_modules
+from lorakit.model.targets import select_train_modules
 from lorakit.progress import Progress
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")

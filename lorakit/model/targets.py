@@ -1,13 +1,25 @@
-"""Target selection: which weights of a model get an adapter, of which rank, and which modules are trained whole."""
+"""Target selection: which weights of a model get an adapter, of which rank, and which modules are trained whole.
 
-from collections.abc import Callable
+`lorakit plan` selects among counted weights, so torch and PEFT are imported only by the functions that get a model.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorakit.model.module_inventory import list_weights
-from lorakit.model.target_selection import resolve_overrides, select_weights
-from lorakit.model.train_modules import select_train_modules
-from lorakit.recipe.schema import Adapter
+from lorakit.errors import UserError
+from lorakit.model.patterns import match_pattern
+from lorakit.model.spec import WeightSpec
+from lorakit.recipe.adapter_kind import adapter_spec, trains_all
+from lorakit.recipe.schema import Adapter, Spectrum
+from lorakit.registry import ADAPTERS
+
+Signal = Callable[[list[str]], dict[str, float]]
+"""Paths of weights -> their signal-to-noise ratios."""
+
+_SUBLAYERS = {"all-linear": ("attention", "mlp", ""), "attention": ("attention",), "mlp": ("mlp",)}
 
 
 @dataclass(frozen=True)
@@ -31,22 +43,13 @@ class Targets:
     """What the words of `adapter.targets` left out on their own, and why: one sentence each."""
 
 
-def select_targets(
-    model: Any,
-    settings: Adapter,
-    kind_adapts_experts: bool,
-    signal: Callable[[list[str]], dict[str, float]] | None = None,
-) -> Targets:
+def select_targets(model: Any, settings: Adapter, kind_adapts_experts: bool, signal: Signal | None = None) -> Targets:
     """What `adapter.targets`, `exclude`, `layers`, the overrides and `train_modules` mean for a causal language model.
 
-    Args:
-        kind_adapts_experts: whether the adapter's kind can be put on the fused weights of experts.
-        signal: paths of weights -> their signal-to-noise ratios, for `layers: {spectrum: ...}`.
-
-    Raises:
-        UserError: a name, a pattern or a number that matches nothing of this model, or a choice that cannot be adapted;
-            the message says what the model has.
+    Args, errors: as of `select_weights` and `select_train_modules`.
     """
+    from lorakit.model.module_inventory import list_weights
+
     chosen, notes = select_weights(list_weights(model), settings, kind_adapts_experts, signal)
     whole, tied = select_train_modules(model, settings.train_modules, [weight.path for weight in chosen])
     if tied:
@@ -60,3 +63,259 @@ def select_targets(
         tied=tied,
         notes=notes,
     )
+
+
+def select_weights(
+    weights: list[WeightSpec], settings: Adapter, kind_adapts_experts: bool, signal: Signal | None = None
+) -> tuple[list[WeightSpec], list[str]]:
+    """The weights that an adapter section chooses, and a sentence on each that its words leave out on their own.
+
+    Args:
+        weights: all of a model's.
+        kind_adapts_experts: whether the adapter's kind can be put on the fused weights of experts.
+        signal: needed for `layers: {spectrum: ...}`.
+
+    Raises:
+        UserError: a name, a pattern or a number that matches nothing of this model, or a choice that cannot be adapted;
+            the message says what the model has.
+    """
+    chosen, notes = _select_by_target(weights, settings, kind_adapts_experts)
+    # What the words leave out on their own may be excluded once more.
+    unchosen = {weight.path for weight in weights if weight.skip_reason or weight.unadaptable or weight.is_head}
+    excludable, excluded = unchosen | {weight.path for weight in chosen}, set()
+    for pattern in settings.exclude:
+        hit = _matching(excludable, pattern, "adapter.exclude")
+        if not hit:
+            raise _matches_nothing("adapter.exclude", pattern, chosen)
+        excluded |= hit
+    chosen = [weight for weight in chosen if weight.path not in excluded]
+    if not chosen:
+        raise UserError("adapter.exclude takes away every module that adapter.targets chose. Exclude less.")
+    if settings.layers != "all":
+        chosen = _select_layers(chosen, weights, settings, signal)
+    _check_adaptable(chosen, settings, kind_adapts_experts)
+    return chosen, notes
+
+
+def _select_by_target(
+    weights: list[WeightSpec], settings: Adapter, adapts_experts: bool
+) -> tuple[list[WeightSpec], list[str]]:
+    targets = settings.targets
+    if isinstance(targets, list):
+        for name in targets:
+            if not any(_is_named(weight.path, name) for weight in weights):
+                raise _matches_nothing("adapter.targets", name, weights)
+        return [weight for weight in weights if any(_is_named(weight.path, name) for name in targets)], []
+    if targets not in _SUBLAYERS:
+        fitting = match_pattern(targets, (weight.path for weight in weights), "adapter.targets")
+        if not fitting:
+            is_name = any(_is_named(weight.path, targets) for weight in weights)
+            remedy = f" Write it as a list: [{targets}]." if is_name else ""
+            raise _matches_nothing("adapter.targets", targets, weights, remedy)
+        return [weight for weight in weights if weight.path in fitting], []
+    chosen, left_out = [], defaultdict(list)
+    for weight in weights:
+        if weight.sublayer in _SUBLAYERS[targets] and not weight.is_head:
+            reason = weight.skip_reason or _obstacle(weight, settings, adapts_experts)
+            if reason:
+                left_out[reason].append(weight.path)
+            else:
+                chosen.append(weight)
+    if not chosen:
+        raise _matches_nothing("adapter.targets", targets, weights)
+    return chosen, [
+        f"adapter.targets: {targets} leaves out {_first_and_count(paths)}: {reason}"
+        for reason, paths in left_out.items()
+    ]
+
+
+def _obstacle(weight: WeightSpec, settings: Adapter, adapts_experts: bool) -> str:
+    """Why the adapter's kind cannot be put on a layer; empty where it can, or where the weights are trained."""
+    if trains_all(settings):
+        return ""
+    if weight.peft_renames and not adapts_experts:
+        return f"PEFT takes its name for that of fused experts, which {adapter_spec(settings).name} does not adapt"
+    if weight.peft_renames and weight.quantized:
+        return "PEFT takes its name for that of fused experts, and it is quantized"
+    return weight.unadaptable
+
+
+def _select_layers(
+    chosen: list[WeightSpec], weights: list[WeightSpec], settings: Adapter, signal: Signal | None
+) -> list[WeightSpec]:
+    numbered = [weight for weight in chosen if weight.layer is not None]
+    if not numbered:
+        raise UserError(
+            "adapter.layers: no module that adapter.targets chose is in a numbered layer. Write layers: all."
+        )
+    layers = settings.layers
+    if isinstance(layers, Spectrum):
+        if signal is None:
+            raise UserError(
+                "adapter.layers: spectrum is chosen by the model's weights, which are not at hand here. Write a range "
+                "such as 8-15, or run lorakit train."
+            )
+        best = top_by_snr(signal([weight.path for weight in numbered]), layers.spectrum)
+        return [weight for weight in numbered if weight.path in best]
+    known = _layer_numbers([*chosen, *(weight for weight in weights if not weight.skip_reason)])
+    wanted: set[int] = set()
+    for item in layers if isinstance(layers, list) else [layers]:
+        first, _, last = str(item).partition("-")
+        for number in (first, last or first):
+            if int(number) not in known:
+                has = f"layers {known[0]} to {known[-1]}" if known else "no numbered layers"
+                raise UserError(f"adapter.layers: {number} is not a layer of the model: this model has {has}.")
+        wanted.update(range(int(first), int(last or first) + 1))
+    inside = [weight for weight in numbered if weight.layer in wanted]
+    if not inside:
+        where = ", ".join(map(str, _layer_numbers(chosen)))
+        raise UserError(f"adapter.layers: no module that adapter.targets chose is in these; they are in {where}.")
+    return inside
+
+
+def _layer_numbers(weights: list[WeightSpec]) -> list[int]:
+    return sorted({weight.layer for weight in weights if weight.layer is not None})
+
+
+def top_by_snr(ratios: dict[str, float], share: float) -> set[str]:
+    """The top share of the paths of each type by signal-to-noise ratio, one of each at least.
+
+    A type is what paths have in common when their numbers are left out.
+    """
+    types = defaultdict(list)
+    for path in ratios:
+        types[re.sub(r"(?<=\.)\d+(?=\.)", "*", path)].append(path)
+    top: set[str] = set()
+    for paths in types.values():
+        paths.sort(key=lambda path: -ratios[path])
+        top.update(paths[: max(1, round(share * len(paths)))])
+    return top
+
+
+def _check_adaptable(chosen: list[WeightSpec], settings: Adapter, adapts_experts: bool) -> None:
+    for weight in chosen:
+        reason = _obstacle(weight, settings, adapts_experts)
+        if reason:
+            name = weight.path.rsplit(".", 1)[-1]
+            remedy = f"adapter.train_modules: [{name}] instead" if weight.is_head else f"adapter.exclude: [{name}]"
+            raise UserError(f"adapter.targets: {weight.path} cannot get an adapter: {reason}. Write {remedy}.")
+    fused = [weight.path for weight in chosen if weight.fused]
+    names = ", ".join(sorted({path.split(".")[-2] for path in fused}))
+    if fused and not adapts_experts:
+        able = ", ".join(entry.name for entry in ADAPTERS if entry.experts)
+        raise UserError(
+            f"adapter.targets: {_first_and_count(fused)} holds the weights of several experts, which adapter.kind "
+            f"{adapter_spec(settings).name} cannot adapt; {able} can. Write adapter.exclude: [{names}]."
+        )
+    parameters = [weight.path for weight in chosen if weight.parameter]
+    if parameters and settings.dropout and not trains_all(settings):
+        remedy = f"dropout: 0, or adapter.exclude: [{names}]" if len(fused) == len(parameters) else "dropout: 0"
+        raise UserError(
+            f"adapter.dropout: {settings.dropout:g} cannot be applied to {_first_and_count(parameters)}, which PEFT "
+            f"adapts as a parameter. Write {remedy}."
+        )
+
+
+def resolve_overrides(key: str, chosen: list[WeightSpec], overrides: Mapping[str, Any], usual: float) -> dict[str, Any]:
+    """Path of a chosen weight, as PEFT has to be given it -> its own rank or alpha, where that is not the usual one.
+
+    Raises:
+        UserError: a pattern matches nothing that is chosen.
+    """
+    values: dict[str, Any] = {}
+    for pattern, value in overrides.items():
+        fitting = _matching({weight.path for weight in chosen}, pattern, f"adapter.{key}")
+        if not fitting:
+            raise _matches_nothing(f"adapter.{key}", pattern, chosen)
+        values |= {weight.parameter or weight.path: value for weight in chosen if weight.path in fitting}
+    return {path: value for path, value in values.items() if value != usual}
+
+
+def _is_named(path: str, name: str) -> bool:
+    """Whether a name is a run of whole parts of a path: all of it, its end, or a part such as `experts`."""
+    return f".{name}." in f".{path}."
+
+
+def _matching(paths: set[str], pattern: str, key: str) -> set[str]:
+    """The paths that hold a name, or that a pattern fits."""
+    named = {path for path in paths if _is_named(path, pattern)}
+    return named | match_pattern(pattern, paths - named, key)
+
+
+def _first_and_count(paths: list[str]) -> str:
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def _matches_nothing(key: str, pattern: str, weights: list[WeightSpec], remedy: str = "") -> UserError:
+    where = "linear layer of this model, which has" if key == "adapter.targets" else "chosen module; chosen are"
+    names = _names_with_counts(weight.path for weight in weights)
+    return UserError(f"{key}: {pattern!r} matches no {where} {names}.{remedy}")
+
+
+def _names_with_counts(paths: Iterable[str]) -> str:
+    counts = Counter(path.rsplit(".", 1)[-1] for path in paths)
+    return ", ".join(f"{name} ({count})" for name, count in counts.items())
+
+
+def select_train_modules(model: Any, names: list[str], adapted: list[str]) -> tuple[list[str], bool]:
+    """`adapter.train_modules` -> the full paths of the modules, and whether tied embeddings are among them.
+
+    A name is a full path or its end in whole parts. Of tied embeddings both ends are given, so that PEFT keeps them
+    tied: input first.
+
+    Args:
+        adapted: the paths that get an adapter, which cannot be trained whole as well.
+
+    Raises:
+        UserError: a name that means nothing, or something that cannot be trained whole.
+    """
+    modules = dict(model.named_modules())
+    paths: list[str] = []
+    for name in names:
+        hit = [path for path in modules if path == name or path.endswith(f".{name}")]
+        if not hit:
+            own = (path for path, module in modules.items() if any(True for _ in module.parameters(recurse=False)))
+            raise UserError(
+                f"adapter.train_modules: {name!r} is not a module of this model, which has {_names_with_counts(own)}."
+            )
+        for path in hit:
+            _check_trainable_whole(path, modules[path], adapted)
+        paths += [path for path in hit if path not in paths]
+    outer = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
+    whole, tied = _with_tied_ends(model, modules, outer)
+    # PEFT compares the ends of paths as texts.
+    others = [path for path in modules if path.endswith(tuple(whole)) and path not in whole] if whole else []
+    if others:
+        raise UserError(f"adapter.train_modules: PEFT cannot tell {', '.join(others)} from {', '.join(names)}.")
+    return whole, tied
+
+
+def _check_trainable_whole(path: str, module: Any, adapted: list[str]) -> None:
+    both = [name for name in adapted if f"{name}.".startswith(f"{path}.")]
+    if both:
+        raise UserError(
+            f"adapter.train_modules: {path} would be trained whole, and {both[0]} by an adapter. Remove it here, or "
+            f"write adapter.exclude: [{path.rsplit('.', 1)[-1]}]."
+        )
+    weights = list(module.parameters())
+    if not weights:
+        raise UserError(f"adapter.train_modules: {path} has no weights to train. Remove it.")
+    if not all(weight.is_floating_point() for weight in weights):
+        raise UserError(f"adapter.train_modules: {path} is quantized, and cannot be trained whole. Remove it.")
+
+
+def _with_tied_ends(model: Any, modules: dict[str, Any], paths: list[str]) -> tuple[list[str], bool]:
+    from peft.utils.constants import EMBEDDING_LAYER_NAMES
+
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embeddings.weight:
+        return paths, False
+    ends = [next(path for path, module in modules.items() if module is end) for end in (embeddings, head)]
+    if not set(ends) & set(paths):
+        return paths, False
+    if not any(path.rsplit(".", 1)[-1] in EMBEDDING_LAYER_NAMES for path in ends):
+        raise UserError(
+            f"adapter.train_modules: {ends[0]} and {ends[1]} are one weight, which PEFT would part: it keeps only "
+            f"{' and '.join(EMBEDDING_LAYER_NAMES)} together. Remove it."
+        )
+    return [*ends, *(path for path in paths if path not in ends)], True

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorakit.model.patterns import match_pattern
 from lorakit.model.spec import ModelSpec, WeightSpec
-from lorakit.model.target_selection import resolve_overrides, select_weights
+from lorakit.model.targets import resolve_overrides, select_weights
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, initial_adapter, trains_all
 from lorakit.recipe.schema import Adapter, Spectrum
 
