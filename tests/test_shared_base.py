@@ -17,8 +17,8 @@ from lorakit.evaluate.models import resolve_models
 from lorakit.evaluate.questioning import answers_to_questions
 from lorakit.evaluate.questions import read_questions
 from lorakit.evaluate.run import default_settings
+from lorakit.model.adapters import InitContext
 from lorakit.model.adapters.plain_lora import save_adapter
-from lorakit.model.adapters.rank_scheduler import InitContext
 from lorakit.model.fingerprint import fingerprint_of
 from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import attach_adapter, load_adapter, trained_weights

@@ -18,7 +18,7 @@ from lorakit.evaluate.report_files import write_evaluation
 from lorakit.evaluate.results import ModelResult, score_outputs
 from lorakit.evaluate.row_limits import compare_lengths
 from lorakit.evaluate.scores import row_scores
-from lorakit.model.adapter_effect import is_no_op
+from lorakit.model.adapters.plain_lora import is_no_op
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.run_dir import Run

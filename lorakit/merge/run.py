@@ -12,7 +12,7 @@ from lorakit.merge.card import MergeResult, describe
 from lorakit.merge.inputs import MergeInput, Onto, adapter_model, input_of_run, refuse_unmergeable, unquantized_base
 from lorakit.merge.verify import coarsest_dtype, prove
 from lorakit.merge.writer import explain_full_disk, weights_to_write, write_weights
-from lorakit.model.adapter_effect import is_no_op
+from lorakit.model.adapters.plain_lora import is_no_op
 from lorakit.model.companion_files import write_companion_files
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.quantization_config import stored_quantization

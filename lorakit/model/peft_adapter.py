@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from lorakit.atomic_io import refuse_pipes
 from lorakit.errors import UserError
-from lorakit.model.adapters.principal import INITIAL, with_initial
-from lorakit.model.adapters.rank_scheduler import InitContext
+from lorakit.model.adapters import InitContext
+from lorakit.model.adapters.weight_init import INITIAL, with_initial
 from lorakit.model.fingerprint import content_of
 from lorakit.model.patterns import check_patterns
 from lorakit.model.targets import Targets

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from lorakit.amounts import percent
 from lorakit.data.batches import collate, run_batches
 from lorakit.errors import UserError
-from lorakit.model.adapters.rank_scheduler import InitContext, RankScheduler
+from lorakit.model.adapters import InitContext, RankScheduler
 from lorakit.model.load import (
     DTYPES,
     check_positions,

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorakit.errors import LorakitError
-from lorakit.model.adapters.rank_scheduler import RankScheduler
+from lorakit.model.adapters import RankScheduler
 from lorakit.progress import Bar, Progress
 from lorakit.recipe.schema import EarlyStopping
 from lorakit.run_dir import Run

@@ -4,15 +4,61 @@ One plain function a kind; `AdapterSpec` in lorakit/registry.py has what else a 
 The functions import torch and PEFT when they are called: the recipe reads this table too.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
 
-from lorakit.model.adapters.rank_scheduler import InitContext, RankScheduler
 from lorakit.model.adapters.settings import AdaLora, Eva, FlexLora, Pissa
+from lorakit.progress import Progress
 from lorakit.registry import ADAPTERS
 
-_OF_LORA = ("adapter.rank", "adapter.alpha", "adapter.dropout", "adapter.rank_overrides", "adapter.alpha_overrides")
 _OVERRIDES = ("adapter.rank_overrides", "adapter.alpha_overrides")
+
+Mistakes = Iterator[tuple[tuple[str | int, ...], str, str]]
+
+
+@dataclass(frozen=True)
+class InitContext:
+    """What the initialization of an adapter may ask for."""
+
+    batches: Callable[[], Iterator[dict[str, Any]]]
+    """The batches of the first epoch, in training order: input_ids, attention_mask and labels, each (rows, tokens)."""
+    originals: Callable[[list[str]], dict[str, Any]]
+    """Module paths -> the weights (out, in) that lie on disk for them, before any quantization."""
+    progress: Progress
+
+
+class RankScheduler(Protocol):
+    """What moves the ranks of some kinds while they train. Steps count from 1."""
+
+    settled_at: int
+    """The step from which the adapter has the shape that was asked for: earlier ones are no result."""
+
+    def penalty(self) -> Any:
+        """A scalar that is added to the loss of every step, with its gradient."""
+
+    def after_step(self, step: int, optimizer: Any) -> None:
+        """Called when the optimizer has made `step`, while the gradients are still there."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors by name that the next steps depend on, besides the trained weights."""
+
+    def restore(self, state: dict[str, Any], weights: dict[str, Any]) -> None:
+        """Go on from a `state`, and give trained parameters the shapes that they have in `weights`."""
+
+
+def _imported(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module of this package, which is imported (and torch with it) when the function is called."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(f"{__name__}.{module}"), name)(*arguments)
+
+    return call
+
+
+def _rate(share: float, source: str) -> Callable[[Any], tuple[float, str]]:
+    return lambda settings: (share, source)
 
 
 def _lora(settings: Any, targets: Any, **special: Any) -> Any:
@@ -27,34 +73,10 @@ def _lora(settings: Any, targets: Any, **special: Any) -> Any:
         rank_pattern=targets.ranks,
         alpha_pattern=targets.alphas,
         modules_to_save=targets.whole or None,
-        ensure_weight_tying=bool(targets.whole and targets.tied),
+        ensure_weight_tying=targets.tied,
         bias="none",
         task_type="CAUSAL_LM",
         **special,
-    )
-
-
-def _svd_rate(settings: Any) -> tuple[float, str]:
-    return (
-        10.0,
-        "times 10: A and B begin small and E at zero (measured on SmolLM2, held-out loss after 20 and 50 steps)",
-    )
-
-
-def _svd(settings: Any, targets: Any, rank: int) -> Any:
-    """The configuration of PEFT's layers that hold an adapter as B diag(E) A."""
-    from peft import AdaLoraConfig
-
-    return AdaLoraConfig(
-        init_r=rank,
-        target_r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=targets.modules,
-        modules_to_save=targets.whole or None,
-        ensure_weight_tying=bool(targets.whole and targets.tied),
-        task_type="CAUSAL_LM",
-        total_step=1,  # our own drivers count the steps
     )
 
 
@@ -75,7 +97,7 @@ def rslora(settings: Any, targets: Any) -> Any:
 
 
 def _dora_numbers(settings: Any, rank: int, weight: Any) -> int:
-    return rank * (weight.inner + weight.outer) + int(weight.outer)
+    return int(rank * (weight.inner + weight.outer) + weight.outer)
 
 
 @ADAPTERS.register("dora", numbers=_dora_numbers)
@@ -84,82 +106,77 @@ def dora(settings: Any, targets: Any) -> Any:
     return _lora(settings, targets, use_dora=True)
 
 
-def _pissa_rate(settings: Any) -> tuple[float, str]:
-    return 0.1, "over 10: PiSSA's best rate against LoRA's (arXiv 2602.04998)"
-
-
-def _start_pissa(model: Any, settings: Any, context: InitContext) -> None:
-    from lorakit.model.adapters.principal import start_principal, truncated_svd
-
-    start_principal(model, truncated_svd(settings.iterations), context.progress)
-
-
-@ADAPTERS.register("pissa", settings=Pissa, rate=_pissa_rate, initialize=_start_pissa, keeps_initial=True)
+@ADAPTERS.register(
+    "pissa",
+    settings=Pissa,
+    rate=_rate(0.1, "over 10: PiSSA's best rate against LoRA's (arXiv 2602.04998)"),
+    initialize=_imported("weight_init", "init_pissa"),
+    keeps_initial=True,
+)
 def pissa(settings: Any, targets: Any) -> Any:
     """PiSSA (Meng et al., arXiv 2404.02948): LoRA that starts from each weight's largest singular directions."""
     return _lora(settings, targets)
 
 
-def _olora_rate(settings: Any) -> tuple[float, str]:
-    return 1 / 18, "over 18: OLoRA's best rate against LoRA's (arXiv 2602.04998)"
-
-
-def _start_olora(model: Any, settings: Any, context: InitContext) -> None:
-    from lorakit.model.adapters.principal import first_of_qr, start_principal
-
-    start_principal(model, first_of_qr, context.progress)
-
-
-@ADAPTERS.register("olora", rate=_olora_rate, initialize=_start_olora, keeps_initial=True)
+@ADAPTERS.register(
+    "olora",
+    rate=_rate(1 / 18, "over 18: OLoRA's best rate against LoRA's (arXiv 2602.04998)"),
+    initialize=_imported("weight_init", "init_olora"),
+    keeps_initial=True,
+)
 def olora(settings: Any, targets: Any) -> Any:
     """OLoRA (Büyükakyüz, arXiv 2406.01775): LoRA that starts from an orthonormal basis of each weight."""
     return _lora(settings, targets)
 
 
-def _start_eva(model: Any, settings: Eva, context: InitContext) -> None:
-    from lorakit.model.adapters.eva import start_eva
-
-    start_eva(model, settings.rho, settings.converged, context)
-
-
-@ADAPTERS.register("eva", settings=Eva, initialize=_start_eva, refuses=_OVERRIDES)
+@ADAPTERS.register("eva", settings=Eva, initialize=_imported("eva", "init_eva"), refuses=_OVERRIDES)
 def eva(settings: Any, targets: Any) -> Any:
     """EVA (Paischer et al., arXiv 2410.07170): LoRA that starts from the directions of its inputs on the rows."""
     return _lora(settings, targets)
 
 
-def _start_loftq(model: Any, settings: Any, context: InitContext) -> None:
-    from lorakit.model.adapters.loftq import start_loftq
-
-    start_loftq(model, context)
-
-
-@ADAPTERS.register("loftq", quantizations=("none",), quantizes="nf4", initialize=_start_loftq)
+@ADAPTERS.register("loftq", quantizations=("none",), quantizes="nf4", initialize=_imported("weight_init", "init_loftq"))
 def loftq(settings: Any, targets: Any) -> Any:
     """LoftQ (Li et al., arXiv 2310.08659): puts the base into NF4, and starts from what that loses."""
     return _lora(settings, targets)
 
 
-def _in_order(settings: Any, first: str, last: str) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+_svd_rate = _rate(
+    10.0, "times 10: A and B begin small and E at zero (measured on SmolLM2, held-out loss after 20 and 50 steps)"
+)
+
+
+def _svd(settings: Any, targets: Any, initial_rank: int) -> Any:
+    """The configuration of PEFT's layers that hold an adapter as B diag(E) A."""
+    from peft import AdaLoraConfig
+
+    return AdaLoraConfig(
+        init_r=initial_rank,
+        target_r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets.modules,
+        modules_to_save=targets.whole or None,
+        ensure_weight_tying=targets.tied,
+        task_type="CAUSAL_LM",
+        total_step=1,  # our own schedulers count the steps
+    )
+
+
+def _order_mistakes(settings: Any, first: str, last: str) -> Mistakes:
     begin, end = getattr(settings, first), getattr(settings, last)
     if begin >= end:
         yield (last,), f"{end:g} is not after {first}, {begin:g}", f"Write a larger share, or a smaller {first}."
 
 
-def _adalora_mistakes(settings: AdaLora, adapter: Any) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+def _adalora_mistakes(settings: AdaLora, adapter: Any) -> Mistakes:
     if settings.initial_rank is not None and settings.initial_rank <= adapter.rank:
         reason = f"{settings.initial_rank} is not above adapter.rank, {adapter.rank}: nothing could shrink to it"
         yield ("initial_rank",), reason, f"Write {adapter.rank + 1} or more."
-    yield from _in_order(settings, "shrink_from", "shrink_to")
+    yield from _order_mistakes(settings, "shrink_from", "shrink_to")
 
 
-def _drive_adalora(model: Any, settings: AdaLora, steps: int) -> RankScheduler:
-    from lorakit.model.adapters.adalora import AdaLoraScheduler
-
-    return AdaLoraScheduler(model, settings, steps)
-
-
-def _first_rank(settings: Any) -> int:
+def _initial_rank(settings: Any) -> int:
     from lorakit.recipe.choice import entry_settings
 
     own = entry_settings(ADAPTERS, settings.kind)
@@ -167,7 +184,7 @@ def _first_rank(settings: Any) -> int:
 
 
 def _adalora_numbers(settings: Any, rank: int, weight: Any) -> int:
-    return _flexlora_numbers(settings, _first_rank(settings), weight)
+    return _flexlora_numbers(settings, _initial_rank(settings), weight)
 
 
 @ADAPTERS.register(
@@ -175,27 +192,21 @@ def _adalora_numbers(settings: Any, rank: int, weight: Any) -> int:
     numbers=_adalora_numbers,
     settings=AdaLora,
     mistakes=_adalora_mistakes,
-    callback=_drive_adalora,
+    callback=_imported("adalora", "AdaLoraScheduler"),
     refuses=(*_OVERRIDES, "train.lora_plus"),
     rate=_svd_rate,
 )
 def adalora(settings: Any, targets: Any) -> Any:
     """AdaLoRA (Zhang et al., arXiv 2303.10512): ranks shrink where directions matter least, while it trains."""
-    return _svd(settings, targets, _first_rank(settings))
+    return _svd(settings, targets, _initial_rank(settings))
 
 
-def _flexlora_mistakes(settings: FlexLora, adapter: Any) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
-    yield from _in_order(settings, "move_from", "move_to")
-
-
-def _drive_flexlora(model: Any, settings: FlexLora, steps: int) -> RankScheduler:
-    from lorakit.model.adapters.flexlora import FlexLoraScheduler
-
-    return FlexLoraScheduler(model, settings, steps)
+def _flexlora_mistakes(settings: FlexLora, adapter: Any) -> Mistakes:
+    return _order_mistakes(settings, "move_from", "move_to")
 
 
 def _flexlora_numbers(settings: Any, rank: int, weight: Any) -> int:
-    return rank * (int(weight.inner) + int(weight.outer) + 1)
+    return int(rank * (weight.inner + weight.outer + 1))
 
 
 @ADAPTERS.register(
@@ -203,7 +214,7 @@ def _flexlora_numbers(settings: Any, rank: int, weight: Any) -> int:
     numbers=_flexlora_numbers,
     settings=FlexLora,
     mistakes=_flexlora_mistakes,
-    callback=_drive_flexlora,
+    callback=_imported("flexlora", "FlexLoraScheduler"),
     refuses=(*_OVERRIDES, "train.lora_plus"),
     rate=_svd_rate,
     optimizers=("auto", "adamw"),
@@ -213,16 +224,15 @@ def flexlora(settings: Any, targets: Any) -> Any:
     return _svd(settings, targets, settings.rank)
 
 
-def _full_rate(settings: Any) -> tuple[float, str]:
-    return 0.1, "over 10: all weights want a tenth of LoRA's rate (LoRA Without Regret)"
-
-
 @ADAPTERS.register(
     "none",
     quantizations=("none",),
-    refuses=(*_OF_LORA, "adapter.train_modules", "train.lora_plus"),
+    refuses=(
+        *("adapter.rank", "adapter.alpha", "adapter.dropout", *_OVERRIDES),
+        *("adapter.train_modules", "train.lora_plus"),
+    ),
     experts=True,
-    rate=_full_rate,
+    rate=_rate(0.1, "over 10: all weights want a tenth of LoRA's rate (LoRA Without Regret)"),
 )
 def none(settings: Any, targets: Any) -> Any:
     """Full fine-tuning: the weights themselves are trained, all of them, or those of the chosen modules."""

@@ -18,7 +18,7 @@ from lorakit.model.adapters.svd import orthogonality, svd_modules
 
 
 class AdaLoraScheduler:
-    """The Driver of an AdaLoRA training: from the sum of initial ranks down to `rank` times the modules.
+    """The RankScheduler of an AdaLoRA training: from the sum of initial ranks down to `rank` times the modules.
 
     The choices end with the step at `shrink_to` of the run, whatever its length, and come every so many steps before
     it. Until then a direction taken away may come back, as in the paper; from then on it stays away.
@@ -50,13 +50,14 @@ class AdaLoraScheduler:
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: Any) -> None:
-        """Take note of the gradients, and take directions away when it is time."""
+        """Note the gradients, and take directions away when it is time."""
         if step > self._end:
             self._mask()  # the optimizer's moments have moved what was taken away
             return
-        self._take_note()
+        self._update_importance()
         if step == self._end or (step > self._start and (self._end - step) % self._settings.every == 0):
-            self._masks = self._chosen(self._budget(step))
+            left = 1 - (step - self._start) / (self._end - self._start)  # the paper's cubic schedule
+            self._masks = self._most_important(self._least + round((self._most - self._least) * left**3))
             self._mask()
         if step == self._end:
             self._importance, self._uncertainty = [], []
@@ -73,7 +74,7 @@ class AdaLoraScheduler:
         }
 
     def restore(self, state: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
-        """Take up the averages or the last choice; shapes never change."""
+        """Go on from the averages or the last choice; shapes never change."""
         if f"{self._modules[0].path}.kept" in state:
             self._masks = [state[f"{module.path}.kept"].to(module.e) for module in self._modules]
             self._importance, self._uncertainty = [], []
@@ -82,7 +83,7 @@ class AdaLoraScheduler:
             self._importance = [state[f"{name}.importance"].to(like) for name, like in named]
             self._uncertainty = [state[f"{name}.uncertainty"].to(like) for name, like in named]
 
-    def _take_note(self) -> None:
+    def _update_importance(self) -> None:
         """Moving averages of |weight * gradient|, the loss that a weight accounts for, and of how much that varies."""
         gradients = [torch.zeros_like(part) if part.grad is None else part.grad for part in self._parameters]
         if not torch.stack(torch._foreach_norm(gradients)).isfinite().all():
@@ -95,12 +96,7 @@ class AdaLoraScheduler:
         torch._foreach_abs_(now)
         torch._foreach_lerp_(self._uncertainty, now, fresh)
 
-    def _budget(self, step: int) -> int:
-        """The directions that stay after `step`, of all modules together: the paper's cubic schedule."""
-        left = 1 - (step - self._start) / (self._end - self._start)
-        return self._least + round((self._most - self._least) * left**3)
-
-    def _chosen(self, budget: int) -> list[Tensor]:
+    def _most_important(self, budget: int) -> list[Tensor]:
         """The masks that keep the `budget` most important directions; of equal ones the first."""
         scores = torch._foreach_mul(self._importance, self._uncertainty)
         triples = zip(scores[::3], scores[1::3], scores[2::3], strict=True)

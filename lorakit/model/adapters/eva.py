@@ -5,24 +5,26 @@ from typing import Any
 
 import torch
 from peft import EvaConfig, initialize_lora_eva_weights
+from torch.nn.functional import pad
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.model.adapters.principal import lora_layers
-from lorakit.model.adapters.rank_scheduler import InitContext
+from lorakit.model.adapters import InitContext
+from lorakit.model.adapters.settings import Eva
+from lorakit.model.adapters.weight_init import lora_layers
 from lorakit.model.shared_prefix import body_of
 from lorakit.progress import Bar
 
 _LONGEST_PASS = 500
 
 
-def start_eva(model: Any, rho: float, converged: float, context: InitContext) -> None:
+def init_eva(model: Any, settings: Eva, context: InitContext) -> None:
     """Find the directions on training batches until they no longer change, and give each module its rank.
 
     Raises:
         UserError: the rows have fewer trained tokens than directions are asked for, or a module has fewer inputs.
         LorakitError: the directions do not settle.
     """
-    config = model.peft_config["default"]
+    config, rho = model.peft_config["default"], settings.rho
     most = round(config.r * rho)
     least, narrow = min((layer.in_features, name) for name, layer in lora_layers(model))
     if most > least:
@@ -31,7 +33,7 @@ def start_eva(model: Any, rho: float, converged: float, context: InitContext) ->
             "rank, or kind: {eva: {rho: 1}}."
         )
     config.init_lora_weights = "eva"
-    config.eva_config = EvaConfig(rho=rho, tau=converged)
+    config.eva_config = EvaConfig(rho=rho, tau=settings.converged)
     body = body_of(model.get_base_model())
     device = next(model.parameters()).device
     shape = [0, 0]
@@ -57,51 +59,50 @@ def start_eva(model: Any, rho: float, converged: float, context: InitContext) ->
         )
     config.init_lora_weights, config.eva_config = True, None
     ranks = [layer.r["default"] for _, layer in lora_layers(model)]
-    said = f"eva: directions found on {batches.taken} batches; ranks from {min(ranks)} to {max(ranks)}"
-    context.progress.say(f"{said} in {len(ranks)} modules")
+    context.progress.say(
+        f"eva: directions found on {batches.used} batches; ranks from {min(ranks)} to {max(ranks)} in {len(ranks)} "
+        "modules"
+    )
 
 
 class _Batches:
     """Training batches joined until each has enough trained tokens, over and over, as PEFT's pass takes them."""
 
     def __init__(self, context: InitContext, tokens: int, device: torch.device, bar: Bar) -> None:
-        self.given, self.tokens, self.device, self.bar, self.taken = context, tokens, device, bar, 0
+        self.context, self.tokens, self.device, self.bar, self.used = context, tokens, device, bar, 0
 
     def __len__(self) -> int:
         return 1  # PEFT asks only whether there is one
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        held: list[dict[str, Any]] = []
-        for batch in self.given.batches():
-            held.append(batch)
-            if sum(_trained(one) for one in held) >= self.tokens:
-                yield self._joined(held)
-                held = []
-        if self.taken == 0:
+        waiting: list[dict[str, Any]] = []
+        for batch in self.context.batches():
+            waiting.append(batch)
+            if sum(_trained(one) for one in waiting) >= self.tokens:
+                yield self._joined(waiting)
+                waiting = []
+        if self.used == 0:
             raise UserError(
                 f"adapter.kind: eva needs at least {self.tokens} trained tokens to find its directions, the rows have "
-                f"{sum(_trained(one) for one in held)}. Write a smaller rank, or another kind."
+                f"{sum(_trained(one) for one in waiting)}. Write a smaller rank, or another kind."
             )
 
     def _joined(self, batches: list[dict[str, Any]]) -> dict[str, Any]:
-        self.taken += 1
+        self.used += 1
         self.bar.advance(1)
-        if self.taken > _LONGEST_PASS:
+        if self.used > _LONGEST_PASS:
             raise LorakitError(
                 f"eva: its directions have not settled after {_LONGEST_PASS} batches. Write a smaller rank, or a "
                 "smaller `converged`."
             )
         width = max(batch["input_ids"].shape[1] for batch in batches)
         fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
-        return {
-            key: torch.cat([_padded(batch[key], width, value) for batch in batches]).to(self.device)
-            for key, value in fill.items()
-        }
+        joined = {}
+        for key, value in fill.items():
+            rows = [pad(batch[key], (0, width - batch[key].shape[1]), value=value) for batch in batches]
+            joined[key] = torch.cat(rows).to(self.device)
+        return joined
 
 
 def _trained(batch: dict[str, Any]) -> int:
     return int((batch["labels"] != -100).sum())
-
-
-def _padded(rows: torch.Tensor, width: int, value: int) -> torch.Tensor:
-    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=value)

@@ -1,6 +1,6 @@
 """FlexLoRA (Liu et al., arXiv 2601.22905): ranks move from modules of low entropy to those of high, while it trains.
 
-Experimental. Five faults of the published code are mended: the direction that a module gives up is the one with the
+Experimental. Five faults of the published code are fixed: the direction that a module gives up is the one with the
 smallest |E|, not the smallest E; the entropy is defined where E is 0 and at rank 1; new directions are drawn at the
 scale of the first ones, not 50 times larger; the optimizer keeps its moments of the directions that stay; and the
 parameters stay the objects that the optimizer knows, so that moved ranks go on being trained.
@@ -20,7 +20,7 @@ _STANDARD_DEVIATION = 0.02  # of A and B at the start: peft/tuners/adalora/layer
 
 
 class FlexLoraScheduler:
-    """The Driver of a FlexLoRA training: the sum of all ranks stays what it is.
+    """The RankScheduler of a FlexLoRA training: the sum of all ranks stays what it is.
 
     The last move comes with the step at `move_to` of the run, whatever its length, and the others every so many steps
     before it. A module's scale stays the one it started with, alpha / its first rank: it would jump at every move,
@@ -52,7 +52,7 @@ class FlexLoraScheduler:
     def after_step(self, step: int, optimizer: Any) -> None:
         """Move ranks when it is time, in the parameters and in the optimizer's moments."""
         if self._start < step <= self._end and (self._end - step) % self._settings.every == 0:
-            givers, takers = self._chosen()
+            givers, takers = self._givers_and_takers()
             for module in givers:
                 _drop(module, optimizer)
             for module in takers:
@@ -71,14 +71,15 @@ class FlexLoraScheduler:
         for module in self._modules:
             module.layer.r["default"] = len(module.e)
 
-    def _chosen(self) -> tuple[list[SvdModule], list[SvdModule]]:
+    def _givers_and_takers(self) -> tuple[list[SvdModule], list[SvdModule]]:
         """As many modules that give a direction up as get one; no module is both, and none gets beyond full rank."""
         order = torch.stack([entropy(module.e) for module in self._modules]).argsort(stable=True).tolist()
         ascending = [self._modules[index] for index in order]
         moved = min(self._settings.moved, len(ascending) // 2)
         givers = [module for module in ascending if len(module.e) > 1][:moved]
         paths = {module.path for module in givers}
-        takers = [module for module in reversed(ascending) if module.path not in paths and not _is_full(module)]
+        others = [module for module in reversed(ascending) if module.path not in paths]
+        takers = [module for module in others if len(module.e) < min(module.a.shape[1], module.b.shape[0])]
         count = min(len(givers), len(takers), moved)
         return givers[:count], takers[:count]
 
@@ -93,18 +94,14 @@ def entropy(e: Tensor) -> Tensor:
     return torch.special.entr(shares).sum() / max(math.log(len(shares)), math.log(2))
 
 
-def _is_full(module: SvdModule) -> bool:
-    return len(module.e) >= min(module.a.shape[1], module.b.shape[0])
-
-
 def _drop(module: SvdModule, optimizer: Any) -> None:
     """Take the direction of smallest |E| out of a module."""
     rank = len(module.e)
-    kept = (torch.arange(rank, device=module.e.device) != module.e.abs().argmin()).nonzero().flatten()
+    stay = (torch.arange(rank, device=module.e.device) != module.e.abs().argmin()).nonzero().flatten()
     for parameter, axis in ((module.a, 0), (module.e, 0), (module.b, 1)):
         for name, moment in _moments(optimizer, parameter).items():
-            optimizer.state[parameter][name] = moment.index_select(axis, kept)
-        _reshape(parameter, parameter.data.index_select(axis, kept))
+            optimizer.state[parameter][name] = moment.index_select(axis, stay)
+        _reshape(parameter, parameter.data.index_select(axis, stay))
     module.layer.r["default"] = rank - 1
 
 

@@ -7,12 +7,17 @@ from typing import Any
 import torch
 from peft import get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lorakit.model.adapters.principal import INITIAL
 from lorakit.model.adapters.svd import svd_to_lora
+from lorakit.model.adapters.weight_init import INITIAL
 
-Plain = tuple[Any, dict[str, torch.Tensor]]
+PlainLora = tuple[Any, dict[str, torch.Tensor]]
+"""PEFT's configuration of a LoRA or DoRA, and its tensors by their names in an adapter file."""
+
+# The parts of a low-rank change, of which one that is all zero makes the whole of it zero (AdaLoRA's E between them).
+_PARTS = ("lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B")
 
 
 def save_adapter(model: Any, folder: Path) -> None:
@@ -49,7 +54,7 @@ def full_config(model: Any) -> Any:
     return config
 
 
-def to_plain_lora(model: Any) -> Plain:
+def to_plain_lora(model: Any) -> PlainLora:
     """A LoRA or DoRA configuration and its tensors by name, as PEFT saves them."""
     if model.peft_config["default"].peft_type == "ADALORA":
         config, tensors = svd_to_lora(model)
@@ -64,7 +69,7 @@ def to_plain_lora(model: Any) -> Plain:
     return config, tensors
 
 
-def _joined(config: Any, trained: dict[str, torch.Tensor], initial: dict[str, torch.Tensor]) -> Plain:
+def _joined(config: Any, trained: dict[str, torch.Tensor], initial: dict[str, torch.Tensor]) -> PlainLora:
     """s (B A - B0 A0) as one product of twice the rank: [B, -B0] [A; A0], at the same scale."""
     tensors = dict(trained)
     for name, tensor in initial.items():
@@ -74,3 +79,23 @@ def _joined(config: Any, trained: dict[str, torch.Tensor], initial: dict[str, to
     config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
     config.alpha_pattern = {name: 2 * alpha for name, alpha in config.alpha_pattern.items()}
     return config, tensors
+
+
+def is_no_op(folder: Path) -> bool:
+    """Whether every change of an adapter's file is zero. One that holds other weights besides, or DoRA's magnitudes, is
+    not judged."""
+    zero: dict[str, bool] = {}
+    try:
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                parts = name.split(".")
+                if parts[-1] == "ranknum":
+                    continue
+                at = next((number for number, part in enumerate(parts) if part in _PARTS), None)
+                if at is None or "bias" in parts[at:]:
+                    return False
+                module = ".".join(parts[:at])
+                zero[module] = zero.get(module, False) or not bool(file.get_tensor(name).any())
+    except (OSError, SafetensorError):
+        return False  # what loads it says what is wrong
+    return bool(zero) and all(zero.values())

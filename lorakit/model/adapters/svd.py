@@ -4,52 +4,37 @@ Such a layer adds `alpha / ranknum * B (E * A) x` to its base, with A (rank, in)
 direction is one row of A with its number in E and its column of B.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.adalora.layer import AdaLoraLayer
 from torch import Tensor
 
-_ADAPTER = "default"
 _PREFIX = "base_model.model."  # what PeftModel puts before the names of the model's own modules
 
 
-@dataclass(frozen=True)
-class SvdModule:
-    """One adapted module: its path in the base model, and PEFT's layer."""
+class SvdModule(NamedTuple):
+    """One adapted module: its path in the base model, PEFT's layer, and the parameters of it."""
 
     path: str
     layer: Any
-
-    @property
-    def a(self) -> Tensor:
-        """The parameter A, (rank, in)."""
-        return self.layer.lora_A[_ADAPTER]
-
-    @property
-    def e(self) -> Tensor:
-        """The parameter E, (rank, 1)."""
-        return self.layer.lora_E[_ADAPTER]
-
-    @property
-    def b(self) -> Tensor:
-        """The parameter B, (out, rank)."""
-        return self.layer.lora_B[_ADAPTER]
-
-    @property
-    def scale(self) -> float:
-        """What B (E * A) is multiplied by. PEFT divides by the rank that the module began with, and so it stays."""
-        return self.layer.scaling[_ADAPTER] / (self.layer.ranknum[_ADAPTER].item() + 1e-5)
+    a: Tensor
+    """(rank, in)"""
+    e: Tensor
+    """(rank, 1)"""
+    b: Tensor
+    """(out, rank)"""
 
 
 def svd_modules(model: Any) -> list[SvdModule]:
     """The adapted modules of a PEFT model, in its order."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, AdaLoraLayer)]
     return [
-        SvdModule(name.removeprefix(_PREFIX), module)
-        for name, module in model.named_modules()
-        if isinstance(module, AdaLoraLayer)
+        SvdModule(
+            name.removeprefix(_PREFIX), layer, layer.lora_A["default"], layer.lora_E["default"], layer.lora_B["default"]
+        )
+        for name, layer in layers
     ]
 
 
@@ -102,7 +87,7 @@ def svd_to_lora(model: Any) -> tuple[LoraConfig, dict[str, Tensor]]:
     programs that do not read alpha_pattern scale it rightly too. A module without a direction left keeps one with
     B = 0, as a fresh LoRA has it: PEFT takes no rank of 0.
     """
-    modules, given = svd_modules(model), model.peft_config[_ADAPTER]
+    modules, trained = svd_modules(model), model.peft_config["default"]
     weights = {
         name: tensor.detach().clone()
         for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
@@ -111,10 +96,12 @@ def svd_to_lora(model: Any) -> tuple[LoraConfig, dict[str, Tensor]]:
     ranks = {}
     for module in modules:
         used = module.e.detach().flatten() != 0
-        kept = used.nonzero().flatten() if used.any() else torch.zeros(1, dtype=torch.long, device=used.device)
-        ranks[module.path] = len(kept)
-        weights[f"{_PREFIX}{module.path}.lora_A.weight"] = module.a.detach()[kept]
-        weights[f"{_PREFIX}{module.path}.lora_B.weight"] = (module.b * module.e.T * module.scale).detach()[:, kept]
+        rows = used.nonzero().flatten() if used.any() else torch.zeros(1, dtype=torch.long, device=used.device)
+        ranks[module.path] = len(rows)
+        # PEFT divides by the rank that the module began with, and so it stays.
+        scale = module.layer.scaling["default"] / (module.layer.ranknum["default"].item() + 1e-5)
+        weights[f"{_PREFIX}{module.path}.lora_A.weight"] = module.a.detach()[rows]
+        weights[f"{_PREFIX}{module.path}.lora_B.weight"] = (module.b * module.e.T * scale).detach()[:, rows]
     largest = max(ranks.values())
     others = {path: rank for path, rank in ranks.items() if rank != largest}
     config = LoraConfig(
@@ -122,13 +109,13 @@ def svd_to_lora(model: Any) -> tuple[LoraConfig, dict[str, Tensor]]:
         lora_alpha=largest,
         rank_pattern=others,
         alpha_pattern=dict(others),
-        lora_dropout=given.lora_dropout,
+        lora_dropout=trained.lora_dropout,
         target_modules=list(ranks),
-        modules_to_save=given.modules_to_save,
-        ensure_weight_tying=given.ensure_weight_tying,
-        fan_in_fan_out=given.fan_in_fan_out,
+        modules_to_save=trained.modules_to_save,
+        ensure_weight_tying=trained.ensure_weight_tying,
+        fan_in_fan_out=trained.fan_in_fan_out,
         bias="none",
-        task_type=given.task_type,
+        task_type=trained.task_type,
         inference_mode=True,
     )
     return config, {name: tensor.contiguous() for name, tensor in weights.items()}

@@ -1,8 +1,11 @@
-"""Adapters that start from the base's own main directions, without changing the base.
+"""Adapters that start from a decomposition of the base's weights: PiSSA, OLoRA and LoftQ.
 
-PEFT takes the first product B0 A0 out of the base's weights, which rounds them and cannot be done to quantized ones.
-Here a second, frozen adapter holds A0 and -B0: the model computes W x + s (B A - B0 A0) x, to the same gradients.
-Saved, the two become one plain LoRA of twice the rank, on the base as it is.
+For PiSSA and OLoRA, PEFT takes the first product B0 A0 out of the base's weights, which rounds them and cannot be done
+to quantized ones. Here a second, frozen adapter holds A0 and -B0: the model computes W x + s (B A - B0 A0) x, to the
+same gradients. Saved, the two become one plain LoRA of twice the rank, on the base as it is.
+
+LoftQ starts at (nearly) the closest matrix of its rank to W - Q, Q being the weights as bitsandbytes puts them into NF4
+(arXiv 2310.08659, one iteration). Anyone who loads the base in NF4 gets this Q: the saved adapter needs no other base.
 """
 
 import copy
@@ -15,6 +18,8 @@ from peft.utils.integrations import dequantize_module_weight
 from transformers.pytorch_utils import Conv1D
 
 from lorakit.errors import UserError
+from lorakit.model.adapters import InitContext
+from lorakit.model.adapters.settings import Pissa
 from lorakit.progress import Progress
 
 INITIAL = "initial"
@@ -24,11 +29,22 @@ Factors = Callable[[torch.Tensor, int, float], tuple[torch.Tensor, torch.Tensor]
 """A weight (out, in), a rank and the adapter's scale -> B (out, rank) and A (rank, in) to begin with."""
 
 
-def start_principal(model: Any, factors: Factors, progress: Progress) -> None:
+def init_pissa(model: Any, settings: Pissa, context: InitContext) -> None:
+    """Begin with each weight's largest singular directions."""
+    _init_with(model, truncated_svd(settings.iterations), context.progress)
+
+
+def init_olora(model: Any, settings: None, context: InitContext) -> None:
+    """Begin with an orthonormal basis of each weight."""
+    _init_with(model, _first_of_qr, context.progress)
+
+
+def _init_with(model: Any, factors: Factors, progress: Progress) -> None:
     """Put the factors of each weight into the trained adapter, and their negative beside it."""
     with_initial(model)
     layers = list(lora_layers(model))
-    tight = [(min(layer.in_features, layer.out_features), name) for name, layer in layers if _is_tight(layer)]
+    sides = [(min(layer.in_features, layer.out_features), layer.r["default"], name) for name, layer in layers]
+    tight = [(side, name) for side, rank, name in sides if rank > side]
     if tight:
         most, name = min(tight)
         raise UserError(
@@ -37,16 +53,29 @@ def start_principal(model: Any, factors: Factors, progress: Progress) -> None:
         )
     with torch.no_grad(), progress.bar("main directions of the weights", total=len(layers)) as bar:
         for _, layer in layers:
-            rank, weight = layer.r["default"], weight_of(layer.get_base_layer())
-            b, a = factors(weight, rank, layer.scaling["default"])
+            b, a = factors(weight_of(layer.get_base_layer()), layer.r["default"], layer.scaling["default"])
             for adapter, sign in (("default", 1), (INITIAL, -1)):
                 layer.lora_A[adapter].weight.copy_(a)
                 layer.lora_B[adapter].weight.copy_(sign * b)
             bar.advance(1)
 
 
-def _is_tight(layer: Any) -> bool:
-    return bool(layer.r["default"] > min(layer.in_features, layer.out_features))
+def init_loftq(model: Any, settings: None, context: InitContext) -> None:
+    """Begin with each module's quantization error; modules that are not quantized keep zero."""
+    layers = {
+        name: layer for name, layer in lora_layers(model) if not layer.get_base_layer().weight.is_floating_point()
+    }
+    context.progress.say("loftq: reading the full-precision weights")
+    originals, factors = context.originals(list(layers)), truncated_svd(16)
+    with torch.no_grad(), context.progress.bar("loftq: quantization errors", total=len(layers)) as bar:
+        for name, layer in layers.items():
+            quantized = weight_of(layer.get_base_layer())
+            error = originals.pop(name).to(quantized) - quantized
+            b, a = factors(error, min(layer.r["default"], *error.shape), layer.scaling["default"])
+            for weight, part in ((layer.lora_B["default"].weight, b), (layer.lora_A["default"].weight.t(), a.t())):
+                weight.zero_()
+                weight[:, : part.shape[1]].copy_(part)
+            bar.advance(1)
 
 
 def truncated_svd(iterations: int | None) -> Factors:
@@ -68,7 +97,7 @@ def truncated_svd(iterations: int | None) -> Factors:
     return factors
 
 
-def first_of_qr(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _first_of_qr(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """OLoRA's factors: the first columns of Q and rows of R."""
     q, r = torch.linalg.qr(weight)
     return q[:, :rank], r[:rank]
