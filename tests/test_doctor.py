@@ -13,10 +13,9 @@ from recipe_files import loaded
 
 from lorakit.cli.doctor import _lines
 from lorakit.data.worker_pool import processors
-from lorakit.doctor import base, choices, disk, gpu, hub, packages, speed
-from lorakit.doctor import bitsandbytes as quantization
-from lorakit.doctor.finding import CheckResult, findings_of
-from lorakit.doctor.run import _sections, examine
+from lorakit.doctor import base_model, bitsandbytes, choices, cpu, disk, gpu, hub, packages
+from lorakit.doctor.check import CheckResult, run_check
+from lorakit.doctor.run import _sections, run_doctor
 from lorakit.hardware.cgroups import CgroupLimits, read_cgroup_limits
 from lorakit.hardware.machine import Machine, this_machine
 from lorakit.plan.auto import resolve_auto
@@ -51,7 +50,7 @@ def doctor(*arguments, **variables):
 @pytest.fixture(scope="module")
 def healthy():
     """Every finding on this machine, whose packages are those of the tests."""
-    return list(examine(network=False))
+    return list(run_doctor(network=False))
 
 
 def test_nothing_is_broken_where_the_tests_run(healthy):
@@ -219,7 +218,7 @@ def test_help_loads_no_torch():
 def test_a_version_that_lorakit_is_not_made_for_is_broken(tmp_path, monkeypatch, name, version, said):
     install(tmp_path, name, version)
     monkeypatch.syspath_prepend(tmp_path)
-    findings = by_name(packages.required())
+    findings = by_name(packages.check_required())
     found = findings[name]
     assert {finding.name for finding in findings.values() if finding.state == "broken"} == {name}
     assert found.message.startswith(f"{version}: {said}")
@@ -230,9 +229,9 @@ def test_a_missing_package_is_broken_and_a_missing_extra_is_a_note(tmp_path, mon
     requires = ["torch>=2.10", "no-such-package>=1.2", "no-such-reader>=1; extra == 'gguf'"]
     install(tmp_path, "lorakit", "9.9", requires)
     monkeypatch.syspath_prepend(tmp_path)
-    missing = by_name(packages.required())["no-such-package"]
+    missing = by_name(packages.check_required())["no-such-package"]
     assert (missing.state, missing.remedy) == ("broken", "pip install --upgrade 'no-such-package>=1.2'")
-    extra = by_name(packages.optional())["extra gguf"]
+    extra = by_name(packages.check_optional())["extra gguf"]
     assert (extra.state, extra.remedy) == ("note", "pip install 'lorakit[gguf]'")
 
 
@@ -246,42 +245,43 @@ def test_a_check_that_fails_is_a_finding_after_what_it_found(monkeypatch, capsys
         raise RuntimeError("wrapped") from OSError("the cause\nand more")
 
     monkeypatch.delenv("LORAKIT_DEBUG", raising=False)
-    first, second = findings_of("disk", check)
+    first, second = run_check("disk", check)
     assert first.state == "ok" and (second.name, second.state) == ("disk", "broken")
-    assert second.message == "the check ended with RuntimeError: the cause"
+    assert second.message == "the check failed with RuntimeError: the cause"
     assert capsys.readouterr().out == ""
     monkeypatch.setenv("LORAKIT_DEBUG", "1")
     with pytest.raises(RuntimeError):
-        list(findings_of("disk", check))
+        list(run_check("disk", check))
 
 
 def test_a_quantized_layer_that_computes_wrong_is_broken(monkeypatch):
     import torch
 
-    monkeypatch.setattr(quantization, "_layer", lambda word, weight, dtype: torch.nn.Linear(*weight.shape, bias=False))
-    found = by_name(quantization.layers())
+    plain = torch.nn.Linear
+    monkeypatch.setattr(bitsandbytes, "_quantized_layer", lambda _, weight, dtype: plain(*weight.shape, bias=False))
+    found = by_name(bitsandbytes.check_layers())
     assert {finding.state for finding in found.values()} == {"broken"} and "over 0.12" in found["nf4"].message
 
 
 def test_a_slow_number_format_is_measured_on_a_small_matrix(monkeypatch):
-    monkeypatch.setattr(speed, "_SECONDS", 0.0)
-    monkeypatch.setattr(speed, "_once", lambda left, right, device: 2 * len(left) ** 3 / 0.9e9)
-    assert speed.product_speed.__wrapped__("cpu", "bfloat16") == (pytest.approx(0.9e9), 256)
+    monkeypatch.setattr(cpu, "_SECONDS", 0.0)
+    monkeypatch.setattr(cpu, "_time_matmul", lambda left, right, device: 2 * len(left) ** 3 / 0.9e9)
+    assert cpu.matmul_speed.__wrapped__("cpu", "bfloat16") == (pytest.approx(0.9e9), 256)
 
 
 @pytest.mark.parametrize(("bfloat16", "told"), [(2e11, True), (1e11, False)])
 def test_auto_is_questioned_where_the_measured_speed_says_otherwise(monkeypatch, bfloat16, told):
     slow = Machine("cpu", "a processor", 8 << 30, bfloat16=False)
     monkeypatch.setattr(choices, "_machine_of_runs", lambda: slow)
-    monkeypatch.setattr(choices, "product_speed", lambda _, dtype: (1e11 if dtype == "float32" else bfloat16, 512))
-    found = by_name(choices.choices(None))["model.dtype"]
+    monkeypatch.setattr(choices, "matmul_speed", lambda _, dtype: (1e11 if dtype == "float32" else bfloat16, 512))
+    found = by_name(choices.check_choices(None))["model.dtype"]
     assert ("2.0 times as fast" in found.message) is told and (found.state == "note") is told
 
 
 def test_a_setting_of_the_recipe_that_cannot_work_here_is_broken(tmp_path, monkeypatch):
     monkeypatch.setattr(choices, "_machine_of_runs", lambda: Machine("cpu", "a processor", 8 << 30, bfloat16=False))
     recipe = loaded(tmp_path, "model: {base: a/b, dtype: float16}\ndata: {train: train.jsonl}\n").recipe
-    found = by_name(choices.choices(recipe))["settings"]
+    found = by_name(choices.check_choices(recipe))["settings"]
     assert found.state == "broken" and found.message.startswith("model.dtype: float16 needs a GPU")
 
 
@@ -293,14 +293,14 @@ def test_a_recipe_whose_model_is_neither_here_nor_to_be_had_is_broken(monkeypatc
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    found = by_name(base.base(on("org/nowhere")))["base"]
+    found = by_name(base_model.check_base(on("org/nowhere")))["base"]
     assert found.state == "broken" and "HF_HUB_OFFLINE" in found.message
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert by_name(base.base(on("org/nowhere")))["base"].state == "note"
+    assert by_name(base_model.check_base(on("org/nowhere")))["base"].state == "note"
 
 
 def test_a_base_that_can_be_loaded_is_ok_in_every_part(tiny_base):
-    found = by_name(base.base(on(tiny_base)))
+    found = by_name(base_model.check_base(on(tiny_base)))
     assert found.keys() == {"base", "base's family", "base's tokenizer"}
     assert {finding.state for finding in found.values()} == {"ok"}
 
@@ -308,7 +308,7 @@ def test_a_base_that_can_be_loaded_is_ok_in_every_part(tiny_base):
 def test_each_part_of_a_base_that_is_lacking_is_broken_with_its_remedy(tmp_path):
     config = {"model_type": "not_yet", "quantization_config": {"quant_method": "gptq", "bits": 4}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    found = by_name(base.base(on(tmp_path)))
+    found = by_name(base_model.check_base(on(tmp_path)))
     assert {finding.state for finding in found.values()} == {"broken"} and all(one.remedy for one in found.values())
     assert "has no .safetensors file" in found["base"].message
     assert found["base's family"].message.startswith("not_yet: transformers ")
@@ -334,12 +334,14 @@ def test_a_mistake_in_the_recipe_is_exit_code_2(tmp_path):
 
 def test_a_run_folder_that_cannot_be_written_is_broken(tmp_path):
     (tmp_path / "file").touch()
-    assert by_name(disk.rooms(tmp_path / "file" / "run"))["runs"].state == "broken"
-    assert by_name(disk.rooms(tmp_path / "new" / "run"))["runs"].state != "broken"
+    assert by_name(disk.check_folders(tmp_path / "file" / "run"))["runs"].state == "broken"
+    assert by_name(disk.check_folders(tmp_path / "new" / "run"))["runs"].state != "broken"
 
 
 def test_what_nvidia_smi_does_not_know_is_no_error():
-    assert gpu.cards_in("Orin (nvgpu), [N/A], [N/A], [N/A], 8.7\n") == [gpu.Card("Orin (nvgpu)", 0, 0, "[N/A]", "8.7")]
+    assert gpu.parse_gpus("Orin (nvgpu), [N/A], [N/A], [N/A], 8.7\n") == [
+        gpu.DriverGpu("Orin (nvgpu)", 0, 0, "[N/A]", "8.7")
+    ]
 
 
 def test_a_gpu_on_the_bus_that_no_driver_shows_is_broken(tmp_path, monkeypatch):
@@ -347,13 +349,13 @@ def test_a_gpu_on_the_bus_that_no_driver_shows_is_broken(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "vendor").write_text(f"{vendor}\n")
         (tmp_path / name / "class").write_text(f"{kind}\n")
-    assert gpu.gpus_on_bus(tmp_path) == 1 and gpu.gpus_on_bus(tmp_path / "none") == 0
-    monkeypatch.setattr(gpu, "_seen", lambda: ([], "nvidia-smi: couldn't communicate with the NVIDIA driver"))
-    monkeypatch.setattr(gpu, "gpus_on_bus", lambda: 1)
-    found = by_name(gpu.cards())["driver"]
+    assert gpu.count_gpus_on_bus(tmp_path) == 1 and gpu.count_gpus_on_bus(tmp_path / "none") == 0
+    monkeypatch.setattr(gpu, "_driver_gpus", lambda: ([], "nvidia-smi: couldn't communicate with the NVIDIA driver"))
+    monkeypatch.setattr(gpu, "count_gpus_on_bus", lambda: 1)
+    found = by_name(gpu.check_gpus())["driver"]
     assert found.state == "broken" and "couldn't communicate" in found.message
-    monkeypatch.setattr(gpu, "gpus_on_bus", lambda: 0)
-    assert by_name(gpu.cards())["GPU"].state == "note"
+    monkeypatch.setattr(gpu, "count_gpus_on_bus", lambda: 0)
+    assert by_name(gpu.check_gpus())["GPU"].state == "note"
 
 
 def test_a_driver_that_this_torch_cannot_use_is_broken(monkeypatch):
@@ -361,13 +363,13 @@ def test_a_driver_that_this_torch_cannot_use_is_broken(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(gpu, "_seen", lambda: ([gpu.Card("a GPU", 8 << 30, 8 << 30, "470.1", "8.0")], ""))
+    monkeypatch.setattr(gpu, "_driver_gpus", lambda: ([gpu.DriverGpu("a GPU", 8 << 30, 8 << 30, "470.1", "8.0")], ""))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    found = by_name(gpu.torch_on_gpu())["torch on GPU"]
+    found = by_name(gpu.check_torch())["torch on GPU"]
     assert found.state == "broken" and "CUDA 13.0" in found.message and "470.1" in found.remedy
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert by_name(gpu.torch_on_gpu())["torch on GPU"].state == "ok"
-    assert "hides every GPU" in by_name(gpu.cards())["visible"].message
+    assert by_name(gpu.check_torch())["torch on GPU"].state == "ok"
+    assert "hides every GPU" in by_name(gpu.check_gpus())["visible"].message
 
 
 def test_lines_stay_within_the_terminal():
@@ -413,7 +415,7 @@ def local_hub(monkeypatch):
 
 def test_the_hub_is_asked_at_its_endpoint_and_a_refused_token_is_broken(local_hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    found = by_name(hub.reachable())
+    found = by_name(hub.check_reachable(network=True))
     assert found["reachable"].state == "ok" and "127.0.0.1" in found["reachable"].message
     assert found["token"].state == "broken" and SECRET not in str(found)
     assert _Hub.asked == [("/api/models?limit=1", None), ("/api/whoami-v2", f"Bearer {SECRET}")]
@@ -422,7 +424,7 @@ def test_the_hub_is_asked_at_its_endpoint_and_a_refused_token_is_broken(local_hu
 def test_a_hub_that_does_not_answer_is_broken_with_what_to_look_at(local_hub):
     local_hub.shutdown()
     local_hub.server_close()
-    found = by_name(hub.reachable())["reachable"]
+    found = by_name(hub.check_reachable(network=True))["reachable"]
     assert found.state == "broken" and "HF_ENDPOINT" in found.remedy
 
 

@@ -3,7 +3,6 @@
 import shutil
 import sys
 import textwrap
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,12 +13,12 @@ from lorakit.cli.options import Json, Overrides
 from lorakit.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
-    from lorakit.doctor.finding import CheckResult
+    from lorakit.doctor.check import CheckResult
 
 Recipe = Annotated[
-    Path | None, typer.Argument(metavar="RECIPE", help="Ask also for what this recipe needs.", show_default=False)
+    Path | None, typer.Argument(metavar="RECIPE", help="Also check what this recipe needs.", show_default=False)
 ]
-Network = Annotated[bool, typer.Option("--network", help="Ask the hub too, whether it answers and takes the token.")]
+Network = Annotated[bool, typer.Option("--network", help="Also check whether the hub answers and takes the token.")]
 
 _STATE, _NAME = 8, 17  # widths of the columns
 
@@ -40,49 +39,52 @@ def doctor(
     if overrides and recipe is None:
         raise typer.BadParameter("--set overrides a key of a recipe. Name the recipe too.")
     from lorakit import console
-    from lorakit.doctor.run import examine
+    from lorakit.doctor.run import run_doctor
 
-    asked = None
+    settings = None
     if recipe:
         from lorakit.recipe.load import load
 
-        asked = load(recipe, overrides).recipe
-    found, shown = [], ""
-    for section, finding in examine(network, asked):
-        found.append((section, finding))
+        settings = load(recipe, overrides).recipe
+    results: list[tuple[str, CheckResult]] = []
+    section = ""
+    for name, result in run_doctor(network, settings):
+        results.append((name, result))
         if as_json:
             continue
-        if section != shown:
-            console.result(f"\n{section}" if shown else section)
-            shown = section
-        console.result(_lines(finding, _width()))
-    broken = [finding.name for _, finding in found if finding.state == "broken"]
+        if name != section:
+            console.result(f"\n{name}" if section else name)
+            section = name
+        console.result(_lines(result, shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 20))
+    broken = [result.name for _, result in results if result.state == "broken"]
     if as_json:
-        findings = [{"section": section, **asdict(finding)} for section, finding in found]
-        console.result_json({"ok": not broken, "findings": findings})
+        console.result_json({"ok": not broken, "findings": [_as_json(name, result) for name, result in results]})
     else:
-        notes = sum(finding.state == "note" for _, finding in found)
-        console.result(f"\n{len(found)} findings, {notes} to note, {len(broken)} broken" + _named(broken))
+        notes = sum(result.state == "note" for _, result in results)
+        names = f": {', '.join(broken)}" if broken else ""
+        console.result(f"\n{len(results)} findings, {notes} to note, {len(broken)} broken{names}")
     if broken:
         raise SystemExit(EXIT_FAILED)
 
 
-def _named(broken: list[str]) -> str:
-    return f": {', '.join(broken)}" if broken else ""
+def _as_json(section: str, result: "CheckResult") -> dict[str, object]:
+    return {
+        "section": section,
+        "name": result.name,
+        "state": result.state,
+        "found": result.message,
+        "remedy": result.remedy,
+        "figures": result.figures,
+    }
 
 
-def _width() -> int:
-    """The width to break lines at: the terminal's; in a pipe or a file a line stays one line."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 20
-
-
-def _lines(finding: "CheckResult", width: int) -> str:
-    """A finding: state, name, what was found, and under it what to do."""
-    begin, under = f"  {finding.state:{_STATE}}{finding.name:{_NAME}}", " " * (2 + _STATE + _NAME)
-    long_name = len(finding.name) >= _NAME
+def _lines(result: "CheckResult", width: int) -> str:
+    """State, name and message of a result, and under it what to do."""
+    begin, under = f"  {result.state:{_STATE}}{result.name:{_NAME}}", " " * (2 + _STATE + _NAME)
+    long_name = len(result.name) >= _NAME
     wrap = partial(textwrap.wrap, width=max(width - 1, 60), break_on_hyphens=False)  # commands are to be copied
     lines = [begin] if long_name else []
-    lines += wrap(finding.message, initial_indent=under if long_name else begin, subsequent_indent=under)
-    if finding.remedy:
-        lines += wrap(finding.remedy, initial_indent=f"{under}-> ", subsequent_indent=f"{under}   ")
+    lines += wrap(result.message, initial_indent=under if long_name else begin, subsequent_indent=under)
+    if result.remedy:
+        lines += wrap(result.remedy, initial_indent=f"{under}-> ", subsequent_indent=f"{under}   ")
     return "\n".join(lines)

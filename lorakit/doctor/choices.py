@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lorakit.doctor.finding import CheckResult
+from lorakit.doctor.check import CheckResult
+from lorakit.doctor.cpu import matmul_speed
 from lorakit.doctor.packages import import_error
-from lorakit.doctor.speed import product_speed
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine, this_machine, usable_machine
 from lorakit.progress import Silent
@@ -13,16 +13,16 @@ from lorakit.progress import Silent
 if TYPE_CHECKING:
     from lorakit.recipe.schema import Recipe
 
-# The other choices hang on the model and the rows.
-_OF_THE_MACHINE = ("model.dtype", "model.attention", "data.packing", "train.optimizer")
+# The other choices depend on the model and the rows.
+_BY_MACHINE = ("model.dtype", "model.attention", "data.packing", "train.optimizer")
 # A product is not all of training: a smaller difference in it decides nothing.
 _CLEARLY_FASTER = 1.3
 
 
-def choices(recipe: "Recipe | None") -> Iterator[CheckResult]:
-    """Each choice with its reason, of the number format also whether the measured speed bears it out.
+def check_choices(recipe: "Recipe | None") -> Iterator[CheckResult]:
+    """Each choice with its reason; of the number format also whether the measured speed agrees.
 
-    Without a recipe, those that hang on the machine alone. A setting of the recipe that cannot work here is broken.
+    Without a recipe, those that depend on the machine alone. A setting of the recipe that cannot work here is broken.
     """
     from lorakit.plan.auto import resolve_auto  # imported here, since a broken pydantic must not end the other checks
     from lorakit.plan.model_info import find_model_info
@@ -30,33 +30,31 @@ def choices(recipe: "Recipe | None") -> Iterator[CheckResult]:
 
     machine = _machine_of_runs()
     yield CheckResult("device", "ok", f"{machine.name} ({machine.device})")
-    asked = recipe or Recipe(model=Model(base="any/model"), data=Data(train="any/rows"))
+    checked = recipe or Recipe(model=Model(base="any/model"), data=Data(train="any/rows"))
     try:
-        facts = find_model_info(asked.model.base, asked.model.revision) if recipe else None
-        settled = resolve_auto(asked, machine, facts)
+        info = find_model_info(checked.model.base, checked.model.revision) if recipe else None
+        resolved = resolve_auto(checked, machine, info)
     except UserError as error:
         yield CheckResult("settings", "broken", str(error))
         return
-    for choice in settled.choices:
-        if recipe or choice.path in _OF_THE_MACHINE:
-            faster = _faster(str(choice.value)) if choice.path == "model.dtype" and not machine.is_gpu else ""
+    for choice in resolved.choices:
+        if recipe or choice.path in _BY_MACHINE:
+            faster = _faster_format(str(choice.value)) if choice.path == "model.dtype" and not machine.is_gpu else ""
             value = str(choice.value).lower() if isinstance(choice.value, bool) else choice.value
-            said, figures = f"{value}: {choice.reason}{faster}", {"value": choice.value}
+            message, figures = f"{value}: {choice.reason}{faster}", {"value": choice.value}
             remedy = "compare a few steps of both: --set train.steps=5" if faster else ""
-            yield CheckResult(choice.path, "note" if faster else "ok", said, remedy, figures)
+            yield CheckResult(choice.path, "note" if faster else "ok", message, remedy, figures)
 
 
 def _machine_of_runs() -> Machine:
-    """The device that a run would use; as the driver says where torch cannot be asked."""
+    """The device that a run would use; the driver's answer where torch cannot be imported."""
     return this_machine() if import_error("torch") else usable_machine(Silent())
 
 
-def _faster(chosen: str) -> str:
-    """What the measured speed says against the number format that was chosen for the processor."""
-    if import_error("torch"):
-        return ""
+def _faster_format(chosen: str) -> str:
+    """A clause on the other number format where it was measured as clearly faster on the processor."""
     other = {"float32": "bfloat16", "bfloat16": "float32"}.get(chosen)
-    if other is None:
+    if other is None or import_error("torch"):
         return ""
-    times = product_speed("cpu", other)[0] / product_speed("cpu", chosen)[0]
+    times = matmul_speed("cpu", other)[0] / matmul_speed("cpu", chosen)[0]
     return f"; but {other} was measured {times:.1f} times as fast" if times > _CLEARLY_FASTER else ""

@@ -1,83 +1,120 @@
-"""The processor and the memory: what there is, what this process may use, and how fast it is."""
+"""The processor and main memory: what there is, what this process may use, and how fast it is."""
 
+import functools
 import os
+import time
 from collections.abc import Iterator
+from typing import Any
 
+from lorakit.amounts import gibibytes
 from lorakit.data.worker_pool import processors
-from lorakit.doctor.finding import CheckResult, gib
+from lorakit.doctor.check import CheckResult
 from lorakit.doctor.packages import import_error
-from lorakit.doctor.speed import product_speed
 from lorakit.hardware.cgroups import read_cgroup_limits
 from lorakit.hardware.machine import processor
 
-_FORMATS = ("float32", "bfloat16")  # a run on a processor takes no float16
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # Below this a float32 model of a billion parameters does not load.
 _LITTLE_MEMORY = 4 << 30
+_WIDTHS = (128, 256, 512, 1024, 2048, 4096)
+# A product that takes this many seconds hides the cost of the call; in a number format without instructions of its own
+# a small one does already.
+_LONG_ENOUGH = 0.02
+_SECONDS = 0.2
 
 
-def cores() -> Iterator[CheckResult]:
+def check_processor() -> Iterator[CheckResult]:
     """The processor, and how much of it this process may use."""
-    machine, usable, there, limits = processor(), processors(), os.cpu_count() or 1, read_cgroup_limits()
-    said = f"{machine.name}, {usable} of {there} cores usable" if usable < there else f"{machine.name}, {there} cores"
-    figures: dict[str, float] = {"cores": there, "usable": usable}
-    if limits.processors is not None:
-        said += f", limited to the time of {limits.processors:g} by the container or batch system"
-        figures["limit"] = limits.processors
-    yield CheckResult("processor", "ok", said, figures=figures)
+    usable, cores, limit = processors(), os.cpu_count() or 1, read_cgroup_limits().processors
+    message = f"{processor().name}, " + (f"{usable} of {cores} cores usable" if usable < cores else f"{cores} cores")
+    figures: dict[str, float] = {"cores": cores, "usable": usable}
+    if limit is not None:
+        message += f", limited to the time of {limit:g} by the container or batch system"
+        figures["limit"] = limit
+    yield CheckResult("processor", "ok", message, figures=figures)
 
 
-def threads() -> Iterator[CheckResult]:
-    """The threads in which torch computes, against the cores it may use."""
+def check_threads() -> Iterator[CheckResult]:
+    """The threads that torch computes in, against the cores that it may use."""
     if import_error("torch"):
         yield CheckResult("threads", "note", "not known, since torch cannot be imported")
         return
     import torch
 
-    used, usable = (
-        torch.get_num_threads(),
-        int(max(1, min(processors(), read_cgroup_limits().processors or processors()))),
-    )
-    said, figures = f"torch computes in {used} threads", {"threads": used}
-    limiting = next((name for name in _THREAD_VARIABLES if os.environ.get(name)), None)
-    if used < usable and limiting:
+    used, limit = torch.get_num_threads(), read_cgroup_limits().processors
+    usable = int(max(1, min(processors(), limit or processors())))
+    message, figures = f"torch computes in {used} threads", {"threads": used}
+    variable = next((name for name in _THREAD_VARIABLES if os.environ.get(name)), None)
+    if used < usable and variable:
         # Launchers such as torchrun and accelerate set OMP_NUM_THREADS=1 by themselves.
-        said += f", {usable} could be used: {limiting} is {os.environ[limiting]}"
-        yield CheckResult("threads", "note", said, f"unset {limiting}, unless other runs share this machine", figures)
+        message += f", {usable} could be used: {variable} is {os.environ[variable]}"
+        yield CheckResult(
+            "threads", "note", message, f"unset {variable}, unless other runs share this machine", figures
+        )
     elif used > usable:
-        said += f" on {usable} cores, which wait for each other"
-        yield CheckResult("threads", "note", said, f"export OMP_NUM_THREADS={usable}", figures)
+        message += f" on {usable} cores, which wait for each other"
+        yield CheckResult("threads", "note", message, f"export OMP_NUM_THREADS={usable}", figures)
     else:
-        yield CheckResult("threads", "ok", said, figures=figures)
+        yield CheckResult("threads", "ok", message, figures=figures)
 
 
-def speeds() -> Iterator[CheckResult]:
-    """The speed of a matrix product in each number format."""
+def check_speed() -> Iterator[CheckResult]:
+    """The speed of a matrix product in the number formats that runs on a processor use."""
     if import_error("torch"):
         yield CheckResult("speed", "note", "not measured, since torch cannot be imported")
         return
-    plain = product_speed("cpu", "float32")[0]
-    for dtype in _FORMATS:
-        speed, size = product_speed("cpu", dtype)
-        said = f"{speed / 1e9:,.1f} GFLOP/s, measured on {size} x {size}"
+    for dtype in ("float32", "bfloat16"):
+        speed, width = matmul_speed("cpu", dtype)
+        message = f"{speed / 1e9:,.1f} GFLOP/s, measured on {width} x {width}"
         if dtype != "float32":
-            said += f", {speed / plain:.2g} times float32"
-        yield CheckResult(dtype, "ok", said, figures={"speed": speed})
+            message += f", {speed / matmul_speed('cpu', 'float32')[0]:.2g} times float32"
+        yield CheckResult(dtype, "ok", message, figures={"speed": speed})
 
 
-def memory() -> Iterator[CheckResult]:
+def check_memory() -> Iterator[CheckResult]:
     """Main memory: all, available, and the limit of a container or batch system."""
     limits, available = read_cgroup_limits(), processor().memory
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     figures = {"total": total, "available": available}
-    said = f"{gib(available)} of {gib(total)} are available"
+    message = f"{gibibytes(available)} of {gibibytes(total)} are available"
     if limits.memory is not None and limits.memory < total:
-        left = min(available, limits.memory_left or 0)
-        figures |= {"limit": limits.memory, "left": left}
-        said += f"; the container or batch system gives {gib(limits.memory)}, of which {gib(left)} are left"
-        available = left
-    if available < _LITTLE_MEMORY:
-        remedy = "close other programs: a model of 1B parameters alone takes 4 GB in float32"
-        yield CheckResult("memory", "note", said, remedy, figures)
-    else:
-        yield CheckResult("memory", "ok", said, figures=figures)
+        available = min(available, limits.memory_left or 0)
+        figures |= {"limit": limits.memory, "left": available}
+        message += f"; the container or batch system allows {gibibytes(limits.memory)}, {gibibytes(available)} left"
+    little = available < _LITTLE_MEMORY
+    remedy = "close other programs: a model of 1B parameters alone takes 4 GB in float32" if little else ""
+    yield CheckResult("memory", "note" if little else "ok", message, remedy, figures)
+
+
+@functools.cache
+def matmul_speed(device: str, dtype: str) -> tuple[float, int]:
+    """FLOP/s of a square matrix product, and its width.
+
+    The width grows until a product takes 20 ms; that one is then repeated for 0.2 s, and the fastest counts.
+
+    Raises:
+        RuntimeError: the device cannot do it.
+    """
+    import torch
+
+    for width in _WIDTHS:
+        left, right = torch.rand(2, width, width).to(device, getattr(torch, dtype))
+        _time_matmul(left, right, device)  # the first call pays for the setup
+        seconds = _time_matmul(left, right, device)
+        if seconds >= _LONG_ENOUGH:
+            break
+    end = time.perf_counter() + _SECONDS
+    while time.perf_counter() < end:
+        seconds = min(seconds, _time_matmul(left, right, device))
+    return 2 * width**3 / seconds, width
+
+
+def _time_matmul(left: Any, right: Any, device: str) -> float:
+    import torch
+
+    start = time.perf_counter()
+    with torch.inference_mode():
+        left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -1,53 +1,47 @@
-"""Room on disk where runs and caches go, and what the caches hold already."""
+"""Disk space where runs and caches go, and how much the caches use."""
 
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from lorakit.amounts import gibibytes
 from lorakit.atomic_io import cache_folder
-from lorakit.doctor.finding import CheckResult, gib
+from lorakit.doctor.check import CheckResult
 
 # An adapter's run takes megabytes; a merged model, or one from the hub, several of these.
-_LITTLE_ROOM = 10 << 30
+_LITTLE_SPACE = 10 << 30
 
 
-def rooms(run: Path | None) -> Iterator[CheckResult]:
-    """The folders that commands write into: free room, size, and whether they can be written.
+def check_folders(run: Path | None) -> Iterator[CheckResult]:
+    """The folders that commands write into: free space, size, and whether they can be written.
 
-    `run` is a recipe's run folder; without a recipe runs may go elsewhere than here, so that nothing is broken then.
+    `run` is a recipe's run folder; without a recipe, runs may go elsewhere than the current folder, which then only
+    gets a note.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = Path.cwd() if run is None else run.absolute()
-    yield _room("runs", folder, "write another output.dir, or give --output", needed=run is not None)
-    yield _room("lorakit's cache", cache_folder(), "set LORAKIT_CACHE to another folder", needed=True, sized=True)
-    yield _room("hub's cache", Path(HF_HUB_CACHE), "set HF_HUB_CACHE to another folder", needed=False, sized=True)
+    yield _check_folder("runs", folder, "set another output.dir, or pass --output", needed=run is not None)
+    yield _check_folder(
+        "lorakit's cache", cache_folder(), "set LORAKIT_CACHE to another folder", needed=True, with_size=True
+    )
+    hub = Path(HF_HUB_CACHE)
+    yield _check_folder("hub's cache", hub, "set HF_HUB_CACHE to another folder", needed=False, with_size=True)
 
 
-def size_of(folder: Path) -> int:
-    """The bytes that the files below a folder take; links are not followed, so nothing is counted twice."""
-    if not folder.is_dir():
-        return 0
-    size = 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                size += size_of(Path(entry.path))
-            else:
-                size += entry.stat(follow_symlinks=False).st_size
-    return size
-
-
-def _room(name: str, folder: Path, elsewhere: str, needed: bool, sized: bool = False) -> CheckResult:
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    figures, said = {"free": free}, f"{folder}: {gib(free)} free"
-    if sized:
-        figures["size"] = size_of(folder)
-        said += f", {gib(figures['size'])} in use" if folder.is_dir() else ", nothing there yet"
-    if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
-        return CheckResult(name, "broken" if needed else "note", f"{said}, cannot be written", elsewhere, figures)
-    if free < _LITTLE_ROOM:
-        return CheckResult(name, "note", f"{said}, which is little", f"free some, or {elsewhere}", figures)
-    return CheckResult(name, "ok", said, figures=figures)
+def _check_folder(name: str, folder: Path, remedy: str, needed: bool, with_size: bool = False) -> CheckResult:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    figures, message = {"free": free}, f"{folder}: {gibibytes(free)} free"
+    if with_size:
+        files = (Path(parent, file) for parent, _, names in os.walk(folder) for file in names)
+        figures["size"] = sum(
+            file.lstat().st_size for file in files
+        )  # a link counts by itself, so nothing counts twice
+        message += f", {gibibytes(figures['size'])} in use" if folder.is_dir() else ", not created yet"
+    if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
+        return CheckResult(name, "broken" if needed else "note", f"{message}, cannot be written", remedy, figures)
+    if free < _LITTLE_SPACE:
+        return CheckResult(name, "note", f"{message}, which is little", f"free some, or {remedy}", figures)
+    return CheckResult(name, "ok", message, figures=figures)

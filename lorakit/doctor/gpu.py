@@ -8,17 +8,18 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lorakit.doctor.finding import CheckResult, gib, reason
+from lorakit.amounts import gibibytes
+from lorakit.doctor.check import CheckResult, root_cause
+from lorakit.doctor.cpu import matmul_speed
 from lorakit.doctor.packages import import_error
-from lorakit.doctor.speed import product_speed
 
 _QUERY = ("name", "memory.total", "memory.free", "driver_version", "compute_cap")
 # The desktop, and other programs' contexts, take some; more than this share is another run.
-_TAKEN = 0.1
+_BUSY_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Card:
+class DriverGpu:
     """A GPU as nvidia-smi shows it; memory in bytes."""
 
     name: str
@@ -28,70 +29,90 @@ class Card:
     capability: str
 
 
-def cards() -> Iterator[CheckResult]:
+def check_gpus() -> Iterator[CheckResult]:
     """Each GPU of this machine, hidden or not."""
-    found, complaint = _seen()
-    if not found and gpus_on_bus():
-        said = complaint or "an NVIDIA GPU is in this machine, and no driver that shows it"
-        yield CheckResult("driver", "broken", said, "install NVIDIA's driver; reboot where it was just updated")
+    gpus, error = _driver_gpus()
+    if not gpus and count_gpus_on_bus():
+        message = error or "an NVIDIA GPU is in this machine, but no driver shows it"
+        yield CheckResult("driver", "broken", message, "install NVIDIA's driver; reboot if it was just updated")
         return
-    for number, card in enumerate(found):
-        yield _finding(f"GPU {number}", card)
-    if not found:
+    for number, gpu in enumerate(gpus):
+        message = (
+            f"{gpu.name}, {gibibytes(gpu.memory)}, {gibibytes(gpu.free)} free, "
+            f"compute capability {gpu.capability}, driver {gpu.driver}"
+        )
+        if gpu.memory - gpu.free > _BUSY_SHARE * gpu.memory:
+            message, remedy = f"{message}: other programs hold memory", "nvidia-smi lists them"
+            yield CheckResult(f"GPU {number}", "note", message, remedy, asdict(gpu))
+        else:
+            yield CheckResult(f"GPU {number}", "ok", message, figures=asdict(gpu))
+    if not gpus:
         yield CheckResult("GPU", "note", "there is no NVIDIA GPU: runs use the processor")
     elif _hidden():
         yield CheckResult("visible", "note", "CUDA_VISIBLE_DEVICES hides every GPU: runs use the processor")
-    elif len(found) > 1:
+    elif len(gpus) > 1:
         used = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
-        yield CheckResult(
-            "used",
-            "note",
-            f"a run uses one of the {len(found)} GPUs: {f'GPU {used}' if used.isdigit() else used}",
-            "CUDA_VISIBLE_DEVICES=1 before a command makes it another",
-        )
+        message = f"a run uses one of the {len(gpus)} GPUs: {f'GPU {used}' if used.isdigit() else used}"
+        yield CheckResult("used", "note", message, "set CUDA_VISIBLE_DEVICES=1 before a command to choose another")
 
 
-def torch_on_gpu() -> Iterator[CheckResult]:
+def check_torch() -> Iterator[CheckResult]:
     """Whether torch reaches the GPU, by a real product in each number format."""
     if import_error("torch"):
         yield CheckResult("torch on GPU", "note", "not tried, since torch cannot be imported")
         return
     import torch
 
-    here = [] if _hidden() else _seen()[0]
+    gpus = [] if _hidden() else _driver_gpus()[0]
     if torch.cuda.is_available():
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
         yield CheckResult("torch on GPU", "ok", f"{torch.__version__} uses the GPU by {build}")
-        yield from _products(torch.cuda.get_device_capability()[0] >= 8)
-    elif here and torch.version.cuda is None:
+        yield from _check_speed(torch.cuda.get_device_capability()[0] >= 8)
+    elif gpus and torch.version.cuda is None:
+        message = f"{torch.__version__} is a build without CUDA: the GPU stays idle"
         remedy = "pip install --force-reinstall torch, where pip is not set to take the CPU build"
-        yield CheckResult(
-            "torch on GPU", "broken", f"{torch.__version__} is a build without CUDA: the GPU stays idle", remedy
-        )
-    elif here:
-        yield CheckResult(
-            "torch on GPU",
-            "broken",
-            f"{torch.__version__}, built for CUDA {torch.version.cuda}, cannot use the GPU: {_refusal()}",
-            f"update the driver (now {here[0].driver}), or install torch built for an older CUDA",
-        )
+        yield CheckResult("torch on GPU", "broken", message, remedy)
+    elif gpus:
+        try:
+            torch.cuda.init()
+            reason = "it finds no device"
+        except (RuntimeError, AssertionError) as error:
+            reason = root_cause(error)
+        message = f"{torch.__version__}, built for CUDA {torch.version.cuda}, cannot use the GPU: {reason}"
+        remedy = f"update the driver (now {gpus[0].driver}), or install torch built for an older CUDA"
+        yield CheckResult("torch on GPU", "broken", message, remedy)
     else:
         yield CheckResult("torch on GPU", "ok", f"{torch.__version__} has none to use")
 
 
-def cards_in(text: str) -> list[Card]:
+def _check_speed(bfloat16: bool) -> Iterator[CheckResult]:
+    for dtype in ("float32", "float16", *(["bfloat16"] if bfloat16 else [])):
+        try:
+            speed, width = matmul_speed("cuda", dtype)
+        except RuntimeError as error:
+            remedy = "install a build of torch for this GPU's compute capability and driver"
+            yield CheckResult(dtype, "broken", f"a matrix product fails: {root_cause(error)}", remedy)
+            return
+        message = f"{speed / 1e12:,.1f} TFLOP/s, measured on {width} x {width}"
+        yield CheckResult(dtype, "ok", message, figures={"speed": speed})
+
+
+def parse_gpus(text: str) -> list[DriverGpu]:
     """What `nvidia-smi --query-gpu` printed, without header and units; a figure that it does not know is 0."""
+
+    def to_bytes(mebibytes: str) -> int:
+        return int(mebibytes) << 20 if mebibytes.isdigit() else 0
+
     rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]
-    return [Card(name, _bytes(total), _bytes(free), driver, cap) for name, total, free, driver, cap in rows]
+    return [DriverGpu(name, to_bytes(total), to_bytes(free), driver, cap) for name, total, free, driver, cap in rows]
 
 
-def gpus_on_bus(devices: Path = Path("/sys/bus/pci/devices")) -> int:
+def count_gpus_on_bus(devices: Path = Path("/sys/bus/pci/devices")) -> int:
     """NVIDIA's display controllers on the PCI bus, with a driver or without (PCI's codes: vendor 10de, class 03)."""
-    found = 0
-    for device in devices.glob("*"):
-        vendor, kind = ((device / name).read_text(encoding="utf-8") for name in ("vendor", "class"))
-        found += vendor.startswith("0x10de") and kind.startswith("0x03")
-    return found
+    codes = (
+        [(device / name).read_text(encoding="utf-8") for name in ("vendor", "class")] for device in devices.glob("*")
+    )
+    return sum(vendor.startswith("0x10de") and kind.startswith("0x03") for vendor, kind in codes)
 
 
 def _hidden() -> bool:
@@ -99,54 +120,13 @@ def _hidden() -> bool:
 
 
 @functools.cache
-def _seen() -> tuple[list[Card], str]:
-    """The GPUs that the driver shows, and what it complains of."""
+def _driver_gpus() -> tuple[list[DriverGpu], str]:
+    """The GPUs that the driver shows, and its error message."""
     if not shutil.which("nvidia-smi"):
         return [], ""
     command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        return [], f"nvidia-smi: {said[0] if said else f'exit code {done.returncode}'}"
-    return cards_in(done.stdout), ""
-
-
-def _bytes(mebibytes: str) -> int:
-    return int(mebibytes) << 20 if mebibytes.isdigit() else 0
-
-
-def _finding(name: str, card: Card) -> CheckResult:
-    said = f"{card.name}, {gib(card.memory)}, {gib(card.free)} free, "
-    said += f"compute capability {card.capability}, driver {card.driver}"
-    figures = asdict(card)
-    if card.memory - card.free > _TAKEN * card.memory:
-        return CheckResult(name, "note", f"{said}: other programs hold memory", "nvidia-smi lists them", figures)
-    return CheckResult(name, "ok", said, figures=figures)
-
-
-def _products(bfloat16: bool) -> Iterator[CheckResult]:
-    for dtype in ("float32", "float16", *(["bfloat16"] if bfloat16 else [])):
-        try:
-            speed, size = product_speed("cuda", dtype)
-        except RuntimeError as error:
-            yield CheckResult(
-                dtype,
-                "broken",
-                f"a matrix product fails: {reason(error)}",
-                "install a build of torch for this GPU's compute capability and driver",
-            )
-            return
-        yield CheckResult(
-            dtype, "ok", f"{speed / 1e12:,.1f} TFLOP/s, measured on {size} x {size}", figures={"speed": speed}
-        )
-
-
-def _refusal() -> str:
-    """What CUDA says when it is started."""
-    import torch
-
-    try:
-        torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:
-        return reason(error)
-    return "it finds no device"
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        return [], f"nvidia-smi: {lines[0] if lines else f'exit code {done.returncode}'}"
+    return parse_gpus(done.stdout), ""

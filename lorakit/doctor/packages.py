@@ -1,4 +1,4 @@
-"""Python, the system, and the packages that lorakit stands on: their versions, and whether they can be imported."""
+"""Python, the system, and the packages that lorakit needs: their versions, and whether they can be imported."""
 
 import functools
 import importlib
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lorakit.doctor.finding import CheckResult, reason
+from lorakit.doctor.check import CheckResult, root_cause
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -25,53 +25,50 @@ _IMPORTED = {
     "datasets": "Dataset",
     "trl": "SFTTrainer",
 }
-_STAND_ON_TORCH = {"bitsandbytes", "transformers", "accelerate", "peft", "trl"}
+_NEED_TORCH = {"bitsandbytes", "transformers", "accelerate", "peft", "trl"}
 _EXTRAS = {"gguf": "reads .gguf files", "tasks": "runs lm-eval's benchmarks (lorakit eval --tasks)"}
 
 
-def python() -> Iterator[CheckResult]:
-    """The interpreter, and lorakit itself."""
+def check_python() -> Iterator[CheckResult]:
+    """The interpreter, lorakit itself, and the operating system: lorakit is tested on Linux."""
     import lorakit
 
     where = sys.prefix if sys.prefix == sys.base_prefix else f"{sys.prefix}, a virtual environment"
     yield CheckResult("Python", "ok", f"{platform.python_version()} in {where}")
     yield CheckResult("lorakit", "ok", lorakit.__version__)
-
-
-def system() -> Iterator[CheckResult]:
-    """The operating system: Linux is what lorakit is tested on."""
-    said = f"{platform.system()} {platform.release()} on {platform.machine()}"
+    system = f"{platform.system()} {platform.release()} on {platform.machine()}"
     if platform.system() == "Linux":
-        yield CheckResult("system", "ok", said)
+        yield CheckResult("system", "ok", system)
     else:
-        yield CheckResult("system", "note", f"{said}: lorakit is tested on Linux only")
+        yield CheckResult("system", "note", f"{system}: lorakit is tested on Linux only")
 
 
-def required() -> Iterator[CheckResult]:
-    """Every package that lorakit's metadata asks for: its version, and for those that a run is made of its import."""
-    wanted = {item.name: item for item in _requirements() if _asked(item, "")}
-    others, torch = 0, "ok"
-    for name in [*_IMPORTED, *(name for name in wanted if name not in _IMPORTED)]:
-        finding = _version(name, wanted.get(name))
-        if name in _STAND_ON_TORCH and finding.state == "ok" and torch == "broken":
-            finding = CheckResult(name, "note", f"{finding.message}: not tried, since torch is broken")
-        elif name in _IMPORTED and installed(name):
-            finding = _imported(finding)
-        if name == "torch":
-            torch = finding.state
-        if finding.state == "ok" and name not in _IMPORTED:
+def check_required() -> Iterator[CheckResult]:
+    """Every package that lorakit's metadata asks for: its version, and for those that a run loads its import."""
+    requirements = {item.name: item for item in _requirements() if _applies(item, "")}
+    others, torch_broken = 0, False
+    for name in [*_IMPORTED, *(name for name in requirements if name not in _IMPORTED)]:
+        result = _check_version(name, requirements.get(name))
+        if name in _NEED_TORCH and result.state == "ok" and torch_broken:
+            result = CheckResult(name, "note", f"{result.message}: not tried, since torch is broken")
+        elif name in _IMPORTED and installed(name) and (error := import_error(name)):
+            public = (installed(name) or "").partition("+")[0]
+            remedy = result.remedy or f"pip install --force-reinstall {name}=={public}"
+            result = CheckResult(name, "broken", f"{result.message}; cannot be imported: {error}", remedy)
+        torch_broken = torch_broken or (name == "torch" and result.state == "broken")
+        if result.state == "ok" and name not in _IMPORTED:
             others += 1
         else:
-            yield finding
+            yield result
     if others:
         yield CheckResult("others", "ok", f"{others} more packages, each in a version that lorakit is made for")
 
 
-def optional() -> Iterator[CheckResult]:
+def check_optional() -> Iterator[CheckResult]:
     """The extras of lorakit, and flash-attn."""
     for extra, purpose in _EXTRAS.items():
-        wanted = [item for item in _requirements() if _asked(item, extra) and not _asked(item, "")]
-        if wanted and all(_version(item.name, item).state == "ok" for item in wanted):
+        requirements = [item for item in _requirements() if _applies(item, extra) and not _applies(item, "")]
+        if requirements and all(_check_version(item.name, item).state == "ok" for item in requirements):
             yield CheckResult(f"extra {extra}", "ok", f"installed: {purpose}")
         else:
             yield CheckResult(f"extra {extra}", "note", f"not installed: {purpose}", f"pip install 'lorakit[{extra}]'")
@@ -79,12 +76,8 @@ def optional() -> Iterator[CheckResult]:
     if version:
         yield CheckResult("flash-attn", "ok", f"{version}: model.attention can be flash_attention_2")
     else:
-        yield CheckResult(
-            "flash-attn",
-            "note",
-            "not installed: model.attention: flash_attention_2 needs it, on an NVIDIA GPU",
-            "pip install flash-attn --no-build-isolation",
-        )
+        message = "not installed: model.attention: flash_attention_2 needs it, on an NVIDIA GPU"
+        yield CheckResult("flash-attn", "note", message, "pip install flash-attn --no-build-isolation")
 
 
 @functools.cache
@@ -93,7 +86,7 @@ def import_error(package: str) -> str | None:
     try:
         getattr(importlib.import_module(package), _IMPORTED[package])
     except (Exception, SystemExit) as error:  # whatever a broken installation raises
-        return reason(error)
+        return root_cause(error)
     return None
 
 
@@ -111,32 +104,22 @@ def _requirements() -> list["Requirement"]:
     return [Requirement(line) for line in importlib.metadata.requires("lorakit") or ()]
 
 
-def _asked(item: "Requirement", extra: str) -> bool:
+def _applies(item: "Requirement", extra: str) -> bool:
     """Whether an installation with this extra, or with none, needs the package."""
     return item.marker is None or item.marker.evaluate({"extra": extra})
 
 
-def _version(name: str, wanted: "Requirement | None") -> CheckResult:
+def _check_version(name: str, requirement: "Requirement | None") -> CheckResult:
     """Whether the installed version is one that lorakit is made for."""
     from packaging.version import Version
 
-    version, bounds = installed(name), str(wanted.specifier) if wanted else ""
+    version, bounds = installed(name), str(requirement.specifier) if requirement else ""
     upgrade = f"pip install --upgrade '{name}{bounds}'"
     if version is None:
         return CheckResult(name, "broken", "not installed", upgrade)
     floor = _SECURITY_FLOORS.get(name)
     if floor and Version(version) < Version(floor):
         return CheckResult(name, "broken", f"{version}: below {floor} there are known security holes", upgrade)
-    if wanted and not wanted.specifier.contains(version, prereleases=True):
+    if requirement and not requirement.specifier.contains(version, prereleases=True):
         return CheckResult(name, "broken", f"{version}: lorakit is made for {bounds}", upgrade)
     return CheckResult(name, "ok", f"{version} ({bounds})" if bounds else version)
-
-
-def _imported(version: CheckResult) -> CheckResult:
-    """The finding on a package's version, with why it cannot be imported where that is so."""
-    name, error = version.name, import_error(version.name)
-    if error is None:
-        return version
-    public = (installed(name) or "").partition("+")[0]
-    remedy = version.remedy or f"pip install --force-reinstall {name}=={public}"
-    return CheckResult(name, "broken", f"{version.message}; cannot be imported: {error}", remedy)

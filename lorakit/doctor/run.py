@@ -5,43 +5,42 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.doctor import base, choices, cpu, disk, gpu, hub, models, packages
-from lorakit.doctor import bitsandbytes as quantization
-from lorakit.doctor.finding import Check, CheckResult, findings_of
+from lorakit.doctor import base_model, bitsandbytes, choices, cpu, disk, gpu, hub, packages
+from lorakit.doctor.check import Check, CheckResult, run_check
 
 if TYPE_CHECKING:
     from lorakit.recipe.schema import Recipe
 
 
-def examine(network: bool, recipe: "Recipe | None" = None) -> Iterator[tuple[str, CheckResult]]:
-    """Every finding with its section, as it is found; a check that fails takes no other down.
+def run_doctor(network: bool, recipe: "Recipe | None" = None) -> Iterator[tuple[str, CheckResult]]:
+    """Each result with its section, as soon as it is there.
 
-    The network is used only with `network`. With a recipe it is also asked what this recipe needs: its base model, its
-    settings, room where its run goes.
+    Uses the network only with `network`. With a recipe, also checks its base model, its settings, and the disk space
+    where its run goes.
     """
     for section, checks in _sections(network, recipe).items():
         for name, check in checks.items():
-            for finding in findings_of(name, check):
-                yield section, finding
+            for result in run_check(name, check):
+                yield section, result
 
 
 def _sections(network: bool, recipe: "Recipe | None") -> dict[str, dict[str, Check]]:
-    """Each section's checks, by the name under which a check is reported that ends with an error."""
+    """Section -> its checks, by the name to report one under that raises an error."""
     run = Path(recipe.output.dir) if recipe and recipe.output.dir else None
-    asked: dict[str, Check] = {"base": partial(base.base, recipe)} if recipe else {}
+    base: dict[str, Check] = {"base": partial(base_model.check_base, recipe)} if recipe else {}
     return {
-        "Python": {"Python": packages.python, "system": packages.system},
-        "Packages": {"packages": packages.required, "extras": packages.optional},
-        "GPU": {"GPU": gpu.cards, "torch": gpu.torch_on_gpu},
-        "bitsandbytes": {"layers": quantization.layers, "optimizer": quantization.optimizer},
+        "Python": {"Python": packages.check_python},
+        "Packages": {"packages": packages.check_required, "extras": packages.check_optional},
+        "GPU": {"GPU": gpu.check_gpus, "torch": gpu.check_torch},
+        "bitsandbytes": {"layers": bitsandbytes.check_layers, "optimizer": bitsandbytes.check_optimizer},
         "Processor and memory": {
-            "processor": cpu.cores,
-            "threads": cpu.threads,
-            "speed": cpu.speeds,
-            "memory": cpu.memory,
+            "processor": cpu.check_processor,
+            "threads": cpu.check_threads,
+            "speed": cpu.check_speed,
+            "memory": cpu.check_memory,
         },
-        "What auto chooses here": {"auto": partial(choices.choices, recipe)},
-        "Disk": {"disk": partial(disk.rooms, run)},
-        "Hub": {"hub": hub.settings, "reachable": hub.reachable if network else hub.not_asked},
-        "Models": {"carried": models.carried, "hub's cache": models.cached, "known sizes": models.known, **asked},
+        "What auto chooses here": {"auto": partial(choices.check_choices, recipe)},
+        "Disk": {"disk": partial(disk.check_folders, run)},
+        "Hub": {"hub": hub.check_settings, "reachable": partial(hub.check_reachable, network)},
+        "Models": {"carried": hub.check_bundled_models, "hub's cache": hub.check_cached_models, **base},
     }
