@@ -127,15 +127,15 @@ def recipe_file(tmp_path, tiny_base, monkeypatch) -> Callable[..., Path]:
 @pytest.fixture
 def loads(monkeypatch):
     """The quantizations of the bases that an evaluation loads."""
-    from lorakit.evaluate import loaded
+    from lorakit.evaluate import inference
 
-    found, load_model = [], loaded.load_model
+    found, load_model = [], inference.load_model
 
     def noted(base, settings, device):
         found.append(settings.quantization)
         return load_model(base, settings, device)
 
-    monkeypatch.setattr(loaded, "load_model", noted)
+    monkeypatch.setattr(inference, "load_model", noted)
     return found
 
 

@@ -8,8 +8,8 @@ import yaml
 from conftest import TOPICS, rows_of, write_rows
 from runs_of_tests import run_recipe
 
-from lorakit.evaluate.evaluation import EvalSettings
 from lorakit.evaluate.models import resolve_models
+from lorakit.evaluate.results import EvalSettings
 from lorakit.evaluate.run import default_settings, score_models
 from lorakit.progress import Silent
 from lorakit.run_dir import Run

@@ -20,7 +20,7 @@ from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.readers import read_blocks, text_stream
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
-from lorakit.evaluate.scores import row_scores
+from lorakit.evaluate.metric import row_scores
 from lorakit.model.patterns import match_pattern
 from lorakit.recipe import data_files as walks
 from lorakit.recipe.data_files import TooManyFiles, data_files
@@ -36,7 +36,7 @@ def short(monkeypatch):
     for place in (
         "lorakit.data.chat_template.renderer",
         "lorakit.data.glance.tokenizer_files",
-        "lorakit.evaluate.scores",
+        "lorakit.evaluate.metric",
         "lorakit.model.patterns",
     ):
         monkeypatch.setattr(f"{place}._SECONDS", 0.3)

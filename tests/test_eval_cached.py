@@ -5,7 +5,7 @@ import json
 import pytest
 from eval_runs import loss, make_run, score
 
-from lorakit.evaluate import inference, loaded
+from lorakit.evaluate import inference
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +17,13 @@ def two(tmp_path_factory, tiny_base):
 def loads(monkeypatch, tmp_path):
     """The bases that are loaded, with a cache that is empty."""
     monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
-    found, load_model = [], loaded.load_model
+    found, load_model = [], inference.load_model
 
     def noted(base, settings, device):
         found.append(base.name)
         return load_model(base, settings, device)
 
-    monkeypatch.setattr(loaded, "load_model", noted)
+    monkeypatch.setattr(inference, "load_model", noted)
     return found
 
 

@@ -10,9 +10,9 @@ from eval_runs import Remembers, make_run, score
 from prose import prose
 
 from lorakit.data.general_texts import read_general_texts
-from lorakit.evaluate.evaluation import EvalSettings
 from lorakit.evaluate.examined import examination
 from lorakit.evaluate.models import add_quantizations, resolve_models
+from lorakit.evaluate.results import EvalSettings
 from lorakit.evaluate.run import score_models
 from lorakit.progress import Silent
 

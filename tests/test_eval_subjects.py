@@ -9,7 +9,7 @@ from eval_runs import Remembers, edit_json, labelled_rows, loss, make_run, score
 from merge_runs import merged_run
 
 from lorakit.errors import UserError
-from lorakit.evaluate import loaded
+from lorakit.evaluate import inference
 from lorakit.evaluate.models import resolve_models
 from lorakit.progress import Silent
 
@@ -27,13 +27,13 @@ def two(tmp_path_factory, tiny_base):
 @pytest.fixture
 def loads(monkeypatch):
     """The bases that are loaded, in their order."""
-    found, load_model = [], loaded.load_model
+    found, load_model = [], inference.load_model
 
     def noted(base, settings, device):
         found.append((base.name, settings.quantization))
         return load_model(base, settings, device)
 
-    monkeypatch.setattr(loaded, "load_model", noted)
+    monkeypatch.setattr(inference, "load_model", noted)
     return found
 
 

@@ -10,13 +10,13 @@ from runs_of_tests import run_recipe
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate import generate as generation
 from lorakit.evaluate.batching import in_batches
-from lorakit.evaluate.generate import generate, greedy_answers, until_stop
-from lorakit.evaluate.losses import row_losses, trained_tokens
+from lorakit.evaluate.generate import decode_answer, greedy_answers, until_stop
+from lorakit.evaluate.likelihood import row_losses, trained_tokens
+from lorakit.evaluate.metric import row_scores
 from lorakit.evaluate.metrics.json_answers import json_fields, json_valid
 from lorakit.evaluate.metrics.matching import exact_match
 from lorakit.evaluate.rendering import reference_of
 from lorakit.evaluate.run import evaluate
-from lorakit.evaluate.scores import row_scores
 from lorakit.model.loss import supervised_loss
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
@@ -43,8 +43,8 @@ def test_metrics_on_hand_made_cases():
 
 
 def test_metric_scores_are_means_over_rows():
-    scores = row_scores(["exact-match", "json-fields"], ['{"a": 1}', "x"], ['{"a": 1}', '{"a": 2}']).values
-    assert scores == {"exact-match": 0.5, "json-fields.a": 0.5}
+    scores = row_scores(["exact-match", "json-fields"], ['{"a": 1}', "x"], ['{"a": 1}', '{"a": 2}'])
+    assert {name: measure.value for name, measure in scores.items()} == {"exact-match": 0.5, "json-fields.a": 0.5}
 
 
 def test_base_and_adapter_are_scored_and_kept_with_every_answer(recipe_file, tmp_path):
@@ -109,9 +109,10 @@ def alone(model, prompt, tokens, stops):
 
 def test_batched_greedy_answers_are_those_of_single_prompts(tiny_model, tokenizer):
     prompts = [tokenizer(text)["input_ids"] for text in ("apples", "rivers and lamps and clouds", "letters " * 9)]
-    together = generate(tiny_model, tokenizer, prompts, [2], 12, 0, "", Silent())
+    together = greedy_answers(tiny_model, prompts, [2], 12, 0, "", Silent())
     for prompt, answer in zip(prompts, together, strict=True):
-        assert answer == tokenizer.decode(alone(tiny_model, prompt, 12, [2]), skip_special_tokens=True)
+        expected = tokenizer.decode(alone(tiny_model, prompt, 12, [2]), skip_special_tokens=True)
+        assert decode_answer(answer.tokens, tokenizer) == expected
 
 
 def many_prompts(tokenizer, count=24):

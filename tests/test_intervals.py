@@ -8,9 +8,8 @@ from scipy.stats import ttest_rel
 
 from lorakit.errors import LorakitError
 from lorakit.evaluate.intervals import bonett_price, compare, intervals, wilson
-from lorakit.evaluate.metric import Measure, loss, mean, perplexity
+from lorakit.evaluate.metric import Measure, loss, mean, perplexity, row_scores
 from lorakit.evaluate.metrics.overlap import pooled_bleu
-from lorakit.evaluate.scores import row_scores
 
 DATASETS = 1000
 
@@ -179,9 +178,7 @@ def test_as_many_rows_as_said_show_the_difference():
 
 
 def test_the_same_seed_gives_the_same_interval():
-    scores = row_scores(
-        ["token-f1", "bleu", "chrf"], ["a b c d e", "x y", "c"] * 9, ["a b c d f", "x", "c"] * 9
-    ).measures
+    scores = row_scores(["token-f1", "bleu", "chrf"], ["a b c d e", "x y", "c"] * 9, ["a b c d f", "x", "c"] * 9)
     assert intervals(scores, 3) == intervals(scores, 3)
     assert intervals(scores, 3) != intervals(scores, 4)
     found = intervals(scores, 3)

@@ -10,10 +10,11 @@ import pytest
 from recipe_files import SMALL, errors, loaded
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.metrics.numbers import final_number
-from lorakit.evaluate.metrics.settings import Bleu, Chrf, JsonSchema, Regex, Semantic
-from lorakit.evaluate.metrics.words import tokens
-from lorakit.evaluate.scores import row_scores
+from lorakit.evaluate.metric import row_scores
+from lorakit.evaluate.metrics.json_answers import JsonSchema
+from lorakit.evaluate.metrics.matching import Regex, final_number, tokens
+from lorakit.evaluate.metrics.overlap import Bleu, Chrf
+from lorakit.evaluate.metrics.semantic import Semantic
 from lorakit.recipe.choice_field import MetricSettings
 from lorakit.recipe.load import load
 from lorakit.recipe.to_yaml import to_yaml
@@ -25,7 +26,17 @@ WORDS = SENTENCE.split()
 
 def one(metric, answer, reference):
     """The score of a single row; None where it has none."""
-    return row_scores([metric], [answer], [reference]).values.get(metric if isinstance(metric, str) else name(metric))
+    return values([metric], [answer], [reference]).get(metric if isinstance(metric, str) else name(metric))
+
+
+def values(metrics, answers, references):
+    """Each score over all rows that have one."""
+    return {name: measure.value for name, measure in row_scores(metrics, answers, references).items()}
+
+
+def by_row(metrics, answers, references):
+    """The scores of each row (rows, measures)."""
+    return np.stack([measure.by_row for measure in row_scores(metrics, answers, references).values()], axis=1)
 
 
 def name(metric):
@@ -148,7 +159,7 @@ def test_token_f1_and_normalized_match_are_squads():
         return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
     answers, references = texts(200, 1)
-    scores = row_scores(["normalized-match", "token-f1"], answers, references).by_row
+    scores = by_row(["normalized-match", "token-f1"], answers, references)
     for row, answer, reference in zip(scores, answers, references, strict=True):
         given, wanted = normal(answer).split(), normal(reference).split()
         same = sum((Counter(given) & Counter(wanted)).values())
@@ -161,7 +172,7 @@ def test_rouge_is_rouge_scores_own_on_ascii():
     from rouge_score.rouge_scorer import RougeScorer
 
     answers, references = ([text.encode("ascii", "ignore").decode() for text in some] for some in texts(100, 2))
-    scores = row_scores(["rouge-1", "rouge-2", "rouge-l"], answers, references).by_row
+    scores = by_row(["rouge-1", "rouge-2", "rouge-l"], answers, references)
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
     for row, answer, reference in zip(scores, answers, references, strict=True):
         expected = scorer.score(reference, answer)
@@ -183,7 +194,7 @@ def test_bleu_is_sacrebleus_corpus_score_not_a_mean_of_rows(tokenize):
     for chosen in (slice(0, 80), slice(0, 3), slice(40, 41)):
         some, wanted = answers[chosen], references[chosen]
         expected = BLEU(tokenize=tokenize, force=True).corpus_score(some, [wanted]).score
-        assert row_scores([metric], some, wanted).values["bleu"] == pytest.approx(expected, abs=1e-9)
+        assert values([metric], some, wanted)["bleu"] == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("word_order", [0, 2])
@@ -195,7 +206,7 @@ def test_chrf_is_sacrebleus_corpus_score(word_order):
     for chosen in (slice(0, 80), slice(0, 3), slice(40, 41)):
         some, wanted = answers[chosen], references[chosen]
         expected = CHRF(word_order=word_order).corpus_score(some, [wanted]).score
-        assert row_scores([metric], some, wanted).values["chrf"] == pytest.approx(expected, abs=1e-9)
+        assert values([metric], some, wanted)["chrf"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_bleu_of_edges_is_sacrebleus():
@@ -208,18 +219,18 @@ def test_bleu_of_edges_is_sacrebleus():
         [["a b c d e"], ["a b c d f"]],
     ):
         expected = BLEU().corpus_score(answers, [references]).score
-        assert row_scores(["bleu"], answers, references).values["bleu"] == pytest.approx(expected, abs=1e-9)
+        assert values(["bleu"], answers, references)["bleu"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_mean_leaves_out_rows_without_a_score():
-    scores = row_scores(["number-match", "exact-match"], ["3", "x", "y"], ["3", "none", "4"])
-    assert scores.values == {"number-match": 0.5, "exact-match": pytest.approx(1 / 3)}
-    assert np.array_equal(scores.by_row, [[1, 1], [np.nan, 0], [0, 0]], equal_nan=True)
-    assert row_scores(["bleu", "exact-match"], [], []).values == {}
+    given = (["number-match", "exact-match"], ["3", "x", "y"], ["3", "none", "4"])
+    assert values(*given) == {"number-match": 0.5, "exact-match": pytest.approx(1 / 3)}
+    assert np.array_equal(by_row(*given), [[1, 1], [np.nan, 0], [0, 0]], equal_nan=True)
+    assert values(["bleu", "exact-match"], [], []) == {}
 
 
 def test_length_ratio_is_of_all_rows_together():
-    assert row_scores(["length-ratio"], ["aaaa", "a"], ["aa", "aaa"]).values == {"length-ratio": 1.0}
+    assert values(["length-ratio"], ["aaaa", "a"], ["aa", "aaa"]) == {"length-ratio": 1.0}
 
 
 SCHEMA = {
@@ -244,7 +255,7 @@ def test_json_schema_judges_the_whole_answer(tmp_path):
     ]
     for schema in (SCHEMA, str(path)):
         metric = with_settings(json_schema=JsonSchema(schema=schema))
-        assert row_scores([metric], answers, answers).by_row.ravel().tolist() == [1, 0, 0, 0, 0, 0]
+        assert by_row([metric], answers, answers).ravel().tolist() == [1, 0, 0, 0, 0, 0]
 
 
 def test_json_schema_fetches_nothing():
@@ -256,8 +267,8 @@ def test_json_schema_fetches_nothing():
 def test_json_fields_tells_true_from_1_at_any_depth():
     reference = '{"a": {"b": [1, true]}}'
     assert one("json-fields", '{"a": {"b": [1.0, true]}}', reference) is None
-    assert row_scores(["json-fields"], ['{"a": {"b": [1.0, true]}}'], [reference]).values == {"json-fields.a": 1.0}
-    assert row_scores(["json-fields"], ['{"a": {"b": [1, 1]}}'], [reference]).values == {"json-fields.a": 0.0}
+    assert values(["json-fields"], ['{"a": {"b": [1.0, true]}}'], [reference]) == {"json-fields.a": 1.0}
+    assert values(["json-fields"], ['{"a": {"b": [1, 1]}}'], [reference]) == {"json-fields.a": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +291,7 @@ def test_semantic_similarity_is_the_cosine_of_mean_states(encoder):
 
     answers, references = ["rivers", "lamps and clouds", "apples " * 40, ""], ["rivers", "a bridge", "letters", "x"]
     metric = with_settings(semantic_similarity=Semantic(model=str(encoder)))
-    found = row_scores([metric], answers, references).by_row.ravel()
+    found = by_row([metric], answers, references).ravel()
     tokenizer, model = AutoTokenizer.from_pretrained(encoder), AutoModel.from_pretrained(encoder).eval()
 
     def vector(text):
@@ -315,7 +326,7 @@ def test_every_metric_says_how_its_score_is_read():
     for entry in METRICS:
         assert entry.unit in UNITS
         if not entry.settings or entry.name in ("bleu", "chrf"):
-            for found in row_scores([entry.name], answers, references).measures.values():
+            for found in row_scores([entry.name], answers, references).values():
                 low, high = {"points": (0, 100.0001), "ratio": (0, 9)}.get(found.unit, (0, 1))
                 assert low <= found.value <= high
                 assert found.write(found.value)
@@ -342,7 +353,7 @@ def test_a_recipe_names_metrics_with_their_settings(tmp_path):
     again = tmp_path / "again.yaml"
     again.write_text(to_yaml(recipe, tmp_path), encoding="utf-8")
     assert load(again).recipe == recipe
-    assert row_scores(recipe.evaluate.metrics, ["a"], ["a"]).values == {"bleu": 0.0, "regex": 1.0, "json-schema": 0.0}
+    assert values(recipe.evaluate.metrics, ["a"], ["a"]) == {"bleu": 0.0, "regex": 1.0, "json-schema": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -373,7 +384,7 @@ def test_a_metric_that_cannot_be_has_one_error_at_its_place(tmp_path, metrics, e
     assert expected in found
 
 
-@pytest.mark.parametrize("module", ["lorakit.evaluate.metrics", "lorakit.evaluate.scores", "lorakit.recipe.choice"])
+@pytest.mark.parametrize("module", ["lorakit.evaluate.metrics", "lorakit.evaluate.metric", "lorakit.recipe.choice"])
 def test_the_settings_are_known_whatever_is_imported_first(module):
     code = f"import {module}; from lorakit.recipe.schema import Evaluate; print(Evaluate(metrics=[{{'bleu': {{}}}}]))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

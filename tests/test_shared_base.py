@@ -11,8 +11,8 @@ from eval_runs import edit_json, make_run, score
 from peft_adapters import KINDS, save_peft_adapter
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from lorakit.evaluate import cache as cached
-from lorakit.evaluate.loaded import ModelLoader
+from lorakit.evaluate import cache
+from lorakit.evaluate.inference import ModelLoader
 from lorakit.evaluate.models import resolve_models
 from lorakit.evaluate.questioning import answers_to_questions
 from lorakit.evaluate.questions import read_questions
@@ -171,8 +171,8 @@ def test_bases_of_the_same_weights_and_another_config_are_not_one(trained_head, 
 
 def test_caches_of_older_versions_are_not_read(monkeypatch, tmp_path):
     monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path))
-    now = cached.open_cache("losses", {"base": "x"})
+    now = cache.open_cache("losses", {"base": "x"})
     now.add({"row": 1.0})
-    assert cached.open_cache("losses", {"base": "x"}).lines == {"row": 1.0}
-    monkeypatch.setattr(cached, "_VERSION", cached._VERSION - 1)
-    assert cached.open_cache("losses", {"base": "x"}).lines == {}
+    assert cache.open_cache("losses", {"base": "x"}).lines == {"row": 1.0}
+    monkeypatch.setattr(cache, "_VERSION", cache._VERSION - 1)
+    assert cache.open_cache("losses", {"base": "x"}).lines == {}

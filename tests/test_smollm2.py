@@ -10,7 +10,7 @@ from runs_of_tests import adapter_weights, losses, run_recipe
 
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation
-from lorakit.evaluate.generate import generate
+from lorakit.evaluate.generate import decode_answer, greedy_answers
 from lorakit.merge.run import merge
 from lorakit.model.load import load_model
 from lorakit.model.resolve import resolve_base
@@ -39,8 +39,8 @@ def test_it_answers_that_the_capital_of_france_is_paris(users_cache):
     question = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True)["input_ids"]
     stops = stop_token_ids(base, tokenizer)
-    (answer,) = generate(model, tokenizer, [prompt], stops, 12, pad_token_id(tokenizer), "", Silent())
-    assert "Paris" in answer
+    (answer,) = greedy_answers(model, [prompt], stops, 12, pad_token_id(tokenizer), "", Silent())
+    assert "Paris" in decode_answer(answer.tokens, tokenizer)
     assert not hasattr(model.config, "quantization_config")
 
 

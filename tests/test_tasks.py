@@ -108,10 +108,10 @@ def assert_classification_agrees(model, tokenizer, rows, scores):
     likely = label_loglikelihoods(model, prompts, labels, 0, Silent())
     ours = classification(likely, [row["label"] for row in rows], LABELS)
     theirs = by_metric(scores, "choice")
-    assert theirs["acc"].value == pytest.approx(ours.accuracy, abs=1e-3)
-    assert theirs["acc_norm"].value == pytest.approx(ours.accuracy_norm, abs=1e-3)
-    assert theirs["acc_bytes"].value == pytest.approx(ours.accuracy_bytes, abs=1e-3)
-    assert theirs["brier_score"].value == pytest.approx(ours.brier, abs=1e-3)
+    assert theirs["acc"].value == pytest.approx(ours.measures["accuracy"].value, abs=1e-3)
+    assert theirs["acc_norm"].value == pytest.approx(ours.measures["accuracy-norm"].value, abs=1e-3)
+    assert theirs["acc_bytes"].value == pytest.approx(ours.measures["accuracy-bytes"].value, abs=1e-3)
+    assert theirs["brier_score"].value == pytest.approx(ours.measures["brier"].value, abs=1e-3)
     return ours
 
 
@@ -123,7 +123,7 @@ def test_likelihood_classification_agrees_with_lm_eval(model, tokenizer, task_fo
     scores = run(sharp, tokenizer, ["choice"], task_folder(rows=120, choice=CHOICE))
     ours = assert_classification_agrees(sharp, tokenizer, questions(120, seed=0), scores)
     assert len(set(ours.predicted)) > 1
-    assert len({round(ours.accuracy, 3), round(ours.accuracy_norm, 3)}) == 2
+    assert len({round(ours.measures["accuracy"].value, 3), round(ours.measures["accuracy-norm"].value, 3)}) == 2
 
 
 @pytest.mark.smollm2

@@ -33,9 +33,9 @@ from lorakit.cli.options import Json, Quiet
 from lorakit.errors import LorakitError
 
 if TYPE_CHECKING:
-    from lorakit.evaluate.evaluation import EvalSettings, Evaluation
     from lorakit.evaluate.examined import Examination
     from lorakit.evaluate.models import ModelSet
+    from lorakit.evaluate.results import EvalSettings, Evaluation
     from lorakit.progress import Progress
 
 

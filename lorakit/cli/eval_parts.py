@@ -7,8 +7,8 @@ from lorakit.errors import UserError
 
 if TYPE_CHECKING:
     from lorakit.evaluate.benchmarks import Benchmark
-    from lorakit.evaluate.evaluation import EvalSettings
     from lorakit.evaluate.models import ModelSet
+    from lorakit.evaluate.results import EvalSettings
     from lorakit.progress import Progress
 
 NOT_KEPT = "not kept: no run is among these, and --output DIR says where scores and answers go"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
-    from lorakit.evaluate.evaluation import Evaluation
+    from lorakit.evaluate.results import Evaluation
 
 _ALWAYS = ("loss", "perplexity", "loss-per-character")
 

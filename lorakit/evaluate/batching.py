@@ -1,4 +1,4 @@
-"""Work in batches that fit into memory: as many rows at once as an estimate allows, halved where it was wrong."""
+"""Work in batches that fit into memory: as many rows at once as an estimate allows, halved if it was wrong."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ _LEAST, _MOST = 1 << 11, 1 << 20
 
 
 def tokens_at_once(model: Any) -> int:
-    """How many tokens' keys and values may be held at once, with padding, by what is free on the model's device."""
+    """How many tokens' keys and values fit at once, with padding, into what is free on the model's device."""
     text = model.config.get_text_config()
     heads = getattr(text, "num_attention_heads", None) or 1
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -36,9 +36,9 @@ def in_batches(
     tokens: int,
     work: Callable[[list[Item]], list[Item]],
 ) -> None:
-    """Call `work` on batches of items of like size, the largest first; it gives back the items that need more.
+    """Call `work` on batches of items of similar size, the largest first. It returns the items that need more.
 
-    A batch has at most `rows` items and `tokens` tokens (its items times the largest size), and one item in any case.
+    A batch has at most `rows` items and `tokens` tokens (its items times the largest size), but at least one item.
     Where memory runs out, batches from then on are half as large.
 
     Raises:

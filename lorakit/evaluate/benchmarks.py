@@ -7,8 +7,8 @@ from typing import Any
 
 from lorakit.data.template_source import with_fixed_date
 from lorakit.evaluate.comparison import comparison_to_dict, format_difference, format_interval, format_verdict
+from lorakit.evaluate.inference import ModelLoader, loading_order
 from lorakit.evaluate.intervals import Comparison
-from lorakit.evaluate.loaded import ModelLoader, loading_order
 from lorakit.evaluate.models import ModelSet
 from lorakit.evaluate.rendering import load_tokenizers, prompt_template
 from lorakit.evaluate.report_files import describe_model, without_nan

@@ -1,7 +1,7 @@
-"""What models said and lost on rows, kept by content: nothing is computed twice, and an interrupted evaluation goes on.
+"""What models computed on rows, kept by content: nothing is computed twice, and an interrupted evaluation goes on.
 
-A file of JSON lines for each model and way of asking, named by the sha256 of all that decides the result; a line for
-each row, named by the sha256 of its tokens, with a checksum. Lines are added and flushed as batches are done.
+A file of JSON lines for each model and kind of result, named by the sha256 of all that decides the result. A line for
+each row, named by the sha256 of its tokens, with a checksum. Lines are added and flushed after each batch.
 """
 
 import hashlib
@@ -19,29 +19,28 @@ import lorakit
 from lorakit.atomic_io import cache_folder
 from lorakit.checksums import decode_line, encode_line
 from lorakit.errors import LorakitError
-from lorakit.evaluate.generate import Answer
 
 _VERSION = 2
-"""Of what is kept. It grows when older lines may hold figures that are wrong: they are not read any more."""
+"""Raise it when older lines may hold wrong figures: they are then not read any more."""
 
 
 @dataclass
 class CacheFile:
-    """The lines of one file by the sha256 of their row; without a path nothing is kept."""
+    """The values of one file by the sha256 of their row. Without a path nothing is written."""
 
     path: Path | None
     lines: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, found: Mapping[str, Any]) -> None:
-        """Keep more lines, on disk before this returns.
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Add values; they are on disk when this returns.
 
         Raises:
             LorakitError: the cache cannot be written.
         """
-        self.lines |= found
-        if self.path is None or not found:
+        self.lines |= values
+        if self.path is None or not values:
             return
-        text = "".join(encode_line([name, value]) + "\n" for name, value in found.items())
+        text = "".join(encode_line([name, value]) + "\n" for name, value in values.items())
         try:
             with self.path.open("ab") as file:
                 file.write(text.encode())
@@ -52,17 +51,15 @@ class CacheFile:
 
 
 def open_cache(kind: str, facts: Mapping[str, Any], use: bool = True) -> CacheFile:
-    """The file of a `kind`, a folder of the cache, that belongs to these facts. `use`: False keeps nothing.
+    """The file of these facts in the cache's folder for a `kind`. With `use` False nothing is read or written.
 
     Raises:
         LorakitError: the cache cannot be read or written.
     """
     if not use:
         return CacheFile(None)
-    packages = (lorakit, torch, transformers)
-    versions = {package.__name__: package.__version__ for package in packages}
-    name = _digest({**facts, **versions, "version": _VERSION})
-    path = cache_folder() / kind / f"{name}.jsonl"
+    versions = {package.__name__: package.__version__ for package in (lorakit, torch, transformers)}
+    path = cache_folder() / kind / f"{digest({**facts, **versions, 'version': _VERSION})}.jsonl"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         data = path.read_bytes() if path.is_file() else b""
@@ -74,49 +71,29 @@ def open_cache(kind: str, facts: Mapping[str, Any], use: bool = True) -> CacheFi
     lines: dict[str, Any] = {}
     for line in data.splitlines():
         try:
-            row, value = decode_line(line)
+            name, value = decode_line(line)
         except (ValueError, TypeError):
             continue  # cut short by a crash, or changed since: its row is computed again
-        lines[row] = value
+        lines[name] = value
     return CacheFile(path, lines)
 
 
 def get_or_compute(
-    kept: CacheFile, names: Sequence[str], compute: Callable[[list[int], Callable[[Mapping[int, Any]], None]], None]
+    file: CacheFile, keys: Sequence[str], compute: Callable[[list[int], Callable[[Mapping[int, Any]], None]], None]
 ) -> list[Any]:
-    """A value for each name: the one that is kept, or what `compute` finds.
+    """A value for each key: from the file, or what `compute` finds.
 
-    `compute` gets the positions of the names that are not kept, each name once, and a function that it tells values
-    by position; it is not called when all are there.
+    `compute` gets the positions of the keys that are missing, each key once, and a function that saves values by their
+    number among the missing ones. It is not called if none is missing.
     """
-    missing = list({name: at for at, name in enumerate(names) if name not in kept.lines}.values())
+    missing = list({key: at for at, key in enumerate(keys) if key not in file.lines}.values())
     if missing:
-        compute(missing, lambda found: kept.add({names[at]: value for at, value in found.items()}))
-    return [kept.lines[name] for name in names]
+        compute(missing, lambda values: file.add({keys[missing[at]]: value for at, value in values.items()}))
+    return [file.lines[key] for key in keys]
 
 
-def row_key(row: Mapping[str, Any]) -> str:
-    """The sha256 of a row's tokens and labels."""
-    return _digest([list(row["input_ids"]), list(row["labels"])])
-
-
-def prompt_key(prompt: Sequence[int]) -> str:
-    """The sha256 of a prompt's tokens."""
-    return _digest(list(prompt))
-
-
-def as_line(answer: Answer) -> list[Any]:
-    """An answer as it is kept."""
-    return [list(answer.tokens), answer.ended]
-
-
-def from_line(value: Any) -> Answer:
-    """An answer as it was kept."""
-    tokens, ended = value
-    return Answer(tuple(tokens), bool(ended))
-
-
-def _digest(facts: Any) -> str:
+def digest(facts: Any) -> str:
+    """The sha256 of plain data."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

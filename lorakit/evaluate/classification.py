@@ -1,45 +1,99 @@
-"""What the log-likelihoods of labels say: accuracy, macro F1, AUC, the confusion matrix, and calibration."""
+"""Classification by likelihood: the labels of rows; accuracy, F1, AUC and calibration of their log-likelihoods."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from lorakit.data.dataset import Examples
 from lorakit.errors import UserError
+from lorakit.evaluate.generate import until_stop
 from lorakit.evaluate.metric import Measure, mean, ratio
+from lorakit.evaluate.rendering import RenderedRows, Row, reference_of
 
+FORMAT = "classification"
 BINS = 15
 """Bins of equal width in which confidence and accuracy are compared (Guo et al., arXiv 1706.04599)."""
+
+# With more different answers than this, rows are texts rather than a classification.
+_MOST_LABELS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The labels of one task, as texts and as token ids, and the numbers of the rows that one of them answers.
+
+    `truth`: the position of each row's label.
+    """
+
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    rows: list[int]
+    truth: list[int]
+
+
+def labels_of(rendered: RenderedRows, train: Examples | None = None) -> dict[str, Labels]:
+    """The labels of each task, by its tag ("" if it has none): all answers that its rows have.
+
+    `train`: training rows, whose answers are labels too. A label's tokens end before the stop token, as lm-eval's do.
+    If the tokens of one label begin another's, all include it: the shorter one could not be told from its beginning.
+    """
+    rows_of_task: dict[str, list[int]] = defaultdict(list)
+    for number, row in enumerate(rendered.rows):
+        source = rendered.sources[row["source"]]
+        if source.format == FORMAT and row["answer"] >= 0:
+            rows_of_task[source.task or ""].append(number)
+    labels = {}
+    for task, numbers in rows_of_task.items():
+        answers = _answers((rendered.rows[number] for number in numbers), rendered)
+        if train is not None:
+            sources = train.report.sources
+            same_task = {at for at, one in enumerate(sources) if one.format == FORMAT and (one.task or "") == task}
+            if same_task:
+                answers = _answers((row for row in train.rows if row["source"] in same_task), rendered) | answers
+        if not (2 <= len(answers) <= _MOST_LABELS and all(answers.values())):
+            continue
+        texts, stops = tuple(sorted(answers)), rendered.stop_ids
+        tokens = [tuple(until_stop(list(answers[text]), stops)) for text in texts]
+        if any(one != other and other[: len(one)] == one for one in tokens for other in tokens):
+            tokens = [answers[text][: len(label) + 1] for text, label in zip(texts, tokens, strict=True)]
+        truth = [texts.index(reference_of(rendered.rows[number], rendered.tokenizer, stops)) for number in numbers]
+        labels[task] = Labels(texts, tuple(tokens), numbers, truth)
+    return labels
+
+
+def _answers(rows: Iterable[Row], rendered: RenderedRows) -> dict[str, tuple[int, ...]]:
+    """The text of each different answer, and all its tokens, including those that end it."""
+    texts: dict[tuple[int, ...], str] = {}
+    for row in rows:
+        tokens = tuple(row["input_ids"][row["answer"] :])
+        if tokens not in texts:
+            texts[tokens] = reference_of(row, rendered.tokenizer, rendered.stop_ids)
+    return {text: tokens for tokens, text in reversed(texts.items())}
 
 
 @dataclass(frozen=True, eq=False)
 class Classification:
     """Scores of a classification by likelihood.
 
-    `accuracy` takes the most likely label. `accuracy_norm` divides each log-likelihood by the label's characters
-    first, and `accuracy_bytes` by its UTF-8 bytes, so that long labels are not at a disadvantage: lm-eval's acc,
-    acc_norm and acc_bytes. `macro_f1`: the mean F1 of the labels that are true or predicted in some row. `auc`: the
-    area under the ROC curve of the second of two labels, or the mean over labels of each against the rest; None where
-    all rows have one label. `confusion` (true label, predicted label) counts rows.
+    `auc`: the area under the ROC curve of the second of two labels, or the mean over labels of each against the rest;
+    None if all rows have one label. `confusion` (true label, predicted label) counts rows. `ece`: the expected
+    calibration error of the labels' probabilities (softmax of the log-likelihoods), biased upwards if bins hold few
+    rows.
 
-    Calibration takes the label's probability among the labels (softmax of the log-likelihoods). `ece`, the expected
-    calibration error: the mean distance of confidence and accuracy over 15 bins of equal width, weighted by rows; it
-    is biased upwards where bins hold few rows. `brier`: the mean squared distance of all labels' probabilities from
-    the truth, summed over labels as lm-eval does, from 0 to 2.
-
-    `measures`: those with an interval, for lorakit.evaluate.intervals.
+    `measures`: `accuracy` takes the most likely label. `accuracy-norm` divides each log-likelihood by the label's
+    characters first, and `accuracy-bytes` by its UTF-8 bytes, so that long labels are not at a disadvantage: lm-eval's
+    acc, acc_norm and acc_bytes. `macro-f1`: the mean F1 of the labels that are true or predicted in some row. `brier`:
+    the mean squared distance of all labels' probabilities from the truth, summed over labels as lm-eval does, from 0
+    to 2.
     """
 
     labels: tuple[str, ...]
     predicted: np.ndarray
-    accuracy: float
-    accuracy_norm: float
-    accuracy_bytes: float
-    macro_f1: float
     auc: float | None
     confusion: np.ndarray
     ece: float
-    brier: float
     measures: dict[str, Measure]
 
 
@@ -49,7 +103,7 @@ def classification(loglikelihoods: np.ndarray, truth: Sequence[int], labels: Seq
     Raises:
         UserError: there are no rows, or a true label is none of the labels.
     """
-    from sklearn.metrics import confusion_matrix, f1_score
+    from sklearn.metrics import confusion_matrix
 
     likely, true = np.asarray(loglikelihoods, dtype=float), np.asarray(truth, dtype=int)
     if not len(true):
@@ -63,45 +117,38 @@ def classification(loglikelihoods: np.ndarray, truth: Sequence[int], labels: Seq
     predicted = likely.argmax(1)
     odds = np.exp(likely - likely.max(1, keepdims=True))
     probabilities = odds / odds.sum(1, keepdims=True)
-    squared = ((probabilities - np.eye(len(labels))[true]) ** 2).sum(1)
-    measures = {
-        "accuracy": mean((predicted == true).astype(float)),
-        "accuracy-norm": mean(_right(likely, true, [len(label) for label in labels])),
-        "accuracy-bytes": mean(_right(likely, true, [len(label.encode()) for label in labels])),
-        "macro-f1": Measure(_f1_counts(true, predicted, len(labels)), _macro_f1),
-        "brier": mean(squared, unit="ratio", higher=False),
+    is_true, is_predicted = np.eye(len(labels))[true], np.eye(len(labels))[predicted]
+    f1_counts = np.concatenate([2 * is_true * is_predicted, is_true + is_predicted], axis=1)
+    lengths = {
+        "accuracy": [1] * len(labels),
+        "accuracy-norm": [len(label) for label in labels],
+        "accuracy-bytes": [len(label.encode()) for label in labels],
     }
+    measures = {
+        name: mean(((likely / np.maximum(length, 1)).argmax(1) == true).astype(float))
+        for name, length in lengths.items()
+    }
+    measures["macro-f1"] = Measure(f1_counts, _macro_f1)
+    measures["brier"] = mean(((probabilities - is_true) ** 2).sum(1), unit="ratio", higher=False)
     return Classification(
         tuple(labels),
         predicted,
-        measures["accuracy"].value,
-        measures["accuracy-norm"].value,
-        measures["accuracy-bytes"].value,
-        float(f1_score(true, predicted, average="macro", zero_division=0)),
         _auc(probabilities, true),
         confusion_matrix(true, predicted, labels=range(len(labels))),
         expected_calibration_error(probabilities, true),
-        measures["brier"].value,
         measures,
     )
 
 
-def expected_calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """The mean over rows of |accuracy - confidence| of their bin; bins are (0, 1/15], (1/15, 2/15] and so on."""
-    confidence = probabilities.max(1)
-    right = (probabilities.argmax(1) == truth).astype(float)
-    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    gaps = np.bincount(bins, right - confidence, BINS)
-    return float(np.abs(gaps).sum() / len(truth))
-
-
-def _right(likely: np.ndarray, true: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
-    """1 where the likelihood over the label's length is highest for the true label."""
-    return ((likely / np.maximum(lengths, 1)).argmax(1) == true).astype(float)
+def _macro_f1(sums: np.ndarray) -> np.ndarray:
+    """From sums (..., 2 x labels): twice the hits of each label, then how often it is true or predicted."""
+    hits, seen = np.split(sums, 2, axis=-1)
+    each = ratio(np.stack([hits, seen], axis=-1))  # NaN for a label that is neither true nor predicted
+    return np.nanmean(each, axis=-1)
 
 
 def _auc(probabilities: np.ndarray, true: np.ndarray) -> float | None:
-    """Labels that no row has, or all rows have, have no curve and are left out."""
+    """Leaves out labels that no row has, or all rows have: they have no curve."""
     from sklearn.metrics import roc_auc_score
 
     labels = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
@@ -113,13 +160,10 @@ def _auc(probabilities: np.ndarray, true: np.ndarray) -> float | None:
     return float(np.mean(curves)) if curves else None
 
 
-def _f1_counts(true: np.ndarray, predicted: np.ndarray, labels: int) -> np.ndarray:
-    """Per row (rows, 2 x labels): twice the hits of each label, then how often it is true or predicted."""
-    is_true, is_predicted = np.eye(labels)[true], np.eye(labels)[predicted]
-    return np.concatenate([2 * is_true * is_predicted, is_true + is_predicted], axis=1)
-
-
-def _macro_f1(sums: np.ndarray) -> np.ndarray:
-    hits, seen = np.split(sums, 2, axis=-1)
-    each = ratio(np.stack([hits, seen], axis=-1))  # NaN for a label that is neither true nor predicted
-    return np.nanmean(each, axis=-1)
+def expected_calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """The mean over rows of |accuracy - confidence| of their bin; bins are (0, 1/15], (1/15, 2/15] and so on."""
+    confidence = probabilities.max(1)
+    right = (probabilities.argmax(1) == truth).astype(float)
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    gaps = np.bincount(bins, right - confidence, BINS)
+    return float(np.abs(gaps).sum() / len(truth))

@@ -1,4 +1,4 @@
-"""Scores with their intervals, and each subject against the baseline."""
+"""Scores with their intervals, each model against the baseline, and how both are written."""
 
 import math
 from dataclasses import dataclass
@@ -6,12 +6,18 @@ from typing import Any
 
 from lorakit.evaluate.intervals import Comparison, Interval, compare, intervals
 from lorakit.evaluate.metric import Measure
-from lorakit.evaluate.results import PER_TOKEN, Groups, ModelResult
+
+Groups = dict[str, dict[str, Measure]]
+"""Measures by what they are taken on; those of one group hold the same rows: `rows`, `answers`, and `labels` of a
+task."""
+
+# Two models share these only if their tokenizers cut the rows alike.
+_PER_TOKEN = ("loss", "perplexity")
 
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """One measure of one model, with its 95 % interval where the rows allow one."""
+    """One measure of one model, with its 95 % interval if the rows allow one."""
 
     measure: Measure
     interval: Interval | None
@@ -29,56 +35,33 @@ class Score:
 
 def score_groups(groups: Groups, seed: int) -> dict[str, Score]:
     """Every measure of the groups with its interval."""
-    found: dict[str, Score] = {}
+    scores: dict[str, Score] = {}
     for group in groups.values():
         bounds = intervals(group, seed)
-        found |= {name: Score(measure, bounds[name]) for name, measure in group.items()}
-    return found
+        scores |= {name: Score(measure, bounds[name]) for name, measure in group.items()}
+    return scores
 
 
-def comparisons(first: ModelResult, second: ModelResult, seed: int) -> dict[str, Comparison]:
-    """The second subject against the first, of all measures that both have and share."""
-    return _compared(first.measures, second.measures, first.rendered is second.rendered, seed)
-
-
-def part_comparisons(first: ModelResult, second: ModelResult, part: str, seed: int) -> dict[str, Comparison]:
-    """The same on the rows of one task or source."""
-    return _compared(first.parts.get(part, {}), second.parts.get(part, {}), first.rendered is second.rendered, seed)
-
-
-def _compared(first: Groups, second: Groups, same_tokens: bool, seed: int) -> dict[str, Comparison]:
-    found: dict[str, Comparison] = {}
+def compare_groups(first: Groups, second: Groups, same_tokens: bool, seed: int) -> dict[str, Comparison]:
+    """The second model against the first, for all measures that both have. `same_tokens`: whether their tokenizers cut
+    the rows alike; otherwise measures per token are left out."""
+    compared: dict[str, Comparison] = {}
     for group, measures in first.items():
-        shared = {name: measure for name, measure in measures.items() if same_tokens or name not in PER_TOKEN}
-        found |= compare(shared, second.get(group, {}), seed)
-    return found
+        shared = {name: measure for name, measure in measures.items() if same_tokens or name not in _PER_TOKEN}
+        compared |= compare(shared, second.get(group, {}), seed)
+    return compared
 
 
 def format_difference(one: Comparison, measure: Measure) -> str:
-    """A difference with its sign, in the measure's unit: shares in points of per cent."""
+    """A difference with its sign, in the measure's unit; of shares in percentage points."""
     return _signed(one.difference, measure)
 
 
 def format_interval(one: Comparison, measure: Measure) -> str:
-    """The interval of a difference; `-` where there is none."""
+    """The interval of a difference; `-` if there is none."""
     if one.interval is None:
         return "-"
     return f"{_signed(one.interval.low, measure)} to {_signed(one.interval.high, measure)}"
-
-
-def format_verdict(one: Comparison) -> str:
-    """The verdict in words, and where none can be told about how many rows would tell."""
-    if one.verdict != "cannot tell":
-        return one.verdict
-    if one.rows_needed is None or one.rows_needed <= one.rows:
-        return "cannot tell at this size"
-    return f"cannot tell at this size, about {_rounded(one.rows_needed):,} rows would be needed"
-
-
-def _rounded(rows: int) -> int:
-    """To two figures: it is an estimate."""
-    scale = 10 ** max(0, int(math.log10(rows)) - 1)
-    return -(-rows // scale) * scale
 
 
 def _signed(value: float, measure: Measure) -> str:
@@ -89,16 +72,24 @@ def _signed(value: float, measure: Measure) -> str:
     return ("+" if value >= 0 else "") + measure.write(value)
 
 
+def format_verdict(one: Comparison) -> str:
+    """The verdict in words; if there is none, about how many rows would give one."""
+    if one.verdict != "cannot tell":
+        return one.verdict
+    if one.rows_needed is None or one.rows_needed <= one.rows:
+        return "cannot tell at this size"
+    scale = 10 ** max(0, int(math.log10(one.rows_needed)) - 1)
+    rounded = -(-one.rows_needed // scale) * scale  # to two figures: it is an estimate
+    return f"cannot tell at this size, about {rounded:,} rows would be needed"
+
+
 def score_to_dict(score: Score) -> dict[str, Any]:
     """A score as the files have it."""
-    measure, interval = score.measure, score.interval
     return {
-        "value": measure.value,
-        "low": interval.low if interval else None,
-        "high": interval.high if interval else None,
-        "method": interval.method if interval else None,
-        "unit": measure.unit,
-        "higher_is_better": measure.higher,
+        "value": score.measure.value,
+        **_interval_to_dict(score.interval),
+        "unit": score.measure.unit,
+        "higher_is_better": score.measure.higher,
         "rows": score.rows,
     }
 
@@ -107,10 +98,14 @@ def comparison_to_dict(one: Comparison) -> dict[str, Any]:
     """A comparison as the files have it."""
     return {
         "difference": one.difference,
-        "low": one.interval.low if one.interval else None,
-        "high": one.interval.high if one.interval else None,
-        "method": one.interval.method if one.interval else None,
+        **_interval_to_dict(one.interval),
         "verdict": one.verdict,
         "rows": one.rows,
         "rows_needed": one.rows_needed,
     }
+
+
+def _interval_to_dict(interval: Interval | None) -> dict[str, Any]:
+    if interval is None:
+        return {"low": None, "high": None, "method": None}
+    return {"low": interval.low, "high": interval.high, "method": interval.method}

@@ -12,7 +12,7 @@ from lorakit.data.cleaning.row_stats import RowStats, compute_row_stats
 from lorakit.data.conversations import Conversation, RowContent, Text
 from lorakit.data.general_texts import GeneralText, read_general_texts
 from lorakit.errors import UserError
-from lorakit.evaluate.cache import get_or_compute, open_cache, prompt_key
+from lorakit.evaluate.cache import digest, get_or_compute, open_cache
 from lorakit.evaluate.diagnosis.collapse import style
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.diagnosis.general import text_losses
@@ -21,12 +21,11 @@ from lorakit.evaluate.diagnosis.losses import DRIFT, FORGETTING, forgetting, qua
 from lorakit.evaluate.diagnosis.parroting import memorization, parroting
 from lorakit.evaluate.diagnosis.sentences import sentence
 from lorakit.evaluate.diagnosis.spans import SpanIndex, span_index
-from lorakit.evaluate.evaluation import EvalSettings, Evaluation
 from lorakit.evaluate.inference import EvalModel, Probe, compute_losses
-from lorakit.evaluate.losses import trained_tokens
+from lorakit.evaluate.likelihood import trained_tokens
 from lorakit.evaluate.models import EvalModelSpec, ModelSet, weight_digests
 from lorakit.evaluate.rendering import RenderedRows, reference_of
-from lorakit.evaluate.results import ModelResult
+from lorakit.evaluate.results import EvalSettings, Evaluation, ModelResult
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 
@@ -78,12 +77,12 @@ class Examination:
         if not (eval_model.spec is self.base or self.is_about(eval_model.spec)):
             return None
         tokenizer, texts = eval_model.rendered.tokenizer, [row.text for row in self.texts]
-        names = [prompt_key(tokenizer(text)["input_ids"]) for text in texts]
+        names = [digest(list(tokenizer(text)["input_ids"])) for text in texts]
 
         def compute(missing: list[int], tell: Callable[[Mapping[int, Any]], None]) -> None:
             label = f"{eval_model.spec.name}: general texts"
             found = text_losses(eval_model.model, tokenizer, [texts[at] for at in missing], eval_model.progress, label)
-            tell({at: [float(nats), float(count)] for at, nats, count in zip(missing, *found, strict=True)})
+            tell({at: [float(nats), float(count)] for at, (nats, count) in enumerate(zip(*found, strict=True))})
 
         kept = open_cache("losses", eval_model.identity | {"texts": "general"}, eval_model.cache)
         values = np.array(get_or_compute(kept, names, compute), dtype=float)

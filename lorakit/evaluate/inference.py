@@ -1,4 +1,4 @@
-"""Asking one subject: its losses, answers and likelihoods of labels, each from the cache where they are kept."""
+"""Running one model on the rows: its losses, answers and likelihoods of labels, computed or from the cache."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,115 +6,148 @@ from typing import Any
 
 import numpy as np
 
-from lorakit.evaluate.cache import as_line, from_line, get_or_compute, open_cache, prompt_key, row_key
+from lorakit.evaluate.cache import digest, get_or_compute, open_cache
+from lorakit.evaluate.classification import Labels
 from lorakit.evaluate.generate import Answer, greedy_answers
-from lorakit.evaluate.labels import Labels
-from lorakit.evaluate.likelihood import label_loglikelihoods
-from lorakit.evaluate.loaded import ModelLoader
-from lorakit.evaluate.losses import row_losses
+from lorakit.evaluate.likelihood import label_loglikelihoods, row_losses
 from lorakit.evaluate.models import EvalModelSpec
 from lorakit.evaluate.rendering import RenderedRows
-from lorakit.evaluate.results import ModelOutputs
 from lorakit.model.fused_lora import fused_lora
+from lorakit.model.load import load_model
+from lorakit.model.shared_base import SharedBase
 from lorakit.progress import Progress
 
-Tell = Callable[[Mapping[int, Any]], None]
+
+@dataclass
+class ModelLoader:
+    """Keeps one base in memory and puts adapters on it. `loads` counts how often weights were read."""
+
+    device: str
+    loads: int = 0
+    _key: tuple[Any, ...] | None = field(default=None, repr=False)
+    _base: SharedBase | None = field(default=None, repr=False)
+
+    def model_of(self, spec: EvalModelSpec) -> Any:
+        """The model in evaluation mode. Do not use the one before it any more.
+
+        Raises:
+            UserError: the weights are damaged, or the adapter does not fit them.
+            LorakitError: they do not fit into memory.
+        """
+        if self._base is None or self._key != spec.base_key:
+            self._base = None  # free its memory before the next one is read
+            self._base, self._key = SharedBase(lambda: self._read(spec)), spec.base_key
+        return self._base.model_with(spec.adapter)
+
+    def _read(self, spec: EvalModelSpec) -> Any:
+        self.loads += 1
+        return load_model(spec.base, spec.settings, self.device)
+
+
+def loading_order(specs: Sequence[EvalModelSpec]) -> list[int]:
+    """The numbers of the models, so that each base is loaded once, and scored before any adapter was on it."""
+    keys = [spec.base_key for spec in specs]
+    return sorted(range(len(specs)), key=lambda at: (keys.index(keys[at]), specs[at].adapter is not None, at))
 
 
 @dataclass(frozen=True, eq=False)
 class EvalModel:
-    """A subject that can be asked: `model` brings its model into memory, which stays the subject's until the next
-    one's is asked for. `facts` are all that decides what it computes."""
+    """A model that can be run on rows. `identity` is all that decides what it computes."""
 
     spec: EvalModelSpec
     rendered: RenderedRows
     identity: dict[str, Any]
-    loaded: ModelLoader
+    loader: ModelLoader
     cache: bool
     progress: Progress
 
     @property
     def model(self) -> Any:
-        """The subject's model, in evaluation mode."""
-        return self.loaded.model_of(self.spec)
+        """The model itself, loaded when it is first used and valid until another one is."""
+        return self.loader.model_of(self.spec)
 
 
 Probe = Callable[[EvalModel], Any]
-"""What else is to be found out of a subject while its model may be in memory, such as its loss on other texts."""
+"""Something else to measure while a model may be in memory, such as its loss on other texts."""
 
 
-@dataclass(frozen=True)
-class EvalRequest:
-    """What every subject is asked for. `probes` by their name."""
+@dataclass(frozen=True, eq=False)
+class ModelOutputs:
+    """What a model computed. `nats` (rows,): the loss summed over each row's trained tokens. `answers`: one to each
+    row that has one, none if no metric asks for them. `likelihoods` (rows of the task, labels), in nats, by the task's
+    tag. `probed`: the results of probes, by their name."""
 
-    generate: bool
-    max_new_tokens: int
-    labels: Mapping[str, Labels] = field(default_factory=dict)
-    probes: Mapping[str, Probe] = field(default_factory=dict)
+    nats: np.ndarray
+    answers: list[Answer]
+    likelihoods: dict[str, np.ndarray]
+    probed: dict[str, Any] = field(default_factory=dict)
 
 
-def run_model(eval_model: EvalModel, wanted: EvalRequest) -> ModelOutputs:
-    """All that is wanted of one subject.
+def run_model(
+    eval_model: EvalModel, max_new_tokens: int, labels: Mapping[str, Labels], probes: Mapping[str, Probe]
+) -> ModelOutputs:
+    """Compute everything that one model is scored on.
+
+    Args:
+        max_new_tokens: of an answer; 0 generates none.
 
     Raises:
-        UserError, LorakitError: its model cannot be loaded, or gives no numbers.
+        UserError, LorakitError: the model cannot be loaded, or computes NaN.
     """
     nats = compute_losses(eval_model)
-    said = generate_answers(eval_model, eval_model.rendered.prompts, wanted.max_new_tokens) if wanted.generate else []
-    likelihoods = {task: compute_label_likelihoods(eval_model, labels) for task, labels in wanted.labels.items()}
-    probed = {name: probe(eval_model) for name, probe in wanted.probes.items()}
-    return ModelOutputs(nats, said, likelihoods, probed)
+    prompts = eval_model.rendered.prompts if max_new_tokens else []
+    answers = generate_answers(eval_model, prompts, max_new_tokens)
+    likelihoods = {task: _label_likelihoods(eval_model, of_task) for task, of_task in labels.items()}
+    return ModelOutputs(nats, answers, likelihoods, {name: probe(eval_model) for name, probe in probes.items()})
 
 
 def compute_losses(eval_model: EvalModel) -> np.ndarray:
     """The loss summed over the trained tokens of each row (rows,), in nats."""
-    rows = eval_model.rendered.rows
+    rows, pad = eval_model.rendered.rows, eval_model.rendered.pad
 
-    def compute(missing: list[int], tell: Tell) -> None:
-        model, label = eval_model.model, f"{eval_model.spec.name}: loss"
-        chosen = [rows[at] for at in missing]
+    def compute(missing: list[int], save: Callable[[Mapping[int, float]], None]) -> None:
+        model, note = eval_model.model, f"{eval_model.spec.name}: loss"
         with fused_lora(model):
-            row_losses(model, chosen, eval_model.rendered.pad, label, eval_model.progress, _told(missing, tell))
+            row_losses(model, [rows[at] for at in missing], pad, note, eval_model.progress, save)
 
-    kept = open_cache("losses", eval_model.identity, eval_model.cache)
-    return np.array(get_or_compute(kept, [row_key(row) for row in rows], compute), dtype=float)
+    file = open_cache("losses", eval_model.identity, eval_model.cache)
+    keys = [digest([list(row["input_ids"]), list(row["labels"])]) for row in rows]
+    return np.array(get_or_compute(file, keys, compute), dtype=float)
 
 
 def generate_answers(eval_model: EvalModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
     """The greedy answer to each prompt."""
-    rendered = eval_model.rendered
+    stop_ids, pad = eval_model.rendered.stop_ids, eval_model.rendered.pad
 
-    def compute(missing: list[int], tell: Tell) -> None:
-        model, label = eval_model.model, f"{eval_model.spec.name}: answers"
+    def compute(missing: list[int], save: Callable[[Mapping[int, Any]], None]) -> None:
+        model, note = eval_model.model, f"{eval_model.spec.name}: answers"
         chosen = [prompts[at] for at in missing]
-        told = _told(missing, lambda found: tell({at: as_line(answer) for at, answer in found.items()}))
+
+        def save_answers(answers: Mapping[int, Answer]) -> None:
+            save({at: [list(answer.tokens), answer.ended] for at, answer in answers.items()})
+
         with fused_lora(model):
-            greedy_answers(
-                model, chosen, rendered.stop_ids, max_new_tokens, rendered.pad, label, eval_model.progress, told
-            )
+            greedy_answers(model, chosen, stop_ids, max_new_tokens, pad, note, eval_model.progress, save_answers)
 
-    decoding = {"decoding": "greedy", "max_new_tokens": max_new_tokens, "stops": rendered.stop_ids}
-    kept = open_cache("answers", eval_model.identity | decoding, eval_model.cache)
-    return [from_line(value) for value in get_or_compute(kept, [prompt_key(prompt) for prompt in prompts], compute)]
+    if not prompts:
+        return []
+    decoding = {"decoding": "greedy", "max_new_tokens": max_new_tokens, "stops": stop_ids}
+    file = open_cache("answers", eval_model.identity | decoding, eval_model.cache)
+    lines = get_or_compute(file, [digest(list(prompt)) for prompt in prompts], compute)
+    return [Answer(tuple(tokens), bool(ended)) for tokens, ended in lines]
 
 
-def compute_label_likelihoods(eval_model: EvalModel, labels: Labels) -> np.ndarray:
-    """The log-probability of each label behind each of the labels' prompts (rows, labels), in nats."""
+def _label_likelihoods(eval_model: EvalModel, labels: Labels) -> np.ndarray:
+    """The log-probability of each label after each of the labels' prompts (rows, labels), in nats."""
     rendered = eval_model.rendered
     prompts = [rendered.rows[row]["input_ids"][: rendered.rows[row]["answer"]] for row in labels.rows]
 
-    def compute(missing: list[int], tell: Tell) -> None:
+    def compute(missing: list[int], save: Callable[[Mapping[int, Any]], None]) -> None:
         model, note = eval_model.model, f"{eval_model.spec.name}: labels"
-        chosen = [prompts[at] for at in missing]
+        chosen, tokens = [prompts[at] for at in missing], [list(label) for label in labels.tokens]
         with fused_lora(model):
-            tokens = [list(one) for one in labels.tokens]
-            found = label_loglikelihoods(model, chosen, tokens, rendered.pad, eval_model.progress, note)
-        tell(dict(zip(missing, found.tolist(), strict=True)))
+            values = label_loglikelihoods(model, chosen, tokens, rendered.pad, eval_model.progress, note)
+        save(dict(enumerate(values.tolist())))
 
-    kept = open_cache("labels", eval_model.identity | {"labels": labels.tokens}, eval_model.cache)
-    return np.array(get_or_compute(kept, [prompt_key(prompt) for prompt in prompts], compute), dtype=float)
-
-
-def _told(numbers: list[int], tell: Tell) -> Tell:
-    """`tell`, for someone who counts only the rows that were missing."""
-    return lambda found: tell({numbers[at]: value for at, value in found.items()})
+    file = open_cache("labels", eval_model.identity | {"labels": labels.tokens}, eval_model.cache)
+    return np.array(get_or_compute(file, [digest(list(prompt)) for prompt in prompts], compute), dtype=float)

@@ -25,15 +25,13 @@ from scipy.special import ndtr, ndtri, stdtrit
 from lorakit.errors import LorakitError
 from lorakit.evaluate.metric import Measure, ratio
 
-Verdict = Literal["better", "worse", "higher", "lower", "cannot tell"]
-
 _Z = float(ndtri(0.975))
 _POWER = float(ndtri(0.8))
 _RESAMPLES = (1_000, 10_000)
 # Of five rows all lie on one side of a middle by chance more often than once in twenty (2 / 2^5), of six they do not.
 _LEAST_ROWS = 6
 # Numbers held at once while rows are drawn, and drawn in all beyond the least number of resamples.
-_HELD, _DRAWN = 1 << 22, 1 << 24
+_AT_ONCE, _IN_ALL = 1 << 22, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -49,29 +47,28 @@ class Interval:
 class Comparison:
     """A second model against a first one, on the same rows.
 
-    `difference` is second minus first, in the measure's unit. `interval` is None where the rows allow none: fewer than
-    six, or the same difference in every resample. `verdict` is about the second model: better or worse where the
-    interval does not hold 0; higher or lower for a measure without a better. `rows_needed`: about how many rows would
-    show a difference as large as this one in four of five evaluations; None where there is no difference, or no
-    interval.
+    `difference` is second minus first, in the measure's unit. `interval` is None if the rows allow none: fewer than
+    six, or the same difference in every resample. `verdict` is about the second model: better or worse if the interval
+    does not contain 0; higher or lower for a measure without a better. `rows_needed`: about how many rows would show a
+    difference as large as this one in four of five evaluations; None without a difference or an interval.
     """
 
     first: float
     second: float
     difference: float
     interval: Interval | None
-    verdict: Verdict
+    verdict: Literal["better", "worse", "higher", "lower", "cannot tell"]
     rows: int
     rows_needed: int | None
 
 
 def intervals(measures: Mapping[str, Measure], seed: int = 0) -> dict[str, Interval | None]:
-    """The interval of each measure; None where the rows allow none. All measures hold the same rows."""
-    found: dict[str, Interval | None] = {name: _of_share(measure) for name, measure in measures.items()}
-    drawn = {name: measure for name, measure in measures.items() if found[name] is None}
-    for (name, measure), values in zip(drawn.items(), _resampled([*drawn.values()], seed), strict=True):
-        found[name] = _expanded_percentile(values, _there(measure))
-    return found
+    """The interval of each measure; None if the rows allow none. All measures hold the same rows."""
+    bounds: dict[str, Interval | None] = {name: _of_share(measure) for name, measure in measures.items()}
+    drawn = {name: measure for name, measure in measures.items() if bounds[name] is None}
+    for (name, measure), values in zip(drawn.items(), _resample([*drawn.values()], seed), strict=True):
+        bounds[name] = _expanded_percentile(values, _count_rows(measure))
+    return bounds
 
 
 def compare(first: Mapping[str, Measure], second: Mapping[str, Measure], seed: int = 0) -> dict[str, Comparison]:
@@ -87,31 +84,33 @@ def compare(first: Mapping[str, Measure], second: Mapping[str, Measure], seed: i
                 f"{name}: one model has {len(one.rows)} rows and the other {len(other.rows)}: a paired difference "
                 "needs the same rows of both. Score both on the same rows."
             )
-    found = {name: _of_shares(one, other) for name, (one, other) in pairs.items()}
-    drawn = {name: pair for name, pair in pairs.items() if found[name] is None}
-    resampled = _resampled([measure for pair in drawn.values() for measure in pair], seed)
+    bounds: dict[str, tuple[Interval | None, float]] = {}
+    for name, (one, other) in pairs.items():
+        of_shares = _of_shares(one, other)
+        if of_shares:
+            bounds[name] = of_shares
+    drawn = {name: pair for name, pair in pairs.items() if name not in bounds}
+    resampled = _resample([measure for pair in drawn.values() for measure in pair], seed)
     for name, first_values, second_values in zip(drawn, resampled[::2], resampled[1::2], strict=True):
         differences = second_values - first_values
-        found[name] = (_expanded_percentile(differences, _there(*drawn[name])), float(np.std(differences)))
-    return {name: _compared(one, other, *(found[name] or (None, 0.0))) for name, (one, other) in pairs.items()}
+        bounds[name] = (_expanded_percentile(differences, _count_rows(*drawn[name])), float(np.std(differences)))
+    return {name: _comparison(one, other, *bounds[name]) for name, (one, other) in pairs.items()}
 
 
-def _compared(one: Measure, other: Measure, interval: Interval | None, error: float) -> Comparison:
+def _comparison(one: Measure, other: Measure, interval: Interval | None, error: float) -> Comparison:
     """`error` is the standard error of the difference, which falls with the square root of the number of rows."""
-    difference, rows = other.value - one.value, _there(one, other)
+    difference, rows = other.value - one.value, _count_rows(one, other)
     needed = None
     if interval and difference and error > 0:
         needed = math.ceil(rows * ((_Z + _POWER) * error / difference) ** 2)
-    return Comparison(one.value, other.value, difference, interval, _verdict(interval, one.higher), rows, needed)
-
-
-def _verdict(interval: Interval | None, higher: bool | None) -> Verdict:
-    if interval is None or interval.low <= 0 <= interval.high:
-        return "cannot tell"
-    above = interval.low > 0
-    if higher is None:
-        return "higher" if above else "lower"
-    return "better" if above == higher else "worse"
+    verdict: Literal["better", "worse", "higher", "lower", "cannot tell"] = "cannot tell"
+    if interval and not interval.low <= 0 <= interval.high:
+        above = interval.low > 0
+        if one.higher is None:
+            verdict = "higher" if above else "lower"
+        else:
+            verdict = "better" if above == one.higher else "worse"
+    return Comparison(one.value, other.value, difference, interval, verdict, rows, needed)
 
 
 def wilson(right: float, rows: int) -> Interval:
@@ -134,13 +133,13 @@ def bonett_price(gained: int, lost: int, rows: int) -> tuple[Interval, float]:
     return Interval(max(low, -1.0), min(high, 1.0), "bonett-price"), error
 
 
-def _there(*measures: Measure) -> int:
+def _count_rows(*measures: Measure) -> int:
     """How many rows have a number of each of these measures."""
     return int(np.logical_and.reduce([(measure.rows != 0).any(1) for measure in measures]).sum())
 
 
 def _right(measure: Measure) -> np.ndarray | None:
-    """Per row 1 where it is right and 0 where it is wrong, NaN where it has none; None for other measures."""
+    """Per row 1 if it is right and 0 if it is wrong, NaN if it has neither; None for other measures."""
     if measure.pool is not ratio or measure.unit != "share" or not np.isin(measure.rows, (0.0, 1.0)).all():
         return None
     return np.where(measure.rows[:, 1] > 0, measure.rows[:, 0], np.nan)
@@ -151,17 +150,16 @@ def _of_share(measure: Measure) -> Interval | None:
 
     For these it is too wide rather than too narrow: no values from 0 to 1 vary more about a mean than 0s and 1s.
     """
-    rows = _there(measure)
+    rows = _count_rows(measure)
     if measure.unit != "share" or measure.pool is not ratio or not rows:
         return None
-    right = _right(measure)
     values = measure.by_row[~np.isnan(measure.by_row)]
-    if right is None and (np.ptp(values) > 0 or values.min() < 0 or values.max() > 1):
+    if _right(measure) is None and (np.ptp(values) > 0 or values.min() < 0 or values.max() > 1):
         return None
     return wilson(float(values.sum()), rows)
 
 
-def _of_shares(one: Measure, other: Measure) -> tuple[Interval | None, float] | None:
+def _of_shares(one: Measure, other: Measure) -> tuple[Interval, float] | None:
     """Bonett and Price's interval of rows that are right or wrong, with its standard error; None for other measures."""
     first, second = _right(one), _right(other)
     if first is None or second is None or not np.array_equal(np.isnan(first), np.isnan(second)):
@@ -182,7 +180,7 @@ def _expanded_percentile(values: np.ndarray, rows: int) -> Interval | None:
     return Interval(float(low), float(high), "bootstrap")
 
 
-def _resampled(measures: Sequence[Measure], seed: int) -> list[np.ndarray]:
+def _resample(measures: Sequence[Measure], seed: int) -> list[np.ndarray]:
     """Each measure (resamples,) over rows drawn with replacement; the same rows for all of them."""
     if not measures or not len(measures[0].rows):
         return [np.empty(0)] * len(measures)
@@ -196,9 +194,9 @@ def _draws(rows: int, seed: int) -> Iterator[np.ndarray]:
     """How often each row is drawn (resamples, rows), some resamples at a time."""
     generator = np.random.default_rng(seed)
     least, most = _RESAMPLES
-    left = max(least, min(most, _DRAWN // rows))
+    left = max(least, min(most, _IN_ALL // rows))
     while left:
-        some = min(left, max(1, _HELD // rows))
+        some = min(left, max(1, _AT_ONCE // rows))
         drawn = generator.integers(0, rows, (some, rows)) + rows * np.arange(some)[:, None]
         yield np.bincount(drawn.ravel(), minlength=some * rows).reshape(some, rows).astype(float)
         left -= some

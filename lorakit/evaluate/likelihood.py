@@ -1,6 +1,6 @@
-"""Classification by likelihood: how probable a model finds each label behind a prompt, and what follows from it."""
+"""Forward passes of a model: the loss of each row, and the log-probability of labels after prompts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,17 +10,88 @@ import torch
 from lorakit.data.batches import collate
 from lorakit.data.conversations import IGNORED
 from lorakit.errors import LorakitError, UserError
+from lorakit.evaluate.batching import in_batches, tokens_at_once
 from lorakit.model.loss import head_logits
 from lorakit.model.shared_prefix import body_output
 from lorakit.progress import Progress
 
-# Tokens with padding in a batch, the rows it has in any case, and logits held at once (128 MiB in float32).
-_TOKENS, _ROWS, _LOGITS = 4096, 8, 1 << 25
+# Rows in a batch; of labels also more, up to so many tokens with padding; and logits held at once (128 MiB in float32).
+_ROWS, _TOKENS, _LOGITS = 8, 4096, 1 << 25
+
+
+def trained_tokens(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """How many tokens of each row are predicted and counted (rows,)."""
+    return np.array([sum(label != IGNORED for label in row["labels"][1:]) for row in rows], dtype=float)
+
+
+def row_losses(
+    model: Any,
+    rows: Sequence[dict[str, Any]],
+    pad: int,
+    label: str,
+    progress: Progress,
+    done: Callable[[dict[int, float]], None] | None = None,
+) -> np.ndarray:
+    """The summed cross-entropy (rows,) in nats over the trained tokens of each row, in float32.
+
+    Args:
+        model: a causal language model in evaluation mode, or a PEFT model around one.
+        rows: with `input_ids` and `labels` (-100 where not trained).
+        label: of the progress bar. done: gets the losses of each batch by the number of their row.
+
+    Raises:
+        LorakitError: the model computes NaN, or a row does not fit into memory.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    nats = np.zeros(len(rows))
+    with torch.inference_mode(), progress.bar(label, total=len(rows)) as bar:
+
+        def work(batch: list[int]) -> list[int]:
+            output, hidden, targets, row_of = _trained_states(causal, [rows[index] for index in batch], pad)
+            losses = np.zeros(len(batch))
+            for start, logits in _head_chunks(causal, output, hidden):
+                here = slice(start, start + len(logits))
+                loss = logits.logsumexp(-1) - logits.gather(-1, targets[here, None])[:, 0]
+                np.add.at(losses, row_of[here], loss.double().cpu().numpy())
+            if not np.isfinite(losses).all():
+                raise LorakitError(
+                    f"{label}: {losses.sum()}: this model gives no numbers on the held-out rows. Its weights are "
+                    "broken."
+                )
+            nats[batch] = losses
+            if done:
+                done(dict(zip(batch, losses.tolist(), strict=True)))
+            bar.advance(len(batch))
+            return []
+
+        in_batches(range(len(rows)), lambda index: len(rows[index]["input_ids"]), _ROWS, tokens_at_once(causal), work)
+    return nats
+
+
+def _trained_states(
+    causal: Any, rows: list[dict[str, Any]], pad: int
+) -> tuple[Any, torch.Tensor, torch.Tensor, np.ndarray]:
+    """The output of the model's body, and for each trained token: the state before it (tokens, width), its id
+    (tokens,), and its row (tokens,)."""
+    tensors = {key: value.to(causal.device) for key, value in collate(rows, pad).items()}
+    labels = tensors["labels"]
+    output, skipped = body_output(causal, tensors["input_ids"], tensors["attention_mask"], labels, IGNORED)
+    targets = labels[:, 1 + skipped :]
+    trained = targets != IGNORED
+    hidden = output.last_hidden_state[:, :-1][trained]
+    return output, hidden, targets[trained], trained.nonzero()[:, 0].cpu().numpy()
+
+
+def _head_chunks(causal: Any, output: Any, hidden: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """The logits of the states in float32, a chunk at a time, each with the number of its first state."""
+    chunk = max(1, _LOGITS // causal.config.get_text_config().vocab_size)
+    for start in range(0, len(hidden), chunk):
+        yield start, head_logits(causal, output, hidden[start : start + chunk]).float()
 
 
 @dataclass(frozen=True)
 class _Path:
-    """One way through the labels: the tokens of a label, and which log-probabilities at its positions count for whom.
+    """One way through the labels: the tokens of a label, and which log-probabilities along them count for which label.
 
     `reads`: position, token, label. A token that several labels share is scored once for all of them.
     """
@@ -37,37 +108,38 @@ def label_loglikelihoods(
     progress: Progress,
     note: str = "labels",
 ) -> np.ndarray:
-    """The log-probability of each label behind each prompt (prompts, labels), in nats, summed over the label's tokens.
+    """The log-probability of each label after each prompt (prompts, labels), in nats, summed over the label's tokens.
 
     Args:
         model: a causal language model in evaluation mode, or a PEFT model around one.
-        prompts, labels: token ids, as they follow each other. Whether a label ends with a stop token is the caller's.
-        pad: the id that fills rows up. note: the progress bar's label.
+        prompts, labels: token ids that follow each other. The caller decides whether a label ends with a stop token.
+        pad: the id that fills up rows. note: the label of the progress bar.
 
-    Labels of one token each are read off one row a prompt. Of longer ones a batch is one prompt's rows, whose common
-    beginning is computed once (lorakit.model.shared_prefix).
+    Labels of one token are all read off one row per prompt. With longer ones a batch has the rows of one prompt, whose
+    common beginning is computed once (lorakit.model.shared_prefix).
 
     Raises:
         UserError: a prompt or a label has no tokens.
-        LorakitError: the model gives no numbers.
+        LorakitError: the model computes NaN.
     """
     if not labels or not all(labels):
         raise UserError("classification: a label has no tokens. Write labels of at least one character.")
     if not all(prompts):
         raise UserError("classification: a prompt has no tokens, so that nothing stands before the label.")
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     paths = _paths([tuple(label) for label in labels])
-    found = np.zeros((len(prompts), len(labels)))
+    scores = np.zeros((len(prompts), len(labels)))
     with torch.inference_mode(), progress.bar(note, total=len(prompts)) as bar:
         for batch in _batches([len(prompt) for prompt in prompts], paths):
-            _score(model, prompts, paths, batch, pad, found)
+            _add_scores(causal, prompts, paths, batch, pad, scores)
             bar.advance(len({prompt for prompt, path in batch if path == 0}))
-    if not np.isfinite(found).all():
+    if not np.isfinite(scores).all():
         raise LorakitError(f"{note}: this model gives no numbers for the labels. Its weights are broken.")
-    return found
+    return scores
 
 
 def _paths(labels: Sequence[tuple[int, ...]]) -> list[_Path]:
-    """The fewest ways that pass every token of every label: labels that differ in the last token share one."""
+    """The fewest paths that pass every token of every label: labels that differ in the last token share one."""
     stems = sorted(dict.fromkeys(label[:-1] for label in labels), key=len, reverse=True)
     leaves: list[tuple[int, ...]] = []
     for stem in stems:
@@ -78,13 +150,13 @@ def _paths(labels: Sequence[tuple[int, ...]]) -> list[_Path]:
         for position, token in enumerate(label):
             passed = next(index for index, leaf in enumerate(leaves) if leaf[:position] == label[:position])
             reads[passed].append((position, token, number))
-    # The last token stands only so that the state before it predicts something: any label of this stem will do.
+    # The last token is there only so that the state before it predicts something: any label of this stem will do.
     whole = {label[:-1]: label for label in labels}
     return [_Path(whole[leaf], tuple(read)) for leaf, read in zip(leaves, reads, strict=True)]
 
 
 def _batches(lengths: Sequence[int], paths: Sequence[_Path]) -> Iterator[list[tuple[int, int]]]:
-    """Batches of (prompt, path): one prompt's paths, or prompts of like length where there is one path."""
+    """Batches of (prompt, path): the paths of one prompt, or prompts of similar length if there is only one path."""
     order = sorted(range(len(lengths)), key=lambda prompt: -lengths[prompt])
     longest = max(len(path.tokens) for path in paths)
     groups = [order] if len(paths) == 1 else [[prompt] for prompt in order]
@@ -96,45 +168,32 @@ def _batches(lengths: Sequence[int], paths: Sequence[_Path]) -> Iterator[list[tu
             pairs = pairs[rows:]
 
 
-def _score(
-    model: Any,
+def _add_scores(
+    causal: Any,
     prompts: Sequence[list[int]],
     paths: Sequence[_Path],
     batch: Sequence[tuple[int, int]],
     pad: int,
-    found: np.ndarray,
+    scores: np.ndarray,
 ) -> None:
-    """Add what one batch says of each label to `found`."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    rows = [
-        {
-            "input_ids": [*prompts[prompt], *paths[path].tokens],
-            "labels": [IGNORED] * len(prompts[prompt]) + list(paths[path].tokens),
-        }
-        for prompt, path in batch
-    ]
-    tensors = {key: value.to(model.device) for key, value in collate(rows, pad).items()}
-    output, skipped = body_output(causal, tensors["input_ids"], tensors["attention_mask"], tensors["labels"], IGNORED)
-    hidden = output.last_hidden_state[:, :-1][tensors["labels"][:, 1 + skipped :] != IGNORED]
-    starts = np.cumsum([0, *(len(paths[path].tokens) for _, path in batch)])
-    reads = [
-        (start + position, token, prompt, label)
-        for start, (prompt, path) in zip(starts, batch, strict=False)
-        for position, token, label in paths[path].reads
-    ]
-    at, tokens, of_prompt, of_label = np.array(reads).T
-    scores = _logprobs(causal, output, hidden, torch.from_numpy(at), torch.from_numpy(tokens))
-    np.add.at(found, (of_prompt, of_label), scores)
-
-
-def _logprobs(causal: Any, output: Any, hidden: torch.Tensor, at: torch.Tensor, tokens: torch.Tensor) -> np.ndarray:
-    """The log-probability of each token at its place among the states (places, width), the head a chunk at a time."""
-    chunk = max(1, _LOGITS // causal.config.get_text_config().vocab_size)
-    found = np.empty(len(at))
-    for start in range(0, len(hidden), chunk):
-        here = (at >= start) & (at < start + chunk)
-        logits = head_logits(causal, output, hidden[start : start + chunk]).float()
-        normalizer = logits.logsumexp(-1)
-        places, wanted = (at[here] - start).to(logits.device), tokens[here].to(logits.device)
-        found[here.numpy()] = (logits[places, wanted] - normalizer[places]).double().cpu().numpy()
-    return found
+    """Add the log-probabilities of one batch to those of its prompts and labels."""
+    rows, reads, start = [], [], 0
+    for prompt, number in batch:
+        path = paths[number]
+        rows.append(
+            {
+                "input_ids": [*prompts[prompt], *path.tokens],
+                "labels": [IGNORED] * len(prompts[prompt]) + list(path.tokens),
+            }
+        )
+        reads += [(start + position, token, prompt, label) for position, token, label in path.reads]
+        start += len(path.tokens)
+    output, hidden, _, _ = _trained_states(causal, rows, pad)
+    states, tokens, of_prompt, of_label = np.array(reads).T
+    logprobs = np.empty(len(reads))
+    for start, logits in _head_chunks(causal, output, hidden):
+        here = (states >= start) & (states < start + len(logits))
+        places = torch.from_numpy(states[here] - start).to(logits.device)
+        chosen = logits[places, torch.from_numpy(tokens[here]).to(logits.device)]
+        logprobs[here] = (chosen - logits.logsumexp(-1)[places]).double().cpu().numpy()
+    np.add.at(scores, (of_prompt, of_label), logprobs)

@@ -1,16 +1,22 @@
-"""A measure: one number about many rows, kept as what each row adds to it.
+"""A measure: one number about many rows, kept as what each row adds to it; and the measures of a recipe's metrics.
 
 Every score is a function of sums over rows: a mean (values, rows that have one), a loss (nats, tokens), corpus BLEU
-(its n-gram counts). Kept so, it can be taken again over any choice of rows, which is what intervals stand on.
+(its n-gram counts). So it can be computed again over any choice of rows, which intervals need.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lorakit.amounts import percent
-from lorakit.registry import Unit
+from lorakit.bounds import TooLong, bounded
+from lorakit.errors import LorakitError, UserError
+from lorakit.recipe.choice import entry_name, entry_settings
+from lorakit.recipe.section import Section
+from lorakit.registry import METRICS, MetricSpec, Unit
 
 UNITS: dict[str, str] = {
     "share": "{:.1%}",
@@ -21,13 +27,22 @@ UNITS: dict[str, str] = {
 }
 """How a value of each unit is written: shares of 1 as per cent, points of 100 as they are."""
 
+# What a metric may compute on one answer; most take microseconds.
+_SECONDS = 10
+# Batched metrics load models and such first: the time of so many answers on top.
+_TO_BEGIN = 6
+_SLOW_PATTERN = (
+    "A regular expression that repeats a repetition, such as (a+)+, tries every way to share out the text: write it so "
+    "that only one fits."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Measure:
     """What each row adds to one number.
 
-    `rows` (rows, statistics) holds zeros for a row that has none; `pool` makes the number of their sums, for an array
-    (..., statistics) an array (...), NaN where it has none. `higher`: whether more is better; None where neither is.
+    `rows` (rows, statistics) holds zeros for a row that has none; `pool` turns their sums, an array (..., statistics),
+    into numbers (...), NaN if there is none. `higher`: whether more is better; None if neither is.
     """
 
     rows: np.ndarray
@@ -37,12 +52,12 @@ class Measure:
 
     @property
     def value(self) -> float:
-        """The number over all rows; NaN where no row has any."""
+        """The number over all rows; NaN if no row has any."""
         return float(self.pool(self.rows.sum(0)))
 
     @property
     def by_row(self) -> np.ndarray:
-        """The number of each row alone (rows,), NaN where it has none."""
+        """The number of each row alone (rows,), NaN if it has none."""
         return self.pool(self.rows)
 
     def write(self, value: float) -> str:
@@ -59,20 +74,76 @@ def ratio(sums: np.ndarray) -> np.ndarray:
 
 
 def mean(values: np.ndarray, unit: Unit = "share", higher: bool | None = True) -> Measure:
-    """The mean of one value a row (rows,); a row with NaN has none and is left out."""
+    """The mean of one value per row (rows,); rows with NaN are left out."""
     there = ~np.isnan(values)
     return Measure(np.stack([np.where(there, values, 0.0), there.astype(float)], axis=1), ratio, unit, higher)
 
 
 def loss(nats: np.ndarray, tokens: np.ndarray) -> Measure:
-    """Mean cross-entropy a token, from each row's summed nats (rows,) and trained tokens (rows,): a ratio of sums."""
+    """Mean cross-entropy per token, from each row's summed nats (rows,) and trained tokens (rows,): a ratio of sums."""
     return Measure(np.stack([nats, tokens], axis=1).astype(float), ratio, "nats", higher=False)
 
 
 def perplexity(nats: np.ndarray, tokens: np.ndarray) -> Measure:
-    """The exponential of `loss`, cut off at exp(700) as lorakit's tables have it."""
+    """The exponential of `loss`, at most exp(700)."""
 
     def pool(sums: np.ndarray) -> np.ndarray:
         return np.exp(np.minimum(ratio(sums), 700.0))
 
     return Measure(np.stack([nats, tokens], axis=1).astype(float), pool, "perplexity", higher=False)
+
+
+def row_scores(metrics: Sequence[Any], answers: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
+    """A measure of every metric in the list (a word, or a word with settings as in the recipe) on the answers.
+
+    All hold the same rows, in the order of the answers. A metric's parts are named `metric.part`, in the order in
+    which rows first have them. A score that no row has is left out.
+
+    Raises:
+        UserError: a metric's settings name something unusable.
+        LorakitError: a metric returns NaN or infinity for a row.
+    """
+    measures: dict[str, Measure] = {}
+    for metric in metrics:
+        entry, settings = METRICS[entry_name(metric)], entry_settings(METRICS, metric)
+        rows = _scores(entry, settings, answers, references)
+        for part in dict.fromkeys(part for row in rows for part in row):
+            name = f"{entry.name}.{part}" if part else entry.name
+            measures[name] = _measure(entry, name, part, rows)
+    return {name: measure for name, measure in measures.items() if not math.isnan(measure.value)}
+
+
+def _scores(
+    entry: MetricSpec, settings: Section | None, answers: Sequence[str], references: Sequence[str]
+) -> list[Mapping[str, Any]]:
+    """The scores of each row by their part's name."""
+    more = () if settings is None else (settings,)
+    scores: list[Mapping[str, Any]] = []
+    try:
+        if entry.batched:
+            with bounded(_SECONDS * (len(answers) + _TO_BEGIN)):
+                return list(entry.function(answers, references, *more)) if answers else []
+        for answer, reference in zip(answers, references, strict=True):
+            with bounded(_SECONDS):
+                scores.append(entry.function(answer, reference, *more))
+    except TooLong as error:
+        raise UserError(
+            f"evaluate.metrics: {entry.name} computes for more than {_SECONDS} s on answer {len(scores) + 1} of "
+            f"{len(answers)}, or as much on each. {_SLOW_PATTERN if settings is not None else 'Leave the metric out.'}"
+        ) from error
+    return scores
+
+
+def _measure(entry: MetricSpec, name: str, part: str, rows: Sequence[Mapping[str, Any]]) -> Measure:
+    width = max(np.size(row[part]) for row in rows if part in row)
+    absent = np.full(width, 0.0 if entry.pool else math.nan)
+    values = np.array([np.asarray(row.get(part, absent), dtype=float).reshape(-1) for row in rows])
+    for number, row in enumerate(rows):
+        if part in row and not np.isfinite(values[number]).all():
+            raise LorakitError(
+                f"the metric {name} gives answer {number + 1} of {len(rows)} the score {row[part]}, which is not a "
+                "number. For a row without a score leave the name out of its mapping."
+            )
+    if entry.pool:
+        return Measure(values, entry.pool, entry.unit, entry.higher)
+    return mean(values[:, 0], entry.unit, entry.higher)

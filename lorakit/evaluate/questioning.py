@@ -6,13 +6,12 @@ from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.conversations import Conversation
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
-from lorakit.evaluate.evaluation import EvalSettings
-from lorakit.evaluate.generate import text_of
-from lorakit.evaluate.inference import EvalModel, generate_answers
-from lorakit.evaluate.loaded import ModelLoader, loading_order
+from lorakit.evaluate.generate import decode_answer
+from lorakit.evaluate.inference import EvalModel, ModelLoader, generate_answers, loading_order
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.questions import Question
 from lorakit.evaluate.rendering import RenderedRows, load_tokenizers, prompt_template
+from lorakit.evaluate.results import EvalSettings
 from lorakit.model.tokenizer import stop_token_ids
 from lorakit.progress import Progress
 
@@ -42,7 +41,7 @@ def answers_to_questions(
             for what, field in template.controls.spelled(Conversation(question.messages)):
                 progress.warn(f"{spec.name}: question {question.id}, {field}: {what}")
         said = generate_answers(eval_model, prompts, settings.max_new_tokens)
-        found[spec.name] = [text_of(answer, rendered.tokenizer) for answer in said]
+        found[spec.name] = [decode_answer(answer.tokens, rendered.tokenizer) for answer in said]
     return {spec.name: found[spec.name] for spec in model_set.specs}
 
 

@@ -1,27 +1,24 @@
-"""The files of an evaluation: the scores as one JSON document, and beside it a line for each row with every answer."""
+"""The files of an evaluation: the scores as a JSON document, and beside it a line for each row with every answer."""
 
-import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from lorakit.atomic_io import claim_name, write_atomic
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.comparison import comparison_to_dict, score_to_dict
-from lorakit.evaluate.evaluation import Evaluation
 from lorakit.evaluate.models import EvalModelSpec
-from lorakit.evaluate.results import ModelResult
+from lorakit.evaluate.results import Evaluation, ModelResult
 from lorakit.recipe.choice import entry_name, entry_settings
 from lorakit.registry import METRICS
 from lorakit.run_dir import now, versions
 
 FORMAT = 2
-"""The version of the document. It grows when a field changes its meaning or goes."""
+"""The version of the document. It grows when a field is removed or changes its meaning."""
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
@@ -30,16 +27,15 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
     Raises:
         LorakitError: they cannot be written.
     """
-    facts = evaluation_document(evaluation)
-    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in answer_lines(evaluation))
-    return write_document(facts, folder, lines=lines)
+    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _answer_lines(evaluation))
+    return write_document(evaluation_document(evaluation), folder, lines=lines)
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that nothing can be written into, before hours of work.
+    """Refuse a folder that cannot be written or created, before hours of work.
 
     Raises:
-        UserError: it cannot be, or made.
+        UserError: it cannot.
     """
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -47,27 +43,43 @@ def check_writable(folder: Path) -> None:
 
 
 def write_document(facts: dict[str, Any], folder: Path, prefix: str = "", lines: str | None = None) -> Path:
-    """Write a document into a folder, named by its time; its path. `lines` go beside it, and it names their file.
+    """Write a document into a folder under a new name made of its time; its path. `lines` go into a file beside it,
+    which it names.
 
     Raises:
         LorakitError: they cannot be written.
     """
+    stem = prefix + re.sub("[^0-9T]", "", facts["taken"].split("+")[0])
     try:
-        with _free(folder, prefix + re.sub("[^0-9T]", "", facts["taken"].split("+")[0])) as path:
-            if lines is not None:
-                facts["answers"] = path.with_suffix(".jsonl").name
-                write_atomic(path.with_suffix(".jsonl"), lines)
-            write_atomic(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            path = folder / f"{stem}{f'-{number}' if number > 1 else ''}.json"
+            beside = path.with_suffix(".jsonl")
+            try:
+                with claim_name(path):  # no other process writes an evaluation of the same second under this name
+                    if path.exists() or beside.exists():
+                        continue
+                    if lines is not None:
+                        facts["answers"] = beside.name
+                        write_atomic(beside, lines)
+                    write_atomic(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+                    break
+            except FileExistsError:
+                continue
     except OSError as error:
         raise LorakitError(f"{folder}: cannot be written: {error.strerror or error}.") from error
     return path
 
 
 def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
-    """All scores and comparisons; figures that are no numbers are null."""
+    """All scores and comparisons; NaN is null."""
     settings, rows, machine = evaluation.settings, evaluation.rows, evaluation.model_set.machine
     baseline = evaluation.baseline.name
-    facts = {
+    metrics: list[Any] = []
+    for metric in settings.metrics:
+        own = entry_settings(METRICS, metric)
+        metrics.append({entry_name(metric): own.model_dump()} if own else entry_name(metric))
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "taken": now(),
         "versions": versions(),
@@ -79,7 +91,7 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
             "with_answer": rows.answers,
         },
         "settings": {
-            "metrics": [_metric(metric) for metric in settings.metrics],
+            "metrics": metrics,
             "decoding": "greedy",
             "max_new_tokens": settings.max_new_tokens,
             "seed": settings.seed,
@@ -99,37 +111,10 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
             }
             for model in evaluation.others
         ],
+        "findings": {name: [one.to_dict() for one in findings] for name, findings in evaluation.findings.items()},
     }
-    facts["findings"] = {name: [one.to_dict() for one in those] for name, those in evaluation.findings.items()}
-    found: dict[str, Any] = without_nan(facts)
-    return found
-
-
-def answer_lines(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Of each row that has an answer: where it stands, its prompt and reference, and what each model said to it."""
-    rendered = evaluation.baseline.rendered
-    lines = []
-    for at, number in enumerate(rendered.with_answer):
-        row, prompt = rendered.rows[number], rendered.prompts[at]
-        source, generated = rendered.sources[row["source"]], [one for one in evaluation.models if one.answers]
-        lines.append(
-            {
-                "where": row["where"],
-                "source": source.path,
-                "task": source.task,
-                "prompt": rendered.tokenizer.decode(prompt),
-                "reference": rendered.references[at],
-                "answers": {model.name: model.answers[at] for model in generated},
-                "cut": [model.name for model in generated if not model.outputs.answers[at].ended],
-                "loss": {model.name: _row_loss(model, number) for model in evaluation.models},
-            }
-        )
-    return lines
-
-
-def _row_loss(model: ModelResult, row: int) -> float | None:
-    """Nats a trained token."""
-    return float(model.outputs.nats[row] / model.tokens[row]) if model.tokens[row] else None
+    document: dict[str, Any] = without_nan(facts)
+    return document
 
 
 def _model(model: ModelResult, evaluation: Evaluation) -> dict[str, Any]:
@@ -153,7 +138,7 @@ def _model(model: ModelResult, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def describe_model(spec: EvalModelSpec, device: str) -> dict[str, Any]:
-    """What a subject is, and the sha256 of all that decides what it computes."""
+    """What a model is, and the sha256 of all that decides what it computes."""
     return {
         "given": spec.given,
         "kind": spec.kind,
@@ -166,30 +151,36 @@ def describe_model(spec: EvalModelSpec, device: str) -> dict[str, Any]:
     }
 
 
-def _metric(metric: Any) -> Any:
-    """A metric as a recipe writes it."""
-    settings = entry_settings(METRICS, metric)
-    return {entry_name(metric): settings.model_dump()} if settings else entry_name(metric)
-
-
-@contextmanager
-def _free(folder: Path, stem: str) -> Iterator[Path]:
-    """A name that no other evaluation has or takes meanwhile, were it of the same second."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        path = folder / f"{stem}{f'-{number}' if number > 1 else ''}.json"
-        with ExitStack() as held:
-            try:
-                held.enter_context(claim_name(path))
-            except FileExistsError:
-                continue
-            if not (path.exists() or path.with_suffix(".jsonl").exists()):
-                yield path
-                return
+def _answer_lines(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Of each row with an answer: its place, prompt and reference, and every model's answer and loss per token."""
+    rendered, models = evaluation.baseline.rendered, evaluation.models
+    generated = [model for model in models if model.answers]
+    lines = []
+    for at, number in enumerate(rendered.with_answer):
+        row = rendered.rows[number]
+        source = rendered.sources[row["source"]]
+        lines.append(
+            {
+                "where": row["where"],
+                "source": source.path,
+                "task": source.task,
+                "prompt": rendered.tokenizer.decode(rendered.prompts[at]),
+                "reference": rendered.references[at],
+                "answers": {model.name: model.answers[at] for model in generated},
+                "cut": [model.name for model in generated if not model.outputs.answers[at].ended],
+                "loss": {
+                    model.name: float(model.outputs.nats[number] / model.tokens[number])
+                    if model.tokens[number]
+                    else None
+                    for model in models
+                },
+            }
+        )
+    return lines
 
 
 def without_nan(facts: Any) -> Any:
-    """JSON has no NaN: a figure that is no number is null."""
+    """JSON has no NaN and no infinity: they become null."""
     if isinstance(facts, dict):
         return {key: without_nan(value) for key, value in facts.items()}
     if isinstance(facts, list | tuple):

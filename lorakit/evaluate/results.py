@@ -1,46 +1,42 @@
-"""One subject on the rows: what it lost and said, and the measures of that."""
+"""The results of an evaluation: each model's measures on the rows, and the comparisons with the baseline."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from lorakit.evaluate.classification import Classification, classification
-from lorakit.evaluate.generate import Answer, text_of
-from lorakit.evaluate.labels import Labels
-from lorakit.evaluate.losses import trained_tokens
-from lorakit.evaluate.metric import Measure, loss, perplexity
-from lorakit.evaluate.models import EvalModelSpec
+from lorakit.evaluate.classification import Classification, Labels, classification
+from lorakit.evaluate.comparison import Groups, Score
+from lorakit.evaluate.diagnosis.finding import Finding
+from lorakit.evaluate.generate import decode_answer
+from lorakit.evaluate.inference import ModelOutputs
+from lorakit.evaluate.intervals import Comparison
+from lorakit.evaluate.likelihood import trained_tokens
+from lorakit.evaluate.metric import loss, perplexity, row_scores
+from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.rendering import RenderedRows
-from lorakit.evaluate.scores import row_scores
-
-Groups = dict[str, dict[str, Measure]]
-"""Measures by what they are taken on; those of one group hold the same rows: `rows`, `answers`, and `labels` of a
-task."""
-
-PER_TOKEN = ("loss", "perplexity")
-"""Measures that two models share only where their tokenizers cut the rows alike."""
 
 
-@dataclass(frozen=True, eq=False)
-class ModelOutputs:
-    """What a subject's model gave, or the cache. `nats` (rows,): the loss summed over each row's trained tokens.
-    `said`: the generated answer to each row that has one, none where no metric asks for any. `likelihoods` (rows of
-    the task, labels), in nats, by the task's tag. `probed`: what probes found, by their name."""
+@dataclass(frozen=True)
+class EvalSettings:
+    """How to score. `metrics` as the recipe has them; `rows`: only the first ones, None is all; `seed` is for the
+    intervals; `cache`: read what was computed before, and write what is computed."""
 
-    nats: np.ndarray
-    answers: list[Answer]
-    likelihoods: dict[str, np.ndarray]
-    probed: dict[str, Any] = field(default_factory=dict)
+    metrics: tuple[Any, ...] = ()
+    max_new_tokens: int = 64
+    rows: int | None = None
+    seed: int = 0
+    cache: bool = True
+    baseline: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class ModelResult:
-    """What one subject made of the rows.
+    """One model's outputs on the rows, and the measures of them.
 
-    `tokens` (rows,): trained ones of each row. `answers`: what was said, as texts, to the prompts and references of
-    `asked`. `parts`: the same measures of the rows of one task, or of one source, alone.
+    `tokens` (rows,): trained ones of each row. `answers`: as texts, to the prompts and references of `rendered`.
+    `parts`: the same measures of the rows of one task, or of one source, alone.
     """
 
     spec: EvalModelSpec
@@ -54,73 +50,100 @@ class ModelResult:
 
     @property
     def name(self) -> str:
-        """The subject's column."""
+        """The title of the model's column."""
         return self.spec.name
 
     @property
     def scores(self) -> dict[str, float]:
         """Each measure's value over all rows."""
-        return values_of(self.measures)
+        return {name: measure.value for group in self.measures.values() for name, measure in group.items()}
 
 
-def values_of(groups: Groups) -> dict[str, float]:
-    """Each measure's value, of all groups."""
-    return {name: measure.value for group in groups.values() for name, measure in group.items()}
+@dataclass(frozen=True)
+class RowsUsed:
+    """Which rows were scored: the first `count` of the `available` ones of `source`."""
+
+    source: str
+    count: int
+    available: int
+    answers: int
+
+    def __str__(self) -> str:
+        which = f"the first {self.count:,} of {self.available:,}" if self.count < self.available else f"{self.count:,}"
+        return f"{which} rows: {self.source}"
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The models scored, in their order; each other one is compared with `baseline`."""
+
+    models: list[ModelResult]
+    baseline: ModelResult
+    rows: RowsUsed
+    settings: EvalSettings
+    model_set: ModelSet
+    scores: dict[str, dict[str, Score]]
+    """By model and measure."""
+    comparisons: dict[str, dict[str, Comparison]]
+    """Of every other model with the baseline, by model and measure."""
+    parts: dict[str, dict[str, dict[str, Score]]]
+    """By task or source, model and measure."""
+    part_comparisons: dict[str, dict[str, dict[str, Comparison]]]
+    notes: list[str] = field(default_factory=list)
+    findings: dict[str, list[Finding]] = field(default_factory=dict)
+    """What may have gone wrong, by model; a leak is under `data`."""
+
+    @property
+    def others(self) -> list[ModelResult]:
+        """All models except the baseline."""
+        return [model for model in self.models if model is not self.baseline]
 
 
 def score_outputs(
     spec: EvalModelSpec,
     rendered: RenderedRows,
-    found: ModelOutputs,
+    outputs: ModelOutputs,
     metrics: Sequence[Any],
     labels: Mapping[str, Labels],
     characters: Sequence[int] | None = None,
 ) -> ModelResult:
-    """The measures of what a subject lost and said.
+    """The measures of a model's outputs.
 
-    `characters` of each row's trained text: given where the subjects' tokenizers differ, for a loss that they share.
+    `characters` of each row's trained text: given if the models' tokenizers differ, for a loss that they share.
     """
     tokens = trained_tokens(rendered.rows)
-    answers = [text_of(answer, rendered.tokenizer) for answer in found.answers]
-    measures: Groups = {"rows": {"loss": loss(found.nats, tokens), "perplexity": perplexity(found.nats, tokens)}}
+    answers = [decode_answer(answer.tokens, rendered.tokenizer) for answer in outputs.answers]
+    measures: Groups = {"rows": {"loss": loss(outputs.nats, tokens), "perplexity": perplexity(outputs.nats, tokens)}}
     if characters is not None:
-        measures["rows"]["loss-per-character"] = loss(found.nats, np.array(characters, dtype=float))
+        measures["rows"]["loss-per-character"] = loss(outputs.nats, np.array(characters, dtype=float))
     if answers:
-        measures["answers"] = row_scores(metrics, answers, rendered.references).measures
-    parts = {name: _part(measures, rows, rendered) for name, rows in _parts(rendered)}
-    classified = {
-        task: classification(likely, labels[task].truth, labels[task].texts)
-        for task, likely in found.likelihoods.items()
-    }
-    for task, one in classified.items():
-        of_task = f"{task}." if task else ""
-        measures[f"labels {task}".strip()] = {f"{of_task}label-{name}": value for name, value in one.measures.items()}
-    return ModelResult(spec, rendered, found, tokens, answers, classified, measures, parts)
+        measures["answers"] = row_scores(metrics, answers, rendered.references)
+    parts = {name: _only(measures, mask, rendered) for name, mask in _parts(rendered).items()}
+    classifications = {}
+    for task, likely in outputs.likelihoods.items():
+        one = classifications[task] = classification(likely, labels[task].truth, labels[task].texts)
+        prefix = f"{task}." if task else ""
+        measures[f"labels {task}".strip()] = {f"{prefix}label-{name}": value for name, value in one.measures.items()}
+    return ModelResult(spec, rendered, outputs, tokens, answers, classifications, measures, parts)
 
 
-def _parts(rendered: RenderedRows) -> Iterator[tuple[str, set[int]]]:
-    """The rows of each task, where rows have tags, and of each source, where there are several."""
-    tags = dict.fromkeys(source.task for source in rendered.sources)
-    of_row = [rendered.sources[row["source"]] for row in rendered.rows]
-    for tag in tags if any(tags) else ():
-        rows = {number for number, source in enumerate(of_row) if source.task == tag}
-        if rows:
-            yield (f"task {tag}" if tag else "no task"), rows
-    for source in rendered.sources if len(rendered.sources) > 1 else ():
-        rows = {number for number, one in enumerate(of_row) if one is source}
-        if rows:
-            yield f"source {source.path}", rows
+def _parts(rendered: RenderedRows) -> dict[str, np.ndarray]:
+    """A mask (rows,) for each task, if rows have tags, and for each source, if there are several."""
+    sources: dict[str, list[int]] = {}
+    if any(source.task for source in rendered.sources):
+        for number, source in enumerate(rendered.sources):
+            sources.setdefault(f"task {source.task}" if source.task else "no task", []).append(number)
+    if len(rendered.sources) > 1:
+        sources |= {f"source {source.path}": [number] for number, source in enumerate(rendered.sources)}
+    masks = {name: np.isin([row["source"] for row in rendered.rows], numbers) for name, numbers in sources.items()}
+    return {name: mask for name, mask in masks.items() if mask.any()}
 
 
-def _part(measures: Groups, rows: set[int], rendered: RenderedRows) -> Groups:
+def _only(measures: Groups, mask: np.ndarray, rendered: RenderedRows) -> Groups:
     """The measures of some rows alone: the others add nothing."""
-    chosen = {"rows": [number in rows for number in range(len(rendered.rows))]}
-    chosen["answers"] = [number in rows for number in rendered.with_answer]
+    masks = {"rows": mask, "answers": mask[rendered.with_answer]}
     return {
-        group: {
-            name: replace(measure, rows=measure.rows * np.array(chosen[group])[:, None])
-            for name, measure in those.items()
-        }
-        for group, those in measures.items()
-        if any(chosen[group])
+        group: {name: replace(measure, rows=measure.rows * masks[group][:, None]) for name, measure in of_group.items()}
+        for group, of_group in measures.items()
+        if masks[group].any()
     }

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from lorakit.evaluate.comparison import Score, format_difference, format_interval, format_verdict
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.diagnosis.sentences import number
-from lorakit.evaluate.evaluation import Evaluation
 from lorakit.evaluate.intervals import Comparison
+from lorakit.evaluate.results import Evaluation
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, columns and rows."""
@@ -14,22 +14,22 @@ Table = tuple[str, list[str], list[list[str]]]
 
 def tables(evaluation: Evaluation, title: str) -> Iterator[Table]:
     """The scores, each other model's differences from the baseline, and the same of each task and source."""
+    baseline = evaluation.baseline.name
     yield _scores(f"{title}: {evaluation.rows}", evaluation.scores)
     for model in evaluation.others:
-        against = f"{model.name} against {evaluation.baseline.name}"
-        yield _differences(against, evaluation.comparisons[model.name], evaluation.scores[model.name])
+        compared = evaluation.comparisons[model.name]
+        yield _differences(f"{model.name} against {baseline}", compared, evaluation.scores[model.name])
     for task, one in evaluation.baseline.classifications.items():
         name = f" of the task {task}" if task else ""
         yield f"likelihood of labels{name}", ["", *evaluation.scores], _classified(evaluation, task, one.labels)
     if evaluation.findings:
-        yield _findings(evaluation)
+        cells = [_finding(name, one) for name, findings in evaluation.findings.items() for one in findings]
+        yield "what may have gone wrong", ["", "", "found", "threshold", ""], cells
     for part, by_model in evaluation.parts.items():
         yield _scores(part, by_model)
         for model in evaluation.others:
             compared = evaluation.part_comparisons[part][model.name]
-            yield _differences(
-                f"{part}: {model.name} against {evaluation.baseline.name}", compared, by_model[model.name]
-            )
+            yield _differences(f"{part}: {model.name} against {baseline}", compared, by_model[model.name])
 
 
 def _scores(title: str, by_model: Mapping[str, Mapping[str, Score]]) -> Table:
@@ -46,23 +46,11 @@ def _differences(title: str, compared: Mapping[str, Comparison], scores: Mapping
     return title, ["", "difference", "95 % interval", "verdict"], cells
 
 
-def _findings(evaluation: Evaluation) -> Table:
-    cells = [
-        [name, one.name, _number(one), f"{one.threshold:g}", _verdict(one)]
-        for name, those in evaluation.findings.items()
-        for one in those
-    ]
-    return "what may have gone wrong", ["", "", "found", "threshold", ""], cells
-
-
-def _number(one: Finding) -> str:
-    return "-" if one.value is None else number(one.value)
-
-
-def _verdict(one: Finding) -> str:
-    if one.value is None:
-        return "not measured"
-    return "LOOK" if one.flagged else "fine"
+def _finding(model: str, one: Finding) -> list[str]:
+    value, verdict = "-", "not measured"
+    if one.value is not None:
+        value, verdict = number(one.value), "LOOK" if one.flagged else "fine"
+    return [model, one.name, value, f"{one.threshold:g}", verdict]
 
 
 def _classified(evaluation: Evaluation, task: str, labels: tuple[str, ...]) -> list[list[str]]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lorakit.data.general_texts import encode_text
-from lorakit.evaluate.losses import row_losses, trained_tokens
+from lorakit.evaluate.likelihood import row_losses, trained_tokens
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.progress import Progress

@@ -1,16 +1,37 @@
-"""Metrics of answers that are JSON: that they are, that they fit a schema, which of their values are right."""
+"""Metrics of answers that are JSON: whether they are, whether they fit a schema, which of their values are right."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, create_model
 
 from lorakit.errors import UserError
-from lorakit.evaluate.metrics.settings import JsonSchema, schema_mistakes, schema_of
+from lorakit.recipe.fields import PathRole, Wording
+from lorakit.recipe.problem import one_line
+from lorakit.recipe.section import Section
 from lorakit.registry import METRICS
+
+_SCHEMA = "A JSON schema: a file, or the schema itself. A `$ref` reaches what the schema holds, and no network."
+_Schema = Annotated[
+    Annotated[str, Field(min_length=1), PathRole("answer.schema.json")] | dict[str, Any],
+    Wording("a JSON file, or the schema itself as a mapping", "answer.schema.json"),
+]
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # `schema` is also a deprecated method of every pydantic model
+    JsonSchema: Any = create_model(
+        "JsonSchema",
+        __base__=Section,
+        __module__=__name__,
+        __doc__="Settings of json-schema.",
+        schema=(_Schema, Field(description=_SCHEMA)),
+    )
 
 
 def _parse(text: str) -> Any:
-    """The JSON value of `text`; raises ValueError. NaN and Infinity are no JSON."""
+    """The JSON value of `text`; raises ValueError or RecursionError. NaN and Infinity are not JSON."""
 
     def refuse(word: str) -> None:
         raise ValueError(word)
@@ -28,53 +49,88 @@ def json_valid(answer: str, reference: str) -> dict[str, float]:
     return {"": 1.0}
 
 
-@METRICS.register("json-schema", settings=JsonSchema, mistakes=schema_mistakes, batched=True)
+def _read_schema(settings: Any) -> Any:
+    """The schema itself, read from its file if it is one.
+
+    Raises:
+        ValueError: the file cannot be read, or is not JSON.
+    """
+    if not isinstance(settings.schema, str):
+        return settings.schema
+    try:
+        return json.loads(Path(settings.schema).read_bytes())
+    except (OSError, RecursionError) as error:
+        raise ValueError(getattr(error, "strerror", None) or "nested too deeply") from error
+
+
+def _schema_mistakes(settings: Any) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import Draft202012Validator, validator_for
+
+    if isinstance(settings.schema, str) and not Path(settings.schema).is_file():
+        return  # reported where the path is checked
+    try:
+        schema = _read_schema(settings)
+    except ValueError as error:
+        yield ("schema",), f"it cannot be read as JSON: {one_line(str(error), 120)}", "Write a JSON file with a schema."
+        return
+    if not isinstance(schema, (dict, bool)):
+        yield ("schema",), "the file holds no JSON object", "Write a file that holds one schema."
+        return
+    try:
+        kind = validator_for(schema, default=Draft202012Validator)
+        kind.check_schema(schema, format_checker=kind.FORMAT_CHECKER)  # which also reads the patterns in it
+    except SchemaError as error:
+        at = "/".join(map(str, error.absolute_path))
+        where = f" at {one_line(at)}" if at else ""
+        reason = f"it is no JSON schema{where}: {one_line(error.message, 120)}"
+        yield ("schema",), reason, "Correct it; a schema is for example {type: object, required: [name]}."
+
+
+@METRICS.register("json-schema", settings=JsonSchema, mistakes=_schema_mistakes, batched=True)
 def json_schema(answers: Sequence[str], references: Sequence[str], settings: Any) -> list[dict[str, float]]:
     """The whole answer is one JSON value that fits a JSON schema. The reference is not read.
 
-    The schema's `$schema` says its draft, 2020-12 where it says none; `format` is not checked, as the drafts have it.
+    The schema's `$schema` names its draft, 2020-12 if it names none; `format` is not checked, as the drafts have it.
     """
     import jsonschema_specifications
     from jsonschema.validators import Draft202012Validator, validator_for
     from referencing.exceptions import Unresolvable
 
-    schema = schema_of(settings)
-    # A registry of its own: the library's default fetches a `$ref` from the network.
+    schema = _read_schema(settings)
     kind: Any = validator_for(schema, default=Draft202012Validator)
+    # With this registry: the library's default one fetches a `$ref` from the network.
     validator = kind(schema, registry=jsonschema_specifications.REGISTRY)
+    scores = []
     try:
-        return [{"": float(_fits(validator, answer))} for answer in answers]
+        for answer in answers:
+            try:
+                scores.append({"": float(validator.is_valid(_parse(answer)))})
+            except (ValueError, RecursionError):
+                scores.append({"": 0.0})
     except Unresolvable as error:
         raise UserError(
             f"evaluate.metrics: json-schema: the schema refers to {error.ref!r}, which it does not hold, and nothing "
             "is fetched. Put the definition under $defs in the schema itself."
         ) from error
-
-
-def _fits(validator: Any, answer: str) -> bool:
-    try:
-        return bool(validator.is_valid(_parse(answer)))
-    except (ValueError, RecursionError):
-        return False
+    return scores
 
 
 @METRICS.register("json-fields")
 def json_fields(answer: str, reference: str) -> dict[str, float]:
     """Per key of the reference object: the answer is a JSON object with the same value there."""
-    try:
-        expected = _parse(reference)
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(expected, dict):
-        return {}
-    try:
-        given = _parse(answer)
-    except (ValueError, RecursionError):
-        given = {}
-    if not isinstance(given, dict):
-        given = {}
+    given, expected = _object(answer), _object(reference)
     missing = object()
     return {key: float(_same(given.get(key, missing), value)) for key, value in expected.items()}
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The JSON object of a text; empty if it is something else."""
+    try:
+        value = _parse(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _same(given: Any, expected: Any) -> bool:

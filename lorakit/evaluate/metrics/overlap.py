@@ -1,11 +1,13 @@
-"""Metrics of texts by the n-grams that answer and reference share: ROUGE, BLEU, chrF."""
+"""Metrics of texts by what answer and reference share: ROUGE, BLEU, chrF, and how long they are."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from lorakit.evaluate.metrics.settings import Bleu, Chrf
-from lorakit.evaluate.metrics.words import tokens
+from pydantic import Field
+
+from lorakit.evaluate.metrics.matching import tokens
+from lorakit.recipe.section import Section
 from lorakit.registry import METRICS
 
 _BLEU_ORDERS = 4
@@ -37,6 +39,14 @@ def rouge_l(answers: Sequence[str], references: Sequence[str]) -> list[dict[str,
     return _rouge("rougeL", answers, references)
 
 
+class Bleu(Section):
+    """Settings of bleu."""
+
+    tokenize: Literal["13a", "intl", "zh", "char", "none"] = "13a"
+    """sacrebleu's tokenizer: `13a` is its default, `zh` for Chinese, `char` for scripts without spaces, `none` for \
+texts that are tokenized already."""
+
+
 def pooled_bleu(sums: Any) -> Any:
     """Corpus BLEU of summed statistics (..., 10): lengths of answer and reference, matches and totals of 1- to 4-grams.
 
@@ -59,12 +69,20 @@ def bleu(answers: Sequence[str], references: Sequence[str], settings: Bleu) -> l
     """BLEU (sacrebleu), of all rows together, from 0 to 100."""
     from sacrebleu.metrics import BLEU
 
-    scorer = BLEU(tokenize=settings.tokenize, effective_order=True, force=True)  # the order is of no weight here
+    # Any order gives the same counts; this one avoids a warning about short texts.
+    scorer = BLEU(tokenize=settings.tokenize, effective_order=True, force=True)
     rows = (scorer.sentence_score(answer, [reference]) for answer, reference in zip(answers, references, strict=True))
     return [{"": (row.sys_len, row.ref_len, *row.counts, *row.totals)} for row in rows]
 
 
-def pooled_chrf(sums: Any) -> Any:
+class Chrf(Section):
+    """Settings of chrf."""
+
+    word_order: Annotated[int, Field(ge=0, le=2)] = 0
+    """The longest word n-gram that counts beside characters: 0 is chrF, 2 is chrF++."""
+
+
+def _pooled_chrf(sums: Any) -> Any:
     """Corpus chrF from summed statistics (..., 3 x orders): each order's n-grams in answer, in reference, in both."""
     import numpy as np
 
@@ -78,7 +96,7 @@ def pooled_chrf(sums: Any) -> Any:
     return 100 * (1 + beta_squared) * precision * recall / np.where(below > 0, below, 1)
 
 
-@METRICS.register("chrf", settings=Chrf, unit="points", batched=True, pool=pooled_chrf)
+@METRICS.register("chrf", settings=Chrf, unit="points", batched=True, pool=_pooled_chrf)
 def chrf(answers: Sequence[str], references: Sequence[str], settings: Chrf) -> list[dict[str, Any]]:
     """chrF (sacrebleu): F2 of character n-grams, of all rows together, from 0 to 100."""
     from sacrebleu.metrics import CHRF
@@ -86,3 +104,15 @@ def chrf(answers: Sequence[str], references: Sequence[str], settings: Chrf) -> l
     # The statistics of single rows are what sacrebleu's own bootstrap resamples; there is no public name for them.
     statistics = CHRF(word_order=settings.word_order)._extract_corpus_statistics(list(answers), [list(references)])
     return [{"": tuple(row)} for row in statistics]
+
+
+def _pooled_ratio(sums: Any) -> Any:
+    from lorakit.evaluate.metric import ratio
+
+    return ratio(sums)
+
+
+@METRICS.register("length-ratio", unit="ratio", higher=None, pool=_pooled_ratio)
+def length_ratio(answer: str, reference: str) -> dict[str, Any]:
+    """Characters of all answers over characters of all references: 1 is as long, 2 twice as long."""
+    return {"": (len(answer.strip()), len(reference.strip()))}
