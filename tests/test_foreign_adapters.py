@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 from lorakit.errors import UserError
 from lorakit.merge.combine import combine, open_adapter
 from lorakit.merge.run import merge
-from lorakit.model.layerwise import layerwise_adapter_model
+from lorakit.model.layerwise import layerwise_model
 from lorakit.model.peft_adapter import adapter_config, continue_adapter, load_adapter
 from lorakit.model.spec_from_meta import meta_model, spec_from_meta
 from lorakit.model.state_dict import open_weights
@@ -71,7 +71,7 @@ def every_way(base, adapter):
     return {
         "eval": lambda: load_adapter(in_memory(base), adapter),
         "adapter.from": lambda: continue_adapter(in_memory(base), adapter, 0.0),
-        "merge": lambda: layerwise_adapter_model(base, "eager", weights.read, adapter, weights.pieces),
+        "merge": lambda: layerwise_model(base, "eager", weights.read, weights.pieces, adapter=adapter),
         "combine": lambda: open_adapter(adapter, base),
     }
 

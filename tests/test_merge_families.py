@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from lorakit.merge.apply_delta import adapter_deltas
 from lorakit.merge.writer import weights_to_write, write_weights
 from lorakit.model.adapters.plain_lora import save_adapter
-from lorakit.model.layerwise import layerwise_adapter_model
+from lorakit.model.layerwise import layerwise_model
 from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import attach_adapter
 from lorakit.model.quantized_model import dequantize
@@ -69,7 +69,7 @@ def fold(base, adapter, output, settings=None, dtype=None):
     weights = open_weights(base)
     held = training_precision(weights, settings) if settings else stored_precision(Model(base="base"))
     deltas = adapter_deltas(
-        layerwise_adapter_model(base, "eager", lambda path: held(path, weights.read(path)), adapter)
+        layerwise_model(base, "eager", lambda path: held(path, weights.read(path)), adapter=adapter)
     )
     output.mkdir()
     target = weights_to_write(weights, deltas)

@@ -14,7 +14,7 @@ from lorakit.data.batches import collate
 from lorakit.errors import UserError
 from lorakit.merge import proof
 from lorakit.merge.proof import TOLERANCES, Proof, compare, compute_reference
-from lorakit.model.layerwise import layerwise_adapter_model, layerwise_model
+from lorakit.model.layerwise import layerwise_model
 from lorakit.model.peft_adapter import load_adapter
 from lorakit.progress import Silent
 
@@ -219,7 +219,7 @@ def test_streamed_models_are_proved_as_those_in_memory(name, tmp_path):
     source = source_of(copy.deepcopy(base))
     adapter = load_adapter(copy.deepcopy(base), tmp_path / "adapter")
     merged = load_adapter(base, tmp_path / "adapter").merge_and_unload()
-    streamed = layerwise_adapter_model(tmp_path / "base", "eager", source, tmp_path / "adapter")
+    streamed = layerwise_model(tmp_path / "base", "eager", source, adapter=tmp_path / "adapter")
     folded = source_of(merged)
     made = proved(streamed, layerwise_model(tmp_path / "base", "eager", folded))
     assert made.failures(TOLERANCES["float32"]) == []

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from lorakit.errors import UserError
-from lorakit.model.layerwise import layerwise_adapter_model, layerwise_model
+from lorakit.model.layerwise import layerwise_model
 from lorakit.model.loss import head_logits
 from lorakit.model.shared_prefix import body_of
 
@@ -123,7 +123,7 @@ def test_an_adapter_computes_what_peft_computes_in_memory(name, tmp_path):
     base = adapter_of(tmp_path, config, **settings)
     source, plain = source_of(base.eval()), logits(base)
     source.state = {path: tensor.clone() for path, tensor in source.state.items()}
-    streamed = layerwise_adapter_model(tmp_path / "base", "eager", source, tmp_path / "adapter")
+    streamed = layerwise_model(tmp_path / "base", "eager", source, adapter=tmp_path / "adapter")
     wanted = logits(PeftModel.from_pretrained(base, tmp_path / "adapter").eval())
     assert float((wanted - plain).abs().max()) > 1e-2 * float(wanted.abs().max()), "the adapter does something"
     assert_same(logits(streamed), wanted)
@@ -152,7 +152,7 @@ def test_never_more_than_one_block_of_weights_lives(name, tmp_path):
         assert {part_of(other) for other in living(source)} == {part_of(path)}
         return tensor
 
-    streamed = layerwise_adapter_model(tmp_path / "base", "eager", counting, tmp_path / "adapter")
+    streamed = layerwise_model(tmp_path / "base", "eager", counting, adapter=tmp_path / "adapter")
     logits(streamed)
     assert len(source.asked) >= 2 * 8, "the blocks were read"
     assert living(source) == set()
@@ -165,7 +165,7 @@ def test_never_more_than_one_block_of_weights_lives(name, tmp_path):
 def test_what_an_adapter_replaces_is_not_read(tmp_path):
     config, settings = ADAPTERS["embeddings whole"]
     source = source_of(adapter_of(tmp_path, config, **settings))
-    logits(layerwise_adapter_model(tmp_path / "base", "eager", source, tmp_path / "adapter"))
+    logits(layerwise_model(tmp_path / "base", "eager", source, adapter=tmp_path / "adapter"))
     assert {path for path in source.asked if ".layers." not in path} == set()
 
 
@@ -223,7 +223,7 @@ def test_an_adapter_that_changed_its_base_is_refused(tmp_path):
     made = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="olora"))
     made.save_pretrained(tmp_path / "adapter")
     with pytest.raises(UserError, match="init_lora_weights 'olora'"):
-        layerwise_adapter_model(tmp_path / "base", "eager", source_of(base), tmp_path / "adapter")
+        layerwise_model(tmp_path / "base", "eager", source_of(base), adapter=tmp_path / "adapter")
 
 
 def test_an_adapter_of_another_shape_or_a_damaged_one_is_one_clear_error(tmp_path):
@@ -232,7 +232,7 @@ def test_an_adapter_of_another_shape_or_a_damaged_one_is_one_clear_error(tmp_pat
     wide.save_pretrained(tmp_path / "wide")
     for folder in (tmp_path / "wide", tmp_path / "base"):
         with pytest.raises(UserError, match="cannot be put on the base model"):
-            layerwise_adapter_model(folder, "eager", source_of(base), tmp_path / "adapter")
+            layerwise_model(folder, "eager", source_of(base), adapter=tmp_path / "adapter")
         weights = tmp_path / "adapter" / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:100])
     (tmp_path / "base" / "config.json").write_text('{"model_type": "no such family"}')

@@ -11,7 +11,7 @@ from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.examples import examples_of
 from lorakit.data.general_texts import encode_text, read_general_texts
 from lorakit.errors import UserError
-from lorakit.model.layerwise import layerwise_adapter_model
+from lorakit.model.layerwise import layerwise_model
 from lorakit.model.load import attentions_of, load_model, stored_dtype
 from lorakit.model.peft_adapter import adapter_config
 from lorakit.model.quantization_config import refuse_irreversible, stored_quantization
@@ -223,4 +223,4 @@ def unquantized_base(given: MergeInput, output: Path, progress: Progress) -> Ite
 def adapter_model(given: MergeInput, weights: Weights, precision: WeightPrecision) -> Any:
     """The model with the adapter beside its weights, on the base in this precision."""
     base = RoundedWeights(weights, precision)
-    return layerwise_adapter_model(weights.folder, given.attention, base.read, given.adapter, base.pieces)
+    return layerwise_model(weights.folder, given.attention, base.read, base.pieces, given.adapter)

@@ -4,7 +4,6 @@ transformers writes a configuration in its newest form, which other releases sil
 `rope_theta` in it and takes 10,000. So the base's own is copied, and only what differs is changed.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,30 @@ import torch
 
 from lorakit.atomic_io import lies_inside
 from lorakit.model.state_dict import untied_config
-from lorakit.model.tokenizer_files import write_json, write_tokenizer
+from lorakit.model.tokenizer_files import read_json, write_json, write_tokenizer
 
 # What a processor of images, sounds or videos is read from, and the terms that the model is given under.
 _COPIED = ("*processor_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 def write_trained_model(model: Any, base: Path, tokenizer: Any, stop_ids: list[int], folder: Path) -> None:
-    """Write a whole model in memory that was made of the base's files, with its companion files.
-
-    Of some bases that see images too, only the language model is in memory, which has another configuration.
-    """
+    """Write a whole model in memory that was made of the base's files, with its companion files."""
     model.save_pretrained(folder)
-    written, config = (json.loads((place / "config.json").read_text(encoding="utf-8")) for place in (folder, base))
-    if written["model_type"] != config["model_type"]:
-        config = with_older_keys(written | {"dtype": _word(model.dtype)})
-    _write_files(config, base, tokenizer, stop_ids, None, folder)
+    written = read_json(folder / "config.json")
+    # Of some bases that see images too, only the language model is in memory, which has another configuration.
+    is_other = written["model_type"] != read_json(base / "config.json")["model_type"]
+    config = with_older_keys(written | {"dtype": _word(model.dtype)}) if is_other else None
+    write_companion_files(base, tokenizer, stop_ids, None, folder, config=config)
 
 
 def write_companion_files(
-    base: Path, tokenizer: Any, stop_ids: list[int], dtype: torch.dtype | None, folder: Path, untied: bool = False
+    base: Path,
+    tokenizer: Any,
+    stop_ids: list[int],
+    dtype: torch.dtype | None,
+    folder: Path,
+    untied: bool = False,
+    config: dict[str, Any] | None = None,
 ) -> None:
     """Write the configuration of a model with the base's weights, its stop tokens, tokenizer, processors and licence.
 
@@ -40,25 +43,19 @@ def write_companion_files(
         base: the folder of the base model.
         dtype: of all weights, where it is not the base's.
         untied: whether the weights that the base ties are two in the files.
+        config: the content of config.json, where it is not the base's.
     """
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    _write_files(untied_config(config) if untied else config, base, tokenizer, stop_ids, dtype, folder)
-
-
-def _write_files(
-    config: dict[str, Any], base: Path, tokenizer: Any, stop_ids: list[int], dtype: torch.dtype | None, folder: Path
-) -> None:
+    config = config or read_json(base / "config.json")
+    config = untied_config(config) if untied else config
     for section in (config, config.get("text_config") or {}):
         section.pop("quantization_config", None)
         if dtype is not None:  # under the name that the base's release has for it
             keys = section.keys() & {"dtype", "torch_dtype"} or {"dtype"}
             section |= dict.fromkeys(keys, _word(dtype))
     write_json(folder / "config.json", config)
-    generation = base / "generation_config.json"
-    if generation.is_file():
-        settings = json.loads(generation.read_text(encoding="utf-8"))
-    else:
-        settings = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}
+    settings = read_json(base / "generation_config.json") or {
+        key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None
+    }
     write_json(folder / "generation_config.json", settings | {"eos_token_id": stop_ids})
     for file in (path for pattern in _COPIED for path in base.glob(pattern)):
         if file.is_file() and lies_inside(file, base):

@@ -43,7 +43,9 @@ class _Slot:
         return self.holder[self.name] is not self.placeholder and not self.holder[self.name].is_meta
 
 
-def layerwise_model(folder: Path, attention: str, read: Read, pieces: Pieces | None = None) -> Any:
+def layerwise_model(
+    folder: Path, attention: str, read: Read, pieces: Pieces | None = None, adapter: Path | None = None
+) -> Any:
     """The causal language model of a folder's config in evaluation mode, float32 on the CPU, its weights from `read`.
 
     A block of the decoder is read whole when it is entered, since not every layer's weight is read by calling the
@@ -51,26 +53,13 @@ def layerwise_model(folder: Path, attention: str, read: Read, pieces: Pieces | N
     errors too. Tied weights are read by their first name, the embedding's. A weight is NaN outside of its block. The
     config's own quantization is ignored. With `pieces`, neither head nor embeddings are ever in memory as a whole.
 
-    Raises:
-        UserError: the config is not a causal language model's.
-    """
-    model, slots = _empty_model(folder, attention)
-    return_freed_memory()
-    _read_on_call(model, slots, read, pieces)
-    return model
-
-
-def layerwise_adapter_model(
-    folder: Path, attention: str, read: Read, adapter: Path, pieces: Pieces | None = None
-) -> Any:
-    """`layerwise_model` with the adapter of a folder, applied by PEFT, whose tensors stay in memory.
-
-    `read` is given the paths of the base model, without what PEFT adds to them.
+    An adapter is applied by PEFT, and its tensors stay in memory. `read` is given the paths of the base model, without
+    what PEFT adds to them.
 
     Raises:
-        UserError: the folder has no adapter, or one that does not belong to this model or to these weights of it.
+        UserError: the config is not a causal language model's, or the adapter does not belong to it.
     """
-    model, slots = _adapter_on_empty_model(folder, attention, adapter)
+    model, slots = _empty_model(folder, attention) if adapter is None else _adapted(folder, attention, adapter)
     own = {module: [slot for slot in of_module if not slot.is_replaced] for module, of_module in slots.items()}
     return_freed_memory()
     _read_on_call(model, own, read, pieces)
@@ -84,11 +73,11 @@ def adapter_without_base(folder: Path, adapter: Path) -> tuple[Any, list[str]]:
     Raises:
         UserError: the folder has no adapter, or one that does not belong to this model.
     """
-    model, slots = _adapter_on_empty_model(folder, "eager", adapter)
+    model, slots = _adapted(folder, "eager", adapter)
     return model, sorted(slot.path for of_module in slots.values() for slot in of_module if slot.is_replaced)
 
 
-def _adapter_on_empty_model(folder: Path, attention: str, adapter: Path) -> tuple[Any, dict[int, list[_Slot]]]:
+def _adapted(folder: Path, attention: str, adapter: Path) -> tuple[Any, dict[int, list[_Slot]]]:
     config = adapter_config(adapter)
     if getattr(config, "layer_replication", None):
         raise UserError(

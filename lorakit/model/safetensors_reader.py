@@ -46,11 +46,11 @@ def read_tensor(stored: StoredTensor, dtype: torch.dtype | None = None) -> torch
     with stored.file.open("rb", buffering=0) as file:
         file.seek(stored.begin)
         if tensor.dtype == stored_dtype:
-            _fill(file, flat)
+            fill(file, flat)
             return tensor
         buffer = torch.empty(min(CONVERTED_AT_ONCE, len(flat)), dtype=stored_dtype)
         for part in flat.split(CONVERTED_AT_ONCE):
-            part.copy_(_fill(file, buffer[: len(part)]))
+            part.copy_(fill(file, buffer[: len(part)]))
     return tensor
 
 
@@ -67,11 +67,11 @@ def pieces(stored: StoredTensor) -> Iterator[tuple[int, torch.Tensor]]:
         file.seek(stored.begin)
         for begin in range(0, rows, at_once):
             count = min(at_once, rows - begin)
-            _fill(file, raw[:count].view(-1))
+            fill(file, raw[:count].view(-1))
             yield begin, converted[:count].copy_(raw[:count])
 
 
-def _fill(file: BinaryIO, flat: torch.Tensor) -> torch.Tensor:
+def fill(file: BinaryIO, flat: torch.Tensor) -> torch.Tensor:
     """Read the next bytes of a file into a tensor of one dimension, and return it."""
     buffer = memoryview(flat.view(torch.uint8).numpy()) if len(flat) else memoryview(b"")
     while buffer:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from lorakit.errors import LorakitError, UserError
+from lorakit.errors import LorakitError
 from lorakit.model.safetensors_header import StoredTensor
-from lorakit.model.safetensors_reader import CONVERTED_AT_ONCE, TYPES
+from lorakit.model.safetensors_reader import CONVERTED_AT_ONCE, TYPES, fill
 
 _COPIED_AT_ONCE = 1 << 24
 
@@ -81,17 +81,13 @@ class SafetensorsWriter:
 
     def copy(self, name: str, stored: StoredTensor) -> None:
         """Copy a tensor from another file, without holding it in memory."""
-        buffer = memoryview(bytearray(min(_COPIED_AT_ONCE, stored.size)))
-        done = 0
+        begin, buffer = self.places[name].begin, torch.empty(min(_COPIED_AT_ONCE, stored.size), dtype=torch.uint8)
         with stored.file.open("rb", buffering=0) as source:
             source.seek(stored.begin)
-            while done < stored.size:
-                count = source.readinto(buffer[: stored.size - done])
-                if not count:
-                    raise UserError(f"{stored.file}: this weights file ends too early. Fetch it again.")
-                self._write(buffer[:count], self.places[name].begin + done)
-                done += count
-        self.missing[name] -= done
+            for done in range(0, stored.size, _COPIED_AT_ONCE):
+                part = fill(source, buffer[: stored.size - done])
+                self._write(memoryview(part.numpy()), begin + done)
+        self.missing[name] -= stored.size
 
     def _write(self, data: bytes | memoryview, offset: int) -> None:
         view = memoryview(data)
