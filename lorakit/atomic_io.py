@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -194,13 +194,11 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def exclusive_lock(output: Path) -> Iterator[None]:
+def exclusive_lock(output: Path) -> AbstractContextManager[None]:
     """While this process decides about, makes and puts in place the folder `output`, no other does (UserError)."""
     path = output.absolute()
     refusal = f"{output}: another process is writing this folder. Wait, or stop it."
-    with file_lock(path.with_name(f"{LOCK}.{path.name}"), refusal):
-        yield
+    return file_lock(path.with_name(f"{LOCK}.{path.name}"), refusal)
 
 
 @contextmanager

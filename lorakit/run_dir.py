@@ -4,7 +4,7 @@ import json
 import platform
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -70,19 +70,15 @@ class Run:
         """Whether the training here has ended, with its result in place."""
         return self.holds_results() and self.read_manifest().get("status") == "complete"
 
-    @contextmanager
-    def exclusive_lock(self) -> Iterator[None]:
+    def exclusive_lock(self) -> AbstractContextManager[None]:
         """While this process writes into the run's folder, no other may write into it or read it (UserError)."""
         refusal = f"{self.folder}: another process is training into this folder, or reads it. Wait, or stop it."
-        with file_lock(self.folder / LOCK, refusal):
-            yield
+        return file_lock(self.folder / LOCK, refusal)
 
-    @contextmanager
-    def shared(self) -> Iterator[None]:
+    def shared(self) -> AbstractContextManager[None]:
         """While processes read the run, or add a merge or an evaluation, no training may use its folder (UserError)."""
         refusal = f"{self.folder}: another process is training into this folder. Wait, or stop it."
-        with file_lock(self.folder / LOCK, refusal, shared=True) if self.folder.is_dir() else nullcontext():
-            yield
+        return file_lock(self.folder / LOCK, refusal, shared=True) if self.folder.is_dir() else nullcontext()
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest; UserError where there is none, or it is damaged."""
