@@ -11,8 +11,7 @@ from peft_adapters import lora, save_peft_adapter
 
 from lorakit.errors import UserError
 from lorakit.model.peft_adapter import adapter_config
-from lorakit.recipe.adapter_file import find_fault
-from lorakit.recipe.init_adapter import why_untrainable
+from lorakit.recipe.init_adapter import find_fault, why_untrainable
 
 ODD = {
     "r": [None, "8", -1, 0, 4.5, True],

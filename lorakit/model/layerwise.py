@@ -17,14 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lorakit.errors import UserError, first_line
 from lorakit.hardware.memory import return_freed_memory
 from lorakit.model.peft_adapter import adapter_config, load_adapter
+from lorakit.recipe.init_adapter import PLAIN_INITS
 
 Read = Callable[[str], torch.Tensor]
 """Gives the float32 tensor of a parameter or persistent buffer by its path in the base model's state dict."""
 Pieces = Callable[[str], Iterator[tuple[int, torch.Tensor]]]
 """Gives the same some rows at a time, each with the number of its first row, valid until the next is taken."""
-
-# PEFT's initializations that leave the base's weights as they are, besides the usual one (a boolean).
-_PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def _adapted(folder: Path, attention: str, adapter: Path) -> tuple[Any, dict[int
             "adapters. A merged model would need more layers than its base has. Merge it with PEFT's merge_and_unload."
         )
     start = getattr(config, "init_lora_weights", True)
-    if isinstance(start, str) and start not in _PLAIN_STARTS:
+    if isinstance(start, str) and start not in PLAIN_INITS:
         raise UserError(
             f"{adapter}: was saved with init_lora_weights {start!r}, and belongs to a base changed by that. Convert it "
             "to a plain LoRA first (PEFT: path_initial_model_for_weight_conversion)."

@@ -18,9 +18,8 @@ from lorakit.model.adapters.weight_init import INITIAL, with_initial
 from lorakit.model.fingerprint import content_of
 from lorakit.model.patterns import check_patterns
 from lorakit.model.targets import Targets
-from lorakit.recipe.adapter_file import find_fault
 from lorakit.recipe.adapter_kind import adapter_spec, kind_settings
-from lorakit.recipe.init_adapter import read_config, why_untrainable
+from lorakit.recipe.init_adapter import find_fault, read_config, why_untrainable
 from lorakit.recipe.schema import Adapter
 
 TRAINED_DIR = "trained"

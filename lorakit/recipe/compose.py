@@ -1,4 +1,4 @@
-"""One recipe from several writings: the file, the files it extends, and `--set`; later wins, places survive."""
+"""One recipe from several writings: the file, the files it extends, and `--set`; later wins, locations survive."""
 
 import os
 import re
@@ -12,46 +12,34 @@ from lorakit.recipe.schema_introspection import alternatives_of, annotation_at
 from lorakit.recipe.yaml_reader import MAX_DEPTH, Node, plain, read_file, read_text
 
 LONGEST_CHAIN = 20
-
 # Two ways to say one thing: whoever writes one of them over another file or with `--set` means it instead of the other.
 _INSTEAD_OF = {"steps": "epochs", "epochs": "steps"}
-
-_EXAMPLE = "Write for example extends: base.yaml, or remove the line."
 _FORM = "Write for example --set train.learning_rate=1e-4."
 
 
-@dataclass(frozen=True)
-class Composed:
+@dataclass
+class Composition:
     """The merged recipe. `complete` is False when something could not be read, so that keys may be lacking."""
 
-    root: Node | None
-    problems: tuple[Problem, ...]
-    complete: bool
-    files: tuple[Path, ...] = ()
-    """The recipe's file and those that it extends, by their real paths."""
-
-
-@dataclass
-class _Reading:
-    """The files read so far, by their real path: a file that several others extend is read once."""
-
-    known: dict[str, Node | None] = field(default_factory=dict)
+    root: Node | None = None
     problems: list[Problem] = field(default_factory=list)
     complete: bool = True
+    nodes: dict[str, Node | None] = field(default_factory=dict)
+    """The recipe's file and those that it extends, by their real paths: each is read once."""
 
 
-def compose(path: Path, overrides: Sequence[str] = ()) -> Composed:
+def compose(path: Path, overrides: Sequence[str] = ()) -> Composition:
     """Read `path` with everything that it extends, and put each `key=value` of `overrides` over it."""
-    reading = _Reading()
-    root = _file(reading, path, (), Location(path), "")
+    composition = Composition()
+    root = _read(composition, path, (), Location(path), "")
     for override in overrides:
-        layer = _setting(reading, override)
+        layer = _read_setting(composition, override)
         if root is None or layer is None:
-            reading.complete = False
+            composition.complete = False
         else:
             root = merge(root, layer)
-    files = tuple(Path(name) for name in reading.known)
-    return Composed(root, tuple(reading.problems), reading.complete, files)
+    composition.root = root
+    return composition
 
 
 def merge(below: Node, above: Node, path: PathParts = ()) -> Node:
@@ -70,131 +58,111 @@ def merge(below: Node, above: Node, path: PathParts = ()) -> Node:
         if _INSTEAD_OF.get(key) not in above.value and node.value is not None:
             merged.pop(_INSTEAD_OF.get(key, ""), None)
     # A section stays where a file says it: `--set` writes one of its keys, and what it lacks belongs in the file.
-    kept = below if above.place.setting else above
-    return replace(kept, value=merged)
+    return replace(below if above.place.setting else above, value=merged)
 
 
 def _takes_null(path: PathParts) -> bool:
-    """Whether null is a value of this key; an unknown key is left as it is, to be told of."""
+    """Whether null is a value of this key; an unknown key stays, to be reported."""
     annotation = annotation_at(Recipe, path)
-    return annotation is None or any(branch.kind is type(None) for branch in alternatives_of(annotation))
+    return annotation is None or any(one.kind is type(None) for one in alternatives_of(annotation))
 
 
-def _file(reading: _Reading, path: Path, chain: tuple[str, ...], asked: Location, subject: str) -> Node | None:
+def _read(composition: Composition, path: Path, chain: tuple[str, ...], asking: Location, subject: str) -> Node | None:
     """`path` over its parents. `chain` is the real paths of the files that lead here."""
     real = os.path.realpath(path)
-    if real in reading.known:
-        return reading.known[real]
-    node, problems = read_file(path, asked, subject)
-    reading.problems += problems
-    if node is not None:
-        own = {key: child for key, child in node.value.items() if key != "extends"}
-        merged: Node | None = None
-        for parent in _parents(reading, node.value.get("extends"), (*chain, real)):
-            merged = merge(merged, parent) if merged else parent
-        node = replace(node, value=own)
-        node = merge(merged, node) if merged else node
+    if real in composition.nodes:
+        return composition.nodes[real]
+    node, problems = read_file(path, asking, subject)
+    composition.problems += problems
+    if node is None:
+        composition.complete = False
     else:
-        reading.complete = False
-    reading.known[real] = node
+        extends = node.value.get("extends")
+        node = replace(node, value={key: child for key, child in node.value.items() if key != "extends"})
+        parents = extends.value if extends is not None and isinstance(extends.value, list) else [extends]
+        merged: Node | None = None
+        for index, reference in enumerate(parents if extends is not None else []):
+            name = f"extends[{index}]" if isinstance(extends.value, list) else "extends"
+            parent = _read_parent(composition, reference, name, (*chain, real))
+            if parent is None:
+                composition.complete = False
+            else:
+                merged = merge(merged, parent) if merged else parent
+        node = merge(merged, node) if merged else node
+    composition.nodes[real] = node
     return node
 
 
-def _parents(reading: _Reading, extends: Node | None, chain: tuple[str, ...]) -> list[Node]:
-    if extends is None:
-        return []
-    written = extends.value if isinstance(extends.value, list) else [extends]
-    parents = []
-    for index, node in enumerate(written):
-        subject = f"extends[{index}]" if written is extends.value else "extends"
-        parent = _parent(reading, node, subject, chain)
-        if parent is None:
-            reading.complete = False
-        else:
-            parents.append(parent)
-    return parents
-
-
-def _parent(reading: _Reading, node: Node, subject: str, chain: tuple[str, ...]) -> Node | None:
-    complaint = _no_path(node)
-    if complaint is None:
+def _read_parent(composition: Composition, node: Node, subject: str, chain: tuple[str, ...]) -> Node | None:
+    example = "Write for example extends: base.yaml, or remove the line."
+    if not isinstance(node.value, str) or not node.value.strip() or "\0" in node.value:
+        complaint = f"{quote(plain(node))} is not a path or a list of paths", example
+    elif "://" in node.value:
+        complaint = f"{quote(node.value)} is an address", "Download the file and write its path."
+    else:
         # os.path rather than pathlib, which raises for `~nobody` and for names that are too long.
         path = Path(os.path.normpath(node.place.folder / os.path.expanduser(node.value)))  # noqa: PTH111
-        path = path if os.path.isfile(path) else _shipped(node.value) or path  # noqa: PTH113
-        complaint = _endless(path, chain)
-        if complaint is None:
-            known = None if os.path.isdir(path.parent) else _known_parts(node.value)  # noqa: PTH112
-            if known is None:
-                return _file(reading, path, chain, node.place, subject)
-            complaint = f"there is no file {one_line(node.value)}, and no part of that name", known
-    reading.problems.append(Problem(node.place, subject, quote(plain(node)), *complaint))
+        path = path if os.path.isfile(path) else _shipped_part(node.value) or path  # noqa: PTH113
+        real = os.path.realpath(path)
+        parts = "" if os.path.isdir(path.parent) else _parts_like(node.value)  # noqa: PTH112
+        if real in chain:
+            ring = " -> ".join(show_path(Path(file)) for file in [*chain[chain.index(real) :], real])
+            complaint = f"the files extend each other: {one_line(ring, longest=300)}", "Remove one of these extends."
+        elif len(chain) >= LONGEST_CHAIN:
+            complaint = f"files extend each other more than {LONGEST_CHAIN} deep", "Merge some of them."
+        elif parts:
+            complaint = f"there is no file {one_line(node.value)}, and no part of that name", parts
+        else:
+            return _read(composition, path, chain, node.place, subject)
+    composition.problems.append(Problem(node.place, subject, quote(plain(node)), *complaint))
     return None
 
 
-def _shipped(text: str) -> Path | None:
-    """The part that comes with lorakit under a name such as `hardware/8gb`: in the wheel, or in a checkout."""
+def _shipped_folders() -> tuple[Path, Path]:
+    """Where lorakit's own parts, such as `hardware/8gb`, lie: in the wheel, or in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "configs", package.parent / "configs"
+
+
+def _shipped_part(text: str) -> Path | None:
     if not re.fullmatch(r"[a-z0-9-]+(/[a-z0-9-]+)+", text):
         return None
     return next((path for folder in _shipped_folders() if os.path.isfile(path := folder / f"{text}.yaml")), None)  # noqa: PTH113
 
 
-def _shipped_folders() -> tuple[Path, Path]:
-    package = Path(__file__).resolve().parents[1]
-    return package / "configs", package.parent / "configs"
-
-
-def _known_parts(text: str) -> str | None:
-    """The parts that come with lorakit in the folder that a name means; None where it means none of theirs."""
-    kind = text.partition("/")[0]
-    folder = next((found for configs in _shipped_folders() if kind and os.path.isdir(found := configs / kind)), None)  # noqa: PTH112
-    if folder is None or "/" not in text:
-        return None
-    names = sorted((path.stem for path in folder.glob("*.yaml")), key=lambda name: (len(name), name))  # 8gb before 12gb
+def _parts_like(text: str) -> str:
+    """A remedy that names the shipped parts in the folder that a name begins with; empty where there is none."""
+    kind, slash, _ = text.partition("/")
+    folders = [configs / kind for configs in _shipped_folders() if kind and slash and os.path.isdir(configs / kind)]  # noqa: PTH112
+    if not folders:
+        return ""
+    # 8gb before 12gb
+    names = sorted((path.stem for path in folders[0].glob("*.yaml")), key=lambda name: (len(name), name))
     return f"Write one of: {', '.join(f'{kind}/{name}' for name in names)}."
 
 
-def _no_path(node: Node) -> tuple[str, str] | None:
-    if not isinstance(node.value, str) or not node.value.strip() or "\0" in node.value:
-        return f"{quote(plain(node))} is not a path or a list of paths", _EXAMPLE
-    if "://" in node.value:
-        return f"{quote(node.value)} is an address", "Download the file and write its path."
-    return None
-
-
-def _endless(path: Path, chain: tuple[str, ...]) -> tuple[str, str] | None:
-    real = os.path.realpath(path)
-    if real in chain:
-        ring = " -> ".join(show_path(Path(file)) for file in [*chain[chain.index(real) :], real])
-        return f"the files extend each other: {one_line(ring, longest=300)}", "Remove one of these extends."
-    if len(chain) >= LONGEST_CHAIN:
-        return f"files extend each other more than {LONGEST_CHAIN} deep", "Merge some of them."
-    return None
-
-
-def _setting(reading: _Reading, override: str) -> Node | None:
+def _read_setting(composition: Composition, override: str) -> Node | None:
     """`a.b=value` as the mapping {a: {b: value}}."""
     name, _, text = override.partition("=")
     place = Location(setting=override)
-    complaint = _malformed(override)
-    if complaint:
-        reading.problems.append(Problem(place, "", one_line(override), *complaint))
+    if complaint := _why_malformed(override):
+        composition.problems.append(Problem(place, "", one_line(override), *complaint))
         return None
     node, problems = read_text(text, place)
-    reading.problems += [_under(name.strip(), problem) for problem in problems]
+    for problem in problems:
+        inner = problem.path if problem.path.startswith("[") or not problem.path else f".{problem.path}"
+        composition.problems.append(replace(problem, path=one_line(name.strip() + inner)))
     for part in reversed(name.strip().split(".")):
         if node is not None:
             node = Node({part: replace(node, key=place)}, place)
     return node
 
 
-def _malformed(override: str) -> tuple[str, str] | None:
+def _why_malformed(override: str) -> tuple[str, str] | None:
     name, equals, _ = override.partition("=")
     parts = name.strip().split(".")
     if not override.isascii() and any("\ud800" <= sign <= "\udfff" for sign in override):
-        return (
-            "it has bytes that are not text in this terminal's encoding",
-            "Write it in UTF-8 (the locale tells, LANG).",
-        )
+        return "it has bytes that are not text in this terminal's encoding", "Write it in UTF-8 (see LANG)."
     if not equals or not all(parts):
         return "this is not of the form key=value", _FORM
     if len(parts) > MAX_DEPTH:
@@ -204,9 +172,3 @@ def _malformed(override: str) -> tuple[str, str] | None:
     if parts[0] == "extends":
         return "extends is a key of files", "Write it into the recipe."
     return None
-
-
-def _under(name: str, problem: Problem) -> Problem:
-    """A problem in the value of a setting, named from the top of the recipe."""
-    inner = problem.path if problem.path.startswith("[") or not problem.path else f".{problem.path}"
-    return replace(problem, path=one_line(name + inner))

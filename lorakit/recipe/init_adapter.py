@@ -1,22 +1,40 @@
-"""What is known of an adapter that is trained on (`adapter.from`), read from its folder without loading it."""
+"""An adapter that already exists, as its folder describes it without loading it: for `adapter.from` and for merging."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from lorakit.recipe.adapter_file import find_fault
 from lorakit.recipe.adapter_kind import adapter_folder
+from lorakit.recipe.fields import PositiveInt
 from lorakit.recipe.problem import Location, show_path
+from lorakit.recipe.schema_introspection import accepts
 from lorakit.recipe.yaml_reader import plain, read_file
 
 # Ways to begin that leave the base alone, besides PEFT's usual one (a boolean).
-_PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
+PLAIN_INITS = ("gaussian", "eva", "orthogonal")
 _KINDS = {"use_dora": "dora", "use_rslora": "rslora"}
+_LORA_KEYS: dict[str, tuple[str, Any]] = {
+    "r": ("a whole number above 0", PositiveInt),
+    "lora_alpha": ("a number", float),
+    "lora_dropout": ("a number", float),
+    "target_modules": ("a text or a list of names", str | list[str] | None),
+    "exclude_modules": ("a text or a list of names", str | list[str] | None),
+    "target_parameters": ("a list of names", list[str] | None),
+    "modules_to_save": ("a list of names", list[str] | None),
+    "rank_pattern": ("a mapping of names to whole numbers above 0", dict[str, PositiveInt]),
+    "alpha_pattern": ("a mapping of names to numbers", dict[str, float]),
+    "layers_to_transform": ("a whole number or a list of them", int | list[int] | None),
+}
+"""Keys of a LoRA's adapter_config.json: what PEFT needs there, in words and as a type."""
 
 
 def read_adapter_settings(source: Path) -> dict[str, Any]:
     """Keys of the recipe's adapter section -> what they are of this adapter, as far as its folder tells."""
-    known = _of_config(adapter_folder(source) / "adapter_config.json")
+    config = read_config(adapter_folder(source) / "adapter_config.json")
+    known: dict[str, Any] = {}
+    if config is not None and not find_fault(config):
+        kind = next((word for flag, word in _KINDS.items() if config.get(flag)), "lora")
+        known = {"kind": kind, "rank": config.get("r"), "alpha": config.get("lora_alpha")}
     recipe = source / "recipe.yaml"
     if recipe.is_file():
         node, _ = read_file(recipe, Location(recipe), "")
@@ -42,14 +60,14 @@ def why_untrainable(source: Path) -> tuple[str, str] | None:
         return f"{where} holds no adapter_config.json, nor does an adapter/ in it", other
     config = read_config(folder / "adapter_config.json")
     if config is None:
-        return f"{where}/adapter_config.json is no JSON object", "It is damaged: take another copy."
+        return f"{where}/adapter_config.json is not a JSON object", "It is damaged: take another copy."
     fault = find_fault(config)
     if fault:
         return f"{where}/adapter_config.json: {fault.partition('. ')[0]}", fault.partition(". ")[2]
     kind, start = config.get("peft_type"), config.get("init_lora_weights", True)
     if kind != "LORA":
         return f"{where} holds an adapter of the type {kind}", "Only LoRA and DoRA adapters are trained on."
-    if isinstance(start, str) and start not in _PLAIN_STARTS:
+    if isinstance(start, str) and start not in PLAIN_INITS:
         remedy = "Convert it to a plain LoRA first (PEFT: path_initial_model_for_weight_conversion)."
         return f"{where} was saved with init_lora_weights {start!r}, and belongs to a base changed by that", remedy
     if config.get("bias", "none") != "none":
@@ -73,10 +91,26 @@ def read_config(path: Path) -> dict[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
-def _of_config(path: Path) -> dict[str, Any]:
-    config = read_config(path)
-    if config is None:
-        return {}
-    kind = next((word for flag, word in _KINDS.items() if config.get(flag)), "lora")
-    known = {"kind": kind, "rank": config.get("r"), "alpha": config.get("lora_alpha")}
-    return {} if find_fault(config) else known
+def find_fault(config: dict[str, Any]) -> str:
+    """Why lorakit cannot take an adapter_config.json, with what to do; empty where it can."""
+    base = config.get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        return f"base_model_name_or_path is {json.dumps(base)[:60]}, not the name of a base model. Correct it."
+    if config.get("peft_type") != "LORA":
+        return ""
+    if config.get("megatron_config") is not None:
+        module = json.dumps(config.get("megatron_core", "megatron.core"))[:80]
+        return (
+            f"megatron_config makes PEFT import and run a Python module (megatron_core: {module}), which lorakit does "
+            "not. Take the key out."
+        )
+    if config.get("alora_invocation_tokens") is not None:
+        return (
+            "alora_invocation_tokens: it is an aLoRA, which takes effect after certain tokens only. lorakit computes "
+            "an adapter at every token, so it would score and train another model. Use PEFT itself."
+        )
+    for key, (needed, kind) in _LORA_KEYS.items():
+        if key in config and not accepts(kind, config[key]):
+            given = json.dumps(config[key])[:60]
+            return f"{key} is {given}, and PEFT needs {needed}. Correct it, or take another copy."
+    return ""

@@ -2,11 +2,10 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lorakit.errors import UserError
 from lorakit.recipe.compose import compose
@@ -16,8 +15,6 @@ from lorakit.recipe.schema import Recipe
 from lorakit.recipe.to_yaml import to_yaml as to_yaml
 from lorakit.recipe.validate import validate
 from lorakit.recipe.yaml_reader import Node, children
-
-_DOTTED = re.compile(r"[a-z_]+(\.[a-z_]+|\[\d+\])*")
 
 
 @dataclass(frozen=True)
@@ -48,25 +45,21 @@ class LoadedRecipe:
         except RecipeErrors:
             raise
         except UserError as error:
-            name = str(error).partition(":")[0]
+            name = place = str(error).partition(":")[0]
             if not _is_key(name):
                 raise
-            raise LocatedError(self._place(name), name, str(error)) from error
-
-    def _place(self, name: str) -> Location:
-        """Where a key is written; of one that has its default, where its section is."""
-        while name and name not in self.places:
-            name = name[: max(name.rfind("."), name.rfind("["), 0)]
-        return self.places[name] if name else Location(self.path)
+            while place and place not in self.places:  # of a key that has its default, where its section is
+                place = place[: max(place.rfind("."), place.rfind("["), 0)]
+            location = self.places[place] if place else Location(self.path)
+            raise LocatedError(location, name, str(error)) from error
 
 
 def _is_key(name: str) -> bool:
-    """Whether a dotted name is that of a key in a section: `train.steps` is one, a file train.jsonl is none."""
+    """Whether a dotted name is that of a key in a section: `train.steps` is, a file train.jsonl is not."""
     section, _, key = name.partition(".")
-    within = (
-        getattr(Recipe.model_fields[section].annotation, "model_fields", {}) if section in Recipe.model_fields else {}
-    )
-    return _DOTTED.fullmatch(name) is not None and re.split(r"[.\[]", key)[0] in within
+    model = Recipe.model_fields[section].annotation if section in Recipe.model_fields else None
+    is_dotted = re.fullmatch(r"[a-z_]+(\.[a-z_]+|\[\d+\])*", name) is not None
+    return is_dotted and re.split(r"[.\[]", key)[0] in getattr(model, "model_fields", {})
 
 
 def load(path: Path, overrides: Sequence[str] = (), ended: bool = False) -> LoadedRecipe:
@@ -76,15 +69,20 @@ def load(path: Path, overrides: Sequence[str] = (), ended: bool = False) -> Load
         RecipeErrors: every mistake in it, in the order of the file.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow links, and show another name)
-    composed = compose(path, overrides)
-    if composed.root is None:
-        raise RecipeErrors(composed.problems)
-    places = dict(_places(composed.root, ()))
-    recipe, found = validate(composed.root, places.keys(), composed.problems, composed.complete, ended)
-    problems = [*composed.problems, *found]
+    composition = compose(path, overrides)
+    if composition.root is None:
+        raise RecipeErrors(composition.problems)
+    places = dict(_places(composition.root, ()))
+    recipe, problems = validate(composition, places.keys(), ended)
     if problems:
-        raise RecipeErrors(sorted(problems, key=lambda problem: _order(problem, path)))
-    return LoadedRecipe(_with_defaults(recipe, path, places.keys()), path, places, composed.files)
+
+        def order(problem: Problem) -> tuple[bool, bool, str, int, int]:
+            """The recipe itself first, then what it extends, then `--set`."""
+            place = problem.place
+            return bool(place.setting), place.file != path, str(place.file), place.line, place.column
+
+        raise RecipeErrors(sorted(problems, key=order))
+    return LoadedRecipe(_with_defaults(recipe, path, places.keys()), path, places, tuple(map(Path, composition.nodes)))
 
 
 def _places(node: Node, path: PathParts) -> Iterator[tuple[str, Location]]:
@@ -93,27 +91,13 @@ def _places(node: Node, path: PathParts) -> Iterator[tuple[str, Location]]:
         yield from _places(child, (*path, part))
 
 
-def _order(problem: Problem, path: Path) -> tuple[bool, bool, str, int, int]:
-    """The recipe itself first, then what it extends, then `--set`."""
-    place = problem.place
-    return bool(place.setting), place.file != path, str(place.file), place.line, place.column
-
-
-def _with_defaults(recipe: Recipe, path: Path, written: Any) -> Recipe:
+def _with_defaults(recipe: Recipe, path: Path, written: Collection[str]) -> Recipe:
     """Fill in the defaults that depend on the file's name and on other keys; what is written stays as it is."""
-    name = recipe.name or _name(path)
-    output = recipe.output
-    if output.dir is None:
-        output = output.model_copy(update={"dir": f"runs/{name}"})
-    else:
-        output = output.model_copy(update={"dir": os.path.expanduser(output.dir)})  # noqa: PTH111 (it may be `~nobody`)
+    stem = path.parent.name if path.stem == "recipe" else path.stem
+    name = recipe.name or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-") or "recipe"
+    folder = f"runs/{name}" if recipe.output.dir is None else os.path.expanduser(recipe.output.dir)  # noqa: PTH111
     train = recipe.train
     if train.steps is not None and "train.epochs" not in written:
         train = train.model_copy(update={"epochs": None})
+    output = recipe.output.model_copy(update={"dir": folder})
     return recipe.model_copy(update={"name": name, "output": output, "train": train})
-
-
-def _name(path: Path) -> str:
-    """The file's name, or its folder's where the file is `recipe.yaml`, in the characters that a name may have."""
-    stem = path.parent.name if path.stem == "recipe" else path.stem
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-") or "recipe"

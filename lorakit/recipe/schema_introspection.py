@@ -10,7 +10,7 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -209,3 +209,12 @@ def section_example(section: type[BaseModel]) -> str:
 
 def _yaml(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def accepts(annotation: Any, value: Any) -> bool:
+    """Would this value be right?"""
+    try:
+        TypeAdapter(annotation).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from lorakit.recipe.did_you_mean import nearest
@@ -12,6 +12,7 @@ from lorakit.recipe.key_aliases import KEY_ALIASES, NO_COUNTERPART, SWITCHES, VA
 from lorakit.recipe.problem import PathParts, dotted_name, one_line, quote
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import (
+    accepts,
     alternatives_of,
     annotation_at,
     default_at,
@@ -201,15 +202,6 @@ def _in_a_section(node: Node, annotation: Any) -> str:
 def _can_be_shown(text: str) -> bool:
     """Whether a remedy can hold a text as it is: short, on one line, and nothing in it that commands a terminal."""
     return one_line(text) == text
-
-
-def accepts(annotation: Any, value: Any) -> bool:
-    """Would this value be right?"""
-    try:
-        TypeAdapter(annotation).validate_python(value, strict=True)
-    except ValidationError:
-        return False
-    return True
 
 
 def _for_text(node: Node, annotation: Any) -> str:

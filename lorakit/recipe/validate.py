@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lorakit.recipe import suggestions
+from lorakit.recipe.compose import Composition
 from lorakit.recipe.paths import resolve_paths
 from lorakit.recipe.problem import Location, PathParts, Problem, dotted_name, quote
 from lorakit.recipe.rules import RULES
@@ -17,32 +18,33 @@ from lorakit.recipe.yaml_reader import Node, find, plain
 STAND_INS = {"model": {"base": "stand-in"}, "data": {"train": "stand-in"}}
 
 
-def validate(
-    root: Node, written: Collection[str], known: Collection[Problem], complete: bool, ended: bool = False
-) -> tuple[Recipe, list[Problem]]:
-    """The recipe with absolute paths, and what is wrong with it besides the `known` problems.
+def validate(composition: Composition, written: Collection[str], ended: bool = False) -> tuple[Recipe, list[Problem]]:
+    """The recipe with absolute paths, and everything that is wrong with it, problems of its composition included.
 
-    With problems of either kind, the recipe lacks what is wrong. `complete` False: something could not be read, so that
-    a missing key is no mistake of its own. `ended`: as in `resolve_paths`.
+    With problems the recipe lacks what is wrong. A missing key is no mistake where something could not be read.
+    `ended`: as in `resolve_paths`.
     """
-    data, problems = resolve_paths(root, ended)
+    root = composition.root or Node(None, Location())
+    data, path_problems = resolve_paths(root, ended)
+    problems = [*composition.problems, *path_problems]
+    reported = {(problem.place, problem.path) for problem in problems}
     recipe, mistakes = _read(data)
-    named = {(problem.place, problem.path) for problem in [*known, *problems]}
     meant: set[str] = set()
     for path, kind in mistakes.items():
         if kind == "extra_forbidden":
             problem, name = _unknown_key(root, path)
             meant.add(name)
         elif kind == "missing":
-            if not complete or _is_meant(path, meant):
+            if not composition.complete or _is_meant(path, meant):
                 continue
-            problem = _missing_key(root, path)
+            reason = "the section is missing" if len(path) == 1 else "this key must be written"
+            problem = Problem(_place(root, path), dotted_name(path), "", reason, suggestions.for_missing(path))
         else:
             problem = _wrong_value(root, path)
-        if (problem.place, problem.path) not in named:
+        if (problem.place, problem.path) not in reported:
             problems.append(problem)
-    wrong = {*meant, *map(dotted_name, mistakes), *(problem.path for problem in known)}
-    if recipe is None or known:
+    wrong = {*meant, *map(dotted_name, mistakes), *(problem.path for problem in composition.problems)}
+    if recipe is None or composition.problems:
         recipe = _without(data, wrong)
     return recipe, problems + _broken_rules(recipe, root, written, wrong)
 
@@ -52,16 +54,16 @@ def _read(data: Any) -> tuple[Recipe | None, dict[PathParts, str]]:
     try:
         return Recipe.model_validate(data), {}
     except ValidationError as error:
-        found = [(_location(each["loc"]), each["type"]) for each in error.errors(include_url=False)]
+        mistakes = [(_location(each["loc"]), each["type"]) for each in error.errors(include_url=False)]
     # A union reports every alternative. The one whose inside is wrong is the one that was meant: its error is deeper.
-    inner = {path[:length] for path, _ in found for length in range(len(path))}
+    inner = {path[:length] for path, _ in mistakes for length in range(len(path))}
     # Unknown keys come first: the one that was meant is then not missing as well.
-    found.sort(key=lambda mistake: mistake[1] != "extra_forbidden")
-    return None, {path: kind for path, kind in found if path not in inner}
+    mistakes.sort(key=lambda mistake: mistake[1] != "extra_forbidden")
+    return None, {path: kind for path, kind in mistakes if path not in inner}
 
 
 def _location(loc: PathParts) -> PathParts:
-    """pydantic's location without the names of alternatives, which it puts behind every key that has several."""
+    """pydantic's location without the names of alternatives, which it puts after every key that has several."""
     path: PathParts = ()
     annotation: Any = Recipe
     named = False
@@ -80,11 +82,6 @@ def _unknown_key(root: Node, path: PathParts) -> tuple[Problem, str]:
     remedy, meant = suggestions.for_unknown_key(path, plain(node))
     place = node.key or node.place
     return Problem(place, dotted_name(path), quote(plain(node)), "there is no such key", remedy), meant
-
-
-def _missing_key(root: Node, path: PathParts) -> Problem:
-    reason = "the section is missing" if len(path) == 1 else "this key must be written"
-    return Problem(_place(root, path), dotted_name(path), "", reason, suggestions.for_missing(path))
 
 
 def _wrong_value(root: Node, path: PathParts) -> Problem:
@@ -114,16 +111,16 @@ def _place(root: Node, path: PathParts) -> Location:
 
 def _without(data: Any, wrong: Collection[str]) -> Recipe:
     """The recipe without the sections and keys that are wrong, and with stand-ins for what must be there."""
-    kept: dict[str, Any] = {}
+    right: dict[str, Any] = {}
     for section, value in data.items() if isinstance(data, dict) else ():
         if dotted_name((section,)) in wrong:
             continue
         if isinstance(value, dict):
             value = {key: inner for key, inner in value.items() if not _inside(dotted_name((section, key)), wrong)}
-        kept[section] = value
+        right[section] = value
     for section, keys in STAND_INS.items():
-        kept[section] = {**keys, **kept.get(section, {})}
-    return Recipe.model_validate(kept)
+        right[section] = {**keys, **right.get(section, {})}
+    return Recipe.model_validate(right)
 
 
 def _broken_rules(recipe: Recipe, root: Node, written: Collection[str], wrong: Collection[str]) -> list[Problem]:
@@ -131,12 +128,11 @@ def _broken_rules(recipe: Recipe, root: Node, written: Collection[str], wrong: C
     for rule, reads in RULES:
         if any(field.partition(".")[0] in wrong or _inside(field, wrong) for field in reads):
             continue
-        for found in rule(recipe, written):
-            node = find(root, found.path)
+        for conflict in rule(recipe, written):
+            node = find(root, conflict.path)
             value = quote(plain(node)) if node else ""
-            problems.append(
-                Problem(_place(root, found.path), dotted_name(found.path), value, found.reason, found.remedy)
-            )
+            place, name = _place(root, conflict.path), dotted_name(conflict.path)
+            problems.append(Problem(place, name, value, conflict.reason, conflict.remedy))
     return problems
 
 
