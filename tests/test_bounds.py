@@ -177,7 +177,7 @@ def test_the_patterns_of_a_foreign_adapter_are_bounded_before_peft_tries_them(sh
 
 def test_a_packed_line_of_gigabytes_is_refused_before_it_is_held(tmp_path, monkeypatch):
     monkeypatch.setattr(text_stream, "_LONGEST_LINE", 1 << 24)
-    monkeypatch.setattr("lorakit.data.readers.json_lists._LONGEST", 1 << 24)
+    monkeypatch.setattr("lorakit.data.readers.json_rows._LONGEST_VALUE", 1 << 24)
     for name, begin in (
         ("a.jsonl.gz", b'{"text": "'),
         ("a.txt.gz", b""),

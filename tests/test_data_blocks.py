@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lorakit.data.readers import files_in, json_lists, read_blocks, read_file, text_stream
+from lorakit.data.readers import files_in, json_rows, read_blocks, read_file, text_stream
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 
@@ -225,7 +225,7 @@ def test_a_lone_surrogate_stays_as_it_is(folder):
         ("a", "x", "a: rows are read from"),
         *((f"a{suffix}", LINES.encode("utf-16"), f"a{suffix}: the file is UTF-16") for suffix in (*TEXTS, ".txt")),
         *(
-            (f"a.jsonl{ending}", LINES, f"a.jsonl{ending}: this is no ")
+            (f"a.jsonl{ending}", LINES, f"a.jsonl{ending}: not a ")
             for ending in (".gz", ".bz2", ".xz", ".zst")
         ),
         ("a.jsonl.gz", DAMAGED, "a.jsonl.gz: the gzip data is damaged; 1 lines could be read"),
@@ -258,9 +258,9 @@ def test_a_cut_compressed_file_is_an_error_behind_whole_rows(folder, suffix, com
     whole = COMPRESSORS[compression](texts[suffix].encode())
     for size in (5, 20, len(whole) // 2, len(whole) - 9, len(whole) - 1):
         path, found = file(folder, f"a{suffix}{compression}", whole[:size]), []
-        with pytest.raises(UserError, match=r"is cut off behind line \d+: ") as caught:
+        with pytest.raises(UserError, match=r"is cut off after line \d+: ") as caught:
             found.extend(row.record for row in read_file(path))
-        readable = int(str(caught.value).split("behind line ")[1].split(":")[0])
+        readable = int(str(caught.value).split("after line ")[1].split(":")[0])
         if suffix == ".txt":
             assert [row["text"] for row in found] == ["".join(f"{row['text']}\n" for row in rows[:readable])] * bool(
                 found
@@ -440,7 +440,7 @@ def test_a_json_file_means_the_same_wherever_its_blocks_end(folder, values, bloc
     path = file(folder, "a.json", text.encode("utf-8"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_stream, "BLOCK", block)
-        patch.setattr(json_lists, "BLOCK", block)
+        patch.setattr(json_rows, "BLOCK", block)
         read = list(read_file(path)) if values or listed else []
     assert [row.record if isinstance(value, dict) else None for row, value in zip(read, values, strict=True)] == [
         value if isinstance(value, dict) else None for value in values

@@ -404,7 +404,7 @@ def test_many_processes_give_the_same_examples_in_the_same_order_as_one(folder, 
     alone = made(folder).rows.to_list()
     monkeypatch.setenv("LORAKIT_CACHE", str(folder / "another"))
     monkeypatch.setattr("lorakit.data.pipeline._WORTHWHILE", 1)
-    monkeypatch.setattr("lorakit.data.readers.json_lines._BLOCK", 1 << 12)
+    monkeypatch.setattr("lorakit.data.readers.json_rows._BLOCK_OF_LINES", 1 << 12)
     together = made(folder).rows.to_list()
     assert alone == together
     write(folder, [{"prompt": "a", "completion": 1}] * 900)

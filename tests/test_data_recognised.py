@@ -129,9 +129,9 @@ def test_what_is_not_what_its_name_says_is_refused_with_what_to_do(name, tmp_pat
 
 
 ROWS_REFUSED = {
-    "commas behind": (json.dumps(ROWS[0]) + ",", "a comma stands behind the object"),
-    "two in one line": (json.dumps(ROWS[0]) + json.dumps(ROWS[1]), "another object stands behind it"),
-    "joined without a break": (json.dumps(ROWS[0]) + "\ufeff" + json.dumps(ROWS[1]), "another object stands behind it"),
+    "commas behind": (json.dumps(ROWS[0]) + ",", "a comma follows the object"),
+    "two in one line": (json.dumps(ROWS[0]) + json.dumps(ROWS[1]), "another object follows it"),
+    "joined without a break": (json.dumps(ROWS[0]) + "\ufeff" + json.dumps(ROWS[1]), "another object follows it"),
     "written by Python": (str(ROWS[0]), "Python wrote the row, not JSON"),
     "a comment": ("# rows of May", "the line begins with '# rows of May'"),
 }  # fmt: skip

@@ -1,8 +1,11 @@
-"""Rows: raw records with the place each came from, and why one could not be used."""
+"""Rows: raw records with their places, why one could not be used, and the JSON in which they are written."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from lorakit.recipe.problem import one_line
 
 _KINDS = {
     type(None): "null",
@@ -35,27 +38,47 @@ def kind(value: Any) -> str:
     return _KINDS.get(type(value), type(value).__name__)
 
 
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python would silently keep the last of two values under one name."""
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RowError("an object has the same name twice", one_line(repr(twice)))
+    return record
+
+
+def _refuse_constant(word: str) -> Any:
+    raise RowError("no valid JSON", f"{word} is no JSON value: write null or a number")
+
+
+STRICT_JSON = json.JSONDecoder(object_pairs_hook=_object_without_duplicates, parse_constant=_refuse_constant)
+"""Refuses, as a `RowError`, what Python's decoder takes although it is not JSON. Made once: json.loads makes one for
+each call that names a hook, which takes as long as a short row."""
+
+
 def normalize_line_ends(value: Any) -> Any:
-    """The same with `\\r\\n` as `\\n` in all texts: a row says the same whichever file and program it came from."""
+    """`value` with `\\r\\n` as `\\n` in all texts, whichever program wrote it. A `RowError` for
+    a value that is nested too deeply."""
+
+    def normalized(inner: Any) -> Any:
+        if isinstance(inner, str):
+            return inner.replace("\r\n", "\n") if "\r\n" in inner else inner
+        if isinstance(inner, dict):
+            return {key: normalized(item) for key, item in inner.items()}
+        if isinstance(inner, list) and not (inner and isinstance(inner[0], int)):  # no walk through token ids
+            return [normalized(item) for item in inner]
+        return inner
+
     try:
-        return _unified(value)
+        return normalized(value)
     except RecursionError:
         return RowError("the row is nested too deeply")
 
 
-def _unified(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.replace("\r\n", "\n") if "\r\n" in value else value
-    if isinstance(value, dict):
-        return {key: _unified(inner) for key, inner in value.items()}
-    if isinstance(value, list) and not (value and isinstance(value[0], int)):  # no walk through token ids
-        return [_unified(inner) for inner in value]
-    return value
-
-
 @dataclass(frozen=True)
 class Row:
-    """One raw record, or why it could not be read, and where it stands."""
+    """One raw record, or why it could not be read, and its place, such as `train.jsonl:17`."""
 
     where: str
     record: dict[str, Any] | RowError

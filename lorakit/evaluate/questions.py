@@ -9,7 +9,7 @@ from lorakit.data.conversations import Conversation, Message
 from lorakit.data.formats import parse_record
 from lorakit.data.formats.columns import is_empty
 from lorakit.data.readers import read_file
-from lorakit.data.readers.text_stream import decode_lines, open_text_stream, read_whole_lines
+from lorakit.data.readers.text_stream import TextStream, decode_lines, read_whole_lines
 from lorakit.data.rows import RowError, kind
 from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line, show_path
@@ -65,8 +65,8 @@ def read_questions(path: Path) -> list[Question]:
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     name = show_path(path)
     try:
-        with open_text_stream(path, name, "", ".txt") as stored:
-            for lines in read_whole_lines(stored):
+        with path.open("rb") as file:
+            for lines in read_whole_lines(TextStream(name, file, "", ".txt")):
                 # Not splitlines, which also breaks at characters that editors show within a line.
                 for line, text in enumerate(decode_lines(name, lines).split("\n"), start=lines.first):
                     if text.strip():

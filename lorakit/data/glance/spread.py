@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lorakit.data.glance.windows import readable, rows_between
-from lorakit.data.readers import files_in, json_lines, read_blocks
+from lorakit.data.readers import files_in, json_rows, read_blocks
 from lorakit.data.rows import Row, RowError
 from lorakit.data.sources import OpenSource, is_file, open_source
 from lorakit.recipe.data_files import COLUMN_SUFFIXES, COMPRESSIONS, data_suffix
@@ -148,7 +148,7 @@ def _longest_rows(files: list[Path]) -> list[Row]:
     for length, path, start in heapq.nlargest(_LONGEST, found):
         with path.open("rb") as file:
             file.seek(start)
-            rows += json_lines.parse_rows(show_path(path), 1, file.read(length))
+            rows += json_rows.parse_lines(show_path(path), 1, file.read(length))
     return rows
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.readers import delimited, json_lines
-from lorakit.data.readers.json_values import as_record, value_at
+from lorakit.data.readers import delimited, json_rows
+from lorakit.data.readers.json_rows import as_record, parse_value
 from lorakit.data.readers.text_stream import BLOCK
 from lorakit.data.rows import Row, RowError
 from lorakit.recipe.problem import show_path
@@ -45,7 +45,7 @@ def _lines(path: Path, start: int, stop: int, columns: frozenset[str]) -> Iterat
                 break
             if len(line) < _TAIL:
                 whole.append(line)
-    yield from json_lines.parse_rows(show_path(path), 1, b"".join(whole))
+    yield from json_rows.parse_lines(show_path(path), 1, b"".join(whole))
 
 
 def _objects(path: Path, start: int, stop: int, columns: frozenset[str]) -> Iterator[Row]:
@@ -54,7 +54,7 @@ def _objects(path: Path, start: int, stop: int, columns: frozenset[str]) -> Iter
     at = text.find("{")
     while 0 <= at < limit:
         try:
-            value, end = value_at(text, at)
+            value, end = parse_value(text, at)
         except (ValueError, RecursionError):
             value, end = None, at + 1
         if isinstance(value, dict) and value.keys() <= columns:

@@ -1,4 +1,4 @@
-"""Files: JSON Lines, JSON, CSV, TSV, Parquet, Arrow and text -> raw rows, each with the place it came from.
+"""Readers: JSON Lines, JSON, CSV, TSV, Parquet, Arrow and text files -> raw rows, each with its place.
 
 A row that cannot be read alone is a `Row` that says why; a file that cannot be read as a whole is a `UserError`.
 A file is read as blocks, so that memory does not grow with it and other processes can parse.
@@ -10,22 +10,22 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from lorakit.data.readers import arrow, delimited, documents, json_lines, json_lists
+from lorakit.data.readers import arrow, delimited, json_rows
 from lorakit.data.readers.content_type import refuse_other_columns
-from lorakit.data.readers.text_stream import TextStream, open_text_stream
+from lorakit.data.readers.text_stream import TextStream, read_documents
 from lorakit.data.rows import Block, Row
 from lorakit.errors import UserError
 from lorakit.recipe.data_files import COMPRESSIONS, KNOWN_SUFFIXES, TooManyFiles, data_files, data_suffix, is_pattern
 from lorakit.recipe.problem import one_line, show_path
 
 _TEXTS: dict[str, Callable[[TextStream], Iterator[Block]]] = {
-    ".jsonl": json_lines.read,
-    ".ndjson": json_lines.read,
-    ".json": json_lists.read,
+    ".jsonl": json_rows.read_lines,
+    ".ndjson": json_rows.read_lines,
+    ".json": json_rows.read_values,
     ".csv": partial(delimited.read, delimiter=","),
     ".tsv": partial(delimited.read, delimiter="\t"),
-    ".txt": documents.read,
-    ".md": documents.read,
+    ".txt": read_documents,
+    ".md": read_documents,
 }
 _COLUMNS: dict[str, Callable[[Path, str], Iterator[Block]]] = {
     ".parquet": arrow.read_parquet,
@@ -38,27 +38,27 @@ def files_in(path: Path) -> list[Path]:
     """The data files that a path means, in order: the file itself, those below a folder, those a pattern matches.
 
     Raises:
-        UserError: there are none, one is no regular file, or they cannot be listed.
+        UserError: there are none, one is not a regular file, or they cannot be listed.
     """
     name = show_path(path)
     try:
         if not is_pattern(path) and not stat.S_ISDIR(path.stat().st_mode):
-            _refuse_what_is_no_file(path, name)
+            _refuse_irregular_file(path, name)
             return [path]
-        found = sorted(data_files(path))
+        files = sorted(data_files(path))
     except FileNotFoundError as error:
         raise UserError(f"{name}: there is no such file.") from error
     except TooManyFiles as error:
-        raise UserError(f"{name}: {error.strerror}. Write the folder in which the rows lie.") from error
+        raise UserError(f"{name}: {error.strerror}. Write the folder that holds the rows.") from error
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror or error}.") from error
-    if not found:
-        said = "the pattern matches no data file" if is_pattern(path) else "the folder has no data files"
-        raise UserError(f"{name}: {said}. Their names end in {KNOWN_SUFFIXES}.")
-    for file in found:
+    if not files:
+        reason = "the pattern matches no data file" if is_pattern(path) else "the folder has no data files"
+        raise UserError(f"{name}: {reason}. Their names end in {KNOWN_SUFFIXES}.")
+    for file in files:
         if os.path.exists(file) and not os.path.isfile(file):  # noqa: PTH110, PTH113 (pathlib's raise where one may not)
-            _refuse_what_is_no_file(file, show_path(file))
-    return found
+            _refuse_irregular_file(file, show_path(file))
+    return files
 
 
 def read_file(path: Path) -> Iterator[Row]:
@@ -84,25 +84,25 @@ def read_blocks(path: Path) -> Iterator[Block]:
             f"{name}: rows are read from files whose names end in {KNOWN_SUFFIXES}; not from {path.suffix or 'this'}."
         )
     try:
-        _refuse_what_is_no_file(path, name)
+        _refuse_irregular_file(path, name)
         if suffix in _COLUMNS:
-            with path.open("rb") as file:  # where it may not be read, pyarrow says so in words of its own
+            with path.open("rb") as file:
                 refuse_other_columns(name, suffix, file.read(4096))
             yield from _COLUMNS[suffix](path, name)
         else:
             compression = next((ending for ending in COMPRESSIONS if suffix.endswith(ending)), "")
             content = suffix.removesuffix(compression)
-            with open_text_stream(path, name, compression, content) as stored:
-                yield from _TEXTS[content](stored)
+            with path.open("rb") as file:
+                yield from _TEXTS[content](TextStream(name, file, compression, content))
     except FileNotFoundError as error:
         raise UserError(f"{name}: there is no such file.") from error
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {one_line(error.strerror or str(error), 200)}.") from error
 
 
-def _refuse_what_is_no_file(path: Path, name: str) -> None:
-    """A pipe or a device would be waited for, maybe for ever."""
+def _refuse_irregular_file(path: Path, name: str) -> None:
+    """Reading a pipe or a device might never end."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
-        found = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-        raise UserError(f"{name}: this is {found}. Write the path of a data file.")
+        what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+        raise UserError(f"{name}: this is {what}. Write the path of a data file.")

@@ -9,7 +9,7 @@ from lorakit.data.rows import Block, Row, RowError, normalize_line_ends
 from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line
 
-_MOST_ROWS, _TRIED = 8192, 16
+_MOST_ROWS, _SAMPLE_ROWS = 8192, 16
 
 
 def read_parquet(path: Path, name: str) -> Iterator[Block]:
@@ -24,16 +24,15 @@ def read_parquet(path: Path, name: str) -> Iterator[Block]:
     try:
         with pyarrow.parquet.ParquetFile(path, buffer_size=BLOCK) as file:
             _refuse_equal_names(name, file.schema_arrow.names)
-            whole, total = path.stat().st_size, file.metadata.num_rows
-            groups = (file.metadata.row_group(index) for index in range(file.num_row_groups))
-            bytes_of_all = sum(group.total_byte_size for group in groups)
+            file_size, total = path.stat().st_size, file.metadata.num_rows
+            content_size = sum(file.metadata.row_group(index).total_byte_size for index in range(file.num_row_groups))
             # Values that many rows share are stored once: a file of a MB may hold rows of TBs.
-            first = next(file.iter_batches(batch_size=_TRIED), None)
+            first = next(file.iter_batches(batch_size=_SAMPLE_ROWS), None)
             if first is not None and first.num_rows:
-                bytes_of_all = max(bytes_of_all, first.nbytes * total // first.num_rows)
-            for batch in file.iter_batches(batch_size=_rows_of_a_block(total, bytes_of_all)):
-                before, after = (whole * rows // total for rows in (number, number + batch.num_rows))
-                yield Block(name, number + 1, _packed(batch), rows_of, after - before)
+                content_size = max(content_size, first.nbytes * total // first.num_rows)
+            for batch in file.iter_batches(batch_size=_rows_of_a_block(total, content_size)):
+                before, after = (file_size * rows // total for rows in (number, number + batch.num_rows))
+                yield Block(name, number + 1, _serialize(batch), _parse_rows, after - before)
                 number += batch.num_rows
     except _damage() as error:
         raise _unreadable(name, "Parquet", number, error) from error
@@ -49,24 +48,24 @@ def read_arrow(path: Path, name: str) -> Iterator[Block]:
 
     number = 0
     try:
-        # Mapped: a batch may hold the whole file, and only the part that is looked at takes memory.
+        # Mapped: a batch may hold the whole file, and only the part that is read takes memory.
         with pyarrow.memory_map(str(path)) as source:
             # Arrow trusts the offsets that a file holds, and wrong ones end the process: before `validate`, nothing
-            # looks at them, as `nbytes` would.
+            # reads them, as `nbytes` would.
             for batch, size in _batches(source, name):
                 step = _rows_of_a_block(batch.num_rows, batch.get_total_buffer_size())
                 for start in range(0, batch.num_rows, step):
                     part = batch.slice(start, step)
                     part.validate(full=True)
                     share = size * (start + part.num_rows) // batch.num_rows - size * start // batch.num_rows
-                    yield Block(name, number + 1, _packed(part), rows_of, share)
+                    yield Block(name, number + 1, _serialize(part), _parse_rows, share)
                     number += part.num_rows
     except _damage() as error:
         raise _unreadable(name, "Arrow", number, error) from error
 
 
 def _batches(source: Any, name: str) -> Iterator[tuple[Any, int]]:
-    """The batches of a file in Arrow's file or stream format, and how many bytes of the file each is."""
+    """The batches of a file in Arrow's file or stream format, and how many bytes of the file each takes."""
     import pyarrow
 
     magic = source.read(6)
@@ -76,9 +75,9 @@ def _batches(source: Any, name: str) -> Iterator[tuple[Any, int]]:
     if magic == b"ARROW1":
         file = pyarrow.ipc.open_file(source)
         _refuse_equal_names(name, file.schema.names)
-        whole, count = source.size(), file.num_record_batches
+        file_size, count = source.size(), file.num_record_batches
         for index in range(count):
-            yield file.get_batch(index), whole * (index + 1) // count - whole * index // count
+            yield file.get_batch(index), file_size * (index + 1) // count - file_size * index // count
         return
     stream = pyarrow.ipc.open_stream(source)
     _refuse_equal_names(name, stream.schema.names)
@@ -88,38 +87,36 @@ def _batches(source: Any, name: str) -> Iterator[tuple[Any, int]]:
         position = source.tell()
 
 
-def rows_of(name: str, first: int, packed: bytes) -> Iterator[Row]:
-    """A row for each of a block; where one value cannot be read, its row says so."""
+def _parse_rows(name: str, first: int, serialized: bytes) -> Iterator[Row]:
+    """The rows of a block; where one value cannot be read, its row says so."""
     import pyarrow
 
-    table = pyarrow.ipc.open_stream(packed).read_all()
+    table = pyarrow.ipc.open_stream(serialized).read_all()
+    records: list[dict[str, Any] | RowError]
     try:
         records = table.to_pylist()
     except _damage():
-        records = [_alone(table.slice(index, 1)) for index in range(table.num_rows)]
-    with_breaks = b"\r\n" in packed
+        records = []
+        for index in range(table.num_rows):
+            try:
+                records += table.slice(index, 1).to_pylist()
+            except _damage() as error:
+                records.append(RowError("a value cannot be read", one_line(str(error), 200)))
+    has_returns = b"\r\n" in serialized
     for number, record in enumerate(records, start=first):
-        yield Row(f"{name} row {number}", normalize_line_ends(record) if with_breaks else record)
+        yield Row(f"{name} row {number}", normalize_line_ends(record) if has_returns else record)
 
 
-def _alone(row: Any) -> dict[str, Any] | RowError:
-    try:
-        record: dict[str, Any] = row.to_pylist()[0]
-    except _damage() as error:
-        return RowError("a value cannot be read", one_line(str(error), 200))
-    return record
-
-
-def _packed(batch: Any) -> bytes:
-    """A batch as a stream of its own: pickle would take the whole of the columns of which it is a part."""
+def _serialize(batch: Any) -> bytes:
+    """A batch as a stream: pickle would take the whole of the columns of which it is a part."""
     import pyarrow
 
     sink = pyarrow.BufferOutputStream()
     bare = batch.replace_schema_metadata(None)
     with pyarrow.ipc.new_stream(sink, bare.schema) as writer:
         writer.write_batch(bare)
-    packed: bytes = sink.getvalue().to_pybytes()
-    return packed
+    serialized: bytes = sink.getvalue().to_pybytes()
+    return serialized
 
 
 def _rows_of_a_block(rows: int, size: int) -> int:
@@ -132,12 +129,12 @@ def _refuse_equal_names(name: str, columns: list[str]) -> None:
 
 
 def _damage() -> tuple[type[Exception], ...]:
-    """What pyarrow raises for damaged files and for values that Python has not, as a date of the year 20000."""
+    """What pyarrow raises for damaged files and for values that Python does not have, as a date of the year 20000."""
     from pyarrow.lib import ArrowException
 
     return ArrowException, OSError, ValueError, OverflowError, KeyError
 
 
 def _unreadable(name: str, kind: str, number: int, error: Exception) -> UserError:
-    behind = f" behind row {number}" if number else ""
-    return UserError(f"{name}: no readable {kind} file{behind}: {one_line(str(error), 200).rstrip('.')}.")
+    after = f" after row {number}" if number else ""
+    return UserError(f"{name}: no readable {kind} file{after}: {one_line(str(error), 200).rstrip('.')}.")

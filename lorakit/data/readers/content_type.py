@@ -1,4 +1,4 @@
-"""What a file begins with, where that is not what its name says."""
+"""Files whose content is not what their names say."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import PurePath
 from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line
 
-_LOOKED_AT = 4096
+_HEAD_BYTES = 4096
 _MAGIC = (
     (b"PAR1", "a Parquet file", "Give it a name that ends in .parquet."),
     (b"ARROW1", "an Arrow file", "Give it a name that ends in .arrow."),
@@ -27,31 +27,30 @@ _MAGIC = (
 )
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 _PICKLE = re.compile(rb"\x80[\x02-\x05][\x95\]}cK(]")
-_PAGE = re.compile(rb"\s*(<!doctype html|<html[\s>])", re.IGNORECASE)
-_DOCUMENTS = (".txt", ".md")
+_WEB_PAGE = re.compile(rb"\s*(<!doctype html|<html[\s>])", re.IGNORECASE)
 _FIELD = re.compile(r"""["']?\s*[,;\t]\s*["']?""")
 
 
 def refuse_other_content(name: str, suffix: str, data: bytes) -> None:
-    """Refuse a file that begins with what is no text, or not in UTF-8, or a web page that came in place of the rows.
+    """Refuse a file that begins with what is not text in UTF-8, or a web page that came in place of the rows.
 
     `suffix` is the ending of its content, compression aside.
 
     Raises:
         UserError: it says what the file holds, and what to do.
     """
-    head = data[:_LOOKED_AT]
-    found = next(((what, remedy) for magic, what, remedy in _MAGIC if head.startswith(magic)), None)
+    head = data[:_HEAD_BYTES]
+    match = next(((what, remedy) for magic, what, remedy in _MAGIC if head.startswith(magic)), None)
     if _BZIP2.match(head):
-        found = "bzip2 data", "Give it a name that ends so too, such as {name}.bz2."
+        match = "bzip2 data", "Give it a name that ends so too, such as {name}.bz2."
     if _PICKLE.match(head):
-        found = "a Python pickle", "It would run code when read: export its rows as JSON Lines."
-    if suffix not in _DOCUMENTS and _PAGE.match(head):
-        found = "a web page (HTML), not rows", "Download the file itself; what came may say why it did not."
+        match = "a Python pickle", "It would run code when read: export its rows as JSON Lines."
+    if suffix not in (".txt", ".md") and _WEB_PAGE.match(head):
+        match = "a web page (HTML), not rows", "Download the file itself; what came may say why it did not."
     if len(head) >= 8 and not (any(head[::2][:32]) and any(head[1::2][:32])) and any(head):
-        found = "UTF-16 without a byte order mark", "Save it as UTF-8."
-    if found:
-        what, remedy = found
+        match = "UTF-16 without a byte order mark", "Save it as UTF-8."
+    if match:
+        what, remedy = match
         raise UserError(f"{name}: the file is {what}. {remedy.format(name=PurePath(name).name)}")
 
 
@@ -61,11 +60,10 @@ def refuse_other_columns(name: str, suffix: str, head: bytes) -> None:
     Raises:
         UserError: it says what the file holds, and what to do.
     """
-    own = {".parquet": b"PAR1"}.get(suffix, b"ARROW1")
-    if head.startswith(own):
+    if head.startswith(b"PAR1" if suffix == ".parquet" else b"ARROW1"):
         return
     refuse_other_content(name, suffix, head)
-    start = head[:_LOOKED_AT].decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    start = head[:_HEAD_BYTES].decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     if start.startswith(("{", "[")):
         ending = ".json" if start.startswith("[") else ".jsonl"
         raise UserError(f"{name}: the file holds JSON. Give it a name that ends in {ending}.")
@@ -80,22 +78,22 @@ def refuse_list_as_lines(name: str, raw: bytes) -> None:
     first = re.compile(rb"\s*([\[{])[^\n]{0,65536}").match(raw)
     if not first:
         return
-    line, rest = first[0].strip(), raw[first.end() : first.end() + _LOOKED_AT].lstrip()
+    line, rest = first[0].strip(), raw[first.end() : first.end() + _HEAD_BYTES].lstrip()
     stem = PurePath(name).name.partition(".")[0]
-    if first[1] == b"[" and not (rest and _is_json(line)):  # of lists on a line each the rows' own errors tell
+    if first[1] == b"[" and not (rest and _is_json(line)):  # lists on a line each are refused row by row
         raise UserError(
             f"{name}: the file is one JSON list, and JSON Lines are an object on each line. Give it a name that ends "
             f"in .json, such as {stem}.json."
         )
     if first[1] == b"{" and rest.startswith((b'"', b"}")) and line.endswith((b"{", b",", b"[")):
         raise UserError(
-            f"{name}: an object goes over several lines, and in JSON Lines each has a line of its own. Give the file a "
-            f"name that ends in .json, such as {stem}.json, where objects stand behind each other."
+            f"{name}: an object goes over several lines, and in JSON Lines each is on one line. Give the file a "
+            f"name that ends in .json, such as {stem}.json, where objects may take several lines."
         )
 
 
 def detect_rows_in_document(text: str, columns: frozenset[str]) -> tuple[str, str] | None:
-    """What the rows of a text document seem to be that is no document, and the ending for it; None where it is one.
+    """What kind of rows a text document seems to hold, and the ending for it; None for a document.
 
     `columns`: names of columns that formats read, two of which make a line a header.
     """
@@ -111,7 +109,7 @@ def detect_rows_in_document(text: str, columns: frozenset[str]) -> tuple[str, st
     return None
 
 
-def begins(line: str) -> str:
+def show_beginning(line: str) -> str:
     """How a line begins, for a message."""
     return one_line(repr(line[:40]), 60)
 

@@ -1,28 +1,27 @@
-"""A stored text file as bytes: decompressed, decoded where asked, in pieces of about 1 MiB."""
+"""A text file as bytes: decompressed, in pieces of about 1 MiB, and cut into whole lines."""
 
 import bz2
 import gzip
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from lorakit.data.readers.content_type import refuse_other_content
+from lorakit.data.rows import Block, Row
 from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line
 
 BLOCK = 1 << 20
-# Bytes: a row takes several times as much in memory, and a packed file of a few MB may hold a line of GBs.
 _LONGEST_LINE = 1 << 28
+"""Bytes: a row takes several times as much in memory, and a compressed file of a few MB may hold a line of GBs."""
 NOT_UTF_8 = "Save the file as UTF-8; from Windows or Excel it may be Windows-1252 (iconv -f WINDOWS-1252 -t UTF-8)."
 _BOM = b"\xef\xbb\xbf"
 
 
 class _Zstandard:
-    """What gzip, bz2 and lzma give, for zstandard, which Python's library has not yet."""
+    """What gzip, bz2 and lzma offer, for zstandard, which Python's library does not have yet."""
 
     def __init__(self, raw: BinaryIO) -> None:
         import pyarrow
@@ -45,10 +44,10 @@ _OPENERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 
 
 class TextStream:
-    """The content of a file, read once from its beginning.
+    """The content of an open file, read once from its beginning.
 
-    `position` is how many bytes of the file are read, before decompression; `lines` how many whole lines of the
-    content; `ended` whether all of it is.
+    `compression`: one of `COMPRESSIONS`, or empty; `suffix`: the ending before it. `position`: the bytes of the file
+    that are read, before decompression; `lines`: the whole lines of the content that are read; `ended`: all is read.
     """
 
     def __init__(self, name: str, raw: BinaryIO, compression: str, suffix: str) -> None:
@@ -57,9 +56,9 @@ class TextStream:
         self.lines = 0
         self.ended = False
         self._raw = raw
-        self._kind, opener = _OPENERS[compression]
+        self._compression, opener = _OPENERS[compression]
         self._content = opener(raw)
-        self._begun = False
+        self._started = False
         self._fault: Exception | None = None
 
     @property
@@ -67,88 +66,73 @@ class TextStream:
         return self._raw.tell()
 
     def read(self) -> bytes:
-        """The next MiB without a byte order mark; less at the end or before a fault, and nothing behind the end.
+        """The next MiB without a byte order mark; less at the end or before a fault, and nothing after the end.
 
         Raises:
-            UserError: the compressed data is damaged or cut off, or the content is no text.
+            UserError: the compressed data is damaged or cut off, or the content is not text.
         """
         pieces: list[bytes] = []
         missing = BLOCK + 1  # one more than a block: a file of one block is known to have ended
         while missing and not self.ended and not self._fault:
-            piece = self._piece(missing)
+            try:
+                piece: bytes = self._content.read1(missing)
+            except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the decompressor's
+                    raise
+                self._fault = error
+                break
+            self.ended = not piece
             pieces.append(piece)
             missing -= len(piece)
         if self._fault and not any(pieces):
             raise self._damaged(self._fault) from self._fault
         data = b"".join(pieces)
-        if not self._begun:
-            self._begun = True
+        if not self._started:
+            self._started = True
             refuse_other_content(self.name, self._suffix, data)
             while data.startswith(_BOM):  # more than one where files were joined
                 data = data.removeprefix(_BOM)
         self.lines += data.count(b"\n")
         return data
 
-    def _piece(self, size: int) -> bytes:
-        try:
-            piece: bytes = self._content.read1(size)
-        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the decompressor's
-                raise
-            self._fault = error
-            return b""
-        self.ended = not piece
-        return piece
-
     def _damaged(self, fault: Exception) -> UserError:
         reason = one_line(str(fault), 200).rstrip(".")
         if isinstance(fault, EOFError) or "truncated" in reason.lower():
-            what = f"the {self._kind} data is cut off behind line {self.lines}"
-        elif not self._begun:
-            what = f"this is no {self._kind} file, whatever its name says, or it is damaged at its beginning"
+            what = f"the {self._compression} data is cut off after line {self.lines}"
+        elif not self._started:
+            what = f"not a {self._compression} file, whatever its name says, or damaged at its beginning"
         else:
-            what = f"the {self._kind} data is damaged; {self.lines} lines could be read"
+            what = f"the {self._compression} data is damaged; {self.lines} lines could be read"
         return UserError(f"{self.name}: {what}: {reason}. Copy or download the file again.")
-
-
-@contextmanager
-def open_text_stream(path: Path, name: str, compression: str, suffix: str) -> Iterator[TextStream]:
-    """The content of a file, `compression` one of `COMPRESSIONS` or empty, `suffix` the ending before it.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
-    with path.open("rb") as raw:
-        yield TextStream(name, raw, compression, suffix)
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Whole lines of a file that end in line feeds: the number of the first, and the bytes as stored."""
+    """Whole lines that end in line feeds: the number of the first, their bytes, and the size of them in the file."""
 
     first: int
     raw: bytes
     size: int
 
 
-def read_whole_lines(stored: TextStream) -> Iterator[Lines]:
+def read_whole_lines(stream: TextStream) -> Iterator[Lines]:
     """The content in pieces of about 1 MiB, or of one line where that is longer; up to 1 MiB in one piece.
 
     Carriage returns that end lines alone become line feeds: those of a file whose first MiB has no line feed.
 
     Raises:
-        UserError: as `TextStream.read`, or a line is too long to be held; the whole lines before have been yielded.
+        UserError: as `TextStream.read`, or a line is too long; the whole lines before have been yielded.
     """
     first, position, end = 1, 0, b""
     waiting: list[bytes] = []
-    while data := stored.read():
+    while data := stream.read():
         end = end or (b"\r" if b"\r" in data and b"\n" not in data else b"\n")
-        cut = len(data) if stored.ended else data.rfind(end) + 1
+        cut = len(data) if stream.ended else data.rfind(end) + 1
         waiting.append(data[:cut] if cut else data)
         if not cut:
             if sum(map(len, waiting)) > _LONGEST_LINE:
                 raise UserError(
-                    f"{stored.name}:{first}: a line of more than {_LONGEST_LINE >> 20} MiB. Take it out, or break "
+                    f"{stream.name}:{first}: a line of more than {_LONGEST_LINE >> 20} MiB. Take it out, or break "
                     "it up."
                 )
             continue
@@ -157,11 +141,11 @@ def read_whole_lines(stored: TextStream) -> Iterator[Lines]:
         raw = raw if end == b"\n" else raw.replace(b"\r", b"\n")
         if _BOM in raw:  # where files were joined
             raw = raw.replace(b"\n" + _BOM, b"\n").removeprefix(_BOM)
-        yield Lines(first, raw, stored.position - position)
-        first, position = first + raw.count(b"\n"), stored.position
-        del raw, data  # the next line may be as long: only one of them is held
+        yield Lines(first, raw, stream.position - position)
+        first, position = first + raw.count(b"\n"), stream.position
+        del raw, data  # the next line may be as long: only one of them is in memory
     if waiting:
-        yield Lines(first, b"".join(waiting), stored.position - position)
+        yield Lines(first, b"".join(waiting), stream.position - position)
 
 
 def decode_lines(name: str, lines: Lines) -> str:
@@ -173,10 +157,26 @@ def decode_lines(name: str, lines: Lines) -> str:
     at = lines.raw.find(b"\0")
     if at >= 0:
         number = lines.first + lines.raw.count(b"\n", 0, at)
-        raise UserError(f"{name}:{number}: the file holds NUL bytes: it is damaged, or no text. Save it as UTF-8.")
+        raise UserError(f"{name}:{number}: the file holds NUL bytes: it is damaged, or not text. Save it as UTF-8.")
     try:
         return lines.raw.decode("utf-8")
     except UnicodeDecodeError as error:
         number = lines.first + lines.raw.count(b"\n", 0, error.start)
         byte = lines.raw[error.start]
         raise UserError(f"{name}:{number}: not UTF-8: byte {byte:#04x}. {NOT_UTF_8}") from error
+
+
+def read_documents(stream: TextStream) -> Iterator[Block]:
+    """One row of up to 1 MiB; a longer document is read in parts of whole lines. Blank parts are left out.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    for lines in read_whole_lines(stream):
+        text = decode_lines(stream.name, lines).replace("\r\n", "\n")
+        yield Block(stream.name, lines.first, text, _document_rows, lines.size)
+
+
+def _document_rows(name: str, first: int, text: str) -> Iterator[Row]:
+    if text.strip():
+        yield Row(f"{name}:{first}", {"text": text})

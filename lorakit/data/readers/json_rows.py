@@ -1,0 +1,256 @@
+"""JSON Lines, and JSON files of one list or of objects after each other, read without holding the file."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from lorakit.data.readers.content_type import refuse_list_as_lines, show_beginning
+from lorakit.data.readers.text_stream import BLOCK, NOT_UTF_8, TextStream, read_whole_lines
+from lorakit.data.rows import STRICT_JSON, Block, Row, RowError, kind, normalize_line_ends
+from lorakit.errors import UserError
+
+_BLOCK_OF_LINES = 1 << 18
+"""Bytes; small, so that several processes end at about the same time."""
+_SPACE = " \t\r\n"
+_SPACE_AND_MARKS = re.compile(r"[ \t\r\n\ufeff]*")  # byte order marks where files were joined
+_CARRIAGE_RETURN = re.compile(r"\\r|\\u000[dD]")
+_TAIL = 64
+"""How near the end of the text read so far the decoder stops when only the rest is missing: at most a word such as
+`-Infinity`, the exponent of a number, or an escape. An open string is told by its message."""
+_LONGEST_VALUE = 1 << 28
+"""Characters of one value, which takes several times as much in memory."""
+# Finds the end of a value that `STRICT_JSON` refuses: numbers of thousands of digits stay text.
+_LENIENT_JSON = json.JSONDecoder(parse_int=str)
+
+
+def read_lines(stream: TextStream) -> Iterator[Block]:
+    """Blocks of whole lines of JSON Lines, as bytes.
+
+    Raises:
+        UserError: it is a JSON list, or its objects go over several lines.
+    """
+    checked = False
+    for lines in read_whole_lines(stream):
+        if not checked and not lines.raw.isspace():
+            checked = True
+            refuse_list_as_lines(stream.name, lines.raw)
+        first, start, raw = lines.first, 0, lines.raw
+        while start < len(raw):
+            stop = raw.find(b"\n", start + _BLOCK_OF_LINES) + 1
+            if not stop or len(raw) - stop < _BLOCK_OF_LINES:  # no copy of a line that fills the block
+                stop = len(raw)
+            piece = raw[start:stop]
+            size = lines.size * stop // len(raw) - lines.size * start // len(raw)
+            yield Block(stream.name, first, piece, parse_lines, size)
+            first, start = first + piece.count(b"\n"), stop
+
+
+def parse_lines(name: str, first: int, raw: bytes) -> Iterator[Row]:
+    """A row for each line that is not blank."""
+    view = memoryview(raw)  # a line is decoded where it is: one of 50 MB is not copied before
+    start, number = 0, first
+    while start < len(raw):
+        stop = raw.find(b"\n", start)
+        stop = len(raw) if stop < 0 else stop
+        try:
+            line = str(view[start:stop], "utf-8")
+        except UnicodeDecodeError as error:
+            case = f"byte {raw[start + error.start]:#04x} at position {error.start + 1}"
+            yield Row(f"{name}:{number}", RowError("not UTF-8", case))
+        else:
+            if line and not (line.isspace() and not line.strip(_SPACE)):
+                yield Row(f"{name}:{number}", _parse_line(line))
+        start, number = stop + 1, number + 1
+
+
+def _parse_line(line: str) -> dict[str, Any] | RowError:
+    line = line.rstrip(_SPACE).removeprefix("\ufeff")
+    start = 0 if line.startswith("{") else len(line) - len(line.lstrip(_SPACE))
+    try:
+        value, end = STRICT_JSON.raw_decode(line, start)
+        if end != len(line):
+            raise json.JSONDecodeError("Extra data", line, len(line) - len(line[end:].lstrip(_SPACE)))
+    except json.JSONDecodeError as error:
+        return RowError("no valid JSON", f"{error.msg} at column {error.colno}{_hint(line, error)}")
+    except RowError as error:
+        return error
+    except RecursionError:
+        return RowError("no readable JSON", "it is nested too deeply")
+    except ValueError as error:  # a number of thousands of digits
+        return RowError("no readable JSON", str(error))
+    # A quick look first: most lines hold no carriage return.
+    return as_record(normalize_line_ends(value) if "\\" in line and _CARRIAGE_RETURN.search(line) else value)
+
+
+def _hint(line: str, error: json.JSONDecodeError) -> str:
+    """What the author of an invalid line seems to have meant."""
+    rest = line[error.pos :].strip(_SPACE)
+    if "\0" in line:
+        return "; the line holds NUL bytes"
+    if error.msg == "Extra data" and rest == ",":
+        return "; a comma follows the object, as in a list (take it out)"
+    if error.msg == "Extra data" and rest.startswith(("{", "\ufeff{")):
+        return "; another object follows it (put each on a line of its own, or name the file .json)"
+    if line.startswith("{'"):
+        return "; Python wrote the row, not JSON (write it with json.dumps)"
+    return f"; the line begins with {show_beginning(line)}" if error.pos == 0 else ""
+
+
+def parse_value(text: str, start: int) -> tuple[Any, int]:
+    """The value that begins at `start`, or a RowError in its place, and where it ends.
+
+    Raises:
+        JSONDecodeError, RecursionError: its end cannot be told.
+    """
+    try:
+        return STRICT_JSON.raw_decode(text, start)
+    except json.JSONDecodeError:
+        raise
+    except RowError as error:
+        refused = error
+    except ValueError as error:
+        refused = RowError("no readable JSON", str(error))
+    return refused, _LENIENT_JSON.raw_decode(text, start)[1]
+
+
+def as_record(value: Any) -> dict[str, Any] | RowError:
+    """A value as a record: rows are objects."""
+    if isinstance(value, dict | RowError):
+        return value
+    return RowError("the row is not an object with named columns", f"it is {kind(value)}")
+
+
+def read_values(stream: TextStream) -> Iterator[Block]:
+    """Blocks of the parsed values of a .json file: only a parser knows where one ends.
+
+    Raises:
+        UserError: it is not JSON, not UTF-8, or neither a list nor objects; the line is named.
+    """
+    window = _Window(stream)
+    number, done, moves = 1, 0, 0
+    values: list[dict[str, Any] | RowError] = []
+    for value in _values(window):
+        if window.moves > moves and values:
+            yield Block(stream.name, number, values, _rows_of_values, stream.position - done)
+            number, done, moves, values = number + len(values), stream.position, window.moves, []
+        values.append(as_record(normalize_line_ends(value)))
+    if values:
+        yield Block(stream.name, number, values, _rows_of_values, stream.position - done)
+
+
+def _rows_of_values(name: str, first: int, values: list[dict[str, Any] | RowError]) -> Iterator[Row]:
+    for number, record in enumerate(values, start=first):
+        yield Row(f"{name} row {number}", record)
+
+
+def _values(window: "_Window") -> Iterator[Any]:
+    opening = window.next_sign()
+    if opening == "{":
+        while window.next_sign():
+            yield window.value()
+        return
+    if opening != "[":
+        if opening:
+            value = window.value()
+            what = str(value) if isinstance(value, RowError) else f"holds {kind(value)}"
+            raise UserError(f"{window.name}: a .json file holds a list of objects, or objects; this one {what}.")
+        return
+    window.at += 1
+    if window.next_sign() != "]":
+        yield window.value()
+        while (sign := window.next_sign()) == ",":
+            window.at += 1
+            if window.next_sign() == "]":
+                raise window.error("a comma before the end of the list", window.at)
+            yield window.value()
+        if sign != "]":
+            raise window.error("Expecting ',' delimiter", window.at)
+    window.at += 1
+    if window.next_sign():
+        raise window.error("Extra data", window.at)
+
+
+class _Window:
+    """The text of a file from some place on, read as far as needed. `at`: the reader's place in it."""
+
+    def __init__(self, stream: TextStream) -> None:
+        self.name = stream.name
+        self.at = 0
+        self.moves = 0
+        self._stream = stream
+        self._text = ""
+        self._line, self._column = 1, 0  # lines, and characters of the last line, before `_text`
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def next_sign(self) -> str:
+        """The next character that is not a space; empty at the end."""
+        while True:
+            self.at = _SPACE_AND_MARKS.match(self._text, self.at).end()  # type: ignore[union-attr] # it always matches
+            if self.at < len(self._text):
+                return self._text[self.at]
+            if not self._read_more():
+                return ""
+
+    def value(self) -> Any:
+        """The value that begins here, or a RowError for one that is refused.
+
+        Raises:
+            UserError: there is none, or its end cannot be told.
+        """
+        while True:
+            try:
+                value, end = parse_value(self._text, self.at)
+            except json.JSONDecodeError as error:
+                is_cut = error.msg.startswith("Unterminated string") or error.pos + _TAIL > len(self._text)
+                if not (is_cut and self._read_more()):
+                    raise self.error(error.msg, error.pos) from error
+            except RecursionError as error:
+                where = f"{self.name}:{self._line_at(self.at)}"
+                raise UserError(f"{where}: no readable JSON: it is nested too deeply.") from error
+            else:
+                if end + _TAIL < len(self._text) or not self._read_more():
+                    self.at = end
+                    return value
+
+    def error(self, message: str, at: int) -> UserError:
+        before = self._text.rfind("\n", 0, at)
+        column = at - before if before >= 0 else self._column + at + 1
+        nul = "; the file holds NUL bytes: save it as UTF-8" if "\0" in self._text else ""
+        return UserError(f"{self.name}:{self._line_at(at)}: no valid JSON: {message} at column {column}{nul}.")
+
+    def _line_at(self, at: int) -> int:
+        return self._line + self._text.count("\n", 0, at)
+
+    def _read_more(self) -> bool:
+        """Forget what is read and read as much again as is left, at least a block; whether there was any."""
+        if len(self._text) - self.at > _LONGEST_VALUE:
+            raise UserError(
+                f"{self.name}:{self._line_at(self.at)}: a value of more than {_LONGEST_VALUE >> 20} MiB. Take it out, "
+                "or write JSON Lines."
+            )
+        pieces: list[str] = []
+        missing = max(BLOCK, len(self._text) - self.at)
+        while missing > 0:
+            data = self._stream.read()
+            try:
+                piece = self._decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                line = self._line_at(len(self._text)) + sum(piece.count("\n") for piece in pieces)
+                line += error.object.count(b"\n", 0, error.start)
+                byte = error.object[error.start]
+                raise UserError(f"{self.name}:{line}: not UTF-8: byte {byte:#04x}. {NOT_UTF_8}") from error
+            if not data:
+                break
+            pieces.append(piece)
+            missing -= len(piece)
+        if not pieces:
+            return False
+        self._line = self._line_at(self.at)
+        before = self._text.rfind("\n", 0, self.at)
+        self._column = self.at - before - 1 if before >= 0 else self._column + self.at
+        self._text = "".join([self._text[self.at :], *pieces])
+        self.at = 0
+        self.moves += 1
+        return True
