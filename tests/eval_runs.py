@@ -8,7 +8,8 @@ import yaml
 from conftest import TOPICS, rows_of, write_rows
 from runs_of_tests import run_recipe
 
-from lorakit.evaluate.models import resolve_models
+from lorakit.evaluate.models import models_of_run, resolve_models
+from lorakit.evaluate.report_files import write_evaluation
 from lorakit.evaluate.results import EvalSettings
 from lorakit.evaluate.run import default_settings, score_models
 from lorakit.progress import Silent
@@ -67,13 +68,19 @@ def edit_json(path: Path, **changes) -> None:
     path.write_text(json.dumps({key: value for key, value in facts.items() if value is not None}))
 
 
-def score(*given, file=None, progress=None, probes=None, **request):
+def evaluate(run, prepared, progress):
+    """The models of a run, scored as `lorakit eval RUN` does, and the file of the scores."""
+    evaluation = score_models(models_of_run(run, prepared), None, default_settings(prepared), progress)
+    return evaluation.models, write_evaluation(evaluation, run.evaluations)
+
+
+def score(*given, file=None, progress=None, **request):
     """What `lorakit eval` measures of these, without the cache unless `cache=True`."""
     progress = progress or Silent()
     model_set = resolve_models([str(path) for path in given], progress)
     wanted = default_settings(model_set.prepared)
     settings = {"metrics": wanted.metrics, "max_new_tokens": wanted.max_new_tokens, "cache": False} | request
-    return score_models(model_set, file, EvalSettings(**settings), progress, probes=probes)
+    return score_models(model_set, file, EvalSettings(**settings), progress)
 
 
 def loss(evaluation, name):

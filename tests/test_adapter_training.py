@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from conftest import TINY_LLAMA
+from eval_runs import evaluate
 from model_families import FAMILIES
 from peft import LoraConfig, PeftModel, get_peft_model
 from runs_of_tests import adapter_weights, losses, run_recipe
@@ -15,7 +16,6 @@ from test_docs import PROGRAM
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from lorakit.errors import Interrupted, UserError
-from lorakit.evaluate.run import evaluate
 from lorakit.merge.run import merge
 from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import attach_adapter

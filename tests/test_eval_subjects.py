@@ -11,6 +11,7 @@ from merge_runs import merged_run
 from lorakit.errors import UserError
 from lorakit.evaluate import inference
 from lorakit.evaluate.models import resolve_models
+from lorakit.evaluate.rendering import render_for_models
 from lorakit.progress import Silent
 
 
@@ -188,8 +189,8 @@ def test_rows_of_a_file_are_rendered_as_the_run_renders_its_own(one, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", rows_of(40)[30:])
     with_file, without = score(one.folder, file=rows), score(one.folder)
     assert loss(with_file, "adapter") == loss(without, "adapter")
-    assert str(with_file.rows) == f"10 rows: {rows}"
-    assert "the first 4 of 10 rows" in str(score(one.folder, rows=4).rows)
+    assert with_file.rows_used == f"10 rows: {rows}"
+    assert "the first 4 of 10 rows" in score(one.folder, rows=4).rows_used
 
 
 def test_scores_are_broken_down_by_task_and_by_source(tmp_path, tiny_base):
@@ -230,8 +231,13 @@ def test_a_probe_is_asked_of_every_subject_while_its_model_is_there(one, two, lo
     def probe(eval_model):
         return eval_model.spec.name, hasattr(eval_model.model, "peft_config"), len(eval_model.rendered.rows)
 
-    found = score(one.folder, probes={"seen": probe})
-    assert [model.outputs.probed["seen"] for model in found.models] == [("base", False, 10), ("adapter", True, 10)]
+    model_set = resolve_models([str(one.folder)], Silent())
+    each, _ = render_for_models(model_set, None, Silent())
+    loader, seen = inference.ModelLoader("cpu"), []
+    for spec, rendered in zip(model_set.specs, each, strict=True):
+        eval_model = inference.EvalModel(spec, rendered, spec.identity("cpu"), loader, False, Silent())
+        seen.append(inference.run_model(eval_model, 0, {}, {"seen": probe}).probed["seen"])
+    assert seen == [("base", False, 10), ("adapter", True, 10)]
     assert len(loads) == 1
 
 

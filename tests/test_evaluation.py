@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from eval_runs import evaluate
 from runs_of_tests import run_recipe
 
 from lorakit.errors import LorakitError, UserError
@@ -16,7 +17,6 @@ from lorakit.evaluate.metric import row_scores
 from lorakit.evaluate.metrics.json_answers import json_fields, json_valid
 from lorakit.evaluate.metrics.matching import exact_match
 from lorakit.evaluate.rendering import reference_of
-from lorakit.evaluate.run import evaluate
 from lorakit.model.loss import supervised_loss
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent

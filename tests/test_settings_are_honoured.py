@@ -3,11 +3,11 @@
 import sys
 
 from conftest import rows_of, write_rows
+from eval_runs import evaluate
 from runs_of_tests import run_recipe
 from test_metrics import encoder  # noqa: F401 (a fixture)
 
 from lorakit.data.sources import open_source, sources_of
-from lorakit.evaluate.run import evaluate
 from lorakit.hardware.machine import this_machine
 from lorakit.plan.auto import resolve_auto
 from lorakit.prepare import prepare_run, reopen_run

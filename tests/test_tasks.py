@@ -122,7 +122,7 @@ def test_likelihood_classification_agrees_with_lm_eval(model, tokenizer, task_fo
         sharp.lm_head.weight.mul_(60)
     scores = run(sharp, tokenizer, ["choice"], task_folder(rows=120, choice=CHOICE))
     ours = assert_classification_agrees(sharp, tokenizer, questions(120, seed=0), scores)
-    assert len(set(ours.predicted)) > 1
+    assert (ours.confusion.sum(0) > 0).sum() > 1
     assert len({round(ours.measures["accuracy"].value, 3), round(ours.measures["accuracy-norm"].value, 3)}) == 2
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data.template_source import with_fixed_date
-from lorakit.evaluate.comparison import comparison_to_dict, format_difference, format_interval, format_verdict
+from lorakit.evaluate.comparison import COMPARISON_COLUMNS, comparison_row, comparison_to_dict
 from lorakit.evaluate.inference import ModelLoader, loading_order
 from lorakit.evaluate.intervals import Comparison
 from lorakit.evaluate.models import ModelSet
@@ -88,9 +88,9 @@ def benchmark_tables(done: Benchmarked) -> list[Table]:
         for name, one in compared.items():
             measure = first[name].measure if name in first else None
             if one is not None and measure is not None:
-                rows.append([name, format_difference(one, measure), format_interval(one, measure), format_verdict(one)])
+                rows.append(comparison_row(name, one, measure))
         if rows:
-            tables.append((f"{model} against {done.baseline}", ["", "difference", "95 % interval", "verdict"], rows))
+            tables.append((f"{model} against {done.baseline}", COMPARISON_COLUMNS, rows))
     return tables
 
 

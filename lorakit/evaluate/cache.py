@@ -32,11 +32,7 @@ class CacheFile:
     lines: dict[str, Any] = field(default_factory=dict)
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """Add values; they are on disk when this returns.
-
-        Raises:
-            LorakitError: the cache cannot be written.
-        """
+        """Add values; they are on disk when this returns."""
         self.lines |= values
         if self.path is None or not values:
             return

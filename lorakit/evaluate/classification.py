@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorakit.data.dataset import Examples
-from lorakit.errors import UserError
 from lorakit.evaluate.generate import until_stop
 from lorakit.evaluate.metric import Measure, mean, ratio
 from lorakit.evaluate.rendering import RenderedRows, Row, reference_of
@@ -22,10 +21,7 @@ _MOST_LABELS = 256
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """The labels of one task, as texts and as token ids, and the numbers of the rows that one of them answers.
-
-    `truth`: the position of each row's label.
-    """
+    """The labels of one task, as texts and token ids; the numbers of its rows, and the position of each one's label."""
 
     texts: tuple[str, ...]
     tokens: tuple[tuple[int, ...], ...]
@@ -79,18 +75,15 @@ class Classification:
 
     `auc`: the area under the ROC curve of the second of two labels, or the mean over labels of each against the rest;
     None if all rows have one label. `confusion` (true label, predicted label) counts rows. `ece`: the expected
-    calibration error of the labels' probabilities (softmax of the log-likelihoods), biased upwards if bins hold few
-    rows.
+    calibration error of the softmax of the log-likelihoods, biased upwards if bins hold few rows.
 
-    `measures`: `accuracy` takes the most likely label. `accuracy-norm` divides each log-likelihood by the label's
-    characters first, and `accuracy-bytes` by its UTF-8 bytes, so that long labels are not at a disadvantage: lm-eval's
-    acc, acc_norm and acc_bytes. `macro-f1`: the mean F1 of the labels that are true or predicted in some row. `brier`:
-    the mean squared distance of all labels' probabilities from the truth, summed over labels as lm-eval does, from 0
-    to 2.
+    `measures`: `accuracy`, `accuracy-norm` and `accuracy-bytes` are lm-eval's acc, acc_norm and acc_bytes: of the most
+    likely label, its log-likelihood as it is, per character or per UTF-8 byte. `macro-f1`: the mean F1 of the labels
+    that are true or predicted in some row. `brier`: the mean squared distance of all labels' probabilities from the
+    truth, summed over labels as lm-eval does, from 0 to 2.
     """
 
     labels: tuple[str, ...]
-    predicted: np.ndarray
     auc: float | None
     confusion: np.ndarray
     ece: float
@@ -98,22 +91,10 @@ class Classification:
 
 
 def classification(loglikelihoods: np.ndarray, truth: Sequence[int], labels: Sequence[str]) -> Classification:
-    """Scores of log-likelihoods (rows, labels) in nats against the position of each row's true label.
-
-    Raises:
-        UserError: there are no rows, or a true label is none of the labels.
-    """
+    """Scores of log-likelihoods (rows, labels) in nats against the position of each row's true label."""
     from sklearn.metrics import confusion_matrix
 
     likely, true = np.asarray(loglikelihoods, dtype=float), np.asarray(truth, dtype=int)
-    if not len(true):
-        raise UserError("classification: there are no rows to score. Write data.eval, or more --rows.")
-    if true.min() < 0 or true.max() >= len(labels):
-        wrong = int(np.flatnonzero((true < 0) | (true >= len(labels)))[0])
-        raise UserError(
-            f"classification: row {wrong + 1} has label {true[wrong]}, and there are {len(labels)}, from 0 to "
-            f"{len(labels) - 1}. Name all labels in data.format."
-        )
     predicted = likely.argmax(1)
     odds = np.exp(likely - likely.max(1, keepdims=True))
     probabilities = odds / odds.sum(1, keepdims=True)
@@ -132,7 +113,6 @@ def classification(loglikelihoods: np.ndarray, truth: Sequence[int], labels: Seq
     measures["brier"] = mean(((probabilities - is_true) ** 2).sum(1), unit="ratio", higher=False)
     return Classification(
         tuple(labels),
-        predicted,
         _auc(probabilities, true),
         confusion_matrix(true, predicted, labels=range(len(labels))),
         expected_calibration_error(probabilities, true),

@@ -1,10 +1,10 @@
 """Scores with their intervals, each model against the baseline, and how both are written."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from lorakit.evaluate.intervals import Comparison, Interval, compare, intervals
+from lorakit.evaluate.intervals import Comparison, Interval, compare, count_rows, intervals
 from lorakit.evaluate.metric import Measure
 
 Groups = dict[str, dict[str, Measure]]
@@ -13,6 +13,7 @@ task."""
 
 # Two models share these only if their tokenizers cut the rows alike.
 _PER_TOKEN = ("loss", "perplexity")
+_NO_INTERVAL = {"low": None, "high": None, "method": None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Score:
     @property
     def rows(self) -> int:
         """How many rows have it."""
-        return int((self.measure.rows != 0).any(1).sum())
+        return count_rows(self.measure)
 
     def __str__(self) -> str:
         write, interval = self.measure.write, self.interval
@@ -52,42 +53,36 @@ def compare_groups(first: Groups, second: Groups, same_tokens: bool, seed: int) 
     return compared
 
 
-def format_difference(one: Comparison, measure: Measure) -> str:
-    """A difference with its sign, in the measure's unit; of shares in percentage points."""
-    return _signed(one.difference, measure)
+COMPARISON_COLUMNS = ["", "difference", "95 % interval", "verdict"]
 
 
-def format_interval(one: Comparison, measure: Measure) -> str:
-    """The interval of a difference; `-` if there is none."""
-    if one.interval is None:
-        return "-"
-    return f"{_signed(one.interval.low, measure)} to {_signed(one.interval.high, measure)}"
+def comparison_row(name: str, one: Comparison, measure: Measure) -> list[str]:
+    """A comparison as a table shows it: the difference and its interval with their signs, of shares in percentage
+    points, and the verdict; if there is none, about how many rows would give one."""
 
+    def signed(value: float) -> str:
+        if math.isnan(value):
+            return "-"
+        if measure.unit == "share":
+            return f"{100 * value:+.1f}"
+        return ("+" if value >= 0 else "") + measure.write(value)
 
-def _signed(value: float, measure: Measure) -> str:
-    if math.isnan(value):
-        return "-"
-    if measure.unit == "share":
-        return f"{100 * value:+.1f}"
-    return ("+" if value >= 0 else "") + measure.write(value)
-
-
-def format_verdict(one: Comparison) -> str:
-    """The verdict in words; if there is none, about how many rows would give one."""
-    if one.verdict != "cannot tell":
-        return one.verdict
-    if one.rows_needed is None or one.rows_needed <= one.rows:
-        return "cannot tell at this size"
-    scale = 10 ** max(0, int(math.log10(one.rows_needed)) - 1)
-    rounded = -(-one.rows_needed // scale) * scale  # to two figures: it is an estimate
-    return f"cannot tell at this size, about {rounded:,} rows would be needed"
+    interval = f"{signed(one.interval.low)} to {signed(one.interval.high)}" if one.interval else "-"
+    verdict: str = one.verdict
+    if verdict == "cannot tell":
+        verdict = "cannot tell at this size"
+        if one.rows_needed is not None and one.rows_needed > one.rows:
+            scale = 10 ** max(0, int(math.log10(one.rows_needed)) - 1)
+            rounded = -(-one.rows_needed // scale) * scale  # to two figures: it is an estimate
+            verdict += f", about {rounded:,} rows would be needed"
+    return [name, signed(one.difference), interval, verdict]
 
 
 def score_to_dict(score: Score) -> dict[str, Any]:
     """A score as the files have it."""
     return {
         "value": score.measure.value,
-        **_interval_to_dict(score.interval),
+        **(asdict(score.interval) if score.interval else _NO_INTERVAL),
         "unit": score.measure.unit,
         "higher_is_better": score.measure.higher,
         "rows": score.rows,
@@ -98,14 +93,8 @@ def comparison_to_dict(one: Comparison) -> dict[str, Any]:
     """A comparison as the files have it."""
     return {
         "difference": one.difference,
-        **_interval_to_dict(one.interval),
+        **(asdict(one.interval) if one.interval else _NO_INTERVAL),
         "verdict": one.verdict,
         "rows": one.rows,
         "rows_needed": one.rows_needed,
     }
-
-
-def _interval_to_dict(interval: Interval | None) -> dict[str, Any]:
-    if interval is None:
-        return {"low": None, "high": None, "method": None}
-    return {"low": interval.low, "high": interval.high, "method": interval.method}

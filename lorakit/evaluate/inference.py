@@ -17,31 +17,24 @@ from lorakit.model.load import load_model
 from lorakit.model.shared_base import SharedBase
 from lorakit.progress import Progress
 
+Save = Callable[[Mapping[int, Any]], None]
+
 
 @dataclass
 class ModelLoader:
-    """Keeps one base in memory and puts adapters on it. `loads` counts how often weights were read."""
+    """Keeps one base in memory and puts adapters on it."""
 
     device: str
-    loads: int = 0
     _key: tuple[Any, ...] | None = field(default=None, repr=False)
     _base: SharedBase | None = field(default=None, repr=False)
 
     def model_of(self, spec: EvalModelSpec) -> Any:
-        """The model in evaluation mode. Do not use the one before it any more.
-
-        Raises:
-            UserError: the weights are damaged, or the adapter does not fit them.
-            LorakitError: they do not fit into memory.
-        """
+        """The model in evaluation mode; the one before it is not usable any more."""
         if self._base is None or self._key != spec.base_key:
             self._base = None  # free its memory before the next one is read
-            self._base, self._key = SharedBase(lambda: self._read(spec)), spec.base_key
+            self._base = SharedBase(lambda: load_model(spec.base, spec.settings, self.device))
+            self._key = spec.base_key
         return self._base.model_with(spec.adapter)
-
-    def _read(self, spec: EvalModelSpec) -> Any:
-        self.loads += 1
-        return load_model(spec.base, spec.settings, self.device)
 
 
 def loading_order(specs: Sequence[EvalModelSpec]) -> list[int]:
@@ -52,7 +45,7 @@ def loading_order(specs: Sequence[EvalModelSpec]) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class EvalModel:
-    """A model that can be run on rows. `identity` is all that decides what it computes."""
+    """A model to run on rows. `identity` is all that decides what it computes; `cache` is whether to use the cache."""
 
     spec: EvalModelSpec
     rendered: RenderedRows
@@ -63,7 +56,7 @@ class EvalModel:
 
     @property
     def model(self) -> Any:
-        """The model itself, loaded when it is first used and valid until another one is."""
+        """The model itself, loaded on first use and valid until another one is."""
         return self.loader.model_of(self.spec)
 
 
@@ -74,29 +67,21 @@ Probe = Callable[[EvalModel], Any]
 @dataclass(frozen=True, eq=False)
 class ModelOutputs:
     """What a model computed. `nats` (rows,): the loss summed over each row's trained tokens. `answers`: one to each
-    row that has one, none if no metric asks for them. `likelihoods` (rows of the task, labels), in nats, by the task's
-    tag. `probed`: the results of probes, by their name."""
+    row that has one, none if no metric needs them. `likelihoods` (rows of the task, labels), in nats, by the task's
+    tag. `probed`: the results of probes, by name."""
 
     nats: np.ndarray
     answers: list[Answer]
     likelihoods: dict[str, np.ndarray]
-    probed: dict[str, Any] = field(default_factory=dict)
+    probed: dict[str, Any]
 
 
 def run_model(
     eval_model: EvalModel, max_new_tokens: int, labels: Mapping[str, Labels], probes: Mapping[str, Probe]
 ) -> ModelOutputs:
-    """Compute everything that one model is scored on.
-
-    Args:
-        max_new_tokens: of an answer; 0 generates none.
-
-    Raises:
-        UserError, LorakitError: the model cannot be loaded, or computes NaN.
-    """
+    """Compute everything that one model is scored on. Without `max_new_tokens` (0) no answers are generated."""
     nats = compute_losses(eval_model)
-    prompts = eval_model.rendered.prompts if max_new_tokens else []
-    answers = generate_answers(eval_model, prompts, max_new_tokens)
+    answers = generate_answers(eval_model, eval_model.rendered.prompts if max_new_tokens else [], max_new_tokens)
     likelihoods = {task: _label_likelihoods(eval_model, of_task) for task, of_task in labels.items()}
     return ModelOutputs(nats, answers, likelihoods, {name: probe(eval_model) for name, probe in probes.items()})
 
@@ -105,7 +90,7 @@ def compute_losses(eval_model: EvalModel) -> np.ndarray:
     """The loss summed over the trained tokens of each row (rows,), in nats."""
     rows, pad = eval_model.rendered.rows, eval_model.rendered.pad
 
-    def compute(missing: list[int], save: Callable[[Mapping[int, float]], None]) -> None:
+    def compute(missing: list[int], save: Save) -> None:
         model, note = eval_model.model, f"{eval_model.spec.name}: loss"
         with fused_lora(model):
             row_losses(model, [rows[at] for at in missing], pad, note, eval_model.progress, save)
@@ -119,13 +104,11 @@ def generate_answers(eval_model: EvalModel, prompts: Sequence[Sequence[int]], ma
     """The greedy answer to each prompt."""
     stop_ids, pad = eval_model.rendered.stop_ids, eval_model.rendered.pad
 
-    def compute(missing: list[int], save: Callable[[Mapping[int, Any]], None]) -> None:
-        model, note = eval_model.model, f"{eval_model.spec.name}: answers"
-        chosen = [prompts[at] for at in missing]
-
+    def compute(missing: list[int], save: Save) -> None:
         def save_answers(answers: Mapping[int, Answer]) -> None:
             save({at: [list(answer.tokens), answer.ended] for at, answer in answers.items()})
 
+        model, note, chosen = eval_model.model, f"{eval_model.spec.name}: answers", [prompts[at] for at in missing]
         with fused_lora(model):
             greedy_answers(model, chosen, stop_ids, max_new_tokens, pad, note, eval_model.progress, save_answers)
 
@@ -142,11 +125,10 @@ def _label_likelihoods(eval_model: EvalModel, labels: Labels) -> np.ndarray:
     rendered = eval_model.rendered
     prompts = [rendered.rows[row]["input_ids"][: rendered.rows[row]["answer"]] for row in labels.rows]
 
-    def compute(missing: list[int], save: Callable[[Mapping[int, Any]], None]) -> None:
-        model, note = eval_model.model, f"{eval_model.spec.name}: labels"
-        chosen, tokens = [prompts[at] for at in missing], [list(label) for label in labels.tokens]
+    def compute(missing: list[int], save: Save) -> None:
+        model, note, chosen = eval_model.model, f"{eval_model.spec.name}: labels", [prompts[at] for at in missing]
         with fused_lora(model):
-            values = label_loglikelihoods(model, chosen, tokens, rendered.pad, eval_model.progress, note)
+            values = label_loglikelihoods(model, chosen, labels.tokens, rendered.pad, eval_model.progress, note)
         save(dict(enumerate(values.tolist())))
 
     file = open_cache("labels", eval_model.identity | {"labels": labels.tokens}, eval_model.cache)

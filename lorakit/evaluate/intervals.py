@@ -67,7 +67,7 @@ def intervals(measures: Mapping[str, Measure], seed: int = 0) -> dict[str, Inter
     bounds: dict[str, Interval | None] = {name: _of_share(measure) for name, measure in measures.items()}
     drawn = {name: measure for name, measure in measures.items() if bounds[name] is None}
     for (name, measure), values in zip(drawn.items(), _resample([*drawn.values()], seed), strict=True):
-        bounds[name] = _expanded_percentile(values, _count_rows(measure))
+        bounds[name] = _expanded_percentile(values, count_rows(measure))
     return bounds
 
 
@@ -93,13 +93,13 @@ def compare(first: Mapping[str, Measure], second: Mapping[str, Measure], seed: i
     resampled = _resample([measure for pair in drawn.values() for measure in pair], seed)
     for name, first_values, second_values in zip(drawn, resampled[::2], resampled[1::2], strict=True):
         differences = second_values - first_values
-        bounds[name] = (_expanded_percentile(differences, _count_rows(*drawn[name])), float(np.std(differences)))
+        bounds[name] = (_expanded_percentile(differences, count_rows(*drawn[name])), float(np.std(differences)))
     return {name: _comparison(one, other, *bounds[name]) for name, (one, other) in pairs.items()}
 
 
 def _comparison(one: Measure, other: Measure, interval: Interval | None, error: float) -> Comparison:
     """`error` is the standard error of the difference, which falls with the square root of the number of rows."""
-    difference, rows = other.value - one.value, _count_rows(one, other)
+    difference, rows = other.value - one.value, count_rows(one, other)
     needed = None
     if interval and difference and error > 0:
         needed = math.ceil(rows * ((_Z + _POWER) * error / difference) ** 2)
@@ -133,7 +133,7 @@ def bonett_price(gained: int, lost: int, rows: int) -> tuple[Interval, float]:
     return Interval(max(low, -1.0), min(high, 1.0), "bonett-price"), error
 
 
-def _count_rows(*measures: Measure) -> int:
+def count_rows(*measures: Measure) -> int:
     """How many rows have a number of each of these measures."""
     return int(np.logical_and.reduce([(measure.rows != 0).any(1) for measure in measures]).sum())
 
@@ -150,7 +150,7 @@ def _of_share(measure: Measure) -> Interval | None:
 
     For these it is too wide rather than too narrow: no values from 0 to 1 vary more about a mean than 0s and 1s.
     """
-    rows = _count_rows(measure)
+    rows = count_rows(measure)
     if measure.unit != "share" or measure.pool is not ratio or not rows:
         return None
     values = measure.by_row[~np.isnan(measure.by_row)]

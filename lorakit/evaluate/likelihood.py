@@ -34,10 +34,8 @@ def row_losses(
 ) -> np.ndarray:
     """The summed cross-entropy (rows,) in nats over the trained tokens of each row, in float32.
 
-    Args:
-        model: a causal language model in evaluation mode, or a PEFT model around one.
-        rows: with `input_ids` and `labels` (-100 where not trained).
-        label: of the progress bar. done: gets the losses of each batch by the number of their row.
+    The model is in evaluation mode. `label`: of the progress bar. `done` gets the losses of each batch by the number of
+    their row.
 
     Raises:
         LorakitError: the model computes NaN, or a row does not fit into memory.
@@ -91,10 +89,7 @@ def _head_chunks(causal: Any, output: Any, hidden: torch.Tensor) -> Iterator[tup
 
 @dataclass(frozen=True)
 class _Path:
-    """One way through the labels: the tokens of a label, and which log-probabilities along them count for which label.
-
-    `reads`: position, token, label. A token that several labels share is scored once for all of them.
-    """
+    """The tokens of a label, and which log-probabilities along them count: `reads` are position, token, label."""
 
     tokens: tuple[int, ...]
     reads: tuple[tuple[int, int, int], ...]
@@ -103,20 +98,15 @@ class _Path:
 def label_loglikelihoods(
     model: Any,
     prompts: Sequence[list[int]],
-    labels: Sequence[list[int]],
+    labels: Sequence[Sequence[int]],
     pad: int,
     progress: Progress,
     note: str = "labels",
 ) -> np.ndarray:
     """The log-probability of each label after each prompt (prompts, labels), in nats, summed over the label's tokens.
 
-    Args:
-        model: a causal language model in evaluation mode, or a PEFT model around one.
-        prompts, labels: token ids that follow each other. The caller decides whether a label ends with a stop token.
-        pad: the id that fills up rows. note: the label of the progress bar.
-
     Labels of one token are all read off one row per prompt. With longer ones a batch has the rows of one prompt, whose
-    common beginning is computed once (lorakit.model.shared_prefix).
+    common beginning is computed once (lorakit.model.shared_prefix). `note`: the label of the progress bar.
 
     Raises:
         UserError: a prompt or a label has no tokens.

@@ -73,11 +73,7 @@ def weight_digests(base: Base) -> dict[str, str]:
 
 
 def argument_kind(given: str) -> str:
-    """What an argument is: run, adapter, merged, model or base.
-
-    Raises:
-        UserError: it is none of these.
-    """
+    """What an argument is: run, adapter, merged, model or base; an error if it is none of these."""
     path = Path(given)
     if given == BASE and not path.exists():
         return BASE
@@ -120,11 +116,8 @@ def _short_names(given: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def lock_runs(given: Sequence[str]) -> Iterator[None]:
-    """Keep training from replacing the runs among the arguments while they are read and scored.
-
-    Raises:
-        UserError: an argument cannot be scored, or a run is being trained.
-    """
+    """Keep training from replacing the runs among the arguments while they are read and scored; an error if one is
+    being trained."""
     with ExitStack() as locks:
         for one in given:
             if argument_kind(one) == "run":
@@ -182,11 +175,7 @@ def models_of_run(run: Run, prepared: Prepared) -> ModelSet:
 
 
 def add_quantizations(model_set: ModelSet, words: Sequence[str]) -> ModelSet:
-    """Score every adapter also on its base in these quantizations.
-
-    Raises:
-        UserError: there is no adapter, or the checkpoint of a base is already quantized.
-    """
+    """Score every adapter also on its base in these quantizations, unless the base is quantized already."""
     if not any(spec.adapter for spec in model_set.specs):
         raise UserError("--quantizations: is for adapters, and none of these models is one. Leave it out.")
     specs: list[EvalModelSpec] = []

@@ -97,23 +97,25 @@ def render_for_models(model_set: ModelSet, file: Path | None, progress: Progress
             continue
         if template.date == date.today().isoformat():
             progress.say(f"{spec.given}: its chat template writes a date: {template.date}")
-        held_out = _held_out(run) if run and key == run_key else None
+        try:
+            held_out = run.held_out if run and key == run_key else None
+        except UserError as error:
+            raise UserError(f"{error} Give other rows with --data FILE.") from error
         if run and held_out:
             _warn_of_problems(held_out, progress)
             by_key[key] = RenderedRows(tokenizer, tuple(run.stop_ids), list(held_out.rows), held_out.report.sources)
         else:
             by_key[key] = _render(spec, data, template, progress)
-    aligned = _align(list(by_key.values()))
-    left_out = len(next(iter(by_key.values())).rows) - len(aligned[0].rows)
+    every = list(by_key.values())
+    aligned = _align(every)
+    left_out = len(every[0].rows) - len(aligned[0].rows)
     if left_out:
         progress.warn(f"{left_out:,} rows are left out: not every model's tokenizer and template render them")
     if not aligned[0].rows:
         raise UserError(f"{source}: no rows left to score.")
-    shared: list[RenderedRows] = []
-    for rendered in aligned:
-        shared.append(next((one for one in shared if _content(one) == _content(rendered)), rendered))
-    by_key = dict(zip(by_key, shared, strict=True))
-    return [by_key[key] for key in keys], source
+    contents = [(one.stop_ids, [(row["input_ids"], row["labels"]) for row in one.rows]) for one in aligned]
+    shared = {key: aligned[contents.index(content)] for key, content in zip(by_key, contents, strict=True)}
+    return [shared[key] for key in keys], source
 
 
 def _data_section(model_set: ModelSet, file: Path | None) -> tuple[Data, str]:
@@ -135,13 +137,6 @@ def _data_section(model_set: ModelSet, file: Path | None) -> tuple[Data, str]:
             "--data FILE."
         )
     return data, f"the held-out rows of {model_set.run.folder}"
-
-
-def _held_out(run: Prepared) -> Examples | None:
-    try:
-        return run.held_out
-    except UserError as error:
-        raise UserError(f"{error} Give other rows with --data FILE.") from error
 
 
 def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: Progress) -> RenderedRows:
@@ -194,10 +189,6 @@ def _align(several: Sequence[RenderedRows]) -> list[RenderedRows]:
     ]
 
 
-def _content(rendered: RenderedRows) -> Any:
-    return rendered.stop_ids, [(row["input_ids"], row["labels"]) for row in rendered.rows]
-
-
 def prompt_template(spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet) -> ChatTemplate:
     """The template that writes prompts for a model.
 
@@ -241,11 +232,7 @@ def _template_key(template: ChatTemplate) -> str:
 
 
 def load_tokenizers(model_set: ModelSet, progress: Progress) -> list[Any]:
-    """The tokenizer of each model: its run's, its own, or its base's.
-
-    Raises:
-        UserError: one cannot be loaded.
-    """
+    """The tokenizer of each model: its run's, its own, or its base's."""
     tokenizers: list[Any] = []
     template = model_set.prepared.tokenizer.chat_template if model_set.prepared else None
     for spec in model_set.specs:

@@ -22,21 +22,13 @@ FORMAT = 2
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
-    """Write `NAME.json` and `NAME.jsonl`, named by the time, into a folder; the path of the first.
-
-    Raises:
-        LorakitError: they cannot be written.
-    """
+    """Write `NAME.json` and `NAME.jsonl`, named by the time, into a folder; the path of the first."""
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _answer_lines(evaluation))
     return write_document(evaluation_document(evaluation), folder, lines=lines)
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written or created, before hours of work.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Refuse a folder that cannot be written or created, before hours of work."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: cannot be written. Give --output DIR, a folder for scores and answers.")
@@ -73,8 +65,7 @@ def write_document(facts: dict[str, Any], folder: Path, prefix: str = "", lines:
 
 def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
     """All scores and comparisons; NaN is null."""
-    settings, rows, machine = evaluation.settings, evaluation.rows, evaluation.model_set.machine
-    baseline = evaluation.baseline.name
+    settings, rows, machine = evaluation.settings, evaluation.baseline.rendered, evaluation.model_set.machine
     metrics: list[Any] = []
     for metric in settings.metrics:
         own = entry_settings(METRICS, metric)
@@ -85,10 +76,10 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
         "versions": versions(),
         "machine": {"device": machine.device, "name": machine.name},
         "rows": {
-            "source": rows.source,
-            "count": rows.count,
-            "available": rows.available,
-            "with_answer": rows.answers,
+            "source": evaluation.source,
+            "count": len(rows.rows),
+            "available": evaluation.available,
+            "with_answer": len(rows.with_answer),
         },
         "settings": {
             "metrics": metrics,
@@ -97,12 +88,12 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
             "seed": settings.seed,
         },
         "notes": evaluation.notes,
-        "baseline": baseline,
+        "baseline": evaluation.baseline.name,
         "models": {model.name: _model(model, evaluation) for model in evaluation.models},
         "comparisons": [
             {
                 "model": model.name,
-                "against": baseline,
+                "against": evaluation.baseline.name,
                 "scores": {n: comparison_to_dict(one) for n, one in evaluation.comparisons[model.name].items()},
                 "parts": {
                     part: {n: comparison_to_dict(one) for n, one in by_model[model.name].items()}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lorakit.evaluate.classification import Classification, Labels, classification
-from lorakit.evaluate.comparison import Groups, Score
+from lorakit.evaluate.comparison import Groups, Score, compare_groups, score_groups
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.generate import decode_answer
 from lorakit.evaluate.inference import ModelOutputs
@@ -53,33 +53,25 @@ class ModelResult:
         """The title of the model's column."""
         return self.spec.name
 
+    def groups(self, part: str) -> Groups:
+        """The measures of a part, or of all rows ("")."""
+        return self.parts.get(part, {}) if part else self.measures
+
     @property
     def scores(self) -> dict[str, float]:
         """Each measure's value over all rows."""
         return {name: measure.value for group in self.measures.values() for name, measure in group.items()}
 
 
-@dataclass(frozen=True)
-class RowsUsed:
-    """Which rows were scored: the first `count` of the `available` ones of `source`."""
-
-    source: str
-    count: int
-    available: int
-    answers: int
-
-    def __str__(self) -> str:
-        which = f"the first {self.count:,} of {self.available:,}" if self.count < self.available else f"{self.count:,}"
-        return f"{which} rows: {self.source}"
-
-
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The models scored, in their order; each other one is compared with `baseline`."""
+    """The models scored, in their order; each other one is compared with `baseline`. The rows are the first ones of the
+    `available` ones of `source`."""
 
     models: list[ModelResult]
     baseline: ModelResult
-    rows: RowsUsed
+    source: str
+    available: int
     settings: EvalSettings
     model_set: ModelSet
     scores: dict[str, dict[str, Score]]
@@ -89,7 +81,7 @@ class Evaluation:
     parts: dict[str, dict[str, dict[str, Score]]]
     """By task or source, model and measure."""
     part_comparisons: dict[str, dict[str, dict[str, Comparison]]]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
     findings: dict[str, list[Finding]] = field(default_factory=dict)
     """What may have gone wrong, by model; a leak is under `data`."""
 
@@ -97,6 +89,13 @@ class Evaluation:
     def others(self) -> list[ModelResult]:
         """All models except the baseline."""
         return [model for model in self.models if model is not self.baseline]
+
+    @property
+    def rows_used(self) -> str:
+        """Which rows were scored, in words."""
+        count = len(self.baseline.rendered.rows)
+        which = f"the first {count:,} of {self.available:,}" if count < self.available else f"{count:,}"
+        return f"{which} rows: {self.source}"
 
 
 def score_outputs(
@@ -147,3 +146,27 @@ def _only(measures: Groups, mask: np.ndarray, rendered: RenderedRows) -> Groups:
         for group, of_group in measures.items()
         if masks[group].any()
     }
+
+
+def compare_models(
+    models: list[ModelResult],
+    baseline: ModelResult,
+    source: str,
+    available: int,
+    settings: EvalSettings,
+    model_set: ModelSet,
+    notes: list[str],
+) -> Evaluation:
+    """The scores of all models with their intervals, and each against the baseline: of all rows and of each part."""
+    scores, comparisons = {}, {}
+    for part in ("", *baseline.parts):
+        scores[part] = {model.name: score_groups(model.groups(part), settings.seed) for model in models}
+        comparisons[part] = {
+            model.name: compare_groups(
+                baseline.groups(part), model.groups(part), model.rendered is baseline.rendered, settings.seed
+            )
+            for model in models
+            if model is not baseline
+        }
+    whole = (scores.pop(""), comparisons.pop(""))
+    return Evaluation(models, baseline, source, available, settings, model_set, *whole, scores, comparisons, notes)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from lorakit.evaluate.comparison import Score, format_difference, format_interval, format_verdict
+from lorakit.evaluate.comparison import COMPARISON_COLUMNS, Score, comparison_row
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.diagnosis.sentences import number
 from lorakit.evaluate.intervals import Comparison
@@ -15,7 +15,7 @@ Table = tuple[str, list[str], list[list[str]]]
 def tables(evaluation: Evaluation, title: str) -> Iterator[Table]:
     """The scores, each other model's differences from the baseline, and the same of each task and source."""
     baseline = evaluation.baseline.name
-    yield _scores(f"{title}: {evaluation.rows}", evaluation.scores)
+    yield _scores(f"{title}: {evaluation.rows_used}", evaluation.scores)
     for model in evaluation.others:
         compared = evaluation.comparisons[model.name]
         yield _differences(f"{model.name} against {baseline}", compared, evaluation.scores[model.name])
@@ -39,11 +39,11 @@ def _scores(title: str, by_model: Mapping[str, Mapping[str, Score]]) -> Table:
 
 
 def _differences(title: str, compared: Mapping[str, Comparison], scores: Mapping[str, Score]) -> Table:
-    cells = []
-    for name, one in compared.items():
-        measure = scores[name].measure
-        cells.append([name, format_difference(one, measure), format_interval(one, measure), format_verdict(one)])
-    return title, ["", "difference", "95 % interval", "verdict"], cells
+    return (
+        title,
+        COMPARISON_COLUMNS,
+        [comparison_row(name, one, scores[name].measure) for name, one in compared.items()],
+    )
 
 
 def _finding(model: str, one: Finding) -> list[str]:

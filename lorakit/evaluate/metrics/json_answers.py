@@ -50,11 +50,7 @@ def json_valid(answer: str, reference: str) -> dict[str, float]:
 
 
 def _read_schema(settings: Any) -> Any:
-    """The schema itself, read from its file if it is one.
-
-    Raises:
-        ValueError: the file cannot be read, or is not JSON.
-    """
+    """The schema itself, read from its file if it is one; ValueError if that cannot be read, or is not JSON."""
     if not isinstance(settings.schema, str):
         return settings.schema
     try:
@@ -119,9 +115,8 @@ def json_schema(answers: Sequence[str], references: Sequence[str], settings: Any
 @METRICS.register("json-fields")
 def json_fields(answer: str, reference: str) -> dict[str, float]:
     """Per key of the reference object: the answer is a JSON object with the same value there."""
-    given, expected = _object(answer), _object(reference)
-    missing = object()
-    return {key: float(_same(given.get(key, missing), value)) for key, value in expected.items()}
+    given, expected = _canonical(_object(answer)), _canonical(_object(reference))
+    return {key: float(key in given and given[key] == value) for key, value in expected.items()}
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -133,18 +128,10 @@ def _object(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _same(given: Any, expected: Any) -> bool:
-    """JSON equality: 1 and 1.0 are one number, True and 1 are not, at any depth."""
-    if isinstance(expected, dict):
-        return (
-            isinstance(given, dict)
-            and given.keys() == expected.keys()
-            and all(_same(given[key], value) for key, value in expected.items())
-        )
-    if isinstance(expected, list):
-        return (
-            isinstance(given, list)
-            and len(given) == len(expected)
-            and all(_same(one, other) for one, other in zip(given, expected, strict=True))
-        )
-    return isinstance(given, bool) == isinstance(expected, bool) and bool(given == expected)
+def _canonical(value: Any) -> Any:
+    """A value that is equal to another one as JSON has it: 1 and 1.0 are one number, True and 1 are not."""
+    if isinstance(value, dict):
+        return {key: _canonical(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_canonical(one) for one in value]
+    return ("bool", value) if isinstance(value, bool) else value
