@@ -7,9 +7,10 @@ what its blocks keep. Code that asks for a number, such as how many tokens an ex
 
 import contextlib
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.peft_adapter import attach_adapter
 from lorakit.model.shared_prefix import body_of
-from lorakit.model.spec import ModelSpec, WeightSpec
+from lorakit.model.spec import ModelSpec
 from lorakit.model.targets import select_targets
 from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.schema import Adapter
@@ -54,68 +55,51 @@ def trace_activations(config: Any, spec: ModelSpec, settings: Adapter, half: boo
     most = min(getattr(config.get_text_config(), "max_position_embeddings", None) or _LONGEST, _LONGEST)
     longest = _FEW if spec.scan_states or spec.model_type in _TOKEN_BY_TOKEN else most
     lengths = (longest // 4, longest // 2, longest)  # for what is kept once, for a token, and for a pair of tokens
-    few = {number for numbers in _makes(spec).values() for number in numbers[:2]}
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    makes = defaultdict(list)
+    for number, first in spec.prototypes.items():
+        makes[first].append(number)
+    few = {number for numbers in makes.values() for number in numbers[:2]}
     for blocks in (few, set(spec.prototypes)):  # all, where later blocks need what earlier ones of their make hand on
+        log.disabled = True  # it reports each operation that it cannot follow
         try:
-            attention, kept = _followed(config, spec, settings, half, lengths, blocks)
+            model, mode, attention = _fake_model(config, settings, half)
+            sizes = [_bytes_by_block(model, mode, spec, half, length, blocks) for length in lengths]
         except Exception:  # the code of any family runs here, on tensors that it was not made for
             continue
+        finally:
+            log.disabled = False
         terms = [[1, _ROWS * length, _ROWS * length**2] for length in lengths]
-        found = {number: np.linalg.solve(terms, [sizes[number] for sizes in kept]) for number in kept[0]}
-        return ActivationTrace(
-            attention, {number: (float(token), float(pair)) for number, (_, token, pair) in found.items()}
-        )
+        traced = {}
+        for first, numbers in makes.items():
+            # What two blocks share is counted with the first of them: the second is as all others are.
+            _, token, pair = np.linalg.solve(terms, [by_block[numbers[:2][-1]] for by_block in sizes])
+            traced[first] = float(token), float(pair)
+        return ActivationTrace(attention, traced)
     return None
 
 
-def _makes(spec: ModelSpec) -> dict[int, list[int]]:
-    """The first block of each make -> all of its make."""
-    found: dict[int, list[int]] = {}
-    for number, first in spec.prototypes.items():
-        found.setdefault(first, []).append(number)
-    return found
-
-
-def _followed(
-    config: Any, spec: ModelSpec, settings: Adapter, half: bool, lengths: tuple[int, ...], blocks: set[int]
-) -> tuple[str, list[dict[int, int]]]:
-    """The attention, and for each length the bytes that each make keeps, where only `blocks` compute."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    with _at_level(log, logging.CRITICAL):  # it reports each operation that it cannot follow
-        model, mode, attention = _without_numbers(config, settings, half)
-        return attention, [_bytes_by_make(model, mode, spec, half, length, blocks) for length in lengths]
-
-
-@contextlib.contextmanager
-def _at_level(log: logging.Logger, level: int) -> Iterator[None]:
-    before = log.level
-    log.setLevel(level)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-
-
-def _without_numbers(config: Any, settings: Adapter, half: bool) -> tuple[Any, FakeTensorMode, str]:
+def _fake_model(config: Any, settings: Adapter, half: bool) -> tuple[Any, FakeTensorMode, str]:
     """The model with its adapter, of fake tensors as on a processor; with their mode, and its attention."""
     everything = trains_all(settings)
     dtype = torch.bfloat16 if half and not everything else torch.float32
     with torch.device("meta"):
+        load = partial(AutoModelForCausalLM.from_config, config, dtype=dtype, trust_remote_code=False)
         try:
-            base, attention = _made(config, "sdpa", dtype), "sdpa"
+            base, attention = load(attn_implementation="sdpa"), "sdpa"
         except ValueError:  # the family has no such attention
-            base, attention = _made(config, "eager", dtype), "eager"
+            base, attention = load(attn_implementation="eager"), "eager"
         base.requires_grad_(everything)
         model = attach_adapter(base, settings, 0, select_targets(base, settings, True)).train()
-    mode, made = FakeTensorMode(allow_non_fake_inputs=True), {}
+    mode, fakes = FakeTensorMode(allow_non_fake_inputs=True), {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in made:
+        if id(tensor) not in fakes:
             bare = tensor.detach().to("meta")
-            found = mode.fake_tensor_converter.from_meta_and_device(mode, bare, torch.device("cpu"))
-            trains = tensor.requires_grad
-            made[id(tensor)] = torch.nn.Parameter(found, trains) if isinstance(tensor, torch.nn.Parameter) else found
-        return made[id(tensor)]
+            made = mode.fake_tensor_converter.from_meta_and_device(mode, bare, torch.device("cpu"))
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            fakes[id(tensor)] = torch.nn.Parameter(made, tensor.requires_grad) if is_parameter else made
+        return fakes[id(tensor)]
 
     for module in model.modules():
         for own in (module._parameters, module._buffers):
@@ -123,24 +107,17 @@ def _without_numbers(config: Any, settings: Adapter, half: bool) -> tuple[Any, F
     return model, mode, attention
 
 
-def _made(config: Any, attention: str, dtype: torch.dtype) -> Any:
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype, trust_remote_code=False)
-
-
-def _bytes_by_make(
+def _bytes_by_block(
     model: Any, mode: FakeTensorMode, spec: ModelSpec, half: bool, length: int, blocks: set[int]
-) -> dict[int, int]:
-    """The first block of each make -> bytes that autograd keeps of its second, for padded rows of so many tokens.
-
-    What two blocks share is kept with the first of them: the second is as all others are.
-    """
+) -> Counter[int]:
+    """What autograd keeps of each block, for padded rows of so many tokens, where only `blocks` compute."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     sizes = Counter[int]()
     seen = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    held, running = [], [-1]
+    alive, running = [], [-1]
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        held.append(tensor)  # so that no other storage gets its address
+        alive.append(tensor)  # so that no other storage gets its address
         if _storage(tensor) not in seen:
             seen.add(_storage(tensor))
             sizes[running[0]] += tensor.untyped_storage().nbytes()
@@ -156,7 +133,7 @@ def _bytes_by_make(
         stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=half))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
         body_of(causal)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    return {first: sizes[numbers[:2][-1]] for first, numbers in _makes(spec).items()}
+    return sizes
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -183,7 +160,10 @@ def _computing_only(blocks: set[int], causal: Any, spec: ModelSpec, running: lis
 
         block.forward = run
 
-    modules = {number: causal.get_submodule(_path(number, own)) for number, own in spec.blocks.items()}
+    modules = {}
+    for number, weights in spec.blocks.items():  # a block is where most of its weights are
+        stacks = Counter(weight.path.partition(f".{number}.")[0] for weight in weights)
+        modules[number] = causal.get_submodule(f"{stacks.most_common(1)[0][0]}.{number}")
     embeddings = causal.get_input_embeddings()
     asking = embeddings.register_forward_hook(lambda _, __, output: output.requires_grad_().clone())
     for number, block in modules.items():
@@ -194,9 +174,3 @@ def _computing_only(blocks: set[int], causal: Any, spec: ModelSpec, running: lis
         asking.remove()
         for block in modules.values():
             del block.forward
-
-
-def _path(number: int, weights: list[WeightSpec]) -> str:
-    """The path of a block: where most of its weights are."""
-    stacks = Counter(weight.path.partition(f".{number}.")[0] for weight in weights)
-    return f"{stacks.most_common(1)[0][0]}.{number}"

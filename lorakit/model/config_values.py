@@ -1,4 +1,7 @@
-"""Values of a config.json, checked before anything is counted with them: a damaged one is named."""
+"""Values of a config.json, checked before anything is counted with them: a damaged one is named.
+
+A reader gives None where the config does not have the key, and raises a UserError where it has another kind of value.
+"""
 
 import json
 from typing import Any
@@ -11,40 +14,15 @@ _MOST_LAYERS = 1_000
 
 
 def read_size(config: dict[str, Any], key: str) -> int | None:
-    """A size that a config.json names; None where it names none.
-
-    Raises:
-        UserError: it is no whole number of at least 1.
-    """
+    """A whole number of at least 1."""
     value = config.get(key)
     if value is None or is_size(value):
         return value
     raise damaged_value(key, value, "a whole number of at least 1")
 
 
-def read_layer_count(config: dict[str, Any], *keys: str) -> int | None:
-    """The number of layers that the first of these keys gives; None where none does as a whole number.
-
-    Raises:
-        UserError: no model has so many.
-    """
-    key = next((key for key in keys if is_size(config.get(key))), None)
-    if key is None or config[key] <= _MOST_LAYERS:
-        return config[key] if key else None
-    raise damaged_value(key, config[key], f"a whole number from 1 to {_MOST_LAYERS:,}")
-
-
-def is_size(value: Any) -> bool:
-    """Whether a value is a whole number of at least 1. true and false are none, though Python counts with them."""
-    return type(value) is int and value >= 1
-
-
 def read_bool(config: dict[str, Any], key: str) -> bool | None:
-    """What a config.json switches on or off; None where it says nothing.
-
-    Raises:
-        UserError: it is neither true nor false.
-    """
+    """true or false."""
     value = config.get(key)
     if value is None or isinstance(value, bool):
         return value
@@ -52,15 +30,24 @@ def read_bool(config: dict[str, Any], key: str) -> bool | None:
 
 
 def read_mapping(config: dict[str, Any], key: str) -> dict[str, Any] | None:
-    """A mapping inside a config.json; None where there is none.
-
-    Raises:
-        UserError: it is something else.
-    """
+    """A mapping inside the config."""
     value = config.get(key)
     if value is None or isinstance(value, dict):
         return value
     raise damaged_value(key, value, "a mapping")
+
+
+def read_layer_count(config: dict[str, Any], *keys: str) -> int | None:
+    """The number of layers that the first of these keys gives as a whole number."""
+    key = next((key for key in keys if is_size(config.get(key))), None)
+    if key and config[key] > _MOST_LAYERS:
+        raise damaged_value(key, config[key], f"a whole number from 1 to {_MOST_LAYERS:,}")
+    return config[key] if key else None
+
+
+def is_size(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1. true and false are none, though Python counts with them."""
+    return type(value) is int and value >= 1
 
 
 def damaged_value(key: str, value: Any, expected: str) -> UserError:

@@ -17,7 +17,7 @@ from lorakit.model.adapters import InitContext
 from lorakit.model.adapters.weight_init import INITIAL, with_initial
 from lorakit.model.fingerprint import content_of
 from lorakit.model.patterns import check_patterns
-from lorakit.model.targets import Targets
+from lorakit.model.targets import Targets, first_and_count
 from lorakit.recipe.adapter_kind import adapter_spec, kind_settings
 from lorakit.recipe.init_adapter import find_fault, read_config, why_untrainable
 from lorakit.recipe.schema import Adapter
@@ -32,13 +32,22 @@ _OF_EXPERT = re.compile(r"(.*\.experts\.\d+\.)(.*)")
 # What PEFT raises on files that are damaged, or hold values of another kind than it looks for.
 _READING = (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
 
+# What an adapter that is trained on may say of itself; anything else would be dropped or not be trained.
+_UNDERSTOOD = {
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters", "rank_pattern", "alpha_pattern"),
+    *("modules_to_save", "ensure_weight_tying", "use_dora", "use_rslora", "fan_in_fan_out", "init_lora_weights"),
+    *("layers_to_transform", "layers_pattern", "exclude_modules", "eva_config", "loftq_config"),
+    *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
+    *("peft_version", "runtime_config", "megatron_core", "megatron_config"),
+}
+
 
 def attach_adapter(
     model: Any, settings: Adapter, seed: int, targets: Targets, context: InitContext | None = None
 ) -> Any:
     """The model with a fresh adapter of the recipe's kind, initialized from `seed`; trained weights are float32.
 
-    `given` is what the initialization of some kinds asks for. For `adapter.kind: none` it is the model itself, in which
+    `context`: what the initialization of some kinds asks for. For `adapter.kind: none` it is the model itself, in which
     the weights to be trained are not frozen.
 
     Raises:
@@ -48,8 +57,8 @@ def attach_adapter(
     kind = adapter_spec(settings)
     config = kind.function(settings, targets)
     if config is None:
-        return _unfrozen(model, settings, targets)
-    attached = _wrapped(model, config)
+        return _unfreeze(model, settings, targets)
+    attached = _wrap(model, config)
     if kind.initialize:
         kind.initialize(attached, kind_settings(settings), context)
     return _in_float32(attached)
@@ -65,10 +74,16 @@ def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
     refused = why_untrainable(folder)
     if refused:
         raise UserError(f"adapter.from: {refused[0]}. {refused[1]}")
-    _refuse_unusual(config, folder)
+    usual = LoraConfig()
+    for name, value in vars(config).items():
+        if name not in _UNDERSTOOD and value != getattr(usual, name, value):
+            raise UserError(
+                f"adapter.from: {folder} was made with {name}: {value!r}, which lorakit does not train on. Merge it "
+                "into its base, and give the merged model as model.base."
+            )
     config.lora_dropout = dropout
     before = [(name, parameter, content_of(parameter)) for name, parameter in model.named_parameters()]
-    loaded = _loaded(model, folder, "adapter.from: ", config=config, is_trainable=True)
+    loaded = _load(model, folder, "adapter.from: ", config=config, is_trainable=True)
     changed = next((name for name, parameter, content in before if content_of(parameter) != content), None)
     if changed:
         raise UserError(
@@ -83,36 +98,16 @@ def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
     return _in_float32(loaded)
 
 
-# What an adapter that is trained on may say of itself; anything else would be dropped or not be trained.
-_UNDERSTOOD = {
-    *("r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters", "rank_pattern", "alpha_pattern"),
-    *("modules_to_save", "ensure_weight_tying", "use_dora", "use_rslora", "fan_in_fan_out", "init_lora_weights"),
-    *("layers_to_transform", "layers_pattern", "exclude_modules", "eva_config", "loftq_config"),
-    *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
-    *("peft_version", "runtime_config", "megatron_core", "megatron_config"),
-}
-
-
-def _refuse_unusual(config: Any, folder: Path) -> None:
-    usual = LoraConfig()
-    for name, value in vars(config).items():
-        if name not in _UNDERSTOOD and value != getattr(usual, name, value):
-            raise UserError(
-                f"adapter.from: {folder} was made with {name}: {value!r}, which lorakit does not train on. Merge it "
-                "into its base, and give the merged model as model.base."
-            )
-
-
 def rebuild_adapter(model: Any, settings: Adapter, targets: Targets | None, checkpoint: Path) -> Any:
     """The model with the adapter of a checkpoint, shaped as it was and without its weights: `load_trained` brings them.
 
     `targets`: for `adapter.kind: none`, whose checkpoints name no modules.
     """
     if targets is not None and adapter_spec(settings).function(settings, targets) is None:
-        return _unfrozen(model, settings, targets)
+        return _unfreeze(model, settings, targets)
     config = PeftConfig.from_pretrained(str(checkpoint / TRAINED_DIR))
     config.init_lora_weights, config.inference_mode = False, False
-    attached = _wrapped(model, config)
+    attached = _wrap(model, config)
     with safe_open(checkpoint / TRAINED_WEIGHTS, "pt") as file:
         if any(f".{INITIAL}." in name for name in file.keys()):  # noqa: SIM118
             attached = with_initial(attached)
@@ -143,7 +138,7 @@ def load_adapter(model: Any, folder: Path, **options: Any) -> Any:
     """
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(0)  # PEFT draws at random for some initializations, which it does again while it loads
-        loaded = _loaded(model, folder, "", **options).eval()
+        loaded = _load(model, folder, "", **options).eval()
     for module in loaded.modules():
         if isinstance(module, ModulesToSaveWrapper):  # evaluation runs without autocast: its input has the model's type
             module.modules_to_save.to(loaded.dtype)
@@ -160,7 +155,7 @@ def count_parameters(model: Any) -> tuple[int, int]:
     return int(trainable), int(total) - beside
 
 
-def _wrapped(model: Any, config: Any) -> Any:
+def _wrap(model: Any, config: Any) -> Any:
     try:
         return get_peft_model(model, config)
     except (ValueError, TypeError) as error:
@@ -170,11 +165,10 @@ def _wrapped(model: Any, config: Any) -> Any:
         ) from error
 
 
-def _unfrozen(model: Any, settings: Adapter, targets: Targets) -> Any:
+def _unfreeze(model: Any, settings: Adapter, targets: Targets) -> Any:
     chosen = {*(f"{name}.weight" for name in targets.modules), *targets.experts}
-    everything = trains_every_weight(settings)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(everything or name in chosen)
+        parameter.requires_grad_(trains_every_weight(settings) or name in chosen)
     return model
 
 
@@ -200,8 +194,8 @@ def adapter_config(folder: Path) -> Any:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             pickled = (folder / "adapter_model.bin").is_file()
-            found = " Its adapter_model.bin would run code when read: convert it to safetensors." if pickled else ""
-            raise UserError(f"{folder}: has no {name}, so it holds no adapter.{found}")
+            remedy = " Its adapter_model.bin would run code when read: convert it to safetensors." if pickled else ""
+            raise UserError(f"{folder}: has no {name}, so it holds no adapter.{remedy}")
     refuse_pipes(folder)
     config = read_config(folder / "adapter_config.json")
     if config is None:
@@ -215,7 +209,7 @@ def adapter_config(folder: Path) -> Any:
         raise UserError(f"{folder}: its adapter_config.json cannot be read: {_first_line(error)}") from error
 
 
-def _loaded(model: Any, folder: Path, key: str, config: Any = None, is_trainable: bool = False, **options: Any) -> Any:
+def _load(model: Any, folder: Path, key: str, config: Any = None, is_trainable: bool = False, **options: Any) -> Any:
     """What `PeftModel.from_pretrained` makes; that keeps to itself what PEFT missed and what it had no place for."""
     config = config or adapter_config(folder)
     config.inference_mode = not is_trainable
@@ -225,22 +219,25 @@ def _loaded(model: Any, folder: Path, key: str, config: Any = None, is_trainable
     try:
         check_patterns(config, [name for name, _ in model.named_modules()], f"{key}{folder}: its adapter_config.json")
         loaded = kind(model, config, **sparing)
-        found = loaded.load_adapter(str(folder), "default", **options)
+        report = loaded.load_adapter(str(folder), "default", **options)
     except KeyError as error:  # of modules that were trained whole
         raise UserError(f"{key}{folder}: this adapter lacks {error.args[0]}, for which PEFT looks in it.") from error
     except _READING as error:
         gaps = _expert_gaps(folder)
-        reason = f"its file lacks {_some(gaps)}" if gaps else _first_line(error)
+        reason = f"its file lacks {first_and_count(gaps)}" if gaps else _first_line(error)
         raise UserError(f"{key}{folder}: this adapter cannot be put on the base model: {reason}") from error
     lacking, strange = (
-        sorted(name.replace(".default", "") for name in names) for names in (found.missing_keys, found.unexpected_keys)
+        sorted(name.replace(".default", "") for name in names)
+        for names in (report.missing_keys, report.unexpected_keys)
     )
     if lacking:
-        raise UserError(f"{key}{folder}: this adapter lacks {_some(lacking)}. It is damaged, or of another model.")
+        raise UserError(
+            f"{key}{folder}: this adapter lacks {first_and_count(lacking)}. It is damaged, or of another model."
+        )
     if strange:
         raise UserError(
-            f"{key}{folder}: this adapter holds {_some(strange)}, for which the base model has no place. It belongs to "
-            "another model."
+            f"{key}{folder}: this adapter holds {first_and_count(strange)}, for which the base model has no place. It "
+            "belongs to another model."
         )
     return loaded
 
@@ -256,10 +253,6 @@ def _expert_gaps(folder: Path) -> list[str]:
     there = {(match[1], match[2]) for match in matches}
     experts, parts = {expert for expert, _ in there}, {part for _, part in there}
     return sorted(f"{expert}{part}" for expert in experts for part in parts if (expert, part) not in there)
-
-
-def _some(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _first_line(error: Exception) -> str:

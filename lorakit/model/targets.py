@@ -124,7 +124,7 @@ def _select_by_target(
     if not chosen:
         raise _matches_nothing("adapter.targets", targets, weights)
     return chosen, [
-        f"adapter.targets: {targets} leaves out {_first_and_count(paths)}: {reason}"
+        f"adapter.targets: {targets} leaves out {first_and_count(paths)}: {reason}"
         for reason, paths in left_out.items()
     ]
 
@@ -204,14 +204,14 @@ def _check_adaptable(chosen: list[WeightSpec], settings: Adapter, adapts_experts
     if fused and not adapts_experts:
         able = ", ".join(entry.name for entry in ADAPTERS if entry.experts)
         raise UserError(
-            f"adapter.targets: {_first_and_count(fused)} holds the weights of several experts, which adapter.kind "
+            f"adapter.targets: {first_and_count(fused)} holds the weights of several experts, which adapter.kind "
             f"{adapter_spec(settings).name} cannot adapt; {able} can. Write adapter.exclude: [{names}]."
         )
     parameters = [weight.path for weight in chosen if weight.parameter]
     if parameters and settings.dropout and not trains_all(settings):
         remedy = f"dropout: 0, or adapter.exclude: [{names}]" if len(fused) == len(parameters) else "dropout: 0"
         raise UserError(
-            f"adapter.dropout: {settings.dropout:g} cannot be applied to {_first_and_count(parameters)}, which PEFT "
+            f"adapter.dropout: {settings.dropout:g} cannot be applied to {first_and_count(parameters)}, which PEFT "
             f"adapts as a parameter. Write {remedy}."
         )
 
@@ -242,7 +242,8 @@ def _matching(paths: set[str], pattern: str, key: str) -> set[str]:
     return named | match_pattern(pattern, paths - named, key)
 
 
-def _first_and_count(paths: list[str]) -> str:
+def first_and_count(paths: list[str]) -> str:
+    """The first of some names, and how many there are besides."""
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
