@@ -43,8 +43,8 @@ def test_what_is_derived_is_what_the_code_of_the_bundled_models_keeps(name):
     way = ComputeConfig(2, trace.attention, on_gpu=False)
     for number, (token, pair) in trace.bytes_by_block.items():
         derived = block_activations(spec, spec.blocks[number], count_trainable(spec, settings), way)
-        assert derived.token == pytest.approx(token, rel=0.08)
-        assert derived.pair == pytest.approx(pair, rel=0.01)
+        assert derived.per_token == pytest.approx(token, rel=0.08)
+        assert derived.per_pair == pytest.approx(pair, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_what_a_family_keeps_that_nobody_counted_is_seen(family, attention, sett
     adapter = Adapter(**{"rank": 4} | settings)
     made_of = partial(spec_with_trace, settings=adapter)
     token, pair, found = measured(family, adapter, True, attention, True, made_of)
-    assert found.token == pytest.approx(token, rel=0.05)
-    assert found.pair == pytest.approx(pair, rel=0.01)
+    assert found.per_token == pytest.approx(token, rel=0.05)
+    assert found.per_pair == pytest.approx(pair, rel=0.01)
 
 
 def test_a_model_of_any_size_is_followed():

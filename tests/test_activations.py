@@ -100,8 +100,8 @@ def measured(family: str, settings: Adapter, half: bool, attention: str, padded:
 @pytest.mark.parametrize("family", ["llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma3-text", "phi3", "phi"])
 def test_every_linear_layer_adapted(family, half):
     token, pair, found = measured(family, Adapter(rank=4), half, "sdpa", padded=True)
-    assert found.token == pytest.approx(token, rel=0.08)
-    assert found.pair == pytest.approx(pair, rel=0.02)
+    assert found.per_token == pytest.approx(token, rel=0.08)
+    assert found.per_pair == pytest.approx(pair, rel=0.02)
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
@@ -119,14 +119,14 @@ def test_every_linear_layer_adapted(family, half):
 )
 def test_other_choices(family, settings, half):
     token, _, found = measured(family, Adapter(**{"rank": 4} | settings), half, "sdpa", padded=True)
-    assert found.token == pytest.approx(token, rel=0.12)
+    assert found.per_token == pytest.approx(token, rel=0.12)
 
 
 @pytest.mark.parametrize(("family", "half"), [("llama", False), ("llama", True), ("gemma2", True)])
 def test_eager_attention_keeps_the_scores(family, half):
     token, pair, found = measured(family, Adapter(rank=4), half, "eager", padded=family == "llama")
-    assert found.token == pytest.approx(token, rel=0.03)
-    assert found.pair == pytest.approx(pair, rel=0.01)
+    assert found.per_token == pytest.approx(token, rel=0.03)
+    assert found.per_pair == pytest.approx(pair, rel=0.01)
 
 
 def backward_peak(length: int, half: bool) -> int:
@@ -165,17 +165,17 @@ def test_the_backward_of_eager_attention_takes_what_the_model_says(half):
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 def test_full_fine_tuning_keeps_the_input_of_every_norm(half):
     token, _, found = measured("llama", Adapter(kind="none"), half, "sdpa", padded=True)
-    assert found.token == pytest.approx(token, rel=0.01)
+    assert found.per_token == pytest.approx(token, rel=0.01)
 
 
 def test_full_fine_tuning_of_the_last_layers_keeps_nothing_below_them():
     """Its norms stay frozen, which the model of memory does not see: it says up to a third more than there is."""
     token, _, found = measured("llama", Adapter(kind="none", layers=[3]), False, "sdpa", padded=True)
     _, _, whole = measured("llama", Adapter(kind="none"), False, "sdpa", padded=True)
-    assert token <= found.token <= 4 / 3 * token and found.token < whole.token / 3
+    assert token <= found.per_token <= 4 / 3 * token and found.per_token < whole.per_token / 3
 
 
 def test_rows_of_one_length_need_no_mask():
     token, pair, found = measured("llama", Adapter(rank=4), False, "sdpa", padded=False)
-    assert found.token == pytest.approx(token, rel=0.08)
-    assert found.pair == 0 and pair == pytest.approx(0, abs=0.01)
+    assert found.per_token == pytest.approx(token, rel=0.08)
+    assert found.per_pair == 0 and pair == pytest.approx(0, abs=0.01)
