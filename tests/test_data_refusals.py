@@ -145,7 +145,7 @@ def test_what_a_tokenizer_joins_and_cannot_encode_apart_is_refused():
 
 def test_turns_that_no_special_token_ends_are_refused():
     reason = refusal(bad(TURNS.replace("END", "'\\n'")), chat("a", "b"))
-    assert "no special token behind it" in reason and "{{ eos_token }}" in reason
+    assert "no special token after it" in reason and "{{ eos_token }}" in reason
 
 
 def test_a_stop_that_is_no_single_token_is_refused():

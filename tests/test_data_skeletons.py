@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from lorakit.data.chat_template import ChatTemplate, render
-from lorakit.data.chat_template.render import _in_full, _prepared
-from lorakit.data.chat_template.spans import TemplatedRow
-from lorakit.data.chat_template.watched import content, notes_every_look
+from lorakit.data.chat_template.render import prepare_row, render_in_full
+from lorakit.data.chat_template.skeletons import logs_every_look, watch
 from lorakit.data.conversations import Conversation
 from lorakit.data.rows import RowError
 
@@ -56,7 +55,7 @@ def test_a_known_shape_gives_what_rendering_in_full_gives(name, train_on, turns,
     messages = [] if system is None else [{"role": "system", "content": system}]
     for asked, said, trained in turns:
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said, "train": trained}]
-    in_full = result(lambda: _in_full(TemplatedRow(*_prepared(template.apart(messages), None)[:1], None, template, 0)))
+    in_full = result(lambda: render_in_full(prepare_row(Conversation(messages), template)))
     assert result(lambda: render(Conversation(messages), template)) == in_full
 
 
@@ -95,9 +94,9 @@ def test_most_templates_write_contents_as_they_are():
 def test_a_look_into_a_content_is_noted(expression, looks):
     source = "{% for m in messages %}{{ " + expression + " }}{% endfor %}"
     compiled = _compile_jinja_template(source)
-    assert notes_every_look(compiled.environment, source)
+    assert logs_every_look(compiled.environment, source)
     noted: list[str] = []
-    compiled.render(messages=[{"role": "user", "content": content(" hi ", noted)}])
+    compiled.render(messages=[{"role": "user", "content": watch(" hi ", noted)}])
     assert bool(noted) is looks
 
 
@@ -117,7 +116,7 @@ def test_a_look_into_a_content_is_noted(expression, looks):
     ],
 )
 def test_templates_that_could_look_unnoted_are_rendered_in_full(source):
-    assert not notes_every_look(_compile_jinja_template(source).environment, source)
+    assert not logs_every_look(_compile_jinja_template(source).environment, source)
 
 
 @pytest.mark.parametrize(
@@ -133,9 +132,9 @@ def test_templates_that_could_look_unnoted_are_rendered_in_full(source):
     ],
 )
 def test_looks_that_a_review_found_are_rendered_in_full(source):
-    assert not notes_every_look(_compile_jinja_template(source).environment, source)
+    assert not logs_every_look(_compile_jinja_template(source).environment, source)
 
 
 def test_a_content_shows_a_template_nothing_of_its_own():
     compiled = _compile_jinja_template("{{ messages[0].content.looks is defined }}{{ messages[0].content._looks }}")
-    assert "False" in compiled.render(messages=[{"role": "user", "content": content("hi", [])}])
+    assert "False" in compiled.render(messages=[{"role": "user", "content": watch("hi", [])}])

@@ -179,7 +179,7 @@ def test_a_warm_up_longer_than_the_run_is_refused(recipe_file, tmp_path):
         run_recipe(recipe_file(train={"warmup": 1000}), tmp_path / "run")
 
 
-@pytest.mark.parametrize(("content", "reason"), [(b"{% for %}", "no valid Jinja"), (b"\xff\xfe", "Save it as UTF-8")])
+@pytest.mark.parametrize(("content", "reason"), [(b"{% for %}", "not valid Jinja"), (b"\xff\xfe", "Save it as UTF-8")])
 def test_a_broken_template_is_the_templates_fault(recipe_file, tmp_path, content, reason):
     (tmp_path / "own.jinja").write_bytes(content)
     with pytest.raises(UserError, match=reason) as caught:

@@ -140,7 +140,7 @@ def test_a_run_trained_without_thoughts_is_asked_without_them(recipe_file, lorak
         model={"chat_template": "own.jinja"}, train={"epochs": ..., "steps": 2, "eval_every": 2, "save_every": 2}
     )
     code, out, told = lorakit("data", recipe)
-    assert code == 0 and "22 rows: answers without thinking are trained behind the prompt" in " ".join(out.split()), out
+    assert code == 0 and "22 rows: answers without thinking are trained after the prompt" in " ".join(out.split()), out
     code, _, told = lorakit("train", recipe, "--output", "run")
     assert code == 0 and "{off: true}" in told
     assert "{off: true}: ask the model in the same way" in (tmp_path / "run" / "adapter" / "README.md").read_text()

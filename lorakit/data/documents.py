@@ -30,9 +30,9 @@ def refuse_wrong_documents(source: str, head: Iterable[Block], files: Sequence[s
         record = next((row.record for row in block.rows() if isinstance(row.record, dict)), None)
         if record is None:
             continue
-        found = detect_rows_in_document(str(record["text"]), columns) if block.name in documents else None
-        if found:
-            what, ending = found
+        kind = detect_rows_in_document(str(record["text"]), columns) if block.name in documents else None
+        if kind:
+            what, ending = kind
             example = PurePath(block.name).name.partition(".")[0] + ending
             raise UserError(
                 f"{block.name}: the file seems to hold {what}, not a document. Give it a name that ends in {ending}, "

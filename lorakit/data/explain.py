@@ -1,7 +1,7 @@
-"""One row of a recipe's sources, followed all the way: what it says, what is trained of it, or why it is left out."""
+"""One row of a recipe's sources, followed all the way: its examples, or why it is left out."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -14,8 +14,6 @@ from lorakit.data.worker import Rules, Task, Worker
 from lorakit.errors import UserError
 from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Source
-
-_EVERY = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,9 @@ def explain_row(where: str, sources: Sequence[Source], template: ChatTemplate, r
     Raises:
         UserError: there is no such row, or a source cannot be read.
     """
-    last, wanted = "", {where, _from_here(where)}
+    place = re.fullmatch(r"(.+?)(:\d+| row \d+)", where)
+    wanted = {where, show_path(Path(place[1]).absolute()) + place[2]} if place else {where}
+    last = ""
     for source in sources:
         opened = open_source(source)
         for block in opened.blocks:
@@ -42,28 +42,19 @@ def explain_row(where: str, sources: Sequence[Source], template: ChatTemplate, r
                 if row.where in wanted or row.where.endswith(f"/{where}"):
                     own = replace(template, system=source.system)
                     task = Task(opened.format, opened.settings, source.columns or {}, own, opened.flags)
-                    return _followed(row, Worker([task], replace(rules, broken="drop", share=None)))
+                    return _follow(row, Worker([task], replace(rules, broken="drop", share=None)))
     raise UserError(f"--row: no source has a row {where}. Rows are named as in messages: the last one is {last}.")
 
 
-def _from_here(where: str) -> str:
-    """A place whose path is written in another way, as messages write it."""
-    found = re.fullmatch(r"(.+?)(:\d+| row \d+)", where)
-    return show_path(Path(found[1]).absolute()) + found[2] if found else where
-
-
-def _followed(row: Row, worker: Worker) -> RowExplanation:
-    worked = worker(0, Block("", 0, row, _alone, 0), _EVERY)
-    rows = worked.examples.to_pylist() if worked.examples is not None else []
-    dropped = worked.reports[0].dropped
-    cases = {reason: first[0].removeprefix(row.where).lstrip(": ") for reason, first in dropped.first.items()}
-    reasons = [f"{reason}: {case}" if case else reason for reason, case in cases.items()]
-    reasons += [f"found: {reason}" for reason in worked.reports[0].findings.counts]
-    return RowExplanation(row.where, [(example["input_ids"], example["labels"]) for example in rows], reasons)
-
-
-def _alone(name: str, first: int, row: Row) -> Iterator[Row]:
-    yield row
+def _follow(row: Row, worker: Worker) -> RowExplanation:
+    result = worker(0, Block("", 0, row, lambda name, first, payload: iter([payload]), 0), ceiling=2**64 - 1)
+    examples = result.examples.to_pylist() if result.examples is not None else []
+    reasons = []
+    for reason, (place, *_) in result.reports[0].dropped.first.items():
+        case = place.removeprefix(row.where).lstrip(": ")
+        reasons.append(f"{reason}: {case}" if case else reason)
+    reasons += [f"found: {reason}" for reason in result.reports[0].findings.counts]
+    return RowExplanation(row.where, [(example["input_ids"], example["labels"]) for example in examples], reasons)
 
 
 def split_by_trained(input_ids: Sequence[int], labels: Sequence[int]) -> list[tuple[list[int], bool]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from lorakit.bounds import TooLong, bounded
-from lorakit.data.chat_template import ChatTemplate, Rendered, render
+from lorakit.data.chat_template import ChatTemplate, RenderedText, render
 from lorakit.data.cleaning.clean import clean
 from lorakit.data.cleaning.row_stats import RowStats, compute_row_stats
 from lorakit.data.conversations import (
@@ -101,7 +101,7 @@ class _Usable:
     where: str
     said: RowContent
     digest: bytes
-    texts: list[Rendered]
+    texts: list[RenderedText]
 
 
 @dataclass
@@ -117,8 +117,7 @@ class Worker:
 
     def get_ready(self) -> None:
         """Find out what is the same for all blocks, so that forked processes know it already."""
-        self._encoder.get_ready()
-        _ = self.tasks[0].template.controls
+        _ = self._encoder, self.tasks[0].template.controls
 
     @cached_property
     def _ends(self) -> frozenset[int | None]:

@@ -1,8 +1,8 @@
 """Control texts: what the model reads as marks, not as words, and what therefore no row's own text should spell.
 
 The tokenizer says which texts become special tokens. Besides these, the texts of the marks that the chat template
-itself writes around what a message says: added tokens that are not special, and texts such as Llama 2's `[INST]`, which
-are no tokens and mean the same to the model. The marks of thoughts are left out: an answer may have them inline.
+itself writes around a message: added tokens that are not special, and texts such as Llama 2's `[INST]`, which are no
+tokens and mean the same to the model. The marks of thoughts are left out: an answer may have them inline.
 """
 
 import re
@@ -36,100 +36,92 @@ class ControlTexts:
         return compile_alternation(self.tokens | self.written)
 
     @cached_property
-    def _firsts(self) -> tuple[str, ...]:
-        return tuple(sorted({word[0] for word in self.tokens | self.written}))
+    def _first_characters(self) -> list[str]:
+        return sorted({word[0] for word in self.tokens | self.written})
 
-    def spelled(self, said: Conversation | Text) -> Iterator[tuple[str, str]]:
+    def spelled(self, content: Conversation | Text) -> Iterator[tuple[str, str]]:
         """Each control text that a row spells, once for each of its texts: what is wrong, and the text's name."""
-        if isinstance(said, Text):
-            yield from ((self._wrong(word), "text") for word in self._words(said.text))
-            return
-        for number, message in enumerate(said.messages, start=1):
-            for word in self._words(message["content"]):
-                yield self._wrong(word), f"message {number} ({message['role']})"
-            if len(message) > 2:
-                rest = {key: value for key, value in message.items() if key not in ("role", "content", "train")}
-                for key, text in _inside(rest):
-                    for word in self._words(text):
-                        yield self._wrong(word), f"message {number} ({message['role']}), {key}"
-        for _, text in _inside({"tools": said.tools}) if said.tools else ():
-            yield from ((self._wrong(word), "tools") for word in self._words(text))
+        for name, text in _named_texts(content):
+            if any(first in text for first in self._first_characters):  # in most texts none is
+                for word in dict.fromkeys(self._pattern.findall(text)):
+                    read = (
+                        "which this tokenizer reads as that token" if word in self.tokens else "a mark and not a word"
+                    )
+                    templated = f"; {_LOOKS_TEMPLATED}" if word in self.written else ""
+                    yield f"a text spells {word!r}, {read}{templated}", name
 
-    def _words(self, text: str) -> Iterable[str]:
-        for first in self._firsts:
-            if first in text:  # in most texts none is
-                return dict.fromkeys(self._pattern.findall(text))
-        return ()
 
-    def _wrong(self, word: str) -> str:
-        read = "which this tokenizer reads as that token" if word in self.tokens else "a mark and not a word"
-        return f"a text spells {word!r}, {read}" + (f"; {_LOOKS_TEMPLATED}" if word in self.written else "")
+def _named_texts(content: Conversation | Text) -> Iterator[tuple[str, str]]:
+    if isinstance(content, Text):
+        yield "text", content.text
+        return
+    for number, message in enumerate(content.messages, start=1):
+        name = f"message {number} ({message['role']})"
+        yield name, message["content"]
+        for key, value in message.items() if len(message) > 2 else ():
+            if key not in ("role", "content", "train"):
+                yield from ((f"{name}, {key}", text) for text in _nested_texts(value))
+    yield from (("tools", text) for text in _nested_texts(content.tools))
+
+
+def _nested_texts(value: Any) -> Iterator[str]:
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            waiting += [*value.values(), *value.keys()]
+        elif isinstance(value, list):
+            waiting += value
 
 
 def find_control_texts(
-    tokenizer: Any, write: Write | None, told: Callable[[TemplateMessage], TemplateMessage]
+    tokenizer: Any, write: Write | None, adapt: Callable[[TemplateMessage], TemplateMessage]
 ) -> ControlTexts:
     """The control texts of a tokenizer and its chat template, where it has one (`write`)."""
-    samples = _samples(write, told) if write else []
-    written = "\n".join(re.split("|".join(_SAMPLES), samples[0])) if samples else ""
+    samples = _render_samples(write, adapt) if write else []
+    around = "\n".join(re.split("|".join(_SAMPLES), samples[0])) if samples else ""
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
     added |= dict.fromkeys(tokenizer.all_special_tokens, True)
-    found = set(compile_alternation(frozenset(word for word in added if word.strip())).findall(written))
-    tokens = found | {word for word, special in added.items() if special and word.strip()}
-    own = found | {mark for line in written.splitlines() for mark in _marks(line)}
-    thoughts = {word for word in tokens | own if _THOUGHT.match(word)}
+    written = set(compile_alternation(word for word in added if word.strip()).findall(around))
+    tokens = written | {word for word, special in added.items() if special and word.strip()}
+    for line in around.splitlines():
+        if len(_MARK.sub(" ", line).split()) <= 2:  # prose, such as the template's own system prompt, has no marks
+            written.update(_MARK.findall(line))
+    thoughts = {word for word in tokens | written if _THOUGHT.match(word)}
     tokens = select_single_tokens(tokenizer, tokens) - thoughts
-    return ControlTexts(
-        frozenset(tokens), frozenset(own - thoughts), _front(samples, compile_alternation(frozenset(tokens)))
-    )
+    front = _find_front(samples, compile_alternation(tokens))
+    return ControlTexts(frozenset(tokens), frozenset(written - thoughts), front)
 
 
-def select_single_tokens(tokenizer: Any, words: set[str]) -> set[str]:
+def select_single_tokens(tokenizer: Any, words: Iterable[str]) -> set[str]:
     """Those of the words that the tokenizer, when it reads them in a text, makes one token of."""
     ordered = sorted(words)
     if not ordered:
         return set()
     ids = tokenizer(ordered, add_special_tokens=False)["input_ids"]
-    own = tokenizer.convert_tokens_to_ids(ordered)
-    return {word for word, found, number in zip(ordered, ids, own, strict=True) if number in found}
+    own_ids = tokenizer.convert_tokens_to_ids(ordered)
+    return {word for word, tokens, number in zip(ordered, ids, own_ids, strict=True) if number in tokens}
 
 
-def _samples(write: Write, told: Callable[[TemplateMessage], TemplateMessage]) -> list[str]:
+def _render_samples(write: Write, adapt: Callable[[TemplateMessage], TemplateMessage]) -> list[str]:
     """What the template writes of a conversation, without the prompt for an answer: with a system prompt first where it
     takes one, then without."""
     roles = ("system", "user", "assistant", "user")
-    messages = [told({"role": role, "content": text}) for role, text in zip(roles, _SAMPLES, strict=True)]
-    found = []
+    messages = [adapt({"role": role, "content": text}) for role, text in zip(roles, _SAMPLES, strict=True)]
+    texts = []
     for sample in (messages, messages[1:]):
         try:
-            found.append(write(sample))
+            texts.append(write(sample))
         except RowError:
-            continue  # the sample is not the user's: what the template makes of his rows is said of them
-    return found
+            continue  # the sample is not the user's: his rows get errors of their own
+    return texts
 
 
-def _front(samples: list[str], tokens: re.Pattern[str]) -> str | None:
+def _find_front(samples: list[str], tokens: re.Pattern[str]) -> str | None:
     """The token that stands at the front of each sample and nowhere else."""
     marks = [tokens.match(text.lstrip()) for text in samples]
-    found = {mark.group() if mark else "" for mark in marks}
-    front = found.pop() if len(found) == 1 else ""
+    fronts = {mark.group() if mark else "" for mark in marks}
+    front = fronts.pop() if len(fronts) == 1 else ""
     return front if front and all(text.count(front) == 1 for text in samples) else None
-
-
-def _marks(line: str) -> list[str]:
-    """The marks of a line that has little else: prose, such as a system prompt of the template's own, has none."""
-    return _MARK.findall(line) if len(_MARK.sub(" ", line).split()) <= 2 else []
-
-
-def _inside(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every text inside nested values, with the key under which it lies at the top."""
-    for key, top in values.items():
-        waiting = [top]
-        while waiting:
-            value = waiting.pop()
-            if isinstance(value, str):
-                yield key, value
-            elif isinstance(value, Mapping):
-                waiting += [*value.values(), *value.keys()]
-            elif isinstance(value, list):
-                waiting += value

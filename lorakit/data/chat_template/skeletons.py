@@ -1,89 +1,85 @@
 """Skeletons: the text of all conversations of one shape, for templates that write contents down as they are.
 
-The first conversation of a shape is rendered in full, with all that is checked of it, on marks in the place of what the
-messages say. Where the template looked into none of them, the text between the marks is that of every conversation
-with the same roles, and so are the trained turns.
+The first conversation with certain roles is rendered in full, with all checks, on marks in place of its contents. Where
+the template looked into none of them, the text between the marks is that of every conversation of this shape, and so
+are the trained turns. That must be certain: the marks log each look into them, and the template's source may have
+nothing that could look without being logged.
 """
 
+import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from lorakit.data.chat_template.spans import Span
+from jinja2 import TemplateSyntaxError, nodes
+from jinja2.environment import Environment
+
+from lorakit.data.chat_template.spans import RenderedText, TemplatedRow, TurnSpan
 from lorakit.data.chat_template.template import ChatTemplate
-from lorakit.data.chat_template.template_probe import TemplateMessage
-from lorakit.data.chat_template.watched import content
 from lorakit.data.conversations import Message
 from lorakit.data.rows import RowError
 
 # White space that no template writes, and in the middle all that an escaping or a change of case would touch.
-_BEFORE, _BEHIND = "\x0b\x1c", "\x1d\x0c"
+_LEADING, _TRAILING = "\x0b\x1c", "\x1d\x0c"
 _CORE = "\ue000<\"Aa&'\\\n\t{number}\ue001"
-_FOUND = re.compile("([\x0b\x1c]*)\ue000<\"Aa&'\\\\\n\t(\\d+)\ue001([\x1d\x0c]*)")
-_LONGEST = 64
+_MARK = re.compile("([\x0b\x1c]*)\ue000<\"Aa&'\\\\\n\t(\\d+)\ue001([\x1d\x0c]*)")
+_MAX_MESSAGES = 64
+
+_Place = tuple[int, int]
+"""A piece, and a character in it."""
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """One text: `pieces` stand around the contents `slots`; `stripped`, whether those lose the white space around them.
+    """One text: `pieces` stand around the contents of the messages `slots`; `stripped`, whether a content loses the
+    white space around it. `spans`: start, end and stop of each trained turn; `skipped`: start and end."""
 
-    `spans`: start and end of each trained turn, as (piece, character in it), and its stop; `skipped` likewise.
-    """
-
-    pieces: tuple[str, ...]
-    slots: tuple[int, ...]
-    stripped: tuple[bool, ...]
-    spans: tuple[tuple[tuple[int, int], tuple[int, int], str], ...]
-    skipped: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
+    pieces: list[str]
+    slots: list[int]
+    stripped: list[bool]
+    spans: list[tuple[_Place, _Place, str]]
+    skipped: list[tuple[_Place, _Place]]
     everything: bool
     note: str
 
-    def filled(self, contents: Sequence[str]) -> tuple[str, tuple[Span, ...], bool, tuple[tuple[int, int], ...]]:
-        """The text of a conversation that says `contents`, its trained turns, whether all else is trained too, and
-        what of it is skipped.
+    def fill(self, contents: Sequence[str]) -> RenderedText:
+        """The text of a conversation with these contents.
 
         Raises:
             UnicodeEncodeError: a content has half of a surrogate pair.
         """
-        parts = [self.pieces[0]]
-        starts, at = [0], len(self.pieces[0])
+        parts, starts, length = [self.pieces[0]], [0], len(self.pieces[0])
         for slot, strip, piece in zip(self.slots, self.stripped, self.pieces[1:], strict=True):
-            said = contents[slot].strip() if strip else contents[slot]
-            parts += (said, piece)
-            at += len(said)
-            starts.append(at)
-            at += len(piece)
-        spans = tuple(Span(starts[a] + b, starts[c] + d, stop) for (a, b), (c, d), stop in self.spans)
-        skipped = tuple((starts[a] + b, starts[c] + d) for (a, b), (c, d) in self.skipped)
+            content = contents[slot].strip() if strip else contents[slot]
+            parts += (content, piece)
+            starts.append(length + len(content))
+            length = starts[-1] + len(piece)
         text = "".join(parts)
         text.isascii() or text.encode()
-        return text, spans, self.everything, skipped
+        return RenderedText(
+            text,
+            tuple(TurnSpan(starts[a] + b, starts[c] + d, stop) for (a, b), (c, d), stop in self.spans),
+            self.everything,
+            tuple((starts[a] + b, starts[c] + d) for (a, b), (c, d) in self.skipped),
+            note=self.note,
+        )
 
 
-class _Watching(ChatTemplate):
-    """A template that is handed contents which note each look into them."""
+class _WatchingTemplate(ChatTemplate):
+    """A template that is given contents which log each look into them."""
 
     seeks_remedies = False
+    looks: list[str]
 
-    def write(
-        self,
-        told: list[TemplateMessage],
-        ask: bool = False,
-        tools: list[dict[str, Any]] | None = None,
-        variables: Mapping[str, Any] | None = None,
-    ) -> str:
-        watched = [{**message, "content": content(message["content"], self.looks)} for message in told]
-        return super().write(watched, ask, tools, variables)
-
-    @property
-    def looks(self) -> list[str]:
-        return self.__dict__.setdefault("looked", [])
+    def write(self, messages: list[Message], *arguments: Any, **options: Any) -> str:
+        watched = [{**message, "content": watch(message["content"], self.looks)} for message in messages]
+        return super().write(watched, *arguments, **options)
 
 
 def shape_of(messages: Sequence[Message]) -> tuple[Any, ...] | None:
     """What two conversations must share to have one skeleton; None for one that has more than roles and contents."""
-    if len(messages) > _LONGEST:
+    if len(messages) > _MAX_MESSAGES:
         return None
     shape = []
     for message in messages:
@@ -95,68 +91,185 @@ def shape_of(messages: Sequence[Message]) -> tuple[Any, ...] | None:
     return tuple(shape)
 
 
-def skeletons(
-    messages: Sequence[Message], template: ChatTemplate, render: Callable[[list[Message], ChatTemplate], list[Any]]
-) -> tuple[Skeleton, ...] | None:
-    """The texts of every conversation of this shape; None where only the template itself can tell. `render` renders
-    one conversation in full."""
-    if not template.notes_every_look:
+def make_skeletons(row: TemplatedRow, render: Callable[[TemplatedRow], list[RenderedText]]) -> list[Skeleton] | None:
+    """The texts of every conversation of this shape; None where each must be rendered in full (with `render`)."""
+    template = row.template
+    try:
+        compiled, _ = template.renderer.without_tools
+    except TemplateSyntaxError:
+        return None  # rendering in full says it
+    if not logs_every_look(compiled.environment, template.renderer.source):
         return None
-    watching = _Watching(**{named.name: getattr(template, named.name) for named in fields(ChatTemplate)})
-    _ = (
-        template.stop,
-        template.frame,
-        template.thoughts,
-        template.without_thoughts,
-    )  # what is known of the template is taken over, not asked anew
-    watching.__dict__.update(template.__dict__)
-    watching.looks.clear()
+    # What is known of the template is taken over: asking it anew would look into the samples.
+    _ = template.stop, template.frame, template.thoughts, template.without_thoughts
+    watching = object.__new__(_WatchingTemplate)
+    watching.__dict__.update(template.__dict__, looks=[])
     marked = [
-        {**message, "content": f"{_BEFORE}{_CORE.format(number=number)}{_BEHIND}"}
-        for number, message in enumerate(messages)
+        {**message, "content": f"{_LEADING}{_CORE.format(number=number)}{_TRAILING}"}
+        for number, message in enumerate(row.messages)
     ]
     try:
-        texts = render(marked, watching)
+        texts = render(TemplatedRow(marked, None, watching, inserted=0))
     except RowError:
         return None
-    if watching.looks:
+    skeletons = [skeleton for text in texts if (skeleton := _skeleton(text))]
+    ways = {way for skeleton in skeletons for way in zip(skeleton.slots, skeleton.stripped, strict=True)}
+    stripped_in_one_text_only = len(ways) > len({slot for slot, _ in ways})
+    if watching.looks or len(skeletons) < len(texts) or stripped_in_one_text_only:
         return None
-    found = [_skeleton(text) for text in texts]
-    whole = tuple(one for one in found if one is not None)
-    ways = {(slot, strip) for one in whole for slot, strip in zip(one.slots, one.stripped, strict=True)}
-    if len(whole) < len(found) or len(ways) != len({slot for slot, _ in ways}):
-        return None  # a content that stands here with and there without its white space
-    return whole
+    return skeletons
 
 
-def _skeleton(rendered: Any) -> Skeleton | None:
-    pieces, slots, stripped, bounds, at = [], [], [], [0], 0
-    for mark in _FOUND.finditer(rendered.text):
+def _skeleton(rendered: RenderedText) -> Skeleton | None:
+    pieces, slots, stripped, starts = [], [], [], [0]
+    for mark in _MARK.finditer(rendered.text):
         around = (mark[1], mark[3])
-        if around not in ((_BEFORE, _BEHIND), ("", "")):
+        if around not in ((_LEADING, _TRAILING), ("", "")):
             return None
-        pieces.append(rendered.text[at : mark.start()])
+        pieces.append(rendered.text[starts[-1] : mark.start()])
         slots.append(int(mark[2]))
         stripped.append(around == ("", ""))
-        at = mark.end()
-        bounds.append(at)
-    pieces.append(rendered.text[at:])
-    if any(strange in piece for piece in pieces for strange in "\ue000\ue001\x0b\x1c\x1d\x0c"):
+        starts.append(mark.end())
+    pieces.append(rendered.text[starts[-1] :])
+    if rendered.opening or any(part in piece for piece in pieces for part in "\ue000\ue001\x0b\x1c\x1d\x0c"):
         return None
     edges = [edge for span in rendered.spans for edge in (span.start, span.end)]
     edges += [edge for stretch in rendered.skipped for edge in stretch]
-    placed = {edge: _placed(edge, pieces, bounds) for edge in edges}
-    if None in placed.values() or rendered.opening:
-        return None
-    spans = tuple((placed[span.start], placed[span.end], span.stop) for span in rendered.spans)
-    skipped = tuple((placed[start], placed[end]) for start, end in rendered.skipped)
-    return Skeleton(tuple(pieces), tuple(slots), tuple(stripped), spans, skipped, rendered.everything, rendered.note)  # type: ignore[arg-type]
+    places: dict[int, _Place] = {}
+    for edge in edges:
+        for number, (start, piece) in enumerate(zip(starts, pieces, strict=True)):
+            if start <= edge <= start + len(piece):  # where a content begins, the end of the piece before it
+                places.setdefault(edge, (number, edge - start))
+    if len(places) < len(set(edges)):
+        return None  # an edge inside a content
+    spans = [(places[span.start], places[span.end], span.stop) for span in rendered.spans]
+    skipped = [(places[start], places[end]) for start, end in rendered.skipped]
+    return Skeleton(pieces, slots, stripped, spans, skipped, rendered.everything, rendered.note)
 
 
-def _placed(edge: int, pieces: list[str], bounds: list[int]) -> tuple[int, int] | None:
-    """The piece in which a character stands, and its place there; None inside a content. Where a piece ends and a
-    content begins, the place is the piece's end."""
-    for number, (start, piece) in enumerate(zip(bounds, pieces, strict=True)):
-        if start <= edge <= start + len(piece):
-            return number, edge - start
-    return None
+class WatchedText(str):
+    """A content on its way through a template; `_looks` collects the names of what looked into it.
+
+    Joining it to other text is no look, nor is taking the white space from around it; into what comes of joining,
+    every further step is.
+    """
+
+    _looks: list[str]
+    _joined = False
+
+    def __add__(self, other: str) -> "WatchedText":
+        return watch(str.__add__(self, other), self._looks, joined=True)
+
+    def __radd__(self, other: str) -> "WatchedText":
+        return watch(str.__add__(other, self), self._looks, joined=True)
+
+    def __str__(self) -> "WatchedText":
+        return self
+
+    def strip(self, chars: str | None = None) -> str:
+        if self._joined or chars is not None:
+            self._looks.append("strip")
+        return watch(str.strip(self, chars), self._looks)
+
+
+def watch(text: str, looks: list[str], joined: bool = False) -> WatchedText:
+    """A text that adds each look into it to `looks`."""
+    watched = WatchedText(text)
+    watched._looks, watched._joined = looks, joined
+    return watched
+
+
+def _logged(name: str) -> Callable[..., Any]:
+    def method(self: WatchedText, *arguments: Any, **options: Any) -> Any:
+        self._looks.append(name)
+        return getattr(str, name)(self, *arguments, **options)
+
+    return method
+
+
+_UNLOGGED = {
+    *dir(object), "__add__", "__getnewargs__", "strip",
+} - {"__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__", "__repr__", "__format__"}  # fmt: skip
+for _name in set(dir(str)) - _UNLOGGED:
+    setattr(WatchedText, _name, _logged(_name))
+
+_FILTERS = {"trim", "length", "count", "default", "d", "first", "last", "list", "selectattr", "rejectattr", "items"}
+_FUNCTIONS = {"raise_exception", "strftime_now", "range", "namespace", "dict"}
+# Tests that Python makes without asking the text; those that `selectattr` is trusted with.
+_UNLOGGED_TESTS = {"in", "sameas"}
+_SELECTIONS = {"equalto", "eq", "==", "ne", "!=", "defined", "undefined", "none"}
+
+
+@functools.lru_cache(maxsize=16)
+def logs_every_look(environment: Environment, source: str) -> bool:
+    """Whether each look that this template takes into a `WatchedText` is logged.
+
+    What could escape: Python's own methods that are given a content as an argument, and texts that blocks and macros
+    are made into before something looks at them.
+    """
+    tree = environment.parse(source)
+    written, macros = set(_written(tree)), {macro.name for macro in tree.find_all(nodes.Macro)}
+    bound = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"} | macros
+    called = {id(call.node) for call in tree.find_all(nodes.Call)}
+    for name in tree.find_all(nodes.Name):
+        if name.name in macros and name.ctx == "load" and id(name) not in called:
+            return False  # a macro under another name
+    return not bound & _FUNCTIONS and all(_is_open(node, written, macros) for node in tree.find_all(nodes.Node))
+
+
+def _written(tree: nodes.Node) -> Iterator[int]:
+    """The expressions that go straight into the text."""
+    waiting: list[nodes.Node] = [expression for node in tree.find_all(nodes.Output) for expression in node.nodes]
+    while waiting:
+        node = waiting.pop()
+        yield id(node)
+        if isinstance(node, nodes.Concat | nodes.Add | nodes.CondExpr):
+            waiting += [child for child in node.iter_child_nodes() if child is not getattr(node, "test", None)]
+
+
+def _is_open(node: nodes.Node, written: set[int], macros: set[str]) -> bool:
+    match node:
+        case nodes.Concat():
+            return id(node) in written
+        case nodes.Filter(name="tojson"):
+            return id(node) in written
+        case nodes.Filter(name="selectattr" | "rejectattr"):
+            given = [getattr(argument, "value", None) for argument in node.args]
+            return _is_constant(node) and (len(given) < 2 or given[1] in _SELECTIONS)
+        case nodes.Filter():
+            return node.name in _FILTERS and (node.name in ("default", "d") or _is_constant(node))
+        case nodes.Test():
+            return _is_constant(node) and node.name not in _UNLOGGED_TESTS
+        case nodes.Mod():
+            return isinstance(node.right, nodes.Const) and not isinstance(node.right.value, str)
+        case nodes.Operand(op="in" | "notin"):
+            return True  # the comparison around it is looked at
+        case nodes.Compare():
+            members = [operand.expr for operand in node.ops if operand.op in ("in", "notin")]
+            plain = all(isinstance(one, nodes.List | nodes.Tuple) for one in members)
+            return not members or isinstance(node.expr, nodes.Const) or plain
+        case nodes.Call(node=nodes.Name()):
+            name = node.node.name  # type: ignore[attr-defined]
+            if name == "strftime_now" and not _is_constant(node):
+                return False
+            return name in _FUNCTIONS or (name in macros and id(node) in written)
+        case nodes.Call(node=nodes.Getattr()):
+            return _is_constant(node)
+        case nodes.CallBlock():  # {% generation %} marks, which give their text as it is
+            return isinstance(node.call.node, nodes.ExtensionAttribute)
+        case nodes.Call():
+            return isinstance(node.node, nodes.ExtensionAttribute)
+        case nodes.AssignBlock() | nodes.FilterBlock() | nodes.Import() | nodes.FromImport():
+            return False
+        case nodes.Include() | nodes.Extends() | nodes.Block():
+            return False
+        case _:
+            return True
+
+
+def _is_constant(node: Any) -> bool:
+    """Whether all arguments are constants."""
+    if node.dyn_args is not None or node.dyn_kwargs is not None:
+        return False
+    values = [*node.args, *(pair.value for pair in node.kwargs)]
+    return all(isinstance(value, nodes.Const) for value in values)

@@ -1,7 +1,7 @@
-"""What rendering works on: a row's messages beside what the template makes of them, and one turn in its text."""
+"""What rendering works on: a row's messages with its chat template, and the trained turns of the rendered text."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from lorakit.data.conversations import Message
 
 
 @dataclass(frozen=True)
-class Span:
+class TurnSpan:
     """Characters `start` to `end` of the text are one trained turn; its last token is `stop`."""
 
     start: int
@@ -21,12 +21,29 @@ class Span:
 
 
 @dataclass(frozen=True)
+class RenderedText:
+    """A text and its trained turns, in order and apart.
+
+    `everything`: the text before and between the turns is trained too (`train_on: all`), except the characters
+    `skipped`, each from start to end. `opening`: token ids that stand before those of the text. `note`: what the user
+    is told of how it is trained.
+    """
+
+    text: str
+    spans: tuple[TurnSpan, ...]
+    everything: bool = False
+    skipped: tuple[tuple[int, int], ...] = ()
+    opening: tuple[int, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class AnswerForm:
-    """How the text of an answer stands behind its prompt.
+    """How the text of an answer stands after its prompt.
 
     `prompt`: what the model reads. `instead`: what the template's text with the answer has in its place. `variables`:
-    what the template is given besides the recipe's. `thoughts`: the answer's thought is taken out of it, and put
-    in front of what the template writes.
+    given to the template besides the recipe's. `thoughts`: the answer's thought is taken out of the message, and put in
+    front of what the template writes.
     """
 
     prompt: str
@@ -37,15 +54,15 @@ class AnswerForm:
 
 @dataclass(frozen=True)
 class RenderedTurn:
-    """The answer at `index` of a conversation in the text that ends with it, and in which form it stands there.
+    """The answer at `index` of a conversation, in the text that ends with it, and its form there.
 
-    `note`: what is to be said of how it is trained. `given`: how many of its characters are given, so that the model
-    goes on behind them.
+    `note`: what the user is told of how it is trained. `given`: how many of its characters are given, after which the
+    model goes on.
     """
 
     index: int
     text: str
-    span: Span
+    span: TurnSpan
     form: AnswerForm
     note: str = ""
     given: int = 0
@@ -56,42 +73,26 @@ class RenderedTurn:
         return self.form.prompt
 
     @property
-    def trained(self) -> Span:
-        """The characters that the model is to say."""
-        return replace(self.span, start=self.span.start + self.given) if self.given else self.span
-
-    @property
-    def said(self) -> str:
-        """What the model says, without the token that ends it."""
+    def answer(self) -> str:
+        """What the model writes, without the token that ends it."""
         return self.text[self.span.start : self.span.end - len(self.span.stop)]
 
-    @property
-    def whole(self) -> str:
-        """Everything up to the end of the turn."""
-        return self.text[: self.span.end]
 
-
-@dataclass(frozen=True)
+@dataclass
 class TemplatedRow:
-    """A row's messages, of which the recipe inserted the first `inserted`."""
+    """A row's messages, of which the recipe inserted the first `inserted`, and what the template makes of them."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None
     template: ChatTemplate
     inserted: int
+    _texts: dict[int, str] = field(default_factory=dict)
+    _prompts: dict[tuple[int, str], str] = field(default_factory=dict)
 
     @cached_property
     def adapted(self) -> list[TemplateMessage]:
         """The messages as the template reads them."""
         return [self.template.adapt(message) for message in self.messages]
-
-    @cached_property
-    def _texts(self) -> dict[int, str]:
-        return {}
-
-    @cached_property
-    def _prompts(self) -> dict[tuple[int, str], str]:
-        return {}
 
     def text(self, index: int) -> str:
         """The template's text of the messages up to and with an answer."""
@@ -99,40 +100,38 @@ class TemplatedRow:
             self._texts[index] = self.template.write(self.adapted[: index + 1], tools=self.tools)
         return self._texts[index]
 
-    def answered(self, index: int, message: Message, form: AnswerForm) -> str | None:
-        """The text that ends with an answer, `message`, behind its prompt; None where the template does not write it
+    def text_with(self, index: int, message: Message, form: AnswerForm) -> str | None:
+        """The text that ends with `message` as the answer, after its prompt; None where the template does not write it
         in this form."""
         thought = ""
         if form.thoughts:
-            thought, message = form.thoughts.apart(message)
+            thought, message = form.thoughts.split(message)
         if message is self.messages[index] and not form.variables:
             text = self.text(index)
         else:
-            told = [*self.adapted[:index], self.template.adapt(message)]
-            text = self.template.write(told, tools=self.tools, variables=form.variables)
+            adapted = [*self.adapted[:index], self.template.adapt(message)]
+            text = self.template.write(adapted, tools=self.tools, variables=form.variables)
         if not text.startswith(form.instead):
             return None
-        said = text[len(form.instead) :]
-        if form.thoughts:
-            said = form.thoughts.written(thought, said)
-        return form.prompt + said
+        answer = text[len(form.instead) :]
+        return form.prompt + (form.thoughts.add(thought, answer) if form.thoughts else answer)
 
     def prompt(
         self, end: int, changed: dict[int, Message] | None = None, variables: Mapping[str, Any] | None = None
     ) -> str:
         """The template's text of the first `end` messages, up to where the next answer begins.
 
-        `changed`: other messages in the place of some.
+        `changed`: messages in place of others, by position.
         """
-        known = (end, str(variables or ""))
-        if not changed and known in self._prompts:
-            return self._prompts[known]
-        told = self.adapted[:end]
+        key = (end, str(variables or ""))
+        if not changed and key in self._prompts:
+            return self._prompts[key]
+        adapted = self.adapted[:end]
         for at, message in (changed or {}).items():
-            told[at] = self.template.adapt(message)
-        text = self.template.write(told, ask=True, tools=self.tools, variables=variables)
+            adapted[at] = self.template.adapt(message)
+        text = self.template.write(adapted, ask=True, tools=self.tools, variables=variables)
         if not changed:
-            self._prompts[known] = text
+            self._prompts[key] = text
         return text
 
     def where(self, index: int) -> str:

@@ -1,28 +1,19 @@
 """Thoughts: how a model's reasoning stands before its answer, seen in what the template writes of samples.
 
 Some templates drop thoughts from every text, or open one in the prompt that the text of an answer does not have. What
-the model must say is then put together here: the thought, what closes it, and the answer as the template writes it.
+the model must write is then put together here: the thought, what closes it, and the answer as the template writes it.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lorakit.data.chat_template.template_probe import (
-    ANSWER,
-    THOUGHT,
-    CallForm,
-    Write,
-    common_prefix_length,
-    render_prompt,
-    render_samples,
-    sample_answer,
-    sample_call,
-)
+from lorakit.data.chat_template import template_probe as probe
+from lorakit.data.chat_template.template_probe import CallForm, Write
 from lorakit.data.conversations import Message
 
 _MARK = re.compile(r"[<\[][^<>\[\]\s]+[>\]]")
-# A mark at the end of a prompt, and the word behind it: <think>, [THINK], <|channel>thought.
+# A mark at the end of a prompt, and the word after it: <think>, [THINK], <|channel>thought.
 _LAST_MARK = re.compile(r"([<\[][^<>\[\]\s]+[>\]]\w*)\s*$")
 
 
@@ -30,8 +21,9 @@ _LAST_MARK = re.compile(r"([<\[][^<>\[\]\s]+[>\]]\w*)\s*$")
 class ThoughtFormat:
     """How thoughts are written.
 
-    `tail`: what the prompt ends with that the text of an answer lacks. `before` and `after`: what the model writes
-    around a thought. `opens` and `closes`: the marks of a thought.
+    `tail`: what the prompt ends with that the text of an answer lacks. `before` and `after`: what the model
+    writes around a thought. `opens` and `closes`: the marks of a thought. `opened`: the prompt opens a thought, which
+    the model must close. `skips`: the prompt has an empty thought in it, after which there is none.
     """
 
     tail: str
@@ -40,12 +32,10 @@ class ThoughtFormat:
     opens: str
     closes: str
     opened: bool
-    """The prompt opens a thought, which the model is to close."""
     skips: bool = False
-    """The prompt has an empty thought in it: behind it there is none."""
 
-    def behind(self, prompt: str) -> "ThoughtFormat | None":
-        """The same behind this prompt, which may open a thought where others do not, or the other way round (after a
+    def after_prompt(self, prompt: str) -> "ThoughtFormat | None":
+        """The same after this prompt, which may open a thought where others do not, or the other way round (after a
         tool's answer); None where it is not known how a thought begins there."""
         mark = _LAST_MARK.search(prompt)
         opened = mark is not None and mark[1] == self.opens
@@ -55,36 +45,28 @@ class ThoughtFormat:
             return replace(self, tail=prompt[mark.start() :], before="", opened=True)
         return replace(self, tail="", before=self.tail, opened=False) if self.tail.startswith(self.opens) else None
 
-    def inside(self, message: Message) -> bool:
+    def is_inside(self, message: Message) -> bool:
         """Whether the text of an answer has a thought in it; not where the beginning of the answer is given."""
         content = message["content"].lstrip()
         if not self.closes or self.closes not in content or "begun" in message:
             return False
         return self.opened or content.startswith(self.opens)
 
-    def apart(self, message: Message) -> tuple[str, Message]:
+    def split(self, message: Message) -> tuple[str, Message]:
         """An answer's thought, and the answer without it."""
-        bare = message
-        if "thinking" in message:
-            bare = {key: value for key, value in message.items() if key != "thinking"}
-        if (message.get("thinking") or "").strip():
-            return message["thinking"].strip(), bare
-        if not self.inside(message):
-            return "", bare
+        bare = {key: value for key, value in message.items() if key != "thinking"} if "thinking" in message else message
+        thought = (message.get("thinking") or "").strip()
+        if thought or not self.is_inside(message):
+            return thought, bare
         thought, _, rest = message["content"].partition(self.closes)
         return thought.strip().removeprefix(self.opens).strip(), bare | {"content": rest.lstrip()}
 
-    def told_apart(self, message: Message) -> Message:
-        """An answer with the thought in its text as its thinking."""
-        thought, bare = self.apart(message)
-        return bare | {"thinking": thought} if thought else bare
-
-    def written(self, thought: str, said: str) -> str:
-        """What the model writes: a thought, and what the template writes of the answer (`said`)."""
+    def add(self, thought: str, answer: str) -> str:
+        """What the model writes: a thought, and what the template writes of the answer."""
         if not thought and not self.opened:
-            return said
-        closed = bool(self.closes) and said.lstrip().startswith(self.closes)
-        return self.before + thought + ("" if closed else self.after) + said
+            return answer
+        closed = bool(self.closes) and answer.lstrip().startswith(self.closes)
+        return self.before + thought + ("" if closed else self.after) + answer
 
 
 def find_thoughts(
@@ -97,44 +79,45 @@ def find_thoughts(
     """
     tail, generation = _tail_of_prompt(write)
     marks = _MARK.findall(tail)
-    if len(marks) > 1 and marks[-1] in _closing(marks[0]):
+    if len(marks) > 1 and marks[-1] in _closing_marks(marks[0]):
         return ThoughtFormat(tail, "", "", marks[0], marks[-1], opened=False, skips=True)
+    around: tuple[str, str] | None
     if names:
-        found = next(_around(write, sample_answer(), names, ANSWER), None)
+        around = next(_text_around(write, probe.sample_answer(), names, probe.ANSWER), None)
     elif calls_names and form:
-        found = next(_around(write, form.adapt(sample_call()), calls_names, ""), None)
+        around = next(_text_around(write, form.adapt(probe.sample_call()), calls_names, ""), None)
     else:
-        found = _mirrored(tail, known)
-    if found is None:
+        around = _guess_closing(tail, known)
+    if around is None:
         return None
-    before, behind = found
-    opens, closes = _LAST_MARK.search(generation + before), _MARK.search(behind)
+    before, after = around
+    opens, closes = _LAST_MARK.search(generation + before), _MARK.search(after)
     if not (opens and closes):
         return None
     opened = not before.strip() and generation.rstrip().endswith(opens[1])
-    return ThoughtFormat(tail, before, behind, opens[1], closes[0], opened)
+    return ThoughtFormat(tail, before, after, opens[1], closes[0], opened)
 
 
 def _tail_of_prompt(write: Write) -> tuple[str, str]:
     """What the prompt ends with that the text of an answer lacks, and all that it writes for the answer to come."""
-    for messages, text in render_samples(write, sample_answer()):
-        prompt = render_prompt(write, messages)
+    for messages, text in probe.render_samples(write, probe.sample_answer()):
+        prompt = probe.render_prompt(write, messages)
         if not prompt:
             continue
-        mark, at = _LAST_MARK.search(prompt), common_prefix_length(prompt, text)
+        mark, at = _LAST_MARK.search(prompt), probe.common_prefix_length(prompt, text)
         if mark and mark.start() < at < mark.start() + len(mark[1]):
             at = mark.start()  # <think> and </think> begin alike
-        return prompt[at:], prompt[common_prefix_length(prompt, write(messages[:-1])) :]
+        return prompt[at:], prompt[probe.common_prefix_length(prompt, write(messages[:-1])) :]
     return "", ""
 
 
-def _around(write: Write, answer: Message, names: tuple[str, ...], content: str) -> Iterator[tuple[str, str]]:
+def _text_around(write: Write, answer: Message, names: tuple[str, ...], content: str) -> Iterator[tuple[str, str]]:
     """What the template writes before a thought, and between it and the rest of the answer."""
-    for messages, text in render_samples(write, answer | dict.fromkeys(names, THOUGHT)):
-        prompt = render_prompt(write, messages)
-        if not text.startswith(prompt) or text.count(THOUGHT) != 1:
+    for messages, text in probe.render_samples(write, answer | dict.fromkeys(names, probe.THOUGHT)):
+        prompt = probe.render_prompt(write, messages)
+        if not text.startswith(prompt) or text.count(probe.THOUGHT) != 1:
             continue
-        before, _, rest = text.removeprefix(prompt).partition(THOUGHT)
+        before, _, rest = text.removeprefix(prompt).partition(probe.THOUGHT)
         if content:
             yield before, rest.partition(content)[0]
             continue
@@ -143,22 +126,20 @@ def _around(write: Write, answer: Message, names: tuple[str, ...], content: str)
             yield before, rest.removesuffix(without)
 
 
-def _mirrored(tail: str, known: str) -> tuple[str, str] | None:
+def _guess_closing(tail: str, known: str) -> tuple[str, str] | None:
     """What closes the thought that a prompt opens (`tail`), where the template writes none by itself.
 
     DeepSeek R1 and its like: <think> and a line break are closed by a line break, </think> and an empty line, as the
     model does it where it skips thinking (the usage recommendations of DeepSeek-R1's model card).
     """
     mark = _LAST_MARK.search(tail)
-    if mark is None:
-        return None
-    closes = next((one for one in _closing(mark[1]) if one in known), None)
+    closes = next((word for word in _closing_marks(mark[1]) if word in known), None) if mark else None
     if closes is None:
         return None
     return "", f"\n{closes}\n\n" if tail.endswith("\n") else closes
 
 
-def _closing(opens: str) -> list[str]:
+def _closing_marks(opens: str) -> list[str]:
     """The marks that may close what a mark opens: </think>, [/THINK], <|END_THINKING|>."""
     pairs = (("START", "END"), ("BEGIN", "END"), ("begin", "end"), ("start", "end"))
     ends = [opens.replace(begin, end) for begin, end in pairs if begin in opens]
