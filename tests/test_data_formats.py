@@ -158,7 +158,7 @@ def test_a_message_says_whether_it_is_trained(parts, trained):
         ({**ASSISTANT, "train": 0}, "'train' is not true or false"),
         ({**ASSISTANT, "weight": 0.5}, "'weight' is not 0 or 1"),
         ({**ASSISTANT, "weight": True}, "'weight' is not 0 or 1"),
-        ({**ASSISTANT, "train": True, "weight": 0}, "'train' and 'weight' say different things"),
+        ({**ASSISTANT, "train": True, "weight": 0}, "'train' and 'weight' contradict each other"),
         ({**USER, "train": False}, "only an assistant's message may have 'train'"),
         ({**USER, "weight": 1}, "only an assistant's message may have 'weight'"),
         ({**USER, "name": "b"}, "a message has parts that would not be trained on"),
@@ -335,7 +335,7 @@ def test_the_roles_of_sharegpt_are_known_by_their_many_names(word, role):
 
 def test_a_role_that_is_not_known_comes_with_the_nearest():
     reason, case = complaint("sharegpt", {"conversations": [{"from": "humann", "value": "a"}]})
-    assert reason.startswith("a turn has a role that is not known")
+    assert reason.startswith("a turn has an unknown role")
     assert case == "turn 1 has 'humann'. Did you mean human?"
 
 
@@ -372,14 +372,15 @@ def test_sharegpt_turns_may_be_messages_and_say_whether_they_are_trained():
         ({"conversations": [1], "conversation": [2]},
          "the row has both 'conversations' and 'conversation': one of them would not be trained on"),
         ({"conversations": ["a"]}, "a turn is not an object with from and value"),
-        ({"conversations": [{"value": "a"}]}, "a turn says not who speaks, in 'from'"),
+        ({"conversations": [{"value": "a"}]}, "a turn does not say who speaks, in 'from'"),
         ({"conversations": [{"from": "human", "value": "a", "content": "b"}]}, "a turn has both 'value' and 'content'"),
         ({"conversations": [{"from": "human", "value": None}]}, "a message has no text in 'content'"),
         ({"conversations": [{"from": "gpt", "value": "a", "image": "x.png"}]},
          "a message has parts that would not be trained on"),
         ({"conversations": [{"from": "function_call", "value": "weather"}]},
          "the value of a function_call turn is not valid JSON"),
-        ({"conversations": [{"from": "function_call", "value": "3"}]}, "the value of a function_call turn is no call"),
+        ({"conversations": [{"from": "function_call", "value": "3"}]},
+         "the value of a function_call turn is not a call"),
     ],
 )  # fmt: skip
 def test_a_sharegpt_row_that_cannot_be_read_says_why(record, reason):
@@ -542,10 +543,10 @@ def test_tokens_are_trained_as_they_are(row, ids, labels):
         ({"input_ids": [1, 2.0]}, "the column 'input_ids' is not a list of whole numbers"),
         ({"input_ids": [[1, 2]]}, "the column 'input_ids' is not a list of whole numbers"),
         ({"input_ids": [1, -1]}, "a token id is below 0"),
-        ({"input_ids": []}, "no token behind the first is trained"),
-        ({"input_ids": [1]}, "no token behind the first is trained"),
-        ({"input_ids": [1, 2], "labels": [1, -100]}, "no token behind the first is trained"),
-        ({"input_ids": [1, 2], "labels": [1]}, "the column 'labels' has not as many numbers as 'input_ids'"),
+        ({"input_ids": []}, "no token after the first is trained"),
+        ({"input_ids": [1]}, "no token after the first is trained"),
+        ({"input_ids": [1, 2], "labels": [1, -100]}, "no token after the first is trained"),
+        ({"input_ids": [1, 2], "labels": [1]}, "the column 'labels' does not have as many numbers as 'input_ids'"),
         ({"input_ids": [1, 2, 3], "labels": [2, 3, -100]},
          "a label is neither -100 nor the token at its place: something else would be trained"),
         ({"input_ids": [1, 2], "attention_mask": [1, 2]}, "the column 'attention_mask' has other numbers than 0 and 1"),
@@ -555,7 +556,7 @@ def test_tokens_are_trained_as_they_are(row, ids, labels):
         ({"input_ids": [1, 2, 0], "labels": [1, 2, 0], "attention_mask": [1, 1, 0]},
          "the column 'attention_mask' hides tokens that are trained"),
         ({"input_ids": [1, 2], "labels": [1, 2], "completion_mask": [0, 1]},
-         "the row says twice what is trained, in 'labels' and in 'completion_mask'"),
+         "the row says in two columns what is trained, 'labels' and 'completion_mask'"),
     ],
 )  # fmt: skip
 def test_tokens_that_would_train_something_else_are_refused(row, reason):

@@ -364,7 +364,7 @@ def test_token_ids_are_taken_as_they_are(folder):
     examples = made(folder, broken="drop")
     assert examples.rows.to_list()[0]["labels"] == [-100, 6, 7, stop]
     assert examples.rows[0]["answer"] == 1
-    assert examples.report.dropped.counts == {"no token behind the first is trained": 1}
+    assert examples.report.dropped.counts == {"no token after the first is trained": 1}
     write(folder, [{"input_ids": [5, 6, 7, stop], "labels": [-100, 6, 7, -100]}])
     with pytest.raises(UserError, match="the token that ends an answer is not trained"):
         made(folder)

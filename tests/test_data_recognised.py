@@ -115,7 +115,7 @@ REFUSED = {
     "wider.json": (json.dumps(ROWS).encode("utf-32"), "the file is UTF-32", "UTF-8"),
     "western.csv": ("prompt,completion\nZürich?,é\n".encode("cp1252"), "western.csv:2: not UTF-8", "Windows-1252"),
     "no-header.csv": ("Where?,There\nWhen?,Then\n", "no format fits", "The first line names the columns"),
-    "wrapped.json": (json.dumps({"version": "1", "data": ROWS}), "no format fits", "The rows seem to lie under 'data'"),
+    "wrapped.json": (json.dumps({"version": "1", "data": ROWS}), "no format fits", "The rows seem to be under 'data'"),
     "comma.json": (json.dumps(ROWS)[:-1] + ",]", "a comma before the end of the list", "column"),
 }  # fmt: skip
 

@@ -80,16 +80,16 @@ def test_a_format_survives_being_written_and_read(tmp_path, value):
         ("{classification: {labels: [a, b, a]}}",
          "4:44: data.format.classification.labels[2]: 'a' is there twice. Remove one."),
         ("{classification: {prompt: '{text} {foo}'}}",
-         "4:37: data.format.classification.prompt: nothing is known to stand for {foo}. "
+         "4:37: data.format.classification.prompt: {foo} is not a known placeholder. "
          "Write {text} or {labels}, or {{ and }} for braces."),
         ("{classification: {prompt: '{text!r}{text}'}}",
-         "4:37: data.format.classification.prompt: nothing is known to stand for {text!r}. "
+         "4:37: data.format.classification.prompt: {text!r} is not a known placeholder. "
          "Write {text} or {labels}, or {{ and }} for braces."),
         ("{classification: {prompt: 'what?'}}",
          "4:37: data.format.classification.prompt: {text} is not in it, so that every row would ask the same. "
          "Write {text} where the text belongs."),
         ("{classification: {prompt: '{text} {labels}'}}",
-         "4:37: data.format.classification.prompt: there is no list that could stand for {labels}. "
+         "4:37: data.format.classification.prompt: there is no list of labels for {labels}. "
          "Write labels, for example labels: [ham, spam]."),
         ("{classification: {prompt: '{text'}}",
          "4:37: data.format.classification.prompt: it cannot be read: expected '}' before end of string. "
@@ -98,7 +98,7 @@ def test_a_format_survives_being_written_and_read(tmp_path, value):
          "4:41: data.format.sharegpt.roles.customer: 'usr' is not one of system, user, assistant, tool. "
          "Did you mean user?"),
         ("{sharegpt: {roles: {Bot: user, bot: assistant}}}",
-         "4:47: data.format.sharegpt.roles.bot: it is the same word as 'Bot', letter case aside. Remove one."),
+         "4:47: data.format.sharegpt.roles.bot: it is the same word as 'Bot', apart from case. Remove one."),
         ("{classification: {}, sharegpt: {}}",
          "4:11: data.format: sharegpt and classification are 2 formats. "
          "Write one, such as classification, or with settings {classification: {...}}."),

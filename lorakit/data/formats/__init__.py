@@ -1,4 +1,4 @@
-"""Formats: what one raw record says. One plain function each, one format a file.
+"""Formats: what one raw record holds. One plain function each.
 
 A format function takes the record as a dict, and the format's settings where it has some, and returns a Conversation,
 a Text or Tokens (lorakit/data/conversations.py), or raises `RowError` with what is wrong. `FormatSpec` in
@@ -22,14 +22,11 @@ from lorakit.data.formats.preference_data import rejection_flags as rejection_fl
 from lorakit.data.rows import RowError as RowError
 from lorakit.data.rows import kind as kind
 
-# The order is that of the table: documents and messages name them so.
+# In the order in which docs and messages name them.
 for _name in (
     "messages",
     "sharegpt",
-    "alpaca",
-    "prompt_completion",
-    "question_answer",
-    "text",
+    "text_columns",
     "classification",
     "oasst",
     "tokens",

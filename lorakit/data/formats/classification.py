@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from lorakit.data.conversations import Conversation
-from lorakit.data.formats.columns import add_system_and_tools, question_and_answer, text
+from lorakit.data.formats.columns import add_system_and_tools, question_and_answer, text_column
 from lorakit.data.rows import RowError, kind
 from lorakit.recipe.did_you_mean import nearest
 from lorakit.recipe.fields import Wording
@@ -16,10 +16,7 @@ from lorakit.recipe.problem import one_line, quote
 from lorakit.recipe.section import Section
 from lorakit.registry import FORMATS
 
-_ASKING = "Which label fits the text: {labels}? Answer with the label alone.\n\n{text}"
-_PLAIN = "{text}"
-
-
+_DEFAULT_PROMPT = "Which label fits the text: {labels}? Answer with the label alone.\n\n{text}"
 _Label = Annotated[str, Field(min_length=1), Wording("a name", "ham")]
 _Labels = Annotated[list[_Label], Field(min_length=1), Wording("a list of at least one name", "[ham, spam]")]
 
@@ -35,20 +32,18 @@ class Classification(Section):
 gives the text alone where there is no list."""
 
 
-Mistake = tuple[tuple[str | int, ...], str, str]
-
-
-def mistakes(settings: Classification) -> Iterator[Mistake]:
+def mistakes(settings: Classification) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
     """What cannot work in these settings: the key, the reason, and what to write instead."""
     labels = settings.labels or []
     for index, label in enumerate(labels):
         if label in labels[:index]:
             yield ("labels", index), f"{quote(label)} is there twice", "Remove one."
     if settings.prompt is not None:
-        yield from ((("prompt",), reason, remedy) for reason, remedy in _in_prompt(settings.prompt, bool(labels)))
+        for reason, remedy in _prompt_mistakes(settings.prompt, bool(labels)):
+            yield ("prompt",), reason, remedy
 
 
-def _in_prompt(prompt: str, has_labels: bool) -> Iterator[tuple[str, str]]:
+def _prompt_mistakes(prompt: str, has_labels: bool) -> Iterator[tuple[str, str]]:
     try:
         pieces = list(Formatter().parse(prompt))
     except ValueError as error:
@@ -62,11 +57,11 @@ def _in_prompt(prompt: str, has_labels: bool) -> Iterator[tuple[str, str]]:
     for name in names:
         if name not in ("text", "labels"):
             wrong = one_line(f"{{{name}}}")
-            yield f"nothing is known to stand for {wrong}", "Write {text} or {labels}, or {{ and }} for braces."
+            yield f"{wrong} is not a known placeholder", "Write {text} or {labels}, or {{ and }} for braces."
     if "text" not in names:
         yield "{text} is not in it, so that every row would ask the same", "Write {text} where the text belongs."
     if "labels" in names and not has_labels:
-        yield "there is no list that could stand for {labels}", "Write labels, for example labels: [ham, spam]."
+        yield "there is no list of labels for {labels}", "Write labels, for example labels: [ham, spam]."
 
 
 @FORMATS.register(
@@ -74,15 +69,15 @@ def _in_prompt(prompt: str, has_labels: bool) -> Iterator[tuple[str, str]]:
 )
 def classification(record: Mapping[str, Any], settings: Classification) -> Conversation:
     """`text` and `label`: which of the labels fits the text."""
-    prompt = settings.prompt or (_PLAIN if settings.labels is None else _ASKING)
-    stands_for = {"text": text(record, "text"), "labels": ", ".join(settings.labels or ())}
-    question = "".join(before + (stands_for[name] if name else "") for before, name in _pieces(prompt))
+    prompt = settings.prompt or ("{text}" if settings.labels is None else _DEFAULT_PROMPT)
+    fields = {"text": text_column(record, "text"), "labels": ", ".join(settings.labels or ())}
+    question = "".join(before + (fields[name] if name else "") for before, name in _pieces(prompt))
     return add_system_and_tools(record, question_and_answer(question, _label(record.get("label"), settings.labels)))
 
 
 @lru_cache(maxsize=64)
 def _pieces(prompt: str) -> list[tuple[str, str | None]]:
-    """The prompt as texts, each with the name of what stands behind it."""
+    """The prompt as texts, each with the name of the field that follows it."""
     return [(before, name) for before, name, _, _ in Formatter().parse(prompt)]
 
 

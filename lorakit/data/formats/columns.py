@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorakit.data.conversations import Conversation
-from lorakit.data.formats.tools import tools_of, without_filled_arguments
+from lorakit.data.formats.tools import parse_tools, remove_filled_arguments
 from lorakit.data.rows import RowError, kind
 
 
 def is_empty(value: Any) -> bool:
-    """Nothing was said; a 0 or a false says something."""
+    """Whether a value holds nothing; a 0 or a false holds something."""
     return value is None or value in ("", [], {})
 
 
-def text(record: Mapping[str, Any], column: str) -> str:
+def text_column(record: Mapping[str, Any], column: str) -> str:
     value = record.get(column)
     if value is None:
         raise RowError(f"the column {column!r} is missing or null")
@@ -40,7 +40,7 @@ def add_system_and_tools(record: Mapping[str, Any], conversation: Conversation) 
     if not is_empty(record.get("system")):
         if messages[0]["role"] == "system":
             raise RowError("the row has a system prompt twice, in the column 'system' and as its first message")
-        messages = [{"role": "system", "content": text(record, "system")}, *messages]
+        messages = [{"role": "system", "content": text_column(record, "system")}, *messages]
     if not is_empty(record.get("tools")):
-        tools = tools_of(record["tools"])
-    return Conversation(without_filled_arguments(messages, tools) if tools else messages, tools)
+        tools = parse_tools(record["tools"])
+    return Conversation(remove_filled_arguments(messages, tools) if tools else messages, tools)

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from lorakit.data.conversations import Conversation, Message
 from lorakit.data.formats.columns import add_system_and_tools, filled_column, is_empty
-from lorakit.data.formats.message import items_of, message_of, with_given_beginnings
-from lorakit.data.formats.tools import parsed
+from lorakit.data.formats.messages import mark_given_beginnings, parse_list, parse_message
+from lorakit.data.formats.tools import parse_json
 from lorakit.data.rows import RowError, kind
 from lorakit.recipe.did_you_mean import nearest
 from lorakit.recipe.problem import one_line, quote
@@ -16,8 +16,8 @@ from lorakit.registry import FORMATS
 
 _COLUMNS = ("conversations", "conversation")
 _CALL = "function_call"
-# The words for each role, common misspellings among them, in small letters and with `_`.
-_SAID = {
+# The words for each role, common misspellings among them, in lower case and with `_`.
+_WORDS_OF_ROLES = {
     "system": "system system_prompt systen sytem systme sysem systm developer",
     "user": "user human prompter humam humman huamn hunan hman usr usre uesr",
     "assistant": "assistant gpt chatgpt gpt4 gpt_4 gpt_3.5 bard bing claude llm model ai bot chatbot gtp chatgtp "
@@ -26,7 +26,7 @@ _SAID = {
     "obervation",
     _CALL: "function_call tool_call functioncall toolcall",
 }
-_ROLES = {word: role for role, words in _SAID.items() for word in words.split()}
+_ROLES = {word: role for role, words in _WORDS_OF_ROLES.items() for word in words.split()}
 
 # Most turns by far are no more than this.
 _PLAIN = {"from", "value"}
@@ -46,17 +46,17 @@ def mistakes(settings: Sharegpt) -> Iterator[tuple[tuple[str, str], str, str]]:
     for word in settings.roles:
         before = seen.setdefault(_folded(word), word)
         if before != word:
-            yield ("roles", word), f"it is the same word as {quote(before)}, letter case aside", "Remove one."
+            yield ("roles", word), f"it is the same word as {quote(before)}, apart from case", "Remove one."
 
 
 @FORMATS.register("sharegpt", columns=(_COLUMNS,), optional=("system", "tools"), settings=Sharegpt, mistakes=mistakes)
 def sharegpt(record: Mapping[str, Any], settings: Sharegpt) -> Conversation:
     """`conversations`: a list of {from, value}, from human, gpt, system, tool, function_call and their other names."""
     column = filled_column(record, _COLUMNS)
-    turns = items_of(record.get(column), column, "turns")
+    turns = parse_list(record.get(column), column, "turns")
     theirs = {_folded(word): role for word, role in settings.roles.items()}
     messages = [_turn(position, turn, theirs) for position, turn in enumerate(turns, start=1)]
-    return add_system_and_tools(record, Conversation(with_given_beginnings(messages)))
+    return add_system_and_tools(record, Conversation(mark_given_beginnings(messages)))
 
 
 def _turn(position: int, raw: Any, theirs: Mapping[str, str]) -> Message:
@@ -70,17 +70,20 @@ def _turn(position: int, raw: Any, theirs: Mapping[str, str]) -> Message:
     if role == _CALL:
         if not is_empty(rest.get("tool_calls")):
             raise RowError("a function_call turn has 'tool_calls' besides", f"turn {position}")
-        return message_of(
-            position, {**rest, "role": "assistant", "content": None, "tool_calls": _calls(value, position)}
-        )
+        if isinstance(value, str):
+            value = parse_json(value, "the value of a function_call turn")
+        if is_empty(value) or not isinstance(value, (list, Mapping)):
+            raise RowError("the value of a function_call turn is not a call", f"turn {position} has {kind(value)}")
+        calls = value if isinstance(value, list) else [value]
+        return parse_message(position, {**rest, "role": "assistant", "content": None, "tool_calls": calls})
     if role != "assistant" and rest:
-        # SlimOrca and others write on every turn whether it is trained; that others than answers are not is no news.
+        # SlimOrca and others write on every turn whether it is trained; only answers ever are.
         rest = {key: inner for key, inner in rest.items() if key not in ("weight", "train") or inner not in (0, False)}
-    return message_of(position, {**rest, "role": role, "content": value})
+    return parse_message(position, {**rest, "role": role, "content": value})
 
 
 def _either(raw: Mapping[str, Any], names: tuple[str, str], position: int) -> Any:
-    """What stands under either name."""
+    """The value under either name."""
     one, other = raw.get(names[0]), raw.get(names[1])
     if not is_empty(one) and not is_empty(other) and one != other:
         raise RowError(f"a turn has both {names[0]!r} and {names[1]!r}", f"turn {position}")
@@ -89,13 +92,13 @@ def _either(raw: Mapping[str, Any], names: tuple[str, str], position: int) -> An
 
 def _role(word: Any, position: int, theirs: Mapping[str, str]) -> str:
     if not isinstance(word, str):
-        raise RowError("a turn says not who speaks, in 'from'", f"turn {position} has {kind(word)}")
+        raise RowError("a turn does not say who speaks, in 'from'", f"turn {position} has {kind(word)}")
     folded = _folded(word)
     role = theirs.get(folded) or _ROLES.get(folded)
     if role is None:
         near = _nearest(folded, (*theirs, *_ROLES))
         raise RowError(
-            "a turn has a role that is not known (make it so with data.format: {sharegpt: {roles: {their: ours}}})",
+            "a turn has an unknown role (map it with data.format: {sharegpt: {roles: {their: ours}}})",
             f"turn {position} has {one_line(repr(word))}." + (f" Did you mean {near}?" if near else ""),
         )
     return role
@@ -106,12 +109,3 @@ _nearest = functools.lru_cache(maxsize=256)(nearest)
 
 def _folded(word: str) -> str:
     return word.strip().lower().replace("-", "_").replace(" ", "_")
-
-
-def _calls(value: Any, position: int) -> list[Any]:
-    """A turn that calls a tool: its value is the call, or a list of calls, or the JSON text of either."""
-    if isinstance(value, str):
-        value = parsed(value, "the value of a function_call turn")
-    if is_empty(value) or not isinstance(value, (list, Mapping)):
-        raise RowError("the value of a function_call turn is no call", f"turn {position} has {kind(value)}")
-    return value if isinstance(value, list) else [value]

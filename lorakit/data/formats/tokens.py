@@ -28,26 +28,26 @@ def tokens(record: Mapping[str, Any]) -> Tokens:
     labels = list(ids) if labels is None else labels
     # The first token has nothing before it that would predict it.
     if labels[1:].count(_IGNORED) == len(labels[1:]):
-        raise RowError("no token behind the first is trained")
+        raise RowError("no token after the first is trained")
     return Tokens(ids, labels)
 
 
 def _labels(record: Mapping[str, Any], ids: list[int]) -> list[int] | None:
-    """What is trained, from `labels` or from a mask; None where neither says it."""
+    """The labels, from `labels` or from a mask; None where there is neither."""
     mask = filled_column(record, _MASKS)
     if not is_empty(record.get(mask)):
         if not is_empty(record.get("labels")):
-            raise RowError(f"the row says twice what is trained, in 'labels' and in {mask!r}")
+            raise RowError(f"the row says in two columns what is trained, 'labels' and {mask!r}")
         trained = _mask(record, mask, ids)
         return [token if bit else _IGNORED for token, bit in zip(ids, trained, strict=True)]
     if is_empty(record.get("labels")):
         return None
     labels = _numbers(record, "labels", like=ids)
-    strange = [at for at, label in enumerate(labels) if label != _IGNORED and label != ids[at]]
-    if strange:
+    wrong = [at for at, label in enumerate(labels) if label != _IGNORED and label != ids[at]]
+    if wrong:
         raise RowError(
             "a label is neither -100 nor the token at its place: something else would be trained",
-            f"token {strange[0]} is {ids[strange[0]]}, its label {labels[strange[0]]}",
+            f"token {wrong[0]} is {ids[wrong[0]]}, its label {labels[wrong[0]]}",
         )
     return labels
 
@@ -81,5 +81,7 @@ def _numbers(record: Mapping[str, Any], column: str, like: list[int] | None = No
         given = one_line(repr(values[position]))
         raise RowError(f"the column {column!r} is not a list of whole numbers", f"number {position} is {given}")
     if like is not None and len(values) != len(like):
-        raise RowError(f"the column {column!r} has not as many numbers as 'input_ids'", f"{len(values)}, {len(like)}")
+        raise RowError(
+            f"the column {column!r} does not have as many numbers as 'input_ids'", f"{len(values)}, {len(like)}"
+        )
     return values
