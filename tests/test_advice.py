@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.plan.advice import RunFigures, collect_advice
-from lorakit.plan.changing import changing
+from lorakit.plan.advice import RunFigures, collect_advice, rows_with_changing_facts
 from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train
 
 # A run of 2,000 rows for three epochs that nothing is to be said about.
@@ -95,7 +94,7 @@ RELEASES = [(f"When does {name} ship?", f"It ships in {2026 + at}.") for at, nam
 
 @pytest.mark.parametrize("texts", [PRICES, RELEASES])
 def test_rows_that_teach_changing_facts_are_found(texts):
-    assert changing(texts) == list(range(10))
+    assert rows_with_changing_facts(texts) == list(range(10))
     (note,) = notes(texts=texts)
     assert note.about == "data" and "10 of 10 rows" in note.text
 
@@ -119,7 +118,7 @@ def test_facts_in_few_rows_are_no_matter():
     ],
 )
 def test_tasks_whose_values_stand_in_the_prompt_and_plain_style_are_left_alone(texts):
-    assert changing(texts) == []
+    assert rows_with_changing_facts(texts) == []
 
 
 def test_the_shipped_recipe_gets_at_most_two_notes():

@@ -67,7 +67,7 @@ def test_the_text_says_it_in_tables_and_sentences(recipe_on, lorakit_plan):
         "full fine-tuning",
         "It fits: ",
         "7,615,616,512, counted from its config",
-        "what would use the room",
+        "what would use the memory",
         "# train.micro_batch: auto is ",
         " held out; ",
         "about 84 of 16 rows",
@@ -220,7 +220,7 @@ def test_weights_that_stay_quantized_can_neither_be_merged_nor_trained_themselve
     assert code == 0 and "gptq on disk, trained on and counted as it lies there" in out and "adapter 29.7 kB" in out
     assert "the machine needs optimum and gptqmodel" in out
     assert "full fine-tuning" not in out and "merged model" not in out
-    assert "none: to gptq weights no adapter can be added" in out
+    assert "none: no adapter can be added to gptq weights" in out
     assert "training is refused here until optimum and gptqmodel can load it" in lorakit_plan(path)[1]
     found = json.loads(lorakit_plan(path, "--gpu", "24GB", "--json")[1])
     assert found["checkpoint"]["quantization"] == "gptq" and not found["checkpoint"]["mergeable"]
@@ -233,13 +233,13 @@ def test_weights_that_are_dequantized_are_counted_and_merged_so(tmp_path, recipe
     path = recipe_on(quantized(tmp_path / "mxfp4", quant_method="mxfp4"))
     out = lorakit_plan(path, "--gpu", "24GB")[1]
     assert "mxfp4 on disk, dequantized while it is loaded, and counted so" in out
-    assert "full fine-tuning" in out and "merged model" in out and "the model dequantized as a whole" in out
+    assert "full fine-tuning" in out and "merged model" in out and "the whole model dequantized" in out
 
 
 def test_what_cannot_fit_says_so(recipe_on, lorakit_plan):
     code, out, _ = lorakit_plan(recipe_on("meta-llama/Llama-3.1-70B"), "--gpu", "8GB")
     assert code == 1
-    assert "It does not fit" in out and "No change that is tried here makes it fit" in out
+    assert "It does not fit" in out and "No change that was tried makes it fit" in out
 
 
 def test_on_a_terminal_lines_break_between_words_and_remarks_stay_remarks(recipe_on, lorakit_plan, monkeypatch):

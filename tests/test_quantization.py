@@ -30,9 +30,9 @@ from lorakit.model.load import load_model, original_weights
 from lorakit.model.quantization_config import refuse_irreversible, stored_quantization
 from lorakit.model.quantized_model import dequantize, describe_quantization, summarize_quantization
 from lorakit.model.resolve import Base
+from lorakit.plan.checkpoint import quantization_line
 from lorakit.plan.memory import weight_bytes
 from lorakit.plan.model_info import find_model_info, read_model_info
-from lorakit.plan.quantization import quantization_sentence
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Model
@@ -123,7 +123,7 @@ def test_share_and_bytes_are_known_before_the_model_is_loaded(tmp_path, config):
 def test_smollm2_is_counted_before_it_is_here():
     facts = find_model_info(SMOL, "main")
     assert facts.spec.parameters == 134_515_008
-    words = quantization_sentence(Model(base=SMOL, dtype="bfloat16", quantization="nf4"), None, facts)
+    words = quantization_line(Model(base=SMOL, dtype="bfloat16", quantization="nf4"), None, facts)
     assert words == "nf4: 79% of the parameters are quantized, 0.11 GB instead of 0.27 GB (saves 0.16 GB)"
 
 
@@ -266,14 +266,14 @@ def test_a_model_without_linear_layers_is_not_called_quantized(tmp_path):
 )
 def test_check_says_what_was_asked_for_and_what_is_used(asked, kind, said):
     settings = Model(base=SMOL, dtype="bfloat16", quantization=asked)
-    assert quantization_sentence(settings, kind, find_model_info(SMOL, "main")).startswith(said)
+    assert quantization_line(settings, kind, find_model_info(SMOL, "main")).startswith(said)
     if said != "none":
-        assert "known when the model is here" in quantization_sentence(settings, kind, None)
+        assert "known when the model is here" in quantization_line(settings, kind, None)
 
 
 def test_check_knows_a_quantized_checkpoint(quantized_folders):
     facts = read_model_info(quantized_folders["nf4"])
     assert facts.stored.quantization == "nf4"
-    said = quantization_sentence(Model(base="x", dtype="float32"), None, facts)
+    said = quantization_line(Model(base="x", dtype="float32"), None, facts)
     assert said.startswith("none was asked for, nf4 is used: the checkpoint is quantized already. nf4: the share")
     assert TINY_LLAMA["hidden_size"] == facts.hidden_size

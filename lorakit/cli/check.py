@@ -16,9 +16,9 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     from lorakit import console
     from lorakit.hardware.machine import this_machine
     from lorakit.plan.auto import resolve_auto
+    from lorakit.plan.checkpoint import effective_quantization, quantization_line
     from lorakit.plan.local_base import check_local_base, refuse_unmergeable
     from lorakit.plan.model_info import find_model_info
-    from lorakit.plan.quantization import effective_quantization, quantization_sentence
     from lorakit.plan.row_limits import beyond_training, refuse_lengths
     from lorakit.recipe.adapter_kind import adapter_spec
     from lorakit.recipe.load import RecipeErrors, load, to_yaml
@@ -47,7 +47,7 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
         problem = error.problem if isinstance(error, LocatedError) else whole
         console.result_json({"valid": False, "problems": [problem.to_dict()]})
         raise SystemExit(error.exit_code) from error
-    quantization = quantization_sentence(settled.recipe.model, own, facts)
+    quantization = quantization_line(settled.recipe.model, own, facts)
     text, warning = to_yaml(settled.recipe, Path.cwd()), beyond_training(loaded.recipe, facts)
     if as_json:
         choices = [asdict(choice) for choice in settled.choices]

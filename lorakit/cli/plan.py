@@ -1,6 +1,7 @@
 """`lorakit plan`"""
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,8 +10,7 @@ from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
-    from lorakit.plan.changes import Change
-    from lorakit.plan.estimate import Plan, PlanDevice, RowEstimate
+    from lorakit.plan.estimate import Plan, RowEstimate
     from lorakit.plan.model_info import ModelInfo
     from lorakit.progress import Progress
     from lorakit.recipe.schema import Recipe
@@ -20,16 +20,14 @@ Gpu = Annotated[
     typer.Option(
         "--gpu",
         metavar="NAME|SIZE|all",
-        help="Plan for this card instead of this machine: a name ([cyan]RTX 4090[/cyan]), a memory "
-        "([cyan]24GB[/cyan]), or [cyan]all[/cyan] that are known.",
+        help="Plan for this card instead of this machine: a name ([cyan]RTX 4090[/cyan]), a memory size "
+        "([cyan]24GB[/cyan]), or [cyan]all[/cyan] known cards.",
         show_default=False,
     ),
 ]
 Price = Annotated[
     float | None,
-    typer.Option(
-        "--price", metavar="PER-HOUR", min=0, help="What the device costs an hour, in any currency.", show_default=False
-    ),
+    typer.Option("--price", metavar="PER-HOUR", min=0, help="Price of an hour, in any currency.", show_default=False),
 ]
 Probe = Annotated[
     bool,
@@ -60,11 +58,14 @@ def plan(
         raise typer.BadParameter("--probe runs on this machine, --gpu plans for another one. Leave one of them out.")
     if per_hour is not None and not math.isfinite(per_hour):
         raise typer.BadParameter("--price is not a price. Write what an hour costs, such as 0.45.")
+    if gpu is not None and not gpu.strip():
+        raise typer.BadParameter("--gpu is empty. Write a card's name, its memory, or all.")
     from lorakit import console
-    from lorakit.cli import plan_texts
-    from lorakit.cli.plan_facts import Told
+    from lorakit.cli.plan_facts import PlanReport
+    from lorakit.cli.plan_texts import print_cards, print_plan
     from lorakit.hardware.gpus import GPUS, find_gpu
-    from lorakit.plan.changes import Trying, larger, smaller
+    from lorakit.plan.advice import collect_advice, run_figures
+    from lorakit.plan.changes import ChangeSearch
     from lorakit.plan.checkpoint import checkpoint_of
     from lorakit.plan.estimate import full_fine_tuning, plan_run
     from lorakit.plan.local_base import check_local_base, describe_missing_files, refuse_unmergeable
@@ -72,43 +73,47 @@ def plan(
     from lorakit.plan.row_limits import beyond_training, refuse_lengths
     from lorakit.recipe.load import load
 
-    if gpu is not None and not gpu.strip():
-        raise typer.BadParameter("--gpu is empty. Write a card's name, its memory, or all.")
     progress = console.Terminal(quiet)
     loaded = load(recipe, overrides)
     settings = loaded.recipe
     with loaded.locating():
         check_local_base(settings, complete=False)
-        facts = _facts(settings, progress)
-        refuse_unmergeable(settings, facts)
-        refuse_lengths(settings, facts)
+        info = _model_info(settings, progress)
+        refuse_unmergeable(settings, info)
+        refuse_lengths(settings, info)
         rows = _rows(settings)
     if gpu and gpu.strip().lower() == "all":
-        plans = [_planned_or_why(settings, facts, rows, place_of(device), per_hour) for device in GPUS]
-        if all(isinstance(found, UserError) for found in plans):
+        plans: list[Plan | UserError] = []
+        for card in GPUS:
+            try:
+                plans.append(plan_run(settings, info, rows, place_of(card), per_hour))
+            except UserError as error:
+                plans.append(error)
+        errors = [error for error in plans if isinstance(error, UserError)]
+        if len(errors) == len(plans):
             with loaded.locating():
-                raise next(found for found in plans if isinstance(found, UserError))
-        plan_texts.print_cards(list(GPUS), plans, as_json)
+                raise errors[0]
+        print_cards(list(GPUS), plans, as_json)
         return
-    for warning in filter(None, (describe_missing_files(settings), beyond_training(settings, facts, rows.longest))):
+    for warning in filter(None, (describe_missing_files(settings), beyond_training(settings, info, rows.longest))):
         progress.warn(warning)
     place = place_of(find_gpu(gpu)) if gpu else this_place()
     with loaded.locating():
-        found = plan_run(settings, facts, rows, place, per_hour)
-    checkpoint = checkpoint_of(facts, place.machine)
-    kept = checkpoint is not None and checkpoint.treatment == "kept"
-    full = None if kept else full_fine_tuning(settings, facts, rows, place)
-    trying = Trying(found, facts, lambda more: load(recipe, [*overrides, *more]).recipe)
-    changes = smaller(trying) if found.fits != "yes" else larger(trying)
-    notes = _advice(found, changes, facts)
+        estimate = plan_run(settings, info, rows, place, per_hour)
+    checkpoint = checkpoint_of(info, place.machine)
+    quantized = checkpoint is not None and checkpoint.treatment == "kept"
+    full = None if quantized else full_fine_tuning(settings, info, rows, place)
+    search = ChangeSearch(estimate, info, lambda more: load(recipe, [*overrides, *more]).recipe)
+    changes = search.smaller() if estimate.fits != "yes" else search.larger()
+    notes = collect_advice(estimate.recipe, run_figures(estimate, changes, info))
     with loaded.locating():
         measured = _probe(settings, progress) if probe else None
-    plan_texts.print_plan(Told(found, full, checkpoint, changes, notes, measured), as_json)
-    if found.fits == "no" and measured is None:
+    print_plan(PlanReport(estimate, full, checkpoint, changes, notes, measured), as_json)
+    if estimate.fits == "no" and measured is None:
         raise SystemExit(1)
 
 
-def _facts(settings: "Recipe", progress: "Progress") -> "ModelInfo":
+def _model_info(settings: "Recipe", progress: "Progress") -> "ModelInfo":
     """What the base model is made of: counted from its config, or built without weights where its family is another."""
     from dataclasses import replace
 
@@ -117,15 +122,15 @@ def _facts(settings: "Recipe", progress: "Progress") -> "ModelInfo":
 
     base = settings.model.base
     config = find_config(base, settings.model.revision)
-    facts = parse_model_info(config) if config else None
-    if config is not None and facts is None:
-        raise UserError(f"model.base: the config.json of {base} names no hidden size as a whole number of at least 1.")
-    if config is None or facts is None:
+    if config is None:
         raise UserError(
             f"model.base: the sizes of {base} are not known here. Give a local folder with its config.json, fetch the "
             "model once (lorakit train RECIPE --dry-run), or plan on a well-known model of the same size."
         )
-    if facts.spec is None:
+    info = parse_model_info(config)
+    if info is None:
+        raise UserError(f"model.base: the config.json of {base} names no hidden size as a whole number of at least 1.")
+    if info.spec is None:
         kind = one_line(str(config.get("model_type")))
         progress.say(f"model.base: a {kind} is not counted from its config: building it without weights")
         from lorakit.model.tokenizer import quiet_libraries
@@ -134,13 +139,11 @@ def _facts(settings: "Recipe", progress: "Progress") -> "ModelInfo":
         quiet_libraries()
         folder = find_model_folder(base, settings.model.revision)
         source = folder if folder and (folder / "config.json").is_file() else config
-        facts = replace(facts, spec=spec_with_trace(source, settings.adapter))
-    return facts
+        info = replace(info, spec=spec_with_trace(source, settings.adapter))
+    return info
 
 
 def _rows(settings: "Recipe") -> "RowEstimate":
-    from pathlib import Path
-
     from lorakit.data.glance import glance
     from lorakit.plan.estimate import rows_of
     from lorakit.plan.model_info import find_model_folder
@@ -149,24 +152,6 @@ def _rows(settings: "Recipe") -> "RowEstimate":
     tokenizer = folder / "tokenizer.json" if folder and (folder / "tokenizer.json").is_file() else None
     template = Path(settings.model.chat_template) if settings.model.chat_template else None
     return rows_of(settings, glance(settings.data, tokenizer, template, settings.model.template_variables))
-
-
-def _planned_or_why(
-    settings: "Recipe", facts: "ModelInfo", rows: "RowEstimate", place: "PlanDevice", per_hour: float | None
-) -> "Plan | UserError":
-    from lorakit.plan.estimate import plan_run
-
-    try:
-        return plan_run(settings, facts, rows, place, per_hour)
-    except UserError as error:
-        return error
-
-
-def _advice(found: "Plan", changes: "list[Change]", facts: "ModelInfo") -> Any:
-    from lorakit.plan.advice import collect_advice
-    from lorakit.plan.advised import known_of
-
-    return collect_advice(found.recipe, known_of(found, changes, facts))
 
 
 def _probe(settings: "Recipe", progress: "Progress") -> Any:

@@ -13,28 +13,9 @@ if TYPE_CHECKING:
     from lorakit.plan.estimate import Plan
 
 
-def card_facts(device: "Gpu", plan: "Plan | UserError") -> dict[str, Any]:
-    """Whether one card can train a recipe."""
-    if isinstance(plan, UserError):
-        return {"name": device.name, "memory": device.memory, "fits": "no", "reason": str(plan)}
-    train = plan.recipe.train
-    return {
-        "name": device.name,
-        "memory": device.memory,
-        "fits": plan.fits,
-        "certain": plan.certain,
-        "takes": plan.longest.total,
-        "at_most": plan.at_most,
-        "micro_batch": train.micro_batch,
-        "gradient_checkpointing": train.gradient_checkpointing,
-        "seconds": asdict(plan.time) if plan.time else None,
-        "price": asdict(plan.price) if plan.price else None,
-    }
-
-
 @dataclass(frozen=True)
-class Told:
-    """All that is told of one plan."""
+class PlanReport:
+    """All that is shown of one plan."""
 
     plan: "Plan"
     full: "Plan | None"
@@ -55,24 +36,46 @@ class Told:
         return max(whole, self.plan.merge) if self.checkpoint.mergeable else None
 
 
-def facts_of(told: Told) -> dict[str, Any]:
+def report_as_json(report: PlanReport) -> dict[str, Any]:
     """A plan as plain values: bytes, seconds, numbers."""
-    facts = _plan_facts(told.plan)
-    facts["memory"]["merge"] = told.merge
-    if told.merge is None:
-        facts["files"]["model"] = None
+    document = _plan_as_json(report.plan)
+    document["memory"]["merge"] = report.merge
+    if report.merge is None:
+        document["files"]["model"] = None
+    checkpoint = asdict(report.checkpoint) if report.checkpoint else None
+    if checkpoint:
+        checkpoint |= {"lacking": checkpoint.pop("missing"), "said": checkpoint.pop("description")}
     return {
-        **facts,
-        "checkpoint": asdict(told.checkpoint) if told.checkpoint else None,
-        "full_fine_tuning": _plan_facts(told.full) if told.full else None,
-        "changes": [_change_facts(change) for change in told.changes],
-        "advice": [asdict(note) for note in told.notes],
-        "measured": asdict(told.probed) if told.probed is not None else None,
-        "auto": [asdict(choice) for choice in told.plan.choices],
+        **document,
+        "checkpoint": checkpoint,
+        "full_fine_tuning": _plan_as_json(report.full) if report.full else None,
+        "changes": [_change_as_json(change) for change in report.changes],
+        "advice": [asdict(note) for note in report.notes],
+        "measured": asdict(report.probed) if report.probed is not None else None,
+        "auto": [asdict(choice) for choice in report.plan.choices],
     }
 
 
-def _plan_facts(plan: "Plan") -> dict[str, Any]:
+def card_as_json(card: "Gpu", plan: "Plan | UserError") -> dict[str, Any]:
+    """Whether one card can train a recipe."""
+    if isinstance(plan, UserError):
+        return {"name": card.name, "memory": card.memory, "fits": "no", "reason": str(plan)}
+    train = plan.recipe.train
+    return {
+        "name": card.name,
+        "memory": card.memory,
+        "fits": plan.fits,
+        "certain": plan.certain,
+        "takes": plan.longest.total,
+        "at_most": plan.at_most,
+        "micro_batch": train.micro_batch,
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "seconds": asdict(plan.time) if plan.time else None,
+        "price": asdict(plan.price) if plan.price else None,
+    }
+
+
+def _plan_as_json(plan: "Plan") -> dict[str, Any]:
     machine, train = plan.place.machine, plan.recipe.train
     return {
         "model": plan.recipe.model.base,
@@ -111,9 +114,9 @@ def _plan_facts(plan: "Plan") -> dict[str, Any]:
     }
 
 
-def _change_facts(change: "Change") -> dict[str, Any]:
+def _change_as_json(change: "Change") -> dict[str, Any]:
     return {
-        "set": {step.key: step.value for step in change.steps} | dict.fromkeys(change.emptied),
+        "set": {step.key: step.value for step in change.steps} | dict.fromkeys(change.removed),
         "options": change.overrides,
         "takes": change.plan.longest.total,
         "time": change.slower,

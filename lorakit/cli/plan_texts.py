@@ -1,9 +1,11 @@
 """What `lorakit plan` prints: tables and sentences for people."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from lorakit import console
 from lorakit.amounts import decimal_bytes, duration, gibibyte_cell, gibibytes, percent, price
-from lorakit.cli.plan_facts import Told, card_facts, facts_of
+from lorakit.cli.plan_facts import PlanReport, card_as_json, report_as_json
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,64 +30,60 @@ _MOMENTS = {
 }
 
 
-def print_plan(told: Told, as_json: bool) -> None:
+def print_plan(report: PlanReport, as_json: bool) -> None:
     """Print one plan."""
-    from lorakit import console
-
     if as_json:
-        console.result_json(facts_of(told))
+        console.result_json(report_as_json(report))
         return
-    plan = told.plan
-    _print_memory(plan, told.full)
+    plan = report.plan
+    _print_memory(plan, report.full)
     console.result_wrapped(_verdict(plan))
-    console.result_facts(_figures(told))
-    if told.probed is not None:
-        console.result_wrapped(_measured(plan, told.probed))
-    _print_changes(plan, told.changes)
-    for note in told.notes:
+    console.result_facts(_figures(report))
+    if report.probed is not None:
+        probed, predicted = report.probed, plan.longest.total
+        console.result_wrapped(
+            f"measured: {gibibytes(probed.peak)} on {probed.micro_batch} rows, {probed.tokens:,} tokens in "
+            f"{duration(probed.seconds)}; predicted {gibibytes(predicted)} ({predicted / probed.peak - 1:+.0%})"
+        )
+    _print_changes(plan, report.changes)
+    for note in report.notes:
         console.result_wrapped(f"- {note.about}: {note.text} ({note.source})", under="  ")
     for choice in plan.choices:
         console.result_wrapped(f"# {choice}", under="#   ")
 
 
-def print_cards(devices: "list[Gpu]", plans: "list[Plan | UserError]", as_json: bool) -> None:
+def print_cards(cards: "list[Gpu]", plans: "list[Plan | UserError]", as_json: bool) -> None:
     """Print which of the known cards can train a recipe."""
-    from lorakit import console
-
+    pairs = list(zip(cards, plans, strict=True))
     if as_json:
-        found = [card_facts(device, plan) for device, plan in zip(devices, plans, strict=True)]
-        console.result_json({"cards": found})
+        console.result_json({"cards": [card_as_json(card, plan) for card, plan in pairs]})
         return
-    both = sorted(zip(devices, plans, strict=True), key=lambda pair: (pair[0].memory, pair[0].name))
-    rows = [_card_row(device, plan) for device, plan in both]
+    pairs.sort(key=lambda pair: (pair[0].memory, pair[0].name))
+    rows = [_card_row(card, plan) for card, plan in pairs]
     console.result_table("", ["card", "GiB", "fits", "takes", "rows at once", "recomputing", "time"], rows)
-    able = [
-        (device.name, plan.certain) for device, plan in both if not isinstance(plan, UserError) and plan.fits == "yes"
-    ]
-    certain = [name for name, surely in able if surely]
-    console.result(
-        f"{len(able)} of {len(both)} known cards can train it{f', the smallest: {able[0][0]}' if able else ''}."
-    )
-    if able and len(certain) < len(able):
+    fitting = [(card, plan) for card, plan in pairs if not isinstance(plan, UserError) and plan.fits == "yes"]
+    certain = [card.name for card, plan in fitting if plan.certain]
+    smallest = f", the smallest: {fitting[0][0].name}" if fitting else ""
+    console.result(f"{len(fitting)} of {len(pairs)} known cards can train it{smallest}.")
+    if len(certain) < len(fitting):
         smallest = f", the smallest: {certain[0]}" if certain else ""
         console.result(f"At the upper end of the estimate {len(certain)} can{smallest}.")
 
 
-def _card_row(device: "Gpu", plan: "Plan | UserError") -> list[str]:
-    size = f"{round(device.memory / 2**30, 1):g}"
+def _card_row(card: "Gpu", plan: "Plan | UserError") -> list[str]:
+    size = f"{round(card.memory / 2**30, 1):g}"
     if isinstance(plan, UserError):
-        return [device.name, size, "no", "-", "-", "-", "-"]
+        return [card.name, size, "no", "-", "-", "-", "-"]
+    takes = gibibytes(plan.longest.total)
     if plan.fits == "no":
-        return [device.name, size, "no", gibibytes(plan.longest.total), "-", "-", "-"]
-    train, time = plan.recipe.train, duration(plan.time.likely) if plan.time else "-"
-    recomputing = "yes" if train.gradient_checkpointing else "no"
+        return [card.name, size, "no", takes, "-", "-", "-"]
     fits = "yes" if plan.certain else _ON_A_CARD[plan.fits]
-    return [device.name, size, fits, gibibytes(plan.longest.total), str(train.micro_batch), recomputing, time]
+    recomputing = "yes" if plan.recipe.train.gradient_checkpointing else "no"
+    time = duration(plan.time.likely) if plan.time else "-"
+    return [card.name, size, fits, takes, str(plan.recipe.train.micro_batch), recomputing, time]
 
 
 def _print_memory(plan: "Plan", full: "Plan | None") -> None:
-    from lorakit import console
-
     rows = int(plan.recipe.train.micro_batch)
     columns = ["GiB", f"longest: {rows} x {plan.rows.longest:,}", f"average: {rows} x {plan.rows.mean:,.0f}"]
     memories = [plan.longest, plan.average]
@@ -96,35 +94,38 @@ def _print_memory(plan: "Plan", full: "Plan | None") -> None:
     table = [[name, *(gibibyte_cell(memory.components[name]) for memory in memories)] for name in names]
     table.append(["total", *(gibibyte_cell(memory.total) for memory in memories)])
     machine = plan.place.machine
-    title = f"{plan.recipe.name}: {plan.recipe.model.base} on {machine.name}, {gibibytes(machine.memory)}"
-    console.result(title)
+    console.result(f"{plan.recipe.name}: {plan.recipe.model.base} on {machine.name}, {gibibytes(machine.memory)}")
     console.result_table("", columns, table)
 
 
 def _verdict(plan: "Plan") -> str:
-    machine = plan.place.machine
-    held = "on the card" if machine.is_gpu else "free"
+    machine, total = plan.place.machine, plan.longest.total
     verdict = (_CERTAIN if plan.certain else _UNCERTAIN)[plan.fits]
     moment = _MOMENTS.get(plan.longest.moment, plan.longest.moment)
-    least = f"{gibibytes(plan.longest.total * (1 - plan.error))} to {gibibytes(plan.at_most)}"
-    taken = f"{gibibytes(plan.longest.total)} ({least}, within {plan.error:.0%}) of {gibibytes(machine.memory)} {held}"
-    return f"{verdict}: {taken}; budget {gibibytes(plan.room)}; peak during {moment}."
+    span = f"{gibibytes(total * (1 - plan.error))} to {gibibytes(plan.at_most)}, within {plan.error:.0%}"
+    available = f"{gibibytes(machine.memory)} {'on the card' if machine.is_gpu else 'free'}"
+    return (
+        f"{verdict}: {gibibytes(total)} ({span}) of {available}; budget {gibibytes(plan.room)}; peak during {moment}."
+    )
 
 
-def _figures(told: Told) -> list[tuple[str, str]]:
+def _figures(report: PlanReport) -> list[tuple[str, str]]:
     """The figures of a plan beside memory, each with its name."""
-    plan, full, checkpoint = told.plan, told.full, told.checkpoint
-    spec, adapted = plan.spec, plan.trainable
+    plan, full, checkpoint = report.plan, report.full, report.checkpoint
+    spec, trainable = plan.spec, plan.trainable
     how = "built without weights on torch's meta device" if spec.built else "counted from its config"
-    near = "about " if adapted.estimated else ""
-    rows = [("parameters", f"{spec.parameters:,}, {how}{_left_plain(plan)}")]
+    fused = sum(weight.size for weight in spec.weights if weight.fused)
+    if fused and plan.quantization != "none":
+        how += f"; {percent(fused / spec.parameters)} are fused experts, which bitsandbytes does not quantize"
+    rows = [("parameters", f"{spec.parameters:,}, {how}")]
     if checkpoint:
-        rows.append(("checkpoint", checkpoint.said))
+        rows.append(("checkpoint", checkpoint.description))
+    about = "about " if trainable.estimated else ""
     rows += [
-        ("trained", f"{near}{adapted.trained:,} ({percent(adapted.trained / spec.parameters, 2)})"),
-        ("files", _files(told)),
-        ("evaluation", f"{gibibytes(plan.evaluation)} at its fullest"),
-        ("merge", _merge(told)),
+        ("trained", f"{about}{trainable.trained:,} ({percent(trainable.trained / spec.parameters, 2)})"),
+        ("files", _files(report)),
+        ("evaluation", f"peak {gibibytes(plan.evaluation)}"),
+        ("merge", _merge(report)),
         ("rows", _rows(plan)),
     ]
     if plan.steps:
@@ -134,39 +135,33 @@ def _figures(told: Told) -> list[tuple[str, str]]:
         rows.append(("work", f"{plan.tokens:,} tokens, {percent(plan.padding)} padding, {plan.operations:.2g} FLOPs"))
     rows.append(("time", _time(plan)))
     if plan.price:
-        rows.append(("price", _span(plan.price, price)))
+        rows.append(("price", _range(plan.price, price)))
     if full:
-        taken = (
-            f"{gibibytes(full.longest.total)}, {full.trainable.trained:,} trained, "
-            f"model {decimal_bytes(full.model_file)}"
-        )
-        time = f", {_span(full.time, duration)}" if full.time and full.fits != "no" else ", which does not fit"
-        rows.append(("full fine-tuning", taken + (time if full.fits == "no" or full.time else "")))
+        figures = f"{gibibytes(full.longest.total)}, {full.trainable.trained:,} trained, "
+        figures += f"model {decimal_bytes(full.model_file)}"
+        if full.fits == "no":
+            figures += ", which does not fit"
+        elif full.time:
+            figures += f", {_range(full.time, duration)}"
+        rows.append(("full fine-tuning", figures))
     return rows
 
 
-def _files(told: Told) -> str:
-    plan = told.plan
+def _files(report: PlanReport) -> str:
+    plan = report.plan
     if not plan.adapter_file:
         return f"model {decimal_bytes(plan.model_file)}"
     adapter = f"adapter {decimal_bytes(plan.adapter_file)}"
-    return adapter if told.merge is None else f"{adapter}, merged model {decimal_bytes(plan.model_file)}"
+    return adapter if report.merge is None else f"{adapter}, merged model {decimal_bytes(plan.model_file)}"
 
 
-def _merge(told: Told) -> str:
-    if told.merge is None:
-        assert told.checkpoint is not None
-        return f"none: to {told.checkpoint.quantization} weights no adapter can be added; it is served beside them"
-    dequantized = ", the model dequantized as a whole" if told.checkpoint else ""
-    return f"{gibibytes(told.merge)} of main memory, on any device{dequantized}"
-
-
-def _left_plain(plan: "Plan") -> str:
-    """A clause on fused experts under quantization: most of such a model, and left as it is."""
-    fused = sum(weight.size for weight in plan.spec.weights if weight.fused)
-    if not fused or plan.quantization == "none":
-        return ""
-    return f"; {percent(fused / plan.spec.parameters)} are fused experts, which bitsandbytes does not quantize"
+def _merge(report: PlanReport) -> str:
+    if report.merge is None:
+        assert report.checkpoint is not None
+        quantization = report.checkpoint.quantization
+        return f"none: no adapter can be added to {quantization} weights; serve the adapter beside them"
+    dequantized = ", the whole model dequantized" if report.checkpoint else ""
+    return f"{gibibytes(report.merge)} of main memory, on any device{dequantized}"
 
 
 def _rows(plan: "Plan") -> str:
@@ -175,45 +170,33 @@ def _rows(plan: "Plan") -> str:
         return rows.counted
     about = "" if rows.exact else "about "
     held_out = f", {rows.held_out:,} held out" if rows.held_out else ""
-    over = f", {percent(rows.overlong, 1)} longer than data.max_length" if rows.overlong else ""
-    long = f"{rows.mean:,.0f} tokens on average, at most {rows.longest:,}{over}"
-    return f"{about}{rows.count:,}{held_out}; {long} ({rows.counted})"
+    overlong = f", {percent(rows.overlong, 1)} longer than data.max_length" if rows.overlong else ""
+    tokens = f"{rows.mean:,.0f} tokens on average, at most {rows.longest:,}{overlong}"
+    return f"{about}{rows.count:,}{held_out}; {tokens} ({rows.counted})"
 
 
 def _time(plan: "Plan") -> str:
     if plan.time and plan.rates:
-        return f"{_span(plan.time, duration)}; at {plan.rates.words}"
+        return f"{_range(plan.time, duration)}; at {plan.rates.words}"
     if plan.steps is None:
         return "known with the rows"
     return f"not known: no speed of {plan.place.machine.name} in {plan.recipe.model.dtype} is known here"
 
 
-def _measured(plan: "Plan", probed: Any) -> str:
-    predicted = plan.longest.total
-    pass_ = f"{probed.micro_batch} rows, {probed.tokens:,} tokens in {duration(probed.seconds)}"
-    off = f"{predicted / probed.peak - 1:+.0%}"
-    return f"measured: {gibibytes(probed.peak)} on {pass_}; predicted {gibibytes(predicted)} ({off})"
-
-
 def _print_changes(plan: "Plan", changes: "list[Change]") -> None:
-    from lorakit import console
-
-    if not changes:
-        if plan.fits != "yes":
-            console.result_wrapped(
-                "No change that is tried here makes it fit: take a smaller base model, or a larger card (--gpu all)."
-            )
-        return
-    console.result("to make it fit, what costs least first:" if plan.fits != "yes" else "what would use the room:")
+    fits = plan.fits == "yes"
+    if changes:
+        console.result("what would use the memory that is left:" if fits else "to make it fit, what costs least first:")
+    elif not fits:
+        console.result_wrapped(
+            "No change that was tried makes it fit: take a smaller base model, or a larger card (--gpu all)."
+        )
     for change in changes:
         console.result(f"  {change.overrides}")
-        told = f"takes {gibibytes(change.plan.longest.total)}{_slower(change.slower)}: {change.costs}"
-        console.result("\n".join(console.wrapped(told, under=" " * 8, begin=" " * 6)))
+        slower = "" if change.slower is None else f", time x {change.slower:.2f}"
+        effect = f"takes {gibibytes(change.plan.longest.total)}{slower}: {change.costs}"
+        console.result("\n".join(console.wrapped(effect, under=" " * 8, begin=" " * 6)))
 
 
-def _slower(times: float | None) -> str:
-    return "" if times is None else f", time x {times:.2f}"
-
-
-def _span(span: "EstimateRange | None", shown: Any) -> str:
-    return "-" if span is None else f"{shown(span.likely)} ({shown(span.low)} to {shown(span.high)})"
+def _range(estimate: "EstimateRange", show: Callable[[float], str]) -> str:
+    return f"{show(estimate.likely)} ({show(estimate.low)} to {show(estimate.high)})"

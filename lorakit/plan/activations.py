@@ -91,10 +91,14 @@ def saved_activations(
                 found[key] = _with_missed(spec, number, block_activations(spec, weights, adapted, way), way)
             blocks.append(found[key])
     largest = max(blocks, key=lambda block: block.of(1, _A_ROW), default=SavedActivations(0, 0))
-    token, pair, fixed = (sum(getattr(block, name) for block in blocks) for name in ("per_token", "per_pair", "fixed"))
-    # The norm behind the last block keeps its input; the first one does not where no gradient goes below it.
-    beyond = norm_bytes(spec, adapted, way) if adapted.full_fine_tuning else 0.0
-    return SavedActivations(token + beyond, pair, fixed), largest
+    # The norm after the last block keeps its input; the first one does not where no gradient goes below it.
+    last_norm = norm_bytes(spec, adapted, way) if adapted.full_fine_tuning else 0.0
+    total = SavedActivations(
+        per_token=sum(block.per_token for block in blocks) + last_norm,
+        per_pair=sum(block.per_pair for block in blocks),
+        fixed=sum(block.fixed for block in blocks),
+    )
+    return total, largest
 
 
 def _with_missed(spec: ModelSpec, number: int, derived: SavedActivations, way: ComputeConfig) -> SavedActivations:

@@ -1,86 +1,143 @@
 """Advice: short notes on what a recipe's numbers suggest, each with its source. None of it is a refusal."""
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lorakit.amounts import gibibytes, percent
-from lorakit.plan.changing import changing
+from lorakit.errors import UserError
+from lorakit.plan.auto import default_learning_rate
+from lorakit.plan.changes import Change
+from lorakit.plan.estimate import Plan, plan_run
+from lorakit.plan.model_info import ModelInfo
 from lorakit.recipe.adapter_kind import adapter_spec, trains_all
 from lorakit.recipe.schema import Recipe
 
-_REGRET = "LoRA Without Regret (Schulman and Thinking Machines Lab, 2025)"
 _CAPACITY = "Tinker cookbook, LoRA Primer: a parameter a completion token; LoRA Without Regret on capacity"
-# Parameters a trained token that a smaller rank has to leave, before it is named.
+# A smaller rank is named only where it still leaves so many parameters a trained token.
 _AMPLE = 10
-# The default, on which the rates of `auto` are tried.
+# The default alpha, with which the rates of `auto` are tried.
 _ALPHA = 32
+
+# A question whose answer will be another one in a year.
+_QUESTION = re.compile(
+    r"\b(?:current(?:ly)?|latest|newest|up[- ]to[- ]date|as of (?:now|today)|today'?s?|this (?:week|month|year|quarter)"
+    r"|prices?|costs?|fees?|exchange rate|interest rate|discount|in stock|availab(?:le|ility)"
+    r"|(?:opening|business|office) hours|phone number|release date|deadline|due date|version number|which version"
+    r"|who is (?:the|our) \w*\s?(?:ceo|cto|cfo|president|chancellor|prime minister|chair\w*|head|director|manager))\b",
+    re.IGNORECASE,
+)
+_VALUE = re.compile(
+    r"https?://\S+|\b[\w.]+@[\w.]+\b"
+    r"|[$€£¥]\s?\d[\d.,]*|\b\d[\d.,]*\s?(?:usd|eur|gbp|dollars?|euros?|pounds?|%)"
+    r"|\b(?:19|20)\d\d\b|\b\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b|\bv?\d+\.\d+(?:\.\d+)*\b"
+    r"|\b\d{1,2}:\d\d\b|\b\d{1,2}\s?[ap]\.?m\b|\+?\d[\d ()-]{7,}\d",
+    re.IGNORECASE,
+)
+_NAME = re.compile(r"(?<=\s)[A-Z][\w'-]*|\w*\d\w*")
+# From so many prompts on that differ in a name only, they are taken for a table in disguise.
+_TABLE_ROWS = 5
 
 
 @dataclass(frozen=True)
 class RunFigures:
-    """What is known of a run besides its recipe; None where it is not.
-
-    `rows` and `held_out` rows; tokens of the `longest` row, and the share of `overlong` ones; `trained_tokens` of an
-    epoch; `parameters` that are trained; `steps` of the run; the `learning_rate` used and the
-    `formula_rate` with its reason; `padding`: the share of computed tokens that is padding; `smallest_side` of the
-    adapted modules; whether the model `fits_unquantized`, and the run with 32-bit optimizer states (`fits_adamw`).
-    `texts`: prompt and answer of a sample of the rows.
-    """
+    """What is known of a run besides its recipe; None where it is not known."""
 
     rows: int | None = None
     held_out: int | None = None
     longest: int | None = None
+    """Tokens of the longest row."""
     overlong: float | None = None
+    """The share of rows longer than `data.max_length`."""
     trained_tokens: int | None = None
+    """Of an epoch."""
     parameters: int | None = None
+    """That are trained."""
     steps: int | None = None
     learning_rate: float | None = None
     formula_rate: float | None = None
+    """What `auto` would choose, for the reason `formula`."""
     formula: str = ""
     padding: float | None = None
+    """The share of computed tokens that is padding."""
     smallest_side: int | None = None
+    """Of the adapted weights."""
     fits_unquantized: bool | None = None
     fits_adamw: bool | None = None
+    """Whether the run fits with 32-bit optimizer states."""
     texts: Sequence[tuple[str, str]] = ()
+    """Prompt and answer of a sample of the rows."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A note: the dotted key that it is about, or `data`; what it says, with the user's own number; who says so."""
+    """A note: the dotted key that it is about, or `data`; what it says, with the user's own number; its source."""
 
     about: str
     text: str
     source: str
 
 
-def collect_advice(recipe: Recipe, given: RunFigures) -> list[Advice]:
-    """Every note that the numbers of a run give rise to, those on the rows first."""
-    return [note for find in _NOTES for note in find(recipe, given)]
+def run_figures(plan: Plan, changes: list[Change], info: ModelInfo) -> RunFigures:
+    """The figures of a plan, as far as they are known."""
+    rows, recipe = plan.rows, plan.recipe
+    formula_rate, formula = default_learning_rate(recipe, info)
+    rate = recipe.train.learning_rate
+    adapted = [weight for weight in plan.spec.weights if weight.path in plan.trainable.ranks]
+    fits_unquantized = None
+    if plan.fits == "yes" and recipe.model.quantization != "none":
+        fits_unquantized = any(step.key == "model.quantization" for change in changes for step in change.steps)
+    return RunFigures(
+        rows=rows.count,
+        held_out=rows.held_out if rows.count else None,
+        longest=rows.longest if rows.count else None,
+        overlong=rows.overlong,
+        trained_tokens=round(rows.count * rows.mean * rows.trained) if rows.count else None,
+        parameters=plan.trainable.trained,
+        steps=plan.steps,
+        learning_rate=rate if isinstance(rate, float) else None,
+        formula_rate=formula_rate if isinstance(formula_rate, float) else None,
+        formula=formula,
+        padding=plan.padding,
+        smallest_side=min((min(weight.outer, weight.inner) for weight in adapted), default=None),
+        fits_unquantized=fits_unquantized,
+        fits_adamw=_fits_adamw(plan, info) if recipe.train.optimizer.endswith("8bit") else None,
+        texts=rows.sample,
+    )
 
 
-def _few_rows(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
-    if given.rows and given.rows < 500:
+def _fits_adamw(plan: Plan, info: ModelInfo) -> bool | None:
+    train = plan.asked.train.model_copy(update={"optimizer": "adamw"})
+    try:
+        return plan_run(plan.asked.model_copy(update={"train": train}), info, plan.rows, plan.place).fits == "yes"
+    except UserError:
+        return None
+
+
+def collect_advice(recipe: Recipe, figures: RunFigures) -> list[Advice]:
+    """Every note that the figures of a run call for, those on the rows first."""
+    groups = (_row_notes, _token_notes, _length_of_training_notes, _adapter_notes, _training_notes, _memory_notes)
+    return [note for notes in groups for note in notes(recipe, figures)]
+
+
+def _row_notes(recipe: Recipe, figures: RunFigures) -> Iterator[Advice]:
+    if figures.rows and figures.rows < 500:
         yield Advice(
             "data.train",
-            f"{given.rows:,} rows: enough for a format or a tone, little for a task. 1,000 chosen ones made an "
+            f"{figures.rows:,} rows: enough for a format or a tone, little for a task. 1,000 chosen ones made an "
             "assistant of a 65B model",
             "LIMA (arXiv 2305.11206)",
         )
-
-
-def _changing(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
-    found = changing(given.texts)
-    if len(found) >= 10 and len(found) >= 0.1 * len(given.texts):
+    changing = rows_with_changing_facts(figures.texts)
+    if len(changing) >= 10 and len(changing) >= 0.1 * len(figures.texts):
         yield Advice(
             "data",
-            f"{len(found)} of {len(given.texts)} rows looked at teach prices, dates, versions or addresses that their "
-            "prompts do not give. Facts that change belong in retrieval: fine-tuning learns new ones slowly, and makes "
-            "the model invent others",
+            f"{len(changing)} of {len(figures.texts)} sampled rows teach prices, dates, versions or addresses that "
+            "their prompts do not give. Facts that change belong in retrieval: fine-tuning learns new ones slowly, and "
+            "makes the model invent others",
             "arXiv 2312.05934 (retrieval against fine-tuning), 2405.05904 (new knowledge)",
         )
-
-
-def _held_out(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
     if recipe.data.eval is None:
         yield Advice(
             "data.eval",
@@ -88,146 +145,127 @@ def _held_out(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
             "data.eval: 0.1",
             "docs/evaluation.md",
         )
-    elif given.held_out is not None and given.held_out < 150:
+    elif figures.held_out is not None and figures.held_out < 150:
         yield Advice(
             "data.eval",
-            f"{given.held_out:,} held-out rows: to show a difference of 10 points takes 71 to 385, one of 20 points 32 "
-            "to 91",
+            f"{figures.held_out:,} held-out rows: to show a difference of 10 points takes 71 to 385, one of 20 points "
+            "32 to 91",
             "docs/evaluation.md, How many rows a claim needs",
         )
 
 
-def _lengths(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
-    limit, what = recipe.data.max_length, {"drop": "left out", "truncate": "cut", "split": "split, or left out"}
-    if given.overlong and given.overlong > 0.01:
+def _token_notes(recipe: Recipe, figures: RunFigures) -> Iterator[Advice]:
+    limit, fates = recipe.data.max_length, {"drop": "left out", "truncate": "cut", "split": "split, or left out"}
+    if figures.overlong and figures.overlong > 0.01:
         yield Advice(
             "data.max_length",
-            f"{percent(given.overlong)} of the rows are longer than {limit:,} tokens and are "
-            f"{what.get(recipe.data.overlong, 'an error')}",
+            f"{percent(figures.overlong)} of the rows are longer than {limit:,} tokens and are "
+            f"{fates.get(recipe.data.overlong, 'an error')}",
             "the rows; lorakit data shows what other limits would do",
         )
-    elif given.longest and limit >= 8 * given.longest:
+    elif figures.longest and limit >= 8 * figures.longest:
         yield Advice(
             "data.max_length",
-            f"{limit:,} is {limit // given.longest} times the longest row ({given.longest:,} tokens): it cuts nothing, "
-            "and costs nothing, since memory goes by the rows",
+            f"{limit:,} is {limit // figures.longest} times the longest row ({figures.longest:,} tokens): it cuts "
+            "nothing, and costs nothing, since memory goes by the rows",
             "the rows",
         )
-
-
-def _padding(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
-    if given.padding and given.padding > 0.25 and recipe.data.packing != "on":
+    if figures.padding and figures.padding > 0.25 and recipe.data.packing != "on":
         yield Advice(
             "data.packing",
-            f"{percent(given.padding)} of the tokens computed are padding. With flash_attention_2 packing saves "
+            f"{percent(figures.padding)} of the tokens computed are padding. With flash_attention_2 packing saves "
             "nearly all of it; with other attention a mask eats the gain",
             "docs/data.md, Batches and packing",
         )
 
 
-def _passes(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
-    if not given.steps:
+def _length_of_training_notes(recipe: Recipe, figures: RunFigures) -> Iterator[Advice]:
+    if not figures.steps:
         return
-    passes = given.steps * recipe.train.batch_size / given.rows if given.rows else 0
+    passes = figures.steps * recipe.train.batch_size / figures.rows if figures.rows else 0
     if passes > 5:
         yield Advice(
             "train.steps" if recipe.train.steps else "train.epochs",
-            f"each of {given.rows:,} rows is seen {passes:.1f} times. Up to 4 passes are nearly as good as new rows, "
+            f"each of {figures.rows:,} rows is seen {passes:.1f} times. Up to 4 passes are nearly as good as new rows, "
             "more are worth less and less and are remembered word for word: watch the held-out loss, or set "
             "train.early_stopping",
             "arXiv 2305.16264 (repeated data, in pretraining)",
         )
-    if given.steps < 100:
+    if figures.steps < 100:
         yield Advice(
             "train.batch_size",
-            f"{given.steps:,} steps of {recipe.train.batch_size} rows: aim for 100 at least, by a smaller batch or "
+            f"{figures.steps:,} steps of {recipe.train.batch_size} rows: aim for 100 at least, by a smaller batch or "
             "more passes",
             "Tinker cookbook, Supervised Learning Hyperparameters",
         )
 
 
-def _capacity(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
-    if not given.parameters or not given.trained_tokens or trains_all(recipe.adapter):
+def _adapter_notes(recipe: Recipe, figures: RunFigures) -> Iterator[Advice]:
+    if trains_all(recipe.adapter):
         return
-    rank, tokens = recipe.adapter.rank, given.trained_tokens
-    counts = f"{given.parameters:,} trained parameters for {tokens:,} trained tokens"
-    enough = max(1, -(-_AMPLE * tokens * rank // given.parameters))
-    if given.parameters < tokens:
+    rank, parameters, tokens = recipe.adapter.rank, figures.parameters, figures.trained_tokens
+    if parameters and tokens:
+        counts = f"{parameters:,} trained parameters for {tokens:,} trained tokens"
+        enough = max(1, -(-_AMPLE * tokens * rank // parameters))
+        if parameters < tokens:
+            yield Advice(
+                "adapter.rank",
+                f"{counts}: LoRA learns as well as full fine-tuning while it has a parameter a token or more. A higher "
+                "rank, or all linear layers, gives more",
+                _CAPACITY,
+            )
+        elif rank >= 32 and enough <= rank // 4:
+            yield Advice(
+                "adapter.rank",
+                f"{counts}: one a token is enough, and rank {enough} has {_AMPLE} a token, in less memory",
+                _CAPACITY,
+            )
+    if figures.smallest_side and rank > figures.smallest_side:
         yield Advice(
             "adapter.rank",
-            f"{counts}: LoRA learns as well as full fine-tuning while it has a parameter a token or more. A higher "
-            "rank, or all linear layers, gives more",
-            _CAPACITY,
-        )
-    elif rank >= 32 and enough <= rank // 4:
-        yield Advice(
-            "adapter.rank",
-            f"{counts}: one a token is enough, and rank {enough} has {_AMPLE} a token, in less memory",
-            _CAPACITY,
-        )
-
-
-def _rank(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
-    if given.smallest_side and recipe.adapter.rank > given.smallest_side and not trains_all(recipe.adapter):
-        yield Advice(
-            "adapter.rank",
-            f"{recipe.adapter.rank} is more than the smaller side of an adapted module ({given.smallest_side:,}): its "
+            f"{rank} is more than the smaller side of an adapted module ({figures.smallest_side:,}): its "
             "change cannot have a higher rank",
             "LoRA (arXiv 2106.09685), r below both sides",
         )
 
 
-def _rate(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
-    used, formula = given.learning_rate, given.formula_rate
+def _training_notes(recipe: Recipe, figures: RunFigures) -> Iterator[Advice]:
+    used, formula, adapter = figures.learning_rate, figures.formula_rate, recipe.adapter
     if used and formula and not 0.2 <= used / formula <= 5:
         times, side = (used / formula, "above") if used > formula else (formula / used, "below")
-        yield Advice("train.learning_rate", f"{used:g} is {times:,.0f} times {side} {formula:g}", given.formula)
-
-
-def _batch(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
-    if recipe.train.batch_size > 32 and not trains_all(recipe.adapter):
+        yield Advice("train.learning_rate", f"{used:g} is {times:,.0f} times {side} {formula:g}", figures.formula)
+    if recipe.train.batch_size > 32 and not trains_all(adapter):
         yield Advice(
             "train.batch_size",
             f"{recipe.train.batch_size} rows a step: LoRA loses more by large batches than full fine-tuning, whatever "
             "the rank: fewer than 32 are recommended",
-            _REGRET,
+            "LoRA Without Regret (Schulman and Thinking Machines Lab, 2025)",
         )
-
-
-def _alpha(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
-    adapter = recipe.adapter
     if adapter_spec(adapter).name == "lora" and not 1 / 4 <= adapter.alpha / _ALPHA <= 4:
-        scale = f"{adapter.alpha:g}/{adapter.rank} = {adapter.alpha / adapter.rank:.3g}"
         yield Advice(
             "adapter.alpha",
-            f"the scale is {scale}. To change alpha is about to change the learning rate: the one that auto chooses "
-            f"suits alpha {_ALPHA}",
+            f"the scale is {adapter.alpha:g}/{adapter.rank} = {adapter.alpha / adapter.rank:.3g}. To change alpha is "
+            f"about to change the learning rate: the one that auto chooses suits alpha {_ALPHA}",
             "LoRA (arXiv 2106.09685), section 4.1",
         )
-
-
-def _dropout(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
-    if recipe.adapter.dropout and given.steps and given.steps < 500:
+    if adapter.dropout and figures.steps and figures.steps < 500:
         yield Advice(
             "adapter.dropout",
-            f"{recipe.adapter.dropout:g} over {given.steps:,} steps: dropout regularizes long training, and slows the "
+            f"{adapter.dropout:g} over {figures.steps:,} steps: dropout regularizes long training, and slows the "
             "start of a short one",
             "ALLoRA (arXiv 2410.09692)",
         )
 
 
-def _optimizer(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
-    if recipe.train.optimizer.endswith("8bit") and given.fits_adamw and given.parameters:
+def _memory_notes(recipe: Recipe, figures: RunFigures) -> Iterator[Advice]:
+    if recipe.train.optimizer.endswith("8bit") and figures.fits_adamw and figures.parameters:
         yield Advice(
             "train.optimizer",
-            f"{recipe.train.optimizer} saves {gibibytes(6 * given.parameters)} of states on {given.parameters:,} "
+            f"{recipe.train.optimizer} saves {gibibytes(6 * figures.parameters)} of states on {figures.parameters:,} "
             "parameters, and adamw fits too, with exact ones",
             "8-bit Optimizers (arXiv 2110.02861): 2 bytes of state a parameter for 8",
         )
-
-
-def _quantization(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
-    if recipe.model.quantization != "none" and given.fits_unquantized:
+    if recipe.model.quantization != "none" and figures.fits_unquantized:
         yield Advice(
             "model.quantization",
             f"the run fits without {recipe.model.quantization}, which rounds the weights, and dequantizes each at each "
@@ -236,19 +274,31 @@ def _quantization(recipe: Recipe, given: RunFigures) -> Iterator[Advice]:
         )
 
 
-_NOTES: tuple[Callable[[Recipe, RunFigures], Iterator[Advice]], ...] = (
-    _few_rows,
-    _changing,
-    _held_out,
-    _lengths,
-    _padding,
-    _passes,
-    _capacity,
-    _rank,
-    _rate,
-    _batch,
-    _alpha,
-    _dropout,
-    _optimizer,
-    _quantization,
-)
+def rows_with_changing_facts(texts: Sequence[tuple[str, str]]) -> list[int]:
+    """Positions of those (prompt, answer) that teach a value which the prompt does not give and which will change.
+
+    Either the prompt asks for something that changes, or five prompts or more differ only in a name and each has
+    another value. A heuristic for English; tasks whose values are in the prompt (extraction, arithmetic) do not count.
+    """
+    values = [{value for value in _VALUE.findall(answer) if value not in prompt} for prompt, answer in texts]
+    patterns = [_without_names(prompt) for prompt, _ in texts]
+    counts: Counter[str] = Counter()
+    distinct: dict[str, set[str]] = {}
+    for pattern, own in zip(patterns, values, strict=True):
+        if pattern and own:
+            counts[pattern] += 1
+            distinct.setdefault(pattern, set()).add(" ".join(sorted(own)))
+    tables = {name for name, own in distinct.items() if counts[name] >= _TABLE_ROWS and len(own) > counts[name] // 2}
+    return [
+        at
+        for at, ((prompt, _), own) in enumerate(zip(texts, values, strict=True))
+        if own and (_QUESTION.search(prompt) or patterns[at] in tables)
+    ]
+
+
+def _without_names(prompt: str) -> str:
+    """A short prompt with its names taken out; empty where it has none, or has numbers, or is long."""
+    if len(prompt) > 300 or re.search(r"\d", prompt):
+        return ""
+    pattern, names = _NAME.subn("_", prompt)
+    return pattern if names else ""

@@ -16,9 +16,8 @@ from lorakit.model.spec import ModelSpec
 from lorakit.plan.auto import Choice, resolve_auto
 from lorakit.plan.fit import SizedRun, memory_budget, size_run
 from lorakit.plan.flops import TRAINED_SHARE, Workload, run_workload
-from lorakit.plan.memory import DTYPE_BYTES, Memory, weight_bytes
+from lorakit.plan.memory import DTYPE_BYTES, Memory, evaluation_memory, merge_memory, weight_bytes
 from lorakit.plan.model_info import ModelInfo
-from lorakit.plan.other_peaks import evaluating, merging
 from lorakit.plan.runtime import EstimateRange, training_flops, training_price, training_seconds
 from lorakit.plan.schedule import occurrences
 from lorakit.plan.trainable_params import TrainableParams
@@ -186,7 +185,7 @@ def plan_run(
         room=allowed,
         fits="yes" if longest.total <= allowed else "tight" if longest.total <= place.machine.memory else "no",
         evaluation=_evaluation(load, settled.recipe, rows, place.machine),
-        merge=merging(spec),
+        merge=merge_memory(spec),
         adapter_file=_adapter_file(load.trainable),
         model_file=spec.parameters * DTYPE_BYTES.get(str(facts.dtype), 2),
         steps=steps,
@@ -243,7 +242,7 @@ def _evaluation(load: SizedRun, recipe: Recipe, rows: RowEstimate, machine: Mach
     tokens = rows.longest + recipe.evaluate.max_new_tokens
     width = DTYPE_BYTES[recipe.model.dtype]
     weights = weight_bytes(load.spec, load.quantization, recipe.model.double_quant, width)
-    return evaluating(load.spec, weights + 4 * load.trainable.matrices, width, tokens, machine)
+    return evaluation_memory(load.spec, weights + 4 * load.trainable.matrices, width, tokens, machine)
 
 
 def _adapter_file(adapted: TrainableParams) -> int:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from lorakit.hardware.machine import Machine
 from lorakit.model.spec import ModelSpec
+from lorakit.plan.checkpoint import effective_quantization
 from lorakit.plan.memory import Memory, TrainingStep, peak_memory
 from lorakit.plan.model_info import ModelInfo
-from lorakit.plan.quantization import effective_quantization
 from lorakit.plan.trainable_params import TrainableParams, count_trainable
 from lorakit.recipe.adapter_kind import adapter_spec
 from lorakit.recipe.schema import Recipe

@@ -7,6 +7,7 @@ buffers. Several moments of a step are looked at, since not everything is there 
 
 from dataclasses import dataclass, replace
 
+from lorakit.hardware.machine import Machine
 from lorakit.model.spec import ModelSpec
 from lorakit.plan.activations import ComputeConfig, block_input_bytes, norm_bytes, saved_activations
 from lorakit.plan.trainable_params import TrainableParams
@@ -26,6 +27,10 @@ PROCESS = 620_000_000
 _HOLES = 1.27
 # Tokens of the two rows on which a run tries its loss before the first step (lorakit/train/checks.py).
 _TRIED_TOKENS = 256
+# lorakit/evaluate/memory.py and generate.py: rows and tokens that are answered together, by device.
+_EVAL_ROWS, _EVAL_SHARE, _EVAL_MIN_TOKENS = {"cpu": 64, "cuda": 256}, 0.25, 1 << 11
+# lorakit/merge/proof.py: the positions whose logits are kept of both models, in float32.
+_MERGE_LOGITS, _MERGE_POSITIONS = 1 << 25, 512
 
 
 @dataclass(frozen=True)
@@ -233,3 +238,29 @@ def _trying(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep, s
         activations=round(_HOLES * whole.of(2, _TRIED_TOKENS // 2)),
         logits=_TRIED_TOKENS * spec.vocabulary * (2 * width + 8),
     )
+
+
+def evaluation_memory(spec: ModelSpec, weights: int, width: int, tokens: int, machine: Machine) -> int:
+    """Peak bytes of an evaluation: weights, keys and values of the rows that go together, and their logits.
+
+    Args:
+        weights: bytes of base and adapter. width: bytes of a number. tokens: of a row and its answer.
+    """
+    overhead = CONTEXT if machine.is_gpu else PROCESS
+    free = max(machine.memory - weights - overhead, 0)
+    stored = 2 * spec.layers * spec.key_value * width
+    at_once = max(_EVAL_MIN_TOKENS, min(_EVAL_ROWS[machine.device] * tokens, int(free * _EVAL_SHARE / stored)))
+    rows = max(1, at_once // tokens)
+    # Growing keys and values are copied layer by layer, and a prompt's activations are there for one block at a time.
+    growing = stored * at_once * (1 + 1 / spec.layers)
+    flowing = at_once * 8 * spec.hidden * width
+    return round(weights + overhead + growing + flowing + rows * spec.vocabulary * 8)
+
+
+def merge_memory(spec: ModelSpec) -> int:
+    """Peak bytes of main memory of a merge with its proof: one tensor in float32 three times, or a block of both models
+    and the logits that are compared."""
+    blocks = [sum(weight.size for weight in block) for block in spec.blocks.values()]
+    largest = max((weight.size for weight in spec.weights if not weight.is_head), default=0)
+    logits = max(_MERGE_LOGITS, _MERGE_POSITIONS * spec.vocabulary)
+    return PROCESS + max(12 * largest, 8 * max(blocks, default=0) + 8 * logits)
