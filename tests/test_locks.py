@@ -160,12 +160,12 @@ def test_a_lock_beside_a_folder_goes_when_it_is_given_back(tmp_path):
 
 WORKERS = """
 import multiprocessing, time
-from lorakit.data.worker_pool import in_order
+from lorakit.data.worker_pool import map_in_order
 
 def work(number):
     return number
 
-for result in in_order(work, ((number,) for number in range(1000)), 2):
+for result in map_in_order(work, ((number,) for number in range(1000)), 2):
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     time.sleep(600)
 """

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from model_families import FAMILIES
-from test_streamed import ADAPTERS, adapter_of, source_of
+from test_layerwise import ADAPTERS, adapter_of, source_of
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM
 
