@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from lorakit.model.load import attentions_of, load_model, stored_dtype
 from lorakit.model.peft_adapter import adapter_config
 from lorakit.model.quantization_config import refuse_irreversible, stored_quantization
 from lorakit.model.quantized_model import dequantize, summarize_quantization
-from lorakit.model.quantized_weights import RoundedWeights, WeightPrecision
+from lorakit.model.quantized_weights import WeightPrecision
 from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.spec_from_meta import read_hf_config
 from lorakit.model.state_dict import Weights
@@ -222,5 +223,5 @@ def unquantized_base(given: MergeInput, output: Path, progress: Progress) -> Ite
 
 def adapter_model(given: MergeInput, weights: Weights, precision: WeightPrecision) -> Any:
     """The model with the adapter beside its weights, on the base in this precision."""
-    base = RoundedWeights(weights, precision)
-    return layerwise_model(weights.folder, given.attention, base.read, base.pieces, given.adapter)
+    read, pieces = partial(precision.read, weights), partial(precision.pieces, weights)
+    return layerwise_model(weights.folder, given.attention, read, pieces, given.adapter)

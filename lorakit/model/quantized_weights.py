@@ -42,6 +42,18 @@ class WeightPrecision:
             return _quantize_and_back(weight.T.to(dtype), self.settings).float().T.contiguous()
         return _quantize_and_back(weight.to(dtype), self.settings).float()
 
+    def read(self, weights: Weights, path: str) -> torch.Tensor:
+        """One weight of a model folder in this precision, in float32."""
+        return self(path, weights.read(path))
+
+    def pieces(self, weights: Weights, path: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """The same some rows at a time, unless it is quantized as a whole; a piece is valid until the next one."""
+        if path in self.transposed:
+            yield 0, self.read(weights, path)
+            return
+        for row, piece in weights.pieces(path):
+            yield row, self(path, piece)
+
     def rounds(self, path: str, stored: torch.dtype) -> bool:
         """Whether the training saw other numbers at a path than a file holds in the type `stored`."""
         dtype = self._dtype(path)
@@ -58,26 +70,6 @@ class WeightPrecision:
 
     def _dtype(self, path: str) -> torch.dtype:
         return torch.float32 if set(path.split(".")) & set(self.float32_parts) else DTYPES[self.settings.dtype]
-
-
-@dataclass(frozen=True)
-class RoundedWeights:
-    """The weights of a model folder in some precision, by path; nothing is kept in memory."""
-
-    weights: Weights
-    precision: WeightPrecision
-
-    def read(self, path: str) -> torch.Tensor:
-        """One weight in float32."""
-        return self.precision(path, self.weights.read(path))
-
-    def pieces(self, path: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """The same some rows at a time, unless it is quantized as a whole; a piece is valid until the next one."""
-        if path in self.precision.transposed:
-            yield 0, self.read(path)
-            return
-        for row, piece in self.weights.pieces(path):
-            yield row, self.precision(path, piece)
 
 
 def training_precision(weights: Weights, settings: Model) -> WeightPrecision:
