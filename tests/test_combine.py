@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.merge.combine import check_options, combine
-from lorakit.merge.combine_runs import SourceScore, check_same_base, score_sources
+from lorakit.merge.combine_runs import check_same_base, score_sources, share_of_gain
 from lorakit.merge.low_rank import METHODS
 from lorakit.model.peft_adapter import load_adapter
 from lorakit.prepare import reopen_run
@@ -102,8 +102,8 @@ def test_cat_is_the_weighted_sum_whatever_ranks_scales_and_modules(tiny_base, tm
     weights = [0.5, -2.0, 0.3]
     result = combine(folders, weights, "cat", tiny_base, tmp_path / "out")
     assert_same(deltas(tiny_base, tmp_path / "out"), weighted_sum(tiny_base, folders, weights))
-    assert result.off_sum < 1e-6
-    assert result.rank == 7 and [source.rank for source in result.sources] == [2, 5, 4]
+    assert result["off_sum"] < 1e-6
+    assert result["rank"] == 7 and [source["rank"] for source in result["sources"]] == [2, 5, 4]
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert not config["use_rslora"]
     assert config["rank_pattern"]["model.layers.0.mlp.up_proj"] == 5
@@ -125,10 +125,10 @@ def test_svd_is_the_nearest_of_its_rank_and_says_what_it_loses(pair, tiny_base, 
         values = torch.linalg.svdvals(delta.double()) ** 2
         lost, length = lost + float(values[3:].sum()), length + float(values.sum())
     result = combine(pair, weights, "svd", tiny_base, tmp_path / "out", rank=3)
-    assert result.rank == 3
-    assert result.off_sum == pytest.approx(math.sqrt(lost / length), rel=1e-4)
+    assert result["rank"] == 3
+    assert result["off_sum"] == pytest.approx(math.sqrt(lost / length), rel=1e-4)
     again = combine(pair, weights, "svd", tiny_base, tmp_path / "out", rank=8)
-    assert again.rank == 8 and again.off_sum < 1e-6
+    assert again["rank"] == 8 and again["off_sum"] < 1e-6
     assert_same(deltas(tiny_base, tmp_path / "out"), whole)
 
 
@@ -137,10 +137,10 @@ def test_linear_is_not_the_weighted_sum_and_says_how_far_it_is(pair, tiny_base, 
     found, wanted = deltas(tiny_base, tmp_path / "out"), weighted_sum(tiny_base, pair, [0.5, 0.5])
     off = sum(float((found[name] - wanted[name]).norm() ** 2) for name in wanted)
     length = sum(float(delta.norm() ** 2) for delta in wanted.values())
-    assert result.off_sum == pytest.approx(math.sqrt(off / length), rel=1e-4)
-    assert result.off_sum > 0.1
+    assert result["off_sum"] == pytest.approx(math.sqrt(off / length), rel=1e-4)
+    assert result["off_sum"] > 0.1
     twice = combine([pair[0], pair[0]], [0.5, 0.5], "linear", tiny_base, tmp_path / "out")
-    assert twice.off_sum == pytest.approx(1, rel=1e-5), "each B meets both A: twice the adapter"
+    assert twice["off_sum"] == pytest.approx(1, rel=1e-5), "each B meets both A: twice the adapter"
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "magnitude-prune"])
@@ -169,11 +169,11 @@ def test_fused_experts_are_combined_as_every_other_weight(family, tmp_path):
     weights = [0.5, -0.7, 1.0]
     wanted = weighted_sum(base, folders, weights)
     for method, rank in (("cat", None), ("svd", 9)):
-        assert combine(folders, weights, method, base, tmp_path / method, rank=rank).off_sum < 1e-6
+        assert combine(folders, weights, method, base, tmp_path / method, rank=rank)["off_sum"] < 1e-6
         assert_same(deltas(base, tmp_path / method), wanted)
     assert any(delta.ndim == 3 for delta in wanted.values())
     linear = combine([folders[0], folders[0]], [0.25, 0.25], "linear", base, tmp_path / "linear")
-    assert linear.off_sum == pytest.approx(1, rel=1e-5)
+    assert linear["off_sum"] == pytest.approx(1, rel=1e-5)
     assert_same(deltas(base, tmp_path / "linear"), deltas(base, folders[0]))
     other = adapter(base, tmp_path / "d", 4, **{**more, "target_parameters": [experts[0]]})
     with pytest.raises(UserError, match="adapts other fused weights of experts"):
@@ -185,7 +185,7 @@ def test_random_methods_repeat_themselves_by_their_seed(method, pair, tiny_base,
     def made(name, seed):
         torch.rand(3)  # what was drawn before is no matter
         result = combine(pair, [1.0, 1.0], method, tiny_base, tmp_path / name, density=0.5, seed=seed)
-        assert json.loads((tmp_path / name / "combine.json").read_text())["seed"] == result.seed == (seed or 0)
+        assert json.loads((tmp_path / name / "combine.json").read_text())["seed"] == result["seed"] == (seed or 0)
         return (tmp_path / name / "adapter_model.safetensors").read_bytes()
 
     state = torch.get_rng_state()
@@ -204,8 +204,8 @@ def test_the_folder_is_a_plain_adapter_that_says_what_it_was_made_of(pair, tiny_
     assert "| 0.3 | 4 |" in (tmp_path / "out" / "README.md").read_text()
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    assert result.parameters == sum(tensor.numel() for tensor in tensors.values())
-    assert result.modules * 2 == len(tensors)
+    assert result["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+    assert result["modules"] * 2 == len(tensors)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tiny_base)
 
@@ -301,17 +301,17 @@ def test_every_source_is_scored_before_and_after(runs, tmp_path):
     combine([first.adapter, second.adapter], [1.0, 0.5], "cat", prepared.base.folder, combined)
     (score,), without = score_sources(runs, combined, Silent())
     assert without == [str(second.folder)]
-    assert score.run == str(first.folder) and score.rows == 10
+    assert score["run"] == str(first.folder) and score["rows"] == 10
     recorded = first.read_manifest()["result"]["eval_loss"]
-    assert score.own == pytest.approx(recorded, rel=1e-3) and score.own < score.base
-    assert score.combined not in (score.own, score.base)
-    assert score.gain_share == pytest.approx((score.base - score.combined) / (score.base - score.own))
+    assert score["own"] == pytest.approx(recorded, rel=1e-3) and score["own"] < score["base"]
+    assert score["combined"] not in (score["own"], score["base"])
+    assert score["kept"] == pytest.approx((score["base"] - score["combined"]) / (score["base"] - score["own"]))
     again, _ = score_sources([runs[0], runs[0]], first.adapter, Silent())
-    assert [one.own for one in again] == [one.combined for one in again] == [score.own] * 2
+    assert [one["own"] for one in again] == [one["combined"] for one in again] == [score["own"]] * 2
 
 
 def test_a_source_that_gained_nothing_keeps_no_share():
-    assert SourceScore("run", 1, base=1.0, own=1.5, combined=0.5).gain_share is None
+    assert share_of_gain(base=1.0, own=1.5, combined=0.5) is None
 
 
 def test_runs_are_told_to_belong_together_by_their_manifests(runs, tmp_path):

@@ -103,8 +103,8 @@ def test_with_full_rank_the_base_with_the_adapter_is_the_tuned_model(name, tmp_p
     wanted = logits(changed(model, paths))
     tuned = saved(model, tmp_path, "tuned")
     result = extract(tuned, base, 64, tmp_path / "lora", Silent())
-    assert {one.path for one in result.layers} == set(paths) and not result.left
-    assert result.share == pytest.approx(1, abs=1e-6)
+    assert {one["path"] for one in result["taken"]} == set(paths) and not result["left"]
+    assert result["kept"] == pytest.approx(1, abs=1e-6)
     assert (before - wanted).abs().max() > 1e-2 * wanted.abs().max()
     assert_near(logits(with_adapter(base, tmp_path / "lora")), wanted)
     assert base.name == json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -120,8 +120,8 @@ def test_norms_embeddings_and_head_are_brought_whole_when_asked_for(tied, tmp_pa
     wanted = logits(changed(model, [name for name, _ in model.named_parameters()]))
     tuned = saved(model, tmp_path, "tuned")
     result = extract(tuned, base, 64, tmp_path / "lora", Silent(), keep_whole=True)
-    assert {"model.embed_tokens", "lm_head", "model.norm", "model.layers.0.input_layernorm"} <= set(result.whole)
-    assert not result.left and result.share == pytest.approx(1, abs=1e-6)
+    assert {"model.embed_tokens", "lm_head", "model.norm", "model.layers.0.input_layernorm"} <= set(result["whole"])
+    assert not result["left"] and result["kept"] == pytest.approx(1, abs=1e-6)
     assert_near(logits(with_adapter(base, tmp_path / "lora")), wanted)
 
 
@@ -132,14 +132,14 @@ def test_what_a_lora_cannot_hold_is_named_with_its_share(llama, tmp_path):
     tuned = saved(changed(model, [layer, *beside]), tmp_path, "tuned")
     sizes = {name: float((value.detach() - before[name]).norm() ** 2) for name, value in model.named_parameters()}
     result = extract(tuned, base, 32, tmp_path / "lora", Silent())
-    assert [one.path for one in result.left] == sorted(beside, key=lambda path: -sizes[path])
-    for one in (*result.left, *result.layers):
-        assert one.change == pytest.approx(sizes[one.path] / sum(sizes.values()), rel=1e-4)
-    assert result.share == pytest.approx(sizes[layer] / sum(sizes.values()), rel=1e-4)
-    assert result.share_of_layers == pytest.approx(1, abs=1e-5)
-    reasons = {one.path: one.reason for one in result.left}
+    assert [one["path"] for one in result["left"]] == sorted(beside, key=lambda path: -sizes[path])
+    for one in (*result["left"], *result["taken"]):
+        assert one["change"] == pytest.approx(sizes[one["path"]] / sum(sizes.values()), rel=1e-4)
+    assert result["kept"] == pytest.approx(sizes[layer] / sum(sizes.values()), rel=1e-4)
+    assert result["kept_of_layers"] == pytest.approx(1, abs=1e-5)
+    reasons = {one["path"]: one["reason"] for one in result["left"]}
     assert "embeddings" in reasons["model.embed_tokens.weight"] and "vector" in reasons["model.norm.weight"]
-    assert result.unchanged == len(sizes) - 3
+    assert result["unchanged"] == len(sizes) - 3
     names = {name.split(".lora_")[0] for name in load_file(tmp_path / "lora" / "adapter_model.safetensors")}
     assert names == {f"base_model.model.{layer.removesuffix('.weight')}"}
 
@@ -153,8 +153,8 @@ def test_a_planted_change_of_rank_three_is_found_whole_and_more_rank_keeps_more(
     tuned = saved(model, tmp_path, "tuned")
     values = torch.linalg.svdvals(planted.double()) ** 2
     for rank in (1, 2, 3):
-        (only,) = extract(tuned, base, rank, tmp_path / "lora", Silent()).layers
-        assert only.share == pytest.approx(float(values[:rank].sum() / values.sum()), abs=1e-5)
+        (only,) = extract(tuned, base, rank, tmp_path / "lora", Silent())["taken"]
+        assert only["kept"] == pytest.approx(float(values[:rank].sum() / values.sum()), abs=1e-5)
     tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     stem = "base_model.model.model.layers.1.self_attn.q_proj.lora_"
     product = tensors[f"{stem}B.weight"] @ tensors[f"{stem}A.weight"]
@@ -175,12 +175,12 @@ def test_the_share_told_is_the_share_that_the_written_adapter_holds(llama, tmp_p
         stem = f"base_model.model.{path.removesuffix('.weight')}.lora_"
         product = tensors[f"{stem}B.weight"] @ tensors[f"{stem}A.weight"]
         change = dict(model.named_parameters())[path].detach() - weight
-        (one,) = [one for one in result.layers if one.path == path]
-        assert one.share == pytest.approx(float(1 - (change - product).norm() ** 2 / change.norm() ** 2), abs=1e-4)
+        (one,) = [one for one in result["taken"] if one["path"] == path]
+        assert one["kept"] == pytest.approx(float(1 - (change - product).norm() ** 2 / change.norm() ** 2), abs=1e-4)
         held, whole = held + float(product.norm() ** 2), whole + float(change.norm() ** 2)
-    assert result.share == result.share_of_layers == pytest.approx(held / whole, rel=1e-4)
+    assert result["kept"] == result["kept_of_layers"] == pytest.approx(held / whole, rel=1e-4)
     facts = json.loads((tmp_path / "lora" / "extract.json").read_text())
-    assert facts["kept"] == result.share and "model.safetensors" in facts["tuned"]["sha256"]
+    assert facts["kept"] == result["kept"] and "model.safetensors" in facts["tuned"]["sha256"]
 
 
 def test_layers_smaller_than_the_rank_get_as_much_as_they_have_and_it_is_said(llama, tmp_path):
@@ -188,7 +188,7 @@ def test_layers_smaller_than_the_rank_get_as_much_as_they_have_and_it_is_said(ll
     heard = Heard()
     tuned = saved(changed(model, linear_paths(model)), tmp_path, "tuned")
     result = extract(tuned, base, 40, tmp_path / "lora", heard)
-    assert {one.rank for one in result.layers} == {32}
+    assert {one["rank"] for one in result["taken"]} == {32}
     assert any("fewer than 40 rows or columns" in line for line in heard.lines)
 
 

@@ -1,6 +1,5 @@
 """`lorakit combine`"""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +12,7 @@ from lorakit.errors import UserError
 
 
 def combine(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN", help="Runs that trained adapters on one base model.", show_default=False),
-    ],
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs that trained adapters on one base model.")],
     method: Annotated[
         str,
         typer.Option(
@@ -24,7 +20,6 @@ def combine(
             metavar="METHOD",
             help="linear, cat, svd, ties, dare-linear, dare-ties or magnitude-prune. cat is the exact weighted sum, "
             "svd the nearest to it within a rank.",
-            show_default=False,
         ),
     ],
     weights: Annotated[
@@ -33,29 +28,18 @@ def combine(
             "--weights",
             metavar="0.5,0.5",
             help="A factor for each run. They need not add up to 1; a negative one takes an adapter away.",
-            show_default=False,
         ),
     ],
     output: OutputFolder,
     overwrite: Overwrite = False,
     density: Annotated[
         float | None,
-        typer.Option(
-            "--density",
-            help="The share of numbers that ties, dare-* and magnitude-prune keep, such as 0.5.",
-            show_default=False,
-        ),
+        typer.Option("--density", help="The share of numbers that ties, dare-* and magnitude-prune keep, such as 0.5."),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Of dare-*, which draw at random.", show_default=False)
-    ] = None,
-    rank: Annotated[
-        int | None,
-        typer.Option("--rank", help="Of svd; the default is the largest of the adapters'.", show_default=False),
-    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of dare-*, which draw at random.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", help="Of svd; by default the largest of the adapters'.")] = None,
     into_base: Annotated[
-        bool,
-        typer.Option("--into-base", help="Write a merged model, with its proof, instead of an adapter."),
+        bool, typer.Option("--into-base", help="Write a merged model, with its proof, instead of an adapter.")
     ] = False,
     onto: Onto = None,
     dtype: Dtype = None,
@@ -75,7 +59,7 @@ def combine(
     for option, value in {"onto": onto, "dtype": dtype, "no-proof": no_proof}.items():
         if value and not into_base:
             raise UserError(f"--{option}: requires --into-base, since an adapter is written without it.")
-    made = combine_runs(
+    facts, merged = combine_runs(
         [Run(folder) for folder in folders],
         _parse_weights(weights),
         method,
@@ -87,32 +71,28 @@ def combine(
         overwrite=overwrite,
         into_base={"onto": onto or "trained", "dtype": dtype, "proved": not no_proof} if into_base else None,
     )
-    combined = made.combined
     if as_json:
-        facts = {
-            "combined": asdict(combined) | {"folder": str(combined.folder)},
-            "scores": [asdict(score) | {"kept": score.gain_share} for score in made.scores],
-            "without_held_out_rows": made.without,
-        }
-        console.result_json(facts | (merge_facts(made.merged) if made.merged else {}))
+        console.result_json(facts | (merge_facts(merged) if merged else {}))
         return
-    if made.scores:
-        rows = []
-        for score in made.scores:
-            losses = [f"{loss:.4f}" for loss in (score.base, score.own, score.combined)]
-            share = "-" if score.gain_share is None else percent(score.gain_share)
-            rows.append([score.run, f"{score.rows:,}", *losses, share])
+    rows = []
+    for score in facts["scores"]:
+        losses = [f"{score[model]:.4f}" for model in ("base", "own", "combined")]
+        rows.append(
+            [score["run"], f"{score['rows']:,}", *losses, "-" if score["kept"] is None else percent(score["kept"])]
+        )
+    if rows:
         columns = ["run", "rows", "base", "its adapter", "combined", "gain kept"]
         console.result_table("loss on each run's held-out rows", columns, rows)
-    lines = [] if made.merged else [f"adapter: {combined.folder}"]
+    made = facts["combined"]
+    lines = [] if merged else [f"adapter: {output}"]
     lines.append(
-        f"{combined.method} of {len(folders)} adapters: rank {combined.rank}, {combined.modules} modules, "
-        f"{combined.parameters:,} parameters; {percent(combined.off_sum, 1)} away from the weighted sum of their "
-        "changes"
+        f"{method} of {len(folders)} adapters: rank {made['rank']}, {made['modules']} modules, {made['parameters']:,} "
+        f"parameters; {percent(made['off_sum'], 1)} away from the weighted sum of their changes"
     )
-    lines += [f"{run}: has no held-out rows that can be read, and was not scored" for run in made.without]
-    if made.merged:
-        lines.append(merge_text(made.merged, f"merged model: {made.merged.folder}"))
+    lines += [
+        f"{run}: has no held-out rows that can be read, and was not scored" for run in facts["without_held_out_rows"]
+    ]
+    lines += [merge_text(merged, f"merged model: {merged.folder}")] if merged else []
     console.result("\n".join(lines))
 
 

@@ -12,26 +12,17 @@ _SHOWN = 12
 
 
 def extract(
-    tuned: Annotated[
-        Path, typer.Argument(metavar="TUNED", help="A fully tuned model: a folder or hub id.", show_default=False)
-    ],
+    tuned: Annotated[Path, typer.Argument(metavar="TUNED", help="A fully tuned model: a folder or hub id.")],
     base: Annotated[
-        Path,
-        typer.Argument(
-            metavar="BASE", help="The base model that it was trained from: a folder or hub id.", show_default=False
-        ),
+        Path, typer.Argument(metavar="BASE", help="The base model that it was trained from: a folder or hub id.")
     ],
     rank: Annotated[
-        int,
-        typer.Option(
-            "--rank", help="Of the adapter, such as 32; a higher one keeps more of the change.", show_default=False
-        ),
+        int, typer.Option("--rank", help="Of the adapter, such as 32; a higher one keeps more of the change.")
     ],
     output: OutputFolder,
     overwrite: Overwrite = False,
     keep_whole: Annotated[
-        bool,
-        typer.Option("--keep-whole", help="Keep changed norms, embeddings and head whole in the adapter."),
+        bool, typer.Option("--keep-whole", help="Keep changed norms, embeddings and head whole in the adapter.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -55,19 +46,18 @@ def extract(
         tuned_model, base_model = (resolve_base(str(folder), "main", progress) for folder in (tuned, base))
         refuse_overwriting_inputs(output, tuned_model.folder, base_model.folder)
         remove_drafts(output.absolute().parent, output.name)
-        extracted = extract_adapter(tuned_model, base_model, rank, output, progress, keep_whole=keep_whole)
+        made = extract_adapter(tuned_model, base_model, rank, output, progress, keep_whole=keep_whole)
     if as_json:
-        console.result_json({"folder": str(extracted.folder), **extracted.facts()})
+        console.result_json({"folder": str(output), **made})
         return
-    if extracted.left:
-        rows = [[one.path, percent(one.change, 2), one.reason] for one in extracted.left[:_SHOWN]]
-        more = f" (and {len(extracted.left) - _SHOWN} more)" if len(extracted.left) > _SHOWN else ""
+    if left := made["left"]:
+        rows = [[one["path"], percent(one["change"], 2), one["reason"]] for one in left[:_SHOWN]]
+        more = f" (and {len(left) - _SHOWN} more)" if len(left) > _SHOWN else ""
         columns = ["weight", "share of the change", "because"]
         console.result_table(f"changed, and not in the adapter{more}", columns, rows)
-    layers = f"{len(extracted.layers)} layers"
-    layers += f", {len(extracted.whole)} modules whole" if extracted.whole else ""
+    layers = f"{len(made['taken'])} layers" + (f", {len(made['whole'])} modules whole" if made["whole"] else "")
     console.result(
-        f"adapter: {extracted.folder}\n"
-        f"rank {extracted.rank}, {layers}, {extracted.parameters:,} parameters: holds {percent(extracted.share, 1)} of "
-        f"the change (squared Frobenius norm), {percent(extracted.share_of_layers, 1)} of that of its layers"
+        f"adapter: {output}\n"
+        f"rank {rank}, {layers}, {made['parameters']:,} parameters: holds {percent(made['kept'], 1)} of the change "
+        f"(squared Frobenius norm), {percent(made['kept_of_layers'], 1)} of that of its layers"
     )

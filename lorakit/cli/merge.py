@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorakit.amounts import percent
 from lorakit.cli.options import Dtype, Json, NoProof, Onto, Overwrite, Quiet
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
     from lorakit.merge.card import MergeResult
     from lorakit.merge.inputs import MergeInput
-    from lorakit.merge.proof import Proof
     from lorakit.progress import Progress
     from lorakit.run_dir import Run
 
@@ -21,53 +19,32 @@ if TYPE_CHECKING:
 def merge(
     folder: Annotated[
         Path,
-        typer.Argument(
-            metavar="RUN_OR_ADAPTER",
-            help="The folder of a run, such as runs/debian-json, or of an adapter in PEFT's format.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="RUN_OR_ADAPTER", help="The folder of a run, or of an adapter in PEFT's format."),
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Where to write the merged model; the default is merged/ in the run's or adapter's folder.",
-            show_default=False,
-        ),
+        typer.Option("--output", "-o", metavar="DIR", help="Where to write; by default merged/ in that folder."),
     ] = None,
     overwrite: Overwrite = False,
     onto: Onto = None,
     dtype: Dtype = None,
     base: Annotated[
         str | None,
-        typer.Option(
-            "--base",
-            metavar="MODEL",
-            help="Where the base model is: a folder or hub id. The default is what the run or the adapter names.",
-            show_default=False,
-        ),
+        typer.Option("--base", metavar="MODEL", help="Where the base model is now: a folder or hub id."),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
             "--data",
             metavar="FILE",
-            help="Rows to prove the merge on; the default is the run's held-out set, or general texts for an adapter "
-            "without a run.",
-            show_default=False,
+            help="Rows to prove the merge on; by default the run's held-out set, or general texts without a run.",
         ),
     ] = None,
     no_proof: NoProof = False,
     verify: Annotated[
         Path | None,
         typer.Option(
-            "--verify",
-            metavar="MERGED",
-            help="Prove an existing merge again, such as one that someone sent: MERGED is the merged model of "
-            "RUN_OR_ADAPTER. Nothing is written.",
-            show_default=False,
+            "--verify", metavar="MERGED", help="Prove an existing merge again, such as one that someone sent."
         ),
     ] = None,
     as_json: Json = False,
@@ -154,7 +131,7 @@ def merge_facts(merged: "MergeResult") -> dict[str, Any]:
 
 def merge_text(merged: "MergeResult", first: str) -> str:
     """How a merged model was proved, after a first line that says where it is."""
-    from lorakit.merge.card import better_in_words, rows_in_words
+    from lorakit.merge.card import better_in_words, figures_in_words, rows_in_words
 
     lines = [first]
     if merged.untied:
@@ -164,16 +141,8 @@ def merge_text(merged: "MergeResult", first: str) -> str:
     if merged.proof is None:
         return "\n".join([*lines, "not compared with the adapter model (--no-proof)"])
     positions = f"{merged.proof.positions:,} positions of {merged.proof.rows} {rows_in_words(merged.rows_of)}"
-    lines.append(f"proved on {positions}: {_figures(merged.proof)}")
+    lines.append(f"proved on {positions}: {figures_in_words(merged.proof)}")
     if merged.drift:
         against = f"against the adapter on the weights that it was trained on ({merged.quantization})"
-        lines += [f"drift {against}: {_figures(merged.drift)}", better_in_words(merged.drift)]
+        lines += [f"drift {against}: {figures_in_words(merged.drift)}", better_in_words(merged.drift)]
     return "\n".join(lines)
-
-
-def _figures(proof: "Proof") -> str:
-    return (
-        f"largest logit difference {proof.max_logit_difference:.3g} of {proof.logit_scale:.3g}, mean KL "
-        f"{proof.mean_kl:.2e} nats, top-1 agreement {percent(proof.top1_agreement, 2)}, loss "
-        f"{proof.merged_loss:.4f} (adapter {proof.adapter_loss:.4f})"
-    )

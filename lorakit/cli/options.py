@@ -21,20 +21,17 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings and the result.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what this command wrote there before.")]
-OutputFolder = Annotated[
-    Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write the result.", show_default=False)
-]
+OutputFolder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write the result.")]
 Onto = Annotated[
     Literal["trained", "original"] | None,
     typer.Option(
         "--onto",
         help="The weights to add the adapter to: those that it was trained on (the default; a quantized base is "
         "dequantized), or the base's own in full precision, with the drift stated.",
-        show_default=False,
     ),
 ]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option("--dtype", help="Round all weights to this type; by default each keeps its own.", show_default=False),
+    typer.Option("--dtype", help="Round all weights to this type; by default each keeps its own."),
 ]
 NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not compare the merged model with the adapter.")]

@@ -41,11 +41,7 @@ Deltas = dict[str, WeightDelta]
 
 
 def adapter_deltas(model: Any) -> Deltas:
-    """What the adapter of a PEFT model does to each weight. The base's own weights need not be there.
-
-    Raises:
-        UserError: it is of a kind that no weight can hold, or holds numbers that are not finite.
-    """
+    """What the adapter of a PEFT model does to each weight. The base's own weights need not be there."""
     _check_finite(model)
     deltas: Deltas = {}
     base = model.base_model.model

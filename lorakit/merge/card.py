@@ -14,49 +14,14 @@ from lorakit.run_dir import MERGED, now, versions
 COMBINED = "combine.json"
 """The file by which a folder is known to hold combined adapters."""
 
-_CARD = """\
----
-base_model: {base}
-pipeline_tag: text-generation
-tags: [lora, lorakit, merged]
----
-
-# {name}, merged
-
-`{base}` with {what} added to {onto}. Weights are in {dtype}.
-
-{proof}{drift}{note}"""
-
-_PROOF = """\
-Compared with the adapter on the same weights, at {positions:,} trained positions of {rows} {rows_of}: largest
-logit difference {max_logit_difference:.3g} (logits reach {logit_scale:.3g}), mean KL {mean_kl:.2e} nats, top-1
-agreement {top1}, loss {merged_loss:.4f} against {adapter_loss:.4f}.
-"""
-
-_DRIFT = """
-Compared with the adapter on the weights that it was trained on ({trained}), on the same rows: largest logit difference
-{max_logit_difference:.3g}, mean KL {mean_kl:.2e} nats, top-1 agreement {top1}, loss {merged_loss:.4f} against
-{adapter_loss:.4f}.
-{better}
-"""
-
-_BETTER = {
-    "merged": "The merged model scores better on these rows.",
-    "adapter": "The adapter scores better on these rows.",
-    "cannot tell": "Which of the two is better cannot be told from these rows.",
-}
-
-_UNPROVED = "**Not compared with the adapter model** (`--no-proof`).\n"
-
-_UNTIED = """
-The base ties its output head to its input embeddings. The adapter changed them apart, so that here they are two weights
-(`tie_word_embeddings: false`).
-"""
-
-_INT8_ON_GPU = """
-The adapter was trained on a GPU, where LLM.int8 rounds the inputs of every layer to 8 bits as well. The merged model
-does not, and neither did the adapter model that it was compared with.
-"""
+_UNTIED = (
+    "The base ties its output head to its input embeddings. The adapter changed them apart, so that here they are two "
+    "weights (`tie_word_embeddings: false`)."
+)
+_INT8_ON_GPU = (
+    "The adapter was trained on a GPU, where LLM.int8 rounds the inputs of every layer to 8 bits as well. The merged "
+    "model does not, and neither did the adapter model that it was compared with."
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +54,15 @@ def drift_facts(drift: Proof) -> dict[str, Any]:
     return proof_facts(drift) | {"better": drift.better()}
 
 
+def figures_in_words(proof: Proof) -> str:
+    """The figures of a proof over all rows, in a line."""
+    return (
+        f"largest logit difference {proof.max_logit_difference:.3g} of {proof.logit_scale:.3g}, mean KL "
+        f"{proof.mean_kl:.2e} nats, top-1 agreement {percent(proof.top1_agreement, 2)}, loss "
+        f"{proof.merged_loss:.4f} (adapter {proof.adapter_loss:.4f})"
+    )
+
+
 def rows_in_words(rows_of: str) -> str:
     """Whose rows judged a merge."""
     known = {"held-out": "held-out rows", "training": "training rows", "general": "general texts"}
@@ -97,13 +71,23 @@ def rows_in_words(rows_of: str) -> str:
 
 def better_in_words(drift: Proof) -> str:
     """Which of merged model and adapter is better on the held-out rows, in a sentence."""
-    return _BETTER[drift.better()]
+    if drift.better() == "cannot tell":
+        return "Which of the two is better cannot be told from these rows."
+    return f"The {'merged model' if drift.better() == 'merged' else 'adapter'} scores better on these rows."
 
 
 def write_facts(path: Path, facts: dict[str, Any]) -> None:
     """Write the document by which a folder is known, with the names of the folder's files."""
     facts = {**facts, "files": sorted({*files_in(path.parent), path.name, "README.md"})}
     path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_card(folder: Path, title: str, base: str, kind: str, *paragraphs: str) -> None:
+    """Write the README.md of a merged model, or of an adapter that is not `merged`."""
+    library = "" if kind == "merged" else "library_name: peft\n"
+    head = f"---\nbase_model: {base}\n{library}pipeline_tag: text-generation\ntags: [lora, lorakit, {kind}]\n---"
+    text = "\n\n".join([head, f"# {title}", *paragraphs])
+    (folder / "README.md").write_text(text + "\n", encoding="utf-8")
 
 
 def describe(draft: Path, given: MergeInput, merged: MergeResult) -> None:
@@ -129,25 +113,23 @@ def describe(draft: Path, given: MergeInput, merged: MergeResult) -> None:
         "drift": drift_facts(drift) if drift else None,
     }
     write_facts(draft / MERGED, facts)
+    what = f"the adapter {'of the run ' if given.is_run else ''}{given.name}"
     is_quantized = merged.quantization != "none"
-    trained = merged.quantization if is_quantized else given.model.dtype
     onto = f"its weights as dequantized from {merged.quantization}" if is_quantized else "its weights"
-    note = _UNTIED if merged.untied else ""
-    note += _INT8_ON_GPU if merged.quantization == "q8" and given.on_gpu else ""
-    card = _CARD.format(
-        base=given.base.name,
-        name=given.name,
-        what="a combination of adapters"
-        if is_combined
-        else f"the adapter {'of the run ' if given.is_run else ''}{given.name}",
-        onto="its weights as they are on disk" if merged.onto == "original" else onto,
-        dtype=merged.dtype,
-        proof=_PROOF.format(rows_of=rows_in_words(merged.rows_of), **_figures(proof)) if proof else _UNPROVED,
-        drift=_DRIFT.format(trained=trained, better=better_in_words(drift), **_figures(drift)) if drift else "",
-        note=note,
-    )
-    (draft / "README.md").write_text(card, encoding="utf-8")
-
-
-def _figures(proof: Proof) -> dict[str, Any]:
-    return proof_facts(proof) | {"top1": percent(proof.top1_agreement, 2)}
+    onto = "its weights as they are on disk" if merged.onto == "original" else onto
+    paragraphs = [
+        f"`{given.base.name}` with {'a combination of adapters' if is_combined else what} added to {onto}. "
+        f"Weights are in {merged.dtype}."
+    ]
+    if proof:
+        rows = f"{proof.positions:,} trained positions of {proof.rows} {rows_in_words(merged.rows_of)}"
+        paragraphs.append(f"Compared with the adapter on the same weights, at {rows}: {figures_in_words(proof)}.")
+    else:
+        paragraphs.append("**Not compared with the adapter model** (`--no-proof`).")
+    if drift:
+        trained = merged.quantization if is_quantized else given.model.dtype
+        against = f"the adapter on the weights that it was trained on ({trained}), on the same rows"
+        paragraphs += [f"Compared with {against}: {figures_in_words(drift)}.", better_in_words(drift)]
+    paragraphs += [_UNTIED] if merged.untied else []
+    paragraphs += [_INT8_ON_GPU] if merged.quantization == "q8" and given.on_gpu else []
+    write_card(draft, f"{given.name}, merged", given.base.name, "merged", *paragraphs)

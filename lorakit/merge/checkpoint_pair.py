@@ -37,11 +37,7 @@ class CheckpointPair:
     """Path of another weight of a matrix's shape -> why a LoRA cannot hold it."""
 
     def change(self, path: str) -> torch.Tensor:
-        """What was added to a weight of the base, in float32.
-
-        Raises:
-            UserError: one of the two holds numbers that are not finite.
-        """
+        """What was added to a weight of the base, in float32."""
         tuned, base = self.tuned.read(path), self.base.read(path)
         for weights, values in ((self.tuned, tuned), (self.base, base)):
             if values.is_floating_point() and not bool(values.isfinite().all()):
@@ -52,11 +48,7 @@ class CheckpointPair:
         self, changed: Iterable[str], adapted: list[str], keep_whole: bool
     ) -> tuple[list[str], bool, dict[str, str]]:
         """Of the changed weights that no layer of an adapter holds: the modules to hold whole, whether they are tied
-        embeddings, and why the others are left out, by path.
-
-        Args:
-            adapted: the layers with an adapter.
-        """
+        embeddings, and why the others are left out, by path. `adapted` are the layers with an adapter."""
         modules, reasons = [], {}
         for path in changed:
             module = path.rpartition(".")[0]
@@ -84,11 +76,7 @@ class CheckpointPair:
 
 
 def open_pair(tuned: Base, base: Base, progress: Progress) -> CheckpointPair:
-    """Two checkpoints whose configurations and shapes are those of one architecture.
-
-    Raises:
-        UserError: they are of different models, or quantized.
-    """
+    """Two unquantized checkpoints whose configurations and shapes are those of one architecture."""
     for one in (tuned, base):
         stored = stored_quantization(one.folder)
         if stored:
@@ -176,11 +164,7 @@ def _check_shapes(tuned: Base, opened: Weights, base: Base, original: Weights) -
 
 
 def tuned_tokenizer(tuned: Base, base: Base, progress: Progress) -> tuple[Any, Path] | None:
-    """The tokenizer that the adapter gets, with its folder: the tuned checkpoint's, or the base's where it has none.
-
-    Raises:
-        UserError: the two give one token different ids, so that the weights mean different things.
-    """
+    """The tokenizer that the adapter gets, with its folder: the tuned checkpoint's, or the base's where it has none."""
     own, original = _load_tokenizer(tuned.folder), _load_tokenizer(base.folder)
     if own is None or original is None:
         lacking = tuned.name if own is None else base.name

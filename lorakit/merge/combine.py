@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,16 @@ import torch
 
 from lorakit.atomic_io import atomic_dir, sha256_of
 from lorakit.errors import LorakitError, UserError
-from lorakit.merge.card import COMBINED, write_facts
+from lorakit.merge.card import COMBINED, write_card, write_facts
 from lorakit.merge.low_rank import METHODS, CombineMethod, LowRankFactors, squared_distance
-from lorakit.merge.peft_layout import AdapterLayer, adapter_layers, adapter_tensors, plain_lora_config, write_adapter
+from lorakit.merge.peft_layout import (
+    AdapterLayer,
+    adapter_layers,
+    adapter_tensors,
+    name_factors,
+    plain_lora_config,
+    write_adapter,
+)
 from lorakit.merge.writer import explain_full_disk
 from lorakit.model.layerwise import adapter_without_base
 from lorakit.model.peft_adapter import adapter_config
@@ -23,64 +30,12 @@ from lorakit.run_dir import now, versions
 _EXACT = 1e-5
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
 
-_CARD = """\
----
-base_model: {base}
-library_name: peft
-pipeline_tag: text-generation
-tags: [lora, lorakit, combined]
----
-
-# {name}
-
-Adapters of `{base}`, combined with lorakit {version} by `{method}`: {summary}.
-
-| adapter | weight | rank |
-|---|---|---|
-{sources}
-
-{settings}The combined adapter has rank {rank} on {modules} weights. From the weighted sum of the adapters' changes
-it lies {distance:.2g} of that sum's length away.
-"""
-
-
-@dataclass(frozen=True)
-class CombinedAdapter:
-    """One adapter that went into a combination."""
-
-    folder: str
-    weight: float
-    rank: int
-    """The largest of its layers."""
-    sha256: dict[str, str]
-
-
-@dataclass(frozen=True)
-class CombineResult:
-    """A combination of adapters."""
-
-    folder: Path
-    method: str
-    density: float | None
-    seed: int | None
-    sources: tuple[CombinedAdapter, ...]
-    rank: int
-    """The largest of its layers."""
-    modules: int
-    parameters: int
-    off_sum: float
-    """How far its change lies from the weighted sum of the sources' changes, over that sum's length (Frobenius norms
-    over all layers). 0 within rounding for `cat`; of `svd`, 1 - off_sum^2 is the share of the sum that is kept."""
-
 
 @dataclass(frozen=True)
 class _Adapter:
-    """An adapter's configuration, and its layers and factors by what the names of their tensors begin with."""
-
     folder: Path
     config: Any
-    layers: dict[str, AdapterLayer]
-    factors: dict[str, LowRankFactors]
+    factors: dict[AdapterLayer, LowRankFactors]
 
     @property
     def rank(self) -> int:
@@ -90,11 +45,7 @@ class _Adapter:
 def check_options(
     count: int, weights: Sequence[float], method: str, density: float | None, seed: int | None, rank: int | None
 ) -> None:
-    """Refuse options that do not go together.
-
-    Raises:
-        UserError: one of them is out of range, or would do nothing.
-    """
+    """Refuse options that are out of range, or would do nothing."""
     entry = METHODS.get(method)
     if entry is None:
         raise UserError(f"--method: there is no {method}. Write one of {', '.join(METHODS)}.")
@@ -133,7 +84,7 @@ def combine(
     seed: int | None = None,
     rank: int | None = None,
     tokenizer: Any = None,
-) -> CombineResult:
+) -> dict[str, Any]:
     """Combine adapters of one base into a new adapter in `output`, which is replaced where it is there.
 
     Args:
@@ -145,86 +96,101 @@ def combine(
         rank: of `svd`; the largest of the adapters' where none is given.
         tokenizer: the base's, to be written beside the adapter, maybe with another chat template.
 
+    Returns:
+        What `combine.json` says of the combination (docs/merging.md). `off_sum` is how far its change is from the
+        weighted sum of the adapters' changes, over that sum's length (Frobenius norms over all layers): 0 within
+        rounding for `cat`; of `svd`, 1 - off_sum^2 is the share of the sum that is kept.
+
     Raises:
         UserError: an adapter cannot be combined.
     """
     seed = (seed or 0) if METHODS[method].is_random else None
     opened = [open_adapter(folder, base_folder) for folder in adapters]
     _check_experts(opened)
-    combined = {}
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed or 0)
-        for stem, layer in sorted({stem: layer for one in opened for stem, layer in one.layers.items()}.items()):
-            parts, its_weights = _parts(stem, opened, weights)
-            _check_ranks(layer, parts, METHODS[method], [one.folder for one in opened if stem in one.factors])
-            combined[layer] = METHODS[method].function(parts, its_weights, density, rank)
-    ranks = {layer: factors.rank for layer, factors in combined.items()}
-    config = plain_lora_config(ranks)
+    combined = _combine_layers(opened, weights, METHODS[method], density, seed or 0, rank)
+    config = plain_lora_config(combined)
     config.base_model_name_or_path = opened[0].config.base_model_name_or_path
     config.revision = opened[0].config.revision
-    tensors = {f"{layer.stem}.lora_A.weight": factors.a for layer, factors in combined.items()}
-    tensors |= {f"{layer.stem}.lora_B.weight": factors.b for layer, factors in combined.items()}
-    size = sum(tensor.numel() for tensor in tensors.values())
+    tensors = name_factors(combined)
+    facts: dict[str, Any] = {"method": method, "density": density, "seed": seed, "sources": []}
+    for one, weight in zip(opened, weights, strict=True):
+        digests = {name: sha256_of(one.folder / name) for name in _FILES}
+        source = {"folder": str(one.folder), "weight": float(weight), "rank": one.rank, "sha256": digests}
+        facts["sources"].append(source)
     with explain_full_disk(output), atomic_dir(output) as draft:
-        write_adapter(draft, base_folder, config, tensors)
-        off_sum = _off_sum(open_adapter(draft, base_folder), opened, weights)
+        write_adapter(draft, config, tensors)
+        written = open_adapter(draft, base_folder)
+        off_sum = _off_sum(written, opened, weights)
         if method == "cat" and not off_sum <= _EXACT:
-            raise LorakitError(
-                f"{output}: the written adapter is {off_sum:.2g} off the weighted sum, so it was not kept."
-            )
+            raise LorakitError(f"{output}: the written adapter is {off_sum:.2g} off the weighted sum. It was not kept.")
         if tokenizer is not None:
             write_tokenizer(base_folder, tokenizer, draft)
-        sources = []
-        for one, weight in zip(opened, weights, strict=True):
-            digests = {name: sha256_of(one.folder / name) for name in _FILES}
-            sources.append(CombinedAdapter(str(one.folder), float(weight), one.rank, digests))
-        result = CombineResult(
-            output, method, density, seed, tuple(sources), max(ranks.values()), len(combined), size, off_sum
-        )
-        _describe(draft, result, str(config.base_model_name_or_path))
-    return result
+        size = sum(tensor.numel() for tensor in tensors.values())
+        facts |= {"rank": written.rank, "modules": len(combined), "parameters": size, "off_sum": off_sum}
+        _describe(draft, output.name, facts, str(config.base_model_name_or_path))
+    return facts
 
 
-def _parts(stem: str, opened: list[_Adapter], weights: Sequence[float]) -> tuple[list[LowRankFactors], list[float]]:
+def _combine_layers(
+    opened: list[_Adapter],
+    weights: Sequence[float],
+    method: CombineMethod,
+    density: float | None,
+    seed: int,
+    rank: int | None,
+) -> dict[AdapterLayer, LowRankFactors]:
+    combined = {}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for layer in sorted({layer for one in opened for layer in one.factors}, key=lambda layer: layer.stem):
+            parts, of_parts = _parts(layer, opened, weights)
+            if method.equal_ranks and len({part.rank for part in parts}) > 1:
+                folders = [one.folder for one in opened if layer in one.factors]
+                ranks = " and ".join(f"{part.rank} ({folder})" for part, folder in zip(parts, folders, strict=True))
+                able = " or ".join(name for name, entry in METHODS.items() if not entry.equal_ranks)
+                raise UserError(
+                    f"--method: {layer.target} has the ranks {ranks}, which this method cannot combine: it goes "
+                    f"through A and B number by number. Take {able}, which take any ranks."
+                )
+            combined[layer] = method.function(parts, of_parts, density, rank)
+    return combined
+
+
+def _parts(
+    layer: AdapterLayer, opened: list[_Adapter], weights: Sequence[float]
+) -> tuple[list[LowRankFactors], list[float]]:
     """The factors of a layer in the adapters that have it, and the weights of these."""
-    pairs = [(one.factors[stem], weight) for one, weight in zip(opened, weights, strict=True) if stem in one.factors]
+    pairs = [(one.factors[layer], weight) for one, weight in zip(opened, weights, strict=True) if layer in one.factors]
     return [factors for factors, _ in pairs], [weight for _, weight in pairs]
 
 
 def _off_sum(written: _Adapter, opened: list[_Adapter], weights: Sequence[float]) -> float:
     """How far an adapter, as PEFT reads it from its files, is from the weighted sum of others: `off_sum`."""
-    distances = [squared_distance(own, *_parts(stem, opened, weights)) for stem, own in written.factors.items()]
+    distances = [squared_distance(own, *_parts(layer, opened, weights)) for layer, own in written.factors.items()]
     length, off = (sum(column) for column in zip(*distances, strict=True))
     return math.sqrt(off / length) if length else math.sqrt(off)
 
 
-def _describe(draft: Path, result: CombineResult, base: str) -> None:
-    facts = asdict(result)
-    del facts["folder"]
+def _describe(draft: Path, name: str, facts: dict[str, Any], base: str) -> None:
     write_facts(draft / COMBINED, {"format": 1, "made": now(), "versions": versions(), "base": base, **facts})
-    settings = f"Density {result.density:g}" if result.density is not None else ""
-    settings += f", seed {result.seed}" if result.seed is not None else ""
-    card = _CARD.format(
-        base=base,
-        name=result.folder.name,
-        version=versions().get("lorakit", ""),
-        method=result.method,
-        summary=METHODS[result.method].summary,
-        sources="\n".join(f"| {one.folder} | {one.weight:g} | {one.rank} |" for one in result.sources),
-        settings=f"{settings}. " if settings else "",
-        rank=result.rank,
-        modules=result.modules,
-        distance=result.off_sum,
+    method, density, seed = facts["method"], facts["density"], facts["seed"]
+    settings = "" if density is None else f"Density {density:g}{'' if seed is None else f', seed {seed}'}. "
+    rows = [f"| {one['folder']} | {one['weight']:g} | {one['rank']} |" for one in facts["sources"]]
+    write_card(
+        draft,
+        name,
+        base,
+        "combined",
+        f"Adapters of `{base}`, combined with lorakit {versions().get('lorakit', '')} by `{method}`: "
+        f"{METHODS[method].summary}.",
+        "\n".join(["| adapter | weight | rank |", "|---|---|---|", *rows]),
+        f"{settings}The combined adapter has rank {facts['rank']} on {facts['modules']} weights. Its "
+        f"distance from the weighted sum of the adapters' changes is {facts['off_sum']:.2g} of that sum's length.",
     )
-    (draft / "README.md").write_text(card, encoding="utf-8")
 
 
 def open_adapter(folder: Path, base_folder: Path) -> _Adapter:
-    """Read an adapter whose changes can be combined.
-
-    Raises:
-        UserError: it is damaged, belongs to another model, or has parts that no method combines.
-    """
+    """Read an adapter; one is refused that is damaged, or has parts that no method combines."""
     reason = _uncombinable(adapter_config(folder))
     if not reason:
         model, replaced = adapter_without_base(base_folder, folder)
@@ -236,12 +202,11 @@ def open_adapter(folder: Path, base_folder: Path) -> _Adapter:
     broken = next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
     if broken:
         raise UserError(f"{folder}: holds numbers that are not finite, the first in {broken}. It is not combined.")
-    layers = {layer.stem: layer for layer in adapter_layers(model)}
     factors = {}
-    for stem, layer in layers.items():
-        a, b = (tensors[f"{stem}.lora_{side}.weight"].float() for side in "AB")
-        factors[stem] = LowRankFactors(a, b, layer.scale, layer.experts)
-    return _Adapter(folder, model.peft_config["default"], layers, factors)
+    for layer in adapter_layers(model):
+        a, b = (tensors[f"{layer.stem}.lora_{half}.weight"].float() for half in "AB")
+        factors[layer] = LowRankFactors(a, b, layer.scale, layer.experts)
+    return _Adapter(folder, model.peft_config["default"], factors)
 
 
 def _uncombinable(config: Any) -> str:
@@ -260,20 +225,10 @@ def _check_experts(opened: list[_Adapter]) -> None:
     """PEFT names the tensors of fused experts by how many of their weights are adapted, so these must be the same."""
     expected: set[str] = set()
     for one in opened:
-        paths = {layer.path for layer in one.layers.values() if layer.is_parameter}
+        paths = {layer.path for layer in one.factors if layer.is_parameter}
         expected = expected or paths
         if paths and paths != expected:
             raise UserError(
                 f"{one.folder}: adapts other fused weights of experts than the adapters before it, such as "
                 f"{min(paths ^ expected)}: PEFT holds them in one adapter only where all have the same."
             )
-
-
-def _check_ranks(layer: AdapterLayer, parts: list[LowRankFactors], method: CombineMethod, folders: list[Path]) -> None:
-    if method.equal_ranks and len({part.rank for part in parts}) > 1:
-        ranks = " and ".join(f"{part.rank} ({folder})" for part, folder in zip(parts, folders, strict=True))
-        able = " or ".join(name for name, entry in METHODS.items() if not entry.equal_ranks)
-        raise UserError(
-            f"--method: {layer.target} has the ranks {ranks}, which this method cannot combine: it goes through A and "
-            f"B number by number. Take {able}, which take any ranks."
-        )

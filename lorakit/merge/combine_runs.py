@@ -5,7 +5,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from lorakit.atomic_io import atomic_dir, files_in, remove_drafts
 from lorakit.data.batches import collate, split_batch
 from lorakit.errors import LorakitError, UserError
 from lorakit.merge.card import COMBINED, MergeResult
-from lorakit.merge.combine import CombineResult, check_options, combine
+from lorakit.merge.combine import check_options, combine
 from lorakit.merge.run import claim_output, merge, refuse_overwriting_inputs
 from lorakit.merge.writer import explain_full_disk
 from lorakit.model.fused_lora import fused_lora
@@ -30,35 +29,6 @@ from lorakit.run_dir import MERGED, Run
 _LOSS_ROWS = 8
 
 
-@dataclass(frozen=True)
-class SourceScore:
-    """The mean cross-entropy over the trained tokens of one run's held-out rows, in nats, of three models."""
-
-    run: str
-    rows: int
-    base: float
-    own: float
-    """With the run's own adapter."""
-    combined: float
-
-    @property
-    def gain_share(self) -> float | None:
-        """The share of what the run's adapter gained over the base that the combination keeps: 1 is all of it, 0 and
-        less is none. None where it gained nothing."""
-        return (self.base - self.combined) / (self.base - self.own) if self.own < self.base else None
-
-
-@dataclass(frozen=True)
-class CombineRunsResult:
-    """A combination of runs' adapters, and what is known of it."""
-
-    combined: CombineResult
-    scores: list[SourceScore]
-    without: list[str]
-    """Runs that have no held-out rows to score on."""
-    merged: MergeResult | None
-
-
 def combine_runs(
     runs: Sequence[Run],
     weights: Sequence[float],
@@ -71,12 +41,12 @@ def combine_runs(
     rank: int | None = None,
     overwrite: bool = False,
     into_base: dict[str, Any] | None = None,
-) -> CombineRunsResult:
+) -> tuple[dict[str, Any], MergeResult | None]:
     """Combine the adapters of runs on one base, into an adapter or, with the options of `merge`, into a merged model.
 
-    Raises:
-        UserError: the options or the runs do not go together, or something else is at `output`.
-        LorakitError: the merged model does not predict what the combined adapter predicts.
+    Returns:
+        What --json says: `combined` (as `combine`), `scores`, and `without_held_out_rows`, the runs that could not be
+        scored; and the merged model.
     """
     check_options(len(runs), weights, method, density, seed, rank)
     check_same_base(runs, progress)
@@ -112,15 +82,12 @@ def combine_runs(
                     for name in files_in(draft):
                         (folder / name).parent.mkdir(parents=True, exist_ok=True)
                         shutil.copyfile(draft / name, folder / name)
-    return CombineRunsResult(replace(combined, folder=output), scores, without, merged)
+    facts = {"combined": {"folder": str(output), **combined}, "scores": scores, "without_held_out_rows": without}
+    return facts, merged
 
 
 def check_same_base(runs: Sequence[Run], progress: Progress) -> None:
-    """Refuse runs whose adapters cannot be combined, and warn of what else differs between them.
-
-    Raises:
-        UserError: a run has no adapter, or another base than the first.
-    """
+    """Refuse runs that have no adapter or other bases, and warn of what else differs between them."""
     manifests = [run.read_manifest() for run in runs]
     for run in runs:
         if not (run.adapter / "adapter_config.json").is_file():
@@ -157,17 +124,13 @@ def _weight_digests(manifest: dict[str, Any]) -> dict[str, str]:
 
 def score_sources(
     runs: Sequence[tuple[Run, Prepared]], combined: Path, progress: Progress
-) -> tuple[list[SourceScore], list[str]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The scores of every run that has held-out rows, and the names of those that have none.
 
-    The base is loaded once, as the first run's training loaded it, and one adapter at a time is put on it.
-
-    Args:
-        combined: the folder of an adapter of the same base.
-
-    Raises:
-        UserError: an adapter does not fit the base.
-        LorakitError: a loss is not a finite number.
+    A score is the mean cross-entropy over the trained tokens of one run's held-out rows, in nats, of the `base`, with
+    its `own` adapter, and `combined` (the folder of an adapter of the same base). `kept` is the share of what the run's
+    adapter gained that the combination keeps: 1 is all of it, 0 and less is none, None where it gained nothing. The
+    base is loaded once, as the first run's training loaded it, and one adapter at a time is put on it.
     """
     scored = [(run, prepared) for run, prepared in runs if prepared.rows.held_out_if_there is not None]
     without = [str(run.folder) for run, prepared in runs if prepared.rows.held_out_if_there is None]
@@ -181,13 +144,20 @@ def score_sources(
         with fused_lora(model):
             return [_loss(model, prepared, f"{run.folder.name}: {label}", progress) for run, prepared in scored]
 
-    base = losses(None, scored, "base")
+    before = losses(None, scored, "base")
     own = [losses(run.adapter, [(run, prepared)], "its adapter")[0] for run, prepared in scored]
     after = losses(combined, scored, "combined")
-    return [
-        SourceScore(str(run.folder), len(_held_out_rows(prepared)), *three)
-        for (run, prepared), *three in zip(scored, base, own, after, strict=True)
-    ], without
+    scores = []
+    for (run, prepared), *three in zip(scored, before, own, after, strict=True):
+        score = dict(zip(("base", "own", "combined"), three, strict=True))
+        rows = len(_held_out_rows(prepared))
+        scores.append({"run": str(run.folder), "rows": rows, **score, "kept": share_of_gain(*three)})
+    return scores, without
+
+
+def share_of_gain(base: float, own: float, combined: float) -> float | None:
+    """The share of the fall of a loss from `base` to `own` that `combined` keeps; None where it did not fall."""
+    return (base - combined) / (base - own) if own < base else None
 
 
 def _held_out_rows(prepared: Prepared) -> list[dict[str, Any]]:

@@ -1,20 +1,17 @@
 """Extraction: two full checkpoints of one model -> the LoRA that leads from the one to the other, and what it keeps."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 
 from lorakit.amounts import percent
 from lorakit.atomic_io import atomic_dir
 from lorakit.errors import UserError
-from lorakit.merge.card import write_facts
+from lorakit.merge.card import write_card, write_facts
 from lorakit.merge.checkpoint_pair import CheckpointPair, open_pair, tuned_tokenizer
 from lorakit.merge.low_rank import LowRankFactors, from_stacks, truncate_to_rank
-from lorakit.merge.peft_layout import AdapterLayer, adapter_layout, plain_lora_config, write_adapter
+from lorakit.merge.peft_layout import AdapterLayer, adapter_layout, name_factors, plain_lora_config, write_adapter
 from lorakit.merge.writer import explain_full_disk
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.resolve import Base
@@ -27,91 +24,10 @@ FACTS = "extract.json"
 _PIECE = 1 << 22
 _PREFIX = "base_model.model."  # what PEFT puts before the names of the model's own modules
 
-_CARD = """\
----
-base_model: {base}
-library_name: peft
-pipeline_tag: text-generation
-tags: [lora, lorakit, extracted]
----
-
-# {name}
-
-The difference of `{tuned}` from `{base}`, as a LoRA of rank {rank} extracted by lorakit {version}: for each linear
-layer the largest singular directions of the difference. It keeps {share} of the whole change (squared Frobenius
-norm), and {share_of_layers} of the change of its {modules} layers.
-{more}"""
-
-
-@dataclass(frozen=True)
-class ExtractedLayer:
-    """A weight whose change the adapter holds."""
-
-    path: str
-    rank: int
-    change: float
-    """Its share of the change of all weights (squared Frobenius norms)."""
-    share: float
-    """The share of its own change that the adapter holds."""
-
-
-@dataclass(frozen=True)
-class SkippedWeight:
-    """A changed weight that the adapter does not hold."""
-
-    path: str
-    change: float
-    """Its share of the change of all weights."""
-    reason: str
-
-
-@dataclass(frozen=True)
-class ExtractResult:
-    """A LoRA extracted from two checkpoints. Shares are of squared Frobenius norms, from 0 to 1."""
-
-    folder: Path
-    rank: int
-    """The rank that was asked for; smaller weights have a smaller one, see `layers`."""
-    layers: tuple[ExtractedLayer, ...]
-    whole: tuple[str, ...]
-    """Modules that the adapter holds whole."""
-    left: tuple[SkippedWeight, ...]
-    """The largest change first."""
-    unchanged: int
-    """Weights that are the same in both checkpoints."""
-    share: float
-    """The share of the whole change that the adapter holds."""
-    share_of_layers: float
-    """The share of the change of its low-rank layers that it holds."""
-    parameters: int
-
-    def facts(self) -> dict[str, Any]:
-        """What `extract.json` and `--json` say, by their keys."""
-        layers = [{"path": one.path, "rank": one.rank, "change": one.change, "kept": one.share} for one in self.layers]
-        return {
-            "rank": self.rank,
-            "taken": layers,
-            "whole": self.whole,
-            "left": [asdict(one) for one in self.left],
-            "unchanged": self.unchanged,
-            "kept": self.share,
-            "kept_of_layers": self.share_of_layers,
-            "parameters": self.parameters,
-        }
-
-
-@dataclass(frozen=True)
-class _Changes:
-    """Squared norms of the changes by path, the factors of those that a LoRA can hold, and how many are zero."""
-
-    norms: dict[str, float]
-    factors: dict[AdapterLayer, LowRankFactors]
-    unchanged: int
-
 
 def extract(
     tuned: Base, base: Base, rank: int, output: Path, progress: Progress, *, keep_whole: bool = False
-) -> ExtractResult:
+) -> dict[str, Any]:
     """Write the LoRA that turns `base` into `tuned`, as nearly as its rank allows, to `output`, which is replaced.
 
     One weight of each checkpoint is in memory at a time. Changed weights that a LoRA cannot hold (norms, biases,
@@ -122,6 +38,9 @@ def extract(
         keep_whole: add the modules of such weights whole where PEFT can (`modules_to_save`). Programs that serve
             adapters beside a model, such as vLLM, mostly refuse these.
 
+    Returns:
+        What `extract.json` says of the adapter (docs/merging.md).
+
     Raises:
         UserError: the checkpoints are of different models, nothing changed that a LoRA could hold, or a number in them
             is not finite.
@@ -130,117 +49,99 @@ def extract(
         raise UserError(f"--rank: {rank} is not a rank. Write 1 or more, such as 32.")
     pair = open_pair(tuned, base, progress)
     tokenizer = tuned_tokenizer(tuned, base, progress)
-    changes = _factorize(pair, rank, progress)
-    if not changes.norms:
+    norms, factors = _factorize(pair, rank, progress)
+    if not norms:
         raise UserError(f"{tuned.name} and {base.name} have the same weights: there is nothing to extract.")
-    if not changes.factors:
-        path = max(changes.norms, key=lambda path: changes.norms[path])
+    if not factors:
+        path = max(norms, key=lambda path: norms[path])
         raise UserError(
-            f"{tuned.name}: no linear layer differs from {base.name}, only {path}{_more(len(changes.norms))}: no LoRA "
+            f"{tuned.name}: no linear layer differs from {base.name}, only {path}{_more(len(norms))}: no LoRA "
             "can hold that. Keep the tuned model whole."
         )
-    adapted = [layer.target.removesuffix(".weight") for layer in changes.factors]
-    whole, tied, reasons = pair.sort_out_others(changes.norms, adapted, keep_whole)
-    config = plain_lora_config({layer: factors.rank for layer, factors in changes.factors.items()}, whole, tied)
+    adapted = [layer.target.removesuffix(".weight") for layer in factors]
+    whole, tied, reasons = pair.sort_out_others(norms, adapted, keep_whole)
+    config = plain_lora_config(factors, whole, tied)
     config.base_model_name_or_path = base.name
-    tensors = _name_tensors(pair, base.folder, config, changes, DTYPES[stored_dtype(tuned)])
-    size = sum(tensor.numel() for tensor in tensors.values())
-    result = _summarize(output, rank, changes, whole, reasons, size)
+    layers, shapes = adapter_layout(base.folder, config)
+    by_path = {layer.path: of_layer for layer, of_layer in factors.items()}
+    tensors = name_factors({layer: by_path[layer.path] for layer in layers})
+    for name in shapes.keys() - tensors.keys():
+        tensors[name] = pair.tuned.read(name.removeprefix(_PREFIX)).to(DTYPES[stored_dtype(tuned)])
+    size, unchanged = sum(tensor.numel() for tensor in tensors.values()), len(pair.paths) - len(norms)
+    summary = {"rank": rank, "whole": whole, "unchanged": unchanged, "parameters": size}
+    summary |= _summarize(norms, factors, reasons)
     with explain_full_disk(output), atomic_dir(output) as draft:
-        write_adapter(draft, base.folder, config, tensors)
+        write_adapter(draft, config, tensors)
         if tokenizer is not None:
             write_tokenizer(tokenizer[1], tokenizer[0], draft)
-        _describe(draft, result, tuned, base)
-    return result
+        _describe(draft, output.name, summary, tuned, base)
+    return summary
 
 
-def _factorize(pair: CheckpointPair, rank: int, progress: Progress) -> _Changes:
-    norms, factors, unchanged = {}, {}, 0
+def _factorize(
+    pair: CheckpointPair, rank: int, progress: Progress
+) -> tuple[dict[str, float], dict[AdapterLayer, LowRankFactors]]:
+    """The squared norm of each change by path, and the factors of those that a LoRA can hold."""
+    norms, factors = {}, {}
     with torch.no_grad(), progress.bar("differences", total=len(pair.paths)) as bar:
         for path in pair.paths:
             change = pair.change(path)
             norm = sum(float(piece.double().square().sum()) for piece in change.flatten().split(_PIECE))
-            if norm == 0.0:
-                unchanged += 1
-            else:
+            if norm:
                 norms[path] = norm
-                if layer := pair.holders.get(path):
-                    matrices = change if change.ndim == 3 else change[None]  # one for each expert
-                    low = [truncate_to_rank(one.mT if layer.transposed else one, rank) for one in matrices]
-                    factors[layer] = from_stacks(
-                        torch.stack([one.a for one in low]), torch.stack([one.b for one in low])
-                    )
+            if norm and (layer := pair.holders.get(path)):
+                matrices = change if change.ndim == 3 else change[None]  # one for each expert
+                low = [truncate_to_rank(matrix.mT if layer.transposed else matrix, rank) for matrix in matrices]
+                a, b = torch.stack([one.a for one in low]), torch.stack([one.b for one in low])
+                factors[layer] = from_stacks(a, b)
             bar.advance()
     capped = [layer.path for layer, of_layer in factors.items() if of_layer.rank < rank]
     if capped:
         progress.say(f"{capped[0]}{_more(len(capped))} has fewer than {rank} rows or columns, and a rank of as many")
-    return _Changes(norms, factors, unchanged)
-
-
-def _name_tensors(
-    pair: CheckpointPair, base_folder: Path, config: LoraConfig, changes: _Changes, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """The tensors of the adapter by PEFT's names: low-rank ones in float32, whole ones in `dtype`."""
-    layers, shapes = adapter_layout(base_folder, config)
-    by_path = {layer.path: factors for layer, factors in changes.factors.items()}
-    tensors = {}
-    for layer in layers:
-        tensors[f"{layer.stem}.lora_A.weight"] = by_path[layer.path].a
-        tensors[f"{layer.stem}.lora_B.weight"] = by_path[layer.path].b
-    for name in shapes.keys() - tensors.keys():
-        tensors[name] = pair.tuned.read(name.removeprefix(_PREFIX)).to(dtype)
-    return tensors
+    return norms, factors
 
 
 def _summarize(
-    output: Path, rank: int, changes: _Changes, whole: Sequence[str], reasons: dict[str, str], size: int
-) -> ExtractResult:
-    norms, total = changes.norms, sum(changes.norms.values())
-    layers = []
-    for layer, factors in changes.factors.items():
-        norm = norms[layer.path]
-        layers.append(ExtractedLayer(layer.path, factors.rank, norm / total, min(1.0, factors.squared_norm() / norm)))
-    left = [SkippedWeight(path, norms[path] / total, reason) for path, reason in reasons.items()]
-    of_layers = sum(one.change * one.share for one in layers)
-    in_whole = norms.keys() - {one.path for one in layers} - reasons.keys()
-    return ExtractResult(
-        folder=output,
-        rank=rank,
-        layers=tuple(layers),
-        whole=tuple(whole),
-        left=tuple(sorted(left, key=lambda one: -one.change)),
-        unchanged=changes.unchanged,
-        share=of_layers + sum(norms[path] for path in in_whole) / total,
-        share_of_layers=of_layers / sum(one.change for one in layers),
-        parameters=size,
-    )
-
-
-def _describe(draft: Path, result: ExtractResult, tuned: Base, base: Base) -> None:
-    models = {
-        role: {"name": one.name, "origin": one.origin, "sha256": one.sha256()}
-        for role, one in (("tuned", tuned), ("base", base))
+    norms: dict[str, float], factors: dict[AdapterLayer, LowRankFactors], reasons: dict[str, str]
+) -> dict[str, Any]:
+    """Shares of squared norms, by their keys in `extract.json`."""
+    shares = {path: norm / sum(norms.values()) for path, norm in norms.items()}
+    layers: list[dict[str, Any]] = []
+    for layer, of_layer in factors.items():
+        share = min(1.0, of_layer.squared_norm() / norms[layer.path])
+        layers.append({"path": layer.path, "rank": of_layer.rank, "change": shares[layer.path], "kept": share})
+    left: list[dict[str, Any]] = [
+        {"path": path, "change": shares[path], "reason": reason} for path, reason in reasons.items()
+    ]
+    of_layers = sum(layer["change"] * layer["kept"] for layer in layers)
+    in_whole = shares.keys() - {layer["path"] for layer in layers} - reasons.keys()
+    return {
+        "taken": layers,
+        "left": sorted(left, key=lambda one: -one["change"]),
+        "kept": of_layers + sum(shares[path] for path in in_whole),
+        "kept_of_layers": of_layers / sum(layer["change"] for layer in layers),
     }
-    write_facts(draft / FACTS, {"format": 1, "made": now(), "versions": versions(), **models, **result.facts()})
-    more = "".join(f"\nHeld whole: `{name}`.\n" for name in result.whole)
-    if result.left:
-        share = sum(one.change for one in result.left)
-        more += (
-            f"\nIt does not hold the change of {len(result.left)} other weights, {percent(share, 1)} of the whole, "
-            f"such as `{result.left[0].path}`.\n"
+
+
+def _describe(draft: Path, name: str, summary: dict[str, Any], tuned: Base, base: Base) -> None:
+    facts: dict[str, Any] = {"format": 1, "made": now(), "versions": versions()}
+    for role, model in (("tuned", tuned), ("base", base)):
+        facts[role] = {"name": model.name, "origin": model.origin, "sha256": model.sha256()}
+    write_facts(draft / FACTS, facts | summary)
+    paragraphs = [
+        f"The difference of `{tuned.name}` from `{base.name}`, as a LoRA of rank {summary['rank']} extracted by "
+        f"lorakit {versions().get('lorakit', '')}: the largest singular directions of each linear layer's change. It "
+        f"keeps {percent(summary['kept'], 1)} of the whole change (squared Frobenius norm), and "
+        f"{percent(summary['kept_of_layers'], 1)} of the change of its {len(summary['taken'])} layers.",
+        *(f"Held whole: `{module}`." for module in summary["whole"]),
+    ]
+    if left := summary["left"]:
+        share = percent(sum(one["change"] for one in left), 1)
+        paragraphs.append(
+            f"It does not hold the change of {len(left)} other weights, {share} of the whole, such as "
+            f"`{left[0]['path']}`."
         )
-    card = _CARD.format(
-        base=base.name,
-        tuned=tuned.name,
-        name=result.folder.name,
-        rank=result.rank,
-        version=versions().get("lorakit", ""),
-        share=percent(result.share, 1),
-        share_of_layers=percent(result.share_of_layers, 1),
-        modules=len(result.layers),
-        more=more,
-    )
-    (draft / "README.md").write_text(card, encoding="utf-8")
+    write_card(draft, name, base.name, "extracted", *paragraphs)
 
 
 def _more(count: int) -> str:

@@ -76,14 +76,7 @@ class MergeInput:
 def input_of_run(
     run: Run, prepared: Prepared, progress: Progress, file: Path | None = None, adapter: Path | None = None
 ) -> MergeInput:
-    """The adapter of a run, or another one on the same base.
-
-    Args:
-        file: rows to judge by, instead of the run's own.
-
-    Raises:
-        UserError: the run has no adapter.
-    """
+    """The adapter of a run, or another one on the same base, with the rows of `file` or the run's own to judge by."""
     if trains_all(prepared.recipe.adapter):
         raise UserError(
             f"{run.folder}: there is no adapter to merge: this run trained the weights themselves. Its model is "
@@ -119,15 +112,10 @@ def input_of_run(
 
 
 def input_of_adapter(folder: Path, base: str | None, progress: Progress, file: Path | None = None) -> MergeInput:
-    """The adapter of a folder in PEFT's format. Nothing records the base's type and quantization in training, so the
-    adapter is put on the weights as they are on disk.
+    """The adapter of a folder in PEFT's format, with the rows of `file` or general texts to judge by.
 
-    Args:
-        base: a folder or hub id; the adapter_config.json names one where this is None.
-        file: rows to judge by, instead of general texts.
-
-    Raises:
-        UserError: the folder holds no adapter, or its base could not be found.
+    Nothing records the base's type and quantization in training, so the adapter is put on the weights as they are on
+    disk. `base` is a folder or hub id; the adapter_config.json names one where this is None.
     """
     quiet_libraries()
     model = _find_base_of(folder, base, progress)
@@ -186,30 +174,23 @@ def _general_rows(base: Base, tokenizer: Any) -> Rows:
     return [{"input_ids": ids, "labels": ids} for ids in tokens if len(ids) > 1], "general"
 
 
-def refuse_unmergeable(base: Base, onto: Onto) -> None:
-    """Refuse a base that nothing can be added to.
+@contextmanager
+def unquantized_base(given: MergeInput, onto: Onto, output: Path, progress: Progress) -> Iterator[tuple[Path, Model]]:
+    """The base's folder, or a temporary dequantized copy of it if its checkpoint is quantized, and its settings.
 
     Raises:
-        UserError: it is one.
+        UserError: nothing can be added to such a base.
     """
-    refuse_irreversible(stored_quantization(base.folder), base.name)
-    stored = stored_quantization(base.folder)
-    if stored and onto == "original":
-        raise UserError(
-            f"--onto original: the weights of {base.name} are {stored.quantization} on disk: there are no "
-            "full-precision ones to merge into. Leave --onto out."
-        )
-
-
-@contextmanager
-def unquantized_base(given: MergeInput, output: Path, progress: Progress) -> Iterator[tuple[Path, Model]]:
-    """The base's folder, and its settings in training.
-
-    Of a checkpoint that is quantized itself it is a dequantized copy, which exists only inside.
-    """
-    if stored_quantization(given.base.folder) is None:
+    stored = stored_quantization(given.base.folder)
+    refuse_irreversible(stored, given.base.name)
+    if stored is None:
         yield given.base.folder, given.model
         return
+    if onto == "original":
+        raise UserError(
+            f"--onto original: the weights of {given.base.name} are {stored.quantization} on disk: there are no "
+            "full-precision ones to merge into. Leave --onto out."
+        )
     progress.say(f"{given.base.name}: dequantizing the checkpoint, which takes the memory of the whole model")
     exact = given.model.model_copy(update={"dtype": "float32", "attention": "eager"})
     model = load_model(given.base, exact, "cpu")

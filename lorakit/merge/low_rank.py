@@ -166,7 +166,7 @@ def _squared_norm(terms: Sequence[tuple[LowRankFactors, float]]) -> float:
     return max(0.0, sum(inner))
 
 
-def truncate_to_rank(matrix: torch.Tensor, rank: int, seed: int = 0) -> LowRankFactors:
+def truncate_to_rank(matrix: torch.Tensor, rank: int) -> LowRankFactors:
     """The largest singular directions of a matrix (out, in), half of each singular value in B and half in A.
 
     The directions of the shorter side are exact where it is at most 2048, or where the rank is at least a quarter of
@@ -183,7 +183,7 @@ def truncate_to_rank(matrix: torch.Tensor, rank: int, seed: int = 0) -> LowRankF
         basis = torch.linalg.eigh(precise @ precise.mT).eigenvectors[:, -rank:].flip(1).to(wide.dtype)
     else:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(0)
             basis = torch.svd_lowrank(wide, rank + max(rank, _OVERSAMPLED), niter=_ITERATIONS)[0][:, :rank]
     projected = basis.mT @ wide
     half = torch.linalg.vector_norm(projected, dim=1).sqrt().clamp_min(torch.finfo(projected.dtype).tiny)

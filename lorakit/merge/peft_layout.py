@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from safetensors.torch import save_file
 
-from lorakit.errors import UserError
+from lorakit.merge.low_rank import LowRankFactors
 from lorakit.model.spec_from_meta import meta_model
 
 ADAPTER_NAME = "default"
@@ -27,7 +27,7 @@ class AdapterLayer:
     """Of the weight in the base model: `...q_proj.weight`, or a parameter that holds several experts."""
     stem: str
     """What the names of its tensors begin with: `.lora_A.weight` and `.lora_B.weight` follow."""
-    scale: float
+    scale: float = field(compare=False)
     experts: int
     """The matrices that a fused weight holds; 1 for a linear layer."""
     transposed: bool
@@ -82,13 +82,22 @@ def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def plain_lora_config(ranks: Mapping[AdapterLayer, int], whole: Sequence[str] = (), tied: bool = False) -> LoraConfig:
-    """The configuration of a plain LoRA of these ranks with a scale of 1, since alpha equals the rank in each layer.
+def name_factors(factors: Mapping[AdapterLayer, LowRankFactors]) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter by PEFT's names."""
+    halves = {f"{layer.stem}.lora_A.weight": of_layer.a for layer, of_layer in factors.items()}
+    return halves | {f"{layer.stem}.lora_B.weight": of_layer.b for layer, of_layer in factors.items()}
+
+
+def plain_lora_config(
+    factors: Mapping[AdapterLayer, LowRankFactors], whole: Sequence[str] = (), tied: bool = False
+) -> LoraConfig:
+    """The configuration of a plain LoRA of these factors with a scale of 1: alpha equals the rank in each layer.
 
     Args:
         whole: modules that the adapter holds whole.
         tied: whether these are embeddings that the model ties to its output head.
     """
+    ranks = {layer: of_layer.rank for layer, of_layer in factors.items()}
     largest = max(ranks.values())
     others = {layer.target: rank for layer, rank in ranks.items() if rank != largest}
     return LoraConfig(
@@ -107,23 +116,8 @@ def plain_lora_config(ranks: Mapping[AdapterLayer, int], whole: Sequence[str] = 
     )
 
 
-def write_adapter(folder: Path, model: Path, config: LoraConfig, tensors: dict[str, torch.Tensor]) -> None:
-    """Write an adapter in PEFT's format, after comparing its tensors with those that PEFT expects.
-
-    Raises:
-        UserError: PEFT cannot put the configuration on the model in the folder `model`, or expects other tensors.
-    """
-    try:
-        _, expected = adapter_layout(model, config)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{model}: PEFT cannot put this adapter on it: {error}") from error
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if shapes != expected:
-        name = min(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name))
-        raise UserError(
-            f"{model}: PEFT cannot hold this adapter: it expects the shape {expected.get(name)} for {name}, and got "
-            f"{shapes.get(name)}."
-        )
+def write_adapter(folder: Path, config: LoraConfig, tensors: dict[str, torch.Tensor]) -> None:
+    """Write an adapter in PEFT's format."""
     config.save_pretrained(str(folder))
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})

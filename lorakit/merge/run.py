@@ -9,7 +9,7 @@ from lorakit.atomic_io import atomic_dir, exclusive_lock, read_own_json, refuse_
 from lorakit.errors import UserError
 from lorakit.merge.apply_delta import adapter_deltas
 from lorakit.merge.card import MergeResult, describe
-from lorakit.merge.inputs import MergeInput, Onto, adapter_model, input_of_run, refuse_unmergeable, unquantized_base
+from lorakit.merge.inputs import MergeInput, Onto, adapter_model, input_of_run, unquantized_base
 from lorakit.merge.verify import coarsest_dtype, prove
 from lorakit.merge.writer import explain_full_disk, weights_to_write, write_weights
 from lorakit.model.adapters.plain_lora import is_no_op
@@ -24,11 +24,7 @@ from lorakit.run_dir import MERGED, Run
 
 
 def check_output(output: Path, overwrite: bool, facts: str = MERGED) -> None:
-    """Refuse a place where a result cannot go; only an earlier result, which holds the file `facts`, is replaced.
-
-    Raises:
-        UserError: something is there, or the place cannot be written.
-    """
+    """Refuse a place where a result cannot go; only an earlier result, which holds the file `facts`, is replaced."""
     if output.is_symlink():
         raise UserError(f"{output}: is a link. Write --output with the folder that it means.")
     if output.exists():
@@ -50,11 +46,7 @@ def check_output(output: Path, overwrite: bool, facts: str = MERGED) -> None:
 
 @contextmanager
 def claim_output(output: Path, overwrite: bool, facts: str = MERGED) -> Iterator[None]:
-    """Until the end no other process puts a result into this place, which `check_output` does not refuse.
-
-    Raises:
-        UserError: as `check_output`, or another process is writing there.
-    """
+    """Until the end no other process puts a result into this place, which `check_output` does not refuse."""
     check_output(output, overwrite, facts)
     with exclusive_lock(output):
         check_output(output, overwrite, facts)  # another process may have put one there between the two
@@ -62,11 +54,7 @@ def claim_output(output: Path, overwrite: bool, facts: str = MERGED) -> Iterator
 
 
 def refuse_overwriting_inputs(output: Path, *inputs: Path) -> None:
-    """Refuse to replace what a merge is made from: an earlier result may be its base, or hold its run.
-
-    Raises:
-        UserError: one of the inputs is in the folder that would be replaced.
-    """
+    """Refuse to replace what a merge is made from: an earlier result may be its base, or hold its run."""
     for path in inputs:
         if path.resolve().is_relative_to(output.resolve()):
             raise UserError(f"--output would overwrite an input of the merge: {path} is in {output}. Choose another.")
@@ -82,11 +70,7 @@ def merge(
     proved: bool = True,
     adapter: Path | None = None,
 ) -> MergeResult:
-    """`merge_input` of a run's adapter, or of another `adapter` on the same base.
-
-    Raises:
-        UserError, LorakitError: as `merge_input`, or the run has no adapter.
-    """
+    """`merge_input` of a run's adapter, or of another `adapter` on the same base."""
     return merge_input(input_of_run(run, prepared, progress, adapter=adapter), output, progress, onto, dtype, proved)
 
 
@@ -108,14 +92,13 @@ def merge_input(
         UserError: the adapter or the base are of a kind that cannot be merged.
         LorakitError: the disk is full, or the merged files do not predict what the adapter model predicts.
     """
-    refuse_unmergeable(given.base, onto)
     refuse_overwriting_inputs(output, given.base.folder, given.folder, given.adapter, *given.files)
     if dtype is None and stored_quantization(given.base.folder):
         dtype = stored_dtype(given.base)
     one_type = DTYPES[dtype] if dtype else None
     with explain_full_disk(output):
         remove_drafts(output.absolute().parent, output.name)
-        with unquantized_base(given, output, progress) as (folder, settings), atomic_dir(output) as draft:
+        with unquantized_base(given, onto, output, progress) as (folder, settings), atomic_dir(output) as draft:
             weights = open_weights(folder)
             trained = training_precision(weights, settings)
             precision = trained if onto == "trained" else stored_precision(settings)
@@ -130,10 +113,7 @@ def merge_input(
             if proved:
                 differs = onto == "original" and trained.differs(weights)
                 precisions = [precision, trained] if differs else [precision]
-                what = f"{output}: the merged model"
-                proof, drift, rows_of = prove(
-                    given, weights, draft, written, precisions, progress, what, " It was not put in place."
-                )
+                proof, drift, rows_of = prove(given, weights, draft, written, precisions, progress, output)
             merged = MergeResult(output, onto, given.quantization, written, rows_of, proof, drift, untied)
             describe(draft, given, merged)
     return merged

@@ -9,7 +9,7 @@ import torch
 from lorakit.errors import LorakitError, UserError
 from lorakit.merge.apply_delta import Deltas, adapter_deltas
 from lorakit.merge.card import MergeResult
-from lorakit.merge.inputs import MergeInput, Onto, adapter_model, refuse_unmergeable, unquantized_base
+from lorakit.merge.inputs import MergeInput, Onto, adapter_model, unquantized_base
 from lorakit.merge.proof import TOLERANCES, Proof, compare, compute_reference
 from lorakit.merge.writer import weights_to_write, with_tied_names
 from lorakit.model.layerwise import layerwise_model
@@ -32,18 +32,16 @@ def prove(
     dtype: str,
     precisions: list[WeightPrecision],
     progress: Progress,
-    what: str,
-    consequence: str = "",
+    output: Path | None = None,
 ) -> tuple[Proof, Proof | None, str]:
-    """Compare a merged folder with the adapter on its base.
+    """Compare a merged folder, the draft of `output` if there is one, with the adapter on its base.
 
     Args:
         dtype: the coarsest type of the folder's weights, which says what is tolerated.
         precisions: of the base that was merged into, and of that in training where it is another one.
-        what: how an error names the folder; it ends with `consequence`.
 
     Returns:
-        The proof, which holds; the drift from the adapter in training, if it differs; which rows judged.
+        The proof; the drift from the adapter in training, if that differs; which rows judged.
 
     Raises:
         LorakitError: the proof does not hold.
@@ -58,6 +56,8 @@ def prove(
     assert proof is not None
     failures = proof.failures(TOLERANCES[dtype])
     if failures:
+        what = f"{output}: the merged model" if output else f"{folder}: this model"
+        consequence = " It was not put in place." if output else ""
         raise LorakitError(f"{what} does not answer as the adapter does: {'; '.join(failures)}.{consequence}")
     return proof, drift, rows_of
 
@@ -77,7 +77,6 @@ def verify(given: MergeInput, folder: Path, progress: Progress) -> MergeResult:
     """
     facts, config = _read_json(folder / MERGED), _read_json(folder / "config.json")
     onto: Onto = "original" if facts.get("onto") == "original" else "trained"
-    refuse_unmergeable(given.base, onto)
     if "model_type" not in config:
         raise UserError(f"{folder}: has no config.json that names a model_type, so it is not a model folder.")
     if config.get("auto_map"):
@@ -86,7 +85,7 @@ def verify(given: MergeInput, folder: Path, progress: Progress) -> MergeResult:
         raise UserError(f"{folder}: holds an adapter beside its weights, which would be applied twice.")
     if parse_quantization(config):
         raise UserError(f"{folder}: its weights are quantized, and lorakit merges into unquantized ones only.")
-    with unquantized_base(given, given.folder / "verify", progress) as (base, settings):
+    with unquantized_base(given, onto, given.folder / "verify", progress) as (base, settings):
         weights, merged = open_weights(base), open_weights(folder)
         _check_shapes(weights, merged)
         used = [merged.tensors[name] for group in merged.groups for name in group.names]
@@ -94,7 +93,7 @@ def verify(given: MergeInput, folder: Path, progress: Progress) -> MergeResult:
         precisions = [training_precision(weights, settings)]
         if onto == "original" and precisions[0].differs(weights):
             precisions.insert(0, stored_precision(settings))
-        proof, drift, rows_of = prove(given, weights, folder, dtype, precisions, progress, f"{folder}: this model")
+        proof, drift, rows_of = prove(given, weights, folder, dtype, precisions, progress)
         deltas = adapter_deltas(adapter_model(given, weights, precisions[0]))
         target = weights_to_write(weights, deltas)
         _check_weights(target, merged, precisions[0], deltas)
@@ -134,11 +133,8 @@ def _check_shapes(base: Weights, merged: Weights) -> None:
     expected, shapes = (
         {path: tuple(value.shape) for path, value in weights.model.state_dict().items()} for weights in (base, merged)
     )
-    differing = sorted(
-        path for path in {*expected, *shapes} if expected.get(path, "missing") != shapes.get(path, "missing")
-    )
-    if differing:
-        path = differing[0]
+    path = min((path for path in {*expected, *shapes} if expected.get(path) != shapes.get(path)), default=None)
+    if path:
         raise UserError(
             f"{merged.folder}: is a model of another shape than the run's base: {path} is "
             f"{shapes.get(path, 'missing')} there and {expected.get(path, 'missing')} in the base."

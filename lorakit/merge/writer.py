@@ -24,11 +24,7 @@ _OTHER_FILES = 64 << 20  # what tokenizer, configuration and card may take
 
 def weights_to_write(weights: Weights, deltas: Deltas) -> Weights:
     """The weights that the merged files hold: those of the base, untied where the adapter changes one end of a tied
-    weight, or each end in another way.
-
-    Raises:
-        UserError: the adapter changes what the base does not have, or ends that cannot be untied.
-    """
+    weight, or each end in another way."""
     ties = [(path, other) for path in weights.tied_paths() for other in weights.tied_to(path)]
     if any(not deltas[path].is_same(deltas.get(other)) for path, other in ties if path in deltas):
         weights = untied(weights)
@@ -117,14 +113,9 @@ class _GroupWriter:
         return any(self.precision.rounds(path, TYPES.get(tensor.dtype, torch.uint8)) for tensor in stored)
 
     def _by_rows(self, path: str, stored: StoredTensor) -> bool:
-        able = path not in self.deltas or self.deltas[path].by_rows
-        return (
-            able
-            and path not in self.precision.transposed
-            and stored.is_plain
-            and bool(stored.shape)
-            and stored.size > 0
-        )
+        if path in self.precision.transposed or (path in self.deltas and not self.deltas[path].by_rows):
+            return False
+        return stored.is_plain and bool(stored.shape) and stored.size > 0
 
     def _put(self, name: str, value: torch.Tensor, row: int = 0) -> None:
         self.files[self.planned[name].file].put(name, value, row)
