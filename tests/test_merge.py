@@ -91,13 +91,14 @@ def test_a_merge_that_answers_otherwise_is_not_put_in_place(recipe_file, tmp_pat
 
     run_recipe(recipe_file(), tmp_path / "run")
     run, prepared = reopen_run(tmp_path / "run", Silent())
-    folding_of = merging.adapter_deltas
+    adapter_deltas = merging.adapter_deltas
 
     def damaged(model):
-        folding = folding_of(model)
+        deltas = adapter_deltas(model)
         path = "model.layers.0.mlp.down_proj.weight"
-        folding.folds[path] = replace(folding.folds[path], scale=9.0)
-        return folding
+        sound = deltas[path]
+        deltas[path] = replace(sound, apply=lambda weight, row: 1.5 * sound.apply(weight, row))
+        return deltas
 
     monkeypatch.setattr(merging, "adapter_deltas", damaged)
     with pytest.raises(LorakitError, match="does not answer as the adapter does"):
