@@ -1,7 +1,6 @@
 """What every command on a model needs before weights are loaded: base, tokenizer, examples, no `auto` left."""
 
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,15 @@ from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import Examples
 from lorakit.data.examples import tokenizer_sha256
 from lorakit.data.report import Report
-from lorakit.data.template_source import check_template_date, writes_date
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine, usable_machine
 from lorakit.model.load import attentions_of
 from lorakit.model.quantization_config import check_quantization
 from lorakit.model.resolve import Base, resolve_base
-from lorakit.model.tokenizer import load_tokenizer, quiet_libraries, stop_token_ids, stop_words
+from lorakit.model.tokenizer import quiet_libraries, stop_token_ids
 from lorakit.model.tokenizer_files import compare_with_file
 from lorakit.plan.auto import Choice, resolve_auto
+from lorakit.plan.base_template import load_template
 from lorakit.plan.fit import size_run
 from lorakit.plan.memory import Memory
 from lorakit.plan.model_info import ModelInfo, read_model_info
@@ -175,23 +174,7 @@ def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplat
     base = resolve_base(recipe.model.base, recipe.model.revision, progress)
     read_model_info(base.folder)  # names a damaged value, over which the tokenizer's loading would stumble otherwise
     check_quantization(base, effective_model(recipe), trains_all(recipe.adapter))
-    tokenizer = load_tokenizer(base, recipe.model.chat_template)
-    words, variables = stop_words(base, tokenizer), recipe.model.template_variables
-    day = _day_of(recipe.model, tokenizer)
-    template = ChatTemplate(tokenizer, recipe.data.train_on, recipe.data.system, words, variables, day)
-    template.check_variables()
-    return base, template
-
-
-def _day_of(settings: Model, tokenizer: Any) -> str | None:
-    """The day that the chat template takes for today; None where it writes none.
-
-    Raises:
-        UserError: the recipe gives a day to a template that writes none, or none to one that writes it.
-    """
-    given, writes = settings.template_date, writes_date(tokenizer.chat_template)
-    check_template_date(given, writes)
-    return (date.today().isoformat() if given == "auto" else given) if writes else None
+    return base, load_template(recipe, base)
 
 
 def _dated(recipe: Recipe, day: str | None) -> tuple[Recipe, tuple[Choice, ...]]:

@@ -13,7 +13,6 @@ import pytest
 from conftest import CHATML, rows_of, write_rows
 
 import lorakit.data.chat_template.renderer
-import lorakit.data.glance.tokenizer_files
 import lorakit.data.worker  # noqa: F401
 from lorakit.bounds import TooLong, bounded
 from lorakit.data.chat_template import ChatTemplate
@@ -35,7 +34,6 @@ def short(monkeypatch):
     """Bounds of a moment, which no test waits longer for."""
     for place in (
         "lorakit.data.chat_template.renderer",
-        "lorakit.data.glance.tokenizer_files",
         "lorakit.evaluate.metric",
         "lorakit.model.patterns",
     ):

@@ -13,10 +13,10 @@ import pytest
 from conftest import rows_of, write_rows
 
 from lorakit.data.formats import parse_record
-from lorakit.data.glance.spread import spread
 from lorakit.data.rows import RowError
 from lorakit.data.sources import open_source
 from lorakit.errors import UserError
+from lorakit.plan.row_sample import sample_source
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.recipe.schema import Source
 
@@ -80,8 +80,8 @@ def test_a_large_table_is_looked_at_with_its_own_delimiter(delimiter, tmp_path):
     many = [{"prompt": f"Q, {number} " + "x" * 300, "completion": "A, b"} for number in range(9000)]
     path = tmp_path / "large.csv"
     path.write_text(table(many, delimiter=delimiter))
-    found = spread(Source(path=str(path), format="auto", columns={}))
-    assert not found.whole and 8000 < found.total < 10000
+    found = sample_source(Source(path=str(path), format="auto", columns={}))
+    assert not found.whole and found.total == 9000
     assert all(row.record in many for row in found.rows) and len(found.rows) > 100
 
 

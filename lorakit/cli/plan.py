@@ -1,7 +1,6 @@
 """`lorakit plan`"""
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,8 +47,9 @@ def plan(
 ) -> None:
     """Tell before a run whether it fits, how long it takes and what it costs.
 
-    From the model's config alone: no weights, no GPU, no network. Memory by component, sizes, steps, time with its
-    range; what to change where it does not fit, what would use the room where it does, and advice with its source.
+    From the model's config and its tokenizer: no weights, no GPU, no network. Memory by component, sizes, steps, time
+    with its range; what to change where it does not fit, what would use the room where it does, and advice with its
+    source.
 
     Exit code 0 where it fits or was only asked for [cyan]--gpu all[/cyan], 1 where it does not, 2 where the recipe is
     wrong.
@@ -144,14 +144,10 @@ def _model_info(settings: "Recipe", progress: "Progress") -> "ModelInfo":
 
 
 def _rows(settings: "Recipe") -> "RowEstimate":
-    from lorakit.data.glance import glance
-    from lorakit.plan.estimate import rows_of
-    from lorakit.plan.model_info import find_model_folder
+    from lorakit.plan.base_template import find_template
+    from lorakit.plan.row_sample import estimate_rows
 
-    folder = find_model_folder(settings.model.base, settings.model.revision)
-    tokenizer = folder / "tokenizer.json" if folder and (folder / "tokenizer.json").is_file() else None
-    template = Path(settings.model.chat_template) if settings.model.chat_template else None
-    return rows_of(settings, glance(settings.data, tokenizer, template, settings.model.template_variables))
+    return estimate_rows(settings, lambda: find_template(settings))
 
 
 def _probe(settings: "Recipe", progress: "Progress") -> Any:

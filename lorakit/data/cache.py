@@ -3,8 +3,7 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -37,14 +36,11 @@ def key_of(sources: list[Source], rules: Rules, clean: Clean, template: ChatTemp
     Raises:
         UserError: a source cannot be read.
     """
-    own = {path for path in Path(__file__).parent.rglob("*.py") if path.parent.name != "glance"}
-    code = own | {Path(inspect.getfile(entry.function)) for entry in FORMATS}
+    code = {*Path(__file__).parent.rglob("*.py"), *(Path(inspect.getfile(entry.function)) for entry in FORMATS)}
     facts = {
         "versions": [lorakit.__version__, transformers.__version__, tokenizers.__version__],
         "code": [sha256_of(path) for path in sorted(code)],
-        "sources": [
-            [source_name(source), source_hashes(source), source.model_dump(exclude={"path"})] for source in sources
-        ],
+        "sources": [[source_name(one), source_hashes(one), one.model_dump(exclude={"path"})] for one in sources],
         "rules": asdict(rules),
         "clean": clean.model_dump(),
         "tokenizer": tokenizer_sha256(template.tokenizer),
@@ -68,48 +64,38 @@ def tokenizer_sha256(tokenizer: Any) -> str:
 
 
 def cached(key: str, build: Callable[[Path], None], load: Callable[[Path], Built], progress: Progress) -> Built:
-    """What `load` makes of the cache's folder of this key, which `build` fills when it is not there or damaged.
+    """What `load` makes of the cache's folder of this key, which `build` fills when it is not there or damaged. While
+    one process builds it the others wait, and what a killed one left behind goes.
 
     Raises:
         LorakitError: the cache cannot be written.
     """
     folder = cache_folder() / "examples" / key
+    lock = FileLock(folder.with_name(f"{key}.lock"))
     try:
-        with _alone(folder, progress):
-            found = _read(folder, load, progress)
-            if found is None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            acquired = lock.acquire(timeout=0)
+        except Timeout:
+            progress.say("another process prepares the same examples: waiting for it")
+            acquired = lock.acquire()
+        with acquired:
+            remove_drafts(folder.parent, folder.name)
+            examples = _read(folder, load, progress) if folder.exists() else None
+            if examples is None:
                 with atomic_dir(folder) as draft:
                     build(draft)
                     write_checksums(draft)
-                found = load(folder)
+                examples = load(folder)
     except OSError as error:
         raise LorakitError(
             f"{show_path(folder)}: the cache cannot be written: {error.strerror or error}. Set LORAKIT_CACHE to a "
             "folder that can."
         ) from error
-    return found
-
-
-@contextmanager
-def _alone(folder: Path, progress: Progress) -> Iterator[None]:
-    """While one process builds these examples the others wait, and what a killed one left behind goes."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.say("another process prepares the same examples: waiting for it")
-        lock.acquire()
-    try:
-        remove_drafts(folder.parent, folder.name)
-        yield
-    finally:
-        lock.release()
+    return examples
 
 
 def _read(folder: Path, load: Callable[[Path], Built], progress: Progress) -> Built | None:
-    if not folder.exists():
-        return None
     try:
         if damage := find_damage(folder):
             raise ValueError(damage)

@@ -1,25 +1,23 @@
-"""The cached form of examples: an Arrow file for each side of the split, and arrays and a report beside it."""
+"""Examples on disk: an Arrow file for each side of the split, and arrays and a report beside it."""
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lorakit.atomic_io import cache_folder
 from lorakit.data.cleaning.row_stats import RowStats
-from lorakit.data.made import TextLengths
+from lorakit.data.example_arrays import TextLengths
 from lorakit.data.mixture import Mixture
 from lorakit.data.pipeline import PipelineResult
 from lorakit.data.report import Report
 
 SIDES = ("train", "held_out")
-_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -31,12 +29,10 @@ class ExampleIndex:
     trained: np.ndarray
     source: np.ndarray
 
-    def of(self, examples: np.ndarray, rows: np.ndarray) -> "ExampleIndex":
+    def select(self, examples: np.ndarray, rows: np.ndarray) -> "ExampleIndex":
         """Those of some examples (a mask), whose rows (a mask) are counted anew."""
-        counted = np.cumsum(rows) - 1
-        return ExampleIndex(
-            counted[self.owner[examples]], self.length[examples], self.trained[examples], self.source[examples]
-        )
+        owner = (np.cumsum(rows) - 1)[self.owner[examples]]
+        return ExampleIndex(owner, self.length[examples], self.trained[examples], self.source[examples])
 
 
 @dataclass(frozen=True)
@@ -44,56 +40,65 @@ class Examples:
     """`rows` has the columns input_ids, labels (-100 where not trained), answer (the token index at which the last
     answer begins, -1 where a text has none), where (file and line) and source (its number).
 
-    `numbers` of each example; `traits` of each row, where they were asked for.
+    `traits` of each row, and `text_lengths` of both sides, fitting or not, where they were asked for.
     """
 
     rows: datasets.Dataset
     report: Report
     key: str
-    numbers: ExampleIndex
+    index: ExampleIndex
     traits: RowStats | None = None
+    text_lengths: TextLengths | None = None
 
     def lengths(self) -> np.ndarray:
         """Tokens of each example."""
-        return self.numbers.length
+        return self.index.length
 
     def largest_token(self) -> int:
         """The largest token id."""
-        ids = self.rows.select_columns("input_ids").with_format("arrow")[:]["input_ids"]
-        return max(pc.max(pc.list_flatten(chunk)).as_py() for chunk in ids.chunks if len(chunk))
+        return max(pc.max(ids).as_py() for ids in self._flat_columns("input_ids"))
 
     def tokens_sha256(self) -> str:
         """The sha256 of every example's tokens and labels, in order."""
-        digest = hashlib.sha256(self.numbers.length.astype("<i8").tobytes())
-        columns = self.rows.select_columns(["input_ids", "labels"]).with_format("arrow")
-        for batch in columns.iter(_AT_ONCE):
-            for name in ("input_ids", "labels"):
-                for chunk in batch[name].chunks:
-                    digest.update(pc.list_flatten(chunk).to_numpy(zero_copy_only=False).astype("<i4").tobytes())
+        digest = hashlib.sha256(self.index.length.astype("<i8").tobytes())
+        for numbers in self._flat_columns("input_ids", "labels"):
+            digest.update(numbers.to_numpy(zero_copy_only=False).astype("<i4").tobytes())
         return digest.hexdigest()
+
+    def _flat_columns(self, *names: str) -> Iterator[pa.Array]:
+        for batch in self.rows.select_columns(list(names)).with_format("arrow").iter(10_000):
+            for name in names:
+                yield from (pc.list_flatten(chunk) for chunk in batch[name].chunks)
 
     def where(self, row: int) -> str:
         """The place of a row."""
-        return str(self.rows[int(np.searchsorted(self.numbers.owner, row))]["where"])
+        return str(self.rows[int(np.searchsorted(self.index.owner, row))]["where"])
 
     @property
     def mixture(self) -> Mixture:
         """How many examples each source has, and how often they are drawn."""
         sources = self.report.sources
-        counts = np.bincount(self.numbers.source, minlength=len(sources)).tolist()
-        return Mixture(tuple(counts), tuple(source.weight for source in sources))
+        return Mixture(tuple(one.examples for one in sources), tuple(one.weight for one in sources))
 
 
-def _traits(arrays: dict[str, np.ndarray]) -> RowStats:
-    return RowStats(**{field.name: arrays.get(field.name) for field in fields(RowStats)})  # type: ignore[arg-type]
+def count_examples(report: Report, index: ExampleIndex) -> None:
+    """Set what a report says of the examples that are left: counts of each source, their sums, the longest."""
+    for number, source in enumerate(report.sources):
+        own = index.source == number
+        source.used, source.examples = len(np.unique(index.owner[own])), int(own.sum())
+        source.tokens, source.trained_tokens = int(index.length[own].sum()), int(index.trained[own].sum())
+    report.used = sum(source.used for source in report.sources)
+    report.examples = sum(source.examples for source in report.sources)
+    report.tokens = sum(source.tokens for source in report.sources)
+    report.trained_tokens = sum(source.trained_tokens for source in report.sources)
+    report.longest = int(index.length.max(initial=0))
 
 
-def write_side(folder: Path, side: str, gathered: PipelineResult, rows: np.ndarray, report: Report) -> None:
-    """Write the examples of the chosen rows (a mask) and what belongs to them."""
-    chosen = rows[gathered.owner]
-    target = folder / f"{side}.arrow"
+def write_side(folder: Path, side: str, result: PipelineResult, rows: np.ndarray, report: Report) -> None:
+    """Write the examples of some rows (a mask) and what belongs to them."""
+    chosen = rows[result.owner]
     # Read, not mapped: pages of a map would count as this process's memory.
-    with pa.OSFile(str(gathered.path)) as source, pa.OSFile(str(target), "wb") as file:
+    with pa.OSFile(str(result.path)) as source, pa.OSFile(str(folder / f"{side}.arrow"), "wb") as file:
         stream = pa.ipc.open_stream(source)
         with pa.ipc.new_stream(file, stream.schema) as writer:
             start = 0
@@ -102,23 +107,16 @@ def write_side(folder: Path, side: str, gathered: PipelineResult, rows: np.ndarr
                 start += len(batch)
                 if mask.any():
                     writer.write_batch(batch if mask.all() else batch.filter(pa.array(mask)))
-    numbers = np.cumsum(rows) - 1
-    arrays: dict[str, Any] = {
-        "owner": numbers[gathered.owner[chosen]],
-        "length": gathered.length[chosen],
-        "trained": gathered.trained[chosen],
-        "source": gathered.source[gathered.owner[chosen]],
-    }
-    if gathered.traits is not None:
-        arrays |= {f"of_{name}": array[rows] for name, array in vars(gathered.traits).items() if array is not None}
+    arrays = vars(index_of(result).select(chosen, rows))
+    if result.traits is not None:
+        arrays |= {f"of_{name}": array[rows] for name, array in vars(result.traits).items() if array is not None}
     np.savez(folder / f"{side}.npz", **arrays)
     (folder / f"{side}.json").write_text(json.dumps(report.to_dict()), encoding="utf-8")
 
 
-def read_shapes(key: str) -> TextLengths:
-    """The lengths of every text of a cached set, fitting or not."""
-    with np.load(cache_folder() / "examples" / key / "shapes.npz", allow_pickle=False) as arrays:
-        return TextLengths(**arrays)
+def index_of(result: PipelineResult) -> ExampleIndex:
+    """The examples of all rows."""
+    return ExampleIndex(result.owner, result.length, result.trained, result.source[result.owner])
 
 
 def read_side(folder: Path, side: str, key: str) -> Examples:
@@ -134,10 +132,10 @@ def read_side(folder: Path, side: str, key: str) -> Examples:
         raise ValueError(str(error)) from error
     if len(rows) != report.examples:
         raise ValueError(f"{len(rows)} of {report.examples} examples")
-    with np.load(folder / f"{side}.npz", allow_pickle=False) as arrays:
-        found = dict(arrays)
-    traits = {name.removeprefix("of_"): found.pop(name) for name in list(found) if name.startswith("of_")}
-    numbers = ExampleIndex(**found)
-    if len(numbers.owner) != len(rows):
-        raise ValueError(f"{len(numbers.owner)} of {len(rows)} places")
-    return Examples(rows, report, key, numbers, _traits(traits) if traits else None)
+    with np.load(folder / f"{side}.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    traits = {field.name: arrays.pop(f"of_{field.name}", None) for field in fields(RowStats)}
+    index = ExampleIndex(**arrays)
+    if len(index.owner) != len(rows):
+        raise ValueError(f"{len(index.owner)} of {len(rows)} places")
+    return Examples(rows, report, key, index, None if traits["content"] is None else RowStats(**traits))

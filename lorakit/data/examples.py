@@ -1,17 +1,19 @@
-"""Examples: the rows of a recipe's sources, rendered, encoded, found, split, counted, and cached by content."""
+"""Examples: the rows of a recipe's sources, rendered, encoded, checked, split and counted, and cached by content."""
 
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from lorakit.data.cache import cached, key_of
 from lorakit.data.cache import tokenizer_sha256 as tokenizer_sha256
 from lorakit.data.chat_template import ChatTemplate
-from lorakit.data.dataset import SIDES, Examples, read_side, write_side
-from lorakit.data.filter_and_split import RowSelection, select_rows
-from lorakit.data.leaks import remove_leaks
-from lorakit.data.pipeline import PipelineResult, run_pipeline, source_reports
-from lorakit.data.report import Report
+from lorakit.data.dataset import SIDES, Examples, count_examples, index_of, read_side, write_side
+from lorakit.data.example_arrays import TextLengths
+from lorakit.data.filter_and_split import RowSelection, remove_leaks, select_rows
+from lorakit.data.pipeline import run_pipeline
+from lorakit.data.report import Report, SourceReport
 from lorakit.data.sources import all_sources, source_hashes, source_name, sources_of
 from lorakit.data.worker import Rules
 from lorakit.errors import UserError
@@ -25,12 +27,13 @@ _ALWAYS = ("special_tokens",)
 
 
 def examples_of(
-    settings: Data, template: ChatTemplate, progress: Progress, survey: bool = False
+    settings: Data, template: ChatTemplate, progress: Progress, survey: bool = False, stored: bool = True
 ) -> tuple[Examples, Examples | None]:
     """The examples that a recipe trains on, and those that it never trains on (None when it names none).
 
     They come from the cache when nothing that matters has changed. `survey`: the checks that only report are made too,
-    and what they need is kept in the examples' `traits`.
+    and what they need is kept in the examples' `traits` and `text_lengths`. `stored`: whether they go into the cache;
+    without it they are gone with the process, and have `text_lengths`.
 
     Raises:
         UserError: a source cannot be read, a row is broken or overlong and the recipe says to stop, a check of
@@ -39,10 +42,14 @@ def examples_of(
     """
     share = settings.eval if isinstance(settings.eval, float) else None
     rules = rules_of(settings, share, survey)
+
+    def prepare(sources: list[Source]) -> tuple[Examples, Examples | None]:
+        return _prepare(sources, settings, rules, template, progress, survey, stored)
+
     with report_hub_retries(progress):
-        train, held_out = _prepared(sources_of(settings, settings.train), settings, rules, template, progress)
+        train, held_out = prepare(sources_of(settings, settings.train))
         if settings.eval is not None and share is None:
-            held_out, _ = _prepared(sources_of(settings, settings.eval), settings, rules, template, progress)
+            held_out, _ = prepare(sources_of(settings, settings.eval))
             train = remove_leaks(train, held_out, settings.clean)
     return train, held_out
 
@@ -56,15 +63,15 @@ def held_out_of(settings: Data, template: ChatTemplate, progress: Progress) -> E
     if settings.eval is None or isinstance(settings.eval, float):
         return examples_of(settings, template, progress)[1]
     rules = rules_of(settings, None, False)
-    return _prepared(sources_of(settings, settings.eval), settings, rules, template, progress)[0]
+    return _prepare(sources_of(settings, settings.eval), settings, rules, template, progress)[0]
 
 
 def rules_of(settings: Data, share: float | None, survey: bool) -> Rules:
     """What holds for every row, and how much has to be known of each."""
-    asked = ("fix", "error", "report") if survey else ("fix", "error")
+    acting = ("fix", "error", "report") if survey else ("fix", "error")
     actions = {check: getattr(settings.clean, check) for check in type(settings.clean).model_fields}
     wanted = {
-        check: action for check, action in actions.items() if action in asked or (check in _ALWAYS and action != "off")
+        check: action for check, action in actions.items() if action in acting or (check in _ALWAYS and action != "off")
     }
     compared = settings.eval is not None and share is None  # with other files, which are prepared by themselves
     leaks = compared and actions["leakage"] != "off"
@@ -89,61 +96,67 @@ def file_sha256s(settings: Data, held_out_only: bool = False) -> dict[str, str]:
     return {name: content for source in sources for name, content in source_hashes(source).items()}
 
 
-def _prepared(
-    sources: list[Source], settings: Data, rules: Rules, template: ChatTemplate, progress: Progress
-) -> tuple[Examples, Examples | None]:
-    key = key_of(sources, rules, settings.clean, template)
-
-    def build(folder: Path) -> None:
-        _build(sources, settings, rules, template, progress, folder)
-
-    def load(folder: Path) -> tuple[Examples, Examples | None]:
-        held_out = None if rules.share is None else read_side(folder, SIDES[1], key)
-        return read_side(folder, SIDES[0], key), held_out
-
-    return cached(key, build, load, progress)
-
-
-def _build(
+def _prepare(
     sources: list[Source],
     settings: Data,
     rules: Rules,
     template: ChatTemplate,
     progress: Progress,
-    folder: Path,
+    with_lengths: bool = False,
+    stored: bool = True,
+) -> tuple[Examples, Examples | None]:
+    key = key_of(sources, rules, settings.clean, template) if stored else ""
+
+    def build(folder: Path) -> None:
+        _build(sources, settings, rules, template, progress, folder)
+
+    def load(folder: Path) -> tuple[Examples, Examples | None]:
+        train = read_side(folder, SIDES[0], key)
+        if with_lengths or not stored:
+            with np.load(folder / "shapes.npz", allow_pickle=False) as arrays:
+                train = replace(train, text_lengths=TextLengths(**arrays))
+        return train, None if rules.share is None else read_side(folder, SIDES[1], key)
+
+    if stored:
+        return cached(key, build, load, progress)
+    with TemporaryDirectory() as folder:
+        build(Path(folder))
+        return load(Path(folder))
+
+
+def _build(
+    sources: list[Source], settings: Data, rules: Rules, template: ChatTemplate, progress: Progress, folder: Path
 ) -> None:
     everything = folder / "all.arrow"
-    gathered = run_pipeline(sources, template, rules, everything, progress)
-    decided = select_rows(gathered, settings.clean, rules, [source.take for source in sources])
+    result = run_pipeline(sources, template, rules, everything, progress)
+    selection = select_rows(result, settings.clean, rules, [source.take for source in sources])
     for side, name in enumerate(SIDES[: 1 if rules.share is None else 2]):
-        rows = decided.used & (decided.held_out == bool(side))
-        report = _report(gathered, decided, rows, side)
+        rows = selection.stay & (selection.held_out == bool(side))
+        report = _report(selection, rows, side)
         if not rows.any():
             raise UserError(_nothing_left(sources, report, rules, side))
-        write_side(folder, name, gathered, rows, report)
-    np.savez(folder / "shapes.npz", **vars(gathered.shapes))
+        write_side(folder, name, result, rows, report)
+    np.savez(folder / "shapes.npz", **vars(result.text_lengths))
     everything.unlink()
 
 
-def _report(gathered: PipelineResult, decided: RowSelection, rows: np.ndarray, side: int) -> Report:
-    """The report of one side. `rows`: a mask of those that are kept on it."""
-    report, examples = gathered.reports[side], rows[gathered.owner]
-    report.dropped.merge(decided.dropped[side])
-    report.passed_over += int(decided.passed_over[side])
-    report.findings.merge(decided.found[side])
-    report.sources = source_reports(gathered.opened)
-    report.used, report.cut = int(rows.sum()), int((gathered.cut & rows).sum())
+def _report(selection: RowSelection, rows: np.ndarray, side: int) -> Report:
+    """The report of one side. `rows`: a mask of those that stay on it."""
+    result = selection.result
+    report, examples = result.reports[side], rows[result.owner]
+    report.dropped.merge(selection.dropped[side])
+    report.findings.merge(selection.findings[side])
+    report.sources = [
+        SourceReport(source_name(one.source), one.format, one.why, one.source.task, one.source.weight)
+        for one in result.opened
+    ]
+    count_examples(report, index_of(result).select(examples, rows))
+    report.passed_over += int(selection.passed_over[side])
     report.read = report.used + report.dropped.total + report.passed_over
-    report.several = int((np.bincount(gathered.owner[examples], minlength=1) > 1).sum())
-    report.notes = {note: int(rows[numbers].sum()) for note, numbers in gathered.notes.items() if rows[numbers].any()}
-    source_of = gathered.source[gathered.owner]
-    for number, source in enumerate(report.sources):
-        its = examples & (source_of == number)
-        source.used = int((rows & (gathered.source == number)).sum())
-        source.examples, source.tokens = int(its.sum()), int(gathered.length[its].sum())
-        source.trained_tokens = int(gathered.trained[its].sum())
-    report.stop_tokens = [stop for stop, _ in gathered.stops.most_common()]
-    report.add_up(int(gathered.length[examples].max(initial=0)))
+    report.cut = int((result.cut & rows).sum())
+    report.several = int((np.bincount(result.owner[examples], minlength=1) > 1).sum())
+    report.notes = {note: int(rows[numbers].sum()) for note, numbers in result.notes.items() if rows[numbers].any()}
+    report.stop_tokens = [stop for stop, _ in result.stops.most_common()]
     return report
 
 

@@ -10,7 +10,7 @@ from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.conversations import IGNORED
 from lorakit.data.rows import Block, Row
 from lorakit.data.sources import open_source
-from lorakit.data.worker import Rules, Task, Worker
+from lorakit.data.worker import Rules, Worker, task_of
 from lorakit.errors import UserError
 from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Source
@@ -40,14 +40,13 @@ def explain_row(where: str, sources: Sequence[Source], template: ChatTemplate, r
             for row in block.rows():
                 last = row.where
                 if row.where in wanted or row.where.endswith(f"/{where}"):
-                    own = replace(template, system=source.system)
-                    task = Task(opened.format, opened.settings, source.columns or {}, own, opened.flags)
-                    return _follow(row, Worker([task], replace(rules, broken="drop", share=None)))
+                    worker = Worker([task_of(opened, template)], replace(rules, broken="drop", share=None))
+                    return _follow(row, worker)
     raise UserError(f"--row: no source has a row {where}. Rows are named as in messages: the last one is {last}.")
 
 
 def _follow(row: Row, worker: Worker) -> RowExplanation:
-    result = worker(0, Block("", 0, row, lambda name, first, payload: iter([payload]), 0), ceiling=2**64 - 1)
+    result = worker(0, Block("", 0, row, lambda name, first, payload: iter([payload]), 0))
     examples = result.examples.to_pylist() if result.examples is not None else []
     reasons = []
     for reason, (place, *_) in result.reports[0].dropped.first.items():

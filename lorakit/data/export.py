@@ -9,10 +9,10 @@ from typing import Any
 
 from lorakit.atomic_io import atomic_file
 from lorakit.data.cleaning.clean import clean
-from lorakit.data.conversations import Conversation, RowContent
+from lorakit.data.conversations import Conversation
 from lorakit.data.formats import parse_record
 from lorakit.data.rows import Block
-from lorakit.data.sources import OpenSource, open_source, rename_columns
+from lorakit.data.sources import open_source, rename_columns
 from lorakit.data.worker_pool import map_in_order, processors
 from lorakit.errors import UserError
 from lorakit.progress import Progress
@@ -22,22 +22,28 @@ from lorakit.recipe.schema import Source
 
 @dataclass(frozen=True)
 class _Writer:
-    """Makes lines of a block's rows."""
+    """Makes lines of a block's rows that stand at some places. `formats`: of each source, with settings and columns."""
 
-    opened: Sequence[tuple[str | None, Any, Mapping[str, str]]]
+    formats: Sequence[tuple[str | None, Any, Mapping[str, str]]]
     checks: Mapping[str, str]
-    kept: Collection[str]
+    places: Collection[str]
 
     def __call__(self, number: int, block: Block) -> tuple[bytes, int, int]:
-        name, settings, columns = self.opened[number]
+        """The lines, their number, and the bytes of the block."""
+        name, settings, columns = self.formats[number]
         lines = []
         for row in block.rows():
-            if row.where not in self.kept or not isinstance(row.record, dict):
+            if row.where not in self.places or not isinstance(row.record, dict):
                 continue
-            said, findings = clean(parse_record(str(name), settings, rename_columns(row.record, columns)), self.checks)
-            if said is not None:
-                done = [f"{finding.check}: {finding.what}, {finding.field}" for finding in findings if finding.fixed]
-                lines.append(json.dumps({**_record(said), "lorakit": {"where": row.where, "done": done}}))
+            content = parse_record(str(name), settings, rename_columns(row.record, columns))
+            cleaned, findings = clean(content, self.checks)
+            if cleaned is None:
+                continue
+            done = [f"{finding.check}: {finding.what}, {finding.field}" for finding in findings if finding.fixed]
+            record = asdict(cleaned)
+            if isinstance(cleaned, Conversation) and not cleaned.tools:
+                del record["tools"]
+            lines.append(json.dumps({**record, "lorakit": {"where": row.where, "done": done}}))
         return "".join(f"{line}\n" for line in lines).encode(), len(lines), block.size
 
 
@@ -52,22 +58,23 @@ def refuse_existing(target: Path) -> None:
 
 
 def write_rows(
-    target: Path, sources: Sequence[Source], checks: Mapping[str, str], kept: Collection[str], progress: Progress
+    target: Path, sources: Sequence[Source], checks: Mapping[str, str], places: Collection[str], progress: Progress
 ) -> int:
-    """Write the rows that stand at the places `kept`, cleaned by `checks`; gives their number.
+    """Write the rows that stand at `places`, cleaned by `checks`; gives their number.
 
     Raises:
         UserError: the file is there already or cannot be written, or a source cannot be read.
     """
     refuse_existing(target)
     opened = [open_source(source) for source in sources]
-    job = _Writer([(one.format, one.settings, one.source.columns or {}) for one in opened], checks, kept)
+    worker = _Writer([(one.format, one.settings, one.source.columns or {}) for one in opened], checks, places)
+    pieces = ((number, block) for number, one in enumerate(opened) for block in one.blocks)
     count, size = 0, sum(one.size for one in opened)
     try:
         with (
             atomic_file(target) as file,
             progress.bar(f"writing {show_path(target)}", total=size, unit="bytes") as bar,
-            closing(map_in_order(job, _pieces(opened), processors())) as results,
+            closing(map_in_order(worker, pieces, processors())) as results,
         ):
             for lines, rows, done in results:
                 file.write(lines)
@@ -76,13 +83,3 @@ def write_rows(
     except OSError as error:
         raise UserError(f"{show_path(target)}: cannot be written: {error.strerror or error}.") from error
     return count
-
-
-def _pieces(opened: Sequence[OpenSource]) -> Any:
-    return ((number, block) for number, one in enumerate(opened) for block in one.blocks)
-
-
-def _record(said: RowContent) -> dict[str, Any]:
-    if isinstance(said, Conversation):
-        return {"messages": said.messages, **({"tools": said.tools} if said.tools else {})}
-    return asdict(said)

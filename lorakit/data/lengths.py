@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorakit.data.batches import epoch_batches
-from lorakit.data.made import TextLengths
+from lorakit.data.example_arrays import TextLengths
 from lorakit.data.packing import first_fit_decreasing
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -38,16 +38,18 @@ class Padding:
 
 def quantiles(lengths: np.ndarray) -> dict[str, int]:
     """The token counts below which 5, 25, 50, ... percent of the texts lie; `max` is the longest."""
-    found = np.quantile(lengths, _QUANTILES, method="inverted_cdf")
+    values = np.quantile(lengths, _QUANTILES, method="inverted_cdf")
     names = [f"p{round(share * 100)}" for share in _QUANTILES[:-1]] + ["max"]
-    return dict(zip(names, map(int, found), strict=True))
+    return dict(zip(names, map(int, values), strict=True))
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
     """Bins of round widths: their first and last token count, and how many texts lie within. Few long ones share the
     last bin."""
     top = int(np.quantile(lengths, 0.99, method="inverted_cdf"))
-    width = _round_up(max(1, -(-top // _BARS)))
+    least = max(1, -(-top // _BARS))
+    unit = 10 ** (len(str(least)) - 1)
+    width = next(step * unit for step in (1, 2, 5, 10) if step * unit >= least)
     edges = [*range((int(lengths.min()) - 1) // width * width, top + width, width)]
     counts, _ = np.histogram(lengths, bins=[edge + 0.5 for edge in edges])
     bins = [(start + 1, start + width, int(count)) for start, count in zip(edges[:-1], counts, strict=True)]
@@ -55,41 +57,35 @@ def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
     return [*bins, (edges[-1] + 1, int(lengths.max()), beyond)] if beyond else bins
 
 
-def _round_up(width: int) -> int:
-    """The next of 1, 2, 5, 10, 20, 50, ..."""
-    unit = 10 ** (len(str(width)) - 1)
-    return next(step * unit for step in (1, 2, 5, 10) if step * unit >= width)
-
-
-def limits(shapes: TextLengths, current: int, attention_at: float) -> list[Limit]:
+def limits(texts: TextLengths, current: int, attention_at: float) -> list[Limit]:
     """What each of several values of `max_length` would do to the texts, the current one among them.
 
     `attention_at`: the length in tokens at which attention costs as much as all matrix products together.
     """
-    longest = int(shapes.length.max())
-    powers = [1 << power for power in range(5, 21) if shapes.length.min() < 1 << power < 2 * longest]
-    return [_limit(shapes, limit, attention_at) for limit in sorted({*powers[-6:], current})]
-
-
-def _limit(shapes: TextLengths, limit: int, attention_at: float) -> Limit:
-    whole = shapes.length <= limit
-    kept, trained = np.zeros_like(shapes.length), np.zeros_like(shapes.length)
-    owner = np.repeat(np.arange(len(shapes.length)), shapes.turns)
-    within = shapes.ends <= limit
-    np.maximum.at(kept, owner[within], shapes.ends[within])
-    np.maximum.at(trained, owner[within], shapes.trained_by_end[within])
-    texts = shapes.turns == 0
-    kept = np.where(whole, shapes.length, np.where(texts, limit, kept))
-    trained = np.where(whole, shapes.trained, np.where(texts, np.minimum(limit, shapes.trained), trained))
-    everything, all_time = max(int(shapes.trained.sum()), 1), _time(shapes.length, attention_at)
-    return Limit(
-        limit,
-        int((~whole).sum()),
-        float(shapes.trained[whole].sum()) / everything,
-        float(trained.sum()) / everything,
-        _time(shapes.length[whole], attention_at) / all_time,
-        _time(kept, attention_at) / all_time,
-    )
+    longest = int(texts.length.max())
+    powers = [1 << power for power in range(5, 21) if texts.length.min() < 1 << power < 2 * longest]
+    owner = np.repeat(np.arange(len(texts.length)), texts.turns)
+    without_turns = texts.turns == 0
+    all_trained, all_time = max(int(texts.trained.sum()), 1), _time(texts.length, attention_at)
+    limits = []
+    for limit in sorted({*powers[-6:], current}):
+        whole, within = texts.length <= limit, texts.ends <= limit
+        length, trained = np.zeros_like(texts.length), np.zeros_like(texts.length)
+        np.maximum.at(length, owner[within], texts.ends[within])
+        np.maximum.at(trained, owner[within], texts.trained_by_end[within])
+        length[without_turns], trained[without_turns] = limit, np.minimum(limit, texts.trained[without_turns])
+        length, trained = np.where(whole, texts.length, length), np.where(whole, texts.trained, trained)
+        limits.append(
+            Limit(
+                limit,
+                over=int((~whole).sum()),
+                trained_with_drop=float(texts.trained[whole].sum()) / all_trained,
+                trained_with_truncate=float(trained.sum()) / all_trained,
+                time_with_drop=_time(texts.length[whole], attention_at) / all_time,
+                time_with_truncate=_time(length, attention_at) / all_time,
+            )
+        )
+    return limits
 
 
 def _time(lengths: np.ndarray, attention_at: float) -> float:
@@ -105,14 +101,12 @@ def padding(lengths: Sequence[int] | np.ndarray, batch_size: int, seed: int) -> 
     longest, total = int(lengths.max()), int(lengths.sum())
     arrival = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
     batches = [lengths[rows] for rows in epoch_batches(lengths.tolist(), batch_size, seed, 0)]
-    packed = sum(_packed(batch.tolist(), longest) for batch in batches)
+    packed = 0
+    for batch in batches:
+        packs = first_fit_decreasing(batch.tolist(), longest)
+        packed += len(packs) * max(int(batch[pack].sum()) for pack in packs)
     return Padding(
         sum(int(batch.max()) * len(batch) for batch in arrival) / total,
         sum(int(batch.max()) * len(batch) for batch in batches) / total,
         packed / total,
     )
-
-
-def _packed(lengths: list[int], capacity: int) -> int:
-    packs = first_fit_decreasing(lengths, capacity)
-    return len(packs) * max(sum(lengths[row] for row in pack) for pack in packs)

@@ -1,9 +1,9 @@
-"""Gathering: every row of a recipe's sources, worked on in several processes, into one Arrow file and some arrays."""
+"""The pipeline: every row of a recipe's sources through the workers, into one Arrow file and some arrays."""
 
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import pyarrow as pa
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.cleaning.row_stats import RowStats, RowStatsBuilder
 from lorakit.data.conversations import Text
-from lorakit.data.made import SCHEMA, TextLengths
-from lorakit.data.report import Report, SourceReport
+from lorakit.data.example_arrays import SCHEMA, TextLengths
+from lorakit.data.report import Report
 from lorakit.data.rows import Block
 from lorakit.data.sources import OpenSource, open_source, source_name
-from lorakit.data.worker import BlockResult, Rules, Task, Worker
+from lorakit.data.worker import EVERY_ROW, BlockResult, Rules, Worker, task_of
 from lorakit.data.worker_pool import map_in_order, processors
 from lorakit.errors import UserError
 from lorakit.progress import Progress
@@ -26,7 +26,6 @@ from lorakit.recipe.schema import Source
 
 # Below this many bytes of rows, starting more processes takes longer than they save.
 _WORTHWHILE = 1 << 20
-_EVERY = 2**64 - 1
 
 
 @dataclass
@@ -47,24 +46,23 @@ class PipelineResult:
     owner: np.ndarray
     length: np.ndarray
     trained: np.ndarray
-    shapes: TextLengths
+    text_lengths: TextLengths
     reports: tuple[Report, Report]
     stops: Counter[str]
-    rows: int
     notes: dict[str, np.ndarray]
 
     def where(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The places of some rows."""
-        first = np.searchsorted(self.owner, np.asarray(rows))
-        wanted: dict[int, str] = dict.fromkeys(first.tolist(), "")
+        first = np.searchsorted(self.owner, np.asarray(rows)).tolist()
+        places: dict[int, str] = dict.fromkeys(first, "")
         start = 0
         with pa.memory_map(str(self.path)) as file:
             for batch in pa.ipc.open_stream(file):
-                inside = [number for number in wanted if start <= number < start + len(batch)]
-                places = batch.column("where")
-                wanted |= {number: places[number - start].as_py() for number in inside}
+                column = batch.column("where")
+                inside = [number for number in places if start <= number < start + len(batch)]
+                places |= {number: column[number - start].as_py() for number in inside}
                 start += len(batch)
-        return [wanted[number] for number in first.tolist()]
+        return [places[number] for number in first]
 
 
 def run_pipeline(
@@ -76,46 +74,38 @@ def run_pipeline(
         UserError: a source cannot be read or has no rows, or a row is broken or overlong and the recipe says to stop.
     """
     opened = [open_source(source) for source in sources]
-    tasks = [
-        Task(one.format, one.settings, one.source.columns or {}, replace(template, system=one.source.system), one.flags)
-        for one in opened
-    ]
     takes = [_Take(one.source.take) for one in opened]
     size = sum(one.size for one in opened)
-    worker = Worker(tasks, rules)
+    worker = Worker([task_of(one, template) for one in opened], rules)
     worker.get_ready()
-    merged, sent = _Collector(len(opened)), deque[tuple[int, int, str]]()
+    collector, sent = _Collector(opened), deque[tuple[int, int, str]]()
+
+    def pieces() -> Iterator[tuple[int, Block, int]]:
+        for number, one in enumerate(opened):
+            for block in one.blocks:
+                sent.append((number, block.size, block.name))
+                yield number, block, takes[number].ceiling
+
     for system in sorted({one.source.system for one in opened if one.source.system}):
-        _look_into_system_prompt(system, template, rules, merged.reports[0])
+        _check_system_prompt(system, template, rules, collector.reports[0])
     label = f"reading {source_name(opened[0].source)}" + (f" and {len(opened) - 1} more" if len(opened) > 1 else "")
     with (
         pa.OSFile(str(path), "wb") as file,
         pa.ipc.new_stream(file, SCHEMA) as writer,
         progress.bar(label, total=size, unit="bytes") as bar,
-        closing(
-            map_in_order(worker, _pieces(opened, takes, sent), processors() if size > _WORTHWHILE else 1)
-        ) as results,
+        closing(map_in_order(worker, pieces(), processors() if size > _WORTHWHILE else 1)) as results,
     ):
-        for worked in results:
+        for result in results:
             number, done, name = sent.popleft()
-            merged.rows_in[name] += worked.rows
-            writer.write_batch(worked.examples)
-            takes[number].seen(worked.digests)
-            merged.add(number, worked)
-            bar.advance(done, f"{merged.rows:,} rows")
-    for number, one in enumerate(opened):
-        if not merged.rows_of[number]:
-            raise UserError(f"{source_name(one.source)}: no rows. A source needs at least one.")
-        one.refuse_late_preference_pairs(merged.filled_of[number])
-        one.refuse_missing(merged.columns_of[number])
-        one.add_unused_columns(merged.filled_of[number])
-        empty = [name for name in one.files if not merged.rows_in[name]]
-        if empty:
-            one.why += f"; no rows in {one_line(', '.join(empty), 300)}"
-    return merged.gathered(path, opened)
+            writer.write_batch(result.examples)
+            takes[number].add(result.digests)
+            collector.add(number, name, result)
+            bar.advance(done, f"{sum(collector.rows_in.values()):,} rows")
+    collector.check_sources()
+    return collector.result(path)
 
 
-def _look_into_system_prompt(system: str, template: ChatTemplate, rules: Rules, report: Report) -> None:
+def _check_system_prompt(system: str, template: ChatTemplate, rules: Rules, report: Report) -> None:
     """What of the recipe's own system prompt the model would not read as text.
 
     Raises:
@@ -134,106 +124,95 @@ def _look_into_system_prompt(system: str, template: ChatTemplate, rules: Rules, 
         report.findings.add(f"special_tokens: {what}", "data.system")
 
 
-def _pieces(
-    opened: list[OpenSource], takes: "list[_Take]", sent: deque[tuple[int, int, str]]
-) -> Iterator[tuple[int, Block, int]]:
-    """What a worker is given, block by block; the source and size of each go to `sent`."""
-    for number, one in enumerate(opened):
-        for block in one.blocks:
-            sent.append((number, block.size, block.name))
-            yield number, block, takes[number].ceiling
-
-
 class _Take:
     """Which rows a source's `take` lets through: the share, or that many, whose number by content is lowest."""
 
     def __init__(self, take: float | int | None) -> None:
-        self.many = take if isinstance(take, int) else None
-        self.ceiling = int(take * 2**64) if isinstance(take, float) else _EVERY
+        self.most = take if isinstance(take, int) else None
+        self.ceiling = int(take * 2**64) if isinstance(take, float) else EVERY_ROW
         self.lowest = np.zeros(0, dtype=np.uint64)
 
-    def seen(self, digests: np.ndarray) -> None:
+    def add(self, digests: np.ndarray) -> None:
         """Once enough rows are known, those with a higher number need not be worked on."""
-        if self.many is None:
+        if self.most is None:
             return
         self.lowest = np.concatenate([self.lowest, digests[:, 1]])
-        if len(self.lowest) > self.many:
-            self.lowest = np.partition(self.lowest, self.many - 1)[: self.many]
+        if len(self.lowest) > self.most:
+            self.lowest = np.partition(self.lowest, self.most - 1)[: self.most]
             self.ceiling = int(self.lowest.max())
 
 
 class _Collector:
     """The results of all blocks, put together."""
 
-    def __init__(self, sources: int) -> None:
-        self.worked: list[BlockResult] = []
-        self.source_of: list[int] = []
-        self.rows = 0
-        self.rows_of = [0] * sources
+    def __init__(self, opened: list[OpenSource]) -> None:
+        self.opened = opened
+        self.results: list[tuple[int, BlockResult]] = []
         self.traits = RowStatsBuilder()
         self.rows_in = Counter[str]()
-        self.filled_of = [set[str]() for _ in range(sources)]
-        self.columns_of = [set[str]() for _ in range(sources)]
+        """Rows of each file."""
+        self.rows_of = [0] * len(opened)
+        self.filled_of = [set[str]() for _ in opened]
+        self.columns_of = [set[str]() for _ in opened]
         self.reports, self.stops = (Report(), Report()), Counter[str]()
 
-    def add(self, source: int, worked: BlockResult) -> None:
-        self.rows += worked.rows
-        self.rows_of[source] += worked.rows
-        self.columns_of[source] |= worked.columns
-        self.filled_of[source] |= worked.filled
-        self.stops += worked.stops
-        for mine, theirs in zip(self.reports, worked.reports, strict=True):
+    def add(self, source: int, file: str, result: BlockResult) -> None:
+        self.rows_in[file] += result.rows
+        self.rows_of[source] += result.rows
+        self.columns_of[source] |= result.columns
+        self.filled_of[source] |= result.filled
+        self.stops += result.stops
+        for mine, theirs in zip(self.reports, result.reports, strict=True):
             mine.passed_over += theirs.passed_over
             mine.dropped.merge(theirs.dropped)
             mine.findings.merge(theirs.findings)
-        worked.examples = None  # they are on disk
-        if worked.traits is not None:
-            self.traits.add(worked.traits)
-            worked.traits = None
-        self.worked.append(worked)
-        self.source_of.append(source)
+        if result.traits is not None:
+            self.traits.add(result.traits)
+        result.examples = result.traits = None  # on disk, and in `self.traits`
+        self.results.append((source, result))
 
-    def gathered(self, path: Path, opened: list[OpenSource]) -> PipelineResult:
-        counts = [len(worked.digests) for worked in self.worked]
-        firsts = np.concatenate(([0], np.cumsum(counts)))
-        owners = [worked.owner + first for worked, first in zip(self.worked, firsts, strict=False)]
+    def check_sources(self) -> None:
+        """What can be said of a source once all its rows have been read.
+
+        Raises:
+            UserError: it has no rows, or columns that it must not have, or not those that the recipe names.
+        """
+        for number, one in enumerate(self.opened):
+            if not self.rows_of[number]:
+                raise UserError(f"{source_name(one.source)}: no rows. A source needs at least one.")
+            one.refuse_late_preference_pairs(self.filled_of[number])
+            one.refuse_missing(self.columns_of[number])
+            one.add_unused_columns(self.filled_of[number])
+            empty = [name for name in one.files if not self.rows_in[name]]
+            if empty:
+                one.why += f"; no rows in {one_line(', '.join(empty), 300)}"
+
+    def result(self, path: Path) -> PipelineResult:
+        results = [result for _, result in self.results]
+        counts = [len(result.digests) for result in results]
+        firsts = np.concatenate(([0], np.cumsum(counts)))[:-1]
+        notes: dict[str, list[np.ndarray]] = {}
+        for result, first in zip(results, firsts, strict=True):
+            for note, numbers in result.notes.items():
+                notes.setdefault(note, []).append(numbers + first)
+        lengths = [result.text_lengths for result in results]
+        names = [field.name for field in fields(TextLengths)]
         return PipelineResult(
             path=path,
-            opened=opened,
-            source=np.repeat(np.array(self.source_of, dtype=np.int16), counts),
-            digests=_joined([worked.digests for worked in self.worked], (0, 4), np.uint64),
-            cut=_joined([worked.cut for worked in self.worked], (0,), bool),
+            opened=self.opened,
+            source=np.repeat(np.array([source for source, _ in self.results], dtype=np.int16), counts),
+            digests=_join([result.digests for result in results], np.uint64, (0, 4)),
+            cut=_join([result.cut for result in results], bool),
             traits=self.traits.joined(),
-            owner=_joined(owners, (0,), np.int64),
-            length=_joined([worked.lengths for worked in self.worked], (0,), np.int64),
-            trained=_joined([worked.trained for worked in self.worked], (0,), np.int64),
-            shapes=_joined_shapes([worked.shapes for worked in self.worked]),
+            owner=_join([result.owner + first for result, first in zip(results, firsts, strict=True)]),
+            length=_join([result.lengths for result in results]),
+            trained=_join([result.trained for result in results]),
+            text_lengths=TextLengths(*(_join([getattr(part, name) for part in lengths]) for name in names)),
             reports=self.reports,
             stops=self.stops,
-            rows=self.rows,
-            notes=_joined_notes(self.worked, firsts),
+            notes={note: np.concatenate(numbers) for note, numbers in notes.items()},
         )
 
 
-def _joined(parts: list[np.ndarray], empty: tuple[int, ...], kind: Any) -> np.ndarray:
+def _join(parts: list[np.ndarray], kind: Any = np.int64, empty: tuple[int, ...] = (0,)) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(empty, dtype=kind)
-
-
-def _joined_notes(worked: list[BlockResult], firsts: np.ndarray) -> dict[str, np.ndarray]:
-    found: dict[str, list[np.ndarray]] = {}
-    for block, first in zip(worked, firsts, strict=False):
-        for note, numbers in block.notes.items():
-            found.setdefault(note, []).append(numbers + first)
-    return {note: np.concatenate(numbers) for note, numbers in found.items()}
-
-
-def _joined_shapes(parts: list[TextLengths]) -> TextLengths:
-    names = [field.name for field in fields(TextLengths)]
-    return TextLengths(*(_joined([getattr(part, name) for part in parts], (0,), np.int64) for name in names))
-
-
-def source_reports(opened: list[OpenSource]) -> list[SourceReport]:
-    """A report for each source, nothing counted yet."""
-    return [
-        SourceReport(source_name(one.source), one.format, one.why, one.source.task, one.source.weight) for one in opened
-    ]

@@ -105,13 +105,6 @@ class Report:
         fields["dropped"], fields["findings"] = ReasonCounts(**facts["dropped"]), ReasonCounts(**facts["found"])
         return cls(**fields)
 
-    def add_up(self, longest: int) -> None:
-        """Set the sums over the sources, and the longest example."""
-        self.examples = sum(source.examples for source in self.sources)
-        self.tokens = sum(source.tokens for source in self.sources)
-        self.trained_tokens = sum(source.trained_tokens for source in self.sources)
-        self.longest = longest
-
     def drop(self, error: RowError, where: str) -> None:
         """Count a row that becomes no example."""
         self.dropped.add(error.reason, where, error.case)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lorakit.data.chat_template import ChatTemplate
-from lorakit.data.dataset import Examples, read_shapes
+from lorakit.data.dataset import Examples
 from lorakit.data.examples import examples_of
 from lorakit.data.lengths import Limit, Padding, histogram, limits, padding, quantiles
 from lorakit.data.report import Report
@@ -78,13 +78,14 @@ def survey(
     told = {check: "report" for check, action in settings.clean.model_dump().items() if action == "error"}
     looking = settings.model_copy(update={"clean": settings.clean.model_copy(update=told)})
     train, held_out = examples_of(looking, template, progress, survey=True)
-    shapes = read_shapes(train.key)
+    texts = train.text_lengths
+    assert texts is not None
     return Survey(
         train=train,
         held_out=held_out,
-        lengths=quantiles(shapes.length),
-        bins=histogram(shapes.length),
-        limits=limits(shapes, settings.max_length, attention_at),
+        lengths=quantiles(texts.length),
+        bins=histogram(texts.length),
+        limits=limits(texts, settings.max_length, attention_at),
         padding=padding(train.lengths(), batch_size, seed),
         checks=_checks(settings.clean.model_dump(), [one.report for one in (train, held_out) if one]),
     )

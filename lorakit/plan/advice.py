@@ -91,9 +91,9 @@ def run_figures(plan: Plan, changes: list[Change], info: ModelInfo) -> RunFigure
     return RunFigures(
         rows=rows.count,
         held_out=rows.held_out if rows.count else None,
-        longest=rows.longest if rows.count else None,
+        longest=rows.longest if rows.lengths else None,
         overlong=rows.overlong,
-        trained_tokens=round(rows.count * rows.mean * rows.trained) if rows.count else None,
+        trained_tokens=round(rows.count * rows.mean * rows.trained) if rows.count and rows.lengths else None,
         parameters=plan.trainable.trained,
         steps=plan.steps,
         learning_rate=rate if isinstance(rate, float) else None,

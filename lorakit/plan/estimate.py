@@ -1,4 +1,4 @@
-"""A plan: what a run will hold, take and cost on one device, from the model's config and a glance at the rows."""
+"""A plan: what a run will hold, take and cost on one device, from the model's config and an estimate of its rows."""
 
 import math
 from collections.abc import Callable
@@ -6,10 +6,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from lorakit.amounts import percent
-from lorakit.data.glance import Glance
 from lorakit.data.mixture import Mixture
-from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine
 from lorakit.hardware.throughput import Throughput
 from lorakit.model.spec import ModelSpec
@@ -116,36 +113,10 @@ class Plan:
         return self.at_most <= self.place.machine.memory
 
 
-def rows_of(recipe: Recipe, seen: Glance | None) -> RowEstimate:
-    """What a glance says, or the recipe's limits where the rows are not on this machine.
-
-    Raises:
-        UserError: no row is left.
-    """
-    limit = recipe.data.max_length
-    if seen is not None and not seen.lengths:
-        raise UserError(
-            f"data.train: no rows left of those looked at: {seen.broken} cannot be read, "
-            f"{percent(seen.overlong)} are longer than data.max_length, {limit}. lorakit data RECIPE shows each."
-        )
-    if seen is None:
-        told = f"the rows are not on this machine: every row is taken to be {limit} tokens long (data.max_length)"
-        return RowEstimate(None, 0, limit, float(limit), TRAINED_SHARE, 0.0, told)
-    longest = min(seen.longest, limit)
-    return RowEstimate(
-        count=seen.rows,
-        held_out=seen.held_out,
-        broken=seen.broken,
-        exact=seen.split_exactly,
-        mixture=seen.mixture,
-        longest=longest,
-        mean=seen.mean,
-        trained=seen.trained,
-        overlong=seen.overlong,
-        counted=seen.counted,
-        sample=seen.texts,
-        lengths=seen.lengths,
-    )
+def assume_rows(max_length: int, reason: str) -> RowEstimate:
+    """Rows of which nothing is known: each as long as the recipe allows."""
+    counted = f"{reason}: every row is taken to be {max_length} tokens long (data.max_length)"
+    return RowEstimate(None, 0, max_length, float(max_length), TRAINED_SHARE, 0.0, counted)
 
 
 def plan_run(

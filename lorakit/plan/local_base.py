@@ -38,14 +38,14 @@ def check_local_base(recipe: Recipe, complete: bool = True) -> None:
 
 def _check_template(recipe: Recipe, folder: Path | None) -> None:
     """Refuse a variable or a day that the chat template here does not read."""
-    from lorakit.data.glance.tokenizer_files import check_template_variables, templates_here  # 70 ms of imports
+    from lorakit.data.template_files import check_template_variables, read_templates  # 70 ms of imports
     from lorakit.data.template_source import check_template_date, writes_date
 
     model = recipe.model
     own = Path(model.chat_template) if model.chat_template else None
     if model.template_variables:
         check_template_variables(folder, own, model.template_variables)
-    if model.template_date != "auto" and (templates := templates_here(folder, own)):
+    if model.template_date != "auto" and (templates := read_templates(folder, own)):
         check_template_date(model.template_date, writes_date(templates))
 
 

@@ -1,0 +1,349 @@
+"""How many rows a recipe has and how long they are, for a plan: a small data set is prepared in whole, as the run
+prepares it; of a larger one the run's worker prepares a sample."""
+
+import heapq
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import NormalDist, fmean, pstdev
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lorakit.amounts import percent
+from lorakit.data.conversations import Conversation, Text
+from lorakit.data.formats import parse_record
+from lorakit.data.mixture import Mixture
+from lorakit.data.readers import json_rows
+from lorakit.data.rows import Block, Row, RowError
+from lorakit.data.sources import OpenSource, is_file, open_source, rename_columns, sources_of
+from lorakit.errors import UserError
+from lorakit.plan.estimate import RowEstimate, assume_rows
+from lorakit.progress import Silent
+from lorakit.recipe.data_files import COLUMN_SUFFIXES, COMPRESSIONS
+from lorakit.recipe.schema import Data, Recipe, Source
+
+if TYPE_CHECKING:
+    from lorakit.data.chat_template import ChatTemplate
+    from lorakit.data.report import Report
+
+# Bytes up to which a source is prepared in whole, and those of a larger one that are read, of which so many blocks, or
+# twice as many, are parsed. Packed and columnar files hold several times as much.
+_WHOLE, _READ = 1 << 20, 1 << 26
+_WHOLE_PACKED, _READ_PACKED = 1 << 18, 1 << 24
+_BLOCKS = 16
+# Rows of a source that are tokenized, or fewer of so many characters, and the longest ones besides: about a second.
+_ROWS, _CHARACTERS, _LONGEST = 1200, 500_000, 16
+# Lengths that stand for all where there are several sources, and rows whose texts advice is given on.
+_LENGTHS, _TEXTS = 2000, 400
+# How much longer than the longest tokenized row another may be.
+_MARGIN = 1.03
+# Rows that are dropped for these reasons could be read.
+_READABLE = ("longer than", "no answer fits", "left out by", "nearly the same")
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class SourceSample:
+    """Rows from the whole length of a source, how many it has, and the longest of those that were looked at.
+
+    `whole`: all are to be prepared. `counted`: `total` is no estimate. `searched`: `longest` are the longest of all.
+    """
+
+    opened: OpenSource
+    rows: list[Row]
+    total: float
+    longest: list[Row]
+    whole: bool
+    counted: bool
+    searched: bool
+
+    def expect(self, share: float = 1.0) -> float:
+        """The rows that `take` leaves of a share of all."""
+        take, rows = self.opened.source.take, self.total * share
+        return rows if take is None else rows * take if isinstance(take, float) else min(rows, take)
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """What the rows of a source become: so many examples, and the tokens and trained tokens of some of them."""
+
+    weight: float
+    examples: float
+    tokens: list[int]
+    trained: int
+
+
+def estimate_rows(recipe: Recipe, find_template: "Callable[[], ChatTemplate | None]") -> RowEstimate:
+    """What the rows of a recipe are like.
+
+    Args:
+        find_template: gives the base model's tokenizer with its chat template, None where it is not on this machine;
+            called only where there are rows.
+
+    Raises:
+        UserError: a source cannot be read, its format cannot be told, or no row is left.
+    """
+    data, limit = recipe.data, recipe.data.max_length
+    held_out_files = [] if data.eval is None or isinstance(data.eval, float) else sources_of(data, data.eval)
+    local = [[_on_this_machine(source) for source in side] for side in (sources_of(data, data.train), held_out_files)]
+    if not all(map(all, local)):
+        return assume_rows(limit, "the rows are not on this machine")
+    train, held_out = ([sample_source(source) for source in side if source] for side in local)
+    if not any(isinstance(row.record, dict) for one in train for row in one.rows):
+        read = sum(len(one.rows) for one in train)
+        raise UserError(f"data.train: no rows left ({read:,} read, none readable). lorakit data RECIPE shows each.")
+    template = find_template()
+    if template is None:
+        reason = f"no tokenizer of {recipe.model.base} is on this machine"
+        return replace(assume_rows(limit, reason), **_count(train, held_out, data.eval))
+    # What would stop the run is only counted.
+    clean = {check: "report" for check, action in data.clean.model_dump().items() if action == "error"}
+    lenient: dict[str, Any] = {"broken": "drop", "overlong": "drop" if data.overlong == "error" else data.overlong}
+    lenient |= {"clean": data.clean.model_copy(update=clean), "train": local[0], "eval": local[1] or data.eval}
+    settings = data.model_copy(update=lenient)
+    if all(one.whole for one in (*train, *held_out)):
+        rows = _prepare_whole(settings, template)
+    else:
+        rows = _prepare_sample(settings, template, train, held_out)
+    if not rows.lengths:
+        raise UserError(
+            f"data.train: no rows left of those looked at: {rows.broken} cannot be read, {percent(rows.overlong)} are "
+            f"longer than data.max_length, {limit}. lorakit data RECIPE shows each."
+        )
+    return replace(rows, sample=tuple(_evenly(list(_texts(train)), _TEXTS)))
+
+
+def _count(train: list[SourceSample], held_out: list[SourceSample], split: Any) -> dict[str, Any]:
+    """How many rows are trained on and held out, by the records that can be read."""
+    share = split if isinstance(split, float) else 0.0
+    rows = [one.expect(fmean([isinstance(row.record, dict) for row in one.rows] or [0])) for one in train]
+    mixture = Mixture(
+        tuple(round(count * (1 - share)) for count in rows), tuple(one.opened.source.weight for one in train)
+    )
+    apart = share * sum(rows) + sum(one.expect() for one in held_out)
+    return {"mixture": mixture, "count": round(mixture.per_epoch), "held_out": round(apart)}
+
+
+def _prepare_whole(settings: Data, template: "ChatTemplate") -> RowEstimate:
+    """The rows as the run has them."""
+    from lorakit.data.examples import examples_of
+
+    train, held_out = examples_of(settings, template, Silent(), stored=False)
+    assert train.text_lengths is not None
+    index, sources = train.index, []
+    for number, source in enumerate(train.report.sources):
+        own = index.source == number
+        tokens, trained = index.length[own].tolist(), int(index.trained[own].sum())
+        sources.append(_Lengths(source.weight, source.examples, tokens, trained))
+    reports = [train.report] + ([held_out.report] if held_out and isinstance(settings.eval, float) else [])
+    broken = sum(map(_count_broken, reports))
+    return replace(
+        _combine(sources),
+        held_out=held_out.report.examples if held_out else 0,
+        longest=train.report.longest,
+        overlong=float((train.text_lengths.length > settings.max_length).mean()),
+        broken=broken,
+        counted=f"the model's own tokenizer on all {sum(report.read for report in reports) - broken:,} rows",
+        exact=True,
+    )
+
+
+def _prepare_sample(
+    settings: Data, template: "ChatTemplate", train: list[SourceSample], held_out: list[SourceSample]
+) -> RowEstimate:
+    """The rows as the run's worker prepares some of them; what compares rows is left out."""
+    import numpy as np
+
+    from lorakit.data.examples import rules_of
+    from lorakit.data.worker import Worker, task_of
+
+    share = settings.eval if isinstance(settings.eval, float) else 0.0
+    worker = Worker([task_of(one.opened, template) for one in train], rules_of(settings, None, False))
+    sources, texts, longest, tokenized, broken = [], [], 0, 0, 0
+    for number, one in enumerate(train):
+        rows = _affordable(one.rows)
+        some, long = (worker(number, _block(its)) for its in (rows, one.longest))
+        examples = one.expect(len(some.digests) / max(len(rows), 1)) * len(some.lengths) / max(len(some.digests), 1)
+        sources.append(
+            _Lengths(one.opened.source.weight, examples * (1 - share), some.lengths.tolist(), int(some.trained.sum()))
+        )
+        texts.append(some.text_lengths.length)
+        tallest = [*texts[-1].tolist(), *long.text_lengths.length.tolist()]
+        longest = max(longest, _longest_of_all(texts[-1].tolist(), tallest, one))
+        tokenized, broken = tokenized + len(texts[-1]), broken + _count_broken(some.reports[0])
+    found = _combine(sources)
+    about = "" if all(one.counted for one in train) else "about "
+    total = sum(one.total for one in train)
+    apart = share / (1 - share) * sum(one.examples for one in sources) + sum(one.expect() for one in held_out)
+    return replace(
+        found,
+        held_out=round(apart),
+        longest=max([*found.lengths[-1:], min(longest, settings.max_length)]),
+        overlong=float((np.concatenate(texts) > settings.max_length).mean()) if tokenized else 0.0,
+        broken=broken,
+        counted=f"the model's own tokenizer on {tokenized:,} of {about}{total:,.0f} rows",
+    )
+
+
+def _combine(sources: list[_Lengths]) -> RowEstimate:
+    """The sources as one, each with the weight of its rows."""
+    mixture = Mixture(tuple(round(one.examples) for one in sources), tuple(one.weight for one in sources))
+    expected = [one.weight * one.examples for one in sources]
+    lengths: list[int] = []
+    tokens = trained = 0.0
+    for one, rows in zip(sources, expected, strict=True):
+        own = sorted(one.tokens)
+        lengths += own if len(sources) == 1 else _evenly(own, round(_LENGTHS * rows / max(sum(expected), 1)))
+        tokens += rows * sum(own) / max(len(own), 1)
+        trained += rows * one.trained / max(len(own), 1)
+    if lengths:
+        mixture.refuse_extremes()
+    return RowEstimate(
+        count=round(mixture.per_epoch),
+        held_out=0,
+        longest=max(lengths, default=0),
+        mean=fmean(lengths) if lengths else 0.0,
+        trained=trained / tokens if tokens else 0.0,
+        overlong=0.0,
+        counted="",
+        mixture=mixture,
+        lengths=tuple(sorted(lengths)),
+    )
+
+
+def _longest_of_all(sampled: list[int], looked_at: list[int], source: SourceSample) -> int:
+    """The longest row of a source, an estimate where not all were looked at.
+
+    The logarithms of the lengths are taken to be normal, and the longest of so many rows to lie where one set in ten
+    goes beyond.
+    """
+    longest = max(looked_at, default=0)
+    if source.whole or not sampled:
+        return longest
+    estimate = _MARGIN * longest
+    if not source.searched:
+        logs = [math.log(max(length, 1)) for length in sampled]
+        beyond = NormalDist().inv_cdf(1 - 0.1 / max(source.total, 1))
+        estimate = max(estimate, math.exp(fmean(logs) + pstdev(logs) * beyond))
+    return math.ceil(estimate)
+
+
+def _count_broken(report: "Report") -> int:
+    return sum(count for reason, count in report.dropped.counts.items() if not reason.startswith(_READABLE))
+
+
+def sample_source(source: Source) -> SourceSample:
+    """Rows of a source on this machine: all of a small one.
+
+    Raises:
+        UserError: the source cannot be read, or its format cannot be told.
+    """
+    opened = open_source(source)
+    packed = any(name.endswith((*COMPRESSIONS, *COLUMN_SUFFIXES)) for name in opened.files)
+    whole, most = (_WHOLE_PACKED, _READ_PACKED) if packed else (_WHOLE, _READ)
+    if opened.size <= whole:
+        rows = [row for block in opened.blocks for row in block.rows()]
+        return SourceSample(opened, rows, len(rows), [], whole=True, counted=True, searched=True)
+    blocks, stride, position = list[Block](), 1, 0
+    lines, ended = list[Row](), False
+    for number, block in enumerate(opened.blocks):
+        position += block.size
+        if number % stride == 0:
+            blocks.append(block)
+        if len(blocks) > 2 * _BLOCKS:  # evenly spaced, however many there are
+            blocks, stride = blocks[::2], 2 * stride
+        if block.parse is json_rows.parse_lines:
+            line = max(block.payload.split(b"\n"), key=len)
+            lines = heapq.nlargest(_LONGEST, [*lines, *block.parse(block.name, block.first, line)], key=_characters)
+        if position >= most:
+            break
+    else:
+        ended = True
+    rows = [row for block in blocks for row in block.rows()]
+    parsed_all = ended and stride == 1
+    total = len(rows) if parsed_all else len(rows) * opened.size / max(sum(block.size for block in blocks), 1)
+    return SourceSample(
+        opened,
+        rows,
+        total,
+        heapq.nlargest(_LONGEST, [*lines, *rows], key=_characters),
+        whole=False,
+        counted=parsed_all,
+        searched=parsed_all or (ended and bool(lines)),
+    )
+
+
+def _characters(row: Row) -> int:
+    return len(str(row.record))
+
+
+def _affordable(rows: list[Row]) -> list[Row]:
+    """As many rows as are quickly tokenized, short and long ones in their proportion."""
+    ordered = sorted(rows, key=_characters)
+    mean = fmean(map(_characters, rows)) if rows else 1
+    return _evenly(ordered, min(_ROWS, max(50, int(_CHARACTERS / mean))))
+
+
+def _block(rows: list[Row]) -> Block:
+    return Block(rows[0].where if rows else "", 1, rows, lambda name, first, payload: iter(payload), 0)
+
+
+def _evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """`count` items from the whole length; all where there are no more."""
+    if len(items) <= count:
+        return list(items)
+    return [items[int((number + 0.5) * len(items) / count)] for number in range(count)]
+
+
+def _texts(samples: list[SourceSample]) -> Iterator[tuple[str, str]]:
+    """Prompt and last trained answer of rows; a text is an answer to nothing."""
+    for one in samples:
+        for row in _evenly(one.rows, _TEXTS):
+            try:
+                if isinstance(row.record, RowError):
+                    continue
+                record = rename_columns(row.record, one.opened.source.columns or {})
+                content = parse_record(str(one.opened.format), one.opened.settings, record)
+            except RowError:
+                continue
+            if isinstance(content, Text):
+                yield "", content.text
+            elif isinstance(content, Conversation):
+                prompt = ""
+                pair = None
+                for message in content.messages:
+                    if message["role"] == "user":
+                        prompt = message["content"]
+                    elif message["role"] == "assistant" and message.get("train", True) and prompt:
+                        pair = prompt, message["content"]
+                if pair:
+                    yield pair
+
+
+def _on_this_machine(source: Source) -> Source | None:
+    """The source, where it is a hub dataset the Arrow files of its split in the cache of `datasets`; None where they
+    are not there. They are found without that library, which takes a second to load."""
+    if is_file(source):
+        return source
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
+    wanted = re.compile(rf"-{re.escape(source.split)}(-\d+-of-\d+)?\.arrow$")
+    shards = [
+        path
+        for folder in (cache.iterdir() if cache.is_dir() else ())
+        if folder.is_dir() and _letters(folder.name) == _letters(source.path)
+        for path in folder.rglob("*.arrow")
+        if wanted.search(path.name)
+    ]
+    if not shards:
+        return None
+    newest = max(shards, key=lambda path: path.stat().st_mtime)
+    return source.model_copy(update={"path": re.sub(r"-\d+-of-\d+\.arrow$", "-*-of-*.arrow", str(newest))})
+
+
+def _letters(name: str) -> str:
+    """A dataset's name as its folder, written in small letters, and its id have it in common."""
+    return re.sub(r"[^a-z0-9.]", "", name.lower())
