@@ -26,20 +26,18 @@ _CORE = "\ue000<\"Aa&'\\\n\t{number}\ue001"
 _MARK = re.compile("([\x0b\x1c]*)\ue000<\"Aa&'\\\\\n\t(\\d+)\ue001([\x1d\x0c]*)")
 _MAX_MESSAGES = 64
 
-_Place = tuple[int, int]
-"""A piece, and a character in it."""
-
 
 @dataclass(frozen=True)
 class Skeleton:
     """One text: `pieces` stand around the contents of the messages `slots`; `stripped`, whether a content loses the
-    white space around it. `spans`: start, end and stop of each trained turn; `skipped`: start and end."""
+    white space around it. `spans`: start, end and stop of each trained turn; `skipped`: start and end. Each start and
+    end is a piece, and a character in it."""
 
     pieces: list[str]
     slots: list[int]
     stripped: list[bool]
-    spans: list[tuple[_Place, _Place, str]]
-    skipped: list[tuple[_Place, _Place]]
+    spans: list[tuple[tuple[int, int], tuple[int, int], str]]
+    skipped: list[tuple[tuple[int, int], tuple[int, int]]]
     everything: bool
     note: str
 
@@ -135,7 +133,7 @@ def _skeleton(rendered: RenderedText) -> Skeleton | None:
         return None
     edges = [edge for span in rendered.spans for edge in (span.start, span.end)]
     edges += [edge for stretch in rendered.skipped for edge in stretch]
-    places: dict[int, _Place] = {}
+    places: dict[int, tuple[int, int]] = {}
     for edge in edges:
         for number, (start, piece) in enumerate(zip(starts, pieces, strict=True)):
             if start <= edge <= start + len(piece):  # where a content begins, the end of the piece before it
@@ -227,11 +225,14 @@ def _written(tree: nodes.Node) -> Iterator[int]:
             waiting += [child for child in node.iter_child_nodes() if child is not getattr(node, "test", None)]
 
 
+_CLOSED = (
+    nodes.AssignBlock, nodes.FilterBlock, nodes.Import, nodes.FromImport, nodes.Include, nodes.Extends, nodes.Block
+)  # fmt: skip
+
+
 def _is_open(node: nodes.Node, written: set[int], macros: set[str]) -> bool:
     match node:
-        case nodes.Concat():
-            return id(node) in written
-        case nodes.Filter(name="tojson"):
+        case nodes.Concat() | nodes.Filter(name="tojson"):
             return id(node) in written
         case nodes.Filter(name="selectattr" | "rejectattr"):
             given = [getattr(argument, "value", None) for argument in node.args]
@@ -242,8 +243,6 @@ def _is_open(node: nodes.Node, written: set[int], macros: set[str]) -> bool:
             return _is_constant(node) and node.name not in _UNLOGGED_TESTS
         case nodes.Mod():
             return isinstance(node.right, nodes.Const) and not isinstance(node.right.value, str)
-        case nodes.Operand(op="in" | "notin"):
-            return True  # the comparison around it is looked at
         case nodes.Compare():
             members = [operand.expr for operand in node.ops if operand.op in ("in", "notin")]
             plain = all(isinstance(one, nodes.List | nodes.Tuple) for one in members)
@@ -259,12 +258,8 @@ def _is_open(node: nodes.Node, written: set[int], macros: set[str]) -> bool:
             return isinstance(node.call.node, nodes.ExtensionAttribute)
         case nodes.Call():
             return isinstance(node.node, nodes.ExtensionAttribute)
-        case nodes.AssignBlock() | nodes.FilterBlock() | nodes.Import() | nodes.FromImport():
-            return False
-        case nodes.Include() | nodes.Extends() | nodes.Block():
-            return False
         case _:
-            return True
+            return not isinstance(node, _CLOSED)
 
 
 def _is_constant(node: Any) -> bool:

@@ -116,23 +116,13 @@ class TemplatedRow:
         answer = text[len(form.instead) :]
         return form.prompt + (form.thoughts.add(thought, answer) if form.thoughts else answer)
 
-    def prompt(
-        self, end: int, changed: dict[int, Message] | None = None, variables: Mapping[str, Any] | None = None
-    ) -> str:
-        """The template's text of the first `end` messages, up to where the next answer begins.
-
-        `changed`: messages in place of others, by position.
-        """
+    def prompt(self, end: int, variables: Mapping[str, Any] | None = None) -> str:
+        """The template's text of the first `end` messages, up to where the next answer begins."""
         key = (end, str(variables or ""))
-        if not changed and key in self._prompts:
-            return self._prompts[key]
-        adapted = self.adapted[:end]
-        for at, message in (changed or {}).items():
-            adapted[at] = self.template.adapt(message)
-        text = self.template.write(adapted, ask=True, tools=self.tools, variables=variables)
-        if not changed:
-            self._prompts[key] = text
-        return text
+        if key not in self._prompts:
+            adapted = self.adapted[:end]
+            self._prompts[key] = self.template.write(adapted, ask=True, tools=self.tools, variables=variables)
+        return self._prompts[key]
 
     def where(self, index: int) -> str:
         """An answer's or question's place in the row, in words."""

@@ -30,8 +30,11 @@ class ChatTemplate:
     stop_words: tuple[str, ...] = field(default=(), compare=False)
     variables: Mapping[str, Any] = field(default_factory=dict)
     date: str | None = None
+    skeletons: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What is known of conversations by their shape (`skeletons.py`)."""
+    remedies: dict[str, str] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What would help against an error, by its reason (`answers.py`)."""
     seeks_remedies: ClassVar[bool] = True
-    """Whether remedies are sought for a row's errors."""
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: compiled templates cannot be handed to another process."""
@@ -91,16 +94,6 @@ class ChatTemplate:
         return Renderer(self.tokenizer, {**self.variables, **clock})
 
     @cached_property
-    def skeletons(self) -> dict[Any, Any]:
-        """What is known of conversations by their shape (`skeletons.py`)."""
-        return {}
-
-    @cached_property
-    def remedies(self) -> dict[str, str]:
-        """What would help against an error, by its reason (`answers.py`)."""
-        return {}
-
-    @cached_property
     def ends(self) -> frozenset[str]:
         """The texts of the tokens at which the model is known to end an answer."""
         return frozenset(word for word in (self.tokenizer.eos_token, *self.stop_words) if word)
@@ -110,9 +103,9 @@ class ChatTemplate:
         """The texts of all tokens that end a turn."""
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         pattern = probe.compile_alternation({*special, *self.tokenizer.all_special_tokens, *self.ends})
-        stops = probe.find_answer_stops(self.write, self.ends, pattern)
+        stops = probe.find_stops(self.write, None, self.ends, pattern)
         form = self._call_form
-        return probe.find_call_stops(self._write_calls, form, stops, pattern) if form else stops
+        return probe.find_stops(self._write_calls, form, stops, pattern) if form else stops
 
     @cached_property
     def stop(self) -> re.Pattern[str]:
@@ -180,12 +173,12 @@ class ChatTemplate:
 
     @cached_property
     def _answer_thinking_names(self) -> tuple[str, ...]:
-        return probe.find_thinking_names(self.write, probe.sample_answer())
+        return probe.find_thinking_names(self.write, probe.sample())
 
     @cached_property
     def _call_thinking_names(self) -> tuple[str, ...]:
         form = self._call_form
-        return probe.find_thinking_names(self._write_calls, form.adapt(probe.sample_call())) if form else ()
+        return probe.find_thinking_names(self._write_calls, probe.sample(form)) if form else ()
 
     @cached_property
     def _roles_in_parts(self) -> frozenset[str]:
@@ -218,11 +211,12 @@ class ChatTemplate:
     @cached_property
     def thoughts(self) -> ThoughtFormat | None:
         """How thoughts stand before answers; None where the template knows none."""
-        names = self._answer_thinking_names
-        form, call_names = (None, ()) if names else (self._call_form, self._call_thinking_names)
+        names, form = self._answer_thinking_names, None
+        if not names:
+            names, form = self._call_thinking_names, self._call_form
         added = (token.content for token in self.tokenizer.added_tokens_decoder.values())
         known = "\n".join((self.renderer.source, *added))
-        return find_thoughts(self._write_calls if form else self.write, names, form, call_names, known)
+        return find_thoughts(self._write_calls if form else self.write, names, form, known)
 
     @cached_property
     def without_thoughts(self) -> dict[str, Any]:
@@ -265,7 +259,7 @@ class ChatTemplate:
                 "give a template with model.chat_template."
             )
         self.reads.check(self.variables)
-        for messages, _ in probe.render_samples(replace(self, variables={}).write, probe.sample_answer()):
+        for messages, _ in probe.render_samples(replace(self, variables={}).write, probe.sample()):
             try:
                 self.write(messages)
             except RowError as error:

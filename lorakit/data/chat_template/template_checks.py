@@ -129,8 +129,9 @@ def _refuse_unwritten_question(row: TemplatedRow, turn: RenderedTurn, index: int
     elsewhere = any(content in other["content"] for at, other in enumerate(row.messages) if at != index)
     if role == "system" and content in turn.prompt and len(content) > _TELLING_LENGTH and not elsewhere:
         return
-    marked = message | {"content": message["content"] + _mark_for(turn.text)}
-    if row.prompt(turn.index, {index: marked}, turn.form.variables) != turn.prompt:
+    adapted = row.adapted[: turn.index]
+    adapted[index] = row.template.adapt(message | {"content": message["content"] + _mark_for(turn.text)})
+    if row.template.write(adapted, ask=True, tools=row.tools, variables=turn.form.variables) != turn.prompt:
         return
     remedy = "put it into the first user message" if role == "system" else _REMEDY
     name = {"system": "a system prompt", "assistant": "an answer that another answer follows"}

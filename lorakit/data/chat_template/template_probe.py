@@ -61,7 +61,7 @@ def find_call_form(write: Write) -> CallForm | None:
     empty_contents: tuple[TemplateMessage, ...] = ({"content": ""}, {"content": None}, {})
     for as_text, empty in product((False, True), empty_contents):
         form = CallForm(as_text, empty)
-        for messages, text in render_samples(write, form.adapt(sample_call())):
+        for messages, text in render_samples(write, sample(form)):
             answer = text.removeprefix(render_prompt(write, messages))
             python = str(arguments) in answer or "'arguments'" in answer or "None" in answer
             if _NAME in answer and _KEY in answer and _VALUE in answer and not python:
@@ -78,18 +78,12 @@ def find_thinking_names(write: Write, answer: TemplateMessage) -> tuple[str, ...
     return ()
 
 
-def find_answer_stops(write: Write, ends: frozenset[str], special: re.Pattern[str]) -> frozenset[str]:
-    """The known ends, and the special token with which the template ends an answer where it writes none of these."""
-    after = next((text.partition(ANSWER)[2] for _, text in render_samples(write, sample_answer())), "")
-    words = special.findall(after)
-    return ends if ends & set(words) else ends | set(words[:1])
-
-
-def find_call_stops(write: Write, form: CallForm, ends: frozenset[str], special: re.Pattern[str]) -> frozenset[str]:
-    """The same for calls. After the arguments stand first the tokens that close the call itself, if any."""
-    samples = render_samples(write, form.adapt(sample_call()))
-    words = special.findall(next((text.rpartition(_VALUE)[2] for _, text in samples), ""))
-    return ends if ends & set(words) else ends | set(words[-1:])
+def find_stops(write: Write, form: CallForm | None, ends: frozenset[str], special: re.Pattern[str]) -> frozenset[str]:
+    """The known ends, and the special token with which the template ends an answer (a call, where there is a form) if
+    it writes none of these. After a call's arguments stand first the tokens that close the call itself, if any."""
+    text = next((text for _, text in render_samples(write, sample(form))), "")
+    words = special.findall(text.rpartition(_VALUE)[2] if form else text.partition(ANSWER)[2])
+    return ends if ends & set(words) else ends | set(words[-1:] if form else words[:1])
 
 
 def find_following_stop(write: Write, form: CallForm | None, stop: re.Pattern[str]) -> str:
@@ -97,9 +91,8 @@ def find_following_stop(write: Write, form: CallForm | None, stop: re.Pattern[st
 
     GLM 4 ends nothing: it stops at the header of the next message, <|user|> or <|observation|>.
     """
-    answer = form.adapt(sample_call()) if form else sample_answer()
     next_message = {"role": "tool" if form else "user", "content": QUESTION, "name": _NAME, "tool_call_id": "sample123"}
-    for messages, text in render_samples(write, answer):
+    for messages, text in render_samples(write, sample(form)):
         try:
             longer = write([*messages, next_message])
         except RowError:
@@ -114,7 +107,7 @@ def find_following_stop(write: Write, form: CallForm | None, stop: re.Pattern[st
 def find_frame(write: Write, stop: re.Pattern[str], following: str, tail: str) -> tuple[str, str]:
     """What the template writes before and after the text of an answer, between the prompt without its `tail` and the
     stop. `following`: what stands after the whole text."""
-    for messages, text in render_samples(write, sample_answer()):
+    for messages, text in render_samples(write, sample()):
         prompt = render_prompt(write, messages).removesuffix(tail)
         end = stop.search(text + following, len(prompt))
         if end and text.startswith(prompt):
@@ -126,7 +119,7 @@ def find_frame(write: Write, stop: re.Pattern[str], following: str, tail: str) -
 
 def follows_prompt(write: Write) -> bool:
     """Whether the text of an answer begins with the prompt that asks for it, wherever the template takes a sample."""
-    samples = render_samples(write, sample_answer())
+    samples = render_samples(write, sample())
     return all(text.startswith(render_prompt(write, messages)) for messages, text in samples)
 
 
@@ -169,7 +162,7 @@ def find_roles_in_parts(write: Write) -> frozenset[str]:
 
     def count_whole_samples(roles: frozenset[str]) -> int:
         count = 0
-        for messages, text in render_samples(partial(_write_parts, write, roles), sample_answer()):
+        for messages, text in render_samples(partial(_write_parts, write, roles), sample()):
             contents = [message["content"] for message in messages]
             whole = all(text.count(content) >= contents.count(content) for content in contents)
             count += whole and "{'type'" not in text
@@ -190,15 +183,12 @@ def as_parts(message: TemplateMessage, roles: frozenset[str]) -> TemplateMessage
     return message | {"content": [{"type": "text", "text": content}]}
 
 
-def sample_answer() -> TemplateMessage:
-    """An answer."""
-    return {"role": "assistant", "content": ANSWER}
-
-
-def sample_call() -> TemplateMessage:
-    """An answer that calls a tool."""
+def sample(form: CallForm | None = None) -> TemplateMessage:
+    """An answer; where there is a form, one that only calls a tool."""
+    if form is None:
+        return {"role": "assistant", "content": ANSWER}
     call = {"type": "function", "id": "sample123", "function": {"name": _NAME, "arguments": {_KEY: _VALUE}}}
-    return {"role": "assistant", "content": "", "tool_calls": [call]}
+    return form.adapt({"role": "assistant", "content": "", "tool_calls": [call]})
 
 
 def render_samples(write: Write, answer: TemplateMessage) -> Iterator[tuple[list[TemplateMessage], str]]:

@@ -5,7 +5,6 @@ the model must write is then put together here: the thought, what closes it, and
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from lorakit.data.chat_template import template_probe as probe
@@ -69,25 +68,17 @@ class ThoughtFormat:
         return self.before + thought + ("" if closed else self.after) + answer
 
 
-def find_thoughts(
-    write: Write, names: tuple[str, ...], form: CallForm | None, calls_names: tuple[str, ...], known: str
-) -> ThoughtFormat | None:
+def find_thoughts(write: Write, names: tuple[str, ...], form: CallForm | None, known: str) -> ThoughtFormat | None:
     """How thoughts are written, or could be; None where the template knows none.
 
-    `names`: those under which the template reads the thought of an answer; `calls_names`: of an answer with calls.
-    `known`: the template's source and the added tokens, in which the closing mark must stand.
+    `names`: those under which the template reads the thought of an answer (of a call, where there is a form). `known`:
+    the template's source and the added tokens, in which the closing mark must stand.
     """
     tail, generation = _tail_of_prompt(write)
     marks = _MARK.findall(tail)
     if len(marks) > 1 and marks[-1] in _closing_marks(marks[0]):
         return ThoughtFormat(tail, "", "", marks[0], marks[-1], opened=False, skips=True)
-    around: tuple[str, str] | None
-    if names:
-        around = next(_text_around(write, probe.sample_answer(), names, probe.ANSWER), None)
-    elif calls_names and form:
-        around = next(_text_around(write, form.adapt(probe.sample_call()), calls_names, ""), None)
-    else:
-        around = _guess_closing(tail, known)
+    around = _text_around(write, names, form) if names else _guess_closing(tail, known)
     if around is None:
         return None
     before, after = around
@@ -100,7 +91,7 @@ def find_thoughts(
 
 def _tail_of_prompt(write: Write) -> tuple[str, str]:
     """What the prompt ends with that the text of an answer lacks, and all that it writes for the answer to come."""
-    for messages, text in probe.render_samples(write, probe.sample_answer()):
+    for messages, text in probe.render_samples(write, probe.sample()):
         prompt = probe.render_prompt(write, messages)
         if not prompt:
             continue
@@ -111,19 +102,20 @@ def _tail_of_prompt(write: Write) -> tuple[str, str]:
     return "", ""
 
 
-def _text_around(write: Write, answer: Message, names: tuple[str, ...], content: str) -> Iterator[tuple[str, str]]:
+def _text_around(write: Write, names: tuple[str, ...], form: CallForm | None) -> tuple[str, str] | None:
     """What the template writes before a thought, and between it and the rest of the answer."""
+    answer = probe.sample(form)
     for messages, text in probe.render_samples(write, answer | dict.fromkeys(names, probe.THOUGHT)):
         prompt = probe.render_prompt(write, messages)
         if not text.startswith(prompt) or text.count(probe.THOUGHT) != 1:
             continue
         before, _, rest = text.removeprefix(prompt).partition(probe.THOUGHT)
-        if content:
-            yield before, rest.partition(content)[0]
-            continue
+        if form is None:
+            return before, rest.partition(probe.ANSWER)[0]
         without = write([*messages[:-1], answer]).removeprefix(prompt)
         if rest.endswith(without):
-            yield before, rest.removesuffix(without)
+            return before, rest.removesuffix(without)
+    return None
 
 
 def _guess_closing(tail: str, known: str) -> tuple[str, str] | None:
