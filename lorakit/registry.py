@@ -11,8 +11,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar
 
+from pydantic import BaseModel, ConfigDict
+
 Unit = Literal["share", "points", "ratio", "nats", "perplexity"]
 """What a score is measured in."""
+
+
+class Section(BaseModel):
+    """What a recipe's sections and the entries' settings share: unknown keys are errors, values are never coerced."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
@@ -23,8 +31,8 @@ class Spec:
     summary: str
     name: str
     _: KW_ONLY
-    settings: type[Any] | None = None
-    """The Section of the entry's settings, all with defaults."""
+    settings: type[Section] | None = None
+    """The section of the entry's settings, all with defaults."""
     mistakes: Callable[..., Iterator[tuple[tuple[str | int, ...], str, str]]] | None = None
     """Settings (and an adapter's section) -> the path in the settings, the reason and the remedy of each mistake."""
 

@@ -239,7 +239,7 @@ def test_a_variable_in_a_path_is_refused_and_a_file_of_that_name_is_not(key, rec
         "output": {"output": {"dir": "${HOME}/runs"}},
         "template": {"model": {"chat_template": "%APPDATA%/chat.jinja"}},
     }[key]
-    with pytest.raises(RecipeErrors, match="holds a variable of the environment, and a recipe reads none"):
+    with pytest.raises(RecipeErrors, match="holds an environment variable, and a recipe reads none"):
         load(recipe_file(**sections))
     write_rows(tmp_path / "$1.jsonl", rows_of(2))
     write_rows(tmp_path / "$x.jsonl", rows_of(2))

@@ -9,7 +9,7 @@ import pytest
 from recipe_files import write
 
 from lorakit.data.formats import detect, parse_record, required_columns
-from lorakit.recipe.choice import entry_settings
+from lorakit.recipe.fields import entry_settings
 from lorakit.recipe.load import load
 from lorakit.registry import FORMATS
 

@@ -366,7 +366,7 @@ def test_a_recipe_names_metrics_with_their_settings(tmp_path):
             "evaluate.metrics[0].regex.pattern: 'a(' is not a regular expression: missing )",
         ),
         ("[{regex: {patern: a}}]", "there is no such key. Did you mean evaluate.metrics[0].regex.pattern?"),
-        ("[{rouge-1: {}}]", "rouge-1 has no settings of its own. Write the word alone: rouge-1."),
+        ("[{rouge-1: {}}]", "rouge-1 has no settings. Write the word alone: rouge-1."),
         ("[{bleu: {}, chrf: {}}]", "evaluate.metrics[0]: bleu and chrf are 2 metrics. Write one, such as exact-match"),
         ("[chrf, {chrf: {word_order: 2}}]", "evaluate.metrics[1]: 'chrf' is there twice. Remove one."),
         ("[{json-schema: {schema: nope.json}}]", "evaluate.metrics[0].json-schema.schema: 'nope.json' does not exist."),
@@ -384,7 +384,7 @@ def test_a_metric_that_cannot_be_has_one_error_at_its_place(tmp_path, metrics, e
     assert expected in found
 
 
-@pytest.mark.parametrize("module", ["lorakit.evaluate.metrics", "lorakit.evaluate.metric", "lorakit.recipe.choice"])
+@pytest.mark.parametrize("module", ["lorakit.evaluate.metrics", "lorakit.evaluate.metric", "lorakit.recipe.fields"])
 def test_the_settings_are_known_whatever_is_imported_first(module):
     code = f"import {module}; from lorakit.recipe.schema import Evaluate; print(Evaluate(metrics=[{{'bleu': {{}}}}]))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

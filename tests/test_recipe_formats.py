@@ -10,7 +10,7 @@ from recipe_files import errors, loaded, write
 from lorakit.data.formats.classification import Classification
 from lorakit.data.formats.sharegpt import Sharegpt
 from lorakit.recipe import docs
-from lorakit.recipe.choice import entry_name, entry_settings
+from lorakit.recipe.fields import entry_name, entry_settings
 from lorakit.recipe.load import load, to_yaml
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import keys

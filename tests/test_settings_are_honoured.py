@@ -29,7 +29,7 @@ def every_field(section: type[Section]) -> set[tuple[str, str]]:
 def reader_of(frame) -> str:
     """The module that reads a field; "" where a setting is only checked."""
     reader = frame.f_globals.get("__name__", "")
-    if reader in ("lorakit.recipe.adapter_kind", "lorakit.recipe.choice"):  # they answer for whoever asks
+    if reader in ("lorakit.recipe.adapter_kind", "lorakit.recipe.fields"):  # they answer for whoever asks
         reader = frame.f_back.f_globals.get("__name__", "")
     checked = any(one.f_code.co_name.endswith("_mistakes") for one in (frame, frame.f_back))
     return "" if checked or reader.startswith("lorakit.recipe") or not reader.startswith("lorakit.") else reader

@@ -28,8 +28,8 @@ def metrics_of(named: str, recipes: Sequence[Any]) -> tuple[Any, ...]:
     Raises:
         UserError: there is no such metric, it is there twice, or it needs settings that no recipe gives.
     """
-    from lorakit.recipe.choice import entry_name
     from lorakit.recipe.did_you_mean import nearest
+    from lorakit.recipe.fields import entry_name
     from lorakit.registry import METRICS
 
     configured = {entry_name(metric): metric for metric in recipes}
@@ -60,7 +60,7 @@ def thresholds_of(written: Iterable[str], metrics: Sequence[Any]) -> list[Thresh
     Raises:
         UserError: one is malformed, or names what is not measured.
     """
-    from lorakit.recipe.choice import entry_name
+    from lorakit.recipe.fields import entry_name
 
     measured = [*_ALWAYS, *map(entry_name, metrics)]
     found = []

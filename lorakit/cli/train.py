@@ -175,7 +175,7 @@ def _tell_memory(expected: "Memory", machine: "Machine", progress: "Progress") -
 
 def _refuse_inputs_inside(folder: Path, loaded: "LoadedRecipe") -> None:
     """Overwriting a run must not delete what the new one is made from."""
-    from lorakit.recipe.inputs import input_paths
+    from lorakit.recipe.paths import input_paths
     from lorakit.run_dir import Run
 
     parts = [part.resolve() for part in Run(folder).results()]

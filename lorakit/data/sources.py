@@ -20,8 +20,8 @@ from lorakit.data.formats import (
 from lorakit.data.readers import files_in, read_blocks
 from lorakit.data.rows import Block, Row, normalize_line_ends
 from lorakit.errors import UserError
-from lorakit.recipe.choice import entry_name, entry_settings
 from lorakit.recipe.did_you_mean import nearest
+from lorakit.recipe.fields import entry_name, entry_settings
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.problem import one_line, show_path
 from lorakit.recipe.schema import Data, Source

@@ -14,9 +14,8 @@ import numpy as np
 from lorakit.amounts import percent
 from lorakit.bounds import TooLong, bounded
 from lorakit.errors import LorakitError, UserError
-from lorakit.recipe.choice import entry_name, entry_settings
-from lorakit.recipe.section import Section
-from lorakit.registry import METRICS, MetricSpec, Unit
+from lorakit.recipe.fields import entry_name, entry_settings
+from lorakit.registry import METRICS, MetricSpec, Section, Unit
 
 UNITS: dict[str, str] = {
     "share": "{:.1%}",

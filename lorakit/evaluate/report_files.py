@@ -13,7 +13,7 @@ from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.comparison import comparison_to_dict, score_to_dict
 from lorakit.evaluate.models import EvalModelSpec
 from lorakit.evaluate.results import Evaluation, ModelResult
-from lorakit.recipe.choice import entry_name, entry_settings
+from lorakit.recipe.fields import entry_name, entry_settings
 from lorakit.registry import METRICS
 from lorakit.run_dir import now, versions
 

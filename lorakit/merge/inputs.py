@@ -27,7 +27,7 @@ from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.data_files import is_pattern
-from lorakit.recipe.inputs import input_paths
+from lorakit.recipe.paths import input_paths
 from lorakit.recipe.schema import Data, Model
 from lorakit.run_dir import Run
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lorakit.recipe.choice import entry_names, entry_settings
+from lorakit.recipe.fields import entry_names, entry_settings
 from lorakit.recipe.schema import Adapter, Model, Recipe
 from lorakit.registry import ADAPTERS, AdapterSpec
 

@@ -8,8 +8,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, create_model, model_serializer
 
 from lorakit.recipe.fields import word_of
-from lorakit.recipe.section import Section
-from lorakit.registry import ADAPTERS, FORMATS, METRICS, AnyTable
+from lorakit.registry import ADAPTERS, FORMATS, METRICS, AnyTable, Section
 
 
 class _OneEntry(Section):

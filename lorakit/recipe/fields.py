@@ -1,5 +1,8 @@
-"""The kinds of value that recipe fields share: words of a table, paths, and numbers that mean two things."""
+"""The kinds of value that recipe fields share: words of a table, paths, and numbers that mean two things.
 
+A word of a table may be a section instead, made by lorakit/recipe/choice_field.py, of which one field is filled."""
+
+import functools
 from dataclasses import dataclass
 from datetime import date
 from typing import Annotated, Any, Literal
@@ -123,3 +126,28 @@ Interval = Annotated[
     Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(gt=0)],
     Wording("a fraction of the run above 0 and below 1, or a whole number of steps above 0", "0.1"),
 ]
+
+
+def entry_names(value: Any) -> list[str]:
+    """The entries that a value names: one, unless the recipe is wrong."""
+    if isinstance(value, str):
+        return [value]
+    return [name for name in type(value).model_fields if getattr(value, name) is not None]
+
+
+def entry_name(value: Any) -> str:
+    """The entry's name, or a word such as `auto` that the key takes besides."""
+    return entry_names(value)[0]
+
+
+def entry_settings(table: AnyTable, value: Any) -> Any:
+    """The entry's settings, its defaults where the value is a word; None for an entry, or a word, that has none."""
+    if isinstance(value, str):
+        return _defaults(table, value) if value in table else None
+    return getattr(value, entry_name(value))
+
+
+@functools.cache
+def _defaults(table: AnyTable, name: str) -> Any:
+    settings = table[name].settings
+    return settings() if settings else None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lorakit.recipe.adapter_kind import adapter_folder, initial_adapter
 from lorakit.recipe.data_files import (
     KNOWN_SUFFIXES,
     TooManyFiles,
@@ -23,10 +24,6 @@ from lorakit.recipe.yaml_reader import Node, children
 from lorakit.recipe.yaml_scalars import other_notations
 
 _HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
-_VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*\}?|%[A-Za-z_]\w*%")
-_TEMPLATE = "Write the path of a .jinja file, or remove the line for the tokenizer's own template."
-_NO_ROWS = ("none", "no", "off", "auto", "false", "true", "yes", "on", "never")
-_NO_EVAL = "Write null for no held-out rows, or a fraction such as 0.1."
 _NARROWER = "Write the folder in which the rows lie."
 _ON_THE_HUB = re.compile(
     r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?:datasets/|models/)?([\w.-]+/[\w.-]+)"
@@ -40,11 +37,6 @@ def is_path(reference: str) -> bool:
     return os.path.isabs(reference)  # noqa: PTH117
 
 
-def references(root: Node) -> Iterator[tuple[PathParts, Node, PathRole]]:
-    """Every text under `root` that names something on disk or on the hub."""
-    yield from _walk(root, Recipe, ())
-
-
 def resolve_paths(root: Node, ended: bool = False) -> tuple[Any, list[Problem]]:
     """The plain data of `root` with absolute paths, and a problem for each reference that leads nowhere.
 
@@ -52,7 +44,7 @@ def resolve_paths(root: Node, ended: bool = False) -> tuple[Any, list[Problem]]:
     """
     resolved: dict[PathParts, str] = {}
     problems: list[Problem] = []
-    for path, node, role in references(root):
+    for path, node, role in _references(root, Recipe, ()):
         name = absolute_path(node.value, role, node.place.folder)
         complaint = _complaint(node, name, role, path)
         if complaint and not ended:
@@ -75,17 +67,17 @@ def absolute_path(text: str, role: PathRole, folder: Path) -> str | None:
 
 
 def find_variable(text: str) -> str | None:
-    """The environment variable that a shell would put into `text`."""
-    found = _VARIABLE.search(text)
-    return found[0] if found else None
+    """The environment variable that a shell would fill into `text`."""
+    match = re.search(r"\$\{?[A-Za-z_]\w*\}?|%[A-Za-z_]\w*%", text)
+    return match[0] if match else None
 
 
-def no_variables(text: str, variable: str) -> tuple[str, str]:
+def refuse_variable(text: str, variable: str) -> tuple[str, str]:
     """Why a path cannot hold a variable, and what to write instead."""
     remedy = (
         f"Write the path itself, or give it on the command line, where the shell fills in {variable}: --set KEY=PATH."
     )
-    return f"{quote(text)} holds a variable of the environment, and a recipe reads none", remedy
+    return f"{quote(text)} holds an environment variable, and a recipe reads none", remedy
 
 
 def relative_path(path: str, folder: Path) -> str:
@@ -95,52 +87,53 @@ def relative_path(path: str, folder: Path) -> str:
 
 
 def _complaint(node: Node, path: str | None, role: PathRole, key: PathParts) -> tuple[str, str] | None:
-    text = node.value
+    """Why a reference leads nowhere, and what to write instead; None for one that leads somewhere."""
+    text, is_eval = node.value, key == ("data", "eval")
     if "://" in text or (path is None and _ON_THE_HUB.match(text)):
         return f"{quote(text)} is an address", _without_address(text, role)
-    here = path is not None and (os.path.exists(path) or is_pattern(path))  # noqa: PTH110
-    if (variable := find_variable(text)) and not here:
-        return no_variables(text, variable)
+    exists = path is not None and os.path.exists(path)  # noqa: PTH110
+    if (variable := find_variable(text)) and not exists and not (path and is_pattern(path)):
+        return refuse_variable(text, variable)
     if path is None:
-        if key == ("data", "eval") and text.lower() in _NO_ROWS:
-            return f"{quote(text)} is neither a path that exists nor a hub id", _NO_EVAL
-        if key == ("data", "eval") and (share := re.fullmatch(r"(\d{1,3})/(\d{1,3})", text)):
-            return f"{quote(text)} is neither a path that exists nor a hub id", _share(*map(int, share.groups()))
-        if _HUB_ID.fullmatch(text) and ".." not in text and "--" not in text:
-            return None
-        kinds = "is neither a path that exists nor a hub id" if role.or_hub else "is not a path"
-        return f"{quote(text)} {kinds}", _instead(text, role, key)
+        return _no_hub_id(text, role, is_eval)
     if role.of_data and is_pattern(path):
         return _empty_pattern(text, Path(path))
-    if not os.path.exists(path):  # noqa: PTH110
+    if not exists:
+        remedy = _nearest_path(text, Path(path))
         if key == ("model", "chat_template") and re.fullmatch(r"[\w-]+", text) and not nearest_file(Path(path)):
-            return f"{quote(text)} does not exist", _TEMPLATE
-        return f"{quote(text)} does not exist", _nearest_path(text, Path(path))
-    if not os.path.isfile(path) and not os.path.isdir(path):  # noqa: PTH112, PTH113
+            remedy = "Write the path of a .jinja file, or remove the line for the tokenizer's own template."
+        return f"{quote(text)} does not exist", remedy
+    if os.path.isdir(path):  # noqa: PTH112
+        if not role.or_folder:
+            return f"{quote(text)} is a folder, not a file", "Write the path of a file in it."
+    elif not os.path.isfile(path):  # noqa: PTH113
         return f"{quote(text)} is not a regular file", "A pipe or a device would be read for ever: write a file's path."
-    if os.path.isdir(path) and not role.or_folder:  # noqa: PTH112
-        return f"{quote(text)} is a folder, not a file", "Write the path of a file in it."
     return _no_data(text, Path(path)) if role.of_data else None
 
 
 def _without_address(text: str, role: PathRole) -> str:
     """What to write instead of an address: the hub id in it, else a file's path."""
-    if role.or_hub and (found := _ON_THE_HUB.match(text)):
-        return f"Write the hub id: {found[1]}."
+    if role.or_hub and (match := _ON_THE_HUB.match(text)):
+        return f"Write the hub id: {match[1]}."
     if role.of_data:
         return "Download the file and write its path."
     return f"Write {'the hub id' if role.or_hub else 'the path'}, for example {role.example}."
 
 
-def _instead(text: str, role: PathRole, key: PathParts) -> str:
-    if key != ("data", "eval"):
-        return f"Write for example {role.example}."
-    share = next((number for number in other_notations(text) if 0 < float(number) < 1), None)
-    return f"Write {share}." if share else "Write for example data/eval.jsonl, or a fraction such as 0.1."
-
-
-def _share(part: int, whole: int) -> str:
-    return f"Write {part / whole:.4g}." if 0 < part < whole else "Write a fraction such as 0.1."
+def _no_hub_id(text: str, role: PathRole, is_eval: bool) -> tuple[str, str] | None:
+    """Why a text that is no path is no hub id either."""
+    reason = f"{quote(text)} is {'neither a path that exists nor a hub id' if role.or_hub else 'not a path'}"
+    if is_eval and text.lower() in ("none", "no", "off", "auto", "false", "true", "yes", "on", "never"):
+        return reason, "Write null for no held-out rows, or a fraction such as 0.1."
+    if is_eval and (share := re.fullmatch(r"(\d{1,3})/(\d{1,3})", text)):
+        part, whole = map(int, share.groups())
+        return reason, f"Write {part / whole:.4g}." if 0 < part < whole else "Write a fraction such as 0.1."
+    if _HUB_ID.fullmatch(text) and ".." not in text and "--" not in text:
+        return None
+    if not is_eval:
+        return reason, f"Write for example {role.example}."
+    number = next((number for number in other_notations(text) if 0 < float(number) < 1), None)
+    return reason, f"Write {number}." if number else "Write for example data/eval.jsonl, or a fraction such as 0.1."
 
 
 def _no_data(text: str, path: Path) -> tuple[str, str] | None:
@@ -186,9 +179,10 @@ def _nearest_path(text: str, path: Path) -> str:
     return f"Did you mean {one_line(text[: text.rstrip('/').rfind('/') + 1] + near)}?"
 
 
-def _walk(node: Node, annotation: Any, path: PathParts) -> Iterator[tuple[PathParts, Node, PathRole]]:
+def _references(node: Node, annotation: Any, path: PathParts) -> Iterator[tuple[PathParts, Node, PathRole]]:
+    """Every text that names something on disk or on the hub."""
     for part, inner in children(node):
-        yield from _walk(inner, annotation_at(annotation, (part,)), (*path, part))
+        yield from _references(inner, annotation_at(annotation, (part,)), (*path, part))
     if isinstance(node.value, str) and node.value:
         roles = (branch.note(PathRole) for branch in alternatives_of(annotation) if branch.kind is str)
         role = next((role for role in roles if role), None)
@@ -202,3 +196,23 @@ def _plain(node: Node, path: PathParts, resolved: dict[PathParts, str]) -> Any:
     if isinstance(node.value, list):
         return [_plain(value, (*path, index), resolved) for index, value in enumerate(node.value)]
     return resolved.get(path, node.value)
+
+
+def input_paths(recipe: Recipe) -> set[Path]:
+    """What a recipe reads from disk, which no run may delete: base model, adapter, templates, schemas, data files."""
+    named = {Path(text) for text in _texts(recipe.model_dump(exclude={"output"})) if is_path(text) and "\0" not in text}
+    paths = {path for path in named if not is_pattern(path) and path.exists()}
+    source = initial_adapter(recipe.adapter)
+    if source:
+        paths = paths - {Path(source)} | {adapter_folder(Path(source))}
+    base = Path(recipe.model.base)
+    folders = {path for path in named - {base} if is_pattern(path) or path.is_dir()}
+    return paths.union(*(set(data_files(folder)) for folder in folders if is_pattern(folder) or folder in paths))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)

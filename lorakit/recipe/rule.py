@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lorakit.recipe.choice import entry_names, entry_settings
+from lorakit.recipe.fields import entry_names, entry_settings
 from lorakit.recipe.problem import PathParts, quote
 from lorakit.recipe.schema import Recipe
 from lorakit.registry import AnyTable

@@ -11,9 +11,9 @@ from typing import Any
 
 from lorakit.amounts import counted
 from lorakit.recipe import adapter_rules as adapter_rules
-from lorakit.recipe.choice import entry_names
 from lorakit.recipe.data_files import data_files, is_pattern
-from lorakit.recipe.paths import find_variable, is_path, no_variables
+from lorakit.recipe.fields import entry_names
+from lorakit.recipe.paths import find_variable, is_path, refuse_variable
 from lorakit.recipe.problem import PathParts, dotted_name, one_line, quote
 from lorakit.recipe.rule import RULES as RULES
 from lorakit.recipe.rule import Conflict, choice_mistakes, reads
@@ -68,7 +68,7 @@ def output_names_no_variable(recipe: Recipe, written: Collection[str]) -> Iterat
     """`output.dir` is a path as it stands: no variable of the environment is filled in."""
     variable = find_variable(recipe.output.dir or "")
     if variable and recipe.output.dir and not Path(recipe.output.dir).exists():
-        yield Conflict(("output", "dir"), *no_variables(recipe.output.dir, variable))
+        yield Conflict(("output", "dir"), *refuse_variable(recipe.output.dir, variable))
 
 
 @reads("evaluate.metrics")

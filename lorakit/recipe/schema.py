@@ -31,7 +31,7 @@ from lorakit.recipe.fields import (
     Warmup,
     Wording,
 )
-from lorakit.recipe.section import Section as Section
+from lorakit.registry import Section
 
 
 class Model(Section):

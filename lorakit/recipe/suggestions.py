@@ -56,33 +56,28 @@ _YES = ("yes", "no", "on", "off", "y", "n")
 def for_unknown_key(path: PathParts, value: Any = None) -> tuple[str, str]:
     """The remedy for an unknown key, and the dotted name of the key that was probably meant (or nothing)."""
     key, prefix = str(path[-1]), dotted_name(path[:-1])
-    siblings = _siblings(path)
+    siblings = list(fields(section_of(annotation_at(Recipe, path[:-1])) or Recipe))
     if ":" in key:
-        return "Put a space behind the colon.", ""
+        return "Put a space after the colon.", ""
     if path[:-1] == ("adapter", "kind") and key in ADAPTERS:
-        return f"{key} has no settings of its own. Write kind: {key}.", ""
+        return f"{key} has no settings. Write kind: {key}.", ""
     if path[:2] == ("evaluate", "metrics") and len(path) == 4 and key in METRICS:
-        return f"{key} has no settings of its own. Write the word alone: {key}.", ""
+        return f"{key} has no settings. Write the word alone: {key}.", ""
     folded = key.lower().replace("-", "_").replace(" ", "_")
     if folded in siblings:
-        return _did_you_mean(_join(prefix, folded))
-    found = _elsewhere(path, folded, value) or _misspelt(path, key, siblings)
-    if found:
-        return found
+        return _did_you_mean(dotted_name((*path[:-1], folded)))
+    remedy = _elsewhere(path, folded, siblings, value) or _misspelt(path, key, siblings)
+    if remedy:
+        return remedy
     where = f"The keys of {prefix}" if prefix else "The sections of a recipe"
     return f"{where} are {', '.join(siblings)}.", ""
 
 
-def _siblings(path: PathParts) -> list[str]:
-    """The keys of the section in which a key stands."""
-    return list(fields(section_of(annotation_at(Recipe, path[:-1])) or Recipe))
-
-
-def _elsewhere(path: PathParts, folded: str, value: Any) -> tuple[str, str] | None:
+def _elsewhere(path: PathParts, folded: str, siblings: list[str], value: Any) -> tuple[str, str] | None:
     """A key of another tool, or of ours that belongs into another section."""
     if _is_a_source(path[:-1]) and folded in _columns():
         return _did_you_mean(f"data.columns: {{{folded}: NAME}}", "It names the column")
-    if _is_a_source(path[:-1]) and _OF_A_SOURCE.get(folded) in _siblings(path):
+    if _is_a_source(path[:-1]) and _OF_A_SOURCE.get(folded) in siblings:
         inside = tuple(part for part in path[:-1] if isinstance(part, str))
         return _did_you_mean(dotted_name((*inside, _OF_A_SOURCE[folded])))
     if path == ("eval",) and isinstance(value, dict):
@@ -110,12 +105,12 @@ def _elsewhere(path: PathParts, folded: str, value: Any) -> tuple[str, str] | No
 def _misspelt(path: PathParts, key: str, siblings: list[str]) -> tuple[str, str] | None:
     near = nearest(key, siblings)
     if near:
-        return _did_you_mean(_join(dotted_name(path[:-1]), near))
+        return _did_you_mean(dotted_name((*path[:-1], near)))
     by_last = {name.rpartition(".")[2]: name for name in reversed([*keys(Recipe), "extends"])}
     near = nearest(key, [*by_last, *KEY_ALIASES, *NO_COUNTERPART])
     if near in by_last:
         return _did_you_mean(by_last[near])
-    return _elsewhere(path, near, None) if near else None
+    return _elsewhere(path, near, siblings, None) if near else None
 
 
 def _is_a_source(path: PathParts) -> bool:
@@ -135,10 +130,6 @@ def _did_you_mean(target: str, why: str = "") -> tuple[str, str]:
     return (f"{remedy} {why}." if why else remedy), target.partition(":")[0]
 
 
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
-
-
 def for_missing(path: PathParts) -> str:
     """What to write for a key that must be there."""
     name = str(path[-1])
@@ -149,7 +140,8 @@ def for_value(node: Node, path: PathParts) -> str:
     """What to write for a value that the field at `path` does not take."""
     annotation = annotation_at(Recipe, path)
     value = plain(node)
-    remedy = _said(node, path)
+    key = dotted_name(tuple(part for part in path if isinstance(part, str)))
+    remedy = VALUE_REMEDIES.get((key, str(node.text if node.value is not None else "null").lower()), "")
     if remedy:
         return remedy
     if isinstance(value, str):
@@ -174,12 +166,6 @@ def for_value(node: Node, path: PathParts) -> str:
     if value is None and default is not PydanticUndefined:
         return f"{usual}, or remove the line for the default."
     return f"{usual}."
-
-
-def _said(node: Node, path: PathParts) -> str:
-    """What is kept for just this value of just this key."""
-    name = dotted_name(tuple(part for part in path if isinstance(part, str)))
-    return VALUE_REMEDIES.get((name, str(node.text if node.value is not None else "null").lower()), "")
 
 
 def _for_switch(value: bool, annotation: Any) -> str:

@@ -13,8 +13,7 @@ from lorakit.data.rows import RowError, kind
 from lorakit.recipe.did_you_mean import nearest
 from lorakit.recipe.fields import Wording
 from lorakit.recipe.problem import one_line, quote
-from lorakit.recipe.section import Section
-from lorakit.registry import FORMATS
+from lorakit.registry import FORMATS, Section
 
 _DEFAULT_PROMPT = "Which label fits the text: {labels}? Answer with the label alone.\n\n{text}"
 _Label = Annotated[str, Field(min_length=1), Wording("a name", "ham")]

@@ -8,11 +8,10 @@ from lorakit.data.conversations import RowContent
 from lorakit.data.formats.columns import is_empty
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
-from lorakit.recipe.choice import entry_settings
 from lorakit.recipe.data_files import data_suffix
+from lorakit.recipe.fields import entry_settings
 from lorakit.recipe.problem import one_line
-from lorakit.recipe.section import Section
-from lorakit.registry import FORMATS, FormatSpec
+from lorakit.registry import FORMATS, FormatSpec, Section
 
 # The columns of OpenAssistant's flat files, which the format text fits and would read wrongly.
 _FLAT_OASST = {"message_id", "role", "text"}

@@ -11,8 +11,7 @@ from lorakit.data.formats.tools import parse_json
 from lorakit.data.rows import RowError, kind
 from lorakit.recipe.did_you_mean import nearest
 from lorakit.recipe.problem import one_line, quote
-from lorakit.recipe.section import Section
-from lorakit.registry import FORMATS
+from lorakit.registry import FORMATS, Section
 
 _COLUMNS = ("conversations", "conversation")
 _CALL = "function_call"

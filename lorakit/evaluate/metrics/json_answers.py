@@ -11,8 +11,7 @@ from pydantic import Field, create_model
 from lorakit.errors import UserError
 from lorakit.recipe.fields import PathRole, Wording
 from lorakit.recipe.problem import one_line
-from lorakit.recipe.section import Section
-from lorakit.registry import METRICS
+from lorakit.registry import METRICS, Section
 
 _SCHEMA = "A JSON schema: a file, or the schema itself. A `$ref` reaches what the schema holds, and no network."
 _Schema = Annotated[

@@ -12,8 +12,7 @@ from pydantic import Field
 
 from lorakit.recipe.fields import Wording
 from lorakit.recipe.problem import quote
-from lorakit.recipe.section import Section
-from lorakit.registry import METRICS
+from lorakit.registry import METRICS, Section
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lorakit.evaluate.metrics.matching import tokens
-from lorakit.recipe.section import Section
-from lorakit.registry import METRICS
+from lorakit.registry import METRICS, Section
 
 _BLEU_ORDERS = 4
 

@@ -10,8 +10,7 @@ from pydantic import Field
 from lorakit.errors import UserError
 from lorakit.recipe.fields import PathRole
 from lorakit.recipe.problem import one_line
-from lorakit.recipe.section import Section
-from lorakit.registry import METRICS
+from lorakit.registry import METRICS, Section
 
 if TYPE_CHECKING:
     import numpy as np

@@ -177,7 +177,7 @@ def _adalora_mistakes(settings: AdaLora, adapter: Any) -> Mistakes:
 
 
 def _initial_rank(settings: Any) -> int:
-    from lorakit.recipe.choice import entry_settings
+    from lorakit.recipe.fields import entry_settings
 
     own = entry_settings(ADAPTERS, settings.kind)
     return int(own.initial_rank or max(settings.rank + 1, round(1.5 * settings.rank)))

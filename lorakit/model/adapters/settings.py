@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lorakit.recipe.section import Section
+from lorakit.registry import Section
 
 _Share = Annotated[float, Field(gt=0, lt=1)]
 _NotNegative = Annotated[float, Field(ge=0)]
