@@ -190,7 +190,7 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
 
     from lorakit import console
     from lorakit.data.explain import split_by_trained
-    from lorakit.train.parameters import planned_parameters
+    from lorakit.train.begin import planned_parameters
 
     counts = planned_parameters(prepared)
     if counts:

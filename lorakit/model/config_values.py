@@ -4,7 +4,7 @@ A reader gives None where the config does not have the key, and raises a UserErr
 """
 
 import json
-from typing import Any
+from typing import Any, TypeGuard
 
 from lorakit.errors import UserError
 
@@ -45,7 +45,7 @@ def read_layer_count(config: dict[str, Any], *keys: str) -> int | None:
     return config[key] if key else None
 
 
-def is_size(value: Any) -> bool:
+def is_size(value: Any) -> TypeGuard[int]:
     """Whether a value is a whole number of at least 1. true and false are none, though Python counts with them."""
     return type(value) is int and value >= 1
 

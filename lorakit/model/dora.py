@@ -55,7 +55,7 @@ class RowNorms:
         return norms
 
     def forget(self) -> None:
-        """The adapter may change from here on."""
+        """To be called when the adapter may have changed."""
         self._norms = None
 
 

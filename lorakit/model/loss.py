@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lorakit.model.shared_prefix import body_of, body_output
 
-# The share by which two ways to one number may differ, by the arithmetic: float32, or half precision.
+# How far two ways to one number may differ, as a share, by the arithmetic: float32, or half precision.
 EXACT, HALF = 1e-4, 2e-2
 
 IGNORED = -100  # torch's ignore_index: the label of a token that is not trained
@@ -42,8 +42,8 @@ def supervised_loss(
     hidden, targets = output.last_hidden_state[:, :-1][trained], targets[trained]
     chunk = max(1, _CHUNK_LOGITS // causal.config.get_text_config().vocab_size)
     total = hidden.sum().float() * 0.0  # keeps a batch without trained tokens connected to the weights
-    for some_hidden, some_targets in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        arguments = (causal, output, some_hidden, some_targets)
+    for chunk_hidden, chunk_targets in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        arguments = (causal, output, chunk_hidden, chunk_targets)
         if len(targets) > chunk and torch.is_grad_enabled():
             total = total + checkpoint(_chunk_loss, *arguments, use_reentrant=False)
         else:
@@ -123,9 +123,8 @@ def loss_agrees(
     with torch.no_grad():
         total, count = supervised_loss(model, input_ids, attention_mask, labels)
         logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
-        whole = cross_entropy(logits.float().flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
-    agree = torch.isclose(total, whole, rtol=tolerance, atol=tolerance * max(count, 1))
-    return bool(agree) or not torch.isfinite(whole)
+        expected = cross_entropy(logits.float().flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+    return _agree(total, expected, count, tolerance)
 
 
 def packing_agrees(
@@ -133,7 +132,11 @@ def packing_agrees(
 ) -> bool:
     """Whether rows have the same loss in one pack as one by one: else they see each other, or where they stand."""
     with torch.no_grad():
-        one, count = supervised_loss(model, attention_mask=None, **packed)
-        other, _ = supervised_loss(model, **apart)
-    agree = torch.isclose(one, other, rtol=tolerance, atol=tolerance * max(count, 1))
-    return bool(agree) or not torch.isfinite(other)
+        in_a_pack, count = supervised_loss(model, attention_mask=None, **packed)
+        expected, _ = supervised_loss(model, **apart)
+    return _agree(in_a_pack, expected, count, tolerance)
+
+
+def _agree(loss: torch.Tensor, expected: torch.Tensor, count: int, tolerance: float) -> bool:
+    agree = torch.isclose(loss, expected, rtol=tolerance, atol=tolerance * max(count, 1))
+    return bool(agree) or not torch.isfinite(expected)

@@ -43,22 +43,19 @@ def positions_of(config: dict[str, Any]) -> Positions | None:
     """The positions of the model of a config.json; None where it has no limit, or its family is not known here."""
     text = read_mapping(config, "text_config") or config
     family = text.get("model_type")
-    source = _source(family) if isinstance(family, str) and _TYPE.fullmatch(family) else None
-    if source is None or text.get("alibi") is True:
+    if not isinstance(family, str) or not _TYPE.fullmatch(family) or text.get("alibi") is True:
         return None
-    name, default = _field(str(family), source.configuration)
+    modeling, configuration = _source(family)
+    name, limit = _key_and_default(family, configuration)
+    key = f"{name}, by transformers' default"
     if is_size(text.get(name)):
-        limit, said = text[name], f"{name} in its config.json"
-    elif default:
-        limit, said = default, f"{name}, by transformers' default"
-    else:
+        limit, key = text[name], f"{name} in its config.json"
+    if limit is None or not (_TABLE.search(modeling) or _ROTARY.search(modeling)):
         return None
-    if _TABLE.search(source.modeling):
-        return Positions(limit - _unused(source.modeling, text), True, said)
-    if not _ROTARY.search(source.modeling):
-        return None
+    if _TABLE.search(modeling):
+        return Positions(limit - _unused_rows(modeling, text), True, key)
     stretched = _stretched(text, limit)
-    return Positions(stretched, False, said if stretched == limit else f"{said}, stretched by rope_scaling")
+    return Positions(stretched, False, key if stretched == limit else f"{key}, stretched by rope_scaling")
 
 
 def learned_positions(model: Any) -> int | None:
@@ -72,61 +69,46 @@ def learned_positions(model: Any) -> int | None:
     if named is None or not is_size(named):
         return None
     limit = int(named)
-    tables = [(path, module.num_embeddings, module) for path, module in causal.named_modules() if _is_table(module)]
+    tables = [
+        (path, module.num_embeddings, module)
+        for path, module in causal.named_modules()
+        if hasattr(module, "num_embeddings") and hasattr(module, "weight")
+    ]
     tables += [(path, len(value), None) for path, value in causal.named_buffers() if value.ndim > 1]
-    found = []
+    counts = []
     for path, rows, module in tables:
         if _NAMED.search(path.rpartition(".")[2]) and limit <= rows <= limit + _MOST_SPARE:
-            found.append(rows - _skipped(module))
-    return min(found, default=None)
-
-
-def _skipped(module: Any) -> int:
-    """The first rows of a table that no position has: OPT's offset, RoBERTa's padding token and what stands before."""
-    padding, offset = getattr(module, "padding_idx", None), getattr(module, "offset", None)
-    return int(offset) if offset else 0 if padding is None else int(padding) + 1
-
-
-def _is_table(module: Any) -> bool:
-    return hasattr(module, "num_embeddings") and hasattr(module, "weight")
-
-
-@dataclass(frozen=True)
-class _Source:
-    modeling: str
-    configuration: str
+            # The first rows may have no position: OPT's offset, RoBERTa's padding token and what stands before.
+            padding, offset = getattr(module, "padding_idx", None), getattr(module, "offset", None)
+            counts.append(rows - (int(offset) if offset else 0 if padding is None else int(padding) + 1))
+    return min(counts, default=None)
 
 
 @functools.cache
-def _source(model_type: str) -> _Source | None:
-    """transformers' own source of a family: its modeling and its configuration."""
-    spec = importlib.util.find_spec("transformers")
-    if not (spec and spec.origin):
-        return None
-    models, own = Path(spec.origin).parent / "models", model_type.replace("-", "_")
-    mapped = re.findall(rf'\("{re.escape(model_type)}", "(\w+)"\)', _text(models / "auto" / "auto_mappings.py"))
-    classes = re.findall(rf'\("{re.escape(model_type)}", "(\w+?)(?:LMHeadModel|ForCausalLM)"\)', _auto(models))
-    folders = [own, *mapped, *(name.lower() for name in classes)]
-    modeling, configuration = _first(models, "modeling", folders, own), _first(models, "configuration", folders, own)
-    return _Source(modeling, configuration) if modeling else None
+def _source(model_type: str) -> tuple[str, str]:
+    """transformers' own source of a family: its modeling and its configuration; empty where there is none."""
+    library = importlib.util.find_spec("transformers")
+    if not (library and library.origin):
+        return "", ""
+    models, own = Path(library.origin).parent / "models", model_type.replace("-", "_")
+    mappings, classes = (_text(models / "auto" / name) for name in ("auto_mappings.py", "modeling_auto.py"))
+    folders = [own, *re.findall(rf'\("{re.escape(model_type)}", "(\w+)"\)', mappings)]
+    named = re.findall(rf'\("{re.escape(model_type)}", "(\w+?)(?:LMHeadModel|ForCausalLM)"\)', classes)
+    folders += [name.lower() for name in named]
 
+    def first(kind: str) -> str:
+        texts = ("".join(_text(models / folder / f"{kind}_{name}.py") for name in {folder, own}) for folder in folders)
+        return next(filter(None, texts), "")
 
-def _auto(models: Path) -> str:
-    return _text(models / "auto" / "modeling_auto.py")
-
-
-def _first(models: Path, kind: str, folders: list[str], own: str) -> str:
-    """The source of this kind in the first of several folders that has one."""
-    found = ("".join(_text(models / folder / f"{kind}_{name}.py") for name in {folder, own}) for folder in folders)
-    return next((text for text in found if text), "")
+    return first("modeling"), first("configuration")
 
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _field(model_type: str, configuration: str) -> tuple[str, int | None]:
-    """What a family's config calls its positions, and their number where it says none."""
+def _key_and_default(model_type: str, configuration: str) -> tuple[str, int | None]:
+    """What a family's config calls its positions, and their default number."""
     parts = configuration.split("\nclass ")
     own = next((part for part in parts if f'model_type = "{model_type}"' in part), configuration)
     mapped = re.search(r'"max_position_embeddings": "(\w+)"', own)
@@ -135,11 +117,12 @@ def _field(model_type: str, configuration: str) -> tuple[str, int | None]:
     return name, int(default[1]) if default else None
 
 
-def _unused(modeling: str, text: dict[str, Any]) -> int:
-    """Rows of the table that no token has: RoBERTa's count from behind the padding token."""
-    counts_padding = "create_position_ids_from_input_ids" in modeling and "self.offset = 2" not in modeling
+def _unused_rows(modeling: str, text: dict[str, Any]) -> int:
+    """Rows of the table that no token has: RoBERTa counts from after the padding token."""
+    if "create_position_ids_from_input_ids" not in modeling or "self.offset = 2" in modeling:
+        return 0
     padding = text.get("pad_token_id", 1)
-    return (padding if isinstance(padding, int) else 1) + 1 if counts_padding else 0
+    return (padding if isinstance(padding, int) else 1) + 1
 
 
 def _stretched(text: dict[str, Any], limit: int) -> int:
@@ -147,14 +130,10 @@ def _stretched(text: dict[str, Any], limit: int) -> int:
     scaling = text.get("rope_scaling") or text.get("rope_parameters")
     if not isinstance(scaling, dict) or text.get("model_type") in _SCALED_ALREADY:
         return limit
-    layers = [one for one in scaling.values() if isinstance(one, dict)] or [scaling]  # of each kind of layer, or of all
-    return max([limit, *(_scaled(one, text, limit) for one in layers)])
-
-
-def _scaled(scaling: dict[str, Any], text: dict[str, Any], limit: int) -> int:
-    original = scaling.get("original_max_position_embeddings", text.get("original_max_position_embeddings"))
-    factor = scaling.get("factor")
-    if not isinstance(factor, (int, float)) or isinstance(factor, bool):
-        return limit
-    start = int(original) if original is not None and is_size(original) else limit
-    return int(start * factor)
+    stretched = [limit]
+    for layers in [one for one in scaling.values() if isinstance(one, dict)] or [scaling]:  # of each kind, or of all
+        key, factor = "original_max_position_embeddings", layers.get("factor")
+        original = layers.get(key, text.get(key))
+        if isinstance(factor, (int, float)) and not isinstance(factor, bool):
+            stretched.append(int((original if is_size(original) else limit) * factor))
+    return max(stretched)

@@ -20,8 +20,8 @@ def body_of(causal: Any) -> Any:
     `get_decoder()` gives it in every family but those that name another part in `base_model_prefix` (Llama 4's text
     model), where it gives the whole model, and those that call their head so (ModernBERT's decoder).
     """
-    found = causal.get_decoder()
-    return causal.model if found is causal or found is causal.get_output_embeddings() else found
+    decoder = causal.get_decoder()
+    return causal.model if decoder is causal or decoder is causal.get_output_embeddings() else decoder
 
 
 def body_output(
@@ -60,15 +60,12 @@ def _shared_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor, labels
 
 
 def _may_share(causal: Any) -> bool:
-    """Not where rows get dropout of their own, activations are recomputed, or attention is not one of the plain two;
+    """Not where each row gets its own dropout, activations are recomputed, or attention is not one of the plain two;
     nor where the weights are dequantized in each pass, which costs more than the tokens saved."""
     if causal.config._attn_implementation not in ("eager", "sdpa") or getattr(causal, "is_quantized", False):
         return False
-    for module in causal.modules():
-        if not module.training:
-            continue
-        if isinstance(module, torch.nn.Dropout) and module.p > 0:
-            return False
-        if getattr(module, "gradient_checkpointing", False):
-            return False
-    return True
+    return not any(
+        getattr(module, "gradient_checkpointing", False) or (isinstance(module, torch.nn.Dropout) and module.p > 0)
+        for module in causal.modules()
+        if module.training
+    )

@@ -51,7 +51,7 @@ def signal_to_noise_ratios(
     weights = {name: sha for name, sha in base.sha256().items() if name.endswith(".safetensors")}
     identity = hashlib.sha256(json.dumps([weights, quantization], sort_keys=True).encode()).hexdigest()
     file = cache_folder() / "spectrum" / f"{identity[:32]}.json"
-    known = _kept(file)
+    known = _read_cache(file)
     missing = [path for path in paths if path not in known]
     if missing:
         with progress.bar("signal-to-noise ratios", total=len(missing)) as bar:
@@ -65,15 +65,15 @@ def signal_to_noise_ratios(
 def dequantized_weight(model: Any, path: str) -> torch.Tensor:
     """The weight of a linear layer, dequantized, or a parameter."""
     container, _, name = path.rpartition(".")
-    held = getattr(model.get_submodule(container), name)
-    return held if isinstance(held, torch.nn.Parameter) else dequantize_module_weight(held)
+    part = getattr(model.get_submodule(container), name)
+    return part if isinstance(part, torch.nn.Parameter) else dequantize_module_weight(part)
 
 
-def _kept(file: Path) -> dict[str, float]:
-    """The ratios in a file of the cache; none where it is not there, or damaged: it is made anew."""
+def _read_cache(file: Path) -> dict[str, float]:
+    """The ratios in a file of the cache; empty where it is missing or damaged."""
     try:
-        kept = decode_line(file.read_bytes())
+        ratios = decode_line(file.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
-    whole = isinstance(kept, dict) and all(isinstance(ratio, float) for ratio in kept.values())
-    return kept if whole else {}
+    intact = isinstance(ratios, dict) and all(isinstance(ratio, float) for ratio in ratios.values())
+    return ratios if intact else {}

@@ -36,9 +36,12 @@ from lorakit.model.peft_adapter import (
 )
 from lorakit.model.quantization_config import stored_quantization
 from lorakit.model.quantized_model import describe_quantization, quantization_facts, summarize_quantization
+from lorakit.model.spec_from_meta import spec_from_meta
 from lorakit.model.spectrum import signal_to_noise_ratios
 from lorakit.model.targets import Targets, select_targets
 from lorakit.model.tokenizer import pad_token_id
+from lorakit.plan.model_info import read_model_info
+from lorakit.plan.trainable_params import count_parameters as count_planned
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, initial_adapter, kind_settings, trains_all
@@ -47,6 +50,15 @@ from lorakit.run_dir import Run
 
 RANK_SCHEDULER = f"{TRAINED_DIR}/driver.safetensors"
 """The file of a checkpoint that holds what the adapter's kind keeps from step to step."""
+
+
+def planned_parameters(prepared: Prepared) -> tuple[int, int] | None:
+    """Trainable and all parameters of a prepared recipe; None where the choice of modules needs the weights."""
+    settings, folder = prepared.recipe.adapter, prepared.base.folder
+    if isinstance(settings.layers, Spectrum) and not initial_adapter(settings):
+        return None
+    info = read_model_info(folder)
+    return count_planned((info and info.spec) or spec_from_meta(folder), settings)
 
 
 @dataclass(frozen=True)
@@ -193,7 +205,7 @@ def _init_context(prepared: Prepared, progress: Progress) -> InitContext:
 
 
 def scheduler_factory(settings: Adapter) -> Callable[..., RankScheduler] | None:
-    """What makes the driver of a recipe's kind; None where the kind has none, or an adapter is trained on."""
+    """What makes the rank scheduler of a recipe's kind; None where it has none, or an adapter is trained on."""
     drive: Callable[..., RankScheduler] | None = adapter_spec(settings).callback
     return None if initial_adapter(settings) else drive
 
@@ -204,7 +216,7 @@ def _rank_scheduler(model: Any, prepared: Prepared) -> RankScheduler | None:
 
 
 def restore(model: Any, scheduler: RankScheduler | None, checkpoint: Path) -> None:
-    """Put the model and its driver where they were at a checkpoint."""
+    """Put the model and its rank scheduler where they were at a checkpoint."""
     if scheduler:
         scheduler.restore(load_file(checkpoint / RANK_SCHEDULER), load_file(checkpoint / TRAINED_WEIGHTS))
     load_trained(model, checkpoint)
