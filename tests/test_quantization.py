@@ -124,7 +124,7 @@ def test_smollm2_is_counted_before_it_is_here():
     facts = find_model_info(SMOL, "main")
     assert facts.spec.parameters == 134_515_008
     words = quantization_line(Model(base=SMOL, dtype="bfloat16", quantization="nf4"), None, facts)
-    assert words == "nf4: 79% of the parameters are quantized, 0.11 GB instead of 0.27 GB (saves 0.16 GB)"
+    assert words == "nf4: 79% of the parameters are quantized, 111.5 MB instead of 269.0 MB (saves 157.6 MB)"
 
 
 def test_fused_experts_are_not_counted_as_quantized(tmp_path):
@@ -261,7 +261,7 @@ def test_a_model_without_linear_layers_is_not_called_quantized(tmp_path):
     [
         ("none", None, "none"),
         ("none", "nf4", "none was asked for, nf4 is used: the kind of adapter quantizes. nf4: 79%"),
-        ("q8", None, "q8: 79% of the parameters are quantized, 0.16 GB instead of 0.27 GB"),
+        ("q8", None, "q8: 79% of the parameters are quantized, 163.5 MB instead of 269.0 MB"),
     ],
 )
 def test_check_says_what_was_asked_for_and_what_is_used(asked, kind, said):

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from lorakit.amounts import percent
+from lorakit.amounts import decimal_bytes, percent
 from lorakit.errors import UserError
 from lorakit.model.config_values import damaged_value, read_bool, read_mapping, read_size
 from lorakit.model.resolve import Base
@@ -126,11 +126,7 @@ def refuse_irreversible(stored: CheckpointQuantization | None, name: str) -> Non
 
 def describe_savings(quantization: str, share: float, before: float, after: float) -> str:
     """What a quantization does to a model, in one clause; `before` and `after` are bytes."""
-    after_text, before_text, saved = (
-        f"{count / 1e9:.2f} GB" if abs(count) >= 1e8 else f"{count / 1e6:.2f} MB"
-        for count in (after, before, before - after)
-    )
     return (
-        f"{quantization}: {percent(share)} of the parameters are quantized, {after_text} instead of {before_text} "
-        f"(saves {saved})"
+        f"{quantization}: {percent(share)} of the parameters are quantized, {decimal_bytes(after)} instead of "
+        f"{decimal_bytes(before)} (saves {decimal_bytes(before - after)})"
     )
