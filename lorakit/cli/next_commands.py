@@ -17,21 +17,21 @@ def next_commands(run: "Run", prepared: "Prepared") -> list[str]:
     from lorakit.recipe.adapter_kind import trains_all
 
     folder = quoted(run.folder)
-    found = [f"lorakit eval {folder}" + ("" if prepared.held_out else " --data FILE")]
+    commands = [f"lorakit eval {folder}" + ("" if prepared.held_out else " --data FILE")]
     stored = stored_quantization(prepared.base.folder)
     made = run.merged.exists() or prepared.recipe.output.merged
     if not trains_all(prepared.recipe.adapter) and not made and (stored is None or stored.reversible):
-        found.append(f"lorakit merge {folder}")
-    return found
+        commands.append(f"lorakit merge {folder}")
+    return commands
 
 
 def after_merge(given: "MergeInput", merged: "MergeResult") -> str:
     """The evaluation that compares a merged model with its adapter and its base."""
-    found = f"lorakit eval {quoted(given.folder)}"
+    command = f"lorakit eval {quoted(given.folder)}"
     if not given.is_run or merged.folder.resolve() != given.folder.resolve() / "merged":
-        found += f" {quoted(merged.folder)}"
-    found += "" if given.is_run else " base"
-    return found + ("" if given.names_held_out and merged.rows_of in ("", "held-out") else " --data FILE")
+        command += f" {quoted(merged.folder)}"
+    command += "" if given.is_run else " base"
+    return command + ("" if given.names_held_out and merged.rows_of in ("", "held-out") else " --data FILE")
 
 
 def quoted(path: Path) -> str:

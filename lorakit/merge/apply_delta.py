@@ -26,8 +26,8 @@ class WeightDelta:
     """The merged weight, from the float32 weight or its rows from a number on, which may be changed in place."""
     by_rows: bool = True
     """Whether it can be applied to some rows of the weight at a time."""
-    replaces: tuple[tuple[int, ...], torch.Tensor] | None = None
-    """The rows that it replaces (none: all of them), and by what."""
+    replaces: tuple[tuple[int, ...] | None, torch.Tensor] | None = None
+    """The rows that it replaces (None: all of them), and by what."""
 
     def is_same(self, other: "WeightDelta | None") -> bool:
         """Whether two deltas are known to make the same of the same weight."""
@@ -62,7 +62,7 @@ def adapter_deltas(model: Any) -> Deltas:
             tokens = module.token_adapter
             rows = tuple(int(number) for number in tokens.token_indices[ADAPTER_NAME])
             trained = _float32(tokens.trainable_tokens_delta[ADAPTER_NAME])
-            _add(deltas, f"{path}.weight", _row_replacement(rows, trained))
+            _add(deltas, f"{path}.weight", _replacement(trained, rows))
         elif isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer):
             kind = model.peft_config[ADAPTER_NAME].peft_type
             raise UserError(
@@ -104,7 +104,10 @@ def _layer_deltas(path: str, module: LoraLayer) -> Deltas:
         return {"weight": _low_rank(_float32(b), _float32(a), scale, True, magnitude)}
     a, b = module.lora_A[ADAPTER_NAME].weight, module.lora_B[ADAPTER_NAME]
     deltas = {"weight": _low_rank(_float32(b.weight), _float32(a), scale, module.fan_in_fan_out, magnitude)}
-    return deltas if b.bias is None else deltas | {"bias": _sum(_float32(b.bias) * scale)}
+    if b.bias is not None:
+        change = _float32(b.bias) * scale
+        deltas["bias"] = WeightDelta(lambda weight, row: weight.add_(change[row : row + len(weight)]))
+    return deltas
 
 
 def _low_rank(
@@ -144,21 +147,12 @@ def _experts(module: ParamWrapper) -> WeightDelta:
     return WeightDelta(apply)
 
 
-def _sum(change: torch.Tensor) -> WeightDelta:
-    return WeightDelta(lambda weight, row: weight.add_(change[row : row + len(weight)]))
-
-
-def _replacement(trained: torch.Tensor) -> WeightDelta:
-    def apply(weight: torch.Tensor, row: int) -> torch.Tensor:
-        return trained[row : row + len(weight)] if weight.ndim else trained
-
-    return WeightDelta(apply, replaces=((), trained))
-
-
-def _row_replacement(rows: tuple[int, ...], trained: torch.Tensor) -> WeightDelta:
-    """Some rows in place of the base's: the embeddings of some tokens."""
+def _replacement(trained: torch.Tensor, rows: tuple[int, ...] | None = None) -> WeightDelta:
+    """The trained weight in place of the base's, or some `rows` of it: the embeddings of some tokens."""
 
     def apply(weight: torch.Tensor, row: int) -> torch.Tensor:
+        if rows is None:
+            return trained[row : row + len(weight)] if weight.ndim else trained
         for number, values in zip(rows, trained, strict=True):
             if row <= number < row + len(weight):
                 weight[number - row] = values

@@ -32,7 +32,7 @@ _FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
-class _Adapter:
+class _OpenAdapter:
     folder: Path
     config: Any
     factors: dict[AdapterLayer, LowRankFactors]
@@ -132,7 +132,7 @@ def combine(
 
 
 def _combine_layers(
-    opened: list[_Adapter],
+    opened: list[_OpenAdapter],
     weights: Sequence[float],
     method: CombineMethod,
     density: float | None,
@@ -157,14 +157,14 @@ def _combine_layers(
 
 
 def _parts(
-    layer: AdapterLayer, opened: list[_Adapter], weights: Sequence[float]
+    layer: AdapterLayer, opened: list[_OpenAdapter], weights: Sequence[float]
 ) -> tuple[list[LowRankFactors], list[float]]:
     """The factors of a layer in the adapters that have it, and the weights of these."""
     pairs = [(one.factors[layer], weight) for one, weight in zip(opened, weights, strict=True) if layer in one.factors]
     return [factors for factors, _ in pairs], [weight for _, weight in pairs]
 
 
-def _off_sum(written: _Adapter, opened: list[_Adapter], weights: Sequence[float]) -> float:
+def _off_sum(written: _OpenAdapter, opened: list[_OpenAdapter], weights: Sequence[float]) -> float:
     """How far an adapter, as PEFT reads it from its files, is from the weighted sum of others: `off_sum`."""
     distances = [squared_distance(own, *_parts(layer, opened, weights)) for layer, own in written.factors.items()]
     length, off = (sum(column) for column in zip(*distances, strict=True))
@@ -189,7 +189,7 @@ def _describe(draft: Path, name: str, facts: dict[str, Any], base: str) -> None:
     )
 
 
-def open_adapter(folder: Path, base_folder: Path) -> _Adapter:
+def open_adapter(folder: Path, base_folder: Path) -> _OpenAdapter:
     """Read an adapter; one is refused that is damaged, or has parts that no method combines."""
     reason = _uncombinable(adapter_config(folder))
     if not reason:
@@ -206,7 +206,7 @@ def open_adapter(folder: Path, base_folder: Path) -> _Adapter:
     for layer in adapter_layers(model):
         a, b = (tensors[f"{layer.stem}.lora_{half}.weight"].float() for half in "AB")
         factors[layer] = LowRankFactors(a, b, layer.scale, layer.experts)
-    return _Adapter(folder, model.peft_config["default"], factors)
+    return _OpenAdapter(folder, model.peft_config["default"], factors)
 
 
 def _uncombinable(config: Any) -> str:
@@ -221,7 +221,7 @@ def _uncombinable(config: Any) -> str:
     return ""
 
 
-def _check_experts(opened: list[_Adapter]) -> None:
+def _check_experts(opened: list[_OpenAdapter]) -> None:
     """PEFT names the tensors of fused experts by how many of their weights are adapted, so these must be the same."""
     expected: set[str] = set()
     for one in opened:
