@@ -127,10 +127,8 @@ class ReferenceLogits:
     """The largest logit's absolute value."""
 
 
-def compute_reference(
-    model: Any, rows: Sequence[Row], pad_token_id: int, progress: Progress, name: str = "adapter model"
-) -> ReferenceLogits:
-    """What a model predicts on the first rows, as many as may be saved; `name` is for the progress.
+def compute_reference(model: Any, rows: Sequence[Row], pad_token_id: int, progress: Progress) -> ReferenceLogits:
+    """What the adapter model predicts on the first rows, as many as may be saved.
 
     How many these are depends on the rows and the vocabulary alone. Rows that train nothing are left out, and a first
     row that is longer than that is cut.
@@ -143,7 +141,7 @@ def compute_reference(
     if not first:
         raise UserError("no row trains a token, so there is nothing to compare the models on.")
     batches = _split_rows([len(row["input_ids"]) for row in first], config)
-    targets, _, pieces = _predict(model, first, batches, pad_token_id, progress, name)
+    targets, _, pieces = _predict(model, first, batches, pad_token_id, progress, "adapter model")
     logits, at = torch.empty(0), 0
     for piece in pieces:
         if at == 0:
