@@ -33,7 +33,7 @@ class Answer:
 
 @dataclass(eq=False)
 class _Draft:
-    """A prompt and the tokens generated so far, of at most `room`."""
+    """A prompt and the tokens generated so far, at most `room`; the last one needs no position."""
 
     number: int
     prompt: Sequence[int]
@@ -96,7 +96,14 @@ def greedy_answers(
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     limit = learned_positions(causal)
-    drafts = [_Draft(number, prompt, _room(prompt, max_new_tokens, limit)) for number, prompt in enumerate(prompts)]
+    longest = max(map(len, prompts), default=0)
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"a prompt of {longest:,} tokens is more than the model's {limit:,} positions, each with its own "
+            "embedding. Leave longer rows out, or score a model with more positions."
+        )
+    rooms = [max_new_tokens if limit is None else min(max_new_tokens, limit + 1 - len(prompt)) for prompt in prompts]
+    drafts = [_Draft(number, *pair) for number, pair in enumerate(zip(prompts, rooms, strict=True))]
     answers: dict[int, Answer] = {}
 
     def work(batch: list[_Draft]) -> list[_Draft]:
@@ -120,18 +127,6 @@ def greedy_answers(
     finally:
         causal.generation_config = own_config
     return [answers[number] for number in range(len(prompts))]
-
-
-def _room(prompt: Sequence[int], max_new_tokens: int, limit: int | None) -> int:
-    """How many tokens may follow a prompt; the last one needs no position."""
-    if limit is None:
-        return max_new_tokens
-    if len(prompt) > limit:
-        raise UserError(
-            f"a prompt of {len(prompt):,} tokens is more than the model's {limit:,} positions, each with its own "
-            "embedding. Leave longer rows out, or score a model with more positions."
-        )
-    return min(max_new_tokens, limit + 1 - len(prompt))
 
 
 def _continue(causal: Any, batch: list[_Draft], stop_ids: Sequence[int], limit: int | None, pad: int) -> list[_Draft]:

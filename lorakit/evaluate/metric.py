@@ -137,8 +137,9 @@ def _measure(entry: MetricSpec, name: str, part: str, rows: Sequence[Mapping[str
     width = max(np.size(row[part]) for row in rows if part in row)
     absent = np.full(width, 0.0 if entry.pool else math.nan)
     values = np.array([np.asarray(row.get(part, absent), dtype=float).reshape(-1) for row in rows])
+    finite = np.isfinite(values).all(1)
     for number, row in enumerate(rows):
-        if part in row and not np.isfinite(values[number]).all():
+        if part in row and not finite[number]:
             raise LorakitError(
                 f"the metric {name} gives answer {number + 1} of {len(rows)} the score {row[part]}, which is not a "
                 "number. For a row without a score leave the name out of its mapping."

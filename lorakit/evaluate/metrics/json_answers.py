@@ -13,7 +13,7 @@ from lorakit.recipe.fields import PathRole, Wording
 from lorakit.recipe.problem import one_line
 from lorakit.registry import METRICS, Section
 
-_SCHEMA = "A JSON schema: a file, or the schema itself. A `$ref` reaches what the schema holds, and no network."
+_SCHEMA = "A JSON schema: a file, or the schema itself. A `$ref` points into the schema itself; nothing is fetched."
 _Schema = Annotated[
     Annotated[str, Field(min_length=1), PathRole("answer.schema.json")] | dict[str, Any],
     Wording("a JSON file, or the schema itself as a mapping", "answer.schema.json"),
@@ -40,7 +40,7 @@ def _parse(text: str) -> Any:
 
 @METRICS.register("json-valid")
 def json_valid(answer: str, reference: str) -> dict[str, float]:
-    """The whole answer is one JSON value, with nothing before or behind it."""
+    """The whole answer is one JSON value, with nothing before or after it."""
     try:
         _parse(answer)
     except (ValueError, RecursionError):
@@ -105,8 +105,8 @@ def json_schema(answers: Sequence[str], references: Sequence[str], settings: Any
                 scores.append({"": 0.0})
     except Unresolvable as error:
         raise UserError(
-            f"evaluate.metrics: json-schema: the schema refers to {error.ref!r}, which it does not hold, and nothing "
-            "is fetched. Put the definition under $defs in the schema itself."
+            f"evaluate.metrics: json-schema: the schema refers to {error.ref!r}, which it does not contain, and "
+            "nothing is fetched. Put the definition under $defs in the schema itself."
         ) from error
     return scores
 

@@ -50,7 +50,7 @@ def tokens(text: str) -> list[str]:
 
 @METRICS.register("exact-match")
 def exact_match(answer: str, reference: str) -> dict[str, float]:
-    """The answer is the reference, surrounding white space aside."""
+    """The answer is the reference; white space around them does not matter."""
     return {"": float(answer.strip() == reference.strip())}
 
 
@@ -61,7 +61,7 @@ def _normalized(text: str) -> str:
 
 @METRICS.register("normalized-match")
 def normalized_match(answer: str, reference: str) -> dict[str, float]:
-    """The answer is the reference, letter case, punctuation, English articles and white space aside (as in SQuAD)."""
+    """The answer is the reference without letter case, punctuation, English articles and white space (as in SQuAD)."""
     return {"": float(_normalized(answer) == _normalized(reference))}
 
 
@@ -80,7 +80,7 @@ def token_f1(answer: str, reference: str) -> dict[str, float]:
 
 @METRICS.register("contains")
 def contains(answer: str, reference: str) -> dict[str, float]:
-    """The reference stands in the answer as whole words, letter case and white space aside.
+    """The answer contains the reference as whole words; letter case and white space do not matter.
 
     A reference without text has no score. No word or number is cut in two: `cat` is not in `concatenate`, nor `5` in
     `15`.
@@ -105,10 +105,10 @@ class Regex(Section):
     """Settings of regex."""
 
     pattern: Annotated[str, Field(min_length=1), Wording("a regular expression", "'Answer: (\\w+)'")]
-    """A regular expression that is looked for in answer and reference. Compared is the first of its groups that takes \
-part, or the whole match where it has no groups; of a reference that it does not match, the whole text."""
+    """A regular expression to search for in answer and reference. The first of its groups that takes part in the \
+match is compared, or the whole match if it has no groups; a reference that it does not match is compared as a whole."""
     take: Literal["first", "last"] = "first"
-    """Which match counts where there are several."""
+    """Which match counts if there are several."""
 
 
 def _regex_mistakes(settings: Regex) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
@@ -142,9 +142,9 @@ def _search(settings: Regex, text: str) -> str | None:
 
 @METRICS.register("number-match")
 def number_match(answer: str, reference: str) -> dict[str, float]:
-    """The final number is the same: behind `####`, or the last; `1,200`, `$1200.00` and `1200` are one number.
+    """The final number is the same: after `####`, or the last; `1,200`, `$1200.00` and `1200` are one number.
 
-    `1/2` is 0.5, and `50%` is 50, not 0.5: a unit is not computed with. Values are compared exactly, so 0.33 is not
+    `1/2` is 0.5, and `50%` is 50, not 0.5: units are ignored. Values are compared exactly, so 0.33 is not
     1/3. A row whose reference has no number has no score.
     """
     wanted = final_number(reference)

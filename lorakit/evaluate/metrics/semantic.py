@@ -110,7 +110,7 @@ def _takes_first(folder: Path) -> bool:
     modes = [mode for mode, on in named.items() if on]
     if not set(kinds) <= {"Transformer", "Pooling", "Normalize"} or modes not in (["mean_tokens"], ["cls_token"]):
         raise UserError(
-            f"{_WHERE}: {folder} pools by {', '.join(modes) or 'nothing'} in {', '.join(kinds)}, and only the mean of "
-            "the tokens or the first one is taken here. Write another model."
+            f"{_WHERE}: {folder} pools by {', '.join(modes) or 'nothing'} in {', '.join(kinds)}, and only the "
+            "mean of the tokens or the first token is supported. Write another model."
         )
     return modes == ["cls_token"]
