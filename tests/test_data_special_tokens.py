@@ -193,9 +193,9 @@ def test_an_unknown_character_of_an_answer_is_not_called_by_another_tokens_name(
     """Where the end token is the unknown token too, as GPT-2 has it, and where the answer spells a token."""
     both = words_tokenizer(unk_token="<end>", eos_token="<end>")
     reason = refused(both, Conversation(chat("yes", "no Ω")))
-    assert "characters for which the tokenizer has only '<end>', its token for the unknown: 'Ω'" in reason
+    assert "characters for which the tokenizer has only '<end>', its unknown token: 'Ω'" in reason
     apart = words_tokenizer(unk_token="<unk>", eos_token="<end>")
-    assert "its token for the unknown: 'Ω'" in refused(apart, Conversation(chat("yes", "no Ω")))
+    assert "its unknown token: 'Ω'" in refused(apart, Conversation(chat("yes", "no Ω")))
     (encoded,) = encode(render(Conversation(chat("yes", "no <unk>")), ChatTemplate(apart)), apart)
     assert apart.decode(encoded.input_ids) == "yes no <unk> <end>"
 
@@ -204,7 +204,7 @@ def test_a_text_is_trained_where_the_end_token_is_the_unknown_token_too():
     both = words_tokenizer(unk_token="<end>", eos_token="<end>")
     (encoded,) = encode(render(Text("yes no"), ChatTemplate(both)), both)
     assert both.decode(encoded.input_ids) == "yes no<end>".replace("<", " <")
-    assert "its token for the unknown" in refused(both, Text("yes Ω"))
+    assert "its unknown token" in refused(both, Text("yes Ω"))
 
 
 def test_what_evaluation_asks_is_looked_into(recipe_file, lorakit, folder):

@@ -1,4 +1,4 @@
-"""Text files that are no documents: rows under the wrong name, and what lies beside the rows."""
+"""Text files that are not documents: rows under the wrong name, and files that lie beside rows."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain

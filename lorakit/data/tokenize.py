@@ -205,9 +205,7 @@ class Encoder:
             offsets = zip(encoding.ids, encoding.offsets, strict=True)
             characters = next((text[start:end] for number, (start, end) in offsets if number == unknown), "")
             case = characters and f"{characters!r}"
-        return RowError(
-            f"{what} has characters for which the tokenizer has only {word!r}, its token for the unknown", case
-        )
+        return RowError(f"{what} has characters for which the tokenizer has only {word!r}, its unknown token", case)
 
 
 def encode(batch: Sequence[RenderedText], tokenizer: Any) -> list[Encoded | RowError]:

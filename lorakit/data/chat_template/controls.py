@@ -115,7 +115,7 @@ def _render_samples(write: Write, adapt: Callable[[TemplateMessage], TemplateMes
         try:
             texts.append(write(sample))
         except RowError:
-            continue  # the sample is not the user's: his rows get errors of their own
+            continue  # the sample is not the user's, whose rows get their own errors
     return texts
 
 

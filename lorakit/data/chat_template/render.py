@@ -102,7 +102,7 @@ def render_in_full(row: TemplatedRow) -> list[RenderedText]:
     groups = _group(turns, row)
     if train_on == "all" and len(groups) > 1:
         raise RowError(
-            "the chat template writes an answer otherwise when it is the last, so not everything can be trained "
+            "the chat template writes an answer differently when it is the last, so not everything can be trained "
             "(write data.train_on: assistant)",
             row.where(groups[0][-1].index),
         )

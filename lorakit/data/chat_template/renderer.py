@@ -95,7 +95,7 @@ class Renderer:
 
     @cached_property
     def with_tools(self) -> tuple[Template, dict[str, Any]]:
-        """The same for conversations with tools, for which some tokenizers have a template of their own."""
+        """The same for conversations with tools, for which some tokenizers have a second template."""
         return self._compile([TOOL])
 
     def _compile(self, tools: list[dict[str, Any]] | None) -> tuple[Template, dict[str, Any]]:

@@ -199,7 +199,7 @@ def render_samples(write: Write, answer: TemplateMessage) -> Iterator[tuple[list
         try:
             yield messages, write(messages)
         except RowError:
-            continue  # the sample is not the user's: his rows get errors of their own
+            continue  # the sample is not the user's, whose rows get their own errors
 
 
 def render_prompt(write: Write, messages: list[TemplateMessage]) -> str:

@@ -1,7 +1,7 @@
 """Thoughts: how a model's reasoning stands before its answer, seen in what the template writes of samples.
 
 Some templates drop thoughts from every text, or open one in the prompt that the text of an answer does not have. What
-the model must write is then put together here: the thought, what closes it, and the answer as the template writes it.
+the model must write is then built here: the thought, what closes it, and the answer as the template writes it.
 """
 
 import re
