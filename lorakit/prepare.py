@@ -22,7 +22,7 @@ from lorakit.plan.fit import size_run
 from lorakit.plan.memory import Memory
 from lorakit.plan.model_info import ModelInfo, read_model_info
 from lorakit.plan.row_limits import beyond_training, refuse_lengths
-from lorakit.plan.run_rows import RunRows, recorded_report
+from lorakit.plan.run_rows import RunRows
 from lorakit.plan.spec_with_trace import spec_with_trace
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import effective_model, trains_all
@@ -109,34 +109,42 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     """
     base, template = open_template(recipe, progress)
     refuse_lengths(recipe, read_model_info(base.folder))
-    recipe, dated = _dated(recipe, template.date)
-    tokenizer = template.tokenizer
     rows = RunRows(recipe.data, template, progress)
-    train, held_out = rows.train, rows.held_out
-    warn_of_tokenizer_differences(base, tokenizer, train, progress)
+    train, report = rows.train, rows.train.report
+    warn_of_tokenizer_differences(base, template.tokenizer, train, progress)
     train.mixture.refuse_extremes()
-    machine = usable_machine(progress)
-    facts = built_facts(base, recipe.adapter)
-    report = train.report
-    longest = max(examples.report.longest for examples in (train, held_out) if examples)
-    too_long = beyond_training(recipe, facts, longest)
-    if too_long:
+    info = built_facts(base, recipe.adapter)
+    longest = max(examples.report.longest for examples in (train, rows.held_out) if examples)
+    if too_long := beyond_training(recipe, info, longest):
         progress.warn(too_long)
-    mean = report.tokens / report.examples
-    settled = resolve_auto(recipe, machine, facts, report.longest, attentions_of(base), mean)
-    expected = _expected(settled.recipe, facts, report.longest, machine)
-    return Prepared(settled.recipe, (*dated, *settled.choices), base, machine, tokenizer, rows, report, expected)
+    prepared = _settle(recipe, base, template, rows, report, info, progress)
+    if info is None or info.spec is None:
+        return prepared
+    settled = prepared.recipe.train
+    sized = size_run(prepared.recipe, info, info.spec, prepared.machine.is_gpu)
+    memory = sized.memory(int(settled.micro_batch), report.longest, bool(settled.gradient_checkpointing))
+    return replace(prepared, expected=memory)
 
 
-def _prepare_ended(recipe: Recipe, manifest: dict[str, Any], progress: Progress) -> Prepared:
-    """A recipe of a run that has ended: its rows are not read, and no memory is foretold."""
-    base, template = open_template(recipe, progress)
-    recipe, dated = _dated(recipe, template.date)
-    rows = RunRows(recipe.data, template, progress, manifest)
-    report = recorded_report(manifest) or rows.train.report
+def _settle(
+    recipe: Recipe,
+    base: Base,
+    template: ChatTemplate,
+    rows: RunRows,
+    report: Report,
+    info: ModelInfo | None,
+    progress: Progress,
+) -> Prepared:
+    """The recipe without `auto`; of `model.template_date` too, where the chat template writes a day."""
+    choices: tuple[Choice, ...] = ()
+    if recipe.model.template_date == "auto":
+        model = recipe.model.model_copy(update={"template_date": template.date})
+        recipe = recipe.model_copy(update={"model": model})
+        reason = "the chat template writes today's date, and the run keeps the day on which it began"
+        choices = (Choice("model.template_date", template.date, reason),) if template.date else ()
     machine, mean = usable_machine(progress), report.tokens / max(report.examples, 1)
-    settled = resolve_auto(recipe, machine, read_model_info(base.folder), report.longest, attentions_of(base), mean)
-    return Prepared(settled.recipe, (*dated, *settled.choices), base, machine, template.tokenizer, rows, report)
+    settled = resolve_auto(recipe, machine, info, report.longest, attentions_of(base), mean)
+    return Prepared(settled.recipe, (*choices, *settled.choices), base, machine, template.tokenizer, rows, report)
 
 
 def warn_of_tokenizer_differences(base: Base, tokenizer: Any, train: Examples, progress: Progress) -> None:
@@ -144,9 +152,8 @@ def warn_of_tokenizer_differences(base: Base, tokenizer: Any, train: Examples, p
     rows = train.rows
     some = range(0, len(rows), max(1, len(rows) // _COMPARED))
     texts = [tokenizer.decode(rows[at]["input_ids"]) for at in some[:_COMPARED]]
-    told = compare_with_file(base.folder, tokenizer, texts)
-    if told:
-        progress.warn(f"model.base: {base.name}: {told}")
+    if difference := compare_with_file(base.folder, tokenizer, texts):
+        progress.warn(f"model.base: {base.name}: {difference}")
 
 
 def built_facts(base: Base, settings: Adapter) -> ModelInfo | None:
@@ -155,13 +162,6 @@ def built_facts(base: Base, settings: Adapter) -> ModelInfo | None:
     if facts is None or facts.spec:
         return facts
     return replace(facts, spec=spec_with_trace(base.folder, settings))
-
-
-def _expected(recipe: Recipe, facts: ModelInfo | None, longest: int, machine: Machine) -> Memory | None:
-    if facts is None or facts.spec is None:
-        return None
-    load = size_run(recipe, facts, facts.spec, machine.is_gpu)
-    return load.memory(int(recipe.train.micro_batch), longest, bool(recipe.train.gradient_checkpointing))
 
 
 def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplate]:
@@ -175,15 +175,6 @@ def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplat
     read_model_info(base.folder)  # names a damaged value, over which the tokenizer's loading would stumble otherwise
     check_quantization(base, effective_model(recipe), trains_all(recipe.adapter))
     return base, load_template(recipe, base)
-
-
-def _dated(recipe: Recipe, day: str | None) -> tuple[Recipe, tuple[Choice, ...]]:
-    """The recipe with the day that its chat template writes, and the choice where that was `auto`."""
-    if recipe.model.template_date != "auto":
-        return recipe, ()
-    reason = "the chat template writes today's date, and the run keeps the day on which it began"
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"template_date": day})})
-    return recipe, (Choice("model.template_date", day, reason),) if day else ()
 
 
 def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tuple[Run, Prepared]:
@@ -202,7 +193,11 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
     # What the adapter began from may be gone by now, and is not needed any more.
     loaded = load(run.recipe, ["adapter.from=null"], ended=True)
     with loaded.locating():
-        prepared = _prepare_ended(_found_again(loaded.recipe, run, manifest, base), manifest, progress)
+        recipe = _relocate(loaded.recipe, run, manifest, base)
+        opened, template = open_template(recipe, progress)
+        rows = RunRows(recipe.data, template, progress, manifest)
+        report = _recorded_report(manifest) or rows.train.report
+        prepared = _settle(recipe, opened, template, rows, report, read_model_info(opened.folder), progress)
     check_base(prepared.base, manifest, folder)
     files = {"adapter_model.safetensors": "adapter_sha256", "adapter_config.json": "adapter_config_sha256"}
     for file in (run.adapter / name for name in files):
@@ -219,7 +214,15 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
     return run, prepared
 
 
-def _found_again(recipe: Recipe, run: Run, manifest: dict[str, Any], base: str | None) -> Recipe:
+def _recorded_report(manifest: dict[str, Any]) -> Report | None:
+    """What became of the training rows, as the manifest says it; None where it is of another version."""
+    try:
+        return Report.from_dict(manifest["data"]["train"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _relocate(recipe: Recipe, run: Run, manifest: dict[str, Any], base: str | None) -> Recipe:
     """The recipe of a run that may lie elsewhere now: with the base where it is, and with the chat template that lies
     beside what the run trained where its own file is gone. What is found is known by its sha256 later.
 
@@ -235,11 +238,10 @@ def _found_again(recipe: Recipe, run: Run, manifest: dict[str, Any], base: str |
             f"into {run.recipe}."
         )
     if template is not None and not Path(template).exists():
-        kept = [path for folder in (run.adapter, run.model) if (path := folder / "chat_template.jinja").is_file()]
-        template = str(kept[0]) if kept else template
-    return recipe.model_copy(
-        update={"model": recipe.model.model_copy(update={"base": place, "chat_template": template})}
-    )
+        copies = [folder / "chat_template.jinja" for folder in (run.adapter, run.model)]
+        template = next((str(copy) for copy in copies if copy.is_file()), template)
+    model = recipe.model.model_copy(update={"base": place, "chat_template": template})
+    return recipe.model_copy(update={"model": model})
 
 
 def check_stop_tokens(prepared: Prepared, manifest: dict[str, Any], folder: Path) -> None:
@@ -248,11 +250,11 @@ def check_stop_tokens(prepared: Prepared, manifest: dict[str, Any], folder: Path
     Raises:
         UserError: it does.
     """
-    recorded, found = manifest["base"].get("stop_token_ids"), stop_token_ids(prepared.base, prepared.tokenizer)
-    if recorded is not None and recorded != found:
+    recorded, current = manifest["base"].get("stop_token_ids"), stop_token_ids(prepared.base, prepared.tokenizer)
+    if recorded is not None and recorded != current:
         raise UserError(
             f"{folder}: was trained with the tokens {recorded} as the ends of an answer, and {prepared.base.name} "
-            f"names {found} now (eos_token_id in generation_config.json or config.json). Put the files back as they "
+            f"names {current} now (eos_token_id in generation_config.json or config.json). Put the files back as they "
             "were."
         )
 
@@ -260,11 +262,11 @@ def check_stop_tokens(prepared: Prepared, manifest: dict[str, Any], folder: Path
 def check_base(base: Base, manifest: dict[str, Any], folder: Path) -> None:
     """Refuse a base model whose weights or configuration are not those that the run was trained on."""
     recorded = manifest.get("base", {}).get("sha256", {})
-    found = base.sha256()
+    current = base.sha256()
     changed = sorted(
         name
-        for name in {*recorded, *found}
-        if (name.endswith(".safetensors") or name == "config.json") and recorded.get(name) != found.get(name)
+        for name in {*recorded, *current}
+        if (name.endswith(".safetensors") or name == "config.json") and recorded.get(name) != current.get(name)
     )
     if changed:
         raise UserError(

@@ -59,20 +59,20 @@ def run_batches(
 def draws(lengths: Sequence[int], batch_size: int, seed: int, mixture: Mixture, steps: int) -> list[list[int]]:
     """How many rows of each source every epoch of a run of `steps` draws; of the last epoch, those that the steps
     reach."""
-    found: list[list[int]] = []
+    counts: list[list[int]] = []
     starts = np.cumsum([0, *mixture.counts])
     while steps > 0:
-        epoch = len(found)
+        epoch = len(counts)
         size = mixture.steps_in(epoch, batch_size)
         if size <= steps:
-            found.append(mixture.drawn_in(epoch))
+            counts.append(mixture.drawn_in(epoch))
         elif len(mixture.counts) == 1:  # no order is needed to know it
-            found.append([steps * batch_size])
+            counts.append([steps * batch_size])
         else:
             batches = epoch_batches(lengths, batch_size, seed, epoch, mixture)[:steps]
-            found.append(np.histogram([row for batch in batches for row in batch], starts)[0].tolist())
+            counts.append(np.histogram([row for batch in batches for row in batch], starts)[0].tolist())
         steps -= size
-    return found
+    return counts
 
 
 def _drawn(mixture: Mixture, seed: int, epoch: int) -> np.ndarray:

@@ -89,12 +89,14 @@ class RowSelection:
         self.stay[findings.leave_out] = False
         self._count(self.dropped, findings.leave_out, reason, findings)
 
-    def _count(self, counts: tuple[ReasonCounts, ReasonCounts], rows: np.ndarray, reason: str, found: Findings) -> None:
+    def _count(
+        self, counts: tuple[ReasonCounts, ReasonCounts], rows: np.ndarray, reason: str, findings: Findings
+    ) -> None:
         """Count rows with a reason, on the side that each is on."""
         for side in (0, 1):
             own = rows[self.held_out[rows] == bool(side)]
             first = own[:_CASES]
-            for where, case in zip(self.result.where(first), found.cases(first), strict=True):
+            for where, case in zip(self.result.where(first), findings.cases(first), strict=True):
                 counts[side].add(reason, where, case)
             if len(own) > len(first):
                 counts[side].counts[reason] += len(own) - len(first)

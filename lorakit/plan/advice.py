@@ -108,9 +108,9 @@ def run_figures(plan: Plan, changes: list[Change], info: ModelInfo) -> RunFigure
 
 
 def _fits_adamw(plan: Plan, info: ModelInfo) -> bool | None:
-    train = plan.asked.train.model_copy(update={"optimizer": "adamw"})
+    train = plan.requested.train.model_copy(update={"optimizer": "adamw"})
     try:
-        return plan_run(plan.asked.model_copy(update={"train": train}), info, plan.rows, plan.place).fits == "yes"
+        return plan_run(plan.requested.model_copy(update={"train": train}), info, plan.rows, plan.place).fits == "yes"
     except UserError:
         return None
 

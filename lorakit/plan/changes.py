@@ -137,7 +137,7 @@ class ChangeSearch:
         plan, rows = self.plan, self.plan.rows
         for step in steps:
             if step.key == "data.max_length":
-                rows = _limit_rows(rows, int(step.value), plan.asked.data.overlong)
+                rows = _limit_rows(rows, int(step.value), plan.requested.data.overlong)
         try:
             recipe, removed = self._changed_recipe(steps)
             changed = plan_run(recipe, self.info, rows, plan.place)
@@ -155,7 +155,7 @@ class ChangeSearch:
         try:
             return self.reload(_options(steps)), ()
         except RecipeErrors as refusal:
-            recipe = self.plan.asked
+            recipe = self.plan.requested
             for step in steps:
                 section, name = step.key.split(".")
                 changed = getattr(recipe, section).model_copy(update={name: step.value})
@@ -169,7 +169,7 @@ class ChangeSearch:
 
 def memory_reductions(plan: Plan, info: ModelInfo) -> Iterator[SettingChange]:
     """What takes less memory."""
-    recipe, asked = plan.recipe, plan.asked.train
+    recipe, asked = plan.recipe, plan.requested.train
     on_gpu, quantization = plan.place.machine.is_gpu, recipe.model.quantization
     if asked.micro_batch not in ("auto", 1):
         yield SettingChange("train.micro_batch", "auto", "the same result, in smaller pieces", 0)

@@ -63,9 +63,9 @@ class RowEstimate:
 class Plan:
     """The answers of `lorakit plan`. Bytes, seconds; spans are ranges that the estimate should lie in."""
 
-    asked: Recipe
+    requested: Recipe
     recipe: Recipe
-    """What was asked for, without `auto`."""
+    """The same without `auto`."""
     choices: tuple[Choice, ...]
     place: PlanDevice
     spec: ModelSpec
@@ -143,7 +143,7 @@ def plan_run(
     time = training_seconds(work, rates) if work and rates else None
     allowed = memory_budget(place.machine)
     return Plan(
-        asked=recipe,
+        requested=recipe,
         recipe=settled.recipe,
         choices=settled.choices,
         place=place,

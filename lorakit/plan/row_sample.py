@@ -60,6 +60,10 @@ class SourceSample:
     counted: bool
     searched: bool
 
+    @property
+    def readable(self) -> list[Row]:
+        return [row for row in self.rows if isinstance(row.record, dict)]
+
     def expect(self, share: float = 1.0) -> float:
         """The rows that `take` leaves of a share of all."""
         take, rows = self.opened.source.take, self.total * share
@@ -92,7 +96,7 @@ def estimate_rows(recipe: Recipe, find_template: "Callable[[], ChatTemplate | No
     if not all(map(all, local)):
         return assume_rows(limit, "the rows are not on this machine")
     train, held_out = ([sample_source(source) for source in side if source] for side in local)
-    if not any(isinstance(row.record, dict) for one in train for row in one.rows):
+    if not any(one.readable for one in train):
         read = sum(len(one.rows) for one in train)
         raise UserError(f"data.train: no rows left ({read:,} read, none readable). lorakit data RECIPE shows each.")
     template = find_template()
@@ -119,7 +123,7 @@ def estimate_rows(recipe: Recipe, find_template: "Callable[[], ChatTemplate | No
 def _count(train: list[SourceSample], held_out: list[SourceSample], split: Any) -> dict[str, Any]:
     """How many rows are trained on and held out, by the records that can be read."""
     share = split if isinstance(split, float) else 0.0
-    rows = [one.expect(fmean([isinstance(row.record, dict) for row in one.rows] or [0])) for one in train]
+    rows = [one.expect(len(one.readable) / max(len(one.rows), 1)) for one in train]
     mixture = Mixture(
         tuple(round(count * (1 - share)) for count in rows), tuple(one.opened.source.weight for one in train)
     )
@@ -174,14 +178,13 @@ def _prepare_sample(
         tallest = [*texts[-1].tolist(), *long.text_lengths.length.tolist()]
         longest = max(longest, _longest_of_all(texts[-1].tolist(), tallest, one))
         tokenized, broken = tokenized + len(texts[-1]), broken + _count_broken(some.reports[0])
-    found = _combine(sources)
     about = "" if all(one.counted for one in train) else "about "
     total = sum(one.total for one in train)
     apart = share / (1 - share) * sum(one.examples for one in sources) + sum(one.expect() for one in held_out)
     return replace(
-        found,
+        _combine(sources),
         held_out=round(apart),
-        longest=max([*found.lengths[-1:], min(longest, settings.max_length)]),
+        longest=max([min(longest, settings.max_length), *(length for one in sources for length in one.tokens)]),
         overlong=float((np.concatenate(texts) > settings.max_length).mean()) if tokenized else 0.0,
         broken=broken,
         counted=f"the model's own tokenizer on {tokenized:,} of {about}{total:,.0f} rows",
@@ -214,13 +217,13 @@ def _combine(sources: list[_Lengths]) -> RowEstimate:
     )
 
 
-def _longest_of_all(sampled: list[int], looked_at: list[int], source: SourceSample) -> int:
+def _longest_of_all(sampled: list[int], known: list[int], source: SourceSample) -> int:
     """The longest row of a source, an estimate where not all were looked at.
 
     The logarithms of the lengths are taken to be normal, and the longest of so many rows to lie where one set in ten
     goes beyond.
     """
-    longest = max(looked_at, default=0)
+    longest = max(known, default=0)
     if source.whole or not sampled:
         return longest
     estimate = _MARGIN * longest
@@ -301,26 +304,23 @@ def _evenly(items: Sequence[Item], count: int) -> list[Item]:
 def _texts(samples: list[SourceSample]) -> Iterator[tuple[str, str]]:
     """Prompt and last trained answer of rows; a text is an answer to nothing."""
     for one in samples:
-        for row in _evenly(one.rows, _TEXTS):
+        for row in _evenly(one.readable, _TEXTS):
+            record = rename_columns(row.record, one.opened.source.columns or {})  # type: ignore[arg-type]
             try:
-                if isinstance(row.record, RowError):
-                    continue
-                record = rename_columns(row.record, one.opened.source.columns or {})
                 content = parse_record(str(one.opened.format), one.opened.settings, record)
             except RowError:
                 continue
             if isinstance(content, Text):
                 yield "", content.text
             elif isinstance(content, Conversation):
-                prompt = ""
-                pair = None
-                for message in content.messages:
-                    if message["role"] == "user":
-                        prompt = message["content"]
-                    elif message["role"] == "assistant" and message.get("train", True) and prompt:
-                        pair = prompt, message["content"]
-                if pair:
-                    yield pair
+                messages = content.messages
+                answers = [
+                    at for at, one in enumerate(messages) if one["role"] == "assistant" and one.get("train", True)
+                ]
+                before = messages[: answers[-1]] if answers else []
+                prompts = [message["content"] for message in before if message["role"] == "user"]
+                if prompts:
+                    yield prompts[-1], messages[answers[-1]]["content"]
 
 
 def _on_this_machine(source: Source) -> Source | None:

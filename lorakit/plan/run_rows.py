@@ -7,7 +7,6 @@ from typing import Any
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import Examples
 from lorakit.data.examples import examples_of, file_sha256s, held_out_of
-from lorakit.data.report import Report
 from lorakit.errors import UserError
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Data
@@ -15,15 +14,15 @@ from lorakit.run_dir import versions
 
 
 class RunRows:
-    """Both sides of a recipe's rows. A file of held-out rows is read without the rows that are trained on."""
+    """Both sides of a recipe's rows. A file of held-out rows is read without the rows that are trained on. `manifest`:
+    of the run that has ended."""
 
     def __init__(
         self, settings: Data, template: ChatTemplate, progress: Progress, manifest: dict[str, Any] | None = None
     ) -> None:
-        """`manifest`: of the run that has ended."""
         self.template = template
         self._settings, self._progress, self._manifest = settings, progress, manifest
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     @property
     def train(self) -> Examples:
@@ -41,17 +40,15 @@ class RunRows:
         Raises:
             UserError: it cannot be read.
         """
-        apart = self._settings.eval is not None and not isinstance(self._settings.eval, float)
-        if "_both" in vars(self) or not (apart or self._settings.eval is None):
+        if "_both" in vars(self) or self._settings.eval is None or isinstance(self._settings.eval, float):
             return self._both[1]
-        held_out = held_out_of(self._settings, self.template, self._progress) if apart else None
-        if held_out:
-            self._tell_changes(held_out, all_rows=False)
+        held_out = held_out_of(self._settings, self.template, self._progress)
+        self._warn_of_changes(held_out, all_rows=False)
         return held_out
 
     @cached_property
     def train_if_there(self) -> Examples | None:
-        """`train`, or None where it cannot be read, which is told."""
+        """`train`, or None where it cannot be read, with a warning."""
         try:
             return self.train
         except UserError as error:
@@ -60,7 +57,7 @@ class RunRows:
 
     @cached_property
     def held_out_if_there(self) -> Examples | None:
-        """`held_out`, or None where it cannot be read, which is told."""
+        """`held_out`, or None where it cannot be read, with a warning."""
         try:
             return self.held_out
         except UserError as error:
@@ -70,42 +67,40 @@ class RunRows:
     @cached_property
     def _both(self) -> tuple[Examples, Examples | None]:
         train, held_out = examples_of(self._settings, self.template, self._progress)
-        self._tell_changes(held_out, all_rows=True)
+        self._warn_of_changes(held_out, all_rows=True)
         return train, held_out
 
-    def _tell_changes(self, held_out: Examples | None, all_rows: bool) -> None:
-        """Warn where an ended run's rows are not those of its training. They are known by their sha256, wherever they
-        lie now. `all_rows`: whether the rows that are trained on were read too."""
+    def _warn_of_changes(self, held_out: Examples | None, all_rows: bool) -> None:
+        """Warn where the rows are not those of the training. They are known by their sha256, wherever they lie now.
+        `all_rows`: whether the rows that are trained on were read too."""
         if self._manifest is None:
             return
-        files = file_sha256s(self._settings, held_out_only=not all_rows)
         recorded = self._manifest["data"]["files"]
-        strange = changed_files(recorded if all_rows else {}, files, recorded)
-        for path in (path for path in strange if path not in self._told):
-            self._progress.warn(
-                f"{path}: not the rows of this run's training: they changed, or the recipe names others now"
-            )
-        tokens = {"eval": held_out.tokens_sha256()} if held_out and not strange else {}
-        other = other_tokens(tokens, self._manifest)
-        if other and other not in self._told:
-            self._progress.warn(other)
-        self._told |= {*strange, other}
+        files = file_sha256s(self._settings, held_out_only=not all_rows)
+        changed = changed_files(recorded if all_rows else {}, files, recorded)
+        tokens = {"eval": held_out.tokens_sha256()} if held_out and not changed else {}
+        changes = "not the rows of this run's training: they changed, or the recipe names others now"
+        warnings = [*(f"{path}: {changes}" for path in changed), changed_tokens(tokens, self._manifest)]
+        for warning in warnings:
+            if warning and warning not in self._warned:
+                self._progress.warn(warning)
+        self._warned |= set(warnings)
 
 
-def changed_files(recorded: dict[str, str], found: dict[str, str], known: dict[str, str] | None = None) -> list[str]:
+def changed_files(recorded: dict[str, str], files: dict[str, str], known: dict[str, str] | None = None) -> list[str]:
     """The files of rows whose content is not among those that a run recorded, and those that it recorded whose content
     is gone. A file that was moved or renamed is the same. `known`: what is recorded in all, where that is more."""
-    there, before = set(found.values()), set((recorded if known is None else known).values())
-    strange = {path for path, sha in found.items() if sha not in before}
-    return sorted(strange | {path for path, sha in recorded.items() if sha not in there})
+    current, before = set(files.values()), set((recorded if known is None else known).values())
+    other = {path for path, sha in files.items() if sha not in before}
+    return sorted(other | {path for path, sha in recorded.items() if sha not in current})
 
 
-def other_tokens(found: Mapping[str, str | None], manifest: dict[str, Any]) -> str:
+def changed_tokens(sha256s: Mapping[str, str | None], manifest: dict[str, Any]) -> str:
     """In words, that the same rows become other tokens than when the run began, and what else changed since; empty
-    where they do not. `found`: the sha256 of each side's tokens."""
+    where they do not. `sha256s`: of each side's tokens."""
     recorded = manifest["data"].get("tokens_sha256")
     names = {"train": "training", "eval": "held-out"}
-    sides = [names[side] for side in found if recorded is not None and recorded.get(side) != found[side]]
+    sides = [names[side] for side in sha256s if recorded is not None and recorded.get(side) != sha256s[side]]
     if not sides:
         return ""
     changed = changed_versions(manifest)
@@ -114,14 +109,6 @@ def other_tokens(found: Mapping[str, str | None], manifest: dict[str, Any]) -> s
 
 def changed_versions(manifest: dict[str, Any]) -> str:
     """The packages whose versions are others than when the run began, in words."""
-    then, found = manifest.get("versions", {}), versions()
-    changed = (f"{name} {then[name]} then, {found.get(name)} now" for name in then if then[name] != found.get(name))
+    then, now = manifest.get("versions", {}), versions()
+    changed = (f"{name} {then[name]} then, {now.get(name)} now" for name in then if then[name] != now.get(name))
     return "; ".join(changed)
-
-
-def recorded_report(manifest: dict[str, Any]) -> Report | None:
-    """What became of the training rows, as the manifest says it; None where it is of another version."""
-    try:
-        return Report.from_dict(manifest["data"]["train"])
-    except (KeyError, TypeError):
-        return None

@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import safe_globals
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.errors import UserError
 from lorakit.model.peft_adapter import TRAINED_DIR, TRAINED_WEIGHTS
-from lorakit.plan.run_rows import changed_files, changed_versions, other_tokens
+from lorakit.plan.run_rows import changed_files, changed_tokens, changed_versions
 from lorakit.prepare import Prepared, check_base, check_stop_tokens
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import trains_all
@@ -128,7 +128,7 @@ def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Pa
     if manifest.get("tokenizer_sha256") != tokenizer_sha256(prepared.tokenizer):
         raise UserError(f"{run.folder}: the tokenizer or its chat template changed since this run was begun.")
     check_stop_tokens(prepared, manifest, run.folder)
-    other = other_tokens(prepared.tokens_sha256, manifest)
+    other = changed_tokens(prepared.tokens_sha256, manifest)
     if other:
         raise UserError(f"{run.folder}: {other}. Resume with what it was begun with, or train into another folder.")
     if other_versions := changed_versions(manifest):
