@@ -9,7 +9,7 @@ from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
 
 if TYPE_CHECKING:
     from lorakit.data.chat_template import ChatTemplate
-    from lorakit.data.survey import CheckResult, Survey
+    from lorakit.data.survey import CheckSummary, Survey
     from lorakit.progress import Progress
     from lorakit.recipe.schema import Recipe
 
@@ -105,7 +105,7 @@ def _refuse(found: "Survey") -> None:
         raise UserError(f"a run would stop at these rows: {told}. Fix the rows, or write fix instead of error: {keys}.")
 
 
-def _first(check: "CheckResult") -> str:
+def _first(check: "CheckSummary") -> str:
     return next((cases[0] for cases in check.first.values() if cases), "-")
 
 

@@ -104,7 +104,7 @@ def _checks(found: Survey) -> None:
     console.result("")
     console.result_table("data.clean", ["check", "does", "found"], rows)
     for check in found.checks:
-        for reason, count in sorted(check.found.items(), key=lambda item: -item[1])[:_REASONS]:
+        for reason, count in sorted(check.counts.items(), key=lambda item: -item[1])[:_REASONS]:
             console.result(f"{check.name}: {count:,} x {reason}")
             for case in check.first[reason][:_CASES]:
                 console.result(f"    {case}")

@@ -1,4 +1,4 @@
-"""General text: passages that are no rows of anybody's, bundled or from a file."""
+"""General text: passages that do not come from the recipe's rows, bundled or from a file."""
 
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -11,8 +11,8 @@ from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 from lorakit.recipe.problem import show_path
 
-LONGEST = 1024
-"""Tokens of a text that are looked at: enough for an article, little enough for a processor."""
+_MOST_TOKENS = 1024
+"""Tokens of a text that are used: enough for an article, few enough for a processor."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class GeneralText:
 def read_general_texts(path: Path | None = None) -> list[GeneralText]:
     """The texts of a file, or the bundled ones (general/README.md).
 
-    A file has rows with `text`, and may have `id` and `register`; a `.txt` or `.md` is one text. An id is else the
-    row's place.
+    A file has rows with `text`, and may have `id` and `register`; a `.txt` or `.md` is one text. Without an id, the
+    row's place is the id.
 
     Raises:
         UserError: the file cannot be read, or a row has no text. It names the line.
@@ -36,7 +36,7 @@ def read_general_texts(path: Path | None = None) -> list[GeneralText]:
     if path is None:
         with as_file(files("lorakit.data") / "general" / "texts.jsonl") as bundled:
             return read_general_texts(bundled)
-    found = []
+    texts = []
     for row in read_file(path):
         if isinstance(row.record, RowError):
             raise UserError(f"{row.where}: {row.record}.")
@@ -45,13 +45,13 @@ def read_general_texts(path: Path | None = None) -> list[GeneralText]:
             raise UserError(f"{row.where}: the row has no 'text', which a file of general texts needs in each row.")
         given = row.record.get("id")
         name, register = row.where if is_empty(given) else str(given), row.record.get("register")
-        found.append(GeneralText(name, register if isinstance(register, str) else "", text))
-    if not found:
+        texts.append(GeneralText(name, register if isinstance(register, str) else "", text))
+    if not texts:
         raise UserError(f"{show_path(path)}: the file has no texts. Write rows with 'text'.")
-    return found
+    return texts
 
 
 def encode_text(tokenizer: Any, text: str, model_config: Any) -> list[int]:
-    """The tokens of a text as it is, without a chat template, no more of them than are looked at or the model takes."""
-    most = min(LONGEST, getattr(model_config.get_text_config(), "max_position_embeddings", None) or LONGEST)
+    """The tokens of a text, without a chat template: at most 1024, and no more than the model has positions."""
+    most = min(_MOST_TOKENS, getattr(model_config.get_text_config(), "max_position_embeddings", None) or _MOST_TOKENS)
     return list(tokenizer(text)["input_ids"][:most])

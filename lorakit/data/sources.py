@@ -27,20 +27,22 @@ from lorakit.recipe.problem import one_line, show_path
 from lorakit.recipe.schema import Data, Source
 from lorakit.registry import FORMATS
 
-# Readable rows from which a source's format is told: a column that is null in the first row may not be in the next, and
-# rows of two formats in one file must not be taken for one.
-_HEAD = 1000
-# Rows on which another reading of a source is tried.
-_TRIED = 20
-# Rows of a hub dataset in one block.
-_HUB_ROWS = 1000
+_FIRST_ROWS = 1000
+"""Readable rows from which a source's format is told: a column that is null in one row may not be in the next, and rows
+of two formats in one file must not be taken for one."""
+_TRIED_ROWS = 20
+"""Rows on which another reading of a source is tried."""
+_HUB_BLOCK = 1000
+"""Rows of a hub dataset in one block."""
 
 
 @dataclass
 class OpenSource:
-    """A source whose format is known. `size` is the bytes that its blocks stand for, together; 0 when not known.
+    """A source whose format is known.
 
-    `format` is None where no row is readable. `files`: the names of its files. `unused`: the columns not read.
+    `format`: None where no row is readable; `size`: the bytes of all its blocks, 0 when not known; `files`: the names
+    of its files; `unused`: the columns not read; `flags`: the columns that may reject an answer, and their value then;
+    `seen`: the columns of the first rows.
     """
 
     source: Source
@@ -52,22 +54,19 @@ class OpenSource:
     files: list[str] = field(default_factory=list)
     unused: set[str] = field(default_factory=set)
     flags: dict[str, bool] = field(default_factory=dict)
-    """The columns that may say that an answer should not be given, and what they say then."""
     seen: set[str] = field(default_factory=set)
-    """The columns of the first rows."""
 
     def add_unused_columns(self, filled: set[str]) -> None:
         """Name the columns that hold something and that the format does not read."""
-        mapping = self.source.columns or {}
-        read = columns_read(self.format) if self.format else set()
-        taken = set(mapping.values())
-        late = {name for name in filled - taken if name not in read or name in mapping} - self.unused
-        if self.format and late:
-            self.unused |= late
-            self.why = f"{self.why.partition('; not used: ')[0]}; not used: {', '.join(map(repr, sorted(self.unused)))}"
+        if self.format:
+            mapping = self.source.columns or {}
+            unread = filled - (columns_read(self.format) - mapping.keys()) - set(mapping.values())
+            if unread - self.unused:
+                self.unused |= unread
+                self.why = self.why.partition("; not used: ")[0] + _not_used(self.unused)
 
     def refuse_late_preference_pairs(self, filled: set[str]) -> None:
-        """Refuse preference pairs that stand behind the rows from which the format was told.
+        """Refuse preference pairs that come after the rows from which the format was told.
 
         Raises:
             UserError: there are such rows.
@@ -139,71 +138,59 @@ def source_hashes(source: Source) -> dict[str, str]:
 
 
 def open_source(source: Source) -> OpenSource:
-    """A source with its format, told from its first rows where the recipe does not say.
+    """A source with its format, told from its first rows where the recipe does not name it.
 
     Raises:
-        UserError: the source cannot be read, its format cannot be told, or `columns` names a column that it has not.
+        UserError: the source cannot be read, its format cannot be told, or `columns` names a column that it does not
+            have.
     """
     blocks, size, files = _blocks(source)
-    head, records, raw, seen = [], list[dict[str, Any]](), list[dict[str, Any]](), set[str]()
+    columns, name = source.columns or {}, source_name(source)
+    first_blocks, raw = [], list[dict[str, Any]]()
     for block in blocks:
-        head.append(block)
-        for row in block.rows():
-            if isinstance(row.record, dict) and len(records) < _HEAD:
-                seen.update(row.record)
-                raw.append(row.record)
-                records.append(rename_columns(row.record, source.columns or {}))
-        if len(records) >= _HEAD:
+        first_blocks.append(block)
+        raw += [row.record for row in block.rows() if isinstance(row.record, dict)]
+        if len(raw) >= _FIRST_ROWS:
             break
-    blocks = chain(head, blocks)
-    if not records:
+    blocks, raw = chain(first_blocks, blocks), raw[:_FIRST_ROWS]
+    if not raw:
         return OpenSource(source, None, None, "no readable row", blocks, size, files)
+    records = [rename_columns(record, columns) for record in raw]
+    seen = {column for record in raw for column in record}
     given = None if source.format in (None, "auto") else entry_name(source.format)
-    _refuse_missing(source, seen, _needed(given))
-    _refuse_judged(source, given, raw, records)
+    entries = [FORMATS[given]] if given else list(FORMATS)
+    _refuse_missing(source, seen, {our for entry in entries for names in required_columns(entry) for our in names})
+    settings = entry_settings(FORMATS, source.format) if given else None
+
+    def can_read(tried: Mapping[str, str], our: str) -> bool:
+        return is_readable(given, settings, [rename_columns(record, tried) for record in raw[:_TRIED_ROWS]], our)
+
+    refuse_preference_data(name, records, columns, can_read)
     if given:
-        name, why = given, "as the recipe says"
+        format_name, why = given, "as the recipe says"
     else:
-        refuse_wrong_documents(source_name(source), head, files)
-        name, why = detect(records, source_name(source))
-    read = columns_read(name)
-    strange = sorted((source.columns or {}).keys() - read)
-    if strange:
+        refuse_wrong_documents(name, first_blocks, files)
+        format_name, why = detect(records, name)
+    read = columns_read(format_name)
+    unread = sorted(columns.keys() - read)
+    if unread:
         raise UserError(
-            f"{source_name(source)}: data.columns fills {strange[0]!r}, which the format {name} does not read. It "
-            f"reads {', '.join(sorted(read))}."
+            f"{name}: data.columns fills {unread[0]!r}, which the format {format_name} does not read. It reads "
+            f"{', '.join(sorted(read))}."
         )
-    filled = {column for record in records for column, value in record.items() if value is not None}
-    unused = filled - read
-    why = f"{why}; not used: {', '.join(map(repr, sorted(unused)))}" if unused else why
+    unused = {column for record in records for column, value in record.items() if value is not None} - read
+    why += _not_used(unused) if unused else ""
+    flags = rejection_flags(records, read) if FORMATS[format_name].conversations else {}
     settings = entry_settings(FORMATS, source.format)
-    flags = rejection_flags(records, read) if FORMATS[name].conversations else {}
-    return OpenSource(source, name, settings, why, blocks, size, files, unused, flags, seen)
+    return OpenSource(source, format_name, settings, why, blocks, size, files, unused, flags, seen)
 
 
-def _refuse_judged(source: Source, given: str | None, raw: list[dict[str, Any]], records: list[dict[str, Any]]) -> None:
-    """Refuse rows that say what should not be said.
-
-    Raises:
-        UserError: they are such rows.
-    """
-    columns = source.columns or {}
-
-    def reads(tried: Mapping[str, str], our: str) -> bool:
-        settings = entry_settings(FORMATS, source.format) if given else None
-        return is_readable(given, settings, [rename_columns(record, tried) for record in raw[:_TRIED]], our)
-
-    refuse_preference_data(source_name(source), records, columns, reads)
-
-
-def _needed(format_name: str | None) -> set[str]:
-    """The columns without which no row is of this format, or of any where it is to be told."""
-    entries = [FORMATS[format_name]] if format_name else list(FORMATS)
-    return {column for entry in entries for columns in required_columns(entry) for column in columns}
+def _not_used(columns: set[str]) -> str:
+    return f"; not used: {', '.join(map(repr, sorted(columns)))}"
 
 
 def _refuse_missing(source: Source, seen: set[str], ours: set[str]) -> None:
-    """Refuse a mapping to a column that no row has. `ours` are the fields that are looked at."""
+    """Refuse a mapping, for one of our columns `ours`, to a column that no row has."""
     for our, their in (source.columns or {}).items():
         if our in ours and their not in seen:
             near = nearest(their, sorted(seen))
@@ -215,28 +202,26 @@ def _refuse_missing(source: Source, seen: set[str], ours: set[str]) -> None:
 
 
 def rename_columns(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The record with `columns` (ours -> theirs) applied: what it fills has no other value, what it takes no other
-    name."""
+    """The record with `columns` (ours -> theirs) applied; their names, and other values under ours, are gone."""
     if not columns:
         return record
     moved = {*columns, *columns.values()}
-    kept = {column: value for column, value in record.items() if column not in moved}
-    return {**kept, **{our: record[their] for our, their in columns.items() if their in record}}
+    others = {column: value for column, value in record.items() if column not in moved}
+    return {**others, **{our: record[their] for our, their in columns.items() if their in record}}
 
 
 def _blocks(source: Source) -> tuple[Iterator[Block], int, list[str]]:
-    """A source's blocks, the bytes that they stand for together, and the names of its files."""
+    """A source's blocks, the bytes of all of them, and the names of its files."""
     if not is_file(source):
-        dataset = load_hub_dataset(source)
-        return _hub_blocks(source_name(source), dataset), 0, []
+        return _hub_blocks(source_name(source), load_hub_dataset(source)), 0, []
     files = files_in(Path(source.path))
     blocks = chain.from_iterable(map(read_blocks, files))
     return blocks, sum(path.stat().st_size for path in files), [show_path(path) for path in files]
 
 
 def _hub_blocks(name: str, dataset: Any) -> Iterator[Block]:
-    for start in range(0, len(dataset), _HUB_ROWS):
-        rows = dataset[start : start + _HUB_ROWS]
+    for start in range(0, len(dataset), _HUB_BLOCK):
+        rows = dataset[start : start + _HUB_BLOCK]
         yield Block(name, start + 1, rows, _hub_rows, 0)
 
 
@@ -249,7 +234,7 @@ def load_hub_dataset(source: Source) -> Any:
     """The `datasets.Dataset` of a hub id.
 
     Raises:
-        UserError: it cannot be had, with the library's reason.
+        UserError: it could not be loaded, with the library's reason.
     """
     import datasets
 

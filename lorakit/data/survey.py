@@ -1,4 +1,4 @@
-"""The survey: everything that a careful person wants to know of a recipe's rows before paying for a run."""
+"""The survey of a recipe's rows, for `lorakit data`: sizes, lengths, padding and what the checks found."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,17 +16,17 @@ from lorakit.recipe.schema import Data
 
 
 @dataclass(frozen=True)
-class CheckResult:
-    """What one check of `data.clean` found: each reason with its number of rows, and the first cases."""
+class CheckSummary:
+    """What one check of `data.clean` found: the number of rows for each reason, and the first cases."""
 
     name: str
     action: str
-    found: dict[str, int]
+    counts: dict[str, int]
     first: dict[str, list[str]]
 
     @property
     def rows(self) -> int:
-        return sum(self.found.values())
+        return sum(self.counts.values())
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Survey:
     bins: list[tuple[int, int, int]]
     limits: list[Limit]
     padding: Padding
-    checks: list[CheckResult]
+    checks: list[CheckSummary]
 
     @property
     def stopping(self) -> list[str]:
@@ -59,7 +59,16 @@ class Survey:
             "histogram": [{"from": first, "to": last, "texts": count} for first, last, count in self.bins],
             "max_lengths": [asdict(limit) for limit in self.limits],
             "padding": asdict(self.padding),
-            "checks": {check.name: {**asdict(check), "rows": check.rows} for check in self.checks},
+            "checks": {
+                check.name: {
+                    "name": check.name,
+                    "action": check.action,
+                    "found": check.counts,
+                    "first": check.first,
+                    "rows": check.rows,
+                }
+                for check in self.checks
+            },
         }
 
 
@@ -75,8 +84,8 @@ def survey(
     Raises:
         UserError: a source cannot be read, or a row is broken or overlong and the recipe says to stop.
     """
-    told = {check: "report" for check, action in settings.clean.model_dump().items() if action == "error"}
-    looking = settings.model_copy(update={"clean": settings.clean.model_copy(update=told)})
+    reporting = {check: "report" for check, action in settings.clean.model_dump().items() if action == "error"}
+    looking = settings.model_copy(update={"clean": settings.clean.model_copy(update=reporting)})
     train, held_out = examples_of(looking, template, progress, survey=True)
     texts = train.text_lengths
     assert texts is not None
@@ -91,19 +100,16 @@ def survey(
     )
 
 
-def _checks(actions: Mapping[str, str], reports: list[Report]) -> list[CheckResult]:
-    checks = []
-    for name, action in actions.items():
-        found: dict[str, int] = {}
-        first: dict[str, list[str]] = {}
-        for report in reports:
-            for reason, count in report.findings.counts.items():
-                check, _, what = reason.partition(": ")
-                if check == name:
-                    found[what] = found.get(what, 0) + count
-                    first[what] = [*first.get(what, []), *report.findings.first[reason]][:5]
-        checks.append(CheckResult(name, action, found, first))
-    return checks
+def _checks(actions: Mapping[str, str], reports: list[Report]) -> list[CheckSummary]:
+    results = {name: CheckSummary(name, action, {}, {}) for name, action in actions.items()}
+    for report in reports:
+        for reason, count in report.findings.counts.items():
+            check, _, what = reason.partition(": ")
+            if check in results:
+                counts, first = results[check].counts, results[check].first
+                counts[what] = counts.get(what, 0) + count
+                first[what] = [*first.get(what, []), *report.findings.first[reason]][:5]
+    return list(results.values())
 
 
 def sample(examples: Examples, count: int) -> list[dict[str, Any]]:

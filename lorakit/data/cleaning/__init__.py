@@ -1,1 +1,1 @@
-"""Hygiene: what is wrong with rows, alone and beside each other, and what of it can be put right."""
+"""Cleaning: what is wrong with rows, alone and among the others, and what of it can be fixed."""

@@ -1,12 +1,12 @@
-"""What is wrong with the texts of one row, and what of it can be put right without looking at other rows.
+"""What is wrong with the texts of one row, and what of it can be fixed without looking at other rows.
 
-The checks of a set as a whole are in `across.py`, those of near-duplicates in `near.py`; both read the numbers that
-`traits.py` makes of each row.
+The checks of a set as a whole are in `dataset_checks.py` and `minhash.py`; both read the numbers that `row_stats.py`
+makes of each row.
 """
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from lorakit.data.chat_template.controls import ControlTexts
@@ -27,8 +27,8 @@ _SEGMENT = 1_000_000
 class RowFinding:
     """One thing that a check found in one text of a row.
 
-    `what` is the same for all rows alike, so that they can be counted; `case` is what this row has. `field` names the
-    text, such as "message 2 (assistant)". `fixed` says that the row returned no longer has it.
+    `what` is the same for all rows alike, so that they can be counted; `case` is this row's. `field` names the text,
+    such as "message 2 (assistant)". `fixed`: the row returned no longer has it.
     """
 
     check: str
@@ -38,7 +38,7 @@ class RowFinding:
     case: str = ""
 
 
-def encoding(text: str, place: TextContext) -> tuple[str, list[TextFinding]]:
+def encoding(text: str, context: TextContext) -> tuple[str, list[TextFinding]]:
     """Text decoded by the wrong encoding ("cafÃ©"), surrogates and lost characters (U+FFFD).
 
     What is valid stays as it is: no Unicode normalization, no straightened quotes. U+FFFD is found and cannot be
@@ -46,29 +46,23 @@ def encoding(text: str, place: TextContext) -> tuple[str, list[TextFinding]]:
     """
     if text.isascii() or not _suspect().search(text):
         return text, []
-    fixed = "".join(_repaired(segment) for line in text.split("\n") for segment in ("\n", *_segments(line)))[1:]
-    found = []
+    lines = text.split("\n")
+    fixed = "\n".join(
+        "".join(_fix_encoding(line[start : start + _SEGMENT]) for start in range(0, len(line), _SEGMENT))
+        for line in lines
+    )
+    findings = []
     if fixed != text:
         start = next((i for i, (a, b) in enumerate(zip(text, fixed, strict=False)) if a != b), len(fixed))
         case = f"{text[max(0, start - 10) : start + 10]!r} for {fixed[max(0, start - 10) : start + 8]!r}"
-        found.append(TextFinding("text decoded by the wrong encoding", case))
+        findings.append(TextFinding("text decoded by the wrong encoding", case))
     if lost := fixed.count("\ufffd"):
-        found.append(
-            TextFinding(
-                "characters lost to a wrong encoding (U+FFFD, no fix brings them back)",
-                f"{lost} of them",
-                fixable=False,
-            )
-        )
-    return fixed, found
+        what = "characters lost to a wrong encoding (U+FFFD, no fix brings them back)"
+        findings.append(TextFinding(what, f"{lost} of them", fixable=False))
+    return fixed, findings
 
 
-def _segments(line: str) -> Iterator[str]:
-    for start in range(0, len(line), _SEGMENT):
-        yield line[start : start + _SEGMENT]
-
-
-def _repaired(segment: str) -> str:
+def _fix_encoding(segment: str) -> str:
     if segment.isascii() or not _suspect().search(segment):
         return segment
     from ftfy import TextFixerConfig, fix_encoding_and_explain  # the recipe's schema must not wait for it
@@ -98,86 +92,88 @@ def _suspect() -> re.Pattern[str]:
     return re.compile(f"[\x80-\x9f\ud800-\udfff\ufffd]|{pair}|[ÂÃÅÎÐÙ] ")
 
 
-Check = Callable[[str, TextContext], tuple[str, list[TextFinding]]]
-
-CHECKS: dict[str, Check] = {"encoding": encoding, "html": html, "noise": noise}
-"""The checks of a single text, in the order in which they run: each gives the text put right and what it found."""
+CHECKS: dict[str, Callable[[str, TextContext], tuple[str, list[TextFinding]]]] = {
+    "encoding": encoding,
+    "html": html,
+    "noise": noise,
+}
+"""The checks of a single text, in the order in which they run: each gives the fixed text and its findings."""
 
 
 def clean(
-    said: RowContent, wanted: Mapping[str, str], controls: ControlTexts | None = None
+    row: RowContent, actions: Mapping[str, str], controls: ControlTexts | None = None
 ) -> tuple[RowContent | None, list[RowFinding]]:
-    """The row put right, or None where it is to be left out, and all that was found in it.
+    """The fixed row, or None where it is to be left out, and all that was found in it.
 
-    `wanted` has an action (off, report, fix, error) for `encoding`, `html`, `noise`, `trivial` and, where the model's
+    `actions` has one of off, report, fix and error for `encoding`, `html`, `noise`, `trivial` and, where the model's
     `controls` are given, `special_tokens`; other keys are not read, a missing one is off. Only `fix` changes the row;
     what `error` finds, the caller raises. Token ids are never touched, nor tools and tool calls. A row cleaned once has
     nothing left to fix.
     """
-    if isinstance(said, Tokens):
-        return said, []
-    checks = {name: wanted[name] for name in CHECKS if wanted.get(name, "off") != "off"}
-    cleaned, findings = _put_right(said, checks) if checks else (said, [])
-    action = wanted.get("trivial", "off")
+    if isinstance(row, Tokens):
+        return row, []
+    checks = {name: actions[name] for name in CHECKS if actions.get(name, "off") != "off"}
+    cleaned, findings = _fix(row, checks) if checks else (row, [])
+    action = actions.get("trivial", "off")
     if action != "off" and (hit := trivial(cleaned)):
-        where, found = hit
-        findings.append(RowFinding("trivial", found.what, action == "fix", where, found.case))
+        field, finding = hit
+        findings.append(RowFinding("trivial", finding.what, action == "fix", field, finding.case))
         if action == "fix":
             return None, findings
-    action = wanted.get("special_tokens", "off")
+    action = actions.get("special_tokens", "off")
     if controls is not None and action != "off":
         hits = [RowFinding("special_tokens", what, action == "fix", *at) for what, *at in controls.spelled(cleaned)]
-        if hits and action == "fix":
-            return None, [*findings, *hits]
         findings += hits
+        if hits and action == "fix":
+            return None, findings
     return cleaned, findings
 
 
-def _put_right(said: Conversation | Text, wanted: Mapping[str, str]) -> tuple[Conversation | Text, list[RowFinding]]:
-    """Repeats the checks until nothing changes: decoding an entity may show a control character."""
+def _fix(row: Conversation | Text, actions: Mapping[str, str]) -> tuple[Conversation | Text, list[RowFinding]]:
+    """Repeats the checks until nothing changes: decoding an entity may reveal a control character."""
     findings: dict[tuple[str, str, str], RowFinding] = {}
-    before = said
+    before = row
     for _ in range(_ROUNDS):
-        after, found = _round(before, wanted)
-        for finding in found:
+        after, new = _fix_once(before, actions)
+        for finding in new:
             findings.setdefault((finding.check, finding.what, finding.field), finding)
         if after is before:
             return after, list(findings.values())
         before = after
     # Only nested nonsense such as "<<b>b>" goes on: what does not settle is left as it came.
-    return said, [replace(finding, fixed=False) for finding in findings.values()]
+    return row, [replace(finding, fixed=False) for finding in findings.values()]
 
 
-def _round(said: Conversation | Text, wanted: Mapping[str, str]) -> tuple[Conversation | Text, list[RowFinding]]:
-    """Each check once on each text; gives `said` itself where nothing changed."""
-    if isinstance(said, Text):
-        text, findings = _checked(said.text, TextContext("text", "text", (), (said.text,)), wanted)
-        return (said if text == said.text else Text(text)), findings
-    texts = tuple(message.get("content") or "" for message in said.messages)
-    prompts = tuple(text for text, message in zip(texts, said.messages, strict=True) if message["role"] != "assistant")
+def _fix_once(row: Conversation | Text, actions: Mapping[str, str]) -> tuple[Conversation | Text, list[RowFinding]]:
+    """Each check once on each text; gives `row` itself where nothing changed."""
+    if isinstance(row, Text):
+        text, findings = _fix_text(row.text, TextContext("text", "text", (), (row.text,)), actions)
+        return (row if text == row.text else Text(text)), findings
+    texts = tuple(message.get("content") or "" for message in row.messages)
+    prompts = tuple(text for text, message in zip(texts, row.messages, strict=True) if message["role"] != "assistant")
     findings = []
     messages: list[Message] = []
-    for number, message in enumerate(said.messages, start=1):
+    for number, message in enumerate(row.messages, start=1):
         changed = {}
         for key in ("thinking", "content"):
             if not message.get(key):
                 continue
             field = f"message {number} ({message['role']})" + (", thinking" if key == "thinking" else "")
-            text, found = _checked(message[key], TextContext(message["role"], field, prompts, texts), wanted)
-            findings += found
+            text, new = _fix_text(message[key], TextContext(message["role"], field, prompts, texts), actions)
+            findings += new
             if text != message[key]:
                 changed[key] = text
         messages.append({**message, **changed} if changed else message)
-    same = all(new is old for new, old in zip(messages, said.messages, strict=True))
-    return (said if same else replace(said, messages=messages)), findings
+    same = all(new is old for new, old in zip(messages, row.messages, strict=True))
+    return (row if same else replace(row, messages=messages)), findings
 
 
-def _checked(text: str, place: TextContext, wanted: Mapping[str, str]) -> tuple[str, list[RowFinding]]:
+def _fix_text(text: str, context: TextContext, actions: Mapping[str, str]) -> tuple[str, list[RowFinding]]:
     findings = []
-    for name, action in wanted.items():
-        fixed, found = CHECKS[name](text, place)
+    for name, action in actions.items():
+        fixed, new = CHECKS[name](text, context)
         findings += [
-            RowFinding(name, one.what, one.fixable and action == "fix", place.field, one.case) for one in found
+            RowFinding(name, one.what, one.fixable and action == "fix", context.field, one.case) for one in new
         ]
         if action == "fix":
             text = fixed

@@ -1,6 +1,6 @@
-"""Checks of a whole set, over the traits of its rows: duplicates, contradictions, outliers of style, leakage.
+"""Checks of a whole set, over the stats of its rows: duplicates, contradictions, outliers of style, leakage.
 
-Each takes arrays with one entry a row and gives places of rows, with reasons in words where they differ by row.
+Each takes arrays with one entry a row and gives numbers of rows, with reasons where they differ by row.
 """
 
 from dataclasses import dataclass
@@ -12,43 +12,27 @@ from lorakit.data.cleaning.style import FEATURES, SCRIPTS, languages
 
 FEWEST = 50
 """Rows below which nothing is called unusual."""
-_MOST = 0.95
+_MAJORITY = 0.95
 """Share of the rows that one language or script must have for another to be unusual."""
 _RARE = 0.02
 """What more rows than this have in common (and more than three) is a habit of the set, not an outlier."""
 _FAR = 6.0
 """Robust standard deviations from the median."""
+_COUNTS = {"characters": 0.25, "words": 0.25, "line breaks": 0.35}
+"""The least spread of the logarithms of counts: with a gap of 0.7 to all others, a length counts as different only
+beyond 4.5 times the median and twice all others."""
+_SHARES = {"upper case": 0.04, "punctuation": 0.03, "digits": 0.03, "informal marks": 0.03}
+"""The least spread of shares; their gap is 0.1."""
 
 
-@dataclass(frozen=True)
-class _Measure:
-    """How a feature is compared: whether on a logarithmic scale, the least spread, and the least gap to the others."""
-
-    log: bool
-    spread: float
-    gap: float
-
-
-# Spread and gap of logarithms: a length counts as different only beyond 4.5 times the median and twice all others.
-_MEASURES = {
-    "characters": _Measure(True, 0.25, 0.7),
-    "words": _Measure(True, 0.25, 0.7),
-    "line breaks": _Measure(True, 0.35, 0.7),
-    "upper case": _Measure(False, 0.04, 0.1),
-    "punctuation": _Measure(False, 0.03, 0.1),
-    "digits": _Measure(False, 0.03, 0.1),
-    "informal marks": _Measure(False, 0.03, 0.1),
-}
-
-
-def duplicates(said: np.ndarray) -> np.ndarray:
-    """The first row that says exactly the same: int32 [n], its own place for a first one. `said`: uint64 [n, 2]."""
-    order = np.lexsort((said[:, 1], said[:, 0]))  # stable: equal rows stay in their order
-    ordered = said[order]
-    starts = np.ones(len(said), bool)
+def duplicates(content: np.ndarray) -> np.ndarray:
+    """The first row with exactly the same content: int32 [n], its own for a first one. `content`: uint64 [n, 2]."""
+    order = np.lexsort((content[:, 1], content[:, 0]))  # stable: equal rows stay in their order
+    ordered = content[order]
+    starts = np.ones(len(content), bool)
     starts[1:] = (ordered[1:] != ordered[:-1]).any(1)
-    first = np.empty(len(said), np.int32)
-    first[order] = order[starts][np.cumsum(starts) - 1] if len(said) else []
+    first = np.empty(len(content), np.int32)
+    first[order] = order[starts][np.cumsum(starts) - 1] if len(content) else []
     return first
 
 
@@ -56,9 +40,9 @@ def duplicates(said: np.ndarray) -> np.ndarray:
 class Contradictions:
     """Rows whose prompt has several answers.
 
-    `group` int32 [n]: the first row with this prompt, -1 for a row without contradiction. `kept` bool [n]: what a fix
-    keeps: the rows without contradiction, and those with the answer that most rows of their group give; where two
-    answers are given equally often, none of the group.
+    `group` int32 [n]: the first row with this prompt, -1 without a contradiction. `agrees` bool [n]: whether a fix
+    keeps the row: it has no contradiction, or the answer that most rows of its group give. In a tie the whole group
+    goes.
     """
 
     group: np.ndarray
@@ -68,11 +52,11 @@ class Contradictions:
 def contradictions(prompt: np.ndarray, answer: np.ndarray) -> Contradictions:
     """Finds equal prompts with different answers; rows without a prompt (0) contradict nothing. Both uint64 [n]."""
     group = np.full(len(prompt), -1, np.int32)
-    kept = np.ones(len(prompt), bool)
+    agrees = np.ones(len(prompt), bool)
     order = np.lexsort((answer, prompt))
     order = order[prompt[order] != 0]
     if not len(order):
-        return Contradictions(group, kept)
+        return Contradictions(group, agrees)
     prompts, answers = prompt[order], answer[order]
     new_prompt = np.concatenate([[True], prompts[1:] != prompts[:-1]])
     new_answer = new_prompt | np.concatenate([[True], answers[1:] != answers[:-1]])
@@ -88,77 +72,67 @@ def contradictions(prompt: np.ndarray, answer: np.ndarray) -> Contradictions:
     disputed = (distinct > 1)[row_prompt]
     firsts = np.minimum.reduceat(order, np.flatnonzero(new_prompt))
     group[order[disputed]] = firsts[row_prompt][disputed]
-    kept[order[disputed]] = wins[np.cumsum(new_answer) - 1][disputed]
-    return Contradictions(group, kept)
+    agrees[order[disputed]] = wins[np.cumsum(new_answer) - 1][disputed]
+    return Contradictions(group, agrees)
 
 
-@dataclass(frozen=True)
-class Outlier:
-    """A row that is written unlike the others, and in what."""
-
-    row: int
-    reason: str
-
-
-def outliers(traits: RowStats) -> list[Outlier]:
-    """Rows whose answer differs from nearly all others in length, characters, script or language, in their order.
+def outliers(stats: RowStats) -> dict[int, str]:
+    """Rows whose answer differs from nearly all others in length, characters, script or language, each with the reason.
 
     Nothing is unusual among fewer than 50 rows. A row differs in a measure when it is 6 robust standard deviations
     from the median (median absolute deviation), well beyond what 98 % of the others have, and at most 2 % of the rows
     do so; in its language or script when over 95 % of the rows share another.
     """
-    if traits.style is None or traits.language is None or traits.script is None:
-        raise ValueError("these traits have no measures of style")
+    if stats.style is None or stats.language is None or stats.script is None:
+        raise ValueError("these stats have no measures of style")
     reasons: dict[int, list[str]] = {}
     for column, name in enumerate(FEATURES):
-        for row, reason in _far(name, traits.style[:, column]):
-            if not (name == "words" and row in reasons):  # the length in words says nothing new
+        for row, reason in _far_rows(name, stats.style[:, column]):
+            if not (name == "words" and row in reasons):  # the length in words adds nothing
                 reasons.setdefault(row, []).append(reason)
-    for row, reason in _minority(traits.script, "answer in {} script where {:.0%} are in {}", SCRIPTS):
+    for row, reason in _minority(stats.script, "answer in {} script where {:.0%} are in {}", SCRIPTS):
         reasons.setdefault(row, []).append(reason)
-    names = languages() if (traits.language >= 0).any() else ()  # the names cost the model's loading
-    for row, reason in _minority(traits.language, "answer in language {} where {:.0%} are in {}", names):
+    names = languages() if (stats.language >= 0).any() else ()  # the names cost the model's loading
+    for row, reason in _minority(stats.language, "answer in language {} where {:.0%} are in {}", names):
         if row not in reasons:  # another script, or a text that is hardly one, makes the language a guess
             reasons[row] = [reason]
-    return [Outlier(row, "; ".join(reasons[row])) for row in sorted(reasons)]
+    return {row: "; ".join(reasons[row]) for row in sorted(reasons)}
 
 
-def _far(name: str, values: np.ndarray) -> list[tuple[int, str]]:
-    """The rows far from the median of one measure, with what they have and what the others have."""
+def _far_rows(name: str, values: np.ndarray) -> list[tuple[int, str]]:
+    """The rows far from the median of one measure, with their value and those of the others."""
     rows = np.flatnonzero(~np.isnan(values))
     if len(rows) < FEWEST:
         return []
-    measure = _MEASURES[name]
-    scaled = np.log1p(values[rows]) if measure.log else values[rows]
+    is_count = name in _COUNTS
+    least_spread, gap = (_COUNTS[name], 0.7) if is_count else (_SHARES[name], 0.1)
+    scaled = np.log1p(values[rows]) if is_count else values[rows]
     middle = np.median(scaled)
-    spread = max(1.4826 * float(np.median(np.abs(scaled - middle))), measure.spread)
+    spread = max(1.4826 * float(np.median(np.abs(scaled - middle))), least_spread)
     far = np.abs(scaled - middle) > _FAR * spread
     if not far.any():
         return []
-    low, high = np.percentile(scaled[~far], (1, 99))
-    far &= (scaled < low - measure.gap) | (scaled > high + measure.gap)
-    found = []
+    low, high = np.percentile(scaled[~far], (1, 99)).tolist()
+    far &= (scaled < low - gap) | (scaled > high + gap)
+    outlying = []
     for side in (scaled < middle, scaled > middle):
         places = np.flatnonzero(far & side)
         if len(places) <= max(3, _RARE * len(rows)):
-            found += [
-                (int(rows[at]), _words(name, values[rows[at]], measure, float(low), float(high))) for at in places
-            ]
-    return found
+            outlying += [(int(row), _reason(name, values[row], low, high)) for row in rows[places]]
+    return outlying
 
 
-def _words(name: str, value: float, measure: _Measure, low: float, high: float) -> str:
-    if measure.log:
-        few, many = round(np.expm1(low)), round(np.expm1(high))
-        others = f"{few:,}" if few == many else f"{few:,} to {many:,}"
-        return f"answer of {value:,.0f} {name} where 98 % have {others}"
-    of = {"upper case": "letters", "informal marks": "words"}.get(name, "characters")
-    few, many = max(0.0, low), max(0.0, high)
-    others = f"{few:.0%}" if f"{few:.0%}" == f"{many:.0%}" else f"{few:.0%} to {many:.0%}"
-    return f"{name} in {value:.0%} of the {of} of the answer where 98 % have {others}"
+def _reason(name: str, value: float, low: float, high: float) -> str:
+    if name in _COUNTS:
+        few, many = f"{round(np.expm1(low)):,}", f"{round(np.expm1(high)):,}"
+        return f"answer of {value:,.0f} {name} where 98 % have {few if few == many else f'{few} to {many}'}"
+    unit = {"upper case": "letters", "informal marks": "words"}.get(name, "characters")
+    few, many = f"{max(0.0, low):.0%}", f"{max(0.0, high):.0%}"
+    others = few if few == many else f"{few} to {many}"
+    return f"{name} in {value:.0%} of the {unit} of the answer where 98 % have {others}"
 
 
-def _minority(values: np.ndarray, words: str, names: tuple[str, ...]) -> list[tuple[int, str]]:
+def _minority(values: np.ndarray, template: str, names: tuple[str, ...]) -> list[tuple[int, str]]:
     """The rows that have another value than the one that nearly all rows share; -1 is unknown."""
     rows = np.flatnonzero(values >= 0)
     if len(rows) < FEWEST:
@@ -166,10 +140,10 @@ def _minority(values: np.ndarray, words: str, names: tuple[str, ...]) -> list[tu
     counts = np.bincount(values[rows])
     main = int(counts.argmax())
     share = counts[main] / len(rows)
-    if share <= _MOST:
+    if share <= _MAJORITY:
         return []
     others = rows[values[rows] != main]
-    return [(int(row), words.format(names[values[row]], min(share, 0.99), names[main])) for row in others]
+    return [(int(row), template.format(names[values[row]], min(share, 0.99), names[main])) for row in others]
 
 
 @dataclass(frozen=True)
@@ -182,22 +156,19 @@ class Leak:
 
 
 def leaks(train: RowStats, held_out: RowStats) -> list[Leak]:
-    """Training rows that say exactly what a held-out row says, or that give its prompt the same answer; in their order.
+    """Training rows with exactly the content, or with the prompt and the answer, of a held-out row; in their order.
 
     White space and case do not tell prompts or answers apart, nor does what is not trained on.
     """
     exact = _matches(train.content, held_out.content)
-    asked = (train.prompt != 0)[:, None]
-    ours = np.where(asked, np.stack([train.prompt, train.answer], 1), 0)
-    theirs = np.stack([held_out.prompt, held_out.answer], 1)
-    same = np.where(train.prompt != 0, _matches(ours, theirs), -1)
-    found = []
-    for row in np.flatnonzero((exact >= 0) | (same >= 0)).tolist():
-        if exact[row] >= 0:
-            found.append(Leak(row, int(exact[row]), "the same as a held-out row"))
-        else:
-            found.append(Leak(row, int(same[row]), "the prompt and the answer of a held-out row"))
-    return found
+    ours = np.stack([train.prompt, train.answer], 1)
+    same = np.where(train.prompt != 0, _matches(ours, np.stack([held_out.prompt, held_out.answer], 1)), -1)
+    return [
+        Leak(row, int(exact[row]), "the same as a held-out row")
+        if exact[row] >= 0
+        else Leak(row, int(same[row]), "the prompt and the answer of a held-out row")
+        for row in np.flatnonzero((exact >= 0) | (same >= 0)).tolist()
+    ]
 
 
 def _matches(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:

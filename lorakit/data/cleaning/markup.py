@@ -43,57 +43,52 @@ _SURE_ENTITY = re.compile(r"&(?:#\w+|amp|lt|gt|quot|apos|nbsp|[lr][sd]quo|[mn]da
 # What the decoded text must not newly hold: a tag, an element of XML, a token of a chat template.
 _OPENS = re.compile(r"<[A-Za-z/!?|]")
 _TASK = re.compile(r"(?<![./\w])(?:x?html5?|xml|css|jsx|tsx|svg|xss|jinja2?|markup)\b", re.IGNORECASE)
-_ASKED = re.compile(
+_REQUEST = re.compile(
     r"web ?page|web ?site|landing page|hyperlink|(?:opening|closing|header|meta|anchor) tag", re.IGNORECASE
 )
 _DOCUMENT = re.compile(r"\s*(?:```\w*\s*)?(?:<!doctype html|<html[\s>]|<\?xml )", re.IGNORECASE)
 
 
-def html(text: str, place: TextContext) -> tuple[str, list[TextFinding]]:
+def html(text: str, context: TextContext) -> tuple[str, list[TextFinding]]:
     """Tags and entities of HTML in prose ("<p>", "&nbsp;").
 
     Tags are taken out, those of blocks become line breaks, scripts and styles go whole, entities are decoded. Code
-    between backticks stays, as do texts that are HTML by intention: whole documents, texts that are mostly markup, and
-    rows that speak of HTML. What tools answer is not looked at. Escaped markup ("&lt;b&gt;") is found and stays: it
-    may be meant, and decoding it would make a tag.
+    between backticks stays, as do texts that are meant as HTML: whole documents, texts that are mostly markup, and rows
+    about HTML. Answers of tools are not checked. Escaped markup ("&lt;b&gt;") is found and stays: it may be meant, and
+    decoding it would make a tag.
     """
-    if place.role == "tool" or not (_HINT.search(text) or ("&" in text and _ENTITY.search(text))):
+    if context.role == "tool" or not (_HINT.search(text) or ("&" in text and _ENTITY.search(text))):
         return text, []
     parts = prose_and_code(text)
     accepted = _accepted(parts[::2])
-    if _is_the_task(text, accepted, place):
+    markup = sum(len(hit.group()) for hit in accepted)
+    if (
+        _DOCUMENT.match(text)
+        or (len(accepted) >= 8 and markup > len(text) / 2)
+        or any(map(_TASK.search, context.texts))
+        or any(map(_REQUEST.search, context.prompts))
+    ):
         return text, []
-    found = []
+    findings = []
     if tags := {hit.group() for hit in accepted}:
-        found.append(TextFinding("HTML tags", _some(tags)))
+        findings.append(TextFinding("HTML tags", _some(tags)))
         parts[::2] = [_without_tags(part, tags) for part in parts[::2]]
     shown = {hit.group() for part in parts[::2] for hit in _ENTITY.finditer(part) if _is_entity(hit)}
     if shown:
-        keep = any(_makes_markup(part) for part in parts[::2])
-        kept = {one for one in shown if keep and entities.unescape(one) in "<>&"}
-        if shown - kept:
-            found.append(TextFinding("HTML entities", _some(shown - kept)))
-        if kept:
-            found.append(TextFinding("escaped markup (it stays: it may be meant)", _some(kept), fixable=False))
-        parts[::2] = [_decoded(part, kept) for part in parts[::2]]
+        makes_markup = any(_makes_markup(part) for part in parts[::2])
+        escaped = {one for one in shown if makes_markup and entities.unescape(one) in "<>&"}
+        if shown - escaped:
+            findings.append(TextFinding("HTML entities", _some(shown - escaped)))
+        if escaped:
+            findings.append(TextFinding("escaped markup (it stays: it may be meant)", _some(escaped), fixable=False))
+        parts[::2] = [_decoded(part, escaped) for part in parts[::2]]
     fixed = "".join(parts)
-    return (fixed.strip("\n") if tags else fixed), found
+    return (fixed.strip("\n") if tags else fixed), findings
 
 
 def _some(names: set[str]) -> str:
     shown = sorted(name if len(name) <= 30 else name[:27] + "..." for name in names)
     return ", ".join(shown[:4]) + (" and others" if len(shown) > 4 else "")
-
-
-def _is_the_task(text: str, accepted: list[re.Match[str]], place: TextContext) -> bool:
-    """Whether the text is HTML by intention."""
-    markup = sum(len(hit.group()) for hit in accepted)
-    return (
-        bool(_DOCUMENT.match(text))
-        or (len(accepted) >= 8 and markup > len(text) / 2)
-        or any(_TASK.search(one) for one in place.texts)
-        or any(_ASKED.search(one) for one in place.prompts)
-    )
 
 
 def _accepted(prose: list[str]) -> list[re.Match[str]]:
@@ -144,9 +139,9 @@ def _is_entity(hit: re.Match[str]) -> bool:
     return len(character) == 1 and (character.isprintable() or character in _BLANKS)
 
 
-def _decoded(prose: str, kept: set[str]) -> str:
+def _decoded(prose: str, escaped: set[str]) -> str:
     def replaced(hit: re.Match[str]) -> str:
-        if hit.group() in kept or not _is_entity(hit):
+        if hit.group() in escaped or not _is_entity(hit):
             return hit.group()
         character = entities.unescape(hit.group())
         return " " if character == "\xa0" else character

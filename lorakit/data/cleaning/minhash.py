@@ -23,12 +23,13 @@ BANDS = 16
 """Of four values each: rows that share 0.8 meet in one of them with a probability of 0.9998."""
 THRESHOLD = 0.8
 
-_MOST = 50_000  # characters of a row that are compared
+_MOST_CHARACTERS = 50_000
 _WORD = re.compile(r"\w+")
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
-_IN_BUCKET = 8
-# More rows alike than this, and than this share of all, are of one template. Rows that share 0.8 meet in 6 of 16 bands.
-_COPIES, _COPIED, _CROWDED = 20, 0.05, 4
+_MOST_IN_BUCKET = 8
+# More similar rows than this number and this share are made from one template, where that holds in 4 bands. (Rows that
+# share 0.8 meet in 6 of 16 bands.)
+_TEMPLATE_ROWS, _TEMPLATE_SHARE, _TEMPLATE_BANDS = 20, 0.05, 4
 
 
 @functools.cache
@@ -40,12 +41,12 @@ def _permutations() -> np.ndarray:
 
 def token_text(ids: Sequence[int]) -> str:
     """Token ids as the words of a text, for rows that have nothing else."""
-    return " ".join(map(str, ids[: _MOST // 8]))
+    return " ".join(map(str, ids[: _MOST_CHARACTERS // 8]))
 
 
 def shingles(text: str) -> np.ndarray:
     """Hashes (uint32) of the pieces that a text is compared by; at least one."""
-    low = text[:_MOST].lower()
+    low = text[:_MOST_CHARACTERS].lower()
     words = _WORD.findall(low)
     if len(words) < 6 or (not low.isascii() and 3 * len(_UNSPACED.findall(low)) > len(low)):
         joined = "".join(words) or "".join(low.split())
@@ -84,13 +85,9 @@ def _mixed(hashes: np.ndarray) -> np.ndarray:
     return hashes ^ (hashes >> np.uint32(16))
 
 
-def _bands(made: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(made).view(np.uint64)
-
-
 def _buckets(made: np.ndarray) -> tuple[np.ndarray, int]:
     """For each row and band the number of its bucket, int32 [n, BANDS], -1 where no other row shares it; how many."""
-    bands = _bands(made)
+    bands = np.ascontiguousarray(made).view(np.uint64)
     buckets = np.full(bands.shape, -1, np.int32)
     count = 0
     for band in range(BANDS):
@@ -106,30 +103,34 @@ def _buckets(made: np.ndarray) -> tuple[np.ndarray, int]:
     return buckets, count
 
 
-def group_near_duplicates(made: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
-    """The row that each row is a near-duplicate of: int32 [n], its own place where it is the first of its kind.
+def _similar(made: np.ndarray, row: int, candidates: np.ndarray, threshold: float) -> np.ndarray:
+    """Those of the candidate rows that are near-duplicates of `row`, in order; -1 is no candidate."""
+    candidates = np.unique(candidates[candidates >= 0])
+    if not candidates.size:
+        return candidates
+    return candidates[(made[candidates] == made[row]).sum(1) >= np.ceil(threshold * SIZE)]
 
-    Each row is compared with the earlier rows that were kept, in order, and joins the earliest it resembles. So rows
-    that were kept do not resemble each other, and a row left out resembles the one that stands for it. Rows appended
-    behind change nothing before them. A row is compared with at most one row a band: 16.
+
+def group_near_duplicates(made: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+    """The row that each row is a near-duplicate of: int32 [n], its own number where it is the first of its kind.
+
+    Each row is compared with the earlier rows that lead a group, in order, and joins the earliest that it resembles. So
+    leaders do not resemble each other, and a row resembles its leader. Rows appended later change nothing before them.
+    A row is compared with at most one row a band: 16.
     """
     group = np.arange(len(made), dtype=np.int32)
     if not len(made):
         return group
     buckets, count = _buckets(made)
-    kept = np.full(count, -1, np.int32)
-    least = np.ceil(threshold * SIZE)
+    leaders = np.full(count, -1, np.int32)
     for row in np.flatnonzero((buckets >= 0).any(1)).tolist():
-        mine = buckets[row]
-        mine = mine[mine >= 0]
-        first = kept[mine]
-        candidates = np.unique(first[first >= 0])
-        if candidates.size:
-            alike = candidates[(made[candidates] == made[row]).sum(1) >= least]
-            if alike.size:
-                group[row] = alike[0]
-                continue
-        kept[mine[first < 0]] = row
+        mine = buckets[row][buckets[row] >= 0]
+        first = leaders[mine]
+        similar = _similar(made, row, first, threshold)
+        if similar.size:
+            group[row] = similar[0]
+        else:
+            leaders[mine[first < 0]] = row
     return group
 
 
@@ -138,8 +139,8 @@ def split_sides(made: np.ndarray, own: np.ndarray, threshold: float = THRESHOLD)
 
     Rows are taken in order. One that resembles earlier rows goes where they went; one that resembles rows of both
     sides goes to neither; any other goes to its `own` side (bool [n]). So does a row that resembles more than 20
-    earlier rows and more than a twentieth of them: rows made from one template are no copies of each other. Rows
-    appended behind change nothing before them. A row is compared with at most four rows a band: the first and the
+    earlier rows and more than a twentieth of them: rows made from one template are not copies of each other. Rows
+    appended later change nothing before them. A row is compared with at most four rows a band: the first and the
     latest of each side that share it.
     """
     side = own.astype(np.int8)
@@ -148,22 +149,16 @@ def split_sides(made: np.ndarray, own: np.ndarray, threshold: float = THRESHOLD)
     buckets, count = _buckets(made)
     crowd = np.zeros(count, np.int32)  # earlier rows in each bucket
     seen = np.full((count, 4), -1, np.int32)  # the first and the latest row of side 0, and those of side 1
-    least = np.ceil(threshold * SIZE)
     for row in np.flatnonzero((buckets >= 0).any(1)).tolist():
-        mine = buckets[row]
-        mine = mine[mine >= 0]
+        mine = buckets[row][buckets[row] >= 0]
         before = seen[mine]
-        candidates = np.unique(before)
-        candidates = candidates[candidates >= 0]
-        template = (crowd[mine] > max(_COPIES, _COPIED * row)).sum() >= _CROWDED
+        from_template = (crowd[mine] > max(_TEMPLATE_ROWS, _TEMPLATE_SHARE * row)).sum() >= _TEMPLATE_BANDS
         crowd[mine] += 1
-        if candidates.size and not template:
-            alike = candidates[(made[candidates] == made[row]).sum(1) >= least]
-            if alike.size:
-                found = side[alike]
-                side[row] = found[0] if (found == found[0]).all() else -1
-                if side[row] < 0:
-                    continue
+        sides = side[:0] if from_template else side[_similar(made, row, before, threshold)]
+        if sides.size:
+            side[row] = sides[0] if (sides == sides[0]).all() else -1
+            if side[row] < 0:
+                continue
         first = 2 * int(side[row])
         seen[mine, first] = np.where(before[:, first] < 0, row, before[:, first])
         seen[mine, first + 1] = row
@@ -180,19 +175,19 @@ def find_leaks(train: np.ndarray, held_out: np.ndarray, threshold: float = THRES
     if not len(train) or not len(held_out):
         return np.flatnonzero(match >= 0), match[match >= 0]
     least = np.ceil(threshold * SIZE)
-    ours, theirs = _bands(train), _bands(held_out)
+    ours, theirs = (np.ascontiguousarray(made).view(np.uint64) for made in (train, held_out))
     for band in range(BANDS):
         order = np.argsort(theirs[:, band], kind="stable")
         keys = theirs[order, band]
         open_rows = np.flatnonzero(match < 0)
         place = np.searchsorted(keys, ours[open_rows, band])
-        for step in range(_IN_BUCKET):
+        for step in range(_MOST_IN_BUCKET):
             at = np.minimum(place + step, len(keys) - 1)
             meets = (place + step < len(keys)) & (keys[at] == ours[open_rows, band]) & (match[open_rows] < 0)
             if not meets.any():
                 break
             for some in np.array_split(np.flatnonzero(meets), 1 + int(meets.sum()) // 100_000):
-                rows, held = open_rows[some], order[at[some]]
-                alike = (train[rows] == held_out[held]).sum(1) >= least
-                match[rows[alike]] = held[alike]
+                rows, others = open_rows[some], order[at[some]]
+                alike = (train[rows] == held_out[others]).sum(1) >= least
+                match[rows[alike]] = others[alike]
     return np.flatnonzero(match >= 0), match[match >= 0]

@@ -1,8 +1,8 @@
-"""Characters that show nothing, escape sequences of terminals, and lines of logs."""
+"""Invisible characters, escape sequences of terminals, and lines of logs."""
 
 import re
 
-from lorakit.data.cleaning.text_check import TextContext, TextFinding, prose_and_code
+from lorakit.data.cleaning.text_check import TextContext, TextFinding, prose_and_code, shorten
 
 # ECMA-48: CSI sequences, OSC strings (closed by BEL or ST), and the two-character escapes.
 _ANSI = re.compile(
@@ -48,51 +48,45 @@ _ABOUT_LOGS = re.compile(
 )
 
 
-def noise(text: str, place: TextContext) -> tuple[str, list[TextFinding]]:
+def noise(text: str, context: TextContext) -> tuple[str, list[TextFinding]]:
     """Control characters, terminal escapes, zero-width characters; lines of logs in answers.
 
     Characters are taken out; a lone carriage return, a form feed and the like become line breaks, and a carriage
-    return before a line break stays. Log lines outside code are found and stay: whether they belong there is not ours
-    to say. Where a prompt speaks of logs or errors they are expected.
+    return before a line break stays. Log lines outside code are found and stay, since they may belong there. Where a
+    prompt is about logs or errors they are expected.
     """
-    fixed, found = text, []
+    log_lines = _log_lines(text, context)
     if text.replace("\n", "").replace("\t", "").isprintable():  # a fast "no"
-        return text, _log_lines(text, place)
+        return text, log_lines
+    fixed, findings = text, []
     if _ANY_CONTROL.search(text):
         fixed, count = _ANSI.subn("", fixed)
         if count:
-            found.append(TextFinding("terminal escape sequences", f"{count} of them"))
+            findings.append(TextFinding("terminal escape sequences", f"{count} of them"))
         fixed, breaks = _BREAKS.subn("\n", fixed)
         fixed, count = _CONTROL.subn("", fixed)
         if breaks or count:
             kinds = sorted(set(_ANY_CONTROL.findall(_ANSI.sub("", text).replace("\r\n", ""))))
             case = ", ".join(f"U+{ord(one):04X}" for one in kinds[:4]) + (" and others" if len(kinds) > 4 else "")
-            found.append(TextFinding("control characters", case))
+            findings.append(TextFinding("control characters", case))
     if not fixed.isascii():
-        fixed = _without_zero_width(fixed, found)
-    return fixed, found + _log_lines(text, place)
+        visible = _ZERO_WIDTH.sub("", fixed)
+        if _MARKS.search(visible) and not _RIGHT_TO_LEFT.search(visible):
+            visible = _MARKS.sub("", visible)
+        if visible != fixed:
+            findings.append(TextFinding("zero-width characters", f"{len(fixed) - len(visible)} of them"))
+        fixed = visible
+    return fixed, findings + log_lines
 
 
-def _without_zero_width(text: str, found: list[TextFinding]) -> str:
-    fixed = _ZERO_WIDTH.sub("", text)
-    if _MARKS.search(fixed) and not _RIGHT_TO_LEFT.search(fixed):
-        fixed = _MARKS.sub("", fixed)
-    if fixed != text:
-        found.append(TextFinding("zero-width characters", f"{len(text) - len(fixed)} of them"))
-    return fixed
-
-
-def _may_be_log(text: str) -> bool:
-    return any(hint in text for hint in _HINTS) or (text.count(":") > 1 and bool(_CLOCK.search(text)))
-
-
-def _log_lines(text: str, place: TextContext) -> list[TextFinding]:
-    if place.role not in ("assistant", "text") or not _may_be_log(text):
+def _log_lines(text: str, context: TextContext) -> list[TextFinding]:
+    may_be_log = any(hint in text for hint in _HINTS) or (text.count(":") > 1 and bool(_CLOCK.search(text)))
+    if not may_be_log or context.role not in ("assistant", "text"):
         return []
     prose = "\n".join(prose_and_code(text)[::2])
-    found = []
+    findings = []
     for what, pattern in _LOG_LINES.items():
-        if (hit := pattern.search(prose)) and not any(_ABOUT_LOGS.search(prompt) for prompt in place.prompts):
+        if (hit := pattern.search(prose)) and not any(_ABOUT_LOGS.search(prompt) for prompt in context.prompts):
             line = prose[hit.start() :].lstrip("\n").split("\n", 1)[0].strip()
-            found.append(TextFinding(what, repr(line if len(line) <= 60 else line[:57] + "..."), fixable=False))
-    return found
+            findings.append(TextFinding(what, shorten(line), fixable=False))
+    return findings

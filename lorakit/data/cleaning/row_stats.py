@@ -1,4 +1,4 @@
-"""The few numbers a row leaves behind, by which the checks of a whole set compare rows without holding their texts."""
+"""The few numbers of each row by which the checks of a whole set compare rows without holding their texts."""
 
 import hashlib
 import json
@@ -10,21 +10,22 @@ import numpy as np
 
 from lorakit.data.cleaning.minhash import signatures, token_text
 from lorakit.data.cleaning.style import language, measures
+from lorakit.data.cleaning.text_check import normalize_words
 from lorakit.data.conversations import Conversation, Message, RowContent, Tokens
 
 
 @dataclass(frozen=True)
 class RowStats:
-    """The traits of n rows, one entry a row in each array; picklable, and joined by `RowStatsBuilder`.
+    """The stats of n rows, one entry a row in each array; picklable, and joined by `RowStatsBuilder`.
 
-    - `said` uint64 [n, 2]: an exact hash (BLAKE2b, 128 bits) of all that the row says, roles, tools and order included
-    - `prompt`, `answer` uint64 [n]: of what stands before the last answer, and of that answer, white space and case
-      aside. 0 is none: a document has no prompt.
+    - `content` uint64 [n, 2]: an exact hash (BLAKE2b, 128 bits) of the whole row, roles, tools and order included
+    - `prompt`, `answer` uint64 [n]: hashes of what comes before the last answer, and of that answer, white space and
+      case aside. 0 is none: a document has no prompt.
     - `style` float32 [n, len(FEATURES)]: measures of the last answer or of the document; NaN where there is none
-    - `language` int16 [n]: a place in `style.languages()`, -1 where too little text shows one
-    - `script` int8 [n]: a place in `style.SCRIPTS`, -1 where there are no letters
-    - `signature` uint16 [n, SIZE], or None: see `near.signatures`
-    `style`, `language` and `script` are None where not asked for. 63 bytes a row, 128 more with a signature.
+    - `language` int16 [n]: a position in `style.languages()`, -1 where too little text shows one
+    - `script` int8 [n]: a position in `style.SCRIPTS`, -1 where there are no letters
+    - `signature` uint16 [n, SIZE], or None: see `minhash.signatures`
+    `style`, `language` and `script` are None where not wanted. 63 bytes a row, 128 more with a signature.
     """
 
     content: np.ndarray
@@ -37,7 +38,7 @@ class RowStats:
 
 
 class RowStatsBuilder:
-    """Traits of many batches of rows on their way into one; all batches have the same arrays."""
+    """Joins the stats of many batches of rows; all batches have the same arrays."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[np.ndarray | None]] = {}
@@ -47,8 +48,8 @@ class RowStatsBuilder:
             self._parts.setdefault(name, []).append(array)
 
     def joined(self) -> RowStats | None:
-        """The traits of all rows so far, behind each other; None where there are none. What was added is given up, one
-        array after the other: all at once they would be in memory twice."""
+        """The stats of all rows so far, in order; None where there are none. The parts are dropped, one array after the
+        other: all at once they would be in memory twice."""
         joined: dict[str, Any] = {}
         for name in list(self._parts):
             parts = [array for array in self._parts.pop(name) if array is not None]
@@ -57,87 +58,86 @@ class RowStatsBuilder:
 
 
 def take_rows(whole: RowStats, rows: np.ndarray) -> RowStats:
-    """The traits of some rows, given by their places in order."""
+    """The stats of some rows, given by their numbers in order."""
     if len(rows) == len(whole.content):
         return whole
     some = {name: None if array is None else array[rows] for name, array in vars(whole).items()}
     return RowStats(**some)  # type: ignore[arg-type]
 
 
-def compute_row_stats(saids: Sequence[RowContent], near: bool, style: bool = True) -> RowStats:
-    """The traits of these rows: signatures only where `near`, measures of style only where `style`.
+def compute_row_stats(rows: Sequence[RowContent], near: bool, style: bool = True) -> RowStats:
+    """The stats of these rows: signatures only where `near`, measures of style only where `style`.
 
-    Equal rows have equal traits in every process and every version of Python.
+    Equal rows have equal stats in every process and every version of Python.
     """
-    exact, prompts, answers, texts = [], [], [], []
-    for said in saids:
-        whole, prompt, answer = _hashed(said)
-        exact.append(whole)
-        prompts.append(prompt)
-        answers.append(answer)
-        texts.append(_answer(said))
-    counts, scripts = measures(texts) if style else (None, None)
+    hashes = [_hashes(row) for row in rows]
+    content, prompt, answer = (
+        np.frombuffer(b"".join(digests[part] for digests in hashes), "<u8").astype(np.uint64) for part in range(3)
+    )
+    answers = [_last_answer(row) for row in rows] if style else []
+    counts, scripts = measures(answers) if style else (None, None)
     return RowStats(
-        content=np.frombuffer(b"".join(exact), "<u8").reshape(-1, 2).astype(np.uint64),
-        prompt=np.frombuffer(b"".join(prompts), "<u8").astype(np.uint64),
-        answer=np.frombuffer(b"".join(answers), "<u8").astype(np.uint64),
+        content=content.reshape(-1, 2),
+        prompt=prompt,
+        answer=answer,
         style=counts,
-        language=np.array([language(text) for text in texts], np.int16) if style else None,
+        language=np.array([language(text) for text in answers], np.int16) if style else None,
         script=scripts,
-        signature=signatures([_content(said) for said in saids]) if near else None,
+        signature=signatures([_compared_text(row) for row in rows]) if near else None,
     )
 
 
-def _hashed(said: RowContent) -> tuple[bytes, bytes, bytes]:
-    """The hashes of the whole (16 bytes), of the prompt and of the last answer (8 bytes each)."""
-    if isinstance(said, Tokens):
-        ids = np.array(said.input_ids, np.int64)
-        labels = np.array(said.labels, np.int64)
+def _hashes(row: RowContent) -> tuple[bytes, bytes, bytes]:
+    """The hashes of the whole (16 bytes), of the prompt and of the last answer (8 bytes each, zeros for none)."""
+    none = bytes(8)
+    if isinstance(row, Tokens):
+        ids = np.array(row.input_ids, np.int64)
+        labels = np.array(row.labels, np.int64)
         trained = labels[labels != -100]
         start = int(np.argmax(labels != -100)) if trained.size else len(ids)
         whole = _digest(ids.tobytes() + b"|" + labels.tobytes(), 16)
-        return whole, _part(ids[:start].tobytes()) if start else bytes(8), _part(trained.tobytes())
-    if not isinstance(said, Conversation):
-        return _digest(b"text:" + _bytes(said.text), 16), bytes(8), _part(_bytes(_plain(said.text)))
-    whole = _digest(_bytes(_json([said.messages, said.tools])), 16)
-    last = _last_answer(said)
+        return whole, _digest(ids[:start].tobytes()) if start else none, _digest(trained.tobytes())
+    if not isinstance(row, Conversation):
+        return _digest("text:" + row.text, 16), none, _digest(normalize_words(row.text))
+    whole = _digest(_json([row.messages, row.tools]), 16)
+    last = _last_answer_number(row)
     if last is None:
-        return whole, bytes(8), bytes(8)
-    before = said.messages[:last]
-    asked = any(message["role"] != "system" for message in before)
-    told = [f"{message['role']}\x1f{_given(message)}" for message in before]
-    prompt = _part(_bytes("\x1e".join([*told, _json(said.tools) if said.tools else ""]))) if asked else bytes(8)
-    return whole, prompt, _part(_bytes(_given(said.messages[last])))
+        return whole, none, none
+    prompt, before = none, row.messages[:last]
+    if any(message["role"] != "system" for message in before):
+        parts = [f"{message['role']}\x1f{_normalized(message)}" for message in before]
+        prompt = _digest("\x1e".join([*parts, _json(row.tools) if row.tools else ""]))
+    return whole, prompt, _digest(_normalized(row.messages[last]))
 
 
-def _given(message: Message) -> str:
-    """What a message says, white space and case aside, and what it calls."""
+def _normalized(message: Message) -> str:
+    """A message's content, white space and case aside, and its calls."""
     calls = message.get("tool_calls")
-    return _plain(message.get("content") or "") + (f"\x1f{_json(calls)}" if calls else "")
+    return normalize_words(message.get("content") or "") + (f"\x1f{_json(calls)}" if calls else "")
 
 
-def _last_answer(said: Conversation) -> int | None:
-    roles = [message["role"] for message in said.messages]
+def _last_answer_number(row: Conversation) -> int | None:
+    roles = [message["role"] for message in row.messages]
     return len(roles) - 1 - roles[::-1].index("assistant") if "assistant" in roles else None
 
 
-def _answer(said: RowContent) -> str:
-    if isinstance(said, Tokens):
+def _last_answer(row: RowContent) -> str:
+    if isinstance(row, Tokens):
         return ""
-    if not isinstance(said, Conversation):
-        return said.text
-    last = _last_answer(said)
-    return "" if last is None else said.messages[last].get("content") or ""
+    if not isinstance(row, Conversation):
+        return row.text
+    last = _last_answer_number(row)
+    return "" if last is None else row.messages[last].get("content") or ""
 
 
-def _content(said: RowContent) -> str:
-    """What near-duplicates are compared by: no system prompts, for rows that share a long one would all be alike."""
-    if isinstance(said, Tokens):
-        return token_text(said.input_ids)
-    if not isinstance(said, Conversation):
-        return said.text
+def _compared_text(row: RowContent) -> str:
+    """What near-duplicates are compared by: no system prompts, since rows that share a long one would all be alike."""
+    if isinstance(row, Tokens):
+        return token_text(row.input_ids)
+    if not isinstance(row, Conversation):
+        return row.text
     parts = []
-    for message in said.messages:
+    for message in row.messages:
         if message["role"] != "system":
             parts.append(message.get("content") or "")
             if message.get("tool_calls"):
@@ -145,21 +145,10 @@ def _content(said: RowContent) -> str:
     return "\n".join(parts)
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
 def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _digest(content: bytes, size: int) -> bytes:
-    return hashlib.blake2b(content, digest_size=size).digest()
-
-
-def _part(content: bytes) -> bytes:
-    return _digest(content, 8)
+def _digest(content: bytes | str, size: int = 8) -> bytes:
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data, digest_size=size).digest()

@@ -1,4 +1,4 @@
-"""Where a text stands in its row, and what a check found there."""
+"""What the checks of single texts share: findings, the text's place in its row, prose and code."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ _CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|``?[^`\n]+``?", re.DOTALL
 
 @dataclass(frozen=True)
 class TextFinding:
-    """What a check found in a text: in words that are the same for all rows alike, and what this text has."""
+    """What a check found in a text, in words that are the same for all rows alike, and this text's case."""
 
     what: str
     case: str = ""
@@ -18,15 +18,22 @@ class TextFinding:
 
 @dataclass(frozen=True)
 class TextContext:
-    """A text's place: the role that says it ("text" for a document), its field, and the texts beside it.
-
-    `prompts` are the texts of the row that are not the assistant's, `texts` are all of them.
-    """
+    """A text's role ("text" for a document) and field, and the row's texts: all, and `prompts`, not the assistant's."""
 
     role: str
     field: str
     prompts: tuple[str, ...]
     texts: tuple[str, ...]
+
+
+def normalize_words(text: str) -> str:
+    """The text in lower case, its words separated by single spaces."""
+    return " ".join(text.lower().split())
+
+
+def shorten(text: str) -> str:
+    """A text as a finding quotes it."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 def prose_and_code(text: str) -> list[str]:

@@ -1,8 +1,8 @@
-"""Rows whose answer says nothing."""
+"""Rows whose answer has no content."""
 
 import re
 
-from lorakit.data.cleaning.text_check import TextFinding
+from lorakit.data.cleaning.text_check import TextFinding, normalize_words, shorten
 from lorakit.data.conversations import Conversation, Text
 
 # A single "-" or "*" may be the answer to a question about operators or signs; a dot or a question mark is not.
@@ -28,55 +28,42 @@ _GOES_ON = re.compile(r"\b(?:however|instead|please|if you|you (?:can|may|could)
 _SHORT_REFUSAL = 250
 
 
-def trivial(said: Conversation | Text) -> tuple[str, TextFinding] | None:
-    """Answers that are empty, only punctuation, a placeholder, a bare refusal, or the prompt again.
+def trivial(row: Conversation | Text) -> tuple[str, TextFinding] | None:
+    """The field of an answer that is empty, only punctuation, a placeholder, a bare refusal or the prompt again, and
+    which of them it is; None for others.
 
-    Gives the field and what was found there, or None. A short answer is not a trivial one ("42", "yes", "{}"); an
-    answer that calls a tool is none. Put right by leaving the row out.
+    A short answer is not a trivial one ("42", "yes", "{}"), nor is one that calls a tool.
     """
-    if isinstance(said, Text):
-        found = _says_nothing(said.text)
-        return ("text", found) if found else None
-    answers = [i for i, message in enumerate(said.messages) if message["role"] == "assistant"]
-    if not answers or said.messages[answers[-1]].get("tool_calls"):
+    if isinstance(row, Text):
+        finding = _empty_answer(row.text)
+        return ("text", finding) if finding else None
+    answers = [number for number, message in enumerate(row.messages) if message["role"] == "assistant"]
+    if not answers or row.messages[answers[-1]].get("tool_calls"):
         return None
     last = answers[-1]
-    answer = said.messages[last].get("content") or ""
-    found = _says_nothing(answer) or _refuses(answer)
-    if not found and last and said.messages[last - 1]["role"] == "user":
-        prompt = said.messages[last - 1].get("content") or ""
-        if _plain(prompt) == _plain(answer):
-            found = TextFinding("the answer is the prompt again", _shown(answer))
-    return (f"message {last + 1} (assistant)", found) if found else None
+    answer = row.messages[last].get("content") or ""
+    finding = _empty_answer(answer)
+    if not finding and len(answer) <= _SHORT_REFUSAL:
+        words = normalize_words(answer).replace("’", "'").strip(" .!")
+        if _DOUBT.fullmatch(words) or (_REFUSAL.match(words) and not _GOES_ON.search(words)):
+            finding = TextFinding("the answer is a bare refusal", shorten(answer.strip()))
+    if not finding and last and row.messages[last - 1]["role"] == "user":
+        prompt = row.messages[last - 1].get("content") or ""
+        if normalize_words(prompt) == normalize_words(answer):
+            finding = TextFinding("the answer is the prompt again", shorten(answer))
+    return (f"message {last + 1} (assistant)", finding) if finding else None
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-def _says_nothing(text: str) -> TextFinding | None:
+def _empty_answer(text: str) -> TextFinding | None:
     if not text.strip():
         return TextFinding("the answer is empty", "only white space" if text else "")
     if len(text) > 2000:
         return None
     if _PUNCTUATION.fullmatch(text):
-        return TextFinding("the answer is only punctuation", _shown(text.strip()))
-    plain = _plain(text).strip(" .:!?*_\"'")
-    bracketed = _BRACKETED.fullmatch(plain)
-    word = (bracketed.group(1) if bracketed else plain).replace("_", " ").strip(" .:!?")
+        return TextFinding("the answer is only punctuation", shorten(text.strip()))
+    words = normalize_words(text).strip(" .:!?*_\"'")
+    bracketed = _BRACKETED.fullmatch(words)
+    word = (bracketed.group(1) if bracketed else words).replace("_", " ").strip(" .:!?")
     if word.startswith("lorem ipsum") or word in (_BRACKETED_PLACEHOLDERS if bracketed else _PLACEHOLDERS):
-        return TextFinding("the answer is a placeholder", _shown(text.strip()))
-    return None
-
-
-def _refuses(text: str) -> TextFinding | None:
-    if len(text) > _SHORT_REFUSAL:
-        return None
-    plain = _plain(text).replace("’", "'").strip(" .!")
-    if _DOUBT.fullmatch(plain) or (_REFUSAL.match(plain) and not _GOES_ON.search(plain)):
-        return TextFinding("the answer is a bare refusal", _shown(text.strip()))
+        return TextFinding("the answer is a placeholder", shorten(text.strip()))
     return None
