@@ -152,7 +152,7 @@ def _contradictions(result: PipelineResult, traits: RowStats, rows: np.ndarray) 
 
 
 def _style(result: PipelineResult, traits: RowStats, rows: np.ndarray) -> Findings:
-    reasons = {int(rows[outlier.row]): outlier.reason for outlier in dataset_checks.outliers(traits)}
+    reasons = {int(rows[row]): reason for row, reason in dataset_checks.outliers(traits).items()}
     outliers = np.array(list(reasons), dtype=np.int64)
     return Findings(outliers, "written unlike the others", lambda some: [reasons[int(row)] for row in some], outliers)
 
