@@ -8,9 +8,8 @@ from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from lorakit.model.peft_adapter import trains_every_weight
 from lorakit.model.spec_from_meta import meta_model
-from lorakit.model.targets import select_targets
+from lorakit.model.targets import select_targets, trains_every_weight
 from lorakit.recipe.adapter_kind import adapter_spec
 from lorakit.recipe.schema import Adapter
 

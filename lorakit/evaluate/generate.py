@@ -12,7 +12,8 @@ from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.chat_template.template_probe import compile_alternation
 from lorakit.errors import UserError
 from lorakit.evaluate.batching import in_batches, tokens_at_once
-from lorakit.model.positions import learned_positions
+from lorakit.model.positions import position_limit
+from lorakit.model.shared_prefix import causal_of
 from lorakit.progress import Progress
 
 # Prompts generated at once. Decoding is bound by reading the weights, so a wide batch is nearly free, up to here.
@@ -94,8 +95,8 @@ def greedy_answers(
         UserError: a prompt is longer than the model's positions.
         LorakitError: a prompt does not fit into memory.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    limit = learned_positions(causal)
+    causal = causal_of(model)
+    limit = position_limit(causal)
     longest = max(map(len, prompts), default=0)
     if limit is not None and longest > limit:
         raise UserError(

@@ -12,7 +12,7 @@ from lorakit.data.conversations import IGNORED
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.batching import in_batches, tokens_at_once
 from lorakit.model.loss import head_logits
-from lorakit.model.shared_prefix import body_output
+from lorakit.model.shared_prefix import body_output, causal_of
 from lorakit.progress import Progress
 
 # Rows in a batch; of labels also more, up to so many tokens with padding; and logits held at once (128 MiB in float32).
@@ -40,7 +40,7 @@ def row_losses(
     Raises:
         LorakitError: the model computes NaN, or a row does not fit into memory.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     nats = np.zeros(len(rows))
     with torch.inference_mode(), progress.bar(label, total=len(rows)) as bar:
 
@@ -116,7 +116,7 @@ def label_loglikelihoods(
         raise UserError("classification: a label has no tokens. Write labels of at least one character.")
     if not all(prompts):
         raise UserError("classification: a prompt has no tokens, so that nothing stands before the label.")
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     paths = _paths([tuple(label) for label in labels])
     scores = np.zeros((len(prompts), len(labels)))
     with torch.inference_mode(), progress.bar(note, total=len(prompts)) as bar:

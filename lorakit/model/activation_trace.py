@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.peft_adapter import attach_adapter
-from lorakit.model.shared_prefix import body_of
+from lorakit.model.shared_prefix import body_of, causal_of
 from lorakit.model.spec import ModelSpec
 from lorakit.model.targets import select_targets
 from lorakit.recipe.adapter_kind import trains_all
@@ -111,7 +111,7 @@ def _bytes_by_block(
     model: Any, mode: FakeTensorMode, spec: ModelSpec, half: bool, length: int, blocks: set[int]
 ) -> Counter[int]:
     """What autograd keeps of each block, for padded rows of so many tokens, where only `blocks` compute."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     sizes = Counter[int]()
     seen = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
     alive, running = [], [-1]

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.model.positions import learned_positions
+from lorakit.model.positions import position_limit
 from lorakit.model.quantization_config import check_quantization
 from lorakit.model.quantized_model import (
     cast_unquantized,
@@ -162,7 +162,7 @@ def check_positions(model: Any, longest: int, name: str) -> None:
 
     What the config says of its positions was compared before (lorakit.plan.row_limits); this asks the model itself.
     """
-    limit = learned_positions(model)
+    limit = position_limit(model)
     if limit is not None and longest > limit:
         raise UserError(
             f"{name}: the longest row has {longest:,} tokens, and the model has {limit:,} positions, each with an "

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from lorakit.model.shared_prefix import body_of, body_output
+from lorakit.model.shared_prefix import body_of, body_output, causal_of
 
 # How far two ways to one number may differ, as a share, by the arithmetic: float32, or half precision.
 EXACT, HALF = 1e-4, 2e-2
@@ -35,7 +35,7 @@ def supervised_loss(
             position t is predicted from what stands before it.
         position_ids: (rows, tokens) of packed rows, beginning anew with each; `attention_mask` is then None.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     output, skipped = body_output(causal, input_ids, attention_mask, labels, IGNORED, position_ids)
     targets = labels[:, 1 + skipped :]
     trained = targets != IGNORED

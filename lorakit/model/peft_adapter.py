@@ -17,7 +17,7 @@ from lorakit.model.adapters import InitContext
 from lorakit.model.adapters.weight_init import INITIAL, with_initial
 from lorakit.model.fingerprint import content_of
 from lorakit.model.patterns import check_patterns
-from lorakit.model.targets import Targets, first_and_count
+from lorakit.model.targets import Targets, first_and_count, trains_every_weight
 from lorakit.recipe.adapter_kind import adapter_spec, kind_settings
 from lorakit.recipe.init_adapter import find_fault, read_config, why_untrainable
 from lorakit.recipe.schema import Adapter
@@ -170,11 +170,6 @@ def _unfreeze(model: Any, settings: Adapter, targets: Targets) -> Any:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains_every_weight(settings) or name in chosen)
     return model
-
-
-def trains_every_weight(settings: Adapter) -> bool:
-    """Whether nothing narrows the modules down: full fine-tuning then trains embeddings, norms and biases as well."""
-    return settings.targets == "all-linear" and not settings.exclude and settings.layers == "all"
 
 
 def _in_float32(model: Any) -> Any:

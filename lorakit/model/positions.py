@@ -20,12 +20,9 @@ _TABLE = re.compile(
     r"|create_sinusoidal_positions\(|positional_encoding\(config\.n_positions"
 )
 _ROTARY = re.compile(r"RotaryEmbedding|apply_rotary|rotary_emb")
-_NAMED = re.compile(r"^pos|_pos|^wpe$")
 _TYPE = re.compile(r"[A-Za-z0-9_.-]+")
 # Families whose max_position_embeddings has the factor in it, though they name no original length (vLLM's config.py).
 _SCALED_ALREADY = ("gemma3", "gemma3_text")
-# Rows that a position embedding may have more than positions, which some families leave unused.
-_MOST_SPARE = 2
 
 
 @dataclass(frozen=True)
@@ -58,30 +55,10 @@ def positions_of(config: dict[str, Any]) -> Positions | None:
     return Positions(stretched, False, key if stretched == limit else f"{key}, stretched by rope_scaling")
 
 
-def learned_positions(model: Any) -> int | None:
-    """How many positions a model in memory has a row for; None where it computes any.
-
-    Args:
-        model: a causal language model, or a PEFT model around one.
-    """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    named = getattr(causal.config.get_text_config(), "max_position_embeddings", None)
-    if named is None or not is_size(named):
-        return None
-    limit = int(named)
-    tables = [
-        (path, module.num_embeddings, module)
-        for path, module in causal.named_modules()
-        if hasattr(module, "num_embeddings") and hasattr(module, "weight")
-    ]
-    tables += [(path, len(value), None) for path, value in causal.named_buffers() if value.ndim > 1]
-    counts = []
-    for path, rows, module in tables:
-        if _NAMED.search(path.rpartition(".")[2]) and limit <= rows <= limit + _MOST_SPARE:
-            # The first rows may have no position: OPT's offset, RoBERTa's padding token and what stands before.
-            padding, offset = getattr(module, "padding_idx", None), getattr(module, "offset", None)
-            counts.append(rows - (int(offset) if offset else 0 if padding is None else int(padding) + 1))
-    return min(counts, default=None)
+def position_limit(model: Any) -> int | None:
+    """How many positions a model in memory has embeddings for; None where it computes any."""
+    positions = positions_of(model.config.to_dict())
+    return positions.limit if positions and positions.hard else None
 
 
 @functools.cache

@@ -14,6 +14,11 @@ from transformers.cache_utils import DynamicLayer
 _WORTHWHILE = 12
 
 
+def causal_of(model: Any) -> Any:
+    """The causal language model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def body_of(causal: Any) -> Any:
     """The part of a causal language model whose last hidden states its head reads.
 

@@ -65,6 +65,11 @@ def select_targets(model: Any, settings: Adapter, kind_adapts_experts: bool, sig
     )
 
 
+def trains_every_weight(settings: Adapter) -> bool:
+    """Whether nothing narrows the modules down: full fine-tuning then trains embeddings, norms and biases as well."""
+    return settings.targets == "all-linear" and not settings.exclude and settings.layers == "all"
+
+
 def select_weights(
     weights: list[WeightSpec], settings: Adapter, kind_adapts_experts: bool, signal: Signal | None = None
 ) -> tuple[list[WeightSpec], list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorakit.model.patterns import match_pattern
 from lorakit.model.spec import ModelSpec, WeightSpec
-from lorakit.model.targets import resolve_overrides, select_weights
+from lorakit.model.targets import resolve_overrides, select_weights, trains_every_weight
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, initial_adapter, trains_all
 from lorakit.recipe.schema import Adapter, Spectrum
 
@@ -73,7 +73,7 @@ def count_trainable(spec: ModelSpec, settings: Adapter) -> TrainableParams:
     chosen, _ = select_weights(list(spec.weights), wanted, kind.experts)
     share = settings.layers.spectrum if isinstance(settings.layers, Spectrum) else 1.0
     if trains_all(settings):
-        narrowed = settings.targets != "all-linear" or settings.exclude or settings.layers != "all"
+        narrowed = not trains_every_weight(settings)
         numbers = sum(weight.size for weight in chosen) if narrowed else spec.parameters
         first = min((weight.layer or 0 for weight in chosen), default=0) if narrowed else 0
         return TrainableParams({}, 0, round(numbers * share), full_fine_tuning=True, estimated=estimated, first=first)

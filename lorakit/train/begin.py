@@ -32,13 +32,12 @@ from lorakit.model.peft_adapter import (
     count_parameters,
     load_trained,
     rebuild_adapter,
-    trains_every_weight,
 )
 from lorakit.model.quantization_config import stored_quantization
 from lorakit.model.quantized_model import describe_quantization, quantization_facts, summarize_quantization
 from lorakit.model.spec_from_meta import spec_from_meta
 from lorakit.model.spectrum import signal_to_noise_ratios
-from lorakit.model.targets import Targets, select_targets
+from lorakit.model.targets import Targets, select_targets, trains_every_weight
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.plan.model_info import read_model_info
 from lorakit.plan.trainable_params import count_parameters as count_planned
