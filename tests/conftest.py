@@ -161,6 +161,12 @@ def lorakit_eval(lorakit):
 
 
 @pytest.fixture
+def lorakit_benchmark(lorakit):
+    """`lorakit benchmark` in process."""
+    return partial(lorakit, "benchmark")
+
+
+@pytest.fixture
 def lorakit_plan(lorakit):
     """`lorakit plan` in process."""
     return partial(lorakit, "plan")

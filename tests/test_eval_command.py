@@ -102,7 +102,7 @@ def test_fail_under_exits_with_1_and_says_why(run, lorakit_eval):
 def test_without_a_run_nothing_is_kept_unless_it_is_said_where(tiny_base, lorakit_eval, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", rows_of(6))
     code, out, _ = lorakit_eval(tiny_base, "--data", rows)
-    assert code == 0 and "not kept" in out and "exact-match" in out
+    assert code == 0 and "not stored" in out and "exact-match" in out
     code, out, _ = lorakit_eval(
         tiny_base, "--data", rows, "--output", tmp_path / "out", "--json", "--max-new-tokens", 3
     )
@@ -112,7 +112,7 @@ def test_without_a_run_nothing_is_kept_unless_it_is_said_where(tiny_base, loraki
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "nothing is named to be scored"),
+        ([], "no model is named"),
         (["nowhere/run"], "nowhere/run"),
         (["FILE"], "is a file. Give the folder"),
         (["EMPTY"], "is not a run, an adapter or a model"),
@@ -129,34 +129,43 @@ def test_without_a_run_nothing_is_kept_unless_it_is_said_where(tiny_base, loraki
         (["RUN", "--fail-under", "json-valid.x=3"], "'json-valid.x' is not measured here"),
         (["RUN", "--rows", "0"], "--rows"),
         (["RUN", "--output", "FILE"], "is a file. Give a folder"),
-        (["RUN", "--sheet", "sheets/a"], "--questions FILE"),
-        (["RUN", "--questions", "FILE"], "--sheet DIR"),
-        (["RUN", "--sheet", "sheets/a", "--questions", "nowhere.txt"], "nowhere.txt: there is no such file"),
-        (["BASE", "--sheet", "sheets/a", "--questions", "QUESTIONS"], "is one"),
-        (["RUN", "--overwrite"], "--overwrite: is for --sheet"),
-        (["--ratings", "FILE"], "--key FILE"),
-        (["--key", "FILE"], "--ratings FILE"),
-        (["--ratings", "nowhere.json", "--key", "FILE"], "a.txt"),
+        (["rate", "sheet", "RUN", "--output", "sheets/a"], "--questions"),
+        (["rate", "sheet", "RUN", "--questions", "FILE"], "--output"),
+        (
+            ["rate", "sheet", "RUN", "-o", "sheets/a", "--questions", "nowhere.txt"],
+            "nowhere.txt: there is no such file",
+        ),
+        (["rate", "sheet", "BASE", "-o", "sheets/a", "--questions", "QUESTIONS"], "is one"),
+        (["rate", "report", "FILE"], "--key"),
+        (["rate", "report", "--key", "FILE"], "FILE"),
+        (["rate", "report", "nowhere.json", "--key", "FILE"], "a.txt"),
+        (
+            ["RUN", "--sheet", "sheets/a", "--questions", "QUESTIONS"],
+            "`lorakit eval --sheet` is now `lorakit rate",
+        ),
+        (["--ratings", "FILE", "--key", "FILE"], "`lorakit eval --ratings` is now `lorakit rate report FILE..."),
+        (["RUN", "--tasks", "gsm8k"], "`lorakit eval --tasks` is now `lorakit benchmark RUN --tasks gsm8k,mmlu`."),
     ],
 )
 def test_wrong_arguments_are_one_clear_line_and_exit_code_2(
-    run, tiny_base, lorakit_eval, tmp_path, monkeypatch, arguments, reason
+    run, tiny_base, lorakit, tmp_path, monkeypatch, arguments, reason
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "questions.txt").write_text("Why?\n")
     known = {"RUN": run.folder, "FILE": "a.txt", "EMPTY": "empty", "BASE": tiny_base, "QUESTIONS": "questions.txt"}
-    code, out, err = lorakit_eval(*(known.get(word, word) for word in arguments), *(["-q"] if arguments else []))
+    command = ("eval",) if arguments[:1] != ["rate"] else ()
+    code, out, err = lorakit(*command, *(known.get(word, word) for word in arguments), *(["-q"] if arguments else []))
     assert code == 2 and out == ""
     assert reason in " ".join(err.split()), err
     assert "Traceback" not in err and not (tmp_path / "sheets").exists()
 
 
-def test_a_sheet_is_written_rated_and_reported(run, lorakit_eval, tmp_path):
+def test_a_sheet_is_written_rated_and_reported(run, lorakit, tmp_path):
     questions = tmp_path / "questions.txt"
     questions.write_text("Tell me about apples, number 1.\nTell me about lamps, number 2.\n")
-    code, out, _ = lorakit_eval(run.folder, "--sheet", tmp_path / "sheet", "--questions", questions, "--json")
+    code, out, _ = lorakit("rate", "sheet", run.folder, "-o", tmp_path / "sheet", "--questions", questions, "--json")
     facts = json.loads(out)
     assert code == 0 and facts["models"] == ["base", "adapter"] and facts["questions"] == 2
     sheet = Sheet(tmp_path / "sheet", facts["sheet"], ("base", "adapter"), 2, facts["answers"])
@@ -165,20 +174,20 @@ def test_a_sheet_is_written_rated_and_reported(run, lorakit_eval, tmp_path):
         rated_file(tmp_path / f"ratings-{name}.json", sheet, lambda *_: scores, name, token=name)
         for name in ("ada", "bob")
     ]
-    code, out, err = lorakit_eval("--ratings", *files, "--key", tmp_path / "sheet" / "key.json")
+    code, out, err = lorakit("rate", "report", *files, "--key", tmp_path / "sheet" / "key.json")
     assert code == 0, err
     assert "by 2 raters" in out and "adapter against base" in out
-    code, out, _ = lorakit_eval("--ratings", *files, "--key", tmp_path / "sheet", "--json")
+    code, out, _ = lorakit("rate", "report", *files, "--key", tmp_path / "sheet", "--json")
     assert code == 0 and json.loads(out)["raters"] == ["ada", "bob"]
 
 
-def test_answers_on_a_sheet_are_those_of_the_held_out_rows(run, lorakit_eval, tmp_path):
+def test_answers_on_a_sheet_are_those_of_the_held_out_rows(run, lorakit, lorakit_eval, tmp_path):
     _, out, _ = lorakit_eval(run.folder, "--json")
     (line, *_) = [json.loads(line) for line in Path(json.loads(out)["file"] + "l").read_text().splitlines()]
     question = line["prompt"].split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
     questions = tmp_path / "questions.txt"
     questions.write_text(question + "\n")
-    assert lorakit_eval(run.folder, "--sheet", tmp_path / "sheet", "--questions", questions)[0] == 0
+    assert lorakit("rate", "sheet", run.folder, "-o", tmp_path / "sheet", "--questions", questions)[0] == 0
     key = json.loads((tmp_path / "sheet" / "key.json").read_text())
     assert sorted(model for models in key["questions"][0]["answers"] for model in models) == ["adapter", "base"]
     shown = data_of(Sheet(tmp_path / "sheet", "", (), 1, 2))["questions"][0]["answers"]

@@ -243,11 +243,12 @@ WRONG = {
     "no such file of texts": (["RUN", "--general", "nowhere.jsonl"], "--general: nowhere.jsonl: there is no such file"),
     "a file without texts": (["RUN", "--general", "BAD"], "bad.jsonl:1: the row has no 'text'"),
     "no base to compare with": (["RUN", "BASE", "--diagnose"], "--diagnose: compares with the base model"),
-    "no quantization": (["RUN", "--quantizations", "nf4,q7"], "--quantizations: 'q7' is none. Write some of"),
-    "an empty quantization": (["RUN", "--quantizations", ""], "--quantizations: '' is none"),
+    "no quantization": (
+        ["RUN", "--quantizations", "nf4,q7"],
+        "--quantizations: 'q7' is not a quantization. Write",
+    ),
+    "an empty quantization": (["RUN", "--quantizations", ""], "--quantizations: '' is not a quantization"),
     "no adapter": (["BASE", "--data", "ROWS", "--quantizations", "q8"], "--quantizations: is for adapters"),
-    "with a sheet": (["RUN", "--sheet", "s", "--questions", "q", "--diagnose"], "--diagnose: is for an evaluation"),
-    "with ratings": (["--ratings", "r", "--key", "k", "--general", "g"], "--general: is for an evaluation, not for"),
 }
 
 

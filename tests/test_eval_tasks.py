@@ -1,4 +1,4 @@
-"""Promises of `lorakit eval --tasks`: lm-eval's tasks on runs and models, as tables, as JSON and as a file."""
+"""Promises of `lorakit benchmark`: lm-eval's tasks on runs and models, as tables, as JSON and as a file."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,9 @@ def run(tmp_path_factory, tiny_base):
     return make_run(tmp_path_factory.mktemp("tasks"), tiny_base)
 
 
-def test_base_and_adapter_are_scored_on_tasks_in_one_load(run, lorakit_eval, task_folder, loads):  # noqa: F811
+def test_base_and_adapter_are_scored_on_tasks_in_one_load(run, lorakit_benchmark, task_folder, loads):  # noqa: F811
     folder = task_folder(choice=CHOICE, texts=TEXTS)
-    code, out, err = lorakit_eval(run.folder, "--tasks", "choice, texts", "--tasks-path", folder)
+    code, out, err = lorakit_benchmark(run.folder, "--tasks", "choice, texts", "--tasks-path", folder)
     assert code == 0, err
     assert loads == ["none"]
     for words in ("benchmarks", "choice acc", "texts word_perplexity", "adapter against base", "95 % interval"):
@@ -31,10 +31,10 @@ def test_base_and_adapter_are_scored_on_tasks_in_one_load(run, lorakit_eval, tas
     assert facts["subjects"]["base"]["identity"] != facts["subjects"]["adapter"]["identity"]
 
 
-def test_json_is_the_document_of_the_file(run, lorakit_eval, task_folder, tmp_path):  # noqa: F811
+def test_json_is_the_document_of_the_file(run, lorakit_benchmark, task_folder, tmp_path):  # noqa: F811
     folder = task_folder(choice=CHOICE)
     options = ("--tasks", "choice", "--tasks-path", folder, "--limit", 6, "--chat-template", "--json", "--seed", 4)
-    found = [json.loads(lorakit_eval(run.folder, *options, "-o", tmp_path / "out")[1]) for _ in range(2)]
+    found = [json.loads(lorakit_benchmark(run.folder, *options, "-o", tmp_path / "out")[1]) for _ in range(2)]
     assert len({facts["file"] for facts in found}) == 2, "two of one second are one file"
     facts = found[0]
     kept = json.loads(Path(facts.pop("file")).read_text())
@@ -48,25 +48,25 @@ def test_json_is_the_document_of_the_file(run, lorakit_eval, task_folder, tmp_pa
     assert compared["difference"] == facts["models"]["adapter"][0]["value"] - first["value"]
 
 
-def test_a_model_alone_and_quantized_bases(run, tiny_base, lorakit_eval, task_folder, loads):  # noqa: F811
+def test_a_model_alone_and_quantized_bases(run, tiny_base, lorakit_benchmark, task_folder, loads):  # noqa: F811
     folder = task_folder(choice=CHOICE)
     options = ("--tasks", "choice", "--tasks-path", folder, "--limit", 4)
-    code, out, _ = lorakit_eval(tiny_base, *options)
+    code, out, _ = lorakit_benchmark(tiny_base, *options)
     assert code == 0 and "not kept" in out and "against" not in out
     loads.clear()
-    code, out, _ = lorakit_eval(run.folder, *options, "--quantizations", "nf4", "--baseline", "adapter", "--json")
+    code, out, _ = lorakit_benchmark(run.folder, *options, "--quantizations", "nf4", "--baseline", "adapter", "--json")
     facts = json.loads(out)
     assert code == 0 and loads == ["none", "nf4"]
     assert facts["comparisons"].keys() == {"base", "adapter on nf4"} and facts["baseline"] == "adapter"
 
 
-def test_tasks_are_scored_alike_in_any_order_and_alone(tmp_path, run, tiny_base, lorakit_eval, task_folder):  # noqa: F811
+def test_tasks_are_scored_alike_in_any_order_and_alone(tmp_path, run, tiny_base, lorakit_benchmark, task_folder):  # noqa: F811
     head = make_run(tmp_path / "head", tiny_base, adapter={"rank": 4, "alpha": 8, "train_modules": ["lm_head"]})
     foreign = save_peft_adapter(tiny_base, tmp_path / "foreign", KINDS["olora"]())
     options = ("--tasks", "texts", "--tasks-path", task_folder(texts=TEXTS), "--json", "-o", tmp_path / "out")
 
     def values(*given):
-        code, out, err = lorakit_eval(*given, *options)
+        code, out, err = lorakit_benchmark(*given, *options)
         assert code == 0, err
         facts = json.loads(out)
         return {one["given"]: facts["models"][name][0]["value"] for name, one in facts["subjects"].items()}
@@ -84,15 +84,9 @@ WRONG = {
     "no task": (["--tasks", ","], "--tasks: no task is named"),
     "an empty name": (["--tasks", ""], "--tasks: no task is named"),
     "no folder of tasks": (["--tasks", "choice", "--tasks-path", "nowhere"], "--tasks-path: nowhere is not a folder"),
-    "a limit alone": (["--limit", "4"], "--limit: is for --tasks."),
-    "a template alone": (["--chat-template"], "--chat-template: is for --tasks."),
-    "code alone": (["--allow-code"], "--allow-code: is for --tasks."),
     "a limit of none": (["--tasks", "choice", "--limit", "0"], "--limit"),
-    "rows": (["--tasks", "choice", "--rows", "4"], "--rows: is for an evaluation, not for --tasks."),
-    "data": (["--tasks", "choice", "--data", "x.jsonl"], "--data: is for an evaluation, not for --tasks."),
-    "thresholds": (["--tasks", "choice", "--fail-under", "acc=1"], "--fail-under: is for an evaluation, not for"),
-    "findings": (["--tasks", "choice", "--diagnose"], "--diagnose: is for an evaluation, not for --tasks."),
-    "a sheet": (["--tasks", "choice", "--sheet", "s", "--questions", "q"], "--tasks and --sheet exclude each other"),
+    "no tasks": (["--limit", "4"], "Missing option '--tasks'"),
+    "an option of eval": (["--tasks", "choice", "--rows", "4"], "No such option: --rows"),
     "a baseline of none": (["--tasks", "choice", "--baseline", "other"], "--baseline: other: not one of the models"),
     "a file for a folder": (["--tasks", "choice", "--output", "FILE"], "is a file. Give a folder"),
 }
@@ -102,7 +96,7 @@ WRONG = {
 def test_wrong_arguments_are_one_line_and_exit_code_2(
     case,
     run,
-    lorakit_eval,
+    lorakit_benchmark,
     task_folder,  # noqa: F811
     tmp_path,
     monkeypatch,
@@ -111,6 +105,6 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(
     (tmp_path / "a.txt").touch()
     known = {"TASKS": task_folder(choice=CHOICE), "FILE": tmp_path / "a.txt"}
     arguments, reason = WRONG[case]
-    code, out, err = lorakit_eval(run.folder, *(known.get(word, word) for word in arguments), "-q")
+    code, out, err = lorakit_benchmark(run.folder, *(known.get(word, word) for word in arguments), "-q")
     assert (code, out) == (2, ""), err
     assert reason in err and "Traceback" not in err

@@ -276,7 +276,7 @@ def test_a_missing_run_is_told_with_the_nearest_one(tmp_path):
         ("data: {train: train.jsonl, file: x}", "The keys of data are train, eval"),
         ("output: {path: runs/x}", "Did you mean output.dir?"),
         ("evaluate: {limit: 10}", "Did you mean evaluate.rows?"),
-        ("evaluate: {tasks: [mmlu]}", "Benchmarks are an option: lorakit eval --tasks"),
+        ("evaluate: {tasks: [mmlu]}", "Benchmarks are a command: lorakit benchmark"),
         ("eval: {metrics: [exact-match]}", "Did you mean evaluate?"),
         ("eval: eval.jsonl", "Did you mean data.eval?"),
         ("training: {epochs: 3}", "Did you mean train?"),

@@ -73,7 +73,7 @@ def test_the_same_rows_in_another_place_are_the_same(tmp_path, tiny_base):
 
 def test_questions_are_answered_without_any_rows_of_the_run(handed_over, tmp_path, lorakit):
     questions = write_rows(tmp_path / "questions.jsonl", [{"prompt": "Tell me about lamps, number 1."}])
-    code, out, err = lorakit("eval", handed_over, "--sheet", tmp_path / "sheet", "--questions", questions, "--json")
+    code, out, err = lorakit("rate", "sheet", handed_over, "-o", tmp_path / "sheet", "--questions", questions, "--json")
     assert code == 0, err
     assert json.loads(out)["answers"] == 2
 

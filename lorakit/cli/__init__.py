@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.rich_utils import rich_format_error
 
-from lorakit.cli import check, combine, data, doctor, extract, merge, plan, schema, train
+from lorakit.cli import benchmark, check, combine, data, doctor, extract, merge, plan, rate, schema, train
 from lorakit.cli import eval as evaluate
 from lorakit.cli.old_spellings import new_spelling
 from lorakit.cli.streams import prepare_streams
@@ -56,6 +56,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data": data.data,
     "train": train.train,
     "eval": evaluate.evaluate,
+    "benchmark": benchmark.benchmark,
+    "rate sheet": rate.sheet,
+    "rate report": rate.report,
     "merge": merge.merge,
     "combine": combine.combine,
     "extract": extract.extract,
@@ -69,8 +72,12 @@ def _help_text(command: Callable[..., None]) -> str:
     return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command) or "")
 
 
+_rate = typer.Typer(no_args_is_help=True, help="Let people rate answers, without seeing which model gave them.")
 for _name, _command in COMMANDS.items():
-    app.command(_name, help=_help_text(_command))(_command)
+    if _name == "rate sheet":
+        app.add_typer(_rate, name="rate")
+    _group = _rate if _name.startswith("rate ") else app
+    _group.command(_name.removeprefix("rate "), help=_help_text(_command))(_command)
 
 
 def main() -> None:

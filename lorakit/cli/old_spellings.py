@@ -4,6 +4,9 @@ from typing import Any
 
 _COMBINE = "lorakit combine RUN RUN --method METHOD --weights 0.5,0.5 --output DIR"
 _EXTRACT = "lorakit extract TUNED BASE --rank 32 --output DIR"
+_BENCHMARK = "lorakit benchmark RUN --tasks gsm8k,mmlu"
+_SHEET = "lorakit rate sheet RUN --questions FILE --output DIR"
+_REPORT = "lorakit rate report FILE... --key FILE"
 
 # A command with an option that it no longer has (A B: more arguments than it takes) -> what to write instead.
 _SPELLINGS = {
@@ -16,6 +19,16 @@ _SPELLINGS = {
     "merge --rank": f"{_EXTRACT}` or `{_COMBINE} --rank 32",
     "merge --extract": _EXTRACT,
     "merge --keep-whole": f"{_EXTRACT} --keep-whole",
+    "eval --tasks": _BENCHMARK,
+    "eval --tasks-path": f"{_BENCHMARK} --tasks-path DIR",
+    "eval --limit": f"{_BENCHMARK} --limit 100",
+    "eval --chat-template": f"{_BENCHMARK} --chat-template",
+    "eval --allow-code": f"{_BENCHMARK} --allow-code",
+    "eval --sheet": _SHEET,
+    "eval --questions": _SHEET,
+    "eval --overwrite": f"{_SHEET} --overwrite",
+    "eval --ratings": _REPORT,
+    "eval --key": _REPORT,
 }
 
 

@@ -26,7 +26,7 @@ _IMPORTED = {
     "trl": "SFTTrainer",
 }
 _NEED_TORCH = {"bitsandbytes", "transformers", "accelerate", "peft", "trl"}
-_EXTRAS = {"gguf": "reads .gguf files", "tasks": "runs lm-eval's benchmarks (lorakit eval --tasks)"}
+_EXTRAS = {"gguf": "reads .gguf files", "tasks": "runs lm-eval's benchmarks (lorakit benchmark)"}
 
 
 def check_python() -> Iterator[CheckResult]:

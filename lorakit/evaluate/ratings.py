@@ -161,7 +161,7 @@ def _read_key(path: Path) -> _Key:
     facts = _json(path)
     if facts.get("kind") != KEY_KIND:
         raise UserError(f"{show_path(path)}: not the key of a rating sheet. Write the path of its {KEY}.")
-    key = _checked_shape(_Key, facts, path, "Take the key as `lorakit eval --sheet` wrote it")
+    key = _checked_shape(_Key, facts, path, "Take the key as `lorakit rate sheet` wrote it")
     credited = [sorted(model for answer in question.answers for model in answer) for question in key.questions]
     if any(models != sorted(key.models) for models in credited):
         raise UserError(f"{show_path(path)}: the key is damaged: a question does not have one answer of each model.")

@@ -221,7 +221,7 @@ _README = """\
    Raters do not talk about the answers before all have exported.
 4. Put the files beside each other and run
 
-       lorakit eval --ratings ratings-*.json --key key.json
+       lorakit rate report ratings-*.json --key key.json
 
 Where models gave the same answer it is shown once, and its ratings count for each of them.
 """

@@ -46,8 +46,8 @@ _IN_A_SECTION = {
     "evaluate.limit": ("evaluate.rows", ""),
     "evaluate.num_samples": ("evaluate.rows", ""),
     "evaluate.max_tokens": ("evaluate.max_new_tokens", ""),
-    "evaluate.tasks": ("evaluate.metrics", "Benchmarks are an option: lorakit eval --tasks"),
-    "evaluate.benchmarks": ("evaluate.metrics", "Benchmarks are an option: lorakit eval --tasks"),
+    "evaluate.tasks": ("evaluate.metrics", "Benchmarks are a command: lorakit benchmark"),
+    "evaluate.benchmarks": ("evaluate.metrics", "Benchmarks are a command: lorakit benchmark"),
 }
 """Their key of a section -> ours, and why."""
 _YES = ("yes", "no", "on", "off", "y", "n")

@@ -1,4 +1,4 @@
-"""What `lorakit eval` is told on the command line: metrics by name, and scores below which it fails."""
+"""The values of `lorakit eval --metrics` and `--fail-under`: metrics by name, and scores below which it fails."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +22,13 @@ class Threshold:
     written: str
 
 
+def check_metrics(named: str) -> None:
+    """Refuse an unknown metric before anything is read; settings are looked up when the recipe is known."""
+    from lorakit.registry import METRICS
+
+    metrics_of(named, [name for name in METRICS.names() if METRICS[name].settings])
+
+
 def metrics_of(named: str, recipes: Sequence[Any]) -> tuple[Any, ...]:
     """The metrics of `--metrics a,b`: those that a recipe gives settings have these settings.
 
@@ -34,7 +41,7 @@ def metrics_of(named: str, recipes: Sequence[Any]) -> tuple[Any, ...]:
 
     configured = {entry_name(metric): metric for metric in recipes}
     names = [name.strip() for name in named.split(",")]
-    found = []
+    metrics = []
     for name in names:
         if name not in METRICS:
             near = nearest(name, METRICS.names())
@@ -47,11 +54,11 @@ def metrics_of(named: str, recipes: Sequence[Any]) -> tuple[Any, ...]:
                 f"--metrics: {name} needs settings ({', '.join(needed)}), which only a recipe can give: write it under "
                 "evaluate.metrics there."
             )
-        found.append(configured.get(name, name))
+        metrics.append(configured.get(name, name))
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise UserError(f"--metrics: {twice} is there twice. Leave one out.")
-    return tuple(found)
+    return tuple(metrics)
 
 
 def thresholds_of(written: Iterable[str], metrics: Sequence[Any]) -> list[Threshold]:
@@ -63,7 +70,7 @@ def thresholds_of(written: Iterable[str], metrics: Sequence[Any]) -> list[Thresh
     from lorakit.recipe.fields import entry_name
 
     measured = [*_ALWAYS, *map(entry_name, metrics)]
-    found = []
+    thresholds = []
     for text in written:
         name, equals, value = (part.strip() for part in text.partition("="))
         number = _number(value)
@@ -71,8 +78,8 @@ def thresholds_of(written: Iterable[str], metrics: Sequence[Any]) -> list[Thresh
             raise UserError(f"--fail-under: {text!r} is not a score with its value. Write for example exact-match=0.8.")
         if name.partition(".")[0] not in measured and "label-" not in name:
             raise UserError(f"--fail-under: {name!r} is not measured. Write one of {', '.join(measured)}.")
-        found.append(Threshold(name, number, text))
-    return found
+        thresholds.append(Threshold(name, number, text))
+    return thresholds
 
 
 def _number(text: str) -> float | None:
@@ -89,7 +96,7 @@ def failures(evaluation: "Evaluation", thresholds: Iterable[Threshold]) -> list[
     Raises:
         UserError: a threshold's score is none that was measured.
     """
-    found = []
+    failed = []
     for one in thresholds:
         for model in evaluation.others or [evaluation.baseline]:
             scores: Mapping[str, Any] = evaluation.scores[model.name]
@@ -99,5 +106,5 @@ def failures(evaluation: "Evaluation", thresholds: Iterable[Threshold]) -> list[
             value, above = measure.value, measure.higher is False
             if math.isnan(value) or (value > one.value if above else value < one.value):
                 side = "above" if above else "under"
-                found.append(f"{model.name}: {one.name} is {measure.write(value)}, {side} {measure.write(one.value)}")
-    return found
+                failed.append(f"{model.name}: {one.name} is {measure.write(value)}, {side} {measure.write(one.value)}")
+    return failed

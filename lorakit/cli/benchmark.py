@@ -1,0 +1,66 @@
+"""`lorakit benchmark`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorakit.cli.options import Json, Quiet
+from lorakit.cli.scoring import NOT_STORED, Baseline, Models, Output, Quantizations, open_models, results_folder
+from lorakit.errors import UserError
+
+
+def benchmark(
+    tasks: Annotated[
+        str,
+        typer.Option("--tasks", metavar="A,B", help="Tasks of lm-eval, such as mmlu,gsm8k.", show_default=False),
+    ],
+    models: Models = [],  # noqa: B006
+    tasks_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--tasks-path", metavar="DIR", help="Task files of your own. They are programs: their templates run."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="The first N rows of each task.")
+    ] = None,
+    chat_template: Annotated[bool, typer.Option("--chat-template", help="Put tasks into the chat template.")] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Run code that models write, where a task asks for it.")
+    ] = False,
+    quantizations: Quantizations = None,
+    baseline: Baseline = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of the intervals.")] = 0,
+    output: Output = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run lm-eval's benchmarks on models side by side.
+
+    Each figure has its 95 % interval, and each model's difference from the baseline a verdict. Benchmarks need the
+    package lm-eval (pip install 'lorakit\\[tasks]'); their data comes from the hub, unless the tasks name local files.
+    """
+    from lorakit import console
+
+    progress = console.Terminal(quiet)
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    if not names:
+        raise UserError("--tasks: no task is named. Write names with commas, such as --tasks gsm8k,arc_easy.")
+    with open_models(models, quantizations, progress) as model_set:
+        from lorakit.evaluate.benchmarks import Benchmark, benchmark_document, benchmark_tables, run_benchmark
+        from lorakit.evaluate.report_files import write_document
+        from lorakit.evaluate.run import find_baseline
+
+        folder = results_folder(model_set, output)
+        compared = model_set.specs[find_baseline(model_set, baseline)].name
+        plan = Benchmark(names, tasks_path, limit, chat_template, allow_code, seed)
+        results = run_benchmark(model_set, plan, compared, progress)
+        document = benchmark_document(results)
+        path = write_document(document, folder, "tasks-") if folder else None
+    if as_json:
+        console.result_json({**document, "file": str(path) if path else None})
+        return
+    for table in benchmark_tables(results):
+        console.result_table(*table)
+    console.result(f"all figures: {path}" if path else NOT_STORED)

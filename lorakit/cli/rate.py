@@ -1,0 +1,94 @@
+"""`lorakit rate`: people as judges"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lorakit.cli.options import Json, OutputFolder, Quiet
+from lorakit.cli.scoring import MaxNewTokens, Models, NoCache, Quantizations, open_models
+from lorakit.errors import UserError
+
+
+def sheet(
+    output: OutputFolder,
+    questions: Annotated[
+        Path,
+        typer.Option(
+            "--questions", metavar="FILE", help="What the models answer, one question a line.", show_default=False
+        ),
+    ],
+    models: Models = [],  # noqa: B006
+    quantizations: Quantizations = None,
+    max_new_tokens: MaxNewTokens = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of the order of the answers.")] = 0,
+    no_cache: NoCache = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another sheet in the folder.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a page on which people rate the answers of several models, without seeing whose they are.
+
+    The page works in any browser without a network. Raters export a file from it; [cyan]lorakit rate report[/cyan]
+    reads these files with the key that stays with you.
+    """
+    from lorakit import console
+    from lorakit.evaluate.questions import read_questions
+
+    progress = console.Terminal(quiet)
+    with open_models(models, quantizations, progress) as model_set:
+        from lorakit.evaluate.questioning import answers_to_questions
+        from lorakit.evaluate.run import default_settings
+        from lorakit.evaluate.sheet import write_sheet
+
+        recipe = default_settings(model_set.prepared)
+        tokens = max_new_tokens or recipe.max_new_tokens
+        settings = replace(recipe, max_new_tokens=tokens, seed=seed, cache=not no_cache)
+        questions_read = read_questions(questions)
+        if len(model_set.specs) < 2:
+            raise UserError(f"a sheet compares several models, and {model_set.specs[0].given} is one.")
+        answers = answers_to_questions(model_set, questions_read, settings, progress)
+        name = str(model_set.prepared.recipe.name) if model_set.prepared else output.name
+        written = write_sheet(output, name, questions_read, answers, seed, overwrite)
+    if as_json:
+        console.result_json(written.to_dict())
+        return
+    console.result(
+        f"for raters: {written.page} ({written.questions} questions, {written.answers} answers)\n"
+        f"keep to yourself: {written.key}\n"
+        f"then: lorakit rate report ratings-*.json --key {written.key}"
+    )
+
+
+def report(
+    ratings: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="What raters exported from the page.", show_default=False)
+    ],
+    key: Annotated[
+        Path,
+        typer.Option("--key", metavar="FILE", help="The key.json of the sheet, or its folder.", show_default=False),
+    ],
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of the intervals.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Report on ratings: each model's scores with intervals, verdicts, and how far the raters agree.
+
+    No model is needed.
+    """
+    from lorakit import console
+    from lorakit.evaluate.judgement import report as judge
+    from lorakit.evaluate.ratings import read_ratings
+
+    read = read_ratings(ratings, key)
+    progress = console.Terminal(quiet)
+    for note in read.notes:
+        progress.warn(note)
+    judgement = judge(read, seed)
+    if as_json:
+        facts: dict[str, Any] = judgement.to_dict()
+        console.result_json(facts)
+        return
+    for title, columns, cells in judgement.tables():
+        console.result_table(title, columns, cells)
