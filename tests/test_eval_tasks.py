@@ -52,7 +52,7 @@ def test_a_model_alone_and_quantized_bases(run, tiny_base, lorakit_benchmark, ta
     folder = task_folder(choice=CHOICE)
     options = ("--tasks", "choice", "--tasks-path", folder, "--limit", 4)
     code, out, _ = lorakit_benchmark(tiny_base, *options)
-    assert code == 0 and "not kept" in out and "against" not in out
+    assert code == 0 and "not stored" in out and "against" not in out
     loads.clear()
     code, out, _ = lorakit_benchmark(run.folder, *options, "--quantizations", "nf4", "--baseline", "adapter", "--json")
     facts = json.loads(out)
