@@ -19,7 +19,7 @@ def opened(tmp_path, monkeypatch):
         source = Source(path=str(path), format=format, columns=columns or {})
         opened = open_source(source)
         records = [row.record for block in opened.blocks for row in block.rows()]
-        opened.refuse_missing({column for record in records for column in record})
+        opened.check_all_rows({column for record in records for column in record}, set())
         return opened.format, opened.why, [rename_columns(record, source.columns) for record in records]
 
     return open_rows

@@ -180,9 +180,7 @@ class _Collector:
         for number, one in enumerate(self.opened):
             if not self.rows_of[number]:
                 raise UserError(f"{source_name(one.source)}: no rows. A source needs at least one.")
-            one.refuse_late_preference_pairs(self.filled_of[number])
-            one.refuse_missing(self.columns_of[number])
-            one.add_unused_columns(self.filled_of[number])
+            one.check_all_rows(self.columns_of[number], self.filled_of[number])
             empty = [name for name in one.files if not self.rows_in[name]]
             if empty:
                 one.why += f"; no rows in {one_line(', '.join(empty), 300)}"

@@ -56,36 +56,27 @@ class OpenSource:
     flags: dict[str, bool] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
 
-    def add_unused_columns(self, filled: set[str]) -> None:
-        """Name the columns that hold something and that the format does not read."""
-        if self.format:
-            mapping = self.source.columns or {}
-            unread = filled - (columns_read(self.format) - mapping.keys()) - set(mapping.values())
-            if unread - self.unused:
-                self.unused |= unread
-                self.why = self.why.partition("; not used: ")[0] + _not_used(self.unused)
-
-    def refuse_late_preference_pairs(self, filled: set[str]) -> None:
-        """Refuse preference pairs that come after the rows from which the format was told.
+    def check_all_rows(self, columns: set[str], filled: set[str]) -> None:
+        """Check what only all rows show: a mapped column that no row has, preference pairs after the first rows, and
+        columns that hold something and are not used. `columns`: those of all rows; `filled`: those with a value.
 
         Raises:
-            UserError: there are such rows.
+            UserError: a mapped column is missing, or some rows are preference pairs.
         """
+        mapping = self.source.columns or {}
         for better, worse in preference_pairs(filled):
-            if worse not in self.seen and better not in (self.source.columns or {}).values():
+            if worse not in self.seen and better not in mapping.values():
                 raise UserError(
                     f"{source_name(self.source)}: some rows are preference pairs ({better!r} and {worse!r}, as for "
                     "DPO), of which one side should not be said. Take them out, or give them as a source of their own."
                 )
-
-    def refuse_missing(self, seen: set[str]) -> None:
-        """Refuse a mapping to a column that no row of the source has.
-
-        Raises:
-            UserError: there is one.
-        """
-        if seen:
-            _refuse_missing(self.source, seen, set(self.source.columns or {}))
+        if columns:
+            _refuse_missing(self.source, columns, set(mapping))
+        if self.format:
+            unread = filled - (columns_read(self.format) - mapping.keys()) - set(mapping.values())
+            if unread - self.unused:
+                self.unused |= unread
+                self.why = self.why.partition("; not used: ")[0] + _not_used(self.unused)
 
 
 def sources_of(section: Data, written: Any) -> list[Source]:

@@ -12,22 +12,6 @@ FEATURES = ("characters", "words", "line breaks", "upper case", "punctuation", "
 """The first three are counts; upper case is a share of the letters, punctuation and digits are shares of all but white
 space, informal marks (contractions, slang, emoji, exclamation marks) are per word."""
 
-SCRIPTS = (
-    "Latin",
-    "Greek",
-    "Cyrillic",
-    "Armenian",
-    "Hebrew",
-    "Arabic",
-    "Indic",
-    "Thai and Lao",
-    "Burmese and Khmer",
-    "Georgian",
-    "Ethiopic",
-    "Korean",
-    "Chinese and Japanese",
-    "other",
-)
 # Blocks of Unicode (Blocks.txt), wide enough to name the script of a text, no more.
 _RANGES = {
     "Latin": ((0x41, 0x24F), (0x1E00, 0x1EFF)),
@@ -44,9 +28,10 @@ _RANGES = {
     "Korean": ((0x1100, 0x11FF), (0x3130, 0x318F), (0xAC00, 0xD7AF)),
     "Chinese and Japanese": ((0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF)),
 }
-_OTHER_SCRIPT = len(SCRIPTS) - 1
+SCRIPTS = (*_RANGES, "other")
 _LOWER, _UPPER, _DIGIT, _PUNCTUATION, _BREAK, _SPACE, _EMOJI, _REST = range(8)
-_MOST = 5_000  # characters of an answer that are looked at: shares do not change beyond
+_MOST_CHARACTERS = 5_000
+"""Characters of an answer that are counted: shares do not change beyond."""
 
 _SLANG_WORDS = (
     "lol lmao rofl omg wtf btw idk imo imho tbh gonna wanna gotta kinda sorta dunno ain't y'all u ur pls plz thx dude "
@@ -76,7 +61,7 @@ def _classes() -> np.ndarray:
     for code in range(0x10000):
         category = unicodedata.category(chr(code))
         if category[0] in "LM":
-            table[code] = kinds.get(category, _LOWER) + 8 * _OTHER_SCRIPT
+            table[code] = kinds.get(category, _LOWER) + 8 * (len(SCRIPTS) - 1)
         elif category[0] == "P":
             table[code] = _PUNCTUATION
         else:
@@ -96,7 +81,7 @@ def _classes() -> np.ndarray:
 
 def measures(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The FEATURES of each text (float32 [n, 7], NaN for an empty one) and its main script (int8 [n], -1 for none)."""
-    cut = [text[:_MOST] for text in texts]
+    cut = [text[:_MOST_CHARACTERS] for text in texts]
     codes = np.frombuffer("".join(cut).encode("utf-32-le", "surrogatepass"), "<u4")
     lengths = np.array([len(text) for text in cut], np.int64)
     cells = _classes()[np.minimum(codes, 0x20000)] + np.repeat(np.arange(len(texts)) * 128, lengths)
@@ -144,24 +129,19 @@ def languages() -> tuple[str, ...]:
     return tuple(sorted(_identifier().labels))
 
 
-@functools.cache
-def _place(code: str) -> int:
-    return languages().index(code)
-
-
 def language(text: str) -> int:
-    """The language of a text as a place in `languages()`, or -1 where it is too short or py3langid is not sure.
+    """The language of a text as a position in `languages()`, or -1 where it is too short or py3langid is not sure.
 
     Looks at the first 160 letters or so, 80 where a letter takes several bytes. Plain English is known by its small
     words, without the model: that is most data, and the model takes 60 us a row.
     """
     sample = text[: 2 * _SAMPLE]
     if sample.isascii() and len(_ENGLISH & set(sample.lower().split())) >= _ENOUGH_ENGLISH:
-        return _place("en")
+        return languages().index("en")
     letters = " ".join(_NOT_LETTERS.sub(" ", sample).split())[:_SAMPLE]
     if len(letters) < (_FEWEST_LETTERS if letters.isascii() else _FEWEST_LETTERS / 3):
         return -1
     if len(letters) < 0.7 * min(len(sample), _SAMPLE):  # code, tables, JSON
         return -1
     code, sure = _identifier().classify(letters if letters.isascii() else letters[: _SAMPLE // 2])
-    return _place(code) if sure >= _SURE else -1
+    return languages().index(code) if sure >= _SURE else -1

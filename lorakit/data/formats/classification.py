@@ -94,7 +94,10 @@ def _label(value: Any, labels: list[str] | None) -> str:
         return value
     if value in labels:
         return str(value)
-    position = _position(value, labels)
+    position = value if isinstance(value, int) else None
+    # CSV has no numbers: a text of digits is a position too, unless labels are such.
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        position = None if any(label.isdigit() for label in labels) else int(value)
     if position is None:
         near = nearest(value, labels) if isinstance(value, str) else None
         raise RowError(
@@ -103,11 +106,3 @@ def _label(value: Any, labels: list[str] | None) -> str:
     if not 0 <= position < len(labels):
         raise RowError("a label is not in the list of labels", f"{one_line(str(position))}, of 0 to {len(labels) - 1}")
     return labels[position]
-
-
-def _position(value: str | int, labels: list[str]) -> int | None:
-    """The position that a label gives. A text of digits is one too (CSV has nothing else), unless labels are such."""
-    if isinstance(value, int):
-        return value
-    digits = value.isascii() and value.isdigit() and len(value) < 10
-    return int(value) if digits and not any(label.isdigit() for label in labels) else None

@@ -58,17 +58,15 @@ def _is_good(node: Mapping[str, Any]) -> bool:
 
 
 def _order(node: Mapping[str, Any]) -> tuple[float, float]:
-    """First come low ranks, then high scores; a reply without the one comes behind those with it."""
-    rank, score = _number(node.get("rank")), _number(node.get("score"))
-    if score is None:
-        score = _quality(node.get("labels"))
-    return math.inf if rank is None else rank, math.inf if score is None else -score
+    """First low ranks, then high scores; a reply without either comes after those with it.
 
-
-def _quality(labels: Any) -> float | None:
-    """What the reviewers gave on average: {"quality": {"value": 0.7, "count": 3}}."""
+    Without a score, the reviewers' average quality counts: {"quality": {"value": 0.7, "count": 3}}.
+    """
+    rank, score, labels = _number(node.get("rank")), _number(node.get("score")), node.get("labels")
     quality = labels.get("quality") if isinstance(labels, Mapping) else None
-    return _number(quality.get("value")) if isinstance(quality, Mapping) else None
+    if score is None and isinstance(quality, Mapping):
+        score = _number(quality.get("value"))
+    return math.inf if rank is None else rank, math.inf if score is None else -score
 
 
 def _number(value: Any) -> float | None:

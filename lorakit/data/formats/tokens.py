@@ -21,7 +21,12 @@ def tokens(record: Mapping[str, Any]) -> Tokens:
         raise RowError("a token id is below 0", f"it is {min(ids)}")
     labels = _labels(record, ids)
     if not is_empty(record.get("attention_mask")):
-        start, end = _unpadded(_mask(record, "attention_mask", ids))
+        mask = _mask(record, "attention_mask", ids)
+        if 1 not in mask:
+            raise RowError("the column 'attention_mask' hides every token")
+        start, end = mask.index(1), len(mask) - mask[::-1].index(1)
+        if 0 in mask[start:end]:
+            raise RowError("the column 'attention_mask' hides tokens in the middle", f"token {mask.index(0, start)}")
         if labels is not None and any(label != _IGNORED for label in (*labels[:start], *labels[end:])):
             raise RowError("the column 'attention_mask' hides tokens that are trained")
         ids, labels = ids[start:end], labels and labels[start:end]
@@ -50,16 +55,6 @@ def _labels(record: Mapping[str, Any], ids: list[int]) -> list[int] | None:
             f"token {wrong[0]} is {ids[wrong[0]]}, its label {labels[wrong[0]]}",
         )
     return labels
-
-
-def _unpadded(mask: list[int]) -> tuple[int, int]:
-    """The stretch of tokens between the padding at both ends."""
-    if 1 not in mask:
-        raise RowError("the column 'attention_mask' hides every token")
-    start, end = mask.index(1), len(mask) - mask[::-1].index(1)
-    if 0 in mask[start:end]:
-        raise RowError("the column 'attention_mask' hides tokens in the middle", f"token {mask.index(0, start)}")
-    return start, end
 
 
 def _mask(record: Mapping[str, Any], column: str, ids: list[int]) -> list[int]:

@@ -62,11 +62,7 @@ def files_in(path: Path) -> list[Path]:
 
 
 def read_file(path: Path) -> Iterator[Row]:
-    """Every row of a file, in its order.
-
-    Raises:
-        UserError: the file as a whole cannot be read.
-    """
+    """Every row of a file, in its order. Raises as `read_blocks`."""
     for block in read_blocks(path):
         yield from block.rows()
 

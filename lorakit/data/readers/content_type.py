@@ -5,7 +5,6 @@ import re
 from pathlib import PurePath
 
 from lorakit.errors import UserError
-from lorakit.recipe.problem import one_line
 
 _HEAD_BYTES = 4096
 _MAGIC = (
@@ -107,11 +106,6 @@ def detect_rows_in_document(text: str, columns: frozenset[str]) -> tuple[str, st
     if len(lines) > 1 and len(header & columns) > 1 and header <= columns | {"id", "", "index"}:
         return "a table with a header", ".tsv" if "\t" in lines[0] else ".csv"
     return None
-
-
-def show_beginning(line: str) -> str:
-    """How a line begins, for a message."""
-    return one_line(repr(line[:40]), 60)
 
 
 def _is_json(text: str | bytes) -> bool:

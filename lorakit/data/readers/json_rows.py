@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lorakit.data.readers.content_type import refuse_list_as_lines, show_beginning
+from lorakit.data.readers.content_type import refuse_list_as_lines
 from lorakit.data.readers.text_stream import BLOCK, NOT_UTF_8, TextStream, read_whole_lines
 from lorakit.data.rows import STRICT_JSON, Block, Row, RowError, kind, normalize_line_ends
 from lorakit.errors import UserError
+from lorakit.recipe.problem import one_line
 
 _BLOCK_OF_LINES = 1 << 18
 """Bytes; small, so that several processes end at about the same time."""
@@ -95,7 +96,7 @@ def _hint(line: str, error: json.JSONDecodeError) -> str:
         return "; another object follows it (put each on a line of its own, or name the file .json)"
     if line.startswith("{'"):
         return "; Python wrote the row, not JSON (write it with json.dumps)"
-    return f"; the line begins with {show_beginning(line)}" if error.pos == 0 else ""
+    return f"; the line begins with {one_line(repr(line[:40]), 60)}" if error.pos == 0 else ""
 
 
 def parse_value(text: str, start: int) -> tuple[Any, int]:
