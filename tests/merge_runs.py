@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
@@ -11,5 +12,5 @@ from lorakit.run_dir import Run
 def merged_run(run: Run) -> Path:
     """The merged folder in the run's own."""
     opened, prepared = reopen_run(run.folder, Silent())
-    merge(opened, prepared, opened.merged, Silent())
+    merge(input_of_run(opened, prepared, Silent()), opened.merged, Silent())
     return opened.merged

@@ -10,6 +10,7 @@ from runs_of_tests import losses, run_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lorakit.train.run
+from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
 from lorakit.model.load import load_model
 from lorakit.prepare import reopen_run
@@ -94,7 +95,7 @@ def test_every_kind_trains_and_plain_peft_loads_what_it_left(
     assert torch.allclose(logits(again, ids), expected, atol=2e-5 * float(expected.abs().max()))
     assert run.read_manifest()["parameters"]["trainable"] > 0
     if kind != "none":
-        proof = merge(run, prepared, run.merged, Silent()).proof
+        proof = merge(input_of_run(run, prepared, Silent()), run.merged, Silent()).proof
         assert proof.max_logit_difference <= 1e-4 * proof.logit_scale
         merged = AutoModelForCausalLM.from_pretrained(run.merged, dtype=torch.float32)
         assert torch.allclose(logits(merged, ids), expected, atol=1e-4 * float(expected.abs().max()))

@@ -16,6 +16,7 @@ from test_docs import PROGRAM
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from lorakit.errors import Interrupted, UserError
+from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
 from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import attach_adapter
@@ -369,7 +370,7 @@ def test_full_fine_tuning_leaves_the_configuration_of_its_base(recipe_file, tmp_
     with pytest.raises(RecipeErrors, match="trained the weights themselves, and has no adapter"):
         load(begun_from(recipe_file, run.folder))
     with pytest.raises(UserError, match="trained the weights themselves"):
-        merge(*reopen_run(run.folder, Silent()), tmp_path / "merged", Silent())
+        merge(input_of_run(*reopen_run(run.folder, Silent()), Silent()), tmp_path / "merged", Silent())
 
 
 def test_full_fine_tuning_keeps_a_configuration_as_another_release_wrote_it(recipe_file, tmp_path, tiny_base):

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from lorakit.errors import UserError
 from lorakit.merge.combine import combine, open_adapter
+from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
 from lorakit.model.layerwise import layerwise_model
 from lorakit.model.peft_adapter import adapter_config, continue_adapter, load_adapter
@@ -149,7 +150,7 @@ def test_a_run_goes_on_from_one_lora_an_expert_and_is_merged(recipe_file, tmp_pa
     run, _ = run_recipe(path, tmp_path / "run")
     assert json.loads((run.adapter / "adapter_config.json").read_text())["target_parameters"]
     opened, prepared = reopen_run(run.folder, Silent())
-    assert merge(opened, prepared, opened.merged, Silent()).proof
+    assert merge(input_of_run(opened, prepared, Silent()), opened.merged, Silent()).proof
 
 
 SETTINGS = {

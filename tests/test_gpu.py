@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lorakit.errors import LorakitError
 from lorakit.hardware.memory import free_memory
+from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
 from lorakit.model.load import load_model
 from lorakit.model.quantized_model import summarize_quantization
@@ -61,7 +62,7 @@ def test_a_run_on_a_gpu_and_its_merge(recipe_file, tmp_path, wide_base, quantiza
     assert prepared.recipe.model.dtype == "bfloat16"
     assert manifest["base"]["held_as"]["effective"] == quantization
     assert losses(run)[-1] < losses(run)[0]
-    proof = merge(run, prepared, run.merged, Silent())
+    proof = merge(input_of_run(run, prepared, Silent()), run.merged, Silent())
     assert proof.mean_kl < 1e-3
     assert math.isclose(manifest["result"]["eval_loss"], proof.adapter_loss, rel_tol=0.05)
     card = (run.merged / "README.md").read_text()

@@ -10,6 +10,7 @@ from runs_of_tests import run_recipe
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lorakit.errors import LorakitError, UserError
+from lorakit.merge.inputs import input_of_run
 from lorakit.merge.proof import TOLERANCES, Proof
 from lorakit.merge.run import merge
 from lorakit.prepare import reopen_run
@@ -19,7 +20,7 @@ from lorakit.progress import Silent
 def merged_run(path, folder, *overrides):
     run_recipe(path, folder, *overrides)
     run, prepared = reopen_run(folder, Silent())
-    return run, prepared, merge(run, prepared, run.merged, Silent()).proof
+    return run, prepared, merge(input_of_run(run, prepared, Silent()), run.merged, Silent()).proof
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_a_merge_that_answers_otherwise_is_not_put_in_place(recipe_file, tmp_pat
 
     monkeypatch.setattr(merging, "adapter_deltas", damaged)
     with pytest.raises(LorakitError, match="does not answer as the adapter does"):
-        merge(run, prepared, run.merged, Silent())
+        merge(input_of_run(run, prepared, Silent()), run.merged, Silent())
     assert not run.merged.exists()
     assert not list(run.folder.glob(".*"))
 
@@ -147,7 +148,7 @@ def test_a_damaged_adapter_is_one_clear_error(recipe_file, tmp_path):
     weights = run.adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be put on the base model"):
-        merge(run, prepared, run.merged, Silent())
+        merge(input_of_run(run, prepared, Silent()), run.merged, Silent())
     weights.unlink()
     with pytest.raises(UserError, match=r"has no adapter_model\.safetensors"):
-        merge(run, prepared, run.merged, Silent())
+        merge(input_of_run(run, prepared, Silent()), run.merged, Silent())

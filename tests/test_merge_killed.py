@@ -14,6 +14,7 @@ SCRIPT = """
 import hashlib, json, os, random, select, shutil, signal, sys, time
 from pathlib import Path
 
+from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
@@ -28,7 +29,7 @@ def attempt(seconds):
     if number == 0:
         code = 1
         try:
-            merge(run, prepared, run.merged, Silent())
+            merge(input_of_run(run, prepared, Silent()), run.merged, Silent())
             code = 0
         finally:
             os._exit(code)
@@ -55,7 +56,7 @@ def look(killed):
     print(json.dumps(facts), flush=True)
 
 
-merge(run, prepared, run.merged, Silent())  # brings all imports
+merge(input_of_run(run, prepared, Silent()), run.merged, Silent())  # brings all imports
 look(False)
 whole, _ = attempt(None)
 for _ in range(attempts):

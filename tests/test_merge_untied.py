@@ -103,7 +103,7 @@ def test_a_run_from_an_adapter_with_both_ends_apart_is_merged_untied_and_proved(
     )
     run, _ = run_recipe(path, tmp_path / "run")
     opened, prepared = reopen_run(run.folder, Silent())
-    merged = merge(opened, prepared, opened.merged, Silent())
+    merged = merge(input_of_run(opened, prepared, Silent()), opened.merged, Silent())
     assert merged.untied and merged.proof and merged.proof.max_logit_difference < 1e-3
     assert json.loads((run.merged / "config.json").read_text())["tie_word_embeddings"] is False
     assert json.loads((run.merged / "merge.json").read_text())["untied"] is True

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from lorakit.errors import UserError
+from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
 from lorakit.model.load import load_model, original_weights
 from lorakit.model.quantization_config import refuse_irreversible, stored_quantization
@@ -146,7 +147,7 @@ def test_gpt2_is_trained_and_merged_from_quantized_weights(recipe_file, tmp_path
     path = recipe_file(model={"base": str(folder), "quantization": quantization}, train={"epochs": 1})
     run_recipe(path, tmp_path / "run")
     run, prepared = reopen_run(tmp_path / "run", Silent())
-    proof = merge(run, prepared, run.merged, Silent()).proof
+    proof = merge(input_of_run(run, prepared, Silent()), run.merged, Silent()).proof
     assert proof.max_logit_difference <= 1e-4 * proof.logit_scale
     merged = AutoModelForCausalLM.from_pretrained(run.merged)
     assert type(merged.transformer.h[0].attn.c_attn) is Conv1D
@@ -159,7 +160,7 @@ def test_a_quantized_checkpoint_is_trained_as_it_is_and_merged(recipe_file, tmp_
     assert losses(run)[-1] < losses(run)[0]
     held = run.read_manifest()["base"]["held_as"]
     assert (held["requested"], held["effective"], held["checkpoint"]) == ("none", word, word)
-    proof = merge(run, prepared, run.merged, Silent()).proof
+    proof = merge(input_of_run(run, prepared, Silent()), run.merged, Silent()).proof
     assert json.loads((run.merged / "merge.json").read_text())["quantization"] == word
     assert proof.mean_kl < 1e-3
 

@@ -8,6 +8,7 @@ from conftest import CHATML, rows_of, write_rows
 from eval_runs import Remembers, make_run, score
 
 from lorakit.errors import UserError
+from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
@@ -49,7 +50,7 @@ def test_held_out_rows_are_enough_to_score_and_to_merge(tmp_path, tiny_base):
     assert [model.outputs.nats.tolist() for model in found.models] == before
     assert sum("cannot be read" in line for line in told.warned) == 1
     opened, prepared = reopen_run(run.folder, Silent())
-    merged = merge(opened, prepared, opened.merged, Silent())
+    merged = merge(input_of_run(opened, prepared, Silent()), opened.merged, Silent())
     assert merged.rows_of == "held-out" and merged.proof
 
 

@@ -11,6 +11,7 @@ from runs_of_tests import adapter_weights, losses, run_recipe
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation
 from lorakit.evaluate.generate import decode_answer, greedy_answers
+from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
 from lorakit.model.load import load_model
 from lorakit.model.resolve import resolve_base
@@ -62,5 +63,5 @@ def test_a_few_steps_on_debian_json_lower_the_loss(users_cache, tmp_path, monkey
     assert found[0] > 3 and found[-1] < 2
     assert json.loads((run.adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == SMOL
     assert all(weight.dtype == torch.float32 for weight in adapter_weights(run).values())
-    proof = merge(*reopen_run(run.folder, Silent()), run.merged, Silent()).proof
+    proof = merge(input_of_run(*reopen_run(run.folder, Silent()), Silent()), run.merged, Silent()).proof
     assert proof.mean_kl < 1e-3 and proof.top1_agreement_beyond_ties >= 0.995

@@ -105,6 +105,7 @@ def _measure(way: str, work: Path) -> dict[str, float]:
     import torch
     import transformers
 
+    from lorakit.merge.inputs import input_of_run
     from lorakit.merge.run import check_output, merge
     from lorakit.model.tokenizer import quiet_libraries
     from lorakit.prepare import reopen_run
@@ -129,7 +130,7 @@ def _measure(way: str, work: Path) -> dict[str, float]:
             _flush(file)
     else:
         check_output(output, overwrite=False)
-        merge(opened, prepared, output, Silent(), proved=way.endswith("proved"))
+        merge(input_of_run(opened, prepared, Silent()), output, Silent(), proved=way.endswith("proved"))
     seconds = time.perf_counter() - begun
     return {"seconds": seconds, "memory": _peak() - before}
 

@@ -74,12 +74,13 @@ def merge(
         first, following = f"{verify}: is the merged model of {folder}", ""
     else:
         from lorakit.cli.next_commands import after_merge
-        from lorakit.merge.run import claim_output, merge_input
+        from lorakit.merge.run import claim_output
+        from lorakit.merge.run import merge as merge_adapter
 
         target = output or (run.merged if run else folder / "merged")
         with run.shared() if run else nullcontext(), claim_output(target, overwrite):
             given = _merge_input(folder, run, base, data, progress)
-            merged = merge_input(given, target, progress, onto or "trained", dtype, not no_proof)
+            merged = merge_adapter(given, target, progress, onto or "trained", dtype, not no_proof)
         first, following = f"merged model: {merged.folder}", f"\nnext: {after_merge(given, merged)}"
     if as_json:
         console.result_json(merge_facts(merged))

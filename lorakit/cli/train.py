@@ -75,10 +75,11 @@ def train(
             _report(outcome, run, prepared)
         merged = None
         if loaded.recipe.output.merged:
+            from lorakit.merge.inputs import input_of_run
             from lorakit.merge.run import claim_output, merge
 
             with claim_output(run.merged, overwrite=True):
-                merged = merge(run, prepared, run.merged, progress)
+                merged = merge(input_of_run(run, prepared, progress), run.merged, progress)
             progress.say(f"merged model: {run.merged}")
     if as_json:
         _report_json(outcome, run, prepared, merged)

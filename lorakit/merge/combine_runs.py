@@ -15,6 +15,7 @@ from lorakit.data.batches import collate, split_batch
 from lorakit.errors import LorakitError, UserError
 from lorakit.merge.card import COMBINED, MergeResult
 from lorakit.merge.combine import check_options, combine
+from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import claim_output, merge, refuse_overwriting_inputs
 from lorakit.merge.writer import explain_full_disk
 from lorakit.model.fused_lora import fused_lora
@@ -74,7 +75,8 @@ def combine_runs(
         scores, without = score_sources(opened, draft, progress)
         merged = None
         if into_base is not None:
-            merged = merge(first, prepared, output, progress, adapter=draft, **into_base)
+            given = input_of_run(first, prepared, progress, adapter=draft)
+            merged = merge(given, output, progress, **into_base)
         else:
             with explain_full_disk(output):
                 remove_drafts(output.absolute().parent, output.name)

@@ -9,7 +9,7 @@ from lorakit.atomic_io import atomic_dir, exclusive_lock, read_own_json, refuse_
 from lorakit.errors import UserError
 from lorakit.merge.apply_delta import adapter_deltas
 from lorakit.merge.card import MergeResult, describe
-from lorakit.merge.inputs import MergeInput, Onto, adapter_model, input_of_run, unquantized_base
+from lorakit.merge.inputs import MergeInput, Onto, adapter_model, unquantized_base
 from lorakit.merge.verify import coarsest_dtype, prove
 from lorakit.merge.writer import explain_full_disk, weights_to_write, write_weights
 from lorakit.model.adapters.plain_lora import is_no_op
@@ -18,9 +18,8 @@ from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.quantization_config import stored_quantization
 from lorakit.model.quantized_weights import stored_precision, training_precision
 from lorakit.model.state_dict import open_weights
-from lorakit.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.run_dir import MERGED, Run
+from lorakit.run_dir import MERGED
 
 
 def check_output(output: Path, overwrite: bool, facts: str = MERGED) -> None:
@@ -61,20 +60,6 @@ def refuse_overwriting_inputs(output: Path, *inputs: Path) -> None:
 
 
 def merge(
-    run: Run,
-    prepared: Prepared,
-    output: Path,
-    progress: Progress,
-    onto: Onto = "trained",
-    dtype: str | None = None,
-    proved: bool = True,
-    adapter: Path | None = None,
-) -> MergeResult:
-    """`merge_input` of a run's adapter, or of another `adapter` on the same base."""
-    return merge_input(input_of_run(run, prepared, progress, adapter=adapter), output, progress, onto, dtype, proved)
-
-
-def merge_input(
     given: MergeInput,
     output: Path,
     progress: Progress,
