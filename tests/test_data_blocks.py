@@ -149,14 +149,14 @@ def test_rows_are_named_by_the_line_where_they_begin(folder, name, content, plac
 
 
 ROW_FAULTS = [
-    ("{", "no valid JSON: Expecting property name enclosed in double quotes at column 2"),
-    ("{} {}", "no valid JSON: Extra data at column 4"),
+    ("{", "not valid JSON: Expecting property name enclosed in double quotes at column 2"),
+    ("{} {}", "not valid JSON: Extra data at column 4"),
     (' [{"a": 1}]', "the row is not an object with named columns: it is a list"),
     ("3", "the row is not an object with named columns: it is a number"),
-    ('{"a": NaN}', "no valid JSON: NaN is no JSON value"),
-    ('{"a": [-Infinity]}', "no valid JSON: -Infinity is no JSON value"),
+    ('{"a": NaN}', "not valid JSON: NaN is not a JSON value"),
+    ('{"a": [-Infinity]}', "not valid JSON: -Infinity is not a JSON value"),
     ('{"a": {"b": 1, "b": 1}}', "an object has the same name twice: 'b'"),
-    (f'{{"a": {"9" * 5000}}}', "no readable JSON: Exceeds the limit"),
+    (f'{{"a": {"9" * 5000}}}', "unreadable JSON: Exceeds the limit"),
 ]
 
 
@@ -164,12 +164,12 @@ ROW_FAULTS = [
     ("line", "fault"),
     [
         *ROW_FAULTS,
-        ("[" * 100_000, "no readable JSON: it is nested too deeply"),
-        ('{"a":' * 100_000, "no readable JSON: it is nested too deeply"),
+        ("[" * 100_000, "unreadable JSON: it is nested too deeply"),
+        ('{"a":' * 100_000, "unreadable JSON: it is nested too deeply"),
         (b'{"a": "caf\xe9"}', "not UTF-8: byte 0xe9 at position 11"),
-        (b'{"a": "\0"}', "no valid JSON: Invalid control character at at column 8; the line holds NUL bytes"),
-        ("\0\0", "no valid JSON: Expecting value at column 1; the line holds NUL bytes"),
-        ('{"a": "\u00a0', "no valid JSON: Unterminated string"),
+        (b'{"a": "\0"}', "not valid JSON: Invalid control character at at column 8; the line holds NUL bytes"),
+        ("\0\0", "not valid JSON: Expecting value at column 1; the line holds NUL bytes"),
+        ('{"a": "\u00a0', "not valid JSON: Unterminated string"),
     ],
 )
 def test_a_line_that_cannot_be_read_costs_one_row(folder, line, fault):
@@ -180,7 +180,7 @@ def test_a_line_that_cannot_be_read_costs_one_row(folder, line, fault):
     assert str(bad.record).startswith(fault)
 
 
-@pytest.mark.parametrize(("value", "fault"), [fault for fault in ROW_FAULTS if "no valid JSON: E" not in fault[1]])
+@pytest.mark.parametrize(("value", "fault"), [fault for fault in ROW_FAULTS if "not valid JSON: E" not in fault[1]])
 def test_a_value_of_a_list_that_is_refused_costs_one_row(folder, value, fault):
     first, bad, last = read_file(file(folder, "a.json", f"[{{}}, {value}, {{}}]"))
     assert (first.record, last.record, bad.where) == ({}, {}, "a.json row 2")
@@ -195,30 +195,31 @@ def test_a_lone_surrogate_stays_as_it_is(folder):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.json", "\n x", "a.json:2: no valid JSON: Expecting value at column 2"),
+        ("a.json", "\n x", "a.json:2: not valid JSON: Expecting value at column 2"),
         ("a.json", '"x"', "a.json: a .json file holds a list of objects, or objects; this one holds a text"),
         ("a.json", "7", "this one holds a number"),
-        ("a.json", "[{},\n{},]", "a.json:2: no valid JSON: a comma before the end of the list at column 4"),
-        ("a.json", "[{},\n{}", "a.json:2: no valid JSON: Expecting ',' delimiter at column 3"),
-        ("a.json", "[{} {}]", "a.json:1: no valid JSON: Expecting ',' delimiter at column 5"),
-        ("a.json", "[{}]\n{}", "a.json:2: no valid JSON: Extra data at column 1"),
-        ("a.json", "{},{}", "a.json:1: no valid JSON: Expecting value at column 3"),
-        ("a.json", '[{"a": "x}]', "a.json:1: no valid JSON: Unterminated string starting at at column 8"),
-        ("a.json", "[" * 100_000, "a.json:1: no readable JSON: it is nested too deeply"),
+        ("a.json", "[{},\n{},]", "a.json:2: not valid JSON: a comma before the end of the list at column 4"),
+        ("a.json", "[{},\n{}", "a.json:2: not valid JSON: Expecting ',' delimiter at column 3"),
+        ("a.json", "[{} {}]", "a.json:1: not valid JSON: Expecting ',' delimiter at column 5"),
+        ("a.json", "[{}]\n{}", "a.json:2: not valid JSON: Extra data at column 1"),
+        ("a.json", "{},{}", "a.json:1: not valid JSON: Expecting value at column 3"),
+        ("a.json", '[{"a": "x}]', "a.json:1: not valid JSON: Unterminated string starting at at column 8"),
+        ("a.json", "[" * 100_000, "a.json:1: unreadable JSON: it is nested too deeply"),
         ("a.json", b'[{"a":\n"\xff"}]', "a.json:2: not UTF-8: byte 0xff"),
         ("a.json", b'[{"a":\n"\xc3', "a.json:2: not UTF-8: byte 0xc3"),
-        ("a.json", b'[{"a":\0 "b"}]', "a.json:1: no valid JSON: Expecting value at column 7; the file holds NUL bytes"),
+        ("a.json", b'[{"a":\0 "b"}]',
+         "a.json:1: not valid JSON: Expecting value at column 7; the file holds NUL bytes"),
         ("a.csv", "a,a\n1,2\n", "a.csv:1: two columns have the same name"),
-        ("a.csv", 'a,b\n1,2\n"1,2\n3\n', "a.csv:3: no valid CSV: unexpected end of data"),
-        ("a.csv", 'a,b\n1,"2"3"\n', "a.csv:2: no valid CSV"),
+        ("a.csv", 'a,b\n1,2\n"1,2\n3\n', "a.csv:3: not valid CSV: unexpected end of data"),
+        ("a.csv", 'a,b\n1,"2"3"\n', "a.csv:2: not valid CSV"),
         ("a.csv", b"a,b\n1,2\n1,\xe9\n", "a.csv:3: not UTF-8: byte 0xe9"),
         ("a.tsv", b"a\tb\n1\t\0\n", "a.tsv:2: the file holds NUL bytes"),
         ("a.txt", b"one\ntwo\xe9\n", "a.txt:2: not UTF-8: byte 0xe9"),
         ("a.txt", b"one\n\0", "a.txt:2: the file holds NUL bytes"),
-        ("a.parquet", b"", "a.parquet: no readable Parquet file"),
-        ("a.parquet", b"PAR1 nothing of it PAR1", "a.parquet: no readable Parquet file"),
-        ("a.arrow", b"", "a.arrow: no readable Arrow file"),
-        ("a.arrow", b"ARROW1 nothing of it", "a.arrow: no readable Arrow file"),
+        ("a.parquet", b"", "a.parquet: not a readable Parquet file"),
+        ("a.parquet", b"PAR1 nothing of it PAR1", "a.parquet: not a readable Parquet file"),
+        ("a.arrow", b"", "a.arrow: not a readable Arrow file"),
+        ("a.arrow", b"ARROW1 nothing of it", "a.arrow: not a readable Arrow file"),
         ("a.feather", b"FEA1 and more", "a.feather: this is Feather version 1"),
         ("a.log", "x", "a.log: rows are read from files whose names end in .jsonl, .ndjson, .json, .csv, .tsv, .txt"),
         ("a.parquet.gz", "x", "not from .gz"),
@@ -279,7 +280,7 @@ def test_a_cut_file_of_columns_is_an_error_behind_whole_rows(folder, kind):
     for size in (5, 100, len(whole) // 2, len(whole) - 200):
         path.write_bytes(whole[:size])
         found = []
-        with pytest.raises(UserError, match=f"{path.name}: no readable (Parquet|Arrow) file"):
+        with pytest.raises(UserError, match=f"{path.name}: not a readable (Parquet|Arrow) file"):
             found.extend(row.record for row in read_file(path))
         assert found == rows[: len(found)]
 
@@ -304,7 +305,7 @@ def test_columns_are_handed_over_in_small_parts_with_their_rows_numbered(folder,
 
 def test_an_unclosed_quote_does_not_take_a_file_into_memory(folder):
     path = file(folder, "a.csv", 'a\n"x\n' + "many lines\n" * 7_000_000)
-    assert "a.csv:2: no valid CSV: field larger than field limit" in refusal(path)
+    assert "a.csv:2: not valid CSV: field larger than field limit" in refusal(path)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow stream"])
@@ -328,7 +329,7 @@ def test_arrow_offsets_that_point_outside_the_file_are_an_error(folder):
     offsets = b"".join(number.to_bytes(4, "little") for number in range(0, 1010, 10))
     assert offsets in whole
     path.write_bytes(whole.replace(offsets, offsets[:40] + b"\xff\xff\xff\x7f" + offsets[44:]))
-    assert "rows.arrow: no readable Arrow file" in refusal(path)
+    assert "rows.arrow: not a readable Arrow file" in refusal(path)
 
 
 @pytest.mark.parametrize(

@@ -72,19 +72,19 @@ def test_rows_are_read_with_the_line_where_they_begin(folder, name, content, pla
     [
         ("a.jsonl", "", "a.jsonl: no rows"),
         ("a.jsonl", "\n \n", "a.jsonl: no rows"),
-        ("a.jsonl", f"{GOOD}\n{GOOD[:-4]}", "a.jsonl:2: no valid JSON: Unterminated string starting at at column 32"),
-        ("a.jsonl", f"{GOOD}\n{GOOD} {GOOD}\n", "a.jsonl:2: no valid JSON: Extra data at column 41"),
+        ("a.jsonl", f"{GOOD}\n{GOOD[:-4]}", "a.jsonl:2: not valid JSON: Unterminated string starting at at column 32"),
+        ("a.jsonl", f"{GOOD}\n{GOOD} {GOOD}\n", "a.jsonl:2: not valid JSON: Extra data at column 41"),
         ("a.jsonl", f"\n{GOOD}\n[1, 2]\n", "a.jsonl:3: the row is not an object with named columns: it is a list"),
         ("a.jsonl", f"{GOOD}\n1e999\n", "a.jsonl:2: the row is not an object with named columns: it is a number"),
         ("a.jsonl", f"{GOOD}\nnull\n", "a.jsonl:2: the row is not an object with named columns: it is null"),
         ("a.jsonl", f'{GOOD}\n"x"\n', "a.jsonl:2: the row is not an object with named columns: it is a text"),
         ("a.jsonl", f"{GOOD}\n".encode() + b'{"prompt": "\xe9"}', "a.jsonl:2: not UTF-8: byte 0xe9 at position 13"),
-        ("a.jsonl", f"{GOOD}\n".encode() + b'{"prompt": "\0"}', "a.jsonl:2: no valid JSON: Invalid control character"),
+        ("a.jsonl", f"{GOOD}\n".encode() + b'{"prompt": "\0"}', "a.jsonl:2: not valid JSON: Invalid control character"),
         ("a.jsonl", f"{GOOD}\n".encode("utf-16"), "a.jsonl: the file is UTF-16. Save it as UTF-8"),
         ("a.jsonl", f'{GOOD}\n{{"prompt": "a", "prompt": "b"}}',
          "a.jsonl:2: an object has the same name twice: 'prompt'"),
-        ("a.jsonl", f"{GOOD}\n" + "[" * 200_000, "a.jsonl:2: no readable JSON"),
-        ("a.jsonl", f"{GOOD}\n" + "9" * 5000, "a.jsonl:2: no readable JSON: Exceeds the limit"),
+        ("a.jsonl", f"{GOOD}\n" + "[" * 200_000, "a.jsonl:2: unreadable JSON"),
+        ("a.jsonl", f"{GOOD}\n" + "9" * 5000, "a.jsonl:2: unreadable JSON: Exceeds the limit"),
         ("a.jsonl", '{"prompt": "\\ud83d", "completion": "a"}', "a.jsonl:1: a message has half of a surrogate pair"),
         ("a.jsonl", '{"prompt": "a", "completion": null}\n' + GOOD,
          "a.jsonl:1: the column 'completion' is missing or null"),
@@ -93,8 +93,8 @@ def test_rows_are_read_with_the_line_where_they_begin(folder, name, content, pla
         ("a.json", "", "a.json: no rows"),
         ("a.json", "[]", "a.json: no rows"),
         ("a.json", '"x"', "a.json: a .json file holds a list of objects, or objects; this one holds a text"),
-        ("a.json", f"[{GOOD}]\n{GOOD}", "a.json:2: no valid JSON: Extra data at column 1"),
-        ("a.json", f"[{GOOD},\n{GOOD[:-2]}", "a.json:2: no valid JSON"),
+        ("a.json", f"[{GOOD}]\n{GOOD}", "a.json:2: not valid JSON: Extra data at column 1"),
+        ("a.json", f"[{GOOD},\n{GOOD[:-2]}", "a.json:2: not valid JSON"),
         ("a.json", f"[{GOOD}, 3]", "a.json row 2: the row is not an object"),
         ("a.json", b'[{"prompt":\n"\xff"}]', "a.json:2: not UTF-8: byte 0xff"),
         ("a.json", '[{"a": 1, "a": 2}]', "a.json row 1: an object has the same name twice: 'a'"),
@@ -104,12 +104,12 @@ def test_rows_are_read_with_the_line_where_they_begin(folder, name, content, pla
          "a.csv:4: the row does not fit the header: 1 cells under 2 columns"),
         ("a.csv", "prompt,completion\nHi,Paris,x\n", "a.csv: no readable row"),
         ("a.csv", "prompt,prompt\nHi,Paris\n", "a.csv:1: two columns have the same name"),
-        ("a.csv", 'prompt,completion\nHi,Paris\n"Hi,Paris\nHi\n', "a.csv:3: no valid CSV: unexpected end of data"),
-        ("a.csv", 'prompt,completion\nHi,"Pa"ris"\n', "a.csv:2: no valid CSV"),
+        ("a.csv", 'prompt,completion\nHi,Paris\n"Hi,Paris\nHi\n', "a.csv:3: not valid CSV: unexpected end of data"),
+        ("a.csv", 'prompt,completion\nHi,"Pa"ris"\n', "a.csv:2: not valid CSV"),
         ("a.csv", b"prompt,completion\nHi,Paris\nHi,P\xe9ris\n", "a.csv:3: not UTF-8: byte 0xe9"),
         ("a.csv", b"prompt,completion\nHi,Pa\0ris\n", "a.csv:2: the file holds NUL bytes"),
         ("a.csv", "prompt,completion\nHi,\nHi,Paris\n", "a.csv:2: the column 'completion' is missing or null"),
-        ("a.parquet", b"", "a.parquet: no readable Parquet file"),
+        ("a.parquet", b"", "a.parquet: not a readable Parquet file"),
         ("a.parquet", b"PAR1 nothing of it PAR1", "a.parquet: "),
         ("a.log", GOOD, "a.log: rows are read from files whose names end in .jsonl, .ndjson, .json, .csv, .tsv"),
         ("a", GOOD, "a: rows are read from"),
@@ -208,7 +208,7 @@ def test_broken_rows_are_counted_by_reason_with_the_first_places(folder):
     report = prepared(file(folder, "a.jsonl", "\n".join(BROKEN * 7)), broken="drop").report
     assert (report.read, report.used) == (70, 7)
     assert report.dropped.counts == {
-        "no valid JSON": 14,
+        "not valid JSON": 14,
         "the row is not an object with named columns": 14,
         "the column 'completion' is missing or null": 7,
         "the column 'prompt' is not a text": 14,
@@ -216,7 +216,7 @@ def test_broken_rows_are_counted_by_reason_with_the_first_places(folder):
         "chat template's marks in it already, give its texts without them)": 7,
         "a message has half of a surrogate pair, which is not a character": 7,
     }
-    first = report.dropped.first["no valid JSON"]
+    first = report.dropped.first["not valid JSON"]
     assert [place.split(": ")[0] for place in first] == [f"a.jsonl:{line}" for line in (2, 3, 12, 13, 22)]
     assert all(" at column " in place for place in first)
 
@@ -225,7 +225,7 @@ def test_when_nothing_is_left_the_reasons_are_told(folder):
     path = file(folder, "a.jsonl", "\n".join(['{"prompt": "a", "completion": null}'] * 3 + ["{"]))
     error = refusal(path, broken="drop", format="prompt-completion")
     assert "a.jsonl: no rows left (4 read): 3 the column 'completion' is missing or null (first: a.jsonl:1)" in error
-    assert "; 1 no valid JSON (first: a.jsonl:4: " in error
+    assert "; 1 not valid JSON (first: a.jsonl:4: " in error
 
 
 def test_every_source_must_have_rows(folder):

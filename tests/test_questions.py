@@ -56,7 +56,7 @@ def test_a_row_is_a_question_with_or_without_its_answer(tmp_path, row, last, ref
         ("q.txt", "\n \n", "q.txt: the file has no questions"),
         ("q.jsonl", "", "q.jsonl: the file has no questions"),
         ("q.jsonl", '{"question": "a"}\n{"question": 3}\n', "q.jsonl:2: the column 'question' is not a text"),
-        ("q.jsonl", '{"question": "a"}\n{"quest', "q.jsonl:2: no valid JSON"),
+        ("q.jsonl", '{"question": "a"}\n{"quest', "q.jsonl:2: not valid JSON"),
         ("q.jsonl", '{"text": "a"}', "q.jsonl:1: the row has none of the columns messages"),
         ("q.csv", "id,question\n1,a\n1,b\n", "q.csv:3: the id '1' is that of "),
         ("q.jsonl", '{"question": "a", "id": [1]}', "q.jsonl:1: the column 'id' is neither"),

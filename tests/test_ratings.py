@@ -142,8 +142,8 @@ def test_files_that_are_no_ratings_at_all_are_refused_by_name(tmp_path):
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"\xff\xfe\x00")
     for path, said in (
-        (cut, "cut.json: no valid JSON"),
-        (binary, "binary.json: no valid JSON"),
+        (cut, "cut.json: not valid JSON"),
+        (binary, "binary.json: not valid JSON"),
         (tmp_path / "none.json", "none.json: there is no such file"),
         (tmp_path, "cannot be read"),
         (sheet.key, "key.json: this is the key of a sheet"),

@@ -49,7 +49,7 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(word: str) -> Any:
-    raise RowError("no valid JSON", f"{word} is no JSON value: write null or a number")
+    raise RowError("not valid JSON", f"{word} is not a JSON value: write null or a number")
 
 
 STRICT_JSON = json.JSONDecoder(object_pairs_hook=_object_without_duplicates, parse_constant=_refuse_constant)

@@ -192,7 +192,7 @@ def _json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: no valid JSON: the file is damaged or of another kind ({error}).") from error
+        raise UserError(f"{name}: not valid JSON: the file is damaged or of another kind ({error}).") from error
     return facts if isinstance(facts, dict) else {}
 
 

@@ -137,4 +137,4 @@ def _damage() -> tuple[type[Exception], ...]:
 
 def _unreadable(name: str, kind: str, number: int, error: Exception) -> UserError:
     after = f" after row {number}" if number else ""
-    return UserError(f"{name}: no readable {kind} file{after}: {one_line(str(error), 200).rstrip('.')}.")
+    return UserError(f"{name}: not a readable {kind} file{after}: {one_line(str(error), 200).rstrip('.')}.")

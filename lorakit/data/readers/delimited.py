@@ -78,7 +78,7 @@ def _records(stream: TextStream, delimiter: str, sizes: list[int]) -> Iterator[_
             cells = next(reader, None)
         except csv.Error as error:
             raise UserError(
-                f"{stream.name}:{line}: no valid CSV: {error}. Double the quotes inside quoted cells."
+                f"{stream.name}:{line}: not valid CSV: {error}. Double the quotes inside quoted cells."
             ) from error
         if cells is None:
             return

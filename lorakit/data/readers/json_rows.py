@@ -70,17 +70,13 @@ def _parse_line(line: str) -> dict[str, Any] | RowError:
     line = line.rstrip(_SPACE).removeprefix("\ufeff")
     start = 0 if line.startswith("{") else len(line) - len(line.lstrip(_SPACE))
     try:
-        value, end = STRICT_JSON.raw_decode(line, start)
-        if end != len(line):
+        value, end = parse_value(line, start)
+        if end != len(line) and not isinstance(value, RowError):
             raise json.JSONDecodeError("Extra data", line, len(line) - len(line[end:].lstrip(_SPACE)))
     except json.JSONDecodeError as error:
-        return RowError("no valid JSON", f"{error.msg} at column {error.colno}{_hint(line, error)}")
-    except RowError as error:
-        return error
+        return RowError("not valid JSON", f"{error.msg} at column {error.colno}{_hint(line, error)}")
     except RecursionError:
-        return RowError("no readable JSON", "it is nested too deeply")
-    except ValueError as error:  # a number of thousands of digits
-        return RowError("no readable JSON", str(error))
+        return RowError("unreadable JSON", "it is nested too deeply")
     # A quick look first: most lines hold no carriage return.
     return as_record(normalize_line_ends(value) if "\\" in line and _CARRIAGE_RETURN.search(line) else value)
 
@@ -111,8 +107,8 @@ def parse_value(text: str, start: int) -> tuple[Any, int]:
         raise
     except RowError as error:
         refused = error
-    except ValueError as error:
-        refused = RowError("no readable JSON", str(error))
+    except ValueError as error:  # a number of thousands of digits
+        refused = RowError("unreadable JSON", str(error))
     return refused, _LENIENT_JSON.raw_decode(text, start)[1]
 
 
@@ -209,7 +205,7 @@ class _Window:
                     raise self.error(error.msg, error.pos) from error
             except RecursionError as error:
                 where = f"{self.name}:{self._line_at(self.at)}"
-                raise UserError(f"{where}: no readable JSON: it is nested too deeply.") from error
+                raise UserError(f"{where}: unreadable JSON: it is nested too deeply.") from error
             else:
                 if end + _TAIL < len(self._text) or not self._read_more():
                     self.at = end
@@ -219,7 +215,7 @@ class _Window:
         before = self._text.rfind("\n", 0, at)
         column = at - before if before >= 0 else self._column + at + 1
         nul = "; the file holds NUL bytes: save it as UTF-8" if "\0" in self._text else ""
-        return UserError(f"{self.name}:{self._line_at(at)}: no valid JSON: {message} at column {column}{nul}.")
+        return UserError(f"{self.name}:{self._line_at(at)}: not valid JSON: {message} at column {column}{nul}.")
 
     def _line_at(self, at: int) -> int:
         return self._line + self._text.count("\n", 0, at)
