@@ -28,11 +28,10 @@ if TYPE_CHECKING:
     from lorakit.data.chat_template import ChatTemplate
     from lorakit.data.report import Report
 
-# Bytes up to which a source is prepared in whole, and those of a larger one that are read, of which so many blocks, or
-# twice as many, are parsed. Packed and columnar files hold several times as much.
-_WHOLE, _READ = 1 << 20, 1 << 26
-_WHOLE_PACKED, _READ_PACKED = 1 << 18, 1 << 24
-_BLOCKS = 16
+# Bytes up to which a source is prepared in whole, and four times as many of all sources; of packed and columnar ones.
+_WHOLE, _WHOLE_PACKED = 1 << 20, 1 << 18
+# Of a larger source so many bytes are read, and so many blocks, or twice as many, parsed.
+_READ, _READ_PACKED, _BLOCKS = 1 << 26, 1 << 24, 16
 # Rows of a source that are tokenized, or fewer of so many characters, and the longest ones besides: about a second.
 _ROWS, _CHARACTERS, _LONGEST = 1200, 500_000, 16
 # Lengths that stand for all where there are several sources, and rows whose texts advice is given on.
@@ -108,7 +107,8 @@ def estimate_rows(recipe: Recipe, find_template: "Callable[[], ChatTemplate | No
     lenient: dict[str, Any] = {"broken": "drop", "overlong": "drop" if data.overlong == "error" else data.overlong}
     lenient |= {"clean": data.clean.model_copy(update=clean), "train": local[0], "eval": local[1] or data.eval}
     settings = data.model_copy(update=lenient)
-    if all(one.whole for one in (*train, *held_out)):
+    samples = [*train, *held_out]
+    if all(one.whole for one in samples) and sum(one.opened.size for one in samples) <= 4 * _WHOLE:
         rows = _prepare_whole(settings, template)
     else:
         rows = _prepare_sample(settings, template, train, held_out)
@@ -124,9 +124,8 @@ def _count(train: list[SourceSample], held_out: list[SourceSample], split: Any) 
     """How many rows are trained on and held out, by the records that can be read."""
     share = split if isinstance(split, float) else 0.0
     rows = [one.expect(len(one.readable) / max(len(one.rows), 1)) for one in train]
-    mixture = Mixture(
-        tuple(round(count * (1 - share)) for count in rows), tuple(one.opened.source.weight for one in train)
-    )
+    weights = tuple(one.opened.source.weight for one in train)
+    mixture = Mixture(tuple(round(count * (1 - share)) for count in rows), weights)
     apart = share * sum(rows) + sum(one.expect() for one in held_out)
     return {"mixture": mixture, "count": round(mixture.per_epoch), "held_out": round(apart)}
 
@@ -168,12 +167,15 @@ def _prepare_sample(
     worker = Worker([task_of(one.opened, template) for one in train], rules_of(settings, None, False))
     sources, texts, longest, tokenized, broken = [], [], 0, 0, 0
     for number, one in enumerate(train):
-        rows = _affordable(one.rows)
-        some, long = (worker(number, _block(its)) for its in (rows, one.longest))
-        examples = one.expect(len(some.digests) / max(len(rows), 1)) * len(some.lengths) / max(len(some.digests), 1)
-        sources.append(
-            _Lengths(one.opened.source.weight, examples * (1 - share), some.lengths.tolist(), int(some.trained.sum()))
+        most = max(50, int(_CHARACTERS / max(fmean(map(_characters, one.rows)), 1)))
+        rows = _evenly(sorted(one.rows, key=_characters), min(_ROWS, most))  # short and long ones in their proportion
+        some, long = (
+            worker(number, Block(one.opened.files[0], 1, chosen, lambda name, first, rows: iter(rows), 0))
+            for chosen in (rows, one.longest)
         )
+        examples = one.expect(len(some.digests) / max(len(rows), 1)) * len(some.lengths) / max(len(some.digests), 1)
+        weight, tokens, trained = one.opened.source.weight, some.lengths.tolist(), int(some.trained.sum())
+        sources.append(_Lengths(weight, examples * (1 - share), tokens, trained))
         texts.append(some.text_lengths.length)
         tallest = [*texts[-1].tolist(), *long.text_lengths.length.tolist()]
         longest = max(longest, _longest_of_all(texts[-1].tolist(), tallest, one))
@@ -218,13 +220,10 @@ def _combine(sources: list[_Lengths]) -> RowEstimate:
 
 
 def _longest_of_all(sampled: list[int], known: list[int], source: SourceSample) -> int:
-    """The longest row of a source, an estimate where not all were looked at.
-
-    The logarithms of the lengths are taken to be normal, and the longest of so many rows to lie where one set in ten
-    goes beyond.
-    """
+    """The longest row of a source. Where not all were looked at, the logarithms of the lengths are taken to be normal, and
+    the longest of so many rows to lie where one set in ten goes beyond."""
     longest = max(known, default=0)
-    if source.whole or not sampled:
+    if len(sampled) >= source.total or not sampled:
         return longest
     estimate = _MARGIN * longest
     if not source.searched:
@@ -247,9 +246,6 @@ def sample_source(source: Source) -> SourceSample:
     opened = open_source(source)
     packed = any(name.endswith((*COMPRESSIONS, *COLUMN_SUFFIXES)) for name in opened.files)
     whole, most = (_WHOLE_PACKED, _READ_PACKED) if packed else (_WHOLE, _READ)
-    if opened.size <= whole:
-        rows = [row for block in opened.blocks for row in block.rows()]
-        return SourceSample(opened, rows, len(rows), [], whole=True, counted=True, searched=True)
     blocks, stride, position = list[Block](), 1, 0
     lines, ended = list[Row](), False
     for number, block in enumerate(opened.blocks):
@@ -268,30 +264,13 @@ def sample_source(source: Source) -> SourceSample:
     rows = [row for block in blocks for row in block.rows()]
     parsed_all = ended and stride == 1
     total = len(rows) if parsed_all else len(rows) * opened.size / max(sum(block.size for block in blocks), 1)
-    return SourceSample(
-        opened,
-        rows,
-        total,
-        heapq.nlargest(_LONGEST, [*lines, *rows], key=_characters),
-        whole=False,
-        counted=parsed_all,
-        searched=parsed_all or (ended and bool(lines)),
-    )
+    longest = heapq.nlargest(_LONGEST, [*lines, *rows], key=_characters)
+    searched = parsed_all or (ended and bool(lines))
+    return SourceSample(opened, rows, total, longest, opened.size <= whole, parsed_all, searched)
 
 
 def _characters(row: Row) -> int:
     return len(str(row.record))
-
-
-def _affordable(rows: list[Row]) -> list[Row]:
-    """As many rows as are quickly tokenized, short and long ones in their proportion."""
-    ordered = sorted(rows, key=_characters)
-    mean = fmean(map(_characters, rows)) if rows else 1
-    return _evenly(ordered, min(_ROWS, max(50, int(_CHARACTERS / mean))))
-
-
-def _block(rows: list[Row]) -> Block:
-    return Block(rows[0].where if rows else "", 1, rows, lambda name, first, payload: iter(payload), 0)
 
 
 def _evenly(items: Sequence[Item], count: int) -> list[Item]:
@@ -328,13 +307,17 @@ def _on_this_machine(source: Source) -> Source | None:
     are not there. They are found without that library, which takes a second to load."""
     if is_file(source):
         return source
+
+    def letters(name: str) -> str:  # a folder's name is written in small letters
+        return re.sub(r"[^a-z0-9.]", "", name.lower())
+
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     cache = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
     wanted = re.compile(rf"-{re.escape(source.split)}(-\d+-of-\d+)?\.arrow$")
     shards = [
         path
         for folder in (cache.iterdir() if cache.is_dir() else ())
-        if folder.is_dir() and _letters(folder.name) == _letters(source.path)
+        if folder.is_dir() and letters(folder.name) == letters(source.path)
         for path in folder.rglob("*.arrow")
         if wanted.search(path.name)
     ]
@@ -342,8 +325,3 @@ def _on_this_machine(source: Source) -> Source | None:
         return None
     newest = max(shards, key=lambda path: path.stat().st_mtime)
     return source.model_copy(update={"path": re.sub(r"-\d+-of-\d+\.arrow$", "-*-of-*.arrow", str(newest))})
-
-
-def _letters(name: str) -> str:
-    """A dataset's name as its folder, written in small letters, and its id have it in common."""
-    return re.sub(r"[^a-z0-9.]", "", name.lower())
