@@ -220,7 +220,7 @@ def _combine(sources: list[_Lengths]) -> RowEstimate:
 
 
 def _longest_of_all(sampled: list[int], known: list[int], source: SourceSample) -> int:
-    """The longest row of a source. Where not all were looked at, the logarithms of the lengths are taken to be normal, and
+    """The longest row of a source. Where not all were looked at, the logarithms of lengths are taken to be normal, and
     the longest of so many rows to lie where one set in ten goes beyond."""
     longest = max(known, default=0)
     if len(sampled) >= source.total or not sampled:
