@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import IGNORED, Conversation, Encoded, Message
 from lorakit.data.rows import RowError
-from lorakit.data.tokenize import encode
+from lorakit.data.tokenize import Encoder
 
 
 def examples(
@@ -23,7 +23,7 @@ def examples(
     system: str | None = None,
 ) -> list[Encoded]:
     template = ChatTemplate(tokenizer, train_on, system, family.stops)
-    encoded = encode(render(Conversation(messages, tools), template), tokenizer)
+    encoded = Encoder(tokenizer).encode(render(Conversation(messages, tools), template))
     for one in encoded:
         if isinstance(one, RowError):
             raise one

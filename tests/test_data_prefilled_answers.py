@@ -14,7 +14,7 @@ from lorakit.data.conversations import IGNORED, Conversation, Encoded
 from lorakit.data.examples import examples_of
 from lorakit.data.formats import parse_record
 from lorakit.data.rows import RowError
-from lorakit.data.tokenize import encode
+from lorakit.data.tokenize import Encoder
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Data
 
@@ -35,7 +35,7 @@ ROWS = {
 
 def encoded(name, row, tokenizer, family=None, train_on="assistant"):
     template = ChatTemplate(tokenizer, train_on, stop_words=family.stops if family else ())
-    return encode(render(parse_record(name.partition(",")[0], None, row), template), tokenizer)
+    return Encoder(tokenizer).encode(render(parse_record(name.partition(",")[0], None, row), template))
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -74,7 +74,7 @@ def test_every_published_template_goes_on_with_a_given_beginning():
         tokenizer = real_templates.tokenizer_of(name)
         template = ChatTemplate(tokenizer, stop_words=real_templates.stop_words(name))
         (rendered,) = render(parse_record("prompt-completion", None, ROWS["prompt-completion"]), template)
-        (found,) = encode([rendered], tokenizer)
+        (found,) = Encoder(tokenizer).encode([rendered])
         (span,) = rendered.spans
         assert isinstance(found, Encoded), name
         assert rendered.text[: span.start].endswith(BEGUN) and rendered.text[span.start :].startswith(REST), name

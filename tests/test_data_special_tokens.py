@@ -14,7 +14,7 @@ from lorakit.data.conversations import Conversation, Text
 from lorakit.data.examples import examples_of
 from lorakit.data.rows import RowError
 from lorakit.data.survey import survey
-from lorakit.data.tokenize import encode
+from lorakit.data.tokenize import Encoder
 from lorakit.errors import UserError
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Clean, Data
@@ -89,7 +89,7 @@ def test_a_text_behind_the_tokenizers_own_beginning_has_no_other(text):
 
 def test_a_text_may_bring_the_one_beginning_that_the_tokenizer_does_not_write():
     tokenizer = FAMILIES["zephyr"].tokenizer()
-    (encoded,) = encode(render(Text("<s>Hello"), ChatTemplate(tokenizer)), tokenizer)
+    (encoded,) = Encoder(tokenizer).encode(render(Text("<s>Hello"), ChatTemplate(tokenizer)))
     assert encoded.input_ids.count(tokenizer.bos_token_id) == 1
     with pytest.raises(RowError, match="it stands at the front alone"):
         render(Text("<s>Hello <s>there"), ChatTemplate(tokenizer))
@@ -185,7 +185,7 @@ def words_tokenizer(**names):
 
 
 def refused(tokenizer, said):
-    (found,) = encode(render(said, ChatTemplate(tokenizer)), tokenizer)
+    (found,) = Encoder(tokenizer).encode(render(said, ChatTemplate(tokenizer)))
     return str(found)
 
 
@@ -196,13 +196,13 @@ def test_an_unknown_character_of_an_answer_is_not_called_by_another_tokens_name(
     assert "characters for which the tokenizer has only '<end>', its unknown token: 'Ω'" in reason
     apart = words_tokenizer(unk_token="<unk>", eos_token="<end>")
     assert "its unknown token: 'Ω'" in refused(apart, Conversation(chat("yes", "no Ω")))
-    (encoded,) = encode(render(Conversation(chat("yes", "no <unk>")), ChatTemplate(apart)), apart)
+    (encoded,) = Encoder(apart).encode(render(Conversation(chat("yes", "no <unk>")), ChatTemplate(apart)))
     assert apart.decode(encoded.input_ids) == "yes no <unk> <end>"
 
 
 def test_a_text_is_trained_where_the_end_token_is_the_unknown_token_too():
     both = words_tokenizer(unk_token="<end>", eos_token="<end>")
-    (encoded,) = encode(render(Text("yes no"), ChatTemplate(both)), both)
+    (encoded,) = Encoder(both).encode(render(Text("yes no"), ChatTemplate(both)))
     assert both.decode(encoded.input_ids) == "yes no<end>".replace("<", " <")
     assert "its unknown token" in refused(both, Text("yes Ω"))
 

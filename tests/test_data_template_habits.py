@@ -9,7 +9,7 @@ from data_masks import assert_exact, example, tokens, trained_texts
 
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation, Text
-from lorakit.data.tokenize import encode
+from lorakit.data.tokenize import Encoder
 
 CALLS = [
     *chat("How is the weather in Rome?"),
@@ -23,7 +23,7 @@ CALLS = [
 def test_a_text_is_trained_whole_with_the_token_that_ends_it(kind):
     family = FAMILIES["zephyr"]
     tokenizer = family.tokenizer(kind)
-    (encoded,) = encode(render(Text("Un été\n à la mer"), ChatTemplate(tokenizer)), tokenizer)
+    (encoded,) = Encoder(tokenizer).encode(render(Text("Un été\n à la mer"), ChatTemplate(tokenizer)))
     assert encoded.input_ids == [*tokens(tokenizer, "Un été\n à la mer"), tokenizer.eos_token_id]
     assert encoded.labels == encoded.input_ids
 
@@ -35,7 +35,7 @@ def test_a_text_begins_as_the_tokenizer_begins_texts():
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )
-    (encoded,) = encode(render(Text("Hello"), ChatTemplate(tokenizer)), tokenizer)
+    (encoded,) = Encoder(tokenizer).encode(render(Text("Hello"), ChatTemplate(tokenizer)))
     assert encoded.input_ids == [*tokenizer("Hello")["input_ids"], tokenizer.eos_token_id]
     assert encoded.input_ids[0] == tokenizer.bos_token_id
 

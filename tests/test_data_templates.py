@@ -8,7 +8,7 @@ from data_masks import assert_exact, example, examples, prompt, refusal, tokens
 
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import IGNORED, Conversation
-from lorakit.data.tokenize import encode
+from lorakit.data.tokenize import Encoder
 
 TALK = chat(
     "What is the capital of France?", "Paris.", "And the sea?", "Un été à la mer 😀, 你好.", "Bye", "Hello there!"
@@ -218,5 +218,5 @@ def test_a_row_in_a_batch_is_what_it_is_alone():
     tokenizer = family.tokenizer()
     template = ChatTemplate(tokenizer)
     talks = [chat("Hello", said, "x", "y") for said in ("Paris", "\nfoo", "", "a\n\n", " b")]
-    batch = encode([text for talk in talks for text in render(Conversation(talk), template)], tokenizer)
+    batch = Encoder(tokenizer).encode([text for talk in talks for text in render(Conversation(talk), template)])
     assert batch == [example(family, tokenizer, talk) for talk in talks]

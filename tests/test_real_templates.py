@@ -12,7 +12,7 @@ from real_templates import NAMES, stop_words, tokenizer_of
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation
 from lorakit.data.rows import RowError
-from lorakit.data.tokenize import encode
+from lorakit.data.tokenize import Encoder
 
 THOUGHTS = [
     *chat("Hello"),
@@ -72,7 +72,7 @@ def template_of(name, **variables):
 def examples_of(name, talk, tools=None, variables=None):
     tokenizer, template = tokenizer_of(name), template_of(name, **(variables or {}))
     found = []
-    for one in encode(render(Conversation(talk, tools), template), tokenizer):
+    for one in Encoder(tokenizer).encode(render(Conversation(talk, tools), template)):
         if isinstance(one, RowError):
             raise one
         found.append(one)

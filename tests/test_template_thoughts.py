@@ -10,7 +10,7 @@ from data_masks import examples, refusal, trained_texts
 
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation
-from lorakit.data.tokenize import encode
+from lorakit.data.tokenize import Encoder
 from lorakit.evaluate.generate import decode_answer
 
 HEADER = "{% for m in messages %}{{ '[' + m.role + ']' }}{% if m.role == 'assistant' %}ANSWER{{ eos_token }}{% else %}"
@@ -139,8 +139,8 @@ def test_where_a_variable_closes_the_prompts_thought_answers_without_one_are_tra
     assert template.without_thoughts == variables
     assert "".join(tokenizer.decode(one.input_ids) for one in found).count("[assistant]</think>Lyon.") == 1
     own = ChatTemplate(tokenizer, variables=variables)
-    (with_them,) = encode(render(Conversation(talk[-2:]), own), tokenizer)
-    (without,) = encode(render(Conversation(talk[-2:]), template), tokenizer)
+    (with_them,) = Encoder(tokenizer).encode(render(Conversation(talk[-2:]), own))
+    (without,) = Encoder(tokenizer).encode(render(Conversation(talk[-2:]), template))
     assert with_them == without and with_them.turns == without.turns
 
 

@@ -208,11 +208,6 @@ class Encoder:
         return RowError(f"{what} has characters for which the tokenizer has only {word!r}, its unknown token", case)
 
 
-def encode(batch: Sequence[RenderedText], tokenizer: Any) -> list[Encoded | RowError]:
-    """Token ids and labels of each text; a row whose mask would not be exact gives its error instead."""
-    return Encoder(tokenizer).encode(batch)
-
-
 def _can_split(tokenizer: Any) -> bool:
     """Whether segments between added tokens can be encoded one by one.
 
