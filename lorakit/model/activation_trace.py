@@ -1,8 +1,8 @@
-"""What autograd keeps of a family that nobody has counted, by a pass of its own code through tensors without numbers.
+"""What autograd keeps of a family that nobody has counted, found by running its own code on tensors without numbers.
 
-torch's fake tensors (torch/_subclasses/fake_tensor.py) have shapes and types alone: every operation tells those of its
-results and saves what its backward needs, and nothing is computed or allocated. So a model of any size tells in seconds
-what its blocks keep. Code that asks for a number, such as how many tokens an expert got, cannot be followed so.
+torch's fake tensors (torch/_subclasses/fake_tensor.py) have only shapes and types: every operation gives those of its
+results and saves what its backward needs, and nothing is computed or allocated. A model of any size takes seconds. Code
+that asks for a number, such as how many tokens an expert got, cannot be followed so.
 """
 
 import contextlib

@@ -22,7 +22,7 @@ FUSED_LAYERS = (Linear, bnb.Linear4bit, bnb.Linear8bitLt)
 
 @contextmanager
 def fused_lora(model: Any) -> Iterator[None]:
-    """Within this, the LoRA and DoRA layers of `model` accumulate in place. Nothing of the model is left changed."""
+    """Within this, the LoRA and DoRA layers of `model` accumulate in place; afterwards the model is as it was."""
     layers = [module for module in model.modules() if type(module) in FUSED_LAYERS]
     for layer in layers:
         layer.forward = partial(_forward, layer, layer.forward, RowNorms())

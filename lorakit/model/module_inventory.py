@@ -67,7 +67,7 @@ def list_weights(model: Any) -> list[WeightSpec]:
 
 
 def _placed(path: str, inside: str) -> dict[str, Any]:
-    """What a weight's path tells. `inside`: what the paths of the language model begin with."""
+    """What follows from a weight's path. `inside`: what the paths of the language model begin with."""
     parts, reason = path.split("."), ""
     if not path.startswith(inside) or any(_TOWER_PART.fullmatch(part) for part in parts):
         reason = OUTSIDE

@@ -15,7 +15,7 @@ def match_pattern(pattern: str, names: Iterable[str], key: str) -> set[str]:
     """The names that a pattern fits as a whole. `key`: where it is written.
 
     Raises:
-        UserError: it is no pattern, or it searches too long.
+        UserError: it is not a pattern, or it searches too long.
     """
     try:
         with bounded(_SECONDS):
@@ -35,7 +35,7 @@ def check_patterns(config: Any, names: Sequence[str], key: str) -> None:
     """Try the patterns of PEFT's configuration of an adapter on a model's modules, as PEFT does without a bound.
 
     Raises:
-        UserError: one is no pattern, or it searches too long.
+        UserError: one is not a pattern, or it searches too long.
     """
     whole = [getattr(config, field, None) for field in ("target_modules", "exclude_modules")]
     parts = [part for field in ("rank_pattern", "alpha_pattern") for part in getattr(config, field, None) or ()]

@@ -151,8 +151,8 @@ def count_parameters(model: Any) -> tuple[int, int]:
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
         return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
     trainable, total = model.get_nb_trainable_parameters()
-    beside = sum(parameter.numel() for name, parameter in model.named_parameters() if f".{INITIAL}." in name)
-    return int(trainable), int(total) - beside
+    frozen = sum(parameter.numel() for name, parameter in model.named_parameters() if f".{INITIAL}." in name)
+    return int(trainable), int(total) - frozen
 
 
 def _wrap(model: Any, config: Any) -> Any:
@@ -194,7 +194,7 @@ def adapter_config(folder: Path) -> Any:
     refuse_pipes(folder)
     config = read_config(folder / "adapter_config.json")
     if config is None:
-        raise UserError(f"{folder}: its adapter_config.json is no JSON object. It is damaged: take another copy.")
+        raise UserError(f"{folder}: its adapter_config.json is not a JSON object. It is damaged: take another copy.")
     fault = find_fault(config)
     if fault:
         raise UserError(f"{folder}: its adapter_config.json: {fault}")
@@ -238,8 +238,7 @@ def _load(model: Any, folder: Path, key: str, config: Any = None, is_trainable: 
 
 
 def _expert_gaps(folder: Path) -> list[str]:
-    """Tensors that some experts have in an adapter's file and others lack: PEFT puts those of all experts together, and
-    stumbles over it without a name."""
+    """Tensors that some experts lack in an adapter's file: PEFT stacks those of all, and fails without a name."""
     try:
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
             matches = [match for name in file.keys() if (match := _OF_EXPERT.fullmatch(name))]  # noqa: SIM118

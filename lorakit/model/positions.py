@@ -1,6 +1,6 @@
-"""How many positions a model has: a limit where each has an embedding, what it was trained on where angles tell it.
+"""How many positions a model has: a limit where each has an embedding, else what it was trained on (rotations).
 
-Which of both a family does, and what its config calls the number, transformers' own source says. It is read as text:
+Which of both a family has, and what its config calls the number, is found in transformers' source, read as text:
 `lorakit check` imports no torch, and the library's modules do.
 """
 
@@ -33,7 +33,7 @@ class Positions:
     hard: bool
     """Whether the model cannot compute a later position; else it was not trained on any."""
     key: str
-    """What says so, such as `n_positions in its config.json`."""
+    """Where it is from, such as `n_positions in its config.json`."""
 
 
 def positions_of(config: dict[str, Any]) -> Positions | None:

@@ -32,7 +32,7 @@ _KEY_VALUE, _HEADS = ("num_key_value_heads",), ("num_key_value_heads", "head_dim
 
 @dataclass(frozen=True)
 class _Family:
-    """What the blocks of a family hold, and what transformers' class takes where a config says nothing."""
+    """What the blocks of a family hold, and the defaults of transformers' class."""
 
     attention: Layers
     mlp: Layers

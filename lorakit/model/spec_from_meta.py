@@ -41,7 +41,7 @@ def read_hf_config(config: Path | dict[str, Any]) -> Any:
     """transformers' configuration of a model's folder, or of what is in its config.json.
 
     Raises:
-        UserError: it is none, or of a family that this transformers does not know.
+        UserError: it is not one, or of a family that this transformers does not know.
     """
     try:
         if isinstance(config, dict):
@@ -118,7 +118,7 @@ def _traits(text: Any, modules: list[Any]) -> dict[str, Any]:
 
 
 def _first(config: Any, *names: str) -> int | None:
-    """The first of these that a config says as a whole number; where layers differ, for most of them."""
+    """The first of these that is a whole number; where layers differ, that of most of them."""
     for name in names:
         try:
             value = getattr(config, name, None)

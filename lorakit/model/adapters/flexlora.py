@@ -41,7 +41,7 @@ class FlexLoraScheduler:
             )
         self._end = math.ceil(settings.move_to * steps)
         self._start = min(math.floor(settings.move_from * steps), self._end - 1)
-        self._generator = torch.Generator()  # of its own: the global one belongs to dropout
+        self._generator = torch.Generator()  # the global one belongs to dropout
         self._generator.manual_seed(torch.initial_seed() + 1)  # the first directions were drawn from the seed itself
 
     def penalty(self) -> Tensor:
@@ -87,7 +87,7 @@ class FlexLoraScheduler:
 def entropy(e: Tensor) -> Tensor:
     """How evenly a module uses its directions, from 0 to 1: the entropy of their shares of the sum of E^2.
 
-    Where E is 0, and at rank 1, it is 0: a module that uses no direction needs none, and one direction is no spread.
+    Where E is 0, and at rank 1, it is 0: a module that uses no direction needs none, and one direction has no spread.
     """
     energy = e.flatten().double().square()
     shares = energy / energy.sum().clamp(min=torch.finfo(torch.float64).tiny)

@@ -97,5 +97,5 @@ def is_no_op(folder: Path) -> bool:
                 module = ".".join(parts[:at])
                 zero[module] = zero.get(module, False) or not bool(file.get_tensor(name).any())
     except (OSError, SafetensorError):
-        return False  # what loads it says what is wrong
+        return False  # loading it will say what is wrong
     return bool(zero) and all(zero.values())

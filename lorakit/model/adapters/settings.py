@@ -1,4 +1,4 @@
-"""The settings that some adapter kinds have of their own. The recipe's schema stands on them: no torch here."""
+"""Settings of single adapter kinds. The recipe's schema is built on them: no torch here."""
 
 from typing import Annotated
 

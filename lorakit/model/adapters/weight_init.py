@@ -40,7 +40,7 @@ def init_olora(model: Any, settings: None, context: InitContext) -> None:
 
 
 def _init_with(model: Any, factors: Factors, progress: Progress) -> None:
-    """Put the factors of each weight into the trained adapter, and their negative beside it."""
+    """Put the factors of each weight into the trained adapter, and their negative into the frozen one."""
     with_initial(model)
     layers = list(lora_layers(model))
     sides = [(min(layer.in_features, layer.out_features), layer.r["default"], name) for name, layer in layers]
@@ -104,7 +104,7 @@ def _first_of_qr(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.T
 
 
 def with_initial(model: Any) -> Any:
-    """The PEFT model with a second adapter of the same shape beside the trained one, active and frozen."""
+    """The PEFT model with a second adapter of the same shape, active and frozen."""
     config = copy.deepcopy(model.peft_config["default"])
     config.init_lora_weights, config.modules_to_save, config.modules_to_tie = False, None, None
     config.lora_dropout = 0.0  # what is taken out of the base is taken out whole
