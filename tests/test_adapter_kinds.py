@@ -35,7 +35,7 @@ WORDS = {
 def trained(monkeypatch):
     """The models that runs trained, each with its frozen weights as they were before the first step."""
     seen = []
-    begin = lorakit.train.run.begin
+    begin = lorakit.train.run.set_up_training
 
     def watched(*args):
         begun = begin(*args)
@@ -47,7 +47,7 @@ def trained(monkeypatch):
         seen.append((begun.model, frozen))
         return begun
 
-    monkeypatch.setattr(lorakit.train.run, "begin", watched)
+    monkeypatch.setattr(lorakit.train.run, "set_up_training", watched)
     return seen
 
 

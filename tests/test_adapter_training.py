@@ -25,10 +25,10 @@ from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.recipe.schema import Adapter
-from lorakit.train.begin import begin
 from lorakit.train.callbacks import TrainingCallback
-from lorakit.train.checks import check_loss
 from lorakit.train.optimizer import with_faster_b
+from lorakit.train.preflight import check_loss
+from lorakit.train.setup import set_up_training
 
 ADALORA = {"adalora": {"every": 1, "shrink_from": 0.1, "shrink_to": 0.8}}
 FLEXLORA = {"flexlora": {"every": 1, "moved": 2, "move_from": 0.1, "move_to": 0.8}}
@@ -232,7 +232,7 @@ def test_going_on_upon_another_base_is_said(recipe_file, tmp_path, tiny_base):
     model.save_pretrained(moved)
     told = Told()
     path = recipe_file(adapter={"from": str(first.folder), "rank": ..., "alpha": ...}, model={"base": str(moved)})
-    begin(prepare_run(load(path).recipe, Silent()), None, told)
+    set_up_training(prepare_run(load(path).recipe, Silent()), None, told)
     assert any("was trained on other weights" in line for line in told.lines)
 
 

@@ -22,8 +22,8 @@ from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
 from lorakit.recipe.schema import Model
-from lorakit.train.begin import begin
-from lorakit.train.probe import probe, probe_run
+from lorakit.train.memory_probe import probe, probe_run
+from lorakit.train.setup import set_up_training
 
 pytestmark = [
     pytest.mark.gpu,
@@ -157,7 +157,7 @@ def test_on_a_gpu_that_is_too_small_fewer_rows_are_taken_to_the_same_result(
 def test_the_probe_leaves_a_gpus_generators_where_they_were(recipe_file, wide_base):
     path = recipe_file(model={"base": str(wide_base)}, adapter={"rank": 16, "dropout": 0.2}, train=TRAIN)
     run = prepare_run(load(path).recipe, Silent())
-    begun = begin(run, None, Silent())
+    begun = set_up_training(run, None, Silent())
     before = torch.cuda.get_rng_state(), torch.get_rng_state()
     first = probe(begun, run, Silent())
     assert probe(begun, run, Silent()).tokens == first.tokens

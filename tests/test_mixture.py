@@ -57,16 +57,16 @@ def test_a_weighted_run_trains_what_was_said_and_resumes_bit_for_bit(weighted, t
     path = weighted(epochs=3, weight=0.15, save_every=100)
     drawn = json.loads(lorakit("data", path, "--json")[1])["draws"]
     rows = Counter()
-    from lorakit.train import passes
+    from lorakit.train import micro_batching
 
-    step = passes.Passes.step
+    step = micro_batching.MicroBatchRunner.step
 
     def noted(self, its, *arguments):
         rows.update(row["where"].split(":")[0] for row in its)
         return step(self, its, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(passes.Passes, "step", noted)
+        patch.setattr(micro_batching.MicroBatchRunner, "step", noted)
         straight, outcome = run_recipe(path, tmp_path / "straight")
     assert rows == {source["source"]: sum(source["epochs"]) for source in drawn} == {"big.jsonl": 60, "small.jsonl": 2}
     with monkeypatch.context() as patch:

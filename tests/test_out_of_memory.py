@@ -16,9 +16,9 @@ from lorakit.evaluate.batching import in_batches
 from lorakit.hardware.memory import OutOfMemory, is_out_of_memory, within_memory
 from lorakit.recipe.load import load
 from lorakit.run_dir import Run
-from lorakit.train import passes
+from lorakit.train import micro_batching
+from lorakit.train.gradient_checkpointing import uses_gradient_checkpointing
 from lorakit.train.optimizer import states_do_not_fit
-from lorakit.train.recomputing import recomputes
 from lorakit.train.resume import resumed_recipe
 
 SETTINGS = {"learning_rate": 0.005, "steps": 4, "epochs": None, "eval_every": 2, "save_every": 2}
@@ -44,7 +44,7 @@ class Small:
         self.done, self.failed, self.held = 0, 0, []
 
     def check(self, model, rows: int) -> None:
-        most = max(self.recomputed, self.rows) if recomputes(model) else self.rows
+        most = max(self.recomputed, self.rows) if uses_gradient_checkpointing(model) else self.rows
         if rows > most and self.done >= self.passes_before:
             self.failed += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -55,7 +55,7 @@ def small_memory(monkeypatch):
     """Make the passes of training run out of memory as a `Small` says."""
 
     def put(small: Small) -> Small:
-        real = passes.supervised_loss
+        real = micro_batching.supervised_loss
 
         def limited(model, input_ids, *arguments):
             if not torch.is_grad_enabled():
@@ -72,7 +72,7 @@ def small_memory(monkeypatch):
             small.done += 1
             return total, count
 
-        monkeypatch.setattr(passes, "supervised_loss", limited)
+        monkeypatch.setattr(micro_batching, "supervised_loss", limited)
         return small
 
     return put
@@ -223,7 +223,7 @@ def test_a_family_without_gradient_checkpointing_is_told_so(recipe_file, tmp_pat
 def test_a_held_out_evaluation_takes_fewer_rows(recipe_file, tmp_path, monkeypatch):
     path = recipe_file(train={**SETTINGS, "micro_batch": 4})
     planned, whole = run_recipe(path, tmp_path / "planned")
-    real, seen = passes.supervised_loss, []
+    real, seen = micro_batching.supervised_loss, []
 
     def limited(model, input_ids, *arguments):
         if not torch.is_grad_enabled():
@@ -232,7 +232,7 @@ def test_a_held_out_evaluation_takes_fewer_rows(recipe_file, tmp_path, monkeypat
                 raise torch.OutOfMemoryError("CUDA out of memory.")
         return real(model, input_ids, *arguments)
 
-    monkeypatch.setattr(passes, "supervised_loss", limited)
+    monkeypatch.setattr(micro_batching, "supervised_loss", limited)
     run, outcome = run_recipe(path, tmp_path / "run")
     assert seen == [4, 2, *[1] * 20], "10 held-out rows, twice"
     assert outcome.micro_batch == 4 and same(adapter_weights(planned), adapter_weights(run))

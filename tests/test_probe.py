@@ -10,10 +10,10 @@ from lorakit.hardware.memory import measure_peak
 from lorakit.prepare import prepare_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
-from lorakit.train.begin import begin
+from lorakit.train.gradient_checkpointing import uses_gradient_checkpointing
+from lorakit.train.memory_probe import describe_probe, probe, probe_run
 from lorakit.train.optimizer import state_bytes
-from lorakit.train.probe import probe, probe_run, probed_words
-from lorakit.train.recomputing import recomputes
+from lorakit.train.setup import set_up_training
 
 MEGABYTE = 1 << 20
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def test_the_longest_micro_batch_is_tried(recipe_file, settings, tokens):
     assert found.micro_batch == run.recipe.train.micro_batch and found.halved == ()
     assert 0 < found.before <= found.peak == found.reserved
     assert found.seconds > 0
-    assert f"{found.tokens:,} tokens" in probed_words(found, 8 << 30, found.peak)
+    assert f"{found.tokens:,} tokens" in describe_probe(found, 8 << 30, found.peak)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", {"adalora": {"every": 1}}, "none"])
@@ -67,7 +67,7 @@ def test_everything_is_left_as_it_was(recipe_file, small_memory, kind):  # noqa:
     """Also where it had to halve, and to turn gradient checkpointing on."""
     adapter = {"kind": kind, "dropout": 0.2} if kind != "none" else {"kind": kind, "rank": ..., "alpha": ...}
     run = prepared(recipe_file(adapter=adapter), "train.micro_batch=4", "train.gradient_checkpointing=false")
-    begun = begin(run, None, Silent())
+    begun = set_up_training(run, None, Silent())
     model = begun.model
     modes = [module.training for module in model.modules()]
     forwards = [module.__dict__.get("forward") for module in model.modules()]
@@ -81,7 +81,7 @@ def test_everything_is_left_as_it_was(recipe_file, small_memory, kind):  # noqa:
     assert all(parameter.grad is None for parameter in model.parameters())
     assert modes == [module.training for module in model.modules()]
     assert forwards == [module.__dict__.get("forward") for module in model.modules()]
-    assert not recomputes(model)
+    assert not uses_gradient_checkpointing(model)
     assert all(torch.equal(weights[name], parameter) for name, parameter in model.named_parameters())
 
 
@@ -101,7 +101,7 @@ def test_what_cannot_fit_is_said(recipe_file, small_memory):  # noqa: F811
 
 def test_room_is_held_for_the_states_that_the_optimizer_will_make(recipe_file):
     """The states of a real optimizer, counted after its step."""
-    begun = begin(prepared(recipe_file(adapter={"rank": 64, "alpha": 64})), None, Silent())
+    begun = set_up_training(prepared(recipe_file(adapter={"rank": 64, "alpha": 64})), None, Silent())
     trained = [parameter for parameter in begun.model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.ones_like(parameter)

@@ -72,9 +72,9 @@ def data(
     if too_long:
         progress.warn(too_long)
     written = _write(write, loaded, found, progress) if write else None
-    from lorakit.cli.draws import draws_of
+    from lorakit.cli.draws import count_draws
 
-    drawn = draws_of(found.train, loaded.train)
+    drawn = count_draws(found.train, loaded.train)
     for one in drawn:
         if one.warning:
             progress.warn(one.warning)

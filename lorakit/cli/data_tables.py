@@ -2,7 +2,7 @@
 
 from lorakit import console
 from lorakit.amounts import percent
-from lorakit.cli.draws import Drawn
+from lorakit.cli.draws import SourceDraws
 from lorakit.data.report import Report
 from lorakit.data.survey import Survey
 from lorakit.recipe.schema import Data
@@ -11,7 +11,7 @@ from lorakit.recipe.schema import Data
 _REASONS, _CASES = 5, 3
 
 
-def print_survey(found: Survey, settings: Data, batch_size: int, drawn: list[Drawn]) -> None:
+def print_survey(found: Survey, settings: Data, batch_size: int, drawn: list[SourceDraws]) -> None:
     """Print everything but the sample rows. `drawn`: what a run draws of each source."""
     for name, report in found.reports.items():
         _sources(name, report)

@@ -12,7 +12,7 @@ _TOLD = 8
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SourceDraws:
     """The draws of one source: its examples, and how many of them each epoch of the run draws."""
 
     source: SourceReport
@@ -46,13 +46,13 @@ class Drawn:
         )
 
 
-def draws_of(train: Examples, settings: Train) -> list[Drawn]:
+def count_draws(train: Examples, settings: Train) -> list[SourceDraws]:
     """What a run draws of each source."""
     mixture = train.mixture
     steps = mixture.run_steps(settings.batch_size, settings.epochs, settings.steps)
     epochs = draws(train.lengths().tolist(), settings.batch_size, settings.seed, mixture, steps)
     sources = train.report.sources
     return [
-        Drawn(source, rows, [epoch[number] for epoch in epochs])
+        SourceDraws(source, rows, [epoch[number] for epoch in epochs])
         for number, (source, rows) in enumerate(zip(sources, mixture.counts, strict=True))
     ]

@@ -153,6 +153,6 @@ def _rows(settings: "Recipe") -> "RowEstimate":
 def _probe(settings: "Recipe", progress: "Progress") -> Any:
     """The longest micro-batch, run once on this machine's device."""
     from lorakit.prepare import prepare_run
-    from lorakit.train.probe import probe_run
+    from lorakit.train.memory_probe import probe_run
 
     return probe_run(prepare_run(settings, progress), progress)

@@ -56,7 +56,7 @@ def train(
     loaded = load(recipe, overrides)
     from lorakit.prepare import prepare_run
     from lorakit.run_dir import Run, open_run
-    from lorakit.train.resume import refuse_nothing
+    from lorakit.train.resume import require_started_run
 
     folder = Path(str(loaded.recipe.output.dir))
     if dry_run:
@@ -66,7 +66,7 @@ def train(
         _print_plan(prepared, as_json, progress)
         return
     if resume:
-        refuse_nothing(Run(folder))
+        require_started_run(Run(folder))
     if overwrite:
         _refuse_inputs_inside(folder, loaded)
     with open_run(folder, resume, overwrite) as run:
@@ -119,7 +119,7 @@ def json_text(text: str) -> str:
 
 def _describe(prepared: "Prepared", progress: "Progress") -> None:
     """Say what was chosen and what was read, before anything long begins."""
-    from lorakit.cli.draws import draws_of
+    from lorakit.cli.draws import count_draws
     from lorakit.plan.schedule import describe_schedule
 
     for choice in prepared.choices:
@@ -151,7 +151,7 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
         )
     if prepared.expected:
         _tell_memory(prepared.expected, prepared.machine, progress)
-    for drawn in draws_of(prepared.train, prepared.recipe.train):
+    for drawn in count_draws(prepared.train, prepared.recipe.train):
         if drawn.source.weight != 1:
             progress.say(str(drawn))
         if drawn.warning:
@@ -191,7 +191,7 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
 
     from lorakit import console
     from lorakit.data.explain import split_by_trained
-    from lorakit.train.begin import planned_parameters
+    from lorakit.train.setup import planned_parameters
 
     counts = planned_parameters(prepared)
     if counts:

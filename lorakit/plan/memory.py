@@ -23,9 +23,9 @@ CONTEXT = 600 << 20
 PROCESS = 620_000_000
 # glibc seldom fits an aligned block into the hole that another one left: what autograd keeps takes this much more
 # (measured on SmolLM2 with glibc 2.36: 1.25 to 1.30 over lengths, rows and quantizations). With checkpointing blocks of
-# a MB and more are given back at once (lorakit/train/recomputing.py), since nearly all would be holes.
+# a MB and more are given back at once (lorakit/train/gradient_checkpointing.py), since nearly all would be holes.
 _HOLES = 1.27
-# Tokens of the two rows on which a run tries its loss before the first step (lorakit/train/checks.py).
+# Tokens of the two rows on which a run tries its loss before the first step (lorakit/train/preflight.py).
 _TRIED_TOKENS = 256
 # lorakit/evaluate/memory.py and generate.py: rows and tokens that are answered together, by device.
 _EVAL_ROWS, _EVAL_SHARE, _EVAL_MIN_TOKENS = {"cpu": 64, "cuda": 256}, 0.25, 1 << 11

@@ -6,8 +6,8 @@ from lorakit.model.tokenizer import pad_token_id
 from lorakit.plan.schedule import interval_steps, warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.run_dir import Run
+from lorakit.train.batch_sampler import Plan
 from lorakit.train.optimizer import OPTIMIZERS
-from lorakit.train.steps import Plan
 
 
 def plan_of(prepared: Prepared) -> Plan:
@@ -29,7 +29,7 @@ def plan_of(prepared: Prepared) -> Plan:
     )
 
 
-def arguments(prepared: Prepared, run: Run, plan: Plan) -> SFTConfig:
+def training_arguments(prepared: Prepared, run: Run, plan: Plan) -> SFTConfig:
     """What SFTTrainer is told."""
     settings, dtype = prepared.recipe.train, prepared.recipe.model.dtype
     steps, on_gpu = prepared.steps, prepared.machine.is_gpu

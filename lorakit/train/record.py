@@ -15,11 +15,11 @@ from lorakit.recipe.adapter_kind import adapter_folder, initial_adapter
 from lorakit.recipe.load import to_yaml
 from lorakit.recipe.schema import Adapter, Recipe
 from lorakit.run_dir import Run, now, versions
-from lorakit.train.begin import Begun
-from lorakit.train.passes import Shrunk
+from lorakit.train.micro_batching import Shrunk
+from lorakit.train.setup import TrainingState
 
 
-class Record:
+class RunRecord:
     """The files that say what a run is, recipe.yaml and manifest.json, kept true while it trains."""
 
     def __init__(self, run: Run, recipe: Recipe, manifest: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ class Record:
         return self.manifest
 
 
-def manifest_of(prepared: Prepared, begun: Begun) -> dict[str, Any]:
+def initial_manifest(prepared: Prepared, begun: TrainingState) -> dict[str, Any]:
     """The facts that are known before the first step."""
     recipe, machine = prepared.recipe, prepared.machine
     return {

@@ -22,13 +22,13 @@ from lorakit.recipe.did_you_mean import nearest
 from lorakit.recipe.load import LoadedRecipe, load
 from lorakit.recipe.schema import Adapter, Recipe
 from lorakit.run_dir import CLEARED, Run
-from lorakit.train.begin import RANK_SCHEDULER, scheduler_factory
+from lorakit.train.setup import RANK_SCHEDULER, scheduler_factory
 
 # What may differ when a run goes on: where it lies, what is kept of it, what follows it, and what never changes it.
 _FREE = ("name", "output", "evaluate", "train.keep", "train.micro_batch", "train.gradient_checkpointing")
 
 
-def refuse_nothing(run: Run) -> None:
+def require_started_run(run: Run) -> None:
     """Refuse to resume where no run was begun: it would start from nothing, in a place that may be a slip of the pen.
 
     Raises:

@@ -16,16 +16,16 @@ from lorakit.plan.schedule import warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.run_dir import Run
-from lorakit.train.arguments import arguments, plan_of
-from lorakit.train.begin import Begun, begin, restore
+from lorakit.train.arguments import plan_of, training_arguments
 from lorakit.train.callbacks import RankSchedulerCallback, StopRequest, TrainingCallback
-from lorakit.train.checks import check_loss
+from lorakit.train.gradient_checkpointing import set_gradient_checkpointing, uses_gradient_checkpointing
+from lorakit.train.memory_probe import describe_probe, try_longest_micro_batch
+from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
 from lorakit.train.optimizer import share_in_8_bits, states_do_not_fit
-from lorakit.train.passes import Passes, computing
-from lorakit.train.probe import probed_words, try_longest
-from lorakit.train.recomputing import recomputes, set_recomputing
-from lorakit.train.record import Record, manifest_of, peak_memory
+from lorakit.train.preflight import check_loss
+from lorakit.train.record import RunRecord, initial_manifest, peak_memory
 from lorakit.train.save import save_result
+from lorakit.train.setup import TrainingState, restore, set_up_training
 from lorakit.train.trainer import SupervisedTrainer
 
 
@@ -78,12 +78,12 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
 def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None) -> Outcome:
     if prepared.recipe.train.gradient_checkpointing and not prepared.machine.is_gpu:
         return_freed_memory()  # before the weights: what loading leaves free would be filled by what is recomputed
-    begun = begin(prepared, checkpoint, progress)
+    begun = set_up_training(prepared, checkpoint, progress)
     if prepared.recipe.train.optimizer.endswith("8bit"):
         progress.say(f"train.optimizer: {percent(share_in_8_bits(begun.model))} of its states are in 8 bits")
     check_loss(begun.model, prepared)
     free_memory()  # of loading and of the check
-    record = Record(run, prepared.recipe, run.read_manifest() if checkpoint else manifest_of(prepared, begun))
+    record = RunRecord(run, prepared.recipe, run.read_manifest() if checkpoint else initial_manifest(prepared, begun))
     stopping = StopRequest(progress)
     with stopping.listening():
         outcome = _fit(begun, prepared, record, progress, stopping, checkpoint)
@@ -111,9 +111,9 @@ def _refuse(prepared: Prepared) -> None:
 
 
 def _fit(
-    begun: Begun,
+    begun: TrainingState,
     prepared: Prepared,
-    record: Record,
+    record: RunRecord,
     progress: Progress,
     stopping: StopRequest,
     checkpoint: Path | None,
@@ -121,8 +121,8 @@ def _fit(
     """The training itself. The folder is cleared only when nothing stands against it any more."""
     recipe, steps, run = prepared.recipe, prepared.steps, record.run
     done = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
-    set_recomputing(begun.model, bool(recipe.train.gradient_checkpointing))
-    passes = Passes(begun, recipe, plan_of(prepared), progress, record.shrunk)
+    set_gradient_checkpointing(begun.model, bool(recipe.train.gradient_checkpointing))
+    passes = MicroBatchRunner(begun, recipe, plan_of(prepared), progress, record.shrunk)
     start = time.monotonic()
     with progress.bar("training", total=steps, done=done) as bar:
         settled_at = begun.rank_scheduler.settled_at if begun.rank_scheduler else 0
@@ -133,10 +133,10 @@ def _fit(
             run.clear()
         record.write()
         run.go_back_to(done)
-        with computing(begun.model, recipe.model.dtype):
+        with compute_optimizations(begun.model, recipe.model.dtype):
             if prepared.machine.is_gpu and done < steps:
-                found, expected = try_longest(passes, prepared, done + 1), prepared.expected
-                progress.say(probed_words(found, prepared.machine.memory, expected.allocated if expected else None))
+                found, expected = try_longest_micro_batch(passes, prepared, done + 1), prepared.expected
+                progress.say(describe_probe(found, prepared.machine.memory, expected.allocated if expected else None))
             _run_steps(trainer, callback, checkpoint)
     state = trainer.state
     ended = state.global_step >= steps or callback.ends_early(state)
@@ -157,7 +157,7 @@ def _fit(
         trained_tokens_per_second=round(callback.tokens / callback.busy, 1) if callback.busy else 0.0,
         peak_memory=peak_memory(),
         micro_batch=passes.micro_batch,
-        gradient_checkpointing=recomputes(begun.model),
+        gradient_checkpointing=uses_gradient_checkpointing(begun.model),
     )
 
 
@@ -176,7 +176,7 @@ def _trainer(
     prepared: Prepared,
     run: Run,
     progress: Progress,
-    passes: Passes,
+    passes: MicroBatchRunner,
     stopping: StopRequest,
     callback: TrainingCallback,
 ) -> SupervisedTrainer:
@@ -188,7 +188,7 @@ def _trainer(
         progress=progress,
         stopping=stopping,
         ends_early=callback.ends_early,
-        args=arguments(prepared, run, passes.plan),
+        args=training_arguments(prepared, run, passes.plan),
         train_dataset=prepared.train.rows,
         eval_dataset=held_out.rows if held_out else None,
         processing_class=prepared.tokenizer,

@@ -10,11 +10,11 @@ from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.prepare import Prepared
 from lorakit.recipe.adapter_kind import trains_all
 from lorakit.run_dir import Run
-from lorakit.train.begin import Begun
 from lorakit.train.card import adapter_card, model_card
+from lorakit.train.setup import TrainingState
 
 
-def save_result(begun: Begun, prepared: Prepared, run: Run, manifest: dict[str, Any]) -> dict[str, Any]:
+def save_result(begun: TrainingState, prepared: Prepared, run: Run, manifest: dict[str, Any]) -> dict[str, Any]:
     """Write the adapter with the tokenizer it was trained with and a card, or the model. The sha256 of its weights.
 
     A whole model is rounded to the type in which its base lies on disk.

@@ -23,10 +23,10 @@ from lorakit.model.peft_adapter import TRAINED_DIR, TRAINED_WEIGHTS, trained_wei
 from lorakit.plan.schedule import rate_share
 from lorakit.progress import Progress
 from lorakit.run_dir import Run
-from lorakit.train.begin import RANK_SCHEDULER
+from lorakit.train.batch_sampler import StepBatchSampler, count_trained_tokens
+from lorakit.train.micro_batching import MicroBatchRunner
 from lorakit.train.optimizer import with_faster_b
-from lorakit.train.passes import Passes
-from lorakit.train.steps import StepBatches, trained_tokens
+from lorakit.train.setup import RANK_SCHEDULER
 
 
 class SupervisedTrainer(SFTTrainer):
@@ -35,7 +35,7 @@ class SupervisedTrainer(SFTTrainer):
     def __init__(
         self,
         *,
-        passes: Passes,
+        passes: MicroBatchRunner,
         examples: Examples,
         run: Run,
         progress: Progress,
@@ -61,13 +61,13 @@ class SupervisedTrainer(SFTTrainer):
         """The rows of one step at a time: how they are split is decided when it is made."""
         return DataLoader(
             self.train_dataset,
-            batch_sampler=StepBatches(self.lengths, self.plan, self.mixture),
+            batch_sampler=StepBatchSampler(self.lengths, self.plan, self.mixture),
             collate_fn=_step,
             generator=torch.Generator(),  # of its own: the global one belongs to dropout
         )
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
-        self.step_tokens = sum(trained_tokens(batch["rows"]) for batch in batch_samples)
+        self.step_tokens = sum(count_trained_tokens(batch["rows"]) for batch in batch_samples)
         return torch.tensor(self.step_tokens, device=device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -61,7 +61,7 @@ def planned_parameters(prepared: Prepared) -> tuple[int, int] | None:
 
 
 @dataclass(frozen=True)
-class Begun:
+class TrainingState:
     """A model ready to be trained."""
 
     model: Any
@@ -74,7 +74,7 @@ class Begun:
     total: int
 
 
-def begin(prepared: Prepared, checkpoint: Path | None, progress: Progress) -> Begun:
+def set_up_training(prepared: Prepared, checkpoint: Path | None, progress: Progress) -> TrainingState:
     """The model of a prepared recipe, with its adapter as the first step finds it, or the step after `checkpoint`.
 
     Raises:
@@ -104,7 +104,7 @@ def begin(prepared: Prepared, checkpoint: Path | None, progress: Progress) -> Be
         _say_what_is_attached(model, recipe.adapter, progress)
     trainable, total = count_parameters(model)
     progress.say(f"trainable parameters: {trainable:,} of {total:,} ({percent(trainable / total, 2)})")
-    return Begun(model, scheduler, config, facts, trainable, total)
+    return TrainingState(model, scheduler, config, facts, trainable, total)
 
 
 def _attached(base: Any, prepared: Prepared, held: str, checkpoint: Path | None, progress: Progress) -> Any:

@@ -6,26 +6,26 @@ from lorakit.errors import UserError
 from lorakit.hardware.memory import return_freed_memory
 
 
-def can_recompute(model: Any) -> bool:
+def supports_gradient_checkpointing(model: Any) -> bool:
     """Whether the model's family has it."""
     causal = _causal(model)
     has = any(hasattr(module, "gradient_checkpointing") for module in causal.modules())
     return has and bool(getattr(causal, "supports_gradient_checkpointing", False))
 
 
-def recomputes(model: Any) -> bool:
+def uses_gradient_checkpointing(model: Any) -> bool:
     """Whether it is on."""
     return any(getattr(module, "gradient_checkpointing", False) for module in _causal(model).modules())
 
 
-def set_recomputing(model: Any, on: bool) -> None:
+def set_gradient_checkpointing(model: Any, on: bool) -> None:
     """Turn it on or off. The gradients are the same.
 
     Raises:
         UserError: the model's family has no gradient checkpointing.
     """
     causal = _causal(model)
-    if on and not can_recompute(model):
+    if on and not supports_gradient_checkpointing(model):
         raise UserError(
             f"train.gradient_checkpointing: {type(causal).__name__} has none in transformers. Write false, and a "
             "smaller micro_batch."
@@ -35,7 +35,7 @@ def set_recomputing(model: Any, on: bool) -> None:
         if next(causal.parameters()).device.type == "cpu":
             return_freed_memory()  # else the holes that blocks leave behind take up what is saved
         causal.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    elif recomputes(model):
+    elif uses_gradient_checkpointing(model):
         causal.activation_checkpointing_disable()
 
 

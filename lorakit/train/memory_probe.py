@@ -15,15 +15,15 @@ from lorakit.hardware.memory import OutOfMemory, PeakMemory, measure_peak, withi
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.train.arguments import plan_of
-from lorakit.train.begin import Begun, begin
+from lorakit.train.batch_sampler import Pack, collate_packs, count_trained_tokens, pack_rows
+from lorakit.train.gradient_checkpointing import set_gradient_checkpointing, uses_gradient_checkpointing
+from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
 from lorakit.train.optimizer import state_bytes, states_do_not_fit
-from lorakit.train.passes import Passes, computing
-from lorakit.train.recomputing import recomputes, set_recomputing
-from lorakit.train.steps import Unit, laid_out, trained_tokens, units_of
+from lorakit.train.setup import TrainingState, set_up_training
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeResult:
     """What the longest micro-batch of a run takes, forward and backward, with room held for the optimizer's states."""
 
     micro_batch: int
@@ -44,7 +44,7 @@ class Probed:
     """False where the system told only the peak since the process began: `peak` is then an upper bound."""
 
 
-def probe(begun: Begun, prepared: Prepared, progress: Progress) -> Probed:
+def probe(begun: TrainingState, prepared: Prepared, progress: Progress) -> ProbeResult:
     """Try the longest micro-batch of a run: the longest rows there are, packed where the run packs.
 
     In training mode and exactly as training computes, in micro-batches half as large where memory runs out. The
@@ -54,17 +54,17 @@ def probe(begun: Begun, prepared: Prepared, progress: Progress) -> Probed:
         LorakitError: not even one row fits.
     """
     model, recipe = begun.model, prepared.recipe
-    passes = Passes(begun, recipe, plan_of(prepared), progress)
-    checkpointing = recomputes(model)
-    set_recomputing(model, bool(recipe.train.gradient_checkpointing))
+    passes = MicroBatchRunner(begun, recipe, plan_of(prepared), progress)
+    checkpointing = uses_gradient_checkpointing(model)
+    set_gradient_checkpointing(model, bool(recipe.train.gradient_checkpointing))
     try:
-        with computing(model, recipe.model.dtype):
-            return try_longest(passes, prepared)
+        with compute_optimizations(model, recipe.model.dtype):
+            return try_longest_micro_batch(passes, prepared)
     finally:
-        set_recomputing(model, checkpointing)
+        set_gradient_checkpointing(model, checkpointing)
 
 
-def probe_run(prepared: Prepared, progress: Progress) -> Probed:
+def probe_run(prepared: Prepared, progress: Progress) -> ProbeResult:
     """Load the model of a run, attach its adapter, and probe twice: the first time also warms up.
 
     Memory is the most of both, the seconds are those of the second.
@@ -72,7 +72,7 @@ def probe_run(prepared: Prepared, progress: Progress) -> Probed:
     Raises:
         UserError, LorakitError: as `begin` and `probe`.
     """
-    begun = begin(prepared, None, progress)
+    begun = set_up_training(prepared, None, progress)
     first = probe(begun, prepared, progress)
     train = prepared.recipe.train.model_copy(
         update={"micro_batch": first.micro_batch, "gradient_checkpointing": first.gradient_checkpointing}
@@ -87,7 +87,7 @@ def probe_run(prepared: Prepared, progress: Progress) -> Probed:
     )
 
 
-def probed_words(found: Probed, memory: int, expected: int | None) -> str:
+def describe_probe(found: ProbeResult, memory: int, expected: int | None) -> str:
     """What was found, on one line; `memory` is the device's, `expected` what was predicted, in bytes."""
     said = f"probe: the longest micro-batch, {found.tokens:,} tokens, takes {gibibytes(found.peak)} at the most"
     if expected and not found.halved:
@@ -95,10 +95,10 @@ def probed_words(found: Probed, memory: int, expected: int | None) -> str:
     return f"{said}, of {gibibytes(memory)}"
 
 
-def try_longest(passes: Passes, prepared: Prepared, step: int = 1) -> Probed:
+def try_longest_micro_batch(passes: MicroBatchRunner, prepared: Prepared, step: int = 1) -> ProbeResult:
     """Try the longest micro-batch in `passes`, which keep what fits; `step` is the one that comes after."""
     rows = _longest_rows(prepared)
-    units, tokens, halved = units_of(rows, passes.plan), trained_tokens(rows), []
+    units, tokens, halved = pack_rows(rows, passes.plan), count_trained_tokens(rows), []
     with _left_as_it_was(passes), _room_for_states(passes, prepared):
         while True:
             some = units[: passes.micro_batch]
@@ -108,20 +108,20 @@ def try_longest(passes: Passes, prepared: Prepared, step: int = 1) -> Probed:
             passes.forget()
             halved.append(len(some))
             passes.shrink("in the probe of the longest rows", step, some, found)
-    return Probed(
+    return ProbeResult(
         micro_batch=passes.micro_batch,
-        tokens=laid_out(some, passes.plan)["input_ids"].numel(),
+        tokens=collate_packs(some, passes.plan)["input_ids"].numel(),
         peak=memory.peak,
         before=memory.before,
         seconds=seconds,
         halved=tuple(halved),
-        gradient_checkpointing=recomputes(passes.model),
+        gradient_checkpointing=uses_gradient_checkpointing(passes.model),
         reserved=memory.reserved,
         exact=memory.exact,
     )
 
 
-def _once(passes: Passes, units: list[Unit], tokens: int, step: int) -> tuple[Any, PeakMemory, float]:
+def _once(passes: MicroBatchRunner, units: list[Pack], tokens: int, step: int) -> tuple[Any, PeakMemory, float]:
     with measure_peak(passes.device) as memory:
         mark = time.monotonic()
         found = within_memory(partial(passes.micro_batch_through, units, tokens, step))
@@ -135,7 +135,7 @@ def _longest_rows(prepared: Prepared) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _left_as_it_was(passes: Passes) -> Iterator[None]:
+def _left_as_it_was(passes: MicroBatchRunner) -> Iterator[None]:
     """Training mode within; modes, gradients and random generators afterwards as before."""
     model, device = passes.model, passes.device
     modes = [(module, module.training) for module in model.modules()]
@@ -150,7 +150,7 @@ def _left_as_it_was(passes: Passes) -> Iterator[None]:
 
 
 @contextmanager
-def _room_for_states(passes: Passes, prepared: Prepared) -> Iterator[None]:
+def _room_for_states(passes: MicroBatchRunner, prepared: Prepared) -> Iterator[None]:
     """Holds as much memory as the optimizer's states take from the first step on, so that later ones fit too."""
     optimizer = prepared.recipe.train.optimizer
     size = state_bytes(passes.model, optimizer)

@@ -12,7 +12,7 @@ from lorakit.data.conversations import IGNORED
 from lorakit.data.mixture import Mixture
 from lorakit.data.packing import collate_packed, first_fit_decreasing
 
-Unit = list[dict[str, Any]]
+Pack = list[dict[str, Any]]
 """What a micro-batch counts: one row alone, or the rows of one pack."""
 
 
@@ -37,7 +37,7 @@ class Plan:
     """The steps in which the learning rate rises."""
 
 
-class StepBatches(Sampler[list[int]]):
+class StepBatchSampler(Sampler[list[int]]):
     """The rows of every step of one epoch, as Trainer counts epochs: all as long as the first.
 
     Weights make some epochs longer than others; then the steps of the run are only counted off in epochs of one size.
@@ -48,7 +48,7 @@ class StepBatches(Sampler[list[int]]):
         self.mixture = mixture or Mixture((len(lengths),), (1.0,))
 
     @property
-    def batch_sampler(self) -> "StepBatches":
+    def batch_sampler(self) -> "StepBatchSampler":
         """Trainer hands the epoch to `dataloader.batch_sampler.batch_sampler`, where accelerate's wrapper would be."""
         return self
 
@@ -64,7 +64,7 @@ class StepBatches(Sampler[list[int]]):
         return max(1, self.mixture.steps_in(0, self.plan.batch_size))
 
 
-def units_of(rows: Sequence[dict[str, Any]], plan: Plan) -> list[Unit]:
+def pack_rows(rows: Sequence[dict[str, Any]], plan: Plan) -> list[Pack]:
     """The rows of a step one by one, or in packs that are no longer than the run's longest row."""
     if not plan.packing:
         return [[row] for row in rows]
@@ -72,13 +72,13 @@ def units_of(rows: Sequence[dict[str, Any]], plan: Plan) -> list[Unit]:
     return [[rows[index] for index in pack] for pack in packs]
 
 
-def laid_out(units: Sequence[Unit], plan: Plan) -> dict[str, Any]:
+def collate_packs(units: Sequence[Pack], plan: Plan) -> dict[str, Any]:
     """One micro-batch as tensors (rows or packs, tokens), and the places of its rows as `where`."""
     rows = [row for unit in units for row in unit]
     tensors = collate_packed(units, plan.pad_token_id, plan.flat) if plan.packing else collate(rows, plan.pad_token_id)
     return {**tensors, "where": [row["where"] for row in rows]}
 
 
-def trained_tokens(rows: Sequence[dict[str, Any]]) -> int:
+def count_trained_tokens(rows: Sequence[dict[str, Any]]) -> int:
     """Over how many tokens the loss of some rows is the mean; nothing stands before a row's first."""
     return sum(label != IGNORED for row in rows for label in row["labels"][1:])

@@ -12,7 +12,7 @@ from lorakit.model.fused_lora import fused_lora
 from lorakit.model.loss import EXACT, HALF, is_causal, loss_agrees, packing_agrees, supervised_loss
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
-from lorakit.train.passes import autocast
+from lorakit.train.micro_batching import autocast
 
 # Tokens of each row that are tried: enough to tell, and little memory whatever the rows are like.
 _TRIED = 128

@@ -19,9 +19,13 @@ from lorakit.model.loss import supervised_loss
 from lorakit.model.quantized_model import release_int8_inputs
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Recipe
-from lorakit.train.begin import Begun
-from lorakit.train.recomputing import can_recompute, recomputes, set_recomputing
-from lorakit.train.steps import Plan, Unit, laid_out, units_of
+from lorakit.train.batch_sampler import Pack, Plan, collate_packs, pack_rows
+from lorakit.train.gradient_checkpointing import (
+    set_gradient_checkpointing,
+    supports_gradient_checkpointing,
+    uses_gradient_checkpointing,
+)
+from lorakit.train.setup import TrainingState
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Shrunk:
     gradient_checkpointing: bool
 
 
-class Passes:
+class MicroBatchRunner:
     """Computes the loss of each step and leaves its gradients, whatever micro-batches it takes.
 
     The loss of a step is the mean over its trained tokens. Where memory runs out, the step is done again from its
@@ -43,7 +47,7 @@ class Passes:
 
     def __init__(
         self,
-        begun: Begun,
+        begun: TrainingState,
         recipe: Recipe,
         plan: Plan,
         progress: Progress,
@@ -63,7 +67,7 @@ class Passes:
             LorakitError: the loss is not a number, or not even one row fits into memory.
         """
         self.model.train()
-        units, begin = units_of(rows, self.plan), _random_states(self.device)
+        units, begin = pack_rows(rows, self.plan), _random_states(self.device)
         while True:
             done = within_memory(partial(self._through, units, tokens, number))
             if not isinstance(done, OutOfMemory):
@@ -72,15 +76,15 @@ class Passes:
             _set_random_states(begin, self.device)
             self.shrink(f"at step {number}", number, units, done)
 
-    def _through(self, units: list[Unit], tokens: int, number: int) -> torch.Tensor:
+    def _through(self, units: list[Pack], tokens: int, number: int) -> torch.Tensor:
         total = torch.zeros((), device=self.device)
         for some in split_batch(units, self.micro_batch):
             total += self.micro_batch_through(some, tokens, number)
         return total
 
-    def micro_batch_through(self, units: Sequence[Unit], tokens: int, number: int) -> torch.Tensor:
+    def micro_batch_through(self, units: Sequence[Pack], tokens: int, number: int) -> torch.Tensor:
         """Forward and backward of one micro-batch: its part of the loss of a step with so many trained `tokens`."""
-        inputs = self._on_device(laid_out(units, self.plan))
+        inputs = self._on_device(collate_packs(units, self.plan))
         total, count = self._summed_loss(inputs)
         if not torch.isfinite(total):
             raise LorakitError(self._not_finite(inputs, total, number))
@@ -99,7 +103,7 @@ class Passes:
         self.model.zero_grad(set_to_none=True)
         free_memory()
 
-    def shrink(self, when: str, number: int, units: Sequence[Unit], failed: OutOfMemory) -> None:
+    def shrink(self, when: str, number: int, units: Sequence[Pack], failed: OutOfMemory) -> None:
         """Choose what to go on with after memory ran out on micro-batches of these units, and say so.
 
         Raises:
@@ -109,16 +113,16 @@ class Passes:
         if tried > 1:
             self.micro_batch = -(-tried // 2)
             change = f"micro-batches of {self.micro_batch} from here on"
-        elif not recomputes(self.model) and can_recompute(self.model):
+        elif not uses_gradient_checkpointing(self.model) and supports_gradient_checkpointing(self.model):
             self.micro_batch = 1
-            set_recomputing(self.model, True)
+            set_gradient_checkpointing(self.model, True)
             change = "gradient checkpointing from here on"
         else:
             raise LorakitError(self._too_large(when, units[0], failed))
         self.held_out_batch = min(self.held_out_batch, self.micro_batch)  # as a resumed run has it
         but = " except for dropout masks" if self.recipe.adapter.dropout else ""
         self.progress.warn(f"out of memory {when} with micro_batch {tried}: {change}. Results are unchanged{but}.")
-        self.shrunk(Shrunk(number, tried, self.micro_batch, recomputes(self.model)))
+        self.shrunk(Shrunk(number, tried, self.micro_batch, uses_gradient_checkpointing(self.model)))
 
     def held_out_loss(self, rows: Sequence[dict[str, Any]]) -> tuple[float, int, int]:
         """The summed loss and the trained tokens of the first of `rows`, as many as fit into memory, and how many.
@@ -190,7 +194,7 @@ def autocast(device: torch.device, dtype: str) -> torch.autocast:
 
 
 @contextmanager
-def computing(model: Any, dtype: str) -> Iterator[None]:
+def compute_optimizations(model: Any, dtype: str) -> Iterator[None]:
     """Within this, the model computes as it is trained. Nothing of it is left changed."""
     with _without_copies(model, dtype != "float32"), release_int8_inputs(model), fused_lora(model):
         yield
