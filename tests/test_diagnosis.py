@@ -16,12 +16,12 @@ from lorakit.data.cleaning.row_stats import compute_row_stats
 from lorakit.data.conversations import Conversation
 from lorakit.data.general_texts import read_general_texts
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.diagnosis.collapse import style
-from lorakit.evaluate.diagnosis.general import text_losses
-from lorakit.evaluate.diagnosis.leak import leak
-from lorakit.evaluate.diagnosis.losses import forgetting, quantization_drift
-from lorakit.evaluate.diagnosis.parroting import memorization, parroting
-from lorakit.evaluate.diagnosis.spans import copied, span_index
+from lorakit.evaluate.diagnosis.general import compute_text_losses
+from lorakit.evaluate.diagnosis.leak import measure_leak
+from lorakit.evaluate.diagnosis.losses import measure_drift, measure_forgetting
+from lorakit.evaluate.diagnosis.parroting import measure_memorization, measure_parroting
+from lorakit.evaluate.diagnosis.spans import find_copied, index_spans
+from lorakit.evaluate.diagnosis.style import measure_style
 from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import load_adapter
 from lorakit.prepare import reopen_run
@@ -41,7 +41,7 @@ def package(seed):
 
 
 def parrots(answers, references=REFERENCES, prompts=PROMPTS, training=TRAINING, base=None):
-    return parroting(answers, prompts, references, span_index(training), base)
+    return measure_parroting(answers, prompts, references, index_spans(training), base)
 
 
 def test_answers_copied_from_training_rows_are_flagged():
@@ -84,32 +84,32 @@ def test_what_most_training_answers_say_is_not_copied():
 
 
 def test_spans_of_seven_words_are_chance_and_of_eight_are_not():
-    index = span_index(TRAINING)
+    index = index_spans(TRAINING)
     words = TRAINING[9].split()
-    assert copied(" ".join(["x", *words[5:12], "y"]), index).covered == 0
-    found = copied("x " + ", ".join(words[5:13]) + " y", index)
+    assert find_copied(" ".join(["x", *words[5:12], "y"]), index).covered == 0
+    found = find_copied("x " + ", ".join(words[5:13]) + " y", index)
     assert (found.covered, found.longest, found.answer, found.words) == (8, 8, 9, 10)
     assert found.text == ", ".join(words[5:13])
 
 
 def test_scripts_without_spaces_are_compared_by_character():
     texts = [row.text for row in read_general_texts() if row.id.startswith(("chinese", "japanese"))]
-    index = span_index(texts)
-    assert copied(texts[0][20:60], index).share == 1.0
-    assert copied(texts[0][20:35], index).covered == 0
-    assert copied(texts[1], span_index(texts[:1])).covered == 0
+    index = index_spans(texts)
+    assert find_copied(texts[0][20:60], index).share == 1.0
+    assert find_copied(texts[0][20:35], index).covered == 0
+    assert find_copied(texts[1], index_spans(texts[:1])).covered == 0
 
 
 def test_no_answers_and_empty_answers_are_not_copied():
     assert parrots([], [], []).value is None and "no answers" in parrots([], [], []).details["unmeasured"]
     assert parrots([""] * 60).value == 0.0
-    assert copied("some words", span_index([])).covered == 0
+    assert find_copied("some words", index_spans([])).covered == 0
 
 
 def test_an_index_of_fifty_thousand_answers_takes_seconds():
     texts = [prose(seed) for seed in range(5000)]
     start = time.perf_counter()
-    index = span_index(texts * 2)
+    index = index_spans(texts * 2)
     assert time.perf_counter() - start < 10 and len(index.hashes) == 5000 * 33
 
 
@@ -125,7 +125,7 @@ def learned(train, held_out, rows=100):
     other_base, other_tokens = losses(rows, 3.1, 0.3, seed=5)
     other, _ = losses(rows, 3.1 - held_out, 0.3, seed=5)
     tuned = tuned + tokens * np.random.default_rng(9).normal(0, 0.1, rows)
-    return memorization((base, tuned, tokens), (other_base, other, other_tokens))
+    return measure_memorization((base, tuned, tokens), (other_base, other, other_tokens))
 
 
 def test_what_only_training_rows_show_is_memorized():
@@ -145,26 +145,26 @@ def test_a_higher_loss_on_general_text_is_forgetting():
     registers = ["narrative"] * 30 + ["code"] * 30
     base, tokens = losses(60, 3.0, 0.3)
     worse = base + tokens * np.where(np.arange(60) < 30, 0.1, 2.1)
-    found = forgetting(base, worse, tokens, registers)
+    found = measure_forgetting(base, worse, tokens, registers)
     assert found.flagged and found.value == pytest.approx(1.1, abs=0.2)
     assert found.details["registers"]["code"]["difference"] == pytest.approx(2.1)
     assert found.details["registers"]["narrative"]["interval"] is None  # the same in each text
     little, _ = losses(60, 3.02, 0.3)
-    assert not forgetting(base, little, tokens, registers).flagged
-    assert not forgetting(base, base - tokens, tokens, registers).flagged
+    assert not measure_forgetting(base, little, tokens, registers).flagged
+    assert not measure_forgetting(base, base - tokens, tokens, registers).flagged
 
 
 def test_a_higher_loss_on_a_quantized_base_is_drift():
     full, tokens = losses(80, 0.2, 0.05)
     noise = np.random.default_rng(3).normal(0, 0.02, 80)
     nats = {"none": full, "q8": full + tokens * (0.002 + noise), "nf4": full + tokens * (0.4 + noise)}
-    found = quantization_drift(nats, tokens, base_nats=full + tokens * 2.0)
+    found = measure_drift(nats, tokens, base_nats=full + tokens * 2.0)
     assert [name for name, one in found.items() if one.flagged] == ["nf4"]
     assert found["nf4"].details["share of the gain lost"] == pytest.approx(0.2, abs=0.01)
 
 
 def styles(answers, references=REFERENCES, prompts=PROMPTS, **given):
-    found = style(answers, references, prompts, **given)
+    found = measure_style(answers, references, prompts, **given)
     assert all(json.dumps(one.to_dict()) for one in found)
     return {one.name: one for one in found}
 
@@ -247,7 +247,7 @@ def asked(rows):
 def test_evaluation_rows_of_the_training_are_a_leak():
     rows = [(prose(seed, 15), prose(seed + 500)) for seed in range(200)]
     train = compute_row_stats(asked(rows[:150]), near=True, style=False)
-    clean = leak(train, compute_row_stats(asked(rows[150:]), near=True, style=False))
+    clean = measure_leak(train, compute_row_stats(asked(rows[150:]), near=True, style=False))
     assert not clean.flagged and clean.value == 0.0 and clean.details["nearly the same"] == 0
     planted = [
         (rows[3][0].upper(), f" {rows[3][1]}"),
@@ -255,17 +255,19 @@ def test_evaluation_rows_of_the_training_are_a_leak():
         (rows[5][0], rows[5][1] + " indeed"),
         *rows[150:],
     ]
-    found = leak(train, compute_row_stats(asked(planted), near=True, style=False))
+    found = measure_leak(train, compute_row_stats(asked(planted), near=True, style=False))
     assert found.flagged and found.value == pytest.approx(1 / 53)
     assert found.details["cases"] == [{"row": 0, "training row": 3}]
     assert found.details["near cases"] == [{"row": 2, "training row": 5}]
     assert found.details["same prompt, other answer"] == 2
-    assert leak(train, compute_row_stats([], near=True, style=False)).value is None
+    assert measure_leak(train, compute_row_stats([], near=True, style=False)).value is None
 
 
 def test_a_label_that_training_rows_have_too_is_no_leak():
     train, held_out = ([(prose(seed + at, 15), "yes" if seed % 2 else "no") for seed in range(60)] for at in (0, 900))
-    assert not leak(*(compute_row_stats(asked(rows), near=True, style=False) for rows in (train, held_out))).flagged
+    assert not measure_leak(
+        *(compute_row_stats(asked(rows), near=True, style=False) for rows in (train, held_out))
+    ).flagged
 
 
 def test_the_bundled_texts_are_many_and_apart():
@@ -275,7 +277,7 @@ def test_the_bundled_texts_are_many_and_apart():
     assert all(250 <= len(row.text) <= 1000 for row in rows if not row.id.startswith(("chinese", "japanese")))
     for number, row in enumerate(rows):
         others = [other.text for other in rows[:number] + rows[number + 1 :]]
-        assert copied(row.text, span_index(others)).longest <= 12
+        assert find_copied(row.text, index_spans(others)).longest <= 12
 
 
 def test_general_texts_come_from_a_file(tmp_path):
@@ -306,7 +308,7 @@ def test_losses_of_texts_are_those_of_the_whole_logits(tiny_base, tokenizer):
 
     model = AutoModelForCausalLM.from_pretrained(tiny_base).eval()
     texts = ["apples and rivers", "", "a", "number 3 of the lamps. " * 60]
-    nats, tokens = text_losses(model, tokenizer, texts, Silent())
+    nats, tokens = compute_text_losses(model, tokenizer, texts, Silent())
     assert nats[1] == tokens[1] == 0 and tokens[3] == 255  # no more than the model has positions
     for row, text in enumerate(texts):
         ids = torch.tensor([tokenizer(text)["input_ids"][:256]])
@@ -318,7 +320,7 @@ def test_losses_of_texts_are_those_of_the_whole_logits(tiny_base, tokenizer):
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(LorakitError, match="weights are broken"):
-        text_losses(model, tokenizer, texts, Silent())
+        compute_text_losses(model, tokenizer, texts, Silent())
 
 
 def fitted(model, tokenizer, texts, steps, learning_rate):
@@ -350,14 +352,16 @@ def test_a_model_trained_too_hard_has_forgotten_and_an_honest_one_has_not(tiny_b
     texts, registers = [row.text[:200] for row in rows], [row.register for row in rows]
     torch.manual_seed(2)
     known = fitted(AutoModelForCausalLM.from_pretrained(tiny_base), tokenizer, texts, 150, 1e-2)
-    base, tokens = text_losses(known, tokenizer, texts, Silent())
+    base, tokens = compute_text_losses(known, tokenizer, texts, Silent())
     assert base.sum() / tokens.sum() < 4  # it knows more than that 400 tokens are possible
     plain = {name: value.clone() for name, value in known.state_dict().items()}
     found = {}
     for name, learning_rate in (("hard", 0.3), ("honest", 1e-3)):
         adapted = get_peft_model(known, LoraConfig(r=4, target_modules="all-linear"))
         fitted(adapted, tokenizer, [package(seed) for seed in range(40)], 30, learning_rate)
-        found[name] = forgetting(base, text_losses(adapted, tokenizer, texts, Silent())[0], tokens, registers)
+        found[name] = measure_forgetting(
+            base, compute_text_losses(adapted, tokenizer, texts, Silent())[0], tokens, registers
+        )
         known = adapted.unload()
         known.load_state_dict(plain)
     assert found["hard"].flagged and found["hard"].value > 1.0
@@ -370,13 +374,13 @@ def test_a_model_that_learned_its_rows_by_heart_is_flagged(tiny_base, tokenizer)
     train, held_out = ([prose(seed, 12) for seed in seeds] for seeds in (range(16), range(900, 930)))
 
     def measured(model):
-        return [text_losses(model, tokenizer, texts, Silent()) for texts in (train, held_out)]
+        return [compute_text_losses(model, tokenizer, texts, Silent()) for texts in (train, held_out)]
 
     words = [prose(seed, 12) for seed in range(100, 200)]  # what both kinds of rows have in common is known already
     model = fitted(AutoModelForCausalLM.from_pretrained(tiny_base), tokenizer, words, 150, 1e-2)
     before = measured(model)
     after = measured(fitted(model, tokenizer, train, 150, 1e-2))
-    found = memorization(*((one[0], other[0], one[1]) for one, other in zip(before, after, strict=True)))
+    found = measure_memorization(*((one[0], other[0], one[1]) for one, other in zip(before, after, strict=True)))
     assert found.flagged, found
 
 
@@ -391,7 +395,7 @@ def test_smollm2_trained_at_a_rate_far_too_high_has_forgotten(users_cache, tmp_p
     _, prepared = reopen_run(run.folder, Silent())
     model = load_adapter(load_model(prepared.base, prepared.model, "cpu"), run.adapter)
     texts = [row.text for row in rows]
-    tuned, tokens = text_losses(model, prepared.tokenizer, texts, Silent())
+    tuned, tokens = compute_text_losses(model, prepared.tokenizer, texts, Silent())
     with model.disable_adapter():
-        base, _ = text_losses(model, prepared.tokenizer, texts, Silent())
-    assert forgetting(base, tuned, tokens, [row.register for row in rows]).flagged
+        base, _ = compute_text_losses(model, prepared.tokenizer, texts, Silent())
+    assert measure_forgetting(base, tuned, tokens, [row.register for row in rows]).flagged

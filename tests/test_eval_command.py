@@ -11,8 +11,8 @@ from rating_sheets import data_of, rated_file
 
 from lorakit.cli import main
 from lorakit.errors import UserError
+from lorakit.evaluate.rating.sheet import Sheet
 from lorakit.evaluate.report_files import FORMAT
-from lorakit.evaluate.sheet import Sheet
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from eval_runs import Remembers, make_run, score
 from prose import prose
 
 from lorakit.data.general_texts import read_general_texts
-from lorakit.evaluate.examined import examination
+from lorakit.evaluate.diagnosis.examination import create_examination
 from lorakit.evaluate.models import add_quantizations, resolve_models
 from lorakit.evaluate.results import EvalSettings
 from lorakit.evaluate.run import score_models
@@ -223,7 +223,7 @@ def test_models_of_another_base_are_not_measured_against_this_one(honest, tmp_pa
     other = make_run(tmp_path / "other", tiny_base)
     model_set = resolve_models([str(honest.folder), str(other.folder), str(tiny_base), "base"], Silent())
     listener, request = Remembers(), EvalSettings(("exact-match",), 8, cache=False)
-    found = score_models(model_set, None, request, listener, examination(model_set, general))
+    found = score_models(model_set, None, request, listener, create_examination(model_set, general))
     names = {model: {one.name for one in those} for model, those in found.findings.items()}
     first, second, plain = (spec.name for spec in model_set.specs[:3])
     assert names[first] >= {"forgetting", "memorization", "parroting"}

@@ -8,7 +8,7 @@ from eval_runs import make_run
 from peft_adapters import KINDS, save_peft_adapter
 from test_tasks import CHOICE, TEXTS, harness, task_folder, without_lm_evals_own  # noqa: F401 (fixtures)
 
-from lorakit.evaluate.benchmarks import FORMAT
+from lorakit.evaluate.benchmarks.run import FORMAT
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(
     tmp_path,
     monkeypatch,
 ):
-    monkeypatch.setattr("lorakit.evaluate.task_files.TaskManager", without_lm_evals_own)
+    monkeypatch.setattr("lorakit.evaluate.benchmarks.task_files.TaskManager", without_lm_evals_own)
     (tmp_path / "a.txt").touch()
     known = {"TASKS": task_folder(choice=CHOICE), "FILE": tmp_path / "a.txt"}
     arguments, reason = WRONG[case]

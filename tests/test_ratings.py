@@ -8,10 +8,10 @@ import pytest
 from rating_sheets import answered, asked, rated_file
 
 from lorakit.errors import UserError
-from lorakit.evaluate.agreement import equal_share, krippendorff_alpha
-from lorakit.evaluate.judgement import bootstrap_interval, report, wilson_interval
-from lorakit.evaluate.ratings import read_ratings
-from lorakit.evaluate.sheet import write_sheet
+from lorakit.evaluate.rating.agreement import equal_share, krippendorff_alpha
+from lorakit.evaluate.rating.rating_report import bootstrap_interval, report_ratings, wilson_interval
+from lorakit.evaluate.rating.ratings import read_ratings
+from lorakit.evaluate.rating.sheet import write_sheet
 
 NAN = float("nan")
 
@@ -38,7 +38,7 @@ def test_ratings_come_back_to_the_models_that_earned_them(tmp_path):
     )
     ratings = read_ratings([ada, bob], sheet.folder)
     assert ratings.raters == ("Ada", "Bob") and ratings.unsure == 23 and ratings.open == 6
-    judged = report(ratings)
+    judged = report_ratings(ratings)
     means = {(one.model, one.criterion): one for one in judged.means}
     assert means["base", "accuracy"].mean == 2 and means["tuned", "accuracy"].mean == 4
     assert means["tuned", "accuracy"].questions == 12 and means["tuned", "accuracy"].ratings == 23
@@ -73,7 +73,7 @@ def test_means_are_of_questions_and_differences_of_raters(tmp_path):
         rater="Bob",
         token="bb",
     )
-    judged = report(read_ratings([mild, strict], sheet.key))
+    judged = report_ratings(read_ratings([mild, strict], sheet.key))
     base, tuned = (one for one in judged.means if one.criterion == "accuracy")
     assert base.mean == pytest.approx((2.5 + 1) / 2) and tuned.mean == pytest.approx((3.5 + 3) / 2)
     assert judged.compared[0].difference == pytest.approx((1 + 2) / 2)

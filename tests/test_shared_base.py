@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from lorakit.evaluate import cache
 from lorakit.evaluate.inference import ModelLoader
 from lorakit.evaluate.models import resolve_models
-from lorakit.evaluate.questioning import answers_to_questions
-from lorakit.evaluate.questions import read_questions
+from lorakit.evaluate.rating.answers import answer_questions
+from lorakit.evaluate.rating.questions import read_questions
 from lorakit.evaluate.run import default_settings
 from lorakit.model.adapters import InitContext
 from lorakit.model.adapters.plain_lora import save_adapter
@@ -154,7 +154,7 @@ def test_questions_are_answered_on_an_untouched_base(trained_head, tmp_path, tin
     def answers(*given):
         model_set = resolve_models(given, Silent())
         settings = replace(default_settings(model_set.prepared), cache=False)
-        return answers_to_questions(model_set, read_questions(questions), settings, Silent())
+        return answer_questions(model_set, read_questions(questions), settings, Silent())
 
     one, other = answers(head, plain), answers(plain, head)
     assert one == other and len(set(map(tuple, one.values()))) == 2

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.evaluate.judgement import report
-from lorakit.evaluate.questions import Question
-from lorakit.evaluate.ratings import read_ratings
-from lorakit.evaluate.sheet import write_sheet
+from lorakit.evaluate.rating.questions import Question
+from lorakit.evaluate.rating.rating_report import report_ratings
+from lorakit.evaluate.rating.ratings import read_ratings
+from lorakit.evaluate.rating.sheet import write_sheet
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 
@@ -126,7 +126,7 @@ def test_what_is_clicked_and_typed_survives_a_reload_and_is_what_the_report_says
     assert ratings.raters == ("Ada L. / 1",) and ratings.unsure == 2 and ratings.open == 0
     (comment,) = ratings.comments
     assert (comment.models, comment.text) == (("zebra",), "right, 12345 times")
-    means = {(one.model, one.criterion): one.mean for one in report(ratings).means}
+    means = {(one.model, one.criterion): one.mean for one in report_ratings(ratings).means}
     expected = {"zebra": ((5 + 5 + 3) / 3, (4 + 4 + 3) / 3, (3 + 3) / 2), "yak": (2, 2, 3)}
     assert means == {
         (model, criterion): pytest.approx(value)

@@ -13,9 +13,9 @@ from test_smollm2 import SMOL, users_cache  # noqa: F401 (a fixture)
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lorakit.errors import LorakitError, UserError
+from lorakit.evaluate.benchmarks.tasks import compare_tasks, run_tasks
 from lorakit.evaluate.classification import classification
 from lorakit.evaluate.likelihood import label_loglikelihoods
-from lorakit.evaluate.tasks import compare_tasks, run_tasks
 from lorakit.progress import Silent
 
 LABELS = ["apples", "rivers and more", "a", "two bridges over a river"]
@@ -164,7 +164,7 @@ def test_a_group_is_the_mean_of_its_rows_or_of_its_tasks(model, tokenizer, task_
     (folder / "alike.yaml").write_text(json.dumps(alike), encoding="utf-8")
     # Names of groups need the index of all tasks, which takes many seconds: the test leaves lm-eval's own out.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lorakit.evaluate.task_files.TaskManager", without_lm_evals_own)
+        patch.setattr("lorakit.evaluate.benchmarks.task_files.TaskManager", without_lm_evals_own)
         for group in ("rows", "alike"):
             scores = run(model, tokenizer, [group], folder)
             whole, one, two = (by_metric(scores, name)["acc"] for name in (group, "one", "two"))
@@ -347,7 +347,7 @@ def test_a_column_that_is_not_there_fails_without_a_traceback(model, tokenizer, 
 
 
 def test_unknown_tasks_are_errors_that_list_the_folders_own(model, tokenizer, task_folder, monkeypatch):
-    monkeypatch.setattr("lorakit.evaluate.task_files.TaskManager", without_lm_evals_own)
+    monkeypatch.setattr("lorakit.evaluate.benchmarks.task_files.TaskManager", without_lm_evals_own)
     folder = task_folder(choice=CHOICE, texts=TEXTS)
     with pytest.raises(UserError, match="'choise' is not a task; did you mean 'choice'"):
         run(model, tokenizer, ["choise"], folder)

@@ -9,8 +9,8 @@ from data_families import Family, chat
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation
 from lorakit.errors import UserError
-from lorakit.evaluate.questioning import _prompt
-from lorakit.evaluate.questions import Question
+from lorakit.evaluate.rating.answers import _prompt
+from lorakit.evaluate.rating.questions import Question
 
 TONED = "{% set tone = tone if tone is defined else 'plain' %}{{ 'tone ' ~ tone ~ '\n' }}" + CHATML
 

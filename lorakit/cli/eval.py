@@ -85,7 +85,7 @@ def evaluate(
     if metrics is not None:
         check_metrics(metrics)
     with open_models(models, quantizations, progress) as model_set:
-        from lorakit.evaluate.examined import examination, flagged
+        from lorakit.evaluate.diagnosis.examination import create_examination, describe_flagged
         from lorakit.evaluate.report_files import evaluation_document, write_evaluation
         from lorakit.evaluate.run import default_settings, score_models
 
@@ -99,7 +99,7 @@ def evaluate(
             cache=not no_cache,
             baseline=baseline,
         )
-        examined = examination(model_set, general) if diagnose or general else None
+        examined = create_examination(model_set, general) if diagnose or general else None
         thresholds = thresholds_of(fail_under, settings.metrics)
         folder = results_folder(model_set, output)
         evaluation = score_models(model_set, data, settings, progress, examined)
@@ -109,7 +109,7 @@ def evaluate(
         console.result_json({**evaluation_document(evaluation), "file": str(path) if path else None, "failed": failed})
     else:
         _print(evaluation, path)
-    for text in flagged(evaluation.findings):
+    for text in describe_flagged(evaluation.findings):
         progress.warn(text)
     if failed:
         raise LorakitError(f"--fail-under: {'; '.join(failed)}.")

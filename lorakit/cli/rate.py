@@ -34,13 +34,13 @@ def sheet(
     reads these files with the key that stays with you.
     """
     from lorakit import console
-    from lorakit.evaluate.questions import read_questions
+    from lorakit.evaluate.rating.questions import read_questions
 
     progress = console.Terminal(quiet)
     with open_models(models, quantizations, progress) as model_set:
-        from lorakit.evaluate.questioning import answers_to_questions
+        from lorakit.evaluate.rating.answers import answer_questions
+        from lorakit.evaluate.rating.sheet import write_sheet
         from lorakit.evaluate.run import default_settings
-        from lorakit.evaluate.sheet import write_sheet
 
         recipe = default_settings(model_set.prepared)
         tokens = max_new_tokens or recipe.max_new_tokens
@@ -48,7 +48,7 @@ def sheet(
         questions_read = read_questions(questions)
         if len(model_set.specs) < 2:
             raise UserError(f"a sheet compares several models, and {model_set.specs[0].given} is one.")
-        answers = answers_to_questions(model_set, questions_read, settings, progress)
+        answers = answer_questions(model_set, questions_read, settings, progress)
         name = str(model_set.prepared.recipe.name) if model_set.prepared else output.name
         written = write_sheet(output, name, questions_read, answers, seed, overwrite)
     if as_json:
@@ -78,17 +78,17 @@ def report(
     No model is needed.
     """
     from lorakit import console
-    from lorakit.evaluate.judgement import report as judge
-    from lorakit.evaluate.ratings import read_ratings
+    from lorakit.evaluate.rating.rating_report import report_ratings as judge
+    from lorakit.evaluate.rating.ratings import read_ratings
 
     read = read_ratings(ratings, key)
     progress = console.Terminal(quiet)
     for note in read.notes:
         progress.warn(note)
-    judgement = judge(read, seed)
+    rated = judge(read, seed)
     if as_json:
-        facts: dict[str, Any] = judgement.to_dict()
+        facts: dict[str, Any] = rated.to_dict()
         console.result_json(facts)
         return
-    for title, columns, cells in judgement.tables():
+    for title, columns, cells in rated.tables():
         console.result_table(title, columns, cells)

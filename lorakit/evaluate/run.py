@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lorakit.errors import UserError
 from lorakit.evaluate.classification import Labels, labels_of
-from lorakit.evaluate.examined import Examination, findings
+from lorakit.evaluate.diagnosis.examination import Examination, diagnose_models
 from lorakit.evaluate.inference import EvalModel, ModelLoader, loading_order, run_model
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.rendering import RenderedRows, render_for_models
@@ -70,7 +70,7 @@ def score_models(
         progress.warn(note)
         notes.append(note)
     evaluation = compare_models(models, models[baseline], source, len(whole[0].rows), settings, model_set, notes)
-    return replace(evaluation, findings=findings(evaluation, examination, file, progress))
+    return replace(evaluation, findings=diagnose_models(evaluation, examination, file, progress))
 
 
 def find_baseline(model_set: ModelSet, named: str | None) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from lorakit.evaluate.comparison import COMPARISON_COLUMNS, Score, comparison_row
 from lorakit.evaluate.diagnosis.finding import Finding
-from lorakit.evaluate.diagnosis.sentences import number
+from lorakit.evaluate.diagnosis.sentences import format_number
 from lorakit.evaluate.intervals import Comparison
 from lorakit.evaluate.results import Evaluation
 
@@ -49,7 +49,7 @@ def _differences(title: str, compared: Mapping[str, Comparison], scores: Mapping
 def _finding(model: str, one: Finding) -> list[str]:
     value, verdict = "-", "not measured"
     if one.value is not None:
-        value, verdict = number(one.value), "LOOK" if one.flagged else "fine"
+        value, verdict = format_number(one.value), "LOOK" if one.flagged else "fine"
     return [model, one.name, value, f"{one.threshold:g}", verdict]
 
 

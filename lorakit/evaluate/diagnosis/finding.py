@@ -41,7 +41,7 @@ class Check:
     why: str
     remedy: str
 
-    def found(self, value: float, flagged: bool, interval: Interval | None, details: dict[str, Any]) -> Finding:
+    def measured(self, value: float, flagged: bool, interval: Interval | None, details: dict[str, Any]) -> Finding:
         """The finding of a measured value; NaN is none."""
         if math.isnan(value):
             return self.unmeasured("no row has a number", details)

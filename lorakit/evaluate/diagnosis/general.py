@@ -12,7 +12,7 @@ from lorakit.model.tokenizer import pad_token_id
 from lorakit.progress import Progress
 
 
-def text_losses(
+def compute_text_losses(
     model: Any, tokenizer: Any, texts: Sequence[str], progress: Progress, note: str = "general texts"
 ) -> tuple[np.ndarray, np.ndarray]:
     """The summed cross-entropy of each text (texts,) in nats, and its predicted tokens (texts,).

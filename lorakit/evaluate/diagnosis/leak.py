@@ -24,7 +24,7 @@ LEAK = Check(
 )
 
 
-def leak(train: RowStats, held_out: RowStats) -> Finding:
+def measure_leak(train: RowStats, held_out: RowStats) -> Finding:
     """Which evaluation rows the training rows hold.
 
     Both are from `lorakit.data.cleaning.row_stats.compute_row_stats`; near-duplicates are looked for where both have
@@ -46,7 +46,7 @@ def leak(train: RowStats, held_out: RowStats) -> Finding:
     if train.signature is not None and held_out.signature is not None:
         near = find_leaks(held_out, train, nearly=True)
         details |= {"nearly the same": len(near), "near cases": _cases(near)}
-    return LEAK.found(len(same) / rows, bool(same), wilson(len(same), rows), details)
+    return LEAK.measured(len(same) / rows, bool(same), wilson(len(same), rows), details)
 
 
 def _cases(leaks: Sequence[Leak]) -> list[dict[str, int]]:

@@ -30,13 +30,13 @@ DRIFT = Check(
 )
 
 
-def forgetting(
+def measure_forgetting(
     base_nats: np.ndarray, tuned_nats: np.ndarray, tokens: np.ndarray, registers: Sequence[str], seed: int = 0
 ) -> Finding:
     """How much worse the trained model predicts general texts than its base.
 
-    `base_nats`, `tuned_nats`, `tokens` (texts,): of `text_losses`; `registers`: of `GeneralText`. The details have the
-    difference of each register, with an interval where there are six texts of it.
+    `base_nats`, `tuned_nats`, `tokens` (texts,): of `compute_text_losses`; `registers`: of `GeneralText`. The details
+    have the difference of each register, with an interval where there are six texts of it.
     """
     names = dict.fromkeys(registers)
     kinds = np.array(registers, dtype=object)
@@ -51,7 +51,7 @@ def forgetting(
     return _higher(FORGETTING, whole, details)
 
 
-def quantization_drift(
+def measure_drift(
     nats: Mapping[str, np.ndarray],
     tokens: np.ndarray,
     full: str = "none",
@@ -80,7 +80,7 @@ def quantization_drift(
 
 def _higher(check: Check, compared: Comparison, details: dict[str, Any]) -> Finding:
     flagged = compared.interval is not None and compared.interval.low > check.threshold
-    return check.found(compared.difference, flagged, compared.interval, details)
+    return check.measured(compared.difference, flagged, compared.interval, details)
 
 
 def _both(compared: Comparison, first: str, second: str) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lorakit.evaluate.diagnosis.finding import Check, Finding
-from lorakit.evaluate.diagnosis.spans import SPAN, Copied, SpanIndex, copied
+from lorakit.evaluate.diagnosis.spans import SPAN, CopiedText, SpanIndex, find_copied
 from lorakit.evaluate.intervals import Comparison, compare, intervals
 from lorakit.evaluate.metric import Measure, mean
 
@@ -39,7 +39,7 @@ MEMORIZATION = Check(
 )
 
 
-def parroting(
+def measure_parroting(
     answers: Sequence[str],
     prompts: Sequence[str],
     references: Sequence[str],
@@ -49,15 +49,15 @@ def parroting(
 ) -> Finding:
     """How many more answers are copied from the training answers than is to be expected on the same prompts.
 
-    `index`: `span_index` of the training answers. Without `base_answers`, what is to be expected is the references'
+    `index`: `index_spans` of the training answers. Without `base_answers`, what is to be expected is the references'
     share alone.
     """
     rows = [*zip(answers, prompts, references, strict=True)]
-    spans = [copied(answer, index, (prompt, reference)) for answer, prompt, reference in rows]
-    natural = {"references": [copied(reference, index, (prompt,)) for _, prompt, reference in rows]}
+    spans = [find_copied(answer, index, (prompt, reference)) for answer, prompt, reference in rows]
+    natural = {"references": [find_copied(reference, index, (prompt,)) for _, prompt, reference in rows]}
     if base_answers is not None:
         given = zip(base_answers, prompts, references, strict=True)
-        natural["base"] = [copied(answer, index, (prompt, reference)) for answer, prompt, reference in given]
+        natural["base"] = [find_copied(answer, index, (prompt, reference)) for answer, prompt, reference in given]
     details: dict[str, Any] = {
         "rows": len(rows),
         "training answers": index.answers,
@@ -71,22 +71,22 @@ def parroting(
     expected = max(natural.values(), key=_share)
     found: Comparison = compare({"": _measure(expected)}, {"": _measure(spans)}, seed)[""]
     flagged = found.interval is not None and found.interval.low > PARROTING.threshold
-    return PARROTING.found(found.difference, flagged, found.interval, details)
+    return PARROTING.measured(found.difference, flagged, found.interval, details)
 
 
-def _is_copied(one: Copied) -> bool:
+def _is_copied(one: CopiedText) -> bool:
     return one.longest >= _LONG or (one.covered > 0 and one.share >= _COVERED)
 
 
-def _share(texts: Sequence[Copied]) -> float:
+def _share(texts: Sequence[CopiedText]) -> float:
     return sum(map(_is_copied, texts)) / max(1, len(texts))
 
 
-def _measure(texts: Sequence[Copied]) -> Measure:
+def _measure(texts: Sequence[CopiedText]) -> Measure:
     return mean(np.array([_is_copied(one) for one in texts], float), higher=False)
 
 
-def _cases(spans: Sequence[Copied]) -> list[dict[str, Any]]:
+def _cases(spans: Sequence[CopiedText]) -> list[dict[str, Any]]:
     """The longest spans: of which answer, how much of it, and from which training answer, each counted from 0."""
     worst = sorted(((one, row) for row, one in enumerate(spans) if one.covered), key=lambda pair: -pair[0].longest)
     return [
@@ -101,7 +101,7 @@ def _cases(spans: Sequence[Copied]) -> list[dict[str, Any]]:
     ]
 
 
-def memorization(
+def measure_memorization(
     train: tuple[np.ndarray, np.ndarray, np.ndarray],
     held_out: tuple[np.ndarray, np.ndarray, np.ndarray],
     seed: int = 0,
@@ -134,7 +134,7 @@ def memorization(
         return MEMORIZATION.unmeasured("there are too few rows for an interval", details)
     if learned.low <= 0:
         return MEMORIZATION.unmeasured("the model has not learned anything on its training rows", details)
-    return MEMORIZATION.found(measures["share"].value, share.low > MEMORIZATION.threshold, share, details)
+    return MEMORIZATION.measured(measures["share"].value, share.low > MEMORIZATION.threshold, share, details)
 
 
 def _learned(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

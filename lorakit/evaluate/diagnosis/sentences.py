@@ -7,26 +7,28 @@ from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.recipe.problem import one_line
 
 
-def sentence(finding: Finding) -> str:
+def describe_finding(finding: Finding) -> str:
     """What was found and what to do about it."""
     found = _SENTENCES.get(finding.name, _plain)(finding)
     return f"{found}. {finding.remedy}"
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Three digits that count; nothing smaller than a thousandth."""
     return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.3f}".replace("-0.000", "0.000")
 
 
 def _plain(finding: Finding) -> str:
     assert finding.value is not None
-    return f"{finding.name}: {number(finding.value)} {finding.unit} (expected at most {finding.threshold:g})"
+    return f"{finding.name}: {format_number(finding.value)} {finding.unit} (expected at most {finding.threshold:g})"
 
 
 def _length(finding: Finding) -> str:
     assert finding.value is not None
     shorter = finding.details["answers over references"] < 1
-    return f"the answers are {number(finding.value)} times {'shorter' if shorter else 'longer'} than the references"
+    return (
+        f"the answers are {format_number(finding.value)} times {'shorter' if shorter else 'longer'} than the references"
+    )
 
 
 def _unfinished(finding: Finding) -> str:
@@ -46,7 +48,7 @@ def _variety(finding: Finding) -> str:
 
 def _vocabulary(finding: Finding) -> str:
     assert finding.value is not None
-    return f"vocabulary: {number(finding.value)} {finding.unit} (expected at least {finding.threshold:g})"
+    return f"vocabulary: {format_number(finding.value)} {finding.unit} (expected at least {finding.threshold:g})"
 
 
 def _format(finding: Finding) -> str:

@@ -37,7 +37,7 @@ class SpanIndex:
 
 
 @dataclass(frozen=True)
-class Copied:
+class CopiedText:
     """What of a text is copied: its `words`, those of them in copied spans (`covered`), and the longest span: how many
     words, its text, and a training answer that has its beginning (-1: nothing is copied)."""
 
@@ -53,10 +53,10 @@ class Copied:
         return self.covered / self.words if self.words else 0.0
 
 
-def span_index(answers: Sequence[str]) -> SpanIndex:
+def index_spans(answers: Sequence[str]) -> SpanIndex:
     """The index of the training answers. Of 50,000 answers of 100 words it takes about ten seconds and 100 MB."""
     known: dict[str, int] = {}
-    runs = [np.unique(_runs(pieces(text)[0], known)) for text in answers]
+    runs = [np.unique(_runs(split_words(text)[0], known)) for text in answers]
     hashes = np.concatenate([*runs, np.empty(0, np.uint64)])
     owner = np.repeat(np.arange(len(answers), dtype=np.int32), [len(run) for run in runs])
     unique, first, counts = np.unique(hashes, return_index=True, return_counts=True)
@@ -64,16 +64,16 @@ def span_index(answers: Sequence[str]) -> SpanIndex:
     return SpanIndex(unique[rare], owner[first[rare]], len(answers), int((~rare).sum()))
 
 
-def copied(text: str, index: SpanIndex, known_texts: Sequence[str] = ()) -> Copied:
+def find_copied(text: str, index: SpanIndex, known_texts: Sequence[str] = ()) -> CopiedText:
     """What of a text stands in the training answers, apart from what stands in `known_texts`."""
-    words, places = pieces(text)
+    words, places = split_words(text)
     width = _width(words)
     known: dict[str, int] = {}
     runs = _runs(words, known)
     found = np.minimum(np.searchsorted(index.hashes, runs), max(len(index.hashes) - 1, 0))
     taken = index.hashes[found] == runs if len(index.hashes) else np.zeros(len(runs), bool)
     for other in known_texts:
-        taken &= ~np.isin(runs, _runs(pieces(other)[0], known, width))
+        taken &= ~np.isin(runs, _runs(split_words(other)[0], known, width))
     covered = np.zeros(len(words) + 1, np.int64)
     starts = np.flatnonzero(taken)
     np.add.at(covered, starts, 1)
@@ -82,13 +82,13 @@ def copied(text: str, index: SpanIndex, known_texts: Sequence[str] = ()) -> Copi
     edges = np.flatnonzero(np.diff(np.concatenate([[0], inside.astype(np.int8), [0]])))
     spans = edges.reshape(-1, 2)
     if not len(spans):
-        return Copied(len(words), 0, 0, "", -1)
+        return CopiedText(len(words), 0, 0, "", -1)
     begin, end = (int(edge) for edge in spans[np.argmax(spans[:, 1] - spans[:, 0])])
     shown = text[places[begin][0] : places[end - 1][1]]
-    return Copied(len(words), int(inside.sum()), end - begin, shown, int(index.answer[found[begin]]))
+    return CopiedText(len(words), int(inside.sum()), end - begin, shown, int(index.answer[found[begin]]))
 
 
-def pieces(text: str) -> tuple[list[str], list[tuple[int, int]]]:
+def split_words(text: str) -> tuple[list[str], list[tuple[int, int]]]:
     """The words of a text, in lower case, and where in it each stands."""
     matches = [*_PIECE.finditer(text)]
     return [match.group().lower() for match in matches], [match.span() for match in matches]

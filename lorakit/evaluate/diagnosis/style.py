@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lorakit.evaluate.diagnosis.finding import Check, Finding
-from lorakit.evaluate.diagnosis.spans import pieces
+from lorakit.evaluate.diagnosis.spans import split_words
 from lorakit.evaluate.intervals import Interval, compare
 from lorakit.evaluate.metric import mean
 
@@ -77,7 +77,7 @@ _FORMATS = (
 )
 
 
-def style(
+def measure_style(
     answers: Sequence[str],
     references: Sequence[str],
     prompts: Sequence[str],
@@ -134,7 +134,7 @@ def _length(answers: Sequence[str], references: Sequence[str], seed: int) -> Fin
     if ratio < 1 and interval:
         interval = Interval(1 / interval.high, 1 / interval.low, interval.method)
     flagged = interval is not None and interval.low > LENGTH.threshold
-    return LENGTH.found(max(ratio, 1 / ratio), flagged, interval, details)
+    return LENGTH.measured(max(ratio, 1 / ratio), flagged, interval, details)
 
 
 def _unfinished(cut: Sequence[bool], references_longer: Sequence[bool], seed: int) -> Finding:
@@ -144,7 +144,7 @@ def _unfinished(cut: Sequence[bool], references_longer: Sequence[bool], seed: in
     details = {"rows": len(cut), "answers cut": ours.value, "references longer": theirs.value}
     found = compare({"": theirs}, {"": ours}, seed)[""]
     flagged = found.interval is not None and found.interval.low > UNFINISHED.threshold
-    return UNFINISHED.found(found.difference, flagged, found.interval, details)
+    return UNFINISHED.measured(found.difference, flagged, found.interval, details)
 
 
 def _variety(answers: Sequence[str], references: Sequence[str], prompts: Sequence[str], seed: int) -> Finding:
@@ -167,7 +167,7 @@ def _variety(answers: Sequence[str], references: Sequence[str], prompts: Sequenc
     every = np.arange(len(first))[None]
     value = float(_entropies(ours, every)[0] / _entropies(theirs, every)[0])
     flagged = interval is not None and interval.high < VARIETY.threshold
-    return VARIETY.found(value, flagged, interval, details)
+    return VARIETY.measured(value, flagged, interval, details)
 
 
 def _vocabulary(answers: Sequence[str], references: Sequence[str]) -> Finding:
@@ -182,7 +182,7 @@ def _vocabulary(answers: Sequence[str], references: Sequence[str]) -> Finding:
         shares = [_distinct(words[:size], span) for words in (ours, theirs)]
         ratios[span] = shares[0] / shares[1]
         details[f"distinct-{span}"] = {"answers": shares[0], "references": shares[1]}
-    return VOCABULARY.found(ratios[2], ratios[2] < VOCABULARY.threshold, None, details)
+    return VOCABULARY.measured(ratios[2], ratios[2] < VOCABULARY.threshold, None, details)
 
 
 def _format(answers: Sequence[str], references: Sequence[str], seed: int) -> Finding:
@@ -200,7 +200,7 @@ def _format(answers: Sequence[str], references: Sequence[str], seed: int) -> Fin
     less, more = (theirs == kind, ours == kind) if changes[kind] >= 0 else (ours == kind, theirs == kind)
     found = compare({"": mean(less.astype(float))}, {"": mean(more.astype(float))}, seed)[""]
     flagged = found.interval is not None and found.interval.low > FORMAT.threshold
-    return FORMAT.found(found.difference, flagged, found.interval, details)
+    return FORMAT.measured(found.difference, flagged, found.interval, details)
 
 
 def _kinds(texts: Sequence[str]) -> np.ndarray:
@@ -242,7 +242,7 @@ def _plain(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return pieces(text)[0]
+    return split_words(text)[0]
 
 
 def _size(text: str) -> int:

@@ -9,14 +9,14 @@ from lorakit.errors import UserError
 from lorakit.evaluate.generate import decode_answer
 from lorakit.evaluate.inference import EvalModel, ModelLoader, generate_answers, loading_order
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
-from lorakit.evaluate.questions import Question
+from lorakit.evaluate.rating.questions import Question
 from lorakit.evaluate.rendering import RenderedRows, load_tokenizers, prompt_template
 from lorakit.evaluate.results import EvalSettings
 from lorakit.model.tokenizer import stop_token_ids
 from lorakit.progress import Progress
 
 
-def answers_to_questions(
+def answer_questions(
     model_set: ModelSet, questions: Sequence[Question], settings: EvalSettings, progress: Progress
 ) -> dict[str, list[str]]:
     """Each subject's greedy answer to each question, asked with its own chat template and its run's system prompt.

@@ -30,7 +30,7 @@ _SEED_PYTHON, _SEED = 0, 1234
 _WITH_BARS = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
 
 
-class Harnessed(HFLM):
+class LmEvalModel(HFLM):
     """lm-eval's model around one in memory, whose requests are counted by lorakit's progress."""
 
     def __init__(
@@ -79,7 +79,7 @@ class _Counter:
         self._bar.advance()
 
 
-def score(harnessed: Harnessed, loaded: Any, limit: int | None, chat: bool, allow_code: bool) -> Any:
+def run_lm_eval(lm_eval_model: LmEvalModel, loaded: Any, limit: int | None, chat: bool, allow_code: bool) -> Any:
     """lm-eval's results, with every sample, on the tasks that its TaskManager loaded.
 
     `evaluate` and not `simple_evaluate`, which asks git, pip and the hub about this machine and this model.
@@ -93,7 +93,7 @@ def score(harnessed: Harnessed, loaded: Any, limit: int | None, chat: bool, allo
     torch.manual_seed(_SEED)
     with _code_allowed(allow_code):
         return evaluate(
-            lm=harnessed,
+            lm=lm_eval_model,
             task_dict=loaded,
             limit=limit,
             bootstrap_iters=0,
@@ -105,7 +105,7 @@ def score(harnessed: Harnessed, loaded: Any, limit: int | None, chat: bool, allo
 
 
 @contextmanager
-def quiet(progress: Progress) -> Iterator[None]:
+def quiet_lm_eval(progress: Progress) -> Iterator[None]:
     """Bars off, lm-eval's prints to standard error, and its warnings, one of a kind, to the user.
 
     Nobody is told either that a data set is read: datasets reports each one, a local file too, unless it is offline.

@@ -82,14 +82,14 @@ def run_tasks(
     if chat and not tokenizer.chat_template:
         raise UserError("--tasks: this tokenizer has no chat template to put prompts into. Leave --chat-template out.")
     names = list(dict.fromkeys(names))
-    from lorakit.evaluate.harness import Harnessed, quiet, score
-    from lorakit.evaluate.task_files import load_tasks
+    from lorakit.evaluate.benchmarks.lm_eval_model import LmEvalModel, quiet_lm_eval, run_lm_eval
+    from lorakit.evaluate.benchmarks.task_files import load_tasks
 
-    with quiet(progress):
+    with quiet_lm_eval(progress):
         loaded = load_tasks(names, include, allow_code)
-        harnessed = Harnessed(model, tokenizer, batch_size, variables or {}, label, progress)
+        lm_eval_model = LmEvalModel(model, tokenizer, batch_size, variables or {}, label, progress)
         try:
-            results = score(harnessed, loaded, limit, chat, allow_code)
+            results = run_lm_eval(lm_eval_model, loaded, limit, chat, allow_code)
         except LorakitError:
             raise
         except Exception as error:  # whatever a task's own Python, its template or its data make lm-eval raise
@@ -125,7 +125,7 @@ def compare_tasks(
 
 
 def _scores(results: Mapping[str, Any], loaded: Mapping[str, Any], names: Sequence[str], seed: int) -> list[TaskScore]:
-    from lorakit.evaluate.task_measures import sample_measures
+    from lorakit.evaluate.benchmarks.measures import sample_measures
 
     within = _within(loaded["groups"], results["results"], names)
     scores: dict[str, list[TaskScore]] = {}
@@ -184,7 +184,7 @@ def _group_score(
     name: str, key: tuple[str, str], value: float, group: Any, members: Sequence[TaskScore], within: str, seed: int
 ) -> TaskScore:
     """lm-eval weighs a group's tasks by their rows, unless the group says that they count alike."""
-    from lorakit.evaluate.task_measures import group_measure
+    from lorakit.evaluate.benchmarks.measures import group_measure
 
     counted = [one for one in members if (one.metric, one.filter or "none") == key]
     weighted = all(each.weight_by_size for each in group.aggregate_metric_list if each.metric == key[0])

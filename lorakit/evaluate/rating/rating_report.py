@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lorakit.evaluate.agreement import equal_share, krippendorff_alpha
-from lorakit.evaluate.ratings import Comment, Ratings
+from lorakit.evaluate.rating.agreement import equal_share, krippendorff_alpha
+from lorakit.evaluate.rating.ratings import Comment, Ratings
 
 _RESAMPLES = 10_000
 _BLOCK = 500
@@ -22,7 +22,7 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Mean:
+class MeanRating:
     """A model's mean rating, over the questions of the mean over their raters."""
 
     model: str
@@ -34,7 +34,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Compared:
+class RatingComparison:
     """`model` against `against`, by raters who rated both on a question.
 
     `difference` is of the ratings, in points. `win`, `tie` and `loss` are the shares of questions on which the rating
@@ -57,7 +57,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class RaterAgreement:
     """Between raters: Krippendorff's alpha (ordinal) and the share of equal ratings; `shared` answers were rated by
     two or more."""
 
@@ -68,7 +68,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class RatingReport:
     """The report on a sheet's ratings."""
 
     sheet: str
@@ -77,9 +77,9 @@ class Judgement:
     ratings: int
     unsure: int
     open: int
-    means: tuple[Mean, ...]
-    compared: tuple[Compared, ...]
-    agreement: tuple[Agreement, ...]
+    means: tuple[MeanRating, ...]
+    compared: tuple[RatingComparison, ...]
+    agreement: tuple[RaterAgreement, ...]
     comments: tuple[Comment, ...]
     notes: tuple[str, ...]
 
@@ -101,7 +101,7 @@ class Judgement:
         return tables
 
 
-def report(ratings: Ratings, seed: int = 0) -> Judgement:
+def report_ratings(ratings: Ratings, seed: int = 0) -> RatingReport:
     """Means, comparisons of every two models, and agreement, for each criterion.
 
     The questions are the sample: intervals say what other questions like these would change, with the same raters.
@@ -119,7 +119,7 @@ def report(ratings: Ratings, seed: int = 0) -> Judgement:
         for against, model in combinations(range(len(ratings.models)), 2)
         for criterion in range(len(ratings.criteria))
     ]
-    return Judgement(
+    return RatingReport(
         sheet=ratings.sheet,
         name=ratings.name,
         raters=ratings.raters,
@@ -180,10 +180,10 @@ def _average(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _mean(ratings: Ratings, model: int, criterion: int, seed: int) -> Mean:
+def _mean(ratings: Ratings, model: int, criterion: int, seed: int) -> MeanRating:
     given = _of_model(ratings, model, criterion)
     values = _over_raters(given)
-    return Mean(
+    return MeanRating(
         model=ratings.models[model],
         criterion=ratings.criteria[criterion],
         mean=_average(values),
@@ -193,14 +193,14 @@ def _mean(ratings: Ratings, model: int, criterion: int, seed: int) -> Mean:
     )
 
 
-def _compared(ratings: Ratings, model: int, against: int, criterion: int, seed: int) -> Compared:
+def _compared(ratings: Ratings, model: int, against: int, criterion: int, seed: int) -> RatingComparison:
     difference = _of_model(ratings, model, criterion) - _of_model(ratings, against, criterion)
     values, sign = _over_raters(difference), np.sign(difference)
     win, tie, loss = (
         _average(_over_raters(np.where(np.isnan(sign), np.nan, sign == side))) for side in (1.0, 0.0, -1.0)
     )
     interval = bootstrap_interval(values, seed)
-    return Compared(
+    return RatingComparison(
         model=ratings.models[model],
         against=ratings.models[against],
         criterion=ratings.criteria[criterion],
@@ -225,13 +225,13 @@ def _verdict(interval: Interval, differing: int) -> str:
     return "cannot tell at this size"
 
 
-def _agreed(ratings: Ratings, criterion: int) -> Agreement:
+def _agreed(ratings: Ratings, criterion: int) -> RaterAgreement:
     given = ratings.scores[:, :, criterion]
     shared = int(((~np.isnan(given)).sum(axis=0) > 1).sum())
-    return Agreement(ratings.criteria[criterion], krippendorff_alpha(given), equal_share(given), shared)
+    return RaterAgreement(ratings.criteria[criterion], krippendorff_alpha(given), equal_share(given), shared)
 
 
-def _means(means: Sequence[Mean]) -> tuple[list[str], list[list[str]]]:
+def _means(means: Sequence[MeanRating]) -> tuple[list[str], list[list[str]]]:
     models = list(dict.fromkeys(one.model for one in means))
     rows = {one.criterion: [one.criterion] for one in means}
     for one in means:
@@ -239,8 +239,8 @@ def _means(means: Sequence[Mean]) -> tuple[list[str], list[list[str]]]:
     return ["", *models], list(rows.values())
 
 
-def _comparison(pair: Sequence[Compared]) -> list[list[str]]:
-    lines: dict[str, Callable[[Compared], str]] = {
+def _comparison(pair: Sequence[RatingComparison]) -> list[list[str]]:
+    lines: dict[str, Callable[[RatingComparison], str]] = {
         "difference": lambda one: _with(one.difference, one.interval, "+.2f"),
         "win": lambda one: _with(one.win, one.win_interval, ".0%"),
         "tie": lambda one: _with(one.tie, one.tie_interval, ".0%"),
@@ -251,7 +251,7 @@ def _comparison(pair: Sequence[Compared]) -> list[list[str]]:
     return [[name, *map(shown, pair)] for name, shown in lines.items()]
 
 
-def _agreement(one: Agreement) -> list[str]:
+def _agreement(one: RaterAgreement) -> list[str]:
     return [one.criterion, _number(one.alpha, ".2f"), _number(one.equal, ".0%"), f"{one.shared:,}"]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from lorakit.atomic_io import atomic_dir, exclusive_lock
 from lorakit.data.conversations import Message
 from lorakit.errors import UserError
-from lorakit.evaluate.questions import Question
+from lorakit.evaluate.rating.questions import Question
 from lorakit.recipe.problem import one_line, show_path
 
 VERSION = 1
@@ -109,7 +109,7 @@ def write_sheet(
 
 def page(content: Mapping[str, Any]) -> str:
     """The page of a sheet: one file that holds its own script and style, and may load or run nothing else."""
-    parts = files("lorakit.evaluate") / "sheet_page"
+    parts = files("lorakit.evaluate.rating") / "sheet_page"
     style = (parts / "page.css").read_text(encoding="utf-8")
     script = "".join((parts / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; "

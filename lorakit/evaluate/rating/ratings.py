@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from lorakit.errors import UserError
-from lorakit.evaluate.sheet import KEY, KEY_KIND, LETTERS, UNSURE, VERSION
+from lorakit.evaluate.rating.sheet import KEY, KEY_KIND, LETTERS, UNSURE, VERSION
 from lorakit.recipe.problem import dotted_name, one_line, show_path
 
 KIND = "lorakit-ratings"
@@ -41,7 +41,7 @@ class _Rated(_Exact):
 
 
 class _File(_Exact):
-    """What the sheet's page exports (lorakit/evaluate/sheet_page/ratings.js)."""
+    """What the sheet's page exports (lorakit/evaluate/rating/sheet_page/ratings.js)."""
 
     kind: str
     version: int

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data.template_source import with_fixed_date
+from lorakit.evaluate.benchmarks.tasks import TaskScore, compare_tasks, run_tasks
 from lorakit.evaluate.comparison import COMPARISON_COLUMNS, comparison_row, comparison_to_dict
 from lorakit.evaluate.inference import ModelLoader, loading_order
 from lorakit.evaluate.intervals import Comparison
 from lorakit.evaluate.models import ModelSet
 from lorakit.evaluate.rendering import load_tokenizers, prompt_template
 from lorakit.evaluate.report_files import describe_model, without_nan
-from lorakit.evaluate.tasks import TaskScore, compare_tasks, run_tasks
 from lorakit.progress import Progress
 from lorakit.run_dir import now, versions
 
@@ -22,7 +22,7 @@ Table = tuple[str, list[str], list[list[str]]]
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class BenchmarkSettings:
     """Which tasks to run, and how."""
 
     tasks: tuple[str, ...]
@@ -34,17 +34,19 @@ class Benchmark:
 
 
 @dataclass(frozen=True, eq=False)
-class Benchmarked:
+class BenchmarkResults:
     """The figures of every subject, and what sets each other one apart from the baseline."""
 
     model_set: ModelSet
-    benchmark: Benchmark
+    settings: BenchmarkSettings
     baseline: str
     scores: dict[str, list[TaskScore]]
     comparisons: dict[str, dict[str, Comparison | None]]
 
 
-def run_benchmark(model_set: ModelSet, benchmark: Benchmark, baseline: str, progress: Progress) -> Benchmarked:
+def run_benchmark(
+    model_set: ModelSet, settings: BenchmarkSettings, baseline: str, progress: Progress
+) -> BenchmarkResults:
     """Every subject on every task.
 
     Args:
@@ -61,55 +63,57 @@ def run_benchmark(model_set: ModelSet, benchmark: Benchmark, baseline: str, prog
         found[spec.name] = run_tasks(
             loaded.model_of(spec),
             with_fixed_date(tokenizers[at], template.date),
-            benchmark.tasks,
-            benchmark.include,
-            benchmark.limit,
+            settings.tasks,
+            settings.include,
+            settings.limit,
             _ROWS,
             progress,
-            benchmark.seed,
-            chat=benchmark.chat,
-            variables=template.variables if benchmark.chat else {},
-            allow_code=benchmark.allow_code,
+            settings.seed,
+            chat=settings.chat,
+            variables=template.variables if settings.chat else {},
+            allow_code=settings.allow_code,
             label=f"{spec.name}: tasks",
         )
     scores = {spec.name: found[spec.name] for spec in model_set.specs}
-    others = {name: compare_tasks(scores[baseline], one, benchmark.seed) for name, one in scores.items()}
+    others = {name: compare_tasks(scores[baseline], one, settings.seed) for name, one in scores.items()}
     del others[baseline]
-    return Benchmarked(model_set, benchmark, baseline, scores, others)
+    return BenchmarkResults(model_set, settings, baseline, scores, others)
 
 
-def benchmark_tables(done: Benchmarked) -> list[Table]:
+def benchmark_tables(results: BenchmarkResults) -> list[Table]:
     """What was asked for as columns of models, and each model against the baseline."""
-    first = {score.name: score for score in done.scores[done.baseline] if not score.within}
-    cells = [[name, *(_shown(name, scores) for scores in done.scores.values())] for name in first]
-    tables: list[Table] = [("benchmarks", ["", *done.scores], cells)]
-    for model, compared in done.comparisons.items():
+    first = {score.name: score for score in results.scores[results.baseline] if not score.within}
+    cells = [[name, *(_shown(name, scores) for scores in results.scores.values())] for name in first]
+    tables: list[Table] = [("benchmarks", ["", *results.scores], cells)]
+    for model, compared in results.comparisons.items():
         rows = []
         for name, one in compared.items():
             measure = first[name].measure if name in first else None
             if one is not None and measure is not None:
                 rows.append(comparison_row(name, one, measure))
         if rows:
-            tables.append((f"{model} against {done.baseline}", COMPARISON_COLUMNS, rows))
+            tables.append((f"{model} against {results.baseline}", COMPARISON_COLUMNS, rows))
     return tables
 
 
-def benchmark_document(done: Benchmarked) -> dict[str, Any]:
+def benchmark_document(results: BenchmarkResults) -> dict[str, Any]:
     """All figures, of members of groups too; figures that are no numbers are null."""
-    settings = asdict(done.benchmark) | {"include": str(done.benchmark.include) if done.benchmark.include else None}
-    machine = done.model_set.machine
+    settings = asdict(results.settings) | {
+        "include": str(results.settings.include) if results.settings.include else None
+    }
+    machine = results.model_set.machine
     facts: dict[str, Any] = {
         "format": FORMAT,
         "taken": now(),
         "versions": versions(),
         "machine": {"device": machine.device, "name": machine.name},
         "settings": settings,
-        "baseline": done.baseline,
-        "subjects": {spec.name: describe_model(spec, machine.device) for spec in done.model_set.specs},
-        "models": {name: [_facts(score) for score in scores] for name, scores in done.scores.items()},
+        "baseline": results.baseline,
+        "subjects": {spec.name: describe_model(spec, machine.device) for spec in results.model_set.specs},
+        "models": {name: [_facts(score) for score in scores] for name, scores in results.scores.items()},
         "comparisons": {
             model: {name: one and comparison_to_dict(one) for name, one in compared.items()}
-            for model, compared in done.comparisons.items()
+            for model, compared in results.comparisons.items()
         },
     }
     found: dict[str, Any] = without_nan(facts)

@@ -13,14 +13,14 @@ from lorakit.data.conversations import Conversation, RowContent, Text
 from lorakit.data.general_texts import GeneralText, read_general_texts
 from lorakit.errors import UserError
 from lorakit.evaluate.cache import digest, get_or_compute, open_cache
-from lorakit.evaluate.diagnosis.collapse import style
 from lorakit.evaluate.diagnosis.finding import Finding
-from lorakit.evaluate.diagnosis.general import text_losses
-from lorakit.evaluate.diagnosis.leak import leak
-from lorakit.evaluate.diagnosis.losses import DRIFT, FORGETTING, forgetting, quantization_drift
-from lorakit.evaluate.diagnosis.parroting import memorization, parroting
-from lorakit.evaluate.diagnosis.sentences import sentence
-from lorakit.evaluate.diagnosis.spans import SpanIndex, span_index
+from lorakit.evaluate.diagnosis.general import compute_text_losses
+from lorakit.evaluate.diagnosis.leak import measure_leak
+from lorakit.evaluate.diagnosis.losses import DRIFT, FORGETTING, measure_drift, measure_forgetting
+from lorakit.evaluate.diagnosis.parroting import measure_memorization, measure_parroting
+from lorakit.evaluate.diagnosis.sentences import describe_finding
+from lorakit.evaluate.diagnosis.spans import SpanIndex, index_spans
+from lorakit.evaluate.diagnosis.style import measure_style
 from lorakit.evaluate.inference import EvalModel, Probe, compute_losses
 from lorakit.evaluate.likelihood import trained_tokens
 from lorakit.evaluate.models import EvalModelSpec, ModelSet, weight_digests
@@ -81,7 +81,9 @@ class Examination:
 
         def compute(missing: list[int], tell: Callable[[Mapping[int, Any]], None]) -> None:
             label = f"{eval_model.spec.name}: general texts"
-            found = text_losses(eval_model.model, tokenizer, [texts[at] for at in missing], eval_model.progress, label)
+            found = compute_text_losses(
+                eval_model.model, tokenizer, [texts[at] for at in missing], eval_model.progress, label
+            )
             tell({at: [float(nats), float(count)] for at, (nats, count) in enumerate(zip(*found, strict=True))})
 
         kept = open_cache("losses", eval_model.identity | {"texts": "general"}, eval_model.cache)
@@ -95,7 +97,7 @@ class Examination:
         return compute_losses(replace(eval_model, rendered=replace(eval_model.rendered, rows=self.sample)))
 
 
-def examination(model_set: ModelSet, file: Path | None = None) -> Examination:
+def create_examination(model_set: ModelSet, file: Path | None = None) -> Examination:
     """The examination of a lineup; `file`: general texts instead of the bundled ones.
 
     Raises:
@@ -120,7 +122,7 @@ def _trained_from(spec: EvalModelSpec, model_set: ModelSet) -> Prepared | None:
     return spec.prepared
 
 
-def findings(
+def diagnose_models(
     evaluation: Evaluation, examination: Examination | None, file: Path | None, progress: Progress
 ) -> dict[str, list[Finding]]:
     """The findings about each model but the base, by its name; a leak is one about the rows, under the name `data`.
@@ -163,7 +165,7 @@ def _training_answers(prepared: Prepared | None, progress: Progress) -> SpanInde
             if row["answer"] >= 0:
                 texts.append(reference_of(row, prepared.tokenizer, stops))
             bar.advance()
-    return span_index(texts) if texts else None
+    return index_spans(texts) if texts else None
 
 
 def _of_answers(
@@ -176,10 +178,10 @@ def _of_answers(
     found = []
     if index is not None:
         others = base.answers if base and base.answers and len(base.answers) == len(model.answers) else None
-        found.append(parroting(model.answers, prompts, rendered.references, index, others, settings.seed))
+        found.append(measure_parroting(model.answers, prompts, rendered.references, index, others, settings.seed))
     cut = [not said.ended for said in model.outputs.answers]
     longer = [length > settings.max_new_tokens for length in _reference_lengths(rendered)]
-    return [*found, *style(model.answers, rendered.references, prompts, cut, longer, settings.seed)]
+    return [*found, *measure_style(model.answers, rendered.references, prompts, cut, longer, settings.seed)]
 
 
 def _reference_lengths(rendered: RenderedRows) -> list[int]:
@@ -195,10 +197,10 @@ def _of_losses(model: ModelResult, base: ModelResult, examination: Examination, 
     (base_nats, tokens), (nats, own) = base.outputs.probed[_GENERAL], model.outputs.probed[_GENERAL]
     if not np.array_equal(tokens, own):
         return [FORGETTING.unmeasured("its tokenizer cuts the texts into other tokens than the base's")]
-    found = [forgetting(base_nats, nats, tokens, [row.register for row in examination.texts], seed)]
+    found = [measure_forgetting(base_nats, nats, tokens, [row.register for row in examination.texts], seed)]
     if examination.sample and examination.saw_sample(model.spec) and model.rendered is base.rendered:
         train = (base.outputs.probed[_TRAINED], model.outputs.probed[_TRAINED], trained_tokens(examination.sample))
-        found.append(memorization(train, (base.outputs.nats, model.outputs.nats, model.tokens), seed))
+        found.append(measure_memorization(train, (base.outputs.nats, model.outputs.nats, model.tokens), seed))
     return found
 
 
@@ -219,7 +221,7 @@ def _drift(evaluation: Evaluation, base: ModelResult | None) -> dict[str, Findin
         nats = {name: model.outputs.nats for name, model in models.items()}
         alike = base is not None and base.rendered is full.rendered and base.spec.base_key == full.spec.base_key
         own = base.outputs.nats if base and alike else None
-        drifted = quantization_drift(nats, full.tokens, "none", own, evaluation.settings.seed)
+        drifted = measure_drift(nats, full.tokens, "none", own, evaluation.settings.seed)
         found |= {models[name].name: one for name, one in drifted.items()}
     return found
 
@@ -231,7 +233,7 @@ def _leak(evaluation: Evaluation, progress: Progress) -> Finding | None:
     if prepared is None or train is None:
         return None
     rendered = next(model.rendered for model in evaluation.models if model.spec.prepared is prepared)
-    return leak(*(_traits(rows, prepared, progress) for rows in (train.rows, rendered.rows)))
+    return measure_leak(*(_traits(rows, prepared, progress) for rows in (train.rows, rendered.rows)))
 
 
 def _traits(rows: Any, prepared: Prepared, progress: Progress) -> RowStats:
@@ -250,10 +252,10 @@ def _traits(rows: Any, prepared: Prepared, progress: Progress) -> RowStats:
     return compute_row_stats(said, near=True, style=False)
 
 
-def flagged(found: Mapping[str, Sequence[Finding]]) -> list[str]:
+def describe_flagged(found: Mapping[str, Sequence[Finding]]) -> list[str]:
     """What is flagged, a sentence each."""
     return [
-        f"{name}: {sentence(one)}"
+        f"{name}: {describe_finding(one)}"
         for name, those in found.items()
         for one in those
         if one.flagged and one.value is not None
