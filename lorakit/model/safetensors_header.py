@@ -7,11 +7,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from lorakit.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_LARGEST_HEADER = 100_000_000  # the library's own limit
 _REMEDY = "Fetch the model again."
 
 
@@ -94,20 +93,30 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors of a weights file in the order of their bytes, and its metadata; UserError where it is damaged."""
-    tensors = {}
+    """The tensors of a weights file in the order of their bytes, and its metadata; UserError where it is damaged.
+
+    The format: the header's length in 8 bytes, the header as JSON, the tensors without a gap.
+    """
+    damaged = UserError(f"{file}: this weights file is damaged: its header does not fit its bytes. Fetch it again.")
+    file_size, tensors = file.stat().st_size, {}
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 0 < length <= min(file_size - 8, _LARGEST_HEADER):
+            raise damaged
+        text = opened.read(length)
+    start = end = 8 + length
     try:
-        with safe_open(file, "np") as opened:  # which checks that the tensors fill the file
-            metadata = opened.metadata() or {}
-            # The format: the header's length in 8 bytes, the header, the tensors without a gap.
-            with file.open("rb") as start:
-                begin = 8 + int.from_bytes(start.read(8), "little")
-            for name in opened.offset_keys():
-                described = opened.get_slice(name)
-                tensors[name] = StoredTensor(file, described.get_dtype(), tuple(described.get_shape()), begin)
-                begin += tensors[name].size
-    except SafetensorError as error:
-        raise UserError(
-            f"{file}: this weights file is damaged: its header does not fit its bytes. Fetch it again."
-        ) from error
+        header = json.loads(text)
+        metadata = header.pop("__metadata__", None) or {}
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, stop = entry["data_offsets"]
+            tensors[name] = tensor = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), start + begin)
+            has_shape = all(isinstance(side, int) and side >= 0 for side in tensor.shape)
+            if not has_shape or tensor.begin != end or tensor.size != stop - begin:
+                raise damaged
+            end += tensor.size
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged from error
+    if end != file_size:
+        raise damaged
     return tensors, metadata
