@@ -14,7 +14,7 @@ from recipe_files import loaded
 from lorakit.cli.doctor import _lines
 from lorakit.data.worker_pool import processors
 from lorakit.doctor import base_model, bitsandbytes, choices, cpu, disk, gpu, hub, packages
-from lorakit.doctor.check import CheckResult, run_check
+from lorakit.doctor.check import DoctorFinding, run_check
 from lorakit.doctor.run import _sections, run_doctor
 from lorakit.hardware.cgroups import CgroupLimits, read_cgroup_limits
 from lorakit.hardware.machine import Machine, this_machine
@@ -24,7 +24,7 @@ from lorakit.recipe.schema import Data, Model, Recipe
 SECRET = "hf_do_not_show_me"
 
 
-def by_name(findings) -> dict[str, CheckResult]:
+def by_name(findings) -> dict[str, DoctorFinding]:
     return {finding.name: finding for finding in findings}
 
 
@@ -241,7 +241,7 @@ def test_a_missing_package_is_broken_and_a_missing_extra_is_a_note(tmp_path, mon
 def test_a_check_that_fails_is_a_finding_after_what_it_found(monkeypatch, capsys):
     def check():
         print("noise of a library")
-        yield CheckResult("first", "ok", "fine")
+        yield DoctorFinding("first", "ok", "fine")
         raise RuntimeError("wrapped") from OSError("the cause\nand more")
 
     monkeypatch.delenv("LORAKIT_DEBUG", raising=False)
@@ -373,8 +373,8 @@ def test_a_driver_that_this_torch_cannot_use_is_broken(monkeypatch):
 
 
 def test_lines_stay_within_the_terminal():
-    long = CheckResult("train.gradient_checkpointing", "note", "word " * 60, "do " * 60)
-    for finding in (long, CheckResult("torch", "broken", "word " * 60)):
+    long = DoctorFinding("train.gradient_checkpointing", "note", "word " * 60, "do " * 60)
+    for finding in (long, DoctorFinding("torch", "broken", "word " * 60)):
         lines = _lines(finding, 80).splitlines()
         assert all(len(line) < 80 for line in lines) and finding.state in lines[0] and finding.name in lines[0]
 

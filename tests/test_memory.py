@@ -169,7 +169,7 @@ def test_packs_under_a_dense_mask_hold_it_even_alone():
     def masked(packing: str, attention: str, rows: int) -> bool:
         model = Model(base="a/b", dtype="bfloat16", attention=attention)
         recipe = Recipe(model=model, data=Data(train="a/b", packing=packing))
-        return size_run(recipe, facts, facts.spec, True).training(rows, 512, False).masked
+        return size_run(recipe, facts, facts.spec, True).step(rows, 512, False).masked
 
     assert [masked("off", "sdpa", rows) for rows in (1, 2)] == [False, True]
     assert masked("on", "sdpa", 1) and not masked("on", "flash_attention_2", 2)

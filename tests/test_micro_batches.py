@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lorakit.hardware import machine
-from lorakit.hardware.gpus import Gpu, find_gpu
+from lorakit.hardware.gpus import Gpu, find_gpu, match_gpu
 from lorakit.hardware.machine import Machine
 from lorakit.plan.auto import resolve_auto
 from lorakit.plan.estimate import Plan, RowEstimate, plan_run
@@ -81,7 +80,7 @@ def test_the_reason_is_the_comparison():
 def test_a_card_that_is_here_chooses_as_it_is_planned(monkeypatch):
     """`lorakit check` and `lorakit train` ask the machine, `lorakit plan` the table."""
     for card in (find_gpu("RTX 4090"), find_gpu("A10")):
-        here = machine._gpu(f"NVIDIA {card.name}", card.memory, True)
+        here = Machine("cuda", card.name, card.memory, True, card=match_gpu(f"NVIDIA {card.name}", card.memory))
         planned_for = place_of(card).machine
         assert here.card == card
         for name in ("train.gradient_checkpointing", "train.micro_batch"):

@@ -235,7 +235,7 @@ def quantized(folder, **config):
 def test_weights_that_stay_quantized_can_neither_be_merged_nor_trained_themselves(tmp_path, recipe_on, lorakit_plan):
     path = recipe_on(quantized(tmp_path / "gptq", quant_method="gptq", bits=4))
     code, out, _ = lorakit_plan(path, "--gpu", "24GB")
-    assert code == 0 and "gptq on disk, trained on and counted as it lies there" in out and "adapter 29.7 kB" in out
+    assert code == 0 and "gptq on disk, trained on and counted as stored" in out and "adapter 29.7 kB" in out
     assert "the machine needs optimum and gptqmodel" in out
     assert "full fine-tuning" not in out and "merged model" not in out
     assert "none: no adapter can be added to gptq weights" in out

@@ -13,7 +13,7 @@ from lorakit.cli.options import Json, Overrides
 from lorakit.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
-    from lorakit.doctor.check import CheckResult
+    from lorakit.doctor.check import DoctorFinding
 
 Recipe = Annotated[
     Path | None, typer.Argument(metavar="RECIPE", help="Also check what this recipe needs.", show_default=False)
@@ -46,7 +46,7 @@ def doctor(
         from lorakit.recipe.load import load
 
         settings = load(recipe, overrides).recipe
-    results: list[tuple[str, CheckResult]] = []
+    results: list[tuple[str, DoctorFinding]] = []
     section = ""
     for name, result in run_doctor(network, settings):
         results.append((name, result))
@@ -67,7 +67,7 @@ def doctor(
         raise SystemExit(EXIT_FAILED)
 
 
-def _as_json(section: str, result: "CheckResult") -> dict[str, object]:
+def _as_json(section: str, result: "DoctorFinding") -> dict[str, object]:
     return {
         "section": section,
         "name": result.name,
@@ -78,7 +78,7 @@ def _as_json(section: str, result: "CheckResult") -> dict[str, object]:
     }
 
 
-def _lines(result: "CheckResult", width: int) -> str:
+def _lines(result: "DoctorFinding", width: int) -> str:
     """State, name and message of a result, and under it what to do."""
     begin, under = f"  {result.state:{_STATE}}{result.name:{_NAME}}", " " * (2 + _STATE + _NAME)
     long_name = len(result.name) >= _NAME

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.doctor.check import CheckResult
+from lorakit.doctor.check import DoctorFinding
 from lorakit.doctor.packages import import_error, installed
 from lorakit.errors import UserError
 from lorakit.model.bundled_models import BUNDLED_MODELS
@@ -16,38 +16,38 @@ if TYPE_CHECKING:
     from lorakit.recipe.schema import Recipe
 
 
-def check_base(recipe: "Recipe") -> Iterator[CheckResult]:
+def check_base(recipe: "Recipe") -> Iterator[DoctorFinding]:
     """Whether a recipe's base model is here, or can be fetched; of one that is here, each part that a run loads."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     name, revision = recipe.model.base, recipe.model.revision
     cached = None if Path(name).exists() else try_to_load_from_cache(name, "config.json", revision=revision)
     if name.endswith(".gguf") and not installed("gguf"):
-        yield CheckResult("base", "broken", f"{name} needs the package gguf", "pip install 'lorakit[gguf]'")
+        yield DoctorFinding("base", "broken", f"{name} needs the package gguf", "pip install 'lorakit[gguf]'")
     elif Path(name).is_file():
-        yield CheckResult("base", "ok", f"{name} is here")
+        yield DoctorFinding("base", "ok", f"{name} is here")
     elif Path(name).is_absolute():
         yield from _check_folder(recipe, Path(name), f"{name} is here")
     elif isinstance(cached, str):
         yield from _check_folder(recipe, Path(cached).parent, f"{name} is in the hub's cache")
     elif name in BUNDLED_MODELS:
         package = BUNDLED_MODELS[name].package
-        yield CheckResult("base", "ok", f"{name} comes from the hub or, without it, from {package}")
+        yield DoctorFinding("base", "ok", f"{name} comes from the hub or, without it, from {package}")
     elif constants.HF_HUB_OFFLINE:
         remedy = "unset HF_HUB_OFFLINE, or write a local folder as model.base"
-        yield CheckResult("base", "broken", f"{name} is not here, and HF_HUB_OFFLINE is set", remedy)
+        yield DoctorFinding("base", "broken", f"{name} is not here, and HF_HUB_OFFLINE is set", remedy)
     else:
-        yield CheckResult("base", "note", f"{name} is not here yet: it is fetched from the hub when it is first used")
+        yield DoctorFinding("base", "note", f"{name} is not here yet: it is fetched from the hub when it is first used")
 
 
-def _check_folder(recipe: "Recipe", folder: Path, message: str) -> Iterator[CheckResult]:
+def _check_folder(recipe: "Recipe", folder: Path, message: str) -> Iterator[DoctorFinding]:
     """The files, the family, the tokenizer and the checkpoint's own quantization, as a run reads them."""
     try:
         resolve_base(str(folder), recipe.model.revision, Silent())
-        yield CheckResult("base", "ok", message)
+        yield DoctorFinding("base", "ok", message)
     except UserError as error:
         remedy = "fetch the model again, or put all its files into the folder"
-        yield CheckResult("base", "broken", _text(error), remedy)
+        yield DoctorFinding("base", "broken", _text(error), remedy)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -56,7 +56,7 @@ def _check_folder(recipe: "Recipe", folder: Path, message: str) -> Iterator[Chec
         return
     missing = next((package for package in ("torch", "transformers") if import_error(package)), None)
     if missing:
-        yield CheckResult("base's parts", "note", f"not tried, since {missing} cannot be imported")
+        yield DoctorFinding("base's parts", "note", f"not tried, since {missing} cannot be imported")
         return
     base = Base(recipe.model.base, folder, "as doctor finds it")
     yield _check_family(str(config["model_type"]))
@@ -64,18 +64,18 @@ def _check_folder(recipe: "Recipe", folder: Path, message: str) -> Iterator[Chec
     yield from _check_quantization(recipe, base)
 
 
-def _check_family(family: str) -> CheckResult:
+def _check_family(family: str) -> DoctorFinding:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return CheckResult("base's family", "ok", f"{family}: known to transformers {transformers.__version__}")
+        return DoctorFinding("base's family", "ok", f"{family}: known to transformers {transformers.__version__}")
     message = f"{family}: transformers {transformers.__version__} has no causal language model of this model_type"
     remedy = "pip install --upgrade transformers, if a newer one knows it; else write another model.base"
-    return CheckResult("base's family", "broken", message, remedy)
+    return DoctorFinding("base's family", "broken", message, remedy)
 
 
-def _check_tokenizer(recipe: "Recipe", base: Base) -> CheckResult:
+def _check_tokenizer(recipe: "Recipe", base: Base) -> DoctorFinding:
     from lorakit.model.tokenizer import load_tokenizer, quiet_libraries
 
     quiet_libraries()
@@ -83,14 +83,14 @@ def _check_tokenizer(recipe: "Recipe", base: Base) -> CheckResult:
         tokenizer = load_tokenizer(base, recipe.model.chat_template)
     except UserError as error:
         remedy = "put tokenizer.json and tokenizer_config.json beside the weights"
-        return CheckResult("base's tokenizer", "broken", _text(error), remedy)
+        return DoctorFinding("base's tokenizer", "broken", _text(error), remedy)
     template = "with a chat template"
     if not tokenizer.chat_template:
         template = "without a chat template: model.chat_template gives one, where rows are conversations"
-    return CheckResult("base's tokenizer", "ok", f"{len(tokenizer):,} tokens, {template}")
+    return DoctorFinding("base's tokenizer", "ok", f"{len(tokenizer):,} tokens, {template}")
 
 
-def _check_quantization(recipe: "Recipe", base: Base) -> Iterator[CheckResult]:
+def _check_quantization(recipe: "Recipe", base: Base) -> Iterator[DoctorFinding]:
     """The quantization that the checkpoint has already, if any."""
     from lorakit.model.quantization_config import missing_packages, refuse_quantization, stored_quantization
     from lorakit.recipe.adapter_kind import effective_model, trains_all
@@ -101,14 +101,14 @@ def _check_quantization(recipe: "Recipe", base: Base) -> Iterator[CheckResult]:
             return
         refuse_quantization(stored, base.name, effective_model(recipe), trains_all(recipe.adapter))
     except UserError as error:
-        yield CheckResult("base's weights", "broken", _text(error), "write another model.base")
+        yield DoctorFinding("base's weights", "broken", _text(error), "write another model.base")
         return
     missing = missing_packages(stored)
     if missing:
         message = f"the weights of {base.name} are {stored.quantization} already, and what loads them is missing"
-        yield CheckResult("base's weights", "broken", message, f"pip install {' '.join(missing)}")
+        yield DoctorFinding("base's weights", "broken", message, f"pip install {' '.join(missing)}")
     else:
-        yield CheckResult("base's weights", "ok", f"{stored.quantization} on disk, {stored.treatment} in training")
+        yield DoctorFinding("base's weights", "ok", f"{stored.quantization} on disk, {stored.treatment} in training")
 
 
 def _text(error: UserError) -> str:

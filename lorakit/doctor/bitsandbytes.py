@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lorakit.doctor.check import CheckResult, root_cause
+from lorakit.doctor.check import DoctorFinding, root_cause
 from lorakit.doctor.packages import import_error
 
 _WIDTH, _ROWS = 256, 32
@@ -13,11 +13,11 @@ _REMEDY = "pip install --force-reinstall bitsandbytes; python -m bitsandbytes sa
 _LARGEST_ERROR = {"nf4": 0.12, "q4": 0.16, "q8": 0.03}
 
 
-def check_layers() -> Iterator[CheckResult]:
+def check_layers() -> Iterator[DoctorFinding]:
     """A quantized layer of each kind, forward and backward, against the product with the plain weight."""
     missing = next((package for package in ("torch", "bitsandbytes") if import_error(package)), None)
     if missing:
-        yield CheckResult("bitsandbytes", "note", f"not tried, since {missing} cannot be imported")
+        yield DoctorFinding("bitsandbytes", "note", f"not tried, since {missing} cannot be imported")
         return
     device = _device()
     for quantization, limit in _LARGEST_ERROR.items():
@@ -25,17 +25,17 @@ def check_layers() -> Iterator[CheckResult]:
             forward, backward = _layer_errors(quantization, device)
         except Exception as error:  # a broken build raises all sorts of errors: each kind is tried for itself
             message = f"a layer on {device} fails: {type(error).__name__}: {root_cause(error)}"
-            yield CheckResult(quantization, "broken", message, _REMEDY)
+            yield DoctorFinding(quantization, "broken", message, _REMEDY)
             continue
         message = f"on {device} the relative error is {forward:.3f} forward, {backward:.3f} backward"
         figures = {"forward": forward, "backward": backward}
         if max(forward, backward) <= limit:
-            yield CheckResult(quantization, "ok", message, figures=figures)
+            yield DoctorFinding(quantization, "ok", message, figures=figures)
         else:
-            yield CheckResult(quantization, "broken", f"{message}: over {limit}", _REMEDY, figures)
+            yield DoctorFinding(quantization, "broken", f"{message}: over {limit}", _REMEDY, figures)
 
 
-def check_optimizer() -> Iterator[CheckResult]:
+def check_optimizer() -> Iterator[DoctorFinding]:
     """A step of the 8-bit optimizer: the first one moves every number by the learning rate."""
     if import_error("torch") or import_error("bitsandbytes"):
         return
@@ -50,9 +50,9 @@ def check_optimizer() -> Iterator[CheckResult]:
     optimizer.step()
     moved = float((trained.detach() - before).abs().mean())
     if abs(moved - rate) < 0.1 * rate:
-        yield CheckResult("adamw-8bit", "ok", f"a step on {device} moves as it should")
+        yield DoctorFinding("adamw-8bit", "ok", f"a step on {device} moves as it should")
     else:
-        yield CheckResult("adamw-8bit", "broken", f"a step on {device} moves by {moved:.4g}, not by {rate}", _REMEDY)
+        yield DoctorFinding("adamw-8bit", "broken", f"a step on {device} moves by {moved:.4g}, not by {rate}", _REMEDY)
 
 
 def _layer_errors(quantization: str, device: str) -> tuple[float, float]:

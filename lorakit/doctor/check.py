@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
-class CheckResult:
+class DoctorFinding:
     """One thing that was checked."""
 
     name: str
@@ -22,10 +22,10 @@ class CheckResult:
     """The same for programs, in bytes, FLOP/s, seconds and processors."""
 
 
-Check = Callable[[], Iterable[CheckResult]]
+Check = Callable[[], Iterable[DoctorFinding]]
 
 
-def run_check(name: str, check: Check) -> Iterator[CheckResult]:
+def run_check(name: str, check: Check) -> Iterator[DoctorFinding]:
     """The results of a check, one by one; an error that it raises is one too, unless LORAKIT_DEBUG is set."""
     results = iter(check())
     while True:
@@ -37,7 +37,7 @@ def run_check(name: str, check: Check) -> Iterator[CheckResult]:
         except (Exception, SystemExit) as error:
             if os.environ.get("LORAKIT_DEBUG"):
                 raise
-            yield CheckResult(name, "broken", f"the check failed with {type(error).__name__}: {root_cause(error)}")
+            yield DoctorFinding(name, "broken", f"the check failed with {type(error).__name__}: {root_cause(error)}")
             return
         yield result
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lorakit.doctor.check import CheckResult
+from lorakit.doctor.check import DoctorFinding
 from lorakit.doctor.cpu import matmul_speed
 from lorakit.doctor.packages import import_error
 from lorakit.errors import UserError
@@ -19,7 +19,7 @@ _BY_MACHINE = ("model.dtype", "model.attention", "data.packing", "train.optimize
 _CLEARLY_FASTER = 1.3
 
 
-def check_choices(recipe: "Recipe | None") -> Iterator[CheckResult]:
+def check_choices(recipe: "Recipe | None") -> Iterator[DoctorFinding]:
     """Each choice with its reason; of the number format also whether the measured speed agrees.
 
     Without a recipe, those that depend on the machine alone. A setting of the recipe that cannot work here is broken.
@@ -29,13 +29,13 @@ def check_choices(recipe: "Recipe | None") -> Iterator[CheckResult]:
     from lorakit.recipe.schema import Data, Model, Recipe
 
     machine = _machine_of_runs()
-    yield CheckResult("device", "ok", f"{machine.name} ({machine.device})")
+    yield DoctorFinding("device", "ok", f"{machine.name} ({machine.device})")
     checked = recipe or Recipe(model=Model(base="any/model"), data=Data(train="any/rows"))
     try:
         info = find_model_info(checked.model.base, checked.model.revision) if recipe else None
         resolved = resolve_auto(checked, machine, info)
     except UserError as error:
-        yield CheckResult("settings", "broken", str(error))
+        yield DoctorFinding("settings", "broken", str(error))
         return
     for choice in resolved.choices:
         if recipe or choice.path in _BY_MACHINE:
@@ -43,7 +43,7 @@ def check_choices(recipe: "Recipe | None") -> Iterator[CheckResult]:
             value = str(choice.value).lower() if isinstance(choice.value, bool) else choice.value
             message, figures = f"{value}: {choice.reason}{faster}", {"value": choice.value}
             remedy = "compare a few steps of both: --set train.steps=5" if faster else ""
-            yield CheckResult(choice.path, "note" if faster else "ok", message, remedy, figures)
+            yield DoctorFinding(choice.path, "note" if faster else "ok", message, remedy, figures)
 
 
 def _machine_of_runs() -> Machine:

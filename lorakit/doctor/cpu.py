@@ -8,7 +8,7 @@ from typing import Any
 
 from lorakit.amounts import gibibytes
 from lorakit.data.worker_pool import processors
-from lorakit.doctor.check import CheckResult
+from lorakit.doctor.check import DoctorFinding
 from lorakit.doctor.packages import import_error
 from lorakit.hardware.cgroups import read_cgroup_limits
 from lorakit.hardware.machine import processor
@@ -23,7 +23,7 @@ _LONG_ENOUGH = 0.02
 _SECONDS = 0.2
 
 
-def check_processor() -> Iterator[CheckResult]:
+def check_processor() -> Iterator[DoctorFinding]:
     """The processor, and how much of it this process may use."""
     usable, cores, limit = processors(), os.cpu_count() or 1, read_cgroup_limits().processors
     message = f"{processor().name}, " + (f"{usable} of {cores} cores usable" if usable < cores else f"{cores} cores")
@@ -31,13 +31,13 @@ def check_processor() -> Iterator[CheckResult]:
     if limit is not None:
         message += f", limited to the time of {limit:g} by the container or batch system"
         figures["limit"] = limit
-    yield CheckResult("processor", "ok", message, figures=figures)
+    yield DoctorFinding("processor", "ok", message, figures=figures)
 
 
-def check_threads() -> Iterator[CheckResult]:
+def check_threads() -> Iterator[DoctorFinding]:
     """The threads that torch computes in, against the cores that it may use."""
     if import_error("torch"):
-        yield CheckResult("threads", "note", "not known, since torch cannot be imported")
+        yield DoctorFinding("threads", "note", "not known, since torch cannot be imported")
         return
     import torch
 
@@ -48,30 +48,30 @@ def check_threads() -> Iterator[CheckResult]:
     if used < usable and variable:
         # Launchers such as torchrun and accelerate set OMP_NUM_THREADS=1 by themselves.
         message += f", {usable} could be used: {variable} is {os.environ[variable]}"
-        yield CheckResult(
+        yield DoctorFinding(
             "threads", "note", message, f"unset {variable}, unless other runs share this machine", figures
         )
     elif used > usable:
         message += f" on {usable} cores, which wait for each other"
-        yield CheckResult("threads", "note", message, f"export OMP_NUM_THREADS={usable}", figures)
+        yield DoctorFinding("threads", "note", message, f"export OMP_NUM_THREADS={usable}", figures)
     else:
-        yield CheckResult("threads", "ok", message, figures=figures)
+        yield DoctorFinding("threads", "ok", message, figures=figures)
 
 
-def check_speed() -> Iterator[CheckResult]:
+def check_speed() -> Iterator[DoctorFinding]:
     """The speed of a matrix product in the number formats that runs on a processor use."""
     if import_error("torch"):
-        yield CheckResult("speed", "note", "not measured, since torch cannot be imported")
+        yield DoctorFinding("speed", "note", "not measured, since torch cannot be imported")
         return
     for dtype in ("float32", "bfloat16"):
         speed, width = matmul_speed("cpu", dtype)
         message = f"{speed / 1e9:,.1f} GFLOP/s, measured on {width} x {width}"
         if dtype != "float32":
             message += f", {speed / matmul_speed('cpu', 'float32')[0]:.2g} times float32"
-        yield CheckResult(dtype, "ok", message, figures={"speed": speed})
+        yield DoctorFinding(dtype, "ok", message, figures={"speed": speed})
 
 
-def check_memory() -> Iterator[CheckResult]:
+def check_memory() -> Iterator[DoctorFinding]:
     """Main memory: all, available, and the limit of a container or batch system."""
     limits, available = read_cgroup_limits(), processor().memory
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -83,7 +83,7 @@ def check_memory() -> Iterator[CheckResult]:
         message += f"; the container or batch system allows {gibibytes(limits.memory)}, {gibibytes(available)} left"
     little = available < _LITTLE_MEMORY
     remedy = "close other programs: a model of 1B parameters alone takes 4 GB in float32" if little else ""
-    yield CheckResult("memory", "note" if little else "ok", message, remedy, figures)
+    yield DoctorFinding("memory", "note" if little else "ok", message, remedy, figures)
 
 
 @functools.cache

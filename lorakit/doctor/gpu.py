@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lorakit.amounts import gibibytes
-from lorakit.doctor.check import CheckResult, root_cause
+from lorakit.doctor.check import DoctorFinding, root_cause
 from lorakit.doctor.cpu import matmul_speed
 from lorakit.doctor.packages import import_error
 
@@ -29,12 +29,12 @@ class DriverGpu:
     capability: str
 
 
-def check_gpus() -> Iterator[CheckResult]:
+def check_gpus() -> Iterator[DoctorFinding]:
     """Each GPU of this machine, hidden or not."""
     gpus, error = _driver_gpus()
     if not gpus and count_gpus_on_bus():
         message = error or "an NVIDIA GPU is in this machine, but no driver shows it"
-        yield CheckResult("driver", "broken", message, "install NVIDIA's driver; reboot if it was just updated")
+        yield DoctorFinding("driver", "broken", message, "install NVIDIA's driver; reboot if it was just updated")
         return
     for number, gpu in enumerate(gpus):
         message = (
@@ -43,35 +43,35 @@ def check_gpus() -> Iterator[CheckResult]:
         )
         if gpu.memory - gpu.free > _BUSY_SHARE * gpu.memory:
             message, remedy = f"{message}: other programs hold memory", "nvidia-smi lists them"
-            yield CheckResult(f"GPU {number}", "note", message, remedy, asdict(gpu))
+            yield DoctorFinding(f"GPU {number}", "note", message, remedy, asdict(gpu))
         else:
-            yield CheckResult(f"GPU {number}", "ok", message, figures=asdict(gpu))
+            yield DoctorFinding(f"GPU {number}", "ok", message, figures=asdict(gpu))
     if not gpus:
-        yield CheckResult("GPU", "note", "there is no NVIDIA GPU: runs use the processor")
+        yield DoctorFinding("GPU", "note", "there is no NVIDIA GPU: runs use the processor")
     elif _hidden():
-        yield CheckResult("visible", "note", "CUDA_VISIBLE_DEVICES hides every GPU: runs use the processor")
+        yield DoctorFinding("visible", "note", "CUDA_VISIBLE_DEVICES hides every GPU: runs use the processor")
     elif len(gpus) > 1:
         used = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
         message = f"a run uses one of the {len(gpus)} GPUs: {f'GPU {used}' if used.isdigit() else used}"
-        yield CheckResult("used", "note", message, "set CUDA_VISIBLE_DEVICES=1 before a command to choose another")
+        yield DoctorFinding("used", "note", message, "set CUDA_VISIBLE_DEVICES=1 before a command to choose another")
 
 
-def check_torch() -> Iterator[CheckResult]:
+def check_torch() -> Iterator[DoctorFinding]:
     """Whether torch reaches the GPU, by a real product in each number format."""
     if import_error("torch"):
-        yield CheckResult("torch on GPU", "note", "not tried, since torch cannot be imported")
+        yield DoctorFinding("torch on GPU", "note", "not tried, since torch cannot be imported")
         return
     import torch
 
     gpus = [] if _hidden() else _driver_gpus()[0]
     if torch.cuda.is_available():
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
-        yield CheckResult("torch on GPU", "ok", f"{torch.__version__} uses the GPU by {build}")
+        yield DoctorFinding("torch on GPU", "ok", f"{torch.__version__} uses the GPU by {build}")
         yield from _check_speed(torch.cuda.get_device_capability()[0] >= 8)
     elif gpus and torch.version.cuda is None:
         message = f"{torch.__version__} is a build without CUDA: the GPU stays idle"
         remedy = "pip install --force-reinstall torch, where pip is not set to take the CPU build"
-        yield CheckResult("torch on GPU", "broken", message, remedy)
+        yield DoctorFinding("torch on GPU", "broken", message, remedy)
     elif gpus:
         try:
             torch.cuda.init()
@@ -80,21 +80,21 @@ def check_torch() -> Iterator[CheckResult]:
             reason = root_cause(error)
         message = f"{torch.__version__}, built for CUDA {torch.version.cuda}, cannot use the GPU: {reason}"
         remedy = f"update the driver (now {gpus[0].driver}), or install torch built for an older CUDA"
-        yield CheckResult("torch on GPU", "broken", message, remedy)
+        yield DoctorFinding("torch on GPU", "broken", message, remedy)
     else:
-        yield CheckResult("torch on GPU", "ok", f"{torch.__version__} has none to use")
+        yield DoctorFinding("torch on GPU", "ok", f"{torch.__version__} has none to use")
 
 
-def _check_speed(bfloat16: bool) -> Iterator[CheckResult]:
+def _check_speed(bfloat16: bool) -> Iterator[DoctorFinding]:
     for dtype in ("float32", "float16", *(["bfloat16"] if bfloat16 else [])):
         try:
             speed, width = matmul_speed("cuda", dtype)
         except RuntimeError as error:
             remedy = "install a build of torch for this GPU's compute capability and driver"
-            yield CheckResult(dtype, "broken", f"a matrix product fails: {root_cause(error)}", remedy)
+            yield DoctorFinding(dtype, "broken", f"a matrix product fails: {root_cause(error)}", remedy)
             return
         message = f"{speed / 1e12:,.1f} TFLOP/s, measured on {width} x {width}"
-        yield CheckResult(dtype, "ok", message, figures={"speed": speed})
+        yield DoctorFinding(dtype, "ok", message, figures={"speed": speed})
 
 
 def parse_gpus(text: str) -> list[DriverGpu]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lorakit.doctor.check import CheckResult, root_cause
+from lorakit.doctor.check import DoctorFinding, root_cause
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -29,55 +29,57 @@ _NEED_TORCH = {"bitsandbytes", "transformers", "accelerate", "peft", "trl"}
 _EXTRAS = {"gguf": "reads .gguf files", "tasks": "runs lm-eval's benchmarks (lorakit benchmark)"}
 
 
-def check_python() -> Iterator[CheckResult]:
+def check_python() -> Iterator[DoctorFinding]:
     """The interpreter, lorakit itself, and the operating system: lorakit is tested on Linux."""
     import lorakit
 
     where = sys.prefix if sys.prefix == sys.base_prefix else f"{sys.prefix}, a virtual environment"
-    yield CheckResult("Python", "ok", f"{platform.python_version()} in {where}")
-    yield CheckResult("lorakit", "ok", lorakit.__version__)
+    yield DoctorFinding("Python", "ok", f"{platform.python_version()} in {where}")
+    yield DoctorFinding("lorakit", "ok", lorakit.__version__)
     system = f"{platform.system()} {platform.release()} on {platform.machine()}"
     if platform.system() == "Linux":
-        yield CheckResult("system", "ok", system)
+        yield DoctorFinding("system", "ok", system)
     else:
-        yield CheckResult("system", "note", f"{system}: lorakit is tested on Linux only")
+        yield DoctorFinding("system", "note", f"{system}: lorakit is tested on Linux only")
 
 
-def check_required() -> Iterator[CheckResult]:
+def check_required() -> Iterator[DoctorFinding]:
     """Every package that lorakit's metadata asks for: its version, and for those that a run loads its import."""
     requirements = {item.name: item for item in _requirements() if _applies(item, "")}
     others, torch_broken = 0, False
     for name in [*_IMPORTED, *(name for name in requirements if name not in _IMPORTED)]:
         result = _check_version(name, requirements.get(name))
         if name in _NEED_TORCH and result.state == "ok" and torch_broken:
-            result = CheckResult(name, "note", f"{result.message}: not tried, since torch is broken")
+            result = DoctorFinding(name, "note", f"{result.message}: not tried, since torch is broken")
         elif name in _IMPORTED and installed(name) and (error := import_error(name)):
             public = (installed(name) or "").partition("+")[0]
             remedy = result.remedy or f"pip install --force-reinstall {name}=={public}"
-            result = CheckResult(name, "broken", f"{result.message}; cannot be imported: {error}", remedy)
+            result = DoctorFinding(name, "broken", f"{result.message}; cannot be imported: {error}", remedy)
         torch_broken = torch_broken or (name == "torch" and result.state == "broken")
         if result.state == "ok" and name not in _IMPORTED:
             others += 1
         else:
             yield result
     if others:
-        yield CheckResult("others", "ok", f"{others} more packages, each in a version that lorakit is made for")
+        yield DoctorFinding("others", "ok", f"{others} more packages, each in a version that lorakit is made for")
 
 
-def check_optional() -> Iterator[CheckResult]:
+def check_optional() -> Iterator[DoctorFinding]:
     """The extras of lorakit, and flash-attn."""
     for extra, purpose in _EXTRAS.items():
         requirements = [item for item in _requirements() if _applies(item, extra) and not _applies(item, "")]
         if requirements and all(_check_version(item.name, item).state == "ok" for item in requirements):
-            yield CheckResult(f"extra {extra}", "ok", f"installed: {purpose}")
+            yield DoctorFinding(f"extra {extra}", "ok", f"installed: {purpose}")
         else:
-            yield CheckResult(f"extra {extra}", "note", f"not installed: {purpose}", f"pip install 'lorakit[{extra}]'")
+            yield DoctorFinding(
+                f"extra {extra}", "note", f"not installed: {purpose}", f"pip install 'lorakit[{extra}]'"
+            )
     version = installed("flash-attn")
     if version:
-        yield CheckResult("flash-attn", "ok", f"{version}: model.attention can be flash_attention_2")
+        yield DoctorFinding("flash-attn", "ok", f"{version}: model.attention can be flash_attention_2")
     else:
         message = "not installed: model.attention: flash_attention_2 needs it, on an NVIDIA GPU"
-        yield CheckResult("flash-attn", "note", message, "pip install flash-attn --no-build-isolation")
+        yield DoctorFinding("flash-attn", "note", message, "pip install flash-attn --no-build-isolation")
 
 
 @functools.cache
@@ -109,17 +111,17 @@ def _applies(item: "Requirement", extra: str) -> bool:
     return item.marker is None or item.marker.evaluate({"extra": extra})
 
 
-def _check_version(name: str, requirement: "Requirement | None") -> CheckResult:
+def _check_version(name: str, requirement: "Requirement | None") -> DoctorFinding:
     """Whether the installed version is one that lorakit is made for."""
     from packaging.version import Version
 
     version, bounds = installed(name), str(requirement.specifier) if requirement else ""
     upgrade = f"pip install --upgrade '{name}{bounds}'"
     if version is None:
-        return CheckResult(name, "broken", "not installed", upgrade)
+        return DoctorFinding(name, "broken", "not installed", upgrade)
     floor = _SECURITY_FLOORS.get(name)
     if floor and Version(version) < Version(floor):
-        return CheckResult(name, "broken", f"{version}: below {floor} there are known security holes", upgrade)
+        return DoctorFinding(name, "broken", f"{version}: below {floor} there are known security holes", upgrade)
     if requirement and not requirement.specifier.contains(version, prereleases=True):
-        return CheckResult(name, "broken", f"{version}: lorakit is made for {bounds}", upgrade)
-    return CheckResult(name, "ok", f"{version} ({bounds})" if bounds else version)
+        return DoctorFinding(name, "broken", f"{version}: lorakit is made for {bounds}", upgrade)
+    return DoctorFinding(name, "ok", f"{version} ({bounds})" if bounds else version)

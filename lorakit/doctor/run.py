@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.doctor import base_model, bitsandbytes, choices, cpu, disk, gpu, hub, packages
-from lorakit.doctor.check import Check, CheckResult, run_check
+from lorakit.doctor.check import Check, DoctorFinding, run_check
 
 if TYPE_CHECKING:
     from lorakit.recipe.schema import Recipe
 
 
-def run_doctor(network: bool, recipe: "Recipe | None" = None) -> Iterator[tuple[str, CheckResult]]:
+def run_doctor(network: bool, recipe: "Recipe | None" = None) -> Iterator[tuple[str, DoctorFinding]]:
     """Each result with its section, as soon as it is there.
 
     Uses the network only with `network`. With a recipe, also checks its base model, its settings, and the disk space

@@ -1,4 +1,7 @@
-"""What a container or a batch system lets this process have of the machine: Linux control groups, versions 1 and 2."""
+"""The limits that a container or a batch system puts on this process: Linux control groups, versions 1 and 2.
+
+The files and their meaning: the kernel's documentation, cgroup-v1/memory, scheduler/sched-bwc, and cgroup-v2.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +21,9 @@ class CgroupLimits:
 
 
 def read_cgroup_limits(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> CgroupLimits:
-    """The tightest limits of this process's groups and of the groups around them.
-
-    The files and their meaning: the kernel's documentation, cgroup-v1/memory, scheduler/sched-bwc, and cgroup-v2.
-    """
-    memory = [found for folder in _folders(proc, groups, "memory") if (found := _memory(folder))]
-    quotas = [quota for folder in _folders(proc, groups, "cpu") if (quota := _processors(folder))]
+    """The tightest limits of this process's groups and of the groups around them."""
+    memory = [limits for folder in _group_folders(proc, groups, "memory") if (limits := _memory_limits(folder))]
+    quotas = [quota for folder in _group_folders(proc, groups, "cpu") if (quota := _processor_quota(folder))]
     return CgroupLimits(
         memory=min((limit for limit, _ in memory), default=None),
         memory_left=min((left for _, left in memory), default=None),
@@ -31,58 +31,47 @@ def read_cgroup_limits(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/
     )
 
 
-def _folders(proc: Path, groups: Path, controller: str) -> Iterator[Path]:
-    """The folders of the groups in which this process is, innermost first.
+def _group_folders(proc: Path, groups: Path, controller: str) -> Iterator[Path]:
+    """The folders of the groups of this process, innermost first.
 
-    In a container the file may name the host's path, of which only the root is seen: folders that are not there are
+    In a container the file may name the host's path, of which only the root is visible: folders that are not there are
     left out.
     """
     path = proc / "self" / "cgroup"
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         _, controllers, inside = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
+        group = PurePosixPath(inside)
         for root in [groups / controllers, groups / controller] if controllers else [groups]:
-            group = PurePosixPath(inside)
-            for part in (group, *group.parents):
-                folder = root / part.relative_to("/")
-                if folder.is_dir():
-                    yield folder
+            folders = (root / part.relative_to("/") for part in (group, *group.parents))
+            yield from (folder for folder in folders if folder.is_dir())
 
 
-def _memory(folder: Path) -> tuple[int, int] | None:
+def _memory_limits(folder: Path) -> tuple[int, int] | None:
     """The limit of one group in bytes, and how much of it is left."""
     limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
     if limit is None:
         limit, used = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.usage_in_bytes")
     if limit is None or limit >= 1 << 60:  # version 1 writes the largest page-aligned number for "no limit"
         return None
-    return limit, limit - (used or 0) + _idle_file_pages(folder / "memory.stat")
+    path = folder / "memory.stat"
+    stat = dict(line.split(" ", 1) for line in path.read_text(encoding="utf-8").splitlines()) if path.is_file() else {}
+    idle_file_pages = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+    return limit, limit - (used or 0) + idle_file_pages
 
 
-def _idle_file_pages(path: Path) -> int:
-    pages = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        key, _, value = line.partition(" ")
-        pages[key] = int(value)
-    return pages.get("total_inactive_file", pages.get("inactive_file", 0))
-
-
-def _processors(folder: Path) -> float | None:
+def _processor_quota(folder: Path) -> float | None:
     """The processor time a second of one group."""
     path = folder / "cpu.max"
     if path.is_file():
         quota, period = path.read_text(encoding="utf-8").split()
         return None if quota == "max" else int(quota) / int(period)
-    allowed, each = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
-    return allowed / each if allowed and each and allowed > 0 else None
+    quota_us, period_us = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+    return quota_us / period_us if quota_us and period_us and quota_us > 0 else None
 
 
 def _number(path: Path) -> int | None:
     """The number in a file; None where the file is not there, or says `max`."""
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8").strip()
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else "max"
     return None if text == "max" else int(text)

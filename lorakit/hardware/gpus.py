@@ -143,12 +143,11 @@ GPUS: tuple[Gpu, ...] = (
 
 # Cards sold as one size differ by this share in what they show: 22.5 to 24 GiB are 24 GB.
 _SAME_SIZE = 0.07
-# A card's size alone: what its maker calls GB is counted in GiB.
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([mgt]i?b|[mgt])", re.IGNORECASE)
-# Gibibytes of a unit: 24,000 MB and 24 GB are one size of card.
+# Gibibytes of a unit, as cards are sold: 24,000 MB and 24 GB are one size.
 _UNITS = {"m": 1e-3, "mb": 1e-3, "mib": 1 / 1024, "g": 1, "gb": 1, "gib": 1, "t": 1e3, "tb": 1e3, "tib": 1024}
 # Words that nvidia-smi and people write around a card's name.
-_AROUND = re.compile(r"nvidia|geforce|tesla|quadro|generation|workstation edition|server edition|graphics card")
+_AROUND_NAMES = re.compile(r"nvidia|geforce|tesla|quadro|generation|workstation edition|server edition|graphics card")
 
 
 def find_gpu(text: str) -> Gpu:
@@ -157,20 +156,22 @@ def find_gpu(text: str) -> Gpu:
     Raises:
         UserError: no such GPU is known, or several are meant.
     """
-    size = _SIZE.fullmatch(text.strip())
+    text = text.strip()
+    size = _SIZE.fullmatch(text)
     if size:
-        return _of_size(text, float(size[1]) * _UNITS[size[2].lower()])
-    found = _named(text)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(device.name for device in found)
+        return _gpu_of_size(text, float(size[1]) * _UNITS[size[2].lower()])
+    matches = _by_name(text)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = ", ".join(gpu.name for gpu in matches)
         raise UserError(f"--gpu: '{text}' is more than one GPU. Write one of: {names}.")
-    if re.fullmatch(r"[1-9]\d*(\.\d+)?", text.strip()):
-        raise UserError(f"--gpu: '{text}' is neither a card's name nor a memory. Did you mean {text.strip()}GB?")
-    laptop = "laptop" in text.lower()  # another card than the desktop's of that name, mostly a smaller one
-    near = None if laptop else nearest(_around_off(text), [device.name for device in GPUS])
-    hint = f" Did you mean {near}?" if near else ""
+    if re.fullmatch(r"[1-9]\d*(\.\d+)?", text):
+        raise UserError(f"--gpu: '{text}' is neither a card's name nor a memory. Did you mean {text}GB?")
+    hint = ""
+    if "laptop" not in text.lower():  # another card than the desktop's of that name, mostly a smaller one
+        similar = nearest(_AROUND_NAMES.sub("", text.lower()).strip(), [gpu.name for gpu in GPUS])
+        hint = f" Did you mean {similar}?" if similar else ""
     raise UserError(f"--gpu: '{text}' is not a known GPU.{hint} Or write its memory alone: 24GB.")
 
 
@@ -179,50 +180,43 @@ def match_gpu(name: str, memory: int) -> Gpu | None:
 
     Where a name is sold in several sizes, the one of the nearest memory is taken.
     """
-    found = [device for device in _named(name) if abs(device.memory - memory) < 0.1 * memory]
-    if not found:
+    matches = [gpu for gpu in _by_name(name) if abs(gpu.memory - memory) < 0.1 * memory]
+    if not matches:
         return None
-    device = min(found, key=lambda device: abs(device.memory - memory))
-    return dataclasses.replace(device, memory=memory)
+    return dataclasses.replace(min(matches, key=lambda gpu: abs(gpu.memory - memory)), memory=memory)
 
 
-def _named(text: str) -> list[Gpu]:
-    wanted = _squashed(text)
-    exact = [device for device in GPUS if wanted == _squashed(device.name)]
-    return exact or [device for device in GPUS if wanted in _keys(device)]
+def slowest_gpu(memory: int) -> Gpu:
+    """The slowest known card of about so many bytes; of one size those with bfloat16 count."""
+    distance = max(_SAME_SIZE * memory, min(abs(gpu.memory - memory) for gpu in GPUS))
+    alike = [gpu for gpu in GPUS if abs(gpu.memory - memory) <= distance]
+    return min([gpu for gpu in alike if gpu.bfloat16] or alike, key=lambda gpu: gpu.float16)
 
 
-def _keys(device: Gpu) -> set[str]:
-    """Every way of writing a card's name, squashed: with and without its RTX, and without its size."""
-    names = {device.name, *device.aliases}
+def _by_name(text: str) -> list[Gpu]:
+    """The cards of this name; else those of which it is an alias, with or without RTX and the size."""
+    key = _normalize(text)
+    exact = [gpu for gpu in GPUS if key == _normalize(gpu.name)]
+    return exact or [gpu for gpu in GPUS if key in _keys(gpu)]
+
+
+def _keys(gpu: Gpu) -> set[str]:
+    names = {gpu.name, *gpu.aliases}
     names |= {re.sub(r" ?\d+GB\b", "", name) for name in names if name.startswith("RTX")}
-    keys = {_squashed(name) for name in names}
+    keys = {_normalize(name) for name in names}
     return (keys | {key.removeprefix("rtx") for key in keys}) - {""}
 
 
-def _squashed(text: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", _around_off(text))
+def _normalize(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", _AROUND_NAMES.sub("", text.lower()))
 
 
-def _around_off(text: str) -> str:
-    return _AROUND.sub("", text.lower()).strip()
-
-
-def _of_size(text: str, gibibytes: float) -> Gpu:
+def _gpu_of_size(text: str, gibibytes: float) -> Gpu:
     """A nameless card of that memory, as fast as the slowest known card of the nearest size."""
     if not 0 < gibibytes <= 1024:
         raise UserError(f"--gpu: '{text}' is not a memory size. Write a size such as 24GB, or a name such as RTX 4090.")
     memory = int(gibibytes * _GIB)
     slowest = slowest_gpu(memory)
     source = f"memory as given; as fast as the {slowest.name}, the slowest known card of about that memory"
-    return dataclasses.replace(
-        slowest, name=f"{gibibytes:g} GB GPU", memory=memory, source=f"{source} ({slowest.source})", aliases=()
-    )
-
-
-def slowest_gpu(memory: int) -> Gpu:
-    """The slowest known card of about so many bytes; of one size those with bfloat16 count."""
-    apart = max(_SAME_SIZE * memory, min(abs(device.memory - memory) for device in GPUS))
-    alike = [device for device in GPUS if abs(device.memory - memory) <= apart]
-    alike = [device for device in alike if device.bfloat16] or alike
-    return min(alike, key=lambda device: device.float16)
+    name, source = f"{gibibytes:g} GB GPU", f"{source} ({slowest.source})"
+    return dataclasses.replace(slowest, name=name, memory=memory, source=source, aliases=())

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -49,12 +50,7 @@ def usable_machine(progress: Progress) -> Machine:
         )
         return processor()
     gpu = torch.cuda.get_device_properties(0)
-    return _gpu(gpu.name, gpu.total_memory, gpu.major >= 8)
-
-
-def _gpu(name: str, memory: int, bfloat16: bool) -> Machine:
-    """A GPU that is here, of which `memory` bytes are shown."""
-    return Machine("cuda", name, memory, bfloat16, card=match_gpu(name, memory))
+    return Machine("cuda", gpu.name, gpu.total_memory, gpu.major >= 8, card=match_gpu(gpu.name, gpu.total_memory))
 
 
 def _first_gpu() -> Machine | None:
@@ -67,34 +63,21 @@ def _first_gpu() -> Machine | None:
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
         name, mebibytes, capability = (cell.strip() for cell in done.stdout.splitlines()[0].split(","))
-        return _gpu(name, int(mebibytes) << 20, float(capability) >= 8.0)
+        memory = int(mebibytes) << 20
+        return Machine("cuda", name, memory, float(capability) >= 8.0, card=match_gpu(name, memory))
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
 
 
 def processor() -> Machine:
     """This machine's processor, as the device of a run."""
-    flags, name = _cpuinfo()
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    flags, name = (re.search(rf"^{key}\s*: *(.*)$", text, re.MULTILINE) for key in ("flags", "model name"))
     left = read_cgroup_limits().memory_left
     free = _free_memory() if left is None else min(_free_memory(), left)
-    return Machine("cpu", name, free, "amx_bf16" in flags)
-
-
-def _cpuinfo() -> tuple[set[str], str]:
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return set(), "CPU"
-    flags: set[str] = set()
-    name = "CPU"
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "flags":
-            flags = set(value.split())
-        elif key.strip() == "model name":
-            name = value.strip()
-        if flags and name != "CPU":
-            break
-    return flags, name
+    bfloat16 = flags is not None and "amx_bf16" in flags[1].split()
+    return Machine("cpu", name[1].strip() if name else "CPU", free, bfloat16)
 
 
 def _free_memory() -> int:

@@ -15,7 +15,7 @@ import torch
 Result = TypeVar("Result")
 
 # What says so in words only: c10/core/impl/alloc_cpu.cpp, and CUDA's libraries when they ask for memory of their own.
-_WORDS = (
+_OUT_OF_MEMORY = (
     "can't allocate memory",
     "not enough memory",
     "CUDA error: out of memory",
@@ -26,14 +26,14 @@ _WORDS = (
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"  # the kernel's word for: the peak of resident memory begins anew (Documentation/filesystems/proc)
+_RESET_PEAK = "5"  # starts the peak of resident memory anew (the kernel's Documentation/filesystems/proc)
 
 
 def return_freed_memory() -> None:
-    """Let glibc give freed tensors back to the system at once, from a MB on.
+    """Let glibc return freed tensors to the system at once, from a MB on.
 
     Otherwise it keeps those of up to 32 MB scattered, and before 2.38 an aligned block hardly ever fits where another
-    one was. Giving back costs some time: a page is filled with zeros when it is had again.
+    one was. Returning costs some time: a page is filled with zeros when it is allocated again.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -41,28 +41,28 @@ def return_freed_memory() -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says at first, without its full stop: torch goes on for pages."""
+    """The first line of an error without its full stop: torch goes on for pages."""
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory could not be had."""
-    told = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in told for word in _WORDS)
+    """Whether memory ran out."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)
 class OutOfMemory:
-    """Memory ran out. `told` is what the allocator said."""
+    """Memory ran out, with the allocator's message."""
 
     message: str
 
 
 def within_memory(work: Callable[[], Result]) -> Result | OutOfMemory:
-    """What `work` gives, or that memory ran out.
+    """What `work` returns, or that memory ran out.
 
-    When this returns, nothing of the failed work is held any more by the error, whose traceback holds its tensors:
-    drop what else belongs to it, then call `free_memory`.
+    The error, whose traceback holds the tensors of the failed work, is gone when this returns: drop what else belongs
+    to it, then call `free_memory`.
     """
     try:
         return work()
@@ -73,10 +73,10 @@ def within_memory(work: Callable[[], Result]) -> Result | OutOfMemory:
 
 
 def free_memory() -> None:
-    """Give back what nobody holds any more: tensors in reference cycles, the blocks that torch keeps on a GPU, and the
-    pages that glibc keeps between blocks."""
+    """Free what nobody uses any more: tensors in reference cycles, the blocks that torch keeps on a GPU, and the pages
+    that glibc keeps between blocks."""
     gc.collect()
-    _give_back()
+    _trim_heap()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -88,52 +88,51 @@ class PeakMemory:
     before: int
     peak: int = 0
     reserved: int = 0
-    """With what torch keeps on a GPU between tensors, which no other process can have."""
+    """With what torch keeps on a GPU between tensors, which no other process can use."""
     exact: bool = True
     """False where the system tells only the peak of the whole process so far: `peak` is then an upper bound."""
 
 
 @contextmanager
 def measure_peak(device: torch.device) -> Iterator[PeakMemory]:
-    """Measures the most memory that is held on `device` within; what it yields is filled in at the end.
+    """Measures the most memory that is used on `device` within; what it yields is filled in at the end.
 
-    On a GPU this begins torch's own peaks (`max_memory_allocated`, `max_memory_reserved`) anew.
+    On a GPU this resets torch's own peaks (`max_memory_allocated`, `max_memory_reserved`).
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        found = PeakMemory(torch.cuda.memory_allocated(device))
+        memory = PeakMemory(torch.cuda.memory_allocated(device))
     else:
-        _give_back()
-        found = PeakMemory(_resident("VmRSS") or process_peak(), exact=_begin_anew())
+        _trim_heap()
+        memory = PeakMemory(_resident("VmRSS") or process_peak(), exact=_reset_process_peak())
     try:
-        yield found
+        yield memory
     finally:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-            found.peak = torch.cuda.max_memory_allocated(device)
-            found.reserved = torch.cuda.max_memory_reserved(device)
+            memory.peak = torch.cuda.max_memory_allocated(device)
+            memory.reserved = torch.cuda.max_memory_reserved(device)
         else:
-            found.peak = found.reserved = _resident("VmHWM") if found.exact else process_peak()
+            memory.peak = memory.reserved = _resident("VmHWM") if memory.exact else process_peak()
 
 
-def _give_back() -> None:
-    """Give the system what the C library keeps of freed memory: it would count as held before the work."""
+def _trim_heap() -> None:
+    """Return to the system what the C library keeps of freed memory: it would count as used before the work."""
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(library, "malloc_trim"):  # glibc's
         library.malloc_trim(0)  # type: ignore[union-attr]
 
 
 def process_peak() -> int:
-    """The most resident memory of this process since it began, or since its peak was begun anew."""
+    """The most resident memory of this process since it began, or since its peak was reset."""
     import resource  # not on Windows
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _begin_anew() -> bool:
-    """Begin the process's peak anew; False where the system has no way, or does not let us."""
+def _reset_process_peak() -> bool:
+    """False where the system has no way to reset the peak, or does not let us."""
     try:
         _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
     except OSError:
@@ -142,9 +141,9 @@ def _begin_anew() -> bool:
 
 
 def _resident(name: str) -> int:
-    """A figure of /proc/self/status in bytes; 0 where it is not told."""
+    """A figure of /proc/self/status in bytes; 0 where it is not there."""
     try:
-        found = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
+        match = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
     except OSError:
         return 0
-    return int(found[1]) << 10 if found else 0
+    return int(match[1]) << 10 if match else 0

@@ -88,9 +88,9 @@ def _fastest(call: Callable[[], object], limit: float) -> float:
     """Seconds of the fastest call within a limit of seconds."""
     least, until = float("inf"), time.perf_counter() + limit
     while time.perf_counter() < until:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         call()
-        least = min(least, time.perf_counter() - begun)
+        least = min(least, time.perf_counter() - start)
     return least
 
 

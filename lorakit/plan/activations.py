@@ -64,7 +64,7 @@ class SavedActivations:
     per_pair: float
     fixed: float = 0.0
     """Whatever the tokens."""
-    behind: float = 0.0
+    freed_first: float = 0.0
     """What of `token` is gone when the backward of a block's attention runs: its feed-forward half comes first."""
     scores: float = 0.0
     """What the backward of a block's attention holds for each pair of tokens beside what was kept."""
@@ -75,21 +75,21 @@ class SavedActivations:
 
     def attending(self, rows: int, length: int) -> float:
         """Bytes of one block while the backward of its attention runs."""
-        return self.of(rows, length) + rows * length * (self.scores * length - self.behind)
+        return self.of(rows, length) + rows * length * (self.scores * length - self.freed_first)
 
 
 def saved_activations(
     spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig
 ) -> tuple[SavedActivations, SavedActivations]:
     """What stays of all blocks, and of the largest of them."""
-    found: dict[tuple[int, tuple[int, ...]], SavedActivations] = {}
+    by_shape: dict[tuple[int, tuple[int, ...]], SavedActivations] = {}
     blocks = []
     for number, weights in spec.blocks.items():
         if number >= adapted.first_block:
             key = spec.prototypes[number], tuple(adapted.ranks.get(weight.path, 0) for weight in weights)
-            if key not in found:
-                found[key] = _with_missed(spec, number, block_activations(spec, weights, adapted, way), way)
-            blocks.append(found[key])
+            if key not in by_shape:
+                by_shape[key] = _with_missed(spec, number, block_activations(spec, weights, adapted, way), way)
+            blocks.append(by_shape[key])
     largest = max(blocks, key=lambda block: block.of(1, _A_ROW), default=SavedActivations(0, 0))
     # The norm after the last block keeps its input; the first one does not where no gradient goes below it.
     last_norm = norm_bytes(spec, adapted, way) if adapted.full_fine_tuning else 0.0
@@ -102,8 +102,8 @@ def saved_activations(
 
 
 def _with_missed(spec: ModelSpec, number: int, derived: SavedActivations, way: ComputeConfig) -> SavedActivations:
-    """With what a family that is built was seen to keep beside (built.py): of pairs on a processor only, since the
-    kernels of attention are others on a GPU."""
+    """With what the trace of a built family kept besides (spec_with_trace.py): of pairs on a processor only, as a GPU
+    has other kernels of attention."""
     token, pair = spec.extra_bytes.get((spec.prototypes[number], way.width), (0.0, 0.0))
     pair = derived.per_pair if way.on_gpu else max(0.0, derived.per_pair + pair)
     return replace(derived, per_token=max(0.0, derived.per_token + token), per_pair=pair)
@@ -140,10 +140,10 @@ def _pairs(spec: ModelSpec, way: ComputeConfig) -> tuple[float, float]:
         # torch turns the mask of bits into numbers, in every layer anew
         return way.width * (way.masked and way.attention == "sdpa"), 0.0
     rounded = way.width if way.width < 4 else 0
-    kept = 4 + rounded + way.width * spec.soft_capped
-    taken_as_it_is = way.float16 and way.on_gpu
-    backward = 4 + (4 if way.on_gpu else 0) + (2 if taken_as_it_is else 4) - rounded
-    return spec.heads * kept, spec.heads * backward
+    saved = 4 + rounded + way.width * spec.soft_capped
+    computed_in_float16 = way.float16 and way.on_gpu
+    backward = 4 + (4 if way.on_gpu else 0) + (2 if computed_in_float16 else 4) - rounded
+    return spec.heads * saved, spec.heads * backward
 
 
 def norm_bytes(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig) -> float:
@@ -169,7 +169,7 @@ def _query(spec: ModelSpec) -> int:
 
 def _inputs(spec: ModelSpec, halves: list[list[WeightSpec]], adapted: TrainableParams, way: ComputeConfig) -> float:
     """The hidden states that opening layers keep, once for each half; halves that share one norm share them."""
-    kept = 0.0
+    total = 0.0
     for half in halves:
         opening = [weight for weight in half if part(weight) == "opens"]
         if any(_keeps(weight, adapted, way) for weight in opening):
@@ -178,8 +178,8 @@ def _inputs(spec: ModelSpec, halves: list[list[WeightSpec]], adapted: TrainableP
                 adapted.full_fine_tuning and way.autocast
             ):  # each layer rounds the hidden states to half precision for itself
                 shares = sum(spec.used(weight) for weight in opening)
-            kept += way.width * spec.hidden * shares
-    return min(kept, way.width * spec.hidden) if spec.norms == 1 else kept
+            total += way.width * spec.hidden * shares
+    return min(total, way.width * spec.hidden) if spec.norms == 1 else total
 
 
 def _keeps(weight: WeightSpec, adapted: TrainableParams, way: ComputeConfig) -> bool:

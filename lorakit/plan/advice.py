@@ -133,7 +133,7 @@ def _row_notes(recipe: Recipe, figures: RunFigures) -> Iterator[Advice]:
     if len(changing) >= 10 and len(changing) >= 0.1 * len(figures.texts):
         yield Advice(
             "data",
-            f"{len(changing)} of {len(figures.texts)} sampled rows teach prices, dates, versions or addresses that "
+            f"{len(changing)} of {len(figures.texts)} rows of a sample teach prices, dates, versions or addresses that "
             "their prompts do not give. Facts that change belong in retrieval: fine-tuning learns new ones slowly, and "
             "makes the model invent others",
             "arXiv 2312.05934 (retrieval against fine-tuning), 2405.05904 (new knowledge)",

@@ -40,7 +40,7 @@ class Choice:
 def resolve_auto(
     recipe: Recipe,
     machine: Machine,
-    facts: ModelInfo | None,
+    info: ModelInfo | None,
     longest: int | None = None,
     attentions: tuple[str, ...] | None = None,
     mean: float | None = None,
@@ -48,7 +48,7 @@ def resolve_auto(
     """The recipe with every `auto` replaced, and the choices made.
 
     `longest` is the longest example in tokens, where the data has been read; else `data.max_length` stands in.
-    `attentions`: the implementations that the model's family has; None where transformers has not been asked, which
+    `attentions`: the implementations that the model's family has; None where transformers has not been attention, which
     leaves the usual two. `mean` is the average example in tokens; where no row is known, all are as long as the
     longest. An `auto` that hangs on a model which is not on this machine yet stays `auto`, with a choice that says so.
 
@@ -57,14 +57,14 @@ def resolve_auto(
     """
     choices: list[Choice] = []
     model = recipe.model
-    _check_layers(recipe.adapter.layers, facts)
-    if facts and facts.stored:
-        refuse_quantization(facts.stored, model.base, effective_model(recipe), trains_all(recipe.adapter))
+    _check_layers(recipe.adapter.layers, info)
+    if info and info.stored:
+        refuse_quantization(info.stored, model.base, effective_model(recipe), trains_all(recipe.adapter))
     if model.dtype == "auto":
         choices.append(Choice("model.dtype", *_dtype(machine)))
     elif model.dtype == "float16" and not machine.is_gpu:
         raise UserError("model.dtype: float16 needs a GPU; this machine has none. Write auto or float32.")
-    family = attentions or (facts.attentions if facts else ("eager", "sdpa"))
+    family = attentions or (info.attentions if info else ("eager", "sdpa"))
     if model.attention == "auto":
         dtype = next((choice.value for choice in choices), model.dtype)
         choices.append(Choice("model.attention", *_attention(recipe, machine, str(dtype), family)))
@@ -81,37 +81,36 @@ def resolve_auto(
             f"no GPU. Write {recipe.train.optimizer.removeprefix('paged-')}."
         )
     length = min(longest or recipe.data.max_length, recipe.data.max_length)
-    found = choose_micro_batch(_replaced(recipe, choices), machine, facts, length, min(mean or length, length))
-    choices += [Choice(f"train.{name}", value, reason) for name, value, reason in found]
+    micro = choose_micro_batch(_replaced(recipe, choices), machine, info, length, min(mean or length, length))
+    choices += [Choice(f"train.{name}", value, reason) for name, value, reason in micro]
     if recipe.train.learning_rate == "auto":
-        choices.append(Choice("train.learning_rate", *default_learning_rate(recipe, facts)))
+        choices.append(Choice("train.learning_rate", *default_learning_rate(recipe, info)))
     return ResolvedRecipe(_replaced(recipe, choices), tuple(choices))
 
 
-def _check_attention(asked: str, machine: Machine, family: tuple[str, ...]) -> None:
+def _check_attention(attention: str, machine: Machine, family: tuple[str, ...]) -> None:
     """Refuse an attention that this machine or the model's family does not have."""
     other = "sdpa" if "sdpa" in family else "eager"
-    if asked == "sdpa" and asked not in family:
+    if attention == "sdpa" and attention not in family:
         raise UserError("model.attention: transformers has no sdpa for this family. Write auto or eager.")
-    if asked == "flex_attention" and not machine.is_gpu:
-        raise UserError(f"model.attention: {asked} trains on a GPU only; this machine has none. Write {other}.")
-    if asked == FLASH and not (machine.is_gpu and machine.bfloat16):
+    if attention == "flex_attention" and not machine.is_gpu:
+        raise UserError(f"model.attention: {attention} trains on a GPU only; this machine has none. Write {other}.")
+    if attention == FLASH and not (machine.is_gpu and machine.bfloat16):
         raise UserError(
             f"model.attention: {FLASH} needs a GPU with bfloat16, which {machine.name} is not. Write {other}."
         )
-    if asked == FLASH and machine.here and not importlib.util.find_spec("flash_attn"):
+    if attention == FLASH and machine.here and not importlib.util.find_spec("flash_attn"):
         raise UserError(f"model.attention: {FLASH} needs the package flash-attn. Install it, or write {other}.")
 
 
-def _check_layers(layers: Any, facts: ModelInfo | None) -> None:
+def _check_layers(layers: Any, info: ModelInfo | None) -> None:
     """Refuse a layer that the model's config does not have, before anything is loaded."""
-    if facts is None or facts.layers is None or isinstance(layers, Spectrum) or layers == "all":
+    if info is None or info.layers is None or isinstance(layers, Spectrum) or layers == "all":
         return
     numbers = [int(part) for item in ([layers] if isinstance(layers, str) else layers) for part in str(item).split("-")]
-    if max(numbers) >= facts.layers:
+    if max(numbers) >= info.layers:
         raise UserError(
-            f"adapter.layers: {max(numbers)} is not a layer of the model: this model has layers 0 to "
-            f"{facts.layers - 1}."
+            f"adapter.layers: {max(numbers)} is not a layer of the model: this model has layers 0 to {info.layers - 1}."
         )
 
 
@@ -154,10 +153,7 @@ def _attention(recipe: Recipe, machine: Machine, dtype: str, attentions: tuple[s
 
 def _packing(attention: str) -> tuple[str, str]:
     if attention == FLASH:
-        return (
-            "on",
-            "variable-length attention takes rows end to end, without padding and without a mask",
-        )
+        return "on", "variable-length attention takes rows end to end, without padding and without a mask"
     return "off", f"with {attention} a pack pays a dense mask, and rows batched by length have little padding to save"
 
 
@@ -167,19 +163,19 @@ def _optimizer(recipe: Recipe) -> tuple[str, str]:
     return "adamw", "an adapter's states are small, and 32 bits keep them exact"
 
 
-def default_learning_rate(recipe: Recipe, facts: ModelInfo | None) -> tuple[float | str, str]:
+def default_learning_rate(recipe: Recipe, info: ModelInfo | None) -> tuple[float | str, str]:
     """The learning rate that suits a recipe on a model, and where it is from; `auto` where the model is not known."""
-    if facts is None:
+    if info is None:
         return "auto", "set when the run starts: it depends on the model's size, and the model is not here yet"
-    family = next((name for name in _RATE_EXPONENT if facts.model_type.startswith(name)), None)
+    family = next((name for name in _RATE_EXPONENT if info.model_type.startswith(name)), None)
     if family is None:
-        large = facts.hidden_size >= _HIDDEN_33B
+        large = info.hidden_size >= _HIDDEN_33B
         rate, size = (1e-4, "33B and more") if large else (2e-4, "7B")
-        reason = f"QLoRA's rate for {size} (arXiv 2305.14314); no formula is known for {facts.model_type}"
+        reason = f"QLoRA's rate for {size} (arXiv 2305.14314); no formula is known for {info.model_type}"
     else:
         exponent = _RATE_EXPONENT[family]
-        rate = 5e-4 * (2000 / facts.hidden_size) ** exponent
-        reason = f"5e-4 x (2000 / {facts.hidden_size})^{exponent}, the Tinker cookbook's LoRA formula for {family}"
+        rate = 5e-4 * (2000 / info.hidden_size) ** exponent
+        reason = f"5e-4 x (2000 / {info.hidden_size})^{exponent}, the Tinker cookbook's LoRA formula for {family}"
     for share, why in _rate_shares(recipe):
         rate *= share
         reason += f", {why}"

@@ -169,11 +169,11 @@ class ChangeSearch:
 
 def memory_reductions(plan: Plan, info: ModelInfo) -> Iterator[SettingChange]:
     """What takes less memory."""
-    recipe, asked = plan.recipe, plan.requested.train
+    recipe, wanted = plan.recipe, plan.requested.train
     on_gpu, quantization = plan.place.machine.is_gpu, recipe.model.quantization
-    if asked.micro_batch not in ("auto", 1):
+    if wanted.micro_batch not in ("auto", 1):
         yield SettingChange("train.micro_batch", "auto", "the same result, in smaller pieces", 0)
-    if asked.gradient_checkpointing is False:
+    if wanted.gradient_checkpointing is False:
         yield SettingChange("train.gradient_checkpointing", True, "the same result, blocks computed twice", 0)
     if recipe.model.attention == "eager" and "sdpa" in info.attentions:
         yield SettingChange("model.attention", "sdpa", "the same result within rounding", 0)

@@ -18,18 +18,18 @@ _SHARE = {"cuda": 0.92, "cpu": 0.85}
 
 @dataclass(frozen=True)
 class SizedRun:
-    """A recipe on a model, as far as memory depends on it: everything but how many rows and tokens are held at once."""
+    """A recipe on a model: all that memory depends on but the rows and tokens of a micro-batch."""
 
     recipe: Recipe
-    """With dtype, attention, packing and optimizer settled."""
+    """With dtype, attention, packing and optimizer resolved."""
     spec: ModelSpec
     trainable: TrainableParams
     quantization: str
     """The quantization in which the base is really held."""
     on_gpu: bool
 
-    def training(self, rows: int, length: int, checkpointing: bool) -> TrainingStep:
-        """One micro-batch of so many rows, each of so many tokens."""
+    def step(self, rows: int, length: int, checkpointing: bool) -> TrainingStep:
+        """A step with micro-batches of so many rows, each of so many tokens."""
         recipe = self.recipe
         packed, flash = recipe.data.packing == "on", recipe.model.attention == "flash_attention_2"
         return TrainingStep(
@@ -49,36 +49,33 @@ class SizedRun:
         )
 
     def memory(self, rows: int, length: int, checkpointing: bool) -> Memory:
-        """The fullest moment with such a micro-batch."""
-        return peak_memory(self.spec, self.trainable, self.training(rows, length, checkpointing))
+        """The peak with such micro-batches."""
+        return peak_memory(self.spec, self.trainable, self.step(rows, length, checkpointing))
+
+    def largest_micro_batch(self, length: int, checkpointing: bool, most: int, budget: int) -> int:
+        """The most rows, up to `most`, that fit into so many bytes; 0 where not even one row does."""
+        fitting, beyond = 0, most + 1
+        while beyond - fitting > 1:
+            middle = (fitting + beyond) // 2
+            if self.memory(middle, length, checkpointing).total <= budget:
+                fitting = middle
+            else:
+                beyond = middle
+        return fitting
 
 
-def size_run(recipe: Recipe, facts: ModelInfo, spec: ModelSpec, on_gpu: bool) -> SizedRun:
-    """What a recipe puts on a device.
+def size_run(recipe: Recipe, info: ModelInfo, spec: ModelSpec, on_gpu: bool) -> SizedRun:
+    """A recipe on a model, on a GPU or a processor.
 
     Raises:
         UserError: its adapter chooses what the model does not have.
     """
-    own = adapter_spec(recipe.adapter).quantizes
-    quantization, _ = effective_quantization(recipe.model, own, facts)
-    held = quantization
+    quantization, _ = effective_quantization(recipe.model, adapter_spec(recipe.adapter).quantizes, info)
     if quantization in ("gptq", "awq"):  # 4 or 8 bits with scales, in either form
-        held = "q8" if facts.stored and facts.stored.bits == 8 else "nf4"
-    return SizedRun(recipe, spec, count_trainable(spec, recipe.adapter), held, on_gpu)
+        quantization = "q8" if info.stored and info.stored.bits == 8 else "nf4"
+    return SizedRun(recipe, spec, count_trainable(spec, recipe.adapter), quantization, on_gpu)
 
 
 def memory_budget(machine: Machine) -> int:
     """The bytes of a machine's memory that a run may be planned to take."""
     return int(machine.memory * _SHARE[machine.device])
-
-
-def largest_micro_batch(load: SizedRun, length: int, checkpointing: bool, most: int, memory: int) -> int:
-    """The largest micro-batch up to `most` that fits into so many bytes; 0 where not even one row does."""
-    fitting, beyond = 0, most + 1
-    while beyond - fitting > 1:
-        middle = (fitting + beyond) // 2
-        if load.memory(middle, length, checkpointing).total <= memory:
-            fitting = middle
-        else:
-            beyond = middle
-    return fitting

@@ -1,4 +1,4 @@
-"""The work of a training run, counted: what its time hangs on, whatever the device."""
+"""How much a training run computes, whatever the device: what its time depends on, and its FLOPs."""
 
 import math
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from lorakit.recipe.schema import Recipe
 
 # The share of tokens that are trained, where no row is known.
 TRAINED_SHARE = 0.5
+# From this many logits on the head is computed again in the backward pass (lorakit/model/loss.py).
+_CHUNK_LOGITS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,39 @@ class Workload:
     held_out_tokens: int = 0
     """That go forward through the body to score held-out rows, over all scorings of the run."""
     held_out_trained_tokens: int = 0
+
+    @property
+    def share_back(self) -> float:
+        """The share of the blocks that a gradient goes back through: only these are computed again, too."""
+        return self.layers_back / self.layers
+
+    @property
+    def forwards(self) -> int:
+        """How often a block that a gradient goes back through is computed forward."""
+        return 2 if self.checkpointing else 1
+
+    @property
+    def passes(self) -> float:
+        """How often a micro-batch uses each frozen weight, on average."""
+        return 1 + self.share_back * self.forwards
+
+
+def training_flops(work: Workload) -> float:
+    """FLOPs of the whole run: what the arithmetic needs, whatever the device.
+
+    Two a weight and token forward, two for the gradient of the inputs, two for that of trained weights, two more where
+    checkpointing computes the block again. Attention is causal: half of length squared.
+    """
+    again, back = work.forwards - 1, work.share_back
+    twice = work.dora.twice if work.dora else 0
+    body = work.body * (2 + (2 + 2 * again) * back) + 2 * work.trained_body
+    body += work.adapter * (6 + 2 * again) + twice * (4 + 2 * again)
+    attention = work.attention * (2 + (4 + 2 * again) * back)
+    logits = work.trained_tokens / max(work.micro_batches, 1) * work.head / work.hidden
+    head = work.head * (4 + (2 if logits > _CHUNK_LOGITS else 0) + (2 if work.trained_head else 0))
+    training = work.tokens * body + work.square_tokens * attention + work.trained_tokens * head
+    held_out = work.held_out_tokens * (work.body + work.adapter) + work.held_out_trained_tokens * work.head
+    return float(training + 2 * held_out)
 
 
 def run_workload(

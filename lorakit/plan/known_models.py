@@ -35,8 +35,8 @@ def known_config(hub_id: str) -> dict[str, Any] | None:
 
     Letter case does not matter. Quantized repackagings have other ids and are not known.
     """
-    found = _by_id().get(hub_id.lower())
-    return copy.deepcopy(found.config) if found else None
+    model = _by_id().get(hub_id.lower())
+    return copy.deepcopy(model.config) if model else None
 
 
 @functools.cache

@@ -58,14 +58,14 @@ def describe_missing_files(recipe: Recipe) -> str | None:
     return None
 
 
-def refuse_unmergeable(recipe: Recipe, facts: ModelInfo) -> None:
+def refuse_unmergeable(recipe: Recipe, info: ModelInfo) -> None:
     """Refuse a recipe that asks for a merged model of weights to which nothing can be added.
 
     Raises:
         UserError: the quantization of the base's own weights cannot be undone.
     """
     if recipe.output.merged:
-        refuse_irreversible(facts.stored, recipe.model.base)
+        refuse_irreversible(info.stored, recipe.model.base)
 
 
 def _check_gguf(path: Path) -> None:

@@ -102,10 +102,10 @@ def weight_bytes(spec: ModelSpec, quantization: str, double_quant: bool, width: 
         return spec.parameters * width
     numbers = sum(weight.size for weight in spec.quantizable)
     if quantization == "q8":
-        taken = numbers + 4.0 * sum(weight.outer for weight in spec.quantizable)
+        total = numbers + 4.0 * sum(weight.outer for weight in spec.quantizable)
     else:
-        taken = numbers * (0.5 + ((1 + 4 / 256) if double_quant else 4) / 64)
-    return round(taken + (spec.parameters - numbers) * width)
+        total = numbers * (0.5 + ((1 + 4 / 256) if double_quant else 4) / 64)
+    return round(total + (spec.parameters - numbers) * width)
 
 
 def peak_memory(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> Memory:
@@ -138,8 +138,8 @@ def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: Traini
 def _still(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> Memory:
     """What is there all the time."""
     width = DTYPE_BYTES[training.dtype]
-    held = training.trained_width if adapted.full_fine_tuning else width
-    weights = weight_bytes(spec, training.quantization, training.double_quant, held)
+    weight_width = training.trained_width if adapted.full_fine_tuning else width
+    weights = weight_bytes(spec, training.quantization, training.double_quant, weight_width)
     own = adapted.matrices + adapted.beside + adapted.copied
     half = width < 4 and training.trained_width == 4
     rounded = 2 * (adapted.trained + adapted.beside) if half else 0  # autocast keeps its casts of float32 weights

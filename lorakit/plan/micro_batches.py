@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from lorakit.amounts import gibibytes
+from lorakit.amounts import counted, gibibytes
 from lorakit.hardware.gpus import slowest_gpu
 from lorakit.hardware.machine import Machine
 from lorakit.hardware.throughput import gpu_throughput
-from lorakit.plan.fit import SizedRun, largest_micro_batch, memory_budget, size_run
+from lorakit.plan.fit import SizedRun, memory_budget, size_run
 from lorakit.plan.flops import run_workload
 from lorakit.plan.model_info import ModelInfo
 from lorakit.plan.runtime import training_seconds
@@ -16,90 +16,77 @@ from lorakit.recipe.schema import Recipe
 
 
 def choose_micro_batch(
-    recipe: Recipe, machine: Machine, facts: ModelInfo | None, longest: int, mean: float
+    recipe: Recipe, machine: Machine, info: ModelInfo | None, longest: int, mean: float
 ) -> Iterator[tuple[str, Any, str]]:
     """`gradient_checkpointing` and `micro_batch` where they are `auto`: name, value, and why.
 
     Args:
-        recipe: with dtype, attention, packing and optimizer settled.
-        longest: tokens of the longest row, which has to fit; mean: of the average one, which the time hangs on.
+        recipe: with dtype, attention, packing and optimizer resolved.
+        longest: tokens of the longest row, which has to fit; mean: of the average one, which decides the time.
     """
     train = recipe.train
-    asked = [name for name in ("gradient_checkpointing", "micro_batch") if getattr(train, name) == "auto"]
-    if not asked:
+    names = [name for name in ("gradient_checkpointing", "micro_batch") if getattr(train, name) == "auto"]
+    if not names:
         return
-    if facts is None or facts.spec is None:
-        unknown = "what fits is known when the model is built"
+    if info is None or info.spec is None:
         values = {"gradient_checkpointing": False, "micro_batch": min(8, train.batch_size)}
-        yield from ((name, values[name], unknown) for name in asked)
+        yield from ((name, values[name], "what fits is known when the model is built") for name in names)
         return
-    load = size_run(recipe, facts, facts.spec, machine.is_gpu)
+    run = size_run(recipe, info, info.spec, machine.is_gpu)
     checkpointing = train.gradient_checkpointing
     if checkpointing == "auto":
-        checkpointing, reason = _checkpointing(load, machine, longest, mean)
+        checkpointing, reason = _choose_checkpointing(run, machine, longest, mean)
         yield "gradient_checkpointing", checkpointing, reason
-    if "micro_batch" in asked:
-        yield "micro_batch", *_micro_batch(load, machine, longest, bool(checkpointing))
+    if "micro_batch" in names:
+        yield "micro_batch", *_choose_rows(run, machine, longest, bool(checkpointing))
 
 
-def _checkpointing(load: SizedRun, machine: Machine, longest: int, mean: float) -> tuple[bool, str]:
+def _choose_checkpointing(run: SizedRun, machine: Machine, longest: int, mean: float) -> tuple[bool, str]:
     """Gradient checkpointing where the rows do not fit without it, or where it is planned to be faster.
 
     It computes up to half as much again, for which larger micro-batches have to make up: fewer reads of the weights and
-    fewer kernels to start. On a GPU the times of both say which is less. On a processor products take nearly all of
-    the time, however few the rows, and a speed that comes out otherwise each time it is measured must not decide: it
-    recomputes only where not even one row fits without.
+    fewer kernels to start. On a GPU the times of both decide. On a processor products take nearly all of the time,
+    however few the rows, and a speed that comes out otherwise each time it is measured must not decide: it recomputes
+    only where not even one row fits without.
     """
-    train, budget = load.recipe.train, memory_budget(machine)
-    most = train.batch_size if train.micro_batch == "auto" else int(train.micro_batch)
+    train, budget = run.recipe.train, memory_budget(machine)
     place = f"{gibibytes(budget)} of {machine.name}"
-    plain = largest_micro_batch(load, longest, False, most, budget)
-    least = most if train.micro_batch != "auto" else 1
+    least, most = (1, train.batch_size) if train.micro_batch == "auto" else (int(train.micro_batch),) * 2
+    plain = run.largest_micro_batch(longest, False, most, budget)
     if plain < least:
-        return True, f"{_takes(load, least, longest, False)} without it, and {place} may be used"
+        return True, f"{_takes(run, least, longest, False)} without it, and {place} may be used"
     if plain == most:
-        return False, f"{_takes(load, most, longest, False)} without it, which fit into {place}"
-    recomputing = largest_micro_batch(load, longest, True, most, budget)
+        return False, f"{_takes(run, most, longest, False)} without it, which fit into {place}"
+    recomputing = run.largest_micro_batch(longest, True, most, budget)
     if recomputing <= plain:
         return False, f"with it no more rows of {longest} tokens would fit into {place} than the {plain} without it"
     if not machine.is_gpu:
         return False, f"{plain} rows fit into {place} without it; more rows give less than computing blocks twice costs"
-    return _faster(load, machine, plain, recomputing, mean)
-
-
-def _faster(load: SizedRun, machine: Machine, plain: int, recomputing: int, mean: float) -> tuple[bool, str]:
-    """Whether a step is planned faster with checkpointing and more rows; of a tie no."""
     # Of a card that is not known, what `lorakit plan --gpu` takes for its memory alone is near enough to compare by.
     card = machine.card or slowest_gpu(machine.memory)
-    rates = gpu_throughput(card, load.recipe.model.dtype)
-    once = training_seconds(run_workload(load, plain, False, length=mean), rates).likely
-    twice = training_seconds(run_workload(load, recomputing, True, length=mean), rates).likely
-    whose = "" if machine.card else f" at the rates of the {card.name}, for those of this card are not known"
-    faster = twice < once
-    share = min(once, twice) / max(once, twice)
-    pair = (_at_once(recomputing, "with"), _at_once(plain, "without"))
-    quick, slow = pair if faster else pair[::-1]
-    return faster, f"{quick} is planned faster than {slow}: x {share:.2f}{whose}"
+    rates = gpu_throughput(card, run.recipe.model.dtype)
+    once = training_seconds(run_workload(run, plain, False, length=mean), rates).likely
+    twice = training_seconds(run_workload(run, recomputing, True, length=mean), rates).likely
+    source = "" if machine.card else f" at the rates of the {card.name}, for those of this card are not known"
+    plain_words = f"{counted(plain, 'row')} at once without it"
+    recomputing_words = f"{counted(recomputing, 'row')} at once with it"
+    if twice < once:
+        return True, f"{recomputing_words} is planned faster than {plain_words}: x {twice / once:.2f}{source}"
+    return False, f"{plain_words} is planned faster than {recomputing_words}: x {once / twice:.2f}{source}"
 
 
-def _at_once(rows: int, how: str) -> str:
-    return f"{rows} row{'s' * (rows > 1)} at once {how} it"
-
-
-def _takes(load: SizedRun, rows: int, length: int, checkpointing: bool) -> str:
-    needed = load.memory(rows, length, checkpointing).total
-    return f"{rows} x {length} tokens take {gibibytes(needed)}"
-
-
-def _micro_batch(load: SizedRun, machine: Machine, longest: int, checkpointing: bool) -> tuple[int, str]:
+def _choose_rows(run: SizedRun, machine: Machine, longest: int, checkpointing: bool) -> tuple[int, str]:
     """As many rows as fit, in even parts of the batch: 16 rows go as 8 + 8, not as 9 + 7."""
-    budget, most = memory_budget(machine), load.recipe.train.batch_size
-    rows = largest_micro_batch(load, longest, checkpointing, most, budget)
+    budget, most = memory_budget(machine), run.recipe.train.batch_size
+    rows = run.largest_micro_batch(longest, checkpointing, most, budget)
     even = math.ceil(most / math.ceil(most / rows)) if rows else 1
-    place = f"{gibibytes(budget)} of {machine.name}"
-    fits = _takes(load, even, longest, checkpointing)
+    place, need = f"{gibibytes(budget)} of {machine.name}", _takes(run, even, longest, checkpointing)
     if rows == 0:
-        return even, f"even {fits}, more than {place}: lorakit plan says what would fit"
+        return even, f"even {need}, more than {place}: lorakit plan says what would fit"
     if rows == most:
-        return even, f"the whole batch fits: {fits} of the {place}"
-    return even, f"{fits}; at most {rows} rows fit into {place}"
+        return even, f"the whole batch fits: {need} of the {place}"
+    return even, f"{need}; at most {rows} rows fit into {place}"
+
+
+def _takes(run: SizedRun, rows: int, length: int, checkpointing: bool) -> str:
+    return f"{rows} x {length} tokens take {gibibytes(run.memory(rows, length, checkpointing).total)}"

@@ -62,7 +62,7 @@ class ModelInfo:
 
 
 def find_model_info(base: str, revision: str) -> ModelInfo | None:
-    """The facts of a recipe's base model, or None when it is neither on this machine nor well known.
+    """What is known of a recipe's base model, or None when it is neither on this machine nor well known.
 
     Raises:
         UserError: its config.json is damaged.
@@ -111,7 +111,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def read_model_info(folder: Path) -> ModelInfo | None:
-    """The facts in a model folder's config.json; None when it cannot be read or names no hidden size.
+    """What is in a model folder's config.json; None when it cannot be read or names no hidden size.
 
     Raises:
         UserError: a value in it is damaged.
@@ -124,7 +124,7 @@ def read_model_info(folder: Path) -> ModelInfo | None:
 
 
 def parse_model_info(whole: dict[str, Any]) -> ModelInfo | None:
-    """The facts in what a config.json holds; None when it names no hidden size.
+    """What is in what a config.json holds; None when it names no hidden size.
 
     Raises:
         UserError: a value is damaged. Of a family that is not counted, what its sizes may be is left to transformers.
@@ -154,7 +154,7 @@ def parse_model_info(whole: dict[str, Any]) -> ModelInfo | None:
 def _first(config: dict[str, Any], *keys: str) -> int | None:
     """The size that the first of these keys gives; None where none does, or the family means something else by it."""
     if is_known_family(config):
-        return next((found for key in keys if (found := read_size(config, key))), None)
+        return next((number for key in keys if (number := read_size(config, key))), None)
     return next((config[key] for key in keys if is_size(config.get(key))), None)
 
 

@@ -9,7 +9,7 @@ every number here, and predicted against published times.
 from dataclasses import dataclass
 
 from lorakit.hardware.throughput import Throughput
-from lorakit.plan.flops import DoraWorkload, Workload
+from lorakit.plan.flops import Workload, training_flops
 
 # Numbers read and written a token and layer between the products, from the operations of transformers' Llama block:
 # per number of the hidden width (two norms with their casts, residuals, rotation of queries), and per number of the
@@ -41,8 +41,6 @@ _DEQUANTIZING_SHARE = 0.45
 _INT8_FACTOR = 2.0
 # Bytes the optimizer moves a trained number: weight, two states and gradient in float32, clipping, setting to zero.
 _OPTIMIZER_BYTES = 40
-# From this many logits on the head is computed anew in the backward pass (lorakit/model/loss.py).
-_CHUNK_LOGITS = 1 << 25
 # The estimate is times these, low and high: what the published runs in docs/planning.md differ by.
 LOW, HIGH = 0.6, 1.7
 
@@ -56,123 +54,79 @@ class EstimateRange:
     high: float
 
 
-def training_flops(work: Workload) -> float:
-    """FLOPs of the whole run: what the arithmetic needs, whatever the device.
-
-    Two a weight and token forward, two for the gradient of the inputs, two for that of trained weights, two more where
-    checkpointing computes the block again. Attention is causal: half of length squared.
-    """
-    again = 1 if work.checkpointing else 0
-    back = _share_back(work)
-    twice = work.dora.twice if work.dora else 0
-    body = work.body * (2 + (2 + 2 * again) * back) + 2 * work.trained_body
-    body += work.adapter * (6 + 2 * again) + twice * (4 + 2 * again)
-    attention = work.attention * (2 + (4 + 2 * again) * back)
-    head = work.head * (4 + (2 if _head_again(work) else 0) + (2 if work.trained_head else 0))
-    training = work.tokens * body + work.square_tokens * attention + work.trained_tokens * head
-    held_out = work.held_out_tokens * (work.body + work.adapter) + work.held_out_trained_tokens * work.head
-    return float(training + 2 * held_out)
-
-
 def training_seconds(work: Workload, rates: Throughput) -> EstimateRange:
-    """Seconds that the steps and the scoring of held-out rows take; loading and preparing are not in it."""
-    tokens = work.tokens + work.held_out_tokens / _passes(work)
+    """Seconds that the steps and the scoring of held-out rows take, without loading and preparing."""
+    tokens = work.tokens + work.held_out_tokens / work.passes
     share = tokens / work.tokens if work.tokens else 1.0  # held-out rows go through in batches like the others
-    computing = max(_products(work, rates), share * _reading(work, rates))
-    moving = _traffic(work, rates) + share * _dequantizing(work, rates)
+    factor = _INT8_FACTOR if work.quantization == "q8" and rates.queued else 1.0
+    products = factor * training_flops(work) / rates.compute
+    on_device = max(products, share * _reading(work, rates)) + (
+        _traffic(work, rates) + share * _dequantizing(work, rates)
+    )
+    on_device += share * _dora_norms(work, rates)
     starting = share * _starting(work, rates)
-    on_device = computing + moving + share * (_norms(work.dora, work, rates) if work.dora else 0.0)
     micro_batches = max(on_device, starting) if rates.queued else on_device + starting
     optimizer = work.steps * work.optimizer_numbers * _OPTIMIZER_BYTES / rates.bandwidth
     likely = micro_batches + optimizer
     return EstimateRange(LOW * likely, likely, HIGH * likely)
 
 
-def training_price(span: EstimateRange, per_hour: float) -> EstimateRange:
+def training_price(time: EstimateRange, per_hour: float) -> EstimateRange:
     """What seconds cost at a price an hour, in its currency."""
-    return EstimateRange(*(per_hour * part / 3600 for part in (span.low, span.likely, span.high)))
-
-
-def _head_again(work: Workload) -> bool:
-    logits = work.trained_tokens / max(work.micro_batches, 1) * work.head / work.hidden
-    return logits > _CHUNK_LOGITS
-
-
-def _share_back(work: Workload) -> float:
-    """The share of the blocks that a gradient goes back through: only these are computed again, too."""
-    return work.layers_back / work.layers
-
-
-def _forwards(work: Workload) -> int:
-    """How often a block that a gradient goes back through is computed forward."""
-    return 2 if work.checkpointing else 1
-
-
-def _passes(work: Workload) -> float:
-    """How often a micro-batch uses each frozen weight, on average."""
-    return 1 + _share_back(work) * _forwards(work)
-
-
-def _products(work: Workload, rates: Throughput) -> float:
-    factor = _INT8_FACTOR if work.quantization == "q8" and rates.queued else 1.0
-    return factor * training_flops(work) / rates.compute
+    return EstimateRange(*(per_hour * seconds / 3600 for seconds in (time.low, time.likely, time.high)))
 
 
 def _reading(work: Workload, rates: Throughput) -> float:
     """Reading the weights for the products: what a pass takes at least, however few its tokens."""
-    held = work.weight_numbers * rates.number_bytes if work.weight_numbers else work.weight_bytes
-    read = max(held, (work.body + work.head) * rates.number_bytes)  # `held`: of all experts, which a batch uses
-    return work.micro_batches * _passes(work) * read / rates.bandwidth
+    stored = work.weight_numbers * rates.number_bytes if work.weight_numbers else work.weight_bytes
+    read = max(stored, (work.body + work.head) * rates.number_bytes)  # `stored`: of all experts, which a batch uses
+    return work.micro_batches * work.passes * read / rates.bandwidth
 
 
 def _traffic(work: Workload, rates: Throughput) -> float:
-    """Moving activations between the products."""
+    """Moving activations between the products, and the outputs that DoRA scales."""
     width = work.body / work.layers / work.hidden
     hidden = _HIDDEN_ACCESSES_FLOAT32 if rates.number_bytes == 4 else _HIDDEN_ACCESSES
     plain = hidden * work.hidden + _WIDTH_ACCESSES * width
     adapter = _ADAPTER_HIDDEN_ACCESSES * work.hidden + _ADAPTER_WIDTH_ACCESSES * width
-    again = _forwards(work) - 1
     forward = work.layers * plain + work.layers_adapted * adapter
     back = work.layers_back * plain + work.layers_adapted * adapter
-    numbers = (work.tokens + work.held_out_tokens) * forward + work.tokens * (again + _BACKWARD) * back
-    return (numbers * rates.number_bytes + _scaled(work)) / rates.bandwidth
+    numbers = (work.tokens + work.held_out_tokens) * forward + work.tokens * (work.forwards - 1 + _BACKWARD) * back
+    scaled = 0.0
+    if work.dora:
+        per_pass = _BUILT_OUTPUT_BYTES if work.dora.built else _OUTPUT_BYTES
+        backward = (_BACKWARD if work.dora.built else _OUTPUT_BACKWARD) * per_pass
+        passes = work.tokens * (work.forwards * per_pass + backward) + work.held_out_tokens * per_pass
+        scaled = work.dora.outputs * passes
+    return (numbers * rates.number_bytes + scaled) / rates.bandwidth
 
 
-def _scaled(work: Workload) -> float:
-    """Bytes of the outputs that DoRA scales."""
+def _dora_norms(work: Workload, rates: Throughput) -> float:
+    """Taking the norms of DoRA's weights: in each pass where they are built, else once, until the adapter changes."""
     if not work.dora:
         return 0.0
-    if work.dora.built:
-        forward, backward = _BUILT_OUTPUT_BYTES, _BACKWARD * _BUILT_OUTPUT_BYTES
-    else:
-        forward, backward = _OUTPUT_BYTES, _OUTPUT_BACKWARD * _OUTPUT_BYTES
-    passes = work.tokens * (_forwards(work) * forward + backward) + work.held_out_tokens * forward
-    return work.dora.outputs * passes
-
-
-def _norms(dora: DoraWorkload, work: Workload, rates: Throughput) -> float:
-    """Taking the norms of DoRA's weights: in each pass where they are built, else once, until the adapter changes."""
-    once = 2 * dora.norm / rates.compute
-    if not dora.built:
+    once = 2 * work.dora.norm / rates.compute
+    if not work.dora.built:
         return work.micro_batches * once
-    made = float(dora.weights * _BUILT_BYTES + dora.identities * _IDENTITY_BYTES)
+    moved = float(work.dora.weights * _BUILT_BYTES + work.dora.identities * _IDENTITY_BYTES)
     if work.weight_numbers:  # PEFT dequantizes the weight once more for its norm
-        made += dora.weights * _DEQUANTIZED_BYTES[work.quantization] / _DEQUANTIZING_SHARE
-    return work.micro_batches * _forwards(work) * (once + made / rates.bandwidth)
+        moved += work.dora.weights * _DEQUANTIZED_BYTES[work.quantization] / _DEQUANTIZING_SHARE
+    return work.micro_batches * work.forwards * (once + moved / rates.bandwidth)
 
 
 def _dequantizing(work: Workload, rates: Throughput) -> float:
     if not work.weight_numbers:
         return 0.0
     each = _DEQUANTIZED_BYTES[work.quantization] / (rates.bandwidth * _DEQUANTIZING_SHARE)
-    return work.micro_batches * _passes(work) * work.weight_numbers * each
+    return work.micro_batches * work.passes * work.weight_numbers * each
 
 
 def _starting(work: Workload, rates: Throughput) -> float:
+    """Starting the kernels."""
     plain = _KERNELS + (_QUANTIZED_KERNELS if work.weight_numbers else 0)
-    back = _forwards(work) - 1 + _BACKWARD
+    back = work.forwards - 1 + _BACKWARD
     kernels = plain * (work.layers + work.layers_back * back) + _ADAPTER_KERNELS * work.layers_adapted * (1 + back)
     if work.dora:
-        norms = _forwards(work) if work.dora.built else 1
+        norms = work.forwards if work.dora.built else 1
         kernels += work.dora.modules * (_NORM_KERNELS * norms + _OUTPUT_KERNELS * (1 + back))
     return work.micro_batches * kernels * rates.start

@@ -41,10 +41,10 @@ def _missed(config: Any, spec: ModelSpec, settings: Adapter, half: bool) -> dict
     trace = trace_activations(config, spec, settings, half)
     if trace is None:
         return {}
-    adapted, found = count_trainable(spec, settings), {}
+    adapted, missed = count_trainable(spec, settings), {}
     dropout, dora = settings.dropout, adapted.dora
     way = ComputeConfig(2 if half else 4, trace.attention, dropout=dropout, autocast=half, on_gpu=False, dora=dora)
     for number, (token, pair) in trace.bytes_by_block.items():
         derived = block_activations(spec, spec.blocks[number], adapted, way)
-        found[number, way.width] = token - derived.per_token, pair - derived.per_pair
-    return found
+        missed[number, way.width] = token - derived.per_token, pair - derived.per_pair
+    return missed

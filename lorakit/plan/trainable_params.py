@@ -78,9 +78,8 @@ def count_trainable(spec: ModelSpec, settings: Adapter) -> TrainableParams:
         first = min((weight.layer or 0 for weight in chosen), default=0) if narrowed else 0
         return TrainableParams({}, 0, round(numbers * share), full_fine_tuning=True, estimated=estimated, first=first)
     own = resolve_overrides("rank_overrides", chosen, settings.rank_overrides, settings.rank)
-    resolve_overrides(
-        "alpha_overrides", chosen, settings.alpha_overrides, settings.alpha
-    )  # counts nothing, but may not match
+    # counts nothing, but its patterns have to match
+    resolve_overrides("alpha_overrides", chosen, settings.alpha_overrides, settings.alpha)
     ranks = {weight.path: own.get(weight.parameter or weight.path, settings.rank) for weight in chosen}
     count = kind.numbers or _low_rank
     matrices = sum(weight.experts * count(settings, ranks[weight.path], weight) for weight in chosen)
@@ -143,14 +142,14 @@ def _ranks_of(spec: ModelSpec, config: dict[str, Any]) -> dict[str, int]:
     named = [*_listed(targets), *_listed(config.get("target_parameters"))]
     excluded, layers = config.get("exclude_modules"), config.get("layers_to_transform")
     numbers = [layers] if isinstance(layers, int) else layers
-    found = {}
+    ranks = {}
     for weight in spec.weights:
         name = weight.parameter or weight.path
         times = _times_named(weight, targets, named)
         if not times or _is_named(weight.path, excluded) or (numbers and weight.layer not in numbers):
             continue
-        found[weight.path] = next((own[key] for key in own if _fits(rf"(.*\.)?({key})", name)), rank * times)
-    return found
+        ranks[weight.path] = next((own[key] for key in own if _fits(rf"(.*\.)?({key})", name)), rank * times)
+    return ranks
 
 
 def _times_named(weight: WeightSpec, targets: Any, named: list[str]) -> int:
