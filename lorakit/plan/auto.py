@@ -1,4 +1,4 @@
-"""Every `auto` of a recipe, settled for one machine and one model, each with its reason."""
+"""Every `auto` of a recipe, resolved for one machine and one model, each with its reason."""
 
 import importlib.util
 import json
@@ -47,10 +47,12 @@ def resolve_auto(
 ) -> "ResolvedRecipe":
     """The recipe with every `auto` replaced, and the choices made.
 
-    `longest` is the longest example in tokens, where the data has been read; else `data.max_length` stands in.
-    `attentions`: the implementations that the model's family has; None where transformers has not been attention, which
-    leaves the usual two. `mean` is the average example in tokens; where no row is known, all are as long as the
-    longest. An `auto` that hangs on a model which is not on this machine yet stays `auto`, with a choice that says so.
+    An `auto` that depends on a model which is not on this machine yet stays `auto`, with a choice that says so.
+
+    Args:
+        longest: tokens of the longest row, once the data has been read; else `data.max_length` stands in.
+        attentions: the implementations that the model's family has, by transformers; None: as far as its config tells.
+        mean: tokens of the average row; where it is not known, all are as long as the longest.
 
     Raises:
         UserError: a setting cannot work on this machine.
@@ -74,7 +76,10 @@ def resolve_auto(
         attention = next((choice.value for choice in choices if choice.path == "model.attention"), model.attention)
         choices.append(Choice("data.packing", *_packing(str(attention))))
     if recipe.train.optimizer == "auto":
-        choices.append(Choice("train.optimizer", *_optimizer(recipe)))
+        reason = "an adapter's states are small, and 32 bits keep them exact"
+        if trains_all(recipe.adapter):
+            reason = "exact states; with adamw-8bit they take a quarter of the memory"
+        choices.append(Choice("train.optimizer", "adamw", reason))
     elif recipe.train.optimizer.startswith("paged") and not machine.is_gpu:
         raise UserError(
             f"train.optimizer: {recipe.train.optimizer} moves states between a GPU and main memory; this machine has "
@@ -155,12 +160,6 @@ def _packing(attention: str) -> tuple[str, str]:
     if attention == FLASH:
         return "on", "variable-length attention takes rows end to end, without padding and without a mask"
     return "off", f"with {attention} a pack pays a dense mask, and rows batched by length have little padding to save"
-
-
-def _optimizer(recipe: Recipe) -> tuple[str, str]:
-    if trains_all(recipe.adapter):
-        return "adamw", "exact states; with adamw-8bit they take a quarter of the memory"
-    return "adamw", "an adapter's states are small, and 32 bits keep them exact"
 
 
 def default_learning_rate(recipe: Recipe, info: ModelInfo | None) -> tuple[float | str, str]:

@@ -35,10 +35,8 @@ def known_config(hub_id: str) -> dict[str, Any] | None:
 
     Letter case does not matter. Quantized repackagings have other ids and are not known.
     """
-    model = _by_id().get(hub_id.lower())
-    return copy.deepcopy(model.config) if model else None
-
-
-@functools.cache
-def _by_id() -> dict[str, KnownModel]:
-    return {hub_id.lower(): model for model in known_models() for hub_id in model.ids}
+    wanted = hub_id.lower()
+    for model in known_models():
+        if any(known.lower() == wanted for known in model.ids):
+            return copy.deepcopy(model.config)
+    return None
