@@ -318,7 +318,7 @@ def test_adapters_that_would_be_changed_in_silence_are_refused(recipe_file, tmp_
     with pytest.raises(UserError, match="not finite"):
         run_recipe(begun_from(recipe_file, folder), tmp_path / "run")
     (folder / "adapter_config.json").write_text("[]")
-    with pytest.raises(RecipeErrors, match="no JSON object"):
+    with pytest.raises(RecipeErrors, match="not a JSON object"):
         load(begun_from(recipe_file, folder))
 
 
