@@ -84,9 +84,14 @@ def _texts_in(value: Any) -> list[str]:
     return [str(value)[:80]] if value else []
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has some file that a tokenizer is read from."""
+    return any(next(folder.glob(name), None) for name in _TOKENIZERS)
+
+
 def refuse_missing_tokenizer(folder: Path) -> None:
     """Refuse a folder without any file that a tokenizer is read from."""
-    if not any(next(folder.glob(name), None) for name in _TOKENIZERS):
+    if not has_tokenizer(folder):
         raise UserError(f"model.base: {folder} has no tokenizer ({', '.join(_TOKENIZERS)}). {_REMEDY}")
 
 

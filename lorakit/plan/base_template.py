@@ -4,8 +4,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from lorakit.data.template_source import check_template_date, writes_date
-from lorakit.errors import UserError
-from lorakit.model.base_files import refuse_missing_tokenizer
+from lorakit.model.base_files import has_tokenizer
 from lorakit.model.resolve import Base
 from lorakit.plan.model_info import find_model_folder
 from lorakit.recipe.schema import Recipe
@@ -47,10 +46,6 @@ def find_template(recipe: Recipe) -> "ChatTemplate | None":
         UserError: as `load_template`.
     """
     folder = find_model_folder(recipe.model.base, recipe.model.revision)
-    try:
-        if folder is None:
-            return None
-        refuse_missing_tokenizer(folder)
-    except UserError:
+    if folder is None or not has_tokenizer(folder):
         return None
     return load_template(recipe, Base(recipe.model.base, folder, "on this machine"))

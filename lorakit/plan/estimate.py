@@ -12,7 +12,7 @@ from lorakit.hardware.throughput import Throughput
 from lorakit.model.spec import ModelSpec
 from lorakit.plan.auto import Choice, resolve_auto
 from lorakit.plan.fit import SizedRun, memory_budget, size_run
-from lorakit.plan.flops import TRAINED_SHARE, Workload, run_workload, training_flops
+from lorakit.plan.flops import TRAINED_SHARE, run_workload, training_flops
 from lorakit.plan.memory import DTYPE_BYTES, Memory, evaluation_memory, merge_memory, weight_bytes
 from lorakit.plan.model_info import ModelInfo
 from lorakit.plan.runtime import EstimateRange, training_price, training_seconds
@@ -138,7 +138,19 @@ def plan_run(
     micro, checkpointing = int(train.micro_batch), bool(train.gradient_checkpointing)
     longest = load.memory(micro, rows.longest, checkpointing)
     steps = steps_of(settled.recipe, rows)
-    work = _work(load, rows, steps, micro, checkpointing) if steps else None
+    padding, work = padding_of(settled.recipe, rows, micro), None
+    if steps:
+        scorings = occurrences(train.eval_every, steps) if rows.held_out else 0
+        work = run_workload(
+            load,
+            micro,
+            checkpointing,
+            length=rows.mean,
+            trained=rows.trained,
+            steps=steps,
+            padding=padding,
+            held_out=round(scorings * rows.held_out * rows.mean),
+        )
     rates = place.rates(settled.recipe.model.dtype) if work else None
     time = training_seconds(work, rates) if work and rates else None
     allowed = memory_budget(place.machine)
@@ -157,10 +169,10 @@ def plan_run(
         fits="yes" if longest.total <= allowed else "tight" if longest.total <= place.machine.memory else "no",
         evaluation=_evaluation(load, settled.recipe, rows, place.machine),
         merge=merge_memory(spec),
-        adapter_file=_adapter_file(load.trainable),
+        adapter_file=4 * load.trainable.saved,  # in float32
         model_file=spec.parameters * DTYPE_BYTES.get(str(facts.dtype), 2),
         steps=steps,
-        padding=padding_of(settled.recipe, rows, micro),
+        padding=padding,
         tokens=work.tokens if work else None,
         operations=training_flops(work) if work else None,
         time=time,
@@ -177,22 +189,6 @@ def steps_of(recipe: Recipe, rows: RowEstimate) -> int | None:
         return None
     mixture = rows.mixture or Mixture((rows.count,), (1.0,))
     return mixture.run_steps(recipe.train.batch_size, recipe.train.epochs, None)
-
-
-def _work(load: SizedRun, rows: RowEstimate, steps: int, micro: int, checkpointing: bool) -> Workload:
-    recipe, scorings = load.recipe, 0
-    if rows.held_out:
-        scorings = occurrences(recipe.train.eval_every, steps)
-    return run_workload(
-        load,
-        micro,
-        checkpointing,
-        length=rows.mean,
-        trained=rows.trained,
-        steps=steps,
-        padding=padding_of(recipe, rows, micro),
-        held_out=round(scorings * rows.held_out * rows.mean),
-    )
 
 
 def padding_of(recipe: Recipe, rows: RowEstimate, micro: int) -> float:
@@ -214,11 +210,6 @@ def _evaluation(load: SizedRun, recipe: Recipe, rows: RowEstimate, machine: Mach
     width = DTYPE_BYTES[recipe.model.dtype]
     weights = weight_bytes(load.spec, load.quantization, recipe.model.double_quant, width)
     return evaluation_memory(load.spec, weights + 4 * load.trainable.matrices, width, tokens, machine)
-
-
-def _adapter_file(adapted: TrainableParams) -> int:
-    """Bytes of adapter_model.safetensors, in float32."""
-    return 4 * adapted.saved
 
 
 def full_fine_tuning(recipe: Recipe, facts: ModelInfo, rows: RowEstimate, place: PlanDevice) -> Plan | None:
