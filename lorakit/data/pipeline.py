@@ -100,7 +100,7 @@ def run_pipeline(
             writer.write_batch(result.examples)
             takes[number].add(result.digests)
             collector.add(number, name, result)
-            bar.advance(done, f"{sum(collector.rows_in.values()):,} rows")
+            bar.advance(done, f"{sum(collector.rows_of):,} rows")
     collector.check_sources()
     return collector.result(path)
 
