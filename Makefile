@@ -1,7 +1,8 @@
 # make demo     set up, train recipes/debian-json and score it
 # make test     set up, run the test suite; make test-all adds the slow tests
 # make torture  damaged input, kills, signals and full disks, some 11,000 cases (COUNT=0.1: a tenth); docs/reliability.md
-# make check    lint, types, layers, generated documents
+# make check    lint, types, names, layers, generated documents; make fix: lint and format what can be
+# make site     the documentation as pages with a search, in build/site
 # make bench    lorakit against TRL on the same rows: bench-train the training, bench-data the preparation of rows; and bench-eval
 # make bench-adapters   every adapter kind on every quantization, into docs/adapters.md (most of an hour); bench-dora: DoRA against PEFT's
 # make bench-memory     the memory model against published peaks, and against runs of SmolLM2 here (ROWS=FILE adds a table)
@@ -16,7 +17,7 @@ READY := $(VENV)/.ready-$(shell cksum requirements.txt pyproject.toml tools/inst
 # A process for each core, with a thread each: tiny models gain nothing from more.
 TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: install model demo test test-all torture check docs bench bench-train bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval gpu pins clean
+.PHONY: install model demo test test-all torture check fix docs site bench bench-train bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval gpu pins clean
 .DEFAULT_GOAL := help
 
 help:
@@ -47,8 +48,19 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/check_names.py
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate_docs.py --check
+
+fix: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+site: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r tools/site/requirements.txt
+	$(BIN)/sphinx-build -q -W --keep-going -c tools/site . build/site
+	@cp build/site/README.html build/site/index.html
+	@echo build/site/index.html
 
 docs: $(READY)
 	$(BIN)/python tools/generate_docs.py

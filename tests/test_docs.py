@@ -61,8 +61,11 @@ def test_every_lorakit_command_of_the_documents_is_one():
             assert name in {"--help", *(option for parameter in PROGRAM.params for option in parameter.opts)}
         else:
             assert name in PROGRAM.commands, f"no such command: lorakit {name}"
+            command = PROGRAM.commands[name]
+            if arguments and hasattr(command, "commands"):
+                command = command.commands[arguments.pop(0)]
             if arguments:
-                context = PROGRAM.commands[name].make_context(name, arguments)  # raises for what it does not take
+                context = command.make_context(name, arguments)  # raises for what it does not take
                 for override in context.params.get("overrides", []):
                     assert override.partition("=")[0] in keys(Recipe), override
 
@@ -84,9 +87,9 @@ def test_the_table_of_commands_is_whole():
     assert sorted(table) == sorted(PROGRAM.commands)
 
 
-def test_every_file_of_a_runs_folder_is_in_the_readme():
+def test_every_file_of_a_runs_folder_is_in_the_guide():
     files = {path.name for path in Run(Path("run")).results()}
-    table = re.findall(r"^\| `([\w.]+)/?` \|", page("README.md"), re.MULTILINE)
+    table = re.findall(r"^\| `([\w.]+)/?` \|", page("docs/guide.md"), re.MULTILINE)
     assert files == set(table)
 
 
@@ -104,11 +107,11 @@ def test_every_shipped_recipe_is_valid(path):
 
 
 def recipe_block(first_line: str) -> str:
-    (block,) = [block for block in blocks(page("README.md"), "yaml") if block.startswith(first_line)]
+    (block,) = [block for block in blocks(page("docs/guide.md"), "yaml") if block.startswith(first_line)]
     return block
 
 
-def test_the_recipe_of_the_readme_is_valid_and_names_what_the_tables_hold(tmp_path):
+def test_the_recipe_of_the_guide_is_valid_and_names_what_the_tables_hold(tmp_path):
     block = recipe_block("# yaml-language-server")
     (tmp_path / "data").mkdir()
     for name in ("train.jsonl", "refusals.csv"):
@@ -119,12 +122,14 @@ def test_the_recipe_of_the_readme_is_valid_and_names_what_the_tables_hold(tmp_pa
         assert all(word in block for word in table.names())
 
 
-def test_the_errors_of_the_readme_are_those_of_its_bad_recipe(tmp_path, monkeypatch):
+def test_the_errors_of_the_guide_are_those_of_its_bad_recipe(tmp_path, monkeypatch):
     path = write(tmp_path, recipe_block("# bad.yaml"), "bad.yaml")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeErrors) as caught:
         load(path)
-    (shown,) = [block for block in blocks(page("README.md"), "console") if block.startswith("$ lorakit check bad.yaml")]
+    (shown,) = [
+        block for block in blocks(page("docs/guide.md"), "console") if block.startswith("$ lorakit check bad.yaml")
+    ]
     assert shown.partition("\n")[2].strip() == str(caught.value)
 
 
