@@ -10,7 +10,7 @@ import pytest
 from prose import WORDS, prose
 
 from lorakit.data.cleaning import dataset_checks
-from lorakit.data.cleaning.row_stats import RowStatsBuilder, compute_row_stats
+from lorakit.data.cleaning.row_stats import compute_row_stats, join_row_stats
 from lorakit.data.cleaning.style import languages
 from lorakit.data.conversations import Conversation, Text, Tokens
 
@@ -41,10 +41,8 @@ def test_equal_rows_have_equal_traits_in_every_process_and_batch():
     assert len(outputs) == 1
     rows = [qa(prose(i), prose(-i, i % 30)) for i in range(40)]
     whole = compute_row_stats(rows, near=True)
-    joiner = RowStatsBuilder()
-    for some in (rows[:1], rows[1:17], rows[17:]):
-        joiner.add(compute_row_stats(some, near=True))
-    parts = joiner.joined()
+    batches = (rows[:1], rows[1:17], rows[17:])
+    parts = join_row_stats([{**vars(compute_row_stats(some, near=True))} for some in batches])
     for one in ("content", "prompt", "answer", "style", "language", "script", "signature"):
         assert np.array_equal(getattr(whole, one), getattr(parts, one), equal_nan=one == "style"), one
     again = pickle.loads(pickle.dumps(whole))  # noqa: S301 - what a worker process does
@@ -95,23 +93,23 @@ def test_the_answer_that_most_rows_give_is_kept_and_a_tie_leaves_all_out():
         qa("three?", "C"), Text("a"), Text("b"), qa("one?", "c"), qa("one?", "x", system="Be brief."),
     ]  # fmt: skip
     made = compute_row_stats(rows, near=False)
-    found = dataset_checks.contradictions(made.prompt, made.answer)
-    assert found.group.tolist() == [0, 1, 0, 0, 1, -1, -1, -1, -1, 0, -1]
-    assert np.flatnonzero(~found.agrees).tolist() == [1, 3, 4, 9]
+    group, agrees = dataset_checks.contradictions(made.prompt, made.answer)
+    assert group.tolist() == [0, 1, 0, 0, 1, -1, -1, -1, -1, 0, -1]
+    assert np.flatnonzero(~agrees).tolist() == [1, 3, 4, 9]
 
 
 def test_contradictions_agree_with_counting_by_hand():
     dice = np.random.default_rng(0)
     prompt, answer = dice.integers(0, 300, 1000, dtype=np.uint64), dice.integers(1, 4, 1000, dtype=np.uint64)
-    found = dataset_checks.contradictions(prompt, answer)
+    group, agrees = dataset_checks.contradictions(prompt, answer)
     for row in range(1000):
         mine = np.flatnonzero(prompt == prompt[row])
         votes = sorted(((answer[mine] == one).sum() for one in np.unique(answer[mine])), reverse=True)
         if prompt[row] == 0 or len(votes) == 1:
-            assert (found.group[row], found.agrees[row]) == (-1, True)
+            assert (group[row], agrees[row]) == (-1, True)
             continue
         wins = votes[0] > votes[1] and (answer[mine] == answer[row]).sum() == votes[0]
-        assert (found.group[row], found.agrees[row]) == (mine[0], wins)
+        assert (group[row], agrees[row]) == (mine[0], wins)
 
 
 def test_leaks_are_rows_or_answers_that_are_held_out():

@@ -144,11 +144,11 @@ def _repeated(result: PipelineResult, first: np.ndarray, rows: np.ndarray, reaso
 
 
 def _contradictions(result: PipelineResult, traits: RowStats, rows: np.ndarray) -> Findings:
-    contradictions = dataset_checks.contradictions(traits.prompt, traits.answer)
-    grouped = np.flatnonzero(contradictions.group >= 0)
-    others = dict(zip(rows[grouped].tolist(), rows[contradictions.group[grouped]].tolist(), strict=True))
+    group, agrees = dataset_checks.contradictions(traits.prompt, traits.answer)
+    grouped = np.flatnonzero(group >= 0)
+    others = dict(zip(rows[grouped].tolist(), rows[group[grouped]].tolist(), strict=True))
     reason = "another answer to the same prompt"
-    return Findings(rows[grouped], reason, lambda some: _as_another(result, others, some), rows[~contradictions.agrees])
+    return Findings(rows[grouped], reason, lambda some: _as_another(result, others, some), rows[~agrees])
 
 
 def _style(result: PipelineResult, traits: RowStats, rows: np.ndarray) -> Findings:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from lorakit.data.chat_template import ChatTemplate
-from lorakit.data.cleaning.row_stats import RowStats, RowStatsBuilder
+from lorakit.data.cleaning.row_stats import RowStats, join_row_stats
 from lorakit.data.conversations import Text
 from lorakit.data.example_arrays import SCHEMA, TextLengths
 from lorakit.data.report import Report
@@ -148,7 +148,7 @@ class _Collector:
     def __init__(self, opened: list[OpenSource]) -> None:
         self.opened = opened
         self.results: list[tuple[int, BlockResult]] = []
-        self.traits = RowStatsBuilder()
+        self.traits: list[dict[str, Any]] = []
         self.rows_in = Counter[str]()
         """Rows of each file."""
         self.rows_of = [0] * len(opened)
@@ -167,7 +167,7 @@ class _Collector:
             mine.dropped.merge(theirs.dropped)
             mine.findings.merge(theirs.findings)
         if result.traits is not None:
-            self.traits.add(result.traits)
+            self.traits.append({**vars(result.traits)})
         result.examples = result.traits = None  # on disk, and in `self.traits`
         self.results.append((source, result))
 
@@ -201,7 +201,7 @@ class _Collector:
             source=np.repeat(np.array([source for source, _ in self.results], dtype=np.int16), counts),
             digests=_join([result.digests for result in results], np.uint64, (0, 4)),
             cut=_join([result.cut for result in results], bool),
-            traits=self.traits.joined(),
+            traits=join_row_stats(self.traits),
             owner=_join([result.owner + first for result, first in zip(results, firsts, strict=True)]),
             length=_join([result.lengths for result in results]),
             trained=_join([result.trained for result in results]),

@@ -7,12 +7,12 @@ makes of each row.
 import functools
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from lorakit.data.chat_template.controls import ControlTexts
 from lorakit.data.cleaning.markup import html
 from lorakit.data.cleaning.noise import noise
-from lorakit.data.cleaning.text_check import TextContext, TextFinding
+from lorakit.data.cleaning.text_check import RowFinding, TextContext
 from lorakit.data.cleaning.trivial_answers import trivial
 from lorakit.data.conversations import Conversation, Message, RowContent, Text, Tokens
 
@@ -20,25 +20,10 @@ _ROUNDS = 4
 # The encodings of one byte a character that ftfy undoes (ftfy.chardata.CHARMAP_ENCODINGS).
 _ENCODINGS = "latin-1 cp1252 cp1251 cp1250 cp1253 cp1254 cp1257 iso8859-2 mac-roman cp437"
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_SEGMENT = 1_000_000
+_SEGMENT = re.compile(r"[^\n]{1,1000000}")
 
 
-@dataclass(frozen=True)
-class RowFinding:
-    """One thing that a check found in one text of a row.
-
-    `what` is the same for all rows alike, so that they can be counted; `case` is this row's. `field` names the text,
-    such as "message 2 (assistant)". `fixed`: the row returned no longer has it.
-    """
-
-    check: str
-    what: str
-    fixed: bool
-    field: str
-    case: str = ""
-
-
-def encoding(text: str, context: TextContext) -> tuple[str, list[TextFinding]]:
+def encoding(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
     """Text decoded by the wrong encoding ("cafÃ©"), surrogates and lost characters (U+FFFD).
 
     What is valid stays as it is: no Unicode normalization, no straightened quotes. U+FFFD is found and cannot be
@@ -46,19 +31,15 @@ def encoding(text: str, context: TextContext) -> tuple[str, list[TextFinding]]:
     """
     if text.isascii() or not _suspect().search(text):
         return text, []
-    lines = text.split("\n")
-    fixed = "\n".join(
-        "".join(_fix_encoding(line[start : start + _SEGMENT]) for start in range(0, len(line), _SEGMENT))
-        for line in lines
-    )
+    fixed = _SEGMENT.sub(lambda segment: _fix_encoding(segment.group()), text)
     findings = []
     if fixed != text:
-        start = next((i for i, (a, b) in enumerate(zip(text, fixed, strict=False)) if a != b), len(fixed))
+        start = next((at for at, (a, b) in enumerate(zip(text, fixed, strict=False)) if a != b), len(fixed))
         case = f"{text[max(0, start - 10) : start + 10]!r} for {fixed[max(0, start - 10) : start + 8]!r}"
-        findings.append(TextFinding("text decoded by the wrong encoding", case))
+        findings.append(RowFinding("text decoded by the wrong encoding", case))
     if lost := fixed.count("\ufffd"):
         what = "characters lost to a wrong encoding (U+FFFD, no fix brings them back)"
-        findings.append(TextFinding(what, f"{lost} of them", fixable=False))
+        findings.append(RowFinding(what, f"{lost} of them", fixed=False))
     return fixed, findings
 
 
@@ -85,14 +66,15 @@ def _suspect() -> re.Pattern[str]:
     That is: a character that stands for a first byte of UTF-8 before one that stands for a later byte, or before a
     space that was a no-break space; C1 control characters, surrogates and U+FFFD.
     """
-    encodings = _ENCODINGS.split()
-    first = {one for name in encodings for one in bytes(range(0xC2, 0xF5)).decode(name, "ignore")}
-    later = {one for name in encodings for one in bytes(range(0x80, 0xC0)).decode(name, "ignore")}
+    first, later = (
+        {character for name in _ENCODINGS.split() for character in bytes(codes).decode(name, "ignore")}
+        for codes in (range(0xC2, 0xF5), range(0x80, 0xC0))
+    )
     pair = f"[{''.join(sorted(first))}][{''.join(sorted(later))}]"
     return re.compile(f"[\x80-\x9f\ud800-\udfff\ufffd]|{pair}|[ÂÃÅÎÐÙ] ")
 
 
-CHECKS: dict[str, Callable[[str, TextContext], tuple[str, list[TextFinding]]]] = {
+CHECKS: dict[str, Callable[[str, TextContext], tuple[str, list[RowFinding]]]] = {
     "encoding": encoding,
     "html": html,
     "noise": noise,
@@ -114,16 +96,15 @@ def clean(
         return row, []
     checks = {name: actions[name] for name in CHECKS if actions.get(name, "off") != "off"}
     cleaned, findings = _fix(row, checks) if checks else (row, [])
-    action = actions.get("trivial", "off")
-    if action != "off" and (hit := trivial(cleaned)):
-        field, finding = hit
-        findings.append(RowFinding("trivial", finding.what, action == "fix", field, finding.case))
-        if action == "fix":
-            return None, findings
-    action = actions.get("special_tokens", "off")
-    if controls is not None and action != "off":
-        hits = [RowFinding("special_tokens", what, action == "fix", *at) for what, *at in controls.spelled(cleaned)]
-        findings += hits
+    for check in ("trivial", "special_tokens"):
+        action = actions.get(check, "off")
+        if action == "off":
+            continue
+        if check == "trivial":
+            hits = trivial(cleaned)
+        else:
+            hits = [RowFinding(what, field=field) for what, field in controls.spelled(cleaned)] if controls else []
+        findings += [replace(hit, check=check, fixed=action == "fix") for hit in hits]
         if hits and action == "fix":
             return None, findings
     return cleaned, findings
@@ -134,9 +115,7 @@ def _fix(row: Conversation | Text, actions: Mapping[str, str]) -> tuple[Conversa
     findings: dict[tuple[str, str, str], RowFinding] = {}
     before = row
     for _ in range(_ROUNDS):
-        after, new = _fix_once(before, actions)
-        for finding in new:
-            findings.setdefault((finding.check, finding.what, finding.field), finding)
+        after = _fix_once(before, actions, findings)
         if after is before:
             return after, list(findings.values())
         before = after
@@ -144,37 +123,31 @@ def _fix(row: Conversation | Text, actions: Mapping[str, str]) -> tuple[Conversa
     return row, [replace(finding, fixed=False) for finding in findings.values()]
 
 
-def _fix_once(row: Conversation | Text, actions: Mapping[str, str]) -> tuple[Conversation | Text, list[RowFinding]]:
-    """Each check once on each text; gives `row` itself where nothing changed."""
+def _fix_once(
+    row: Conversation | Text, actions: Mapping[str, str], findings: dict[tuple[str, str, str], RowFinding]
+) -> Conversation | Text:
+    """Each check once on each text; adds to `findings`, and gives `row` itself where nothing changed."""
+
+    def fix(text: str, field: str, context: TextContext) -> str:
+        for name, action in actions.items():
+            fixed, new = CHECKS[name](text, context)
+            for one in new:
+                finding = replace(one, check=name, field=field, fixed=one.fixed and action == "fix")
+                findings.setdefault((name, one.what, field), finding)
+            if action == "fix":
+                text = fixed
+        return text
+
     if isinstance(row, Text):
-        text, findings = _fix_text(row.text, TextContext("text", "text", (), (row.text,)), actions)
-        return (row if text == row.text else Text(text)), findings
+        text = fix(row.text, "text", TextContext("text", (), (row.text,)))
+        return row if text == row.text else Text(text)
     texts = tuple(message.get("content") or "" for message in row.messages)
     prompts = tuple(text for text, message in zip(texts, row.messages, strict=True) if message["role"] != "assistant")
-    findings = []
     messages: list[Message] = []
     for number, message in enumerate(row.messages, start=1):
-        changed = {}
-        for key in ("thinking", "content"):
-            if not message.get(key):
-                continue
-            field = f"message {number} ({message['role']})" + (", thinking" if key == "thinking" else "")
-            text, new = _fix_text(message[key], TextContext(message["role"], field, prompts, texts), actions)
-            findings += new
-            if text != message[key]:
-                changed[key] = text
-        messages.append({**message, **changed} if changed else message)
-    same = all(new is old for new, old in zip(messages, row.messages, strict=True))
-    return (row if same else replace(row, messages=messages)), findings
-
-
-def _fix_text(text: str, context: TextContext, actions: Mapping[str, str]) -> tuple[str, list[RowFinding]]:
-    findings = []
-    for name, action in actions.items():
-        fixed, new = CHECKS[name](text, context)
-        findings += [
-            RowFinding(name, one.what, one.fixable and action == "fix", context.field, one.case) for one in new
-        ]
-        if action == "fix":
-            text = fixed
-    return text, findings
+        context, field = TextContext(message["role"], prompts, texts), f"message {number} ({message['role']})"
+        for key, name in (("thinking", f"{field}, thinking"), ("content", field)):
+            if message.get(key) and (text := fix(message[key], name, context)) != message[key]:
+                message = {**message, key: text}
+        messages.append(message)
+    return row if messages == row.messages else replace(row, messages=messages)

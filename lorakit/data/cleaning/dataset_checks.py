@@ -36,44 +36,24 @@ def duplicates(content: np.ndarray) -> np.ndarray:
     return first
 
 
-@dataclass(frozen=True)
-class Contradictions:
-    """Rows whose prompt has several answers.
+def contradictions(prompt: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Equal prompts with different answers; rows without a prompt (0) contradict nothing. Both uint64 [n].
 
-    `group` int32 [n]: the first row with this prompt, -1 without a contradiction. `agrees` bool [n]: whether a fix
-    keeps the row: it has no contradiction, or the answer that most rows of its group give. In a tie the whole group
-    goes.
+    Gives for each row the first row with its prompt (int32 [n], -1 without a contradiction), and whether a fix keeps
+    the row (bool [n]): it has no contradiction, or the answer that most rows of its group give. In a tie the whole
+    group goes.
     """
-
-    group: np.ndarray
-    agrees: np.ndarray
-
-
-def contradictions(prompt: np.ndarray, answer: np.ndarray) -> Contradictions:
-    """Finds equal prompts with different answers; rows without a prompt (0) contradict nothing. Both uint64 [n]."""
-    group = np.full(len(prompt), -1, np.int32)
-    agrees = np.ones(len(prompt), bool)
-    order = np.lexsort((answer, prompt))
-    order = order[prompt[order] != 0]
-    if not len(order):
-        return Contradictions(group, agrees)
-    prompts, answers = prompt[order], answer[order]
-    new_prompt = np.concatenate([[True], prompts[1:] != prompts[:-1]])
-    new_answer = new_prompt | np.concatenate([[True], answers[1:] != answers[:-1]])
-    starts = np.flatnonzero(new_answer)
-    votes = np.diff(np.append(starts, len(order)))
-    of_prompt = np.cumsum(new_prompt[starts]) - 1  # the prompt of each distinct answer
-    first_answer = np.flatnonzero(new_prompt[starts])
-    distinct = np.diff(np.append(first_answer, len(starts)))
-    most = np.maximum.reduceat(votes, first_answer)
-    winners = np.add.reduceat((votes == most[of_prompt]).astype(np.int64), first_answer)
-    wins = (votes == most[of_prompt]) & (winners[of_prompt] == 1)
-    row_prompt = np.cumsum(new_prompt) - 1
-    disputed = (distinct > 1)[row_prompt]
-    firsts = np.minimum.reduceat(order, np.flatnonzero(new_prompt))
-    group[order[disputed]] = firsts[row_prompt][disputed]
-    agrees[order[disputed]] = wins[np.cumsum(new_answer) - 1][disputed]
-    return Contradictions(group, agrees)
+    count = len(prompt)
+    first = duplicates(np.stack([prompt, np.zeros_like(prompt)], 1))
+    first_alike = duplicates(np.stack([prompt, answer], 1))
+    answers = np.flatnonzero(first_alike == np.arange(count))  # one row for each distinct answer to a prompt
+    votes = np.bincount(first_alike, minlength=count)
+    most = np.zeros(count, np.int64)
+    np.maximum.at(most, first[answers], votes[answers])
+    winners = np.bincount(first[answers][votes[answers] == most[first[answers]]], minlength=count)
+    disputed = (np.bincount(first[answers], minlength=count)[first] > 1) & (prompt != 0)
+    wins = (votes[first_alike] == most[first]) & (winners[first] == 1)
+    return np.where(disputed, first, -1), ~disputed | wins
 
 
 def outliers(stats: RowStats) -> dict[int, str]:
@@ -94,8 +74,7 @@ def outliers(stats: RowStats) -> dict[int, str]:
         reasons.setdefault(row, []).append(reason)
     names = languages() if (stats.language >= 0).any() else ()  # the names cost the model's loading
     for row, reason in _minority(stats.language, "answer in language {} where {:.0%} are in {}", names):
-        if row not in reasons:  # another script, or a text that is hardly one, makes the language a guess
-            reasons[row] = [reason]
+        reasons.setdefault(row, [reason])  # another script, or a text that is hardly one, makes the language a guess
     return {row: "; ".join(reasons[row]) for row in sorted(reasons)}
 
 
@@ -135,12 +114,10 @@ def _reason(name: str, value: float, low: float, high: float) -> str:
 def _minority(values: np.ndarray, template: str, names: tuple[str, ...]) -> list[tuple[int, str]]:
     """The rows that have another value than the one that nearly all rows share; -1 is unknown."""
     rows = np.flatnonzero(values >= 0)
-    if len(rows) < FEWEST:
-        return []
-    counts = np.bincount(values[rows])
+    counts = np.bincount(values[rows], minlength=1)
     main = int(counts.argmax())
-    share = counts[main] / len(rows)
-    if share <= _MAJORITY:
+    share = counts[main] / max(len(rows), 1)
+    if len(rows) < FEWEST or share <= _MAJORITY:
         return []
     others = rows[values[rows] != main]
     return [(int(row), template.format(names[values[row]], min(share, 0.99), names[main])) for row in others]

@@ -3,7 +3,7 @@
 import html as entities
 import re
 
-from lorakit.data.cleaning.text_check import TextContext, TextFinding, prose_and_code
+from lorakit.data.cleaning.text_check import RowFinding, TextContext, prose_and_code
 
 _PARAGRAPHS = "p br div ul ol li table thead tbody tfoot tr h1 h2 h3 h4 h5 h6 hr center blockquote pre iframe dl dt dd"
 _INLINE = "span strong em img font sup sub o:p"
@@ -49,7 +49,7 @@ _REQUEST = re.compile(
 _DOCUMENT = re.compile(r"\s*(?:```\w*\s*)?(?:<!doctype html|<html[\s>]|<\?xml )", re.IGNORECASE)
 
 
-def html(text: str, context: TextContext) -> tuple[str, list[TextFinding]]:
+def html(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
     """Tags and entities of HTML in prose ("<p>", "&nbsp;").
 
     Tags are taken out, those of blocks become line breaks, scripts and styles go whole, entities are decoded. Code
@@ -71,16 +71,16 @@ def html(text: str, context: TextContext) -> tuple[str, list[TextFinding]]:
         return text, []
     findings = []
     if tags := {hit.group() for hit in accepted}:
-        findings.append(TextFinding("HTML tags", _some(tags)))
+        findings.append(RowFinding("HTML tags", _some(tags)))
         parts[::2] = [_without_tags(part, tags) for part in parts[::2]]
     shown = {hit.group() for part in parts[::2] for hit in _ENTITY.finditer(part) if _is_entity(hit)}
     if shown:
         makes_markup = any(_makes_markup(part) for part in parts[::2])
         escaped = {one for one in shown if makes_markup and entities.unescape(one) in "<>&"}
         if shown - escaped:
-            findings.append(TextFinding("HTML entities", _some(shown - escaped)))
+            findings.append(RowFinding("HTML entities", _some(shown - escaped)))
         if escaped:
-            findings.append(TextFinding("escaped markup (it stays: it may be meant)", _some(escaped), fixable=False))
+            findings.append(RowFinding("escaped markup (it stays: it may be meant)", _some(escaped), fixed=False))
         parts[::2] = [_decoded(part, escaped) for part in parts[::2]]
     fixed = "".join(parts)
     return (fixed.strip("\n") if tags else fixed), findings

@@ -39,11 +39,6 @@ def _permutations() -> np.ndarray:
     return np.asarray(MinHash(num_perm=SIZE, scheme="affine32").permutations, np.uint32)
 
 
-def token_text(ids: Sequence[int]) -> str:
-    """Token ids as the words of a text, for rows that have nothing else."""
-    return " ".join(map(str, ids[: _MOST_CHARACTERS // 8]))
-
-
 def shingles(text: str) -> np.ndarray:
     """Hashes (uint32) of the pieces that a text is compared by; at least one."""
     low = text[:_MOST_CHARACTERS].lower()
@@ -106,9 +101,7 @@ def _buckets(made: np.ndarray) -> tuple[np.ndarray, int]:
 def _similar(made: np.ndarray, row: int, candidates: np.ndarray, threshold: float) -> np.ndarray:
     """Those of the candidate rows that are near-duplicates of `row`, in order; -1 is no candidate."""
     candidates = np.unique(candidates[candidates >= 0])
-    if not candidates.size:
-        return candidates
-    return candidates[(made[candidates] == made[row]).sum(1) >= np.ceil(threshold * SIZE)]
+    return candidates[(made[candidates] == made[row]).sum(1) >= threshold * SIZE]
 
 
 def group_near_duplicates(made: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
@@ -172,11 +165,8 @@ def find_leaks(train: np.ndarray, held_out: np.ndarray, threshold: float = THRES
     a band.
     """
     match = np.full(len(train), -1, np.int64)
-    if not len(train) or not len(held_out):
-        return np.flatnonzero(match >= 0), match[match >= 0]
-    least = np.ceil(threshold * SIZE)
     ours, theirs = (np.ascontiguousarray(made).view(np.uint64) for made in (train, held_out))
-    for band in range(BANDS):
+    for band in range(BANDS if len(held_out) else 0):
         order = np.argsort(theirs[:, band], kind="stable")
         keys = theirs[order, band]
         open_rows = np.flatnonzero(match < 0)
@@ -188,6 +178,6 @@ def find_leaks(train: np.ndarray, held_out: np.ndarray, threshold: float = THRES
                 break
             for some in np.array_split(np.flatnonzero(meets), 1 + int(meets.sum()) // 100_000):
                 rows, others = open_rows[some], order[at[some]]
-                alike = (train[rows] == held_out[others]).sum(1) >= least
+                alike = (train[rows] == held_out[others]).sum(1) >= threshold * SIZE
                 match[rows[alike]] = others[alike]
     return np.flatnonzero(match >= 0), match[match >= 0]

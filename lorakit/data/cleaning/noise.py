@@ -2,7 +2,7 @@
 
 import re
 
-from lorakit.data.cleaning.text_check import TextContext, TextFinding, prose_and_code, shorten
+from lorakit.data.cleaning.text_check import RowFinding, TextContext, prose_and_code, shorten
 
 # ECMA-48: CSI sequences, OSC strings (closed by BEL or ST), and the two-character escapes.
 _ANSI = re.compile(
@@ -48,7 +48,7 @@ _ABOUT_LOGS = re.compile(
 )
 
 
-def noise(text: str, context: TextContext) -> tuple[str, list[TextFinding]]:
+def noise(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
     """Control characters, terminal escapes, zero-width characters; lines of logs in answers.
 
     Characters are taken out; a lone carriage return, a form feed and the like become line breaks, and a carriage
@@ -62,24 +62,24 @@ def noise(text: str, context: TextContext) -> tuple[str, list[TextFinding]]:
     if _ANY_CONTROL.search(text):
         fixed, count = _ANSI.subn("", fixed)
         if count:
-            findings.append(TextFinding("terminal escape sequences", f"{count} of them"))
+            findings.append(RowFinding("terminal escape sequences", f"{count} of them"))
         fixed, breaks = _BREAKS.subn("\n", fixed)
         fixed, count = _CONTROL.subn("", fixed)
         if breaks or count:
             kinds = sorted(set(_ANY_CONTROL.findall(_ANSI.sub("", text).replace("\r\n", ""))))
             case = ", ".join(f"U+{ord(one):04X}" for one in kinds[:4]) + (" and others" if len(kinds) > 4 else "")
-            findings.append(TextFinding("control characters", case))
+            findings.append(RowFinding("control characters", case))
     if not fixed.isascii():
         visible = _ZERO_WIDTH.sub("", fixed)
         if _MARKS.search(visible) and not _RIGHT_TO_LEFT.search(visible):
             visible = _MARKS.sub("", visible)
         if visible != fixed:
-            findings.append(TextFinding("zero-width characters", f"{len(fixed) - len(visible)} of them"))
+            findings.append(RowFinding("zero-width characters", f"{len(fixed) - len(visible)} of them"))
         fixed = visible
     return fixed, findings + log_lines
 
 
-def _log_lines(text: str, context: TextContext) -> list[TextFinding]:
+def _log_lines(text: str, context: TextContext) -> list[RowFinding]:
     may_be_log = any(hint in text for hint in _HINTS) or (text.count(":") > 1 and bool(_CLOCK.search(text)))
     if not may_be_log or context.role not in ("assistant", "text"):
         return []
@@ -88,5 +88,5 @@ def _log_lines(text: str, context: TextContext) -> list[TextFinding]:
     for what, pattern in _LOG_LINES.items():
         if (hit := pattern.search(prose)) and not any(_ABOUT_LOGS.search(prompt) for prompt in context.prompts):
             line = prose[hit.start() :].lstrip("\n").split("\n", 1)[0].strip()
-            findings.append(TextFinding(what, shorten(line), fixable=False))
+            findings.append(RowFinding(what, shorten(line), fixed=False))
     return findings

@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from lorakit.data.cleaning.minhash import signatures, token_text
+from lorakit.data.cleaning.minhash import signatures
 from lorakit.data.cleaning.style import language, measures
 from lorakit.data.cleaning.text_check import normalize_words
 from lorakit.data.conversations import Conversation, Message, RowContent, Tokens
 
+_MOST_TOKENS = 6250
+"""Token ids by which rows that have nothing else are compared."""
+
 
 @dataclass(frozen=True)
 class RowStats:
-    """The stats of n rows, one entry a row in each array; picklable, and joined by `RowStatsBuilder`.
+    """The stats of n rows, one entry a row in each array; picklable.
 
     - `content` uint64 [n, 2]: an exact hash (BLAKE2b, 128 bits) of the whole row, roles, tools and order included
     - `prompt`, `answer` uint64 [n]: hashes of what comes before the last answer, and of that answer, white space and
@@ -37,24 +40,16 @@ class RowStats:
     signature: np.ndarray | None
 
 
-class RowStatsBuilder:
-    """Joins the stats of many batches of rows; all batches have the same arrays."""
+def join_row_stats(parts: list[dict[str, Any]]) -> RowStats | None:
+    """The stats of many batches as one; None where there are none. `parts`: the arrays of each, all with the same ones.
 
-    def __init__(self) -> None:
-        self._parts: dict[str, list[np.ndarray | None]] = {}
-
-    def add(self, part: RowStats) -> None:
-        for name, array in vars(part).items():
-            self._parts.setdefault(name, []).append(array)
-
-    def joined(self) -> RowStats | None:
-        """The stats of all rows so far, in order; None where there are none. The parts are dropped, one array after the
-        other: all at once they would be in memory twice."""
-        joined: dict[str, Any] = {}
-        for name in list(self._parts):
-            parts = [array for array in self._parts.pop(name) if array is not None]
-            joined[name] = np.concatenate(parts) if parts else None
-        return RowStats(**joined) if joined else None
+    The parts are emptied, one array after the other: all at once they would be in memory twice.
+    """
+    joined: dict[str, Any] = {}
+    for name in list(parts[0]) if parts else ():
+        arrays = [part.pop(name) for part in parts]
+        joined[name] = None if arrays[0] is None else np.concatenate(arrays)
+    return RowStats(**joined) if joined else None
 
 
 def take_rows(whole: RowStats, rows: np.ndarray) -> RowStats:
@@ -132,8 +127,8 @@ def _last_answer(row: RowContent) -> str:
 
 def _compared_text(row: RowContent) -> str:
     """What near-duplicates are compared by: no system prompts, since rows that share a long one would all be alike."""
-    if isinstance(row, Tokens):
-        return token_text(row.input_ids)
+    if isinstance(row, Tokens):  # as the words of a text
+        return " ".join(map(str, row.input_ids[:_MOST_TOKENS]))
     if not isinstance(row, Conversation):
         return row.text
     parts = []

@@ -8,20 +8,25 @@ _CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|``?[^`\n]+``?", re.DOTALL
 
 
 @dataclass(frozen=True)
-class TextFinding:
-    """What a check found in a text, in words that are the same for all rows alike, and this text's case."""
+class RowFinding:
+    """One thing that a check found in one text of a row.
+
+    `what` is the same for all rows alike, so that they can be counted; `case` is this row's. `fixed`: the text that the
+    check returns no longer has it. `clean` fills in the check and `field`, the text, as "message 2 (assistant)".
+    """
 
     what: str
     case: str = ""
-    fixable: bool = True
+    fixed: bool = True
+    check: str = ""
+    field: str = ""
 
 
 @dataclass(frozen=True)
 class TextContext:
-    """A text's role ("text" for a document) and field, and the row's texts: all, and `prompts`, not the assistant's."""
+    """A text's role ("text" for a document), and the row's texts: all, and `prompts`, not the assistant's."""
 
     role: str
-    field: str
     prompts: tuple[str, ...]
     texts: tuple[str, ...]
 

@@ -1,8 +1,9 @@
 """Rows whose answer has no content."""
 
 import re
+from dataclasses import replace
 
-from lorakit.data.cleaning.text_check import TextFinding, normalize_words, shorten
+from lorakit.data.cleaning.text_check import RowFinding, normalize_words, shorten
 from lorakit.data.conversations import Conversation, Text
 
 # A single "-" or "*" may be the answer to a question about operators or signs; a dot or a question mark is not.
@@ -28,42 +29,41 @@ _GOES_ON = re.compile(r"\b(?:however|instead|please|if you|you (?:can|may|could)
 _SHORT_REFUSAL = 250
 
 
-def trivial(row: Conversation | Text) -> tuple[str, TextFinding] | None:
-    """The field of an answer that is empty, only punctuation, a placeholder, a bare refusal or the prompt again, and
-    which of them it is; None for others.
+def trivial(row: Conversation | Text) -> list[RowFinding]:
+    """The finding of an answer that is empty, only punctuation, a placeholder, a bare refusal or the prompt again.
 
     A short answer is not a trivial one ("42", "yes", "{}"), nor is one that calls a tool.
     """
     if isinstance(row, Text):
         finding = _empty_answer(row.text)
-        return ("text", finding) if finding else None
+        return [replace(finding, field="text")] if finding else []
     answers = [number for number, message in enumerate(row.messages) if message["role"] == "assistant"]
     if not answers or row.messages[answers[-1]].get("tool_calls"):
-        return None
+        return []
     last = answers[-1]
     answer = row.messages[last].get("content") or ""
     finding = _empty_answer(answer)
     if not finding and len(answer) <= _SHORT_REFUSAL:
         words = normalize_words(answer).replace("’", "'").strip(" .!")
         if _DOUBT.fullmatch(words) or (_REFUSAL.match(words) and not _GOES_ON.search(words)):
-            finding = TextFinding("the answer is a bare refusal", shorten(answer.strip()))
+            finding = RowFinding("the answer is a bare refusal", shorten(answer.strip()))
     if not finding and last and row.messages[last - 1]["role"] == "user":
         prompt = row.messages[last - 1].get("content") or ""
         if normalize_words(prompt) == normalize_words(answer):
-            finding = TextFinding("the answer is the prompt again", shorten(answer))
-    return (f"message {last + 1} (assistant)", finding) if finding else None
+            finding = RowFinding("the answer is the prompt again", shorten(answer))
+    return [replace(finding, field=f"message {last + 1} (assistant)")] if finding else []
 
 
-def _empty_answer(text: str) -> TextFinding | None:
+def _empty_answer(text: str) -> RowFinding | None:
     if not text.strip():
-        return TextFinding("the answer is empty", "only white space" if text else "")
+        return RowFinding("the answer is empty", "only white space" if text else "")
     if len(text) > 2000:
         return None
     if _PUNCTUATION.fullmatch(text):
-        return TextFinding("the answer is only punctuation", shorten(text.strip()))
+        return RowFinding("the answer is only punctuation", shorten(text.strip()))
     words = normalize_words(text).strip(" .:!?*_\"'")
     bracketed = _BRACKETED.fullmatch(words)
     word = (bracketed.group(1) if bracketed else words).replace("_", " ").strip(" .:!?")
     if word.startswith("lorem ipsum") or word in (_BRACKETED_PLACEHOLDERS if bracketed else _PLACEHOLDERS):
-        return TextFinding("the answer is a placeholder", shorten(text.strip()))
+        return RowFinding("the answer is a placeholder", shorten(text.strip()))
     return None
