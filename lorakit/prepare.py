@@ -11,11 +11,11 @@ from lorakit.data.examples import tokenizer_sha256
 from lorakit.data.report import Report
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine, usable_machine
+from lorakit.model.companion_files import compare_with_file
 from lorakit.model.load import attentions_of
 from lorakit.model.quantization_config import check_quantization
 from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.tokenizer import quiet_libraries, stop_token_ids
-from lorakit.model.tokenizer_files import compare_with_file
 from lorakit.plan.auto import Choice, resolve_auto
 from lorakit.plan.base_template import load_template
 from lorakit.plan.fit import size_run

@@ -101,7 +101,7 @@ HARMS = {
     link: "is a link to",
     without_tokenizer: "has no tokenizer",
     half_a_tokenizer: "tokenizer.json is damaged",
-    damaged_generation: "generation_config.json is not valid JSON",
+    damaged_generation: "generation_config.json: damaged: it is not valid JSON",
     without_type: "names no model_type",
     an_adapter: "Write it as adapter.from",
     other_weights: "transformers_weights",

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.safetensors_header import INDEX, SINGLE, list_tensors, read_header, weight_files
-from lorakit.model.safetensors_reader import TYPES, pieces, read_tensor
-from lorakit.model.safetensors_writer import open_writer
+from lorakit.model.safetensors_io import TYPES, open_writer, pieces, read_tensor
 
 SHAPES = [(), (0, 4), (5,), (3, 7), (2, 3, 4)]
 
@@ -50,8 +49,7 @@ def test_every_type_and_shape_is_read_as_the_library_reads_it(stored, tmp_path):
 
 
 def test_pieces_are_the_rows_in_float32_whatever_their_number(tmp_path, monkeypatch):
-    for module in ("safetensors_reader", "safetensors_writer"):
-        monkeypatch.setattr(f"lorakit.model.{module}.CONVERTED_AT_ONCE", 20)
+    monkeypatch.setattr("lorakit.model.safetensors_io.CONVERTED_AT_ONCE", 20)
     wide = {
         "tall": torch.randn(33, 6),
         "wide": torch.randn(3, 50),
@@ -89,7 +87,7 @@ def test_what_is_written_in_any_order_the_library_reads(stored, tmp_path):
 def test_numbers_are_rounded_to_the_type_that_was_announced(tmp_path):
     value = torch.randn(100, 3) * 100
     save_file({"a": value}, tmp_path / SINGLE)
-    planned = {"a": list_tensors(tmp_path)["a"].as_type("BF16")}
+    planned = {"a": replace(list_tensors(tmp_path)["a"], dtype="BF16")}
     with open_writer(tmp_path / "b.safetensors", planned, {}) as file:
         file.put("a", value)
     assert torch.equal(load_file(tmp_path / "b.safetensors")["a"], value.to(torch.bfloat16))
@@ -98,7 +96,7 @@ def test_numbers_are_rounded_to_the_type_that_was_announced(tmp_path):
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e6])
 def test_a_number_that_the_type_does_not_hold_is_refused_by_name(tmp_path, number):
     save_file({"layer.weight": torch.zeros(4, 4)}, tmp_path / SINGLE)
-    planned = {"layer.weight": list_tensors(tmp_path)["layer.weight"].as_type("F16")}
+    planned = {"layer.weight": replace(list_tensors(tmp_path)["layer.weight"], dtype="F16")}
     value = torch.zeros(4, 4)
     value[2, 3] = number
     with (

@@ -5,7 +5,7 @@ import torch
 from model_families import FAMILIES
 from transformers import AutoModelForCausalLM
 
-from lorakit.model.safetensors_reader import read_tensor
+from lorakit.model.safetensors_io import read_tensor
 from lorakit.model.state_dict import open_weights
 
 

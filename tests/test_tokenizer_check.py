@@ -8,7 +8,7 @@ from conftest import CHATML, rows_of
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from lorakit.model.tokenizer_files import compare_with_file
+from lorakit.model.companion_files import compare_with_file
 
 PIPELINES = {
     "prepend": (normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]), None),

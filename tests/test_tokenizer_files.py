@@ -10,7 +10,7 @@ from runs_of_tests import run_recipe
 from transformers import AutoTokenizer
 
 from lorakit.merge.combine import combine
-from lorakit.model.tokenizer_files import save_new_tokenizer, write_tokenizer
+from lorakit.model.companion_files import save_new_tokenizer, write_tokenizer
 
 OTHER = "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + eos_token }}{% endfor %}"
 TEXTS = ["Tell me about rivers.", "  two blanks\n\nand lines\t", "<|im_start|>user\nHäuser & 'x'<|im_end|>", "42 + 1"]

@@ -21,9 +21,9 @@ from lorakit.merge.peft_layout import (
     write_adapter,
 )
 from lorakit.merge.writer import explain_full_disk
+from lorakit.model.companion_files import write_tokenizer
 from lorakit.model.layerwise import adapter_without_base
 from lorakit.model.peft_adapter import adapter_config
-from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.run_dir import now, versions
 
 # float32 holds a sum of products to about this share.

@@ -13,9 +13,9 @@ from lorakit.merge.checkpoint_pair import CheckpointPair, open_pair, tuned_token
 from lorakit.merge.low_rank import LowRankFactors, from_stacks, truncate_to_rank
 from lorakit.merge.peft_layout import AdapterLayer, adapter_layout, name_factors, plain_lora_config, write_adapter
 from lorakit.merge.writer import explain_full_disk
+from lorakit.model.companion_files import write_tokenizer
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.resolve import Base
-from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.progress import Progress
 from lorakit.run_dir import now, versions
 

@@ -1,8 +1,6 @@
 """Proofs of merged folders: of one that was just written, and of one that someone sent."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,10 +10,11 @@ from lorakit.merge.card import MergeResult
 from lorakit.merge.inputs import MergeInput, Onto, adapter_model, unquantized_base
 from lorakit.merge.proof import TOLERANCES, Proof, compare, compute_reference
 from lorakit.merge.writer import weights_to_write, with_tied_names
+from lorakit.model.config_values import read_json
 from lorakit.model.layerwise import layerwise_model
 from lorakit.model.quantization_config import parse_quantization
 from lorakit.model.quantized_weights import WeightPrecision, stored_precision, training_precision
-from lorakit.model.safetensors_reader import TYPES
+from lorakit.model.safetensors_io import TYPES
 from lorakit.model.state_dict import Weights, open_weights
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.progress import Progress
@@ -75,7 +74,7 @@ def verify(given: MergeInput, folder: Path, progress: Progress) -> MergeResult:
         UserError: the folder holds no plain model of the base's architecture.
         LorakitError: it does not predict what the adapter predicts.
     """
-    facts, config = _read_json(folder / MERGED), _read_json(folder / "config.json")
+    facts, config = read_json(folder / MERGED), read_json(folder / "config.json")
     onto: Onto = "original" if facts.get("onto") == "original" else "trained"
     if "model_type" not in config:
         raise UserError(f"{folder}: has no config.json that names a model_type, so it is not a model folder.")
@@ -98,16 +97,6 @@ def verify(given: MergeInput, folder: Path, progress: Progress) -> MergeResult:
         target = weights_to_write(weights, deltas)
         _check_weights(target, merged, precisions[0], deltas)
     return MergeResult(folder, onto, given.quantization, dtype, rows_of, proof, drift, target is not weights)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged: {error}.") from error
-    return facts if isinstance(facts, dict) else {}
 
 
 def _check_weights(base: Weights, merged: Weights, precision: WeightPrecision, deltas: Deltas) -> None:

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,10 +12,10 @@ import torch
 from lorakit.amounts import decimal_bytes
 from lorakit.errors import LorakitError, UserError, explain_error
 from lorakit.merge.apply_delta import Deltas
+from lorakit.model.config_values import read_json
 from lorakit.model.quantized_weights import WeightPrecision
 from lorakit.model.safetensors_header import INDEX, SINGLE, StoredTensor, read_header, weight_files
-from lorakit.model.safetensors_reader import TYPES, WORDS, pieces, read_tensor
-from lorakit.model.safetensors_writer import SafetensorsWriter, open_writer
+from lorakit.model.safetensors_io import TYPES, WORDS, SafetensorsWriter, open_writer, pieces, read_tensor
 from lorakit.model.state_dict import Group, Weights, untied
 from lorakit.progress import Progress
 
@@ -25,10 +25,10 @@ _OTHER_FILES = 64 << 20  # what tokenizer, configuration and card may take
 def weights_to_write(weights: Weights, deltas: Deltas) -> Weights:
     """The weights that the merged files hold: those of the base, untied where the adapter changes one end of a tied
     weight, or each end in another way."""
-    ties = [(path, other) for path in weights.tied_paths() for other in weights.tied_to(path)]
+    ties = [(path, other) for path, others in sorted(weights.ties.items()) for other in others]
     if any(not deltas[path].is_same(deltas.get(other)) for path, other in ties if path in deltas):
         weights = untied(weights)
-    known = {name for path in weights.paths() for name in (path, *weights.tied_to(path))}
+    known = {name for path in weights.group_by_path for name in (path, *weights.ties.get(path, ()))}
     unknown = min(deltas.keys() - known, default=None)
     if unknown:
         raise UserError(f"adapter: changes {unknown}, which the base does not have. A merged model cannot hold it.")
@@ -37,7 +37,7 @@ def weights_to_write(weights: Weights, deltas: Deltas) -> Weights:
 
 def with_tied_names(weights: Weights, deltas: Deltas) -> Deltas:
     """The deltas under each name that a file may have for a tied weight."""
-    return {other: delta for path, delta in deltas.items() for other in weights.tied_to(path)} | deltas
+    return {other: delta for path, delta in deltas.items() for other in weights.ties.get(path, ())} | deltas
 
 
 def write_weights(
@@ -59,7 +59,7 @@ def write_weights(
     """
     unused = set(weights.unused)  # which may hold anything, such as masks of -inf
     planned = {
-        name: tensor if dtype is None or not tensor.is_plain or name in unused else tensor.as_type(WORDS[dtype])
+        name: tensor if dtype is None or not tensor.is_plain or name in unused else replace(tensor, dtype=WORDS[dtype])
         for name, tensor in weights.tensors.items()
     }
     _check_space(folder, sum(tensor.size for tensor in planned.values()))
@@ -124,8 +124,7 @@ class _GroupWriter:
 def _write_index(weights: Weights, planned: dict[str, StoredTensor], folder: Path) -> None:
     if {tensor.file.name for tensor in planned.values()} == {SINGLE}:
         return
-    original = weights.folder / INDEX
-    index = json.loads(original.read_text(encoding="utf-8")) if original.is_file() else {}
+    index = read_json(weights.folder / INDEX)
     index["metadata"] = {**(index.get("metadata") or {}), "total_size": sum(t.size for t in planned.values())}
     index["weight_map"] = {name: tensor.file.name for name, tensor in planned.items()}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -3,12 +3,12 @@
 Read without torch, and of weights only the headers, so that `lorakit check` can do it too.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lorakit.atomic_io import lies_inside, refuse_pipes
 from lorakit.errors import UserError
+from lorakit.model.config_values import read_json
 from lorakit.model.safetensors_header import INDEX, SINGLE, read_header, weight_files
 
 _ADAPTER = "adapter_config.json"
@@ -46,7 +46,7 @@ def refuse_code(folder: Path, where: str = "") -> None:
     """
     for file in sorted(folder.glob("*config.json")):
         try:
-            config = _read_json(file)
+            config = read_json(file)
         except UserError:
             continue  # transformers cannot read it either; what a run reads is checked apart
         if code := _code_in(config):
@@ -116,12 +116,12 @@ def _check_configs(folder: Path, complete: bool) -> None:
             remedy = " It is a run: write it as adapter.from, or its merged/ as model.base." if is_run else ""
             raise UserError(f"{folder} has no config.json, so it is not a model folder.{remedy}")
         return
-    config = _read_json(file)
+    config = read_json(file)
     for path in (file, folder / "tokenizer_config.json"):
-        if path.is_file() and _read_json(path).get("auto_map", {}) is None:
+        if path.is_file() and read_json(path).get("auto_map", {}) is None:
             raise UserError(f"{path} says auto_map: null, on which transformers fails. Remove the key.")
     if (folder / "generation_config.json").is_file():
-        _read_json(folder / "generation_config.json")
+        read_json(folder / "generation_config.json")
     if "model_type" not in config:
         raise UserError(f"{file} names no model_type.")
     other = config.get("transformers_weights")
@@ -159,13 +159,3 @@ def _check_tokenizer(folder: Path) -> None:
         end = file.read().strip()
     if not (begin.startswith(b"{") and end.endswith(b"}")):
         raise UserError(f"{path} is damaged: it is not a complete JSON mapping. {_REMEDY}")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not valid JSON: {error}. {_REMEDY}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is not a mapping. {_REMEDY}")
-    return content

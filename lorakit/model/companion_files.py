@@ -1,21 +1,44 @@
 """What belongs to a model besides its weights, taken from the base's own files: configuration, tokenizer, licence.
 
-transformers writes a configuration in its newest form, which other releases silently misread: 4.57 finds no
-`rope_theta` in it and takes 10,000. So the base's own is copied, and only what differs is changed.
+transformers writes configurations and tokenizers in its newest form, which other releases and programs misread: 4.57
+finds no `rope_theta` and takes 10,000, others miss `tokenizer.model`. So the base's files are copied, and only what
+differs is changed.
 """
 
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lorakit.atomic_io import lies_inside
-from lorakit.model.state_dict import untied_config
-from lorakit.model.tokenizer_files import read_json, write_json, write_tokenizer
+from lorakit.model.config_values import read_json, untied_config
+from lorakit.recipe.problem import quote
 
 # What a processor of images, sounds or videos is read from, and the terms that the model is given under.
 _COPIED = ("*processor_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+_NAMED_TEMPLATES = "additional_chat_templates"
+_PROCESSOR_TEMPLATE = "chat_template.json"  # transformers' older place for the template of a processor
+_NAMES = (
+    *(_CONFIG, _TEMPLATE, _PROCESSOR_TEMPLATE, f"{_NAMED_TEMPLATES}/*.jinja"),
+    *("tokenizer.json", "tokenizer.*.json"),  # for versions of the library, see `fast_tokenizer_files`
+    *("tokenizer.model", "tokenizer.model.*", "spiece.model", "sentencepiece.bpe.model"),
+    *("tekken.json", "*.tiktoken", "tiktoken.model"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+)
+_FILE_CLASS = "PreTrainedTokenizerFast"
+"""The class that transformers builds from tokenizer.json alone."""
+# Of names that not every release of transformers knows, the one for the same thing that all do.
+_KNOWN_TO_ALL = {"TokenizersBackend": _FILE_CLASS}
+# What loading a tokenizer raises where a folder does not say enough of it.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
+_SHOWN_TOKENS = 8
 
 
 def write_trained_model(model: Any, base: Path, tokenizer: Any, stop_ids: list[int], folder: Path) -> None:
@@ -78,3 +101,117 @@ def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def write_tokenizer(base: Path, tokenizer: Any, folder: Path) -> None:
+    """Write the files of the base's tokenizer into a folder, and what `tokenizer` has instead.
+
+    A chat template that is not the base's own is written where each program looks for it. Where the base's config.json
+    names the class of the tokenizer, and the folder has none (an adapter's), the class is written too.
+    """
+    for file in _tokenizer_files(base, tokenizer):
+        place = folder / file.relative_to(base)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, place)
+    written = _read_tokenizer(folder)
+    if type(written) is not type(tokenizer):
+        name = type(tokenizer).__name__
+        _set_keys(folder / _CONFIG, tokenizer_class=_KNOWN_TO_ALL.get(name, name))
+        written = _read_tokenizer(folder)
+    template = tokenizer.chat_template
+    if isinstance(template, str) and (written is None or written.chat_template != template):
+        # transformers goes by the file, llama.cpp by the key. The base's other places for a template are removed, or
+        # programs that look there would see another one.
+        (folder / _TEMPLATE).write_text(template, encoding="utf-8")
+        _set_keys(folder / _CONFIG, chat_template=template)
+        shutil.rmtree(folder / _NAMED_TEMPLATES, ignore_errors=True)
+        (folder / _PROCESSOR_TEMPLATE).unlink(missing_ok=True)
+        processor = folder / "processor_config.json"
+        if "chat_template" in read_json(processor):
+            _set_keys(processor, chat_template=template)
+
+
+def save_new_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer that has no files, such as a GGUF file's, so that every release of transformers reads it."""
+    tokenizer.save_pretrained(folder)
+    config = read_json(folder / _CONFIG)
+    name, extra = str(config.get("tokenizer_class")), config.pop("extra_special_tokens", None)
+    config["tokenizer_class"] = _KNOWN_TO_ALL.get(name, name)
+    if extra:  # transformers 4 takes a list under this name only, 5 under both
+        config["additional_special_tokens"] = extra
+    write_json(folder / _CONFIG, config)
+
+
+def compare_with_file(base: Path, tokenizer: Any, texts: Sequence[str]) -> str | None:
+    """A warning where a tokenizer gives other tokens for some texts than the base's tokenizer.json; None otherwise.
+
+    For many classes (Llama's, Gemma's, Qwen 2's, GPT-2's) transformers 5 takes vocabulary and merges from that file,
+    and normalizer and pre-tokenizer from the class (`convert_to_native_format` in its
+    tokenization_utils_tokenizers.py). Other programs take all of it from the file, transformers 4 among them.
+
+    Args:
+        base: the folder that the tokenizer was loaded from.
+        texts: of the rows that are trained on.
+    """
+    if type(tokenizer) is PreTrainedTokenizerFast or not (base / "tokenizer.json").is_file():
+        return None
+    by_file = PreTrainedTokenizerFast.from_pretrained(base, trust_remote_code=False)
+    pairs = [tuple(one(text, add_special_tokens=False)["input_ids"] for one in (tokenizer, by_file)) for text in texts]
+    differing = [pair for pair in pairs if pair[0] != pair[1]]
+    if not differing:
+        return None
+    ours, its = differing[0]
+    first = next((at for at, (one, other) in enumerate(zip(ours, its, strict=False)) if one != other), len(its) - 1)
+    begin = max(first - 1, 0)
+    words, others = (
+        " ".join(quote(str(word)) for word in one.convert_ids_to_tokens(ids[begin : begin + _SHOWN_TOKENS]))
+        for one, ids in ((tokenizer, ours), (by_file, its))
+    )
+    remedy = ""
+    if _reads_file_class(base, tokenizer):
+        remedy = (
+            f' To train on those of the file, give a copy of the base with "tokenizer_class": "{_FILE_CLASS}" in '
+            f"{_CONFIG}."
+        )
+    return (
+        f"transformers {transformers.__version__} builds another tokenizer ({type(tokenizer).__name__}) than "
+        f"tokenizer.json describes. {len(differing)} of {len(texts)} rows that were compared get other tokens, the "
+        f"first {words} where the file gives {others}. The run is trained on those of transformers; programs that go "
+        f"by the file give the model others.{remedy}"
+    )
+
+
+def _reads_file_class(base: Path, tokenizer: Any) -> bool:
+    """Whether transformers goes by the file once the config names its class; for some families it never does."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in [*_tokenizer_files(base, tokenizer), base / "config.json"]:
+            if file.parent == base:
+                shutil.copyfile(file, folder / file.name)
+        _set_keys(folder / _CONFIG, tokenizer_class=_FILE_CLASS)
+        return type(_read_tokenizer(folder)) is PreTrainedTokenizerFast
+
+
+def _tokenizer_files(base: Path, tokenizer: Any) -> list[Path]:
+    """The files of a model's folder that any program reads a tokenizer from: those of its class and the usual ones."""
+    names = [*_NAMES, *(name for name in tokenizer.vocab_files_names.values() if name)]
+    files = {file for name in names for file in base.glob(name) if file.is_file()}
+    return sorted(file for file in files if lies_inside(file, base))
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder; None where the folder does not say enough to load it."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except _UNREADABLE:
+        return None
+
+
+def _set_keys(path: Path, **values: str) -> None:
+    """Change keys of a JSON file and keep the others, in their order."""
+    write_json(path, read_json(path) | values)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a configuration as transformers lays them out."""
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ A reader gives None where the config does not have the key, and raises a UserErr
 """
 
 import json
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from lorakit.errors import UserError
@@ -11,6 +12,21 @@ from lorakit.errors import UserError
 _SHOWN = 40
 # More layers than any model has: a damaged config with more would be counted, or built, for hours.
 _MOST_LAYERS = 1_000
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file of a model; an empty one where there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged: it is not valid JSON: {error}. Fetch the model again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged: it is not a mapping. Fetch the model again.")
+    return content
 
 
 def read_size(config: dict[str, Any], key: str) -> int | None:
@@ -43,6 +59,14 @@ def read_layer_count(config: dict[str, Any], *keys: str) -> int | None:
     if key and config[key] > _MOST_LAYERS:
         raise damaged_value(key, config[key], f"a whole number from 1 to {_MOST_LAYERS:,}")
     return config[key] if key else None
+
+
+def untied_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The content of a config.json, for a model whose input and output embeddings are two weights."""
+    changed = {**config, "tie_word_embeddings": False}
+    if isinstance(config.get("text_config"), dict):
+        changed["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+    return changed
 
 
 def is_size(value: Any) -> TypeGuard[int]:

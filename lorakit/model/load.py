@@ -1,6 +1,5 @@
 """Loading a base model from disk, in the type and quantization of the recipe."""
 
-import json
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from lorakit.errors import LorakitError, UserError
+from lorakit.model.config_values import read_json
 from lorakit.model.positions import position_limit
 from lorakit.model.quantization_config import check_quantization
 from lorakit.model.quantized_model import (
@@ -183,6 +183,6 @@ def attentions_of(base: Base) -> tuple[str, ...]:
 
 def stored_dtype(base: Base) -> str:
     """The type of the base's weights on disk; float32 where its config does not say."""
-    config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(base.folder / "config.json")
     named = config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype")
     return str(named) if named in DTYPES else "float32"

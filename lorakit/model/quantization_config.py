@@ -1,6 +1,5 @@
 """A checkpoint's own quantization, read from its config.json without loading anything."""
 
-import json
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, Literal
 
 from lorakit.amounts import decimal_bytes, percent
 from lorakit.errors import UserError
-from lorakit.model.config_values import damaged_value, read_bool, read_mapping, read_size
+from lorakit.model.config_values import damaged_value, read_bool, read_json, read_mapping, read_size
 from lorakit.model.resolve import Base
 from lorakit.recipe.schema import Model
 
@@ -42,7 +41,7 @@ _METHODS = {
 
 def stored_quantization(folder: Path) -> CheckpointQuantization | None:
     """The quantization of the checkpoint in a folder; None where its weights are plain ones."""
-    return parse_quantization(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return parse_quantization(read_json(folder / "config.json"))
 
 
 def parse_quantization(config: dict[str, Any]) -> CheckpointQuantization | None:

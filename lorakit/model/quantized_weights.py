@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import AutoHfQuantizer
 
 from lorakit.model.load import DTYPES
-from lorakit.model.safetensors_reader import TYPES
+from lorakit.model.safetensors_io import TYPES
 from lorakit.model.spec_from_meta import meta_model
 from lorakit.model.state_dict import Weights
 from lorakit.recipe.schema import Model

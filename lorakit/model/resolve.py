@@ -147,8 +147,8 @@ def _write_converted(gguf: Path, types: str, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lorakit.model.companion_files import with_older_keys
-    from lorakit.model.tokenizer_files import read_json, save_new_tokenizer, write_json
+    from lorakit.model.companion_files import save_new_tokenizer, with_older_keys, write_json
+    from lorakit.model.config_values import read_json
 
     os.environ.setdefault("TQDM_DISABLE", "1")
     dtype = {"F32": torch.float32, "BF16": torch.bfloat16}.get(types, torch.float16)

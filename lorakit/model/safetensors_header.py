@@ -2,12 +2,13 @@
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
+from lorakit.model.config_values import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LARGEST_HEADER = 100_000_000  # the library's own limit
@@ -36,18 +37,11 @@ class StoredTensor:
         """Whether it holds ordinary floating-point numbers, which a merge may round to another type."""
         return self.dtype in ("F64", "F32", "F16", "BF16")
 
-    def as_type(self, dtype: str) -> "StoredTensor":
-        """The same tensor in another type, to be written to another file."""
-        return replace(self, dtype=dtype)
-
 
 def weight_files(folder: Path, complete: bool = True) -> list[Path]:
     """The weights files that transformers loads from a folder: one, or the shards that the index names.
 
-    A file may be a link, since its content is known by its sha256.
-
-    Args:
-        complete: whether a missing file is an error; otherwise the files that are there are returned.
+    A file may be a link, since its content is known by its sha256. Missing files are left out unless `complete`.
 
     Raises:
         UserError: there are none, one is missing, or the index is damaged or names a file of another folder.
@@ -72,11 +66,8 @@ def weight_files(folder: Path, complete: bool = True) -> list[Path]:
 
 def _read_index(index: Path) -> dict[str, Any]:
     """The content of an index, whose weight_map names files of its folder."""
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{index}: damaged: {error}. {_REMEDY}") from error
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    content = read_json(index)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: damaged: it has no weight_map that names files. {_REMEDY}")
     for name in weight_map.values():
@@ -84,7 +75,7 @@ def _read_index(index: Path) -> dict[str, Any]:
             raise UserError(f"{index}: damaged: its weight_map names {str(name)[:200]} as a file. {_REMEDY}")
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(f"{index}: names {name[:200]!r}, which is not a .safetensors file of its folder. {_REMEDY}")
-    return dict(content)
+    return content
 
 
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:

@@ -6,7 +6,6 @@ the same conversions are applied to one weight at a time, and back.
 """
 
 import copy
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,8 +23,9 @@ from transformers.core_model_loading import (
 )
 
 from lorakit.errors import UserError
+from lorakit.model.config_values import read_json, untied_config
 from lorakit.model.safetensors_header import StoredTensor, list_tensors
-from lorakit.model.safetensors_reader import TYPES, pieces, read_tensor
+from lorakit.model.safetensors_io import TYPES, pieces, read_tensor
 from lorakit.model.spec_from_meta import meta_model
 
 Values = dict[str, torch.Tensor]
@@ -62,32 +62,20 @@ class Weights:
     """Tensors of the files that the model has no place for."""
 
     def __post_init__(self) -> None:
-        self._group_of = {path: group for group in self.groups for path in group.paths}
-        self._ties = _find_ties(self.model)
-
-    def paths(self) -> list[str]:
-        """The paths of all parameters and buffers that the files hold."""
-        return list(self._group_of)
+        self.group_by_path = {path: group for group in self.groups for path in group.paths}
+        self.ties = _find_ties(self.model)
 
     def group_of(self, path: str) -> Group:
         """What a weight of the model is made of; of tied weights, every path gives the one in the files."""
-        for name in (path, *self.tied_to(path)):
-            if name in self._group_of:
-                return self._group_of[name]
+        for name in (path, *self.ties.get(path, ())):
+            if name in self.group_by_path:
+                return self.group_by_path[name]
         raise UserError(f"{self.folder}: its weights files lack {path}, which the model needs.")
-
-    def tied_to(self, path: str) -> set[str]:
-        """The other paths of a weight that the model uses in several places."""
-        return self._ties.get(path, set())
-
-    def tied_paths(self) -> list[str]:
-        """Every path of a weight that the model uses in several places."""
-        return sorted(self._ties)
 
     def read(self, path: str) -> torch.Tensor:
         """One weight of the model, in float32, on the CPU, in a new tensor."""
         values = self.read_group(self.group_of(path))
-        return values[path] if path in values else values[(self.tied_to(path) & values.keys()).pop()]
+        return values[path] if path in values else values[(self.ties[path] & values.keys()).pop()]
 
     def pieces(self, path: str) -> Iterator[tuple[int, torch.Tensor]]:
         """The same weight some rows at a time where the file holds it as it is, each piece with its first row's number.
@@ -120,7 +108,20 @@ class Weights:
         for path in group.paths:
             target, pattern = reverse.rename_source_key(path)
             reverse.add_tensor(target, path, pattern, values[path])
-        return _names_in_files(group, _convert_all(reverse, target, self.model))
+        # The reversed converter has names of its own for the tensors, some with a prefix.
+        ends = {f".{renamed}": name for name, renamed in zip(group.names, group.renamed, strict=True)}
+        named = {
+            next(
+                (name for end, name in ends.items() if f".{made}".endswith(end) or end.endswith(f".{made}")), ""
+            ): value
+            for made, value in _run_converter(reverse, target, self.model).items()
+        }
+        if sorted(named) != sorted(group.names):
+            raise UserError(
+                f"model.base: {group.target} cannot be split again into {group.names[0]} and the other tensors of its "
+                "file."
+            )
+        return named
 
 
 def open_weights(folder: Path) -> Weights:
@@ -166,13 +167,15 @@ def untied(weights: Weights) -> Weights:
     Raises:
         UserError: the family ties its weights whatever the config says.
     """
-    config = untied_config(json.loads((weights.folder / "config.json").read_text(encoding="utf-8")))
+    config = untied_config(read_json(weights.folder / "config.json"))
     model = meta_model(config)
     ties = _find_ties(model)
     if ties:
         raise UserError(f"{weights.folder}: {min(ties)} is tied in every model of this family and cannot be untied.")
-    tensors, groups, known = dict(weights.tensors), list(weights.groups), weights.paths()
-    for path in (path for path in model.state_dict() if path not in known and weights.tied_to(path)):
+    tensors, groups = dict(weights.tensors), list(weights.groups)
+    for path in model.state_dict():
+        if path in weights.group_by_path or path not in weights.ties:
+            continue
         group = weights.group_of(path)
         if group.converter is not None:
             raise UserError(f"{weights.folder}: {path} is made of several tensors and cannot be written alone.")
@@ -180,14 +183,6 @@ def untied(weights: Weights) -> Weights:
         tensors[name] = tensors[group.names[0]]
         groups.append(Group((name,), (path,)))
     return replace(weights, model=model, tensors=tensors, groups=groups)
-
-
-def untied_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The content of a config.json, for a model whose input and output embeddings are two weights."""
-    changed = {**config, "tie_word_embeddings": False}
-    if isinstance(config.get("text_config"), dict):
-        changed["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
-    return changed
 
 
 def _check_against_model(weights: Weights, state: Values) -> None:
@@ -205,10 +200,10 @@ def _check_against_model(weights: Weights, state: Values) -> None:
                 f"{weights.folder}: {name} is {stored[0].shape} in the files and {tuple(state[path].shape)} in the "
                 "model that its config.json describes."
             )
-        twice = [other for other in weights.tied_to(path) if other in weights.paths()]
-        if twice and not torch.equal(weights.read(path), weights.read(twice[0])):
+        twice = min(weights.ties.get(path, set()) & weights.group_by_path.keys(), default=None)
+        if twice and not torch.equal(weights.read(path), weights.read(twice)):
             raise UserError(
-                f"{weights.folder}: {path} and {twice[0]} are one weight by its config.json, and two in its "
+                f"{weights.folder}: {path} and {twice} are one weight by its config.json, and two in its "
                 "files. Write tie_word_embeddings: false into the config.json."
             )
 
@@ -217,26 +212,12 @@ def _convert(model: Any, group: Group, read: Callable[[str], torch.Tensor]) -> V
     converter = copy.deepcopy(group.converter)
     for name, pattern in zip(group.names, group.patterns, strict=True):
         converter.add_tensor(group.target, name, pattern, lambda name=name: read(name))
-    return _convert_all(converter, group.target, model)
+    return _run_converter(converter, group.target, model)
 
 
-def _convert_all(converter: Any, target: str, model: Any) -> Values:
+def _run_converter(converter: Any, target: str, model: Any) -> Values:
     converted = converter.convert(target, model=model, config=model.config)
     return {path: value[0] if isinstance(value, list) else value for path, value in converted.items()}
-
-
-def _names_in_files(group: Group, values: Values) -> Values:
-    """Tensors by their names in the files: a reversed converter uses its own names for them, at times with a prefix."""
-    names = {f".{renamed}": name for name, renamed in zip(group.names, group.renamed, strict=True)}
-    named = {
-        next((name for end, name in names.items() if f".{made}".endswith(end) or end.endswith(f".{made}")), ""): value
-        for made, value in values.items()
-    }
-    if sorted(named) != sorted(group.names):
-        raise UserError(
-            f"model.base: {group.target} cannot be split again into {group.names[0]} and the other tensors of its file."
-        )
-    return named
 
 
 def _find_ties(model: Any) -> dict[str, set[str]]:

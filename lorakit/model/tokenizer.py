@@ -1,6 +1,5 @@
 """A base model's tokenizer, and the tokens that it ends answers with; without what loading a model needs."""
 
-import json
 import logging
 import os
 import warnings
@@ -11,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer
 
 from lorakit.errors import UserError
-from lorakit.model.config_values import is_size
+from lorakit.model.config_values import is_size, read_json
 from lorakit.model.resolve import Base
 
 # What transformers raises on files that are damaged, or hold values that it cannot compute with.
@@ -57,8 +56,7 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
         is_known = isinstance(error, (*DAMAGED, ImportError))
         problem = "the tokenizer cannot be loaded" if is_known else "tokenizer.json is damaged"
         raise UserError(f"model.base: {base.name}: {problem}: {describe_load_error(error)}") from error
-    config_file = base.folder / "config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    config = read_json(base.folder / "config.json")
     vocabulary: Any = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     if is_size(vocabulary) and (tokenizer.pad_token_id or 0) >= vocabulary:
         tokenizer.pad_token = None  # the model has no embedding for it; `pad_token_id` takes another
@@ -92,11 +90,7 @@ def stop_token_ids(base: Base, tokenizer: Any) -> list[int]:
     """Every token at which the base model's own configuration ends an answer."""
     ids: list[Any] = [tokenizer.eos_token_id]
     for name in ("generation_config.json", "config.json"):
-        path = base.folder / name
-        try:
-            configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"model.base: {path} is damaged: {error}. Fetch the model again.") from error
+        configured = read_json(base.folder / name).get("eos_token_id")
         ids += configured if isinstance(configured, list) else [configured]
     return sorted({token for token in ids if isinstance(token, int)})
 

@@ -4,9 +4,8 @@ from typing import Any
 
 from lorakit.atomic_io import atomic_dir, files_in, sha256_of
 from lorakit.model.adapters.plain_lora import save_adapter
-from lorakit.model.companion_files import write_trained_model
+from lorakit.model.companion_files import write_tokenizer, write_trained_model
 from lorakit.model.load import DTYPES, stored_dtype
-from lorakit.model.tokenizer_files import write_tokenizer
 from lorakit.prepare import Prepared
 from lorakit.recipe.adapter_kind import trains_all
 from lorakit.run_dir import Run
