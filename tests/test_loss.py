@@ -90,18 +90,18 @@ def test_loss_and_gradients_are_the_models_own(family, shared, chunk, monkeypatc
 
 def test_a_shared_beginning_is_computed_once_and_only_where_that_is_exact():
     rows = batch(14)
-    left_out = {family: body_output(tiny(family), **rows, ignored=-100)[1] for family in ("Llama", "Mistral", "Mamba")}
+    left_out = {family: body_output(tiny(family), **rows)[1] for family in ("Llama", "Mistral", "Mamba")}
     assert left_out == {"Llama": 14, "Mistral": 0, "Mamba": 0}  # a sliding window and a state are no plain cache
-    assert body_output(tiny("Llama"), **batch(2), ignored=-100)[1] == 0
+    assert body_output(tiny("Llama"), **batch(2))[1] == 0
     single = {name: tensor[:1] for name, tensor in rows.items()}
-    assert body_output(tiny("Llama"), **single, ignored=-100)[1] == 0
+    assert body_output(tiny("Llama"), **single)[1] == 0
 
 
 def test_the_state_that_predicts_the_first_trained_token_is_not_shared_away():
     rows = batch(14)
     rows["labels"][:, 13] = rows["input_ids"][:, 13]  # trained, and predicted by the state at 12
     model = tiny("Llama")
-    assert body_output(model, **rows, ignored=-100)[1] == 12
+    assert body_output(model, **rows)[1] == 12
     own = model(**rows).loss * (rows["labels"][:, 1:] != -100).sum()
     assert float(supervised_loss(model, **rows)[0]) == pytest.approx(float(own), rel=1e-5)
 

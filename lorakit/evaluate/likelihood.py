@@ -11,8 +11,8 @@ from lorakit.data.batches import collate
 from lorakit.data.conversations import IGNORED
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.batching import in_batches, tokens_at_once
-from lorakit.model.loss import head_logits
-from lorakit.model.shared_prefix import body_output, causal_of
+from lorakit.model.loss import head_logits, trained_states
+from lorakit.model.shared_prefix import causal_of
 from lorakit.progress import Progress
 
 # Rows in a batch; of labels also more, up to so many tokens with padding; and logits held at once (128 MiB in float32).
@@ -72,12 +72,8 @@ def _trained_states(
     """The output of the model's body, and for each trained token: the state before it (tokens, width), its id
     (tokens,), and its row (tokens,)."""
     tensors = {key: value.to(causal.device) for key, value in collate(rows, pad).items()}
-    labels = tensors["labels"]
-    output, skipped = body_output(causal, tensors["input_ids"], tensors["attention_mask"], labels, IGNORED)
-    targets = labels[:, 1 + skipped :]
-    trained = targets != IGNORED
-    hidden = output.last_hidden_state[:, :-1][trained]
-    return output, hidden, targets[trained], trained.nonzero()[:, 0].cpu().numpy()
+    output, hidden, targets, row_of = trained_states(causal, **tensors)
+    return output, hidden, targets, row_of.cpu().numpy()
 
 
 def _head_chunks(causal: Any, output: Any, hidden: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:

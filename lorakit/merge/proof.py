@@ -15,8 +15,8 @@ from scipy.special import stdtrit
 from lorakit.amounts import percent
 from lorakit.data.batches import collate
 from lorakit.errors import UserError
-from lorakit.model.loss import IGNORED, head_logits
-from lorakit.model.shared_prefix import body_of
+from lorakit.model.loss import head_logits
+from lorakit.model.shared_prefix import IGNORED, body_of, causal_of
 from lorakit.progress import Progress
 
 Row = dict[str, Any]
@@ -136,7 +136,7 @@ def compute_reference(model: Any, rows: Sequence[Row], pad_token_id: int, progre
     Raises:
         UserError: no row trains a token.
     """
-    config = _causal_model(model).config
+    config = causal_of(model).config
     first = _first_rows(rows, max(_SAVED_LOGITS // config.get_text_config().vocab_size, _SAVED_POSITIONS))
     if not first:
         raise UserError("no row trains a token, so there is nothing to compare the models on.")
@@ -210,11 +210,6 @@ def _proof(expected: ReferenceLogits, figures: torch.Tensor, row_of: torch.Tenso
     )
 
 
-def _causal_model(model: Any) -> Any:
-    """The causal language model itself, out of PEFT's wrapping."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _first_rows(rows: Sequence[Row], limit: int) -> list[Row]:
     """The first rows whose trained positions stay within the limit, those without any left out."""
     first: list[Row] = []
@@ -250,7 +245,7 @@ def _predict(
 ) -> tuple[torch.Tensor, torch.Tensor, Iterator[torch.Tensor]]:
     """The trained tokens of all batches (positions), the rows that they are of (positions), and their logits
     (positions, vocabulary), float32 on the CPU, some positions at a time."""
-    causal = _causal_model(model)
+    causal = causal_of(model)
     hidden, targets, row_of, output = [], [], [], None
     with progress.bar(f"{name} on the rows", total=len(rows)) as bar, torch.inference_mode():
         for batch in batches:

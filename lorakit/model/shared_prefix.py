@@ -10,6 +10,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+IGNORED = -100  # torch's ignore_index: the label of a token that is not trained
+
 # A shorter beginning is not worth a second pass over the layers.
 _WORTHWHILE = 12
 
@@ -34,7 +36,6 @@ def body_output(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     labels: torch.Tensor,
-    ignored: int,
     position_ids: torch.Tensor | None = None,
 ) -> tuple[Any, int]:
     """What the model's body gives for right-padded or packed rows, and how many leading tokens its states leave out.
@@ -44,7 +45,10 @@ def body_output(
     body = body_of(causal)
     if attention_mask is None:
         return body(input_ids=input_ids, position_ids=position_ids, use_cache=False), 0
-    shared = _shared_tokens(input_ids, attention_mask, labels, ignored)
+    # Leading tokens that are the same in all rows, before the state that predicts the first trained token.
+    tokens = input_ids.shape[1]
+    differing = _first_of((input_ids != input_ids[:1]) | (attention_mask == 0), tokens)
+    shared = min(differing, _first_of(labels != IGNORED, tokens) - 1)
     if len(input_ids) > 1 and shared >= _WORTHWHILE and _may_share(causal):
         cache = DynamicCache(config=causal.config.get_text_config())
         if all(type(layer) is DynamicLayer for layer in cache.layers):
@@ -55,13 +59,10 @@ def body_output(
     return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False), 0
 
 
-def _shared_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, ignored: int) -> int:
-    """Leading tokens that are the same in all rows and stand before the state that predicts the first trained token."""
-    differs = ((input_ids != input_ids[:1]) | (attention_mask == 0)).any(0)
-    trained = (labels != ignored).any(0)
-    same = int(differs.int().argmax()) if bool(differs.any()) else input_ids.shape[1]
-    first = int(trained.int().argmax()) if bool(trained.any()) else input_ids.shape[1]
-    return max(0, min(same, first - 1))
+def _first_of(where: torch.Tensor, otherwise: int) -> int:
+    """The first column in which a row is true."""
+    columns = where.any(0)
+    return int(columns.int().argmax()) if bool(columns.any()) else otherwise
 
 
 def _may_share(causal: Any) -> bool:

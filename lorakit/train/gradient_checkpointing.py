@@ -4,18 +4,19 @@ from typing import Any
 
 from lorakit.errors import UserError
 from lorakit.hardware.memory import return_freed_memory
+from lorakit.model.shared_prefix import causal_of
 
 
 def supports_gradient_checkpointing(model: Any) -> bool:
     """Whether the model's family has it."""
-    causal = _causal(model)
+    causal = causal_of(model)
     has = any(hasattr(module, "gradient_checkpointing") for module in causal.modules())
     return has and bool(getattr(causal, "supports_gradient_checkpointing", False))
 
 
 def uses_gradient_checkpointing(model: Any) -> bool:
     """Whether it is on."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in _causal(model).modules())
+    return any(getattr(module, "gradient_checkpointing", False) for module in causal_of(model).modules())
 
 
 def set_gradient_checkpointing(model: Any, on: bool) -> None:
@@ -24,7 +25,7 @@ def set_gradient_checkpointing(model: Any, on: bool) -> None:
     Raises:
         UserError: the model's family has no gradient checkpointing.
     """
-    causal = _causal(model)
+    causal = causal_of(model)
     if on and not supports_gradient_checkpointing(model):
         raise UserError(
             f"train.gradient_checkpointing: {type(causal).__name__} has none in transformers. Write false, and a "
@@ -37,7 +38,3 @@ def set_gradient_checkpointing(model: Any, on: bool) -> None:
         causal.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     elif uses_gradient_checkpointing(model):
         causal.activation_checkpointing_disable()
-
-
-def _causal(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

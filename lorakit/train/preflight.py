@@ -9,7 +9,7 @@ from lorakit.data.conversations import IGNORED
 from lorakit.data.packing import collate_packed
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.fused_lora import fused_lora
-from lorakit.model.loss import EXACT, HALF, is_causal, loss_agrees, packing_agrees, supervised_loss
+from lorakit.model.loss import EXACT, HALF, full_logits_loss, is_causal, losses_agree, supervised_loss
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
 from lorakit.train.micro_batching import autocast
@@ -27,18 +27,22 @@ def check_loss(model: Any, prepared: Prepared) -> None:
     near = EXACT if dtype == "float32" else HALF
     with fused_lora(model), autocast(device, dtype):
         with torch.no_grad():
-            loss, _ = supervised_loss(model, **batch)
+            loss, count = supervised_loss(model, **batch)
+            expected = full_logits_loss(model, **batch)
         if not loss.isfinite():
             remedy = " Or float16 does not hold its numbers: try model.dtype: float32." if dtype == "float16" else ""
             raise UserError(
                 f"model.base: {prepared.base.name}: the loss of two rows is {loss:g} before the first step. Its "
                 f"weights are damaged: fetch the model again.{remedy}"
             )
-        agrees = loss_agrees(model, **batch, tolerance=near)
+        agrees = losses_agree(loss, expected, count, near)
         if prepared.recipe.data.packing == "on":
             flat = prepared.recipe.model.attention == "flash_attention_2"
             packed = collate_packed([rows], pad_token_id(prepared.tokenizer), flat)
-            if not packing_agrees(model, {name: tensor.to(device) for name, tensor in packed.items()}, batch, near):
+            with torch.no_grad():
+                on_device = {name: tensor.to(device) for name, tensor in packed.items()}
+                in_a_pack, _ = supervised_loss(model, attention_mask=None, **on_device)
+            if not losses_agree(in_a_pack, loss, count, near):
                 raise UserError(
                     f"data.packing: {prepared.base.name} does not keep packed rows apart: two rows have another loss "
                     "in one pack than alone. Write packing: off."

@@ -6,16 +6,20 @@ The functions import torch and PEFT when they are called: the recipe reads this 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from lorakit.model.adapters.settings import AdaLora, Eva, FlexLora, Pissa
+from pydantic import Field
+
 from lorakit.progress import Progress
-from lorakit.registry import ADAPTERS
-
-_OVERRIDES = ("adapter.rank_overrides", "adapter.alpha_overrides")
+from lorakit.registry import ADAPTERS, Section
 
 Mistakes = Iterator[tuple[tuple[str | int, ...], str, str]]
+
+_OVERRIDES = ("adapter.rank_overrides", "adapter.alpha_overrides")
+_Share = Annotated[float, Field(gt=0, lt=1)]
+_ShareOrZero = Annotated[float, Field(ge=0, lt=1)]
+_NotNegative = Annotated[float, Field(ge=0)]
+_Count = Annotated[int, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,15 @@ class RankScheduler(Protocol):
         """Go on from a `state`, and give trained parameters the shapes that they have in `weights`."""
 
 
-def _imported(module: str, name: str) -> Callable[..., Any]:
-    """A function of a module of this package, which is imported (and torch with it) when the function is called."""
-
-    def call(*arguments: Any) -> Any:
-        return getattr(import_module(f"{__name__}.{module}"), name)(*arguments)
-
-    return call
-
-
-def _rate(share: float, source: str) -> Callable[[Any], tuple[float, str]]:
-    return lambda settings: (share, source)
+def _common(settings: Any, targets: Any) -> dict[str, Any]:
+    return {
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "target_modules": targets.modules,
+        "modules_to_save": targets.whole or None,
+        "ensure_weight_tying": targets.tied,
+        "task_type": "CAUSAL_LM",
+    }
 
 
 def _lora(settings: Any, targets: Any, **special: Any) -> Any:
@@ -66,16 +68,11 @@ def _lora(settings: Any, targets: Any, **special: Any) -> Any:
 
     return LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=targets.modules,
         target_parameters=targets.experts or None,
         rank_pattern=targets.ranks,
         alpha_pattern=targets.alphas,
-        modules_to_save=targets.whole or None,
-        ensure_weight_tying=targets.tied,
         bias="none",
-        task_type="CAUSAL_LM",
+        **_common(settings, targets),
         **special,
     )
 
@@ -86,31 +83,43 @@ def lora(settings: Any, targets: Any) -> Any:
     return _lora(settings, targets)
 
 
-def _rslora_rate(settings: Any) -> tuple[float, str]:
-    return settings.rank**-0.5, f"over sqrt({settings.rank}): rslora scales the adapter up by that much"
-
-
-@ADAPTERS.register("rslora", experts=True, rate=_rslora_rate)
+@ADAPTERS.register(
+    "rslora",
+    experts=True,
+    rate=lambda adapter: (
+        adapter.rank**-0.5,
+        f"over sqrt({adapter.rank}): rslora scales the adapter up by that much",
+    ),
+)
 def rslora(settings: Any, targets: Any) -> Any:
     """Rank-stabilized LoRA (Kalajdzievski, arXiv 2312.03732): W + alpha/sqrt(rank) * B A."""
     return _lora(settings, targets, use_rslora=True)
 
 
-def _dora_numbers(settings: Any, rank: int, weight: Any) -> int:
-    return int(rank * (weight.inner + weight.outer) + weight.outer)
-
-
-@ADAPTERS.register("dora", numbers=_dora_numbers)
+@ADAPTERS.register("dora", numbers=lambda adapter, rank, weight: rank * (weight.inner + weight.outer) + weight.outer)
 def dora(settings: Any, targets: Any) -> Any:
     """DoRA (Liu et al., arXiv 2402.09353): length and direction of each row of W + alpha/rank * B A apart."""
     return _lora(settings, targets, use_dora=True)
 
 
+class Pissa(Section):
+    """Settings of pissa."""
+
+    iterations: _Count | None = 16
+    """Rounds of the randomized singular value decomposition; null makes an exact one, which takes far longer."""
+
+
+def _init_pissa(model: Any, settings: Pissa, context: InitContext) -> None:
+    from lorakit.model.adapters.weight_init import init_from_factors, truncated_svd
+
+    init_from_factors(model, truncated_svd(settings.iterations), context.progress)
+
+
 @ADAPTERS.register(
     "pissa",
     settings=Pissa,
-    rate=_rate(0.1, "over 10: PiSSA's best rate against LoRA's (arXiv 2602.04998)"),
-    initialize=_imported("weight_init", "init_pissa"),
+    rate=lambda adapter: (0.1, "over 10: PiSSA's best rate against LoRA's (arXiv 2602.04998)"),
+    initialize=_init_pissa,
     keeps_initial=True,
 )
 def pissa(settings: Any, targets: Any) -> Any:
@@ -118,10 +127,16 @@ def pissa(settings: Any, targets: Any) -> Any:
     return _lora(settings, targets)
 
 
+def _init_olora(model: Any, settings: None, context: InitContext) -> None:
+    from lorakit.model.adapters.weight_init import first_of_qr, init_from_factors
+
+    init_from_factors(model, first_of_qr, context.progress)
+
+
 @ADAPTERS.register(
     "olora",
-    rate=_rate(1 / 18, "over 18: OLoRA's best rate against LoRA's (arXiv 2602.04998)"),
-    initialize=_imported("weight_init", "init_olora"),
+    rate=lambda adapter: (1 / 18, "over 18: OLoRA's best rate against LoRA's (arXiv 2602.04998)"),
+    initialize=_init_olora,
     keeps_initial=True,
 )
 def olora(settings: Any, targets: Any) -> Any:
@@ -129,44 +144,77 @@ def olora(settings: Any, targets: Any) -> Any:
     return _lora(settings, targets)
 
 
-@ADAPTERS.register("eva", settings=Eva, initialize=_imported("eva", "init_eva"), refuses=_OVERRIDES)
+class Eva(Section):
+    """Settings of eva."""
+
+    rho: Annotated[float, Field(ge=1)] = 2.0
+    """How many times `rank` a module may get; 1 leaves every module its rank."""
+    converged: _Share = 0.99
+    """How alike the directions found after two batches must be for the pass over the rows to end."""
+
+
+def _init_eva(model: Any, settings: Eva, context: InitContext) -> None:
+    from lorakit.model.adapters.eva import init_eva
+
+    init_eva(model, settings, context)
+
+
+@ADAPTERS.register("eva", settings=Eva, initialize=_init_eva, refuses=_OVERRIDES)
 def eva(settings: Any, targets: Any) -> Any:
     """EVA (Paischer et al., arXiv 2410.07170): LoRA that starts from the directions of its inputs on the rows."""
     return _lora(settings, targets)
 
 
-@ADAPTERS.register("loftq", quantizations=("none",), quantizes="nf4", initialize=_imported("weight_init", "init_loftq"))
+def _init_loftq(model: Any, settings: None, context: InitContext) -> None:
+    from lorakit.model.adapters.weight_init import init_loftq
+
+    init_loftq(model, context)
+
+
+@ADAPTERS.register("loftq", quantizations=("none",), quantizes="nf4", initialize=_init_loftq)
 def loftq(settings: Any, targets: Any) -> Any:
     """LoftQ (Li et al., arXiv 2310.08659): puts the base into NF4, and starts from what that loses."""
     return _lora(settings, targets)
-
-
-_svd_rate = _rate(
-    10.0, "times 10: A and B begin small and E at zero (measured on SmolLM2, held-out loss after 20 and 50 steps)"
-)
 
 
 def _svd(settings: Any, targets: Any, initial_rank: int) -> Any:
     """The configuration of PEFT's layers that hold an adapter as B diag(E) A."""
     from peft import AdaLoraConfig
 
-    return AdaLoraConfig(
-        init_r=initial_rank,
-        target_r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=targets.modules,
-        modules_to_save=targets.whole or None,
-        ensure_weight_tying=targets.tied,
-        task_type="CAUSAL_LM",
-        total_step=1,  # our own schedulers count the steps
-    )
+    # Our own schedulers count the steps.
+    return AdaLoraConfig(init_r=initial_rank, target_r=settings.rank, total_step=1, **_common(settings, targets))
+
+
+def _svd_rate(adapter: Any) -> tuple[float, str]:
+    measured = "measured on SmolLM2, held-out loss after 20 and 50 steps"
+    return 10.0, f"times 10: A and B begin small and E at zero ({measured})"
+
+
+def _svd_numbers(adapter: Any, rank: int, weight: Any) -> int:
+    return int(rank * (weight.inner + weight.outer + 1))
 
 
 def _order_mistakes(settings: Any, first: str, last: str) -> Mistakes:
     begin, end = getattr(settings, first), getattr(settings, last)
     if begin >= end:
         yield (last,), f"{end:g} is not after {first}, {begin:g}", f"Write a larger share, or a smaller {first}."
+
+
+class AdaLora(Section):
+    """Settings of adalora. Its budget is `rank` for every module on average."""
+
+    initial_rank: _Count | None = None
+    """The rank that every module starts with; null is one and a half times `rank`."""
+    shrink_from: _ShareOrZero = 0.1
+    """The share of the steps after which directions begin to be taken away."""
+    shrink_to: _Share = 0.7
+    """The share of the steps after which the ranks stay as they are."""
+    every: _Count = 5
+    """Steps from one choice of directions to the next."""
+    smoothing: _Share = 0.85
+    """The moving averages' share of the past: of a direction's importance, and of how sure that is."""
+    orthogonality: _NotNegative = 0.5
+    """The weight of the penalty that keeps directions apart."""
 
 
 def _adalora_mistakes(settings: AdaLora, adapter: Any) -> Mistakes:
@@ -176,23 +224,25 @@ def _adalora_mistakes(settings: AdaLora, adapter: Any) -> Mistakes:
     yield from _order_mistakes(settings, "shrink_from", "shrink_to")
 
 
-def _initial_rank(settings: Any) -> int:
+def _initial_rank(adapter: Any) -> int:
     from lorakit.recipe.fields import entry_settings
 
-    own = entry_settings(ADAPTERS, settings.kind)
-    return int(own.initial_rank or max(settings.rank + 1, round(1.5 * settings.rank)))
+    own = entry_settings(ADAPTERS, adapter.kind)
+    return int(own.initial_rank or max(adapter.rank + 1, round(1.5 * adapter.rank)))
 
 
-def _adalora_numbers(settings: Any, rank: int, weight: Any) -> int:
-    return _flexlora_numbers(settings, _initial_rank(settings), weight)
+def _adalora_scheduler(model: Any, settings: AdaLora, steps: int) -> RankScheduler:
+    from lorakit.model.adapters.adalora import AdaLoraScheduler
+
+    return AdaLoraScheduler(model, settings, steps)
 
 
 @ADAPTERS.register(
     "adalora",
-    numbers=_adalora_numbers,
+    numbers=lambda adapter, rank, weight: _svd_numbers(adapter, _initial_rank(adapter), weight),
     settings=AdaLora,
     mistakes=_adalora_mistakes,
-    callback=_imported("adalora", "AdaLoraScheduler"),
+    callback=_adalora_scheduler,
     refuses=(*_OVERRIDES, "train.lora_plus"),
     rate=_svd_rate,
 )
@@ -201,20 +251,33 @@ def adalora(settings: Any, targets: Any) -> Any:
     return _svd(settings, targets, _initial_rank(settings))
 
 
-def _flexlora_mistakes(settings: FlexLora, adapter: Any) -> Mistakes:
-    return _order_mistakes(settings, "move_from", "move_to")
+class FlexLora(Section):
+    """Settings of flexlora. The sum of all ranks stays what it is."""
+
+    move_from: _ShareOrZero = 0.1
+    """The share of the steps after which ranks begin to move."""
+    move_to: _Share = 0.7
+    """The share of the steps after which the ranks stay as they are."""
+    every: _Count = 5
+    """Steps from one move to the next."""
+    moved: _Count = 4
+    """How many modules give a direction away at each move, and how many get one."""
+    orthogonality: _NotNegative = 0.1
+    """The weight of the penalty that keeps directions apart."""
 
 
-def _flexlora_numbers(settings: Any, rank: int, weight: Any) -> int:
-    return int(rank * (weight.inner + weight.outer + 1))
+def _flexlora_scheduler(model: Any, settings: FlexLora, steps: int) -> RankScheduler:
+    from lorakit.model.adapters.flexlora import FlexLoraScheduler
+
+    return FlexLoraScheduler(model, settings, steps)
 
 
 @ADAPTERS.register(
     "flexlora",
-    numbers=_flexlora_numbers,
+    numbers=_svd_numbers,
     settings=FlexLora,
-    mistakes=_flexlora_mistakes,
-    callback=_imported("flexlora", "FlexLoraScheduler"),
+    mistakes=lambda settings, adapter: _order_mistakes(settings, "move_from", "move_to"),
+    callback=_flexlora_scheduler,
     refuses=(*_OVERRIDES, "train.lora_plus"),
     rate=_svd_rate,
     optimizers=("auto", "adamw"),
@@ -228,11 +291,11 @@ def flexlora(settings: Any, targets: Any) -> Any:
     "none",
     quantizations=("none",),
     refuses=(
-        *("adapter.rank", "adapter.alpha", "adapter.dropout", *_OVERRIDES),
-        *("adapter.train_modules", "train.lora_plus"),
+        *("adapter.rank", "adapter.alpha", "adapter.dropout", "adapter.train_modules", "train.lora_plus"),
+        *_OVERRIDES,
     ),
     experts=True,
-    rate=_rate(0.1, "over 10: all weights want a tenth of LoRA's rate (LoRA Without Regret)"),
+    rate=lambda adapter: (0.1, "over 10: all weights want a tenth of LoRA's rate (LoRA Without Regret)"),
 )
 def none(settings: Any, targets: Any) -> Any:
     """Full fine-tuning: the weights themselves are trained, all of them, or those of the chosen modules."""

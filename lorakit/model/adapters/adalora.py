@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import UserError
-from lorakit.model.adapters.settings import AdaLora
+from lorakit.model.adapters import AdaLora
 from lorakit.model.adapters.svd import orthogonality, svd_modules
 
 

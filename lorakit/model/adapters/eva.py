@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 from peft import EvaConfig, initialize_lora_eva_weights
-from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.model.adapters import InitContext
-from lorakit.model.adapters.settings import Eva
+from lorakit.model.adapters import Eva, InitContext
 from lorakit.model.adapters.weight_init import lora_layers
-from lorakit.model.shared_prefix import body_of
+from lorakit.model.shared_prefix import IGNORED, body_of
 from lorakit.progress import Bar
 
 _LONGEST_PASS = 500
@@ -66,7 +65,7 @@ def init_eva(model: Any, settings: Eva, context: InitContext) -> None:
 
 
 class _Batches:
-    """Training batches joined until each has enough trained tokens, over and over, as PEFT's pass takes them."""
+    """Training batches joined until each has enough trained tokens. PEFT asks for the first one twice."""
 
     def __init__(self, context: InitContext, tokens: int, device: torch.device, bar: Bar) -> None:
         self.context, self.tokens, self.device, self.bar, self.used = context, tokens, device, bar, 0
@@ -76,33 +75,29 @@ class _Batches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         waiting: list[dict[str, Any]] = []
+        tokens = 0
         for batch in self.context.batches():
             waiting.append(batch)
-            if sum(_trained(one) for one in waiting) >= self.tokens:
+            tokens += int((batch["labels"] != IGNORED).sum())
+            if tokens >= self.tokens:
+                self.used += 1
+                self.bar.advance(1)
+                if self.used > _LONGEST_PASS:
+                    raise LorakitError(
+                        f"eva: its directions have not settled after {_LONGEST_PASS} batches. Write a smaller rank, or "
+                        "a smaller `converged`."
+                    )
                 yield self._joined(waiting)
-                waiting = []
+                waiting, tokens = [], 0
         if self.used == 0:
             raise UserError(
                 f"adapter.kind: eva needs at least {self.tokens} trained tokens to find its directions, the rows have "
-                f"{sum(_trained(one) for one in waiting)}. Write a smaller rank, or another kind."
+                f"{tokens}. Write a smaller rank, or another kind."
             )
 
     def _joined(self, batches: list[dict[str, Any]]) -> dict[str, Any]:
-        self.used += 1
-        self.bar.advance(1)
-        if self.used > _LONGEST_PASS:
-            raise LorakitError(
-                f"eva: its directions have not settled after {_LONGEST_PASS} batches. Write a smaller rank, or a "
-                "smaller `converged`."
-            )
-        width = max(batch["input_ids"].shape[1] for batch in batches)
-        fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
         joined = {}
-        for key, value in fill.items():
-            rows = [pad(batch[key], (0, width - batch[key].shape[1]), value=value) for batch in batches]
-            joined[key] = torch.cat(rows).to(self.device)
+        for key, padding in {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}.items():
+            rows = [row for batch in batches for row in batch[key]]
+            joined[key] = pad_sequence(rows, batch_first=True, padding_value=padding).to(self.device)
         return joined
-
-
-def _trained(batch: dict[str, Any]) -> int:
-    return int((batch["labels"] != -100).sum())

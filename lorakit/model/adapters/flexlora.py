@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import UserError
-from lorakit.model.adapters.settings import FlexLora
+from lorakit.model.adapters import FlexLora
 from lorakit.model.adapters.svd import SvdModule, orthogonality, svd_modules
 
 _STANDARD_DEVIATION = 0.02  # of A and B at the start: peft/tuners/adalora/layer.py

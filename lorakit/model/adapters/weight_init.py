@@ -19,7 +19,6 @@ from transformers.pytorch_utils import Conv1D
 
 from lorakit.errors import UserError
 from lorakit.model.adapters import InitContext
-from lorakit.model.adapters.settings import Pissa
 from lorakit.progress import Progress
 
 INITIAL = "initial"
@@ -29,18 +28,8 @@ Factors = Callable[[torch.Tensor, int, float], tuple[torch.Tensor, torch.Tensor]
 """A weight (out, in), a rank and the adapter's scale -> B (out, rank) and A (rank, in) to begin with."""
 
 
-def init_pissa(model: Any, settings: Pissa, context: InitContext) -> None:
-    """Begin with each weight's largest singular directions."""
-    _init_with(model, truncated_svd(settings.iterations), context.progress)
-
-
-def init_olora(model: Any, settings: None, context: InitContext) -> None:
-    """Begin with an orthonormal basis of each weight."""
-    _init_with(model, _first_of_qr, context.progress)
-
-
-def _init_with(model: Any, factors: Factors, progress: Progress) -> None:
-    """Put the factors of each weight into the trained adapter, and their negative into the frozen one."""
+def init_from_factors(model: Any, factors: Factors, progress: Progress) -> None:
+    """Put the factors of each weight into the trained adapter, and their negative into a frozen one."""
     with_initial(model)
     layers = list(lora_layers(model))
     sides = [(min(layer.in_features, layer.out_features), layer.r["default"], name) for name, layer in layers]
@@ -60,7 +49,7 @@ def _init_with(model: Any, factors: Factors, progress: Progress) -> None:
             bar.advance(1)
 
 
-def init_loftq(model: Any, settings: None, context: InitContext) -> None:
+def init_loftq(model: Any, context: InitContext) -> None:
     """Begin with each module's quantization error; modules that are not quantized keep zero."""
     layers = {
         name: layer for name, layer in lora_layers(model) if not layer.get_base_layer().weight.is_floating_point()
@@ -97,7 +86,7 @@ def truncated_svd(iterations: int | None) -> Factors:
     return factors
 
 
-def _first_of_qr(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+def first_of_qr(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """OLoRA's factors: the first columns of Q and rows of R."""
     q, r = torch.linalg.qr(weight)
     return q[:, :rank], r[:rank]
