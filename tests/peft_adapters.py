@@ -95,7 +95,7 @@ def expert_shapes(experts: str, names: tuple[str, str, str], inner: int, width: 
 def counted_by_peft(config: dict[str, Any], settings: Adapter) -> tuple[int, int]:
     """Trainable and all parameters of the model of a config with a recipe's adapter, by PEFT's own count."""
     model, kind = meta_model(config), adapter_spec(settings)
-    targets = select_targets(model, settings, kind.experts)
+    targets = select_targets(model, settings)
     with torch.device("meta"):
         adapter = kind.function(settings, targets)
         if adapter is not None:

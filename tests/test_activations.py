@@ -69,7 +69,7 @@ def measured(family: str, settings: Adapter, half: bool, attention: str, padded:
         base = base.to(torch.bfloat16)
     base.requires_grad_(settings.kind == "none")
     spec = made_of(config.to_dict())
-    model = attach_adapter(base, settings, 0, select_targets(base, settings, True)).train()
+    model = attach_adapter(base, settings, 0, select_targets(base, settings)).train()
 
     @contextlib.contextmanager
     def computing():

@@ -241,7 +241,7 @@ def test_modules_that_the_loss_does_not_reach_are_refused(recipe_file, tmp_path,
     base = load_model(prepared.base, prepared.model, "cpu")
     base.model.layers[0].unused = torch.nn.Linear(32, 32)
     settings = Adapter(targets=["q_proj", "unused"])
-    model = attach_adapter(base, settings, 0, select_targets(base, settings, True), None)
+    model = attach_adapter(base, settings, 0, select_targets(base, settings), None)
     with pytest.raises(UserError, match=r"does not reach 1 of the chosen modules.*layers\.0\.unused"):
         check_loss(model, prepared)
 

@@ -298,7 +298,7 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path):
 
 def test_the_adapter_starts_as_the_base_and_depends_on_the_seed_alone(folder):
     settings, models = Adapter(rank=2), [loaded(folder) for _ in range(3)]
-    targets = select_targets(models[0], settings, True)
+    targets = select_targets(models[0], settings)
     one, two, other = (
         attach_adapter(model, settings, seed, targets, None) for model, seed in zip(models, (1, 1, 2), strict=True)
     )

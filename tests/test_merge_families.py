@@ -26,7 +26,6 @@ from lorakit.model.safetensors_io import read_tensor
 from lorakit.model.state_dict import open_weights
 from lorakit.model.targets import select_targets
 from lorakit.progress import Silent
-from lorakit.recipe.adapter_kind import adapter_spec
 from lorakit.recipe.schema import Adapter, Model
 
 # Unit roundoff, and the smallest step near zero.
@@ -55,7 +54,7 @@ def write_adapter(base, folder, **settings):
     """An adapter on the base with random numbers in all of its parts."""
     model, _ = in_float32(base)
     chosen = Adapter(**{"rank": 3, "alpha": 6, **settings})
-    targets = select_targets(model, chosen, adapter_spec(chosen).experts)
+    targets = select_targets(model, chosen)
     attached = attach_adapter(model, chosen, 0, targets)
     for parameter in attached.parameters():
         if parameter.requires_grad:

@@ -73,7 +73,7 @@ def test_counts_are_those_of_the_attached_model(kind, family, changes, settings)
         setattr(config, key, value)
     adapter = Adapter(kind=kind, rank=3, **settings)
     model = AutoModelForCausalLM.from_config(config)
-    attached = get_peft_model(model, ADAPTERS[kind].function(adapter, select_targets(model, adapter, False)))
+    attached = get_peft_model(model, ADAPTERS[kind].function(adapter, select_targets(model, adapter)))
     assert count_parameters(spec_from_meta(config.to_dict()), adapter) == attached.get_nb_trainable_parameters()
 
 
@@ -81,7 +81,7 @@ def test_counts_are_those_of_the_attached_model(kind, family, changes, settings)
 def test_ranks_of_fused_experts_are_counted(family):
     adapter = Adapter(rank=3, rank_overrides={"experts": 5, "o_proj": 2})
     model = AutoModelForCausalLM.from_config(copy.deepcopy(FAMILIES[family].config))
-    attached = get_peft_model(model, ADAPTERS["lora"].function(adapter, select_targets(model, adapter, True)))
+    attached = get_peft_model(model, ADAPTERS["lora"].function(adapter, select_targets(model, adapter)))
     assert (
         count_parameters(spec_from_meta(FAMILIES[family].config.to_dict()), adapter)
         == attached.get_nb_trainable_parameters()

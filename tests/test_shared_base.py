@@ -67,7 +67,7 @@ def adapters(base, tmp_path_factory):
     for kind in ("lora", "dora", "rslora", "pissa", "olora"):
         settings = Adapter(kind=kind, rank=4, train_modules=["lm_head"])
         model = reader(base)()
-        targets = select_targets(model, settings, kind_adapts_experts=True)
+        targets = select_targets(model, settings)
         adapted = attach_adapter(model, settings, 0, targets, InitContext(None, None, Silent()))
         for tensor in trained_weights(adapted).values():
             tensor.add_(0.1 * torch.randn_like(tensor))

@@ -124,7 +124,7 @@ def test_layers_chosen_by_spectrum_are_those_of_a_direct_computation(base, tiny_
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
     settings = Adapter(targets="mlp", layers={"spectrum": 0.5})
     chosen = select_targets(
-        model, settings, True, lambda paths: signal_to_noise_ratios(model, paths, base, "none", Silent())
+        model, settings, lambda paths: signal_to_noise_ratios(model, paths, base, "none", Silent())
     ).modules
     expected = set()
     for name in ("gate_proj", "up_proj", "down_proj"):

@@ -26,8 +26,8 @@ def tiny(family, **changes):
     return AutoModelForCausalLM.from_config(config)
 
 
-def select(model, experts=True, signal=None, **settings):
-    return select_targets(model, Adapter(**settings), experts, signal)
+def select(model, signal=None, **settings):
+    return select_targets(model, Adapter(**settings), signal)
 
 
 def paths(targets):
@@ -40,7 +40,7 @@ def names(chosen):
 
 def attached(model, **settings):
     adapter = Adapter(**{"rank": 2, **settings})
-    return get_peft_model(model, ADAPTERS["lora"].function(adapter, select_targets(model, adapter, True)))
+    return get_peft_model(model, ADAPTERS["lora"].function(adapter, select_targets(model, adapter)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -159,11 +159,11 @@ def test_layers_whose_names_peft_takes_for_experts_are_adapted_as_parameters():
     targets = select(tiny("deepseek-v3"), targets="mlp")
     assert "model.layers.0.mlp.gate_proj.weight" in targets.experts
     assert "model.layers.1.mlp.shared_experts.down_proj.weight" in targets.experts and not targets.modules
-    without = select(tiny("deepseek-v3"), experts=False, kind="dora", exclude=["experts"])
+    without = select(tiny("deepseek-v3"), kind="dora", exclude=["experts"])
     assert not any("gate_proj" in path for path in paths(without))
     assert any("model.layers.0.mlp.gate_proj and 5 more" in note for note in without.notes)
     with pytest.raises(UserError, match="gate_proj cannot get an adapter: PEFT takes its name"):
-        select(tiny("deepseek-v3"), experts=False, kind="dora", targets=["gate_proj"])
+        select(tiny("deepseek-v3"), kind="dora", targets=["gate_proj"])
 
 
 def test_a_quantized_layer_whose_name_peft_takes_for_experts_is_left_out():
@@ -177,9 +177,9 @@ def test_a_quantized_layer_whose_name_peft_takes_for_experts_is_left_out():
 @pytest.mark.parametrize("family", ["mixtral", "jetmoe"])
 def test_a_kind_that_cannot_adapt_experts_says_what_to_exclude(family):
     with pytest.raises(UserError, match=r"adapter\.kind dora cannot adapt; lora, rslora, none can") as caught:
-        select(tiny(family), experts=False, kind="dora")
+        select(tiny(family), kind="dora")
     remedy = re.search(r"adapter\.exclude: \[(.*)\]", str(caught.value))[1].split(", ")
-    assert not select(tiny(family), experts=False, kind="dora", exclude=remedy).experts
+    assert not select(tiny(family), kind="dora", exclude=remedy).experts
 
 
 def test_dropout_is_refused_where_peft_cannot_apply_it():

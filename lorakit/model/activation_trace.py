@@ -90,7 +90,7 @@ def _fake_model(config: Any, settings: Adapter, half: bool) -> tuple[Any, FakeTe
         except ValueError:  # the family has no such attention
             base, attention = load(attn_implementation="eager"), "eager"
         base.requires_grad_(everything)
-        model = attach_adapter(base, settings, 0, select_targets(base, settings, True)).train()
+        model = attach_adapter(base, settings, 0, select_targets(base, settings)).train()
     mode, fakes = FakeTensorMode(allow_non_fake_inputs=True), {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:

@@ -43,14 +43,14 @@ class Targets:
     """What the words of `adapter.targets` left out on their own, and why: one sentence each."""
 
 
-def select_targets(model: Any, settings: Adapter, kind_adapts_experts: bool, signal: Signal | None = None) -> Targets:
-    """What `adapter.targets`, `exclude`, `layers`, the overrides and `train_modules` mean for a causal language model.
+def select_targets(model: Any, settings: Adapter, signal: Signal | None = None) -> Targets:
+    """What an adapter section chooses of a causal language model.
 
     Args, errors: as of `select_weights` and `select_train_modules`.
     """
     from lorakit.model.module_inventory import list_weights
 
-    chosen, notes = select_weights(list_weights(model), settings, kind_adapts_experts, signal)
+    chosen, notes = select_weights(list_weights(model), settings, signal)
     whole, tied = select_train_modules(model, settings.train_modules, [weight.path for weight in chosen])
     if tied:
         notes.append(f"{' and '.join(whole[:2])} are one weight in this model, and are trained as one")
@@ -71,75 +71,68 @@ def trains_every_weight(settings: Adapter) -> bool:
 
 
 def select_weights(
-    weights: list[WeightSpec], settings: Adapter, kind_adapts_experts: bool, signal: Signal | None = None
+    weights: list[WeightSpec], settings: Adapter, signal: Signal | None = None
 ) -> tuple[list[WeightSpec], list[str]]:
     """The weights that an adapter section chooses, and a sentence on each that its words leave out on their own.
 
     Args:
         weights: all of a model's.
-        kind_adapts_experts: whether the adapter's kind can be put on the fused weights of experts.
         signal: needed for `layers: {spectrum: ...}`.
 
     Raises:
-        UserError: a name, a pattern or a number that matches nothing of this model, or a choice that cannot be adapted;
-            the message says what the model has.
+        UserError: a name, a pattern or a number matches nothing of this model, or a choice cannot be adapted.
     """
-    chosen, notes = _select_by_target(weights, settings, kind_adapts_experts)
+    chosen, notes = _select_by_target(weights, settings)
     # What the words leave out on their own may be excluded once more.
     unchosen = {weight.path for weight in weights if weight.skip_reason or weight.unadaptable or weight.is_head}
-    excludable, excluded = unchosen | {weight.path for weight in chosen}, set()
-    for pattern in settings.exclude:
-        hit = _matching(excludable, pattern, "adapter.exclude")
-        if not hit:
-            raise _matches_nothing("adapter.exclude", pattern, chosen)
-        excluded |= hit
+    excludable = unchosen | {weight.path for weight in chosen}
+    excluded = {path for pattern in settings.exclude for path in _matching(excludable, pattern, "exclude", chosen)}
     chosen = [weight for weight in chosen if weight.path not in excluded]
     if not chosen:
         raise UserError("adapter.exclude takes away every module that adapter.targets chose. Exclude less.")
     if settings.layers != "all":
         chosen = _select_layers(chosen, weights, settings, signal)
-    _check_adaptable(chosen, settings, kind_adapts_experts)
+    _check_adaptable(chosen, settings)
     return chosen, notes
 
 
-def _select_by_target(
-    weights: list[WeightSpec], settings: Adapter, adapts_experts: bool
-) -> tuple[list[WeightSpec], list[str]]:
+def _select_by_target(weights: list[WeightSpec], settings: Adapter) -> tuple[list[WeightSpec], list[str]]:
     targets = settings.targets
     if isinstance(targets, list):
         for name in targets:
             if not any(_is_named(weight.path, name) for weight in weights):
-                raise _matches_nothing("adapter.targets", name, weights)
+                raise _matches_nothing("targets", name, weights)
         return [weight for weight in weights if any(_is_named(weight.path, name) for name in targets)], []
     if targets not in _SUBLAYERS:
         fitting = match_pattern(targets, (weight.path for weight in weights), "adapter.targets")
         if not fitting:
             is_name = any(_is_named(weight.path, targets) for weight in weights)
             remedy = f" Write it as a list: [{targets}]." if is_name else ""
-            raise _matches_nothing("adapter.targets", targets, weights, remedy)
+            raise _matches_nothing("targets", targets, weights, remedy)
         return [weight for weight in weights if weight.path in fitting], []
     chosen, left_out = [], defaultdict(list)
     for weight in weights:
         if weight.sublayer in _SUBLAYERS[targets] and not weight.is_head:
-            reason = weight.skip_reason or _obstacle(weight, settings, adapts_experts)
+            reason = weight.skip_reason or _obstacle(weight, settings)
             if reason:
                 left_out[reason].append(weight.path)
             else:
                 chosen.append(weight)
     if not chosen:
-        raise _matches_nothing("adapter.targets", targets, weights)
-    return chosen, [
-        f"adapter.targets: {targets} leaves out {first_and_count(paths)}: {reason}"
-        for reason, paths in left_out.items()
+        raise _matches_nothing("targets", targets, weights)
+    notes = [
+        f"adapter.targets: {targets} leaves out {first_and_count(paths)}: {why}" for why, paths in left_out.items()
     ]
+    return chosen, notes
 
 
-def _obstacle(weight: WeightSpec, settings: Adapter, adapts_experts: bool) -> str:
+def _obstacle(weight: WeightSpec, settings: Adapter) -> str:
     """Why the adapter's kind cannot be put on a layer; empty where it can, or where the weights are trained."""
     if trains_all(settings):
         return ""
-    if weight.peft_renames and not adapts_experts:
-        return f"PEFT takes its name for that of fused experts, which {adapter_spec(settings).name} does not adapt"
+    kind = adapter_spec(settings)
+    if weight.peft_renames and not kind.experts:
+        return f"PEFT takes its name for that of fused experts, which {kind.name} does not adapt"
     if weight.peft_renames and weight.quantized:
         return "PEFT takes its name for that of fused experts, and it is quantized"
     return weight.unadaptable
@@ -197,20 +190,21 @@ def top_by_snr(ratios: dict[str, float], share: float) -> set[str]:
     return top
 
 
-def _check_adaptable(chosen: list[WeightSpec], settings: Adapter, adapts_experts: bool) -> None:
+def _check_adaptable(chosen: list[WeightSpec], settings: Adapter) -> None:
     for weight in chosen:
-        reason = _obstacle(weight, settings, adapts_experts)
+        reason = _obstacle(weight, settings)
         if reason:
             name = weight.path.rsplit(".", 1)[-1]
             remedy = f"adapter.train_modules: [{name}] instead" if weight.is_head else f"adapter.exclude: [{name}]"
             raise UserError(f"adapter.targets: {weight.path} cannot get an adapter: {reason}. Write {remedy}.")
     fused = [weight.path for weight in chosen if weight.fused]
     names = ", ".join(sorted({path.split(".")[-2] for path in fused}))
-    if fused and not adapts_experts:
+    kind = adapter_spec(settings)
+    if fused and not kind.experts:
         able = ", ".join(entry.name for entry in ADAPTERS if entry.experts)
         raise UserError(
             f"adapter.targets: {first_and_count(fused)} holds the weights of several experts, which adapter.kind "
-            f"{adapter_spec(settings).name} cannot adapt; {able} can. Write adapter.exclude: [{names}]."
+            f"{kind.name} cannot adapt; {able} can. Write adapter.exclude: [{names}]."
         )
     parameters = [weight.path for weight in chosen if weight.parameter]
     if parameters and settings.dropout and not trains_all(settings):
@@ -222,16 +216,14 @@ def _check_adaptable(chosen: list[WeightSpec], settings: Adapter, adapts_experts
 
 
 def resolve_overrides(key: str, chosen: list[WeightSpec], overrides: Mapping[str, Any], usual: float) -> dict[str, Any]:
-    """Path of a chosen weight, as PEFT has to be given it -> its own rank or alpha, where that is not the usual one.
+    """Path of a chosen weight, as PEFT needs it -> its own rank or alpha, where that is not the usual one.
 
     Raises:
         UserError: a pattern matches nothing that is chosen.
     """
     values: dict[str, Any] = {}
     for pattern, value in overrides.items():
-        fitting = _matching({weight.path for weight in chosen}, pattern, f"adapter.{key}")
-        if not fitting:
-            raise _matches_nothing(f"adapter.{key}", pattern, chosen)
+        fitting = _matching({weight.path for weight in chosen}, pattern, key, chosen)
         values |= {weight.parameter or weight.path: value for weight in chosen if weight.path in fitting}
     return {path: value for path, value in values.items() if value != usual}
 
@@ -241,10 +233,13 @@ def _is_named(path: str, name: str) -> bool:
     return f".{name}." in f".{path}."
 
 
-def _matching(paths: set[str], pattern: str, key: str) -> set[str]:
-    """The paths that hold a name, or that a pattern fits."""
+def _matching(paths: set[str], pattern: str, key: str, chosen: list[WeightSpec]) -> set[str]:
+    """The paths that hold a name, or that a pattern fits. `chosen`: for the error where there are none."""
     named = {path for path in paths if _is_named(path, pattern)}
-    return named | match_pattern(pattern, paths - named, key)
+    fitting = named | match_pattern(pattern, paths - named, f"adapter.{key}")
+    if not fitting:
+        raise _matches_nothing(key, pattern, chosen)
+    return fitting
 
 
 def first_and_count(paths: list[str]) -> str:
@@ -253,9 +248,9 @@ def first_and_count(paths: list[str]) -> str:
 
 
 def _matches_nothing(key: str, pattern: str, weights: list[WeightSpec], remedy: str = "") -> UserError:
-    where = "linear layer of this model, which has" if key == "adapter.targets" else "chosen module; chosen are"
+    where = "linear layer of this model, which has" if key == "targets" else "chosen module; chosen are"
     names = _names_with_counts(weight.path for weight in weights)
-    return UserError(f"{key}: {pattern!r} matches no {where} {names}.{remedy}")
+    return UserError(f"adapter.{key}: {pattern!r} matches no {where} {names}.{remedy}")
 
 
 def _names_with_counts(paths: Iterable[str]) -> str:
@@ -264,10 +259,8 @@ def _names_with_counts(paths: Iterable[str]) -> str:
 
 
 def select_train_modules(model: Any, names: list[str], adapted: list[str]) -> tuple[list[str], bool]:
-    """`adapter.train_modules` -> the full paths of the modules, and whether tied embeddings are among them.
-
-    A name is a full path or its end in whole parts. Of tied embeddings both ends are given, so that PEFT keeps them
-    tied: input first.
+    """`adapter.train_modules` -> the full paths of the modules, and whether tied embeddings are among them: both ends
+    then are, the input first, so that PEFT keeps them tied. A name is a full path or its end in whole parts.
 
     Args:
         adapted: the paths that get an adapter, which cannot be trained whole as well.

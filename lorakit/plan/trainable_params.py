@@ -70,7 +70,7 @@ def count_trainable(spec: ModelSpec, settings: Adapter) -> TrainableParams:
     kind, estimated, wanted = adapter_spec(settings), False, settings
     if isinstance(settings.layers, Spectrum):
         estimated, wanted = True, settings.model_copy(update={"layers": "all"})
-    chosen, _ = select_weights(list(spec.weights), wanted, kind.experts)
+    chosen, _ = select_weights(list(spec.weights), wanted)
     share = settings.layers.spectrum if isinstance(settings.layers, Spectrum) else 1.0
     if trains_all(settings):
         narrowed = not trains_every_weight(settings)

@@ -179,7 +179,7 @@ def _targets(base: Any, prepared: Prepared, progress: Progress) -> Targets:
     def signal(modules: list[str]) -> dict[str, float]:
         return signal_to_noise_ratios(base, modules, prepared.base, _held_in(prepared.model), progress)
 
-    return select_targets(base, settings, adapter_spec(settings).experts, signal)
+    return select_targets(base, settings, signal)
 
 
 def _held_in(model: Model) -> str:
