@@ -10,8 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from lorakit.model.dora import factored_norms
-from lorakit.model.fused_lora import FUSED_LAYERS, fused_lora
+from lorakit.model.fused_lora import FUSED_LAYERS, factored_norms, fused_lora
 
 IN, OUT = 24, 40
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
@@ -17,12 +18,8 @@ _CHUNK_LOGITS = 1 << 25
 
 
 def supervised_loss(
-    model: Any,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    labels: torch.Tensor,
-    position_ids: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, int]:
+    model: Any, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor, position_ids: Tensor | None = None
+) -> tuple[Tensor, int]:
     """The summed cross-entropy of all trained tokens, in float32, and their number.
 
     Args:
@@ -45,12 +42,8 @@ def supervised_loss(
 
 
 def trained_states(
-    causal: Any,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    labels: torch.Tensor,
-    position_ids: torch.Tensor | None = None,
-) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
+    causal: Any, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor, position_ids: Tensor | None = None
+) -> tuple[Any, Tensor, Tensor, Tensor]:
     """What predicts the trained tokens: the body's output, of it the states (trained tokens, width), the tokens
     (trained tokens), and which row each is of."""
     output, skipped = body_output(causal, input_ids, attention_mask, labels, position_ids)
@@ -59,7 +52,7 @@ def trained_states(
     return output, output.last_hidden_state[:, :-1][trained], targets[trained], trained.nonzero()[:, 0]
 
 
-def _chunk_loss(causal: Any, output: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _chunk_loss(causal: Any, output: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     return _CrossEntropy.apply(head_logits(causal, output, hidden), targets)
 
 
@@ -68,7 +61,7 @@ class _CrossEntropy(torch.autograd.Function):
     four, which on a CPU is a tenth of a training step."""
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         wide = logits.float()
         normalizer = wide.logsumexp(-1)
         loss = (normalizer - wide.gather(-1, targets[:, None])[:, 0]).sum()
@@ -79,12 +72,12 @@ class _CrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return gradient.mul_(scale.to(gradient.dtype)), None  # nobody reads it again
 
 
-def head_logits(causal: Any, output: Any, hidden: torch.Tensor) -> torch.Tensor:
+def head_logits(causal: Any, output: Any, hidden: Tensor) -> Tensor:
     """The logits (positions, vocabulary) that the model computes from last hidden states (positions, width).
 
     The model's own forward does it, with its body replaced by `output` holding these states: so every family's scaling
@@ -105,7 +98,7 @@ def head_logits(causal: Any, output: Any, hidden: torch.Tensor) -> torch.Tensor:
             body.forward = replaced
 
 
-def is_causal(model: Any, input_ids: torch.Tensor, tolerance: float = EXACT) -> bool:
+def is_causal(model: Any, input_ids: Tensor, tolerance: float = EXACT) -> bool:
     """Whether the logits before the last token of one row stay the same when that token changes."""
     other = input_ids.clone()
     other[:, -1] = (other[:, -1] + 1) % model.get_input_embeddings().weight.shape[0]
@@ -114,15 +107,13 @@ def is_causal(model: Any, input_ids: torch.Tensor, tolerance: float = EXACT) -> 
     return bool((one - two).abs().max() <= tolerance * one.abs().max().clamp(min=1.0)) or not one.isfinite().all()
 
 
-def full_logits_loss(
-    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
+def full_logits_loss(model: Any, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
     """The summed cross-entropy of some rows as the model's own full logits give it."""
     logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
     return cross_entropy(logits.float().flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
 
 
-def losses_agree(loss: torch.Tensor, expected: torch.Tensor, count: int, tolerance: float = EXACT) -> bool:
+def losses_agree(loss: Tensor, expected: Tensor, count: int, tolerance: float = EXACT) -> bool:
     """Whether two sums over `count` tokens are the same but for rounding. Nothing is expected where one overflows."""
     agree = torch.isclose(loss, expected, rtol=tolerance, atol=tolerance * max(count, 1))
     return bool(agree) or not torch.isfinite(expected)

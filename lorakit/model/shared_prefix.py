@@ -7,6 +7,7 @@ tokens are the same in every row, so they are computed for one row and every row
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -32,11 +33,7 @@ def body_of(causal: Any) -> Any:
 
 
 def body_output(
-    causal: Any,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    labels: torch.Tensor,
-    position_ids: torch.Tensor | None = None,
+    causal: Any, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor, position_ids: Tensor | None = None
 ) -> tuple[Any, int]:
     """What the model's body gives for right-padded or packed rows, and how many leading tokens its states leave out.
 
@@ -59,7 +56,7 @@ def body_output(
     return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False), 0
 
 
-def _first_of(where: torch.Tensor, otherwise: int) -> int:
+def _first_of(where: Tensor, otherwise: int) -> int:
     """The first column in which a row is true."""
     columns = where.any(0)
     return int(columns.int().argmax()) if bool(columns.any()) else otherwise

@@ -4,7 +4,7 @@ The layers are those of transformers' modeling files; a test compares every fami
 makes of the same config.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lorakit.errors import UserError
@@ -28,14 +28,15 @@ _EXPERTS: Layers = {"mlp.experts.gate_up_proj": ("two_inner", "hidden"), "mlp.ex
 _TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
 _FOUR_NORMS = (*_TWO_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 _KEY_VALUE, _HEADS = ("num_key_value_heads",), ("num_key_value_heads", "head_dim")
+_ROUTED = ("num_key_value_heads", "num_experts_per_tok")
 
 
 @dataclass(frozen=True)
 class _Family:
     """What the blocks of a family hold, and the defaults of transformers' class."""
 
-    attention: Layers
-    mlp: Layers
+    attention: Layers = field(default_factory=lambda: _ATTENTION)
+    mlp: Layers = field(default_factory=lambda: _GATED)
     norms: tuple[str, ...] = _TWO_NORMS
     head_norms: bool = False
     biases: Literal["none", "configured", "query, key and value", "all"] = "none"
@@ -56,20 +57,15 @@ class _Family:
 
 
 _FAMILIES = {
-    "llama": _Family(_ATTENTION, _GATED, biases="configured"),
-    "mistral": _Family(_ATTENTION, _GATED, needs=_KEY_VALUE),
-    "mixtral": _Family(_ATTENTION, _EXPERTS, needs=(*_KEY_VALUE, "num_experts_per_tok")),
-    "qwen2": _Family(_ATTENTION, _GATED, biases="query, key and value", needs=_KEY_VALUE),
-    "qwen3": _Family(_ATTENTION, _GATED, head_norms=True, biases="configured", needs=_HEADS),
+    "llama": _Family(biases="configured"),
+    "mistral": _Family(needs=_KEY_VALUE),
+    "mixtral": _Family(mlp=_EXPERTS, needs=_ROUTED),
+    "qwen2": _Family(biases="query, key and value", needs=_KEY_VALUE),
+    "qwen3": _Family(head_norms=True, biases="configured", needs=_HEADS),
     "qwen3_moe": _Family(
-        _ATTENTION,
-        _EXPERTS,
-        head_norms=True,
-        biases="configured",
-        width="moe_intermediate_size",
-        needs=(*_KEY_VALUE, "num_experts_per_tok"),
+        mlp=_EXPERTS, head_norms=True, biases="configured", width="moe_intermediate_size", needs=_ROUTED
     ),
-    "smollm3": _Family(_ATTENTION, _GATED, biases="configured", tied=True, needs=_KEY_VALUE),
+    "smollm3": _Family(biases="configured", tied=True, needs=_KEY_VALUE),
     "phi3": _Family(_PACKED_ATTENTION, _PACKED),
     "phi": _Family(
         {**_QUERY_KEY_VALUE, "self_attn.dense": ("hidden", "query")},
@@ -80,14 +76,11 @@ _FAMILIES = {
         final_norm="final_layernorm",
         activation="gelu_new",
     ),
-    "gemma": _Family(_ATTENTION, _GATED, biases="configured", tied=True, needs=_HEADS),
-    "gemma2": _Family(_ATTENTION, _GATED, norms=_FOUR_NORMS, biases="configured", tied=True, capped=True, needs=_HEADS),
-    "gemma3_text": _Family(
-        _ATTENTION, _GATED, norms=_FOUR_NORMS, head_norms=True, biases="configured", tied=True, needs=_HEADS
-    ),
+    "gemma": _Family(biases="configured", tied=True, needs=_HEADS),
+    "gemma2": _Family(norms=_FOUR_NORMS, biases="configured", tied=True, capped=True, needs=_HEADS),
+    "gemma3_text": _Family(norms=_FOUR_NORMS, head_norms=True, biases="configured", tied=True, needs=_HEADS),
     "apertus": _Family(
-        _ATTENTION,
-        _UNGATED,
+        mlp=_UNGATED,
         norms=("attention_layernorm", "feedforward_layernorm"),
         head_norms=True,
         biases="configured",
@@ -109,7 +102,8 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec | None:
         UserError: a value of a family that is known here is damaged.
     """
     family = _FAMILIES.get(str(config.get("model_type")))
-    if family is None or _is_unusual(config):
+    uncounted = config.get("qk_layernorm") or config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1
+    if family is None or uncounted or config.get("attn_logit_softcapping") == "learned":
         return None
     sizes = _sizes_of(config, family)
     if sizes is None:
@@ -138,13 +132,6 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec | None:
         logits_capped=bool(config.get("final_logit_softcapping", family.capped)),
         shared={"lm_head": sizes["vocabulary"] * sizes["hidden"]} if tied else {},
     )
-
-
-def _is_unusual(config: dict[str, Any]) -> bool:
-    """Whether it switches something on that is not counted here."""
-    if config.get("qk_layernorm") or config.get("mlp_only_layers") or config.get("attn_logit_softcapping") == "learned":
-        return True
-    return config.get("decoder_sparse_step", 1) != 1
 
 
 def _sizes_of(config: dict[str, Any], family: _Family) -> dict[str, int] | None:
@@ -185,7 +172,7 @@ def _weights_and_modules(
     config: dict[str, Any], family: _Family, sizes: dict[str, int], tied: bool
 ) -> tuple[list[WeightSpec], dict[str, int]]:
     hidden, vocabulary = sizes["hidden"], sizes["vocabulary"]
-    has_bias = _biased_layers(config, family)
+    configured = {"attention": read_bool(config, "attention_bias"), "mlp": read_bool(config, "mlp_bias")}
     norm = hidden * (2 if family.layer_norm else 1)
     others = dict.fromkeys(family.norms, norm)
     if family.head_norms:
@@ -204,7 +191,13 @@ def _weights_and_modules(
             )
             weights.append(weight)
             owner = weight.path.rpartition(".")[0] if fused else weight.path
-            modules[owner] = modules.get(owner, 0) + weight.size + (weight.outer if path in has_bias else 0)
+            has_bias = {
+                "none": False,
+                "configured": configured[sublayer],
+                "query, key and value": path in _QUERY_KEY_VALUE,
+                "all": True,
+            }[family.biases]
+            modules[owner] = modules.get(owner, 0) + weight.size + (weight.outer if has_bias and not fused else 0)
         modules |= {prefix + name: count for name, count in others.items()}
     modules[f"model.{family.final_norm}"] = norm
     modules["lm_head"] = vocabulary * hidden + (vocabulary if family.biases == "all" else 0)
@@ -213,11 +206,3 @@ def _weights_and_modules(
         WeightSpec("lm_head", "", is_head=True, skip_reason=OUTSIDE, unadaptable=reason, outer=vocabulary, inner=hidden)
     )
     return weights, modules
-
-
-def _biased_layers(config: dict[str, Any], family: _Family) -> set[str]:
-    of_attention, of_mlp = read_bool(config, "attention_bias"), read_bool(config, "mlp_bias")
-    layers = {path for path in (*family.attention, *family.mlp) if ".experts." not in path}
-    if family.biases == "configured":
-        return {path for path in layers if (of_attention if path in family.attention else of_mlp)}
-    return {"none": set(), "query, key and value": layers & set(_QUERY_KEY_VALUE), "all": layers}[family.biases]

@@ -19,8 +19,9 @@ _CHUNK_LOGITS = 1 << 25
 class DoraWorkload:
     """What DoRA adds to a LoRA: the norm of each row of W + s B A, and outputs that are scaled by it.
 
-    In float32 lorakit takes the norm from W A^T (lorakit/model/dora.py), once a micro-batch. Under autocast PEFT's own
-    forward runs (peft/tuners/lora/dora.py), which builds B A of an identity, and the sum with W, in each forward pass.
+    In float32 lorakit takes the norm from W A^T (lorakit/model/fused_lora.py), once a micro-batch. Under autocast
+    PEFT's own forward runs (peft/tuners/lora/dora.py), which builds B A of an identity, and the sum with W, in each
+    forward pass.
     """
 
     modules: int
