@@ -32,6 +32,8 @@ _OF_EXPERT = re.compile(r"(.*\.experts\.\d+\.)(.*)")
 # What PEFT raises on files that are damaged, or hold values of another kind than it looks for.
 _READING = (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
 
+_MERGE_FIRST = "Merge it into its base, and give the merged model as model.base."
+
 # What an adapter that is trained on may say of itself; anything else would be dropped or not be trained.
 _UNDERSTOOD = {
     *("r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters", "rank_pattern", "alpha_pattern"),
@@ -78,17 +80,17 @@ def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
     for name, value in vars(config).items():
         if name not in _UNDERSTOOD and value != getattr(usual, name, value):
             raise UserError(
-                f"adapter.from: {folder} was made with {name}: {value!r}, which lorakit does not train on. Merge it "
-                "into its base, and give the merged model as model.base."
+                f"adapter.from: {folder} was made with {name}: {value!r}, which lorakit does not train on. "
+                f"{_MERGE_FIRST}"
             )
     config.lora_dropout = dropout
     before = [(name, parameter, content_of(parameter)) for name, parameter in model.named_parameters()]
-    loaded = _load(model, folder, "adapter.from: ", config=config, is_trainable=True)
+    loaded = _load(model, folder, "adapter.from: ", config, is_trainable=True)
     changed = next((name for name, parameter, content in before if content_of(parameter) != content), None)
     if changed:
         raise UserError(
-            f"adapter.from: {folder} brings {changed}, other than the base's, which would not be saved again. Merge it "
-            "into its base, and give the merged model as model.base."
+            f"adapter.from: {folder} brings {changed}, other than the base's, which would not be saved again. "
+            f"{_MERGE_FIRST}"
         )
     if isinstance(loaded.get_output_embeddings(), BaseTunerLayer):
         raise UserError(f"adapter.from: {folder} adapts the output head, which lorakit trains whole or not at all.")
@@ -138,7 +140,7 @@ def load_adapter(model: Any, folder: Path, **options: Any) -> Any:
     """
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(0)  # PEFT draws at random for some initializations, which it does again while it loads
-        loaded = _load(model, folder, "", **options).eval()
+        loaded = _load(model, folder, "", adapter_config(folder), **options).eval()
     for module in loaded.modules():
         if isinstance(module, ModulesToSaveWrapper):  # evaluation runs without autocast: its input has the model's type
             module.modules_to_save.to(loaded.dtype)
@@ -204,36 +206,28 @@ def adapter_config(folder: Path) -> Any:
         raise UserError(f"{folder}: its adapter_config.json cannot be read: {_first_line(error)}") from error
 
 
-def _load(model: Any, folder: Path, key: str, config: Any = None, is_trainable: bool = False, **options: Any) -> Any:
+def _load(model: Any, folder: Path, key: str, config: Any, is_trainable: bool = False, **options: Any) -> Any:
     """What `PeftModel.from_pretrained` makes; that keeps to itself what PEFT missed and what it had no place for."""
-    config = config or adapter_config(folder)
     config.inference_mode = not is_trainable
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
-    sparing = {name: value for name, value in options.items() if name == "low_cpu_mem_usage"}
-    options |= {"is_trainable": is_trainable, "key_mapping": getattr(model, "_checkpoint_conversion_mapping", None)}
+    mapping = getattr(model, "_checkpoint_conversion_mapping", None)
     try:
         check_patterns(config, [name for name, _ in model.named_modules()], f"{key}{folder}: its adapter_config.json")
-        loaded = kind(model, config, **sparing)
-        report = loaded.load_adapter(str(folder), "default", **options)
+        loaded = kind(model, config, low_cpu_mem_usage=options.get("low_cpu_mem_usage", False))
+        report = loaded.load_adapter(str(folder), "default", is_trainable=is_trainable, key_mapping=mapping, **options)
     except KeyError as error:  # of modules that were trained whole
         raise UserError(f"{key}{folder}: this adapter lacks {error.args[0]}, for which PEFT looks in it.") from error
     except _READING as error:
         gaps = _expert_gaps(folder)
         reason = f"its file lacks {first_and_count(gaps)}" if gaps else _first_line(error)
         raise UserError(f"{key}{folder}: this adapter cannot be put on the base model: {reason}") from error
-    lacking, strange = (
-        sorted(name.replace(".default", "") for name in names)
-        for names in (report.missing_keys, report.unexpected_keys)
-    )
-    if lacking:
-        raise UserError(
-            f"{key}{folder}: this adapter lacks {first_and_count(lacking)}. It is damaged, or of another model."
-        )
-    if strange:
-        raise UserError(
-            f"{key}{folder}: this adapter holds {first_and_count(strange)}, for which the base model has no place. It "
-            "belongs to another model."
-        )
+    for verb, names, conclusion in (
+        ("lacks", report.missing_keys, ". It is damaged, or of another model."),
+        ("holds", report.unexpected_keys, ", for which the base model has no place. It belongs to another model."),
+    ):
+        if names:
+            shown = first_and_count(sorted(name.replace(".default", "") for name in names))
+            raise UserError(f"{key}{folder}: this adapter {verb} {shown}{conclusion}")
     return loaded
 
 

@@ -47,9 +47,10 @@ def positions_of(config: dict[str, Any]) -> Positions | None:
     key = f"{name}, by transformers' default"
     if is_size(text.get(name)):
         limit, key = text[name], f"{name} in its config.json"
-    if limit is None or not (_TABLE.search(modeling) or _ROTARY.search(modeling)):
+    has_table = _TABLE.search(modeling)
+    if limit is None or not (has_table or _ROTARY.search(modeling)):
         return None
-    if _TABLE.search(modeling):
+    if has_table:
         return Positions(limit - _unused_rows(modeling, text), True, key)
     stretched = _stretched(text, limit)
     return Positions(stretched, False, key if stretched == limit else f"{key}, stretched by rope_scaling")
@@ -68,20 +69,21 @@ def _source(model_type: str) -> tuple[str, str]:
     if not (library and library.origin):
         return "", ""
     models, own = Path(library.origin).parent / "models", model_type.replace("-", "_")
-    mappings, classes = (_text(models / "auto" / name) for name in ("auto_mappings.py", "modeling_auto.py"))
-    folders = [own, *re.findall(rf'\("{re.escape(model_type)}", "(\w+)"\)', mappings)]
-    named = re.findall(rf'\("{re.escape(model_type)}", "(\w+?)(?:LMHeadModel|ForCausalLM)"\)', classes)
-    folders += [name.lower() for name in named]
+
+    def read(*parts: str) -> str:
+        path = models.joinpath(*parts)
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    quoted = re.escape(model_type)
+    named = re.findall(rf'\("{quoted}", "(\w+?)(?:LMHeadModel|ForCausalLM)"\)', read("auto", "modeling_auto.py"))
+    mapped = re.findall(rf'\("{quoted}", "(\w+)"\)', read("auto", "auto_mappings.py"))
+    folders = [own, *mapped, *(name.lower() for name in named)]
 
     def first(kind: str) -> str:
-        texts = ("".join(_text(models / folder / f"{kind}_{name}.py") for name in {folder, own}) for folder in folders)
+        texts = ("".join(read(folder, f"{kind}_{name}.py") for name in {folder, own}) for folder in folders)
         return next(filter(None, texts), "")
 
     return first("modeling"), first("configuration")
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _key_and_default(model_type: str, configuration: str) -> tuple[str, int | None]:

@@ -29,10 +29,10 @@ def meta_model(config: Path | dict[str, Any]) -> Any:
     Raises:
         UserError: the config is of no causal language model.
     """
-    parsed = read_hf_config(config)
+    read = read_hf_config(config)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(parsed, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(read, trust_remote_code=False)
     except (*_DAMAGED, ImportError) as error:  # some families need a library more
         raise _no_model(error) from error
 
@@ -80,13 +80,6 @@ def spec_from_meta(config: Path | dict[str, Any]) -> ModelSpec:
     hidden = _first(text, "hidden_size", "n_embd", "d_model") or inputs.weight.shape[-1]
     head_width = _first(text, "head_dim") or hidden // heads
     norms = _norms_of_last_block(body_of(model))
-    classes = {type(module).__name__ for module in modules.values()}
-    experts_used = _first(text, "num_experts_per_tok", "num_experts_per_token", "moe_topk") or 1
-    if "Llama4TextExperts" in classes:
-        experts_used = text.num_local_experts  # every token goes through all of them, most with a weight of zero
-    activations = (getattr(text, name, None) for name in ("hidden_activation", "hidden_act", "activation_function"))
-    activation = str(next(filter(None, activations), ""))
-    scanning = [module for module in modules.values() if _SCANNING.fullmatch(type(module).__name__)]
     return ModelSpec(
         model_type=text.model_type,
         hidden=hidden,
@@ -101,14 +94,27 @@ def spec_from_meta(config: Path | dict[str, Any]) -> ModelSpec:
         norms=sum(norm.weight.shape[-1] == hidden for norm in norms),
         head_norms=any(norm.weight.shape[-1] != hidden for norm in norms),
         layer_norm=any(type(norm).__name__ == "LayerNorm" for norm in norms),
-        experts_used=experts_used,
-        activation=WRITTEN_OUT.get(text.model_type) or ACTIVATIONS.get(activation, 1),
-        soft_capped=bool(getattr(text, "attn_logit_softcapping", None)),
-        logits_capped=any(getattr(text, name, None) for name in ("final_logit_softcapping", "logits_soft_cap")),
-        scan_states=max((module.intermediate_size * module.ssm_state_size for module in scanning), default=0),
+        **_traits(text, list(modules.values())),
         built=True,
         shared={paths[id(outputs)]: outputs.weight.numel()} if tied else {},
     )
+
+
+def _traits(text: Any, modules: list[Any]) -> dict[str, Any]:
+    """What the family's own code does with the sizes."""
+    activations = (getattr(text, name, None) for name in ("hidden_activation", "hidden_act", "activation_function"))
+    activation = str(next(filter(None, activations), ""))
+    experts_used = _first(text, "num_experts_per_tok", "num_experts_per_token", "moe_topk") or 1
+    if any(type(module).__name__ == "Llama4TextExperts" for module in modules):
+        experts_used = text.num_local_experts  # every token goes through all of them, most with a weight of zero
+    scanning = [module for module in modules if _SCANNING.fullmatch(type(module).__name__)]
+    return {
+        "experts_used": experts_used,
+        "soft_capped": bool(getattr(text, "attn_logit_softcapping", None)),
+        "logits_capped": any(getattr(text, name, None) for name in ("final_logit_softcapping", "logits_soft_cap")),
+        "activation": WRITTEN_OUT.get(text.model_type) or ACTIVATIONS.get(activation, 1),
+        "scan_states": max((module.intermediate_size * module.ssm_state_size for module in scanning), default=0),
+    }
 
 
 def _first(config: Any, *names: str) -> int | None:

@@ -6,7 +6,6 @@ Made to choose layers for full fine-tuning; lorakit chooses by it the weights th
 import hashlib
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,7 +50,10 @@ def signal_to_noise_ratios(
     weights = {name: sha for name, sha in base.sha256().items() if name.endswith(".safetensors")}
     identity = hashlib.sha256(json.dumps([weights, quantization], sort_keys=True).encode()).hexdigest()
     file = cache_folder() / "spectrum" / f"{identity[:32]}.json"
-    known = _read_cache(file)
+    try:
+        known = decode_line(file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        known = {}
     missing = [path for path in paths if path not in known]
     if missing:
         with progress.bar("signal-to-noise ratios", total=len(missing)) as bar:
@@ -67,13 +69,3 @@ def dequantized_weight(model: Any, path: str) -> torch.Tensor:
     container, _, name = path.rpartition(".")
     part = getattr(model.get_submodule(container), name)
     return part if isinstance(part, torch.nn.Parameter) else dequantize_module_weight(part)
-
-
-def _read_cache(file: Path) -> dict[str, float]:
-    """The ratios in a file of the cache; empty where it is missing or damaged."""
-    try:
-        ratios = decode_line(file.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    intact = isinstance(ratios, dict) and all(isinstance(ratio, float) for ratio in ratios.values())
-    return ratios if intact else {}
