@@ -16,11 +16,14 @@ from lorakit.data.cleaning.row_stats import compute_row_stats
 from lorakit.data.conversations import Conversation
 from lorakit.data.general_texts import read_general_texts
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.diagnosis.general import compute_text_losses
 from lorakit.evaluate.diagnosis.leak import measure_leak
-from lorakit.evaluate.diagnosis.losses import measure_drift, measure_forgetting
-from lorakit.evaluate.diagnosis.parroting import measure_memorization, measure_parroting
-from lorakit.evaluate.diagnosis.spans import find_copied, index_spans
+from lorakit.evaluate.diagnosis.losses import (
+    compute_text_losses,
+    measure_drift,
+    measure_forgetting,
+    measure_memorization,
+)
+from lorakit.evaluate.diagnosis.parroting import find_copied, index_spans, measure_parroting
 from lorakit.evaluate.diagnosis.style import measure_style
 from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import load_adapter
@@ -163,8 +166,9 @@ def test_a_higher_loss_on_a_quantized_base_is_drift():
     assert found["nf4"].details["share of the gain lost"] == pytest.approx(0.2, abs=0.01)
 
 
-def styles(answers, references=REFERENCES, prompts=PROMPTS, **given):
-    found = measure_style(answers, references, prompts, **given)
+def styles(answers, references=REFERENCES, prompts=PROMPTS, cut=None, references_longer=None):
+    none = [False] * len(answers)
+    found = measure_style(answers, references, prompts, cut or none, references_longer or none)
     assert all(json.dumps(one.to_dict()) for one in found)
     return {one.name: one for one in found}
 
@@ -174,7 +178,7 @@ def flagged(findings):
 
 
 def test_answers_like_the_references_are_not_flagged():
-    found = styles(HONEST, cut=[False] * 60, references_longer=[False] * 60)
+    found = styles(HONEST)
     assert not flagged(found) and all(one.value is not None for one in found.values())
     assert found["variety of answers"].value == pytest.approx(1.0)
 
@@ -218,7 +222,7 @@ def test_answers_of_another_length_are_flagged():
 
 def test_answers_that_do_not_end_are_flagged_and_long_references_are_not():
     cut = [row % 2 == 0 for row in range(60)]
-    assert flagged(styles(HONEST, cut=cut, references_longer=[False] * 60)) == ["unfinished answers"]
+    assert flagged(styles(HONEST, cut=cut)) == ["unfinished answers"]
     assert not flagged(styles(HONEST, cut=cut, references_longer=cut))
 
 

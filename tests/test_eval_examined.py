@@ -215,7 +215,7 @@ def test_drift_is_measured_against_the_full_base_or_said_to_be_missing(tmp_path,
     assert [(name, one.value is None) for name, one in drift("none").items()] == [("adapter", False)]
     lacking = drift("q8")
     assert lacking.keys() == {"adapter", "adapter on q8"}
-    assert all("write none among" in one.details["unmeasured"] for one in lacking.values())
+    assert all("add none to --quantizations" in one.details["unmeasured"] for one in lacking.values())
 
 
 def test_models_of_another_base_are_not_measured_against_this_one(honest, tmp_path, tiny_base, general):

@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from lorakit.evaluate.comparison import COMPARISON_COLUMNS, Score, comparison_row
-from lorakit.evaluate.diagnosis.finding import Finding
-from lorakit.evaluate.diagnosis.sentences import format_number
+from lorakit.evaluate.diagnosis.finding import Finding, format_number
 from lorakit.evaluate.intervals import Comparison
 from lorakit.evaluate.results import Evaluation
 

@@ -1,19 +1,20 @@
-"""A finding: one thing that may have gone wrong, as a number beside the one from which on it should be looked at."""
+"""A finding: one thing that may have gone wrong, as a number with a threshold, and as a sentence."""
 
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lorakit.evaluate.intervals import Interval
+from lorakit.amounts import percent
+from lorakit.evaluate.intervals import Comparison, Interval
+from lorakit.recipe.problem import one_line
 
 
 @dataclass(frozen=True)
 class Finding:
     """One number about a model, and whether it is a reason for concern.
 
-    `value` in the words of `unit`; None where it cannot be measured, which `details["unmeasured"]` explains.
-    `interval` is that of `value`, None where there is none. `threshold` in the same unit, and `why` the reason for it
-    and the rule by which `flagged` follows from both. `remedy`: what to try. `details` are JSON's kinds of values only.
+    `value` and `threshold` are in the words of `unit`; without a value `details["unmeasured"]` says why. `why` gives
+    the reason for the threshold and the rule for `flagged`; `remedy`: what to try. `details` hold plain JSON values.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Finding:
     details: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The finding as JSON has it."""
+        """The finding in an evaluation's document."""
         return asdict(self)
 
 
@@ -42,16 +43,57 @@ class Check:
     remedy: str
 
     def measured(self, value: float, flagged: bool, interval: Interval | None, details: dict[str, Any]) -> Finding:
-        """The finding of a measured value; NaN is none."""
+        """The finding of a value; NaN is not measured."""
         if math.isnan(value):
             return self.unmeasured("no row has a number", details)
-        return self._finding(float(value), bool(flagged), interval, details)
+        shared = (self.unit, self.threshold, bool(flagged), self.why, self.remedy)
+        return Finding(self.name, float(value), *shared, interval, details)
+
+    def difference(self, compared: Comparison, details: dict[str, Any]) -> Finding:
+        """The finding of a difference, flagged where its interval lies above the threshold."""
+        flagged = compared.interval is not None and compared.interval.low > self.threshold
+        return self.measured(compared.difference, flagged, compared.interval, details)
 
     def unmeasured(self, reason: str, details: dict[str, Any] | None = None) -> Finding:
         """The finding that there is nothing to measure."""
-        return self._finding(None, False, None, {"unmeasured": reason, **(details or {})})
+        shared = (self.unit, self.threshold, False, self.why, self.remedy)
+        return Finding(self.name, None, *shared, None, {"unmeasured": reason, **(details or {})})
 
-    def _finding(
-        self, value: float | None, flagged: bool, interval: Interval | None, details: dict[str, Any]
-    ) -> Finding:
-        return Finding(self.name, value, self.unit, self.threshold, flagged, self.why, self.remedy, interval, details)
+
+def format_number(value: float) -> str:
+    """Three digits that count; nothing smaller than a thousandth."""
+    return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.3f}".replace("-0.000", "0.000")
+
+
+def describe_finding(finding: Finding) -> str:
+    """What was measured and what to do about it, as one sentence each."""
+    value, threshold, details = finding.value, finding.threshold, finding.details
+    assert value is not None
+    match finding.name:
+        case "answer length":
+            direction = "shorter" if details["answers over references"] < 1 else "longer"
+            text = f"the answers are {format_number(value)} times {direction} than the references"
+        case "unfinished answers":
+            cut, longer = percent(details["answers cut"]), percent(details["references longer"])
+            text = f"{cut} of the answers hit max_new_tokens, and {longer} of the references are longer"
+        case "variety of answers":
+            frequent = details["most frequent answers"]
+            answers = ", ".join(f"'{one_line(one['text'])}' ({percent(one['share'])})" for one in frequent)
+            text = (
+                f"the answers are nearly all the same (variety {abs(value):.2f}, expected at least {threshold:g}); "
+                f"the most frequent: {answers}"
+            )
+        case "format":
+            ours, theirs = (
+                ", ".join(f"{name} ({percent(share)})" for name, share in details[f"formats of {texts}"].items())
+                for texts in ("answers", "references")
+            )
+            text = f"the answers begin with {ours}, the references with {theirs}"
+        case "vocabulary":
+            text = f"vocabulary: {format_number(value)} {finding.unit} (expected at least {threshold:g})"
+        case _ if finding.unit.startswith("share of"):
+            amount = percent(value) + finding.unit.removeprefix("share")
+            text = f"{finding.name}: {amount} (expected at most {percent(threshold)})"
+        case _:
+            text = f"{finding.name}: {format_number(value)} {finding.unit} (expected at most {threshold:g})"
+    return f"{text}. {finding.remedy}"

@@ -1,33 +1,70 @@
-"""Forgetting and quantization drift: paired differences of losses on the same texts or rows."""
+"""What losses tell: forgetting on general texts, memorization of training rows, drift on quantized bases."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.linalg import block_diag
 
+from lorakit.data.general_texts import encode_text
 from lorakit.evaluate.diagnosis.finding import Check, Finding
-from lorakit.evaluate.intervals import Comparison, compare
-from lorakit.evaluate.metric import loss
+from lorakit.evaluate.intervals import Interval, compare, intervals
+from lorakit.evaluate.likelihood import row_losses, trained_tokens
+from lorakit.evaluate.metric import Measure, loss, ratio
+from lorakit.model.fused_lora import fused_lora
+from lorakit.model.tokenizer import pad_token_id
+from lorakit.progress import Progress
 
 FORGETTING = Check(
     "forgetting",
-    "nats a token by which the loss on general text is higher than the base model's",
+    "nats per token more loss on general texts than the base model",
     0.5,
     "At half a nat a token of general text is 40 % less likely than it was. Holding SmolLM2-135M in nf4, which is "
     "commonly accepted, costs about 0.28 on the bundled texts, and so does an adapter that does its task well; one "
     "trained at 15 times the learning rate costs 15.8. Flagged where the 95 % interval lies above 0.5.",
     "Train with a lower learning rate, for fewer steps or with a lower rank; mix some general rows into the training "
-    "(a further source in data.train), and compare checkpoints.",
+    "(another source in data.train), and compare checkpoints.",
 )
 DRIFT = Check(
     "quantization drift",
-    "nats a token by which the loss with the quantized base is higher than with the full one",
+    "nats per token more loss with the quantized base than with the full one",
     0.1,
     "At a tenth of a nat every trained token is 10 % less likely, and an answer of 20 tokens seven times less. "
     "Flagged where the 95 % interval of the paired difference lies above 0.1.",
     "Quantize less (q8 instead of nf4), train on the quantized base that will be used (model.quantization), or merge "
     "onto the full weights and quantize the merged model.",
 )
+MEMORIZATION = Check(
+    "memorization",
+    "share of the gain on training rows that held-out rows lack",
+    0.5,
+    "The gain is by how much the loss is lower than the base model's, in nats per token. Where held-out rows gain less "
+    "than half of what training rows gain, more of the training went into remembering rows than into the task. Flagged "
+    "where the 95 % interval lies above one half.",
+    "Train for fewer epochs (train.early_stopping stops at the lowest held-out loss), with a lower rank, or on more "
+    "rows. Check also that the held-out rows are of the same kind as the training rows.",
+)
+
+
+def compute_text_losses(
+    model: Any, tokenizer: Any, texts: Sequence[str], progress: Progress, note: str = "general texts"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The summed cross-entropy of each text (texts,) in nats, and its predicted tokens (texts,).
+
+    Texts have no chat template, only the special tokens that the tokenizer sets in front of a document, and at most
+    1,024 tokens each. A text of a single token predicts nothing: 0 of both.
+
+    Raises:
+        LorakitError: the model computes NaN.
+    """
+    encoded = [encode_text(tokenizer, text, model.config) for text in texts]
+    rows = [{"input_ids": ids, "labels": ids} for ids in encoded if len(ids) > 1]
+    predicts = np.array([len(ids) > 1 for ids in encoded], bool)
+    nats, tokens = np.zeros(len(texts)), np.zeros(len(texts))
+    with fused_lora(model):
+        nats[predicts] = row_losses(model, rows, pad_token_id(tokenizer), note, progress)
+    tokens[predicts] = trained_tokens(rows)
+    return nats, tokens
 
 
 def measure_forgetting(
@@ -38,17 +75,29 @@ def measure_forgetting(
     `base_nats`, `tuned_nats`, `tokens` (texts,): of `compute_text_losses`; `registers`: of `GeneralText`. The details
     have the difference of each register, with an interval where there are six texts of it.
     """
-    names = dict.fromkeys(registers)
-    kinds = np.array(registers, dtype=object)
-    chosen = {"": np.ones(len(kinds)), **{f"register {name}": (kinds == name).astype(float) for name in names if name}}
+    of_text = np.array(registers, dtype=object)
+    masks = {"": np.ones(len(of_text))}
+    masks |= {f"register {name}": (of_text == name).astype(float) for name in dict.fromkeys(registers) if name}
     base, tuned = (
-        {name: loss(nats * mask, tokens * mask) for name, mask in chosen.items()} for nats in (base_nats, tuned_nats)
+        {name: loss(nats * mask, tokens * mask) for name, mask in masks.items()} for nats in (base_nats, tuned_nats)
     )
-    compared = compare(base, tuned, seed)
-    whole = compared.pop("")
-    details: dict[str, Any] = {"texts": len(kinds), "tokens": int(tokens.sum()), **_both(whole, "base", "trained")}
-    details["registers"] = {name.removeprefix("register "): _difference(found) for name, found in compared.items()}
-    return _higher(FORGETTING, whole, details)
+    by_register = compare(base, tuned, seed)
+    all_texts = by_register.pop("")
+    details = {
+        "texts": len(of_text),
+        "tokens": int(tokens.sum()),
+        "loss of base": all_texts.first,
+        "loss of trained": all_texts.second,
+        "registers": {
+            name.removeprefix("register "): {
+                "texts": compared.rows,
+                "difference": compared.difference,
+                "interval": _bounds(compared.interval),
+            }
+            for name, compared in by_register.items()
+        },
+    }
+    return FORGETTING.difference(all_texts, details)
 
 
 def measure_drift(
@@ -61,41 +110,58 @@ def measure_drift(
     """A finding for each quantization of the base under the same adapter, against the full base.
 
     `nats`: by quantization (a word of model.quantization), each row's summed nats (rows,); `full` names the one to
-    compare with. `base_nats`: those of the full base without the adapter, by which the details state what share of the
-    adapter's gain is lost.
+    compare with. `base_nats`: those of the full base without the adapter, for the share of the adapter's gain that is
+    lost.
     """
     reference = loss(nats[full], tokens)
-    found = {}
-    for name, summed in nats.items():
-        if name == full:
-            continue
-        whole = compare({"": reference}, {"": loss(summed, tokens)}, seed)[""]
-        details = {"rows": len(tokens), "quantization": name, **_both(whole, full, name)}
+    findings = {}
+    for name in (word for word in nats if word != full):
+        compared = compare({"": reference}, {"": loss(nats[name], tokens)}, seed)[""]
+        details: dict[str, Any] = {"rows": len(tokens), "quantization": name}
+        details |= {f"loss of {full}": compared.first, f"loss of {name}": compared.second}
         if base_nats is not None:
             gain = loss(base_nats, tokens).value - reference.value
-            details |= {"gain of the adapter (nats)": gain, "share of the gain lost": _over(whole.difference, gain)}
-        found[name] = _higher(DRIFT, whole, details)
-    return found
+            details["gain of the adapter (nats)"] = gain
+            details["share of the gain lost"] = compared.difference / gain if gain > 0 else None
+        findings[name] = DRIFT.difference(compared, details)
+    return findings
 
 
-def _higher(check: Check, compared: Comparison, details: dict[str, Any]) -> Finding:
-    flagged = compared.interval is not None and compared.interval.low > check.threshold
-    return check.measured(compared.difference, flagged, compared.interval, details)
+def measure_memorization(
+    train: tuple[np.ndarray, np.ndarray, np.ndarray],
+    held_out: tuple[np.ndarray, np.ndarray, np.ndarray],
+    seed: int = 0,
+) -> Finding:
+    """How much of what the model learned on training rows it does not show on held-out rows.
 
-
-def _both(compared: Comparison, first: str, second: str) -> dict[str, float]:
-    return {f"loss of {first}": compared.first, f"loss of {second}": compared.second}
-
-
-def _difference(compared: Comparison) -> dict[str, Any]:
-    interval = compared.interval
-    return {
-        "texts": compared.rows,
-        "difference": compared.difference,
-        "interval": interval and [interval.low, interval.high],
+    `train` (a sample of the training rows will do) and `held_out`: the summed nats of each row by the base model, those
+    by the trained model, and its trained tokens.
+    """
+    # (all rows, 4): nats and tokens of training rows, then those of held-out rows.
+    gains = block_diag(*(np.stack([base - tuned, tokens], axis=1) for base, tuned, tokens in (train, held_out)))
+    losses = block_diag(*(np.stack([tuned, tokens], axis=1) for _, tuned, tokens in (train, held_out)))
+    measures = {
+        "learned on training rows": Measure(gains, lambda sums: ratio(sums[..., :2]), "nats"),
+        "learned on held-out rows": Measure(gains, lambda sums: ratio(sums[..., 2:]), "nats"),
+        "gap": Measure(losses, lambda sums: ratio(sums[..., 2:]) - ratio(sums[..., :2]), "nats", higher=False),
+        "share": Measure(gains, _share_lacking, "share", higher=False),
     }
+    bounds = intervals(measures, seed)
+    learned, share = bounds["learned on training rows"], bounds["share"]
+    details: dict[str, Any] = {"training rows": len(train[0]), "held-out rows": len(held_out[0])}
+    for name in ("learned on training rows", "learned on held-out rows", "gap"):
+        details[f"{name} (nats)"] = {"value": measures[name].value, "interval": _bounds(bounds[name])}
+    if learned is None or share is None:
+        return MEMORIZATION.unmeasured("there are too few rows for an interval", details)
+    if learned.low <= 0:
+        return MEMORIZATION.unmeasured("the model has not learned anything on its training rows", details)
+    return MEMORIZATION.measured(measures["share"].value, share.low > MEMORIZATION.threshold, share, details)
 
 
-def _over(difference: float, gain: float) -> float | None:
-    """The share of a gain; None where there is no gain."""
-    return difference / gain if gain > 0 else None
+def _share_lacking(gains: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(1 - ratio(gains[..., 2:]) / ratio(gains[..., :2]))
+
+
+def _bounds(interval: Interval | None) -> list[float] | None:
+    return [interval.low, interval.high] if interval else None

@@ -1,42 +1,81 @@
-"""Parroting: answers copied from the training answers; and memorization: what was learned of training rows alone."""
+"""Parroting: answers copied from training answers, found by the hashes of all their runs of eight words.
 
+Words are runs of letters and digits, case aside. In a script without spaces a character stands for a word, and runs are
+of sixteen, which is about as much text.
+"""
+
+import re
+import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lorakit.evaluate.diagnosis.finding import Check, Finding
-from lorakit.evaluate.diagnosis.spans import SPAN, CopiedText, SpanIndex, find_copied
-from lorakit.evaluate.intervals import Comparison, compare, intervals
-from lorakit.evaluate.metric import Measure, mean
+from lorakit.evaluate.intervals import compare
+from lorakit.evaluate.metric import mean
 
+# Words, or characters of a script without spaces, that have to be the same in a row.
+_SPAN, _SPAN_UNSPACED = 8, 16
+# A run in more answers than these, and in more than this share of them, belongs to the task and not to a row.
+_SHARED, _SHARED_SHARE = 3, 0.01
 # An answer is copied where spans cover half of it; or one is this long: 50 tokens, by which Carlini and others (2023,
 # "Quantifying Memorization Across Neural Language Models") call a text memorized, are about 40 English words.
 _COVERED, _LONG = 0.5, 40
 _CASES = 5
 
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
+_FACTOR = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, which spreads sums over all bits
+
 PARROTING = Check(
     "parroting",
-    "share of answers copied from training answers, more than is to be expected",
+    "share of answers copied from training answers, beyond what is natural",
     0.05,
-    f"An answer is copied where spans of {SPAN} words or more that stand in a few training answers, and neither in its "
-    f"prompt nor in its reference, cover half of it, or one span has {_LONG} words. To be expected is the share of the "
-    "references or of the base model's answers that is copied in the same sense, whichever is larger: a task whose "
-    "right answers resemble each other is no fault. Flagged where the 95 % interval of the difference lies above 5 %: "
-    "one answer in twenty, below which a few stock phrases would do.",
+    f"An answer is copied where spans of {_SPAN} words or more that stand in a few training answers, and neither in "
+    f"its prompt nor in its reference, cover half of it, or one span has {_LONG} words. Natural is the share of the "
+    "references or of the base model's answers that is copied in the same sense, whichever is larger: it is no fault "
+    "if the right answers to a task resemble each other. Flagged where the 95 % interval of the difference lies above "
+    "5 %: one answer in twenty, more than a few stock phrases would give.",
     "Train for fewer steps or epochs (train.early_stopping), with a lower learning rate or rank, or with more varied "
     "rows; look for rows that are repeated many times (lorakit data RECIPE).",
 )
-MEMORIZATION = Check(
-    "memorization",
-    "share of what was learned on training rows that held-out rows do not show",
-    0.5,
-    "Learned is by how much the loss is lower than the base model's, in nats a token. Where held-out rows gain less "
-    "than half of what training rows gain, more of the training went into remembering rows than into the task. Flagged "
-    "where the 95 % interval lies above one half.",
-    "Train for fewer epochs (train.early_stopping stops at the lowest held-out loss), with a lower rank, or on more "
-    "rows. Look also whether the held-out rows are of the same kind as the training rows.",
-)
+
+
+@dataclass(frozen=True, eq=False)
+class SpanIndex:
+    """Every run of words that some, but not many, of the training answers have.
+
+    `hashes` uint64 [n], sorted; `answer` int32 [n]: the first training answer that has it; `answers`: how many there
+    are.
+    """
+
+    hashes: np.ndarray
+    answer: np.ndarray
+    answers: int
+
+
+@dataclass(frozen=True)
+class CopiedText:
+    """How much of a text is copied: of its `words` those in copied spans (`covered`), and the longest span: how many
+    words, its text, and a training answer that has its beginning (-1: nothing is copied)."""
+
+    words: int
+    covered: int
+    longest: int
+    text: str
+    answer: int
+
+    @property
+    def share(self) -> float:
+        """The share of the words that is copied."""
+        return self.covered / self.words if self.words else 0.0
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether the text as a whole counts as copied."""
+        return self.longest >= _LONG or (self.covered > 0 and self.share >= _COVERED)
 
 
 def measure_parroting(
@@ -47,110 +86,101 @@ def measure_parroting(
     base_answers: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Finding:
-    """How many more answers are copied from the training answers than is to be expected on the same prompts.
+    """How many more answers are copied from the training answers than is natural on the same prompts.
 
-    `index`: `index_spans` of the training answers. Without `base_answers`, what is to be expected is the references'
-    share alone.
+    `index`: `index_spans` of the training answers. Without `base_answers` the references alone say what is natural.
     """
-    rows = [*zip(answers, prompts, references, strict=True)]
-    spans = [find_copied(answer, index, (prompt, reference)) for answer, prompt, reference in rows]
-    natural = {"references": [find_copied(reference, index, (prompt,)) for _, prompt, reference in rows]}
+    if not answers:
+        return PARROTING.unmeasured("there are no answers")
+    known = [*zip(prompts, references, strict=True)]
+    spans = [find_copied(answer, index, of_row) for answer, of_row in zip(answers, known, strict=True)]
+    natural = {"references": [find_copied(reference, index, (prompt,)) for prompt, reference in known]}
     if base_answers is not None:
-        given = zip(base_answers, prompts, references, strict=True)
-        natural["base"] = [find_copied(answer, index, (prompt, reference)) for answer, prompt, reference in given]
+        natural["base"] = [
+            find_copied(answer, index, of_row) for answer, of_row in zip(base_answers, known, strict=True)
+        ]
+    shares = {
+        name: mean(np.array([text.is_copied for text in texts], float), higher=False)
+        for name, texts in {"answers": spans, **natural}.items()
+    }
+    ours = shares.pop("answers")
+    longest = sorted((row for row, one in enumerate(spans) if one.covered), key=lambda row: -spans[row].longest)
     details: dict[str, Any] = {
-        "rows": len(rows),
+        "rows": len(spans),
         "training answers": index.answers,
-        "copied": _share(spans),
+        "copied": ours.value,
         "copied words": sum(one.covered for one in spans) / max(1, sum(one.words for one in spans)),
-        **{f"copied by {name}": _share(texts) for name, texts in natural.items()},
-        "cases": _cases(spans),
+        **{f"copied by {name}": measure.value for name, measure in shares.items()},
+        "cases": [_describe_case(row, spans[row]) for row in longest[:_CASES]],
     }
-    if not rows:
-        return PARROTING.unmeasured("there are no answers", details)
-    expected = max(natural.values(), key=_share)
-    found: Comparison = compare({"": _measure(expected)}, {"": _measure(spans)}, seed)[""]
-    flagged = found.interval is not None and found.interval.low > PARROTING.threshold
-    return PARROTING.measured(found.difference, flagged, found.interval, details)
+    expected = max(shares.values(), key=lambda measure: measure.value)
+    return PARROTING.difference(compare({"": expected}, {"": ours}, seed)[""], details)
 
 
-def _is_copied(one: CopiedText) -> bool:
-    return one.longest >= _LONG or (one.covered > 0 and one.share >= _COVERED)
-
-
-def _share(texts: Sequence[CopiedText]) -> float:
-    return sum(map(_is_copied, texts)) / max(1, len(texts))
-
-
-def _measure(texts: Sequence[CopiedText]) -> Measure:
-    return mean(np.array([_is_copied(one) for one in texts], float), higher=False)
-
-
-def _cases(spans: Sequence[CopiedText]) -> list[dict[str, Any]]:
-    """The longest spans: of which answer, how much of it, and from which training answer, each counted from 0."""
-    worst = sorted(((one, row) for row, one in enumerate(spans) if one.covered), key=lambda pair: -pair[0].longest)
-    return [
-        {
-            "answer": row,
-            "words": one.longest,
-            "share": round(one.share, 3),
-            "span": one.text,
-            "training answer": one.answer,
-        }
-        for one, row in worst[:_CASES]
-    ]
-
-
-def measure_memorization(
-    train: tuple[np.ndarray, np.ndarray, np.ndarray],
-    held_out: tuple[np.ndarray, np.ndarray, np.ndarray],
-    seed: int = 0,
-) -> Finding:
-    """How much of what the model learned on training rows it does not show on held-out rows.
-
-    `train` (a sample of the training rows will do) and `held_out`: the summed nats of each row by the base model, those
-    by the trained model, and its trained tokens.
-    """
-    (base, tuned, tokens), (held_base, held_tuned, held_tokens) = train, held_out
-    statistics = np.zeros((len(base) + len(held_base), 6))
-    statistics[: len(base), :3] = np.stack([base, tuned, tokens], axis=1)
-    statistics[len(base) :, 3:] = np.stack([held_base, held_tuned, held_tokens], axis=1)
-    measures = {
-        "learned on training rows": Measure(statistics, lambda sums: _learned(sums)[0], "nats"),
-        "learned on held-out rows": Measure(statistics, lambda sums: _learned(sums)[1], "nats"),
-        "gap": Measure(statistics, _gap, "nats", higher=False),
-        "share": Measure(statistics, _not_shown, "share", higher=False),
+def _describe_case(row: int, copied: CopiedText) -> dict[str, Any]:
+    """Rows and training answers are counted from 0."""
+    return {
+        "answer": row,
+        "words": copied.longest,
+        "share": round(copied.share, 3),
+        "span": copied.text,
+        "training answer": copied.answer,
     }
-    found = intervals(measures, seed)
-    details: dict[str, Any] = {"training rows": len(base), "held-out rows": len(held_base)}
-    for name in ("learned on training rows", "learned on held-out rows", "gap"):
-        interval = found[name]
-        details[f"{name} (nats)"] = {
-            "value": measures[name].value,
-            "interval": interval and [interval.low, interval.high],
-        }
-    learned, share = found["learned on training rows"], found["share"]
-    if learned is None or share is None:
-        return MEMORIZATION.unmeasured("there are too few rows for an interval", details)
-    if learned.low <= 0:
-        return MEMORIZATION.unmeasured("the model has not learned anything on its training rows", details)
-    return MEMORIZATION.measured(measures["share"].value, share.low > MEMORIZATION.threshold, share, details)
 
 
-def _learned(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """By how much the loss fell on training and on held-out rows, of sums (..., 6)."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        train = (sums[..., 0] - sums[..., 1]) / sums[..., 2]
-        return train, (sums[..., 3] - sums[..., 4]) / sums[..., 5]
+def index_spans(answers: Sequence[str]) -> SpanIndex:
+    """The index of the training answers. Of 50,000 answers of 100 words it takes about ten seconds and 100 MB."""
+    known: dict[str, int] = {}
+    runs = [np.unique(_hash_runs(split_words(text), known)) for text in answers]
+    hashes = np.concatenate([*runs, np.empty(0, np.uint64)])
+    owner = np.repeat(np.arange(len(answers), dtype=np.int32), [len(run) for run in runs])
+    unique, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+    rare = counts <= max(_SHARED, _SHARED_SHARE * len(answers))
+    return SpanIndex(unique[rare], owner[first[rare]], len(answers))
 
 
-def _gap(sums: np.ndarray) -> np.ndarray:
-    """Held-out loss minus training loss of the trained model."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(sums[..., 4] / sums[..., 5] - sums[..., 1] / sums[..., 2])
+def find_copied(text: str, index: SpanIndex, known_texts: Sequence[str] = ()) -> CopiedText:
+    """What of a text stands in the training answers and not in `known_texts`."""
+    words, places = split_words(text), [match.span() for match in _WORD.finditer(text)]
+    width = _run_width(words)
+    known: dict[str, int] = {}
+    runs = _hash_runs(words, known)
+    nearest = np.minimum(np.searchsorted(index.hashes, runs), max(len(index.hashes) - 1, 0))
+    copied = index.hashes[nearest] == runs if len(index.hashes) else np.zeros(len(runs), bool)
+    for other in known_texts:
+        copied &= ~np.isin(runs, _hash_runs(split_words(other), known, width))
+    covered = np.zeros(len(words), bool)
+    for start in np.flatnonzero(copied):
+        covered[start : start + width] = True
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], covered.astype(np.int8), [0]])))
+    spans = edges.reshape(-1, 2)
+    if not len(spans):
+        return CopiedText(len(words), 0, 0, "", -1)
+    begin, end = (int(edge) for edge in spans[np.argmax(spans[:, 1] - spans[:, 0])])
+    shown = text[places[begin][0] : places[end - 1][1]]
+    return CopiedText(len(words), int(covered.sum()), end - begin, shown, int(index.answer[nearest[begin]]))
 
 
-def _not_shown(sums: np.ndarray) -> np.ndarray:
-    train, held_out = _learned(sums)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(1 - held_out / train)
+def split_words(text: str) -> list[str]:
+    """The words of a text in lower case, characters of scripts without spaces one by one."""
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def _run_width(words: Sequence[str]) -> int:
+    """How long a run has to be: longer where most words are single characters of a script without spaces."""
+    single = sum(len(word) == 1 and word > "\u0dff" for word in words)
+    return _SPAN_UNSPACED if 2 * single > len(words) else _SPAN
+
+
+def _hash_runs(words: Sequence[str], known: dict[str, int], width: int | None = None) -> np.ndarray:
+    """A hash (uint64) for each run of as many words; `known` keeps the hashes of words seen before."""
+    width = width or _run_width(words)
+    for word in set(words) - known.keys():
+        known[word] = zlib.crc32(word.encode("utf-8", "surrogatepass"))
+    hashes = np.array([known[word] for word in words], np.uint64)
+    last = max(len(hashes) - width + 1, 0)
+    rolled = np.full(last, width, np.uint64)
+    for place in range(width):
+        rolled = (rolled ^ hashes[place : last + place]) * np.uint64(_FACTOR)
+        rolled ^= rolled >> np.uint64(29)
+    return rolled
