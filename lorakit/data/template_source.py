@@ -1,21 +1,67 @@
-"""What the source of a chat template says: the date it writes, the variables it reads. Without transformers."""
+"""A chat template's source: where a model's files have it, the date it writes, the variables it reads. Without
+transformers."""
 
 import copy
 import json
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, Template, meta, nodes
-from jinja2.sandbox import SandboxedEnvironment
+from jinja2 import Environment, Template, TemplateSyntaxError, meta, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
 from lorakit.errors import UserError
 from lorakit.recipe.did_you_mean import nearest
 
 _TEXT_WITH_PERCENT = re.compile(r"""(["'])((?:(?!\1)[^\\\n]|\\.)*%(?:(?!\1)[^\\\n]|\\.)*)\1""")
+# `{% generation %}` marks answers for transformers; jinja2 alone knows no such tag.
+_GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
 _MAX_BITS = 1 << 16
+
+
+def read_templates(folder: Path | None, template: Path | None) -> dict[str, str]:
+    """The chat template in a model's folder, or `template` instead: `default`, and for some models others by name;
+    empty where there is none."""
+    file = template or (folder / "chat_template.jinja" if folder else None)
+    if file and file.is_file():
+        return {"default": file.read_text(encoding="utf-8")}
+    given = _read_config(folder).get("chat_template")
+    if isinstance(given, str):
+        return {"default": given}
+    named = [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
+    return {one["name"]: one["template"] for one in named if {"name", "template"} <= one.keys()}
+
+
+def check_template_variables(folder: Path | None, template: Path | None, values: Mapping[str, Any]) -> None:
+    """Refuse values of variables that the chat template in a model's folder, or `template` instead, does not read.
+    A template that is not here, or is damaged, is left to the run.
+
+    Raises:
+        UserError: there is such a variable.
+    """
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    environment.filters["tojson"] = json.dumps
+    tokens = (name for name, value in _read_config(folder).items() if name.endswith("_token") and value)
+    given = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
+    sources = [_GENERATION.sub("", source) for source in read_templates(folder, template).values()]
+    try:
+        variables = find_variables(environment, sources, frozenset({*given, *environment.globals, *tokens}))
+    except TemplateSyntaxError:
+        return
+    if sources:
+        variables.check(values)
+
+
+def _read_config(folder: Path | None) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def writes_date(templates: Any) -> bool:
@@ -68,25 +114,21 @@ def compile_bounded(environment: Environment, source: str) -> Template:
     keep the interpreter busy where no timer interrupts it."""
     assert isinstance(environment, SandboxedEnvironment)
     environment.intercepted_binops = frozenset({"*", "**"})
-    environment.binop_table = {**environment.binop_table, "*": _multiply, "**": _power}
+    environment.binop_table = {
+        **environment.binop_table,
+        "*": _limit_bits(operator.mul, lambda left, right: left.bit_length() + right.bit_length()),
+        "**": _limit_bits(operator.pow, lambda left, right: left.bit_length() * max(right, 0)),
+    }
     return environment.from_string(source)
 
 
-def _multiply(left: Any, right: Any) -> Any:
-    if isinstance(left, int) and isinstance(right, int):
-        _check_bits(left.bit_length() + right.bit_length())
-    return left * right
+def _limit_bits(operate: Callable[[Any, Any], Any], count_bits: Callable[[int, int], int]) -> Callable[[Any, Any], Any]:
+    def limited(left: Any, right: Any) -> Any:
+        if isinstance(left, int) and isinstance(right, int) and count_bits(left, right) > _MAX_BITS:
+            raise OverflowError("a number of thousands of digits")
+        return operate(left, right)
 
-
-def _power(left: Any, right: Any) -> Any:
-    if isinstance(left, int) and isinstance(right, int):
-        _check_bits(left.bit_length() * max(right, 0))
-    return left**right
-
-
-def _check_bits(bits: int) -> None:
-    if bits > _MAX_BITS:
-        raise OverflowError("a number of thousands of digits")
+    return limited
 
 
 @dataclass(frozen=True)
@@ -159,9 +201,8 @@ def _names_in_order(node: nodes.Node) -> Iterator[nodes.Name]:
 
 def as_yaml(values: Mapping[str, Any]) -> str:
     """Values as a recipe writes them: `{enable_thinking: false}`."""
-    words = {True: "true", False: "false", None: "null"}
-    pairs = (
-        f"{name}: {words[value] if value is None or isinstance(value, bool) else value}"
-        for name, value in values.items()
-    )
+    pairs = []
+    for name, value in values.items():
+        word = json.dumps(value) if value is None or isinstance(value, bool) else value
+        pairs.append(f"{name}: {word}")
     return f"{{{', '.join(pairs)}}}"

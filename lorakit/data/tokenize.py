@@ -13,7 +13,7 @@ A fast tokenizer cuts a text at its added tokens before it does anything else, a
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain, pairwise
 from typing import Any
 
@@ -28,10 +28,11 @@ _MAX_SEGMENTS, _MAX_SEGMENT_LENGTH = 10_000, 2_000
 
 @dataclass(frozen=True)
 class _Cut:
-    """A text and the characters at which its turns begin and end."""
+    """A text, the characters at which its turns begin and end, and those of them at which its tokens are cut too."""
 
     text: str
     edges: list[int]
+    apart: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Encoder:
         # A text is cut at these added tokens before anything else is done to it.
         added = tokenizer.added_tokens_decoder.items()
         self._added: dict[str, int] = {token.content: number for number, token in added if not token.normalized}
-        self._added_pattern = re.compile(f"({alternation(self._added)})")
-        self._splits = bool(self._added) and _can_split(tokenizer)
+        self._separators = self._added if _can_split(tokenizer) else {}
+        self._separator = re.compile(f"({alternation(self._separators)})")
         # Whether the tokens of a text are those of its pieces put together, wherever it is cut between words.
         whole, *pieces = self._tokens(["b a\na", "b", " a", "\n", "a"])
         self._joins_pieces = bool(whole) and whole == list(chain.from_iterable(pieces))
@@ -73,12 +74,11 @@ class Encoder:
             edges = {edge for span in rendered.spans for edge in (span.start, span.end)}
             edges.update(chain.from_iterable(rendered.skipped))
             cuts.append(_Cut(rendered.text[:end], sorted(edges)))
-        encoded = self._encode_segments(cuts) if self._splits else self._encode_prefixes(cuts)
+        encoded = self._encode_cuts(cuts)
         if self._joins_pieces:
-            encoded = [
-                self._encode_apart(cut, tokens.joined) if tokens.joined else tokens
-                for cut, tokens in zip(cuts, encoded, strict=True)
-            ]
+            for at, tokens in enumerate(encoded):
+                if tokens.joined:
+                    encoded[at : at + 1] = self._encode_cuts([replace(cuts[at], apart=tokens.joined)])
         return [self._label(rendered, tokens) for rendered, tokens in zip(batch, encoded, strict=True)]
 
     def stop_id(self, word: str) -> int | None:
@@ -99,12 +99,12 @@ class Encoder:
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return list(encoded["input_ids"])
 
-    def _encode_segments(self, cuts: Sequence[_Cut]) -> list[_CutTokens]:
+    def _encode_cuts(self, cuts: Sequence[_Cut]) -> list[_CutTokens]:
         known = self._segments
         if not known or len(known) > _MAX_SEGMENTS:
             known.clear()
-            known.update({word: [number] for word, number in self._added.items()}, **{"": []})
-        split = [_split(cut, self._added_pattern) for cut in cuts]
+            known.update({word: [number] for word, number in self._separators.items()}, **{"": []})
+        split = [self._split(cut) for cut in cuts]
         wanted = set(chain.from_iterable(parts for parts, _ in split))
         wanted.update(prefix for _, edges in split for _, _, prefix in edges)
         new = sorted(wanted - known.keys())  # sorted, so that equal runs do equal work
@@ -125,31 +125,19 @@ class Encoder:
                 del known[segment]
         return encoded
 
-    def _encode_prefixes(self, cuts: Sequence[_Cut]) -> list[_CutTokens]:
-        wholes = self._tokens([cut.text for cut in cuts])
-        prefixes = iter(self._tokens([cut.text[:edge] for cut in cuts for edge in cut.edges]))
-        encoded = []
-        for cut, whole in zip(cuts, wholes, strict=True):
-            before = {edge: next(prefixes) for edge in cut.edges}
-            joined = [edge for edge, prefix in before.items() if whole[: len(prefix)] != prefix]
-            encoded.append(_CutTokens(whole, {edge: len(prefix) for edge, prefix in before.items()}, joined))
-        return encoded
-
-    def _encode_apart(self, cut: _Cut, joined: list[int]) -> _CutTokens:
-        """A text encoded as several, cut at the edges `joined`."""
-        bounds = [0, *joined, len(cut.text)]
-        parts = [
-            _Cut(cut.text[start:end], [edge - start for edge in cut.edges if start < edge < end])
-            for start, end in pairwise(bounds)
-        ]
-        ids: list[int] = []
-        before: dict[int, int] = {}
-        still_joined: list[int] = []
-        for start, part in zip(bounds, self._encode_prefixes(parts), strict=False):
-            before |= {start: len(ids)} | {start + edge: len(ids) + count for edge, count in part.before.items()}
-            still_joined += [start + edge for edge in part.joined]
-            ids += part.ids
-        return _CutTokens(ids, {**before, len(cut.text): len(ids)}, still_joined)
+    def _split(self, cut: _Cut) -> tuple[list[str], list[tuple[int, int, str]]]:
+        """A text's segments and the separators between them; of each edge the character, the part in which it stands
+        or which begins there, and what of that part stands before it."""
+        parts = []
+        for start, end in pairwise([0, *cut.apart, len(cut.text)]):
+            parts += self._separator.split(cut.text[start:end])
+        starts = [0, *accumulate(map(len, parts))]
+        edges = []
+        for edge in cut.edges:
+            part = bisect_right(starts, edge) - 1
+            start = starts[part]
+            edges.append((edge, part, parts[part][: edge - start] if edge > start else ""))
+        return parts, edges
 
     def _label(self, rendered: RenderedText, tokens: _CutTokens) -> Encoded | RowError:
         """Labels for the trained turns, each of which must end in its stop token; one beginning of sequence at most."""
@@ -172,14 +160,10 @@ class Encoder:
             if error:
                 return error
             labels[start:end] = ids[start:end]
-        if rendered.everything:
-            # A document must end in the end token.
-            if not turns and (not tokens.ids or tokens.ids[-1] != self.tokenizer.eos_token_id):
-                return RowError("the tokenizer does not end the text in one token, its end token: it cannot be trained")
-            error = self._unknown_error("the text", tokens.ids, rendered.text)
-            if error:
-                return error
-        return Encoded(ids, labels, turns)
+        if rendered.everything and not turns and tokens.ids[-1:] != [self.tokenizer.eos_token_id]:
+            return RowError("the tokenizer does not end the text in one token, its end token: it cannot be trained")
+        error = self._unknown_error("the text", tokens.ids, rendered.text) if rendered.everything else None
+        return error or Encoded(ids, labels, turns)
 
     def _turn_error(self, ids: list[int], text: str, span: TurnSpan) -> RowError | None:
         stop = self.stop_id(span.stop)
@@ -221,16 +205,3 @@ def _can_split(tokenizer: Any) -> bool:
         return False
     words = tokenizer.backend_tokenizer.pre_tokenizer
     return words is None or b'"prepend_scheme":"first"' not in words.__getstate__()
-
-
-def _split(cut: _Cut, pattern: re.Pattern[str]) -> tuple[list[str], list[tuple[int, int, str]]]:
-    """A text's segments and the added tokens between them; of each edge the character, the part in which it stands or
-    which begins there, and what of that part stands before it."""
-    parts = pattern.split(cut.text)
-    starts = [0, *accumulate(map(len, parts))]
-    edges = []
-    for edge in cut.edges:
-        part = bisect_right(starts, edge) - 1
-        start = starts[part]
-        edges.append((edge, part, parts[part][: edge - start] if edge > start else ""))
-    return parts, edges

@@ -38,8 +38,12 @@ def check_local_base(recipe: Recipe, complete: bool = True) -> None:
 
 def _check_template(recipe: Recipe, folder: Path | None) -> None:
     """Refuse a variable or a day that the chat template here does not read."""
-    from lorakit.data.template_files import check_template_variables, read_templates  # 70 ms of imports
-    from lorakit.data.template_source import check_template_date, writes_date
+    from lorakit.data.template_source import (  # 70 ms of imports
+        check_template_date,
+        check_template_variables,
+        read_templates,
+        writes_date,
+    )
 
     model = recipe.model
     own = Path(model.chat_template) if model.chat_template else None
