@@ -85,11 +85,6 @@ class Prepared:
         return max(examples.largest_token() for examples in (self.train, self.held_out) if examples)
 
     @property
-    def longest_row(self) -> int:
-        """The tokens of the longest of all rows."""
-        return max(examples.report.longest for examples in (self.train, self.held_out) if examples)
-
-    @property
     def tokens_sha256(self) -> dict[str, str | None]:
         """What the rows became, whatever made it of them: the sha256 of the tokens and labels of each side."""
         return {"train": self.train.tokens_sha256(), "eval": self.held_out.tokens_sha256() if self.held_out else None}

@@ -121,19 +121,6 @@ def test_short_rows_on_a_rotary_model_are_no_matter(recipe_file, short_llama, co
     assert code == 0 and "positions" not in out + err
 
 
-def test_rows_in_memory_are_held_against_the_model_itself(gpt2):
-    """Where the family's source tells nothing, the model's own embedding does."""
-    from transformers import AutoModelForCausalLM
-
-    from lorakit.errors import UserError
-    from lorakit.model.load import check_positions
-
-    model = AutoModelForCausalLM.from_pretrained(gpt2)
-    check_positions(model, 64, "it")
-    with pytest.raises(UserError, match="longest row has 65 tokens, and the model has 64 positions"):
-        check_positions(model, 65, "it")
-
-
 @pytest.mark.parametrize(
     ("config", "limit"),
     [

@@ -135,7 +135,7 @@ def test_fused_experts_are_not_counted_as_quantized(tmp_path):
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     assert held.experts == experts > held.quantized
     assert held.parameters == sum(p.numel() for p in model.parameters())
-    assert "are fused experts, which stay as they are" in held.words
+    assert "are fused experts, which stay as they are" in held.describe()
 
 
 @pytest.mark.parametrize("quantization", ["q8", "nf4"])

@@ -47,7 +47,7 @@ class EvalModelSpec:
         settings = self.settings
         double = settings.double_quant and settings.quantization in ("q4", "nf4")
         how = (settings.dtype, settings.quantization, double, settings.attention)
-        return (*sorted(weight_digests(self.base).items()), sha256_of(self.base.folder / "config.json"), how)
+        return (*sorted(self.base.sha256(".safetensors").items()), sha256_of(self.base.folder / "config.json"), how)
 
     def identity(self, device: str) -> dict[str, Any]:
         """All that decides what this model computes."""
@@ -65,11 +65,6 @@ class ModelSet:
     run: Run | None
     prepared: Prepared | None
     machine: Machine
-
-
-def weight_digests(base: Base) -> dict[str, str]:
-    """The sha256 of each weights file of a base."""
-    return {path.name: sha256_of(path) for path in base.files() if path.suffix == ".safetensors"}
 
 
 def argument_kind(given: str) -> str:
@@ -206,7 +201,7 @@ def _adapter(name: str, given: str, first: Prepared | None, machine: Machine, pr
     if config.is_prompt_learning:
         raise UserError(f"{given}: is of PEFT's kind {config.peft_type.value}, which lorakit does not put on a model.")
     base = _base_of_adapter(given, config, first, progress)
-    if first and weight_digests(base) == weight_digests(first.base):
+    if first and base.sha256(".safetensors") == first.base.sha256(".safetensors"):
         settings = first.model
     else:
         settings = _settings(base, first, machine)
@@ -239,7 +234,7 @@ def _base_of_adapter(given: str, config: Any, first: Prepared | None, progress: 
         )
         return first.base
     progress.say(f"{given}: put on {base.name} ({base.origin}), which its adapter_config.json names")
-    if first and weight_digests(base) != weight_digests(first.base):
+    if first and base.sha256(".safetensors") != first.base.sha256(".safetensors"):
         progress.warn(f"{given}: its base, {base.name}, differs from that of the run, {first.base.name}")
     return base
 

@@ -11,10 +11,8 @@ from lorakit.errors import UserError
 from lorakit.model.config_values import read_json
 from lorakit.model.safetensors_header import INDEX, SINGLE, read_header, weight_files
 
-_ADAPTER = "adapter_config.json"
 _KERNELS = {"attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"}
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-_REMEDY = "Fetch the model again."
 # Files that are copied into results; weights are not, and may be links.
 _COPIED_SUFFIXES = (".json", ".jinja", ".model", ".tiktoken")
 _COPIED_NAMES = ("vocab.txt", "merges.txt")
@@ -31,10 +29,16 @@ def check_base_files(folder: Path, complete: bool = True) -> None:
     try:
         refuse_pipes(folder)
         refuse_code(folder)
-        _check_links(folder)
+        for path in sorted(folder.iterdir()):
+            is_copied = path.suffix in _COPIED_SUFFIXES or path.name in _COPIED_NAMES
+            if is_copied and path.is_symlink() and not lies_inside(path, folder):
+                raise UserError(
+                    f"{path} is a link to {path.resolve()}, outside of the folder. Put the file itself there (cp -L): "
+                    "it is copied into adapters and merged models."
+                )
         _check_configs(folder, complete)
         _check_weights(folder, complete)
-        _check_tokenizer(folder)
+        _check_tokenizer(folder / "tokenizer.json")
     except UserError as error:
         raise UserError(f"model.base: {error}") from error
 
@@ -92,22 +96,11 @@ def has_tokenizer(folder: Path) -> bool:
 def refuse_missing_tokenizer(folder: Path) -> None:
     """Refuse a folder without any file that a tokenizer is read from."""
     if not has_tokenizer(folder):
-        raise UserError(f"model.base: {folder} has no tokenizer ({', '.join(_TOKENIZERS)}). {_REMEDY}")
-
-
-def _check_links(folder: Path) -> None:
-    """Refuse links out of the folder: what they lead to would be copied into whatever is made of the model."""
-    for path in sorted(folder.iterdir()):
-        is_copied = path.suffix in _COPIED_SUFFIXES or path.name in _COPIED_NAMES
-        if is_copied and path.is_symlink() and not lies_inside(path, folder):
-            raise UserError(
-                f"{path} is a link to {path.resolve()}, outside of the folder. Put the file itself there (cp -L): it "
-                "is copied into adapters and merged models."
-            )
+        raise UserError(f"model.base: {folder} has no tokenizer ({', '.join(_TOKENIZERS)}). Fetch the model again.")
 
 
 def _check_configs(folder: Path, complete: bool) -> None:
-    file, has_adapter = folder / "config.json", (folder / _ADAPTER).is_file()
+    file, has_adapter = folder / "config.json", (folder / "adapter_config.json").is_file()
     if not file.is_file():
         if has_adapter:
             raise UserError(f"{folder} holds an adapter. Write it as adapter.from, and its base as model.base.")
@@ -118,10 +111,9 @@ def _check_configs(folder: Path, complete: bool) -> None:
         return
     config = read_json(file)
     for path in (file, folder / "tokenizer_config.json"):
-        if path.is_file() and read_json(path).get("auto_map", {}) is None:
+        if read_json(path).get("auto_map", {}) is None:
             raise UserError(f"{path} says auto_map: null, on which transformers fails. Remove the key.")
-    if (folder / "generation_config.json").is_file():
-        read_json(folder / "generation_config.json")
+    read_json(folder / "generation_config.json")
     if "model_type" not in config:
         raise UserError(f"{file} names no model_type.")
     other = config.get("transformers_weights")
@@ -132,8 +124,8 @@ def _check_configs(folder: Path, complete: bool) -> None:
         )
     if has_adapter:
         raise UserError(
-            f"{folder} has {_ADAPTER}: transformers would put that adapter into the model. Merge it into the model "
-            "first, or give a folder without it."
+            f"{folder} has adapter_config.json: transformers would put that adapter into the model. Merge it into the "
+            "model first, or give a folder without it."
         )
 
 
@@ -148,14 +140,12 @@ def _check_weights(folder: Path, complete: bool) -> None:
         raise UserError(f"{folder} has no .safetensors file.{remedy}")
 
 
-def _check_tokenizer(folder: Path) -> None:
+def _check_tokenizer(path: Path) -> None:
     """Whether tokenizer.json begins and ends as a mapping does; reading all of it takes too long here."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        begin = file.read(4096).strip()
-        file.seek(max(0, path.stat().st_size - 4096))
-        end = file.read().strip()
-    if not (begin.startswith(b"{") and end.endswith(b"}")):
-        raise UserError(f"{path} is damaged: it is not a complete JSON mapping. {_REMEDY}")
+    if path.is_file():
+        with path.open("rb") as file:
+            begin = file.read(4096).strip()
+            file.seek(max(0, path.stat().st_size - 4096))
+            end = file.read().strip()
+        if not (begin.startswith(b"{") and end.endswith(b"}")):
+            raise UserError(f"{path} is damaged: it is not a complete JSON mapping. Fetch the model again.")

@@ -46,13 +46,12 @@ def layerwise_model(
 ) -> Any:
     """The causal language model of a folder's config in evaluation mode, float32 on the CPU, its weights from `read`.
 
-    A block of the decoder is read whole when it is entered, since not every layer's weight is read by calling the
-    layer; any other module with weights (embeddings, norms, head) is read by itself. All are dropped when left, after
-    errors too. Tied weights are read by their first name, the embedding's. A weight is NaN outside of its block. The
-    config's own quantization is ignored. With `pieces`, neither head nor embeddings are ever in memory as a whole.
+    A block of the decoder is read whole when it is entered, any other module with weights (embeddings, norms, head) by
+    itself. All are dropped when left, after errors too, and are NaN until then. Tied weights are read by their first
+    name, the embedding's. The config's own quantization is ignored. With `pieces`, neither head nor embeddings are ever
+    in memory as a whole.
 
-    An adapter is applied by PEFT, and its tensors stay in memory. `read` is given the paths of the base model, without
-    what PEFT adds to them.
+    An adapter is applied by PEFT, and its tensors stay in memory. `read` is given the paths of the base model.
 
     Raises:
         UserError: the config is not a causal language model's, or the adapter does not belong to it.
@@ -65,12 +64,8 @@ def layerwise_model(
 
 
 def adapter_without_base(folder: Path, adapter: Path) -> tuple[Any, list[str]]:
-    """PEFT's model of the adapter of a folder on a base of which only the config is read, and the paths of the base's
-    weights that the adapter replaces.
-
-    Raises:
-        UserError: the folder has no adapter, or one that does not belong to this model.
-    """
+    """PEFT's model of a folder's adapter on a base of which only the config is read, and the paths of the base's
+    weights that the adapter replaces; UserError where the folder has no adapter, or one of another model."""
     model, slots = _adapted(folder, "eager", adapter)
     return model, sorted(slot.path for of_module in slots.values() for slot in of_module if slot.is_replaced)
 
@@ -96,8 +91,8 @@ def _adapted(folder: Path, attention: str, adapter: Path) -> tuple[Any, dict[int
 def _empty_model(folder: Path, attention: str) -> tuple[Any, dict[int, list[_Slot]]]:
     """The model of a config, and every place for a tensor of its state dict, by the id of the module.
 
-    Parameters are NaN of the right shape, which takes no memory and is on the CPU as the model's and PEFT's code
-    expect. Buffers are real: those that are not saved are computed here, and the others are small.
+    Parameters are NaN of the right shape on the CPU, which takes no memory. Buffers are real: those that are not saved
+    are computed here, and the others are small.
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -141,20 +136,16 @@ def _read_on_call(model: Any, slots: dict[int, list[_Slot]], read: Read, pieces:
     """Let every part of the model that is read at once read its slots when it is called, and drop them after."""
     for part, of_part in _parts(model, slots):
         _drop(of_part)
-        fill: Callable[..., None] = partial(_fill, of_part, read)
+        is_embedding = part is model.get_input_embeddings()
         if pieces is not None and type(part) is torch.nn.Linear:
             (weight,) = (slot for slot in of_part if slot.name == "weight")
             part.forward = partial(_multiply_by_rows, part, weight.path, pieces)
             of_part = [slot for slot in of_part if slot is not weight]
-            fill = partial(_fill, of_part, read)
-        elif pieces is not None and part is model.get_input_embeddings() and _takes_tokens_only(part):
-            fill = partial(_fill_rows, of_part[0], pieces)
-        part.register_forward_pre_hook(fill)
+        if pieces is not None and is_embedding and type(part).forward.__code__.co_argcount == 2:  # tokens only
+            part.register_forward_pre_hook(partial(_fill_rows, of_part[0], pieces))
+        else:
+            part.register_forward_pre_hook(partial(_fill, of_part, read))
         part.register_forward_hook(lambda _, __, ___, of_part=of_part: _drop(of_part), always_call=True)
-
-
-def _takes_tokens_only(embeddings: Any) -> bool:
-    return type(embeddings).forward.__code__.co_argcount == 2
 
 
 def _parts(model: Any, slots: dict[int, list[_Slot]]) -> list[tuple[Any, list[_Slot]]]:

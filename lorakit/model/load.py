@@ -10,7 +10,6 @@ from transformers.pytorch_utils import Conv1D
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.config_values import read_json
-from lorakit.model.positions import position_limit
 from lorakit.model.quantization_config import check_quantization
 from lorakit.model.quantized_model import (
     cast_unquantized,
@@ -28,9 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_model(base: Base, settings: Model, device: str, trainable: bool = False) -> Any:
-    """The causal language model on `device`, in evaluation mode: frozen, or `trainable`.
-
-    A trainable model is unquantized and in float32, whatever type it computes in; the caller chooses what is trained.
+    """The causal language model on `device`, in evaluation mode: frozen, or `trainable`, then in float32.
 
     Raises:
         UserError: the files are damaged, not a causal language model, quantized in a way that does not go with the
@@ -49,9 +46,7 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
     try:
         model = _read_model(base, options, dequantizes)
     except torch.OutOfMemoryError as error:
-        remedy = (
-            "Train an adapter instead, such as adapter.kind: lora." if trainable else "Try model.quantization: nf4."
-        )
+        remedy = "Train an adapter, such as adapter.kind: lora." if trainable else "Try model.quantization: nf4."
         raise LorakitError(f"{base.name} does not fit into the memory of {device}. {remedy}") from error
     if quantization is not None and summarize_quantization(model) is None:
         raise UserError("model.quantization: no layer of this model is one that bitsandbytes quantizes. Write none.")
@@ -84,9 +79,7 @@ def _read_model(base: Base, options: dict[str, Any], dequantizes: bool) -> Any:
     except torch.OutOfMemoryError:
         raise
     except SafetensorError as error:
-        raise UserError(
-            f"model.base: {base.name}: a weights file is damaged ({error}). Fetch the model again."
-        ) from error
+        raise UserError(f"model.base: {base.name}: a weights file is damaged ({error}). Fetch it again.") from error
     except (*DAMAGED, ImportError, RuntimeError) as error:
         remedy = " Write model.attention: eager." if "attention" in str(error).lower() else ""
         raise UserError(f"model.base: {base.name} cannot be loaded: {describe_load_error(error)}{remedy}") from error
@@ -101,10 +94,7 @@ def _read_model(base: Base, options: dict[str, Any], dequantizes: bool) -> Any:
 
 
 def _check_shapes(model: Any, mismatched: Any, base: Base) -> None:
-    """Refuse weights of other shapes than the config describes.
-
-    transformers compares those of plain layers; a quantized layer takes whatever the file has.
-    """
+    """Refuse weights of other shapes than the config describes. A quantized layer takes whatever the file has."""
     wrong = [(name, tuple(actual), tuple(expected)) for name, actual, expected in mismatched]
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit | Linear8bitLt):
@@ -132,41 +122,24 @@ def original_weights(base: Base, modules: list[str], dtype: torch.dtype) -> dict
     return weights
 
 
-def check_vocabulary(model: Any, largest_token: int, name: str) -> None:
-    """Refuse rows with tokens for which the model has no embedding."""
-    known = model.get_input_embeddings().weight.shape[0]
+def check_embeddings(model: Any, base: Base, largest_token: int) -> None:
+    """Refuse rows with tokens that the model has no embedding for, and a base that ties its embeddings by its config
+    while its files have two that differ: transformers leaves them apart, other programs do not, and no merged model
+    would be what was trained."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    known = inputs.weight.shape[0]
     if largest_token >= known:
         raise UserError(
-            f"model.base: {name}: token id {largest_token} is out of range (vocabulary size {known:,}). Its tokenizer "
-            "and its weights do not belong together."
+            f"model.base: {base.name}: token id {largest_token} is out of range (vocabulary size {known:,}). Its "
+            "tokenizer and its weights do not belong together."
         )
-
-
-def check_tied(model: Any, base: Base) -> None:
-    """Refuse a base that ties its embeddings by its config, and whose files have two that differ: transformers leaves
-    them apart, other programs do not, and no merged model would be what was trained."""
-    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     if outputs is None or outputs.weight is inputs.weight:
         return
     empty = meta_model(base.folder)
-    if empty.get_output_embeddings().weight is not empty.get_input_embeddings().weight:
-        return
-    raise UserError(
-        f"model.base: {base.name}: input and output embeddings are one weight by its config.json, and two in its "
-        "files. Write tie_word_embeddings: false into the config.json."
-    )
-
-
-def check_positions(model: Any, longest: int, name: str) -> None:
-    """Refuse rows that are longer than the model has position embeddings for.
-
-    What the config says of its positions was compared before (lorakit.plan.row_limits); this asks the model itself.
-    """
-    limit = position_limit(model)
-    if limit is not None and longest > limit:
+    if empty.get_output_embeddings().weight is empty.get_input_embeddings().weight:
         raise UserError(
-            f"{name}: the longest row has {longest:,} tokens, and the model has {limit:,} positions, each with an "
-            f"embedding of its own, and none for more. Leave longer rows out: data.max_length: {limit}."
+            f"model.base: {base.name}: input and output embeddings are one weight by its config.json, and two in its "
+            "files. Write tie_word_embeddings: false into the config.json."
         )
 
 

@@ -64,11 +64,8 @@ def parse_quantization(config: dict[str, Any]) -> CheckpointQuantization | None:
 
 
 def check_quantization(base: Base, settings: Model, trainable: bool = False) -> CheckpointQuantization | None:
-    """The quantization of the checkpoint itself, if any, when it can be loaded and goes with the settings.
-
-    Raises:
-        UserError: it is refused (`refuse_quantization`), or a package that loads it is missing.
-    """
+    """The quantization of the checkpoint itself, if any; UserError where it does not go with the settings
+    (`refuse_quantization`), or a package that loads it is missing."""
     stored = stored_quantization(base.folder)
     if stored is None:
         return None
@@ -87,15 +84,12 @@ def missing_packages(stored: CheckpointQuantization) -> tuple[str, ...]:
 
 
 def refuse_quantization(stored: CheckpointQuantization, name: str, settings: Model, trainable: bool) -> None:
-    """Refuse a checkpoint whose own quantization does not go with the settings, on whatever machine.
+    """Refuse a checkpoint whose method is not supported, that would be quantized twice, or cannot be trained itself.
 
     Args:
         name: what the recipe calls the base model.
         settings: the model section, with the quantization into which the kind of adapter puts the base.
         trainable: whether the weights themselves are trained.
-
-    Raises:
-        UserError: its method is not supported, it would be quantized twice, or it cannot be trained itself.
     """
     what = f"the weights of {name} are {stored.quantization} already"
     if stored.treatment == "unknown":
@@ -125,7 +119,5 @@ def refuse_irreversible(stored: CheckpointQuantization | None, name: str) -> Non
 
 def describe_savings(quantization: str, share: float, before: float, after: float) -> str:
     """What a quantization does to a model, in one clause; `before` and `after` are bytes."""
-    return (
-        f"{quantization}: {percent(share)} of the parameters are quantized, {decimal_bytes(after)} instead of "
-        f"{decimal_bytes(before)} (saves {decimal_bytes(before - after)})"
-    )
+    saved = f"{decimal_bytes(after)} instead of {decimal_bytes(before)} (saves {decimal_bytes(before - after)})"
+    return f"{quantization}: {percent(share)} of the parameters are quantized, {saved}"

@@ -40,21 +40,19 @@ class QuantizationSummary:
         """The quantized parameters over all."""
         return self.quantized / self.parameters
 
-    @property
-    def words(self) -> str:
+    def describe(self) -> str:
         """One clause with share and sizes, for a log."""
         savings = describe_savings(self.quantization, self.share, self.unquantized_bytes, self.bytes)
-        if not self.experts:
-            return savings
-        return f"{savings}; {percent(self.experts / self.parameters)} are fused experts, which stay as they are"
+        experts = f"; {percent(self.experts / self.parameters)} are fused experts, which stay as they are"
+        return savings + experts if self.experts else savings
 
 
 def summarize_quantization(model: Any) -> QuantizationSummary | None:
     """How much of a model (not yet wrapped by PEFT) is quantized; None where nothing is."""
-    methods = {name: _method_of(module, model.config) for name, module in model.named_modules()}
-    layers = {name: model.get_submodule(name) for name, method in methods.items() if method}
+    layers = {name: module for name, module in model.named_modules() if _method_of(module, model.config)}
     if not layers:
         return None
+    first = next(iter(layers.values()))
     quantized = sum(layer.in_features * layer.out_features for layer in layers.values())
     plain = {
         name: parameter
@@ -68,7 +66,7 @@ def summarize_quantization(model: Any) -> QuantizationSummary | None:
         if not name.endswith(("quant_map", ".weight_format")) and ".quant_state." not in name
     }
     return QuantizationSummary(
-        quantization=str(methods[next(iter(layers))]),
+        quantization=str(_method_of(first, model.config)),
         parameters=quantized + sum(parameter.numel() for parameter in plain.values()),
         quantized=quantized,
         experts=sum(weight.numel() for name, weight in plain.items() if weight.ndim == 3 and "experts" in name),
@@ -78,7 +76,6 @@ def summarize_quantization(model: Any) -> QuantizationSummary | None:
 
 
 def _method_of(module: Any, config: Any) -> str | None:
-    """The quantization of one module; None for a plain one."""
     if isinstance(module, Linear4bit):
         return {"nf4": "nf4", "fp4": "q4"}[module.weight.quant_type]
     if isinstance(module, Linear8bitLt):
@@ -106,20 +103,16 @@ def describe_quantization(
 ) -> str | None:
     """The line of the log on quantization when training begins; None where nothing is quantized.
 
-    Args:
-        requested: the recipe's word; another one in effect comes from the checkpoint or from the adapter kind.
-        dtype: the type that the model computes in.
+    `requested` is the recipe's word, `dtype` the type that the model computes in.
     """
     if summary is None:
-        if stored is None:
-            return None
-        return (
-            f"the checkpoint is {stored.quantization}, dequantized while it was loaded: {dtype} weights are trained on"
-        )
+        dequantized = f"dequantized while it was loaded: {dtype} weights are trained on"
+        return f"the checkpoint is {stored.quantization}, {dequantized}" if stored else None
+    text = summary.describe()
     if summary.quantization == requested:
-        return summary.words
+        return text
     reason = "the checkpoint is quantized already" if stored else "the kind of adapter quantizes"
-    return f"model.quantization: {requested} was asked for, {summary.quantization} is used: {reason}. {summary.words}"
+    return f"model.quantization: {requested} was asked for, {summary.quantization} is used: {reason}. {text}"
 
 
 def unify_layer_modes(model: Any, dtype: torch.dtype) -> None:
@@ -142,14 +135,14 @@ def unify_layer_modes(model: Any, dtype: torch.dtype) -> None:
                 module.train = partial(_ignore_mode, module)
 
 
+def _ignore_mode(module: Any, mode: bool = True) -> Any:
+    return module
+
+
 def _init_8bit_state(module: Any, init: Callable[[], None]) -> None:
     """PEFT dequantizes for DoRA and puts a weight without its scales in place: the layer would then lose its own."""
     module.weight.SCB = module.state.SCB if module.weight.SCB is None else module.weight.SCB
     init()
-
-
-def _ignore_mode(module: Any, mode: bool = True) -> Any:
-    return module
 
 
 def cast_unquantized(model: Any, dtype: torch.dtype) -> None:
@@ -181,11 +174,8 @@ def dequantize(model: Any) -> Any:
 
 
 def forget_conversions(model: Any) -> None:
-    """Let a dequantized model be saved as what it is.
-
-    transformers reverses on saving what it did to the tensors on loading: it would quantize them again, or refuse
-    (transformers/core_model_loading.py, revert_weight_conversion).
-    """
+    """Let a dequantized model be saved as what it is: transformers would quantize it again on saving, or refuse
+    (transformers/core_model_loading.py, revert_weight_conversion)."""
     del model._weight_conversions
 
 
@@ -193,8 +183,8 @@ def forget_conversions(model: Any) -> None:
 def release_int8_inputs(model: Any) -> Iterator[None]:
     """Within this, the int8 layers of `model` release their inputs. The gradients are the same.
 
-    bitsandbytes keeps the input of each layer on the node itself, not among the saved tensors, so that gradient
-    checkpointing does not reach it. Only a gradient of the weight, which is frozen, would need it.
+    bitsandbytes keeps each layer's input on the node itself, which gradient checkpointing does not reach. Only a
+    gradient of the weight, which is frozen, would need it.
     """
     layers = [module for module in model.modules() if type(module) is Linear8bitLt]
     for layer in layers:
@@ -208,8 +198,7 @@ def release_int8_inputs(model: Any) -> Iterator[None]:
 
 def _forward_and_release(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     output = forward(x)
-    node = output.grad_fn
-    inputs = _INT8_INPUTS.get(type(node).__name__)
-    if inputs and not node.needs_input_grad[1]:
-        setattr(node, *inputs)
+    inputs = _INT8_INPUTS.get(type(output.grad_fn).__name__)
+    if inputs and not output.grad_fn.needs_input_grad[1]:
+        setattr(output.grad_fn, *inputs)
     return output

@@ -1,6 +1,6 @@
 """What an adapter saw of a frozen weight while it trained: rounded to the type of the training, and quantized."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class WeightPrecision:
     settings: Model
     transposed: dict[str, bool]
     """The paths of the quantized weights, and whether they are transposed before (Conv1D)."""
-    float32_parts: tuple[str, ...] = ()
+    float32_parts: Set[str] = frozenset()
     """Parts of paths that transformers keeps in float32, whatever type it is asked for."""
 
     def __call__(self, path: str, weight: torch.Tensor) -> torch.Tensor:
@@ -35,12 +35,12 @@ class WeightPrecision:
         """
         if not weight.is_floating_point():
             return weight
-        dtype = self._dtype(path)
+        rounded = weight.to(self._dtype(path))
         if path not in self.transposed:
-            return weight.to(dtype).float()
+            return rounded.float()
         if self.transposed[path]:
-            return _quantize_and_back(weight.T.to(dtype), self.settings).float().T.contiguous()
-        return _quantize_and_back(weight.to(dtype), self.settings).float()
+            return _quantize_and_back(rounded.T, self.settings).float().T.contiguous()
+        return _quantize_and_back(rounded, self.settings).float()
 
     def read(self, weights: Weights, path: str) -> torch.Tensor:
         """One weight of a model folder in this precision, in float32."""
@@ -69,16 +69,16 @@ class WeightPrecision:
         )
 
     def _dtype(self, path: str) -> torch.dtype:
-        return torch.float32 if set(path.split(".")) & set(self.float32_parts) else DTYPES[self.settings.dtype]
+        return torch.float32 if self.float32_parts & set(path.split(".")) else DTYPES[self.settings.dtype]
 
 
 def training_precision(weights: Weights, settings: Model) -> WeightPrecision:
     """The precision of a model loaded with `settings`; `settings.dtype` is the type of the training."""
-    parts = list(weights.model._keep_in_fp32_modules_strict or ())
+    parts = {*(weights.model._keep_in_fp32_modules_strict or ())}
     if settings.dtype == "float16":
-        parts += list(weights.model._keep_in_fp32_modules or ())
+        parts |= {*(weights.model._keep_in_fp32_modules or ())}
     if settings.quantization == "none":
-        return WeightPrecision(settings, {}, tuple(parts))
+        return WeightPrecision(settings, {}, parts)
     model = meta_model(weights.folder)
     config = QUANTIZERS[settings.quantization].function(settings, DTYPES[settings.dtype])
     quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
@@ -88,7 +88,7 @@ def training_precision(weights: Weights, settings: Model) -> WeightPrecision:
         for name, module in model.named_modules()
         if isinstance(module, Linear4bit | Linear8bitLt)
     }
-    return WeightPrecision(settings, transposed, tuple(parts))
+    return WeightPrecision(settings, transposed, parts)
 
 
 def stored_precision(settings: Model) -> WeightPrecision:

