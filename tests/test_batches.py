@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 from lorakit.data.batches import collate, draws, epoch_batches, split_batch
 from lorakit.data.mixture import Mixture
 from lorakit.errors import UserError
-from lorakit.train.batch_sampler import Plan, StepBatchSampler, collate_packs, count_trained_tokens, pack_rows
+from lorakit.train.batch_sampler import BatchLayout, StepBatchSampler, count_trained_tokens
 
 LENGTHS = [(7 * i) % 53 + 3 for i in range(150)]
 
@@ -44,8 +43,7 @@ def test_rows_of_a_batch_are_of_like_length():
 
 @pytest.mark.parametrize(("rows", "batch"), [(22, 4), (5, 8), (8, 8), (9, 4)])
 def test_the_sampler_gives_a_step_at_a_time_and_counts_them(rows, batch):
-    plan = Plan(batch_size=batch, micro_batch=3, seed=1, eval_steps=1, keep=1, pad_token_id=0, longest=60)
-    sampler = StepBatchSampler(LENGTHS[:rows], plan)
+    sampler = StepBatchSampler(LENGTHS[:rows], batch, seed=1, mixture=Mixture((rows,), (1.0,)))
     assert list(sampler) == epoch_batches(LENGTHS[:rows], batch, 1, 0)
     assert len(sampler) == len(list(sampler)) == -(-rows // batch)
 
@@ -56,21 +54,20 @@ def made_rows(*lengths):
 
 def test_a_micro_batch_is_rows_or_packs_and_knows_where_they_come_from():
     rows = made_rows(6, 4, 3, 3)
-    alone = Plan(4, 2, seed=1, eval_steps=1, keep=1, pad_token_id=0, longest=7)
-    assert [len(unit) for unit in pack_rows(rows, alone)] == [1, 1, 1, 1]
-    first = collate_packs(pack_rows(rows, alone)[:2], alone)
+    alone, packing = BatchLayout(pad_token_id=0), BatchLayout(pad_token_id=0, pack_length=7)
+    assert [len(pack) for pack in alone.pack(rows)] == [1, 1, 1, 1]
+    first = alone.collate(alone.pack(rows)[:2])
     assert first["input_ids"].shape == (2, 6) and first["where"] == ["row 6", "row 4"]
-    packs = pack_rows(rows, replace(alone, packing=True))
+    packs = packing.pack(rows)
     assert [[len(row["input_ids"]) for row in pack] for pack in packs] == [[6], [4, 3], [3]]
-    packed = collate_packs(packs[:2], replace(alone, packing=True))
+    packed = packing.collate(packs[:2])
     assert packed["input_ids"].shape == (2, 7) and packed["where"] == ["row 6", "row 4", "row 3"]
 
 
 def test_trained_tokens_are_those_that_the_laid_out_rows_train():
     rows = [{**row, "labels": row["input_ids"]} for row in made_rows(6, 4, 1)]  # a first token has nothing before it
-    plan = Plan(4, 3, seed=1, eval_steps=1, keep=1, pad_token_id=0, longest=7)
-    for one in (plan, replace(plan, packing=True)):
-        labels = collate_packs(pack_rows(rows, one), one)["labels"]
+    for layout in (BatchLayout(pad_token_id=0), BatchLayout(pad_token_id=0, pack_length=7)):
+        labels = layout.collate(layout.pack(rows))["labels"]
         assert count_trained_tokens(rows) == int((labels[:, 1:] != -100).sum()) == 8
 
 
@@ -125,7 +122,7 @@ def test_sources_of_the_same_weight_are_each_drawn_as_often_as_they_say():
 
 
 def test_the_sampler_counts_weighted_steps():
-    sampler = StepBatchSampler(LENGTHS, Plan(8, 3, 1, 1, 1, 0, 60), Mixture((150,), (1.5,)))
+    sampler = StepBatchSampler(LENGTHS, 8, 1, Mixture((150,), (1.5,)))
     assert len(list(sampler)) == len(sampler) == 29
 
 
@@ -133,7 +130,7 @@ def test_the_sampler_counts_weighted_steps():
 def test_the_steps_of_a_run_are_the_epochs_one_behind_the_other_however_they_are_counted(mixture):
     """Trainer's epochs are all as long as the first; the data's are not. Resuming starts at any of Trainer's."""
     every = [batch for epoch in range(60) for batch in epoch_batches(LENGTHS, 8, 1, epoch, mixture)]
-    sampler, steps = StepBatchSampler(LENGTHS, Plan(8, 3, 1, 1, 1, 0, 60), mixture), []
+    sampler, steps = StepBatchSampler(LENGTHS, 8, 1, mixture), []
     while len(steps) < 25:
         sampler.set_epoch(len(steps) // len(sampler))
         steps += list(sampler)

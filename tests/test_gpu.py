@@ -139,7 +139,7 @@ def test_on_a_gpu_that_is_too_small_fewer_rows_are_taken_to_the_same_result(
     assert whole.halved == () and whole.micro_batch == 256
     assert whole.reserved >= whole.peak > whole.before + (64 << 20), "of a size that blocks of 20 MiB do not hide"
     if not probed:
-        monkeypatch.setattr("lorakit.train.run.try_longest", lambda *_: whole)
+        monkeypatch.setattr("lorakit.train.run.probe_longest", lambda *_: whole)
     free_memory()
     limit = whole.before + 0.7 * (whole.peak - whole.before)
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)

@@ -59,14 +59,14 @@ def test_a_weighted_run_trains_what_was_said_and_resumes_bit_for_bit(weighted, t
     rows = Counter()
     from lorakit.train import micro_batching
 
-    step = micro_batching.MicroBatchRunner.step
+    step = micro_batching.MicroBatchRunner.run_step
 
     def noted(self, its, *arguments):
         rows.update(row["where"].split(":")[0] for row in its)
         return step(self, its, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(micro_batching.MicroBatchRunner, "step", noted)
+        patch.setattr(micro_batching.MicroBatchRunner, "run_step", noted)
         straight, outcome = run_recipe(path, tmp_path / "straight")
     assert rows == {source["source"]: sum(source["epochs"]) for source in drawn} == {"big.jsonl": 60, "small.jsonl": 2}
     with monkeypatch.context() as patch:

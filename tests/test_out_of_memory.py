@@ -17,7 +17,7 @@ from lorakit.hardware.memory import OutOfMemory, is_out_of_memory, within_memory
 from lorakit.recipe.load import load
 from lorakit.run_dir import Run
 from lorakit.train import micro_batching
-from lorakit.train.gradient_checkpointing import uses_gradient_checkpointing
+from lorakit.train.micro_batching import uses_gradient_checkpointing
 from lorakit.train.optimizer import states_do_not_fit
 from lorakit.train.resume import resumed_recipe
 

@@ -10,8 +10,8 @@ from lorakit.hardware.memory import measure_peak
 from lorakit.prepare import prepare_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
-from lorakit.train.gradient_checkpointing import uses_gradient_checkpointing
 from lorakit.train.memory_probe import describe_probe, probe, probe_run
+from lorakit.train.micro_batching import uses_gradient_checkpointing
 from lorakit.train.optimizer import state_bytes
 from lorakit.train.setup import set_up_training
 

@@ -1,4 +1,4 @@
-"""What happens beside the training loop: the log, the progress bar, stopping early, stopping when asked."""
+"""Callbacks of the training loop: the log, the progress bar, early stopping, stopping on a signal, moving ranks."""
 
 import math
 import signal
@@ -31,12 +31,15 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take over the signals, but one that is ignored, as nohup has it; only a program's main thread may."""
+        """Take over the signals, except ignored ones (nohup ignores SIGHUP); only a program's main thread may."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        heard = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self._received) for number in heard}
+        before = {
+            number: signal.signal(number, self._received)
+            for number in _STOPS
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
         try:
             yield
         finally:
@@ -45,7 +48,7 @@ class StopRequest:
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGHUP:
-            return  # what follows by itself: systemd sends it after SIGTERM, and a closed terminal more than one
+            return  # it follows by itself: systemd sends it after SIGTERM, and a closed terminal more than one
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
@@ -67,8 +70,8 @@ class TrainingCallback(TrainerCallback):
         """Whether the held-out losses measured so far end the run before its last step."""
         if self.early is None:
             return False
-        counted = (entry for entry in state.log_history if entry["step"] >= self.settled_at)
-        losses = [entry["eval_loss"] for entry in counted if "eval_loss" in entry]
+        history = (entry for entry in state.log_history if entry["step"] >= self.settled_at)
+        losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
         return evaluations_without_gain(losses, self.early.min_delta) >= self.early.patience
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -83,14 +86,12 @@ class TrainingCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.busy += time.monotonic() - self.mark
         self.steps += 1
-        last = state.global_step >= state.max_steps
-        if last:
+        if state.global_step >= state.max_steps:
             control.should_evaluate = self.held_out
             control.should_save = True
         if self.stopping():
             control.should_evaluate = False
-            control.should_save = True
-            control.should_training_stop = True
+            control.should_save = control.should_training_stop = True
 
     def on_log(
         self,
@@ -101,39 +102,29 @@ class TrainingCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         logs = logs or {}
-        if "loss" in logs:
-            self._on_step_log(state, logs, scaled=args.fp16)
-        elif "eval_loss" in logs:
-            self.run.log_line({"step": state.global_step, "epoch": _short(state.epoch), "eval_loss": logs["eval_loss"]})
-
-    def _on_step_log(self, state: TrainerState, logs: dict[str, float], scaled: bool) -> None:
+        line = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
+        if "eval_loss" in logs:
+            self.run.log_line(line | {"eval_loss": logs["eval_loss"]})
+        if "loss" not in logs:
+            return
         self.tokens += int(logs["trained_tokens"])
-        if not scaled and not math.isfinite(logs.get("grad_norm", 0.0)):  # a loss scaler skips such steps by itself
+        if not args.fp16 and not math.isfinite(logs.get("grad_norm", 0.0)):  # fp16's loss scaler skips such steps
             raise LorakitError(
                 f"step {state.global_step}: the gradient is {logs['grad_norm']}. Lower train.learning_rate; the last "
                 "checkpoint is from before this step."
             )
         speed = self.tokens / self.busy if self.busy else 0.0
-        self.run.log_line(
-            {
-                "step": state.global_step,
-                "epoch": _short(state.epoch),
-                "loss": logs["loss"],
-                "grad_norm": logs.get("grad_norm"),
-                "learning_rate": logs["learning_rate"],
-                "trained_tokens_per_second": round(speed, 1),
-            }
-        )
+        facts = {name: logs.get(name) for name in ("loss", "grad_norm", "learning_rate")}
+        self.run.log_line(line | facts | {"trained_tokens_per_second": round(speed, 1)})
         self.bar.advance(1, f"loss {logs['loss']:.4f}  {speed:,.0f} trained tokens/s")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.ends_early(state):
-            control.should_save = True
-            control.should_training_stop = True
+            control.should_save = control.should_training_stop = True
 
 
 class RankSchedulerCallback(TrainerCallback):
-    """Lets the adapter's kind have its hand in every step, while the gradients are there."""
+    """Calls the rank scheduler in every step, while the gradients are there."""
 
     def __init__(self, scheduler: RankScheduler) -> None:
         self.rank_scheduler = scheduler
@@ -153,7 +144,3 @@ def evaluations_without_gain(losses: list[float], min_delta: float) -> int:
         else:
             waited += 1
     return waited
-
-
-def _short(epoch: float | None) -> float:
-    return round(epoch or 0.0, 4)

@@ -5,63 +5,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 
 from lorakit.amounts import gibibytes
 from lorakit.errors import LorakitError
-from lorakit.hardware.memory import OutOfMemory, PeakMemory, measure_peak, within_memory
+from lorakit.hardware.memory import OutOfMemory, measure_peak, within_memory
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.train.arguments import plan_of
-from lorakit.train.batch_sampler import Pack, collate_packs, count_trained_tokens, pack_rows
-from lorakit.train.gradient_checkpointing import set_gradient_checkpointing, uses_gradient_checkpointing
-from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
+from lorakit.train.batch_sampler import count_trained_tokens
+from lorakit.train.micro_batching import (
+    MicroBatchRunner,
+    compute_optimizations,
+    set_gradient_checkpointing,
+    uses_gradient_checkpointing,
+)
 from lorakit.train.optimizer import state_bytes, states_do_not_fit
 from lorakit.train.setup import TrainingState, set_up_training
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What the longest micro-batch of a run takes, forward and backward, with room held for the optimizer's states."""
+    """What the longest micro-batch of a run takes, forward and backward, with room reserved for the optimizer's states.
+
+    Memory is in bytes: on a GPU that of torch's tensors, on a CPU that of the process.
+    """
 
     micro_batch: int
     tokens: int
     """Rows x length of the batch tried, with padding."""
     peak: int
-    """The most that was held, in bytes: on a GPU by torch's tensors, on a CPU by the process."""
     before: int
-    """Held before the pass, in bytes: the weights, the room for the states, and on a CPU the program."""
+    """Before the pass: the weights, the room for the states, and on a CPU the program."""
     seconds: float
     halved: tuple[int, ...]
     """Micro-batches that did not fit."""
     gradient_checkpointing: bool
-    """As it was asked for, or turned on because not even one row fitted."""
+    """As the recipe has it, or turned on because not even one row fitted."""
     reserved: int
-    """`peak` with what torch keeps on a GPU between tensors: what other processes cannot have."""
+    """`peak` with what torch keeps on a GPU between tensors, which other processes cannot use."""
     exact: bool
-    """False where the system told only the peak since the process began: `peak` is then an upper bound."""
-
-
-def probe(begun: TrainingState, prepared: Prepared, progress: Progress) -> ProbeResult:
-    """Try the longest micro-batch of a run: the longest rows there are, packed where the run packs.
-
-    In training mode and exactly as training computes, in micro-batches half as large where memory runs out. The
-    model, its gradients and the random generators are left as they were.
-
-    Raises:
-        LorakitError: not even one row fits.
-    """
-    model, recipe = begun.model, prepared.recipe
-    passes = MicroBatchRunner(begun, recipe, plan_of(prepared), progress)
-    checkpointing = uses_gradient_checkpointing(model)
-    set_gradient_checkpointing(model, bool(recipe.train.gradient_checkpointing))
-    try:
-        with compute_optimizations(model, recipe.model.dtype):
-            return try_longest_micro_batch(passes, prepared)
-    finally:
-        set_gradient_checkpointing(model, checkpointing)
+    """False where the system tells only the peak since the process began: `peak` is then an upper bound."""
 
 
 def probe_run(prepared: Prepared, progress: Progress) -> ProbeResult:
@@ -70,14 +54,14 @@ def probe_run(prepared: Prepared, progress: Progress) -> ProbeResult:
     Memory is the most of both, the seconds are those of the second.
 
     Raises:
-        UserError, LorakitError: as `begin` and `probe`.
+        UserError, LorakitError: as `set_up_training` and `probe`.
     """
-    begun = set_up_training(prepared, None, progress)
-    first = probe(begun, prepared, progress)
+    state = set_up_training(prepared, None, progress)
+    first = probe(state, prepared, progress)
     train = prepared.recipe.train.model_copy(
         update={"micro_batch": first.micro_batch, "gradient_checkpointing": first.gradient_checkpointing}
     )
-    second = probe(begun, replace(prepared, recipe=prepared.recipe.model_copy(update={"train": train})), progress)
+    second = probe(state, replace(prepared, recipe=prepared.recipe.model_copy(update={"train": train})), progress)
     return replace(
         second,
         peak=max(first.peak, second.peak),
@@ -87,57 +71,74 @@ def probe_run(prepared: Prepared, progress: Progress) -> ProbeResult:
     )
 
 
-def describe_probe(found: ProbeResult, memory: int, expected: int | None) -> str:
-    """What was found, on one line; `memory` is the device's, `expected` what was predicted, in bytes."""
-    said = f"probe: the longest micro-batch, {found.tokens:,} tokens, takes {gibibytes(found.peak)} at the most"
-    if expected and not found.halved:
-        said += f", predicted {gibibytes(expected)} ({expected / found.peak - 1:+.0%})"
-    return f"{said}, of {gibibytes(memory)}"
+def probe(state: TrainingState, prepared: Prepared, progress: Progress) -> ProbeResult:
+    """Try the longest micro-batch of a run: the longest rows there are, packed where the run packs.
+
+    In training mode and exactly as training computes, in micro-batches half as large where memory runs out. The
+    model, its gradients and the random generators are left as they were.
+
+    Raises:
+        LorakitError: not even one row fits.
+    """
+    runner = MicroBatchRunner(state, prepared, progress)
+    checkpointing = uses_gradient_checkpointing(state.model)
+    set_gradient_checkpointing(state.model, bool(prepared.recipe.train.gradient_checkpointing))
+    try:
+        with compute_optimizations(state.model, prepared.recipe.model.dtype):
+            return probe_longest(runner, prepared)
+    finally:
+        set_gradient_checkpointing(state.model, checkpointing)
 
 
-def try_longest_micro_batch(passes: MicroBatchRunner, prepared: Prepared, step: int = 1) -> ProbeResult:
-    """Try the longest micro-batch in `passes`, which keep what fits; `step` is the one that comes after."""
-    rows = _longest_rows(prepared)
-    units, tokens, halved = pack_rows(rows, passes.plan), count_trained_tokens(rows), []
-    with _left_as_it_was(passes), _room_for_states(passes, prepared):
+def probe_longest(runner: MicroBatchRunner, prepared: Prepared, step: int = 1) -> ProbeResult:
+    """Try the longest micro-batch in `runner`, which goes on with what fits; `step` is the one that comes next."""
+    train = prepared.recipe.train
+    order = sorted(enumerate(prepared.train.lengths().tolist()), key=lambda row: -row[1])
+    rows = [prepared.train.rows[index] for index, _ in order[: train.batch_size]]
+    packs, tokens, halved = runner.layout.pack(rows), count_trained_tokens(rows), []
+    with _restoring_modes(runner):
+        # Filled, since the system gives a CPU no memory for an empty tensor.
+        size = state_bytes(runner.model, train.optimizer)
+        room = within_memory(lambda: torch.full((size,), 1, dtype=torch.uint8, device=runner.device))
+        if isinstance(room, OutOfMemory):
+            raise LorakitError(states_do_not_fit(runner.model, train.optimizer, "before training"))
         while True:
-            some = units[: passes.micro_batch]
-            found, memory, seconds = _once(passes, some, tokens, step)
-            if not isinstance(found, OutOfMemory):
+            some = packs[: runner.micro_batch]
+            with measure_peak(runner.device) as memory:
+                start = time.monotonic()
+                result = within_memory(partial(runner.run_micro_batch, some, tokens, step))
+            seconds = time.monotonic() - start  # `measure_peak` has waited for the GPU
+            if not isinstance(result, OutOfMemory):
                 break
-            passes.forget()
+            runner.drop_gradients()
             halved.append(len(some))
-            passes.shrink("in the probe of the longest rows", step, some, found)
+            runner.shrink("in the probe of the longest rows", step, some, result)
+        del room
     return ProbeResult(
-        micro_batch=passes.micro_batch,
-        tokens=collate_packs(some, passes.plan)["input_ids"].numel(),
+        micro_batch=runner.micro_batch,
+        tokens=runner.layout.collate(some)["input_ids"].numel(),
         peak=memory.peak,
         before=memory.before,
         seconds=seconds,
         halved=tuple(halved),
-        gradient_checkpointing=uses_gradient_checkpointing(passes.model),
+        gradient_checkpointing=uses_gradient_checkpointing(runner.model),
         reserved=memory.reserved,
         exact=memory.exact,
     )
 
 
-def _once(passes: MicroBatchRunner, units: list[Pack], tokens: int, step: int) -> tuple[Any, PeakMemory, float]:
-    with measure_peak(passes.device) as memory:
-        mark = time.monotonic()
-        found = within_memory(partial(passes.micro_batch_through, units, tokens, step))
-    return found, memory, time.monotonic() - mark  # `measured` has waited for the GPU
-
-
-def _longest_rows(prepared: Prepared) -> list[dict[str, Any]]:
-    """As many of the longest rows as a step has."""
-    order = sorted(enumerate(prepared.train.lengths().tolist()), key=lambda row: -row[1])
-    return [prepared.train.rows[index] for index, _ in order[: prepared.recipe.train.batch_size]]
+def describe_probe(result: ProbeResult, memory: int, expected: int | None) -> str:
+    """The result on one line; `memory` is the device's, `expected` what was predicted, in bytes."""
+    words = f"probe: the longest micro-batch, {result.tokens:,} tokens, takes {gibibytes(result.peak)} at the most"
+    if expected and not result.halved:
+        words += f", predicted {gibibytes(expected)} ({expected / result.peak - 1:+.0%})"
+    return f"{words}, of {gibibytes(memory)}"
 
 
 @contextmanager
-def _left_as_it_was(passes: MicroBatchRunner) -> Iterator[None]:
+def _restoring_modes(runner: MicroBatchRunner) -> Iterator[None]:
     """Training mode within; modes, gradients and random generators afterwards as before."""
-    model, device = passes.model, passes.device
+    model, device = runner.model, runner.device
     modes = [(module, module.training) for module in model.modules()]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         model.train()
@@ -147,16 +148,3 @@ def _left_as_it_was(passes: MicroBatchRunner) -> Iterator[None]:
             model.zero_grad(set_to_none=True)
             for module, training in modes:
                 module.training = training
-
-
-@contextmanager
-def _room_for_states(passes: MicroBatchRunner, prepared: Prepared) -> Iterator[None]:
-    """Holds as much memory as the optimizer's states take from the first step on, so that later ones fit too."""
-    optimizer = prepared.recipe.train.optimizer
-    size = state_bytes(passes.model, optimizer)
-    # Filled: of an empty one, a processor's system gives no page.
-    room = within_memory(lambda: torch.full((size,), 1, dtype=torch.uint8, device=passes.device))
-    if isinstance(room, OutOfMemory):
-        raise LorakitError(states_do_not_fit(passes.model, optimizer, "before training"))
-    yield
-    del room

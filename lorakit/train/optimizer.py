@@ -21,37 +21,40 @@ _BLOCK = 256
 
 def share_in_8_bits(model: Any) -> float:
     """The share of the trained numbers whose states bitsandbytes keeps in 8 bits."""
-    sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    sizes = [parameter.numel() for parameter in _trained(model)]
     return sum(size for size in sizes if size >= _LEAST_IN_8_BITS) / sum(sizes)
 
 
 def state_bytes(model: Any, optimizer: str) -> int:
     """What the optimizer's two states of every trained number take on the model's device, from the first step on."""
-    return sum(_state_bytes(parameter, optimizer) for parameter in model.parameters() if parameter.requires_grad)
-
-
-def _state_bytes(parameter: Any, optimizer: str) -> int:
-    size = parameter.numel()
-    if "paged" in optimizer and parameter.is_cuda and size >= _LEAST_PAGED:
-        return 0
-    if optimizer.endswith("8bit") and size >= _LEAST_IN_8_BITS:
-        return 2 * (size + 4 * -(-size // _BLOCK))
-    return 2 * size * (parameter.element_size() if optimizer == "adamw" else 4)
+    total = 0
+    for parameter in _trained(model):
+        size = parameter.numel()
+        if "paged" in optimizer and parameter.is_cuda and size >= _LEAST_PAGED:
+            continue
+        if optimizer.endswith("8bit") and size >= _LEAST_IN_8_BITS:
+            total += 2 * (size + 4 * -(-size // _BLOCK))
+        else:
+            total += 2 * size * (parameter.element_size() if optimizer == "adamw" else 4)
+    return total
 
 
 def states_do_not_fit(model: Any, optimizer: str, when: str) -> str:
-    """What to tell when memory runs out where the optimizer makes its states."""
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    """The message where memory runs out while the optimizer makes its states."""
     smaller = "" if "8bit" in optimizer else "optimizer: adamw-8bit or paged-adamw-8bit, "
     return (
-        f"out of memory {when}: the optimizer's states of {trained:,} trained parameters take "
-        f"{state_bytes(model, optimizer) / 2**30:.2f} GiB. Its step cannot be done again in parts. Write {smaller}"
-        "a smaller adapter.rank or fewer adapter.targets; lorakit plan tells what fits."
+        f"out of memory {when}: the optimizer's states of {sum(p.numel() for p in _trained(model)):,} trained "
+        f"parameters take {state_bytes(model, optimizer) / 2**30:.2f} GiB. Its step cannot be done again in parts. "
+        f"Write {smaller}a smaller adapter.rank or fewer adapter.targets; lorakit plan tells what fits."
     )
 
 
+def _trained(model: Any) -> list[Any]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def with_faster_b(groups: list[dict[str, Any]], model: Any, ratio: float) -> list[dict[str, Any]]:
-    """An optimizer's groups with the B matrices in groups of their own, whose learning rate is `ratio` times as high.
+    """An optimizer's groups with the B matrices in separate groups, whose learning rate is `ratio` times as high.
 
     LoRA+ (Hayou et al., arXiv 2402.12354). DoRA's magnitudes and modules trained whole keep the rate of A: the paper
     says nothing of them.

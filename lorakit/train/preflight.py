@@ -1,4 +1,4 @@
-"""What is tried on two rows before a run begins: that its loss is the model's own, and that it reaches the adapter."""
+"""Two rows are tried before a run begins: the loss must be the model's own, and reach the adapter."""
 
 from typing import Any
 

@@ -5,8 +5,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PrinterCallback
-
 from lorakit.amounts import counted, percent
 from lorakit.errors import Interrupted, LorakitError, UserError, explain_error
 from lorakit.hardware.memory import first_line, free_memory, is_out_of_memory, return_freed_memory
@@ -16,22 +14,25 @@ from lorakit.plan.schedule import warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.run_dir import Run
-from lorakit.train.arguments import plan_of, training_arguments
-from lorakit.train.callbacks import RankSchedulerCallback, StopRequest, TrainingCallback
-from lorakit.train.gradient_checkpointing import set_gradient_checkpointing, uses_gradient_checkpointing
-from lorakit.train.memory_probe import describe_probe, try_longest_micro_batch
-from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
+from lorakit.train.callbacks import StopRequest, TrainingCallback
+from lorakit.train.checkpoint import restore_model_state
+from lorakit.train.memory_probe import describe_probe, probe_longest
+from lorakit.train.micro_batching import (
+    MicroBatchRunner,
+    compute_optimizations,
+    set_gradient_checkpointing,
+    uses_gradient_checkpointing,
+)
 from lorakit.train.optimizer import share_in_8_bits, states_do_not_fit
 from lorakit.train.preflight import check_loss
-from lorakit.train.record import RunRecord, initial_manifest, peak_memory
-from lorakit.train.save import save_result
-from lorakit.train.setup import TrainingState, restore, set_up_training
+from lorakit.train.record import RunRecord, initial_manifest, peak_memory, save_result
+from lorakit.train.setup import TrainingState, set_up_training
 from lorakit.train.trainer import SupervisedTrainer
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished training says of itself. `loss` is the last step's, `eval_loss` the best held-out one."""
+    """The result of a finished training. `loss` is the last step's, `eval_loss` the best held-out one."""
 
     steps: int
     loss: float | None
@@ -43,7 +44,7 @@ class Outcome:
     trained_tokens_per_second: float
     peak_memory: int
     micro_batch: int
-    """The rows, or packs, that were computed at once in the end: smaller than asked for where memory ran out."""
+    """The rows, or packs, that were computed at once in the end: fewer than the recipe's where memory ran out."""
     gradient_checkpointing: bool
 
 
@@ -67,37 +68,18 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
                 f"out of memory outside the forward and backward passes: {first_line(error)}. "
                 "lorakit plan tells what fits."
             ) from error
-        told = explain_error(error)
-        if told is None:
+        explained = explain_error(error)
+        if explained is None:
             raise
         written = run.complete_checkpoints()
-        behind = f"--resume goes on after {written[-1].name}" if written else "no checkpoint was written yet"
-        raise type(told)(f"{run.folder}: the training stopped: {told} Nothing is half written; {behind}.") from error
-
-
-def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None) -> Outcome:
-    if prepared.recipe.train.gradient_checkpointing and not prepared.machine.is_gpu:
-        return_freed_memory()  # before the weights: what loading leaves free would be filled by what is recomputed
-    begun = set_up_training(prepared, checkpoint, progress)
-    if prepared.recipe.train.optimizer.endswith("8bit"):
-        progress.say(f"train.optimizer: {percent(share_in_8_bits(begun.model))} of its states are in 8 bits")
-    check_loss(begun.model, prepared)
-    free_memory()  # of loading and of the check
-    record = RunRecord(run, prepared.recipe, run.read_manifest() if checkpoint else initial_manifest(prepared, begun))
-    stopping = StopRequest(progress)
-    with stopping.listening():
-        outcome = _fit(begun, prepared, record, progress, stopping, checkpoint)
-        if begun.rank_scheduler:
-            progress.say(ranks_in_words(begun.model))
-        manifest = record.complete(outcome.__dict__)
-        run.write_manifest(manifest | save_result(begun, prepared, run, manifest))
-    if stopping() and prepared.recipe.output.merged:
-        raise Interrupted("stopped before the merge; the adapter is complete, --resume merges it")
-    return outcome
+        remedy = f"--resume goes on after {written[-1].name}" if written else "no checkpoint was written yet"
+        raise type(explained)(
+            f"{run.folder}: the training stopped: {explained} Nothing is half written; {remedy}."
+        ) from error
 
 
 def _refuse(prepared: Prepared) -> None:
-    """What cannot work and is known before the model is loaded."""
+    """Refuse what cannot work, as far as it is known before the model is loaded."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("lorakit trains on one device: start `lorakit train` itself, not through a launcher.")
     if prepared.recipe.output.merged:
@@ -110,89 +92,92 @@ def _refuse(prepared: Prepared) -> None:
         )
 
 
+def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None) -> Outcome:
+    settings = prepared.recipe.train
+    if settings.gradient_checkpointing and not prepared.machine.is_gpu:
+        return_freed_memory()  # before the weights: what loading leaves free would be filled by what is recomputed
+    state = set_up_training(prepared, checkpoint, progress)
+    if settings.optimizer.endswith("8bit"):
+        progress.say(f"train.optimizer: {percent(share_in_8_bits(state.model))} of its states are in 8 bits")
+    check_loss(state.model, prepared)
+    free_memory()  # of loading and of the check
+    record = RunRecord(run, prepared.recipe, run.read_manifest() if checkpoint else initial_manifest(prepared, state))
+    stopping = StopRequest(progress)
+    with stopping.listening():
+        outcome = _fit(state, prepared, record, progress, stopping, checkpoint)
+        if state.rank_scheduler:
+            progress.say(ranks_in_words(state.model))
+        manifest = record.complete(outcome.__dict__)
+        run.write_manifest(manifest | save_result(state, prepared, run, manifest))
+    if stopping() and prepared.recipe.output.merged:
+        raise Interrupted("stopped before the merge; the adapter is complete, --resume merges it")
+    return outcome
+
+
 def _fit(
-    begun: TrainingState,
+    state: TrainingState,
     prepared: Prepared,
     record: RunRecord,
     progress: Progress,
     stopping: StopRequest,
     checkpoint: Path | None,
 ) -> Outcome:
-    """The training itself. The folder is cleared only when nothing stands against it any more."""
-    recipe, steps, run = prepared.recipe, prepared.steps, record.run
+    """The training itself. The folder is cleared only when nothing can be refused any more."""
+    settings, steps, run = prepared.recipe.train, prepared.steps, record.run
     done = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
-    set_gradient_checkpointing(begun.model, bool(recipe.train.gradient_checkpointing))
-    passes = MicroBatchRunner(begun, recipe, plan_of(prepared), progress, record.shrunk)
+    set_gradient_checkpointing(state.model, bool(settings.gradient_checkpointing))
+    runner = MicroBatchRunner(state, prepared, progress, record.add_out_of_memory)
     start = time.monotonic()
     with progress.bar("training", total=steps, done=done) as bar:
-        settled_at = begun.rank_scheduler.settled_at if begun.rank_scheduler else 0
+        settled_at = state.rank_scheduler.settled_at if state.rank_scheduler else 0
         held_out = prepared.held_out is not None
-        callback = TrainingCallback(run, bar, stopping, recipe.train.early_stopping, held_out, settled_at)
-        trainer = _trainer(prepared, run, progress, passes, stopping, callback)
+        callback = TrainingCallback(run, bar, stopping, settings.early_stopping, held_out, settled_at)
+        trainer = SupervisedTrainer(
+            prepared=prepared, runner=runner, run=run, progress=progress, stopping=stopping, callback=callback
+        )
         if not checkpoint:
             run.clear()
         record.write()
         run.go_back_to(done)
-        with compute_optimizations(begun.model, recipe.model.dtype):
+        with compute_optimizations(state.model, prepared.recipe.model.dtype):
             if prepared.machine.is_gpu and done < steps:
-                found, expected = try_longest_micro_batch(passes, prepared, done + 1), prepared.expected
-                progress.say(describe_probe(found, prepared.machine.memory, expected.allocated if expected else None))
-            _run_steps(trainer, callback, checkpoint)
-    state = trainer.state
-    ended = state.global_step >= steps or callback.ends_early(state)
+                result, expected = probe_longest(runner, prepared, done + 1), prepared.expected
+                progress.say(describe_probe(result, prepared.machine.memory, expected.allocated if expected else None))
+            _run_loop(trainer, checkpoint)
+    end = trainer.state
+    ended = end.global_step >= steps or callback.ends_early(end)
     if stopping() and (not ended or trainer.owes_evaluation()):
         raise Interrupted(
-            f"stopped after step {state.global_step} of {steps}; its checkpoint is complete, --resume goes on from it"
+            f"stopped after step {end.global_step} of {steps}; its checkpoint is complete, --resume goes on from it"
         )
-    if state.best_global_step and state.best_global_step != state.global_step:
-        restore(begun.model, begun.rank_scheduler, run.checkpoint(state.best_global_step))
+    if end.best_global_step and end.best_global_step != end.global_step:
+        restore_model_state(state.model, state.rank_scheduler, run.checkpoint(end.best_global_step))
+    return _outcome(trainer, time.monotonic() - start)
+
+
+def _run_loop(trainer: SupervisedTrainer, checkpoint: Path | None) -> None:
+    """Train to the end. A step's passes recover where memory runs out; the optimizer cannot: it is half done."""
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (RuntimeError, MemoryError) as error:
+        if not (trainer.callback.optimizing and is_out_of_memory(error)):
+            raise
+        when = f"at step {trainer.state.global_step + 1}"
+        raise LorakitError(states_do_not_fit(trainer.runner.model, trainer.settings.optimizer, when)) from error
+
+
+def _outcome(trainer: SupervisedTrainer, seconds: float) -> Outcome:
+    state, callback, runner = trainer.state, trainer.callback, trainer.runner
     return Outcome(
         steps=state.global_step,
         loss=next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None),
         eval_loss=state.best_metric,
         best_step=state.best_global_step,
         stopped_early=callback.ends_early(state),
-        seconds=round(time.monotonic() - start, 1),
+        seconds=round(seconds, 1),
         seconds_a_step=round(callback.busy / callback.steps, 3) if callback.steps else 0.0,
         trained_tokens_per_second=round(callback.tokens / callback.busy, 1) if callback.busy else 0.0,
         peak_memory=peak_memory(),
-        micro_batch=passes.micro_batch,
-        gradient_checkpointing=uses_gradient_checkpointing(begun.model),
+        micro_batch=runner.micro_batch,
+        gradient_checkpointing=uses_gradient_checkpointing(runner.model),
     )
-
-
-def _run_steps(trainer: SupervisedTrainer, callback: TrainingCallback, checkpoint: Path | None) -> None:
-    """The loop. Where a step's passes run out of memory they recover; the optimizer cannot: it is half done."""
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except (RuntimeError, MemoryError) as error:
-        if not (callback.optimizing and is_out_of_memory(error)):
-            raise
-        passes, when = trainer.passes, f"at step {trainer.state.global_step + 1}"
-        raise LorakitError(states_do_not_fit(passes.model, passes.recipe.train.optimizer, when)) from error
-
-
-def _trainer(
-    prepared: Prepared,
-    run: Run,
-    progress: Progress,
-    passes: MicroBatchRunner,
-    stopping: StopRequest,
-    callback: TrainingCallback,
-) -> SupervisedTrainer:
-    held_out = prepared.held_out
-    trainer = SupervisedTrainer(
-        passes=passes,
-        examples=prepared.train,
-        run=run,
-        progress=progress,
-        stopping=stopping,
-        ends_early=callback.ends_early,
-        args=training_arguments(prepared, run, passes.plan),
-        train_dataset=prepared.train.rows,
-        eval_dataset=held_out.rows if held_out else None,
-        processing_class=prepared.tokenizer,
-        callbacks=[callback, *([RankSchedulerCallback(passes.rank_scheduler)] if passes.rank_scheduler else [])],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer

@@ -3,30 +3,64 @@
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import TrainerControl, TrainerState
-from trl import SFTTrainer
+from transformers import PrinterCallback, TrainerControl
+from trl import SFTConfig, SFTTrainer
 
 from lorakit.atomic_io import atomic_dir, write_atomic
-from lorakit.data.dataset import Examples
 from lorakit.errors import Interrupted, LorakitError
-from lorakit.model.adapters.plain_lora import full_config, save_adapter, save_config
-from lorakit.model.peft_adapter import TRAINED_DIR, TRAINED_WEIGHTS, trained_weights
-from lorakit.plan.schedule import rate_share
+from lorakit.plan.schedule import interval_steps, rate_share, warmup_steps
+from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.run_dir import Run
 from lorakit.train.batch_sampler import StepBatchSampler, count_trained_tokens
+from lorakit.train.callbacks import RankSchedulerCallback, StopRequest, TrainingCallback
+from lorakit.train.checkpoint import save_model_state
 from lorakit.train.micro_batching import MicroBatchRunner
-from lorakit.train.optimizer import with_faster_b
-from lorakit.train.setup import RANK_SCHEDULER
+from lorakit.train.optimizer import OPTIMIZERS, with_faster_b
+
+
+def training_arguments(prepared: Prepared, run: Run) -> SFTConfig:
+    """A prepared recipe in transformers' terms."""
+    settings, dtype, steps = prepared.recipe.train, prepared.recipe.model.dtype, prepared.steps
+    arguments = SFTConfig(
+        output_dir=str(run.folder),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=1,  # the trainer's batch is a whole step
+        learning_rate=float(settings.learning_rate),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim=OPTIMIZERS[settings.optimizer],
+        seed=settings.seed,
+        bf16=dtype == "bfloat16",
+        fp16=dtype == "float16",
+        use_cpu=not prepared.machine.is_gpu,
+        activation_checkpointing=False,  # we turn it on ourselves, see micro_batching.py
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if prepared.held_out else "no",
+        eval_steps=interval_steps(settings.eval_every, steps),
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        save_strategy="steps",
+        save_steps=interval_steps(settings.save_every, steps),
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        router_aux_loss_coef=0.0,  # our loss is that of the rows alone
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device; Trainer would spread over all that it sees
+    return arguments
 
 
 class SupervisedTrainer(SFTTrainer):
@@ -34,36 +68,45 @@ class SupervisedTrainer(SFTTrainer):
 
     def __init__(
         self,
-        *,
-        passes: MicroBatchRunner,
-        examples: Examples,
+        prepared: Prepared,
+        runner: MicroBatchRunner,
         run: Run,
         progress: Progress,
-        stopping: Callable[[], bool],
-        ends_early: Callable[[TrainerState], bool],
-        **options: Any,
+        stopping: StopRequest,
+        callback: TrainingCallback,
     ) -> None:
-        self.ends_early = ends_early
-        self.passes, self.plan, self.rank_scheduler = passes, passes.plan, passes.rank_scheduler
-        self.run, self.progress, self.stopping = run, progress, stopping
-        self.mixture, self.lengths = examples.mixture, examples.lengths().tolist()
+        self.runner, self.rank_scheduler = runner, runner.rank_scheduler
+        self.run, self.progress, self.stopping, self.callback = run, progress, stopping, callback
+        self.prepared, self.settings = prepared, prepared.recipe.train
         self.control: TrainerControl
         self.lr_scheduler: Any
-        weights = {name: p.detach().clone() for name, p in passes.model.named_parameters() if p.requires_grad}
-        super().__init__(**options, model=passes.model, data_collator=_step)
+        weights = {name: p.detach().clone() for name, p in runner.model.named_parameters() if p.requires_grad}
+        super().__init__(
+            model=runner.model,
+            args=training_arguments(prepared, run),
+            train_dataset=prepared.train.rows,
+            eval_dataset=prepared.held_out.rows if prepared.held_out else None,
+            processing_class=prepared.tokenizer,
+            data_collator=_step,
+            callbacks=[callback, *([RankSchedulerCallback(self.rank_scheduler)] if self.rank_scheduler else [])],
+        )
+        self.remove_callback(PrinterCallback)
         # SFTTrainer rounds the adapter of a quantized base to bfloat16; it is trained in the type it was made in.
         for name, parameter in self.model.named_parameters():
             if name in weights:
                 parameter.data = weights[name]
-        passes.backward = self.accelerator.backward
+        runner.backward = self.accelerator.backward
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The rows of one step at a time: how they are split is decided when it is made."""
+        examples, settings = self.prepared.train, self.settings
         return DataLoader(
             self.train_dataset,
-            batch_sampler=StepBatchSampler(self.lengths, self.plan, self.mixture),
+            batch_sampler=StepBatchSampler(
+                examples.lengths().tolist(), settings.batch_size, settings.seed, examples.mixture
+            ),
             collate_fn=_step,
-            generator=torch.Generator(),  # of its own: the global one belongs to dropout
+            generator=torch.Generator(),  # a separate one: the global one belongs to dropout
         )
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
@@ -78,35 +121,34 @@ class SupervisedTrainer(SFTTrainer):
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        return self.passes.step(inputs["rows"], self.step_tokens, self.state.global_step + 1)
+        return self.runner.run_step(inputs["rows"], self.step_tokens, self.state.global_step + 1)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The held-out loss: the mean over all trained tokens of the held-out rows."""
-        rows = self.eval_dataset
+        rows, step = self.eval_dataset, self.state.global_step
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
         self.model.eval()
-        total, tokens, begin = 0.0, 0, time.monotonic()
+        total, tokens, done, start = 0.0, 0, 0, time.monotonic()
         with self.progress.bar("held-out loss", total=len(rows)) as bar:
-            done = 0
             while done < len(order):
                 if self.stopping():
                     # One that is made up after resuming has its checkpoint, and the random states are not loaded yet.
-                    if not self.run.checkpoint(self.state.global_step).is_dir():
+                    if not self.run.checkpoint(step).is_dir():
                         self._save_checkpoint(self.model, None)
                     raise Interrupted(
                         "stopped during an evaluation; the checkpoint is complete, --resume goes on from it"
                     )
-                some = [rows[index] for index in order[done : done + self.passes.held_out_batch]]
-                loss, count, many = self.passes.held_out_loss(some)
-                total, tokens, done = total + loss, tokens + count, done + many
-                bar.advance(many)
+                some = [rows[index] for index in order[done : done + self.runner.held_out_batch]]
+                loss, count, scored = self.runner.held_out_loss(some)
+                total, tokens, done = total + loss, tokens + count, done + scored
+                bar.advance(scored)
         self.model.train()
         if not math.isfinite(total):
             raise LorakitError(
-                f"step {self.state.global_step}: the held-out loss is {total}. The weights have left the range "
+                f"step {step}: the held-out loss is {total}. The weights have left the range "
                 "of numbers: lower train.learning_rate."
             )
-        metrics = {"eval_loss": total / tokens, "eval_seconds": time.monotonic() - begin}
+        metrics = {"eval_loss": total / tokens, "eval_seconds": time.monotonic() - start}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -114,45 +156,46 @@ class SupervisedTrainer(SFTTrainer):
     def create_optimizer(self, model: Any = None) -> Any:
         """AdamW over the trained weights; with LoRA+ the B matrices learn faster by its ratio."""
         optimizer = super().create_optimizer(model)
-        if self.plan.lora_plus is not None:
-            optimizer.param_groups[:] = with_faster_b(optimizer.param_groups, self.model, self.plan.lora_plus)
+        if self.settings.lora_plus is not None:
+            optimizer.param_groups[:] = with_faster_b(optimizer.param_groups, self.model, self.settings.lora_plus)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The rate of every step as the recipe's schedule has it."""
         if self.lr_scheduler is None:
-            plan = self.plan
-            share = partial(rate_share, schedule=plan.schedule, warmup=plan.warmup, steps=num_training_steps)
+            warmup = warmup_steps(self.settings, self.prepared.steps)
+            share = partial(rate_share, schedule=self.settings.schedule, warmup=warmup, steps=num_training_steps)
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, share)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """When the run was stopped just before an evaluation, make it up first."""
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        loop = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if self.owes_evaluation():
             step = self.state.global_step
             self.run.forget_evaluation(step)
             self._determine_best_metric(self.evaluate(), None)
             text = json.dumps(asdict(self.state), indent=2, sort_keys=True) + "\n"  # as its `save_to_json` writes it
             write_atomic(self.run.checkpoint(step) / "trainer_state.json", text)
-        return prepared
+        return loop
 
     def owes_evaluation(self) -> bool:
         """Whether the held-out loss after the current step is due and was not measured, since the run was stopped."""
         step = self.state.global_step
-        due = step and (step % self.plan.eval_steps == 0 or step == self.state.max_steps)
-        return bool(due and self.eval_dataset is not None and not self._evaluated(step))
+        due = step and (step % self.args.eval_steps == 0 or step == self.state.max_steps)
+        measured = any(entry["step"] == step and "eval_loss" in entry for entry in self.state.log_history)
+        return bool(due and self.eval_dataset is not None and not measured)
 
     def _run_epoch(self, **epoch: Any) -> None:
-        """Nothing more, where the run was resumed after its last step: the loop looks only behind a further one."""
-        if self.state.global_step >= self.state.max_steps or self.ends_early(self.state):
+        """Nothing more, where the run was resumed after its last step: the loop looks only after a further one."""
+        if self.state.global_step >= self.state.max_steps or self.callback.ends_early(self.state):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(**epoch)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """A new best is always kept as a checkpoint. None is, before the adapter has the shape that was asked for."""
+        """A new best is always saved. There is none before the adapter has the shape that the recipe asks for."""
         if self.rank_scheduler and self.state.global_step < self.rank_scheduler.settled_at:
             return False
         best = bool(super()._determine_best_metric(metrics, trial))
@@ -162,30 +205,17 @@ class SupervisedTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Everything that the next step depends on, under its final name only when it is complete."""
-        step = self.state.global_step
         self.store_flos()
-        with atomic_dir(self.run.checkpoint(step)) as draft:
-            (draft / TRAINED_DIR).mkdir()
-            save_file(
-                {name: p.contiguous() for name, p in trained_weights(self.model).items()}, draft / TRAINED_WEIGHTS
-            )
-            if hasattr(self.model, "peft_config"):
-                save_config(full_config(self.model), draft / TRAINED_DIR)
-                save_adapter(self.model, draft)  # for whoever wants to try the adapter as it was here
-            if self.rank_scheduler:
-                save_file(self.rank_scheduler.state(), draft / RANK_SCHEDULER)
+        with atomic_dir(self.run.checkpoint(self.state.global_step)) as draft:
+            save_model_state(self.model, self.rank_scheduler, draft)
             self._save_optimizer_and_scheduler(str(draft))
             self._save_scaler(str(draft))
             self._save_rng_state(str(draft))
             self.state.save_to_json(str(draft / "trainer_state.json"))
-        self.run.prune_checkpoints(self.plan.keep, self.state.best_global_step)
+        self.run.prune_checkpoints(self.settings.keep, self.state.best_global_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Nothing: the weights of the checkpoint are in the model before the trainer is made."""
-
-    def _evaluated(self, step: int) -> bool:
-        """Whether the held-out loss after `step` is in the log."""
-        return any(entry["step"] == step and "eval_loss" in entry for entry in self.state.log_history)
 
 
 def _step(rows: list[dict[str, Any]]) -> dict[str, Any]:
