@@ -41,7 +41,7 @@ def test_documents_are_trained_scored_and_merged_without_a_chat_template(recipe_
         assert code == 0, (command, told)
     (tmp_path / "questions.txt").write_text("Who are you?\n")
     code, _, told = lorakit("rate", "sheet", "run", "--output", "sheet", "--questions", "questions.txt")
-    assert code == 2 and "has no chat template to ask with" in told
+    assert code == 2 and ": has no chat template. Leave it out" in told
 
 
 def test_tokens_are_trained_without_a_chat_template(recipe_file, lorakit, bare, tmp_path):

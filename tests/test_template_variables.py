@@ -9,8 +9,7 @@ from data_families import Family, chat
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation
 from lorakit.errors import UserError
-from lorakit.evaluate.rating.answers import _prompt
-from lorakit.evaluate.rating.questions import Question
+from lorakit.evaluate.rating.questions import Question, prompt_tokens
 
 TONED = "{% set tone = tone if tone is defined else 'plain' %}{{ 'tone ' ~ tone ~ '\n' }}" + CHATML
 
@@ -127,7 +126,7 @@ def test_plan_counts_tokens_with_the_variables(toned, lorakit):
 def test_questions_are_asked_with_the_variables():
     question = Question("1", [{"role": "user", "content": "Hello"}])
     template = template_of(TONED, tone="formal")
-    assert template.tokenizer.decode(_prompt(question, template)).startswith("tone formal")
+    assert template.tokenizer.decode(prompt_tokens(question, template)).startswith("tone formal")
 
 
 def test_a_run_trained_without_thoughts_is_asked_without_them(recipe_file, lorakit, tmp_path):

@@ -38,7 +38,7 @@ def sheet(
 
     progress = console.Terminal(quiet)
     with open_models(models, quantizations, progress) as model_set:
-        from lorakit.evaluate.rating.answers import answer_questions
+        from lorakit.evaluate.rating.questions import answer_questions
         from lorakit.evaluate.rating.sheet import write_sheet
         from lorakit.evaluate.run import default_settings
 

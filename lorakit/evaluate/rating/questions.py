@@ -1,10 +1,11 @@
-"""Questions to put to models: a file -> prompts, each with a reference answer where the file has one."""
+"""Questions for people to rate answers to: a file -> questions, some with reference answers -> each model's answers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.conversations import Conversation, Message
 from lorakit.data.formats import parse_record
 from lorakit.data.formats.columns import is_empty
@@ -12,9 +13,16 @@ from lorakit.data.readers import read_file
 from lorakit.data.readers.text_stream import TextStream, decode_lines, read_whole_lines
 from lorakit.data.rows import RowError, kind
 from lorakit.errors import UserError
+from lorakit.evaluate.generate import decode_answer
+from lorakit.evaluate.inference import EvalModel, ModelLoader, generate_answers, loading_order
+from lorakit.evaluate.models import ModelSet
+from lorakit.evaluate.rendering import RenderedRows, load_tokenizers, prompt_template
+from lorakit.evaluate.results import EvalSettings
+from lorakit.model.tokenizer import stop_token_ids
+from lorakit.progress import Progress
 from lorakit.recipe.problem import one_line, show_path
 
-# The column that tells a row's format; the format; the columns for its answer, which a question may go without.
+# The column that tells a row's format; the format; the columns for its answer, which a question may lack.
 _FORMATS = {
     "messages": ("messages", ()),
     "conversations": ("sharegpt", ()),
@@ -22,13 +30,13 @@ _FORMATS = {
     "prompt": ("prompt-completion", ("completion",)),
     "instruction": ("alpaca", ("output",)),
 }
-_OPEN = "\0"
-"""Stands for the answer while a row that has none is read: a format asks for one."""
+_NO_ANSWER = "\0"
+"""The answer of a row without one while it is read: these formats require an answer."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """`messages` as a model is given them, the last by the user; `reference` a good answer, where one is known."""
+    """`messages` to the model, the last one the user's; `reference`: a good answer, if one is known."""
 
     id: str
     messages: list[Message]
@@ -39,30 +47,32 @@ def read_questions(path: Path) -> list[Question]:
     """The questions of a file: each line of a `.txt`, else each row, with or without its answer.
 
     Rows are those of the formats messages, sharegpt, question-answer, prompt-completion and alpaca. A question's id is
-    what the row has in the column `id`, else its number, from 1.
+    the row's `id`, else its number, from 1.
 
     Raises:
-        UserError: the file cannot be read or has no questions, a row is no question, or two have one id. It names the
-            line.
+        UserError: the file cannot be read or has no questions, a row is not a question, or two have the same id. It
+            names the line.
     """
-    found: dict[str, tuple[str, Question]] = {}
-    rows = _lines(path) if path.name.endswith(".txt") else _rows(path)
+    questions: dict[str, Question] = {}
+    places: dict[str, str] = {}
+    rows = _read_lines(path) if path.name.endswith(".txt") else ((row.where, row.record) for row in read_file(path))
     for number, (where, record) in enumerate(rows, start=1):
         try:
-            question = _question(record, str(number))
+            if isinstance(record, RowError):
+                raise record
+            question = _parse_question(record, str(number))
         except RowError as error:
             raise UserError(f"{where}: {error}.") from error
-        if question.id in found:
-            raise UserError(
-                f"{where}: the id {one_line(repr(question.id))} is that of {found[question.id][0]} too. Write another."
-            )
-        found[question.id] = where, question
-    if not found:
+        if question.id in questions:
+            shown = one_line(repr(question.id))
+            raise UserError(f"{where}: the id {shown} is that of {places[question.id]} too. Write another.")
+        questions[question.id], places[question.id] = question, where
+    if not questions:
         raise UserError(f"{show_path(path)}: the file has no questions. Write one a line, or rows with `question`.")
-    return [question for _, question in found.values()]
+    return list(questions.values())
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     name = show_path(path)
     try:
         with path.open("rb") as file:
@@ -77,35 +87,73 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(f"{name}: cannot be read: {error.strerror or error}.") from error
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for row in read_file(path):
-        if isinstance(row.record, RowError):
-            raise UserError(f"{row.where}: {row.record}.")
-        yield row.where, row.record
-
-
-def _question(record: Mapping[str, Any], number: str) -> Question:
+def _parse_question(record: Mapping[str, Any], number: str) -> Question:
     column = next((column for column in _FORMATS if not is_empty(record.get(column))), None)
     if column is None:
-        raise RowError(f"the row has none of the columns {', '.join(_FORMATS)}: it asks nothing")
+        raise RowError(f"the row has no question: none of the columns {', '.join(_FORMATS)}")
+    name = record.get("id")
+    if is_empty(name):
+        name = number
+    elif not isinstance(name, str | int) or isinstance(name, bool):
+        raise RowError("the column 'id' is neither a text nor a whole number", f"it is {kind(name)}")
     format_name, answers = _FORMATS[column]
-    if answers and all(is_empty(record.get(name)) for name in answers):
-        record = {**record, answers[0]: _OPEN}
+    if answers and all(is_empty(record.get(answer)) for answer in answers):
+        record = {**record, answers[0]: _NO_ANSWER}
     conversation = parse_record(format_name, None, record)
     assert isinstance(conversation, Conversation)
     if conversation.tools:
-        raise RowError("the row has tools, which are not shown to those who judge its answers")
+        raise RowError("the row has tools, which raters would not see")
     messages, reference = conversation.messages, None
     if messages[-1]["role"] == "assistant":
         messages, reference = messages[:-1], messages[-1]["content"]
     if not messages or messages[-1]["role"] != "user" or is_empty(messages[-1]["content"].strip()):
-        raise RowError("the row asks nothing: no user's text stands before the answer")
-    return Question(_id(record.get("id"), number), messages, None if reference == _OPEN else reference)
+        raise RowError("the row has no question: no text of the user before the answer")
+    return Question(str(name), messages, None if reference == _NO_ANSWER else reference)
 
 
-def _id(value: Any, number: str) -> str:
-    if is_empty(value):
-        return number
-    if isinstance(value, str | int) and not isinstance(value, bool):
-        return str(value)
-    raise RowError("the column 'id' is neither a text nor a whole number", f"it is {kind(value)}")
+def answer_questions(
+    model_set: ModelSet, questions: Sequence[Question], settings: EvalSettings, progress: Progress
+) -> dict[str, list[str]]:
+    """Each model's greedy answer to each question, in its own chat template with its run's system prompt.
+
+    Raises:
+        UserError: a chat template cannot render a question, or a model could not be found.
+    """
+    device = model_set.machine.device
+    loader, tokenizers, answers = ModelLoader(device), load_tokenizers(model_set, progress), {}
+    for at in loading_order(model_set.specs):
+        spec, tokenizer = model_set.specs[at], tokenizers[at]
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"--questions: {spec.given}: has no chat template. Leave it out, or add a run whose recipe names one."
+            )
+        template = prompt_template(spec, tokenizer, model_set)
+        prompts = [prompt_tokens(question, template) for question in questions]
+        for question in questions:
+            for what, field in template.controls.spelled(Conversation(question.messages)):
+                progress.warn(f"{spec.name}: question {question.id}, {field}: {what}")
+        own_stops = spec.prepared.stop_ids if spec.prepared else stop_token_ids(spec.base, tokenizer)
+        stops = tuple(sorted({*own_stops, *tokenizer.convert_tokens_to_ids(sorted(template.stops))}))
+        rendered = RenderedRows(tokenizer, stops, [], [])
+        eval_model = EvalModel(spec, rendered, spec.identity(device), loader, settings.cache, progress)
+        generated = generate_answers(eval_model, prompts, settings.max_new_tokens)
+        answers[spec.name] = [decode_answer(answer.tokens, tokenizer) for answer in generated]
+    return {spec.name: answers[spec.name] for spec in model_set.specs}
+
+
+def prompt_tokens(question: Question, template: ChatTemplate) -> list[int]:
+    """The question as the template writes it for the model to answer, as token ids."""
+    messages = question.messages
+    if template.system is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": template.system}, *messages]
+    marks = [mark for mark in sorted(template.marks) for message in messages if mark in message["content"]]
+    if marks:
+        raise UserError(
+            f"--questions: question {question.id} contains {marks[0]!r}, which the model reads as a mark of its chat "
+            "template. Write the question without such marks."
+        )
+    try:
+        text = template.write([template.adapt(message) for message in messages], ask=True)
+    except RowError as error:
+        raise UserError(f"--questions: question {question.id}: {error}.") from error
+    return list(template.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,23 +1,21 @@
 """What people's ratings say: means, comparisons of models, and how far the raters agree."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from lorakit.evaluate.rating.agreement import equal_share, krippendorff_alpha
+from lorakit.evaluate.intervals import wilson
 from lorakit.evaluate.rating.ratings import Comment, Ratings
 
-_RESAMPLES = 10_000
-_BLOCK = 500
-_TWO_SIDED_95 = 1.959964
+_RESAMPLES, _RESAMPLES_AT_ONCE = 10_000, 500
 # With fewer questions on which two models differ, no outcome is unlikely enough by chance: if each difference were as
 # likely to go either way, five of five one way would come up in 2 / 2^5 = 6 % of all cases, six of six in 3 %.
 _FEWEST_DIFFERING = 6
 
-Interval = tuple[float, float]
+Bounds = tuple[float, float]
 """A 95 % interval, NaN where there is none."""
 
 
@@ -28,7 +26,7 @@ class MeanRating:
     model: str
     criterion: str
     mean: float
-    interval: Interval
+    interval: Bounds
     questions: int
     ratings: int
 
@@ -38,20 +36,20 @@ class RatingComparison:
     """`model` against `against`, by raters who rated both on a question.
 
     `difference` is of the ratings, in points. `win`, `tie` and `loss` are the shares of questions on which the rating
-    of `model` is higher, the same or lower; where raters of a question differ it counts by parts.
+    of `model` is higher, the same or lower; a question on which raters differ counts in parts.
     """
 
     model: str
     against: str
     criterion: str
     difference: float
-    interval: Interval
+    interval: Bounds
     win: float
-    win_interval: Interval
+    win_interval: Bounds
     tie: float
-    tie_interval: Interval
+    tie_interval: Bounds
     loss: float
-    loss_interval: Interval
+    loss_interval: Bounds
     questions: int
     verdict: str
 
@@ -90,15 +88,41 @@ class RatingReport:
     def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """The report as tables: title, columns and rows of each."""
         raters = f"{len(self.raters)} rater{'s' * (len(self.raters) != 1)}"
-        tables = [(f"{self.name}: {self.ratings:,} ratings by {raters}", *_means(self.means))]
-        for model, against in dict.fromkeys((one.model, one.against) for one in self.compared):
-            pair = [one for one in self.compared if (one.model, one.against) == (model, against)]
-            columns = ["", *(one.criterion for one in pair)]
-            tables.append((f"{model} against {against}", columns, _comparison(pair)))
+        models = list(dict.fromkeys(one.model for one in self.means))
+        means = {one.criterion: [one.criterion] for one in self.means}
+        for one in self.means:
+            means[one.criterion].append(_cell(one.mean, ".2f", one.interval))
+        tables = [(f"{self.name}: {self.ratings:,} ratings by {raters}", ["", *models], list(means.values()))]
+        pairs: dict[tuple[str, str], list[RatingComparison]] = {}
+        for compared in self.compared:
+            pairs.setdefault((compared.model, compared.against), []).append(compared)
+        for (model, against), of_pair in pairs.items():
+            cells = [[name, *map(write, of_pair)] for name, write in _COMPARISON_ROWS.items()]
+            tables.append((f"{model} against {against}", ["", *(one.criterion for one in of_pair)], cells))
         if len(self.raters) > 1:
             columns = ["", "Krippendorff's alpha", "equal ratings", "answers rated by several"]
-            tables.append(("agreement between raters", columns, [_agreement(one) for one in self.agreement]))
+            cells = [
+                [one.criterion, _cell(one.alpha, ".2f"), _cell(one.equal, ".0%"), f"{one.shared:,}"]
+                for one in self.agreement
+            ]
+            tables.append(("agreement between raters", columns, cells))
         return tables
+
+
+def _cell(value: float, style: str, interval: Bounds = (float("nan"), float("nan"))) -> str:
+    """A figure and its interval, where it has one."""
+    bounds = "" if np.isnan(interval[0]) else f" ({interval[0]:{style}} to {interval[1]:{style}})"
+    return "-" if np.isnan(value) else format(value, style) + bounds
+
+
+_COMPARISON_ROWS: dict[str, Callable[[RatingComparison], str]] = {
+    "difference": lambda one: _cell(one.difference, "+.2f", one.interval),
+    "win": lambda one: _cell(one.win, ".0%", one.win_interval),
+    "tie": lambda one: _cell(one.tie, ".0%", one.tie_interval),
+    "loss": lambda one: _cell(one.loss, ".0%", one.loss_interval),
+    "questions": lambda one: f"{one.questions:,}",
+    "verdict": lambda one: one.verdict,
+}
 
 
 def report_ratings(ratings: Ratings, seed: int = 0) -> RatingReport:
@@ -106,19 +130,10 @@ def report_ratings(ratings: Ratings, seed: int = 0) -> RatingReport:
 
     The questions are the sample: intervals say what other questions like these would change, with the same raters.
     Raters are averaged within a question, so that one question counts once. A comparison takes each rater's own
-    difference, so that a strict rater and a mild one do not blur it. Each interval is for itself: of twenty
-    comparisons of equal models one comes out as better or worse.
+    difference, so that a strict rater and a mild one do not blur it. Each interval stands alone: of twenty comparisons
+    of equal models one comes out as better or worse.
     """
-    means = [
-        _mean(ratings, model, criterion, seed)
-        for criterion in range(len(ratings.criteria))
-        for model in range(len(ratings.models))
-    ]
-    compared = [
-        _compared(ratings, model, against, criterion, seed)
-        for against, model in combinations(range(len(ratings.models)), 2)
-        for criterion in range(len(ratings.criteria))
-    ]
+    criteria, models = range(len(ratings.criteria)), range(len(ratings.models))
     return RatingReport(
         sheet=ratings.sheet,
         name=ratings.name,
@@ -126,140 +141,132 @@ def report_ratings(ratings: Ratings, seed: int = 0) -> RatingReport:
         ratings=int((~np.isnan(ratings.scores)).sum()),
         unsure=ratings.unsure,
         open=ratings.open,
-        means=tuple(means),
-        compared=tuple(compared),
-        agreement=tuple(_agreed(ratings, criterion) for criterion in range(len(ratings.criteria))),
+        means=tuple(_mean_rating(ratings, model, criterion, seed) for criterion in criteria for model in models),
+        compared=tuple(
+            _compare(ratings, model, against, criterion, seed)
+            for against, model in combinations(models, 2)
+            for criterion in criteria
+        ),
+        agreement=tuple(_agreement(ratings, criterion) for criterion in criteria),
         comments=ratings.comments,
         notes=ratings.notes,
     )
 
 
-def bootstrap_interval(values: np.ndarray, seed: int) -> Interval:
-    """The 95 % percentile interval of the mean of `values` (n,), from seeded resamples; none of fewer than two."""
-    if len(values) < 2:
-        return (float("nan"), float("nan"))
-    random = np.random.default_rng(seed)
-    means = np.concatenate(
-        [
-            values[random.integers(len(values), size=(_BLOCK, len(values)))].mean(axis=1)
-            for _ in range(_RESAMPLES // _BLOCK)
-        ]
-    )
-    low, high = np.quantile(means, [0.025, 0.975])
-    return (float(low), float(high))
-
-
-def wilson_interval(share: float, count: int) -> Interval:
-    """Wilson's 95 % score interval of a share of `count` questions, which has a width at 0 and 1 too.
-
-    Where a question counts by parts it is wider than need be: such a share varies less than one of yes and no.
-    """
-    if not count:
-        return (float("nan"), float("nan"))
-    square = _TWO_SIDED_95**2 / count
-    middle = share + square / 2
-    half = _TWO_SIDED_95 * float(np.sqrt(share * (1 - share) / count + square / (4 * count)))
-    return ((middle - half) / (1 + square), (middle + half) / (1 + square))
-
-
-def _of_model(ratings: Ratings, model: int, criterion: int) -> np.ndarray:
-    """(raters, questions): the ratings of a model's answers."""
+def _scores_of(ratings: Ratings, model: int, criterion: int) -> np.ndarray:
+    """The ratings (raters, questions) of a model's answers."""
     scores: np.ndarray = ratings.scores[:, ratings.shown_at[:, model], criterion]
     return scores
 
 
-def _over_raters(values: np.ndarray) -> np.ndarray:
-    """(questions with a value,): the mean over those raters, of (raters, questions), who gave one."""
-    rated = ~np.isnan(values)
-    counts = rated.sum(axis=0)
-    means: np.ndarray = np.where(rated, values, 0).sum(axis=0)[counts > 0] / counts[counts > 0]
+def _average_raters(values: np.ndarray) -> np.ndarray:
+    """The mean over the raters that gave a value, of each question that has one: (raters, questions) -> (some,)."""
+    means: np.ndarray = np.nanmean(values[:, ~np.isnan(values).all(axis=0)], axis=0)
     return means
 
 
-def _average(values: np.ndarray) -> float:
+def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _mean(ratings: Ratings, model: int, criterion: int, seed: int) -> MeanRating:
-    given = _of_model(ratings, model, criterion)
-    values = _over_raters(given)
+def _mean_rating(ratings: Ratings, model: int, criterion: int, seed: int) -> MeanRating:
+    scores = _scores_of(ratings, model, criterion)
+    values = _average_raters(scores)
     return MeanRating(
         model=ratings.models[model],
         criterion=ratings.criteria[criterion],
-        mean=_average(values),
+        mean=_mean(values),
         interval=bootstrap_interval(values, seed),
         questions=len(values),
-        ratings=int((~np.isnan(given)).sum()),
+        ratings=int((~np.isnan(scores)).sum()),
     )
 
 
-def _compared(ratings: Ratings, model: int, against: int, criterion: int, seed: int) -> RatingComparison:
-    difference = _of_model(ratings, model, criterion) - _of_model(ratings, against, criterion)
-    values, sign = _over_raters(difference), np.sign(difference)
-    win, tie, loss = (
-        _average(_over_raters(np.where(np.isnan(sign), np.nan, sign == side))) for side in (1.0, 0.0, -1.0)
-    )
+def _compare(ratings: Ratings, model: int, against: int, criterion: int, seed: int) -> RatingComparison:
+    difference = _scores_of(ratings, model, criterion) - _scores_of(ratings, against, criterion)
+    values, sign = _average_raters(difference), np.sign(difference)
+    win, tie, loss = (_mean(_average_raters(np.where(np.isnan(sign), np.nan, sign == side))) for side in (1, 0, -1))
     interval = bootstrap_interval(values, seed)
+    verdict = "cannot tell at this size"
+    if (values != 0).sum() >= _FEWEST_DIFFERING and not interval[0] <= 0 <= interval[1]:
+        verdict = "better" if interval[0] > 0 else "worse"
     return RatingComparison(
         model=ratings.models[model],
         against=ratings.models[against],
         criterion=ratings.criteria[criterion],
-        difference=_average(values),
+        difference=_mean(values),
         interval=interval,
         win=win,
-        win_interval=wilson_interval(win, len(values)),
+        win_interval=_share_interval(win, len(values)),
         tie=tie,
-        tie_interval=wilson_interval(tie, len(values)),
+        tie_interval=_share_interval(tie, len(values)),
         loss=loss,
-        loss_interval=wilson_interval(loss, len(values)),
+        loss_interval=_share_interval(loss, len(values)),
         questions=len(values),
-        verdict=_verdict(interval, int((values != 0).sum())),
+        verdict=verdict,
     )
 
 
-def _verdict(interval: Interval, differing: int) -> str:
-    if differing >= _FEWEST_DIFFERING and interval[0] > 0:
-        return "better"
-    if differing >= _FEWEST_DIFFERING and interval[1] < 0:
-        return "worse"
-    return "cannot tell at this size"
+def bootstrap_interval(values: np.ndarray, seed: int) -> Bounds:
+    """The 95 % percentile interval of the mean of `values` (n,), from seeded resamples; none of fewer than two."""
+    if len(values) < 2:
+        return (float("nan"), float("nan"))
+    generator, means = np.random.default_rng(seed), []
+    for _ in range(_RESAMPLES // _RESAMPLES_AT_ONCE):
+        drawn = generator.integers(len(values), size=(_RESAMPLES_AT_ONCE, len(values)))
+        means.append(values[drawn].mean(axis=1))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return (float(low), float(high))
 
 
-def _agreed(ratings: Ratings, criterion: int) -> RaterAgreement:
-    given = ratings.scores[:, :, criterion]
-    shared = int(((~np.isnan(given)).sum(axis=0) > 1).sum())
-    return RaterAgreement(ratings.criteria[criterion], krippendorff_alpha(given), equal_share(given), shared)
+def _share_interval(share: float, questions: int) -> Bounds:
+    """Wilson's interval, too wide rather than too narrow for questions that count in parts, which vary less."""
+    if not questions:
+        return (float("nan"), float("nan"))
+    interval = wilson(share * questions, questions)
+    return (interval.low, interval.high)
 
 
-def _means(means: Sequence[MeanRating]) -> tuple[list[str], list[list[str]]]:
-    models = list(dict.fromkeys(one.model for one in means))
-    rows = {one.criterion: [one.criterion] for one in means}
-    for one in means:
-        rows[one.criterion].append(_with(one.mean, one.interval, ".2f"))
-    return ["", *models], list(rows.values())
+def _agreement(ratings: Ratings, criterion: int) -> RaterAgreement:
+    scores = ratings.scores[:, :, criterion]
+    shared = int(((~np.isnan(scores)).sum(axis=0) > 1).sum())
+    return RaterAgreement(ratings.criteria[criterion], krippendorff_alpha(scores), equal_share(scores), shared)
 
 
-def _comparison(pair: Sequence[RatingComparison]) -> list[list[str]]:
-    lines: dict[str, Callable[[RatingComparison], str]] = {
-        "difference": lambda one: _with(one.difference, one.interval, "+.2f"),
-        "win": lambda one: _with(one.win, one.win_interval, ".0%"),
-        "tie": lambda one: _with(one.tie, one.tie_interval, ".0%"),
-        "loss": lambda one: _with(one.loss, one.loss_interval, ".0%"),
-        "questions": lambda one: f"{one.questions:,}",
-        "verdict": lambda one: one.verdict,
-    }
-    return [[name, *map(shown, pair)] for name, shown in lines.items()]
+def krippendorff_alpha(ratings: np.ndarray) -> float:
+    """Krippendorff's alpha for ordinal ratings: 1 where raters agree, 0 where they agree as by chance, below 0 less.
+
+    `ratings`: (raters, units), NaN where a rater gave none. Units that fewer than two rated do not count. NaN where
+    alpha is not defined: nobody rated what another did, or all those ratings are one value.
+
+    Source: K. Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), with the ordinal metric difference.
+    """
+    counts = _count_values(ratings)
+    pairs = counts / (counts.sum(axis=1, keepdims=True) - 1)
+    coincidences = counts.T @ pairs - np.diag(pairs.sum(axis=0))
+    margin = coincidences.sum(axis=1)
+    below = np.cumsum(margin) - margin / 2
+    distance = (below[:, None] - below[None, :]) ** 2
+    expected = float(margin @ distance @ margin)
+    if expected == 0:
+        return float("nan")
+    return 1 - (float(margin.sum()) - 1) * float((coincidences * distance).sum()) / expected
 
 
-def _agreement(one: RaterAgreement) -> list[str]:
-    return [one.criterion, _number(one.alpha, ".2f"), _number(one.equal, ".0%"), f"{one.shared:,}"]
+def equal_share(ratings: np.ndarray) -> float:
+    """Of all pairs of ratings by two raters of one unit, the share that are equal; NaN where there are none.
+
+    `ratings` as for `krippendorff_alpha`.
+    """
+    counts = _count_values(ratings)
+    raters = counts.sum(axis=1)
+    pairs = float((raters * (raters - 1)).sum())
+    return float((counts * (counts - 1)).sum()) / pairs if pairs else float("nan")
 
 
-def _number(value: float, style: str) -> str:
-    return "-" if np.isnan(value) else format(value, style)
-
-
-def _with(value: float, interval: Interval, style: str) -> str:
-    """A figure and its interval, where it has one."""
-    bounds = "" if np.isnan(interval[0]) else f" ({interval[0]:{style}} to {interval[1]:{style}})"
-    return _number(value, style) + bounds
+def _count_values(ratings: np.ndarray) -> np.ndarray:
+    """How many raters gave each value (units with two ratings or more, values in their order)."""
+    values = np.unique(ratings[~np.isnan(ratings)])
+    counts = (ratings[:, :, None] == values).sum(axis=0).astype(float)
+    shared: np.ndarray = counts[counts.sum(axis=1) >= 2]
+    return shared

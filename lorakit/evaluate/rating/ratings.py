@@ -1,7 +1,7 @@
 """Ratings that people exported from a rating sheet: files and key -> scores of models."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,15 +15,16 @@ from lorakit.evaluate.rating.sheet import KEY, KEY_KIND, LETTERS, UNSURE, VERSIO
 from lorakit.recipe.problem import dotted_name, one_line, show_path
 
 KIND = "lorakit-ratings"
+_EXPORT_AGAIN = "Export it again from the sheet's page"
 
 
-def _not_true(value: Any) -> Any:
+def _refuse_bool(value: Any) -> Any:
     if isinstance(value, bool):  # which Python takes for 1
         raise ValueError("it is not a rating")
     return value
 
 
-_Score = Annotated[Literal[1, 2, 3, 4, 5, "cannot judge"], BeforeValidator(_not_true)]
+_Score = Annotated[Literal[1, 2, 3, 4, 5, "cannot judge"], BeforeValidator(_refuse_bool)]
 
 
 class _Exact(BaseModel):
@@ -32,7 +33,7 @@ class _Exact(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class _Rated(_Exact):
+class _AnswerRating(_Exact):
     question: str
     answer: str
     scores: dict[str, _Score]
@@ -40,7 +41,7 @@ class _Rated(_Exact):
     at: str
 
 
-class _File(_Exact):
+class _RatingFile(_Exact):
     """What the sheet's page exports (lorakit/evaluate/rating/sheet_page/ratings.js)."""
 
     kind: str
@@ -51,7 +52,7 @@ class _File(_Exact):
     token: str = Field(min_length=1)
     started: str
     exported: str
-    ratings: list[_Rated]
+    ratings: list[_AnswerRating]
 
     @field_validator("exported")
     @classmethod
@@ -60,8 +61,12 @@ class _File(_Exact):
             raise ValueError("it has no time zone")
         return value
 
+    @property
+    def rater_name(self) -> str:
+        return " ".join(self.rater.split())
 
-class _Question(_Exact):
+
+class _KeyQuestion(_Exact):
     id: str
     answers: list[list[str]]
 
@@ -76,7 +81,7 @@ class _Key(_Exact):
     seed: int
     models: list[str]
     criteria: list[str]
-    questions: list[_Question]
+    questions: list[_KeyQuestion]
 
 
 @dataclass(frozen=True)
@@ -111,45 +116,45 @@ class Ratings:
     notes: tuple[str, ...]
 
 
-def read_ratings(files: Sequence[Path], key: Path) -> Ratings:
-    """Read what raters exported and say whose the answers were. `key`: the sheet's `key.json`, or its folder.
+def read_ratings(files: Sequence[Path], key_path: Path) -> Ratings:
+    """Read what raters exported and find whose the answers were. `key_path`: the sheet's `key.json`, or its folder.
 
     Of several files of one rater the one that was exported last counts: each export holds all that the rater had
-    given. Two that began apart under one name may be two people, and are refused.
+    given. Two that began separately under one name may be two people, and are refused.
 
     Raises:
-        UserError: a file is damaged, is none of these, or is of another sheet; raters cannot be told apart; nothing
+        UserError: a file is damaged, is not one of these, or is of another sheet; raters cannot be told apart; nothing
             is rated.
     """
-    answers = _read_key(key / KEY if key.is_dir() else key)
-    read = {path: _read_file(path, answers) for path in dict.fromkeys(files)}
-    chosen, notes = _one_a_rater(read)
-    shown = [
-        (one.id, letter, models)
-        for one in answers.questions
-        for letter, models in zip(LETTERS, one.answers, strict=False)
-    ]
-    places = {(question, letter): (at, tuple(models)) for at, (question, letter, models) in enumerate(shown)}
-    scores = np.full((len(chosen), len(places), len(answers.criteria)), np.nan)
+    key = _read_key(key_path / KEY if key_path.is_dir() else key_path)
+    latest, notes = _latest_files({path: _read_file(path, key) for path in dict.fromkeys(files)})
+    shown_at = np.zeros((len(key.questions), len(key.models)), dtype=int)
+    shown: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {}
+    for row, question in enumerate(key.questions):
+        for letter, models in zip(LETTERS, question.answers, strict=False):
+            shown_at[row, [key.models.index(model) for model in models]] = len(shown)
+            shown[question.id, letter] = len(shown), tuple(models)
+    scores = np.full((len(latest), len(shown), len(key.criteria)), np.nan)
     unsure, comments = 0, []
-    for rater, (path, file) in enumerate(chosen):
-        for rated in _checked(path, file, answers, places):
-            at, models = places[rated.question, rated.answer]
-            for name, score in rated.scores.items():
+    for rater, (path, file) in enumerate(latest):
+        _check_ratings(path, file, key.criteria, shown)
+        for rating in file.ratings:
+            at, authors = shown[rating.question, rating.answer]
+            for name, score in rating.scores.items():
                 unsure += score == UNSURE
-                scores[rater, at, answers.criteria.index(name)] = np.nan if score == UNSURE else score
-            if rated.comment.strip():
-                comments.append(Comment(file.rater.strip(), rated.question, models, rated.comment.strip()))
+                scores[rater, at, key.criteria.index(name)] = np.nan if score == UNSURE else score
+            if rating.comment.strip():
+                comments.append(Comment(file.rater.strip(), rating.question, authors, rating.comment.strip()))
     if np.isnan(scores).all():
         raise UserError("none of the files holds a rating from 1 to 5: there is nothing to report.")
     return Ratings(
-        sheet=answers.sheet,
-        name=answers.name,
-        models=tuple(answers.models),
-        criteria=tuple(answers.criteria),
-        raters=tuple(file.rater.strip() for _, file in chosen),
+        sheet=key.sheet,
+        name=key.name,
+        models=tuple(key.models),
+        criteria=tuple(key.criteria),
+        raters=tuple(file.rater.strip() for _, file in latest),
         scores=scores,
-        shown_at=_shown_at(answers),
+        shown_at=shown_at,
         unsure=unsure,
         open=int(np.isnan(scores).sum()) - unsure,
         comments=tuple(comments),
@@ -158,18 +163,18 @@ def read_ratings(files: Sequence[Path], key: Path) -> Ratings:
 
 
 def _read_key(path: Path) -> _Key:
-    facts = _json(path)
+    facts = _read_json(path)
     if facts.get("kind") != KEY_KIND:
         raise UserError(f"{show_path(path)}: not the key of a rating sheet. Write the path of its {KEY}.")
-    key = _checked_shape(_Key, facts, path, "Take the key as `lorakit rate sheet` wrote it")
-    credited = [sorted(model for answer in question.answers for model in answer) for question in key.questions]
-    if any(models != sorted(key.models) for models in credited):
+    key = _validate(_Key, facts, path, "Take the key as `lorakit rate sheet` wrote it")
+    authors = [sorted(model for answer in question.answers for model in answer) for question in key.questions]
+    if any(models != sorted(key.models) for models in authors):
         raise UserError(f"{show_path(path)}: the key is damaged: a question does not have one answer of each model.")
     return key
 
 
-def _read_file(path: Path, key: _Key) -> _File:
-    name, facts = show_path(path), _json(path)
+def _read_file(path: Path, key: _Key) -> _RatingFile:
+    name, facts = show_path(path), _read_json(path)
     if facts.get("kind") == KEY_KIND:
         raise UserError(f"{name}: this is the key of a sheet, not a rater's file. Leave it out, or give it as --key.")
     if facts.get("kind") != KIND:
@@ -180,10 +185,10 @@ def _read_file(path: Path, key: _Key) -> _File:
             f"{name}: these are ratings of the sheet {given}, and the key is that of {key.sheet}. Take the key of that "
             "sheet, or leave the file out."
         )
-    return _checked_shape(_File, facts, path, "Export it again from the sheet's page")
+    return _validate(_RatingFile, facts, path, _EXPORT_AGAIN)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     name = show_path(path)
     try:
         facts = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -199,7 +204,7 @@ def _json(path: Path) -> dict[str, Any]:
 _Shape = TypeVar("_Shape", bound=_Exact)
 
 
-def _checked_shape(shape: type[_Shape], facts: Mapping[str, Any], path: Path, remedy: str) -> _Shape:
+def _validate(shape: type[_Shape], facts: Mapping[str, Any], path: Path, remedy: str) -> _Shape:
     name = show_path(path)
     if facts.get("version") != VERSION:
         given = one_line(repr(facts.get("version")))
@@ -212,57 +217,44 @@ def _checked_shape(shape: type[_Shape], facts: Mapping[str, Any], path: Path, re
         raise UserError(f"{name}: {dotted_name(first['loc'])}: {given}: {first['msg'].lower()}. {remedy}.") from error
 
 
-def _one_a_rater(read: Mapping[Path, _File]) -> tuple[list[tuple[Path, _File]], list[str]]:
-    """The newest file of each rater, by name; and what is said of the others."""
-    latest: dict[str, tuple[Path, _File]] = {}
-    names: dict[str, tuple[Path, str]] = {}
+def _latest_files(files: Mapping[Path, _RatingFile]) -> tuple[list[tuple[Path, _RatingFile]], list[str]]:
+    """The newest file of each rater, by name; and a note on each of the others."""
+    latest: dict[str, tuple[Path, _RatingFile]] = {}
+    first_of_token: dict[str, tuple[Path, str]] = {}
     notes = []
-    for path, file in sorted(read.items(), key=lambda item: datetime.fromisoformat(item[1].exported)):
-        rater, shown = " ".join(file.rater.split()), one_line(" ".join(file.rater.split()))
-        known = names.setdefault(file.token, (path, rater))
-        if known[1].casefold() != rater.casefold():
+    for path, file in sorted(files.items(), key=lambda item: datetime.fromisoformat(item[1].exported)):
+        rater, shown = file.rater_name, one_line(file.rater_name)
+        first_path, first_name = first_of_token.setdefault(file.token, (path, rater))
+        if first_name.casefold() != rater.casefold():
             raise UserError(
-                f"{show_path(path)}: it goes on from the ratings of {one_line(known[1])} in {show_path(known[0])}, "
+                f"{show_path(path)}: it continues the ratings of {one_line(first_name)} in {show_path(first_path)} "
                 f"under the name {shown}. Leave one of them out; a new rater begins with 'Start over' on the page."
             )
-        before = latest.get(rater.casefold())
-        if before and before[1].token != file.token:
-            raise UserError(
-                f"{show_path(path)}: another rater of the name {shown} is in {show_path(before[0])}. Leave one out "
-                'if they are one person, else change "rater" in one of them.'
-            )
-        if before:
-            notes.append(f"{shown}: {show_path(before[0])} is left out: {show_path(path)} was exported after it")
+        if rater.casefold() in latest:
+            older_path, older = latest[rater.casefold()]
+            if older.token != file.token:
+                raise UserError(
+                    f"{show_path(path)}: another rater of the name {shown} is in {show_path(older_path)}. Leave one "
+                    'out if they are one person, else change "rater" in one of them.'
+                )
+            notes.append(f"{shown}: {show_path(older_path)} is left out: {show_path(path)} was exported after it")
         latest[rater.casefold()] = path, file
     return [latest[rater] for rater in sorted(latest)], notes
 
 
-def _checked(path: Path, file: _File, key: _Key, places: Mapping[tuple[str, str], Any]) -> list[_Rated]:
-    """A file's ratings, each of an answer that the sheet has."""
+def _check_ratings(path: Path, file: _RatingFile, criteria: Sequence[str], shown: Collection[tuple[str, str]]) -> None:
+    """Refuse ratings of an answer or a criterion that the sheet does not have, and a second one of the same answer."""
     seen = set()
-    for number, rated in enumerate(file.ratings):
-        place, where = (rated.question, rated.answer), f"{show_path(path)}: ratings[{number}]"
-        if place not in places:
-            given = one_line(f"{rated.question!r}, answer {rated.answer!r}")
-            raise UserError(f"{where}: the sheet has no question {given}. Export it again from the sheet's page.")
-        if place in seen:
-            given = one_line(f"{rated.question!r}, answer {rated.answer}")
-            raise UserError(f"{where}: question {given} is rated twice. Export it again from the sheet's page.")
-        strange = sorted(set(rated.scores) - set(key.criteria))
-        if strange:
-            raise UserError(
-                f"{where}.scores: the sheet does not ask for {one_line(', '.join(strange))}, but for "
-                f"{', '.join(key.criteria)}. Export it again from the sheet's page."
-            )
-        seen.add(place)
-    return file.ratings
-
-
-def _shown_at(key: _Key) -> np.ndarray:
-    shown_at = np.zeros((len(key.questions), len(key.models)), dtype=int)
-    before = 0
-    for row, question in enumerate(key.questions):
-        for at, models in enumerate(question.answers, start=before):
-            shown_at[row, [key.models.index(model) for model in models]] = at
-        before += len(question.answers)
-    return shown_at
+    for number, rating in enumerate(file.ratings):
+        place, answer = (rating.question, rating.answer), f"question {rating.question!r}, answer {rating.answer!r}"
+        unknown = sorted(set(rating.scores) - set(criteria))
+        if place not in shown:
+            reason = f"the sheet has no {one_line(answer)}"
+        elif place in seen:
+            reason = f"{one_line(answer)} is rated twice"
+        elif unknown:
+            reason = f"the sheet does not ask for {one_line(', '.join(unknown))}, but for {', '.join(criteria)}"
+        else:
+            seen.add(place)
+            continue
+        raise UserError(f"{show_path(path)}: ratings[{number}]: {reason}. {_EXPORT_AGAIN}.")

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +12,6 @@ from string import Template
 from typing import Any
 
 from lorakit.atomic_io import atomic_dir, exclusive_lock
-from lorakit.data.conversations import Message
 from lorakit.errors import UserError
 from lorakit.evaluate.rating.questions import Question
 from lorakit.recipe.problem import one_line, show_path
@@ -29,7 +28,7 @@ CRITERIA = {
 }
 """What is rated from 1 to 5: what is asked of the rater, and what 1 and 5 stand for."""
 
-_SCRIPTS = ("ratings.js", "drawing.js", "acting.js")
+_SCRIPTS = ("ratings.js", "render.js", "events.js")
 
 
 @dataclass(frozen=True)
@@ -75,133 +74,116 @@ def write_sheet(
     """Write the page for raters, the key to it, and what to do with them.
 
     `answers`: of each model, one to each question. Answers that are equal, white space around them aside, are shown
-    once and credited to all who gave them: people would give the same text different ratings, and that difference is
-    none of the models'. A question's answers stand in the order of a hash of `seed`, the question's id and the answer.
-    So the page is the same whoever wrote which answer, and tells nothing of it even to those who know the seed.
+    once and credited to all who gave them: people would give the same text different ratings, a difference that says
+    nothing about the models. A question's answers stand in the order of a hash of `seed`, the question's id and the
+    answer, so the page is the same whoever wrote which answer, and tells nothing of it even to those who know the seed.
 
     Raises:
-        UserError: there is nothing to compare, the folder is no sheet, or it holds another sheet and `overwrite` is
+        UserError: there is nothing to compare, the folder is not a sheet, or it holds another sheet and `overwrite` is
             False.
     """
     _check(questions, answers)
-    name = _unicode(name)
+    name = _replace_surrogates(name)
     shown, credited = [], []
     for number, question in enumerate(questions):
         authors: dict[str, list[str]] = {}
-        for model, given in answers.items():
-            authors.setdefault(given[number].strip(), []).append(model)
-        order = _shuffled(authors, seed, question.id)
-        shown.append(_shown(question, order))
+        for model, of_model in answers.items():
+            authors.setdefault(of_model[number].strip(), []).append(model)
+        order = sorted(
+            authors, key=lambda text: hashlib.sha256(json.dumps([seed, question.id, text]).encode()).digest()
+        )
+        shown.append(_shown_question(question, order))
         credited.append({"id": shown[-1]["id"], "answers": [authors[text] for text in order]})
-    content = {"version": VERSION, "name": name, "criteria": _criteria(), "questions": shown}
-    sheet = Sheet(folder, _digest(content), tuple(answers), len(questions), sum(len(one["answers"]) for one in shown))
-    key = {"kind": KEY_KIND, "version": VERSION, "sheet": sheet.id, "name": name, "seed": seed}
+    criteria = [{"name": key, "asks": asks, "low": low, "high": high} for key, (asks, low, high) in CRITERIA.items()]
+    content = {"version": VERSION, "name": name, "criteria": criteria, "questions": shown}
+    sheet_id = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    sheet = Sheet(folder, sheet_id, tuple(answers), len(questions), sum(len(one["answers"]) for one in shown))
+    key = {"kind": KEY_KIND, "version": VERSION, "sheet": sheet_id, "name": name, "seed": seed}
     key |= {"models": list(answers), "criteria": list(CRITERIA), "questions": credited}
+    readme = _README.format(
+        name=one_line(name),
+        questions=sheet.questions,
+        answers=sheet.answers,
+        models=len(sheet.models),
+        id=sheet_id,
+    )
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(folder):
-        _refuse_to_replace(folder, sheet.id, overwrite)
+        _refuse_to_replace(folder, sheet_id, overwrite)
         with atomic_dir(folder) as draft:
-            (draft / PAGE).write_text(page({**content, "id": sheet.id}), encoding="utf-8")
+            (draft / PAGE).write_text(_render_page({**content, "id": sheet_id}), encoding="utf-8")
             (draft / KEY).write_text(json.dumps(key, indent=2) + "\n", encoding="utf-8")
-            (draft / README).write_text(_readme(name, sheet), encoding="utf-8")
+            (draft / README).write_text(readme, encoding="utf-8")
     return sheet
 
 
-def page(content: Mapping[str, Any]) -> str:
-    """The page of a sheet: one file that holds its own script and style, and may load or run nothing else."""
+def _render_page(content: Mapping[str, Any]) -> str:
+    """One file that holds its own script and style, and may load or run nothing else."""
     parts = files("lorakit.evaluate.rating") / "sheet_page"
     style = (parts / "page.css").read_text(encoding="utf-8")
     script = "".join((parts / name).read_text(encoding="utf-8") for name in _SCRIPTS)
-    policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; "
+    sources = f"script-src {_content_hash(script)}; style-src {_content_hash(style)}"
+    # JSON that no HTML parser ends early: ASCII alone, and no character of markup.
+    data = json.dumps(content).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return Template((parts / "page.html").read_text(encoding="utf-8")).substitute(
-        policy=policy + "form-action 'none'",
+        policy=f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'",
         title=html.escape(content["name"]),
         style=style,
         script=script,
-        data=_embedded(content),
+        data=data,
     )
 
 
-def _check(questions: Sequence[Question], answers: Mapping[str, Sequence[str]]) -> None:
-    if not questions:
-        raise UserError("a rating sheet needs questions, and there are none.")
-    ids = [question.id for question in questions]
-    if len(set(map(_unicode, ids))) < len(ids):
+def _check(questions: Sequence[Question], models: Collection[str]) -> None:
+    if len({_replace_surrogates(question.id) for question in questions}) < len(questions):
         raise UserError("two questions of the rating sheet have one id: ratings could not be told apart.")
-    if not 2 <= len(answers) <= len(LETTERS):
-        raise UserError(
-            f"a rating sheet compares the answers of 2 to {len(LETTERS)} models; of {len(answers)} there are answers."
-        )
-    for model, given in answers.items():
-        if len(given) != len(questions):
-            raise UserError(f"{one_line(model)}: there are {len(given)} answers to {len(questions)} questions.")
+    if not 2 <= len(models) <= len(LETTERS):
+        raise UserError(f"a rating sheet compares the answers of 2 to {len(LETTERS)} models, not of {len(models)}.")
 
 
-def _shuffled(answers: Iterable[str], seed: int, question: str) -> list[str]:
-    return sorted(answers, key=lambda text: hashlib.sha256(json.dumps([seed, question, text]).encode()).digest())
-
-
-def _shown(question: Question, answers: list[str]) -> dict[str, Any]:
-    messages = [{"role": message["role"], "text": _told(message)} for message in question.messages]
+def _shown_question(question: Question, answers: list[str]) -> dict[str, Any]:
+    messages = []
+    for message in question.messages:
+        calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or []]
+        texts = [message["content"], *calls] if message["content"] else calls
+        messages.append({"role": message["role"], "text": "\n".join(texts)})
     return {
-        "id": _unicode(question.id),
+        "id": _replace_surrogates(question.id),
         "messages": messages,
         "reference": question.reference,
         "answers": answers,
     }
 
 
-def _told(message: Message) -> str:
-    """What a message says, and below it what tools it calls."""
-    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or []]
-    return "\n".join([*([message["content"]] if message["content"] else []), *calls])
-
-
-def _criteria() -> list[dict[str, str]]:
-    return [{"name": name, "asks": asks, "low": low, "high": high} for name, (asks, low, high) in CRITERIA.items()]
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _embedded(content: Mapping[str, Any]) -> str:
-    """JSON that no HTML parser ends early: ASCII alone, and no character of markup."""
-    text = json.dumps(content)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _unicode(text: str) -> str:
-    """`text` as UTF-8 can hold it: half of a surrogate pair is no character."""
+def _replace_surrogates(text: str) -> str:
+    """Half of a surrogate pair is not a character, and UTF-8 cannot hold it."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _hash(source: str) -> str:
-    """A Content-Security-Policy source: this very text."""
+def _content_hash(source: str) -> str:
+    """A source of the Content-Security-Policy: this very text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
-def _refuse_to_replace(folder: Path, sheet: str, overwrite: bool) -> None:
-    """What lies in the folder is replaced only where it is this sheet, or one that may go."""
+def _refuse_to_replace(folder: Path, sheet_id: str, overwrite: bool) -> None:
+    """What is in the folder is replaced only if it is this sheet, or another one and `overwrite`."""
     name = show_path(folder)
-    if not folder.exists():
-        return
-    if not folder.is_dir():
+    if folder.is_file():
         raise UserError(f"{name}: a sheet is a folder, and this is a file. Write the name of a new folder.")
-    there = {path.name for path in folder.iterdir()}
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if not there:
         return
     strange = sorted(there - {PAGE, KEY, README})
     if strange or KEY not in there:
-        found = one_line(", ".join(strange or sorted(there)))
+        names = one_line(", ".join(strange or sorted(there)))
         raise UserError(
-            f"{name}: the folder holds other things than a sheet ({found}). Write the name of a new folder."
+            f"{name}: the folder holds other things than a sheet ({names}). Write the name of a new folder."
         )
     try:
         old = json.loads((folder / KEY).read_text(encoding="utf-8"))["sheet"]
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{name}: {KEY} there is no sheet's key. Write the name of a new folder.") from error
-    if old != sheet and not overwrite:
+        raise UserError(f"{name}: its {KEY} is not the key of a sheet. Write the name of a new folder.") from error
+    if old != sheet_id and not overwrite:
         raise UserError(
             f"{name}: the folder holds another sheet, whose ratings nobody could read without its {KEY}. Write the "
             "name of a new folder, or --overwrite."
@@ -225,13 +207,3 @@ _README = """\
 
 Where models gave the same answer it is shown once, and its ratings count for each of them.
 """
-
-
-def _readme(name: str, sheet: Sheet) -> str:
-    return _README.format(
-        name=one_line(name),
-        questions=sheet.questions,
-        answers=sheet.answers,
-        models=len(sheet.models),
-        id=sheet.id,
-    )
