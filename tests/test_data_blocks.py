@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lorakit.data.readers import files_in, json_rows, read_blocks, read_file, text_stream
+from lorakit.data.readers import files_in, read_blocks, read_file, text_stream
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 
@@ -441,7 +441,6 @@ def test_a_json_file_means_the_same_wherever_its_blocks_end(folder, values, bloc
     path = file(folder, "a.json", text.encode("utf-8"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_stream, "BLOCK", block)
-        patch.setattr(json_rows, "BLOCK", block)
         read = list(read_file(path)) if values or listed else []
     assert [row.record if isinstance(value, dict) else None for row, value in zip(read, values, strict=True)] == [
         value if isinstance(value, dict) else None for value in values

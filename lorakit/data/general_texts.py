@@ -28,10 +28,7 @@ def read_general_texts(path: Path | None = None) -> list[GeneralText]:
     """The texts of a file, or the bundled ones (general/README.md).
 
     A file has rows with `text`, and may have `id` and `register`; a `.txt` or `.md` is one text. Without an id, the
-    row's place is the id.
-
-    Raises:
-        UserError: the file cannot be read, or a row has no text. It names the line.
+    row's place is the id. A `UserError` names the line of a row without a text.
     """
     if path is None:
         with as_file(files("lorakit.data") / "general" / "texts.jsonl") as bundled:

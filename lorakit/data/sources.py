@@ -3,23 +3,18 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from lorakit.atomic_io import sha256_of
-from lorakit.data.documents import refuse_wrong_documents
-from lorakit.data.formats import (
-    columns_read,
-    detect,
-    is_readable,
-    preference_pairs,
-    refuse_preference_data,
-    rejection_flags,
-    required_columns,
-)
-from lorakit.data.readers import files_in, read_blocks
+from lorakit.data.formats import columns_read, detect, required_columns
+from lorakit.data.formats.detection import is_readable
+from lorakit.data.formats.preference_data import preference_pairs, refuse_preference_data, rejection_flags
+from lorakit.data.readers import files_in, read_blocks, reading
+from lorakit.data.readers.content_type import detect_rows_in_document
 from lorakit.data.rows import Block, Row, normalize_line_ends
 from lorakit.errors import UserError
+from lorakit.recipe.data_files import data_suffix
 from lorakit.recipe.did_you_mean import nearest
 from lorakit.recipe.fields import entry_name, entry_settings
 from lorakit.recipe.paths import is_path
@@ -58,11 +53,7 @@ class OpenSource:
 
     def check_all_rows(self, columns: set[str], filled: set[str]) -> None:
         """Check what only all rows show: a mapped column that no row has, preference pairs after the first rows, and
-        columns that hold something and are not used. `columns`: those of all rows; `filled`: those with a value.
-
-        Raises:
-            UserError: a mapped column is missing, or some rows are preference pairs.
-        """
+        columns that hold something and are not used. `columns`: those of all rows; `filled`: those with a value."""
         mapping = self.source.columns or {}
         for better, worse in preference_pairs(filled):
             if worse not in self.seen and better not in mapping.values():
@@ -83,16 +74,14 @@ def sources_of(section: Data, written: Any) -> list[Source]:
     """`data.train` or `data.eval` as a list of sources with every default filled in."""
     items = written if isinstance(written, list) else [written]
     sources = [Source(path=item) if isinstance(item, str) else item for item in items]
-    return [
-        source.model_copy(
-            update={
-                "format": source.format or section.format,
-                "columns": section.columns if source.columns is None else source.columns,
-                "system": section.system if source.system is None else source.system,
-            }
-        )
-        for source in sources
-    ]
+    for number, source in enumerate(sources):
+        settings = {
+            "format": source.format or section.format,
+            "columns": section.columns if source.columns is None else source.columns,
+            "system": section.system if source.system is None else source.system,
+        }
+        sources[number] = source.model_copy(update=settings)
+    return sources
 
 
 def all_sources(section: Data) -> list[Source]:
@@ -112,28 +101,20 @@ def source_name(source: Source) -> str:
 
 
 def source_hashes(source: Source) -> dict[str, str]:
-    """What a source holds: each file's sha256 by its path, or a hub dataset's fingerprint by its id and split.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """What a source holds: each file's sha256 by its path, or a hub dataset's fingerprint by its id and split."""
     if not is_file(source):
         return {source_name(source): str(load_hub_dataset(source)._fingerprint)}
     contents = {}
     for path in files_in(Path(source.path)):
-        try:
+        with reading(path):
             contents[str(path)] = sha256_of(path)
-        except OSError as error:
-            raise UserError(f"{show_path(path)}: cannot be read: {error.strerror or error}.") from error
     return contents
 
 
 def open_source(source: Source) -> OpenSource:
     """A source with its format, told from its first rows where the recipe does not name it.
 
-    Raises:
-        UserError: the source cannot be read, its format cannot be told, or `columns` names a column that it does not
-            have.
+    A `UserError` where it cannot be read or told, or `columns` names a column that the source does not have.
     """
     blocks, size, files = _blocks(source)
     columns, name = source.columns or {}, source_name(source)
@@ -160,7 +141,7 @@ def open_source(source: Source) -> OpenSource:
     if given:
         format_name, why = given, "as the recipe says"
     else:
-        refuse_wrong_documents(name, first_blocks, files)
+        _refuse_wrong_documents(name, first_blocks, files)
         format_name, why = detect(records, name)
     read = columns_read(format_name)
     unread = sorted(columns.keys() - read)
@@ -170,14 +151,41 @@ def open_source(source: Source) -> OpenSource:
             f"{', '.join(sorted(read))}."
         )
     unused = {column for record in records for column, value in record.items() if value is not None} - read
-    why += _not_used(unused) if unused else ""
+    why += _not_used(unused)
     flags = rejection_flags(records, read) if FORMATS[format_name].conversations else {}
-    settings = entry_settings(FORMATS, source.format)
     return OpenSource(source, format_name, settings, why, blocks, size, files, unused, flags, seen)
 
 
 def _not_used(columns: set[str]) -> str:
-    return f"; not used: {', '.join(map(repr, sorted(columns)))}"
+    return f"; not used: {', '.join(map(repr, sorted(columns)))}" if columns else ""
+
+
+def _refuse_wrong_documents(source: str, head: list[Block], files: list[str]) -> None:
+    """Refuse to train on rows as if they were documents, and on documents that only lie beside rows.
+
+    `source`: as messages name it; `head`: its first blocks; `files`: the names of its files.
+    """
+    documents = [file for file in files if data_suffix(file).startswith((".txt", ".md"))]
+    others = [file for file in files if file not in documents]
+    columns = frozenset(chain.from_iterable(columns_read(entry.name) for entry in FORMATS))
+    for block in head if documents else ():
+        record = next((row.record for row in block.rows() if isinstance(row.record, dict)), None)
+        if record is None:
+            continue
+        kind = detect_rows_in_document(str(record["text"]), columns) if block.name in documents else None
+        if kind:
+            what, ending = kind
+            example = PurePath(block.name).name.partition(".")[0] + ending
+            raise UserError(
+                f"{block.name}: the file seems to hold {what}, not a document. Give it a name that ends in {ending}, "
+                f"such as {example}, or write data.format: text to train on it as it stands."
+            )
+        if block.name in others and "text" not in record:
+            kinds = ", ".join(sorted({f"'{source}/*{data_suffix(file)}'" for file in others}))
+            raise UserError(
+                f"{source}: text documents ({one_line(', '.join(documents), 200)}) lie beside files of rows "
+                f"({one_line(', '.join(others), 200)}). Name the files to train on by a pattern, such as {kinds}."
+            )
 
 
 def _refuse_missing(source: Source, seen: set[str], ours: set[str]) -> None:
@@ -203,17 +211,13 @@ def rename_columns(record: dict[str, Any], columns: Mapping[str, str]) -> dict[s
 
 def _blocks(source: Source) -> tuple[Iterator[Block], int, list[str]]:
     """A source's blocks, the bytes of all of them, and the names of its files."""
-    if not is_file(source):
-        return _hub_blocks(source_name(source), load_hub_dataset(source)), 0, []
-    files = files_in(Path(source.path))
-    blocks = chain.from_iterable(map(read_blocks, files))
-    return blocks, sum(path.stat().st_size for path in files), [show_path(path) for path in files]
-
-
-def _hub_blocks(name: str, dataset: Any) -> Iterator[Block]:
-    for start in range(0, len(dataset), _HUB_BLOCK):
-        rows = dataset[start : start + _HUB_BLOCK]
-        yield Block(name, start + 1, rows, _hub_rows, 0)
+    if is_file(source):
+        files = files_in(Path(source.path))
+        blocks = chain.from_iterable(map(read_blocks, files))
+        return blocks, sum(path.stat().st_size for path in files), [show_path(path) for path in files]
+    name, dataset = source_name(source), load_hub_dataset(source)
+    starts = range(0, len(dataset), _HUB_BLOCK)
+    return (Block(name, start + 1, dataset[start : start + _HUB_BLOCK], _hub_rows, 0) for start in starts), 0, []
 
 
 def _hub_rows(name: str, first: int, columns: dict[str, list[Any]]) -> Iterator[Row]:
@@ -222,11 +226,7 @@ def _hub_rows(name: str, first: int, columns: dict[str, list[Any]]) -> Iterator[
 
 
 def load_hub_dataset(source: Source) -> Any:
-    """The `datasets.Dataset` of a hub id.
-
-    Raises:
-        UserError: it could not be loaded, with the library's reason.
-    """
+    """The `datasets.Dataset` of a hub id; a `UserError` with the library's reason where it could not be loaded."""
     import datasets
 
     try:

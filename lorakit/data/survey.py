@@ -28,6 +28,10 @@ class CheckSummary:
     def rows(self) -> int:
         return sum(self.counts.values())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return {"name": self.name, "action": self.action, "found": self.counts, "first": self.first, "rows": self.rows}
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -59,30 +63,17 @@ class Survey:
             "histogram": [{"from": first, "to": last, "texts": count} for first, last, count in self.bins],
             "max_lengths": [asdict(limit) for limit in self.limits],
             "padding": asdict(self.padding),
-            "checks": {
-                check.name: {
-                    "name": check.name,
-                    "action": check.action,
-                    "found": check.counts,
-                    "first": check.first,
-                    "rows": check.rows,
-                }
-                for check in self.checks
-            },
+            "checks": {check.name: check.to_dict() for check in self.checks},
         }
 
 
 def survey(
     settings: Data, template: ChatTemplate, batch_size: int, seed: int, attention_at: float, progress: Progress
 ) -> Survey:
-    """Read, render and check every row that a recipe names.
+    """Read, render and check every row that a recipe names; raises as `examples_of`.
 
-    `attention_at`: the length in tokens at which the model's attention costs as much as its matrix products.
-
-    A check whose action is `error` reports here: the whole is to be seen (`stopping`).
-
-    Raises:
-        UserError: a source cannot be read, or a row is broken or overlong and the recipe says to stop.
+    `attention_at`: the length in tokens at which the model's attention costs as much as its matrix products. A check
+    whose action is `error` reports here: the whole is to be seen (`stopping`).
     """
     reporting = {check: "report" for check, action in settings.clean.model_dump().items() if action == "error"}
     looking = settings.model_copy(update={"clean": settings.clean.model_copy(update=reporting)})

@@ -23,7 +23,8 @@ from lorakit.data.conversations import (
     up_to_last_answer,
 )
 from lorakit.data.example_arrays import ExampleArrays, TextLengths, count_trained
-from lorakit.data.formats import parse_record, refuse_rejected_answer
+from lorakit.data.formats import parse_record
+from lorakit.data.formats.preference_data import refuse_rejected_answer
 from lorakit.data.report import Report
 from lorakit.data.rows import Block, Row, RowError
 from lorakit.data.sources import OpenSource, rename_columns

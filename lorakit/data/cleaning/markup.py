@@ -3,7 +3,8 @@
 import html as entities
 import re
 
-from lorakit.data.cleaning.text_check import RowFinding, TextContext, prose_and_code
+from lorakit.data.cleaning.text_check import RowFinding, TextContext, first_few, prose_and_code
+from lorakit.recipe.problem import one_line
 
 _PARAGRAPHS = "p br div ul ol li table thead tbody tfoot tr h1 h2 h3 h4 h5 h6 hr center blockquote pre iframe dl dt dd"
 _INLINE = "span strong em img font sup sub o:p"
@@ -71,33 +72,28 @@ def html(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
         return text, []
     findings = []
     if tags := {hit.group() for hit in accepted}:
-        findings.append(RowFinding("HTML tags", _some(tags)))
+        findings.append(RowFinding("HTML tags", first_few(one_line(tag, 30) for tag in tags)))
         parts[::2] = [_without_tags(part, tags) for part in parts[::2]]
     shown = {hit.group() for part in parts[::2] for hit in _ENTITY.finditer(part) if _is_entity(hit)}
     if shown:
         makes_markup = any(_makes_markup(part) for part in parts[::2])
         escaped = {one for one in shown if makes_markup and entities.unescape(one) in "<>&"}
         if shown - escaped:
-            findings.append(RowFinding("HTML entities", _some(shown - escaped)))
+            findings.append(RowFinding("HTML entities", first_few(shown - escaped)))
         if escaped:
-            findings.append(RowFinding("escaped markup (it stays: it may be meant)", _some(escaped), fixed=False))
+            findings.append(RowFinding("escaped markup (it stays: it may be meant)", first_few(escaped), fixed=False))
         parts[::2] = [_decoded(part, escaped) for part in parts[::2]]
     fixed = "".join(parts)
     return (fixed.strip("\n") if tags else fixed), findings
 
 
-def _some(names: set[str]) -> str:
-    shown = sorted(name if len(name) <= 30 else name[:27] + "..." for name in names)
-    return ", ".join(shown[:4]) + (" and others" if len(shown) > 4 else "")
-
-
 def _accepted(prose: list[str]) -> list[re.Match[str]]:
     """The tags of HTML among what looks like one: not "List<a>", "<title>" as a prompt's own tag, or "<b@c.d>"."""
     hits = [hit for part in prose for hit in _MARKUP.finditer(part)]
+    if any(map(_is_certain, hits)):
+        return hits
     closed = {hit["name"].lower() for hit in hits if hit["close"]}
     opened = {hit["name"].lower() for hit in hits if hit["name"] and not hit["close"]}
-    if any(_is_certain(hit) for hit in hits):
-        return hits
     paired = _PAIRED & closed & opened
     return [
         hit
@@ -143,8 +139,7 @@ def _decoded(prose: str, escaped: set[str]) -> str:
     def replaced(hit: re.Match[str]) -> str:
         if hit.group() in escaped or not _is_entity(hit):
             return hit.group()
-        character = entities.unescape(hit.group())
-        return " " if character == "\xa0" else character
+        return entities.unescape(hit.group()).replace("\xa0", " ")
 
     return _ENTITY.sub(replaced, prose)
 

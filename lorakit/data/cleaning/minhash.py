@@ -4,16 +4,16 @@ Compared are the sets of three words in a row, letters and digits only, case asi
 fewer words, or in a script without spaces). Digits stay: sums that differ in their numbers are different rows. Two
 rows are near-duplicates when the estimated share that their sets have in common (Jaccard) reaches THRESHOLD.
 
-The signatures are datasketch's (`MinHash(num_perm=64)`, scheme affine32, its permutations), computed for a batch of
-rows at once (half the time of one object a row), and of each value the lower 16 bits are kept (b-bit minwise hashing,
-Li and König 2010): the estimate grows by 1/65536 at most. datasketch's own index (MinHashLSH) keeps a Python entry for
-each row and band, several GB for a million rows; here a band is one 64-bit number, and sorted arrays find equal ones.
+The signatures are datasketch's (`MinHash(num_perm=64)`, scheme affine32), computed for a batch of rows at once (half
+the time of one object a row), and of each value the lower 16 bits are kept (b-bit minwise hashing, Li and König 2010):
+the estimate grows by 1/65536 at most. datasketch's own index (MinHashLSH) takes several GB for a million rows; here a
+band is one 64-bit number, and sorted arrays find equal ones.
 """
 
 import functools
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -80,31 +80,26 @@ def _mixed(hashes: np.ndarray) -> np.ndarray:
     return hashes ^ (hashes >> np.uint32(16))
 
 
-def _buckets(made: np.ndarray) -> tuple[np.ndarray, int]:
-    """For each row and band the number of its bucket, int32 [n, BANDS], -1 where no other row shares it; how many."""
+def _find_shared_buckets(made: np.ndarray) -> tuple[int, Iterator[tuple[int, np.ndarray]]]:
+    """How many buckets of a band hold several rows, and for each row in some, in order, the numbers of these."""
     bands = np.ascontiguousarray(made).view(np.uint64)
-    buckets = np.full(bands.shape, -1, np.int32)
-    count = 0
+    buckets, count = np.empty(bands.shape, np.int32), 0
     for band in range(BANDS):
-        keys = bands[:, band]
-        order = np.argsort(keys)
-        ordered = keys[order]
-        starts = np.concatenate([[True], ordered[1:] != ordered[:-1]])
-        ends = np.concatenate([starts[1:], [True]])
-        shared = ~(starts & ends)
-        numbers = np.cumsum(starts & shared, dtype=np.int32) - 1 + count
-        buckets[order[shared], band] = numbers[shared]
-        count += int((starts & shared).sum())
-    return buckets, count
+        _, key, rows = np.unique(bands[:, band], return_inverse=True, return_counts=True)
+        numbers = np.where(rows > 1, np.cumsum(rows > 1) - 1 + count, -1)
+        buckets[:, band] = numbers[key]
+        count += int((rows > 1).sum())
+    shared = np.flatnonzero((buckets >= 0).any(1)).tolist()
+    return count, ((row, buckets[row][buckets[row] >= 0]) for row in shared)
 
 
-def _similar(made: np.ndarray, row: int, candidates: np.ndarray, threshold: float) -> np.ndarray:
+def _similar(made: np.ndarray, row: int, candidates: np.ndarray) -> np.ndarray:
     """Those of the candidate rows that are near-duplicates of `row`, in order; -1 is no candidate."""
     candidates = np.unique(candidates[candidates >= 0])
-    return candidates[(made[candidates] == made[row]).sum(1) >= threshold * SIZE]
+    return candidates[(made[candidates] == made[row]).sum(1) >= THRESHOLD * SIZE]
 
 
-def group_near_duplicates(made: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+def group_near_duplicates(made: np.ndarray) -> np.ndarray:
     """The row that each row is a near-duplicate of: int32 [n], its own number where it is the first of its kind.
 
     Each row is compared with the earlier rows that lead a group, in order, and joins the earliest that it resembles. So
@@ -112,14 +107,11 @@ def group_near_duplicates(made: np.ndarray, threshold: float = THRESHOLD) -> np.
     A row is compared with at most one row a band: 16.
     """
     group = np.arange(len(made), dtype=np.int32)
-    if not len(made):
-        return group
-    buckets, count = _buckets(made)
+    count, rows = _find_shared_buckets(made)
     leaders = np.full(count, -1, np.int32)
-    for row in np.flatnonzero((buckets >= 0).any(1)).tolist():
-        mine = buckets[row][buckets[row] >= 0]
+    for row, mine in rows:
         first = leaders[mine]
-        similar = _similar(made, row, first, threshold)
+        similar = _similar(made, row, first)
         if similar.size:
             group[row] = similar[0]
         else:
@@ -127,7 +119,7 @@ def group_near_duplicates(made: np.ndarray, threshold: float = THRESHOLD) -> np.
     return group
 
 
-def split_sides(made: np.ndarray, own: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+def split_sides(made: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Which side of a split each row goes to, near-duplicates on one: int8 [n], 1 or 0 as `own`, -1 for neither.
 
     Rows are taken in order. One that resembles earlier rows goes where they went; one that resembles rows of both
@@ -137,17 +129,14 @@ def split_sides(made: np.ndarray, own: np.ndarray, threshold: float = THRESHOLD)
     latest of each side that share it.
     """
     side = own.astype(np.int8)
-    if not len(made):
-        return side
-    buckets, count = _buckets(made)
+    count, rows = _find_shared_buckets(made)
     crowd = np.zeros(count, np.int32)  # earlier rows in each bucket
     seen = np.full((count, 4), -1, np.int32)  # the first and the latest row of side 0, and those of side 1
-    for row in np.flatnonzero((buckets >= 0).any(1)).tolist():
-        mine = buckets[row][buckets[row] >= 0]
+    for row, mine in rows:
         before = seen[mine]
         from_template = (crowd[mine] > max(_TEMPLATE_ROWS, _TEMPLATE_SHARE * row)).sum() >= _TEMPLATE_BANDS
         crowd[mine] += 1
-        sides = side[:0] if from_template else side[_similar(made, row, before, threshold)]
+        sides = side[:0] if from_template else side[_similar(made, row, before)]
         if sides.size:
             side[row] = sides[0] if (sides == sides[0]).all() else -1
             if side[row] < 0:
@@ -158,7 +147,7 @@ def split_sides(made: np.ndarray, own: np.ndarray, threshold: float = THRESHOLD)
     return side
 
 
-def find_leaks(train: np.ndarray, held_out: np.ndarray, threshold: float = THRESHOLD) -> tuple[np.ndarray, np.ndarray]:
+def find_leaks(train: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The training rows that resemble held-out rows: their places, and the place of a held-out row that each resembles.
 
     Takes the signatures of both, gives int64 arrays of one length. A row is compared with at most eight held-out rows
@@ -178,6 +167,6 @@ def find_leaks(train: np.ndarray, held_out: np.ndarray, threshold: float = THRES
                 break
             for some in np.array_split(np.flatnonzero(meets), 1 + int(meets.sum()) // 100_000):
                 rows, others = open_rows[some], order[at[some]]
-                alike = (train[rows] == held_out[others]).sum(1) >= threshold * SIZE
+                alike = (train[rows] == held_out[others]).sum(1) >= THRESHOLD * SIZE
                 match[rows[alike]] = others[alike]
     return np.flatnonzero(match >= 0), match[match >= 0]

@@ -2,7 +2,8 @@
 
 import re
 
-from lorakit.data.cleaning.text_check import RowFinding, TextContext, prose_and_code, shorten
+from lorakit.data.cleaning.text_check import RowFinding, TextContext, first_few, prose_and_code
+from lorakit.recipe.problem import quote
 
 # ECMA-48: CSI sequences, OSC strings (closed by BEL or ST), and the two-character escapes.
 _ANSI = re.compile(
@@ -66,9 +67,8 @@ def noise(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
         fixed, breaks = _BREAKS.subn("\n", fixed)
         fixed, count = _CONTROL.subn("", fixed)
         if breaks or count:
-            kinds = sorted(set(_ANY_CONTROL.findall(_ANSI.sub("", text).replace("\r\n", ""))))
-            case = ", ".join(f"U+{ord(one):04X}" for one in kinds[:4]) + (" and others" if len(kinds) > 4 else "")
-            findings.append(RowFinding("control characters", case))
+            characters = set(_ANY_CONTROL.findall(_ANSI.sub("", text).replace("\r\n", "")))
+            findings.append(RowFinding("control characters", first_few(f"U+{ord(one):04X}" for one in characters)))
     if not fixed.isascii():
         visible = _ZERO_WIDTH.sub("", fixed)
         if _MARKS.search(visible) and not _RIGHT_TO_LEFT.search(visible):
@@ -86,7 +86,7 @@ def _log_lines(text: str, context: TextContext) -> list[RowFinding]:
     prose = "\n".join(prose_and_code(text)[::2])
     findings = []
     for what, pattern in _LOG_LINES.items():
-        if (hit := pattern.search(prose)) and not any(_ABOUT_LOGS.search(prompt) for prompt in context.prompts):
+        if (hit := pattern.search(prose)) and not any(map(_ABOUT_LOGS.search, context.prompts)):
             line = prose[hit.start() :].lstrip("\n").split("\n", 1)[0].strip()
-            findings.append(RowFinding(what, shorten(line), fixed=False))
+            findings.append(RowFinding(what, quote(line), fixed=False))
     return findings

@@ -11,7 +11,7 @@ import numpy as np
 from lorakit.data.cleaning.minhash import signatures
 from lorakit.data.cleaning.style import language, measures
 from lorakit.data.cleaning.text_check import normalize_words
-from lorakit.data.conversations import Conversation, Message, RowContent, Tokens
+from lorakit.data.conversations import IGNORED, Conversation, Message, RowContent, Text, Tokens
 
 _MOST_TOKENS = 6250
 """Token ids by which rows that have nothing else are compared."""
@@ -86,16 +86,14 @@ def _hashes(row: RowContent) -> tuple[bytes, bytes, bytes]:
     """The hashes of the whole (16 bytes), of the prompt and of the last answer (8 bytes each, zeros for none)."""
     none = bytes(8)
     if isinstance(row, Tokens):
-        ids = np.array(row.input_ids, np.int64)
-        labels = np.array(row.labels, np.int64)
-        trained = labels[labels != -100]
-        start = int(np.argmax(labels != -100)) if trained.size else len(ids)
+        ids, labels = np.array(row.input_ids, np.int64), np.array(row.labels, np.int64)
+        trained = labels[labels != IGNORED]
+        start = int(np.argmax(labels != IGNORED)) if trained.size else len(ids)
         whole = _digest(ids.tobytes() + b"|" + labels.tobytes(), 16)
         return whole, _digest(ids[:start].tobytes()) if start else none, _digest(trained.tobytes())
-    if not isinstance(row, Conversation):
+    if isinstance(row, Text):
         return _digest("text:" + row.text, 16), none, _digest(normalize_words(row.text))
-    whole = _digest(_json([row.messages, row.tools]), 16)
-    last = _last_answer_number(row)
+    whole, last = _digest(_json([row.messages, row.tools]), 16), _last_answer_number(row)
     if last is None:
         return whole, none, none
     prompt, before = none, row.messages[:last]
@@ -112,14 +110,13 @@ def _normalized(message: Message) -> str:
 
 
 def _last_answer_number(row: Conversation) -> int | None:
-    roles = [message["role"] for message in row.messages]
-    return len(roles) - 1 - roles[::-1].index("assistant") if "assistant" in roles else None
+    return max((at for at, message in enumerate(row.messages) if message["role"] == "assistant"), default=None)
 
 
 def _last_answer(row: RowContent) -> str:
     if isinstance(row, Tokens):
         return ""
-    if not isinstance(row, Conversation):
+    if isinstance(row, Text):
         return row.text
     last = _last_answer_number(row)
     return "" if last is None else row.messages[last].get("content") or ""
@@ -129,7 +126,7 @@ def _compared_text(row: RowContent) -> str:
     """What near-duplicates are compared by: no system prompts, since rows that share a long one would all be alike."""
     if isinstance(row, Tokens):  # as the words of a text
         return " ".join(map(str, row.input_ids[:_MOST_TOKENS]))
-    if not isinstance(row, Conversation):
+    if isinstance(row, Text):
         return row.text
     parts = []
     for message in row.messages:

@@ -1,10 +1,11 @@
 """What the checks of single texts share: findings, the text's place in its row, prose and code."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # A fence that is not closed runs to the end; code between single or double backticks stays on its line.
-_CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|``?[^`\n]+``?", re.DOTALL)
+_CODE = re.compile(r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|``?[^`\n]+``?)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,11 @@ def normalize_words(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def shorten(text: str) -> str:
-    """A text as a finding quotes it."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+def first_few(names: Iterable[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:4]) + (" and others" if len(shown) > 4 else "")
 
 
 def prose_and_code(text: str) -> list[str]:
     """The text in parts: those at even places are prose, those at odd places code between backticks."""
-    if "`" not in text and "~~~" not in text:
-        return [text]
-    parts = []
-    end = 0
-    for code in _CODE.finditer(text):
-        parts += [text[end : code.start()], code.group()]
-        end = code.end()
-    return [*parts, text[end:]]
+    return _CODE.split(text) if "`" in text or "~~~" in text else [text]

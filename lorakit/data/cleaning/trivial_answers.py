@@ -3,8 +3,9 @@
 import re
 from dataclasses import replace
 
-from lorakit.data.cleaning.text_check import RowFinding, normalize_words, shorten
+from lorakit.data.cleaning.text_check import RowFinding, normalize_words
 from lorakit.data.conversations import Conversation, Text
+from lorakit.recipe.problem import quote
 
 # A single "-" or "*" may be the answer to a question about operators or signs; a dot or a question mark is not.
 _PUNCTUATION = re.compile(r"[.,;:!?…。、，！？\"'“”‘’_–—\s]+|[-*=~#.\s_]{2,}")
@@ -46,11 +47,11 @@ def trivial(row: Conversation | Text) -> list[RowFinding]:
     if not finding and len(answer) <= _SHORT_REFUSAL:
         words = normalize_words(answer).replace("’", "'").strip(" .!")
         if _DOUBT.fullmatch(words) or (_REFUSAL.match(words) and not _GOES_ON.search(words)):
-            finding = RowFinding("the answer is a bare refusal", shorten(answer.strip()))
+            finding = RowFinding("the answer is a bare refusal", quote(answer.strip()))
     if not finding and last and row.messages[last - 1]["role"] == "user":
         prompt = row.messages[last - 1].get("content") or ""
         if normalize_words(prompt) == normalize_words(answer):
-            finding = RowFinding("the answer is the prompt again", shorten(answer))
+            finding = RowFinding("the answer is the prompt again", quote(answer))
     return [replace(finding, field=f"message {last + 1} (assistant)")] if finding else []
 
 
@@ -60,10 +61,10 @@ def _empty_answer(text: str) -> RowFinding | None:
     if len(text) > 2000:
         return None
     if _PUNCTUATION.fullmatch(text):
-        return RowFinding("the answer is only punctuation", shorten(text.strip()))
+        return RowFinding("the answer is only punctuation", quote(text.strip()))
     words = normalize_words(text).strip(" .:!?*_\"'")
     bracketed = _BRACKETED.fullmatch(words)
     word = (bracketed.group(1) if bracketed else words).replace("_", " ").strip(" .:!?")
     if word.startswith("lorem ipsum") or word in (_BRACKETED_PLACEHOLDERS if bracketed else _PLACEHOLDERS):
-        return RowFinding("the answer is a placeholder", shorten(text.strip()))
+        return RowFinding("the answer is a placeholder", quote(text.strip()))
     return None

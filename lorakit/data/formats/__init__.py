@@ -12,23 +12,11 @@ from lorakit.data.conversations import Text as Text
 from lorakit.data.conversations import Tokens as Tokens
 from lorakit.data.formats.detection import columns_read as columns_read
 from lorakit.data.formats.detection import detect as detect
-from lorakit.data.formats.detection import is_readable as is_readable
 from lorakit.data.formats.detection import parse_record as parse_record
 from lorakit.data.formats.detection import required_columns as required_columns
-from lorakit.data.formats.preference_data import preference_pairs as preference_pairs
-from lorakit.data.formats.preference_data import refuse_preference_data as refuse_preference_data
-from lorakit.data.formats.preference_data import refuse_rejected_answer as refuse_rejected_answer
-from lorakit.data.formats.preference_data import rejection_flags as rejection_flags
 from lorakit.data.rows import RowError as RowError
 from lorakit.data.rows import kind as kind
 
 # In the order in which docs and messages name them.
-for _name in (
-    "messages",
-    "sharegpt",
-    "text_columns",
-    "classification",
-    "oasst",
-    "tokens",
-):
+for _name in ("messages", "sharegpt", "text_columns", "classification", "oasst", "tokens"):
     importlib.import_module(f"lorakit.data.formats.{_name}")

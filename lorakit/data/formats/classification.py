@@ -1,14 +1,13 @@
 """`classification`: a text and the one of a few labels that fits it."""
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from string import Formatter
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from lorakit.data.conversations import Conversation
-from lorakit.data.formats.columns import add_system_and_tools, question_and_answer, text_column
+from lorakit.data.formats.columns import question_and_answer, text_column
 from lorakit.data.rows import RowError, kind
 from lorakit.recipe.did_you_mean import nearest
 from lorakit.recipe.fields import Wording
@@ -69,15 +68,8 @@ def _prompt_mistakes(prompt: str, has_labels: bool) -> Iterator[tuple[str, str]]
 def classification(record: Mapping[str, Any], settings: Classification) -> Conversation:
     """`text` and `label`: which of the labels fits the text."""
     prompt = settings.prompt or ("{text}" if settings.labels is None else _DEFAULT_PROMPT)
-    fields = {"text": text_column(record, "text"), "labels": ", ".join(settings.labels or ())}
-    question = "".join(before + (fields[name] if name else "") for before, name in _pieces(prompt))
-    return add_system_and_tools(record, question_and_answer(question, _label(record.get("label"), settings.labels)))
-
-
-@lru_cache(maxsize=64)
-def _pieces(prompt: str) -> list[tuple[str, str | None]]:
-    """The prompt as texts, each with the name of the field that follows it."""
-    return [(before, name) for before, name, _, _ in Formatter().parse(prompt)]
+    question = prompt.format(text=text_column(record, "text"), labels=", ".join(settings.labels or ()))
+    return question_and_answer(record, question, _label(record.get("label"), settings.labels))
 
 
 def _label(value: Any, labels: list[str] | None) -> str:
@@ -85,14 +77,12 @@ def _label(value: Any, labels: list[str] | None) -> str:
         raise RowError("the column 'label' is missing or null")
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise RowError("the column 'label' is neither a text nor a whole number", f"it is {kind(value)}")
-    if labels is None:
-        if isinstance(value, int):
-            raise RowError(
-                "the column 'label' is a number, and nothing says what it stands for (name the labels in their order: "
-                "data.format: {classification: {labels: [...]}})"
-            )
-        return value
-    if value in labels:
+    if labels is None and isinstance(value, int):
+        raise RowError(
+            "the column 'label' is a number, and nothing says what it stands for (name the labels in their order: "
+            "data.format: {classification: {labels: [...]}})"
+        )
+    if labels is None or value in labels:
         return str(value)
     position = value if isinstance(value, int) else None
     # CSV has no numbers: a text of digits is a position too, unless labels are such.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lorakit.data.conversations import Conversation
+from lorakit.data.conversations import Conversation, Message
 from lorakit.data.formats.tools import parse_tools, remove_filled_arguments
 from lorakit.data.rows import RowError, kind
 
@@ -22,10 +22,6 @@ def text_column(record: Mapping[str, Any], column: str) -> str:
     return value
 
 
-def question_and_answer(question: str, answer: str) -> Conversation:
-    return Conversation([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
-
-
 def filled_column(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
     """The one of these columns that holds something; the first where none does."""
     filled = [name for name in names if not is_empty(record.get(name))]
@@ -34,13 +30,16 @@ def filled_column(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
     return filled[0] if filled else names[0]
 
 
-def add_system_and_tools(record: Mapping[str, Any], conversation: Conversation) -> Conversation:
-    """The conversation with the row's own `system` text above it and its `tools` beside it, where it has them."""
-    messages, tools = conversation.messages, conversation.tools
+def add_system_and_tools(record: Mapping[str, Any], messages: list[Message]) -> Conversation:
+    """The messages as a conversation, with the row's own `system` text above them and its `tools`."""
     if not is_empty(record.get("system")):
         if messages[0]["role"] == "system":
             raise RowError("the row has a system prompt twice, in the column 'system' and as its first message")
         messages = [{"role": "system", "content": text_column(record, "system")}, *messages]
-    if not is_empty(record.get("tools")):
-        tools = parse_tools(record["tools"])
+    tools = None if is_empty(record.get("tools")) else parse_tools(record["tools"])
     return Conversation(remove_filled_arguments(messages, tools) if tools else messages, tools)
+
+
+def question_and_answer(record: Mapping[str, Any], question: str, answer: str) -> Conversation:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return add_system_and_tools(record, messages)

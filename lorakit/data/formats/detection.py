@@ -29,10 +29,9 @@ def columns_read(name: str) -> set[str]:
 
 
 def parse_record(name: str, settings: Section | None, record: Mapping[str, Any]) -> RowContent:
-    """The content of a record in a format. `settings` None are the format's defaults, where it has settings.
+    """The content of a record in a format; a `RowError` where it has none.
 
-    Raises:
-        RowError: the record is not of this format.
+    `settings` None are the format's defaults, where it has settings.
     """
     entry = FORMATS[name]
     settings = entry_settings(FORMATS, name) if settings is None else settings
@@ -47,10 +46,8 @@ def detect(records: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
     """The format that these rows have, and why. `where` names their source in messages.
 
     A format fits when its columns hold something in some row. One that asks for all columns of another and for more
-    goes before it. Formats that can read none of the rows drop out where others can.
-
-    Raises:
-        UserError: no format fits, or several do.
+    goes before it. Formats that can read none of the rows drop out where others can. A `UserError` where no format
+    fits, or several do.
     """
     columns, fitting = _fitting_formats(records)
     if columns >= _FLAT_OASST:
@@ -83,15 +80,13 @@ def detect(records: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
 
 
 def is_readable(name: str | None, settings: Section | None, records: Sequence[Mapping[str, Any]], column: str) -> bool:
-    """Whether a format (the detected one where `name` is None) reads one of these records, and `column` if it is not
-    empty."""
+    """Whether a format (the detected one where `name` is None) reads one of these records, and `column` if not ""."""
     try:
         format_name = name or detect(records, "")[0]
     except UserError:
         return False
-    if column and column not in columns_read(format_name):
-        return False
-    return any(_complaint(format_name, settings if name else None, record) is None for record in records)
+    reads_column = not column or column in columns_read(format_name)
+    return reads_column and any(_complaint(format_name, settings, record) is None for record in records)
 
 
 def _fitting_formats(records: Sequence[Mapping[str, Any]]) -> tuple[set[str], list[FormatSpec]]:

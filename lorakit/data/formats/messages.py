@@ -23,22 +23,17 @@ _TOOL = ("name", "tool_call_id")
 @FORMATS.register("messages", columns=("messages",), optional=("system", "tools"))
 def messages(record: Mapping[str, Any]) -> Conversation:
     """`messages`: a list of {role, content}, roles system, user, assistant and tool."""
-    parsed = mark_given_beginnings(parse_messages(record.get("messages"), "messages"))
-    return add_system_and_tools(record, Conversation(parsed))
+    parsed = parse_messages(record.get("messages"), "messages")
+    return add_system_and_tools(record, mark_given_beginnings(parsed))
 
 
 def parse_messages(raw: Any, column: str) -> list[Message]:
     """A column that holds a list of messages."""
-    items = parse_list(raw, column, "messages")
-    return [parse_message(position, message) for position, message in enumerate(items, start=1)]
+    return [parse_message(at, message) for at, message in enumerate(parse_list(raw, column, "messages"), start=1)]
 
 
 def mark_given_beginnings(messages: list[Message]) -> list[Message]:
-    """The messages, those marked `prefix: True` with which the next one goes on in the same turn.
-
-    Raises:
-        RowError: nothing can go on with one, or nothing says whether an answer goes on with the one before it.
-    """
+    """The messages, those marked `prefix: True` with which the next one goes on in the same turn."""
     for position, message in enumerate(messages):
         if len(message) == 2 or message["role"] != "assistant":
             continue
@@ -79,11 +74,7 @@ def parse_list(raw: Any, column: str, noun: str) -> list[Any]:
 
 
 def parse_if_json(text: str, column: str) -> Any:
-    """The list or object whose JSON a cell of a table holds; the text where it does not begin like one.
-
-    Raises:
-        RowError: it is not valid JSON.
-    """
+    """The list or object whose JSON a cell of a table holds; the text where it does not begin like one."""
     if re.match(r"\s*(\[\s*)?\{\s*'", text):
         raise RowError(f"the column {column!r} was written by Python, not as JSON (write it with json.dumps)")
     if not text.lstrip().startswith(("[", "{")):
@@ -92,11 +83,7 @@ def parse_if_json(text: str, column: str) -> Any:
 
 
 def parse_message(position: int, raw: Any) -> Message:
-    """One message; `position` counts from 1.
-
-    Raises:
-        RowError: its role is not known, it has no text, or it has a part that would not be trained on.
-    """
+    """One message; `position` counts from 1."""
     if not isinstance(raw, Mapping):
         raise RowError("a message is not an object with role and content", f"message {position} is {kind(raw)}")
     word, content = raw.get("role"), raw.get("content")
@@ -149,12 +136,11 @@ def _assistant_parts(parts: Mapping[str, Any], where: str) -> Message:
         raise RowError("a message has two different reasonings", where)
     if thinking:
         message["thinking"] = thinking.pop()
-    if "tool_calls" in parts and "function_call" in parts:
+    calls = [parts["function_call"]] if "function_call" in parts else parts.get("tool_calls")
+    if {"tool_calls", "function_call"} <= parts.keys():
         raise RowError("a message has both 'tool_calls' and 'function_call'", where)
-    if "tool_calls" in parts:
-        message["tool_calls"] = parse_calls(parts["tool_calls"], where)
-    if "function_call" in parts:
-        message["tool_calls"] = parse_calls([parts["function_call"]], where)
+    if calls is not None:
+        message["tool_calls"] = parse_calls(calls, where)
     if not _is_trained(parts, where):
         message["train"] = False
     if "prefix" in parts:

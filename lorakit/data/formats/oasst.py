@@ -23,25 +23,20 @@ def oasst(record: Mapping[str, Any]) -> Conversation:
         raise RowError("the prompt of the tree is deleted, or failed its review")
     path: list[Message] = []
     while node is not None:
-        path.append(_message(node, len(path) + 1))
-        node = _best(node.get("replies"), len(path) + 1)
+        word, text, level = node.get("role"), node.get("text"), len(path) + 1
+        role = _ROLES.get(word) if isinstance(word, str) else None
+        if role is None:
+            reason = f"a message of the tree has none of the roles {', '.join(_ROLES)}"
+            raise RowError(reason, f"level {level}: {one_line(repr(word))}")
+        if not isinstance(text, str):
+            raise RowError("a message of the tree has no text in 'text'", f"level {level} has {kind(text)}")
+        path.append({"role": role, "content": text})
+        node = _best(node.get("replies"), level + 1)
     while path and path[-1]["role"] != "assistant":
         path.pop()
     if not path:
         raise RowError("the tree has no answer")
-    return add_system_and_tools(record, Conversation(path))
-
-
-def _message(node: Mapping[str, Any], level: int) -> Message:
-    word, text = node.get("role"), node.get("text")
-    role = _ROLES.get(word) if isinstance(word, str) else None
-    if role is None:
-        raise RowError(
-            f"a message of the tree has none of the roles {', '.join(_ROLES)}", f"level {level}: {one_line(repr(word))}"
-        )
-    if not isinstance(text, str):
-        raise RowError("a message of the tree has no text in 'text'", f"level {level} has {kind(text)}")
-    return {"role": role, "content": text}
+    return add_system_and_tools(record, path)
 
 
 def _best(replies: Any, level: int) -> Mapping[str, Any] | None:

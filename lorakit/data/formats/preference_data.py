@@ -61,21 +61,19 @@ _WORDS = {
     **dict.fromkeys(("false", "undesirable", "rejected", "dispreferred", "thumbs_down", "thumbs down"), False),
 }
 _WORDS_EXCEPT_IN_LABELS = {"yes": True, "no": False, "1": True, "0": False}
-# The columns of ours that a chosen answer may stand in, the first that the rows can be read with.
-_WHOLE, _ASKING_ROLES = ("messages", "conversations"), ("user", "human", "system")
-_ANSWERS = ("completion", "messages", "output", "answer", "conversations", "text")
-_ANSWERED = {*_ANSWERS, "answers", "conversation"} - {"text"}
+# The columns of ours that a chosen answer may stand in, or a whole conversation; the first that the rows can be read
+# with is named.
+_ANSWERS, _WHOLE = ("completion", "output", "answer", "text"), ("messages", "conversations")
+_ANSWERED = {"completion", "messages", "output", "answer", "answers", "conversation", "conversations"}
+_ASKING_ROLES = ("user", "human", "system")
 
 
 def refuse_preference_data(
     where: str, records: Sequence[Record], columns: Mapping[str, str], can_read: CanRead
 ) -> None:
-    """Refuse rows in which a column says which answer is the worse one, or how good each is.
+    """Refuse, as a `UserError`, rows in which a column says which answer is the worse one, or how good each is.
 
     `columns` are the recipe's (ours -> theirs).
-
-    Raises:
-        UserError: they are such rows. It says how to train on the good answers.
     """
     for what, remedy in _findings(records, columns, can_read):
         raise UserError(f"{where}: {what}. lorakit trains on what should be said: {remedy}.")
@@ -89,8 +87,7 @@ def _findings(records: Sequence[Record], columns: Mapping[str, str], can_read: C
     for our, their in columns.items():
         better = next((one for one, other in preference_pairs(texts | {their}) if other == their), None)
         if better or any(f"_{word}_" in f"_{their}_" for word in _REJECTED):
-            side = "the side of a preference pair that should not be said"
-            what = f"data.columns takes {our!r} from {their!r}, {side}"
+            what = f"data.columns takes {our!r} from {their!r}, the side of a preference pair that should not be said"
             yield what, f"columns: {{{our}: {better or 'chosen'}}}"
     for better, worse in preference_pairs(texts):
         if better not in mapped and not (_is_another_column(better, worse, records) and can_read(columns, "")):
@@ -140,9 +137,7 @@ def _is_another_column(better: str, worse: str, records: Sequence[Record]) -> bo
 
 
 def _remedy(better: str, columns: Mapping[str, str], answers: list[Any], can_read: CanRead) -> str:
-    has_conversations = any(map(_is_conversation, answers))
-    whole = _WHOLE if has_conversations else ()
-    for our in (*whole, *(name for name in _ANSWERS if name not in _WHOLE)):
+    for our in (*(_WHOLE if any(map(_is_conversation, answers)) else ()), *_ANSWERS):
         tried = {**columns, our: better}
         if can_read(tried, our):
             mapping = ", ".join(f"{one}: {other}" for one, other in tried.items())
@@ -155,7 +150,6 @@ def _remedy(better: str, columns: Mapping[str, str], answers: list[Any], can_rea
 
 
 def _is_conversation(answer: Any) -> bool:
-    """Whether an answer is a whole conversation, its question too."""
     first = answer[0] if isinstance(answer, list) and answer else None
     return isinstance(first, Mapping) and not {first.get("role"), first.get("from")}.isdisjoint(_ASKING_ROLES)
 
@@ -186,13 +180,13 @@ def _ratings(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
 
 def _has_several_ranks(records: Sequence[Record]) -> bool:
     """Whether answers to one question have different ranks."""
-    ranks: dict[str, Any] = {}
-    for record in records:
-        rank = record.get("rank")
-        questions = (repr(record[name]) for name in _QUESTIONS if not is_empty(record.get(name)))
-        if any(ranks.setdefault(question, rank) != rank for question in questions):
-            return True
-    return False
+    pairs = {
+        (repr(record[name]), record.get("rank"))
+        for record in records
+        for name in _QUESTIONS
+        if not is_empty(record.get(name))
+    }
+    return len(pairs) > len({question for question, _ in pairs})
 
 
 def _is_number(value: Any) -> bool:
@@ -211,11 +205,7 @@ def rejection_flags(records: Sequence[Record], read: set[str]) -> dict[str, bool
 
 
 def refuse_rejected_answer(record: Record, flags: Mapping[str, bool]) -> None:
-    """Refuse a row of which a flag says that its answer should not be given.
-
-    Raises:
-        RowError: it does.
-    """
+    """Refuse, as a `RowError`, a row of which a flag says that its answer should not be given."""
     for name in flags.keys() & record.keys():
         if _flag(name, record[name]) is flags[name]:
             raise RowError(

@@ -27,10 +27,6 @@ _WORDS_OF_ROLES = {
 }
 _ROLES = {word: role for role, words in _WORDS_OF_ROLES.items() for word in words.split()}
 
-# Most turns by far are no more than this.
-_PLAIN = {"from", "value"}
-_SPEAKERS = ("human", "gpt", "system", "user", "assistant")
-
 
 class Sharegpt(Section):
     """How rows of the format `sharegpt` are read."""
@@ -55,14 +51,12 @@ def sharegpt(record: Mapping[str, Any], settings: Sharegpt) -> Conversation:
     turns = parse_list(record.get(column), column, "turns")
     theirs = {_folded(word): role for word, role in settings.roles.items()}
     messages = [_turn(position, turn, theirs) for position, turn in enumerate(turns, start=1)]
-    return add_system_and_tools(record, Conversation(mark_given_beginnings(messages)))
+    return add_system_and_tools(record, mark_given_beginnings(messages))
 
 
 def _turn(position: int, raw: Any, theirs: Mapping[str, str]) -> Message:
     if not isinstance(raw, Mapping):
         raise RowError("a turn is not an object with from and value", f"turn {position} is {kind(raw)}")
-    if raw.keys() == _PLAIN and raw["from"] in _SPEAKERS and not theirs and isinstance(raw["value"], str):
-        return {"role": _ROLES[raw["from"]], "content": raw["value"]}
     word, value = _either(raw, ("from", "role"), position), _either(raw, ("value", "content"), position)
     role = _role(word, position, theirs)
     rest = {key: inner for key, inner in raw.items() if key not in ("from", "role", "value", "content")}
@@ -75,7 +69,7 @@ def _turn(position: int, raw: Any, theirs: Mapping[str, str]) -> Message:
             raise RowError("the value of a function_call turn is not a call", f"turn {position} has {kind(value)}")
         calls = value if isinstance(value, list) else [value]
         return parse_message(position, {**rest, "role": "assistant", "content": None, "tool_calls": calls})
-    if role != "assistant" and rest:
+    if role != "assistant":
         # SlimOrca and others write on every turn whether it is trained; only answers ever are.
         rest = {key: inner for key, inner in rest.items() if key not in ("weight", "train") or inner not in (0, False)}
     return parse_message(position, {**rest, "role": role, "content": value})

@@ -27,7 +27,7 @@ def alpaca(record: Mapping[str, Any]) -> Conversation:
     prompt = text_column(record, "instruction")
     if not is_empty(record.get("input")):
         prompt = f"{prompt}\n\n{text_column(record, 'input')}"
-    return add_system_and_tools(record, question_and_answer(prompt, text_column(record, "output")))
+    return question_and_answer(record, prompt, text_column(record, "output"))
 
 
 @FORMATS.register("prompt-completion", columns=("prompt", "completion"), optional=("system", "tools"))
@@ -37,15 +37,14 @@ def prompt_completion(record: Mapping[str, Any]) -> Conversation:
     if all(isinstance(side, str) and _MESSAGES.match(side) for side in (prompt, completion)):
         prompt, completion = parse_if_json(str(prompt), "prompt"), parse_if_json(str(completion), "completion")
     if not (isinstance(prompt, list) and isinstance(completion, list)):
-        texts = question_and_answer(text_column(record, "prompt"), text_column(record, "completion"))
-        return add_system_and_tools(record, texts)
+        return question_and_answer(record, text_column(record, "prompt"), text_column(record, "completion"))
     given, answers = parse_messages(prompt, "prompt"), parse_messages(completion, "completion")
     if all(message["role"] != "assistant" for message in answers):
         raise RowError("the column 'completion' has no assistant message: there is nothing to train")
     given = [{**message, "train": False} if message["role"] == "assistant" else message for message in given]
     if given[-1]["role"] == answers[0]["role"] == "assistant":
         given[-1] = {"prefix": True, **given[-1]}
-    return add_system_and_tools(record, Conversation(mark_given_beginnings([*given, *answers])))
+    return add_system_and_tools(record, mark_given_beginnings([*given, *answers]))
 
 
 @FORMATS.register("question-answer", columns=("question", ("answer", "answers")), optional=("context", "system"))
@@ -54,7 +53,7 @@ def question_answer(record: Mapping[str, Any]) -> Conversation:
     question = text_column(record, "question")
     if not is_empty(record.get("context")):
         question = f"{text_column(record, 'context')}\n\n{question}"
-    return add_system_and_tools(record, question_and_answer(question, _first_answer(record)))
+    return question_and_answer(record, question, _first_answer(record))
 
 
 def _first_answer(record: Mapping[str, Any]) -> str:

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lorakit.data.conversations import Tokens
+from lorakit.data.conversations import IGNORED, Tokens
 from lorakit.data.formats.columns import filled_column, is_empty
 from lorakit.data.rows import RowError, kind
 from lorakit.recipe.problem import one_line
 from lorakit.registry import FORMATS
 
-_IGNORED = -100
 _MASKS = ("completion_mask", "assistant_masks")
 
 
@@ -27,12 +26,12 @@ def tokens(record: Mapping[str, Any]) -> Tokens:
         start, end = mask.index(1), len(mask) - mask[::-1].index(1)
         if 0 in mask[start:end]:
             raise RowError("the column 'attention_mask' hides tokens in the middle", f"token {mask.index(0, start)}")
-        if labels is not None and any(label != _IGNORED for label in (*labels[:start], *labels[end:])):
+        if labels is not None and any(label != IGNORED for label in (*labels[:start], *labels[end:])):
             raise RowError("the column 'attention_mask' hides tokens that are trained")
         ids, labels = ids[start:end], labels and labels[start:end]
     labels = list(ids) if labels is None else labels
     # The first token has nothing before it that would predict it.
-    if labels[1:].count(_IGNORED) == len(labels[1:]):
+    if all(label == IGNORED for label in labels[1:]):
         raise RowError("no token after the first is trained")
     return Tokens(ids, labels)
 
@@ -44,11 +43,11 @@ def _labels(record: Mapping[str, Any], ids: list[int]) -> list[int] | None:
         if not is_empty(record.get("labels")):
             raise RowError(f"the row says in two columns what is trained, 'labels' and {mask!r}")
         trained = _mask(record, mask, ids)
-        return [token if bit else _IGNORED for token, bit in zip(ids, trained, strict=True)]
+        return [token if bit else IGNORED for token, bit in zip(ids, trained, strict=True)]
     if is_empty(record.get("labels")):
         return None
     labels = _numbers(record, "labels", like=ids)
-    wrong = [at for at, label in enumerate(labels) if label != _IGNORED and label != ids[at]]
+    wrong = [at for at, label in enumerate(labels) if label != IGNORED and label != ids[at]]
     if wrong:
         raise RowError(
             "a label is neither -100 nor the token at its place: something else would be trained",

@@ -7,10 +7,12 @@ A file is read as blocks, so that memory does not grow with it and other process
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from lorakit.data.readers import arrow, delimited, json_rows
+from lorakit.data.readers import delimited, json_rows
+from lorakit.data.readers.arrow import read_columns
 from lorakit.data.readers.content_type import refuse_other_columns
 from lorakit.data.readers.text_stream import TextStream, read_documents
 from lorakit.data.rows import Block, Row
@@ -27,11 +29,19 @@ _TEXTS: dict[str, Callable[[TextStream], Iterator[Block]]] = {
     ".txt": read_documents,
     ".md": read_documents,
 }
-_COLUMNS: dict[str, Callable[[Path, str], Iterator[Block]]] = {
-    ".parquet": arrow.read_parquet,
-    ".arrow": arrow.read_arrow,
-    ".feather": arrow.read_arrow,
-}
+_COLUMNS = {".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow"}
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Makes a `UserError` of what the system says of a file that cannot be read."""
+    name = show_path(path)
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: there is no such file.") from error
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {one_line(error.strerror or str(error), 200)}.") from error
 
 
 def files_in(path: Path) -> list[Path]:
@@ -41,23 +51,20 @@ def files_in(path: Path) -> list[Path]:
         UserError: there are none, one is not a regular file, or they cannot be listed.
     """
     name = show_path(path)
-    try:
+    with reading(path):
         if not is_pattern(path) and not stat.S_ISDIR(path.stat().st_mode):
-            _refuse_irregular_file(path, name)
+            _refuse_irregular_file(path)
             return [path]
-        files = sorted(data_files(path))
-    except FileNotFoundError as error:
-        raise UserError(f"{name}: there is no such file.") from error
-    except TooManyFiles as error:
-        raise UserError(f"{name}: {error.strerror}. Write the folder that holds the rows.") from error
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read: {error.strerror or error}.") from error
+        try:
+            files = sorted(data_files(path))
+        except TooManyFiles as error:
+            raise UserError(f"{name}: {error.strerror}. Write the folder that holds the rows.") from error
     if not files:
         reason = "the pattern matches no data file" if is_pattern(path) else "the folder has no data files"
         raise UserError(f"{name}: {reason}. Their names end in {KNOWN_SUFFIXES}.")
     for file in files:
         if os.path.exists(file) and not os.path.isfile(file):  # noqa: PTH110, PTH113 (pathlib's raise where one may not)
-            _refuse_irregular_file(file, show_path(file))
+            _refuse_irregular_file(file)
     return files
 
 
@@ -73,32 +80,26 @@ def read_blocks(path: Path) -> Iterator[Block]:
     Raises:
         UserError: the file as a whole cannot be read. What was readable before the fault has been yielded.
     """
-    name = show_path(path)
-    suffix = data_suffix(path.name)
+    name, suffix = show_path(path), data_suffix(path.name)
     if not suffix:
         raise UserError(
             f"{name}: rows are read from files whose names end in {KNOWN_SUFFIXES}; not from {path.suffix or 'this'}."
         )
-    try:
-        _refuse_irregular_file(path, name)
-        if suffix in _COLUMNS:
-            with path.open("rb") as file:
+    with reading(path):
+        _refuse_irregular_file(path)
+        with path.open("rb") as file:
+            if suffix in _COLUMNS:
                 refuse_other_columns(name, suffix, file.read(4096))
-            yield from _COLUMNS[suffix](path, name)
-        else:
-            compression = next((ending for ending in COMPRESSIONS if suffix.endswith(ending)), "")
-            content = suffix.removesuffix(compression)
-            with path.open("rb") as file:
+                yield from read_columns(path, name, _COLUMNS[suffix])
+            else:
+                compression = next((ending for ending in COMPRESSIONS if suffix.endswith(ending)), "")
+                content = suffix.removesuffix(compression)
                 yield from _TEXTS[content](TextStream(name, file, compression, content))
-    except FileNotFoundError as error:
-        raise UserError(f"{name}: there is no such file.") from error
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read: {one_line(error.strerror or str(error), 200)}.") from error
 
 
-def _refuse_irregular_file(path: Path, name: str) -> None:
+def _refuse_irregular_file(path: Path) -> None:
     """Reading a pipe or a device might never end."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-        raise UserError(f"{name}: this is {what}. Write the path of a data file.")
+        raise UserError(f"{show_path(path)}: this is {what}. Write the path of a data file.")

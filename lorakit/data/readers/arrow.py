@@ -12,59 +12,54 @@ from lorakit.recipe.problem import one_line
 _MOST_ROWS, _SAMPLE_ROWS = 8192, 16
 
 
-def read_parquet(path: Path, name: str) -> Iterator[Block]:
-    """Blocks of rows as Arrow's stream format, some MiB each at most.
+def read_columns(path: Path, name: str, kind: str) -> Iterator[Block]:
+    """Blocks of rows as Arrow's stream format, some MiB each at most. `kind`: Parquet or Arrow."""
+    number = 0
+    try:
+        for batch, size in (_parquet_batches if kind == "Parquet" else _arrow_batches)(path, name):
+            yield Block(name, number + 1, _serialize(batch), _parse_rows, size)
+            number += batch.num_rows
+    except _damage() as error:
+        after = f" after row {number}" if number else ""
+        reason = one_line(str(error), 200).rstrip(".")
+        raise UserError(f"{name}: not a readable {kind} file{after}: {reason}.") from error
 
-    Raises:
-        UserError: the file is damaged, or two columns have one name.
-    """
+
+def _parquet_batches(path: Path, name: str) -> Iterator[tuple[Any, int]]:
+    """Batches of about a MiB, and how many bytes of the file each takes."""
     import pyarrow.parquet
 
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path, buffer_size=BLOCK) as file:
-            _refuse_equal_names(name, file.schema_arrow.names)
-            file_size, total = path.stat().st_size, file.metadata.num_rows
-            content_size = sum(file.metadata.row_group(index).total_byte_size for index in range(file.num_row_groups))
-            # Values that many rows share are stored once: a file of a MB may hold rows of TBs.
-            first = next(file.iter_batches(batch_size=_SAMPLE_ROWS), None)
-            if first is not None and first.num_rows:
-                content_size = max(content_size, first.nbytes * total // first.num_rows)
-            for batch in file.iter_batches(batch_size=_rows_of_a_block(total, content_size)):
-                before, after = (file_size * rows // total for rows in (number, number + batch.num_rows))
-                yield Block(name, number + 1, _serialize(batch), _parse_rows, after - before)
-                number += batch.num_rows
-    except _damage() as error:
-        raise _unreadable(name, "Parquet", number, error) from error
+    with pyarrow.parquet.ParquetFile(path, buffer_size=BLOCK) as file:
+        _refuse_equal_names(name, file.schema_arrow.names)
+        file_size, total = path.stat().st_size, file.metadata.num_rows
+        content_size = sum(file.metadata.row_group(index).total_byte_size for index in range(file.num_row_groups))
+        # Values that many rows share are stored once: a file of a MB may hold rows of TBs.
+        first = next(file.iter_batches(batch_size=_SAMPLE_ROWS), None)
+        if first is not None and first.num_rows:
+            content_size = max(content_size, first.nbytes * total // first.num_rows)
+        number = 0
+        for batch in file.iter_batches(batch_size=_rows_of_a_block(total, content_size)):
+            yield batch, _share(file_size, number, batch.num_rows, total)
+            number += batch.num_rows
 
 
-def read_arrow(path: Path, name: str) -> Iterator[Block]:
-    """Blocks of rows as Arrow's stream format, about 1 MiB each.
-
-    Raises:
-        UserError: the file is damaged, or two columns have one name.
-    """
+def _arrow_batches(path: Path, name: str) -> Iterator[tuple[Any, int]]:
+    """Parts of about a MiB of the batches, and how many bytes of the file each takes."""
     import pyarrow
 
-    number = 0
-    try:
-        # Mapped: a batch may hold the whole file, and only the part that is read takes memory.
-        with pyarrow.memory_map(str(path)) as source:
-            # Arrow trusts the offsets that a file holds, and wrong ones end the process: before `validate`, nothing
-            # reads them, as `nbytes` would.
-            for batch, size in _batches(source, name):
-                step = _rows_of_a_block(batch.num_rows, batch.get_total_buffer_size())
-                for start in range(0, batch.num_rows, step):
-                    part = batch.slice(start, step)
-                    part.validate(full=True)
-                    share = size * (start + part.num_rows) // batch.num_rows - size * start // batch.num_rows
-                    yield Block(name, number + 1, _serialize(part), _parse_rows, share)
-                    number += part.num_rows
-    except _damage() as error:
-        raise _unreadable(name, "Arrow", number, error) from error
+    # Mapped: a batch may hold the whole file, and only the part that is read takes memory.
+    with pyarrow.memory_map(str(path)) as source:
+        # Arrow trusts the offsets that a file holds, and wrong ones end the process: before `validate`, nothing
+        # reads them, as `nbytes` would.
+        for batch, size in _stored_batches(source, name):
+            step = _rows_of_a_block(batch.num_rows, batch.get_total_buffer_size())
+            for start in range(0, batch.num_rows, step):
+                part = batch.slice(start, step)
+                part.validate(full=True)
+                yield part, _share(size, start, part.num_rows, batch.num_rows)
 
 
-def _batches(source: Any, name: str) -> Iterator[tuple[Any, int]]:
+def _stored_batches(source: Any, name: str) -> Iterator[tuple[Any, int]]:
     """The batches of a file in Arrow's file or stream format, and how many bytes of the file each takes."""
     import pyarrow
 
@@ -75,9 +70,8 @@ def _batches(source: Any, name: str) -> Iterator[tuple[Any, int]]:
     if magic == b"ARROW1":
         file = pyarrow.ipc.open_file(source)
         _refuse_equal_names(name, file.schema.names)
-        file_size, count = source.size(), file.num_record_batches
-        for index in range(count):
-            yield file.get_batch(index), file_size * (index + 1) // count - file_size * index // count
+        for index in range(file.num_record_batches):
+            yield file.get_batch(index), _share(source.size(), index, 1, file.num_record_batches)
         return
     stream = pyarrow.ipc.open_stream(source)
     _refuse_equal_names(name, stream.schema.names)
@@ -115,12 +109,16 @@ def _serialize(batch: Any) -> bytes:
     bare = batch.replace_schema_metadata(None)
     with pyarrow.ipc.new_stream(sink, bare.schema) as writer:
         writer.write_batch(bare)
-    serialized: bytes = sink.getvalue().to_pybytes()
-    return serialized
+    return bytes(sink.getvalue())
 
 
 def _rows_of_a_block(rows: int, size: int) -> int:
     return max(1, min(_MOST_ROWS, rows * BLOCK // max(size, 1)))
+
+
+def _share(size: int, start: int, count: int, total: int) -> int:
+    """What `count` of `total` items take of a size; the shares of all add up to it."""
+    return size * (start + count) // total - size * start // total
 
 
 def _refuse_equal_names(name: str, columns: list[str]) -> None:
@@ -133,8 +131,3 @@ def _damage() -> tuple[type[Exception], ...]:
     from pyarrow.lib import ArrowException
 
     return ArrowException, OSError, ValueError, OverflowError, KeyError
-
-
-def _unreadable(name: str, kind: str, number: int, error: Exception) -> UserError:
-    after = f" after row {number}" if number else ""
-    return UserError(f"{name}: not a readable {kind} file{after}: {one_line(str(error), 200).rstrip('.')}.")

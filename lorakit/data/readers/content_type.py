@@ -7,43 +7,36 @@ from pathlib import PurePath
 from lorakit.errors import UserError
 
 _HEAD_BYTES = 4096
-_MAGIC = (
-    (b"PAR1", "a Parquet file", "Give it a name that ends in .parquet."),
-    (b"ARROW1", "an Arrow file", "Give it a name that ends in .arrow."),
-    (b"\x1f\x8b", "gzip data", "Give it a name that ends so too, such as {name}.gz."),
-    (b"\xfd7zXZ\0", "xz data", "Give it a name that ends so too, such as {name}.xz."),
-    (b"\x28\xb5\x2f\xfd", "zstandard data", "Give it a name that ends so too, such as {name}.zst."),
-    (b"PK\x03\x04", "a zip archive, or an Excel file", "Unpack it, or save the sheet as CSV in UTF-8."),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel file", "Save the sheet as CSV in UTF-8."),
-    (b"SQLite format 3\0", "an SQLite database", "Export its rows as JSON Lines or CSV."),
-    (b"\x89HDF", "an HDF5 file", "Export its rows as JSON Lines or Parquet."),
-    (b"%PDF-", "a PDF document", "Take its text out first."),
-    (b"\xff\xfe\0\0", "UTF-32", "Save it as UTF-8."),
-    (b"\0\0\xfe\xff", "UTF-32", "Save it as UTF-8."),
-    (b"\xff\xfe", "UTF-16", "Save it as UTF-8."),
-    (b"\xfe\xff", "UTF-16", "Save it as UTF-8."),
-    (b"version https://git-lfs.github.com/spec/", "a pointer to the file in Git LFS", "Fetch it with git lfs pull."),
+_SO_TOO = "Give it a name that ends so too, such as {name}"
+# How a file begins, what it is then, and what to do.
+_CONTENTS = (
+    (rb"PAR1", "a Parquet file", "Give it a name that ends in .parquet."),
+    (rb"ARROW1", "an Arrow file", "Give it a name that ends in .arrow."),
+    (rb"\x1f\x8b", "gzip data", f"{_SO_TOO}.gz."),
+    (rb"BZh[1-9]1AY&SY", "bzip2 data", f"{_SO_TOO}.bz2."),
+    (rb"\xfd7zXZ\x00", "xz data", f"{_SO_TOO}.xz."),
+    (rb"\x28\xb5\x2f\xfd", "zstandard data", f"{_SO_TOO}.zst."),
+    (rb"PK\x03\x04", "a zip archive, or an Excel file", "Unpack it, or save the sheet as CSV in UTF-8."),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel file", "Save the sheet as CSV in UTF-8."),
+    (rb"SQLite format 3\x00", "an SQLite database", "Export its rows as JSON Lines or CSV."),
+    (rb"\x89HDF", "an HDF5 file", "Export its rows as JSON Lines or Parquet."),
+    (rb"%PDF-", "a PDF document", "Take its text out first."),
+    (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "UTF-32", "Save it as UTF-8."),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16", "Save it as UTF-8."),
+    (rb"version https://git-lfs\.github\.com/spec/", "a pointer to the file in Git LFS", "Fetch it with git lfs pull."),
+    (rb"\x80[\x02-\x05][\x95\]}cK(]", "a Python pickle", "It would run code when read: export its rows as JSON Lines."),
 )
-_BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
-_PICKLE = re.compile(rb"\x80[\x02-\x05][\x95\]}cK(]")
 _WEB_PAGE = re.compile(rb"\s*(<!doctype html|<html[\s>])", re.IGNORECASE)
 _FIELD = re.compile(r"""["']?\s*[,;\t]\s*["']?""")
 
 
 def refuse_other_content(name: str, suffix: str, data: bytes) -> None:
-    """Refuse a file that begins with what is not text in UTF-8, or a web page that came in place of the rows.
+    """Refuse, as a `UserError`, a file that begins with what is not text in UTF-8, or a web page in place of the rows.
 
     `suffix` is the ending of its content, compression aside.
-
-    Raises:
-        UserError: it says what the file holds, and what to do.
     """
     head = data[:_HEAD_BYTES]
-    match = next(((what, remedy) for magic, what, remedy in _MAGIC if head.startswith(magic)), None)
-    if _BZIP2.match(head):
-        match = "bzip2 data", "Give it a name that ends so too, such as {name}.bz2."
-    if _PICKLE.match(head):
-        match = "a Python pickle", "It would run code when read: export its rows as JSON Lines."
+    match = next(((what, remedy) for start, what, remedy in _CONTENTS if re.match(start, head)), None)
     if suffix not in (".txt", ".md") and _WEB_PAGE.match(head):
         match = "a web page (HTML), not rows", "Download the file itself; what came may say why it did not."
     if len(head) >= 8 and not (any(head[::2][:32]) and any(head[1::2][:32])) and any(head):
@@ -54,25 +47,19 @@ def refuse_other_content(name: str, suffix: str, data: bytes) -> None:
 
 
 def refuse_other_columns(name: str, suffix: str, head: bytes) -> None:
-    """Refuse a columnar file that is of another kind than its name says.
-
-    Raises:
-        UserError: it says what the file holds, and what to do.
-    """
+    """Refuse, as a `UserError`, a columnar file that is of another kind than its name says."""
     if head.startswith(b"PAR1" if suffix == ".parquet" else b"ARROW1"):
         return
     refuse_other_content(name, suffix, head)
-    start = head[:_HEAD_BYTES].decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
-    if start.startswith(("{", "[")):
-        ending = ".json" if start.startswith("[") else ".jsonl"
+    if start := re.match(rb"(?:\xef\xbb\xbf)?\s*([{\[])", head):
+        ending = ".json" if start[1] == b"[" else ".jsonl"
         raise UserError(f"{name}: the file holds JSON. Give it a name that ends in {ending}.")
 
 
 def refuse_list_as_lines(name: str, raw: bytes) -> None:
-    """Refuse a file of JSON Lines that is a JSON list, or objects over several lines. `raw`: its first block.
+    """Refuse, as a `UserError`, a file of JSON Lines that is a JSON list, or objects over several lines.
 
-    Raises:
-        UserError: it is.
+    `raw`: its first block.
     """
     first = re.compile(rb"\s*([\[{])[^\n]{0,65536}").match(raw)
     if not first:

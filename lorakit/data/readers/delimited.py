@@ -21,16 +21,29 @@ _Numbered = tuple[int, list[str]]
 
 
 def read(stream: TextStream, delimiter: str) -> Iterator[Block]:
-    """Blocks of records that are split into cells: only the reader of all lines knows which breaks are in quotes.
-
-    Raises:
-        UserError: it is not UTF-8, a quote is wrong, or two columns have one name.
-    """
-    sizes: list[int] = []
+    """Blocks of records that are split into cells: only the reader of all lines knows which breaks are in quotes."""
+    csv.field_size_limit(_LONGEST_CELL)
+    sizes: list[int] = []  # of each piece of the file that is read
+    dialect, before, lines = detect_dialect(_lines(stream, sizes), delimiter)
+    reader = csv.reader(lines, strict=True, **dialect)
     header: list[str] | None = None
     records: list[_Numbered] = []
-    for line, cells in _records(stream, delimiter, sizes):
-        if header is None:
+    while True:
+        line = before + reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise UserError(
+                f"{stream.name}:{line}: not valid CSV: {error}. Double the quotes inside quoted cells."
+            ) from error
+        if records and (cells is None or (cells and len(sizes) > 1)):  # this one took another piece of the file
+            size = sum(sizes if cells is None else sizes[:-1])
+            yield Block(stream.name, records[0][0], (header, records), parse_rows, size)
+            records = []
+            del sizes[:-1]
+        if cells is None:
+            return
+        if header is None and cells:
             # Excel writes columns without a name after the others.
             header = [cell.strip() for cell in cells]
             twice = [cell for cell, times in Counter(header).items() if cell and times > 1]
@@ -38,14 +51,8 @@ def read(stream: TextStream, delimiter: str) -> Iterator[Block]:
                 raise UserError(
                     f"{stream.name}:{line}: two columns have the same name: {twice[0]!r}. Rename one, or take it out."
                 )
-            continue
-        if len(sizes) > 1 and records:  # this one took another piece of the file
-            yield Block(stream.name, records[0][0], (header, records), parse_rows, sum(sizes[:-1]))
-            del sizes[:-1]
-            records = []
-        records.append((line, cells))
-    if header is not None and records:
-        yield Block(stream.name, records[0][0], (header, records), parse_rows, sum(sizes))
+        elif cells:  # the record is not blank
+            records.append((line, cells))
 
 
 def parse_rows(name: str, first: int, payload: tuple[list[str], list[_Numbered]]) -> Iterator[Row]:
@@ -66,27 +73,8 @@ def parse_rows(name: str, first: int, payload: tuple[list[str], list[_Numbered]]
         yield Row(f"{name}:{line}", record)
 
 
-def _records(stream: TextStream, delimiter: str, sizes: list[int]) -> Iterator[_Numbered]:
-    """Every record that is not blank, with the line where it begins. `sizes` gets the size of each piece of the file
-    that is read."""
-    csv.field_size_limit(_LONGEST_CELL)
-    dialect, before, lines = detect_dialect(_lines(stream, sizes), delimiter)
-    reader = csv.reader(lines, strict=True, **dialect)
-    while True:
-        line = before + reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise UserError(
-                f"{stream.name}:{line}: not valid CSV: {error}. Double the quotes inside quoted cells."
-            ) from error
-        if cells is None:
-            return
-        if cells:
-            yield line, cells
-
-
 def _lines(stream: TextStream, sizes: list[int]) -> Iterator[str]:
+    """The lines of the file; the size of each piece of it that is read is added to `sizes`."""
     for lines in read_whole_lines(stream):
         decode_lines(stream.name, lines)
         sizes.append(lines.size)

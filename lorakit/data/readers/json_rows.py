@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lorakit.data.readers.content_type import refuse_list_as_lines
-from lorakit.data.readers.text_stream import BLOCK, NOT_UTF_8, TextStream, read_whole_lines
+from lorakit.data.readers.text_stream import TextStream, not_utf_8, read_whole_lines
 from lorakit.data.rows import STRICT_JSON, Block, Row, RowError, kind, normalize_line_ends
 from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line
@@ -27,11 +27,7 @@ _LENIENT_JSON = json.JSONDecoder(parse_int=str)
 
 
 def read_lines(stream: TextStream) -> Iterator[Block]:
-    """Blocks of whole lines of JSON Lines, as bytes.
-
-    Raises:
-        UserError: it is a JSON list, or its objects go over several lines.
-    """
+    """Blocks of whole lines of JSON Lines, as bytes."""
     checked = False
     for lines in read_whole_lines(stream):
         if not checked and not lines.raw.isspace():
@@ -78,7 +74,7 @@ def _parse_line(line: str) -> dict[str, Any] | RowError:
     except RecursionError:
         return RowError("unreadable JSON", "it is nested too deeply")
     # A quick look first: most lines hold no carriage return.
-    return as_record(normalize_line_ends(value) if "\\" in line and _CARRIAGE_RETURN.search(line) else value)
+    return _as_record(normalize_line_ends(value) if "\\" in line and _CARRIAGE_RETURN.search(line) else value)
 
 
 def _hint(line: str, error: json.JSONDecodeError) -> str:
@@ -98,8 +94,7 @@ def _hint(line: str, error: json.JSONDecodeError) -> str:
 def parse_value(text: str, start: int) -> tuple[Any, int]:
     """The value that begins at `start`, or a RowError in its place, and where it ends.
 
-    Raises:
-        JSONDecodeError, RecursionError: its end cannot be told.
+    Raises JSONDecodeError or RecursionError where its end cannot be told.
     """
     try:
         return STRICT_JSON.raw_decode(text, start)
@@ -112,8 +107,7 @@ def parse_value(text: str, start: int) -> tuple[Any, int]:
     return refused, _LENIENT_JSON.raw_decode(text, start)[1]
 
 
-def as_record(value: Any) -> dict[str, Any] | RowError:
-    """A value as a record: rows are objects."""
+def _as_record(value: Any) -> dict[str, Any] | RowError:
     if isinstance(value, dict | RowError):
         return value
     return RowError("the row is not an object with named columns", f"it is {kind(value)}")
@@ -122,24 +116,22 @@ def as_record(value: Any) -> dict[str, Any] | RowError:
 def read_values(stream: TextStream) -> Iterator[Block]:
     """Blocks of the parsed values of a .json file: only a parser knows where one ends.
 
-    Raises:
-        UserError: it is not JSON, not UTF-8, or neither a list nor objects; the line is named.
+    A `UserError` names the line where it is not JSON, not UTF-8, or neither a list nor objects.
     """
     window = _Window(stream)
-    number, done, moves = 1, 0, 0
-    values: list[dict[str, Any] | RowError] = []
+    number, done, reads = 1, 0, 0
+    records: list[dict[str, Any] | RowError] = []
     for value in _values(window):
-        if window.moves > moves and values:
-            yield Block(stream.name, number, values, _rows_of_values, stream.position - done)
-            number, done, moves, values = number + len(values), stream.position, window.moves, []
-        values.append(as_record(normalize_line_ends(value)))
-    if values:
-        yield Block(stream.name, number, values, _rows_of_values, stream.position - done)
+        if window.reads > reads and records:
+            yield Block(stream.name, number, records, _rows_of_values, stream.position - done)
+            number, done, reads, records = number + len(records), stream.position, window.reads, []
+        records.append(_as_record(normalize_line_ends(value)))
+    if records:
+        yield Block(stream.name, number, records, _rows_of_values, stream.position - done)
 
 
-def _rows_of_values(name: str, first: int, values: list[dict[str, Any] | RowError]) -> Iterator[Row]:
-    for number, record in enumerate(values, start=first):
-        yield Row(f"{name} row {number}", record)
+def _rows_of_values(name: str, first: int, records: list[dict[str, Any] | RowError]) -> Iterator[Row]:
+    return (Row(f"{name} row {number}", record) for number, record in enumerate(records, start=first))
 
 
 def _values(window: "_Window") -> Iterator[Any]:
@@ -147,26 +139,25 @@ def _values(window: "_Window") -> Iterator[Any]:
     if opening == "{":
         while window.next_sign():
             yield window.value()
-        return
-    if opening != "[":
-        if opening:
-            value = window.value()
-            what = str(value) if isinstance(value, RowError) else f"holds {kind(value)}"
-            raise UserError(f"{window.name}: a .json file holds a list of objects, or objects; this one {what}.")
-        return
-    window.at += 1
-    if window.next_sign() != "]":
-        yield window.value()
-        while (sign := window.next_sign()) == ",":
-            window.at += 1
-            if window.next_sign() == "]":
-                raise window.error("a comma before the end of the list", window.at)
+    elif opening == "[":
+        window.at += 1
+        sign = window.next_sign()
+        while sign != "]":
             yield window.value()
-        if sign != "]":
-            raise window.error("Expecting ',' delimiter", window.at)
-    window.at += 1
-    if window.next_sign():
-        raise window.error("Extra data", window.at)
+            sign = window.next_sign()
+            if sign not in (",", "]"):
+                raise window.error("Expecting ',' delimiter", window.at)
+            if sign == ",":
+                window.at += 1
+                if window.next_sign() == "]":
+                    raise window.error("a comma before the end of the list", window.at)
+        window.at += 1
+        if window.next_sign():
+            raise window.error("Extra data", window.at)
+    elif opening:
+        value = window.value()
+        what = str(value) if isinstance(value, RowError) else f"holds {kind(value)}"
+        raise UserError(f"{window.name}: a .json file holds a list of objects, or objects; this one {what}.")
 
 
 class _Window:
@@ -174,10 +165,8 @@ class _Window:
 
     def __init__(self, stream: TextStream) -> None:
         self.name = stream.name
-        self.at = 0
-        self.moves = 0
-        self._stream = stream
-        self._text = ""
+        self.at, self.reads = 0, 0
+        self._stream, self._text = stream, ""
         self._line, self._column = 1, 0  # lines, and characters of the last line, before `_text`
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
@@ -191,11 +180,7 @@ class _Window:
                 return ""
 
     def value(self) -> Any:
-        """The value that begins here, or a RowError for one that is refused.
-
-        Raises:
-            UserError: there is none, or its end cannot be told.
-        """
+        """The value that begins here, or a RowError for one that is refused."""
         while True:
             try:
                 value, end = parse_value(self._text, self.at)
@@ -204,8 +189,8 @@ class _Window:
                 if not (is_cut and self._read_more()):
                     raise self.error(error.msg, error.pos) from error
             except RecursionError as error:
-                where = f"{self.name}:{self._line_at(self.at)}"
-                raise UserError(f"{where}: unreadable JSON: it is nested too deeply.") from error
+                place = f"{self.name}:{self._line_at(self.at)}"
+                raise UserError(f"{place}: unreadable JSON: it is nested too deeply.") from error
             else:
                 if end + _TAIL < len(self._text) or not self._read_more():
                     self.at = end
@@ -222,32 +207,20 @@ class _Window:
 
     def _read_more(self) -> bool:
         """Forget what is read and read as much again as is left, at least a block; whether there was any."""
-        if len(self._text) - self.at > _LONGEST_VALUE:
-            raise UserError(
-                f"{self.name}:{self._line_at(self.at)}: a value of more than {_LONGEST_VALUE >> 20} MiB. Take it out, "
-                "or write JSON Lines."
-            )
-        pieces: list[str] = []
-        missing = max(BLOCK, len(self._text) - self.at)
-        while missing > 0:
-            data = self._stream.read()
-            try:
-                piece = self._decoder.decode(data, final=not data)
-            except UnicodeDecodeError as error:
-                line = self._line_at(len(self._text)) + sum(piece.count("\n") for piece in pieces)
-                line += error.object.count(b"\n", 0, error.start)
-                byte = error.object[error.start]
-                raise UserError(f"{self.name}:{line}: not UTF-8: byte {byte:#04x}. {NOT_UTF_8}") from error
-            if not data:
-                break
-            pieces.append(piece)
-            missing -= len(piece)
-        if not pieces:
+        rest = self._text[self.at :]
+        if len(rest) > _LONGEST_VALUE:
+            what = f"a value of more than {_LONGEST_VALUE >> 20} MiB"
+            raise UserError(f"{self.name}:{self._line_at(self.at)}: {what}. Take it out, or write JSON Lines.")
+        data = self._stream.read(len(rest))
+        try:
+            piece = self._decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise not_utf_8(self.name, self._line_at(len(self._text)), error) from error
+        if not data:
             return False
         self._line = self._line_at(self.at)
         before = self._text.rfind("\n", 0, self.at)
         self._column = self.at - before - 1 if before >= 0 else self._column + self.at
-        self._text = "".join([self._text[self.at :], *pieces])
-        self.at = 0
-        self.moves += 1
+        self._text, self.at = rest + piece, 0
+        self.reads += 1
         return True

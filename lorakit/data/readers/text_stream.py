@@ -6,6 +6,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 from lorakit.data.readers.content_type import refuse_other_content
@@ -16,22 +17,17 @@ from lorakit.recipe.problem import one_line
 BLOCK = 1 << 20
 _LONGEST_LINE = 1 << 28
 """Bytes: a row takes several times as much in memory, and a compressed file of a few MB may hold a line of GBs."""
-NOT_UTF_8 = "Save the file as UTF-8; from Windows or Excel it may be Windows-1252 (iconv -f WINDOWS-1252 -t UTF-8)."
+_NOT_UTF_8 = "Save the file as UTF-8; from Windows or Excel it may be Windows-1252 (iconv -f WINDOWS-1252 -t UTF-8)."
 _BOM = b"\xef\xbb\xbf"
 
 
-class _Zstandard:
-    """What gzip, bz2 and lzma offer, for zstandard, which Python's library does not have yet."""
+def _open_zstandard(raw: BinaryIO) -> Any:
+    """As `GzipFile`: Python's library does not have zstandard yet."""
+    import pyarrow
 
-    def __init__(self, raw: BinaryIO) -> None:
-        import pyarrow
-
-        self._stream: Any = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
-
-    def read1(self, size: int) -> bytes:
-        # Arrow gives nothing of a read that meets the end of a cut file: a short read loses little.
-        data: bytes = self._stream.read(min(size, 1 << 14))
-        return data
+    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+    # Arrow gives nothing of a read that meets the end of a cut file: a short read loses little.
+    return SimpleNamespace(read1=lambda size: stream.read(min(size, 1 << 14)))
 
 
 _OPENERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
@@ -39,12 +35,12 @@ _OPENERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     ".gz": ("gzip", lambda raw: gzip.GzipFile(fileobj=raw, mode="rb")),
     ".bz2": ("bzip2", bz2.BZ2File),
     ".xz": ("xz", lzma.LZMAFile),
-    ".zst": ("zstandard", _Zstandard),
+    ".zst": ("zstandard", _open_zstandard),
 }
 
 
 class TextStream:
-    """The content of an open file, read once from its beginning.
+    """The content of an open file without its byte order mark, read once from its beginning.
 
     `compression`: one of `COMPRESSIONS`, or empty; `suffix`: the ending before it. `position`: the bytes of the file
     that are read, before decompression; `lines`: the whole lines of the content that are read; `ended`: all is read.
@@ -65,14 +61,13 @@ class TextStream:
     def position(self) -> int:
         return self._raw.tell()
 
-    def read(self) -> bytes:
-        """The next MiB without a byte order mark; less at the end or before a fault, and nothing after the end.
+    def read(self, size: int = 0) -> bytes:
+        """The next `size` bytes, at least a MiB; less at the end or before a fault, and nothing after the end.
 
-        Raises:
-            UserError: the compressed data is damaged or cut off, or the content is not text.
+        A `UserError` where the compressed data is damaged or cut off, or the content is not text.
         """
         pieces: list[bytes] = []
-        missing = BLOCK + 1  # one more than a block: a file of one block is known to have ended
+        missing = max(BLOCK, size) + 1  # one more than a block: a file of one block is known to have ended
         while missing and not self.ended and not self._fault:
             try:
                 piece: bytes = self._content.read1(missing)
@@ -118,10 +113,8 @@ class Lines:
 def read_whole_lines(stream: TextStream) -> Iterator[Lines]:
     """The content in pieces of about 1 MiB, or of one line where that is longer; up to 1 MiB in one piece.
 
-    Carriage returns that end lines alone become line feeds: those of a file whose first MiB has no line feed.
-
-    Raises:
-        UserError: as `TextStream.read`, or a line is too long; the whole lines before have been yielded.
+    Carriage returns that end lines alone become line feeds: those of a file whose first MiB has no line feed. A
+    `UserError` as of `TextStream.read`, or for a line that is too long, comes after the whole lines before it.
     """
     first, position, end = 1, 0, b""
     waiting: list[bytes] = []
@@ -131,10 +124,8 @@ def read_whole_lines(stream: TextStream) -> Iterator[Lines]:
         waiting.append(data[:cut] if cut else data)
         if not cut:
             if sum(map(len, waiting)) > _LONGEST_LINE:
-                raise UserError(
-                    f"{stream.name}:{first}: a line of more than {_LONGEST_LINE >> 20} MiB. Take it out, or break "
-                    "it up."
-                )
+                what = f"a line of more than {_LONGEST_LINE >> 20} MiB"
+                raise UserError(f"{stream.name}:{first}: {what}. Take it out, or break it up.")
             continue
         raw = b"".join(waiting)
         waiting = [data[cut:]] if cut < len(data) else []
@@ -149,11 +140,7 @@ def read_whole_lines(stream: TextStream) -> Iterator[Lines]:
 
 
 def decode_lines(name: str, lines: Lines) -> str:
-    """Lines as text.
-
-    Raises:
-        UserError: they are not UTF-8, or hold NUL bytes; the line is named.
-    """
+    """Lines as text. A `UserError` names the line where they are not UTF-8, or hold NUL bytes."""
     at = lines.raw.find(b"\0")
     if at >= 0:
         number = lines.first + lines.raw.count(b"\n", 0, at)
@@ -161,17 +148,17 @@ def decode_lines(name: str, lines: Lines) -> str:
     try:
         return lines.raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        number = lines.first + lines.raw.count(b"\n", 0, error.start)
-        byte = lines.raw[error.start]
-        raise UserError(f"{name}:{number}: not UTF-8: byte {byte:#04x}. {NOT_UTF_8}") from error
+        raise not_utf_8(name, lines.first, error) from error
+
+
+def not_utf_8(name: str, first: int, error: UnicodeDecodeError) -> UserError:
+    """The error for bytes, from the line `first` on, that are not UTF-8."""
+    line = first + error.object.count(b"\n", 0, error.start)
+    return UserError(f"{name}:{line}: not UTF-8: byte {error.object[error.start]:#04x}. {_NOT_UTF_8}")
 
 
 def read_documents(stream: TextStream) -> Iterator[Block]:
-    """One row of up to 1 MiB; a longer document is read in parts of whole lines. Blank parts are left out.
-
-    Raises:
-        UserError: it is not UTF-8.
-    """
+    """One row of up to 1 MiB; a longer document is read in parts of whole lines. Blank parts are left out."""
     for lines in read_whole_lines(stream):
         text = decode_lines(stream.name, lines).replace("\r\n", "\n")
         yield Block(stream.name, lines.first, text, _document_rows, lines.size)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lorakit.data.cleaning.text_check import normalize_words
 from lorakit.evaluate.diagnosis.finding import Check, Finding
 from lorakit.evaluate.diagnosis.parroting import split_words
 from lorakit.evaluate.intervals import Interval, compare
@@ -143,11 +144,11 @@ def _unfinished(cut: Sequence[bool], references_longer: Sequence[bool], seed: in
 
 def _variety(answers: Sequence[str], references: Sequence[str], prompts: Sequence[str], seed: int) -> Finding:
     """The ratio of entropies over different prompts: the same prompt has the same greedy answer."""
-    first = [*{_normalize(prompt): row for row, prompt in reversed([*enumerate(prompts)])}.values()]
+    first = [*{normalize_words(prompt): row for row, prompt in reversed([*enumerate(prompts)])}.values()]
     details: dict[str, Any] = {"different prompts": len(first)}
     kinds = []
     for name, texts in (("answers", answers), ("references", references)):
-        normalized = [_normalize(texts[row]) for row in first]
+        normalized = [normalize_words(texts[row]) for row in first]
         counts = Counter(normalized)
         details[f"different {name}"] = len(counts)
         details[f"most frequent {name}"] = [
@@ -214,8 +215,3 @@ def _format_of(text: str) -> str:
 
 def _shares(names: Sequence[str]) -> dict[str, float]:
     return {name: count / len(names) for name, count in Counter(names).most_common()}
-
-
-def _normalize(text: str) -> str:
-    """Texts that differ in white space or case alone are the same."""
-    return " ".join(text.lower().split())

@@ -9,7 +9,7 @@ from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.conversations import Conversation, Message
 from lorakit.data.formats import parse_record
 from lorakit.data.formats.columns import is_empty
-from lorakit.data.readers import read_file
+from lorakit.data.readers import read_file, reading
 from lorakit.data.readers.text_stream import TextStream, decode_lines, read_whole_lines
 from lorakit.data.rows import RowError, kind
 from lorakit.errors import UserError
@@ -74,17 +74,12 @@ def read_questions(path: Path) -> list[Question]:
 
 def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     name = show_path(path)
-    try:
-        with path.open("rb") as file:
-            for lines in read_whole_lines(TextStream(name, file, "", ".txt")):
-                # Not splitlines, which also breaks at characters that editors show within a line.
-                for line, text in enumerate(decode_lines(name, lines).split("\n"), start=lines.first):
-                    if text.strip():
-                        yield f"{name}:{line}", {"question": text.strip()}
-    except FileNotFoundError as error:
-        raise UserError(f"{name}: there is no such file.") from error
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read: {error.strerror or error}.") from error
+    with reading(path), path.open("rb") as file:
+        for lines in read_whole_lines(TextStream(name, file, "", ".txt")):
+            # Not splitlines, which also breaks at characters that editors show within a line.
+            for line, text in enumerate(decode_lines(name, lines).split("\n"), start=lines.first):
+                if text.strip():
+                    yield f"{name}:{line}", {"question": text.strip()}
 
 
 def _parse_question(record: Mapping[str, Any], number: str) -> Question:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from lorakit.data.readers import reading
 from lorakit.errors import UserError
 from lorakit.evaluate.rating.sheet import KEY, KEY_KIND, LETTERS, UNSURE, VERSION
 from lorakit.recipe.problem import dotted_name, one_line, show_path
@@ -189,15 +190,12 @@ def _read_file(path: Path, key: _Key) -> _RatingFile:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    name = show_path(path)
     try:
-        facts = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise UserError(f"{name}: there is no such file.") from error
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read: {error.strerror or error}.") from error
+        with reading(path):
+            facts = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: not valid JSON: the file is damaged or of another kind ({error}).") from error
+        what = "not valid JSON: the file is damaged or of another kind"
+        raise UserError(f"{show_path(path)}: {what} ({error}).") from error
     return facts if isinstance(facts, dict) else {}
 
 
