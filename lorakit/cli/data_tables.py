@@ -1,32 +1,88 @@
-"""The tables that `lorakit data` prints."""
+"""The tables that `lorakit data` prints, and how often the rows of each source are drawn."""
+
+from dataclasses import dataclass
 
 from lorakit import console
 from lorakit.amounts import percent
-from lorakit.cli.draws import SourceDraws
-from lorakit.data.report import Report
+from lorakit.data.batches import draws
+from lorakit.data.dataset import Examples
+from lorakit.data.report import Report, SourceReport
 from lorakit.data.survey import Survey
-from lorakit.recipe.schema import Data
+from lorakit.recipe.schema import Data, Train
 
 # Of each check: the most frequent reasons, and the first cases of each. `--json` has more.
 _REASONS, _CASES = 5, 3
+# The most epochs whose draws are listed one by one.
+_EPOCHS = 8
 
 
-def print_survey(found: Survey, settings: Data, batch_size: int, drawn: list[SourceDraws]) -> None:
-    """Print everything but the sample rows. `drawn`: what a run draws of each source."""
-    for name, report in found.reports.items():
-        _sources(name, report)
+@dataclass(frozen=True)
+class SourceDraws:
+    """How many of the `rows` examples of one source each epoch of the run draws."""
+
+    source: SourceReport
+    rows: int
+    epochs: list[int]
+
+    def __str__(self) -> str:
+        each = ", ".join(f"{number:,}" for number in self.epochs)
+        if len(self.epochs) > _EPOCHS:
+            each = f"{min(self.epochs):,} to {max(self.epochs):,}"
+        epochs = "the one epoch" if len(self.epochs) == 1 else f"{len(self.epochs)} epochs"
+        return (
+            f"{self.source.path}: weight {self.source.weight:g}: of {self.rows:,} rows {each} drawn in {epochs} of the "
+            f"run, {sum(self.epochs):,} in total"
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """The warning about a source of which no row is trained."""
+        if any(self.epochs):
+            return None
+        if not self.rows:
+            return f"{self.source.path}: no row is trained: none is left of it"
+        return (
+            f"{self.source.path}: no row is trained: weight {self.source.weight:g} draws none of its {self.rows:,} "
+            "rows in this run. Raise its weight, or train longer"
+        )
+
+
+def count_draws(train: Examples, settings: Train) -> list[SourceDraws]:
+    """What a run draws of each source."""
+    mixture = train.mixture
+    steps = mixture.run_steps(settings.batch_size, settings.epochs, settings.steps)
+    epochs = draws(train.lengths().tolist(), settings.batch_size, settings.seed, mixture, steps)
+    return [
+        SourceDraws(source, rows, [epoch[number] for epoch in epochs])
+        for number, (source, rows) in enumerate(zip(train.report.sources, mixture.counts, strict=True))
+    ]
+
+
+def print_survey(survey: Survey, settings: Data, batch_size: int, drawn: list[SourceDraws]) -> None:
+    """Print everything but the sample rows."""
+    for name, report in survey.reports.items():
+        _print_sources(name, report)
     for one in drawn:
         if one.source.weight != 1:
             console.result(str(one))
-    for name, report in found.reports.items():
-        _left_out(name, report, settings)
-    _lengths(found)
-    _limits(found, settings)
-    _padding(found, batch_size)
-    _checks(found)
+    for name, report in survey.reports.items():
+        _print_left_out(name, report, settings)
+    _print_lengths(survey, settings)
+    waste = survey.padding
+    console.result(
+        f"padding in batches of {batch_size}: {percent(waste.in_file_order - 1)} in the order of the rows, "
+        f"{percent(waste.by_length - 1)} by length, {percent(waste.packed - 1)} packed"
+    )
+    rows = [[check.name, check.action, f"{check.rows:,}"] for check in survey.checks if check.action != "off"]
+    console.result("")
+    console.result_table("data.clean", ["check", "does", "found"], rows)
+    for check in survey.checks:
+        for reason, count in sorted(check.counts.items(), key=lambda item: -item[1])[:_REASONS]:
+            console.result(f"{check.name}: {count:,} x {reason}")
+            _print_cases(check.first[reason][:_CASES])
 
 
-def _sources(name: str, report: Report) -> None:
+def _print_sources(name: str, report: Report) -> None:
     columns = ["source", "rows", "examples", "tokens", "trained"]
     tagged = any(source.task for source in report.sources)
     weighted = any(source.weight != 1 for source in report.sources)
@@ -37,7 +93,7 @@ def _sources(name: str, report: Report) -> None:
             f"{source.used:,}",
             f"{source.examples:,}",
             f"{source.tokens:,}",
-            _share(source.trained_tokens, source.tokens),
+            percent(source.trained_tokens / source.tokens, 1) if source.tokens else "-",
             *([source.task or "-"] if tagged else []),
             *([f"{source.weight:g}"] if weighted else []),
         ]
@@ -48,11 +104,10 @@ def _sources(name: str, report: Report) -> None:
         console.result(f"{source.path}: format {source.format}: {source.why}")
 
 
-def _left_out(name: str, report: Report, settings: Data) -> None:
+def _print_left_out(name: str, report: Report, settings: Data) -> None:
     for reason, count in report.dropped.counts.items():
         console.result(f"{name}: {count:,} rows dropped: {reason}")
-        for case in report.dropped.first[reason]:
-            console.result(f"    {case}")
+        _print_cases(report.dropped.first[reason])
     if report.cut:
         console.result(f"{name}: {report.cut:,} rows cut to data.max_length, {settings.max_length:,} tokens")
     if report.passed_over:
@@ -66,15 +121,17 @@ def _left_out(name: str, report: Report, settings: Data) -> None:
         )
 
 
-def _lengths(found: Survey) -> None:
-    texts = sum(count for _, _, count in found.bins)
-    bars = [(f"{first:,} - {last:,}", count) for first, last, count in found.bins]
+def _print_cases(cases: list[str]) -> None:
+    for case in cases:
+        console.result(f"    {case}")
+
+
+def _print_lengths(survey: Survey, settings: Data) -> None:
+    texts = sum(count for _, _, count in survey.bins)
+    bars = [(f"{first:,} - {last:,}", count) for first, last, count in survey.bins]
     console.result("")
     console.result_bars(f"tokens a text, {texts:,} texts before data.max_length", bars)
-    console.result(", ".join(f"{name} {value:,}" for name, value in found.lengths.items()))
-
-
-def _limits(found: Survey, settings: Data) -> None:
+    console.result(", ".join(f"{name} {value:,}" for name, value in survey.lengths.items()))
     rows = [
         [
             f"{limit.max_length:,}" + (" (now)" if limit.max_length == settings.max_length else ""),
@@ -84,31 +141,8 @@ def _limits(found: Survey, settings: Data) -> None:
             percent(limit.time_with_drop),
             percent(limit.time_with_truncate),
         ]
-        for limit in found.limits
+        for limit in survey.limits
     ]
     columns = ["data.max_length", "longer", "trained: drop", "truncate", "time: drop", "truncate"]
     console.result("")
     console.result_table("what another max_length would keep and cost", columns, rows)
-
-
-def _padding(found: Survey, batch_size: int) -> None:
-    waste = found.padding
-    console.result(
-        f"padding in batches of {batch_size}: {percent(waste.in_file_order - 1)} in the order of the rows, "
-        f"{percent(waste.by_length - 1)} by length, {percent(waste.packed - 1)} packed"
-    )
-
-
-def _checks(found: Survey) -> None:
-    rows = [[check.name, check.action, f"{check.rows:,}"] for check in found.checks if check.action != "off"]
-    console.result("")
-    console.result_table("data.clean", ["check", "does", "found"], rows)
-    for check in found.checks:
-        for reason, count in sorted(check.counts.items(), key=lambda item: -item[1])[:_REASONS]:
-            console.result(f"{check.name}: {count:,} x {reason}")
-            for case in check.first[reason][:_CASES]:
-                console.result(f"    {case}")
-
-
-def _share(part: int, whole: int) -> str:
-    return percent(part / whole, 1) if whole else "-"

@@ -1,7 +1,9 @@
 """`lorakit train`"""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,9 +12,7 @@ from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
-    from lorakit.hardware.machine import Machine
-    from lorakit.merge.card import MergeResult
-    from lorakit.plan.memory import Memory
+    from lorakit.data.report import Report
     from lorakit.prepare import Prepared
     from lorakit.progress import Progress
     from lorakit.recipe.load import LoadedRecipe
@@ -45,16 +45,16 @@ def train(
     checkpoint and exits with 130; [cyan]--resume[/cyan] goes on from there to the same result.
     """
     from lorakit import console
+    from lorakit.recipe.load import load
 
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other.")
     progress = console.Terminal(quiet)
-    from lorakit.recipe.load import load
-
     if output is not None:
-        overrides = [*overrides, f"output.dir={json_text(str(output))}"]
+        overrides = [*overrides, f"output.dir={json.dumps(str(output))}"]
     loaded = load(recipe, overrides)
     from lorakit.prepare import prepare_run
+    from lorakit.recipe.adapter_kind import trains_all
     from lorakit.run_dir import Run, open_run
     from lorakit.train.resume import require_started_run
 
@@ -70,23 +70,25 @@ def train(
     if overwrite:
         _refuse_inputs_inside(folder, loaded)
     with open_run(folder, resume, overwrite) as run:
-        outcome, prepared = _trained(run, loaded, resume, progress)
+        outcome, prepared = _train(run, loaded, resume, progress)
+        whole = trains_all(prepared.recipe.adapter)
+        facts = {"model": str(run.model)} if whole else {"adapter": str(run.adapter)}
         if not as_json:
-            _report(outcome, run, prepared)
-        merged = None
+            _print_outcome(outcome, run, prepared, whole)
         if loaded.recipe.output.merged:
+            from lorakit.cli.merge import merge_facts
             from lorakit.merge.inputs import input_of_run
             from lorakit.merge.run import claim_output, merge
 
             with claim_output(run.merged, overwrite=True):
-                merged = merge(input_of_run(run, prepared, progress), run.merged, progress)
+                facts |= merge_facts(merge(input_of_run(run, prepared, progress), run.merged, progress))
             progress.say(f"merged model: {run.merged}")
     if as_json:
-        _report_json(outcome, run, prepared, merged)
+        console.result_json({"run": str(run.folder), **facts, **outcome.__dict__})
 
 
-def _trained(run: "Run", loaded: "LoadedRecipe", resume: bool, progress: "Progress") -> "tuple[Outcome, Prepared]":
-    """The run, trained to its end: from the start, from its last checkpoint, or long ago where only a merge is missing.
+def _train(run: "Run", loaded: "LoadedRecipe", resume: bool, progress: "Progress") -> "tuple[Outcome, Prepared]":
+    """Train from the start or from the last checkpoint; a finished run of which only the merge is missing is reopened.
 
     Raises:
         UserError: the recipe cannot be trained, or the run has ended and nothing is missing.
@@ -96,82 +98,17 @@ def _trained(run: "Run", loaded: "LoadedRecipe", resume: bool, progress: "Progre
     from lorakit.train.run import Outcome
     from lorakit.train.run import train as train_run
 
+    recipe = resumed_recipe(run, loaded) if resume else loaded.recipe
     if resume and loaded.recipe.output.merged and run.is_complete() and not run.merged.exists():
-        resumed_recipe(run, loaded)  # refuses another one
         progress.say("the training has ended; what is missing is the merged model")
         _, prepared = reopen_run(run.folder, progress)
         return Outcome(**run.read_manifest()["result"]), prepared
-    settled = resumed_recipe(run, loaded) if resume else loaded.recipe
     with loaded.locating():
-        prepared = prepare_run(settled, progress)
+        prepared = prepare_run(recipe, progress)
     _describe(prepared, progress)
     checkpoint = checkpoint_to_resume(run, prepared, progress) if resume else None
     with loaded.locating():
         return train_run(prepared, run, progress, checkpoint), prepared
-
-
-def json_text(text: str) -> str:
-    """A value of `--set` that YAML reads as exactly this text."""
-    import json
-
-    return json.dumps(text)
-
-
-def _describe(prepared: "Prepared", progress: "Progress") -> None:
-    """Say what was chosen and what was read, before anything long begins."""
-    from lorakit.cli.draws import count_draws
-    from lorakit.plan.schedule import describe_schedule
-
-    for choice in prepared.choices:
-        progress.say(str(choice))
-    for name, examples in (("train", prepared.train), ("held-out", prepared.held_out)):
-        if examples is None:
-            continue
-        report = examples.report
-        progress.say(
-            f"{name}: {report.used:,} of {report.read:,} rows, {report.tokens:,} tokens, {report.trained_tokens:,} of "
-            f"them trained, longest row {report.longest}; {'; '.join(map(str, report.sources))}"
-        )
-        for note, count in report.notes.items():
-            progress.say(f"{name}: {count:,} rows: {note}")
-        if report.several:
-            progress.say(f"{name}: {report.examples:,} examples, several of each of {report.several:,} rows")
-        if report.passed_over:
-            progress.say(f"{name}: {report.passed_over:,} rows passed over by take")
-        if report.cut:
-            progress.warn(f"{name}: {report.cut:,} rows cut to {prepared.recipe.data.max_length} tokens")
-        for reason, count in report.dropped.counts.items():
-            progress.warn(f"{name}: {count:,} rows dropped: {reason} (first: {report.dropped.first[reason][0]})")
-        for reason, count in report.findings.counts.items():
-            progress.warn(f"{name}: {count:,} x {reason} (first: {report.findings.first[reason][0]})")
-    if prepared.held_out is None:
-        progress.warn(
-            "no held-out rows (data.eval): no held-out loss is measured, the last adapter is kept whether or not it is "
-            "the best, nothing stops early, and lorakit eval has no rows of its own. data.eval: 0.1 holds a tenth out"
-        )
-    if prepared.expected:
-        _tell_memory(prepared.expected, prepared.machine, progress)
-    for drawn in count_draws(prepared.train, prepared.recipe.train):
-        if drawn.source.weight != 1:
-            progress.say(str(drawn))
-        if drawn.warning:
-            progress.warn(drawn.warning)
-    for line in describe_schedule(prepared.recipe.train, prepared.steps, prepared.held_out is not None):
-        progress.say(line)
-
-
-def _tell_memory(expected: "Memory", machine: "Machine", progress: "Progress") -> None:
-    from lorakit.plan.estimate import ERROR
-    from lorakit.plan.fit import memory_budget
-
-    held = f"{gibibytes(machine.memory)} {'on the card' if machine.is_gpu else 'free'}"
-    said = f"memory: the longest micro-batch is predicted to take {gibibytes(expected.total)} of {held}"
-    if expected.total > memory_budget(machine):
-        progress.warn(f"{said}: it may run out. lorakit plan says what would fit")
-    elif expected.total * (1 + ERROR) > machine.memory:
-        progress.say(f"{said}, if the estimate holds: it may be off by {ERROR:.0%}")
-    else:
-        progress.say(said)
 
 
 def _refuse_inputs_inside(folder: Path, loaded: "LoadedRecipe") -> None:
@@ -185,12 +122,69 @@ def _refuse_inputs_inside(folder: Path, loaded: "LoadedRecipe") -> None:
             raise UserError(f"{path}: lies inside {folder}, which --overwrite would clear. Copy it elsewhere first.")
 
 
+def _describe(prepared: "Prepared", progress: "Progress") -> None:
+    """Report what `auto` became and what was read, before anything long begins."""
+    from lorakit.cli.data_tables import count_draws
+    from lorakit.plan.schedule import describe_schedule
+
+    for choice in prepared.choices:
+        progress.say(str(choice))
+    _describe_rows("train", prepared.train.report, prepared.recipe.data.max_length, progress)
+    if prepared.held_out is None:
+        progress.warn(
+            "no held-out rows (data.eval): no held-out loss is measured, the last adapter is kept whether or not it is "
+            "the best, nothing stops early, and lorakit eval has no rows of its own. data.eval: 0.1 holds a tenth out"
+        )
+    else:
+        _describe_rows("held-out", prepared.held_out.report, prepared.recipe.data.max_length, progress)
+    _describe_memory(prepared, progress)
+    for drawn in count_draws(prepared.train, prepared.recipe.train):
+        if drawn.source.weight != 1:
+            progress.say(str(drawn))
+        if drawn.warning:
+            progress.warn(drawn.warning)
+    for line in describe_schedule(prepared.recipe.train, prepared.steps, prepared.held_out is not None):
+        progress.say(line)
+
+
+def _describe_rows(name: str, report: "Report", max_length: int, progress: "Progress") -> None:
+    progress.say(
+        f"{name}: {report.used:,} of {report.read:,} rows, {report.tokens:,} tokens, {report.trained_tokens:,} of "
+        f"them trained, longest row {report.longest}; {'; '.join(map(str, report.sources))}"
+    )
+    for note, count in report.notes.items():
+        progress.say(f"{name}: {count:,} rows: {note}")
+    if report.several:
+        progress.say(f"{name}: {report.examples:,} examples, several of each of {report.several:,} rows")
+    if report.passed_over:
+        progress.say(f"{name}: {report.passed_over:,} rows passed over by take")
+    if report.cut:
+        progress.warn(f"{name}: {report.cut:,} rows cut to {max_length} tokens")
+    for line in [*report.dropped.lines("rows dropped:"), *report.findings.lines("x")]:
+        progress.warn(f"{name}: {line}")
+
+
+def _describe_memory(prepared: "Prepared", progress: "Progress") -> None:
+    from lorakit.plan.estimate import ERROR
+    from lorakit.plan.fit import memory_budget
+
+    expected, machine = prepared.expected, prepared.machine
+    if expected is None:
+        return
+    available = f"{gibibytes(machine.memory)} {'on the card' if machine.is_gpu else 'free'}"
+    text = f"memory: the longest micro-batch is predicted to take {gibibytes(expected.total)} of {available}"
+    if expected.total > memory_budget(machine):
+        progress.warn(f"{text}: it may run out. lorakit plan says what would fit")
+    elif expected.total * (1 + ERROR) > machine.memory:
+        progress.say(f"{text}, if the estimate holds: it may be off by {ERROR:.0%}")
+    else:
+        progress.say(text)
+
+
 def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> None:
     """The first example as the model sees it, the trained text in green or between marks; or all facts as JSON."""
-    from dataclasses import asdict
-
     from lorakit import console
-    from lorakit.data.explain import split_by_trained
+    from lorakit.data.explain import decode_by_trained
     from lorakit.train.setup import planned_parameters
 
     counts = planned_parameters(prepared)
@@ -198,47 +192,34 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
         progress.say("trainable parameters: {:,} of {:,} ({})".format(*counts, percent(counts[0] / counts[1], 2)))
     else:
         progress.say("trainable parameters: known when the weights are loaded, by which adapter.layers chooses")
-    if as_json:
-        held_out = prepared.held_out
-        reports = {"train": prepared.train.report.to_dict(), "eval": held_out.report.to_dict() if held_out else None}
-        parameters = {"trainable": counts[0], "total": counts[1]} if counts else None
-        choices = [asdict(choice) for choice in prepared.choices]
-        console.result_json({"steps": prepared.steps, "parameters": parameters, "auto": choices, **reports})
+    if not as_json:
+        row = prepared.train.rows[0]
+        stretches = decode_by_trained(prepared.tokenizer, row["input_ids"], row["labels"])
+        console.result_masked(f"first example, {row['where']}:", stretches)
         return
-    row = prepared.train.rows[0]
-    console.result_masked(
-        f"first example, {row['where']}:",
-        [
-            (prepared.tokenizer.decode(ids), trained)
-            for ids, trained in split_by_trained(row["input_ids"], row["labels"])
-        ],
+    held_out = prepared.held_out
+    console.result_json(
+        {
+            "steps": prepared.steps,
+            "parameters": {"trainable": counts[0], "total": counts[1]} if counts else None,
+            "auto": [asdict(choice) for choice in prepared.choices],
+            "train": prepared.train.report.to_dict(),
+            "eval": held_out.report.to_dict() if held_out else None,
+        }
     )
 
 
-def _report_json(outcome: Any, run: Any, prepared: "Prepared", merged: "MergeResult | None") -> None:
-    from lorakit import console
-    from lorakit.cli.merge import merge_facts
-    from lorakit.recipe.adapter_kind import trains_all
-
-    whole = trains_all(prepared.recipe.adapter)
-    places: dict[str, Any] = {"model": str(run.model)} if whole else {"adapter": str(run.adapter)}
-    if merged:
-        places |= merge_facts(merged)
-    console.result_json({"run": str(run.folder), **places, **outcome.__dict__})
-
-
-def _report(outcome: Any, run: Any, prepared: "Prepared") -> None:
+def _print_outcome(outcome: "Outcome", run: "Run", prepared: "Prepared", whole: bool) -> None:
+    """`whole`: the weights themselves were trained, and there is no adapter."""
     from lorakit import console
     from lorakit.cli.next_commands import next_commands
-    from lorakit.recipe.adapter_kind import trains_all
 
-    whole = trains_all(prepared.recipe.adapter)
     lines = [f"trained {counted(outcome.steps, 'step')} in {duration(outcome.seconds)}"]
     if outcome.loss is not None:
         lines[0] += f", last loss {outcome.loss:.4f}"
     if outcome.eval_loss is not None:
-        kept = "weights are" if whole else "adapter is"
-        lines.append(f"held-out loss {outcome.eval_loss:.4f} at step {outcome.best_step}, whose {kept} kept")
+        weights = "weights are" if whole else "adapter is"
+        lines.append(f"held-out loss {outcome.eval_loss:.4f} at step {outcome.best_step}, whose {weights} kept")
     if outcome.stopped_early:
         lines.append("stopped early: the held-out loss no longer fell (train.early_stopping)")
     lines.append(f"model: {run.model}" if whole else f"adapter: {run.adapter}")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.conversations import IGNORED
@@ -56,9 +57,10 @@ def _follow(row: Row, worker: Worker) -> RowExplanation:
     return RowExplanation(row.where, [(example["input_ids"], example["labels"]) for example in examples], reasons)
 
 
-def split_by_trained(input_ids: Sequence[int], labels: Sequence[int]) -> list[tuple[list[int], bool]]:
-    """Token ids in stretches that are trained, or not."""
+def decode_by_trained(tokenizer: Any, input_ids: Sequence[int], labels: Sequence[int]) -> list[tuple[str, bool]]:
+    """The text of a row in stretches that are trained, or not."""
     pairs = zip(input_ids, labels, strict=True)
     return [
-        ([token for token, _ in group], trained) for trained, group in groupby(pairs, lambda pair: pair[1] != IGNORED)
+        (tokenizer.decode([token for token, _ in group]), trained)
+        for trained, group in groupby(pairs, lambda pair: pair[1] != IGNORED)
     ]

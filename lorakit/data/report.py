@@ -61,6 +61,10 @@ class ReasonCounts:
     def total(self) -> int:
         return sum(self.counts.values())
 
+    def lines(self, words: str) -> list[str]:
+        """Each reason after its count and some `words`, with its first case."""
+        return [f"{count:,} {words} {reason} (first: {self.first[reason][0]})" for reason, count in self.counts.items()]
+
     def __str__(self) -> str:
         """Every reason with its count and its first case, the most frequent first."""
         counts = sorted(self.counts.items(), key=lambda item: -item[1])

@@ -11,7 +11,6 @@ from typing import Any
 
 from lorakit.data.chat_template import ChatTemplate, NoChatTemplate
 from lorakit.data.conversations import IGNORED
-from lorakit.data.dataset import Examples
 from lorakit.data.examples import examples_of, tokenizer_sha256
 from lorakit.data.report import SourceReport
 from lorakit.data.template_source import writes_date
@@ -102,7 +101,8 @@ def render_for_models(model_set: ModelSet, file: Path | None, progress: Progress
         except UserError as error:
             raise UserError(f"{error} Give other rows with --data FILE.") from error
         if run and held_out:
-            _warn_of_problems(held_out, progress)
+            for line in held_out.report.findings.lines("x"):
+                progress.warn(f"held-out: {line}")
             by_key[key] = RenderedRows(tokenizer, tuple(run.stop_ids), list(held_out.rows), held_out.report.sources)
         else:
             by_key[key] = _render(spec, data, template, progress)
@@ -155,20 +155,13 @@ def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: P
             "used."
         ) from error
     report = (held_out or train).report
-    for reason, count in report.dropped.counts.items():
-        progress.warn(f"{count:,} rows are left out: {reason} (first: {report.dropped.first[reason][0]})")
-    _warn_of_problems(held_out or train, progress)
+    problems = [f"held-out: {line}" for line in report.findings.lines("x")]
+    for line in [*report.dropped.lines("rows are left out:"), *problems]:
+        progress.warn(line)
     for note, count in report.notes.items():
         progress.say(f"{count:,} rows: {note}")
     stops = {*stop_token_ids(spec.base, tokenizer), *tokenizer.convert_tokens_to_ids(report.stop_tokens)}
     return RenderedRows(tokenizer, tuple(sorted(stops)), list((held_out or train).rows), report.sources)
-
-
-def _warn_of_problems(examples: Examples, progress: Progress) -> None:
-    """Report what the checks of `data.clean` found in the rows."""
-    problems = examples.report.findings
-    for reason, count in problems.counts.items():
-        progress.warn(f"held-out: {count:,} x {reason} (first: {problems.first[reason][0]})")
 
 
 def _align(several: Sequence[RenderedRows]) -> list[RenderedRows]:
