@@ -215,7 +215,7 @@ def test_a_set_value_is_read_as_yaml(tmp_path, override, value):
     [
         (
             "train.batch_size=0",
-            "train.batch_size: 0 is not a whole number above 0. Write for example 16.",
+            "train.batch_size: expected a positive whole number, got 0. Write for example 16.",
         ),
         ("learning_rate=1", "learning_rate: there is no such key. Did you mean train.learning_rate?"),
         ("train.learning_rat=1", "train.learning_rat: there is no such key. Did you mean train.learning_rate?"),

@@ -27,9 +27,9 @@ def generate_docs():
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("train.batch_size", "a whole number above 0"),
-        ("train.micro_batch", "a whole number above 0, or auto"),
-        ("train.epochs", "a number above 0, or null"),
+        ("train.batch_size", "a positive whole number"),
+        ("train.micro_batch", "a positive whole number, or auto"),
+        ("train.epochs", "a positive number, or null"),
         ("train.seed", "a whole number from 0 to below 4294967296"),
         ("data.max_length", "a whole number of at least 8"),
         ("data.overlong", "one of drop, truncate, split, error"),

@@ -8,11 +8,10 @@ import pytest
 from recipe_files import SMALL, errors, loaded, write
 
 from lorakit.recipe.key_aliases import KEY_ALIASES
-from lorakit.recipe.load import RecipeErrors, load
+from lorakit.recipe.load import STAND_INS, RecipeErrors, load
 from lorakit.recipe.rules import RULES
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import fields, keys, section_of
-from lorakit.recipe.validate import STAND_INS
 
 TEN_MISTAKES = """\
 name: "-x"
@@ -43,12 +42,12 @@ def test_ten_mistakes_give_ten_errors_each_with_its_position(tmp_path):
         "x.yaml:1:7: name: '-x' is not a name of letters, digits, `.`, `_` and `-` that begins with a letter or "
         "digit, or null. Write for example my-run.",
         f"x.yaml:4:17: model.quantization: 'fn4' is not {accepted('model.quantization')}. Did you mean nf4?",
-        "x.yaml:5:17: model.double_quant: 'true' is not true or false. Remove the quotes: true.",
+        "x.yaml:5:17: model.double_quant: expected true or false, got 'true'. Remove the quotes: true.",
         "x.yaml:6:3: model.lora_r: there is no such key. Did you mean adapter.rank?",
-        "x.yaml:8:31: data.train[1].path: 3 is not a path or a hub id. Put quotes around it: '3'.",
+        "x.yaml:8:31: data.train[1].path: expected a path or a hub id, got 3. Put quotes around it: '3'.",
         f"x.yaml:9:9: data.eval: 1.5 is not {accepted('data.eval')}. Write for example 0.1.",
-        "x.yaml:11:15: train.batch_size: 0 is not a whole number above 0. Write for example 16.",
-        "x.yaml:12:18: train.learning_rate: '1e-4' is not a number above 0, or auto. Remove the quotes: 1e-4.",
+        "x.yaml:11:15: train.batch_size: expected a positive whole number, got 0. Write for example 16.",
+        "x.yaml:12:18: train.learning_rate: expected a positive number, or auto, got '1e-4'. Remove the quotes: 1e-4.",
         "x.yaml:14:3: train.epochs: already written at line 13, column 3. Remove one of the two.",
         "x.yaml:15:9: train.seed: .inf is not a finite number. Write a finite number.",
     ]
@@ -79,7 +78,7 @@ def test_a_problem_is_plain_data_for_json(tmp_path):
         "set": None,
         "path": "train.batch_size",
         "value": "0",
-        "reason": "0 is not a whole number above 0",
+        "reason": "0 is not a positive whole number",
         "remedy": "Write for example 16.",
     }
 
@@ -273,7 +272,7 @@ def test_rules_read_fields_that_exist_and_stand_ins_cover_what_is_required():
         ('"*.csv"', "'*.csv' matches no data file. There is for example eval.jsonl."),
         (
             '"empty/*.csv"',
-            "'empty/*.csv' matches no data file. There is no data file in empty; the names of such end in",
+            "'empty/*.csv' matches no data file. There is no data file in empty; data files' names end in",
         ),
         ('"emty/*.csv"', "'emty/*.csv' matches no data file. Did you mean empty/*.csv?"),
         ('"emty/**/*.csv"', "Did you mean empty/**/*.csv?"),

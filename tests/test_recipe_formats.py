@@ -73,10 +73,10 @@ def test_a_format_survives_being_written_and_read(tmp_path, value):
         ("{labels: [a]}",
          "4:12: data.format.labels: there is no such key. Did you mean data.format.classification.labels?"),
         ("{classification: {labels: []}}",
-         "4:37: data.format.classification.labels: an empty list is not a list of at least one name, or null. "
+         "4:37: data.format.classification.labels: expected a list of at least one name, or null, got an empty list. "
          "Write for example [ham, spam]."),
         ("{classification: {labels: [a, 1]}}",
-         "4:41: data.format.classification.labels[1]: 1 is not a name. Put quotes around it: '1'."),
+         "4:41: data.format.classification.labels[1]: expected a name, got 1. Put quotes around it: '1'."),
         ("{classification: {labels: [a, b, a]}}",
          "4:44: data.format.classification.labels[2]: 'a' is there twice. Remove one."),
         ("{classification: {prompt: '{text} {foo}'}}",
@@ -95,7 +95,7 @@ def test_a_format_survives_being_written_and_read(tmp_path, value):
          "4:37: data.format.classification.prompt: it cannot be read: expected '}' before end of string. "
          "Write {{ and }} for braces that are meant as they are."),
         ("{sharegpt: {roles: {customer: usr}}}",
-         "4:41: data.format.sharegpt.roles.customer: 'usr' is not one of system, user, assistant, tool. "
+         "4:41: data.format.sharegpt.roles.customer: expected one of system, user, assistant, tool, got 'usr'. "
          "Did you mean user?"),
         ("{sharegpt: {roles: {Bot: user, bot: assistant}}}",
          "4:47: data.format.sharegpt.roles.bot: it is the same word as 'Bot', apart from case. Remove one."),
@@ -114,7 +114,7 @@ def test_settings_that_cannot_be_have_one_error_at_their_place(tmp_path, value, 
 def test_what_is_no_format_is_one_error(tmp_path, value):
     (error,) = errors_of(tmp_path, value)
     assert error.startswith("x.yaml:4:")
-    assert "is not" in error
+    assert "expected" in error
 
 
 def test_a_format_without_settings_takes_none(tmp_path):

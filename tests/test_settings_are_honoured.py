@@ -40,7 +40,7 @@ def test_every_field_is_read_outside_the_recipe_room(recipe_file, tmp_path, monk
 
     def recorded(self, name):
         if not name.startswith("_") and reader_of(sys._getframe(1)):
-            seen.add(("Begun" if name == "from" else type(self).__name__, name))
+            seen.add(("From" if name == "from" else type(self).__name__, name))
         return object.__getattribute__(self, name)
 
     monkeypatch.setattr(Section, "__getattribute__", recorded)

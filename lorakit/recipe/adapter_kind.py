@@ -14,7 +14,7 @@ INHERITED = (*_SHAPE, "rank_overrides", "alpha_overrides", "train_modules")
 
 
 def adapter_spec(adapter: Adapter) -> AdapterSpec:
-    """The table's entry of the recipe's kind; lora's for a mapping that names none, which is an error of its own."""
+    """The table's entry of the recipe's kind; lora's for a mapping that names none (another error)."""
     return ADAPTERS[next(iter(entry_names(adapter.kind)), "lora")]
 
 
@@ -30,8 +30,8 @@ def trains_all(adapter: Adapter) -> bool:
 
 def initial_adapter(adapter: Adapter) -> str | None:
     """The run or the folder whose adapter is trained on."""
-    found: str | None = getattr(adapter, "from")
-    return found
+    source: str | None = getattr(adapter, "from")
+    return source
 
 
 def adapter_folder(source: Path) -> Path:
@@ -49,12 +49,12 @@ def unread_keys(recipe: Recipe) -> dict[str, str]:
     """Dotted names of keys that nothing would read in this recipe -> why."""
     kind, source = adapter_spec(recipe.adapter), initial_adapter(recipe.adapter)
     refused = () if source else kind.refuses
-    found = dict.fromkeys(refused, f"adapter.kind {kind.name} does not take it")
+    unread = dict.fromkeys(refused, f"adapter.kind {kind.name} does not take it")
     if source:
-        found |= dict.fromkeys(
+        unread |= dict.fromkeys(
             [f"adapter.{key}" for key in INHERITED], "the adapter that adapter.from names has its own"
         )
     quantization = effective_model(recipe).quantization
     if quantization in UNQUANTIZED_OR_8_BIT:
-        found["model.double_quant"] = f"it would be ignored, since model.quantization is {quantization}"
-    return found
+        unread["model.double_quant"] = f"it would be ignored, since model.quantization is {quantization}"
+    return unread

@@ -70,7 +70,7 @@ def kind_goes_with_optimizer(recipe: Recipe, written: Collection[str]) -> Iterat
 def adapter_can_be_trained_on(recipe: Recipe, written: Collection[str]) -> Iterator[Conflict]:
     """`adapter.from` names a LoRA or DoRA adapter: of an ended run, of a checkpoint, or one that PEFT saved."""
     folder = initial_adapter(recipe.adapter)
-    if folder is None or not Path(folder).is_dir():  # said where the path is checked
+    if folder is None or not Path(folder).is_dir():  # reported where the path is checked
         return
     refused = why_untrainable(Path(folder))
     if refused:

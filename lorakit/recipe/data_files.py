@@ -50,18 +50,18 @@ def data_files(path: Path) -> Iterator[Path]:
     walk = _Walk()
     if is_pattern(path):
         root, parts = pattern_start(path)
-        found = walk.matching(root, parts)
+        files = walk.matching(root, parts)
     else:
-        found = (file for folder in walk.folders(path) for file in walk.files(folder, "*"))
+        files = (file for folder in walk.folders(path) for file in walk.files(folder, "*"))
     seen = set()
-    for file in found:
+    for file in files:
         if data_suffix(file.name) and file not in seen:
             seen.add(file)
             yield file
 
 
 def pattern_start(path: Path) -> tuple[Path, tuple[str, ...]]:
-    """The folder where a pattern begins, the longest part of it that exists as it is written, and the parts behind."""
+    """The folder where a pattern begins, the longest part of it that exists as written, and the parts after it."""
     root, parts = Path(path.anchor), path.parts[len(Path(path.anchor).parts) :]
     while parts and os.path.lexists(root / parts[0]):
         root, parts = root / parts[0], parts[1:]
@@ -72,7 +72,7 @@ class _Walk:
     """A walk through folders, which counts what it looks at."""
 
     def __init__(self) -> None:
-        self._looked_at = 0
+        self._examined = 0
 
     def matching(self, root: Path, parts: tuple[str, ...]) -> Iterator[Path]:
         """What lies below a folder and fits a pattern's parts."""
@@ -112,8 +112,8 @@ class _Walk:
         hidden, names = pattern.startswith("."), []
         with os.scandir(folder) as entries:
             for entry in entries:
-                self._looked_at += 1
-                if self._looked_at > _MOST:
+                self._examined += 1
+                if self._examined > _MOST:
                     raise TooManyFiles(E2BIG, f"more than {_MOST:,} files and folders lie there")
                 if entry.name.startswith(".") == hidden and fnmatchcase(entry.name, pattern):
                     names.append(

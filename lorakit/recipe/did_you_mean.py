@@ -40,11 +40,11 @@ def nearest_name(name: str, names: Iterable[str]) -> str | None:
     stems: dict[str, list[str]] = {}
     for other in sorted(names):
         stems.setdefault(_stem(other), []).append(other)
-    found = nearest(_stem(name), stems)
-    if found is None:
+    near = nearest(_stem(name), stems)
+    if near is None:
         return None
     ending = name.rpartition(".")[2]
-    return next((other for other in stems[found] if other.endswith(f".{ending}")), stems[found][0])
+    return next((other for other in stems[near] if other.endswith(f".{ending}")), stems[near][0])
 
 
 def _stem(name: str) -> str:

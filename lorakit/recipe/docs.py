@@ -47,8 +47,8 @@ By the core rules of YAML 1.2, strictly:
 - `1e-4`, `.5`, `1.`, `0x1f` and `0o17` are numbers; `010` is ten; `1_000` and `12:30` are texts.
 - Only `true` and `false` are booleans; `yes`, `no`, `on` and `off` are texts. `null`, `~` and nothing are null.
 - A number or a boolean in quotes is a text, and an error where a number is wanted.
-- Errors: a key written twice, a key that is no text, `<<`, tags (`!name`), `.inf` and `.nan`, a second document, a tab
-  used for indentation, a file that is not UTF-8 or larger than 1 MB.
+- Errors: a key written twice, a key that is not a text, `<<`, tags (`!name`), `.inf` and `.nan`, a second document, a
+  tab used for indentation, a file that is not UTF-8 or larger than 1 MB.
 - Anchors and aliases (`&a`, `*a`) work within one file.
 
 ## Several files: `extends`
@@ -125,19 +125,19 @@ def _inside(name: str, section: type[BaseModel]) -> dict[type[BaseModel], list[s
 
     What is inside a section that stands under several names is named under the first of them.
     """
-    found: dict[type[BaseModel], list[str]] = {}
+    sections: dict[type[BaseModel], list[str]] = {}
     level = [(name, section)]
     while level:
         deeper = []
         for prefix, outer in level:
             for key, annotation in fields(outer).items():
                 inner = _section_in(annotation)
-                if inner and inner not in found:
+                if inner and inner not in sections:
                     deeper.append((f"{prefix}.{key}", inner))
                 if inner:
-                    found.setdefault(inner, []).append(f"`{prefix}.{key}`")
+                    sections.setdefault(inner, []).append(f"`{prefix}.{key}`")
         level = deeper
-    return found
+    return sections
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
@@ -163,7 +163,7 @@ def _row(section: type[BaseModel], name: str) -> str:
 
 
 def _accepts(annotation: Any) -> str:
-    """`describe`, with a section named rather than spelled out: it has a table of its own."""
+    """`describe`, with a section named rather than spelled out; it has its own table."""
     text = describe(annotation)
     section = _section_in(annotation)
     return text.replace(f"the keys {', '.join(fields(section))}", "the keys below") if section else text

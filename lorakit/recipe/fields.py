@@ -43,8 +43,8 @@ def word_of(table: AnyTable, *extra: str) -> Any:
 class PathRole:
     """Annotation of a string that names something on disk, relative to the file in which it is written.
 
-    `or_hub`: a string that is no path is a hub id. `suffixes`: endings that only a path has. `or_folder`: a folder will
-    do as well as a file. `of_data`: it names a data file, a folder of them, or a pattern such as `data/*.jsonl`.
+    `or_hub`: a string that is not a path is a hub id. `suffixes`: endings that only a path has. `or_folder`: a folder
+    will do as well as a file. `of_data`: it names a data file, a folder of them, or a pattern such as `data/*.jsonl`.
     `example`: what an error suggests.
     """
 

@@ -1,4 +1,4 @@
-"""Paths in a recipe: told from hub ids, made absolute against the file that names them, and checked to exist."""
+"""Paths in a recipe: told apart from hub ids, made absolute against the file that names them, checked to exist."""
 
 import os
 import re
@@ -55,7 +55,7 @@ def resolve_paths(root: Node, ended: bool = False) -> tuple[Any, list[Problem]]:
 
 
 def absolute_path(text: str, role: PathRole, folder: Path) -> str | None:
-    """The absolute path that `text` means, seen from `folder`; None when it is no path."""
+    """The absolute path that `text` means, seen from `folder`; None when it is not a path."""
     if "\0" in text:
         return None
     # os.path rather than pathlib, which raises for `~nobody`.
@@ -121,7 +121,7 @@ def _without_address(text: str, role: PathRole) -> str:
 
 
 def _no_hub_id(text: str, role: PathRole, is_eval: bool) -> tuple[str, str] | None:
-    """Why a text that is no path is no hub id either."""
+    """Why a text that is not a path is not a hub id either."""
     reason = f"{quote(text)} is {'neither a path that exists nor a hub id' if role.or_hub else 'not a path'}"
     if is_eval and text.lower() in ("none", "no", "off", "auto", "false", "true", "yes", "on", "never"):
         return reason, "Write null for no held-out rows, or a fraction such as 0.1."
@@ -161,7 +161,7 @@ def _empty_pattern(text: str, path: Path) -> tuple[str, str] | None:
         elif example := min(data_files(folder), default=None):
             remedy = f"There is for example {show_path(example)}."
         else:
-            remedy = f"There is no data file in {show_path(folder)}; the names of such end in {KNOWN_SUFFIXES}."
+            remedy = f"There is no data file in {show_path(folder)}; data files' names end in {KNOWN_SUFFIXES}."
     except TooManyFiles as error:
         return f"{quote(text)}: {error.strerror}", _NARROWER
     except OSError as error:

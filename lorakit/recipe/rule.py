@@ -47,7 +47,7 @@ def bad_pattern(path: PathParts, pattern: str) -> Iterator[Conflict]:
 def choice_mistakes(path: PathParts, table: AnyTable, value: Any, example: str, *beside: Any) -> Iterator[Conflict]:
     """A mapping that names no entry of a table, or several, and settings of an entry that do not fit each other.
 
-    `beside` is what the table's entries are told besides their settings.
+    `beside` is what the table's entries are given beside their settings.
     """
     names = entry_names(value)
     if len(names) != 1:

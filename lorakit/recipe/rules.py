@@ -180,6 +180,6 @@ def _rows(source: str | Source) -> set[tuple[str, ...]]:
         try:
             return {(os.path.realpath(file),) for file in (data_files(Path(path)) if several else (path,))}
         except OSError:
-            return set()  # said where the path is checked
+            return set()  # reported where the path is checked
     source = source if isinstance(source, Source) else Source(path=path)
     return {(path, source.split, source.revision)}

@@ -68,22 +68,22 @@ class Spectrum(Section):
 
 
 if TYPE_CHECKING:
-    _Begun = Section
+    _From = Section
 else:
     # `from` is a word of Python's own, which a class body cannot declare.
     _FROM = (
         "A run, or a folder that PEFT saved, whose adapter is trained on: it brings its own kind, rank, alpha and "
         "modules, which are then not written here."
     )
-    _Begun: Any = create_model(
-        "Begun",
+    _From: Any = create_model(
+        "From",
         __base__=Section,
         __config__=None,
         **{"from": (AdapterRef | None, Field(default=None, description=_FROM))},
     )
 
 
-class Adapter(_Begun):
+class Adapter(_From):
     """The trained low-rank weights."""
 
     kind: AdapterKind = "lora"

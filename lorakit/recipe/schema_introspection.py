@@ -145,7 +145,10 @@ def _describe(one: Alternative) -> str:
     if wording:
         return wording.text
     if one.kind in (int, float):
-        return ("a whole number" if one.kind is int else "a number") + _bounds(one)
+        noun = "whole number" if one.kind is int else "number"
+        if one.bound("gt") == 0 and one.bound("lt") is None and one.bound("le") is None:
+            return f"a positive {noun}"
+        return f"a {noun}{_bounds(one)}"
     if one.kind is Literal or (table and one.kind is str):
         names = table.names() if table else [str(word) for word in one.of]
         return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
