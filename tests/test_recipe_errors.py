@@ -39,13 +39,13 @@ def in_folder(tmp_path, monkeypatch):
 
 def test_ten_mistakes_give_ten_errors_each_with_its_position(tmp_path):
     assert errors(tmp_path, TEN_MISTAKES) == [
-        "x.yaml:1:7: name: '-x' is not a name of letters, digits, `.`, `_` and `-` that begins with a letter or "
-        "digit, or null. Write for example my-run.",
-        f"x.yaml:4:17: model.quantization: 'fn4' is not {accepted('model.quantization')}. Did you mean nf4?",
+        "x.yaml:1:7: name: expected a name of letters, digits, `.`, `_` and `-` that begins with a letter or digit, or "
+        "null, got '-x'. Write for example my-run.",
+        f"x.yaml:4:17: model.quantization: expected {accepted('model.quantization')}, got 'fn4'. Did you mean nf4?",
         "x.yaml:5:17: model.double_quant: expected true or false, got 'true'. Remove the quotes: true.",
         "x.yaml:6:3: model.lora_r: there is no such key. Did you mean adapter.rank?",
         "x.yaml:8:31: data.train[1].path: expected a path or a hub id, got 3. Put quotes around it: '3'.",
-        f"x.yaml:9:9: data.eval: 1.5 is not {accepted('data.eval')}. Write for example 0.1.",
+        f"x.yaml:9:9: data.eval: expected {accepted('data.eval')}, got 1.5. Write for example 0.1.",
         "x.yaml:11:15: train.batch_size: expected a positive whole number, got 0. Write for example 16.",
         "x.yaml:12:18: train.learning_rate: expected a positive number, or auto, got '1e-4'. Remove the quotes: 1e-4.",
         "x.yaml:14:3: train.epochs: already written at line 13, column 3. Remove one of the two.",
@@ -78,7 +78,7 @@ def test_a_problem_is_plain_data_for_json(tmp_path):
         "set": None,
         "path": "train.batch_size",
         "value": "0",
-        "reason": "0 is not a positive whole number",
+        "reason": "expected a positive whole number, got 0",
         "remedy": "Write for example 16.",
     }
 
