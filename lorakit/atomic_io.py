@@ -21,8 +21,8 @@ from lorakit.errors import LorakitError, UserError
 LOCK = ".lorakit-lock"
 """The lock file in a run's folder; that of another folder lies beside it, named after both."""
 _DRAFT = ".lorakit-draft."
-_UNSETTLED = 2_000_000_000
-"""Nanoseconds; the coarsest clock of a file system in use, FAT's, counts two seconds."""
+_UNSETTLED = 2_000_000_000  # nanoseconds; the coarsest clock of a file system in use, FAT's, counts two seconds
+_OPEN_LOCKS: set[int] = set()
 
 
 def cache_folder() -> Path:
@@ -36,9 +36,8 @@ def cache_folder() -> Path:
 def atomic_dir(final: Path, first_wins: bool = False) -> Iterator[Path]:
     """A folder to write into that becomes `final` at the end, and vanishes when the writing fails.
 
-    An existing `final` is replaced at that moment, never before; with `first_wins` it stays, since another process has
-    written the same meanwhile. Everything is flushed to disk first, so that after a power cut the name holds the old
-    folder, the new one, or nothing.
+    An existing `final` is replaced at that moment; with `first_wins` it stays, since another process has written the
+    same meanwhile. After a power cut the name holds the old folder, the new one, or nothing.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f"{_DRAFT}{final.name}.", dir=final.parent))
@@ -59,7 +58,7 @@ def atomic_dir(final: Path, first_wins: bool = False) -> Iterator[Path]:
 def _set_modes_and_sync(folder: Path) -> None:
     """Give everything in a draft the modes that the umask allows, and flush it to disk.
 
-    safetensors writes through a temporary file that only its owner can read, and Python makes such folders.
+    safetensors and Python make temporary files and folders that only their owner can read.
     """
     umask = os.umask(0)
     os.umask(umask)
@@ -120,10 +119,10 @@ def is_draft(path: Path) -> bool:
 def remove_drafts(parent: Path, name: str = "") -> None:
     """Delete what killed writers of this module left in `parent`; with `name`, only drafts of that folder."""
     pattern = re.escape(f"{_DRAFT}{name}.") + "[^.]+" if name else re.escape(_DRAFT) + ".*"
-    for draft in parent.iterdir() if parent.is_dir() else ():
-        if re.fullmatch(pattern, draft.name) and draft.is_dir():
+    for draft in [path for path in parent.glob("*") if re.fullmatch(pattern, path.name)]:
+        if draft.is_dir():
             shutil.rmtree(draft, ignore_errors=True)
-        elif re.fullmatch(pattern, draft.name):
+        else:
             draft.unlink(missing_ok=True)
 
 
@@ -153,12 +152,12 @@ def read_own_json(file: Path) -> dict[str, Any]:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         facts = None
-    if not (isinstance(facts, dict) and isinstance(facts.get("versions"), dict) and "format" in facts):
-        raise UserError(
-            f"{file.parent}: exists, and has no {file.name} from lorakit, so lorakit did not write it and does not "
-            "replace it. Choose another with --output."
-        )
-    return facts
+    if isinstance(facts, dict) and isinstance(facts.get("versions"), dict) and "format" in facts:
+        return facts
+    raise UserError(
+        f"{file.parent}: exists, and has no {file.name} from lorakit, so lorakit did not write it and does not replace "
+        "it. Choose another with --output."
+    )
 
 
 def files_in(folder: Path) -> list[str]:
@@ -203,10 +202,9 @@ def exclusive_lock(output: Path) -> AbstractContextManager[None]:
 
 @contextmanager
 def file_lock(lock: Path, refusal: str, shared: bool = False) -> Iterator[None]:
-    """Lock a file: alone, or `shared` with others that share it.
+    """Lock a file: alone, or `shared` with others that share it, which goes on without a lock where it may not write.
 
-    The system keeps the lock (flock, which NFS passes on to its server) and drops it with the process, so a file that
-    is left behind stops nobody. Without the right to write there, shared use goes on without a lock.
+    The system keeps the lock (flock, which NFS passes on to its server) and drops it with the process.
 
     Raises:
         UserError: another process has the lock; the message is `refusal`.
@@ -266,9 +264,6 @@ def _is_at(handle: int, path: Path) -> bool:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:
         return False
-
-
-_OPEN_LOCKS: set[int] = set()
 
 
 def _close_locks() -> None:

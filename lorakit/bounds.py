@@ -28,9 +28,8 @@ class _Expired(BaseException):
 def bounded(seconds: float, memory: int | None = None) -> Iterator[None]:
     """Let the body compute for so many seconds at most, and take so many bytes more than the process has.
 
-    Within another bound, only the outer one holds. A single operation of the interpreter is not interrupted: where
-    others may write one without end, as a power of large numbers, it is refused beforehand. Raises TooLong, or
-    MemoryError.
+    Within another bound, only the outer one holds. A single operation of the interpreter, such as a power of large
+    numbers, is not interrupted. Raises TooLong, or MemoryError.
     """
     global _active
     if _active or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():

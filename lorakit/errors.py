@@ -36,7 +36,6 @@ class Interrupted(LorakitError):
 _ROOM = "Make room, or write to another disk (--output, LORAKIT_CACHE and TMPDIR say where lorakit writes)."
 _MEMORY = "Close other programs, or ask for less at once; lorakit plan says what a recipe takes."
 _RIGHTS = "Check its permissions and its owner, or give another path."
-_SHORTER = "Give a shorter path."
 
 # What the system refused -> cause and remedy. Those of _GIVEN lie in a path that was given: exit code 2.
 SYSTEM_ERRORS: dict[int, tuple[str, str]] = {
@@ -56,7 +55,7 @@ SYSTEM_ERRORS: dict[int, tuple[str, str]] = {
     errno.EBUSY: ("is in use", "Try again when it is not."),
     errno.ENOENT: ("there is no such file or folder (any more)", "Was it moved or deleted meanwhile?"),
     errno.ENOLCK: ("the file system does not support locks", "Write to another (--output)."),
-    errno.ENAMETOOLONG: ("the path is too long", _SHORTER),
+    errno.ENAMETOOLONG: ("the path is too long", "Give a shorter path."),
     errno.ELOOP: ("its links lead in a circle", "Fix the links, or give another path."),
     errno.ENOTDIR: ("a part of the path is a file", "Give another path."),
     errno.EISDIR: ("is a folder, not a file", "Give another path."),
@@ -103,7 +102,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _number(error: BaseException) -> int | None:
-    """The system's number of an error; None where it has none."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     if isinstance(error, LorakitError):

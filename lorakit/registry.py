@@ -1,15 +1,14 @@
 """Tables of plain functions: every choice that a recipe makes by one word.
 
-A table names the module where lorakit's own entries live. The module is imported when the table is first read, so that
-the recipe's schema, `--help`, the docs and the error messages all read the same entries. Other packages add entries
-through the entry-point group `lorakit.<table>`; a recipe can only name what is in a table, never code to import.
+A table names the module of lorakit's own entries, which is imported when the table is first read. Other packages add
+entries through the entry-point group `lorakit.<table>`; a recipe can only name entries, never code to import.
 """
 
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -78,11 +77,6 @@ class AdapterSpec(Spec):
 
 
 @dataclass(frozen=True)
-class QuantizerSpec(Spec):
-    """A quantization: the recipe's model section, dtype -> transformers' quantization configuration, or None."""
-
-
-@dataclass(frozen=True)
 class MetricSpec(Spec):
     """A metric: answer, reference (and settings) -> scores by name; the empty name is the metric itself."""
 
@@ -96,37 +90,31 @@ class MetricSpec(Spec):
     """What the rows add, summed -> the score; None: the mean of the rows' scores."""
 
 
-Fields = ParamSpec("Fields")
 S = TypeVar("S", bound=Spec)
 
 
-class Table(Generic[Fields, S]):
+class Table(Generic[S]):
     """The entries of one kind of choice, in the order they were registered."""
 
-    def __init__(
-        self, spec: Callable[Concatenate[Callable[..., Any], str, Fields], S], name: str, noun: str, home: str
-    ) -> None:
+    def __init__(self, spec: type[S], name: str, noun: str, home: str) -> None:
         self.name, self.noun = name, noun
         self._spec, self._home = spec, home
         self._entries: dict[str, S] = {}
         self._loaded = False
 
-    def register(
-        self, *name: Fields.args, **fields: Fields.kwargs
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorate a function to add it under a name; the first line of its docstring is the entry's documentation.
+    def register(self, name: str, **fields: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorate a function to add it under a name; `fields` are those of the table's spec.
 
-        The other fields are those of the table's spec.
+        The first line of the function's docstring is the entry's documentation.
         """
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:
             summary = (function.__doc__ or "").strip().partition("\n")[0]
-            entry = self._spec(function, summary, *name, **fields)
-            if entry.name in self._entries:
-                raise ValueError(f"the {self.noun} {entry.name!r} is registered twice")
+            if name in self._entries:
+                raise ValueError(f"the {self.noun} {name!r} is registered twice")
             if not summary:
-                raise ValueError(f"the {self.noun} {entry.name!r} needs a docstring, whose first line documents it")
-            self._entries[entry.name] = entry
+                raise ValueError(f"the {self.noun} {name!r} needs a docstring, whose first line documents it")
+            self._entries[name] = self._spec(function, summary, name, **fields)
             return function
 
         return add
@@ -155,6 +143,6 @@ class Table(Generic[Fields, S]):
 
 FORMATS = Table(FormatSpec, "formats", "format", "lorakit.data.formats")
 ADAPTERS = Table(AdapterSpec, "adapters", "adapter kind", "lorakit.model.adapters")
-QUANTIZERS = Table(QuantizerSpec, "quantizers", "quantization", "lorakit.model.quantizers")
+QUANTIZERS = Table(Spec, "quantizers", "quantization", "lorakit.model.quantizers")
 METRICS = Table(MetricSpec, "metrics", "metric", "lorakit.evaluate.metrics")
-AnyTable = Table[..., Any]
+AnyTable = Table[Any]

@@ -31,6 +31,7 @@ MERGED = "merge.json"
 """The file by which a folder is known to hold a merged model."""
 CLEARED = "cleared"
 """The status of a run whose results were deleted for another one's."""
+_GIVE_RUN = "Give the folder of a run, such as runs/NAME."
 _SCORES = re.compile(r"(tasks-)?\d{8}T\d{6}(-\d+)?\.jsonl?")
 
 
@@ -89,12 +90,9 @@ class Run:
         except FileNotFoundError as error:
             if not self.folder.exists():
                 raise missing_run(self.folder) from error
-            raise UserError(
-                f"{self.folder}: not a run folder: it has no {self.manifest.name}. Give the folder of a run, such as "
-                "runs/NAME."
-            ) from error
+            raise UserError(f"{self.folder}: not a run folder: it has no {self.manifest.name}. {_GIVE_RUN}") from error
         except NotADirectoryError as error:
-            raise UserError(f"{self.folder}: is a file. Give the folder of a run, such as runs/NAME.") from error
+            raise UserError(f"{self.folder}: is a file. {_GIVE_RUN}") from error
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.manifest}: damaged: {error}.") from error
         for section, key in (("base", "sha256"), ("data", "files")):
@@ -112,8 +110,7 @@ class Run:
             file.write(json.dumps(facts) + "\n")
 
     def go_back_to(self, step: int) -> None:
-        """Delete the checkpoints after `step` and their lines of the log: a resumed run makes them again. Such a
-        checkpoint is damaged, or it would be the one resumed from."""
+        """Delete the checkpoints after `step`, which are damaged, and their lines of the log."""
         for folder in self.complete_checkpoints():
             if folder > self.checkpoint(step):
                 remove_folder(folder)
@@ -157,8 +154,7 @@ class Run:
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else in the folder.
 
-        The manifest stays, as that of a cleared run, until the next one replaces it: whenever the process ends, the
-        folder is a run's, and no old result is taken for a new one.
+        The manifest stays, as that of a cleared run, so that the folder is a run's whenever the process ends.
         """
         if self.manifest.exists():
             self.write_manifest(self.read_manifest() | {"status": CLEARED})
@@ -175,20 +171,16 @@ class Run:
 
 def missing_run(folder: Path) -> UserError:
     """The error for a run that does not exist, with the one that was probably meant: beside it, or in runs/."""
-    remedy = "Give the folder of a run, such as runs/NAME."
     for parent in (folder.parent, Path("runs")) if folder.parent == Path() else (folder.parent,):
-        names = [path.name for path in parent.iterdir() if Run(path).holds_results()] if parent.is_dir() else []
+        names = [path.name for path in parent.glob("*") if Run(path).holds_results()]
         if near := nearest_name(folder.name, names):
-            remedy = f"Did you mean {parent / near}?"
-            break
-    return UserError(f"{folder}: there is no such run. {remedy}")
+            return UserError(f"{folder}: there is no such run. Did you mean {parent / near}?")
+    return UserError(f"{folder}: there is no such run. {_GIVE_RUN}")
 
 
 @contextmanager
 def open_run(folder: Path, resume: bool, overwrite: bool) -> Iterator[Run]:
     """The run of `folder`, which is new, or is to be resumed or overwritten; until the end nobody else writes there.
-
-    Only what killed runs left is deleted here.
 
     Raises:
         UserError: the folder holds another run's results, is not a run folder, is being written, or cannot be written.
@@ -217,12 +209,13 @@ def _refuse_folder(run: Run, resume: bool, overwrite: bool) -> None:
     outer = next((parent for parent in folder.absolute().parents if Run(parent).holds_results()), None)
     if outer:
         raise UserError(f"{folder}: lies inside the run {outer}. Choose another with --output.")
-    if run.holds_results() and not (resume or overwrite):
-        raise UserError(
-            f"{folder}: holds another run's results. Continue it with --resume, replace it with --overwrite, or choose "
-            "another folder with --output."
-        )
-    if not run.holds_results() and folder.is_dir() and any(not is_draft(path) for path in folder.iterdir()):
+    if run.holds_results():
+        if not (resume or overwrite):
+            raise UserError(
+                f"{folder}: holds another run's results. Continue it with --resume, replace it with --overwrite, or "
+                "choose another folder with --output."
+            )
+    elif folder.is_dir() and not all(is_draft(path) for path in folder.iterdir()):
         why = f": its {run.manifest.name} is not a run's, or is damaged" if run.manifest.exists() else ""
         raise UserError(f"{folder}: is not empty and not a run folder{why}. Choose another with --output.")
 

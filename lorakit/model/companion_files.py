@@ -36,8 +36,6 @@ _FILE_CLASS = "PreTrainedTokenizerFast"
 """The class that transformers builds from tokenizer.json alone."""
 # Of names that not every release of transformers knows, the one for the same thing that all do.
 _KNOWN_TO_ALL = {"TokenizersBackend": _FILE_CLASS}
-# What loading a tokenizer raises where a folder does not say enough of it.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
 _SHOWN_TOKENS = 8
 
 
@@ -106,8 +104,8 @@ def _word(dtype: torch.dtype) -> str:
 def write_tokenizer(base: Path, tokenizer: Any, folder: Path) -> None:
     """Write the files of the base's tokenizer into a folder, and what `tokenizer` has instead.
 
-    A chat template that is not the base's own is written where each program looks for it. Where the base's config.json
-    names the class of the tokenizer, and the folder has none (an adapter's), the class is written too.
+    A chat template that is not the base's is written where each program looks for it, and the class of the tokenizer
+    where only the base's config.json names it.
     """
     for file in _tokenizer_files(base, tokenizer):
         place = folder / file.relative_to(base)
@@ -143,15 +141,11 @@ def save_new_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def compare_with_file(base: Path, tokenizer: Any, texts: Sequence[str]) -> str | None:
-    """A warning where a tokenizer gives other tokens for some texts than the base's tokenizer.json; None otherwise.
+    """A warning where a tokenizer gives other tokens for the rows' texts than tokenizer.json in `base`.
 
     For many classes (Llama's, Gemma's, Qwen 2's, GPT-2's) transformers 5 takes vocabulary and merges from that file,
     and normalizer and pre-tokenizer from the class (`convert_to_native_format` in its
     tokenization_utils_tokenizers.py). Other programs take all of it from the file, transformers 4 among them.
-
-    Args:
-        base: the folder that the tokenizer was loaded from.
-        texts: of the rows that are trained on.
     """
     if type(tokenizer) is PreTrainedTokenizerFast or not (base / "tokenizer.json").is_file():
         return None
@@ -167,12 +161,8 @@ def compare_with_file(base: Path, tokenizer: Any, texts: Sequence[str]) -> str |
         " ".join(quote(str(word)) for word in one.convert_ids_to_tokens(ids[begin : begin + _SHOWN_TOKENS]))
         for one, ids in ((tokenizer, ours), (by_file, its))
     )
-    remedy = ""
-    if _reads_file_class(base, tokenizer):
-        remedy = (
-            f' To train on those of the file, give a copy of the base with "tokenizer_class": "{_FILE_CLASS}" in '
-            f"{_CONFIG}."
-        )
+    copy = f'a copy of the base with "tokenizer_class": "{_FILE_CLASS}" in {_CONFIG}'
+    remedy = f" To train on those of the file, give {copy}." if _reads_file_class(base, tokenizer) else ""
     return (
         f"transformers {transformers.__version__} builds another tokenizer ({type(tokenizer).__name__}) than "
         f"tokenizer.json describes. {len(differing)} of {len(texts)} rows that were compared get other tokens, the "
@@ -203,7 +193,7 @@ def _read_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder; None where the folder does not say enough to load it."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except _UNREADABLE:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
         return None
 
 

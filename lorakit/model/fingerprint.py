@@ -14,8 +14,8 @@ _BLOCK = 1 << 20
 def fingerprint_of(model: Any) -> str:
     """A hash that is equal only where a model computes the same, bit for bit.
 
-    It covers every weight and buffer (bits, sizes, types, devices), which weights are tied, the modules with their
-    hooks, and the configurations. Weights are hashed on their device, which takes about as long as reading them once.
+    It covers every weight and buffer, which weights are tied, the modules with their hooks, and the configurations.
+    Weights are hashed on their device, which takes about as long as reading them once.
     """
     digest = hashlib.sha256()
 

@@ -1,4 +1,4 @@
-"""Quantizations: how the frozen base is compressed while the adapter trains. One plain function each."""
+"""Quantizations: the recipe's model section, dtype -> transformers' quantization configuration, or None."""
 
 from typing import Any
 

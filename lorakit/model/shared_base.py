@@ -13,13 +13,11 @@ from lorakit.model.peft_adapter import load_adapter
 class SharedBase:
     """A base that `load` reads from disk.
 
-    PEFT's `unload` does not always restore the base: modules that an adapter trained whole stay, some initializations
-    write into the base's weights, tied weights come apart. So the base's fingerprint is compared, and the base is
-    loaded again where it differs.
+    PEFT's `unload` does not always restore it: modules that an adapter trained whole stay, some initializations write
+    into the base's weights, tied weights come apart. So its fingerprint is compared, and it is loaded again if needed.
     """
 
     load: Callable[[], Any]
-    _base: Any = field(default=None, repr=False)
     _model: Any = field(default=None, repr=False)
     _adapter: Path | None = None
     _fingerprint: str = ""
@@ -33,14 +31,13 @@ class SharedBase:
         """
         if self._model is not None and self._adapter == adapter:
             return self._model
-        if self._model is not None and self._adapter is not None:
-            unload = getattr(self._model, "unload", None)  # PEFT cannot take off every kind of adapter
-            self._base = unload() if unload else None
-        base, self._base, self._model = self._base, None, None  # until the adapter is on it as a whole
+        base, self._model = self._model, None  # until the adapter is on it as a whole
+        if base is not None and self._adapter is not None:
+            # PEFT cannot take off every kind of adapter.
+            base = base.unload() if hasattr(base, "unload") else None
         if base is None or fingerprint_of(base) != self._fingerprint:
             base = None  # frees its memory before the next one is loaded
             base = self.load()
             self._fingerprint = fingerprint_of(base)
-        model = base if adapter is None else load_adapter(base, adapter)
-        self._base, self._model, self._adapter = base, model, adapter
-        return model
+        self._model, self._adapter = base if adapter is None else load_adapter(base, adapter), adapter
+        return self._model
