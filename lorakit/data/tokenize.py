@@ -10,7 +10,6 @@ A fast tokenizer cuts a text at its added tokens before it does anything else, a
 (tokenizers, added_vocabulary.rs). So do we: segments that rows share are encoded once.
 """
 
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from itertools import accumulate, chain, pairwise
 from typing import Any
 
 from lorakit.data.chat_template import RenderedText, TurnSpan
-from lorakit.data.chat_template.template_probe import alternation
+from lorakit.data.chat_template.template_probe import compile_alternation
 from lorakit.data.conversations import IGNORED, Encoded
 from lorakit.data.rows import RowError
 
@@ -59,7 +58,7 @@ class Encoder:
         added = tokenizer.added_tokens_decoder.items()
         self._added: dict[str, int] = {token.content: number for number, token in added if not token.normalized}
         self._separators = self._added if _can_split(tokenizer) else {}
-        self._separator = re.compile(f"({alternation(self._separators)})")
+        self._separator = compile_alternation(self._separators)
         # Whether the tokens of a text are those of its pieces put together, wherever it is cut between words.
         whole, *pieces = self._tokens(["b a\na", "b", " a", "\n", "a"])
         self._joins_pieces = bool(whole) and whole == list(chain.from_iterable(pieces))

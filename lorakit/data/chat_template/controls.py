@@ -6,12 +6,13 @@ tokens and mean the same to the model. The marks of thoughts are left out: an an
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lorakit.data.chat_template.template_probe import TemplateMessage, Write, compile_alternation
+from lorakit.data.chat_template.template_probe import Write, compile_alternation
 from lorakit.data.conversations import Conversation, Text
 from lorakit.data.rows import RowError
 
@@ -76,11 +77,9 @@ def _nested_texts(value: Any) -> Iterator[str]:
             waiting += value
 
 
-def find_control_texts(
-    tokenizer: Any, write: Write | None, adapt: Callable[[TemplateMessage], TemplateMessage]
-) -> ControlTexts:
+def find_control_texts(tokenizer: Any, write: Write | None) -> ControlTexts:
     """The control texts of a tokenizer and its chat template, where it has one (`write`)."""
-    samples = _render_samples(write, adapt) if write else []
+    samples = _render_samples(write) if write else []
     around = "\n".join(re.split("|".join(_SAMPLES), samples[0])) if samples else ""
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
     added |= dict.fromkeys(tokenizer.all_special_tokens, True)
@@ -105,17 +104,15 @@ def select_single_tokens(tokenizer: Any, words: Iterable[str]) -> set[str]:
     return {word for word, tokens, number in zip(ordered, ids, own_ids, strict=True) if number in tokens}
 
 
-def _render_samples(write: Write, adapt: Callable[[TemplateMessage], TemplateMessage]) -> list[str]:
+def _render_samples(write: Write) -> list[str]:
     """What the template writes of a conversation, without the prompt for an answer: with a system prompt first where it
     takes one, then without."""
     roles = ("system", "user", "assistant", "user")
-    messages = [adapt({"role": role, "content": text}) for role, text in zip(roles, _SAMPLES, strict=True)]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, _SAMPLES, strict=True)]
     texts = []
     for sample in (messages, messages[1:]):
-        try:
+        with suppress(RowError):  # the sample is not the user's, whose rows get their own errors
             texts.append(write(sample))
-        except RowError:
-            continue  # the sample is not the user's, whose rows get their own errors
     return texts
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from lorakit.data.chat_template import template_probe as probe
 from lorakit.data.chat_template.controls import ControlTexts, find_control_texts, select_single_tokens
 from lorakit.data.chat_template.renderer import Renderer
-from lorakit.data.chat_template.template_probe import CallForm, TemplateMessage, Write
+from lorakit.data.chat_template.template_probe import CallForm, Sample, TemplateMessage, Write
 from lorakit.data.chat_template.thoughts import ThoughtFormat, find_thoughts
 from lorakit.data.conversations import Message
 from lorakit.data.rows import RowError
@@ -103,9 +103,8 @@ class ChatTemplate:
         """The texts of all tokens that end a turn."""
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         pattern = probe.compile_alternation({*special, *self.tokenizer.all_special_tokens, *self.ends})
-        stops = probe.find_stops(self.write, None, self.ends, pattern)
-        form = self._call_form
-        return probe.find_stops(self._write_calls, form, stops, pattern) if form else stops
+        stops = probe.find_stops(self._samples, False, self.ends, pattern)
+        return probe.find_stops(self._call_samples, True, stops, pattern)
 
     @cached_property
     def stop(self) -> re.Pattern[str]:
@@ -131,17 +130,18 @@ class ChatTemplate:
     @cached_property
     def controls(self) -> ControlTexts:
         """What no text of a row should spell."""
-        return find_control_texts(self.tokenizer, self.write if self.tokenizer.chat_template else None, self.adapt)
+        return find_control_texts(self.tokenizer, self.write if self.tokenizer.chat_template else None)
 
     @cached_property
     def frame(self) -> tuple[str, str]:
         """What the template writes before and after the text of an answer, between the prompt and the stop."""
-        thoughts, without, following = self.thoughts, self.without_thoughts, self._after_answer
-        if without or thoughts is None or not thoughts.opened:
-            write: Write = partial(self.write, variables=without) if without else self.write
-            return probe.find_frame(write, self.stop, following, "")
-        before, after = probe.find_frame(self.write, self.stop, following, thoughts.tail)
-        return (thoughts.add("", before) if thoughts.tail else before), after
+        thoughts, samples, tail = self.thoughts, self._samples, ""
+        if self.without_thoughts:
+            samples = probe.take_samples(partial(self.write, variables=self.without_thoughts), probe.SAMPLE_ANSWER)
+        elif thoughts and thoughts.opened:
+            tail = thoughts.tail
+        before, after = probe.find_frame(samples, self.stop, self._after_answer, tail)
+        return (thoughts.add("", before) if thoughts and tail else before), after
 
     @cached_property
     def opening(self) -> tuple[int, ...]:
@@ -161,11 +161,20 @@ class ChatTemplate:
 
     @cached_property
     def _after_answer(self) -> str:
-        return probe.find_following_stop(self.write, None, probe.compile_alternation(self.ends))
+        return probe.find_following_stop(self.write, self._samples, False, probe.compile_alternation(self.ends))
 
     @cached_property
     def _after_call(self) -> str:
-        return probe.find_following_stop(self._write_calls, self._call_form, probe.compile_alternation(self.ends))
+        ends = probe.compile_alternation(self.ends)
+        return probe.find_following_stop(self._write_calls, self._call_samples, True, ends)
+
+    @cached_property
+    def _samples(self) -> list[Sample]:
+        return probe.take_samples(self.write, probe.SAMPLE_ANSWER)
+
+    @cached_property
+    def _call_samples(self) -> list[Sample]:
+        return probe.take_samples(self._write_calls, self._call_form.sample()) if self._call_form else []
 
     @cached_property
     def _call_form(self) -> CallForm | None:
@@ -173,12 +182,11 @@ class ChatTemplate:
 
     @cached_property
     def _answer_thinking_names(self) -> tuple[str, ...]:
-        return probe.find_thinking_names(self.write, probe.sample())
+        return probe.find_thinking_names(self.write, probe.SAMPLE_ANSWER)
 
     @cached_property
     def _call_thinking_names(self) -> tuple[str, ...]:
-        form = self._call_form
-        return probe.find_thinking_names(self._write_calls, probe.sample(form)) if form else ()
+        return probe.find_thinking_names(self._write_calls, self._call_form.sample()) if self._call_form else ()
 
     @cached_property
     def _roles_in_parts(self) -> frozenset[str]:
@@ -211,21 +219,20 @@ class ChatTemplate:
     @cached_property
     def thoughts(self) -> ThoughtFormat | None:
         """How thoughts stand before answers; None where the template knows none."""
-        names, form = self._answer_thinking_names, None
-        if not names:
-            names, form = self._call_thinking_names, self._call_form
         added = (token.content for token in self.tokenizer.added_tokens_decoder.values())
         known = "\n".join((self.renderer.source, *added))
-        return find_thoughts(self._write_calls if form else self.write, names, form, known)
+        if not self._answer_thinking_names and self._call_thinking_names and self._call_form:
+            return find_thoughts(self._write_calls, self._call_form.sample(), self._call_thinking_names, known)
+        return find_thoughts(self.write, probe.SAMPLE_ANSWER, self._answer_thinking_names, known)
 
     @cached_property
     def without_thoughts(self) -> dict[str, Any]:
         """The variable with which the prompt opens no thought, where it otherwise opens one that the text of an answer
         without a thought does not have; empty where there is none."""
-        if probe.follows_prompt(self.write):
+        if _follow_prompts(self._samples):
             return {}
         for variable in self.reads.to_try(self.variables):
-            if probe.follows_prompt(partial(self.write, variables=variable)):
+            if _follow_prompts(probe.take_samples(partial(self.write, variables=variable), probe.SAMPLE_ANSWER)):
                 return variable
         return {}
 
@@ -259,9 +266,9 @@ class ChatTemplate:
                 "give a template with model.chat_template."
             )
         self.reads.check(self.variables)
-        for messages, _ in probe.render_samples(replace(self, variables={}).write, probe.sample()):
+        for sample in replace(self, variables={})._samples:
             try:
-                self.write(messages)
+                self.write(sample.messages)
             except RowError as error:
                 given = as_yaml(self.variables)
                 raise UserError(f"model.template_variables: {given}: {error}. Write other values.") from error
@@ -270,3 +277,7 @@ class ChatTemplate:
 def has_thinking(message: Message) -> bool:
     """Whether an answer has thinking other than white space."""
     return bool((message.get("thinking") or "").strip())
+
+
+def _follow_prompts(samples: list[Sample]) -> bool:
+    return all(sample.text.startswith(sample.prompt) for sample in samples)

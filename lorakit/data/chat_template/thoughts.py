@@ -7,8 +7,15 @@ the model must write is then built here: the thought, what closes it, and the an
 import re
 from dataclasses import dataclass, replace
 
-from lorakit.data.chat_template import template_probe as probe
-from lorakit.data.chat_template.template_probe import CallForm, Write
+from lorakit.data.chat_template.template_probe import (
+    ANSWER,
+    SAMPLE_ANSWER,
+    THOUGHT,
+    TemplateMessage,
+    Write,
+    common_prefix_length,
+    take_samples,
+)
 from lorakit.data.conversations import Message
 
 _MARK = re.compile(r"[<\[][^<>\[\]\s]+[>\]]")
@@ -68,17 +75,17 @@ class ThoughtFormat:
         return self.before + thought + ("" if closed else self.after) + answer
 
 
-def find_thoughts(write: Write, names: tuple[str, ...], form: CallForm | None, known: str) -> ThoughtFormat | None:
+def find_thoughts(write: Write, answer: TemplateMessage, names: tuple[str, ...], known: str) -> ThoughtFormat | None:
     """How thoughts are written, or could be; None where the template knows none.
 
-    `names`: those under which the template reads the thought of an answer (of a call, where there is a form). `known`:
-    the template's source and the added tokens, in which the closing mark must stand.
+    `names`: those under which the template reads the thought of an answer such as `answer`. `known`: the template's
+    source and the added tokens, in which the closing mark must stand.
     """
     tail, generation = _tail_of_prompt(write)
     marks = _MARK.findall(tail)
     if len(marks) > 1 and marks[-1] in _closing_marks(marks[0]):
         return ThoughtFormat(tail, "", "", marks[0], marks[-1], opened=False, skips=True)
-    around = _text_around(write, names, form) if names else _guess_closing(tail, known)
+    around = _text_around(write, answer, names) if names else _guess_closing(tail, known)
     if around is None:
         return None
     before, after = around
@@ -91,27 +98,24 @@ def find_thoughts(write: Write, names: tuple[str, ...], form: CallForm | None, k
 
 def _tail_of_prompt(write: Write) -> tuple[str, str]:
     """What the prompt ends with that the text of an answer lacks, and all that it writes for the answer to come."""
-    for messages, text in probe.render_samples(write, probe.sample()):
-        prompt = probe.render_prompt(write, messages)
+    for messages, prompt, text in take_samples(write, SAMPLE_ANSWER):
         if not prompt:
             continue
-        mark, at = _LAST_MARK.search(prompt), probe.common_prefix_length(prompt, text)
+        mark, at = _LAST_MARK.search(prompt), common_prefix_length(prompt, text)
         if mark and mark.start() < at < mark.start() + len(mark[1]):
             at = mark.start()  # <think> and </think> begin alike
-        return prompt[at:], prompt[probe.common_prefix_length(prompt, write(messages[:-1])) :]
+        return prompt[at:], prompt[common_prefix_length(prompt, write(messages[:-1])) :]
     return "", ""
 
 
-def _text_around(write: Write, names: tuple[str, ...], form: CallForm | None) -> tuple[str, str] | None:
+def _text_around(write: Write, answer: TemplateMessage, names: tuple[str, ...]) -> tuple[str, str] | None:
     """What the template writes before a thought, and between it and the rest of the answer."""
-    answer = probe.sample(form)
-    for messages, text in probe.render_samples(write, answer | dict.fromkeys(names, probe.THOUGHT)):
-        prompt = probe.render_prompt(write, messages)
-        if not text.startswith(prompt) or text.count(probe.THOUGHT) != 1:
+    for messages, prompt, text in take_samples(write, answer | dict.fromkeys(names, THOUGHT)):
+        if not text.startswith(prompt) or text.count(THOUGHT) != 1:
             continue
-        before, _, rest = text.removeprefix(prompt).partition(probe.THOUGHT)
-        if form is None:
-            return before, rest.partition(probe.ANSWER)[0]
+        before, _, rest = text.removeprefix(prompt).partition(THOUGHT)
+        if "tool_calls" not in answer:
+            return before, rest.partition(ANSWER)[0]
         without = write([*messages[:-1], answer]).removeprefix(prompt)
         if rest.endswith(without):
             return before, rest.removesuffix(without)
