@@ -43,10 +43,8 @@ class FormatSpec(Spec):
     _: KW_ONLY
     columns: tuple[str | tuple[str, ...], ...]
     """Those by which `format: auto` recognises it; of a tuple of names a row has one."""
-    optional: tuple[str, ...] = ()
-    """The other columns that it reads."""
-    conversations: bool = True
-    """Whether its rows are conversations, so that a system prompt may be put above them."""
+    optional: tuple[str, ...] = ()  # the other columns that it reads
+    conversations: bool = True  # whether its rows are conversations, so that a system prompt may be put above them
 
 
 @dataclass(frozen=True)
@@ -54,18 +52,12 @@ class AdapterSpec(Spec):
     """An adapter kind: the recipe's adapter section, the chosen modules -> PEFT's configuration."""
 
     _: KW_ONLY
-    quantizations: tuple[str, ...] | None = None
-    """Those of the base that it goes with; None: all."""
-    quantizes: str | None = None
-    """The quantization that it gives to the base itself."""
-    optimizers: tuple[str, ...] | None = None
-    """Those that it goes with; None: all."""
-    refuses: tuple[str, ...] = ()
-    """Keys of the recipe that it would ignore."""
-    experts: bool = False
-    """Whether it adapts the fused weights of mixture-of-experts layers."""
-    keeps_initial: bool = False
-    """Whether a frozen copy of the initial adapter stays beside it."""
+    quantizations: tuple[str, ...] | None = None  # of the base, that it goes with; None: all
+    quantizes: str | None = None  # the quantization that it gives to the base itself
+    optimizers: tuple[str, ...] | None = None  # that it goes with; None: all
+    refuses: tuple[str, ...] = ()  # keys of the recipe that it would ignore
+    experts: bool = False  # whether it adapts the fused weights of mixture-of-experts layers
+    keeps_initial: bool = False  # whether a frozen copy of the initial adapter stays beside it
     rate: Callable[[Any], tuple[float, str]] | None = None
     """Adapter section -> the learning rate that suits it, as a share of plain LoRA's, and the source."""
     numbers: Callable[[Any, int, Any], int] | None = None
@@ -82,12 +74,9 @@ class MetricSpec(Spec):
 
     _: KW_ONLY
     unit: Unit = "share"
-    higher: bool | None = True
-    """Whether more is better; None: neither is."""
-    batched: bool = False
-    """Whether the function takes all answers and all references at once."""
-    pool: Callable[[Any], Any] | None = None
-    """What the rows add, summed -> the score; None: the mean of the rows' scores."""
+    higher: bool | None = True  # whether more is better; None: neither is
+    batched: bool = False  # whether the function takes all answers and all references at once
+    pool: Callable[[Any], Any] | None = None  # what the rows add, summed -> the score; None: the mean of their scores
 
 
 S = TypeVar("S", bound=Spec)

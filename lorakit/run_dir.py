@@ -27,10 +27,8 @@ from lorakit.recipe.did_you_mean import nearest_name
 
 _RECORDED = ("lorakit", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "tokenizers")
 
-MERGED = "merge.json"
-"""The file by which a folder is known to hold a merged model."""
-CLEARED = "cleared"
-"""The status of a run whose results were deleted for another one's."""
+MERGED = "merge.json"  # by which a folder is known to hold a merged model
+CLEARED = "cleared"  # the status of a run whose results were deleted for another one's
 _GIVE_RUN = "Give the folder of a run, such as runs/NAME."
 _SCORES = re.compile(r"(tasks-)?\d{8}T\d{6}(-\d+)?\.jsonl?")
 
@@ -138,7 +136,7 @@ class Run:
         return [*folders, self.log, self.recipe, self.manifest]
 
     def refuse_other_programs(self) -> None:
-        """Refuse to clear results that the run did not write, or that have files that it did not write."""
+        """Refuse to clear results that have files that the run did not write."""
         manifest = self.read_manifest()
         ended = manifest.get("status") == "complete"
         for folder, recorded, sign in (

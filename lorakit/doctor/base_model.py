@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from lorakit.doctor.check import DoctorFinding
 from lorakit.doctor.packages import import_error, installed
 from lorakit.errors import UserError
-from lorakit.model.bundled_models import BUNDLED_MODELS
-from lorakit.model.resolve import Base, resolve_base
+from lorakit.model.resolve import BUNDLED_MODELS, Base, resolve_base
 from lorakit.progress import Silent
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lorakit.amounts import gibibytes
 from lorakit.doctor.check import DoctorFinding, root_cause
-from lorakit.model.bundled_models import BUNDLED_MODELS, bundled_file
+from lorakit.model.resolve import BUNDLED_MODELS, bundled_file
 
 _TIMEOUT = 5.0
 _LISTED = 10

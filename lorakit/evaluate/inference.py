@@ -14,7 +14,7 @@ from lorakit.evaluate.models import EvalModelSpec
 from lorakit.evaluate.rendering import RenderedRows
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.load import load_model
-from lorakit.model.shared_base import SharedBase
+from lorakit.model.peft_adapter import SharedBase
 from lorakit.progress import Progress
 
 Save = Callable[[Mapping[int, Any]], None]

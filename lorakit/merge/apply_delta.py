@@ -13,7 +13,6 @@ from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 
 from lorakit.errors import UserError
 from lorakit.merge.peft_layout import ADAPTER_NAME, base_path
-from lorakit.model.layerwise import is_empty
 
 _OF_ADAPTER = re.compile(rf"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)\.{ADAPTER_NAME}(\.|$)")
 
@@ -46,7 +45,8 @@ def adapter_deltas(model: Any) -> Deltas:
     deltas: Deltas = {}
     base = model.base_model.model
     for name, value in base.named_parameters():
-        if not _OF_ADAPTER.search(f".{name}") and not is_empty(value):  # a bias, or an embedding that was resized
+        # The placeholder of a weight that only the base has brings strides of 0.
+        if not _OF_ADAPTER.search(f".{name}") and any(value.stride()):  # a bias, or an embedding that was resized
             deltas[base_path(name)] = _replacement(_float32(value))
     for wrapped, module in base.named_modules():
         path = base_path(wrapped)

@@ -21,7 +21,7 @@ from lorakit.merge.writer import explain_full_disk
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.load import load_model
 from lorakit.model.loss import supervised_loss
-from lorakit.model.shared_base import SharedBase
+from lorakit.model.peft_adapter import SharedBase
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared, reopen_run
 from lorakit.progress import Progress

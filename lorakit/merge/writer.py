@@ -15,7 +15,7 @@ from lorakit.merge.apply_delta import Deltas
 from lorakit.model.config_values import read_json
 from lorakit.model.quantized_weights import WeightPrecision
 from lorakit.model.safetensors_header import INDEX, SINGLE, StoredTensor, read_header, weight_files
-from lorakit.model.safetensors_io import TYPES, WORDS, SafetensorsWriter, open_writer, pieces, read_tensor
+from lorakit.model.safetensors_io import WORDS, SafetensorsWriter, open_writer, read_tensor
 from lorakit.model.state_dict import Group, Weights, untied
 from lorakit.progress import Progress
 
@@ -91,31 +91,23 @@ class _GroupWriter:
     def write(self, group: Group) -> None:
         """Write the tensors of one group: copied, changed some rows at a time, or changed as a whole."""
         stored = [self.weights.tensors[name] for name in group.names]
-        if not any(path in self.deltas or self._rounds(path, stored) for path in group.paths):
+        changed = [path for path in group.paths if path in self.deltas]
+        if not changed and not self.precision.rounds(self.weights, group):
             for name, tensor in zip(group.names, stored, strict=True):
                 if self.planned[name].dtype == tensor.dtype:
                     self.files[tensor.file].copy(name, tensor)
                 else:
                     self._put(name, read_tensor(tensor))
-        elif group.converter is None and self._by_rows(group.paths[0], stored[0]):
+        elif group.converter is None and all(self.deltas[path].by_rows for path in changed):
             (name,), (path,) = group.names, group.paths
-            for row, piece in pieces(stored[0]):
-                rows = self.precision(path, piece)
-                self._put(name, self.deltas[path].apply(rows, row) if path in self.deltas else rows, row)
+            for row, rows in self.precision.pieces(self.weights, path):
+                self._put(name, self.deltas[path].apply(rows, row) if changed else rows, row)
         else:
             values = {path: self.precision(path, value) for path, value in self.weights.read_group(group).items()}
-            for path in values.keys() & self.deltas.keys():
+            for path in changed:
                 values[path] = self.deltas[path].apply(values[path], 0)
             for name, value in self.weights.names_in_files(group, values).items():
                 self._put(name, value)
-
-    def _rounds(self, path: str, stored: list[StoredTensor]) -> bool:
-        return any(self.precision.rounds(path, TYPES.get(tensor.dtype, torch.uint8)) for tensor in stored)
-
-    def _by_rows(self, path: str, stored: StoredTensor) -> bool:
-        if path in self.precision.transposed or (path in self.deltas and not self.deltas[path].by_rows):
-            return False
-        return stored.is_plain and bool(stored.shape) and stored.size > 0
 
     def _put(self, name: str, value: torch.Tensor, row: int = 0) -> None:
         self.files[self.planned[name].file].put(name, value, row)

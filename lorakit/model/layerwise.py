@@ -29,8 +29,7 @@ Pieces = Callable[[str], Iterator[tuple[int, torch.Tensor]]]
 class _Slot:
     """A place in a module for a tensor that is read, and the placeholder that is there until then."""
 
-    holder: dict[str, Any]
-    """The module's own table of parameters or buffers."""
+    holder: dict[str, Any]  # the module's own table of parameters or buffers
     name: str
     path: str
     placeholder: torch.Tensor
@@ -91,8 +90,8 @@ def _adapted(folder: Path, attention: str, adapter: Path) -> tuple[Any, dict[int
 def _empty_model(folder: Path, attention: str) -> tuple[Any, dict[int, list[_Slot]]]:
     """The model of a config, and every place for a tensor of its state dict, by the id of the module.
 
-    Parameters are NaN of the right shape on the CPU, which takes no memory. Buffers are real: those that are not saved
-    are computed here, and the others are small.
+    Parameters are NaN of the right shape on the CPU, with strides of 0, which takes no memory. Buffers are real: those
+    that are not saved are computed here, and the others are small.
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -125,11 +124,6 @@ def _empty_model(folder: Path, attention: str) -> tuple[Any, dict[int, list[_Slo
     for of_module in slots.values():
         _drop(of_module)  # only now: ids are those of living tensors
     return model, slots
-
-
-def is_empty(tensor: torch.Tensor) -> bool:
-    """Whether a weight is a placeholder: neither the model nor its adapter has brought a tensor."""
-    return all(step == 0 for step in tensor.stride())
 
 
 def _read_on_call(model: Any, slots: dict[int, list[_Slot]], read: Read, pieces: Pieces | None) -> None:

@@ -30,8 +30,7 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
     """The causal language model on `device`, in evaluation mode: frozen, or `trainable`, then in float32.
 
     Raises:
-        UserError: the files are damaged, not a causal language model, quantized in a way that does not go with the
-            settings, or the attention is not available.
+        UserError: the files are damaged, not a causal language model, or do not go with the settings.
         LorakitError: it does not fit into memory.
     """
     stored = check_quantization(base, settings, trainable)

@@ -1,6 +1,9 @@
-"""Attaching: a frozen model and a recipe's adapter section -> what is trained; and adapters back from folders."""
+"""Attaching: a frozen model and a recipe's adapter section -> what is trained; adapters back from folders, one after
+the other on one base in memory."""
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from lorakit.atomic_io import refuse_pipes
 from lorakit.errors import UserError
 from lorakit.model.adapters import InitContext
 from lorakit.model.adapters.weight_init import INITIAL, with_initial
-from lorakit.model.fingerprint import content_of
+from lorakit.model.fingerprint import content_of, fingerprint_of
 from lorakit.model.patterns import check_patterns
 from lorakit.model.targets import Targets, first_and_count, trains_every_weight
 from lorakit.recipe.adapter_kind import adapter_spec, kind_settings
@@ -246,3 +249,35 @@ def _expert_gaps(folder: Path) -> list[str]:
 def _first_line(error: Exception) -> str:
     first, *others = str(error).strip().splitlines() or [type(error).__name__]
     return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
+
+
+@dataclass
+class SharedBase:
+    """A base that `load` reads from disk.
+
+    PEFT's `unload` does not always restore it: modules that an adapter trained whole stay, some initializations write
+    into the base's weights, tied weights come apart. So its fingerprint is compared, and it is loaded again if needed.
+    """
+
+    load: Callable[[], Any]
+    _model: Any = field(default=None, repr=False)
+    _adapter: Path | None = None
+    _fingerprint: str = ""
+
+    def model_with(self, adapter: Path | None) -> Any:
+        """The base with the adapter of a folder, or alone; the model returned before must not be used any more.
+
+        Raises what `load` and `load_adapter` do.
+        """
+        if self._model is not None and self._adapter == adapter:
+            return self._model
+        base, self._model = self._model, None  # until the adapter is on it as a whole
+        if base is not None and self._adapter is not None:
+            # PEFT cannot take off every kind of adapter.
+            base = base.unload() if hasattr(base, "unload") else None
+        if base is None or fingerprint_of(base) != self._fingerprint:
+            base = None  # frees its memory before the next one is loaded
+            base = self.load()
+            self._fingerprint = fingerprint_of(base)
+        self._model, self._adapter = base if adapter is None else load_adapter(base, adapter), adapter
+        return self._model

@@ -16,16 +16,11 @@ from lorakit.recipe.schema import Model
 class CheckpointQuantization:
     """The quantization of a checkpoint on disk."""
 
-    quantization: str
-    """Our word where we have one (nf4, q4, q8), else the method's own."""
-    treatment: Literal["kept", "dequantized", "unknown"]
-    """Trained on as it is, dequantized on loading, or not supported."""
-    reversible: bool
-    """Whether its weights can be dequantized, so that an adapter can be added to them."""
-    packages: tuple[str, ...] = ()
-    """What has to be installed to load it, besides what lorakit needs anyway."""
-    bits: int | None = None
-    """The bits of a weight, where the method has several widths and the checkpoint names one."""
+    quantization: str  # our word where we have one (nf4, q4, q8), else the method's own
+    treatment: Literal["kept", "dequantized", "unknown"]  # trained on as it is, dequantized on loading, not supported
+    reversible: bool  # whether its weights can be dequantized, so that an adapter can be added to them
+    packages: tuple[str, ...] = ()  # what loads it, besides what lorakit needs anyway
+    bits: int | None = None  # of a weight, where the method has several widths and the checkpoint names one
 
 
 # By transformers' word for the method (its quantizers/auto.py); bitsandbytes has words of ours.

@@ -26,14 +26,11 @@ class QuantizationSummary:
     """How much of a model is quantized; counts of parameters and of bytes."""
 
     quantization: str
-    parameters: int
-    """All of the model's, tied ones once."""
+    parameters: int  # all of the model's, tied ones once
     quantized: int
-    experts: int
-    """Those in fused weights of experts, which bitsandbytes leaves as they are."""
+    experts: int  # those in fused weights of experts, which bitsandbytes leaves as they are
     bytes: int
-    unquantized_bytes: int
-    """What all weights would take if the quantized ones were in the type that the model computes in."""
+    unquantized_bytes: int  # of all weights if the quantized ones were in the type that the model computes in
 
     @property
     def share(self) -> float:
@@ -153,11 +150,8 @@ def cast_unquantized(model: Any, dtype: torch.dtype) -> None:
 
 
 def dequantize(model: Any) -> Any:
-    """The model with plain weights in place of bitsandbytes' ones, exactly those that it computes with on a CPU.
-
-    Raises:
-        LorakitError: transformers cannot dequantize it.
-    """
+    """The model with plain weights in place of bitsandbytes' ones, exactly those that it computes with on a CPU;
+    LorakitError where transformers cannot dequantize it."""
     conv1d = [name for name, module in model.named_modules() if getattr(module, "source_cls", None) is Conv1D]
     try:
         plain = model.dequantize(model.dtype)

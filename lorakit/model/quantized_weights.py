@@ -13,7 +13,7 @@ from transformers.quantizers import AutoHfQuantizer
 from lorakit.model.load import DTYPES
 from lorakit.model.safetensors_io import TYPES
 from lorakit.model.spec_from_meta import meta_model
-from lorakit.model.state_dict import Weights
+from lorakit.model.state_dict import Group, Weights
 from lorakit.recipe.schema import Model
 from lorakit.registry import QUANTIZERS
 
@@ -23,10 +23,8 @@ class WeightPrecision:
     """How precise the frozen weights of a model are while an adapter trains on them."""
 
     settings: Model
-    transposed: dict[str, bool]
-    """The paths of the quantized weights, and whether they are transposed before (Conv1D)."""
-    float32_parts: Set[str] = frozenset()
-    """Parts of paths that transformers keeps in float32, whatever type it is asked for."""
+    transposed: dict[str, bool]  # the paths of the quantized weights, and whether they are transposed before (Conv1D)
+    float32_parts: Set[str] = frozenset()  # parts of paths that transformers keeps in float32 whatever it is asked for
 
     def __call__(self, path: str, weight: torch.Tensor) -> torch.Tensor:
         """The float32 weight that the model computes with, from the one in the files; the same if nothing rounds it.
@@ -54,19 +52,19 @@ class WeightPrecision:
         for row, piece in weights.pieces(path):
             yield row, self(path, piece)
 
-    def rounds(self, path: str, stored: torch.dtype) -> bool:
-        """Whether the training saw other numbers at a path than a file holds in the type `stored`."""
-        dtype = self._dtype(path)
-        return path in self.transposed or (stored.is_floating_point and torch.promote_types(stored, dtype) != dtype)
+    def rounds(self, weights: Weights, group: Group) -> bool:
+        """Whether the training saw other numbers than the files hold, for any weight of a group."""
+        stored = [TYPES.get(weights.tensors[name].dtype, torch.uint8) for name in group.names]
+        floating = [dtype for dtype in stored if dtype.is_floating_point]
+        return any(
+            path in self.transposed
+            or any(torch.promote_types(dtype, self._dtype(path)) != self._dtype(path) for dtype in floating)
+            for path in group.paths
+        )
 
     def differs(self, weights: Weights) -> bool:
         """Whether the training saw other numbers than the files hold, anywhere."""
-        return any(
-            self.rounds(path, TYPES.get(weights.tensors[name].dtype, torch.uint8))
-            for group in weights.groups
-            for path in group.paths
-            for name in group.names
-        )
+        return any(self.rounds(weights, group) for group in weights.groups)
 
     def _dtype(self, path: str) -> torch.dtype:
         return torch.float32 if self.float32_parts & set(path.split(".")) else DTYPES[self.settings.dtype]

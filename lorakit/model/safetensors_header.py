@@ -20,11 +20,9 @@ class StoredTensor:
     """One tensor in a file."""
 
     file: Path
-    dtype: str
-    """The format's word for its type, such as BF16."""
+    dtype: str  # the format's word, such as BF16
     shape: tuple[int, ...]
-    begin: int
-    """Offset of its bytes in the file."""
+    begin: int  # offset of its bytes in the file
 
     @property
     def size(self) -> int:
@@ -41,10 +39,8 @@ class StoredTensor:
 def weight_files(folder: Path, complete: bool = True) -> list[Path]:
     """The weights files that transformers loads from a folder: one, or the shards that the index names.
 
-    A file may be a link, since its content is known by its sha256. Missing files are left out unless `complete`.
-
-    Raises:
-        UserError: there are none, one is missing, or the index is damaged or names a file of another folder.
+    A file may be a link, since its content is known by its sha256. Unless `complete`, missing files are left out, else
+    they are a UserError, as is an index that is damaged or names a file of another folder.
     """
     index, single = folder / INDEX, folder / SINGLE
     if complete and not (index.is_file() or single.is_file()):

@@ -40,11 +40,7 @@ WORDS = {dtype: word for word, dtype in TYPES.items()}
 
 
 def read_tensor(stored: StoredTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """One tensor on the CPU, as it is stored or in `dtype`, and never in both at once.
-
-    Raises:
-        UserError: torch does not have its type, or the file ends too early.
-    """
+    """One tensor on the CPU, as it is stored or in `dtype`, never in both at once; UserError if it cannot be read."""
     if stored.dtype not in TYPES:
         raise UserError(f"{stored.file}: holds numbers of the type {stored.dtype}, which cannot be read.")
     stored_dtype = TYPES[stored.dtype]
@@ -99,11 +95,7 @@ class SafetensorsWriter:
     """The bytes of each tensor that are not written yet."""
 
     def put(self, name: str, tensor: torch.Tensor, row: int = 0) -> None:
-        """Write a tensor, or rows of one from `row` on, rounded to the type that was announced.
-
-        Raises:
-            LorakitError: a number is not finite in that type.
-        """
+        """Write a tensor, or rows of one from `row` on, in the type announced; LorakitError where it is not finite."""
         place = self.places[name]
         rows = place.shape[0] if place.shape else 1
         if tuple(tensor.shape[1:]) != place.shape[1:] or row + (len(tensor) if place.shape else 1) > rows:

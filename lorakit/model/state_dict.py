@@ -35,18 +35,12 @@ Values = dict[str, torch.Tensor]
 class Group:
     """Tensors of the files, and the weights of the model that are made of them; mostly one and one."""
 
-    names: tuple[str, ...]
-    """In the files."""
-    paths: tuple[str, ...]
-    """In the model."""
-    patterns: tuple[str, ...] = ()
-    """The converter's, one for each name."""
-    renamed: tuple[str, ...] = ()
-    """The names as the converter knows them."""
-    converter: Any = None
-    """None where the tensor of the file is the weight."""
-    target: str = ""
-    """The path by which the converter is called."""
+    names: tuple[str, ...]  # in the files
+    paths: tuple[str, ...]  # in the model
+    patterns: tuple[str, ...] = ()  # the converter's, one for each name
+    renamed: tuple[str, ...] = ()  # the names as the converter knows them
+    converter: Any = None  # None where the tensor of the file is the weight
+    target: str = ""  # the path by which the converter is called
 
 
 @dataclass
@@ -54,12 +48,10 @@ class Weights:
     """What a model folder holds, by path in the model. Only names are kept in memory."""
 
     folder: Path
-    model: Any = field(repr=False)
-    """The model without its weights, on torch's meta device."""
+    model: Any = field(repr=False)  # without its weights, on torch's meta device
     tensors: dict[str, StoredTensor] = field(repr=False)
     groups: list[Group] = field(repr=False)
-    unused: list[str]
-    """Tensors of the files that the model has no place for."""
+    unused: list[str]  # tensors of the files that the model has no place for
 
     def __post_init__(self) -> None:
         self.group_by_path = {path: group for group in self.groups for path in group.paths}
@@ -78,10 +70,8 @@ class Weights:
         return values[path] if path in values else values[(self.ties[path] & values.keys()).pop()]
 
     def pieces(self, path: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """The same weight some rows at a time where the file holds it as it is, each piece with its first row's number.
-
-        A piece is valid until the next one is taken.
-        """
+        """The same some rows at a time where the file holds it as it is, each piece with the number of its first row
+        and valid until the next one is taken."""
         group = self.group_of(path)
         stored = self.tensors[group.names[0]]
         if group.converter is None and stored.is_plain and stored.shape and stored.size:
@@ -100,7 +90,7 @@ class Weights:
         return _convert(self.model, group, read)
 
     def names_in_files(self, group: Group, values: Values) -> Values:
-        """The inverse of `read_group`: the tensors of the files by name, from the weights of the model."""
+        """The inverse of `read_group`: the tensors of the files by name, from the weights by path."""
         if group.converter is None:
             return {group.names[0]: values[group.paths[0]]}
         reverse = group.converter.reverse_transform()
@@ -163,10 +153,7 @@ def open_weights(folder: Path) -> Weights:
 
 def untied(weights: Weights) -> Weights:
     """The same weights for a model whose config ties nothing: ends that the files lack are read from the other end.
-
-    Raises:
-        UserError: the family ties its weights whatever the config says.
-    """
+    UserError where the family ties its weights whatever the config says."""
     config = untied_config(read_json(weights.folder / "config.json"))
     model = meta_model(config)
     ties = _find_ties(model)

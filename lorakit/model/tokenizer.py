@@ -43,11 +43,7 @@ def quiet_libraries() -> None:
 
 
 def load_tokenizer(base: Base, chat_template: str | None) -> Any:
-    """The base's tokenizer with the recipe's chat template, or its own where it has one: texts need none.
-
-    Raises:
-        UserError: there is no tokenizer, or the recipe's chat template cannot be read.
-    """
+    """The base's tokenizer, with the recipe's chat template or its own if any; UserError where one cannot be read."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
         tokenizer("a")  # some values of its configuration, such as model_max_length, are only read here

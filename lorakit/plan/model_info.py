@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
-from lorakit.model.bundled_models import BUNDLED_MODELS, bundled_file
 from lorakit.model.config_values import is_size, read_layer_count, read_mapping, read_size
 from lorakit.model.positions import Positions, positions_of
 from lorakit.model.quantization_config import CheckpointQuantization, parse_quantization
-from lorakit.model.resolve import converted_folder
+from lorakit.model.resolve import BUNDLED_MODELS, bundled_file, converted_folder
 from lorakit.model.spec import ModelSpec
 from lorakit.model.spec_from_config import is_known_family, spec_from_config
 from lorakit.plan.known_models import known_config
