@@ -17,11 +17,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
-    from rich.text import Text
 
 # Where there is no terminal, a bar is a plain line at these shares of the work, and at most this often.
 _PLAIN_STEPS = 10
@@ -37,33 +39,25 @@ _UNSEEN = re.compile(
 
 
 def visible(text: str) -> str:
-    """The text with every character that is not to be seen written as Python writes it, such as `\\x1b`."""
-    return _UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)
+    """The text with every unseen character written as Python writes it, such as `\\x1b`."""
+    return _UNSEEN.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def keep_libraries_visible() -> None:
     """Make visible what libraries log and warn of, which may quote the user's files as well."""
-    logging.setLogRecordFactory(_record)
-    warnings.formatwarning = _warning
+    format_warning = warnings.formatwarning
+
+    def visible_record(*arguments: Any, **named: Any) -> logging.LogRecord:
+        record = logging.LogRecord(*arguments, **named)
+        with suppress(TypeError, ValueError):  # a message that does not fit its arguments: logging complains of it
+            record.msg, record.args = visible(record.getMessage()), ()
+        return record
+
+    logging.setLogRecordFactory(visible_record)
+    warnings.formatwarning = lambda *arguments, **named: visible(format_warning(*arguments, **named))
 
 
-def _record(*arguments: Any, **named: Any) -> logging.LogRecord:
-    made = logging.LogRecord(*arguments, **named)
-    with suppress(TypeError, ValueError):  # a message that does not fit its arguments: logging complains of it
-        made.msg, made.args = visible(made.getMessage()), ()
-    return made
-
-
-_format_warning = warnings.formatwarning
-
-
-def _warning(*arguments: Any, **named: Any) -> str:
-    return visible(_format_warning(*arguments, **named))
-
-
-def _console(stderr: bool) -> "Console":
-    from rich.console import Console
-
+def _console(stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     # On a terminal lines break between words; in a pipe or a file a line stays one line.
     return Console(stderr=stderr, highlight=False, soft_wrap=not stream.isatty())
@@ -94,7 +88,7 @@ def wrapped(text: str, under: str = "", begin: str = "") -> list[str]:
 def result_json(facts: Any) -> None:
     """Print the one JSON document of `--json`."""
     text = json.dumps(_without_nan(facts), indent=2, ensure_ascii=False, default=str)
-    result(_UNSEEN.sub(lambda found: _json_escape(found[0]), text))
+    result(_UNSEEN.sub(lambda match: _json_escape(match[0]), text))
 
 
 def _json_escape(sign: str) -> str:
@@ -114,57 +108,57 @@ def _without_nan(facts: Any) -> Any:
 
 def result_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table of figures: every column but the first is set to the right."""
-    from rich.table import Table
-
     table = Table(title=_text(title) if title else None, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         table.add_column(_text(column), justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(_text, row))
-    _console(stderr=False).print(table, soft_wrap=False)
+    _console().print(table, soft_wrap=False)
 
 
 def result_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Print named facts, one below the other, each beside its name."""
-    from rich.table import Table
-
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for name, fact in facts:
         table.add_row(_text(name), _text(fact))
-    _console(stderr=False).print(table, soft_wrap=False)
+    _console().print(table, soft_wrap=False)
 
 
 def result_bars(title: str, bars: Sequence[tuple[str, int]]) -> None:
     """Print a histogram: each bar's label, its length by its number, and the number."""
-    from rich.table import Table
-    from rich.text import Text
-
     most = max((number for _, number in bars), default=0)
-    title_text = _text(title) if title else None
-    table = Table(title=title_text, title_justify="left", title_style="bold", box=None, show_header=False)
+    table = Table(title=_text(title), title_justify="left", title_style="bold", box=None, show_header=False)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     for label, number in bars:
         eighths = round(number / most * _BAR_WIDTH * 8) if most else 0
-        bar = "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
+        bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
         table.add_row(_text(label), Text(f"{bar or ('▏' if number else '')} {number:,}", style="cyan"))
-    _console(stderr=False).print(table, soft_wrap=False)
+    _console().print(table, soft_wrap=False)
+
+
+def result_masked(title: str, stretches: Sequence[tuple[str, bool]]) -> None:
+    """Print a text whose trained stretches are green; without colours they stand between ⟦ and ⟧."""
+    console = _console()
+    text = _text(title + "\n")
+    for piece, trained in stretches:
+        piece = visible(piece)
+        if trained and not console.is_terminal:
+            piece = f"⟦{piece}⟧"
+        text.append(piece, style="bold green" if trained else "dim")
+    console.print(text)
 
 
 def error(text: str, plain: bool = False) -> None:
     """Print why the command failed; `plain` leaves its lines as they are, for editors that read `file:line:column`."""
-    from rich.text import Text
-
     label = Text("" if plain else "error: ", style="bold red")
     _console(stderr=True).print(label + _text(text, "default"))
 
 
-def _text(text: str, style: str = "") -> "Text":
+def _text(text: str, style: str = "") -> Text:
     """A text that rich prints as it is: no markup, no names of emoji."""
-    from rich.text import Text
-
     return Text(visible(text), style=style)
 
 
@@ -190,25 +184,9 @@ class Terminal:
             yield bar
             bar.finish()
             return
-        live = self._start()
-        task = live.add_task(
-            visible(label), total=total or None, completed=done, note="", amount=_amount(done, total, unit)
-        )
-        try:
-            yield _RichBar(live, task, total, done, unit)
-        finally:
-            live.update(task, refresh=True)
-            self._depth -= 1
-            if self._depth == 0:
-                live.stop()
-                self._live = None
-            else:
-                live.remove_task(task)
+        from rich import progress
 
-    def _start(self) -> "RichProgress":
         if self._live is None:
-            from rich import progress
-
             self._live = progress.Progress(
                 progress.TextColumn("{task.description}", markup=False),
                 progress.BarColumn(bar_width=28),
@@ -220,8 +198,20 @@ class Terminal:
                 console=_console(stderr=True),
             )
             self._live.start()
+        live = self._live
+        amount = _amount(done, total, unit)
+        task = live.add_task(visible(label), total=total or None, completed=done, note="", amount=amount)
         self._depth += 1
-        return self._live
+        try:
+            yield _RichBar(live, task, total, done, unit)
+        finally:
+            live.update(task, refresh=True)
+            self._depth -= 1
+            if self._depth == 0:
+                live.stop()
+                self._live = None
+            else:
+                live.remove_task(task)
 
     def _line(self, text: str, style: str) -> None:
         console = self._live.console if self._live else _console(stderr=True)
@@ -237,52 +227,36 @@ def _amount(done: int, total: int, unit: str) -> str:
 
 class _RichBar:
     def __init__(self, live: "RichProgress", task: "TaskID", total: int, done: int, unit: str) -> None:
-        self.live, self.task = live, task
-        self.total, self.done, self.unit = total, done, unit
+        self.live, self.task, self.total, self.done, self.unit = live, task, total, done, unit
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self.done += amount
-        shown = _amount(self.done, self.total, self.unit)
-        if note:
-            self.live.update(self.task, advance=amount, amount=shown, note=visible(note))
-        else:
-            self.live.update(self.task, advance=amount, amount=shown)
+        fields: dict[str, Any] = {"note": visible(note)} if note else {}
+        self.live.update(self.task, advance=amount, amount=_amount(self.done, self.total, self.unit), **fields)
 
 
 class _PlainBar:
     def __init__(self, terminal: Terminal, label: str, total: int, done: int, unit: str) -> None:
         self.terminal, self.label, self.total, self.done, self.unit = terminal, label, total, done, unit
-        self.begun = self.told = time.monotonic()
-        self.first, self.told_at = done, done
+        self.start = self.last_time = time.monotonic()
+        self.first = self.last_done = done
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self.done += amount
         now = time.monotonic()
-        due = self.total and self.done * _PLAIN_STEPS // self.total > self.told_at * _PLAIN_STEPS // self.total
-        if (due and now - self.told > 5.0) or now - self.told > _PLAIN_SECONDS:
-            self._tell(note, now)
+        due = self.total and self.done * _PLAIN_STEPS // self.total > self.last_done * _PLAIN_STEPS // self.total
+        if (due and now - self.last_time > 5.0) or now - self.last_time > _PLAIN_SECONDS:
+            self._print(note, now)
 
     def finish(self) -> None:
-        if self.total and self.done != self.told_at and self.told != self.begun:
-            self._tell("", time.monotonic())
+        if self.total and self.done != self.last_done and self.last_time != self.start:
+            self._print("", time.monotonic())
 
-    def _tell(self, note: str, now: float) -> None:
-        self.told, self.told_at = now, self.done
+    def _print(self, note: str, now: float) -> None:
+        self.last_time, self.last_done = now, self.done
         left = ""
         if self.total and self.done > self.first:
-            seconds = (now - self.begun) / (self.done - self.first) * max(self.total - self.done, 0)
+            seconds = (now - self.start) / (self.done - self.first) * max(self.total - self.done, 0)
             left = f"  {seconds:.0f} s left"
         amount = _amount(self.done, self.total, self.unit)
         self.terminal.say(f"{self.label} {amount}{'  ' + note if note else ''}{left}")
-
-
-def result_masked(title: str, stretches: Sequence[tuple[str, bool]]) -> None:
-    """Print a text whose trained stretches are green; without colours they stand between ⟦ and ⟧."""
-    console = _console(stderr=False)
-    text = _text(title + "\n")
-    for piece, trained in stretches:
-        piece = visible(piece)
-        if trained and not console.is_terminal:
-            piece = f"⟦{piece}⟧"
-        text.append(piece, style="bold green" if trained else "dim")
-    console.print(text)

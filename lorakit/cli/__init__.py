@@ -35,8 +35,8 @@ app = typer.Typer(
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(given: bool) -> None:
+    if given:
         import lorakit
 
         typer.echo(f"lorakit {lorakit.__version__}")
@@ -67,17 +67,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def _help_text(command: Callable[..., None]) -> str:
-    """A command's docstring with each paragraph on one line, which the terminal then wraps to its own width."""
-    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command) or "")
-
-
 _rate = typer.Typer(no_args_is_help=True, help="Let people rate answers, without seeing which model gave them.")
 for _name, _command in COMMANDS.items():
     if _name == "rate sheet":
         app.add_typer(_rate, name="rate")
     _group = _rate if _name.startswith("rate ") else app
-    _group.command(_name.removeprefix("rate "), help=_help_text(_command))(_command)
+    # Each paragraph of a docstring on one line, which the terminal then wraps to its own width.
+    _help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(_command) or "")
+    _group.command(_name.removeprefix("rate "), help=_help)(_command)
 
 
 def main() -> None:
@@ -108,9 +105,8 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("LORAKIT_DEBUG"):
             raise
-        told = explain_error(error)
-        if told:
-            _fail(str(told), told.exit_code)
+        if explained := explain_error(error):
+            _fail(str(explained), explained.exit_code)
         _fail(
             f"{type(error).__name__}: {error}\nThis is a fault in lorakit, not in what you wrote. LORAKIT_DEBUG=1 "
             "shows where it happened: please report it with that.",

@@ -34,12 +34,12 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     model, own = loaded.recipe.model, adapter_spec(loaded.recipe.adapter).quantizes
     try:
         with loaded.locating():
-            facts = find_model_info(model.base, model.revision)
-            if facts:
-                refuse_unmergeable(loaded.recipe, facts)
-            refuse_lengths(loaded.recipe, facts)
-            settled = resolve_auto(loaded.recipe, this_machine(), facts)
-            check_local_base(loaded.recipe)  # last: what the recipe and the config say is told without weights too
+            info = find_model_info(model.base, model.revision)
+            if info:
+                refuse_unmergeable(loaded.recipe, info)
+            refuse_lengths(loaded.recipe, info)
+            settled = resolve_auto(loaded.recipe, this_machine(), info)
+            check_local_base(loaded.recipe)  # last: what the recipe and the config say is reported without weights too
     except UserError as error:
         if not as_json:
             raise
@@ -47,26 +47,21 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
         problem = error.problem if isinstance(error, LocatedError) else whole
         console.result_json({"valid": False, "problems": [problem.to_dict()]})
         raise SystemExit(error.exit_code) from error
-    quantization = quantization_line(settled.recipe.model, own, facts)
-    text, warning = to_yaml(settled.recipe, Path.cwd()), beyond_training(loaded.recipe, facts)
+    quantization = quantization_line(settled.recipe.model, own, info)
+    warning = beyond_training(loaded.recipe, info)
     if as_json:
-        choices = [asdict(choice) for choice in settled.choices]
-        effective, _ = effective_quantization(settled.recipe.model, own, facts)
-        held = {"requested": model.quantization, "effective": effective, "said": quantization}
-        resolved = settled.recipe.model_dump()
+        effective, _ = effective_quantization(settled.recipe.model, own, info)
         console.result_json(
             {
                 "valid": True,
-                "recipe": resolved,
-                "auto": choices,
-                "quantization": held,
+                "recipe": settled.recipe.model_dump(),
+                "auto": [asdict(choice) for choice in settled.choices],
+                "quantization": {"requested": model.quantization, "effective": effective, "said": quantization},
                 "warnings": [warning] if warning else [],
             }
         )
         return
-    console.result(text)
-    for choice in settled.choices:
-        console.result_wrapped(f"# {choice}", under="#   ")
-    console.result_wrapped(f"# model.quantization: {quantization}", under="#   ")
-    if warning:
-        console.result_wrapped(f"# warning: {warning}.", under="#   ")
+    console.result(to_yaml(settled.recipe, Path.cwd()))
+    notes = [*map(str, settled.choices), f"model.quantization: {quantization}"]
+    for note in notes + ([f"warning: {warning}."] if warning else []):
+        console.result_wrapped(f"# {note}", under="#   ")

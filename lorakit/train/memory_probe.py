@@ -85,16 +85,16 @@ def probe(state: TrainingState, prepared: Prepared, progress: Progress) -> Probe
     set_gradient_checkpointing(state.model, bool(prepared.recipe.train.gradient_checkpointing))
     try:
         with compute_optimizations(state.model, prepared.recipe.model.dtype):
-            return probe_longest(runner, prepared)
+            return probe_longest(runner)
     finally:
         set_gradient_checkpointing(state.model, checkpointing)
 
 
-def probe_longest(runner: MicroBatchRunner, prepared: Prepared, step: int = 1) -> ProbeResult:
+def probe_longest(runner: MicroBatchRunner, step: int = 1) -> ProbeResult:
     """Try the longest micro-batch in `runner`, which goes on with what fits; `step` is the one that comes next."""
-    train = prepared.recipe.train
-    order = sorted(enumerate(prepared.train.lengths().tolist()), key=lambda row: -row[1])
-    rows = [prepared.train.rows[index] for index, _ in order[: train.batch_size]]
+    train, examples = runner.recipe.train, runner.prepared.train
+    order = sorted(enumerate(examples.lengths().tolist()), key=lambda row: -row[1])
+    rows = [examples.rows[index] for index, _ in order[: train.batch_size]]
     packs, tokens, halved = runner.layout.pack(rows), count_trained_tokens(rows), []
     with _restoring_modes(runner):
         # Filled, since the system gives a CPU no memory for an empty tensor.

@@ -38,6 +38,7 @@ class MicroBatchRunner:
         progress: Progress,
         on_shrink: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
+        self.prepared = prepared
         recipe = self.recipe = prepared.recipe
         self.model, self.rank_scheduler = state.model, state.rank_scheduler
         self.progress, self.on_shrink = progress, on_shrink

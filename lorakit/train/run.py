@@ -132,16 +132,14 @@ def _fit(
         settled_at = state.rank_scheduler.settled_at if state.rank_scheduler else 0
         held_out = prepared.held_out is not None
         callback = TrainingCallback(run, bar, stopping, settings.early_stopping, held_out, settled_at)
-        trainer = SupervisedTrainer(
-            prepared=prepared, runner=runner, run=run, progress=progress, stopping=stopping, callback=callback
-        )
+        trainer = SupervisedTrainer(runner=runner, run=run, stopping=stopping, callback=callback)
         if not checkpoint:
             run.clear()
         record.write()
         run.go_back_to(done)
         with compute_optimizations(state.model, prepared.recipe.model.dtype):
             if prepared.machine.is_gpu and done < steps:
-                result, expected = probe_longest(runner, prepared, done + 1), prepared.expected
+                result, expected = probe_longest(runner, done + 1), prepared.expected
                 progress.say(describe_probe(result, prepared.machine.memory, expected.allocated if expected else None))
             _run_loop(trainer, checkpoint)
     end = trainer.state

@@ -17,7 +17,6 @@ from lorakit.atomic_io import atomic_dir, write_atomic
 from lorakit.errors import Interrupted, LorakitError
 from lorakit.plan.schedule import interval_steps, rate_share, warmup_steps
 from lorakit.prepare import Prepared
-from lorakit.progress import Progress
 from lorakit.run_dir import Run
 from lorakit.train.batch_sampler import StepBatchSampler, count_trained_tokens
 from lorakit.train.callbacks import RankSchedulerCallback, StopRequest, TrainingCallback
@@ -66,17 +65,10 @@ def training_arguments(prepared: Prepared, run: Run) -> SFTConfig:
 class SupervisedTrainer(SFTTrainer):
     """Trains on examples that are rendered and masked already. Its batch is a whole optimizer step."""
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        runner: MicroBatchRunner,
-        run: Run,
-        progress: Progress,
-        stopping: StopRequest,
-        callback: TrainingCallback,
-    ) -> None:
-        self.runner, self.rank_scheduler = runner, runner.rank_scheduler
-        self.run, self.progress, self.stopping, self.callback = run, progress, stopping, callback
+    def __init__(self, runner: MicroBatchRunner, run: Run, stopping: StopRequest, callback: TrainingCallback) -> None:
+        prepared = runner.prepared
+        self.runner, self.rank_scheduler, self.progress = runner, runner.rank_scheduler, runner.progress
+        self.run, self.stopping, self.callback = run, stopping, callback
         self.prepared, self.settings = prepared, prepared.recipe.train
         self.control: TrainerControl
         self.lr_scheduler: Any
