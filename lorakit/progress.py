@@ -46,10 +46,9 @@ class Silent:
 @contextmanager
 def report_hub_retries(progress: Progress) -> Iterator[None]:
     """Pass huggingface_hub's warnings on to the user, once each: one line where requests fail and are tried again."""
-    logger, handler = logging.getLogger("huggingface_hub"), _HubWarnings(logging.WARNING)
-    handler.progress, handler.reported = progress, set()
+    logger = logging.getLogger("huggingface_hub")
     before = logger.level, logger.propagate, list(logger.handlers)
-    logger.handlers, logger.propagate = [handler], False
+    logger.handlers, logger.propagate = [_HubWarnings(progress)], False
     logger.setLevel(logging.WARNING)
     try:
         yield
@@ -58,8 +57,9 @@ def report_hub_retries(progress: Progress) -> Iterator[None]:
 
 
 class _HubWarnings(logging.Handler):
-    progress: Progress
-    reported: set[str]
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.WARNING)
+        self.progress, self.reported = progress, set[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
         text = " ".join(record.getMessage().split())

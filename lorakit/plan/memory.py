@@ -23,7 +23,7 @@ CONTEXT = 600 << 20
 PROCESS = 620_000_000
 # glibc seldom fits an aligned block into the hole that another one left: what autograd keeps takes this much more
 # (measured on SmolLM2 with glibc 2.36: 1.25 to 1.30 over lengths, rows and quantizations). With checkpointing blocks of
-# a MB and more are given back at once (lorakit/train/gradient_checkpointing.py), since nearly all would be holes.
+# a MB and more are given back at once (lorakit/train/micro_batching.py), since nearly all would be holes.
 _HOLES = 1.27
 # Tokens of the two rows on which a run tries its loss before the first step (lorakit/train/preflight.py).
 _TRIED_TOKENS = 256

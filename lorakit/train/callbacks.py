@@ -61,9 +61,9 @@ class TrainingCallback(TrainerCallback):
     def __init__(
         self, run: Run, bar: Bar, stopping: StopRequest, early: EarlyStopping | None, held_out: bool, settled_at: int
     ) -> None:
-        self.settled_at = settled_at
         self.run, self.bar, self.stopping, self.early, self.held_out = run, bar, stopping, early, held_out
-        self.tokens, self.steps, self.busy, self.mark = 0, 0, 0.0, 0.0
+        self.settled_at = settled_at  # losses of earlier steps do not count: ranks still moved
+        self.tokens, self.steps, self.busy, self.step_start = 0, 0, 0.0, 0.0
         self.optimizing = False
 
     def ends_early(self, state: TrainerState) -> bool:
@@ -75,7 +75,7 @@ class TrainingCallback(TrainerCallback):
         return evaluations_without_gain(losses, self.early.min_delta) >= self.early.patience
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.mark = time.monotonic()
+        self.step_start = time.monotonic()
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.optimizing = True
@@ -84,7 +84,7 @@ class TrainingCallback(TrainerCallback):
         self.optimizing = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.busy += time.monotonic() - self.mark
+        self.busy += time.monotonic() - self.step_start
         self.steps += 1
         if state.global_step >= state.max_steps:
             control.should_evaluate = self.held_out

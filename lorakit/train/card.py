@@ -6,7 +6,7 @@ from typing import Any
 
 from lorakit.recipe.adapter_kind import adapter_spec, effective_model, initial_adapter
 from lorakit.recipe.init_adapter import read_adapter_settings
-from lorakit.recipe.schema import Adapter, Recipe
+from lorakit.recipe.schema import Recipe
 
 _CARD = """\
 ---
@@ -54,38 +54,6 @@ model = AutoModelForCausalLM.from_pretrained("model")
 tokenizer = AutoTokenizer.from_pretrained("model")"""
 
 
-def adapter_card(recipe: Recipe, manifest: dict[str, Any]) -> str:
-    """The text of `adapter/README.md`."""
-    adapter, held = recipe.adapter, effective_model(recipe)
-    source = initial_adapter(adapter)
-    kind = read_adapter_settings(Path(source)).get("kind", "lora") if source else adapter_spec(adapter).name
-    revision = "" if recipe.model.revision == "main" else f', revision="{recipe.model.revision}"'
-    load = _LOADS.get(held.quantization, "").format(double=held.double_quant)
-    imports = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if load else "")
-    return _CARD.format(
-        what=f"A{'n' if str(kind)[0] in 'aeiou' else ''} {kind} adapter for",
-        tags="lora, lorakit",
-        library="peft",
-        trained=f"the adapter that began as {Path(source).name}, " if source else _shape(adapter, kind),
-        use=_ADAPTER_USE.format(base=recipe.model.base, load=revision + load, imports=imports),
-        **_facts(recipe, manifest),
-    )
-
-
-def model_card(recipe: Recipe, manifest: dict[str, Any]) -> str:
-    """The text of `model/README.md`."""
-    return _CARD.format(
-        what="All weights of"
-        if manifest["parameters"]["trainable"] == manifest["parameters"]["total"]
-        else "Weights of",
-        tags="lorakit",
-        library="transformers",
-        trained="the weights themselves, ",
-        use=_MODEL_USE,
-        **_facts(recipe, manifest),
-    )
-
-
 _FOUR_BITS = (
     ', quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{kind}", '
     "bnb_4bit_use_double_quant={{double}})"
@@ -97,23 +65,56 @@ _LOADS = {
 }
 
 
-def _shape(adapter: Adapter, kind: str) -> str:
-    saved = ", saved as LoRA of twice the rank" if kind in ("pissa", "olora") else ""
-    return f"{kind}, rank {adapter.rank}, alpha {adapter.alpha:g}{saved}, "
+def adapter_card(recipe: Recipe, manifest: dict[str, Any]) -> str:
+    """The text of `adapter/README.md`."""
+    adapter, model = recipe.adapter, effective_model(recipe)
+    source = initial_adapter(adapter)
+    if source:
+        kind = read_adapter_settings(Path(source)).get("kind", "lora")
+        trained = f"the adapter that began as {Path(source).name}, "
+    else:
+        kind = adapter_spec(adapter).name
+        saved = "saved as LoRA of twice the rank, " if kind in ("pissa", "olora") else ""
+        trained = f"{kind}, rank {adapter.rank}, alpha {adapter.alpha:g}, {saved}"
+    revision = "" if model.revision == "main" else f', revision="{model.revision}"'
+    load = _LOADS.get(model.quantization, "").format(double=model.double_quant)
+    imports = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if load else "")
+    return _CARD.format(
+        what=f"A{'n' if str(kind)[0] in 'aeiou' else ''} {kind} adapter for",
+        tags="lora, lorakit",
+        library="peft",
+        trained=trained,
+        use=_ADAPTER_USE.format(base=model.base, load=revision + load, imports=imports),
+        **_facts(recipe, manifest),
+    )
+
+
+def model_card(recipe: Recipe, manifest: dict[str, Any]) -> str:
+    """The text of `model/README.md`."""
+    parameters = manifest["parameters"]
+    return _CARD.format(
+        what="All weights of" if parameters["trainable"] == parameters["total"] else "Weights of",
+        tags="lorakit",
+        library="transformers",
+        trained="the weights themselves, ",
+        use=_MODEL_USE,
+        **_facts(recipe, manifest),
+    )
 
 
 def _facts(recipe: Recipe, manifest: dict[str, Any]) -> dict[str, Any]:
-    result, train = manifest["result"], manifest["data"]["train"]
+    result, train, model = manifest["result"], manifest["data"]["train"], recipe.model
     loss = result["eval_loss"]
+    variables = f", with the variables `{json.dumps(model.template_variables)}`" if model.template_variables else ""
+    day = [f"with the date {model.template_date}"] if model.template_date else []
     return {
-        "base": recipe.model.base,
+        "base": model.base,
         "name": recipe.name,
         "version": manifest["versions"].get("lorakit", ""),
-        "revision": recipe.model.revision,
+        "revision": model.revision,
         "origin": manifest["base"]["origin"],
         "quantization": manifest["base"]["quantization"],
-        "trainable": manifest["parameters"]["trainable"],
-        "total": manifest["parameters"]["total"],
+        **manifest["parameters"],
         "rows": train["kept"],
         "trained_tokens": train["trained_tokens"],
         "steps": result["steps"],
@@ -121,14 +122,6 @@ def _facts(recipe: Recipe, manifest: dict[str, Any]) -> dict[str, Any]:
         "learning_rate": recipe.train.learning_rate,
         "schedule": recipe.train.schedule,
         "eval_loss": "no held-out rows" if loss is None else f"{loss:.4f} (step {result['best_step']})",
-        "prompts": "; ".join(_prompts(recipe, train)),
+        "prompts": "; ".join([f"the chat template's{variables}", *day, *train.get("notes", {})]),
         "stops": ", ".join(f"`{token}`" for token in train["stop_tokens"]),
     }
-
-
-def _prompts(recipe: Recipe, train: dict[str, Any]) -> list[str]:
-    """How the prompts were written that it was trained behind."""
-    variables = json.dumps(recipe.model.template_variables)
-    written = f"the chat template's, with the variables `{variables}`" if recipe.model.template_variables else ""
-    day = [f"with the date {recipe.model.template_date}"] if recipe.model.template_date else []
-    return [written or "the chat template's", *day, *train.get("notes", {})]

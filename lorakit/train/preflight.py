@@ -74,7 +74,7 @@ def _excerpt(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unreached(model: Any, batch: dict[str, Any]) -> list[str]:
-    """The modules whose adapter gets no gradient at all; of a model without an adapter, none is asked."""
+    """The modules whose adapter gets no gradient at all; none for a model without an adapter."""
     if not hasattr(model, "peft_config"):
         return []
     supervised_loss(model, **batch)[0].backward()
