@@ -87,8 +87,10 @@ def exit_code_of(error: LorakitError) -> int:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error; the name of its class where it has no text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """The first line of a library's error without its full stop, with the second line where the first is only its
+    heading; the name of its class where it has no text."""
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return (f"{first} {others[0].strip()}" if first.endswith(":") and others else first).rstrip(".")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import torch
 
+from lorakit.errors import first_line
+
 Result = TypeVar("Result")
 
 # What says so in words only: c10/core/impl/alloc_cpu.cpp, and CUDA's libraries when they ask for memory of their own.
@@ -38,11 +40,6 @@ def return_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 1 << 20)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error without its full stop: torch goes on for pages."""
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -91,19 +91,9 @@ def _fake_model(config: Any, settings: Adapter, half: bool) -> tuple[Any, FakeTe
             base, attention = load(attn_implementation="eager"), "eager"
         base.requires_grad_(everything)
         model = attach_adapter(base, settings, 0, select_targets(base, settings)).train()
-    mode, fakes = FakeTensorMode(allow_non_fake_inputs=True), {}
-
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in fakes:
-            bare = tensor.detach().to("meta")
-            made = mode.fake_tensor_converter.from_meta_and_device(mode, bare, torch.device("cpu"))
-            is_parameter = isinstance(tensor, torch.nn.Parameter)
-            fakes[id(tensor)] = torch.nn.Parameter(made, tensor.requires_grad) if is_parameter else made
-        return fakes[id(tensor)]
-
-    for module in model.modules():
-        for own in (module._parameters, module._buffers):
-            own.update({name: fake(tensor) for name, tensor in own.items() if tensor is not None})
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        model.to_empty(device="cpu")
     return model, mode, attention
 
 

@@ -81,7 +81,7 @@ def _read_model(base: Base, options: dict[str, Any], dequantizes: bool) -> Any:
         raise UserError(f"model.base: {base.name}: a weights file is damaged ({error}). Fetch it again.") from error
     except (*DAMAGED, ImportError, RuntimeError) as error:
         remedy = " Write model.attention: eager." if "attention" in str(error).lower() else ""
-        raise UserError(f"model.base: {base.name} cannot be loaded: {describe_load_error(error)}{remedy}") from error
+        raise UserError(f"model.base: {base.name} cannot be loaded: {describe_load_error(error)}.{remedy}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from lorakit.atomic_io import refuse_pipes
-from lorakit.errors import UserError
+from lorakit.errors import UserError, first_line
 from lorakit.model.adapters import InitContext
 from lorakit.model.adapters.weight_init import INITIAL, with_initial
 from lorakit.model.fingerprint import content_of, fingerprint_of
@@ -165,7 +165,7 @@ def _wrap(model: Any, config: Any) -> Any:
         return get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"adapter.targets: PEFT cannot adapt these modules: {str(error).splitlines()[0]} Leave them out with "
+            f"adapter.targets: PEFT cannot adapt these modules: {first_line(error)}. Leave them out with "
             "adapter.exclude."
         ) from error
 
@@ -206,7 +206,7 @@ def adapter_config(folder: Path) -> Any:
     try:
         return PeftConfig.from_pretrained(str(folder))
     except _READING as error:
-        raise UserError(f"{folder}: its adapter_config.json cannot be read: {_first_line(error)}") from error
+        raise UserError(f"{folder}: its adapter_config.json cannot be read: {first_line(error)}") from error
 
 
 def _load(model: Any, folder: Path, key: str, config: Any, is_trainable: bool = False, **options: Any) -> Any:
@@ -222,7 +222,7 @@ def _load(model: Any, folder: Path, key: str, config: Any, is_trainable: bool = 
         raise UserError(f"{key}{folder}: this adapter lacks {error.args[0]}, for which PEFT looks in it.") from error
     except _READING as error:
         gaps = _expert_gaps(folder)
-        reason = f"its file lacks {first_and_count(gaps)}" if gaps else _first_line(error)
+        reason = f"its file lacks {first_and_count(gaps)}" if gaps else first_line(error)
         raise UserError(f"{key}{folder}: this adapter cannot be put on the base model: {reason}") from error
     for verb, names, conclusion in (
         ("lacks", report.missing_keys, ". It is damaged, or of another model."),
@@ -244,11 +244,6 @@ def _expert_gaps(folder: Path) -> list[str]:
     there = {(match[1], match[2]) for match in matches}
     experts, parts = {expert for expert, _ in there}, {part for _, part in there}
     return sorted(f"{expert}{part}" for expert in experts for part in parts if (expert, part) not in there)
-
-
-def _first_line(error: Exception) -> str:
-    first, *others = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
 @dataclass

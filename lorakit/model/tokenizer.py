@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer
 
-from lorakit.errors import UserError
+from lorakit.errors import UserError, first_line
 from lorakit.model.config_values import is_size, read_json
 from lorakit.model.resolve import Base
 
@@ -51,7 +51,7 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
         _refuse_damaged_config(base)
         is_known = isinstance(error, (*DAMAGED, ImportError))
         problem = "the tokenizer cannot be loaded" if is_known else "tokenizer.json is damaged"
-        raise UserError(f"model.base: {base.name}: {problem}: {describe_load_error(error)}") from error
+        raise UserError(f"model.base: {base.name}: {problem}: {describe_load_error(error)}.") from error
     config = read_json(base.folder / "config.json")
     vocabulary: Any = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     if is_size(vocabulary) and (tokenizer.pad_token_id or 0) >= vocabulary:
@@ -75,7 +75,7 @@ def _refuse_damaged_config(base: Base) -> None:
         try:
             AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
         except (*DAMAGED, ImportError, RecursionError) as error:
-            reason = describe_load_error(error).rstrip(".")
+            reason = describe_load_error(error)
             raise UserError(
                 f"model.base: {base.name}: its config.json cannot be read: {reason}. Fetch the model again, or update "
                 "transformers."
@@ -102,8 +102,7 @@ def pad_token_id(tokenizer: Any) -> int:
 
 
 def describe_load_error(error: Exception) -> str:
-    """The first line of a library's error, with the second where that is only its heading."""
-    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    """A library's error in a line."""
     if isinstance(error, KeyError):
-        return f"{first} is missing, or not known to transformers"
-    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
+        return f"{first_line(error)} is missing, or not known to transformers"
+    return first_line(error)

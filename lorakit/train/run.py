@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit.amounts import counted, percent
-from lorakit.errors import Interrupted, LorakitError, UserError, explain_error
-from lorakit.hardware.memory import first_line, free_memory, is_out_of_memory, return_freed_memory
+from lorakit.errors import Interrupted, LorakitError, UserError, explain_error, first_line
+from lorakit.hardware.memory import free_memory, is_out_of_memory, return_freed_memory
 from lorakit.model.adapters.svd import ranks_in_words
 from lorakit.model.quantization_config import refuse_irreversible, stored_quantization
 from lorakit.plan.schedule import warmup_steps
