@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lorakit.atomic_io import refuse_pipes
 from lorakit.errors import UserError, first_line
 from lorakit.model.adapters import InitContext
-from lorakit.model.adapters.weight_init import INITIAL, with_initial
+from lorakit.model.adapters.weight_init import INITIAL, add_initial
 from lorakit.model.fingerprint import content_of, fingerprint_of
 from lorakit.model.patterns import check_patterns
 from lorakit.model.targets import Targets, first_and_count, trains_every_weight
@@ -115,7 +115,7 @@ def rebuild_adapter(model: Any, settings: Adapter, targets: Targets | None, chec
     attached = _wrap(model, config)
     with safe_open(checkpoint / TRAINED_WEIGHTS, "pt") as file:
         if any(f".{INITIAL}." in name for name in file.keys()):  # noqa: SIM118
-            attached = with_initial(attached)
+            add_initial(attached)
     return _in_float32(attached)
 
 

@@ -6,7 +6,6 @@ third copy of every weight, takes away more than it should where importances are
 taken away or no step came before the choice, and its masks travel through lists of Python numbers at every step.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -14,14 +13,13 @@ from torch import Tensor
 
 from lorakit.errors import UserError
 from lorakit.model.adapters import AdaLora
-from lorakit.model.adapters.svd import orthogonality, svd_modules
+from lorakit.model.adapters.svd import change_steps, orthogonality, svd_modules
 
 
 class AdaLoraScheduler:
     """The RankScheduler of an AdaLoRA training: from the sum of initial ranks down to `rank` times the modules.
 
-    The choices end with the step at `shrink_to` of the run, whatever its length, and come every so many steps before
-    it. Until then a direction taken away may come back, as in the paper; from then on it stays away.
+    Until the last choice a direction taken away may come back, as in the paper; from then on it stays away.
 
     Raises:
         UserError: there are no more directions than the budget pays for.
@@ -29,8 +27,8 @@ class AdaLoraScheduler:
 
     def __init__(self, model: Any, settings: AdaLora, steps: int) -> None:
         self._settings, self._modules = settings, svd_modules(model)
-        self._end = self.settled_at = math.ceil(settings.shrink_to * steps)
-        self._start = min(math.floor(settings.shrink_from * steps), self._end - 1)
+        self._changes = change_steps(settings.shrink_from, settings.shrink_to, settings.every, steps)
+        self.settled_at = self._changes.start
         config = model.peft_config["default"]
         self._most, self._least = (rank * len(self._modules) for rank in (config.init_r, config.target_r))
         if self._most <= self._least:
@@ -45,31 +43,30 @@ class AdaLoraScheduler:
         self._masks: list[Tensor] = []  # of the last choice: (rank, 1) a module, 1 where a direction stays
 
     def penalty(self) -> Tensor:
-        """How far the directions are from orthonormal, weighted."""
         return self._settings.orthogonality * orthogonality(self._modules)
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: Any) -> None:
         """Note the gradients, and take directions away when it is time."""
-        if step > self._end:
+        if step > self.settled_at:
             self._mask()  # the optimizer's moments have moved what was taken away
             return
         self._update_importance()
-        if step == self._end or (step > self._start and (self._end - step) % self._settings.every == 0):
-            left = 1 - (step - self._start) / (self._end - self._start)  # the paper's cubic schedule
-            self._masks = self._most_important(self._least + round((self._most - self._least) * left**3))
+        if step in self._changes:
+            done = (step - self._changes.stop) / (self.settled_at - self._changes.stop)
+            budget = self._least + round((self._most - self._least) * (1 - done) ** 3)  # the paper's cubic schedule
+            self._masks = self._most_important(budget)
             self._mask()
-        if step == self._end:
+        if step == self.settled_at:
             self._importance, self._uncertainty = [], []
 
     def state(self) -> dict[str, Tensor]:
         """The averages while directions are still chosen, then what was chosen."""
         if not self._importance:
             return {f"{module.path}.kept": mask for module, mask in zip(self._modules, self._masks, strict=True)}
-        averages = {"importance": self._importance, "uncertainty": self._uncertainty}
         return {
             f"{name}.{kind}": tensor
-            for kind, tensors in averages.items()
+            for kind, tensors in (("importance", self._importance), ("uncertainty", self._uncertainty))
             for name, tensor in zip(self._names, tensors, strict=True)
         }
 

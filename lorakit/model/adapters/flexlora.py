@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lorakit.errors import UserError
 from lorakit.model.adapters import FlexLora
-from lorakit.model.adapters.svd import SvdModule, orthogonality, svd_modules
+from lorakit.model.adapters.svd import SvdModule, change_steps, orthogonality, svd_modules
 
 _STANDARD_DEVIATION = 0.02  # of A and B at the start: peft/tuners/adalora/layer.py
 
@@ -22,9 +22,8 @@ _STANDARD_DEVIATION = 0.02  # of A and B at the start: peft/tuners/adalora/layer
 class FlexLoraScheduler:
     """The RankScheduler of a FlexLoRA training: the sum of all ranks stays what it is.
 
-    The last move comes with the step at `move_to` of the run, whatever its length, and the others every so many steps
-    before it. A module's scale stays the one it started with, alpha / its first rank: it would jump at every move,
-    and with it all that the kept directions add.
+    A module's scale stays the one it started with, alpha / its first rank: it would jump at every move, and with it all
+    that the kept directions add.
 
     Raises:
         UserError: there is one module only, so nothing could move.
@@ -39,19 +38,17 @@ class FlexLoraScheduler:
                 "adapter.targets: flexlora moves ranks between modules, and one is chosen. Choose more, or write "
                 "adapter.kind: lora."
             )
-        self._end = math.ceil(settings.move_to * steps)
-        self._start = min(math.floor(settings.move_from * steps), self._end - 1)
+        self._changes = change_steps(settings.move_from, settings.move_to, settings.every, steps)
         self._generator = torch.Generator()  # the global one belongs to dropout
         self._generator.manual_seed(torch.initial_seed() + 1)  # the first directions were drawn from the seed itself
 
     def penalty(self) -> Tensor:
-        """How far the directions are from orthonormal, weighted."""
         return self._settings.orthogonality * orthogonality(self._modules)
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: Any) -> None:
         """Move ranks when it is time, in the parameters and in the optimizer's moments."""
-        if self._start < step <= self._end and (self._end - step) % self._settings.every == 0:
+        if step in self._changes:
             givers, takers = self._givers_and_takers()
             for module in givers:
                 _drop(module, optimizer)

@@ -64,20 +64,14 @@ def to_plain_lora(model: Any) -> PlainLora:
     config.init_lora_weights = True
     tensors = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     if INITIAL in model.peft_config:
+        # s (B A - B0 A0) as one product of twice the rank: [B, -B0] [A; A0], at the same scale.
         initial = get_peft_model_state_dict(model, adapter_name=INITIAL, save_embedding_layers=False)
-        return _joined(config, tensors, initial)
-    return config, tensors
-
-
-def _joined(config: Any, trained: dict[str, torch.Tensor], initial: dict[str, torch.Tensor]) -> PlainLora:
-    """s (B A - B0 A0) as one product of twice the rank: [B, -B0] [A; A0], at the same scale."""
-    tensors = dict(trained)
-    for name, tensor in initial.items():
-        tensors[name] = torch.cat([trained[name], tensor], dim=0 if ".lora_A." in name else 1)
-    config.r *= 2
-    config.lora_alpha *= 2
-    config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
-    config.alpha_pattern = {name: 2 * alpha for name, alpha in config.alpha_pattern.items()}
+        for name, tensor in initial.items():
+            tensors[name] = torch.cat([tensors[name], tensor], dim=0 if ".lora_A." in name else 1)
+        config.r *= 2
+        config.lora_alpha *= 2
+        config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
+        config.alpha_pattern = {name: 2 * alpha for name, alpha in config.alpha_pattern.items()}
     return config, tensors
 
 

@@ -4,6 +4,7 @@ Such a layer adds `alpha / ranknum * B (E * A) x` to its base, with A (rank, in)
 direction is one row of A with its number in E and its column of B.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -15,27 +16,31 @@ _PREFIX = "base_model.model."  # what PeftModel puts before the names of the mod
 
 
 class SvdModule(NamedTuple):
-    """One adapted module: its path in the base model, PEFT's layer, and the parameters of it."""
+    """An adapted module: its path in the base model, PEFT's layer, and a (rank, in), e (rank, 1) and b (out, rank)."""
 
     path: str
     layer: Any
     a: Tensor
-    """(rank, in)"""
     e: Tensor
-    """(rank, 1)"""
     b: Tensor
-    """(out, rank)"""
 
 
 def svd_modules(model: Any) -> list[SvdModule]:
     """The adapted modules of a PEFT model, in its order."""
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, AdaLoraLayer)]
-    return [
-        SvdModule(
-            name.removeprefix(_PREFIX), layer, layer.lora_A["default"], layer.lora_E["default"], layer.lora_B["default"]
-        )
-        for name, layer in layers
+    layers = [
+        (name.removeprefix(_PREFIX), part) for name, part in model.named_modules() if isinstance(part, AdaLoraLayer)
     ]
+    return [
+        SvdModule(path, layer, layer.lora_A["default"], layer.lora_E["default"], layer.lora_B["default"])
+        for path, layer in layers
+    ]
+
+
+def change_steps(begin: float, end: float, every: int, steps: int) -> range:
+    """The steps after which ranks change, the last one first: that at the share `end` of the run, whatever its length,
+    and every so many steps before it, down to (without) that at the share `begin`."""
+    last = math.ceil(end * steps)
+    return range(last, min(math.floor(begin * steps), last - 1), -every)
 
 
 def ranks_in_words(model: Any) -> str:
@@ -45,22 +50,16 @@ def ranks_in_words(model: Any) -> str:
 
 
 def orthogonality(modules: list[SvdModule]) -> Tensor:
-    """How far directions are from orthonormal: the mean over all A and B of |A A^T - I| and |B^T B - I| (Frobenius).
-
-    This is the form of AdaLoRA's and of FlexLoRA's published code.
-    """
+    """How far directions are from orthonormal: the mean over all A and B of |A A^T - I| and |B^T B - I| (Frobenius), as
+    in AdaLoRA's and FlexLoRA's published code."""
     wide, tall = [module.a for module in modules], [module.b for module in modules]
     with torch.autocast(wide[0].device.type, enabled=False):
-        distance: Tensor = _FromOrthonormal.apply(*wide, *tall)
-    return distance
+        return _FromOrthonormal.apply(*wide, *tall)
 
 
 class _FromOrthonormal(torch.autograd.Function):
-    """The mean of |A A^T - I| and |B^T B - I| over as many A as B, with its gradient: 2 (A A^T - I) A / |A A^T - I|.
-
-    Autograd would go back through both factors of every product, and keep hundreds of small steps: that takes twice
-    as long on a CPU.
-    """
+    """With its gradient, 2 (A A^T - I) A / |A A^T - I|: autograd would go back through both factors of every product,
+    which takes twice as long on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, *matrices: Tensor) -> Tensor:

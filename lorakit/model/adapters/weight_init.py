@@ -30,10 +30,10 @@ Factors = Callable[[torch.Tensor, int, float], tuple[torch.Tensor, torch.Tensor]
 
 def init_from_factors(model: Any, factors: Factors, progress: Progress) -> None:
     """Put the factors of each weight into the trained adapter, and their negative into a frozen one."""
-    with_initial(model)
+    add_initial(model)
     layers = list(lora_layers(model))
-    sides = [(min(layer.in_features, layer.out_features), layer.r["default"], name) for name, layer in layers]
-    tight = [(side, name) for side, rank, name in sides if rank > side]
+    sides = ((min(layer.in_features, layer.out_features), name, layer.r["default"]) for name, layer in layers)
+    tight = [(side, name) for side, name, rank in sides if rank > side]
     if tight:
         most, name = min(tight)
         raise UserError(
@@ -92,8 +92,8 @@ def first_of_qr(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Te
     return q[:, :rank], r[:rank]
 
 
-def with_initial(model: Any) -> Any:
-    """The PEFT model with a second adapter of the same shape, active and frozen."""
+def add_initial(model: Any) -> None:
+    """Give a PEFT model a second adapter of the same shape, active and frozen."""
     config = copy.deepcopy(model.peft_config["default"])
     config.init_lora_weights, config.modules_to_save, config.modules_to_tie = False, None, None
     config.lora_dropout = 0.0  # what is taken out of the base is taken out whole
@@ -102,7 +102,6 @@ def with_initial(model: Any) -> Any:
     for name, parameter in model.named_parameters():
         if f".{INITIAL}." in name:
             parameter.requires_grad_(False)
-    return model
 
 
 def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
