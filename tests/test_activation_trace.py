@@ -39,9 +39,9 @@ FAMILIES_THAT_ARE_COUNTED = {
 def test_what_is_derived_is_what_the_code_of_the_bundled_models_keeps(name):
     config, settings = known_config(name), Adapter(rank=8)
     spec = parse_model_info(config).spec
-    trace = trace_activations(AutoConfig.for_model(**config), spec, settings, half=True)
-    way = ComputeConfig(2, trace.attention, on_gpu=False)
-    for number, (token, pair) in trace.bytes_by_block.items():
+    attention, bytes_by_block = trace_activations(AutoConfig.for_model(**config), spec, settings, half=True)
+    way = ComputeConfig(2, attention, on_gpu=False)
+    for number, (token, pair) in bytes_by_block.items():
         derived = block_activations(spec, spec.blocks[number], count_trainable(spec, settings), way)
         assert derived.per_token == pytest.approx(token, rel=0.08)
         assert derived.per_pair == pytest.approx(pair, rel=0.01)

@@ -9,7 +9,6 @@ import contextlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,22 +34,19 @@ _FEW = 64
 _TOKEN_BY_TOKEN = ("rwkv", "recurrent_gemma", "xlstm")
 
 
-@dataclass(frozen=True)
-class ActivationTrace:
-    """What autograd keeps of a model's blocks, with padded rows, as on a processor."""
-
-    attention: str
-    bytes_by_block: dict[int, tuple[float, float]]
-    """Number of the first block of each make -> bytes of a token, and of a pair of tokens of a row."""
-
-
-def trace_activations(config: Any, spec: ModelSpec, settings: Adapter, half: bool) -> ActivationTrace | None:
-    """What the blocks of a model keep, or None where its code cannot be followed.
+def trace_activations(
+    config: Any, spec: ModelSpec, settings: Adapter, half: bool
+) -> tuple[str, dict[int, tuple[float, float]]] | None:
+    """What autograd keeps of a model's blocks, with padded rows, as on a processor.
 
     Args:
         config: transformers' configuration of it.
         settings: LoRA, DoRA, or none for full fine-tuning.
         half: whether it computes in bfloat16, under autocast. What is trained is float32 in any case.
+
+    Returns:
+        The attention, and the number of the first block of each make -> bytes of a token, and of a pair of tokens of a
+        row. None where the model's code cannot be followed.
     """
     most = min(getattr(config.get_text_config(), "max_position_embeddings", None) or _LONGEST, _LONGEST)
     longest = _FEW if spec.scan_states or spec.model_type in _TOKEN_BY_TOKEN else most
@@ -75,7 +71,7 @@ def trace_activations(config: Any, spec: ModelSpec, settings: Adapter, half: boo
             # What two blocks share is counted with the first of them: the second is as all others are.
             _, token, pair = np.linalg.solve(terms, [by_block[numbers[:2][-1]] for by_block in sizes])
             traced[first] = float(token), float(pair)
-        return ActivationTrace(attention, traced)
+        return attention, traced
     return None
 
 

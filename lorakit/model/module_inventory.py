@@ -100,10 +100,8 @@ def _unadaptable(container: Any, name: str, module: Any) -> str:
 
 
 def _is_renamed(model: Any, name: str) -> bool:
-    """Whether PEFT rewrites a layer of this name into the fused experts that families of transformers 5 have.
-
-    peft.utils.transformers_weight_conversion does so by the last part of a path, in dense layers as well.
-    """
+    """Whether PEFT rewrites a layer of this name into the fused experts that families of transformers 5 have: it goes
+    by the last part of a path (peft.utils.transformers_weight_conversion), in dense layers as well."""
     config = LoraConfig(target_modules=[name])
     try:
         convert_peft_config_for_transformers(config, model=model, conversions=None)

@@ -124,8 +124,15 @@ class ModelSpec:
     @cached_property
     def prototypes(self) -> dict[int, int]:
         """Layer number -> the first layer that is made alike: most models repeat one block."""
+        prototypes: dict[int, int] = {}
         first: dict[tuple[object, ...], int] = {}
-        return {number: first.setdefault(_make(number, block), number) for number, block in self.blocks.items()}
+        for number, block in self.blocks.items():
+            make = tuple(
+                (w.path.partition(f".{number}.")[2], w.sublayer, w.skip_reason, w.fused, w.experts, w.outer, w.inner)
+                for w in block
+            )
+            prototypes[number] = first.setdefault(make, number)
+        return prototypes
 
     @cached_property
     def quantizable(self) -> list[WeightSpec]:
@@ -164,13 +171,6 @@ class ModelSpec:
             named = {path: size for path, size in named.items() if path not in self.shared}
             named[self.embeddings] = self.modules[self.embeddings]
         return named
-
-
-def _make(number: int, block: list[WeightSpec]) -> tuple[object, ...]:
-    return tuple(
-        (w.path.partition(f".{number}.")[2], w.sublayer, w.skip_reason, w.fused, w.experts, w.outer, w.inner)
-        for w in block
-    )
 
 
 def part(weight: WeightSpec) -> Literal["opens", "closes"]:

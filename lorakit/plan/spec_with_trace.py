@@ -43,8 +43,9 @@ def _missed(config: Any, spec: ModelSpec, settings: Adapter, half: bool) -> dict
         return {}
     adapted, missed = count_trainable(spec, settings), {}
     dropout, dora = settings.dropout, adapted.dora
-    way = ComputeConfig(2 if half else 4, trace.attention, dropout=dropout, autocast=half, on_gpu=False, dora=dora)
-    for number, (token, pair) in trace.bytes_by_block.items():
+    attention, bytes_by_block = trace
+    way = ComputeConfig(2 if half else 4, attention, dropout=dropout, autocast=half, on_gpu=False, dora=dora)
+    for number, (token, pair) in bytes_by_block.items():
         derived = block_activations(spec, spec.blocks[number], adapted, way)
         missed[number, way.width] = token - derived.per_token, pair - derived.per_pair
     return missed

@@ -1,11 +1,12 @@
 """Adapter kinds: a recipe's adapter section -> PEFT's configuration, and what the training loop must do besides.
 
-One plain function a kind; `AdapterSpec` in lorakit/registry.py has what else a kind may say of itself.
-The functions import torch and PEFT when they are called: the recipe reads this table too.
+`AdapterSpec` in lorakit/registry.py has what a kind may say of itself. The recipe reads this table too: torch and PEFT
+are imported by the functions, when they are called.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Protocol
 
 from pydantic import Field
@@ -112,7 +113,7 @@ class Pissa(Section):
 def _init_pissa(model: Any, settings: Pissa, context: InitContext) -> None:
     from lorakit.model.adapters.weight_init import init_from_factors, truncated_svd
 
-    init_from_factors(model, truncated_svd(settings.iterations), context.progress)
+    init_from_factors(model, partial(truncated_svd, iterations=settings.iterations), context.progress)
 
 
 @ADAPTERS.register(

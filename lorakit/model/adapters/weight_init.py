@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from lorakit.errors import UserError
@@ -24,7 +25,7 @@ from lorakit.progress import Progress
 INITIAL = "initial"
 """The name of the frozen adapter that holds what the trained one began with."""
 
-Factors = Callable[[torch.Tensor, int, float], tuple[torch.Tensor, torch.Tensor]]
+Factors = Callable[[Tensor, int, float], tuple[Tensor, Tensor]]
 """A weight (out, in), a rank and the adapter's scale -> B (out, rank) and A (rank, in) to begin with."""
 
 
@@ -55,38 +56,34 @@ def init_loftq(model: Any, context: InitContext) -> None:
         name: layer for name, layer in lora_layers(model) if not layer.get_base_layer().weight.is_floating_point()
     }
     context.progress.say("loftq: reading the full-precision weights")
-    originals, factors = context.originals(list(layers)), truncated_svd(16)
+    originals = context.originals(list(layers))
     with torch.no_grad(), context.progress.bar("loftq: quantization errors", total=len(layers)) as bar:
         for name, layer in layers.items():
             quantized = weight_of(layer.get_base_layer())
             error = originals.pop(name).to(quantized) - quantized
-            b, a = factors(error, min(layer.r["default"], *error.shape), layer.scaling["default"])
+            b, a = truncated_svd(error, min(layer.r["default"], *error.shape), layer.scaling["default"])
             for weight, part in ((layer.lora_B["default"].weight, b), (layer.lora_A["default"].weight.t(), a.t())):
                 weight.zero_()
                 weight[:, : part.shape[1]].copy_(part)
             bar.advance(1)
 
 
-def truncated_svd(iterations: int | None) -> Factors:
+def truncated_svd(weight: Tensor, rank: int, scale: float, iterations: int | None = 16) -> tuple[Tensor, Tensor]:
     """PiSSA's factors: the largest singular directions, half of each value in B and half in A.
 
     `iterations`: rounds of the randomized decomposition (Halko et al., arXiv 0909.4061); None is the exact one.
     """
-
-    def factors(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-        if iterations is None:
-            u, s, v = torch.linalg.svd(weight, full_matrices=False)
-            u, s, v = u[:, :rank], s[:rank], v[:rank]
-        else:
-            u, s, v = torch.svd_lowrank(weight, rank, niter=iterations)
-            v = v.t()
-        root = (s / scale).sqrt()
-        return u * root, root[:, None] * v
-
-    return factors
+    if iterations is None:
+        u, s, v = torch.linalg.svd(weight, full_matrices=False)
+        u, s, v = u[:, :rank], s[:rank], v[:rank]
+    else:
+        u, s, v = torch.svd_lowrank(weight, rank, niter=iterations)
+        v = v.t()
+    root = (s / scale).sqrt()
+    return u * root, root[:, None] * v
 
 
-def first_of_qr(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+def first_of_qr(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     """OLoRA's factors: the first columns of Q and rows of R."""
     q, r = torch.linalg.qr(weight)
     return q[:, :rank], r[:rank]
@@ -111,7 +108,7 @@ def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
             yield name.removeprefix("base_model.model."), module
 
 
-def weight_of(layer: Any) -> torch.Tensor:
+def weight_of(layer: Any) -> Tensor:
     """A layer's weight in float32, dequantized, (out, in)."""
     weight = dequantize_module_weight(layer).detach().float()
     return weight.t() if isinstance(layer, Conv1D) else weight
