@@ -147,7 +147,7 @@ def model_in(tool: Tool, spec: ModelSpec) -> ModelSpec:
     """The model as a tool has it."""
     if tool.fused_activation:
         spec = replace(spec, activation=1)
-    return replace(spec, tied=False, shared={}) if tool.head_of_its_own else spec
+    return replace(spec, shared={}) if tool.head_of_its_own else spec
 
 
 def training_in(tool: Tool, training: TrainingStep, adapted: TrainableParams) -> TrainingStep:

@@ -71,8 +71,6 @@ class ModelSpec:
     model_type: str
     hidden: int
     vocabulary: int
-    tied: bool
-    """Whether embeddings and output head are one weight."""
     layers: int
     heads: int
     key_value: int
@@ -105,7 +103,7 @@ class ModelSpec:
     """What a traced model keeps beyond what is derived: first block of each make, and bytes of a number -> bytes of a
     token, and on a processor of a pair of tokens."""
     shared: dict[str, int] = field(default_factory=dict)
-    """Modules whose weights are those of another one, and are counted there."""
+    """Modules whose weights are those of another one, such as a tied output head, and are counted there."""
 
     @cached_property
     def parameters(self) -> int:

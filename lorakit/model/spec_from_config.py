@@ -116,7 +116,6 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec | None:
         model_type=config["model_type"],
         hidden=sizes["hidden"],
         vocabulary=sizes["vocabulary"],
-        tied=tied,
         layers=sizes["layers"],
         heads=sizes["heads"],
         key_value=sizes["key_value"],

@@ -84,7 +84,6 @@ def spec_from_meta(config: Path | dict[str, Any]) -> ModelSpec:
         model_type=text.model_type,
         hidden=hidden,
         vocabulary=inputs.weight.shape[0],
-        tied=tied,
         layers=_first(text, "num_hidden_layers", "n_layer") or 1,
         heads=heads,
         key_value=(_first(text, "num_key_value_heads") or heads) * head_width,
