@@ -92,7 +92,7 @@ def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
     changed = next((name for name, parameter, content in before if content_of(parameter) != content), None)
     if changed:
         raise UserError(
-            f"adapter.from: {folder} brings {changed}, other than the base's, which would not be saved again. "
+            f"adapter.from: {folder} has another {changed} than the base, which would not be saved again. "
             f"{_MERGE_FIRST}"
         )
     if isinstance(loaded.get_output_embeddings(), BaseTunerLayer):
@@ -219,7 +219,7 @@ def _load(model: Any, folder: Path, key: str, config: Any, is_trainable: bool = 
         loaded = kind(model, config, low_cpu_mem_usage=options.get("low_cpu_mem_usage", False))
         report = loaded.load_adapter(str(folder), "default", is_trainable=is_trainable, key_mapping=mapping, **options)
     except KeyError as error:  # of modules that were trained whole
-        raise UserError(f"{key}{folder}: this adapter lacks {error.args[0]}, for which PEFT looks in it.") from error
+        raise UserError(f"{key}{folder}: this adapter lacks {error.args[0]}, which PEFT expects in it.") from error
     except _READING as error:
         gaps = _expert_gaps(folder)
         reason = f"its file lacks {first_and_count(gaps)}" if gaps else first_line(error)

@@ -150,7 +150,7 @@ def _select_layers(
     if isinstance(layers, Spectrum):
         if signal is None:
             raise UserError(
-                "adapter.layers: spectrum is chosen by the model's weights, which are not at hand here. Write a range "
+                "adapter.layers: spectrum chooses by the model's weights, which are not loaded here. Write a range "
                 "such as 8-15, or run lorakit train."
             )
         best = top_by_snr(signal([weight.path for weight in numbered]), layers.spectrum)
@@ -283,7 +283,7 @@ def select_train_modules(model: Any, names: list[str], adapted: list[str]) -> tu
     outer = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
     whole, tied = _with_tied_ends(model, modules, outer)
     # PEFT compares the ends of paths as texts.
-    others = [path for path in modules if path.endswith(tuple(whole)) and path not in whole] if whole else []
+    others = [path for path in modules if path.endswith(tuple(whole)) and path not in whole]
     if others:
         raise UserError(f"adapter.train_modules: PEFT cannot tell {', '.join(others)} from {', '.join(names)}.")
     return whole, tied
@@ -314,7 +314,7 @@ def _with_tied_ends(model: Any, modules: dict[str, Any], paths: list[str]) -> tu
         return paths, False
     if not any(path.rsplit(".", 1)[-1] in EMBEDDING_LAYER_NAMES for path in ends):
         raise UserError(
-            f"adapter.train_modules: {ends[0]} and {ends[1]} are one weight, which PEFT would part: it keeps only "
-            f"{' and '.join(EMBEDDING_LAYER_NAMES)} together. Remove it."
+            f"adapter.train_modules: {ends[0]} and {ends[1]} are one weight, which PEFT would separate: it ties "
+            f"only {' and '.join(EMBEDDING_LAYER_NAMES)}. Remove it."
         )
     return [*ends, *(path for path in paths if path not in ends)], True
