@@ -6,7 +6,7 @@ makes of each row.
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from lorakit.data.chat_template.controls import ControlTexts
@@ -74,11 +74,7 @@ def _suspect() -> re.Pattern[str]:
     return re.compile(f"[\x80-\x9f\ud800-\udfff\ufffd]|{pair}|[ÂÃÅÎÐÙ] ")
 
 
-CHECKS: dict[str, Callable[[str, TextContext], tuple[str, list[RowFinding]]]] = {
-    "encoding": encoding,
-    "html": html,
-    "noise": noise,
-}
+CHECKS = {"encoding": encoding, "html": html, "noise": noise}
 """The checks of a single text, in the order in which they run: each gives the fixed text and its findings."""
 
 

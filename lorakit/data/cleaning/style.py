@@ -56,23 +56,19 @@ _NOT_LETTERS = re.compile(r"[^\w\s'’.,-]|[\d_]")
 @functools.cache
 def _classes() -> np.ndarray:
     """For each code point below 0x20000 its kind and script in one byte: script * 8 + kind."""
-    kinds = {"Lu": _UPPER, "Lt": _UPPER, "Nd": _DIGIT, "Zs": _SPACE}
+    kinds = {"Lu": _UPPER, "Lt": _UPPER, "L": _LOWER, "M": _LOWER, "P": _PUNCTUATION, "Nd": _DIGIT, "Zs": _SPACE}
     table = np.full(0x20001, _REST, np.uint8)
     for code in range(0x10000):
         category = unicodedata.category(chr(code))
+        table[code] = kinds.get(category, kinds.get(category[0], _REST))
         if category[0] in "LM":
-            table[code] = kinds.get(category, _LOWER) + 8 * (len(SCRIPTS) - 1)
-        elif category[0] == "P":
-            table[code] = _PUNCTUATION
-        else:
-            table[code] = kinds.get(category, _REST)
+            table[code] += 8 * SCRIPTS.index("other")
     for name, blocks in _RANGES.items():
         for first, last in blocks:
             block = table[first : last + 1]
             letters = block >= 8
             block[letters] = block[letters] % 8 + 8 * SCRIPTS.index(name)
-    table[[0x0A, 0x0D]] = _BREAK, _SPACE
-    table[0x09] = _SPACE
+    table[[0x0A, 0x0D, 0x09]] = _BREAK, _SPACE, _SPACE
     table[0x2600:0x27C0] = _EMOJI
     table[0x1F300:0x1FB00] = _EMOJI
     table[0x20000] = _LOWER + 8 * (len(SCRIPTS) - 2)  # the planes of rare Chinese characters

@@ -47,8 +47,7 @@ def reading(path: Path) -> Iterator[None]:
 def files_in(path: Path) -> list[Path]:
     """The data files that a path means, in order: the file itself, those below a folder, those a pattern matches.
 
-    Raises:
-        UserError: there are none, one is not a regular file, or they cannot be listed.
+    A `UserError` where there are none, one is not a regular file, or they cannot be listed.
     """
     name = show_path(path)
     with reading(path):
@@ -75,10 +74,9 @@ def read_file(path: Path) -> Iterator[Row]:
 
 
 def read_blocks(path: Path) -> Iterator[Block]:
-    """The rows of a file as blocks of about 1 MiB, in their order. The sizes of all blocks are the file's.
+    """The rows of a file as blocks of about 1 MiB, in their order. The sizes of all blocks add up to the file's.
 
-    Raises:
-        UserError: the file as a whole cannot be read. What was readable before the fault has been yielded.
+    A `UserError` where the file as a whole cannot be read comes after what was readable before the fault.
     """
     name, suffix = show_path(path), data_suffix(path.name)
     if not suffix:
