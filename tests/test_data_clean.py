@@ -51,12 +51,12 @@ PLANTED = {
 def test_a_planted_fault_is_reported_and_alone(folder, check):
     row, reason = PLANTED[check]
     data = Data(train=write(folder, [*PLAIN, LONG, row]))
-    found = {one.name: one for one in survey(data, TEMPLATE, 4, 0, 1e3, Silent()).checks}
+    found = survey(data, TEMPLATE, 4, 0, 1e3, Silent()).findings
     wanted = 2 if check == "contradictions" else 1
-    assert found[check].rows == wanted
+    assert found[check].total == wanted
     assert any(reason in what for what in found[check].counts)
     assert any("a.jsonl:62" in case for cases in found[check].first.values() for case in cases)
-    others = {name: one.rows for name, one in found.items() if name not in (check, "near_duplicates", "style")}
+    others = {name: one.total for name, one in found.items() if name not in (check, "near_duplicates", "style")}
     assert not any(others.values()), others
 
 

@@ -90,12 +90,12 @@ def data(
 
 
 def _why_a_run_would_stop(result: "Survey") -> str:
-    checks = [check for check in result.checks if check.name in result.stopping]
     rows = []
-    for check in checks:
-        first = next((cases[0] for cases in check.first.values() if cases), "-")
-        rows.append(f"{check.rows:,} x {check.name} (first: {first})")
-    keys = ", ".join(f"data.clean.{check.name}" for check in checks)
+    for check in result.stopping:
+        findings = result.findings[check]
+        first = next(cases[0] for cases in findings.first.values())
+        rows.append(f"{findings.total:,} x {check} (first: {first})")
+    keys = ", ".join(f"data.clean.{check}" for check in result.stopping)
     return f"a run would stop at these rows: {'; '.join(rows)}. Fix the rows, or write fix instead of error: {keys}."
 
 

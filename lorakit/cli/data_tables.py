@@ -73,13 +73,14 @@ def print_survey(survey: Survey, settings: Data, batch_size: int, drawn: list[So
         f"padding in batches of {batch_size}: {percent(waste.in_file_order - 1)} in the order of the rows, "
         f"{percent(waste.by_length - 1)} by length, {percent(waste.packed - 1)} packed"
     )
-    rows = [[check.name, check.action, f"{check.rows:,}"] for check in survey.checks if check.action != "off"]
+    active = {check: action for check, action in survey.actions.items() if action != "off"}
+    rows = [[check, action, f"{survey.findings[check].total:,}"] for check, action in active.items()]
     console.result("")
     console.result_table("data.clean", ["check", "does", "found"], rows)
-    for check in survey.checks:
-        for reason, count in sorted(check.counts.items(), key=lambda item: -item[1])[:_REASONS]:
-            console.result(f"{check.name}: {count:,} x {reason}")
-            _print_cases(check.first[reason][:_CASES])
+    for check, findings in survey.findings.items():
+        for reason, count in sorted(findings.counts.items(), key=lambda item: -item[1])[:_REASONS]:
+            console.result(f"{check}: {count:,} x {reason}")
+            _print_cases(findings.first[reason][:_CASES])
 
 
 def _print_sources(name: str, report: Report) -> None:

@@ -1,6 +1,6 @@
 """The survey of a recipe's rows, for `lorakit data`: sizes, lengths, padding and what the checks found."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,32 +10,17 @@ from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import Examples
 from lorakit.data.examples import examples_of
 from lorakit.data.lengths import Limit, Padding, histogram, limits, padding, quantiles
-from lorakit.data.report import Report
+from lorakit.data.report import ReasonCounts, Report
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Data
 
 
 @dataclass(frozen=True)
-class CheckSummary:
-    """What one check of `data.clean` found: the number of rows for each reason, and the first cases."""
-
-    name: str
-    action: str
-    counts: dict[str, int]
-    first: dict[str, list[str]]
-
-    @property
-    def rows(self) -> int:
-        return sum(self.counts.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for `--json`."""
-        return {"name": self.name, "action": self.action, "found": self.counts, "first": self.first, "rows": self.rows}
-
-
-@dataclass(frozen=True)
 class Survey:
-    """The rows of a recipe. `lengths`, `bins` and `limits` are of every text that can be encoded, fitting or not."""
+    """The rows of a recipe. `lengths`, `bins` and `limits` are of every text that can be encoded, fitting or not.
+
+    `actions` and `findings`: what each check of `data.clean` does, and what it found.
+    """
 
     train: Examples
     held_out: Examples | None
@@ -43,12 +28,13 @@ class Survey:
     bins: list[tuple[int, int, int]]
     limits: list[Limit]
     padding: Padding
-    checks: list[CheckSummary]
+    actions: dict[str, str]
+    findings: dict[str, ReasonCounts]
 
     @property
     def stopping(self) -> list[str]:
         """The checks that would stop a run at what they found."""
-        return [check.name for check in self.checks if check.action == "error" and check.rows]
+        return [check for check, action in self.actions.items() if action == "error" and self.findings[check].total]
 
     @property
     def reports(self) -> dict[str, Report]:
@@ -63,7 +49,16 @@ class Survey:
             "histogram": [{"from": first, "to": last, "texts": count} for first, last, count in self.bins],
             "max_lengths": [asdict(limit) for limit in self.limits],
             "padding": asdict(self.padding),
-            "checks": {check.name: check.to_dict() for check in self.checks},
+            "checks": {
+                check: {
+                    "name": check,
+                    "action": self.actions[check],
+                    "found": findings.counts,
+                    "first": findings.first,
+                    "rows": findings.total,
+                }
+                for check, findings in self.findings.items()
+            },
         }
 
 
@@ -87,20 +82,19 @@ def survey(
         bins=histogram(texts.length),
         limits=limits(texts, settings.max_length, attention_at),
         padding=padding(train.lengths(), batch_size, seed),
-        checks=_checks(settings.clean.model_dump(), [one.report for one in (train, held_out) if one]),
+        actions=settings.clean.model_dump(),
+        findings=_findings_by_check(settings.clean.model_dump(), [one.report for one in (train, held_out) if one]),
     )
 
 
-def _checks(actions: Mapping[str, str], reports: list[Report]) -> list[CheckSummary]:
-    results = {name: CheckSummary(name, action, {}, {}) for name, action in actions.items()}
+def _findings_by_check(checks: Iterable[str], reports: list[Report]) -> dict[str, ReasonCounts]:
+    findings = {check: ReasonCounts() for check in checks}
     for report in reports:
         for reason, count in report.findings.counts.items():
             check, _, what = reason.partition(": ")
-            if check in results:
-                counts, first = results[check].counts, results[check].first
-                counts[what] = counts.get(what, 0) + count
-                first[what] = [*first.get(what, []), *report.findings.first[reason]][:5]
-    return list(results.values())
+            if check in findings:
+                findings[check].merge(ReasonCounts({what: count}, {what: report.findings.first[reason]}))
+    return findings
 
 
 def sample(examples: Examples, count: int) -> list[dict[str, Any]]:
