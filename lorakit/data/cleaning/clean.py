@@ -4,75 +4,39 @@ The checks of a set as a whole are in `dataset_checks.py` and `minhash.py`; both
 makes of each row.
 """
 
-import functools
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 from lorakit.data.chat_template.controls import ControlTexts
 from lorakit.data.cleaning.markup import html
-from lorakit.data.cleaning.noise import noise
-from lorakit.data.cleaning.text_check import RowFinding, TextContext
-from lorakit.data.cleaning.trivial_answers import trivial
+from lorakit.data.cleaning.text_checks import RowFinding, TextContext, encoding, noise, normalize_words
 from lorakit.data.conversations import Conversation, Message, RowContent, Text, Tokens
+from lorakit.recipe.problem import quote
 
 _ROUNDS = 4
-# The encodings of one byte a character that ftfy undoes (ftfy.chardata.CHARMAP_ENCODINGS).
-_ENCODINGS = "latin-1 cp1252 cp1251 cp1250 cp1253 cp1254 cp1257 iso8859-2 mac-roman cp437"
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_SEGMENT = re.compile(r"[^\n]{1,1000000}")
 
-
-def encoding(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
-    """Text decoded by the wrong encoding ("cafÃ©"), surrogates and lost characters (U+FFFD).
-
-    What is valid stays as it is: no Unicode normalization, no straightened quotes. U+FFFD is found and cannot be
-    undone; a surrogate without its other half becomes U+FFFD, without which no file can be written.
-    """
-    if text.isascii() or not _suspect().search(text):
-        return text, []
-    fixed = _SEGMENT.sub(lambda segment: _fix_encoding(segment.group()), text)
-    findings = []
-    if fixed != text:
-        start = next((at for at, (a, b) in enumerate(zip(text, fixed, strict=False)) if a != b), len(fixed))
-        case = f"{text[max(0, start - 10) : start + 10]!r} for {fixed[max(0, start - 10) : start + 8]!r}"
-        findings.append(RowFinding("text decoded by the wrong encoding", case))
-    if lost := fixed.count("\ufffd"):
-        what = "characters lost to a wrong encoding (U+FFFD, no fix brings them back)"
-        findings.append(RowFinding(what, f"{lost} of them", fixed=False))
-    return fixed, findings
-
-
-def _fix_encoding(segment: str) -> str:
-    if segment.isascii() or not _suspect().search(segment):
-        return segment
-    from ftfy import TextFixerConfig, fix_encoding_and_explain  # the recipe's schema must not wait for it
-    from ftfy.fixes import fix_c1_controls, fix_surrogates
-
-    fixed = segment
-    for lossy in (True, False):
-        # Lossy, ftfy makes U+FFFD of sequences that lost a byte: better left. Else it may make U+001A of a U+FFFD.
-        tried = fix_encoding_and_explain(segment, TextFixerConfig(replace_lossy_sequences=lossy)).text
-        if tried.count("\ufffd") <= segment.count("\ufffd") and tried.count("\x1a") <= segment.count("\x1a"):
-            fixed = tried
-            break
-    return fix_c1_controls(fix_surrogates(fixed) if _SURROGATE.search(fixed) else fixed)
-
-
-@functools.cache
-def _suspect() -> re.Pattern[str]:
-    """Finds what may be decoded wrongly, so that ftfy, which is slow, sees little of what is right.
-
-    That is: a character that stands for a first byte of UTF-8 before one that stands for a later byte, or before a
-    space that was a no-break space; C1 control characters, surrogates and U+FFFD.
-    """
-    first, later = (
-        {character for name in _ENCODINGS.split() for character in bytes(codes).decode(name, "ignore")}
-        for codes in (range(0xC2, 0xF5), range(0x80, 0xC0))
-    )
-    pair = f"[{''.join(sorted(first))}][{''.join(sorted(later))}]"
-    return re.compile(f"[\x80-\x9f\ud800-\udfff\ufffd]|{pair}|[ÂÃÅÎÐÙ] ")
-
+# A single "-" or "*" may be the answer to a question about operators or signs; a dot or a question mark is not.
+_PUNCTUATION = re.compile(r"[.,;:!?…。、，！？\"'“”‘’_–—\s]+|[-*=~#.\s_]{2,}")
+_ANYWHERE = (
+    "n/a|n.a|not available|not applicable|todo|to do|tbd|tba|fixme|xxx|placeholder|no answer|no response|no output|nan|"
+    "answer here|your answer here|insert answer here|insert text here|insert response here|asdf|#n/a|#ref|#value"
+)
+_IN_BRACKETS = "answer|output|response|empty|your answer"
+_PLACEHOLDERS = frozenset(_ANYWHERE.split("|"))
+_BRACKETED_PLACEHOLDERS = frozenset(f"{_ANYWHERE}|{_IN_BRACKETS}".split("|"))
+_BRACKETED = re.compile(r"(?:\[\[?|<|\{\{?)\s*([^\[\]<>{}]*?)\s*(?:\]\]?|>|\}\}?)")
+_DOUBT = re.compile(
+    r"(?:sorry,? )?(?:i (?:really )?(?:don't|do not) know|i have no idea|no idea|idk|dunno)(?: (?:the answer|that))?"
+)
+_MODEL = r"as an ai(?: language)? (?:model|assistant)"
+_SORRY = r"i'?m (?:very |so )?sorry|i am (?:very |so )?sorry|sorry|i apologi[sz]e|unfortunately"
+_CANNOT = r"can't|cannot|can not|won't|am unable to|am not able to|'m unable to|'m not able to|don't|do not"
+_HELP = r"assist|help|answer|fulfill?|comply|provide|do|process|continue|have (?:the |enough )?(?:ability|information)"
+_REFUSAL = re.compile(rf"(?:{_SORRY}|{_MODEL})\b[,.]?\s*(?:but\s+)?(?:{_MODEL},?\s+)?i\s?(?:{_CANNOT})\s+(?:{_HELP})\b")
+# What goes on like this is an answer: "Sorry, I can't refund it after a month, but you may change it."
+_GOES_ON = re.compile(r"\b(?:however|instead|please|if you|you (?:can|may|could))\b|(?<!sorry)[,.;]\s*but\b")
+_SHORT_REFUSAL = 250
 
 CHECKS = {"encoding": encoding, "html": html, "noise": noise}
 """The checks of a single text, in the order in which they run: each gives the fixed text and its findings."""
@@ -97,7 +61,7 @@ def clean(
         if action == "off":
             continue
         if check == "trivial":
-            hits = trivial(cleaned)
+            hits = _trivial(cleaned)
         else:
             hits = [RowFinding(what, field=field) for what, field in controls.spelled(cleaned)] if controls else []
         findings += [replace(hit, check=check, fixed=action == "fix") for hit in hits]
@@ -147,3 +111,43 @@ def _fix_once(
                 message = {**message, key: text}
         messages.append(message)
     return row if messages == row.messages else replace(row, messages=messages)
+
+
+def _trivial(row: Conversation | Text) -> list[RowFinding]:
+    """The finding of an answer that is empty, only punctuation, a placeholder, a bare refusal or the prompt again.
+
+    A short answer is not a trivial one ("42", "yes", "{}"), nor is one that calls a tool.
+    """
+    if isinstance(row, Text):
+        finding = _empty_answer(row.text)
+        return [replace(finding, field="text")] if finding else []
+    answers = [number for number, message in enumerate(row.messages) if message["role"] == "assistant"]
+    if not answers or row.messages[answers[-1]].get("tool_calls"):
+        return []
+    last = answers[-1]
+    answer = row.messages[last].get("content") or ""
+    finding = _empty_answer(answer)
+    if not finding and len(answer) <= _SHORT_REFUSAL:
+        words = normalize_words(answer).replace("’", "'").strip(" .!")
+        if _DOUBT.fullmatch(words) or (_REFUSAL.match(words) and not _GOES_ON.search(words)):
+            finding = RowFinding("the answer is a bare refusal", quote(answer.strip()))
+    if not finding and last and row.messages[last - 1]["role"] == "user":
+        prompt = row.messages[last - 1].get("content") or ""
+        if normalize_words(prompt) == normalize_words(answer):
+            finding = RowFinding("the answer is the prompt again", quote(answer))
+    return [replace(finding, field=f"message {last + 1} (assistant)")] if finding else []
+
+
+def _empty_answer(text: str) -> RowFinding | None:
+    if not text.strip():
+        return RowFinding("the answer is empty", "only white space" if text else "")
+    if len(text) > 2000:
+        return None
+    if _PUNCTUATION.fullmatch(text):
+        return RowFinding("the answer is only punctuation", quote(text.strip()))
+    words = normalize_words(text).strip(" .:!?*_\"'")
+    bracketed = _BRACKETED.fullmatch(words)
+    word = (bracketed.group(1) if bracketed else words).replace("_", " ").strip(" .:!?")
+    if word.startswith("lorem ipsum") or word in (_BRACKETED_PLACEHOLDERS if bracketed else _PLACEHOLDERS):
+        return RowFinding("the answer is a placeholder", quote(text.strip()))
+    return None

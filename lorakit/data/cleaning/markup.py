@@ -3,7 +3,7 @@
 import html as entities
 import re
 
-from lorakit.data.cleaning.text_check import RowFinding, TextContext, first_few, prose_and_code
+from lorakit.data.cleaning.text_checks import RowFinding, TextContext, first_few, prose_and_code
 from lorakit.recipe.problem import one_line
 
 _PARAGRAPHS = "p br div ul ol li table thead tbody tfoot tr h1 h2 h3 h4 h5 h6 hr center blockquote pre iframe dl dt dd"

@@ -10,7 +10,7 @@ import numpy as np
 
 from lorakit.data.cleaning.minhash import signatures
 from lorakit.data.cleaning.style import language, measures
-from lorakit.data.cleaning.text_check import normalize_words
+from lorakit.data.cleaning.text_checks import normalize_words
 from lorakit.data.conversations import IGNORED, Conversation, Message, RowContent, Text, Tokens
 
 _MOST_TOKENS = 6250

@@ -1,11 +1,20 @@
-"""What several formats read from a record's columns: a text, a column under either of two names, a system prompt."""
+"""What several formats read from a record's columns: a text, a system prompt, tools and the calls of them.
+
+Parquet and Arrow store an object as a struct: every object of a column has the members of all, null where it has none.
+Which nulls are such fillers is told from JSON Schema. In a schema, null is not a value of a keyword, but of `const` and
+of a `default` where null is allowed. In the arguments of a call, a null is a filler where the row's own tools say that
+the function takes no such argument, or that it may be left out and may not be null. All other nulls stay: without a
+schema nobody can tell them from a null that was meant (arguments stored as JSON texts have no fillers).
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from lorakit.data.conversations import Conversation, Message
-from lorakit.data.formats.tools import parse_tools, remove_filled_arguments
-from lorakit.data.rows import RowError, kind
+from lorakit.data.rows import STRICT_JSON, RowError, kind
+
+_SCHEMA_VALUES = ("const", "default", "enum", "examples", "example")
+"""Keywords of JSON Schema that hold values and not schemas."""
 
 
 def is_empty(value: Any) -> bool:
@@ -43,3 +52,138 @@ def add_system_and_tools(record: Mapping[str, Any], messages: list[Message]) -> 
 def question_and_answer(record: Mapping[str, Any], question: str, answer: str) -> Conversation:
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return add_system_and_tools(record, messages)
+
+
+def parse_json(text: str, what: str) -> Any:
+    """A JSON text inside a row."""
+    try:
+        return STRICT_JSON.decode(text)
+    except (ValueError, RecursionError, RowError) as error:
+        raise RowError(f"{what.rstrip('0123456789 ')} is not valid JSON", f"{what}: {error}") from error
+
+
+def parse_tools(value: Any) -> list[dict[str, Any]] | None:
+    """The column `tools`: a list of functions' JSON schemas or of their JSON texts, or the JSON text of such a list.
+
+    Each tool becomes {"type": "function", "function": {"name", ...}}. None where there are none.
+    """
+    if isinstance(value, str):
+        value = parse_json(value, "the column 'tools'")
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise RowError("the column 'tools' is not a list of functions", f"it is {kind(value)}")
+    return [_parse_tool(raw, f"tool {position}") for position, raw in enumerate(value, start=1)] or None
+
+
+def _parse_tool(raw: Any, where: str) -> dict[str, Any]:
+    if isinstance(raw, str):
+        raw = parse_json(raw, where)
+    if not isinstance(raw, Mapping):
+        raise RowError("a tool is not an object", f"{where} is {kind(raw)}")
+    function = raw.get("function")
+    if function is None:
+        function = {key: value for key, value in raw.items() if key not in ("type", "function")}
+    if raw.get("type") not in (None, "function"):
+        raise RowError("a tool is of another type than function", f"{where} has {raw['type']!r}")
+    if not _has_name(function):
+        raise RowError("a tool has no name", where)
+    return {"type": "function", "function": _without_fillers(function)}
+
+
+def _has_name(function: Any) -> bool:
+    return isinstance(function, Mapping) and isinstance(function.get("name"), str) and bool(function["name"])
+
+
+def _without_fillers(schema: Any) -> Any:
+    if isinstance(schema, Mapping):
+        return {
+            key: value if key in _SCHEMA_VALUES else _without_fillers(value)
+            for key, value in schema.items()
+            if value is not None or key == "const" or (key == "default" and _allows_null(schema))
+        }
+    return [_without_fillers(item) for item in schema] if isinstance(schema, list) else schema
+
+
+def _allows_null(schema: Any) -> bool:
+    """Whether null is a value of this JSON schema, as far as it says."""
+    if not isinstance(schema, Mapping):
+        return schema is not False
+    types, variants = schema.get("type"), [*_list_of(schema, "anyOf"), *_list_of(schema, "oneOf")]
+    if schema.get("nullable") is True or None in _list_of(schema, "enum"):
+        return True
+    if variants:
+        return any(_allows_null(variant) for variant in variants)
+    return types is None or types == "null" or (isinstance(types, list) and "null" in types)
+
+
+def _list_of(schema: Mapping[str, Any], keyword: str) -> list[Any]:
+    value = schema.get(keyword)
+    return value if isinstance(value, list) else []
+
+
+def parse_calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """An assistant's `tool_calls`, each as {"type": "function", "function": {"name", "arguments"}} with its `id`.
+
+    A call may be bare, {"name", "arguments"}. `arguments` is an object or its JSON text, and becomes the object.
+    """
+    if not isinstance(value, list):
+        raise RowError("'tool_calls' is not a list of calls", f"{where} has {kind(value)}")
+    return [_parse_call(raw, where) for raw in value]
+
+
+def _parse_call(raw: Any, where: str) -> dict[str, Any]:
+    if not isinstance(raw, Mapping):
+        raise RowError("a tool call is not an object", f"{where} has {kind(raw)}")
+    function = raw.get("function")
+    known = {"id", "type", "function"}
+    if function is None:
+        function = {key: raw[key] for key in ("name", "arguments") if key in raw}
+        known |= {"name", "arguments"}
+    if not _has_name(function):
+        raise RowError("a tool call names no function", where)
+    unknown = [key for key in raw if key not in known and raw[key] is not None]
+    unknown += [key for key in function if key not in ("name", "arguments") and function[key] is not None]
+    if unknown or raw.get("type") not in (None, "function"):
+        what = repr(sorted(unknown)[0]) if unknown else f"the type {raw['type']!r}"
+        raise RowError("a tool call has parts that would not be trained on", f"{where} has {what}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        arguments = parse_json(arguments, "the arguments of a tool call") if arguments.strip() else None
+    if not isinstance(arguments, Mapping | None):
+        raise RowError("the arguments of a tool call are not an object", f"{where} has {kind(arguments)}")
+    call: dict[str, Any] = {
+        "type": "function",
+        "function": {"name": function["name"], "arguments": dict(arguments or {})},
+    }
+    if raw.get("id") is not None:
+        if not isinstance(raw["id"], str):
+            raise RowError("the id of a tool call is not a text", f"{where} has {kind(raw['id'])}")
+        call["id"] = raw["id"]
+    return call
+
+
+def remove_filled_arguments(messages: list[Message], tools: list[dict[str, Any]] | None) -> list[Message]:
+    """The messages without the null arguments that are fillers by the tools' schemas; see the top of this file."""
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools or ()}
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            function = call["function"]
+            function["arguments"] = _without_filled_members(function["arguments"], schemas.get(function["name"]))
+    return messages
+
+
+def _without_filled_members(value: Any, schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return value
+    if isinstance(value, list):
+        return [_without_filled_members(item, schema.get("items")) for item in value]
+    properties = schema.get("properties")
+    if not isinstance(value, Mapping) or not isinstance(properties, Mapping):
+        return value
+    required = _list_of(schema, "required")
+    return {
+        name: _without_filled_members(inner, properties.get(name))
+        for name, inner in value.items()
+        if inner is not None or name in required or (name in properties and _allows_null(properties[name]))
+    }

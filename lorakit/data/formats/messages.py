@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorakit.data.conversations import ROLES, Conversation, Message
-from lorakit.data.formats.columns import add_system_and_tools, is_empty
-from lorakit.data.formats.tools import parse_calls, parse_json
+from lorakit.data.formats.columns import add_system_and_tools, is_empty, parse_calls, parse_json
 from lorakit.data.rows import RowError, kind, normalize_line_ends
 from lorakit.recipe.problem import one_line
 from lorakit.registry import FORMATS

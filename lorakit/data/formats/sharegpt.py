@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from lorakit.data.conversations import Conversation, Message
-from lorakit.data.formats.columns import add_system_and_tools, filled_column, is_empty
+from lorakit.data.formats.columns import add_system_and_tools, filled_column, is_empty, parse_json
 from lorakit.data.formats.messages import mark_given_beginnings, parse_list, parse_message
-from lorakit.data.formats.tools import parse_json
 from lorakit.data.rows import RowError, kind
 from lorakit.recipe.did_you_mean import nearest
 from lorakit.recipe.problem import one_line, quote

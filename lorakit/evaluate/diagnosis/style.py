@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lorakit.data.cleaning.text_check import normalize_words
+from lorakit.data.cleaning.text_checks import normalize_words
 from lorakit.evaluate.diagnosis.finding import Check, Finding
 from lorakit.evaluate.diagnosis.parroting import split_words
 from lorakit.evaluate.intervals import Interval, compare

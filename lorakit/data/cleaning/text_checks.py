@@ -1,9 +1,19 @@
-"""Invisible characters, escape sequences of terminals, and lines of logs."""
+"""Checks of single texts, with what they share: the encoding, invisible characters, escape sequences, lines of logs."""
 
+import functools
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from lorakit.data.cleaning.text_check import RowFinding, TextContext, first_few, prose_and_code
 from lorakit.recipe.problem import quote
+
+# A fence that is not closed runs to the end; code between single or double backticks stays on its line.
+_CODE = re.compile(r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|``?[^`\n]+``?)", re.DOTALL)
+
+# The encodings of one byte a character that ftfy undoes (ftfy.chardata.CHARMAP_ENCODINGS).
+_ENCODINGS = "latin-1 cp1252 cp1251 cp1250 cp1253 cp1254 cp1257 iso8859-2 mac-roman cp437"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SEGMENT = re.compile(r"[^\n]{1,1000000}")
 
 # ECMA-48: CSI sequences, OSC strings (closed by BEL or ST), and the two-character escapes.
 _ANSI = re.compile(
@@ -47,6 +57,96 @@ _ABOUT_LOGS = re.compile(
     r"|output of|console|terminal",
     re.IGNORECASE,
 )
+
+
+@dataclass(frozen=True)
+class RowFinding:
+    """One thing that a check found in one text of a row.
+
+    `what` is the same for all rows alike, so that they can be counted; `case` is this row's. `fixed`: the text that the
+    check returns no longer has it. `clean` fills in the check and `field`, the text, as "message 2 (assistant)".
+    """
+
+    what: str
+    case: str = ""
+    fixed: bool = True
+    check: str = ""
+    field: str = ""
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """A text's role ("text" for a document), and the row's texts: all, and `prompts`, not the assistant's."""
+
+    role: str
+    prompts: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+def normalize_words(text: str) -> str:
+    """The text in lower case, its words separated by single spaces."""
+    return " ".join(text.lower().split())
+
+
+def first_few(names: Iterable[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:4]) + (" and others" if len(shown) > 4 else "")
+
+
+def prose_and_code(text: str) -> list[str]:
+    """The text in parts: those at even places are prose, those at odd places code between backticks."""
+    return _CODE.split(text) if "`" in text or "~~~" in text else [text]
+
+
+def encoding(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
+    """Text decoded by the wrong encoding ("cafÃ©"), surrogates and lost characters (U+FFFD).
+
+    What is valid stays as it is: no Unicode normalization, no straightened quotes. U+FFFD is found and cannot be
+    undone; a surrogate without its other half becomes U+FFFD, without which no file can be written.
+    """
+    if text.isascii() or not _suspect().search(text):
+        return text, []
+    fixed = _SEGMENT.sub(lambda segment: _fix_encoding(segment.group()), text)
+    findings = []
+    if fixed != text:
+        start = next((at for at, (a, b) in enumerate(zip(text, fixed, strict=False)) if a != b), len(fixed))
+        case = f"{text[max(0, start - 10) : start + 10]!r} for {fixed[max(0, start - 10) : start + 8]!r}"
+        findings.append(RowFinding("text decoded by the wrong encoding", case))
+    if lost := fixed.count("\ufffd"):
+        what = "characters lost to a wrong encoding (U+FFFD, no fix brings them back)"
+        findings.append(RowFinding(what, f"{lost} of them", fixed=False))
+    return fixed, findings
+
+
+def _fix_encoding(segment: str) -> str:
+    if segment.isascii() or not _suspect().search(segment):
+        return segment
+    from ftfy import TextFixerConfig, fix_encoding_and_explain  # the recipe's schema must not wait for it
+    from ftfy.fixes import fix_c1_controls, fix_surrogates
+
+    fixed = segment
+    for lossy in (True, False):
+        # Lossy, ftfy makes U+FFFD of sequences that lost a byte: better left. Else it may make U+001A of a U+FFFD.
+        tried = fix_encoding_and_explain(segment, TextFixerConfig(replace_lossy_sequences=lossy)).text
+        if tried.count("\ufffd") <= segment.count("\ufffd") and tried.count("\x1a") <= segment.count("\x1a"):
+            fixed = tried
+            break
+    return fix_c1_controls(fix_surrogates(fixed) if _SURROGATE.search(fixed) else fixed)
+
+
+@functools.cache
+def _suspect() -> re.Pattern[str]:
+    """Finds what may be decoded wrongly, so that ftfy, which is slow, sees little of what is right.
+
+    That is: a character that stands for a first byte of UTF-8 before one that stands for a later byte, or before a
+    space that was a no-break space; C1 control characters, surrogates and U+FFFD.
+    """
+    first, later = (
+        {character for name in _ENCODINGS.split() for character in bytes(codes).decode(name, "ignore")}
+        for codes in (range(0xC2, 0xF5), range(0x80, 0xC0))
+    )
+    pair = f"[{''.join(sorted(first))}][{''.join(sorted(later))}]"
+    return re.compile(f"[\x80-\x9f\ud800-\udfff\ufffd]|{pair}|[ÂÃÅÎÐÙ] ")
 
 
 def noise(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
