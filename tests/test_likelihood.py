@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, roc_auc_
 from transformers import AutoModelForCausalLM
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.classification import classification, expected_calibration_error
+from lorakit.evaluate.classification import expected_calibration_error, score_labels
 from lorakit.evaluate.intervals import intervals
 from lorakit.evaluate.likelihood import _paths, label_loglikelihoods
 from lorakit.progress import Silent
@@ -109,7 +109,7 @@ def simulated(rows, labels, seed=2):
 def test_scores_are_those_of_scikit_learn(labels):
     likely, truth = simulated(300, labels)
     names = ["a", "bb", "cccc", "ü" * 5][:labels]
-    found = classification(likely, truth, names)
+    found = score_labels(likely, truth, names)
     probabilities = np.exp(likely) / np.exp(likely).sum(1, keepdims=True)
     assert found.measures["accuracy"].value == accuracy_score(truth, likely.argmax(1))
     assert found.measures["macro-f1"].value == pytest.approx(f1_score(truth, likely.argmax(1), average="macro"))
@@ -126,7 +126,7 @@ def test_normalized_accuracies_are_lm_evals():
     """acc_norm divides by characters and acc_bytes by UTF-8 bytes, as lm_eval/api/task.py does."""
     likely, truth = simulated(200, 3)
     names = ["abcd", "abcde", "öööö"]
-    found = classification(likely, truth, names)
+    found = score_labels(likely, truth, names)
     by_length = (likely / np.array([4, 5, 4])).argmax(1)
     by_bytes = (likely / np.array([4, 5, 8])).argmax(1)
     assert found.measures["accuracy-norm"].value == np.mean(by_length == truth)
@@ -139,10 +139,10 @@ def test_calibration_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
     truth = np.array([0, 1, 1])
     assert expected_calibration_error(probabilities, truth) == pytest.approx((0.4 * 2 + 0.4) / 3)
-    found = classification(np.log(probabilities), truth, ["a", "b"])
+    found = score_labels(np.log(probabilities), truth, ["a", "b"])
     assert found.ece == pytest.approx(0.4)
     assert found.measures["brier"].value == pytest.approx((0.02 + 1.62 + 0.32) / 3)
-    certain = classification(np.array([[0.0, -np.float64(1e9)]] * 4), [0] * 4, ["a", "b"])
+    certain = score_labels(np.array([[0.0, -np.float64(1e9)]] * 4), [0] * 4, ["a", "b"])
     assert (certain.ece, certain.auc) == (0.0, None)
     assert (certain.measures["brier"].value, certain.measures["macro-f1"].value) == (0.0, 1.0)
 
@@ -156,7 +156,7 @@ def test_a_calibrated_model_has_little_calibration_error():
 
 def test_a_label_that_no_row_has_is_left_out():
     likely, truth = simulated(60, 3)
-    found = classification(likely, np.minimum(truth, 1), ["a", "b", "c"])
+    found = score_labels(likely, np.minimum(truth, 1), ["a", "b", "c"])
     expected = f1_score(np.minimum(truth, 1), likely.argmax(1), average="macro")
     assert found.measures["macro-f1"].value == pytest.approx(expected)
     assert found.auc is not None and found.confusion[2].sum() == 0
@@ -164,6 +164,6 @@ def test_a_label_that_no_row_has_is_left_out():
 
 def test_intervals_of_a_classification_are_of_its_scores():
     likely, truth = simulated(300, 4)
-    found = classification(likely, truth, ["a", "bb", "ccc", "dddd"])
+    found = score_labels(likely, truth, ["a", "bb", "ccc", "dddd"])
     for name, interval in intervals(found.measures).items():
         assert interval.low < found.measures[name].value < interval.high

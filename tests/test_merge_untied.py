@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from lorakit.errors import UserError
 from lorakit.merge.inputs import input_of_run
-from lorakit.merge.run import merge
-from lorakit.merge.verify import verify
+from lorakit.merge.run import merge, verify
 from lorakit.model.safetensors_header import list_tensors
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent

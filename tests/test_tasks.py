@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.benchmarks.tasks import compare_tasks, run_tasks
-from lorakit.evaluate.classification import classification
+from lorakit.evaluate.classification import score_labels
 from lorakit.evaluate.likelihood import label_loglikelihoods
 from lorakit.progress import Silent
 
@@ -106,7 +106,7 @@ def assert_classification_agrees(model, tokenizer, rows, scores):
     prompts = [tokenizer.encode(f"Question: {row['question']}\nAnswer:") for row in rows]
     labels = [tokenizer.encode(f" {label}") for label in LABELS]
     likely = label_loglikelihoods(model, prompts, labels, 0, Silent())
-    ours = classification(likely, [row["label"] for row in rows], LABELS)
+    ours = score_labels(likely, [row["label"] for row in rows], LABELS)
     theirs = by_metric(scores, "choice")
     assert theirs["acc"].value == pytest.approx(ours.measures["accuracy"].value, abs=1e-3)
     assert theirs["acc_norm"].value == pytest.approx(ours.measures["accuracy-norm"].value, abs=1e-3)

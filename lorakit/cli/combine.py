@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lorakit.amounts import percent
-from lorakit.cli.merge import merge_facts, merge_text
+from lorakit.cli.merge import merge_text
 from lorakit.cli.options import Dtype, Json, NoProof, Onto, OutputFolder, Overwrite, Quiet
 from lorakit.errors import UserError
 
@@ -53,6 +53,7 @@ def combine(
     what each run's own adapter gained, and how much of that the combination keeps.
     """
     from lorakit import console
+    from lorakit.merge.card import merge_facts
     from lorakit.merge.combine_runs import combine_runs
     from lorakit.run_dir import Run
 

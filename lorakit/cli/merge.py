@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,6 @@ from lorakit.errors import UserError
 if TYPE_CHECKING:
     from lorakit.merge.card import MergeResult
     from lorakit.merge.inputs import MergeInput
-    from lorakit.progress import Progress
     from lorakit.run_dir import Run
 
 
@@ -61,6 +60,15 @@ def merge(
 
     progress = console.Terminal(quiet)
     run = _run_of(folder)
+
+    def read_input() -> "MergeInput":
+        from lorakit.merge.inputs import input_of_adapter, input_of_run
+        from lorakit.prepare import reopen_run
+
+        if run is None:
+            return input_of_adapter(folder, base, progress, data)
+        return input_of_run(*reopen_run(run.folder, progress, base), progress, data)
+
     if verify is not None:
         writing = {"output": output, "overwrite": overwrite, "onto": onto, "dtype": dtype, "no-proof": no_proof}
         for option, value in writing.items():
@@ -68,9 +76,9 @@ def merge(
                 raise UserError(f"--{option}: does nothing with --verify, which writes nothing. Leave it out.")
         if not verify.is_dir():
             raise UserError(f"--verify {verify}: there is no such folder.")
-        from lorakit.merge.verify import verify as prove_again
+        from lorakit.merge.run import verify as prove_again
 
-        merged = prove_again(_merge_input(folder, run, base, data, progress), verify, progress)
+        merged = prove_again(read_input(), verify, progress)
         first, following = f"{verify}: is the merged model of {folder}", ""
     else:
         from lorakit.cli.next_commands import after_merge
@@ -79,10 +87,12 @@ def merge(
 
         target = output or (run.merged if run else folder / "merged")
         with run.shared() if run else nullcontext(), claim_output(target, overwrite):
-            given = _merge_input(folder, run, base, data, progress)
+            given = read_input()
             merged = merge_adapter(given, target, progress, onto or "trained", dtype, not no_proof)
         first, following = f"merged model: {merged.folder}", f"\nnext: {after_merge(given, merged)}"
     if as_json:
+        from lorakit.merge.card import merge_facts
+
         console.result_json(merge_facts(merged))
     else:
         console.result(merge_text(merged, first) + following)
@@ -103,36 +113,9 @@ def _run_of(folder: Path) -> "Run | None":
     return run
 
 
-def _merge_input(
-    folder: Path, run: "Run | None", base: str | None, data: Path | None, progress: "Progress"
-) -> "MergeInput":
-    from lorakit.merge.inputs import input_of_adapter, input_of_run
-    from lorakit.prepare import reopen_run
-
-    if run is None:
-        return input_of_adapter(folder, base, progress, data)
-    return input_of_run(*reopen_run(run.folder, progress, base), progress, data)
-
-
-def merge_facts(merged: "MergeResult") -> dict[str, Any]:
-    """A merge as JSON."""
-    from lorakit.merge.card import drift_facts, proof_facts
-
-    facts: dict[str, Any] = {
-        "merged": str(merged.folder),
-        "onto": merged.onto,
-        "quantization": merged.quantization,
-        "dtype": merged.dtype,
-        "untied": merged.untied,
-        "rows_of": merged.rows_of,
-        "proof": proof_facts(merged.proof) if merged.proof else None,
-    }
-    return facts | ({"drift": drift_facts(merged.drift)} if merged.drift else {})
-
-
 def merge_text(merged: "MergeResult", first: str) -> str:
     """How a merged model was proved, after a first line that says where it is."""
-    from lorakit.merge.card import better_in_words, figures_in_words, rows_in_words
+    from lorakit.merge.card import better_in_words, figures_in_words, judged_by
 
     lines = [first]
     if merged.untied:
@@ -141,7 +124,7 @@ def merge_text(merged: "MergeResult", first: str) -> str:
         )
     if merged.proof is None:
         return "\n".join([*lines, "not compared with the adapter model (--no-proof)"])
-    positions = f"{merged.proof.positions:,} positions of {merged.proof.rows} {rows_in_words(merged.rows_of)}"
+    positions = f"{merged.proof.positions:,} positions of {judged_by(merged)}"
     lines.append(f"proved on {positions}: {figures_in_words(merged.proof)}")
     if merged.drift:
         against = f"against the adapter on the weights that it was trained on ({merged.quantization})"

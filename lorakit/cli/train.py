@@ -76,7 +76,7 @@ def train(
         if not as_json:
             _print_outcome(outcome, run, prepared, whole)
         if loaded.recipe.output.merged:
-            from lorakit.cli.merge import merge_facts
+            from lorakit.merge.card import merge_facts
             from lorakit.merge.inputs import input_of_run
             from lorakit.merge.run import claim_output, merge
 

@@ -70,7 +70,7 @@ def _answers(rows: Iterable[Row], rendered: RenderedRows) -> dict[str, tuple[int
 
 
 @dataclass(frozen=True, eq=False)
-class Classification:
+class LabelScores:
     """Scores of a classification by likelihood.
 
     `auc`: the area under the ROC curve of the second of two labels, or the mean over labels of each against the rest;
@@ -90,7 +90,7 @@ class Classification:
     measures: dict[str, Measure]
 
 
-def classification(loglikelihoods: np.ndarray, truth: Sequence[int], labels: Sequence[str]) -> Classification:
+def score_labels(loglikelihoods: np.ndarray, truth: Sequence[int], labels: Sequence[str]) -> LabelScores:
     """Scores of log-likelihoods (rows, labels) in nats against the position of each row's true label."""
     from sklearn.metrics import confusion_matrix
 
@@ -111,7 +111,7 @@ def classification(loglikelihoods: np.ndarray, truth: Sequence[int], labels: Seq
     }
     measures["macro-f1"] = Measure(f1_counts, _macro_f1)
     measures["brier"] = mean(((probabilities - is_true) ** 2).sum(1), unit="ratio", higher=False)
-    return Classification(
+    return LabelScores(
         tuple(labels),
         _auc(probabilities, true),
         confusion_matrix(true, predicted, labels=range(len(labels))),
@@ -122,8 +122,7 @@ def classification(loglikelihoods: np.ndarray, truth: Sequence[int], labels: Seq
 
 def _macro_f1(sums: np.ndarray) -> np.ndarray:
     """From sums (..., 2 x labels): twice the hits of each label, then how often it is true or predicted."""
-    hits, seen = np.split(sums, 2, axis=-1)
-    each = ratio(np.stack([hits, seen], axis=-1))  # NaN for a label that is neither true nor predicted
+    each = ratio(np.stack(np.split(sums, 2, axis=-1), axis=-1))  # NaN for a label that is neither true nor predicted
     return np.nanmean(each, axis=-1)
 
 
@@ -132,11 +131,8 @@ def _auc(probabilities: np.ndarray, true: np.ndarray) -> float | None:
     from sklearn.metrics import roc_auc_score
 
     labels = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
-    curves = [
-        roc_auc_score(true == label, probabilities[:, label])
-        for label in labels
-        if 0 < int((true == label).sum()) < len(true)
-    ]
+    mixed = [label for label in labels if 0 < int((true == label).sum()) < len(true)]
+    curves = [roc_auc_score(true == label, probabilities[:, label]) for label in mixed]
     return float(np.mean(curves)) if curves else None
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
@@ -24,8 +24,7 @@ _LIVE = 0.5
 _WORTHWHILE_ROWS, _WORTHWHILE_TOKENS = 16, 16
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The tokens of an answer, without the one that ends it. `ended`: the model ended it, otherwise it was cut."""
 
     tokens: tuple[int, ...]

@@ -16,8 +16,8 @@ Journal of Mathematical and Statistical Psychology 65:430). Both take rows to be
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
@@ -61,6 +61,21 @@ class Comparison:
     rows: int
     rows_needed: int | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as the files have it."""
+        return {
+            "difference": self.difference,
+            **interval_to_dict(self.interval),
+            "verdict": self.verdict,
+            "rows": self.rows,
+            "rows_needed": self.rows_needed,
+        }
+
+
+def interval_to_dict(interval: Interval | None) -> dict[str, Any]:
+    """An interval as the files have it."""
+    return asdict(interval) if interval else {"low": None, "high": None, "method": None}
+
 
 def intervals(measures: Mapping[str, Measure], seed: int = 0) -> dict[str, Interval | None]:
     """The interval of each measure; None if the rows allow none. All measures hold the same rows."""
@@ -84,11 +99,8 @@ def compare(first: Mapping[str, Measure], second: Mapping[str, Measure], seed: i
                 f"{name}: one model has {len(one.rows)} rows and the other {len(other.rows)}: a paired difference "
                 "needs the same rows of both. Score both on the same rows."
             )
-    bounds: dict[str, tuple[Interval | None, float]] = {}
-    for name, (one, other) in pairs.items():
-        of_shares = _of_shares(one, other)
-        if of_shares:
-            bounds[name] = of_shares
+    of_shares = {name: _of_shares(*pair) for name, pair in pairs.items()}
+    bounds: dict[str, tuple[Interval | None, float]] = {name: one for name, one in of_shares.items() if one}
     drawn = {name: pair for name, pair in pairs.items() if name not in bounds}
     resampled = _resample([measure for pair in drawn.values() for measure in pair], seed)
     for name, first_values, second_values in zip(drawn, resampled[::2], resampled[1::2], strict=True):
@@ -138,11 +150,9 @@ def count_rows(*measures: Measure) -> int:
     return int(np.logical_and.reduce([(measure.rows != 0).any(1) for measure in measures]).sum())
 
 
-def _right(measure: Measure) -> np.ndarray | None:
-    """Per row 1 if it is right and 0 if it is wrong, NaN if it has neither; None for other measures."""
-    if measure.pool is not ratio or measure.unit != "share" or not np.isin(measure.rows, (0.0, 1.0)).all():
-        return None
-    return np.where(measure.rows[:, 1] > 0, measure.rows[:, 0], np.nan)
+def _is_right_or_wrong(measure: Measure) -> bool:
+    """Whether each row of a share is right or wrong, or has neither."""
+    return measure.pool is ratio and measure.unit == "share" and bool(np.isin(measure.rows, (0.0, 1.0)).all())
 
 
 def _of_share(measure: Measure) -> Interval | None:
@@ -150,24 +160,23 @@ def _of_share(measure: Measure) -> Interval | None:
 
     For these it is too wide rather than too narrow: no values from 0 to 1 vary more about a mean than 0s and 1s.
     """
-    rows = count_rows(measure)
-    if measure.unit != "share" or measure.pool is not ratio or not rows:
-        return None
     values = measure.by_row[~np.isnan(measure.by_row)]
-    if _right(measure) is None and (np.ptp(values) > 0 or values.min() < 0 or values.max() > 1):
+    if measure.unit != "share" or measure.pool is not ratio or not len(values):
         return None
-    return wilson(float(values.sum()), rows)
+    if not _is_right_or_wrong(measure) and (np.ptp(values) > 0 or values.min() < 0 or values.max() > 1):
+        return None
+    return wilson(float(values.sum()), len(values))
 
 
 def _of_shares(one: Measure, other: Measure) -> tuple[Interval, float] | None:
     """Bonett and Price's interval of rows that are right or wrong, with its standard error; None for other measures."""
-    first, second = _right(one), _right(other)
-    if first is None or second is None or not np.array_equal(np.isnan(first), np.isnan(second)):
+    there = one.rows[:, 1] > 0
+    if not (_is_right_or_wrong(one) and _is_right_or_wrong(other) and there.any()):
         return None
-    rows = int((~np.isnan(first)).sum())
-    if not rows:
+    if not np.array_equal(there, other.rows[:, 1] > 0):
         return None
-    return bonett_price(int(np.nansum(second > first)), int(np.nansum(second < first)), rows)
+    first, second = one.rows[there, 0], other.rows[there, 0]
+    return bonett_price(int((second > first).sum()), int((second < first).sum()), len(first))
 
 
 def _expanded_percentile(values: np.ndarray, rows: int) -> Interval | None:

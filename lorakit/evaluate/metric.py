@@ -6,7 +6,7 @@ Every score is a function of sums over rows: a mean (values, rows that have one)
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,9 @@ UNITS: dict[str, str] = {
 }
 """How a value of each unit is written: shares of 1 as per cent, points of 100 as they are."""
 
-# What a metric may compute on one answer; most take microseconds.
-_SECONDS = 10
-# Batched metrics load models and such first: the time of so many answers on top.
-_TO_BEGIN = 6
+# What a metric may compute on one answer; most take microseconds. Batched ones load models and such first: they get the
+# time of so many more answers.
+_SECONDS, _TO_BEGIN = 10, 6
 _SLOW_PATTERN = (
     "A regular expression that repeats a repetition, such as (a+)+, tries every way to share out the text: write it so "
     "that only one fits."
@@ -61,9 +60,9 @@ class Measure:
 
     def write(self, value: float) -> str:
         """A value of this measure as a table shows it."""
-        if self.unit == "share" and not np.isnan(value):
-            return percent(value, 1)
-        return "-" if np.isnan(value) else UNITS[self.unit].format(value)
+        if np.isnan(value):
+            return "-"
+        return percent(value, 1) if self.unit == "share" else UNITS[self.unit].format(value)
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
@@ -86,10 +85,7 @@ def loss(nats: np.ndarray, tokens: np.ndarray) -> Measure:
 def perplexity(nats: np.ndarray, tokens: np.ndarray) -> Measure:
     """The exponential of `loss`, at most exp(700)."""
 
-    def pool(sums: np.ndarray) -> np.ndarray:
-        return np.exp(np.minimum(ratio(sums), 700.0))
-
-    return Measure(np.stack([nats, tokens], axis=1).astype(float), pool, "perplexity", higher=False)
+    return replace(loss(nats, tokens), pool=lambda sums: np.exp(np.minimum(ratio(sums), 700.0)), unit="perplexity")
 
 
 def row_scores(metrics: Sequence[Any], answers: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:

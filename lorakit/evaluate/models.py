@@ -98,12 +98,10 @@ def _run_folder(given: str) -> Path:
 
 def _short_names(given: Sequence[str]) -> dict[str, str]:
     """A short name for each argument; the whole argument where two short names would be equal."""
-    short = {}
+    short = {one: one for one in given}
     for one in given:
-        parts = Path(one).resolve().parts
-        if one == BASE or not Path(one).exists():
-            short[one] = one
-        else:
+        if one != BASE and Path(one).exists():
+            parts = Path(one).resolve().parts
             short[one] = "/".join(parts[-2:]) if parts[-1] in ("adapter", "merged", "model") else parts[-1]
     names = list(short.values())
     return {one: one if names.count(name) > 1 else name for one, name in short.items()}
@@ -150,7 +148,12 @@ def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
             kind: Kind = "merged" if kinds[one] == "merged" else "model"
             specs.append(EvalModelSpec(names[one], one, kind, base, _settings(base, prepared, machine)))
     if BASE in given:
-        specs.insert(list(given).index(BASE), _base_of_others(specs))
+        owners = [one for one in specs if one.adapter] + [one for one in specs if one.prepared]
+        if not owners:
+            raise UserError("'base' needs a run or an adapter beside it. Or give the model's own folder or hub id.")
+        settings, of_run = owners[0].settings, owners[0].prepared
+        base = of_run.base if of_run else owners[0].base
+        specs.insert(list(given).index(BASE), EvalModelSpec(BASE, BASE, "base", base, settings, prepared=of_run))
     return ModelSet(tuple(specs), run, prepared, machine)
 
 
@@ -197,31 +200,18 @@ def _trained_model(name: str, given: str, run: Run, prepared: Prepared) -> EvalM
 
 
 def _adapter(name: str, given: str, first: Prepared | None, machine: Machine, progress: Progress) -> EvalModelSpec:
+    """An adapter on the base that it names, or on the first run's if that one could not be found."""
     config = adapter_config(Path(given))
     if config.is_prompt_learning:
         raise UserError(f"{given}: is of PEFT's kind {config.peft_type.value}, which lorakit does not put on a model.")
-    base = _base_of_adapter(given, config, first, progress)
-    if first and base.sha256(".safetensors") == first.base.sha256(".safetensors"):
-        settings = first.model
-    else:
-        settings = _settings(base, first, machine)
-    if settings.quantization != "none":
-        progress.warn(
-            f"{given}: put on its base in {settings.quantization}, as the first run was trained. Without that run, or "
-            "after another one, it is put on the unquantized base and scores differently"
-        )
-    return EvalModelSpec(name, given, "adapter", base, settings, Path(given))
-
-
-def _base_of_adapter(given: str, config: Any, first: Prepared | None, progress: Progress) -> Base:
-    """The base that an adapter names; the first run's if that one could not be found."""
     named = config.base_model_name_or_path
-    if first and named == first.base.name:
-        return first.base
     try:
         if not named:
             raise UserError("its adapter_config.json names no base model")
-        base = resolve_base(named, config.revision or "main", progress)
+        known = first is not None and named == first.base.name
+        base = first.base if first and known else resolve_base(named, config.revision or "main", progress)
+        if not known:
+            progress.say(f"{given}: put on {base.name} ({base.origin}), which its adapter_config.json names")
     except UserError as error:
         reason = str(error).removeprefix("model.base: ")
         if first is None:
@@ -229,23 +219,20 @@ def _base_of_adapter(given: str, config: Any, first: Prepared | None, progress: 
                 f"{given}: {reason.rstrip('.')}. Write the present folder of its base as base_model_name_or_path into "
                 f"{Path(given) / 'adapter_config.json'}, or add a run that was trained on that base."
             ) from error
+        base = first.base
+        progress.warn(f"{given}: put on {base.name}, the base of the run, since its own could not be found: {reason}")
+    if first and base.sha256(".safetensors") == first.base.sha256(".safetensors"):
+        settings = first.model
+    else:
+        settings = _settings(base, first, machine)
+        if first:
+            progress.warn(f"{given}: its base, {base.name}, differs from that of the run, {first.base.name}")
+    if settings.quantization != "none":
         progress.warn(
-            f"{given}: put on {first.base.name}, the base of the run, since its own could not be found: {reason}"
+            f"{given}: put on its base in {settings.quantization}, as the first run was trained. Without that run, or "
+            "after another one, it is put on the unquantized base and scores differently"
         )
-        return first.base
-    progress.say(f"{given}: put on {base.name} ({base.origin}), which its adapter_config.json names")
-    if first and base.sha256(".safetensors") != first.base.sha256(".safetensors"):
-        progress.warn(f"{given}: its base, {base.name}, differs from that of the run, {first.base.name}")
-    return base
-
-
-def _base_of_others(others: Sequence[EvalModelSpec]) -> EvalModelSpec:
-    """The base of the first adapter, or else of the first run."""
-    owner = next((one for one in others if one.adapter), None) or next((one for one in others if one.prepared), None)
-    if owner is None:
-        raise UserError("'base' needs a run or an adapter beside it. Or give the model's own folder or hub id.")
-    base = owner.prepared.base if owner.prepared else owner.base
-    return EvalModelSpec(BASE, BASE, "base", base, owner.settings, prepared=owner.prepared)
+    return EvalModelSpec(name, given, "adapter", base, settings, Path(given))
 
 
 def _settings(base: Base, first: Prepared | None, machine: Machine) -> Model:

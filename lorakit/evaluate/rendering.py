@@ -124,11 +124,11 @@ def _data_section(model_set: ModelSet, file: Path | None) -> tuple[Data, str]:
     if file is not None:
         if not file.exists() and not is_pattern(file):
             raise UserError(f"--data: {file}: there is no such file.")
-        if data is not None:  # read as the recipe reads its own
-            return data.model_copy(update={"train": str(file.absolute()), "eval": None}), str(file)
-        facts = read_model_info(model_set.specs[0].base.folder)
-        limit = facts.positions.limit if facts and facts.positions else 0
-        return Data(train=str(file.absolute()), max_length=limit if limit >= 8 else _LONGEST), str(file)
+        if data is None:
+            info = read_model_info(model_set.specs[0].base.folder)
+            limit = info.positions.limit if info and info.positions else 0
+            data = Data(train="-", max_length=limit if limit >= 8 else _LONGEST)
+        return data.model_copy(update={"train": str(file.absolute()), "eval": None}), str(file)
     if data is None or model_set.run is None:
         raise UserError("no held-out rows: none of these is a run. Write --data FILE, or give a run as well.")
     if data.eval is None:
@@ -142,9 +142,8 @@ def _data_section(model_set: ModelSet, file: Path | None) -> tuple[Data, str]:
 def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: Progress) -> RenderedRows:
     """The held-out rows of a data section, or its training rows if it has no held-out ones."""
     tokenizer = template.tokenizer
-    template = replace(
-        template, train_on=data.train_on, system=data.system, stop_words=stop_words(spec.base, tokenizer)
-    )
+    words = stop_words(spec.base, tokenizer)
+    template = replace(template, train_on=data.train_on, system=data.system, stop_words=words)
     if data.eval is not None and not isinstance(data.eval, float):
         data = data.model_copy(update={"train": data.eval, "eval": None})
     try:
@@ -164,22 +163,28 @@ def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: P
     return RenderedRows(tokenizer, tuple(sorted(stops)), list((held_out or train).rows), report.sources)
 
 
+<<<<<<< HEAD
+=======
+def _warn_of_problems(examples: Examples, progress: Progress) -> None:
+    problems = examples.report.findings
+    for reason, count in problems.counts.items():
+        progress.warn(f"held-out: {count:,} x {reason} (first: {problems.first[reason][0]})")
+
+
+>>>>>>> f0e4095 (Merge: one module for a merge and its proof; evaluation: tables and JSON of the same scores without a module between)
 def _align(several: Sequence[RenderedRows]) -> list[RenderedRows]:
     """The rows that all renderings have, in the order of the first.
 
     A row is known by its place. One that another template turns into another number of examples is left out.
     """
     counts = [Counter(row["where"] for row in rendered.rows) for rendered in several]
-    order = {
-        place: number
-        for number, (place, count) in enumerate(counts[0].items())
-        if all(other[place] == count for other in counts)
-    }
-    rows = [[row for row in rendered.rows if row["where"] in order] for rendered in several]
-    return [
-        replace(rendered, rows=sorted(some, key=lambda row: order[row["where"]]))
-        for rendered, some in zip(several, rows, strict=True)
-    ]
+    shared = [place for place, count in counts[0].items() if all(other[place] == count for other in counts)]
+    order = {place: number for number, place in enumerate(shared)}
+    aligned = []
+    for rendered in several:
+        rows = [row for row in rendered.rows if row["where"] in order]
+        aligned.append(replace(rendered, rows=sorted(rows, key=lambda row: order[row["where"]])))
+    return aligned
 
 
 def prompt_template(spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet) -> ChatTemplate:
@@ -194,8 +199,7 @@ def prompt_template(spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet) ->
     template = replace(_row_template(spec, tokenizer, model_set), system=system, stop_words=words)
     if prepared is None or not tokenizer.chat_template:
         return template
-    report = prepared.report
-    if report.notes.get(template.note_without_thoughts) != report.used:
+    if prepared.report.notes.get(template.note_without_thoughts) != prepared.report.used:
         return template
     return replace(template, variables={**template.variables, **template.without_thoughts})
 
@@ -211,10 +215,12 @@ def _row_template(spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet) -> C
 
 
 def _template_of(tokenizer: Any, prepared: Prepared | None) -> ChatTemplate:
-    settings = prepared.recipe.model if prepared else None
-    given = settings.template_date if settings else None
-    day = date.today().isoformat() if given in (None, "auto") else given
-    variables = settings.template_variables if settings else {}
+    if prepared is None:
+        variables, day = {}, None
+    else:
+        variables, day = prepared.recipe.model.template_variables, prepared.recipe.model.template_date
+    if day in (None, "auto"):
+        day = date.today().isoformat()
     return ChatTemplate(tokenizer, variables=variables, date=day if writes_date(tokenizer.chat_template) else None)
 
 
@@ -225,26 +231,21 @@ def _template_key(template: ChatTemplate) -> str:
 
 
 def load_tokenizers(model_set: ModelSet, progress: Progress) -> list[Any]:
-    """The tokenizer of each model: its run's, its own, or its base's."""
+    """The tokenizer of each model: its run's, the one beside its adapter if that has a chat template, or its base's."""
     tokenizers: list[Any] = []
     template = model_set.prepared.tokenizer.chat_template if model_set.prepared else None
     for spec in model_set.specs:
         if spec.prepared:
             tokenizers.append(spec.prepared.tokenizer)
             continue
-        tokenizer = _own_tokenizer(spec)
+        tokenizer: Any = None
+        if spec.adapter and (spec.adapter / "tokenizer_config.json").is_file():
+            tokenizer = load_tokenizer(Base(spec.given, spec.adapter, spec.base.origin), None)
+        if tokenizer is None or not tokenizer.chat_template:
+            tokenizer = load_tokenizer(Base(spec.given, spec.base.folder, spec.base.origin), None)
         if template and not tokenizer.chat_template:
             progress.warn(f"{spec.given}: has no chat template of its own; the first model's is used")
             tokenizer.chat_template = template
         template = template or tokenizer.chat_template
         tokenizers.append(tokenizer)
     return tokenizers
-
-
-def _own_tokenizer(spec: EvalModelSpec) -> Any:
-    """The tokenizer beside an adapter if it has a chat template, otherwise the base's."""
-    if spec.adapter and (spec.adapter / "tokenizer_config.json").is_file():
-        beside = load_tokenizer(Base(spec.given, spec.adapter, spec.base.origin), None)
-        if beside.chat_template:
-            return beside
-    return load_tokenizer(Base(spec.given, spec.base.folder, spec.base.origin), None)

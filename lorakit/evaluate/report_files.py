@@ -10,7 +10,6 @@ from typing import Any
 
 from lorakit.atomic_io import claim_name, write_atomic
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.comparison import comparison_to_dict, score_to_dict
 from lorakit.evaluate.models import EvalModelSpec
 from lorakit.evaluate.results import Evaluation, ModelResult
 from lorakit.recipe.fields import entry_name, entry_settings
@@ -94,9 +93,9 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
             {
                 "model": model.name,
                 "against": evaluation.baseline.name,
-                "scores": {n: comparison_to_dict(one) for n, one in evaluation.comparisons[model.name].items()},
+                "scores": {n: one.to_dict() for n, one in evaluation.comparisons[model.name].items()},
                 "parts": {
-                    part: {n: comparison_to_dict(one) for n, one in by_model[model.name].items()}
+                    part: {n: one.to_dict() for n, one in by_model[model.name].items()}
                     for part, by_model in evaluation.part_comparisons.items()
                 },
             }
@@ -111,9 +110,9 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
 def _model(model: ModelResult, evaluation: Evaluation) -> dict[str, Any]:
     return {
         **describe_model(model.spec, evaluation.model_set.machine.device),
-        "scores": {name: score_to_dict(score) for name, score in evaluation.scores[model.name].items()},
+        "scores": {name: score.to_dict() for name, score in evaluation.scores[model.name].items()},
         "parts": {
-            part: {name: score_to_dict(score) for name, score in by_model[model.name].items()}
+            part: {name: score.to_dict() for name, score in by_model[model.name].items()}
             for part, by_model in evaluation.parts.items()
         },
         "classification": {

@@ -6,16 +6,44 @@ from typing import Any
 
 import numpy as np
 
-from lorakit.evaluate.classification import Classification, Labels, classification
-from lorakit.evaluate.comparison import Groups, Score, compare_groups, score_groups
+from lorakit.evaluate.classification import Labels, LabelScores, score_labels
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.generate import decode_answer
 from lorakit.evaluate.inference import ModelOutputs
-from lorakit.evaluate.intervals import Comparison
+from lorakit.evaluate.intervals import Comparison, Interval, compare, count_rows, interval_to_dict, intervals
 from lorakit.evaluate.likelihood import trained_tokens
-from lorakit.evaluate.metric import loss, perplexity, row_scores
+from lorakit.evaluate.metric import Measure, loss, perplexity, row_scores
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.rendering import RenderedRows
+
+Groups = dict[str, dict[str, Measure]]
+"""Measures by what they are taken on; those of one group hold the same rows: `rows`, `answers`, and `labels` of a
+task."""
+# Two models share these only if their tokenizers cut the rows alike.
+_PER_TOKEN = ("loss", "perplexity")
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """One measure of one model, with its 95 % interval if the rows allow one."""
+
+    measure: Measure
+    interval: Interval | None
+
+    def __str__(self) -> str:
+        write, interval = self.measure.write, self.interval
+        bounds = f" ({write(interval.low)} to {write(interval.high)})" if interval else ""
+        return write(self.measure.value) + bounds
+
+    def to_dict(self) -> dict[str, Any]:
+        """The score as the files have it."""
+        return {
+            "value": self.measure.value,
+            **interval_to_dict(self.interval),
+            "unit": self.measure.unit,
+            "higher_is_better": self.measure.higher,
+            "rows": count_rows(self.measure),
+        }
 
 
 @dataclass(frozen=True)
@@ -44,7 +72,7 @@ class ModelResult:
     outputs: ModelOutputs
     tokens: np.ndarray
     answers: list[str]
-    classifications: dict[str, Classification]
+    classifications: dict[str, LabelScores]
     measures: Groups
     parts: dict[str, Groups]
 
@@ -120,7 +148,7 @@ def score_outputs(
     parts = {name: _only(measures, mask, rendered) for name, mask in _parts(rendered).items()}
     classifications = {}
     for task, likely in outputs.likelihoods.items():
-        one = classifications[task] = classification(likely, labels[task].truth, labels[task].texts)
+        one = classifications[task] = score_labels(likely, labels[task].truth, labels[task].texts)
         prefix = f"{task}." if task else ""
         measures[f"labels {task}".strip()] = {f"{prefix}label-{name}": value for name, value in one.measures.items()}
     return ModelResult(spec, rendered, outputs, tokens, answers, classifications, measures, parts)
@@ -160,13 +188,27 @@ def compare_models(
     """The scores of all models with their intervals, and each against the baseline: of all rows and of each part."""
     scores, comparisons = {}, {}
     for part in ("", *baseline.parts):
-        scores[part] = {model.name: score_groups(model.groups(part), settings.seed) for model in models}
+        scores[part] = {model.name: _score(model.groups(part), settings.seed) for model in models}
         comparisons[part] = {
-            model.name: compare_groups(
-                baseline.groups(part), model.groups(part), model.rendered is baseline.rendered, settings.seed
-            )
-            for model in models
-            if model is not baseline
+            model.name: _compare(baseline, model, part, settings.seed) for model in models if model is not baseline
         }
     whole = (scores.pop(""), comparisons.pop(""))
     return Evaluation(models, baseline, source, available, settings, model_set, *whole, scores, comparisons, notes)
+
+
+def _score(groups: Groups, seed: int) -> dict[str, Score]:
+    return {
+        name: Score(group[name], interval)
+        for group in groups.values()
+        for name, interval in intervals(group, seed).items()
+    }
+
+
+def _compare(baseline: ModelResult, model: ModelResult, part: str, seed: int) -> dict[str, Comparison]:
+    """All measures that both have; those per token only if both tokenizers cut the rows alike."""
+    compared: dict[str, Comparison] = {}
+    left_out = () if model.rendered is baseline.rendered else _PER_TOKEN
+    for group, measures in baseline.groups(part).items():
+        shared = {name: measure for name, measure in measures.items() if name not in left_out}
+        compared |= compare(shared, model.groups(part).get(group, {}), seed)
+    return compared

@@ -56,7 +56,13 @@ def score_models(
     max_new_tokens = settings.max_new_tokens if settings.metrics else 0
     pairs = list(zip(model_set.specs, each, strict=True))
     lengths = [_length_notes(spec, rendered, labels[id(rendered)], max_new_tokens) for spec, rendered in pairs]
-    notes = list(dict.fromkeys(note for of_model in lengths for note in of_model)) + _rendering_notes(pairs)
+    notes = list(dict.fromkeys(note for of_model in lengths for note in of_model))
+    if not alike:
+        apart = [spec.name for spec, rendered in pairs if rendered is not each[0]]
+        notes.append(
+            f"{', '.join(apart)}: rows are rendered with another tokenizer or chat template than those of "
+            f"{pairs[0][0].name}: losses per token are of other tokens and are not compared; loss-per-character is"
+        )
     for note in notes:
         progress.warn(note)
     loader, results, probes = ModelLoader(device), {}, examination.probes if examination else {}
@@ -95,8 +101,8 @@ def _length_notes(spec: EvalModelSpec, rendered: RenderedRows, labels: Mapping[s
     info = read_model_info(spec.base.folder)
     if info is None or info.positions is None:
         return []
-    positions, limit, prompts = info.positions, info.positions.limit, [len(prompt) for prompt in rendered.prompts]
-    rows = [len(row["input_ids"]) for row in rendered.rows]
+    positions, limit = info.positions, info.positions.limit
+    rows, prompts = [len(row["input_ids"]) for row in rendered.rows], [len(prompt) for prompt in rendered.prompts]
     labelled = [
         rendered.rows[row]["answer"] + max(map(len, task.tokens)) for task in labels.values() for row in task.rows
     ]
@@ -114,21 +120,12 @@ def _length_notes(spec: EvalModelSpec, rendered: RenderedRows, labels: Mapping[s
             f"Leave longer rows out: write data.max_length: {limit} in the recipe, or shorter rows."
         )
     cut = sum(prompt + answer > limit + 1 for prompt in prompts) if answer else 0
-    note = (
+    if not cut:
+        return []
+    return [
         f"{spec.name}: after {cut:,} of {len(prompts):,} prompts there is no room for {answer:,} tokens: the "
         f"model has {limit:,} positions ({positions.key}). Answers end there"
-    )
-    return [note] if cut else []
-
-
-def _rendering_notes(pairs: Sequence[tuple[EvalModelSpec, RenderedRows]]) -> list[str]:
-    first, rendering = pairs[0]
-    apart = [spec.name for spec, rendered in pairs if rendered is not rendering]
-    note = (
-        f"{', '.join(apart)}: rows are rendered with another tokenizer or chat template than those of {first.name}: "
-        "losses per token are of other tokens and are not compared; loss-per-character is"
-    )
-    return [note] if apart else []
+    ]
 
 
 def _idle_adapters(models: Sequence[ModelResult]) -> list[str]:

@@ -1,14 +1,16 @@
 """An evaluation as tables: models as columns and measures as rows, then each model against the baseline."""
 
+import math
 from collections.abc import Iterator, Mapping
 
-from lorakit.evaluate.comparison import COMPARISON_COLUMNS, Score, comparison_row
 from lorakit.evaluate.diagnosis.finding import Finding, format_number
 from lorakit.evaluate.intervals import Comparison
-from lorakit.evaluate.results import Evaluation
+from lorakit.evaluate.metric import Measure
+from lorakit.evaluate.results import Evaluation, Score
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, columns and rows."""
+COMPARISON_COLUMNS = ["", "difference", "95 % interval", "verdict"]
 
 
 def tables(evaluation: Evaluation, title: str) -> Iterator[Table]:
@@ -38,11 +40,30 @@ def _scores(title: str, by_model: Mapping[str, Mapping[str, Score]]) -> Table:
 
 
 def _differences(title: str, compared: Mapping[str, Comparison], scores: Mapping[str, Score]) -> Table:
-    return (
-        title,
-        COMPARISON_COLUMNS,
-        [comparison_row(name, one, scores[name].measure) for name, one in compared.items()],
-    )
+    rows = [comparison_row(name, one, scores[name].measure) for name, one in compared.items()]
+    return title, COMPARISON_COLUMNS, rows
+
+
+def comparison_row(name: str, one: Comparison, measure: Measure) -> list[str]:
+    """A comparison as a table shows it: difference and interval with their signs, of shares in percentage points, and
+    the verdict, or about how many rows would give one."""
+
+    def signed(value: float) -> str:
+        if math.isnan(value):
+            return "-"
+        if measure.unit == "share":
+            return f"{100 * value:+.1f}"
+        return ("+" if value >= 0 else "") + measure.write(value)
+
+    interval = f"{signed(one.interval.low)} to {signed(one.interval.high)}" if one.interval else "-"
+    verdict: str = one.verdict
+    if verdict == "cannot tell":
+        verdict = "cannot tell at this size"
+        if one.rows_needed is not None and one.rows_needed > one.rows:
+            scale = 10 ** max(0, int(math.log10(one.rows_needed)) - 1)
+            rounded = -(-one.rows_needed // scale) * scale  # to two figures: it is an estimate
+            verdict += f", about {rounded:,} rows would be needed"
+    return [name, signed(one.difference), interval, verdict]
 
 
 def _finding(model: str, one: Finding) -> list[str]:

@@ -41,7 +41,13 @@ Deltas = dict[str, WeightDelta]
 
 def adapter_deltas(model: Any) -> Deltas:
     """What the adapter of a PEFT model does to each weight. The base's own weights need not be there."""
-    _check_finite(model)
+    for name, value in model.named_parameters():
+        if _OF_ADAPTER.search(name) and not bool(value.isfinite().all()):
+            short = name.removeprefix("base_model.model.").replace(f".{ADAPTER_NAME}", "")
+            raise UserError(
+                f"adapter: {short} holds numbers that are not finite. Merging would spoil the model: train again, or "
+                "merge an earlier checkpoint."
+            )
     deltas: Deltas = {}
     base = model.base_model.model
     for name, value in base.named_parameters():
@@ -73,17 +79,17 @@ def adapter_deltas(model: Any) -> Deltas:
 
 
 def _add(deltas: Deltas, path: str, delta: WeightDelta) -> None:
-    deltas[path] = _sequence(deltas[path], delta) if path in deltas else delta
+    """Apply a delta after the one that its weight has, if any."""
+    first = deltas.get(path)
+    if first is None:
+        deltas[path] = delta
+        return
 
+    def apply(weight: torch.Tensor, row: int) -> torch.Tensor:
+        changed = first.apply(weight, row)
+        return delta.apply(changed if changed is weight else changed.clone(), row)
 
-def _check_finite(model: Any) -> None:
-    for name, value in model.named_parameters():
-        if _OF_ADAPTER.search(name) and not bool(value.isfinite().all()):
-            short = name.removeprefix("base_model.model.").replace(f".{ADAPTER_NAME}", "")
-            raise UserError(
-                f"adapter: {short} holds numbers that are not finite. Merging would spoil the model: train again, or "
-                "merge an earlier checkpoint."
-            )
+    deltas[path] = WeightDelta(apply, first.by_rows and delta.by_rows)
 
 
 def _layer_deltas(path: str, module: LoraLayer) -> Deltas:
@@ -159,14 +165,6 @@ def _replacement(trained: torch.Tensor, rows: tuple[int, ...] | None = None) -> 
         return weight
 
     return WeightDelta(apply, replaces=(rows, trained))
-
-
-def _sequence(first: WeightDelta, second: WeightDelta) -> WeightDelta:
-    def apply(weight: torch.Tensor, row: int) -> torch.Tensor:
-        changed = first.apply(weight, row)
-        return second.apply(changed if changed is weight else changed.clone(), row)
-
-    return WeightDelta(apply, first.by_rows and second.by_rows)
 
 
 def _float32(parameter: Any) -> torch.Tensor:

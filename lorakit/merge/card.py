@@ -14,14 +14,7 @@ from lorakit.run_dir import MERGED, now, versions
 COMBINED = "combine.json"
 """The file by which a folder is known to hold combined adapters."""
 
-_UNTIED = (
-    "The base ties its output head to its input embeddings. The adapter changed them apart, so that here they are two "
-    "weights (`tie_word_embeddings: false`)."
-)
-_INT8_ON_GPU = (
-    "The adapter was trained on a GPU, where LLM.int8 rounds the inputs of every layer to 8 bits as well. The merged "
-    "model does not, and neither did the adapter model that it was compared with."
-)
+_ROWS = {"held-out": "held-out rows", "training": "training rows", "general": "general texts"}
 
 
 @dataclass(frozen=True)
@@ -44,14 +37,21 @@ class MergeResult:
     """Whether it has two weights where its base ties them: the adapter changed one of them, or each otherwise."""
 
 
-def proof_facts(proof: Proof) -> dict[str, Any]:
-    """The figures of a proof over all rows, by name."""
-    return {name: value for name, value in asdict(proof).items() if not name.startswith("row_")}
-
-
-def drift_facts(drift: Proof) -> dict[str, Any]:
-    """The same of a drift, and which model is better."""
-    return proof_facts(drift) | {"better": drift.better()}
+def merge_facts(merged: MergeResult) -> dict[str, Any]:
+    """A merge as JSON."""
+    proof, drift = merged.proof, merged.drift
+    facts: dict[str, Any] = {
+        "merged": str(merged.folder),
+        "onto": merged.onto,
+        "quantization": merged.quantization,
+        "dtype": merged.dtype,
+        "untied": merged.untied,
+        "rows_of": merged.rows_of,
+        "proof": proof.figures() if proof else None,
+    }
+    if drift:
+        facts["drift"] = {**drift.figures(), "better": drift.better()}
+    return facts
 
 
 def figures_in_words(proof: Proof) -> str:
@@ -63,10 +63,10 @@ def figures_in_words(proof: Proof) -> str:
     )
 
 
-def rows_in_words(rows_of: str) -> str:
-    """Whose rows judged a merge."""
-    known = {"held-out": "held-out rows", "training": "training rows", "general": "general texts"}
-    return known.get(rows_of, f"rows of {rows_of}")
+def judged_by(merged: MergeResult) -> str:
+    """The rows that judged a merge, such as "12 held-out rows"."""
+    assert merged.proof is not None
+    return f"{merged.proof.rows} {_ROWS.get(merged.rows_of, f'rows of {merged.rows_of}')}"
 
 
 def better_in_words(drift: Proof) -> str:
@@ -96,6 +96,8 @@ def describe(draft: Path, given: MergeInput, merged: MergeResult) -> None:
     is_combined = combination.is_file()
     facts = {
         "format": 2,
+        "drift": None,
+        **merge_facts(merged),
         "merged": now(),
         "versions": versions(),
         "run": given.name if given.is_run else None,
@@ -103,14 +105,8 @@ def describe(draft: Path, given: MergeInput, merged: MergeResult) -> None:
         "base": {"name": given.base.name, "origin": given.base.origin, "sha256": given.base_sha256},
         "adapter_sha256": sha256_of(given.adapter / "adapter_model.safetensors"),
         "combined": json.loads(combination.read_text(encoding="utf-8")) if is_combined else None,
-        "onto": merged.onto,
-        "quantization": merged.quantization,
-        "dtype": merged.dtype,
-        "untied": merged.untied,
-        "rows_of": merged.rows_of if proof else None,
+        "rows_of": merged.rows_of or None,
         "tolerance": asdict(TOLERANCES[merged.dtype]),
-        "proof": proof_facts(proof) if proof else None,
-        "drift": drift_facts(drift) if drift else None,
     }
     write_facts(draft / MERGED, facts)
     what = f"the adapter {'of the run ' if given.is_run else ''}{given.name}"
@@ -122,14 +118,22 @@ def describe(draft: Path, given: MergeInput, merged: MergeResult) -> None:
         f"Weights are in {merged.dtype}."
     ]
     if proof:
-        rows = f"{proof.positions:,} trained positions of {proof.rows} {rows_in_words(merged.rows_of)}"
-        paragraphs.append(f"Compared with the adapter on the same weights, at {rows}: {figures_in_words(proof)}.")
+        positions = f"{proof.positions:,} trained positions of {judged_by(merged)}"
+        paragraphs.append(f"Compared with the adapter on the same weights, at {positions}: {figures_in_words(proof)}.")
     else:
         paragraphs.append("**Not compared with the adapter model** (`--no-proof`).")
     if drift:
         trained = merged.quantization if is_quantized else given.model.dtype
         against = f"the adapter on the weights that it was trained on ({trained}), on the same rows"
         paragraphs += [f"Compared with {against}: {figures_in_words(drift)}.", better_in_words(drift)]
-    paragraphs += [_UNTIED] if merged.untied else []
-    paragraphs += [_INT8_ON_GPU] if merged.quantization == "q8" and given.on_gpu else []
+    if merged.untied:
+        paragraphs.append(
+            "The base ties its output head to its input embeddings. The adapter changed them apart, so that here they "
+            "are two weights (`tie_word_embeddings: false`)."
+        )
+    if merged.quantization == "q8" and given.on_gpu:
+        paragraphs.append(
+            "The adapter was trained on a GPU, where LLM.int8 rounds the inputs of every layer to 8 bits as well. The "
+            "merged model does not, and neither did the adapter model that it was compared with."
+        )
     write_card(draft, f"{given.name}, merged", given.base.name, "merged", *paragraphs)

@@ -11,7 +11,14 @@ from lorakit.errors import UserError
 from lorakit.merge.card import write_card, write_facts
 from lorakit.merge.checkpoint_pair import CheckpointPair, open_pair, tuned_tokenizer
 from lorakit.merge.low_rank import LowRankFactors, from_stacks, truncate_to_rank
-from lorakit.merge.peft_layout import AdapterLayer, adapter_layout, name_factors, plain_lora_config, write_adapter
+from lorakit.merge.peft_layout import (
+    PREFIX,
+    AdapterLayer,
+    adapter_layout,
+    name_factors,
+    plain_lora_config,
+    write_adapter,
+)
 from lorakit.merge.writer import explain_full_disk
 from lorakit.model.companion_files import write_tokenizer
 from lorakit.model.load import DTYPES, stored_dtype
@@ -22,7 +29,6 @@ from lorakit.run_dir import now, versions
 FACTS = "extract.json"
 """The file by which a folder is known to hold an extracted adapter."""
 _PIECE = 1 << 22
-_PREFIX = "base_model.model."  # what PEFT puts before the names of the model's own modules
 
 
 def extract(
@@ -66,7 +72,7 @@ def extract(
     by_path = {layer.path: of_layer for layer, of_layer in factors.items()}
     tensors = name_factors({layer: by_path[layer.path] for layer in layers})
     for name in shapes.keys() - tensors.keys():
-        tensors[name] = pair.tuned.read(name.removeprefix(_PREFIX)).to(DTYPES[stored_dtype(tuned)])
+        tensors[name] = pair.tuned.read(name.removeprefix(PREFIX)).to(DTYPES[stored_dtype(tuned)])
     size, unchanged = sum(tensor.numel() for tensor in tensors.values()), len(pair.paths) - len(norms)
     summary = {"rank": rank, "whole": whole, "unchanged": unchanged, "parameters": size}
     summary |= _summarize(norms, factors, reasons)

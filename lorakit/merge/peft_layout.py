@@ -16,7 +16,8 @@ from lorakit.model.spec_from_meta import meta_model
 
 ADAPTER_NAME = "default"
 """What PEFT calls an adapter that was given no name."""
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of the model's own modules."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def adapter_layers(model: Any) -> list[AdapterLayer]:
         weight = module.parameter_name if is_parameter else "weight"
         experts = module.num_experts if is_parameter else 1
         transposed = experts > 1 and not module._did_swap_in_out_features if is_parameter else module.fan_in_fan_out
-        path = f"{base_path(name.removeprefix(_PREFIX))}.{weight}"
+        path = f"{base_path(name.removeprefix(PREFIX))}.{weight}"
         layers.append(
             AdapterLayer(path, name, float(module.scaling[ADAPTER_NAME]), experts, bool(transposed), is_parameter)
         )

@@ -6,7 +6,7 @@ and its head is run on the trained positions of all rows at once.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -68,6 +68,10 @@ class Proof:
     row_positions: tuple[int, ...] = ()
     row_adapter_losses: tuple[float, ...] = ()
     row_merged_losses: tuple[float, ...] = ()
+
+    def figures(self) -> dict[str, Any]:
+        """The figures over all rows, by name."""
+        return {name: value for name, value in asdict(self).items() if not name.startswith("row_")}
 
     def failures(self, tolerance: Tolerance) -> list[str]:
         """What does not hold, each with its figure."""

@@ -7,18 +7,17 @@ from typing import Any
 
 from lorakit.data.template_source import with_fixed_date
 from lorakit.evaluate.benchmarks.tasks import TaskScore, compare_tasks, run_tasks
-from lorakit.evaluate.comparison import COMPARISON_COLUMNS, comparison_row, comparison_to_dict
 from lorakit.evaluate.inference import ModelLoader, loading_order
 from lorakit.evaluate.intervals import Comparison
 from lorakit.evaluate.models import ModelSet
 from lorakit.evaluate.rendering import load_tokenizers, prompt_template
 from lorakit.evaluate.report_files import describe_model, without_nan
+from lorakit.evaluate.table import COMPARISON_COLUMNS, Table, comparison_row
 from lorakit.progress import Progress
 from lorakit.run_dir import now, versions
 
 FORMAT = 1
 _ROWS = 8
-Table = tuple[str, list[str], list[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def benchmark_document(results: BenchmarkResults) -> dict[str, Any]:
         "subjects": {spec.name: describe_model(spec, machine.device) for spec in results.model_set.specs},
         "models": {name: [_facts(score) for score in scores] for name, scores in results.scores.items()},
         "comparisons": {
-            model: {name: one and comparison_to_dict(one) for name, one in compared.items()}
+            model: {name: one and one.to_dict() for name, one in compared.items()}
             for model, compared in results.comparisons.items()
         },
     }

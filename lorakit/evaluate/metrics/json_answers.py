@@ -66,15 +66,13 @@ def _schema_mistakes(settings: Any) -> Iterator[tuple[tuple[str | int, ...], str
         return  # reported where the path is checked
     try:
         schema = _read_schema(settings)
-    except ValueError as error:
-        yield ("schema",), f"it cannot be read as JSON: {one_line(str(error), 120)}", "Write a JSON file with a schema."
-        return
-    if not isinstance(schema, (dict, bool)):
-        yield ("schema",), "the file holds no JSON object", "Write a file that holds one schema."
-        return
-    try:
+        if not isinstance(schema, (dict, bool)):
+            yield ("schema",), "the file holds no JSON object", "Write a file that holds one schema."
+            return
         kind = validator_for(schema, default=Draft202012Validator)
         kind.check_schema(schema, format_checker=kind.FORMAT_CHECKER)  # which also reads the patterns in it
+    except ValueError as error:
+        yield ("schema",), f"it cannot be read as JSON: {one_line(str(error), 120)}", "Write a JSON file with a schema."
     except SchemaError as error:
         at = "/".join(map(str, error.absolute_path))
         where = f" at {one_line(at)}" if at else ""
@@ -114,17 +112,15 @@ def json_schema(answers: Sequence[str], references: Sequence[str], settings: Any
 @METRICS.register("json-fields")
 def json_fields(answer: str, reference: str) -> dict[str, float]:
     """Per key of the reference object: the answer is a JSON object with the same value there."""
-    given, expected = _canonical(_object(answer)), _canonical(_object(reference))
+    objects = []
+    for text in (answer, reference):
+        try:
+            value = _parse(text)
+        except (ValueError, RecursionError):
+            value = None
+        objects.append(_canonical(value) if isinstance(value, dict) else {})
+    given, expected = objects
     return {key: float(key in given and given[key] == value) for key, value in expected.items()}
-
-
-def _object(text: str) -> dict[str, Any]:
-    """The JSON object of a text; empty if it is something else."""
-    try:
-        value = _parse(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _canonical(value: Any) -> Any:

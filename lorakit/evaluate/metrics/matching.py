@@ -131,10 +131,10 @@ def regex(answer: str, reference: str, settings: Regex) -> dict[str, float]:
 
 def _search(settings: Regex, text: str) -> str | None:
     """The first group that took part in the match, or all of it; None if nothing matches."""
-    matches = re.finditer(settings.pattern, text)
-    match = next(matches, None)
-    if settings.take == "last":
-        match = next(iter(deque(matches, maxlen=1)), match)
+    if settings.take == "first":
+        match = re.search(settings.pattern, text)
+    else:
+        match = next(iter(deque(re.finditer(settings.pattern, text), maxlen=1)), None)
     if match is None:
         return None
     return next((group for group in match.groups() if group is not None), match.group()).strip()
@@ -152,26 +152,22 @@ def number_match(answer: str, reference: str) -> dict[str, float]:
 
 
 def final_number(text: str) -> Fraction | None:
-    """The number after the last `####` if there is that mark (GSM8K's), else the last number of the text."""
-    _, mark, rest = text.rpartition(_MARK)
-    numbers = _numbers(rest)
-    if not numbers:
-        return None
-    return numbers[0] if mark else numbers[-1]
+    """The number after the last `####` if there is that mark (GSM8K's), else the last number of the text.
 
-
-def _numbers(text: str) -> list[Fraction]:
-    """The numbers in a text, exactly: signs, `1,234.5`, `$5`, `.5`, `3/4`, `1e-4`; a percent sign does not count."""
-    text = text.translate(_MINUSES)
-    numbers = []
-    for match in _NUMBER.finditer(text):
+    Exactly: signs, `1,234.5`, `$5`, `.5`, `3/4`, `1e-4`; a percent sign does not count.
+    """
+    _, mark, rest = text.translate(_MINUSES).rpartition(_MARK)
+    number = None
+    for match in _NUMBER.finditer(rest):
         if not match[0] or len(match[0]) > _LONGEST:
             continue
         if match["over"]:
-            value = Fraction(int(match["over"]), int(match["under"]))
+            number = Fraction(int(match["over"]), int(match["under"]))
         else:
-            value = Fraction((match["whole"] or "0").replace(",", "") + (match["part"] or ""))
-            value *= Fraction(10) ** int(match["power"] or 0)
-        negative = _NEGATIVE.search(text[max(0, match.start() - 3) : match.start()])
-        numbers.append(-value if negative else value)
-    return numbers
+            number = Fraction((match["whole"] or "0").replace(",", "") + (match["part"] or ""))
+            number *= Fraction(10) ** int(match["power"] or 0)
+        if _NEGATIVE.search(rest[max(0, match.start() - 3) : match.start()]):
+            number = -number
+        if mark:
+            break
+    return number
