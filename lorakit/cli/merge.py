@@ -99,11 +99,8 @@ def merge(
 
 
 def _run_of(folder: Path) -> "Run | None":
-    """The run that a folder is, or whose adapter it is; None where it is an adapter alone.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """The run that a folder is, or whose adapter it is; None where it is an adapter alone, an error where it is
+    neither."""
     from lorakit.run_dir import Run
 
     run, outer = Run(folder), Run(folder.resolve().parent)

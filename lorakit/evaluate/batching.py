@@ -39,10 +39,7 @@ def in_batches(
     """Call `work` on batches of items of similar size, the largest first. It returns the items that need more.
 
     A batch has at most `rows` items and `tokens` tokens (its items times the largest size), but at least one item.
-    Where memory runs out, batches from then on are half as large.
-
-    Raises:
-        LorakitError: not even one item fits into memory.
+    Where memory runs out, batches from then on are half as large; an error where not even one item fits.
     """
     waiting = sorted(items, key=size)
     while waiting:

@@ -47,11 +47,7 @@ class CacheFile:
 
 
 def open_cache(kind: str, facts: Mapping[str, Any], use: bool = True) -> CacheFile:
-    """The file of these facts in the cache's folder for a `kind`. With `use` False nothing is read or written.
-
-    Raises:
-        LorakitError: the cache cannot be read or written.
-    """
+    """The file of these facts in the cache's folder for a `kind`. With `use` False nothing is read or written."""
     if not use:
         return CacheFile(None)
     versions = {package.__name__: package.__version__ for package in (lorakit, torch, transformers)}

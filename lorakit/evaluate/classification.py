@@ -75,12 +75,10 @@ class LabelScores:
 
     `auc`: the area under the ROC curve of the second of two labels, or the mean over labels of each against the rest;
     None if all rows have one label. `confusion` (true label, predicted label) counts rows. `ece`: the expected
-    calibration error of the softmax of the log-likelihoods, biased upwards if bins hold few rows.
-
-    `measures`: `accuracy`, `accuracy-norm` and `accuracy-bytes` are lm-eval's acc, acc_norm and acc_bytes: of the most
-    likely label, its log-likelihood as it is, per character or per UTF-8 byte. `macro-f1`: the mean F1 of the labels
-    that are true or predicted in some row. `brier`: the mean squared distance of all labels' probabilities from the
-    truth, summed over labels as lm-eval does, from 0 to 2.
+    calibration error of the softmax of the log-likelihoods. `measures`: `accuracy`, `accuracy-norm` and
+    `accuracy-bytes` are lm-eval's acc, acc_norm and acc_bytes: by log-likelihood as it is, per character, per UTF-8
+    byte. `macro-f1`: the mean F1 of the labels that are true or predicted in some row. `brier`: the mean squared
+    distance of all labels' probabilities from the truth, from 0 to 2.
     """
 
     labels: tuple[str, ...]

@@ -86,13 +86,9 @@ def greedy_answers(
 ) -> list[Answer]:
     """The model's greedy answer to each prompt (token ids): always the most likely token.
 
-    An answer ends at one of `stop_ids`, after `max_new_tokens`, or at the model's last position if it has no
-    embeddings for more. The model's own generation_config (sampling, penalties) is not used. `done` gets the answers
-    of each batch by the number of their prompt.
-
-    Raises:
-        UserError: a prompt is longer than the model's positions.
-        LorakitError: a prompt does not fit into memory.
+    An answer ends at one of `stop_ids`, after `max_new_tokens`, or at the model's last position if it has no embeddings
+    for more. The model's own generation_config is not used. `done` gets the answers of each batch by the number of
+    their prompt. A UserError if a prompt is longer than the model's positions.
     """
     causal = causal_of(model)
     limit = position_limit(causal)

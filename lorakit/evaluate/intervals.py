@@ -45,12 +45,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A second model against a first one, on the same rows.
+    """A second model against a first one, on the same rows. `difference` is second minus first, in the measure's unit.
 
-    `difference` is second minus first, in the measure's unit. `interval` is None if the rows allow none: fewer than
-    six, or the same difference in every resample. `verdict` is about the second model: better or worse if the interval
-    does not contain 0; higher or lower for a measure without a better. `rows_needed`: about how many rows would show a
-    difference as large as this one in four of five evaluations; None without a difference or an interval.
+    `interval` is None if the rows allow none: fewer than six, or the same difference in every resample. `verdict`:
+    higher or lower for a measure without a better. `rows_needed`: about how many rows would show a difference as large
+    as this one in four of five evaluations; None without a difference or an interval.
     """
 
     first: float
@@ -87,11 +86,7 @@ def intervals(measures: Mapping[str, Measure], seed: int = 0) -> dict[str, Inter
 
 
 def compare(first: Mapping[str, Measure], second: Mapping[str, Measure], seed: int = 0) -> dict[str, Comparison]:
-    """The second model against the first, for every measure that both have.
-
-    Raises:
-        LorakitError: they were measured on different numbers of rows.
-    """
+    """The second model against the first, for every measure that both have, on the same rows."""
     pairs = {name: (measure, second[name]) for name, measure in first.items() if name in second}
     for name, (one, other) in pairs.items():
         if len(one.rows) != len(other.rows):
@@ -135,10 +130,8 @@ def wilson(right: float, rows: int) -> Interval:
 
 
 def bonett_price(gained: int, lost: int, rows: int) -> tuple[Interval, float]:
-    """The interval of a paired difference of shares, and its standard error.
-
-    `gained` rows only the second model has right, `lost` rows only the first.
-    """
+    """The interval of a paired difference of shares, and its standard error: `gained` rows only the second model has
+    right, `lost` rows only the first."""
     up, down = (gained + 1) / (rows + 2), (lost + 1) / (rows + 2)
     error = math.sqrt((up + down - (up - down) ** 2) / (rows + 2))
     low, high = up - down - _Z * error, up - down + _Z * error
@@ -156,10 +149,8 @@ def _is_right_or_wrong(measure: Measure) -> bool:
 
 
 def _of_share(measure: Measure) -> Interval | None:
-    """Wilson's interval, for rows that are right or wrong, and for shares in between that are the same in every row.
-
-    For these it is too wide rather than too narrow: no values from 0 to 1 vary more about a mean than 0s and 1s.
-    """
+    """Wilson's interval of rows that are right or wrong. It is too wide rather than too narrow for shares in between
+    that are the same in every row: no values from 0 to 1 vary more about a mean than 0s and 1s."""
     values = measure.by_row[~np.isnan(measure.by_row)]
     if measure.unit != "share" or measure.pool is not ratio or not len(values):
         return None

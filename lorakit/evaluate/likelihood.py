@@ -32,14 +32,8 @@ def row_losses(
     progress: Progress,
     done: Callable[[dict[int, float]], None] | None = None,
 ) -> np.ndarray:
-    """The summed cross-entropy (rows,) in nats over the trained tokens of each row, in float32.
-
-    The model is in evaluation mode. `label`: of the progress bar. `done` gets the losses of each batch by the number of
-    their row.
-
-    Raises:
-        LorakitError: the model computes NaN, or a row does not fit into memory.
-    """
+    """The summed cross-entropy (rows,) in nats over the trained tokens of each row, in float32; an error if it is NaN.
+    `done` gets the losses of each batch by the number of their row."""
     causal = causal_of(model)
     nats = np.zeros(len(rows))
     with torch.inference_mode(), progress.bar(label, total=len(rows)) as bar:
@@ -102,11 +96,7 @@ def label_loglikelihoods(
     """The log-probability of each label after each prompt (prompts, labels), in nats, summed over the label's tokens.
 
     Labels of one token are all read off one row per prompt. With longer ones a batch has the rows of one prompt, whose
-    common beginning is computed once (lorakit.model.shared_prefix). `note`: the label of the progress bar.
-
-    Raises:
-        UserError: a prompt or a label has no tokens.
-        LorakitError: the model computes NaN.
+    common beginning is computed once (lorakit.model.shared_prefix).
     """
     if not labels or not all(labels):
         raise UserError("classification: a label has no tokens. Write labels of at least one character.")

@@ -91,12 +91,8 @@ def perplexity(nats: np.ndarray, tokens: np.ndarray) -> Measure:
 def row_scores(metrics: Sequence[Any], answers: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
     """A measure of every metric in the list (a word, or a word with settings as in the recipe) on the answers.
 
-    All hold the same rows, in the order of the answers. A metric's parts are named `metric.part`, in the order in
-    which rows first have them. A score that no row has is left out.
-
-    Raises:
-        UserError: a metric's settings name something unusable.
-        LorakitError: a metric returns NaN or infinity for a row.
+    All hold the same rows, in the order of the answers. A metric's parts are named `metric.part`, in the order in which
+    rows first have them. A score that no row has is left out; NaN or infinity is an error.
     """
     measures: dict[str, Measure] = {}
     for metric in metrics:

@@ -119,11 +119,7 @@ def lock_runs(given: Sequence[str]) -> Iterator[None]:
 
 
 def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
-    """The models that the arguments mean. One run alone means its base, its adapter and its merged model.
-
-    Raises:
-        UserError: an argument is none of these or is given twice, or its model could not be found.
-    """
+    """The models that the arguments mean. One run alone means its base, its adapter and its merged model."""
     quiet_libraries()
     twice = next((one for one in given if list(given).count(one) > 1), None)
     if twice:

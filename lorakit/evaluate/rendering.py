@@ -77,13 +77,8 @@ def reference_of(row: Row, tokenizer: Any, stop_ids: Sequence[int]) -> str:
 
 
 def render_for_models(model_set: ModelSet, file: Path | None, progress: Progress) -> tuple[list[RenderedRows], str]:
-    """The same rows rendered for each model, and a phrase that says where they come from.
-
-    Models whose tokenizers render the rows alike share one object.
-
-    Raises:
-        UserError: there are no rows, or no chat template to render them with.
-    """
+    """The same rows rendered for each model, and a phrase that says where they come from. Models whose tokenizers
+    render the rows alike share one object."""
     data, source = _data_section(model_set, file)
     run = model_set.prepared if file is None else None
     run_key = _template_key(_template_of(run.tokenizer, run)) if run else ""
@@ -173,10 +168,8 @@ def _warn_of_problems(examples: Examples, progress: Progress) -> None:
 
 >>>>>>> f0e4095 (Merge: one module for a merge and its proof; evaluation: tables and JSON of the same scores without a module between)
 def _align(several: Sequence[RenderedRows]) -> list[RenderedRows]:
-    """The rows that all renderings have, in the order of the first.
-
-    A row is known by its place. One that another template turns into another number of examples is left out.
-    """
+    """The rows that all renderings have, in the order of the first. A row is known by its place; one that another
+    template turns into another number of examples is left out."""
     counts = [Counter(row["where"] for row in rendered.rows) for rendered in several]
     shared = [place for place, count in counts[0].items() if all(other[place] == count for other in counts)]
     order = {place: number for number, place in enumerate(shared)}

@@ -35,11 +35,7 @@ def check_writable(folder: Path) -> None:
 
 def write_document(facts: dict[str, Any], folder: Path, prefix: str = "", lines: str | None = None) -> Path:
     """Write a document into a folder under a new name made of its time; its path. `lines` go into a file beside it,
-    which it names.
-
-    Raises:
-        LorakitError: they cannot be written.
-    """
+    which it names."""
     stem = prefix + re.sub("[^0-9T]", "", facts["taken"].split("+")[0])
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -61,11 +61,8 @@ class EvalSettings:
 
 @dataclass(frozen=True, eq=False)
 class ModelResult:
-    """One model's outputs on the rows, and the measures of them.
-
-    `tokens` (rows,): trained ones of each row. `answers`: as texts, to the prompts and references of `rendered`.
-    `parts`: the same measures of the rows of one task, or of one source, alone.
-    """
+    """One model's outputs on the rows, and the measures of them. `tokens` (rows,): trained ones of each row. `answers`:
+    to the prompts of `rendered`. `parts`: the same measures of the rows of one task, or of one source, alone."""
 
     spec: EvalModelSpec
     rendered: RenderedRows
@@ -134,10 +131,8 @@ def score_outputs(
     labels: Mapping[str, Labels],
     characters: Sequence[int] | None = None,
 ) -> ModelResult:
-    """The measures of a model's outputs.
-
-    `characters` of each row's trained text: given if the models' tokenizers differ, for a loss that they share.
-    """
+    """The measures of a model's outputs. `characters` of each row's trained text: given if the models' tokenizers
+    differ, for a loss that they share."""
     tokens = trained_tokens(rendered.rows)
     answers = [decode_answer(answer.tokens, rendered.tokenizer) for answer in outputs.answers]
     measures: Groups = {"rows": {"loss": loss(outputs.nats, tokens), "perplexity": perplexity(outputs.nats, tokens)}}

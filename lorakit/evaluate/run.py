@@ -34,14 +34,8 @@ def score_models(
     progress: Progress,
     examination: Examination | None = None,
 ) -> Evaluation:
-    """Score every model on the same rows: those of `file`, or the held-out rows of the first run.
-
-    `examination`: what to look for beyond what answers and losses show.
-
-    Raises:
-        UserError: there are no rows, or a model could not be loaded.
-        LorakitError: a model computes NaN, or memory or the disk is full.
-    """
+    """Score every model on the same rows: those of `file`, or the held-out rows of the first run. `examination`: what
+    to look for beyond what answers and losses show."""
     device = model_set.machine.device
     baseline = find_baseline(model_set, settings.baseline)
     whole, source = render_for_models(model_set, file, progress)
@@ -95,9 +89,7 @@ def find_baseline(model_set: ModelSet, named: str | None) -> int:
 
 def _length_notes(spec: EvalModelSpec, rendered: RenderedRows, labels: Mapping[str, Labels], answer: int) -> list[str]:
     """Notes on rows that come near the end of a model's positions; an error if the model cannot compute a row.
-
-    `answer`: the most tokens of an answer; 0 if none is generated.
-    """
+    `answer`: the most tokens of an answer; 0 if none is generated."""
     info = read_model_info(spec.base.folder)
     if info is None or info.positions is None:
         return []

@@ -89,20 +89,13 @@ def combine(
 
     Args:
         adapters: folders in PEFT's format, two or more; the options are those that `check_options` allows.
-        weights: one for each, which may be negative; not shares, so they need not add up to 1.
+        weights: one for each, which may be negative and need not add up to 1.
         base_folder: the model that they belong to, of which the configuration is read and no weight.
-        density: the share of an adapter's numbers that is kept, for the methods that drop some.
-        seed: of the methods that drop numbers at random; 0 where none is given.
-        rank: of `svd`; the largest of the adapters' where none is given.
         tokenizer: the base's, to be written beside the adapter, maybe with another chat template.
 
     Returns:
         What `combine.json` says of the combination (docs/merging.md). `off_sum` is how far its change is from the
-        weighted sum of the adapters' changes, over that sum's length (Frobenius norms over all layers): 0 within
-        rounding for `cat`; of `svd`, 1 - off_sum^2 is the share of the sum that is kept.
-
-    Raises:
-        UserError: an adapter cannot be combined.
+        weighted sum of the adapters' changes, over that sum's length (Frobenius norms over all layers).
     """
     seed = (seed or 0) if METHODS[method].is_random else None
     opened = [open_adapter(folder, base_folder) for folder in adapters]
@@ -191,12 +184,20 @@ def _describe(draft: Path, name: str, facts: dict[str, Any], base: str) -> None:
 
 def open_adapter(folder: Path, base_folder: Path) -> _OpenAdapter:
     """Read an adapter; one is refused that is damaged, or has parts that no method combines."""
-    reason = _uncombinable(adapter_config(folder))
-    if not reason:
+    config, reason = adapter_config(folder), ""
+    if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
+        reason = f"is of PEFT's kind {config.peft_type}, and only LoRA adapters are combined"
+    elif config.use_dora:
+        reason = "is a DoRA adapter, whose magnitudes belong to its own A and B and cannot be combined"
+    elif config.modules_to_save:
+        names = ", ".join(sorted(config.modules_to_save))
+        reason = f"brings modules trained whole ({names}), which would be lost: only low-rank changes are combined"
+    else:
         model, replaced = adapter_without_base(base_folder, folder)
         tensors = adapter_tensors(model)
         others = [name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))] + replaced
-        reason = f"holds {others[0]}, which would be lost: only A and B of linear layers are combined" if others else ""
+        if others:
+            reason = f"holds {others[0]}, which would be lost: only A and B of linear layers are combined"
     if reason:
         raise UserError(f"{folder}: {reason}. Merge it into the base on its own: lorakit merge RUN.")
     broken = next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
@@ -207,18 +208,6 @@ def open_adapter(folder: Path, base_folder: Path) -> _OpenAdapter:
         a, b = (tensors[f"{layer.stem}.lora_{half}.weight"].float() for half in "AB")
         factors[layer] = LowRankFactors(a, b, layer.scale, layer.experts)
     return _OpenAdapter(folder, model.peft_config["default"], factors)
-
-
-def _uncombinable(config: Any) -> str:
-    """Why an adapter has parts that a combination of A and B would drop; empty where its configuration has none."""
-    if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
-        return f"is of PEFT's kind {config.peft_type}, and only LoRA adapters are combined"
-    if config.use_dora:
-        return "is a DoRA adapter, whose magnitudes belong to its own A and B and cannot be combined"
-    if config.modules_to_save:
-        names = ", ".join(sorted(config.modules_to_save))
-        return f"brings modules trained whole ({names}), which would be lost: only low-rank changes are combined"
-    return ""
 
 
 def _check_experts(opened: list[_OpenAdapter]) -> None:

@@ -44,11 +44,7 @@ def combine_runs(
     into_base: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], MergeResult | None]:
     """Combine the adapters of runs on one base, into an adapter or, with the options of `merge`, into a merged model.
-
-    Returns:
-        What --json says: `combined` (as `combine`), `scores`, and `without_held_out_rows`, the runs that could not be
-        scored; and the merged model.
-    """
+    Returns what --json says, and the merged model."""
     check_options(len(runs), weights, method, density, seed, rank)
     check_same_base(runs, progress)
     with ExitStack() as stack:
@@ -130,9 +126,8 @@ def score_sources(
     """The scores of every run that has held-out rows, and the names of those that have none.
 
     A score is the mean cross-entropy over the trained tokens of one run's held-out rows, in nats, of the `base`, with
-    its `own` adapter, and `combined` (the folder of an adapter of the same base). `kept` is the share of what the run's
-    adapter gained that the combination keeps: 1 is all of it, 0 and less is none, None where it gained nothing. The
-    base is loaded once, as the first run's training loaded it, and one adapter at a time is put on it.
+    its `own` adapter, and `combined` (the folder of an adapter of the same base). The base is loaded once, as the first
+    run's training loaded it, and one adapter at a time is put on it.
     """
     scored = [(run, prepared) for run, prepared in runs if prepared.rows.held_out_if_there is not None]
     without = [str(run.folder) for run, prepared in runs if prepared.rows.held_out_if_there is None]

@@ -112,11 +112,8 @@ def input_of_run(
 
 
 def input_of_adapter(folder: Path, base: str | None, progress: Progress, file: Path | None = None) -> MergeInput:
-    """The adapter of a folder in PEFT's format, with the rows of `file` or general texts to judge by.
-
-    Nothing records the base's type and quantization in training, so the adapter is put on the weights as they are on
-    disk. `base` is a folder or hub id; the adapter_config.json names one where this is None.
-    """
+    """The adapter of a folder in PEFT's format, with the rows of `file` or general texts to judge by. Nothing records
+    the base's type and quantization in training, so the adapter is put on the weights as they are on disk."""
     quiet_libraries()
     model = _find_base_of(folder, base, progress)
     has_tokenizer = (folder / "tokenizer_config.json").is_file()
@@ -176,11 +173,7 @@ def _general_rows(base: Base, tokenizer: Any) -> Rows:
 
 @contextmanager
 def unquantized_base(given: MergeInput, onto: Onto, output: Path, progress: Progress) -> Iterator[tuple[Path, Model]]:
-    """The base's folder, or a temporary dequantized copy of it if its checkpoint is quantized, and its settings.
-
-    Raises:
-        UserError: nothing can be added to such a base.
-    """
+    """The base's folder, or a temporary dequantized copy of it if its checkpoint is quantized, and its settings."""
     stored = stored_quantization(given.base.folder)
     refuse_irreversible(stored, given.base.name)
     if stored is None:

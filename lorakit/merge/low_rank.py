@@ -65,10 +65,8 @@ def _concatenate(parts: Sequence[LowRankFactors], weights: Sequence[float], *_: 
 def _approximate_sum(
     parts: Sequence[LowRankFactors], weights: Sequence[float], density: Any, rank: int | None
 ) -> LowRankFactors:
-    """The best approximation of the weighted sum within a rank, by default the largest of the parts'.
-
-    The sum's own rank is small, so its singular values are those of a small core between two orthonormal bases.
-    """
+    """The best approximation of the weighted sum within a rank, by default the largest of the parts'. The sum's own
+    rank is small, so its singular values are those of a small core between two orthonormal bases."""
     a, b = (stack.double() for stack in _concatenate(parts, weights).stacks())
     (left, upper), (right, lower) = torch.linalg.qr(b), torch.linalg.qr(a.mT)
     u, s, vh = torch.linalg.svd(upper @ lower.mT, full_matrices=False)
@@ -154,10 +152,8 @@ def squared_distance(
 
 
 def _squared_norm(terms: Sequence[tuple[LowRankFactors, float]]) -> float:
-    """|sum of weight * scale * B A|^2, without computing any B A.
-
-    The inner product of B A and B' A' is the sum of B^T B' times A A'^T, element by element.
-    """
+    """|sum of weight * scale * B A|^2, without computing any B A: the inner product of B A and B' A' is the sum of B^T
+    B' times A A'^T, element by element."""
     wide = []
     for factors, weight in terms:
         a, b = factors.stacks()

@@ -43,11 +43,7 @@ class AdapterLayer:
 
 
 def adapter_layout(folder: Path, config: Any) -> tuple[list[AdapterLayer], dict[str, tuple[int, ...]]]:
-    """The layers that a PEFT configuration adapts on the model of a folder, and the shape of each tensor of its file.
-
-    Raises:
-        ValueError, TypeError, KeyError, AttributeError: PEFT cannot put it on this model.
-    """
+    """The layers that a PEFT configuration adapts on the model of a folder, and the shape of each tensor of its file."""
     unbound = copy.deepcopy(config)
     unbound.base_model_name_or_path = None  # which PEFT otherwise compares with the folder's
     with torch.device("meta"):
@@ -92,12 +88,8 @@ def name_factors(factors: Mapping[AdapterLayer, LowRankFactors]) -> dict[str, to
 def plain_lora_config(
     factors: Mapping[AdapterLayer, LowRankFactors], whole: Sequence[str] = (), tied: bool = False
 ) -> LoraConfig:
-    """The configuration of a plain LoRA of these factors with a scale of 1: alpha equals the rank in each layer.
-
-    Args:
-        whole: modules that the adapter holds whole.
-        tied: whether these are embeddings that the model ties to its output head.
-    """
+    """The configuration of a plain LoRA of these factors with a scale of 1: alpha equals the rank in each layer. It
+    holds the modules `whole`; `tied`: these are embeddings that the model ties to its output head."""
     ranks = {layer: of_layer.rank for layer, of_layer in factors.items()}
     largest = max(ranks.values())
     others = {layer.target: rank for layer, rank in ranks.items() if rank != largest}

@@ -132,13 +132,9 @@ class ReferenceLogits:
 
 
 def compute_reference(model: Any, rows: Sequence[Row], pad_token_id: int, progress: Progress) -> ReferenceLogits:
-    """What the adapter model predicts on the first rows, as many as may be saved.
+    """What the adapter model predicts on the first rows, as many as may be saved: by the rows and the vocabulary alone.
 
-    How many these are depends on the rows and the vocabulary alone. Rows that train nothing are left out, and a first
-    row that is longer than that is cut.
-
-    Raises:
-        UserError: no row trains a token.
+    Rows that train nothing are left out, and a first row that is longer than that is cut. A UserError if no row trains.
     """
     config = causal_of(model).config
     first = _first_rows(rows, max(_SAVED_LOGITS // config.get_text_config().vocab_size, _SAVED_POSITIONS))

@@ -79,13 +79,9 @@ def merge(
 ) -> MergeResult:
     """Write a merged model to `output`, a claimed place, where it appears only when the proof holds.
 
-    `trained` adds the adapter to the weights that it saw while it trained: rounded to the type of the training, and,
-    of a quantized base, dequantized as its quantizer does. `original` adds it to the weights as they are in the base's
+    `trained` adds the adapter to the weights that it saw while it trained: rounded to the type of the training, and, of
+    a quantized base, dequantized as its quantizer does. `original` adds it to the weights as they are in the base's
     files. All is added in float32 and rounded once, to the type in which each tensor is stored or to `dtype`.
-
-    Raises:
-        UserError: the adapter or the base are of a kind that cannot be merged.
-        LorakitError: the disk is full, or the merged files do not predict what the adapter model predicts.
     """
     refuse_overwriting_inputs(output, given.base.folder, given.folder, given.adapter, *given.files)
     if dtype is None and stored_quantization(given.base.folder):
@@ -126,9 +122,8 @@ def _prove(
     """Compare a merged folder, the draft of `output` if there is one, with the adapter on its base: the proof, the
     drift from the adapter in training if that differs, and which rows judged. An error if the proof does not hold.
 
-    Args:
-        dtype: the coarsest type of the folder's weights, which says what is tolerated.
-        precisions: of the base that was merged into, and of that in training where it is another one.
+    `dtype`: the coarsest of the folder's weights. `precisions`: of the base that was merged into, and of that in
+    training where it is another one.
     """
     pad, (rows, rows_of) = pad_token_id(given.tokenizer), given.read_rows()
     expected = [
@@ -153,12 +148,8 @@ def coarsest_dtype(types: list[str]) -> str:
 
 
 def verify(given: MergeInput, folder: Path, progress: Progress) -> MergeResult:
-    """Prove again that a folder holds the merged model of an adapter; the folder is only read.
-
-    Raises:
-        UserError: the folder holds no plain model of the base's architecture.
-        LorakitError: it does not predict what the adapter predicts.
-    """
+    """Prove again that a folder holds the merged model of an adapter; the folder is only read. A UserError if it holds
+    no plain model of the base's architecture, a LorakitError if it predicts something else."""
     facts, config = read_json(folder / MERGED), read_json(folder / "config.json")
     onto: Onto = "original" if facts.get("onto") == "original" else "trained"
     if "model_type" not in config:

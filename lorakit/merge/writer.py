@@ -53,9 +53,6 @@ def write_weights(
     Each is read, converted to the `precision` that the adapter is added to, changed in float32 and rounded once, some
     rows at a time, or as a whole where it is quantized or made of several tensors. What nothing changes is copied.
     `dtype` rounds all of them to one type instead.
-
-    Raises:
-        LorakitError: the disk has too little room, or a merged weight is not finite.
     """
     unused = set(weights.unused)  # which may hold anything, such as masks of -inf
     planned = {

@@ -43,13 +43,10 @@ def semantic_similarity(
 
 
 def embeddings(folder: Path, texts: Sequence[str]) -> "np.ndarray":
-    """One unit vector per text (texts, width).
+    """One unit vector per text (texts, width), by the embedding model of a folder.
 
     States are averaged over the text's tokens, or the first one is taken if sentence-transformers' files in the folder
     say so. A text longer than the model takes is cut at its end.
-
-    Raises:
-        UserError: the folder holds no embedding model, or one with another kind of pooling.
     """
     import numpy as np
     import torch
