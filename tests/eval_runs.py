@@ -9,7 +9,7 @@ from conftest import TOPICS, rows_of, write_rows
 from runs_of_tests import run_recipe
 
 from lorakit.evaluate.models import models_of_run, resolve_models
-from lorakit.evaluate.report_files import write_evaluation
+from lorakit.evaluate.report import write_evaluation
 from lorakit.evaluate.results import EvalSettings
 from lorakit.evaluate.run import default_settings, score_models
 from lorakit.progress import Silent

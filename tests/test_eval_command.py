@@ -12,7 +12,7 @@ from rating_sheets import data_of, rated_file
 from lorakit.cli import main
 from lorakit.errors import UserError
 from lorakit.evaluate.rating.sheet import Sheet
-from lorakit.evaluate.report_files import FORMAT
+from lorakit.evaluate.report import FORMAT
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_texts_have_a_loss_and_no_answers(run, lorakit_eval, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_scored(tmp_path, monkeypatch):
-    from lorakit.evaluate.report_files import check_writable
+    from lorakit.evaluate.report import check_writable
 
     check_writable(tmp_path / "a" / "b")
     (tmp_path / "file").write_text("")

@@ -186,7 +186,7 @@ def test_workers_end_with_a_parent_that_is_killed():
 
 def test_evaluations_that_end_in_one_moment_have_files_of_their_own(tmp_path):
     """The name is taken before it is written, so neither of two processes replaces the other's answers."""
-    from lorakit.evaluate.report_files import write_document
+    from lorakit.evaluate.report import write_document
 
     paths, start = [], threading.Barrier(8)
 

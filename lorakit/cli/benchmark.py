@@ -54,7 +54,7 @@ def benchmark(
             benchmark_tables,
             run_benchmark,
         )
-        from lorakit.evaluate.report_files import write_document
+        from lorakit.evaluate.report import write_document
         from lorakit.evaluate.run import find_baseline
 
         folder = results_folder(model_set, output)

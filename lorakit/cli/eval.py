@@ -86,7 +86,7 @@ def evaluate(
         check_metrics(metrics)
     with open_models(models, quantizations, progress) as model_set:
         from lorakit.evaluate.diagnosis.examination import create_examination, describe_flagged
-        from lorakit.evaluate.report_files import evaluation_document, write_evaluation
+        from lorakit.evaluate.report import evaluation_document, write_evaluation
         from lorakit.evaluate.run import default_settings, score_models
 
         recipe = default_settings(model_set.prepared)
@@ -117,7 +117,7 @@ def evaluate(
 
 def _print(evaluation: "Evaluation", path: Path | None) -> None:
     from lorakit import console
-    from lorakit.evaluate.table import tables
+    from lorakit.evaluate.report import tables
 
     model_set = evaluation.model_set
     title = str(model_set.prepared.recipe.name) if model_set.prepared else ", ".join(evaluation.scores)

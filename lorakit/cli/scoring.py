@@ -74,7 +74,7 @@ def results_folder(models: "ModelSet", output: Path | None) -> Path | None:
     Raises:
         UserError: it is a file, or nothing can be written there.
     """
-    from lorakit.evaluate.report_files import check_writable
+    from lorakit.evaluate.report import check_writable
 
     folder = output or (models.run.evaluations if models.run else None)
     if folder and folder.exists() and not folder.is_dir():

@@ -43,7 +43,7 @@ class AdapterLayer:
 
 
 def adapter_layout(folder: Path, config: Any) -> tuple[list[AdapterLayer], dict[str, tuple[int, ...]]]:
-    """The layers that a PEFT configuration adapts on the model of a folder, and the shape of each tensor of its file."""
+    """The layers that a PEFT configuration adapts on the model of a folder, and the shapes of its file's tensors."""
     unbound = copy.deepcopy(config)
     unbound.base_model_name_or_path = None  # which PEFT otherwise compares with the folder's
     with torch.device("meta"):

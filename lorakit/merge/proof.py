@@ -99,9 +99,10 @@ class Proof:
         positions), its standard error that of the linearized ratio (Cochran, Sampling Techniques, chapter 6), taken
         times Student's t. With one row the interval is infinite.
         """
-        weights = torch.tensor(self.row_positions, dtype=torch.float64)
-        adapter = torch.tensor(self.row_adapter_losses, dtype=torch.float64)
-        merged = torch.tensor(self.row_merged_losses, dtype=torch.float64)
+        weights, adapter, merged = (
+            torch.tensor(of_rows, dtype=torch.float64)
+            for of_rows in (self.row_positions, self.row_adapter_losses, self.row_merged_losses)
+        )
         summed = (merged - adapter) * weights
         difference = float(summed.sum() / weights.sum())
         degrees = len(weights) - 1
@@ -158,14 +159,14 @@ def compare(
     """One model against what each of several predicted on the same rows. `tie` is a share of the largest logit."""
     rows, batches = expected[0].rows, expected[0].batches
     targets, row_of, pieces = _predict(merged, rows, batches, pad_token_id, progress, "merged model")
-    figures: list[list[torch.Tensor]] = [[] for _ in expected]
+    figures: list[list[torch.Tensor]] = []
     at = 0
     for logits in pieces:
         here = slice(at, at + len(logits))
-        for one, collected in zip(expected, figures, strict=True):
-            collected.append(_figures(one.logits[here], logits, targets[here], tie * one.scale))
+        figures.append([_figures(one.logits[here], logits, targets[here], tie * one.scale) for one in expected])
         at += len(logits)
-    return [_proof(one, torch.cat(collected), row_of) for one, collected in zip(expected, figures, strict=True)]
+    of_each = zip(expected, zip(*figures, strict=True), strict=True)
+    return [_proof(one, torch.cat(collected), row_of) for one, collected in of_each]
 
 
 @torch.inference_mode()

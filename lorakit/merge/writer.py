@@ -59,7 +59,12 @@ def write_weights(
         name: tensor if dtype is None or not tensor.is_plain or name in unused else replace(tensor, dtype=WORDS[dtype])
         for name, tensor in weights.tensors.items()
     }
-    _check_space(folder, sum(tensor.size for tensor in planned.values()))
+    size, free = sum(tensor.size for tensor in planned.values()), shutil.disk_usage(folder).free
+    if free < size + _OTHER_FILES:
+        raise LorakitError(
+            f"{folder.parent}: the merged model takes {decimal_bytes(size)}, and {decimal_bytes(free)} are free there. "
+            "Make room, or write --output with a folder on another disk."
+        )
     order = {name: number for number, name in enumerate(weights.tensors)}
     groups = [*weights.groups, *(Group((name,), ()) for name in weights.unused)]
     with ExitStack() as opened:
@@ -73,7 +78,11 @@ def write_weights(
         for group in sorted(groups, key=lambda group: min(order[name] for name in group.names)):
             writer.write(group)
             bar.advance(sum(weights.tensors[name].size for name in group.names))
-    _write_index(weights, planned, folder)
+    if {tensor.file.name for tensor in planned.values()} != {SINGLE}:
+        index = read_json(weights.folder / INDEX)
+        index["metadata"] = {**(index.get("metadata") or {}), "total_size": size}
+        index["weight_map"] = {name: tensor.file.name for name, tensor in planned.items()}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return sorted({planned[name].dtype for group in weights.groups for name in group.names if planned[name].is_plain})
 
 
@@ -108,24 +117,6 @@ class _GroupWriter:
 
     def _put(self, name: str, value: torch.Tensor, row: int = 0) -> None:
         self.files[self.planned[name].file].put(name, value, row)
-
-
-def _write_index(weights: Weights, planned: dict[str, StoredTensor], folder: Path) -> None:
-    if {tensor.file.name for tensor in planned.values()} == {SINGLE}:
-        return
-    index = read_json(weights.folder / INDEX)
-    index["metadata"] = {**(index.get("metadata") or {}), "total_size": sum(t.size for t in planned.values())}
-    index["weight_map"] = {name: tensor.file.name for name, tensor in planned.items()}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _check_space(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < size + _OTHER_FILES:
-        raise LorakitError(
-            f"{folder.parent}: the merged model takes {decimal_bytes(size)}, and {decimal_bytes(free)} are free there. "
-            "Make room, or write --output with a folder on another disk."
-        )
 
 
 @contextmanager

@@ -11,8 +11,7 @@ from lorakit.evaluate.inference import ModelLoader, loading_order
 from lorakit.evaluate.intervals import Comparison
 from lorakit.evaluate.models import ModelSet
 from lorakit.evaluate.rendering import load_tokenizers, prompt_template
-from lorakit.evaluate.report_files import describe_model, without_nan
-from lorakit.evaluate.table import COMPARISON_COLUMNS, Table, comparison_row
+from lorakit.evaluate.report import COMPARISON_COLUMNS, Table, comparison_row, describe_model, without_nan
 from lorakit.progress import Progress
 from lorakit.run_dir import now, versions
 

@@ -1,0 +1,250 @@
+"""An evaluation as tables, as a JSON document, and as lines with every answer."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from lorakit.atomic_io import claim_name, write_atomic
+from lorakit.errors import LorakitError, UserError
+from lorakit.evaluate.diagnosis.finding import Finding, format_number
+from lorakit.evaluate.intervals import Comparison
+from lorakit.evaluate.metric import Measure
+from lorakit.evaluate.models import EvalModelSpec
+from lorakit.evaluate.results import Evaluation, ModelResult, Score
+from lorakit.recipe.fields import entry_name, entry_settings
+from lorakit.registry import METRICS
+from lorakit.run_dir import now, versions
+
+FORMAT = 2
+"""The version of the document. It grows when a field is removed or changes its meaning."""
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, columns and rows."""
+COMPARISON_COLUMNS = ["", "difference", "95 % interval", "verdict"]
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
+    """Write `NAME.json` and `NAME.jsonl`, named by the time, into a folder; the path of the first."""
+    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _answer_lines(evaluation))
+    return write_document(evaluation_document(evaluation), folder, lines=lines)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written or created, before hours of work."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: cannot be written. Give --output DIR, a folder for scores and answers.")
+
+
+def write_document(facts: dict[str, Any], folder: Path, prefix: str = "", lines: str | None = None) -> Path:
+    """Write a document into a folder under a new name made of its time; its path. `lines` go into a file beside it,
+    which it names."""
+    stem = prefix + re.sub("[^0-9T]", "", facts["taken"].split("+")[0])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            path = folder / f"{stem}{f'-{number}' if number > 1 else ''}.json"
+            beside = path.with_suffix(".jsonl")
+            try:
+                with claim_name(path):  # no other process writes an evaluation of the same second under this name
+                    if path.exists() or beside.exists():
+                        continue
+                    if lines is not None:
+                        facts["answers"] = beside.name
+                        write_atomic(beside, lines)
+                    write_atomic(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+                    break
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise LorakitError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+    return path
+
+
+def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
+    """All scores and comparisons; NaN is null."""
+    settings, rendered, machine = evaluation.settings, evaluation.baseline.rendered, evaluation.model_set.machine
+    metrics: list[Any] = []
+    for metric in settings.metrics:
+        own = entry_settings(METRICS, metric)
+        metrics.append({entry_name(metric): own.model_dump()} if own else entry_name(metric))
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "taken": now(),
+        "versions": versions(),
+        "machine": {"device": machine.device, "name": machine.name},
+        "rows": {
+            "source": evaluation.source,
+            "count": len(rendered.rows),
+            "available": evaluation.available,
+            "with_answer": len(rendered.with_answer),
+        },
+        "settings": {
+            "metrics": metrics,
+            "decoding": "greedy",
+            "max_new_tokens": settings.max_new_tokens,
+            "seed": settings.seed,
+        },
+        "notes": evaluation.notes,
+        "baseline": evaluation.baseline.name,
+        "models": {model.name: _model(model, evaluation) for model in evaluation.models},
+        "comparisons": [
+            {
+                "model": model.name,
+                "against": evaluation.baseline.name,
+                "scores": _to_dicts(evaluation.comparisons[model.name]),
+                "parts": {part: _to_dicts(by[model.name]) for part, by in evaluation.part_comparisons.items()},
+            }
+            for model in evaluation.others
+        ],
+        "findings": {name: [one.to_dict() for one in findings] for name, findings in evaluation.findings.items()},
+    }
+    document: dict[str, Any] = without_nan(facts)
+    return document
+
+
+def _to_dicts(by_name: Mapping[str, Score | Comparison]) -> dict[str, Any]:
+    return {name: one.to_dict() for name, one in by_name.items()}
+
+
+def _model(model: ModelResult, evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        **describe_model(model.spec, evaluation.model_set.machine.device),
+        "scores": _to_dicts(evaluation.scores[model.name]),
+        "parts": {part: _to_dicts(by_model[model.name]) for part, by_model in evaluation.parts.items()},
+        "classification": {
+            task: {
+                "labels": list(one.labels),
+                "confusion": one.confusion.tolist(),
+                "auc": one.auc,
+                "expected_calibration_error": one.ece,
+            }
+            for task, one in model.classifications.items()
+        },
+    }
+
+
+def describe_model(spec: EvalModelSpec, device: str) -> dict[str, Any]:
+    """What a model is, and the sha256 of all that decides what it computes."""
+    return {
+        "given": spec.given,
+        "kind": spec.kind,
+        "base": spec.base.name,
+        "base_origin": spec.base.origin,
+        "adapter": str(spec.adapter) if spec.adapter else None,
+        "dtype": spec.settings.dtype,
+        "quantization": spec.settings.quantization,
+        "identity": spec.identity(device),
+    }
+
+
+def _answer_lines(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Of each row with an answer: its place, prompt and reference, and every model's answer and loss per token."""
+    rendered, models = evaluation.baseline.rendered, evaluation.models
+    generated = [model for model in models if model.answers]
+    lines = []
+    for at, number in enumerate(rendered.with_answer):
+        row = rendered.rows[number]
+        source = rendered.sources[row["source"]]
+        tokens = {model.name: model.tokens[number] for model in models}
+        line = {
+            "where": row["where"],
+            "source": source.path,
+            "task": source.task,
+            "prompt": rendered.tokenizer.decode(rendered.prompts[at]),
+            "reference": rendered.references[at],
+            "answers": {model.name: model.answers[at] for model in generated},
+            "cut": [model.name for model in generated if not model.outputs.answers[at].ended],
+            "loss": {
+                model.name: float(model.outputs.nats[number] / tokens[model.name]) if tokens[model.name] else None
+                for model in models
+            },
+        }
+        lines.append(line)
+    return lines
+
+
+def without_nan(facts: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(facts, dict):
+        return {key: without_nan(value) for key, value in facts.items()}
+    if isinstance(facts, list | tuple):
+        return [without_nan(value) for value in facts]
+    return None if isinstance(facts, float) and not math.isfinite(facts) else facts
+
+
+def tables(evaluation: Evaluation, title: str) -> Iterator[Table]:
+    """The scores, each other model's differences from the baseline, and the same of each task and source."""
+    baseline = evaluation.baseline.name
+    yield _scores(f"{title}: {evaluation.rows_used}", evaluation.scores)
+    for model in evaluation.others:
+        compared = evaluation.comparisons[model.name]
+        yield _differences(f"{model.name} against {baseline}", compared, evaluation.scores[model.name])
+    for task, one in evaluation.baseline.classifications.items():
+        name = f" of the task {task}" if task else ""
+        yield f"likelihood of labels{name}", ["", *evaluation.scores], _classified(evaluation, task, one.labels)
+    if evaluation.findings:
+        cells = [_finding(name, one) for name, findings in evaluation.findings.items() for one in findings]
+        yield "what may have gone wrong", ["", "", "found", "threshold", ""], cells
+    for part, by_model in evaluation.parts.items():
+        yield _scores(part, by_model)
+        for model in evaluation.others:
+            compared = evaluation.part_comparisons[part][model.name]
+            yield _differences(f"{part}: {model.name} against {baseline}", compared, by_model[model.name])
+
+
+def _scores(title: str, by_model: Mapping[str, Mapping[str, Score]]) -> Table:
+    names = list(dict.fromkeys(name for scores in by_model.values() for name in scores))
+    cells = [[name, *(str(scores[name]) if name in scores else "-" for scores in by_model.values())] for name in names]
+    return title, ["", *by_model], cells
+
+
+def _differences(title: str, compared: Mapping[str, Comparison], scores: Mapping[str, Score]) -> Table:
+    rows = [comparison_row(name, one, scores[name].measure) for name, one in compared.items()]
+    return title, COMPARISON_COLUMNS, rows
+
+
+def comparison_row(name: str, one: Comparison, measure: Measure) -> list[str]:
+    """A comparison as a table shows it: difference and interval with their signs, of shares in percentage points, and
+    the verdict, or about how many rows would give one."""
+
+    def signed(value: float) -> str:
+        if math.isnan(value):
+            return "-"
+        if measure.unit == "share":
+            return f"{100 * value:+.1f}"
+        return ("+" if value >= 0 else "") + measure.write(value)
+
+    interval = f"{signed(one.interval.low)} to {signed(one.interval.high)}" if one.interval else "-"
+    verdict: str = one.verdict
+    if verdict == "cannot tell":
+        verdict = "cannot tell at this size"
+        if one.rows_needed is not None and one.rows_needed > one.rows:
+            scale = 10 ** max(0, int(math.log10(one.rows_needed)) - 1)
+            rounded = -(-one.rows_needed // scale) * scale  # to two figures: it is an estimate
+            verdict += f", about {rounded:,} rows would be needed"
+    return [name, signed(one.difference), interval, verdict]
+
+
+def _finding(model: str, one: Finding) -> list[str]:
+    verdict = "not measured" if one.value is None else "LOOK" if one.flagged else "fine"
+    value = "-" if one.value is None else format_number(one.value)
+    return [model, one.name, value, f"{one.threshold:g}", verdict]
+
+
+def _classified(evaluation: Evaluation, task: str, labels: tuple[str, ...]) -> list[list[str]]:
+    """What has no interval, and how often each label is right."""
+    every = [model.classifications.get(task) for model in evaluation.models]
+    cells = [
+        ["labels", *("-" if one is None else str(len(one.labels)) for one in every)],
+        ["auc", *("-" if one is None or one.auc is None else f"{one.auc:.3f}" for one in every)],
+        ["calibration error", *("-" if one is None else f"{one.ece:.3f}" for one in every)],
+    ]
+    for at, label in enumerate(labels):
+        counts = [None if one is None else (one.confusion[at, at], one.confusion[at].sum()) for one in every]
+        cells.append([f"right of {label}", *("-" if one is None else f"{one[0]:,} of {one[1]:,}" for one in counts)])
+    return cells
