@@ -98,8 +98,10 @@ def greedy_answers(
             f"a prompt of {longest:,} tokens is more than the model's {limit:,} positions, each with its own "
             "embedding. Leave longer rows out, or score a model with more positions."
         )
-    rooms = [max_new_tokens if limit is None else min(max_new_tokens, limit + 1 - len(prompt)) for prompt in prompts]
-    drafts = [_Draft(number, *pair) for number, pair in enumerate(zip(prompts, rooms, strict=True))]
+    drafts = []
+    for number, prompt in enumerate(prompts):
+        room = max_new_tokens if limit is None else min(max_new_tokens, limit + 1 - len(prompt))
+        drafts.append(_Draft(number, prompt, room))
     answers: dict[int, Answer] = {}
 
     def work(batch: list[_Draft]) -> list[_Draft]:

@@ -105,12 +105,9 @@ def generate_answers(eval_model: EvalModel, prompts: Sequence[Sequence[int]], ma
     stop_ids, pad = eval_model.rendered.stop_ids, eval_model.rendered.pad
 
     def compute(missing: list[int], save: Save) -> None:
-        def save_answers(answers: Mapping[int, Answer]) -> None:
-            save({at: [list(answer.tokens), answer.ended] for at, answer in answers.items()})
-
         model, note, chosen = eval_model.model, f"{eval_model.spec.name}: answers", [prompts[at] for at in missing]
         with fused_lora(model):
-            greedy_answers(model, chosen, stop_ids, max_new_tokens, pad, note, eval_model.progress, save_answers)
+            greedy_answers(model, chosen, stop_ids, max_new_tokens, pad, note, eval_model.progress, save)
 
     if not prompts:
         return []

@@ -155,13 +155,8 @@ def _add_scores(
     """Add the log-probabilities of one batch to those of its prompts and labels."""
     rows, reads, start = [], [], 0
     for prompt, number in batch:
-        path = paths[number]
-        rows.append(
-            {
-                "input_ids": [*prompts[prompt], *path.tokens],
-                "labels": [IGNORED] * len(prompts[prompt]) + list(path.tokens),
-            }
-        )
+        path, before = paths[number], prompts[prompt]
+        rows.append({"input_ids": [*before, *path.tokens], "labels": [IGNORED] * len(before) + list(path.tokens)})
         reads += [(start + position, token, prompt, label) for position, token, label in path.reads]
         start += len(path.tokens)
     output, hidden, _, _ = _trained_states(causal, rows, pad)

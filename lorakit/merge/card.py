@@ -109,14 +109,11 @@ def describe(draft: Path, given: MergeInput, merged: MergeResult) -> None:
         "tolerance": asdict(TOLERANCES[merged.dtype]),
     }
     write_facts(draft / MERGED, facts)
-    what = f"the adapter {'of the run ' if given.is_run else ''}{given.name}"
+    what = "a combination of adapters" if is_combined else f"the adapter {'of the run ' * given.is_run}{given.name}"
     is_quantized = merged.quantization != "none"
     onto = f"its weights as dequantized from {merged.quantization}" if is_quantized else "its weights"
     onto = "its weights as they are on disk" if merged.onto == "original" else onto
-    paragraphs = [
-        f"`{given.base.name}` with {'a combination of adapters' if is_combined else what} added to {onto}. "
-        f"Weights are in {merged.dtype}."
-    ]
+    paragraphs = [f"`{given.base.name}` with {what} added to {onto}. Weights are in {merged.dtype}."]
     if proof:
         positions = f"{proof.positions:,} trained positions of {judged_by(merged)}"
         paragraphs.append(f"Compared with the adapter on the same weights, at {positions}: {figures_in_words(proof)}.")

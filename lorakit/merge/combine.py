@@ -112,8 +112,10 @@ def combine(
         facts["sources"].append(source)
     with explain_full_disk(output), atomic_dir(output) as draft:
         write_adapter(draft, config, tensors)
-        written = open_adapter(draft, base_folder)
-        off_sum = _off_sum(written, opened, weights)
+        written = open_adapter(draft, base_folder)  # as PEFT reads it from its files
+        distances = [squared_distance(own, *_parts(layer, opened, weights)) for layer, own in written.factors.items()]
+        length, off = (sum(column) for column in zip(*distances, strict=True))
+        off_sum = math.sqrt(off / length) if length else math.sqrt(off)
         if method == "cat" and not off_sum <= _EXACT:
             raise LorakitError(f"{output}: the written adapter is {off_sum:.2g} off the weighted sum. It was not kept.")
         if tokenizer is not None:
@@ -152,16 +154,8 @@ def _combine_layers(
 def _parts(
     layer: AdapterLayer, opened: list[_OpenAdapter], weights: Sequence[float]
 ) -> tuple[list[LowRankFactors], list[float]]:
-    """The factors of a layer in the adapters that have it, and the weights of these."""
     pairs = [(one.factors[layer], weight) for one, weight in zip(opened, weights, strict=True) if layer in one.factors]
     return [factors for factors, _ in pairs], [weight for _, weight in pairs]
-
-
-def _off_sum(written: _OpenAdapter, opened: list[_OpenAdapter], weights: Sequence[float]) -> float:
-    """How far an adapter, as PEFT reads it from its files, is from the weighted sum of others: `off_sum`."""
-    distances = [squared_distance(own, *_parts(layer, opened, weights)) for layer, own in written.factors.items()]
-    length, off = (sum(column) for column in zip(*distances, strict=True))
-    return math.sqrt(off / length) if length else math.sqrt(off)
 
 
 def _describe(draft: Path, name: str, facts: dict[str, Any], base: str) -> None:
