@@ -204,7 +204,7 @@ def test_scores_are_broken_down_by_task_and_by_source(tmp_path, tiny_base):
     facts, kinds = (base.parts[f"task {task}"]["rows"]["loss"] for task in ("facts", "kinds"))
     whole = base.measures["rows"]["loss"]
     assert np.allclose(facts.rows.sum(0) + kinds.rows.sum(0), whole.rows.sum(0))
-    assert found.parts["task facts"]["base"]["exact-match"].rows == 10
+    assert found.parts["task facts"]["base"]["exact-match"].to_dict()["rows"] == 10
     assert found.part_comparisons["task kinds"]["adapter"]["loss"].rows == 12
     assert "kinds.label-accuracy" in found.scores["base"]
 
