@@ -158,15 +158,6 @@ def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: P
     return RenderedRows(tokenizer, tuple(sorted(stops)), list((held_out or train).rows), report.sources)
 
 
-<<<<<<< HEAD
-=======
-def _warn_of_problems(examples: Examples, progress: Progress) -> None:
-    problems = examples.report.findings
-    for reason, count in problems.counts.items():
-        progress.warn(f"held-out: {count:,} x {reason} (first: {problems.first[reason][0]})")
-
-
->>>>>>> f0e4095 (Merge: one module for a merge and its proof; evaluation: tables and JSON of the same scores without a module between)
 def _align(several: Sequence[RenderedRows]) -> list[RenderedRows]:
     """The rows that all renderings have, in the order of the first. A row is known by its place; one that another
     template turns into another number of examples is left out."""
