@@ -71,7 +71,6 @@ class Encoder:
             # What stands after the last turn is left out where it is not trained: it changes nothing but the time.
             end = len(rendered.text) if rendered.everything else rendered.spans[-1].end
             edges = {edge for span in rendered.spans for edge in (span.start, span.end)}
-            edges.update(chain.from_iterable(rendered.skipped))
             cuts.append(_Cut(rendered.text[:end], sorted(edges)))
         encoded = self._encode_cuts(cuts)
         if self._joins_pieces:
@@ -150,15 +149,17 @@ class Encoder:
             return RowError(f"the text begins with {word!r} twice; the chat template should write it once")
         before = {edge: count + opening for edge, count in tokens.before.items()} if opening else tokens.before
         labels = [IGNORED] * opening + tokens.ids if rendered.everything else [IGNORED] * len(ids)
-        for begin, stop in rendered.skipped:
-            start, end = before[begin], before[stop]
-            labels[start:end] = [IGNORED] * (end - start)
-        turns = [(before[span.start], before[span.end]) for span in rendered.spans]
-        for (start, end), span in zip(turns, rendered.spans, strict=True):
+        turns = []
+        for span in rendered.spans:
+            start, end = before[span.start], before[span.end]
+            if not span.trained:
+                labels[start:end] = [IGNORED] * (end - start)
+                continue
             error = self._turn_error(ids[start:end], rendered.text[span.start : span.end], span)
             if error:
                 return error
             labels[start:end] = ids[start:end]
+            turns.append((start, end))
         if rendered.everything and not turns and tokens.ids[-1:] != [self.tokenizer.eos_token_id]:
             return RowError("the tokenizer does not end the text in one token, its end token: it cannot be trained")
         error = self._unknown_error("the text", tokens.ids, rendered.text) if rendered.everything else None

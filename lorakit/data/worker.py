@@ -175,7 +175,7 @@ class Worker:
             text_lengths=made.text_lengths(),
             traits=self._row_stats(usable),
             reports=reports,
-            stops=Counter(span.stop for one in usable for text in one.texts for span in text.spans),
+            stops=Counter(span.stop for one in usable for text in one.texts for span in text.spans if span.trained),
             columns=columns,
             filled=filled,
             rows=rows,

@@ -9,7 +9,7 @@ the turns that stand in it as the model would have written them. Where that cann
 
 from dataclasses import replace
 
-from lorakit.data.chat_template.answers import find_turn
+from lorakit.data.chat_template.answers import describe_form, find_turn
 from lorakit.data.chat_template.renderer import REFUSED
 from lorakit.data.chat_template.skeletons import make_skeletons, shape_of
 from lorakit.data.chat_template.spans import RenderedText, RenderedTurn, TemplatedRow
@@ -51,10 +51,10 @@ def prepare_row(content: Conversation, template: ChatTemplate) -> TemplatedRow:
     messages = template.separate_thoughts(joined)
     while messages and messages[-1]["role"] != "assistant":
         messages = messages[:-1]
-    if template.system is not None and messages and messages[0]["role"] != "system":
+    inserted = template.system is not None and bool(messages) and messages[0]["role"] != "system"
+    if inserted:
         messages = [{"role": "system", "content": template.system}, *messages]
-        return TemplatedRow(messages, content.tools or None, template, inserted=1)
-    return TemplatedRow(messages, content.tools or None, template, inserted=0)
+    return TemplatedRow(messages, content.tools or None, template, int(inserted))
 
 
 def _fill_skeletons(row: TemplatedRow) -> list[RenderedText] | None:
@@ -106,7 +106,7 @@ def render_in_full(row: TemplatedRow) -> list[RenderedText]:
             "(write data.train_on: assistant)",
             row.where(groups[0][-1].index),
         )
-    return [_join_turns(group, trained, train_on == "all") for group in groups]
+    return [_join_turns(group, trained, row) for group in groups]
 
 
 def _render_document(text: str, template: ChatTemplate) -> RenderedText:
@@ -153,12 +153,13 @@ def _group(turns: list[RenderedTurn], row: TemplatedRow) -> list[list[RenderedTu
     return groups[::-1]
 
 
-def _join_turns(group: list[RenderedTurn], trained: list[int], everything: bool) -> RenderedText:
-    ours = [turn for turn in group if turn.index in trained]
-    return RenderedText(
-        text=group[-1].text,
-        spans=tuple(replace(turn.span, start=turn.span.start + turn.given) for turn in ours),
-        everything=everything,
-        skipped=tuple((turn.span.start, turn.span.end) for turn in group if turn.index not in trained),
-        note=next((turn.note for turn in ours if turn.note), ""),
-    )
+def _join_turns(group: list[RenderedTurn], trained: list[int], row: TemplatedRow) -> RenderedText:
+    spans, notes = [], []
+    for turn in group:
+        if turn.index in trained:
+            spans.append(replace(turn.span, start=turn.span.start + turn.given))
+            notes.append(describe_form(row, turn))
+        else:
+            spans.append(replace(turn.span, trained=False))
+    note = next(filter(None, notes), "")
+    return RenderedText(group[-1].text, tuple(spans), everything=row.template.train_on == "all", note=note)

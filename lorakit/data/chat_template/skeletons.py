@@ -8,11 +8,12 @@ nothing that could look without being logged.
 
 import functools
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateSyntaxError, nodes
+from jinja2 import nodes
 from jinja2.environment import Environment
 
 from lorakit.data.chat_template.spans import RenderedText, TemplatedRow, TurnSpan
@@ -29,15 +30,12 @@ _MAX_MESSAGES = 64
 
 @dataclass(frozen=True)
 class Skeleton:
-    """One text: `pieces` stand around the contents of the messages `slots`; `stripped`, whether a content loses the
-    white space around it. `spans`: start, end and stop of each trained turn; `skipped`: start and end. Each start and
-    end is a piece, and a character in it."""
+    """One text: `pieces` stand around `contents`, each the number of a message and whether it loses the white space
+    around it. `spans`: the start and the end of each turn (a piece, and a character in it), and the turn."""
 
     pieces: list[str]
-    slots: list[int]
-    stripped: list[bool]
-    spans: list[tuple[tuple[int, int], tuple[int, int], str]]
-    skipped: list[tuple[tuple[int, int], tuple[int, int]]]
+    contents: list[tuple[int, bool]]
+    spans: list[tuple[tuple[int, int], tuple[int, int], TurnSpan]]
     everything: bool
     note: str
 
@@ -48,20 +46,18 @@ class Skeleton:
             UnicodeEncodeError: a content has half of a surrogate pair.
         """
         parts, starts, length = [self.pieces[0]], [0], len(self.pieces[0])
-        for slot, strip, piece in zip(self.slots, self.stripped, self.pieces[1:], strict=True):
-            content = contents[slot].strip() if strip else contents[slot]
+        for (number, strip), piece in zip(self.contents, self.pieces[1:], strict=True):
+            content = contents[number].strip() if strip else contents[number]
             parts += (content, piece)
             starts.append(length + len(content))
             length = starts[-1] + len(piece)
         text = "".join(parts)
         text.isascii() or text.encode()
-        return RenderedText(
-            text,
-            tuple(TurnSpan(starts[a] + b, starts[c] + d, stop) for (a, b), (c, d), stop in self.spans),
-            self.everything,
-            tuple((starts[a] + b, starts[c] + d) for (a, b), (c, d) in self.skipped),
-            note=self.note,
+        spans = tuple(
+            TurnSpan(starts[first] + start, starts[last] + end, turn.stop, turn.trained)
+            for (first, start), (last, end), turn in self.spans
         )
+        return RenderedText(text, spans, self.everything, note=self.note)
 
 
 class _WatchingTemplate(ChatTemplate):
@@ -92,14 +88,11 @@ def shape_of(messages: Sequence[Message]) -> tuple[Any, ...] | None:
 def make_skeletons(row: TemplatedRow, render: Callable[[TemplatedRow], list[RenderedText]]) -> list[Skeleton] | None:
     """The texts of every conversation of this shape; None where each must be rendered in full (with `render`)."""
     template = row.template
-    try:
-        compiled, _ = template.renderer.without_tools
-    except TemplateSyntaxError:
-        return None  # rendering in full says it
-    if not logs_every_look(compiled.environment, template.renderer.source):
-        return None
     # What is known of the template is taken over: asking it anew would look into the samples.
     _ = template.stop, template.frame, template.thoughts, template.without_thoughts
+    compiled, _ = template.renderer.without_tools
+    if not logs_every_look(compiled.environment, template.renderer.source):
+        return None
     watching = object.__new__(_WatchingTemplate)
     watching.__dict__.update(template.__dict__, looks=[])
     marked = [
@@ -111,38 +104,34 @@ def make_skeletons(row: TemplatedRow, render: Callable[[TemplatedRow], list[Rend
     except RowError:
         return None
     skeletons = [skeleton for text in texts if (skeleton := _skeleton(text))]
-    ways = {way for skeleton in skeletons for way in zip(skeleton.slots, skeleton.stripped, strict=True)}
-    stripped_in_one_text_only = len(ways) > len({slot for slot, _ in ways})
+    contents = {content for skeleton in skeletons for content in skeleton.contents}
+    stripped_in_one_text_only = len(contents) > len({number for number, _ in contents})
     if watching.looks or len(skeletons) < len(texts) or stripped_in_one_text_only:
         return None
     return skeletons
 
 
 def _skeleton(rendered: RenderedText) -> Skeleton | None:
-    pieces, slots, stripped, starts = [], [], [], [0]
+    pieces, contents, starts = [], [], [0]
     for mark in _MARK.finditer(rendered.text):
         around = (mark[1], mark[3])
         if around not in ((_LEADING, _TRAILING), ("", "")):
             return None
         pieces.append(rendered.text[starts[-1] : mark.start()])
-        slots.append(int(mark[2]))
-        stripped.append(around == ("", ""))
+        contents.append((int(mark[2]), around == ("", "")))
         starts.append(mark.end())
     pieces.append(rendered.text[starts[-1] :])
-    if rendered.opening or any(part in piece for piece in pieces for part in "\ue000\ue001\x0b\x1c\x1d\x0c"):
+    if any(part in piece for piece in pieces for part in "\ue000\ue001\x0b\x1c\x1d\x0c"):
         return None
-    edges = [edge for span in rendered.spans for edge in (span.start, span.end)]
-    edges += [edge for stretch in rendered.skipped for edge in stretch]
-    places: dict[int, tuple[int, int]] = {}
-    for edge in edges:
-        for number, (start, piece) in enumerate(zip(starts, pieces, strict=True)):
-            if start <= edge <= start + len(piece):  # where a content begins, the end of the piece before it
-                places.setdefault(edge, (number, edge - start))
-    if len(places) < len(set(edges)):
+
+    def place(edge: int) -> tuple[int, int]:
+        piece = bisect_right(starts, edge) - 1
+        return piece, edge - starts[piece]
+
+    spans = [(place(span.start), place(span.end), span) for span in rendered.spans]
+    if any(at > len(pieces[piece]) for *places, _ in spans for piece, at in places):
         return None  # an edge inside a content
-    spans = [(places[span.start], places[span.end], span.stop) for span in rendered.spans]
-    skipped = [(places[start], places[end]) for start, end in rendered.skipped]
-    return Skeleton(pieces, slots, stripped, spans, skipped, rendered.everything, rendered.note)
+    return Skeleton(pieces, contents, spans, rendered.everything, rendered.note)
 
 
 class WatchedText(str):
@@ -206,13 +195,9 @@ def logs_every_look(environment: Environment, source: str) -> bool:
     are made into before something looks at them.
     """
     tree = environment.parse(source)
-    written, macros = set(_written(tree)), {macro.name for macro in tree.find_all(nodes.Macro)}
-    bound = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"} | macros
-    called = {id(call.node) for call in tree.find_all(nodes.Call)}
-    for name in tree.find_all(nodes.Name):
-        if name.name in macros and name.ctx == "load" and id(name) not in called:
-            return False  # a macro under another name
-    return not bound & _FUNCTIONS and all(_is_open(node, written, macros) for node in tree.find_all(nodes.Node))
+    written = set(_written(tree))
+    bound = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
+    return not bound & _FUNCTIONS and all(_is_open(node, written) for node in tree.find_all(nodes.Node))
 
 
 def _written(tree: nodes.Node) -> Iterator[int]:
@@ -226,11 +211,12 @@ def _written(tree: nodes.Node) -> Iterator[int]:
 
 
 _CLOSED = (
-    nodes.AssignBlock, nodes.FilterBlock, nodes.Import, nodes.FromImport, nodes.Include, nodes.Extends, nodes.Block
+    nodes.AssignBlock, nodes.FilterBlock, nodes.Macro, nodes.Import, nodes.FromImport, nodes.Include, nodes.Extends,
+    nodes.Block
 )  # fmt: skip
 
 
-def _is_open(node: nodes.Node, written: set[int], macros: set[str]) -> bool:
+def _is_open(node: nodes.Node, written: set[int]) -> bool:
     match node:
         case nodes.Concat() | nodes.Filter(name="tojson"):
             return id(node) in written
@@ -249,9 +235,7 @@ def _is_open(node: nodes.Node, written: set[int], macros: set[str]) -> bool:
             return not members or isinstance(node.expr, nodes.Const) or plain
         case nodes.Call(node=nodes.Name()):
             name = node.node.name  # type: ignore[attr-defined]
-            if name == "strftime_now" and not _is_constant(node):
-                return False
-            return name in _FUNCTIONS or (name in macros and id(node) in written)
+            return name in _FUNCTIONS and (name != "strftime_now" or _is_constant(node))
         case nodes.Call(node=nodes.Getattr()):
             return _is_constant(node)
         case nodes.CallBlock():  # {% generation %} marks, which give their text as it is

@@ -13,26 +13,26 @@ from lorakit.data.conversations import Message
 
 @dataclass(frozen=True)
 class TurnSpan:
-    """Characters `start` to `end` of the text are one trained turn; its last token is `stop`."""
+    """Characters `start` to `end` of the text are one turn; its last token is `stop`. One that is not `trained` stands
+    in a text of which everything else is."""
 
     start: int
     end: int
     stop: str
+    trained: bool = True
 
 
 @dataclass(frozen=True)
 class RenderedText:
-    """A text and its trained turns, in order and apart.
+    """A text and its turns, in order and apart.
 
-    `everything`: the text before and between the turns is trained too (`train_on: all`), except the characters
-    `skipped`, each from start to end. `opening`: token ids that stand before those of the text. `note`: what the user
-    is told of how it is trained.
+    `everything`: the text before and between the turns is trained too (`train_on: all`). `opening`: token ids that
+    stand before those of the text. `note`: what the user is told of how it is trained.
     """
 
     text: str
     spans: tuple[TurnSpan, ...]
     everything: bool = False
-    skipped: tuple[tuple[int, int], ...] = ()
     opening: tuple[int, ...] = ()
     note: str = ""
 
@@ -54,23 +54,14 @@ class AnswerForm:
 
 @dataclass(frozen=True)
 class RenderedTurn:
-    """The answer at `index` of a conversation, in the text that ends with it, and its form there.
-
-    `note`: what the user is told of how it is trained. `given`: how many of its characters are given, after which the
-    model goes on.
-    """
+    """The answer at `index` of a conversation, in the text that ends with it, and its form there. `given`: how many of
+    its characters are given, after which the model goes on."""
 
     index: int
     text: str
     span: TurnSpan
     form: AnswerForm
-    note: str = ""
     given: int = 0
-
-    @property
-    def prompt(self) -> str:
-        """What the model reads before it answers."""
-        return self.form.prompt
 
     @property
     def answer(self) -> str:
@@ -86,19 +77,19 @@ class TemplatedRow:
     tools: list[dict[str, Any]] | None
     template: ChatTemplate
     inserted: int
-    _texts: dict[int, str] = field(default_factory=dict)
-    _prompts: dict[tuple[int, str], str] = field(default_factory=dict)
+    _written: dict[tuple[int, bool, str], str] = field(default_factory=dict)
 
     @cached_property
     def adapted(self) -> list[TemplateMessage]:
         """The messages as the template reads them."""
         return [self.template.adapt(message) for message in self.messages]
 
-    def text(self, index: int) -> str:
-        """The template's text of the messages up to and with an answer."""
-        if index not in self._texts:
-            self._texts[index] = self.template.write(self.adapted[: index + 1], tools=self.tools)
-        return self._texts[index]
+    def write(self, end: int, ask: bool = False, variables: Mapping[str, Any] | None = None) -> str:
+        """The template's text of the first `end` messages; with `ask`, up to where the next answer begins."""
+        key = (end, ask, str(variables or ""))
+        if key not in self._written:
+            self._written[key] = self.template.write(self.adapted[:end], ask, self.tools, variables)
+        return self._written[key]
 
     def text_with(self, index: int, message: Message, form: AnswerForm) -> str | None:
         """The text that ends with `message` as the answer, after its prompt; None where the template does not write it
@@ -107,7 +98,7 @@ class TemplatedRow:
         if form.thoughts:
             thought, message = form.thoughts.split(message)
         if message is self.messages[index] and not form.variables:
-            text = self.text(index)
+            text = self.write(index + 1)
         else:
             adapted = [*self.adapted[:index], self.template.adapt(message)]
             text = self.template.write(adapted, tools=self.tools, variables=form.variables)
@@ -116,14 +107,6 @@ class TemplatedRow:
         answer = text[len(form.instead) :]
         return form.prompt + (form.thoughts.add(thought, answer) if form.thoughts else answer)
 
-    def prompt(self, end: int, variables: Mapping[str, Any] | None = None) -> str:
-        """The template's text of the first `end` messages, up to where the next answer begins."""
-        key = (end, str(variables or ""))
-        if key not in self._prompts:
-            adapted = self.adapted[:end]
-            self._prompts[key] = self.template.write(adapted, ask=True, tools=self.tools, variables=variables)
-        return self._prompts[key]
-
     def where(self, index: int) -> str:
-        """An answer's or question's place in the row, in words."""
+        """A message's place in the row, in words."""
         return f"message {index + 1 - self.inserted}"

@@ -48,7 +48,7 @@ def refuse_unwritten_tools(row: TemplatedRow, turn: RenderedTurn) -> None:
     more = [*row.tools, {"type": "function", "function": tool}]
     names = [str((tool.get("function") or tool).get("name", "")) for tool in row.tools]
     prompt = row.template.write(row.adapted[: turn.index], ask=True, tools=more, variables=turn.form.variables)
-    if mark not in prompt or not all(name in turn.prompt for name in names):
+    if mark not in prompt or not all(name in turn.form.prompt for name in names):
         raise RowError(
             "the chat template does not write the tools (put them into the system prompt, leave them out, or "
             f"{_REMEDY})"
@@ -62,11 +62,12 @@ def count_given_characters(row: TemplatedRow, turn: RenderedTurn) -> int:
         RowError: the template does not write the beginning as it is, so where the model goes on is unknown.
     """
     message = row.messages[turn.index]
-    given = message["begun"].lstrip()
+    begun = message["begun"]
+    given = begun.lstrip()
     if not given:
-        return len(message["begun"]) if turn.answer.startswith(message["begun"]) else 0
+        return len(begun) if turn.answer.startswith(begun) else 0
     before, mark, after = turn.answer.partition(given)
-    rest = message["content"][len(message["begun"]) :]
+    rest = message["content"][len(begun) :]
     if not mark or not _without_space(after).startswith(_without_space(rest)):
         raise RowError(
             "the chat template does not write the given beginning of an answer as it is (write it and the rest into "
@@ -78,6 +79,12 @@ def count_given_characters(row: TemplatedRow, turn: RenderedTurn) -> int:
 
 def refuse_loose_marks(row: TemplatedRow) -> None:
     """Refuse a row with a stop token inside a message, where it would end a turn, or a beginning of sequence."""
+    texts = []
+    for index, message in enumerate(row.messages):
+        values = [value for key, value in message.items() if key not in ("role", "content", "train")]
+        texts += [(text, "a message contains", row.where(index)) for text in (message["content"], *map(_json, values))]
+    if row.tools:
+        texts.append((_json(row.tools), "the tools contain", ""))
     stops = row.template.stops
     for mark in sorted(row.template.marks, key=lambda mark: (mark in stops, mark)):
         why = f"the beginning of sequence of this model: {_TEMPLATED}"
@@ -86,12 +93,9 @@ def refuse_loose_marks(row: TemplatedRow) -> None:
                 "which ends a turn of this model (take it out: where the row has the chat template's marks in it "
                 "already, give its texts without them)"
             )
-        for index, message in enumerate(row.messages):
-            values = (value for key, value in message.items() if key not in ("role", "content", "train"))
-            if mark in message["content"] or any(mark in _json(value) for value in values):
-                raise RowError(f"a message contains the text {mark!r}, {why}", row.where(index))
-        if row.tools and mark in _json(row.tools):
-            raise RowError(f"the tools contain the text {mark!r}, {why}")
+        for text, contains, where in texts:
+            if mark in text:
+                raise RowError(f"{contains} the text {mark!r}, {why}", where)
 
 
 def refuse_half_characters(text: str) -> None:
@@ -122,22 +126,20 @@ def _questions(messages: list[Message], index: int) -> Iterator[int]:
 
 
 def _refuse_unwritten_question(row: TemplatedRow, turn: RenderedTurn, index: int) -> None:
-    message = row.messages[index]
+    message, prompt = row.messages[index], turn.form.prompt
     role, content = message["role"], message["content"].strip()
-    if role not in ("assistant", "system") and content in turn.prompt:
-        return
-    elsewhere = any(content in other["content"] for at, other in enumerate(row.messages) if at != index)
-    if role == "system" and content in turn.prompt and len(content) > _TELLING_LENGTH and not elsewhere:
-        return
+    if content in prompt:
+        elsewhere = any(content in other["content"] for at, other in enumerate(row.messages) if at != index)
+        telling = role == "system" and len(content) > _TELLING_LENGTH and not elsewhere
+        if telling or role not in ("assistant", "system"):
+            return
     adapted = row.adapted[: turn.index]
     adapted[index] = row.template.adapt(message | {"content": message["content"] + _mark_for(turn.text)})
-    if row.template.write(adapted, ask=True, tools=row.tools, variables=turn.form.variables) != turn.prompt:
-        return
-    remedy = "put it into the first user message" if role == "system" else _REMEDY
-    name = {"system": "a system prompt", "assistant": "an answer that another answer follows"}
-    raise RowError(
-        f"the chat template leaves out {name.get(role, f'a message of role {role}')} ({remedy})", row.where(index)
-    )
+    if row.template.write(adapted, ask=True, tools=row.tools, variables=turn.form.variables) == prompt:
+        remedy = "put it into the first user message" if role == "system" else _REMEDY
+        names = {"system": "a system prompt", "assistant": "an answer that another answer follows"}
+        name = names.get(role, f"a message of role {role}")
+        raise RowError(f"the chat template leaves out {name} ({remedy})", row.where(index))
 
 
 def _refuse_unwritten_text(row: TemplatedRow, turn: RenderedTurn, field: str) -> None:
@@ -162,7 +164,7 @@ def _refuse_unwritten_text(row: TemplatedRow, turn: RenderedTurn, field: str) ->
 def _ends_in_turn(text: str, turn: RenderedTurn) -> bool:
     """Whether a text ends in the turn: its beginning may be what the prompt wrote of it, such as <think>."""
     answer = _without_space(turn.answer)
-    before = _without_space(turn.prompt)[-len(text) :]
+    before = _without_space(turn.form.prompt)[-len(text) :]
     return text in answer or any(
         before.endswith(text[:at]) and answer.startswith(text[at:]) for at in range(1, len(text))
     )
@@ -187,8 +189,8 @@ def _render_instead(row: TemplatedRow, turn: RenderedTurn, message: Message) -> 
     text = row.text_with(turn.index, message, turn.form)
     if text is None:
         return "", ""
-    text, stop = row.template.find_stop(text, len(turn.prompt), bool(message.get("tool_calls")))
-    return (text[len(turn.prompt) : stop.start()], text[stop.end() :]) if stop else ("", "")
+    text, stop = row.template.find_stop(text, len(turn.form.prompt), bool(message.get("tool_calls")))
+    return (text[len(turn.form.prompt) : stop.start()], text[stop.end() :]) if stop else ("", "")
 
 
 def _without_space(text: str) -> str:
