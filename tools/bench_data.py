@@ -8,7 +8,7 @@ imports. Three kinds of rows:
   template with these marks
 - the same, of about 2 KB a row: there the tokenizer, which is the same, takes most of the time of both
 
-That both train the same number of tokens is checked (in the first case TRL trains the line break behind the last token
+That both train the same number of tokens is checked (in the first case TRL trains the line break after the last token
 of an answer as well, one token a row). The rows are made of those of debian-json.
 
     python tools/bench_data.py [--rows 50000] [--json FILE]
@@ -184,7 +184,7 @@ def show(figures: dict[str, dict[str, Any]]) -> None:
         )
         more = found["trl"]["trained_tokens"] - found["lorakit"]["trained_tokens"]
         if more == count and case == "one turn":
-            print(f"{case}: trl also trains the line break behind each answer's last token")
+            print(f"{case}: trl also trains the line break after each answer's last token")
         elif more:
             print(f"{case}: DIFFERENT NUMBERS OF TRAINED TOKENS: {found}")
     columns = ["", "lorakit rows/s", "trl rows/s", "ratio", "second start, s", "times faster"]
