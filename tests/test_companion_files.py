@@ -41,7 +41,7 @@ def test_another_type_of_the_weights_is_told_under_the_bases_own_name(tmp_path, 
     config = json.loads((base / "config.json").read_text())
     del config["dtype"]
     (base / "config.json").write_text(json.dumps(config | dict.fromkeys(names, "float32")))
-    write_companion_files(base, tokenizer, [2], torch.bfloat16, out)
+    write_companion_files(base, tokenizer, [2], config | dict.fromkeys(names, "float32"), out, "bfloat16")
     written = json.loads((out / "config.json").read_text())
     assert written == config | dict.fromkeys(names or {"dtype"}, "bfloat16")
     assert AutoConfig.from_pretrained(out).dtype == torch.bfloat16

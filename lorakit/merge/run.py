@@ -16,7 +16,7 @@ from lorakit.merge.proof import TOLERANCES, Proof, compare, compute_reference
 from lorakit.merge.writer import explain_full_disk, weights_to_write, with_tied_names, write_weights
 from lorakit.model.adapters.plain_lora import is_no_op
 from lorakit.model.companion_files import write_companion_files
-from lorakit.model.config_values import read_json
+from lorakit.model.config_values import read_json, untied_config
 from lorakit.model.layerwise import layerwise_model
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.quantization_config import parse_quantization, stored_quantization
@@ -99,7 +99,9 @@ def merge(
             target = weights_to_write(weights, deltas)
             untied = target is not weights
             written = coarsest_dtype(write_weights(target, precision, deltas, one_type, draft, progress))
-            write_companion_files(given.base.folder, given.tokenizer, given.stop_ids, one_type, draft, untied)
+            config = read_json(given.base.folder / "config.json")
+            config = untied_config(config) if untied else config
+            write_companion_files(given.base.folder, given.tokenizer, given.stop_ids, config, draft, dtype)
             proof, drift, rows_of = None, None, ""
             if proved:
                 differs = onto == "original" and trained.differs(weights)

@@ -12,12 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lorakit.atomic_io import lies_inside
-from lorakit.model.config_values import read_json, untied_config
+from lorakit.model.config_values import read_json
 from lorakit.recipe.problem import quote
 
 # What a processor of images, sounds or videos is read from, and the terms that the model is given under.
@@ -32,8 +31,7 @@ _NAMES = (
     *("tekken.json", "*.tiktoken", "tiktoken.model"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
 )
-_FILE_CLASS = "PreTrainedTokenizerFast"
-"""The class that transformers builds from tokenizer.json alone."""
+_FILE_CLASS = "PreTrainedTokenizerFast"  # which transformers builds from tokenizer.json alone
 # Of names that not every release of transformers knows, the one for the same thing that all do.
 _KNOWN_TO_ALL = {"TokenizersBackend": _FILE_CLASS}
 _SHOWN_TOKENS = 8
@@ -42,37 +40,23 @@ _SHOWN_TOKENS = 8
 def write_trained_model(model: Any, base: Path, tokenizer: Any, stop_ids: list[int], folder: Path) -> None:
     """Write a whole model in memory that was made of the base's files, with its companion files."""
     model.save_pretrained(folder)
-    written = read_json(folder / "config.json")
+    config, written = read_json(base / "config.json"), read_json(folder / "config.json")
     # Of some bases that see images too, only the language model is in memory, which has another configuration.
-    is_other = written["model_type"] != read_json(base / "config.json")["model_type"]
-    config = with_older_keys(written | {"dtype": _word(model.dtype)}) if is_other else None
-    write_companion_files(base, tokenizer, stop_ids, None, folder, config=config)
+    if written["model_type"] != config["model_type"]:
+        config = with_older_keys(written | {"dtype": str(model.dtype).removeprefix("torch.")})
+    write_companion_files(base, tokenizer, stop_ids, config, folder)
 
 
 def write_companion_files(
-    base: Path,
-    tokenizer: Any,
-    stop_ids: list[int],
-    dtype: torch.dtype | None,
-    folder: Path,
-    untied: bool = False,
-    config: dict[str, Any] | None = None,
+    base: Path, tokenizer: Any, stop_ids: list[int], config: dict[str, Any], folder: Path, dtype: str | None = None
 ) -> None:
-    """Write the configuration of a model with the base's weights, its stop tokens, tokenizer, processors and licence.
-
-    Args:
-        base: the folder of the base model.
-        dtype: of all weights, where it is not the base's.
-        untied: whether the weights that the base ties are two in the files.
-        config: the content of config.json, where it is not the base's.
-    """
-    config = config or read_json(base / "config.json")
-    config = untied_config(config) if untied else config
+    """Write what a model has besides its weights: `config` as config.json, the stop tokens, and the base's tokenizer,
+    processors and licence. `dtype` is the type of all weights, where it is not the base's."""
     for section in (config, config.get("text_config") or {}):
         section.pop("quantization_config", None)
         if dtype is not None:  # under the name that the base's release has for it
             keys = section.keys() & {"dtype", "torch_dtype"} or {"dtype"}
-            section |= dict.fromkeys(keys, _word(dtype))
+            section |= dict.fromkeys(keys, dtype)
     write_json(folder / "config.json", config)
     settings = read_json(base / "generation_config.json") or {
         key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None
@@ -95,10 +79,6 @@ def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
     if "dtype" in config:
         config["torch_dtype"] = config["dtype"]
     return config
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def write_tokenizer(base: Path, tokenizer: Any, folder: Path) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-_BLOCK = 1 << 20
-"""Numbers of 8 bytes that are hashed at once."""
+_BLOCK = 1 << 20  # numbers of 8 bytes that are hashed at once
 
 
 def fingerprint_of(model: Any) -> str:

@@ -19,10 +19,10 @@ from lorakit.hardware.memory import return_freed_memory
 from lorakit.model.peft_adapter import adapter_config, load_adapter
 from lorakit.recipe.init_adapter import PLAIN_INITS
 
+# Path in the base model's state dict -> the float32 tensor of a parameter or persistent buffer; and the same some rows
+# at a time, each with the number of its first row, valid until the next is taken.
 Read = Callable[[str], torch.Tensor]
-"""Gives the float32 tensor of a parameter or persistent buffer by its path in the base model's state dict."""
 Pieces = Callable[[str], Iterator[tuple[int, torch.Tensor]]]
-"""Gives the same some rows at a time, each with the number of its first row, valid until the next is taken."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,13 @@ class _Slot:
 def layerwise_model(
     folder: Path, attention: str, read: Read, pieces: Pieces | None = None, adapter: Path | None = None
 ) -> Any:
-    """The causal language model of a folder's config in evaluation mode, float32 on the CPU, its weights from `read`.
+    """The causal language model of a folder's config in evaluation mode, float32 on the CPU, its weights from `read`,
+    which is given the paths of the base model. An adapter is applied by PEFT, and its tensors stay in memory.
 
     A block of the decoder is read whole when it is entered, any other module with weights (embeddings, norms, head) by
     itself. All are dropped when left, after errors too, and are NaN until then. Tied weights are read by their first
     name, the embedding's. The config's own quantization is ignored. With `pieces`, neither head nor embeddings are ever
     in memory as a whole.
-
-    An adapter is applied by PEFT, and its tensors stay in memory. `read` is given the paths of the base model.
 
     Raises:
         UserError: the config is not a causal language model's, or the adapter does not belong to it.
@@ -143,10 +142,8 @@ def _read_on_call(model: Any, slots: dict[int, list[_Slot]], read: Read, pieces:
 
 
 def _parts(model: Any, slots: dict[int, list[_Slot]]) -> list[tuple[Any, list[_Slot]]]:
-    """The modules that are read at once, each with its slots.
-
-    These are the members of the outermost lists of modules (the blocks), PEFT's layers outside of them, some of which
-    read the weight of the layer that they wrap, and otherwise every module with tensors.
+    """The modules that are read at once, each with its slots: the members of the outermost lists of modules (the
+    blocks), PEFT's layers outside of them, which may read the layer that they wrap, and any other module with tensors.
     """
     parts: dict[int, tuple[Any, dict[int, _Slot]]] = {}
 
@@ -164,7 +161,6 @@ def _parts(model: Any, slots: dict[int, list[_Slot]]) -> list[tuple[Any, list[_S
 
 
 def _multiply_by_rows(layer: Any, path: str, pieces: Pieces, states: torch.Tensor) -> torch.Tensor:
-    """A linear layer's output, computed from some rows of its weight at a time."""
     output = states.new_empty((*states.shape[:-1], layer.out_features))
     for row, piece in pieces(path):
         output[..., row : row + len(piece)] = states @ piece.T
