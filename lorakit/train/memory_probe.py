@@ -49,33 +49,20 @@ class ProbeResult:
 
 
 def probe_run(prepared: Prepared, progress: Progress) -> ProbeResult:
-    """Load the model of a run, attach its adapter, and probe twice: the first time also warms up.
-
-    Memory is the most of both, the seconds are those of the second.
+    """Load the model of a run, attach its adapter, and probe.
 
     Raises:
         UserError, LorakitError: as `set_up_training` and `probe`.
     """
-    state = set_up_training(prepared, None, progress)
-    first = probe(state, prepared, progress)
-    train = prepared.recipe.train.model_copy(
-        update={"micro_batch": first.micro_batch, "gradient_checkpointing": first.gradient_checkpointing}
-    )
-    second = probe(state, replace(prepared, recipe=prepared.recipe.model_copy(update={"train": train})), progress)
-    return replace(
-        second,
-        peak=max(first.peak, second.peak),
-        reserved=max(first.reserved, second.reserved),
-        before=min(first.before, second.before),
-        halved=(*first.halved, *second.halved),
-    )
+    return probe(set_up_training(prepared, None, progress), prepared, progress, times=2)
 
 
-def probe(state: TrainingState, prepared: Prepared, progress: Progress) -> ProbeResult:
+def probe(state: TrainingState, prepared: Prepared, progress: Progress, times: int = 1) -> ProbeResult:
     """Try the longest micro-batch of a run: the longest rows there are, packed where the run packs.
 
     In training mode and exactly as training computes, in micro-batches half as large where memory runs out. The
-    model, its gradients and the random generators are left as they were.
+    model, its gradients and the random generators are left as they were. Several times: memory is the most of all, the
+    seconds are those of the last, since the first also warms up.
 
     Raises:
         LorakitError: not even one row fits.
@@ -85,9 +72,16 @@ def probe(state: TrainingState, prepared: Prepared, progress: Progress) -> Probe
     set_gradient_checkpointing(state.model, bool(prepared.recipe.train.gradient_checkpointing))
     try:
         with compute_optimizations(state.model, prepared.recipe.model.dtype):
-            return probe_longest(runner)
+            results = [probe_longest(runner) for _ in range(times)]
     finally:
         set_gradient_checkpointing(state.model, checkpointing)
+    return replace(
+        results[-1],
+        peak=max(result.peak for result in results),
+        reserved=max(result.reserved for result in results),
+        before=min(result.before for result in results),
+        halved=tuple(size for result in results for size in result.halved),
+    )
 
 
 def probe_longest(runner: MicroBatchRunner, step: int = 1) -> ProbeResult:

@@ -108,24 +108,19 @@ class MicroBatchRunner:
         tried = min(self.micro_batch, len(packs))
         if tried > 1:
             self.micro_batch = -(-tried // 2)
-            change = f"micro-batches of {self.micro_batch} from here on"
+            remedy = f"micro-batches of {self.micro_batch} from here on"
         elif not uses_gradient_checkpointing(self.model) and supports_gradient_checkpointing(self.model):
             self.micro_batch = 1
             set_gradient_checkpointing(self.model, True)
-            change = "gradient checkpointing from here on"
+            remedy = "gradient checkpointing from here on"
         else:
             raise LorakitError(self._too_large(when, packs[0], failure))
         self.held_out_batch = min(self.held_out_batch, self.micro_batch)  # as a resumed run has it
         but = " except for dropout masks" if self.recipe.adapter.dropout else ""
-        self.progress.warn(f"out of memory {when} with micro_batch {tried}: {change}. Results are unchanged{but}.")
-        self.on_shrink(
-            {
-                "step": step,
-                "micro_batch": tried,
-                "now": self.micro_batch,
-                "gradient_checkpointing": uses_gradient_checkpointing(self.model),
-            }
-        )
+        self.progress.warn(f"out of memory {when} with micro_batch {tried}: {remedy}. Results are unchanged{but}.")
+        checkpointing = uses_gradient_checkpointing(self.model)
+        change = {"step": step, "micro_batch": tried, "now": self.micro_batch, "gradient_checkpointing": checkpointing}
+        self.on_shrink(change)
 
     def held_out_loss(self, rows: Sequence[dict[str, Any]]) -> tuple[float, int, int]:
         """The summed loss and the trained tokens of the first of `rows`, as many as fit into memory, and how many.
@@ -155,14 +150,9 @@ class MicroBatchRunner:
         return {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
 
     def _summed_loss(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
+        names = ("input_ids", "attention_mask", "labels", "position_ids")
         with autocast(self.device, self.recipe.model.dtype):
-            return supervised_loss(
-                self.model,
-                inputs["input_ids"],
-                inputs.get("attention_mask"),
-                inputs["labels"],
-                inputs.get("position_ids"),
-            )
+            return supervised_loss(self.model, *(inputs.get(name) for name in names))
 
     def _not_finite(self, inputs: dict[str, Any], total: torch.Tensor, step: int) -> str:
         """Name the step and the rows at fault: those whose own loss is not a number, else all of the micro-batch."""

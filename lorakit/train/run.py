@@ -26,7 +26,7 @@ from lorakit.train.micro_batching import (
 from lorakit.train.optimizer import share_in_8_bits, states_do_not_fit
 from lorakit.train.preflight import check_loss
 from lorakit.train.record import RunRecord, initial_manifest, peak_memory, save_result
-from lorakit.train.setup import TrainingState, set_up_training
+from lorakit.train.setup import set_up_training
 from lorakit.train.trainer import SupervisedTrainer
 
 
@@ -102,9 +102,9 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     check_loss(state.model, prepared)
     free_memory()  # of loading and of the check
     record = RunRecord(run, prepared.recipe, run.read_manifest() if checkpoint else initial_manifest(prepared, state))
-    stopping = StopRequest(progress)
+    runner, stopping = MicroBatchRunner(state, prepared, progress, record.add_out_of_memory), StopRequest(progress)
     with stopping.listening():
-        outcome = _fit(state, prepared, record, progress, stopping, checkpoint)
+        outcome = _fit(runner, record, stopping, checkpoint)
         if state.rank_scheduler:
             progress.say(ranks_in_words(state.model))
         manifest = record.complete(outcome.__dict__)
@@ -114,22 +114,14 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     return outcome
 
 
-def _fit(
-    state: TrainingState,
-    prepared: Prepared,
-    record: RunRecord,
-    progress: Progress,
-    stopping: StopRequest,
-    checkpoint: Path | None,
-) -> Outcome:
+def _fit(runner: MicroBatchRunner, record: RunRecord, stopping: StopRequest, checkpoint: Path | None) -> Outcome:
     """The training itself. The folder is cleared only when nothing can be refused any more."""
-    settings, steps, run = prepared.recipe.train, prepared.steps, record.run
-    done = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
-    set_gradient_checkpointing(state.model, bool(settings.gradient_checkpointing))
-    runner = MicroBatchRunner(state, prepared, progress, record.add_out_of_memory)
+    prepared, settings, run, scheduler = runner.prepared, runner.recipe.train, record.run, runner.rank_scheduler
+    steps, done = prepared.steps, int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
+    set_gradient_checkpointing(runner.model, bool(settings.gradient_checkpointing))
     start = time.monotonic()
-    with progress.bar("training", total=steps, done=done) as bar:
-        settled_at = state.rank_scheduler.settled_at if state.rank_scheduler else 0
+    with runner.progress.bar("training", total=steps, done=done) as bar:
+        settled_at = scheduler.settled_at if scheduler else 0
         held_out = prepared.held_out is not None
         callback = TrainingCallback(run, bar, stopping, settings.early_stopping, held_out, settled_at)
         trainer = SupervisedTrainer(runner=runner, run=run, stopping=stopping, callback=callback)
@@ -137,10 +129,11 @@ def _fit(
             run.clear()
         record.write()
         run.go_back_to(done)
-        with compute_optimizations(state.model, prepared.recipe.model.dtype):
+        with compute_optimizations(runner.model, prepared.recipe.model.dtype):
             if prepared.machine.is_gpu and done < steps:
-                result, expected = probe_longest(runner, done + 1), prepared.expected
-                progress.say(describe_probe(result, prepared.machine.memory, expected.allocated if expected else None))
+                expected = prepared.expected.allocated if prepared.expected else None
+                words = describe_probe(probe_longest(runner, done + 1), prepared.machine.memory, expected)
+                runner.progress.say(words)
             _run_loop(trainer, checkpoint)
     end = trainer.state
     ended = end.global_step >= steps or callback.ends_early(end)
@@ -149,7 +142,7 @@ def _fit(
             f"stopped after step {end.global_step} of {steps}; its checkpoint is complete, --resume goes on from it"
         )
     if end.best_global_step and end.best_global_step != end.global_step:
-        restore_model_state(state.model, state.rank_scheduler, run.checkpoint(end.best_global_step))
+        restore_model_state(runner.model, scheduler, run.checkpoint(end.best_global_step))
     return _outcome(trainer, time.monotonic() - start)
 
 
