@@ -1,7 +1,7 @@
 """The only module that prints: results on standard output, everything else on standard error.
 
-What it is handed may hold anything, since rows, file names, templates and models' answers are other people's: every
-text is made visible before it is printed, so that none of it commands the terminal or hides from the reader.
+Rows, file names, templates and models' answers may contain anything: every text is made visible before it is printed,
+so that none of it controls the terminal or hides from the reader.
 """
 
 import json
@@ -74,7 +74,7 @@ def result_wrapped(text: str, under: str = "") -> None:
 
 
 def wrapped(text: str, under: str = "", begin: str = "") -> list[str]:
-    """The lines of a sentence on standard output, the first behind `begin`, the others behind `under`."""
+    """The lines of a sentence on standard output, the first after `begin`, the others after `under`."""
     text = visible(text)
     if not sys.stdout.isatty():
         return [begin + text]
@@ -98,7 +98,7 @@ def _json_escape(sign: str) -> str:
 
 
 def _without_nan(facts: Any) -> Any:
-    """JSON has no NaN: a figure that is no number is null."""
+    """JSON has no NaN or infinity: both become null."""
     if isinstance(facts, dict):
         return {key: _without_nan(value) for key, value in facts.items()}
     if isinstance(facts, list | tuple):

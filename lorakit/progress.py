@@ -1,4 +1,4 @@
-"""How a stage reports what it does, without knowing who listens."""
+"""How a stage reports what it does, without knowing to whom."""
 
 import logging
 from collections.abc import Iterator

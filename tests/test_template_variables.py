@@ -93,7 +93,7 @@ def test_a_run_is_not_resumed_with_another_value_and_rows_are_made_anew(toned, l
     code, _, told = lorakit(
         "train", toned(template_variables={"tone": "warm"}), "--output", "run", "--set", "train.steps=4", "--resume"
     )
-    assert code == 2 and "begun with another recipe" in told and "template_variables" in told
+    assert code == 2 and "started with another recipe" in told and "template_variables" in told
     code, out, _ = lorakit("data", toned(template_variables={"tone": "warm"}))
     assert code == 0 and "tone warm" in out and "tone formal" not in out
 

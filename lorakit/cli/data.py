@@ -39,7 +39,7 @@ def data(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Read a recipe's rows and say what is trained, what is left out and why.
+    """Read a recipe's rows and show what is trained, what is left out and why.
 
     Formats, dropped and cut rows with file and line, lengths, what another max_length would cost, the checks of
     [cyan]data.clean[/cyan], and examples with their trained tokens marked. No weights are loaded.

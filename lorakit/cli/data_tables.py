@@ -40,7 +40,7 @@ class SourceDraws:
         if any(self.epochs):
             return None
         if not self.rows:
-            return f"{self.source.path}: no row is trained: none is left of it"
+            return f"{self.source.path}: no row is trained: no rows are left"
         return (
             f"{self.source.path}: no row is trained: weight {self.source.weight:g} draws none of its {self.rows:,} "
             "rows in this run. Raise its weight, or train longer"

@@ -8,9 +8,9 @@ from typing import Any
 
 
 class _Stream(io.FileIO):
-    """Writes until nobody reads any more, and then into nothing: what the command does besides goes on.
+    """Writes until the reader is gone, and then nowhere: the command itself goes on.
 
-    A result that cannot be written is an error, once. Progress and warnings have nowhere else to be told.
+    A result that cannot be written is one error; lost progress and warnings are not, as there is nowhere to report it.
     """
 
     def __init__(self, handle: int, name: str, needed: bool) -> None:
@@ -31,7 +31,7 @@ class _Stream(io.FileIO):
 
 
 def prepare_streams() -> None:
-    """Make of both what never ends a command by itself; streams that somebody else has put there stay.
+    """Replace both by streams that never end a command by themselves; streams that a caller has set stay.
 
     A character that the encoding lacks is written as Python writes it, such as `\\xe9`.
     """

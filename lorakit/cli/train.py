@@ -100,7 +100,7 @@ def _train(run: "Run", loaded: "LoadedRecipe", resume: bool, progress: "Progress
 
     recipe = resumed_recipe(run, loaded) if resume else loaded.recipe
     if resume and loaded.recipe.output.merged and run.is_complete() and not run.merged.exists():
-        progress.say("the training has ended; what is missing is the merged model")
+        progress.say("the training has ended; only the merged model is missing")
         _, prepared = reopen_run(run.folder, progress)
         return Outcome(**run.read_manifest()["result"]), prepared
     with loaded.locating():
@@ -133,7 +133,7 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
     if prepared.held_out is None:
         progress.warn(
             "no held-out rows (data.eval): no held-out loss is measured, the last adapter is kept whether or not it is "
-            "the best, nothing stops early, and lorakit eval has no rows of its own. data.eval: 0.1 holds a tenth out"
+            "the best, nothing stops early, and lorakit eval has no rows to score. data.eval: 0.1 holds a tenth out"
         )
     else:
         _describe_rows("held-out", prepared.held_out.report, prepared.recipe.data.max_length, progress)

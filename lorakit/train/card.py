@@ -37,7 +37,7 @@ tags: [{tags}]
 {use}
 ```
 
-The recipe that repeats this run and the manifest with every version and checksum lie beside this folder.
+The run's folder also has the recipe that repeats this run, and the manifest with every version and checksum.
 """
 
 

@@ -75,7 +75,7 @@ def _unreadable(checkpoint: Path, names: list[str]) -> str | None:
 
 
 def _read(path: Path, step: int) -> None:
-    """Read a file as training would; whatever the library raises says that it is damaged."""
+    """Read a file as training would; the library raises one of `_READ_ERRORS` where it is damaged."""
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as weights:
             weights.keys()

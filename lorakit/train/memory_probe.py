@@ -1,4 +1,4 @@
-"""The probe: the longest micro-batch of a run, tried once before the run, to see what it takes."""
+"""The probe: the longest micro-batch of a run, tried before the run to measure its memory."""
 
 import time
 from collections.abc import Iterator

@@ -25,7 +25,7 @@ from lorakit.train.setup import TrainingState
 
 
 class MicroBatchRunner:
-    """Computes the loss of each step and leaves its gradients, whatever micro-batches it takes.
+    """Computes the loss and the gradients of each step, in micro-batches that fit into memory.
 
     The loss of a step is the mean over its trained tokens. Where memory runs out, the step is done again from its
     beginning in micro-batches half as large, and so are all after it; `on_shrink` gets the facts by name.
@@ -50,7 +50,7 @@ class MicroBatchRunner:
             flat=recipe.model.attention == "flash_attention_2",
         )
         self.backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward
-        """The trainer puts its own here, which scales the loss in float16."""
+        """The trainer replaces it by accelerate's, which scales the loss in float16."""
 
     def run_step(self, rows: Sequence[dict[str, Any]], tokens: int, step: int) -> torch.Tensor:
         """The mean loss of a step over its trained `tokens`. The weights, which have no gradients yet, get them.
@@ -88,7 +88,7 @@ class MicroBatchRunner:
         items = torch.tensor(tokens, device=self.device).clamp(min=1)
         loss = total / items
         if self.rank_scheduler is not None:
-            share = count / items  # the penalty counts once a step, whatever micro-batches it is split into
+            share = count / items  # so that the penalty counts once a step
             penalty = self.rank_scheduler.penalty() * share
             loss = loss + penalty - penalty.detach()  # the log shows the rows' loss alone
         self.backward(loss)

@@ -14,12 +14,12 @@ from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
 from lorakit.train.micro_batching import autocast
 
-# Tokens of each row that are tried: enough to tell, and little memory whatever the rows are like.
+# Tokens of each row that are tried: enough to tell, and little memory however long the rows are.
 _TRIED = 128
 
 
 def check_loss(model: Any, prepared: Prepared) -> None:
-    """On two short rows the loss must be what the model's own full logits give: families differ in heads and bodies."""
+    """Check on two short rows that the loss is that of the model's own full logits: families differ in head and body."""
     rows = [_excerpt(row) for row in sorted(prepared.train.rows, key=lambda row: len(row["input_ids"]))[:2]]
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in collate(rows, pad_token_id(prepared.tokenizer)).items()}

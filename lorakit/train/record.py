@@ -92,7 +92,7 @@ def initial_manifest(prepared: Prepared, state: TrainingState) -> dict[str, Any]
 def save_result(state: TrainingState, prepared: Prepared, run: Run, manifest: dict[str, Any]) -> dict[str, Any]:
     """Write the adapter with the tokenizer it was trained with and a card, or the model. The sha256 of its weights.
 
-    A whole model is rounded to the type in which its base lies on disk.
+    A whole model is rounded to the type that its base has on disk.
     """
     recipe, model = prepared.recipe, state.model
     if trains_all(recipe.adapter):

@@ -14,7 +14,7 @@ from lorakit.recipe.schema import Recipe
 from lorakit.run_dir import CLEARED, Run
 from lorakit.train.checkpoint import find_damage
 
-# What may differ when a run goes on: where it lies, what is kept of it, what follows it, and what never changes it.
+# What may differ when a run goes on: it changes where results go and how fast they come, never the weights.
 _FREE = ("name", "output", "evaluate", "train.keep", "train.micro_batch", "train.gradient_checkpointing")
 
 
@@ -51,7 +51,7 @@ def resumed_recipe(run: Run, loaded: LoadedRecipe) -> Recipe:
     if differing:
         lines = "\n".join(differing)
         raise UserError(
-            f"{run.folder}: this run was begun with another recipe:\n{lines}\nResume with the recipe it was begun with "
+            f"{run.folder}: this run was started with another recipe:\n{lines}\nResume with that recipe "
             f"({run.recipe}), or train into another folder with --output."
         )
     given_with_set = [key for key, place in loaded.places.items() if place.setting]
@@ -103,7 +103,7 @@ def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Pa
     manifest = run.read_manifest()
     if manifest.get("status") == CLEARED:
         progress.warn(
-            f"{run.folder}: its results were deleted for a run that had not begun, starting from the beginning"
+            f"{run.folder}: its results were deleted for a run that did not start, starting from the beginning"
         )
         return None
     if run.is_complete():
@@ -117,14 +117,14 @@ def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Pa
         )
     _refuse_changes(run, prepared, manifest)
     if other_versions := changed_versions(manifest):
-        progress.warn(f"{run.folder}: begun with other versions, so the last digits may differ: {other_versions}")
+        progress.warn(f"{run.folder}: started with other versions, so the last digits may differ: {other_versions}")
     checkpoints = run.complete_checkpoints()
     for checkpoint in reversed(checkpoints):
         damage = find_damage(run, checkpoint, prepared.recipe.adapter)
         if damage is None:
             progress.say(f"resuming after {checkpoint.name}")
             return checkpoint
-        progress.warn(f"{checkpoint}: damaged, and left aside: {damage}")
+        progress.warn(f"{checkpoint}: damaged, so an older one is tried: {damage}")
     if checkpoints:
         raise UserError(
             f"{run.folder}: every checkpoint is damaged. Start over with --overwrite, or in another folder."
@@ -138,10 +138,10 @@ def _refuse_changes(run: Run, prepared: Prepared, manifest: dict[str, Any]) -> N
     changed = changed_files(manifest.get("data", {}).get("files", {}), file_sha256s(prepared.recipe.data))
     if changed:
         raise UserError(
-            f"{run.folder}: {', '.join(changed)} changed since this run was begun. Train into another folder."
+            f"{run.folder}: {', '.join(changed)} changed since this run was started. Train into another folder."
         )
     if manifest.get("tokenizer_sha256") != tokenizer_sha256(prepared.tokenizer):
-        raise UserError(f"{run.folder}: the tokenizer or its chat template changed since this run was begun.")
+        raise UserError(f"{run.folder}: the tokenizer or its chat template changed since this run was started.")
     check_stop_tokens(prepared, manifest, run.folder)
     if other := changed_tokens(prepared.tokens_sha256, manifest):
-        raise UserError(f"{run.folder}: {other}. Resume with what it was begun with, or train into another folder.")
+        raise UserError(f"{run.folder}: {other}. Resume with what it was started with, or train into another folder.")

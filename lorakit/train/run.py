@@ -54,7 +54,7 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
     The run is one that `open_run` holds.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last whole step lies in the run's folder.
+        Interrupted: Ctrl-C or SIGTERM; the run's folder has a checkpoint of the last whole step.
         LorakitError: the loss is not a number, or memory ran out.
     """
     _refuse(prepared)

@@ -49,7 +49,7 @@ class TrainingState:
     config: Any
     """The model's configuration as it was loaded: the libraries change theirs for the training."""
     quantization: dict[str, Any]
-    """The quantization asked for and the one in effect, as the manifest says it."""
+    """Requested and effective, as in the manifest."""
     trainable: int
     total: int
 
@@ -135,13 +135,15 @@ def _report_adapter(model: Any, settings: Adapter, progress: Progress) -> None:
     if initial_adapter(settings):
         config = model.peft_config["default"]
         kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
-        progress.say(f"adapter.from: a {kind} adapter of rank {config.r} on {len(layers)} modules is trained on")
+        progress.say(f"adapter.from: a {kind} adapter of rank {config.r} on {len(layers)} modules is trained further")
     elif isinstance(settings.layers, Spectrum):
         progress.say(f"adapter.layers: spectrum chose {len(layers)} modules")
     sizes = [(layer.r["default"], layer.in_features, layer.out_features) for layer in layers if layer.in_features]
     tight = sum(rank > min(inner, outer) for rank, inner, outer in sizes)
     if tight:
-        progress.warn(f"adapter.rank: {tight} modules have fewer rows or columns than their rank: the rest is wasted")
+        progress.warn(
+            f"adapter.rank: {tight} modules have fewer rows or columns than their rank: the surplus is wasted"
+        )
 
 
 def _init_context(prepared: Prepared, progress: Progress) -> InitContext:
