@@ -19,7 +19,7 @@ _TRIED = 128
 
 
 def check_loss(model: Any, prepared: Prepared) -> None:
-    """Check on two short rows that the loss is that of the model's own full logits: families differ in head and body."""
+    """Check on two short rows that the loss is that of the model's full logits: families differ in head and body."""
     rows = [_excerpt(row) for row in sorted(prepared.train.rows, key=lambda row: len(row["input_ids"]))[:2]]
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in collate(rows, pad_token_id(prepared.tokenizer)).items()}
