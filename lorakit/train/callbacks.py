@@ -56,13 +56,19 @@ class StopRequest:
 
 
 class TrainingCallback(TrainerCallback):
-    """Writes the log, moves the bar, and tells the trainer when to evaluate, save and stop."""
+    """Writes the log, moves the bar and the ranks, and tells the trainer when to evaluate, save and stop."""
 
     def __init__(
-        self, run: Run, bar: Bar, stopping: StopRequest, early: EarlyStopping | None, held_out: bool, settled_at: int
+        self,
+        run: Run,
+        bar: Bar,
+        stopping: StopRequest,
+        early: EarlyStopping | None,
+        held_out: bool,
+        scheduler: RankScheduler | None,
     ) -> None:
         self.run, self.bar, self.stopping, self.early, self.held_out = run, bar, stopping, early, held_out
-        self.settled_at = settled_at  # losses of earlier steps do not count: ranks still moved
+        self.rank_scheduler = scheduler
         self.tokens, self.steps, self.busy, self.step_start = 0, 0, 0.0, 0.0
         self.optimizing = False
 
@@ -70,7 +76,8 @@ class TrainingCallback(TrainerCallback):
         """Whether the held-out losses measured so far end the run before its last step."""
         if self.early is None:
             return False
-        history = (entry for entry in state.log_history if entry["step"] >= self.settled_at)
+        settled_at = self.rank_scheduler.settled_at if self.rank_scheduler else 0
+        history = (entry for entry in state.log_history if entry["step"] >= settled_at)
         losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
         return evaluations_without_gain(losses, self.early.min_delta) >= self.early.patience
 
@@ -80,8 +87,12 @@ class TrainingCallback(TrainerCallback):
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.optimizing = True
 
-    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
+    ) -> None:
         self.optimizing = False
+        if self.rank_scheduler:  # the gradients are still there
+            self.rank_scheduler.after_step(state.global_step + 1, getattr(optimizer, "optimizer", optimizer))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.busy += time.monotonic() - self.step_start
@@ -121,18 +132,6 @@ class TrainingCallback(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.ends_early(state):
             control.should_save = control.should_training_stop = True
-
-
-class RankSchedulerCallback(TrainerCallback):
-    """Calls the rank scheduler in every step, while the gradients are there."""
-
-    def __init__(self, scheduler: RankScheduler) -> None:
-        self.rank_scheduler = scheduler
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
-    ) -> None:
-        self.rank_scheduler.after_step(state.global_step + 1, getattr(optimizer, "optimizer", optimizer))
 
 
 def evaluations_without_gain(losses: list[float], min_delta: float) -> int:

@@ -121,9 +121,8 @@ def _fit(runner: MicroBatchRunner, record: RunRecord, stopping: StopRequest, che
     set_gradient_checkpointing(runner.model, bool(settings.gradient_checkpointing))
     start = time.monotonic()
     with runner.progress.bar("training", total=steps, done=done) as bar:
-        settled_at = scheduler.settled_at if scheduler else 0
         held_out = prepared.held_out is not None
-        callback = TrainingCallback(run, bar, stopping, settings.early_stopping, held_out, settled_at)
+        callback = TrainingCallback(run, bar, stopping, settings.early_stopping, held_out, scheduler)
         trainer = SupervisedTrainer(runner=runner, run=run, stopping=stopping, callback=callback)
         if not checkpoint:
             run.clear()

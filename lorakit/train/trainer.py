@@ -19,7 +19,7 @@ from lorakit.plan.schedule import interval_steps, rate_share, warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.run_dir import Run
 from lorakit.train.batch_sampler import StepBatchSampler, count_trained_tokens
-from lorakit.train.callbacks import RankSchedulerCallback, StopRequest, TrainingCallback
+from lorakit.train.callbacks import StopRequest, TrainingCallback
 from lorakit.train.checkpoint import save_model_state
 from lorakit.train.micro_batching import MicroBatchRunner
 from lorakit.train.optimizer import OPTIMIZERS, with_faster_b
@@ -80,7 +80,7 @@ class SupervisedTrainer(SFTTrainer):
             eval_dataset=prepared.held_out.rows if prepared.held_out else None,
             processing_class=prepared.tokenizer,
             data_collator=_step,
-            callbacks=[callback, *([RankSchedulerCallback(self.rank_scheduler)] if self.rank_scheduler else [])],
+            callbacks=[callback],
         )
         self.remove_callback(PrinterCallback)
         # SFTTrainer rounds the adapter of a quantized base to bfloat16; it is trained in the type it was made in.
