@@ -89,7 +89,7 @@ def test_a_name_is_a_path_its_end_or_a_part_of_it():
             {"targets": ["lm_head"], "layers": "0-1"},
             "adapter.layers: no module that adapter.targets chose is in a numb",
         ),
-        ({"layers": {"spectrum": 0.5}}, "adapter.layers: spectrum is chosen by the model's weights"),
+        ({"layers": {"spectrum": 0.5}}, "adapter.layers: spectrum chooses by the model's weights"),
         ({"train_modules": ["wte"]}, r"'wte' is not a module of this model, which has embed_tokens \(1\)"),
         ({"train_modules": ["mlp"]}, "model.layers.0.mlp would be trained whole, and .*gate_proj by an adapter"),
         ({"train_modules": ["rotary_emb"]}, "rotary_emb has no weights to train"),
