@@ -13,7 +13,7 @@ from recipe_files import loaded
 
 from lorakit.cli.doctor import _lines
 from lorakit.data.worker_pool import processors
-from lorakit.doctor import base_model, bitsandbytes, choices, cpu, disk, gpu, hub, packages
+from lorakit.doctor import base_model, bitsandbytes, choices, gpu, hub, machine, packages
 from lorakit.doctor.check import DoctorFinding, run_check
 from lorakit.doctor.run import _sections, run_doctor
 from lorakit.hardware.cgroups import CgroupLimits, read_cgroup_limits
@@ -259,14 +259,14 @@ def test_a_quantized_layer_that_computes_wrong_is_broken(monkeypatch):
 
     plain = torch.nn.Linear
     monkeypatch.setattr(bitsandbytes, "_quantized_layer", lambda _, weight, dtype: plain(*weight.shape, bias=False))
-    found = by_name(bitsandbytes.check_layers())
-    assert {finding.state for finding in found.values()} == {"broken"} and "over 0.12" in found["nf4"].message
+    found = by_name(bitsandbytes.check_bitsandbytes())
+    assert {found[kind].state for kind in ("nf4", "q4", "q8")} == {"broken"} and "over 0.12" in found["nf4"].message
 
 
 def test_a_slow_number_format_is_measured_on_a_small_matrix(monkeypatch):
-    monkeypatch.setattr(cpu, "_SECONDS", 0.0)
-    monkeypatch.setattr(cpu, "_time_matmul", lambda left, right, device: 2 * len(left) ** 3 / 0.9e9)
-    assert cpu.matmul_speed.__wrapped__("cpu", "bfloat16") == (pytest.approx(0.9e9), 256)
+    monkeypatch.setattr(machine, "_SECONDS", 0.0)
+    monkeypatch.setattr(machine, "_time_matmul", lambda left, right, device: 2 * len(left) ** 3 / 0.9e9)
+    assert machine.matmul_speed.__wrapped__("cpu", "bfloat16") == (pytest.approx(0.9e9), 256)
 
 
 @pytest.mark.parametrize(("bfloat16", "told"), [(2e11, True), (1e11, False)])
@@ -334,8 +334,8 @@ def test_a_mistake_in_the_recipe_is_exit_code_2(tmp_path):
 
 def test_a_run_folder_that_cannot_be_written_is_broken(tmp_path):
     (tmp_path / "file").touch()
-    assert by_name(disk.check_folders(tmp_path / "file" / "run"))["runs"].state == "broken"
-    assert by_name(disk.check_folders(tmp_path / "new" / "run"))["runs"].state != "broken"
+    assert by_name(machine.check_disk(tmp_path / "file" / "run"))["runs"].state == "broken"
+    assert by_name(machine.check_disk(tmp_path / "new" / "run"))["runs"].state != "broken"
 
 
 def test_what_nvidia_smi_does_not_know_is_no_error():

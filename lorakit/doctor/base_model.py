@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.doctor.check import DoctorFinding
-from lorakit.doctor.packages import import_error, installed
+from lorakit.doctor.check import DoctorFinding, broken, note, ok
+from lorakit.doctor.packages import installed, missing_import
 from lorakit.errors import UserError
 from lorakit.model.resolve import BUNDLED_MODELS, Base, resolve_base
 from lorakit.progress import Silent
@@ -22,43 +22,38 @@ def check_base(recipe: "Recipe") -> Iterator[DoctorFinding]:
     name, revision = recipe.model.base, recipe.model.revision
     cached = None if Path(name).exists() else try_to_load_from_cache(name, "config.json", revision=revision)
     if name.endswith(".gguf") and not installed("gguf"):
-        yield DoctorFinding("base", "broken", f"{name} needs the package gguf", "pip install 'lorakit[gguf]'")
+        yield broken("base", f"{name} needs the package gguf", "pip install 'lorakit[gguf]'")
     elif Path(name).is_file():
-        yield DoctorFinding("base", "ok", f"{name} is here")
+        yield ok("base", f"{name} is here")
     elif Path(name).is_absolute():
         yield from _check_folder(recipe, Path(name), f"{name} is here")
     elif isinstance(cached, str):
         yield from _check_folder(recipe, Path(cached).parent, f"{name} is in the hub's cache")
     elif name in BUNDLED_MODELS:
-        package = BUNDLED_MODELS[name].package
-        yield DoctorFinding("base", "ok", f"{name} comes from the hub or, without it, from {package}")
+        yield ok("base", f"{name} comes from the hub or, without it, from {BUNDLED_MODELS[name].package}")
     elif constants.HF_HUB_OFFLINE:
         remedy = "unset HF_HUB_OFFLINE, or write a local folder as model.base"
-        yield DoctorFinding("base", "broken", f"{name} is not here, and HF_HUB_OFFLINE is set", remedy)
+        yield broken("base", f"{name} is not here, and HF_HUB_OFFLINE is set", remedy)
     else:
-        yield DoctorFinding("base", "note", f"{name} is not here yet: it is fetched from the hub when it is first used")
+        yield note("base", f"{name} is not here yet: it is fetched from the hub when it is first used")
 
 
 def _check_folder(recipe: "Recipe", folder: Path, message: str) -> Iterator[DoctorFinding]:
     """The files, the family, the tokenizer and the checkpoint's own quantization, as a run reads them."""
     try:
         resolve_base(str(folder), recipe.model.revision, Silent())
-        yield DoctorFinding("base", "ok", message)
+        yield ok("base", message)
     except UserError as error:
-        remedy = "fetch the model again, or put all its files into the folder"
-        yield DoctorFinding("base", "broken", _text(error), remedy)
+        yield broken("base", _text(error), "fetch the model again, or put all its files into the folder")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    if not isinstance(config, dict) or "model_type" not in config:
-        return
-    missing = next((package for package in ("torch", "transformers") if import_error(package)), None)
-    if missing:
-        yield DoctorFinding("base's parts", "note", f"not tried, since {missing} cannot be imported")
+        family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # resolve_base has told it
+    if missing := missing_import("torch", "transformers"):
+        yield note("base's parts", f"not tried, since {missing} cannot be imported")
         return
     base = Base(recipe.model.base, folder, "as doctor finds it")
-    yield _check_family(str(config["model_type"]))
+    yield _check_family(str(family))
     yield _check_tokenizer(recipe, base)
     yield from _check_quantization(recipe, base)
 
@@ -67,11 +62,12 @@ def _check_family(family: str) -> DoctorFinding:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    library = f"transformers {transformers.__version__}"
     if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return DoctorFinding("base's family", "ok", f"{family}: known to transformers {transformers.__version__}")
-    message = f"{family}: transformers {transformers.__version__} has no causal language model of this model_type"
+        return ok("base's family", f"{family}: known to {library}")
+    message = f"{family}: {library} has no causal language model of this model_type"
     remedy = "pip install --upgrade transformers, if a newer one knows it; else write another model.base"
-    return DoctorFinding("base's family", "broken", message, remedy)
+    return broken("base's family", message, remedy)
 
 
 def _check_tokenizer(recipe: "Recipe", base: Base) -> DoctorFinding:
@@ -81,12 +77,13 @@ def _check_tokenizer(recipe: "Recipe", base: Base) -> DoctorFinding:
     try:
         tokenizer = load_tokenizer(base, recipe.model.chat_template)
     except UserError as error:
-        remedy = "put tokenizer.json and tokenizer_config.json beside the weights"
-        return DoctorFinding("base's tokenizer", "broken", _text(error), remedy)
+        return broken(
+            "base's tokenizer", _text(error), "put tokenizer.json and tokenizer_config.json beside the weights"
+        )
     template = "with a chat template"
     if not tokenizer.chat_template:
         template = "without a chat template: model.chat_template gives one, where rows are conversations"
-    return DoctorFinding("base's tokenizer", "ok", f"{len(tokenizer):,} tokens, {template}")
+    return ok("base's tokenizer", f"{len(tokenizer):,} tokens, {template}")
 
 
 def _check_quantization(recipe: "Recipe", base: Base) -> Iterator[DoctorFinding]:
@@ -100,14 +97,13 @@ def _check_quantization(recipe: "Recipe", base: Base) -> Iterator[DoctorFinding]
             return
         refuse_quantization(stored, base.name, effective_model(recipe), trains_all(recipe.adapter))
     except UserError as error:
-        yield DoctorFinding("base's weights", "broken", _text(error), "write another model.base")
+        yield broken("base's weights", _text(error), "write another model.base")
         return
-    missing = missing_packages(stored)
-    if missing:
+    if missing := missing_packages(stored):
         message = f"the weights of {base.name} are {stored.quantization} already, and what loads them is missing"
-        yield DoctorFinding("base's weights", "broken", message, f"pip install {' '.join(missing)}")
+        yield broken("base's weights", message, f"pip install {' '.join(missing)}")
     else:
-        yield DoctorFinding("base's weights", "ok", f"{stored.quantization} on disk, {stored.treatment} in training")
+        yield ok("base's weights", f"{stored.quantization} on disk, {stored.treatment} in training")
 
 
 def _text(error: UserError) -> str:

@@ -3,56 +3,54 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lorakit.doctor.check import DoctorFinding, root_cause
-from lorakit.doctor.packages import import_error
+from lorakit.doctor.check import DoctorFinding, broken, note, ok, root_cause
+from lorakit.doctor.packages import missing_import
 
-_WIDTH, _ROWS = 256, 32
+_WIDTH, _ROWS, _RATE = 256, 32, 0.01
 _REMEDY = "pip install --force-reinstall bitsandbytes; python -m bitsandbytes says more"
 # Quantization -> the largest relative error of a product that is no fault. Gaussian weights lose 0.092 in NF4, 0.122 in
 # FP4 and 0.008 in int8, to which CUDA adds as much for the inputs.
 _LARGEST_ERROR = {"nf4": 0.12, "q4": 0.16, "q8": 0.03}
 
 
-def check_layers() -> Iterator[DoctorFinding]:
-    """A quantized layer of each kind, forward and backward, against the product with the plain weight."""
-    missing = next((package for package in ("torch", "bitsandbytes") if import_error(package)), None)
-    if missing:
-        yield DoctorFinding("bitsandbytes", "note", f"not tried, since {missing} cannot be imported")
+def check_bitsandbytes() -> Iterator[DoctorFinding]:
+    """A quantized layer of each kind against the product with the plain weight, and a step of the 8-bit optimizer."""
+    if missing := missing_import("torch", "bitsandbytes"):
+        yield note("bitsandbytes", f"not tried, since {missing} cannot be imported")
         return
-    device = _device()
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     for quantization, limit in _LARGEST_ERROR.items():
         try:
             forward, backward = _layer_errors(quantization, device)
         except Exception as error:  # a broken build raises all sorts of errors: each kind is tried for itself
             message = f"a layer on {device} fails: {type(error).__name__}: {root_cause(error)}"
-            yield DoctorFinding(quantization, "broken", message, _REMEDY)
+            yield broken(quantization, message, _REMEDY)
             continue
         message = f"on {device} the relative error is {forward:.3f} forward, {backward:.3f} backward"
-        figures = {"forward": forward, "backward": backward}
         if max(forward, backward) <= limit:
-            yield DoctorFinding(quantization, "ok", message, figures=figures)
+            yield ok(quantization, message, forward=forward, backward=backward)
         else:
-            yield DoctorFinding(quantization, "broken", f"{message}: over {limit}", _REMEDY, figures)
+            yield broken(quantization, f"{message}: over {limit}", _REMEDY, forward=forward, backward=backward)
+    moved = _first_step(device)
+    if abs(moved - _RATE) < 0.1 * _RATE:
+        yield ok("adamw-8bit", f"a step on {device} moves as it should")
+    else:
+        yield broken("adamw-8bit", f"a step on {device} moves by {moved:.4g}, not by {_RATE}", _REMEDY)
 
 
-def check_optimizer() -> Iterator[DoctorFinding]:
-    """A step of the 8-bit optimizer: the first one moves every number by the learning rate."""
-    if import_error("torch") or import_error("bitsandbytes"):
-        return
+def _first_step(device: str) -> float:
+    """How far the first step of the 8-bit optimizer moves a number: by the learning rate, where it is right."""
     import torch
     from bitsandbytes.optim import AdamW8bit
 
-    device, rate = _device(), 0.01
     before = torch.randn(8192, generator=torch.Generator().manual_seed(0)).to(device)
     trained = torch.nn.Parameter(before.clone())
-    optimizer = AdamW8bit([trained], lr=rate, weight_decay=0.0)
+    optimizer = AdamW8bit([trained], lr=_RATE, weight_decay=0.0)
     (trained**2).sum().backward()
     optimizer.step()
-    moved = float((trained.detach() - before).abs().mean())
-    if abs(moved - rate) < 0.1 * rate:
-        yield DoctorFinding("adamw-8bit", "ok", f"a step on {device} moves as it should")
-    else:
-        yield DoctorFinding("adamw-8bit", "broken", f"a step on {device} moves by {moved:.4g}, not by {rate}", _REMEDY)
+    return float((trained.detach() - before).abs().mean())
 
 
 def _layer_errors(quantization: str, device: str) -> tuple[float, float]:
@@ -68,11 +66,8 @@ def _layer_errors(quantization: str, device: str) -> tuple[float, float]:
     outputs = layer(inputs)
     outputs.backward(gradient)
     plain = weight.to(device)
-    pairs = (
-        (outputs.float(), inputs.detach().float() @ plain.T),
-        (inputs.grad.float(), gradient.float() @ plain),
-    )
-    forward, backward = (float((computed - exact).norm() / exact.norm()) for computed, exact in pairs)
+    pairs = ((outputs, inputs.detach().float() @ plain.T), (inputs.grad, gradient.float() @ plain))
+    forward, backward = (float((computed.float() - exact).norm() / exact.norm()) for computed, exact in pairs)
     return forward, backward
 
 
@@ -88,9 +83,3 @@ def _quantized_layer(quantization: str, weight: Any, dtype: Any) -> Any:
     layer = Linear4bit(_WIDTH, _WIDTH, bias=False, quant_type=kind, compute_dtype=dtype)
     layer.weight = Params4bit(weight.clone(), requires_grad=False, quant_type=kind)
     return layer
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -25,6 +25,21 @@ class DoctorFinding:
 Check = Callable[[], Iterable[DoctorFinding]]
 
 
+def ok(name: str, message: str, **figures: Any) -> DoctorFinding:
+    """Something that works, with its figures."""
+    return DoctorFinding(name, "ok", message, figures=figures)
+
+
+def note(name: str, message: str, remedy: str = "", **figures: Any) -> DoctorFinding:
+    """Something worth knowing, of which no run fails."""
+    return DoctorFinding(name, "note", message, remedy, figures)
+
+
+def broken(name: str, message: str, remedy: str = "", **figures: Any) -> DoctorFinding:
+    """Something needed that does not work."""
+    return DoctorFinding(name, "broken", message, remedy, figures)
+
+
 def run_check(name: str, check: Check) -> Iterator[DoctorFinding]:
     """The results of a check, one by one; an error that it raises is one too, unless LORAKIT_DEBUG is set."""
     results = iter(check())
@@ -37,7 +52,7 @@ def run_check(name: str, check: Check) -> Iterator[DoctorFinding]:
         except (Exception, SystemExit) as error:
             if os.environ.get("LORAKIT_DEBUG"):
                 raise
-            yield DoctorFinding(name, "broken", f"the check failed with {type(error).__name__}: {root_cause(error)}")
+            yield broken(name, f"the check failed with {type(error).__name__}: {root_cause(error)}")
             return
         yield result
 

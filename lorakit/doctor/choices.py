@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lorakit.doctor.check import DoctorFinding
-from lorakit.doctor.cpu import matmul_speed
+from lorakit.doctor.check import DoctorFinding, broken, note, ok
+from lorakit.doctor.machine import matmul_speed
 from lorakit.doctor.packages import import_error
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine, this_machine, usable_machine
@@ -29,21 +29,23 @@ def check_choices(recipe: "Recipe | None") -> Iterator[DoctorFinding]:
     from lorakit.recipe.schema import Data, Model, Recipe
 
     machine = _machine_of_runs()
-    yield DoctorFinding("device", "ok", f"{machine.name} ({machine.device})")
+    yield ok("device", f"{machine.name} ({machine.device})")
     checked = recipe or Recipe(model=Model(base="any/model"), data=Data(train="any/rows"))
     try:
         info = find_model_info(checked.model.base, checked.model.revision) if recipe else None
-        resolved = resolve_auto(checked, machine, info)
+        choices = resolve_auto(checked, machine, info).choices
     except UserError as error:
-        yield DoctorFinding("settings", "broken", str(error))
+        yield broken("settings", str(error))
         return
-    for choice in resolved.choices:
+    for choice in choices:
         if recipe or choice.path in _BY_MACHINE:
+            message = str(choice).removeprefix(f"{choice.path}: auto is ")
             faster = _faster_format(str(choice.value)) if choice.path == "model.dtype" and not machine.is_gpu else ""
-            value = str(choice.value).lower() if isinstance(choice.value, bool) else choice.value
-            message, figures = f"{value}: {choice.reason}{faster}", {"value": choice.value}
-            remedy = "compare a few steps of both: --set train.steps=5" if faster else ""
-            yield DoctorFinding(choice.path, "note" if faster else "ok", message, remedy, figures)
+            if faster:
+                remedy = "compare a few steps of both: --set train.steps=5"
+                yield note(choice.path, message + faster, remedy, value=choice.value)
+            else:
+                yield ok(choice.path, message, value=choice.value)
 
 
 def _machine_of_runs() -> Machine:

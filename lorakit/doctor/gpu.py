@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lorakit.amounts import gibibytes
-from lorakit.doctor.check import DoctorFinding, root_cause
-from lorakit.doctor.cpu import matmul_speed
+from lorakit.doctor.check import DoctorFinding, broken, note, ok, root_cause
+from lorakit.doctor.machine import matmul_speed
 from lorakit.doctor.packages import import_error
 
 _QUERY = ("name", "memory.total", "memory.free", "driver_version", "compute_cap")
@@ -34,7 +34,7 @@ def check_gpus() -> Iterator[DoctorFinding]:
     gpus, error = _driver_gpus()
     if not gpus and count_gpus_on_bus():
         message = error or "an NVIDIA GPU is in this machine, but no driver shows it"
-        yield DoctorFinding("driver", "broken", message, "install NVIDIA's driver; reboot if it was just updated")
+        yield broken("driver", message, "install NVIDIA's driver; reboot if it was just updated")
         return
     for number, gpu in enumerate(gpus):
         message = (
@@ -47,42 +47,41 @@ def check_gpus() -> Iterator[DoctorFinding]:
         else:
             yield DoctorFinding(f"GPU {number}", "ok", message, figures=asdict(gpu))
     if not gpus:
-        yield DoctorFinding("GPU", "note", "there is no NVIDIA GPU: runs use the processor")
+        yield note("GPU", "there is no NVIDIA GPU: runs use the processor")
     elif _hidden():
-        yield DoctorFinding("visible", "note", "CUDA_VISIBLE_DEVICES hides every GPU: runs use the processor")
+        yield note("visible", "CUDA_VISIBLE_DEVICES hides every GPU: runs use the processor")
     elif len(gpus) > 1:
         used = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
         message = f"a run uses one of the {len(gpus)} GPUs: {f'GPU {used}' if used.isdigit() else used}"
-        yield DoctorFinding("used", "note", message, "set CUDA_VISIBLE_DEVICES=1 before a command to choose another")
+        yield note("used", message, "set CUDA_VISIBLE_DEVICES=1 before a command to choose another")
 
 
 def check_torch() -> Iterator[DoctorFinding]:
     """Whether torch reaches the GPU, by a real product in each number format."""
     if import_error("torch"):
-        yield DoctorFinding("torch on GPU", "note", "not tried, since torch cannot be imported")
+        yield note("torch on GPU", "not tried, since torch cannot be imported")
         return
     import torch
 
+    version, cuda = torch.__version__, torch.version.cuda
     gpus = [] if _hidden() else _driver_gpus()[0]
     if torch.cuda.is_available():
-        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
-        yield DoctorFinding("torch on GPU", "ok", f"{torch.__version__} uses the GPU by {build}")
+        build = f"CUDA {cuda}" if cuda else f"ROCm {torch.version.hip}"
+        yield ok("torch on GPU", f"{version} uses the GPU by {build}")
         yield from _check_speed(torch.cuda.get_device_capability()[0] >= 8)
-    elif gpus and torch.version.cuda is None:
-        message = f"{torch.__version__} is a build without CUDA: the GPU stays idle"
+    elif not gpus:
+        yield ok("torch on GPU", f"{version} has none to use")
+    elif cuda is None:
         remedy = "pip install --force-reinstall torch, where pip is not set to take the CPU build"
-        yield DoctorFinding("torch on GPU", "broken", message, remedy)
-    elif gpus:
+        yield broken("torch on GPU", f"{version} is a build without CUDA: the GPU stays idle", remedy)
+    else:
         try:
             torch.cuda.init()
             reason = "it finds no device"
         except (RuntimeError, AssertionError) as error:
             reason = root_cause(error)
-        message = f"{torch.__version__}, built for CUDA {torch.version.cuda}, cannot use the GPU: {reason}"
         remedy = f"update the driver (now {gpus[0].driver}), or install torch built for an older CUDA"
-        yield DoctorFinding("torch on GPU", "broken", message, remedy)
-    else:
-        yield DoctorFinding("torch on GPU", "ok", f"{torch.__version__} has none to use")
+        yield broken("torch on GPU", f"{version}, built for CUDA {cuda}, cannot use the GPU: {reason}", remedy)
 
 
 def _check_speed(bfloat16: bool) -> Iterator[DoctorFinding]:
@@ -91,10 +90,9 @@ def _check_speed(bfloat16: bool) -> Iterator[DoctorFinding]:
             speed, width = matmul_speed("cuda", dtype)
         except RuntimeError as error:
             remedy = "install a build of torch for this GPU's compute capability and driver"
-            yield DoctorFinding(dtype, "broken", f"a matrix product fails: {root_cause(error)}", remedy)
+            yield broken(dtype, f"a matrix product fails: {root_cause(error)}", remedy)
             return
-        message = f"{speed / 1e12:,.1f} TFLOP/s, measured on {width} x {width}"
-        yield DoctorFinding(dtype, "ok", message, figures={"speed": speed})
+        yield ok(dtype, f"{speed / 1e12:,.1f} TFLOP/s, measured on {width} x {width}", speed=speed)
 
 
 def parse_gpus(text: str) -> list[DriverGpu]:

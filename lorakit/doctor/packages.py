@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lorakit.doctor.check import DoctorFinding, root_cause
+from lorakit.doctor.check import DoctorFinding, broken, note, ok, root_cause
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -34,34 +34,34 @@ def check_python() -> Iterator[DoctorFinding]:
     import lorakit
 
     where = sys.prefix if sys.prefix == sys.base_prefix else f"{sys.prefix}, a virtual environment"
-    yield DoctorFinding("Python", "ok", f"{platform.python_version()} in {where}")
-    yield DoctorFinding("lorakit", "ok", lorakit.__version__)
+    yield ok("Python", f"{platform.python_version()} in {where}")
+    yield ok("lorakit", lorakit.__version__)
     system = f"{platform.system()} {platform.release()} on {platform.machine()}"
     if platform.system() == "Linux":
-        yield DoctorFinding("system", "ok", system)
+        yield ok("system", system)
     else:
-        yield DoctorFinding("system", "note", f"{system}: lorakit is tested on Linux only")
+        yield note("system", f"{system}: lorakit is tested on Linux only")
 
 
 def check_required() -> Iterator[DoctorFinding]:
     """Every package that lorakit's metadata asks for: its version, and for those that a run loads its import."""
     requirements = {item.name: item for item in _requirements() if _applies(item, "")}
-    others, torch_broken = 0, False
-    for name in [*_IMPORTED, *(name for name in requirements if name not in _IMPORTED)]:
-        result = _check_version(name, requirements.get(name))
+    torch_broken = False
+    for name in _IMPORTED:
+        result = _check_version(name, requirements.pop(name, None))
         if name in _NEED_TORCH and result.state == "ok" and torch_broken:
-            result = DoctorFinding(name, "note", f"{result.message}: not tried, since torch is broken")
-        elif name in _IMPORTED and installed(name) and (error := import_error(name)):
-            public = (installed(name) or "").partition("+")[0]
-            remedy = result.remedy or f"pip install --force-reinstall {name}=={public}"
-            result = DoctorFinding(name, "broken", f"{result.message}; cannot be imported: {error}", remedy)
+            result = note(name, f"{result.message}: not tried, since torch is broken")
+        elif (version := installed(name)) and (error := import_error(name)):
+            remedy = result.remedy or f"pip install --force-reinstall {name}=={version.partition('+')[0]}"
+            result = broken(name, f"{result.message}; cannot be imported: {error}", remedy)
         torch_broken = torch_broken or (name == "torch" and result.state == "broken")
-        if result.state == "ok" and name not in _IMPORTED:
-            others += 1
-        else:
-            yield result
-    if others:
-        yield DoctorFinding("others", "ok", f"{others} more packages, each in a version that lorakit is made for")
+        yield result
+    others = [_check_version(name, requirement) for name, requirement in requirements.items()]
+    faults = [result for result in others if result.state != "ok"]
+    yield from faults
+    if len(faults) < len(others):
+        message = f"{len(others) - len(faults)} more packages, each in a version that lorakit is made for"
+        yield ok("others", message)
 
 
 def check_optional() -> Iterator[DoctorFinding]:
@@ -69,17 +69,15 @@ def check_optional() -> Iterator[DoctorFinding]:
     for extra, purpose in _EXTRAS.items():
         requirements = [item for item in _requirements() if _applies(item, extra) and not _applies(item, "")]
         if requirements and all(_check_version(item.name, item).state == "ok" for item in requirements):
-            yield DoctorFinding(f"extra {extra}", "ok", f"installed: {purpose}")
+            yield ok(f"extra {extra}", f"installed: {purpose}")
         else:
-            yield DoctorFinding(
-                f"extra {extra}", "note", f"not installed: {purpose}", f"pip install 'lorakit[{extra}]'"
-            )
+            yield note(f"extra {extra}", f"not installed: {purpose}", f"pip install 'lorakit[{extra}]'")
     version = installed("flash-attn")
     if version:
-        yield DoctorFinding("flash-attn", "ok", f"{version}: model.attention can be flash_attention_2")
+        yield ok("flash-attn", f"{version}: model.attention can be flash_attention_2")
     else:
         message = "not installed: model.attention: flash_attention_2 needs it, on an NVIDIA GPU"
-        yield DoctorFinding("flash-attn", "note", message, "pip install flash-attn --no-build-isolation")
+        yield note("flash-attn", message, "pip install flash-attn --no-build-isolation")
 
 
 @functools.cache
@@ -90,6 +88,11 @@ def import_error(package: str) -> str | None:
     except (Exception, SystemExit) as error:  # whatever a broken installation raises
         return root_cause(error)
     return None
+
+
+def missing_import(*packages: str) -> str | None:
+    """The first of these packages that cannot be imported."""
+    return next((package for package in packages if import_error(package)), None)
 
 
 def installed(package: str) -> str | None:
@@ -118,10 +121,10 @@ def _check_version(name: str, requirement: "Requirement | None") -> DoctorFindin
     version, bounds = installed(name), str(requirement.specifier) if requirement else ""
     upgrade = f"pip install --upgrade '{name}{bounds}'"
     if version is None:
-        return DoctorFinding(name, "broken", "not installed", upgrade)
+        return broken(name, "not installed", upgrade)
     floor = _SECURITY_FLOORS.get(name)
     if floor and Version(version) < Version(floor):
-        return DoctorFinding(name, "broken", f"{version}: below {floor} there are known security holes", upgrade)
+        return broken(name, f"{version}: below {floor} there are known security holes", upgrade)
     if requirement and not requirement.specifier.contains(version, prereleases=True):
-        return DoctorFinding(name, "broken", f"{version}: lorakit is made for {bounds}", upgrade)
-    return DoctorFinding(name, "ok", f"{version} ({bounds})" if bounds else version)
+        return broken(name, f"{version}: lorakit is made for {bounds}", upgrade)
+    return ok(name, f"{version} ({bounds})" if bounds else version)

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.doctor import base_model, bitsandbytes, choices, cpu, disk, gpu, hub, packages
+from lorakit.doctor import base_model, bitsandbytes, choices, gpu, hub, machine, packages
 from lorakit.doctor.check import Check, DoctorFinding, run_check
 
 if TYPE_CHECKING:
@@ -32,15 +32,15 @@ def _sections(network: bool, recipe: "Recipe | None") -> dict[str, dict[str, Che
         "Python": {"Python": packages.check_python},
         "Packages": {"packages": packages.check_required, "extras": packages.check_optional},
         "GPU": {"GPU": gpu.check_gpus, "torch": gpu.check_torch},
-        "bitsandbytes": {"layers": bitsandbytes.check_layers, "optimizer": bitsandbytes.check_optimizer},
+        "bitsandbytes": {"bitsandbytes": bitsandbytes.check_bitsandbytes},
         "Processor and memory": {
-            "processor": cpu.check_processor,
-            "threads": cpu.check_threads,
-            "speed": cpu.check_speed,
-            "memory": cpu.check_memory,
+            "processor": machine.check_processor,
+            "threads": machine.check_threads,
+            "speed": machine.check_speed,
+            "memory": machine.check_memory,
         },
         "What auto chooses here": {"auto": partial(choices.check_choices, recipe)},
-        "Disk": {"disk": partial(disk.check_folders, run)},
+        "Disk": {"disk": partial(machine.check_disk, run)},
         "Hub": {"hub": hub.check_settings, "reachable": partial(hub.check_reachable, network)},
         "Models": {"carried": hub.check_bundled_models, "hub's cache": hub.check_cached_models, **base},
     }

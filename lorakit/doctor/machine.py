@@ -1,14 +1,17 @@
-"""The processor and main memory: what there is, what this process may use, and how fast it is."""
+"""Processor, main memory and disk: what there is, what this process may use, and how fast it is."""
 
 import functools
 import os
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lorakit.amounts import gibibytes
+from lorakit.atomic_io import cache_folder
 from lorakit.data.worker_pool import processors
-from lorakit.doctor.check import DoctorFinding
+from lorakit.doctor.check import DoctorFinding, broken, note, ok
 from lorakit.doctor.packages import import_error
 from lorakit.hardware.cgroups import read_cgroup_limits
 from lorakit.hardware.machine import processor
@@ -16,6 +19,8 @@ from lorakit.hardware.machine import processor
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # Below this a float32 model of a billion parameters does not load.
 _LITTLE_MEMORY = 4 << 30
+# An adapter's run takes megabytes; a merged model, or one from the hub, several of these.
+_LITTLE_SPACE = 10 << 30
 _WIDTHS = (128, 256, 512, 1024, 2048, 4096)
 # A product that takes this many seconds hides the cost of the call; in a number format without instructions of its own
 # a small one does already.
@@ -31,44 +36,42 @@ def check_processor() -> Iterator[DoctorFinding]:
     if limit is not None:
         message += f", limited to the time of {limit:g} by the container or batch system"
         figures["limit"] = limit
-    yield DoctorFinding("processor", "ok", message, figures=figures)
+    yield ok("processor", message, **figures)
 
 
 def check_threads() -> Iterator[DoctorFinding]:
     """The threads that torch computes in, against the cores that it may use."""
     if import_error("torch"):
-        yield DoctorFinding("threads", "note", "not known, since torch cannot be imported")
+        yield note("threads", "not known, since torch cannot be imported")
         return
     import torch
 
     used, limit = torch.get_num_threads(), read_cgroup_limits().processors
     usable = int(max(1, min(processors(), limit or processors())))
-    message, figures = f"torch computes in {used} threads", {"threads": used}
+    message = f"torch computes in {used} threads"
     variable = next((name for name in _THREAD_VARIABLES if os.environ.get(name)), None)
     if used < usable and variable:
         # Launchers such as torchrun and accelerate set OMP_NUM_THREADS=1 by themselves.
         message += f", {usable} could be used: {variable} is {os.environ[variable]}"
-        yield DoctorFinding(
-            "threads", "note", message, f"unset {variable}, unless other runs share this machine", figures
-        )
+        yield note("threads", message, f"unset {variable}, unless other runs share this machine", threads=used)
     elif used > usable:
         message += f" on {usable} cores, which wait for each other"
-        yield DoctorFinding("threads", "note", message, f"export OMP_NUM_THREADS={usable}", figures)
+        yield note("threads", message, f"export OMP_NUM_THREADS={usable}", threads=used)
     else:
-        yield DoctorFinding("threads", "ok", message, figures=figures)
+        yield ok("threads", message, threads=used)
 
 
 def check_speed() -> Iterator[DoctorFinding]:
     """The speed of a matrix product in the number formats that runs on a processor use."""
     if import_error("torch"):
-        yield DoctorFinding("speed", "note", "not measured, since torch cannot be imported")
+        yield note("speed", "not measured, since torch cannot be imported")
         return
     for dtype in ("float32", "bfloat16"):
         speed, width = matmul_speed("cpu", dtype)
         message = f"{speed / 1e9:,.1f} GFLOP/s, measured on {width} x {width}"
         if dtype != "float32":
             message += f", {speed / matmul_speed('cpu', 'float32')[0]:.2g} times float32"
-        yield DoctorFinding(dtype, "ok", message, figures={"speed": speed})
+        yield ok(dtype, message, speed=speed)
 
 
 def check_memory() -> Iterator[DoctorFinding]:
@@ -81,9 +84,42 @@ def check_memory() -> Iterator[DoctorFinding]:
         available = min(available, limits.memory_left or 0)
         figures |= {"limit": limits.memory, "left": available}
         message += f"; the container or batch system allows {gibibytes(limits.memory)}, {gibibytes(available)} left"
-    little = available < _LITTLE_MEMORY
-    remedy = "close other programs: a model of 1B parameters alone takes 4 GB in float32" if little else ""
-    yield DoctorFinding("memory", "note" if little else "ok", message, remedy, figures)
+    if available < _LITTLE_MEMORY:
+        remedy = "close other programs: a model of 1B parameters alone takes 4 GB in float32"
+        yield note("memory", message, remedy, **figures)
+    else:
+        yield ok("memory", message, **figures)
+
+
+def check_disk(run: Path | None) -> Iterator[DoctorFinding]:
+    """The folders that commands write into: free space, size, and whether they can be written.
+
+    `run` is a recipe's run folder; without a recipe, runs may go elsewhere than the current folder, which then only
+    gets a note.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path.cwd() if run is None else run.absolute()
+    yield _check_folder("runs", folder, "set another output.dir, or pass --output", needed=run is not None)
+    remedy = "set LORAKIT_CACHE to another folder"
+    yield _check_folder("lorakit's cache", cache_folder(), remedy, needed=True, with_size=True)
+    remedy = "set HF_HUB_CACHE to another folder"
+    yield _check_folder("hub's cache", Path(HF_HUB_CACHE), remedy, needed=False, with_size=True)
+
+
+def _check_folder(name: str, folder: Path, remedy: str, needed: bool, with_size: bool = False) -> DoctorFinding:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    figures = {"free": shutil.disk_usage(existing).free}
+    message = f"{folder}: {gibibytes(figures['free'])} free"
+    if with_size:
+        files = (Path(parent, file) for parent, _, names in os.walk(folder) for file in names)
+        figures["size"] = sum(file.lstat().st_size for file in files)  # a link is counted itself, not its file again
+        message += f", {gibibytes(figures['size'])} in use" if folder.is_dir() else ", not created yet"
+    if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
+        return (broken if needed else note)(name, f"{message}, cannot be written", remedy, **figures)
+    if figures["free"] < _LITTLE_SPACE:
+        return note(name, f"{message}, which is little", f"free some, or {remedy}", **figures)
+    return ok(name, message, **figures)
 
 
 @functools.cache
