@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 
 from lorakit.hardware.gpus import Gpu, find_gpu, match_gpu
-from lorakit.hardware.machine import Machine
+from lorakit.hardware.machine import Machine, machine_with
 from lorakit.plan.auto import resolve_auto
 from lorakit.plan.estimate import Plan, RowEstimate, plan_run
 from lorakit.plan.model_info import find_model_info
-from lorakit.plan.places import place_of
 from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train
 
 GIB = 1 << 30
@@ -28,7 +27,7 @@ def planned(
         train=Train(**train),
     )
     rows = RowEstimate(1000, 0, length, mean, trained, 0.0, "as given")
-    return plan_run(recipe, find_model_info(base, "main"), rows, place_of(card))
+    return plan_run(recipe, find_model_info(base, "main"), rows, machine_with(card))
 
 
 def chosen(machine: Machine, base: str = LLAMA, length: int = 435, **train) -> dict:
@@ -73,7 +72,7 @@ def test_more_memory_never_plans_slower(gpu):
 
 
 def test_the_reason_is_the_comparison():
-    reason = chosen(place_of(find_gpu("RTX 4090")).machine)["train.gradient_checkpointing"].reason
+    reason = chosen(machine_with(find_gpu("RTX 4090")))["train.gradient_checkpointing"].reason
     assert reason == "2 rows at once without it is planned faster than 16 rows at once with it: x 0.71"
 
 
@@ -81,14 +80,14 @@ def test_a_card_that_is_here_chooses_as_it_is_planned(monkeypatch):
     """`lorakit check` and `lorakit train` ask the machine, `lorakit plan` the table."""
     for card in (find_gpu("RTX 4090"), find_gpu("A10")):
         here = Machine("cuda", card.name, card.memory, True, card=match_gpu(f"NVIDIA {card.name}", card.memory))
-        planned_for = place_of(card).machine
+        planned_for = machine_with(card)
         assert here.card == card
         for name in ("train.gradient_checkpointing", "train.micro_batch"):
             assert chosen(here)[name].value == chosen(planned_for)[name].value
 
 
 def test_a_card_that_is_not_known_chooses_as_one_of_its_memory():
-    unknown, sized = Machine("cuda", "some GPU", 24 * GIB, bfloat16=True), place_of(find_gpu("24GB")).machine
+    unknown, sized = Machine("cuda", "some GPU", 24 * GIB, bfloat16=True), machine_with(find_gpu("24GB"))
     for name in ("train.gradient_checkpointing", "train.micro_batch"):
         assert chosen(unknown)[name].value == chosen(sized)[name].value
     assert "for those of this card are not known" in chosen(unknown)["train.gradient_checkpointing"].reason
@@ -101,6 +100,6 @@ def test_a_processor_recomputes_only_where_not_one_row_fits():
 
 
 def test_a_micro_batch_that_is_written_is_made_to_fit():
-    card = place_of(find_gpu("RTX 4090")).machine
+    card = machine_with(find_gpu("RTX 4090"))
     assert chosen(card, micro_batch=2)["train.gradient_checkpointing"].value is False
     assert chosen(card, micro_batch=8)["train.gradient_checkpointing"].value is True

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from lorakit.cli import app
 from lorakit.hardware.gpus import GPUS, Gpu, find_gpu
+from lorakit.hardware.machine import machine_with
 from lorakit.plan.estimate import Plan, assume_rows, plan_run
 from lorakit.plan.known_models import known_models
 from lorakit.plan.model_info import find_model_info
-from lorakit.plan.places import place_of
 from lorakit.recipe.load import load
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -105,7 +105,7 @@ def planned(preset: Path, base: str, card: Gpu, *overrides: str) -> Plan:
     facts = find_model_info(base, "main")
     assert recipe.adapter.rank == 16 and recipe.adapter.targets == "all-linear"
     assert facts and facts.spec, f"{base} is not known"
-    return plan_run(recipe, facts, assume_rows(recipe.data.max_length, "as the preset says"), place_of(card))
+    return plan_run(recipe, facts, assume_rows(recipe.data.max_length, "as the preset says"), machine_with(card))
 
 
 def larger_sizes(base: str) -> list[str]:

@@ -16,8 +16,12 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     from lorakit import console
     from lorakit.hardware.machine import this_machine
     from lorakit.plan.auto import resolve_auto
-    from lorakit.plan.checkpoint import effective_quantization, quantization_line
-    from lorakit.plan.local_base import check_local_base, refuse_unmergeable
+    from lorakit.plan.checkpoint import (
+        check_local_base,
+        effective_quantization,
+        quantization_line,
+        refuse_unmergeable,
+    )
     from lorakit.plan.model_info import find_model_info
     from lorakit.plan.row_limits import beyond_training, refuse_lengths
     from lorakit.recipe.adapter_kind import adapter_spec

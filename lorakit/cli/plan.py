@@ -62,15 +62,13 @@ def plan(
     if gpu is not None and not gpu.strip():
         raise typer.BadParameter("--gpu is empty. Write a card's name, its memory, or all.")
     from lorakit import console
-    from lorakit.cli.plan_facts import PlanReport
-    from lorakit.cli.plan_texts import print_cards, print_plan
+    from lorakit.cli.plan_report import PlanReport, print_cards, print_plan
     from lorakit.hardware.gpus import GPUS, find_gpu
+    from lorakit.hardware.machine import machine_with, this_machine
     from lorakit.plan.advice import collect_advice, run_figures
     from lorakit.plan.changes import ChangeSearch
-    from lorakit.plan.checkpoint import checkpoint_of
+    from lorakit.plan.checkpoint import check_local_base, checkpoint_of, describe_missing_files, refuse_unmergeable
     from lorakit.plan.estimate import full_fine_tuning, plan_run
-    from lorakit.plan.local_base import check_local_base, describe_missing_files, refuse_unmergeable
-    from lorakit.plan.places import place_of, this_place
     from lorakit.plan.row_limits import beyond_training, refuse_lengths
     from lorakit.recipe.load import load
 
@@ -87,7 +85,7 @@ def plan(
         plans: list[Plan | UserError] = []
         for card in GPUS:
             try:
-                plans.append(plan_run(settings, info, rows, place_of(card), per_hour))
+                plans.append(plan_run(settings, info, rows, machine_with(card), per_hour))
             except UserError as error:
                 plans.append(error)
         errors = [error for error in plans if isinstance(error, UserError)]
@@ -98,12 +96,12 @@ def plan(
         return
     for warning in filter(None, (describe_missing_files(settings), beyond_training(settings, info, rows.longest))):
         progress.warn(warning)
-    place = place_of(find_gpu(gpu)) if gpu else this_place()
+    machine = machine_with(find_gpu(gpu)) if gpu else this_machine()
     with loaded.locating():
-        estimate = plan_run(settings, info, rows, place, per_hour)
-    checkpoint = checkpoint_of(info, place.machine)
+        estimate = plan_run(settings, info, rows, machine, per_hour)
+    checkpoint = checkpoint_of(info, machine)
     quantized = checkpoint is not None and checkpoint.treatment == "kept"
-    full = None if quantized else full_fine_tuning(settings, info, rows, place)
+    full = None if quantized else full_fine_tuning(settings, info, rows, machine)
     search = ChangeSearch(estimate, info, lambda more: load(recipe, [*overrides, *more]).recipe)
     changes = search.smaller() if estimate.fits != "yes" else search.larger()
     notes = collect_advice(estimate.recipe, run_figures(estimate, changes, info))

@@ -37,6 +37,11 @@ def this_machine() -> Machine:
     return _first_gpu() or processor()
 
 
+def machine_with(card: Gpu) -> Machine:
+    """A machine with this card, to plan for."""
+    return Machine("cuda", card.name, card.memory, card.bfloat16 is not None, here=False, card=card)
+
+
 def usable_machine(progress: Progress) -> Machine:
     """The device that torch can really use: a driver may show a GPU to a torch without CUDA, or hide one from us."""
     import torch

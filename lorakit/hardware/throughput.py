@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lorakit.hardware.gpus import Gpu
+from lorakit.hardware.machine import Machine
 
 # Shares of the dense peak that large matrix products reach, in a public table of torch's (docs/planning.md): A100 0.79
 # to 0.85, H100 0.80, B200 0.75, V100S 0.68; where tensor cores are halved, as in GeForce cards from the 30 series on,
@@ -39,6 +40,13 @@ class Throughput:
     """Seconds to start one kernel."""
     queued: bool = True
     """Whether kernels are started while others run: on a GPU."""
+
+
+def throughput_of(machine: Machine, dtype: str) -> Throughput | None:
+    """What a machine reaches with a recipe's dtype; None where that is not known. A processor's speed is measured."""
+    if machine.card:
+        return gpu_throughput(machine.card, dtype)
+    return measure_cpu() if not machine.is_gpu and dtype == "float32" else None
 
 
 def gpu_throughput(device: Gpu, dtype: str) -> Throughput:

@@ -110,7 +110,7 @@ def run_figures(plan: Plan, changes: list[Change], info: ModelInfo) -> RunFigure
 def _fits_adamw(plan: Plan, info: ModelInfo) -> bool | None:
     train = plan.requested.train.model_copy(update={"optimizer": "adamw"})
     try:
-        return plan_run(plan.requested.model_copy(update={"train": train}), info, plan.rows, plan.place).fits == "yes"
+        return plan_run(plan.requested.model_copy(update={"train": train}), info, plan.rows, plan.machine).fits == "yes"
     except UserError:
         return None
 

@@ -140,7 +140,7 @@ class ChangeSearch:
                 rows = _limit_rows(rows, int(step.value), plan.requested.data.overlong)
         try:
             recipe, removed = self._changed_recipe(steps)
-            changed = plan_run(recipe, self.info, rows, plan.place)
+            changed = plan_run(recipe, self.info, rows, plan.machine)
         except UserError:
             return None
         slower = changed.time.likely / plan.time.likely if changed.time and plan.time else None
@@ -170,7 +170,7 @@ class ChangeSearch:
 def memory_reductions(plan: Plan, info: ModelInfo) -> Iterator[SettingChange]:
     """What takes less memory."""
     recipe, wanted = plan.recipe, plan.requested.train
-    on_gpu, quantization = plan.place.machine.is_gpu, recipe.model.quantization
+    on_gpu, quantization = plan.machine.is_gpu, recipe.model.quantization
     if wanted.micro_batch not in ("auto", 1):
         yield SettingChange("train.micro_batch", "auto", "the same result, in smaller pieces", 0)
     if wanted.gradient_checkpointing is False:

@@ -1,14 +1,13 @@
 """A plan: what a run will hold, take and cost on one device, from the model's config and an estimate of its rows."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
 from lorakit.data.mixture import Mixture
 from lorakit.hardware.machine import Machine
-from lorakit.hardware.throughput import Throughput
+from lorakit.hardware.throughput import Throughput, throughput_of
 from lorakit.model.spec import ModelSpec
 from lorakit.plan.auto import Choice, resolve_auto
 from lorakit.plan.fit import SizedRun, memory_budget, size_run
@@ -27,15 +26,6 @@ ERROR, ERROR_UNSEEN = 0.15, 0.6
 
 # Batches that are shuffled, sorted by length and cut together (lorakit/data/batches.py).
 _POOL = 32
-
-
-@dataclass(frozen=True)
-class PlanDevice:
-    """The device that a run is planned for."""
-
-    machine: Machine
-    rates: Callable[[str], Throughput | None]
-    """A recipe's dtype -> what the device reaches in it; None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,7 @@ class Plan:
     recipe: Recipe
     """The same without `auto`."""
     choices: tuple[Choice, ...]
-    place: PlanDevice
+    machine: Machine
     spec: ModelSpec
     trainable: TrainableParams
     quantization: str
@@ -109,8 +99,8 @@ class Plan:
     def certain(self) -> bool:
         """Whether it fits, or does not, at either end of the estimate."""
         if self.fits == "no":
-            return self.longest.total * (1 - self.error) > self.place.machine.memory
-        return self.at_most <= self.place.machine.memory
+            return self.longest.total * (1 - self.error) > self.machine.memory
+        return self.at_most <= self.machine.memory
 
 
 def assume_rows(max_length: int, reason: str) -> RowEstimate:
@@ -120,7 +110,7 @@ def assume_rows(max_length: int, reason: str) -> RowEstimate:
 
 
 def plan_run(
-    recipe: Recipe, facts: ModelInfo, rows: RowEstimate, place: PlanDevice, per_hour: float | None = None
+    recipe: Recipe, facts: ModelInfo, rows: RowEstimate, machine: Machine, per_hour: float | None = None
 ) -> Plan:
     """The plan of a recipe on a model whose spec is known.
 
@@ -132,8 +122,8 @@ def plan_run(
     """
     spec = facts.spec
     assert spec is not None
-    settled = resolve_auto(recipe, place.machine, facts, rows.longest, mean=rows.mean)
-    load = size_run(settled.recipe, facts, spec, place.machine.is_gpu)
+    settled = resolve_auto(recipe, machine, facts, rows.longest, mean=rows.mean)
+    load = size_run(settled.recipe, facts, spec, machine.is_gpu)
     train = settled.recipe.train
     micro, checkpointing = int(train.micro_batch), bool(train.gradient_checkpointing)
     longest = load.memory(micro, rows.longest, checkpointing)
@@ -151,14 +141,14 @@ def plan_run(
             padding=padding,
             held_out=round(scorings * rows.held_out * rows.mean),
         )
-    rates = place.rates(settled.recipe.model.dtype) if work else None
+    rates = throughput_of(machine, settled.recipe.model.dtype) if work else None
     time = training_seconds(work, rates) if work and rates else None
-    allowed = memory_budget(place.machine)
+    allowed = memory_budget(machine)
     return Plan(
         requested=recipe,
         recipe=settled.recipe,
         choices=settled.choices,
-        place=place,
+        machine=machine,
         spec=spec,
         trainable=load.trainable,
         quantization=load.quantization,
@@ -166,8 +156,8 @@ def plan_run(
         longest=longest,
         average=load.memory(micro, max(1, round(rows.mean)), checkpointing),
         room=allowed,
-        fits="yes" if longest.total <= allowed else "tight" if longest.total <= place.machine.memory else "no",
-        evaluation=_evaluation(load, settled.recipe, rows, place.machine),
+        fits="yes" if longest.total <= allowed else "tight" if longest.total <= machine.memory else "no",
+        evaluation=_evaluation(load, settled.recipe, rows, machine),
         merge=merge_memory(spec),
         adapter_file=4 * load.trainable.saved,  # in float32
         model_file=spec.parameters * DTYPE_BYTES.get(str(facts.dtype), 2),
@@ -212,7 +202,7 @@ def _evaluation(load: SizedRun, recipe: Recipe, rows: RowEstimate, machine: Mach
     return evaluation_memory(load.spec, weights + 4 * load.trainable.matrices, width, tokens, machine)
 
 
-def full_fine_tuning(recipe: Recipe, facts: ModelInfo, rows: RowEstimate, place: PlanDevice) -> Plan | None:
+def full_fine_tuning(recipe: Recipe, facts: ModelInfo, rows: RowEstimate, machine: Machine) -> Plan | None:
     """The same run without an adapter, for comparison; None where the recipe is that already."""
     if trains_all(recipe.adapter):
         return None
@@ -221,4 +211,4 @@ def full_fine_tuning(recipe: Recipe, facts: ModelInfo, rows: RowEstimate, place:
     train: dict[str, Any] = {"micro_batch": "auto", "gradient_checkpointing": "auto", "lora_plus": None}
     changed = {"adapter": adapter, "model": model, "train": recipe.train.model_copy(update=train)}
     plain = replace(facts, stored=None)  # a checkpoint that is quantized already has its plain one beside it
-    return plan_run(recipe.model_copy(update=changed), plain, rows, place)
+    return plan_run(recipe.model_copy(update=changed), plain, rows, machine)

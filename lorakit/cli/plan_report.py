@@ -1,16 +1,18 @@
-"""What `lorakit plan` prints: tables and sentences for people."""
+"""What `lorakit plan` prints: tables and sentences for people, one document for programs (bytes, seconds, numbers)."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from lorakit import console
 from lorakit.amounts import decimal_bytes, duration, gibibyte_cell, gibibytes, percent, price
-from lorakit.cli.plan_facts import PlanReport, card_as_json, report_as_json
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
     from lorakit.hardware.gpus import Gpu
+    from lorakit.plan.advice import Advice
     from lorakit.plan.changes import Change
+    from lorakit.plan.checkpoint import Checkpoint
     from lorakit.plan.estimate import Plan
     from lorakit.plan.runtime import EstimateRange
 
@@ -30,10 +32,32 @@ _MOMENTS = {
 }
 
 
+@dataclass(frozen=True)
+class PlanReport:
+    """All that is shown of one plan."""
+
+    plan: "Plan"
+    full: "Plan | None"
+    """Full fine-tuning, beside it."""
+    checkpoint: "Checkpoint | None"
+    """What the checkpoint's own quantization means, where it has one."""
+    changes: "list[Change]"
+    notes: "list[Advice]"
+    probed: Any
+
+    @property
+    def merge(self) -> int | None:
+        """Main memory of a merge; None where nothing can be merged. A quantized checkpoint is a whole model in float32
+        while it is dequantized."""
+        if self.checkpoint is None:
+            return self.plan.merge
+        return max(4 * self.plan.spec.parameters, self.plan.merge) if self.checkpoint.mergeable else None
+
+
 def print_plan(report: PlanReport, as_json: bool) -> None:
     """Print one plan."""
     if as_json:
-        console.result_json(report_as_json(report))
+        console.result_json(_report_as_json(report))
         return
     plan = report.plan
     _print_memory(plan, report.full)
@@ -45,7 +69,7 @@ def print_plan(report: PlanReport, as_json: bool) -> None:
             f"measured: {gibibytes(probed.peak)} on {probed.micro_batch} rows, {probed.tokens:,} tokens in "
             f"{duration(probed.seconds)}; predicted {gibibytes(predicted)} ({predicted / probed.peak - 1:+.0%})"
         )
-    _print_changes(plan, report.changes)
+    _print_changes(plan.fits == "yes", report.changes)
     for note in report.notes:
         console.result_wrapped(f"- {note.about}: {note.text} ({note.source})", under="  ")
     for choice in plan.choices:
@@ -56,10 +80,10 @@ def print_cards(cards: "list[Gpu]", plans: "list[Plan | UserError]", as_json: bo
     """Print which of the known cards can train a recipe."""
     pairs = list(zip(cards, plans, strict=True))
     if as_json:
-        console.result_json({"cards": [card_as_json(card, plan) for card, plan in pairs]})
+        console.result_json({"cards": [_card_as_json(card, plan) for card, plan in pairs]})
         return
     pairs.sort(key=lambda pair: (pair[0].memory, pair[0].name))
-    rows = [_card_row(card, plan) for card, plan in pairs]
+    rows = [[card.name, f"{round(card.memory / 2**30, 1):g}", *_card_cells(plan)] for card, plan in pairs]
     console.result_table("", ["card", "GiB", "fits", "takes", "rows at once", "recomputing", "time"], rows)
     fitting = [(card, plan) for card, plan in pairs if not isinstance(plan, UserError) and plan.fits == "yes"]
     certain = [card.name for card, plan in fitting if plan.certain]
@@ -70,17 +94,15 @@ def print_cards(cards: "list[Gpu]", plans: "list[Plan | UserError]", as_json: bo
         console.result(f"At the upper end of the estimate {len(certain)} can{smallest}.")
 
 
-def _card_row(card: "Gpu", plan: "Plan | UserError") -> list[str]:
-    size = f"{round(card.memory / 2**30, 1):g}"
+def _card_cells(plan: "Plan | UserError") -> list[str]:
     if isinstance(plan, UserError):
-        return [card.name, size, "no", "-", "-", "-", "-"]
-    takes = gibibytes(plan.longest.total)
+        return ["no", "-", "-", "-", "-"]
+    takes, train = gibibytes(plan.longest.total), plan.recipe.train
     if plan.fits == "no":
-        return [card.name, size, "no", takes, "-", "-", "-"]
+        return ["no", takes, "-", "-", "-"]
     fits = "yes" if plan.certain else _ON_A_CARD[plan.fits]
-    recomputing = "yes" if plan.recipe.train.gradient_checkpointing else "no"
-    time = duration(plan.time.likely) if plan.time else "-"
-    return [card.name, size, fits, takes, str(plan.recipe.train.micro_batch), recomputing, time]
+    recomputing = "yes" if train.gradient_checkpointing else "no"
+    return [fits, takes, str(train.micro_batch), recomputing, duration(plan.time.likely) if plan.time else "-"]
 
 
 def _print_memory(plan: "Plan", full: "Plan | None") -> None:
@@ -90,16 +112,19 @@ def _print_memory(plan: "Plan", full: "Plan | None") -> None:
     if full:
         columns.append("full fine-tuning")
         memories.append(full.longest)
-    names = [name for name in plan.longest.components if any(memory.components[name] for memory in memories)]
-    table = [[name, *(gibibyte_cell(memory.components[name]) for memory in memories)] for name in names]
+    table = [
+        [name, *(gibibyte_cell(memory.components[name]) for memory in memories)]
+        for name in plan.longest.components
+        if any(memory.components[name] for memory in memories)
+    ]
     table.append(["total", *(gibibyte_cell(memory.total) for memory in memories)])
-    machine = plan.place.machine
+    machine = plan.machine
     console.result(f"{plan.recipe.name}: {plan.recipe.model.base} on {machine.name}, {gibibytes(machine.memory)}")
     console.result_table("", columns, table)
 
 
 def _verdict(plan: "Plan") -> str:
-    machine, total = plan.place.machine, plan.longest.total
+    machine, total = plan.machine, plan.longest.total
     verdict = (_CERTAIN if plan.certain else _UNCERTAIN)[plan.fits]
     moment = _MOMENTS.get(plan.longest.moment, plan.longest.moment)
     span = f"{gibibytes(total * (1 - plan.error))} to {gibibytes(plan.at_most)}, within {plan.error:.0%}"
@@ -111,15 +136,14 @@ def _verdict(plan: "Plan") -> str:
 
 def _figures(report: PlanReport) -> list[tuple[str, str]]:
     """The figures of a plan beside memory, each with its name."""
-    plan, full, checkpoint = report.plan, report.full, report.checkpoint
-    spec, trainable = plan.spec, plan.trainable
+    plan, full, spec, trainable = report.plan, report.full, report.plan.spec, report.plan.trainable
     how = "built without weights on torch's meta device" if spec.built else "counted from its config"
     fused = sum(weight.size for weight in spec.weights if weight.fused)
     if fused and plan.quantization != "none":
         how += f"; {percent(fused / spec.parameters)} are fused experts, which bitsandbytes does not quantize"
     rows = [("parameters", f"{spec.parameters:,}, {how}")]
-    if checkpoint:
-        rows.append(("checkpoint", checkpoint.description))
+    if report.checkpoint:
+        rows.append(("checkpoint", report.checkpoint.description))
     about = "about " if trainable.estimated else ""
     rows += [
         ("trained", f"{about}{trainable.trained:,} ({percent(trainable.trained / spec.parameters, 2)})"),
@@ -137,13 +161,14 @@ def _figures(report: PlanReport) -> list[tuple[str, str]]:
     if plan.price:
         rows.append(("price", _range(plan.price, price)))
     if full:
-        figures = f"{gibibytes(full.longest.total)}, {full.trainable.trained:,} trained, "
-        figures += f"model {decimal_bytes(full.model_file)}"
-        if full.fits == "no":
-            figures += ", which does not fit"
-        elif full.time:
-            figures += f", {_range(full.time, duration)}"
-        rows.append(("full fine-tuning", figures))
+        time = f", {_range(full.time, duration)}" if full.time else ""
+        rows.append(
+            (
+                "full fine-tuning",
+                f"{gibibytes(full.longest.total)}, {full.trainable.trained:,} trained, model "
+                f"{decimal_bytes(full.model_file)}{', which does not fit' if full.fits == 'no' else time}",
+            )
+        )
     return rows
 
 
@@ -156,12 +181,11 @@ def _files(report: PlanReport) -> str:
 
 
 def _merge(report: PlanReport) -> str:
-    if report.merge is None:
-        assert report.checkpoint is not None
+    if report.merge is None and report.checkpoint:
         quantization = report.checkpoint.quantization
         return f"none: no adapter can be added to {quantization} weights; serve the adapter beside them"
     dequantized = ", the whole model dequantized" if report.checkpoint else ""
-    return f"{gibibytes(report.merge)} of main memory, on any device{dequantized}"
+    return f"{gibibytes(report.merge or 0)} of main memory, on any device{dequantized}"
 
 
 def _rows(plan: "Plan") -> str:
@@ -180,11 +204,14 @@ def _time(plan: "Plan") -> str:
         return f"{_range(plan.time, duration)}; at {plan.rates.words}"
     if plan.steps is None:
         return "known with the rows"
-    return f"not known: no speed of {plan.place.machine.name} in {plan.recipe.model.dtype} is known here"
+    return f"not known: no speed of {plan.machine.name} in {plan.recipe.model.dtype} is known here"
 
 
-def _print_changes(plan: "Plan", changes: "list[Change]") -> None:
-    fits = plan.fits == "yes"
+def _range(estimate: "EstimateRange", show: Callable[[float], str]) -> str:
+    return f"{show(estimate.likely)} ({show(estimate.low)} to {show(estimate.high)})"
+
+
+def _print_changes(fits: bool, changes: "list[Change]") -> None:
     if changes:
         console.result("what would use the memory that is left:" if fits else "to make it fit, what costs least first:")
     elif not fits:
@@ -198,5 +225,90 @@ def _print_changes(plan: "Plan", changes: "list[Change]") -> None:
         console.result("\n".join(console.wrapped(effect, under=" " * 8, begin=" " * 6)))
 
 
-def _range(estimate: "EstimateRange", show: Callable[[float], str]) -> str:
-    return f"{show(estimate.likely)} ({show(estimate.low)} to {show(estimate.high)})"
+def _report_as_json(report: PlanReport) -> dict[str, Any]:
+    document = _plan_as_json(report.plan)
+    document["memory"]["merge"] = report.merge
+    if report.merge is None:
+        document["files"]["model"] = None
+    checkpoint = asdict(report.checkpoint) if report.checkpoint else None
+    if checkpoint:
+        checkpoint |= {"lacking": checkpoint.pop("missing"), "said": checkpoint.pop("description")}
+    changes = [
+        {
+            "set": {step.key: step.value for step in change.steps} | dict.fromkeys(change.removed),
+            "options": change.overrides,
+            "takes": change.plan.longest.total,
+            "time": change.slower,
+            "costs": change.costs,
+        }
+        for change in report.changes
+    ]
+    return {
+        **document,
+        "checkpoint": checkpoint,
+        "full_fine_tuning": _plan_as_json(report.full) if report.full else None,
+        "changes": changes,
+        "advice": [asdict(note) for note in report.notes],
+        "measured": asdict(report.probed) if report.probed is not None else None,
+        "auto": [asdict(choice) for choice in report.plan.choices],
+    }
+
+
+def _card_as_json(card: "Gpu", plan: "Plan | UserError") -> dict[str, Any]:
+    document = {"name": card.name, "memory": card.memory, "fits": "no"}
+    if isinstance(plan, UserError):
+        return {**document, "reason": str(plan)}
+    return {
+        **document,
+        "fits": plan.fits,
+        "certain": plan.certain,
+        "takes": plan.longest.total,
+        "at_most": plan.at_most,
+        "micro_batch": plan.recipe.train.micro_batch,
+        "gradient_checkpointing": plan.recipe.train.gradient_checkpointing,
+        **_time_and_price(plan),
+    }
+
+
+def _plan_as_json(plan: "Plan") -> dict[str, Any]:
+    machine, spec, trainable = plan.machine, plan.spec, plan.trainable
+    model, train = plan.recipe.model, plan.recipe.train
+    longest, average = (
+        memory.components | {"total": memory.total, "moment": memory.moment} for memory in (plan.longest, plan.average)
+    )
+    keys = ("micro_batch", "gradient_checkpointing", "optimizer")
+    return {
+        "model": model.base,
+        "counted": "meta device" if spec.built else "config",
+        "device": {"name": machine.name, "kind": machine.device, "memory": machine.memory, "planned_with": plan.room},
+        "parameters": {"total": spec.parameters, "trainable": trainable.trained, "estimated": trainable.estimated},
+        "settings": {
+            "dtype": model.dtype,
+            "quantization": model.quantization,
+            **{key: getattr(train, key) for key in keys},
+        },
+        "memory": {
+            "longest": longest,
+            "average": average,
+            "evaluation": plan.evaluation,
+            "merge": plan.merge,
+            "error": plan.error,
+            "at_most": plan.at_most,
+        },
+        "fits": plan.fits,
+        "certain": plan.certain,
+        "files": {"adapter": plan.adapter_file, "model": plan.model_file},
+        "rows": {key: value for key, value in asdict(plan.rows).items() if key not in ("sample", "lengths")},
+        "steps": plan.steps,
+        "tokens": plan.tokens,
+        "padding": plan.padding,
+        "operations": plan.operations,
+        **_time_and_price(plan),
+    }
+
+
+def _time_and_price(plan: "Plan") -> dict[str, Any]:
+    return {
+        "seconds": asdict(plan.time) if plan.time else None,
+        "price": asdict(plan.price) if plan.price else None,
+    }
