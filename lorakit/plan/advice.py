@@ -117,161 +117,111 @@ def _fits_adamw(plan: Plan, info: ModelInfo) -> bool | None:
 
 def collect_advice(recipe: Recipe, figures: RunFigures) -> list[Advice]:
     """Every note that the figures of a run call for, those on the rows first."""
-    groups = (_row_notes, _token_notes, _length_of_training_notes, _adapter_notes, _training_notes, _memory_notes)
-    return [note for notes in groups for note in notes(recipe, figures)]
+    groups = (_row_notes, _token_notes, _adapter_notes, _training_notes)
+    return [Advice(*note) for notes in groups for note in notes(recipe, figures)]
 
 
-def _row_notes(recipe: Recipe, figures: RunFigures) -> Iterator[Advice]:
+# What each of these yields: the key, the text, the source.
+_Note = tuple[str, str, str]
+
+
+def _row_notes(recipe: Recipe, figures: RunFigures) -> Iterator[_Note]:
     if figures.rows and figures.rows < 500:
-        yield Advice(
-            "data.train",
-            f"{figures.rows:,} rows: enough for a format or a tone, little for a task. 1,000 chosen ones made an "
-            "assistant of a 65B model",
-            "LIMA (arXiv 2305.11206)",
-        )
+        text = f"{figures.rows:,} rows: enough for a format or a tone, little for a task"
+        yield "data.train", text, "LIMA (arXiv 2305.11206): 1,000 chosen rows made an assistant of a 65B model"
     changing = rows_with_changing_facts(figures.texts)
     if len(changing) >= 10 and len(changing) >= 0.1 * len(figures.texts):
-        yield Advice(
-            "data",
+        text = (
             f"{len(changing)} of {len(figures.texts)} rows of a sample teach prices, dates, versions or addresses that "
             "their prompts do not give. Facts that change belong in retrieval: fine-tuning learns new ones slowly, and "
-            "makes the model invent others",
-            "arXiv 2312.05934 (retrieval against fine-tuning), 2405.05904 (new knowledge)",
+            "makes the model invent others"
         )
+        yield "data", text, "arXiv 2312.05934 (retrieval against fine-tuning), 2405.05904 (new knowledge)"
     if recipe.data.eval is None:
-        yield Advice(
-            "data.eval",
-            "no held-out rows: nothing will show whether the adapter is better than the base. Write for example "
-            "data.eval: 0.1",
-            "docs/evaluation.md",
-        )
+        text = "no held-out rows: nothing will show whether the adapter is better than the base. Write data.eval: 0.1"
+        yield "data.eval", text, "docs/evaluation.md"
     elif figures.held_out is not None and figures.held_out < 150:
-        yield Advice(
-            "data.eval",
-            f"{figures.held_out:,} held-out rows: to show a difference of 10 points takes 71 to 385, one of 20 points "
-            "32 to 91",
-            "docs/evaluation.md, How many rows a claim needs",
-        )
+        rows = f"{figures.held_out:,} held-out rows"
+        text = f"{rows}: to show a difference of 10 points takes 71 to 385, one of 20 points 32 to 91"
+        yield "data.eval", text, "docs/evaluation.md, How many rows a claim needs"
 
 
-def _token_notes(recipe: Recipe, figures: RunFigures) -> Iterator[Advice]:
+def _token_notes(recipe: Recipe, figures: RunFigures) -> Iterator[_Note]:
     limit, fates = recipe.data.max_length, {"drop": "left out", "truncate": "cut", "split": "split, or left out"}
     if figures.overlong and figures.overlong > 0.01:
-        yield Advice(
-            "data.max_length",
-            f"{percent(figures.overlong)} of the rows are longer than {limit:,} tokens and are "
-            f"{fates.get(recipe.data.overlong, 'an error')}",
-            "the rows; lorakit data shows what other limits would do",
-        )
+        fate = fates.get(recipe.data.overlong, "an error")
+        text = f"{percent(figures.overlong)} of the rows are longer than {limit:,} tokens and are {fate}"
+        yield "data.max_length", text, "the rows; lorakit data shows what other limits would do"
     elif figures.longest and limit >= 8 * figures.longest:
-        yield Advice(
-            "data.max_length",
-            f"{limit:,} is {limit // figures.longest} times the longest row ({figures.longest:,} tokens): it cuts "
-            "nothing, and costs nothing, since memory goes by the rows",
-            "the rows",
-        )
+        times = f"{limit // figures.longest} times the longest row ({figures.longest:,} tokens)"
+        text = f"{limit:,} is {times}: it cuts nothing, and costs nothing, since memory goes by the rows"
+        yield "data.max_length", text, "the rows"
     if figures.padding and figures.padding > 0.25 and recipe.data.packing != "on":
-        yield Advice(
-            "data.packing",
+        text = (
             f"{percent(figures.padding)} of the tokens computed are padding. With flash_attention_2 packing saves "
-            "nearly all of it; with other attention a mask eats the gain",
-            "docs/data.md, Batches and packing",
+            "nearly all of it; with other attention a mask eats the gain"
         )
+        yield "data.packing", text, "docs/data.md, Batches and packing"
 
 
-def _length_of_training_notes(recipe: Recipe, figures: RunFigures) -> Iterator[Advice]:
-    if not figures.steps:
+def _adapter_notes(recipe: Recipe, figures: RunFigures) -> Iterator[_Note]:
+    adapter, parameters, tokens = recipe.adapter, figures.parameters, figures.trained_tokens
+    if trains_all(adapter):
         return
-    passes = figures.steps * recipe.train.batch_size / figures.rows if figures.rows else 0
-    if passes > 5:
-        yield Advice(
-            "train.steps" if recipe.train.steps else "train.epochs",
-            f"each of {figures.rows:,} rows is seen {passes:.1f} times. Up to 4 passes are nearly as good as new rows, "
-            "more are worth less and less and are remembered word for word: watch the held-out loss, or set "
-            "train.early_stopping",
-            "arXiv 2305.16264 (repeated data, in pretraining)",
-        )
-    if figures.steps < 100:
-        yield Advice(
-            "train.batch_size",
-            f"{figures.steps:,} steps of {recipe.train.batch_size} rows: aim for 100 at least, by a smaller batch or "
-            "more passes",
-            "Tinker cookbook, Supervised Learning Hyperparameters",
-        )
-
-
-def _adapter_notes(recipe: Recipe, figures: RunFigures) -> Iterator[Advice]:
-    if trains_all(recipe.adapter):
-        return
-    rank, parameters, tokens = recipe.adapter.rank, figures.parameters, figures.trained_tokens
     if parameters and tokens:
         counts = f"{parameters:,} trained parameters for {tokens:,} trained tokens"
-        enough = max(1, -(-_AMPLE * tokens * rank // parameters))
+        enough = max(1, -(-_AMPLE * tokens * adapter.rank // parameters))
         if parameters < tokens:
-            yield Advice(
-                "adapter.rank",
-                f"{counts}: LoRA learns as well as full fine-tuning while it has a parameter a token or more. A higher "
-                "rank, or all linear layers, gives more",
-                _CAPACITY,
-            )
-        elif rank >= 32 and enough <= rank // 4:
-            yield Advice(
-                "adapter.rank",
-                f"{counts}: one a token is enough, and rank {enough} has {_AMPLE} a token, in less memory",
-                _CAPACITY,
-            )
-    if figures.smallest_side and rank > figures.smallest_side:
-        yield Advice(
-            "adapter.rank",
-            f"{rank} is more than the smaller side of an adapted module ({figures.smallest_side:,}): its "
-            "change cannot have a higher rank",
-            "LoRA (arXiv 2106.09685), r below both sides",
+            text = "LoRA learns as well as full fine-tuning while it has a parameter a token or more"
+            yield "adapter.rank", f"{counts}: {text}. A higher rank, or all linear layers, gives more", _CAPACITY
+        elif adapter.rank >= 32 and enough <= adapter.rank // 4:
+            text = f"one a token is enough, and rank {enough} has {_AMPLE} a token, in less memory"
+            yield "adapter.rank", f"{counts}: {text}", _CAPACITY
+    if figures.smallest_side and adapter.rank > figures.smallest_side:
+        side = f"the smaller side of an adapted module ({figures.smallest_side:,})"
+        text = f"{adapter.rank} is more than {side}: its change cannot have a higher rank"
+        yield "adapter.rank", text, "LoRA (arXiv 2106.09685), r below both sides"
+    if adapter_spec(adapter).name == "lora" and not 1 / 4 <= adapter.alpha / _ALPHA <= 4:
+        text = (
+            f"the scale is {adapter.alpha:g}/{adapter.rank} = {adapter.alpha / adapter.rank:.3g}. To change alpha is "
+            f"about to change the learning rate: the one that auto chooses suits alpha {_ALPHA}"
         )
+        yield "adapter.alpha", text, "LoRA (arXiv 2106.09685), section 4.1"
+    if adapter.dropout and figures.steps and figures.steps < 500:
+        over = f"{adapter.dropout:g} over {figures.steps:,} steps"
+        text = f"{over}: dropout regularizes long training, and slows the start of a short one"
+        yield "adapter.dropout", text, "ALLoRA (arXiv 2410.09692)"
 
 
-def _training_notes(recipe: Recipe, figures: RunFigures) -> Iterator[Advice]:
-    used, formula, adapter = figures.learning_rate, figures.formula_rate, recipe.adapter
+def _training_notes(recipe: Recipe, figures: RunFigures) -> Iterator[_Note]:
+    train, steps, used, formula = recipe.train, figures.steps, figures.learning_rate, figures.formula_rate
+    passes = steps * train.batch_size / figures.rows if steps and figures.rows else 0
+    if passes > 5:
+        text = (
+            f"each of {figures.rows:,} rows is seen {passes:.1f} times. Up to 4 passes are nearly as good as new rows, "
+            "more are worth less and less and are remembered word for word: watch the held-out loss, or set "
+            "train.early_stopping"
+        )
+        key = "train.steps" if train.steps else "train.epochs"
+        yield key, text, "arXiv 2305.16264 (repeated data, in pretraining)"
+    if steps and steps < 100:
+        text = f"{steps:,} steps of {train.batch_size} rows: aim for 100 at least, by a smaller batch or more passes"
+        yield "train.batch_size", text, "Tinker cookbook, Supervised Learning Hyperparameters"
     if used and formula and not 0.2 <= used / formula <= 5:
         times, side = (used / formula, "above") if used > formula else (formula / used, "below")
-        yield Advice("train.learning_rate", f"{used:g} is {times:,.0f} times {side} {formula:g}", figures.formula)
-    if recipe.train.batch_size > 32 and not trains_all(adapter):
-        yield Advice(
-            "train.batch_size",
-            f"{recipe.train.batch_size} rows a step: LoRA loses more by large batches than full fine-tuning, whatever "
-            "the rank: fewer than 32 are recommended",
-            "LoRA Without Regret (Schulman and Thinking Machines Lab, 2025)",
-        )
-    if adapter_spec(adapter).name == "lora" and not 1 / 4 <= adapter.alpha / _ALPHA <= 4:
-        yield Advice(
-            "adapter.alpha",
-            f"the scale is {adapter.alpha:g}/{adapter.rank} = {adapter.alpha / adapter.rank:.3g}. To change alpha is "
-            f"about to change the learning rate: the one that auto chooses suits alpha {_ALPHA}",
-            "LoRA (arXiv 2106.09685), section 4.1",
-        )
-    if adapter.dropout and figures.steps and figures.steps < 500:
-        yield Advice(
-            "adapter.dropout",
-            f"{adapter.dropout:g} over {figures.steps:,} steps: dropout regularizes long training, and slows the "
-            "start of a short one",
-            "ALLoRA (arXiv 2410.09692)",
-        )
-
-
-def _memory_notes(recipe: Recipe, figures: RunFigures) -> Iterator[Advice]:
-    if recipe.train.optimizer.endswith("8bit") and figures.fits_adamw and figures.parameters:
-        yield Advice(
-            "train.optimizer",
-            f"{recipe.train.optimizer} saves {gibibytes(6 * figures.parameters)} of states on {figures.parameters:,} "
-            "parameters, and adamw fits too, with exact ones",
-            "8-bit Optimizers (arXiv 2110.02861): 2 bytes of state a parameter for 8",
-        )
+        yield "train.learning_rate", f"{used:g} is {times:,.0f} times {side} {formula:g}", figures.formula
+    if train.batch_size > 32 and not trains_all(recipe.adapter):
+        loses = "LoRA loses more by large batches than full fine-tuning, whatever the rank"
+        text = f"{train.batch_size} rows a step: {loses}: fewer than 32 are recommended"
+        yield "train.batch_size", text, "LoRA Without Regret (Schulman and Thinking Machines Lab, 2025)"
+    if train.optimizer.endswith("8bit") and figures.fits_adamw and figures.parameters:
+        saves = f"saves {gibibytes(6 * figures.parameters)} of states on {figures.parameters:,} parameters"
+        text = f"{train.optimizer} {saves}, and adamw fits too, with exact ones"
+        yield "train.optimizer", text, "8-bit Optimizers (arXiv 2110.02861): 2 bytes of state a parameter for 8"
     if recipe.model.quantization != "none" and figures.fits_unquantized:
-        yield Advice(
-            "model.quantization",
-            f"the run fits without {recipe.model.quantization}, which rounds the weights, and dequantizes each at each "
-            "use",
-            "docs/adapters.md, what each pair costs",
-        )
+        without = f"the run fits without {recipe.model.quantization}"
+        text = f"{without}, which rounds the weights, and dequantizes each at each use"
+        yield "model.quantization", text, "docs/adapters.md, what each pair costs"
 
 
 def rows_with_changing_facts(texts: Sequence[tuple[str, str]]) -> list[int]:

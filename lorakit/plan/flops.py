@@ -5,14 +5,12 @@ from dataclasses import dataclass
 
 from lorakit.model.spec import ModelSpec, WeightSpec
 from lorakit.plan.fit import SizedRun
-from lorakit.plan.memory import DTYPE_BYTES, weight_bytes
+from lorakit.plan.memory import CHUNK_LOGITS, DTYPE_BYTES, weight_bytes
 from lorakit.plan.trainable_params import TrainableParams
 from lorakit.recipe.schema import Recipe
 
 # The share of tokens that are trained, where no row is known.
 TRAINED_SHARE = 0.5
-# From this many logits on the head is computed again in the backward pass (lorakit/model/loss.py).
-_CHUNK_LOGITS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def training_flops(work: Workload) -> float:
     body += work.adapter * (6 + 2 * again) + twice * (4 + 2 * again)
     attention = work.attention * (2 + (4 + 2 * again) * back)
     logits = work.trained_tokens / max(work.micro_batches, 1) * work.head / work.hidden
-    head = work.head * (4 + (2 if logits > _CHUNK_LOGITS else 0) + (2 if work.trained_head else 0))
+    head = work.head * (4 + (2 if logits > CHUNK_LOGITS else 0) + (2 if work.trained_head else 0))
     training = work.tokens * body + work.square_tokens * attention + work.trained_tokens * head
     held_out = work.held_out_tokens * (work.body + work.adapter) + work.held_out_trained_tokens * work.head
     return float(training + 2 * held_out)
@@ -143,6 +141,10 @@ def run_workload(
     numbers = sum(weight.size for weight in spec.quantizable) if load.quantization != "none" else 0
     width = 4 if adapted.full_fine_tuning else DTYPE_BYTES[recipe.model.dtype]
     query = max((weight.inner for weight in spec.weights if weight.sublayer == "attention"), default=spec.hidden)
+    trained_body = 0
+    if adapted.full_fine_tuning:
+        in_blocks = sum(weight.size for block in spec.blocks.values() for weight in block)
+        trained_body = round(spec.active_numbers * min(1.0, adapted.whole / in_blocks))
     return Workload(
         steps=steps,
         micro_batches=steps * math.ceil(recipe.train.batch_size / micro),
@@ -162,19 +164,12 @@ def run_workload(
         layers_back=spec.layers - adapted.first_block,
         layers_adapted=len({WeightSpec(path, "").layer for path in adapted.ranks}),
         hidden=spec.hidden,
-        trained_body=_trained_body(spec, adapted),
+        trained_body=trained_body,
         trained_head=adapted.full_fine_tuning and adapted.whole == spec.parameters,
         dora=_dora(spec, adapted, recipe) if adapted.dora else None,
         held_out_tokens=held_out,
         held_out_trained_tokens=round(held_out * trained),
     )
-
-
-def _trained_body(spec: ModelSpec, adapted: TrainableParams) -> int:
-    if not adapted.full_fine_tuning:
-        return 0
-    there = sum(weight.size for block in spec.blocks.values() for weight in block)
-    return round(spec.active_numbers * min(1.0, adapted.whole / there))
 
 
 def _dora(spec: ModelSpec, adapted: TrainableParams, recipe: Recipe) -> DoraWorkload:

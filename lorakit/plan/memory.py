@@ -13,8 +13,9 @@ from lorakit.plan.activations import ComputeConfig, block_input_bytes, norm_byte
 from lorakit.plan.trainable_params import TrainableParams
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Logits that are held at once: lorakit/model/loss.py works through more of them in chunks.
-_CHUNK_LOGITS = 1 << 25
+# Logits that are held at once: lorakit/model/loss.py works through more of them in chunks, and computes the head again
+# in the backward pass.
+CHUNK_LOGITS = 1 << 25
 # bitsandbytes keeps a float32 for every 256 numbers of each of AdamW's two states in 8 bits.
 _STATE_8_BIT = 1 + 4 / 256
 # A CUDA context with cuBLAS' workspace; cards differ between 0.3 and 1.3 GB.
@@ -110,8 +111,7 @@ def weight_bytes(spec: ModelSpec, quantization: str, double_quant: bool, width: 
 
 def peak_memory(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> Memory:
     """The fullest moment of a training: on a processor also while it loads."""
-    moments = memory_by_moment(spec, adapted, training)
-    return max(moments, key=lambda memory: memory.total)
+    return max(memory_by_moment(spec, adapted, training), key=lambda memory: memory.total)
 
 
 def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> list[Memory]:
@@ -120,35 +120,48 @@ def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: Traini
     With eager attention the backward of a block has two: that of its feed-forward half, with all of the block there,
     and that of its attention, which makes gradients of all scores.
     """
-    still = _still(spec, adapted, training)
-    saved, block, attention = _saved(spec, adapted, training)
-    working, gradients = _working(spec, adapted, training), adapted.trained * training.trained_width
+    way = compute_config(adapted, training)
+    always = _always(spec, adapted, training)
+    saved, block, attention = _saved(spec, adapted, training, way)
+    gradients, buffers = adapted.trained * training.trained_width, always.buffers + _working(spec, adapted, training)
     accumulated = gradients if training.accumulates or not adapted.full_fine_tuning else 0
-    at_loss = replace(still, moment="loss", gradients=accumulated, activations=saved, logits=_logits(spec, training))
-    begins = replace(at_loss, moment="backward", activations=saved + block, logits=0, buffers=still.buffers + working)
-    ends = replace(still, moment="end of the backward pass", gradients=gradients, buffers=still.buffers + working)
+    at_loss = replace(always, moment="loss", gradients=accumulated, activations=saved, logits=_logits(spec, training))
+    begins = replace(at_loss, moment="backward", activations=saved + block, logits=0, buffers=buffers)
+    ends = replace(always, moment="end of the backward pass", gradients=gradients, buffers=buffers)
     moments = [at_loss, begins, ends]
-    if compute_config(adapted, training).attention == "eager":
+    if way.attention == "eager":
         moments.append(replace(begins, moment="backward of attention", activations=saved + attention))
     if not training.on_gpu:
-        moments += [_loading(spec, training, still), _trying(spec, adapted, training, still)]
+        # While weights are read, the file's pages are resident too: as many as the model has numbers, in 16 bits.
+        moments.append(replace(always, moment="loading", adapter=0, optimizer=0, buffers=2 * spec.parameters))
+        # The loss is tried on two short rows, against the model's own logits.
+        tried, _ = saved_activations(spec, adapted, replace(way, masked=True))
+        moments.append(
+            replace(
+                always,
+                moment="trying the loss",
+                optimizer=0,
+                activations=round(_HOLES * tried.of(2, _TRIED_TOKENS // 2)),
+                logits=_TRIED_TOKENS * spec.vocabulary * (2 * DTYPE_BYTES[training.dtype] + 8),
+            )
+        )
     return moments
 
 
-def _still(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> Memory:
+def _always(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> Memory:
     """What is there all the time."""
-    width = DTYPE_BYTES[training.dtype]
-    weight_width = training.trained_width if adapted.full_fine_tuning else width
-    weights = weight_bytes(spec, training.quantization, training.double_quant, weight_width)
-    own = adapted.matrices + adapted.beside + adapted.copied
-    half = width < 4 and training.trained_width == 4
-    rounded = 2 * (adapted.trained + adapted.beside) if half else 0  # autocast keeps its casts of float32 weights
+    width, trained_width = DTYPE_BYTES[training.dtype], training.trained_width
+    weight_width = trained_width if adapted.full_fine_tuning else width
+    # autocast keeps its casts of float32 weights
+    rounded = 2 * (adapted.trained + adapted.beside) if width < 4 and trained_width == 4 else 0
+    paged = training.optimizer.startswith("paged") and training.on_gpu
+    states = 2 * (adapted.small if paged else adapted.trained)  # the others move to main memory where there is no room
     return Memory(
         moment="",
-        weights=weights,
-        adapter=own * training.trained_width,
+        weights=weight_bytes(spec, training.quantization, training.double_quant, weight_width),
+        adapter=(adapted.matrices + adapted.beside + adapted.copied) * trained_width,
         gradients=0,
-        optimizer=_states(adapted, training),
+        optimizer=round(states * (_STATE_8_BIT if training.optimizer.endswith("8bit") else trained_width)),
         activations=0,
         logits=0,
         buffers=rounded,
@@ -156,88 +169,55 @@ def _still(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) ->
     )
 
 
-def _states(adapted: TrainableParams, training: TrainingStep) -> int:
-    paged = training.optimizer.startswith("paged") and training.on_gpu
-    numbers = adapted.small if paged else adapted.trained  # the others move to main memory where there is no room
-    if training.optimizer.endswith("8bit"):
-        return round(2 * _STATE_8_BIT * numbers)
-    return 2 * training.trained_width * numbers
-
-
 def compute_config(adapted: TrainableParams, training: TrainingStep) -> ComputeConfig:
     """How lorakit computes a micro-batch of this training."""
-    half = training.dtype != "float32"
     return training.way or ComputeConfig(
         width=DTYPE_BYTES[training.dtype],
         attention=training.attention,
         masked=training.masked,
         dropout=training.dropout,
-        autocast=half,
+        autocast=training.dtype != "float32",
         float16=training.dtype == "float16",
         on_gpu=training.on_gpu,
         dora=adapted.dora,
     )
 
 
-def _saved(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> tuple[int, int, int]:
+def _saved(
+    spec: ModelSpec, adapted: TrainableParams, training: TrainingStep, way: ComputeConfig
+) -> tuple[int, int, int]:
     """Bytes that autograd keeps of the whole pass, and what the backward of a block adds: of all of it, and of its
-    attention when its feed-forward half is behind it."""
-    way = compute_config(adapted, training)
+    attention after its feed-forward half."""
     whole, largest = saved_activations(spec, adapted, way)
     rows, length = training.rows, training.length
     tokens = rows * length
-    flowing = tokens * way.width * (3 * spec.hidden + _widest(spec))
+    # Gradients of three hidden states, and of gate and up in the feed-forward width.
+    widest = 2 * max((weight.inner * spec.used(weight) for weight in spec.weights if not weight.is_head), default=0)
+    flowing = tokens * way.width * (3 * spec.hidden + widest)
     block, attending = largest.of(rows, length), largest.attending(rows, length)
     attending += tokens * way.width * 2 * spec.hidden  # gradients of the block's output and of the hidden states
     if training.checkpointing:
         last = tokens * norm_bytes(spec, adapted, way)  # gone when the backward of a block begins
         saved = tokens * block_input_bytes(spec, adapted, way) + last
         return round(saved), round(block + flowing - last), round(attending - last)
-    holes = 1.0 if training.on_gpu else _HOLES
-    flowing = flowing if training.on_gpu else 0  # a processor's holes have room for it
+    holes, flowing = (1.0, flowing) if training.on_gpu else (_HOLES, 0)  # a processor's holes have room for it
     return round(holes * whole.of(rows, length)), round(flowing), round(attending - block)
-
-
-def _widest(spec: ModelSpec) -> int:
-    """The feed-forward width: the gradients of gate and up are there at once."""
-    return 2 * max((weight.inner * spec.used(weight) for weight in spec.weights if not weight.is_head), default=0)
 
 
 def _logits(spec: ModelSpec, training: TrainingStep) -> int:
     """The head at its fullest: logits, their float32 form, and the gradient in both; a soft cap keeps its tanh."""
     width = DTYPE_BYTES[training.dtype]
-    positions = min(training.trained, max(1, _CHUNK_LOGITS // spec.vocabulary))
-    states = training.trained * spec.hidden * width
+    positions = min(training.trained, max(1, CHUNK_LOGITS // spec.vocabulary))
     each = (12 if width < 4 else 8) + width * spec.logits_capped
-    return states + positions * spec.vocabulary * each
+    return training.trained * spec.hidden * width + positions * spec.vocabulary * each
 
 
 def _working(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> int:
     """Weights that are made for one product and dropped again."""
     width = DTYPE_BYTES[training.dtype]
-    made = spec.largest * width if training.quantization != "none" else 0
-    if adapted.dora and width < 4:  # PEFT builds B A and its norm in float32
-        made += spec.largest * 8
-    return made
-
-
-def _loading(spec: ModelSpec, training: TrainingStep, still: Memory) -> Memory:
-    """While weights are read, the file's pages are resident too: as many as the model has numbers, in 16 bits."""
-    bare = {"adapter": 0, "optimizer": 0, "buffers": 2 * spec.parameters}
-    return replace(still, moment="loading", **bare)
-
-
-def _trying(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep, still: Memory) -> Memory:
-    """The loss tried on two short rows, against the model's own logits."""
-    width = DTYPE_BYTES[training.dtype]
-    whole, _ = saved_activations(spec, adapted, replace(compute_config(adapted, training), masked=True))
-    return replace(
-        still,
-        moment="trying the loss",
-        optimizer=0,
-        activations=round(_HOLES * whole.of(2, _TRIED_TOKENS // 2)),
-        logits=_TRIED_TOKENS * spec.vocabulary * (2 * width + 8),
-    )
+    made = width if training.quantization != "none" else 0
+    made += 8 if adapted.dora and width < 4 else 0  # PEFT builds B A and its norm in float32
+    return spec.largest * made
 
 
 def evaluation_memory(spec: ModelSpec, weights: int, width: int, tokens: int, machine: Machine) -> int:
@@ -260,7 +240,7 @@ def evaluation_memory(spec: ModelSpec, weights: int, width: int, tokens: int, ma
 def merge_memory(spec: ModelSpec) -> int:
     """Peak bytes of main memory of a merge with its proof: one tensor in float32 three times, or a block of both models
     and the logits that are compared."""
-    blocks = [sum(weight.size for weight in block) for block in spec.blocks.values()]
     largest = max((weight.size for weight in spec.weights if not weight.is_head), default=0)
+    block = max((sum(weight.size for weight in block) for block in spec.blocks.values()), default=0)
     logits = max(_MERGE_LOGITS, _MERGE_POSITIONS * spec.vocabulary)
-    return PROCESS + max(12 * largest, 8 * max(blocks, default=0) + 8 * logits)
+    return PROCESS + max(12 * largest, 8 * (block + logits))
