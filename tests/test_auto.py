@@ -204,7 +204,7 @@ def test_facts_are_read_from_configs_of_several_shapes(tmp_path):
         return read_model_info(tmp_path)
 
     assert facts(model_type="gpt2", n_embd=64, n_layer=3, n_head=4, n_positions=99) == ModelInfo(
-        *("gpt2", 64, 3, 256, 64, 64), positions=Positions(99, True, "n_positions in its config.json")
+        *("gpt2", 64, 3, 1024.0), positions=Positions(99, True, "n_positions in its config.json")
     )
     nested = {"model_type": "gemma3_text", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     assert facts(model_type="gemma3", text_config=nested).model_type == "gemma3_text"

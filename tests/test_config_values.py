@@ -1,6 +1,7 @@
 """Promises on config.json: a damaged value is named, and a checkpoint that is quantized already is told alike."""
 
 import json
+import math
 
 import pytest
 import yaml
@@ -98,7 +99,7 @@ def test_the_sizes_of_a_family_that_is_not_counted_are_left_to_transformers(valu
     for key in ("n_embd", "n_head", "n_layer", "n_inner", "head_dim", "hidden_size", "num_key_value_heads"):
         found = parse_model_info(config | {key: value})
         assert found is None if key == "n_embd" else found.hidden_size == 16
-    assert parse_model_info(config | {"intermediate_size": [4]}).intermediate_size is None
+    assert parse_model_info(config | {"intermediate_size": [4]}).attention_at == math.inf
 
 
 @pytest.mark.parametrize("family", COUNTED)

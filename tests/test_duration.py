@@ -8,8 +8,7 @@ import pytest
 
 from lorakit.hardware.gpus import find_gpu
 from lorakit.hardware.throughput import cpu_throughput, gpu_throughput, measure_cpu
-from lorakit.plan.flops import Workload, training_flops
-from lorakit.plan.runtime import HIGH, LOW, EstimateRange, training_price, training_seconds
+from lorakit.plan.runtime import HIGH, LOW, EstimateRange, Workload, training_flops, training_price, training_seconds
 
 # hidden width, MLP width, layers, query width, key and value width, vocabulary
 SHAPES = {

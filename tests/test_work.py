@@ -5,9 +5,8 @@ import pytest
 from lorakit.hardware.gpus import find_gpu
 from lorakit.hardware.throughput import cpu_throughput, gpu_throughput
 from lorakit.plan.fit import size_run
-from lorakit.plan.flops import Workload, run_workload
 from lorakit.plan.model_info import find_model_info
-from lorakit.plan.runtime import training_seconds
+from lorakit.plan.runtime import Workload, run_workload, training_seconds
 from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train
 
 SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -58,24 +58,24 @@ def doctor(
         console.result(_lines(result, shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 20))
     broken = [result.name for _, result in results if result.state == "broken"]
     if as_json:
-        console.result_json({"ok": not broken, "findings": [_as_json(name, result) for name, result in results]})
+        findings = [
+            {
+                "section": name,
+                "name": one.name,
+                "state": one.state,
+                "found": one.message,
+                "remedy": one.remedy,
+                "figures": one.figures,
+            }
+            for name, one in results
+        ]
+        console.result_json({"ok": not broken, "findings": findings})
     else:
         notes = sum(result.state == "note" for _, result in results)
         names = f": {', '.join(broken)}" if broken else ""
         console.result(f"\n{len(results)} findings, {notes} to note, {len(broken)} broken{names}")
     if broken:
         raise SystemExit(EXIT_FAILED)
-
-
-def _as_json(section: str, result: "DoctorFinding") -> dict[str, object]:
-    return {
-        "section": section,
-        "name": result.name,
-        "state": result.state,
-        "found": result.message,
-        "remedy": result.remedy,
-        "figures": result.figures,
-    }
 
 
 def _lines(result: "DoctorFinding", width: int) -> str:

@@ -2,7 +2,7 @@
 
 import gc
 import math
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -106,7 +106,12 @@ def plan(
     changes = search.smaller() if estimate.fits != "yes" else search.larger()
     notes = collect_advice(estimate.recipe, run_figures(estimate, changes, info))
     with loaded.locating():
-        measured = _probe(settings, progress) if probe else None
+        measured = None
+        if probe:  # the longest micro-batch, run once on this machine's device
+            from lorakit.prepare import prepare_run
+            from lorakit.train.memory_probe import probe_run
+
+            measured = probe_run(prepare_run(settings, progress), progress)
     print_plan(PlanReport(estimate, full, checkpoint, changes, notes, measured), as_json)
     if estimate.fits == "no" and measured is None:
         raise SystemExit(1)
@@ -151,11 +156,3 @@ def _rows(settings: "Recipe") -> "RowEstimate":
         return estimate_rows(settings, lambda: find_template(settings))
     finally:
         gc.enable()
-
-
-def _probe(settings: "Recipe", progress: "Progress") -> Any:
-    """The longest micro-batch, run once on this machine's device."""
-    from lorakit.prepare import prepare_run
-    from lorakit.train.memory_probe import probe_run
-
-    return probe_run(prepare_run(settings, progress), progress)

@@ -37,10 +37,8 @@ class PlanReport:
     """All that is shown of one plan."""
 
     plan: "Plan"
-    full: "Plan | None"
-    """Full fine-tuning, beside it."""
-    checkpoint: "Checkpoint | None"
-    """What the checkpoint's own quantization means, where it has one."""
+    full: "Plan | None"  # full fine-tuning, beside it
+    checkpoint: "Checkpoint | None"  # what the checkpoint's own quantization means, where it has one
     changes: "list[Change]"
     notes: "list[Advice]"
     probed: Any

@@ -16,8 +16,7 @@ class DoctorFinding:
     state: Literal["ok", "note", "broken"]
     """`note`: worth knowing, but no run fails of it; `broken`: something needed does not work."""
     message: str
-    remedy: str = ""
-    """What to do, or the command that does it; empty where there is nothing to do."""
+    remedy: str = ""  # what to do, or the command that does it; empty where there is nothing to do
     figures: dict[str, Any] = field(default_factory=dict)
     """The same for programs, in bytes, FLOP/s, seconds and processors."""
 

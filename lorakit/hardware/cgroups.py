@@ -12,12 +12,9 @@ from pathlib import Path, PurePosixPath
 class CgroupLimits:
     """The limits of the control groups that this process is in; None where there is none."""
 
-    memory: int | None = None
-    """Bytes that the group may hold in all."""
-    memory_left: int | None = None
-    """Bytes of them that are free, file pages that can be given up included."""
-    processors: float | None = None
-    """Processor time a second: 1.5 are one and a half processors."""
+    memory: int | None = None  # bytes that the group may hold in all
+    memory_left: int | None = None  # bytes of them that are free, file pages that can be given up included
+    processors: float | None = None  # processor time a second: 1.5 are one and a half processors
 
 
 def read_cgroup_limits(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> CgroupLimits:

@@ -21,20 +21,14 @@ class Gpu:
     """A GPU. Rates are peaks: dense, not sparse; tensor cores where it has them, with float32 accumulation."""
 
     name: str
-    memory: int
-    """Bytes: what nvidia-smi shows as the total where that is known, else the nominal size."""
-    bandwidth: float
-    """Bytes a second."""
-    bfloat16: float | None
-    """FLOP/s; None: the card has no bfloat16."""
+    memory: int  # bytes: what nvidia-smi shows as the total where that is known, else the nominal size
+    bandwidth: float  # bytes a second
+    bfloat16: float | None  # FLOP/s; None: the card has no bfloat16
     float16: float
-    float32: float
-    """FLOP/s outside the tensor cores: torch's float32 products do not use them."""
-    capability: float
-    """CUDA's compute capability."""
+    float32: float  # FLOP/s outside the tensor cores: torch's float32 products do not use them
+    capability: float  # CUDA's compute capability
     source: str
-    aliases: tuple[str, ...] = ()
-    """Other names, as nvidia-smi and people write them."""
+    aliases: tuple[str, ...] = ()  # other names, as nvidia-smi and people write them
 
 
 def _by_clock(
@@ -56,20 +50,12 @@ def _by_clock(
 
 
 def _by_sheet(
-    name: str,
-    mib: int,
-    bandwidth: float,
-    tensor: float,
-    float32: float,
-    capability: float,
-    sheet: str,
-    aliases: str = "",
+    name: str, mib: int, bandwidth: float, tensor: float, float32: float, capability: float, sheet: str, *aliases: str
 ) -> Gpu:
     """A card whose data sheet prints its rates: `bandwidth` in GB/s, `tensor` and `float32` in TFLOP/s."""
     bfloat16 = tensor * 1e12 if capability >= _BFLOAT16_FROM else None
     source = f"NVIDIA data sheet: {sheet}"
-    names = tuple(aliases.split(", ")) if aliases else ()
-    return Gpu(name, mib * _MIB, bandwidth * 1e9, bfloat16, tensor * 1e12, float32 * 1e12, capability, source, names)
+    return Gpu(name, mib * _MIB, bandwidth * 1e9, bfloat16, tensor * 1e12, float32 * 1e12, capability, source, aliases)
 
 
 _GEFORCE = (
@@ -105,40 +91,33 @@ _WORKSTATION = (
     ("RTX PRO 6000 Blackwell", 97887, 1792, 188, 2617, _BLACKWELL),
 )
 
+_A100, _H100 = "A100 Tensor Core GPU", "H100 Tensor Core GPU"
+_DATA_CENTRE = (
+    # name, MiB, GB/s, tensor TFLOP/s (half of a sparse figure), float32 TFLOP/s, capability, sheet, other names
+    ("T4", 15360, 320, 65, 8.1, 7.5, "T4 Tensor Core GPU", "Tesla T4"),
+    ("V100 16GB", 16384, 900, 125, 15.7, 7.0, "V100 Tensor Core GPU (SXM2)", "V100", "V100-SXM2-16GB"),
+    ("V100 32GB", 32768, 900, 125, 15.7, 7.0, "V100 Tensor Core GPU (SXM2)", "V100", "V100-SXM2-32GB"),
+    ("L4", 23034, 300, 121, 30.3, 8.9, "L4 Tensor Core GPU"),
+    ("A10", 23028, 600, 125, 31.2, 8.6, "A10 Tensor Core GPU"),
+    ("A10G", 23028, 600, 70, 35, 8.6, "A10G Tensor Core GPU"),
+    ("A30", 24576, 933, 165, 10.3, 8.0, "A30 Tensor Core GPU"),
+    ("A40", 46068, 696, 149.7, 37.4, 8.6, "A40"),
+    ("L40", 46068, 864, 181, 90.5, 8.9, "L40"),
+    ("L40S", 46068, 864, 362, 91.6, 8.9, "L40S"),
+    ("A100 40GB", 40960, 1555, 312, 19.5, 8.0, _A100, "A100", "A100-SXM4-40GB", "A100-PCIE-40GB"),
+    ("A100 80GB", 81920, 2039, 312, 19.5, 8.0, f"{_A100} (SXM)", "A100", "A100-SXM4-80GB", "A100 80GB SXM"),
+    ("A100 80GB PCIe", 81920, 1935, 312, 19.5, 8.0, f"{_A100} (PCIe)", "A100 PCIe"),
+    ("H100 PCIe", 81559, 2000, 756, 51, 9.0, f"{_H100} (PCIe)", "H100", "H100 80GB"),
+    ("H100 SXM", 81559, 3350, 989, 67, 9.0, f"{_H100} (SXM)", "H100", "H100 80GB", "H100 80GB HBM3", "H100 SXM5"),
+    ("H100 NVL", 95830, 3900, 835, 60, 9.0, f"{_H100} (NVL)", "H100"),
+    ("H200", 143771, 4800, 989, 67, 9.0, "H200 Tensor Core GPU (SXM)", "H200 SXM"),
+    ("GH200 96GB", 97871, 4000, 990, 67, 9.0, "GH200 Grace Hopper Superchip", "GH200", "GH200 480GB"),
+    ("B200", 183359, 8000, 2250, 75, 10.0, "HGX B200, an eighth", "B200 SXM"),
+)
 GPUS: tuple[Gpu, ...] = (
     *(_by_clock(*row, _GEFORCE_TENSOR) for row in _GEFORCE),
     *(_by_clock(*row, _TENSOR) for row in _WORKSTATION),
-    # name, MiB, GB/s, tensor TFLOP/s (half of a sparse figure), float32 TFLOP/s, capability, sheet, other names
-    _by_sheet("T4", 15360, 320, 65, 8.1, 7.5, "T4 Tensor Core GPU", "Tesla T4"),
-    _by_sheet("V100 16GB", 16384, 900, 125, 15.7, 7.0, "V100 Tensor Core GPU (SXM2)", "V100, V100-SXM2-16GB"),
-    _by_sheet("V100 32GB", 32768, 900, 125, 15.7, 7.0, "V100 Tensor Core GPU (SXM2)", "V100, V100-SXM2-32GB"),
-    _by_sheet("L4", 23034, 300, 121, 30.3, 8.9, "L4 Tensor Core GPU"),
-    _by_sheet("A10", 23028, 600, 125, 31.2, 8.6, "A10 Tensor Core GPU"),
-    _by_sheet("A10G", 23028, 600, 70, 35, 8.6, "A10G Tensor Core GPU"),
-    _by_sheet("A30", 24576, 933, 165, 10.3, 8.0, "A30 Tensor Core GPU"),
-    _by_sheet("A40", 46068, 696, 149.7, 37.4, 8.6, "A40"),
-    _by_sheet("L40", 46068, 864, 181, 90.5, 8.9, "L40"),
-    _by_sheet("L40S", 46068, 864, 362, 91.6, 8.9, "L40S"),
-    _by_sheet("A100 40GB", 40960, 1555, 312, 19.5, 8.0, "A100 Tensor Core GPU", "A100, A100-SXM4-40GB, A100-PCIE-40GB"),
-    _by_sheet(
-        "A100 80GB", 81920, 2039, 312, 19.5, 8.0, "A100 Tensor Core GPU (SXM)", "A100, A100-SXM4-80GB, A100 80GB SXM"
-    ),
-    _by_sheet("A100 80GB PCIe", 81920, 1935, 312, 19.5, 8.0, "A100 Tensor Core GPU (PCIe)", "A100 PCIe"),
-    _by_sheet("H100 PCIe", 81559, 2000, 756, 51, 9.0, "H100 Tensor Core GPU (PCIe)", "H100, H100 80GB"),
-    _by_sheet(
-        "H100 SXM",
-        81559,
-        3350,
-        989,
-        67,
-        9.0,
-        "H100 Tensor Core GPU (SXM)",
-        "H100, H100 80GB, H100 80GB HBM3, H100 SXM5",
-    ),
-    _by_sheet("H100 NVL", 95830, 3900, 835, 60, 9.0, "H100 Tensor Core GPU (NVL)", "H100"),
-    _by_sheet("H200", 143771, 4800, 989, 67, 9.0, "H200 Tensor Core GPU (SXM)", "H200 SXM"),
-    _by_sheet("GH200 96GB", 97871, 4000, 990, 67, 9.0, "GH200 Grace Hopper Superchip", "GH200, GH200 480GB"),
-    _by_sheet("B200", 183359, 8000, 2250, 75, 10.0, "HGX B200, an eighth", "B200 SXM"),
+    *(_by_sheet(*row) for row in _DATA_CENTRE),
 )
 
 # Cards sold as one size differ by this share in what they show: 22.5 to 24 GiB are 24 GB.

@@ -21,10 +21,8 @@ class Machine:
     name: str
     memory: int
     bfloat16: bool
-    here: bool = True
-    """Whether it is the machine that this runs on, and not one that is planned for."""
-    card: Gpu | None = None
-    """The card of the table that it is, whose rates are known."""
+    here: bool = True  # whether it is the machine that this runs on, and not one that is planned for
+    card: Gpu | None = None  # the card of the table that it is, whose rates are known
 
     @property
     def is_gpu(self) -> bool:
@@ -59,10 +57,10 @@ def usable_machine(progress: Progress) -> Machine:
 
 
 def _first_gpu() -> Machine | None:
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not shutil.which("nvidia-smi"):
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1") or not shutil.which("nvidia-smi"):
         return None
     query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible:
         query.append(f"--id={visible.split(',')[0]}")
     try:
@@ -76,19 +74,15 @@ def _first_gpu() -> Machine | None:
 
 def processor() -> Machine:
     """This machine's processor, as the device of a run."""
-    path = Path("/proc/cpuinfo")
+    flags, name = _proc_value("cpuinfo", "flags"), _proc_value("cpuinfo", "model name")
+    available, left = _proc_value("meminfo", "MemAvailable"), read_cgroup_limits().memory_left
+    free = int(available.split()[0]) << 10 if available else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Machine("cpu", name or "CPU", free if left is None else min(free, left), "amx_bf16" in flags.split())
+
+
+def _proc_value(file: str, key: str) -> str:
+    """What a file of /proc says first of something; empty where it says nothing."""
+    path = Path("/proc") / file
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    flags, name = (re.search(rf"^{key}\s*: *(.*)$", text, re.MULTILINE) for key in ("flags", "model name"))
-    left = read_cgroup_limits().memory_left
-    free = _free_memory() if left is None else min(_free_memory(), left)
-    bfloat16 = flags is not None and "amx_bf16" in flags[1].split()
-    return Machine("cpu", name[1].strip() if name else "CPU", free, bfloat16)
-
-
-def _free_memory() -> int:
-    path = Path("/proc/meminfo")
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    line = re.search(rf"^{key}\s*:(.*)$", text, re.MULTILINE)
+    return line[1].strip() if line else ""

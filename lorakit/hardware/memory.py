@@ -37,9 +37,7 @@ def return_freed_memory() -> None:
     Otherwise it keeps those of up to 32 MB scattered, and before 2.38 an aligned block hardly ever fits where another
     one was. Returning costs some time: a page is filled with zeros when it is allocated again.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 1 << 20)
+    _call_glibc("mallopt", _MMAP_THRESHOLD, 1 << 20)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -73,7 +71,7 @@ def free_memory() -> None:
     """Free what nobody uses any more: tensors in reference cycles, the blocks that torch keeps on a GPU, and the pages
     that glibc keeps between blocks."""
     gc.collect()
-    _trim_heap()
+    _call_glibc("malloc_trim", 0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -84,8 +82,7 @@ class PeakMemory:
 
     before: int
     peak: int = 0
-    reserved: int = 0
-    """With what torch keeps on a GPU between tensors, which no other process can use."""
+    reserved: int = 0  # with what torch keeps on a GPU between tensors, which no other process can use
     exact: bool = True
     """False where the system tells only the peak of the whole process so far: `peak` is then an upper bound."""
 
@@ -101,7 +98,8 @@ def measure_peak(device: torch.device) -> Iterator[PeakMemory]:
         torch.cuda.reset_peak_memory_stats(device)
         memory = PeakMemory(torch.cuda.memory_allocated(device))
     else:
-        _trim_heap()
+        # What the C library keeps of freed memory would count as used before the work.
+        _call_glibc("malloc_trim", 0)
         memory = PeakMemory(_resident("VmRSS") or process_peak(), exact=_reset_process_peak())
     try:
         yield memory
@@ -114,11 +112,10 @@ def measure_peak(device: torch.device) -> Iterator[PeakMemory]:
             memory.peak = memory.reserved = _resident("VmHWM") if memory.exact else process_peak()
 
 
-def _trim_heap() -> None:
-    """Return to the system what the C library keeps of freed memory: it would count as used before the work."""
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(library, "malloc_trim"):  # glibc's
-        library.malloc_trim(0)  # type: ignore[union-attr]
+def _call_glibc(function: str, *arguments: int) -> None:
+    """Call one of glibc's own functions; on other systems nothing happens."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), function):
+        getattr(library, function)(*arguments)
 
 
 def process_peak() -> int:

@@ -28,18 +28,12 @@ _PROCESSOR_SHARE = 0.6
 class Throughput:
     """What a device reaches."""
 
-    compute: float
-    """FLOP/s of matrix products."""
-    bandwidth: float
-    """Bytes a second, read and written."""
-    words: str
-    """Where these are from."""
-    number_bytes: int = 2
-    """Of the type in which activations are held."""
-    start: float = _START
-    """Seconds to start one kernel."""
-    queued: bool = True
-    """Whether kernels are started while others run: on a GPU."""
+    compute: float  # FLOP/s of matrix products
+    bandwidth: float  # bytes a second, read and written
+    words: str  # where these are from
+    number_bytes: int = 2  # of the type in which activations are held
+    start: float = _START  # seconds to start one kernel
+    queued: bool = True  # whether kernels are started while others run: on a GPU
 
 
 def throughput_of(machine: Machine, dtype: str) -> Throughput | None:

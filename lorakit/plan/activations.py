@@ -37,22 +37,17 @@ _SCAN = 4
 class ComputeConfig:
     """How tokens are computed, as far as memory depends on it."""
 
-    width: int
-    """Bytes of a number: 4 in float32, 2 in half precision."""
+    width: int  # bytes of a number: 4 in float32, 2 in half precision
     attention: str = "sdpa"
     masked: bool = True
     """Whether rows are padded: then keys and values are repeated for every head that shares them, but in flash form.
     Eager attention repeats them always."""
     dropout: float = 0.0
-    autocast: bool = True
-    """Whether half precision comes from autocast over an adapter in float32."""
+    autocast: bool = True  # whether half precision comes from autocast over an adapter in float32
     on_gpu: bool = True
-    keeps_inputs: bool = False
-    """Whether every frozen linear layer keeps its input too, as int8 ones do."""
-    float16: bool = False
-    """Whether half precision is float16, in which CUDA's softmax takes the scores as they are."""
-    copies: bool = False
-    """Whether each adapted layer copies its input to float32: PEFT's own, outside of autocast."""
+    keeps_inputs: bool = False  # whether every frozen linear layer keeps its input too, as int8 ones do
+    float16: bool = False  # whether half precision is float16, in which CUDA's softmax takes the scores as they are
+    copies: bool = False  # whether each adapted layer copies its input to float32: PEFT's own, outside of autocast
     dora: bool = False
 
 
@@ -62,8 +57,7 @@ class SavedActivations:
 
     per_token: float
     per_pair: float
-    fixed: float = 0.0
-    """Whatever the tokens."""
+    fixed: float = 0.0  # whatever the tokens
     freed_first: float = 0.0
     """What of `token` is gone when the backward of a block's attention runs: its feed-forward half comes first."""
     scores: float = 0.0
@@ -86,9 +80,18 @@ def saved_activations(
     blocks = []
     for number, weights in spec.blocks.items():
         if number >= adapted.first_block:
-            key = spec.prototypes[number], tuple(adapted.ranks.get(weight.path, 0) for weight in weights)
+            prototype = spec.prototypes[number]
+            key = prototype, tuple(adapted.ranks.get(weight.path, 0) for weight in weights)
             if key not in by_shape:
-                by_shape[key] = _with_missed(spec, number, block_activations(spec, weights, adapted, way), way)
+                derived = block_activations(spec, weights, adapted, way)
+                # What the trace of a built family kept besides (spec_with_trace.py): of pairs on a processor only, as a
+                # GPU has other kernels of attention.
+                token, pair = spec.extra_bytes.get((prototype, way.width), (0.0, 0.0))
+                by_shape[key] = replace(
+                    derived,
+                    per_token=max(0.0, derived.per_token + token),
+                    per_pair=derived.per_pair if way.on_gpu else max(0.0, derived.per_pair + pair),
+                )
             blocks.append(by_shape[key])
     largest = max(blocks, key=lambda block: block.of(1, _A_ROW), default=SavedActivations(0, 0))
     # The norm after the last block keeps its input; the first one does not where no gradient goes below it.
@@ -101,14 +104,6 @@ def saved_activations(
     return total, largest
 
 
-def _with_missed(spec: ModelSpec, number: int, derived: SavedActivations, way: ComputeConfig) -> SavedActivations:
-    """With what the trace of a built family kept besides (spec_with_trace.py): of pairs on a processor only, as a GPU
-    has other kernels of attention."""
-    token, pair = spec.extra_bytes.get((spec.prototypes[number], way.width), (0.0, 0.0))
-    pair = derived.per_pair if way.on_gpu else max(0.0, derived.per_pair + pair)
-    return replace(derived, per_token=max(0.0, derived.per_token + token), per_pair=pair)
-
-
 def block_activations(
     spec: ModelSpec, weights: list[WeightSpec], adapted: TrainableParams, way: ComputeConfig
 ) -> SavedActivations:
@@ -116,8 +111,12 @@ def block_activations(
     attention = [weight for weight in weights if weight.sublayer == "attention"]
     feed_forward = [weight for weight in weights if weight.sublayer == "mlp"]
     others = [weight for weight in weights if not weight.sublayer]
-    inside = _feed_forward(spec, feed_forward, adapted, way)
-    token = _norms(spec, adapted, way)
+    inside, norm = _feed_forward(spec, feed_forward, adapted, way), norm_bytes(spec, adapted, way)
+    token = spec.norms * norm
+    if spec.head_norms:
+        first = next(iter(spec.blocks.values()), [])
+        query = next((one.inner for one in first if one.sublayer == "attention" and part(one) == "closes"), spec.hidden)
+        token += norm * (query + spec.key_value) / spec.hidden
     token += _inputs(spec, [attention, feed_forward, others], adapted, way)
     token += _attention(spec, attention, way) + inside
     token += way.width * sum(weight.outer for weight in others if part(weight) == "opens")
@@ -125,8 +124,15 @@ def block_activations(
     token += 4.0 * _SCAN * spec.scan_states if others and spec.scan_states else 0.0
     merged = sum(weight.size for weight in weights if weight.fused and weight.path in adapted.ranks)
     pair, scores = _pairs(spec, way) if attention else (0.0, 0.0)
-    behind = inside + norm_bytes(spec, adapted, way) if scores else 0.0
-    return SavedActivations(token, pair, way.width * merged, behind, scores)
+    return SavedActivations(token, pair, way.width * merged, inside + norm if scores else 0.0, scores)
+
+
+def norm_bytes(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig) -> float:
+    """What one normalization over the hidden width keeps of a token."""
+    each = way.width if spec.layer_norm and not way.autocast else 4
+    # A trained scale needs the normalized input, and full fine-tuning under autocast has its hidden states in float32.
+    trained = 4 if adapted.full_fine_tuning and way.autocast else way.width * adapted.full_fine_tuning
+    return (each + trained) * spec.hidden
 
 
 def _pairs(spec: ModelSpec, way: ComputeConfig) -> tuple[float, float]:
@@ -141,30 +147,8 @@ def _pairs(spec: ModelSpec, way: ComputeConfig) -> tuple[float, float]:
         return way.width * (way.masked and way.attention == "sdpa"), 0.0
     rounded = way.width if way.width < 4 else 0
     saved = 4 + rounded + way.width * spec.soft_capped
-    computed_in_float16 = way.float16 and way.on_gpu
-    backward = 4 + (4 if way.on_gpu else 0) + (2 if computed_in_float16 else 4) - rounded
+    backward = 4 + (4 if way.on_gpu else 0) + (2 if way.float16 and way.on_gpu else 4) - rounded
     return spec.heads * saved, spec.heads * backward
-
-
-def norm_bytes(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig) -> float:
-    """What one normalization over the hidden width keeps of a token."""
-    each = way.width if spec.layer_norm and not way.autocast else 4
-    # A trained scale needs the normalized input, and full fine-tuning under autocast has its hidden states in float32.
-    trained = 4 if adapted.full_fine_tuning and way.autocast else way.width * adapted.full_fine_tuning
-    return (each + trained) * spec.hidden
-
-
-def _norms(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig) -> float:
-    one = norm_bytes(spec, adapted, way)
-    heads = one * (_query(spec) + spec.key_value) / spec.hidden if spec.head_norms else 0.0
-    return spec.norms * one + heads
-
-
-def _query(spec: ModelSpec) -> int:
-    """The width of all queries together."""
-    first = next(iter(spec.blocks.values()), [])
-    closing = [weight.inner for weight in first if weight.sublayer == "attention" and part(weight) == "closes"]
-    return closing[0] if closing else spec.hidden
 
 
 def _inputs(spec: ModelSpec, halves: list[list[WeightSpec]], adapted: TrainableParams, way: ComputeConfig) -> float:
@@ -172,17 +156,15 @@ def _inputs(spec: ModelSpec, halves: list[list[WeightSpec]], adapted: TrainableP
     total = 0.0
     for half in halves:
         opening = [weight for weight in half if part(weight) == "opens"]
-        if any(_keeps(weight, adapted, way) for weight in opening):
-            shares = max((spec.used(weight) for weight in opening), default=1)
-            if (
-                adapted.full_fine_tuning and way.autocast
-            ):  # each layer rounds the hidden states to half precision for itself
-                shares = sum(spec.used(weight) for weight in opening)
-            total += way.width * spec.hidden * shares
+        if any(_keeps_input(weight, adapted, way) for weight in opening):
+            uses = [spec.used(weight) for weight in opening]
+            # In full fine-tuning under autocast each layer rounds the hidden states to half precision for itself.
+            copies = sum(uses) if adapted.full_fine_tuning and way.autocast else max(uses)
+            total += way.width * spec.hidden * copies
     return min(total, way.width * spec.hidden) if spec.norms == 1 else total
 
 
-def _keeps(weight: WeightSpec, adapted: TrainableParams, way: ComputeConfig) -> bool:
+def _keeps_input(weight: WeightSpec, adapted: TrainableParams, way: ComputeConfig) -> bool:
     own = weight.path in adapted.ranks
     alone = own and (way.dropout > 0 or way.copies)  # it then keeps a copy of its own, counted with the adapter
     return (own and not alone) or adapted.full_fine_tuning or (way.keeps_inputs and not weight.fused)
@@ -192,8 +174,7 @@ def _attention(spec: ModelSpec, weights: list[WeightSpec], way: ComputeConfig) -
     """Queries, keys, values and the output; the scores' normalizers are 4 bytes a head."""
     if not weights:
         return 0.0
-    closing = next((weight for weight in weights if part(weight) == "closes"), None)
-    output = closing.inner if closing else spec.hidden
+    output = next((weight.inner for weight in weights if part(weight) == "closes"), spec.hidden)
     opening = [weight for weight in weights if part(weight) == "opens" and weight.inner == spec.hidden]
     opened = sum(weight.outer for weight in opening)
     repeated = way.attention == "eager" or (way.masked and way.attention != "flash_attention_2")
@@ -206,23 +187,19 @@ def _attention(spec: ModelSpec, weights: list[WeightSpec], way: ComputeConfig) -
 
 
 def _feed_forward(spec: ModelSpec, weights: list[WeightSpec], adapted: TrainableParams, way: ComputeConfig) -> float:
-    closing = [weight for weight in weights if part(weight) == "closes" and not weight.skip_reason]
     opening = [weight for weight in weights if part(weight) == "opens" and not weight.skip_reason]
     total = 0.0
-    for weight in closing:
-        own = [
-            other
-            for other in opening
-            if other.fused == weight.fused and other.outer in (weight.inner, 2 * weight.inner)
-        ]
-        opened = sum(other.outer for other in own)
-        gated = opened >= 2 * weight.inner
-        inside = min(opened, 2 * weight.inner) + weight.inner * (spec.activation - 1)
-        activated = weight.inner if gated or _keeps(weight, adapted, way) else 0
-        product = weight.inner if gated and _keeps(weight, adapted, way) else 0
-        total += spec.used(weight) * way.width * (inside + activated + product)
-        if weight.fused:  # each expert's result is weighted before it is added
-            total += spec.used(weight) * way.width * spec.hidden
+    for weight in weights:
+        if part(weight) != "closes" or weight.skip_reason:
+            continue
+        width = weight.inner
+        own = [one.outer for one in opening if one.fused == weight.fused and one.outer in (width, 2 * width)]
+        gated, keeps_input = sum(own) >= 2 * width, _keeps_input(weight, adapted, way)
+        numbers = min(sum(own), 2 * width) + width * (spec.activation - 1)
+        numbers += width if gated or keeps_input else 0  # the activated gate, or what went through the activation
+        numbers += width if gated and keeps_input else 0  # its product with up
+        numbers += spec.hidden if weight.fused else 0  # each expert's result is weighted before it is added
+        total += spec.used(weight) * way.width * numbers
     return total
 
 
@@ -239,8 +216,3 @@ def _adapter(weight: WeightSpec, adapted: TrainableParams, way: ComputeConfig) -
     if way.dora:
         total += weight.outer * way.width * (1 if way.width == 4 else 2)
     return total
-
-
-def block_input_bytes(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig) -> int:
-    """What checkpointing keeps of each token: the input of every block, in bytes."""
-    return way.width * spec.hidden * max(spec.layers - adapted.first_block, 1)

@@ -46,28 +46,19 @@ class RunFigures:
 
     rows: int | None = None
     held_out: int | None = None
-    longest: int | None = None
-    """Tokens of the longest row."""
-    overlong: float | None = None
-    """The share of rows longer than `data.max_length`."""
-    trained_tokens: int | None = None
-    """Of an epoch."""
-    parameters: int | None = None
-    """That are trained."""
+    longest: int | None = None  # tokens of the longest row
+    overlong: float | None = None  # the share of rows longer than `data.max_length`
+    trained_tokens: int | None = None  # of an epoch
+    parameters: int | None = None  # that are trained
     steps: int | None = None
     learning_rate: float | None = None
-    formula_rate: float | None = None
-    """What `auto` would choose, for the reason `formula`."""
+    formula_rate: float | None = None  # what `auto` would choose, for the reason `formula`
     formula: str = ""
-    padding: float | None = None
-    """The share of computed tokens that is padding."""
-    smallest_side: int | None = None
-    """Of the adapted weights."""
+    padding: float | None = None  # the share of computed tokens that is padding
+    smallest_side: int | None = None  # of the adapted weights
     fits_unquantized: bool | None = None
-    fits_adamw: bool | None = None
-    """Whether the run fits with 32-bit optimizer states."""
-    texts: Sequence[tuple[str, str]] = ()
-    """Prompt and answer of a sample of the rows."""
+    fits_adamw: bool | None = None  # whether the run fits with 32-bit optimizer states
+    texts: Sequence[tuple[str, str]] = ()  # prompt and answer of a sample of the rows
 
 
 @dataclass(frozen=True)

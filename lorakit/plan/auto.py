@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine
 from lorakit.model.quantization_config import refuse_quantization
-from lorakit.plan.micro_batches import choose_micro_batch
-from lorakit.plan.model_info import ModelInfo
+from lorakit.plan.fit import choose_micro_batch
+from lorakit.plan.model_info import FLASH, ModelInfo
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, effective_model, initial_adapter, trains_all
 from lorakit.recipe.schema import Recipe, Spectrum
 
@@ -19,9 +19,6 @@ from lorakit.recipe.schema import Recipe, Spectrum
 _HIDDEN_33B = 6656
 # Exponents of the Tinker cookbook's formula for LoRA's learning rate, by model family.
 _RATE_EXPONENT = {"llama": 0.781, "qwen": 0.0775}
-
-
-FLASH = "flash_attention_2"
 
 
 @dataclass(frozen=True)
@@ -57,40 +54,52 @@ def resolve_auto(
     Raises:
         UserError: a setting cannot work on this machine.
     """
-    choices: list[Choice] = []
+    choices: dict[str, Choice] = {}
+
+    def choose(path: str, value: Any, reason: str) -> None:
+        choices[path] = Choice(path, value, reason)
+
     model = recipe.model
     _check_layers(recipe.adapter.layers, info)
     if info and info.stored:
         refuse_quantization(info.stored, model.base, effective_model(recipe), trains_all(recipe.adapter))
     if model.dtype == "auto":
-        choices.append(Choice("model.dtype", *_dtype(machine)))
+        choose("model.dtype", *_dtype(machine))
     elif model.dtype == "float16" and not machine.is_gpu:
         raise UserError("model.dtype: float16 needs a GPU; this machine has none. Write auto or float32.")
     family = attentions or (info.attentions if info else ("eager", "sdpa"))
     if model.attention == "auto":
-        dtype = next((choice.value for choice in choices), model.dtype)
-        choices.append(Choice("model.attention", *_attention(recipe, machine, str(dtype), family)))
+        dtype = choices["model.dtype"].value if model.dtype == "auto" else model.dtype
+        choose("model.attention", *_attention(recipe, machine, dtype, family))
     else:
         _check_attention(model.attention, machine, family)
     if recipe.data.packing == "auto":
-        attention = next((choice.value for choice in choices if choice.path == "model.attention"), model.attention)
-        choices.append(Choice("data.packing", *_packing(str(attention))))
+        attention = choices["model.attention"].value if model.attention == "auto" else model.attention
+        if attention == FLASH:
+            reason = "variable-length attention takes rows end to end, without padding and without a mask"
+            choose("data.packing", "on", reason)
+        else:
+            reason = (
+                f"with {attention} a pack pays a dense mask, and rows batched by length have little padding to save"
+            )
+            choose("data.packing", "off", reason)
     if recipe.train.optimizer == "auto":
         reason = "an adapter's states are small, and 32 bits keep them exact"
         if trains_all(recipe.adapter):
             reason = "exact states; with adamw-8bit they take a quarter of the memory"
-        choices.append(Choice("train.optimizer", "adamw", reason))
+        choose("train.optimizer", "adamw", reason)
     elif recipe.train.optimizer.startswith("paged") and not machine.is_gpu:
         raise UserError(
             f"train.optimizer: {recipe.train.optimizer} moves states between a GPU and main memory; this machine has "
             f"no GPU. Write {recipe.train.optimizer.removeprefix('paged-')}."
         )
     length = min(longest or recipe.data.max_length, recipe.data.max_length)
-    micro = choose_micro_batch(_replaced(recipe, choices), machine, info, length, min(mean or length, length))
-    choices += [Choice(f"train.{name}", value, reason) for name, value, reason in micro]
+    chosen = _replaced(recipe, choices.values())
+    for name, value, reason in choose_micro_batch(chosen, machine, info, length, min(mean or length, length)):
+        choose(f"train.{name}", value, reason)
     if recipe.train.learning_rate == "auto":
-        choices.append(Choice("train.learning_rate", *default_learning_rate(recipe, info)))
-    return ResolvedRecipe(_replaced(recipe, choices), tuple(choices))
+        choose("train.learning_rate", *default_learning_rate(recipe, info))
+    return ResolvedRecipe(_replaced(recipe, choices.values()), tuple(choices.values()))
 
 
 def _check_attention(attention: str, machine: Machine, family: tuple[str, ...]) -> None:
@@ -127,7 +136,7 @@ class ResolvedRecipe:
     choices: tuple[Choice, ...]
 
 
-def _replaced(recipe: Recipe, choices: list[Choice]) -> Recipe:
+def _replaced(recipe: Recipe, choices: Iterable[Choice]) -> Recipe:
     changed: dict[str, dict[str, Any]] = {}
     for choice in choices:
         section, field = choice.path.split(".")
@@ -154,12 +163,6 @@ def _attention(recipe: Recipe, machine: Machine, dtype: str, attentions: tuple[s
     if "sdpa" in attentions:
         return "sdpa", "runs on every device, as fast as any on unpacked rows"
     return "eager", "this family has no sdpa"
-
-
-def _packing(attention: str) -> tuple[str, str]:
-    if attention == FLASH:
-        return "on", "variable-length attention takes rows end to end, without padding and without a mask"
-    return "off", f"with {attention} a pack pays a dense mask, and rows batched by length have little padding to save"
 
 
 def default_learning_rate(recipe: Recipe, info: ModelInfo | None) -> tuple[float | str, str]:

@@ -31,8 +31,7 @@ class SettingChange:
     key: str
     value: Any
     costs: str
-    quality: int
-    """How much it may cost in quality: 0 nothing, 1 hardly, 2 some, 3 rows are lost."""
+    quality: int  # how much it may cost in quality: 0 nothing, 1 hardly, 2 some, 3 rows are lost
 
     @property
     def option(self) -> str:
@@ -50,8 +49,7 @@ class Change:
 
     steps: tuple[SettingChange, ...]
     plan: Plan
-    slower: float | None
-    """Its time over that of the recipe as it is; None where no time is known."""
+    slower: float | None  # its time over that of the recipe as it is; None where no time is known
     removed: tuple[str, ...] = ()
     """Keys of the recipe that nothing would read any more, and that have to go for it to be valid."""
 

@@ -23,22 +23,27 @@ def check_local_base(recipe: Recipe, complete: bool = True) -> None:
     Raises:
         UserError: a file is missing, damaged or pickled, code is to be run, or the template reads no such variable.
     """
-    base, path = recipe.model.base, Path(recipe.model.base)
-    snapshot = None if path.is_absolute() else hub_snapshot(base, recipe.model.revision)
-    folder = path if path.is_absolute() and path.is_dir() else snapshot
-    if recipe.model.template_variables or recipe.model.template_date != "auto":
-        _check_template(recipe, folder)
-    if path.is_absolute() and path.is_dir():
-        check_base_files(path, complete)
-        if complete:
-            refuse_missing_tokenizer(path)
-    elif path.is_absolute():
-        _check_gguf(path)
-    elif snapshot:
-        check_base_files(snapshot, complete=False)
+    model, path = recipe.model, Path(recipe.model.base)
+    local = path if path.is_absolute() and path.is_dir() else None
+    folder = local or (None if path.is_absolute() else hub_snapshot(model.base, model.revision))
+    if model.template_variables or model.template_date != "auto":
+        _check_template(model, folder)
+    if folder:
+        check_base_files(folder, complete and folder == local)
+    if local and complete:
+        refuse_missing_tokenizer(local)
+    if path.is_absolute() and not local:
+        with path.open("rb") as file:
+            is_gguf = file.read(4) == b"GGUF"
+        if not is_gguf:
+            raise UserError(
+                f"model.base: {path}: no readable GGUF file: it does not begin as one does. Fetch it again."
+            )
+        if not find_spec("gguf"):
+            raise UserError(f"model.base: {path}: GGUF files need the package gguf: pip install 'lorakit[gguf]'.")
 
 
-def _check_template(recipe: Recipe, folder: Path | None) -> None:
+def _check_template(model: Model, folder: Path | None) -> None:
     """Refuse a variable or a day that the chat template here does not read."""
     from lorakit.data.template_source import (  # 70 ms of imports
         check_template_date,
@@ -47,7 +52,6 @@ def _check_template(recipe: Recipe, folder: Path | None) -> None:
         writes_date,
     )
 
-    model = recipe.model
     own = Path(model.chat_template) if model.chat_template else None
     if model.template_variables:
         check_template_variables(folder, own, model.template_variables)
@@ -74,26 +78,14 @@ def refuse_unmergeable(recipe: Recipe, info: ModelInfo) -> None:
         refuse_irreversible(info.stored, recipe.model.base)
 
 
-def _check_gguf(path: Path) -> None:
-    with path.open("rb") as file:
-        begin = file.read(4)
-    if begin != b"GGUF":
-        raise UserError(f"model.base: {path}: no readable GGUF file: it does not begin as one does. Fetch it again.")
-    if not find_spec("gguf"):
-        raise UserError(f"model.base: {path}: GGUF files need the package gguf: pip install 'lorakit[gguf]'.")
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """The quantization that the weights have on disk, and what follows from it."""
 
     quantization: str
-    treatment: str
-    """kept: trained on as stored; dequantized: turned into plain weights while they are loaded."""
-    mergeable: bool
-    """Whether an adapter can be added to them."""
-    missing: tuple[str, ...]
-    """Packages that load them and that this machine does not have."""
+    treatment: str  # kept: trained on as stored; dequantized: turned into plain weights while they are loaded
+    mergeable: bool  # whether an adapter can be added to them
+    missing: tuple[str, ...]  # packages that load them and that this machine does not have
     description: str
 
 
@@ -135,16 +127,13 @@ def quantization_line(settings: Model, kind_quantizes: str | None, info: ModelIn
         info: of the base model; None when it is not on this machine.
     """
     effective, reason = effective_quantization(settings, kind_quantizes, info)
-    begin = ""
-    if effective != settings.quantization:
-        begin = f"{settings.quantization} was asked for, {effective} is used: {reason}. "
     if effective == "none":
         return f"none: {reason or 'the weights as they are'}"
-    if info is None:
-        return f"{begin}{effective}: the share and the bytes saved are known when the model is here"
-    spec = info.spec
-    if spec is None or info.stored or effective not in ("q8", "q4", "nf4"):
-        return f"{begin}{effective}: the share and the bytes saved are known when the model is loaded"
+    refused = f"{settings.quantization} was asked for, {effective} is used: {reason}. "
+    begin, spec = refused if effective != settings.quantization else "", info.spec if info else None
+    if info is None or spec is None or info.stored or effective not in ("q8", "q4", "nf4"):
+        when = "here" if info is None else "loaded"
+        return f"{begin}{effective}: the share and the bytes saved are known when the model is {when}"
     width = DTYPE_BYTES[settings.dtype]
     share = sum(weight.size for weight in spec.quantizable) / spec.parameters
     before, after = (weight_bytes(spec, word, settings.double_quant, width) for word in ("none", effective))

@@ -11,10 +11,16 @@ from lorakit.hardware.throughput import Throughput, throughput_of
 from lorakit.model.spec import ModelSpec
 from lorakit.plan.auto import Choice, resolve_auto
 from lorakit.plan.fit import SizedRun, memory_budget, size_run
-from lorakit.plan.flops import TRAINED_SHARE, run_workload, training_flops
 from lorakit.plan.memory import DTYPE_BYTES, Memory, evaluation_memory, merge_memory, weight_bytes
 from lorakit.plan.model_info import ModelInfo
-from lorakit.plan.runtime import EstimateRange, training_price, training_seconds
+from lorakit.plan.runtime import (
+    TRAINED_SHARE,
+    EstimateRange,
+    run_workload,
+    training_flops,
+    training_price,
+    training_seconds,
+)
 from lorakit.plan.schedule import occurrences
 from lorakit.plan.trainable_params import TrainableParams
 from lorakit.recipe.adapter_kind import trains_all

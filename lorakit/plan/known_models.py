@@ -15,8 +15,7 @@ class KnownModel:
     """Models of one config: their hub ids, what config.json says of their size, and where that is from."""
 
     ids: tuple[str, ...]
-    parameters: int
-    """As the model's hub page counts them."""
+    parameters: int  # as the model's hub page counts them
     source: str
     config: dict[str, Any]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from lorakit.hardware.machine import Machine
 from lorakit.model.spec import ModelSpec
-from lorakit.plan.activations import ComputeConfig, block_input_bytes, norm_bytes, saved_activations
+from lorakit.plan.activations import ComputeConfig, norm_bytes, saved_activations
 from lorakit.plan.trainable_params import TrainableParams
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -38,12 +38,9 @@ _MERGE_LOGITS, _MERGE_POSITIONS = 1 << 25, 512
 class TrainingStep:
     """What a step's memory depends on besides the model and what is trained of it."""
 
-    rows: int
-    """Rows, or packs, in one micro-batch."""
-    length: int
-    """Tokens of each, padding included."""
-    trained: int
-    """Positions of the micro-batch at which the loss is computed."""
+    rows: int  # rows, or packs, in one micro-batch
+    length: int  # tokens of each, padding included
+    trained: int  # positions of the micro-batch at which the loss is computed
     dtype: str = "bfloat16"
     quantization: str = "none"
     double_quant: bool = True
@@ -56,10 +53,8 @@ class TrainingStep:
     accumulates: bool = False
     """Whether a step has several micro-batches, so that gradients are there in the forward pass."""
     on_gpu: bool = True
-    trained_width: int = 4
-    """Bytes of a trained number and of its gradient, and of each of AdamW's states."""
-    way: ComputeConfig | None = None
-    """Another software's way through the blocks; None is lorakit's own."""
+    trained_width: int = 4  # bytes of a trained number and of its gradient, and of each of AdamW's states
+    way: ComputeConfig | None = None  # another software's way through the blocks; None is lorakit's own
 
 
 @dataclass(frozen=True)
@@ -74,14 +69,12 @@ class Memory:
     activations: int
     logits: int
     buffers: int
-    overhead: int
-    """The device's context, or on a processor the libraries themselves."""
+    overhead: int  # the device's context, or on a processor the libraries themselves
 
     @property
     def components(self) -> dict[str, int]:
         """Component -> bytes, in the order in which they are shown."""
-        names = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "buffers", "overhead")
-        return {name: getattr(self, name) for name in names}
+        return {name: size for name, size in vars(self).items() if name != "moment"}
 
     @property
     def total(self) -> int:
@@ -123,7 +116,11 @@ def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: Traini
     way = compute_config(adapted, training)
     always = _always(spec, adapted, training)
     saved, block, attention = _saved(spec, adapted, training, way)
-    gradients, buffers = adapted.trained * training.trained_width, always.buffers + _working(spec, adapted, training)
+    gradients, width = adapted.trained * training.trained_width, DTYPE_BYTES[training.dtype]
+    # Of the largest weight what is made for one product and dropped again: dequantized, and PEFT's B A and its norm.
+    made = width if training.quantization != "none" else 0
+    made += 8 if adapted.dora and width < 4 else 0
+    buffers = always.buffers + spec.largest * made
     accumulated = gradients if training.accumulates or not adapted.full_fine_tuning else 0
     at_loss = replace(always, moment="loss", gradients=accumulated, activations=saved, logits=_logits(spec, training))
     begins = replace(at_loss, moment="backward", activations=saved + block, logits=0, buffers=buffers)
@@ -142,7 +139,7 @@ def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: Traini
                 moment="trying the loss",
                 optimizer=0,
                 activations=round(_HOLES * tried.of(2, _TRIED_TOKENS // 2)),
-                logits=_TRIED_TOKENS * spec.vocabulary * (2 * DTYPE_BYTES[training.dtype] + 8),
+                logits=_TRIED_TOKENS * spec.vocabulary * (2 * width + 8),
             )
         )
     return moments
@@ -198,7 +195,8 @@ def _saved(
     attending += tokens * way.width * 2 * spec.hidden  # gradients of the block's output and of the hidden states
     if training.checkpointing:
         last = tokens * norm_bytes(spec, adapted, way)  # gone when the backward of a block begins
-        saved = tokens * block_input_bytes(spec, adapted, way) + last
+        # of each block its input
+        saved = tokens * way.width * spec.hidden * max(spec.layers - adapted.first_block, 1) + last
         return round(saved), round(block + flowing - last), round(attending - last)
     holes, flowing = (1.0, flowing) if training.on_gpu else (_HOLES, 0)  # a processor's holes have room for it
     return round(holes * whole.of(rows, length)), round(flowing), round(attending - block)
@@ -210,14 +208,6 @@ def _logits(spec: ModelSpec, training: TrainingStep) -> int:
     positions = min(training.trained, max(1, CHUNK_LOGITS // spec.vocabulary))
     each = (12 if width < 4 else 8) + width * spec.logits_capped
     return training.trained * spec.hidden * width + positions * spec.vocabulary * each
-
-
-def _working(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> int:
-    """Weights that are made for one product and dropped again."""
-    width = DTYPE_BYTES[training.dtype]
-    made = width if training.quantization != "none" else 0
-    made += 8 if adapted.dora and width < 4 else 0  # PEFT builds B A and its norm in float32
-    return spec.largest * made
 
 
 def evaluation_memory(spec: ModelSpec, weights: int, width: int, tokens: int, machine: Machine) -> int:

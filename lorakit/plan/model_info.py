@@ -1,6 +1,5 @@
 """What `auto` needs to know of a base model, from its config.json or a table, without loading or fetching anything."""
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
-from lorakit.model.config_values import is_size, read_layer_count, read_mapping, read_size
+from lorakit.model.config_values import is_size, read_json, read_layer_count, read_mapping, read_size
 from lorakit.model.positions import Positions, positions_of
 from lorakit.model.quantization_config import CheckpointQuantization, parse_quantization
 from lorakit.model.resolve import BUNDLED_MODELS, bundled_file, converted_folder
@@ -24,6 +23,9 @@ _WITHOUT_SDPA = """
 """
 
 
+FLASH = "flash_attention_2"
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """The sizes of a model, in the field's names; None where its config does not say."""
@@ -31,33 +33,19 @@ class ModelInfo:
     model_type: str
     hidden_size: int
     layers: int | None = None
-    intermediate_size: int | None = None
-    query_size: int | None = None
-    key_value_size: int | None = None
-    stored: CheckpointQuantization | None = None
-    """The quantization that the checkpoint has already."""
-    spec: ModelSpec | None = None
-    """What it is made of, where its family is counted from the config."""
-    dtype: str | None = None
-    """The number format in which the weights lie on disk."""
-    positions: Positions | None = None
-    """How long a row may be; None where the model has no limit."""
+    attention_at: float = math.inf
+    """The length in tokens at which causal attention costs as much as a layer's matrix products."""
+    stored: CheckpointQuantization | None = None  # the quantization that the checkpoint has already
+    spec: ModelSpec | None = None  # what it is made of, where its family is counted from the config
+    dtype: str | None = None  # the number format in which the weights lie on disk
+    positions: Positions | None = None  # how long a row may be; None where the model has no limit
 
     @property
     def attentions(self) -> tuple[str, ...]:
         """The attention implementations that the family has, of the usual three; FlashAttention of those counted."""
         sdpa = () if self.model_type in _WITHOUT_SDPA.split() else ("sdpa",)
-        flash = ("flash_attention_2",) if is_known_family({"model_type": self.model_type}) else ()
+        flash = (FLASH,) if is_known_family({"model_type": self.model_type}) else ()
         return "eager", *sdpa, *flash
-
-    @property
-    def attention_at(self) -> float:
-        """The length in tokens at which causal attention costs as much as a layer's matrix products; endless where the
-        sizes are not known."""
-        if not self.query_size or not self.intermediate_size:
-            return math.inf
-        products = 2 * self.query_size + 2 * (self.key_value_size or 0) + 3 * self.intermediate_size
-        return self.hidden_size * products / self.query_size
 
 
 def find_model_info(base: str, revision: str) -> ModelInfo | None:
@@ -80,11 +68,11 @@ def find_config(base: str, revision: str) -> dict[str, Any] | None:
         UserError: a local folder's config.json is damaged.
     """
     local = Path(base).is_absolute() or hub_snapshot(base, revision) is not None
-    known = None if local else known_config(base)  # sooner than a converted file, whose folder is found by its sha256
-    folder = find_model_folder(base, revision) if known is None else None
-    if folder is not None and (folder / "config.json").is_file():
-        return _read(folder)
-    return known
+    # A known model sooner than a converted file, whose folder is found by its sha256.
+    if not local and (known := known_config(base)):
+        return known
+    folder = find_model_folder(base, revision)
+    return _read_config(folder) if folder and (folder / "config.json").is_file() else None
 
 
 def find_model_folder(base: str, revision: str) -> Path | None:
@@ -97,16 +85,15 @@ def find_model_folder(base: str, revision: str) -> Path | None:
     return path if path and path.is_dir() else None
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"model.base: {folder / 'config.json'} cannot be read: {error}. Fetch the model again."
-        ) from error
-    if not isinstance(config, dict):
-        raise UserError(f"model.base: {folder / 'config.json'} holds no mapping. Fetch the model again.")
-    return config
+def hub_snapshot(name: str, revision: str) -> Path | None:
+    """The folder of a hub model in the hub's own cache (its layout: models--ORG--NAME/refs and /snapshots)."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    repository = hub / ("models--" + name.replace("/", "--"))
+    reference = repository / "refs" / revision
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    folder = repository / "snapshots" / commit
+    return folder if folder.is_dir() else None
 
 
 def read_model_info(folder: Path) -> ModelInfo | None:
@@ -116,10 +103,17 @@ def read_model_info(folder: Path) -> ModelInfo | None:
         UserError: a value in it is damaged.
     """
     try:
-        config = _read(folder)
+        config = _read_config(folder)
     except UserError:
         return None  # loading says what is wrong
     return parse_model_info(config)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return read_json(folder / "config.json")
+    except UserError as error:
+        raise UserError(f"model.base: {error}") from error
 
 
 def parse_model_info(whole: dict[str, Any]) -> ModelInfo | None:
@@ -135,14 +129,15 @@ def parse_model_info(whole: dict[str, Any]) -> ModelInfo | None:
     number = read_layer_count(config, "num_hidden_layers", "n_layer")
     heads = _first(config, "num_attention_heads", "n_head") or 1
     head = _first(config, "head_dim") or hidden // heads
-    inner = ("intermediate_size", "n_inner")
+    inner_keys = ("intermediate_size", "n_inner")
+    inner = _first(config, *inner_keys) if any(map(config.get, inner_keys)) else 4 * hidden
+    query, key_value = heads * head, (_first(config, "num_key_value_heads") or heads) * head
+    products = 2 * query + 2 * key_value + 3 * (inner or 0)
     return ModelInfo(
         model_type=str(config.get("model_type", "unknown")),
         hidden_size=hidden,
         layers=number,
-        intermediate_size=_first(config, *inner) if any(map(config.get, inner)) else 4 * hidden,
-        query_size=heads * head,
-        key_value_size=(_first(config, "num_key_value_heads") or heads) * head,
+        attention_at=hidden * products / query if query and inner else math.inf,
         stored=parse_quantization(whole),
         spec=spec_from_config(whole),
         dtype=config.get("dtype") or config.get("torch_dtype") or whole.get("dtype") or whole.get("torch_dtype"),
@@ -155,14 +150,3 @@ def _first(config: dict[str, Any], *keys: str) -> int | None:
     if is_known_family(config):
         return next((number for key in keys if (number := read_size(config, key))), None)
     return next((config[key] for key in keys if is_size(config.get(key))), None)
-
-
-def hub_snapshot(name: str, revision: str) -> Path | None:
-    """The folder of a hub model in the hub's own cache (its layout: models--ORG--NAME/refs and /snapshots)."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    repository = hub / ("models--" + name.replace("/", "--"))
-    reference = repository / "refs" / revision
-    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
-    folder = repository / "snapshots" / commit
-    return folder if folder.is_dir() else None

@@ -23,18 +23,14 @@ def spec_with_trace(config: Path | dict[str, Any], settings: Adapter) -> ModelSp
     Raises:
         UserError: the config is of no causal language model.
     """
-    spec, near = spec_from_meta(config), _near(settings)
+    spec = spec_from_meta(config)
+    # Plain LoRA, DoRA or full fine-tuning of the same modules, in all layers.
+    same = {name: getattr(settings, name) for name in ("rank", "dropout", "targets", "exclude")}
+    near = Adapter.model_validate({"kind": settings.kind if settings.kind in ("dora", "none") else "lora", **same})
     half, whole = (_missed(read_hf_config(config), spec, near, is_half) for is_half in (True, False))
     if not whole:  # fused experts have code of their own for float32, which cannot always be followed
         whole = {(number, 4): (2 * token, 0.0) for (number, _), (token, _) in half.items()}
     return replace(spec, extra_bytes=half | whole)
-
-
-def _near(settings: Adapter) -> Adapter:
-    """Plain LoRA, DoRA or full fine-tuning of the same modules, in all layers."""
-    kind = settings.kind if settings.kind in ("dora", "none") else "lora"
-    same = {name: getattr(settings, name) for name in ("rank", "dropout", "targets", "exclude")}
-    return Adapter.model_validate({"kind": kind, **same})
 
 
 def _missed(config: Any, spec: ModelSpec, settings: Adapter, half: bool) -> dict[tuple[int, int], tuple[float, float]]:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +19,23 @@ _LEAST_PAGED = 100_000
 class TrainableParams:
     """What is trained: low-rank matrices on some weights, modules as a whole, or the weights themselves."""
 
-    ranks: dict[str, int]
-    """Path of an adapted weight -> its rank; empty in full fine-tuning."""
-    matrices: int
-    """Trained numbers in the low-rank matrices, magnitudes and other parts of the adapter."""
-    whole: int
-    """Trained numbers in `adapter.train_modules`, or in full fine-tuning."""
-    beside: int = 0
-    """Frozen numbers that the adapter holds besides, such as what PiSSA began with."""
-    copied: int = 0
-    """Numbers of `train_modules`: the adapter holds a copy, and the base's own stay."""
-    full_fine_tuning: bool = False
-    """Full fine-tuning: the weights themselves."""
+    ranks: dict[str, int]  # path of an adapted weight -> its rank; empty in full fine-tuning
+    matrices: int  # trained numbers in the low-rank matrices, magnitudes and other parts of the adapter
+    whole: int  # trained numbers in `adapter.train_modules`, or in full fine-tuning
+    beside: int = 0  # frozen numbers that the adapter holds besides, such as what PiSSA began with
+    copied: int = 0  # numbers of `train_modules`: the adapter holds a copy, and the base's own stay
+    full_fine_tuning: bool = False  # full fine-tuning: the weights themselves
     estimated: bool = False
     """Whether the choice hangs on the weights themselves (spectrum), so that the counts are only near."""
     dora: bool = False
-    saved: int = 0
-    """Numbers in the adapter's file, which may be of another rank than what is trained."""
-    first: int = 0
-    """The first block with a weight that full fine-tuning trains."""
-    small: int = 0
-    """Trained numbers in matrices that are too small for bitsandbytes to page their states."""
+    saved: int = 0  # numbers in the adapter's file, which may be of another rank than what is trained
+    first_block: int = 0  # the first block that gradients go back to: below what is trained nothing is kept for them
+    small: int = 0  # trained numbers in matrices that are too small for bitsandbytes to page their states
 
     @property
     def trained(self) -> int:
         """All trained numbers."""
         return self.matrices + self.whole
-
-    @cached_property
-    def first_block(self) -> int:
-        """The first block that gradients go back to: below what is trained nothing is kept for them."""
-        if self.full_fine_tuning:
-            return self.first
-        if self.whole:
-            return 0
-        numbers = [WeightSpec(path, "").layer for path in self.ranks]
-        return min((number for number in numbers if number is not None), default=0)
 
 
 def count_trainable(spec: ModelSpec, settings: Adapter) -> TrainableParams:
@@ -67,25 +47,26 @@ def count_trainable(spec: ModelSpec, settings: Adapter) -> TrainableParams:
     source = initial_adapter(settings)
     if source:
         return _from_folder(spec, adapter_folder(Path(source)))
-    kind, estimated, wanted = adapter_spec(settings), False, settings
+    kind, share, wanted = adapter_spec(settings), 1.0, settings
     if isinstance(settings.layers, Spectrum):
-        estimated, wanted = True, settings.model_copy(update={"layers": "all"})
+        share, wanted = settings.layers.spectrum, settings.model_copy(update={"layers": "all"})
+    estimated = wanted is not settings
     chosen, _ = select_weights(list(spec.weights), wanted)
-    share = settings.layers.spectrum if isinstance(settings.layers, Spectrum) else 1.0
     if trains_all(settings):
         narrowed = not trains_every_weight(settings)
         numbers = sum(weight.size for weight in chosen) if narrowed else spec.parameters
         first = min((weight.layer or 0 for weight in chosen), default=0) if narrowed else 0
-        return TrainableParams({}, 0, round(numbers * share), full_fine_tuning=True, estimated=estimated, first=first)
+        trained = round(numbers * share)
+        return TrainableParams({}, 0, trained, full_fine_tuning=True, estimated=estimated, first_block=first)
     own = resolve_overrides("rank_overrides", chosen, settings.rank_overrides, settings.rank)
     # counts nothing, but its patterns have to match
     resolve_overrides("alpha_overrides", chosen, settings.alpha_overrides, settings.alpha)
     ranks = {weight.path: own.get(weight.parameter or weight.path, settings.rank) for weight in chosen}
     count = kind.numbers or _low_rank
     matrices = sum(weight.experts * count(settings, ranks[weight.path], weight) for weight in chosen)
+    plain = sum(weight.experts * _low_rank(settings, ranks[weight.path], weight) for weight in chosen)
     beside = sum(_low_rank(settings, ranks[w.path], w) for w in chosen) if kind.keeps_initial else 0
     whole = sum(spec.whole(settings.train_modules).values())
-    plain = sum(weight.experts * _low_rank(settings, ranks[weight.path], weight) for weight in chosen)
     return TrainableParams(
         ranks=ranks,
         saved=round(share * (plain if kind.callback else matrices + beside)) + whole,
@@ -96,6 +77,7 @@ def count_trainable(spec: ModelSpec, settings: Adapter) -> TrainableParams:
         copied=whole,
         estimated=estimated,
         dora=kind.name == "dora",
+        first_block=0 if whole else _first_block(chosen),
     )
 
 
@@ -107,6 +89,10 @@ def count_parameters(spec: ModelSpec, settings: Adapter) -> tuple[int, int]:
     # PEFT's layers for B diag(E) A hold one more number each, `ranknum`.
     counters = len(adapted.ranks) if adapter_spec(settings).callback and not initial_adapter(settings) else 0
     return adapted.trained, spec.parameters + adapted.trained + counters
+
+
+def _first_block(adapted: list[WeightSpec]) -> int:
+    return min((weight.layer for weight in adapted if weight.layer is not None), default=0)
 
 
 def _small(chosen: list[WeightSpec], ranks: dict[str, int]) -> int:
@@ -132,16 +118,23 @@ def _from_folder(spec: ModelSpec, folder: Path) -> TrainableParams:
     matrices = sum(weight.experts * _low_rank(None, ranks[weight.path], weight) for weight in chosen)
     matrices += sum(weight.outer for weight in chosen) if dora else 0
     whole = sum(spec.whole(config.get("modules_to_save") or []).values())
-    small = _small(chosen, ranks)
-    return TrainableParams(ranks, matrices, whole, copied=whole, dora=dora, saved=matrices + whole, small=small)
+    return TrainableParams(
+        ranks=ranks,
+        saved=matrices + whole,
+        small=_small(chosen, ranks),
+        matrices=matrices,
+        whole=whole,
+        copied=whole,
+        dora=dora,
+        first_block=0 if whole else _first_block(chosen),
+    )
 
 
 def _ranks_of(spec: ModelSpec, config: dict[str, Any]) -> dict[str, int]:
     """The ranks of the weights that PEFT adapts, by path."""
     rank, own, targets = int(config.get("r", 8)), config.get("rank_pattern") or {}, config.get("target_modules")
-    named = [*_listed(targets), *_listed(config.get("target_parameters"))]
-    excluded, layers = config.get("exclude_modules"), config.get("layers_to_transform")
-    numbers = [layers] if isinstance(layers, int) else layers
+    named = [*_as_list(targets), *_as_list(config.get("target_parameters"))]
+    excluded, numbers = config.get("exclude_modules"), _as_list(config.get("layers_to_transform"))
     ranks = {}
     for weight in spec.weights:
         name = weight.parameter or weight.path
@@ -173,5 +166,5 @@ def _fits(pattern: str, path: str) -> bool:
     return bool(match_pattern(pattern, [path], "adapter.from: its adapter_config.json"))
 
 
-def _listed(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or [])
+def _as_list(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str | int) else list(value or [])
