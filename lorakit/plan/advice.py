@@ -1,7 +1,7 @@
 """Advice: short notes on what a recipe's numbers suggest, each with its source. None of it is a refusal."""
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -223,13 +223,13 @@ def rows_with_changing_facts(texts: Sequence[tuple[str, str]]) -> list[int]:
     """
     values = [{value for value in _VALUE.findall(answer) if value not in prompt} for prompt, answer in texts]
     patterns = [_without_names(prompt) for prompt, _ in texts]
-    counts: Counter[str] = Counter()
-    distinct: dict[str, set[str]] = {}
+    given: dict[str, list[str]] = defaultdict(list)
     for pattern, own in zip(patterns, values, strict=True):
         if pattern and own:
-            counts[pattern] += 1
-            distinct.setdefault(pattern, set()).add(" ".join(sorted(own)))
-    tables = {name for name, own in distinct.items() if counts[name] >= _TABLE_ROWS and len(own) > counts[name] // 2}
+            given[pattern].append(" ".join(sorted(own)))
+    tables = {
+        name for name, all_of in given.items() if len(all_of) >= _TABLE_ROWS and len(set(all_of)) > len(all_of) // 2
+    }
     return [
         at
         for at, ((prompt, _), own) in enumerate(zip(texts, values, strict=True))

@@ -14,7 +14,7 @@ _TABLE = Path(__file__).with_name("known_models.json")
 class KnownModel:
     """Models of one config: their hub ids, what config.json says of their size, and where that is from."""
 
-    ids: tuple[str, ...]
+    ids: list[str]
     parameters: int  # as the model's hub page counts them
     source: str
     config: dict[str, Any]
@@ -24,9 +24,7 @@ class KnownModel:
 def known_models() -> tuple[KnownModel, ...]:
     """Every entry of the bundled table."""
     models = json.loads(_TABLE.read_text(encoding="utf-8"))["models"]
-    return tuple(
-        KnownModel(tuple(model["ids"]), model["parameters"], model["source"], model["config"]) for model in models
-    )
+    return tuple(KnownModel(**model) for model in models)
 
 
 def known_config(hub_id: str) -> dict[str, Any] | None:
