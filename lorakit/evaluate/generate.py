@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -70,8 +71,7 @@ def _around_answers(tokenizer: Any) -> tuple[str, str]:
 
 def until_stop(tokens: list[int], stop_ids: Sequence[int]) -> list[int]:
     """The tokens before the first stop token."""
-    end = next((index for index, token in enumerate(tokens) if token in stop_ids), len(tokens))
-    return tokens[:end]
+    return list(takewhile(lambda token: token not in stop_ids, tokens))
 
 
 def greedy_answers(

@@ -81,10 +81,10 @@ def render_for_models(model_set: ModelSet, file: Path | None, progress: Progress
     render the rows alike share one object."""
     data, source = _data_section(model_set, file)
     run = model_set.prepared if file is None else None
-    run_key = _template_key(_template_of(run.tokenizer, run)) if run else ""
+    run_key = _template_key(_row_template(run.tokenizer, run, None)) if run else ""
     keys, by_key = [], dict[str, RenderedRows]()
     for spec, tokenizer in zip(model_set.specs, load_tokenizers(model_set, progress), strict=True):
-        template = _row_template(spec, tokenizer, model_set)
+        template = _row_template(tokenizer, spec.prepared, model_set.prepared)
         key = _template_key(template)
         keys.append(key)
         if key in by_key:
@@ -180,7 +180,7 @@ def prompt_template(spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet) ->
     prepared = spec.prepared or model_set.prepared
     system = prepared.recipe.data.system if prepared else None
     words = stop_words(spec.base, tokenizer)
-    template = replace(_row_template(spec, tokenizer, model_set), system=system, stop_words=words)
+    template = replace(_row_template(tokenizer, spec.prepared, model_set.prepared), system=system, stop_words=words)
     if prepared is None or not tokenizer.chat_template:
         return template
     if prepared.report.notes.get(template.note_without_thoughts) != prepared.report.used:
@@ -188,23 +188,17 @@ def prompt_template(spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet) ->
     return replace(template, variables={**template.variables, **template.without_thoughts})
 
 
-def _row_template(spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet) -> ChatTemplate:
-    """A model's chat template with the variables and the date of its run. Models without a run get those of the first
-    run, as far as their template reads them."""
-    template = _template_of(tokenizer, spec.prepared or model_set.prepared)
-    if spec.prepared or not template.variables or not tokenizer.chat_template:
-        return template
-    read = ChatTemplate(tokenizer).reads.constants
-    return replace(template, variables={name: value for name, value in template.variables.items() if name in read})
-
-
-def _template_of(tokenizer: Any, prepared: Prepared | None) -> ChatTemplate:
-    if prepared is None:
-        variables, day = {}, None
-    else:
-        variables, day = prepared.recipe.model.template_variables, prepared.recipe.model.template_date
+def _row_template(tokenizer: Any, own: Prepared | None, first: Prepared | None) -> ChatTemplate:
+    """A model's chat template with the variables and the date of its own run. Models without a run get those of the
+    first run, as far as their template reads them."""
+    prepared = own or first
+    variables = prepared.recipe.model.template_variables if prepared else {}
+    day = prepared.recipe.model.template_date if prepared else None
     if day in (None, "auto"):
         day = date.today().isoformat()
+    if own is None and variables and tokenizer.chat_template:
+        read = ChatTemplate(tokenizer).reads.constants
+        variables = {name: value for name, value in variables.items() if name in read}
     return ChatTemplate(tokenizer, variables=variables, date=day if writes_date(tokenizer.chat_template) else None)
 
 

@@ -36,10 +36,7 @@ class _OpenAdapter:
     folder: Path
     config: Any
     factors: dict[AdapterLayer, LowRankFactors]
-
-    @property
-    def rank(self) -> int:
-        return max(factors.rank for factors in self.factors.values())
+    rank: int
 
 
 def check_options(
@@ -201,7 +198,8 @@ def open_adapter(folder: Path, base_folder: Path) -> _OpenAdapter:
     for layer in adapter_layers(model):
         a, b = (tensors[f"{layer.stem}.lora_{half}.weight"].float() for half in "AB")
         factors[layer] = LowRankFactors(a, b, layer.scale, layer.experts)
-    return _OpenAdapter(folder, model.peft_config["default"], factors)
+    rank = max(of_layer.rank for of_layer in factors.values())
+    return _OpenAdapter(folder, model.peft_config["default"], factors, rank)
 
 
 def _check_experts(opened: list[_OpenAdapter]) -> None:

@@ -103,8 +103,8 @@ def _takes_first(folder: Path) -> bool:
         return False
     kinds = [module["type"].rpartition(".")[2] for module in json.loads(modules.read_text(encoding="utf-8"))]
     settings = json.loads(pooling.read_text(encoding="utf-8")) if pooling.is_file() else {}
-    named = {key.removeprefix("pooling_mode_"): on for key, on in settings.items() if key.startswith("pooling_mode_")}
-    modes = [mode for mode, on in named.items() if on]
+    prefix = "pooling_mode_"
+    modes = [key.removeprefix(prefix) for key, is_on in settings.items() if key.startswith(prefix) and is_on]
     if not set(kinds) <= {"Transformer", "Pooling", "Normalize"} or modes not in (["mean_tokens"], ["cls_token"]):
         raise UserError(
             f"{_WHERE}: {folder} pools by {', '.join(modes) or 'nothing'} in {', '.join(kinds)}, and only the "
