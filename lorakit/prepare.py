@@ -26,9 +26,10 @@ from lorakit.plan.run_rows import RunRows
 from lorakit.plan.spec_with_trace import spec_with_trace
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import effective_model, trains_all
+from lorakit.recipe.data_files import is_pattern
 from lorakit.recipe.load import load
 from lorakit.recipe.paths import is_path
-from lorakit.recipe.schema import Adapter, Model, Recipe
+from lorakit.recipe.schema import Adapter, Data, Model, Recipe
 from lorakit.run_dir import Run
 
 _COMPARED = 32
@@ -269,3 +270,14 @@ def check_base(base: Base, manifest: dict[str, Any], folder: Path) -> None:
             f"({base.origin}): "
             f"{', '.join(changed[:3])} differ. The run says: {manifest['base'].get('origin')}."
         )
+
+
+def data_of_file(file: Path, like: Data | None, base: Base) -> Data:
+    """The data section of `--data FILE`: like that of a recipe, or rows up to the end of the model's positions."""
+    if not file.exists() and not is_pattern(file):
+        raise UserError(f"--data: {file}: there is no such file.")
+    if like is None:
+        info = read_model_info(base.folder)
+        limit = info.positions.limit if info and info.positions else 1024
+        like = Data(train="-", max_length=max(limit, 8))
+    return like.model_copy(update={"train": str(file.absolute()), "eval": None})

@@ -19,14 +19,9 @@ from lorakit.evaluate.generate import decode_answer, until_stop
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.model.resolve import Base
 from lorakit.model.tokenizer import load_tokenizer, pad_token_id, stop_token_ids, stop_words
-from lorakit.plan.model_info import read_model_info
-from lorakit.prepare import Prepared
+from lorakit.prepare import Prepared, data_of_file
 from lorakit.progress import Progress
-from lorakit.recipe.data_files import is_pattern
 from lorakit.recipe.schema import Data
-
-# Tokens of the longest row, where neither a recipe nor the model's config gives a limit.
-_LONGEST = 1024
 
 Row = dict[str, Any]
 
@@ -117,13 +112,7 @@ def _data_section(model_set: ModelSet, file: Path | None) -> tuple[Data, str]:
     """The data section of the held-out rows, and a phrase that says where they come from."""
     data = model_set.prepared.recipe.data if model_set.prepared else None
     if file is not None:
-        if not file.exists() and not is_pattern(file):
-            raise UserError(f"--data: {file}: there is no such file.")
-        if data is None:
-            info = read_model_info(model_set.specs[0].base.folder)
-            limit = info.positions.limit if info and info.positions else 0
-            data = Data(train="-", max_length=limit if limit >= 8 else _LONGEST)
-        return data.model_copy(update={"train": str(file.absolute()), "eval": None}), str(file)
+        return data_of_file(file, data, model_set.specs[0].base), str(file)
     if data is None or model_set.run is None:
         raise UserError("no held-out rows: none of these is a run. Write --data FILE, or give a run as well.")
     if data.eval is None:

@@ -22,11 +22,9 @@ from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.spec_from_meta import read_hf_config
 from lorakit.model.state_dict import Weights
 from lorakit.model.tokenizer import load_tokenizer, quiet_libraries, stop_token_ids, stop_words
-from lorakit.plan.model_info import read_model_info
-from lorakit.prepare import Prepared
+from lorakit.prepare import Prepared, data_of_file
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import trains_all
-from lorakit.recipe.data_files import is_pattern
 from lorakit.recipe.paths import input_paths
 from lorakit.recipe.schema import Data, Model
 from lorakit.run_dir import Run
@@ -35,9 +33,6 @@ Onto = Literal["trained", "original"]
 
 Rows = tuple[list[dict[str, Any]], str]
 """Rows by which a merge is judged, and which they are: held-out, training, general, or the name of a file."""
-
-_LONGEST = 1024
-"""Tokens of a row, where neither a recipe nor the model limits them."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ def input_of_run(
 
     def read_rows() -> Rows:
         if file is not None:
-            return _rows_of_file(file, prepared.recipe.data, prepared.rows.template, progress)
+            return _rows_of_file(file, prepared.recipe.data, prepared.base, prepared.rows.template, progress)
         try:
             held_out = prepared.held_out
             return list((held_out or prepared.train).rows), "held-out" if held_out else "training"
@@ -123,9 +118,7 @@ def input_of_adapter(folder: Path, base: str | None, progress: Progress, file: P
     def read_rows() -> Rows:
         if file is None:
             return _general_rows(model, tokenizer)
-        info = read_model_info(model.folder)
-        longest = info.positions.limit if info and info.positions else _LONGEST
-        return _rows_of_file(file, Data(train="-", max_length=max(longest, 8)), template, progress)
+        return _rows_of_file(file, None, model, template, progress)
 
     stops = sorted(template.stops) if tokenizer.chat_template else []
     return MergeInput(
@@ -158,11 +151,8 @@ def _find_base_of(folder: Path, given: str | None, progress: Progress) -> Base:
     return base
 
 
-def _rows_of_file(file: Path, like: Data, template: ChatTemplate, progress: Progress) -> Rows:
-    if not file.exists() and not is_pattern(file):
-        raise UserError(f"--data: {file}: there is no such file.")
-    data = like.model_copy(update={"train": str(file.absolute()), "eval": None})
-    return list(examples_of(data, template, progress)[0].rows), str(file)
+def _rows_of_file(file: Path, like: Data | None, base: Base, template: ChatTemplate, progress: Progress) -> Rows:
+    return list(examples_of(data_of_file(file, like, base), template, progress)[0].rows), str(file)
 
 
 def _general_rows(base: Base, tokenizer: Any) -> Rows:
