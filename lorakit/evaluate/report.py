@@ -180,7 +180,7 @@ def without_nan(facts: Any) -> Any:
 def tables(evaluation: Evaluation, title: str) -> Iterator[Table]:
     """The scores, each other model's differences from the baseline, and the same of each task and source."""
     baseline = evaluation.baseline.name
-    yield _scores(f"{title}: {evaluation.rows_used}", evaluation.scores)
+    yield score_table(f"{title}: {evaluation.rows_used}", evaluation.scores)
     for model in evaluation.others:
         compared = evaluation.comparisons[model.name]
         yield _differences(f"{model.name} against {baseline}", compared, evaluation.scores[model.name])
@@ -191,13 +191,14 @@ def tables(evaluation: Evaluation, title: str) -> Iterator[Table]:
         cells = [_finding(name, one) for name, findings in evaluation.findings.items() for one in findings]
         yield "what may have gone wrong", ["", "", "found", "threshold", ""], cells
     for part, by_model in evaluation.parts.items():
-        yield _scores(part, by_model)
+        yield score_table(part, by_model)
         for model in evaluation.others:
             compared = evaluation.part_comparisons[part][model.name]
             yield _differences(f"{part}: {model.name} against {baseline}", compared, by_model[model.name])
 
 
-def _scores(title: str, by_model: Mapping[str, Mapping[str, Score]]) -> Table:
+def score_table(title: str, by_model: Mapping[str, Mapping[str, object]]) -> Table:
+    """Scores by model and name: models as columns and scores as rows."""
     names = list(dict.fromkeys(name for scores in by_model.values() for name in scores))
     cells = [[name, *(str(scores[name]) if name in scores else "-" for scores in by_model.values())] for name in names]
     return title, ["", *by_model], cells

@@ -1,6 +1,6 @@
-"""lm-eval as lorakit runs it: on a model that is in memory already, without its bars, its logging and its prints.
+"""lm-eval on a model that is in memory already, without its bars, its logging and its prints.
 
-Imports lm-eval (the extra `tasks`): import this module only where a benchmark is asked for.
+Imports lm-eval (the extra `tasks`): import this module only where a benchmark is run.
 """
 
 import copy
@@ -27,50 +27,57 @@ from lorakit.progress import Bar, Progress
 
 # lm-eval's own defaults, so that the drawn examples are those of its command line.
 _SEED_PYTHON, _SEED = 0, 1234
-_WITH_BARS = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
+_BATCH_SIZE = 8
+_CODE_CONSENT = "HF_ALLOW_CODE_EVAL"
+_MODULES_WITH_BARS = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
+# Every model in memory, and every run without a chat template, is warned of these.
+_USELESS_WARNINGS = ("`pretrained` model kwarg is not of type", "Passed an already-initialized model")
 
 
 class LmEvalModel(HFLM):
-    """lm-eval's model around one in memory, whose requests are counted by lorakit's progress."""
+    """lm-eval's model around one in memory, whose requests lorakit's progress counts."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, batch_size: int, variables: Mapping[str, Any], label: str, progress: Progress
+        self, model: Any, tokenizer: Any, variables: Mapping[str, Any] | None, label: str, progress: Progress
     ) -> None:
-        # lm-eval gives a tokenizer without padding a padding token, and the caller's should stay as it is.
-        with _weights_as_they_are(model):
+        # lm-eval ties the weights again of a model that it is given, which breaks a head trained beside an adapter.
+        model.tie_weights = lambda: None
+        try:
             super().__init__(
                 pretrained=model,
-                tokenizer=copy.deepcopy(tokenizer),
-                batch_size=batch_size,
+                tokenizer=copy.deepcopy(tokenizer),  # lm-eval gives one without a padding token such a token
+                batch_size=_BATCH_SIZE,
                 softmax_dtype="float32",
-                chat_template_args=dict(variables),
+                chat_template_args=dict(variables or {}),
             )
+        finally:
+            del model.tie_weights
         self._label, self._progress = label, progress
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """The log-probability of each continuation, and whether it is the most likely one."""
-        with self._counted("likelihoods", requests):
+        with self._count("likelihoods", requests):
             return super().loglikelihood(requests)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text."""
-        with self._counted("texts", requests):
+        with self._count("texts", requests):
             return super().loglikelihood_rolling(requests)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The answer to each prompt."""
-        with self._counted("answers", requests):
+        with self._count("answers", requests):
             return super().generate_until(requests)
 
     @contextmanager
-    def _counted(self, what: str, requests: list[Any]) -> Iterator[None]:
+    def _count(self, what: str, requests: list[Any]) -> Iterator[None]:
         with self._progress.bar(f"{self._label}: {what}", total=len(requests)) as bar:
             self.set_cache_hook(_Counter(bar))
             yield
 
 
 class _Counter:
-    """Stands where lm-eval would keep answers for another time: it is told of every one."""
+    """Counts the answers that lm-eval hands to its cache."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
@@ -91,7 +98,9 @@ def run_lm_eval(lm_eval_model: LmEvalModel, loaded: Any, limit: int | None, chat
     random.seed(_SEED_PYTHON)
     np.random.seed(_SEED)
     torch.manual_seed(_SEED)
-    with _code_allowed(allow_code):
+    consent = os.environ.get(_CODE_CONSENT)
+    os.environ[_CODE_CONSENT] = "1" if allow_code else "0"  # asked for by the library that runs generated code
+    try:
         return evaluate(
             lm=lm_eval_model,
             task_dict=loaded,
@@ -102,40 +111,45 @@ def run_lm_eval(lm_eval_model: LmEvalModel, loaded: Any, limit: int | None, chat
             fewshot_as_multiturn=chat,
             confirm_run_unsafe_code=allow_code,
         )
+    finally:
+        del os.environ[_CODE_CONSENT]
+        if consent is not None:
+            os.environ[_CODE_CONSENT] = consent
 
 
 @contextmanager
 def quiet_lm_eval(progress: Progress) -> Iterator[None]:
     """Bars off, lm-eval's prints to standard error, and its warnings, one of a kind, to the user.
 
-    Nobody is told either that a data set is read: datasets reports each one, a local file too, unless it is offline.
+    Telemetry is off too: datasets reports each data set that is read, a local file too, unless it is offline.
     """
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = metric_scripts.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
     datasets.disable_progress_bars()
-    bars = [(module, module.tqdm) for module in _WITH_BARS]
-    logger, listener = logging.getLogger("lm_eval"), _Listener(progress)
-    before = logger.level, logger.propagate
+    bars = [(module, module.tqdm) for module in _MODULES_WITH_BARS]
+    logger, handler = logging.getLogger("lm_eval"), _WarningHandler(progress)
+    level, propagate = logger.level, logger.propagate
     try:
         for module, tqdm in bars:
-            module.tqdm = _unseen(tqdm)
-        logger.addHandler(listener)
+            module.tqdm = _without_bar(tqdm)
+        logger.addHandler(handler)
         logger.setLevel(logging.WARNING)
         logger.propagate = False
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        logger.removeHandler(listener)
-        logger.level, logger.propagate = before
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = level, propagate
         for module, tqdm in bars:
             module.tqdm = tqdm
 
 
-class _Listener(logging.Handler):
-    """Passes on the first warning from each place in lm-eval: most of them come once a row."""
+def _without_bar(tqdm: Any) -> Any:
+    return lambda *given, **options: tqdm(*given, **{**options, "disable": True})
 
-    # What every model in memory, and every run without a chat template, is warned of.
-    _OF_NO_USE = ("`pretrained` model kwarg is not of type", "Passed an already-initialized model")
+
+class _WarningHandler(logging.Handler):
+    """Passes on the first warning from each place in lm-eval: most of them come once a row."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__(logging.WARNING)
@@ -144,38 +158,6 @@ class _Listener(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text, place = record.getMessage(), (record.pathname, record.lineno)
-        if place in self._seen or text.startswith(self._OF_NO_USE):
-            return
-        self._seen.add(place)
-        self._progress.warn(f"lm-eval: {' '.join(text.split())[:300]}")
-
-
-def _unseen(tqdm: Any) -> Any:
-    def made(*given: Any, **options: Any) -> Any:
-        return tqdm(*given, **{**options, "disable": True})
-
-    return made
-
-
-@contextmanager
-def _weights_as_they_are(model: Any) -> Iterator[None]:
-    """lm-eval ties the weights again of a model that it is given, which breaks a head trained beside an adapter."""
-    model.tie_weights = lambda: None
-    try:
-        yield
-    finally:
-        del model.tie_weights
-
-
-@contextmanager
-def _code_allowed(allow: bool) -> Iterator[None]:
-    """The library that runs generated code asks for its own word of consent."""
-    word, before = "HF_ALLOW_CODE_EVAL", os.environ.get("HF_ALLOW_CODE_EVAL")
-    os.environ[word] = "1" if allow else "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[word]
-        else:
-            os.environ[word] = before
+        if place not in self._seen and not text.startswith(_USELESS_WARNINGS):
+            self._seen.add(place)
+            self._progress.warn(f"lm-eval: {' '.join(text.split())[:300]}")

@@ -23,11 +23,9 @@ def load_tasks(names: Sequence[str], include: Path | None, allow_code: bool) -> 
 
     Raises:
         UserError: no such task, a broken task file, missing data, or a task that runs code without `allow_code`.
-        LorakitError: a dataset cannot be fetched from the hub.
+        LorakitError: a dataset could not be fetched from the hub.
     """
-    if not names:
-        raise UserError("--tasks: no task is named. Write names with commas, such as --tasks gsm8k,arc_easy.")
-    manager = _manager(names, include)
+    manager = _open_manager(names, include)
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in names:
         configs = list(_configs(manager.task_index, name))
@@ -35,65 +33,55 @@ def load_tasks(names: Sequence[str], include: Path | None, allow_code: bool) -> 
             for config in configs:
                 _refuse_code(name, config)
         try:
-            found = manager.load([name])
+            of_name = manager.load([name])
         except Exception as error:  # whatever a task file makes lm-eval, datasets or the file's own Python raise
-            raise _not_loaded(name, configs, error) from error
-        for part, whole in loaded.items():
-            whole.update(found.get(part, {}))
+            raise _loading_error(name, configs, error) from error
+        for part, of_all in loaded.items():
+            of_all.update(of_name.get(part, {}))
     return loaded
 
 
-def _manager(names: Sequence[str], include: Path | None) -> Any:
+def _open_manager(names: Sequence[str], include: Path | None) -> Any:
     """lm-eval's index: of the folder alone, where all names are single tasks there, or else of everything."""
+    own: list[str] = []
     if include is not None:
         _check_files(include)
         manager = TaskManager(include_path=str(include), include_defaults=False)
         if all(name in manager.all_subtasks for name in names):
             return manager
-    own = [] if include is None else list(manager.all_tasks)
+        own = list(manager.all_tasks)
     manager = TaskManager(include_path=None if include is None else str(include))
     for name in names:
-        if name not in manager.task_index:
-            raise UserError(_unknown(name, manager.all_tasks, include, own))
+        if name in manager.task_index:
+            continue
+        near = nearest(name, own) or nearest(name, manager.all_tasks)
+        hint = f"; did you mean {near!r}?" if near else "."
+        listed = ", ".join(own[:_LISTED]) + (", ..." if len(own) > _LISTED else "")
+        where = f"{include} has: {listed or 'no task'}." if include else "--tasks-path FOLDER adds tasks of your own."
+        raise UserError(f"--tasks: {name!r} is not a task{hint} {where}")
     return manager
 
 
-def _unknown(name: str, known: Sequence[str], include: Path | None, own: Sequence[str]) -> str:
-    text = f"--tasks: {name!r} is not a task"
-    meant = nearest(name, own) or nearest(name, known)
-    if meant:
-        text += f"; did you mean {meant!r}?"
-    if include is None:
-        return text + ("" if meant else ".") + " Tasks of your own are found with --tasks-path FOLDER."
-    listed = ", ".join(own[:_LISTED]) + (", ..." if len(own) > _LISTED else "")
-    return text + ("" if meant else ".") + f" {include} has: {listed or 'no task'}."
-
-
 def _check_files(include: Path) -> None:
-    """lm-eval skips the files that it cannot read without a word; here they are errors."""
+    """lm-eval silently skips the files that it cannot read; here they are errors."""
     if not include.is_dir():
         raise UserError(f"--tasks-path: {include} is not a folder. Name the folder that holds the task files (*.yaml).")
     files = sorted(include.rglob("*.yaml"))
     if not files:
         raise UserError(f"--tasks-path: {include} holds no task files: they end in .yaml.")
     for file in files:
-        config = _read(file)
+        try:
+            config = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
+            raise UserError(f"{where}: this task file cannot be read: {getattr(error, 'problem', error)}.") from error
+        if not isinstance(config, dict):
+            raise UserError(f"{file}: a task file is a mapping of settings, such as `task: NAME`, and this is not.")
         includes = config.get("include", [])
         for other in includes if isinstance(includes, list) else [includes]:
             if not (file.parent / str(other)).is_file():
                 raise UserError(f"{file}: include: there is no file {other} in {file.parent}.")
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        config = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
-        raise UserError(f"{where}: this task file cannot be read: {getattr(error, 'problem', error)}.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: a task file is a mapping of settings, such as `task: NAME`, and this is not.")
-    return config
 
 
 class _Loader(yaml.SafeLoader):
@@ -104,10 +92,10 @@ _Loader.add_constructor("!function", lambda loader, node: str(node.value))
 
 
 def _configs(index: Mapping[str, Any], member: Any) -> Iterator[dict[str, Any]]:
-    """The settings of every single task behind a name, or behind a member of a group."""
+    """The settings of every single task that a name, or a member of a group, stands for."""
     if isinstance(member, str):
         if member not in index:
-            raise UserError(f"--tasks: a group names the task {member!r}, and there is none of that name.")
+            raise UserError(f"--tasks: a group names the task {member!r}, which does not exist.")
         entry = index[member]
         for tagged in sorted(entry.tags) if entry.kind.name == "TAG" else []:
             yield from _configs(index, tagged)
@@ -145,29 +133,23 @@ def _refuse_code(name: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _not_loaded(name: str, configs: Sequence[Mapping[str, Any]], error: Exception) -> LorakitError:
-    said = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
-    remote = sorted({_dataset(config) for config in configs if _of_the_hub(config)})
+def _loading_error(name: str, configs: Sequence[Mapping[str, Any]], error: Exception) -> LorakitError:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    remote = set()
+    for config in configs:
+        path, dataset = config.get("dataset_path"), config.get("dataset_name")
+        if isinstance(path, str) and path not in _FILE_FORMATS and not Path(path).exists():
+            remote.add(f"{path} ({dataset})" if dataset else path)
     # A hub that cannot be reached, and a dataset that is not there, are OSErrors in datasets and in huggingface_hub.
     if remote and (isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "httpcore"))):
-        listed = ", ".join(remote[:_LISTED])
         return LorakitError(
-            f"--tasks: {name}: its data cannot be fetched from the hub: {listed}. It needs a network, once; without "
-            f"one, write a task on a local file (dataset_path: json) and name its folder with --tasks-path. ({said})"
+            f"--tasks: {name}: could not fetch its data from the hub: {', '.join(sorted(remote)[:_LISTED])}. It needs "
+            "a network, once; without one, write a task on a local file (dataset_path: json) and name its folder with "
+            f"--tasks-path. ({reason})"
         )
     if isinstance(error, FileNotFoundError):
         return UserError(
-            f"--tasks: {name}: its data is not there: {said}. Paths in dataset_kwargs are taken from the folder in "
-            "which lorakit is run; write absolute ones."
+            f"--tasks: {name}: could not find its data: {reason}. Paths in dataset_kwargs are relative to the folder "
+            "in which lorakit is run; write absolute ones."
         )
-    return UserError(f"--tasks: {name}: lm-eval cannot make a task of its file: {said}")
-
-
-def _of_the_hub(config: Mapping[str, Any]) -> bool:
-    path = config.get("dataset_path")
-    return isinstance(path, str) and path not in _FILE_FORMATS and not Path(path).exists()
-
-
-def _dataset(config: Mapping[str, Any]) -> str:
-    name = config.get("dataset_name")
-    return f"{config['dataset_path']} ({name})" if name else str(config["dataset_path"])
+    return UserError(f"--tasks: {name}: lm-eval cannot make a task of its file: {reason}")

@@ -226,7 +226,7 @@ def _drift_findings(evaluation: Evaluation, base: ModelResult | None) -> dict[st
         nats = {word: model.outputs.nats for word, model in models.items()}
         alike = base is not None and base.rendered is full.rendered and base.spec.base_key == full.spec.base_key
         base_nats = base.outputs.nats if base and alike else None
-        drift = measure_drift(nats, full.tokens, "none", base_nats, evaluation.settings.seed)
+        drift = measure_drift(nats, full.tokens, base_nats, evaluation.settings.seed)
         findings |= {models[word].name: finding for word, finding in drift.items()}
     return findings
 

@@ -101,24 +101,19 @@ def measure_forgetting(
 
 
 def measure_drift(
-    nats: Mapping[str, np.ndarray],
-    tokens: np.ndarray,
-    full: str = "none",
-    base_nats: np.ndarray | None = None,
-    seed: int = 0,
+    nats: Mapping[str, np.ndarray], tokens: np.ndarray, base_nats: np.ndarray | None = None, seed: int = 0
 ) -> dict[str, Finding]:
     """A finding for each quantization of the base under the same adapter, against the full base.
 
-    `nats`: by quantization (a word of model.quantization), each row's summed nats (rows,); `full` names the one to
-    compare with. `base_nats`: those of the full base without the adapter, for the share of the adapter's gain that is
-    lost.
+    `nats`: by quantization (none and other words of model.quantization), each row's summed nats (rows,). `base_nats`:
+    those of the full base without the adapter, for the share of the adapter's gain that is lost.
     """
-    reference = loss(nats[full], tokens)
+    reference = loss(nats["none"], tokens)
     findings = {}
-    for name in (word for word in nats if word != full):
+    for name in (word for word in nats if word != "none"):
         compared = compare({"": reference}, {"": loss(nats[name], tokens)}, seed)[""]
         details: dict[str, Any] = {"rows": len(tokens), "quantization": name}
-        details |= {f"loss of {full}": compared.first, f"loss of {name}": compared.second}
+        details |= {"loss of none": compared.first, f"loss of {name}": compared.second}
         if base_nats is not None:
             gain = loss(base_nats, tokens).value - reference.value
             details["gain of the adapter (nats)"] = gain

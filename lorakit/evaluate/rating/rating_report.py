@@ -9,6 +9,7 @@ import numpy as np
 
 from lorakit.evaluate.intervals import wilson
 from lorakit.evaluate.rating.ratings import Comment, Ratings
+from lorakit.evaluate.report import Table
 
 _RESAMPLES, _RESAMPLES_AT_ONCE = 10_000, 500
 # With fewer questions on which two models differ, no outcome is unlikely enough by chance: if each difference were as
@@ -85,8 +86,8 @@ class RatingReport:
         """The facts for `--json`."""
         return asdict(self)
 
-    def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
-        """The report as tables: title, columns and rows of each."""
+    def tables(self) -> list[Table]:
+        """The report as tables."""
         raters = f"{len(self.raters)} rater{'s' * (len(self.raters) != 1)}"
         models = list(dict.fromkeys(one.model for one in self.means))
         means = {one.criterion: [one.criterion] for one in self.means}
