@@ -79,11 +79,8 @@ class Encoded:
     turns: list[tuple[int, int]]
 
     def truncated(self, limit: int) -> "Encoded | None":
-        """The longest beginning that ends with a whole turn within `limit` tokens; None when not even the first fits.
-
-        A turn cut in the middle would be trained without the token that ends it. A text has no turns: it is cut
-        anywhere.
-        """
+        """The longest beginning that ends with a whole turn within `limit` tokens; None when not even the first fits: a
+        turn cut in the middle would be trained without the token that ends it. A text is cut anywhere."""
         if not self.turns:
             return Encoded(self.input_ids[:limit], self.labels[:limit], [])
         turns = [turn for turn in self.turns if turn[1] <= limit]

@@ -27,11 +27,8 @@ class RowExplanation:
 
 
 def explain_row(where: str, sources: Sequence[Source], template: ChatTemplate, rules: Rules) -> RowExplanation:
-    """The row at `where`, written as messages write it: `train.jsonl:12`, or `train.parquet row 7`.
-
-    Raises:
-        UserError: there is no such row, or a source cannot be read.
-    """
+    """The row at `where`, written as messages write it: `train.jsonl:12`, or `train.parquet row 7`. A UserError where
+    there is no such row, or a source cannot be read."""
     place = re.fullmatch(r"(.+?)(:\d+| row \d+)", where)
     wanted = {where, show_path(Path(place[1]).absolute()) + place[2]} if place else {where}
     last = ""
@@ -41,8 +38,7 @@ def explain_row(where: str, sources: Sequence[Source], template: ChatTemplate, r
             for row in block.rows():
                 last = row.where
                 if row.where in wanted or row.where.endswith(f"/{where}"):
-                    worker = Worker([task_of(opened, template)], replace(rules, broken="drop", share=None))
-                    return _follow(row, worker)
+                    return _follow(row, Worker([task_of(opened, template)], replace(rules, broken="drop", share=None)))
     raise UserError(f"--row: no source has a row {where}. Rows are named as in messages: the last one is {last}.")
 
 

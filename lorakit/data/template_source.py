@@ -37,12 +37,8 @@ def read_templates(folder: Path | None, template: Path | None) -> dict[str, str]
 
 
 def check_template_variables(folder: Path | None, template: Path | None, values: Mapping[str, Any]) -> None:
-    """Refuse values of variables that the chat template in a model's folder, or `template` instead, does not read.
-    A template that is not here, or is damaged, is left to the run.
-
-    Raises:
-        UserError: there is such a variable.
-    """
+    """A UserError for values of variables that the chat template in a model's folder, or `template` instead, does not
+    read. A template that is not here, or is damaged, is left to the run."""
     environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = json.dumps
     tokens = (name for name, value in _read_config(folder).items() if name.endswith("_token") and value)
@@ -70,11 +66,7 @@ def writes_date(templates: Any) -> bool:
 
 
 def check_template_date(given: str | None, writes: bool) -> None:
-    """Refuse a `model.template_date` for a template that writes no date, and null for one that writes it.
-
-    Raises:
-        UserError: it is one of these.
-    """
+    """A UserError for a `model.template_date` where the template writes no date, and for null where it writes it."""
     if writes and given is None:
         raise UserError("model.template_date: null: the chat template writes a date. Write auto, or a day.")
     if not writes and given not in ("auto", None):
@@ -88,10 +80,8 @@ def clock_at(day: str) -> Callable[[str], str]:
 
 def with_fixed_date(tokenizer: Any, day: str | None) -> Any:
     """A copy of the tokenizer whose template always writes this day; the tokenizer itself where there is no day.
-
     transformers passes no function on to a template, so the dates that it may ask for (all of its texts with a `%`)
-    are written above it.
-    """
+    are written above it."""
     if day is None:
         return tokenizer
     clock = clock_at(day)
@@ -142,11 +132,7 @@ class TemplateVariables:
     given: frozenset[str]
 
     def check(self, values: Mapping[str, Any]) -> None:
-        """Refuse values of variables that the template does not read, or that are given anyway.
-
-        Raises:
-            UserError: there is such a variable.
-        """
+        """A UserError for values of variables that the template does not read, or that are given anyway."""
         for name in values:
             if name in self.constants:
                 continue

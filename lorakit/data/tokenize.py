@@ -193,11 +193,8 @@ class Encoder:
 
 
 def _can_split(tokenizer: Any) -> bool:
-    """Whether segments between added tokens can be encoded one by one.
-
-    Not where an added token takes white space beside it, or must stand apart from words; nor where the tokenizer treats
-    the beginning of a whole text differently.
-    """
+    """Whether segments between added tokens can be encoded one by one: not where an added token takes white space next
+    to it, or must stand apart from words, nor where the tokenizer treats the beginning of a whole text differently."""
     if not tokenizer.is_fast or getattr(tokenizer, "split_special_tokens", False):
         return False
     added = tokenizer.added_tokens_decoder.values()

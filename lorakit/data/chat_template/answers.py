@@ -14,10 +14,7 @@ from lorakit.data.template_source import as_yaml
 
 def find_turn(row: TemplatedRow, index: int) -> RenderedTurn:
     """An answer in the text that ends with it: from the end of the prompt to the first token at which the model stops.
-
-    Raises:
-        RowError: the template writes it in no form that is exact.
-    """
+    A RowError where the template writes it in no form that is exact."""
     try:
         return _find_exact_turn(row, index)
     except RowError as error:

@@ -45,11 +45,10 @@ class ControlTexts:
         for name, text in _named_texts(content):
             if any(first in text for first in self._first_characters):  # in most texts none is
                 for word in dict.fromkeys(self._pattern.findall(text)):
-                    read = (
-                        "which this tokenizer reads as that token" if word in self.tokens else "a mark and not a word"
-                    )
+                    token = "which this tokenizer reads as that token"
+                    what = token if word in self.tokens else "a mark and not a word"
                     templated = f"; {_LOOKS_TEMPLATED}" if word in self.written else ""
-                    yield f"a text spells {word!r}, {read}{templated}", name
+                    yield f"a text spells {word!r}, {what}{templated}", name
 
 
 def _named_texts(content: Conversation | Text) -> Iterator[tuple[str, str]]:

@@ -46,12 +46,7 @@ class Renderer:
         tools: list[dict[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The template's text of these messages, with `variables` besides the values that all have; see `ChatTemplate`.
-
-        Raises:
-            RowError: the template does not take them.
-            UserError: the template is not valid Jinja, does not end, or there is none.
-        """
+        """As `ChatTemplate.write`."""
         try:
             with bounded(_SECONDS, _MEMORY):
                 compiled, known = self.with_tools if tools else self.without_tools
@@ -89,8 +84,7 @@ class Renderer:
 
     @cached_property
     def without_tools(self) -> tuple[Template, dict[str, Any]]:
-        """The compiled template, and the values that it knows by name: transformers' functions and the special
-        tokens."""
+        """The compiled template, and the values that it knows: transformers' functions and the special tokens."""
         return self._compile(None)
 
     @cached_property

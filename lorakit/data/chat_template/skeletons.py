@@ -40,11 +40,7 @@ class Skeleton:
     note: str
 
     def fill(self, contents: Sequence[str]) -> RenderedText:
-        """The text of a conversation with these contents.
-
-        Raises:
-            UnicodeEncodeError: a content has half of a surrogate pair.
-        """
+        """The text of a conversation with these contents; a UnicodeEncodeError for half of a surrogate pair."""
         parts, starts, length = [self.pieces[0]], [0], len(self.pieces[0])
         for (number, strip), piece in zip(self.contents, self.pieces[1:], strict=True):
             content = contents[number].strip() if strip else contents[number]
@@ -135,11 +131,8 @@ def _skeleton(rendered: RenderedText) -> Skeleton | None:
 
 
 class WatchedText(str):
-    """A content on its way through a template; `_looks` collects the names of what looked into it.
-
-    Joining it to other text is no look, nor is taking the white space from around it; into what comes of joining,
-    every further step is.
-    """
+    """A content on its way through a template; `_looks` collects the names of what looked into it. Joining it to other
+    text is no look, nor is taking the white space from around it; into what comes of joining, every further step is."""
 
     _looks: list[str]
     _joined = False
@@ -189,11 +182,8 @@ _SELECTIONS = {"equalto", "eq", "==", "ne", "!=", "defined", "undefined", "none"
 
 @functools.lru_cache(maxsize=16)
 def logs_every_look(environment: Environment, source: str) -> bool:
-    """Whether each look that this template takes into a `WatchedText` is logged.
-
-    What could escape: Python's own methods that are given a content as an argument, and texts that blocks and macros
-    are made into before something looks at them.
-    """
+    """Whether each look that this template takes into a `WatchedText` is logged. What could escape: Python's methods
+    that are given a content as an argument, and texts that blocks are made into before something looks at them."""
     tree = environment.parse(source)
     written = set(_written(tree))
     bound = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}

@@ -41,11 +41,7 @@ class ChatTemplate:
         return {named.name: getattr(self, named.name) for named in fields(self)}
 
     def adapt(self, message: Message) -> TemplateMessage:
-        """A message in the form that the template reads.
-
-        Raises:
-            RowError: it has tool calls or thinking, and the template writes none.
-        """
+        """A message in the form that the template reads; a RowError where it writes no tool calls or no thinking."""
         if len(message) == 2:
             return message
         ours = ("train", "thinking", "begun")
@@ -75,13 +71,12 @@ class ChatTemplate:
         tools: list[dict[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The template's text of these messages; with `ask`, up to where the next answer begins.
-
-        `variables`: what it is given besides the recipe's own.
+        """The template's text of these messages; with `ask`, up to where the next answer begins. `variables`: given
+        besides the recipe's own.
 
         Raises:
             RowError: the template does not take them.
-            UserError: the template is not valid Jinja, or there is none.
+            UserError: the template is not valid Jinja, does not end, or there is none.
         """
         if roles := self._roles_in_parts:
             messages = [probe.as_parts(message, roles) for message in messages]
@@ -113,7 +108,7 @@ class ChatTemplate:
 
     @cached_property
     def beginning(self) -> str | None:
-        """The text of the beginning of sequence, where the tokenizer reads it in a text as that token."""
+        """The beginning of sequence, where the tokenizer reads it in a text as that token."""
         word: str | None = self.tokenizer.bos_token
         return word if word and select_single_tokens(self.tokenizer, {word}) else None
 
@@ -253,11 +248,7 @@ class ChatTemplate:
         return find_variables(compiled.environment, sorted(sources), given)
 
     def check_variables(self) -> None:
-        """Refuse variables of the recipe that the template does not read, and values with which it fails.
-
-        Raises:
-            UserError: there is one, or there is no template.
-        """
+        """A UserError for variables of the recipe that the template does not read, and values with which it fails."""
         if not self.variables:
             return
         if not self.tokenizer.chat_template:
@@ -270,8 +261,8 @@ class ChatTemplate:
             try:
                 self.write(sample.messages)
             except RowError as error:
-                given = as_yaml(self.variables)
-                raise UserError(f"model.template_variables: {given}: {error}. Write other values.") from error
+                key = f"model.template_variables: {as_yaml(self.variables)}"
+                raise UserError(f"{key}: {error}. Write other values.") from error
 
 
 def has_thinking(message: Message) -> bool:

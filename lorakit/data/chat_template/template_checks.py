@@ -56,11 +56,8 @@ def refuse_unwritten_tools(row: TemplatedRow, turn: RenderedTurn) -> None:
 
 
 def count_given_characters(row: TemplatedRow, turn: RenderedTurn) -> int:
-    """How many characters of a turn are given, where its message has a given beginning.
-
-    Raises:
-        RowError: the template does not write the beginning as it is, so where the model goes on is unknown.
-    """
+    """How many characters of a turn are given, where its message has a given beginning. A RowError where the template
+    does not write the beginning as it is, so where the model goes on is unknown."""
     message = row.messages[turn.index]
     begun = message["begun"]
     given = begun.lstrip()
@@ -113,15 +110,13 @@ def _json(value: Any) -> str:
 
 
 def _questions(messages: list[Message], index: int) -> Iterator[int]:
-    """The messages to which an answer answers: system prompts, and those since the answer before it. Where two answers
-    follow each other, the first of them."""
+    """The messages to which an answer answers: those since the answer before it (that answer, where it stands directly
+    before), and system prompts."""
     for at in range(index - 1, -1, -1):
-        role = messages[at]["role"]
-        if role == "assistant":
-            if at == index - 1:
-                yield at
+        if messages[at]["role"] != "assistant" or at == index - 1:
+            yield at
+        if messages[at]["role"] == "assistant":
             break
-        yield at
     yield from (before for before in range(at) if messages[before]["role"] == "system")
 
 
