@@ -8,7 +8,7 @@ import importlib
 import importlib.metadata
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -69,6 +69,11 @@ class AdapterSpec(Spec):
 
 
 @dataclass(frozen=True)
+class QuantizerSpec(Spec):
+    """A quantization: the recipe's model section, dtype -> transformers' quantization configuration, or None."""
+
+
+@dataclass(frozen=True)
 class MetricSpec(Spec):
     """A metric: answer, reference (and settings) -> scores by name; the empty name is the metric itself."""
 
@@ -79,31 +84,37 @@ class MetricSpec(Spec):
     pool: Callable[[Any], Any] | None = None  # what the rows add, summed -> the score; None: the mean of their scores
 
 
+Fields = ParamSpec("Fields")
 S = TypeVar("S", bound=Spec)
 
 
-class Table(Generic[S]):
+class Table(Generic[Fields, S]):
     """The entries of one kind of choice, in the order they were registered."""
 
-    def __init__(self, spec: type[S], name: str, noun: str, home: str) -> None:
+    def __init__(
+        self, spec: Callable[Concatenate[Callable[..., Any], str, Fields], S], name: str, noun: str, home: str
+    ) -> None:
         self.name, self.noun = name, noun
         self._spec, self._home = spec, home
         self._entries: dict[str, S] = {}
         self._loaded = False
 
-    def register(self, name: str, **fields: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorate a function to add it under a name; `fields` are those of the table's spec.
+    def register(
+        self, *name: Fields.args, **fields: Fields.kwargs
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorate a function to add it under a name; the first line of its docstring is the entry's documentation.
 
-        The first line of the function's docstring is the entry's documentation.
+        The other fields are those of the table's spec: a misspelt one is a type error.
         """
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:
             summary = (function.__doc__ or "").strip().partition("\n")[0]
-            if name in self._entries:
-                raise ValueError(f"the {self.noun} {name!r} is registered twice")
+            entry = self._spec(function, summary, *name, **fields)
+            if entry.name in self._entries:
+                raise ValueError(f"the {self.noun} {entry.name!r} is registered twice")
             if not summary:
-                raise ValueError(f"the {self.noun} {name!r} needs a docstring, whose first line documents it")
-            self._entries[name] = self._spec(function, summary, name, **fields)
+                raise ValueError(f"the {self.noun} {entry.name!r} needs a docstring, whose first line documents it")
+            self._entries[entry.name] = entry
             return function
 
         return add
@@ -132,6 +143,6 @@ class Table(Generic[S]):
 
 FORMATS = Table(FormatSpec, "formats", "format", "lorakit.data.formats")
 ADAPTERS = Table(AdapterSpec, "adapters", "adapter kind", "lorakit.model.adapters")
-QUANTIZERS = Table(Spec, "quantizers", "quantization", "lorakit.model.quantizers")
+QUANTIZERS = Table(QuantizerSpec, "quantizers", "quantization", "lorakit.model.quantizers")
 METRICS = Table(MetricSpec, "metrics", "metric", "lorakit.evaluate.metrics")
-AnyTable = Table[Any]
+AnyTable = Table[..., Any]
