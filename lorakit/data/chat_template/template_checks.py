@@ -59,12 +59,12 @@ def count_given_characters(row: TemplatedRow, turn: RenderedTurn) -> int:
     """How many characters of a turn are given, where its message has a given beginning. A RowError where the template
     does not write the beginning as it is, so where the model goes on is unknown."""
     message = row.messages[turn.index]
-    begun = message["begun"]
-    given = begun.lstrip()
+    beginning = message["begun"]
+    given = beginning.lstrip()
     if not given:
-        return len(begun) if turn.answer.startswith(begun) else 0
+        return len(beginning) if turn.answer.startswith(beginning) else 0
     before, mark, after = turn.answer.partition(given)
-    rest = message["content"][len(begun) :]
+    rest = message["content"][len(beginning) :]
     if not mark or not _without_space(after).startswith(_without_space(rest)):
         raise RowError(
             "the chat template does not write the given beginning of an answer as it is (write it and the rest into "
