@@ -7,7 +7,7 @@ middle of a longer one is given the two sides apart, as it is when the model ans
 (SentencePiece with a leading space) is refused.
 
 A fast tokenizer cuts a text at its added tokens before it does anything else, and encodes each segment by itself
-(tokenizers, added_vocabulary.rs). So do we: segments that rows share are encoded once.
+(tokenizers, added_vocabulary.rs). So do we: segments that rows share are encoded once, and so are words.
 """
 
 from bisect import bisect_right
@@ -20,6 +20,7 @@ from lorakit.data.chat_template import RenderedText, TurnSpan
 from lorakit.data.chat_template.template_probe import compile_alternation
 from lorakit.data.conversations import IGNORED, Encoded
 from lorakit.data.rows import RowError
+from lorakit.data.words import WordCache
 
 # Segments that are remembered, and the longest of them: headers and system prompts recur, answers seldom.
 _MAX_SEGMENTS, _MAX_SEGMENT_LENGTH = 10_000, 2_000
@@ -63,6 +64,7 @@ class Encoder:
         whole, *pieces = self._tokens(["b a\na", "b", " a", "\n", "a"])
         self._joins_pieces = bool(whole) and whole == list(chain.from_iterable(pieces))
         self._segments: dict[str, list[int]] = {}
+        self._encode_texts = WordCache(tokenizer, self._tokens).tokens if _can_split(tokenizer) else self._tokens
 
     def encode(self, batch: Sequence[RenderedText]) -> list[Encoded | RowError]:
         """Token ids and labels of each text; a row whose mask would not be exact gives its error instead."""
@@ -106,7 +108,7 @@ class Encoder:
         wanted = set(chain.from_iterable(parts for parts, _ in split))
         wanted.update(prefix for _, edges in split for _, _, prefix in edges)
         new = sorted(wanted - known.keys())  # sorted, so that equal runs do equal work
-        known.update(zip(new, self._tokens(new), strict=True))
+        known.update(zip(new, self._encode_texts(new), strict=True))
         encoded = []
         for parts, edges in split:
             tokens = [known[part] for part in parts]
