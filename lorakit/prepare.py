@@ -17,11 +17,10 @@ from lorakit.model.quantization_config import check_quantization
 from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.tokenizer import quiet_libraries, stop_token_ids
 from lorakit.plan.auto import Choice, resolve_auto
-from lorakit.plan.base_template import load_template
+from lorakit.plan.checkpoint import beyond_training, load_template, refuse_lengths
 from lorakit.plan.fit import size_run
 from lorakit.plan.memory import Memory
 from lorakit.plan.model_info import ModelInfo, read_model_info
-from lorakit.plan.row_limits import beyond_training, refuse_lengths
 from lorakit.plan.run_rows import RunRows
 from lorakit.plan.spec_with_trace import spec_with_trace
 from lorakit.progress import Progress

@@ -12,8 +12,7 @@ from transformers import AutoConfig
 from lorakit.errors import UserError
 from lorakit.model.activation_trace import trace_activations
 from lorakit.plan.activations import ComputeConfig, block_activations
-from lorakit.plan.known_models import known_config
-from lorakit.plan.model_info import parse_model_info
+from lorakit.plan.model_info import known_config, parse_model_info
 from lorakit.plan.spec_with_trace import spec_with_trace
 from lorakit.plan.trainable_params import count_trainable
 from lorakit.recipe.schema import Adapter

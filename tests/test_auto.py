@@ -9,9 +9,15 @@ from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine
 from lorakit.model.positions import Positions
 from lorakit.plan.auto import resolve_auto
-from lorakit.plan.known_models import known_config, known_models
 from lorakit.plan.memory import TrainingStep, peak_memory
-from lorakit.plan.model_info import ModelInfo, find_model_info, parse_model_info, read_model_info
+from lorakit.plan.model_info import (
+    ModelInfo,
+    find_model_info,
+    known_config,
+    known_models,
+    parse_model_info,
+    read_model_info,
+)
 from lorakit.plan.trainable_params import count_trainable
 from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train
 

@@ -19,7 +19,8 @@ def opened(tmp_path, monkeypatch):
         source = Source(path=str(path), format=format, columns=columns or {})
         opened = open_source(source)
         records = [row.record for block in opened.blocks for row in block.rows()]
-        opened.check_all_rows({column for record in records for column in record}, set())
+        opened.count_block(opened.files[0], len(records), {column for record in records for column in record}, set())
+        opened.check_all_rows()
         return opened.format, opened.why, [rename_columns(record, source.columns) for record in records]
 
     return open_rows

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 import pytest
 from data_families import FAMILIES
 
-from lorakit.data.cache import tokenizer_sha256
 from lorakit.data.chat_template import ChatTemplate
-from lorakit.data.examples import examples_of, file_sha256s
+from lorakit.data.examples import examples_of, file_sha256s, tokenizer_sha256
 from lorakit.data.mixture import Mixture
 from lorakit.errors import LorakitError, UserError
 from lorakit.progress import Silent

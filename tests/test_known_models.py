@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from lorakit.model.spec_from_meta import meta_model, spec_from_meta
-from lorakit.plan.known_models import known_config, known_models
+from lorakit.plan.model_info import known_config, known_models
 from lorakit.plan.trainable_params import count_parameters
 from lorakit.recipe.schema import Adapter
 
@@ -97,7 +97,7 @@ def test_a_config_that_is_changed_changes_no_other():
 
 
 def test_planning_modules_load_nothing_heavy():
-    code = "import sys, lorakit.plan.known_models as k, lorakit.plan.runtime\n"
+    code = "import sys, lorakit.plan.model_info as k, lorakit.plan.runtime\n"
     code += "import lorakit.hardware.gpus, lorakit.hardware.throughput\n"
     code += "k.known_config('gpt2'); print({'torch', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

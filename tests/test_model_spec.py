@@ -135,7 +135,7 @@ def test_configs_that_are_not_counted_are_left_to_the_meta_device():
 def test_counting_loads_no_torch():
     code = (
         "import sys; from lorakit.plan.model_info import parse_model_info\n"
-        "from lorakit.plan.known_models import known_config\n"
+        "from lorakit.plan.model_info import known_config\n"
         "from lorakit.plan.trainable_params import count_trainable; from lorakit.recipe.schema import Adapter\n"
         "spec = parse_model_info(known_config('meta-llama/Llama-3.1-70B')).spec\n"
         "print(spec.parameters, count_trainable(spec, Adapter()).trained)\n"

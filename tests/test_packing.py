@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs_of_tests import run_recipe
 
-from lorakit.data.batches import collate
-from lorakit.data.packing import collate_packed, first_fit_decreasing
+from lorakit.data.batches import collate, collate_packed, first_fit_decreasing
 from lorakit.model.loss import losses_agree, supervised_loss
 
 SIZES = {

@@ -11,7 +11,7 @@ import yaml
 from conftest import rows_of, write_rows
 from model_families import FAMILIES
 
-from lorakit.plan.known_models import known_config
+from lorakit.plan.model_info import known_config
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from lorakit.cli import app
 from lorakit.hardware.gpus import GPUS, Gpu, find_gpu
 from lorakit.hardware.machine import machine_with
 from lorakit.plan.estimate import Plan, assume_rows, plan_run
-from lorakit.plan.known_models import known_models
-from lorakit.plan.model_info import find_model_info
+from lorakit.plan.model_info import find_model_info, known_models
 from lorakit.recipe.load import load
 
 CONFIGS = Path(__file__).parent.parent / "configs"

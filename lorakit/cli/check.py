@@ -17,13 +17,14 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     from lorakit.hardware.machine import this_machine
     from lorakit.plan.auto import resolve_auto
     from lorakit.plan.checkpoint import (
+        beyond_training,
         check_local_base,
         effective_quantization,
         quantization_line,
+        refuse_lengths,
         refuse_unmergeable,
     )
     from lorakit.plan.model_info import find_model_info
-    from lorakit.plan.row_limits import beyond_training, refuse_lengths
     from lorakit.recipe.adapter_kind import adapter_spec
     from lorakit.recipe.load import RecipeErrors, load, to_yaml
     from lorakit.recipe.problem import LocatedError, Location, Problem

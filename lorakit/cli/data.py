@@ -53,8 +53,8 @@ def data(
     from lorakit.cli.data_tables import count_draws, print_survey
     from lorakit.data.export import refuse_existing
     from lorakit.data.survey import survey
+    from lorakit.plan.checkpoint import beyond_training, refuse_lengths
     from lorakit.plan.model_info import read_model_info
-    from lorakit.plan.row_limits import beyond_training, refuse_lengths
     from lorakit.prepare import open_template, warn_of_tokenizer_differences
 
     if write is not None:
@@ -114,8 +114,7 @@ def _write(target: Path, recipe: "Recipe", result: "Survey", progress: "Progress
 
 
 def _samples(result: "Survey", template: "ChatTemplate", count: int) -> list[dict[str, Any]]:
-    from lorakit.data.explain import decode_by_trained
-    from lorakit.data.survey import sample
+    from lorakit.data.survey import decode_by_trained, sample
 
     return [
         {
@@ -130,8 +129,8 @@ def _print_row(row: str, recipe: "Recipe", template: "ChatTemplate", as_json: bo
     """Print one row's examples, and what keeps it out or the checks found in it."""
     from lorakit import console
     from lorakit.data.examples import rules_of
-    from lorakit.data.explain import decode_by_trained, explain_row
     from lorakit.data.sources import all_sources
+    from lorakit.data.survey import decode_by_trained, explain_row
 
     explained = explain_row(row, all_sources(recipe.data), template, rules_of(recipe.data, None, survey=True))
     examples = [decode_by_trained(template.tokenizer, ids, labels) for ids, labels in explained.examples]

@@ -67,9 +67,15 @@ def plan(
     from lorakit.hardware.machine import machine_with, this_machine
     from lorakit.plan.advice import collect_advice, run_figures
     from lorakit.plan.changes import ChangeSearch
-    from lorakit.plan.checkpoint import check_local_base, checkpoint_of, describe_missing_files, refuse_unmergeable
+    from lorakit.plan.checkpoint import (
+        beyond_training,
+        check_local_base,
+        checkpoint_of,
+        describe_missing_files,
+        refuse_lengths,
+        refuse_unmergeable,
+    )
     from lorakit.plan.estimate import full_fine_tuning, plan_run
-    from lorakit.plan.row_limits import beyond_training, refuse_lengths
     from lorakit.recipe.load import load
 
     progress = console.Terminal(quiet)
@@ -148,7 +154,7 @@ def _model_info(settings: "Recipe", progress: "Progress") -> "ModelInfo":
 
 
 def _rows(settings: "Recipe") -> "RowEstimate":
-    from lorakit.plan.base_template import find_template
+    from lorakit.plan.checkpoint import find_template
     from lorakit.plan.row_sample import estimate_rows
 
     gc.disable()  # imports make no garbage, and looking for it takes a fifth of their time

@@ -184,7 +184,7 @@ def _describe_memory(prepared: "Prepared", progress: "Progress") -> None:
 def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> None:
     """The first example as the model sees it, the trained text in green or between marks; or all facts as JSON."""
     from lorakit import console
-    from lorakit.data.explain import decode_by_trained
+    from lorakit.data.survey import decode_by_trained
     from lorakit.train.setup import planned_parameters
 
     counts = planned_parameters(prepared)

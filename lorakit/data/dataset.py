@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lorakit.data.cleaning.row_stats import RowStats
-from lorakit.data.example_arrays import TextLengths
+from lorakit.data.example_arrays import TextLengths, UsableRows
 from lorakit.data.mixture import Mixture
-from lorakit.data.pipeline import PipelineResult
 from lorakit.data.report import Report
 
 SIDES = ("train", "held_out")
@@ -94,7 +93,7 @@ def count_examples(report: Report, index: ExampleIndex) -> None:
     report.longest = int(index.length.max(initial=0))
 
 
-def write_side(folder: Path, side: str, result: PipelineResult, rows: np.ndarray, report: Report) -> None:
+def write_side(folder: Path, side: str, result: UsableRows, rows: np.ndarray, report: Report) -> None:
     """Write the examples of some rows (a mask) and what belongs to them."""
     chosen = rows[result.owner]
     # Read, not mapped: pages of a map would count as this process's memory.
@@ -114,7 +113,7 @@ def write_side(folder: Path, side: str, result: PipelineResult, rows: np.ndarray
     (folder / f"{side}.json").write_text(json.dumps(report.to_dict()), encoding="utf-8")
 
 
-def index_of(result: PipelineResult) -> ExampleIndex:
+def index_of(result: UsableRows) -> ExampleIndex:
     """The examples of all rows."""
     return ExampleIndex(result.owner, result.length, result.trained, result.source[result.owner])
 

@@ -1,24 +1,41 @@
-"""Examples: the rows of a recipe's sources, rendered, encoded, checked, split and counted, and cached by content."""
+"""Examples: the rows of a recipe's sources, rendered, encoded, checked, split and counted, and cached by content: named
+by everything that could change them, built by one process at a time."""
 
-from dataclasses import replace
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
+import tokenizers
+import transformers
+from filelock import FileLock, Timeout
 
-from lorakit.data.cache import cached, key_of
-from lorakit.data.cache import tokenizer_sha256 as tokenizer_sha256
+import lorakit
+from lorakit.atomic_io import atomic_dir, cache_folder, remove_drafts, sha256_of
+from lorakit.checksums import find_damage, write_checksums
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import SIDES, Examples, count_examples, index_of, read_side, write_side
-from lorakit.data.example_arrays import TextLengths
-from lorakit.data.filter_and_split import RowSelection, remove_leaks, select_rows
+from lorakit.data.example_arrays import TextLengths, UsableRows
+from lorakit.data.filter_and_split import remove_leaks, select_rows
 from lorakit.data.pipeline import run_pipeline
-from lorakit.data.report import Report, SourceReport
+from lorakit.data.report import Report
 from lorakit.data.sources import all_sources, source_hashes, source_name, sources_of
+from lorakit.data.template_source import writes_date
 from lorakit.data.worker import Rules
-from lorakit.errors import UserError
+from lorakit.errors import LorakitError, UserError
 from lorakit.progress import Progress, report_hub_retries
-from lorakit.recipe.schema import Data, Source
+from lorakit.recipe.problem import show_path
+from lorakit.recipe.schema import Clean, Data, Source
+from lorakit.registry import FORMATS
+
+Built = TypeVar("Built")
 
 # The checks that look at one row alone; the others compare rows.
 ROW_CHECKS = ("encoding", "html", "noise", "trivial", "special_tokens")
@@ -55,11 +72,7 @@ def examples_of(
 
 
 def held_out_of(settings: Data, template: ChatTemplate, progress: Progress) -> Examples | None:
-    """The second of `examples_of` without reading the rows that are trained on, where they lie apart.
-
-    Raises:
-        UserError, LorakitError: as `examples_of`.
-    """
+    """The second of `examples_of` without reading the rows that are trained on, where they lie apart; raises as it."""
     if settings.eval is None or isinstance(settings.eval, float):
         return examples_of(settings, template, progress)[1]
     rules = rules_of(settings, None, False)
@@ -105,10 +118,19 @@ def _prepare(
     with_lengths: bool = False,
     stored: bool = True,
 ) -> tuple[Examples, Examples | None]:
-    key = key_of(sources, rules, settings.clean, template) if stored else ""
+    key = _key_of(sources, rules, settings.clean, template) if stored else ""
 
     def build(folder: Path) -> None:
-        _build(sources, settings, rules, template, progress, folder)
+        result = run_pipeline(sources, template, rules, folder / "all.arrow", progress)
+        selection = select_rows(result, settings.clean, rules, [source.take for source in sources])
+        for side, name in enumerate(SIDES[: 1 if rules.share is None else 2]):
+            rows = selection.stay & (selection.held_out == bool(side))
+            report = _report(result, rows, side)
+            if not rows.any():
+                raise UserError(_nothing_left(sources, report, rules, side))
+            write_side(folder, name, result, rows, report)
+        np.savez(folder / "shapes.npz", **vars(result.text_lengths))
+        result.path.unlink()
 
     def load(folder: Path) -> tuple[Examples, Examples | None]:
         train = read_side(folder, SIDES[0], key)
@@ -118,40 +140,16 @@ def _prepare(
         return train, None if rules.share is None else read_side(folder, SIDES[1], key)
 
     if stored:
-        return cached(key, build, load, progress)
+        return _cached(key, build, load, progress)
     with TemporaryDirectory() as folder:
         build(Path(folder))
         return load(Path(folder))
 
 
-def _build(
-    sources: list[Source], settings: Data, rules: Rules, template: ChatTemplate, progress: Progress, folder: Path
-) -> None:
-    everything = folder / "all.arrow"
-    result = run_pipeline(sources, template, rules, everything, progress)
-    selection = select_rows(result, settings.clean, rules, [source.take for source in sources])
-    for side, name in enumerate(SIDES[: 1 if rules.share is None else 2]):
-        rows = selection.stay & (selection.held_out == bool(side))
-        report = _report(selection, rows, side)
-        if not rows.any():
-            raise UserError(_nothing_left(sources, report, rules, side))
-        write_side(folder, name, result, rows, report)
-    np.savez(folder / "shapes.npz", **vars(result.text_lengths))
-    everything.unlink()
-
-
-def _report(selection: RowSelection, rows: np.ndarray, side: int) -> Report:
+def _report(result: UsableRows, rows: np.ndarray, side: int) -> Report:
     """The report of one side. `rows`: a mask of those that stay on it."""
-    result = selection.result
     report, examples = result.reports[side], rows[result.owner]
-    report.dropped.merge(selection.dropped[side])
-    report.findings.merge(selection.findings[side])
-    report.sources = [
-        SourceReport(source_name(one.source), one.format, one.why, one.source.task, one.source.weight)
-        for one in result.opened
-    ]
     count_examples(report, index_of(result).select(examples, rows))
-    report.passed_over += int(selection.passed_over[side])
     report.read = report.used + report.dropped.total + report.passed_over
     report.cut = int((result.cut & rows).sum())
     report.several = int((np.bincount(result.owner[examples], minlength=1) > 1).sum())
@@ -173,3 +171,70 @@ def _nothing_left(sources: list[Source], report: Report, rules: Rules, side: int
     left = "is held out" if side else "is left to train on"
     alike = " or write data.clean.near_leakage: off where rows are alike on purpose," if rules.apart else ""
     return f"{names}: with data.eval: {rules.share:g} no row {left}. Give more rows,{alike} or a file of held-out rows."
+
+
+def _key_of(sources: list[Source], rules: Rules, clean: Clean, template: ChatTemplate) -> str:
+    """A name for the examples that changes with anything that could change them."""
+    code = {*Path(__file__).parent.rglob("*.py"), *(Path(inspect.getfile(entry.function)) for entry in FORMATS)}
+    facts = {
+        "versions": [lorakit.__version__, transformers.__version__, tokenizers.__version__],
+        "code": [sha256_of(path) for path in sorted(code)],
+        "sources": [[source_name(one), source_hashes(one), one.model_dump(exclude={"path"})] for one in sources],
+        "rules": asdict(rules),
+        "clean": clean.model_dump(),
+        "tokenizer": tokenizer_sha256(template.tokenizer),
+        "template": [template.train_on, template.stop_words, template.variables],
+        # Some templates write today's date into the system prompt.
+        "day": (template.date or date.today().isoformat()) if writes_date(template.tokenizer.chat_template) else None,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """A fingerprint of a tokenizer: its model, its special tokens and its chat template."""
+    if tokenizer.is_fast:
+        model = tokenizer.backend_tokenizer.to_str()
+        model = model[model.index('"added_tokens"') :]  # before it stand padding and truncation, which each use sets
+    else:
+        model = json.dumps(sorted(tokenizer.get_vocab().items()))
+    parts = [model, str(tokenizer.special_tokens_map), str(tokenizer.chat_template), type(tokenizer).__name__]
+    parts += ["split_special_tokens"] if getattr(tokenizer, "split_special_tokens", False) else []
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _cached(key: str, build: Callable[[Path], None], load: Callable[[Path], Built], progress: Progress) -> Built:
+    """What `load` makes of the cache's folder of this key, which `build` fills when it is not there or damaged. While
+    one process builds it the others wait, and what a killed one left behind goes."""
+    folder = cache_folder() / "examples" / key
+    lock = FileLock(folder.with_name(f"{key}.lock"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            acquired = lock.acquire(timeout=0)
+        except Timeout:
+            progress.say("another process prepares the same examples: waiting for it")
+            acquired = lock.acquire()
+        with acquired:
+            remove_drafts(folder.parent, folder.name)
+            examples = _read_cached(folder, load, progress) if folder.exists() else None
+            if examples is None:
+                with atomic_dir(folder) as draft:
+                    build(draft)
+                    write_checksums(draft)
+                examples = load(folder)
+    except OSError as error:
+        raise LorakitError(
+            f"{show_path(folder)}: the cache cannot be written: {error.strerror or error}. Set LORAKIT_CACHE to a "
+            "folder that can."
+        ) from error
+    return examples
+
+
+def _read_cached(folder: Path, load: Callable[[Path], Built], progress: Progress) -> Built | None:
+    try:
+        if damage := find_damage(folder):
+            raise ValueError(damage)
+        return load(folder)
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
+        progress.warn(f"the cached examples in {show_path(folder)} are damaged ({error}): they are made again")
+        return None

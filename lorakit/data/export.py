@@ -5,14 +5,12 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from lorakit.atomic_io import atomic_file
 from lorakit.data.cleaning.clean import clean
 from lorakit.data.conversations import Conversation
-from lorakit.data.formats import parse_record
 from lorakit.data.rows import Block
-from lorakit.data.sources import open_source, rename_columns
+from lorakit.data.sources import OpenSource, open_source
 from lorakit.data.worker_pool import map_in_order, processors
 from lorakit.errors import UserError
 from lorakit.progress import Progress
@@ -22,21 +20,19 @@ from lorakit.recipe.schema import Source
 
 @dataclass(frozen=True)
 class _Writer:
-    """Makes lines of a block's rows that stand at some places. `formats`: of each source, with settings and columns."""
+    """Makes lines of a block's rows that stand at some places."""
 
-    formats: Sequence[tuple[str | None, Any, Mapping[str, str]]]
+    sources: Sequence[OpenSource]
     checks: Mapping[str, str]
     places: Collection[str]
 
     def __call__(self, number: int, block: Block) -> tuple[bytes, int, int]:
         """The lines, their number, and the bytes of the block."""
-        name, settings, columns = self.formats[number]
         lines = []
         for row in block.rows():
             if row.where not in self.places or not isinstance(row.record, dict):
                 continue
-            content = parse_record(str(name), settings, rename_columns(row.record, columns))
-            cleaned, findings = clean(content, self.checks)
+            cleaned, findings = clean(self.sources[number].parse(row.record), self.checks)
             if cleaned is None:
                 continue
             done = [f"{finding.check}: {finding.what}, {finding.field}" for finding in findings if finding.fixed]
@@ -48,11 +44,7 @@ class _Writer:
 
 
 def refuse_existing(target: Path) -> None:
-    """Nothing is overwritten.
-
-    Raises:
-        UserError: the file is there.
-    """
+    """A `UserError` where the file is there: nothing is overwritten."""
     if target.exists():
         raise UserError(f"{show_path(target)}: is there already. Write another name, or remove it first.")
 
@@ -60,14 +52,11 @@ def refuse_existing(target: Path) -> None:
 def write_rows(
     target: Path, sources: Sequence[Source], checks: Mapping[str, str], places: Collection[str], progress: Progress
 ) -> int:
-    """Write the rows that stand at `places`, cleaned by `checks`; gives their number.
-
-    Raises:
-        UserError: the file is there already or cannot be written, or a source cannot be read.
-    """
+    """Write the rows that stand at `places`, cleaned by `checks`; gives their number. A `UserError` where the file is
+    there already or cannot be written, or a source cannot be read."""
     refuse_existing(target)
     opened = [open_source(source) for source in sources]
-    worker = _Writer([(one.format, one.settings, one.source.columns or {}) for one in opened], checks, places)
+    worker = _Writer([one.without_blocks() for one in opened], checks, places)
     pieces = ((number, block) for number, one in enumerate(opened) for block in one.blocks)
     count, size = 0, sum(one.size for one in opened)
     try:

@@ -1,7 +1,7 @@
 """Which rows stay, and on which side, once all are known: `take`, the split, the checks of `data.clean` that compare
 rows, and leakage: rows that are trained on and held out as well."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,8 +10,7 @@ from lorakit.data.cleaning import dataset_checks, minhash
 from lorakit.data.cleaning.dataset_checks import Leak
 from lorakit.data.cleaning.row_stats import RowStats, take_rows
 from lorakit.data.dataset import Examples, count_examples
-from lorakit.data.pipeline import PipelineResult
-from lorakit.data.report import ReasonCounts
+from lorakit.data.example_arrays import UsableRows
 from lorakit.data.worker import Rules
 from lorakit.errors import UserError
 from lorakit.recipe.schema import Clean
@@ -21,35 +20,32 @@ _CASES = 5
 
 @dataclass(frozen=True)
 class Findings:
-    """What a check says of some rows, `cases` what of it is each row's own. `leave_out`: those that a fix removes."""
+    """What a check says of some rows. `leave_out`: those that a fix removes. `cases`: what of it is a row's own, in
+    words, or the number of the row that it belongs to."""
 
     rows: np.ndarray
     reason: str
-    cases: Callable[[np.ndarray], list[str]]
     leave_out: np.ndarray
+    cases: Mapping[int, int | str]
 
 
 class RowSelection:
-    """What became of the usable rows: which `stay`, which of them are `held_out`, and what was counted, on the trained
-    and on the held-out side."""
+    """What became of the usable rows: which `stay`, and which of them are `held_out`. The reports of `result` count the
+    others."""
 
-    def __init__(self, result: PipelineResult, rules: Rules) -> None:
+    def __init__(self, result: UsableRows, rules: Rules) -> None:
         self.result = result
-        count = len(result.digests)
-        self.stay = np.ones(count, dtype=bool)
+        self.stay = np.ones(len(result.digests), dtype=bool)
         self.held_out = result.digests[:, 0] < np.uint64(min(int((rules.share or 0.0) * 2**64), 2**64 - 1))
-        self.passed_over = np.zeros(2, dtype=int)
-        self.dropped = (ReasonCounts(), ReasonCounts())
-        self.findings = (ReasonCounts(), ReasonCounts())
 
     def take(self, source: int, take: int | float | None) -> None:
         """Of a source's rows keep those whose number by content is lowest. A share has been taken by the workers."""
         rows = np.flatnonzero(self.result.source == source)
         if isinstance(take, int) and len(rows) > take:
-            numbers = self.result.digests[rows, 1]
-            rest = np.sort(rows[np.argsort(numbers, kind="stable")[take:]])
+            rest = rows[np.argsort(self.result.digests[rows, 1], kind="stable")[take:]]
             self.stay[rest] = False
-            self.passed_over += np.bincount(self.held_out[rest].astype(int), minlength=2)
+            for side, report in enumerate(self.result.reports):
+                report.passed_over += int((self.held_out[rest] == bool(side)).sum())
 
     def keep_alike_together(self, traits: RowStats) -> None:
         """Near-duplicates go to one side of the split, and rows that say the same go where the first of them goes."""
@@ -60,56 +56,47 @@ class RowSelection:
         sides = np.empty(len(rows), np.int8)
         sides[unique] = minhash.split_sides(traits.signature[rows[unique]], self.held_out[rows[unique]])
         sides = sides[first]
-        neither = rows[sides < 0]
         self.held_out[rows] = sides == 1
-        reason = "nearly the same as rows on both sides of the split"
-        self.drop(Findings(neither, reason, lambda some: [""] * len(some), neither), reason)
+        neither = rows[sides < 0]
+        self._drop(Findings(neither, "nearly the same as rows on both sides of the split", neither, {}), "")
 
     def act(self, check: str, action: str, findings: Findings) -> None:
-        """Count what a check has to say, and leave out rows where it is to fix it.
-
-        Raises:
-            UserError: the action is `error`.
-        """
+        """Count what a check has to say, and leave out rows where it is to fix it; a `UserError` where the action is
+        `error`."""
         if not len(findings.rows):
             return
         if action == "error":
-            first = findings.rows[:1]
-            case = f" ({findings.cases(first)[0]})" if findings.cases(first)[0] else ""
+            ((where, case),) = self._cases(findings, findings.rows[:1])
+            what = f"{findings.reason} ({case})" if case else findings.reason
             raise UserError(
-                f"{self.result.where(first)[0]}: {findings.reason}{case}; {len(findings.rows):,} rows in all. Fix the "
-                f"rows, or write data.clean.{check}: fix or report."
+                f"{where}: {what}; {len(findings.rows):,} rows in all. Fix the rows, or write "
+                f"data.clean.{check}: fix or report."
             )
-        self._count(self.findings, findings.rows, f"{check}: {findings.reason}", findings)
+        for side, own in enumerate(self._by_side(findings.rows)):
+            counts = self.result.reports[side].findings
+            counts.add_rows(f"{check}: {findings.reason}", len(own), self._cases(findings, own[:_CASES]))
         if action == "fix":
-            self.drop(findings, f"left out by data.clean.{check}: {findings.reason}")
+            self._drop(findings, f"left out by data.clean.{check}: ")
 
-    def drop(self, findings: Findings, reason: str) -> None:
-        """Leave rows out, and count why."""
+    def _drop(self, findings: Findings, by: str) -> None:
         self.stay[findings.leave_out] = False
-        self._count(self.dropped, findings.leave_out, reason, findings)
+        for side, own in enumerate(self._by_side(findings.leave_out)):
+            dropped = self.result.reports[side].dropped
+            dropped.add_rows(by + findings.reason, len(own), self._cases(findings, own[:_CASES]))
 
-    def _count(
-        self, counts: tuple[ReasonCounts, ReasonCounts], rows: np.ndarray, reason: str, findings: Findings
-    ) -> None:
-        """Count rows with a reason, on the side that each is on."""
-        for side in (0, 1):
-            own = rows[self.held_out[rows] == bool(side)]
-            first = own[:_CASES]
-            for where, case in zip(self.result.where(first), findings.cases(first), strict=True):
-                counts[side].add(reason, where, case)
-            if len(own) > len(first):
-                counts[side].counts[reason] += len(own) - len(first)
+    def _by_side(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return rows[~self.held_out[rows]], rows[self.held_out[rows]]
+
+    def _cases(self, findings: Findings, rows: np.ndarray) -> list[tuple[str, str]]:
+        """The place of each row, and what is its own."""
+        own = [findings.cases.get(row, "") for row in rows.tolist()]
+        others = iter(self.result.where([case for case in own if isinstance(case, int)]))
+        cases = [f"as {next(others)}" if isinstance(case, int) else case for case in own]
+        return list(zip(self.result.where(rows), cases, strict=True))
 
 
-def select_rows(
-    result: PipelineResult, clean: Clean, rules: Rules, takes: Sequence[int | float | None]
-) -> RowSelection:
-    """What stays of all usable rows.
-
-    Raises:
-        UserError: a check whose action is `error` found something.
-    """
+def select_rows(result: UsableRows, clean: Clean, rules: Rules, takes: Sequence[int | float | None]) -> RowSelection:
+    """What stays of all usable rows; a `UserError` where a check whose action is `error` found something."""
     selection, traits = RowSelection(result, rules), result.traits
     for source, take in enumerate(takes):
         selection.take(source, take)
@@ -122,48 +109,42 @@ def select_rows(
         action = getattr(clean, check)
         if action != "off" and needed is not None:
             rows = np.flatnonzero(selection.stay)
-            selection.act(check, action, find(result, take_rows(traits, rows), rows))
+            selection.act(check, action, find(take_rows(traits, rows), rows))
     return selection
 
 
-def _duplicates(result: PipelineResult, traits: RowStats, rows: np.ndarray) -> Findings:
-    return _repeated(result, dataset_checks.duplicates(traits.content), rows, "the same as an earlier row")
+def _duplicates(traits: RowStats, rows: np.ndarray) -> Findings:
+    return _repeated(dataset_checks.duplicates(traits.content), rows, "the same as an earlier row")
 
 
-def _near_duplicates(result: PipelineResult, traits: RowStats, rows: np.ndarray) -> Findings:
+def _near_duplicates(traits: RowStats, rows: np.ndarray) -> Findings:
     assert traits.signature is not None
     first, own = minhash.group_near_duplicates(traits.signature), np.arange(len(rows))
     first = np.where(dataset_checks.duplicates(traits.content) == own, first, own)  # exact copies are another check's
-    return _repeated(result, first, rows, "nearly the same as an earlier row")
+    return _repeated(first, rows, "nearly the same as an earlier row")
 
 
-def _repeated(result: PipelineResult, first: np.ndarray, rows: np.ndarray, reason: str) -> Findings:
+def _repeated(first: np.ndarray, rows: np.ndarray, reason: str) -> Findings:
     repeated = np.flatnonzero(first != np.arange(len(rows)))
-    others = dict(zip(rows[repeated].tolist(), rows[first[repeated]].tolist(), strict=True))
-    return Findings(rows[repeated], reason, lambda some: _as_another(result, others, some), rows[repeated])
+    return Findings(rows[repeated], reason, rows[repeated], _others(rows, repeated, first))
 
 
-def _contradictions(result: PipelineResult, traits: RowStats, rows: np.ndarray) -> Findings:
+def _contradictions(traits: RowStats, rows: np.ndarray) -> Findings:
     group, agrees = dataset_checks.contradictions(traits.prompt, traits.answer)
     grouped = np.flatnonzero(group >= 0)
-    others = dict(zip(rows[grouped].tolist(), rows[group[grouped]].tolist(), strict=True))
     reason = "another answer to the same prompt"
-    return Findings(rows[grouped], reason, lambda some: _as_another(result, others, some), rows[~agrees])
+    return Findings(rows[grouped], reason, rows[~agrees], _others(rows, grouped[group[grouped] != grouped], group))
 
 
-def _style(result: PipelineResult, traits: RowStats, rows: np.ndarray) -> Findings:
+def _others(rows: np.ndarray, some: np.ndarray, first: np.ndarray) -> dict[int, int]:
+    """The row that each of some belongs to."""
+    return dict(zip(rows[some].tolist(), rows[first[some]].tolist(), strict=True))
+
+
+def _style(traits: RowStats, rows: np.ndarray) -> Findings:
     reasons = {int(rows[row]): reason for row, reason in dataset_checks.outliers(traits).items()}
     outliers = np.array(list(reasons), dtype=np.int64)
-    return Findings(outliers, "written unlike the others", lambda some: [reasons[int(row)] for row in some], outliers)
-
-
-def _as_another(result: PipelineResult, others: dict[int, int], rows: np.ndarray) -> list[str]:
-    """For each row the place of the one that it belongs to; nothing where that is the row itself."""
-    partners = [others[int(row)] for row in rows]
-    return [
-        f"as {where}" if partner != row else ""
-        for where, partner, row in zip(result.where(partners), partners, rows.tolist(), strict=True)
-    ]
+    return Findings(outliers, "written unlike the others", outliers, reasons)
 
 
 _CHECKS = {
@@ -207,12 +188,12 @@ def remove_leaks(train: Examples, held_out: Examples, clean: Clean) -> Examples:
             )
         fixes = action == "fix"
         counts = train.report.dropped if fixes else train.report.findings
-        for leak in leaks:
-            reason = f"left out by data.clean.{check}: {leak.reason}" if fixes else f"{check}: {leak.reason}"
-            if len(counts.first.get(reason, [])) < _CASES:
-                counts.add(reason, train.where(leak.row), f"as {held_out.where(leak.held_out)}")
-            else:
-                counts.counts[reason] += 1
+        for reason in dict.fromkeys(leak.reason for leak in leaks):
+            own = [leak for leak in leaks if leak.reason == reason]
+            first = [(train.where(leak.row), f"as {held_out.where(leak.held_out)}") for leak in own[:_CASES]]
+            counts.add_rows(
+                f"left out by data.clean.{check}: {reason}" if fixes else f"{check}: {reason}", len(own), first
+            )
         if leaks and fixes:
             train = _without_rows(train, [leak.row for leak in leaks], check)
     return train

@@ -51,6 +51,13 @@ class ReasonCounts:
         if len(named) < _NAMED:
             named.append(f"{where}: {one_line(case, 200)}" if case else where)
 
+    def add_rows(self, reason: str, rows: int, first: list[tuple[str, str]]) -> None:
+        """Count some rows with the place and the case of the first of them."""
+        for where, case in first:
+            self.add(reason, where, case)
+        if rows > len(first):
+            self.counts[one_line(reason, 300)] += rows - len(first)
+
     def merge(self, other: "ReasonCounts") -> None:
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
@@ -108,6 +115,12 @@ class Report:
         fields["sources"] = [SourceReport(**_renamed(source, _FIELDS)) for source in facts["sources"]]
         fields["dropped"], fields["findings"] = ReasonCounts(**facts["dropped"]), ReasonCounts(**facts["found"])
         return cls(**fields)
+
+    def merge(self, other: "Report") -> None:
+        """Add the rows of another report that became no example, and the findings."""
+        self.passed_over += other.passed_over
+        self.dropped.merge(other.dropped)
+        self.findings.merge(other.findings)
 
     def drop(self, error: RowError, where: str) -> None:
         """Count a row that becomes no example."""

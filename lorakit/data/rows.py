@@ -100,3 +100,8 @@ class Block:
 
     def rows(self) -> Iterator[Row]:
         return self.parse(self.name, self.first, self.payload)
+
+
+def block_of(rows: list[Row]) -> Block:
+    """Rows that are parsed already as a block."""
+    return Block(rows[0].where if rows else "", 1, rows, lambda name, first, parsed: iter(parsed), 0)

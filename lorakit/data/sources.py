@@ -1,15 +1,22 @@
 """Sources: what a recipe names under `data.train` and `data.eval` -> blocks of raw rows, and their format."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any
 
 from lorakit.atomic_io import sha256_of
-from lorakit.data.formats import columns_read, detect, required_columns
+from lorakit.data.conversations import RowContent
+from lorakit.data.formats import columns_read, detect, parse_record, required_columns
 from lorakit.data.formats.detection import is_readable
-from lorakit.data.formats.preference_data import preference_pairs, refuse_preference_data, rejection_flags
+from lorakit.data.formats.preference_data import (
+    preference_pairs,
+    refuse_preference_data,
+    refuse_rejected_answer,
+    rejection_flags,
+)
 from lorakit.data.readers import files_in, read_blocks, reading
 from lorakit.data.readers.content_type import detect_rows_in_document
 from lorakit.data.rows import Block, Row, normalize_line_ends
@@ -33,11 +40,12 @@ _HUB_BLOCK = 1000
 
 @dataclass
 class OpenSource:
-    """A source whose format is known.
+    """A source whose format is known, and what has been seen of it.
 
     `format`: None where no row is readable; `size`: the bytes of all its blocks, 0 when not known; `files`: the names
     of its files; `unused`: the columns not read; `flags`: the columns that may reject an answer, and their value then;
-    `seen`: the columns of the first rows.
+    `seen`: the columns of the first rows. Of all blocks that were counted: `rows_in` each file, `columns`, and those of
+    them that are `filled` in some row.
     """
 
     source: Source
@@ -50,24 +58,47 @@ class OpenSource:
     unused: set[str] = field(default_factory=set)
     flags: dict[str, bool] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    rows_in: Counter[str] = field(default_factory=Counter)
+    columns: set[str] = field(default_factory=set)
+    filled: set[str] = field(default_factory=set)
 
-    def check_all_rows(self, columns: set[str], filled: set[str]) -> None:
-        """Check what only all rows show: a mapped column that no row has, preference pairs after the first rows, and
-        columns that hold something and are not used. `columns`: those of all rows; `filled`: those with a value."""
-        mapping = self.source.columns or {}
-        for better, worse in preference_pairs(filled):
+    def without_blocks(self) -> "OpenSource":
+        """What another process needs to read rows of it."""
+        return replace(self, blocks=iter(()))
+
+    def parse(self, record: dict[str, Any]) -> RowContent:
+        """What a record says; a `RowError` where it says nothing that could be trained."""
+        renamed = rename_columns(record, self.source.columns or {})
+        refuse_rejected_answer(renamed, self.flags)
+        return parse_record(str(self.format), self.settings, renamed)
+
+    def count_block(self, file: str, rows: int, columns: set[str], filled: set[str]) -> None:
+        """Count a block's rows, the columns that they have, and those of them with a value."""
+        self.rows_in[file] += rows
+        self.columns |= columns
+        self.filled |= filled
+
+    def check_all_rows(self) -> None:
+        """Refuse what only all rows show: a source without any, a mapped column that no row has, and preference pairs
+        after the first rows; and tell of columns that hold something and are not used, and of files without a row."""
+        name, mapping = source_name(self.source), self.source.columns or {}
+        if not self.rows_in.total():
+            raise UserError(f"{name}: no rows. A source needs at least one.")
+        for better, worse in preference_pairs(self.filled):
             if worse not in self.seen and better not in mapping.values():
                 raise UserError(
-                    f"{source_name(self.source)}: some rows are preference pairs ({better!r} and {worse!r}, as for "
-                    "DPO), of which one side should not be said. Take them out, or give them as a source of their own."
+                    f"{name}: some rows are preference pairs ({better!r} and {worse!r}, as for DPO), of which one side "
+                    "should not be said. Take them out, or give them as a source of their own."
                 )
-        if columns:
-            _refuse_missing(self.source, columns, set(mapping))
+        if self.columns:
+            _refuse_missing(self.source, self.columns, set(mapping))
         if self.format:
-            unread = filled - (columns_read(self.format) - mapping.keys()) - set(mapping.values())
+            unread = self.filled - (columns_read(self.format) - mapping.keys()) - set(mapping.values())
             if unread - self.unused:
                 self.unused |= unread
                 self.why = self.why.partition("; not used: ")[0] + _not_used(self.unused)
+        if empty := [file for file in self.files if not self.rows_in[file]]:
+            self.why += f"; no rows in {one_line(', '.join(empty), 300)}"
 
 
 def sources_of(section: Data, written: Any) -> list[Source]:

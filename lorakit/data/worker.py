@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,7 @@ import pyarrow as pa
 from lorakit.bounds import TooLong, bounded
 from lorakit.data.chat_template import ChatTemplate, RenderedText, render
 from lorakit.data.cleaning.clean import clean
-from lorakit.data.cleaning.row_stats import RowStats, compute_row_stats
+from lorakit.data.cleaning.row_stats import compute_row_stats
 from lorakit.data.conversations import (
     IGNORED,
     Encoded,
@@ -22,12 +21,10 @@ from lorakit.data.conversations import (
     split_point,
     up_to_last_answer,
 )
-from lorakit.data.example_arrays import ExampleArrays, TextLengths, count_trained
-from lorakit.data.formats import parse_record
-from lorakit.data.formats.preference_data import refuse_rejected_answer
+from lorakit.data.example_arrays import UsableRows, count_trained, measure_texts, to_batch
 from lorakit.data.report import Report
 from lorakit.data.rows import Block, Row, RowError
-from lorakit.data.sources import OpenSource, rename_columns
+from lorakit.data.sources import OpenSource
 from lorakit.data.tokenize import Encoder
 from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line
@@ -36,26 +33,6 @@ from lorakit.recipe.problem import one_line
 EVERY_ROW = 2**64 - 1
 # What the rows of a block may take until they are rendered; most take milliseconds.
 _SECONDS, _BYTES_A_SECOND, _MEMORY = 60, 500_000, 4 << 30
-
-
-@dataclass(frozen=True)
-class Task:
-    """How the rows of one source become examples. `flags`: the columns that may say that an answer should not be given,
-    and what they say then."""
-
-    format: str | None
-    settings: Any
-    columns: Mapping[str, str]
-    template: ChatTemplate
-    flags: Mapping[str, bool]
-
-
-def task_of(opened: OpenSource, template: ChatTemplate) -> Task:
-    """The task of a source, with its own system prompt."""
-    source = opened.source
-    return Task(
-        opened.format, opened.settings, source.columns or {}, replace(template, system=source.system), opened.flags
-    )
 
 
 @dataclass(frozen=True)
@@ -80,59 +57,48 @@ class Rules:
 
 @dataclass
 class BlockResult:
-    """What one block gave.
+    """What one block gave: its usable rows and their examples, how many rows were read, the columns that they have,
+    and those of them that are `filled` in some."""
 
-    Of each example: `owner` (which of the block's usable rows it is of), `lengths` and `trained`, in tokens. Of each
-    usable row: `digests` (the sha256 of what it says, as four numbers), `cut` (it was truncated) and `traits`.
-    `reports`: what became no example, on the trained and on the held-out side. `columns` that the rows have, and those
-    that are `filled` in some. `notes`: what is to be said of how rows are trained, and of which usable rows.
-    """
-
-    examples: pa.RecordBatch | None
-    owner: np.ndarray
-    lengths: np.ndarray
-    trained: np.ndarray
-    digests: np.ndarray
-    cut: np.ndarray
-    text_lengths: TextLengths
-    traits: RowStats | None
-    reports: tuple[Report, Report]
-    stops: Counter[str]
+    rows: UsableRows
+    examples: pa.RecordBatch
+    read: int
     columns: set[str]
     filled: set[str]
-    rows: int
-    notes: dict[str, np.ndarray]
 
 
 @dataclass
-class _Usable:
-    """A row that says something, on its way."""
+class _RenderedRow:
+    """A row on its way. `examples` are its texts as tokens, within max_length."""
 
     where: str
     content: RowContent
     digest: bytes
     texts: list[RenderedText]
+    examples: list[Encoded] = field(default_factory=list)
+    cut: bool = False
 
 
-@dataclass
 class Worker:
-    """Works on blocks of the sources that `tasks` describe."""
+    """Works on blocks of some open sources."""
 
-    tasks: Sequence[Task]
-    rules: Rules
+    def __init__(self, opened: Sequence[OpenSource], template: ChatTemplate, rules: Rules) -> None:
+        self.rules = rules
+        self._sources = [one.without_blocks() for one in opened]
+        self._templates = [replace(template, system=one.source.system) for one in opened]
 
     @cached_property
     def _encoder(self) -> Encoder:
-        return Encoder(self.tasks[0].template.tokenizer)
+        return Encoder(self._templates[0].tokenizer)
 
     @cached_property
     def _ends(self) -> frozenset[int | None]:
         """The tokens that end an answer."""
-        return frozenset(self._encoder.stop_id(word) for word in self.tasks[0].template.ends)
+        return frozenset(self._encoder.stop_id(word) for word in self._templates[0].ends)
 
     def get_ready(self) -> None:
         """Find out what is the same for all blocks, so that forked processes know it already."""
-        _ = self._encoder, self.tasks[0].template.controls
+        _ = self._encoder, self._templates[0].controls
 
     def __call__(self, source: int, block: Block, ceiling: int = EVERY_ROW) -> BlockResult:
         """The examples of a block of source number `source`. Rows whose number for `take` is above `ceiling` are
@@ -142,60 +108,62 @@ class Worker:
             UserError: a row is broken or overlong, and the recipe says to stop.
         """
         reports, columns, filled = (Report(), Report()), set[str](), set[str]()
-        rows, usable, where = 0, [], block.name
+        read, rendered, where = 0, [], block.name
         try:
             with bounded(_SECONDS + block.size / _BYTES_A_SECOND, _MEMORY):
                 for row in block.rows():
-                    rows, where = rows + 1, row.where
+                    read, where = read + 1, row.where
                     if isinstance(row.record, dict):
                         columns.update(row.record)
                         filled.update(name for name, value in row.record.items() if value is not None)
-                    rendered = self._rendered(row, self.tasks[source], reports, ceiling)
-                    if rendered:
-                        usable.append(rendered)
+                    if one := self._rendered(row, source, reports, ceiling):
+                        rendered.append(one)
         except (TooLong, MemoryError) as error:
             more = f"{_MEMORY >> 30} GiB of memory" if isinstance(error, MemoryError) else "a minute of computing"
             raise UserError(
                 f"{where}: preparing this row and those before it takes more than {more}. Its chat template may never "
                 "end, or the row is far too long: shorten it or take it out."
             ) from error
-        made = ExampleArrays()
-        usable = self._encode(usable, reports, made)
+        rows, texts = self._encode(rendered, reports)
+        examples = [example for row in rows for example in row.examples]
+        usable = self._as_arrays(source, rows, examples, texts, reports)
+        places = [row.where for row in rows for _ in row.examples]
+        return BlockResult(usable, to_batch(examples, places, source), read, columns, filled)
+
+    def _as_arrays(
+        self,
+        source: int,
+        rows: list[_RenderedRow],
+        examples: list[Encoded],
+        texts: list[Encoded],
+        reports: tuple[Report, Report],
+    ) -> UsableRows:
         notes: dict[str, list[int]] = {}
-        for number, one in enumerate(usable):
+        for number, one in enumerate(rows):
             for note in {text.note for text in one.texts if text.note}:
                 notes.setdefault(note, []).append(number)
-        return BlockResult(
-            examples=made.to_batch(source),
-            owner=np.array(made.owner, dtype=np.int64),
-            lengths=np.array([len(example.input_ids) for example in made.examples], dtype=np.int64),
-            trained=np.array([count_trained(example.labels) for example in made.examples], dtype=np.int64),
-            digests=np.frombuffer(b"".join(one.digest for one in usable), ">u8").astype(np.uint64).reshape(-1, 4),
-            cut=np.array(made.cut, dtype=bool),
-            text_lengths=made.text_lengths(),
-            traits=self._row_stats(usable),
+        traits, near = self.rules.traits or self.rules.near, self.rules.near
+        return UsableRows(
+            source=np.full(len(rows), source, dtype=np.int16),
+            digests=np.frombuffer(b"".join(one.digest for one in rows), ">u8").astype(np.uint64).reshape(-1, 4),
+            cut=np.array([row.cut for row in rows], dtype=bool),
+            traits=compute_row_stats([row.content for row in rows], near, self.rules.style) if traits else None,
+            owner=np.repeat(np.arange(len(rows)), [len(row.examples) for row in rows]),
+            length=np.array([len(example.input_ids) for example in examples], dtype=np.int64),
+            trained=np.array([count_trained(example.labels) for example in examples], dtype=np.int64),
+            text_lengths=measure_texts(texts),
             reports=reports,
-            stops=Counter(span.stop for one in usable for text in one.texts for span in text.spans if span.trained),
-            columns=columns,
-            filled=filled,
-            rows=rows,
+            stops=Counter(span.stop for one in rows for text in one.texts for span in text.spans if span.trained),
             notes={note: np.array(numbers, dtype=np.int64) for note, numbers in notes.items()},
         )
 
-    def _row_stats(self, rows: list[_Usable]) -> RowStats | None:
-        if not (self.rules.traits or self.rules.near):
-            return None
-        return compute_row_stats([row.content for row in rows], self.rules.near, self.rules.style)
-
-    def _rendered(self, row: Row, task: Task, reports: tuple[Report, Report], ceiling: int) -> _Usable | None:
+    def _rendered(self, row: Row, source: int, reports: tuple[Report, Report], ceiling: int) -> _RenderedRow | None:
         """The row rendered; None where it is dropped or passed over, which the reports then count."""
         report = reports[0]
         try:
             if isinstance(row.record, RowError):
                 raise row.record
-            record = rename_columns(row.record, task.columns)
-            refuse_rejected_answer(record, task.flags)
-            content = up_to_last_answer(parse_record(str(task.format), task.settings, record))
+            content = up_to_last_answer(self._sources[source].parse(row.record))
             digest = content_digest(content)
             if self.rules.checks:
                 cleaned = self._cleaned(content, row.where, reports[self._side(digest)])
@@ -207,8 +175,8 @@ class Worker:
             if int.from_bytes(digest[8:16], "big") > ceiling:
                 report.passed_over += 1
                 return None
-            texts = [] if isinstance(content, Tokens) else render(content, task.template)
-            return _Usable(row.where, content, digest, texts)
+            texts = [] if isinstance(content, Tokens) else render(content, self._templates[source])
+            return _RenderedRow(row.where, content, digest, texts)
         except RowError as error:
             self._drop(error, row.where, report)
             return None
@@ -218,7 +186,7 @@ class Worker:
         return self.rules.share is not None and split_point(digest) < self.rules.share
 
     def _cleaned(self, content: RowContent, where: str, report: Report) -> RowContent | None:
-        cleaned, findings = clean(content, self.rules.checks, self.tasks[0].template.controls)
+        cleaned, findings = clean(content, self.rules.checks, self._templates[0].controls)
         for finding in findings:
             action = self.rules.checks[finding.check]
             if action == "error":
@@ -243,27 +211,26 @@ class Worker:
             )
         report.drop(error, where)
 
-    def _encode(self, rows: list[_Usable], reports: tuple[Report, Report], made: ExampleArrays) -> list[_Usable]:
-        """The rows that give examples, which go into `made`."""
+    def _encode(
+        self, rows: list[_RenderedRow], reports: tuple[Report, Report]
+    ) -> tuple[list[_RenderedRow], list[Encoded]]:
+        """The rows that have examples, and the encoded texts of all rows, fitting or not."""
         encoded = iter(self._encoder.encode([text for row in rows for text in row.texts]))
-        usable = []
+        usable, everything = [], []
         for row in rows:
             report = reports[self._side(row.digest)]
             texts = [next(encoded) for _ in row.texts] if row.texts else [self._from_tokens(row.content)]
-            error = next((text for text in texts if isinstance(text, RowError)), None)
-            if error:
+            if error := next((text for text in texts if isinstance(text, RowError)), None):
                 self._drop(error, row.where, report)
                 continue
             whole = [text for text in texts if isinstance(text, Encoded)]
-            for text in whole:
-                made.add_lengths(text)
-            examples, cut = self._fitted(whole, row.where)
-            if isinstance(examples, RowError):
-                report.drop(examples, row.where)
-            else:
-                made.add_row(examples, cut, row.where)
+            everything += whole
+            try:
+                row.examples, row.cut = self._fitted(whole, row.where)
                 usable.append(row)
-        return usable
+            except RowError as error:
+                report.drop(error, row.where)
+        return usable, everything
 
     def _from_tokens(self, content: RowContent) -> Encoded | RowError:
         assert isinstance(content, Tokens)
@@ -284,21 +251,27 @@ class Worker:
                 )
         return Encoded(ids, labels, turns)
 
-    def _fitted(self, texts: list[Encoded], where: str) -> tuple[list[Encoded] | RowError, bool]:
-        """A row's examples within max_length, or why it has none, and whether something was cut."""
+    def _fitted(self, texts: list[Encoded], where: str) -> tuple[list[Encoded], bool]:
+        """A row's examples within max_length, and whether something was cut. A `RowError` where nothing fits, a
+        `UserError` where the recipe says to stop."""
         limit, longest = self.rules.max_length, max(len(text.input_ids) for text in texts)
         if longest <= limit:
             return texts, False
+        reason = f"longer than {limit:,} tokens"
         if self.rules.overlong == "error":
             raise UserError(
                 f"{where}: {longest:,} tokens, data.max_length is {limit:,}. Raise it, or write data.overlong: drop or "
                 "truncate."
             )
-        if self.rules.overlong == "truncate":
-            short = [cut for text in texts if (cut := text.truncated(limit))]
-            return short or RowError(f"no answer fits whole into {limit:,} tokens", f"{longest:,} tokens"), True
         if self.rules.overlong == "split" and not any(text.turns for text in texts):
             return [piece for text in texts for piece in text.pieces(limit)], False
-        # One of several examples of a row whose template rewrites its history may fit.
-        within = [text for text in texts if len(text.input_ids) <= limit]
-        return within or RowError(f"longer than {limit:,} tokens", f"{longest:,} tokens"), True
+        if self.rules.overlong == "truncate":
+            short, reason = (
+                [cut for text in texts if (cut := text.truncated(limit))],
+                f"no answer fits whole into {limit:,} tokens",
+            )
+        else:  # one of several examples of a row whose template rewrites its history may fit
+            short = [text for text in texts if len(text.input_ids) <= limit]
+        if not short:
+            raise RowError(reason, f"{longest:,} tokens")
+        return short, True

@@ -12,8 +12,8 @@ from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.rendering import RenderedRows, render_for_models
 from lorakit.evaluate.results import EvalSettings, Evaluation, ModelResult, compare_models, score_outputs
 from lorakit.model.adapters.plain_lora import is_no_op
+from lorakit.plan.checkpoint import unseen
 from lorakit.plan.model_info import read_model_info
-from lorakit.plan.row_limits import unseen
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 

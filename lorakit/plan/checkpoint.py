@@ -1,28 +1,29 @@
-"""The base model's own files, before they are loaded and without torch: what a run would refuse, and what their
-quantization means."""
+"""The base model's own files, before weights are loaded: what a run would refuse of them, their chat template, the
+positions that they have, and what their quantization means. Without torch, but for the tokenizer."""
 
 from dataclasses import dataclass
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine
-from lorakit.model.base_files import check_base_files, refuse_missing_tokenizer
+from lorakit.model.base_files import check_base_files, has_tokenizer, refuse_missing_tokenizer
+from lorakit.model.positions import Positions
 from lorakit.model.quantization_config import describe_savings, missing_packages, refuse_irreversible
+from lorakit.model.resolve import Base
 from lorakit.plan.memory import DTYPE_BYTES, weight_bytes
-from lorakit.plan.model_info import ModelInfo, hub_snapshot
+from lorakit.plan.model_info import ModelInfo, find_model_folder, hub_snapshot
 from lorakit.recipe.schema import Model, Recipe
+
+if TYPE_CHECKING:
+    from lorakit.data.chat_template import ChatTemplate
 
 
 def check_local_base(recipe: Recipe, complete: bool = True) -> None:
-    """Refuse a base model whose files a run would refuse, where they are here.
-
-    Args:
-        complete: whether a file that a folder lacks is a fault.
-
-    Raises:
-        UserError: a file is missing, damaged or pickled, code is to be run, or the template reads no such variable.
-    """
+    """Refuse a base model whose files a run would refuse, where they are here: a file is missing (where `complete`),
+    damaged or pickled, code is to be run, or the template reads no such variable."""
     model, path = recipe.model, Path(recipe.model.base)
     local = path if path.is_absolute() and path.is_dir() else None
     folder = local or (None if path.is_absolute() else hub_snapshot(model.base, model.revision))
@@ -59,6 +60,38 @@ def _check_template(model: Model, folder: Path | None) -> None:
         check_template_date(model.template_date, writes_date(templates))
 
 
+def load_template(recipe: Recipe, base: Base) -> "ChatTemplate":
+    """The tokenizer in the base's folder with the recipe's chat template, or its own. A `UserError` where it cannot be
+    loaded, or the template does not read the recipe's variables or day."""
+    # transformers, and torch with it
+    from lorakit.data.chat_template import ChatTemplate
+    from lorakit.data.template_source import check_template_date, writes_date
+    from lorakit.model.tokenizer import load_tokenizer, quiet_libraries, stop_words
+
+    quiet_libraries()
+    tokenizer = load_tokenizer(base, recipe.model.chat_template)
+    given, writes = recipe.model.template_date, writes_date(tokenizer.chat_template)
+    check_template_date(given, writes)
+    template = ChatTemplate(
+        tokenizer,
+        recipe.data.train_on,
+        recipe.data.system,
+        stop_words(base, tokenizer),
+        recipe.model.template_variables,
+        (date.today().isoformat() if given == "auto" else given) if writes else None,
+    )
+    template.check_variables()
+    return template
+
+
+def find_template(recipe: Recipe) -> "ChatTemplate | None":
+    """`load_template` where the tokenizer is on this machine, whether the weights are or not; else None."""
+    folder = find_model_folder(recipe.model.base, recipe.model.revision)
+    if folder is None or not has_tokenizer(folder):
+        return None
+    return load_template(recipe, Base(recipe.model.base, folder, "on this machine"))
+
+
 def describe_missing_files(recipe: Recipe) -> str | None:
     """What of the base's files a run would miss, of a base that `check_local_base` takes; None where nothing is."""
     try:
@@ -69,13 +102,47 @@ def describe_missing_files(recipe: Recipe) -> str | None:
 
 
 def refuse_unmergeable(recipe: Recipe, info: ModelInfo) -> None:
-    """Refuse a recipe that asks for a merged model of weights to which nothing can be added.
-
-    Raises:
-        UserError: the quantization of the base's own weights cannot be undone.
-    """
+    """Refuse a recipe that asks for a merged model where the quantization of the base's weights cannot be undone."""
     if recipe.output.merged:
         refuse_irreversible(info.stored, recipe.model.base)
+
+
+def refuse_lengths(recipe: Recipe, facts: ModelInfo | None) -> None:
+    """Refuse `data.max_length` or `evaluate.max_new_tokens` where the model has no positions for so many tokens."""
+    positions = facts.positions if facts else None
+    if positions is None or not positions.hard:
+        return
+    why = f"{positions.limit:,} positions ({positions.key}), each with an embedding of its own, and none for more"
+    longest, answer = recipe.data.max_length, recipe.evaluate.max_new_tokens
+    if longest > positions.limit:
+        raise UserError(
+            f"data.max_length: rows of {longest:,} tokens are allowed, but {recipe.model.base} has {why}. "
+            f"Write max_length: {positions.limit} or less."
+        )
+    if answer > positions.limit:
+        raise UserError(
+            f"evaluate.max_new_tokens: answers of {answer:,} tokens are asked for, but {recipe.model.base} has {why}. "
+            f"Write max_new_tokens: {max(1, positions.limit // 2)}, which leaves room for the prompt."
+        )
+
+
+def beyond_training(recipe: Recipe, facts: ModelInfo | None, longest: int | None = None) -> str:
+    """A warning where rows are longer than what the model was trained on; empty where none is due. `longest`: the
+    longest row in tokens; None where no row has been read, which leaves `data.max_length`."""
+    positions = facts.positions if facts else None
+    length = recipe.data.max_length if longest is None else min(longest, recipe.data.max_length)
+    if positions is None or positions.hard or length <= positions.limit:
+        return ""
+    rows = f"rows may have {length:,} tokens" if longest is None else f"the longest row has {length:,} tokens"
+    return f"data.max_length: {rows}, {unseen(positions)}. Write max_length: {positions.limit}, or choose another model"
+
+
+def unseen(positions: Positions) -> str:
+    """A clause on what later positions mean for a model without a limit."""
+    return (
+        f"but the model was trained on {positions.limit:,} positions ({positions.key}): later ones are computed, but "
+        "it has never seen any, and mostly predicts badly there"
+    )
 
 
 @dataclass(frozen=True)
@@ -120,12 +187,7 @@ def effective_quantization(settings: Model, kind_quantizes: str | None, info: Mo
 
 def quantization_line(settings: Model, kind_quantizes: str | None, info: ModelInfo | None) -> str:
     """The sentence of `lorakit check`: the quantization asked for, the one in effect, the share and the bytes saved.
-
-    Args:
-        settings: the recipe's model section, its dtype resolved.
-        kind_quantizes: the quantization in which the adapter kind itself puts the base, if any.
-        info: of the base model; None when it is not on this machine.
-    """
+    `settings` have their dtype resolved; `kind_quantizes`: how the adapter's kind itself quantizes the base."""
     effective, reason = effective_quantization(settings, kind_quantizes, info)
     if effective == "none":
         return f"none: {reason or 'the weights as they are'}"

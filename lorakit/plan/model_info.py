@@ -1,5 +1,9 @@
-"""What `auto` needs to know of a base model, from its config.json or a table, without loading or fetching anything."""
+"""What `auto` needs to know of a base model, from its config.json or the bundled table of well-known models, without
+loading or fetching anything."""
 
+import copy
+import functools
+import json
 import math
 import os
 from dataclasses import dataclass
@@ -13,15 +17,14 @@ from lorakit.model.quantization_config import CheckpointQuantization, parse_quan
 from lorakit.model.resolve import BUNDLED_MODELS, bundled_file, converted_folder
 from lorakit.model.spec import ModelSpec
 from lorakit.model.spec_from_config import is_known_family, spec_from_config
-from lorakit.plan.known_models import known_config
 
+_TABLE = Path(__file__).with_name("known_models.json")
 # Families for which transformers (5.23) has no scaled_dot_product_attention, by `_supports_sdpa` of their classes.
 _WITHOUT_SDPA = """
     big_bird bigbird_pegasus bloom codegen cpmant deepseek_v4 falcon_mamba flint gemma2 git got_ocr2 gpt_neo
     gpt_neox_japanese gpt_oss gptj granite_swa granitemoe_swa hy_v4 inkling2_text mamba mamba2 megatron-bert
     mimo_v2_flash mpt mvp openai-gpt prophetnet reformer rembert roformer rwkv trocr vaultgemma xglm xlm xlnet xlstm
 """
-
 
 FLASH = "flash_attention_2"
 
@@ -49,30 +52,23 @@ class ModelInfo:
 
 
 def find_model_info(base: str, revision: str) -> ModelInfo | None:
-    """What is known of a recipe's base model, or None when it is neither on this machine nor well known.
-
-    Raises:
-        UserError: its config.json is damaged.
-    """
+    """What is known of a recipe's base model, or None when it is neither on this machine nor well known."""
     config = find_config(base, revision)
     return parse_model_info(config) if config else None
 
 
 def find_config(base: str, revision: str) -> dict[str, Any] | None:
-    """config.json of a recipe's base model: of a local folder, from the hub's cache, or of a well-known model.
-
-    Args:
-        base: an absolute path, or a hub id.
-
-    Raises:
-        UserError: a local folder's config.json is damaged.
-    """
+    """config.json of a recipe's base model: of a local folder, from the hub's cache, or of a well-known model. `base`:
+    an absolute path, or a hub id. A `UserError` where the file is damaged."""
     local = Path(base).is_absolute() or hub_snapshot(base, revision) is not None
     # A known model sooner than a converted file, whose folder is found by its sha256.
     if not local and (known := known_config(base)):
         return known
     folder = find_model_folder(base, revision)
-    return _read_config(folder) if folder and (folder / "config.json").is_file() else None
+    try:
+        return read_json(folder / "config.json") or None if folder else None
+    except UserError as error:
+        raise UserError(f"model.base: {error}") from error
 
 
 def find_model_folder(base: str, revision: str) -> Path | None:
@@ -97,31 +93,18 @@ def hub_snapshot(name: str, revision: str) -> Path | None:
 
 
 def read_model_info(folder: Path) -> ModelInfo | None:
-    """What is in a model folder's config.json; None when it cannot be read or names no hidden size.
-
-    Raises:
-        UserError: a value in it is damaged.
-    """
+    """What is in a model folder's config.json; None when it cannot be read or names no hidden size. A `UserError` where
+    a value in it is damaged."""
     try:
-        config = _read_config(folder)
+        config = read_json(folder / "config.json")
     except UserError:
         return None  # loading says what is wrong
     return parse_model_info(config)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        return read_json(folder / "config.json")
-    except UserError as error:
-        raise UserError(f"model.base: {error}") from error
-
-
 def parse_model_info(whole: dict[str, Any]) -> ModelInfo | None:
-    """What is in what a config.json holds; None when it names no hidden size.
-
-    Raises:
-        UserError: a value is damaged. Of a family that is not counted, what its sizes may be is left to transformers.
-    """
+    """What is in what a config.json holds; None when it names no hidden size. A `UserError` where a value is damaged.
+    Of a family that is not counted, what its sizes may be is left to transformers."""
     config = read_mapping(whole, "text_config") or whole
     hidden = _first(config, "hidden_size", "n_embd", "d_model")
     if hidden is None:
@@ -150,3 +133,27 @@ def _first(config: dict[str, Any], *keys: str) -> int | None:
     if is_known_family(config):
         return next((number for key in keys if (number := read_size(config, key))), None)
     return next((config[key] for key in keys if is_size(config.get(key))), None)
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """Models of one config: their hub ids, what config.json says of their size, and where that is from."""
+
+    ids: list[str]
+    parameters: int  # as the model's hub page counts them
+    source: str
+    config: dict[str, Any]
+
+
+@functools.cache
+def known_models() -> tuple[KnownModel, ...]:
+    """Every entry of the bundled table."""
+    models = json.loads(_TABLE.read_text(encoding="utf-8"))["models"]
+    return tuple(KnownModel(**model) for model in models)
+
+
+def known_config(hub_id: str) -> dict[str, Any] | None:
+    """config.json of a hub model, reduced to what sizes it (with `dtype`, the type in which it is stored); else None.
+    Letter case does not matter. Quantized repackagings have other ids and are not known."""
+    ids = {known.lower(): model.config for model in known_models() for known in model.ids}
+    return copy.deepcopy(ids.get(hub_id.lower()))

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lorakit.amounts import percent
 from lorakit.data.conversations import Conversation, Text
-from lorakit.data.formats import parse_record
 from lorakit.data.mixture import Mixture
 from lorakit.data.readers import json_rows
-from lorakit.data.rows import Block, Row, RowError
-from lorakit.data.sources import OpenSource, is_file, open_source, rename_columns, sources_of
+from lorakit.data.rows import Block, Row, RowError, block_of
+from lorakit.data.sources import OpenSource, is_file, open_source, sources_of
 from lorakit.errors import UserError
 from lorakit.plan.estimate import RowEstimate, assume_rows
 from lorakit.progress import Silent
@@ -161,20 +160,17 @@ def _prepare_sample(
     import numpy as np
 
     from lorakit.data.examples import rules_of
-    from lorakit.data.worker import Worker, task_of
+    from lorakit.data.worker import Worker
 
     share = settings.eval if isinstance(settings.eval, float) else 0.0
-    worker = Worker([task_of(one.opened, template) for one in train], rules_of(settings, None, False))
+    worker = Worker([one.opened for one in train], template, rules_of(settings, None, False))
     sources, texts, longest, tokenized, broken = [], [], 0, 0, 0
     for number, one in enumerate(train):
         most = max(50, int(_CHARACTERS / max(fmean(map(_characters, one.rows)), 1)))
         rows = _evenly(sorted(one.rows, key=_characters), min(_ROWS, most))  # short and long ones in their proportion
-        some, long = (
-            worker(number, Block(one.opened.files[0], 1, chosen, lambda name, first, rows: iter(rows), 0))
-            for chosen in (rows, one.longest)
-        )
-        examples = one.expect(len(some.digests) / max(len(rows), 1)) * len(some.lengths) / max(len(some.digests), 1)
-        weight, tokens, trained = one.opened.source.weight, some.lengths.tolist(), int(some.trained.sum())
+        some, long = (worker(number, block_of(chosen)).rows for chosen in (rows, one.longest))
+        examples = one.expect(len(some.cut) / max(len(rows), 1)) * len(some.length) / max(len(some.cut), 1)
+        weight, tokens, trained = one.opened.source.weight, some.length.tolist(), int(some.trained.sum())
         sources.append(_Lengths(weight, examples * (1 - share), tokens, trained))
         texts.append(some.text_lengths.length)
         tallest = [*texts[-1].tolist(), *long.text_lengths.length.tolist()]
@@ -284,9 +280,8 @@ def _texts(samples: list[SourceSample]) -> Iterator[tuple[str, str]]:
     """Prompt and last trained answer of rows; a text is an answer to nothing."""
     for one in samples:
         for row in _evenly(one.readable, _TEXTS):
-            record = rename_columns(row.record, one.opened.source.columns or {})  # type: ignore[arg-type]
             try:
-                content = parse_record(str(one.opened.format), one.opened.settings, record)
+                content = one.opened.parse(row.record)  # type: ignore[arg-type]
             except RowError:
                 continue
             if isinstance(content, Text):

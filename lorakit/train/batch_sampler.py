@@ -7,10 +7,9 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
-from lorakit.data.batches import collate, run_batches
+from lorakit.data.batches import collate, collate_packed, first_fit_decreasing, run_batches
 from lorakit.data.conversations import IGNORED
 from lorakit.data.mixture import Mixture
-from lorakit.data.packing import collate_packed, first_fit_decreasing
 
 Pack = list[dict[str, Any]]
 """What a micro-batch counts: the rows of one pack, or one row alone where the run does not pack."""

@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 
-from lorakit.data.batches import collate
+from lorakit.data.batches import collate, collate_packed
 from lorakit.data.conversations import IGNORED
-from lorakit.data.packing import collate_packed
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.loss import EXACT, HALF, full_logits_loss, is_causal, losses_agree, supervised_loss
