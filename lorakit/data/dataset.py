@@ -4,9 +4,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +16,9 @@ from lorakit.data.cleaning.row_stats import RowStats
 from lorakit.data.example_arrays import TextLengths, UsableRows
 from lorakit.data.mixture import Mixture
 from lorakit.data.report import Report
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SIDES = ("train", "held_out")
 
@@ -36,18 +40,27 @@ class ExampleIndex:
 
 @dataclass(frozen=True)
 class Examples:
-    """`rows` has the columns input_ids, labels (-100 where not trained), answer (the token index at which the last
-    answer begins, -1 where a text has none), where (file and line) and source (its number).
+    """The examples of one side: all of an Arrow `file`, or those whose numbers are `selected`.
 
     `traits` of each row, and `text_lengths` of both sides, fitting or not, where they were asked for.
     """
 
-    rows: datasets.Dataset
+    file: Path
     report: Report
     key: str
     index: ExampleIndex
     traits: RowStats | None = None
     text_lengths: TextLengths | None = None
+    selected: np.ndarray | None = None
+
+    @cached_property
+    def rows(self) -> "Dataset":
+        """The columns input_ids, labels (-100 where not trained), answer (the token index at which the last answer
+        begins, -1 where a text has none), where (file and line) and source (its number)."""
+        from datasets import Dataset  # takes half a second, which a plan does not need
+
+        rows = Dataset.from_file(str(self.file))
+        return rows if self.selected is None else rows.select(self.selected)
 
     def lengths(self) -> np.ndarray:
         """Tokens of each example."""
@@ -125,16 +138,18 @@ def read_side(folder: Path, side: str, key: str) -> Examples:
         OSError, ValueError, TypeError, KeyError: the files are damaged.
     """
     report = Report.from_dict(json.loads((folder / f"{side}.json").read_text(encoding="utf-8")))
+    path = folder / f"{side}.arrow"
     try:
-        rows = datasets.Dataset.from_file(str(folder / f"{side}.arrow"))
+        with pa.memory_map(str(path)) as file:
+            count = sum(map(len, pa.ipc.open_stream(file)))
     except pa.ArrowException as error:
         raise ValueError(str(error)) from error
-    if len(rows) != report.examples:
-        raise ValueError(f"{len(rows)} of {report.examples} examples")
-    with np.load(folder / f"{side}.npz", allow_pickle=False) as file:
-        arrays = dict(file)
+    if count != report.examples:
+        raise ValueError(f"{count} of {report.examples} examples")
+    with np.load(folder / f"{side}.npz", allow_pickle=False) as stored:
+        arrays = dict(stored)
     traits = {field.name: arrays.pop(f"of_{field.name}", None) for field in fields(RowStats)}
     index = ExampleIndex(**arrays)
-    if len(index.owner) != len(rows):
-        raise ValueError(f"{len(index.owner)} of {len(rows)} places")
-    return Examples(rows, report, key, index, None if traits["content"] is None else RowStats(**traits))
+    if len(index.owner) != count:
+        raise ValueError(f"{len(index.owner)} of {count} places")
+    return Examples(path, report, key, index, None if traits["content"] is None else RowStats(**traits))

@@ -5,10 +5,11 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, TypeVar
 from zipfile import BadZipFile
 
@@ -50,7 +51,7 @@ def examples_of(
 
     They come from the cache when nothing that matters has changed. `survey`: the checks that only report are made too,
     and what they need is kept in the examples' `traits` and `text_lengths`. `stored`: whether they go into the cache;
-    without it they are gone with the process, and have `text_lengths`.
+    without it their `rows` are gone on return, and they have `text_lengths`.
 
     Raises:
         UserError: a source cannot be read, a row is broken or overlong and the recipe says to stop, a check of
@@ -60,10 +61,12 @@ def examples_of(
     share = settings.eval if isinstance(settings.eval, float) else None
     rules = rules_of(settings, share, survey)
 
-    def prepare(sources: list[Source]) -> tuple[Examples, Examples | None]:
-        return _prepare(sources, settings, rules, template, progress, survey, stored)
+    with report_hub_retries(progress), nullcontext() if stored else TemporaryDirectory() as folder:
 
-    with report_hub_retries(progress):
+        def prepare(sources: list[Source]) -> tuple[Examples, Examples | None]:
+            own = Path(mkdtemp(dir=folder)) if folder else None
+            return _prepare(sources, settings, rules, template, progress, survey, own)
+
         train, held_out = prepare(sources_of(settings, settings.train))
         if settings.eval is not None and share is None:
             held_out, _ = prepare(sources_of(settings, settings.eval))
@@ -116,9 +119,9 @@ def _prepare(
     template: ChatTemplate,
     progress: Progress,
     with_lengths: bool = False,
-    stored: bool = True,
+    own_folder: Path | None = None,
 ) -> tuple[Examples, Examples | None]:
-    key = _key_of(sources, rules, settings.clean, template) if stored else ""
+    key = "" if own_folder else _key_of(sources, rules, settings.clean, template)
 
     def build(folder: Path) -> None:
         result = run_pipeline(sources, template, rules, folder / "all.arrow", progress)
@@ -134,16 +137,15 @@ def _prepare(
 
     def load(folder: Path) -> tuple[Examples, Examples | None]:
         train = read_side(folder, SIDES[0], key)
-        if with_lengths or not stored:
+        if with_lengths or own_folder:
             with np.load(folder / "shapes.npz", allow_pickle=False) as arrays:
                 train = replace(train, text_lengths=TextLengths(**arrays))
         return train, None if rules.share is None else read_side(folder, SIDES[1], key)
 
-    if stored:
+    if own_folder is None:
         return _cached(key, build, load, progress)
-    with TemporaryDirectory() as folder:
-        build(Path(folder))
-        return load(Path(folder))
+    build(own_folder)
+    return load(own_folder)
 
 
 def _report(result: UsableRows, rows: np.ndarray, side: int) -> Report:

@@ -209,7 +209,7 @@ def _without_rows(train: Examples, rows: list[int], check: str) -> Examples:
     count_examples(train.report, index)
     return replace(
         train,
-        rows=train.rows.select(np.flatnonzero(examples)),
+        selected=np.flatnonzero(examples) if train.selected is None else train.selected[examples],
         index=index,
         traits=None if train.traits is None else take_rows(train.traits, np.flatnonzero(stay)),
     )

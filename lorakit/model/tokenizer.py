@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from lorakit.errors import UserError, first_line
 from lorakit.model.config_values import is_size, read_json
@@ -22,14 +22,14 @@ DAMAGED = (
 
 def quiet_libraries() -> None:
     """Keep the libraries' progress bars and advice off the terminal; errors still raise."""
-    import datasets
     import huggingface_hub
     import transformers
     from transformers import dynamic_module_utils
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # the variable of this name is read too early
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    # `datasets` reads these when it is imported, which takes half a second and not every command does.
+    os.environ |= {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|accelerate)\.")
     # PEFT sets right by itself what it warns of: the same adapter fits Conv1D and the quantized layer made from it.
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", module=r"peft\.")
@@ -37,23 +37,23 @@ def quiet_libraries() -> None:
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # no question at the terminal whether to run code
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
     for name in ("bitsandbytes", "bitsandbytes.autograd._functions", "trl", "peft", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def load_tokenizer(base: Base, chat_template: str | None) -> Any:
     """The base's tokenizer, with the recipe's chat template or its own if any; UserError where one cannot be read."""
+    config = _brief_config(base.folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, config=config, trust_remote_code=False)
         tokenizer("a")  # some values of its configuration, such as model_max_length, are only read here
     except Exception as error:  # the Rust tokenizers raise bare Exceptions on a damaged tokenizer.json
         _refuse_damaged_config(base)
         is_known = isinstance(error, (*DAMAGED, ImportError))
         problem = "the tokenizer cannot be loaded" if is_known else "tokenizer.json is damaged"
         raise UserError(f"model.base: {base.name}: {problem}: {describe_load_error(error)}.") from error
-    config = read_json(base.folder / "config.json")
-    vocabulary: Any = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    sizes = read_json(base.folder / "config.json")
+    vocabulary: Any = sizes.get("vocab_size") or (sizes.get("text_config") or {}).get("vocab_size")
     if is_size(vocabulary) and (tokenizer.pad_token_id or 0) >= vocabulary:
         tokenizer.pad_token = None  # the model has no embedding for it; `pad_token_id` takes another
     named = tokenizer.chat_template
@@ -67,6 +67,17 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
                 f"model.chat_template: {chat_template} cannot be read: {error}. Save it as UTF-8."
             ) from error
     return tokenizer
+
+
+def _brief_config(folder: Path) -> PreTrainedConfig | None:
+    """What `AutoTokenizer` reads of a model's configuration where the tokenizer's own names its class; else None, and it
+    reads all. The class of the whole configuration imports the library's model code, which takes a second."""
+    config, own = read_json(folder / "config.json"), read_json(folder / "tokenizer_config.json")
+    if not isinstance(config.get("model_type"), str) or not own.get("tokenizer_class") or "auto_map" in {**config, **own}:
+        return None
+    brief = PreTrainedConfig(name_or_path=str(folder))
+    brief.model_type = config["model_type"]
+    return brief
 
 
 def _refuse_damaged_config(base: Base) -> None:
