@@ -61,6 +61,21 @@ def test_a_plan_of_seventy_billion_parameters_loads_no_torch(recipe_on):
     assert "no tokenizer of meta-llama/Llama-3.1-70B is on this machine" in rows["counted"]
 
 
+def test_rows_are_planned_with_the_tokenizer_without_datasets_or_the_code_of_models(recipe_file, tiny_base):
+    arguments = ["lorakit", "plan", str(recipe_file(model={"base": str(tiny_base)})), "--json"]
+    code = (
+        f"import sys; sys.argv = {arguments!r}\n"
+        "from lorakit.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'datasets', 'trl', 'peft', 'torch._dynamo', 'transformers.modeling_utils'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"]["exact"]
+
+
 def test_the_text_says_it_in_tables_and_sentences(recipe_on, lorakit_plan):
     path = recipe_on("Qwen/Qwen2.5-7B-Instruct", model={"quantization": "nf4"})
     code, out, _ = lorakit_plan(path, "--gpu", "RTX 4090", "--price", "0.5")

@@ -9,8 +9,11 @@ from merge_runs import merged_run
 from runs_of_tests import run_recipe
 from transformers import AutoTokenizer
 
+from lorakit.errors import UserError
 from lorakit.merge.combine import combine
 from lorakit.model.companion_files import save_new_tokenizer, write_tokenizer
+from lorakit.model.resolve import Base
+from lorakit.model.tokenizer import load_tokenizer
 
 OTHER = "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + eos_token }}{% endfor %}"
 TEXTS = ["Tell me about rivers.", "  two blanks\n\nand lines\t", "<|im_start|>user\nHäuser & 'x'<|im_end|>", "42 + 1"]
@@ -102,6 +105,24 @@ def reads_alike(folder, tokenizer):
     assert [again(text)["input_ids"] for text in TEXTS] == [tokenizer(text)["input_ids"] for text in TEXTS]
     assert again.chat_template == tokenizer.chat_template
     assert again.special_tokens_map == tokenizer.special_tokens_map
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "mistral", "deepseek_v3", "gpt2", "phi3", "unknown", None])
+@pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
+def test_the_tokenizer_is_the_one_that_transformers_chooses_by_the_whole_configuration(base, model_type, named):
+    (base / "config.json").write_text(json.dumps({"model_type": model_type} if model_type else {"vocab_size": 500}))
+    own = base / "tokenizer_config.json"
+    if own.exists() and not named:
+        own.write_text(
+            json.dumps({key: value for key, value in json.loads(own.read_text()).items() if "class" not in key})
+        )
+    try:
+        AutoTokenizer.from_pretrained(base)
+    except ValueError:
+        with pytest.raises(UserError, match=r"tokenizer cannot be loaded|config.json cannot be read"):
+            load_tokenizer(Base("base", base, "here"), None)
+    else:
+        reads_alike(base, load_tokenizer(Base("base", base, "here"), None))
 
 
 def test_what_is_not_changed_is_copied_byte_for_byte(base, tmp_path):
