@@ -70,10 +70,12 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
 
 
 def _brief_config(folder: Path) -> PreTrainedConfig | None:
-    """What `AutoTokenizer` reads of a model's configuration where the tokenizer's own names its class; else None, and it
-    reads all. The class of the whole configuration imports the library's model code, which takes a second."""
+    """What `AutoTokenizer` reads of a model's configuration where tokenizer_config.json names its class.
+
+    None where it does not, and `AutoTokenizer` reads the whole: that imports the library's model code, for a second.
+    """
     config, own = read_json(folder / "config.json"), read_json(folder / "tokenizer_config.json")
-    if not isinstance(config.get("model_type"), str) or not own.get("tokenizer_class") or "auto_map" in {**config, **own}:
+    if not isinstance(config.get("model_type"), str) or not own.get("tokenizer_class") or "auto_map" in config | own:
         return None
     brief = PreTrainedConfig(name_or_path=str(folder))
     brief.model_type = config["model_type"]
