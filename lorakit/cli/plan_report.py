@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit import console
 from lorakit.amounts import decimal_bytes, duration, gibibyte_cell, gibibytes, percent, price
 from lorakit.errors import UserError
+from lorakit.plan.runtime import training_flops
 
 if TYPE_CHECKING:
     from lorakit.hardware.gpus import Gpu
@@ -137,7 +138,7 @@ def _figures(report: PlanReport) -> list[tuple[str, str]]:
     plan, full, spec, trainable = report.plan, report.full, report.plan.spec, report.plan.trainable
     how = "built without weights on torch's meta device" if spec.built else "counted from its config"
     fused = sum(weight.size for weight in spec.weights if weight.fused)
-    if fused and plan.quantization != "none":
+    if fused and plan.load.quantization != "none":
         how += f"; {percent(fused / spec.parameters)} are fused experts, which bitsandbytes does not quantize"
     rows = [("parameters", f"{spec.parameters:,}, {how}")]
     if report.checkpoint:
@@ -153,8 +154,9 @@ def _figures(report: PlanReport) -> list[tuple[str, str]]:
     if plan.steps:
         about = "" if plan.recipe.train.steps or plan.rows.exact else "about "
         rows.append(("steps", f"{about}{plan.steps:,} of {plan.recipe.train.batch_size} rows"))
-    if plan.tokens and plan.operations:
-        rows.append(("work", f"{plan.tokens:,} tokens, {percent(plan.padding)} padding, {plan.operations:.2g} FLOPs"))
+    if plan.work:
+        operations = training_flops(plan.work)
+        rows.append(("work", f"{plan.work.tokens:,} tokens, {percent(plan.padding)} padding, {operations:.2g} FLOPs"))
     rows.append(("time", _time(plan)))
     if plan.price:
         rows.append(("price", _range(plan.price, price)))
@@ -298,9 +300,9 @@ def _plan_as_json(plan: "Plan") -> dict[str, Any]:
         "files": {"adapter": plan.adapter_file, "model": plan.model_file},
         "rows": {key: value for key, value in asdict(plan.rows).items() if key not in ("sample", "lengths")},
         "steps": plan.steps,
-        "tokens": plan.tokens,
+        "tokens": plan.work.tokens if plan.work else None,
         "padding": plan.padding,
-        "operations": plan.operations,
+        "operations": training_flops(plan.work) if plan.work else None,
         **_time_and_price(plan),
     }
 

@@ -39,9 +39,7 @@ class ComputeConfig:
 
     width: int  # bytes of a number: 4 in float32, 2 in half precision
     attention: str = "sdpa"
-    masked: bool = True
-    """Whether rows are padded: then keys and values are repeated for every head that shares them, but in flash form.
-    Eager attention repeats them always."""
+    masked: bool = True  # whether rows are padded: then keys and values are repeated for the heads that share them
     dropout: float = 0.0
     autocast: bool = True  # whether half precision comes from autocast over an adapter in float32
     on_gpu: bool = True
@@ -58,10 +56,10 @@ class SavedActivations:
     per_token: float
     per_pair: float
     fixed: float = 0.0  # whatever the tokens
-    freed_first: float = 0.0
-    """What of `token` is gone when the backward of a block's attention runs: its feed-forward half comes first."""
-    scores: float = 0.0
-    """What the backward of a block's attention holds for each pair of tokens beside what was kept."""
+    freed_first: float = (
+        0.0  # what of `per_token` is gone when the backward of attention runs: feed-forward comes first
+    )
+    scores: float = 0.0  # what that backward holds for each pair of tokens beside what was kept
 
     def of(self, rows: int, length: int) -> float:
         """Bytes for so many rows of so many tokens."""
@@ -79,29 +77,22 @@ def saved_activations(
     by_shape: dict[tuple[int, tuple[int, ...]], SavedActivations] = {}
     blocks = []
     for number, weights in spec.blocks.items():
-        if number >= adapted.first_block:
-            prototype = spec.prototypes[number]
-            key = prototype, tuple(adapted.ranks.get(weight.path, 0) for weight in weights)
-            if key not in by_shape:
-                derived = block_activations(spec, weights, adapted, way)
-                # What the trace of a built family kept besides (spec_with_trace.py): of pairs on a processor only, as a
-                # GPU has other kernels of attention.
-                token, pair = spec.extra_bytes.get((prototype, way.width), (0.0, 0.0))
-                by_shape[key] = replace(
-                    derived,
-                    per_token=max(0.0, derived.per_token + token),
-                    per_pair=derived.per_pair if way.on_gpu else max(0.0, derived.per_pair + pair),
-                )
-            blocks.append(by_shape[key])
+        if number < adapted.first_block:
+            continue
+        key = spec.prototypes[number], tuple(adapted.ranks.get(weight.path, 0) for weight in weights)
+        if key not in by_shape:
+            derived = block_activations(spec, weights, adapted, way)
+            # What the trace of a built family kept besides (spec_with_trace.py): of pairs on a processor only, as a GPU
+            # has other kernels of attention.
+            token, pair = spec.extra_bytes.get((key[0], way.width), (0.0, 0.0))
+            per_pair = derived.per_pair if way.on_gpu else max(0.0, derived.per_pair + pair)
+            by_shape[key] = replace(derived, per_token=max(0.0, derived.per_token + token), per_pair=per_pair)
+        blocks.append(by_shape[key])
     largest = max(blocks, key=lambda block: block.of(1, _A_ROW), default=SavedActivations(0, 0))
     # The norm after the last block keeps its input; the first one does not where no gradient goes below it.
     last_norm = norm_bytes(spec, adapted, way) if adapted.full_fine_tuning else 0.0
-    total = SavedActivations(
-        per_token=sum(block.per_token for block in blocks) + last_norm,
-        per_pair=sum(block.per_pair for block in blocks),
-        fixed=sum(block.fixed for block in blocks),
-    )
-    return total, largest
+    token, pair, fixed = (sum(getattr(block, name) for block in blocks) for name in ("per_token", "per_pair", "fixed"))
+    return SavedActivations(token + last_norm, pair, fixed), largest
 
 
 def block_activations(
@@ -177,6 +168,7 @@ def _attention(spec: ModelSpec, weights: list[WeightSpec], way: ComputeConfig) -
     output = next((weight.inner for weight in weights if part(weight) == "closes"), spec.hidden)
     opening = [weight for weight in weights if part(weight) == "opens" and weight.inner == spec.hidden]
     opened = sum(weight.outer for weight in opening)
+    # Eager attention repeats keys and values always, others where rows are padded, but in flash form.
     repeated = way.attention == "eager" or (way.masked and way.attention != "flash_attention_2")
     # A single head of keys is seen by all queries as it is; others are copied for those that share them.
     if repeated and spec.key_value * spec.heads > output > spec.key_value:

@@ -42,17 +42,12 @@ def resolve_auto(
     attentions: tuple[str, ...] | None = None,
     mean: float | None = None,
 ) -> "ResolvedRecipe":
-    """The recipe with every `auto` replaced, and the choices made.
+    """The recipe with every `auto` replaced, and the choices made; a `UserError` where a setting cannot work on this
+    machine. An `auto` that depends on a model which is not on this machine yet stays `auto`, with a choice that says
+    so.
 
-    An `auto` that depends on a model which is not on this machine yet stays `auto`, with a choice that says so.
-
-    Args:
-        longest: tokens of the longest row, once the data has been read; else `data.max_length` stands in.
-        attentions: the implementations that the model's family has, by transformers; None: as far as its config tells.
-        mean: tokens of the average row; where it is not known, all are as long as the longest.
-
-    Raises:
-        UserError: a setting cannot work on this machine.
+    `longest` and `mean`: tokens of the longest and of the average row, where they are known; else all rows are as long
+    as `data.max_length`. `attentions`: those that the model's family has, by transformers; else as its config tells.
     """
     choices: dict[str, Choice] = {}
 
@@ -75,14 +70,10 @@ def resolve_auto(
         _check_attention(model.attention, machine, family)
     if recipe.data.packing == "auto":
         attention = choices["model.attention"].value if model.attention == "auto" else model.attention
+        reason = f"with {attention} a pack pays a dense mask, and rows batched by length have little padding to save"
         if attention == FLASH:
             reason = "variable-length attention takes rows end to end, without padding and without a mask"
-            choose("data.packing", "on", reason)
-        else:
-            reason = (
-                f"with {attention} a pack pays a dense mask, and rows batched by length have little padding to save"
-            )
-            choose("data.packing", "off", reason)
+        choose("data.packing", "on" if attention == FLASH else "off", reason)
     if recipe.train.optimizer == "auto":
         reason = "an adapter's states are small, and 32 bits keep them exact"
         if trains_all(recipe.adapter):
@@ -110,9 +101,8 @@ def _check_attention(attention: str, machine: Machine, family: tuple[str, ...]) 
     if attention == "flex_attention" and not machine.is_gpu:
         raise UserError(f"model.attention: {attention} trains on a GPU only; this machine has none. Write {other}.")
     if attention == FLASH and not (machine.is_gpu and machine.bfloat16):
-        raise UserError(
-            f"model.attention: {FLASH} needs a GPU with bfloat16, which {machine.name} is not. Write {other}."
-        )
+        missing = f"{FLASH} needs a GPU with bfloat16, which {machine.name} is not"
+        raise UserError(f"model.attention: {missing}. Write {other}.")
     if attention == FLASH and machine.here and not importlib.util.find_spec("flash_attn"):
         raise UserError(f"model.attention: {FLASH} needs the package flash-attn. Install it, or write {other}.")
 
@@ -146,13 +136,13 @@ def _replaced(recipe: Recipe, choices: Iterable[Choice]) -> Recipe:
 
 
 def _dtype(machine: Machine) -> tuple[str, str]:
-    if machine.is_gpu:
-        if machine.bfloat16:
-            return "bfloat16", f"{machine.name} computes in it, and its range needs no loss scaling"
+    if machine.is_gpu and not machine.bfloat16:
         return "float16", f"{machine.name} is older than bfloat16 arithmetic (compute capability below 8.0)"
-    if machine.bfloat16:
-        return "bfloat16", "this processor multiplies bfloat16 matrices in tiles (AMX)"
-    return "float32", "this processor has no bfloat16 matrix tiles (AMX), without which bfloat16 is slower"
+    if not machine.bfloat16:
+        return "float32", "this processor has no bfloat16 matrix tiles (AMX), without which bfloat16 is slower"
+    if machine.is_gpu:
+        return "bfloat16", f"{machine.name} computes in it, and its range needs no loss scaling"
+    return "bfloat16", "this processor multiplies bfloat16 matrices in tiles (AMX)"
 
 
 def _attention(recipe: Recipe, machine: Machine, dtype: str, attentions: tuple[str, ...]) -> tuple[str, str]:

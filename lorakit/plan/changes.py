@@ -50,8 +50,7 @@ class Change:
     steps: tuple[SettingChange, ...]
     plan: Plan
     slower: float | None  # its time over that of the recipe as it is; None where no time is known
-    removed: tuple[str, ...] = ()
-    """Keys of the recipe that nothing would read any more, and that have to go for it to be valid."""
+    removed: tuple[str, ...] = ()  # keys that nothing would read any more, and that have to go for it to be valid
 
     @property
     def overrides(self) -> str:
@@ -81,8 +80,8 @@ class ChangeSearch:
         steps = sorted(memory_reductions(self.plan, self.info), key=lambda step: step.quality)
         best: dict[str, Change] = {}
         for step in steps:
-            change = self._apply((step,))
-            if change is None or change.plan.fits != "yes":
+            change = self._fitting((step,))
+            if change is None:
                 continue
             # Of several values of one key the first changes least; of quantizations the fastest counts.
             faster = step.key in best and (change.slower or 1.0) < (best[step.key].slower or 1.0)
@@ -94,11 +93,8 @@ class ChangeSearch:
 
     def larger(self) -> list[Change]:
         """What would use more of the memory of a recipe that fits, each still fitting."""
-        changes = [self._apply((step,)) for step in memory_uses(self.plan)]
-        used = self.plan.longest.total
-        return [
-            change for change in changes if change and change.plan.fits == "yes" and change.plan.longest.total > used
-        ]
+        changes, used = [self._fitting((step,)) for step in memory_uses(self.plan)], self.plan.longest.total
+        return [change for change in changes if change and change.plan.longest.total > used]
 
     def _combine(self, steps: list[SettingChange]) -> list[Change]:
         """The first steps that fit together, or nothing.
@@ -106,8 +102,7 @@ class ChangeSearch:
         A step that is refused waits for the next ones: full fine-tuning takes no quantization, the adapter that follows
         does.
         """
-        applied: dict[str, SettingChange] = {}
-        waiting: dict[str, SettingChange] = {}
+        applied, waiting = dict[str, SettingChange](), dict[str, SettingChange]()
         for step in steps:
             everything = applied | waiting | {step.key: step}
             change = self._apply(tuple(everything.values()))
@@ -125,10 +120,13 @@ class ChangeSearch:
         """The same without every step that is not needed, those first that cost most in quality."""
         for step in sorted(change.steps, key=lambda step: -step.quality):
             rest = tuple(other for other in change.steps if other is not step)
-            shorter = self._apply(rest) if rest else None
-            if shorter and shorter.plan.fits == "yes":
-                change = shorter
+            change = (self._fitting(rest) if rest else None) or change
         return change
+
+    def _fitting(self, steps: tuple[SettingChange, ...]) -> Change | None:
+        """The plan with these steps where it fits."""
+        change = self._apply(steps)
+        return change if change and change.plan.fits == "yes" else None
 
     def _apply(self, steps: tuple[SettingChange, ...]) -> Change | None:
         """The plan with these steps; None where the changed recipe is refused, or cannot work."""
@@ -145,11 +143,8 @@ class ChangeSearch:
         return Change(steps, changed, slower, removed)
 
     def _changed_recipe(self, steps: tuple[SettingChange, ...]) -> tuple[Recipe, tuple[str, ...]]:
-        """The recipe with these steps, and its own keys that had to be removed since nothing would read them then.
-
-        Raises:
-            RecipeErrors: its rules refuse it for another reason.
-        """
+        """The recipe with these steps, and its own keys that had to be removed since nothing would read them then;
+        `RecipeErrors` where its rules refuse it for another reason."""
         try:
             return self.reload(_options(steps)), ()
         except RecipeErrors as refusal:
@@ -175,11 +170,11 @@ def memory_reductions(plan: Plan, info: ModelInfo) -> Iterator[SettingChange]:
         yield SettingChange("train.gradient_checkpointing", True, "the same result, blocks computed twice", 0)
     if recipe.model.attention == "eager" and "sdpa" in info.attentions:
         yield SettingChange("model.attention", "sdpa", "the same result within rounding", 0)
+    states = "optimizer states in 8 bits"
     if recipe.train.optimizer == "adamw":
-        yield SettingChange("train.optimizer", "adamw-8bit", "optimizer states in 8 bits", 1)
+        yield SettingChange("train.optimizer", "adamw-8bit", states, 1)
     if on_gpu and recipe.train.optimizer in ("adamw", "adamw-8bit"):
-        costs = "optimizer states in 8 bits, in main memory when full"
-        yield SettingChange("train.optimizer", "paged-adamw-8bit", costs, 1)
+        yield SettingChange("train.optimizer", "paged-adamw-8bit", f"{states}, in main memory when full", 1)
     if recipe.model.dtype == "float32" and quantization == "none" and on_gpu:
         yield SettingChange("model.dtype", "auto", "arithmetic in half precision", 1)
     if quantization == "none" and not (info.stored and info.stored.treatment == "kept"):
@@ -197,14 +192,12 @@ def _smaller_adapters(plan: Plan) -> Iterator[SettingChange]:
     adapter = plan.recipe.adapter
     fused = [w.path.split(".")[-2] for w in plan.spec.weights if w.fused and w.path in plan.trainable.ranks]
     if fused:
-        exclude = [*adapter.exclude, *dict.fromkeys(fused)]
         costs = "no adapter on the experts, whose weights PEFT copies with theirs"
-        yield SettingChange("adapter.exclude", exclude, costs, 2)
+        yield SettingChange("adapter.exclude", [*adapter.exclude, *dict.fromkeys(fused)], costs, 2)
     if adapter.train_modules:
         yield SettingChange("adapter.train_modules", [], "embeddings and the like stay as they are", 2)
     if adapter.targets == "all-linear":
-        costs = "no adapter on the feed-forward layers: learns less"
-        yield SettingChange("adapter.targets", "attention", costs, 2)
+        yield SettingChange("adapter.targets", "attention", "no adapter on the feed-forward layers: learns less", 2)
     for rank in (adapter.rank // 2, adapter.rank // 4):
         if rank >= 2:
             yield SettingChange("adapter.rank", rank, "less to learn with (alpha stays)", 2)
@@ -232,14 +225,12 @@ def memory_uses(plan: Plan) -> Iterator[SettingChange]:
         costs = "fewer passes over the weights; the result is the same"
         yield SettingChange("train.micro_batch", train.batch_size, costs, 0)
     if recipe.model.quantization != "none":
-        costs = "nothing is lost to quantization, nothing is dequantized"
-        yield SettingChange("model.quantization", "none", costs, 0)
+        yield SettingChange("model.quantization", "none", "nothing is lost to quantization, nothing is dequantized", 0)
     if plan.rows.overlong > 0:
         costs = f"keeps some of the {percent(plan.rows.overlong)} of rows that are longer"
         yield SettingChange("data.max_length", 2 * recipe.data.max_length, costs, 0)
     if not trains_all(recipe.adapter) and not initial_adapter(recipe.adapter) and recipe.adapter.rank < 64:
-        costs = "more to learn with, where there are rows for it"
-        yield SettingChange("adapter.rank", 2 * recipe.adapter.rank, costs, 0)
+        yield SettingChange("adapter.rank", 2 * recipe.adapter.rank, "more to learn with, where there are many rows", 0)
 
 
 def _options(steps: Sequence[SettingChange], removed: Sequence[str] = ()) -> list[str]:

@@ -16,8 +16,8 @@ from lorakit.plan.model_info import ModelInfo
 from lorakit.plan.runtime import (
     TRAINED_SHARE,
     EstimateRange,
+    Workload,
     run_workload,
-    training_flops,
     training_price,
     training_seconds,
 )
@@ -38,19 +38,16 @@ _POOL = 32
 class RowEstimate:
     """What is known of the rows. Without any, every row is as long as `data.max_length` allows."""
 
-    count: int | None
+    count: int | None  # drawn an epoch on average
     held_out: int
     longest: int
     mean: float
     trained: float
     overlong: float
     counted: str
-    broken: int = 0
-    """Of the rows looked at, those that cannot be read."""
-    exact: bool = False
-    """Whether `count` and `held_out` are the run's own."""
-    mixture: Mixture | None = None
-    """The rows of each source and their weights, of which `count` are drawn an epoch on average."""
+    broken: int = 0  # of the rows looked at, those that cannot be read
+    exact: bool = False  # whether `count` and `held_out` are the run's own
+    mixture: Mixture | None = None  # the rows of each source and their weights
     sample: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     lengths: tuple[int, ...] = field(default=(), repr=False)
 
@@ -60,36 +57,33 @@ class Plan:
     """The answers of `lorakit plan`. Bytes, seconds; spans are ranges that the estimate should lie in."""
 
     requested: Recipe
-    recipe: Recipe
-    """The same without `auto`."""
+    recipe: Recipe  # the same without `auto`
     choices: tuple[Choice, ...]
     machine: Machine
-    spec: ModelSpec
-    trainable: TrainableParams
-    quantization: str
-    """In which the base is really held."""
+    load: SizedRun
     rows: RowEstimate
-    longest: Memory
-    """The fullest moment on the longest micro-batch."""
-    average: Memory
-    """The same with rows of average length."""
-    room: int
-    """Bytes that a run may be planned to take."""
-    fits: str
-    """yes (within `room`), tight (within the device's memory, but not within `room`), or no."""
+    longest: Memory  # the fullest moment on the longest micro-batch
+    average: Memory  # the same with rows of average length
+    room: int  # bytes that a run may be planned to take
+    fits: str  # yes (within `room`), tight (within the device's memory, but not within `room`), or no
     evaluation: int
-    merge: int
-    """Main memory, whatever the device: a merge is computed on the processor."""
+    merge: int  # main memory, whatever the device: a merge is computed on the processor
     adapter_file: int
-    model_file: int
-    """The merged model, or what full fine-tuning leaves."""
+    model_file: int  # the merged model, or what full fine-tuning leaves
     steps: int | None
     padding: float
-    tokens: int | None
-    operations: float | None
+    work: Workload | None
     time: EstimateRange | None
     rates: Throughput | None
     price: EstimateRange | None
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.load.spec
+
+    @property
+    def trainable(self) -> TrainableParams:
+        return self.load.trainable
 
     @property
     def error(self) -> float:
@@ -118,14 +112,8 @@ def assume_rows(max_length: int, reason: str) -> RowEstimate:
 def plan_run(
     recipe: Recipe, facts: ModelInfo, rows: RowEstimate, machine: Machine, per_hour: float | None = None
 ) -> Plan:
-    """The plan of a recipe on a model whose spec is known.
-
-    Args:
-        per_hour: the price of the device an hour, in any currency.
-
-    Raises:
-        UserError: the recipe cannot work on this device, or chooses what the model does not have.
-    """
+    """The plan of a recipe on a model whose spec is known; a `UserError` where the recipe cannot work on this device,
+    or chooses what the model does not have. `per_hour`: the price of the device an hour, in any currency."""
     spec = facts.spec
     assert spec is not None
     settled = resolve_auto(recipe, machine, facts, rows.longest, mean=rows.mean)
@@ -133,20 +121,11 @@ def plan_run(
     train = settled.recipe.train
     micro, checkpointing = int(train.micro_batch), bool(train.gradient_checkpointing)
     longest = load.memory(micro, rows.longest, checkpointing)
-    steps = steps_of(settled.recipe, rows)
-    padding, work = padding_of(settled.recipe, rows, micro), None
+    steps, padding, work = _steps(settled.recipe, rows), _padding(settled.recipe, rows, micro), None
     if steps:
-        scorings = occurrences(train.eval_every, steps) if rows.held_out else 0
-        work = run_workload(
-            load,
-            micro,
-            checkpointing,
-            length=rows.mean,
-            trained=rows.trained,
-            steps=steps,
-            padding=padding,
-            held_out=round(scorings * rows.held_out * rows.mean),
-        )
+        scored = occurrences(train.eval_every, steps) * rows.held_out * rows.mean if rows.held_out else 0
+        shape: dict[str, Any] = {"length": rows.mean, "trained": rows.trained, "steps": steps, "padding": padding}
+        work = run_workload(load, micro, checkpointing, held_out=round(scored), **shape)
     rates = throughput_of(machine, settled.recipe.model.dtype) if work else None
     time = training_seconds(work, rates) if work and rates else None
     allowed = memory_budget(machine)
@@ -155,39 +134,34 @@ def plan_run(
         recipe=settled.recipe,
         choices=settled.choices,
         machine=machine,
-        spec=spec,
-        trainable=load.trainable,
-        quantization=load.quantization,
+        load=load,
         rows=rows,
         longest=longest,
         average=load.memory(micro, max(1, round(rows.mean)), checkpointing),
         room=allowed,
         fits="yes" if longest.total <= allowed else "tight" if longest.total <= machine.memory else "no",
-        evaluation=_evaluation(load, settled.recipe, rows, machine),
+        evaluation=_evaluation(load, rows, machine),
         merge=merge_memory(spec),
         adapter_file=4 * load.trainable.saved,  # in float32
         model_file=spec.parameters * DTYPE_BYTES.get(str(facts.dtype), 2),
         steps=steps,
         padding=padding,
-        tokens=work.tokens if work else None,
-        operations=training_flops(work) if work else None,
+        work=work,
         time=time,
         rates=rates,
         price=training_price(time, per_hour) if time and per_hour is not None else None,
     )
 
 
-def steps_of(recipe: Recipe, rows: RowEstimate) -> int | None:
+def _steps(recipe: Recipe, rows: RowEstimate) -> int | None:
     """The optimizer steps of a run; None where neither they nor the rows are known."""
-    if recipe.train.steps:
+    if recipe.train.steps or not rows.count:
         return recipe.train.steps
-    if not rows.count:
-        return None
     mixture = rows.mixture or Mixture((rows.count,), (1.0,))
     return mixture.run_steps(recipe.train.batch_size, recipe.train.epochs, None)
 
 
-def padding_of(recipe: Recipe, rows: RowEstimate, micro: int) -> float:
+def _padding(recipe: Recipe, rows: RowEstimate, micro: int) -> float:
     """The share of computed tokens that is padding, with rows batched by length as training batches them."""
     if recipe.data.packing == "on" or micro == 1 or not rows.lengths:
         return 0.0
@@ -201,11 +175,11 @@ def padding_of(recipe: Recipe, rows: RowEstimate, micro: int) -> float:
     return 1 - sum(order) / computed
 
 
-def _evaluation(load: SizedRun, recipe: Recipe, rows: RowEstimate, machine: Machine) -> int:
-    tokens = rows.longest + recipe.evaluate.max_new_tokens
-    width = DTYPE_BYTES[recipe.model.dtype]
-    weights = weight_bytes(load.spec, load.quantization, recipe.model.double_quant, width)
-    return evaluation_memory(load.spec, weights + 4 * load.trainable.matrices, width, tokens, machine)
+def _evaluation(load: SizedRun, rows: RowEstimate, machine: Machine) -> int:
+    model, tokens = load.recipe.model, rows.longest + load.recipe.evaluate.max_new_tokens
+    weights = weight_bytes(load.spec, load.quantization, model.double_quant, DTYPE_BYTES[model.dtype])
+    total = weights + 4 * load.trainable.matrices
+    return evaluation_memory(load.spec, total, DTYPE_BYTES[model.dtype], tokens, machine)
 
 
 def full_fine_tuning(recipe: Recipe, facts: ModelInfo, rows: RowEstimate, machine: Machine) -> Plan | None:

@@ -56,7 +56,6 @@ class SizedRun:
         )
 
     def memory(self, rows: int, length: int, checkpointing: bool) -> Memory:
-        """The peak with such micro-batches."""
         return peak_memory(self.spec, self.trainable, self.step(rows, length, checkpointing))
 
     def largest_micro_batch(self, length: int, checkpointing: bool, most: int, budget: int) -> int:
@@ -65,11 +64,8 @@ class SizedRun:
 
 
 def size_run(recipe: Recipe, info: ModelInfo, spec: ModelSpec, on_gpu: bool) -> SizedRun:
-    """A recipe on a model, on a GPU or a processor.
-
-    Raises:
-        UserError: its adapter chooses what the model does not have.
-    """
+    """A recipe on a model, on a GPU or a processor; a `UserError` where its adapter chooses what the model does not
+    have."""
     quantization, _ = effective_quantization(recipe.model, adapter_spec(recipe.adapter).quantizes, info)
     if quantization in ("gptq", "awq"):  # 4 or 8 bits with scales, in either form
         quantization = "q8" if info.stored and info.stored.bits == 8 else "nf4"
@@ -84,12 +80,8 @@ def memory_budget(machine: Machine) -> int:
 def choose_micro_batch(
     recipe: Recipe, machine: Machine, info: ModelInfo | None, longest: int, mean: float
 ) -> Iterator[tuple[str, Any, str]]:
-    """`gradient_checkpointing` and `micro_batch` where they are `auto`: name, value, and why.
-
-    Args:
-        recipe: with dtype, attention, packing and optimizer resolved.
-        longest: tokens of the longest row, which has to fit; mean: of the average one, which decides the time.
-    """
+    """`gradient_checkpointing` and `micro_batch` where they are `auto`: name, value, and why. The recipe's other
+    choices are made; the longest row has to fit, the average one decides the time."""
     checkpointing, micro_batch = recipe.train.gradient_checkpointing, recipe.train.micro_batch
     if "auto" not in (checkpointing, micro_batch):
         return
@@ -131,11 +123,10 @@ def _choose_checkpointing(run: SizedRun, machine: Machine, longest: int, mean: f
     once = training_seconds(run_workload(run, plain, False, length=mean), rates).likely
     twice = training_seconds(run_workload(run, recomputing, True, length=mean), rates).likely
     source = "" if machine.card else f" at the rates of the {card.name}, for those of this card are not known"
-    plain_words = f"{counted(plain, 'row')} at once without it"
-    recomputing_words = f"{counted(recomputing, 'row')} at once with it"
-    if twice < once:
-        return True, f"{recomputing_words} is planned faster than {plain_words}: x {twice / once:.2f}{source}"
-    return False, f"{plain_words} is planned faster than {recomputing_words}: x {once / twice:.2f}{source}"
+    words = [f"{counted(plain, 'row')} at once without it", f"{counted(recomputing, 'row')} at once with it"]
+    faster, slower = reversed(words) if twice < once else words
+    factor = min(once, twice) / max(once, twice)
+    return twice < once, f"{faster} is planned faster than {slower}: x {factor:.2f}{source}"
 
 
 def _choose_rows(run: SizedRun, machine: Machine, longest: int, checkpointing: bool) -> tuple[int, str]:

@@ -46,12 +46,10 @@ class TrainingStep:
     double_quant: bool = True
     attention: str = "sdpa"
     checkpointing: bool = False
-    masked: bool = True
-    """Whether attention takes a mask: of padded rows, and of packs, but in variable-length attention."""
+    masked: bool = True  # whether attention takes a mask: of padded rows, and of packs but in variable-length attention
     dropout: float = 0.0
     optimizer: str = "adamw"
-    accumulates: bool = False
-    """Whether a step has several micro-batches, so that gradients are there in the forward pass."""
+    accumulates: bool = False  # several micro-batches a step: gradients are there in the forward pass
     on_gpu: bool = True
     trained_width: int = 4  # bytes of a trained number and of its gradient, and of each of AdamW's states
     way: ComputeConfig | None = None  # another software's way through the blocks; None is lorakit's own
@@ -61,15 +59,15 @@ class TrainingStep:
 class Memory:
     """Bytes on the device at one moment, by component."""
 
-    moment: str
-    weights: int
-    adapter: int
-    gradients: int
-    optimizer: int
-    activations: int
-    logits: int
-    buffers: int
-    overhead: int  # the device's context, or on a processor the libraries themselves
+    moment: str = ""
+    weights: int = 0
+    adapter: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    logits: int = 0
+    buffers: int = 0
+    overhead: int = 0  # the device's context, or on a processor the libraries themselves
 
     @property
     def components(self) -> dict[str, int]:
@@ -103,7 +101,7 @@ def weight_bytes(spec: ModelSpec, quantization: str, double_quant: bool, width: 
 
 
 def peak_memory(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> Memory:
-    """The fullest moment of a training: on a processor also while it loads."""
+    """The fullest moment of a training."""
     return max(memory_by_moment(spec, adapted, training), key=lambda memory: memory.total)
 
 
@@ -113,7 +111,16 @@ def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: Traini
     With eager attention the backward of a block has two: that of its feed-forward half, with all of the block there,
     and that of its attention, which makes gradients of all scores.
     """
-    way = compute_config(adapted, training)
+    way = training.way or ComputeConfig(
+        width=DTYPE_BYTES[training.dtype],
+        attention=training.attention,
+        masked=training.masked,
+        dropout=training.dropout,
+        autocast=training.dtype != "float32",
+        float16=training.dtype == "float16",
+        on_gpu=training.on_gpu,
+        dora=adapted.dora,
+    )
     always = _always(spec, adapted, training)
     saved, block, attention = _saved(spec, adapted, training, way)
     gradients, width = adapted.trained * training.trained_width, DTYPE_BYTES[training.dtype]
@@ -133,15 +140,11 @@ def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: Traini
         moments.append(replace(always, moment="loading", adapter=0, optimizer=0, buffers=2 * spec.parameters))
         # The loss is tried on two short rows, against the model's own logits.
         tried, _ = saved_activations(spec, adapted, replace(way, masked=True))
-        moments.append(
-            replace(
-                always,
-                moment="trying the loss",
-                optimizer=0,
-                activations=round(_HOLES * tried.of(2, _TRIED_TOKENS // 2)),
-                logits=_TRIED_TOKENS * spec.vocabulary * (2 * width + 8),
-            )
+        saved, logits = (
+            round(_HOLES * tried.of(2, _TRIED_TOKENS // 2)),
+            _TRIED_TOKENS * spec.vocabulary * (2 * width + 8),
         )
+        moments.append(replace(always, moment="trying the loss", optimizer=0, activations=saved, logits=logits))
     return moments
 
 
@@ -154,29 +157,11 @@ def _always(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -
     paged = training.optimizer.startswith("paged") and training.on_gpu
     states = 2 * (adapted.small if paged else adapted.trained)  # the others move to main memory where there is no room
     return Memory(
-        moment="",
         weights=weight_bytes(spec, training.quantization, training.double_quant, weight_width),
         adapter=(adapted.matrices + adapted.beside + adapted.copied) * trained_width,
-        gradients=0,
         optimizer=round(states * (_STATE_8_BIT if training.optimizer.endswith("8bit") else trained_width)),
-        activations=0,
-        logits=0,
         buffers=rounded,
         overhead=CONTEXT if training.on_gpu else PROCESS,
-    )
-
-
-def compute_config(adapted: TrainableParams, training: TrainingStep) -> ComputeConfig:
-    """How lorakit computes a micro-batch of this training."""
-    return training.way or ComputeConfig(
-        width=DTYPE_BYTES[training.dtype],
-        attention=training.attention,
-        masked=training.masked,
-        dropout=training.dropout,
-        autocast=training.dtype != "float32",
-        float16=training.dtype == "float16",
-        on_gpu=training.on_gpu,
-        dora=adapted.dora,
     )
 
 
@@ -211,11 +196,8 @@ def _logits(spec: ModelSpec, training: TrainingStep) -> int:
 
 
 def evaluation_memory(spec: ModelSpec, weights: int, width: int, tokens: int, machine: Machine) -> int:
-    """Peak bytes of an evaluation: weights, keys and values of the rows that go together, and their logits.
-
-    Args:
-        weights: bytes of base and adapter. width: bytes of a number. tokens: of a row and its answer.
-    """
+    """Peak bytes of an evaluation: weights, keys and values of the rows that go together, and their logits. `weights`:
+    bytes of base and adapter; `width`: bytes of a number; `tokens`: of a row and its answer."""
     overhead = CONTEXT if machine.is_gpu else PROCESS
     free = max(machine.memory - weights - overhead, 0)
     stored = 2 * spec.layers * spec.key_value * width

@@ -79,15 +79,9 @@ class _Lengths:
 
 
 def estimate_rows(recipe: Recipe, find_template: "Callable[[], ChatTemplate | None]") -> RowEstimate:
-    """What the rows of a recipe are like.
-
-    Args:
-        find_template: gives the base model's tokenizer with its chat template, None where it is not on this machine;
-            called only where there are rows.
-
-    Raises:
-        UserError: a source cannot be read, its format cannot be told, or no row is left.
-    """
+    """What the rows of a recipe are like; a `UserError` where a source cannot be read, or no row is left.
+    `find_template` gives the tokenizer with its chat template, None where it is not on this machine; it is called only
+    where there are rows."""
     data, limit = recipe.data, recipe.data.max_length
     held_out_files = [] if data.eval is None or isinstance(data.eval, float) else sources_of(data, data.eval)
     local = [[_on_this_machine(source) for source in side] for side in (sources_of(data, data.train), held_out_files)]
@@ -105,8 +99,7 @@ def estimate_rows(recipe: Recipe, find_template: "Callable[[], ChatTemplate | No
     clean = {check: "report" for check, action in data.clean.model_dump().items() if action == "error"}
     lenient: dict[str, Any] = {"broken": "drop", "overlong": "drop" if data.overlong == "error" else data.overlong}
     lenient |= {"clean": data.clean.model_copy(update=clean), "train": local[0], "eval": local[1] or data.eval}
-    settings = data.model_copy(update=lenient)
-    samples = [*train, *held_out]
+    settings, samples = data.model_copy(update=lenient), [*train, *held_out]
     if all(one.whole for one in samples) and sum(one.opened.size for one in samples) <= 4 * _WHOLE:
         rows = _prepare_whole(settings, template)
     else:
@@ -142,8 +135,8 @@ def _prepare_whole(settings: Data, template: "ChatTemplate") -> RowEstimate:
         sources.append(_Lengths(source.weight, source.examples, tokens, trained))
     reports = [train.report] + ([held_out.report] if held_out and isinstance(settings.eval, float) else [])
     broken = sum(map(_count_broken, reports))
-    return replace(
-        _combine(sources),
+    return _combine(
+        sources,
         held_out=held_out.report.examples if held_out else 0,
         longest=train.report.longest,
         overlong=float((train.text_lengths.length > settings.max_length).mean()),
@@ -179,8 +172,8 @@ def _prepare_sample(
     about = "" if all(one.counted for one in train) else "about "
     total = sum(one.total for one in train)
     apart = share / (1 - share) * sum(one.examples for one in sources) + sum(one.expect() for one in held_out)
-    return replace(
-        _combine(sources),
+    return _combine(
+        sources,
         held_out=round(apart),
         longest=max([min(longest, settings.max_length), *(length for one in sources for length in one.tokens)]),
         overlong=float((np.concatenate(texts) > settings.max_length).mean()) if tokenized else 0.0,
@@ -189,8 +182,8 @@ def _prepare_sample(
     )
 
 
-def _combine(sources: list[_Lengths]) -> RowEstimate:
-    """The sources as one, each with the weight of its rows."""
+def _combine(sources: list[_Lengths], **known: Any) -> RowEstimate:
+    """The sources as one, each with the weight of its rows, and what else is known."""
     mixture = Mixture(tuple(round(one.examples) for one in sources), tuple(one.weight for one in sources))
     expected = [one.weight * one.examples for one in sources]
     lengths: list[int] = []
@@ -204,14 +197,11 @@ def _combine(sources: list[_Lengths]) -> RowEstimate:
         mixture.refuse_extremes()
     return RowEstimate(
         count=round(mixture.per_epoch),
-        held_out=0,
-        longest=max(lengths, default=0),
         mean=fmean(lengths) if lengths else 0.0,
         trained=trained / tokens if tokens else 0.0,
-        overlong=0.0,
-        counted="",
         mixture=mixture,
         lengths=tuple(sorted(lengths)),
+        **known,
     )
 
 
@@ -234,17 +224,15 @@ def _count_broken(report: "Report") -> int:
 
 
 def sample_source(source: Source) -> SourceSample:
-    """Rows of a source on this machine: all of a small one.
-
-    Raises:
-        UserError: the source cannot be read, or its format cannot be told.
-    """
+    """Rows of a source on this machine: all of a small one."""
     opened = open_source(source)
     packed = any(name.endswith((*COMPRESSIONS, *COLUMN_SUFFIXES)) for name in opened.files)
     whole, most = (_WHOLE_PACKED, _READ_PACKED) if packed else (_WHOLE, _READ)
-    blocks, stride, position = list[Block](), 1, 0
-    lines, ended = list[Row](), False
+    blocks, lines, stride, position, ended = list[Block](), list[Row](), 1, 0, True
     for number, block in enumerate(opened.blocks):
+        if position >= most:
+            ended = False
+            break
         position += block.size
         if number % stride == 0:
             blocks.append(block)
@@ -253,16 +241,11 @@ def sample_source(source: Source) -> SourceSample:
         if block.parse is json_rows.parse_lines:
             line = max(block.payload.split(b"\n"), key=len)
             lines = heapq.nlargest(_LONGEST, [*lines, *block.parse(block.name, block.first, line)], key=_characters)
-        if position >= most:
-            break
-    else:
-        ended = True
     rows = [row for block in blocks for row in block.rows()]
-    parsed_all = ended and stride == 1
-    total = len(rows) if parsed_all else len(rows) * opened.size / max(sum(block.size for block in blocks), 1)
-    longest = heapq.nlargest(_LONGEST, [*lines, *rows], key=_characters)
-    searched = parsed_all or (ended and bool(lines))
-    return SourceSample(opened, rows, total, longest, opened.size <= whole, parsed_all, searched)
+    counted = ended and stride == 1
+    total = len(rows) if counted else len(rows) * opened.size / max(sum(block.size for block in blocks), 1)
+    longest, searched = heapq.nlargest(_LONGEST, [*lines, *rows], key=_characters), counted or (ended and bool(lines))
+    return SourceSample(opened, rows, total, longest, opened.size <= whole, counted, searched)
 
 
 def _characters(row: Row) -> int:

@@ -14,8 +14,8 @@ from lorakit.run_dir import versions
 
 
 class RunRows:
-    """Both sides of a recipe's rows. A file of held-out rows is read without the rows that are trained on. `manifest`:
-    of the run that has ended."""
+    """Both sides of a recipe's rows, where a file of held-out rows is read without the rows that are trained on. A
+    `UserError` where they cannot be read. `manifest`: of the run that has ended."""
 
     def __init__(
         self, settings: Data, template: ChatTemplate, progress: Progress, manifest: dict[str, Any] | None = None
@@ -24,22 +24,20 @@ class RunRows:
         self._settings, self._progress, self._manifest = settings, progress, manifest
         self._warned: set[str] = set()
 
+    @cached_property
+    def _both(self) -> tuple[Examples, Examples | None]:
+        train, held_out = examples_of(self._settings, self.template, self._progress)
+        self._warn_of_changes(held_out, all_rows=True)
+        return train, held_out
+
     @property
     def train(self) -> Examples:
-        """What is trained on.
-
-        Raises:
-            UserError: it cannot be read.
-        """
+        """What is trained on."""
         return self._both[0]
 
     @cached_property
     def held_out(self) -> Examples | None:
-        """What is never trained on; None where the recipe names none.
-
-        Raises:
-            UserError: it cannot be read.
-        """
+        """What is never trained on; None where the recipe names none."""
         if "_both" in vars(self) or self._settings.eval is None or isinstance(self._settings.eval, float):
             return self._both[1]
         held_out = held_out_of(self._settings, self.template, self._progress)
@@ -63,12 +61,6 @@ class RunRows:
         except UserError as error:
             self._progress.warn(f"nothing is scored on held-out rows that cannot be read: {error}")
             return None
-
-    @cached_property
-    def _both(self) -> tuple[Examples, Examples | None]:
-        train, held_out = examples_of(self._settings, self.template, self._progress)
-        self._warn_of_changes(held_out, all_rows=True)
-        return train, held_out
 
     def _warn_of_changes(self, held_out: Examples | None, all_rows: bool) -> None:
         """Warn where the rows are not those of the training. They are known by their sha256, wherever they lie now.

@@ -70,8 +70,7 @@ class DoraWorkload:
     weights: int  # numbers of the adapted weights
     identities: int  # numbers of the identities that PEFT sends through A and B: input width squared
     outputs: int  # numbers that come out of the adapted layers, a token
-    twice: int = 0
-    """Weights by which a token is multiplied twice: with dropout, of what went in and of what was left of it."""
+    twice: int = 0  # weights by which a token is multiplied twice: with dropout, of what went in and of what was left
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,6 @@ class Workload:
     held_out_trained_tokens: int = 0
 
     @property
-    def share_back(self) -> float:
-        """The share of the blocks that a gradient goes back through: only these are computed again, too."""
-        return self.layers_back / self.layers
-
-    @property
     def forwards(self) -> int:
         """How often a block that a gradient goes back through is computed forward."""
         return 2 if self.checkpointing else 1
@@ -115,7 +109,7 @@ class Workload:
     @property
     def passes(self) -> float:
         """How often a micro-batch uses each frozen weight, on average."""
-        return 1 + self.share_back * self.forwards
+        return 1 + self.layers_back / self.layers * self.forwards
 
 
 def training_flops(work: Workload) -> float:
@@ -124,7 +118,7 @@ def training_flops(work: Workload) -> float:
     Two a weight and token forward, two for the gradient of the inputs, two for that of trained weights, two more where
     checkpointing computes the block again. Attention is causal: half of length squared.
     """
-    again, back = work.forwards - 1, work.share_back
+    again, back = work.forwards - 1, work.layers_back / work.layers
     twice = work.dora.twice if work.dora else 0
     body = work.body * (2 + (2 + 2 * again) * back) + 2 * work.trained_body
     body += work.adapter * (6 + 2 * again) + twice * (4 + 2 * again)
@@ -147,14 +141,9 @@ def run_workload(
     padding: float = 0.0,
     held_out: int = 0,
 ) -> Workload:
-    """A run of so many steps in the numbers that its time hangs on.
-
-    Args:
-        micro: rows of a micro-batch.
-        length: tokens of a row on average.
-        trained: the share of tokens that the loss is computed at; padding: of computed tokens that are none of a row.
-        held_out: tokens that are scored over the whole run.
-    """
+    """A run of so many steps in the numbers that its time hangs on: micro-batches of `micro` rows, of `length` tokens
+    on average, of which the share `trained` has a loss. `padding`: the share of computed tokens that are none of a row;
+    `held_out`: tokens that are scored over the whole run."""
     recipe, spec, adapted = load.recipe, load.spec, load.trainable
     examples = steps * recipe.train.batch_size
     numbers = sum(weight.size for weight in spec.quantizable) if load.quantization != "none" else 0
@@ -194,15 +183,12 @@ def run_workload(
 def _dora(spec: ModelSpec, adapted: TrainableParams, recipe: Recipe) -> DoraWorkload:
     built = recipe.model.dtype != "float32"
     chosen = [weight for weight in spec.weights if weight.path in adapted.ranks]
-    # PEFT multiplies an identity with A and then with B: in x rank x (in + out); the factored norm W with A's rows.
-    norms = (
-        adapted.ranks[weight.path] * weight.inner * (weight.outer + (weight.inner if built else 0)) for weight in chosen
-    )
     size = sum(weight.outer * weight.inner for weight in chosen)
     return DoraWorkload(
         modules=len(chosen),
         built=built,
-        norm=sum(norms),
+        # PEFT multiplies an identity with A and then with B: in x rank x (in + out); the factored norm W with A's rows.
+        norm=sum(adapted.ranks[one.path] * one.inner * (one.outer + (one.inner if built else 0)) for one in chosen),
         weights=size,
         identities=sum(weight.inner**2 for weight in chosen) if built else 0,
         outputs=sum(weight.outer for weight in chosen),
@@ -225,16 +211,13 @@ def training_seconds(work: Workload, rates: Throughput) -> EstimateRange:
     share = tokens / work.tokens if work.tokens else 1.0  # held-out rows go through in batches like the others
     factor = _INT8_FACTOR if work.quantization == "q8" and rates.queued else 1.0
     products = factor * training_flops(work) / rates.compute
-    dequantizing = 0.0
-    if work.weight_numbers:
-        each = _DEQUANTIZED_BYTES[work.quantization] / (rates.bandwidth * _DEQUANTIZING_SHARE)
-        dequantizing = work.micro_batches * work.passes * work.weight_numbers * each
+    each = _DEQUANTIZED_BYTES[work.quantization] / _DEQUANTIZING_SHARE / rates.bandwidth if work.weight_numbers else 0.0
+    dequantizing = work.micro_batches * work.passes * work.weight_numbers * each
     on_device = max(products, share * _reading(work, rates)) + (_traffic(work, rates) + share * dequantizing)
     on_device += share * _dora_norms(work, rates)
     starting = share * _starting(work, rates)
-    micro_batches = max(on_device, starting) if rates.queued else on_device + starting
-    optimizer = work.steps * work.optimizer_numbers * _OPTIMIZER_BYTES / rates.bandwidth
-    likely = micro_batches + optimizer
+    likely = max(on_device, starting) if rates.queued else on_device + starting
+    likely += work.steps * work.optimizer_numbers * _OPTIMIZER_BYTES / rates.bandwidth
     return EstimateRange(LOW * likely, likely, HIGH * likely)
 
 
@@ -259,12 +242,10 @@ def _traffic(work: Workload, rates: Throughput) -> float:
     forward = work.layers * plain + work.layers_adapted * adapter
     back = work.layers_back * plain + work.layers_adapted * adapter
     numbers = (work.tokens + work.held_out_tokens) * forward + work.tokens * (work.forwards - 1 + _BACKWARD) * back
-    scaled = 0.0
+    scaled = 0
     if work.dora:
-        per_pass = _BUILT_OUTPUT_BYTES if work.dora.built else _OUTPUT_BYTES
-        backward = (_BACKWARD if work.dora.built else _OUTPUT_BACKWARD) * per_pass
-        passes = work.tokens * (work.forwards * per_pass + backward) + work.held_out_tokens * per_pass
-        scaled = work.dora.outputs * passes
+        each, backward = (_BUILT_OUTPUT_BYTES, _BACKWARD) if work.dora.built else (_OUTPUT_BYTES, _OUTPUT_BACKWARD)
+        scaled = work.dora.outputs * each * (work.tokens * (work.forwards + backward) + work.held_out_tokens)
     return (numbers * rates.number_bytes + scaled) / rates.bandwidth
 
 

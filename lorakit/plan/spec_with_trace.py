@@ -13,16 +13,9 @@ from lorakit.recipe.schema import Adapter
 
 
 def spec_with_trace(config: Path | dict[str, Any], settings: Adapter) -> ModelSpec:
-    """The spec of a model that is not counted from its config, with what the derivation of activations misses.
-
-    What is missed hangs little on the adapter, and is looked at with what comes nearest to the recipe's.
-
-    Args:
-        config: a model's folder, or what is in its config.json.
-
-    Raises:
-        UserError: the config is of no causal language model.
-    """
+    """The spec of a model that is not counted from its config, with what the derivation of activations misses: it hangs
+    little on the adapter, and is looked at with what comes nearest to the recipe's. `config`: a model's folder, or what
+    is in its config.json; a `UserError` where it is of no causal language model."""
     spec = spec_from_meta(config)
     # Plain LoRA, DoRA or full fine-tuning of the same modules, in all layers.
     same = {name: getattr(settings, name) for name in ("rank", "dropout", "targets", "exclude")}
@@ -37,10 +30,10 @@ def _missed(config: Any, spec: ModelSpec, settings: Adapter, half: bool) -> dict
     trace = trace_activations(config, spec, settings, half)
     if trace is None:
         return {}
-    adapted, missed = count_trainable(spec, settings), {}
-    dropout, dora = settings.dropout, adapted.dora
-    attention, bytes_by_block = trace
-    way = ComputeConfig(2 if half else 4, attention, dropout=dropout, autocast=half, on_gpu=False, dora=dora)
+    (attention, bytes_by_block), adapted, missed = trace, count_trainable(spec, settings), {}
+    way = ComputeConfig(
+        2 if half else 4, attention, dropout=settings.dropout, autocast=half, on_gpu=False, dora=adapted.dora
+    )
     for number, (token, pair) in bytes_by_block.items():
         derived = block_activations(spec, spec.blocks[number], adapted, way)
         missed[number, way.width] = token - derived.per_token, pair - derived.per_pair

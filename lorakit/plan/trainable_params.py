@@ -1,7 +1,7 @@
 """What a recipe's adapter section trains of a model, counted from the model's spec. No torch here."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,7 @@ class TrainableParams:
     beside: int = 0  # frozen numbers that the adapter holds besides, such as what PiSSA began with
     copied: int = 0  # numbers of `train_modules`: the adapter holds a copy, and the base's own stay
     full_fine_tuning: bool = False  # full fine-tuning: the weights themselves
-    estimated: bool = False
-    """Whether the choice hangs on the weights themselves (spectrum), so that the counts are only near."""
+    estimated: bool = False  # whether the choice hangs on the weights themselves (spectrum): the counts are only near
     dora: bool = False
     saved: int = 0  # numbers in the adapter's file, which may be of another rank than what is trained
     first_block: int = 0  # the first block that gradients go back to: below what is trained nothing is kept for them
@@ -39,21 +38,16 @@ class TrainableParams:
 
 
 def count_trainable(spec: ModelSpec, settings: Adapter) -> TrainableParams:
-    """What an adapter section trains of a model.
-
-    Raises:
-        UserError: it chooses what the model does not have, or what its kind cannot adapt.
-    """
-    source = initial_adapter(settings)
-    if source:
+    """What an adapter section trains of a model; a `UserError` where it chooses what the model does not have, or what
+    its kind cannot adapt."""
+    if source := initial_adapter(settings):
         return _from_folder(spec, adapter_folder(Path(source)))
-    kind, share, wanted = adapter_spec(settings), 1.0, settings
+    kind, share, estimated = adapter_spec(settings), 1.0, isinstance(settings.layers, Spectrum)
     if isinstance(settings.layers, Spectrum):
-        share, wanted = settings.layers.spectrum, settings.model_copy(update={"layers": "all"})
-    estimated = wanted is not settings
-    chosen, _ = select_weights(list(spec.weights), wanted)
+        share, settings = settings.layers.spectrum, settings.model_copy(update={"layers": "all"})
+    chosen, _ = select_weights(list(spec.weights), settings)
     if trains_all(settings):
-        narrowed = not trains_every_weight(settings)
+        narrowed = estimated or not trains_every_weight(settings)
         numbers = sum(weight.size for weight in chosen) if narrowed else spec.parameters
         first = min((weight.layer or 0 for weight in chosen), default=0) if narrowed else 0
         trained = round(numbers * share)
@@ -66,18 +60,32 @@ def count_trainable(spec: ModelSpec, settings: Adapter) -> TrainableParams:
     matrices = sum(weight.experts * count(settings, ranks[weight.path], weight) for weight in chosen)
     plain = sum(weight.experts * _low_rank(settings, ranks[weight.path], weight) for weight in chosen)
     beside = sum(_low_rank(settings, ranks[w.path], w) for w in chosen) if kind.keeps_initial else 0
-    whole = sum(spec.whole(settings.train_modules).values())
+    every = _adapter(spec, chosen, ranks, matrices, settings.train_modules, kind.name == "dora")
+    return replace(
+        every,
+        saved=round(share * (plain if kind.callback else matrices + beside)) + every.whole,
+        small=round(share * every.small),
+        matrices=round(share * matrices),
+        beside=round(share * beside),
+        estimated=estimated,
+    )
+
+
+def _adapter(
+    spec: ModelSpec, chosen: list[WeightSpec], ranks: dict[str, int], matrices: int, modules: list[str], dora: bool
+) -> TrainableParams:
+    """Low-rank matrices on the chosen weights, and whole modules."""
+    whole = sum(spec.whole(modules).values())
+    sizes = (ranks[weight.path] * side * weight.experts for weight in chosen for side in (weight.inner, weight.outer))
     return TrainableParams(
         ranks=ranks,
-        saved=round(share * (plain if kind.callback else matrices + beside)) + whole,
-        small=round(share * _small(chosen, ranks)),
-        matrices=round(matrices * share),
+        matrices=matrices,
         whole=whole,
-        beside=round(beside * share),
         copied=whole,
-        estimated=estimated,
-        dora=kind.name == "dora",
-        first_block=0 if whole else _first_block(chosen),
+        dora=dora,
+        saved=matrices + whole,
+        first_block=0 if whole else min((one.layer for one in chosen if one.layer is not None), default=0),
+        small=sum(size for size in sizes if size < _LEAST_PAGED),
     )
 
 
@@ -89,15 +97,6 @@ def count_parameters(spec: ModelSpec, settings: Adapter) -> tuple[int, int]:
     # PEFT's layers for B diag(E) A hold one more number each, `ranknum`.
     counters = len(adapted.ranks) if adapter_spec(settings).callback and not initial_adapter(settings) else 0
     return adapted.trained, spec.parameters + adapted.trained + counters
-
-
-def _first_block(adapted: list[WeightSpec]) -> int:
-    return min((weight.layer for weight in adapted if weight.layer is not None), default=0)
-
-
-def _small(chosen: list[WeightSpec], ranks: dict[str, int]) -> int:
-    sizes = (ranks[weight.path] * side * weight.experts for weight in chosen for side in (weight.inner, weight.outer))
-    return sum(size for size in sizes if size < _LEAST_PAGED)
 
 
 def _low_rank(settings: Any, rank: int, weight: Any) -> int:
@@ -117,17 +116,7 @@ def _from_folder(spec: ModelSpec, folder: Path) -> TrainableParams:
     dora = bool(config.get("use_dora"))
     matrices = sum(weight.experts * _low_rank(None, ranks[weight.path], weight) for weight in chosen)
     matrices += sum(weight.outer for weight in chosen) if dora else 0
-    whole = sum(spec.whole(config.get("modules_to_save") or []).values())
-    return TrainableParams(
-        ranks=ranks,
-        saved=matrices + whole,
-        small=_small(chosen, ranks),
-        matrices=matrices,
-        whole=whole,
-        copied=whole,
-        dora=dora,
-        first_block=0 if whole else _first_block(chosen),
-    )
+    return _adapter(spec, chosen, ranks, matrices, config.get("modules_to_save") or [], dora)
 
 
 def _ranks_of(spec: ModelSpec, config: dict[str, Any]) -> dict[str, int]:
