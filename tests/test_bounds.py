@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import CHATML, rows_of, write_rows
 
-import lorakit.data.chat_template.renderer
+import lorakit.data.chat_template.template
 import lorakit.data.worker  # noqa: F401
 from lorakit.bounds import TooLong, bounded
 from lorakit.data.chat_template import ChatTemplate
@@ -33,7 +33,7 @@ EVIL_TEXT = "a" * 64 + "b"
 def short(monkeypatch):
     """Bounds of a moment, which no test waits longer for."""
     for place in (
-        "lorakit.data.chat_template.renderer",
+        "lorakit.data.chat_template.template",
         "lorakit.evaluate.metric",
         "lorakit.model.patterns",
     ):

@@ -86,8 +86,8 @@ def make_skeletons(row: TemplatedRow, render: Callable[[TemplatedRow], list[Rend
     template = row.template
     # What is known of the template is taken over: asking it anew would look into the samples.
     _ = template.stop, template.frame, template.thoughts, template.without_thoughts
-    compiled, _ = template.renderer.without_tools
-    if not logs_every_look(compiled.environment, template.renderer.source):
+    compiled, _ = template.compiled
+    if not logs_every_look(compiled.environment, template.source):
         return None
     watching = object.__new__(_WatchingTemplate)
     watching.__dict__.update(template.__dict__, looks=[])

@@ -6,8 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from lorakit.data.chat_template.template import ChatTemplate
-from lorakit.data.chat_template.template_probe import TemplateMessage
-from lorakit.data.chat_template.thoughts import ThoughtFormat
+from lorakit.data.chat_template.template_probe import TemplateMessage, ThoughtFormat
 from lorakit.data.conversations import Message
 
 

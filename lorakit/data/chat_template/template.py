@@ -1,20 +1,40 @@
-"""Chat templates: messages -> the text that a model reads, and what samples show of a template."""
+"""Chat templates: messages -> the text that a model reads, written within bounds of time and memory; what a template
+does with samples tells how it writes answers, calls and thoughts."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
+from jinja2 import Template, TemplateError, TemplateSyntaxError
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from lorakit.bounds import TooLong, bounded
 from lorakit.data.chat_template import template_probe as probe
 from lorakit.data.chat_template.controls import ControlTexts, find_control_texts, select_single_tokens
-from lorakit.data.chat_template.renderer import Renderer
-from lorakit.data.chat_template.template_probe import CallForm, Sample, TemplateMessage, Write
-from lorakit.data.chat_template.thoughts import ThoughtFormat, find_thoughts
+from lorakit.data.chat_template.template_probe import AnswerProbe, CallForm, TemplateMessage, ThoughtFormat
 from lorakit.data.conversations import Message
 from lorakit.data.rows import RowError
-from lorakit.data.template_source import TemplateVariables, as_yaml, clock_at, find_variables
+from lorakit.data.template_source import TemplateVariables, as_yaml, clock_at, compile_bounded, find_variables
 from lorakit.errors import UserError
+
+# A template writes a conversation in milliseconds.
+_SECONDS, _MEMORY = 10, 2 << 30
+# Characters that it may write besides what the messages say, and how often it may write that (as JSON, with thoughts).
+_AROUND, _TIMES = 1 << 20, 8
+REFUSED = "the chat template refuses the conversation"
+_FIX = "Fix the template, or write another."
+_NO_TEMPLATE = (
+    "model.base: it has no chat template, which conversations need. Give one with model.chat_template, a .jinja file "
+    "such as {% for m in messages %}{{ m['content'] + ('\\n' if m['role'] != 'assistant' else eos_token) }}{% endfor %}"
+    ", or train documents (data.format: text)."
+)
+
+
+class NoChatTemplate(UserError):
+    """Conversations are to be rendered, and the model has no chat template."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +53,7 @@ class ChatTemplate:
     skeletons: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
     """What is known of conversations by their shape (`skeletons.py`)."""
     remedies: dict[str, str] = field(default_factory=dict, init=False, compare=False, repr=False)
-    """What would help against an error, by its reason (`answers.py`)."""
+    """What would help against an error, by its reason (`render.py`)."""
     seeks_remedies: ClassVar[bool] = True
 
     def __getstate__(self) -> dict[str, Any]:
@@ -46,22 +66,16 @@ class ChatTemplate:
             return message
         ours = ("train", "thinking", "begun")
         adapted = {key: value for key, value in message.items() if key not in ours and value is not None}
-        if has_thinking(message):
-            names = self._answer_thinking_names or self._call_thinking_names
+        if probe.has_thinking(message):
+            names = self._plain.thinking_names or self._calling.thinking_names
             if not names and self.thoughts is None:
-                raise RowError(
-                    "the chat template does not write thinking (write it into the content, leave it out, or give "
-                    "another model.chat_template)"
-                )
+                raise _not_written("thinking", "it")
             adapted |= dict.fromkeys(names, message["thinking"])
         if not adapted.get("tool_calls"):
             adapted.pop("tool_calls", None)
             return adapted
         if self._call_form is None:
-            raise RowError(
-                "the chat template does not write tool calls (write them into the content, leave them out, or give "
-                "another model.chat_template)"
-            )
+            raise _not_written("tool calls", "them")
         return self._call_form.adapt(adapted)
 
     def write(
@@ -80,13 +94,63 @@ class ChatTemplate:
         """
         if roles := self._roles_in_parts:
             messages = [probe.as_parts(message, roles) for message in messages]
-        return self.renderer.write(messages, ask, tools, variables)
+        return self._write_as_given(messages, ask, tools, variables)
+
+    def _write_as_given(
+        self, messages: list[TemplateMessage], ask: bool = False, tools: Any = None, variables: Any = None
+    ) -> str:
+        try:
+            with bounded(_SECONDS, _MEMORY):
+                compiled, known = self._compiled_for_tools if tools else self.compiled
+                given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": ask}
+                given = {**known, **self._values, **(variables or {}), **given}
+                # As Template.render does it, without gathering the names that every template knows anew each time.
+                text = "".join(compiled.root_render_func(compiled.new_context(given, shared=True)))
+                size = len(json.dumps([messages, tools], default=str)) if len(text) > _AROUND else 0
+        except (TooLong, MemoryError) as error:
+            limit = f"{_SECONDS} s" if isinstance(error, TooLong) else f"{_MEMORY >> 30} GiB of memory"
+            what = f"it takes more than {limit} to write {len(messages)} messages, and may never end"
+            raise UserError(f"model.chat_template: {what}. {_FIX}") from error
+        except TemplateSyntaxError as error:
+            what = f"not valid Jinja: {error.message}, line {error.lineno}"
+            raise UserError(f"model.chat_template: {what}. {_FIX}") from error
+        except TemplateError as error:
+            raise RowError(REFUSED, str(error)) from error
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise RowError("the chat template fails", f"{type(error).__name__}: {error}") from error
+        if len(text) > _AROUND + _TIMES * size:
+            raise UserError(f"model.chat_template: it writes {len(text):,} characters for messages of {size:,}. {_FIX}")
+        return text
+
+    @property
+    def source(self) -> str:
+        """The text of the template for conversations without tools."""
+        return str(self.tokenizer.get_chat_template())
 
     @cached_property
-    def renderer(self) -> Renderer:
-        """The compiled template, with the recipe's variables and the clock of its day."""
-        clock = {"strftime_now": clock_at(self.date)} if self.date else {}
-        return Renderer(self.tokenizer, {**self.variables, **clock})
+    def compiled(self) -> tuple[Template, dict[str, Any]]:
+        """The compiled template, and the values that it knows: transformers' functions and the special tokens."""
+        return self._compile(None)
+
+    @cached_property
+    def _compiled_for_tools(self) -> tuple[Template, dict[str, Any]]:
+        return self._compile([probe.TOOL])  # some tokenizers have a second template for conversations with tools
+
+    def _compile(self, tools: list[dict[str, Any]] | None) -> tuple[Template, dict[str, Any]]:
+        if not self.tokenizer.chat_template:
+            names = ", ".join(getattr(self.tokenizer, "named_templates", ()))
+            others = f" Its tokenizer has {names}, and no default: put one of these into a file." if names else ""
+            raise NoChatTemplate(_NO_TEMPLATE + others)
+        source = self.tokenizer.get_chat_template(tools=tools)
+        if "*" in source:  # never compiled without these bounds: jinja computes constants while it compiles
+            compiled = compile_bounded(_compile_jinja_template("").environment, source)
+        else:
+            compiled = _compile_jinja_template(source)
+        return compiled, {**compiled.globals, **self.tokenizer.special_tokens_map}
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        return {**self.variables, **({"strftime_now": clock_at(self.date)} if self.date else {})}
 
     @cached_property
     def ends(self) -> frozenset[str]:
@@ -98,8 +162,7 @@ class ChatTemplate:
         """The texts of all tokens that end a turn."""
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         pattern = probe.compile_alternation({*special, *self.tokenizer.all_special_tokens, *self.ends})
-        stops = probe.find_stops(self._samples, False, self.ends, pattern)
-        return probe.find_stops(self._call_samples, True, stops, pattern)
+        return self._calling.find_stops(self._plain.find_stops(self.ends, pattern), pattern)
 
     @cached_property
     def stop(self) -> re.Pattern[str]:
@@ -130,12 +193,10 @@ class ChatTemplate:
     @cached_property
     def frame(self) -> tuple[str, str]:
         """What the template writes before and after the text of an answer, between the prompt and the stop."""
-        thoughts, samples, tail = self.thoughts, self._samples, ""
-        if self.without_thoughts:
-            samples = probe.take_samples(partial(self.write, variables=self.without_thoughts), probe.SAMPLE_ANSWER)
-        elif thoughts and thoughts.opened:
+        thoughts, tail = self.thoughts, ""
+        if thoughts and thoughts.opened and not self.without_thoughts:
             tail = thoughts.tail
-        before, after = probe.find_frame(samples, self.stop, self._after_answer, tail)
+        before, after = self._plain_with(self.without_thoughts).find_frame(self.stop, self._after_answer, tail)
         return (thoughts.add("", before) if thoughts and tail else before), after
 
     @cached_property
@@ -156,42 +217,35 @@ class ChatTemplate:
 
     @cached_property
     def _after_answer(self) -> str:
-        return probe.find_following_stop(self.write, self._samples, False, probe.compile_alternation(self.ends))
+        return self._plain.find_following_stop(probe.compile_alternation(self.ends))
 
     @cached_property
     def _after_call(self) -> str:
-        ends = probe.compile_alternation(self.ends)
-        return probe.find_following_stop(self._write_calls, self._call_samples, True, ends)
+        return self._calling.find_following_stop(probe.compile_alternation(self.ends))
 
     @cached_property
-    def _samples(self) -> list[Sample]:
-        return probe.take_samples(self.write, probe.SAMPLE_ANSWER)
+    def _plain(self) -> AnswerProbe:
+        return AnswerProbe(self.write, probe.SAMPLE_ANSWER)
 
     @cached_property
-    def _call_samples(self) -> list[Sample]:
-        return probe.take_samples(self._write_calls, self._call_form.sample()) if self._call_form else []
+    def _calling(self) -> AnswerProbe:
+        return AnswerProbe(self._write_calls, self._call_form.sample() if self._call_form else None)
+
+    def _plain_with(self, variables: Mapping[str, Any]) -> AnswerProbe:
+        return replace(self._plain, write=partial(self.write, variables=variables)) if variables else self._plain
 
     @cached_property
     def _call_form(self) -> CallForm | None:
         return probe.find_call_form(self._write_calls)
 
-    @cached_property
-    def _answer_thinking_names(self) -> tuple[str, ...]:
-        return probe.find_thinking_names(self.write, probe.SAMPLE_ANSWER)
-
-    @cached_property
-    def _call_thinking_names(self) -> tuple[str, ...]:
-        return probe.find_thinking_names(self._write_calls, self._call_form.sample()) if self._call_form else ()
+    @property
+    def _write_calls(self) -> probe.Write:
+        several = isinstance(self.tokenizer.chat_template, dict)
+        return partial(self.write, tools=[probe.TOOL]) if several else self.write
 
     @cached_property
     def _roles_in_parts(self) -> frozenset[str]:
-        return probe.find_roles_in_parts(self.renderer.write)
-
-    @cached_property
-    def _write_calls(self) -> Write:
-        # Some tokenizers have a second template for conversations with tools.
-        several = isinstance(self.tokenizer.chat_template, dict)
-        return partial(self.write, tools=[probe.TOOL]) if several else self.write
+        return probe.find_roles_in_parts(self._write_as_given)
 
     def separate_thoughts(self, messages: list[Message]) -> list[Message]:
         """The messages with the thoughts in their texts (between the template's own marks) moved into `thinking`, where
@@ -209,27 +263,24 @@ class ChatTemplate:
 
     def writes_thoughts(self, message: Message) -> bool:
         """Whether the template writes the thought of such an answer."""
-        return bool(self._call_thinking_names if message.get("tool_calls") else self._answer_thinking_names)
+        return bool((self._calling if message.get("tool_calls") else self._plain).thinking_names)
 
     @cached_property
     def thoughts(self) -> ThoughtFormat | None:
         """How thoughts stand before answers; None where the template knows none."""
         added = (token.content for token in self.tokenizer.added_tokens_decoder.values())
-        known = "\n".join((self.renderer.source, *added))
-        if not self._answer_thinking_names and self._call_thinking_names and self._call_form:
-            return find_thoughts(self._write_calls, self._call_form.sample(), self._call_thinking_names, known)
-        return find_thoughts(self.write, probe.SAMPLE_ANSWER, self._answer_thinking_names, known)
+        only_before_calls = self._calling.thinking_names and not self._plain.thinking_names
+        answers = self._calling if only_before_calls else self._plain
+        return probe.find_thoughts(answers, "\n".join((self.source, *added)))
 
     @cached_property
     def without_thoughts(self) -> dict[str, Any]:
         """The variable with which the prompt opens no thought, where it otherwise opens one that the text of an answer
         without a thought does not have; empty where there is none."""
-        if _follow_prompts(self._samples):
+        if self._plain.follows_prompts:
             return {}
-        for variable in self.reads.to_try(self.variables):
-            if _follow_prompts(probe.take_samples(partial(self.write, variables=variable), probe.SAMPLE_ANSWER)):
-                return variable
-        return {}
+        tried = self.reads.to_try(self.variables)
+        return next((variables for variables in tried if self._plain_with(variables).follows_prompts), {})
 
     @cached_property
     def note_without_thoughts(self) -> str:
@@ -242,9 +293,9 @@ class ChatTemplate:
     @cached_property
     def reads(self) -> TemplateVariables:
         """The variables that the template reads."""
-        compiled, known = self.renderer.without_tools
+        compiled, known = self.compiled
         given = frozenset({"messages", "tools", "documents", "add_generation_prompt", *known})
-        sources = {self.renderer.source, str(self.tokenizer.get_chat_template(tools=[probe.TOOL]))}
+        sources = {self.source, str(self.tokenizer.get_chat_template(tools=[probe.TOOL]))}
         return find_variables(compiled.environment, sorted(sources), given)
 
     def check_variables(self) -> None:
@@ -257,7 +308,7 @@ class ChatTemplate:
                 "give a template with model.chat_template."
             )
         self.reads.check(self.variables)
-        for sample in replace(self, variables={})._samples:
+        for sample in replace(self, variables={})._plain.samples:
             try:
                 self.write(sample.messages)
             except RowError as error:
@@ -265,10 +316,8 @@ class ChatTemplate:
                 raise UserError(f"{key}: {error}. Write other values.") from error
 
 
-def has_thinking(message: Message) -> bool:
-    """Whether an answer has thinking other than white space."""
-    return bool((message.get("thinking") or "").strip())
-
-
-def _follow_prompts(samples: list[Sample]) -> bool:
-    return all(sample.text.startswith(sample.prompt) for sample in samples)
+def _not_written(what: str, it: str) -> RowError:
+    return RowError(
+        f"the chat template does not write {what} (write {it} into the content, leave {it} out, or give another "
+        "model.chat_template)"
+    )

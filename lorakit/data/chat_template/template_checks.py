@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lorakit.data.chat_template.spans import RenderedTurn, TemplatedRow
-from lorakit.data.chat_template.template import has_thinking
+from lorakit.data.chat_template.template_probe import has_thinking
 from lorakit.data.conversations import Message
 from lorakit.data.rows import RowError
 

@@ -2,15 +2,20 @@
 
 Published templates read the same facts in different forms: the thinking of an answer under one of several names, the
 arguments of a call as an object or as JSON text, the content of an answer that only calls as an empty text or none.
+Some drop thoughts from every text, or open one in the prompt that the text of an answer does not have. What the model
+must write is then built here: the thought, what closes it, and the answer as the template writes it.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby, product
 from typing import Any, NamedTuple
 
+from lorakit.data.conversations import Message
 from lorakit.data.rows import RowError
 
 TemplateMessage = dict[str, Any]
@@ -33,6 +38,10 @@ _ROLES_IN_PARTS = tuple(
     for roles in ((), ("system", "user", "assistant", "tool"), ("system", "user", "tool"), ("user",), ("assistant",))
 )
 
+_MARK = re.compile(r"[<\[][^<>\[\]\s]+[>\]]")
+# A mark at the end of a prompt, and the word after it: <think>, [THINK], <|channel>thought.
+_LAST_MARK = re.compile(r"([<\[][^<>\[\]\s]+[>\]]\w*)\s*$")
+
 
 class Sample(NamedTuple):
     """A conversation that ends with an answer, the prompt for it (empty where the template does not take it), and the
@@ -43,22 +52,89 @@ class Sample(NamedTuple):
     text: str
 
 
-def take_samples(write: Write, answer: TemplateMessage) -> list[Sample]:
-    """A conversation that ends with this answer, without and with a system prompt, as far as the template takes it. The
-    errors of samples are not the user's, whose rows get their own."""
-    samples = []
-    for before in ([], [{"role": "system", "content": QUESTION}]):
-        messages = [*before, {"role": "user", "content": QUESTION}, answer]
-        try:
-            text = write(messages)
-        except RowError:
-            continue
-        try:
-            prompt = write(messages[:-1], ask=True)
-        except RowError:
-            prompt = ""
-        samples.append(Sample(messages, prompt, text))
-    return samples
+@dataclass(frozen=True)
+class AnswerProbe:
+    """What a template writes of answers of one kind: plain ones, or ones that call a tool. `answer`: a sample of them;
+    None where the template writes none."""
+
+    write: Write
+    answer: TemplateMessage | None
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """Conversations that end with the answer, without and with a system prompt, as far as the template takes them.
+        The errors of samples are not the user's, whose rows get their own."""
+        samples: list[Sample] = []
+        if self.answer is None:
+            return samples
+        for before in ([], [{"role": "system", "content": QUESTION}]):
+            question = [*before, {"role": "user", "content": QUESTION}]
+            with suppress(RowError):
+                text, prompt = self.write([*question, self.answer]), ""
+                with suppress(RowError):
+                    prompt = self.write(question, ask=True)
+                samples.append(Sample([*question, self.answer], prompt, text))
+        return samples
+
+    def with_answer(self, **parts: Any) -> "AnswerProbe":
+        """The same with other parts of the answer."""
+        return AnswerProbe(self.write, {**(self.answer or {}), **parts})
+
+    @cached_property
+    def thinking_names(self) -> tuple[str, ...]:
+        """The names under which the template reads the thinking of an answer and writes it once; none if it never
+        does."""
+        for names in _THINKING_NAMES if self.answer else ():
+            samples = self.with_answer(**dict.fromkeys(names, THOUGHT)).samples
+            if any(sample.text.count(THOUGHT) == 1 for sample in samples):
+                return names
+        return ()
+
+    @property
+    def calls(self) -> bool:
+        return self.answer is not None and "tool_calls" in self.answer
+
+    @property
+    def follows_prompts(self) -> bool:
+        """Whether the text of an answer begins with the prompt for it."""
+        return all(sample.text.startswith(sample.prompt) for sample in self.samples)
+
+    def find_stops(self, ends: frozenset[str], special: re.Pattern[str]) -> frozenset[str]:
+        """The known ends, and the special token with which the template ends an answer if it writes none of these.
+        After a call's arguments stand first the tokens that close the call itself."""
+        text = self.samples[0].text if self.samples else ""
+        words = special.findall(text.rpartition(_VALUE)[2] if self.calls else text.partition(ANSWER)[2])
+        return ends if ends & set(words) else ends | set(words[-1:] if self.calls else words[:1])
+
+    def find_following_stop(self, stop: re.Pattern[str]) -> str:
+        """What stands after an answer up to a stop that belongs to what follows.
+
+        GLM 4 ends nothing: it stops at the header of the next message, <|user|> or <|observation|>.
+        """
+        role = "tool" if self.calls else "user"
+        next_message = {"role": role, "content": QUESTION, "name": _NAME, "tool_call_id": "sample123"}
+        for messages, _, text in self.samples:
+            try:
+                longer = self.write([*messages, next_message])
+            except RowError:
+                continue
+            after = longer.removeprefix(text)
+            end = stop.match(after.lstrip())
+            if end and after != longer:
+                return after[: len(after) - len(after.lstrip()) + end.end()]
+        return ""
+
+    def find_frame(self, stop: re.Pattern[str], following: str, tail: str) -> tuple[str, str]:
+        """What the template writes before and after the text of an answer, between the prompt without its `tail` and
+        the stop. `following`: what stands after the whole text."""
+        for _, prompt, text in self.samples:
+            start = len(prompt.removesuffix(tail))
+            end = stop.search(text + following, start)
+            if end and text.startswith(prompt.removesuffix(tail)):
+                before, answer, after = text[start : end.start()].partition(ANSWER)
+                if answer:
+                    return before, after
+        return "", ""
 
 
 @dataclass(frozen=True)
@@ -92,65 +168,12 @@ def find_call_form(write: Write) -> CallForm | None:
     empty_contents: tuple[TemplateMessage, ...] = ({"content": ""}, {"content": None}, {})
     for as_text, empty in product((False, True), empty_contents):
         form = CallForm(as_text, empty)
-        for _, prompt, text in take_samples(write, form.sample()):
+        for _, prompt, text in AnswerProbe(write, form.sample()).samples:
             answer = text.removeprefix(prompt)
             python = str({_KEY: _VALUE}) in answer or "'arguments'" in answer or "None" in answer
             if _NAME in answer and _KEY in answer and _VALUE in answer and not python:
                 return form
     return None
-
-
-def find_thinking_names(write: Write, answer: TemplateMessage) -> tuple[str, ...]:
-    """The names under which the template reads the thinking of a sample and writes it once; none if it never does."""
-    for names in _THINKING_NAMES:
-        samples = take_samples(write, answer | dict.fromkeys(names, THOUGHT))
-        if any(sample.text.count(THOUGHT) == 1 for sample in samples):
-            return names
-    return ()
-
-
-def find_stops(samples: list[Sample], calls: bool, ends: frozenset[str], special: re.Pattern[str]) -> frozenset[str]:
-    """The known ends, and the special token with which the template ends an answer (a call, where the samples end with
-    `calls`) if it writes none of these. After a call's arguments stand first the tokens that close the call itself."""
-    text = samples[0].text if samples else ""
-    words = special.findall(text.rpartition(_VALUE)[2] if calls else text.partition(ANSWER)[2])
-    return ends if ends & set(words) else ends | set(words[-1:] if calls else words[:1])
-
-
-def find_following_stop(write: Write, samples: list[Sample], calls: bool, stop: re.Pattern[str]) -> str:
-    """What stands after an answer, or after a call, up to a stop that belongs to what follows.
-
-    GLM 4 ends nothing: it stops at the header of the next message, <|user|> or <|observation|>.
-    """
-    next_message = {
-        "role": "tool" if calls else "user",
-        "content": QUESTION,
-        "name": _NAME,
-        "tool_call_id": "sample123",
-    }
-    for messages, _, text in samples:
-        try:
-            longer = write([*messages, next_message])
-        except RowError:
-            continue
-        after = longer.removeprefix(text)
-        end = stop.match(after.lstrip())
-        if end and after != longer:
-            return after[: len(after) - len(after.lstrip()) + end.end()]
-    return ""
-
-
-def find_frame(samples: list[Sample], stop: re.Pattern[str], following: str, tail: str) -> tuple[str, str]:
-    """What the template writes before and after the text of an answer, between the prompt without its `tail` and the
-    stop. `following`: what stands after the whole text."""
-    for _, prompt, text in samples:
-        start = len(prompt.removesuffix(tail))
-        end = stop.search(text + following, start)
-        if end and text.startswith(prompt.removesuffix(tail)):
-            before, answer, after = text[start : end.start()].partition(ANSWER)
-            if answer:
-                return before, after
-    return "", ""
 
 
 def find_roles_in_parts(write: Write) -> frozenset[str]:
@@ -162,7 +185,7 @@ def find_roles_in_parts(write: Write) -> frozenset[str]:
             return write([as_parts(message, roles) for message in messages], **options)
 
         count = 0
-        for messages, _, text in take_samples(write_parts, SAMPLE_ANSWER):
+        for messages, _, text in AnswerProbe(write_parts, SAMPLE_ANSWER).samples:
             contents = [message["content"] for message in messages]
             whole = all(text.count(content) >= contents.count(content) for content in contents)
             count += whole and "{'type'" not in text
@@ -177,6 +200,128 @@ def as_parts(message: TemplateMessage, roles: frozenset[str]) -> TemplateMessage
     if message["role"] not in roles or not isinstance(content, str):
         return message
     return message | {"content": [{"type": "text", "text": content}]}
+
+
+def has_thinking(message: Message) -> bool:
+    """Whether an answer has thinking other than white space."""
+    return bool((message.get("thinking") or "").strip())
+
+
+@dataclass(frozen=True)
+class ThoughtFormat:
+    """How thoughts are written.
+
+    `tail`: what the prompt ends with that the text of an answer lacks. `before` and `after`: what the model
+    writes around a thought. `opens` and `closes`: the marks of a thought. `opened`: the prompt opens a thought, which
+    the model must close. `skips`: the prompt has an empty thought in it, after which there is none.
+    """
+
+    tail: str
+    before: str
+    after: str
+    opens: str
+    closes: str
+    opened: bool
+    skips: bool = False
+
+    def after_prompt(self, prompt: str) -> "ThoughtFormat | None":
+        """The same after this prompt, which may open a thought where others do not, or the other way round (after a
+        tool's answer); None where it is not known how a thought begins there."""
+        mark = _LAST_MARK.search(prompt)
+        opened = mark is not None and mark[1] == self.opens
+        if opened == self.opened:
+            return self
+        if mark and opened:
+            return replace(self, tail=prompt[mark.start() :], before="", opened=True)
+        return replace(self, tail="", before=self.tail, opened=False) if self.tail.startswith(self.opens) else None
+
+    def is_inside(self, message: Message) -> bool:
+        """Whether the text of an answer has a thought in it; not where the beginning of the answer is given."""
+        content = message["content"].lstrip()
+        if not self.closes or self.closes not in content or "begun" in message:
+            return False
+        return self.opened or content.startswith(self.opens)
+
+    def split(self, message: Message) -> tuple[str, Message]:
+        """An answer's thought, and the answer without it."""
+        bare = {key: value for key, value in message.items() if key != "thinking"} if "thinking" in message else message
+        thought = (message.get("thinking") or "").strip()
+        if thought or not self.is_inside(message):
+            return thought, bare
+        thought, _, rest = message["content"].partition(self.closes)
+        return thought.strip().removeprefix(self.opens).strip(), bare | {"content": rest.lstrip()}
+
+    def add(self, thought: str, answer: str) -> str:
+        """What the model writes: a thought, and what the template writes of the answer."""
+        if not thought and not self.opened:
+            return answer
+        closed = bool(self.closes) and answer.lstrip().startswith(self.closes)
+        return self.before + thought + ("" if closed else self.after) + answer
+
+
+def find_thoughts(answers: AnswerProbe, known: str) -> ThoughtFormat | None:
+    """How thoughts are written, or could be; None where the template knows none. `known`: the template's source and the
+    added tokens, in which the closing mark must stand."""
+    tail, generation = _tail_of_prompt(answers.write)
+    marks = _MARK.findall(tail)
+    if len(marks) > 1 and marks[-1] in _closing_marks(marks[0]):
+        return ThoughtFormat(tail, "", "", marks[0], marks[-1], opened=False, skips=True)
+    around = _text_around(answers) if answers.thinking_names else _guess_closing(tail, known)
+    if around is None:
+        return None
+    before, after = around
+    opens, closes = _LAST_MARK.search(generation + before), _MARK.search(after)
+    if not (opens and closes):
+        return None
+    opened = not before.strip() and generation.rstrip().endswith(opens[1])
+    return ThoughtFormat(tail, before, after, opens[1], closes[0], opened)
+
+
+def _tail_of_prompt(write: Write) -> tuple[str, str]:
+    """What the prompt ends with that the text of an answer lacks, and all that it writes for the answer to come."""
+    for messages, prompt, text in AnswerProbe(write, SAMPLE_ANSWER).samples:
+        if not prompt:
+            continue
+        mark, at = _LAST_MARK.search(prompt), common_prefix_length(prompt, text)
+        if mark and mark.start() < at < mark.start() + len(mark[1]):
+            at = mark.start()  # <think> and </think> begin alike
+        return prompt[at:], prompt[common_prefix_length(prompt, write(messages[:-1])) :]
+    return "", ""
+
+
+def _text_around(answers: AnswerProbe) -> tuple[str, str] | None:
+    """What the template writes before a thought, and between it and the rest of the answer."""
+    thinking = dict.fromkeys(answers.thinking_names, THOUGHT)
+    for messages, prompt, text in answers.with_answer(**thinking).samples:
+        if not text.startswith(prompt) or text.count(THOUGHT) != 1:
+            continue
+        before, _, rest = text.removeprefix(prompt).partition(THOUGHT)
+        if not answers.calls:
+            return before, rest.partition(ANSWER)[0]
+        without = answers.write([*messages[:-1], answers.answer]).removeprefix(prompt)
+        if rest.endswith(without):
+            return before, rest.removesuffix(without)
+    return None
+
+
+def _guess_closing(tail: str, known: str) -> tuple[str, str] | None:
+    """What closes the thought that a prompt opens (`tail`), where the template writes none by itself.
+
+    DeepSeek R1 and its like: <think> and a line break are closed by a line break, </think> and an empty line, as the
+    model does it where it skips thinking (the usage recommendations of DeepSeek-R1's model card).
+    """
+    mark = _LAST_MARK.search(tail)
+    closes = next((word for word in _closing_marks(mark[1]) if word in known), None) if mark else None
+    if closes is None:
+        return None
+    return "", f"\n{closes}\n\n" if tail.endswith("\n") else closes
+
+
+def _closing_marks(opens: str) -> list[str]:
+    """The marks that may close what a mark opens: </think>, [/THINK], <|END_THINKING|>."""
+    pairs = (("START", "END"), ("BEGIN", "END"), ("begin", "end"), ("start", "end"))
+    ends = [opens.replace(begin, end) for begin, end in pairs if begin in opens]
+    return [f"{opens[0]}/{opens[1:]}", *ends]
 
 
 def common_prefix_length(one: str, other: str) -> int:
