@@ -18,7 +18,7 @@ from lorakit.data.formats.preference_data import (
     rejection_flags,
 )
 from lorakit.data.readers import files_in, read_blocks, reading
-from lorakit.data.readers.content_type import detect_rows_in_document
+from lorakit.data.readers.text_stream import detect_rows_in_document
 from lorakit.data.rows import Block, Row, normalize_line_ends
 from lorakit.errors import UserError
 from lorakit.recipe.data_files import data_suffix

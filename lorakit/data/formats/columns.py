@@ -45,8 +45,12 @@ def add_system_and_tools(record: Mapping[str, Any], messages: list[Message]) -> 
         if messages[0]["role"] == "system":
             raise RowError("the row has a system prompt twice, in the column 'system' and as its first message")
         messages = [{"role": "system", "content": text_column(record, "system")}, *messages]
-    tools = None if is_empty(record.get("tools")) else parse_tools(record["tools"])
-    return Conversation(remove_filled_arguments(messages, tools) if tools else messages, tools)
+    tools = None if is_empty(record.get("tools")) else _parse_tools(record["tools"])
+    if tools:
+        schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
+        for function in (call["function"] for message in messages for call in message.get("tool_calls", ())):
+            function["arguments"] = _without_filled_members(function["arguments"], schemas.get(function["name"]))
+    return Conversation(messages, tools)
 
 
 def question_and_answer(record: Mapping[str, Any], question: str, answer: str) -> Conversation:
@@ -62,18 +66,13 @@ def parse_json(text: str, what: str) -> Any:
         raise RowError(f"{what.rstrip('0123456789 ')} is not valid JSON", f"{what}: {error}") from error
 
 
-def parse_tools(value: Any) -> list[dict[str, Any]] | None:
-    """The column `tools`: a list of functions' JSON schemas or of their JSON texts, or the JSON text of such a list.
-
-    Each tool becomes {"type": "function", "function": {"name", ...}}. None where there are none.
-    """
+def _parse_tools(value: Any) -> list[dict[str, Any]] | None:
+    """The column `tools`: a list of functions' JSON schemas or of their JSON texts, or the JSON text of such a list."""
     if isinstance(value, str):
         value = parse_json(value, "the column 'tools'")
-    if value is None:
-        return None
-    if not isinstance(value, list):
+    if not isinstance(value, list | None):
         raise RowError("the column 'tools' is not a list of functions", f"it is {kind(value)}")
-    return [_parse_tool(raw, f"tool {position}") for position, raw in enumerate(value, start=1)] or None
+    return [_parse_tool(raw, f"tool {position}") for position, raw in enumerate(value or (), start=1)] or None
 
 
 def _parse_tool(raw: Any, where: str) -> dict[str, Any]:
@@ -122,28 +121,19 @@ def _list_of(schema: Mapping[str, Any], keyword: str) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def parse_calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """An assistant's `tool_calls`, each as {"type": "function", "function": {"name", "arguments"}} with its `id`.
-
-    A call may be bare, {"name", "arguments"}. `arguments` is an object or its JSON text, and becomes the object.
-    """
-    if not isinstance(value, list):
-        raise RowError("'tool_calls' is not a list of calls", f"{where} has {kind(value)}")
-    return [_parse_call(raw, where) for raw in value]
-
-
-def _parse_call(raw: Any, where: str) -> dict[str, Any]:
+def parse_call(raw: Any, where: str) -> dict[str, Any]:
+    """A call of a tool as {"type": "function", "function": {"name", "arguments"}} with its `id`. It may be bare, {"name",
+    "arguments"}; `arguments` is an object or its JSON text, and becomes the object."""
     if not isinstance(raw, Mapping):
         raise RowError("a tool call is not an object", f"{where} has {kind(raw)}")
-    function = raw.get("function")
-    known = {"id", "type", "function"}
+    function, parts, known = raw.get("function"), ("name", "arguments"), {"id", "type", "function"}
     if function is None:
-        function = {key: raw[key] for key in ("name", "arguments") if key in raw}
-        known |= {"name", "arguments"}
+        function = {key: raw[key] for key in parts if key in raw}
+        known.update(parts)
     if not _has_name(function):
         raise RowError("a tool call names no function", where)
     unknown = [key for key in raw if key not in known and raw[key] is not None]
-    unknown += [key for key in function if key not in ("name", "arguments") and function[key] is not None]
+    unknown += [key for key in function if key not in parts and function[key] is not None]
     if unknown or raw.get("type") not in (None, "function"):
         what = repr(sorted(unknown)[0]) if unknown else f"the type {raw['type']!r}"
         raise RowError("a tool call has parts that would not be trained on", f"{where} has {what}")
@@ -152,25 +142,10 @@ def _parse_call(raw: Any, where: str) -> dict[str, Any]:
         arguments = parse_json(arguments, "the arguments of a tool call") if arguments.strip() else None
     if not isinstance(arguments, Mapping | None):
         raise RowError("the arguments of a tool call are not an object", f"{where} has {kind(arguments)}")
-    call: dict[str, Any] = {
-        "type": "function",
-        "function": {"name": function["name"], "arguments": dict(arguments or {})},
-    }
-    if raw.get("id") is not None:
-        if not isinstance(raw["id"], str):
-            raise RowError("the id of a tool call is not a text", f"{where} has {kind(raw['id'])}")
-        call["id"] = raw["id"]
-    return call
-
-
-def remove_filled_arguments(messages: list[Message], tools: list[dict[str, Any]] | None) -> list[Message]:
-    """The messages without the null arguments that are fillers by the tools' schemas; see the top of this file."""
-    schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools or ()}
-    for message in messages:
-        for call in message.get("tool_calls", ()):
-            function = call["function"]
-            function["arguments"] = _without_filled_members(function["arguments"], schemas.get(function["name"]))
-    return messages
+    if not isinstance(raw.get("id"), str | None):
+        raise RowError("the id of a tool call is not a text", f"{where} has {kind(raw['id'])}")
+    call = {"type": "function", "function": {"name": function["name"], "arguments": dict(arguments or {})}}
+    return call if raw.get("id") is None else call | {"id": raw["id"]}
 
 
 def _without_filled_members(value: Any, schema: Any) -> Any:

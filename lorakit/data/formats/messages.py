@@ -1,14 +1,17 @@
-"""`messages`: conversations in OpenAI's shape, with what is usually added to it."""
+"""Conversations as lists of messages: `messages`, in OpenAI's shape with what is usually added to it, and `sharegpt`, as
+{from, value} under the role names that are found in the wild."""
 
+import functools
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from lorakit.data.conversations import ROLES, Conversation, Message
-from lorakit.data.formats.columns import add_system_and_tools, is_empty, parse_calls, parse_json
+from lorakit.data.formats.columns import add_system_and_tools, filled_column, is_empty, parse_call, parse_json
 from lorakit.data.rows import RowError, kind, normalize_line_ends
-from lorakit.recipe.problem import one_line
-from lorakit.registry import FORMATS
+from lorakit.recipe.did_you_mean import nearest
+from lorakit.recipe.problem import one_line, quote
+from lorakit.registry import FORMATS, Section
 
 # OpenAI's newer name of the system role, and its older one of the tool role.
 _ROLES = {**{role: role for role in ROLES}, "developer": "system", "function": "tool"}
@@ -18,12 +21,56 @@ _THINKING = ("thinking", "reasoning_content", "reasoning")
 _ASSISTANT = (*_THINKING, "tool_calls", "function_call", "train", "weight", "prefix")
 _TOOL = ("name", "tool_call_id")
 
+_CALL = "function_call"
+# ShareGPT's words for each role, common misspellings among them, in lower case and with `_`.
+_WORDS_OF_ROLES = {
+    "system": "system system_prompt systen sytem systme sysem systm developer",
+    "user": "user human prompter humam humman huamn hunan hman usr usre uesr",
+    "assistant": "assistant gpt chatgpt gpt4 gpt_4 gpt_3.5 bard bing claude llm model ai bot chatbot gtp chatgtp "
+    "assistent asistant assitant assisstant assistan assisant",
+    "tool": "tool observation function_response tool_response function function_result tool_result ipython observaton "
+    "obervation",
+    _CALL: "function_call tool_call functioncall toolcall",
+}
+_SHAREGPT_ROLES = {word: role for role, words in _WORDS_OF_ROLES.items() for word in words.split()}
+
 
 @FORMATS.register("messages", columns=("messages",), optional=("system", "tools"))
 def messages(record: Mapping[str, Any]) -> Conversation:
     """`messages`: a list of {role, content}, roles system, user, assistant and tool."""
     parsed = parse_messages(record.get("messages"), "messages")
     return add_system_and_tools(record, mark_given_beginnings(parsed))
+
+
+class Sharegpt(Section):
+    """How rows of the format `sharegpt` are read."""
+
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = {}
+    """Their word for a role, in any letter case -> our role. It comes before the words that are known."""
+
+
+def _sharegpt_mistakes(settings: Sharegpt) -> Iterator[tuple[tuple[str, str], str, str]]:
+    seen: dict[str, str] = {}
+    for word in settings.roles:
+        before = seen.setdefault(_folded(word), word)
+        if before != word:
+            yield ("roles", word), f"it is the same word as {quote(before)}, apart from case", "Remove one."
+
+
+@FORMATS.register(
+    "sharegpt",
+    columns=(("conversations", "conversation"),),
+    optional=("system", "tools"),
+    settings=Sharegpt,
+    mistakes=_sharegpt_mistakes,
+)
+def sharegpt(record: Mapping[str, Any], settings: Sharegpt) -> Conversation:
+    """`conversations`: a list of {from, value}, from human, gpt, system, tool, function_call and their other names."""
+    column = filled_column(record, ("conversations", "conversation"))
+    turns = parse_list(record.get(column), column, "turns")
+    theirs = {_folded(word): role for word, role in settings.roles.items()}
+    messages = [_parse_turn(position, turn, theirs) for position, turn in enumerate(turns, start=1)]
+    return add_system_and_tools(record, mark_given_beginnings(messages))
 
 
 def parse_messages(raw: Any, column: str) -> list[Message]:
@@ -103,9 +150,7 @@ def parse_message(position: int, raw: Any) -> Message:
     message: Message = {"role": role, "content": content}
     if role == "assistant":
         message |= _assistant_parts(parts, where)
-    for key in _TOOL:
-        if key in parts:
-            message[key] = _text_part(parts[key], key, where)
+    message |= {key: _text_part(parts[key], key, where) for key in _TOOL if key in parts}
     message["content"] = _content(content, where, may_be_empty="tool_calls" in message)
     return message
 
@@ -138,31 +183,79 @@ def _assistant_parts(parts: Mapping[str, Any], where: str) -> Message:
     calls = [parts["function_call"]] if "function_call" in parts else parts.get("tool_calls")
     if {"tool_calls", "function_call"} <= parts.keys():
         raise RowError("a message has both 'tool_calls' and 'function_call'", where)
+    if not isinstance(calls, list | None):
+        raise RowError("'tool_calls' is not a list of calls", f"{where} has {kind(calls)}")
     if calls is not None:
-        message["tool_calls"] = parse_calls(calls, where)
-    if not _is_trained(parts, where):
-        message["train"] = False
-    if "prefix" in parts:
-        if not isinstance(parts["prefix"], bool):
-            raise RowError("'prefix' is not true or false", f"{where} has {kind(parts['prefix'])}")
-        if parts["prefix"] and parts.get("train"):
-            raise RowError("a message is given (prefix: true) and trained (train: true)", where)
-        message["prefix"] = parts["prefix"]
-    return message
-
-
-def _is_trained(parts: Mapping[str, Any], where: str) -> bool:
+        message["tool_calls"] = [parse_call(raw, where) for raw in calls]
     train, weight = parts.get("train"), parts.get("weight")
-    if train is not None and not isinstance(train, bool):
-        raise RowError("'train' is not true or false", f"{where} has {kind(train)}")
+    for key in ("train", "prefix"):
+        if not isinstance(parts.get(key), bool | None):
+            raise RowError(f"{key!r} is not true or false", f"{where} has {kind(parts[key])}")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
         raise RowError("'weight' is not 0 or 1", f"{where} has {one_line(repr(weight))}")
     if train is not None and weight is not None and train != bool(weight):
         raise RowError("'train' and 'weight' contradict each other", where)
-    return train is not False and weight != 0
+    if train is False or weight == 0:
+        message["train"] = False
+    if "prefix" in parts:
+        if parts["prefix"] and train:
+            raise RowError("a message is given (prefix: true) and trained (train: true)", where)
+        message["prefix"] = parts["prefix"]
+    return message
 
 
 def _text_part(value: Any, key: str, where: str) -> str:
     if not isinstance(value, str):
         raise RowError(f"a message's {key!r} is not a text", f"{where} has {kind(value)}")
     return value
+
+
+def _parse_turn(position: int, raw: Any, theirs: Mapping[str, str]) -> Message:
+    """A turn of ShareGPT; `theirs`: the recipe's words for roles."""
+    if not isinstance(raw, Mapping):
+        raise RowError("a turn is not an object with from and value", f"turn {position} is {kind(raw)}")
+    word, value = _either(raw, ("from", "role"), position), _either(raw, ("value", "content"), position)
+    role = _role(word, position, theirs)
+    rest = {key: inner for key, inner in raw.items() if key not in ("from", "role", "value", "content")}
+    if role == _CALL:
+        if not is_empty(rest.get("tool_calls")):
+            raise RowError("a function_call turn has 'tool_calls' besides", f"turn {position}")
+        if isinstance(value, str):
+            value = parse_json(value, "the value of a function_call turn")
+        if is_empty(value) or not isinstance(value, (list, Mapping)):
+            raise RowError("the value of a function_call turn is not a call", f"turn {position} has {kind(value)}")
+        calls = value if isinstance(value, list) else [value]
+        return parse_message(position, {**rest, "role": "assistant", "content": None, "tool_calls": calls})
+    if role != "assistant":
+        # SlimOrca and others write on every turn whether it is trained; only answers ever are.
+        rest = {key: inner for key, inner in rest.items() if key not in ("weight", "train") or inner not in (0, False)}
+    return parse_message(position, {**rest, "role": role, "content": value})
+
+
+def _either(raw: Mapping[str, Any], names: tuple[str, str], position: int) -> Any:
+    """The value under either name."""
+    one, other = raw.get(names[0]), raw.get(names[1])
+    if not is_empty(one) and not is_empty(other) and one != other:
+        raise RowError(f"a turn has both {names[0]!r} and {names[1]!r}", f"turn {position}")
+    return other if one is None or (is_empty(one) and not is_empty(other)) else one
+
+
+def _role(word: Any, position: int, theirs: Mapping[str, str]) -> str:
+    if not isinstance(word, str):
+        raise RowError("a turn does not say who speaks, in 'from'", f"turn {position} has {kind(word)}")
+    folded = _folded(word)
+    role = theirs.get(folded) or _SHAREGPT_ROLES.get(folded)
+    if role is None:
+        near = _nearest(folded, (*theirs, *_SHAREGPT_ROLES))
+        raise RowError(
+            "a turn has an unknown role (map it with data.format: {sharegpt: {roles: {their: ours}}})",
+            f"turn {position} has {one_line(repr(word))}." + (f" Did you mean {near}?" if near else ""),
+        )
+    return role
+
+
+_nearest = functools.lru_cache(maxsize=256)(nearest)
+
+
+def _folded(word: str) -> str:
+    return word.strip().lower().replace("-", "_").replace(" ", "_")

@@ -1,8 +1,11 @@
-"""Formats of rows whose columns hold texts: `alpaca`, `prompt-completion`, `question-answer` and `text`."""
+"""Formats of rows whose columns hold texts: `alpaca`, `prompt-completion`, `question-answer`, `text`, `classification`."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from string import Formatter
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from lorakit.data.conversations import Conversation, Text
 from lorakit.data.formats.columns import (
@@ -14,11 +17,18 @@ from lorakit.data.formats.columns import (
 )
 from lorakit.data.formats.messages import mark_given_beginnings, parse_if_json, parse_messages
 from lorakit.data.rows import RowError, kind
-from lorakit.registry import FORMATS
+from lorakit.recipe.did_you_mean import nearest
+from lorakit.recipe.fields import Wording
+from lorakit.recipe.problem import one_line, quote
+from lorakit.registry import FORMATS, Section
 
 # The beginnings of a list of messages, and of SQuAD's answers, that a table holds as text.
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
 _SQUAD = re.compile(r"""\s*\{\s*["'](text|answer_start)["']\s*:""")
+
+_DEFAULT_PROMPT = "Which label fits the text: {labels}? Answer with the label alone.\n\n{text}"
+_Label = Annotated[str, Field(min_length=1), Wording("a name", "ham")]
+_Labels = Annotated[list[_Label], Field(min_length=1), Wording("a list of at least one name", "[ham, spam]")]
 
 
 @FORMATS.register("alpaca", columns=("instruction", "output"), optional=("input", "system"))
@@ -77,3 +87,78 @@ def _first_answer(record: Mapping[str, Any]) -> str:
 def text(record: Mapping[str, Any]) -> Text:
     """`text`: a document. Every token of it is trained (continued pretraining)."""
     return Text(text_column(record, "text"))
+
+
+class Classification(Section):
+    """How rows of the format `classification` are asked and answered."""
+
+    labels: _Labels | None = None
+    """Every label. A text in the column `label` must be one of them, a whole number is a position in the list (from \
+0); null takes any text."""
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    """What is asked: `{text}` stands for the text, `{labels}` for the list. Null asks which of the labels fits, or \
+gives the text alone where there is no list."""
+
+
+def _classification_mistakes(settings: Classification) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    labels, prompt = settings.labels or [], settings.prompt
+    for index, label in enumerate(labels):
+        if label in labels[:index]:
+            yield ("labels", index), f"{quote(label)} is there twice", "Remove one."
+    if prompt is None:
+        return
+    try:
+        pieces = [piece[1:] for piece in Formatter().parse(prompt) if piece[1] is not None]
+    except ValueError as error:
+        yield ("prompt",), f"it cannot be read: {error}", "Write {{ and }} for braces that are meant as they are."
+        return
+    names = [f"{name}{'!' + how if how else ''}{':' + style if style else ''}" for name, style, how in pieces]
+    for name in names:
+        if name not in ("text", "labels"):
+            wrong = one_line(f"{{{name}}}")
+            yield ("prompt",), f"{wrong} is not a known placeholder", "Write {text} or {labels}, or {{ and }} for braces."
+    if "text" not in names:
+        reason = "{text} is not in it, so that every row would ask the same"
+        yield ("prompt",), reason, "Write {text} where the text belongs."
+    if "labels" in names and not labels:
+        yield ("prompt",), "there is no list of labels for {labels}", "Write labels, for example labels: [ham, spam]."
+
+
+@FORMATS.register(
+    "classification",
+    columns=("text", "label"),
+    optional=("system",),
+    settings=Classification,
+    mistakes=_classification_mistakes,
+)
+def classification(record: Mapping[str, Any], settings: Classification) -> Conversation:
+    """`text` and `label`: which of the labels fits the text."""
+    prompt = settings.prompt or ("{text}" if settings.labels is None else _DEFAULT_PROMPT)
+    question = prompt.format(text=text_column(record, "text"), labels=", ".join(settings.labels or ()))
+    return question_and_answer(record, question, _label(record.get("label"), settings.labels))
+
+
+def _label(value: Any, labels: list[str] | None) -> str:
+    if value is None or value == "":
+        raise RowError("the column 'label' is missing or null")
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise RowError("the column 'label' is neither a text nor a whole number", f"it is {kind(value)}")
+    if labels is None and isinstance(value, int):
+        raise RowError(
+            "the column 'label' is a number, and nothing says what it stands for (name the labels in their order: "
+            "data.format: {classification: {labels: [...]}})"
+        )
+    if labels is None or value in labels:
+        return str(value)
+    position = value if isinstance(value, int) else None
+    # CSV has no numbers: a text of digits is a position too, unless labels are such.
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        position = None if any(label.isdigit() for label in labels) else int(value)
+    if position is None:
+        near = nearest(value, labels) if isinstance(value, str) else None
+        raise RowError(
+            "a label is not in the list of labels", one_line(repr(value)) + (f". Did you mean {near}?" if near else "")
+        )
+    if not 0 <= position < len(labels):
+        raise RowError("a label is not in the list of labels", f"{one_line(str(position))}, of 0 to {len(labels) - 1}")
+    return labels[position]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lorakit.data.readers import delimited, json_rows
 from lorakit.data.readers.arrow import read_columns
-from lorakit.data.readers.content_type import refuse_other_columns
+from lorakit.data.readers.text_stream import refuse_other_columns
 from lorakit.data.readers.text_stream import TextStream, read_documents
 from lorakit.data.rows import Block, Row
 from lorakit.errors import UserError

@@ -1,24 +1,116 @@
-"""A text file as bytes: decompressed, in pieces of about 1 MiB, and cut into whole lines."""
+"""A text file as bytes: decompressed, refused where its content is not what its name says, and cut into whole lines."""
 
 import bz2
 import gzip
+import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
-from lorakit.data.readers.content_type import refuse_other_content
 from lorakit.data.rows import Block, Row
 from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line
 
 BLOCK = 1 << 20
+_HEAD_BYTES = 4096
 _LONGEST_LINE = 1 << 28
 """Bytes: a row takes several times as much in memory, and a compressed file of a few MB may hold a line of GBs."""
-_NOT_UTF_8 = "Save the file as UTF-8; from Windows or Excel it may be Windows-1252 (iconv -f WINDOWS-1252 -t UTF-8)."
 _BOM = b"\xef\xbb\xbf"
+_SO_TOO = "Give it a name that ends so too, such as {name}"
+# How a file begins, what it is then, and what to do.
+_CONTENTS = (
+    (rb"PAR1", "a Parquet file", "Give it a name that ends in .parquet."),
+    (rb"ARROW1", "an Arrow file", "Give it a name that ends in .arrow."),
+    (rb"\x1f\x8b", "gzip data", f"{_SO_TOO}.gz."),
+    (rb"BZh[1-9]1AY&SY", "bzip2 data", f"{_SO_TOO}.bz2."),
+    (rb"\xfd7zXZ\x00", "xz data", f"{_SO_TOO}.xz."),
+    (rb"\x28\xb5\x2f\xfd", "zstandard data", f"{_SO_TOO}.zst."),
+    (rb"PK\x03\x04|\xd0\xcf\x11\xe0", "a zip archive, or an Excel file", "Unpack it, or save the sheet as CSV in UTF-8."),
+    (rb"SQLite format 3\x00|\x89HDF", "a database", "Export its rows as JSON Lines or Parquet."),
+    (rb"%PDF-", "a PDF document", "Take its text out first."),
+    (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "UTF-32", "Save it as UTF-8."),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16", "Save it as UTF-8."),
+    (rb"version https://git-lfs\.github\.com/spec/", "a pointer to the file in Git LFS", "Fetch it with git lfs pull."),
+    (rb"\x80[\x02-\x05][\x95\]}cK(]", "a Python pickle", "It would run code when read: export its rows as JSON Lines."),
+)
+_WEB_PAGE = re.compile(rb"\s*(<!doctype html|<html[\s>])", re.IGNORECASE)
+_FIELD = re.compile(r"""["']?\s*[,;\t]\s*["']?""")
+
+
+def refuse_other_content(name: str, suffix: str, data: bytes) -> None:
+    """Refuse, as a `UserError`, a file that begins with what is not text in UTF-8, or a web page in place of the rows.
+
+    `suffix` is the ending of its content, compression aside.
+    """
+    head = data[:_HEAD_BYTES]
+    match = next(((what, remedy) for start, what, remedy in _CONTENTS if re.match(start, head)), None)
+    if suffix not in (".txt", ".md") and _WEB_PAGE.match(head):
+        match = "a web page (HTML), not rows", "Download the file itself; what came may say why it did not."
+    if len(head) >= 8 and not (any(head[::2][:32]) and any(head[1::2][:32])) and any(head):
+        match = "UTF-16 without a byte order mark", "Save it as UTF-8."
+    if match:
+        what, remedy = match
+        raise UserError(f"{name}: the file is {what}. {remedy.format(name=PurePath(name).name)}")
+
+
+def refuse_other_columns(name: str, suffix: str, head: bytes) -> None:
+    """Refuse, as a `UserError`, a columnar file that is of another kind than its name says."""
+    if head.startswith(b"PAR1" if suffix == ".parquet" else b"ARROW1"):
+        return
+    refuse_other_content(name, suffix, head)
+    if start := re.match(rb"(?:\xef\xbb\xbf)?\s*([{\[])", head):
+        ending = ".json" if start[1] == b"[" else ".jsonl"
+        raise UserError(f"{name}: the file holds JSON. Give it a name that ends in {ending}.")
+
+
+def refuse_list_as_lines(name: str, raw: bytes) -> None:
+    """Refuse, as a `UserError`, a file of JSON Lines that is a JSON list, or objects over several lines. `raw`: its
+    first block."""
+    first = re.compile(rb"\s*([\[{])[^\n]{0,65536}").match(raw)
+    if not first:
+        return
+    line, rest = first[0].strip(), raw[first.end() : first.end() + _HEAD_BYTES].lstrip()
+    what = ""
+    if first[1] == b"[" and not (rest and _is_json(line)):  # lists on a line each are refused row by row
+        what = "is one JSON list"
+    if first[1] == b"{" and rest.startswith((b'"', b"}")) and line.endswith((b"{", b",", b"[")):
+        what = "has an object over several lines"
+    if what:
+        stem = PurePath(name).name.partition(".")[0]
+        raise UserError(
+            f"{name}: the file {what}, and JSON Lines are an object on each line. Give it a name that ends in .json, "
+            f"such as {stem}.json."
+        )
+
+
+def detect_rows_in_document(text: str, columns: frozenset[str]) -> tuple[str, str] | None:
+    """What kind of rows a text document seems to hold, and the ending for it; None for a document.
+
+    `columns`: names of columns that formats read, two of which make a line a header.
+    """
+    lines = [line for line in text.lstrip("\ufeff").splitlines()[:20] if line.strip()][:3]
+    if lines and all(line.lstrip().startswith("{") and _is_json(line) for line in lines):
+        return "JSON objects, one a line", ".jsonl"
+    start = text.lstrip("\ufeff \t\r\n")
+    if re.match(r"\[\s*\{", start) and (_is_json(text) or len(text) >= 1 << 19):
+        return "a JSON list", ".json"
+    header = {cell.strip(" \"'").lower() for cell in _FIELD.split(lines[0])} if lines else set()
+    if len(lines) > 1 and len(header & columns) > 1 and header <= columns | {"id", "", "index"}:
+        return "a table with a header", ".tsv" if "\t" in lines[0] else ".csv"
+    return None
+
+
+def _is_json(text: str | bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _open_zstandard(raw: BinaryIO) -> Any:
@@ -42,16 +134,13 @@ _OPENERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 class TextStream:
     """The content of an open file without its byte order mark, read once from its beginning.
 
-    `compression`: one of `COMPRESSIONS`, or empty; `suffix`: the ending before it. `position`: the bytes of the file
-    that are read, before decompression; `lines`: the whole lines of the content that are read; `ended`: all is read.
+    `compression`: one of `COMPRESSIONS`, or empty; `suffix`: the ending before it. `lines`: the whole lines of the
+    content that are read; `ended`: all is read.
     """
 
     def __init__(self, name: str, raw: BinaryIO, compression: str, suffix: str) -> None:
-        self.name = name
-        self._suffix = suffix
-        self.lines = 0
-        self.ended = False
-        self._raw = raw
+        self.name, self.lines, self.ended = name, 0, False
+        self._raw, self._suffix = raw, suffix
         self._compression, opener = _OPENERS[compression]
         self._content = opener(raw)
         self._started = False
@@ -59,6 +148,7 @@ class TextStream:
 
     @property
     def position(self) -> int:
+        """The bytes of the file that are read, before decompression."""
         return self._raw.tell()
 
     def read(self, size: int = 0) -> bytes:
@@ -154,7 +244,10 @@ def decode_lines(name: str, lines: Lines) -> str:
 def not_utf_8(name: str, first: int, error: UnicodeDecodeError) -> UserError:
     """The error for bytes, from the line `first` on, that are not UTF-8."""
     line = first + error.object.count(b"\n", 0, error.start)
-    return UserError(f"{name}:{line}: not UTF-8: byte {error.object[error.start]:#04x}. {_NOT_UTF_8}")
+    return UserError(
+        f"{name}:{line}: not UTF-8: byte {error.object[error.start]:#04x}. Save the file as UTF-8; from Windows or Excel "
+        "it may be Windows-1252 (iconv -f WINDOWS-1252 -t UTF-8)."
+    )
 
 
 def read_documents(stream: TextStream) -> Iterator[Block]:
