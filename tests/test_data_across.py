@@ -10,8 +10,7 @@ import pytest
 from prose import WORDS, prose
 
 from lorakit.data.cleaning import dataset_checks
-from lorakit.data.cleaning.row_stats import compute_row_stats, join_row_stats
-from lorakit.data.cleaning.style import languages
+from lorakit.data.cleaning.row_stats import compute_row_stats, join_row_stats, languages
 from lorakit.data.conversations import Conversation, Text, Tokens
 
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 from recipe_files import errors, loaded, write
 
-from lorakit.data.formats.text_columns import Classification
 from lorakit.data.formats.messages import Sharegpt
+from lorakit.data.formats.text_columns import Classification
 from lorakit.recipe import docs
 from lorakit.recipe.fields import entry_name, entry_settings
 from lorakit.recipe.load import load, to_yaml

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorakit.data.cleaning.row_stats import RowStats
-from lorakit.data.cleaning.style import FEATURES, SCRIPTS, languages
+from lorakit.data.cleaning.row_stats import FEATURES, SCRIPTS, RowStats, languages
 
 FEWEST = 50
 """Rows below which nothing is called unusual."""

@@ -1,11 +1,13 @@
-"""Checks of single texts, with what they share: the encoding, invisible characters, escape sequences, lines of logs."""
+"""Checks of single texts, each of which gives the fixed text and its findings: the encoding, HTML left in prose,
+invisible characters, escape sequences, lines of logs."""
 
 import functools
+import html as entities
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lorakit.recipe.problem import quote
+from lorakit.recipe.problem import one_line, quote
 
 # A fence that is not closed runs to the end; code between single or double backticks stays on its line.
 _CODE = re.compile(r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|``?[^`\n]+``?)", re.DOTALL)
@@ -36,19 +38,17 @@ _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 
 _LEVEL = r"(?:TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|ERR|FATAL|CRITICAL|SEVERE)\b"
 _LOG_LINES = {
-    "log lines with time and level (no fix takes them out)": re.compile(
+    "log lines with time and level": re.compile(
         rf"^[\[(]?(?:\d{{4}}[-/.]\d\d[-/.]\d\d[T ])?\d\d:\d\d:\d\d[^\s\]]*\]?.{{0,60}}?\b{_LEVEL}"
         rf"|^\W?{_LEVEL}.{{0,12}}\d\d:\d\d:\d\d",
         re.MULTILINE,
     ),
-    "lines of a stack trace (no fix takes them out)": re.compile(
+    "lines of a stack trace": re.compile(
         r"^Traceback \(most recent call last\):|^[ \t]+File \"[^\"\n]+\", line \d+"
         r"|^[ \t]+at [\w.$<>/]{1,200}\([\w.$]+(?: Method)?(?::\d+)?\)|^Caused by: [\w.$]+(?:Exception|Error)",
         re.MULTILINE,
     ),
-    "progress bars (no fix takes them out)": re.compile(
-        r"\d{1,3}%\s?\|[█▉▊▋▌▍▎▏#=> ]*\||\[[=#]{5,}>?[ .\-]*\]|[█▓░]{10,}"
-    ),
+    "progress bars": re.compile(r"\d{1,3}%\s?\|[█▉▊▋▌▍▎▏#=> ]*\||\[[=#]{5,}>?[ .\-]*\]|[█▓░]{10,}"),
 }
 _CLOCK = re.compile(r"\d\d:\d\d:\d\d")
 _HINTS = ("Traceback (", '", line ', "Caused by: ", "%|", "% |", "[==", "[##", "██", "▓", "░", "  at ", "\tat ")
@@ -61,11 +61,9 @@ _ABOUT_LOGS = re.compile(
 
 @dataclass(frozen=True)
 class RowFinding:
-    """One thing that a check found in one text of a row.
-
-    `what` is the same for all rows alike, so that they can be counted; `case` is this row's. `fixed`: the text that the
-    check returns no longer has it. `clean` fills in the check and `field`, the text, as "message 2 (assistant)".
-    """
+    """One thing that a check found in one text of a row. `what` is the same for all rows alike, so that they can be
+    counted; `case` is this row's. `fixed`: the text that the check returns no longer has it. `field`: the text, as
+    "message 2 (assistant)"."""
 
     what: str
     case: str = ""
@@ -88,12 +86,12 @@ def normalize_words(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def first_few(names: Iterable[str]) -> str:
+def _first_few(names: Iterable[str]) -> str:
     shown = sorted(names)
     return ", ".join(shown[:4]) + (" and others" if len(shown) > 4 else "")
 
 
-def prose_and_code(text: str) -> list[str]:
+def _split_prose_and_code(text: str) -> list[str]:
     """The text in parts: those at even places are prose, those at odd places code between backticks."""
     return _CODE.split(text) if "`" in text or "~~~" in text else [text]
 
@@ -124,23 +122,21 @@ def _fix_encoding(segment: str) -> str:
     from ftfy import TextFixerConfig, fix_encoding_and_explain  # the recipe's schema must not wait for it
     from ftfy.fixes import fix_c1_controls, fix_surrogates
 
-    fixed = segment
-    for lossy in (True, False):
-        # Lossy, ftfy makes U+FFFD of sequences that lost a byte: better left. Else it may make U+001A of a U+FFFD.
-        tried = fix_encoding_and_explain(segment, TextFixerConfig(replace_lossy_sequences=lossy)).text
-        if tried.count("\ufffd") <= segment.count("\ufffd") and tried.count("\x1a") <= segment.count("\x1a"):
-            fixed = tried
-            break
+    # Lossy, ftfy makes U+FFFD of sequences that lost a byte: better left. Else it may make U+001A of a U+FFFD.
+    tries = (
+        fix_encoding_and_explain(segment, TextFixerConfig(replace_lossy_sequences=at)).text for at in (True, False)
+    )
+    fixed = next(
+        (new for new in tries if all(new.count(lost) <= segment.count(lost) for lost in "\ufffd\x1a")), segment
+    )
     return fix_c1_controls(fix_surrogates(fixed) if _SURROGATE.search(fixed) else fixed)
 
 
 @functools.cache
 def _suspect() -> re.Pattern[str]:
-    """Finds what may be decoded wrongly, so that ftfy, which is slow, sees little of what is right.
-
-    That is: a character that stands for a first byte of UTF-8 before one that stands for a later byte, or before a
-    space that was a no-break space; C1 control characters, surrogates and U+FFFD.
-    """
+    """Finds what may be decoded wrongly, so that ftfy, which is slow, sees little of what is right: a character that stands
+    for a first byte of UTF-8 before one that stands for a later byte, or before a space that was a no-break space; C1
+    control characters, surrogates and U+FFFD."""
     first, later = (
         {character for name in _ENCODINGS.split() for character in bytes(codes).decode(name, "ignore")}
         for codes in (range(0xC2, 0xF5), range(0x80, 0xC0))
@@ -168,7 +164,7 @@ def noise(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
         fixed, count = _CONTROL.subn("", fixed)
         if breaks or count:
             characters = set(_ANY_CONTROL.findall(_ANSI.sub("", text).replace("\r\n", "")))
-            findings.append(RowFinding("control characters", first_few(f"U+{ord(one):04X}" for one in characters)))
+            findings.append(RowFinding("control characters", _first_few(f"U+{ord(one):04X}" for one in characters)))
     if not fixed.isascii():
         visible = _ZERO_WIDTH.sub("", fixed)
         if _MARKS.search(visible) and not _RIGHT_TO_LEFT.search(visible):
@@ -183,10 +179,155 @@ def _log_lines(text: str, context: TextContext) -> list[RowFinding]:
     may_be_log = any(hint in text for hint in _HINTS) or (text.count(":") > 1 and bool(_CLOCK.search(text)))
     if not may_be_log or context.role not in ("assistant", "text"):
         return []
-    prose = "\n".join(prose_and_code(text)[::2])
+    prose = "\n".join(_split_prose_and_code(text)[::2])
+    hits = [(f"{what} (no fix takes them out)", pattern.search(prose)) for what, pattern in _LOG_LINES.items()]
+    if any(map(_ABOUT_LOGS.search, context.prompts)):
+        return []
+    return [
+        RowFinding(what, quote(prose[hit.start() :].strip().split("\n", 1)[0]), fixed=False)
+        for what, hit in hits
+        if hit
+    ]
+
+
+_PARAGRAPHS = "p br div ul ol li table thead tbody tfoot tr h1 h2 h3 h4 h5 h6 hr center blockquote pre iframe dl dt dd"
+_INLINE = "span strong em img font sup sub o:p"
+_CELL = "td th"
+# Prompts make tags of their own with these names ("<summary>", "<title>"), and types of programs have them ("List<a>").
+_SECTIONS = (
+    "html head body title section article header footer nav main form option figure figcaption address details summary"
+)
+_LETTERS = "a b i u s q small big tt ins del mark kbd"
+_OTHERS = (
+    "code samp var abbr cite label input button select textarea link meta style script noscript canvas video audio "
+    "source picture svg path time map area object param col colgroup"
+)
+_CERTAIN = frozenset(f"{_PARAGRAPHS} {_INLINE} {_CELL}".split())
+_BLOCKS = frozenset(f"{_PARAGRAPHS} {_SECTIONS}".split())
+_CELLS = frozenset(_CELL.split())
+_PAIRED = frozenset(f"p {_LETTERS}".split())
+_ALL = f"{_PARAGRAPHS} {_INLINE} {_CELL} {_SECTIONS} {_LETTERS} {_OTHERS}"
+_NAMES = "|".join(sorted(_ALL.split(), key=len, reverse=True))
+_MARKUP = re.compile(
+    r"<!--(?:(?!<!--).)*?-->|<!doctype [^<>]*>"
+    r"|<(?P<raw>script|style)\b(?P<given>[^<>]*)>(?P<inside>(?:(?!</?(?:script|style)\b).)*)</(?P=raw)\s*>"
+    rf"|<(?P<close>/?)(?P<name>{_NAMES})(?P<attributes>\s[^<>]*)?/?>",
+    re.IGNORECASE | re.DOTALL,
+)
+_HINT = re.compile(rf"</?(?:{_NAMES})[\s/>]|<!", re.IGNORECASE)
+_ATTRIBUTE = re.compile(r"\s[a-z][\w:-]*\s*=\s*[\"'\w#/]", re.IGNORECASE)
+_CODE_INSIDE = re.compile(r"[{;(]")
+_ENTITY = re.compile(
+    r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|amp|lt|gt|quot|apos|nbsp|copy|reg|trade|hellip|[mn]dash|[lr][sd]quo|[sb]dquo|bull"
+    r"|middot|[lr]aquo|deg|euro|pound|yen|cent|sect|para|times|divide|plusmn|frac(?:12|14|34)|shy|zwn?j|[et][mh]?n?sp"
+    r"|iexcl|iquest|szlig|[A-Za-z](?:acute|grave|circ|uml|tilde|cedil|ring|slash|caron)|(?:ae|AE|oe|OE)lig);"
+)
+_MANY_BREAKS = re.compile(r"\n(?:[ \t]*\n){2,}")
+_BLANKS = "\n\t\xa0\xad\u2002\u2003\u2009\u200c\u200d"
+_SURE_ENTITY = re.compile(r"&(?:#\w+|amp|lt|gt|quot|apos|nbsp|[lr][sd]quo|[mn]dash|hellip);")
+# What the decoded text must not newly hold: a tag, an element of XML, a token of a chat template.
+_OPENS = re.compile(r"<[A-Za-z/!?|]")
+_TASK = re.compile(r"(?<![./\w])(?:x?html5?|xml|css|jsx|tsx|svg|xss|jinja2?|markup)\b", re.IGNORECASE)
+_REQUEST = re.compile(
+    r"web ?page|web ?site|landing page|hyperlink|(?:opening|closing|header|meta|anchor) tag", re.IGNORECASE
+)
+_DOCUMENT = re.compile(r"\s*(?:```\w*\s*)?(?:<!doctype html|<html[\s>]|<\?xml )", re.IGNORECASE)
+
+
+def html(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
+    """Tags and entities of HTML in prose ("<p>", "&nbsp;").
+
+    Tags are taken out, those of blocks become line breaks, scripts and styles go whole, entities are decoded. Code
+    between backticks stays, as do texts that are meant as HTML: whole documents, texts that are mostly markup, and rows
+    about HTML. Answers of tools are not checked. Escaped markup ("&lt;b&gt;") is found and stays: it may be meant, and
+    decoding it would make a tag.
+    """
+    if context.role == "tool" or not (_HINT.search(text) or ("&" in text and _ENTITY.search(text))):
+        return text, []
+    parts = _split_prose_and_code(text)
+    accepted = _accepted(parts[::2])
+    markup = sum(len(hit.group()) for hit in accepted)
+    if (
+        _DOCUMENT.match(text)
+        or (len(accepted) >= 8 and markup > len(text) / 2)
+        or any(map(_TASK.search, context.texts))
+        or any(map(_REQUEST.search, context.prompts))
+    ):
+        return text, []
     findings = []
-    for what, pattern in _LOG_LINES.items():
-        if (hit := pattern.search(prose)) and not any(map(_ABOUT_LOGS.search, context.prompts)):
-            line = prose[hit.start() :].lstrip("\n").split("\n", 1)[0].strip()
-            findings.append(RowFinding(what, quote(line), fixed=False))
-    return findings
+    if tags := {hit.group() for hit in accepted}:
+        findings.append(RowFinding("HTML tags", _first_few(one_line(tag, 30) for tag in tags)))
+        parts[::2] = [_without_tags(part, tags) for part in parts[::2]]
+    shown = {hit.group() for part in parts[::2] for hit in _ENTITY.finditer(part) if _is_entity(hit)}
+    if shown:
+        makes_markup = any(_makes_markup(part) for part in parts[::2])
+        escaped = {one for one in shown if makes_markup and entities.unescape(one) in "<>&"}
+        if shown - escaped:
+            findings.append(RowFinding("HTML entities", _first_few(shown - escaped)))
+        if escaped:
+            findings.append(RowFinding("escaped markup (it stays: it may be meant)", _first_few(escaped), fixed=False))
+        parts[::2] = [_decoded(part, escaped) for part in parts[::2]]
+    fixed = "".join(parts)
+    return (fixed.strip("\n") if tags else fixed), findings
+
+
+def _accepted(prose: list[str]) -> list[re.Match[str]]:
+    """The tags of HTML among what looks like one: not "List<a>", "<title>" as a prompt's own tag, or "<b@c.d>"."""
+    hits = [hit for part in prose for hit in _MARKUP.finditer(part)]
+    if any(map(_is_certain, hits)):
+        return hits
+    closed = {hit["name"].lower() for hit in hits if hit["close"]}
+    opened = {hit["name"].lower() for hit in hits if hit["name"] and not hit["close"]}
+    paired = _PAIRED & closed & opened
+    return [
+        hit
+        for hit in hits
+        if (hit["name"] or "").lower() in paired or (hit["raw"] and _CODE_INSIDE.search(hit["inside"]))
+    ]
+
+
+def _is_certain(hit: re.Match[str]) -> bool:
+    name = hit["name"]
+    if not name:
+        return not hit["raw"] or bool(_ATTRIBUTE.search(hit["given"]))
+    if name.lower() == "p" and not hit["attributes"] and hit.string[max(0, hit.start() - 1) : hit.start()].isalnum():
+        return False  # Shared<p>: a type, unless "</p>" is there too
+    return name.lower() in _CERTAIN or bool(_ATTRIBUTE.match(hit["attributes"] or ""))
+
+
+def _without_tags(part: str, tags: set[str]) -> str:
+    broke = False
+
+    def replaced(hit: re.Match[str]) -> str:
+        nonlocal broke
+        if hit.group() not in tags:
+            return hit.group()
+        name = (hit["name"] or "").lower()
+        broke = broke or name in _BLOCKS
+        return "\n" if name in _BLOCKS else " " if name in _CELLS else ""
+
+    fixed = _MARKUP.sub(replaced, part)
+    return _MANY_BREAKS.sub("\n\n", fixed) if broke else fixed
+
+
+def _is_entity(hit: re.Match[str]) -> bool:
+    """False for the address of a variable in C (`p = &copy;`) and for characters that no text has."""
+    before = hit.string[max(0, hit.start() - 8) : hit.start()].rstrip(" ")[-1:]
+    if before and before in "=(,|&" and not _SURE_ENTITY.fullmatch(hit.group()):
+        return False
+    character = entities.unescape(hit.group())
+    return len(character) == 1 and (character.isprintable() or character in _BLANKS)
+
+
+def _decoded(prose: str, escaped: set[str]) -> str:
+    def replaced(hit: re.Match[str]) -> str:
+        if hit.group() in escaped or not _is_entity(hit):
+            return hit.group()
+        return entities.unescape(hit.group()).replace("\xa0", " ")
+
+    return _ENTITY.sub(replaced, prose)
+
+
+def _makes_markup(prose: str) -> bool:
+    decoded = _decoded(prose, set())
+    return len(_OPENS.findall(decoded)) > len(_OPENS.findall(prose)) or any(map(_is_entity, _ENTITY.finditer(decoded)))

@@ -1,6 +1,6 @@
 """Which format rows have, and what a record holds in a format."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -29,17 +29,14 @@ def columns_read(name: str) -> set[str]:
 
 
 def parse_record(name: str, settings: Section | None, record: Mapping[str, Any]) -> RowContent:
-    """The content of a record in a format; a `RowError` where it has none.
-
-    `settings` None are the format's defaults, where it has settings.
-    """
+    """The content of a record in a format; a `RowError` where it has none. `settings` None are the format's defaults."""
     entry = FORMATS[name]
     settings = entry_settings(FORMATS, name) if settings is None else settings
     try:
         content: RowContent = entry.function(record) if settings is None else entry.function(record, settings)
+        return content
     except RecursionError as error:
         raise RowError("the row is nested too deeply") from error
-    return content
 
 
 def detect(records: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
@@ -68,15 +65,13 @@ def detect(records: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
         raise UserError(
             f"{where}: the columns ({shown_columns}) fit several formats: {names}. Write one of them in data.format."
         )
+    as_one = (f"As {entry.name}: {one_line(str(_complaint(entry.name, None, records[0])), 200)}. " for entry in fitting)
     needs = (f"{entry.name} needs {', '.join(map(' or '.join, required_columns(entry)))}" for entry in FORMATS)
-    parts = [
-        f"{where}: no format fits the columns ({shown_columns}).",
-        *_hints(records, where),
-        *(f"As {entry.name}: {one_line(str(_complaint(entry.name, None, records[0])), 200)}." for entry in fitting),
-        f"{'; '.join(needs)}.",
-        "Map other names with data.columns, for example columns: {prompt: question, completion: answer}.",
-    ]
-    raise UserError(" ".join(parts))
+    raise UserError(
+        f"{where}: no format fits the columns ({shown_columns}). {_hint(records, where)}{''.join(as_one)}"
+        f"{'; '.join(needs)}. Map other names with data.columns, for example columns: {{prompt: question, completion: "
+        "answer}."
+    )
 
 
 def is_readable(name: str | None, settings: Section | None, records: Sequence[Mapping[str, Any]], column: str) -> bool:
@@ -97,9 +92,7 @@ def _fitting_formats(records: Sequence[Mapping[str, Any]]) -> tuple[set[str], li
     filled = {column for record in records for column, value in record.items() if not is_empty(value)}
     present = {column for record in records for column, value in record.items() if value is not None}
     for columns in (filled, present):
-        fitting = [
-            entry for entry in FORMATS if all(not columns.isdisjoint(names) for names in required_columns(entry))
-        ]
+        fitting = [one for one in FORMATS if not any(columns.isdisjoint(names) for names in required_columns(one))]
         if fitting:
             return columns, fitting
     return present, []
@@ -119,10 +112,10 @@ def _complaint(name: str, settings: Section | None, record: Mapping[str, Any]) -
     return None
 
 
-def _hints(records: Sequence[Mapping[str, Any]], where: str) -> Iterator[str]:
+def _hint(records: Sequence[Mapping[str, Any]], where: str) -> str:
     """What the file seems to hold in place of rows."""
     lists = [column for column, value in records[0].items() if isinstance(value, list) and value]
     if len(records) == 1 and (rows := [column for column in lists if isinstance(records[0][column][0], Mapping)]):
-        yield f"The rows seem to be under {rows[0]!r}: give a file of that list alone."
-    elif data_suffix(where).startswith((".csv", ".tsv")):
-        yield "The first line names the columns: put such a line above the rows where there is none."
+        return f"The rows seem to be under {rows[0]!r}: give a file of that list alone. "
+    is_table = data_suffix(where).startswith((".csv", ".tsv"))
+    return "The first line names the columns: put such a line above the rows where there is none. " if is_table else ""

@@ -16,24 +16,27 @@ Record = Mapping[str, Any]
 CanRead = Callable[[Mapping[str, str], str], bool]
 """Whether some format reads the rows with these columns (ours -> theirs), and reads the one of ours that is named."""
 
-# Names of the better and the worse side of a pair, or parts of them (rejected_response). All but chosen are also words
-# of games and applications.
-_SIDES = (
-    ("chosen", "rejected"),
-    ("chosen", "reject"),
-    ("accepted", "rejected"),
-    ("preferred", "rejected"),
-    ("preferred", "dispreferred"),
-    ("preferred", "non_preferred"),
-    ("winner", "loser"),
-    ("winning", "losing"),
-    ("better", "worse"),
-)
+# Names of the worse side of a pair -> those of the better one, whole or parts of them (rejected_response). All but chosen
+# are also words of games and applications.
+_SIDES = {
+    "rejected": ("chosen", "accepted", "preferred"),
+    "reject": ("chosen",),
+    **dict.fromkeys(("dispreferred", "non_preferred"), ("preferred",)),
+    "loser": ("winner",),
+    "losing": ("winning",),
+    "worse": ("better",),
+}
 _REJECTED = ("rejected", "dispreferred", "non_preferred")
-_VERDICTS = (
-    *("winner", "preference", "preferred", "label", "choice", "chosen"),
-    *("better_response_id", "safer_response_id"),
-)
+_VERDICTS = [
+    "winner",
+    "preference",
+    "preferred",
+    "label",
+    "choice",
+    "chosen",
+    "better_response_id",
+    "safer_response_id",
+]
 _ANSWER = re.compile(r"(?:\w+_)?(?:response|answer|output|completion|conversation|generation|reply|candidate)s?")
 _NUMBERED = (("_a", "_b"), ("_0", "_1"), ("_1", "_2"))
 _LISTS = ("answers", "completions", "responses", "outputs", "candidates", "generations")
@@ -45,15 +48,15 @@ _QUESTIONS = ("prompt", "question", "instruction", "query")
 
 # Flags that speak for an answer where they are true, and those that speak against it.
 _FOR = (
-    *("label", "kto_tag", "desirable", "is_desirable", "preferred", "is_preferred", "accepted", "is_accepted"),
-    *("approved", "is_approved", "good", "is_good", "correct", "is_correct", "chosen", "is_chosen", "selected"),
-    *("is_selected", "liked", "thumbs_up", "train", "loss", "weight", "acceptable", "is_acceptable", "feedback"),
+    "label kto_tag desirable is_desirable preferred is_preferred accepted is_accepted approved is_approved good is_good "
+    "correct is_correct chosen is_chosen selected is_selected liked thumbs_up train loss weight acceptable "
+    "is_acceptable feedback"
 )
 _AGAINST = (
-    *("rejected", "is_rejected", "undesirable", "bad", "is_bad", "wrong", "is_wrong", "incorrect", "is_incorrect"),
-    *("disliked", "thumbs_down", "deleted", "is_deleted"),
+    "rejected is_rejected undesirable bad is_bad wrong is_wrong incorrect is_incorrect disliked thumbs_down deleted "
+    "is_deleted"
 )
-_FLAGS = dict.fromkeys(_FOR, False) | dict.fromkeys(_AGAINST, True)
+_FLAGS = dict.fromkeys(_FOR.split(), False) | dict.fromkeys(_AGAINST.split(), True)
 # What a flag may be written as besides true and false. Of a label, 0 and 1, yes and no are classes more often than
 # judgements.
 _WORDS = {
@@ -71,10 +74,8 @@ _ASKING_ROLES = ("user", "human", "system")
 def refuse_preference_data(
     where: str, records: Sequence[Record], columns: Mapping[str, str], can_read: CanRead
 ) -> None:
-    """Refuse, as a `UserError`, rows in which a column says which answer is the worse one, or how good each is.
-
-    `columns` are the recipe's (ours -> theirs).
-    """
+    """Refuse, as a `UserError`, rows in which a column says which answer is the worse one, or how good each is. `columns`
+    are the recipe's (ours -> theirs)."""
     for what, remedy in _findings(records, columns, can_read):
         raise UserError(f"{where}: {what}. lorakit trains on what should be said: {remedy}.")
 
@@ -113,11 +114,9 @@ def preference_pairs(columns: set[str]) -> Iterator[tuple[str, str]]:
     """The columns that are the two sides of a pair, the better one first."""
     plain = {_plain(name): name for name in sorted(columns)}
     for worse, written in plain.items():
-        for better_word, worse_word in _SIDES:
-            if f"_{worse_word}_" in f"_{worse}_":
-                better = f"_{worse}_".replace(f"_{worse_word}_", f"_{better_word}_").strip("_")
-                if better in plain and better != worse:
-                    yield plain[better], written
+        for word in _SIDES:
+            sides = (f"_{worse}_".replace(f"_{word}_", f"_{other}_").strip("_") for other in _SIDES[word])
+            yield from ((plain[better], written) for better in sides if better in plain and better != worse)
 
 
 def _plain(name: str) -> str:
@@ -127,13 +126,10 @@ def _plain(name: str) -> str:
 
 def _is_another_column(better: str, worse: str, records: Sequence[Record]) -> bool:
     """Whether a seeming pair is something else: not called chosen, and no other column ever equals the worse side."""
-    return "chosen" not in _plain(better).split("_") and not any(
-        record[worse] == value
-        for record in records
-        if not is_empty(record.get(worse))
-        for name, value in record.items()
-        if name != worse
-    )
+    if "chosen" in _plain(better).split("_"):
+        return False
+    said = ((record[worse], record.items()) for record in records if not is_empty(record.get(worse)))
+    return not any(value == answer and name != worse for answer, items in said for name, value in items)
 
 
 def _remedy(better: str, columns: Mapping[str, str], answers: list[Any], can_read: CanRead) -> str:
@@ -180,12 +176,8 @@ def _ratings(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
 
 def _has_several_ranks(records: Sequence[Record]) -> bool:
     """Whether answers to one question have different ranks."""
-    pairs = {
-        (repr(record[name]), record.get("rank"))
-        for record in records
-        for name in _QUESTIONS
-        if not is_empty(record.get(name))
-    }
+    questions = ((record, record.get(name)) for record in records for name in _QUESTIONS)
+    pairs = {(repr(question), record.get("rank")) for record, question in questions if not is_empty(question)}
     return len(pairs) > len({question for question, _ in pairs})
 
 
@@ -217,7 +209,7 @@ def refuse_rejected_answer(record: Record, flags: Mapping[str, bool]) -> None:
 
 
 def _flag(name: str, value: Any) -> bool | None:
-    """A flag's value; None for what is not a flag. In `label`, 0 and 1, yes and no are classes more often."""
+    """A flag's value; None for what is not a flag."""
     if isinstance(value, bool):
         return value
     is_label = _plain(name) == "label"

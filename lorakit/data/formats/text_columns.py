@@ -116,7 +116,11 @@ def _classification_mistakes(settings: Classification) -> Iterator[tuple[tuple[s
     for name in names:
         if name not in ("text", "labels"):
             wrong = one_line(f"{{{name}}}")
-            yield ("prompt",), f"{wrong} is not a known placeholder", "Write {text} or {labels}, or {{ and }} for braces."
+            yield (
+                ("prompt",),
+                f"{wrong} is not a known placeholder",
+                "Write {text} or {labels}, or {{ and }} for braces.",
+            )
     if "text" not in names:
         reason = "{text} is not in it, so that every row would ask the same"
         yield ("prompt",), reason, "Write {text} where the text belongs."

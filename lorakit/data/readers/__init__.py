@@ -13,8 +13,7 @@ from pathlib import Path
 
 from lorakit.data.readers import delimited, json_rows
 from lorakit.data.readers.arrow import read_columns
-from lorakit.data.readers.text_stream import refuse_other_columns
-from lorakit.data.readers.text_stream import TextStream, read_documents
+from lorakit.data.readers.text_stream import TextStream, read_documents, refuse_other_columns
 from lorakit.data.rows import Block, Row
 from lorakit.errors import UserError
 from lorakit.recipe.data_files import COMPRESSIONS, KNOWN_SUFFIXES, TooManyFiles, data_files, data_suffix, is_pattern

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lorakit.data.readers.text_stream import refuse_list_as_lines
-from lorakit.data.readers.text_stream import TextStream, not_utf_8, read_whole_lines
+from lorakit.data.readers.text_stream import TextStream, not_utf_8, read_whole_lines, refuse_list_as_lines
 from lorakit.data.rows import STRICT_JSON, Block, Row, RowError, kind, normalize_line_ends
 from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line

@@ -30,7 +30,11 @@ _CONTENTS = (
     (rb"BZh[1-9]1AY&SY", "bzip2 data", f"{_SO_TOO}.bz2."),
     (rb"\xfd7zXZ\x00", "xz data", f"{_SO_TOO}.xz."),
     (rb"\x28\xb5\x2f\xfd", "zstandard data", f"{_SO_TOO}.zst."),
-    (rb"PK\x03\x04|\xd0\xcf\x11\xe0", "a zip archive, or an Excel file", "Unpack it, or save the sheet as CSV in UTF-8."),
+    (
+        rb"PK\x03\x04|\xd0\xcf\x11\xe0",
+        "a zip archive, or an Excel file",
+        "Unpack it, or save the sheet as CSV in UTF-8.",
+    ),
     (rb"SQLite format 3\x00|\x89HDF", "a database", "Export its rows as JSON Lines or Parquet."),
     (rb"%PDF-", "a PDF document", "Take its text out first."),
     (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "UTF-32", "Save it as UTF-8."),
