@@ -19,7 +19,7 @@ from lorakit.errors import UserError
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Clean, Data
 
-TEMPLATED = "this row looks templated already (give its texts without the chat template's marks)"
+TEMPLATED = "this row looks templated already, give its texts without the chat template's marks"
 
 
 @pytest.fixture(autouse=True)

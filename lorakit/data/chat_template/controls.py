@@ -78,7 +78,11 @@ def _nested_texts(value: Any) -> Iterator[str]:
 
 def find_control_texts(tokenizer: Any, write: Write | None) -> ControlTexts:
     """The control texts of a tokenizer and its chat template, where it has one (`write`)."""
-    samples = _render_samples(write) if write else []
+    roles, samples = ("system", "user", "assistant", "user"), []
+    messages = [{"role": role, "content": text} for role, text in zip(roles, _SAMPLES, strict=True)]
+    for sample in (messages, messages[1:]):  # with a system prompt where the template takes one
+        with suppress(RowError):  # the sample is not the user's, whose rows get their own errors
+            samples += [write(sample)] if write else []
     around = "\n".join(re.split("|".join(_SAMPLES), samples[0])) if samples else ""
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
     added |= dict.fromkeys(tokenizer.all_special_tokens, True)
@@ -89,8 +93,11 @@ def find_control_texts(tokenizer: Any, write: Write | None) -> ControlTexts:
             written.update(_MARK.findall(line))
     thoughts = {word for word in tokens | written if _THOUGHT.match(word)}
     tokens = select_single_tokens(tokenizer, tokens) - thoughts
-    front = _find_front(samples, compile_alternation(tokens))
-    return ControlTexts(frozenset(tokens), frozenset(written - thoughts), front)
+    marks = [compile_alternation(tokens).match(text.lstrip()) for text in samples]
+    fronts = {mark.group() if mark else "" for mark in marks}
+    front = fronts.pop() if len(fronts) == 1 else ""
+    is_front = front and all(text.count(front) == 1 for text in samples)
+    return ControlTexts(frozenset(tokens), frozenset(written - thoughts), front if is_front else None)
 
 
 def select_single_tokens(tokenizer: Any, words: Iterable[str]) -> set[str]:
@@ -101,23 +108,3 @@ def select_single_tokens(tokenizer: Any, words: Iterable[str]) -> set[str]:
     ids = tokenizer(ordered, add_special_tokens=False)["input_ids"]
     own_ids = tokenizer.convert_tokens_to_ids(ordered)
     return {word for word, tokens, number in zip(ordered, ids, own_ids, strict=True) if number in tokens}
-
-
-def _render_samples(write: Write) -> list[str]:
-    """What the template writes of a conversation, without the prompt for an answer: with a system prompt first where it
-    takes one, then without."""
-    roles = ("system", "user", "assistant", "user")
-    messages = [{"role": role, "content": text} for role, text in zip(roles, _SAMPLES, strict=True)]
-    texts = []
-    for sample in (messages, messages[1:]):
-        with suppress(RowError):  # the sample is not the user's, whose rows get their own errors
-            texts.append(write(sample))
-    return texts
-
-
-def _find_front(samples: list[str], tokens: re.Pattern[str]) -> str | None:
-    """The token that stands at the front of each sample and nowhere else."""
-    marks = [tokens.match(text.lstrip()) for text in samples]
-    fronts = {mark.group() if mark else "" for mark in marks}
-    front = fronts.pop() if len(fronts) == 1 else ""
-    return front if front and all(text.count(front) == 1 for text in samples) else None

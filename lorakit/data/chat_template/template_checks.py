@@ -5,7 +5,6 @@ looking for the mark; where the text plainly stands in its place, that is not ne
 """
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 from lorakit.data.chat_template.spans import RenderedTurn, TemplatedRow
@@ -16,20 +15,22 @@ from lorakit.data.rows import RowError
 # A longer system prompt that stands in a prompt is there because the template wrote it.
 _TELLING_LENGTH = 20
 _REMEDY = "give another model.chat_template"
-_TEMPLATED = "this row looks templated already (give its texts without the chat template's marks)"
 
 
 def refuse_unwritten(row: TemplatedRow, turn: RenderedTurn) -> None:
-    """Refuse a turn of whose question or answer the template leaves something out."""
-    message = row.messages[turn.index]
-    for index in _questions(row.messages, turn.index):
-        _refuse_unwritten_question(row, turn, index)
+    """Refuse a turn of whose question or answer the template leaves something out. The question: the messages since the
+    answer before it (that answer, where it stands directly before), and system prompts."""
+    messages, message = row.messages, row.messages[turn.index]
+    before = max((at for at in range(turn.index) if messages[at]["role"] == "assistant"), default=-1)
+    for at in reversed(range(turn.index)):
+        if at > before or at == turn.index - 1 or messages[at]["role"] == "system":
+            _refuse_unwritten_question(row, turn, at)
     calls, content, thinking = message.get("tool_calls") or [], message["content"].strip(), has_thinking(message)
-    before, after = row.template.frame
+    start, end = row.template.frame
     answer = turn.answer
-    if not calls and not thinking and len(answer) >= len(before) + len(after):
-        inside = answer[len(before) : len(answer) - len(after)].strip() == content
-        if inside and answer.startswith(before) and answer.endswith(after):
+    if not calls and not thinking and len(answer) >= len(start) + len(end):
+        inside = answer[len(start) : len(answer) - len(end)].strip() == content
+        if inside and answer.startswith(start) and answer.endswith(end):
             return
     if thinking:
         _refuse_unwritten_text(row, turn, "thinking")
@@ -49,10 +50,8 @@ def refuse_unwritten_tools(row: TemplatedRow, turn: RenderedTurn) -> None:
     names = [str((tool.get("function") or tool).get("name", "")) for tool in row.tools]
     prompt = row.template.write(row.adapted[: turn.index], ask=True, tools=more, variables=turn.form.variables)
     if mark not in prompt or not all(name in turn.form.prompt for name in names):
-        raise RowError(
-            "the chat template does not write the tools (put them into the system prompt, leave them out, or "
-            f"{_REMEDY})"
-        )
+        remedy = f"put them into the system prompt, leave them out, or {_REMEDY}"
+        raise RowError(f"the chat template does not write the tools ({remedy})")
 
 
 def count_given_characters(row: TemplatedRow, turn: RenderedTurn) -> int:
@@ -64,8 +63,7 @@ def count_given_characters(row: TemplatedRow, turn: RenderedTurn) -> int:
     if not given:
         return len(beginning) if turn.answer.startswith(beginning) else 0
     before, mark, after = turn.answer.partition(given)
-    rest = message["content"][len(beginning) :]
-    if not mark or not _without_space(after).startswith(_without_space(rest)):
+    if not mark or not _without_space(after).startswith(_without_space(message["content"][len(beginning) :])):
         raise RowError(
             "the chat template does not write the given beginning of an answer as it is (write it and the rest into "
             f"one message, or {_REMEDY})",
@@ -84,15 +82,14 @@ def refuse_loose_marks(row: TemplatedRow) -> None:
         texts.append((_json(row.tools), "the tools contain", ""))
     stops = row.template.stops
     for mark in sorted(row.template.marks, key=lambda mark: (mark in stops, mark)):
-        why = f"the beginning of sequence of this model: {_TEMPLATED}"
-        if mark in stops:
-            why = (
-                "which ends a turn of this model (take it out: where the row has the chat template's marks in it "
-                "already, give its texts without them)"
-            )
+        why = "ends a turn" if mark in stops else "is the beginning of sequence"
         for text, contains, where in texts:
             if mark in text:
-                raise RowError(f"{contains} the text {mark!r}, {why}", where)
+                raise RowError(
+                    f"{contains} the text {mark!r}, which {why} of this model (take it out; if this row looks "
+                    "templated already, give its texts without the chat template's marks)",
+                    where,
+                )
 
 
 def refuse_half_characters(text: str) -> None:
@@ -100,24 +97,12 @@ def refuse_half_characters(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RowError(
-            "a message has half of a surrogate pair, which is not a character", repr(text[error.start])
-        ) from error
+        half = repr(text[error.start])
+        raise RowError("a message has half of a surrogate pair, which is not a character", half) from error
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _questions(messages: list[Message], index: int) -> Iterator[int]:
-    """The messages to which an answer answers: those since the answer before it (that answer, where it stands directly
-    before), and system prompts."""
-    for at in range(index - 1, -1, -1):
-        if messages[at]["role"] != "assistant" or at == index - 1:
-            yield at
-        if messages[at]["role"] == "assistant":
-            break
-    yield from (before for before in range(at) if messages[before]["role"] == "system")
 
 
 def _refuse_unwritten_question(row: TemplatedRow, turn: RenderedTurn, index: int) -> None:
@@ -138,31 +123,24 @@ def _refuse_unwritten_question(row: TemplatedRow, turn: RenderedTurn, index: int
 
 
 def _refuse_unwritten_text(row: TemplatedRow, turn: RenderedTurn, field: str) -> None:
-    """White space aside, a text of the answer must stand in the turn as it is."""
-    message = row.messages[turn.index]
-    mark = _mark_for(turn.text)
-    answer, after = _render_instead(row, turn, message | {field: message[field].rstrip() + mark})
+    """White space aside, a text of the answer must stand in the turn as it is, and it may begin with what the prompt
+    wrote of it, such as <think>."""
+    message, mark = row.messages[turn.index], _mark_for(turn.text)
+    rendered, after = _render_instead(row, turn, message | {field: message[field].rstrip() + mark})
     if mark in after:
         raise RowError(
             f"the chat template writes a token at which the model stops before the end of an answer ({_REMEDY})",
             f"{turn.span.stop!r} in {row.where(turn.index)}",
         )
-    if mark not in answer or not _ends_in_turn(_without_space(message[field]), turn):
+    text, answer = _without_space(message[field]), _without_space(turn.answer)
+    prompt = _without_space(turn.form.prompt)[-len(text) :]
+    cuts = (at for at in range(1, len(text)) if prompt.endswith(text[:at]))
+    if mark not in rendered or not (text in answer or any(answer.startswith(text[at:]) for at in cuts)):
         what, remedy = "text", _REMEDY
         if field == "thinking":
             what, remedy = "thinking", f"write it into the content, leave it out, or {_REMEDY}"
-        raise RowError(
-            f"the chat template does not write the {what} of an answer as it is ({remedy})", row.where(turn.index)
-        )
-
-
-def _ends_in_turn(text: str, turn: RenderedTurn) -> bool:
-    """Whether a text ends in the turn: its beginning may be what the prompt wrote of it, such as <think>."""
-    answer = _without_space(turn.answer)
-    before = _without_space(turn.form.prompt)[-len(text) :]
-    return text in answer or any(
-        before.endswith(text[:at]) and answer.startswith(text[at:]) for at in range(1, len(text))
-    )
+        reason = f"the chat template does not write the {what} of an answer as it is ({remedy})"
+        raise RowError(reason, row.where(turn.index))
 
 
 def _refuse_unwritten_call(row: TemplatedRow, turn: RenderedTurn, number: int) -> None:
@@ -173,10 +151,8 @@ def _refuse_unwritten_call(row: TemplatedRow, turn: RenderedTurn, number: int) -
     calls[number] = calls[number] | {"function": function | more}
     answer, _ = _render_instead(row, turn, message | {"tool_calls": calls})
     if answer.count(mark) < 3 or function["name"] not in turn.answer:
-        raise RowError(
-            f"the chat template leaves out a tool call of an answer (make one call an answer, or {_REMEDY})",
-            f"call {number + 1} of {row.where(turn.index)}",
-        )
+        reason = f"the chat template leaves out a tool call of an answer (make one call an answer, or {_REMEDY})"
+        raise RowError(reason, f"call {number + 1} of {row.where(turn.index)}")
 
 
 def _render_instead(row: TemplatedRow, turn: RenderedTurn, message: Message) -> tuple[str, str]:

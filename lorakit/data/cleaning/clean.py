@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from lorakit.data.chat_template.controls import ControlTexts
 from lorakit.data.cleaning.text_checks import RowFinding, TextContext, encoding, html, noise, normalize_words
-from lorakit.data.conversations import Conversation, RowContent, Text, Tokens
+from lorakit.data.conversations import Conversation, Message, RowContent, Text, Tokens
 from lorakit.recipe.problem import quote
 
 _ROUNDS = 4
@@ -70,40 +70,46 @@ def clean(
 
 
 def _fix(row: Conversation | Text, actions: Mapping[str, str]) -> tuple[Conversation | Text, list[RowFinding]]:
-    """The row with its texts fixed, `row` itself where nothing changed, and all that was found in them."""
+    """Repeats the checks until nothing changes: decoding an entity may reveal a control character."""
+    findings: dict[tuple[str, str, str], RowFinding] = {}
+    before = row
+    for _ in range(_ROUNDS):
+        after = _fix_once(before, actions, findings)
+        if after is before:
+            return after, list(findings.values())
+        before = after
+    # Only nested nonsense such as "<<b>b>" goes on: what does not settle is left as it came.
+    return row, [replace(finding, fixed=False) for finding in findings.values()]
+
+
+def _fix_once(
+    row: Conversation | Text, actions: Mapping[str, str], findings: dict[tuple[str, str, str], RowFinding]
+) -> Conversation | Text:
+    """Each check once on each text; adds to `findings`, and gives `row` itself where nothing changed."""
+
+    def fix(text: str, field: str, context: TextContext) -> str:
+        for name, action in actions.items():
+            fixed, new = CHECKS[name](text, context)
+            for one in new:
+                finding = replace(one, check=name, field=field, fixed=one.fixed and action == "fix")
+                findings.setdefault((name, one.what, field), finding)
+            if action == "fix":
+                text = fixed
+        return text
+
     if isinstance(row, Text):
-        text, findings = _fix_text(row.text, "text", TextContext("text", (), (row.text,)), actions)
-        return row if text == row.text else Text(text), findings
+        text = fix(row.text, "text", TextContext("text", (), (row.text,)))
+        return row if text == row.text else Text(text)
     texts = tuple(message.get("content") or "" for message in row.messages)
     prompts = tuple(text for text, message in zip(texts, row.messages, strict=True) if message["role"] != "assistant")
-    messages, findings = list(row.messages), []
-    for at, message in enumerate(row.messages):
-        context, field = TextContext(message["role"], prompts, texts), f"message {at + 1} ({message['role']})"
+    messages: list[Message] = []
+    for number, message in enumerate(row.messages, start=1):
+        context, field = TextContext(message["role"], prompts, texts), f"message {number} ({message['role']})"
         for key, name in (("thinking", f"{field}, thinking"), ("content", field)):
-            if message.get(key):
-                text, more = _fix_text(message[key], name, context, actions)
-                findings += more
-                if text != message[key]:
-                    messages[at] = {**messages[at], key: text}
-    return row if messages == row.messages else replace(row, messages=messages), findings
-
-
-def _fix_text(text: str, field: str, context: TextContext, actions: Mapping[str, str]) -> tuple[str, list[RowFinding]]:
-    """Repeats the checks until nothing changes: decoding an entity may reveal a control character."""
-    findings: dict[tuple[str, str], RowFinding] = {}
-    fixed = text
-    for _ in range(_ROUNDS):
-        before = fixed
-        for name, action in actions.items():
-            after, hits = CHECKS[name](fixed, context)
-            for hit in hits:
-                found = replace(hit, check=name, field=field, fixed=hit.fixed and action == "fix")
-                findings.setdefault((name, hit.what), found)
-            fixed = after if action == "fix" else fixed
-        if fixed == before:
-            return fixed, list(findings.values())
-    # Only nested nonsense such as "<<b>b>" goes on: what does not settle is left as it came.
-    return text, [replace(finding, fixed=False) for finding in findings.values()]
+            if message.get(key) and (text := fix(message[key], name, context)) != message[key]:
+                message = {**message, key: text}
+        messages.append(message)
+    return row if messages == row.messages else replace(row, messages=messages)
 
 
 def _trivial(row: Conversation | Text) -> list[RowFinding]:

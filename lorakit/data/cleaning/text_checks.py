@@ -123,20 +123,19 @@ def _fix_encoding(segment: str) -> str:
     from ftfy.fixes import fix_c1_controls, fix_surrogates
 
     # Lossy, ftfy makes U+FFFD of sequences that lost a byte: better left. Else it may make U+001A of a U+FFFD.
-    tries = (
-        fix_encoding_and_explain(segment, TextFixerConfig(replace_lossy_sequences=at)).text for at in (True, False)
-    )
-    fixed = next(
-        (new for new in tries if all(new.count(lost) <= segment.count(lost) for lost in "\ufffd\x1a")), segment
-    )
-    return fix_c1_controls(fix_surrogates(fixed) if _SURROGATE.search(fixed) else fixed)
+    for lossy in (True, False):
+        tried = fix_encoding_and_explain(segment, TextFixerConfig(replace_lossy_sequences=lossy)).text
+        if all(tried.count(sign) <= segment.count(sign) for sign in "\ufffd\x1a"):
+            segment = tried
+            break
+    return fix_c1_controls(fix_surrogates(segment) if _SURROGATE.search(segment) else segment)
 
 
 @functools.cache
 def _suspect() -> re.Pattern[str]:
-    """Finds what may be decoded wrongly, so that ftfy, which is slow, sees little of what is right: a character that stands
-    for a first byte of UTF-8 before one that stands for a later byte, or before a space that was a no-break space; C1
-    control characters, surrogates and U+FFFD."""
+    """Finds what may be decoded wrongly, so that ftfy, which is slow, sees little of what is right: a character that
+    stands for a first byte of UTF-8 before one that stands for a later byte, or before a space that was a no-break
+    space; C1 control characters, surrogates and U+FFFD."""
     first, later = (
         {character for name in _ENCODINGS.split() for character in bytes(codes).decode(name, "ignore")}
         for codes in (range(0xC2, 0xF5), range(0x80, 0xC0))
@@ -180,14 +179,12 @@ def _log_lines(text: str, context: TextContext) -> list[RowFinding]:
     if not may_be_log or context.role not in ("assistant", "text"):
         return []
     prose = "\n".join(_split_prose_and_code(text)[::2])
-    hits = [(f"{what} (no fix takes them out)", pattern.search(prose)) for what, pattern in _LOG_LINES.items()]
-    if any(map(_ABOUT_LOGS.search, context.prompts)):
-        return []
-    return [
-        RowFinding(what, quote(prose[hit.start() :].strip().split("\n", 1)[0]), fixed=False)
-        for what, hit in hits
-        if hit
-    ]
+    findings = []
+    for what, pattern in _LOG_LINES.items():
+        if (hit := pattern.search(prose)) and not any(map(_ABOUT_LOGS.search, context.prompts)):
+            line = prose[hit.start() :].strip().split("\n", 1)[0]
+            findings.append(RowFinding(f"{what} (no fix takes them out)", quote(line), fixed=False))
+    return findings
 
 
 _PARAGRAPHS = "p br div ul ol li table thead tbody tfoot tr h1 h2 h3 h4 h5 h6 hr center blockquote pre iframe dl dt dd"

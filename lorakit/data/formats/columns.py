@@ -122,8 +122,8 @@ def _list_of(schema: Mapping[str, Any], keyword: str) -> list[Any]:
 
 
 def parse_call(raw: Any, where: str) -> dict[str, Any]:
-    """A call of a tool as {"type": "function", "function": {"name", "arguments"}} with its `id`. It may be bare, {"name",
-    "arguments"}; `arguments` is an object or its JSON text, and becomes the object."""
+    """A call of a tool as {"type": "function", "function": {"name", "arguments"}} with its `id`, where it may be bare
+    ({"name", "arguments"}) and its arguments a JSON text."""
     if not isinstance(raw, Mapping):
         raise RowError("a tool call is not an object", f"{where} has {kind(raw)}")
     function, parts, known = raw.get("function"), ("name", "arguments"), {"id", "type", "function"}

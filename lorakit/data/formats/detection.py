@@ -29,7 +29,7 @@ def columns_read(name: str) -> set[str]:
 
 
 def parse_record(name: str, settings: Section | None, record: Mapping[str, Any]) -> RowContent:
-    """The content of a record in a format; a `RowError` where it has none. `settings` None are the format's defaults."""
+    """The content of a record in a format; a `RowError` where it has none. `settings`: None for the defaults."""
     entry = FORMATS[name]
     settings = entry_settings(FORMATS, name) if settings is None else settings
     try:

@@ -1,5 +1,5 @@
-"""Conversations as lists of messages: `messages`, in OpenAI's shape with what is usually added to it, and `sharegpt`, as
-{from, value} under the role names that are found in the wild."""
+"""Conversations as lists of messages: `messages`, in OpenAI's shape with what is usually added to it, and `sharegpt`,
+as {from, value} under the role names that are found in the wild."""
 
 import functools
 import re

@@ -16,8 +16,8 @@ Record = Mapping[str, Any]
 CanRead = Callable[[Mapping[str, str], str], bool]
 """Whether some format reads the rows with these columns (ours -> theirs), and reads the one of ours that is named."""
 
-# Names of the worse side of a pair -> those of the better one, whole or parts of them (rejected_response). All but chosen
-# are also words of games and applications.
+# Names of the worse side of a pair -> those of the better one, whole or parts of them (rejected_response). All but
+# chosen are also words of games and applications.
 _SIDES = {
     "rejected": ("chosen", "accepted", "preferred"),
     "reject": ("chosen",),
@@ -27,16 +27,10 @@ _SIDES = {
     "worse": ("better",),
 }
 _REJECTED = ("rejected", "dispreferred", "non_preferred")
-_VERDICTS = [
-    "winner",
-    "preference",
-    "preferred",
-    "label",
-    "choice",
-    "chosen",
-    "better_response_id",
-    "safer_response_id",
-]
+_VERDICTS = (
+    *("winner", "preference", "preferred", "label", "choice", "chosen"),
+    *("better_response_id", "safer_response_id"),
+)
 _ANSWER = re.compile(r"(?:\w+_)?(?:response|answer|output|completion|conversation|generation|reply|candidate)s?")
 _NUMBERED = (("_a", "_b"), ("_0", "_1"), ("_1", "_2"))
 _LISTS = ("answers", "completions", "responses", "outputs", "candidates", "generations")
@@ -48,8 +42,8 @@ _QUESTIONS = ("prompt", "question", "instruction", "query")
 
 # Flags that speak for an answer where they are true, and those that speak against it.
 _FOR = (
-    "label kto_tag desirable is_desirable preferred is_preferred accepted is_accepted approved is_approved good is_good "
-    "correct is_correct chosen is_chosen selected is_selected liked thumbs_up train loss weight acceptable "
+    "label kto_tag desirable is_desirable preferred is_preferred accepted is_accepted approved is_approved good "
+    "is_good correct is_correct chosen is_chosen selected is_selected liked thumbs_up train loss weight acceptable "
     "is_acceptable feedback"
 )
 _AGAINST = (
@@ -74,8 +68,8 @@ _ASKING_ROLES = ("user", "human", "system")
 def refuse_preference_data(
     where: str, records: Sequence[Record], columns: Mapping[str, str], can_read: CanRead
 ) -> None:
-    """Refuse, as a `UserError`, rows in which a column says which answer is the worse one, or how good each is. `columns`
-    are the recipe's (ours -> theirs)."""
+    """Refuse, as a `UserError`, rows in which a column says which answer is the worse one, or how good each is.
+    `columns` are the recipe's (ours -> theirs)."""
     for what, remedy in _findings(records, columns, can_read):
         raise UserError(f"{where}: {what}. lorakit trains on what should be said: {remedy}.")
 
@@ -128,8 +122,8 @@ def _is_another_column(better: str, worse: str, records: Sequence[Record]) -> bo
     """Whether a seeming pair is something else: not called chosen, and no other column ever equals the worse side."""
     if "chosen" in _plain(better).split("_"):
         return False
-    said = ((record[worse], record.items()) for record in records if not is_empty(record.get(worse)))
-    return not any(value == answer and name != worse for answer, items in said for name, value in items)
+    answers = ((record[worse], record.items()) for record in records if not is_empty(record.get(worse)))
+    return not any(value == answer and name != worse for answer, items in answers for name, value in items)
 
 
 def _remedy(better: str, columns: Mapping[str, str], answers: list[Any], can_read: CanRead) -> str:

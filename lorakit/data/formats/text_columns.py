@@ -1,4 +1,4 @@
-"""Formats of rows whose columns hold texts: `alpaca`, `prompt-completion`, `question-answer`, `text`, `classification`."""
+"""Rows whose columns hold texts: `alpaca`, `prompt-completion`, `question-answer`, `text` and `classification`."""
 
 import re
 from collections.abc import Iterator, Mapping

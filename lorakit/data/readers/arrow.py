@@ -65,8 +65,6 @@ def _stored_batches(source: Any, name: str) -> Iterator[tuple[Any, int]]:
 
     magic = source.read(6)
     source.seek(0)
-    if magic.startswith(b"FEA1"):
-        raise UserError(f"{name}: this is Feather version 1. Write it as Parquet, or as Feather version 2.")
     if magic == b"ARROW1":
         file = pyarrow.ipc.open_file(source)
         _refuse_equal_names(name, file.schema.names)

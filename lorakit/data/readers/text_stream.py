@@ -30,13 +30,7 @@ _CONTENTS = (
     (rb"BZh[1-9]1AY&SY", "bzip2 data", f"{_SO_TOO}.bz2."),
     (rb"\xfd7zXZ\x00", "xz data", f"{_SO_TOO}.xz."),
     (rb"\x28\xb5\x2f\xfd", "zstandard data", f"{_SO_TOO}.zst."),
-    (
-        rb"PK\x03\x04|\xd0\xcf\x11\xe0",
-        "a zip archive, or an Excel file",
-        "Unpack it, or save the sheet as CSV in UTF-8.",
-    ),
-    (rb"SQLite format 3\x00|\x89HDF", "a database", "Export its rows as JSON Lines or Parquet."),
-    (rb"%PDF-", "a PDF document", "Take its text out first."),
+    (rb"PK\x03\x04|\xd0\xcf\x11\xe0", "a zip archive, or an Excel file", "Unpack it, or save it as CSV in UTF-8."),
     (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "UTF-32", "Save it as UTF-8."),
     (rb"\xff\xfe|\xfe\xff", "UTF-16", "Save it as UTF-8."),
     (rb"version https://git-lfs\.github\.com/spec/", "a pointer to the file in Git LFS", "Fetch it with git lfs pull."),
@@ -249,8 +243,8 @@ def not_utf_8(name: str, first: int, error: UnicodeDecodeError) -> UserError:
     """The error for bytes, from the line `first` on, that are not UTF-8."""
     line = first + error.object.count(b"\n", 0, error.start)
     return UserError(
-        f"{name}:{line}: not UTF-8: byte {error.object[error.start]:#04x}. Save the file as UTF-8; from Windows or Excel "
-        "it may be Windows-1252 (iconv -f WINDOWS-1252 -t UTF-8)."
+        f"{name}:{line}: not UTF-8: byte {error.object[error.start]:#04x}. Save the file as UTF-8; from Windows or "
+        "Excel it may be Windows-1252 (iconv -f WINDOWS-1252 -t UTF-8)."
     )
 
 
