@@ -36,12 +36,9 @@ def duplicates(content: np.ndarray) -> np.ndarray:
 
 
 def contradictions(prompt: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Equal prompts with different answers; rows without a prompt (0) contradict nothing. Both uint64 [n].
-
-    Gives for each row the first row with its prompt (int32 [n], -1 without a contradiction), and whether a fix keeps
-    the row (bool [n]): it has no contradiction, or the answer that most rows of its group give. In a tie the whole
-    group goes.
-    """
+    """Equal prompts with different answers, both uint64 [n]: for each row the first row with its prompt (int32 [n], -1
+    without a contradiction), and whether a fix keeps the row (bool [n]): it has no contradiction, or the answer that
+    most rows of its group give. In a tie the whole group goes. Rows without a prompt (0) contradict nothing."""
     count = len(prompt)
     first = duplicates(np.stack([prompt, np.zeros_like(prompt)], 1))
     first_alike = duplicates(np.stack([prompt, answer], 1))
@@ -62,8 +59,7 @@ def outliers(stats: RowStats) -> dict[int, str]:
     from the median (median absolute deviation), well beyond what 98 % of the others have, and at most 2 % of the rows
     do so; in its language or script when over 95 % of the rows share another.
     """
-    if stats.style is None or stats.language is None or stats.script is None:
-        raise ValueError("these stats have no measures of style")
+    assert stats.style is not None and stats.language is not None and stats.script is not None
     reasons: dict[int, list[str]] = {}
     for column, name in enumerate(FEATURES):
         for row, reason in _far_rows(name, stats.style[:, column]):
@@ -133,18 +129,13 @@ class Leak:
 
 def leaks(train: RowStats, held_out: RowStats) -> list[Leak]:
     """Training rows with exactly the content, or with the prompt and the answer, of a held-out row; in their order.
-
-    White space and case do not tell prompts or answers apart, nor does what is not trained on.
-    """
+    White space and case do not tell prompts or answers apart, nor does what is not trained on."""
     exact = _matches(train.content, held_out.content)
-    ours = np.stack([train.prompt, train.answer], 1)
-    same = np.where(train.prompt != 0, _matches(ours, np.stack([held_out.prompt, held_out.answer], 1)), -1)
-    return [
-        Leak(row, int(exact[row]), "the same as a held-out row")
-        if exact[row] >= 0
-        else Leak(row, int(same[row]), "the prompt and the answer of a held-out row")
-        for row in np.flatnonzero((exact >= 0) | (same >= 0)).tolist()
-    ]
+    ours, theirs = (np.stack([stats.prompt, stats.answer], 1) for stats in (train, held_out))
+    same = np.where(train.prompt != 0, _matches(ours, theirs), -1)
+    whole, parts = "the same as a held-out row", "the prompt and the answer of a held-out row"
+    rows = np.flatnonzero((exact >= 0) | (same >= 0)).tolist()
+    return [Leak(row, *((int(exact[row]), whole) if exact[row] >= 0 else (int(same[row]), parts))) for row in rows]
 
 
 def _matches(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:

@@ -94,7 +94,7 @@ def _find_shared_buckets(made: np.ndarray) -> tuple[int, Iterator[tuple[int, np.
 
 
 def _similar(made: np.ndarray, row: int, candidates: np.ndarray) -> np.ndarray:
-    """Those of the candidate rows that are near-duplicates of `row`, in order; -1 is no candidate."""
+    """The candidates (-1 is none) that are near-duplicates of `row`, in order."""
     candidates = np.unique(candidates[candidates >= 0])
     return candidates[(made[candidates] == made[row]).sum(1) >= THRESHOLD * SIZE]
 
@@ -123,10 +123,9 @@ def split_sides(made: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Which side of a split each row goes to, near-duplicates on one: int8 [n], 1 or 0 as `own`, -1 for neither.
 
     Rows are taken in order. One that resembles earlier rows goes where they went; one that resembles rows of both
-    sides goes to neither; any other goes to its `own` side (bool [n]). So does a row that resembles more than 20
-    earlier rows and more than a twentieth of them: rows made from one template are not copies of each other. Rows
-    appended later change nothing before them. A row is compared with at most four rows a band: the first and the
-    latest of each side that share it.
+    sides goes to neither; any other goes to its `own` side (bool [n]), and so does a row made from one template with
+    many others. Rows appended later change nothing before them. A row is compared with at most four rows a band: the
+    first and the latest of each side that share it.
     """
     side = own.astype(np.int8)
     count, rows = _find_shared_buckets(made)

@@ -14,7 +14,7 @@ import numpy as np
 
 from lorakit.data.cleaning.minhash import signatures
 from lorakit.data.cleaning.text_checks import normalize_words
-from lorakit.data.conversations import IGNORED, Conversation, Message, RowContent, Text, Tokens
+from lorakit.data.conversations import IGNORED, Message, RowContent, Text, Tokens
 
 FEATURES = ("characters", "words", "line breaks", "upper case", "punctuation", "digits", "informal marks")
 """The first three are counts; upper case is a share of the letters, punctuation and digits are shares of all but white
@@ -52,12 +52,9 @@ _SMALL_WORDS = (
     "the and that with this from have which their these would should you your they because about are not for will it's "
     "been were what when can"
 )
-_ENGLISH = frozenset(_SMALL_WORDS.split())
-_ENOUGH_ENGLISH = 4
-_SAMPLE = 160
-_FEWEST_LETTERS = 40
-_FEWEST_WORDS = 10
-_SURE = 0.9
+_ENGLISH, _ENOUGH_ENGLISH = frozenset(_SMALL_WORDS.split()), 4
+_SAMPLE, _SURE = 160, 0.9
+_FEWEST_LETTERS, _FEWEST_WORDS = 40, 10
 _NOT_LETTERS = re.compile(r"[^\w\s'’.,-]|[\d_]")
 
 _MOST_TOKENS = 6250
@@ -88,10 +85,8 @@ class RowStats:
 
 
 def join_row_stats(parts: list[dict[str, Any]]) -> RowStats | None:
-    """The stats of many batches as one; None where there are none. `parts`: the arrays of each, all with the same ones.
-
-    The parts are emptied, one array after the other: all at once they would be in memory twice.
-    """
+    """The stats of many batches as one; None where there are none. `parts`: the arrays of each, all with the same ones,
+    which are emptied one array after the other: all at once they would be in memory twice."""
     joined: dict[str, Any] = {}
     for name in list(parts[0]) if parts else ():
         arrays = [part.pop(name) for part in parts]
@@ -112,11 +107,11 @@ def compute_row_stats(rows: Sequence[RowContent], near: bool, style: bool = True
 
     Equal rows have equal stats in every process and every version of Python.
     """
-    hashes = [_hashes(row) for row in rows]
+    parts = [_describe(row, near) for row in rows]
     content, prompt, answer = (
-        np.frombuffer(b"".join(digests[part] for digests in hashes), "<u8").astype(np.uint64) for part in range(3)
+        np.frombuffer(b"".join(digests[kind] for digests, _, _ in parts), "<u8").astype(np.uint64) for kind in range(3)
     )
-    answers = [_last_answer(row) for row in rows] if style else []
+    answers = [text for _, text, _ in parts] if style else []
     counts, scripts = measures(answers) if style else (None, None)
     return RowStats(
         content=content.reshape(-1, 2),
@@ -125,63 +120,44 @@ def compute_row_stats(rows: Sequence[RowContent], near: bool, style: bool = True
         style=counts,
         language=np.array([language(text) for text in answers], np.int16) if style else None,
         script=scripts,
-        signature=signatures([_compared_text(row) for row in rows]) if near else None,
+        signature=signatures([text for _, _, text in parts]) if near else None,
     )
 
 
-def _hashes(row: RowContent) -> tuple[bytes, bytes, bytes]:
-    """The hashes of the whole (16 bytes), of the prompt and of the last answer (8 bytes each, zeros for none)."""
+def _describe(row: RowContent, near: bool) -> tuple[tuple[bytes, bytes, bytes], str, str]:
+    """A row's hashes of the whole (16 bytes), of the prompt and of the last answer (8 bytes each, zeros for none), the
+    text of that answer, and the text by which near-duplicates are compared, where `near`."""
     none = bytes(8)
+    if isinstance(row, Text):
+        return (_digest("text:" + row.text, 16), none, _digest(normalize_words(row.text))), row.text, row.text
     if isinstance(row, Tokens):
         ids, labels = np.array(row.input_ids, np.int64), np.array(row.labels, np.int64)
         trained = labels[labels != IGNORED]
         start = int(np.argmax(labels != IGNORED)) if trained.size else len(ids)
         whole = _digest(ids.tobytes() + b"|" + labels.tobytes(), 16)
-        return whole, _digest(ids[:start].tobytes()) if start else none, _digest(trained.tobytes())
-    if isinstance(row, Text):
-        return _digest("text:" + row.text, 16), none, _digest(normalize_words(row.text))
-    whole, last = _digest(_json([row.messages, row.tools]), 16), _last_answer_number(row)
+        prompt = _digest(ids[:start].tobytes()) if start else none
+        words = " ".join(map(str, row.input_ids[:_MOST_TOKENS])) if near else ""
+        return (whole, prompt, _digest(trained.tobytes())), "", words
+    whole = _digest(_json([row.messages, row.tools]), 16)
+    compared: list[str] = []
+    for message in row.messages if near else ():
+        if message["role"] != "system":  # rows that share a long one would all be alike
+            compared.append(message.get("content") or "")
+            compared += [_json(message["tool_calls"])] if message.get("tool_calls") else []
+    last = max((at for at, message in enumerate(row.messages) if message["role"] == "assistant"), default=None)
     if last is None:
-        return whole, none, none
-    prompt, before = none, row.messages[:last]
+        return (whole, none, none), "", "\n".join(compared)
+    prompt, before, answer = none, row.messages[:last], row.messages[last]
     if any(message["role"] != "system" for message in before):
         parts = [f"{message['role']}\x1f{_normalized(message)}" for message in before]
         prompt = _digest("\x1e".join([*parts, _json(row.tools) if row.tools else ""]))
-    return whole, prompt, _digest(_normalized(row.messages[last]))
+    return (whole, prompt, _digest(_normalized(answer))), answer.get("content") or "", "\n".join(compared)
 
 
 def _normalized(message: Message) -> str:
     """A message's content, white space and case aside, and its calls."""
     calls = message.get("tool_calls")
     return normalize_words(message.get("content") or "") + (f"\x1f{_json(calls)}" if calls else "")
-
-
-def _last_answer_number(row: Conversation) -> int | None:
-    return max((at for at, message in enumerate(row.messages) if message["role"] == "assistant"), default=None)
-
-
-def _last_answer(row: RowContent) -> str:
-    if isinstance(row, Tokens):
-        return ""
-    if isinstance(row, Text):
-        return row.text
-    last = _last_answer_number(row)
-    return "" if last is None else row.messages[last].get("content") or ""
-
-
-def _compared_text(row: RowContent) -> str:
-    """What near-duplicates are compared by: no system prompts, since rows that share a long one would all be alike."""
-    if isinstance(row, Tokens):  # as the words of a text
-        return " ".join(map(str, row.input_ids[:_MOST_TOKENS]))
-    if isinstance(row, Text):
-        return row.text
-    parts = []
-    for message in row.messages:
-        if message["role"] != "system":
-            parts.append(message.get("content") or "")
-            if message.get("tool_calls"):
-                parts.append(_json(message["tool_calls"]))
-    return "\n".join(parts)
 
 
 def _json(value: object) -> str:
@@ -232,17 +208,15 @@ def measures(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         scale = whole / lengths
         visible = lengths - kinds[:, _SPACE] - kinds[:, _BREAK]
         letters = scripts.sum(1)
-        columns = [
-            np.where(whole > 0, whole, np.nan),
-            np.where(whole > 0, counts * scale, np.nan),
-            np.where(whole > 0, kinds[:, _BREAK] * scale, np.nan),
-            np.where(letters >= _FEWEST_LETTERS, kinds[:, _UPPER] / letters, np.nan),
-            np.where(visible >= _FEWEST_LETTERS, kinds[:, _PUNCTUATION] / visible, np.nan),
-            np.where(visible >= _FEWEST_LETTERS, kinds[:, _DIGIT] / visible, np.nan),
-            np.where(counts >= _FEWEST_WORDS, informal / counts, np.nan),
+        columns = [  # the value, and whether there is enough of the text for it
+            *((value, whole > 0) for value in (whole, counts * scale, kinds[:, _BREAK] * scale)),
+            (kinds[:, _UPPER] / letters, letters >= _FEWEST_LETTERS),
+            *((kinds[:, kind] / visible, visible >= _FEWEST_LETTERS) for kind in (_PUNCTUATION, _DIGIT)),
+            (informal / counts, counts >= _FEWEST_WORDS),
         ]
+    features = np.stack([np.where(enough, value, np.nan) for value, enough in columns], axis=1)
     main = np.where(letters >= 2, scripts.argmax(1), -1).astype(np.int8)
-    return np.stack(columns, axis=1).astype(np.float32), main
+    return features.astype(np.float32), main
 
 
 def _informal_marks(text: str, words: list[str]) -> int:
@@ -266,18 +240,15 @@ def languages() -> tuple[str, ...]:
 
 
 def language(text: str) -> int:
-    """The language of a text as a position in `languages()`, or -1 where it is too short or py3langid is not sure.
-
-    Looks at the first 160 letters or so, 80 where a letter takes several bytes. Plain English is known by its small
-    words, without the model: that is most data, and the model takes 60 us a row.
-    """
+    """The language of a text as a position in `languages()`, or -1 where it is too short or py3langid is not sure. The
+    first 160 letters or so tell it, 80 where a letter takes several bytes."""
     sample = text[: 2 * _SAMPLE]
+    # Plain English is most data, and known by its small words: the model takes 60 us a row.
     if sample.isascii() and len(_ENGLISH & set(sample.lower().split())) >= _ENOUGH_ENGLISH:
         return languages().index("en")
     letters = " ".join(_NOT_LETTERS.sub(" ", sample).split())[:_SAMPLE]
-    if len(letters) < (_FEWEST_LETTERS if letters.isascii() else _FEWEST_LETTERS / 3):
-        return -1
-    if len(letters) < 0.7 * min(len(sample), _SAMPLE):  # code, tables, JSON
+    fewest = _FEWEST_LETTERS if letters.isascii() else _FEWEST_LETTERS / 3
+    if len(letters) < max(fewest, 0.7 * min(len(sample), _SAMPLE)):  # of code, tables and JSON few letters are left
         return -1
     code, sure = _identifier().classify(letters if letters.isascii() else letters[: _SAMPLE // 2])
     return languages().index(code) if sure >= _SURE else -1
