@@ -10,7 +10,7 @@ from typing import Any
 from lorakit.atomic_io import sha256_of
 from lorakit.data.conversations import RowContent
 from lorakit.data.formats import columns_read, detect, parse_record, required_columns
-from lorakit.data.formats.detection import is_readable
+from lorakit.data.formats.columns import is_readable
 from lorakit.data.formats.preference_data import (
     preference_pairs,
     refuse_preference_data,

@@ -1,7 +1,7 @@
 """Rendering: what a row says -> the chat template's text, and the stretches of it that are trained."""
 
 from lorakit.data.chat_template.render import render as render
-from lorakit.data.chat_template.spans import RenderedText as RenderedText
-from lorakit.data.chat_template.spans import TurnSpan as TurnSpan
 from lorakit.data.chat_template.template import ChatTemplate as ChatTemplate
 from lorakit.data.chat_template.template import NoChatTemplate as NoChatTemplate
+from lorakit.data.chat_template.templated_row import RenderedText as RenderedText
+from lorakit.data.chat_template.templated_row import TurnSpan as TurnSpan

@@ -12,16 +12,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from lorakit.data.chat_template.skeletons import make_skeletons, shape_of
-from lorakit.data.chat_template.spans import AnswerForm, RenderedText, RenderedTurn, TemplatedRow, TurnSpan
 from lorakit.data.chat_template.template import REFUSED, ChatTemplate
-from lorakit.data.chat_template.template_checks import (
+from lorakit.data.chat_template.template_probe import common_prefix_length, has_thinking
+from lorakit.data.chat_template.templated_row import (
+    AnswerForm,
+    RenderedText,
+    RenderedTurn,
+    TemplatedRow,
+    TurnSpan,
     count_given_characters,
     refuse_half_characters,
     refuse_loose_marks,
     refuse_unwritten,
     refuse_unwritten_tools,
 )
-from lorakit.data.chat_template.template_probe import common_prefix_length, has_thinking
 from lorakit.data.conversations import Conversation, Message, Text
 from lorakit.data.rows import RowError
 from lorakit.data.template_source import as_yaml

@@ -16,8 +16,8 @@ from typing import Any
 from jinja2 import nodes
 from jinja2.environment import Environment
 
-from lorakit.data.chat_template.spans import RenderedText, TemplatedRow, TurnSpan
 from lorakit.data.chat_template.template import ChatTemplate
+from lorakit.data.chat_template.templated_row import RenderedText, TemplatedRow, TurnSpan
 from lorakit.data.conversations import Message
 from lorakit.data.rows import RowError
 

@@ -1,4 +1,4 @@
-"""What several formats read from a record's columns: a text, a system prompt, tools and the calls of them.
+"""The columns of rows: which format they fit, and what several formats read from them (texts, tools, calls of these).
 
 Parquet and Arrow store an object as a struct: every object of a column has the members of all, null where it has none.
 Which nulls are such fillers is told from JSON Schema. In a schema, null is not a value of a keyword, but of `const` and
@@ -7,14 +7,123 @@ the function takes no such argument, or that it may be left out and may not be n
 schema nobody can tell them from a null that was meant (arguments stored as JSON texts have no fillers).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-from lorakit.data.conversations import Conversation, Message
+from lorakit.data.conversations import Conversation, Message, RowContent
 from lorakit.data.rows import STRICT_JSON, RowError, kind
+from lorakit.errors import UserError
+from lorakit.recipe.data_files import data_suffix
+from lorakit.recipe.fields import entry_settings
+from lorakit.recipe.problem import one_line
+from lorakit.registry import FORMATS, FormatSpec, Section
 
+# The columns of OpenAssistant's flat files, which the format text fits and would read wrongly.
+_FLAT_OASST = {"message_id", "role", "text"}
+# Keywords of JSON Schema that hold values and not schemas.
 _SCHEMA_VALUES = ("const", "default", "enum", "examples", "example")
-"""Keywords of JSON Schema that hold values and not schemas."""
+
+
+def required_columns(entry: FormatSpec) -> list[tuple[str, ...]]:
+    """The columns that a row of this format must have; of several in one tuple it has one."""
+    return [(column,) if isinstance(column, str) else tuple(column) for column in entry.columns]
+
+
+def columns_read(name: str) -> set[str]:
+    """Every column that a format reads."""
+    entry = FORMATS[name]
+    return {*chain.from_iterable(required_columns(entry)), *entry.optional}
+
+
+def parse_record(name: str, settings: Section | None, record: Mapping[str, Any]) -> RowContent:
+    """The content of a record in a format; a `RowError` where it has none. `settings`: None for the defaults."""
+    entry = FORMATS[name]
+    settings = entry_settings(FORMATS, name) if settings is None else settings
+    try:
+        return entry.function(record) if settings is None else entry.function(record, settings)
+    except RecursionError as error:
+        raise RowError("the row is nested too deeply") from error
+
+
+def detect(records: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
+    """The format that these rows have, and why. `where` names their source in messages.
+
+    A format fits when its columns hold something in some row. One that asks for all columns of another and for more
+    goes before it. Formats that can read none of the rows drop out where others can. A `UserError` where no format
+    fits, or several do.
+    """
+    columns, fitting = _fitting_formats(records)
+    if columns >= _FLAT_OASST:
+        raise UserError(
+            f"{where}: each row is one message (message_id, role, text) without those before it, as in OpenAssistant's "
+            "flat files. Take the file of trees (.trees.jsonl.gz), or write format: text to train on single messages."
+        )
+    fitting = [entry for entry in fitting if not _has_longer_variant(entry, fitting)]
+    readable = [entry for entry in fitting if any(_complaint(entry.name, None, record) is None for record in records)]
+    # Where a format's own columns are there and no row is right, each row's error tells best what is wrong with it.
+    chosen = readable or [entry for entry in fitting if len(fitting) == 1 and not _has_longer_variant(entry, FORMATS)]
+    shown_columns = one_line(", ".join(sorted(columns)), 200) or "none"
+    if len(chosen) == 1:
+        present = (next(name for name in names if name in columns) for names in required_columns(chosen[0]))
+        return chosen[0].name, f"rows have {' and '.join(map(repr, present))}"
+    if chosen:
+        fit = f"the columns ({shown_columns}) fit several formats: {', '.join(entry.name for entry in chosen)}"
+        raise UserError(f"{where}: {fit}. Write one of them in data.format.")
+    as_one = (f"As {entry.name}: {one_line(str(_complaint(entry.name, None, records[0])), 200)}. " for entry in fitting)
+    needs = (f"{entry.name} needs {', '.join(map(' or '.join, required_columns(entry)))}" for entry in FORMATS)
+    raise UserError(
+        f"{where}: no format fits the columns ({shown_columns}). {_hint(records, where)}{''.join(as_one)}"
+        f"{'; '.join(needs)}. Map other names with data.columns, for example columns: {{prompt: question, completion: "
+        "answer}."
+    )
+
+
+def is_readable(name: str | None, settings: Section | None, records: Sequence[Mapping[str, Any]], column: str) -> bool:
+    """Whether a format (the detected one where `name` is None) reads one of these records, and `column` if not ""."""
+    try:
+        format_name = name or detect(records, "")[0]
+    except UserError:
+        return False
+    reads_column = not column or column in columns_read(format_name)
+    return reads_column and any(_complaint(format_name, settings, record) is None for record in records)
+
+
+def _fitting_formats(records: Sequence[Mapping[str, Any]]) -> tuple[set[str], list[FormatSpec]]:
+    """The columns that hold something, and the formats that they fit.
+
+    Where they fit none, a column that holds nothing but empty texts and lists counts too: it tells what the rows are.
+    """
+    filled = {column for record in records for column, value in record.items() if not is_empty(value)}
+    present = {column for record in records for column, value in record.items() if value is not None}
+    for columns in (filled, present):
+        fitting = [one for one in FORMATS if not any(columns.isdisjoint(names) for names in required_columns(one))]
+        if fitting:
+            return columns, fitting
+    return present, []
+
+
+def _has_longer_variant(entry: FormatSpec, entries: Iterable[FormatSpec]) -> bool:
+    """Whether another of these formats asks for all columns of `entry` and for more."""
+    return any(set(required_columns(other)) > set(required_columns(entry)) for other in entries)
+
+
+def _complaint(name: str, settings: Section | None, record: Mapping[str, Any]) -> RowError | None:
+    """Why a record is not of this format; None where it is."""
+    try:
+        parse_record(name, settings, record)
+    except RowError as error:
+        return error
+    return None
+
+
+def _hint(records: Sequence[Mapping[str, Any]], where: str) -> str:
+    """What the file seems to hold in place of rows."""
+    lists = [column for column, value in records[0].items() if isinstance(value, list) and value]
+    if len(records) == 1 and (rows := [column for column in lists if isinstance(records[0][column][0], Mapping)]):
+        return f"The rows seem to be under {rows[0]!r}: give a file of that list alone. "
+    is_table = data_suffix(where).startswith((".csv", ".tsv"))
+    return "The first line names the columns: put such a line above the rows where there is none. " if is_table else ""
 
 
 def is_empty(value: Any) -> bool:
@@ -22,7 +131,15 @@ def is_empty(value: Any) -> bool:
     return value is None or value in ("", [], {})
 
 
+def expect(value: Any, kinds: Any, reason: str, where: str) -> Any:
+    """The value, where it is of these types; else a `RowError` with the reason and what it is."""
+    if not isinstance(value, kinds):
+        raise RowError(reason, f"{where} {kind(value)}")
+    return value
+
+
 def text_column(record: Mapping[str, Any], column: str) -> str:
+    """The text in a column; a `RowError` where there is none."""
     value = record.get(column)
     if value is None:
         raise RowError(f"the column {column!r} is missing or null")
@@ -70,17 +187,14 @@ def _parse_tools(value: Any) -> list[dict[str, Any]] | None:
     """The column `tools`: a list of functions' JSON schemas or of their JSON texts, or the JSON text of such a list."""
     if isinstance(value, str):
         value = parse_json(value, "the column 'tools'")
-    if not isinstance(value, list | None):
-        raise RowError("the column 'tools' is not a list of functions", f"it is {kind(value)}")
+    expect(value, list | None, "the column 'tools' is not a list of functions", "it is")
     return [_parse_tool(raw, f"tool {position}") for position, raw in enumerate(value or (), start=1)] or None
 
 
 def _parse_tool(raw: Any, where: str) -> dict[str, Any]:
     if isinstance(raw, str):
         raw = parse_json(raw, where)
-    if not isinstance(raw, Mapping):
-        raise RowError("a tool is not an object", f"{where} is {kind(raw)}")
-    function = raw.get("function")
+    function = expect(raw, Mapping, "a tool is not an object", f"{where} is").get("function")
     if function is None:
         function = {key: value for key, value in raw.items() if key not in ("type", "function")}
     if raw.get("type") not in (None, "function"):
@@ -124,8 +238,7 @@ def _list_of(schema: Mapping[str, Any], keyword: str) -> list[Any]:
 def parse_call(raw: Any, where: str) -> dict[str, Any]:
     """A call of a tool as {"type": "function", "function": {"name", "arguments"}} with its `id`, where it may be bare
     ({"name", "arguments"}) and its arguments a JSON text."""
-    if not isinstance(raw, Mapping):
-        raise RowError("a tool call is not an object", f"{where} has {kind(raw)}")
+    expect(raw, Mapping, "a tool call is not an object", f"{where} has")
     function, parts, known = raw.get("function"), ("name", "arguments"), {"id", "type", "function"}
     if function is None:
         function = {key: raw[key] for key in parts if key in raw}
@@ -140,10 +253,8 @@ def parse_call(raw: Any, where: str) -> dict[str, Any]:
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         arguments = parse_json(arguments, "the arguments of a tool call") if arguments.strip() else None
-    if not isinstance(arguments, Mapping | None):
-        raise RowError("the arguments of a tool call are not an object", f"{where} has {kind(arguments)}")
-    if not isinstance(raw.get("id"), str | None):
-        raise RowError("the id of a tool call is not a text", f"{where} has {kind(raw['id'])}")
+    expect(arguments, Mapping | None, "the arguments of a tool call are not an object", f"{where} has")
+    expect(raw.get("id"), str | None, "the id of a tool call is not a text", f"{where} has")
     call = {"type": "function", "function": {"name": function["name"], "arguments": dict(arguments or {})}}
     return call if raw.get("id") is None else call | {"id": raw["id"]}
 

@@ -1,13 +1,14 @@
-"""Conversations as lists of messages: `messages`, in OpenAI's shape with what is usually added to it, and `sharegpt`,
-as {from, value} under the role names that are found in the wild."""
+"""Conversations as messages: `messages`, in OpenAI's shape with what is usually added to it, `sharegpt`, as {from,
+value} under the role names that are found in the wild, and `oasst`, OpenAssistant's trees."""
 
 import functools
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from lorakit.data.conversations import ROLES, Conversation, Message
-from lorakit.data.formats.columns import add_system_and_tools, filled_column, is_empty, parse_call, parse_json
+from lorakit.data.formats.columns import add_system_and_tools, expect, filled_column, is_empty, parse_call, parse_json
 from lorakit.data.rows import RowError, kind, normalize_line_ends
 from lorakit.recipe.did_you_mean import nearest
 from lorakit.recipe.problem import one_line, quote
@@ -33,6 +34,7 @@ _WORDS_OF_ROLES = {
     _CALL: "function_call tool_call functioncall toolcall",
 }
 _SHAREGPT_ROLES = {word: role for role, words in _WORDS_OF_ROLES.items() for word in words.split()}
+_OASST_ROLES = {"prompter": "user", "user": "user", "human": "user", "assistant": "assistant"}
 
 
 @FORMATS.register("messages", columns=("messages",), optional=("system", "tools"))
@@ -71,6 +73,29 @@ def sharegpt(record: Mapping[str, Any], settings: Sharegpt) -> Conversation:
     theirs = {_folded(word): role for word, role in settings.roles.items()}
     messages = [_parse_turn(position, turn, theirs) for position, turn in enumerate(turns, start=1)]
     return add_system_and_tools(record, mark_given_beginnings(messages))
+
+
+@FORMATS.register("oasst", columns=("prompt",), optional=("system",))
+def oasst(record: Mapping[str, Any]) -> Conversation:
+    """`prompt`: a tree of messages with `replies` (OpenAssistant). The best reply is taken at each of its levels."""
+    node = expect(record.get("prompt"), Mapping, "the column 'prompt' is not a tree of messages", "it is")
+    if not _is_good_reply(node):
+        raise RowError("the prompt of the tree is deleted, or failed its review")
+    path: list[Message] = []
+    while node is not None:
+        word, text, level = node.get("role"), node.get("text"), len(path) + 1
+        role = _OASST_ROLES.get(word) if isinstance(word, str) else None
+        if role is None:
+            reason = f"a message of the tree has none of the roles {', '.join(_OASST_ROLES)}"
+            raise RowError(reason, f"level {level}: {one_line(repr(word))}")
+        expect(text, str, "a message of the tree has no text in 'text'", f"level {level} has")
+        path.append({"role": role, "content": text})
+        node = _best_reply(node.get("replies"), level + 1)
+    while path and path[-1]["role"] != "assistant":
+        path.pop()
+    if not path:
+        raise RowError("the tree has no answer")
+    return add_system_and_tools(record, path)
 
 
 def parse_messages(raw: Any, column: str) -> list[Message]:
@@ -112,9 +137,7 @@ def parse_list(raw: Any, column: str, noun: str) -> list[Any]:
         raise RowError(f"the column {column!r} is missing or null")
     if isinstance(raw, str):
         raw = parse_if_json(raw, column)
-    if not isinstance(raw, list):
-        raise RowError(f"the column {column!r} is not a list of {noun}", f"it is {kind(raw)}")
-    if not raw:
+    if not expect(raw, list, f"the column {column!r} is not a list of {noun}", "it is"):
         raise RowError(f"the column {column!r} is an empty list")
     return raw
 
@@ -150,7 +173,7 @@ def parse_message(position: int, raw: Any) -> Message:
     message: Message = {"role": role, "content": content}
     if role == "assistant":
         message |= _assistant_parts(parts, where)
-    message |= {key: _text_part(parts[key], key, where) for key in _TOOL if key in parts}
+    message |= _text_parts(parts, _TOOL, where)
     message["content"] = _content(content, where, may_be_empty="tool_calls" in message)
     return message
 
@@ -172,25 +195,27 @@ def _content(content: Any, where: str, may_be_empty: bool) -> str:
     return "".join(texts)
 
 
+def _text_parts(parts: Mapping[str, Any], keys: Iterable[str], where: str) -> dict[str, str]:
+    given = (key for key in keys if key in parts)
+    return {key: expect(parts[key], str, f"a message's {key!r} is not a text", f"{where} has") for key in given}
+
+
 def _assistant_parts(parts: Mapping[str, Any], where: str) -> Message:
     """What an assistant's message has besides its content: thinking, calls of tools, and whether it is trained."""
     message: Message = {}
-    thinking = {_text_part(parts[key], key, where) for key in _THINKING if key in parts}
+    thinking = {*_text_parts(parts, _THINKING, where).values()}
     if len(thinking) > 1:
         raise RowError("a message has two different reasonings", where)
     if thinking:
         message["thinking"] = thinking.pop()
-    calls = [parts["function_call"]] if "function_call" in parts else parts.get("tool_calls")
+    calls: Any = [parts["function_call"]] if "function_call" in parts else parts.get("tool_calls")
     if {"tool_calls", "function_call"} <= parts.keys():
         raise RowError("a message has both 'tool_calls' and 'function_call'", where)
-    if not isinstance(calls, list | None):
-        raise RowError("'tool_calls' is not a list of calls", f"{where} has {kind(calls)}")
-    if calls is not None:
+    if expect(calls, list | None, "'tool_calls' is not a list of calls", f"{where} has") is not None:
         message["tool_calls"] = [parse_call(raw, where) for raw in calls]
     train, weight = parts.get("train"), parts.get("weight")
     for key in ("train", "prefix"):
-        if not isinstance(parts.get(key), bool | None):
-            raise RowError(f"{key!r} is not true or false", f"{where} has {kind(parts[key])}")
+        expect(parts.get(key), bool | None, f"{key!r} is not true or false", f"{where} has")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
         raise RowError("'weight' is not 0 or 1", f"{where} has {one_line(repr(weight))}")
     if train is not None and weight is not None and train != bool(weight):
@@ -204,16 +229,9 @@ def _assistant_parts(parts: Mapping[str, Any], where: str) -> Message:
     return message
 
 
-def _text_part(value: Any, key: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise RowError(f"a message's {key!r} is not a text", f"{where} has {kind(value)}")
-    return value
-
-
 def _parse_turn(position: int, raw: Any, theirs: Mapping[str, str]) -> Message:
     """A turn of ShareGPT; `theirs`: the recipe's words for roles."""
-    if not isinstance(raw, Mapping):
-        raise RowError("a turn is not an object with from and value", f"turn {position} is {kind(raw)}")
+    expect(raw, Mapping, "a turn is not an object with from and value", f"turn {position} is")
     word, value = _either(raw, ("from", "role"), position), _either(raw, ("value", "content"), position)
     role = _role(word, position, theirs)
     rest = {key: inner for key, inner in raw.items() if key not in ("from", "role", "value", "content")}
@@ -241,9 +259,7 @@ def _either(raw: Mapping[str, Any], names: tuple[str, str], position: int) -> An
 
 
 def _role(word: Any, position: int, theirs: Mapping[str, str]) -> str:
-    if not isinstance(word, str):
-        raise RowError("a turn does not say who speaks, in 'from'", f"turn {position} has {kind(word)}")
-    folded = _folded(word)
+    folded = _folded(expect(word, str, "a turn does not say who speaks, in 'from'", f"turn {position} has"))
     role = theirs.get(folded) or _SHAREGPT_ROLES.get(folded)
     if role is None:
         near = _nearest(folded, (*theirs, *_SHAREGPT_ROLES))
@@ -259,3 +275,32 @@ _nearest = functools.lru_cache(maxsize=256)(nearest)
 
 def _folded(word: str) -> str:
     return word.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def _best_reply(replies: Any, level: int) -> Mapping[str, Any] | None:
+    """The reply of the lowest rank; of those without one that of the highest score; of the others the first."""
+    if replies is None:
+        return None
+    if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
+        raise RowError("the replies in a tree are not a list of messages", f"level {level}")
+    return min(filter(_is_good_reply, replies), key=_reply_order, default=None)
+
+
+def _is_good_reply(node: Mapping[str, Any]) -> bool:
+    return node.get("deleted") is not True and node.get("review_result") is not False
+
+
+def _reply_order(node: Mapping[str, Any]) -> tuple[float, float]:
+    """First low ranks, then high scores; a reply without either comes after those with it. Without a score, the
+    reviewers' average quality counts: {"quality": {"value": 0.7, "count": 3}}."""
+    rank, score, labels = _number(node.get("rank")), _number(node.get("score")), node.get("labels")
+    quality = labels.get("quality") if isinstance(labels, Mapping) else None
+    if score is None and isinstance(quality, Mapping):
+        score = _number(quality.get("value"))
+    return math.inf if rank is None else rank, math.inf if score is None else -score
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if isinstance(value, int) or math.isfinite(value) else None

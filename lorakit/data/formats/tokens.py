@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorakit.data.conversations import IGNORED, Tokens
-from lorakit.data.formats.columns import filled_column, is_empty
-from lorakit.data.rows import RowError, kind
+from lorakit.data.formats.columns import expect, filled_column, is_empty
+from lorakit.data.rows import RowError
 from lorakit.recipe.problem import one_line
 from lorakit.registry import FORMATS
 
@@ -38,13 +38,13 @@ def tokens(record: Mapping[str, Any]) -> Tokens:
 
 def _labels(record: Mapping[str, Any], ids: list[int]) -> list[int] | None:
     """The labels, from `labels` or from a mask; None where there is neither."""
-    mask = filled_column(record, _MASKS)
+    mask, has_labels = filled_column(record, _MASKS), not is_empty(record.get("labels"))
     if not is_empty(record.get(mask)):
-        if not is_empty(record.get("labels")):
+        if has_labels:
             raise RowError(f"the row says in two columns what is trained, 'labels' and {mask!r}")
         trained = _mask(record, mask, ids)
         return [token if bit else IGNORED for token, bit in zip(ids, trained, strict=True)]
-    if is_empty(record.get("labels")):
+    if not has_labels:
         return None
     labels = _numbers(record, "labels", like=ids)
     wrong = [at for at, label in enumerate(labels) if label != IGNORED and label != ids[at]]
@@ -68,14 +68,11 @@ def _numbers(record: Mapping[str, Any], column: str, like: list[int] | None = No
     values = record.get(column)
     if values is None:
         raise RowError(f"the column {column!r} is missing or null")
-    if not isinstance(values, list):
-        raise RowError(f"the column {column!r} is not a list of whole numbers", f"it is {kind(values)}")
-    if {*map(type, values)} - {int}:
+    reason = f"the column {column!r} is not a list of whole numbers"
+    if {*map(type, expect(values, list, reason, "it is"))} - {int}:
         position = next(position for position, value in enumerate(values) if type(value) is not int)
-        given = one_line(repr(values[position]))
-        raise RowError(f"the column {column!r} is not a list of whole numbers", f"number {position} is {given}")
+        raise RowError(reason, f"number {position} is {one_line(repr(values[position]))}")
     if like is not None and len(values) != len(like):
-        raise RowError(
-            f"the column {column!r} does not have as many numbers as 'input_ids'", f"{len(values)}, {len(like)}"
-        )
+        reason = f"the column {column!r} does not have as many numbers as 'input_ids'"
+        raise RowError(reason, f"{len(values)}, {len(like)}")
     return values

@@ -44,10 +44,8 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def files_in(path: Path) -> list[Path]:
-    """The data files that a path means, in order: the file itself, those below a folder, those a pattern matches.
-
-    A `UserError` where there are none, one is not a regular file, or they cannot be listed.
-    """
+    """The data files that a path means, in order: the file itself, those below a folder, those a pattern matches. A
+    `UserError` where there are none, one is not a regular file, or they cannot be listed."""
     name = show_path(path)
     with reading(path):
         if not is_pattern(path) and not stat.S_ISDIR(path.stat().st_mode):

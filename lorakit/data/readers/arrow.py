@@ -1,6 +1,7 @@
 """Parquet and Arrow: batches of rows as columns. pyarrow is imported where a file is read."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,9 @@ def _parquet_batches(path: Path, name: str) -> Iterator[tuple[Any, int]]:
         _refuse_equal_names(name, file.schema_arrow.names)
         file_size, total = path.stat().st_size, file.metadata.num_rows
         content_size = sum(file.metadata.row_group(index).total_byte_size for index in range(file.num_row_groups))
-        # Values that many rows share are stored once: a file of a MB may hold rows of TBs.
-        first = next(file.iter_batches(batch_size=_SAMPLE_ROWS), None)
-        if first is not None and first.num_rows:
-            content_size = max(content_size, first.nbytes * total // first.num_rows)
+        for first in islice(file.iter_batches(batch_size=_SAMPLE_ROWS), 1):
+            # Values that many rows share are stored once: a file of a MB may hold rows of TBs.
+            content_size = max(content_size, first.nbytes * total // max(first.num_rows, 1))
         number = 0
         for batch in file.iter_batches(batch_size=_rows_of_a_block(total, content_size)):
             yield batch, _share(file_size, number, batch.num_rows, total)
@@ -65,16 +65,14 @@ def _stored_batches(source: Any, name: str) -> Iterator[tuple[Any, int]]:
 
     magic = source.read(6)
     source.seek(0)
+    stored = (pyarrow.ipc.open_file if magic == b"ARROW1" else pyarrow.ipc.open_stream)(source)
+    _refuse_equal_names(name, stored.schema.names)
     if magic == b"ARROW1":
-        file = pyarrow.ipc.open_file(source)
-        _refuse_equal_names(name, file.schema.names)
-        for index in range(file.num_record_batches):
-            yield file.get_batch(index), _share(source.size(), index, 1, file.num_record_batches)
+        for index in range(stored.num_record_batches):
+            yield stored.get_batch(index), _share(source.size(), index, 1, stored.num_record_batches)
         return
-    stream = pyarrow.ipc.open_stream(source)
-    _refuse_equal_names(name, stream.schema.names)
     position = 0
-    for batch in stream:
+    for batch in stored:
         yield batch, source.tell() - position
         position = source.tell()
 
@@ -84,11 +82,10 @@ def _parse_rows(name: str, first: int, serialized: bytes) -> Iterator[Row]:
     import pyarrow
 
     table = pyarrow.ipc.open_stream(serialized).read_all()
-    records: list[dict[str, Any] | RowError]
+    records: list[dict[str, Any] | RowError] = []
     try:
         records = table.to_pylist()
     except _damage():
-        records = []
         for index in range(table.num_rows):
             try:
                 records += table.slice(index, 1).to_pylist()

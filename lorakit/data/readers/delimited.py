@@ -12,10 +12,8 @@ from lorakit.data.readers.text_stream import TextStream, decode_lines, read_whol
 from lorakit.data.rows import Block, Row, RowError
 from lorakit.errors import UserError
 
+# Characters, for which the csv module takes four bytes each: a quote that is never closed makes one cell of the rest.
 _LONGEST_CELL = 1 << 26
-"""Characters, for which the csv module takes four bytes each: a quote that is never closed makes a cell of the whole
-rest of the file."""
-
 _SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
 _Numbered = tuple[int, list[str]]
 
@@ -33,9 +31,8 @@ def read(stream: TextStream, delimiter: str) -> Iterator[Block]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise UserError(
-                f"{stream.name}:{line}: not valid CSV: {error}. Double the quotes inside quoted cells."
-            ) from error
+            what = f"not valid CSV: {error}. Double the quotes inside quoted cells."
+            raise UserError(f"{stream.name}:{line}: {what}") from error
         if records and (cells is None or (cells and len(sizes) > 1)):  # this one took another piece of the file
             size = sum(sizes if cells is None else sizes[:-1])
             yield Block(stream.name, records[0][0], (header, records), parse_rows, size)
@@ -48,18 +45,15 @@ def read(stream: TextStream, delimiter: str) -> Iterator[Block]:
             header = [cell.strip() for cell in cells]
             twice = [cell for cell, times in Counter(header).items() if cell and times > 1]
             if twice:
-                raise UserError(
-                    f"{stream.name}:{line}: two columns have the same name: {twice[0]!r}. Rename one, or take it out."
-                )
+                what = f"two columns have the same name: {twice[0]!r}"
+                raise UserError(f"{stream.name}:{line}: {what}. Rename one, or take it out.")
         elif cells:  # the record is not blank
             records.append((line, cells))
 
 
 def parse_rows(name: str, first: int, payload: tuple[list[str], list[_Numbered]]) -> Iterator[Row]:
-    """The rows of records below a header.
-
-    CSV has no null: an empty cell is taken for one, so that a missing answer is not trained as an empty one.
-    """
+    """The rows of records below a header. CSV has no null: an empty cell is taken for one, so that a missing answer is
+    not trained as an empty one."""
     header, records = payload
     for line, cells in records:
         record: dict[str, Any] | RowError
@@ -89,14 +83,12 @@ def detect_dialect(lines: Iterator[str], usual: str) -> tuple[dict[str, Any], in
     delimiter that has another one has it between its cells. Where a blank follows each delimiter of the header, blanks
     before cells are left out.
     """
-    first, before = next(lines, ""), 0
+    first = next(lines, "")
     declared = _SEPARATOR.fullmatch(first)
-    if declared:
-        first, before = next(lines, ""), 1
-    bare = re.sub(r'"[^"]*"', "", first)
-    delimiter = declared[1] if declared else usual
-    if delimiter not in bare and not declared:
-        delimiter = max(",;\t|", key=bare.count) if any(sign in bare for sign in ",;\t|") else usual
+    header = next(lines, "") if declared else first
+    bare = re.sub(r'"[^"]*"', "", header)
+    likely = usual if usual in bare else max(usual + ",;\t|", key=bare.count)
+    delimiter = declared[1] if declared else likely
     names = bare.rstrip("\r\n").split(delimiter)[1:]
     blanks = bool(names) and all(name.startswith(" ") for name in names)
-    return {"delimiter": delimiter, "skipinitialspace": blanks}, before, chain([first], lines)
+    return {"delimiter": delimiter, "skipinitialspace": blanks}, int(bool(declared)), chain([header], lines)

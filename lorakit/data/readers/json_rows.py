@@ -16,9 +16,9 @@ _BLOCK_OF_LINES = 1 << 18
 _SPACE = " \t\r\n"
 _SPACE_AND_MARKS = re.compile(r"[ \t\r\n\ufeff]*")  # byte order marks where files were joined
 _CARRIAGE_RETURN = re.compile(r"\\r|\\u000[dD]")
+# How near the end of the text read so far the decoder stops when only the rest is missing: at most a word such as
+# `-Infinity`, the exponent of a number, or an escape. An open string is told by its message.
 _TAIL = 64
-"""How near the end of the text read so far the decoder stops when only the rest is missing: at most a word such as
-`-Infinity`, the exponent of a number, or an escape. An open string is told by its message."""
 _LONGEST_VALUE = 1 << 28
 """Characters of one value, which takes several times as much in memory."""
 # Finds the end of a value that `STRICT_JSON` refuses: numbers of thousands of digits stay text.
@@ -78,12 +78,10 @@ def _parse_line(line: str) -> dict[str, Any] | RowError:
 
 def _hint(line: str, error: json.JSONDecodeError) -> str:
     """What the author of an invalid line seems to have meant."""
-    rest = line[error.pos :].strip(_SPACE)
-    if "\0" in line:
-        return "; the line holds NUL bytes"
-    if error.msg == "Extra data" and rest == ",":
+    rest = line[error.pos :].strip(_SPACE) if error.msg == "Extra data" else ""
+    if rest == ",":
         return "; a comma follows the object, as in a list (take it out)"
-    if error.msg == "Extra data" and rest.startswith(("{", "\ufeff{")):
+    if rest.startswith(("{", "\ufeff{")):
         return "; another object follows it (put each on a line of its own, or name the file .json)"
     if line.startswith("{'"):
         return "; Python wrote the row, not JSON (write it with json.dumps)"
@@ -91,18 +89,14 @@ def _hint(line: str, error: json.JSONDecodeError) -> str:
 
 
 def parse_value(text: str, start: int) -> tuple[Any, int]:
-    """The value that begins at `start`, or a RowError in its place, and where it ends.
-
-    Raises JSONDecodeError or RecursionError where its end cannot be told.
-    """
+    """The value that begins at `start`, or a RowError in its place, and where it ends. Raises JSONDecodeError or
+    RecursionError where its end cannot be told."""
     try:
         return STRICT_JSON.raw_decode(text, start)
     except json.JSONDecodeError:
         raise
-    except RowError as error:
-        refused = error
-    except ValueError as error:  # a number of thousands of digits
-        refused = RowError("unreadable JSON", str(error))
+    except (RowError, ValueError) as error:  # a ValueError: a number of thousands of digits
+        refused = error if isinstance(error, RowError) else RowError("unreadable JSON", str(error))
     return refused, _LENIENT_JSON.raw_decode(text, start)[1]
 
 
@@ -113,10 +107,8 @@ def _as_record(value: Any) -> dict[str, Any] | RowError:
 
 
 def read_values(stream: TextStream) -> Iterator[Block]:
-    """Blocks of the parsed values of a .json file: only a parser knows where one ends.
-
-    A `UserError` names the line where it is not JSON, not UTF-8, or neither a list nor objects.
-    """
+    """Blocks of the parsed values of a .json file: only a parser knows where one ends. A `UserError` names the line
+    where it is not JSON, not UTF-8, or neither a list nor objects."""
     window = _Window(stream)
     number, done, reads = 1, 0, 0
     records: list[dict[str, Any] | RowError] = []
@@ -144,12 +136,12 @@ def _values(window: "_Window") -> Iterator[Any]:
         while sign != "]":
             yield window.value()
             sign = window.next_sign()
-            if sign not in (",", "]"):
-                raise window.error("Expecting ',' delimiter", window.at)
             if sign == ",":
                 window.at += 1
                 if window.next_sign() == "]":
                     raise window.error("a comma before the end of the list", window.at)
+            elif sign != "]":
+                raise window.error("Expecting ',' delimiter", window.at)
         window.at += 1
         if window.next_sign():
             raise window.error("Extra data", window.at)
@@ -163,8 +155,7 @@ class _Window:
     """The text of a file from some place on, read as far as needed. `at`: the reader's place in it."""
 
     def __init__(self, stream: TextStream) -> None:
-        self.name = stream.name
-        self.at, self.reads = 0, 0
+        self.name, self.at, self.reads = stream.name, 0, 0
         self._stream, self._text = stream, ""
         self._line, self._column = 1, 0  # lines, and characters of the last line, before `_text`
         self._decoder = codecs.getincrementaldecoder("utf-8")()
@@ -188,38 +179,35 @@ class _Window:
                 if not (is_cut and self._read_more()):
                     raise self.error(error.msg, error.pos) from error
             except RecursionError as error:
-                place = f"{self.name}:{self._line_at(self.at)}"
-                raise UserError(f"{place}: unreadable JSON: it is nested too deeply.") from error
+                line, _ = self._place(self.at)
+                raise UserError(f"{self.name}:{line}: unreadable JSON: it is nested too deeply.") from error
             else:
                 if end + _TAIL < len(self._text) or not self._read_more():
                     self.at = end
                     return value
 
     def error(self, message: str, at: int) -> UserError:
-        before = self._text.rfind("\n", 0, at)
-        column = at - before if before >= 0 else self._column + at + 1
-        nul = "; the file holds NUL bytes: save it as UTF-8" if "\0" in self._text else ""
-        return UserError(f"{self.name}:{self._line_at(at)}: not valid JSON: {message} at column {column}{nul}.")
+        line, column = self._place(at)
+        return UserError(f"{self.name}:{line}: not valid JSON: {message} at column {column + 1}.")
 
-    def _line_at(self, at: int) -> int:
-        return self._line + self._text.count("\n", 0, at)
+    def _place(self, at: int) -> tuple[int, int]:
+        """The number of a line, and of the characters before `at` in it."""
+        before = self._text.rfind("\n", 0, at) + 1
+        return self._line + self._text.count("\n", 0, at), at - before + (0 if before else self._column)
 
     def _read_more(self) -> bool:
         """Forget what is read and read as much again as is left, at least a block; whether there was any."""
         rest = self._text[self.at :]
         if len(rest) > _LONGEST_VALUE:
-            what = f"a value of more than {_LONGEST_VALUE >> 20} MiB"
-            raise UserError(f"{self.name}:{self._line_at(self.at)}: {what}. Take it out, or write JSON Lines.")
+            what = f"a value of more than {_LONGEST_VALUE >> 20} MiB. Take it out, or write JSON Lines."
+            raise UserError(f"{self.name}:{self._place(self.at)[0]}: {what}")
         data = self._stream.read(len(rest))
         try:
             piece = self._decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            raise not_utf_8(self.name, self._line_at(len(self._text)), error) from error
+            raise not_utf_8(self.name, self._place(len(self._text))[0], error) from error
         if not data:
             return False
-        self._line = self._line_at(self.at)
-        before = self._text.rfind("\n", 0, self.at)
-        self._column = self.at - before - 1 if before >= 0 else self._column + self.at
-        self._text, self.at = rest + piece, 0
-        self.reads += 1
+        self._line, self._column = self._place(self.at)
+        self._text, self.at, self.reads = rest + piece, 0, self.reads + 1
         return True
