@@ -35,12 +35,8 @@ _MAX_SHAPES = 1000
 
 
 def render(content: Conversation | Text, template: ChatTemplate) -> list[RenderedText]:
-    """The texts of one row and what of them is trained: one, or several where the template rewrites history.
-
-    Raises:
-        RowError: nothing is trained, or the template does not allow an exact mask.
-        UserError: the template is not valid Jinja.
-    """
+    """The texts of one row and what of them is trained: one, or several where the template rewrites history. A RowError
+    where nothing is trained, or the template does not allow an exact mask; a UserError as of `ChatTemplate.write`."""
     if isinstance(content, Text):
         return [_render_document(content.text, template)]
     row = prepare_row(content, template)
@@ -289,13 +285,10 @@ def _thinks(row: TemplatedRow, message: Message) -> bool:
 
 
 def _rewritten(row: TemplatedRow, index: int, prompt: str) -> Iterator[AnswerForm]:
-    """What the template makes of the prompt once the answer stands there, where it drops something from it then.
-
-    gpt-oss: the thoughts before a call (also those in its text) are read while it is worked on, and are gone with the
-    final answer. Mistral 3: the system prompt is written into a question that is the last message only. What is dropped
-    is known when leaving it out changes nothing of the text. The model writes what this text says, after the prompt
-    that still has it.
-    """
+    """What the template makes of the prompt once the answer stands there, where it drops something from it then:
+    gpt-oss the thoughts before a call (also those in its text) once there is a final answer, Mistral 3 the system
+    prompt, which it writes into a question that is the last message only. What is dropped is known when leaving it out
+    changes nothing of the text. The model writes what this text says, after the prompt that still has it."""
     text, template, before = row.write(index + 1), row.template, row.messages[:index]
     if text.startswith(prompt):
         return

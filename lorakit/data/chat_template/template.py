@@ -39,10 +39,8 @@ class NoChatTemplate(UserError):
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A tokenizer's chat template, rendered in the sandbox that transformers provides.
-
-    `date`: the day that the template takes for today, where it writes one; None is the day on which it is rendered.
-    """
+    """A tokenizer's chat template, rendered in the sandbox that transformers provides. `date`: the day that the
+    template takes for today, where it writes one; None is the day on which it is rendered."""
 
     tokenizer: Any
     train_on: str = "assistant"
@@ -86,12 +84,8 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The template's text of these messages; with `ask`, up to where the next answer begins. `variables`: given
-        besides the recipe's own.
-
-        Raises:
-            RowError: the template does not take them.
-            UserError: the template is not valid Jinja, does not end, or there is none.
-        """
+        besides the recipe's own. A RowError where the template does not take them; a UserError where it is not valid
+        Jinja, does not end, or there is none."""
         if roles := self._roles_in_parts:
             messages = [probe.as_parts(message, roles) for message in messages]
         return self._write_as_given(messages, ask, tools, variables)

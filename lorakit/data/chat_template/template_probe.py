@@ -82,8 +82,7 @@ class AnswerProbe:
 
     @cached_property
     def thinking_names(self) -> tuple[str, ...]:
-        """The names under which the template reads the thinking of an answer and writes it once; none if it never
-        does."""
+        """The names under which the template reads an answer's thinking and writes it once; none if it never does."""
         for names in _THINKING_NAMES if self.answer else ():
             samples = self.with_answer(**dict.fromkeys(names, THOUGHT)).samples
             if any(sample.text.count(THOUGHT) == 1 for sample in samples):
@@ -107,21 +106,17 @@ class AnswerProbe:
         return ends if ends & set(words) else ends | set(words[-1:] if self.calls else words[:1])
 
     def find_following_stop(self, stop: re.Pattern[str]) -> str:
-        """What stands after an answer up to a stop that belongs to what follows.
-
-        GLM 4 ends nothing: it stops at the header of the next message, <|user|> or <|observation|>.
-        """
+        """What stands after an answer up to a stop that belongs to what follows: GLM 4 ends nothing, and stops at the
+        header of the next message, <|user|> or <|observation|>."""
         role = "tool" if self.calls else "user"
         next_message = {"role": role, "content": QUESTION, "name": _NAME, "tool_call_id": "sample123"}
         for messages, _, text in self.samples:
-            try:
+            with suppress(RowError):
                 longer = self.write([*messages, next_message])
-            except RowError:
-                continue
-            after = longer.removeprefix(text)
-            end = stop.match(after.lstrip())
-            if end and after != longer:
-                return after[: len(after) - len(after.lstrip()) + end.end()]
+                after = longer.removeprefix(text)
+                end = stop.match(after.lstrip())
+                if end and after != longer:
+                    return after[: len(after) - len(after.lstrip()) + end.end()]
         return ""
 
     def find_frame(self, stop: re.Pattern[str], following: str, tail: str) -> tuple[str, str]:
@@ -209,12 +204,9 @@ def has_thinking(message: Message) -> bool:
 
 @dataclass(frozen=True)
 class ThoughtFormat:
-    """How thoughts are written.
-
-    `tail`: what the prompt ends with that the text of an answer lacks. `before` and `after`: what the model
-    writes around a thought. `opens` and `closes`: the marks of a thought. `opened`: the prompt opens a thought, which
-    the model must close. `skips`: the prompt has an empty thought in it, after which there is none.
-    """
+    """How thoughts are written. `tail`: what the prompt ends with that the text of an answer lacks. `before` and
+    `after`: what the model writes around a thought. `opens` and `closes`: the marks of a thought. `opened`: the prompt
+    opens a thought, which the model must close. `skips`: it has an empty thought in it, after which there is none."""
 
     tail: str
     before: str
@@ -305,11 +297,9 @@ def _text_around(answers: AnswerProbe) -> tuple[str, str] | None:
 
 
 def _guess_closing(tail: str, known: str) -> tuple[str, str] | None:
-    """What closes the thought that a prompt opens (`tail`), where the template writes none by itself.
-
-    DeepSeek R1 and its like: <think> and a line break are closed by a line break, </think> and an empty line, as the
-    model does it where it skips thinking (the usage recommendations of DeepSeek-R1's model card).
-    """
+    """What closes the thought that a prompt opens (`tail`), where the template writes none by itself: <think> and a
+    line break are closed by a line break, </think> and an empty line, as DeepSeek R1 and its like do where they skip
+    thinking (the usage recommendations of DeepSeek-R1's model card)."""
     mark = _LAST_MARK.search(tail)
     closes = next((word for word in _closing_marks(mark[1]) if word in known), None) if mark else None
     if closes is None:

@@ -34,11 +34,9 @@ class TurnSpan:
 
 @dataclass(frozen=True)
 class RenderedText:
-    """A text and its turns, in order and apart.
-
-    `everything`: the text before and between the turns is trained too (`train_on: all`). `opening`: token ids that
-    stand before those of the text. `note`: what the user is told of how it is trained.
-    """
+    """A text and its turns, in order and apart. `everything`: the text before and between the turns is trained too
+    (`train_on: all`). `opening`: token ids that stand before those of the text. `note`: what the user is told of how it
+    is trained."""
 
     text: str
     spans: tuple[TurnSpan, ...]
@@ -49,12 +47,9 @@ class RenderedText:
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """How the text of an answer stands after its prompt.
-
-    `prompt`: what the model reads. `instead`: what the template's text with the answer has in its place. `variables`:
-    given to the template besides the recipe's. `thoughts`: the answer's thought is taken out of the message, and put in
-    front of what the template writes.
-    """
+    """How the text of an answer stands after its prompt. `prompt`: what the model reads. `instead`: what the template's
+    text with the answer has in its place. `variables`: given to the template besides the recipe's. `thoughts`: the
+    answer's thought is taken out of the message, and put in front of what the template writes."""
 
     prompt: str
     instead: str

@@ -113,10 +113,8 @@ def _fix_once(
 
 
 def _trivial(row: Conversation | Text) -> list[RowFinding]:
-    """The finding of an answer that is empty, only punctuation, a placeholder, a bare refusal or the prompt again.
-
-    A short answer is not a trivial one ("42", "yes", "{}"), nor is one that calls a tool.
-    """
+    """The finding of an answer that is empty, only punctuation, a placeholder, a bare refusal or the prompt again. A
+    short answer is not a trivial one ("42", "yes", "{}"), nor is one that calls a tool."""
     if isinstance(row, Text):
         finding = _empty_answer(row.text)
         return [replace(finding, field="text")] if finding else []

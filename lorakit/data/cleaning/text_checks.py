@@ -53,10 +53,9 @@ _LOG_LINES = {
 _CLOCK = re.compile(r"\d\d:\d\d:\d\d")
 _HINTS = ("Traceback (", '", line ', "Caused by: ", "%|", "% |", "[==", "[##", "██", "▓", "░", "  at ", "\tat ")
 _ABOUT_LOGS = re.compile(
-    r"\blog(?:s|ging|ged|file|ger)?\b|traceback|stack ?trace|exception|error|debug|progress ?bar"
-    r"|output of|console|terminal",
-    re.IGNORECASE,
-)
+    r"\blog(?:s|ging|ged|file|ger)?\b|traceback|stack ?trace|exception|error|debug|progress ?bar|output of|console"
+    r"|terminal", re.IGNORECASE
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -188,8 +187,7 @@ def _log_lines(text: str, context: TextContext) -> list[RowFinding]:
 
 
 _PARAGRAPHS = "p br div ul ol li table thead tbody tfoot tr h1 h2 h3 h4 h5 h6 hr center blockquote pre iframe dl dt dd"
-_INLINE = "span strong em img font sup sub o:p"
-_CELL = "td th"
+_INLINE, _CELL = "span strong em img font sup sub o:p", "td th"
 # Prompts make tags of their own with these names ("<summary>", "<title>"), and types of programs have them ("List<a>").
 _SECTIONS = (
     "html head body title section article header footer nav main form option figure figcaption address details summary"
@@ -201,7 +199,6 @@ _OTHERS = (
 )
 _CERTAIN = frozenset(f"{_PARAGRAPHS} {_INLINE} {_CELL}".split())
 _BLOCKS = frozenset(f"{_PARAGRAPHS} {_SECTIONS}".split())
-_CELLS = frozenset(_CELL.split())
 _PAIRED = frozenset(f"p {_LETTERS}".split())
 _ALL = f"{_PARAGRAPHS} {_INLINE} {_CELL} {_SECTIONS} {_LETTERS} {_OTHERS}"
 _NAMES = "|".join(sorted(_ALL.split(), key=len, reverse=True))
@@ -225,9 +222,7 @@ _SURE_ENTITY = re.compile(r"&(?:#\w+|amp|lt|gt|quot|apos|nbsp|[lr][sd]quo|[mn]da
 # What the decoded text must not newly hold: a tag, an element of XML, a token of a chat template.
 _OPENS = re.compile(r"<[A-Za-z/!?|]")
 _TASK = re.compile(r"(?<![./\w])(?:x?html5?|xml|css|jsx|tsx|svg|xss|jinja2?|markup)\b", re.IGNORECASE)
-_REQUEST = re.compile(
-    r"web ?page|web ?site|landing page|hyperlink|(?:opening|closing|header|meta|anchor) tag", re.IGNORECASE
-)
+_REQUEST = re.compile(r"web ?(?:page|site)|landing page|hyperlink|(?:opening|closing|header|meta|anchor) tag", re.I)
 _DOCUMENT = re.compile(r"\s*(?:```\w*\s*)?(?:<!doctype html|<html[\s>]|<\?xml )", re.IGNORECASE)
 
 
@@ -244,12 +239,8 @@ def html(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
     parts = _split_prose_and_code(text)
     accepted = _accepted(parts[::2])
     markup = sum(len(hit.group()) for hit in accepted)
-    if (
-        _DOCUMENT.match(text)
-        or (len(accepted) >= 8 and markup > len(text) / 2)
-        or any(map(_TASK.search, context.texts))
-        or any(map(_REQUEST.search, context.prompts))
-    ):
+    is_page = _DOCUMENT.match(text) or (len(accepted) >= 8 and markup > len(text) / 2)
+    if is_page or any(map(_TASK.search, context.texts)) or any(map(_REQUEST.search, context.prompts)):
         return text, []
     findings = []
     if tags := {hit.group() for hit in accepted}:
@@ -273,14 +264,9 @@ def _accepted(prose: list[str]) -> list[re.Match[str]]:
     hits = [hit for part in prose for hit in _MARKUP.finditer(part)]
     if any(map(_is_certain, hits)):
         return hits
-    closed = {hit["name"].lower() for hit in hits if hit["close"]}
-    opened = {hit["name"].lower() for hit in hits if hit["name"] and not hit["close"]}
-    paired = _PAIRED & closed & opened
-    return [
-        hit
-        for hit in hits
-        if (hit["name"] or "").lower() in paired or (hit["raw"] and _CODE_INSIDE.search(hit["inside"]))
-    ]
+    names = {(hit["name"].lower(), bool(hit["close"])) for hit in hits if hit["name"]}
+    paired = {name for name in _PAIRED if {(name, True), (name, False)} <= names}
+    return [hit for hit in hits if _CODE_INSIDE.search(hit["inside"] or "") or (hit["name"] or "").lower() in paired]
 
 
 def _is_certain(hit: re.Match[str]) -> bool:
@@ -301,7 +287,7 @@ def _without_tags(part: str, tags: set[str]) -> str:
             return hit.group()
         name = (hit["name"] or "").lower()
         broke = broke or name in _BLOCKS
-        return "\n" if name in _BLOCKS else " " if name in _CELLS else ""
+        return "\n" if name in _BLOCKS else " " if name in _CELL.split() else ""
 
     fixed = _MARKUP.sub(replaced, part)
     return _MANY_BREAKS.sub("\n\n", fixed) if broke else fixed

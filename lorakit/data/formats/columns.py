@@ -90,10 +90,8 @@ def is_readable(name: str | None, settings: Section | None, records: Sequence[Ma
 
 
 def _fitting_formats(records: Sequence[Mapping[str, Any]]) -> tuple[set[str], list[FormatSpec]]:
-    """The columns that hold something, and the formats that they fit.
-
-    Where they fit none, a column that holds nothing but empty texts and lists counts too: it tells what the rows are.
-    """
+    """The columns that hold something, and the formats that they fit. Where they fit none, a column that holds nothing
+    but empty texts and lists counts too: it tells what the rows are."""
     filled = {column for record in records for column, value in record.items() if not is_empty(value)}
     present = {column for record in records for column, value in record.items() if value is not None}
     for columns in (filled, present):

@@ -71,15 +71,12 @@ def read_file(path: Path) -> Iterator[Row]:
 
 
 def read_blocks(path: Path) -> Iterator[Block]:
-    """The rows of a file as blocks of about 1 MiB, in their order. The sizes of all blocks add up to the file's.
-
-    A `UserError` where the file as a whole cannot be read comes after what was readable before the fault.
-    """
+    """The rows of a file as blocks of about 1 MiB, in their order. The sizes of all blocks add up to the file's. A
+    `UserError` where the file as a whole cannot be read comes after what was readable before the fault."""
     name, suffix = show_path(path), data_suffix(path.name)
     if not suffix:
-        raise UserError(
-            f"{name}: rows are read from files whose names end in {KNOWN_SUFFIXES}; not from {path.suffix or 'this'}."
-        )
+        ending = path.suffix or "this"
+        raise UserError(f"{name}: rows are read from files whose names end in {KNOWN_SUFFIXES}; not from {ending}.")
     with reading(path):
         _refuse_irregular_file(path)
         with path.open("rb") as file:

@@ -42,9 +42,7 @@ _FIELD = re.compile(r"""["']?\s*[,;\t]\s*["']?""")
 
 def refuse_other_content(name: str, suffix: str, data: bytes) -> None:
     """Refuse, as a `UserError`, a file that begins with what is not text in UTF-8, or a web page in place of the rows.
-
-    `suffix` is the ending of its content, compression aside.
-    """
+    `suffix`: the ending of its content, compression aside."""
     head = data[:_HEAD_BYTES]
     match = next(((what, remedy) for start, what, remedy in _CONTENTS if re.match(start, head)), None)
     if suffix not in (".txt", ".md") and _WEB_PAGE.match(head):
@@ -87,10 +85,8 @@ def refuse_list_as_lines(name: str, raw: bytes) -> None:
 
 
 def detect_rows_in_document(text: str, columns: frozenset[str]) -> tuple[str, str] | None:
-    """What kind of rows a text document seems to hold, and the ending for it; None for a document.
-
-    `columns`: names of columns that formats read, two of which make a line a header.
-    """
+    """What kind of rows a text document seems to hold, and the ending for it; None for a document. `columns`: those
+    that formats read, two of which make a line a header."""
     lines = [line for line in text.lstrip("\ufeff").splitlines()[:20] if line.strip()][:3]
     if lines and all(line.lstrip().startswith("{") and _is_json(line) for line in lines):
         return "JSON objects, one a line", ".jsonl"
@@ -130,11 +126,9 @@ _OPENERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 
 
 class TextStream:
-    """The content of an open file without its byte order mark, read once from its beginning.
-
-    `compression`: one of `COMPRESSIONS`, or empty; `suffix`: the ending before it. `lines`: the whole lines of the
-    content that are read; `ended`: all is read.
-    """
+    """The content of an open file without its byte order mark, read once from its beginning. `compression`: one of
+    `COMPRESSIONS`, or empty; `suffix`: the ending before it. `lines`: the whole lines that are read; `ended`: all
+    is."""
 
     def __init__(self, name: str, raw: BinaryIO, compression: str, suffix: str) -> None:
         self.name, self.lines, self.ended = name, 0, False
@@ -150,10 +144,8 @@ class TextStream:
         return self._raw.tell()
 
     def read(self, size: int = 0) -> bytes:
-        """The next `size` bytes, at least a MiB; less at the end or before a fault, and nothing after the end.
-
-        A `UserError` where the compressed data is damaged or cut off, or the content is not text.
-        """
+        """The next `size` bytes, at least a MiB; less at the end or before a fault, and nothing after the end. A
+        `UserError` where the compressed data is damaged or cut off, or the content is not text."""
         pieces: list[bytes] = []
         missing = max(BLOCK, size) + 1  # one more than a block: a file of one block is known to have ended
         while missing and not self.ended and not self._fault:
