@@ -226,7 +226,7 @@ def test_a_text_that_begins_with_the_beginning_of_sequence_is_refused(folder):
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
     )
     data = Data(train=write(folder, [{"text": f"{bos}Hello there"}]))
-    with pytest.raises(UserError, match="take it out: the tokenizer writes it before each text"):
+    with pytest.raises(UserError, match="is the beginning of sequence of this model"):
         examples_of(data, ChatTemplate(tokenizer), Silent())
 
 

@@ -161,7 +161,7 @@ def test_a_given_thought_is_refused_where_the_prompt_opens_one_itself():
     source = CHATML.replace(opening, opening + "{{ '<think>\n' }}{# closed by </think> #}")
     template = ChatTemplate(replace(FAMILIES["chatml"], template=source).tokenizer())
     row = [*chat("a"), answer("<think>hm", prefix=True), answer("</think>b")]
-    with pytest.raises(RowError, match="has the mark of a thought, which this chat template's prompt opens itself"):
+    with pytest.raises(RowError, match="has the mark of a thought, which the prompt opens itself"):
         render(Conversation(row), template)
 
 

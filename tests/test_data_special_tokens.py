@@ -83,7 +83,7 @@ def test_a_text_behind_the_tokenizers_own_beginning_has_no_other(text):
     )
     template = ChatTemplate(tokenizer)
     assert template.opening == (tokenizer.bos_token_id,)
-    with pytest.raises(RowError, match="the tokenizer writes it before each text"):
+    with pytest.raises(RowError, match="is the beginning of sequence of this model"):
         render(Text(text), template)
 
 
@@ -91,7 +91,7 @@ def test_a_text_may_bring_the_one_beginning_that_the_tokenizer_does_not_write():
     tokenizer = FAMILIES["zephyr"].tokenizer()
     (encoded,) = Encoder(tokenizer).encode(render(Text("<s>Hello"), ChatTemplate(tokenizer)))
     assert encoded.input_ids.count(tokenizer.bos_token_id) == 1
-    with pytest.raises(RowError, match="it stands at the front alone"):
+    with pytest.raises(RowError, match="is the beginning of sequence of this model"):
         render(Text("<s>Hello <s>there"), ChatTemplate(tokenizer))
 
 

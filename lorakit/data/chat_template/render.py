@@ -104,11 +104,8 @@ def render_in_full(row: TemplatedRow) -> list[RenderedText]:
     refuse_unwritten_tools(row, turns[0])
     groups = _group(turns, row)
     if train_on == "all" and len(groups) > 1:
-        raise RowError(
-            "the chat template writes an answer differently when it is the last, so not everything can be trained "
-            "(write data.train_on: assistant)",
-            row.where(groups[0][-1].index),
-        )
+        what = "the chat template writes an answer differently when it is the last, so not everything can be trained"
+        raise RowError(f"{what} (write data.train_on: assistant)", row.where(groups[0][-1].index))
     return [_join_turns(group, trained, row) for group in groups]
 
 
@@ -118,13 +115,13 @@ def _render_document(text: str, template: ChatTemplate) -> RenderedText:
         raise RowError("the tokenizer has no end token, with which a text must end")
     if not text.strip():
         raise RowError("the text is empty: there is nothing to train")
-    conversation = "where the text is a conversation with the chat template's marks in it, give its messages"
-    if end in text:
-        raise RowError(f"the text contains {end!r}, which ends a text of this model (make two rows; {conversation})")
-    if begin and begin in (text if template.opening else text.removeprefix(begin)):
-        how = "the tokenizer writes it before each text" if template.opening else "it stands at the front alone"
-        what = f"{begin!r}, the beginning of sequence of this model"
-        raise RowError(f"the text contains {what} (take it out: {how}; {conversation})")
+    inner = text if template.opening or not begin else text.removeprefix(begin)
+    for mark, why in ((end, "ends a text"), (begin, "is the beginning of sequence")):
+        if mark and mark in (text if mark == end else inner):
+            raise RowError(
+                f"the text contains {mark!r}, which {why} of this model (take it out; where the text is a conversation "
+                "with the chat template's marks in it, give its messages)"
+            )
     refuse_half_characters(text)
     return RenderedText(text + end, (), everything=True, opening=template.opening)
 
@@ -219,11 +216,8 @@ def _find_exact_turn(row: TemplatedRow, index: int) -> RenderedTurn:
         raise RowError("an answer has no question before it", row.where(index))
     marks = (thoughts.opens, thoughts.closes) if thoughts and thoughts.opened else ()
     if any(mark and mark in message.get("begun", "") for mark in marks):
-        raise RowError(
-            "the given beginning of an answer has the mark of a thought, which this chat template's prompt opens "
-            "itself (write the whole answer into one message)",
-            row.where(index),
-        )
+        what = "the given beginning of an answer has the mark of a thought, which the prompt opens itself"
+        raise RowError(f"{what} (write the whole answer into one message)", row.where(index))
     first_error: RowError | None = None
     for form in _forms(row, index):
         text = row.text_with(index, message, form)
@@ -239,11 +233,9 @@ def _find_exact_turn(row: TemplatedRow, index: int) -> RenderedTurn:
         raise first_error
     text, prompt = row.write(index + 1), row.write(index, ask=True)
     at = common_prefix_length(text, prompt)
-    raise RowError(
-        "the chat template cannot be rendered turn by turn (give another model.chat_template)",
-        f"before {row.where(index)} the prompt says {prompt[at : at + 40]!r} where the text with the answer says "
-        f"{text[at : at + 40]!r}",
-    )
+    reason = "the chat template cannot be rendered turn by turn (give another model.chat_template)"
+    in_prompt, in_text = prompt[at : at + 40], text[at : at + 40]
+    raise RowError(reason, f"before {row.where(index)} the prompt says {in_prompt!r}, the whole text {in_text!r}")
 
 
 def _find_end(row: TemplatedRow, index: int, text: str, form: AnswerForm) -> RenderedTurn:

@@ -297,10 +297,8 @@ class ChatTemplate:
         if not self.variables:
             return
         if not self.tokenizer.chat_template:
-            raise UserError(
-                "model.template_variables: the base has no chat template that would read them. Leave the key out, or "
-                "give a template with model.chat_template."
-            )
+            what = "the base has no chat template that would read them"
+            raise UserError(f"model.template_variables: {what}. Leave the key out, or write model.chat_template.")
         self.reads.check(self.variables)
         for sample in replace(self, variables={})._plain.samples:
             try:
@@ -311,7 +309,5 @@ class ChatTemplate:
 
 
 def _not_written(what: str, it: str) -> RowError:
-    return RowError(
-        f"the chat template does not write {what} (write {it} into the content, leave {it} out, or give another "
-        "model.chat_template)"
-    )
+    remedy = f"write {it} into the content, leave {it} out, or give another model.chat_template"
+    return RowError(f"the chat template does not write {what} ({remedy})")

@@ -164,11 +164,8 @@ def count_given_characters(row: TemplatedRow, turn: RenderedTurn) -> int:
         return len(beginning) if turn.answer.startswith(beginning) else 0
     before, mark, after = turn.answer.partition(given)
     if not mark or not _without_space(after).startswith(_without_space(message["content"][len(beginning) :])):
-        raise RowError(
-            "the chat template does not write the given beginning of an answer as it is (write it and the rest into "
-            f"one message, or {_REMEDY})",
-            row.where(turn.index),
-        )
+        what = "the chat template does not write the given beginning of an answer as it is"
+        raise RowError(f"{what} (write it and the rest into one message, or {_REMEDY})", row.where(turn.index))
     return len(before) + len(given)
 
 
@@ -228,10 +225,8 @@ def _refuse_unwritten_text(row: TemplatedRow, turn: RenderedTurn, field: str) ->
     message, mark = row.messages[turn.index], _mark_for(turn.text)
     rendered, after = _render_instead(row, turn, message | {field: message[field].rstrip() + mark})
     if mark in after:
-        raise RowError(
-            f"the chat template writes a token at which the model stops before the end of an answer ({_REMEDY})",
-            f"{turn.span.stop!r} in {row.where(turn.index)}",
-        )
+        reason = f"the chat template writes a token at which the model stops before the end of an answer ({_REMEDY})"
+        raise RowError(reason, f"{turn.span.stop!r} in {row.where(turn.index)}")
     text, answer = _without_space(message[field]), _without_space(turn.answer)
     prompt = _without_space(turn.form.prompt)[-len(text) :]
     cuts = (at for at in range(1, len(text)) if prompt.endswith(text[:at]))

@@ -1,7 +1,5 @@
-"""Checks of a whole set, over the stats of its rows: duplicates, contradictions, outliers of style, leakage.
-
-Each takes arrays with one entry a row and gives numbers of rows, with reasons where they differ by row.
-"""
+"""Checks of a whole set, over the stats of its rows: duplicates, contradictions, outliers of style, leakage. Each takes
+arrays with one entry a row and gives numbers of rows, with reasons where they differ by row."""
 
 from dataclasses import dataclass
 
@@ -9,19 +7,23 @@ import numpy as np
 
 from lorakit.data.cleaning.row_stats import FEATURES, SCRIPTS, RowStats, languages
 
-FEWEST = 50
-"""Rows below which nothing is called unusual."""
-_MAJORITY = 0.95
-"""Share of the rows that one language or script must have for another to be unusual."""
-_RARE = 0.02
-"""What more rows than this have in common (and more than three) is a habit of the set, not an outlier."""
-_FAR = 6.0
-"""Robust standard deviations from the median."""
+FEWEST = 50  # rows below which nothing is called unusual
+_MAJORITY = 0.95  # share of the rows that one language or script must have for another to be unusual
+_RARE = 0.02  # what more rows than this have in common (and more than three) is a habit of the set, not an outlier
+_FAR = 6.0  # robust standard deviations from the median
+# The least spread of the logarithms of counts: with a gap of 0.7 to all others, a length is different only beyond
+# 4.5 times the median and twice all others. The least spread of shares, whose gap is 0.1.
 _COUNTS = {"characters": 0.25, "words": 0.25, "line breaks": 0.35}
-"""The least spread of the logarithms of counts: with a gap of 0.7 to all others, a length counts as different only
-beyond 4.5 times the median and twice all others."""
 _SHARES = {"upper case": 0.04, "punctuation": 0.03, "digits": 0.03, "informal marks": 0.03}
-"""The least spread of shares; their gap is 0.1."""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A training row that a held-out set has too."""
+
+    row: int
+    held_out: int
+    reason: str
 
 
 def duplicates(content: np.ndarray) -> np.ndarray:
@@ -116,15 +118,6 @@ def _minority(values: np.ndarray, template: str, names: tuple[str, ...]) -> list
         return []
     others = rows[values[rows] != main]
     return [(int(row), template.format(names[values[row]], min(share, 0.99), names[main])) for row in others]
-
-
-@dataclass(frozen=True)
-class Leak:
-    """A training row that a held-out set has too."""
-
-    row: int
-    held_out: int
-    reason: str
 
 
 def leaks(train: RowStats, held_out: RowStats) -> list[Leak]:

@@ -17,12 +17,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-SIZE = 64
-"""Values in a signature: the estimate's standard deviation at 0.8 is 0.05."""
-BANDS = 16
-"""Of four values each: rows that share 0.8 meet in one of them with a probability of 0.9998."""
+SIZE = 64  # values in a signature: the estimate's standard deviation at 0.8 is 0.05
+BANDS = 16  # of four values each: rows that share 0.8 meet in one of them with a probability of 0.9998
 THRESHOLD = 0.8
-
 _MOST_CHARACTERS = 50_000
 _WORD = re.compile(r"\w+")
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
@@ -102,9 +99,8 @@ def _similar(made: np.ndarray, row: int, candidates: np.ndarray) -> np.ndarray:
 def group_near_duplicates(made: np.ndarray) -> np.ndarray:
     """The row that each row is a near-duplicate of: int32 [n], its own number where it is the first of its kind.
 
-    Each row is compared with the earlier rows that lead a group, in order, and joins the earliest that it resembles. So
-    leaders do not resemble each other, and a row resembles its leader. Rows appended later change nothing before them.
-    A row is compared with at most one row a band: 16.
+    Each row is compared with the earlier rows that lead a group, at most one a band, and joins the earliest that it
+    resembles. So leaders do not resemble each other, and rows appended later change nothing before them.
     """
     group = np.arange(len(made), dtype=np.int32)
     count, rows = _find_shared_buckets(made)
@@ -147,11 +143,8 @@ def split_sides(made: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 def find_leaks(train: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The training rows that resemble held-out rows: their places, and the place of a held-out row that each resembles.
-
-    Takes the signatures of both, gives int64 arrays of one length. A row is compared with at most eight held-out rows
-    a band.
-    """
+    """The training rows that resemble held-out rows: their places, and the place of a held-out row that each resembles,
+    from the signatures of both: int64 [n] each. A row is compared with at most eight held-out rows a band."""
     match = np.full(len(train), -1, np.int64)
     ours, theirs = (np.ascontiguousarray(made).view(np.uint64) for made in (train, held_out))
     for band in range(BANDS if len(held_out) else 0):

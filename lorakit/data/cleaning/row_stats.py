@@ -22,25 +22,17 @@ space, informal marks (contractions, slang, emoji, exclamation marks) are per wo
 
 # Blocks of Unicode (Blocks.txt), wide enough to name the script of a text, no more.
 _RANGES = {
-    "Latin": ((0x41, 0x24F), (0x1E00, 0x1EFF)),
-    "Greek": ((0x370, 0x3FF), (0x1F00, 0x1FFF)),
-    "Cyrillic": ((0x400, 0x52F),),
-    "Armenian": ((0x530, 0x58F),),
-    "Hebrew": ((0x590, 0x5FF),),
-    "Arabic": ((0x600, 0x8FF),),
-    "Indic": ((0x900, 0xDFF),),
-    "Thai and Lao": ((0xE00, 0xEFF),),
-    "Burmese and Khmer": ((0x1000, 0x109F), (0x1780, 0x17FF)),
-    "Georgian": ((0x10A0, 0x10FF),),
-    "Ethiopic": ((0x1200, 0x139F),),
-    "Korean": ((0x1100, 0x11FF), (0x3130, 0x318F), (0xAC00, 0xD7AF)),
+    "Latin": ((0x41, 0x24F), (0x1E00, 0x1EFF)), "Greek": ((0x370, 0x3FF), (0x1F00, 0x1FFF)),
+    "Cyrillic": ((0x400, 0x52F),), "Armenian": ((0x530, 0x58F),), "Hebrew": ((0x590, 0x5FF),),
+    "Arabic": ((0x600, 0x8FF),), "Indic": ((0x900, 0xDFF),), "Thai and Lao": ((0xE00, 0xEFF),),
+    "Burmese and Khmer": ((0x1000, 0x109F), (0x1780, 0x17FF)), "Georgian": ((0x10A0, 0x10FF),),
+    "Ethiopic": ((0x1200, 0x139F),), "Korean": ((0x1100, 0x11FF), (0x3130, 0x318F), (0xAC00, 0xD7AF)),
     "Chinese and Japanese": ((0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF)),
-}
+}  # fmt: skip
 SCRIPTS = (*_RANGES, "other")
 _LOWER, _UPPER, _DIGIT, _PUNCTUATION, _BREAK, _SPACE, _EMOJI, _REST = range(8)
-_MOST_CHARACTERS = 5_000
-"""Characters of an answer that are counted: shares do not change beyond."""
-
+_MOST_CHARACTERS = 5_000  # of an answer that are counted: shares do not change beyond
+_MOST_TOKENS = 6250  # ids by which rows that have nothing else are compared
 _SLANG_WORDS = (
     "lol lmao rofl omg wtf btw idk imo imho tbh gonna wanna gotta kinda sorta dunno ain't y'all u ur pls plz thx dude "
     "bro yeah yep nope nah haha hahaha hehe hey cuz cause ya ok okay cool awesome yo wow"
@@ -56,9 +48,6 @@ _ENGLISH, _ENOUGH_ENGLISH = frozenset(_SMALL_WORDS.split()), 4
 _SAMPLE, _SURE = 160, 0.9
 _FEWEST_LETTERS, _FEWEST_WORDS = 40, 10
 _NOT_LETTERS = re.compile(r"[^\w\s'’.,-]|[\d_]")
-
-_MOST_TOKENS = 6250
-"""Token ids by which rows that have nothing else are compared."""
 
 
 @dataclass(frozen=True)
@@ -103,25 +92,17 @@ def take_rows(whole: RowStats, rows: np.ndarray) -> RowStats:
 
 
 def compute_row_stats(rows: Sequence[RowContent], near: bool, style: bool = True) -> RowStats:
-    """The stats of these rows: signatures only where `near`, measures of style only where `style`.
-
-    Equal rows have equal stats in every process and every version of Python.
-    """
+    """The stats of these rows: signatures only where `near`, measures of style only where `style`. Equal rows have
+    equal stats in every process and every version of Python."""
     parts = [_describe(row, near) for row in rows]
     content, prompt, answer = (
         np.frombuffer(b"".join(digests[kind] for digests, _, _ in parts), "<u8").astype(np.uint64) for kind in range(3)
     )
     answers = [text for _, text, _ in parts] if style else []
     counts, scripts = measures(answers) if style else (None, None)
-    return RowStats(
-        content=content.reshape(-1, 2),
-        prompt=prompt,
-        answer=answer,
-        style=counts,
-        language=np.array([language(text) for text in answers], np.int16) if style else None,
-        script=scripts,
-        signature=signatures([text for _, _, text in parts]) if near else None,
-    )
+    spoken = np.array([language(text) for text in answers], np.int16) if style else None
+    signature = signatures([text for _, _, text in parts]) if near else None
+    return RowStats(content.reshape(-1, 2), prompt, answer, counts, spoken, scripts, signature)
 
 
 def _describe(row: RowContent, near: bool) -> tuple[tuple[bytes, bytes, bytes], str, str]:

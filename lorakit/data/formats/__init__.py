@@ -18,5 +18,5 @@ from lorakit.data.rows import RowError as RowError
 from lorakit.data.rows import kind as kind
 
 # In the order in which docs and messages name them.
-for _name in ("messages", "text_columns", "tokens"):
+for _name in ("messages", "text_columns", "oasst", "tokens"):
     importlib.import_module(f"lorakit.data.formats.{_name}")

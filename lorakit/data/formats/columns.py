@@ -55,10 +55,8 @@ def detect(records: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
     """
     columns, fitting = _fitting_formats(records)
     if columns >= _FLAT_OASST:
-        raise UserError(
-            f"{where}: each row is one message (message_id, role, text) without those before it, as in OpenAssistant's "
-            "flat files. Take the file of trees (.trees.jsonl.gz), or write format: text to train on single messages."
-        )
+        what = "each row is one message (message_id, role, text), as in OpenAssistant's flat files"
+        raise UserError(f"{where}: {what}. Take the file of trees (.trees.jsonl.gz), or write format: text.")
     fitting = [entry for entry in fitting if not _has_longer_variant(entry, fitting)]
     readable = [entry for entry in fitting if any(_complaint(entry.name, None, record) is None for record in records)]
     # Where a format's own columns are there and no row is right, each row's error tells best what is wrong with it.
@@ -72,11 +70,9 @@ def detect(records: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
         raise UserError(f"{where}: {fit}. Write one of them in data.format.")
     as_one = (f"As {entry.name}: {one_line(str(_complaint(entry.name, None, records[0])), 200)}. " for entry in fitting)
     needs = (f"{entry.name} needs {', '.join(map(' or '.join, required_columns(entry)))}" for entry in FORMATS)
-    raise UserError(
-        f"{where}: no format fits the columns ({shown_columns}). {_hint(records, where)}{''.join(as_one)}"
-        f"{'; '.join(needs)}. Map other names with data.columns, for example columns: {{prompt: question, completion: "
-        "answer}."
-    )
+    remedy = "Map other names with data.columns, for example columns: {prompt: question, completion: answer}."
+    what = f"no format fits the columns ({shown_columns}). {_hint(records, where)}{''.join(as_one)}{'; '.join(needs)}"
+    raise UserError(f"{where}: {what}. {remedy}")
 
 
 def is_readable(name: str | None, settings: Section | None, records: Sequence[Mapping[str, Any]], column: str) -> bool:

@@ -1,8 +1,7 @@
-"""Conversations as messages: `messages`, in OpenAI's shape with what is usually added to it, `sharegpt`, as {from,
-value} under the role names that are found in the wild, and `oasst`, OpenAssistant's trees."""
+"""Conversations as lists of messages: `messages`, in OpenAI's shape with what is usually added to it, and `sharegpt`,
+as {from, value} under the role names that are found in the wild."""
 
 import functools
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
@@ -34,7 +33,6 @@ _WORDS_OF_ROLES = {
     _CALL: "function_call tool_call functioncall toolcall",
 }
 _SHAREGPT_ROLES = {word: role for role, words in _WORDS_OF_ROLES.items() for word in words.split()}
-_OASST_ROLES = {"prompter": "user", "user": "user", "human": "user", "assistant": "assistant"}
 
 
 @FORMATS.register("messages", columns=("messages",), optional=("system", "tools"))
@@ -75,29 +73,6 @@ def sharegpt(record: Mapping[str, Any], settings: Sharegpt) -> Conversation:
     return add_system_and_tools(record, mark_given_beginnings(messages))
 
 
-@FORMATS.register("oasst", columns=("prompt",), optional=("system",))
-def oasst(record: Mapping[str, Any]) -> Conversation:
-    """`prompt`: a tree of messages with `replies` (OpenAssistant). The best reply is taken at each of its levels."""
-    node = expect(record.get("prompt"), Mapping, "the column 'prompt' is not a tree of messages", "it is")
-    if not _is_good_reply(node):
-        raise RowError("the prompt of the tree is deleted, or failed its review")
-    path: list[Message] = []
-    while node is not None:
-        word, text, level = node.get("role"), node.get("text"), len(path) + 1
-        role = _OASST_ROLES.get(word) if isinstance(word, str) else None
-        if role is None:
-            reason = f"a message of the tree has none of the roles {', '.join(_OASST_ROLES)}"
-            raise RowError(reason, f"level {level}: {one_line(repr(word))}")
-        expect(text, str, "a message of the tree has no text in 'text'", f"level {level} has")
-        path.append({"role": role, "content": text})
-        node = _best_reply(node.get("replies"), level + 1)
-    while path and path[-1]["role"] != "assistant":
-        path.pop()
-    if not path:
-        raise RowError("the tree has no answer")
-    return add_system_and_tools(record, path)
-
-
 def parse_messages(raw: Any, column: str) -> list[Message]:
     """A column that holds a list of messages."""
     return [parse_message(at, message) for at, message in enumerate(parse_list(raw, column, "messages"), start=1)]
@@ -112,22 +87,15 @@ def mark_given_beginnings(messages: list[Message]) -> list[Message]:
         goes_on, where = message.get("prefix"), f"message {position + 1}"
         is_read_only, next_is_read_only = (one.get("train") is False for one in (message, after))
         if goes_on is None and is_read_only and after["role"] == "assistant" and not next_is_read_only:
-            raise RowError(
-                "an answer that is not trained comes before one that is, and nothing says whether both are one turn "
-                "(write prefix: true on the first where the second goes on with it, and prefix: false where it does "
-                "not)",
-                where,
-            )
+            what = "an answer that is not trained comes before one that is, and nothing says whether both are one turn"
+            raise RowError(f"{what} (write prefix: true on the first where they are, else prefix: false)", where)
         if goes_on is False:
             del message["prefix"]
         if goes_on and after["role"] != "assistant":
             raise RowError("no answer follows a message with prefix: true, which would go on with it", where)
         if goes_on and (message.keys() & {"thinking", "tool_calls"} or "thinking" in after or "prefix" in after):
-            raise RowError(
-                "the given beginning of an answer (prefix: true) and what goes on with it are texts, without thinking "
-                "and with calls only at the end (write both into one message, or leave the rest out)",
-                where,
-            )
+            what = "a given beginning (prefix: true) and what goes on with it are without thinking and calls between"
+            raise RowError(f"{what} (write both into one message, or leave the rest out)", where)
     return messages
 
 
@@ -263,10 +231,9 @@ def _role(word: Any, position: int, theirs: Mapping[str, str]) -> str:
     role = theirs.get(folded) or _SHAREGPT_ROLES.get(folded)
     if role is None:
         near = _nearest(folded, (*theirs, *_SHAREGPT_ROLES))
-        raise RowError(
-            "a turn has an unknown role (map it with data.format: {sharegpt: {roles: {their: ours}}})",
-            f"turn {position} has {one_line(repr(word))}." + (f" Did you mean {near}?" if near else ""),
-        )
+        reason = "a turn has an unknown role (map it with data.format: {sharegpt: {roles: {their: ours}}})"
+        meant = f" Did you mean {near}?" if near else ""
+        raise RowError(reason, f"turn {position} has {one_line(repr(word))}.{meant}")
     return role
 
 
@@ -275,32 +242,3 @@ _nearest = functools.lru_cache(maxsize=256)(nearest)
 
 def _folded(word: str) -> str:
     return word.strip().lower().replace("-", "_").replace(" ", "_")
-
-
-def _best_reply(replies: Any, level: int) -> Mapping[str, Any] | None:
-    """The reply of the lowest rank; of those without one that of the highest score; of the others the first."""
-    if replies is None:
-        return None
-    if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
-        raise RowError("the replies in a tree are not a list of messages", f"level {level}")
-    return min(filter(_is_good_reply, replies), key=_reply_order, default=None)
-
-
-def _is_good_reply(node: Mapping[str, Any]) -> bool:
-    return node.get("deleted") is not True and node.get("review_result") is not False
-
-
-def _reply_order(node: Mapping[str, Any]) -> tuple[float, float]:
-    """First low ranks, then high scores; a reply without either comes after those with it. Without a score, the
-    reviewers' average quality counts: {"quality": {"value": 0.7, "count": 3}}."""
-    rank, score, labels = _number(node.get("rank")), _number(node.get("score")), node.get("labels")
-    quality = labels.get("quality") if isinstance(labels, Mapping) else None
-    if score is None and isinstance(quality, Mapping):
-        score = _number(quality.get("value"))
-    return math.inf if rank is None else rank, math.inf if score is None else -score
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return value if isinstance(value, int) or math.isfinite(value) else None

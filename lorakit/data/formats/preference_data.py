@@ -27,10 +27,7 @@ _SIDES = {
     "worse": ("better",),
 }
 _REJECTED = ("rejected", "dispreferred", "non_preferred")
-_VERDICTS = (
-    *("winner", "preference", "preferred", "label", "choice", "chosen"),
-    *("better_response_id", "safer_response_id"),
-)
+_VERDICT_WORDS = "winner preference preferred label choice chosen better_response_id safer_response_id"
 _ANSWER = re.compile(r"(?:\w+_)?(?:response|answer|output|completion|conversation|generation|reply|candidate)s?")
 _NUMBERED = (("_a", "_b"), ("_0", "_1"), ("_1", "_2"))
 _LISTS = ("answers", "completions", "responses", "outputs", "candidates", "generations")
@@ -88,7 +85,7 @@ def _findings(records: Sequence[Record], columns: Mapping[str, str], can_read: C
         if better not in mapped and not (_is_another_column(better, worse, records) and can_read(columns, "")):
             remedy = _remedy(better, columns, [record.get(better) for record in records], can_read)
             yield f"these are preference pairs ({better!r} and {worse!r}, as for DPO)", remedy
-    verdict = next((name for name in _VERDICTS if name in filled), None)
+    verdict = next((name for name in _VERDICT_WORDS.split() if name in filled), None)
     for one, other in _numbered_answers(texts | mapped) if verdict else ():
         if not mapped.isdisjoint((one, other)) or not can_read(columns, ""):  # else what is trained is another column
             what = f"these are pairs of answers ({one!r} and {other!r}) of which {verdict!r} says which is better"
@@ -133,10 +130,7 @@ def _remedy(better: str, columns: Mapping[str, str], answers: list[Any], can_rea
             mapping = ", ".join(f"{one}: {other}" for one, other in tried.items())
             note = ", which trains its texts whole, as documents" if our == "text" else ""
             return f"keep the chosen side with columns: {{{mapping}}}{note}"
-    return (
-        f"write the messages before the answer and those of {better!r} into one column, messages, and leave the other "
-        "side out"
-    )
+    return f"write the messages before the answer and those of {better!r} into one column, messages, without the others"
 
 
 def _is_conversation(answer: Any) -> bool:
@@ -194,12 +188,9 @@ def refuse_rejected_answer(record: Record, flags: Mapping[str, bool]) -> None:
     """Refuse, as a `RowError`, a row of which a flag says that its answer should not be given."""
     for name in flags.keys() & record.keys():
         if _flag(name, record[name]) is flags[name]:
-            raise RowError(
-                f"the column {name!r} says that this answer should not be given, as in data for KTO, and lorakit "
-                "trains on what should be said (leave such rows out; where the column means something else, leave the "
-                "column out)",
-                f"it is {record[name]!r}",
-            )
+            what = f"the column {name!r} says that this answer should not be given, as in data for KTO"
+            remedy = "leave such rows out, or the column where it means something else"
+            raise RowError(f"{what}, and lorakit trains on what should be said ({remedy})", f"it is {record[name]!r}")
 
 
 def _flag(name: str, value: Any) -> bool | None:

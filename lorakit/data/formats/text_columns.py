@@ -148,21 +148,17 @@ def _label(value: Any, labels: list[str] | None) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise RowError("the column 'label' is neither a text nor a whole number", f"it is {kind(value)}")
     if labels is None and isinstance(value, int):
-        raise RowError(
-            "the column 'label' is a number, and nothing says what it stands for (name the labels in their order: "
-            "data.format: {classification: {labels: [...]}})"
-        )
+        remedy = "name the labels in their order: data.format: {classification: {labels: [...]}}"
+        raise RowError(f"the column 'label' is a number, and nothing says what it stands for ({remedy})")
     if labels is None or value in labels:
         return str(value)
-    position = value if isinstance(value, int) else None
+    reason = "a label is not in the list of labels"
     # CSV has no numbers: a text of digits is a position too, unless labels are such.
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
-        position = None if any(label.isdigit() for label in labels) else int(value)
-    if position is None:
-        near = nearest(value, labels) if isinstance(value, str) else None
-        raise RowError(
-            "a label is not in the list of labels", one_line(repr(value)) + (f". Did you mean {near}?" if near else "")
-        )
-    if not 0 <= position < len(labels):
-        raise RowError("a label is not in the list of labels", f"{one_line(str(position))}, of 0 to {len(labels) - 1}")
-    return labels[position]
+        value = value if any(label.isdigit() for label in labels) else int(value)
+    if isinstance(value, str):
+        near = nearest(value, labels)
+        raise RowError(reason, one_line(repr(value)) + (f". Did you mean {near}?" if near else ""))
+    if not 0 <= value < len(labels):
+        raise RowError(reason, f"{one_line(str(value))}, of 0 to {len(labels) - 1}")
+    return labels[value]

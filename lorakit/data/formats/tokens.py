@@ -49,10 +49,8 @@ def _labels(record: Mapping[str, Any], ids: list[int]) -> list[int] | None:
     labels = _numbers(record, "labels", like=ids)
     wrong = [at for at, label in enumerate(labels) if label != IGNORED and label != ids[at]]
     if wrong:
-        raise RowError(
-            "a label is neither -100 nor the token at its place: something else would be trained",
-            f"token {wrong[0]} is {ids[wrong[0]]}, its label {labels[wrong[0]]}",
-        )
+        reason = "a label is neither -100 nor the token at its place: something else would be trained"
+        raise RowError(reason, f"token {wrong[0]} is {ids[wrong[0]]}, its label {labels[wrong[0]]}")
     return labels
 
 

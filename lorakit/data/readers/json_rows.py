@@ -11,16 +11,14 @@ from lorakit.data.rows import STRICT_JSON, Block, Row, RowError, kind, normalize
 from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line
 
-_BLOCK_OF_LINES = 1 << 18
-"""Bytes; small, so that several processes end at about the same time."""
+_BLOCK_OF_LINES = 1 << 18  # bytes; small, so that several processes end at about the same time
 _SPACE = " \t\r\n"
 _SPACE_AND_MARKS = re.compile(r"[ \t\r\n\ufeff]*")  # byte order marks where files were joined
 _CARRIAGE_RETURN = re.compile(r"\\r|\\u000[dD]")
 # How near the end of the text read so far the decoder stops when only the rest is missing: at most a word such as
 # `-Infinity`, the exponent of a number, or an escape. An open string is told by its message.
 _TAIL = 64
-_LONGEST_VALUE = 1 << 28
-"""Characters of one value, which takes several times as much in memory."""
+_LONGEST_VALUE = 1 << 28  # characters, which take several times as much in memory
 # Finds the end of a value that `STRICT_JSON` refuses: numbers of thousands of digits stay text.
 _LENIENT_JSON = json.JSONDecoder(parse_int=str)
 

@@ -18,8 +18,7 @@ from lorakit.recipe.problem import one_line
 
 BLOCK = 1 << 20
 _HEAD_BYTES = 4096
-_LONGEST_LINE = 1 << 28
-"""Bytes: a row takes several times as much in memory, and a compressed file of a few MB may hold a line of GBs."""
+_LONGEST_LINE = 1 << 28  # bytes: a row takes several times as much in memory, and a small packed file may hold GBs
 _BOM = b"\xef\xbb\xbf"
 _SO_TOO = "Give it a name that ends so too, such as {name}"
 # How a file begins, what it is then, and what to do.
