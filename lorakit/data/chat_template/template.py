@@ -14,7 +14,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 from lorakit.bounds import TooLong, bounded
 from lorakit.data.chat_template import template_probe as probe
 from lorakit.data.chat_template.controls import ControlTexts, find_control_texts, select_single_tokens
-from lorakit.data.chat_template.template_probe import AnswerProbe, CallForm, TemplateMessage, ThoughtFormat
+from lorakit.data.chat_template.template_probe import AnswerProbe, TemplateMessage, ThoughtFormat
 from lorakit.data.conversations import Message
 from lorakit.data.rows import RowError
 from lorakit.data.template_source import TemplateVariables, as_yaml, clock_at, compile_bounded, find_variables
@@ -72,9 +72,9 @@ class ChatTemplate:
         if not adapted.get("tool_calls"):
             adapted.pop("tool_calls", None)
             return adapted
-        if self._call_form is None:
+        if self._calling.form is None:
             raise _not_written("tool calls", "them")
-        return self._call_form.adapt(adapted)
+        return self._calling.form.adapt(adapted)
 
     def write(
         self,
@@ -190,7 +190,7 @@ class ChatTemplate:
         thoughts, tail = self.thoughts, ""
         if thoughts and thoughts.opened and not self.without_thoughts:
             tail = thoughts.tail
-        before, after = self._plain_with(self.without_thoughts).find_frame(self.stop, self._after_answer, tail)
+        before, after = self._plain_with(self.without_thoughts).find_frame(self.stop, tail)
         return (thoughts.add("", before) if thoughts and tail else before), after
 
     @cached_property
@@ -205,37 +205,22 @@ class ChatTemplate:
         write a stop, the text gets it here."""
         stop = self.stop.search(text, start)
         if stop is None:
-            text += self._after_call if calls else self._after_answer
+            text += (self._calling if calls else self._plain).following_stop
             stop = self.stop.search(text, start)
         return text, stop
 
     @cached_property
-    def _after_answer(self) -> str:
-        return self._plain.find_following_stop(probe.compile_alternation(self.ends))
-
-    @cached_property
-    def _after_call(self) -> str:
-        return self._calling.find_following_stop(probe.compile_alternation(self.ends))
-
-    @cached_property
     def _plain(self) -> AnswerProbe:
-        return AnswerProbe(self.write, probe.SAMPLE_ANSWER)
+        return AnswerProbe(self.write, probe.SAMPLE_ANSWER, probe.compile_alternation(self.ends))
 
     @cached_property
     def _calling(self) -> AnswerProbe:
-        return AnswerProbe(self._write_calls, self._call_form.sample() if self._call_form else None)
+        several = isinstance(self.tokenizer.chat_template, dict)
+        write = partial(self.write, tools=[probe.TOOL]) if several else self.write
+        return probe.probe_calls(write, probe.compile_alternation(self.ends))
 
     def _plain_with(self, variables: Mapping[str, Any]) -> AnswerProbe:
         return replace(self._plain, write=partial(self.write, variables=variables)) if variables else self._plain
-
-    @cached_property
-    def _call_form(self) -> CallForm | None:
-        return probe.find_call_form(self._write_calls)
-
-    @property
-    def _write_calls(self) -> probe.Write:
-        several = isinstance(self.tokenizer.chat_template, dict)
-        return partial(self.write, tools=[probe.TOOL]) if several else self.write
 
     @cached_property
     def _roles_in_parts(self) -> frozenset[str]:

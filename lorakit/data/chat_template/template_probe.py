@@ -38,6 +38,7 @@ _ROLES_IN_PARTS = tuple(
     for roles in ((), ("system", "user", "assistant", "tool"), ("system", "user", "tool"), ("user",), ("assistant",))
 )
 
+_NOTHING = re.compile("(?!)")
 _MARK = re.compile(r"[<\[][^<>\[\]\s]+[>\]]")
 # A mark at the end of a prompt, and the word after it: <think>, [THINK], <|channel>thought.
 _LAST_MARK = re.compile(r"([<\[][^<>\[\]\s]+[>\]]\w*)\s*$")
@@ -50,86 +51,6 @@ class Sample(NamedTuple):
     messages: list[TemplateMessage]
     prompt: str
     text: str
-
-
-@dataclass(frozen=True)
-class AnswerProbe:
-    """What a template writes of answers of one kind: plain ones, or ones that call a tool. `answer`: a sample of them;
-    None where the template writes none."""
-
-    write: Write
-    answer: TemplateMessage | None
-
-    @cached_property
-    def samples(self) -> list[Sample]:
-        """Conversations that end with the answer, without and with a system prompt, as far as the template takes them.
-        The errors of samples are not the user's, whose rows get their own."""
-        samples: list[Sample] = []
-        if self.answer is None:
-            return samples
-        for before in ([], [{"role": "system", "content": QUESTION}]):
-            question = [*before, {"role": "user", "content": QUESTION}]
-            with suppress(RowError):
-                text, prompt = self.write([*question, self.answer]), ""
-                with suppress(RowError):
-                    prompt = self.write(question, ask=True)
-                samples.append(Sample([*question, self.answer], prompt, text))
-        return samples
-
-    def with_answer(self, **parts: Any) -> "AnswerProbe":
-        """The same with other parts of the answer."""
-        return AnswerProbe(self.write, {**(self.answer or {}), **parts})
-
-    @cached_property
-    def thinking_names(self) -> tuple[str, ...]:
-        """The names under which the template reads an answer's thinking and writes it once; none if it never does."""
-        for names in _THINKING_NAMES if self.answer else ():
-            samples = self.with_answer(**dict.fromkeys(names, THOUGHT)).samples
-            if any(sample.text.count(THOUGHT) == 1 for sample in samples):
-                return names
-        return ()
-
-    @property
-    def calls(self) -> bool:
-        return self.answer is not None and "tool_calls" in self.answer
-
-    @property
-    def follows_prompts(self) -> bool:
-        """Whether the text of an answer begins with the prompt for it."""
-        return all(sample.text.startswith(sample.prompt) for sample in self.samples)
-
-    def find_stops(self, ends: frozenset[str], special: re.Pattern[str]) -> frozenset[str]:
-        """The known ends, and the special token with which the template ends an answer if it writes none of these.
-        After a call's arguments stand first the tokens that close the call itself."""
-        text = self.samples[0].text if self.samples else ""
-        words = special.findall(text.rpartition(_VALUE)[2] if self.calls else text.partition(ANSWER)[2])
-        return ends if ends & set(words) else ends | set(words[-1:] if self.calls else words[:1])
-
-    def find_following_stop(self, stop: re.Pattern[str]) -> str:
-        """What stands after an answer up to a stop that belongs to what follows: GLM 4 ends nothing, and stops at the
-        header of the next message, <|user|> or <|observation|>."""
-        role = "tool" if self.calls else "user"
-        next_message = {"role": role, "content": QUESTION, "name": _NAME, "tool_call_id": "sample123"}
-        for messages, _, text in self.samples:
-            with suppress(RowError):
-                longer = self.write([*messages, next_message])
-                after = longer.removeprefix(text)
-                end = stop.match(after.lstrip())
-                if end and after != longer:
-                    return after[: len(after) - len(after.lstrip()) + end.end()]
-        return ""
-
-    def find_frame(self, stop: re.Pattern[str], following: str, tail: str) -> tuple[str, str]:
-        """What the template writes before and after the text of an answer, between the prompt without its `tail` and
-        the stop. `following`: what stands after the whole text."""
-        for _, prompt, text in self.samples:
-            start = len(prompt.removesuffix(tail))
-            end = stop.search(text + following, start)
-            if end and text.startswith(prompt.removesuffix(tail)):
-                before, answer, after = text[start : end.start()].partition(ANSWER)
-                if answer:
-                    return before, after
-        return "", ""
 
 
 @dataclass(frozen=True)
@@ -152,23 +73,100 @@ class CallForm:
             calls.append(call | {"function": call["function"] | {"arguments": text}})
         return message | {"tool_calls": calls}
 
-    def sample(self) -> TemplateMessage:
-        """An answer that only calls a tool."""
-        call = {"type": "function", "id": "sample123", "function": {"name": _NAME, "arguments": {_KEY: _VALUE}}}
-        return self.adapt({"role": "assistant", "content": "", "tool_calls": [call]})
+
+@dataclass(frozen=True)
+class AnswerProbe:
+    """What a template writes of answers of one kind: plain ones, or ones that call a tool in some `form`. `answer`: a
+    sample of them; None where the template writes none. `ends`: the texts that are known to end an answer."""
+
+    write: Write
+    answer: TemplateMessage | None
+    ends: re.Pattern[str]
+    form: CallForm | None = None
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """Conversations that end with the answer, without and with a system prompt, as far as the template takes them.
+        The errors of samples are not the user's, whose rows get their own."""
+        samples: list[Sample] = []
+        if self.answer is None:
+            return samples
+        for before in ([], [{"role": "system", "content": QUESTION}]):
+            question = [*before, {"role": "user", "content": QUESTION}]
+            with suppress(RowError):
+                text, prompt = self.write([*question, self.answer]), ""
+                with suppress(RowError):
+                    prompt = self.write(question, ask=True)
+                samples.append(Sample([*question, self.answer], prompt, text))
+        return samples
+
+    def with_answer(self, **parts: Any) -> "AnswerProbe":
+        """The same with other parts of the answer."""
+        return replace(self, answer={**(self.answer or {}), **parts})
+
+    @cached_property
+    def thinking_names(self) -> tuple[str, ...]:
+        """The names under which the template reads an answer's thinking and writes it once; none if it never does."""
+        for names in _THINKING_NAMES if self.answer else ():
+            samples = self.with_answer(**dict.fromkeys(names, THOUGHT)).samples
+            if any(sample.text.count(THOUGHT) == 1 for sample in samples):
+                return names
+        return ()
+
+    @property
+    def follows_prompts(self) -> bool:
+        """Whether the text of an answer begins with the prompt for it."""
+        return all(sample.text.startswith(sample.prompt) for sample in self.samples)
+
+    def find_stops(self, ends: frozenset[str], special: re.Pattern[str]) -> frozenset[str]:
+        """The known ends, and the special token with which the template ends an answer if it writes none of these.
+        After a call's arguments stand first the tokens that close the call itself."""
+        text = self.samples[0].text if self.samples else ""
+        words = special.findall(text.rpartition(_VALUE)[2] if self.form else text.partition(ANSWER)[2])
+        return ends if ends & set(words) else ends | set(words[-1:] if self.form else words[:1])
+
+    @cached_property
+    def following_stop(self) -> str:
+        """What stands after an answer up to a stop that belongs to what follows: GLM 4 ends nothing, and stops at the
+        header of the next message, <|user|> or <|observation|>."""
+        role = "tool" if self.form else "user"
+        next_message = {"role": role, "content": QUESTION, "name": _NAME, "tool_call_id": "sample123"}
+        for messages, _, text in self.samples:
+            with suppress(RowError):
+                longer = self.write([*messages, next_message])
+                after = longer.removeprefix(text)
+                end = self.ends.match(after.lstrip())
+                if end and after != longer:
+                    return after[: len(after) - len(after.lstrip()) + end.end()]
+        return ""
+
+    def find_frame(self, stop: re.Pattern[str], tail: str) -> tuple[str, str]:
+        """What the template writes before and after the text of an answer, between the prompt without its `tail` and
+        the stop."""
+        for _, prompt, text in self.samples:
+            start = len(prompt.removesuffix(tail))
+            end = stop.search(text + self.following_stop, start)
+            if end and text.startswith(prompt.removesuffix(tail)):
+                before, answer, after = text[start : end.start()].partition(ANSWER)
+                if answer:
+                    return before, after
+        return "", ""
 
 
-def find_call_form(write: Write) -> CallForm | None:
-    """The first form in which the template writes calls, and nothing of them as Python; None if there is none."""
+def probe_calls(write: Write, ends: re.Pattern[str]) -> AnswerProbe:
+    """Answers that call a tool, in the first form in which the template writes calls, and nothing of them as Python."""
     empty_contents: tuple[TemplateMessage, ...] = ({"content": ""}, {"content": None}, {})
     for as_text, empty in product((False, True), empty_contents):
         form = CallForm(as_text, empty)
-        for _, prompt, text in AnswerProbe(write, form.sample()).samples:
+        call = {"type": "function", "id": "sample123", "function": {"name": _NAME, "arguments": {_KEY: _VALUE}}}
+        sample = form.adapt({"role": "assistant", "content": "", "tool_calls": [call]})
+        answers = AnswerProbe(write, sample, ends, form)
+        for _, prompt, text in answers.samples:
             answer = text.removeprefix(prompt)
             python = str({_KEY: _VALUE}) in answer or "'arguments'" in answer or "None" in answer
             if _NAME in answer and _KEY in answer and _VALUE in answer and not python:
-                return form
-    return None
+                return answers
+    return AnswerProbe(write, None, ends)
 
 
 def find_roles_in_parts(write: Write) -> frozenset[str]:
@@ -180,7 +178,7 @@ def find_roles_in_parts(write: Write) -> frozenset[str]:
             return write([as_parts(message, roles) for message in messages], **options)
 
         count = 0
-        for messages, _, text in AnswerProbe(write_parts, SAMPLE_ANSWER).samples:
+        for messages, _, text in AnswerProbe(write_parts, SAMPLE_ANSWER, _NOTHING).samples:
             contents = [message["content"] for message in messages]
             whole = all(text.count(content) >= contents.count(content) for content in contents)
             count += whole and "{'type'" not in text
@@ -254,7 +252,7 @@ class ThoughtFormat:
 def find_thoughts(answers: AnswerProbe, known: str) -> ThoughtFormat | None:
     """How thoughts are written, or could be; None where the template knows none. `known`: the template's source and the
     added tokens, in which the closing mark must stand."""
-    tail, generation = _tail_of_prompt(answers.write)
+    tail, generation = _tail_of_prompt(replace(answers, answer=SAMPLE_ANSWER))
     marks = _MARK.findall(tail)
     if len(marks) > 1 and marks[-1] in _closing_marks(marks[0]):
         return ThoughtFormat(tail, "", "", marks[0], marks[-1], opened=False, skips=True)
@@ -269,15 +267,15 @@ def find_thoughts(answers: AnswerProbe, known: str) -> ThoughtFormat | None:
     return ThoughtFormat(tail, before, after, opens[1], closes[0], opened)
 
 
-def _tail_of_prompt(write: Write) -> tuple[str, str]:
+def _tail_of_prompt(answers: AnswerProbe) -> tuple[str, str]:
     """What the prompt ends with that the text of an answer lacks, and all that it writes for the answer to come."""
-    for messages, prompt, text in AnswerProbe(write, SAMPLE_ANSWER).samples:
+    for messages, prompt, text in answers.samples:
         if not prompt:
             continue
         mark, at = _LAST_MARK.search(prompt), common_prefix_length(prompt, text)
         if mark and mark.start() < at < mark.start() + len(mark[1]):
             at = mark.start()  # <think> and </think> begin alike
-        return prompt[at:], prompt[common_prefix_length(prompt, write(messages[:-1])) :]
+        return prompt[at:], prompt[common_prefix_length(prompt, answers.write(messages[:-1])) :]
     return "", ""
 
 
@@ -288,7 +286,7 @@ def _text_around(answers: AnswerProbe) -> tuple[str, str] | None:
         if not text.startswith(prompt) or text.count(THOUGHT) != 1:
             continue
         before, _, rest = text.removeprefix(prompt).partition(THOUGHT)
-        if not answers.calls:
+        if not answers.form:
             return before, rest.partition(ANSWER)[0]
         without = answers.write([*messages[:-1], answers.answer]).removeprefix(prompt)
         if rest.endswith(without):

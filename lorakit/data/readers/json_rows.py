@@ -125,28 +125,23 @@ def _rows_of_values(name: str, first: int, records: list[dict[str, Any] | RowErr
 
 def _values(window: "_Window") -> Iterator[Any]:
     opening = window.next_sign()
-    if opening == "{":
-        while window.next_sign():
-            yield window.value()
-    elif opening == "[":
-        window.at += 1
-        sign = window.next_sign()
-        while sign != "]":
-            yield window.value()
-            sign = window.next_sign()
-            if sign == ",":
-                window.at += 1
-                if window.next_sign() == "]":
-                    raise window.error("a comma before the end of the list", window.at)
-            elif sign != "]":
-                raise window.error("Expecting ',' delimiter", window.at)
-        window.at += 1
-        if window.next_sign():
-            raise window.error("Extra data", window.at)
-    elif opening:
+    if opening and opening not in "[{":
         value = window.value()
         what = str(value) if isinstance(value, RowError) else f"holds {kind(value)}"
         raise UserError(f"{window.name}: a .json file holds a list of objects, or objects; this one {what}.")
+    end = "]" if opening == "[" else ""
+    window.at += len(end)
+    while window.next_sign() != end:
+        yield window.value()
+        if end and (sign := window.next_sign()) != end:
+            if sign != ",":
+                raise window.error("Expecting ',' delimiter", window.at)
+            window.at += 1
+            if window.next_sign() == end:
+                raise window.error("a comma before the end of the list", window.at)
+    window.at += len(end)
+    if window.next_sign():
+        raise window.error("Extra data", window.at)
 
 
 class _Window:
