@@ -212,7 +212,7 @@ def test_broken_rows_are_counted_by_reason_with_the_first_places(folder):
         "the row is not an object with named columns": 14,
         "the column 'completion' is missing or null": 7,
         "the column 'prompt' is not a text": 14,
-        "a message contains the text '<|im_end|>', which ends a turn of this model (take it out; if this row looks "
+        "the row contains the text '<|im_end|>', which ends a turn of this model (take it out; if this row looks "
         "templated already, give its texts without the chat template's marks)": 7,
         "a message has half of a surrogate pair, which is not a character": 7,
     }

@@ -26,10 +26,10 @@ def bad(template, **facts):
         ("chatml", [], "nothing to train"),
         ("chatml", chat("a", "b")[1:], "an answer has no question before it: message 1"),
         ("chatml", chat("b", system="a")[:1] + chat("a", "b")[1:], "no question before it: message 2"),
-        ("chatml", chat("a <|im_end|> b", "c"), "message contains the text '<|im_end|>'"),
-        ("chatml", chat("a", "b<|im_end|>"), "message contains the text '<|im_end|>'"),
-        ("harmony", chat("a", "b<|return|>", "c", "d"), "message contains the text '<|return|>'"),
-        ("gemma 2", chat("a<eos>", "b"), "message contains the text '<eos>'"),
+        ("chatml", chat("a <|im_end|> b", "c"), "row contains the text '<|im_end|>'"),
+        ("chatml", chat("a", "b<|im_end|>"), "row contains the text '<|im_end|>'"),
+        ("harmony", chat("a", "b<|return|>", "c", "d"), "row contains the text '<|return|>'"),
+        ("gemma 2", chat("a<eos>", "b"), "row contains the text '<eos>'"),
         ("qwen 3", [*chat("a"), answer("b", thinking="<|im_end|>")], "the text '<|im_end|>', which ends a turn"),
         ("qwen 3", [*chat("a"), answer(tool_calls=[call(city="<|im_end|>")])], "the text '<|im_end|>', which ends"),
         ("qwen 3", [*chat("a"), answer(tool_calls=[call("<|im_end|>")])], "the text '<|im_end|>', which ends a turn"),
@@ -77,7 +77,7 @@ def test_tools_that_the_model_would_not_be_told_of_are_refused():
     reason = refusal(FAMILIES["chatml"], chat("a", "b"), tools=TOOLS)
     assert "does not write the tools (put them into the system prompt" in reason
     family = FAMILIES["qwen 2.5"]
-    assert "the tools contain the text '<|im_end|>'" in refusal(
+    assert "the row contains the text '<|im_end|>'" in refusal(
         family, chat("a", "b"), tools=[*TOOLS, {"type": "function", "function": {"name": "<|im_end|>"}}]
     )
     assert example(family, family.tokenizer(), chat("a", "b"), tools=[]) == example(

@@ -42,7 +42,7 @@ class ControlTexts:
 
     def spelled(self, content: Conversation | Text) -> Iterator[tuple[str, str]]:
         """Each control text that a row spells, once for each of its texts: what is wrong, and the text's name."""
-        for name, text in _named_texts(content):
+        for name, text in named_texts(content):
             if any(first in text for first in self._first_characters):  # in most texts none is
                 for word in dict.fromkeys(self._pattern.findall(text)):
                     token = "which this tokenizer reads as that token"
@@ -51,7 +51,8 @@ class ControlTexts:
                     yield f"a text spells {word!r}, {what}{templated}", name
 
 
-def _named_texts(content: Conversation | Text) -> Iterator[tuple[str, str]]:
+def named_texts(content: Conversation | Text) -> Iterator[tuple[str, str]]:
+    """The texts of a row, each after its name, such as "message 2 (tool), name"."""
     if isinstance(content, Text):
         yield "text", content.text
         return

@@ -5,15 +5,15 @@ A template that leaves something out does not say so. Whether a text is written 
 looking for the mark; where the text plainly stands in its place, that is not necessary.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from lorakit.data.chat_template.controls import named_texts
 from lorakit.data.chat_template.template import ChatTemplate
 from lorakit.data.chat_template.template_probe import TemplateMessage, ThoughtFormat, has_thinking
-from lorakit.data.conversations import Message
+from lorakit.data.conversations import Conversation, Message
 from lorakit.data.rows import RowError
 
 # A longer system prompt that stands in a prompt is there because the template wrote it.
@@ -171,22 +171,14 @@ def count_given_characters(row: TemplatedRow, turn: RenderedTurn) -> int:
 
 def refuse_loose_marks(row: TemplatedRow) -> None:
     """Refuse a row with a stop token inside a message, where it would end a turn, or a beginning of sequence."""
-    texts = []
-    for index, message in enumerate(row.messages):
-        values = [value for key, value in message.items() if key not in ("role", "content", "train")]
-        texts += [(text, "a message contains", row.where(index)) for text in (message["content"], *map(_json, values))]
-    if row.tools:
-        texts.append((_json(row.tools), "the tools contain", ""))
-    stops = row.template.stops
+    texts, stops = [*named_texts(Conversation(row.messages[row.inserted :], row.tools))], row.template.stops
     for mark in sorted(row.template.marks, key=lambda mark: (mark in stops, mark)):
         why = "ends a turn" if mark in stops else "is the beginning of sequence"
-        for text, contains, where in texts:
-            if mark in text:
-                raise RowError(
-                    f"{contains} the text {mark!r}, which {why} of this model (take it out; if this row looks "
-                    "templated already, give its texts without the chat template's marks)",
-                    where,
-                )
+        if place := next((name for name, text in texts if mark in text), ""):
+            remedy = (
+                "take it out; if this row looks templated already, give its texts without the chat template's marks"
+            )
+            raise RowError(f"the row contains the text {mark!r}, which {why} of this model ({remedy})", place)
 
 
 def refuse_half_characters(text: str) -> None:
@@ -196,10 +188,6 @@ def refuse_half_characters(text: str) -> None:
     except UnicodeEncodeError as error:
         half = repr(text[error.start])
         raise RowError("a message has half of a surrogate pair, which is not a character", half) from error
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _refuse_unwritten_question(row: TemplatedRow, turn: RenderedTurn, index: int) -> None:
