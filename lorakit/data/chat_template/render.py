@@ -9,6 +9,7 @@ forms in which a template may write an answer are tried one after the other. Whe
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 from lorakit.data.chat_template.skeletons import make_skeletons, shape_of
@@ -127,11 +128,10 @@ def _render_document(text: str, template: ChatTemplate) -> RenderedText:
 
 
 def _takes_without_system(row: TemplatedRow) -> bool:
-    try:
+    with suppress(RowError):
         row.template.write(row.adapted[1:], tools=row.tools)
-    except RowError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _group(turns: list[RenderedTurn], row: TemplatedRow) -> list[list[RenderedTurn]]:
@@ -202,11 +202,9 @@ def _find_remedy(row: TemplatedRow, index: int) -> str:
     changes += [(f"write {key}: {as_yaml(one)}", {**own, **one}) for one in row.template.reads.to_try({})]
     for words, variables in changes:
         template = replace(row.template, variables=variables)
-        try:
+        with suppress(RowError):
             _find_exact_turn(TemplatedRow(row.messages, row.tools, template, row.inserted), index)
-        except RowError:
-            continue
-        return words
+            return words
     return ""
 
 
@@ -243,11 +241,9 @@ def _find_end(row: TemplatedRow, index: int, text: str, form: AnswerForm) -> Ren
     start = len(form.prompt)
     text, stop = row.template.find_stop(text, start, bool(row.messages[index].get("tool_calls")))
     if stop is None:
-        raise RowError(
-            "nothing ends an answer: the chat template writes no special token after it, so the model would never "
-            "learn to stop (end the turn in the template with {{ eos_token }})",
-            f"{row.where(index)} ends in {text[-30:]!r}",
-        )
+        what = "nothing ends an answer: the chat template writes no special token after it, so the model never stops"
+        remedy = "end the turn in the template with {{ eos_token }}"
+        raise RowError(f"{what} ({remedy})", f"{row.where(index)} ends in {text[-30:]!r}")
     return RenderedTurn(index, text, TurnSpan(start, stop.end(), stop.group()), form)
 
 

@@ -175,10 +175,10 @@ def refuse_loose_marks(row: TemplatedRow) -> None:
     for mark in sorted(row.template.marks, key=lambda mark: (mark in stops, mark)):
         why = "ends a turn" if mark in stops else "is the beginning of sequence"
         if place := next((name for name, text in texts if mark in text), ""):
-            remedy = (
-                "take it out; if this row looks templated already, give its texts without the chat template's marks"
+            remedy = "if this row looks templated already, give its texts without the chat template's marks"
+            raise RowError(
+                f"the row contains the text {mark!r}, which {why} of this model (take it out; {remedy})", place
             )
-            raise RowError(f"the row contains the text {mark!r}, which {why} of this model ({remedy})", place)
 
 
 def refuse_half_characters(text: str) -> None:
