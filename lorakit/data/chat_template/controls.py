@@ -1,9 +1,6 @@
-"""Control texts: what the model reads as marks, not as words, and what therefore no row's own text should spell.
-
-The tokenizer says which texts become special tokens. Besides these, the texts of the marks that the chat template
-itself writes around a message: added tokens that are not special, and texts such as Llama 2's `[INST]`, which are no
-tokens and mean the same to the model. The marks of thoughts are left out: an answer may have them inline.
-"""
+"""Control texts: what the model reads as marks, not as words, and what therefore no row's own text should spell. These
+are the tokenizer's special tokens, and what the chat template itself writes around a message: added tokens that are not
+special, and texts such as Llama 2's `[INST]`. The marks of thoughts are left out: an answer may have them inline."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping

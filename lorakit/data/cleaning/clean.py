@@ -1,8 +1,5 @@
-"""What is wrong with the texts of one row, and what of it can be fixed without looking at other rows.
-
-The checks of a set as a whole are in `dataset_checks.py` and `minhash.py`; both read the numbers that `row_stats.py`
-makes of each row.
-"""
+"""What is wrong with the texts of one row, and what of it can be fixed without looking at other rows. The checks of a
+whole set are in `dataset_checks.py` and `minhash.py`; both read the numbers that `row_stats.py` makes of each row."""
 
 import re
 from collections.abc import Mapping

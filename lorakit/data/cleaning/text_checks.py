@@ -246,9 +246,12 @@ def html(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
     if tags := {hit.group() for hit in accepted}:
         findings.append(RowFinding("HTML tags", _first_few(one_line(tag, 30) for tag in tags)))
         parts[::2] = [_without_tags(part, tags) for part in parts[::2]]
-    shown = {hit.group() for part in parts[::2] for hit in _ENTITY.finditer(part) if _is_entity(hit)}
+    prose = "\n".join(parts[::2])
+    shown = {hit.group() for hit in _ENTITY.finditer(prose) if _is_entity(hit)}
     if shown:
-        makes_markup = any(_makes_markup(part) for part in parts[::2])
+        decoded = _decoded(prose, set())
+        makes_markup = len(_OPENS.findall(decoded)) > len(_OPENS.findall(prose))
+        makes_markup = makes_markup or any(map(_is_entity, _ENTITY.finditer(decoded)))
         escaped = {one for one in shown if makes_markup and entities.unescape(one) in "<>&"}
         if shown - escaped:
             findings.append(RowFinding("HTML entities", _first_few(shown - escaped)))
@@ -309,8 +312,3 @@ def _decoded(prose: str, escaped: set[str]) -> str:
         return entities.unescape(hit.group()).replace("\xa0", " ")
 
     return _ENTITY.sub(replaced, prose)
-
-
-def _makes_markup(prose: str) -> bool:
-    decoded = _decoded(prose, set())
-    return len(_OPENS.findall(decoded)) > len(_OPENS.findall(prose)) or any(map(_is_entity, _ENTITY.finditer(decoded)))

@@ -1,9 +1,6 @@
-"""Formats: what one raw record holds. One plain function each.
-
-A format function takes the record as a dict, and the format's settings where it has some, and returns a Conversation,
-a Text or Tokens (lorakit/data/conversations.py), or raises `RowError` with what is wrong. `FormatSpec` in
-lorakit/registry.py has what it is registered with.
-"""
+"""Formats: what one raw record holds. A plain function each, which takes the record as a dict, and the format's
+settings where it has some, and returns a Conversation, a Text or Tokens, or raises a `RowError`. `FormatSpec`
+(lorakit/registry.py) has what it is registered with."""
 
 import importlib
 

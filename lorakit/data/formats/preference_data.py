@@ -1,8 +1,6 @@
-"""Preference data: columns that tell how good an answer is (preference pairs, KTO rows, rewards and ranks).
-
-lorakit trains on every answer as the right one. So pairs, ranks and rewards are refused as a whole, and of rows with a
-flag those that the flag rejects.
-"""
+"""Preference data: columns that tell how good an answer is. lorakit trains on every answer as the right one. So
+preference pairs, ranks and rewards are refused as a whole, and of rows with a flag (as for KTO) those that the flag
+rejects."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,15 +46,13 @@ _AGAINST = (
     "is_deleted"
 )
 _FLAGS = dict.fromkeys(_FOR.split(), False) | dict.fromkeys(_AGAINST.split(), True)
-# What a flag may be written as besides true and false. Of a label, 0 and 1, yes and no are classes more often than
-# judgements.
+# What a flag may be written as. Of a label, 0 and 1, yes and no are classes more often than judgements.
 _WORDS = {
     **dict.fromkeys(("true", "desirable", "chosen", "preferred", "thumbs_up", "thumbs up"), True),
     **dict.fromkeys(("false", "undesirable", "rejected", "dispreferred", "thumbs_down", "thumbs down"), False),
 }
 _WORDS_EXCEPT_IN_LABELS = {"yes": True, "no": False, "1": True, "0": False}
-# The columns of ours that a chosen answer may stand in, or a whole conversation; the first that the rows can be read
-# with is named.
+# Our columns for a chosen answer, or a whole conversation; the first that the rows can be read with is named.
 _ANSWERS, _WHOLE = ("completion", "output", "answer", "text"), ("messages", "conversations")
 _ANSWERED = {"completion", "messages", "output", "answer", "answers", "conversation", "conversations"}
 _ASKING_ROLES = ("user", "human", "system")

@@ -1,8 +1,6 @@
-"""Readers: JSON Lines, JSON, CSV, TSV, Parquet, Arrow and text files -> raw rows, each with its place.
-
-A row that cannot be read alone is a `Row` that says why; a file that cannot be read as a whole is a `UserError`.
-A file is read as blocks, so that memory does not grow with it and other processes can parse.
-"""
+"""Readers: JSON Lines, JSON, CSV, TSV, Parquet, Arrow and text files -> raw rows, each with its place. A file is read
+as blocks, so that memory does not grow with it and other processes can parse. A row that cannot be read is a `Row` that
+says why; a file that cannot be read as a whole is a `UserError`."""
 
 import os
 import stat
