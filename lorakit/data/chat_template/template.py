@@ -82,17 +82,13 @@ class ChatTemplate:
         ask: bool = False,
         tools: list[dict[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        roles_in_parts: frozenset[str] | None = None,
     ) -> str:
         """The template's text of these messages; with `ask`, up to where the next answer begins. `variables`: given
-        besides the recipe's own. A RowError where the template does not take them; a UserError where it is not valid
-        Jinja, does not end, or there is none."""
-        if roles := self._roles_in_parts:
+        besides the recipe's own. `roles_in_parts`: None for those that the template wants so. A RowError where it does
+        not take the messages; a UserError where it is not valid Jinja, does not end, or there is none."""
+        if roles := self._roles_in_parts if roles_in_parts is None else roles_in_parts:
             messages = [probe.as_parts(message, roles) for message in messages]
-        return self._write_as_given(messages, ask, tools, variables)
-
-    def _write_as_given(
-        self, messages: list[TemplateMessage], ask: bool = False, tools: Any = None, variables: Any = None
-    ) -> str:
         try:
             with bounded(_SECONDS, _MEMORY):
                 compiled, known = self._compiled_for_tools if tools else self.compiled
@@ -224,7 +220,7 @@ class ChatTemplate:
 
     @cached_property
     def _roles_in_parts(self) -> frozenset[str]:
-        return probe.find_roles_in_parts(self._write_as_given)
+        return probe.find_roles_in_parts(self.write)
 
     def separate_thoughts(self, messages: list[Message]) -> list[Message]:
         """The messages with the thoughts in their texts (between the template's own marks) moved into `thinking`, where

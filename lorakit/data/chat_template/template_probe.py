@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby, product
 from typing import Any, NamedTuple
 
@@ -174,11 +174,8 @@ def find_roles_in_parts(write: Write) -> frozenset[str]:
     first of `_ROLES_IN_PARTS` with which most samples are written whole."""
 
     def count_whole_samples(roles: frozenset[str]) -> int:
-        def write_parts(messages: list[TemplateMessage], **options: Any) -> str:
-            return write([as_parts(message, roles) for message in messages], **options)
-
         count = 0
-        for messages, _, text in AnswerProbe(write_parts, SAMPLE_ANSWER, _NOTHING).samples:
+        for messages, _, text in AnswerProbe(partial(write, roles_in_parts=roles), SAMPLE_ANSWER, _NOTHING).samples:
             contents = [message["content"] for message in messages]
             whole = all(text.count(content) >= contents.count(content) for content in contents)
             count += whole and "{'type'" not in text
