@@ -119,7 +119,7 @@ def test_everything_is_trained_where_the_recipe_says_so():
         ([*chat("a"), answer("b", train=False), answer("c")], "nothing says whether both are one turn"),
         (
             [*chat("a"), answer("b", weight=0), answer("c")],
-            "prefix: true on the first where the second goes on",
+            "prefix: true on the first where they are",
         ),
         ([*chat("a"), answer("b", prefix=True)], "no answer follows a message with prefix: true"),
         ([*chat("a"), answer("b", prefix=True), *chat("c", "d")], "no answer follows a message with prefix: true"),
