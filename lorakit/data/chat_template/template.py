@@ -244,7 +244,7 @@ class ChatTemplate:
     def thoughts(self) -> ThoughtFormat | None:
         """How thoughts stand before answers; None where the template knows none."""
         added = (token.content for token in self.tokenizer.added_tokens_decoder.values())
-        only_before_calls = self._calling.thinking_names and not self._plain.thinking_names
+        only_before_calls = not self._plain.thinking_names and self._calling.thinking_names
         answers = self._calling if only_before_calls else self._plain
         return probe.find_thoughts(answers, "\n".join((self.source, *added)))
 

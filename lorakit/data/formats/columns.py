@@ -219,9 +219,8 @@ def _allows_null(schema: Any) -> bool:
     types, variants = schema.get("type"), [*_list_of(schema, "anyOf"), *_list_of(schema, "oneOf")]
     if schema.get("nullable") is True or None in _list_of(schema, "enum"):
         return True
-    if variants:
-        return any(_allows_null(variant) for variant in variants)
-    return types is None or types == "null" or (isinstance(types, list) and "null" in types)
+    plain = types in (None, "null") or (isinstance(types, list) and "null" in types)
+    return any(map(_allows_null, variants)) if variants else plain
 
 
 def _list_of(schema: Mapping[str, Any], keyword: str) -> list[Any]:
