@@ -100,12 +100,11 @@ def _far_rows(name: str, values: np.ndarray) -> list[tuple[int, str]]:
 
 def _reason(name: str, value: float, low: float, high: float) -> str:
     if name in _COUNTS:
-        few, many = f"{round(np.expm1(low)):,}", f"{round(np.expm1(high)):,}"
-        return f"answer of {value:,.0f} {name} where 98 % have {few if few == many else f'{few} to {many}'}"
+        others = dict.fromkeys(f"{round(np.expm1(end)):,}" for end in (low, high))
+        return f"answer of {value:,.0f} {name} where 98 % have {' to '.join(others)}"
     unit = {"upper case": "letters", "informal marks": "words"}.get(name, "characters")
-    few, many = f"{max(0.0, low):.0%}", f"{max(0.0, high):.0%}"
-    others = few if few == many else f"{few} to {many}"
-    return f"{name} in {value:.0%} of the {unit} of the answer where 98 % have {others}"
+    others = dict.fromkeys(f"{max(0.0, end):.0%}" for end in (low, high))
+    return f"{name} in {value:.0%} of the {unit} of the answer where 98 % have {' to '.join(others)}"
 
 
 def _minority(values: np.ndarray, template: str, names: tuple[str, ...]) -> list[tuple[int, str]]:
