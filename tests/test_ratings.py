@@ -12,6 +12,7 @@ from lorakit.evaluate.rating.rating_report import (
     bootstrap_interval,
     equal_share,
     krippendorff_alpha,
+    rating_tables,
     report_ratings,
 )
 from lorakit.evaluate.rating.ratings import read_ratings
@@ -41,26 +42,26 @@ def test_ratings_come_back_to_the_models_that_earned_them(tmp_path):
         token="bb",
     )
     ratings = read_ratings([ada, bob], sheet.folder)
-    assert ratings.raters == ("Ada", "Bob") and ratings.unsure == 23 and ratings.open == 6
+    assert ratings.raters == ["Ada", "Bob"] and ratings.unsure == 23 and ratings.open == 6
     judged = report_ratings(ratings)
-    means = {(one.model, one.criterion): one for one in judged.means}
-    assert means["base", "accuracy"].mean == 2 and means["tuned", "accuracy"].mean == 4
-    assert means["tuned", "accuracy"].questions == 12 and means["tuned", "accuracy"].ratings == 23
-    assert means["tuned", "safety"].questions == 0 and np.isnan(means["tuned", "safety"].mean)
-    compared = {one.criterion: one for one in judged.compared}
-    assert (compared["accuracy"].model, compared["accuracy"].against) == ("tuned", "base")
-    assert compared["accuracy"].difference == 2 and compared["accuracy"].win == 1
-    assert compared["accuracy"].verdict == "better"
-    assert compared["accuracy"].win_interval == pytest.approx((0.7575, 1), abs=1e-4)  # Wilson's, of 12 questions
-    assert compared["style"].tie == 1 and compared["style"].verdict == "cannot tell at this size"
-    assert compared["safety"].questions == 0 and compared["safety"].verdict == "cannot tell at this size"
-    agreement = {one.criterion: one for one in judged.agreement}
-    assert agreement["accuracy"].alpha == 1 and agreement["accuracy"].shared == 22
-    assert np.isnan(agreement["style"].alpha) and agreement["style"].equal == 1
-    titles = [title for title, _, _ in judged.tables()]
+    means = {(one["model"], one["criterion"]): one for one in judged["means"]}
+    assert means["base", "accuracy"]["mean"] == 2 and means["tuned", "accuracy"]["mean"] == 4
+    assert means["tuned", "accuracy"]["questions"] == 12 and means["tuned", "accuracy"]["ratings"] == 23
+    assert means["tuned", "safety"]["questions"] == 0 and np.isnan(means["tuned", "safety"]["mean"])
+    compared = {one["criterion"]: one for one in judged["compared"]}
+    assert (compared["accuracy"]["model"], compared["accuracy"]["against"]) == ("tuned", "base")
+    assert compared["accuracy"]["difference"] == 2 and compared["accuracy"]["win"] == 1
+    assert compared["accuracy"]["verdict"] == "better"
+    assert compared["accuracy"]["win_interval"] == pytest.approx((0.7575, 1), abs=1e-4)  # Wilson's, of 12 questions
+    assert compared["style"]["tie"] == 1 and compared["style"]["verdict"] == "cannot tell at this size"
+    assert compared["safety"]["questions"] == 0 and compared["safety"]["verdict"] == "cannot tell at this size"
+    agreement = {one["criterion"]: one for one in judged["agreement"]}
+    assert agreement["accuracy"]["alpha"] == 1 and agreement["accuracy"]["shared"] == 22
+    assert np.isnan(agreement["style"]["alpha"]) and agreement["style"]["equal"] == 1
+    titles = [title for title, _, _ in rating_tables(judged)]
     assert titles == ["task: 115 ratings by 2 raters", "tuned against base", "agreement between raters"]
-    assert all(len(row) == len(columns) for _, columns, rows in judged.tables() for row in rows)
-    json.dumps(judged.to_dict())
+    assert all(len(row) == len(columns) for _, columns, rows in rating_tables(judged) for row in rows)
+    json.dumps(judged)
 
 
 def test_means_are_of_questions_and_differences_of_raters(tmp_path):
@@ -79,10 +80,10 @@ def test_means_are_of_questions_and_differences_of_raters(tmp_path):
         token="bb",
     )
     judged = report_ratings(read_ratings([mild, strict], sheet.key))
-    base, tuned = (one for one in judged.means if one.criterion == "accuracy")
-    assert base.mean == pytest.approx((2.5 + 1) / 2) and tuned.mean == pytest.approx((3.5 + 3) / 2)
-    assert judged.compared[0].difference == pytest.approx((1 + 2) / 2)
-    assert judged.compared[0].verdict == "cannot tell at this size"  # of two questions nothing follows
+    base, tuned = (one for one in judged["means"] if one["criterion"] == "accuracy")
+    assert base["mean"] == pytest.approx((2.5 + 1) / 2) and tuned["mean"] == pytest.approx((3.5 + 3) / 2)
+    assert judged["compared"][0]["difference"] == pytest.approx((1 + 2) / 2)
+    assert judged["compared"][0]["verdict"] == "cannot tell at this size"  # of two questions nothing follows
 
 
 def test_of_one_raters_files_the_newest_counts_and_two_raters_of_one_name_are_refused(tmp_path):
@@ -90,7 +91,7 @@ def test_of_one_raters_files_the_newest_counts_and_two_raters_of_one_name_are_re
     old = rated_file(tmp_path / "old.json", sheet, lambda *_: {"accuracy": 1}, exported="2026-01-02T03:04:05Z")
     new = rated_file(tmp_path / "new.json", sheet, lambda *_: {"accuracy": 5}, exported="2026-01-02T03:04:06Z")
     ratings = read_ratings([new, old, new], sheet.key)
-    assert np.nanmin(ratings.scores) == 5 and ratings.raters == ("Ada",)
+    assert np.nanmin(ratings.scores) == 5 and ratings.raters == ["Ada"]
     assert len(ratings.notes) == 1 and "old.json is left out" in ratings.notes[0]
     twin = rated_file(tmp_path / "twin.json", sheet, lambda *_: {"accuracy": 5}, rater="ada ", token="cc")
     with pytest.raises(UserError, match=r"another rater of the name"):
@@ -104,8 +105,8 @@ def test_of_one_raters_files_the_newest_counts_and_two_raters_of_one_name_are_re
     ("changed", "said"),
     [
         ({"sheet": "0123456789abcdef"}, "ratings of the sheet 0123456789abcdef"),
-        ({"version": 2}, "version: 2 is not the version"),
-        ({"kind": "something"}, "not a file of exported ratings"),
+        ({"version": 2}, "version: 2: input should be 1"),
+        ({"kind": "something"}, "kind: 'something': input should be 'lorakit-ratings'"),
         ({"rater": ""}, "rater: ''"),
         ({"exported": "yesterday"}, "exported: 'yesterday'"),
         ({"exported": "2026-01-02T03:04:05"}, "it has no time zone"),
@@ -151,11 +152,11 @@ def test_files_that_are_no_ratings_at_all_are_refused_by_name(tmp_path):
         (binary, "binary.json: not valid JSON"),
         (tmp_path / "none.json", "none.json: there is no such file"),
         (tmp_path, "cannot be read"),
-        (sheet.key, "key.json: this is the key of a sheet"),
+        (sheet.key, "key.json: kind: 'lorakit-key': input should be 'lorakit-ratings'"),
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             read_ratings([path], sheet.key)
-    with pytest.raises(UserError, match=r"ada.json: not the key"):
+    with pytest.raises(UserError, match=r"ada.json: kind: 'lorakit-ratings': input should be 'lorakit-key'"):
         read_ratings([good], good)
     key = json.loads(sheet.key.read_text())
     key["questions"][0]["answers"].pop()

@@ -123,10 +123,10 @@ def test_what_is_clicked_and_typed_survives_a_reload_and_is_what_the_report_says
     assert page.title() == "Rating sheet: A & B" and not page.faults
 
     ratings = read_ratings([path], sheet.key)
-    assert ratings.raters == ("Ada L. / 1",) and ratings.unsure == 2 and ratings.open == 0
+    assert ratings.raters == ["Ada L. / 1"] and ratings.unsure == 2 and ratings.open == 0
     (comment,) = ratings.comments
-    assert (comment.models, comment.text) == (("zebra",), "right, 12345 times")
-    means = {(one.model, one.criterion): one.mean for one in report_ratings(ratings).means}
+    assert (comment["models"], comment["text"]) == (["zebra"], "right, 12345 times")
+    means = {(one["model"], one["criterion"]): one["mean"] for one in report_ratings(ratings)["means"]}
     expected = {"zebra": ((5 + 5 + 3) / 3, (4 + 4 + 3) / 3, (3 + 3) / 2), "yak": (2, 2, 3)}
     assert means == {
         (model, criterion): pytest.approx(value)
@@ -174,7 +174,7 @@ def test_an_incomplete_export_says_what_is_open_and_goes_on_in_another_browser(b
         later = exported(other, tmp_path / "later")
     assert json.loads(later.read_text())["token"] == json.loads(path.read_text())["token"]
     ratings = read_ratings([later, path], sheet.key)
-    assert ratings.raters == ("Ada",) and len(ratings.notes) == 1 and ratings.open == 13
+    assert ratings.raters == ["Ada"] and len(ratings.notes) == 1 and ratings.open == 13
 
 
 @pytest.mark.parametrize(

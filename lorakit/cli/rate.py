@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -78,17 +78,15 @@ def report(
     No model is needed.
     """
     from lorakit import console
-    from lorakit.evaluate.rating.rating_report import report_ratings as judge
+    from lorakit.evaluate.rating.rating_report import rating_tables, report_ratings
     from lorakit.evaluate.rating.ratings import read_ratings
 
-    read = read_ratings(ratings, key)
+    facts = report_ratings(read_ratings(ratings, key), seed)
     progress = console.Terminal(quiet)
-    for note in read.notes:
+    for note in facts["notes"]:
         progress.warn(note)
-    rated = judge(read, seed)
     if as_json:
-        facts: dict[str, Any] = rated.to_dict()
         console.result_json(facts)
         return
-    for title, columns, cells in rated.tables():
-        console.result_table(title, columns, cells)
+    for table in rating_tables(facts):
+        console.result_table(*table)

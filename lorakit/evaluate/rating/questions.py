@@ -47,14 +47,9 @@ def read_questions(path: Path) -> list[Question]:
     """The questions of a file: each line of a `.txt`, else each row, with or without its answer.
 
     Rows are those of the formats messages, sharegpt, question-answer, prompt-completion and alpaca. A question's id is
-    the row's `id`, else its number, from 1.
-
-    Raises:
-        UserError: the file cannot be read or has no questions, a row is not a question, or two have the same id. It
-            names the line.
+    the row's `id`, else its number, from 1. A UserError names the line that is not a question, or has another's id.
     """
-    questions: dict[str, Question] = {}
-    places: dict[str, str] = {}
+    questions: dict[str, tuple[str, Question]] = {}
     rows = _read_lines(path) if path.name.endswith(".txt") else ((row.where, row.record) for row in read_file(path))
     for number, (where, record) in enumerate(rows, start=1):
         try:
@@ -64,12 +59,12 @@ def read_questions(path: Path) -> list[Question]:
         except RowError as error:
             raise UserError(f"{where}: {error}.") from error
         if question.id in questions:
-            shown = one_line(repr(question.id))
-            raise UserError(f"{where}: the id {shown} is that of {places[question.id]} too. Write another.")
-        questions[question.id], places[question.id] = question, where
+            first = questions[question.id][0]
+            raise UserError(f"{where}: the id {one_line(repr(question.id))} is that of {first} too. Write another.")
+        questions[question.id] = where, question
     if not questions:
         raise UserError(f"{show_path(path)}: the file has no questions. Write one a line, or rows with `question`.")
-    return list(questions.values())
+    return [question for _, question in questions.values()]
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -86,10 +81,8 @@ def _parse_question(record: Mapping[str, Any], number: str) -> Question:
     column = next((column for column in _FORMATS if not is_empty(record.get(column))), None)
     if column is None:
         raise RowError(f"the row has no question: none of the columns {', '.join(_FORMATS)}")
-    name = record.get("id")
-    if is_empty(name):
-        name = number
-    elif not isinstance(name, str | int) or isinstance(name, bool):
+    name = number if is_empty(record.get("id")) else record["id"]
+    if not isinstance(name, str | int) or isinstance(name, bool):
         raise RowError("the column 'id' is neither a text nor a whole number", f"it is {kind(name)}")
     format_name, answers = _FORMATS[column]
     if answers and all(is_empty(record.get(answer)) for answer in answers):
@@ -109,11 +102,7 @@ def _parse_question(record: Mapping[str, Any], number: str) -> Question:
 def answer_questions(
     model_set: ModelSet, questions: Sequence[Question], settings: EvalSettings, progress: Progress
 ) -> dict[str, list[str]]:
-    """Each model's greedy answer to each question, in its own chat template with its run's system prompt.
-
-    Raises:
-        UserError: a chat template cannot render a question, or a model could not be found.
-    """
+    """Each model's greedy answer to each question, in its own chat template with its run's system prompt."""
     device = model_set.machine.device
     loader, tokenizers, answers = ModelLoader(device), load_tokenizers(model_set, progress), {}
     for at in loading_order(model_set.specs):

@@ -1,14 +1,15 @@
 """What people's ratings say: means, comparisons of models, and how far the raters agree."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from itertools import combinations
+from collections.abc import Mapping
+from itertools import combinations, groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
+from lorakit.amounts import counted
 from lorakit.evaluate.intervals import wilson
-from lorakit.evaluate.rating.ratings import Comment, Ratings
+from lorakit.evaluate.rating.ratings import Ratings
 from lorakit.evaluate.report import Table
 
 _RESAMPLES, _RESAMPLES_AT_ONCE = 10_000, 500
@@ -18,146 +19,74 @@ _FEWEST_DIFFERING = 6
 
 Bounds = tuple[float, float]
 """A 95 % interval, NaN where there is none."""
+_NONE: Bounds = (float("nan"), float("nan"))
 
 
-@dataclass(frozen=True)
-class MeanRating:
-    """A model's mean rating, over the questions of the mean over their raters."""
-
-    model: str
-    criterion: str
-    mean: float
-    interval: Bounds
-    questions: int
-    ratings: int
-
-
-@dataclass(frozen=True)
-class RatingComparison:
-    """`model` against `against`, by raters who rated both on a question.
-
-    `difference` is of the ratings, in points. `win`, `tie` and `loss` are the shares of questions on which the rating
-    of `model` is higher, the same or lower; a question on which raters differ counts in parts.
-    """
-
-    model: str
-    against: str
-    criterion: str
-    difference: float
-    interval: Bounds
-    win: float
-    win_interval: Bounds
-    tie: float
-    tie_interval: Bounds
-    loss: float
-    loss_interval: Bounds
-    questions: int
-    verdict: str
-
-
-@dataclass(frozen=True)
-class RaterAgreement:
-    """Between raters: Krippendorff's alpha (ordinal) and the share of equal ratings; `shared` answers were rated by
-    two or more."""
-
-    criterion: str
-    alpha: float
-    equal: float
-    shared: int
-
-
-@dataclass(frozen=True)
-class RatingReport:
-    """The report on a sheet's ratings."""
-
-    sheet: str
-    name: str
-    raters: tuple[str, ...]
-    ratings: int
-    unsure: int
-    open: int
-    means: tuple[MeanRating, ...]
-    compared: tuple[RatingComparison, ...]
-    agreement: tuple[RaterAgreement, ...]
-    comments: tuple[Comment, ...]
-    notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The facts for `--json`."""
-        return asdict(self)
-
-    def tables(self) -> list[Table]:
-        """The report as tables."""
-        raters = f"{len(self.raters)} rater{'s' * (len(self.raters) != 1)}"
-        models = list(dict.fromkeys(one.model for one in self.means))
-        means = {one.criterion: [one.criterion] for one in self.means}
-        for one in self.means:
-            means[one.criterion].append(_cell(one.mean, ".2f", one.interval))
-        tables = [(f"{self.name}: {self.ratings:,} ratings by {raters}", ["", *models], list(means.values()))]
-        pairs: dict[tuple[str, str], list[RatingComparison]] = {}
-        for compared in self.compared:
-            pairs.setdefault((compared.model, compared.against), []).append(compared)
-        for (model, against), of_pair in pairs.items():
-            cells = [[name, *map(write, of_pair)] for name, write in _COMPARISON_ROWS.items()]
-            tables.append((f"{model} against {against}", ["", *(one.criterion for one in of_pair)], cells))
-        if len(self.raters) > 1:
-            columns = ["", "Krippendorff's alpha", "equal ratings", "answers rated by several"]
-            cells = [
-                [one.criterion, _cell(one.alpha, ".2f"), _cell(one.equal, ".0%"), f"{one.shared:,}"]
-                for one in self.agreement
-            ]
-            tables.append(("agreement between raters", columns, cells))
-        return tables
-
-
-def _cell(value: float, style: str, interval: Bounds = (float("nan"), float("nan"))) -> str:
-    """A figure and its interval, where it has one."""
-    bounds = "" if np.isnan(interval[0]) else f" ({interval[0]:{style}} to {interval[1]:{style}})"
-    return "-" if np.isnan(value) else format(value, style) + bounds
-
-
-_COMPARISON_ROWS: dict[str, Callable[[RatingComparison], str]] = {
-    "difference": lambda one: _cell(one.difference, "+.2f", one.interval),
-    "win": lambda one: _cell(one.win, ".0%", one.win_interval),
-    "tie": lambda one: _cell(one.tie, ".0%", one.tie_interval),
-    "loss": lambda one: _cell(one.loss, ".0%", one.loss_interval),
-    "questions": lambda one: f"{one.questions:,}",
-    "verdict": lambda one: one.verdict,
-}
-
-
-def report_ratings(ratings: Ratings, seed: int = 0) -> RatingReport:
-    """Means, comparisons of every two models, and agreement, for each criterion.
+def report_ratings(ratings: Ratings, seed: int = 0) -> dict[str, Any]:
+    """Means, comparisons of every two models, and agreement, for each criterion: the document of `--json`.
 
     The questions are the sample: intervals say what other questions like these would change, with the same raters.
     Raters are averaged within a question, so that one question counts once. A comparison takes each rater's own
     difference, so that a strict rater and a mild one do not blur it. Each interval stands alone: of twenty comparisons
     of equal models one comes out as better or worse.
     """
-    criteria, models = range(len(ratings.criteria)), range(len(ratings.models))
-    return RatingReport(
-        sheet=ratings.sheet,
-        name=ratings.name,
-        raters=ratings.raters,
-        ratings=int((~np.isnan(ratings.scores)).sum()),
-        unsure=ratings.unsure,
-        open=ratings.open,
-        means=tuple(_mean_rating(ratings, model, criterion, seed) for criterion in criteria for model in models),
-        compared=tuple(
-            _compare(ratings, model, against, criterion, seed)
-            for against, model in combinations(models, 2)
-            for criterion in criteria
-        ),
-        agreement=tuple(_agreement(ratings, criterion) for criterion in criteria),
-        comments=ratings.comments,
-        notes=ratings.notes,
-    )
+    models, criteria = list(enumerate(ratings.models)), list(enumerate(ratings.criteria))
+    return {
+        "sheet": ratings.sheet,
+        "name": ratings.name,
+        "raters": ratings.raters,
+        "ratings": int((~np.isnan(ratings.scores)).sum()),
+        "unsure": ratings.unsure,
+        "open": ratings.open,
+        "means": [
+            {"model": model, "criterion": criterion, **_mean_rating(ratings.scores_of(at, scale), seed)}
+            for scale, criterion in criteria
+            for at, model in models
+        ],
+        "compared": [
+            {"model": model, "against": against, "criterion": criterion}
+            | _compare(ratings.scores_of(at, scale), ratings.scores_of(other, scale), seed)
+            for (other, against), (at, model) in combinations(models, 2)
+            for scale, criterion in criteria
+        ],
+        "agreement": [
+            {"criterion": criterion, **_agreement(ratings.scores[:, :, scale])} for scale, criterion in criteria
+        ],
+        "comments": ratings.comments,
+        "notes": ratings.notes,
+    }
 
 
-def _scores_of(ratings: Ratings, model: int, criterion: int) -> np.ndarray:
-    """The ratings (raters, questions) of a model's answers."""
-    scores: np.ndarray = ratings.scores[:, ratings.shown_at[:, model], criterion]
-    return scores
+def rating_tables(report: Mapping[str, Any]) -> list[Table]:
+    """The report as tables."""
+    raters, means = counted(len(report["raters"]), "rater"), dict[str, list[str]]()
+    for one in report["means"]:
+        means.setdefault(one["criterion"], [one["criterion"]]).append(_cell(one["mean"], ".2f", one["interval"]))
+    models = list(dict.fromkeys(one["model"] for one in report["means"]))
+    tables = [(f"{report['name']}: {report['ratings']:,} ratings by {raters}", ["", *models], list(means.values()))]
+    for (model, against), group in groupby(report["compared"], itemgetter("model", "against")):
+        of_pair = list(group)
+        cells = [["difference", *(_cell(one["difference"], "+.2f", one["interval"]) for one in of_pair)]]
+        cells += [
+            [side, *(_cell(one[side], ".0%", one[f"{side}_interval"]) for one in of_pair)]
+            for side in ("win", "tie", "loss")
+        ]
+        cells += [[key, *(f"{one[key]}" for one in of_pair)] for key in ("questions", "verdict")]
+        tables.append((f"{model} against {against}", ["", *(one["criterion"] for one in of_pair)], cells))
+    if len(report["raters"]) > 1:
+        columns = ["", "Krippendorff's alpha", "equal ratings", "answers rated by several"]
+        cells = [
+            [one["criterion"], _cell(one["alpha"], ".2f"), _cell(one["equal"], ".0%"), f"{one['shared']:,}"]
+            for one in report["agreement"]
+        ]
+        tables.append(("agreement between raters", columns, cells))
+    return tables
+
+
+def _cell(value: float, style: str, interval: Bounds = _NONE) -> str:
+    """A figure and its interval, where it has one."""
+    bounds = "" if np.isnan(interval[0]) else f" ({interval[0]:{style}} to {interval[1]:{style}})"
+    return "-" if np.isnan(value) else format(value, style) + bounds
 
 
 def _average_raters(values: np.ndarray) -> np.ndarray:
@@ -170,48 +99,35 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _mean_rating(ratings: Ratings, model: int, criterion: int, seed: int) -> MeanRating:
-    scores = _scores_of(ratings, model, criterion)
+def _mean_rating(scores: np.ndarray, seed: int) -> dict[str, Any]:
+    """Of a model's ratings (raters, questions): the mean over the questions of the mean over their raters."""
     values = _average_raters(scores)
-    return MeanRating(
-        model=ratings.models[model],
-        criterion=ratings.criteria[criterion],
-        mean=_mean(values),
-        interval=bootstrap_interval(values, seed),
-        questions=len(values),
-        ratings=int((~np.isnan(scores)).sum()),
-    )
-
-
-def _compare(ratings: Ratings, model: int, against: int, criterion: int, seed: int) -> RatingComparison:
-    difference = _scores_of(ratings, model, criterion) - _scores_of(ratings, against, criterion)
-    values, sign = _average_raters(difference), np.sign(difference)
-    win, tie, loss = (_mean(_average_raters(np.where(np.isnan(sign), np.nan, sign == side))) for side in (1, 0, -1))
+    rated = int((~np.isnan(scores)).sum())
     interval = bootstrap_interval(values, seed)
+    return {"mean": _mean(values), "interval": interval, "questions": len(values), "ratings": rated}
+
+
+def _compare(scores: np.ndarray, against: np.ndarray, seed: int) -> dict[str, Any]:
+    """Of two models' ratings (raters, questions), by raters who rated both: the difference in points, and the shares of
+    questions on which the first one's is higher, the same or lower; a question on which raters differ counts in parts.
+    """
+    differences = scores - against
+    values, sign = _average_raters(differences), np.sign(differences)
+    interval = bootstrap_interval(values, seed)
+    compared: dict[str, Any] = {"difference": _mean(values), "interval": interval}
+    for name, side in (("win", 1), ("tie", 0), ("loss", -1)):
+        share = _mean(_average_raters(np.where(np.isnan(sign), np.nan, sign == side)))
+        compared |= {name: share, f"{name}_interval": _share_interval(share, len(values))}
     verdict = "cannot tell at this size"
     if (values != 0).sum() >= _FEWEST_DIFFERING and not interval[0] <= 0 <= interval[1]:
         verdict = "better" if interval[0] > 0 else "worse"
-    return RatingComparison(
-        model=ratings.models[model],
-        against=ratings.models[against],
-        criterion=ratings.criteria[criterion],
-        difference=_mean(values),
-        interval=interval,
-        win=win,
-        win_interval=_share_interval(win, len(values)),
-        tie=tie,
-        tie_interval=_share_interval(tie, len(values)),
-        loss=loss,
-        loss_interval=_share_interval(loss, len(values)),
-        questions=len(values),
-        verdict=verdict,
-    )
+    return compared | {"questions": len(values), "verdict": verdict}
 
 
 def bootstrap_interval(values: np.ndarray, seed: int) -> Bounds:
     """The 95 % percentile interval of the mean of `values` (n,), from seeded resamples; none of fewer than two."""
     if len(values) < 2:
-        return (float("nan"), float("nan"))
+        return _NONE
     generator, means = np.random.default_rng(seed), []
     for _ in range(_RESAMPLES // _RESAMPLES_AT_ONCE):
         drawn = generator.integers(len(values), size=(_RESAMPLES_AT_ONCE, len(values)))
@@ -223,15 +139,15 @@ def bootstrap_interval(values: np.ndarray, seed: int) -> Bounds:
 def _share_interval(share: float, questions: int) -> Bounds:
     """Wilson's interval, too wide rather than too narrow for questions that count in parts, which vary less."""
     if not questions:
-        return (float("nan"), float("nan"))
+        return _NONE
     interval = wilson(share * questions, questions)
     return (interval.low, interval.high)
 
 
-def _agreement(ratings: Ratings, criterion: int) -> RaterAgreement:
-    scores = ratings.scores[:, :, criterion]
+def _agreement(scores: np.ndarray) -> dict[str, Any]:
+    """Between raters (raters, shown answers): alpha, the share of equal ratings, answers that two or more rated."""
     shared = int(((~np.isnan(scores)).sum(axis=0) > 1).sum())
-    return RaterAgreement(ratings.criteria[criterion], krippendorff_alpha(scores), equal_share(scores), shared)
+    return {"alpha": krippendorff_alpha(scores), "equal": equal_share(scores), "shared": shared}
 
 
 def krippendorff_alpha(ratings: np.ndarray) -> float:
@@ -255,10 +171,7 @@ def krippendorff_alpha(ratings: np.ndarray) -> float:
 
 
 def equal_share(ratings: np.ndarray) -> float:
-    """Of all pairs of ratings by two raters of one unit, the share that are equal; NaN where there are none.
-
-    `ratings` as for `krippendorff_alpha`.
-    """
+    """Of all pairs of ratings (raters, units) by two raters of one unit, the share that are equal; NaN without any."""
     counts = _count_values(ratings)
     raters = counts.sum(axis=1)
     pairs = float((raters * (raters - 1)).sum())

@@ -1,21 +1,22 @@
 """Ratings that people exported from a rating sheet: files and key -> scores of models."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from lorakit.data.readers import reading
 from lorakit.errors import UserError
-from lorakit.evaluate.rating.sheet import KEY, KEY_KIND, LETTERS, UNSURE, VERSION
+from lorakit.evaluate.rating.sheet import KEY, LETTERS, UNSURE
 from lorakit.recipe.problem import dotted_name, one_line, show_path
+from lorakit.registry import Section
 
-KIND = "lorakit-ratings"
 _EXPORT_AGAIN = "Export it again from the sheet's page"
 
 
@@ -28,13 +29,7 @@ def _refuse_bool(value: Any) -> Any:
 _Score = Annotated[Literal[1, 2, 3, 4, 5, "cannot judge"], BeforeValidator(_refuse_bool)]
 
 
-class _Exact(BaseModel):
-    """What a file of ours holds: nothing else, and values as they are."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class _AnswerRating(_Exact):
+class _AnswerRating(Section):
     question: str
     answer: str
     scores: dict[str, _Score]
@@ -42,11 +37,11 @@ class _AnswerRating(_Exact):
     at: str
 
 
-class _RatingFile(_Exact):
+class _RatingFile(Section):
     """What the sheet's page exports (lorakit/evaluate/rating/sheet_page/ratings.js)."""
 
-    kind: str
-    version: int
+    kind: Literal["lorakit-ratings"]
+    version: Literal[1]
     sheet: str
     name: str
     rater: str = Field(min_length=1)
@@ -67,16 +62,16 @@ class _RatingFile(_Exact):
         return " ".join(self.rater.split())
 
 
-class _KeyQuestion(_Exact):
+class _KeyQuestion(Section):
     id: str
     answers: list[list[str]]
 
 
-class _Key(_Exact):
+class _Key(Section):
     """What `write_sheet` keeps from the raters."""
 
-    kind: str
-    version: int
+    kind: Literal["lorakit-key"]
+    version: Literal[1]
     sheet: str
     name: str
     seed: int
@@ -86,35 +81,31 @@ class _Key(_Exact):
 
 
 @dataclass(frozen=True)
-class Comment:
-    """What a rater wrote on an answer, and the models that gave it."""
-
-    rater: str
-    question: str
-    models: tuple[str, ...]
-    text: str
-
-
-@dataclass(frozen=True)
 class Ratings:
     """Unblinded ratings of a sheet.
 
     `scores`: (raters, shown answers, criteria), 1 to 5, NaN where nothing was rated. `shown_at`: (questions, models),
     which shown answer is that model's. `unsure`: how many scales were answered with 'cannot judge'; `open`: how many
-    not at all. `notes`: what the user should know of the files.
+    not at all. `comments`: what a `rater` wrote on an answer to a `question`, as `text`, and the `models` that gave it.
+    `notes`: what the user should know of the files.
     """
 
     sheet: str
     name: str
-    models: tuple[str, ...]
-    criteria: tuple[str, ...]
-    raters: tuple[str, ...]
+    models: list[str]
+    criteria: list[str]
+    raters: list[str]
     scores: np.ndarray
     shown_at: np.ndarray
     unsure: int
     open: int
-    comments: tuple[Comment, ...]
-    notes: tuple[str, ...]
+    comments: list[dict[str, Any]]
+    notes: list[str]
+
+    def scores_of(self, model: int, criterion: int) -> np.ndarray:
+        """The ratings (raters, questions) of a model's answers."""
+        scores: np.ndarray = self.scores[:, self.shown_at[:, model], criterion]
+        return scores
 
 
 def read_ratings(files: Sequence[Path], key_path: Path) -> Ratings:
@@ -127,100 +118,61 @@ def read_ratings(files: Sequence[Path], key_path: Path) -> Ratings:
         UserError: a file is damaged, is not one of these, or is of another sheet; raters cannot be told apart; nothing
             is rated.
     """
-    key = _read_key(key_path / KEY if key_path.is_dir() else key_path)
-    latest, notes = _latest_files({path: _read_file(path, key) for path in dict.fromkeys(files)})
+    key_path = key_path / KEY if key_path.is_dir() else key_path
+    key = _read(key_path, _Key, f"Give the {KEY} that `lorakit rate sheet` wrote")
+    if any(sorted(chain(*question.answers)) != sorted(key.models) for question in key.questions):
+        raise UserError(
+            f"{show_path(key_path)}: the key is damaged: a question does not have one answer of each model."
+        )
+    latest, notes = _latest_files([(path, _read(path, _RatingFile, _EXPORT_AGAIN)) for path in dict.fromkeys(files)])
     shown_at = np.zeros((len(key.questions), len(key.models)), dtype=int)
-    shown: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {}
+    shown: dict[tuple[str, str], tuple[int, list[str]]] = {}
     for row, question in enumerate(key.questions):
         for letter, models in zip(LETTERS, question.answers, strict=False):
             shown_at[row, [key.models.index(model) for model in models]] = len(shown)
-            shown[question.id, letter] = len(shown), tuple(models)
+            shown[question.id, letter] = len(shown), models
     scores = np.full((len(latest), len(shown), len(key.criteria)), np.nan)
     unsure, comments = 0, []
     for rater, (path, file) in enumerate(latest):
-        _check_ratings(path, file, key.criteria, shown)
+        _check_ratings(path, file, key, shown)
         for rating in file.ratings:
             at, authors = shown[rating.question, rating.answer]
             for name, score in rating.scores.items():
                 unsure += score == UNSURE
                 scores[rater, at, key.criteria.index(name)] = np.nan if score == UNSURE else score
-            if rating.comment.strip():
-                comments.append(Comment(file.rater.strip(), rating.question, authors, rating.comment.strip()))
+            if text := rating.comment.strip():
+                by = file.rater.strip()
+                comments.append({"rater": by, "question": rating.question, "models": authors, "text": text})
     if np.isnan(scores).all():
         raise UserError("none of the files holds a rating from 1 to 5: there is nothing to report.")
-    return Ratings(
-        sheet=key.sheet,
-        name=key.name,
-        models=tuple(key.models),
-        criteria=tuple(key.criteria),
-        raters=tuple(file.rater.strip() for _, file in latest),
-        scores=scores,
-        shown_at=shown_at,
-        unsure=unsure,
-        open=int(np.isnan(scores).sum()) - unsure,
-        comments=tuple(comments),
-        notes=tuple(notes),
-    )
+    raters, left = [file.rater.strip() for _, file in latest], int(np.isnan(scores).sum()) - unsure
+    of_sheet = (key.sheet, key.name, key.models, key.criteria)
+    return Ratings(*of_sheet, raters, scores, shown_at, unsure, left, comments, notes)
 
 
-def _read_key(path: Path) -> _Key:
-    facts = _read_json(path)
-    if facts.get("kind") != KEY_KIND:
-        raise UserError(f"{show_path(path)}: not the key of a rating sheet. Write the path of its {KEY}.")
-    key = _validate(_Key, facts, path, "Take the key as `lorakit rate sheet` wrote it")
-    authors = [sorted(model for answer in question.answers for model in answer) for question in key.questions]
-    if any(models != sorted(key.models) for models in authors):
-        raise UserError(f"{show_path(path)}: the key is damaged: a question does not have one answer of each model.")
-    return key
+_Shape = TypeVar("_Shape", bound=Section)
 
 
-def _read_file(path: Path, key: _Key) -> _RatingFile:
-    name, facts = show_path(path), _read_json(path)
-    if facts.get("kind") == KEY_KIND:
-        raise UserError(f"{name}: this is the key of a sheet, not a rater's file. Leave it out, or give it as --key.")
-    if facts.get("kind") != KIND:
-        raise UserError(f"{name}: not a file of exported ratings. Take what the sheet's page exports.")
-    if facts.get("sheet") != key.sheet:
-        given = one_line(str(facts.get("sheet")))
-        raise UserError(
-            f"{name}: these are ratings of the sheet {given}, and the key is that of {key.sheet}. Take the key of that "
-            "sheet, or leave the file out."
-        )
-    return _validate(_RatingFile, facts, path, _EXPORT_AGAIN)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path, shape: type[_Shape], remedy: str) -> _Shape:
+    """A file of this shape; an error that names the first thing that is not as it should be, and the remedy."""
+    name = show_path(path)
     try:
         with reading(path):
-            facts = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        what = "not valid JSON: the file is damaged or of another kind"
-        raise UserError(f"{show_path(path)}: {what} ({error}).") from error
-    return facts if isinstance(facts, dict) else {}
-
-
-_Shape = TypeVar("_Shape", bound=_Exact)
-
-
-def _validate(shape: type[_Shape], facts: Mapping[str, Any], path: Path, remedy: str) -> _Shape:
-    name = show_path(path)
-    if facts.get("version") != VERSION:
-        given = one_line(repr(facts.get("version")))
-        raise UserError(f"{name}: version: {given} is not the version that this lorakit reads, {VERSION}. {remedy}.")
-    try:
-        return shape.model_validate(facts)
+            return shape.model_validate(json.loads(path.read_text(encoding="utf-8-sig")))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        given = one_line(repr(first["input"]))
-        raise UserError(f"{name}: {dotted_name(first['loc'])}: {given}: {first['msg'].lower()}. {remedy}.") from error
+        given, where = one_line(repr(first["input"])), f"{dotted_name(first['loc'])}: " if first["loc"] else ""
+        raise UserError(f"{name}: {where}{given}: {first['msg'].lower()}. {remedy}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: not valid JSON: the file is damaged or of another kind ({error}).") from error
 
 
-def _latest_files(files: Mapping[Path, _RatingFile]) -> tuple[list[tuple[Path, _RatingFile]], list[str]]:
+def _latest_files(files: Sequence[tuple[Path, _RatingFile]]) -> tuple[list[tuple[Path, _RatingFile]], list[str]]:
     """The newest file of each rater, by name; and a note on each of the others."""
     latest: dict[str, tuple[Path, _RatingFile]] = {}
     first_of_token: dict[str, tuple[Path, str]] = {}
     notes = []
-    for path, file in sorted(files.items(), key=lambda item: datetime.fromisoformat(item[1].exported)):
+    for path, file in sorted(files, key=lambda item: datetime.fromisoformat(item[1].exported)):
         rater, shown = file.rater_name, one_line(file.rater_name)
         first_path, first_name = first_of_token.setdefault(file.token, (path, rater))
         if first_name.casefold() != rater.casefold():
@@ -240,18 +192,23 @@ def _latest_files(files: Mapping[Path, _RatingFile]) -> tuple[list[tuple[Path, _
     return [latest[rater] for rater in sorted(latest)], notes
 
 
-def _check_ratings(path: Path, file: _RatingFile, criteria: Sequence[str], shown: Collection[tuple[str, str]]) -> None:
-    """Refuse ratings of an answer or a criterion that the sheet does not have, and a second one of the same answer."""
+def _check_ratings(path: Path, file: _RatingFile, key: _Key, shown: Collection[tuple[str, str]]) -> None:
+    """Refuse ratings of another sheet, of an answer or a criterion that it lacks, and a second of one answer."""
+    if file.sheet != key.sheet:
+        raise UserError(
+            f"{show_path(path)}: these are ratings of the sheet {one_line(file.sheet)}, and the key is that of "
+            f"{key.sheet}. Take the key of that sheet, or leave the file out."
+        )
     seen = set()
     for number, rating in enumerate(file.ratings):
         place, answer = (rating.question, rating.answer), f"question {rating.question!r}, answer {rating.answer!r}"
-        unknown = sorted(set(rating.scores) - set(criteria))
+        unknown = sorted(set(rating.scores) - set(key.criteria))
         if place not in shown:
             reason = f"the sheet has no {one_line(answer)}"
         elif place in seen:
             reason = f"{one_line(answer)} is rated twice"
         elif unknown:
-            reason = f"the sheet does not ask for {one_line(', '.join(unknown))}, but for {', '.join(criteria)}"
+            reason = f"the sheet does not ask for {one_line(', '.join(unknown))}, but for {', '.join(key.criteria)}"
         else:
             seen.add(place)
             continue

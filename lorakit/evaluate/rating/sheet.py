@@ -4,7 +4,7 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +17,6 @@ from lorakit.evaluate.rating.questions import Question
 from lorakit.recipe.problem import one_line, show_path
 
 VERSION = 1
-KEY_KIND = "lorakit-key"
 PAGE, KEY, README = "sheet.html", "key.json", "README.md"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 UNSURE = "cannot judge"
@@ -28,7 +27,7 @@ CRITERIA = {
 }
 """What is rated from 1 to 5: what is asked of the rater, and what 1 and 5 stand for."""
 
-_SCRIPTS = ("ratings.js", "render.js", "events.js")
+_PARTS = ("page.html", "page.css", "ratings.js", "render.js", "events.js")
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,8 @@ class Sheet:
 
     def to_dict(self) -> dict[str, Any]:
         """The facts for `--json`."""
-        return {
-            "sheet": self.id,
-            "page": str(self.page),
-            "key": str(self.key),
-            "models": list(self.models),
-            "questions": self.questions,
-            "answers": self.answers,
-        }
+        places = {"sheet": self.id, "page": str(self.page), "key": str(self.key)}
+        return places | {"models": list(self.models), "questions": self.questions, "answers": self.answers}
 
 
 def write_sheet(
@@ -71,48 +64,43 @@ def write_sheet(
     seed: int,
     overwrite: bool = False,
 ) -> Sheet:
-    """Write the page for raters, the key to it, and what to do with them.
+    """Write the page for raters, the key to it, and a README. `answers`: each model's, one to each question.
 
-    `answers`: of each model, one to each question. Answers that are equal, white space around them aside, are shown
-    once and credited to all who gave them: people would give the same text different ratings, a difference that says
-    nothing about the models. A question's answers stand in the order of a hash of `seed`, the question's id and the
-    answer, so the page is the same whoever wrote which answer, and tells nothing of it even to those who know the seed.
+    Answers that are equal, white space around them aside, are shown once and credited to all who gave them: people
+    would give the same text different ratings, a difference that says nothing about the models. A question's answers
+    stand in the order of a hash of `seed`, the question's id and the answer, so the page is the same whoever wrote
+    which answer, and tells nothing of it even to those who know the seed.
 
     Raises:
         UserError: there is nothing to compare, the folder is not a sheet, or it holds another sheet and `overwrite` is
             False.
     """
-    _check(questions, answers)
-    name = _replace_surrogates(name)
-    shown, credited = [], []
+    if len({_replace_surrogates(question.id) for question in questions}) < len(questions):
+        raise UserError("two questions of the rating sheet have one id: ratings could not be told apart.")
+    if not 2 <= len(answers) <= len(LETTERS):
+        raise UserError(f"a rating sheet compares the answers of 2 to {len(LETTERS)} models, not of {len(answers)}.")
+    name, shown, credited = _replace_surrogates(name), [], []
     for number, question in enumerate(questions):
         authors: dict[str, list[str]] = {}
         for model, of_model in answers.items():
             authors.setdefault(of_model[number].strip(), []).append(model)
-        order = sorted(
-            authors, key=lambda text: hashlib.sha256(json.dumps([seed, question.id, text]).encode()).digest()
-        )
+        hashes = {text: hashlib.sha256(json.dumps([seed, question.id, text]).encode()).digest() for text in authors}
+        order = sorted(authors, key=lambda text: hashes[text])
         shown.append(_shown_question(question, order))
         credited.append({"id": shown[-1]["id"], "answers": [authors[text] for text in order]})
     criteria = [{"name": key, "asks": asks, "low": low, "high": high} for key, (asks, low, high) in CRITERIA.items()]
     content = {"version": VERSION, "name": name, "criteria": criteria, "questions": shown}
     sheet_id = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     sheet = Sheet(folder, sheet_id, tuple(answers), len(questions), sum(len(one["answers"]) for one in shown))
-    key = {"kind": KEY_KIND, "version": VERSION, "sheet": sheet_id, "name": name, "seed": seed}
+    key = {"kind": "lorakit-key", "version": VERSION, "sheet": sheet_id, "name": name, "seed": seed}
     key |= {"models": list(answers), "criteria": list(CRITERIA), "questions": credited}
-    readme = _README.format(
-        name=one_line(name),
-        questions=sheet.questions,
-        answers=sheet.answers,
-        models=len(sheet.models),
-        id=sheet_id,
-    )
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(folder):
         _refuse_to_replace(folder, sheet_id, overwrite)
         with atomic_dir(folder) as draft:
             (draft / PAGE).write_text(_render_page({**content, "id": sheet_id}), encoding="utf-8")
             (draft / KEY).write_text(json.dumps(key, indent=2) + "\n", encoding="utf-8")
+            readme = _README.format(name=one_line(name), sheet=sheet, models=len(answers))
             (draft / README).write_text(readme, encoding="utf-8")
     return sheet
 
@@ -120,25 +108,21 @@ def write_sheet(
 def _render_page(content: Mapping[str, Any]) -> str:
     """One file that holds its own script and style, and may load or run nothing else."""
     parts = files("lorakit.evaluate.rating") / "sheet_page"
-    style = (parts / "page.css").read_text(encoding="utf-8")
-    script = "".join((parts / name).read_text(encoding="utf-8") for name in _SCRIPTS)
-    sources = f"script-src {_content_hash(script)}; style-src {_content_hash(style)}"
+    page, style, *scripts = ((parts / name).read_text(encoding="utf-8") for name in _PARTS)
+    script = "".join(scripts)
+    script_hash, style_hash = (
+        base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() for source in (script, style)
+    )
+    policy = f"default-src 'none'; script-src 'sha256-{script_hash}'; style-src 'sha256-{style_hash}'"
     # JSON that no HTML parser ends early: ASCII alone, and no character of markup.
     data = json.dumps(content).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-    return Template((parts / "page.html").read_text(encoding="utf-8")).substitute(
-        policy=f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'",
+    return Template(page).substitute(
+        policy=f"{policy}; base-uri 'none'; form-action 'none'",
         title=html.escape(content["name"]),
         style=style,
         script=script,
         data=data,
     )
-
-
-def _check(questions: Sequence[Question], models: Collection[str]) -> None:
-    if len({_replace_surrogates(question.id) for question in questions}) < len(questions):
-        raise UserError("two questions of the rating sheet have one id: ratings could not be told apart.")
-    if not 2 <= len(models) <= len(LETTERS):
-        raise UserError(f"a rating sheet compares the answers of 2 to {len(LETTERS)} models, not of {len(models)}.")
 
 
 def _shown_question(question: Question, answers: list[str]) -> dict[str, Any]:
@@ -147,12 +131,8 @@ def _shown_question(question: Question, answers: list[str]) -> dict[str, Any]:
         calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or []]
         texts = [message["content"], *calls] if message["content"] else calls
         messages.append({"role": message["role"], "text": "\n".join(texts)})
-    return {
-        "id": _replace_surrogates(question.id),
-        "messages": messages,
-        "reference": question.reference,
-        "answers": answers,
-    }
+    shown = {"id": _replace_surrogates(question.id), "messages": messages}
+    return shown | {"reference": question.reference, "answers": answers}
 
 
 def _replace_surrogates(text: str) -> str:
@@ -160,40 +140,32 @@ def _replace_surrogates(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _content_hash(source: str) -> str:
-    """A source of the Content-Security-Policy: this very text."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
-
-
 def _refuse_to_replace(folder: Path, sheet_id: str, overwrite: bool) -> None:
     """What is in the folder is replaced only if it is this sheet, or another one and `overwrite`."""
-    name = show_path(folder)
-    if folder.is_file():
-        raise UserError(f"{name}: a sheet is a folder, and this is a file. Write the name of a new folder.")
-    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if not there:
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if not folder.exists() or not there:
         return
-    strange = sorted(there - {PAGE, KEY, README})
-    if strange or KEY not in there:
-        names = one_line(", ".join(strange or sorted(there)))
+    if KEY not in there or there - {PAGE, KEY, README}:
+        strange = one_line(", ".join(sorted(there - {PAGE, KEY, README}) or sorted(there)))
         raise UserError(
-            f"{name}: the folder holds other things than a sheet ({names}). Write the name of a new folder."
+            f"{show_path(folder)}: holds other things than a sheet ({strange}). Write the name of a new folder."
         )
     try:
         old = json.loads((folder / KEY).read_text(encoding="utf-8"))["sheet"]
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{name}: its {KEY} is not the key of a sheet. Write the name of a new folder.") from error
+        reason = f"its {KEY} is not the key of a sheet. Write the name of a new folder."
+        raise UserError(f"{show_path(folder)}: {reason}") from error
     if old != sheet_id and not overwrite:
         raise UserError(
-            f"{name}: the folder holds another sheet, whose ratings nobody could read without its {KEY}. Write the "
-            "name of a new folder, or --overwrite."
+            f"{show_path(folder)}: the folder holds another sheet, whose ratings nobody could read without its {KEY}. "
+            "Write the name of a new folder, or --overwrite."
         )
 
 
 _README = """\
 # Rating sheet: {name}
 
-{questions} questions with {answers} answers to rate, by {models} models. Sheet {id}.
+{sheet.questions} questions with {sheet.answers} answers to rate, by {models} models. Sheet {sheet.id}.
 
 1. Send `sheet.html` to each rater, by mail or any other way. It is one file that opens in a browser, loads nothing and
    sends nothing; ratings are kept in that browser.
