@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,13 @@ from lorakit.data.cleaning.row_stats import compute_row_stats
 from lorakit.data.conversations import Conversation
 from lorakit.data.general_texts import read_general_texts
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.diagnosis.leak import measure_leak
+from lorakit.evaluate.diagnosis.copying import find_copied, index_spans, measure_leak, measure_parroting
 from lorakit.evaluate.diagnosis.losses import (
     compute_text_losses,
     measure_drift,
     measure_forgetting,
     measure_memorization,
 )
-from lorakit.evaluate.diagnosis.parroting import find_copied, index_spans, measure_parroting
 from lorakit.evaluate.diagnosis.style import measure_style
 from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import load_adapter
@@ -169,7 +169,7 @@ def test_a_higher_loss_on_a_quantized_base_is_drift():
 def styles(answers, references=REFERENCES, prompts=PROMPTS, cut=None, references_longer=None):
     none = [False] * len(answers)
     found = measure_style(answers, references, prompts, cut or none, references_longer or none)
-    assert all(json.dumps(one.to_dict()) for one in found)
+    assert all(json.dumps(asdict(one)) for one in found)
     return {one.name: one for one in found}
 
 

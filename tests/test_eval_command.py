@@ -114,7 +114,7 @@ def test_without_a_run_nothing_is_kept_unless_it_is_said_where(tiny_base, loraki
     [
         ([], "no model is named"),
         (["nowhere/run"], "nowhere/run"),
-        (["FILE"], "is a file. Give the folder"),
+        (["FILE"], "is not a run, an adapter or a model: a file"),
         (["EMPTY"], "is not a run, an adapter or a model"),
         (["BASE"], "--data FILE"),
         (["RUN", "--data", "nowhere.jsonl"], "--data: nowhere.jsonl: there is no such file"),
@@ -128,7 +128,7 @@ def test_without_a_run_nothing_is_kept_unless_it_is_said_where(tiny_base, loraki
         (["RUN", "--fail-under", "bleu=3"], "'bleu' is not measured"),
         (["RUN", "--fail-under", "json-valid.x=3"], "'json-valid.x' is not measured here"),
         (["RUN", "--rows", "0"], "--rows"),
-        (["RUN", "--output", "FILE"], "is a file. Give a folder"),
+        (["RUN", "--output", "FILE"], "a.txt is a file. Give --output DIR, a folder"),
         (["rate", "sheet", "RUN", "--output", "sheets/a"], "--questions"),
         (["rate", "sheet", "RUN", "--questions", "FILE"], "--output"),
         (

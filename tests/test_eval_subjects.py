@@ -152,12 +152,12 @@ def test_models_with_other_tokenizers_are_asked_in_their_own_tokens_and_compared
     assert run.rendered is base.rendered is not other.rendered
     assert other.rendered.references == run.rendered.references
     assert other.tokens.sum() > run.tokens.sum()
-    assert {"loss", "perplexity"} & found.comparisons[other.name].keys() == set()
-    assert {"loss", "loss-per-character"} <= found.comparisons[run.name].keys()
+    assert {"loss", "perplexity"} & found.parts[""].comparisons[other.name].keys() == set()
+    assert {"loss", "loss-per-character"} <= found.parts[""].comparisons[run.name].keys()
     characters = sum(len(text) for text in run.rendered.references)
     measured = found.scores[other.name]["loss-per-character"].measure.value
     assert measured == pytest.approx(other.outputs.nats.sum() / characters)
-    assert found.comparisons[other.name]["loss-per-character"].rows == 10
+    assert found.parts[""].comparisons[other.name]["loss-per-character"].rows == 10
     assert any("are not compared" in note for note in found.notes) and found.notes == progress.warned
 
 
@@ -200,12 +200,12 @@ def test_scores_are_broken_down_by_task_and_by_source(tmp_path, tiny_base):
     run = make_run(tmp_path, tiny_base, data={"eval": sources})
     found = score(run.folder)
     base = found.baseline
-    assert {"task facts", "task kinds"} < base.parts.keys() and len(base.parts) == 4
-    facts, kinds = (base.parts[f"task {task}"]["rows"]["loss"] for task in ("facts", "kinds"))
-    whole = base.measures["rows"]["loss"]
+    assert {"task facts", "task kinds"} < base.measures.keys() and len(base.measures) == 5
+    facts, kinds = (base.measures[f"task {task}"]["rows"]["loss"] for task in ("facts", "kinds"))
+    whole = base.measures[""]["rows"]["loss"]
     assert np.allclose(facts.rows.sum(0) + kinds.rows.sum(0), whole.rows.sum(0))
-    assert found.parts["task facts"]["base"]["exact-match"].to_dict()["rows"] == 10
-    assert found.part_comparisons["task kinds"]["adapter"]["loss"].rows == 12
+    assert found.parts["task facts"].scores["base"]["exact-match"].to_dict()["rows"] == 10
+    assert found.parts["task kinds"].comparisons["adapter"]["loss"].rows == 12
     assert "kinds.label-accuracy" in found.scores["base"]
 
 
@@ -224,7 +224,7 @@ def test_labels_are_scored_by_likelihood(tmp_path, tiny_base, other_base):
     assert np.exp(trained).sum() > np.exp(likely).sum()
     apart = score(run.folder, other_base)
     assert [model.classifications[""].labels for model in apart.models] == [("fruit", "place")] * 2
-    assert apart.comparisons[other_base.name]["label-accuracy"].rows == 2
+    assert apart.parts[""].comparisons[other_base.name]["label-accuracy"].rows == 2
 
 
 def test_a_probe_is_asked_of_every_subject_while_its_model_is_there(one, two, loads):
@@ -235,8 +235,8 @@ def test_a_probe_is_asked_of_every_subject_while_its_model_is_there(one, two, lo
     each, _ = render_for_models(model_set, None, Silent())
     loader, seen = inference.ModelLoader("cpu"), []
     for spec, rendered in zip(model_set.specs, each, strict=True):
-        eval_model = inference.EvalModel(spec, rendered, spec.identity("cpu"), loader, False, Silent())
-        seen.append(inference.run_model(eval_model, 0, {}, {"seen": probe}).probed["seen"])
+        eval_model = inference.EvalModel(spec, rendered, loader, False, Silent())
+        seen.append(inference.run_model(eval_model, 0, {}, probe).examined)
     assert seen == [("base", False, 10), ("adapter", True, 10)]
     assert len(loads) == 1
 
@@ -247,7 +247,7 @@ def test_a_probe_is_asked_of_every_subject_while_its_model_is_there(one, two, lo
         (["runs/nowhere"], "runs/nowhere: there is no such run"),
         (["./nowhere"], "there is no such run"),
         (["runs"], "runs: is not a run, an adapter or a model"),
-        (["a.txt"], r"a.txt: is a file\. Give the folder"),
+        (["a.txt"], "a.txt: is not a run, an adapter or a model: a file"),
         (["base"], "'base' needs a run or an adapter beside it"),
         (["RUN", "RUN"], "is given twice"),
         (["no-org/no-model"], "could not find model no-org/no-model"),

@@ -88,7 +88,7 @@ WRONG = {
     "no tasks": (["--limit", "4"], "Missing option '--tasks'"),
     "an option of eval": (["--tasks", "choice", "--rows", "4"], "No such option: --rows"),
     "a baseline of none": (["--tasks", "choice", "--baseline", "other"], "--baseline: other: not one of the models"),
-    "a file for a folder": (["--tasks", "choice", "--output", "FILE"], "is a file. Give a folder"),
+    "a file for a folder": (["--tasks", "choice", "--output", "FILE"], "a.txt is a file. Give --output DIR, a folder"),
 }
 
 

@@ -13,7 +13,7 @@ from test_smollm2 import SMOL, users_cache  # noqa: F401 (a fixture)
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.benchmarks.tasks import BenchmarkSettings, compare_tasks, run_tasks
+from lorakit.evaluate.benchmarks.run import BenchmarkSettings, compare_tasks, run_tasks
 from lorakit.evaluate.classification import score_labels
 from lorakit.evaluate.likelihood import label_loglikelihoods
 from lorakit.progress import Silent

@@ -48,8 +48,12 @@ def benchmark(
     if not names:
         raise UserError("--tasks: no task is named. Write names with commas, such as --tasks gsm8k,arc_easy.")
     with open_models(models, quantizations, progress) as model_set:
-        from lorakit.evaluate.benchmarks.run import benchmark_document, benchmark_tables, run_benchmark
-        from lorakit.evaluate.benchmarks.tasks import BenchmarkSettings
+        from lorakit.evaluate.benchmarks.run import (
+            BenchmarkSettings,
+            benchmark_document,
+            benchmark_tables,
+            run_benchmark,
+        )
         from lorakit.evaluate.report import write_document
         from lorakit.evaluate.run import find_baseline
 

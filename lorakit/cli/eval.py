@@ -1,8 +1,10 @@
 """`lorakit eval`"""
 
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +20,7 @@ from lorakit.cli.scoring import (
     open_models,
     results_folder,
 )
-from lorakit.errors import LorakitError
+from lorakit.errors import LorakitError, UserError
 
 if TYPE_CHECKING:
     from lorakit.evaluate.results import Evaluation
@@ -79,14 +81,13 @@ def evaluate(
     eval/ folder.
     """
     from lorakit import console
-    from lorakit.cli.eval_metrics import check_metrics, failures, metrics_of, thresholds_of
 
     progress = console.Terminal(quiet)
     if metrics is not None:
-        check_metrics(metrics)
+        metrics_of(metrics)
     with open_models(models, quantizations, progress) as model_set:
         from lorakit.evaluate.diagnosis.examination import create_examination, describe_flagged
-        from lorakit.evaluate.report import evaluation_document, write_evaluation
+        from lorakit.evaluate.report import evaluation_document, tables, write_evaluation
         from lorakit.evaluate.run import default_settings, score_models
 
         recipe = default_settings(model_set.prepared)
@@ -108,21 +109,73 @@ def evaluate(
     if as_json:
         console.result_json({**evaluation_document(evaluation), "file": str(path) if path else None, "failed": failed})
     else:
-        _print(evaluation, path)
+        title = str(model_set.prepared.recipe.name) if model_set.prepared else ", ".join(evaluation.scores)
+        words = {model.spec.settings.quantization for model in evaluation.models} - {"none"}
+        for table in tables(evaluation, title + (f" (base in {', '.join(sorted(words))})" if words else "")):
+            console.result_table(*table)
+        console.result(f"every answer: {path.with_suffix('.jsonl')}" if path else NOT_STORED)
     for text in describe_flagged(evaluation.findings):
         progress.warn(text)
     if failed:
         raise LorakitError(f"--fail-under: {'; '.join(failed)}.")
 
 
-def _print(evaluation: "Evaluation", path: Path | None) -> None:
-    from lorakit import console
-    from lorakit.evaluate.report import tables
+def metrics_of(named: str, recipes: Sequence[Any] | None = None) -> tuple[Any, ...]:
+    """The metrics of `--metrics a,b`: those that a recipe gives settings have these settings. Without a recipe, before
+    anything is read, names alone are checked."""
+    from lorakit.recipe.did_you_mean import nearest
+    from lorakit.recipe.fields import entry_name
+    from lorakit.registry import METRICS
 
-    model_set = evaluation.model_set
-    title = str(model_set.prepared.recipe.name) if model_set.prepared else ", ".join(evaluation.scores)
-    quantizations = {model.spec.settings.quantization for model in evaluation.models} - {"none"}
-    title += f" (base in {', '.join(sorted(quantizations))})" if quantizations else ""
-    for name, columns, cells in tables(evaluation, title):
-        console.result_table(name, columns, cells)
-    console.result(f"every answer: {path.with_suffix('.jsonl')}" if path else NOT_STORED)
+    configured, names = {entry_name(metric): metric for metric in recipes or ()}, [*map(str.strip, named.split(","))]
+    for name in names:
+        if name not in METRICS:
+            near = nearest(name, METRICS.names())
+            remedy = f"Did you mean {near}?" if near else f"There are {', '.join(METRICS.names())}."
+            raise UserError(f"--metrics: {name!r} is not a metric. {remedy}")
+        if names.count(name) > 1:
+            raise UserError(f"--metrics: {name} is there twice. Leave one out.")
+        settings = METRICS[name].settings
+        needed = [key for key, field in settings.model_fields.items() if field.is_required()] if settings else []
+        if needed and recipes is not None and name not in configured:
+            raise UserError(
+                f"--metrics: {name} needs settings ({', '.join(needed)}), which only a recipe can give: write it under "
+                "evaluate.metrics there."
+            )
+    return tuple(configured.get(name, name) for name in names)
+
+
+def thresholds_of(written: Iterable[str], metrics: Sequence[Any]) -> list[tuple[str, float]]:
+    """Each `metric=value` as the score and the worst value that it may have; a share may be 0.8 or 80%."""
+    from lorakit.recipe.fields import entry_name
+
+    measured = ["loss", "perplexity", "loss-per-character", *map(entry_name, metrics)]
+    thresholds = []
+    for text in written:
+        name, _, value = (part.strip() for part in text.partition("="))
+        try:
+            number = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+        except ValueError:
+            number = math.nan
+        if not (name and math.isfinite(number)):
+            raise UserError(f"--fail-under: {text!r} is not a score with its value. Write for example exact-match=0.8.")
+        if name.partition(".")[0] not in measured and "label-" not in name:
+            raise UserError(f"--fail-under: {name!r} is not measured. Write one of {', '.join(measured)}.")
+        thresholds.append((name, number))
+    return thresholds
+
+
+def failures(evaluation: "Evaluation", thresholds: Iterable[tuple[str, float]]) -> list[str]:
+    """What is worse than its threshold: of every model but the baseline, or of that where it is alone."""
+    failed = []
+    for name, worst in thresholds:
+        for model in evaluation.others or [evaluation.baseline]:
+            scores = evaluation.scores[model.name]
+            if name not in scores:
+                raise UserError(f"--fail-under: {name!r} is not measured here. Write one of {', '.join(scores)}.")
+            measure = scores[name].measure
+            value, above = measure.value, measure.higher is False
+            if math.isnan(value) or (value > worst if above else value < worst):
+                side = "above" if above else "under"
+                failed.append(f"{model.name}: {name} is {measure.write(value)}, {side} {measure.write(worst)}")
+    return failed

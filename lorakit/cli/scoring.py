@@ -69,16 +69,11 @@ def open_models(named: list[str], quantizations: str | None, progress: "Progress
 
 
 def results_folder(models: "ModelSet", output: Path | None) -> Path | None:
-    """Where scores are stored: the folder named, else that of the first run; None where there is neither.
-
-    Raises:
-        UserError: it is a file, or nothing can be written there.
-    """
+    """Where scores are stored: the folder named, else that of the first run; None where there is neither. A UserError
+    where nothing can be written there."""
     from lorakit.evaluate.report import check_writable
 
     folder = output or (models.run.evaluations if models.run else None)
-    if folder and folder.exists() and not folder.is_dir():
-        raise UserError(f"--output: {folder}: is a file. Give a folder.")
     if folder:
         check_writable(folder)
     return folder

@@ -7,7 +7,8 @@ each row, named by the sha256 of its tokens, with a checksum. Lines are added an
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from lorakit.errors import LorakitError
 _VERSION = 2
 """Raise it when older lines may hold wrong figures: they are then not read any more."""
 
+Save = Callable[[Mapping[int, Any]], None]
+"""Saves values by the position of their key among the missing ones."""
+
 
 @dataclass
 class CacheFile:
@@ -37,13 +41,10 @@ class CacheFile:
         if self.path is None or not values:
             return
         text = "".join(encode_line([name, value]) + "\n" for name, value in values.items())
-        try:
-            with self.path.open("ab") as file:
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
+        with _writing(self.path), self.path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def open_cache(kind: str, facts: Mapping[str, Any], use: bool = True) -> CacheFile:
@@ -52,14 +53,12 @@ def open_cache(kind: str, facts: Mapping[str, Any], use: bool = True) -> CacheFi
         return CacheFile(None)
     versions = {package.__name__: package.__version__ for package in (lorakit, torch, transformers)}
     path = cache_folder() / kind / f"{digest({**facts, **versions, 'version': _VERSION})}.jsonl"
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         data = path.read_bytes() if path.is_file() else b""
         if data and not data.endswith(b"\n"):  # a killed process left half a line, which must not spoil the next
             with path.open("ab") as file:
                 file.write(b"\n")
-    except OSError as error:
-        raise _unwritable(path, error) from error
     lines: dict[str, Any] = {}
     for line in data.splitlines():
         try:
@@ -70,13 +69,10 @@ def open_cache(kind: str, facts: Mapping[str, Any], use: bool = True) -> CacheFi
     return CacheFile(path, lines)
 
 
-def get_or_compute(
-    file: CacheFile, keys: Sequence[str], compute: Callable[[list[int], Callable[[Mapping[int, Any]], None]], None]
-) -> list[Any]:
+def get_or_compute(file: CacheFile, keys: Sequence[str], compute: Callable[[list[int], Save], None]) -> list[Any]:
     """A value for each key: from the file, or what `compute` finds.
 
-    `compute` gets the positions of the keys that are missing, each key once, and a function that saves values by their
-    number among the missing ones. It is not called if none is missing.
+    `compute` gets the positions of the keys that are missing, each key once. It is not called if none is missing.
     """
     missing = list({key: at for at, key in enumerate(keys) if key not in file.lines}.values())
     if missing:
@@ -89,8 +85,12 @@ def digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _unwritable(path: Path, error: OSError) -> LorakitError:
-    return LorakitError(
-        f"{path.parent}: the cache cannot be written: {error.strerror or error}. Set LORAKIT_CACHE to a folder that "
-        "can, or write --no-cache."
-    )
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LorakitError(
+            f"{path.parent}: the cache cannot be written: {error.strerror or error}. Set LORAKIT_CACHE to a folder "
+            "that can, or write --no-cache."
+        ) from error

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -86,6 +87,11 @@ class LabelScores:
     confusion: np.ndarray
     ece: float
     measures: dict[str, Measure]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What has no interval, as the files have it."""
+        plain = {"labels": list(self.labels), "confusion": self.confusion.tolist()}
+        return plain | {"auc": self.auc, "expected_calibration_error": self.ece}
 
 
 def score_labels(loglikelihoods: np.ndarray, truth: Sequence[int], labels: Sequence[str]) -> LabelScores:

@@ -2,22 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from lorakit.evaluate.cache import digest, get_or_compute, open_cache
+from lorakit.evaluate.cache import Save, digest, get_or_compute, open_cache
 from lorakit.evaluate.classification import Labels
 from lorakit.evaluate.generate import Answer, greedy_answers
 from lorakit.evaluate.likelihood import label_loglikelihoods, row_losses
 from lorakit.evaluate.models import EvalModelSpec
-from lorakit.evaluate.rendering import RenderedRows
+from lorakit.evaluate.rendering import RenderedRows, Row
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import SharedBase
 from lorakit.progress import Progress
-
-Save = Callable[[Mapping[int, Any]], None]
 
 
 @dataclass
@@ -45,88 +44,102 @@ def loading_order(specs: Sequence[EvalModelSpec]) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class EvalModel:
-    """A model to run on rows. `identity` is all that decides what it computes; `cache` is whether to use the cache."""
+    """A model to run on rows. `cache` is whether to use the cache."""
 
     spec: EvalModelSpec
     rendered: RenderedRows
-    identity: dict[str, Any]
     loader: ModelLoader
     cache: bool
     progress: Progress
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that decides what the model computes."""
+        return self.spec.identity(self.loader.device)
 
     @property
     def model(self) -> Any:
         """The model itself, loaded on first use and valid until another one is."""
         return self.loader.model_of(self.spec)
 
+    def compute(
+        self, kind: str, facts: Mapping[str, Any], rows: Sequence[Any], work: Callable[[Any, list[int], Save], None]
+    ) -> list[Any]:
+        """A value of each row, from the cache or by `work`. `rows` are plain data that decides the value, `facts` what
+        decides it besides. `work` gets the model, the missing rows' numbers, and what saves values by their position
+        among these."""
 
-Probe = Callable[[EvalModel], Any]
-"""Something else to measure while a model may be in memory, such as its loss on other texts."""
+        def compute(missing: list[int], save: Save) -> None:
+            model = self.model
+            with fused_lora(model):
+                work(model, missing, save)
+
+        return get_or_compute(
+            open_cache(kind, {**self.identity, **facts}, self.cache), list(map(digest, rows)), compute
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class ModelOutputs:
     """What a model computed. `nats` (rows,): the loss summed over each row's trained tokens. `answers`: one to each
     row that has one, none if no metric needs them. `likelihoods` (rows of the task, labels), in nats, by the task's
-    tag. `probed`: the results of probes, by name."""
+    tag. `examined`: what else was measured while the model was in memory."""
 
     nats: np.ndarray
     answers: list[Answer]
     likelihoods: dict[str, np.ndarray]
-    probed: dict[str, Any]
+    examined: Any
 
 
 def run_model(
-    eval_model: EvalModel, max_new_tokens: int, labels: Mapping[str, Labels], probes: Mapping[str, Probe]
+    eval_model: EvalModel,
+    max_new_tokens: int,
+    labels: Mapping[str, Labels],
+    examine: Callable[[EvalModel], Any] | None = None,
 ) -> ModelOutputs:
-    """Compute everything that one model is scored on. Without `max_new_tokens` (0) no answers are generated."""
-    nats = compute_losses(eval_model)
+    """Compute everything that one model is scored on, and `examine` it. Without `max_new_tokens` (0) no answers are
+    generated."""
+    nats = compute_losses(eval_model, eval_model.rendered.rows)
     answers = generate_answers(eval_model, eval_model.rendered.prompts if max_new_tokens else [], max_new_tokens)
     likelihoods = {task: _label_likelihoods(eval_model, of_task) for task, of_task in labels.items()}
-    return ModelOutputs(nats, answers, likelihoods, {name: probe(eval_model) for name, probe in probes.items()})
+    return ModelOutputs(nats, answers, likelihoods, examine(eval_model) if examine else None)
 
 
-def compute_losses(eval_model: EvalModel) -> np.ndarray:
+def compute_losses(eval_model: EvalModel, rows: Sequence[Row]) -> np.ndarray:
     """The loss summed over the trained tokens of each row (rows,), in nats."""
-    rows, pad = eval_model.rendered.rows, eval_model.rendered.pad
+    pad, note, progress = eval_model.rendered.pad, f"{eval_model.spec.name}: loss", eval_model.progress
 
-    def compute(missing: list[int], save: Save) -> None:
-        model, note = eval_model.model, f"{eval_model.spec.name}: loss"
-        with fused_lora(model):
-            row_losses(model, [rows[at] for at in missing], pad, note, eval_model.progress, save)
+    def work(model: Any, missing: list[int], save: Save) -> None:
+        row_losses(model, [rows[at] for at in missing], pad, note, progress, save)
 
-    file = open_cache("losses", eval_model.identity, eval_model.cache)
-    keys = [digest([list(row["input_ids"]), list(row["labels"])]) for row in rows]
-    return np.array(get_or_compute(file, keys, compute), dtype=float)
+    plain = [[list(row["input_ids"]), list(row["labels"])] for row in rows]
+    return np.array(eval_model.compute("losses", {}, plain, work), dtype=float)
 
 
 def generate_answers(eval_model: EvalModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
     """The greedy answer to each prompt."""
-    stop_ids, pad = eval_model.rendered.stop_ids, eval_model.rendered.pad
+    stop_ids, pad, note = eval_model.rendered.stop_ids, eval_model.rendered.pad, f"{eval_model.spec.name}: answers"
 
-    def compute(missing: list[int], save: Save) -> None:
-        model, note, chosen = eval_model.model, f"{eval_model.spec.name}: answers", [prompts[at] for at in missing]
-        with fused_lora(model):
-            greedy_answers(model, chosen, stop_ids, max_new_tokens, pad, note, eval_model.progress, save)
+    def work(model: Any, missing: list[int], save: Save) -> None:
+        chosen = [prompts[at] for at in missing]
+        greedy_answers(model, chosen, stop_ids, max_new_tokens, pad, note, eval_model.progress, save)
 
     if not prompts:
         return []
     decoding = {"decoding": "greedy", "max_new_tokens": max_new_tokens, "stops": stop_ids}
-    file = open_cache("answers", eval_model.identity | decoding, eval_model.cache)
-    lines = get_or_compute(file, [digest(list(prompt)) for prompt in prompts], compute)
+    lines = eval_model.compute("answers", decoding, list(map(list, prompts)), work)
     return [Answer(tuple(tokens), bool(ended)) for tokens, ended in lines]
 
 
 def _label_likelihoods(eval_model: EvalModel, labels: Labels) -> np.ndarray:
     """The log-probability of each label after each of the labels' prompts (rows, labels), in nats."""
-    rendered = eval_model.rendered
+    rendered, note = eval_model.rendered, f"{eval_model.spec.name}: labels"
     prompts = [rendered.rows[row]["input_ids"][: rendered.rows[row]["answer"]] for row in labels.rows]
 
-    def compute(missing: list[int], save: Save) -> None:
-        model, note, chosen = eval_model.model, f"{eval_model.spec.name}: labels", [prompts[at] for at in missing]
-        with fused_lora(model):
-            values = label_loglikelihoods(model, chosen, labels.tokens, rendered.pad, eval_model.progress, note)
+    def work(model: Any, missing: list[int], save: Save) -> None:
+        chosen = [prompts[at] for at in missing]
+        values = label_loglikelihoods(model, chosen, labels.tokens, rendered.pad, eval_model.progress, note)
         save(dict(enumerate(values.tolist())))
 
-    file = open_cache("labels", eval_model.identity | {"labels": labels.tokens}, eval_model.cache)
-    return np.array(get_or_compute(file, [digest(list(prompt)) for prompt in prompts], compute), dtype=float)
+    facts = {"labels": labels.tokens}
+    return np.array(eval_model.compute("labels", facts, list(map(list, prompts)), work), dtype=float)

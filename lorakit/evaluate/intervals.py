@@ -17,7 +17,7 @@ Journal of Mathematical and Statistical Psychology 65:430). Both take rows to be
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
@@ -33,6 +33,9 @@ _LEAST_ROWS = 6
 # Numbers held at once while rows are drawn, and drawn in all beyond the least number of resamples.
 _AT_ONCE, _IN_ALL = 1 << 22, 1 << 24
 
+Verdict = Literal["better", "worse", "higher", "lower", "cannot tell"]
+"""Of a difference; higher or lower for a measure without a better."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -47,28 +50,23 @@ class Interval:
 class Comparison:
     """A second model against a first one, on the same rows. `difference` is second minus first, in the measure's unit.
 
-    `interval` is None if the rows allow none: fewer than six, or the same difference in every resample. `verdict`:
-    higher or lower for a measure without a better. `rows_needed`: about how many rows would show a difference as large
-    as this one in four of five evaluations; None without a difference or an interval.
+    `interval` is None if the rows allow none: fewer than six, or the same difference in every resample. `rows_needed`:
+    about how many rows would show a difference as large as this one in four of five evaluations; None without a
+    difference or an interval.
     """
 
     first: float
     second: float
     difference: float
     interval: Interval | None
-    verdict: Literal["better", "worse", "higher", "lower", "cannot tell"]
+    verdict: Verdict
     rows: int
     rows_needed: int | None
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as the files have it."""
-        return {
-            "difference": self.difference,
-            **interval_to_dict(self.interval),
-            "verdict": self.verdict,
-            "rows": self.rows,
-            "rows_needed": self.rows_needed,
-        }
+        facts = {"difference": self.difference, **interval_to_dict(self.interval), "verdict": self.verdict}
+        return facts | {"rows": self.rows, "rows_needed": self.rows_needed}
 
 
 def interval_to_dict(interval: Interval | None) -> dict[str, Any]:
@@ -94,8 +92,9 @@ def compare(first: Mapping[str, Measure], second: Mapping[str, Measure], seed: i
                 f"{name}: one model has {len(one.rows)} rows and the other {len(other.rows)}: a paired difference "
                 "needs the same rows of both. Score both on the same rows."
             )
-    of_shares = {name: _of_shares(*pair) for name, pair in pairs.items()}
-    bounds: dict[str, tuple[Interval | None, float]] = {name: one for name, one in of_shares.items() if one}
+    bounds: dict[str, tuple[Interval | None, float]] = {
+        name: of_shares for name, pair in pairs.items() if (of_shares := _of_shares(*pair))
+    }
     drawn = {name: pair for name, pair in pairs.items() if name not in bounds}
     resampled = _resample([measure for pair in drawn.values() for measure in pair], seed)
     for name, first_values, second_values in zip(drawn, resampled[::2], resampled[1::2], strict=True):
@@ -107,17 +106,13 @@ def compare(first: Mapping[str, Measure], second: Mapping[str, Measure], seed: i
 def _comparison(one: Measure, other: Measure, interval: Interval | None, error: float) -> Comparison:
     """`error` is the standard error of the difference, which falls with the square root of the number of rows."""
     difference, rows = other.value - one.value, count_rows(one, other)
-    needed = None
+    needed, verdict = None, "cannot tell"
     if interval and difference and error > 0:
         needed = math.ceil(rows * ((_Z + _POWER) * error / difference) ** 2)
-    verdict: Literal["better", "worse", "higher", "lower", "cannot tell"] = "cannot tell"
     if interval and not interval.low <= 0 <= interval.high:
-        above = interval.low > 0
-        if one.higher is None:
-            verdict = "higher" if above else "lower"
-        else:
-            verdict = "better" if above == one.higher else "worse"
-    return Comparison(one.value, other.value, difference, interval, verdict, rows, needed)
+        below, above = ("lower", "higher") if one.higher is None else ("worse", "better")[:: 1 if one.higher else -1]
+        verdict = above if interval.low > 0 else below
+    return Comparison(one.value, other.value, difference, interval, cast(Verdict, verdict), rows, needed)
 
 
 def wilson(right: float, rows: int) -> Interval:
@@ -143,16 +138,20 @@ def count_rows(*measures: Measure) -> int:
     return int(np.logical_and.reduce([(measure.rows != 0).any(1) for measure in measures]).sum())
 
 
+def _is_share(measure: Measure) -> bool:
+    return measure.pool is ratio and measure.unit == "share"
+
+
 def _is_right_or_wrong(measure: Measure) -> bool:
     """Whether each row of a share is right or wrong, or has neither."""
-    return measure.pool is ratio and measure.unit == "share" and bool(np.isin(measure.rows, (0.0, 1.0)).all())
+    return _is_share(measure) and bool(np.isin(measure.rows, (0.0, 1.0)).all())
 
 
 def _of_share(measure: Measure) -> Interval | None:
     """Wilson's interval of rows that are right or wrong. It is too wide rather than too narrow for shares in between
     that are the same in every row: no values from 0 to 1 vary more about a mean than 0s and 1s."""
     values = measure.by_row[~np.isnan(measure.by_row)]
-    if measure.unit != "share" or measure.pool is not ratio or not len(values):
+    if not _is_share(measure) or not len(values):
         return None
     if not _is_right_or_wrong(measure) and (np.ptp(values) > 0 or values.min() < 0 or values.max() > 1):
         return None
@@ -161,10 +160,8 @@ def _of_share(measure: Measure) -> Interval | None:
 
 def _of_shares(one: Measure, other: Measure) -> tuple[Interval, float] | None:
     """Bonett and Price's interval of rows that are right or wrong, with its standard error; None for other measures."""
-    there = one.rows[:, 1] > 0
-    if not (_is_right_or_wrong(one) and _is_right_or_wrong(other) and there.any()):
-        return None
-    if not np.array_equal(there, other.rows[:, 1] > 0):
+    there = one.rows[:, 1] > 0 if _is_right_or_wrong(one) and _is_right_or_wrong(other) else np.zeros(0, bool)
+    if not there.any() or not np.array_equal(there, other.rows[:, 1] > 0):
         return None
     first, second = one.rows[there, 0], other.rows[there, 0]
     return bonett_price(int((second > first).sum()), int((second < first).sum()), len(first))

@@ -57,6 +57,11 @@ class EvalModelSpec:
         return {"base": self.base_key, "config": config, "adapter": adapter, "device": device}
 
 
+def have_same_weights(one: Base, other: Base) -> bool:
+    """Whether two bases have the same files of weights, wherever they are."""
+    return one.sha256(".safetensors") == other.sha256(".safetensors")
+
+
 @dataclass(frozen=True)
 class ModelSet:
     """The models to score, in the order given, and the first run, which brings rows and settings."""
@@ -72,20 +77,16 @@ def argument_kind(given: str) -> str:
     path = Path(given)
     if given == BASE and not path.exists():
         return BASE
-    if path.is_file():
-        if path.suffix == ".gguf":
-            return "model"
-        raise UserError(f"{given}: is a file. Give the folder of a run, of an adapter or of a model.")
+    if path.suffix == ".gguf" and path.is_file():
+        return "model"
     if not path.exists():
         if given.count("/") != 1 or path.is_absolute() or path.parent.is_dir():
             raise missing_run(path)
         return "model"
     kind = next((kind for kind, name in _SIGNS.items() if (path / name).is_file()), None)
     if kind is None:
-        raise UserError(
-            f"{given}: is not a run, an adapter or a model: it has no manifest.json, adapter_config.json or "
-            "config.json."
-        )
+        reason = "a file. Give the folder of one" if path.is_file() else f"it has no {', '.join(_SIGNS.values())}"
+        raise UserError(f"{given}: is not a run, an adapter or a model: {reason}.")
     return "run" if kind == "adapter" and _run_folder(given) != path else kind
 
 
@@ -137,10 +138,7 @@ def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
         elif kinds[one] == "adapter":
             specs.append(_adapter(names[one], one, prepared, machine, progress))
         elif kinds[one] != BASE:
-            try:
-                base = resolve_base(one, "main", progress)
-            except UserError as error:
-                raise UserError(str(error).removeprefix("model.base: ")) from error
+            base = _resolve(one, "main", progress)
             kind: Kind = "merged" if kinds[one] == "merged" else "model"
             specs.append(EvalModelSpec(names[one], one, kind, base, _settings(base, prepared, machine)))
     if BASE in given:
@@ -151,6 +149,14 @@ def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
         base = of_run.base if of_run else owners[0].base
         specs.insert(list(given).index(BASE), EvalModelSpec(BASE, BASE, "base", base, settings, prepared=of_run))
     return ModelSet(tuple(specs), run, prepared, machine)
+
+
+def _resolve(name: str, revision: str, progress: Progress) -> Base:
+    """A base that an argument or an adapter names, and no recipe."""
+    try:
+        return resolve_base(name, revision, progress)
+    except UserError as error:
+        raise UserError(str(error).removeprefix("model.base: ")) from error
 
 
 def models_of_run(run: Run, prepared: Prepared) -> ModelSet:
@@ -175,9 +181,7 @@ def add_quantizations(model_set: ModelSet, words: Sequence[str]) -> ModelSet:
     specs: list[EvalModelSpec] = []
     for spec in model_set.specs:
         specs.append(spec)
-        for word in words if spec.adapter else ():
-            if word == spec.settings.quantization:
-                continue
+        for word in [word for word in words if spec.adapter and word != spec.settings.quantization]:
             settings = spec.settings.model_copy(update={"quantization": word})
             try:
                 check_quantization(spec.base, settings)
@@ -201,23 +205,24 @@ def _adapter(name: str, given: str, first: Prepared | None, machine: Machine, pr
     if config.is_prompt_learning:
         raise UserError(f"{given}: is of PEFT's kind {config.peft_type.value}, which lorakit does not put on a model.")
     named = config.base_model_name_or_path
-    try:
-        if not named:
-            raise UserError("its adapter_config.json names no base model")
-        known = first is not None and named == first.base.name
-        base = first.base if first and known else resolve_base(named, config.revision or "main", progress)
-        if not known:
+    base, reason = None, "its adapter_config.json names no base model"
+    if first and named == first.base.name:
+        base = first.base
+    elif named:
+        try:
+            base = _resolve(named, config.revision or "main", progress)
             progress.say(f"{given}: put on {base.name} ({base.origin}), which its adapter_config.json names")
-    except UserError as error:
-        reason = str(error).removeprefix("model.base: ")
+        except UserError as error:
+            reason = str(error).rstrip(".")
+    if base is None:
         if first is None:
             raise UserError(
-                f"{given}: {reason.rstrip('.')}. Write the present folder of its base as base_model_name_or_path into "
+                f"{given}: {reason}. Write the present folder of its base as base_model_name_or_path into "
                 f"{Path(given) / 'adapter_config.json'}, or add a run that was trained on that base."
-            ) from error
+            )
         base = first.base
         progress.warn(f"{given}: put on {base.name}, the base of the run, since its own could not be found: {reason}")
-    if first and base.sha256(".safetensors") == first.base.sha256(".safetensors"):
+    if first and have_same_weights(base, first.base):
         settings = first.model
     else:
         settings = _settings(base, first, machine)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
@@ -11,6 +11,7 @@ from typing import Any
 
 from lorakit.data.chat_template import ChatTemplate, NoChatTemplate
 from lorakit.data.conversations import IGNORED
+from lorakit.data.dataset import Examples
 from lorakit.data.examples import examples_of, tokenizer_sha256
 from lorakit.data.report import SourceReport
 from lorakit.data.template_source import writes_date
@@ -91,9 +92,7 @@ def render_for_models(model_set: ModelSet, file: Path | None, progress: Progress
         except UserError as error:
             raise UserError(f"{error} Give other rows with --data FILE.") from error
         if run and held_out:
-            for line in held_out.report.findings.lines("x"):
-                progress.warn(f"held-out: {line}")
-            by_key[key] = RenderedRows(tokenizer, tuple(run.stop_ids), list(held_out.rows), held_out.report.sources)
+            by_key[key] = _rendered(tokenizer, run.stop_ids, held_out, progress)
         else:
             by_key[key] = _render(spec, data, template, progress)
     every = list(by_key.values())
@@ -125,8 +124,7 @@ def _data_section(model_set: ModelSet, file: Path | None) -> tuple[Data, str]:
 
 def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: Progress) -> RenderedRows:
     """The held-out rows of a data section, or its training rows if it has no held-out ones."""
-    tokenizer = template.tokenizer
-    words = stop_words(spec.base, tokenizer)
+    words = stop_words(spec.base, template.tokenizer)
     template = replace(template, train_on=data.train_on, system=data.system, stop_words=words)
     if data.eval is not None and not isinstance(data.eval, float):
         data = data.model_copy(update={"train": data.eval, "eval": None})
@@ -137,14 +135,19 @@ def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: P
             f"{spec.given}: has no chat template, which conversations need. Give a run as well, whose template is then "
             "used."
         ) from error
-    report = (held_out or train).report
-    problems = [f"held-out: {line}" for line in report.findings.lines("x")]
-    for line in [*report.dropped.lines("rows are left out:"), *problems]:
+    examples, tokenizer = held_out or train, template.tokenizer
+    for line in examples.report.dropped.lines("rows are left out:"):
         progress.warn(line)
-    for note, count in report.notes.items():
+    for note, count in examples.report.notes.items():
         progress.say(f"{count:,} rows: {note}")
-    stops = {*stop_token_ids(spec.base, tokenizer), *tokenizer.convert_tokens_to_ids(report.stop_tokens)}
-    return RenderedRows(tokenizer, tuple(sorted(stops)), list((held_out or train).rows), report.sources)
+    stops = {*stop_token_ids(spec.base, tokenizer), *tokenizer.convert_tokens_to_ids(examples.report.stop_tokens)}
+    return _rendered(tokenizer, sorted(stops), examples, progress)
+
+
+def _rendered(tokenizer: Any, stop_ids: Iterable[int], examples: Examples, progress: Progress) -> RenderedRows:
+    for line in examples.report.findings.lines("x"):
+        progress.warn(f"held-out: {line}")
+    return RenderedRows(tokenizer, tuple(stop_ids), list(examples.rows), examples.report.sources)
 
 
 def _align(several: Sequence[RenderedRows]) -> list[RenderedRows]:
@@ -167,14 +170,15 @@ def prompt_template(spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet) ->
     none of a run's rows has a thought, and they are trained after a prompt that opens none, its model gets that prompt.
     """
     prepared = spec.prepared or model_set.prepared
-    system = prepared.recipe.data.system if prepared else None
-    words = stop_words(spec.base, tokenizer)
-    template = replace(_row_template(tokenizer, spec.prepared, model_set.prepared), system=system, stop_words=words)
+    template = replace(
+        _row_template(tokenizer, spec.prepared, model_set.prepared),
+        system=prepared.recipe.data.system if prepared else None,
+        stop_words=stop_words(spec.base, tokenizer),
+    )
     if prepared is None or not tokenizer.chat_template:
         return template
-    if prepared.report.notes.get(template.note_without_thoughts) != prepared.report.used:
-        return template
-    return replace(template, variables={**template.variables, **template.without_thoughts})
+    thoughtless = prepared.report.notes.get(template.note_without_thoughts) == prepared.report.used
+    return replace(template, variables={**template.variables, **(template.without_thoughts if thoughtless else {})})
 
 
 def _row_template(tokenizer: Any, own: Prepared | None, first: Prepared | None) -> ChatTemplate:

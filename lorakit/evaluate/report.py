@@ -5,6 +5,8 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from lorakit.evaluate.diagnosis.finding import Finding, format_number
 from lorakit.evaluate.intervals import Comparison
 from lorakit.evaluate.metric import Measure
 from lorakit.evaluate.models import EvalModelSpec
-from lorakit.evaluate.results import Evaluation, ModelResult, Score
+from lorakit.evaluate.results import Evaluation, Score
+from lorakit.hardware.machine import Machine
 from lorakit.recipe.fields import entry_name, entry_settings
 from lorakit.registry import METRICS
 from lorakit.run_dir import now, versions
@@ -37,46 +40,42 @@ def check_writable(folder: Path) -> None:
     """Refuse a folder that cannot be written or created, before hours of work."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{folder}: cannot be written. Give --output DIR, a folder for scores and answers.")
+        reason = "cannot be written" if there.is_dir() else f"{there} is a file"
+        raise UserError(f"--output: {folder}: {reason}. Give --output DIR, a folder for scores and answers.")
 
 
 def write_document(facts: dict[str, Any], folder: Path, prefix: str = "", lines: str | None = None) -> Path:
-    """Write a document into a folder under a new name made of its time; its path. `lines` go into a file beside it,
-    which it names."""
+    """Write a document into a folder under a new name made of its time, NaN as null; its path. `lines` go into a file
+    beside it, which it names."""
     stem = prefix + re.sub("[^0-9T]", "", facts["taken"].split("+")[0])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number in count(1):
             path = folder / f"{stem}{f'-{number}' if number > 1 else ''}.json"
             beside = path.with_suffix(".jsonl")
-            try:
-                with claim_name(path):  # no other process writes an evaluation of the same second under this name
-                    if path.exists() or beside.exists():
-                        continue
-                    if lines is not None:
-                        facts["answers"] = beside.name
-                        write_atomic(beside, lines)
-                    write_atomic(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-                    break
-            except FileExistsError:
-                continue
+            # No other process writes an evaluation of the same second under this name.
+            with suppress(FileExistsError), claim_name(path):
+                if path.exists() or beside.exists():
+                    continue
+                if lines is not None:
+                    facts["answers"] = beside.name
+                    write_atomic(beside, lines)
+                write_atomic(path, json.dumps(without_nan(facts), indent=2, ensure_ascii=False) + "\n")
+                break
     except OSError as error:
         raise LorakitError(f"{folder}: cannot be written: {error.strerror or error}.") from error
     return path
 
 
 def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
-    """All scores and comparisons; NaN is null."""
+    """All scores and comparisons."""
     settings, rendered, machine = evaluation.settings, evaluation.baseline.rendered, evaluation.model_set.machine
     metrics: list[Any] = []
     for metric in settings.metrics:
         own = entry_settings(METRICS, metric)
         metrics.append({entry_name(metric): own.model_dump()} if own else entry_name(metric))
-    facts: dict[str, Any] = {
-        "format": FORMAT,
-        "taken": now(),
-        "versions": versions(),
-        "machine": {"device": machine.device, "name": machine.name},
+    return {
+        **document_heading(FORMAT, machine),
         "rows": {
             "source": evaluation.source,
             "count": len(rendered.rows),
@@ -91,41 +90,30 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
         },
         "notes": evaluation.notes,
         "baseline": evaluation.baseline.name,
-        "models": {model.name: _model(model, evaluation) for model in evaluation.models},
+        "models": {
+            model.name: describe_model(model.spec, machine.device)
+            | _of_parts({part: one.scores[model.name] for part, one in evaluation.parts.items()})
+            | {"classification": {task: one.to_dict() for task, one in model.classifications.items()}}
+            for model in evaluation.models
+        },
         "comparisons": [
-            {
-                "model": model.name,
-                "against": evaluation.baseline.name,
-                "scores": _to_dicts(evaluation.comparisons[model.name]),
-                "parts": {part: _to_dicts(by[model.name]) for part, by in evaluation.part_comparisons.items()},
-            }
+            {"model": model.name, "against": evaluation.baseline.name}
+            | _of_parts({part: one.comparisons[model.name] for part, one in evaluation.parts.items()})
             for model in evaluation.others
         ],
-        "findings": {name: [one.to_dict() for one in findings] for name, findings in evaluation.findings.items()},
+        "findings": {name: [asdict(one) for one in findings] for name, findings in evaluation.findings.items()},
     }
-    document: dict[str, Any] = without_nan(facts)
-    return document
 
 
-def _to_dicts(by_name: Mapping[str, Score | Comparison]) -> dict[str, Any]:
-    return {name: one.to_dict() for name, one in by_name.items()}
+def document_heading(version: int, machine: Machine) -> dict[str, Any]:
+    """What every document of scores begins with."""
+    of_machine = {"device": machine.device, "name": machine.name}
+    return {"format": version, "taken": now(), "versions": versions(), "machine": of_machine}
 
 
-def _model(model: ModelResult, evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        **describe_model(model.spec, evaluation.model_set.machine.device),
-        "scores": _to_dicts(evaluation.scores[model.name]),
-        "parts": {part: _to_dicts(by_model[model.name]) for part, by_model in evaluation.parts.items()},
-        "classification": {
-            task: {
-                "labels": list(one.labels),
-                "confusion": one.confusion.tolist(),
-                "auc": one.auc,
-                "expected_calibration_error": one.ece,
-            }
-            for task, one in model.classifications.items()
-        },
-    }
+def _of_parts(parts: Mapping[str, Mapping[str, Score | Comparison]]) -> dict[str, Any]:
+    plain = {part: {name: one.to_dict() for name, one in by_name.items()} for part, by_name in parts.items()}
+    return {"scores": plain.pop(""), "parts": plain}
 
 
 def describe_model(spec: EvalModelSpec, device: str) -> dict[str, Any]:
@@ -145,26 +133,25 @@ def describe_model(spec: EvalModelSpec, device: str) -> dict[str, Any]:
 def _answer_lines(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Of each row with an answer: its place, prompt and reference, and every model's answer and loss per token."""
     rendered, models = evaluation.baseline.rendered, evaluation.models
-    generated = [model for model in models if model.answers]
-    lines = []
+    generated, lines = [model for model in models if model.answers], []
     for at, number in enumerate(rendered.with_answer):
         row = rendered.rows[number]
         source = rendered.sources[row["source"]]
-        tokens = {model.name: model.tokens[number] for model in models}
-        line = {
-            "where": row["where"],
-            "source": source.path,
-            "task": source.task,
-            "prompt": rendered.tokenizer.decode(rendered.prompts[at]),
-            "reference": rendered.references[at],
-            "answers": {model.name: model.answers[at] for model in generated},
-            "cut": [model.name for model in generated if not model.outputs.answers[at].ended],
-            "loss": {
-                model.name: float(model.outputs.nats[number] / tokens[model.name]) if tokens[model.name] else None
-                for model in models
-            },
-        }
-        lines.append(line)
+        lines.append(
+            {
+                "where": row["where"],
+                "source": source.path,
+                "task": source.task,
+                "prompt": rendered.tokenizer.decode(rendered.prompts[at]),
+                "reference": rendered.references[at],
+                "answers": {model.name: model.answers[at] for model in generated},
+                "cut": [model.name for model in generated if not model.outputs.answers[at].ended],
+                "loss": {
+                    model.name: float(model.outputs.nats[number] / tokens) if (tokens := model.tokens[number]) else None
+                    for model in models
+                },
+            }
+        )
     return lines
 
 
@@ -179,22 +166,20 @@ def without_nan(facts: Any) -> Any:
 
 def tables(evaluation: Evaluation, title: str) -> Iterator[Table]:
     """The scores, each other model's differences from the baseline, and the same of each task and source."""
-    baseline = evaluation.baseline.name
-    yield score_table(f"{title}: {evaluation.rows_used}", evaluation.scores)
-    for model in evaluation.others:
-        compared = evaluation.comparisons[model.name]
-        yield _differences(f"{model.name} against {baseline}", compared, evaluation.scores[model.name])
-    for task, one in evaluation.baseline.classifications.items():
-        name = f" of the task {task}" if task else ""
-        yield f"likelihood of labels{name}", ["", *evaluation.scores], _classified(evaluation, task, one.labels)
-    if evaluation.findings:
-        cells = [_finding(name, one) for name, findings in evaluation.findings.items() for one in findings]
-        yield "what may have gone wrong", ["", "", "found", "threshold", ""], cells
-    for part, by_model in evaluation.parts.items():
-        yield score_table(part, by_model)
-        for model in evaluation.others:
-            compared = evaluation.part_comparisons[part][model.name]
-            yield _differences(f"{part}: {model.name} against {baseline}", compared, by_model[model.name])
+    baseline = evaluation.baseline
+    for part, one in evaluation.parts.items():
+        yield score_table(part or f"{title}: {evaluation.rows_used}", one.scores)
+        for name, compared in one.comparisons.items():
+            rows = [comparison_row(key, each, one.scores[name][key].measure) for key, each in compared.items()]
+            yield f"{part}: {name} against {baseline.name}".removeprefix(": "), COMPARISON_COLUMNS, rows
+        if part:
+            continue
+        for task, of_task in baseline.classifications.items():
+            name = f" of the task {task}" if task else ""
+            yield f"likelihood of labels{name}", ["", *one.scores], _classified(evaluation, task, of_task.labels)
+        if evaluation.findings:
+            cells = [_finding(name, finding) for name, of in evaluation.findings.items() for finding in of]
+            yield "what may have gone wrong", ["", "", "found", "threshold", ""], cells
 
 
 def score_table(title: str, by_model: Mapping[str, Mapping[str, object]]) -> Table:
@@ -202,11 +187,6 @@ def score_table(title: str, by_model: Mapping[str, Mapping[str, object]]) -> Tab
     names = list(dict.fromkeys(name for scores in by_model.values() for name in scores))
     cells = [[name, *(str(scores[name]) if name in scores else "-" for scores in by_model.values())] for name in names]
     return title, ["", *by_model], cells
-
-
-def _differences(title: str, compared: Mapping[str, Comparison], scores: Mapping[str, Score]) -> Table:
-    rows = [comparison_row(name, one, scores[name].measure) for name, one in compared.items()]
-    return title, COMPARISON_COLUMNS, rows
 
 
 def comparison_row(name: str, one: Comparison, measure: Measure) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,13 +38,9 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """The score as the files have it."""
-        return {
-            "value": self.measure.value,
-            **interval_to_dict(self.interval),
-            "unit": self.measure.unit,
-            "higher_is_better": self.measure.higher,
-            "rows": count_rows(self.measure),
-        }
+        unit, higher, rows = self.measure.unit, self.measure.higher, count_rows(self.measure)
+        facts = {"value": self.measure.value, **interval_to_dict(self.interval)}
+        return facts | {"unit": unit, "higher_is_better": higher, "rows": rows}
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class EvalSettings:
 @dataclass(frozen=True, eq=False)
 class ModelResult:
     """One model's outputs on the rows, and the measures of them. `tokens` (rows,): trained ones of each row. `answers`:
-    to the prompts of `rendered`. `parts`: the same measures of the rows of one task, or of one source, alone."""
+    to the prompts of `rendered`. `measures` of all rows ("") and of the rows of one task, or of one source, alone."""
 
     spec: EvalModelSpec
     rendered: RenderedRows
@@ -70,28 +67,31 @@ class ModelResult:
     tokens: np.ndarray
     answers: list[str]
     classifications: dict[str, LabelScores]
-    measures: Groups
-    parts: dict[str, Groups]
+    measures: dict[str, Groups]
 
     @property
     def name(self) -> str:
         """The title of the model's column."""
         return self.spec.name
 
-    def groups(self, part: str) -> Groups:
-        """The measures of a part, or of all rows ("")."""
-        return self.parts.get(part, {}) if part else self.measures
-
     @property
     def scores(self) -> dict[str, float]:
         """Each measure's value over all rows."""
-        return {name: measure.value for group in self.measures.values() for name, measure in group.items()}
+        return {name: measure.value for group in self.measures[""].values() for name, measure in group.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class PartScores:
+    """Scores by model and measure, and the comparisons of every other model with the baseline."""
+
+    scores: dict[str, dict[str, Score]]
+    comparisons: dict[str, dict[str, Comparison]]
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """The models scored, in their order; each other one is compared with `baseline`. The rows are the first ones of the
-    `available` ones of `source`."""
+    `available` ones of `source`. `findings`: what may have gone wrong, by model; a leak is under `data`."""
 
     models: list[ModelResult]
     baseline: ModelResult
@@ -99,16 +99,23 @@ class Evaluation:
     available: int
     settings: EvalSettings
     model_set: ModelSet
-    scores: dict[str, dict[str, Score]]
-    """By model and measure."""
-    comparisons: dict[str, dict[str, Comparison]]
-    """Of every other model with the baseline, by model and measure."""
-    parts: dict[str, dict[str, dict[str, Score]]]
-    """By task or source, model and measure."""
-    part_comparisons: dict[str, dict[str, dict[str, Comparison]]]
     notes: list[str]
     findings: dict[str, list[Finding]] = field(default_factory=dict)
-    """What may have gone wrong, by model; a leak is under `data`."""
+
+    @cached_property
+    def parts(self) -> dict[str, PartScores]:
+        """Scores and comparisons of all rows (""), and of each task and source."""
+        seed, parts = self.settings.seed, {}
+        for part in self.baseline.measures:
+            scores = {model.name: _score(model.measures.get(part, {}), seed) for model in self.models}
+            comparisons = {model.name: _compare(self.baseline, model, part, seed) for model in self.others}
+            parts[part] = PartScores(scores, comparisons)
+        return parts
+
+    @property
+    def scores(self) -> dict[str, dict[str, Score]]:
+        """Of all rows, by model and measure."""
+        return self.parts[""].scores
 
     @property
     def others(self) -> list[ModelResult]:
@@ -135,21 +142,21 @@ def score_outputs(
     differ, for a loss that they share."""
     tokens = trained_tokens(rendered.rows)
     answers = [decode_answer(answer.tokens, rendered.tokenizer) for answer in outputs.answers]
-    measures: Groups = {"rows": {"loss": loss(outputs.nats, tokens), "perplexity": perplexity(outputs.nats, tokens)}}
+    whole: Groups = {"rows": {"loss": loss(outputs.nats, tokens), "perplexity": perplexity(outputs.nats, tokens)}}
     if characters is not None:
-        measures["rows"]["loss-per-character"] = loss(outputs.nats, np.array(characters, dtype=float))
+        whole["rows"]["loss-per-character"] = loss(outputs.nats, np.array(characters, dtype=float))
     if answers:
-        measures["answers"] = row_scores(metrics, answers, rendered.references)
-    parts = {name: _only(measures, mask, rendered) for name, mask in _parts(rendered).items()}
+        whole["answers"] = row_scores(metrics, answers, rendered.references)
+    parts = {part: _only(whole, mask, rendered) for part, mask in _masks(rendered).items()}
     classifications = {}
     for task, likely in outputs.likelihoods.items():
         one = classifications[task] = score_labels(likely, labels[task].truth, labels[task].texts)
         prefix = f"{task}." if task else ""
-        measures[f"labels {task}".strip()] = {f"{prefix}label-{name}": value for name, value in one.measures.items()}
-    return ModelResult(spec, rendered, outputs, tokens, answers, classifications, measures, parts)
+        whole[f"labels {task}".strip()] = {f"{prefix}label-{name}": value for name, value in one.measures.items()}
+    return ModelResult(spec, rendered, outputs, tokens, answers, classifications, {"": whole, **parts})
 
 
-def _parts(rendered: RenderedRows) -> dict[str, np.ndarray]:
+def _masks(rendered: RenderedRows) -> dict[str, np.ndarray]:
     """A mask (rows,) for each task, if rows have tags, and for each source, if there are several."""
     sources: dict[str, list[int]] = {}
     if any(source.task for source in rendered.sources):
@@ -171,26 +178,6 @@ def _only(measures: Groups, mask: np.ndarray, rendered: RenderedRows) -> Groups:
     }
 
 
-def compare_models(
-    models: list[ModelResult],
-    baseline: ModelResult,
-    source: str,
-    available: int,
-    settings: EvalSettings,
-    model_set: ModelSet,
-    notes: list[str],
-) -> Evaluation:
-    """The scores of all models with their intervals, and each against the baseline: of all rows and of each part."""
-    scores, comparisons = {}, {}
-    for part in ("", *baseline.parts):
-        scores[part] = {model.name: _score(model.groups(part), settings.seed) for model in models}
-        comparisons[part] = {
-            model.name: _compare(baseline, model, part, settings.seed) for model in models if model is not baseline
-        }
-    whole = (scores.pop(""), comparisons.pop(""))
-    return Evaluation(models, baseline, source, available, settings, model_set, *whole, scores, comparisons, notes)
-
-
 def _score(groups: Groups, seed: int) -> dict[str, Score]:
     return {
         name: Score(group[name], interval)
@@ -203,7 +190,7 @@ def _compare(baseline: ModelResult, model: ModelResult, part: str, seed: int) ->
     """All measures that both have; those per token only if both tokenizers cut the rows alike."""
     compared: dict[str, Comparison] = {}
     left_out = () if model.rendered is baseline.rendered else _PER_TOKEN
-    for group, measures in baseline.groups(part).items():
+    for group, measures in baseline.measures[part].items():
         shared = {name: measure for name, measure in measures.items() if name not in left_out}
-        compared |= compare(shared, model.groups(part).get(group, {}), seed)
+        compared |= compare(shared, model.measures.get(part, {}).get(group, {}), seed)
     return compared

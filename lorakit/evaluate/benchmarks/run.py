@@ -1,12 +1,19 @@
-"""Models on lm-eval's tasks: one load of each base, each model against the baseline, as tables and as a document."""
+"""Models on lm-eval's tasks: one load of each base, each model against the baseline, as tables and as a document.
 
+Figures are lm-eval's own. Intervals and comparisons are lorakit's, from the value of every sample, because lm-eval's
+standard errors are wrong for a share near 0 or 1 and do not compare two models on the same rows.
+"""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lorakit.data.template_source import with_fixed_date
-from lorakit.evaluate.benchmarks.tasks import BenchmarkSettings, TaskScore, compare_tasks, run_tasks
+from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.inference import ModelLoader, loading_order
-from lorakit.evaluate.intervals import Comparison
+from lorakit.evaluate.intervals import Comparison, compare
 from lorakit.evaluate.models import ModelSet
 from lorakit.evaluate.rendering import load_tokenizers, prompt_template
 from lorakit.evaluate.report import (
@@ -14,13 +21,33 @@ from lorakit.evaluate.report import (
     Table,
     comparison_row,
     describe_model,
+    document_heading,
     score_table,
-    without_nan,
 )
 from lorakit.progress import Progress
-from lorakit.run_dir import now, versions
+
+if TYPE_CHECKING:
+    from lorakit.evaluate.benchmarks.figures import TaskScore
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """Which tasks to run, and how.
+
+    `include`: a folder of task files, searched first; they are programs, whose templates and `!function`s run. `limit`:
+    the first rows of every single task, None for all. `chat`: put prompts into the chat template, few-shot examples as
+    turns. `allow_code`: run what the model writes where a task asks for it (HumanEval), and metric scripts of the hub.
+    `seed`: of the intervals; few-shot examples are drawn with lm-eval's own seeds.
+    """
+
+    tasks: tuple[str, ...]
+    include: Path | None = None
+    limit: int | None = None
+    chat: bool = False
+    allow_code: bool = False
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +57,7 @@ class BenchmarkResults:
     model_set: ModelSet
     settings: BenchmarkSettings
     baseline: str
-    scores: dict[str, list[TaskScore]]
+    scores: "dict[str, list[TaskScore]]"
     comparisons: dict[str, dict[str, Comparison | None]]
 
 
@@ -44,20 +71,66 @@ def run_benchmark(
         LorakitError: a dataset could not be fetched, or lm-eval fails on a task.
     """
     loader, tokenizers = ModelLoader(model_set.machine.device), load_tokenizers(model_set, progress)
-    in_any_order = {}
+    scores: dict[str, list[TaskScore]] = {spec.name: [] for spec in model_set.specs}
     for at in loading_order(model_set.specs):
         spec = model_set.specs[at]
         template = prompt_template(spec, tokenizers[at], model_set)
-        tokenizer, variables = with_fixed_date(tokenizers[at], template.date), template.variables
-        label = f"{spec.name}: tasks"
-        in_any_order[spec.name] = run_tasks(loader.model_of(spec), tokenizer, settings, progress, variables, label)
-    scores = {spec.name: in_any_order[spec.name] for spec in model_set.specs}
-    comparisons = {
-        name: compare_tasks(scores[baseline], of_model, settings.seed)
-        for name, of_model in scores.items()
-        if name != baseline
-    }
-    return BenchmarkResults(model_set, settings, baseline, scores, comparisons)
+        tokenizer, label = with_fixed_date(tokenizers[at], template.date), f"{spec.name}: tasks"
+        scores[spec.name] = run_tasks(loader.model_of(spec), tokenizer, settings, progress, template.variables, label)
+    others = {name: of_model for name, of_model in scores.items() if name != baseline}
+    compared = {name: compare_tasks(scores[baseline], of_model, settings.seed) for name, of_model in others.items()}
+    return BenchmarkResults(model_set, settings, baseline, scores, compared)
+
+
+def run_tasks(
+    model: Any,
+    tokenizer: Any,
+    settings: BenchmarkSettings,
+    progress: Progress,
+    variables: Mapping[str, Any] | None = None,
+    label: str = "tasks",
+) -> "list[TaskScore]":
+    """The figures of these tasks, groups and their members, in lm-eval's order. `model`: a causal language model, or a
+    PEFT model around one; it stays as it is. `variables`: what the chat template is given besides the messages."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("--tasks: benchmarks need the package lm-eval: pip install 'lorakit[tasks]'.")
+    if settings.chat and not tokenizer.chat_template:
+        raise UserError("--tasks: this tokenizer has no chat template to put prompts into. Leave --chat-template out.")
+    names = list(dict.fromkeys(settings.tasks))
+    from lorakit.evaluate.benchmarks.figures import task_scores
+    from lorakit.evaluate.benchmarks.lm_eval_model import LmEvalModel, quiet_lm_eval, run_lm_eval
+    from lorakit.evaluate.benchmarks.task_files import load_tasks
+
+    with quiet_lm_eval(progress):
+        loaded = load_tasks(names, settings.include, settings.allow_code)
+        lm_eval_model = LmEvalModel(model, tokenizer, variables if settings.chat else None, label, progress)
+        try:
+            results = run_lm_eval(lm_eval_model, loaded, settings.limit, settings.chat, settings.allow_code)
+        except LorakitError:
+            raise
+        except Exception as error:  # whatever a task's own Python, its template or its data make lm-eval raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+            raise LorakitError(f"--tasks {','.join(names)}: lm-eval fails: {reason}") from error
+    return task_scores(results, loaded, names, settings.seed)
+
+
+def compare_tasks(
+    first: "Sequence[TaskScore]", second: "Sequence[TaskScore]", seed: int = 0
+) -> dict[str, Comparison | None]:
+    """The second model against the first, by figure's name; None for a figure without an interval. A LorakitError if
+    they were scored on different rows."""
+    others = {score.name: score for score in second}
+    comparisons: dict[str, Comparison | None] = {}
+    for one, other in ((one, others[one.name]) for one in first if one.name in others):
+        if one.rows_of != other.rows_of:
+            raise LorakitError(
+                f"{one.name}: one model was scored on {one.rows} rows and the other on {other.rows}, which are not the "
+                "same: a paired difference needs the same rows. Run both with the same --limit and data."
+            )
+        comparisons[one.name] = None
+        if one.measure is not None and other.measure is not None:
+            comparisons[one.name] = compare({"": one.measure}, {"": other.measure}, seed)[""]
+    return comparisons
 
 
 def benchmark_tables(results: BenchmarkResults) -> list[Table]:
@@ -67,24 +140,18 @@ def benchmark_tables(results: BenchmarkResults) -> list[Table]:
     }
     tables = [score_table("benchmarks", by_model)]
     for model, compared in results.comparisons.items():
-        rows = []
-        for name, score in by_model[results.baseline].items():
-            comparison = compared.get(name)
-            if comparison is not None and score.measure is not None:
-                rows.append(comparison_row(name, comparison, score.measure))
+        scored = [(name, compared.get(name), one.measure) for name, one in by_model[results.baseline].items()]
+        rows = [comparison_row(name, one, measure) for name, one, measure in scored if one and measure]
         if rows:
             tables.append((f"{model} against {results.baseline}", COMPARISON_COLUMNS, rows))
     return tables
 
 
 def benchmark_document(results: BenchmarkResults) -> dict[str, Any]:
-    """All figures, those of members of groups too; NaN is null."""
+    """All figures, those of members of groups too."""
     settings, machine = results.settings, results.model_set.machine
-    facts: dict[str, Any] = {
-        "format": FORMAT,
-        "taken": now(),
-        "versions": versions(),
-        "machine": {"device": machine.device, "name": machine.name},
+    return {
+        **document_heading(FORMAT, machine),
         "settings": asdict(settings) | {"include": str(settings.include) if settings.include else None},
         "baseline": results.baseline,
         "subjects": {spec.name: describe_model(spec, machine.device) for spec in results.model_set.specs},
@@ -94,5 +161,3 @@ def benchmark_document(results: BenchmarkResults) -> dict[str, Any]:
             for model, compared in results.comparisons.items()
         },
     }
-    document: dict[str, Any] = without_nan(facts)
-    return document

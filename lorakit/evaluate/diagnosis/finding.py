@@ -1,7 +1,7 @@
 """A finding: one thing that may have gone wrong, as a number with a threshold, and as a sentence."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 from lorakit.amounts import percent
@@ -11,53 +11,38 @@ from lorakit.recipe.problem import one_line
 
 @dataclass(frozen=True)
 class Finding:
-    """One number about a model, and whether it is a reason for concern.
+    """One number about a model, and whether it is a reason for concern. Each kind is a constant that is not measured
+    yet.
 
     `value` and `threshold` are in the words of `unit`; without a value `details["unmeasured"]` says why. `why` gives
     the reason for the threshold and the rule for `flagged`; `remedy`: what to try. `details` hold plain JSON values.
     """
 
     name: str
-    value: float | None
+    value: float | None = None
+    _: KW_ONLY
     unit: str
     threshold: float
-    flagged: bool
+    flagged: bool = False
     why: str
     remedy: str
     interval: Interval | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The finding in an evaluation's document."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Check:
-    """What all findings of one name share."""
-
-    name: str
-    unit: str
-    threshold: float
-    why: str
-    remedy: str
-
-    def measured(self, value: float, flagged: bool, interval: Interval | None, details: dict[str, Any]) -> Finding:
+    def measured(self, value: float, flagged: bool, interval: Interval | None, details: dict[str, Any]) -> "Finding":
         """The finding of a value; NaN is not measured."""
         if math.isnan(value):
             return self.unmeasured("no row has a number", details)
-        shared = (self.unit, self.threshold, bool(flagged), self.why, self.remedy)
-        return Finding(self.name, float(value), *shared, interval, details)
+        return replace(self, value=float(value), flagged=bool(flagged), interval=interval, details=details)
 
-    def difference(self, compared: Comparison, details: dict[str, Any]) -> Finding:
+    def difference(self, compared: Comparison, details: dict[str, Any]) -> "Finding":
         """The finding of a difference, flagged where its interval lies above the threshold."""
         flagged = compared.interval is not None and compared.interval.low > self.threshold
         return self.measured(compared.difference, flagged, compared.interval, details)
 
-    def unmeasured(self, reason: str, details: dict[str, Any] | None = None) -> Finding:
+    def unmeasured(self, reason: str, details: dict[str, Any] | None = None) -> "Finding":
         """The finding that there is nothing to measure."""
-        shared = (self.unit, self.threshold, False, self.why, self.remedy)
-        return Finding(self.name, None, *shared, None, {"unmeasured": reason, **(details or {})})
+        return replace(self, details={"unmeasured": reason, **(details or {})})
 
 
 def format_number(value: float) -> str:

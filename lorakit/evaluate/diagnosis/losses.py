@@ -7,42 +7,41 @@ import numpy as np
 from scipy.linalg import block_diag
 
 from lorakit.data.general_texts import encode_text
-from lorakit.evaluate.diagnosis.finding import Check, Finding
+from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.intervals import Interval, compare, intervals
 from lorakit.evaluate.likelihood import row_losses, trained_tokens
 from lorakit.evaluate.metric import Measure, loss, ratio
-from lorakit.model.fused_lora import fused_lora
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.progress import Progress
 
-FORGETTING = Check(
+FORGETTING = Finding(
     "forgetting",
-    "nats per token more loss on general texts than the base model",
-    0.5,
-    "At half a nat a token of general text is 40 % less likely than it was. Holding SmolLM2-135M in nf4, which is "
-    "commonly accepted, costs about 0.28 on the bundled texts, and so does an adapter that does its task well; one "
-    "trained at 15 times the learning rate costs 15.8. Flagged where the 95 % interval lies above 0.5.",
-    "Train with a lower learning rate, for fewer steps or with a lower rank; mix some general rows into the training "
-    "(another source in data.train), and compare checkpoints.",
+    unit="nats per token more loss on general texts than the base model",
+    threshold=0.5,
+    why="At half a nat a token of general text is 40 % less likely than it was. Holding SmolLM2-135M in nf4, which "
+    "is commonly accepted, costs about 0.28 on the bundled texts, and so does an adapter that does its task well; "
+    "one trained at 15 times the learning rate costs 15.8. Flagged where the 95 % interval lies above 0.5.",
+    remedy="Train with a lower learning rate, for fewer steps or with a lower rank; mix some general rows into the "
+    "training (another source in data.train), and compare checkpoints.",
 )
-DRIFT = Check(
+DRIFT = Finding(
     "quantization drift",
-    "nats per token more loss with the quantized base than with the full one",
-    0.1,
-    "At a tenth of a nat every trained token is 10 % less likely, and an answer of 20 tokens seven times less. "
+    unit="nats per token more loss with the quantized base than with the full one",
+    threshold=0.1,
+    why="At a tenth of a nat every trained token is 10 % less likely, and an answer of 20 tokens seven times less. "
     "Flagged where the 95 % interval of the paired difference lies above 0.1.",
-    "Quantize less (q8 instead of nf4), train on the quantized base that will be used (model.quantization), or merge "
-    "onto the full weights and quantize the merged model.",
+    remedy="Quantize less (q8 instead of nf4), train on the quantized base that will be used (model.quantization), "
+    "or merge onto the full weights and quantize the merged model.",
 )
-MEMORIZATION = Check(
+MEMORIZATION = Finding(
     "memorization",
-    "share of the gain on training rows that held-out rows lack",
-    0.5,
-    "The gain is by how much the loss is lower than the base model's, in nats per token. Where held-out rows gain less "
-    "than half of what training rows gain, more of the training went into remembering rows than into the task. Flagged "
-    "where the 95 % interval lies above one half.",
-    "Train for fewer epochs (train.early_stopping stops at the lowest held-out loss), with a lower rank, or on more "
-    "rows. Check also that the held-out rows are of the same kind as the training rows.",
+    unit="share of the gain on training rows that held-out rows lack",
+    threshold=0.5,
+    why="The gain is by how much the loss is lower than the base model's, in nats per token. Where held-out rows "
+    "gain less than half of what training rows gain, more of the training went into remembering rows than into the "
+    "task. Flagged where the 95 % interval lies above one half.",
+    remedy="Train for fewer epochs (train.early_stopping stops at the lowest held-out loss), with a lower rank, or "
+    "on more rows. Check also that the held-out rows are of the same kind as the training rows.",
 )
 
 
@@ -53,16 +52,12 @@ def compute_text_losses(
 
     Texts have no chat template, only the special tokens that the tokenizer sets in front of a document, and at most
     1,024 tokens each. A text of a single token predicts nothing: 0 of both.
-
-    Raises:
-        LorakitError: the model computes NaN.
     """
     encoded = [encode_text(tokenizer, text, model.config) for text in texts]
     rows = [{"input_ids": ids, "labels": ids} for ids in encoded if len(ids) > 1]
     predicts = np.array([len(ids) > 1 for ids in encoded], bool)
     nats, tokens = np.zeros(len(texts)), np.zeros(len(texts))
-    with fused_lora(model):
-        nats[predicts] = row_losses(model, rows, pad_token_id(tokenizer), note, progress)
+    nats[predicts] = row_losses(model, rows, pad_token_id(tokenizer), note, progress)
     tokens[predicts] = trained_tokens(rows)
     return nats, tokens
 
@@ -77,27 +72,19 @@ def measure_forgetting(
     """
     of_text = np.array(registers, dtype=object)
     masks = {"": np.ones(len(of_text))}
-    masks |= {f"register {name}": (of_text == name).astype(float) for name in dict.fromkeys(registers) if name}
+    masks |= {name: (of_text == name).astype(float) for name in dict.fromkeys(registers) if name}
     base, tuned = (
         {name: loss(nats * mask, tokens * mask) for name, mask in masks.items()} for nats in (base_nats, tuned_nats)
     )
     by_register = compare(base, tuned, seed)
-    all_texts = by_register.pop("")
-    details = {
-        "texts": len(of_text),
-        "tokens": int(tokens.sum()),
-        "loss of base": all_texts.first,
-        "loss of trained": all_texts.second,
-        "registers": {
-            name.removeprefix("register "): {
-                "texts": compared.rows,
-                "difference": compared.difference,
-                "interval": _bounds(compared.interval),
-            }
-            for name, compared in by_register.items()
-        },
+    every = by_register.pop("")
+    details: dict[str, Any] = {"texts": len(of_text), "tokens": int(tokens.sum())}
+    details |= {"loss of base": every.first, "loss of trained": every.second}
+    details["registers"] = {
+        name: {"texts": one.rows, "difference": one.difference, "interval": _bounds(one.interval)}
+        for name, one in by_register.items()
     }
-    return FORGETTING.difference(all_texts, details)
+    return FORGETTING.difference(every, details)
 
 
 def measure_drift(
@@ -135,27 +122,27 @@ def measure_memorization(
     # (all rows, 4): nats and tokens of training rows, then those of held-out rows.
     gains = block_diag(*(np.stack([base - tuned, tokens], axis=1) for base, tuned, tokens in (train, held_out)))
     losses = block_diag(*(np.stack([tuned, tokens], axis=1) for _, tuned, tokens in (train, held_out)))
+
+    def share_lacking(sums: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(1 - ratio(sums[..., 2:]) / ratio(sums[..., :2]))
+
     measures = {
         "learned on training rows": Measure(gains, lambda sums: ratio(sums[..., :2]), "nats"),
         "learned on held-out rows": Measure(gains, lambda sums: ratio(sums[..., 2:]), "nats"),
         "gap": Measure(losses, lambda sums: ratio(sums[..., 2:]) - ratio(sums[..., :2]), "nats", higher=False),
-        "share": Measure(gains, _share_lacking, "share", higher=False),
+        "share": Measure(gains, share_lacking, "share", higher=False),
     }
     bounds = intervals(measures, seed)
-    learned, share = bounds["learned on training rows"], bounds["share"]
+    learned, share = bounds["learned on training rows"], bounds.pop("share")
     details: dict[str, Any] = {"training rows": len(train[0]), "held-out rows": len(held_out[0])}
-    for name in ("learned on training rows", "learned on held-out rows", "gap"):
-        details[f"{name} (nats)"] = {"value": measures[name].value, "interval": _bounds(bounds[name])}
+    for name, interval in bounds.items():
+        details[f"{name} (nats)"] = {"value": measures[name].value, "interval": _bounds(interval)}
     if learned is None or share is None:
         return MEMORIZATION.unmeasured("there are too few rows for an interval", details)
     if learned.low <= 0:
         return MEMORIZATION.unmeasured("the model has not learned anything on its training rows", details)
     return MEMORIZATION.measured(measures["share"].value, share.low > MEMORIZATION.threshold, share, details)
-
-
-def _share_lacking(gains: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(1 - ratio(gains[..., 2:]) / ratio(gains[..., :2]))
 
 
 def _bounds(interval: Interval | None) -> list[float] | None:

@@ -103,8 +103,7 @@ def answer_questions(
     model_set: ModelSet, questions: Sequence[Question], settings: EvalSettings, progress: Progress
 ) -> dict[str, list[str]]:
     """Each model's greedy answer to each question, in its own chat template with its run's system prompt."""
-    device = model_set.machine.device
-    loader, tokenizers, answers = ModelLoader(device), load_tokenizers(model_set, progress), {}
+    loader, tokenizers, answers = ModelLoader(model_set.machine.device), load_tokenizers(model_set, progress), {}
     for at in loading_order(model_set.specs):
         spec, tokenizer = model_set.specs[at], tokenizers[at]
         if not tokenizer.chat_template:
@@ -119,7 +118,7 @@ def answer_questions(
         own_stops = spec.prepared.stop_ids if spec.prepared else stop_token_ids(spec.base, tokenizer)
         stops = tuple(sorted({*own_stops, *tokenizer.convert_tokens_to_ids(sorted(template.stops))}))
         rendered = RenderedRows(tokenizer, stops, [], [])
-        eval_model = EvalModel(spec, rendered, spec.identity(device), loader, settings.cache, progress)
+        eval_model = EvalModel(spec, rendered, loader, settings.cache, progress)
         generated = generate_answers(eval_model, prompts, settings.max_new_tokens)
         answers[spec.name] = [decode_answer(answer.tokens, tokenizer) for answer in generated]
     return {spec.name: answers[spec.name] for spec in model_set.specs}

@@ -1,7 +1,7 @@
-"""Parroting: answers copied from training answers, found by the hashes of all their runs of eight words.
+"""Copies of training rows: answers that parrot training answers, and leaks, rows to score on that were trained on.
 
-Words are runs of letters and digits, case aside. In a script without spaces a character stands for a word, and runs are
-of sixteen, which is about as much text.
+Copied answers are found by the hashes of all their runs of eight words. Words are runs of letters and digits,
+case aside. In a script without spaces a character stands for a word, and runs are of sixteen, about as much text.
 """
 
 import re
@@ -12,9 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from lorakit.evaluate.diagnosis.finding import Check, Finding
-from lorakit.evaluate.intervals import compare
+from lorakit.data.cleaning.row_stats import RowStats, compute_row_stats
+from lorakit.data.conversations import Conversation, RowContent, Text
+from lorakit.data.filter_and_split import find_leaks
+from lorakit.evaluate.diagnosis.finding import Finding
+from lorakit.evaluate.intervals import compare, wilson
 from lorakit.evaluate.metric import mean
+from lorakit.evaluate.rendering import Row, reference_of
+from lorakit.prepare import Prepared
+from lorakit.progress import Progress
 
 # Words, or characters of a script without spaces, that have to be the same in a row.
 _SPAN, _SPAN_UNSPACED = 8, 16
@@ -29,17 +35,27 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\u
 _WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
 _FACTOR = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, which spreads sums over all bits
 
-PARROTING = Check(
+PARROTING = Finding(
     "parroting",
-    "share of answers copied from training answers, beyond what is natural",
-    0.05,
-    f"An answer is copied where spans of {_SPAN} words or more that stand in a few training answers, and neither in "
-    f"its prompt nor in its reference, cover half of it, or one span has {_LONG} words. Natural is the share of the "
-    "references or of the base model's answers that is copied in the same sense, whichever is larger: it is no fault "
-    "if the right answers to a task resemble each other. Flagged where the 95 % interval of the difference lies above "
-    "5 %: one answer in twenty, more than a few stock phrases would give.",
-    "Train for fewer steps or epochs (train.early_stopping), with a lower learning rate or rank, or with more varied "
-    "rows; look for rows that are repeated many times (lorakit data RECIPE).",
+    unit="share of answers copied from training answers, beyond what is natural",
+    threshold=0.05,
+    why=f"An answer is copied where spans of {_SPAN} words or more that stand in a few training answers, and neither "
+    f"in its prompt nor in its reference, cover half of it, or one span has {_LONG} words. Natural is the share of "
+    "the references or of the base model's answers that is copied in the same sense, whichever is larger: it is no "
+    "fault if the right answers to a task resemble each other. Flagged where the 95 % interval of the difference "
+    "lies above 5 %: one answer in twenty, more than a few stock phrases would give.",
+    remedy="Train for fewer steps or epochs (train.early_stopping), with a lower learning rate or rank, or with more "
+    "varied rows; look for rows that are repeated many times (lorakit data RECIPE).",
+)
+
+LEAK = Finding(
+    "leak",
+    unit="share of evaluation rows that are training rows too",
+    threshold=0.0,
+    why="A row leaks where a training row has the same text, or gives the same answer to the same prompt, white "
+    "space and case aside. One is enough to be flagged: it is counted, not estimated, and its score means nothing.",
+    remedy="Remove these rows from the evaluation data, or from the training rows and train again (data.clean: "
+    "{leakage: fix}).",
 )
 
 
@@ -77,6 +93,11 @@ class CopiedText:
         """Whether the text as a whole counts as copied."""
         return self.longest >= _LONG or (self.covered > 0 and self.share >= _COVERED)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The case in a finding's details."""
+        words, share = self.longest, round(self.share, 3)
+        return {"words": words, "share": share, "span": self.text, "training answer": self.answer}
+
 
 def measure_parroting(
     answers: Sequence[str],
@@ -93,39 +114,23 @@ def measure_parroting(
     if not answers:
         return PARROTING.unmeasured("there are no answers")
     known = [*zip(prompts, references, strict=True)]
-    spans = [find_copied(answer, index, of_row) for answer, of_row in zip(answers, known, strict=True)]
-    natural = {"references": [find_copied(reference, index, (prompt,)) for prompt, reference in known]}
-    if base_answers is not None:
-        natural["base"] = [
-            find_copied(answer, index, of_row) for answer, of_row in zip(base_answers, known, strict=True)
-        ]
-    shares = {
-        name: mean(np.array([text.is_copied for text in texts], float), higher=False)
-        for name, texts in {"answers": spans, **natural}.items()
-    }
-    ours = shares.pop("answers")
-    longest = sorted((row for row, one in enumerate(spans) if one.covered), key=lambda row: -spans[row].longest)
+    spans = {"references": [find_copied(reference, index, (prompt,)) for prompt, reference in known]}
+    for name, texts in (("base", base_answers), ("answers", answers)):
+        if texts is not None:
+            spans[name] = [find_copied(text, index, of_row) for text, of_row in zip(texts, known, strict=True)]
+    shares = {name: mean(np.array([one.is_copied for one in of], float), higher=False) for name, of in spans.items()}
+    copies, ours = spans["answers"], shares.pop("answers")
+    longest = sorted((row for row, one in enumerate(copies) if one.covered), key=lambda row: -copies[row].longest)
     details: dict[str, Any] = {
-        "rows": len(spans),
+        "rows": len(copies),
         "training answers": index.answers,
         "copied": ours.value,
-        "copied words": sum(one.covered for one in spans) / max(1, sum(one.words for one in spans)),
-        **{f"copied by {name}": measure.value for name, measure in shares.items()},
-        "cases": [_describe_case(row, spans[row]) for row in longest[:_CASES]],
+        "copied words": sum(one.covered for one in copies) / max(1, sum(one.words for one in copies)),
+        **{f"copied by {name}": share.value for name, share in shares.items()},
+        "cases": [{"answer": row, **copies[row].to_dict()} for row in longest[:_CASES]],  # rows count from 0
     }
     expected = max(shares.values(), key=lambda measure: measure.value)
     return PARROTING.difference(compare({"": expected}, {"": ours}, seed)[""], details)
-
-
-def _describe_case(row: int, copied: CopiedText) -> dict[str, Any]:
-    """Rows and training answers are counted from 0."""
-    return {
-        "answer": row,
-        "words": copied.longest,
-        "share": round(copied.share, 3),
-        "span": copied.text,
-        "training answer": copied.answer,
-    }
 
 
 def index_spans(answers: Sequence[str]) -> SpanIndex:
@@ -184,3 +189,41 @@ def _hash_runs(words: Sequence[str], known: dict[str, int], width: int | None = 
         rolled = (rolled ^ hashes[place : last + place]) * np.uint64(_FACTOR)
         rolled ^= rolled >> np.uint64(29)
     return rolled
+
+
+def measure_leak(train: RowStats, held_out: RowStats) -> Finding:
+    """Which evaluation rows are training rows.
+
+    Near-duplicates (where both have signatures), and rows whose prompt alone was trained on with another answer, are in
+    the details only: in data of one form, rows that resemble each other may be different rows.
+    """
+    rows = len(held_out.content)
+    if not rows:
+        return LEAK.unmeasured("there are no rows")
+    # find_leaks names the training rows that are held out; with the sides exchanged it names the rows to score.
+    leaks, near = (find_leaks(held_out, train, nearly) for nearly in (False, True))
+    prompt_trained = (held_out.prompt != 0) & np.isin(held_out.prompt, train.prompt)
+    prompt_trained[[leak.row for leak in leaks]] = False
+    cases, near_cases = (
+        [{"row": one.row, "training row": one.held_out} for one in of[:_CASES]] for of in (leaks, near)
+    )
+    details: dict[str, Any] = {"rows": rows, "training rows": len(train.content), "leaked": len(leaks), "cases": cases}
+    details |= {"same prompt, other answer": int(prompt_trained.sum())}
+    details |= {"nearly the same": len(near), "near cases": near_cases}
+    return LEAK.measured(len(leaks) / rows, bool(leaks), wilson(len(leaks), rows), details)
+
+
+def rendered_row_stats(rows: Sequence[Row], prepared: Prepared, progress: Progress) -> RowStats:
+    """The stats of rendered rows, to compare them: the tokens before the answer are the prompt."""
+    tokenizer, contents = prepared.tokenizer, list[RowContent]()
+    with progress.bar("looking for leaks", total=len(rows)) as bar:
+        for row in rows:
+            bar.advance()
+            if row["answer"] < 0:
+                contents.append(Text(str(tokenizer.decode(row["input_ids"]))))
+                continue
+            prompt = str(tokenizer.decode(row["input_ids"][: row["answer"]]))
+            answer = reference_of(row, tokenizer, prepared.stop_ids)
+            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+            contents.append(Conversation(turns))
+    return compute_row_stats(contents, near=True, style=False)
