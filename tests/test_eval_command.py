@@ -204,12 +204,12 @@ def test_texts_have_a_loss_and_no_answers(run, lorakit_eval, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_scored(tmp_path, monkeypatch):
-    from lorakit.evaluate.report import check_writable
+    from lorakit.cli.scoring import results_folder
 
-    check_writable(tmp_path / "a" / "b")
+    results_folder(None, tmp_path / "a" / "b")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Give --output DIR"):
-        check_writable(tmp_path / "file" / "eval")
+        results_folder(None, tmp_path / "file" / "eval")
     monkeypatch.setattr("os.access", lambda path, mode: False)  # who runs the tests may be allowed everything
     with pytest.raises(UserError, match="cannot be written"):
-        check_writable(tmp_path / "eval")
+        results_folder(None, tmp_path / "eval")

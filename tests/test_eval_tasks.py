@@ -101,7 +101,7 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(
     tmp_path,
     monkeypatch,
 ):
-    monkeypatch.setattr("lorakit.evaluate.benchmarks.task_files.TaskManager", without_lm_evals_own)
+    monkeypatch.setattr("lorakit.evaluate.benchmarks.harness.TaskManager", without_lm_evals_own)
     (tmp_path / "a.txt").touch()
     known = {"TASKS": task_folder(choice=CHOICE), "FILE": tmp_path / "a.txt"}
     arguments, reason = WRONG[case]

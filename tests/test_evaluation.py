@@ -10,9 +10,8 @@ from runs_of_tests import run_recipe
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate import generate as generation
-from lorakit.evaluate.batching import in_batches
 from lorakit.evaluate.generate import decode_answer, greedy_answers, until_stop
-from lorakit.evaluate.likelihood import row_losses, trained_tokens
+from lorakit.evaluate.likelihood import in_batches, row_losses, trained_tokens
 from lorakit.evaluate.metric import row_scores
 from lorakit.evaluate.metrics.json_answers import json_fields, json_valid
 from lorakit.evaluate.metrics.matching import exact_match

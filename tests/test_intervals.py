@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from lorakit.errors import LorakitError
 from lorakit.evaluate.intervals import bonett_price, compare, intervals, wilson
 from lorakit.evaluate.metric import Measure, loss, mean, perplexity, row_scores
 from lorakit.evaluate.metrics.overlap import pooled_bleu
@@ -196,11 +195,6 @@ def test_perplexity_is_that_of_the_same_rows_as_the_loss():
     nats, tokens = np.random.default_rng(12).gamma(5, 2, 60), np.full(60, 7)
     found = intervals({"loss": loss(nats, tokens), "perplexity": perplexity(nats, tokens)})
     assert math.log(found["perplexity"].low) == pytest.approx(found["loss"].low, rel=1e-3)
-
-
-def test_models_on_other_rows_are_not_compared():
-    with pytest.raises(LorakitError, match="one model has 3 rows and the other 4"):
-        compare({"x": mean(np.ones(3))}, {"x": mean(np.ones(4))})
 
 
 def test_twenty_thousand_rows_take_little_memory_and_time():

@@ -87,9 +87,9 @@ def test_the_work_of_a_prompt_is_done_once(tiny_base):
 
 def test_empty_labels_and_broken_weights_are_errors(tiny_base):
     model = AutoModelForCausalLM.from_pretrained(tiny_base).eval()
-    with pytest.raises(UserError, match="a label has no tokens"):
+    with pytest.raises(UserError, match="a label or a prompt has no tokens"):
         label_loglikelihoods(model, [[3]], [[5], []], 0, Silent())
-    with pytest.raises(UserError, match="a prompt has no tokens"):
+    with pytest.raises(UserError, match="a label or a prompt has no tokens"):
         label_loglikelihoods(model, [[3], []], [[5]], 0, Silent())
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))

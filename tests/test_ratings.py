@@ -109,7 +109,7 @@ def test_of_one_raters_files_the_newest_counts_and_two_raters_of_one_name_are_re
         ({"kind": "something"}, "kind: 'something': input should be 'lorakit-ratings'"),
         ({"rater": ""}, "rater: ''"),
         ({"exported": "yesterday"}, "exported: 'yesterday'"),
-        ({"exported": "2026-01-02T03:04:05"}, "it has no time zone"),
+        ({"exported": "2026-01-02T03:04:05"}, "should have timezone info"),
         ({"ratings": 3}, "ratings: 3"),
         ({"extra": 3}, "extra: 3"),
         ({"ratings": []}, "none of the files holds a rating"),

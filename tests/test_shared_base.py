@@ -11,7 +11,7 @@ from eval_runs import edit_json, make_run, score
 from peft_adapters import KINDS, save_peft_adapter
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from lorakit.evaluate import cache
+from lorakit.evaluate import inference as cache
 from lorakit.evaluate.inference import ModelLoader
 from lorakit.evaluate.models import resolve_models
 from lorakit.evaluate.rating.questions import answer_questions, read_questions

@@ -165,7 +165,7 @@ def test_a_group_is_the_mean_of_its_rows_or_of_its_tasks(model, tokenizer, task_
     (folder / "alike.yaml").write_text(json.dumps(alike), encoding="utf-8")
     # Names of groups need the index of all tasks, which takes many seconds: the test leaves lm-eval's own out.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lorakit.evaluate.benchmarks.task_files.TaskManager", without_lm_evals_own)
+        patch.setattr("lorakit.evaluate.benchmarks.harness.TaskManager", without_lm_evals_own)
         for group in ("rows", "alike"):
             scores = run(model, tokenizer, [group], folder)
             whole, one, two = (by_metric(scores, name)["acc"] for name in (group, "one", "two"))
@@ -320,7 +320,10 @@ def test_a_broken_task_file_is_an_error_with_its_place(case, model, tokenizer, t
 UNUSABLE = {
     "a misspelt setting": ({"doc_to_tex": "x"}, "cannot make a task of its file: .*doc_to_tex"),
     "no such split": ({"test_split": "held"}, "cannot make a task of its file: KeyError: .*held"),
-    "no data": ({"dataset_kwargs": {"data_files": "gone.jsonl"}}, "could not find its data: .*gone.jsonl"),
+    "no data": (
+        {"dataset_kwargs": {"data_files": "gone.jsonl"}},
+        "gone.jsonl.*are relative to the folder",
+    ),
     "a misspelt metric": ({"metric_list": [{"metric": "acc_nrm"}]}, "no metric 'acc_nrm'; did you mean 'acc_norm'"),
     "a script of the hub": ({"metric_list": [{"metric": "acc", "hf_evaluate": True}]}, "fetches a script"),
     "generated code": ({"unsafe_code": True}, "runs the Python that the model writes.*--allow-code"),
@@ -348,7 +351,7 @@ def test_a_column_that_is_not_there_fails_without_a_traceback(model, tokenizer, 
 
 
 def test_unknown_tasks_are_errors_that_list_the_folders_own(model, tokenizer, task_folder, monkeypatch):
-    monkeypatch.setattr("lorakit.evaluate.benchmarks.task_files.TaskManager", without_lm_evals_own)
+    monkeypatch.setattr("lorakit.evaluate.benchmarks.harness.TaskManager", without_lm_evals_own)
     folder = task_folder(choice=CHOICE, texts=TEXTS)
     with pytest.raises(UserError, match="'choise' is not a task; did you mean 'choice'"):
         run(model, tokenizer, ["choise"], folder)

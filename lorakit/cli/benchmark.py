@@ -48,24 +48,18 @@ def benchmark(
     if not names:
         raise UserError("--tasks: no task is named. Write names with commas, such as --tasks gsm8k,arc_easy.")
     with open_models(models, quantizations, progress) as model_set:
-        from lorakit.evaluate.benchmarks.run import (
-            BenchmarkSettings,
-            benchmark_document,
-            benchmark_tables,
-            run_benchmark,
-        )
+        from lorakit.evaluate.benchmarks.run import BenchmarkSettings, run_benchmark
         from lorakit.evaluate.report import write_document
         from lorakit.evaluate.run import find_baseline
 
         folder = results_folder(model_set, output)
         compared = model_set.specs[find_baseline(model_set, baseline)].name
         plan = BenchmarkSettings(names, tasks_path, limit, chat_template, allow_code, seed)
-        results = run_benchmark(model_set, plan, compared, progress)
-        document = benchmark_document(results)
+        document, tables = run_benchmark(model_set, plan, compared, progress)
         path = write_document(document, folder, "tasks-") if folder else None
     if as_json:
         console.result_json({**document, "file": str(path) if path else None})
         return
-    for table in benchmark_tables(results):
+    for table in tables:
         console.result_table(*table)
     console.result(f"all figures: {path}" if path else NOT_STORED)

@@ -1,5 +1,6 @@
 """What the commands that score models share: their options, the models they name, and where results go."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,11 +49,7 @@ NOT_STORED = "not stored: no run is among the models. --output DIR says where sc
 
 @contextmanager
 def open_models(named: list[str], quantizations: str | None, progress: "Progress") -> "Iterator[ModelSet]":
-    """The models of the arguments, runs among them locked against a training that would replace them.
-
-    Raises:
-        UserError: an argument is not a model, or a word is not a quantization.
-    """
+    """The models of the arguments, runs among them locked against a training that would replace them."""
     from lorakit.evaluate.models import add_quantizations, lock_runs, resolve_models
     from lorakit.registry import QUANTIZERS
 
@@ -69,11 +66,12 @@ def open_models(named: list[str], quantizations: str | None, progress: "Progress
 
 
 def results_folder(models: "ModelSet", output: Path | None) -> Path | None:
-    """Where scores are stored: the folder named, else that of the first run; None where there is neither. A UserError
-    where nothing can be written there."""
-    from lorakit.evaluate.report import check_writable
-
+    """Where scores are stored: the folder named, else that of the first run; None where there is neither. One that
+    cannot be written or created is refused, before hours of work."""
     folder = output or (models.run.evaluations if models.run else None)
     if folder:
-        check_writable(folder)
+        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            reason = "cannot be written" if there.is_dir() else f"{there} is a file"
+            raise UserError(f"--output: {folder}: {reason}. Give --output DIR, a folder for scores and answers.")
     return folder

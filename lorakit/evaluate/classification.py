@@ -1,8 +1,9 @@
 """Classification by likelihood: the labels of rows; accuracy, F1, AUC and calibration of their log-likelihoods."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from lorakit.data.dataset import Examples
 from lorakit.evaluate.generate import until_stop
 from lorakit.evaluate.metric import Measure, mean, ratio
-from lorakit.evaluate.rendering import RenderedRows, Row, reference_of
+from lorakit.evaluate.rendering import RenderedRows, reference_of
 
 FORMAT = "classification"
 BINS = 15
@@ -41,17 +42,19 @@ def labels_of(rendered: RenderedRows, train: Examples | None = None) -> dict[str
         source = rendered.sources[row["source"]]
         if source.format == FORMAT and row["answer"] >= 0:
             rows_of_task[source.task or ""].append(number)
-    labels = {}
+    sources, labels, stops = train.report.sources if train is not None else [], {}, rendered.stop_ids
     for task, numbers in rows_of_task.items():
-        answers = _answers((rendered.rows[number] for number in numbers), rendered)
-        if train is not None:
-            sources = train.report.sources
-            same_task = {at for at, one in enumerate(sources) if one.format == FORMAT and (one.task or "") == task}
-            if same_task:
-                answers = _answers((row for row in train.rows if row["source"] in same_task), rendered) | answers
+        same_task = {at for at, one in enumerate(sources) if one.format == FORMAT and (one.task or "") == task}
+        of_train = (row for row in train.rows if row["source"] in same_task) if train is not None and same_task else ()
+        answers, seen = dict[str, tuple[int, ...]](), set[tuple[int, ...]]()
+        for row in chain((rendered.rows[number] for number in numbers), of_train):
+            answer = tuple(row["input_ids"][row["answer"] :])  # with the tokens that end it
+            if answer not in seen:
+                seen.add(answer)
+                answers.setdefault(reference_of(row, rendered.tokenizer, stops), answer)
         if not (2 <= len(answers) <= _MOST_LABELS and all(answers.values())):
             continue
-        texts, stops = tuple(sorted(answers)), rendered.stop_ids
+        texts = tuple(sorted(answers))
         tokens = [tuple(until_stop(list(answers[text]), stops)) for text in texts]
         if any(one != other and other[: len(one)] == one for one in tokens for other in tokens):
             tokens = [answers[text][: len(label) + 1] for text, label in zip(texts, tokens, strict=True)]
@@ -60,26 +63,15 @@ def labels_of(rendered: RenderedRows, train: Examples | None = None) -> dict[str
     return labels
 
 
-def _answers(rows: Iterable[Row], rendered: RenderedRows) -> dict[str, tuple[int, ...]]:
-    """The text of each different answer, and all its tokens, including those that end it."""
-    texts: dict[tuple[int, ...], str] = {}
-    for row in rows:
-        tokens = tuple(row["input_ids"][row["answer"] :])
-        if tokens not in texts:
-            texts[tokens] = reference_of(row, rendered.tokenizer, rendered.stop_ids)
-    return {text: tokens for tokens, text in reversed(texts.items())}
-
-
 @dataclass(frozen=True, eq=False)
 class LabelScores:
     """Scores of a classification by likelihood.
 
     `auc`: the area under the ROC curve of the second of two labels, or the mean over labels of each against the rest;
     None if all rows have one label. `confusion` (true label, predicted label) counts rows. `ece`: the expected
-    calibration error of the softmax of the log-likelihoods. `measures`: `accuracy`, `accuracy-norm` and
-    `accuracy-bytes` are lm-eval's acc, acc_norm and acc_bytes: by log-likelihood as it is, per character, per UTF-8
-    byte. `macro-f1`: the mean F1 of the labels that are true or predicted in some row. `brier`: the mean squared
-    distance of all labels' probabilities from the truth, from 0 to 2.
+    calibration error. `measures`: `accuracy`, `accuracy-norm` and `accuracy-bytes` are lm-eval's acc, acc_norm and
+    acc_bytes: by log-likelihood as it is, per character, per UTF-8 byte; `macro-f1`: the mean F1 of the labels that are
+    true or predicted in some row; `brier`: the mean squared distance of all labels' probabilities from the truth.
     """
 
     labels: tuple[str, ...]
@@ -103,25 +95,15 @@ def score_labels(loglikelihoods: np.ndarray, truth: Sequence[int], labels: Seque
     odds = np.exp(likely - likely.max(1, keepdims=True))
     probabilities = odds / odds.sum(1, keepdims=True)
     is_true, is_predicted = np.eye(len(labels))[true], np.eye(len(labels))[predicted]
+    characters, octets = ([max(len(text), 1) for text in of] for of in (labels, [label.encode() for label in labels]))
+    by_length = {"accuracy": likely, "accuracy-norm": likely / characters, "accuracy-bytes": likely / octets}
+    measures = {name: mean((scores.argmax(1) == true).astype(float)) for name, scores in by_length.items()}
     f1_counts = np.concatenate([2 * is_true * is_predicted, is_true + is_predicted], axis=1)
-    lengths = {
-        "accuracy": [1] * len(labels),
-        "accuracy-norm": [len(label) for label in labels],
-        "accuracy-bytes": [len(label.encode()) for label in labels],
-    }
-    measures = {
-        name: mean(((likely / np.maximum(length, 1)).argmax(1) == true).astype(float))
-        for name, length in lengths.items()
-    }
     measures["macro-f1"] = Measure(f1_counts, _macro_f1)
     measures["brier"] = mean(((probabilities - is_true) ** 2).sum(1), unit="ratio", higher=False)
-    return LabelScores(
-        tuple(labels),
-        _auc(probabilities, true),
-        confusion_matrix(true, predicted, labels=range(len(labels))),
-        expected_calibration_error(probabilities, true),
-        measures,
-    )
+    confusion = confusion_matrix(true, predicted, labels=range(len(labels)))
+    ece = expected_calibration_error(probabilities, true)
+    return LabelScores(tuple(labels), _auc(probabilities, true), confusion, ece, measures)
 
 
 def _macro_f1(sums: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.chat_template.template_probe import compile_alternation
 from lorakit.errors import UserError
-from lorakit.evaluate.batching import in_batches, tokens_at_once
+from lorakit.evaluate.likelihood import in_batches, tokens_at_once
 from lorakit.model.positions import position_limit
 from lorakit.model.shared_prefix import causal_of
 from lorakit.progress import Progress
@@ -49,13 +49,12 @@ def decode_answer(tokens: Sequence[int], tokenizer: Any) -> str:
     """The text of an answer's tokens, without the thought before it and without what the chat template writes before
     every answer (gpt-oss: the name of the channel)."""
     end, front = _around_answers(tokenizer)
-    if end or front:
-        text = str(tokenizer.decode(list(tokens)))
-        _, thought, answer = text.rpartition(end) if end else ("", "", "")
-        if not thought and front and text.lstrip().startswith(front):
-            thought, answer = front, text.lstrip().removeprefix(front)
-        if thought:
-            return compile_alternation(frozenset(tokenizer.all_special_tokens)).sub("", answer).lstrip()
+    text = str(tokenizer.decode(list(tokens))) if end or front else ""
+    _, mark, answer = text.rpartition(end) if end else ("", "", "")
+    if not mark and front and text.lstrip().startswith(front):
+        mark, answer = front, text.lstrip().removeprefix(front)
+    if mark:
+        return compile_alternation(frozenset(tokenizer.all_special_tokens)).sub("", answer).lstrip()
     return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
@@ -82,7 +81,7 @@ def greedy_answers(
     pad: int,
     label: str,
     progress: Progress,
-    done: Callable[[dict[int, Answer]], None] | None = None,
+    done: Callable[[dict[int, Answer]], None] = lambda answers: None,
 ) -> list[Answer]:
     """The model's greedy answer to each prompt (token ids): always the most likely token.
 
@@ -94,26 +93,19 @@ def greedy_answers(
     limit = position_limit(causal)
     longest = max(map(len, prompts), default=0)
     if limit is not None and longest > limit:
-        raise UserError(
-            f"a prompt of {longest:,} tokens is more than the model's {limit:,} positions, each with its own "
-            "embedding. Leave longer rows out, or score a model with more positions."
-        )
-    drafts = []
-    for number, prompt in enumerate(prompts):
-        room = max_new_tokens if limit is None else min(max_new_tokens, limit + 1 - len(prompt))
-        drafts.append(_Draft(number, prompt, room))
+        what = f"a prompt of {longest:,} tokens is more than the model's {limit:,} positions, each with an embedding"
+        raise UserError(f"{what}. Leave longer rows out, or score a model with more positions.")
+    rooms = [max_new_tokens if limit is None else min(max_new_tokens, limit + 1 - len(prompt)) for prompt in prompts]
+    drafts = [_Draft(number, prompt, room) for number, (prompt, room) in enumerate(zip(prompts, rooms, strict=True))]
     answers: dict[int, Answer] = {}
 
     def work(batch: list[_Draft]) -> list[_Draft]:
         left = _continue(causal, batch, stop_ids, limit, pad)
-        finished = {
-            draft.number: Answer(tuple(until_stop(draft.tokens, stop_ids)), draft.ended(stop_ids))
-            for draft in batch
-            if draft not in left
-        }
+        finished = {}
+        for draft in (draft for draft in batch if draft not in left):
+            finished[draft.number] = Answer(tuple(until_stop(draft.tokens, stop_ids)), draft.ended(stop_ids))
         answers.update(finished)
-        if done:
-            done(finished)
+        done(finished)
         bar.advance(len(finished))
         return left
 

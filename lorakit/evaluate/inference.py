@@ -1,13 +1,28 @@
-"""Running one model on the rows: its losses, answers and likelihoods of labels, computed or from the cache."""
+"""Running one model on the rows: its losses, answers and likelihoods of labels, computed or from the cache.
 
-from collections.abc import Callable, Mapping, Sequence
+What models computed is kept by content: nothing is computed twice, and an interrupted evaluation goes on. The cache has
+a file of JSON lines for each model and kind of result, named by the sha256 of all that decides the result. A line for
+each row, named by the sha256 of its tokens, with a checksum. Lines are added and flushed after each batch.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import transformers
 
-from lorakit.evaluate.cache import Save, digest, get_or_compute, open_cache
+import lorakit
+from lorakit.atomic_io import cache_folder
+from lorakit.checksums import decode_line, encode_line
+from lorakit.errors import LorakitError
 from lorakit.evaluate.classification import Labels
 from lorakit.evaluate.generate import Answer, greedy_answers
 from lorakit.evaluate.likelihood import label_loglikelihoods, row_losses
@@ -17,6 +32,69 @@ from lorakit.model.fused_lora import fused_lora
 from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import SharedBase
 from lorakit.progress import Progress
+
+_VERSION = 2
+"""Raise it when older lines may hold wrong figures: they are then not read any more."""
+
+Save = Callable[[Mapping[int, Any]], None]
+"""Saves values by the position of their key among the missing ones."""
+
+
+@dataclass
+class CacheFile:
+    """The values of one file by the sha256 of their row. Without a path nothing is written."""
+
+    path: Path | None
+    lines: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Add values; they are on disk when this returns."""
+        self.lines |= values
+        if self.path is None or not values:
+            return
+        text = "".join(encode_line([name, value]) + "\n" for name, value in values.items())
+        with _writing(self.path), self.path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def open_cache(kind: str, facts: Mapping[str, Any], use: bool = True) -> CacheFile:
+    """The file of these facts in the cache's folder for a `kind`. With `use` False nothing is read or written."""
+    if not use:
+        return CacheFile(None)
+    versions = {package.__name__: package.__version__ for package in (lorakit, torch, transformers)}
+    path = cache_folder() / kind / f"{digest({**facts, **versions, 'version': _VERSION})}.jsonl"
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = path.read_bytes() if path.is_file() else b""
+        if data and not data.endswith(b"\n"):  # a killed process left half a line, which must not spoil the next
+            with path.open("ab") as file:
+                file.write(b"\n")
+    lines: dict[str, Any] = {}
+    for line in data.splitlines():
+        try:
+            name, value = decode_line(line)
+        except (ValueError, TypeError):
+            continue  # cut short by a crash, or changed since: its row is computed again
+        lines[name] = value
+    return CacheFile(path, lines)
+
+
+def digest(facts: Any) -> str:
+    """The sha256 of plain data."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LorakitError(
+            f"{path.parent}: the cache cannot be written: {error.strerror or error}. Set LORAKIT_CACHE to a folder "
+            "that can, or write --no-cache."
+        ) from error
 
 
 @dataclass
@@ -69,14 +147,13 @@ class EvalModel:
         decides it besides. `work` gets the model, the missing rows' numbers, and what saves values by their position
         among these."""
 
-        def compute(missing: list[int], save: Save) -> None:
+        file, keys = open_cache(kind, {**self.identity, **facts}, self.cache), [digest(row) for row in rows]
+        missing = list({key: at for at, key in enumerate(keys) if key not in file.lines}.values())
+        if missing:
             model = self.model
             with fused_lora(model):
-                work(model, missing, save)
-
-        return get_or_compute(
-            open_cache(kind, {**self.identity, **facts}, self.cache), list(map(digest, rows)), compute
-        )
+                work(model, missing, lambda values: file.add({keys[missing[at]]: one for at, one in values.items()}))
+        return [file.lines[key] for key in keys]
 
 
 @dataclass(frozen=True, eq=False)

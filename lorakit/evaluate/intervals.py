@@ -22,7 +22,6 @@ from typing import Any, Literal, cast
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
-from lorakit.errors import LorakitError
 from lorakit.evaluate.metric import Measure, ratio
 
 _Z = float(ndtri(0.975))
@@ -86,12 +85,6 @@ def intervals(measures: Mapping[str, Measure], seed: int = 0) -> dict[str, Inter
 def compare(first: Mapping[str, Measure], second: Mapping[str, Measure], seed: int = 0) -> dict[str, Comparison]:
     """The second model against the first, for every measure that both have, on the same rows."""
     pairs = {name: (measure, second[name]) for name, measure in first.items() if name in second}
-    for name, (one, other) in pairs.items():
-        if len(one.rows) != len(other.rows):
-            raise LorakitError(
-                f"{name}: one model has {len(one.rows)} rows and the other {len(other.rows)}: a paired difference "
-                "needs the same rows of both. Score both on the same rows."
-            )
     bounds: dict[str, tuple[Interval | None, float]] = {
         name: of_shares for name, pair in pairs.items() if (of_shares := _of_shares(*pair))
     }

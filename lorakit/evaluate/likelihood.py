@@ -1,8 +1,9 @@
-"""Forward passes of a model: the loss of each row, and the log-probability of labels after prompts."""
+"""Forward passes of a model in batches that fit into memory: losses of rows, log-probabilities of labels."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -10,13 +11,20 @@ import torch
 from lorakit.data.batches import collate
 from lorakit.data.conversations import IGNORED
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.batching import in_batches, tokens_at_once
+from lorakit.hardware.machine import processor
+from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory
 from lorakit.model.loss import head_logits, trained_states
 from lorakit.model.shared_prefix import causal_of
 from lorakit.progress import Progress
 
+Item = TypeVar("Item")
+
+# The share of free memory that keys and values may take; activations and logits need the rest.
+_SHARE = 0.25
+_LEAST, _MOST = 1 << 11, 1 << 20
 # Rows in a batch; of labels also more, up to so many tokens with padding; and logits held at once (128 MiB in float32).
 _ROWS, _TOKENS, _LOGITS = 8, 4096, 1 << 25
+_BROKEN = "Its weights are broken."
 
 
 def trained_tokens(rows: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -30,7 +38,7 @@ def row_losses(
     pad: int,
     label: str,
     progress: Progress,
-    done: Callable[[dict[int, float]], None] | None = None,
+    done: Callable[[dict[int, float]], None] = lambda losses: None,
 ) -> np.ndarray:
     """The summed cross-entropy (rows,) in nats over the trained tokens of each row, in float32; an error if it is NaN.
     `done` gets the losses of each batch by the number of their row."""
@@ -39,20 +47,15 @@ def row_losses(
     with torch.inference_mode(), progress.bar(label, total=len(rows)) as bar:
 
         def work(batch: list[int]) -> list[int]:
-            output, hidden, targets, row_of = _trained_states(causal, [rows[index] for index in batch], pad)
             losses = np.zeros(len(batch))
-            for start, logits in _head_chunks(causal, output, hidden):
+            for start, logits, targets, row_of in _trained_logits(causal, [rows[index] for index in batch], pad):
                 here = slice(start, start + len(logits))
                 loss = logits.logsumexp(-1) - logits.gather(-1, targets[here, None])[:, 0]
                 np.add.at(losses, row_of[here], loss.double().cpu().numpy())
             if not np.isfinite(losses).all():
-                raise LorakitError(
-                    f"{label}: {losses.sum()}: this model gives no numbers on the held-out rows. Its weights are "
-                    "broken."
-                )
+                raise LorakitError(f"{label}: {losses.sum()}: this model gives no numbers on the rows. {_BROKEN}")
             nats[batch] = losses
-            if done:
-                done(dict(zip(batch, losses.tolist(), strict=True)))
+            done(dict(zip(batch, losses.tolist(), strict=True)))
             bar.advance(len(batch))
             return []
 
@@ -60,21 +63,17 @@ def row_losses(
     return nats
 
 
-def _trained_states(
+def _trained_logits(
     causal: Any, rows: list[dict[str, Any]], pad: int
-) -> tuple[Any, torch.Tensor, torch.Tensor, np.ndarray]:
-    """The output of the model's body, and for each trained token: the state before it (tokens, width), its id
-    (tokens,), and its row (tokens,)."""
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, np.ndarray]]:
+    """The logits in float32 that predict the trained tokens, a chunk at a time, each with the number of its first
+    token; the id of each trained token (tokens,), and its row (tokens,)."""
     tensors = {key: value.to(causal.device) for key, value in collate(rows, pad).items()}
     output, hidden, targets, row_of = trained_states(causal, **tensors)
-    return output, hidden, targets, row_of.cpu().numpy()
-
-
-def _head_chunks(causal: Any, output: Any, hidden: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """The logits of the states in float32, a chunk at a time, each with the number of its first state."""
     chunk = max(1, _LOGITS // causal.config.get_text_config().vocab_size)
     for start in range(0, len(hidden), chunk):
-        yield start, head_logits(causal, output, hidden[start : start + chunk]).float()
+        logits = head_logits(causal, output, hidden[start : start + chunk]).float()
+        yield start, logits, targets, row_of.cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,8 @@ def label_loglikelihoods(
     Labels of one token are all read off one row per prompt. With longer ones a batch has the rows of one prompt, whose
     common beginning is computed once (lorakit.model.shared_prefix).
     """
-    if not labels or not all(labels):
-        raise UserError("classification: a label has no tokens. Write labels of at least one character.")
-    if not all(prompts):
-        raise UserError("classification: a prompt has no tokens, so that nothing stands before the label.")
+    if not labels or not all(labels) or not all(prompts):
+        raise UserError("classification: a label or a prompt has no tokens. Write labels and prompts with some text.")
     causal = causal_of(model)
     paths = _paths([tuple(label) for label in labels])
     scores = np.zeros((len(prompts), len(labels)))
@@ -110,7 +107,7 @@ def label_loglikelihoods(
             _add_scores(causal, prompts, paths, batch, pad, scores)
             bar.advance(len({prompt for prompt, path in batch if path == 0}))
     if not np.isfinite(scores).all():
-        raise LorakitError(f"{note}: this model gives no numbers for the labels. Its weights are broken.")
+        raise LorakitError(f"{note}: this model gives no numbers for the labels. {_BROKEN}")
     return scores
 
 
@@ -135,8 +132,7 @@ def _batches(lengths: Sequence[int], paths: Sequence[_Path]) -> Iterator[list[tu
     """Batches of (prompt, path): the paths of one prompt, or prompts of similar length if there is only one path."""
     order = sorted(range(len(lengths)), key=lambda prompt: -lengths[prompt])
     longest = max(len(path.tokens) for path in paths)
-    groups = [order] if len(paths) == 1 else [[prompt] for prompt in order]
-    for group in groups:
+    for group in [order] if len(paths) == 1 else [[prompt] for prompt in order]:
         pairs = [(prompt, path) for prompt in group for path in range(len(paths))]
         while pairs:
             rows = max(_ROWS, _TOKENS // (lengths[pairs[0][0]] + longest))
@@ -159,12 +155,53 @@ def _add_scores(
         rows.append({"input_ids": [*before, *path.tokens], "labels": [IGNORED] * len(before) + list(path.tokens)})
         reads += [(start + position, token, prompt, label) for position, token, label in path.reads]
         start += len(path.tokens)
-    output, hidden, _, _ = _trained_states(causal, rows, pad)
     states, tokens, of_prompt, of_label = np.array(reads).T
     logprobs = np.empty(len(reads))
-    for start, logits in _head_chunks(causal, output, hidden):
+    for start, logits, _, _ in _trained_logits(causal, rows, pad):
         here = (states >= start) & (states < start + len(logits))
         places = torch.from_numpy(states[here] - start).to(logits.device)
         chosen = logits[places, torch.from_numpy(tokens[here]).to(logits.device)]
         logprobs[here] = (chosen - logits.logsumexp(-1)[places]).double().cpu().numpy()
     np.add.at(scores, (of_prompt, of_label), logprobs)
+
+
+def tokens_at_once(model: Any) -> int:
+    """How many tokens' keys and values fit at once, with padding, into what is free on the model's device."""
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None) or 1
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    layers = getattr(text, "num_hidden_layers", None) or 1
+    stored = 2 * layers * (getattr(text, "num_key_value_heads", None) or heads) * width * model.dtype.itemsize
+    free = torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else processor().memory
+    return int(min(max(free * _SHARE / stored, _LEAST), _MOST))
+
+
+def in_batches(
+    items: Sequence[Item],
+    size: Callable[[Item], int],
+    rows: int,
+    tokens: int,
+    work: Callable[[list[Item]], list[Item]],
+) -> None:
+    """Call `work` on batches of items of similar size, the largest first. It returns the items that need more.
+
+    A batch has at most `rows` items and `tokens` tokens (its items times the largest size), but at least one item.
+    Where memory runs out, batches from then on are half as large; an error where not even one item fits.
+    """
+    waiting = sorted(items, key=size)
+    while waiting:
+        most = max(1, min(rows, tokens // max(size(waiting[-1]), 1)))
+        batch = waiting[-most:]
+        left = within_memory(partial(work, batch))
+        if isinstance(left, OutOfMemory):
+            free_memory()
+            if len(batch) == 1:
+                raise LorakitError(
+                    f"out of memory on one row of {size(batch[0]):,} tokens. Give shorter rows, a smaller "
+                    "--max-new-tokens, or a machine with more memory."
+                )
+            rows = len(batch) // 2
+            continue
+        del waiting[-most:]
+        if left:
+            waiting = sorted([*waiting, *left], key=size)

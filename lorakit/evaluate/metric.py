@@ -17,13 +17,7 @@ from lorakit.errors import LorakitError, UserError
 from lorakit.recipe.fields import entry_name, entry_settings
 from lorakit.registry import METRICS, MetricSpec, Section, Unit
 
-UNITS: dict[str, str] = {
-    "share": "{:.1%}",
-    "points": "{:.1f}",
-    "ratio": "{:.3f}",
-    "nats": "{:.4f}",
-    "perplexity": "{:.4g}",
-}
+UNITS = {"share": "{:.1%}", "points": "{:.1f}", "ratio": "{:.3f}", "nats": "{:.4f}", "perplexity": "{:.4g}"}
 """How a value of each unit is written: shares of 1 as per cent, points of 100 as they are."""
 
 # What a metric may compute on one answer; most take microseconds. Batched ones load models and such first: they get the
@@ -100,7 +94,7 @@ def row_scores(metrics: Sequence[Any], answers: Sequence[str], references: Seque
         rows = _scores(entry, settings, answers, references)
         for part in dict.fromkeys(part for row in rows for part in row):
             name = f"{entry.name}.{part}" if part else entry.name
-            measures[name] = _measure(entry, name, part, rows)
+            measures[name] = _measure(entry, name, [row.get(part) for row in rows])
     return {name: measure for name, measure in measures.items() if not math.isnan(measure.value)}
 
 
@@ -125,17 +119,17 @@ def _scores(
     return scores
 
 
-def _measure(entry: MetricSpec, name: str, part: str, rows: Sequence[Mapping[str, Any]]) -> Measure:
-    width = max(np.size(row[part]) for row in rows if part in row)
+def _measure(entry: MetricSpec, name: str, rows: Sequence[Any]) -> Measure:
+    """The measure of one score of each row, or of what it adds to one; None of a row without."""
+    width = max(np.size(row) for row in rows if row is not None)
     absent = np.full(width, 0.0 if entry.pool else math.nan)
-    values = np.array([np.asarray(row.get(part, absent), dtype=float).reshape(-1) for row in rows])
-    finite = np.isfinite(values).all(1)
-    for number, row in enumerate(rows):
-        if part in row and not finite[number]:
-            raise LorakitError(
-                f"the metric {name} gives answer {number + 1} of {len(rows)} the score {row[part]}, which is not a "
-                "number. For a row without a score leave the name out of its mapping."
-            )
+    values = np.array([absent if row is None else np.asarray(row, dtype=float).reshape(-1) for row in rows])
+    broken = np.flatnonzero(~np.isfinite(values).all(1) & [row is not None for row in rows])
+    if len(broken):
+        raise LorakitError(
+            f"the metric {name} gives answer {broken[0] + 1} of {len(rows)} the score {rows[broken[0]]}, which is not "
+            "a number. For a row without a score leave the name out of its mapping."
+        )
     if entry.pool:
         return Measure(values, entry.pool, entry.unit, entry.higher)
     return mean(values[:, 0], entry.unit, entry.higher)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -12,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.atomic_io import claim_name, write_atomic
-from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.diagnosis.finding import Finding, format_number
+from lorakit.errors import LorakitError
+from lorakit.evaluate.classification import LabelScores
+from lorakit.evaluate.diagnosis.finding import format_number
 from lorakit.evaluate.intervals import Comparison
-from lorakit.evaluate.metric import Measure
+from lorakit.evaluate.metric import Measure, loss
 from lorakit.evaluate.models import EvalModelSpec
 from lorakit.evaluate.results import Evaluation, Score
 from lorakit.hardware.machine import Machine
@@ -32,16 +32,8 @@ COMPARISON_COLUMNS = ["", "difference", "95 % interval", "verdict"]
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
     """Write `NAME.json` and `NAME.jsonl`, named by the time, into a folder; the path of the first."""
-    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _answer_lines(evaluation))
+    lines = "".join(json.dumps(without_nan(line), ensure_ascii=False) + "\n" for line in _answer_lines(evaluation))
     return write_document(evaluation_document(evaluation), folder, lines=lines)
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written or created, before hours of work."""
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        reason = "cannot be written" if there.is_dir() else f"{there} is a file"
-        raise UserError(f"--output: {folder}: {reason}. Give --output DIR, a folder for scores and answers.")
 
 
 def write_document(facts: dict[str, Any], folder: Path, prefix: str = "", lines: str | None = None) -> Path:
@@ -70,24 +62,14 @@ def write_document(facts: dict[str, Any], folder: Path, prefix: str = "", lines:
 def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
     """All scores and comparisons."""
     settings, rendered, machine = evaluation.settings, evaluation.baseline.rendered, evaluation.model_set.machine
-    metrics: list[Any] = []
-    for metric in settings.metrics:
-        own = entry_settings(METRICS, metric)
-        metrics.append({entry_name(metric): own.model_dump()} if own else entry_name(metric))
+    own = {entry_name(metric): entry_settings(METRICS, metric) for metric in settings.metrics}
+    metrics = [{name: of_metric.model_dump()} if of_metric else name for name, of_metric in own.items()]
+    rows = {"source": evaluation.source, "count": len(rendered.rows), "available": evaluation.available}
+    decoding = {"decoding": "greedy", "max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
     return {
         **document_heading(FORMAT, machine),
-        "rows": {
-            "source": evaluation.source,
-            "count": len(rendered.rows),
-            "available": evaluation.available,
-            "with_answer": len(rendered.with_answer),
-        },
-        "settings": {
-            "metrics": metrics,
-            "decoding": "greedy",
-            "max_new_tokens": settings.max_new_tokens,
-            "seed": settings.seed,
-        },
+        "rows": {**rows, "with_answer": len(rendered.with_answer)},
+        "settings": {"metrics": metrics, **decoding},
         "notes": evaluation.notes,
         "baseline": evaluation.baseline.name,
         "models": {
@@ -130,29 +112,24 @@ def describe_model(spec: EvalModelSpec, device: str) -> dict[str, Any]:
     }
 
 
-def _answer_lines(evaluation: Evaluation) -> list[dict[str, Any]]:
+def _answer_lines(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
     """Of each row with an answer: its place, prompt and reference, and every model's answer and loss per token."""
     rendered, models = evaluation.baseline.rendered, evaluation.models
-    generated, lines = [model for model in models if model.answers], []
+    generated = [model for model in models if model.answers]
+    losses = {model.name: loss(model.outputs.nats, model.tokens).by_row for model in models}
     for at, number in enumerate(rendered.with_answer):
         row = rendered.rows[number]
         source = rendered.sources[row["source"]]
-        lines.append(
-            {
-                "where": row["where"],
-                "source": source.path,
-                "task": source.task,
-                "prompt": rendered.tokenizer.decode(rendered.prompts[at]),
-                "reference": rendered.references[at],
-                "answers": {model.name: model.answers[at] for model in generated},
-                "cut": [model.name for model in generated if not model.outputs.answers[at].ended],
-                "loss": {
-                    model.name: float(model.outputs.nats[number] / tokens) if (tokens := model.tokens[number]) else None
-                    for model in models
-                },
-            }
-        )
-    return lines
+        yield {
+            "where": row["where"],
+            "source": source.path,
+            "task": source.task,
+            "prompt": rendered.tokenizer.decode(rendered.prompts[at]),
+            "reference": rendered.references[at],
+            "answers": {model.name: model.answers[at] for model in generated},
+            "cut": [model.name for model in generated if not model.outputs.answers[at].ended],
+            "loss": {name: float(of_rows[number]) for name, of_rows in losses.items()},
+        }
 
 
 def without_nan(facts: Any) -> Any:
@@ -174,11 +151,16 @@ def tables(evaluation: Evaluation, title: str) -> Iterator[Table]:
             yield f"{part}: {name} against {baseline.name}".removeprefix(": "), COMPARISON_COLUMNS, rows
         if part:
             continue
-        for task, of_task in baseline.classifications.items():
-            name = f" of the task {task}" if task else ""
-            yield f"likelihood of labels{name}", ["", *one.scores], _classified(evaluation, task, of_task.labels)
-        if evaluation.findings:
-            cells = [_finding(name, finding) for name, of in evaluation.findings.items() for finding in of]
+        for task in baseline.classifications:
+            of_task = {model.name: model.classifications.get(task) for model in evaluation.models}
+            columns = {name: _classified(labels) for name, labels in of_task.items() if labels}
+            yield score_table("likelihood of labels" + (f" of the task {task}" if task else ""), columns)
+        cells = []
+        for name, finding in ((name, finding) for name, of in evaluation.findings.items() for finding in of):
+            verdict = "not measured" if finding.value is None else "LOOK" if finding.flagged else "fine"
+            value = "-" if finding.value is None else format_number(finding.value)
+            cells.append([name, finding.name, value, f"{finding.threshold:g}", verdict])
+        if cells:
             yield "what may have gone wrong", ["", "", "found", "threshold", ""], cells
 
 
@@ -211,21 +193,9 @@ def comparison_row(name: str, one: Comparison, measure: Measure) -> list[str]:
     return [name, signed(one.difference), interval, verdict]
 
 
-def _finding(model: str, one: Finding) -> list[str]:
-    verdict = "not measured" if one.value is None else "LOOK" if one.flagged else "fine"
-    value = "-" if one.value is None else format_number(one.value)
-    return [model, one.name, value, f"{one.threshold:g}", verdict]
-
-
-def _classified(evaluation: Evaluation, task: str, labels: tuple[str, ...]) -> list[list[str]]:
+def _classified(one: LabelScores) -> dict[str, str]:
     """What has no interval, and how often each label is right."""
-    every = [model.classifications.get(task) for model in evaluation.models]
-    cells = [
-        ["labels", *("-" if one is None else str(len(one.labels)) for one in every)],
-        ["auc", *("-" if one is None or one.auc is None else f"{one.auc:.3f}" for one in every)],
-        ["calibration error", *("-" if one is None else f"{one.ece:.3f}" for one in every)],
-    ]
-    for at, label in enumerate(labels):
-        counts = [None if one is None else (one.confusion[at, at], one.confusion[at].sum()) for one in every]
-        cells.append([f"right of {label}", *("-" if one is None else f"{one[0]:,} of {one[1]:,}" for one in counts)])
-    return cells
+    cells = {"labels": str(len(one.labels)), "auc": "-" if one.auc is None else f"{one.auc:.3f}"}
+    cells["calibration error"] = f"{one.ece:.3f}"
+    counts = zip(one.labels, one.confusion.diagonal(), one.confusion.sum(1), strict=True)
+    return cells | {f"right of {label}": f"{right:,} of {rows:,}" for label, right, rows in counts}

@@ -110,19 +110,17 @@ def _length_notes(spec: EvalModelSpec, rendered: RenderedRows, labels: Mapping[s
             f"data.max_length: {limit} in the recipe, or shorter rows."
         )
     cut = sum(prompt + answer > limit + 1 for prompt in prompts) if answer else 0
-    note = (
-        f"{spec.name}: after {cut:,} of {len(prompts):,} prompts there is no room for {answer:,} tokens: the model has "
-    )
-    return [f"{note}{limit:,} positions ({positions.key}). Answers end there"] if cut else []
+    what = f"after {cut:,} of {len(prompts):,} prompts there is no room for {answer:,} tokens"
+    where = f"the model has {limit:,} positions ({positions.key})"
+    return [f"{spec.name}: {what}: {where}. Answers end there"] if cut else []
 
 
 def _idle_adapters(models: Sequence[ModelResult]) -> list[str]:
     """A note on each adapter that changes nothing: by its weights, or because no loss differs from the base's."""
-    notes = []
-    for spec, nats in ((model.spec, model.outputs.nats) for model in models if model.spec.adapter):
-        bare = next((one for one in models if one.spec.adapter is None and one.spec.base_key == spec.base_key), None)
+    notes, bare = [], {model.spec.base_key: model.outputs.nats for model in models if model.spec.adapter is None}
+    for spec, nats in ((model.spec, model.outputs.nats) for model in models):
         if spec.adapter and is_no_op(spec.adapter):
             notes.append(f"{spec.name}: changes nothing: one half of each of its changes is zero")
-        elif bare and np.array_equal(bare.outputs.nats, nats):
+        elif spec.adapter and np.array_equal(bare.get(spec.base_key, ()), nats):
             notes.append(f"{spec.name}: changes nothing: every row has exactly the loss that it has without it")
     return notes

@@ -50,26 +50,11 @@ class BenchmarkSettings:
     seed: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class BenchmarkResults:
-    """The figures of every model, and the comparison of each other one with the baseline, by figure."""
-
-    model_set: ModelSet
-    settings: BenchmarkSettings
-    baseline: str
-    scores: "dict[str, list[TaskScore]]"
-    comparisons: dict[str, dict[str, Comparison | None]]
-
-
 def run_benchmark(
     model_set: ModelSet, settings: BenchmarkSettings, baseline: str, progress: Progress
-) -> BenchmarkResults:
-    """Every model on every task. `baseline`: the name of the model that the others are compared with.
-
-    Raises:
-        UserError: lm-eval is not installed, or a task cannot be used in this way.
-        LorakitError: a dataset could not be fetched, or lm-eval fails on a task.
-    """
+) -> tuple[dict[str, Any], list[Table]]:
+    """Every model on every task, as a document and as tables. `baseline`: the name of the model that the others are
+    compared with. An error if lm-eval is not installed, or a task cannot be used in this way or fails."""
     loader, tokenizers = ModelLoader(model_set.machine.device), load_tokenizers(model_set, progress)
     scores: dict[str, list[TaskScore]] = {spec.name: [] for spec in model_set.specs}
     for at in loading_order(model_set.specs):
@@ -79,7 +64,33 @@ def run_benchmark(
         scores[spec.name] = run_tasks(loader.model_of(spec), tokenizer, settings, progress, template.variables, label)
     others = {name: of_model for name, of_model in scores.items() if name != baseline}
     compared = {name: compare_tasks(scores[baseline], of_model, settings.seed) for name, of_model in others.items()}
-    return BenchmarkResults(model_set, settings, baseline, scores, compared)
+    machine = model_set.machine
+    document = {
+        **document_heading(FORMAT, machine),
+        "settings": asdict(settings) | {"include": str(settings.include) if settings.include else None},
+        "baseline": baseline,
+        "subjects": {spec.name: describe_model(spec, machine.device) for spec in model_set.specs},
+        "models": {name: [score.to_dict() for score in of_model] for name, of_model in scores.items()},
+        "comparisons": {
+            model: {name: one and one.to_dict() for name, one in of_model.items()}
+            for model, of_model in compared.items()
+        },
+    }
+    return document, _tables(scores, compared, baseline)
+
+
+def _tables(
+    scores: "dict[str, list[TaskScore]]", compared: dict[str, dict[str, Comparison | None]], baseline: str
+) -> list[Table]:
+    """The figures asked for with models as columns, and each model against the baseline."""
+    by_model = {model: {one.name: one for one in of_model if not one.within} for model, of_model in scores.items()}
+    tables = [score_table("benchmarks", by_model)]
+    for model, of_model in compared.items():
+        scored = [(name, of_model.get(name), one.measure) for name, one in by_model[baseline].items()]
+        rows = [comparison_row(name, one, measure) for name, one, measure in scored if one and measure]
+        if rows:
+            tables.append((f"{model} against {baseline}", COMPARISON_COLUMNS, rows))
+    return tables
 
 
 def run_tasks(
@@ -98,8 +109,7 @@ def run_tasks(
         raise UserError("--tasks: this tokenizer has no chat template to put prompts into. Leave --chat-template out.")
     names = list(dict.fromkeys(settings.tasks))
     from lorakit.evaluate.benchmarks.figures import task_scores
-    from lorakit.evaluate.benchmarks.lm_eval_model import LmEvalModel, quiet_lm_eval, run_lm_eval
-    from lorakit.evaluate.benchmarks.task_files import load_tasks
+    from lorakit.evaluate.benchmarks.harness import LmEvalModel, load_tasks, quiet_lm_eval, run_lm_eval
 
     with quiet_lm_eval(progress):
         loaded = load_tasks(names, settings.include, settings.allow_code)
@@ -131,33 +141,3 @@ def compare_tasks(
         if one.measure is not None and other.measure is not None:
             comparisons[one.name] = compare({"": one.measure}, {"": other.measure}, seed)[""]
     return comparisons
-
-
-def benchmark_tables(results: BenchmarkResults) -> list[Table]:
-    """The figures asked for with models as columns, and each model against the baseline."""
-    by_model = {
-        model: {score.name: score for score in scores if not score.within} for model, scores in results.scores.items()
-    }
-    tables = [score_table("benchmarks", by_model)]
-    for model, compared in results.comparisons.items():
-        scored = [(name, compared.get(name), one.measure) for name, one in by_model[results.baseline].items()]
-        rows = [comparison_row(name, one, measure) for name, one, measure in scored if one and measure]
-        if rows:
-            tables.append((f"{model} against {results.baseline}", COMPARISON_COLUMNS, rows))
-    return tables
-
-
-def benchmark_document(results: BenchmarkResults) -> dict[str, Any]:
-    """All figures, those of members of groups too."""
-    settings, machine = results.settings, results.model_set.machine
-    return {
-        **document_heading(FORMAT, machine),
-        "settings": asdict(settings) | {"include": str(settings.include) if settings.include else None},
-        "baseline": results.baseline,
-        "subjects": {spec.name: describe_model(spec, machine.device) for spec in results.model_set.specs},
-        "models": {name: [score.to_dict() for score in scores] for name, scores in results.scores.items()},
-        "comparisons": {
-            model: {name: one and one.to_dict() for name, one in compared.items()}
-            for model, compared in results.comparisons.items()
-        },
-    }

@@ -11,7 +11,6 @@ import numpy as np
 from lorakit.data.dataset import Examples
 from lorakit.data.general_texts import GeneralText, read_general_texts
 from lorakit.errors import UserError
-from lorakit.evaluate.cache import Save
 from lorakit.evaluate.diagnosis.copying import (
     SpanIndex,
     index_spans,
@@ -29,7 +28,7 @@ from lorakit.evaluate.diagnosis.losses import (
     measure_memorization,
 )
 from lorakit.evaluate.diagnosis.style import measure_style
-from lorakit.evaluate.inference import EvalModel, compute_losses
+from lorakit.evaluate.inference import EvalModel, Save, compute_losses
 from lorakit.evaluate.likelihood import trained_tokens
 from lorakit.evaluate.models import EvalModelSpec, ModelSet, have_same_weights
 from lorakit.evaluate.rendering import Row, reference_of

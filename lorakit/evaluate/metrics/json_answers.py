@@ -29,8 +29,11 @@ with warnings.catch_warnings():
     )
 
 
+_NOT_JSON = (ValueError, RecursionError)
+
+
 def _parse(text: str) -> Any:
-    """The JSON value of `text`; raises ValueError or RecursionError. NaN and Infinity are not JSON."""
+    """The JSON value of `text`; raises `_NOT_JSON`. NaN and Infinity are not JSON."""
 
     def refuse(word: str) -> None:
         raise ValueError(word)
@@ -43,19 +46,14 @@ def json_valid(answer: str, reference: str) -> dict[str, float]:
     """The whole answer is one JSON value, with nothing before or after it."""
     try:
         _parse(answer)
-    except (ValueError, RecursionError):
+    except _NOT_JSON:
         return {"": 0.0}
     return {"": 1.0}
 
 
 def _read_schema(settings: Any) -> Any:
-    """The schema itself, read from its file if it is one; ValueError if that cannot be read, or is not JSON."""
-    if not isinstance(settings.schema, str):
-        return settings.schema
-    try:
-        return json.loads(Path(settings.schema).read_bytes())
-    except (OSError, RecursionError) as error:
-        raise ValueError(getattr(error, "strerror", None) or "nested too deeply") from error
+    """The schema itself, read from its file if it is one."""
+    return json.loads(Path(settings.schema).read_bytes()) if isinstance(settings.schema, str) else settings.schema
 
 
 def _schema_mistakes(settings: Any) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
@@ -71,7 +69,7 @@ def _schema_mistakes(settings: Any) -> Iterator[tuple[tuple[str | int, ...], str
             return
         kind = validator_for(schema, default=Draft202012Validator)
         kind.check_schema(schema, format_checker=kind.FORMAT_CHECKER)  # which also reads the patterns in it
-    except ValueError as error:
+    except (OSError, *_NOT_JSON) as error:
         yield ("schema",), f"it cannot be read as JSON: {one_line(str(error), 120)}", "Write a JSON file with a schema."
     except SchemaError as error:
         at = "/".join(map(str, error.absolute_path))
@@ -94,33 +92,36 @@ def json_schema(answers: Sequence[str], references: Sequence[str], settings: Any
     kind: Any = validator_for(schema, default=Draft202012Validator)
     # With this registry: the library's default one fetches a `$ref` from the network.
     validator = kind(schema, registry=jsonschema_specifications.REGISTRY)
-    scores = []
+
+    def fits(answer: str) -> bool:
+        try:
+            return bool(validator.is_valid(_parse(answer)))
+        except _NOT_JSON:
+            return False
+
     try:
-        for answer in answers:
-            try:
-                scores.append({"": float(validator.is_valid(_parse(answer)))})
-            except (ValueError, RecursionError):
-                scores.append({"": 0.0})
+        return [{"": float(fits(answer))} for answer in answers]
     except Unresolvable as error:
         raise UserError(
             f"evaluate.metrics: json-schema: the schema refers to {error.ref!r}, which it does not contain, and "
             "nothing is fetched. Put the definition under $defs in the schema itself."
         ) from error
-    return scores
 
 
 @METRICS.register("json-fields")
 def json_fields(answer: str, reference: str) -> dict[str, float]:
     """Per key of the reference object: the answer is a JSON object with the same value there."""
-    objects = []
-    for text in (answer, reference):
-        try:
-            value = _parse(text)
-        except (ValueError, RecursionError):
-            value = None
-        objects.append(_canonical(value) if isinstance(value, dict) else {})
-    given, expected = objects
+    given, expected = _object(answer), _object(reference)
     return {key: float(key in given and given[key] == value) for key, value in expected.items()}
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The JSON object of a text in its canonical form; empty if it is none."""
+    try:
+        value = _parse(text)
+    except _NOT_JSON:
+        return {}
+    return _canonical(value) if isinstance(value, dict) else {}
 
 
 def _canonical(value: Any) -> Any:

@@ -21,8 +21,8 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-_TOKEN = re.compile(f"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\\W_])+")
-_EDGED = re.compile(f"(?![{_UNSPACED}])[^\\W_]")
+_EDGED = f"(?:(?![{_UNSPACED}])[^\\W_])"
+_TOKEN = re.compile(f"[{_UNSPACED}]|{_EDGED}+")
 
 _MARK = "####"
 # A longer run of digits is no number that anybody computed, and reading it would take quadratic time.
@@ -41,10 +41,8 @@ _MINUSES = str.maketrans("−–﹣－", "----")
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-case runs of letters and digits; of scripts without spaces, each character.
-
-    On ASCII text these are the tokens of rouge-score's own tokenizer, which drops every other letter.
-    """
+    """Lower-case runs of letters and digits; of scripts without spaces, each character. On ASCII text these are the
+    tokens of rouge-score's own tokenizer, which drops every other letter."""
     return _TOKEN.findall(text.lower())
 
 
@@ -88,17 +86,9 @@ def contains(answer: str, reference: str) -> dict[str, float]:
     wanted, text = (" ".join(unicodedata.normalize("NFKC", one).casefold().split()) for one in (reference, answer))
     if not wanted:
         return {}
-    start = text.find(wanted)
-    while start >= 0:
-        end = start + len(wanted)
-        if not _joined(text[start - 1 : start], wanted[0]) and not _joined(wanted[-1], text[end : end + 1]):
-            return {"": 1.0}
-        start = text.find(wanted, start + 1)
-    return {"": 0.0}
-
-
-def _joined(left: str, right: str) -> bool:
-    return bool(_EDGED.match(left) and _EDGED.match(right))
+    before = f"(?<!{_EDGED})" if re.match(_EDGED, wanted[0]) else ""
+    after = f"(?!{_EDGED})" if re.match(_EDGED, wanted[-1]) else ""
+    return {"": float(re.search(before + re.escape(wanted) + after, text) is not None)}
 
 
 class Regex(Section):
@@ -131,10 +121,8 @@ def regex(answer: str, reference: str, settings: Regex) -> dict[str, float]:
 
 def _search(settings: Regex, text: str) -> str | None:
     """The first group that took part in the match, or all of it; None if nothing matches."""
-    if settings.take == "first":
-        match = re.search(settings.pattern, text)
-    else:
-        match = next(iter(deque(re.finditer(settings.pattern, text), maxlen=1)), None)
+    matches = re.finditer(settings.pattern, text)
+    match = next(iter(deque(matches, maxlen=1) if settings.take == "last" else matches), None)
     if match is None:
         return None
     return next((group for group in match.groups() if group is not None), match.group()).strip()

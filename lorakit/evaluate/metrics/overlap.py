@@ -9,8 +9,6 @@ from pydantic import Field
 from lorakit.evaluate.metrics.matching import tokens
 from lorakit.registry import METRICS, Section
 
-_BLEU_ORDERS = 4
-
 
 def _rouge(kind: str, answers: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
     from rouge_score.rouge_scorer import RougeScorer
@@ -48,13 +46,11 @@ texts that are tokenized already."""
 
 def pooled_bleu(sums: Any) -> Any:
     """Corpus BLEU of summed statistics (..., 10): lengths of answer and reference, matches and totals of 1- to 4-grams.
-
-    The smoothing is sacrebleu's `exp`: each order without a match counts as half of the one before.
-    """
+    The smoothing is sacrebleu's `exp`: each order without a match counts as half of the one before."""
     import numpy as np
 
     given, wanted = sums[..., 0], sums[..., 1]
-    matches, totals = sums[..., 2 : 2 + _BLEU_ORDERS], sums[..., 2 + _BLEU_ORDERS :]
+    matches, totals = sums[..., 2:6], sums[..., 6:]
     with np.errstate(divide="ignore", invalid="ignore"):
         halvings = 2.0 ** np.cumsum(matches == 0, axis=-1)
         precisions = 100 * np.where(matches > 0, matches, 1 / halvings) / totals

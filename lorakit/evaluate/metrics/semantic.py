@@ -101,10 +101,9 @@ def _takes_first(folder: Path) -> bool:
     modules, pooling = folder / "modules.json", folder / "1_Pooling" / "config.json"
     if not modules.is_file():
         return False
-    kinds = [module["type"].rpartition(".")[2] for module in json.loads(modules.read_text(encoding="utf-8"))]
-    settings = json.loads(pooling.read_text(encoding="utf-8")) if pooling.is_file() else {}
-    prefix = "pooling_mode_"
-    modes = [key.removeprefix(prefix) for key, is_on in settings.items() if key.startswith(prefix) and is_on]
+    kinds = [module["type"].rpartition(".")[2] for module in json.loads(modules.read_bytes())]
+    settings = json.loads(pooling.read_bytes()) if pooling.is_file() else {}
+    modes = [key.removeprefix("pooling_mode_") for key, is_on in settings.items() if is_on and "_mode_" in key]
     if not set(kinds) <= {"Transformer", "Pooling", "Normalize"} or modes not in (["mean_tokens"], ["cls_token"]):
         raise UserError(
             f"{_WHERE}: {folder} pools by {', '.join(modes) or 'nothing'} in {', '.join(kinds)}, and only the "

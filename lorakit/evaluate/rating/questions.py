@@ -89,7 +89,7 @@ def _parse_question(record: Mapping[str, Any], number: str) -> Question:
         record = {**record, answers[0]: _NO_ANSWER}
     conversation = parse_record(format_name, None, record)
     assert isinstance(conversation, Conversation)
-    if conversation.tools:
+    if conversation.tools or any(message.get("tool_calls") for message in conversation.messages):
         raise RowError("the row has tools, which raters would not see")
     messages, reference = conversation.messages, None
     if messages[-1]["role"] == "assistant":

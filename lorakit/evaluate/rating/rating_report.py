@@ -31,11 +31,12 @@ def report_ratings(ratings: Ratings, seed: int = 0) -> dict[str, Any]:
     of equal models one comes out as better or worse.
     """
     models, criteria = list(enumerate(ratings.models)), list(enumerate(ratings.criteria))
+    rated = ~np.isnan(ratings.scores)
     return {
         "sheet": ratings.sheet,
         "name": ratings.name,
         "raters": ratings.raters,
-        "ratings": int((~np.isnan(ratings.scores)).sum()),
+        "ratings": int(rated.sum()),
         "unsure": ratings.unsure,
         "open": ratings.open,
         "means": [
@@ -50,7 +51,13 @@ def report_ratings(ratings: Ratings, seed: int = 0) -> dict[str, Any]:
             for scale, criterion in criteria
         ],
         "agreement": [
-            {"criterion": criterion, **_agreement(ratings.scores[:, :, scale])} for scale, criterion in criteria
+            {
+                "criterion": criterion,
+                "alpha": krippendorff_alpha(ratings.scores[:, :, scale]),
+                "equal": equal_share(ratings.scores[:, :, scale]),
+                "shared": int((rated[:, :, scale].sum(axis=0) > 1).sum()),
+            }
+            for scale, criterion in criteria
         ],
         "comments": ratings.comments,
         "notes": ratings.notes,
@@ -142,12 +149,6 @@ def _share_interval(share: float, questions: int) -> Bounds:
         return _NONE
     interval = wilson(share * questions, questions)
     return (interval.low, interval.high)
-
-
-def _agreement(scores: np.ndarray) -> dict[str, Any]:
-    """Between raters (raters, shown answers): alpha, the share of equal ratings, answers that two or more rated."""
-    shared = int(((~np.isnan(scores)).sum(axis=0) > 1).sum())
-    return {"alpha": krippendorff_alpha(scores), "equal": equal_share(scores), "shared": shared}
 
 
 def krippendorff_alpha(ratings: np.ndarray) -> float:

@@ -3,13 +3,12 @@
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import AwareDatetime, BeforeValidator, Field, ValidationError
 
 from lorakit.data.readers import reading
 from lorakit.errors import UserError
@@ -47,15 +46,8 @@ class _RatingFile(Section):
     rater: str = Field(min_length=1)
     token: str = Field(min_length=1)
     started: str
-    exported: str
+    exported: Annotated[AwareDatetime, Field(strict=False)]
     ratings: list[_AnswerRating]
-
-    @field_validator("exported")
-    @classmethod
-    def _is_a_time(cls, value: str) -> str:
-        if datetime.fromisoformat(value).tzinfo is None:
-            raise ValueError("it has no time zone")
-        return value
 
     @property
     def rater_name(self) -> str:
@@ -172,7 +164,7 @@ def _latest_files(files: Sequence[tuple[Path, _RatingFile]]) -> tuple[list[tuple
     latest: dict[str, tuple[Path, _RatingFile]] = {}
     first_of_token: dict[str, tuple[Path, str]] = {}
     notes = []
-    for path, file in sorted(files, key=lambda item: datetime.fromisoformat(item[1].exported)):
+    for path, file in sorted(files, key=lambda item: item[1].exported):
         rater, shown = file.rater_name, one_line(file.rater_name)
         first_path, first_name = first_of_token.setdefault(file.token, (path, rater))
         if first_name.casefold() != rater.casefold():

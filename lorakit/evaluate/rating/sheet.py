@@ -75,19 +75,22 @@ def write_sheet(
         UserError: there is nothing to compare, the folder is not a sheet, or it holds another sheet and `overwrite` is
             False.
     """
-    if len({_replace_surrogates(question.id) for question in questions}) < len(questions):
+    if len({question.id for question in questions}) < len(questions):
         raise UserError("two questions of the rating sheet have one id: ratings could not be told apart.")
     if not 2 <= len(answers) <= len(LETTERS):
         raise UserError(f"a rating sheet compares the answers of 2 to {len(LETTERS)} models, not of {len(answers)}.")
-    name, shown, credited = _replace_surrogates(name), [], []
+    name = name.encode("utf-8", "replace").decode("utf-8")  # without half a surrogate pair, which UTF-8 cannot hold
+    shown, credited = list[dict[str, Any]](), []
     for number, question in enumerate(questions):
         authors: dict[str, list[str]] = {}
         for model, of_model in answers.items():
             authors.setdefault(of_model[number].strip(), []).append(model)
         hashes = {text: hashlib.sha256(json.dumps([seed, question.id, text]).encode()).digest() for text in authors}
         order = sorted(authors, key=lambda text: hashes[text])
-        shown.append(_shown_question(question, order))
-        credited.append({"id": shown[-1]["id"], "answers": [authors[text] for text in order]})
+        messages = [{"role": message["role"], "text": message["content"]} for message in question.messages]
+        texts = {"messages": messages, "reference": question.reference, "answers": order}
+        shown.append({"id": question.id, **texts})
+        credited.append({"id": question.id, "answers": [authors[text] for text in order]})
     criteria = [{"name": key, "asks": asks, "low": low, "high": high} for key, (asks, low, high) in CRITERIA.items()]
     content = {"version": VERSION, "name": name, "criteria": criteria, "questions": shown}
     sheet_id = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -123,21 +126,6 @@ def _render_page(content: Mapping[str, Any]) -> str:
         script=script,
         data=data,
     )
-
-
-def _shown_question(question: Question, answers: list[str]) -> dict[str, Any]:
-    messages = []
-    for message in question.messages:
-        calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or []]
-        texts = [message["content"], *calls] if message["content"] else calls
-        messages.append({"role": message["role"], "text": "\n".join(texts)})
-    shown = {"id": _replace_surrogates(question.id), "messages": messages}
-    return shown | {"reference": question.reference, "answers": answers}
-
-
-def _replace_surrogates(text: str) -> str:
-    """Half of a surrogate pair is not a character, and UTF-8 cannot hold it."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _refuse_to_replace(folder: Path, sheet_id: str, overwrite: bool) -> None:

@@ -1,0 +1,295 @@
+"""lm-eval itself: its tasks by name, and its run on a model in memory, without its bars, its logging and its prints.
+
+Imports lm-eval (the extra `tasks`): import this module only where a benchmark is run.
+"""
+
+import copy
+import logging
+import os
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import datasets
+import evaluate as metric_scripts
+import huggingface_hub
+import lm_eval.api.model
+import lm_eval.api.task
+import lm_eval.models.huggingface
+import numpy as np
+import torch
+import yaml
+from lm_eval.api.registry import metric_registry
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from lorakit.errors import LorakitError, UserError
+from lorakit.progress import Bar, Progress
+from lorakit.recipe.did_you_mean import nearest
+
+# What load_dataset reads from files on this machine; any other dataset_path is a folder, or a dataset of the hub.
+_FILE_FORMATS = ("json", "csv", "parquet", "arrow", "text", "xml", "pandas")
+_LISTED = 20
+# lm-eval's own defaults, so that the drawn examples are those of its command line.
+_SEED_PYTHON, _SEED = 0, 1234
+_BATCH_SIZE = 8
+_CODE_CONSENT = "HF_ALLOW_CODE_EVAL"
+_MODULES_WITH_BARS = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
+# Every model in memory, and every run without a chat template, is warned of these.
+_USELESS_WARNINGS = ("`pretrained` model kwarg is not of type", "Passed an already-initialized model")
+
+
+def load_tasks(names: Sequence[str], include: Path | None, allow_code: bool) -> dict[str, Any]:
+    """The tasks and groups of these names with their data, as lm-eval's `evaluate` takes them. An error if there is no
+    such task, its file or data cannot be read, or it runs code without `allow_code`."""
+    manager = _open_manager(names, include)
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    for name in names:
+        configs = list(_configs(manager.task_index, name))
+        if not allow_code:
+            for config in configs:
+                _refuse_code(name, config)
+        try:
+            of_name = manager.load([name])
+        except Exception as error:  # whatever a task file makes lm-eval, datasets or the file's own Python raise
+            raise _loading_error(name, configs, error) from error
+        for part, of_all in loaded.items():
+            of_all.update(of_name.get(part, {}))
+    return loaded
+
+
+def _open_manager(names: Sequence[str], include: Path | None) -> Any:
+    """lm-eval's index: of the folder alone, where all names are single tasks there, or else of everything: its own
+    14,000 tasks take many seconds to list."""
+    own: list[str] = []
+    if include is not None:
+        _check_files(include)
+        manager = TaskManager(include_path=str(include), include_defaults=False)
+        if all(name in manager.all_subtasks for name in names):
+            return manager
+        own = list(manager.all_tasks)
+    manager = TaskManager(include_path=None if include is None else str(include))
+    for name in (name for name in names if name not in manager.task_index):
+        near = nearest(name, own) or nearest(name, manager.all_tasks)
+        hint = f"; did you mean {near!r}?" if near else "."
+        listed = ", ".join(own[:_LISTED]) + (", ..." if len(own) > _LISTED else "")
+        where = f"{include} has: {listed or 'no task'}." if include else "--tasks-path FOLDER adds tasks of your own."
+        raise UserError(f"--tasks: {name!r} is not a task{hint} {where}")
+    return manager
+
+
+def _check_files(include: Path) -> None:
+    """lm-eval silently skips the files that it cannot read; here they are errors."""
+    files = sorted(include.rglob("*.yaml"))
+    if not files:
+        reason = "holds no task files: they end in .yaml" if include.is_dir() else "is not a folder of task files"
+        raise UserError(f"--tasks-path: {include} {reason}.")
+    for file in files:
+        try:
+            config = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
+            raise UserError(f"{where}: this task file cannot be read: {getattr(error, 'problem', error)}.") from error
+        if not isinstance(config, dict):
+            raise UserError(f"{file}: a task file is a mapping of settings, such as `task: NAME`, and this is not.")
+        includes = config.get("include", [])
+        for other in includes if isinstance(includes, list) else [includes]:
+            if not (file.parent / str(other)).is_file():
+                raise UserError(f"{file}: include: there is no file {other} in {file.parent}.")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `!function module.name` as its text."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: str(node.value))
+
+
+def _configs(index: Mapping[str, Any], member: Any) -> Iterator[dict[str, Any]]:
+    """The settings of every single task that a name, or a member of a group, stands for."""
+    if isinstance(member, str):
+        if member not in index:
+            raise UserError(f"--tasks: a group names the task {member!r}, which does not exist.")
+        entry = index[member]
+        for tagged in sorted(entry.tags) if entry.kind.name == "TAG" else []:
+            yield from _configs(index, tagged)
+        if entry.kind.name == "GROUP":
+            yield from _configs(index, entry.cfg)
+        elif entry.kind.name != "TAG":
+            yield entry.cfg or {}
+    elif isinstance(member.get("task"), list):
+        for inner in member["task"]:
+            yield from _configs(index, inner)
+    elif member.get("task", member.get("group")) in index:
+        for config in _configs(index, member.get("task", member.get("group"))):
+            yield config | member
+    else:
+        yield member
+
+
+def _refuse_code(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse what runs code that nobody on this machine wrote. Loading such a task is enough to run some."""
+    if config.get("unsafe_code"):
+        raise UserError(
+            f"--tasks: {name} runs the Python that the model writes, on this machine and with your rights. Where that "
+            "is acceptable, such as in a container without network, add --allow-code."
+        )
+    for metric in config.get("metric_list") or []:
+        word = str(metric.get("metric"))
+        of_a_file = "/" in word or config.get("process_results")  # lm-eval writes a !function as a path
+        if of_a_file or (word in metric_registry and not metric.get("hf_evaluate")):
+            continue
+        meant = nearest(word, metric_registry.keys())
+        raise UserError(
+            f"--tasks: {name}: lm-eval has no metric {word!r}"
+            + (f"; did you mean {meant!r}? Otherwise it" if meant else ". It")
+            + " fetches a script of this name from the hub and runs it: where that is meant, add --allow-code."
+        )
+
+
+def _loading_error(name: str, configs: Sequence[Mapping[str, Any]], error: Exception) -> LorakitError:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    of_tasks = {(str(config.get("dataset_path") or ""), config.get("dataset_name")) for config in configs}
+    remote = sorted(
+        f"{path} ({part})" if part else path
+        for path, part in of_tasks
+        if path and path not in _FILE_FORMATS and not Path(path).exists()
+    )
+    # A hub that cannot be reached, and a dataset that is not there, are OSErrors in datasets and in huggingface_hub.
+    if remote and (isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "httpcore"))):
+        return LorakitError(
+            f"--tasks: {name}: could not fetch its data from the hub: {', '.join(remote[:_LISTED])}. It needs "
+            "a network, once; without one, write a task on a local file (dataset_path: json) and name its folder with "
+            f"--tasks-path. ({reason})"
+        )
+    return UserError(
+        f"--tasks: {name}: lm-eval cannot make a task of its file: {reason}. Paths in dataset_kwargs are relative to "
+        "the folder in which lorakit is run."
+    )
+
+
+class LmEvalModel(HFLM):
+    """lm-eval's model around one in memory, whose requests lorakit's progress counts."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, variables: Mapping[str, Any] | None, label: str, progress: Progress
+    ) -> None:
+        # lm-eval ties the weights again of a model that it is given, which breaks a head trained beside an adapter.
+        model.tie_weights = lambda: None
+        try:
+            super().__init__(
+                pretrained=model,
+                tokenizer=copy.deepcopy(tokenizer),  # lm-eval gives one without a padding token such a token
+                batch_size=_BATCH_SIZE,
+                softmax_dtype="float32",
+                chat_template_args=dict(variables or {}),
+            )
+        finally:
+            del model.tie_weights
+        self._label, self._progress = label, progress
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """The log-probability of each continuation, and whether it is the most likely one."""
+        with self._count("likelihoods", requests):
+            return super().loglikelihood(requests)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """The log-probability of each whole text."""
+        with self._count("texts", requests):
+            return super().loglikelihood_rolling(requests)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """The answer to each prompt."""
+        with self._count("answers", requests):
+            return super().generate_until(requests)
+
+    @contextmanager
+    def _count(self, what: str, requests: list[Any]) -> Iterator[None]:
+        with self._progress.bar(f"{self._label}: {what}", total=len(requests)) as bar:
+            self.set_cache_hook(_Counter(bar))
+            yield
+
+
+class _Counter:
+    """Counts the answers that lm-eval hands to its cache."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+
+    def add_partial(self, kind: str, request: Any, answer: Any) -> None:
+        self._bar.advance()
+
+
+def run_lm_eval(lm_eval_model: LmEvalModel, loaded: Any, limit: int | None, chat: bool, allow_code: bool) -> Any:
+    """lm-eval's results, with every sample, on the tasks that its TaskManager loaded. By `evaluate` and not
+    `simple_evaluate`, which asks git, pip and the hub about this machine and this model."""
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=_SEED)
+    random.seed(_SEED_PYTHON)
+    np.random.seed(_SEED)
+    torch.manual_seed(_SEED)
+    os.environ[_CODE_CONSENT] = "1" if allow_code else "0"  # asked for by the library that runs generated code
+    try:
+        return evaluate(
+            lm=lm_eval_model,
+            task_dict=loaded,
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=chat,
+            confirm_run_unsafe_code=allow_code,
+        )
+    finally:
+        del os.environ[_CODE_CONSENT]
+
+
+@contextmanager
+def quiet_lm_eval(progress: Progress) -> Iterator[None]:
+    """Bars off, lm-eval's prints to standard error, and its warnings, one of a kind, to the user. Telemetry is off too:
+    datasets reports each data set that is read, a local file too, unless it is offline."""
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = metric_scripts.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+    datasets.disable_progress_bars()
+    bars = [(module, module.tqdm) for module in _MODULES_WITH_BARS]
+    logger, handler = logging.getLogger("lm_eval"), _WarningHandler(progress)
+    level, propagate = logger.level, logger.propagate
+    try:
+        for module, tqdm in bars:
+            module.tqdm = _without_bar(tqdm)
+        logger.addHandler(handler)
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = level, propagate
+        for module, tqdm in bars:
+            module.tqdm = tqdm
+
+
+def _without_bar(tqdm: Any) -> Any:
+    return lambda *given, **options: tqdm(*given, **{**options, "disable": True})
+
+
+class _WarningHandler(logging.Handler):
+    """Passes on the first warning from each place in lm-eval: most of them come once a row."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+        self._seen: set[tuple[str, int]] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text, place = record.getMessage(), (record.pathname, record.lineno)
+        if place not in self._seen and not text.startswith(_USELESS_WARNINGS):
+            self._seen.add(place)
+            self._progress.warn(f"lm-eval: {' '.join(text.split())[:300]}")
