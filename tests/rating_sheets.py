@@ -3,7 +3,7 @@
 import json
 from html.parser import HTMLParser
 
-from lorakit.evaluate.rating.questions import Question
+from lorakit.evaluate.rating.sheet import Question
 
 EXPORTED = "2026-01-02T03:04:05.000Z"
 

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from lorakit.evaluate.intervals import bonett_price, compare, intervals, wilson
-from lorakit.evaluate.metric import Measure, loss, mean, perplexity, row_scores
-from lorakit.evaluate.metrics.overlap import pooled_bleu
+from lorakit.evaluate.metric import (
+    Measure,
+    bonett_price,
+    compare,
+    intervals,
+    loss,
+    mean,
+    perplexity,
+    row_scores,
+    wilson,
+)
+from lorakit.evaluate.metrics.similarity import pooled_bleu
 
 DATASETS = 1000
 

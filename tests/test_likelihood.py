@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.classification import expected_calibration_error, score_labels
-from lorakit.evaluate.intervals import intervals
 from lorakit.evaluate.likelihood import _paths, label_loglikelihoods
+from lorakit.evaluate.metric import intervals
 from lorakit.progress import Silent
 
 # One token; several; one a beginning of another; one twice; two that part ways in the middle.

@@ -13,8 +13,7 @@ from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.metric import row_scores
 from lorakit.evaluate.metrics.json_answers import JsonSchema
 from lorakit.evaluate.metrics.matching import Regex, final_number, tokens
-from lorakit.evaluate.metrics.overlap import Bleu, Chrf
-from lorakit.evaluate.metrics.semantic import Semantic
+from lorakit.evaluate.metrics.similarity import Bleu, Chrf, Semantic
 from lorakit.recipe.choice_field import MetricSettings
 from lorakit.recipe.load import load
 from lorakit.recipe.to_yaml import to_yaml

@@ -108,7 +108,7 @@ def test_no_library_may_ask_at_the_terminal(folder, monkeypatch):
 
 
 def test_code_of_an_embedding_model_is_refused_too(folder):
-    from lorakit.evaluate.metrics.semantic import embeddings
+    from lorakit.evaluate.metrics.similarity import embeddings
 
     name_code(folder, "config.json", {"auto_map": {"AutoModel": "own.Model"}})
     with pytest.raises(UserError, match=r"semantic-similarity: .*own\.Model"):
@@ -116,7 +116,7 @@ def test_code_of_an_embedding_model_is_refused_too(folder):
 
 
 def test_weights_of_an_embedding_model_lie_in_its_folder(folder):
-    from lorakit.evaluate.metrics.semantic import embeddings
+    from lorakit.evaluate.metrics.similarity import embeddings
 
     index = {"metadata": {}, "weight_map": {"model.norm.weight": "../far.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

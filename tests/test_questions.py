@@ -6,7 +6,7 @@ import re
 import pytest
 
 from lorakit.errors import UserError
-from lorakit.evaluate.rating.questions import Question, read_questions
+from lorakit.evaluate.rating.sheet import Question, read_questions
 
 
 def test_each_line_of_a_text_file_is_a_question(tmp_path):

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from lorakit.evaluate import inference as cache
 from lorakit.evaluate.inference import ModelLoader
 from lorakit.evaluate.models import resolve_models
-from lorakit.evaluate.rating.questions import answer_questions, read_questions
+from lorakit.evaluate.rating.sheet import answer_questions, read_questions
 from lorakit.evaluate.run import default_settings
 from lorakit.model.adapters import InitContext
 from lorakit.model.adapters.plain_lora import save_adapter

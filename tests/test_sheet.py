@@ -7,8 +7,7 @@ import pytest
 from rating_sheets import answered, asked, data_of
 
 from lorakit.errors import UserError
-from lorakit.evaluate.rating.questions import Question
-from lorakit.evaluate.rating.sheet import write_sheet
+from lorakit.evaluate.rating.sheet import Question, write_sheet
 
 NASTY = (
     '<script>alert("x")</script><img src=x onerror=alert(1)>',

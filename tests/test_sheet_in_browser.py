@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.evaluate.rating.questions import Question
 from lorakit.evaluate.rating.rating_report import report_ratings
 from lorakit.evaluate.rating.ratings import read_ratings
-from lorakit.evaluate.rating.sheet import write_sheet
+from lorakit.evaluate.rating.sheet import Question, write_sheet
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 

@@ -9,7 +9,7 @@ from data_families import Family, chat
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.conversations import Conversation
 from lorakit.errors import UserError
-from lorakit.evaluate.rating.questions import Question, prompt_tokens
+from lorakit.evaluate.rating.sheet import Question, prompt_tokens
 
 TONED = "{% set tone = tone if tone is defined else 'plain' %}{{ 'tone ' ~ tone ~ '\n' }}" + CHATML
 

@@ -34,12 +34,11 @@ def sheet(
     reads these files with the key that stays with you.
     """
     from lorakit import console
-    from lorakit.evaluate.rating.questions import read_questions
+    from lorakit.evaluate.rating.sheet import read_questions
 
     progress = console.Terminal(quiet)
     with open_models(models, quantizations, progress) as model_set:
-        from lorakit.evaluate.rating.questions import answer_questions
-        from lorakit.evaluate.rating.sheet import write_sheet
+        from lorakit.evaluate.rating.sheet import answer_questions, write_sheet
         from lorakit.evaluate.run import default_settings
 
         recipe = default_settings(model_set.prepared)

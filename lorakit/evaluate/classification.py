@@ -32,11 +32,9 @@ class Labels:
 
 
 def labels_of(rendered: RenderedRows, train: Examples | None = None) -> dict[str, Labels]:
-    """The labels of each task, by its tag ("" if it has none): all answers that its rows have.
-
-    `train`: training rows, whose answers are labels too. A label's tokens end before the stop token, as lm-eval's do.
-    If the tokens of one label begin another's, all include it: the shorter one could not be told from its beginning.
-    """
+    """The labels of each task, by its tag ("" if it has none): all answers that its rows have. `train`: training rows,
+    whose answers are labels too. A label's tokens end before the stop token, as lm-eval's do. If the tokens of one
+    label begin another's, all include it: the shorter one could not be told from its beginning."""
     rows_of_task: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rendered.rows):
         source = rendered.sources[row["source"]]

@@ -93,10 +93,8 @@ def label_loglikelihoods(
     note: str = "labels",
 ) -> np.ndarray:
     """The log-probability of each label after each prompt (prompts, labels), in nats, summed over the label's tokens.
-
     Labels of one token are all read off one row per prompt. With longer ones a batch has the rows of one prompt, whose
-    common beginning is computed once (lorakit.model.shared_prefix).
-    """
+    common beginning is computed once (lorakit.model.shared_prefix)."""
     if not labels or not all(labels) or not all(prompts):
         raise UserError("classification: a label or a prompt has no tokens. Write labels and prompts with some text.")
     causal = causal_of(model)
@@ -183,11 +181,9 @@ def in_batches(
     tokens: int,
     work: Callable[[list[Item]], list[Item]],
 ) -> None:
-    """Call `work` on batches of items of similar size, the largest first. It returns the items that need more.
-
-    A batch has at most `rows` items and `tokens` tokens (its items times the largest size), but at least one item.
-    Where memory runs out, batches from then on are half as large; an error where not even one item fits.
-    """
+    """Call `work` on batches of items of similar size, the largest first. It returns the items that need more. A batch
+    has at most `rows` items and `tokens` tokens (its items times the largest size), but at least one item. Where memory
+    runs out, batches from then on are half as large; an error where not even one item fits."""
     waiting = sorted(items, key=size)
     while waiting:
         most = max(1, min(rows, tokens // max(size(waiting[-1]), 1)))

@@ -29,11 +29,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class RenderedRows:
-    """Rows as one tokenizer renders them.
-
-    A row has input_ids, labels, `answer` (the token index at which its last answer begins, -1 in a text without one),
-    `where` and `source` (its number among `sources`). Answers are generated only for rows that have one.
-    """
+    """Rows as one tokenizer renders them. A row has input_ids, labels, `answer` (the token index at which its last
+    answer begins, -1 in a text without one), `where` and `source` (its number among `sources`). Answers are generated
+    only for rows that have one."""
 
     tokenizer: Any
     stop_ids: tuple[int, ...]
@@ -164,11 +162,9 @@ def _align(several: Sequence[RenderedRows]) -> list[RenderedRows]:
 
 
 def prompt_template(spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet) -> ChatTemplate:
-    """The template that writes prompts for a model.
-
-    Models without a run get the system prompt and the variables of the first run, so that all get the same prompt. If
-    none of a run's rows has a thought, and they are trained after a prompt that opens none, its model gets that prompt.
-    """
+    """The template that writes prompts for a model. Models without a run get the system prompt and the variables of the
+    first run, so that all get the same prompt. If none of a run's rows has a thought, and they are trained after a
+    prompt that opens none, its model gets that prompt."""
     prepared = spec.prepared or model_set.prepared
     template = replace(
         _row_template(tokenizer, spec.prepared, model_set.prepared),

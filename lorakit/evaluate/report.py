@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import count
@@ -14,8 +14,7 @@ from lorakit.atomic_io import claim_name, write_atomic
 from lorakit.errors import LorakitError
 from lorakit.evaluate.classification import LabelScores
 from lorakit.evaluate.diagnosis.finding import format_number
-from lorakit.evaluate.intervals import Comparison
-from lorakit.evaluate.metric import Measure, loss
+from lorakit.evaluate.metric import Comparison, Measure, loss
 from lorakit.evaluate.models import EvalModelSpec
 from lorakit.evaluate.results import Evaluation, Score
 from lorakit.hardware.machine import Machine
@@ -27,7 +26,6 @@ FORMAT = 2
 """The version of the document. It grows when a field is removed or changes its meaning."""
 Table = tuple[str, list[str], list[list[str]]]
 """Title, columns and rows."""
-COMPARISON_COLUMNS = ["", "difference", "95 % interval", "verdict"]
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
@@ -147,8 +145,8 @@ def tables(evaluation: Evaluation, title: str) -> Iterator[Table]:
     for part, one in evaluation.parts.items():
         yield score_table(part or f"{title}: {evaluation.rows_used}", one.scores)
         for name, compared in one.comparisons.items():
-            rows = [comparison_row(key, each, one.scores[name][key].measure) for key, each in compared.items()]
-            yield f"{part}: {name} against {baseline.name}".removeprefix(": "), COMPARISON_COLUMNS, rows
+            rows = [(key, each, one.scores[name][key].measure) for key, each in compared.items()]
+            yield comparison_table(f"{part}: {name} against {baseline.name}".removeprefix(": "), rows)
         if part:
             continue
         for task in baseline.classifications:
@@ -171,10 +169,13 @@ def score_table(title: str, by_model: Mapping[str, Mapping[str, object]]) -> Tab
     return title, ["", *by_model], cells
 
 
-def comparison_row(name: str, one: Comparison, measure: Measure) -> list[str]:
-    """A comparison as a table shows it: difference and interval with their signs, of shares in percentage points, and
-    the verdict, or about how many rows would give one."""
+def comparison_table(title: str, rows: Sequence[tuple[str, Comparison, Measure]]) -> Table:
+    """Comparisons and the measures that they are of, by name: difference and interval with their signs, of shares in
+    percentage points, and the verdict, or about how many rows would give one."""
+    return title, ["", "difference", "95 % interval", "verdict"], [_comparison_row(*row) for row in rows]
 
+
+def _comparison_row(name: str, one: Comparison, measure: Measure) -> list[str]:
     def signed(value: float) -> str:
         if math.isnan(value):
             return "-"

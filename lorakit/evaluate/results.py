@@ -11,9 +11,19 @@ from lorakit.evaluate.classification import Labels, LabelScores, score_labels
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.generate import decode_answer
 from lorakit.evaluate.inference import ModelOutputs
-from lorakit.evaluate.intervals import Comparison, Interval, compare, count_rows, interval_to_dict, intervals
 from lorakit.evaluate.likelihood import trained_tokens
-from lorakit.evaluate.metric import Measure, loss, perplexity, row_scores
+from lorakit.evaluate.metric import (
+    Comparison,
+    Interval,
+    Measure,
+    compare,
+    count_rows,
+    interval_to_dict,
+    intervals,
+    loss,
+    perplexity,
+    row_scores,
+)
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.rendering import RenderedRows
 

@@ -16,8 +16,7 @@ from lorakit.data.cleaning.row_stats import RowStats, compute_row_stats
 from lorakit.data.conversations import Conversation, RowContent, Text
 from lorakit.data.filter_and_split import find_leaks
 from lorakit.evaluate.diagnosis.finding import Finding
-from lorakit.evaluate.intervals import compare, wilson
-from lorakit.evaluate.metric import mean
+from lorakit.evaluate.metric import compare, mean, wilson
 from lorakit.evaluate.rendering import Row, reference_of
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
@@ -61,11 +60,8 @@ LEAK = Finding(
 
 @dataclass(frozen=True, eq=False)
 class SpanIndex:
-    """Every run of words that some, but not many, of the training answers have.
-
-    `hashes` uint64 [n], sorted; `answer` int32 [n]: the first training answer that has it; `answers`: how many there
-    are.
-    """
+    """Every run of words that some, but not many, of the training answers have. `hashes` uint64 [n], sorted; `answer`
+    int32 [n]: the first training answer that has it; `answers`: how many there are."""
 
     hashes: np.ndarray
     answer: np.ndarray
@@ -192,11 +188,9 @@ def _hash_runs(words: Sequence[str], known: dict[str, int], width: int | None = 
 
 
 def measure_leak(train: RowStats, held_out: RowStats) -> Finding:
-    """Which evaluation rows are training rows.
-
-    Near-duplicates (where both have signatures), and rows whose prompt alone was trained on with another answer, are in
-    the details only: in data of one form, rows that resemble each other may be different rows.
-    """
+    """Which evaluation rows are training rows. Near-duplicates (where both have signatures), and rows whose prompt
+    alone was trained on with another answer, are in the details only: in data of one form, rows that resemble each
+    other may be different rows."""
     rows = len(held_out.content)
     if not rows:
         return LEAK.unmeasured("there are no rows")

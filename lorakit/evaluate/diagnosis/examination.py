@@ -117,11 +117,9 @@ def _training_examples(prepared: Prepared | None) -> Examples | None:
 def diagnose_models(
     evaluation: Evaluation, examination: Examination | None, file: Path | None, progress: Progress
 ) -> dict[str, list[Finding]]:
-    """The findings about each model but the base, by its name; a leak is about the rows, under the name `data`.
-
-    Without an examination they are those of the models' answers and held-out losses. `file`: where the rows come from,
-    if not from the run.
-    """
+    """The findings about each model but the base, by its name; a leak is about the rows, under the name `data`. Without
+    an examination they are those of the models' answers and held-out losses. `file`: where the rows come from, if not
+    from the run."""
     base = next((model for model in evaluation.models if model.spec.kind == "base"), None)
     findings, indexes = _drift_findings(evaluation, base), dict[int, SpanIndex | None]()
     for model in evaluation.models:

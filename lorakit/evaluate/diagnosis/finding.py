@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 from lorakit.amounts import percent
-from lorakit.evaluate.intervals import Comparison, Interval
+from lorakit.evaluate.metric import Comparison, Interval
 from lorakit.recipe.problem import one_line
 
 

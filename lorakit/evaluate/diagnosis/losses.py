@@ -8,9 +8,8 @@ from scipy.linalg import block_diag
 
 from lorakit.data.general_texts import encode_text
 from lorakit.evaluate.diagnosis.finding import Finding
-from lorakit.evaluate.intervals import Interval, compare, intervals
 from lorakit.evaluate.likelihood import row_losses, trained_tokens
-from lorakit.evaluate.metric import Measure, loss, ratio
+from lorakit.evaluate.metric import Interval, Measure, compare, intervals, loss, ratio
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.progress import Progress
 
@@ -48,11 +47,9 @@ MEMORIZATION = Finding(
 def compute_text_losses(
     model: Any, tokenizer: Any, texts: Sequence[str], progress: Progress, note: str = "general texts"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The summed cross-entropy of each text (texts,) in nats, and its predicted tokens (texts,).
-
-    Texts have no chat template, only the special tokens that the tokenizer sets in front of a document, and at most
-    1,024 tokens each. A text of a single token predicts nothing: 0 of both.
-    """
+    """The summed cross-entropy of each text (texts,) in nats, and its predicted tokens (texts,). Texts have no chat
+    template, only the special tokens that the tokenizer sets in front of a document, and at most 1,024 tokens each. A
+    text of a single token predicts nothing: 0 of both."""
     encoded = [encode_text(tokenizer, text, model.config) for text in texts]
     rows = [{"input_ids": ids, "labels": ids} for ids in encoded if len(ids) > 1]
     predicts = np.array([len(ids) > 1 for ids in encoded], bool)
@@ -65,11 +62,9 @@ def compute_text_losses(
 def measure_forgetting(
     base_nats: np.ndarray, tuned_nats: np.ndarray, tokens: np.ndarray, registers: Sequence[str], seed: int = 0
 ) -> Finding:
-    """How much worse the trained model predicts general texts than its base.
-
-    `base_nats`, `tuned_nats`, `tokens` (texts,): of `compute_text_losses`; `registers`: of `GeneralText`. The details
-    have the difference of each register, with an interval where there are six texts of it.
-    """
+    """How much worse the trained model predicts general texts than its base. `base_nats`, `tuned_nats`, `tokens`
+    (texts,): of `compute_text_losses`; `registers`: of `GeneralText`. The details have the difference of each register,
+    with an interval where there are six texts of it."""
     of_text = np.array(registers, dtype=object)
     masks = {"": np.ones(len(of_text))}
     masks |= {name: (of_text == name).astype(float) for name in dict.fromkeys(registers) if name}
@@ -90,11 +85,9 @@ def measure_forgetting(
 def measure_drift(
     nats: Mapping[str, np.ndarray], tokens: np.ndarray, base_nats: np.ndarray | None = None, seed: int = 0
 ) -> dict[str, Finding]:
-    """A finding for each quantization of the base under the same adapter, against the full base.
-
-    `nats`: by quantization (none and other words of model.quantization), each row's summed nats (rows,). `base_nats`:
-    those of the full base without the adapter, for the share of the adapter's gain that is lost.
-    """
+    """A finding for each quantization of the base under the same adapter, against the full base. `nats`: by
+    quantization (none and other words of model.quantization), each row's summed nats (rows,). `base_nats`: those of the
+    full base without the adapter, for the share of the adapter's gain that is lost."""
     reference = loss(nats["none"], tokens)
     findings = {}
     for name in (word for word in nats if word != "none"):
@@ -114,11 +107,9 @@ def measure_memorization(
     held_out: tuple[np.ndarray, np.ndarray, np.ndarray],
     seed: int = 0,
 ) -> Finding:
-    """How much of what the model learned on training rows it does not show on held-out rows.
-
-    `train` (a sample of the training rows will do) and `held_out`: the summed nats of each row by the base model, those
-    by the trained model, and its trained tokens.
-    """
+    """How much of what the model learned on training rows it does not show on held-out rows. `train` (a sample of the
+    training rows will do) and `held_out`: the summed nats of each row by the base model, those by the trained model,
+    and its trained tokens."""
     # (all rows, 4): nats and tokens of training rows, then those of held-out rows.
     gains = block_diag(*(np.stack([base - tuned, tokens], axis=1) for base, tuned, tokens in (train, held_out)))
     losses = block_diag(*(np.stack([tuned, tokens], axis=1) for _, tuned, tokens in (train, held_out)))

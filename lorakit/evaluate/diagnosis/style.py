@@ -10,8 +10,7 @@ import numpy as np
 from lorakit.data.cleaning.text_checks import normalize_words
 from lorakit.evaluate.diagnosis.copying import split_words
 from lorakit.evaluate.diagnosis.finding import Finding
-from lorakit.evaluate.intervals import Interval, compare
-from lorakit.evaluate.metric import mean
+from lorakit.evaluate.metric import Interval, compare, mean
 
 # The fewest and the most resamples, and how many numbers are drawn in all between them.
 _RESAMPLES, _DRAWN = (100, 1_000), 1 << 23
@@ -87,11 +86,8 @@ def measure_style(
     references_longer: Sequence[bool],
     seed: int = 0,
 ) -> list[Finding]:
-    """How the answers are written, against the references to the same prompts; there is at least one.
-
-    `cut`: whether each answer was stopped at max_new_tokens; `references_longer`: whether each reference has more
-    tokens than that.
-    """
+    """How the answers are written, against the references to the same prompts; there is at least one. `cut`: whether
+    each answer was stopped at max_new_tokens; `references_longer`: whether each reference has more tokens than that."""
     ours, theirs = mean(np.array(cut, float)), mean(np.array(references_longer, float))
     details = {"rows": len(cut), "answers cut": ours.value, "references longer": theirs.value}
     unfinished = UNFINISHED.difference(compare({"": theirs}, {"": ours}, seed)[""], details)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lorakit.amounts import counted
-from lorakit.evaluate.intervals import wilson
+from lorakit.evaluate.metric import wilson
 from lorakit.evaluate.rating.ratings import Ratings
 from lorakit.evaluate.report import Table
 

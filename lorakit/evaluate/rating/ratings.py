@@ -160,27 +160,21 @@ def _read(path: Path, shape: type[_Shape], remedy: str) -> _Shape:
 
 
 def _latest_files(files: Sequence[tuple[Path, _RatingFile]]) -> tuple[list[tuple[Path, _RatingFile]], list[str]]:
-    """The newest file of each rater, by name; and a note on each of the others."""
+    """The newest file of each rater, by name; and a note on each of the others. A rater has one name and one token."""
     latest: dict[str, tuple[Path, _RatingFile]] = {}
-    first_of_token: dict[str, tuple[Path, str]] = {}
     notes = []
     for path, file in sorted(files, key=lambda item: item[1].exported):
-        rater, shown = file.rater_name, one_line(file.rater_name)
-        first_path, first_name = first_of_token.setdefault(file.token, (path, rater))
-        if first_name.casefold() != rater.casefold():
-            raise UserError(
-                f"{show_path(path)}: it continues the ratings of {one_line(first_name)} in {show_path(first_path)} "
-                f"under the name {shown}. Leave one of them out; a new rater begins with 'Start over' on the page."
-            )
-        if rater.casefold() in latest:
-            older_path, older = latest[rater.casefold()]
-            if older.token != file.token:
+        rater, shown = file.rater_name.casefold(), one_line(file.rater_name)
+        for name, (older_path, older) in latest.items():
+            if (name == rater) != (older.token == file.token):
+                what = "is another rater of the name" if name == rater else "continues the ratings of"
                 raise UserError(
-                    f"{show_path(path)}: another rater of the name {shown} is in {show_path(older_path)}. Leave one "
-                    'out if they are one person, else change "rater" in one of them.'
+                    f"{show_path(path)}: {shown} {what} {one_line(older.rater_name)} in {show_path(older_path)}. Leave "
+                    'one file out, or, if they are two people of one name, change "rater" in one of them.'
                 )
-            notes.append(f"{shown}: {show_path(older_path)} is left out: {show_path(path)} was exported after it")
-        latest[rater.casefold()] = path, file
+        if rater in latest:
+            notes.append(f"{shown}: {show_path(latest[rater][0])} is left out: {show_path(path)} was exported after it")
+        latest[rater] = path, file
     return [latest[rater] for rater in sorted(latest)], notes
 
 
