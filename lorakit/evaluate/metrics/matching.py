@@ -21,8 +21,8 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-_EDGED = f"(?:(?![{_UNSPACED}])[^\\W_])"
-_TOKEN = re.compile(f"[{_UNSPACED}]|{_EDGED}+")
+_EDGED = re.compile(f"(?![{_UNSPACED}])[^\\W_]")
+_TOKEN = re.compile(f"[{_UNSPACED}]|(?:{_EDGED.pattern})+")
 
 _MARK = "####"
 # A longer run of digits is no number that anybody computed, and reading it would take quadratic time.
@@ -86,9 +86,17 @@ def contains(answer: str, reference: str) -> dict[str, float]:
     wanted, text = (" ".join(unicodedata.normalize("NFKC", one).casefold().split()) for one in (reference, answer))
     if not wanted:
         return {}
-    before = f"(?<!{_EDGED})" if re.match(_EDGED, wanted[0]) else ""
-    after = f"(?!{_EDGED})" if re.match(_EDGED, wanted[-1]) else ""
-    return {"": float(re.search(before + re.escape(wanted) + after, text) is not None)}
+    start = text.find(wanted)
+    while start >= 0:
+        end = start + len(wanted)
+        if not _joined(text[start - 1 : start], wanted[0]) and not _joined(wanted[-1], text[end : end + 1]):
+            return {"": 1.0}
+        start = text.find(wanted, start + 1)
+    return {"": 0.0}
+
+
+def _joined(left: str, right: str) -> bool:
+    return bool(_EDGED.match(left) and _EDGED.match(right))
 
 
 class Regex(Section):
