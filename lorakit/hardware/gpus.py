@@ -131,10 +131,7 @@ _AROUND_NAMES = re.compile(r"nvidia|geforce|tesla|quadro|generation|workstation 
 
 def find_gpu(text: str) -> Gpu:
     """The GPU that a user names: `RTX 4090`, `4090`, `NVIDIA GeForce RTX 4090`, or by its memory alone: `24GB`.
-
-    Raises:
-        UserError: no such GPU is known, or several are meant.
-    """
+    UserError where no such GPU is known, or several are meant."""
     text = text.strip()
     size = _SIZE.fullmatch(text)
     if size:

@@ -15,11 +15,8 @@ _MOST_LAYERS = 1_000
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file of a model; an empty one where there is no file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """The mapping in a JSON file of a model; an empty one where there is no file. UserError where the file is
+    damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:

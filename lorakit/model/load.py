@@ -27,12 +27,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_model(base: Base, settings: Model, device: str, trainable: bool = False) -> Any:
-    """The causal language model on `device`, in evaluation mode: frozen, or `trainable`, then in float32.
-
-    Raises:
-        UserError: the files are damaged, not a causal language model, or do not go with the settings.
-        LorakitError: it does not fit into memory.
-    """
+    """The causal language model on `device`, in evaluation mode: frozen, or `trainable`, then in float32. UserError
+    where the files are damaged, not a causal language model, or do not go with the settings. LorakitError where it does
+    not fit into memory."""
     stored = check_quantization(base, settings, trainable)
     dtype = torch.float32 if trainable else DTYPES[settings.dtype]
     quantization = QUANTIZERS[settings.quantization].function(settings, dtype)

@@ -12,11 +12,8 @@ _SECONDS = 10
 
 
 def match_pattern(pattern: str, names: Iterable[str], key: str) -> set[str]:
-    """The names that a pattern fits as a whole. `key`: where it is written.
-
-    Raises:
-        UserError: it is not a pattern, or it searches too long.
-    """
+    """The names that a pattern fits as a whole. `key`: where it is written. UserError where it is not a pattern, or
+    it searches too long."""
     try:
         with bounded(_SECONDS):
             compiled = re.compile(pattern)
@@ -33,10 +30,7 @@ def match_pattern(pattern: str, names: Iterable[str], key: str) -> set[str]:
 
 def check_patterns(config: Any, names: Sequence[str], key: str) -> None:
     """Try the patterns of PEFT's configuration of an adapter on a model's modules, as PEFT does without a bound.
-
-    Raises:
-        UserError: one is not a pattern, or it searches too long.
-    """
+    UserError where one is not a pattern, or it searches too long."""
     whole = [getattr(config, field, None) for field in ("target_modules", "exclude_modules")]
     parts = [part for field in ("rank_pattern", "alpha_pattern") for part in getattr(config, field, None) or ()]
     for pattern in [text for text in whole if isinstance(text, str)]:

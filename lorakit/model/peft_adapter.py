@@ -53,10 +53,7 @@ def attach_adapter(
     """The model with a fresh adapter of the recipe's kind, initialized from `seed`; trained weights are float32.
 
     `context`: what the initialization of some kinds asks for. For `adapter.kind: none` it is the model itself, in which
-    the weights to be trained are not frozen.
-
-    Raises:
-        UserError: PEFT cannot adapt the chosen modules.
+    the weights to be trained are not frozen. UserError where PEFT cannot adapt the chosen modules.
     """
     torch.manual_seed(seed)
     kind = adapter_spec(settings)
@@ -70,11 +67,8 @@ def attach_adapter(
 
 
 def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
-    """The model with the adapter of a folder, to be trained on.
-
-    Raises:
-        UserError: the folder holds no LoRA or DoRA adapter, or one that does not belong to this model.
-    """
+    """The model with the adapter of a folder, to be trained on. UserError where the folder holds no LoRA or DoRA
+    adapter, or one that does not belong to this model."""
     config = adapter_config(folder)
     refused = why_untrainable(folder)
     if refused:
@@ -137,10 +131,7 @@ def load_trained(model: Any, checkpoint: Path) -> None:
 
 def load_adapter(model: Any, folder: Path, **options: Any) -> Any:
     """The model with the trained adapter of a folder, in evaluation mode. `options` are those of PEFT's own loading.
-
-    Raises:
-        UserError: the folder holds no adapter, or one that does not belong to this model.
-    """
+    UserError where the folder holds no adapter, or one that does not belong to this model."""
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(0)  # PEFT draws at random for some initializations, which it does again while it loads
         loaded = _load(model, folder, "", adapter_config(folder), **options).eval()
@@ -186,11 +177,8 @@ def _in_float32(model: Any) -> Any:
 
 
 def adapter_config(folder: Path) -> Any:
-    """PEFT's configuration of the adapter in a folder.
-
-    Raises:
-        UserError: the folder holds no adapter, or a damaged one.
-    """
+    """PEFT's configuration of the adapter in a folder. UserError where the folder holds no adapter, or a damaged
+    one."""
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             pickled = (folder / "adapter_model.bin").is_file()

@@ -30,10 +30,8 @@ class Positions:
     """The positions of a model, as its config names them."""
 
     limit: int
-    hard: bool
-    """Whether the model cannot compute a later position; else it was not trained on any."""
-    key: str
-    """Where it is from, such as `n_positions in its config.json`."""
+    hard: bool  # whether the model cannot compute a later position; else it was not trained on any
+    key: str  # where it is from, such as `n_positions in its config.json`
 
 
 def positions_of(config: dict[str, Any]) -> Positions | None:

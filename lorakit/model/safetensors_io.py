@@ -91,8 +91,7 @@ class SafetensorsWriter:
 
     file: int
     places: dict[str, StoredTensor]
-    missing: dict[str, int]
-    """The bytes of each tensor that are not written yet."""
+    missing: dict[str, int]  # the bytes of each tensor that are not written yet
 
     def put(self, name: str, tensor: torch.Tensor, row: int = 0) -> None:
         """Write a tensor, or rows of one from `row` on, in the type announced; LorakitError where it is not finite."""

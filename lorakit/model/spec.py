@@ -25,26 +25,19 @@ OUTSIDE = "not part of the language model"
 class WeightSpec:
     """A weight that an adapter could be put on: of a linear layer, or a fused one with a matrix for each expert."""
 
-    path: str
-    """The path of the layer, or of the fused parameter."""
-    sublayer: str
-    """`attention`, `mlp`, or nothing where it is neither, as in a state space model."""
-    fused: bool = False
-    """Whether it is a parameter (experts, rows, columns), which PEFT adapts by `target_parameters`."""
+    path: str  # the path of the layer, or of the fused parameter
+    sublayer: str  # `attention`, `mlp`, or nothing where it is neither, as in a state space model
+    fused: bool = False  # whether it is a parameter (experts, rows, columns), which PEFT adapts by `target_parameters`
     is_head: bool = False
-    skip_reason: str = ""
-    """Why the words `all-linear`, `attention` and `mlp` do not mean it."""
-    unadaptable: str = ""
-    """Why an adapter on it would do nothing, or something wrong."""
+    skip_reason: str = ""  # why the words `all-linear`, `attention` and `mlp` do not mean it
+    unadaptable: str = ""  # why an adapter on it would do nothing, or something wrong
     peft_renames: bool = False
     """Whether PEFT takes the layer's name for that of fused experts, as in checkpoints of transformers 4."""
     quantized: bool = False
     outer: int = 0
     """Rows: the features that come out; of a fused weight the rows of one expert's matrix, as it lies in memory."""
-    inner: int = 0
-    """Columns: the features that go in."""
-    experts: int = 1
-    """How many matrices a fused weight holds."""
+    inner: int = 0  # columns: the features that go in
+    experts: int = 1  # how many matrices a fused weight holds
 
     @property
     def layer(self) -> int | None:
@@ -73,32 +66,20 @@ class ModelSpec:
     vocabulary: int
     layers: int
     heads: int
-    key_value: int
-    """The width of keys, and of values."""
-    weights: tuple[WeightSpec, ...]
-    """Every weight of a linear layer and of fused experts, the output head included."""
-    modules: dict[str, int]
-    """Every module that holds parameters itself -> how many."""
-    embeddings: str
-    """The path of the input embeddings."""
-    norms: int = 2
-    """Normalizations over the hidden width in one block."""
-    head_norms: bool = False
-    """Whether queries and keys are normalized too."""
-    layer_norm: bool = False
-    """LayerNorm instead of RMSNorm."""
-    experts_used: int = 1
-    """The experts that one token goes through."""
-    activation: int = 1
-    """How many tensors of the feed-forward width the activation keeps for its backward."""
-    soft_capped: bool = False
-    """Whether attention's scores go through a tanh, as Gemma 2's do."""
-    logits_capped: bool = False
-    """Whether the logits do."""
+    key_value: int  # the width of keys, and of values
+    weights: tuple[WeightSpec, ...]  # every weight of a linear layer and of fused experts, the output head included
+    modules: dict[str, int]  # every module that holds parameters itself -> how many
+    embeddings: str  # the path of the input embeddings
+    norms: int = 2  # normalizations over the hidden width in one block
+    head_norms: bool = False  # whether queries and keys are normalized too
+    layer_norm: bool = False  # LayerNorm instead of RMSNorm
+    experts_used: int = 1  # the experts that one token goes through
+    activation: int = 1  # how many tensors of the feed-forward width the activation keeps for its backward
+    soft_capped: bool = False  # whether attention's scores go through a tanh, as Gemma 2's do
+    logits_capped: bool = False  # whether the logits do
     scan_states: int = 0
     """Numbers of one token's states in a state space layer's scan: inner width x states; 0 where there is none."""
-    built: bool = False
-    """Whether it was read off a model on torch's meta device instead of counted from the config."""
+    built: bool = False  # whether it was read off a model on torch's meta device instead of counted from the config
     extra_bytes: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
     """What a traced model keeps beyond what is derived: first block of each make, and bytes of a number -> bytes of a
     token, and on a processor of a pair of tokens."""
@@ -153,11 +134,8 @@ class ModelSpec:
         return min(self.experts_used, weight.experts) if weight.fused else 1
 
     def whole(self, names: list[str]) -> dict[str, int]:
-        """The modules that `adapter.train_modules` means -> their numbers; of tied embeddings one end.
-
-        Raises:
-            UserError: a name means no module.
-        """
+        """The modules that `adapter.train_modules` means -> their numbers; of tied embeddings one end. UserError
+        where a name means no module."""
         named: dict[str, int] = {}
         for name in names:
             hit = {path: size for path, size in self.modules.items() if f".{name}." in f".{path}."}

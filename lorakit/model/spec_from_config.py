@@ -42,18 +42,12 @@ class _Family:
     biases: Literal["none", "configured", "query, key and value", "all"] = "none"
     layer_norm: bool = False
     final_norm: str = "norm"
-    width: str = "intermediate_size"
-    """The key of the feed-forward width."""
-    in_activation: int = 0
-    """Trained numbers of one block's activation function."""
-    tied: bool = False
-    """Whether embeddings and head are one weight by default."""
-    capped: bool = False
-    """Whether attention's scores and the logits are soft-capped by default."""
-    activation: str = ""
-    """The default activation, where transformers writes it out in several operations."""
-    needs: tuple[str, ...] = ()
-    """Further keys whose defaults only transformers' class knows."""
+    width: str = "intermediate_size"  # the key of the feed-forward width
+    in_activation: int = 0  # trained numbers of one block's activation function
+    tied: bool = False  # whether embeddings and head are one weight by default
+    capped: bool = False  # whether attention's scores and the logits are soft-capped by default
+    activation: str = ""  # the default activation, where transformers writes it out in several operations
+    needs: tuple[str, ...] = ()  # further keys whose defaults only transformers' class knows
 
 
 _FAMILIES = {
@@ -97,10 +91,7 @@ def is_known_family(config: dict[str, Any]) -> bool:
 
 def spec_from_config(config: dict[str, Any]) -> ModelSpec | None:
     """The spec of the model of a config.json; None where its family is not known here, or a size is missing.
-
-    Raises:
-        UserError: a value of a family that is known here is damaged.
-    """
+    UserError where a value of a family that is known here is damaged."""
     family = _FAMILIES.get(str(config.get("model_type")))
     uncounted = config.get("qk_layernorm") or config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1
     if family is None or uncounted or config.get("attn_logit_softcapping") == "learned":

@@ -24,11 +24,8 @@ _SCANNING = re.compile(r"(Falcon)?MambaMixer|JambaMambaMixer")
 
 
 def meta_model(config: Path | dict[str, Any]) -> Any:
-    """The model of a config without weights, on torch's meta device.
-
-    Raises:
-        UserError: the config is of no causal language model.
-    """
+    """The model of a config without weights, on torch's meta device. UserError where the config is of no causal
+    language model."""
     read = read_hf_config(config)
     try:
         with torch.device("meta"):
@@ -38,11 +35,8 @@ def meta_model(config: Path | dict[str, Any]) -> Any:
 
 
 def read_hf_config(config: Path | dict[str, Any]) -> Any:
-    """transformers' configuration of a model's folder, or of what is in its config.json.
-
-    Raises:
-        UserError: it is not one, or of a family that this transformers does not know.
-    """
+    """transformers' configuration of a model's folder, or of what is in its config.json. UserError where it is not
+    one, or of a family that this transformers does not know."""
     try:
         if isinstance(config, dict):
             return AutoConfig.for_model(**config)
@@ -64,11 +58,8 @@ def _no_model(error: BaseException) -> UserError:
 
 
 def spec_from_meta(config: Path | dict[str, Any]) -> ModelSpec:
-    """The spec of any causal language model that transformers can make.
-
-    Raises:
-        UserError: the config is of no causal language model.
-    """
+    """The spec of any causal language model that transformers can make. UserError where the config is of no causal
+    language model."""
     model = meta_model(config)
     text = model.config.get_text_config()
     modules = dict(model.named_modules())

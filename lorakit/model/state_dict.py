@@ -115,11 +115,8 @@ class Weights:
 
 
 def open_weights(folder: Path) -> Weights:
-    """The weights of a model folder, of which only the names are read yet.
-
-    Raises:
-        UserError: a file is missing, damaged or does not fit the config, or it is not a causal language model.
-    """
+    """The weights of a model folder, of which only the names are read yet. UserError where a file is missing,
+    damaged or does not fit the config, or it is not a causal language model."""
     model, tensors = meta_model(folder), list_tensors(folder)
     state = model.state_dict()
     mapping = get_model_conversion_mapping(model)

@@ -26,21 +26,16 @@ _SUBLAYERS = {"all-linear": ("attention", "mlp", ""), "attention": ("attention",
 class Targets:
     """What an adapter is put on, in PEFT's terms."""
 
-    modules: list[str]
-    """Full paths of linear layers."""
+    modules: list[str]  # full paths of linear layers
     experts: list[str]
     """Full paths of parameters: the fused weights of experts (experts, rows, columns), and the weights (out, in) of
     layers whose names PEFT would take for theirs."""
-    ranks: dict[str, int]
-    """Full path -> rank, where it is not the recipe's."""
-    alphas: dict[str, float]
-    """Full path -> alpha, where it is not the recipe's."""
+    ranks: dict[str, int]  # full path -> rank, where it is not the recipe's
+    alphas: dict[str, float]  # full path -> alpha, where it is not the recipe's
     whole: list[str]
     """Full paths of the modules that are trained whole. Where embeddings are tied, both ends are among them."""
-    tied: bool
-    """Whether `whole` has embeddings that the model ties to its output head."""
-    notes: list[str]
-    """What the words of `adapter.targets` left out on their own, and why: one sentence each."""
+    tied: bool  # whether `whole` has embeddings that the model ties to its output head
+    notes: list[str]  # what the words of `adapter.targets` left out on their own, and why: one sentence each
 
 
 def select_targets(model: Any, settings: Adapter, signal: Signal | None = None) -> Targets:
@@ -216,11 +211,8 @@ def _check_adaptable(chosen: list[WeightSpec], settings: Adapter) -> None:
 
 
 def resolve_overrides(key: str, chosen: list[WeightSpec], overrides: Mapping[str, Any], usual: float) -> dict[str, Any]:
-    """Path of a chosen weight, as PEFT needs it -> its own rank or alpha, where that is not the usual one.
-
-    Raises:
-        UserError: a pattern matches nothing that is chosen.
-    """
+    """Path of a chosen weight, as PEFT needs it -> its own rank or alpha, where that is not the usual one. UserError
+    where a pattern matches nothing that is chosen."""
     values: dict[str, Any] = {}
     for pattern, value in overrides.items():
         fitting = _matching({weight.path for weight in chosen}, pattern, key, chosen)

@@ -19,10 +19,8 @@ from lorakit.model.adapters.svd import change_steps, orthogonality, svd_modules
 class AdaLoraScheduler:
     """The RankScheduler of an AdaLoRA training: from the sum of initial ranks down to `rank` times the modules.
 
-    Until the last choice a direction taken away may come back, as in the paper; from then on it stays away.
-
-    Raises:
-        UserError: there are no more directions than the budget pays for.
+    Until the last choice a direction taken away may come back, as in the paper; from then on it stays away. UserError
+    where there are no more directions than the budget pays for.
     """
 
     def __init__(self, model: Any, settings: AdaLora, steps: int) -> None:

@@ -17,12 +17,9 @@ _LONGEST_PASS = 500
 
 
 def init_eva(model: Any, settings: Eva, context: InitContext) -> None:
-    """Find the directions on training batches until they no longer change, and give each module its rank.
-
-    Raises:
-        UserError: the rows have fewer trained tokens than directions are asked for, or a module has fewer inputs.
-        LorakitError: the directions do not settle.
-    """
+    """Find the directions on training batches until they no longer change, and give each module its rank. UserError
+    where the rows have fewer trained tokens than directions are asked for, or a module has fewer inputs. LorakitError
+    where the directions do not settle."""
     config, rho = model.peft_config["default"], settings.rho
     most = round(config.r * rho)
     least, narrow = min((layer.in_features, name) for name, layer in lora_layers(model))

@@ -23,10 +23,7 @@ class FlexLoraScheduler:
     """The RankScheduler of a FlexLoRA training: the sum of all ranks stays what it is.
 
     A module's scale stays the one it started with, alpha / its first rank: it would jump at every move, and with it all
-    that the kept directions add.
-
-    Raises:
-        UserError: there is one module only, so nothing could move.
+    that the kept directions add. UserError where there is one module only, so nothing could move.
     """
 
     settled_at = 0
