@@ -1,22 +1,22 @@
-"""Values of a config.json, checked before anything is counted with them: a damaged one is named.
-
-A reader gives None where the config does not have the key, and raises a UserError where it has another kind of value.
-"""
+"""Values of a config.json, checked before anything is counted with them: a damaged one is a UserError that names it,
+and one that is not there is None."""
 
 import json
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 from lorakit.errors import UserError
 
+Value = TypeVar("Value")
+
+_EXPECTED: dict[type, str] = {int: "a whole number of at least 1", bool: "true or false", dict: "a mapping"}
 _SHOWN = 40
 # More layers than any model has: a damaged config with more would be counted, or built, for hours.
 _MOST_LAYERS = 1_000
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file of a model; an empty one where there is no file. UserError where the file is
-    damaged."""
+    """The mapping in a JSON file of a model; an empty one where there is no file, UserError where it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
@@ -26,28 +26,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_size(config: dict[str, Any], key: str) -> int | None:
-    """A whole number of at least 1."""
-    value = config.get(key)
-    if value is None or is_size(value):
+def read_typed(config: dict[str, Any], key: str, kind: type[Value]) -> Value | None:
+    """The value of a key: a mapping, true or false, or, where an int is asked for, a whole number of at least 1."""
+    value: Any = config.get(key)
+    if value is None or (is_size(value) if kind is int else isinstance(value, kind)):
         return value
-    raise damaged_value(key, value, "a whole number of at least 1")
-
-
-def read_bool(config: dict[str, Any], key: str) -> bool | None:
-    """true or false."""
-    value = config.get(key)
-    if value is None or isinstance(value, bool):
-        return value
-    raise damaged_value(key, value, "true or false")
-
-
-def read_mapping(config: dict[str, Any], key: str) -> dict[str, Any] | None:
-    """A mapping inside the config."""
-    value = config.get(key)
-    if value is None or isinstance(value, dict):
-        return value
-    raise damaged_value(key, value, "a mapping")
+    raise damaged_value(key, value, _EXPECTED[kind])
 
 
 def read_layer_count(config: dict[str, Any], *keys: str) -> int | None:

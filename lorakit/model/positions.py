@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorakit.model.config_values import is_size, read_mapping
+from lorakit.model.config_values import is_size, read_typed
 
 # A table with a row a position: an embedding, learned or of sinusoids, or one that a rotation is looked up in.
 _TABLE = re.compile(
@@ -36,7 +36,7 @@ class Positions:
 
 def positions_of(config: dict[str, Any]) -> Positions | None:
     """The positions of the model of a config.json; None where it has no limit, or its family is not known here."""
-    text = read_mapping(config, "text_config") or config
+    text = read_typed(config, "text_config", dict) or config
     family = text.get("model_type")
     if not isinstance(family, str) or not _TYPE.fullmatch(family) or text.get("alibi") is True:
         return None

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lorakit.amounts import decimal_bytes, percent
 from lorakit.errors import UserError
-from lorakit.model.config_values import damaged_value, read_bool, read_json, read_mapping, read_size
+from lorakit.model.config_values import damaged_value, read_json, read_typed
 from lorakit.model.resolve import Base
 from lorakit.recipe.schema import Model
 
@@ -41,21 +41,21 @@ def stored_quantization(folder: Path) -> CheckpointQuantization | None:
 
 def parse_quantization(config: dict[str, Any]) -> CheckpointQuantization | None:
     """The quantization in the content of a config.json; UserError where it is damaged."""
-    settings = read_mapping(config, "quantization_config")
-    if settings is None:
-        settings = read_mapping(read_mapping(config, "text_config") or {}, "quantization_config")
+    parts = (config, read_typed(config, "text_config", dict) or {})
+    own = (read_typed(part, "quantization_config", dict) for part in parts)
+    settings: dict[str, Any] | None = next((part for part in own if part is not None), None)
     if settings is None:
         return None
-    if read_bool(settings, "load_in_8bit"):
+    if read_typed(settings, "load_in_8bit", bool):
         return CheckpointQuantization("q8", "kept", True)
-    if read_bool(settings, "load_in_4bit"):
+    if read_typed(settings, "load_in_4bit", bool):
         kind = settings.get("bnb_4bit_quant_type", "fp4")
         if kind not in ("nf4", "fp4"):
             raise damaged_value("bnb_4bit_quant_type", kind, "nf4 or fp4")
         return CheckpointQuantization("nf4" if kind == "nf4" else "q4", "kept", True)
     method = str(settings.get("quant_method", "of an unnamed method"))
     stored = _METHODS.get(method) or CheckpointQuantization(method, "unknown", False)
-    return replace(stored, bits=read_size(settings, "bits")) if method in ("gptq", "awq") else stored
+    return replace(stored, bits=read_typed(settings, "bits", int)) if method in ("gptq", "awq") else stored
 
 
 def check_quantization(base: Base, settings: Model, trainable: bool = False) -> CheckpointQuantization | None:

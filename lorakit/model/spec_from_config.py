@@ -8,17 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lorakit.errors import UserError
-from lorakit.model.config_values import read_bool, read_size
+from lorakit.model.config_values import read_typed
 from lorakit.model.spec import ACTIVATIONS, OUTSIDE, TIED_HEAD, UNTIED_HEAD, ModelSpec, WeightSpec
 
 Layers = dict[str, tuple[str, str]]
 """Path in a block, in the model's order -> rows and columns of the matrix, by the names in `_sizes_of`."""
 
-_QUERY_KEY_VALUE: Layers = {
-    "self_attn.q_proj": ("query", "hidden"),
-    "self_attn.k_proj": ("key_value", "hidden"),
-    "self_attn.v_proj": ("key_value", "hidden"),
-}
+_KEY_AND_VALUE: Layers = dict.fromkeys(("self_attn.k_proj", "self_attn.v_proj"), ("key_value", "hidden"))
+_QUERY_KEY_VALUE: Layers = {"self_attn.q_proj": ("query", "hidden"), **_KEY_AND_VALUE}
 _ATTENTION: Layers = {**_QUERY_KEY_VALUE, "self_attn.o_proj": ("hidden", "query")}
 _PACKED_ATTENTION: Layers = {"self_attn.o_proj": ("hidden", "query"), "self_attn.qkv_proj": ("packed", "hidden")}
 _UNGATED: Layers = {"mlp.up_proj": ("inner", "hidden"), "mlp.down_proj": ("hidden", "inner")}
@@ -35,8 +32,8 @@ _ROUTED = ("num_key_value_heads", "num_experts_per_tok")
 class _Family:
     """What the blocks of a family hold, and the defaults of transformers' class."""
 
-    attention: Layers = field(default_factory=lambda: _ATTENTION)
-    mlp: Layers = field(default_factory=lambda: _GATED)
+    attention: Layers = field(default_factory=_ATTENTION.copy)
+    mlp: Layers = field(default_factory=_GATED.copy)
     norms: tuple[str, ...] = _TWO_NORMS
     head_norms: bool = False
     biases: Literal["none", "configured", "query, key and value", "all"] = "none"
@@ -57,7 +54,7 @@ _FAMILIES = {
     "qwen2": _Family(biases="query, key and value", needs=_KEY_VALUE),
     "qwen3": _Family(head_norms=True, biases="configured", needs=_HEADS),
     "qwen3_moe": _Family(
-        mlp=_EXPERTS, head_norms=True, biases="configured", width="moe_intermediate_size", needs=_ROUTED
+        _ATTENTION, _EXPERTS, _TWO_NORMS, True, "configured", width="moe_intermediate_size", needs=_ROUTED
     ),
     "smollm3": _Family(biases="configured", tied=True, needs=_KEY_VALUE),
     "phi3": _Family(_PACKED_ATTENTION, _PACKED),
@@ -99,24 +96,20 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec | None:
     sizes = _sizes_of(config, family)
     if sizes is None:
         return None
-    tied = read_bool(config, "tie_word_embeddings")
+    tied = read_typed(config, "tie_word_embeddings", bool)
     tied = family.tied if tied is None else tied
     weights, modules = _weights_and_modules(config, family, sizes, tied)
     activation = config.get("hidden_activation") or config.get("hidden_act") or family.activation
+    named = ("hidden", "vocabulary", "layers", "heads", "key_value", "experts_used")
     return ModelSpec(
         model_type=config["model_type"],
-        hidden=sizes["hidden"],
-        vocabulary=sizes["vocabulary"],
-        layers=sizes["layers"],
-        heads=sizes["heads"],
-        key_value=sizes["key_value"],
+        **{name: sizes[name] for name in named},
         weights=tuple(weights),
         modules=modules,
         embeddings="model.embed_tokens",
         norms=len(family.norms),
         head_norms=family.head_norms,
         layer_norm=family.layer_norm,
-        experts_used=sizes["experts_used"],
         activation=ACTIVATIONS.get(str(activation), 1),
         soft_capped=bool(config.get("attn_logit_softcapping", family.capped)),
         logits_capped=bool(config.get("final_logit_softcapping", family.capped)),
@@ -124,45 +117,34 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec | None:
     )
 
 
-def _sizes_of(config: dict[str, Any], family: _Family) -> dict[str, int] | None:
+def _sizes_of(config: dict[str, Any], family: _Family) -> dict[str, Any] | None:
     """The sizes of a family's config by name; None where one is missing that only transformers' class knows."""
-    hidden, layers, heads, vocabulary = (
-        read_size(config, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    )
-    inner, experts_used = read_size(config, family.width), read_size(config, "num_experts_per_tok")
-    experts = read_size(config, "num_local_experts") or read_size(config, "num_experts")
-    if not (hidden and layers and heads and vocabulary and inner) or any(key not in config for key in family.needs):
+    keys = {"hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
+    keys |= {"vocabulary": "vocab_size", "inner": family.width}
+    sizes: dict[str, Any] = {name: read_typed(config, key, int) for name, key in keys.items()}
+    experts_used = read_typed(config, "num_experts_per_tok", int) or 1
+    experts = read_typed(config, "num_local_experts", int) or read_typed(config, "num_experts", int)
+    is_missing = not all(sizes.values()) or any(key not in config for key in family.needs)
+    if is_missing or (family.mlp is _EXPERTS and not experts):
         return None
-    if family.mlp is _EXPERTS and not experts:
-        return None
-    head_width, groups = read_size(config, "head_dim"), read_size(config, "num_key_value_heads") or heads
-    pairs = [] if head_width else [("hidden_size", hidden, "num_attention_heads", heads)]
+    hidden, heads = sizes["hidden"], sizes["heads"]
+    width, groups = read_typed(config, "head_dim", int), read_typed(config, "num_key_value_heads", int) or heads
+    pairs = [] if width else [("hidden_size", hidden, "num_attention_heads", heads)]
     for key, value, other, parts in [*pairs, ("num_attention_heads", heads, "num_key_value_heads", groups)]:
         if value % parts:
             reason = f"{key} is {value}, which is not a multiple of {other}, {parts}"
             raise UserError(f"model.base: config.json: {reason}. Fetch the model again.")
-    head_width = head_width or hidden // heads
-    return {
-        "hidden": hidden,
-        "layers": layers,
-        "heads": heads,
-        "vocabulary": vocabulary,
-        "inner": inner,
-        "two_inner": 2 * inner,
-        "head_width": head_width,
-        "query": heads * head_width,
-        "key_value": groups * head_width,
-        "packed": (heads + 2 * groups) * head_width,
-        "experts": experts or 1,
-        "experts_used": experts_used or 1,
-    }
+    width = width or hidden // heads
+    sizes |= {"experts": experts or 1, "experts_used": experts_used, "head_width": width, "query": heads * width}
+    sizes |= {"key_value": groups * width, "packed": (heads + 2 * groups) * width, "two_inner": 2 * sizes["inner"]}
+    return sizes
 
 
 def _weights_and_modules(
-    config: dict[str, Any], family: _Family, sizes: dict[str, int], tied: bool
+    config: dict[str, Any], family: _Family, sizes: dict[str, Any], tied: bool
 ) -> tuple[list[WeightSpec], dict[str, int]]:
     hidden, vocabulary = sizes["hidden"], sizes["vocabulary"]
-    configured = {"attention": read_bool(config, "attention_bias"), "mlp": read_bool(config, "mlp_bias")}
+    configured = {half: read_typed(config, f"{half}_bias", bool) for half in ("attention", "mlp")}
     norm = hidden * (2 if family.layer_norm else 1)
     others = dict.fromkeys(family.norms, norm)
     if family.head_norms:
@@ -174,25 +156,19 @@ def _weights_and_modules(
     weights, modules = [], {"model.embed_tokens": vocabulary * hidden}
     for prefix in (f"model.layers.{number}." for number in range(sizes["layers"])):
         for path, (rows, columns) in (family.attention | family.mlp).items():
-            sublayer, fused = "attention" if path in family.attention else "mlp", ".experts." in path
-            experts = sizes["experts"] if fused else 1
-            weight = WeightSpec(
-                prefix + path, sublayer, fused=fused, experts=experts, outer=sizes[rows], inner=sizes[columns]
-            )
+            half, fused = "attention" if path in family.attention else "mlp", ".experts." in path
+            count = sizes["experts"] if fused else 1
+            weight = WeightSpec(prefix + path, half, fused, experts=count, outer=sizes[rows], inner=sizes[columns])
             weights.append(weight)
             owner = weight.path.rpartition(".")[0] if fused else weight.path
-            has_bias = {
-                "none": False,
-                "configured": configured[sublayer],
-                "query, key and value": path in _QUERY_KEY_VALUE,
-                "all": True,
-            }[family.biases]
-            modules[owner] = modules.get(owner, 0) + weight.size + (weight.outer if has_bias and not fused else 0)
+            has_bias = {"configured": configured[half], "query, key and value": path in _QUERY_KEY_VALUE, "all": True}
+            bias = weight.outer if has_bias.get(family.biases) and not fused else 0
+            modules[owner] = modules.get(owner, 0) + weight.size + bias
         modules |= {prefix + name: count for name, count in others.items()}
     modules[f"model.{family.final_norm}"] = norm
     modules["lm_head"] = vocabulary * hidden + (vocabulary if family.biases == "all" else 0)
     reason = TIED_HEAD if tied else UNTIED_HEAD
-    weights.append(
-        WeightSpec("lm_head", "", is_head=True, skip_reason=OUTSIDE, unadaptable=reason, outer=vocabulary, inner=hidden)
+    head = WeightSpec(
+        "lm_head", "", is_head=True, skip_reason=OUTSIDE, unadaptable=reason, outer=vocabulary, inner=hidden
     )
-    return weights, modules
+    return [*weights, head], modules

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
-from lorakit.model.config_values import is_size, read_json, read_layer_count, read_mapping, read_size
+from lorakit.model.config_values import is_size, read_json, read_layer_count, read_typed
 from lorakit.model.positions import Positions, positions_of
 from lorakit.model.quantization_config import CheckpointQuantization, parse_quantization
 from lorakit.model.resolve import BUNDLED_MODELS, bundled_file, converted_folder
@@ -105,7 +105,7 @@ def read_model_info(folder: Path) -> ModelInfo | None:
 def parse_model_info(whole: dict[str, Any]) -> ModelInfo | None:
     """What is in what a config.json holds; None when it names no hidden size. A `UserError` where a value is damaged.
     Of a family that is not counted, what its sizes may be is left to transformers."""
-    config = read_mapping(whole, "text_config") or whole
+    config = read_typed(whole, "text_config", dict) or whole
     hidden = _first(config, "hidden_size", "n_embd", "d_model")
     if hidden is None:
         return None
@@ -131,7 +131,7 @@ def parse_model_info(whole: dict[str, Any]) -> ModelInfo | None:
 def _first(config: dict[str, Any], *keys: str) -> int | None:
     """The size that the first of these keys gives; None where none does, or the family means something else by it."""
     if is_known_family(config):
-        return next((number for key in keys if (number := read_size(config, key))), None)
+        return next((number for key in keys if (number := read_typed(config, key, int))), None)
     return next((config[key] for key in keys if is_size(config.get(key))), None)
 
 
