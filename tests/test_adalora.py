@@ -9,11 +9,11 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lorakit.errors import UserError
 from lorakit.model.adapters import AdaLora, _svd
 from lorakit.model.adapters.adalora import AdaLoraScheduler
 from lorakit.model.adapters.svd import orthogonality, svd_modules, svd_to_lora
 from lorakit.model.loss import supervised_loss
+from lorakit.registry import ADAPTERS
 
 STEPS, RANK, FIRST = 20, 4, 6
 PATHS = [f"model.layers.{i}.{name}" for i in (0, 1) for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")]
@@ -129,8 +129,8 @@ def test_going_on_from_a_state_equals_never_having_stopped(tmp_path, stop):
 
 
 def test_more_directions_than_the_budget_are_asked_for():
-    with pytest.raises(UserError, match=r"^adapter\.kind\.adalora\.initial_rank: 4 is not more than adapter\.rank, 4"):
-        AdaLoraScheduler(adapted(tiny_llama(), first=RANK), AdaLora(initial_rank=RANK), STEPS)
+    ((_, reason, remedy),) = ADAPTERS["adalora"].mistakes(AdaLora(initial_rank=RANK), SimpleNamespace(rank=RANK))
+    assert reason.startswith(f"{RANK} is not above adapter.rank, {RANK}") and remedy == f"Write {RANK + 1} or more."
 
 
 def test_a_step_whose_gradients_overflowed_is_not_taken_note_of():

@@ -20,9 +20,9 @@ from lorakit.merge.peft_layout import AdapterLayer, adapter_layout, name_factors
 from lorakit.merge.writer import explain_full_disk
 from lorakit.model.companion_files import write_tokenizer
 from lorakit.model.load import DTYPES, stored_dtype
-from lorakit.model.module_inventory import list_weights
 from lorakit.model.quantization_config import stored_quantization
 from lorakit.model.resolve import Base
+from lorakit.model.spec_from_meta import list_weights
 from lorakit.model.state_dict import Weights, open_weights
 from lorakit.model.targets import select_train_modules
 from lorakit.progress import Progress

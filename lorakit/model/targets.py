@@ -43,7 +43,7 @@ def select_targets(model: Any, settings: Adapter, signal: Signal | None = None) 
 
     Args, errors: as of `select_weights` and `select_train_modules`.
     """
-    from lorakit.model.module_inventory import list_weights
+    from lorakit.model.spec_from_meta import list_weights
 
     chosen, notes = select_weights(list_weights(model), settings, signal)
     whole, tied = select_train_modules(model, settings.train_modules, [weight.path for weight in chosen])

@@ -6,7 +6,7 @@ are imported by the functions, when they are called.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from importlib import import_module
 from typing import Annotated, Any, Protocol
 
 from pydantic import Field
@@ -53,29 +53,30 @@ class RankScheduler(Protocol):
         """Go on from a `state`, and give trained parameters the shapes that they have in `weights`."""
 
 
-def _common(settings: Any, targets: Any) -> dict[str, Any]:
-    return {
-        "lora_alpha": settings.alpha,
-        "lora_dropout": settings.dropout,
-        "target_modules": targets.modules,
-        "modules_to_save": targets.whole or None,
-        "ensure_weight_tying": targets.tied,
-        "task_type": "CAUSAL_LM",
-    }
+def _later(function: str) -> Callable[..., Any]:
+    """A function of a module of this folder, such as `eva.init_eva`, imported when it is called: it needs torch."""
+    module, _, name = function.partition(".")
+    return lambda *given: getattr(import_module(f"{__name__}.{module}"), name)(*given)
+
+
+def _config(kind: str, settings: Any, targets: Any, **special: Any) -> Any:
+    import peft
+
+    return getattr(peft, kind)(
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets.modules,
+        modules_to_save=targets.whole or None,
+        ensure_weight_tying=targets.tied,
+        task_type="CAUSAL_LM",
+        **special,
+    )
 
 
 def _lora(settings: Any, targets: Any, **special: Any) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=settings.rank,
-        target_parameters=targets.experts or None,
-        rank_pattern=targets.ranks,
-        alpha_pattern=targets.alphas,
-        bias="none",
-        **_common(settings, targets),
-        **special,
-    )
+    patterns = {"rank_pattern": targets.ranks, "alpha_pattern": targets.alphas}
+    special |= {"r": settings.rank, "target_parameters": targets.experts or None, "bias": "none", **patterns}
+    return _config("LoraConfig", settings, targets, **special)
 
 
 @ADAPTERS.register("lora", experts=True)
@@ -84,14 +85,11 @@ def lora(settings: Any, targets: Any) -> Any:
     return _lora(settings, targets)
 
 
-@ADAPTERS.register(
-    "rslora",
-    experts=True,
-    rate=lambda adapter: (
-        adapter.rank**-0.5,
-        f"over sqrt({adapter.rank}): rslora scales the adapter up by that much",
-    ),
-)
+def _rslora_rate(adapter: Any) -> tuple[float, str]:
+    return adapter.rank**-0.5, f"over sqrt({adapter.rank}): rslora scales the adapter up by that much"
+
+
+@ADAPTERS.register("rslora", experts=True, rate=_rslora_rate)
 def rslora(settings: Any, targets: Any) -> Any:
     """Rank-stabilized LoRA (Kalajdzievski, arXiv 2312.03732): W + alpha/sqrt(rank) * B A."""
     return _lora(settings, targets, use_rslora=True)
@@ -110,17 +108,11 @@ class Pissa(Section):
     """Rounds of the randomized singular value decomposition; null makes an exact one, which takes far longer."""
 
 
-def _init_pissa(model: Any, settings: Pissa, context: InitContext) -> None:
-    from lorakit.model.adapters.weight_init import init_from_factors, truncated_svd
-
-    init_from_factors(model, partial(truncated_svd, iterations=settings.iterations), context.progress)
-
-
 @ADAPTERS.register(
     "pissa",
     settings=Pissa,
     rate=lambda adapter: (0.1, "over 10: PiSSA's best rate against LoRA's (arXiv 2602.04998)"),
-    initialize=_init_pissa,
+    initialize=_later("weight_init.init_pissa"),
     keeps_initial=True,
 )
 def pissa(settings: Any, targets: Any) -> Any:
@@ -128,16 +120,10 @@ def pissa(settings: Any, targets: Any) -> Any:
     return _lora(settings, targets)
 
 
-def _init_olora(model: Any, settings: None, context: InitContext) -> None:
-    from lorakit.model.adapters.weight_init import first_of_qr, init_from_factors
-
-    init_from_factors(model, first_of_qr, context.progress)
-
-
 @ADAPTERS.register(
     "olora",
     rate=lambda adapter: (1 / 18, "over 18: OLoRA's best rate against LoRA's (arXiv 2602.04998)"),
-    initialize=_init_olora,
+    initialize=_later("weight_init.init_olora"),
     keeps_initial=True,
 )
 def olora(settings: Any, targets: Any) -> Any:
@@ -154,25 +140,13 @@ class Eva(Section):
     """How alike the directions found after two batches must be for the pass over the rows to end."""
 
 
-def _init_eva(model: Any, settings: Eva, context: InitContext) -> None:
-    from lorakit.model.adapters.eva import init_eva
-
-    init_eva(model, settings, context)
-
-
-@ADAPTERS.register("eva", settings=Eva, initialize=_init_eva, refuses=_OVERRIDES)
+@ADAPTERS.register("eva", settings=Eva, initialize=_later("eva.init_eva"), refuses=_OVERRIDES)
 def eva(settings: Any, targets: Any) -> Any:
     """EVA (Paischer et al., arXiv 2410.07170): LoRA that starts from the directions of its inputs on the rows."""
     return _lora(settings, targets)
 
 
-def _init_loftq(model: Any, settings: None, context: InitContext) -> None:
-    from lorakit.model.adapters.weight_init import init_loftq
-
-    init_loftq(model, context)
-
-
-@ADAPTERS.register("loftq", quantizations=("none",), quantizes="nf4", initialize=_init_loftq)
+@ADAPTERS.register("loftq", quantizations=("none",), quantizes="nf4", initialize=_later("weight_init.init_loftq"))
 def loftq(settings: Any, targets: Any) -> Any:
     """LoftQ (Li et al., arXiv 2310.08659): puts the base into NF4, and starts from what that loses."""
     return _lora(settings, targets)
@@ -180,10 +154,8 @@ def loftq(settings: Any, targets: Any) -> Any:
 
 def _svd(settings: Any, targets: Any, initial_rank: int) -> Any:
     """The configuration of PEFT's layers that hold an adapter as B diag(E) A."""
-    from peft import AdaLoraConfig
-
     # Our own schedulers count the steps.
-    return AdaLoraConfig(init_r=initial_rank, target_r=settings.rank, total_step=1, **_common(settings, targets))
+    return _config("AdaLoraConfig", settings, targets, init_r=initial_rank, target_r=settings.rank, total_step=1)
 
 
 def _svd_rate(adapter: Any) -> tuple[float, str]:
@@ -232,18 +204,12 @@ def _initial_rank(adapter: Any) -> int:
     return int(own.initial_rank or max(adapter.rank + 1, round(1.5 * adapter.rank)))
 
 
-def _adalora_scheduler(model: Any, settings: AdaLora, steps: int) -> RankScheduler:
-    from lorakit.model.adapters.adalora import AdaLoraScheduler
-
-    return AdaLoraScheduler(model, settings, steps)
-
-
 @ADAPTERS.register(
     "adalora",
     numbers=lambda adapter, rank, weight: _svd_numbers(adapter, _initial_rank(adapter), weight),
     settings=AdaLora,
     mistakes=_adalora_mistakes,
-    callback=_adalora_scheduler,
+    callback=_later("adalora.AdaLoraScheduler"),
     refuses=(*_OVERRIDES, "train.lora_plus"),
     rate=_svd_rate,
 )
@@ -267,18 +233,12 @@ class FlexLora(Section):
     """The weight of the penalty that keeps directions apart."""
 
 
-def _flexlora_scheduler(model: Any, settings: FlexLora, steps: int) -> RankScheduler:
-    from lorakit.model.adapters.flexlora import FlexLoraScheduler
-
-    return FlexLoraScheduler(model, settings, steps)
-
-
 @ADAPTERS.register(
     "flexlora",
     numbers=_svd_numbers,
     settings=FlexLora,
     mistakes=lambda settings, adapter: _order_mistakes(settings, "move_from", "move_to"),
-    callback=_flexlora_scheduler,
+    callback=_later("flexlora.FlexLoraScheduler"),
     refuses=(*_OVERRIDES, "train.lora_plus"),
     rate=_svd_rate,
     optimizers=("auto", "adamw"),
@@ -292,7 +252,8 @@ def flexlora(settings: Any, targets: Any) -> Any:
     "none",
     quantizations=("none",),
     refuses=(
-        *("adapter.rank", "adapter.alpha", "adapter.dropout", "adapter.train_modules", "train.lora_plus"),
+        *(f"adapter.{key}" for key in ("rank", "alpha", "dropout", "train_modules")),
+        "train.lora_plus",
         *_OVERRIDES,
     ),
     experts=True,

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorakit.errors import UserError
 from lorakit.model.adapters import AdaLora
 from lorakit.model.adapters.svd import change_steps, orthogonality, svd_modules
 
@@ -19,8 +18,7 @@ from lorakit.model.adapters.svd import change_steps, orthogonality, svd_modules
 class AdaLoraScheduler:
     """The RankScheduler of an AdaLoRA training: from the sum of initial ranks down to `rank` times the modules.
 
-    Until the last choice a direction taken away may come back, as in the paper; from then on it stays away. UserError
-    where there are no more directions than the budget pays for.
+    Until the last choice a direction taken away may come back, as in the paper; from then on it stays away.
     """
 
     def __init__(self, model: Any, settings: AdaLora, steps: int) -> None:
@@ -29,11 +27,6 @@ class AdaLoraScheduler:
         self.settled_at = self._changes.start
         config = model.peft_config["default"]
         self._most, self._least = (rank * len(self._modules) for rank in (config.init_r, config.target_r))
-        if self._most <= self._least:
-            raise UserError(
-                f"adapter.kind.adalora.initial_rank: {config.init_r} is not more than adapter.rank, "
-                f"{config.target_r}, so no direction would be taken away. Write more, or null."
-            )
         self._parameters = [part for module in self._modules for part in (module.a, module.e, module.b)]
         self._names = [f"{module.path}.{part}" for module in self._modules for part in ("lora_A", "lora_E", "lora_B")]
         self._importance = [torch.zeros_like(part) for part in self._parameters]

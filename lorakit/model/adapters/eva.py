@@ -14,6 +14,7 @@ from lorakit.model.shared_prefix import IGNORED, body_of
 from lorakit.progress import Bar
 
 _LONGEST_PASS = 500
+_PADDING = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
 
 
 def init_eva(model: Any, settings: Eva, context: InitContext) -> None:
@@ -84,17 +85,11 @@ class _Batches:
                         f"eva: its directions have not settled after {_LONGEST_PASS} batches. Write a smaller rank, or "
                         "a smaller `converged`."
                     )
-                yield self._joined(waiting)
+                rows = {key: [row for joined in waiting for row in joined[key]] for key in _PADDING}
+                yield {key: pad_sequence(rows[key], True, _PADDING[key]).to(self.device) for key in _PADDING}
                 waiting, tokens = [], 0
         if self.used == 0:
             raise UserError(
                 f"adapter.kind: eva needs at least {self.tokens} trained tokens to find its directions, the rows have "
                 f"{tokens}. Write a smaller rank, or another kind."
             )
-
-    def _joined(self, batches: list[dict[str, Any]]) -> dict[str, Any]:
-        joined = {}
-        for key, padding in {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}.items():
-            rows = [row for batch in batches for row in batch[key]]
-            joined[key] = pad_sequence(rows, batch_first=True, padding_value=padding).to(self.device)
-        return joined

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
-from peft.tuners.adalora.layer import AdaLoraLayer
 from torch import Tensor
 
-_PREFIX = "base_model.model."  # what PeftModel puts before the names of the model's own modules
+from lorakit.model.adapters.weight_init import PREFIX, lora_layers
 
 
 class SvdModule(NamedTuple):
@@ -27,12 +26,9 @@ class SvdModule(NamedTuple):
 
 def svd_modules(model: Any) -> list[SvdModule]:
     """The adapted modules of a PEFT model, in its order."""
-    layers = [
-        (name.removeprefix(_PREFIX), part) for name, part in model.named_modules() if isinstance(part, AdaLoraLayer)
-    ]
     return [
         SvdModule(path, layer, layer.lora_A["default"], layer.lora_E["default"], layer.lora_B["default"])
-        for path, layer in layers
+        for path, layer in lora_layers(model)
     ]
 
 
@@ -99,8 +95,8 @@ def svd_to_lora(model: Any) -> tuple[LoraConfig, dict[str, Tensor]]:
         ranks[module.path] = len(rows)
         # PEFT divides by the rank that the module began with, and so it stays.
         scale = module.layer.scaling["default"] / (module.layer.ranknum["default"].item() + 1e-5)
-        weights[f"{_PREFIX}{module.path}.lora_A.weight"] = module.a.detach()[rows]
-        weights[f"{_PREFIX}{module.path}.lora_B.weight"] = (module.b * module.e.T * scale).detach()[:, rows]
+        weights[f"{PREFIX}{module.path}.lora_A.weight"] = module.a.detach()[rows]
+        weights[f"{PREFIX}{module.path}.lora_B.weight"] = (module.b * module.e.T * scale).detach()[:, rows]
     largest = max(ranks.values())
     others = {path: rank for path, rank in ranks.items() if rank != largest}
     config = LoraConfig(

@@ -10,6 +10,7 @@ LoftQ starts at (nearly) the closest matrix of its rank to W - Q, Q being the we
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,21 +20,39 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from lorakit.errors import UserError
-from lorakit.model.adapters import InitContext
+from lorakit.model.adapters import InitContext, Pissa
 from lorakit.progress import Progress
 
 INITIAL = "initial"
 """The name of the frozen adapter that holds what the trained one began with."""
 
+PREFIX = "base_model.model."
+"""What a PEFT model puts before the names of the base's own modules."""
+
 Factors = Callable[[Tensor, int, float], tuple[Tensor, Tensor]]
 """A weight (out, in), a rank and the adapter's scale -> B (out, rank) and A (rank, in) to begin with."""
 
 
-def init_from_factors(model: Any, factors: Factors, progress: Progress) -> None:
+def init_pissa(model: Any, settings: Pissa, context: InitContext) -> None:
+    """Begin with each weight's largest singular directions."""
+    _init_from_factors(model, partial(truncated_svd, iterations=settings.iterations), context.progress)
+
+
+def init_olora(model: Any, settings: None, context: InitContext) -> None:
+    """Begin with the first columns of Q and rows of R of each weight."""
+
+    def first_of_qr(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+        q, r = torch.linalg.qr(weight)
+        return q[:, :rank], r[:rank]
+
+    _init_from_factors(model, first_of_qr, context.progress)
+
+
+def _init_from_factors(model: Any, factors: Factors, progress: Progress) -> None:
     """Put the factors of each weight into the trained adapter, and their negative into a frozen one."""
     add_initial(model)
     layers = list(lora_layers(model))
-    sides = ((min(layer.in_features, layer.out_features), name, layer.r["default"]) for name, layer in layers)
+    sides = [(min(layer.in_features, layer.out_features), name, layer.r["default"]) for name, layer in layers]
     tight = [(side, name) for side, name, rank in sides if rank > side]
     if tight:
         most, name = min(tight)
@@ -50,11 +69,9 @@ def init_from_factors(model: Any, factors: Factors, progress: Progress) -> None:
             bar.advance(1)
 
 
-def init_loftq(model: Any, context: InitContext) -> None:
+def init_loftq(model: Any, settings: None, context: InitContext) -> None:
     """Begin with each module's quantization error; modules that are not quantized keep zero."""
-    layers = {
-        name: layer for name, layer in lora_layers(model) if not layer.get_base_layer().weight.is_floating_point()
-    }
+    layers = {name: part for name, part in lora_layers(model) if not part.base_layer.weight.is_floating_point()}
     context.progress.say("loftq: reading the full-precision weights")
     originals = context.originals(list(layers))
     with torch.no_grad(), context.progress.bar("loftq: quantization errors", total=len(layers)) as bar:
@@ -83,12 +100,6 @@ def truncated_svd(weight: Tensor, rank: int, scale: float, iterations: int | Non
     return u * root, root[:, None] * v
 
 
-def first_of_qr(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
-    """OLoRA's factors: the first columns of Q and rows of R."""
-    q, r = torch.linalg.qr(weight)
-    return q[:, :rank], r[:rank]
-
-
 def add_initial(model: Any) -> None:
     """Give a PEFT model a second adapter of the same shape, active and frozen."""
     config = copy.deepcopy(model.peft_config["default"])
@@ -105,7 +116,7 @@ def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
     """Every LoRA layer with its path in the base model."""
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            yield name.removeprefix("base_model.model."), module
+            yield name.removeprefix(PREFIX), module
 
 
 def weight_of(layer: Any) -> Tensor:
