@@ -11,12 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.config_values import read_json
 from lorakit.model.quantization_config import check_quantization
-from lorakit.model.quantized_model import (
-    cast_unquantized,
-    forget_conversions,
-    summarize_quantization,
-    unify_layer_modes,
-)
+from lorakit.model.quantized_model import summarize_quantization, unify_layer_modes
 from lorakit.model.resolve import Base
 from lorakit.model.spec_from_meta import meta_model
 from lorakit.model.tokenizer import DAMAGED, describe_load_error
@@ -34,10 +29,8 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
     dtype = torch.float32 if trainable else DTYPES[settings.dtype]
     quantization = QUANTIZERS[settings.quantization].function(settings, dtype)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": settings.attention, "use_safetensors": True}
-    if quantization is not None:
-        options |= {"quantization_config": quantization}
-    if quantization is not None or stored:
-        options |= {"device_map": {"": device}}
+    options |= {"quantization_config": quantization} if quantization is not None else {}
+    options |= {"device_map": {"": device}} if quantization is not None or stored else {}
     dequantizes = stored is not None and stored.treatment == "dequantized"
     try:
         model = _read_model(base, options, dequantizes)
@@ -46,17 +39,17 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
         raise LorakitError(f"{base.name} does not fit into the memory of {device}. {remedy}") from error
     if quantization is not None and summarize_quantization(model) is None:
         raise UserError("model.quantization: no layer of this model is one that bitsandbytes quantizes. Write none.")
-    if stored and stored.reversible:  # the layers of the others need a type of their own
-        cast_unquantized(model, dtype)
+    if stored and stored.reversible:  # transformers leaves the rest as stored; other methods' layers need their type
+        for parameter in model.parameters():
+            if type(parameter) is torch.nn.Parameter:
+                parameter.data = parameter.data.to(dtype)
     if model.dtype != dtype:
-        actual = str(model.dtype).removeprefix("torch.")
-        raise UserError(
-            f"model.dtype: {base.name} can only be loaded in {actual} here, not in {settings.dtype}. Write {actual}."
-        )
+        reason = f"can only be loaded in {(actual := str(model.dtype).removeprefix('torch.'))} here"
+        raise UserError(f"model.dtype: {base.name} {reason}, not in {settings.dtype}. Write {actual}.")
     if quantization is None and not stored:
         model = model.to(device)
     if dequantizes:
-        forget_conversions(model)
+        del model._weight_conversions  # by which transformers would quantize it again on saving, or refuse
     unify_layer_modes(model, dtype)
     return model.eval() if trainable else model.requires_grad_(False).eval()
 
@@ -81,41 +74,33 @@ def _read_model(base: Base, options: dict[str, Any], dequantizes: bool) -> Any:
         raise UserError(f"model.base: {base.name} cannot be loaded: {describe_load_error(error)}.{remedy}") from error
     missing = sorted(info["missing_keys"])
     if missing:
-        raise UserError(
-            f"model.base: {base.name}: the weights files lack {len(missing)} tensors that the model needs, the first "
-            f"is {missing[0]}; they would start out random."
-        )
+        lacks = f"the weights files lack {len(missing)} tensors that the model needs, the first is {missing[0]}"
+        raise UserError(f"model.base: {base.name}: {lacks}; they would start out random.")
     _check_shapes(model, info["mismatched_keys"], base)
     return model
 
 
 def _check_shapes(model: Any, mismatched: Any, base: Base) -> None:
     """Refuse weights of other shapes than the config describes. A quantized layer takes whatever the file has."""
-    wrong = [(name, tuple(actual), tuple(expected)) for name, actual, expected in mismatched]
+    pairs = [(name, tuple(actual), tuple(expected)) for name, actual, expected in mismatched]
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit | Linear8bitLt):
-            expected = (module.out_features, module.in_features)
             weight = module.weight.quant_state if isinstance(module, Linear4bit) else module.weight
-            if tuple(weight.shape) != expected:
-                wrong.append((f"{name}.weight", tuple(weight.shape), expected))
-    if wrong:
+            pairs.append((f"{name}.weight", tuple(weight.shape), (module.out_features, module.in_features)))
+    if wrong := [pair for pair in pairs if pair[1] != pair[2]]:
         name, actual, expected = min(wrong)
-        raise UserError(
-            f"model.base: {base.name}: config.json and the weights do not fit each other: {name} is of shape {actual} "
-            f"in the files, and {expected} by the config ({len(wrong)} such in all). Fetch the model again."
-        )
+        shapes = f"{name} is of shape {actual} in the files, and {expected} by the config ({len(wrong)} such in all)"
+        reason = f"config.json and the weights do not fit each other: {shapes}"
+        raise UserError(f"model.base: {base.name}: {reason}. Fetch the model again.")
 
 
 def original_weights(base: Base, modules: list[str], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The unquantized weights (out, in) of linear layers on disk, by path, in `dtype` on the CPU."""
     plain = Model(base=base.name, attention="eager").model_copy(update={"dtype": stored_dtype(base)})
     model = load_model(base, plain, "cpu")
-    weights = {}
-    for name in modules:
-        layer = model.get_submodule(name)
-        weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-        weights[name] = weight.detach().to(dtype, copy=True)
-    return weights
+    layers = {name: model.get_submodule(name) for name in modules}
+    weights = {name: part.weight.T if isinstance(part, Conv1D) else part.weight for name, part in layers.items()}
+    return {name: weight.detach().to(dtype, copy=True) for name, weight in weights.items()}
 
 
 def check_embeddings(model: Any, base: Base, largest_token: int) -> None:
@@ -125,18 +110,14 @@ def check_embeddings(model: Any, base: Base, largest_token: int) -> None:
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     known = inputs.weight.shape[0]
     if largest_token >= known:
-        raise UserError(
-            f"model.base: {base.name}: token id {largest_token} is out of range (vocabulary size {known:,}). Its "
-            "tokenizer and its weights do not belong together."
-        )
+        reason = f"token id {largest_token} is out of range (vocabulary size {known:,})"
+        raise UserError(f"model.base: {base.name}: {reason}. Its tokenizer and its weights do not belong together.")
     if outputs is None or outputs.weight is inputs.weight:
         return
     empty = meta_model(base.folder)
     if empty.get_output_embeddings().weight is empty.get_input_embeddings().weight:
-        raise UserError(
-            f"model.base: {base.name}: input and output embeddings are one weight by its config.json, and two in its "
-            "files. Write tie_word_embeddings: false into the config.json."
-        )
+        reason = "input and output embeddings are one weight by its config.json, and two in its files"
+        raise UserError(f"model.base: {base.name}: {reason}. Write tie_word_embeddings: false into the config.json.")
 
 
 def attentions_of(base: Base) -> tuple[str, ...]:

@@ -66,10 +66,8 @@ def check_quantization(base: Base, settings: Model, trainable: bool = False) -> 
         return None
     refuse_quantization(stored, base.name, settings, trainable)
     if missing := missing_packages(stored):
-        raise UserError(
-            f"model.base: the weights of {base.name} are {stored.quantization} already; loading them needs another "
-            f"package: pip install {' '.join(missing)}."
-        )
+        reason = f"the weights of {base.name} are {stored.quantization} already; loading them needs another package"
+        raise UserError(f"model.base: {reason}: pip install {' '.join(missing)}.")
     return stored
 
 
@@ -81,35 +79,26 @@ def missing_packages(stored: CheckpointQuantization) -> tuple[str, ...]:
 def refuse_quantization(stored: CheckpointQuantization, name: str, settings: Model, trainable: bool) -> None:
     """Refuse a checkpoint whose method is not supported, that would be quantized twice, or cannot be trained itself.
 
-    Args:
-        name: what the recipe calls the base model.
-        settings: the model section, with the quantization into which the kind of adapter puts the base.
-        trainable: whether the weights themselves are trained.
+    `name` is the recipe's for the base; `settings` have the quantization into which the kind of adapter puts it;
+    `trainable` says whether the weights themselves are trained.
     """
     what = f"the weights of {name} are {stored.quantization} already"
     if stored.treatment == "unknown":
-        raise UserError(
-            f"model.base: {what}, which lorakit does not train on. Give the unquantized model; model.quantization "
-            "quantizes it."
-        )
+        remedy = "Give the unquantized model; model.quantization quantizes it."
+        raise UserError(f"model.base: {what}, which lorakit does not train on. {remedy}")
     if settings.quantization != "none":
-        raise UserError(
-            f"model.quantization: {what} and cannot be put into {settings.quantization}. Write none, and an "
-            "adapter.kind that does not quantize: the adapter is then trained on the weights as they are."
-        )
+        remedy = "Write none, and an adapter.kind that does not quantize: the weights are then trained on as they are."
+        raise UserError(f"model.quantization: {what} and cannot be put into {settings.quantization}. {remedy}")
     if trainable and stored.treatment == "kept":
-        raise UserError(
-            f"adapter.kind: none trains the weights themselves, and {what}. Write lora, or give the unquantized model."
-        )
+        remedy = "Write lora, or give the unquantized model."
+        raise UserError(f"adapter.kind: none trains the weights themselves, and {what}. {remedy}")
 
 
 def refuse_irreversible(stored: CheckpointQuantization | None, name: str) -> None:
     """Refuse a quantization that cannot be undone: no adapter can be added to such weights."""
     if stored and not stored.reversible:
-        raise UserError(
-            f"model.base: the weights of {name} are {stored.quantization}, to which no adapter can be added: "
-            "serve the adapter beside them (output.merged: false)."
-        )
+        reason = f"the weights of {name} are {stored.quantization}, to which no adapter can be added"
+        raise UserError(f"model.base: {reason}: serve the adapter beside them (output.merged: false).")
 
 
 def describe_savings(quantization: str, share: float, before: float, after: float) -> str:

@@ -51,11 +51,8 @@ def summarize_quantization(model: Any) -> QuantizationSummary | None:
         return None
     first = next(iter(layers.values()))
     quantized = sum(layer.in_features * layer.out_features for layer in layers.values())
-    plain = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if name.rpartition(".")[0] not in layers or name.endswith(".bias")
-    }
+    own = {name for name, _ in model.named_parameters() if name.rpartition(".")[0] in layers}
+    plain = {name: weight for name, weight in model.named_parameters() if name not in own or name.endswith(".bias")}
     sizes = {
         tensor.data_ptr(): tensor.nbytes  # shared tensors count once
         for name, tensor in model.state_dict().items()
@@ -87,12 +84,9 @@ def quantization_facts(
     summary: QuantizationSummary | None, requested: str, stored: CheckpointQuantization | None
 ) -> dict[str, Any]:
     """The part of a run's manifest on quantization: requested, in effect, and the checkpoint's own."""
-    return {
-        "requested": requested,
-        "effective": summary.quantization if summary else "none",
-        "checkpoint": stored.quantization if stored else "none",
-        "held": asdict(summary) | {"share": summary.share} if summary else None,
-    }
+    words = {"requested": requested, "effective": summary.quantization if summary else "none"}
+    words["checkpoint"] = stored.quantization if stored else "none"
+    return words | {"held": asdict(summary) | {"share": summary.share} if summary else None}
 
 
 def describe_quantization(
@@ -105,11 +99,11 @@ def describe_quantization(
     if summary is None:
         dequantized = f"dequantized while it was loaded: {dtype} weights are trained on"
         return f"the checkpoint is {stored.quantization}, {dequantized}" if stored else None
-    text = summary.describe()
     if summary.quantization == requested:
-        return text
+        return summary.describe()
     reason = "the checkpoint is quantized already" if stored else "the kind of adapter quantizes"
-    return f"model.quantization: {requested} was asked for, {summary.quantization} is used: {reason}. {text}"
+    used = f"{requested} was asked for, {summary.quantization} is used: {reason}"
+    return f"model.quantization: {used}. {summary.describe()}"
 
 
 def unify_layer_modes(model: Any, dtype: torch.dtype) -> None:
@@ -129,24 +123,13 @@ def unify_layer_modes(model: Any, dtype: torch.dtype) -> None:
                 # 8 bits too in evaluation mode: the layer stays in the mode that the adapter is trained in. On a GPU
                 # both modes round the inputs.
                 module.train(True)
-                module.train = partial(_ignore_mode, module)
-
-
-def _ignore_mode(module: Any, mode: bool = True) -> Any:
-    return module
+                module.train = lambda mode=True, module=module: module
 
 
 def _init_8bit_state(module: Any, init: Callable[[], None]) -> None:
     """PEFT dequantizes for DoRA and puts a weight without its scales in place: the layer would then lose its own."""
     module.weight.SCB = module.state.SCB if module.weight.SCB is None else module.weight.SCB
     init()
-
-
-def cast_unquantized(model: Any, dtype: torch.dtype) -> None:
-    """Cast the weights that are not quantized to `dtype`: transformers leaves a checkpoint's as they are stored."""
-    for parameter in model.parameters():
-        if type(parameter) is torch.nn.Parameter:
-            parameter.data = parameter.data.to(dtype)
 
 
 def dequantize(model: Any) -> Any:
@@ -157,7 +140,7 @@ def dequantize(model: Any) -> Any:
         plain = model.dequantize(model.dtype)
     except (ValueError, RuntimeError, AttributeError, NotImplementedError, UnboundLocalError) as error:
         raise LorakitError(f"model.quantization: transformers cannot dequantize this model: {error}") from error
-    forget_conversions(plain)
+    del plain._weight_conversions  # by which transformers would quantize it again on saving, or refuse
     for name in conv1d:  # GPT-2's layers, with weights (in, out), which come back as Linear
         linear = plain.get_submodule(name)
         layer = Conv1D(linear.out_features, linear.in_features)
@@ -167,18 +150,10 @@ def dequantize(model: Any) -> Any:
     return plain.requires_grad_(False)
 
 
-def forget_conversions(model: Any) -> None:
-    """Let a dequantized model be saved as what it is: transformers would quantize it again on saving, or refuse
-    (transformers/core_model_loading.py, revert_weight_conversion)."""
-    del model._weight_conversions
-
-
 @contextmanager
 def release_int8_inputs(model: Any) -> Iterator[None]:
-    """Within this, the int8 layers of `model` release their inputs. The gradients are the same.
-
-    bitsandbytes keeps each layer's input on the node itself, which gradient checkpointing does not reach. Only a
-    gradient of the weight, which is frozen, would need it.
+    """Within this, the int8 layers of `model` release their inputs, to the same gradients: bitsandbytes keeps them on
+    the node itself, which gradient checkpointing does not reach. Only a gradient of the frozen weight would need them.
     """
     layers = [module for module in model.modules() if type(module) is Linear8bitLt]
     for layer in layers:

@@ -55,12 +55,9 @@ class WeightPrecision:
     def rounds(self, weights: Weights, group: Group) -> bool:
         """Whether the training saw other numbers than the files hold, for any weight of a group."""
         stored = [TYPES.get(weights.tensors[name].dtype, torch.uint8) for name in group.names]
-        floating = [dtype for dtype in stored if dtype.is_floating_point]
-        return any(
-            path in self.transposed
-            or any(torch.promote_types(dtype, self._dtype(path)) != self._dtype(path) for dtype in floating)
-            for path in group.paths
-        )
+        pairs = [(dtype, self._dtype(path)) for dtype in stored if dtype.is_floating_point for path in group.paths]
+        is_rounded = any(torch.promote_types(dtype, narrow) != narrow for dtype, narrow in pairs)
+        return is_rounded or any(path in self.transposed for path in group.paths)
 
     def differs(self, weights: Weights) -> bool:
         """Whether the training saw other numbers than the files hold, anywhere."""
@@ -99,8 +96,6 @@ def _quantize_and_back(weight: torch.Tensor, settings: Model) -> torch.Tensor:
     if settings.quantization == "q8":
         quantized = Int8Params(weight.contiguous(), requires_grad=False, has_fp16_weights=False).to("cpu")
         return int8_vectorwise_dequant(quantized.CB, quantized.SCB)
-    kind = {"nf4": "nf4", "q4": "fp4"}[settings.quantization]
-    quantized = Params4bit(
-        weight.contiguous(), requires_grad=False, quant_type=kind, compress_statistics=settings.double_quant
-    ).to("cpu")
+    options = {"quant_type": {"nf4": "nf4", "q4": "fp4"}[settings.quantization], "requires_grad": False}
+    quantized = Params4bit(weight.contiguous(), compress_statistics=settings.double_quant, **options).to("cpu")
     return dequantize_4bit(quantized.data, quantized.quant_state).to(weight.dtype)
