@@ -3,6 +3,7 @@
 Read without torch, and of weights only the headers, so that `lorakit check` can do it too.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ from lorakit.model.safetensors_header import INDEX, SINGLE, read_header, weight_
 
 _KERNELS = {"attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"}
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-# Files that are copied into results; weights are not, and may be links.
-_COPIED_SUFFIXES = (".json", ".jinja", ".model", ".tiktoken")
-_COPIED_NAMES = ("vocab.txt", "merges.txt")
+# Ends of files that are copied into results; weights are not, and may be links.
+_COPIED = (".json", ".jinja", ".model", ".tiktoken", "vocab.txt", "merges.txt")
 # A model with a tokenizer has at least one of these.
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
 
@@ -23,19 +23,16 @@ _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.j
 def check_base_files(folder: Path, complete: bool = True) -> None:
     """Refuse a folder that transformers cannot load, or not without running code or unpickling anything.
 
-    Args:
-        complete: whether a missing file is an error. In the hub's cache it is not, where a run fetches it.
+    `complete`: whether a missing file is an error. In the hub's cache it is not, where a run fetches it.
     """
     try:
         refuse_pipes(folder)
         refuse_code(folder)
         for path in sorted(folder.iterdir()):
-            is_copied = path.suffix in _COPIED_SUFFIXES or path.name in _COPIED_NAMES
-            if is_copied and path.is_symlink() and not lies_inside(path, folder):
-                raise UserError(
-                    f"{path} is a link to {path.resolve()}, outside of the folder. Put the file itself there (cp -L): "
-                    "it is copied into adapters and merged models."
-                )
+            if path.name.endswith(_COPIED) and path.is_symlink() and not lies_inside(path, folder):
+                reason = f"{path} is a link to {path.resolve()}, outside of the folder"
+                remedy = "Put the file itself there (cp -L): it is copied into adapters and merged models."
+                raise UserError(f"{reason}. {remedy}")
         _check_configs(folder, complete)
         _check_weights(folder, complete)
         _check_tokenizer(folder / "tokenizer.json")
@@ -53,16 +50,14 @@ def refuse_code(folder: Path, where: str = "") -> None:
             config = read_json(file)
         except UserError:
             continue  # transformers cannot read it either; what a run reads is checked apart
-        if code := _code_in(config):
-            key, names = code
-            raise UserError(
-                f"{where}{folder} brings its own Python code ({names}, in {key} of {file.name}), which lorakit does "
-                f"not run. Give a model without, or, where transformers has a class for it, a copy without {key}."
-            )
+        for key, names in _code_in(config):
+            reason = f"brings its own Python code ({names}, in {key} of {file.name}), which lorakit does not run"
+            remedy = f"Give a model without, or, where transformers has a class for it, a copy without {key}."
+            raise UserError(f"{where}{folder} {reason}. {remedy}")
 
 
-def _code_in(value: Any) -> tuple[str, str] | None:
-    """The key that names code, at any depth, and the names; None where there is none.
+def _code_in(value: Any) -> Iterator[tuple[str, str]]:
+    """Each key that names code, at any depth, and the names.
 
     `auto_map` maps classes to code, lists code in an older form, or both. An attention or expert implementation named
     as a repository of the hub is code that transformers fetches and runs.
@@ -72,14 +67,11 @@ def _code_in(value: Any) -> tuple[str, str] | None:
         value = waiting.pop()
         if isinstance(value, dict):
             if value.get("auto_map"):
-                return "auto_map", ", ".join(_texts_in(value["auto_map"])) or "an empty name"
+                yield "auto_map", ", ".join(_texts_in(value["auto_map"])) or "an empty name"
             for key in value.keys() & _KERNELS:
                 if kernels := [text for text in _texts_in(value[key]) if "/" in text]:
-                    return key, ", ".join(kernels)
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    return None
+                    yield key, ", ".join(kernels)
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _texts_in(value: Any) -> list[str]:
@@ -118,15 +110,11 @@ def _check_configs(folder: Path, complete: bool) -> None:
         raise UserError(f"{file} names no model_type.")
     other = config.get("transformers_weights")
     if other not in (None, SINGLE, INDEX):
-        raise UserError(
-            f"{file} names other weights than {SINGLE} (transformers_weights: {other!r}), which lorakit does not look "
-            "for. Rename the file, and remove the key."
-        )
+        reason = f"names other weights than {SINGLE} (transformers_weights: {other!r})"
+        raise UserError(f"{file} {reason}, which lorakit does not look for. Rename the file, and remove the key.")
     if has_adapter:
-        raise UserError(
-            f"{folder} has adapter_config.json: transformers would put that adapter into the model. Merge it into the "
-            "model first, or give a folder without it."
-        )
+        reason = "has adapter_config.json: transformers would put that adapter into the model"
+        raise UserError(f"{folder} {reason}. Merge it into the model first, or give a folder without it.")
 
 
 def _check_weights(folder: Path, complete: bool) -> None:

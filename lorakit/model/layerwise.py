@@ -69,16 +69,13 @@ def adapter_without_base(folder: Path, adapter: Path) -> tuple[Any, list[str]]:
 def _adapted(folder: Path, attention: str, adapter: Path) -> tuple[Any, dict[int, list[_Slot]]]:
     config = adapter_config(adapter)
     if getattr(config, "layer_replication", None):
-        raise UserError(
-            f"{adapter}: was made with layer_replication, which repeats layers of the base, each time with other "
-            "adapters. A merged model would need more layers than its base has. Merge it with PEFT's merge_and_unload."
-        )
+        reason = "was made with layer_replication, so that a merged model would need more layers than its base has"
+        raise UserError(f"{adapter}: {reason}. Merge it with PEFT's merge_and_unload.")
     start = getattr(config, "init_lora_weights", True)
     if isinstance(start, str) and start not in PLAIN_INITS:
-        raise UserError(
-            f"{adapter}: was saved with init_lora_weights {start!r}, and belongs to a base changed by that. Convert it "
-            "to a plain LoRA first (PEFT: path_initial_model_for_weight_conversion)."
-        )
+        reason = f"was saved with init_lora_weights {start!r}, and belongs to a base changed by that"
+        remedy = "Convert it to a plain LoRA first (PEFT: path_initial_model_for_weight_conversion)."
+        raise UserError(f"{adapter}: {reason}. {remedy}")
     model, slots = _empty_model(folder, attention)
     # PEFT moves an adapter to where the base is, and makes no first values that would need the base's weights.
     return load_adapter(model, adapter, low_cpu_mem_usage=True, torch_device="cpu"), slots

@@ -20,15 +20,16 @@ from lorakit.model.adapters import InitContext
 from lorakit.model.adapters.weight_init import INITIAL, add_initial
 from lorakit.model.fingerprint import content_of, fingerprint_of
 from lorakit.model.patterns import check_patterns
+from lorakit.model.safetensors_header import read_header
 from lorakit.model.targets import Targets, first_and_count, trains_every_weight
 from lorakit.recipe.adapter_kind import adapter_spec, kind_settings
 from lorakit.recipe.init_adapter import find_fault, read_config, why_untrainable
 from lorakit.recipe.schema import Adapter
 
+# In a checkpoint: the folder of the adapter as it is trained, which may not be the form that it is saved in, and the
+# file of the trained weights, each under its name in the model.
 TRAINED_DIR = "trained"
-"""The folder in a checkpoint that holds the adapter as it is trained, which may not be the form that it is saved in."""
 TRAINED_WEIGHTS = f"{TRAINED_DIR}/weights.safetensors"
-"""The file of a checkpoint that holds the trained weights, each under its name in the model."""
 
 _OF_EXPERT = re.compile(r"(.*\.experts\.\d+\.)(.*)")
 
@@ -67,8 +68,7 @@ def attach_adapter(
 
 
 def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
-    """The model with the adapter of a folder, to be trained on. UserError where the folder holds no LoRA or DoRA
-    adapter, or one that does not belong to this model."""
+    """The model with a folder's adapter, to be trained on; UserError where it has none, or one of another model."""
     config = adapter_config(folder)
     refused = why_untrainable(folder)
     if refused:
@@ -76,19 +76,15 @@ def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
     usual = LoraConfig()
     for name, value in vars(config).items():
         if name not in _UNDERSTOOD and value != getattr(usual, name, value):
-            raise UserError(
-                f"adapter.from: {folder} was made with {name}: {value!r}, which lorakit does not train on. "
-                f"{_MERGE_FIRST}"
-            )
+            reason = f"{folder} was made with {name}: {value!r}, which lorakit does not train on"
+            raise UserError(f"adapter.from: {reason}. {_MERGE_FIRST}")
     config.lora_dropout = dropout
     before = [(name, parameter, content_of(parameter)) for name, parameter in model.named_parameters()]
     loaded = _load(model, folder, "adapter.from: ", config, is_trainable=True)
     changed = next((name for name, parameter, content in before if content_of(parameter) != content), None)
     if changed:
-        raise UserError(
-            f"adapter.from: {folder} has another {changed} than the base, which would not be saved again. "
-            f"{_MERGE_FIRST}"
-        )
+        reason = f"{folder} has another {changed} than the base, which would not be saved again"
+        raise UserError(f"adapter.from: {reason}. {_MERGE_FIRST}")
     if isinstance(loaded.get_output_embeddings(), BaseTunerLayer):
         raise UserError(f"adapter.from: {folder} adapts the output head, which lorakit trains whole or not at all.")
     broken = next((name for name, value in trained_weights(loaded).items() if not value.isfinite().all()), None)
@@ -130,8 +126,8 @@ def load_trained(model: Any, checkpoint: Path) -> None:
 
 
 def load_adapter(model: Any, folder: Path, **options: Any) -> Any:
-    """The model with the trained adapter of a folder, in evaluation mode. `options` are those of PEFT's own loading.
-    UserError where the folder holds no adapter, or one that does not belong to this model."""
+    """The model with a folder's trained adapter, in evaluation mode; UserError where it has none, or one of another
+    model. `options` are those of PEFT's own loading."""
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(0)  # PEFT draws at random for some initializations, which it does again while it loads
         loaded = _load(model, folder, "", adapter_config(folder), **options).eval()
@@ -155,10 +151,8 @@ def _wrap(model: Any, config: Any) -> Any:
     try:
         return get_peft_model(model, config)
     except (ValueError, TypeError) as error:
-        raise UserError(
-            f"adapter.targets: PEFT cannot adapt these modules: {first_line(error)}. Leave them out with "
-            "adapter.exclude."
-        ) from error
+        reason = f"PEFT cannot adapt these modules: {first_line(error)}"
+        raise UserError(f"adapter.targets: {reason}. Leave them out with adapter.exclude.") from error
 
 
 def _unfreeze(model: Any, settings: Adapter, targets: Targets) -> Any:
@@ -177,24 +171,22 @@ def _in_float32(model: Any) -> Any:
 
 
 def adapter_config(folder: Path) -> Any:
-    """PEFT's configuration of the adapter in a folder. UserError where the folder holds no adapter, or a damaged
-    one."""
+    """PEFT's configuration of the adapter in a folder; UserError where it has none, or a damaged one."""
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             pickled = (folder / "adapter_model.bin").is_file()
             remedy = " Its adapter_model.bin would run code when read: convert it to safetensors." if pickled else ""
             raise UserError(f"{folder}: has no {name}, so it holds no adapter.{remedy}")
     refuse_pipes(folder)
-    config = read_config(folder / "adapter_config.json")
+    where, config = f"{folder}: its adapter_config.json", read_config(folder / "adapter_config.json")
     if config is None:
-        raise UserError(f"{folder}: its adapter_config.json is not a JSON object. It is damaged: take another copy.")
-    fault = find_fault(config)
-    if fault:
-        raise UserError(f"{folder}: its adapter_config.json: {fault}")
+        raise UserError(f"{where} is not a JSON object. It is damaged: take another copy.")
+    if fault := find_fault(config):
+        raise UserError(f"{where}: {fault}")
     try:
         return PeftConfig.from_pretrained(str(folder))
     except _READING as error:
-        raise UserError(f"{folder}: its adapter_config.json cannot be read: {first_line(error)}") from error
+        raise UserError(f"{where} cannot be read: {first_line(error)}") from error
 
 
 def _load(model: Any, folder: Path, key: str, config: Any, is_trainable: bool = False, **options: Any) -> Any:
@@ -212,26 +204,20 @@ def _load(model: Any, folder: Path, key: str, config: Any, is_trainable: bool = 
         gaps = _expert_gaps(folder)
         reason = f"its file lacks {first_and_count(gaps)}" if gaps else first_line(error)
         raise UserError(f"{key}{folder}: this adapter cannot be put on the base model: {reason}") from error
-    for verb, names, conclusion in (
-        ("lacks", report.missing_keys, ". It is damaged, or of another model."),
-        ("holds", report.unexpected_keys, ", for which the base model has no place. It belongs to another model."),
-    ):
+    misplaced = "holds {}, for which the base model has no place"
+    for sentence, names in (("lacks {}", report.missing_keys), (misplaced, report.unexpected_keys)):
         if names:
-            shown = first_and_count(sorted(name.replace(".default", "") for name in names))
-            raise UserError(f"{key}{folder}: this adapter {verb} {shown}{conclusion}")
+            shown = sentence.format(first_and_count(sorted(name.replace(".default", "") for name in names)))
+            raise UserError(f"{key}{folder}: this adapter {shown}. It is damaged, or of another model.")
     return loaded
 
 
 def _expert_gaps(folder: Path) -> list[str]:
     """Tensors that some experts lack in an adapter's file: PEFT stacks those of all, and fails without a name."""
-    try:
-        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            matches = [match for name in file.keys() if (match := _OF_EXPERT.fullmatch(name))]  # noqa: SIM118
-    except _READING:
-        return []
-    there = {(match[1], match[2]) for match in matches}
-    experts, parts = {expert for expert, _ in there}, {part for _, part in there}
-    return sorted(f"{expert}{part}" for expert in experts for part in parts if (expert, part) not in there)
+    names = read_header(folder / "adapter_model.safetensors")[0]
+    matches = [match for name in names if (match := _OF_EXPERT.fullmatch(name))]
+    experts, parts = {match[1] for match in matches}, {match[2] for match in matches}
+    return sorted(expert + part for expert in experts for part in parts if expert + part not in names)
 
 
 @dataclass
@@ -256,8 +242,7 @@ class SharedBase:
             return self._model
         base, self._model = self._model, None  # until the adapter is on it as a whole
         if base is not None and self._adapter is not None:
-            # PEFT cannot take off every kind of adapter.
-            base = base.unload() if hasattr(base, "unload") else None
+            base = base.unload() if hasattr(base, "unload") else None  # PEFT cannot take off every kind of adapter
         if base is None or fingerprint_of(base) != self._fingerprint:
             base = None  # frees its memory before the next one is loaded
             base = self.load()

@@ -67,10 +67,9 @@ def _read_index(index: Path) -> dict[str, Any]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: damaged: it has no weight_map that names files. {_REMEDY}")
     for name in weight_map.values():
-        if not isinstance(name, str):
-            raise UserError(f"{index}: damaged: its weight_map names {str(name)[:200]} as a file. {_REMEDY}")
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise UserError(f"{index}: names {name[:200]!r}, which is not a .safetensors file of its folder. {_REMEDY}")
+        if not (isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")):
+            shown = repr(name)[:200]
+            raise UserError(f"{index}: names {shown}, which is not a .safetensors file of its folder. {_REMEDY}")
     return content
 
 

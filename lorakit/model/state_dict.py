@@ -100,17 +100,13 @@ class Weights:
             reverse.add_tensor(target, path, pattern, values[path])
         # The reversed converter has names of its own for the tensors, some with a prefix.
         ends = {f".{renamed}": name for name, renamed in zip(group.names, group.renamed, strict=True)}
-        named = {
-            next(
-                (name for end, name in ends.items() if f".{made}".endswith(end) or end.endswith(f".{made}")), ""
-            ): value
-            for made, value in _run_converter(reverse, target, self.model).items()
-        }
+        named = {}
+        for made, value in _run_converter(reverse, target, self.model).items():
+            fitting = (name for end, name in ends.items() if f".{made}".endswith(end) or end.endswith(f".{made}"))
+            named[next(fitting, "")] = value
         if sorted(named) != sorted(group.names):
-            raise UserError(
-                f"model.base: {group.target} cannot be split again into {group.names[0]} and the other tensors of its "
-                "file."
-            )
+            others = f"{group.names[0]} and the other tensors of its file"
+            raise UserError(f"model.base: {group.target} cannot be split again into {others}.")
         return named
 
 
@@ -176,20 +172,15 @@ def _check_against_model(weights: Weights, state: Values) -> None:
         stored = [weights.tensors[name] for name in group.names]
         for tensor in stored:
             if tensor.dtype not in TYPES or tensor.dtype.startswith("F8"):
-                raise UserError(
-                    f"{weights.folder}: no adapter can be added to {name}, which is stored as {tensor.dtype}."
-                )
+                reason = f"no adapter can be added to {name}, which is stored as {tensor.dtype}"
+                raise UserError(f"{weights.folder}: {reason}.")
         if group.converter is None and stored[0].shape != tuple(state[path].shape):
-            raise UserError(
-                f"{weights.folder}: {name} is {stored[0].shape} in the files and {tuple(state[path].shape)} in the "
-                "model that its config.json describes."
-            )
+            shapes = f"{stored[0].shape} in the files and {tuple(state[path].shape)} in the model"
+            raise UserError(f"{weights.folder}: {name} is {shapes} that its config.json describes.")
         twice = min(weights.ties.get(path, set()) & weights.group_by_path.keys(), default=None)
         if twice and not torch.equal(weights.read(path), weights.read(twice)):
-            raise UserError(
-                f"{weights.folder}: {path} and {twice} are one weight by its config.json, and two in its "
-                "files. Write tie_word_embeddings: false into the config.json."
-            )
+            reason = f"{path} and {twice} are one weight by its config.json, and two in its files"
+            raise UserError(f"{weights.folder}: {reason}. Write tie_word_embeddings: false into the config.json.")
 
 
 def _convert(model: Any, group: Group, read: Callable[[str], torch.Tensor]) -> Values:

@@ -19,6 +19,7 @@ from lorakit.registry import ADAPTERS
 Signal = Callable[[list[str]], dict[str, float]]
 """Paths of weights -> their signal-to-noise ratios."""
 
+_NO_MODULE = "no module that adapter.targets chose is"
 _SUBLAYERS = {"all-linear": ("attention", "mlp", ""), "attention": ("attention",), "mlp": ("mlp",)}
 
 
@@ -27,37 +28,30 @@ class Targets:
     """What an adapter is put on, in PEFT's terms."""
 
     modules: list[str]  # full paths of linear layers
+    # Full paths of parameters: the fused weights of experts (experts, rows, columns), and the weights (out, in) of
+    # layers whose names PEFT would take for theirs.
     experts: list[str]
-    """Full paths of parameters: the fused weights of experts (experts, rows, columns), and the weights (out, in) of
-    layers whose names PEFT would take for theirs."""
     ranks: dict[str, int]  # full path -> rank, where it is not the recipe's
     alphas: dict[str, float]  # full path -> alpha, where it is not the recipe's
-    whole: list[str]
-    """Full paths of the modules that are trained whole. Where embeddings are tied, both ends are among them."""
+    whole: list[str]  # full paths of the modules that are trained whole; of tied embeddings both ends
     tied: bool  # whether `whole` has embeddings that the model ties to its output head
     notes: list[str]  # what the words of `adapter.targets` left out on their own, and why: one sentence each
 
 
 def select_targets(model: Any, settings: Adapter, signal: Signal | None = None) -> Targets:
-    """What an adapter section chooses of a causal language model.
-
-    Args, errors: as of `select_weights` and `select_train_modules`.
-    """
+    """What an adapter section chooses of a causal language model. UserError as of `select_weights` and
+    `select_train_modules`."""
     from lorakit.model.spec_from_meta import list_weights
 
     chosen, notes = select_weights(list_weights(model), settings, signal)
     whole, tied = select_train_modules(model, settings.train_modules, [weight.path for weight in chosen])
     if tied:
         notes.append(f"{' and '.join(whole[:2])} are one weight in this model, and are trained as one")
-    return Targets(
-        modules=[weight.path for weight in chosen if not weight.parameter],
-        experts=[weight.parameter for weight in chosen if weight.parameter],
-        ranks=resolve_overrides("rank_overrides", chosen, settings.rank_overrides, settings.rank),
-        alphas=resolve_overrides("alpha_overrides", chosen, settings.alpha_overrides, settings.alpha),
-        whole=whole,
-        tied=tied,
-        notes=notes,
-    )
+    modules = [weight.path for weight in chosen if not weight.parameter]
+    experts = [weight.parameter for weight in chosen if weight.parameter]
+    ranks = resolve_overrides("rank_overrides", chosen, settings.rank_overrides, settings.rank)
+    alphas = resolve_overrides("alpha_overrides", chosen, settings.alpha_overrides, settings.alpha)
+    return Targets(modules, experts, ranks, alphas, whole, tied, notes)
 
 
 def trains_every_weight(settings: Adapter) -> bool:
@@ -68,14 +62,10 @@ def trains_every_weight(settings: Adapter) -> bool:
 def select_weights(
     weights: list[WeightSpec], settings: Adapter, signal: Signal | None = None
 ) -> tuple[list[WeightSpec], list[str]]:
-    """The weights that an adapter section chooses, and a sentence on each that its words leave out on their own.
+    """The weights that an adapter section chooses of a model's, and a sentence on each that its words leave out.
+    `signal` is needed for `layers: {spectrum: ...}`.
 
-    Args:
-        weights: all of a model's.
-        signal: needed for `layers: {spectrum: ...}`.
-
-    Raises:
-        UserError: a name, a pattern or a number matches nothing of this model, or a choice cannot be adapted.
+    UserError where a name, a pattern or a number matches nothing of this model, or a choice cannot be adapted.
     """
     chosen, notes = _select_by_target(weights, settings)
     # What the words leave out on their own may be excluded once more.
@@ -115,9 +105,8 @@ def _select_by_target(weights: list[WeightSpec], settings: Adapter) -> tuple[lis
                 chosen.append(weight)
     if not chosen:
         raise _matches_nothing("targets", targets, weights)
-    notes = [
-        f"adapter.targets: {targets} leaves out {first_and_count(paths)}: {why}" for why, paths in left_out.items()
-    ]
+    begin = f"adapter.targets: {targets} leaves out"
+    notes = [f"{begin} {first_and_count(paths)}: {why}" for why, paths in left_out.items()]
     return chosen, notes
 
 
@@ -138,31 +127,28 @@ def _select_layers(
 ) -> list[WeightSpec]:
     numbered = [weight for weight in chosen if weight.layer is not None]
     if not numbered:
-        raise UserError(
-            "adapter.layers: no module that adapter.targets chose is in a numbered layer. Write layers: all."
-        )
+        raise UserError(f"adapter.layers: {_NO_MODULE} in a numbered layer. Write layers: all.")
     layers = settings.layers
     if isinstance(layers, Spectrum):
         if signal is None:
-            raise UserError(
-                "adapter.layers: spectrum chooses by the model's weights, which are not loaded here. Write a range "
-                "such as 8-15, or run lorakit train."
-            )
+            reason = "spectrum chooses by the model's weights, which are not loaded here"
+            raise UserError(f"adapter.layers: {reason}. Write a range such as 8-15, or run lorakit train.")
         best = top_by_snr(signal([weight.path for weight in numbered]), layers.spectrum)
         return [weight for weight in numbered if weight.path in best]
     known = _layer_numbers([*chosen, *(weight for weight in weights if not weight.skip_reason)])
     wanted: set[int] = set()
     for item in layers if isinstance(layers, list) else [layers]:
         first, _, last = str(item).partition("-")
-        for number in (first, last or first):
-            if int(number) not in known:
+        span = range(int(first), int(last or first) + 1)
+        for number in (span[0], span[-1]):
+            if number not in known:
                 has = f"layers {known[0]} to {known[-1]}" if known else "no numbered layers"
                 raise UserError(f"adapter.layers: {number} is not a layer of the model: this model has {has}.")
-        wanted.update(range(int(first), int(last or first) + 1))
+        wanted.update(span)
     inside = [weight for weight in numbered if weight.layer in wanted]
     if not inside:
         where = ", ".join(map(str, _layer_numbers(chosen)))
-        raise UserError(f"adapter.layers: no module that adapter.targets chose is in these; they are in {where}.")
+        raise UserError(f"adapter.layers: {_NO_MODULE} in these; they are in {where}.")
     return inside
 
 
@@ -187,8 +173,7 @@ def top_by_snr(ratios: dict[str, float], share: float) -> set[str]:
 
 def _check_adaptable(chosen: list[WeightSpec], settings: Adapter) -> None:
     for weight in chosen:
-        reason = _obstacle(weight, settings)
-        if reason:
+        if reason := _obstacle(weight, settings):
             name = weight.path.rsplit(".", 1)[-1]
             remedy = f"adapter.train_modules: [{name}] instead" if weight.is_head else f"adapter.exclude: [{name}]"
             raise UserError(f"adapter.targets: {weight.path} cannot get an adapter: {reason}. Write {remedy}.")
@@ -197,17 +182,14 @@ def _check_adaptable(chosen: list[WeightSpec], settings: Adapter) -> None:
     kind = adapter_spec(settings)
     if fused and not kind.experts:
         able = ", ".join(entry.name for entry in ADAPTERS if entry.experts)
-        raise UserError(
-            f"adapter.targets: {first_and_count(fused)} holds the weights of several experts, which adapter.kind "
-            f"{kind.name} cannot adapt; {able} can. Write adapter.exclude: [{names}]."
-        )
+        what = f"{first_and_count(fused)} holds the weights of several experts"
+        reason = f"{what}, which adapter.kind {kind.name} cannot adapt; {able} can"
+        raise UserError(f"adapter.targets: {reason}. Write adapter.exclude: [{names}].")
     parameters = [weight.path for weight in chosen if weight.parameter]
     if parameters and settings.dropout and not trains_all(settings):
+        what = f"{first_and_count(parameters)}, which PEFT adapts as a parameter"
         remedy = f"dropout: 0, or adapter.exclude: [{names}]" if len(fused) == len(parameters) else "dropout: 0"
-        raise UserError(
-            f"adapter.dropout: {settings.dropout:g} cannot be applied to {first_and_count(parameters)}, which PEFT "
-            f"adapts as a parameter. Write {remedy}."
-        )
+        raise UserError(f"adapter.dropout: {settings.dropout:g} cannot be applied to {what}. Write {remedy}.")
 
 
 def resolve_overrides(key: str, chosen: list[WeightSpec], overrides: Mapping[str, Any], usual: float) -> dict[str, Any]:
@@ -252,13 +234,8 @@ def _names_with_counts(paths: Iterable[str]) -> str:
 
 def select_train_modules(model: Any, names: list[str], adapted: list[str]) -> tuple[list[str], bool]:
     """`adapter.train_modules` -> the full paths of the modules, and whether tied embeddings are among them: both ends
-    then are, the input first, so that PEFT keeps them tied. A name is a full path or its end in whole parts.
-
-    Args:
-        adapted: the paths that get an adapter, which cannot be trained whole as well.
-
-    Raises:
-        UserError: a name that means nothing, or something that cannot be trained whole.
+    then are, the input first, so that PEFT keeps them tied. A name is a full path or its end in whole parts; `adapted`
+    are the paths that get an adapter. UserError where a name means nothing, or what cannot be trained whole.
     """
     modules = dict(model.named_modules())
     paths: list[str] = []
@@ -266,9 +243,8 @@ def select_train_modules(model: Any, names: list[str], adapted: list[str]) -> tu
         hit = [path for path in modules if path == name or path.endswith(f".{name}")]
         if not hit:
             own = (path for path, module in modules.items() if any(True for _ in module.parameters(recurse=False)))
-            raise UserError(
-                f"adapter.train_modules: {name!r} is not a module of this model, which has {_names_with_counts(own)}."
-            )
+            reason = f"{name!r} is not a module of this model, which has {_names_with_counts(own)}"
+            raise UserError(f"adapter.train_modules: {reason}.")
         for path in hit:
             _check_trainable_whole(path, modules[path], adapted)
         paths += [path for path in hit if path not in paths]
@@ -284,10 +260,9 @@ def select_train_modules(model: Any, names: list[str], adapted: list[str]) -> tu
 def _check_trainable_whole(path: str, module: Any, adapted: list[str]) -> None:
     both = [name for name in adapted if f"{name}.".startswith(f"{path}.")]
     if both:
-        raise UserError(
-            f"adapter.train_modules: {path} would be trained whole, and {both[0]} by an adapter. Remove it here, or "
-            f"write adapter.exclude: [{path.rsplit('.', 1)[-1]}]."
-        )
+        reason = f"{path} would be trained whole, and {both[0]} by an adapter"
+        remedy = f"Remove it here, or write adapter.exclude: [{path.rsplit('.', 1)[-1]}]."
+        raise UserError(f"adapter.train_modules: {reason}. {remedy}")
     weights = list(module.parameters())
     if not weights:
         raise UserError(f"adapter.train_modules: {path} has no weights to train. Remove it.")
@@ -305,8 +280,6 @@ def _with_tied_ends(model: Any, modules: dict[str, Any], paths: list[str]) -> tu
     if not set(ends) & set(paths):
         return paths, False
     if not any(path.rsplit(".", 1)[-1] in EMBEDDING_LAYER_NAMES for path in ends):
-        raise UserError(
-            f"adapter.train_modules: {ends[0]} and {ends[1]} are one weight, which PEFT would separate: it ties "
-            f"only {' and '.join(EMBEDDING_LAYER_NAMES)}. Remove it."
-        )
+        reason = f"PEFT would separate: it ties only {' and '.join(EMBEDDING_LAYER_NAMES)}"
+        raise UserError(f"adapter.train_modules: {ends[0]} and {ends[1]} are one weight, which {reason}. Remove it.")
     return [*ends, *(path for path in paths if path not in ends)], True
