@@ -20,7 +20,7 @@ from lorakit.data.readers import read_blocks, text_stream
 from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 from lorakit.evaluate.metric import row_scores
-from lorakit.model.patterns import match_pattern
+from lorakit.model.targets import match_pattern
 from lorakit.recipe import data_files as walks
 from lorakit.recipe.data_files import TooManyFiles, data_files
 from lorakit.recipe.schema import Evaluate
@@ -35,7 +35,7 @@ def short(monkeypatch):
     for place in (
         "lorakit.data.chat_template.template",
         "lorakit.evaluate.metric",
-        "lorakit.model.patterns",
+        "lorakit.model.targets",
     ):
         monkeypatch.setattr(f"{place}._SECONDS", 0.3)
         if hasattr(sys.modules[place], "_MEMORY"):
@@ -162,7 +162,7 @@ def test_the_patterns_of_a_foreign_adapter_are_bounded_before_peft_tries_them(sh
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
 
-    from lorakit.model.patterns import check_patterns
+    from lorakit.model.targets import check_patterns
 
     names = [name for name, _ in AutoModelForCausalLM.from_pretrained(tiny_base).named_modules()]
     check_patterns(

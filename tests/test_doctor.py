@@ -16,8 +16,7 @@ from lorakit.data.worker_pool import processors
 from lorakit.doctor import base_model, bitsandbytes, choices, gpu, hub, machine, packages
 from lorakit.doctor.check import DoctorFinding, run_check
 from lorakit.doctor.run import _sections, run_doctor
-from lorakit.hardware.cgroups import CgroupLimits, read_cgroup_limits
-from lorakit.hardware.machine import Machine, this_machine
+from lorakit.hardware.machine import CgroupLimits, Machine, read_cgroup_limits, this_machine
 from lorakit.plan.auto import resolve_auto
 from lorakit.recipe.schema import Data, Model, Recipe
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from lorakit.merge.apply_delta import adapter_deltas
 from lorakit.merge.writer import weights_to_write, write_weights
 from lorakit.model.adapters.plain_lora import save_adapter
+from lorakit.model.base_files import SINGLE, list_tensors
 from lorakit.model.config_values import untied_config
 from lorakit.model.layerwise import layerwise_model
 from lorakit.model.load import load_model
@@ -21,7 +22,6 @@ from lorakit.model.peft_adapter import attach_adapter
 from lorakit.model.quantized_model import dequantize
 from lorakit.model.quantized_weights import stored_precision, training_precision
 from lorakit.model.resolve import Base
-from lorakit.model.safetensors_header import SINGLE, list_tensors
 from lorakit.model.safetensors_io import read_tensor
 from lorakit.model.state_dict import open_weights
 from lorakit.model.targets import select_targets

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from lorakit.errors import UserError
 from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge, verify
-from lorakit.model.safetensors_header import list_tensors
+from lorakit.model.base_files import list_tensors
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.model.safetensors_header import INDEX, SINGLE, list_tensors, read_header, weight_files
+from lorakit.model.base_files import INDEX, SINGLE, list_tensors, read_header, weight_files
 from lorakit.model.safetensors_io import TYPES, open_writer, pieces, read_tensor
 
 SHAPES = [(), (0, 4), (5,), (3, 7), (2, 3, 4)]

@@ -13,8 +13,7 @@ from lorakit.atomic_io import cache_folder
 from lorakit.data.worker_pool import processors
 from lorakit.doctor.check import DoctorFinding, broken, note, ok
 from lorakit.doctor.packages import import_error
-from lorakit.hardware.cgroups import read_cgroup_limits
-from lorakit.hardware.machine import processor
+from lorakit.hardware.machine import processor, read_cgroup_limits
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # Below this a float32 model of a billion parameters does not load.

@@ -13,7 +13,7 @@ from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.chat_template.template_probe import compile_alternation
 from lorakit.errors import UserError
 from lorakit.evaluate.likelihood import in_batches, tokens_at_once
-from lorakit.model.positions import position_limit
+from lorakit.model.positions import positions_of
 from lorakit.model.shared_prefix import causal_of
 from lorakit.progress import Progress
 
@@ -90,7 +90,8 @@ def greedy_answers(
     their prompt. A UserError if a prompt is longer than the model's positions.
     """
     causal = causal_of(model)
-    limit = position_limit(causal)
+    positions = positions_of(causal.config.to_dict())
+    limit = positions.limit if positions and positions.hard else None  # of the embeddings of positions
     longest = max(map(len, prompts), default=0)
     if limit is not None and longest > limit:
         what = f"a prompt of {longest:,} tokens is more than the model's {limit:,} positions, each with an embedding"

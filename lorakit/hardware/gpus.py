@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from lorakit.errors import UserError
 from lorakit.recipe.did_you_mean import nearest
 
-_GIB, _MIB = 2**30, 2**20
 # Dense tensor operations that a multiprocessor does a clock with float32 accumulation, from Turing to Ada and RTX
 # Blackwell: workstation and data-centre cards 1,024, GeForce half of it (NVIDIA's architecture white papers: the RTX
 # 4090 has 330.3 TFLOP/s with float16 accumulation and 165.2 with float32).
@@ -31,31 +30,23 @@ class Gpu:
     aliases: tuple[str, ...] = ()  # other names, as nvidia-smi and people write them
 
 
+def _gpu(
+    name: str, mib: int, bandwidth: float, tensor: float, float32: float, capability: float, source: str, *aliases: str
+) -> Gpu:
+    """A card by its rates: `bandwidth` in GB/s, `tensor` and `float32` in TFLOP/s."""
+    bfloat16 = tensor * 1e12 if capability >= _BFLOAT16_FROM else None
+    return Gpu(name, mib << 20, bandwidth * 1e9, bfloat16, tensor * 1e12, float32 * 1e12, capability, source, aliases)
+
+
 def _by_clock(
     name: str, mib: int, bandwidth: float, multiprocessors: int, megahertz: int, capability: float, tensor: int
 ) -> Gpu:
-    """A card whose rates are its multiprocessors x boost clock x operations a clock, as its maker computes them.
-
-    `bandwidth` in GB/s. A Turing multiprocessor has 64 float32 lanes, a later one 128.
-    """
-    clocks = multiprocessors * megahertz * 1e6
-    lanes = 64 if capability == _TURING else 128
-    rate = clocks * tensor
-    source = (
-        f"NVIDIA's specifications: {multiprocessors} multiprocessors at {megahertz:,} MHz, {tensor} dense tensor "
-        f"operations each a clock (architecture white paper)"
-    )
-    bfloat16 = rate if capability >= _BFLOAT16_FROM else None
-    return Gpu(name, mib * _MIB, bandwidth * 1e9, bfloat16, rate, clocks * lanes * 2, capability, source)
-
-
-def _by_sheet(
-    name: str, mib: int, bandwidth: float, tensor: float, float32: float, capability: float, sheet: str, *aliases: str
-) -> Gpu:
-    """A card whose data sheet prints its rates: `bandwidth` in GB/s, `tensor` and `float32` in TFLOP/s."""
-    bfloat16 = tensor * 1e12 if capability >= _BFLOAT16_FROM else None
-    source = f"NVIDIA data sheet: {sheet}"
-    return Gpu(name, mib * _MIB, bandwidth * 1e9, bfloat16, tensor * 1e12, float32 * 1e12, capability, source, aliases)
+    """A card whose rates are its multiprocessors x boost clock x operations a clock, as its maker computes them."""
+    teraclocks = multiprocessors * megahertz / 1e6
+    lanes = 64 if capability == _TURING else 128  # of a multiprocessor, in float32
+    operations = f"{tensor} dense tensor operations each a clock (architecture white paper)"
+    source = f"NVIDIA's specifications: {multiprocessors} multiprocessors at {megahertz:,} MHz, {operations}"
+    return _gpu(name, mib, bandwidth, teraclocks * tensor, teraclocks * lanes * 2, capability, source)
 
 
 _GEFORCE = (
@@ -117,7 +108,7 @@ _DATA_CENTRE = (
 GPUS: tuple[Gpu, ...] = (
     *(_by_clock(*row, _GEFORCE_TENSOR) for row in _GEFORCE),
     *(_by_clock(*row, _TENSOR) for row in _WORKSTATION),
-    *(_by_sheet(*row) for row in _DATA_CENTRE),
+    *(_gpu(*row[:6], f"NVIDIA data sheet: {row[6]}", *row[7:]) for row in _DATA_CENTRE),
 )
 
 # Cards sold as one size differ by this share in what they show: 22.5 to 24 GiB are 24 GB.
@@ -133,8 +124,7 @@ def find_gpu(text: str) -> Gpu:
     """The GPU that a user names: `RTX 4090`, `4090`, `NVIDIA GeForce RTX 4090`, or by its memory alone: `24GB`.
     UserError where no such GPU is known, or several are meant."""
     text = text.strip()
-    size = _SIZE.fullmatch(text)
-    if size:
+    if size := _SIZE.fullmatch(text):
         return _gpu_of_size(text, float(size[1]) * _UNITS[size[2].lower()])
     matches = _by_name(text)
     if len(matches) == 1:
@@ -144,10 +134,9 @@ def find_gpu(text: str) -> Gpu:
         raise UserError(f"--gpu: '{text}' is more than one GPU. Write one of: {names}.")
     if re.fullmatch(r"[1-9]\d*(\.\d+)?", text):
         raise UserError(f"--gpu: '{text}' is neither a card's name nor a memory. Did you mean {text}GB?")
-    hint = ""
-    if "laptop" not in text.lower():  # another card than the desktop's of that name, mostly a smaller one
-        similar = nearest(_AROUND_NAMES.sub("", text.lower()).strip(), [gpu.name for gpu in GPUS])
-        hint = f" Did you mean {similar}?" if similar else ""
+    similar = nearest(_AROUND_NAMES.sub("", text.lower()).strip(), [gpu.name for gpu in GPUS])
+    # A laptop's card is another one than the desktop's of that name, mostly a smaller one.
+    hint = f" Did you mean {similar}?" if similar and "laptop" not in text.lower() else ""
     raise UserError(f"--gpu: '{text}' is not a known GPU.{hint} Or write its memory alone: 24GB.")
 
 
@@ -157,9 +146,8 @@ def match_gpu(name: str, memory: int) -> Gpu | None:
     Where a name is sold in several sizes, the one of the nearest memory is taken.
     """
     matches = [gpu for gpu in _by_name(name) if abs(gpu.memory - memory) < 0.1 * memory]
-    if not matches:
-        return None
-    return dataclasses.replace(min(matches, key=lambda gpu: abs(gpu.memory - memory)), memory=memory)
+    nearest_size = min(matches, key=lambda gpu: abs(gpu.memory - memory), default=None)
+    return nearest_size and dataclasses.replace(nearest_size, memory=memory)
 
 
 def slowest_gpu(memory: int) -> Gpu:
@@ -191,7 +179,7 @@ def _gpu_of_size(text: str, gibibytes: float) -> Gpu:
     """A nameless card of that memory, as fast as the slowest known card of the nearest size."""
     if not 0 < gibibytes <= 1024:
         raise UserError(f"--gpu: '{text}' is not a memory size. Write a size such as 24GB, or a name such as RTX 4090.")
-    memory = int(gibibytes * _GIB)
+    memory = int(gibibytes * 2**30)
     slowest = slowest_gpu(memory)
     source = f"memory as given; as fast as the {slowest.name}, the slowest known card of about that memory"
     name, source = f"{gibibytes:g} GB GPU", f"{source} ({slowest.source})"

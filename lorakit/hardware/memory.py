@@ -18,12 +18,8 @@ Result = TypeVar("Result")
 
 # What says so in words only: c10/core/impl/alloc_cpu.cpp, and CUDA's libraries when they ask for memory of their own.
 _OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "CUDA error: out of memory",
-    "CUDA driver error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
+    *("can't allocate memory", "not enough memory", "CUDA error: out of memory", "CUDA driver error: out of memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
 )
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
@@ -83,8 +79,7 @@ class PeakMemory:
     before: int
     peak: int = 0
     reserved: int = 0  # with what torch keeps on a GPU between tensors, which no other process can use
-    exact: bool = True
-    """False where the system tells only the peak of the whole process so far: `peak` is then an upper bound."""
+    exact: bool = True  # False where the system tells only the whole process's peak so far: `peak` is an upper bound
 
 
 @contextmanager
@@ -98,9 +93,13 @@ def measure_peak(device: torch.device) -> Iterator[PeakMemory]:
         torch.cuda.reset_peak_memory_stats(device)
         memory = PeakMemory(torch.cuda.memory_allocated(device))
     else:
-        # What the C library keeps of freed memory would count as used before the work.
-        _call_glibc("malloc_trim", 0)
-        memory = PeakMemory(_resident("VmRSS") or process_peak(), exact=_reset_process_peak())
+        _call_glibc("malloc_trim", 0)  # what the C library keeps of freed memory would count as used before the work
+        memory = PeakMemory(_resident("VmRSS") or process_peak())
+        try:
+            _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
+            memory.exact = _resident("VmHWM") > 0
+        except OSError:  # the system has no way to reset the peak, or does not let us
+            memory.exact = False
     try:
         yield memory
     finally:
@@ -123,15 +122,6 @@ def process_peak() -> int:
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _reset_process_peak() -> bool:
-    """False where the system has no way to reset the peak, or does not let us."""
-    try:
-        _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
-    except OSError:
-        return False
-    return _resident("VmHWM") > 0
 
 
 def _resident(name: str) -> int:

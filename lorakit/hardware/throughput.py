@@ -45,19 +45,18 @@ def throughput_of(machine: Machine, dtype: str) -> Throughput | None:
 
 def gpu_throughput(device: Gpu, dtype: str) -> Throughput:
     """What a GPU reaches with a recipe's dtype: float32, bfloat16 or float16."""
-    bandwidth = _BANDWIDTH_SHARE * device.bandwidth
-    if dtype == "float32":
-        compute = _FLOAT32_SHARE * device.float32
-        words = f"{_FLOAT32_SHARE:.0%} of {_tera(device.float32)} in float32"
-        return Throughput(compute, bandwidth, _words(device, words), number_bytes=4)
     peak = device.bfloat16 if dtype == "bfloat16" else device.float16
-    if peak is None:
-        compute = _EMULATED_SHARE * device.float32
-        words = f"{_EMULATED_SHARE:.0%} of {_tera(device.float32)} in float32: the card has no bfloat16"
-        return Throughput(compute, bandwidth, _words(device, words))
-    # Halved tensor cores do twice what a card's other lanes do, whole ones four times and more.
-    share = _HALVED_SHARE if peak < 3 * device.float32 else _SHARE
-    return Throughput(share * peak, bandwidth, _words(device, f"{share:.0%} of {_tera(peak)} in {dtype}"))
+    if dtype == "float32":
+        share, peak, words = _FLOAT32_SHARE, device.float32, "float32"
+    elif peak is None:
+        share, peak, words = _EMULATED_SHARE, device.float32, "float32: the card has no bfloat16"
+    else:  # halved tensor cores do twice what a card's other lanes do, whole ones four times and more
+        share, words = _HALVED_SHARE if peak < 3 * device.float32 else _SHARE, dtype
+    digits = 0 if peak >= 20e12 else 1
+    compute = f"{share:.0%} of {peak / 1e12:,.{digits}f} TFLOP/s in {words}"
+    words = f"{compute}, {_BANDWIDTH_SHARE:.0%} of {device.bandwidth / 1e9:,.0f} GB/s: {device.source}"
+    number_bytes = 4 if dtype == "float32" else 2
+    return Throughput(share * peak, _BANDWIDTH_SHARE * device.bandwidth, words, number_bytes)
 
 
 def cpu_throughput(measured_flops: float, bandwidth: float) -> Throughput:
@@ -94,11 +93,3 @@ def _fastest(call: Callable[[], object], limit: float) -> float:
         call()
         least = min(least, time.perf_counter() - start)
     return least
-
-
-def _tera(rate: float) -> str:
-    return f"{rate / 1e12:,.0f} TFLOP/s" if rate >= 20e12 else f"{rate / 1e12:.1f} TFLOP/s"
-
-
-def _words(device: Gpu, words: str) -> str:
-    return f"{words}, {_BANDWIDTH_SHARE:.0%} of {device.bandwidth / 1e9:,.0f} GB/s: {device.source}"

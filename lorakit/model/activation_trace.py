@@ -37,16 +37,11 @@ _TOKEN_BY_TOKEN = ("rwkv", "recurrent_gemma", "xlstm")
 def trace_activations(
     config: Any, spec: ModelSpec, settings: Adapter, half: bool
 ) -> tuple[str, dict[int, tuple[float, float]]] | None:
-    """What autograd keeps of a model's blocks, with padded rows, as on a processor.
+    """What autograd keeps of a model's blocks, with padded rows, as on a processor: the attention, and the number of
+    the first block of each make -> bytes of a token, and of a pair of tokens of a row. None where its code cannot be
+    followed.
 
-    Args:
-        config: transformers' configuration of it.
-        settings: LoRA, DoRA, or none for full fine-tuning.
-        half: whether it computes in bfloat16, under autocast. What is trained is float32 in any case.
-
-    Returns:
-        The attention, and the number of the first block of each make -> bytes of a token, and of a pair of tokens of a
-        row. None where the model's code cannot be followed.
+    `settings` are of LoRA, DoRA or full fine-tuning; `half` is bfloat16 under autocast, with float32 trained weights.
     """
     most = min(getattr(config.get_text_config(), "max_position_embeddings", None) or _LONGEST, _LONGEST)
     longest = _FEW if spec.scan_states or spec.model_type in _TOKEN_BY_TOKEN else most
@@ -99,13 +94,13 @@ def _bytes_by_block(
     """What autograd keeps of each block, for padded rows of so many tokens, where only `blocks` compute."""
     causal = causal_of(model)
     sizes = Counter[int]()
-    seen = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    seen = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     alive, running = [], [-1]
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         alive.append(tensor)  # so that no other storage gets its address
-        if _storage(tensor) not in seen:
-            seen.add(_storage(tensor))
+        if tensor.untyped_storage()._cdata not in seen:
+            seen.add(tensor.untyped_storage()._cdata)
             sizes[running[0]] += tensor.untyped_storage().nbytes()
         return tensor
 
@@ -120,10 +115,6 @@ def _bytes_by_block(
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
         body_of(causal)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     return sizes
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 @contextlib.contextmanager

@@ -21,8 +21,7 @@ from lorakit.recipe.problem import quote
 
 # What a processor of images, sounds or videos is read from, and the terms that the model is given under.
 _COPIED = ("*processor_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
-_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
-_NAMED_TEMPLATES = "additional_chat_templates"
+_CONFIG, _TEMPLATE, _NAMED_TEMPLATES = "tokenizer_config.json", "chat_template.jinja", "additional_chat_templates"
 _PROCESSOR_TEMPLATE = "chat_template.json"  # transformers' older place for the template of a processor
 _NAMES = (
     *(_CONFIG, _TEMPLATE, _PROCESSOR_TEMPLATE, f"{_NAMED_TEMPLATES}/*.jinja"),
@@ -82,11 +81,8 @@ def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_tokenizer(base: Path, tokenizer: Any, folder: Path) -> None:
-    """Write the files of the base's tokenizer into a folder, and what `tokenizer` has instead.
-
-    A chat template that is not the base's is written where each program looks for it, and the class of the tokenizer
-    where only the base's config.json names it.
-    """
+    """Write the files of the base's tokenizer into a folder, and what `tokenizer` has instead: a chat template that is
+    not the base's, where each program looks for it, and its class, where only the base's config.json names it."""
     for file in _tokenizer_files(base, tokenizer):
         place = folder / file.relative_to(base)
         place.parent.mkdir(exist_ok=True)
@@ -94,19 +90,19 @@ def write_tokenizer(base: Path, tokenizer: Any, folder: Path) -> None:
     written = _read_tokenizer(folder)
     if type(written) is not type(tokenizer):
         name = type(tokenizer).__name__
-        _set_keys(folder / _CONFIG, tokenizer_class=_KNOWN_TO_ALL.get(name, name))
+        write_json(folder / _CONFIG, read_json(folder / _CONFIG) | {"tokenizer_class": _KNOWN_TO_ALL.get(name, name)})
         written = _read_tokenizer(folder)
     template = tokenizer.chat_template
     if isinstance(template, str) and (written is None or written.chat_template != template):
         # transformers goes by the file, llama.cpp by the key. The base's other places for a template are removed, or
         # programs that look there would see another one.
         (folder / _TEMPLATE).write_text(template, encoding="utf-8")
-        _set_keys(folder / _CONFIG, chat_template=template)
+        write_json(folder / _CONFIG, read_json(folder / _CONFIG) | {"chat_template": template})
         shutil.rmtree(folder / _NAMED_TEMPLATES, ignore_errors=True)
         (folder / _PROCESSOR_TEMPLATE).unlink(missing_ok=True)
         processor = folder / "processor_config.json"
         if "chat_template" in read_json(processor):
-            _set_keys(processor, chat_template=template)
+            write_json(processor, read_json(processor) | {"chat_template": template})
 
 
 def save_new_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -158,7 +154,7 @@ def _reads_file_class(base: Path, tokenizer: Any) -> bool:
         for file in [*_tokenizer_files(base, tokenizer), base / "config.json"]:
             if file.parent == base:
                 shutil.copyfile(file, folder / file.name)
-        _set_keys(folder / _CONFIG, tokenizer_class=_FILE_CLASS)
+        write_json(folder / _CONFIG, read_json(folder / _CONFIG) | {"tokenizer_class": _FILE_CLASS})
         return type(_read_tokenizer(folder)) is PreTrainedTokenizerFast
 
 
@@ -175,11 +171,6 @@ def _read_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
         return None
-
-
-def _set_keys(path: Path, **values: str) -> None:
-    """Change keys of a JSON file and keep the others, in their order."""
-    write_json(path, read_json(path) | values)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -100,21 +100,18 @@ def _empty_model(folder: Path, attention: str) -> tuple[Any, dict[int, list[_Slo
         raise UserError(f"{folder}: no model can be built from its config: {first_line(error)}") from error
     model.tie_weights()  # which init_empty_weights has untied
     model.requires_grad_(False).eval()
-    placeholders: dict[int, torch.nn.Parameter] = {}
-    paths: dict[int, str] = {}
+    placeholders: dict[int, tuple[str, torch.nn.Parameter]] = {}
     slots: dict[int, list[_Slot]] = {}
     for prefix, module in model.named_modules():
         of_module = slots.setdefault(id(module), [])
-        for name, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            path = paths.setdefault(id(parameter), f"{prefix}.{name}".lstrip("."))
-            nan = torch.full((), torch.nan).expand(parameter.shape)
-            placeholder = placeholders.setdefault(id(parameter), torch.nn.Parameter(nan, requires_grad=False))
-            of_module.append(_Slot(module._parameters, name, path, placeholder))
-        for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
-                of_module.append(_Slot(module._buffers, name, f"{prefix}.{name}".lstrip("."), buffer))
+        for name, value in (*module._parameters.items(), *module._buffers.items()):
+            path = f"{prefix}.{name}".lstrip(".")
+            if isinstance(value, torch.nn.Parameter):
+                nan = torch.nn.Parameter(torch.full((), torch.nan).expand(value.shape), requires_grad=False)
+                path, nan = placeholders.setdefault(id(value), (path, nan))
+                of_module.append(_Slot(module._parameters, name, path, nan))
+            elif value is not None and name not in module._non_persistent_buffers_set:
+                of_module.append(_Slot(module._buffers, name, path, value))
     for of_module in slots.values():
         _drop(of_module)  # only now: ids are those of living tensors
     return model, slots

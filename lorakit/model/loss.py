@@ -22,11 +22,9 @@ def supervised_loss(
 ) -> tuple[Tensor, int]:
     """The summed cross-entropy of all trained tokens, in float32, and their number.
 
-    Args:
-        model: a causal language model, or a PEFT model around one.
-        input_ids, attention_mask, labels: (rows, tokens); labels are -100 where nothing is trained. The label at
-            position t is predicted from what stands before it.
-        position_ids: (rows, tokens) of packed rows, beginning anew with each; `attention_mask` is then None.
+    `input_ids`, `attention_mask` and `labels` are (rows, tokens); labels are -100 where nothing is trained, and the one
+    at position t is predicted from what stands before it. `position_ids` (rows, tokens) are those of packed rows,
+    beginning anew with each; `attention_mask` is then None. `model` may be a PEFT model.
     """
     causal = causal_of(model)
     output, hidden, targets, _ = trained_states(causal, input_ids, attention_mask, labels, position_ids)

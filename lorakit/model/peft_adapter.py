@@ -1,6 +1,9 @@
 """Attaching: a frozen model and a recipe's adapter section -> what is trained; adapters back from folders, one after
 the other on one base in memory."""
 
+import functools
+import hashlib
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,10 +21,8 @@ from lorakit.atomic_io import refuse_pipes
 from lorakit.errors import UserError, first_line
 from lorakit.model.adapters import InitContext
 from lorakit.model.adapters.weight_init import INITIAL, add_initial
-from lorakit.model.fingerprint import content_of, fingerprint_of
-from lorakit.model.patterns import check_patterns
-from lorakit.model.safetensors_header import read_header
-from lorakit.model.targets import Targets, first_and_count, trains_every_weight
+from lorakit.model.base_files import read_header
+from lorakit.model.targets import Targets, check_patterns, first_and_count, trains_every_weight
 from lorakit.recipe.adapter_kind import adapter_spec, kind_settings
 from lorakit.recipe.init_adapter import find_fault, read_config, why_untrainable
 from lorakit.recipe.schema import Adapter
@@ -35,6 +36,8 @@ _OF_EXPERT = re.compile(r"(.*\.experts\.\d+\.)(.*)")
 
 # What PEFT raises on files that are damaged, or hold values of another kind than it looks for.
 _READING = (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
+
+_HASHED_AT_ONCE = 1 << 20  # numbers of 8 bytes
 
 _MERGE_FIRST = "Merge it into its base, and give the merged model as model.base."
 
@@ -249,3 +252,47 @@ class SharedBase:
             self._fingerprint = fingerprint_of(base)
         self._model, self._adapter = base if adapter is None else load_adapter(base, adapter), adapter
         return self._model
+
+
+def fingerprint_of(model: Any) -> str:
+    """A hash that is equal only where a model computes the same, bit for bit: of every weight and buffer, taken on its
+    device, which weights are tied, the modules with their hooks, and the configurations."""
+    digest = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        digest.update(json.dumps(part, default=str).encode())
+
+    for name, module in model.named_modules(remove_duplicate=False):
+        hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
+        add([name, type(module).__qualname__, module.training, *hooks, "forward" in vars(module)])
+    add([config.to_dict() for config in (model.config, model.generation_config) if config is not None])
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, value in model.state_dict().items():  # has what quantized layers keep besides
+        if isinstance(value, torch.Tensor):
+            tensors.append((f"state.{name}", value))
+    first: dict[Any, str] = {}
+    for name, tensor in tensors:
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        shared = first.setdefault(place, name) if tensor.numel() else name
+        content = [shared] if shared != name else content_of(tensor)
+        add([name, str(tensor.dtype), str(tensor.device), tensor.shape, content])
+    return digest.hexdigest()
+
+
+def content_of(tensor: torch.Tensor) -> list[int]:
+    """For each block of a tensor the sum of its bits times odd numbers, modulo 2^64: a change of one number always
+    changes it, and a change of several almost always."""
+    if not tensor.numel() or tensor.is_meta:
+        return []
+    flat = tensor.detach().reshape(-1).view(torch.uint8)
+    flat = flat.clone() if flat.storage_offset() % 8 else flat
+    whole, factors = flat.numel() // 8 * 8, _factors(flat.device)
+    pieces = flat[:whole].view(torch.int64).split(_HASHED_AT_ONCE) if whole else ()
+    sums = [(piece * factors[: len(piece)]).sum() for piece in pieces]
+    return [*(torch.stack(sums).tolist() if sums else []), *flat[whole:].tolist()]
+
+
+@functools.cache
+def _factors(device: torch.device) -> torch.Tensor:
+    random = torch.randint(-(2**62), 2**62, (_HASHED_AT_ONCE,), generator=torch.Generator().manual_seed(0))
+    return random.to(device) * 2 + 1

@@ -49,15 +49,12 @@ def positions_of(config: dict[str, Any]) -> Positions | None:
     if limit is None or not (has_table or _ROTARY.search(modeling)):
         return None
     if has_table:
-        return Positions(limit - _unused_rows(modeling, text), True, key)
+        # RoBERTa counts from after the padding token, so that no token has the rows before.
+        skips = "create_position_ids_from_input_ids" in modeling and "self.offset = 2" not in modeling
+        padding = text.get("pad_token_id", 1)
+        return Positions(limit - ((padding if isinstance(padding, int) else 1) + 1 if skips else 0), True, key)
     stretched = _stretched(text, limit)
     return Positions(stretched, False, key if stretched == limit else f"{key}, stretched by rope_scaling")
-
-
-def position_limit(model: Any) -> int | None:
-    """How many positions a model in memory has embeddings for; None where it computes any."""
-    positions = positions_of(model.config.to_dict())
-    return positions.limit if positions and positions.hard else None
 
 
 @functools.cache
@@ -92,14 +89,6 @@ def _key_and_default(model_type: str, configuration: str) -> tuple[str, int | No
     name = mapped[1] if mapped else "max_position_embeddings"
     default = re.search(rf"^    {name}: [^=\n]+= (\d+)$", own, re.MULTILINE)
     return name, int(default[1]) if default else None
-
-
-def _unused_rows(modeling: str, text: dict[str, Any]) -> int:
-    """Rows of the table that no token has: RoBERTa counts from after the padding token."""
-    if "create_position_ids_from_input_ids" not in modeling or "self.offset = 2" in modeling:
-        return 0
-    padding = text.get("pad_token_id", 1)
-    return (padding if isinstance(padding, int) else 1) + 1
 
 
 def _stretched(text: dict[str, Any], limit: int) -> int:

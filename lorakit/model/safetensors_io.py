@@ -16,26 +16,14 @@ from typing import Any, BinaryIO
 import torch
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.model.safetensors_header import StoredTensor
+from lorakit.model.base_files import StoredTensor
 
-CONVERTED_AT_ONCE = 1 << 20
-"""Numbers converted to another type at a time: they stay in the processor's cache."""
+CONVERTED_AT_ONCE = 1 << 20  # numbers converted to another type at a time: they stay in the processor's cache
 _COPIED_AT_ONCE = 1 << 24
 
-TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
+TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+TYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
+TYPES |= {"U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 WORDS = {dtype: word for word, dtype in TYPES.items()}
 
 
@@ -143,8 +131,7 @@ def open_writer(path: Path, tensors: dict[str, StoredTensor], metadata: dict[str
         _write(file, start, 0)
         writer = SafetensorsWriter(file, places, {name: tensor.size for name, tensor in tensors.items()})
         yield writer
-        wrong = [name for name, size in writer.missing.items() if size]
-        if wrong:
+        if wrong := [name for name, size in writer.missing.items() if size]:
             raise ValueError(f"not written as announced: {wrong[:3]}")
     finally:
         os.close(file)

@@ -13,8 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 IGNORED = -100  # torch's ignore_index: the label of a token that is not trained
 
-# A shorter beginning is not worth a second pass over the layers.
-_WORTHWHILE = 12
+_WORTHWHILE = 12  # tokens: a shorter beginning is not worth a second pass over the layers
 
 
 def causal_of(model: Any) -> Any:

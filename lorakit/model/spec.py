@@ -134,8 +134,7 @@ class ModelSpec:
         return min(self.experts_used, weight.experts) if weight.fused else 1
 
     def whole(self, names: list[str]) -> dict[str, int]:
-        """The modules that `adapter.train_modules` means -> their numbers; of tied embeddings one end. UserError
-        where a name means no module."""
+        """The modules that `adapter.train_modules` means -> their numbers; of tied embeddings one end."""
         named: dict[str, int] = {}
         for name in names:
             hit = {path: size for path, size in self.modules.items() if f".{name}." in f".{path}."}

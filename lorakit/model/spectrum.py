@@ -21,11 +21,11 @@ _NORMAL_IQR = 1.349
 
 
 def signal_to_noise(weight: torch.Tensor) -> float:
-    """The singular values above the Marchenko-Pastur threshold, summed, over the sum of the others, over the largest.
+    """The singular values above the Marchenko-Pastur threshold, summed, over the sum of the others, over the largest;
+    infinite where none is below, 0 for a matrix of zeros, the experts' mean of (experts, rows, columns).
 
     The threshold is sigma (1 + sqrt(beta)): sigma is the interquartile range of the singular values over 1.349, beta
-    the ratio of the matrix's sides. Infinite where none is below; 0 for a matrix of zeros. Of (experts, rows, columns)
-    it is the experts' mean.
+    the ratio of the matrix's sides.
     """
     if weight.ndim == 3:
         return sum(signal_to_noise(matrix) for matrix in weight) / len(weight)
@@ -43,10 +43,8 @@ def signal_to_noise(weight: torch.Tensor) -> float:
 def signal_to_noise_ratios(
     model: Any, paths: list[str], base: Base, quantization: str, progress: Progress
 ) -> dict[str, float]:
-    """Paths of linear layers and fused parameters -> their signal-to-noise ratios, as the model holds their weights.
-
-    They are computed once for a base and a quantization, and kept in the cache.
-    """
+    """Paths of linear layers and fused parameters -> their signal-to-noise ratios, as the model holds their weights:
+    computed once for a base and a quantization, and kept in the cache."""
     weights = {name: sha for name, sha in base.sha256().items() if name.endswith(".safetensors")}
     identity = hashlib.sha256(json.dumps([weights, quantization], sort_keys=True).encode()).hexdigest()
     file = cache_folder() / "spectrum" / f"{identity[:32]}.json"

@@ -23,8 +23,8 @@ from transformers.core_model_loading import (
 )
 
 from lorakit.errors import UserError
+from lorakit.model.base_files import StoredTensor, list_tensors
 from lorakit.model.config_values import read_json, untied_config
-from lorakit.model.safetensors_header import StoredTensor, list_tensors
 from lorakit.model.safetensors_io import TYPES, pieces, read_tensor
 from lorakit.model.spec_from_meta import meta_model
 

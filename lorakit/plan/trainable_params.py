@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorakit.model.patterns import match_pattern
 from lorakit.model.spec import ModelSpec, WeightSpec
-from lorakit.model.targets import resolve_overrides, select_weights, trains_every_weight
+from lorakit.model.targets import match_pattern, resolve_overrides, select_weights, trains_every_weight
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, initial_adapter, trains_all
 from lorakit.recipe.schema import Adapter, Spectrum
 

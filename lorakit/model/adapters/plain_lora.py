@@ -16,9 +16,6 @@ from lorakit.model.adapters.weight_init import INITIAL
 PlainLora = tuple[Any, dict[str, torch.Tensor]]
 """PEFT's configuration of a LoRA or DoRA, and its tensors by their names in an adapter file."""
 
-# The parts of a low-rank change, of which one that is all zero makes the whole of it zero (AdaLoRA's E between them).
-_PARTS = ("lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B")
-
 
 def save_adapter(model: Any, folder: Path) -> None:
     """Write a PEFT model's adapter as `adapter_config.json` and `adapter_model.safetensors`.
@@ -78,17 +75,15 @@ def to_plain_lora(model: Any) -> PlainLora:
 def is_no_op(folder: Path) -> bool:
     """Whether every change of an adapter's file is zero. One that holds other weights besides, or DoRA's magnitudes, is
     not judged."""
-    zero: dict[str, bool] = {}
+    zero: dict[str, bool] = {}  # of each module: of the parts of a change, one that is all zero makes it zero
     try:
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-                parts = name.split(".")
-                if parts[-1] == "ranknum":
+                module, _, part = name.partition(".lora_")
+                if name.endswith(".ranknum"):
                     continue
-                at = next((number for number, part in enumerate(parts) if part in _PARTS), None)
-                if at is None or "bias" in parts[at:]:
+                if part.split(".")[0] not in ("A", "B", "E", "embedding_A", "embedding_B") or "bias" in part.split("."):
                     return False
-                module = ".".join(parts[:at])
                 zero[module] = zero.get(module, False) or not bool(file.get_tensor(name).any())
     except (OSError, SafetensorError):
         return False  # loading it will say what is wrong
