@@ -15,8 +15,7 @@ from lorakit.errors import LorakitError
 from lorakit.hardware.memory import free_memory
 from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
-from lorakit.model.load import load_model
-from lorakit.model.quantized_model import summarize_quantization
+from lorakit.model.load import load_model, summarize_quantization
 from lorakit.model.resolve import Base
 from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent

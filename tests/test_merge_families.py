@@ -17,13 +17,11 @@ from lorakit.model.adapters.plain_lora import save_adapter
 from lorakit.model.base_files import SINGLE, list_tensors
 from lorakit.model.config_values import untied_config
 from lorakit.model.layerwise import layerwise_model
-from lorakit.model.load import load_model
+from lorakit.model.load import dequantize, load_model
 from lorakit.model.peft_adapter import attach_adapter
-from lorakit.model.quantized_model import dequantize
-from lorakit.model.quantized_weights import stored_precision, training_precision
 from lorakit.model.resolve import Base
 from lorakit.model.safetensors_io import read_tensor
-from lorakit.model.state_dict import open_weights
+from lorakit.model.state_dict import open_weights, stored_precision, training_precision
 from lorakit.model.targets import select_targets
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Adapter, Model

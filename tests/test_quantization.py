@@ -27,9 +27,8 @@ from transformers.pytorch_utils import Conv1D
 from lorakit.errors import UserError
 from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
-from lorakit.model.load import load_model, original_weights
+from lorakit.model.load import dequantize, describe_quantization, load_model, original_weights, summarize_quantization
 from lorakit.model.quantization_config import refuse_irreversible, stored_quantization
-from lorakit.model.quantized_model import dequantize, describe_quantization, summarize_quantization
 from lorakit.model.resolve import Base
 from lorakit.plan.checkpoint import quantization_line
 from lorakit.plan.memory import weight_bytes

@@ -141,10 +141,8 @@ def find_gpu(text: str) -> Gpu:
 
 
 def match_gpu(name: str, memory: int) -> Gpu | None:
-    """The GPU that nvidia-smi names so, with the memory in bytes that it shows; None for one that is not known.
-
-    Where a name is sold in several sizes, the one of the nearest memory is taken.
-    """
+    """The GPU that nvidia-smi names so, with the memory in bytes that it shows; None for one that is not known. Where a
+    name is sold in several sizes, the one of the nearest memory is taken."""
     matches = [gpu for gpu in _by_name(name) if abs(gpu.memory - memory) < 0.1 * memory]
     nearest_size = min(matches, key=lambda gpu: abs(gpu.memory - memory), default=None)
     return nearest_size and dataclasses.replace(nearest_size, memory=memory)

@@ -112,11 +112,8 @@ def read_cgroup_limits(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/
 
 
 def _group_folders(proc: Path, groups: Path, controller: str) -> Iterator[Path]:
-    """The folders of the groups of this process, innermost first.
-
-    In a container the file may name the host's path, of which only the root is visible: folders that are not there are
-    left out.
-    """
+    """The folders of the groups of this process, innermost first. In a container the file may name the host's path, of
+    which only the root is visible: folders that are not there are left out."""
     path = proc / "self" / "cgroup"
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         _, controllers, inside = line.split(":", 2)

@@ -28,11 +28,9 @@ _RESET_PEAK = "5"  # starts the peak of resident memory anew (the kernel's Docum
 
 
 def return_freed_memory() -> None:
-    """Let glibc return freed tensors to the system at once, from a MB on.
-
-    Otherwise it keeps those of up to 32 MB scattered, and before 2.38 an aligned block hardly ever fits where another
-    one was. Returning costs some time: a page is filled with zeros when it is allocated again.
-    """
+    """Let glibc return freed tensors to the system at once, from a MB on. Otherwise it keeps those of up to 32 MB
+    scattered, and before 2.38 an aligned block hardly ever fits where another one was. Returning costs some time: a
+    page is filled with zeros when it is allocated again."""
     _call_glibc("mallopt", _MMAP_THRESHOLD, 1 << 20)
 
 
@@ -50,11 +48,8 @@ class OutOfMemory:
 
 
 def within_memory(work: Callable[[], Result]) -> Result | OutOfMemory:
-    """What `work` returns, or that memory ran out.
-
-    The error, whose traceback holds the tensors of the failed work, is gone when this returns: drop what else belongs
-    to it, then call `free_memory`.
-    """
+    """What `work` returns, or that memory ran out. The error, whose traceback holds the tensors of the failed work, is
+    gone when this returns: drop what else belongs to it, then call `free_memory`."""
     try:
         return work()
     except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
@@ -84,10 +79,8 @@ class PeakMemory:
 
 @contextmanager
 def measure_peak(device: torch.device) -> Iterator[PeakMemory]:
-    """Measures the most memory that is used on `device` within; what it yields is filled in at the end.
-
-    On a GPU this resets torch's own peaks (`max_memory_allocated`, `max_memory_reserved`).
-    """
+    """Measures the most memory that is used on `device` within; what it yields is filled in at the end. On a GPU this
+    resets torch's own peaks (`max_memory_allocated`, `max_memory_reserved`)."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

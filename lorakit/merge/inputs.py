@@ -13,14 +13,12 @@ from lorakit.data.examples import examples_of
 from lorakit.data.general_texts import encode_text, read_general_texts
 from lorakit.errors import UserError
 from lorakit.model.layerwise import layerwise_model
-from lorakit.model.load import attentions_of, load_model, stored_dtype
+from lorakit.model.load import attentions_of, dequantize, load_model, stored_dtype, summarize_quantization
 from lorakit.model.peft_adapter import adapter_config
 from lorakit.model.quantization_config import refuse_irreversible, stored_quantization
-from lorakit.model.quantized_model import dequantize, summarize_quantization
-from lorakit.model.quantized_weights import WeightPrecision
 from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.spec_from_meta import read_hf_config
-from lorakit.model.state_dict import Weights
+from lorakit.model.state_dict import WeightPrecision, Weights
 from lorakit.model.tokenizer import load_tokenizer, quiet_libraries, stop_token_ids, stop_words
 from lorakit.prepare import Prepared, data_of_file
 from lorakit.progress import Progress

@@ -20,9 +20,8 @@ from lorakit.model.config_values import read_json, untied_config
 from lorakit.model.layerwise import layerwise_model
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.quantization_config import parse_quantization, stored_quantization
-from lorakit.model.quantized_weights import WeightPrecision, stored_precision, training_precision
 from lorakit.model.safetensors_io import TYPES
-from lorakit.model.state_dict import Weights, open_weights
+from lorakit.model.state_dict import WeightPrecision, Weights, open_weights, stored_precision, training_precision
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.progress import Progress
 from lorakit.run_dir import MERGED

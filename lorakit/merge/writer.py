@@ -14,9 +14,8 @@ from lorakit.errors import LorakitError, UserError, explain_error
 from lorakit.merge.apply_delta import Deltas
 from lorakit.model.base_files import INDEX, SINGLE, StoredTensor, read_header, weight_files
 from lorakit.model.config_values import read_json
-from lorakit.model.quantized_weights import WeightPrecision
 from lorakit.model.safetensors_io import WORDS, SafetensorsWriter, open_writer, read_tensor
-from lorakit.model.state_dict import Group, Weights, untied
+from lorakit.model.state_dict import Group, WeightPrecision, Weights, untied
 from lorakit.progress import Progress
 
 _OTHER_FILES = 64 << 20  # what tokenizer, configuration and card may take

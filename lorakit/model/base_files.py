@@ -26,10 +26,8 @@ _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.j
 
 
 def check_base_files(folder: Path, complete: bool = True) -> None:
-    """Refuse a folder that transformers cannot load, or not without running code or unpickling anything.
-
-    `complete`: whether a missing file is an error. In the hub's cache it is not, where a run fetches it.
-    """
+    """Refuse a folder that transformers cannot load, or not without running code or unpickling anything. `complete`:
+    whether a missing file is an error. In the hub's cache it is not, where a run fetches it."""
     try:
         refuse_pipes(folder)
         refuse_code(folder)
@@ -47,9 +45,7 @@ def check_base_files(folder: Path, complete: bool = True) -> None:
 
 def refuse_code(folder: Path, where: str = "") -> None:
     """Refuse a folder whose configuration names Python code to run, its own or a kernel of the hub, in whichever file.
-
-    `where` begins the message, such as a key of the recipe.
-    """
+    `where` begins the message, such as a key of the recipe."""
     for file in sorted(folder.glob("*config.json")):
         try:
             config = read_json(file)
@@ -62,11 +58,9 @@ def refuse_code(folder: Path, where: str = "") -> None:
 
 
 def _code_in(value: Any) -> Iterator[tuple[str, str]]:
-    """Each key that names code, at any depth, and the names.
-
-    `auto_map` maps classes to code, lists code in an older form, or both. An attention or expert implementation named
-    as a repository of the hub is code that transformers fetches and runs.
-    """
+    """Each key that names code, at any depth, and the names. `auto_map` maps classes to code, lists code in an older
+    form, or both. An attention or expert implementation named as a repository of the hub is code that transformers
+    fetches and runs."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
@@ -166,11 +160,9 @@ class StoredTensor:
 
 
 def weight_files(folder: Path, complete: bool = True) -> list[Path]:
-    """The weights files that transformers loads from a folder: one, or the shards that the index names.
-
-    A file may be a link, since its content is known by its sha256. Unless `complete`, missing files are left out, else
-    they are a UserError, as is an index that is damaged or names a file of another folder.
-    """
+    """The weights files that transformers loads from a folder: one, or the shards that the index names. A file may be a
+    link, since its content is known by its sha256. Unless `complete`, missing files are left out, else they are a
+    UserError, as is an index that is damaged or names a file of another folder."""
     index, single = folder / INDEX, folder / SINGLE
     if complete and not (index.is_file() or single.is_file()):
         others = ", ".join(sorted(path.name for path in folder.glob("*.safetensors"))[:3])
@@ -208,10 +200,8 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors of a weights file in the order of their bytes, and its metadata; UserError where it is damaged.
-
-    The format: the header's length in 8 bytes, the header as JSON, the tensors without a gap.
-    """
+    """The tensors of a weights file in the order of their bytes, and its metadata; UserError where it is damaged. The
+    format: the header's length in 8 bytes, the header as JSON, the tensors without a gap."""
     damaged = UserError(f"{file}: this weights file is damaged: its header does not fit its bytes. Fetch it again.")
     file_size, tensors = file.stat().st_size, {}
     with file.open("rb") as opened:

@@ -30,11 +30,9 @@ _CANCELLED = 0.1
 
 
 class _RowNorms:
-    """The norms of the rows of one layer's W + s B A, kept while nothing that they come from has changed.
-
-    The squared norms of W's rows stay as long as W does; all else until the next backward: a step may have several
-    forwards, and an optimizer that goes past torch's version counts comes after a backward.
-    """
+    """The norms of the rows of one layer's W + s B A, kept while nothing that they come from has changed. The squared
+    norms of W's rows stay as long as W does; all else until the next backward: a step may have several forwards, and an
+    optimizer that goes past torch's version counts comes after a backward."""
 
     def __init__(self) -> None:
         self._squares: tuple[Any, Tensor] | None = None
@@ -154,11 +152,9 @@ def _weight(base: Any) -> Tensor:
 
 
 class _Dora(torch.autograd.Function):
-    """share * (W x) + m/norm * s B A x, added to `result` if there is one (share: m/norm - 1), else to the bias.
-
-    The norm takes no gradient (section 4.3 of the paper). By hand this is two passes over (tokens, out) forward and
-    three backward more than plain LoRA has; written out in torch, PEFT's way, it is a dozen.
-    """
+    """share * (W x) + m/norm * s B A x, added to `result` if there is one (share: m/norm - 1), else to the bias. The
+    norm takes no gradient (section 4.3 of the paper). By hand this is two passes over (tokens, out) forward and three
+    backward more than plain LoRA has; written out in torch, PEFT's way, it is a dozen."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:

@@ -82,11 +82,9 @@ def _adapted(folder: Path, attention: str, adapter: Path) -> tuple[Any, dict[int
 
 
 def _empty_model(folder: Path, attention: str) -> tuple[Any, dict[int, list[_Slot]]]:
-    """The model of a config, and every place for a tensor of its state dict, by the id of the module.
-
-    Parameters are NaN of the right shape on the CPU, with strides of 0, which takes no memory. Buffers are real: those
-    that are not saved are computed here, and the others are small.
-    """
+    """The model of a config, and every place for a tensor of its state dict, by the id of the module. Parameters are
+    NaN of the right shape on the CPU, with strides of 0, which takes no memory. Buffers are real: those that are not
+    saved are computed here, and the others are small."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         for part in (config, config.get_text_config()):

@@ -76,11 +76,9 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def head_logits(causal: Any, output: Any, hidden: Tensor) -> Tensor:
-    """The logits (positions, vocabulary) that the model computes from last hidden states (positions, width).
-
-    The model's own forward does it, with its body replaced by `output` holding these states: so every family's scaling
-    and soft-capping of logits is applied as the family applies it.
-    """
+    """The logits (positions, vocabulary) that the model computes from last hidden states (positions, width). The
+    model's own forward does it, with its body replaced by `output` holding these states: so every family's scaling and
+    soft-capping of logits is applied as the family applies it."""
     body = body_of(causal)
     replaced, answer = body.__dict__.get("forward"), replace(output, last_hidden_state=hidden[None])
     body.forward = lambda *_, **__: answer

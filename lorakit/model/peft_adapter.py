@@ -55,10 +55,8 @@ def attach_adapter(
     model: Any, settings: Adapter, seed: int, targets: Targets, context: InitContext | None = None
 ) -> Any:
     """The model with a fresh adapter of the recipe's kind, initialized from `seed`; trained weights are float32.
-
     `context`: what the initialization of some kinds asks for. For `adapter.kind: none` it is the model itself, in which
-    the weights to be trained are not frozen. UserError where PEFT cannot adapt the chosen modules.
-    """
+    the weights to be trained are not frozen. UserError where PEFT cannot adapt the chosen modules."""
     torch.manual_seed(seed)
     kind = adapter_spec(settings)
     config = kind.function(settings, targets)
@@ -98,9 +96,7 @@ def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
 
 def rebuild_adapter(model: Any, settings: Adapter, targets: Targets | None, checkpoint: Path) -> Any:
     """The model with the adapter of a checkpoint, shaped as it was and without its weights: `load_trained` brings them.
-
-    `targets`: for `adapter.kind: none`, whose checkpoints name no modules.
-    """
+    `targets`: for `adapter.kind: none`, whose checkpoints name no modules."""
     if targets is not None and adapter_spec(settings).function(settings, targets) is None:
         return _unfreeze(model, settings, targets)
     config = PeftConfig.from_pretrained(str(checkpoint / TRAINED_DIR))
@@ -225,11 +221,9 @@ def _expert_gaps(folder: Path) -> list[str]:
 
 @dataclass
 class SharedBase:
-    """A base that `load` reads from disk.
-
-    PEFT's `unload` does not always restore it: modules that an adapter trained whole stay, some initializations write
-    into the base's weights, tied weights come apart. So its fingerprint is compared, and it is loaded again if needed.
-    """
+    """A base that `load` reads from disk. PEFT's `unload` does not always restore it: modules that an adapter trained
+    whole stay, some initializations write into the base's weights, tied weights come apart. So its fingerprint is
+    compared, and it is loaded again if needed."""
 
     load: Callable[[], Any]
     _model: Any = field(default=None, repr=False)
@@ -237,10 +231,8 @@ class SharedBase:
     _fingerprint: str = ""
 
     def model_with(self, adapter: Path | None) -> Any:
-        """The base with the adapter of a folder, or alone; the model returned before must not be used any more.
-
-        Raises what `load` and `load_adapter` do.
-        """
+        """The base with the adapter of a folder, or alone; the model returned before must not be used any more. Raises
+        what `load` and `load_adapter` do."""
         if self._model is not None and self._adapter == adapter:
             return self._model
         base, self._model = self._model, None  # until the adapter is on it as a whole

@@ -78,10 +78,8 @@ def missing_packages(stored: CheckpointQuantization) -> tuple[str, ...]:
 
 def refuse_quantization(stored: CheckpointQuantization, name: str, settings: Model, trainable: bool) -> None:
     """Refuse a checkpoint whose method is not supported, that would be quantized twice, or cannot be trained itself.
-
     `name` is the recipe's for the base; `settings` have the quantization into which the kind of adapter puts it;
-    `trainable` says whether the weights themselves are trained.
-    """
+    `trainable` says whether the weights themselves are trained."""
     what = f"the weights of {name} are {stored.quantization} already"
     if stored.treatment == "unknown":
         remedy = "Give the unquantized model; model.quantization quantizes it."

@@ -46,10 +46,8 @@ def read_tensor(stored: StoredTensor, dtype: torch.dtype | None = None) -> torch
 
 
 def pieces(stored: StoredTensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """A tensor of ordinary numbers in float32, some rows at a time, each with the number of its first row.
-
-    A piece may be changed, and is valid until the next one is taken: all use the same memory.
-    """
+    """A tensor of ordinary numbers in float32, some rows at a time, each with the number of its first row. A piece may
+    be changed, and is valid until the next one is taken: all use the same memory."""
     rows = stored.shape[0]
     at_once = min(rows, max(1, CONVERTED_AT_ONCE // prod(stored.shape[1:])))
     raw = torch.empty((at_once, *stored.shape[1:]), dtype=TYPES[stored.dtype])

@@ -22,11 +22,9 @@ def causal_of(model: Any) -> Any:
 
 
 def body_of(causal: Any) -> Any:
-    """The part of a causal language model whose last hidden states its head reads.
-
-    `get_decoder()` gives it in every family but those that name another part in `base_model_prefix` (Llama 4's text
-    model), where it gives the whole model, and those that call their head so (ModernBERT's decoder).
-    """
+    """The part of a causal language model whose last hidden states its head reads. `get_decoder()` gives it in every
+    family but those that name another part in `base_model_prefix` (Llama 4's text model), where it gives the whole
+    model, and those that call their head so (ModernBERT's decoder)."""
     decoder = causal.get_decoder()
     return causal.model if decoder is causal or decoder is causal.get_output_embeddings() else decoder
 
@@ -35,9 +33,7 @@ def body_output(
     causal: Any, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor, position_ids: Tensor | None = None
 ) -> tuple[Any, int]:
     """What the model's body gives for right-padded or packed rows, and how many leading tokens its states leave out.
-
-    The last hidden states are (rows, tokens - left out, width); nothing before them predicts a trained token.
-    """
+    The last hidden states are (rows, tokens - left out, width); nothing before them predicts a trained token."""
     body = body_of(causal)
     if attention_mask is None:
         return body(input_ids=input_ids, position_ids=position_ids, use_cache=False), 0

@@ -65,10 +65,8 @@ def select_weights(
     weights: list[WeightSpec], settings: Adapter, signal: Signal | None = None
 ) -> tuple[list[WeightSpec], list[str]]:
     """The weights that an adapter section chooses of a model's, and a sentence on each that its words leave out.
-    `signal` is needed for `layers: {spectrum: ...}`.
-
-    UserError where a name, a pattern or a number matches nothing of this model, or a choice cannot be adapted.
-    """
+    `signal` is needed for `layers: {spectrum: ...}`. UserError where a name, a pattern or a number matches nothing of
+    this model, or a choice cannot be adapted."""
     chosen, notes = _select_by_target(weights, settings)
     # What the words leave out on their own may be excluded once more.
     unchosen = {weight.path for weight in weights if weight.skip_reason or weight.unadaptable or weight.is_head}
@@ -159,10 +157,8 @@ def _layer_numbers(weights: list[WeightSpec]) -> list[int]:
 
 
 def top_by_snr(ratios: dict[str, float], share: float) -> set[str]:
-    """The top share of the paths of each type by signal-to-noise ratio, one of each at least.
-
-    A type is what paths have in common when their numbers are left out.
-    """
+    """The top share of the paths of each type by signal-to-noise ratio, one of each at least. A type is what paths have
+    in common when their numbers are left out."""
     types = defaultdict(list)
     for path in ratios:
         types[re.sub(r"(?<=\.)\d+(?=\.)", "*", path)].append(path)
@@ -237,8 +233,7 @@ def _names_with_counts(paths: Iterable[str]) -> str:
 def select_train_modules(model: Any, names: list[str], adapted: list[str]) -> tuple[list[str], bool]:
     """`adapter.train_modules` -> the full paths of the modules, and whether tied embeddings are among them: both ends
     then are, the input first, so that PEFT keeps them tied. A name is a full path or its end in whole parts; `adapted`
-    are the paths that get an adapter. UserError where a name means nothing, or what cannot be trained whole.
-    """
+    are the paths that get an adapter. UserError where a name means nothing, or what cannot be trained whole."""
     modules = dict(model.named_modules())
     paths: list[str] = []
     for name in names:

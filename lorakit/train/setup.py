@@ -13,10 +13,18 @@ from peft.tuners.lora.layer import LoraLayer
 from lorakit.amounts import percent
 from lorakit.data.batches import collate, run_batches
 from lorakit.model.adapters import InitContext, RankScheduler
-from lorakit.model.load import DTYPES, check_embeddings, load_model, original_weights, stored_dtype
+from lorakit.model.load import (
+    DTYPES,
+    check_embeddings,
+    describe_quantization,
+    load_model,
+    original_weights,
+    quantization_facts,
+    stored_dtype,
+    summarize_quantization,
+)
 from lorakit.model.peft_adapter import attach_adapter, continue_adapter, count_parameters, rebuild_adapter
 from lorakit.model.quantization_config import stored_quantization
-from lorakit.model.quantized_model import describe_quantization, quantization_facts, summarize_quantization
 from lorakit.model.spec_from_meta import spec_from_meta
 from lorakit.model.spectrum import signal_to_noise_ratios
 from lorakit.model.targets import select_targets, trains_every_weight

@@ -16,10 +16,8 @@ from lorakit.model.adapters.svd import change_steps, orthogonality, svd_modules
 
 
 class AdaLoraScheduler:
-    """The RankScheduler of an AdaLoRA training: from the sum of initial ranks down to `rank` times the modules.
-
-    Until the last choice a direction taken away may come back, as in the paper; from then on it stays away.
-    """
+    """The RankScheduler of an AdaLoRA training: from the sum of initial ranks down to `rank` times the modules. Until
+    the last choice a direction taken away may come back, as in the paper; from then on it stays away."""
 
     def __init__(self, model: Any, settings: AdaLora, steps: int) -> None:
         self._settings, self._modules = settings, svd_modules(model)

@@ -20,11 +20,9 @@ _STANDARD_DEVIATION = 0.02  # of A and B at the start: peft/tuners/adalora/layer
 
 
 class FlexLoraScheduler:
-    """The RankScheduler of a FlexLoRA training: the sum of all ranks stays what it is.
-
-    A module's scale stays the one it started with, alpha / its first rank: it would jump at every move, and with it all
-    that the kept directions add. UserError where there is one module only, so nothing could move.
-    """
+    """The RankScheduler of a FlexLoRA training: the sum of all ranks stays what it is. A module's scale stays the one
+    it started with, alpha / its first rank: it would jump at every move, and with it all that the kept directions add.
+    UserError where there is one module only, so nothing could move."""
 
     settled_at = 0
 
@@ -79,10 +77,8 @@ class FlexLoraScheduler:
 
 
 def entropy(e: Tensor) -> Tensor:
-    """How evenly a module uses its directions, from 0 to 1: the entropy of their shares of the sum of E^2.
-
-    Where E is 0, and at rank 1, it is 0: a module that uses no direction needs none, and one direction has no spread.
-    """
+    """How evenly a module uses its directions, from 0 to 1: the entropy of their shares of the sum of E^2. Where E is
+    0, and at rank 1, it is 0: a module that uses no direction needs none, and one direction has no spread."""
     energy = e.flatten().double().square()
     shares = energy / energy.sum().clamp(min=torch.finfo(torch.float64).tiny)
     return torch.special.entr(shares).sum() / max(math.log(len(shares)), math.log(2))
@@ -100,11 +96,9 @@ def _drop(module: SvdModule, optimizer: Any) -> None:
 
 
 def _add(module: SvdModule, optimizer: Any, generator: torch.Generator) -> None:
-    """Give a module one direction more, drawn as its first ones were; its E is 0, so that nothing changes yet.
-
-    Adam counts steps by tensor, so its bias correction is past for the new direction, and a second moment of 0 would
-    make its first steps 3 to 6 times too long: it starts from the mean of the others. The first moment starts at 0.
-    """
+    """Give a module one direction more, drawn as its first ones were; its E is 0, so that nothing changes yet. Adam
+    counts steps by tensor, so its bias correction is past for the new direction, and a second moment of 0 would make
+    its first steps 3 to 6 times too long: it starts from the mean of the others. The first moment starts at 0."""
     for parameter, axis in ((module.a, 0), (module.e, 0), (module.b, 1)):
         drawn = torch.empty(*parameter.shape[:axis], 1, *parameter.shape[axis + 1 :])
         drawn = drawn.zero_() if parameter is module.e else drawn.normal_(0, _STANDARD_DEVIATION, generator=generator)

@@ -18,10 +18,8 @@ PlainLora = tuple[Any, dict[str, torch.Tensor]]
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Write a PEFT model's adapter as `adapter_config.json` and `adapter_model.safetensors`.
-
-    LoRA, rsLoRA and DoRA as they are; every other kind as the plain LoRA that computes the same.
-    """
+    """Write a PEFT model's adapter as `adapter_config.json` and `adapter_model.safetensors`. LoRA, rsLoRA and DoRA as
+    they are; every other kind as the plain LoRA that computes the same."""
     config, tensors = to_plain_lora(model)
     trained = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = trained.base_model_name_or_path, trained.revision
@@ -41,10 +39,8 @@ def save_config(config: Any, folder: Path) -> None:
 
 
 def full_config(model: Any) -> Any:
-    """PEFT's configuration of the adapter that is trained, with all ends of tied modules that are trained whole.
-
-    PEFT strikes all but the first from it, and on loading ties only those again whose names it knows.
-    """
+    """PEFT's configuration of the adapter that is trained, with all ends of tied modules that are trained whole. PEFT
+    strikes all but the first from it, and on loading ties only those again whose names it knows."""
     config = copy.deepcopy(model.peft_config["default"])
     named = model.base_model.model.named_modules()
     config.modules_to_save = [name for name, part in named if isinstance(part, ModulesToSaveWrapper)] or None

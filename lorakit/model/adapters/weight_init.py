@@ -86,10 +86,8 @@ def init_loftq(model: Any, settings: None, context: InitContext) -> None:
 
 
 def truncated_svd(weight: Tensor, rank: int, scale: float, iterations: int | None = 16) -> tuple[Tensor, Tensor]:
-    """PiSSA's factors: the largest singular directions, half of each value in B and half in A.
-
-    `iterations`: rounds of the randomized decomposition (Halko et al., arXiv 0909.4061); None is the exact one.
-    """
+    """PiSSA's factors: the largest singular directions, half of each value in B and half in A. `iterations`: rounds of
+    the randomized decomposition (Halko et al., arXiv 0909.4061); None is the exact one."""
     if iterations is None:
         u, s, v = torch.linalg.svd(weight, full_matrices=False)
         u, s, v = u[:, :rank], s[:rank], v[:rank]
