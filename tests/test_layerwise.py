@@ -236,5 +236,5 @@ def test_an_adapter_of_another_shape_or_a_damaged_one_is_one_clear_error(tmp_pat
         weights = tmp_path / "adapter" / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:100])
     (tmp_path / "base" / "config.json").write_text('{"model_type": "no such family"}')
-    with pytest.raises(UserError, match="no model can be built"):
+    with pytest.raises(UserError, match="can make no causal language model of this config"):
         layerwise_model(tmp_path / "base", "eager", source_of(base))

@@ -189,8 +189,8 @@ def _read_index(index: Path) -> dict[str, Any]:
         raise UserError(f"{index}: damaged: it has no weight_map that names files. {_REMEDY}")
     for name in weight_map.values():
         if not (isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")):
-            reason = f"names {repr(name)[:200]}, which is not a .safetensors file of its folder"
-            raise UserError(f"{index}: damaged: it {reason}. {_REMEDY}")
+            reason = f"weight_map names {repr(name)[:200]}, which is not a .safetensors file of its folder"
+            raise UserError(f"{index}: damaged: its {reason}. {_REMEDY}")
     return content
 
 

@@ -9,7 +9,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import transformers
@@ -137,25 +136,13 @@ def compare_with_file(base: Path, tokenizer: Any, texts: Sequence[str]) -> str |
         " ".join(quote(str(word)) for word in one.convert_ids_to_tokens(ids[begin : begin + _SHOWN_TOKENS]))
         for one, ids in ((tokenizer, ours), (by_file, its))
     )
-    copy = f'a copy of the base with "tokenizer_class": "{_FILE_CLASS}" in {_CONFIG}'
-    remedy = f" To train on those of the file, give {copy}." if _reads_file_class(base, tokenizer) else ""
+    builds = f"transformers {transformers.__version__} builds another tokenizer ({type(tokenizer).__name__})"
     return (
-        f"transformers {transformers.__version__} builds another tokenizer ({type(tokenizer).__name__}) than "
-        f"tokenizer.json describes. {len(differing)} of {len(texts)} rows that were compared get other tokens, the "
-        f"first {words} where the file gives {others}. The run is trained on those of transformers; programs that go "
-        f"by the file give the model others.{remedy}"
+        f"{builds} than tokenizer.json describes. {len(differing)} of {len(texts)} rows that were compared get other "
+        f"tokens, the first {words} where the file gives {others}. The run is trained on those of transformers; "
+        "programs that go by the file give the model others. Of most families, a copy of the base with "
+        f'"tokenizer_class": "{_FILE_CLASS}" in {_CONFIG} gets those of the file.'
     )
-
-
-def _reads_file_class(base: Path, tokenizer: Any) -> bool:
-    """Whether transformers goes by the file once the config names its class; for some families it never does."""
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        for file in [*_tokenizer_files(base, tokenizer), base / "config.json"]:
-            if file.parent == base:
-                shutil.copyfile(file, folder / file.name)
-        write_json(folder / _CONFIG, read_json(folder / _CONFIG) | {"tokenizer_class": _FILE_CLASS})
-        return type(_read_tokenizer(folder)) is PreTrainedTokenizerFast
 
 
 def _tokenizer_files(base: Path, tokenizer: Any) -> list[Path]:

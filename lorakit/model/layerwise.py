@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from lorakit.errors import UserError, first_line
+from lorakit.errors import UserError
 from lorakit.hardware.memory import return_freed_memory
 from lorakit.model.peft_adapter import adapter_config, load_adapter
+from lorakit.model.spec_from_meta import empty_model, read_hf_config
 from lorakit.recipe.init_adapter import PLAIN_INITS
 
 # Path in the base model's state dict -> the float32 tensor of a parameter or persistent buffer; and the same some rows
@@ -85,17 +85,12 @@ def _empty_model(folder: Path, attention: str) -> tuple[Any, dict[int, list[_Slo
     """The model of a config, and every place for a tensor of its state dict, by the id of the module. Parameters are
     NaN of the right shape on the CPU, with strides of 0, which takes no memory. Buffers are real: those that are not
     saved are computed here, and the others are small."""
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        for part in (config, config.get_text_config()):
-            if hasattr(part, "quantization_config"):
-                del part.quantization_config
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise UserError(f"{folder}: no model can be built from its config: {first_line(error)}") from error
+    config = read_hf_config(folder)
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    with init_empty_weights(include_buffers=False):
+        model = empty_model(config, dtype=torch.float32, attn_implementation=attention)
     model.tie_weights()  # which init_empty_weights has untied
     model.requires_grad_(False).eval()
     placeholders: dict[int, tuple[str, torch.nn.Parameter]] = {}

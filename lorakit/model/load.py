@@ -1,6 +1,7 @@
 """A base model from disk in the recipe's type and quantization: how much is quantized, how its layers compute, and the
 way back to plain weights."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from lorakit.recipe.schema import Model
 from lorakit.registry import QUANTIZERS
 
 # What bitsandbytes' products (autograd/_functions.py) keep for the gradient of the weight, by the name of their node.
-_INT8_INPUTS: dict[str, tuple[str, Any]] = {
+_INPUTS: dict[str, tuple[str, Any]] = {
     "MatMul8bitLtBackward": ("tensors", (None, None, None)),
     "MatMul8bitFpBackward": ("A", None),
 }
@@ -83,8 +84,7 @@ def _read_model(base: Base, options: dict[str, Any], dequantizes: bool) -> Any:
     except (*DAMAGED, ImportError, RuntimeError) as error:
         remedy = " Write model.attention: eager." if "attention" in str(error).lower() else ""
         raise UserError(f"model.base: {base.name} cannot be loaded: {describe_load_error(error)}.{remedy}") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
+    if missing := sorted(info["missing_keys"]):
         lacks = f"the weights files lack {len(missing)} tensors that the model needs, the first is {missing[0]}"
         raise UserError(f"model.base: {base.name}: {lacks}; they would start out random.")
     _check_shapes(model, info["mismatched_keys"], base)
@@ -181,12 +181,10 @@ def summarize_quantization(model: Any) -> QuantizationSummary | None:
     quantized = sum(layer.in_features * layer.out_features for layer in layers.values())
     own = {name for name, _ in model.named_parameters() if name.rpartition(".")[0] in layers}
     plain = {name: weight for name, weight in model.named_parameters() if name not in own or name.endswith(".bias")}
-    sizes = {
-        tensor.data_ptr(): tensor.nbytes  # shared tensors count once
-        for name, tensor in model.state_dict().items()
-        # Tables that all layers share, and what is written for files only.
-        if not name.endswith(("quant_map", ".weight_format")) and ".quant_state." not in name
-    }
+    # Without tables that all layers share, and what is written for files only; shared tensors once.
+    left_out = re.compile(r".*(quant_map|\.weight_format|\.quant_state\..*)")
+    state = model.state_dict().items()
+    sizes = {tensor.data_ptr(): tensor.nbytes for name, tensor in state if not left_out.fullmatch(name)}
     return QuantizationSummary(
         quantization=str(_method_of(first, model.config)),
         parameters=quantized + sum(parameter.numel() for parameter in plain.values()),
@@ -293,7 +291,7 @@ def release_int8_inputs(model: Any) -> Iterator[None]:
 
 def _forward_and_release(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     output = forward(x)
-    inputs = _INT8_INPUTS.get(type(output.grad_fn).__name__)
+    inputs = _INPUTS.get(type(output.grad_fn).__name__)
     if inputs and not output.grad_fn.needs_input_grad[1]:
         setattr(output.grad_fn, *inputs)
     return output

@@ -71,8 +71,7 @@ def attach_adapter(
 def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
     """The model with a folder's adapter, to be trained on; UserError where it has none, or one of another model."""
     config = adapter_config(folder)
-    refused = why_untrainable(folder)
-    if refused:
+    if refused := why_untrainable(folder):
         raise UserError(f"adapter.from: {refused[0]}. {refused[1]}")
     usual = LoraConfig()
     for name, value in vars(config).items():
@@ -110,11 +109,8 @@ def rebuild_adapter(model: Any, settings: Adapter, targets: Targets | None, chec
 
 def trained_weights(model: Any) -> dict[str, torch.Tensor]:
     """All that training changes or that an adapter began with, by name in the model."""
-    return {
-        name: parameter.detach()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad or f".{INITIAL}." in name
-    }
+    named = model.named_parameters()
+    return {name: part.detach() for name, part in named if part.requires_grad or f".{INITIAL}." in name}
 
 
 def load_trained(model: Any, checkpoint: Path) -> None:
@@ -239,7 +235,7 @@ class SharedBase:
         if base is not None and self._adapter is not None:
             base = base.unload() if hasattr(base, "unload") else None  # PEFT cannot take off every kind of adapter
         if base is None or fingerprint_of(base) != self._fingerprint:
-            base = None  # frees its memory before the next one is loaded
+            del base  # frees its memory before the next one is loaded
             base = self.load()
             self._fingerprint = fingerprint_of(base)
         self._model, self._adapter = base if adapter is None else load_adapter(base, adapter), adapter
@@ -249,26 +245,20 @@ class SharedBase:
 def fingerprint_of(model: Any) -> str:
     """A hash that is equal only where a model computes the same, bit for bit: of every weight and buffer, taken on its
     device, which weights are tied, the modules with their hooks, and the configurations."""
-    digest = hashlib.sha256()
-
-    def add(part: Any) -> None:
-        digest.update(json.dumps(part, default=str).encode())
-
+    facts: list[Any] = [config.to_dict() for config in (model.config, model.generation_config) if config is not None]
     for name, module in model.named_modules(remove_duplicate=False):
         hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
-        add([name, type(module).__qualname__, module.training, *hooks, "forward" in vars(module)])
-    add([config.to_dict() for config in (model.config, model.generation_config) if config is not None])
+        facts.append([name, type(module).__qualname__, module.training, *hooks, "forward" in vars(module)])
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, value in model.state_dict().items():  # has what quantized layers keep besides
-        if isinstance(value, torch.Tensor):
-            tensors.append((f"state.{name}", value))
+    state = model.state_dict().items()  # has what quantized layers keep besides
+    tensors += [(f"state.{name}", value) for name, value in state if isinstance(value, torch.Tensor)]
     first: dict[Any, str] = {}
     for name, tensor in tensors:
         place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         shared = first.setdefault(place, name) if tensor.numel() else name
         content = [shared] if shared != name else content_of(tensor)
-        add([name, str(tensor.dtype), str(tensor.device), tensor.shape, content])
-    return digest.hexdigest()
+        facts.append([name, str(tensor.dtype), str(tensor.device), tensor.shape, content])
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 
 
 def content_of(tensor: torch.Tensor) -> list[int]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -21,11 +20,9 @@ from transformers.pytorch_utils import Conv1D
 from lorakit.errors import UserError
 from lorakit.model.shared_prefix import body_of
 from lorakit.model.spec import ACTIVATIONS, OUTSIDE, TIED_HEAD, UNTIED_HEAD, WRITTEN_OUT, ModelSpec, WeightSpec
+from lorakit.model.tokenizer import DAMAGED
 
-_DAMAGED = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
-    StrictDataclassError,
-)
+_DAMAGED = (*DAMAGED, RuntimeError, RecursionError)
 _LONGEST_REASON = 240
 # Layers of state space models whose scan transformers writes out token by token.
 _SCANNING = re.compile(r"(Falcon)?MambaMixer|JambaMambaMixer")
@@ -53,9 +50,14 @@ def meta_model(config: Path | dict[str, Any]) -> Any:
     """The model of a config without weights, on torch's meta device. UserError where the config is of no causal
     language model."""
     read = read_hf_config(config)
+    with torch.device("meta"):
+        return empty_model(read)
+
+
+def empty_model(config: Any, **options: Any) -> Any:
+    """The model of transformers' configuration, as its class makes it; UserError where there is none for it."""
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(read, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     except (*_DAMAGED, ImportError) as error:  # some families need a library more
         raise _no_model(error) from error
 
@@ -67,7 +69,7 @@ def read_hf_config(config: Path | dict[str, Any]) -> Any:
         if isinstance(config, dict):
             return AutoConfig.for_model(**config)
         return AutoConfig.from_pretrained(config, trust_remote_code=False)
-    except (*_DAMAGED, RecursionError) as error:
+    except _DAMAGED as error:
         raise _no_model(error) from error
 
 
