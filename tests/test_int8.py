@@ -5,7 +5,7 @@ import copy
 import torch
 from bitsandbytes.nn import Int8Params, Linear8bitLt
 
-from lorakit.model.load import release_int8_inputs
+from lorakit.model.fused_lora import release_int8_inputs
 
 
 def gradient_of(layer, x, computing):

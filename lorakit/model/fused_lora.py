@@ -9,7 +9,7 @@ PEFT builds B A and the sum, and takes the norm of it, in every forward. The nor
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -66,16 +66,38 @@ def factored_norms(weight: Tensor, squares: Tensor, a: Tensor, b: Tensor, scalin
 
 
 @contextmanager
-def fused_lora(model: Any) -> Iterator[None]:
-    """Within this, the LoRA and DoRA layers of `model` accumulate in place; afterwards the model is as it was."""
-    layers = [module for module in model.modules() if type(module) in FUSED_LAYERS]
+def _replace_forward(layers: list[Any], make: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
+    """Within this, the forward of each layer is what `make` gives for it; afterwards it is its own again."""
     for layer in layers:
-        layer.forward = partial(_forward, layer, layer.forward, _RowNorms())
+        layer.forward = make(layer)
     try:
         yield
     finally:
         for layer in layers:
             del layer.forward
+
+
+def fused_lora(model: Any) -> AbstractContextManager[None]:
+    """Within this, the LoRA and DoRA layers of `model` accumulate in place; afterwards the model is as it was."""
+    layers = [module for module in model.modules() if type(module) in FUSED_LAYERS]
+    return _replace_forward(layers, lambda layer: partial(_forward, layer, layer.forward, _RowNorms()))
+
+
+def release_int8_inputs(model: Any) -> AbstractContextManager[None]:
+    """Within this, the int8 layers of `model` release their inputs, to the same gradients: bitsandbytes keeps them on
+    the node itself, which gradient checkpointing does not reach. Only a gradient of the frozen weight would need them.
+    """
+    layers = [module for module in model.modules() if type(module) is Linear8bitLt]
+    return _replace_forward(layers, lambda layer: partial(_forward_and_release, layer.forward))
+
+
+def _forward_and_release(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    output = forward(x)
+    # What bitsandbytes' products keep for the gradient of the weight, by their node (its autograd/_functions.py).
+    name = {"MatMul8bitLtBackward": "tensors", "MatMul8bitFpBackward": "A"}.get(type(output.grad_fn).__name__)
+    if name and not output.grad_fn.needs_input_grad[1]:
+        setattr(output.grad_fn, name, (None, None, None) if name == "tensors" else None)
+    return output
 
 
 def _forward(

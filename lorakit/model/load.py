@@ -2,8 +2,7 @@
 way back to plain weights."""
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -23,12 +22,6 @@ from lorakit.model.spec_from_meta import meta_model
 from lorakit.model.tokenizer import DAMAGED, describe_load_error
 from lorakit.recipe.schema import Model
 from lorakit.registry import QUANTIZERS
-
-# What bitsandbytes' products (autograd/_functions.py) keep for the gradient of the weight, by the name of their node.
-_INPUTS: dict[str, tuple[str, Any]] = {
-    "MatMul8bitLtBackward": ("tensors", (None, None, None)),
-    "MatMul8bitFpBackward": ("A", None),
-}
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -272,26 +265,3 @@ def dequantize(model: Any) -> Any:
         layer.bias = linear.bias
         plain.set_submodule(name, layer)
     return plain.requires_grad_(False)
-
-
-@contextmanager
-def release_int8_inputs(model: Any) -> Iterator[None]:
-    """Within this, the int8 layers of `model` release their inputs, to the same gradients: bitsandbytes keeps them on
-    the node itself, which gradient checkpointing does not reach. Only a gradient of the frozen weight would need them.
-    """
-    layers = [module for module in model.modules() if type(module) is Linear8bitLt]
-    for layer in layers:
-        layer.forward = partial(_forward_and_release, layer.forward)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def _forward_and_release(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    output = forward(x)
-    inputs = _INPUTS.get(type(output.grad_fn).__name__)
-    if inputs and not output.grad_fn.needs_input_grad[1]:
-        setattr(output.grad_fn, *inputs)
-    return output

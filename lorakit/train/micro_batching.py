@@ -12,8 +12,8 @@ from peft.helpers import disable_input_dtype_casting
 from lorakit.data.batches import collate, split_batch
 from lorakit.errors import LorakitError, UserError
 from lorakit.hardware.memory import OutOfMemory, free_memory, return_freed_memory, within_memory
-from lorakit.model.fused_lora import fused_lora
-from lorakit.model.load import DTYPES, release_int8_inputs
+from lorakit.model.fused_lora import fused_lora, release_int8_inputs
+from lorakit.model.load import DTYPES
 from lorakit.model.loss import supervised_loss
 from lorakit.model.shared_prefix import causal_of
 from lorakit.model.tokenizer import pad_token_id
