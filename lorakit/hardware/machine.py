@@ -51,9 +51,8 @@ def usable_machine(progress: Progress) -> Machine:
     if seen.is_gpu == torch.cuda.is_available():
         return seen
     if seen.is_gpu:
-        progress.warn(
-            f"{seen.name} is here, but this torch ({torch.__version__}) cannot use it: running on the processor"
-        )
+        reason = f"this torch ({torch.__version__}) cannot use it"
+        progress.warn(f"{seen.name} is here, but {reason}: running on the processor")
         return processor()
     gpu = torch.cuda.get_device_properties(0)
     return Machine("cuda", gpu.name, gpu.total_memory, gpu.major >= 8, card=match_gpu(gpu.name, gpu.total_memory))
@@ -85,10 +84,12 @@ def processor() -> Machine:
 
 def _proc_value(file: str, key: str) -> str:
     """What a file of /proc says first of something; empty where it says nothing."""
-    path = Path("/proc") / file
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    line = re.search(rf"^{key}\s*:(.*)$", text, re.MULTILINE)
+    line = re.search(rf"^{key}\s*:(.*)$", _text_of(Path("/proc") / file), re.MULTILINE)
     return line[1].strip() if line else ""
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 @dataclass(frozen=True)
@@ -104,18 +105,14 @@ def read_cgroup_limits(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/
     """The tightest limits of this process's groups and of the groups around them."""
     memory = [limits for folder in _group_folders(proc, groups, "memory") if (limits := _memory_limits(folder))]
     quotas = [quota for folder in _group_folders(proc, groups, "cpu") if (quota := _processor_quota(folder))]
-    return CgroupLimits(
-        memory=min((limit for limit, _ in memory), default=None),
-        memory_left=min((left for _, left in memory), default=None),
-        processors=min(quotas, default=None),
-    )
+    tightest = min((limit for limit, _ in memory), default=None)
+    return CgroupLimits(tightest, min((left for _, left in memory), default=None), min(quotas, default=None))
 
 
 def _group_folders(proc: Path, groups: Path, controller: str) -> Iterator[Path]:
     """The folders of the groups of this process, innermost first. In a container the file may name the host's path, of
     which only the root is visible: folders that are not there are left out."""
-    path = proc / "self" / "cgroup"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in _text_of(proc / "self" / "cgroup").splitlines():
         _, controllers, inside = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
@@ -126,23 +123,19 @@ def _group_folders(proc: Path, groups: Path, controller: str) -> Iterator[Path]:
 
 
 def _memory_limits(folder: Path) -> tuple[int, int] | None:
-    """The limit of one group in bytes, and how much of it is left."""
     limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
     if limit is None:
         limit, used = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.usage_in_bytes")
     if limit is None or limit >= 1 << 60:  # version 1 writes the largest page-aligned number for "no limit"
         return None
-    path = folder / "memory.stat"
-    stat = dict(line.split(" ", 1) for line in path.read_text(encoding="utf-8").splitlines()) if path.is_file() else {}
+    stat = dict(line.split(" ", 1) for line in _text_of(folder / "memory.stat").splitlines())
     idle_file_pages = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
     return limit, limit - (used or 0) + idle_file_pages
 
 
 def _processor_quota(folder: Path) -> float | None:
-    """The processor time a second of one group."""
-    path = folder / "cpu.max"
-    if path.is_file():
-        quota, period = path.read_text(encoding="utf-8").split()
+    if text := _text_of(folder / "cpu.max"):
+        quota, period = text.split()
         return None if quota == "max" else int(quota) / int(period)
     quota_us, period_us = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
     return quota_us / period_us if quota_us and period_us and quota_us > 0 else None
@@ -150,5 +143,5 @@ def _processor_quota(folder: Path) -> float | None:
 
 def _number(path: Path) -> int | None:
     """The number in a file; None where the file is not there, or says `max`."""
-    text = path.read_text(encoding="utf-8").strip() if path.is_file() else "max"
-    return None if text == "max" else int(text)
+    text = _text_of(path).strip()
+    return None if text in ("", "max") else int(text)

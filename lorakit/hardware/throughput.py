@@ -86,7 +86,6 @@ def measure_cpu() -> Throughput:
 
 
 def _fastest(call: Callable[[], object], limit: float) -> float:
-    """Seconds of the fastest call within a limit of seconds."""
     least, until = float("inf"), time.perf_counter() + limit
     while time.perf_counter() < until:
         start = time.perf_counter()

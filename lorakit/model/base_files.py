@@ -182,7 +182,6 @@ def weight_files(folder: Path, complete: bool = True) -> list[Path]:
 
 
 def _read_index(index: Path) -> dict[str, Any]:
-    """The content of an index, whose weight_map names files of its folder."""
     content = read_json(index)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

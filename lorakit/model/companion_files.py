@@ -153,7 +153,6 @@ def _tokenizer_files(base: Path, tokenizer: Any) -> list[Path]:
 
 
 def _read_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder; None where the folder does not say enough to load it."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):

@@ -130,7 +130,6 @@ def _is_exact(layer: Any, names: list[str], x: Tensor) -> bool:
 
 
 def _base_is_exact(base: Any, x: Tensor) -> bool:
-    """Whether the base is of a kind that computes in x's number format."""
     if type(base) in (torch.nn.Linear, Conv1D):
         return bool(base.weight.dtype == x.dtype)
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32

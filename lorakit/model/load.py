@@ -60,7 +60,6 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
 
 
 def _read_model(base: Base, options: dict[str, Any], dequantizes: bool) -> Any:
-    """The model that transformers reads; UserError where files are damaged or do not fit each other."""
     try:
         if dequantizes:
             config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)

@@ -82,7 +82,6 @@ def _source(model_type: str) -> tuple[str, str]:
 
 
 def _key_and_default(model_type: str, configuration: str) -> tuple[str, int | None]:
-    """What a family's config calls its positions, and their default number."""
     parts = configuration.split("\nclass ")
     own = next((part for part in parts if f'model_type = "{model_type}"' in part), configuration)
     mapped = re.search(r'"max_position_embeddings": "(\w+)"', own)
@@ -92,7 +91,6 @@ def _key_and_default(model_type: str, configuration: str) -> tuple[str, int | No
 
 
 def _stretched(text: dict[str, Any], limit: int) -> int:
-    """The positions with what `rope_scaling` stretches them to."""
     scaling = text.get("rope_scaling") or text.get("rope_parameters")
     if not isinstance(scaling, dict) or text.get("model_type") in _SCALED_ALREADY:
         return limit

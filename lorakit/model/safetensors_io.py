@@ -61,7 +61,6 @@ def pieces(stored: StoredTensor) -> Iterator[tuple[int, torch.Tensor]]:
 
 
 def _fill(file: BinaryIO, flat: torch.Tensor) -> torch.Tensor:
-    """Read the next bytes of a file into a tensor of one dimension, and return it."""
     buffer = memoryview(flat.view(torch.uint8).numpy()) if len(flat) else memoryview(b"")
     while buffer:
         count = file.readinto(buffer)  # type: ignore[attr-defined]

@@ -52,7 +52,6 @@ def body_output(
 
 
 def _first_of(where: Tensor, otherwise: int) -> int:
-    """The first column in which a row is true."""
     columns = where.any(0)
     return int(columns.int().argmax()) if bool(columns.any()) else otherwise
 

@@ -118,7 +118,6 @@ def spec_from_meta(config: Path | dict[str, Any]) -> ModelSpec:
 
 
 def _traits(text: Any, modules: list[Any]) -> dict[str, Any]:
-    """What the family's own code does with the sizes."""
     activations = (getattr(text, name, None) for name in ("hidden_activation", "hidden_act", "activation_function"))
     activation = str(next(filter(None, activations), ""))
     experts_used = _first(text, "num_experts_per_tok", "num_experts_per_token", "moe_topk") or 1

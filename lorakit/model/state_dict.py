@@ -174,7 +174,6 @@ def untied(weights: Weights) -> Weights:
 
 
 def _check_against_model(weights: Weights, state: Values) -> None:
-    """Refuse files that the model of the config would not take, or would take differently than it says."""
     for group in weights.groups:
         name, path = group.names[0], group.paths[0]
         stored = [weights.tensors[name] for name in group.names]

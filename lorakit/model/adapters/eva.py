@@ -25,15 +25,10 @@ def init_eva(model: Any, settings: Eva, context: InitContext) -> None:
     most = round(config.r * rho)
     least, narrow = min((layer.in_features, name) for name, layer in lora_layers(model))
     if most > least:
-        raise UserError(
-            f"adapter.rank: {config.r} times rho {rho:g} is {most}, and {narrow} has {least} inputs. Write a smaller "
-            "rank, or kind: {eva: {rho: 1}}."
-        )
-    config.init_lora_weights = "eva"
-    config.eva_config = EvaConfig(rho=rho, tau=settings.converged)
-    body = body_of(model.get_base_model())
-    device = next(model.parameters()).device
-    shape = [0, 0]
+        reason = f"{config.r} times rho {rho:g} is {most}, and {narrow} has {least} inputs"
+        raise UserError(f"adapter.rank: {reason}. Write a smaller rank, or kind: {{eva: {{rho: 1}}}}.")
+    config.init_lora_weights, config.eva_config = "eva", EvaConfig(rho=rho, tau=settings.converged)
+    body, shape = body_of(model.get_base_model()), [0, 0]
 
     def forward(_: Any, inputs: dict[str, Any]) -> None:
         shape[:] = inputs["input_ids"].shape
@@ -42,24 +37,20 @@ def init_eva(model: Any, settings: Eva, context: InitContext) -> None:
     def reaching(inputs: Any, positions: torch.Tensor, name: str) -> torch.Tensor:
         """What reaches a module at the trained positions; some families hand over (rows * tokens, width)."""
         reached = inputs[0] if isinstance(inputs, tuple) else inputs
-        if reached.shape[:-1].numel() != shape[0] * shape[1]:
-            raise UserError(
-                f"adapter.kind: eva cannot tell which tokens reach {name}: it sees {reached.shape[:-1].numel()} of "
-                f"{shape[0] * shape[1]}. Leave it out with adapter.exclude."
-            )
+        seen, tokens = reached.shape[:-1].numel(), shape[0] * shape[1]
+        if seen != tokens:
+            reason = f"eva cannot tell which tokens reach {name}: it sees {seen} of {tokens}"
+            raise UserError(f"adapter.kind: {reason}. Leave it out with adapter.exclude.")
         return reached.reshape(*shape, -1)[positions.T.unbind()]
 
     with context.progress.bar("eva: directions of the inputs", total=0) as bar:
-        batches = _Batches(context, 2 * most, device, bar)
-        initialize_lora_eva_weights(
-            model, batches, forward_fn=forward, prepare_layer_inputs_fn=reaching, show_progress_bar=False
-        )
+        batches = _Batches(context, 2 * most, next(model.parameters()).device, bar)
+        functions = {"forward_fn": forward, "prepare_layer_inputs_fn": reaching}
+        initialize_lora_eva_weights(model, batches, show_progress_bar=False, **functions)
     config.init_lora_weights, config.eva_config = True, None
     ranks = [layer.r["default"] for _, layer in lora_layers(model)]
-    context.progress.say(
-        f"eva: directions found on {batches.used} batches; ranks from {min(ranks)} to {max(ranks)} in {len(ranks)} "
-        "modules"
-    )
+    spread = f"ranks from {min(ranks)} to {max(ranks)} in {len(ranks)} modules"
+    context.progress.say(f"eva: directions found on {batches.used} batches; {spread}")
 
 
 class _Batches:
@@ -81,15 +72,11 @@ class _Batches:
                 self.used += 1
                 self.bar.advance(1)
                 if self.used > _LONGEST_PASS:
-                    raise LorakitError(
-                        f"eva: its directions have not settled after {_LONGEST_PASS} batches. Write a smaller rank, or "
-                        "a smaller `converged`."
-                    )
+                    remedy = "Write a smaller rank, or a smaller `converged`."
+                    raise LorakitError(f"eva: its directions have not settled after {_LONGEST_PASS} batches. {remedy}")
                 rows = {key: [row for joined in waiting for row in joined[key]] for key in _PADDING}
                 yield {key: pad_sequence(rows[key], True, _PADDING[key]).to(self.device) for key in _PADDING}
                 waiting, tokens = [], 0
         if self.used == 0:
-            raise UserError(
-                f"adapter.kind: eva needs at least {self.tokens} trained tokens to find its directions, the rows have "
-                f"{tokens}. Write a smaller rank, or another kind."
-            )
+            reason = f"eva needs at least {self.tokens} trained tokens to find its directions, the rows have {tokens}"
+            raise UserError(f"adapter.kind: {reason}. Write a smaller rank, or another kind.")

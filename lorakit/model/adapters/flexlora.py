@@ -29,10 +29,8 @@ class FlexLoraScheduler:
     def __init__(self, model: Any, settings: FlexLora, steps: int) -> None:
         self._model, self._settings, self._modules = model, settings, svd_modules(model)
         if len(self._modules) < 2:
-            raise UserError(
-                "adapter.targets: flexlora moves ranks between modules, and one is chosen. Choose more, or write "
-                "adapter.kind: lora."
-            )
+            reason = "flexlora moves ranks between modules, and one is chosen"
+            raise UserError(f"adapter.targets: {reason}. Choose more, or write adapter.kind: lora.")
         self._changes = change_steps(settings.move_from, settings.move_to, settings.every, steps)
         self._generator = torch.Generator()  # the global one belongs to dropout
         self._generator.manual_seed(torch.initial_seed() + 1)  # the first directions were drawn from the seed itself
@@ -85,7 +83,6 @@ def entropy(e: Tensor) -> Tensor:
 
 
 def _drop(module: SvdModule, optimizer: Any) -> None:
-    """Take the direction of smallest |E| out of a module."""
     rank = len(module.e)
     stay = (torch.arange(rank, device=module.e.device) != module.e.abs().argmin()).nonzero().flatten()
     for parameter, axis in ((module.a, 0), (module.e, 0), (module.b, 1)):

@@ -23,11 +23,8 @@ from lorakit.errors import UserError
 from lorakit.model.adapters import InitContext, Pissa
 from lorakit.progress import Progress
 
-INITIAL = "initial"
-"""The name of the frozen adapter that holds what the trained one began with."""
-
-PREFIX = "base_model.model."
-"""What a PEFT model puts before the names of the base's own modules."""
+INITIAL = "initial"  # the name of the frozen adapter that holds what the trained one began with
+PREFIX = "base_model.model."  # what a PEFT model puts before the names of the base's own modules
 
 Factors = Callable[[Tensor, int, float], tuple[Tensor, Tensor]]
 """A weight (out, in), a rank and the adapter's scale -> B (out, rank) and A (rank, in) to begin with."""
@@ -53,13 +50,10 @@ def _init_from_factors(model: Any, factors: Factors, progress: Progress) -> None
     add_initial(model)
     layers = list(lora_layers(model))
     sides = [(min(layer.in_features, layer.out_features), name, layer.r["default"]) for name, layer in layers]
-    tight = [(side, name) for side, name, rank in sides if rank > side]
-    if tight:
-        most, name = min(tight)
-        raise UserError(
-            f"adapter.rank: {len(tight)} modules have fewer directions than their rank, {name} only {most}. Write "
-            "a smaller one, or one for these modules in adapter.rank_overrides."
-        )
+    if tight := [(side, name) for side, name, rank in sides if rank > side]:
+        reason = f"{len(tight)} modules have fewer directions than their rank, {min(tight)[1]} only {min(tight)[0]}"
+        remedy = "Write a smaller one, or one for these modules in adapter.rank_overrides."
+        raise UserError(f"adapter.rank: {reason}. {remedy}")
     with torch.no_grad(), progress.bar("main directions of the weights", total=len(layers)) as bar:
         for _, layer in layers:
             b, a = factors(weight_of(layer.get_base_layer()), layer.r["default"], layer.scaling["default"])
