@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from lorakit.errors import UserError
+from lorakit.recipe.problem import one_line
 
 Value = TypeVar("Value")
 
 _EXPECTED: dict[type, str] = {int: "a whole number of at least 1", bool: "true or false", dict: "a mapping"}
-_SHOWN = 40
 # More layers than any model has: a damaged config with more would be counted, or built, for hours.
 _MOST_LAYERS = 1_000
 
@@ -57,6 +57,5 @@ def is_size(value: Any) -> TypeGuard[int]:
 
 def damaged_value(key: str, value: Any, expected: str) -> UserError:
     """The error that names a damaged value, and what belongs in its place."""
-    text = json.dumps(value)
-    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    shown = one_line(json.dumps(value), 43)
     return UserError(f"model.base: config.json: {key} is {shown}, not {expected}. Fetch the model again.")

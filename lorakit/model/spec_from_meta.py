@@ -21,6 +21,7 @@ from lorakit.errors import UserError
 from lorakit.model.shared_prefix import body_of
 from lorakit.model.spec import ACTIVATIONS, OUTSIDE, TIED_HEAD, UNTIED_HEAD, WRITTEN_OUT, ModelSpec, WeightSpec
 from lorakit.model.tokenizer import DAMAGED
+from lorakit.recipe.problem import one_line
 
 _DAMAGED = (*DAMAGED, RuntimeError, RecursionError)
 _LONGEST_REASON = 240
@@ -47,8 +48,7 @@ _READ_DIRECTLY = (
 
 
 def meta_model(config: Path | dict[str, Any]) -> Any:
-    """The model of a config without weights, on torch's meta device. UserError where the config is of no causal
-    language model."""
+    """The model of a config without weights, on torch's meta device; UserError where it is no causal language model's."""
     read = read_hf_config(config)
     with torch.device("meta"):
         return empty_model(read)
@@ -75,18 +75,14 @@ def read_hf_config(config: Path | dict[str, Any]) -> Any:
 
 def _no_model(error: BaseException) -> UserError:
     """With the first sentence of transformers' error, which goes from a bare key to a list of all its families."""
-    printable = "".join(sign if sign.isprintable() else " " for sign in str(error))
-    sentence = " ".join(printable.split()).partition(". ")[0].rstrip(".") or type(error).__name__
-    sentence = sentence if len(sentence) <= _LONGEST_REASON else f"{sentence[:_LONGEST_REASON].rstrip()} ..."
-    return UserError(
-        f"model.base: transformers {transformers.__version__} can make no causal language model of this config: "
-        f"{sentence}. Fetch the model again, name one of a family that it knows, or install a newer transformers."
-    )
+    sentence = " ".join(str(error).split()).partition(". ")[0].rstrip(".") or type(error).__name__
+    reason = f"transformers {transformers.__version__} can make no causal language model of this config"
+    remedy = "Fetch the model again, name one of a family that it knows, or install a newer transformers."
+    return UserError(f"model.base: {reason}: {one_line(sentence, _LONGEST_REASON)}. {remedy}")
 
 
 def spec_from_meta(config: Path | dict[str, Any]) -> ModelSpec:
-    """The spec of any causal language model that transformers can make. UserError where the config is of no causal
-    language model."""
+    """The spec of any causal language model that transformers can make; UserError where the config is of none."""
     model = meta_model(config)
     text = model.config.get_text_config()
     modules = dict(model.named_modules())
