@@ -48,7 +48,7 @@ _READ_DIRECTLY = (
 
 
 def meta_model(config: Path | dict[str, Any]) -> Any:
-    """The model of a config without weights, on torch's meta device; UserError where it is no causal language model's."""
+    """The model of a config without weights, on the meta device; UserError where it is no causal language model's."""
     read = read_hf_config(config)
     with torch.device("meta"):
         return empty_model(read)
