@@ -230,9 +230,9 @@ def test_an_adapter_of_another_shape_or_a_damaged_one_is_one_clear_error(tmp_pat
     base = adapter_of(tmp_path, LLAMA, target_modules=["q_proj"])
     wide = type(LLAMA)(**{**LLAMA.to_dict(), "hidden_size": 32})
     wide.save_pretrained(tmp_path / "wide")
-    for folder in (tmp_path / "wide", tmp_path / "base"):
-        with pytest.raises(UserError, match="cannot be put on the base model"):
-            layerwise_model(folder, "eager", source_of(base), adapter=tmp_path / "adapter")
+    for folder, says in (("wide", "cannot be put on the base model"), ("base", "this weights file is damaged")):
+        with pytest.raises(UserError, match=says):
+            layerwise_model(tmp_path / folder, "eager", source_of(base), adapter=tmp_path / "adapter")
         weights = tmp_path / "adapter" / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:100])
     (tmp_path / "base" / "config.json").write_text('{"model_type": "no such family"}')
