@@ -147,7 +147,7 @@ def test_a_damaged_adapter_is_one_clear_error(recipe_file, tmp_path):
     run, prepared = reopen_run(tmp_path / "run", Silent())
     weights = run.adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(UserError, match="cannot be put on the base model"):
+    with pytest.raises(UserError, match="this weights file is damaged"):
         merge(input_of_run(run, prepared, Silent()), run.merged, Silent())
     weights.unlink()
     with pytest.raises(UserError, match=r"has no adapter_model\.safetensors"):
