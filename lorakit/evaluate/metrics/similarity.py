@@ -177,8 +177,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from lorakit.model.base_files import refuse_code
-    from lorakit.model.base_files import weight_files
+    from lorakit.model.base_files import refuse_code, weight_files
 
     refuse_code(folder, f"{_WHERE}: ")
     try:
