@@ -13,7 +13,7 @@ from recipe_files import loaded
 
 from lorakit.cli.doctor import _lines
 from lorakit.data.worker_pool import processors
-from lorakit.doctor import base_model, bitsandbytes, choices, gpu, hub, machine, packages
+from lorakit.doctor import bitsandbytes, gpu, machine, models, packages
 from lorakit.doctor.check import DoctorFinding, run_check
 from lorakit.doctor.run import _sections, run_doctor
 from lorakit.hardware.machine import CgroupLimits, Machine, read_cgroup_limits, this_machine
@@ -68,7 +68,7 @@ def test_bitsandbytes_is_really_called(healthy):
 
 def test_speed_is_measured_in_each_number_format(healthy):
     found = by_name(finding for section, finding in healthy if section == "Processor and memory")
-    assert found["float32"].figures["speed"] > found["bfloat16"].figures["speed"] * 0.1 > 0
+    assert found["float32"].figures["speed"] > found["bfloat16"].figures["speed"] * 0.01 > 0
     assert found["memory"].figures["available"] <= found["memory"].figures["total"]
 
 
@@ -271,16 +271,16 @@ def test_a_slow_number_format_is_measured_on_a_small_matrix(monkeypatch):
 @pytest.mark.parametrize(("bfloat16", "told"), [(2e11, True), (1e11, False)])
 def test_auto_is_questioned_where_the_measured_speed_says_otherwise(monkeypatch, bfloat16, told):
     slow = Machine("cpu", "a processor", 8 << 30, bfloat16=False)
-    monkeypatch.setattr(choices, "_machine_of_runs", lambda: slow)
-    monkeypatch.setattr(choices, "matmul_speed", lambda _, dtype: (1e11 if dtype == "float32" else bfloat16, 512))
-    found = by_name(choices.check_choices(None))["model.dtype"]
+    monkeypatch.setattr(machine, "_machine_of_runs", lambda: slow)
+    monkeypatch.setattr(machine, "matmul_speed", lambda _, dtype: (1e11 if dtype == "float32" else bfloat16, 512))
+    found = by_name(machine.check_choices(None))["model.dtype"]
     assert ("2.0 times as fast" in found.message) is told and (found.state == "note") is told
 
 
 def test_a_setting_of_the_recipe_that_cannot_work_here_is_broken(tmp_path, monkeypatch):
-    monkeypatch.setattr(choices, "_machine_of_runs", lambda: Machine("cpu", "a processor", 8 << 30, bfloat16=False))
+    monkeypatch.setattr(machine, "_machine_of_runs", lambda: Machine("cpu", "a processor", 8 << 30, bfloat16=False))
     recipe = loaded(tmp_path, "model: {base: a/b, dtype: float16}\ndata: {train: train.jsonl}\n").recipe
-    found = by_name(choices.check_choices(recipe))["settings"]
+    found = by_name(machine.check_choices(recipe))["settings"]
     assert found.state == "broken" and found.message.startswith("model.dtype: float16 needs a GPU")
 
 
@@ -292,27 +292,27 @@ def test_a_recipe_whose_model_is_neither_here_nor_to_be_had_is_broken(monkeypatc
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    found = by_name(base_model.check_base(on("org/nowhere")))["base"]
+    found = by_name(models.check_base(on("org/nowhere")))["base"]
     assert found.state == "broken" and "HF_HUB_OFFLINE" in found.message
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert by_name(base_model.check_base(on("org/nowhere")))["base"].state == "note"
+    assert by_name(models.check_base(on("org/nowhere")))["base"].state == "note"
 
 
 def test_a_base_that_can_be_loaded_is_ok_in_every_part(tiny_base):
-    found = by_name(base_model.check_base(on(tiny_base)))
-    assert found.keys() == {"base", "base's family", "base's tokenizer"}
+    found = by_name(models.check_base(on(tiny_base)))
+    assert found.keys() == {"base", "base's family", "base's tokenizer", "base's weights"}
     assert {finding.state for finding in found.values()} == {"ok"}
 
 
 def test_each_part_of_a_base_that_is_lacking_is_broken_with_its_remedy(tmp_path):
     config = {"model_type": "not_yet", "quantization_config": {"quant_method": "gptq", "bits": 4}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    found = by_name(base_model.check_base(on(tmp_path)))
+    found = by_name(models.check_base(on(tmp_path)))
     assert {finding.state for finding in found.values()} == {"broken"} and all(one.remedy for one in found.values())
     assert "has no .safetensors file" in found["base"].message
     assert found["base's family"].message.startswith("not_yet: transformers ")
     assert "its config.json cannot be read" in found["base's tokenizer"].message
-    assert found["base's weights"].remedy == "pip install optimum gptqmodel"
+    assert "pip install optimum gptqmodel" in found["base's weights"].message
 
 
 def test_a_recipe_is_asked_with_its_overrides(tmp_path, tiny_base):
@@ -414,7 +414,7 @@ def local_hub(monkeypatch):
 
 def test_the_hub_is_asked_at_its_endpoint_and_a_refused_token_is_broken(local_hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    found = by_name(hub.check_reachable(network=True))
+    found = by_name(models.check_reachable(network=True))
     assert found["reachable"].state == "ok" and "127.0.0.1" in found["reachable"].message
     assert found["token"].state == "broken" and SECRET not in str(found)
     assert _Hub.asked == [("/api/models?limit=1", None), ("/api/whoami-v2", f"Bearer {SECRET}")]
@@ -423,7 +423,7 @@ def test_the_hub_is_asked_at_its_endpoint_and_a_refused_token_is_broken(local_hu
 def test_a_hub_that_does_not_answer_is_broken_with_what_to_look_at(local_hub):
     local_hub.shutdown()
     local_hub.server_close()
-    found = by_name(hub.check_reachable(network=True))["reachable"]
+    found = by_name(models.check_reachable(network=True))["reachable"]
     assert found.state == "broken" and "HF_ENDPOINT" in found.remedy
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lorakit.doctor.check import DoctorFinding, broken, note, ok, root_cause
-from lorakit.doctor.packages import missing_import
+from lorakit.doctor.check import DoctorFinding, broken, ok, require_import, root_cause
 
 _WIDTH, _ROWS, _RATE = 256, 32, 0.01
 _REMEDY = "pip install --force-reinstall bitsandbytes; python -m bitsandbytes says more"
@@ -15,9 +14,7 @@ _LARGEST_ERROR = {"nf4": 0.12, "q4": 0.16, "q8": 0.03}
 
 def check_bitsandbytes() -> Iterator[DoctorFinding]:
     """A quantized layer of each kind against the product with the plain weight, and a step of the 8-bit optimizer."""
-    if missing := missing_import("torch", "bitsandbytes"):
-        yield note("bitsandbytes", f"not tried, since {missing} cannot be imported")
-        return
+    require_import("torch", "bitsandbytes")
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,15 +26,15 @@ def check_bitsandbytes() -> Iterator[DoctorFinding]:
             yield broken(quantization, message, _REMEDY)
             continue
         message = f"on {device} the relative error is {forward:.3f} forward, {backward:.3f} backward"
+        figures = {"forward": forward, "backward": backward}
         if max(forward, backward) <= limit:
-            yield ok(quantization, message, forward=forward, backward=backward)
+            yield ok(quantization, message, **figures)
         else:
-            yield broken(quantization, f"{message}: over {limit}", _REMEDY, forward=forward, backward=backward)
+            yield broken(quantization, f"{message}: over {limit}", _REMEDY, **figures)
     moved = _first_step(device)
-    if abs(moved - _RATE) < 0.1 * _RATE:
-        yield ok("adamw-8bit", f"a step on {device} moves as it should")
-    else:
-        yield broken("adamw-8bit", f"a step on {device} moves by {moved:.4g}, not by {_RATE}", _REMEDY)
+    message = f"a first step on {device} moves by {moved:.4g} at a learning rate of {_RATE}"
+    fine = abs(moved - _RATE) < 0.1 * _RATE
+    yield ok("adamw-8bit", message) if fine else broken("adamw-8bit", f"{message}, by which it should", _REMEDY)
 
 
 def _first_step(device: str) -> float:

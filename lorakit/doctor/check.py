@@ -1,11 +1,27 @@
 """What a check of `lorakit doctor` reports, and how one that fails leaves the others running."""
 
+import functools
+import importlib
+import importlib.metadata
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+# What a run takes from each package. Some import the rest of themselves only when a name is asked for.
+IMPORTED = {
+    "torch": "nn",
+    "bitsandbytes": "nn",
+    "transformers": "AutoModelForCausalLM",
+    "accelerate": "Accelerator",
+    "peft": "LoraConfig",
+    "datasets": "Dataset",
+    "trl": "SFTTrainer",
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,10 @@ class DoctorFinding:
 Check = Callable[[], Iterable[DoctorFinding]]
 
 
+class UntriedCheck(Exception):
+    """A package that the check needs cannot be imported, which is a finding of its own."""
+
+
 def ok(name: str, message: str, **figures: Any) -> DoctorFinding:
     """Something that works, with its figures."""
     return DoctorFinding(name, "ok", message, figures=figures)
@@ -40,13 +60,20 @@ def broken(name: str, message: str, remedy: str = "", **figures: Any) -> DoctorF
 
 
 def run_check(name: str, check: Check) -> Iterator[DoctorFinding]:
-    """The results of a check, one by one; an error that it raises is one too, unless LORAKIT_DEBUG is set."""
+    """The results of a check, one by one; an error that it raises is one too, unless LORAKIT_DEBUG is set.
+
+    What libraries print goes to standard error and their warnings are dropped: standard output is for the results.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     results = iter(check())
     while True:
         try:
-            with _quiet():
+            with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
                 result = next(results)
         except StopIteration:
+            return
+        except UntriedCheck as error:
+            yield note(name, str(error))
             return
         except (Exception, SystemExit) as error:
             if os.environ.get("LORAKIT_DEBUG"):
@@ -63,13 +90,25 @@ def root_cause(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Send what libraries print to standard error and drop their warnings: standard output is for the results."""
-    import logging
-    import warnings
+@functools.cache
+def import_error(package: str) -> str | None:
+    """Why a package cannot be imported; None where it can. It is tried once: a second time torch fails otherwise."""
+    try:
+        getattr(importlib.import_module(package), IMPORTED[package])
+    except (Exception, SystemExit) as error:  # whatever a broken installation raises
+        return root_cause(error)
+    return None
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    with redirect_stdout(sys.stderr), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+
+def require_import(*packages: str) -> None:
+    """Leave a check untried where one of these packages cannot be imported."""
+    if missing := next(filter(import_error, packages), None):
+        raise UntriedCheck(f"not tried, since {missing} cannot be imported")
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -9,11 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lorakit.amounts import gibibytes
-from lorakit.doctor.check import DoctorFinding, broken, note, ok, root_cause
+from lorakit.doctor.check import DoctorFinding, broken, note, ok, require_import, root_cause
 from lorakit.doctor.machine import matmul_speed
-from lorakit.doctor.packages import import_error
 
-_QUERY = ("name", "memory.total", "memory.free", "driver_version", "compute_cap")
 # The desktop, and other programs' contexts, take some; more than this share is another run.
 _BUSY_SHARE = 0.1
 
@@ -42,8 +40,8 @@ def check_gpus() -> Iterator[DoctorFinding]:
             f"compute capability {gpu.capability}, driver {gpu.driver}"
         )
         if gpu.memory - gpu.free > _BUSY_SHARE * gpu.memory:
-            message, remedy = f"{message}: other programs hold memory", "nvidia-smi lists them"
-            yield DoctorFinding(f"GPU {number}", "note", message, remedy, asdict(gpu))
+            message = f"{message}: other programs hold memory"
+            yield DoctorFinding(f"GPU {number}", "note", message, "nvidia-smi lists them", asdict(gpu))
         else:
             yield DoctorFinding(f"GPU {number}", "ok", message, figures=asdict(gpu))
     if not gpus:
@@ -58,9 +56,7 @@ def check_gpus() -> Iterator[DoctorFinding]:
 
 def check_torch() -> Iterator[DoctorFinding]:
     """Whether torch reaches the GPU, by a real product in each number format."""
-    if import_error("torch"):
-        yield note("torch on GPU", "not tried, since torch cannot be imported")
-        return
+    require_import("torch")
     import torch
 
     version, cuda = torch.__version__, torch.version.cuda
@@ -122,7 +118,7 @@ def _driver_gpus() -> tuple[list[DriverGpu], str]:
     """The GPUs that the driver shows, and its error message."""
     if not shutil.which("nvidia-smi"):
         return [], ""
-    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_version,compute_cap", "--format=csv,noheader,nounits"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()

@@ -1,4 +1,4 @@
-"""Processor, main memory and disk: what there is, what this process may use, and how fast it is."""
+"""Threads, speed, main memory and disk, and what this process may use of them; and what `auto` makes of it."""
 
 import functools
 import os
@@ -6,16 +6,19 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorakit.amounts import gibibytes
 from lorakit.atomic_io import cache_folder
 from lorakit.data.worker_pool import processors
-from lorakit.doctor.check import DoctorFinding, broken, note, ok
-from lorakit.doctor.packages import import_error
-from lorakit.hardware.machine import processor, read_cgroup_limits
+from lorakit.doctor.check import DoctorFinding, broken, import_error, note, ok, require_import
+from lorakit.errors import UserError
+from lorakit.hardware.machine import Machine, processor, read_cgroup_limits, this_machine, usable_machine
+from lorakit.progress import Silent
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+if TYPE_CHECKING:
+    from lorakit.recipe.schema import Recipe
+
 # Below this a float32 model of a billion parameters does not load.
 _LITTLE_MEMORY = 4 << 30
 # An adapter's run takes megabytes; a merged model, or one from the hub, several of these.
@@ -25,30 +28,21 @@ _WIDTHS = (128, 256, 512, 1024, 2048, 4096)
 # a small one does already.
 _LONG_ENOUGH = 0.02
 _SECONDS = 0.2
-
-
-def check_processor() -> Iterator[DoctorFinding]:
-    """The processor, and how much of it this process may use."""
-    usable, cores, limit = processors(), os.cpu_count() or 1, read_cgroup_limits().processors
-    message = f"{processor().name}, " + (f"{usable} of {cores} cores usable" if usable < cores else f"{cores} cores")
-    figures: dict[str, float] = {"cores": cores, "usable": usable}
-    if limit is not None:
-        message += f", limited to the time of {limit:g} by the container or batch system"
-        figures["limit"] = limit
-    yield ok("processor", message, **figures)
+# Of what `auto` chooses; the rest depends on the model and the rows.
+_BY_MACHINE = ("model.dtype", "model.attention", "data.packing", "train.optimizer")
+# A product is not all of training: a smaller difference in it decides nothing.
+_CLEARLY_FASTER = 1.3
 
 
 def check_threads() -> Iterator[DoctorFinding]:
     """The threads that torch computes in, against the cores that it may use."""
-    if import_error("torch"):
-        yield note("threads", "not known, since torch cannot be imported")
-        return
+    require_import("torch")
     import torch
 
-    used, limit = torch.get_num_threads(), read_cgroup_limits().processors
-    usable = int(max(1, min(processors(), limit or processors())))
+    used, usable = torch.get_num_threads(), processors()
+    usable = max(1, int(min(usable, read_cgroup_limits().processors or usable)))
     message = f"torch computes in {used} threads"
-    variable = next((name for name in _THREAD_VARIABLES if os.environ.get(name)), None)
+    variable = next((name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if os.environ.get(name)), None)
     if used < usable and variable:
         # Launchers such as torchrun and accelerate set OMP_NUM_THREADS=1 by themselves.
         message += f", {usable} could be used: {variable} is {os.environ[variable]}"
@@ -62,32 +56,67 @@ def check_threads() -> Iterator[DoctorFinding]:
 
 def check_speed() -> Iterator[DoctorFinding]:
     """The speed of a matrix product in the number formats that runs on a processor use."""
-    if import_error("torch"):
-        yield note("speed", "not measured, since torch cannot be imported")
-        return
+    require_import("torch")
     for dtype in ("float32", "bfloat16"):
         speed, width = matmul_speed("cpu", dtype)
-        message = f"{speed / 1e9:,.1f} GFLOP/s, measured on {width} x {width}"
-        if dtype != "float32":
-            message += f", {speed / matmul_speed('cpu', 'float32')[0]:.2g} times float32"
-        yield ok(dtype, message, speed=speed)
+        yield ok(dtype, f"{speed / 1e9:,.1f} GFLOP/s, measured on {width} x {width}", speed=speed)
 
 
 def check_memory() -> Iterator[DoctorFinding]:
-    """Main memory: all, available, and the limit of a container or batch system."""
-    limits, available = read_cgroup_limits(), processor().memory
+    """Main memory: all, what is available within the limit of a container or batch system, and that limit."""
+    limit, available = read_cgroup_limits().memory, processor().memory
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    figures = {"total": total, "available": available}
-    message = f"{gibibytes(available)} of {gibibytes(total)} are available"
-    if limits.memory is not None and limits.memory < total:
-        available = min(available, limits.memory_left or 0)
-        figures |= {"limit": limits.memory, "left": available}
-        message += f"; the container or batch system allows {gibibytes(limits.memory)}, {gibibytes(available)} left"
+    figures, message = {"total": total, "available": available}, f"{gibibytes(available)} of {gibibytes(total)} are free"
+    if limit is not None and limit < total:
+        figures["limit"] = limit
+        message += f"; the container or batch system allows {gibibytes(limit)}"
     if available < _LITTLE_MEMORY:
         remedy = "close other programs: a model of 1B parameters alone takes 4 GB in float32"
         yield note("memory", message, remedy, **figures)
     else:
         yield ok("memory", message, **figures)
+
+
+def check_choices(recipe: "Recipe | None") -> Iterator[DoctorFinding]:
+    """What `auto` chooses here, with its reason; of the number format also whether the measured speed agrees.
+
+    Without a recipe, what depends on the machine alone. A setting of the recipe that cannot work here is broken.
+    """
+    from lorakit.plan.auto import resolve_auto  # imported here, since a broken pydantic must not end the other checks
+    from lorakit.plan.model_info import find_model_info
+    from lorakit.recipe.schema import Data, Model, Recipe
+
+    machine = _machine_of_runs()
+    yield ok("device", f"{machine.name} ({machine.device})")
+    checked = recipe or Recipe(model=Model(base="any/model"), data=Data(train="any/rows"))
+    try:
+        info = find_model_info(checked.model.base, checked.model.revision) if recipe else None
+        choices = resolve_auto(checked, machine, info).choices
+    except UserError as error:
+        yield broken("settings", str(error))
+        return
+    for choice in choices:
+        message = str(choice).removeprefix(f"{choice.path}: auto is ")
+        faster = _faster_format(str(choice.value)) if choice.path == "model.dtype" and not machine.is_gpu else ""
+        if faster:
+            remedy = "compare a few steps of both: --set train.steps=5"
+            yield note(choice.path, message + faster, remedy, value=choice.value)
+        elif recipe or choice.path in _BY_MACHINE:
+            yield ok(choice.path, message, value=choice.value)
+
+
+def _machine_of_runs() -> Machine:
+    """The device that a run would use; the driver's answer where torch cannot be imported."""
+    return this_machine() if import_error("torch") else usable_machine(Silent())
+
+
+def _faster_format(chosen: str) -> str:
+    """A clause on the other number format where it was measured as clearly faster on the processor."""
+    other = {"float32": "bfloat16", "bfloat16": "float32"}.get(chosen)
+    if other is None or import_error("torch"):
+        return ""
+    times = matmul_speed("cpu", other)[0] / matmul_speed("cpu", chosen)[0]
+    return f"; but {other} was measured {times:.1f} times as fast" if times > _CLEARLY_FASTER else ""
 
 
 def check_disk(run: Path | None) -> Iterator[DoctorFinding]:
@@ -113,7 +142,7 @@ def _check_folder(name: str, folder: Path, remedy: str, needed: bool, with_size:
     if with_size:
         files = (Path(parent, file) for parent, _, names in os.walk(folder) for file in names)
         figures["size"] = sum(file.lstat().st_size for file in files)  # a link is counted itself, not its file again
-        message += f", {gibibytes(figures['size'])} in use" if folder.is_dir() else ", not created yet"
+        message += f", {gibibytes(figures['size'])} in use"
     if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
         return (broken if needed else note)(name, f"{message}, cannot be written", remedy, **figures)
     if figures["free"] < _LITTLE_SPACE:
@@ -125,10 +154,8 @@ def _check_folder(name: str, folder: Path, remedy: str, needed: bool, with_size:
 def matmul_speed(device: str, dtype: str) -> tuple[float, int]:
     """FLOP/s of a square matrix product, and its width.
 
-    The width grows until a product takes 20 ms; that one is then repeated for 0.2 s, and the fastest counts.
-
-    Raises:
-        RuntimeError: the device cannot do it.
+    The width grows until a product takes 20 ms; that one is then repeated for 0.2 s, and the fastest counts. Raises
+    RuntimeError where the device cannot do it.
     """
     import torch
 

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.doctor import base_model, bitsandbytes, choices, gpu, hub, machine, packages
+from lorakit.doctor import bitsandbytes, gpu, machine, models, packages
 from lorakit.doctor.check import Check, DoctorFinding, run_check
 
 if TYPE_CHECKING:
@@ -27,20 +27,19 @@ def run_doctor(network: bool, recipe: "Recipe | None" = None) -> Iterator[tuple[
 def _sections(network: bool, recipe: "Recipe | None") -> dict[str, dict[str, Check]]:
     """Section -> its checks, by the name to report one under that raises an error."""
     run = Path(recipe.output.dir) if recipe and recipe.output.dir else None
-    base: dict[str, Check] = {"base": partial(base_model.check_base, recipe)} if recipe else {}
+    base: dict[str, Check] = {"base": partial(models.check_base, recipe)} if recipe else {}
     return {
         "Python": {"Python": packages.check_python},
         "Packages": {"packages": packages.check_required, "extras": packages.check_optional},
-        "GPU": {"GPU": gpu.check_gpus, "torch": gpu.check_torch},
+        "GPU": {"GPU": gpu.check_gpus, "torch on GPU": gpu.check_torch},
         "bitsandbytes": {"bitsandbytes": bitsandbytes.check_bitsandbytes},
         "Processor and memory": {
-            "processor": machine.check_processor,
             "threads": machine.check_threads,
             "speed": machine.check_speed,
             "memory": machine.check_memory,
         },
-        "What auto chooses here": {"auto": partial(choices.check_choices, recipe)},
+        "What auto chooses here": {"auto": partial(machine.check_choices, recipe)},
         "Disk": {"disk": partial(machine.check_disk, run)},
-        "Hub": {"hub": hub.check_settings, "reachable": partial(hub.check_reachable, network)},
-        "Models": {"carried": hub.check_bundled_models, "hub's cache": hub.check_cached_models, **base},
+        "Hub": {"hub": models.check_hub_settings, "reachable": partial(models.check_reachable, network)},
+        "Models": {"carried": models.check_bundled_models, "hub's cache": models.check_cached_models, **base},
     }

@@ -4,17 +4,19 @@ _KEYS: dict[tuple[str, str], str] = {
     ("train", ""): "training training_args training_arguments",
     ("evaluate", ""): "evaluation",
     ("adapter", ""): "lora lora_config peft peft_config",
+    ("adapter", "Its keys are rank, alpha, dropout, targets and others"): "lora_parameters",
+    ("name", ""): "run_name",
     ("model.base", ""): """
-        base_model model_name model_id model_path model_name_or_path pretrained_model_name_or_path
-        checkpointer checkpoint_dir""",
+        base_model model_name model_id model_path model_name_or_path pretrained_model_name_or_path checkpointer
+        checkpoint_dir model.name model.path model.id""",
     ("model.revision", ""): "model_revision hub_revision revision_of_model",
     ("model.dtype", ""): "torch_dtype compute_dtype bnb_4bit_compute_dtype",
     ("model.dtype", "It takes auto, bfloat16, float16 or float32"): "bf16 fp16 precision mixed_precision",
     ("model.dtype: bfloat16", ""): "pure_bf16",
     ("model.quantization: nf4", ""): "load_in_4bit",
     ("model.quantization: q8", ""): "load_in_8bit",
-    ("model.quantization", ""): "quantization_bit bnb_4bit_quant_type",
-    ("model.quantization", "It takes none, q8, q4 or nf4"): "quantization_method bits",
+    ("model.quantization", "It takes none, q8, q4 or nf4"): """
+        quantization_bit bnb_4bit_quant_type quantization_method bits""",
     ("model.double_quant", ""): "bnb_4bit_use_double_quant double_quantization",
     ("model.attention", ""): "attn_implementation",
     ("model.attention: flash_attention_2", ""): "flash_attention flash_attn",
@@ -24,41 +26,41 @@ _KEYS: dict[tuple[str, str], str] = {
     ("model.attention", "It takes auto, eager, sdpa, flash_attention_2 or flex_attention"): """
         xformers_attention s2_attention""",
     ("model.chat_template", ""): "prompt_template prompt_style chat_template_jinja template",
-    ("data.system", ""): "default_system_message system_prompt system_message",
     ("model.template_variables", ""): "chat_template_kwargs",
     ("model.template_variables", "It takes {enable_thinking: false}"): "enable_thinking",
-    ("adapter.kind", ""): "adapter_type peft_type finetuning_type fine_tune_type finetune_type peft_method",
+    ("adapter.kind", ""): """
+        adapter_type peft_type finetuning_type fine_tune_type finetune_type peft_method adapter.type adapter.method
+        adapter.name""",
     ("adapter.kind: none", ""): "full_finetuning",
     ("adapter.kind: dora", ""): "peft_use_dora use_dora",
     ("adapter.kind: rslora", ""): "peft_use_rslora use_rslora",
     ("adapter.kind: pissa", ""): "pissa_init",
     ("adapter.kind", "It takes pissa, olora, eva and loftq too"): "peft_init_lora_weights init_lora_weights",
-    ("adapter.from", ""): "adapter_path adapter_name_or_path lora_model_dir resume_adapter_file peft_model_path",
-    ("adapter.train_modules", ""): "additional_target modules_to_save lora_modules_to_save",
-    ("adapter.targets", "It takes all-linear, attention, mlp or module names"): """
-        lora_attn_modules apply_lora_to_mlp apply_lora_to_output""",
-    ("adapter", "Its keys are rank, alpha, dropout, targets and others"): "lora_parameters",
-    ("adapter.layers", "It takes all, or a list of layer numbers and ranges"): "num_layers lora_layers",
-    ("adapter.layers", ""): "peft_layers_to_transform layers_to_transform",
-    ("train.lora_plus", ""): "loraplus_lr_embedding loraplus_lr_ratio",
-    ("adapter.rank_overrides", ""): "rank_pattern",
-    ("adapter.alpha_overrides", ""): "alpha_pattern",
-    ("train.optimizer", ""): "optim",
+    ("adapter.from", ""): """
+        adapter_path adapter_name_or_path lora_model_dir resume_adapter_file peft_model_path adapter.path""",
     ("adapter.rank", ""): "r lora_r lora_rank",
     ("adapter.alpha", ""): "lora_alpha",
     ("adapter.dropout", ""): "lora_dropout",
+    ("adapter.rank_overrides", ""): "rank_pattern",
+    ("adapter.alpha_overrides", ""): "alpha_pattern",
+    ("adapter.train_modules", ""): "additional_target modules_to_save lora_modules_to_save",
     ("adapter.targets", ""): "target_modules lora_target lora_target_modules",
     ("adapter.targets: all-linear", ""): "lora_target_linear",
+    ("adapter.targets", "It takes all-linear, attention, mlp or module names"): """
+        lora_attn_modules apply_lora_to_mlp apply_lora_to_output""",
     ("adapter.exclude", ""): "exclude_modules",
+    ("adapter.layers", "It takes all, or a list of layer numbers and ranges"): """
+        num_layers lora_layers peft_layers_to_transform layers_to_transform""",
     ("data.train", ""): "dataset datasets dataset_name dataset_path data_path train_data train_file train_dataset",
+    ("data.train", "It names the files themselves"): "dataset_dir",
+    ("data.train: {path: FILE, take: N}", ""): "max_samples",
     ("data.eval", ""): "eval_file eval_dataset test_datasets validation validation_file",
     ("data.eval", "A fraction holds out that share of the training rows"): """
         val_size val_split validation_split eval_split test_size val_set_size""",
-    ("data.train: {path: FILE, take: N}", ""): "max_samples",
-    ("data.train", "It names the files themselves"): "dataset_dir",
+    ("data.format", ""): "dataset_format",
     ("data.columns: {text: NAME}", ""): "dataset_text_field text_column",
     ("data.columns: {messages: NAME}", ""): "field_messages",
-    ("data.format", ""): "dataset_format",
+    ("data.system", ""): "default_system_message system_prompt system_message",
     ("data.train_on", "It takes assistant, last or all"): """
         train_on_inputs train_on_responses_only assistant_only_loss completion_only_loss train_on_prompt
         train_on_completions mask_prompt roles_to_train response_template instruction_template""",
@@ -69,34 +71,46 @@ _KEYS: dict[tuple[str, str], str] = {
         model_max_length""",
     ("data.overlong", ""): "excess_length_strategy",
     ("train.learning_rate", ""): "lr",
+    ("train.lora_plus", ""): "loraplus_lr_embedding loraplus_lr_ratio",
+    ("train.optimizer", ""): "optim",
     ("train.epochs", ""): "num_epochs n_epochs num_train_epochs max_epochs",
     ("train.steps", ""): "max_steps iters max_iters",
     ("train.steps", "It counts the steps of the whole run"): "max_steps_per_epoch",
     ("train.seed", ""): "random_state data_seed random_seed",
     ("train.max_grad_norm", ""): "clip_grad_norm gradient_clip_val max_norm gradient_clipping",
-    ("train.gradient_checkpointing", ""): """
-        grad_checkpoint enable_activation_checkpointing activation_checkpointing use_gradient_checkpointing""",
-    ("train.gradient_checkpointing", "It takes true, false or auto"): "gradient_checkpointing_kwargs",
-    ("train.batch_size", "It is the effective batch"): """
-        train_batch_size total_batch_size global_batch_size grad_accum grad_accumulation_steps""",
+    ("train.gradient_checkpointing", "It takes true, false or auto"): """
+        grad_checkpoint enable_activation_checkpointing activation_checkpointing use_gradient_checkpointing
+        gradient_checkpointing_kwargs""",
+    ("train.batch_size", "It is the effective batch: micro-batch times accumulation steps; lorakit splits it"): """
+        train_batch_size total_batch_size global_batch_size grad_accum grad_accumulation_steps
+        gradient_accumulation_steps""",
     ("train.micro_batch", "train.batch_size is the effective batch"): """
         micro_batch_size per_device_batch_size per_device_train_batch_size""",
-    ("train.batch_size", "It is the effective batch: micro-batch times accumulation steps; lorakit splits it"): """
-        gradient_accumulation_steps""",
     ("train.schedule", ""): "lr_scheduler lr_scheduler_type",
     ("train.warmup", "It takes a fraction or a number of steps"): "warmup_ratio warmup_steps",
-    ("train.eval_every", ""): "eval_steps eval_strategy evaluation_strategy steps_per_eval",
-    ("train.eval_every", "It takes a fraction of the run or a number of steps"): "evals_per_epoch",
-    ("train.save_every", "It takes a fraction of the run or a number of steps"): "saves_per_epoch",
-    ("train.save_every", ""): "save_steps save_strategy",
+    ("train.eval_every", "It takes a fraction of the run or a number of steps"): """
+        eval_steps eval_strategy evaluation_strategy steps_per_eval evals_per_epoch""",
+    ("train.save_every", "It takes a fraction of the run or a number of steps"): """
+        saves_per_epoch save_steps save_strategy""",
     ("train.keep", ""): "save_total_limit",
     ("train.early_stopping: {patience: 3}", ""): "early_stopping_patience",
     ("evaluate.metrics", ""): "metric",
-    ("output.dir", ""): "output_dir save_dir",
+    ("evaluate.metrics", "Benchmarks are a command: lorakit benchmark"): "evaluate.tasks evaluate.benchmarks",
+    ("evaluate.rows", ""): "evaluate.limit evaluate.num_samples",
+    ("evaluate.max_new_tokens", ""): "evaluate.max_tokens",
+    ("output.dir", ""): "output_dir save_dir output.path output.folder",
     ("output.merged", ""): "merge merge_lora",
-    ("name", ""): "run_name",
 }
-"""What to write here (a key, or a key with a value), and why where that is not plain -> their names for it."""
+"""What to write here (a key, or a key with a value), and why where that is not plain -> their names for it, some of
+them in one section only."""
+
+_OF_A_SOURCE = {
+    "format": "type dataset_type",
+    "path": "name dataset data_files file",
+    "take": "samples num_samples max_samples",
+    "weight": "prob probability",
+}
+"""Our key of a source of rows -> theirs."""
 
 _VALUES: dict[str, str] = {
     "q4": "fp4",
@@ -139,76 +153,64 @@ _VALUES: dict[str, str] = {
 """Our word -> theirs for it, where a field takes ours."""
 
 _NO_COUNTERPART: dict[str, str] = {
-    "it writes every logged step into log.jsonl in the run's folder": """
+    "it writes every logged step into log.jsonl in the run's folder, and reports to no tracker": """
         logging_steps log_every_n_steps logging_strategy logging_first_step logging_dir log_level steps_per_report
-        metric_logger plot_loss logging_nan_inf_filter log_peak_memory_stats profiler include_tokens_per_second""",
-    "it reports to no tracker; log.jsonl in the run's folder has every logged step": """
-        report_to wandb_project wandb_entity wandb_name wandb_watch wandb_log_model wandb_run_id wandb_mode use_wandb
-        use_mlflow mlflow_tracking_uri mlflow_experiment_name use_comet comet_project_name use_tensorboard use_swanlab
-        swanlab_project trackio_project_name wandb""",
+        metric_logger plot_loss profiler report_to wandb wandb_project wandb_entity wandb_name wandb_watch wandb_run_id
+        wandb_mode use_wandb use_mlflow mlflow_tracking_uri mlflow_experiment_name use_comet use_tensorboard
+        use_swanlab""",
     "it uploads nothing, and takes tokens from the environment alone (HF_TOKEN)": """
-        hub_model_id hub_strategy push_to_hub hub_token hub_private_repo hf_token token hf_use_auth_token
-        push_dataset_to_hub push_to_hub_model_id save_to_hub""",
-    "it takes the processes and the memory that the machine has": """
+        hub_model_id hub_strategy push_to_hub hub_token hub_private_repo hf_token token push_dataset_to_hub""",
+    "it takes the device, the processes and the memory that the machine has": """
         dataset_num_proc preprocessing_num_workers dataloader_num_workers dataloader_pin_memory num_workers num_proc
-        dataset_processes dataloader_prefetch_factor dataloader_drop_last low_cpu_mem_usage streaming buffer_size
-        preprocessing_batch_size torch_empty_cache_steps""",
+        dataset_processes dataloader_drop_last low_cpu_mem_usage streaming no_cuda use_cpu device device_map max_memory
+        gpu_memory_limit enable_activation_offloading activation_offloading""",
     "it trains on one device, the GPU where there is one": """
-        fsdp fsdp_config fsdp_version deepspeed ddp ddp_timeout ddp_find_unused_parameters ddp_bucket_cap_mb num_gpus
-        gpus n_gpu device device_map max_memory distributed distributed_strategy local_rank world_size gpu_memory_limit
-        context_parallel_size tensor_parallel_size sequence_parallel_degree no_cuda use_cpu""",
+        fsdp fsdp_config fsdp_version deepspeed ddp ddp_timeout ddp_find_unused_parameters num_gpus gpus n_gpu
+        distributed local_rank world_size context_parallel_size tensor_parallel_size sequence_parallel_degree""",
     "it keeps prepared rows in its own cache (LORAKIT_CACHE), by content": """
-        dataset_prepared_path overwrite_cache cache_dir tokenized_path skip_prepare_dataset dataset_keep_in_memory""",
+        dataset_prepared_path overwrite_cache cache_dir tokenized_path skip_prepare_dataset""",
     "it is an option of the command: lorakit train --resume": """
         resume_from_checkpoint auto_resume_from_checkpoints resume resume_training""",
     "it is an option of the command: lorakit train --overwrite": "overwrite_output_dir",
     "it takes its own kernels where they fit": """
-        torch_compile torch_compile_backend torch_compile_mode compile liger_kernel use_liger_kernel liger_rope
-        liger_rms_norm liger_swiglu liger_glu_activation liger_fused_linear_cross_entropy enable_liger_kernel plugins
-        lora_mlp_kernel lora_qkv_kernel lora_o_kernel use_unsloth unsloth_lora_mlp unsloth_lora_qkv use_kernels tf32
-        use_tf32 cut_cross_entropy chunked_cross_entropy full_finetuning_kernel""",
-    "it keeps activations on the device": "enable_activation_offloading activation_offloading",
+        torch_compile compile liger_kernel use_liger_kernel enable_liger_kernel plugins lora_mlp_kernel lora_qkv_kernel
+        lora_o_kernel use_unsloth use_kernels tf32 cut_cross_entropy""",
     "it trains on answers (supervised fine-tuning) and nothing else": """
-        stage rl do_train do_eval do_predict pref_beta pref_loss pref_ftx dpo_beta kto_desirable_weight beta
-        reward_model rl_beta process_reward_model trl reward_funcs""",
+        stage rl do_train do_eval do_predict pref_beta pref_loss dpo_beta beta reward_model trl reward_funcs""",
     "it takes the base's tokenizer as it is; adapter.train_modules trains embeddings and head": """
         special_tokens tokens added_tokens_overrides resize_vocab resize_token_embeddings_to_32x tokenizer
-        tokenizer_type tokenizer_config tokenizer_use_fast tokenizer_legacy use_fast_tokenizer tokenizer_name_or_path
-        tokenizer_name split_special_tokens new_special_tokens eot_tokens pad_token eos_token bos_token
-        unk_token add_eos_token add_bos_token padding_side pad_to_multiple_of""",
+        tokenizer_type tokenizer_config tokenizer_use_fast use_fast_tokenizer tokenizer_name_or_path tokenizer_name
+        new_special_tokens eot_tokens pad_token eos_token bos_token unk_token add_eos_token add_bos_token padding_side
+        pad_to_multiple_of""",
     "the base's config.json says it": """
-        model_type type_of_model is_llama_derived_model is_falcon_derived_model is_mistral_derived_model model_config
-        config_name model_config_type rope_scaling rope_theta overrides_of_model_config cls_model_config""",
+        model_type type_of_model is_llama_derived_model model_config config_name rope_scaling rope_theta
+        cls_model_config""",
     "it runs no code of a model's folder": "trust_remote_code trust_remote_code_model allow_remote_code",
     "it batches rows by length and shuffles them by train.seed": """
         group_by_length length_column_name pad_to_sequence_len pad_to_max_length shuffle shuffle_merged_datasets
-        curriculum_sampling train_sampling_strategy shuffle_dataset dataloader_shuffle disable_shuffling
-        mix_strategy interleave_probs dataset_shards""",
+        curriculum_sampling shuffle_dataset mix_strategy interleave_probs""",
     "it evaluates as many rows at once as fit": """
-        per_device_eval_batch_size eval_batch_size eval_accumulation_steps eval_sample_packing eval_packing
-        val_batches test_batches eval_max_new_tokens eval_table_size""",
+        per_device_eval_batch_size eval_batch_size eval_accumulation_steps eval_sample_packing val_batches""",
     "it has AdamW with torch's betas and epsilon": """
         adam_beta1 adam_beta2 adam_epsilon adam_eps beta1 beta2 betas eps optim_args optimizer_args momentum
-        optim_target_modules galore_rank use_galore use_badam use_apollo lr_scheduler_kwargs lr_groups""",
+        use_galore use_badam use_apollo lr_scheduler_kwargs lr_groups""",
     "it trains on the plain cross-entropy of the answers": """
-        label_smoothing_factor loss neftune_noise_alpha noisy_embedding_alpha z_loss loss_type use_dft_loss
-        use_eaft_loss dft_alpha""",
+        label_smoothing_factor loss neftune_noise_alpha noisy_embedding_alpha z_loss loss_type""",
     "it trains the adapter's matrices alone, without biases": """
-        bias lora_bias use_bias lora_task_type task_type use_peft inference_mode fan_in_fan_out lora_fan_in_fan_out
-        loftq_config create_new_adapter layers_pattern peft_autoloss freeze_trainable_layers
-        freeze_trainable_modules freeze_extra_modules unfrozen_parameters freeze lisa_n_layers relora_steps""",
+        bias lora_bias use_bias lora_task_type task_type use_peft inference_mode fan_in_fan_out loftq_config
+        freeze_trainable_layers freeze_trainable_modules unfrozen_parameters relora_steps""",
     "lorakit eval answers with the likeliest token each time": """
-        temperature top_p top_k do_sample num_beams predict_with_generate repetition_penalty generation_config
-        generation_max_length""",
+        temperature top_p top_k do_sample num_beams predict_with_generate repetition_penalty generation_config""",
     "it checks recipe, rows, loss and merge without being asked": """
-        strict debug sanity_check loss_watchdog_threshold loss_watchdog_patience detect_anomaly verbose
-        save_safetensors save_only_model save_on_each_node safe_serialization safetensors""",
+        strict debug sanity_check loss_watchdog_threshold detect_anomaly verbose save_safetensors save_only_model
+        safe_serialization safetensors""",
     "lorakit eval measures a run after it, and lorakit merge merges it": """
-        test do_bench_eval do_causal_lm_eval test_file test_data predict export_dir export_size infer_backend""",
+        test do_bench_eval do_causal_lm_eval test_file test_data predict export_dir infer_backend""",
 }
 """What lorakit does instead -> their settings for which it has nothing."""
 
 KEY_ALIASES = {alias: ours for ours, aliases in _KEYS.items() for alias in aliases.split()}
+OF_A_SOURCE = {alias: ours for ours, aliases in _OF_A_SOURCE.items() for alias in aliases.split()}
 VALUE_ALIASES = {alias: ours for ours, aliases in _VALUES.items() for alias in aliases.split()}
 NO_COUNTERPART = {alias: instead for instead, aliases in _NO_COUNTERPART.items() for alias in aliases.split()}
 

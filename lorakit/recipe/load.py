@@ -223,11 +223,10 @@ def _broken_rules(recipe: Recipe, root: Node, written: Collection[str], wrong: C
     for rule, reads in RULES:
         if any(field.partition(".")[0] in wrong or _inside(field, wrong) for field in reads):
             continue
-        for conflict in rule(recipe, written):
-            node = find(root, conflict.path)
+        for path, reason, remedy in rule(recipe, written):
+            node = find(root, path)
             value = quote(plain(node)) if node else ""
-            place, name = _place(root, conflict.path), dotted_name(conflict.path)
-            problems.append(Problem(place, name, value, conflict.reason, conflict.remedy))
+            problems.append(Problem(_place(root, path), dotted_name(path), value, reason, remedy))
     return problems
 
 

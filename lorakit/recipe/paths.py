@@ -20,8 +20,7 @@ from lorakit.recipe.fields import PathRole
 from lorakit.recipe.problem import PathParts, Problem, dotted_name, one_line, quote, show_path
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import alternatives_of, annotation_at
-from lorakit.recipe.yaml_reader import Node, children
-from lorakit.recipe.yaml_scalars import other_notations
+from lorakit.recipe.yaml_reader import Node, children, other_notation
 
 _HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
 _NARROWER = "Write the folder in which the rows lie."
@@ -132,8 +131,9 @@ def _no_hub_id(text: str, role: PathRole, is_eval: bool) -> tuple[str, str] | No
         return None
     if not is_eval:
         return reason, f"Write for example {role.example}."
-    number = next((number for number in other_notations(text) if 0 < float(number) < 1), None)
-    return reason, f"Write {number}." if number else "Write for example data/eval.jsonl, or a fraction such as 0.1."
+    number = other_notation(text)
+    is_share = bool(number) and 0 < float(number) < 1
+    return reason, f"Write {number}." if is_share else "Write for example data/eval.jsonl, or a fraction such as 0.1."
 
 
 def _no_data(text: str, path: Path) -> tuple[str, str] | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from lorakit.recipe import yaml_scalars
+from lorakit.recipe import yaml_reader
 from lorakit.recipe.adapter_kind import unread_keys
 from lorakit.recipe.fields import PathRole
 from lorakit.recipe.paths import is_path, relative_path
@@ -24,15 +24,14 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-_WORDS: dict[str, re.Pattern[str]] = {
-    "null": yaml_scalars.NULL,
-    "bool": yaml_scalars.BOOL,
-    "int": yaml_scalars.INT,
-    "float": yaml_scalars.FLOAT,
-}
-for _kind, _pattern in _WORDS.items():
-    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern.pattern})\\Z"), None)
-_Dumper.add_implicit_resolver("tag:lorakit:no-text", re.compile(f"(?:{yaml_scalars.ENDLESS.pattern})\\Z"), None)
+for _tag, _pattern in {
+    "tag:yaml.org,2002:null": yaml_reader.NULL,
+    "tag:yaml.org,2002:bool": yaml_reader.BOOL,
+    "tag:yaml.org,2002:int": yaml_reader.INT,
+    "tag:yaml.org,2002:float": yaml_reader.FLOAT,
+    "tag:lorakit:no-text": yaml_reader.ENDLESS,
+}.items():
+    _Dumper.add_implicit_resolver(_tag, re.compile(f"(?:{_pattern.pattern})\\Z"), None)
 
 
 def to_yaml(recipe: Recipe, folder: Path) -> str:

