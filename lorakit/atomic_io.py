@@ -179,16 +179,12 @@ def sha256_of(path: Path) -> str:
     status = path.stat()
     changed = max(status.st_mtime_ns, status.st_ctime_ns)
     if time.time_ns() - changed < _UNSETTLED:  # it could change again without a later time
-        return _digest(path)
-    return _cached_digest(path.resolve(), status.st_dev, status.st_ino, status.st_size, changed)
+        return _digest.__wrapped__(path)
+    return _digest(path.resolve(), status.st_dev, status.st_ino, status.st_size, changed)
 
 
 @functools.cache
-def _cached_digest(path: Path, *_: int) -> str:
-    return _digest(path)
-
-
-def _digest(path: Path) -> str:
+def _digest(path: Path, *_: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -210,10 +206,14 @@ def file_lock(lock: Path, refusal: str, shared: bool = False) -> Iterator[None]:
         UserError: another process has the lock; the message is `refusal`.
         LorakitError: the file system does not support locks.
     """
-    handle = _lock(lock, refusal, shared)
-    if handle is None:
-        yield
-        return
+    handle = None
+    while handle is None or not _is_at(handle, lock):  # the process that had it may have removed the file meanwhile
+        if handle is not None:
+            os.close(handle)
+        handle = _lock(lock, refusal, shared)
+        if handle is None:
+            yield
+            return
     _OPEN_LOCKS.add(handle)
     try:
         yield
@@ -228,34 +228,29 @@ def file_lock(lock: Path, refusal: str, shared: bool = False) -> Iterator[None]:
 
 def _lock(lock: Path, refusal: str, shared: bool) -> int | None:
     """A handle of the lock file that has the lock; None where it cannot be locked, and sharing needs no lock."""
-    while True:
-        try:
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            if not (shared and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)):
-                raise
-            if not lock.exists():
-                return None
-            handle = os.open(lock, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            if _is_at(handle, lock):
-                return handle
-        except OSError as error:
-            os.close(handle)
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise UserError(refusal) from error
-            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                if shared:
-                    return None
-                raise LorakitError(
-                    f"{lock.parent}: its file system does not support locks ({error.strerror}), so two runs could "
-                    "write into one folder. Choose a folder on another one with --output."
-                ) from error
-            if error.errno != errno.ESTALE:
-                raise
-        else:
-            os.close(handle)  # the process that had it has removed the file meanwhile
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        if not (shared and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)):
+            raise
+        if not lock.exists():
+            return None
+        handle = os.open(lock, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise UserError(refusal) from error
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        if shared:
+            return None
+        raise LorakitError(
+            f"{lock.parent}: its file system does not support locks ({error.strerror}), so two runs could write into "
+            "one folder. Choose a folder on another one with --output."
+        ) from error
+    return handle
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-# Where there is no terminal, a bar is a plain line at these shares of the work, and at most this often.
-_PLAIN_STEPS = 10
-_PLAIN_SECONDS = 30.0
+_PLAIN_SECONDS = 15.0  # where there is no terminal, a bar is a plain line at most this often
 _BAR_WIDTH = 40
 # What terminals obey or readers do not see: control characters but line break and tab; marks and overrides of the
 # writing direction, line separators, invisible letters and tags; halves of surrogate pairs, which cannot be encoded.
@@ -88,13 +87,7 @@ def wrapped(text: str, under: str = "", begin: str = "") -> list[str]:
 def result_json(facts: Any) -> None:
     """Print the one JSON document of `--json`."""
     text = json.dumps(_without_nan(facts), indent=2, ensure_ascii=False, default=str)
-    result(_UNSEEN.sub(lambda match: _json_escape(match[0]), text))
-
-
-def _json_escape(sign: str) -> str:
-    """A character as JSON writes one by its number: in UTF-16."""
-    units = sign.encode("utf-16-be", "surrogatepass").hex()
-    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+    result(_UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text))
 
 
 def _without_nan(facts: Any) -> Any:
@@ -131,11 +124,10 @@ def result_bars(title: str, bars: Sequence[tuple[str, int]]) -> None:
     most = max((number for _, number in bars), default=0)
     table = Table(title=_text(title), title_justify="left", title_style="bold", box=None, show_header=False)
     table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True)
+    table.add_column(width=_BAR_WIDTH)
+    table.add_column(justify="right", no_wrap=True, style="cyan")
     for label, number in bars:
-        eighths = round(number / most * _BAR_WIDTH * 8) if most else 0
-        bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-        table.add_row(_text(label), Text(f"{bar or ('▏' if number else '')} {number:,}", style="cyan"))
+        table.add_row(_text(label), Bar(most, 0, number, color="cyan"), _text(f"{number:,}"))
     _console().print(table, soft_wrap=False)
 
 
@@ -168,7 +160,6 @@ class Terminal:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self._live: RichProgress | None = None
-        self._depth = 0
 
     def say(self, text: str) -> None:
         if not self.quiet:
@@ -178,85 +169,68 @@ class Terminal:
         self._line(f"note: {text}", "yellow")
 
     @contextmanager
-    def bar(self, label: str, total: int, done: int = 0, unit: str = "") -> Iterator["_RichBar | _PlainBar"]:
+    def bar(self, label: str, total: int, done: int = 0, unit: str = "") -> Iterator["_TerminalBar"]:
+        bar, outer = _TerminalBar(self, label, total, done, unit), self._live
         if self.quiet or not sys.stderr.isatty():
-            bar = _PlainBar(self, label, total, done, unit)
             yield bar
-            bar.finish()
             return
-        from rich import progress
-
-        if self._live is None:
-            self._live = progress.Progress(
-                progress.TextColumn("{task.description}", markup=False),
-                progress.BarColumn(bar_width=28),
-                progress.TextColumn("{task.fields[amount]}", markup=False),
-                progress.TimeElapsedColumn(),
-                progress.TextColumn("left"),
-                progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.fields[note]}", markup=False),
-                console=_console(stderr=True),
-            )
-            self._live.start()
-        live = self._live
-        amount = _amount(done, total, unit)
-        task = live.add_task(visible(label), total=total or None, completed=done, note="", amount=amount)
-        self._depth += 1
+        live = self._live = outer or _start_bars()
+        bar.task = live.add_task(visible(label), total=total or None, completed=done, note="", amount=bar.amount())
         try:
-            yield _RichBar(live, task, total, done, unit)
+            yield bar
         finally:
-            live.update(task, refresh=True)
-            self._depth -= 1
-            if self._depth == 0:
+            live.update(bar.task, refresh=True)
+            if outer:
+                live.remove_task(bar.task)
+            else:
                 live.stop()
                 self._live = None
-            else:
-                live.remove_task(task)
 
     def _line(self, text: str, style: str) -> None:
         console = self._live.console if self._live else _console(stderr=True)
         console.print(_text(text, style))
 
 
-def _amount(done: int, total: int, unit: str) -> str:
-    """`12/40`, or in megabytes where the unit is bytes."""
-    if unit == "bytes":
-        return f"{done / 1e6:,.1f}/{total / 1e6:,.1f} MB" if total else f"{done / 1e6:,.1f} MB"
-    return f"{done}/{total}" if total else str(done)
+def _start_bars() -> "RichProgress":
+    from rich import progress
+
+    live = progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=28),
+        progress.TextColumn("{task.fields[amount]}", markup=False),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[note]}", markup=False),
+        console=_console(stderr=True),
+    )
+    live.start()
+    return live
 
 
-class _RichBar:
-    def __init__(self, live: "RichProgress", task: "TaskID", total: int, done: int, unit: str) -> None:
-        self.live, self.task, self.total, self.done, self.unit = live, task, total, done, unit
+class _TerminalBar:
+    """One piece of work: a task of the terminal's bars, or a line now and then where there is no task."""
 
-    def advance(self, amount: int = 1, note: str = "") -> None:
-        self.done += amount
-        fields: dict[str, Any] = {"note": visible(note)} if note else {}
-        self.live.update(self.task, advance=amount, amount=_amount(self.done, self.total, self.unit), **fields)
-
-
-class _PlainBar:
     def __init__(self, terminal: Terminal, label: str, total: int, done: int, unit: str) -> None:
         self.terminal, self.label, self.total, self.done, self.unit = terminal, label, total, done, unit
-        self.start = self.last_time = time.monotonic()
-        self.first = self.last_done = done
+        self.task: TaskID | None = None
+        self.first, self.start = done, time.monotonic()
+        self.last = self.start
+
+    def amount(self) -> str:
+        """`12/40`, or in megabytes where the unit is bytes."""
+        if self.unit == "bytes":
+            of = f"/{self.total / 1e6:,.1f}" if self.total else ""
+            return f"{self.done / 1e6:,.1f}{of} MB"
+        return f"{self.done}/{self.total}" if self.total else str(self.done)
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self.done += amount
-        now = time.monotonic()
-        due = self.total and self.done * _PLAIN_STEPS // self.total > self.last_done * _PLAIN_STEPS // self.total
-        if (due and now - self.last_time > 5.0) or now - self.last_time > _PLAIN_SECONDS:
-            self._print(note, now)
-
-    def finish(self) -> None:
-        if self.total and self.done != self.last_done and self.last_time != self.start:
-            self._print("", time.monotonic())
-
-    def _print(self, note: str, now: float) -> None:
-        self.last_time, self.last_done = now, self.done
-        left = ""
-        if self.total and self.done > self.first:
-            seconds = (now - self.start) / (self.done - self.first) * max(self.total - self.done, 0)
-            left = f"  {seconds:.0f} s left"
-        amount = _amount(self.done, self.total, self.unit)
-        self.terminal.say(f"{self.label} {amount}{'  ' + note if note else ''}{left}")
+        if self.terminal._live and self.task is not None:
+            fields: dict[str, Any] = {"note": visible(note)} if note else {}
+            self.terminal._live.update(self.task, advance=amount, amount=self.amount(), **fields)
+        elif (now := time.monotonic()) - self.last > _PLAIN_SECONDS:
+            self.last = now
+            left = (now - self.start) / max(self.done - self.first, 1) * max(self.total - self.done, 0)
+            parts = [f"{self.label} {self.amount()}", note, f"{left:.0f} s left" if self.total else ""]
+            self.terminal.say("  ".join(filter(None, parts)))

@@ -115,7 +115,7 @@ def _number(error: BaseException) -> int | None:
 
 
 def _explain_one(error: BaseException) -> LorakitError | None:
-    text = str(error)
+    text, number = str(error), _number(error)
     if isinstance(error, RecursionError):
         return UserError(
             "a recipe, a row, a template or a configuration of the model is nested too deeply to be read: "
@@ -123,8 +123,6 @@ def _explain_one(error: BaseException) -> LorakitError | None:
         )
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | ImportError) and _NO_MEMORY.search(text)):
         return LorakitError(f"out of memory{': ' + first_line(error) if text else ''}. {_MEMORY}")
-    if isinstance(error, RuntimeError) and "can't start new thread" in text:
-        return _system_error(errno.EAGAIN)
     if isinstance(error, RuntimeError) and _TORCH_WRITES.search(text):
         return LorakitError(
             "a file could not be written completely: the disk or your quota is full, or a limit on file sizes "
@@ -138,20 +136,16 @@ def _explain_one(error: BaseException) -> LorakitError | None:
         )
     if isinstance(error, ValueError) and _NUL.search(text):
         return UserError("a path has a NUL character, which no file name can have. Write another path.")
-    number = _number(error)
+    if isinstance(error, RuntimeError) and "can't start new thread" in text:
+        number = errno.EAGAIN
     if number not in SYSTEM_ERRORS:
         return None
-    path = getattr(error, "filename", None)
-    words = error.strerror if isinstance(error, OSError) else None
-    return _system_error(number, os.fsdecode(path) if isinstance(path, str | bytes) else "", words)
-
-
-def _system_error(number: int, path: str = "", words: str | None = None) -> LorakitError:
-    """`words` are the system's or Python's own, which others have written about."""
     cause, remedy = SYSTEM_ERRORS[number]
-    words = words or os.strerror(number)
-    if words.lower() != cause:
+    words = (error.strerror if isinstance(error, OSError) else None) or os.strerror(number)
+    if words.lower() != cause:  # the system's own words, or Python's, which others have written about
         cause = f"{cause} ({words})"
+    given = getattr(error, "filename", None)
+    path = os.fsdecode(given) if isinstance(given, str | bytes) else ""
     shown = path if len(path) <= 200 else f"{path[:100]}...{path[-60:]}"
     kind = UserError if number in _GIVEN else LorakitError
     return kind(f"{shown + ': ' if shown else ''}{cause}. {remedy}")

@@ -52,20 +52,12 @@ class Prepared:
 
     @property
     def train(self) -> Examples:
-        """The rows that are trained on.
-
-        Raises:
-            UserError: they cannot be read; they are read when they are first asked for.
-        """
+        """The rows that are trained on, read when they are first asked for; UserError where they cannot be."""
         return self.rows.train
 
     @property
     def held_out(self) -> Examples | None:
-        """The rows that are never trained on; None where the recipe names none.
-
-        Raises:
-            UserError: as `train`.
-        """
+        """The rows that are never trained on, as `train`; None where the recipe names none."""
         return self.rows.held_out
 
     @property
@@ -97,11 +89,7 @@ class Prepared:
 
 
 def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
-    """Find the base, read and render the rows, settle every `auto` for this machine.
-
-    Raises:
-        UserError: the recipe, the data or the model make the run impossible.
-    """
+    """Find the base, read and render the rows, settle every `auto` for this machine; UserError where it cannot run."""
     base, template = open_template(recipe, progress)
     refuse_lengths(recipe, read_model_info(base.folder))
     rows = RunRows(recipe.data, template, progress)
@@ -113,12 +101,12 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     if too_long := beyond_training(recipe, info, longest):
         progress.warn(too_long)
     prepared = _settle(recipe, base, template, rows, report, info, progress)
-    if info is None or info.spec is None:
-        return prepared
-    settled = prepared.recipe.train
-    sized = size_run(prepared.recipe, info, info.spec, prepared.machine.is_gpu)
-    memory = sized.memory(int(settled.micro_batch), report.longest, bool(settled.gradient_checkpointing))
-    return replace(prepared, expected=memory)
+    if info and info.spec:
+        settled = prepared.recipe.train
+        sized = size_run(prepared.recipe, info, info.spec, prepared.machine.is_gpu)
+        memory = sized.memory(int(settled.micro_batch), report.longest, bool(settled.gradient_checkpointing))
+        prepared = replace(prepared, expected=memory)
+    return prepared
 
 
 def _settle(
@@ -160,11 +148,8 @@ def built_facts(base: Base, settings: Adapter) -> ModelInfo | None:
 
 
 def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplate]:
-    """The recipe's base on disk, and its tokenizer with the chat template that the rows are rendered by.
-
-    Raises:
-        UserError: there is no such base, or its tokenizer cannot be loaded.
-    """
+    """The recipe's base on disk, and its tokenizer with the chat template that the rows are rendered by; UserError
+    where either is missing or damaged."""
     quiet_libraries()
     base = resolve_base(recipe.model.base, recipe.model.revision, progress)
     read_model_info(base.folder)  # names a damaged value, over which the tokenizer's loading would stumble otherwise
@@ -173,14 +158,8 @@ def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplat
 
 
 def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tuple[Run, Prepared]:
-    """A finished run with what it was trained from, which must be what it was. Its rows are read when they are needed.
-
-    Args:
-        base: where its base lies now, where that is another place.
-
-    Raises:
-        UserError: the folder is no finished run, or its base model has changed.
-    """
+    """A finished run with what it was trained from, which must be what it was (UserError). `base` says where its base
+    model lies now, where that is another place. Its rows are read when they are needed."""
     run = Run(folder)
     manifest = run.read_manifest()
     if manifest.get("status") != "complete":
@@ -194,13 +173,16 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
         report = _recorded_report(manifest) or rows.train.report
         prepared = _settle(recipe, opened, template, rows, report, read_model_info(opened.folder), progress)
     check_base(prepared.base, manifest, folder)
-    files = {"adapter_model.safetensors": "adapter_sha256", "adapter_config.json": "adapter_config_sha256"}
-    for file in (run.adapter / name for name in files):
-        if file.is_file() and files[file.name] in manifest and sha256_of(file) != manifest[files[file.name]]:
-            raise UserError(f"{file}: is not the adapter that this run trained: its sha256 is not the manifest's.")
-    for name, recorded in manifest.get("model_sha256", {}).items():
-        if not (run.model / name).is_file() or sha256_of(run.model / name) != recorded:
-            raise UserError(f"{run.model / name}: is not what this run trained: its sha256 is not the manifest's.")
+    files = {run.model / name: recorded for name, recorded in manifest.get("model_sha256", {}).items()}
+    for name, key in {
+        "adapter_model.safetensors": "adapter_sha256",
+        "adapter_config.json": "adapter_config_sha256",
+    }.items():
+        if (run.adapter / name).is_file() and key in manifest:
+            files[run.adapter / name] = manifest[key]
+    for file, recorded in files.items():
+        if not file.is_file() or sha256_of(file) != recorded:
+            raise UserError(f"{file}: is not what this run trained: its sha256 is not the manifest's.")
     if tokenizer_sha256(prepared.tokenizer) != manifest.get("tokenizer_sha256"):
         raise UserError(
             f"{folder}: the tokenizer of {prepared.base.name} or its chat template changed since the training."
@@ -218,12 +200,8 @@ def _recorded_report(manifest: dict[str, Any]) -> Report | None:
 
 
 def _relocate(recipe: Recipe, run: Run, manifest: dict[str, Any], base: str | None) -> Recipe:
-    """The recipe of a run that may lie elsewhere now: with the base where it is, and with the chat template that lies
-    beside what the run trained where its own file is gone. What is found is known by its sha256 later.
-
-    Raises:
-        UserError: the base is a path at which nothing is.
-    """
+    """The recipe of a run that may lie elsewhere now: with the base where it is (UserError where nothing is), and with
+    the chat template that lies beside what the run trained where its own file is gone. Both are compared later."""
     named, template = recipe.model.base, recipe.model.chat_template
     places = [base] if base else [named, str(manifest["base"].get("name"))]
     place = next((one for one in places if not is_path(one) or Path(one).exists()), None)
@@ -240,11 +218,7 @@ def _relocate(recipe: Recipe, run: Run, manifest: dict[str, Any], base: str | No
 
 
 def check_stop_tokens(prepared: Prepared, manifest: dict[str, Any], folder: Path) -> None:
-    """Refuse a base that ends its answers with other tokens than when the run was trained.
-
-    Raises:
-        UserError: it does.
-    """
+    """Refuse a base that ends its answers with other tokens than when the run was trained (UserError)."""
     recorded, current = manifest["base"].get("stop_token_ids"), stop_token_ids(prepared.base, prepared.tokenizer)
     if recorded is not None and recorded != current:
         raise UserError(
@@ -258,16 +232,12 @@ def check_base(base: Base, manifest: dict[str, Any], folder: Path) -> None:
     """Refuse a base model whose weights or configuration are not those that the run was trained on."""
     recorded = manifest.get("base", {}).get("sha256", {})
     current = base.sha256()
-    changed = sorted(
-        name
-        for name in {*recorded, *current}
-        if (name.endswith(".safetensors") or name == "config.json") and recorded.get(name) != current.get(name)
-    )
+    different = sorted(name for name in {*recorded, *current} if recorded.get(name) != current.get(name))
+    changed = [name for name in different if name.endswith(".safetensors") or name == "config.json"]
     if changed:
         raise UserError(
             f"{folder}: was trained on other weights or another configuration of {base.name} than those found now "
-            f"({base.origin}): "
-            f"{', '.join(changed[:3])} differ. The run says: {manifest['base'].get('origin')}."
+            f"({base.origin}): {', '.join(changed[:3])} differ. The run says: {manifest['base'].get('origin')}."
         )
 
 

@@ -336,7 +336,7 @@ def test_a_changed_configuration_of_the_adapter_is_noticed(recipe_file, tmp_path
     run, _ = run_recipe(recipe_file(), tmp_path / "run")
     config = run.adapter / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 80'))
-    with pytest.raises(UserError, match=r"adapter_config\.json: is not the adapter that this run trained"):
+    with pytest.raises(UserError, match=r"adapter_config\.json: is not what this run trained"):
         reopen_run(run.folder, Silent())
 
 

@@ -11,7 +11,7 @@ from threading import Thread
 import pytest
 from recipe_files import loaded
 
-from lorakit.cli.doctor import _lines
+from lorakit.cli.doctor import _print
 from lorakit.data.worker_pool import processors
 from lorakit.doctor import bitsandbytes, gpu, machine, models, packages
 from lorakit.doctor.check import DoctorFinding, run_check
@@ -371,10 +371,13 @@ def test_a_driver_that_this_torch_cannot_use_is_broken(monkeypatch):
     assert "hides every GPU" in by_name(gpu.check_gpus())["visible"].message
 
 
-def test_lines_stay_within_the_terminal():
+def test_lines_stay_within_the_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
     long = DoctorFinding("train.gradient_checkpointing", "note", "word " * 60, "do " * 60)
     for finding in (long, DoctorFinding("torch", "broken", "word " * 60)):
-        lines = _lines(finding, 80).splitlines()
+        _print(finding)
+        lines = capsys.readouterr().out.splitlines()
         assert all(len(line) < 80 for line in lines) and finding.state in lines[0] and finding.name in lines[0]
 
 

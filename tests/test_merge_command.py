@@ -116,7 +116,7 @@ def test_a_truncated_weights_file_is_named(trained, lorakit_merge, tmp_path):
 def test_an_adapter_that_is_not_the_runs_own_is_refused(trained, lorakit_merge, tmp_path):
     run = trained()
     resave(run.adapter / ADAPTER, lambda tensors: tensors[first(tensors)].add_(1))
-    refused(lorakit_merge, tmp_path, 2, run.folder, says="is not the adapter that this run trained")
+    refused(lorakit_merge, tmp_path, 2, run.folder, says="is not what this run trained")
 
 
 def test_an_adapter_that_cannot_be_merged_is_one_clear_error(trained, lorakit_merge, tmp_path):
@@ -441,10 +441,10 @@ def test_a_missing_option_is_named(line, option, lorakit_merge):
     [
         ("A B", "`lorakit merge A B` is now `lorakit combine RUN RUN --method"),
         ("A B --method cat --weights 1,1 --output o", "`lorakit merge --method` is now `lorakit combine"),
-        ("A B --into-base", "`lorakit combine RUN RUN --method METHOD --weights 0.5,0.5 --output DIR --into-base`"),
+        ("A B --into-base", "`lorakit combine RUN RUN --method METHOD --weights 0.5,0.5 --output DIR`"),
         ("--extract TUNED BASE --rank 4 --output o", "is now `lorakit extract TUNED BASE --rank 32 --output DIR`."),
         ("--extract=TUNED BASE", "is now `lorakit extract TUNED BASE"),
-        ("BASE --rank 4", "`lorakit extract TUNED BASE --rank 32 --output DIR` or `lorakit combine"),
+        ("BASE --rank 4", "is now `lorakit extract TUNED BASE --rank 32 --output DIR`."),
     ],
 )
 def test_what_merge_did_before_names_the_command_that_does_it_now(line, now, lorakit_merge, tmp_path):

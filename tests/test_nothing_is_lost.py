@@ -90,7 +90,7 @@ def test_an_adapter_that_was_changed_is_refused(finished):
     weights = load_file(run.adapter / "adapter_model.safetensors")
     del weights[min(weights)]
     save_file(weights, run.adapter / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="is not the adapter that this run trained"):
+    with pytest.raises(UserError, match="is not what this run trained"):
         reopen_run(run.folder, Silent())
 
 

@@ -30,7 +30,7 @@ def generate_docs():
         ("train.batch_size", "a positive whole number"),
         ("train.micro_batch", "a positive whole number, or auto"),
         ("train.epochs", "a positive number, or null"),
-        ("train.seed", "a whole number from 0 to below 4294967296"),
+        ("train.seed", "a whole number of at least 0 and below 4294967296"),
         ("data.max_length", "a whole number of at least 8"),
         ("data.overlong", "one of drop, truncate, split, error"),
         ("model.double_quant", "true or false"),

@@ -14,7 +14,6 @@ from typer.rich_utils import rich_format_error
 
 from lorakit.cli import benchmark, check, combine, data, doctor, extract, merge, plan, rate, schema, train
 from lorakit.cli import eval as evaluate
-from lorakit.cli.old_spellings import new_spelling
 from lorakit.cli.streams import prepare_streams
 from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, LorakitError, exit_code_of, explain_error
 
@@ -30,6 +29,21 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 the run failed, 2 the recipe, the data or the arguments are wrong, 130 interrupted.",
 )
 
+
+# A command -> the one of an earlier version, and its options that it no longer has (A B: more arguments than it takes).
+_MOVED = {
+    "lorakit combine RUN RUN --method METHOD --weights 0.5,0.5 --output DIR": (
+        "merge",
+        ("A B", "--method", "--weights", "--density", "--seed", "--into-base"),
+    ),
+    "lorakit extract TUNED BASE --rank 32 --output DIR": ("merge", ("--extract", "--keep-whole", "--rank")),
+    "lorakit benchmark RUN --tasks gsm8k,mmlu": (
+        "eval",
+        ("--tasks", "--tasks-path", "--limit", "--chat-template", "--allow-code"),
+    ),
+    "lorakit rate sheet RUN --questions FILE --output DIR": ("eval", ("--sheet", "--questions", "--overwrite")),
+    "lorakit rate report FILE... --key FILE": ("eval", ("--ratings", "--key")),
+}
 
 # Wrong arguments and options of any kind; typer has no public name for it.
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
@@ -93,7 +107,7 @@ def main() -> None:
         sys.stdout.flush()
         sys.exit(code)
     except _USAGE_ERROR as error:
-        if renamed := new_spelling(error):
+        if renamed := _new_spelling(error):
             _fail(renamed, error.exit_code)
         error.message = console.visible(error.message)
         rich_format_error(error)
@@ -112,6 +126,15 @@ def main() -> None:
             "shows where it happened: please report it with that.",
             EXIT_FAILED,
         )
+
+
+def _new_spelling(error: Any) -> str | None:
+    """A sentence that names today's command, if a usage error is about a command of an earlier version."""
+    command, option = error.ctx.info_name if error.ctx else "", getattr(error, "option_name", None)
+    if option is None and "unexpected extra argument" in error.message:
+        option = "A B"
+    new = next((new for new, (old, words) in _MOVED.items() if old == command and option in words), None)
+    return f"`lorakit {command} {option}` is now `{new}`." if new else None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

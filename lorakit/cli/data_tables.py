@@ -24,7 +24,11 @@ class SourceDraws:
     rows: int
     epochs: list[int]
 
-    def __str__(self) -> str:
+    @property
+    def figures(self) -> str:
+        """How often its rows are drawn, where its weight says so; empty where each epoch draws each row."""
+        if self.source.weight == 1:
+            return ""
         each = ", ".join(f"{number:,}" for number in self.epochs)
         if len(self.epochs) > _EPOCHS:
             each = f"{min(self.epochs):,} to {max(self.epochs):,}"
@@ -35,16 +39,11 @@ class SourceDraws:
         )
 
     @property
-    def warning(self) -> str | None:
-        """The warning about a source of which no row is trained."""
-        if any(self.epochs):
-            return None
-        if not self.rows:
-            return f"{self.source.path}: no row is trained: no rows are left"
-        return (
-            f"{self.source.path}: no row is trained: weight {self.source.weight:g} draws none of its {self.rows:,} "
-            "rows in this run. Raise its weight, or train longer"
-        )
+    def warning(self) -> str:
+        """That no row of it is trained; empty where some are."""
+        why = f"weight {self.source.weight:g} draws none of its {self.rows:,} rows in this run"
+        why = f"{why}. Raise its weight, or train longer" if self.rows else "no rows are left"
+        return "" if any(self.epochs) else f"{self.source.path}: no row is trained: {why}"
 
 
 def count_draws(train: Examples, settings: Train) -> list[SourceDraws]:
@@ -62,11 +61,14 @@ def print_survey(survey: Survey, settings: Data, batch_size: int, drawn: list[So
     """Print everything but the sample rows."""
     for name, report in survey.reports.items():
         _print_sources(name, report)
-    for one in drawn:
-        if one.source.weight != 1:
-            console.result(str(one))
+    for figures in filter(None, (one.figures for one in drawn)):
+        console.result(figures)
     for name, report in survey.reports.items():
-        _print_left_out(name, report, settings)
+        for reason, count in report.dropped.counts.items():
+            console.result(f"{name}: {count:,} rows dropped: {reason}")
+            _print_cases(report.dropped.first[reason])
+        for text in (*describe_cut(report, settings.max_length), *describe_rows(report)):
+            console.result(f"{name}: {text}")
     _print_lengths(survey, settings)
     waste = survey.padding
     console.result(
@@ -84,42 +86,33 @@ def print_survey(survey: Survey, settings: Data, batch_size: int, drawn: list[So
 
 
 def _print_sources(name: str, report: Report) -> None:
-    columns = ["source", "rows", "examples", "tokens", "trained"]
-    tagged = any(source.task for source in report.sources)
-    weighted = any(source.weight != 1 for source in report.sources)
-    columns += ["task"] * tagged + ["weight"] * weighted
-    rows = [
-        [
-            source.path,
-            f"{source.used:,}",
-            f"{source.examples:,}",
-            f"{source.tokens:,}",
-            percent(source.trained_tokens / source.tokens, 1) if source.tokens else "-",
-            *([source.task or "-"] if tagged else []),
-            *([f"{source.weight:g}"] if weighted else []),
-        ]
-        for source in report.sources
-    ]
+    columns = ["source", "rows", "examples", "tokens", "trained", "task", "weight"]
+    rows = []
+    for source in report.sources:
+        counts = [f"{number:,}" for number in (source.used, source.examples, source.tokens)]
+        trained = percent(source.trained_tokens / source.tokens, 1) if source.tokens else "-"
+        rows.append([source.path, *counts, trained, source.task or "-", f"{source.weight:g}"])
     console.result_table(f"{name}: {report.used:,} of {report.read:,} rows", columns, rows)
     for source in report.sources:
         console.result(f"{source.path}: format {source.format}: {source.why}")
 
 
-def _print_left_out(name: str, report: Report, settings: Data) -> None:
-    for reason, count in report.dropped.counts.items():
-        console.result(f"{name}: {count:,} rows dropped: {reason}")
-        _print_cases(report.dropped.first[reason])
-    if report.cut:
-        console.result(f"{name}: {report.cut:,} rows cut to data.max_length, {settings.max_length:,} tokens")
+def describe_rows(report: Report) -> list[str]:
+    """How the rows that are used became examples, and how many are passed over."""
+    texts = [f"{count:,} rows: {note}" for note, count in report.notes.items()]
     if report.passed_over:
-        console.result(f"{name}: {report.passed_over:,} rows passed over by take")
-    for note, count in report.notes.items():
-        console.result(f"{name}: {count:,} rows: {note}")
+        texts.append(f"{report.passed_over:,} rows passed over by take")
     if report.several:
-        console.result(
-            f"{name}: {report.several:,} rows became several examples, {report.examples:,} in all: texts that were "
-            "split, or conversations whose template writes an answer otherwise once others follow"
+        texts.append(
+            f"{report.several:,} rows became several examples, {report.examples:,} in all: texts that were split, or "
+            "conversations whose template writes an answer otherwise once others follow"
         )
+    return texts
+
+
+def describe_cut(report: Report, max_length: int) -> list[str]:
+    """How many rows are trained in part."""
+    return [f"{report.cut:,} rows cut to data.max_length, {max_length:,} tokens"] if report.cut else []
 
 
 def _print_cases(cases: list[str]) -> None:

@@ -1,9 +1,5 @@
 """`lorakit doctor`"""
 
-import shutil
-import sys
-import textwrap
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,19 +51,12 @@ def doctor(
         if name != section:
             console.result(f"\n{name}" if section else name)
             section = name
-        console.result(_lines(result, shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 20))
+        _print(result)
     broken = [result.name for _, result in results if result.state == "broken"]
     if as_json:
+        keys = ("name", "state", "remedy", "figures")
         findings = [
-            {
-                "section": name,
-                "name": one.name,
-                "state": one.state,
-                "found": one.message,
-                "remedy": one.remedy,
-                "figures": one.figures,
-            }
-            for name, one in results
+            {"section": name, "found": one.message} | {key: getattr(one, key) for key in keys} for name, one in results
         ]
         console.result_json({"ok": not broken, "findings": findings})
     else:
@@ -78,13 +67,12 @@ def doctor(
         raise SystemExit(EXIT_FAILED)
 
 
-def _lines(result: "DoctorFinding", width: int) -> str:
+def _print(result: "DoctorFinding") -> None:
     """State, name and message of a result, and under it what to do."""
-    begin, under = f"  {result.state:{_STATE}}{result.name:{_NAME}}", " " * (2 + _STATE + _NAME)
-    long_name = len(result.name) >= _NAME
-    wrap = partial(textwrap.wrap, width=max(width - 1, 60), break_on_hyphens=False)  # commands are to be copied
-    lines = [begin] if long_name else []
-    lines += wrap(result.message, initial_indent=under if long_name else begin, subsequent_indent=under)
+    from lorakit import console
+
+    under = " " * (2 + _STATE + _NAME)
+    lines = console.wrapped(result.message, under, f"  {result.state:{_STATE}}{result.name + ' ':{_NAME}}")
     if result.remedy:
-        lines += wrap(result.remedy, initial_indent=f"{under}-> ", subsequent_indent=f"{under}   ")
-    return "\n".join(lines)
+        lines += console.wrapped(result.remedy, f"{under}   ", f"{under}-> ")
+    console.result("\n".join(lines))

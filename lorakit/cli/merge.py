@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorakit.cli.options import Dtype, Json, NoProof, Onto, Overwrite, Quiet
+from lorakit.cli.options import Dtype, Json, NoProof, Onto, Overwrite, Quiet, quoted
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,7 +81,6 @@ def merge(
         merged = prove_again(read_input(), verify, progress)
         first, following = f"{verify}: is the merged model of {folder}", ""
     else:
-        from lorakit.cli.next_commands import after_merge
         from lorakit.merge.run import claim_output
         from lorakit.merge.run import merge as merge_adapter
 
@@ -89,13 +88,21 @@ def merge(
         with run.shared() if run else nullcontext(), claim_output(target, overwrite):
             given = read_input()
             merged = merge_adapter(given, target, progress, onto or "trained", dtype, not no_proof)
-        first, following = f"merged model: {merged.folder}", f"\nnext: {after_merge(given, merged)}"
+        first, following = f"merged model: {merged.folder}", f"\nnext: {_next_command(given, merged)}"
     if as_json:
         from lorakit.merge.card import merge_facts
 
         console.result_json(merge_facts(merged))
     else:
         console.result(merge_text(merged, first) + following)
+
+
+def _next_command(given: "MergeInput", merged: "MergeResult") -> str:
+    """The evaluation that compares a merged model with its adapter and its base."""
+    own = given.is_run and merged.folder.resolve() == given.folder.resolve() / "merged"
+    models = [quoted(given.folder), *([] if own else [quoted(merged.folder)]), *([] if given.is_run else ["base"])]
+    with_rows = given.names_held_out and merged.rows_of in ("", "held-out")
+    return f"lorakit eval {' '.join(models)}" + ("" if with_rows else " --data FILE")
 
 
 def _run_of(folder: Path) -> "Run | None":

@@ -1,14 +1,12 @@
 """Arguments and options that several commands share."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
-RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", help="The folder of a run, such as runs/debian-json.", show_default=False)
-]
 Overrides = Annotated[
     list[str],
     typer.Option(
@@ -35,3 +33,9 @@ Dtype = Annotated[
     typer.Option("--dtype", help="Round all weights to this type; by default each keeps its own."),
 ]
 NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not compare the merged model with the adapter.")]
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell reads it, not to be taken for an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lorakit.plan.advice import Advice
     from lorakit.plan.changes import Change
     from lorakit.plan.checkpoint import Checkpoint
-    from lorakit.plan.estimate import Plan
+    from lorakit.plan.estimate import Plan, RowEstimate
     from lorakit.plan.runtime import EstimateRange
 
 _CERTAIN = {"yes": "It fits", "tight": "It fits", "no": "It does not fit"}
@@ -23,7 +23,6 @@ _UNCERTAIN = {
     "tight": "It may not fit",
     "no": "It does not fit, if the estimate holds",
 }
-_ON_A_CARD = {"yes": "probably", "tight": "perhaps"}
 _MOMENTS = {
     "loss": "the loss",
     "backward": "the backward pass",
@@ -84,9 +83,9 @@ def print_cards(cards: "list[Gpu]", plans: "list[Plan | UserError]", as_json: bo
     pairs.sort(key=lambda pair: (pair[0].memory, pair[0].name))
     rows = [[card.name, f"{round(card.memory / 2**30, 1):g}", *_card_cells(plan)] for card, plan in pairs]
     console.result_table("", ["card", "GiB", "fits", "takes", "rows at once", "recomputing", "time"], rows)
-    fitting = [(card, plan) for card, plan in pairs if not isinstance(plan, UserError) and plan.fits == "yes"]
-    certain = [card.name for card, plan in fitting if plan.certain]
-    smallest = f", the smallest: {fitting[0][0].name}" if fitting else ""
+    fitting = [(card.name, plan) for card, plan in pairs if not isinstance(plan, UserError) and plan.fits == "yes"]
+    certain = [name for name, plan in fitting if plan.certain]
+    smallest = f", the smallest: {fitting[0][0]}" if fitting else ""
     console.result(f"{len(fitting)} of {len(pairs)} known cards can train it{smallest}.")
     if len(certain) < len(fitting):
         smallest = f", the smallest: {certain[0]}" if certain else ""
@@ -94,14 +93,12 @@ def print_cards(cards: "list[Gpu]", plans: "list[Plan | UserError]", as_json: bo
 
 
 def _card_cells(plan: "Plan | UserError") -> list[str]:
-    if isinstance(plan, UserError):
-        return ["no", "-", "-", "-", "-"]
-    takes, train = gibibytes(plan.longest.total), plan.recipe.train
-    if plan.fits == "no":
-        return ["no", takes, "-", "-", "-"]
-    fits = "yes" if plan.certain else _ON_A_CARD[plan.fits]
-    recomputing = "yes" if train.gradient_checkpointing else "no"
-    return [fits, takes, str(train.micro_batch), recomputing, duration(plan.time.likely) if plan.time else "-"]
+    if isinstance(plan, UserError) or plan.fits == "no":
+        return ["no", "-" if isinstance(plan, UserError) else gibibytes(plan.longest.total), "-", "-", "-"]
+    train, fits = plan.recipe.train, "yes" if plan.certain else {"yes": "probably", "tight": "perhaps"}[plan.fits]
+    recomputing, time = "yes" if train.gradient_checkpointing else "no", plan.time
+    cells = [fits, gibibytes(plan.longest.total), str(train.micro_batch), recomputing]
+    return [*cells, duration(time.likely) if time else "-"]
 
 
 def _print_memory(plan: "Plan", full: "Plan | None") -> None:
@@ -140,56 +137,44 @@ def _figures(report: PlanReport) -> list[tuple[str, str]]:
     fused = sum(weight.size for weight in spec.weights if weight.fused)
     if fused and plan.load.quantization != "none":
         how += f"; {percent(fused / spec.parameters)} are fused experts, which bitsandbytes does not quantize"
-    rows = [("parameters", f"{spec.parameters:,}, {how}")]
+    rows = {"parameters": f"{spec.parameters:,}, {how}"}
     if report.checkpoint:
-        rows.append(("checkpoint", report.checkpoint.description))
+        rows["checkpoint"] = report.checkpoint.description
     about = "about " if trainable.estimated else ""
-    rows += [
-        ("trained", f"{about}{trainable.trained:,} ({percent(trainable.trained / spec.parameters, 2)})"),
-        ("files", _files(report)),
-        ("evaluation", f"peak {gibibytes(plan.evaluation)}"),
-        ("merge", _merge(report)),
-        ("rows", _rows(plan)),
-    ]
-    if plan.steps:
-        about = "" if plan.recipe.train.steps or plan.rows.exact else "about "
-        rows.append(("steps", f"{about}{plan.steps:,} of {plan.recipe.train.batch_size} rows"))
-    if plan.work:
-        operations = training_flops(plan.work)
-        rows.append(("work", f"{plan.work.tokens:,} tokens, {percent(plan.padding)} padding, {operations:.2g} FLOPs"))
-    rows.append(("time", _time(plan)))
-    if plan.price:
-        rows.append(("price", _range(plan.price, price)))
-    if full:
-        time = f", {_range(full.time, duration)}" if full.time else ""
-        rows.append(
-            (
-                "full fine-tuning",
-                f"{gibibytes(full.longest.total)}, {full.trainable.trained:,} trained, model "
-                f"{decimal_bytes(full.model_file)}{', which does not fit' if full.fits == 'no' else time}",
-            )
-        )
-    return rows
-
-
-def _files(report: PlanReport) -> str:
-    plan = report.plan
-    if not plan.adapter_file:
-        return f"model {decimal_bytes(plan.model_file)}"
-    adapter = f"adapter {decimal_bytes(plan.adapter_file)}"
-    return adapter if report.merge is None else f"{adapter}, merged model {decimal_bytes(plan.model_file)}"
-
-
-def _merge(report: PlanReport) -> str:
+    rows["trained"] = f"{about}{trainable.trained:,} ({percent(trainable.trained / spec.parameters, 2)})"
+    rows["files"] = f"model {decimal_bytes(plan.model_file)}"
+    if plan.adapter_file:
+        merged = "" if report.merge is None else f", merged {rows['files']}"
+        rows["files"] = f"adapter {decimal_bytes(plan.adapter_file)}{merged}"
+    rows["evaluation"] = f"peak {gibibytes(plan.evaluation)}"
+    dequantized = ", the whole model dequantized" if report.checkpoint else ""
+    rows["merge"] = f"{gibibytes(report.merge or 0)} of main memory, on any device{dequantized}"
     if report.merge is None and report.checkpoint:
         quantization = report.checkpoint.quantization
-        return f"none: no adapter can be added to {quantization} weights; serve the adapter beside them"
-    dequantized = ", the whole model dequantized" if report.checkpoint else ""
-    return f"{gibibytes(report.merge or 0)} of main memory, on any device{dequantized}"
+        rows["merge"] = f"none: no adapter can be added to {quantization} weights; serve the adapter beside them"
+    rows["rows"] = _rows(plan.rows)
+    if plan.steps:
+        about = "" if plan.recipe.train.steps or plan.rows.exact else "about "
+        rows["steps"] = f"{about}{plan.steps:,} of {plan.recipe.train.batch_size} rows"
+    if plan.work:
+        operations = training_flops(plan.work)
+        rows["work"] = f"{plan.work.tokens:,} tokens, {percent(plan.padding)} padding, {operations:.2g} FLOPs"
+    rows["time"] = f"not known: no speed of {plan.machine.name} in {plan.recipe.model.dtype} is known here"
+    if plan.time and plan.rates:
+        rows["time"] = f"{_range(plan.time, duration)}; at {plan.rates.words}"
+    elif plan.steps is None:
+        rows["time"] = "known with the rows"
+    if plan.price:
+        rows["price"] = _range(plan.price, price)
+    if full:
+        time = f", {_range(full.time, duration)}" if full.time else ""
+        end = ", which does not fit" if full.fits == "no" else time
+        sizes = f"{gibibytes(full.longest.total)}, {full.trainable.trained:,} trained"
+        rows["full fine-tuning"] = f"{sizes}, model {decimal_bytes(full.model_file)}{end}"
+    return list(rows.items())
 
 
-def _rows(plan: "Plan") -> str:
-    rows = plan.rows
+def _rows(rows: "RowEstimate") -> str:
     if rows.count is None:
         return rows.counted
     about = "" if rows.exact else "about "
@@ -197,14 +182,6 @@ def _rows(plan: "Plan") -> str:
     overlong = f", {percent(rows.overlong, 1)} longer than data.max_length" if rows.overlong else ""
     tokens = f"{rows.mean:,.0f} tokens on average, at most {rows.longest:,}{overlong}"
     return f"{about}{rows.count:,}{held_out}; {tokens} ({rows.counted})"
-
-
-def _time(plan: "Plan") -> str:
-    if plan.time and plan.rates:
-        return f"{_range(plan.time, duration)}; at {plan.rates.words}"
-    if plan.steps is None:
-        return "known with the rows"
-    return f"not known: no speed of {plan.machine.name} in {plan.recipe.model.dtype} is known here"
 
 
 def _range(estimate: "EstimateRange", show: Callable[[float], str]) -> str:
@@ -255,19 +232,13 @@ def _report_as_json(report: PlanReport) -> dict[str, Any]:
 
 
 def _card_as_json(card: "Gpu", plan: "Plan | UserError") -> dict[str, Any]:
-    document = {"name": card.name, "memory": card.memory, "fits": "no"}
+    document: dict[str, Any] = {"name": card.name, "memory": card.memory, "fits": "no"}
     if isinstance(plan, UserError):
-        return {**document, "reason": str(plan)}
-    return {
-        **document,
-        "fits": plan.fits,
-        "certain": plan.certain,
-        "takes": plan.longest.total,
-        "at_most": plan.at_most,
-        "micro_batch": plan.recipe.train.micro_batch,
-        "gradient_checkpointing": plan.recipe.train.gradient_checkpointing,
-        **_time_and_price(plan),
-    }
+        return document | {"reason": str(plan)}
+    train, whole = plan.recipe.train, _plan_as_json(plan)
+    document |= {"fits": plan.fits, "certain": plan.certain, "takes": plan.longest.total, "at_most": plan.at_most}
+    document |= {"micro_batch": train.micro_batch, "gradient_checkpointing": train.gradient_checkpointing}
+    return document | {key: whole[key] for key in ("seconds", "price")}
 
 
 def _plan_as_json(plan: "Plan") -> dict[str, Any]:
@@ -276,39 +247,22 @@ def _plan_as_json(plan: "Plan") -> dict[str, Any]:
     longest, average = (
         memory.components | {"total": memory.total, "moment": memory.moment} for memory in (plan.longest, plan.average)
     )
-    keys = ("micro_batch", "gradient_checkpointing", "optimizer")
     return {
         "model": model.base,
         "counted": "meta device" if spec.built else "config",
         "device": {"name": machine.name, "kind": machine.device, "memory": machine.memory, "planned_with": plan.room},
         "parameters": {"total": spec.parameters, "trainable": trainable.trained, "estimated": trainable.estimated},
-        "settings": {
-            "dtype": model.dtype,
-            "quantization": model.quantization,
-            **{key: getattr(train, key) for key in keys},
-        },
-        "memory": {
-            "longest": longest,
-            "average": average,
-            "evaluation": plan.evaluation,
-            "merge": plan.merge,
-            "error": plan.error,
-            "at_most": plan.at_most,
-        },
-        "fits": plan.fits,
-        "certain": plan.certain,
+        "settings": {key: getattr(model, key) for key in ("dtype", "quantization")}
+        | {key: getattr(train, key) for key in ("micro_batch", "gradient_checkpointing", "optimizer")},
+        "memory": {"longest": longest, "average": average}
+        | {key: getattr(plan, key) for key in ("evaluation", "merge", "error", "at_most")},
+        **{key: getattr(plan, key) for key in ("fits", "certain")},
         "files": {"adapter": plan.adapter_file, "model": plan.model_file},
         "rows": {key: value for key, value in asdict(plan.rows).items() if key not in ("sample", "lengths")},
         "steps": plan.steps,
         "tokens": plan.work.tokens if plan.work else None,
         "padding": plan.padding,
         "operations": training_flops(plan.work) if plan.work else None,
-        **_time_and_price(plan),
-    }
-
-
-def _time_and_price(plan: "Plan") -> dict[str, Any]:
-    return {
         "seconds": asdict(plan.time) if plan.time else None,
         "price": asdict(plan.price) if plan.price else None,
     }

@@ -139,8 +139,8 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
         _describe_rows("held-out", prepared.held_out.report, prepared.recipe.data.max_length, progress)
     _describe_memory(prepared, progress)
     for drawn in count_draws(prepared.train, prepared.recipe.train):
-        if drawn.source.weight != 1:
-            progress.say(str(drawn))
+        if drawn.figures:
+            progress.say(drawn.figures)
         if drawn.warning:
             progress.warn(drawn.warning)
     for line in describe_schedule(prepared.recipe.train, prepared.steps, prepared.held_out is not None):
@@ -148,20 +148,17 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
 
 
 def _describe_rows(name: str, report: "Report", max_length: int, progress: "Progress") -> None:
+    from lorakit.cli.data_tables import describe_cut, describe_rows
+
     progress.say(
         f"{name}: {report.used:,} of {report.read:,} rows, {report.tokens:,} tokens, {report.trained_tokens:,} of "
         f"them trained, longest row {report.longest}; {'; '.join(map(str, report.sources))}"
     )
-    for note, count in report.notes.items():
-        progress.say(f"{name}: {count:,} rows: {note}")
-    if report.several:
-        progress.say(f"{name}: {report.examples:,} examples, several of each of {report.several:,} rows")
-    if report.passed_over:
-        progress.say(f"{name}: {report.passed_over:,} rows passed over by take")
-    if report.cut:
-        progress.warn(f"{name}: {report.cut:,} rows cut to {max_length} tokens")
-    for line in [*report.dropped.lines("rows dropped:"), *report.findings.lines("x")]:
-        progress.warn(f"{name}: {line}")
+    for text in describe_rows(report):
+        progress.say(f"{name}: {text}")
+    dropped, findings = report.dropped.lines("rows dropped:"), report.findings.lines("x")
+    for text in (*describe_cut(report, max_length), *dropped, *findings):
+        progress.warn(f"{name}: {text}")
 
 
 def _describe_memory(prepared: "Prepared", progress: "Progress") -> None:
@@ -171,14 +168,13 @@ def _describe_memory(prepared: "Prepared", progress: "Progress") -> None:
     expected, machine = prepared.expected, prepared.machine
     if expected is None:
         return
-    available = f"{gibibytes(machine.memory)} {'on the card' if machine.is_gpu else 'free'}"
-    text = f"memory: the longest micro-batch is predicted to take {gibibytes(expected.total)} of {available}"
+    text = f"memory: the longest micro-batch is predicted to take {gibibytes(expected.total)} of "
+    text += f"{gibibytes(machine.memory)} {'on the card' if machine.is_gpu else 'free'}"
     if expected.total > memory_budget(machine):
         progress.warn(f"{text}: it may run out. lorakit plan says what would fit")
-    elif expected.total * (1 + ERROR) > machine.memory:
-        progress.say(f"{text}, if the estimate holds: it may be off by {ERROR:.0%}")
     else:
-        progress.say(text)
+        uncertain = expected.total * (1 + ERROR) > machine.memory
+        progress.say(f"{text}, if the estimate holds: it may be off by {ERROR:.0%}" if uncertain else text)
 
 
 def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> None:
@@ -212,7 +208,8 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
 def _print_outcome(outcome: "Outcome", run: "Run", prepared: "Prepared", whole: bool) -> None:
     """`whole`: the weights themselves were trained, and there is no adapter."""
     from lorakit import console
-    from lorakit.cli.next_commands import next_commands
+    from lorakit.cli.options import quoted
+    from lorakit.model.quantization_config import stored_quantization
 
     lines = [f"trained {counted(outcome.steps, 'step')} in {duration(outcome.seconds)}"]
     if outcome.loss is not None:
@@ -223,5 +220,9 @@ def _print_outcome(outcome: "Outcome", run: "Run", prepared: "Prepared", whole: 
     if outcome.stopped_early:
         lines.append("stopped early: the held-out loss no longer fell (train.early_stopping)")
     lines.append(f"model: {run.model}" if whole else f"adapter: {run.adapter}")
-    lines.append(f"next: {'   or   '.join(next_commands(run, prepared))}")
+    lines.append(f"next: lorakit eval {quoted(run.folder)}" + ("" if prepared.held_out else " --data FILE"))
+    stored = stored_quantization(prepared.base.folder)
+    made = run.merged.exists() or prepared.recipe.output.merged
+    if not whole and not made and (stored is None or stored.reversible):
+        lines[-1] += f"   or   lorakit merge {quoted(run.folder)}"
     console.result("\n".join(lines))

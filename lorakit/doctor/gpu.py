@@ -118,7 +118,11 @@ def _driver_gpus() -> tuple[list[DriverGpu], str]:
     """The GPUs that the driver shows, and its error message."""
     if not shutil.which("nvidia-smi"):
         return [], ""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_version,compute_cap", "--format=csv,noheader,nounits"]
+    command = [
+        "nvidia-smi",
+        "--query-gpu=name,memory.total,memory.free,driver_version,compute_cap",
+        "--format=csv,noheader,nounits",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()

@@ -66,7 +66,10 @@ def check_memory() -> Iterator[DoctorFinding]:
     """Main memory: all, what is available within the limit of a container or batch system, and that limit."""
     limit, available = read_cgroup_limits().memory, processor().memory
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    figures, message = {"total": total, "available": available}, f"{gibibytes(available)} of {gibibytes(total)} are free"
+    figures, message = (
+        {"total": total, "available": available},
+        f"{gibibytes(available)} of {gibibytes(total)} are free",
+    )
     if limit is not None and limit < total:
         figures["limit"] = limit
         message += f"; the container or batch system allows {gibibytes(limit)}"

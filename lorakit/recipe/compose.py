@@ -1,7 +1,6 @@
 """One recipe from several writings: the file, the files it extends, and `--set`; later wins, locations survive."""
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from lorakit.recipe.yaml_reader import MAX_DEPTH, Node, plain, read_file, read_t
 LONGEST_CHAIN = 20
 # Two ways to say one thing: whoever writes one of them over another file or with `--set` means it instead of the other.
 _INSTEAD_OF = {"steps": "epochs", "epochs": "steps"}
-_FORM = "Write for example --set train.learning_rate=1e-4."
 
 
 @dataclass
@@ -102,50 +100,37 @@ def _read_parent(composition: Composition, node: Node, subject: str, chain: tupl
     else:
         # os.path rather than pathlib, which raises for `~nobody` and for names that are too long.
         path = Path(os.path.normpath(node.place.folder / os.path.expanduser(node.value)))  # noqa: PTH111
-        path = path if os.path.isfile(path) else _shipped_part(node.value) or path  # noqa: PTH113
-        real = os.path.realpath(path)
-        parts = "" if os.path.isdir(path.parent) else _parts_like(node.value)  # noqa: PTH112
+        shipped = _shipped_parts() if not os.path.isfile(path) else {}  # noqa: PTH113
+        path = shipped.get(node.value, path)
+        real, kind = os.path.realpath(path), node.value.partition("/")[0]
+        parts = [name for name in shipped if name.startswith(f"{kind}/") and not os.path.isdir(path.parent)]  # noqa: PTH112
         if real in chain:
             ring = " -> ".join(show_path(Path(file)) for file in [*chain[chain.index(real) :], real])
             complaint = f"the files extend each other: {one_line(ring, longest=300)}", "Remove one of these extends."
         elif len(chain) >= LONGEST_CHAIN:
             complaint = f"files extend each other more than {LONGEST_CHAIN} deep", "Merge some of them."
         elif parts:
-            complaint = f"there is no file {one_line(node.value)}, and no part of that name", parts
+            remedy = f"Write one of: {', '.join(parts)}."
+            complaint = f"there is no file {one_line(node.value)}, and no part of that name", remedy
         else:
             return _read(composition, path, chain, node.place, subject)
     composition.problems.append(Problem(node.place, subject, quote(plain(node)), *complaint))
     return None
 
 
-def _shipped_folders() -> tuple[Path, Path]:
-    """Where lorakit's own parts, such as `hardware/8gb`, lie: in the wheel, or in a checkout."""
+def _shipped_parts() -> dict[str, Path]:
+    """lorakit's own parts, such as `hardware/8gb`, with their files in the wheel or the checkout; 8gb before 12gb."""
     package = Path(__file__).resolve().parents[1]
-    return package / "configs", package.parent / "configs"
-
-
-def _shipped_part(text: str) -> Path | None:
-    if not re.fullmatch(r"[a-z0-9-]+(/[a-z0-9-]+)+", text):
-        return None
-    return next((path for folder in _shipped_folders() if os.path.isfile(path := folder / f"{text}.yaml")), None)  # noqa: PTH113
-
-
-def _parts_like(text: str) -> str:
-    """A remedy that names the shipped parts in the folder that a name begins with; empty where there is none."""
-    kind, slash, _ = text.partition("/")
-    folders = [configs / kind for configs in _shipped_folders() if kind and slash and os.path.isdir(configs / kind)]  # noqa: PTH112
-    if not folders:
-        return ""
-    # 8gb before 12gb
-    names = sorted((path.stem for path in folders[0].glob("*.yaml")), key=lambda name: (len(name), name))
-    return f"Write one of: {', '.join(f'{kind}/{name}' for name in names)}."
+    folder = next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
+    parts = {str(path.relative_to(folder).with_suffix("")): path for path in folder.rglob("*.yaml")}
+    return dict(sorted(parts.items(), key=lambda part: (len(part[0]), part[0])))
 
 
 def _read_setting(composition: Composition, override: str) -> Node | None:
     """`a.b=value` as the mapping {a: {b: value}}."""
     name, _, text = override.partition("=")
     place = Location(setting=override)
-    if complaint := _why_malformed(override):
+    if complaint := _why_malformed(override, name.strip().split(".")):
         composition.problems.append(Problem(place, "", one_line(override), *complaint))
         return None
     node, problems = read_text(text, place)
@@ -158,17 +143,11 @@ def _read_setting(composition: Composition, override: str) -> Node | None:
     return node
 
 
-def _why_malformed(override: str) -> tuple[str, str] | None:
-    name, equals, _ = override.partition("=")
-    parts = name.strip().split(".")
+def _why_malformed(override: str, parts: list[str]) -> tuple[str, str] | None:
     if not override.isascii() and any("\ud800" <= sign <= "\udfff" for sign in override):
         return "it has bytes that are not text in this terminal's encoding", "Write it in UTF-8 (see LANG)."
-    if not equals or not all(parts):
-        return "this is not of the form key=value", _FORM
-    if len(parts) > MAX_DEPTH:
-        return f"no key is {len(parts)} levels deep", _FORM
-    if "[" in name:
+    if "=" not in override or not all(parts) or len(parts) > MAX_DEPTH:
+        return "this is not of the form key=value", "Write for example --set train.learning_rate=1e-4."
+    if "[" in (name := override.partition("=")[0]):
         return "one item of a list cannot be set", f"Set the whole list: {one_line(name.partition('[')[0])}=[...]."
-    if parts[0] == "extends":
-        return "extends is a key of files", "Write it into the recipe."
-    return None
+    return ("extends is a key of files", "Write it into the recipe.") if parts[0] == "extends" else None

@@ -16,10 +16,10 @@ def nearest(word: str, words: Iterable[str], parts: bool = False) -> str | None:
     """
     by_folded = {_folded(known): known for known in words}
     mine = _folded(word[:100])
-    slips = {known: _slips(mine, known, _allowed(mine)) for known in by_folded}
-    close = [known for known, count in slips.items() if count is not None]
-    if close:
-        return by_folded[min(close, key=lambda known: slips[known] or 0)]
+    most = (len(mine) + 1) // 4 if len(mine) > 2 else 0
+    slips = {known: count for known in by_folded if (count := _slips(mine, known, most)) is not None}
+    if slips:
+        return by_folded[min(slips, key=slips.__getitem__)]
     if parts:
         return next((by_folded[known] for known in by_folded if _is_part(mine, known) or _is_part(known, mine)), None)
     return None
@@ -37,26 +37,14 @@ def nearest_file(path: Path) -> str | None:
 
 def nearest_name(name: str, names: Iterable[str]) -> str | None:
     """The file name that is most like another one; of several that begin alike the one with the same ending."""
-    stems: dict[str, list[str]] = {}
-    for other in sorted(names):
-        stems.setdefault(_stem(other), []).append(other)
-    near = nearest(_stem(name), stems)
-    if near is None:
-        return None
-    ending = name.rpartition(".")[2]
-    return next((other for other in stems[near] if other.endswith(f".{ending}")), stems[near][0])
-
-
-def _stem(name: str) -> str:
-    return name.partition(".")[0] or name
+    stems = {other: other.partition(".")[0] or other for other in sorted(names)}
+    near = nearest(name.partition(".")[0] or name, stems.values())
+    alike = [other for other, stem in stems.items() if stem == near]
+    return next((other for other in alike if other.endswith(f".{name.rpartition('.')[2]}")), next(iter(alike), None))
 
 
 def _folded(word: str) -> str:
     return word.lower().replace("-", "_")
-
-
-def _allowed(word: str) -> int:
-    return (len(word) + 1) // 4 if len(word) > 2 else 0
 
 
 def _is_part(part: str, whole: str) -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from lorakit.recipe.problem import quote
 from lorakit.recipe.rules import RULES
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import alternatives_of, default_at, describe, fields, section_of
@@ -81,6 +80,9 @@ A path that does not exist is an error. `output.dir` alone is relative to the wo
 """
 
 
+_HEAD = ["| key | accepts | default | meaning |", "|---|---|---|---|"]
+
+
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a recipe file. No section or key of it is required: a parent may hold them."""
     schema = Recipe.model_json_schema()
@@ -90,13 +92,8 @@ def json_schema() -> dict[str, Any]:
             key.pop("title", None)
     for section in (schema, schema["$defs"]["Model"], schema["$defs"]["Data"]):
         section.pop("required")
-    extends = {
-        "description": EXTENDS,
-        "anyOf": [
-            {"type": "string", "minLength": 1},
-            {"type": "array", "items": {"type": "string", "minLength": 1}},
-        ],
-    }
+    path = {"type": "string", "minLength": 1}
+    extends = {"description": EXTENDS, "anyOf": [path, {"type": "array", "items": path}]}
     schema["properties"] = {"extends": extends, **schema["properties"]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "lorakit recipe", **schema}
 
@@ -111,11 +108,11 @@ def markdown() -> str:
         lines += _section(f"`{name}`", section)
         for nested, names in _inside(name, section).items():
             lines += _section(f"{' and '.join(names)} as a mapping", nested)
-    lines += ["## Combinations", "", *(f"- {_one_line(rule.__doc__ or '')}" for rule, _ in RULES), "", "## Words", ""]
+    lines += ["## Combinations", "", *(f"- {rule.__doc__}" for rule, _ in RULES), "", "## Words", ""]
     for name, table in _TABLES.items():
         lines += [f"### `{name}`: each {table.noun}", ""]
         lines += ["| word | meaning |", "|---|---|"]
-        lines += [f"| `{entry.name}` | {_cell(entry.summary)} |" for entry in table]
+        lines += [f"| `{entry.name}` | {entry.summary} |" for entry in table]
         lines.append("")
     return "\n".join(lines)
 
@@ -126,17 +123,12 @@ def _inside(name: str, section: type[BaseModel]) -> dict[type[BaseModel], list[s
     What is inside a section that stands under several names is named under the first of them.
     """
     sections: dict[type[BaseModel], list[str]] = {}
-    level = [(name, section)]
-    while level:
-        deeper = []
-        for prefix, outer in level:
-            for key, annotation in fields(outer).items():
-                inner = _section_in(annotation)
-                if inner and inner not in sections:
-                    deeper.append((f"{prefix}.{key}", inner))
-                if inner:
-                    sections.setdefault(inner, []).append(f"`{prefix}.{key}`")
-        level = deeper
+    waiting = [(name, section)]
+    for prefix, outer in waiting:  # which grows
+        for key, annotation in fields(outer).items():
+            if inner := _section_in(annotation):
+                waiting += [] if inner in sections else [(f"{prefix}.{key}", inner)]
+                sections.setdefault(inner, []).append(f"`{prefix}.{key}`")
     return sections
 
 
@@ -146,38 +138,20 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
     return next((section for part in (annotation, *items) if (section := section_of(part))), None)
 
 
-_HEAD = ["| key | accepts | default | meaning |", "|---|---|---|---|"]
-
-
 def _section(title: str, section: type[BaseModel]) -> list[str]:
     purpose = (section.__doc__ or "").strip()
     return [f"### {title}", "", purpose, "", *_HEAD, *(_row(section, key) for key in fields(section)), ""]
 
 
 def _row(section: type[BaseModel], name: str) -> str:
-    annotation = fields(section)[name]
-    default = default_at(section, name)
-    written = "required" if default is PydanticUndefined else f"`{_default(default)}`"
-    meaning = _cell(section.model_fields[name].description or "")
-    return f"| `{name}` | {_cell(_accepts(annotation))} | {written} | {meaning} |"
-
-
-def _accepts(annotation: Any) -> str:
-    """`describe`, with a section named rather than spelled out; it has its own table."""
-    text = describe(annotation)
-    section = _section_in(annotation)
-    return text.replace(f"the keys {', '.join(fields(section))}", "the keys below") if section else text
-
-
-def _default(value: Any) -> str:
-    if isinstance(value, str) or value is None or isinstance(value, bool):
-        return value if isinstance(value, str) else quote(value)
-    return "those below" if isinstance(value, BaseModel) else json.dumps(value).replace('"', "")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    annotation, default = fields(section)[name], default_at(section, name)
+    accepted, inner = describe(annotation), _section_in(annotation)
+    if inner:  # which has its own table
+        accepted = accepted.replace(f"the keys {', '.join(fields(inner))}", "the keys below")
+    written = "those below" if isinstance(default, BaseModel) else default
+    if default is not PydanticUndefined and not isinstance(written, str):
+        written = json.dumps(written).replace('"', "")
+    written = "required" if default is PydanticUndefined else f"`{written}`"
+    meaning = section.model_fields[name].description or ""
+    cells = [cell.replace("|", "\\|") for cell in (accepted, written, meaning)]
+    return f"| `{name}` | {' | '.join(cells)} |"

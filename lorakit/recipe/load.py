@@ -80,14 +80,9 @@ def load(path: Path, overrides: Sequence[str] = (), ended: bool = False) -> Load
         raise RecipeErrors(composition.problems)
     places = dict(_places(composition.root, ()))
     recipe, problems = _validate(composition, places.keys(), ended)
-    if problems:
-
-        def order(problem: Problem) -> tuple[bool, bool, str, int, int]:
-            """The recipe itself first, then what it extends, then `--set`."""
-            place = problem.place
-            return bool(place.setting), place.file != path, str(place.file), place.line, place.column
-
-        raise RecipeErrors(sorted(problems, key=order))
+    if problems:  # of the recipe itself first, then of what it extends, then of `--set`
+        problems.sort(key=lambda one: (one.place.setting > "", one.place.file != path, one.place.sort_key))
+        raise RecipeErrors(problems)
     return LoadedRecipe(_with_defaults(recipe, path, places.keys()), path, places, tuple(map(Path, composition.nodes)))
 
 
@@ -126,18 +121,23 @@ def _validate(composition: Composition, written: Collection[str], ended: bool = 
     recipe, mistakes = _read(data)
     meant: set[str] = set()
     for path, kind in mistakes.items():
-        if kind == "extra_forbidden":
-            problem, name = _unknown_key(root, path)
-            meant.add(name)
-        elif kind == "missing":
+        node, place = find(root, path), _place(root, path)
+        value = quote(plain(node)) if node else ""
+        if kind == "missing":
             if not composition.complete or _is_meant(path, meant):
                 continue
             reason = "the section is missing" if len(path) == 1 else "this key must be written"
-            problem = Problem(_place(root, path), dotted_name(path), "", reason, suggestions.for_missing(path))
+            remedy = suggestions.for_missing(path)
+        elif kind == "extra_forbidden":
+            remedy, name = suggestions.for_unknown_key(path, plain(node) if node else None)
+            reason = "there is no such key"
+            place = node.key if node and node.key else place
+            meant.add(name)
         else:
-            problem = _wrong_value(root, path)
-        if (problem.place, problem.path) not in reported:
-            problems.append(problem)
+            reason = f"expected {describe(annotation_at(Recipe, path))}, got {value}"
+            remedy = suggestions.for_value(node or root, path)
+        if (place, dotted_name(path)) not in reported:
+            problems.append(Problem(place, dotted_name(path), value, reason, remedy))
     wrong = {*meant, *map(dotted_name, mistakes), *(problem.path for problem in composition.problems)}
     if recipe is None or composition.problems:
         recipe = _without(data, wrong)
@@ -171,21 +171,6 @@ def _location(loc: PathParts) -> PathParts:
     return path
 
 
-def _unknown_key(root: Node, path: PathParts) -> tuple[Problem, str]:
-    """The problem, and the dotted name of the key that was probably meant (or nothing)."""
-    node = find(root, path) or root
-    remedy, meant = suggestions.for_unknown_key(path, plain(node))
-    place = node.key or node.place
-    return Problem(place, dotted_name(path), quote(plain(node)), "there is no such key", remedy), meant
-
-
-def _wrong_value(root: Node, path: PathParts) -> Problem:
-    node = find(root, path) or root
-    value = quote(plain(node))
-    reason = f"expected {describe(annotation_at(Recipe, path))}, got {value}"
-    return Problem(node.place, dotted_name(path), value, reason, suggestions.for_value(node, path))
-
-
 def _is_meant(path: PathParts, meant: Collection[str]) -> bool:
     """Did the user write this key, or all that this section needs, under another name?"""
     needed = STAND_INS.get(str(path[0]), {}) if len(path) == 1 else {}
@@ -194,14 +179,10 @@ def _is_meant(path: PathParts, meant: Collection[str]) -> bool:
 
 def _place(root: Node, path: PathParts) -> Location:
     """The value's place, or that of the innermost section around it; the file's start for the whole."""
-    node = find(root, path)
-    if node:
+    if node := find(root, path):
         return node.place
-    for length in range(len(path) - 1, 0, -1):
-        node = find(root, path[:length])
-        if node:
-            return node.key or node.place
-    return root.place.at(1, 1)
+    around = (find(root, path[:length]) for length in range(len(path) - 1, 0, -1))
+    return next((node.key or node.place for node in around if node), root.place.at(1, 1))
 
 
 def _without(data: Any, wrong: Collection[str]) -> Recipe:

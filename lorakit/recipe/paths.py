@@ -7,14 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.recipe.adapter_kind import adapter_folder, initial_adapter
-from lorakit.recipe.data_files import (
-    KNOWN_SUFFIXES,
-    TooManyFiles,
-    data_files,
-    data_suffix,
-    is_pattern,
-    pattern_start,
-)
+from lorakit.recipe.data_files import KNOWN_SUFFIXES, TooManyFiles, data_files, data_suffix, is_pattern, pattern_start
 from lorakit.recipe.did_you_mean import nearest_file
 from lorakit.recipe.fields import PathRole
 from lorakit.recipe.problem import PathParts, Problem, dotted_name, one_line, quote, show_path
@@ -23,7 +16,6 @@ from lorakit.recipe.schema_introspection import alternatives_of, annotation_at
 from lorakit.recipe.yaml_reader import Node, children, other_notation
 
 _HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
-_NARROWER = "Write the folder in which the rows lie."
 _ON_THE_HUB = re.compile(
     r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?:datasets/|models/)?([\w.-]+/[\w.-]+)"
 )
@@ -73,9 +65,7 @@ def find_variable(text: str) -> str | None:
 
 def refuse_variable(text: str, variable: str) -> tuple[str, str]:
     """Why a path cannot hold a variable, and what to write instead."""
-    remedy = (
-        f"Write the path itself, or give it on the command line, where the shell fills in {variable}: --set KEY=PATH."
-    )
+    remedy = f"Write the path itself, or --set KEY=PATH on the command line, where the shell fills in {variable}."
     return f"{quote(text)} holds an environment variable, and a recipe reads none", remedy
 
 
@@ -87,27 +77,29 @@ def relative_path(path: str, folder: Path) -> str:
 
 def _complaint(node: Node, path: str | None, role: PathRole, key: PathParts) -> tuple[str, str] | None:
     """Why a reference leads nowhere, and what to write instead; None for one that leads somewhere."""
-    text, is_eval = node.value, key == ("data", "eval")
+    text = node.value
     if "://" in text or (path is None and _ON_THE_HUB.match(text)):
         return f"{quote(text)} is an address", _without_address(text, role)
-    exists = path is not None and os.path.exists(path)  # noqa: PTH110
-    if (variable := find_variable(text)) and not exists and not (path and is_pattern(path)):
+    exists, is_many = path is not None and os.path.exists(path), bool(path) and is_pattern(path or "")  # noqa: PTH110
+    if (variable := find_variable(text)) and not exists and not is_many:
         return refuse_variable(text, variable)
     if path is None:
-        return _no_hub_id(text, role, is_eval)
-    if role.of_data and is_pattern(path):
-        return _empty_pattern(text, Path(path))
+        return _no_hub_id(text, role, key == ("data", "eval"))
+    if role.of_data and (is_many or os.path.isdir(path)):  # noqa: PTH112
+        return _no_data_files(text, Path(path))
     if not exists:
         remedy = _nearest_path(text, Path(path))
         if key == ("model", "chat_template") and re.fullmatch(r"[\w-]+", text) and not nearest_file(Path(path)):
             remedy = "Write the path of a .jinja file, or remove the line for the tokenizer's own template."
         return f"{quote(text)} does not exist", remedy
     if os.path.isdir(path):  # noqa: PTH112
-        if not role.or_folder:
-            return f"{quote(text)} is a folder, not a file", "Write the path of a file in it."
-    elif not os.path.isfile(path):  # noqa: PTH113
+        refused = f"{quote(text)} is a folder, not a file", "Write the path of a file in it."
+        return None if role.or_folder else refused
+    if not os.path.isfile(path):  # noqa: PTH113
         return f"{quote(text)} is not a regular file", "A pipe or a device would be read for ever: write a file's path."
-    return _no_data(text, Path(path)) if role.of_data else None
+    if role.of_data and not data_suffix(path):
+        return f"{quote(text)} is not a data file", f"The name of one ends in {KNOWN_SUFFIXES}."
+    return None
 
 
 def _without_address(text: str, role: PathRole) -> str:
@@ -124,36 +116,24 @@ def _no_hub_id(text: str, role: PathRole, is_eval: bool) -> tuple[str, str] | No
     reason = f"{quote(text)} is {'neither a path that exists nor a hub id' if role.or_hub else 'not a path'}"
     if is_eval and text.lower() in ("none", "no", "off", "auto", "false", "true", "yes", "on", "never"):
         return reason, "Write null for no held-out rows, or a fraction such as 0.1."
-    if is_eval and (share := re.fullmatch(r"(\d{1,3})/(\d{1,3})", text)):
-        part, whole = map(int, share.groups())
-        return reason, f"Write {part / whole:.4g}." if 0 < part < whole else "Write a fraction such as 0.1."
+    number = other_notation(text)
+    if share := re.fullmatch(r"(\d{1,3})/(\d{1,3})", text):
+        number = f"{int(share[1]) / max(int(share[2]), 1):.4g}"
+    if is_eval and number:
+        return reason, f"Write {number}." if 0 < float(number) < 1 else "Write a fraction such as 0.1."
     if _HUB_ID.fullmatch(text) and ".." not in text and "--" not in text:
         return None
-    if not is_eval:
-        return reason, f"Write for example {role.example}."
-    number = other_notation(text)
-    is_share = bool(number) and 0 < float(number) < 1
-    return reason, f"Write {number}." if is_share else "Write for example data/eval.jsonl, or a fraction such as 0.1."
+    example = "data/eval.jsonl, or a fraction such as 0.1" if is_eval else role.example
+    return reason, f"Write for example {example}."
 
 
-def _no_data(text: str, path: Path) -> tuple[str, str] | None:
-    """What keeps an existing path from being a data file, or a folder of some."""
-    if not path.is_dir():
-        known = data_suffix(path.name)
-        return None if known else (f"{quote(text)} is not a data file", f"The name of one ends in {KNOWN_SUFFIXES}.")
-    try:
-        empty = not list(data_files(path))
-    except TooManyFiles as error:
-        return f"{quote(text)}: {error.strerror}", _NARROWER
-    except OSError as error:
-        return f"{quote(text)} cannot be read: {error.strerror}", "Check the permissions."
-    return (f"{quote(text)} is a folder without data files", f"Theirs end in {KNOWN_SUFFIXES}.") if empty else None
-
-
-def _empty_pattern(text: str, path: Path) -> tuple[str, str] | None:
+def _no_data_files(text: str, path: Path) -> tuple[str, str] | None:
+    """What keeps a folder or a pattern from having data files."""
     try:
         if list(data_files(path)):
             return None
+        if not is_pattern(path):
+            return f"{quote(text)} is a folder without data files", f"Theirs end in {KNOWN_SUFFIXES}."
         folder, parts = pattern_start(path)
         near = None if any(sign in parts[0] for sign in "*?[") else nearest_file(folder / parts[0])
         if near:
@@ -163,7 +143,7 @@ def _empty_pattern(text: str, path: Path) -> tuple[str, str] | None:
         else:
             remedy = f"There is no data file in {show_path(folder)}; data files' names end in {KNOWN_SUFFIXES}."
     except TooManyFiles as error:
-        return f"{quote(text)}: {error.strerror}", _NARROWER
+        return f"{quote(text)}: {error.strerror}", "Write the folder in which the rows lie."
     except OSError as error:
         return f"{quote(text)} cannot be read: {error.strerror}", "Check the permissions."
     return f"{quote(text)} matches no data file", remedy
@@ -191,11 +171,10 @@ def _references(node: Node, annotation: Any, path: PathParts) -> Iterator[tuple[
 
 
 def _plain(node: Node, path: PathParts, resolved: dict[PathParts, str]) -> Any:
+    parts = {part: _plain(inner, (*path, part), resolved) for part, inner in children(node)}
     if isinstance(node.value, dict):
-        return {key: _plain(value, (*path, key), resolved) for key, value in node.value.items()}
-    if isinstance(node.value, list):
-        return [_plain(value, (*path, index), resolved) for index, value in enumerate(node.value)]
-    return resolved.get(path, node.value)
+        return parts
+    return list(parts.values()) if isinstance(node.value, list) else resolved.get(path, node.value)
 
 
 def input_paths(recipe: Recipe) -> set[Path]:

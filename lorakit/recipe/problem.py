@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorakit.amounts import counted
 from lorakit.errors import UserError
 
 PathParts = tuple[str | int, ...]
@@ -27,6 +28,11 @@ class Location:
     def at(self, line: int, column: int) -> "Location":
         """The same origin at another position; a `--set` is one place."""
         return self if self.setting else replace(self, line=line, column=column)
+
+    @property
+    def sort_key(self) -> tuple[str, int, int]:
+        """By files, in the order of each."""
+        return str(self.file), self.line, self.column
 
     @property
     def folder(self) -> Path:
@@ -56,16 +62,9 @@ class Problem:
 
     def to_dict(self) -> dict[str, Any]:
         """The facts for `--json`."""
-        return {
-            "file": str(self.place.file) if self.place.file else None,
-            "line": self.place.line or None,
-            "column": self.place.column or None,
-            "set": self.place.setting or None,
-            "path": self.path,
-            "value": self.value,
-            "reason": self.reason,
-            "remedy": self.remedy,
-        }
+        place, file = self.place, str(self.place.file) if self.place.file else None
+        facts = {"file": file, "line": place.line or None, "column": place.column or None, "set": place.setting or None}
+        return facts | {key: getattr(self, key) for key in ("path", "value", "reason", "remedy")}
 
 
 class RecipeErrors(UserError):
@@ -75,9 +74,7 @@ class RecipeErrors(UserError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
-        count = len(self.problems)
-        ending = "1 problem." if count == 1 else f"{count} problems."
-        super().__init__("\n".join([*map(str, self.problems), ending]))
+        super().__init__("\n".join([*map(str, self.problems), f"{counted(len(self.problems), 'problem')}."]))
 
 
 class LocatedError(UserError):
@@ -90,13 +87,8 @@ class LocatedError(UserError):
 
 def dotted_name(path: PathParts) -> str:
     """`("data", "train", 1, "path")` -> `data.train[1].path`."""
-    text = ""
-    for part in path:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            text += ("." if text else "") + (part if _PLAIN_KEY.fullmatch(part) else repr(_cut(part)))
-    return text
+    keys = [part if isinstance(part, int) or _PLAIN_KEY.fullmatch(part) else repr(_cut(part)) for part in path]
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
 
 
 def quote(value: Any) -> str:

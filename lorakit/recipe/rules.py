@@ -292,7 +292,9 @@ def _choice_conflicts(path: PathParts, table: AnyTable, value: Any, example: str
 
 def _items(path: PathParts, value: Any) -> Iterator[tuple[PathParts, Any]]:
     """A value, or each item of a list, with its path."""
-    yield from [((*path, index), item) for index, item in enumerate(value)] if isinstance(value, list) else [(path, value)]
+    yield from (
+        [((*path, index), item) for index, item in enumerate(value)] if isinstance(value, list) else [(path, value)]
+    )
 
 
 def _sources(recipe: Recipe) -> Iterator[tuple[PathParts, str | Source]]:

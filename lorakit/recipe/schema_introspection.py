@@ -42,6 +42,12 @@ class Alternative:
         return next((value for value in values if value is not None), None)
 
     @property
+    def words(self) -> list[Any]:
+        """What may be written, where this is a Literal or a word of a table."""
+        table = self.note(WordOf) if self.kind is str else None
+        return list(self.of) if self.kind is Literal else table.names() if table else []
+
+    @property
     def section(self) -> type[BaseModel] | None:
         """The model, where this is a section of the recipe."""
         return self.kind if isinstance(self.kind, type) and issubclass(self.kind, BaseModel) else None
@@ -52,7 +58,8 @@ def alternatives_of(annotation: Any) -> list[Alternative]:
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *notes = get_args(annotation)
-        flat = _flat_notes(notes)
+        # with the constraints inside pydantic's `Field(...)` laid open
+        flat = tuple(one for note in notes for one in (note.metadata if isinstance(note, FieldInfo) else [note]))
         return [Alternative(one.kind, one.of, one.notes + flat) for one in alternatives_of(inner)]
     if origin in (Union, types.UnionType):
         return [alternative for part in get_args(annotation) for alternative in alternatives_of(part)]
@@ -61,11 +68,6 @@ def alternatives_of(annotation: Any) -> list[Alternative]:
     if origin in (list, dict):
         return [Alternative(origin, get_args(annotation)[-1])]
     return [Alternative(annotation)]
-
-
-def _flat_notes(notes: typing.Iterable[Any]) -> tuple[Any, ...]:
-    """Annotations with the constraints inside pydantic's `Field(...)` laid open."""
-    return tuple(inner for note in notes for inner in (note.metadata if isinstance(note, FieldInfo) else [note]))
 
 
 @functools.cache
@@ -78,17 +80,13 @@ def fields(section: type[BaseModel]) -> dict[str, Any]:
 def annotation_at(annotation: Any, path: PathParts) -> Any:
     """The annotation of the value at `path`; None where the schema knows none."""
     for part in path:
-        annotation = _annotation_of(annotation, part)
+        kind = list if isinstance(part, int) else dict
+        inner = (
+            one.of if one.kind is kind else fields(one.section).get(str(part)) if one.section else None
+            for one in alternatives_of(annotation)
+        )
+        annotation = next((one for one in inner if one is not None), None)
     return annotation
-
-
-def _annotation_of(annotation: Any, part: str | int) -> Any:
-    for one in alternatives_of(annotation):
-        if one.kind is (list if isinstance(part, int) else dict):
-            return one.of
-        if one.section and part in fields(one.section):
-            return fields(one.section)[str(part)]
-    return None
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
@@ -100,22 +98,14 @@ def keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     """The dotted name of every key that a section may hold, its sections' keys included."""
     names = []
     for name, annotation in fields(section).items():
-        names.append(prefix + name)
-        if inner := section_of(annotation):
-            names += keys(inner, f"{prefix}{name}.")
+        inner = section_of(annotation)
+        names += [prefix + name, *(keys(inner, f"{prefix}{name}.") if inner else [])]
     return names
 
 
 def words(annotation: Any) -> list[str]:
     """Every fixed word that may be written: of tables and of Literals."""
-    names: list[str] = []
-    for one in alternatives_of(annotation):
-        table = one.note(WordOf)
-        if one.kind is Literal:
-            names += [word for word in one.of if isinstance(word, str)]
-        elif table and one.kind is str:
-            names += table.names()
-    return names
+    return [word for one in alternatives_of(annotation) for word in one.words if isinstance(word, str)]
 
 
 def default_at(section: type[BaseModel], name: str) -> Any:
@@ -125,11 +115,10 @@ def default_at(section: type[BaseModel], name: str) -> Any:
 
 def describe(annotation: Any) -> str:
     """What a field accepts, for example `a whole number above 0, or auto`."""
-    if get_origin(annotation) is Annotated:
-        wording = next((note for note in _flat_notes(get_args(annotation)[1:]) if isinstance(note, Wording)), None)
-        if wording:
-            return wording.text
     every = alternatives_of(annotation)
+    outermost = [next((note for note in reversed(one.notes) if isinstance(note, Wording)), None) for one in every]
+    if outermost[0] and set(outermost) == {outermost[0]}:
+        return outermost[0].text
     others = [one.kind for one in every if one.kind not in (list, type(None), float)]
     parts = [
         "a list of these"
@@ -141,17 +130,16 @@ def describe(annotation: Any) -> str:
 
 
 def _describe(one: Alternative) -> str:
-    table, role, wording = one.note(WordOf), one.note(PathRole), one.note(Wording)
+    role, wording = one.note(PathRole), one.note(Wording)
     if wording:
         return wording.text
     if one.kind in (int, float):
         noun = "whole number" if one.kind is int else "number"
-        if one.bound("gt") == 0 and one.bound("lt") is None and one.bound("le") is None:
-            return f"a positive {noun}"
-        return f"a {noun}{_bounds(one)}"
-    if one.kind is Literal or (table and one.kind is str):
-        names = table.names() if table else [str(word) for word in one.of]
-        return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
+        ends = {"gt": "above", "ge": "of at least", "lt": "below", "le": "at most"}
+        bounds = [f"{words} {one.bound(end):.10g}" for end, words in ends.items() if one.bound(end) is not None]
+        return f"a positive {noun}" if bounds == ["above 0"] else f"a {noun} {' and '.join(bounds)}".strip()
+    if one.words:
+        return f"{'one of ' if one.words[1:] else ''}{', '.join(map(str, one.words))}"
     if one.kind is list:
         return f"a list, each item {describe(one.of)}"
     if one.kind is dict:
@@ -163,17 +151,6 @@ def _describe(one: Alternative) -> str:
     return {type(None): "null", bool: "true or false"}.get(one.kind, "a text")
 
 
-def _bounds(one: Alternative) -> str:
-    above, least, below, most = (one.bound(name) for name in ("gt", "ge", "lt", "le"))
-    if above is not None:
-        end = f" and below {below}" if below is not None else f" and at most {most:g}" if most is not None else ""
-        return f" above {above}{end}"
-    if least is not None:
-        end = f"below {below}" if below is not None else f"{most:g}" if most is not None else ""
-        return f" from {least} to {end}" if end else f" of at least {least}"
-    return f" below {below}" if below is not None else f" of at most {most}" if most is not None else ""
-
-
 def example(annotation: Any, default: Any = PydanticUndefined) -> str:
     """A value that can be written, as YAML: the default where there is one."""
     if isinstance(default, (bool, int, float, str)) and default != "":
@@ -182,14 +159,14 @@ def example(annotation: Any, default: Any = PydanticUndefined) -> str:
 
 
 def _example(one: Alternative) -> str:
-    table, role, wording = one.note(WordOf), one.note(PathRole), one.note(Wording)
+    role, wording = one.note(PathRole), one.note(Wording)
     if wording:
         return wording.example
+    if one.words:
+        return _yaml(one.words[0])
     if one.kind in (int, float):
         is_share = one.kind is float and one.bound("lt") is not None
         return "0.1" if is_share else str(one.bound("ge") or (one.bound("gt") or 0) + 1)
-    if one.kind is Literal:
-        return _yaml(one.of[0])
     if one.kind is list:
         return f"[{example(one.of)}]"
     if one.kind is dict:
@@ -197,7 +174,7 @@ def _example(one: Alternative) -> str:
     if one.section:
         return section_example(one.section)
     if one.kind is str:
-        return table.names()[0] if table else role.example if role else "text"
+        return role.example if role else "text"
     return "true" if one.kind is bool else ""
 
 

@@ -147,7 +147,10 @@ def read_file(path: Path, asking: Location, subject: str = "") -> tuple[Node | N
     reason, remedy = "the file has no settings", "Write at least model.base and data.train."
     if node.value is not None:
         given = "a list" if isinstance(node.value, list) else f"the single value {quote(node.value)}"
-        reason, remedy = f"the file is {given}, not a mapping", "Write `key: value` lines, with a space after each colon."
+        reason, remedy = (
+            f"the file is {given}, not a mapping",
+            "Write `key: value` lines, with a space after each colon.",
+        )
     return None, [*problems, Problem(node.place, "", quote(plain(node)), reason, remedy)]
 
 
