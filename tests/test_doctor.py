@@ -271,14 +271,15 @@ def test_a_slow_number_format_is_measured_on_a_small_matrix(monkeypatch):
 @pytest.mark.parametrize(("bfloat16", "told"), [(2e11, True), (1e11, False)])
 def test_auto_is_questioned_where_the_measured_speed_says_otherwise(monkeypatch, bfloat16, told):
     slow = Machine("cpu", "a processor", 8 << 30, bfloat16=False)
-    monkeypatch.setattr(machine, "_machine_of_runs", lambda: slow)
+    monkeypatch.setattr(machine, "usable_machine", lambda progress: slow)
     monkeypatch.setattr(machine, "matmul_speed", lambda _, dtype: (1e11 if dtype == "float32" else bfloat16, 512))
     found = by_name(machine.check_choices(None))["model.dtype"]
     assert ("2.0 times as fast" in found.message) is told and (found.state == "note") is told
 
 
 def test_a_setting_of_the_recipe_that_cannot_work_here_is_broken(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "_machine_of_runs", lambda: Machine("cpu", "a processor", 8 << 30, bfloat16=False))
+    slow = Machine("cpu", "a processor", 8 << 30, bfloat16=False)
+    monkeypatch.setattr(machine, "usable_machine", lambda progress: slow)
     recipe = loaded(tmp_path, "model: {base: a/b, dtype: float16}\ndata: {train: train.jsonl}\n").recipe
     found = by_name(machine.check_choices(recipe))["settings"]
     assert found.state == "broken" and found.message.startswith("model.dtype: float16 needs a GPU")
@@ -417,7 +418,7 @@ def local_hub(monkeypatch):
 
 def test_the_hub_is_asked_at_its_endpoint_and_a_refused_token_is_broken(local_hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    found = by_name(models.check_reachable(network=True))
+    found = by_name(models.check_hub(network=True))
     assert found["reachable"].state == "ok" and "127.0.0.1" in found["reachable"].message
     assert found["token"].state == "broken" and SECRET not in str(found)
     assert _Hub.asked == [("/api/models?limit=1", None), ("/api/whoami-v2", f"Bearer {SECRET}")]
@@ -426,7 +427,7 @@ def test_the_hub_is_asked_at_its_endpoint_and_a_refused_token_is_broken(local_hu
 def test_a_hub_that_does_not_answer_is_broken_with_what_to_look_at(local_hub):
     local_hub.shutdown()
     local_hub.server_close()
-    found = by_name(models.check_reachable(network=True))["reachable"]
+    found = by_name(models.check_hub(network=True))["reachable"]
     assert found.state == "broken" and "HF_ENDPOINT" in found.remedy
 
 

@@ -14,8 +14,8 @@ from lorakit.evaluate.metric import row_scores
 from lorakit.evaluate.metrics.json_answers import JsonSchema
 from lorakit.evaluate.metrics.matching import Regex, final_number, tokens
 from lorakit.evaluate.metrics.similarity import Bleu, Chrf, Semantic
-from lorakit.recipe.choice_field import MetricSettings
 from lorakit.recipe.load import load
+from lorakit.recipe.schema import MetricSettings
 from lorakit.recipe.to_yaml import to_yaml
 from lorakit.registry import METRICS
 

@@ -175,7 +175,7 @@ def test_the_reference_and_the_json_schema_know_every_setting():
 @pytest.mark.parametrize("module", ["lorakit.data.formats", "lorakit.recipe.schema", "lorakit.recipe.fields"])
 def test_the_settings_are_known_whatever_is_imported_first(module):
     code = (
-        f"import sys, {module}; from lorakit.recipe.choice_field import FormatSettings\n"
+        f"import sys, {module}; from lorakit.recipe.schema import FormatSettings\n"
         "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'numpy'} & set(sys.modules)\n"
         "print(sorted(FormatSettings.model_fields), sorted(heavy))"
     )

@@ -22,7 +22,7 @@ READ_BY_COMMANDS = {("Recipe", "output"), ("Output", "merged"), ("Output", "dir"
 def every_field(section: type[Section]) -> set[tuple[str, str]]:
     """The fields of a section and of all below it; made ones, such as KindSettings, hold no settings themselves."""
     own = {(section.__name__, name) for name in section.__annotations__ if name in section.model_fields}
-    below = (every_field(kind) for kind in section.__subclasses__() if kind.__module__ != "lorakit.recipe.choice_field")
+    below = (every_field(kind) for kind in section.__subclasses__() if kind.__name__ != "_OneEntry")
     return own.union(*below)
 
 

@@ -15,15 +15,8 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     """
     from lorakit import console
     from lorakit.hardware.machine import this_machine
+    from lorakit.plan import checkpoint
     from lorakit.plan.auto import resolve_auto
-    from lorakit.plan.checkpoint import (
-        beyond_training,
-        check_local_base,
-        effective_quantization,
-        quantization_line,
-        refuse_lengths,
-        refuse_unmergeable,
-    )
     from lorakit.plan.model_info import find_model_info
     from lorakit.recipe.adapter_kind import adapter_spec
     from lorakit.recipe.load import RecipeErrors, load, to_yaml
@@ -31,31 +24,27 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
 
     try:
         loaded = load(recipe, overrides)
-    except RecipeErrors as errors:
-        if not as_json:
-            raise
-        console.result_json({"valid": False, "problems": [problem.to_dict() for problem in errors.problems]})
-        raise SystemExit(errors.exit_code) from errors
-    model, own = loaded.recipe.model, adapter_spec(loaded.recipe.adapter).quantizes
-    try:
+        model, own = loaded.recipe.model, adapter_spec(loaded.recipe.adapter).quantizes
         with loaded.locating():
             info = find_model_info(model.base, model.revision)
             if info:
-                refuse_unmergeable(loaded.recipe, info)
-            refuse_lengths(loaded.recipe, info)
+                checkpoint.refuse_unmergeable(loaded.recipe, info)
+            checkpoint.refuse_lengths(loaded.recipe, info)
             settled = resolve_auto(loaded.recipe, this_machine(), info)
-            check_local_base(loaded.recipe)  # last: what the recipe and the config say is reported without weights too
+            checkpoint.check_local_base(
+                loaded.recipe
+            )  # last: what the recipe and the config say is reported without weights too
     except UserError as error:
         if not as_json:
             raise
-        whole = Problem(Location(loaded.path), "", "", str(error), "")
-        problem = error.problem if isinstance(error, LocatedError) else whole
-        console.result_json({"valid": False, "problems": [problem.to_dict()]})
+        whole = Problem(Location(recipe.absolute()), "", "", str(error), "")
+        problems = error.problems if isinstance(error, RecipeErrors | LocatedError) else [whole]
+        console.result_json({"valid": False, "problems": [problem.to_dict() for problem in problems]})
         raise SystemExit(error.exit_code) from error
-    quantization = quantization_line(settled.recipe.model, own, info)
-    warning = beyond_training(loaded.recipe, info)
+    quantization = checkpoint.quantization_line(settled.recipe.model, own, info)
+    warning = checkpoint.beyond_training(loaded.recipe, info)
     if as_json:
-        effective, _ = effective_quantization(settled.recipe.model, own, info)
+        effective, _ = checkpoint.effective_quantization(settled.recipe.model, own, info)
         console.result_json(
             {
                 "valid": True,

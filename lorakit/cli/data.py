@@ -14,28 +14,26 @@ if TYPE_CHECKING:
     from lorakit.progress import Progress
     from lorakit.recipe.schema import Recipe
 
-Show = Annotated[int, typer.Option("--show", min=0, metavar="N", help="Print N examples, their trained tokens marked.")]
-OneRow = Annotated[
-    str | None,
-    typer.Option(
-        "--row",
-        metavar="FILE:LINE",
-        help="Follow one row: what is trained of it, or why it is left out. Named as messages name it, such as "
-        "[cyan]train.jsonl:12[/cyan] or [cyan]'train.parquet row 7'[/cyan].",
-    ),
-]
-Write = Annotated[
-    Path | None,
-    typer.Option("--write", metavar="FILE", help="Write the rows that are kept, cleaned, as JSON Lines."),
-]
-
 
 def data(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006
-    show: Show = 2,
-    row: OneRow = None,
-    write: Write = None,
+    show: Annotated[
+        int, typer.Option("--show", min=0, metavar="N", help="Print N examples, their trained tokens marked.")
+    ] = 2,
+    row: Annotated[
+        str | None,
+        typer.Option(
+            "--row",
+            metavar="FILE:LINE",
+            help="Follow one row: what is trained of it, or why it is left out. Named as messages name it, such as "
+            "[cyan]train.jsonl:12[/cyan] or [cyan]'train.parquet row 7'[/cyan].",
+        ),
+    ] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option("--write", metavar="FILE", help="Write the rows that are kept, cleaned, as JSON Lines."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -90,11 +88,9 @@ def data(
 
 
 def _why_a_run_would_stop(result: "Survey") -> str:
-    rows = []
-    for check in result.stopping:
-        findings = result.findings[check]
-        first = next(cases[0] for cases in findings.first.values())
-        rows.append(f"{findings.total:,} x {check} (first: {first})")
+    findings = {check: result.findings[check] for check in result.stopping}
+    first = {check: next(cases[0] for cases in one.first.values()) for check, one in findings.items()}
+    rows = [f"{one.total:,} x {check} (first: {first[check]})" for check, one in findings.items()]
     keys = ", ".join(f"data.clean.{check}" for check in result.stopping)
     return f"a run would stop at these rows: {'; '.join(rows)}. Fix the rows, or write fix instead of error: {keys}."
 
@@ -116,13 +112,9 @@ def _write(target: Path, recipe: "Recipe", result: "Survey", progress: "Progress
 def _samples(result: "Survey", template: "ChatTemplate", count: int) -> list[dict[str, Any]]:
     from lorakit.data.survey import decode_by_trained, sample
 
-    return [
-        {
-            "where": row["where"],
-            "stretches": decode_by_trained(template.tokenizer, row["input_ids"], row["labels"]),
-        }
-        for row in (sample(result.train, count) if count else [])
-    ]
+    rows = sample(result.train, count) if count else []
+    texts = [decode_by_trained(template.tokenizer, row["input_ids"], row["labels"]) for row in rows]
+    return [{"where": row["where"], "stretches": text} for row, text in zip(rows, texts, strict=True)]
 
 
 def _print_row(row: str, recipe: "Recipe", template: "ChatTemplate", as_json: bool) -> None:

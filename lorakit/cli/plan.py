@@ -15,34 +15,28 @@ if TYPE_CHECKING:
     from lorakit.progress import Progress
     from lorakit.recipe.schema import Recipe
 
-Gpu = Annotated[
-    str | None,
-    typer.Option(
-        "--gpu",
-        metavar="NAME|SIZE|all",
-        help="Plan for this card instead of this machine: a name ([cyan]RTX 4090[/cyan]), a memory size "
-        "([cyan]24GB[/cyan]), or [cyan]all[/cyan] known cards.",
-        show_default=False,
-    ),
-]
-Price = Annotated[
-    float | None,
-    typer.Option("--price", metavar="PER-HOUR", min=0, help="Price of an hour, in any currency.", show_default=False),
-]
-Probe = Annotated[
-    bool,
-    typer.Option(
-        "--probe", help="Also load the model here and run the longest micro-batch: predicted against measured."
-    ),
-]
-
 
 def plan(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006
-    gpu: Gpu = None,
-    per_hour: Price = None,
-    probe: Probe = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu",
+            metavar="NAME|SIZE|all",
+            help="Plan for this card instead of this machine: a name ([cyan]RTX 4090[/cyan]), a memory size "
+            "([cyan]24GB[/cyan]), or [cyan]all[/cyan] known cards.",
+        ),
+    ] = None,
+    per_hour: Annotated[
+        float | None, typer.Option("--price", metavar="PER-HOUR", min=0, help="Price of an hour, in any currency.")
+    ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe", help="Also load the model here and run the longest micro-batch: predicted against measured."
+        ),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -94,10 +88,9 @@ def plan(
                 plans.append(plan_run(settings, info, rows, machine_with(card), per_hour))
             except UserError as error:
                 plans.append(error)
-        errors = [error for error in plans if isinstance(error, UserError)]
-        if len(errors) == len(plans):
-            with loaded.locating():
-                raise errors[0]
+        with loaded.locating():
+            if isinstance(plans[0], UserError) and all(isinstance(one, UserError) for one in plans):
+                raise plans[0]
         print_cards(list(GPUS), plans, as_json)
         return
     for warning in filter(None, (describe_missing_files(settings), beyond_training(settings, info, rows.longest))):

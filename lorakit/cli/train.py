@@ -19,23 +19,20 @@ if TYPE_CHECKING:
     from lorakit.run_dir import Run
     from lorakit.train.run import Outcome
 
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the results that the run's folder holds.")]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="DIR", help="The run's folder, instead of output.dir.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Read the data, find the model, print what would be trained, and stop.")
-]
-
 
 def train(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006
-    output: Output = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="The run's folder, instead of output.dir.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the results that the run's folder holds.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read the data, find the model, print what would be trained, and stop.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -88,11 +85,7 @@ def train(
 
 
 def _train(run: "Run", loaded: "LoadedRecipe", resume: bool, progress: "Progress") -> "tuple[Outcome, Prepared]":
-    """Train from the start or from the last checkpoint; a finished run of which only the merge is missing is reopened.
-
-    Raises:
-        UserError: the recipe cannot be trained, or the run has ended and nothing is missing.
-    """
+    """Train, or go on from the last checkpoint; a finished run of which only the merge is missing is reopened."""
     from lorakit.prepare import prepare_run, reopen_run
     from lorakit.train.resume import checkpoint_to_resume, resumed_recipe
     from lorakit.train.run import Outcome
@@ -130,13 +123,13 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
     for choice in prepared.choices:
         progress.say(str(choice))
     _describe_rows("train", prepared.train.report, prepared.recipe.data.max_length, progress)
-    if prepared.held_out is None:
+    if prepared.held_out:
+        _describe_rows("held-out", prepared.held_out.report, prepared.recipe.data.max_length, progress)
+    else:
         progress.warn(
             "no held-out rows (data.eval): no held-out loss is measured, the last adapter is kept whether or not it is "
             "the best, nothing stops early, and lorakit eval has no rows to score. data.eval: 0.1 holds a tenth out"
         )
-    else:
-        _describe_rows("held-out", prepared.held_out.report, prepared.recipe.data.max_length, progress)
     _describe_memory(prepared, progress)
     for drawn in count_draws(prepared.train, prepared.recipe.train):
         if drawn.figures:
@@ -183,26 +176,23 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
     from lorakit.data.survey import decode_by_trained
     from lorakit.train.setup import planned_parameters
 
-    counts = planned_parameters(prepared)
+    counts, text = planned_parameters(prepared), "known when the weights are loaded, by which adapter.layers chooses"
     if counts:
-        progress.say("trainable parameters: {:,} of {:,} ({})".format(*counts, percent(counts[0] / counts[1], 2)))
-    else:
-        progress.say("trainable parameters: known when the weights are loaded, by which adapter.layers chooses")
+        text = "{:,} of {:,} ({})".format(*counts, percent(counts[0] / counts[1], 2))
+    progress.say(f"trainable parameters: {text}")
     if not as_json:
         row = prepared.train.rows[0]
         stretches = decode_by_trained(prepared.tokenizer, row["input_ids"], row["labels"])
         console.result_masked(f"first example, {row['where']}:", stretches)
         return
-    held_out = prepared.held_out
-    console.result_json(
-        {
-            "steps": prepared.steps,
-            "parameters": {"trainable": counts[0], "total": counts[1]} if counts else None,
-            "auto": [asdict(choice) for choice in prepared.choices],
-            "train": prepared.train.report.to_dict(),
-            "eval": held_out.report.to_dict() if held_out else None,
-        }
-    )
+    facts = {
+        "steps": prepared.steps,
+        "parameters": dict(zip(("trainable", "total"), counts, strict=True)) if counts else None,
+        "auto": [asdict(choice) for choice in prepared.choices],
+        "train": prepared.train.report.to_dict(),
+        "eval": prepared.held_out.report.to_dict() if prepared.held_out else None,
+    }
+    console.result_json(facts)
 
 
 def _print_outcome(outcome: "Outcome", run: "Run", prepared: "Prepared", whole: bool) -> None:

@@ -5,12 +5,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lorakit.amounts import gibibytes
 from lorakit.doctor.check import DoctorFinding, broken, note, ok, require_import, root_cause
-from lorakit.doctor.machine import matmul_speed
+from lorakit.doctor.machine import measure_formats
 
 # The desktop, and other programs' contexts, take some; more than this share is another run.
 _BUSY_SHARE = 0.1
@@ -35,15 +35,13 @@ def check_gpus() -> Iterator[DoctorFinding]:
         yield broken("driver", message, "install NVIDIA's driver; reboot if it was just updated")
         return
     for number, gpu in enumerate(gpus):
-        message = (
-            f"{gpu.name}, {gibibytes(gpu.memory)}, {gibibytes(gpu.free)} free, "
-            f"compute capability {gpu.capability}, driver {gpu.driver}"
-        )
+        message = f"{gpu.name}, {gibibytes(gpu.memory)}, {gibibytes(gpu.free)} free"
+        message += f", compute capability {gpu.capability}, driver {gpu.driver}"
+        finding = DoctorFinding(f"GPU {number}", "ok", message, figures=asdict(gpu))
         if gpu.memory - gpu.free > _BUSY_SHARE * gpu.memory:
-            message = f"{message}: other programs hold memory"
-            yield DoctorFinding(f"GPU {number}", "note", message, "nvidia-smi lists them", asdict(gpu))
-        else:
-            yield DoctorFinding(f"GPU {number}", "ok", message, figures=asdict(gpu))
+            message, remedy = f"{message}: other programs hold memory", "nvidia-smi lists them"
+            finding = replace(finding, state="note", message=message, remedy=remedy)
+        yield finding
     if not gpus:
         yield note("GPU", "there is no NVIDIA GPU: runs use the processor")
     elif _hidden():
@@ -64,7 +62,8 @@ def check_torch() -> Iterator[DoctorFinding]:
     if torch.cuda.is_available():
         build = f"CUDA {cuda}" if cuda else f"ROCm {torch.version.hip}"
         yield ok("torch on GPU", f"{version} uses the GPU by {build}")
-        yield from _check_speed(torch.cuda.get_device_capability()[0] >= 8)
+        has_bfloat16 = torch.cuda.get_device_capability()[0] >= 8
+        yield from measure_formats("cuda", "float32", "float16", *(["bfloat16"] if has_bfloat16 else []))
     elif not gpus:
         yield ok("torch on GPU", f"{version} has none to use")
     elif cuda is None:
@@ -80,17 +79,6 @@ def check_torch() -> Iterator[DoctorFinding]:
         yield broken("torch on GPU", f"{version}, built for CUDA {cuda}, cannot use the GPU: {reason}", remedy)
 
 
-def _check_speed(bfloat16: bool) -> Iterator[DoctorFinding]:
-    for dtype in ("float32", "float16", *(["bfloat16"] if bfloat16 else [])):
-        try:
-            speed, width = matmul_speed("cuda", dtype)
-        except RuntimeError as error:
-            remedy = "install a build of torch for this GPU's compute capability and driver"
-            yield broken(dtype, f"a matrix product fails: {root_cause(error)}", remedy)
-            return
-        yield ok(dtype, f"{speed / 1e12:,.1f} TFLOP/s, measured on {width} x {width}", speed=speed)
-
-
 def parse_gpus(text: str) -> list[DriverGpu]:
     """What `nvidia-smi --query-gpu` printed, without header and units; a figure that it does not know is 0."""
 
@@ -103,10 +91,8 @@ def parse_gpus(text: str) -> list[DriverGpu]:
 
 def count_gpus_on_bus(devices: Path = Path("/sys/bus/pci/devices")) -> int:
     """NVIDIA's display controllers on the PCI bus, with a driver or without (PCI's codes: vendor 10de, class 03)."""
-    codes = (
-        [(device / name).read_text(encoding="utf-8") for name in ("vendor", "class")] for device in devices.glob("*")
-    )
-    return sum(vendor.startswith("0x10de") and kind.startswith("0x03") for vendor, kind in codes)
+    nvidia = [device for device in devices.glob("*") if (device / "vendor").read_text().startswith("0x10de")]
+    return sum((device / "class").read_text().startswith("0x03") for device in nvidia)
 
 
 def _hidden() -> bool:

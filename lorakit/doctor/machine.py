@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from lorakit.amounts import gibibytes
 from lorakit.atomic_io import cache_folder
 from lorakit.data.worker_pool import processors
-from lorakit.doctor.check import DoctorFinding, broken, import_error, note, ok, require_import
+from lorakit.doctor.check import DoctorFinding, broken, import_error, note, ok, require_import, root_cause
 from lorakit.errors import UserError
-from lorakit.hardware.machine import Machine, processor, read_cgroup_limits, this_machine, usable_machine
+from lorakit.hardware.machine import processor, read_cgroup_limits, this_machine, usable_machine
 from lorakit.progress import Silent
 
 if TYPE_CHECKING:
@@ -57,9 +57,19 @@ def check_threads() -> Iterator[DoctorFinding]:
 def check_speed() -> Iterator[DoctorFinding]:
     """The speed of a matrix product in the number formats that runs on a processor use."""
     require_import("torch")
-    for dtype in ("float32", "bfloat16"):
-        speed, width = matmul_speed("cpu", dtype)
-        yield ok(dtype, f"{speed / 1e9:,.1f} GFLOP/s, measured on {width} x {width}", speed=speed)
+    yield from measure_formats("cpu", "float32", "bfloat16")
+
+
+def measure_formats(device: str, *dtypes: str) -> Iterator[DoctorFinding]:
+    """The speed of a matrix product on a device in each number format, up to the first that fails."""
+    for dtype in dtypes:
+        try:
+            speed, width = matmul_speed(device, dtype)
+        except RuntimeError as error:
+            remedy = "install a build of torch for this GPU's compute capability and driver"
+            yield broken(dtype, f"a matrix product fails: {root_cause(error)}", remedy)
+            return
+        yield ok(dtype, f"{speed / 1e9:,.0f} GFLOP/s, measured on {width} x {width}", speed=speed)
 
 
 def check_memory() -> Iterator[DoctorFinding]:
@@ -71,8 +81,7 @@ def check_memory() -> Iterator[DoctorFinding]:
         f"{gibibytes(available)} of {gibibytes(total)} are free",
     )
     if limit is not None and limit < total:
-        figures["limit"] = limit
-        message += f"; the container or batch system allows {gibibytes(limit)}"
+        figures["limit"], message = limit, f"{message}; the container or batch system allows {gibibytes(limit)}"
     if available < _LITTLE_MEMORY:
         remedy = "close other programs: a model of 1B parameters alone takes 4 GB in float32"
         yield note("memory", message, remedy, **figures)
@@ -89,7 +98,8 @@ def check_choices(recipe: "Recipe | None") -> Iterator[DoctorFinding]:
     from lorakit.plan.model_info import find_model_info
     from lorakit.recipe.schema import Data, Model, Recipe
 
-    machine = _machine_of_runs()
+    # The device that a run would use; the driver's answer where torch cannot be imported.
+    machine = this_machine() if import_error("torch") else usable_machine(Silent())
     yield ok("device", f"{machine.name} ({machine.device})")
     checked = recipe or Recipe(model=Model(base="any/model"), data=Data(train="any/rows"))
     try:
@@ -106,11 +116,6 @@ def check_choices(recipe: "Recipe | None") -> Iterator[DoctorFinding]:
             yield note(choice.path, message + faster, remedy, value=choice.value)
         elif recipe or choice.path in _BY_MACHINE:
             yield ok(choice.path, message, value=choice.value)
-
-
-def _machine_of_runs() -> Machine:
-    """The device that a run would use; the driver's answer where torch cannot be imported."""
-    return this_machine() if import_error("torch") else usable_machine(Silent())
 
 
 def _faster_format(chosen: str) -> str:
@@ -130,27 +135,24 @@ def check_disk(run: Path | None) -> Iterator[DoctorFinding]:
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    folder = Path.cwd() if run is None else run.absolute()
-    yield _check_folder("runs", folder, "set another output.dir, or pass --output", needed=run is not None)
-    remedy = "set LORAKIT_CACHE to another folder"
-    yield _check_folder("lorakit's cache", cache_folder(), remedy, needed=True, with_size=True)
-    remedy = "set HF_HUB_CACHE to another folder"
-    yield _check_folder("hub's cache", Path(HF_HUB_CACHE), remedy, needed=False, with_size=True)
-
-
-def _check_folder(name: str, folder: Path, remedy: str, needed: bool, with_size: bool = False) -> DoctorFinding:
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    figures = {"free": shutil.disk_usage(existing).free}
-    message = f"{folder}: {gibibytes(figures['free'])} free"
-    if with_size:
-        files = (Path(parent, file) for parent, _, names in os.walk(folder) for file in names)
-        figures["size"] = sum(file.lstat().st_size for file in files)  # a link is counted itself, not its file again
-        message += f", {gibibytes(figures['size'])} in use"
-    if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
-        return (broken if needed else note)(name, f"{message}, cannot be written", remedy, **figures)
-    if figures["free"] < _LITTLE_SPACE:
-        return note(name, f"{message}, which is little", f"free some, or {remedy}", **figures)
-    return ok(name, message, **figures)
+    for name, folder, needed, remedy in (
+        ("runs", run.absolute() if run else Path.cwd(), run is not None, "set another output.dir, or pass --output"),
+        ("lorakit's cache", cache_folder(), True, "set LORAKIT_CACHE to another folder"),
+        ("hub's cache", Path(HF_HUB_CACHE), False, "set HF_HUB_CACHE to another folder"),
+    ):
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        figures = {"free": shutil.disk_usage(existing).free}
+        message = f"{folder}: {gibibytes(figures['free'])} free"
+        if name != "runs":
+            files = (Path(parent, file) for parent, _, names in os.walk(folder) for file in names)
+            figures["size"] = sum(file.lstat().st_size for file in files)  # a link itself, not its file again
+            message += f", {gibibytes(figures['size'])} in use"
+        if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
+            yield (broken if needed else note)(name, f"{message}, cannot be written", remedy, **figures)
+        elif figures["free"] < _LITTLE_SPACE:
+            yield note(name, f"{message}, which is little", f"free some, or {remedy}", **figures)
+        else:
+            yield ok(name, message, **figures)
 
 
 @functools.cache

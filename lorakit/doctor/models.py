@@ -19,35 +19,27 @@ _TIMEOUT = 5.0
 _LISTED = 10
 
 
-def check_hub_settings() -> Iterator[DoctorFinding]:
-    """The environment variables that control the hub. A token is never shown."""
-    from huggingface_hub import constants, get_token
+def check_hub(network: bool) -> Iterator[DoctorFinding]:
+    """The environment variables that control the hub (a token is never shown); with `network` also whether the hub
+    answers within seconds, and takes the token."""
+    from huggingface_hub import constants, get_session, get_token
 
+    hub, token, start = constants.ENDPOINT, get_token(), time.perf_counter()
     if constants.HF_HUB_OFFLINE:
         yield note("offline", "HF_HUB_OFFLINE is set: only models on this machine can be used")
     if os.environ.get("HF_TOKEN"):
         yield ok("token", "HF_TOKEN is set")
-    elif get_token():
+    elif token:
         yield ok("token", "HF_TOKEN is not set; the hub's library finds a token stored by a login")
     else:
         yield note("token", "HF_TOKEN is not set: gated and private models cannot be fetched")
-
-
-def check_reachable(network: bool) -> Iterator[DoctorFinding]:
-    """Whether the hub answers within seconds, and takes the token; asked only with `network`."""
-    from huggingface_hub import constants, get_session, get_token
-
-    hub, token, start = constants.ENDPOINT, get_token(), time.perf_counter()
 
     def http_status(path: str, **headers: str) -> int:
         """Of an answer, by the hub library's session with its proxies and certificates."""
         return int(get_session().get(f"{hub}/api/{path}", headers=headers, timeout=_TIMEOUT).status_code)
 
-    if not network:
-        yield ok("reachable", "not asked (--network asks)")
-        return
-    if constants.HF_HUB_OFFLINE:
-        yield note("reachable", "not asked, since HF_HUB_OFFLINE is set")
+    if not network or constants.HF_HUB_OFFLINE:
+        yield ok("reachable", "not asked, since HF_HUB_OFFLINE is set" if network else "not asked (--network asks)")
         return
     try:
         status = http_status("models?limit=1")

@@ -40,6 +40,6 @@ def _sections(network: bool, recipe: "Recipe | None") -> dict[str, dict[str, Che
         },
         "What auto chooses here": {"auto": partial(machine.check_choices, recipe)},
         "Disk": {"disk": partial(machine.check_disk, run)},
-        "Hub": {"hub": models.check_hub_settings, "reachable": partial(models.check_reachable, network)},
+        "Hub": {"hub": partial(models.check_hub, network)},
         "Models": {"carried": models.check_bundled_models, "hub's cache": models.check_cached_models, **base},
     }

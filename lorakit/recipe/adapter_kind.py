@@ -7,9 +7,8 @@ from lorakit.recipe.fields import entry_names, entry_settings
 from lorakit.recipe.schema import Adapter, Model, Recipe
 from lorakit.registry import ADAPTERS, AdapterSpec
 
-UNQUANTIZED_OR_8_BIT = ("none", "q8")
-_SHAPE = ("kind", "rank", "alpha", "targets", "exclude", "layers")
-INHERITED = (*_SHAPE, "rank_overrides", "alpha_overrides", "train_modules")
+_PATTERNS = ("rank_overrides", "alpha_overrides", "train_modules")
+INHERITED = ("kind", "rank", "alpha", "targets", "exclude", "layers", *_PATTERNS)
 """The keys of `adapter` that an adapter which is trained on decides."""
 
 
@@ -47,14 +46,11 @@ def effective_model(recipe: Recipe) -> Model:
 
 def unread_keys(recipe: Recipe) -> dict[str, str]:
     """Dotted names of keys that nothing would read in this recipe -> why."""
-    kind, source = adapter_spec(recipe.adapter), initial_adapter(recipe.adapter)
-    refused = () if source else kind.refuses
-    unread = dict.fromkeys(refused, f"adapter.kind {kind.name} does not take it")
-    if source:
-        unread |= dict.fromkeys(
-            [f"adapter.{key}" for key in INHERITED], "the adapter that adapter.from names has its own"
-        )
-    quantization = effective_model(recipe).quantization
-    if quantization in UNQUANTIZED_OR_8_BIT:
+    kind, quantization = adapter_spec(recipe.adapter), effective_model(recipe).quantization
+    unread = dict.fromkeys(kind.refuses, f"adapter.kind {kind.name} does not take it")
+    if initial_adapter(recipe.adapter):
+        reason = "the adapter that adapter.from names has its own"
+        unread = dict.fromkeys([f"adapter.{key}" for key in INHERITED], reason)
+    if quantization in ("none", "q8"):
         unread["model.double_quant"] = f"it would be ignored, since model.quantization is {quantization}"
     return unread

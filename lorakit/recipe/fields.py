@@ -1,6 +1,6 @@
 """The kinds of value that recipe fields share: words of a table, paths, and numbers that mean two things.
 
-A word of a table may be a section instead, made by lorakit/recipe/choice_field.py, of which one field is filled."""
+A word of a table may be a section instead, made in lorakit/recipe/schema.py, of which one field is filled."""
 
 import functools
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
 
 from lorakit.recipe.data_files import DATA_SUFFIXES
 from lorakit.registry import QUANTIZERS, AnyTable
@@ -26,7 +25,7 @@ class WordOf:
 
     def check(self, word: str) -> str:
         if word not in self.names():
-            raise PydanticCustomError("unknown_word", "no such {noun}", {"noun": self.table.noun})
+            raise ValueError(f"no such {self.table.noun}")
         return word
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
@@ -64,14 +63,9 @@ class Wording:
 
 
 def _check_day(text: str) -> str:
-    if text != "auto":
-        try:
-            day = date.fromisoformat(text)
-        except ValueError:
-            day = None
-        if day is None or day.isoformat() != text:
-            raise PydanticCustomError("no_day", "no day of the calendar")
-    return text
+    if text == "auto" or date.fromisoformat(text).isoformat() == text:  # a ValueError is pydantic's as well
+        return text
+    raise ValueError("no day of the calendar")
 
 
 Day = Annotated[str, AfterValidator(_check_day), Wording("auto, or a day such as 2026-01-31", "2026-01-31")]
@@ -81,16 +75,14 @@ Quantization = word_of(QUANTIZERS)
 NotEmpty = Annotated[str, Field(min_length=1)]
 
 BaseModelRef = Annotated[
-    str,
-    Field(min_length=1),
-    PathRole("HuggingFaceTB/SmolLM2-135M-Instruct", or_hub=True, suffixes=(".gguf",), or_folder=True),
+    NotEmpty, PathRole("HuggingFaceTB/SmolLM2-135M-Instruct", or_hub=True, suffixes=(".gguf",), or_folder=True)
 ]
 DataRef = Annotated[
-    str,
-    Field(min_length=1),
-    PathRole("data/train.jsonl", or_hub=True, suffixes=DATA_SUFFIXES, or_folder=True, of_data=True),
+    NotEmpty, PathRole("data/train.jsonl", or_hub=True, suffixes=DATA_SUFFIXES, or_folder=True, of_data=True)
 ]
-FilePath = Annotated[str, Field(min_length=1), PathRole("template.jinja")]
+FilePath = Annotated[NotEmpty, PathRole("template.jinja")]
+AdapterRef = Annotated[NotEmpty, PathRole("runs/support-answers", or_folder=True)]
+OutputDir = Annotated[NotEmpty, Wording("a path", "runs/my-run")]
 
 RunName = Annotated[
     str,
@@ -108,8 +100,6 @@ TemplateValue = Annotated[
     Wording("a text, a number, true or false, null, or a list of these", "false"),
 ]
 
-OutputDir = Annotated[str, Field(min_length=1), Wording("a path", "runs/my-run")]
-AdapterRef = Annotated[str, Field(min_length=1), PathRole("runs/support-answers", or_folder=True)]
 LayerRange = Annotated[str, Field(pattern=r"^[0-9]+-[0-9]+$"), Wording("a range such as 8-15", "8-15")]
 LayerNumbers = Annotated[list[Annotated[int, Field(ge=0)] | LayerRange], Field(min_length=1)]
 
@@ -123,7 +113,7 @@ Warmup = Annotated[
     Wording("a fraction of the steps from 0 to below 1, or a whole number of steps", "0.03"),
 ]
 Interval = Annotated[
-    Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(gt=0)],
+    Share | PositiveInt,
     Wording("a fraction of the run above 0 and below 1, or a whole number of steps above 0", "0.1"),
 ]
 
@@ -142,12 +132,12 @@ def entry_name(value: Any) -> str:
 
 def entry_settings(table: AnyTable, value: Any) -> Any:
     """The entry's settings, its defaults where the value is a word; None for an entry, or a word, that has none."""
-    if isinstance(value, str):
-        return _defaults(table, value) if value in table else None
-    return getattr(value, entry_name(value))
+    if not isinstance(value, str):
+        return getattr(value, entry_name(value))
+    return _defaults(table, value)
 
 
-@functools.cache
+@functools.cache  # asked for each row
 def _defaults(table: AnyTable, name: str) -> Any:
-    settings = table[name].settings
+    settings = table[name].settings if name in table else None
     return settings() if settings else None

@@ -12,13 +12,13 @@ from lorakit.recipe.yaml_reader import plain, read_file
 
 # Ways to begin that leave the base alone, besides PEFT's usual one (a boolean).
 PLAIN_INITS = ("gaussian", "eva", "orthogonal")
-_KINDS = {"use_dora": "dora", "use_rslora": "rslora"}
+_NAMES = "a text or a list of names", str | list[str] | None
 _LORA_KEYS: dict[str, tuple[str, Any]] = {
     "r": ("a whole number above 0", PositiveInt),
     "lora_alpha": ("a number", float),
     "lora_dropout": ("a number", float),
-    "target_modules": ("a text or a list of names", str | list[str] | None),
-    "exclude_modules": ("a text or a list of names", str | list[str] | None),
+    "target_modules": _NAMES,
+    "exclude_modules": _NAMES,
     "target_parameters": ("a list of names", list[str] | None),
     "modules_to_save": ("a list of names", list[str] | None),
     "rank_pattern": ("a mapping of names to whole numbers above 0", dict[str, PositiveInt]),
@@ -33,14 +33,11 @@ def read_adapter_settings(source: Path) -> dict[str, Any]:
     config = read_config(adapter_folder(source) / "adapter_config.json")
     known: dict[str, Any] = {}
     if config is not None and not find_fault(config):
-        kind = next((word for flag, word in _KINDS.items() if config.get(flag)), "lora")
+        kind = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
         known = {"kind": kind, "rank": config.get("r"), "alpha": config.get("lora_alpha")}
-    recipe = source / "recipe.yaml"
-    if recipe.is_file():
-        node, _ = read_file(recipe, Location(recipe), "")
-        section = plain(node).get("adapter") if node else None
-        known |= section if isinstance(section, dict) else {}
-    return known
+    node, _ = read_file(source / "recipe.yaml", Location())
+    section = plain(node).get("adapter") if node else None
+    return known | (section if isinstance(section, dict) else {})
 
 
 def why_untrainable(source: Path) -> tuple[str, str] | None:
@@ -82,13 +79,13 @@ def why_untrainable(source: Path) -> tuple[str, str] | None:
 
 def read_config(path: Path) -> dict[str, Any] | None:
     """The mapping of an adapter_config.json; None where the file is missing or holds none."""
-    if not path.is_file():  # a pipe would be waited for
-        return None
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
         config = json.loads(path.read_text(encoding="utf-8"))
+        return config if isinstance(config, dict) else None
     except (OSError, ValueError, RecursionError):
         return None
-    return config if isinstance(config, dict) else None
 
 
 def find_fault(config: dict[str, Any]) -> str:

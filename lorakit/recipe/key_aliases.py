@@ -3,31 +3,28 @@
 _KEYS: dict[tuple[str, str], str] = {
     ("train", ""): "training training_args training_arguments",
     ("evaluate", ""): "evaluation",
-    ("adapter", ""): "lora lora_config peft peft_config",
-    ("adapter", "Its keys are rank, alpha, dropout, targets and others"): "lora_parameters",
+    ("adapter", ""): "lora lora_config lora_parameters peft peft_config",
     ("name", ""): "run_name",
     ("model.base", ""): """
         base_model model_name model_id model_path model_name_or_path pretrained_model_name_or_path checkpointer
         checkpoint_dir model.name model.path model.id""",
     ("model.revision", ""): "model_revision hub_revision revision_of_model",
-    ("model.dtype", ""): "torch_dtype compute_dtype bnb_4bit_compute_dtype",
-    ("model.dtype", "It takes auto, bfloat16, float16 or float32"): "bf16 fp16 precision mixed_precision",
+    ("model.dtype", "It takes auto, bfloat16, float16 or float32"): """
+        bf16 fp16 precision mixed_precision torch_dtype compute_dtype bnb_4bit_compute_dtype""",
     ("model.dtype: bfloat16", ""): "pure_bf16",
     ("model.quantization: nf4", ""): "load_in_4bit",
     ("model.quantization: q8", ""): "load_in_8bit",
     ("model.quantization", "It takes none, q8, q4 or nf4"): """
         quantization_bit bnb_4bit_quant_type quantization_method bits""",
     ("model.double_quant", ""): "bnb_4bit_use_double_quant double_quantization",
-    ("model.attention", ""): "attn_implementation",
     ("model.attention: flash_attention_2", ""): "flash_attention flash_attn",
     ("model.attention: sdpa", ""): "sdp_attention",
     ("model.attention: eager", ""): "eager_attention",
     ("model.attention: flex_attention", ""): "flex_attention",
     ("model.attention", "It takes auto, eager, sdpa, flash_attention_2 or flex_attention"): """
-        xformers_attention s2_attention""",
+        attn_implementation xformers_attention s2_attention""",
     ("model.chat_template", ""): "prompt_template prompt_style chat_template_jinja template",
-    ("model.template_variables", ""): "chat_template_kwargs",
-    ("model.template_variables", "It takes {enable_thinking: false}"): "enable_thinking",
+    ("model.template_variables", "It takes {enable_thinking: false}"): "chat_template_kwargs enable_thinking",
     ("adapter.kind", ""): """
         adapter_type peft_type finetuning_type fine_tune_type finetune_type peft_method adapter.type adapter.method
         adapter.name""",
@@ -51,8 +48,8 @@ _KEYS: dict[tuple[str, str], str] = {
     ("adapter.exclude", ""): "exclude_modules",
     ("adapter.layers", "It takes all, or a list of layer numbers and ranges"): """
         num_layers lora_layers peft_layers_to_transform layers_to_transform""",
-    ("data.train", ""): "dataset datasets dataset_name dataset_path data_path train_data train_file train_dataset",
-    ("data.train", "It names the files themselves"): "dataset_dir",
+    ("data.train", ""): """
+        dataset datasets dataset_dir dataset_name dataset_path data_path train_data train_file train_dataset""",
     ("data.train: {path: FILE, take: N}", ""): "max_samples",
     ("data.eval", ""): "eval_file eval_dataset test_datasets validation validation_file",
     ("data.eval", "A fraction holds out that share of the training rows"): """
@@ -74,8 +71,7 @@ _KEYS: dict[tuple[str, str], str] = {
     ("train.lora_plus", ""): "loraplus_lr_embedding loraplus_lr_ratio",
     ("train.optimizer", ""): "optim",
     ("train.epochs", ""): "num_epochs n_epochs num_train_epochs max_epochs",
-    ("train.steps", ""): "max_steps iters max_iters",
-    ("train.steps", "It counts the steps of the whole run"): "max_steps_per_epoch",
+    ("train.steps", ""): "max_steps max_steps_per_epoch iters max_iters",
     ("train.seed", ""): "random_state data_seed random_seed",
     ("train.max_grad_norm", ""): "clip_grad_norm gradient_clip_val max_norm gradient_clipping",
     ("train.gradient_checkpointing", "It takes true, false or auto"): """
@@ -112,61 +108,48 @@ _OF_A_SOURCE = {
 }
 """Our key of a source of rows -> theirs."""
 
-_VALUES: dict[str, str] = {
-    "q4": "fp4",
-    "q8": "int8 8 8bit 8-bit",
-    "nf4": "int4 4 4bit 4-bit bnb bitsandbytes",
-    "lora": "qlora",
-    "none": "full",
-    "float32": "fp32 float",
-    "float16": "fp16 half",
-    "bfloat16": "bf16",
-    "flash_attention_2": "flash fa2 flash_attn",
-    "sdpa": "xformers sdp",
-    "flex_attention": "flex",
-    "adamw": "adam adamw_torch adamw_torch_fused",
-    "adamw-8bit": "adamw_torch_8bit adamw_8bit adamw_bnb_8bit",
-    "paged-adamw-8bit": "paged_adamw_8bit",
-    "paged-adamw": "paged_adamw_32bit",
-    "constant": "constant_with_warmup",
-    "cosine": "cosine_with_restarts cosine_with_min_lr",
-    "linear": "polynomial",
-    "token-f1": "f1",
-    "exact-match": "accuracy acc em exact",
-    "rouge-l": "rougel",
-    "rouge-1": "rouge1",
-    "rouge-2": "rouge2",
-    "semantic-similarity": "bertscore",
-    "json-valid": "json",
+_QUANTIZATIONS = {"q4": "fp4", "q8": "int8 8 8bit 8-bit", "nf4": "int4 4 4bit 4-bit bnb bitsandbytes"}
+_DTYPES = {"float32": "fp32 float", "float16": "fp16 half", "bfloat16": "bf16"}
+_ATTENTIONS = {"flash_attention_2": "flash fa2 flash_attn", "sdpa": "xformers sdp", "flex_attention": "flex"}
+_ADAMW_8BIT = {"adamw-8bit": "adamw_torch_8bit adamw_8bit adamw_bnb_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
+_OPTIMIZERS = {"adamw": "adam adamw_torch adamw_torch_fused", "paged-adamw": "paged_adamw_32bit", **_ADAMW_8BIT}
+_COSINES = "cosine_with_restarts cosine_with_min_lr"
+_SCHEDULES = {"constant": "constant_with_warmup", "cosine": _COSINES, "linear": "polynomial"}
+_ROUGE = {"rouge-l": "rougel", "rouge-1": "rouge1", "rouge-2": "rouge2"}
+_METRICS = {"token-f1": "f1", "exact-match": "accuracy acc em exact", "json-valid": "json", **_ROUGE}
+_ROWS = {
     "messages": "chat chatml openai chat_template",
     "sharegpt": "conversations",
-    "alpaca": "instruct instruction",
-    "text": "completion raw",
     "prompt-completion": "input_output",
-    "all-linear": "all linear",
-    "assistant": "response responses answers completions output",
-    "drop": "skip",
-    "fix": "remove",
-    "report": "warn",
-    "off": "ignore",
 }
+_TEXTS = {"alpaca": "instruct instruction", "text": "completion raw"}
+_TURNS = {"assistant": "response responses answers completions output"}
+_ACTIONS = {"drop": "skip", "fix": "remove", "report": "warn", "off": "ignore"}
+_ADAPTERS = {"lora": "qlora", "none": "full", "all-linear": "all linear"}
+_VALUES: dict[str, str] = {
+    "semantic-similarity": "bertscore",
+    **_QUANTIZATIONS,
+    **_DTYPES,
+    **_ATTENTIONS,
+    **_OPTIMIZERS,
+}
+_VALUES |= {**_SCHEDULES, **_METRICS, **_ROWS, **_TEXTS, **_TURNS, **_ACTIONS, **_ADAPTERS}
 """Our word -> theirs for it, where a field takes ours."""
 
 _NO_COUNTERPART: dict[str, str] = {
     "it writes every logged step into log.jsonl in the run's folder, and reports to no tracker": """
         logging_steps log_every_n_steps logging_strategy logging_first_step logging_dir log_level steps_per_report
-        metric_logger plot_loss profiler report_to wandb wandb_project wandb_entity wandb_name wandb_watch wandb_run_id
-        wandb_mode use_wandb use_mlflow mlflow_tracking_uri mlflow_experiment_name use_comet use_tensorboard
-        use_swanlab""",
+        metric_logger plot_loss report_to wandb wandb_project wandb_entity wandb_name wandb_watch wandb_run_id
+        wandb_mode use_wandb use_mlflow mlflow_tracking_uri use_comet use_tensorboard use_swanlab""",
     "it uploads nothing, and takes tokens from the environment alone (HF_TOKEN)": """
         hub_model_id hub_strategy push_to_hub hub_token hub_private_repo hf_token token push_dataset_to_hub""",
     "it takes the device, the processes and the memory that the machine has": """
         dataset_num_proc preprocessing_num_workers dataloader_num_workers dataloader_pin_memory num_workers num_proc
-        dataset_processes dataloader_drop_last low_cpu_mem_usage streaming no_cuda use_cpu device device_map max_memory
-        gpu_memory_limit enable_activation_offloading activation_offloading""",
+        dataset_processes low_cpu_mem_usage streaming no_cuda use_cpu device device_map max_memory gpu_memory_limit
+        enable_activation_offloading activation_offloading""",
     "it trains on one device, the GPU where there is one": """
-        fsdp fsdp_config fsdp_version deepspeed ddp ddp_timeout ddp_find_unused_parameters num_gpus gpus n_gpu
-        distributed local_rank world_size context_parallel_size tensor_parallel_size sequence_parallel_degree""",
+        fsdp fsdp_config deepspeed ddp ddp_timeout num_gpus gpus n_gpu distributed local_rank world_size
+        context_parallel_size tensor_parallel_size sequence_parallel_degree""",
     "it keeps prepared rows in its own cache (LORAKIT_CACHE), by content": """
         dataset_prepared_path overwrite_cache cache_dir tokenized_path skip_prepare_dataset""",
     "it is an option of the command: lorakit train --resume": """
@@ -178,13 +161,10 @@ _NO_COUNTERPART: dict[str, str] = {
     "it trains on answers (supervised fine-tuning) and nothing else": """
         stage rl do_train do_eval do_predict pref_beta pref_loss dpo_beta beta reward_model trl reward_funcs""",
     "it takes the base's tokenizer as it is; adapter.train_modules trains embeddings and head": """
-        special_tokens tokens added_tokens_overrides resize_vocab resize_token_embeddings_to_32x tokenizer
-        tokenizer_type tokenizer_config tokenizer_use_fast use_fast_tokenizer tokenizer_name_or_path tokenizer_name
-        new_special_tokens eot_tokens pad_token eos_token bos_token unk_token add_eos_token add_bos_token padding_side
-        pad_to_multiple_of""",
-    "the base's config.json says it": """
-        model_type type_of_model is_llama_derived_model model_config config_name rope_scaling rope_theta
-        cls_model_config""",
+        special_tokens tokens added_tokens_overrides resize_vocab tokenizer tokenizer_type tokenizer_config
+        use_fast_tokenizer tokenizer_name_or_path tokenizer_name new_special_tokens eot_tokens pad_token eos_token
+        bos_token unk_token add_eos_token add_bos_token padding_side pad_to_multiple_of""",
+    "the base's config.json says it": "model_type type_of_model model_config config_name rope_scaling rope_theta",
     "it runs no code of a model's folder": "trust_remote_code trust_remote_code_model allow_remote_code",
     "it batches rows by length and shuffles them by train.seed": """
         group_by_length length_column_name pad_to_sequence_len pad_to_max_length shuffle shuffle_merged_datasets
@@ -193,17 +173,15 @@ _NO_COUNTERPART: dict[str, str] = {
         per_device_eval_batch_size eval_batch_size eval_accumulation_steps eval_sample_packing val_batches""",
     "it has AdamW with torch's betas and epsilon": """
         adam_beta1 adam_beta2 adam_epsilon adam_eps beta1 beta2 betas eps optim_args optimizer_args momentum
-        use_galore use_badam use_apollo lr_scheduler_kwargs lr_groups""",
-    "it trains on the plain cross-entropy of the answers": """
-        label_smoothing_factor loss neftune_noise_alpha noisy_embedding_alpha z_loss loss_type""",
-    "it trains the adapter's matrices alone, without biases": """
-        bias lora_bias use_bias lora_task_type task_type use_peft inference_mode fan_in_fan_out loftq_config
-        freeze_trainable_layers freeze_trainable_modules unfrozen_parameters relora_steps""",
+        use_galore use_badam use_apollo lr_scheduler_kwargs""",
+    "it trains the adapter's matrices alone, by the plain cross-entropy of the answers": """
+        label_smoothing_factor loss neftune_noise_alpha noisy_embedding_alpha loss_type bias lora_bias use_bias
+        lora_task_type task_type use_peft inference_mode fan_in_fan_out loftq_config freeze_trainable_layers
+        unfrozen_parameters relora_steps""",
     "lorakit eval answers with the likeliest token each time": """
         temperature top_p top_k do_sample num_beams predict_with_generate repetition_penalty generation_config""",
     "it checks recipe, rows, loss and merge without being asked": """
-        strict debug sanity_check loss_watchdog_threshold detect_anomaly verbose save_safetensors save_only_model
-        safe_serialization safetensors""",
+        strict debug sanity_check detect_anomaly verbose save_safetensors save_only_model safe_serialization""",
     "lorakit eval measures a run after it, and lorakit merge merges it": """
         test do_bench_eval do_causal_lm_eval test_file test_data predict export_dir infer_backend""",
 }

@@ -12,7 +12,7 @@ from lorakit.recipe.did_you_mean import nearest_file
 from lorakit.recipe.fields import PathRole
 from lorakit.recipe.problem import PathParts, Problem, dotted_name, one_line, quote, show_path
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.schema_introspection import alternatives_of, annotation_at
+from lorakit.recipe.schema_introspection import annotation_at, path_role
 from lorakit.recipe.yaml_reader import Node, children, other_notation
 
 _HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -33,16 +33,22 @@ def resolve_paths(root: Node, ended: bool = False) -> tuple[Any, list[Problem]]:
 
     Of a run that has `ended` nothing must be there: it is missed by what reads it.
     """
-    resolved: dict[PathParts, str] = {}
     problems: list[Problem] = []
-    for path, node, role in _references(root, Recipe, ()):
+
+    def resolve(node: Node, annotation: Any, path: PathParts) -> Any:
+        inner = {part: resolve(one, annotation_at(annotation, (part,)), (*path, part)) for part, one in children(node)}
+        if isinstance(node.value, dict | list):
+            return inner if isinstance(node.value, dict) else list(inner.values())
+        role = path_role(annotation)
+        if role is None or not isinstance(node.value, str) or not node.value:
+            return node.value
         name = absolute_path(node.value, role, node.place.folder)
-        complaint = _complaint(node, name, role, path)
-        if complaint and not ended:
+        complaint = None if ended else _complaint(node, name, role, path)
+        if complaint:
             problems.append(Problem(node.place, dotted_name(path), quote(node.value), *complaint))
-        if name is not None:
-            resolved[path] = name
-    return _plain(root, (), resolved), problems
+        return name or node.value
+
+    return resolve(root, Recipe, ()), problems
 
 
 def absolute_path(text: str, role: PathRole, folder: Path) -> str | None:
@@ -157,24 +163,6 @@ def _nearest_path(text: str, path: Path) -> str:
     if near is None:
         return f"Put the file into {folder}, or correct the path."
     return f"Did you mean {one_line(text[: text.rstrip('/').rfind('/') + 1] + near)}?"
-
-
-def _references(node: Node, annotation: Any, path: PathParts) -> Iterator[tuple[PathParts, Node, PathRole]]:
-    """Every text that names something on disk or on the hub."""
-    for part, inner in children(node):
-        yield from _references(inner, annotation_at(annotation, (part,)), (*path, part))
-    if isinstance(node.value, str) and node.value:
-        roles = (branch.note(PathRole) for branch in alternatives_of(annotation) if branch.kind is str)
-        role = next((role for role in roles if role), None)
-        if role:
-            yield path, node, role
-
-
-def _plain(node: Node, path: PathParts, resolved: dict[PathParts, str]) -> Any:
-    parts = {part: _plain(inner, (*path, part), resolved) for part, inner in children(node)}
-    if isinstance(node.value, dict):
-        return parts
-    return list(parts.values()) if isinstance(node.value, list) else resolved.get(path, node.value)
 
 
 def input_paths(recipe: Recipe) -> set[Path]:

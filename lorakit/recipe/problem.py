@@ -78,10 +78,10 @@ class RecipeErrors(UserError):
 
 
 class LocatedError(UserError):
-    """What is wrong with one key, as only the model, the rows or the machine show it; `problem` has the facts."""
+    """What is wrong with one key, as only the model, the rows or the machine show it."""
 
     def __init__(self, place: Location, path: str, message: str) -> None:
-        self.problem = Problem(place, path, "", message.removeprefix(f"{path}: "), "")
+        self.problems = (Problem(place, path, "", message.removeprefix(f"{path}: "), ""),)
         super().__init__(f"{place}: {message}")
 
 

@@ -212,40 +212,31 @@ def metrics_can_be_read(recipe: Recipe, written: Written) -> Conflicts:
         seen.add(name)
 
 
-@reads("data.train")
+@reads("data.train", "data.eval")
 def sources_are_distinct(recipe: Recipe, written: Written) -> Conflicts:
-    """`data.train` names the same rows once."""
-    seen: dict[tuple[str, ...], PathParts] = {}
-    for path, source in _items(("data", "train"), recipe.data.train):
-        rows = _rows(source)
-        if shared := min(rows & seen.keys(), default=None):
-            reason = f"{_name(source, shared)} is already {dotted_name(seen[shared])}, and would be trained on twice"
-            yield path, reason, "Remove one of them."
-        seen = {**dict.fromkeys(rows, path), **seen}
-
-
-@reads("data.train", "data.eval")
-def held_out_rows_are_held_out(recipe: Recipe, written: Written) -> Conflicts:
-    """`data.eval` names no rows that `data.train` names."""
-    trained = {row: path for path, source in _items(("data", "train"), recipe.data.train) for row in _rows(source)}
-    for path, source in _items(("data", "eval"), recipe.data.eval):
-        if shared := min(_rows(source) & trained.keys(), default=None):
-            reason = f"{_name(source, shared)} is trained on as {dotted_name(trained[shared])}"
-            yield path, reason, "Write other rows, or a fraction such as eval: 0.1."
-
-
-@reads("data.format")
-def format_can_be_read(recipe: Recipe, written: Written) -> Conflicts:
-    """`data.format`, where it is a mapping, names one format, and the settings of that format fit each other."""
-    yield from _format_conflicts(("data", "format"), recipe.data.format)
-
-
-@reads("data.train", "data.eval")
-def formats_of_sources_can_be_read(recipe: Recipe, written: Written) -> Conflicts:
-    """The `format` of a source, where it is a mapping, does so too."""
+    """`data.train` names the same rows once, and `data.eval` none of them."""
+    trained: dict[tuple[str, ...], PathParts] = {}
     for path, source in _sources(recipe):
-        if isinstance(source, Source) and source.format is not None:
-            yield from _format_conflicts((*path, "format"), source.format)
+        rows, is_trained = _rows(source), path[1] == "train"
+        if shared := min(rows & trained.keys(), default=None):
+            name, first = _name(source, shared), dotted_name(trained[shared])
+            reason = f"{name} is already {first}, and would be trained on twice"
+            remedy = "Remove one of them."
+            if not is_trained:
+                reason = f"{name} is trained on as {first}"
+                remedy = "Write other rows, or a fraction such as eval: 0.1."
+            yield path, reason, remedy
+        trained = {**(dict.fromkeys(rows, path) if is_trained else {}), **trained}
+
+
+@reads("data.format", "data.train", "data.eval")
+def formats_can_be_read(recipe: Recipe, written: Written) -> Conflicts:
+    """A `format` that is a mapping, of the data or of a source, names one format, and its settings fit each other."""
+    formats = {("data", "format"): recipe.data.format}
+    formats |= {(*path, "format"): source.format for path, source in _sources(recipe) if isinstance(source, Source)}
+    for path, value in formats.items():
+        example = "classification, or with settings {classification: {...}}"
+        yield from _choice_conflicts(path, FORMATS, value, example) if value is not None else ()
 
 
 @reads("data.system", "data.format", "data.train", "data.eval")
@@ -269,10 +260,6 @@ def _pattern_conflicts(path: PathParts, pattern: str) -> Conflicts:
     except (re.error, OverflowError, RecursionError) as error:
         reason = f"{quote(pattern)} is not a regular expression: {error}"
         yield path, reason, "Correct it, or put a backslash before a character that is meant as it is."
-
-
-def _format_conflicts(path: PathParts, value: Any) -> Conflicts:
-    yield from _choice_conflicts(path, FORMATS, value, "classification, or with settings {classification: {...}}")
 
 
 def _choice_conflicts(path: PathParts, table: AnyTable, value: Any, example: str, *beside: Any) -> Conflicts:
@@ -309,10 +296,8 @@ def _name(source: str | Source, rows: tuple[str, ...]) -> str:
     return one_line(os.path.relpath(path if os.path.realpath(path) == rows[0] else rows[0])) if is_path(path) else path
 
 
-def _rows(source: Any) -> set[tuple[str, ...]]:
+def _rows(source: str | Source) -> set[tuple[str, ...]]:
     """What tells rows apart: each file of a source, or the hub dataset with its split and revision."""
-    if not isinstance(source, str | Source):
-        return set()  # a fraction, or nothing
     source = source if isinstance(source, Source) else Source(path=source)
     path = source.path
     if not is_path(path):

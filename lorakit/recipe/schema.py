@@ -5,9 +5,8 @@ The reference (docs/recipe.md), the JSON schema for editors, the error texts and
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, create_model, model_serializer
 
-from lorakit.recipe.choice_field import AdapterKind, Format, Metric
 from lorakit.recipe.fields import (
     AdapterRef,
     Auto,
@@ -30,8 +29,39 @@ from lorakit.recipe.fields import (
     TemplateValue,
     Warmup,
     Wording,
+    word_of,
 )
-from lorakit.registry import Section
+from lorakit.registry import ADAPTERS, FORMATS, METRICS, AnyTable, Section
+
+
+class _OneEntry(Section):
+    # The keys are made from the table: there is no source text with docstrings under them.
+    model_config = ConfigDict(use_attribute_docstrings=False, json_schema_extra={"minProperties": 1})
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The entries that are not chosen are left out."""
+        return {name: value for name, value in handler(self).items() if value is not None}
+
+
+def _settings_by_name(table: AnyTable, name: str) -> Any:
+    """A mapping of one word of a table to its entry's settings, so that errors and documents know all of these."""
+    keys: dict[str, Any] = {
+        entry.name: (entry.settings | None, Field(default=None, description=f"Settings of {entry.name}."))
+        for entry in table
+        if entry.settings
+    }
+    purpose = f"One {table.noun}, with its settings."
+    return create_model(name, __base__=_OneEntry, __module__=__name__, __doc__=purpose, **keys)
+
+
+FormatSettings: Any = _settings_by_name(FORMATS, "FormatSettings")
+KindSettings: Any = _settings_by_name(ADAPTERS, "KindSettings")
+MetricSettings: Any = _settings_by_name(METRICS, "MetricSettings")
+_FORMAT, _KIND, _METRIC = word_of(FORMATS, "auto"), word_of(ADAPTERS), word_of(METRICS)
+Format: Any = _FORMAT | FormatSettings
+AdapterKind: Any = _KIND | KindSettings
+Metric: Any = _METRIC | MetricSettings
 
 
 class Model(Section):

@@ -94,6 +94,11 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     return next((one.section for one in alternatives_of(annotation) if one.section), None)
 
 
+def path_role(annotation: Any) -> PathRole | None:
+    """What a text means on disk, where the field takes one that names something there."""
+    return next(filter(None, (one.note(PathRole) for one in alternatives_of(annotation) if one.kind is str)), None)
+
+
 def keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     """The dotted name of every key that a section may hold, its sections' keys included."""
     names = []

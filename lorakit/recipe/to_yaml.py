@@ -8,10 +8,9 @@ import yaml
 
 from lorakit.recipe import yaml_reader
 from lorakit.recipe.adapter_kind import unread_keys
-from lorakit.recipe.fields import PathRole
 from lorakit.recipe.paths import is_path, relative_path
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.schema_introspection import alternatives_of, annotation_at
+from lorakit.recipe.schema_introspection import annotation_at, path_role
 
 
 class _Dumper(yaml.SafeDumper):
@@ -52,5 +51,5 @@ def _relative(value: Any, annotation: Any, folder: Path) -> Any:
         return {key: _relative(inner, annotation_at(annotation, (key,)), folder) for key, inner in value.items()}
     if isinstance(value, list):
         return [_relative(inner, annotation_at(annotation, (index,)), folder) for index, inner in enumerate(value)]
-    names_a_file = any(branch.note(PathRole) for branch in alternatives_of(annotation))
-    return relative_path(value, folder) if names_a_file and isinstance(value, str) and is_path(value) else value
+    names_a_file = isinstance(value, str) and is_path(value) and path_role(annotation)
+    return relative_path(value, folder) if names_a_file else value

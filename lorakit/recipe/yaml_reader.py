@@ -46,41 +46,21 @@ _OPENING = (
 _EXPLANATIONS = (
     (r"'\\t'", "a tab is used where YAML wants spaces", "Replace the tab by spaces."),
     *_OPENING,
+    (r"unknown escape|expected escape", "a backslash in double quotes begins an escape", "Use single quotes."),
     (
-        r"unknown escape character|expected escape sequence",
-        "a backslash in double quotes begins an escape",
-        "Use single quotes, or write two backslashes.",
-    ),
-    (
-        r"mapping values are not allowed",
+        r"mapping values are not",
         "a second `: ` stands where no key can be",
-        "Put quotes around a text that holds `: `, or correct the indentation.",
+        "Put quotes around the text, or indent it.",
     ),
-    (
-        r"block mapping.*block end",
-        "this line does not fit the indentation above it",
-        "Give all keys of a section the same indentation.",
-    ),
-    (
-        r"block collection.*block end",
-        "this line does not fit the list above it",
-        "Give all `- ` of a list the same indentation.",
-    ),
+    (r"block mapping.*block end", "this line does not fit the indentation above it", "Give all keys one indentation."),
+    (r"block collection.*block end", "this line does not fit the list above it", "Give all `- ` one indentation."),
     (r"cannot start any token", "no value can begin with this character", "Put quotes around the text."),
-    (
-        r"sequence entries are not allowed",
-        "a list cannot begin after a key on the same line",
-        "Put each `- ` on its own line.",
-    ),
+    (r"sequence entries are not", "a list cannot begin after a key on the same line", "Put each `- ` on its own line."),
     (r"found undefined alias", "there is no anchor of this name above", "Quote a text that begins with `*`."),
     (r"found duplicate anchor", "an anchor of this name is above already", "Give each its own name."),
     (r"a single document", "a second document begins here", "Keep one document in a file."),
     (r"a tag", "tags are not read", "Remove the word that begins with `!`."),
-    (
-        r"too deep",
-        f"values are nested deeper than {MAX_DEPTH} levels",
-        "No setting is that deep; remove the nesting.",
-    ),
+    (r"too deep", f"values are nested deeper than {MAX_DEPTH} levels", "No setting is that deep; remove the nesting."),
     (r"too many", f"there are more than {MAX_VALUES} values", "A recipe holds settings, not data."),
 )
 
