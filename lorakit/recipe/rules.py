@@ -232,7 +232,7 @@ def sources_are_distinct(recipe: Recipe, written: Written) -> Conflicts:
 @reads("data.format", "data.train", "data.eval")
 def formats_can_be_read(recipe: Recipe, written: Written) -> Conflicts:
     """A `format` that is a mapping, of the data or of a source, names one format, and its settings fit each other."""
-    formats = {("data", "format"): recipe.data.format}
+    formats: dict[PathParts, Any] = {("data", "format"): recipe.data.format}
     formats |= {(*path, "format"): source.format for path, source in _sources(recipe) if isinstance(source, Source)}
     for path, value in formats.items():
         example = "classification, or with settings {classification: {...}}"

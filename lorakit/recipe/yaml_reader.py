@@ -224,15 +224,12 @@ class _Reading:
             return Node(self._read_entries(node, path), place)
         if isinstance(node, yaml.SequenceNode):
             return Node([self.convert(item, (*path, index)) for index, item in enumerate(node.value)], place)
-        return self._read_scalar(node, place, path)
-
-    def _read_scalar(self, node: yaml.Node, place: Location, path: PathParts) -> Node:
         text: str = node.value
         value: Any = text
         if _SURROGATE.search(text):
             self.report(place, path, quote(text), "half a surrogate pair is not a character", "Remove the escape.")
             value = _SURROGATE.sub("\ufffd", text)
-        elif node.style is None:  # neither in quotes nor a block
+        elif getattr(node, "style", None) is None:  # neither in quotes nor a block
             try:
                 value = resolve(text)
             except ValueError as error:
