@@ -78,9 +78,8 @@ def combine(
     rows = []
     for score in facts["scores"]:
         losses = [f"{score[model]:.4f}" for model in ("base", "own", "combined")]
-        rows.append(
-            [score["run"], f"{score['rows']:,}", *losses, "-" if score["kept"] is None else percent(score["kept"])]
-        )
+        gain = "-" if score["kept"] is None else percent(score["kept"])
+        rows.append([score["run"], f"{score['rows']:,}", *losses, gain])
     if rows:
         columns = ["run", "rows", "base", "its adapter", "combined", "gain kept"]
         console.result_table("loss on each run's held-out rows", columns, rows)
@@ -90,9 +89,8 @@ def combine(
         f"{method} of {len(folders)} adapters: rank {made['rank']}, {made['modules']} modules, {made['parameters']:,} "
         f"parameters; {percent(made['off_sum'], 1)} away from the weighted sum of their changes"
     )
-    lines += [
-        f"{run}: has no held-out rows that can be read, and was not scored" for run in facts["without_held_out_rows"]
-    ]
+    unscored = facts["without_held_out_rows"]
+    lines += [f"{run}: has no held-out rows that can be read, and was not scored" for run in unscored]
     lines += [merge_text(merged, f"merged model: {merged.folder}")] if merged else []
     console.result("\n".join(lines))
 

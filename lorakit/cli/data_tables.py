@@ -65,8 +65,7 @@ def print_survey(survey: Survey, settings: Data, batch_size: int, drawn: list[So
         console.result(figures)
     for name, report in survey.reports.items():
         for reason, count in report.dropped.counts.items():
-            console.result(f"{name}: {count:,} rows dropped: {reason}")
-            _print_cases(report.dropped.first[reason])
+            _print_cases(f"{name}: {count:,} rows dropped: {reason}", report.dropped.first[reason])
         for text in (*describe_cut(report, settings.max_length), *describe_rows(report)):
             console.result(f"{name}: {text}")
     _print_lengths(survey, settings)
@@ -81,8 +80,7 @@ def print_survey(survey: Survey, settings: Data, batch_size: int, drawn: list[So
     console.result_table("data.clean", ["check", "does", "found"], rows)
     for check, findings in survey.findings.items():
         for reason, count in sorted(findings.counts.items(), key=lambda item: -item[1])[:_REASONS]:
-            console.result(f"{check}: {count:,} x {reason}")
-            _print_cases(findings.first[reason][:_CASES])
+            _print_cases(f"{check}: {count:,} x {reason}", findings.first[reason][:_CASES])
 
 
 def _print_sources(name: str, report: Report) -> None:
@@ -115,9 +113,8 @@ def describe_cut(report: Report, max_length: int) -> list[str]:
     return [f"{report.cut:,} rows cut to data.max_length, {max_length:,} tokens"] if report.cut else []
 
 
-def _print_cases(cases: list[str]) -> None:
-    for case in cases:
-        console.result(f"    {case}")
+def _print_cases(text: str, cases: list[str]) -> None:
+    console.result("\n".join([text, *(f"    {case}" for case in cases)]))
 
 
 def _print_lengths(survey: Survey, settings: Data) -> None:
@@ -126,17 +123,12 @@ def _print_lengths(survey: Survey, settings: Data) -> None:
     console.result("")
     console.result_bars(f"tokens a text, {texts:,} texts before data.max_length", bars)
     console.result(", ".join(f"{name} {value:,}" for name, value in survey.lengths.items()))
-    rows = [
-        [
-            f"{limit.max_length:,}" + (" (now)" if limit.max_length == settings.max_length else ""),
-            f"{limit.over:,}",
-            percent(limit.trained_with_drop, 1),
-            percent(limit.trained_with_truncate, 1),
-            percent(limit.time_with_drop),
-            percent(limit.time_with_truncate),
-        ]
-        for limit in survey.limits
-    ]
+    rows = []
+    for limit in survey.limits:
+        shown = f"{limit.max_length:,}" + (" (now)" if limit.max_length == settings.max_length else "")
+        shares = [percent(share, 1) for share in (limit.trained_with_drop, limit.trained_with_truncate)]
+        times = [percent(share) for share in (limit.time_with_drop, limit.time_with_truncate)]
+        rows.append([shown, f"{limit.over:,}", *shares, *times])
     columns = ["data.max_length", "longer", "trained: drop", "truncate", "time: drop", "truncate"]
     console.result("")
     console.result_table("what another max_length would keep and cost", columns, rows)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.amounts import gibibytes
 from lorakit.doctor.check import DoctorFinding, broken, installed, note, ok, require_import, root_cause
 from lorakit.errors import UserError
 from lorakit.model.resolve import BUNDLED_MODELS, Base, bundled_file, resolve_base
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from lorakit.recipe.schema import Recipe
 
 _TIMEOUT = 5.0
-_LISTED = 10
 
 
 def check_hub(network: bool) -> Iterator[DoctorFinding]:
@@ -63,20 +61,6 @@ def check_bundled_models() -> Iterator[DoctorFinding]:
     for name, package in BUNDLED_MODELS.items():
         where = "in lorakit's cache" if bundled_file(package).is_file() else "fetched by pip when a recipe asks for it"
         yield ok("carried", f"{name}, by {package.package} {package.version}: {where}")
-
-
-def check_cached_models() -> Iterator[DoctorFinding]:
-    """The models in the hub's own cache, the largest first."""
-    from huggingface_hub import CacheNotFound, scan_cache_dir
-
-    try:
-        models = {item.repo_id: item.size_on_disk for item in scan_cache_dir().repos if item.repo_type == "model"}
-    except CacheNotFound:
-        models = {}
-    largest = sorted(models, key=lambda name: -models[name])[:_LISTED]
-    names = ", ".join(f"{name} ({gibibytes(models[name])})" for name in largest)
-    more = f", and {len(models) - _LISTED} more" if len(models) > _LISTED else ""
-    yield ok("hub's cache", f"models: {names}{more}" if models else "holds no model yet", models=models)
 
 
 def check_base(recipe: "Recipe") -> Iterator[DoctorFinding]:

@@ -23,9 +23,8 @@ def check_python() -> Iterator[DoctorFinding]:
     where = sys.prefix if sys.prefix == sys.base_prefix else f"{sys.prefix}, a virtual environment"
     yield ok("Python", f"{platform.python_version()} in {where}")
     yield ok("lorakit", lorakit.__version__)
-    system = f"{platform.system()} {platform.release()} on {platform.machine()}"
-    on_linux = platform.system() == "Linux"
-    yield ok("system", system) if on_linux else note("system", f"{system}: lorakit is tested on Linux only")
+    if platform.system() != "Linux":
+        yield note("system", f"{platform.system()} on {platform.machine()}: lorakit is tested on Linux only")
 
 
 def check_required() -> Iterator[DoctorFinding]:
@@ -49,18 +48,13 @@ def check_required() -> Iterator[DoctorFinding]:
 
 
 def check_optional() -> Iterator[DoctorFinding]:
-    """The extras of lorakit, and flash-attn."""
+    """The extras of lorakit."""
     for extra, purpose in _EXTRAS.items():
         requirements = [item for item in _requirements(extra) if item not in _requirements("")]
         if requirements and all(_check_version(item.name, item).state == "ok" for item in requirements):
             yield ok(f"extra {extra}", f"installed: {purpose}")
         else:
             yield note(f"extra {extra}", f"not installed: {purpose}", f"pip install 'lorakit[{extra}]'")
-    if version := installed("flash-attn"):
-        yield ok("flash-attn", f"{version}: model.attention can be flash_attention_2")
-    else:
-        message = "not installed: model.attention: flash_attention_2 needs it, on an NVIDIA GPU"
-        yield note("flash-attn", message, "pip install flash-attn --no-build-isolation")
 
 
 def _requirements(extra: str) -> list["Requirement"]:

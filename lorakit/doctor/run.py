@@ -19,27 +19,21 @@ def run_doctor(network: bool, recipe: "Recipe | None" = None) -> Iterator[tuple[
     where its run goes.
     """
     for section, checks in _sections(network, recipe).items():
-        for name, check in checks.items():
-            for result in run_check(name, check):
+        for check in checks:
+            for result in run_check(section, check):
                 yield section, result
 
 
-def _sections(network: bool, recipe: "Recipe | None") -> dict[str, dict[str, Check]]:
-    """Section -> its checks, by the name to report one under that raises an error."""
+def _sections(network: bool, recipe: "Recipe | None") -> dict[str, list[Check]]:
     run = Path(recipe.output.dir) if recipe and recipe.output.dir else None
-    base: dict[str, Check] = {"base": partial(models.check_base, recipe)} if recipe else {}
     return {
-        "Python": {"Python": packages.check_python},
-        "Packages": {"packages": packages.check_required, "extras": packages.check_optional},
-        "GPU": {"GPU": gpu.check_gpus, "torch on GPU": gpu.check_torch},
-        "bitsandbytes": {"bitsandbytes": bitsandbytes.check_bitsandbytes},
-        "Processor and memory": {
-            "threads": machine.check_threads,
-            "speed": machine.check_speed,
-            "memory": machine.check_memory,
-        },
-        "What auto chooses here": {"auto": partial(machine.check_choices, recipe)},
-        "Disk": {"disk": partial(machine.check_disk, run)},
-        "Hub": {"hub": partial(models.check_hub, network)},
-        "Models": {"carried": models.check_bundled_models, "hub's cache": models.check_cached_models, **base},
+        "Python": [packages.check_python],
+        "Packages": [packages.check_required, packages.check_optional],
+        "GPU": [gpu.check_gpus, gpu.check_torch],
+        "bitsandbytes": [bitsandbytes.check_bitsandbytes],
+        "Processor and memory": [machine.check_threads, machine.check_speed, machine.check_memory],
+        "What auto chooses here": [partial(machine.check_choices, recipe)],
+        "Disk": [partial(machine.check_disk, run)],
+        "Hub": [partial(models.check_hub, network)],
+        "Models": [models.check_bundled_models, *([partial(models.check_base, recipe)] if recipe else [])],
     }

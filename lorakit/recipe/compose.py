@@ -1,5 +1,6 @@
 """One recipe from several writings: the file, the files it extends, and `--set`; later wins, locations survive."""
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -30,13 +31,9 @@ def compose(path: Path, overrides: Sequence[str] = ()) -> Composition:
     """Read `path` with everything that it extends, and put each `key=value` of `overrides` over it."""
     composition = Composition()
     root = _read(composition, path, (), Location(path), "")
-    for override in overrides:
-        layer = _read_setting(composition, override)
-        if root is None or layer is None:
-            composition.complete = False
-        else:
-            root = merge(root, layer)
-    composition.root = root
+    layers = [_read_setting(composition, override) for override in overrides]
+    composition.complete &= None not in layers
+    composition.root = functools.reduce(merge, filter(None, layers), root) if root else None
     return composition
 
 
@@ -49,20 +46,16 @@ def merge(below: Node, above: Node, path: PathParts = ()) -> Node:
         return above
     merged = dict(below.value)
     for key, node in above.value.items():
-        if key in merged and node.value is None and not _takes_null((*path, key)):
-            del merged[key]
-            continue
+        if key in merged and node.value is None:
+            annotation = annotation_at(Recipe, (*path, key))  # None for an unknown key, which stays to be reported
+            if annotation is not None and all(one.kind is not type(None) for one in alternatives_of(annotation)):
+                del merged[key]
+                continue
         merged[key] = merge(merged[key], node, (*path, key)) if key in merged else node
         if _INSTEAD_OF.get(key) not in above.value and node.value is not None:
             merged.pop(_INSTEAD_OF.get(key, ""), None)
     # A section stays where a file says it: `--set` writes one of its keys, and what it lacks belongs in the file.
     return replace(below if above.place.setting else above, value=merged)
-
-
-def _takes_null(path: PathParts) -> bool:
-    """Whether null is a value of this key; an unknown key stays, to be reported."""
-    annotation = annotation_at(Recipe, path)
-    return annotation is None or any(one.kind is type(None) for one in alternatives_of(annotation))
 
 
 def _read(composition: Composition, path: Path, chain: tuple[str, ...], asking: Location, subject: str) -> Node | None:
@@ -75,18 +68,13 @@ def _read(composition: Composition, path: Path, chain: tuple[str, ...], asking: 
     if node is None:
         composition.complete = False
     else:
-        extends = node.value.get("extends")
-        node = replace(node, value={key: child for key, child in node.value.items() if key != "extends"})
-        parents = extends.value if extends is not None and isinstance(extends.value, list) else [extends]
-        merged: Node | None = None
-        for index, reference in enumerate(parents if extends is not None else []):
-            name = f"extends[{index}]" if isinstance(extends.value, list) else "extends"
-            parent = _read_parent(composition, reference, name, (*chain, real))
-            if parent is None:
-                composition.complete = False
-            else:
-                merged = merge(merged, parent) if merged else parent
-        node = merge(merged, node) if merged else node
+        own = dict(node.value)
+        named = {"extends": own.pop("extends")} if "extends" in own else {}
+        if named and isinstance(named["extends"].value, list):
+            named = {f"extends[{index}]": item for index, item in enumerate(named["extends"].value)}
+        parents = [_read_parent(composition, item, name, (*chain, real)) for name, item in named.items()]
+        composition.complete &= None not in parents
+        node = functools.reduce(merge, [*filter(None, parents), replace(node, value=own)])
     composition.nodes[real] = node
     return node
 
@@ -135,8 +123,8 @@ def _read_setting(composition: Composition, override: str) -> Node | None:
         return None
     node, problems = read_text(text, place)
     for problem in problems:
-        inner = problem.path if problem.path.startswith("[") or not problem.path else f".{problem.path}"
-        composition.problems.append(replace(problem, path=one_line(name.strip() + inner)))
+        inner = problem.path if problem.path.startswith("[") else f".{problem.path}"
+        composition.problems.append(replace(problem, path=one_line(name.strip() + inner.rstrip("."))))
     for part in reversed(name.strip().split(".")):
         if node is not None:
             node = Node({part: replace(node, key=place)}, place)

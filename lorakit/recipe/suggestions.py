@@ -39,7 +39,7 @@ def for_unknown_key(path: PathParts, value: Any = None) -> tuple[str, str]:
     if not remedy and (near := nearest(key, siblings)):
         return _did_you_mean(dotted_name((*outer, near)))
     if not remedy:
-        last_parts = [name.rpartition(".")[2] for name in _all_keys()]
+        last_parts = [name.rpartition(".")[2] for name in [*keys(Recipe), "extends"]]
         near = nearest(key, [*last_parts, *KEY_ALIASES, *NO_COUNTERPART])
         remedy = _elsewhere(outer, near, siblings, None) if near else None
     where = f"The keys of {dotted_name(outer)}" if outer else "The sections of a recipe"
@@ -65,14 +65,10 @@ def _elsewhere(outer: PathParts, key: str, siblings: list[str], value: Any) -> t
         return _did_you_mean(*alias)
     if folded in NO_COUNTERPART:
         return f"lorakit has nothing for it: {NO_COUNTERPART[folded]}. Remove the line.", ""
-    elsewhere = [name for name in _all_keys() if name.rpartition(".")[2] == folded]
+    elsewhere = [name for name in [*keys(Recipe), "extends"] if name.rpartition(".")[2] == folded]
     if inside[:1] != ("data",):  # a key of one source is not what another section means
         elsewhere = [name for name in elsewhere if not name.startswith(("data.train.", "data.eval."))]
     return _did_you_mean(min(elsewhere, key=lambda name: name.count("."))) if elsewhere else None
-
-
-def _all_keys() -> list[str]:
-    return [*keys(Recipe), "extends"]
 
 
 @functools.cache
