@@ -28,7 +28,7 @@ from lorakit.recipe.adapter_kind import effective_model, trains_all
 from lorakit.recipe.data_files import is_pattern
 from lorakit.recipe.load import load
 from lorakit.recipe.paths import is_path
-from lorakit.recipe.schema import Adapter, Data, Model, Recipe
+from lorakit.recipe.schema import Data, Model, Recipe
 from lorakit.run_dir import Run
 
 _COMPARED = 32
@@ -72,16 +72,6 @@ class Prepared:
         return self.train.mixture.run_steps(train.batch_size, train.epochs, train.steps)
 
     @property
-    def largest_token(self) -> int:
-        """The largest token id of all rows."""
-        return max(examples.largest_token() for examples in (self.train, self.held_out) if examples)
-
-    @property
-    def tokens_sha256(self) -> dict[str, str | None]:
-        """What the rows became, whatever made it of them: the sha256 of the tokens and labels of each side."""
-        return {"train": self.train.tokens_sha256(), "eval": self.held_out.tokens_sha256() if self.held_out else None}
-
-    @property
     def stop_ids(self) -> list[int]:
         """The tokens that end an answer: the model's own, and those that end the trained turns."""
         words = self.report.stop_tokens
@@ -96,7 +86,9 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     train, report = rows.train, rows.train.report
     warn_of_tokenizer_differences(base, template.tokenizer, train, progress)
     train.mixture.refuse_extremes()
-    info = built_facts(base, recipe.adapter)
+    info = read_model_info(base.folder)
+    if info and not info.spec:  # a family that is not counted: built without weights
+        info = replace(info, spec=spec_with_trace(base.folder, recipe.adapter))
     longest = max(examples.report.longest for examples in (train, rows.held_out) if examples)
     if too_long := beyond_training(recipe, info, longest):
         progress.warn(too_long)
@@ -137,14 +129,6 @@ def warn_of_tokenizer_differences(base: Base, tokenizer: Any, train: Examples, p
     texts = [tokenizer.decode(rows[at]["input_ids"]) for at in some[:_COMPARED]]
     if difference := compare_with_file(base.folder, tokenizer, texts):
         progress.warn(f"model.base: {base.name}: {difference}")
-
-
-def built_facts(base: Base, settings: Adapter) -> ModelInfo | None:
-    """The facts of a base on disk, its spec built without weights where its family is none that is counted."""
-    facts = read_model_info(base.folder)
-    if facts is None or facts.spec:
-        return facts
-    return replace(facts, spec=spec_with_trace(base.folder, settings))
 
 
 def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplate]:
@@ -230,8 +214,7 @@ def check_stop_tokens(prepared: Prepared, manifest: dict[str, Any], folder: Path
 
 def check_base(base: Base, manifest: dict[str, Any], folder: Path) -> None:
     """Refuse a base model whose weights or configuration are not those that the run was trained on."""
-    recorded = manifest.get("base", {}).get("sha256", {})
-    current = base.sha256()
+    recorded, current = manifest.get("base", {}).get("sha256", {}), base.sha256()
     different = sorted(name for name in {*recorded, *current} if recorded.get(name) != current.get(name))
     changed = [name for name in different if name.endswith(".safetensors") or name == "config.json"]
     if changed:

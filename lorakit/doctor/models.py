@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lorakit.doctor.check import DoctorFinding, broken, installed, note, ok, require_import, root_cause
 from lorakit.errors import UserError
-from lorakit.model.resolve import BUNDLED_MODELS, Base, bundled_file, resolve_base
+from lorakit.model.resolve import BUNDLED_MODELS, bundled_file
 from lorakit.progress import Silent
 
 if TYPE_CHECKING:
@@ -87,54 +87,29 @@ def check_base(recipe: "Recipe") -> Iterator[DoctorFinding]:
 
 
 def _check_folder(recipe: "Recipe", folder: Path, message: str) -> Iterator[DoctorFinding]:
-    """The files, the family, the tokenizer and the checkpoint's own quantization, as a run reads them."""
-    base = Base(recipe.model.base, folder, "as doctor finds it")
-    newer = "pip install --upgrade transformers, if a newer one knows it; else write another model.base"
-    for name, describe, remedy in (
-        ("base", _describe_files, "fetch the model again, or put all its files into the folder"),
-        ("base's family", _describe_family, newer),
-        ("base's tokenizer", _describe_tokenizer, "put tokenizer.json and tokenizer_config.json beside the weights"),
-        ("base's weights", _describe_weights, "write another model.base"),
-    ):
-        try:
-            yield ok(name, describe(recipe, base) or message)
-        except UserError as error:
-            yield broken(name, str(error).removeprefix("model.base: "), remedy)
-
-
-def _describe_files(recipe: "Recipe", base: Base) -> str:
-    resolve_base(str(base.folder), recipe.model.revision, Silent())
-    return ""
-
-
-def _describe_family(recipe: "Recipe", base: Base) -> str:
+    """Whether transformers knows the family, and what a run makes of files, quantization, tokenizer and template."""
     require_import("torch", "transformers")
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from lorakit.plan.model_info import find_config
+    from lorakit.prepare import open_template
 
-    family = (find_config(str(base.folder), "main") or {}).get("model_type")
-    library = f"transformers {transformers.__version__}"
-    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(f"{family}: {library} has no causal language model of this model_type")
-    return f"{family}: known to {library}"
-
-
-def _describe_tokenizer(recipe: "Recipe", base: Base) -> str:
-    from lorakit.model.tokenizer import load_tokenizer, quiet_libraries
-
-    quiet_libraries()
-    tokenizer = load_tokenizer(base, recipe.model.chat_template)
+    local = recipe.model_copy(update={"model": recipe.model.model_copy(update={"base": str(folder)})})
+    try:
+        family = (find_config(str(folder), "main") or {}).get("model_type")
+        if family and family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            reason = (
+                f"{family}: transformers {transformers.__version__} has no causal language model of this model_type"
+            )
+            remedy = "pip install --upgrade transformers, if a newer one knows it; else write another model.base"
+            yield broken("base's family", reason, remedy)
+        tokenizer = open_template(local, Silent())[1].tokenizer
+    except UserError as error:
+        remedy = "put all the files of the model into the folder, or write another model.base"
+        yield broken("base", str(error).removeprefix("model.base: "), remedy)
+        return
     template = "with a chat template"
     if not tokenizer.chat_template:
         template = "without a chat template: model.chat_template gives one, where rows are conversations"
-    return f"{len(tokenizer):,} tokens, {template}"
-
-
-def _describe_weights(recipe: "Recipe", base: Base) -> str:
-    from lorakit.model.quantization_config import check_quantization
-    from lorakit.recipe.adapter_kind import effective_model, trains_all
-
-    stored = check_quantization(base, effective_model(recipe), trains_all(recipe.adapter))
-    return f"{stored.quantization} on disk, {stored.treatment} in training" if stored else "not quantized on disk"
+    yield ok("base", f"{message}: {family}, {len(tokenizer):,} tokens, {template}")

@@ -30,21 +30,21 @@ def check_python() -> Iterator[DoctorFinding]:
 def check_required() -> Iterator[DoctorFinding]:
     """Every package that lorakit's metadata asks for: its version, and for those that a run loads its import."""
     requirements = {item.name: item for item in _requirements("")}
-    torch_broken = False
-    for name in IMPORTED:
-        result = _check_version(name, requirements.pop(name, None))
+    torch_broken, others = False, 0
+    for name in {**IMPORTED, **requirements}:
+        result, version = _check_version(name, requirements.get(name)), installed(name)
         if name in _NEED_TORCH and result.state == "ok" and torch_broken:
             result = note(name, f"{result.message}: not tried, since torch is broken")
-        elif (version := installed(name)) and (error := import_error(name)):
+        elif name in IMPORTED and version and (error := import_error(name)):
             remedy = result.remedy or f"pip install --force-reinstall {name}=={version.partition('+')[0]}"
             result = broken(name, f"{result.message}; cannot be imported: {error}", remedy)
         torch_broken = torch_broken or (name == "torch" and result.state == "broken")
-        yield result
-    others = [_check_version(name, requirement) for name, requirement in requirements.items()]
-    faults = [result for result in others if result.state != "ok"]
-    yield from faults
-    if len(faults) < len(others):
-        yield ok("others", f"{len(others) - len(faults)} more packages, each in a version that lorakit is made for")
+        if name in IMPORTED or result.state != "ok":
+            yield result
+        else:
+            others += 1
+    if others:
+        yield ok("others", f"{others} more packages, each in a version that lorakit is made for")
 
 
 def check_optional() -> Iterator[DoctorFinding]:

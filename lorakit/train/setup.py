@@ -75,7 +75,8 @@ def set_up_training(prepared: Prepared, checkpoint: Path | None, progress: Progr
     words = describe_quantization(precisions, recipe.model.quantization, stored, recipe.model.dtype)
     if words:
         progress.say(words)
-    check_embeddings(base, prepared.base, prepared.largest_token)
+    largest = max(examples.largest_token() for examples in (prepared.train, prepared.held_out) if examples)
+    check_embeddings(base, prepared.base, largest)
     quantization = quantization_facts(precisions, recipe.model.quantization, stored)
     model = _attach(base, prepared, quantization["effective"], checkpoint, progress)
     model.eval()  # PEFT adds its dropout in training mode
