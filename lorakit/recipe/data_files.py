@@ -48,9 +48,9 @@ def data_files(path: Path) -> Iterator[Path]:
     while waiting:  # a stack, since folders may be thousands of levels deep
         folder, (part, *rest) = waiting.pop()
         status = os.stat(folder) if _is_folder(folder) else None  # noqa: PTH116
-        if status is None or (status.st_dev, status.st_ino, len(rest)) in seen:  # a link may lead back up
+        if status is None or (status.st_dev, status.st_ino, part, *rest) in seen:  # a link may lead back up
             continue
-        seen.add((status.st_dev, status.st_ino, len(rest)))
+        seen.add((status.st_dev, status.st_ino, part, *rest))
         deeper = part == "**"  # this folder, and every one below
         if deeper:
             waiting.append((folder, tuple(rest) or ("*",)))
