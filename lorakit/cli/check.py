@@ -31,9 +31,8 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
                 checkpoint.refuse_unmergeable(loaded.recipe, info)
             checkpoint.refuse_lengths(loaded.recipe, info)
             settled = resolve_auto(loaded.recipe, this_machine(), info)
-            checkpoint.check_local_base(
-                loaded.recipe
-            )  # last: what the recipe and the config say is reported without weights too
+            # Last: what the recipe and the config say is reported without weights too.
+            checkpoint.check_local_base(loaded.recipe)
     except UserError as error:
         if not as_json:
             raise
