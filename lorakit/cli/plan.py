@@ -59,16 +59,9 @@ def plan(
     from lorakit.cli.plan_report import PlanReport, print_cards, print_plan
     from lorakit.hardware.gpus import GPUS, find_gpu
     from lorakit.hardware.machine import machine_with, this_machine
+    from lorakit.plan import checkpoint
     from lorakit.plan.advice import collect_advice, run_figures
     from lorakit.plan.changes import ChangeSearch
-    from lorakit.plan.checkpoint import (
-        beyond_training,
-        check_local_base,
-        checkpoint_of,
-        describe_missing_files,
-        refuse_lengths,
-        refuse_unmergeable,
-    )
     from lorakit.plan.estimate import full_fine_tuning, plan_run
     from lorakit.recipe.load import load
 
@@ -76,10 +69,10 @@ def plan(
     loaded = load(recipe, overrides)
     settings = loaded.recipe
     with loaded.locating():
-        check_local_base(settings, complete=False)
+        checkpoint.check_local_base(settings, complete=False)
         info = _model_info(settings, progress)
-        refuse_unmergeable(settings, info)
-        refuse_lengths(settings, info)
+        checkpoint.refuse_unmergeable(settings, info)
+        checkpoint.refuse_lengths(settings, info)
         rows = _rows(settings)
     if gpu and gpu.strip().lower() == "all":
         plans: list[Plan | UserError] = []
@@ -93,13 +86,14 @@ def plan(
                 raise plans[0]
         print_cards(list(GPUS), plans, as_json)
         return
-    for warning in filter(None, (describe_missing_files(settings), beyond_training(settings, info, rows.longest))):
+    too_long = checkpoint.beyond_training(settings, info, rows.longest)
+    for warning in filter(None, (checkpoint.describe_missing_files(settings), too_long)):
         progress.warn(warning)
     machine = machine_with(find_gpu(gpu)) if gpu else this_machine()
     with loaded.locating():
         estimate = plan_run(settings, info, rows, machine, per_hour)
-    checkpoint = checkpoint_of(info, machine)
-    quantized = checkpoint is not None and checkpoint.treatment == "kept"
+    stored = checkpoint.checkpoint_of(info, machine)
+    quantized = stored is not None and stored.treatment == "kept"
     full = None if quantized else full_fine_tuning(settings, info, rows, machine)
     search = ChangeSearch(estimate, info, lambda more: load(recipe, [*overrides, *more]).recipe)
     changes = search.smaller() if estimate.fits != "yes" else search.larger()
@@ -111,7 +105,7 @@ def plan(
             from lorakit.train.memory_probe import probe_run
 
             measured = probe_run(prepare_run(settings, progress), progress)
-    print_plan(PlanReport(estimate, full, checkpoint, changes, notes, measured), as_json)
+    print_plan(PlanReport(estimate, full, stored, changes, notes, measured), as_json)
     if estimate.fits == "no" and measured is None:
         raise SystemExit(1)
 
