@@ -72,6 +72,11 @@ class Prepared:
         return self.train.mixture.run_steps(train.batch_size, train.epochs, train.steps)
 
     @property
+    def tokens_sha256(self) -> dict[str, str | None]:
+        """What the rows became, whatever made it of them: the sha256 of the tokens and labels of each side."""
+        return {"train": self.train.tokens_sha256(), "eval": self.held_out.tokens_sha256() if self.held_out else None}
+
+    @property
     def stop_ids(self) -> list[int]:
         """The tokens that end an answer: the model's own, and those that end the trained turns."""
         words = self.report.stop_tokens

@@ -77,10 +77,7 @@ def initial_manifest(prepared: Prepared, state: TrainingState) -> dict[str, Any]
         "template_date": recipe.model.template_date,
         "data": {
             "files": file_sha256s(recipe.data),
-            "tokens_sha256": {
-                "train": prepared.train.tokens_sha256(),
-                "eval": prepared.held_out.tokens_sha256() if prepared.held_out else None,
-            },
+            "tokens_sha256": prepared.tokens_sha256,
             "train": prepared.train.report.to_dict(),
             "eval": prepared.held_out.report.to_dict() if prepared.held_out else None,
         },
