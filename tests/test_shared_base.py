@@ -2,7 +2,6 @@
 
 import random
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -150,8 +149,8 @@ def test_questions_are_answered_on_an_untouched_base(trained_head, tmp_path, tin
 
     def answers(*given):
         model_set = resolve_models(given, Silent())
-        settings = replace(default_settings(model_set.prepared), cache=False)
-        return answer_questions(model_set, read_questions(questions), settings, Silent())
+        tokens = default_settings(model_set.prepared).max_new_tokens
+        return answer_questions(model_set, read_questions(questions), tokens, False, Silent())
 
     one, other = answers(head, plain), answers(plain, head)
     assert one == other and len(set(map(tuple, one.values()))) == 2

@@ -87,7 +87,7 @@ def test_a_sheet_replaces_itself_and_nothing_else(tmp_path):
     assert (folder / "ratings-Ada.json").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "key.json").write_text('{"secret": 1}')
-    with pytest.raises(UserError, match="not the key of a sheet"):
+    with pytest.raises(UserError, match=r"holds other things than a sheet \(key.json\)"):
         write_sheet(tmp_path / "mine", "task", asked(1), answered(1), seed=0, overwrite=True)
 
 

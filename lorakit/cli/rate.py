@@ -1,6 +1,5 @@
 """`lorakit rate`: people as judges"""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -34,20 +33,17 @@ def sheet(
     reads these files with the key that stays with you.
     """
     from lorakit import console
-    from lorakit.evaluate.rating.sheet import read_questions
 
     progress = console.Terminal(quiet)
     with open_models(models, quantizations, progress) as model_set:
-        from lorakit.evaluate.rating.sheet import answer_questions, write_sheet
+        from lorakit.evaluate.rating.sheet import answer_questions, read_questions, write_sheet
         from lorakit.evaluate.run import default_settings
 
-        recipe = default_settings(model_set.prepared)
-        tokens = max_new_tokens or recipe.max_new_tokens
-        settings = replace(recipe, max_new_tokens=tokens, seed=seed, cache=not no_cache)
+        tokens = max_new_tokens or default_settings(model_set.prepared).max_new_tokens
         questions_read = read_questions(questions)
         if len(model_set.specs) < 2:
             raise UserError(f"a sheet compares several models, and {model_set.specs[0].given} is one.")
-        answers = answer_questions(model_set, questions_read, settings, progress)
+        answers = answer_questions(model_set, questions_read, tokens, not no_cache, progress)
         name = str(model_set.prepared.recipe.name) if model_set.prepared else output.name
         written = write_sheet(output, name, questions_read, answers, seed, overwrite)
     if as_json:

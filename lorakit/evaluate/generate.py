@@ -7,6 +7,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from lorakit.data.chat_template import ChatTemplate
@@ -122,13 +123,10 @@ def greedy_answers(
 
 def _continue(causal: Any, batch: list[_Draft], stop_ids: Sequence[int], limit: int | None, pad: int) -> list[_Draft]:
     """Generate more tokens for each prompt of a batch. Returns those that are not finished."""
-    rows = [[*draft.prompt, *draft.tokens] for draft in batch]
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for number, row in enumerate(rows):
-        ids[number, longest - len(row) :] = torch.tensor(row)
-        mask[number, longest - len(row) :] = 1
+    rows = [torch.tensor([*draft.prompt, *draft.tokens], dtype=torch.long) for draft in batch]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+    longest = ids.shape[1]
     most = max(draft.room - len(draft.tokens) for draft in batch)
     output = causal.generate(
         input_ids=ids.to(causal.device),

@@ -11,22 +11,8 @@ import numpy as np
 from lorakit.data.dataset import Examples
 from lorakit.data.general_texts import GeneralText, read_general_texts
 from lorakit.errors import UserError
-from lorakit.evaluate.diagnosis.copying import (
-    SpanIndex,
-    index_spans,
-    measure_leak,
-    measure_parroting,
-    rendered_row_stats,
-)
+from lorakit.evaluate.diagnosis import copying, losses
 from lorakit.evaluate.diagnosis.finding import Finding, describe_finding
-from lorakit.evaluate.diagnosis.losses import (
-    DRIFT,
-    FORGETTING,
-    compute_text_losses,
-    measure_drift,
-    measure_forgetting,
-    measure_memorization,
-)
 from lorakit.evaluate.diagnosis.style import measure_style
 from lorakit.evaluate.inference import EvalModel, Save, compute_losses
 from lorakit.evaluate.likelihood import trained_tokens
@@ -78,7 +64,7 @@ class Examination:
 
         def work(model: Any, missing: list[int], save: Save) -> None:
             chosen, label = [texts[at] for at in missing], f"{spec.name}: general texts"
-            nats, tokens = compute_text_losses(model, tokenizer, chosen, eval_model.progress, label)
+            nats, tokens = losses.compute_text_losses(model, tokenizer, chosen, eval_model.progress, label)
             save(dict(enumerate(np.stack([nats, tokens], axis=1).tolist())))
 
         rows = [list(tokenizer(text)["input_ids"]) for text in texts]
@@ -121,7 +107,7 @@ def diagnose_models(
     an examination they are those of the models' answers and held-out losses. `file`: where the rows come from, if not
     from the run."""
     base = next((model for model in evaluation.models if model.spec.kind == "base"), None)
-    findings, indexes = _drift_findings(evaluation, base), dict[int, SpanIndex | None]()
+    findings, indexes = _drift_findings(evaluation, base), dict[int, copying.SpanIndex | None]()
     for model in evaluation.models:
         of_model = []
         if model is not base and model.answers:
@@ -137,12 +123,12 @@ def diagnose_models(
     if file and prepared and train is not None:
         # As the first run's tokenizer renders both.
         rendered = next(model.rendered for model in evaluation.models if model.spec.prepared is prepared)
-        stats = [rendered_row_stats(rows, prepared, progress) for rows in (train.rows, rendered.rows)]
-        findings.setdefault("data", []).append(measure_leak(*stats))
+        stats = [copying.rendered_row_stats(rows, prepared, progress) for rows in (train.rows, rendered.rows)]
+        findings.setdefault("data", []).append(copying.measure_leak(*stats))
     return {name: of_model for name, of_model in findings.items() if of_model}
 
 
-def _index_training_answers(prepared: Prepared | None, progress: Progress) -> SpanIndex | None:
+def _index_training_answers(prepared: Prepared | None, progress: Progress) -> copying.SpanIndex | None:
     """The answers that a model was trained on, to look for copies of them; None if they are not known."""
     train = _training_examples(prepared)
     if prepared is None or train is None:
@@ -153,17 +139,17 @@ def _index_training_answers(prepared: Prepared | None, progress: Progress) -> Sp
             if row["answer"] >= 0:
                 texts.append(reference_of(row, prepared.tokenizer, prepared.stop_ids))
             bar.advance()
-    return index_spans(texts) if texts else None
+    return copying.index_spans(texts) if texts else None
 
 
 def _answer_findings(
-    model: ModelResult, base: ModelResult | None, index: SpanIndex | None, settings: EvalSettings
+    model: ModelResult, base: ModelResult | None, index: copying.SpanIndex | None, settings: EvalSettings
 ) -> list[Finding]:
     rendered, answers, seed = model.rendered, model.answers, settings.seed
     prompts, findings = [str(rendered.tokenizer.decode(prompt)) for prompt in rendered.prompts], []
     if index is not None:
         of_base = base.answers if base and len(base.answers) == len(answers) else None
-        findings.append(measure_parroting(answers, prompts, rendered.references, index, of_base, seed))
+        findings.append(copying.measure_parroting(answers, prompts, rendered.references, index, of_base, seed))
     cut = [not answer.ended for answer in model.outputs.answers]
     rows = [rendered.rows[number] for number in rendered.with_answer]
     longer = [len(row["input_ids"]) - row["answer"] > settings.max_new_tokens for row in rows]
@@ -173,12 +159,12 @@ def _answer_findings(
 def _loss_findings(model: ModelResult, base: ModelResult, examination: Examination, seed: int) -> list[Finding]:
     before, after = base.outputs.examined, model.outputs.examined
     if not np.array_equal(before["tokens"], after["tokens"]):
-        return [FORGETTING.unmeasured("its tokenizer splits the texts into other tokens than the base's")]
+        return [losses.FORGETTING.unmeasured("its tokenizer splits the texts into other tokens than the base's")]
     registers = [row.register for row in examination.texts]
-    findings = [measure_forgetting(before["nats"], after["nats"], after["tokens"], registers, seed)]
+    findings = [losses.measure_forgetting(before["nats"], after["nats"], after["tokens"], registers, seed)]
     if "sample" in after and model.rendered is base.rendered:
         train = (before["sample"], after["sample"], trained_tokens(examination.sample))
-        findings.append(measure_memorization(train, (base.outputs.nats, model.outputs.nats, model.tokens), seed))
+        findings.append(losses.measure_memorization(train, (base.outputs.nats, model.outputs.nats, model.tokens), seed))
     return findings
 
 
@@ -193,13 +179,13 @@ def _drift_findings(evaluation: Evaluation, base: ModelResult | None) -> dict[st
     for models in (models for models in by_adapter.values() if len(models) > 1):
         full = models.get("none")
         if full is None:
-            unmeasured = DRIFT.unmeasured("it was not scored on the full base: add none to --quantizations")
+            unmeasured = losses.DRIFT.unmeasured("it was not scored on the full base: add none to --quantizations")
             findings |= {model.name: [unmeasured] for model in models.values()}
             continue
         nats = {word: model.outputs.nats for word, model in models.items()}
         alike = base is not None and base.rendered is full.rendered and base.spec.base_key == full.spec.base_key
         base_nats = base.outputs.nats if base and alike else None
-        drift = measure_drift(nats, full.tokens, base_nats, evaluation.settings.seed)
+        drift = losses.measure_drift(nats, full.tokens, base_nats, evaluation.settings.seed)
         findings |= {models[word].name: [finding] for word, finding in drift.items()}
     return findings
 

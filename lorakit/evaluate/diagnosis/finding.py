@@ -1,6 +1,7 @@
 """A finding: one thing that may have gone wrong, as a number with a threshold, and as a sentence."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
@@ -50,6 +51,10 @@ def format_number(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.3f}".replace("-0.000", "0.000")
 
 
+def _with_shares(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} ({percent(share)})" for name, share in shares.items())
+
+
 def describe_finding(finding: Finding) -> str:
     """What was measured and what to do about it, as one sentence each."""
     value, threshold, details = finding.value, finding.threshold, finding.details
@@ -62,17 +67,11 @@ def describe_finding(finding: Finding) -> str:
             cut, longer = percent(details["answers cut"]), percent(details["references longer"])
             text = f"{cut} of the answers hit max_new_tokens, and {longer} of the references are longer"
         case "variety of answers":
-            frequent = details["most frequent answers"]
-            answers = ", ".join(f"'{one_line(one['text'])}' ({percent(one['share'])})" for one in frequent)
-            text = (
-                f"the answers are nearly all the same (variety {abs(value):.2f}, expected at least {threshold:g}); "
-                f"the most frequent: {answers}"
-            )
+            frequent = {f"'{one_line(one['text'])}'": one["share"] for one in details["most frequent answers"]}
+            text = f"the answers are nearly all the same (variety {abs(value):.2f}, expected at least {threshold:g}); "
+            text += f"the most frequent: {_with_shares(frequent)}"
         case "format":
-            ours, theirs = (
-                ", ".join(f"{name} ({percent(share)})" for name, share in details[f"formats of {texts}"].items())
-                for texts in ("answers", "references")
-            )
+            ours, theirs = (_with_shares(details[f"formats of {texts}"]) for texts in ("answers", "references"))
             text = f"the answers begin with {ours}, the references with {theirs}"
         case "vocabulary":
             text = f"vocabulary: {format_number(value)} {finding.unit} (expected at least {threshold:g})"

@@ -51,9 +51,9 @@ def compute_text_losses(
     template, only the special tokens that the tokenizer sets in front of a document, and at most 1,024 tokens each. A
     text of a single token predicts nothing: 0 of both."""
     encoded = [encode_text(tokenizer, text, model.config) for text in texts]
-    rows = [{"input_ids": ids, "labels": ids} for ids in encoded if len(ids) > 1]
     predicts = np.array([len(ids) > 1 for ids in encoded], bool)
-    nats, tokens = np.zeros(len(texts)), np.zeros(len(texts))
+    rows = [{"input_ids": ids, "labels": ids} for ids in encoded if len(ids) > 1]
+    nats, tokens = np.zeros((2, len(texts)))
     nats[predicts] = row_losses(model, rows, pad_token_id(tokenizer), note, progress)
     tokens[predicts] = trained_tokens(rows)
     return nats, tokens

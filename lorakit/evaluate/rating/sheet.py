@@ -24,7 +24,6 @@ from lorakit.evaluate.generate import decode_answer
 from lorakit.evaluate.inference import EvalModel, ModelLoader, generate_answers, loading_order
 from lorakit.evaluate.models import ModelSet
 from lorakit.evaluate.rendering import RenderedRows, load_tokenizers, prompt_template
-from lorakit.evaluate.results import EvalSettings
 from lorakit.model.tokenizer import stop_token_ids
 from lorakit.progress import Progress
 from lorakit.recipe.problem import one_line, show_path
@@ -119,7 +118,7 @@ def _parse_question(record: Mapping[str, Any], number: str) -> Question:
 
 
 def answer_questions(
-    model_set: ModelSet, questions: Sequence[Question], settings: EvalSettings, progress: Progress
+    model_set: ModelSet, questions: Sequence[Question], max_new_tokens: int, cache: bool, progress: Progress
 ) -> dict[str, list[str]]:
     """Each model's greedy answer to each question, in its own chat template with its run's system prompt."""
     loader, tokenizers, answers = ModelLoader(model_set.machine.device), load_tokenizers(model_set, progress), {}
@@ -137,8 +136,8 @@ def answer_questions(
         own_stops = spec.prepared.stop_ids if spec.prepared else stop_token_ids(spec.base, tokenizer)
         stops = tuple(sorted({*own_stops, *tokenizer.convert_tokens_to_ids(sorted(template.stops))}))
         rendered = RenderedRows(tokenizer, stops, [], [])
-        eval_model = EvalModel(spec, rendered, loader, settings.cache, progress)
-        generated = generate_answers(eval_model, prompts, settings.max_new_tokens)
+        eval_model = EvalModel(spec, rendered, loader, cache, progress)
+        generated = generate_answers(eval_model, prompts, max_new_tokens)
         answers[spec.name] = [decode_answer(answer.tokens, tokenizer) for answer in generated]
     return {spec.name: answers[spec.name] for spec in model_set.specs}
 
@@ -264,16 +263,16 @@ def _refuse_to_replace(folder: Path, sheet_id: str, overwrite: bool) -> None:
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
     if not folder.exists() or not there:
         return
-    if KEY not in there or there - {PAGE, KEY, README}:
-        strange = one_line(", ".join(sorted(there - {PAGE, KEY, README}) or sorted(there)))
-        raise UserError(
-            f"{show_path(folder)}: holds other things than a sheet ({strange}). Write the name of a new folder."
-        )
+    strange = sorted(there - {PAGE, KEY, README})
     try:
-        old = json.loads((folder / KEY).read_text(encoding="utf-8"))["sheet"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        reason = f"its {KEY} is not the key of a sheet. Write the name of a new folder."
-        raise UserError(f"{show_path(folder)}: {reason}") from error
+        old = None if strange else json.loads((folder / KEY).read_text(encoding="utf-8"))["sheet"]
+    except (ValueError, KeyError, TypeError, OSError):
+        old = None
+    if old is None:
+        names = one_line(", ".join(strange or sorted(there)))
+        raise UserError(
+            f"{show_path(folder)}: holds other things than a sheet ({names}). Write the name of a new folder."
+        )
     if old != sheet_id and not overwrite:
         raise UserError(
             f"{show_path(folder)}: the folder holds another sheet, whose ratings nobody could read without its {KEY}. "
