@@ -12,6 +12,7 @@ from lorakit.errors import UserError
 from lorakit.evaluate import inference
 from lorakit.evaluate.models import resolve_models
 from lorakit.evaluate.rendering import render_for_models
+from lorakit.evaluate.results import EvalSettings, score_model
 from lorakit.progress import Silent
 
 
@@ -156,7 +157,7 @@ def test_models_with_other_tokenizers_are_asked_in_their_own_tokens_and_compared
     assert {"loss", "loss-per-character"} <= found.parts[""].comparisons[run.name].keys()
     characters = sum(len(text) for text in run.rendered.references)
     measured = found.scores[other.name]["loss-per-character"].measure.value
-    assert measured == pytest.approx(other.outputs.nats.sum() / characters)
+    assert measured == pytest.approx(other.nats.sum() / characters)
     assert found.parts[""].comparisons[other.name]["loss-per-character"].rows == 10
     assert any("are not compared" in note for note in found.notes) and found.notes == progress.warned
 
@@ -216,11 +217,11 @@ def test_labels_are_scored_by_likelihood(tmp_path, tiny_base, other_base):
     found = score(run.folder)
     base = found.baseline
     assert base.classifications[""].labels == ("fruit", "place", "thing") and base.answers == []
-    likely = base.outputs.likelihoods[""]
+    likely = base.likelihoods[""]
     assert likely.shape == (2, 3) and (likely < 0).all()
     right = np.mean(likely.argmax(1) == [0, 1])
     assert base.scores["label-accuracy"] == right
-    trained = found.models[1].outputs.likelihoods[""]
+    trained = found.models[1].likelihoods[""]
     assert np.exp(trained).sum() > np.exp(likely).sum()
     apart = score(run.folder, other_base)
     assert [model.classifications[""].labels for model in apart.models] == [("fruit", "place")] * 2
@@ -236,7 +237,7 @@ def test_a_probe_is_asked_of_every_subject_while_its_model_is_there(one, two, lo
     loader, seen = inference.ModelLoader("cpu"), []
     for spec, rendered in zip(model_set.specs, each, strict=True):
         eval_model = inference.EvalModel(spec, rendered, loader, False, Silent())
-        seen.append(inference.run_model(eval_model, 0, {}, probe).examined)
+        seen.append(score_model(eval_model, EvalSettings(), {}, None, probe).examined)
     assert seen == [("base", False, 10), ("adapter", True, 10)]
     assert len(loads) == 1
 

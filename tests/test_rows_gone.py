@@ -43,11 +43,11 @@ def test_without_rows_of_any_kind_the_remedy_is_told(handed_over):
 
 def test_held_out_rows_are_enough_to_score_and_to_merge(tmp_path, tiny_base):
     run = make_run(tmp_path, tiny_base)
-    before = [model.outputs.nats.tolist() for model in score(run.folder).models]
+    before = [model.nats.tolist() for model in score(run.folder).models]
     (tmp_path / "train.jsonl").unlink()
     told = Remembers()
     found = score(run.folder, progress=told)
-    assert [model.outputs.nats.tolist() for model in found.models] == before
+    assert [model.nats.tolist() for model in found.models] == before
     assert sum("cannot be read" in line for line in told.warned) == 1
     opened, prepared = reopen_run(run.folder, Silent())
     merged = merge(input_of_run(opened, prepared, Silent()), opened.merged, Silent())

@@ -127,7 +127,7 @@ def trained_head(tmp_path_factory, tiny_base):
 
 
 def losses(found):
-    return {model.spec.given: model.outputs.nats.tolist() for model in found.models}
+    return {model.spec.given: model.nats.tolist() for model in found.models}
 
 
 def test_runs_are_scored_alike_in_any_order_and_alone(trained_head, tmp_path, tiny_base):

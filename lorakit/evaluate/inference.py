@@ -156,32 +156,6 @@ class EvalModel:
         return [file.lines[key] for key in keys]
 
 
-@dataclass(frozen=True, eq=False)
-class ModelOutputs:
-    """What a model computed. `nats` (rows,): the loss summed over each row's trained tokens. `answers`: one to each
-    row that has one, none if no metric needs them. `likelihoods` (rows of the task, labels), in nats, by the task's
-    tag. `examined`: what else was measured while the model was in memory."""
-
-    nats: np.ndarray
-    answers: list[Answer]
-    likelihoods: dict[str, np.ndarray]
-    examined: Any
-
-
-def run_model(
-    eval_model: EvalModel,
-    max_new_tokens: int,
-    labels: Mapping[str, Labels],
-    examine: Callable[[EvalModel], Any] | None = None,
-) -> ModelOutputs:
-    """Compute everything that one model is scored on, and `examine` it. Without `max_new_tokens` (0) no answers are
-    generated."""
-    nats = compute_losses(eval_model, eval_model.rendered.rows)
-    answers = generate_answers(eval_model, eval_model.rendered.prompts if max_new_tokens else [], max_new_tokens)
-    likelihoods = {task: _label_likelihoods(eval_model, of_task) for task, of_task in labels.items()}
-    return ModelOutputs(nats, answers, likelihoods, examine(eval_model) if examine else None)
-
-
 def compute_losses(eval_model: EvalModel, rows: Sequence[Row]) -> np.ndarray:
     """The loss summed over the trained tokens of each row (rows,), in nats."""
     pad, note, progress = eval_model.rendered.pad, f"{eval_model.spec.name}: loss", eval_model.progress
@@ -208,7 +182,7 @@ def generate_answers(eval_model: EvalModel, prompts: Sequence[Sequence[int]], ma
     return [Answer(tuple(tokens), bool(ended)) for tokens, ended in lines]
 
 
-def _label_likelihoods(eval_model: EvalModel, labels: Labels) -> np.ndarray:
+def compute_likelihoods(eval_model: EvalModel, labels: Labels) -> np.ndarray:
     """The log-probability of each label after each of the labels' prompts (rows, labels), in nats."""
     rendered, note = eval_model.rendered, f"{eval_model.spec.name}: labels"
     prompts = [rendered.rows[row]["input_ids"][: rendered.rows[row]["answer"]] for row in labels.rows]

@@ -114,7 +114,7 @@ def _answer_lines(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
     """Of each row with an answer: its place, prompt and reference, and every model's answer and loss per token."""
     rendered, models = evaluation.baseline.rendered, evaluation.models
     generated = [model for model in models if model.answers]
-    losses = {model.name: loss(model.outputs.nats, model.tokens).by_row for model in models}
+    losses = {model.name: loss(model.nats, model.tokens).by_row for model in models}
     for at, number in enumerate(rendered.with_answer):
         row = rendered.rows[number]
         source = rendered.sources[row["source"]]
@@ -125,7 +125,7 @@ def _answer_lines(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
             "prompt": rendered.tokenizer.decode(rendered.prompts[at]),
             "reference": rendered.references[at],
             "answers": {model.name: model.answers[at] for model in generated},
-            "cut": [model.name for model in generated if not model.outputs.answers[at].ended],
+            "cut": [model.name for model in generated if not model.ended[at]],
             "loss": {name: float(of_rows[number]) for name, of_rows in losses.items()},
         }
 

@@ -1,6 +1,6 @@
 """The results of an evaluation: each model's measures on the rows, and the comparisons with the baseline."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from lorakit.evaluate.classification import Labels, LabelScores, score_labels
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.generate import decode_answer
-from lorakit.evaluate.inference import ModelOutputs
+from lorakit.evaluate.inference import EvalModel, compute_likelihoods, compute_losses, generate_answers
 from lorakit.evaluate.likelihood import trained_tokens
 from lorakit.evaluate.metric import (
     Comparison,
@@ -68,16 +68,24 @@ class EvalSettings:
 
 @dataclass(frozen=True, eq=False)
 class ModelResult:
-    """One model's outputs on the rows, and the measures of them. `tokens` (rows,): trained ones of each row. `answers`:
-    to the prompts of `rendered`. `measures` of all rows ("") and of the rows of one task, or of one source, alone."""
+    """What one model computed on the rows, and the measures of it.
+
+    `nats` (rows,): the loss summed over each row's trained `tokens` (rows,). `answers` to the prompts of `rendered`,
+    none if no metric needs them, and whether the model `ended` each. `likelihoods` (rows of the task, labels), in nats,
+    by the task's tag. `measures` of all rows ("") and of the rows of one task, or of one source, alone. `examined`:
+    what else was measured while the model was in memory.
+    """
 
     spec: EvalModelSpec
     rendered: RenderedRows
-    outputs: ModelOutputs
+    nats: np.ndarray
     tokens: np.ndarray
     answers: list[str]
+    ended: list[bool]
+    likelihoods: dict[str, np.ndarray]
     classifications: dict[str, LabelScores]
     measures: dict[str, Groups]
+    examined: Any
 
     @property
     def name(self) -> str:
@@ -140,30 +148,37 @@ class Evaluation:
         return f"{which} rows: {self.source}"
 
 
-def score_outputs(
-    spec: EvalModelSpec,
-    rendered: RenderedRows,
-    outputs: ModelOutputs,
-    metrics: Sequence[Any],
+def score_model(
+    eval_model: EvalModel,
+    settings: EvalSettings,
     labels: Mapping[str, Labels],
     characters: Sequence[int] | None = None,
+    examine: Callable[[EvalModel], Any] | None = None,
 ) -> ModelResult:
-    """The measures of a model's outputs. `characters` of each row's trained text: given if the models' tokenizers
-    differ, for a loss that they share."""
-    tokens = trained_tokens(rendered.rows)
-    answers = [decode_answer(answer.tokens, rendered.tokenizer) for answer in outputs.answers]
-    whole: Groups = {"rows": {"loss": loss(outputs.nats, tokens), "perplexity": perplexity(outputs.nats, tokens)}}
+    """Everything that one model is scored on, computed, and `examine` of it. `characters` of each row's trained text:
+    given if the models' tokenizers differ, for a loss that they share."""
+    rendered = eval_model.rendered
+    nats, tokens = compute_losses(eval_model, rendered.rows), trained_tokens(rendered.rows)
+    generated = generate_answers(eval_model, rendered.prompts if settings.metrics else [], settings.max_new_tokens)
+    likelihoods = {task: compute_likelihoods(eval_model, of_task) for task, of_task in labels.items()}
+    examined = examine(eval_model) if examine else None
+    answers, ended = (
+        [decode_answer(one.tokens, rendered.tokenizer) for one in generated],
+        [one.ended for one in generated],
+    )
+    whole: Groups = {"rows": {"loss": loss(nats, tokens), "perplexity": perplexity(nats, tokens)}}
     if characters is not None:
-        whole["rows"]["loss-per-character"] = loss(outputs.nats, np.array(characters, dtype=float))
+        whole["rows"]["loss-per-character"] = loss(nats, np.array(characters, dtype=float))
     if answers:
-        whole["answers"] = row_scores(metrics, answers, rendered.references)
-    parts = {part: _only(whole, mask, rendered) for part, mask in _masks(rendered).items()}
-    classifications = {}
-    for task, likely in outputs.likelihoods.items():
-        one = classifications[task] = score_labels(likely, labels[task].truth, labels[task].texts)
+        whole["answers"] = row_scores(settings.metrics, answers, rendered.references)
+    measures = {"": whole} | {part: _only(whole, mask, rendered) for part, mask in _masks(rendered).items()}
+    classes = {task: score_labels(likelihoods[task], one.truth, one.texts) for task, one in labels.items()}
+    for task, scores in classes.items():
         prefix = f"{task}." if task else ""
-        whole[f"labels {task}".strip()] = {f"{prefix}label-{name}": value for name, value in one.measures.items()}
-    return ModelResult(spec, rendered, outputs, tokens, answers, classifications, {"": whole, **parts})
+        whole[f"labels {task}".strip()] = {f"{prefix}label-{name}": value for name, value in scores.measures.items()}
+    return ModelResult(
+        eval_model.spec, rendered, nats, tokens, answers, ended, likelihoods, classes, measures, examined
+    )
 
 
 def _masks(rendered: RenderedRows) -> dict[str, np.ndarray]:

@@ -10,10 +10,10 @@ import numpy as np
 from lorakit.errors import UserError
 from lorakit.evaluate.classification import Labels, labels_of
 from lorakit.evaluate.diagnosis.examination import Examination, diagnose_models
-from lorakit.evaluate.inference import EvalModel, ModelLoader, loading_order, run_model
+from lorakit.evaluate.inference import EvalModel, ModelLoader, loading_order
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.rendering import RenderedRows, render_for_models
-from lorakit.evaluate.results import EvalSettings, Evaluation, ModelResult, score_outputs
+from lorakit.evaluate.results import EvalSettings, Evaluation, ModelResult, score_model
 from lorakit.model.adapters.plain_lora import is_no_op
 from lorakit.plan.checkpoint import unseen
 from lorakit.plan.model_info import read_model_info
@@ -48,9 +48,9 @@ def score_models(
     # Training rows exist only in the tokens of the run, and all models must get the same labels.
     prepared = model_set.prepared if file is None and not apart else None
     labels = {id(one): labels_of(one, prepared.rows.train_if_there if prepared else None) for one in each}
-    max_new_tokens = settings.max_new_tokens if settings.metrics else 0
+    answer = settings.max_new_tokens if settings.metrics else 0
     pairs = [(spec, rendered, labels[id(rendered)]) for spec, rendered in zip(model_set.specs, each, strict=True)]
-    notes = list(dict.fromkeys(chain(*(_length_notes(*of_model, max_new_tokens) for of_model in pairs))))
+    notes = list(dict.fromkeys(chain(*(_length_notes(*of_model, answer) for of_model in pairs))))
     if apart:
         notes.append(
             f"{', '.join(apart)}: rows are rendered with another tokenizer or chat template than those of "
@@ -62,10 +62,8 @@ def score_models(
     characters, examine = each[0].characters if apart else None, examination.measure if examination else None
     for at in loading_order(model_set.specs):
         spec, rendered, of_rows = pairs[at]
-        outputs = run_model(
-            EvalModel(spec, rendered, loader, settings.cache, progress), max_new_tokens, of_rows, examine
-        )
-        results[at] = score_outputs(spec, rendered, outputs, settings.metrics, of_rows, characters)
+        eval_model = EvalModel(spec, rendered, loader, settings.cache, progress)
+        results[at] = score_model(eval_model, settings, of_rows, characters, examine)
     models = [results[at] for at in range(len(pairs))]
     for note in _idle_adapters(models):
         progress.warn(note)
@@ -117,8 +115,8 @@ def _length_notes(spec: EvalModelSpec, rendered: RenderedRows, labels: Mapping[s
 
 def _idle_adapters(models: Sequence[ModelResult]) -> list[str]:
     """A note on each adapter that changes nothing: by its weights, or because no loss differs from the base's."""
-    notes, bare = [], {model.spec.base_key: model.outputs.nats for model in models if model.spec.adapter is None}
-    for spec, nats in ((model.spec, model.outputs.nats) for model in models):
+    notes, bare = [], {model.spec.base_key: model.nats for model in models if model.spec.adapter is None}
+    for spec, nats in ((model.spec, model.nats) for model in models):
         if spec.adapter and is_no_op(spec.adapter):
             notes.append(f"{spec.name}: changes nothing: one half of each of its changes is zero")
         elif spec.adapter and np.array_equal(bare.get(spec.base_key, ()), nats):

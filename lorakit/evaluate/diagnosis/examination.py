@@ -150,21 +150,21 @@ def _answer_findings(
     if index is not None:
         of_base = base.answers if base and len(base.answers) == len(answers) else None
         findings.append(copying.measure_parroting(answers, prompts, rendered.references, index, of_base, seed))
-    cut = [not answer.ended for answer in model.outputs.answers]
+    cut = [not ended for ended in model.ended]
     rows = [rendered.rows[number] for number in rendered.with_answer]
     longer = [len(row["input_ids"]) - row["answer"] > settings.max_new_tokens for row in rows]
     return [*findings, *measure_style(answers, rendered.references, prompts, cut, longer, seed)]
 
 
 def _loss_findings(model: ModelResult, base: ModelResult, examination: Examination, seed: int) -> list[Finding]:
-    before, after = base.outputs.examined, model.outputs.examined
+    before, after = base.examined, model.examined
     if not np.array_equal(before["tokens"], after["tokens"]):
         return [losses.FORGETTING.unmeasured("its tokenizer splits the texts into other tokens than the base's")]
     registers = [row.register for row in examination.texts]
     findings = [losses.measure_forgetting(before["nats"], after["nats"], after["tokens"], registers, seed)]
     if "sample" in after and model.rendered is base.rendered:
         train = (before["sample"], after["sample"], trained_tokens(examination.sample))
-        findings.append(losses.measure_memorization(train, (base.outputs.nats, model.outputs.nats, model.tokens), seed))
+        findings.append(losses.measure_memorization(train, (base.nats, model.nats, model.tokens), seed))
     return findings
 
 
@@ -182,9 +182,9 @@ def _drift_findings(evaluation: Evaluation, base: ModelResult | None) -> dict[st
             unmeasured = losses.DRIFT.unmeasured("it was not scored on the full base: add none to --quantizations")
             findings |= {model.name: [unmeasured] for model in models.values()}
             continue
-        nats = {word: model.outputs.nats for word, model in models.items()}
+        nats = {word: model.nats for word, model in models.items()}
         alike = base is not None and base.rendered is full.rendered and base.spec.base_key == full.spec.base_key
-        base_nats = base.outputs.nats if base and alike else None
+        base_nats = base.nats if base and alike else None
         drift = losses.measure_drift(nats, full.tokens, base_nats, evaluation.settings.seed)
         findings |= {models[word].name: [finding] for word, finding in drift.items()}
     return findings
