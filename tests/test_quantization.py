@@ -134,7 +134,7 @@ def test_fused_experts_are_not_counted_as_quantized(tmp_path):
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     assert held.experts == experts > held.quantized
     assert held.parameters == sum(p.numel() for p in model.parameters())
-    assert "are fused experts, which stay as they are" in held.describe()
+    assert "are fused experts, which stay as they are" in describe_quantization(held, "nf4", None, "float32")
 
 
 @pytest.mark.parametrize("quantization", ["q8", "nf4"])

@@ -8,7 +8,7 @@ that asks for a number, such as how many tokens an expert got, cannot be followe
 import contextlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
-from lorakit.model.fused_lora import fused_lora
+from lorakit.model.fused_lora import fused_lora, replace_forward
 from lorakit.model.peft_adapter import attach_adapter
 from lorakit.model.shared_prefix import body_of, causal_of
 from lorakit.model.spec import ModelSpec
@@ -104,15 +104,12 @@ def _bytes_by_block(
             sizes[running[0]] += tensor.untyped_storage().nbytes()
         return tensor
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mode)
+    has_adapter = hasattr(model, "peft_config")
+    casting = disable_input_dtype_casting(model, active=half) if has_adapter else contextlib.nullcontext()
+    computing, autocast = _computing_only(blocks, causal, spec, running), torch.autocast("cpu", torch.bfloat16, half)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with mode, computing, casting, fused_lora(model), autocast, hooks:
         ids = torch.zeros(_ROWS, length, dtype=torch.long)
-        stack.enter_context(_computing_only(blocks, causal, spec, running))
-        if hasattr(model, "peft_config"):
-            stack.enter_context(disable_input_dtype_casting(model, active=half))
-        stack.enter_context(fused_lora(model))
-        stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=half))
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
         body_of(causal)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     return sizes
 
@@ -122,9 +119,13 @@ def _computing_only(blocks: set[int], causal: Any, spec: ModelSpec, running: lis
     """Within this all other blocks give their input back, `running` holds the number of the block that computes, and
     the first block's input asks for a gradient, as that of every other one does."""
     outputs: dict[int, Any] = {}
+    numbers = {}
+    for number, weights in spec.blocks.items():  # a block is where most of its weights are
+        stacks = Counter(weight.path.partition(f".{number}.")[0] for weight in weights)
+        numbers[causal.get_submodule(f"{stacks.most_common(1)[0][0]}.{number}")] = number
 
-    def wrap(number: int, block: Any) -> None:
-        first, forward = spec.prototypes[number], block.forward
+    def make(block: Any) -> Callable[..., Any]:
+        number, first, forward = numbers[block], spec.prototypes[numbers[block]], block.forward
 
         def run(*args: Any, **named: Any) -> Any:
             if number in blocks:
@@ -135,19 +136,12 @@ def _computing_only(blocks: set[int], causal: Any, spec: ModelSpec, running: lis
             hidden = args[0] if args else named["hidden_states"]
             return (hidden, *outputs[first][1:]) if isinstance(outputs[first], tuple) else hidden
 
-        block.forward = run
+        return run
 
-    modules = {}
-    for number, weights in spec.blocks.items():  # a block is where most of its weights are
-        stacks = Counter(weight.path.partition(f".{number}.")[0] for weight in weights)
-        modules[number] = causal.get_submodule(f"{stacks.most_common(1)[0][0]}.{number}")
     embeddings = causal.get_input_embeddings()
     asking = embeddings.register_forward_hook(lambda _, __, output: output.requires_grad_().clone())
-    for number, block in modules.items():
-        wrap(number, block)
     try:
-        yield
+        with replace_forward(list(numbers), make):
+            yield
     finally:
         asking.remove()
-        for block in modules.values():
-            del block.forward

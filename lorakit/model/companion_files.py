@@ -131,11 +131,9 @@ def compare_with_file(base: Path, tokenizer: Any, texts: Sequence[str]) -> str |
         return None
     ours, its = differing[0]
     first = next((at for at, (one, other) in enumerate(zip(ours, its, strict=False)) if one != other), len(its) - 1)
-    begin = max(first - 1, 0)
-    words, others = (
-        " ".join(quote(str(word)) for word in one.convert_ids_to_tokens(ids[begin : begin + _SHOWN_TOKENS]))
-        for one, ids in ((tokenizer, ours), (by_file, its))
-    )
+    shown = slice(max(first - 1, 0), max(first - 1, 0) + _SHOWN_TOKENS)
+    tokens = (one.convert_ids_to_tokens(ids[shown]) for one, ids in ((tokenizer, ours), (by_file, its)))
+    words, others = (" ".join(quote(str(word)) for word in of_one) for of_one in tokens)
     builds = f"transformers {transformers.__version__} builds another tokenizer ({type(tokenizer).__name__})"
     return (
         f"{builds} than tokenizer.json describes. {len(differing)} of {len(texts)} rows that were compared get other "

@@ -66,7 +66,7 @@ def factored_norms(weight: Tensor, squares: Tensor, a: Tensor, b: Tensor, scalin
 
 
 @contextmanager
-def _replace_forward(layers: list[Any], make: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
+def replace_forward(layers: list[Any], make: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
     """Within this, the forward of each layer is what `make` gives for it; afterwards it is its own again."""
     for layer in layers:
         layer.forward = make(layer)
@@ -80,7 +80,7 @@ def _replace_forward(layers: list[Any], make: Callable[[Any], Callable[..., Any]
 def fused_lora(model: Any) -> AbstractContextManager[None]:
     """Within this, the LoRA and DoRA layers of `model` accumulate in place; afterwards the model is as it was."""
     layers = [module for module in model.modules() if type(module) in FUSED_LAYERS]
-    return _replace_forward(layers, lambda layer: partial(_forward, layer, layer.forward, _RowNorms()))
+    return replace_forward(layers, lambda layer: partial(_forward, layer, layer.forward, _RowNorms()))
 
 
 def release_int8_inputs(model: Any) -> AbstractContextManager[None]:
@@ -88,7 +88,7 @@ def release_int8_inputs(model: Any) -> AbstractContextManager[None]:
     the node itself, which gradient checkpointing does not reach. Only a gradient of the frozen weight would need them.
     """
     layers = [module for module in model.modules() if type(module) is Linear8bitLt]
-    return _replace_forward(layers, lambda layer: partial(_forward_and_release, layer.forward))
+    return replace_forward(layers, lambda layer: partial(_forward_and_release, layer.forward))
 
 
 def _forward_and_release(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

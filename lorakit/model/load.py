@@ -157,12 +157,6 @@ class QuantizationSummary:
         """The quantized parameters over all."""
         return self.quantized / self.parameters
 
-    def describe(self) -> str:
-        """One clause with share and sizes, for a log."""
-        savings = describe_savings(self.quantization, self.share, self.unquantized_bytes, self.bytes)
-        experts = f"; {percent(self.experts / self.parameters)} are fused experts, which stay as they are"
-        return savings + experts if self.experts else savings
-
 
 def summarize_quantization(model: Any) -> QuantizationSummary | None:
     """How much of a model (not yet wrapped by PEFT) is quantized; None where nothing is."""
@@ -215,11 +209,13 @@ def describe_quantization(
     if summary is None:
         dequantized = f"dequantized while it was loaded: {dtype} weights are trained on"
         return f"the checkpoint is {stored.quantization}, {dequantized}" if stored else None
+    text = describe_savings(summary.quantization, summary.share, summary.unquantized_bytes, summary.bytes)
+    if summary.experts:
+        text += f"; {percent(summary.experts / summary.parameters)} are fused experts, which stay as they are"
     if summary.quantization == requested:
-        return summary.describe()
+        return text
     reason = "the checkpoint is quantized already" if stored else "the kind of adapter quantizes"
-    used = f"{requested} was asked for, {summary.quantization} is used: {reason}"
-    return f"model.quantization: {used}. {summary.describe()}"
+    return f"model.quantization: {requested} was asked for, {summary.quantization} is used: {reason}. {text}"
 
 
 def unify_layer_modes(model: Any, dtype: torch.dtype) -> None:

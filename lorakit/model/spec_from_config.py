@@ -23,6 +23,7 @@ _GATED: Layers = {"mlp.gate_proj": ("inner", "hidden"), **_UNGATED}
 _PACKED: Layers = {"mlp.gate_up_proj": ("two_inner", "hidden"), "mlp.down_proj": ("hidden", "inner")}
 _EXPERTS: Layers = {"mlp.experts.gate_up_proj": ("two_inner", "hidden"), "mlp.experts.down_proj": ("hidden", "inner")}
 _TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
+_OWN_NORMS = ("attention_layernorm", "feedforward_layernorm")
 _FOUR_NORMS = (*_TWO_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 _KEY_VALUE, _HEADS = ("num_key_value_heads",), ("num_key_value_heads", "head_dim")
 _ROUTED = ("num_key_value_heads", "num_experts_per_tok")
@@ -71,12 +72,7 @@ _FAMILIES = {
     "gemma2": _Family(norms=_FOUR_NORMS, biases="configured", tied=True, capped=True, needs=_HEADS),
     "gemma3_text": _Family(norms=_FOUR_NORMS, head_norms=True, biases="configured", tied=True, needs=_HEADS),
     "apertus": _Family(
-        mlp=_UNGATED,
-        norms=("attention_layernorm", "feedforward_layernorm"),
-        head_norms=True,
-        biases="configured",
-        in_activation=2,
-        activation="xielu",
+        mlp=_UNGATED, norms=_OWN_NORMS, head_norms=True, biases="configured", in_activation=2, activation="xielu"
     ),
 }
 
