@@ -70,7 +70,7 @@ _TORCH_OPENS = re.compile(r"open file failed with strerror: (.+)")
 _NUL = re.compile("embedded null (byte|character)")
 _NO_MEMORY = re.compile(
     r"out of memory|not enough memory|[Cc]an(?:'t|not) allocate memory|bad_alloc"
-    r"|failed to map segment from shared object$"
+    r"|failed to map segment from shared object$|CU(?:BLAS|DNN)_STATUS_ALLOC_FAILED"
 )
 
 

@@ -161,7 +161,7 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
         rows = RunRows(recipe.data, template, progress, manifest)
         report = _recorded_report(manifest) or rows.train.report
         prepared = _settle(recipe, opened, template, rows, report, read_model_info(opened.folder), progress)
-    check_base(prepared.base, manifest, folder)
+    refuse_other_base(prepared, manifest, folder)
     files = {run.model / name: recorded for name, recorded in manifest.get("model_sha256", {}).items()}
     for name, key in {
         "adapter_model.safetensors": "adapter_sha256",
@@ -172,11 +172,6 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
     for file, recorded in files.items():
         if not file.is_file() or sha256_of(file) != recorded:
             raise UserError(f"{file}: is not what this run trained: its sha256 is not the manifest's.")
-    if tokenizer_sha256(prepared.tokenizer) != manifest.get("tokenizer_sha256"):
-        raise UserError(
-            f"{folder}: the tokenizer of {prepared.base.name} or its chat template changed since the training."
-        )
-    check_stop_tokens(prepared, manifest, folder)
     return run, prepared
 
 
@@ -206,26 +201,25 @@ def _relocate(recipe: Recipe, run: Run, manifest: dict[str, Any], base: str | No
     return recipe.model_copy(update={"model": model})
 
 
-def check_stop_tokens(prepared: Prepared, manifest: dict[str, Any], folder: Path) -> None:
-    """Refuse a base that ends its answers with other tokens than when the run was trained (UserError)."""
-    recorded, current = manifest["base"].get("stop_token_ids"), stop_token_ids(prepared.base, prepared.tokenizer)
-    if recorded is not None and recorded != current:
-        raise UserError(
-            f"{folder}: was trained with the tokens {recorded} as the ends of an answer, and {prepared.base.name} "
-            f"names {current} now (eos_token_id in generation_config.json or config.json). Put the files back as they "
-            "were."
-        )
-
-
-def check_base(base: Base, manifest: dict[str, Any], folder: Path) -> None:
-    """Refuse a base model whose weights or configuration are not those that the run was trained on."""
-    recorded, current = manifest.get("base", {}).get("sha256", {}), base.sha256()
-    different = sorted(name for name in {*recorded, *current} if recorded.get(name) != current.get(name))
-    changed = [name for name in different if name.endswith(".safetensors") or name == "config.json"]
-    if changed:
+def refuse_other_base(prepared: Prepared, manifest: dict[str, Any], folder: Path) -> None:
+    """Refuse a base whose weights, configuration, tokenizer, or tokens that end an answer are not those that the run in
+    `folder` was trained with."""
+    base, recorded = prepared.base, manifest["base"]
+    before, current = recorded["sha256"], base.sha256()
+    names = [name for name in sorted({*before, *current}) if name.endswith(".safetensors") or name == "config.json"]
+    if changed := [name for name in names if before.get(name) != current.get(name)]:
         raise UserError(
             f"{folder}: was trained on other weights or another configuration of {base.name} than those found now "
-            f"({base.origin}): {', '.join(changed[:3])} differ. The run says: {manifest['base'].get('origin')}."
+            f"({base.origin}): {', '.join(changed[:3])} differ. The run says: {recorded.get('origin')}."
+        )
+    if tokenizer_sha256(prepared.tokenizer) != manifest.get("tokenizer_sha256"):
+        raise UserError(f"{folder}: the tokenizer of {base.name} or its chat template changed since it was trained.")
+    stops = stop_token_ids(base, prepared.tokenizer)
+    if recorded.get("stop_token_ids") not in (None, stops):
+        raise UserError(
+            f"{folder}: was trained with the tokens {recorded['stop_token_ids']} as the ends of an answer, and "
+            f"{base.name} names {stops} now (eos_token_id in generation_config.json or config.json). Put the files "
+            "back as they were."
         )
 
 

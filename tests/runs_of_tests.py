@@ -9,7 +9,7 @@ from lorakit.prepare import prepare_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
 from lorakit.run_dir import Run, open_run
-from lorakit.train.resume import checkpoint_to_resume, resumed_recipe
+from lorakit.train.checkpoint import checkpoint_to_resume, resumed_recipe
 from lorakit.train.run import Outcome, train
 
 

@@ -25,10 +25,9 @@ from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.recipe.schema import Adapter
-from lorakit.train.callbacks import TrainingCallback
-from lorakit.train.optimizer import with_faster_b
 from lorakit.train.preflight import check_loss
 from lorakit.train.setup import set_up_training
+from lorakit.train.trainer import TrainingCallback, with_faster_b
 
 ADALORA = {"adalora": {"every": 1, "shrink_from": 0.1, "shrink_to": 0.8}}
 FLEXLORA = {"flexlora": {"every": 1, "moved": 2, "move_from": 0.1, "move_to": 0.8}}
@@ -50,7 +49,7 @@ def stop_after(monkeypatch, step):
 
     def stopping(self, args, state, control, **others):
         if state.global_step == step:
-            self.stopping.signal = 2
+            self.trainer.stopping.signal = 2
         on_step_end(self, args, state, control, **others)
 
     monkeypatch.setattr(TrainingCallback, "on_step_end", stopping)

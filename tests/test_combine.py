@@ -15,15 +15,22 @@ from test_extract import Heard
 from transformers import AutoModelForCausalLM
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.merge.combine import check_options, combine
-from lorakit.merge.combine_runs import check_same_base, score_sources, share_of_gain
-from lorakit.merge.low_rank import METHODS
+from lorakit.merge.combine import Combination, check_same_base, score_sources, share_of_gain
+from lorakit.merge.combine import combine as combine_into
+from lorakit.merge.low_rank import METHODS, base_path
+from lorakit.merge.writer import output_draft
 from lorakit.model.peft_adapter import load_adapter
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 from lorakit.run_dir import Run
 
 ALL = ["q_proj", "v_proj", "up_proj", "down_proj"]
+
+
+def combine(adapters, weights, method, base, output, tokenizer=None, **options):
+    with output_draft(output) as draft:
+        how = Combination(method, weights, **options)
+        return combine_into(adapters, how, base, draft, output.name, tokenizer)
 
 
 def adapter(base, folder, seed, **settings):
@@ -39,14 +46,17 @@ def adapter(base, folder, seed, **settings):
     return folder
 
 
-def deltas(base, folder):
+def deltas_of(model, adapter="default"):
     """What an adapter adds to each weight, as PEFT says."""
-    model = load_adapter(AutoModelForCausalLM.from_pretrained(base), folder)
     return {
-        name: module.get_delta_weight("default").detach()
+        f"{base_path(name)}.{getattr(module, 'parameter_name', 'weight')}": module.get_delta_weight(adapter).detach()
         for name, module in model.named_modules()
         if isinstance(module, LoraLayer)
     }
+
+
+def deltas(base, folder):
+    return deltas_of(load_adapter(AutoModelForCausalLM.from_pretrained(base), folder))
 
 
 def weighted_sum(base, folders, weights):
@@ -71,19 +81,14 @@ def pair(tiny_base, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_gives_what_peft_s_own_combination_gives(method, pair, tiny_base, tmp_path):
-    weights, density = [0.7, -0.4], 1.0 if METHODS[method].is_random else 0.6
-    density = density if METHODS[method].takes_density else None
+    weights, density = [0.7, -0.4], 1.0 if "seed" in METHODS[method].options else 0.6
+    density = density if "density" in METHODS[method].options else None
     combine(pair, weights, method, tiny_base, tmp_path / "out", density=density)
     model = load_adapter(AutoModelForCausalLM.from_pretrained(tiny_base), pair[0])
     model.load_adapter(pair[1], adapter_name="second")
     kind = method.replace("-", "_")
     model.add_weighted_adapter(["default", "second"], weights, "made", combination_type=kind, density=density)
-    wanted = {
-        name: module.get_delta_weight("made").detach()
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-    }
-    assert_same(deltas(tiny_base, tmp_path / "out"), wanted)
+    assert_same(deltas(tiny_base, tmp_path / "out"), deltas_of(model, "made"))
 
 
 def test_cat_is_the_weighted_sum_whatever_ranks_scales_and_modules(tiny_base, tmp_path):
@@ -147,7 +152,7 @@ def test_linear_is_not_the_weighted_sum_and_says_how_far_it_is(pair, tiny_base, 
 def test_scales_of_rslora_count_once(method, tiny_base, tmp_path):
     plain = [adapter(tiny_base, tmp_path / f"p{seed}", seed, lora_alpha=4) for seed in (1, 2)]
     stable = [adapter(tiny_base, tmp_path / f"s{seed}", seed, lora_alpha=2, use_rslora=True) for seed in (1, 2)]
-    density = 0.5 if METHODS[method].takes_density else None
+    density = 0.5 if "density" in METHODS[method].options else None
     for folders, out in ((plain, "out-p"), (stable, "out-s")):
         combine(folders, [1.0, 1.0], method, tiny_base, tmp_path / out, density=density)
     assert_same(deltas(tiny_base, tmp_path / "out-s"), deltas(tiny_base, tmp_path / "out-p"))
@@ -176,8 +181,8 @@ def test_fused_experts_are_combined_as_every_other_weight(family, tmp_path):
     assert linear["off_sum"] == pytest.approx(1, rel=1e-5)
     assert_same(deltas(base, tmp_path / "linear"), deltas(base, folders[0]))
     other = adapter(base, tmp_path / "d", 4, **{**more, "target_parameters": [experts[0]]})
-    with pytest.raises(UserError, match="adapts other fused weights of experts"):
-        combine([folders[0], other], [1, 1], "cat", base, tmp_path / "out")
+    combine([folders[0], other], [1, 1], "cat", base, tmp_path / "out")
+    assert_same(deltas(base, tmp_path / "out"), weighted_sum(base, [folders[0], other], [1, 1]))
 
 
 @pytest.mark.parametrize("method", ["dare-linear", "dare-ties"])
@@ -219,27 +224,26 @@ def test_the_folder_is_a_plain_adapter_that_says_what_it_was_made_of(pair, tiny_
         ({"weights": [0.0, 1.0]}, "--weights: 0 is not a weight"),
         ({"method": "mean"}, "there is no mean. Write one of linear, cat"),
         ({"method": "ties"}, "Write --density 0.5"),
-        ({"method": "cat", "density": 0.5}, "cat keeps every number"),
-        ({"method": "ties", "density": 0.0}, "--density: 0 is not a share"),
-        ({"method": "ties", "density": 1.5}, "--density: 1.5 is not a share"),
-        ({"method": "ties", "density": math.nan}, "--density: nan is not a share"),
-        ({"method": "ties", "density": 0.5, "seed": 1}, "nothing in ties is random"),
-        ({"method": "dare-ties", "density": 0.5, "seed": 2**70}, "is not a seed"),
-        ({"method": "cat", "rank": 4}, "--rank: cat has the rank"),
-        ({"method": "svd", "rank": 0}, "--rank: 0 is not a rank"),
+        ({"method": "cat", "density": 0.5}, "--density: cat does not use it. .* take one of ties, dare-linear"),
+        ({"method": "ties", "density": 0.0}, "over 0 and up to 1, and 0 is none"),
+        ({"method": "ties", "density": 1.5}, "and 1.5 is none"),
+        ({"method": "ties", "density": math.nan}, "and nan is none"),
+        ({"method": "ties", "density": 0.5, "seed": 1}, "--seed: ties does not use it"),
+        ({"method": "cat", "rank": 4}, "--rank: cat does not use it"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, words):
-    given = {"count": 2, "weights": [1.0, 1.0], "method": "cat", "density": None, "seed": None, "rank": None}
+    given = {"count": 2, "weights": [1.0, 1.0], "method": "cat", **options}
+    count = given.pop("count")
     with pytest.raises(UserError, match=words):
-        check_options(**given | options)
+        Combination(**given).check(count)
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"use_dora": True}, "is a DoRA adapter, whose magnitudes"),
-        ({"modules_to_save": ["embed_tokens"]}, r"modules trained whole \(embed_tokens\)"),
+        ({"use_dora": True}, "lora_magnitude_vector.*, which would be lost"),
+        ({"modules_to_save": ["embed_tokens"]}, "embed_tokens.*, which would be lost"),
         ({"lora_bias": True}, "lora_B.bias, which would be lost"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens.*, which would be lost"),
     ],
@@ -255,7 +259,7 @@ def test_parts_that_no_method_combines_are_refused_not_dropped(settings, words, 
 @pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.equal_ranks])
 def test_different_ranks_are_refused_with_the_methods_that_take_them(method, pair, tiny_base, tmp_path):
     other = adapter(tiny_base, tmp_path / "other", 3, r=2)
-    density = 0.5 if METHODS[method].takes_density else None
+    density = 0.5 if "density" in METHODS[method].options else None
     with pytest.raises(UserError, match=r"has the ranks 4 .* and 2 .*Take cat or svd"):
         combine([pair[0], other], [1.0, 1.0], method, tiny_base, tmp_path / "out", density=density)
 
@@ -282,7 +286,7 @@ def test_damaged_and_foreign_adapters_are_one_clear_error(pair, tiny_base, tmp_p
     file.write_bytes(good)
     config = pair[1] / "adapter_config.json"
     config.write_text(config.read_text().replace('"LORA"', '"LOHA"'))
-    refused("cannot be read|only LoRA adapters")
+    refused("this adapter lacks .*It is damaged, or of another model")
 
 
 @pytest.fixture
@@ -330,7 +334,7 @@ def test_runs_are_told_to_belong_together_by_their_manifests(runs, tmp_path):
     check_same_base(edited(base={"quantization": "nf4"}), heard)
     check_same_base(edited(tokenizer_sha256="0"), heard)
     check_same_base(edited(template_variables={"enable_thinking": False}), heard)
-    assert "in nf4" in heard.lines[0] and "another tokenizer or chat template" in heard.lines[1]
+    assert "in nf4" in heard.lines[0] and "with the tokenizer and chat template 0, " in heard.lines[1]
     assert "model.template_variables {'enable_thinking': False}" in heard.lines[2]
     with pytest.raises(UserError, match="was trained on other base weights"):
         check_same_base(edited(base={"sha256": {"model.safetensors": "0"}}), heard)

@@ -257,10 +257,10 @@ def test_the_home_folder_is_meant_wherever_a_path_begins_with_its_sign(recipe_fi
 def test_a_resume_that_finds_nothing_is_refused_with_the_nearest_run(recipe_file, tmp_path, lorakit):
     path = recipe_file()
     code, _, err = lorakit("train", path, "--resume")
-    assert code == 2 and "there is no run to resume. Start one without --resume." in err
+    assert code == 2 and "there is no such run. Give the folder of a run" in err
     (tmp_path / "runs" / "tiny-2").mkdir(parents=True)
     facts = {"base": {"sha256": {}}, "data": {"files": {}}}
     (tmp_path / "runs" / "tiny-2" / "manifest.json").write_text(json.dumps(facts))
     code, _, err = lorakit("train", path, "--resume", "--output", "runs/tiny-3")
-    assert code == 2 and "runs/tiny-3: there is no run to resume. Did you mean --output runs/tiny-2?" in err
+    assert code == 2 and "runs/tiny-3: there is no such run. Did you mean runs/tiny-2?" in err
     assert not (tmp_path / "runs" / "tiny-3").exists()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from lorakit.errors import UserError
-from lorakit.merge.combine import combine, open_adapter
+from lorakit.merge.combine import Combination, combine, open_adapter
 from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
 from lorakit.model.layerwise import layerwise_model
@@ -87,7 +87,8 @@ def test_adapters_whose_names_peft_changes_are_taken_everywhere(family, bases, t
         found = made()
         if way != "combine":
             assert torch.allclose(logits(found), wanted, atol=1e-5), way
-    combine([adapter, adapter], [0.5, 0.5], "cat", base, tmp_path / "both")
+    (tmp_path / "both").mkdir()
+    combine([adapter, adapter], Combination("cat", [0.5, 0.5]), base, tmp_path / "both", "both")
     both = PeftModel.from_pretrained(in_memory(base), tmp_path / "both")
     assert torch.allclose(logits(both), wanted, atol=1e-5)
 

@@ -21,7 +21,8 @@ from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
 from lorakit.recipe.schema import Model
-from lorakit.train.memory_probe import probe, probe_run
+from lorakit.train.memory_probe import probe_longest, probe_run
+from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
 from lorakit.train.setup import set_up_training
 
 pytestmark = [
@@ -61,7 +62,7 @@ def test_a_run_on_a_gpu_and_its_merge(recipe_file, tmp_path, wide_base, quantiza
     assert prepared.recipe.model.dtype == "bfloat16"
     assert manifest["base"]["held_as"]["effective"] == quantization
     assert losses(run)[-1] < losses(run)[0]
-    proof = merge(input_of_run(run, prepared, Silent()), run.merged, Silent())
+    proof = merge(input_of_run(run, prepared, Silent()), run.merged, Silent()).proof
     assert proof.mean_kl < 1e-3
     assert math.isclose(manifest["result"]["eval_loss"], proof.adapter_loss, rel_tol=0.05)
     card = (run.merged / "README.md").read_text()
@@ -158,7 +159,8 @@ def test_the_probe_leaves_a_gpus_generators_where_they_were(recipe_file, wide_ba
     run = prepare_run(load(path).recipe, Silent())
     begun = set_up_training(run, None, Silent())
     before = torch.cuda.get_rng_state(), torch.get_rng_state()
-    first = probe(begun, run, Silent())
-    assert probe(begun, run, Silent()).tokens == first.tokens
+    runner = MicroBatchRunner(begun, run, Silent())
+    with compute_optimizations(begun.model, run.recipe.model.dtype):
+        assert probe_longest(runner).tokens == probe_longest(runner).tokens
     assert torch.equal(torch.cuda.get_rng_state(), before[0])
     assert torch.equal(torch.get_rng_state(), before[1])

@@ -52,7 +52,8 @@ def test_trained_embeddings_are_merged_and_stay_tied_or_apart(recipe_file, tmp_p
     config = AutoConfig.from_pretrained(tiny_base, tie_word_embeddings=tied)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path / "base")
-    path = recipe_file(model={"base": str(tmp_path / "base")}, adapter={"rank": 4, "train_modules": ["embed_tokens"]})
+    model = {"base": str(tmp_path / "base"), "dtype": "float32"}  # which rounds no weight of the base
+    path = recipe_file(model=model, adapter={"rank": 4, "train_modules": ["embed_tokens"]})
     run, _, proof = merged_run(path, tmp_path / "run", "train.steps=4", "train.epochs=null")
     assert proof.max_logit_difference <= 1e-4 * proof.logit_scale
     before = AutoModelForCausalLM.from_pretrained(tmp_path / "base")

@@ -17,9 +17,9 @@ from lorakit.hardware.memory import OutOfMemory, is_out_of_memory, within_memory
 from lorakit.recipe.load import load
 from lorakit.run_dir import Run
 from lorakit.train import micro_batching
+from lorakit.train.checkpoint import resumed_recipe
+from lorakit.train.memory_probe import states_do_not_fit
 from lorakit.train.micro_batching import uses_gradient_checkpointing
-from lorakit.train.optimizer import states_do_not_fit
-from lorakit.train.resume import resumed_recipe
 
 SETTINGS = {"learning_rate": 0.005, "steps": 4, "epochs": None, "eval_every": 2, "save_every": 2}
 ERRORS = [
@@ -264,7 +264,8 @@ def test_memory_that_runs_out_elsewhere_is_no_traceback(recipe_file, tmp_path, m
         raise MemoryError("no room")
 
     monkeypatch.setattr("lorakit.train.run.check_loss", full)
-    with pytest.raises(LorakitError, match="out of memory outside the forward and backward passes: no room") as caught:
+    says = r"the training stopped: out of memory: no room\. Close other programs"
+    with pytest.raises(LorakitError, match=says) as caught:
         run_recipe(recipe_file(), tmp_path / "run")
     assert caught.value.exit_code == 1
 

@@ -10,9 +10,8 @@ from lorakit.hardware.memory import measure_peak
 from lorakit.prepare import prepare_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
-from lorakit.train.memory_probe import describe_probe, probe, probe_run
-from lorakit.train.micro_batching import uses_gradient_checkpointing
-from lorakit.train.optimizer import state_bytes
+from lorakit.train.memory_probe import describe_probe, probe_longest, probe_run, state_bytes
+from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
 from lorakit.train.setup import set_up_training
 
 MEGABYTE = 1 << 20
@@ -59,7 +58,7 @@ def test_the_longest_micro_batch_is_tried(recipe_file, settings, tokens):
     assert found.micro_batch == run.recipe.train.micro_batch and found.halved == ()
     assert 0 < found.before <= found.peak == found.reserved
     assert found.seconds > 0
-    assert f"{found.tokens:,} tokens" in describe_probe(found, 8 << 30, found.peak)
+    assert f"{found.tokens:,} tokens" in describe_probe(found, run)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", {"adalora": {"every": 1}}, "none"])
@@ -74,14 +73,14 @@ def test_everything_is_left_as_it_was(recipe_file, small_memory, kind):  # noqa:
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     random = torch.get_rng_state()
     small = small_memory(Small(0.5, recomputed=1))
-    found = probe(begun, run, Silent())
+    with compute_optimizations(model, "float32"):
+        found = probe_longest(MicroBatchRunner(begun, run, Silent()))
     assert small.failed == 3 and found.halved == (4, 2, 1)
     assert (found.micro_batch, found.gradient_checkpointing) == (1, True)
     assert torch.equal(random, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert modes == [module.training for module in model.modules()]
     assert forwards == [module.__dict__.get("forward") for module in model.modules()]
-    assert not uses_gradient_checkpointing(model)
     assert all(torch.equal(weights[name], parameter) for name, parameter in model.named_parameters())
 
 

@@ -10,7 +10,7 @@ from runs_of_tests import run_recipe
 from transformers import AutoTokenizer
 
 from lorakit.errors import UserError
-from lorakit.merge.combine import combine
+from lorakit.merge.combine import Combination, combine
 from lorakit.model.companion_files import save_new_tokenizer, write_tokenizer
 from lorakit.model.resolve import Base
 from lorakit.model.tokenizer import load_tokenizer
@@ -218,7 +218,9 @@ def test_adapter_merged_and_combined_folders_have_the_bases_own_tokenizer(recipe
     expected = {name: content for name, content in contents(base).items() if name in of_tokenizer}
     run, _ = run_recipe(recipe_file(model={"base": str(base)}, train={"epochs": ..., "steps": 2}), tmp_path / "run")
     merged, own = merged_run(run), AutoTokenizer.from_pretrained(base)
-    combine([run.adapter] * 2, [0.5, 0.5], "cat", base, tmp_path / "combined", tokenizer=own)
+    (tmp_path / "combined").mkdir()
+    how = Combination("cat", [0.5, 0.5])
+    combine([run.adapter] * 2, how, base, tmp_path / "combined", "combined", tokenizer=own)
     for folder in (run.adapter, merged, tmp_path / "combined"):
         assert expected.items() <= contents(folder).items()
         reads_alike(folder, own)

@@ -17,8 +17,7 @@ from transformers import AutoTokenizer
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.run_dir import Run, open_run
-from lorakit.train.callbacks import evaluations_without_gain
-from lorakit.train.trainer import SupervisedTrainer
+from lorakit.train.trainer import SupervisedTrainer, evaluations_without_gain
 
 
 def same(one: dict, other: dict) -> bool:

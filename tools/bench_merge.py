@@ -106,7 +106,8 @@ def _measure(way: str, work: Path) -> dict[str, float]:
     import transformers
 
     from lorakit.merge.inputs import input_of_run
-    from lorakit.merge.run import check_output, merge
+    from lorakit.merge.run import merge
+    from lorakit.merge.writer import claim_output
     from lorakit.model.tokenizer import quiet_libraries
     from lorakit.prepare import reopen_run
     from lorakit.progress import Silent
@@ -129,8 +130,8 @@ def _measure(way: str, work: Path) -> dict[str, float]:
         for file in output.iterdir():
             _flush(file)
     else:
-        check_output(output, overwrite=False)
-        merge(input_of_run(opened, prepared, Silent()), output, Silent(), proved=way.endswith("proved"))
+        with claim_output(output, overwrite=False):
+            merge(input_of_run(opened, prepared, Silent()), output, Silent(), proved=way.endswith("proved"))
     seconds = time.perf_counter() - begun
     return {"seconds": seconds, "memory": _peak() - before}
 

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from lorakit.amounts import percent
-from lorakit.cli.merge import merge_text
 from lorakit.cli.options import Dtype, Json, NoProof, Onto, OutputFolder, Overwrite, Quiet
 from lorakit.errors import UserError
 
@@ -36,8 +35,12 @@ def combine(
         float | None,
         typer.Option("--density", help="The share of numbers that ties, dare-* and magnitude-prune keep, such as 0.5."),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of dare-*, which draw at random.")] = None,
-    rank: Annotated[int | None, typer.Option("--rank", help="Of svd; by default the largest of the adapters'.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Of dare-*, which draw at random.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Of svd; by default the largest of the adapters'.")
+    ] = None,
     into_base: Annotated[
         bool, typer.Option("--into-base", help="Write a merged model, with its proof, instead of an adapter.")
     ] = False,
@@ -53,8 +56,7 @@ def combine(
     what each run's own adapter gained, and how much of that the combination keeps.
     """
     from lorakit import console
-    from lorakit.merge.card import merge_facts
-    from lorakit.merge.combine_runs import combine_runs
+    from lorakit.merge.combine import Combination, combine_runs
     from lorakit.run_dir import Run
 
     for option, value in {"onto": onto, "dtype": dtype, "no-proof": no_proof}.items():
@@ -62,18 +64,14 @@ def combine(
             raise UserError(f"--{option}: requires --into-base, since an adapter is written without it.")
     facts, merged = combine_runs(
         [Run(folder) for folder in folders],
-        _parse_weights(weights),
-        method,
+        Combination(method, _parse_weights(weights), density, seed, rank),
         output,
         console.Terminal(quiet),
-        density=density,
-        seed=seed,
-        rank=rank,
         overwrite=overwrite,
         into_base={"onto": onto or "trained", "dtype": dtype, "proved": not no_proof} if into_base else None,
     )
     if as_json:
-        console.result_json(facts | (merge_facts(merged) if merged else {}))
+        console.result_json(facts | (merged.facts() if merged else {}))
         return
     rows = []
     for score in facts["scores"]:
@@ -91,7 +89,7 @@ def combine(
     )
     unscored = facts["without_held_out_rows"]
     lines += [f"{run}: has no held-out rows that can be read, and was not scored" for run in unscored]
-    lines += [merge_text(merged, f"merged model: {merged.folder}")] if merged else []
+    lines += [f"merged model: {merged.folder}", *merged.in_words()] if merged else []
     console.result("\n".join(lines))
 
 

@@ -17,7 +17,7 @@ def extract(
         Path, typer.Argument(metavar="BASE", help="The base model that it was trained from: a folder or hub id.")
     ],
     rank: Annotated[
-        int, typer.Option("--rank", help="Of the adapter, such as 32; a higher one keeps more of the change.")
+        int, typer.Option("--rank", min=1, help="Of the adapter, such as 32; a higher one keeps more of the change.")
     ],
     output: OutputFolder,
     overwrite: Overwrite = False,
@@ -33,10 +33,9 @@ def extract(
     which changed weights it cannot hold, is printed.
     """
     from lorakit import console
-    from lorakit.atomic_io import remove_drafts
     from lorakit.merge.extract import FACTS
     from lorakit.merge.extract import extract as extract_adapter
-    from lorakit.merge.run import claim_output, refuse_overwriting_inputs
+    from lorakit.merge.writer import claim_output, refuse_overwriting_inputs
     from lorakit.model.resolve import resolve_base
     from lorakit.model.tokenizer import quiet_libraries
 
@@ -45,7 +44,6 @@ def extract(
     with claim_output(output, overwrite, FACTS):
         tuned_model, base_model = (resolve_base(str(folder), "main", progress) for folder in (tuned, base))
         refuse_overwriting_inputs(output, tuned_model.folder, base_model.folder)
-        remove_drafts(output.absolute().parent, output.name)
         made = extract_adapter(tuned_model, base_model, rank, output, progress, keep_whole=keep_whole)
     if as_json:
         console.result_json({"folder": str(output), **made})

@@ -10,8 +10,8 @@ from lorakit.cli.options import Dtype, Json, NoProof, Onto, Overwrite, Quiet, qu
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
-    from lorakit.merge.card import MergeResult
     from lorakit.merge.inputs import MergeInput
+    from lorakit.merge.run import MergeResult
     from lorakit.run_dir import Run
 
 
@@ -81,8 +81,8 @@ def merge(
         merged = prove_again(read_input(), verify, progress)
         first, following = f"{verify}: is the merged model of {folder}", ""
     else:
-        from lorakit.merge.run import claim_output
         from lorakit.merge.run import merge as merge_adapter
+        from lorakit.merge.writer import claim_output
 
         target = output or (run.merged if run else folder / "merged")
         with run.shared() if run else nullcontext(), claim_output(target, overwrite):
@@ -90,11 +90,9 @@ def merge(
             merged = merge_adapter(given, target, progress, onto or "trained", dtype, not no_proof)
         first, following = f"merged model: {merged.folder}", f"\nnext: {_next_command(given, merged)}"
     if as_json:
-        from lorakit.merge.card import merge_facts
-
-        console.result_json(merge_facts(merged))
+        console.result_json(merged.facts())
     else:
-        console.result(merge_text(merged, first) + following)
+        console.result("\n".join([first, *merged.in_words()]) + following)
 
 
 def _next_command(given: "MergeInput", merged: "MergeResult") -> str:
@@ -115,22 +113,3 @@ def _run_of(folder: Path) -> "Run | None":
         return outer if outer.holds_results() and outer.adapter == folder.resolve() else None
     run.read_manifest()
     return run
-
-
-def merge_text(merged: "MergeResult", first: str) -> str:
-    """How a merged model was proved, after a first line that says where it is."""
-    from lorakit.merge.card import better_in_words, figures_in_words, judged_by
-
-    lines = [first]
-    if merged.untied:
-        lines.append(
-            "input and output embeddings are two weights: the adapter changed them apart (tie_word_embeddings: false)"
-        )
-    if merged.proof is None:
-        return "\n".join([*lines, "not compared with the adapter model (--no-proof)"])
-    positions = f"{merged.proof.positions:,} positions of {judged_by(merged)}"
-    lines.append(f"proved on {positions}: {figures_in_words(merged.proof)}")
-    if merged.drift:
-        against = f"against the adapter on the weights that it was trained on ({merged.quantization})"
-        lines += [f"drift {against}: {figures_in_words(merged.drift)}", better_in_words(merged.drift)]
-    return "\n".join(lines)

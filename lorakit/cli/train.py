@@ -52,8 +52,7 @@ def train(
     loaded = load(recipe, overrides)
     from lorakit.prepare import prepare_run
     from lorakit.recipe.adapter_kind import trains_all
-    from lorakit.run_dir import Run, open_run
-    from lorakit.train.resume import require_started_run
+    from lorakit.run_dir import Run, missing_run, open_run
 
     folder = Path(str(loaded.recipe.output.dir))
     if dry_run:
@@ -62,8 +61,8 @@ def train(
         _describe(prepared, progress)
         _print_plan(prepared, as_json, progress)
         return
-    if resume:
-        require_started_run(Run(folder))
+    if resume and not (Run(folder).recipe.is_file() or Run(folder).manifest.exists()):
+        raise missing_run(folder)  # a new one would begin in a place that may be a typing error
     if overwrite:
         _refuse_inputs_inside(folder, loaded)
     with open_run(folder, resume, overwrite) as run:
@@ -73,12 +72,12 @@ def train(
         if not as_json:
             _print_outcome(outcome, run, prepared, whole)
         if loaded.recipe.output.merged:
-            from lorakit.merge.card import merge_facts
             from lorakit.merge.inputs import input_of_run
-            from lorakit.merge.run import claim_output, merge
+            from lorakit.merge.run import merge
+            from lorakit.merge.writer import claim_output
 
             with claim_output(run.merged, overwrite=True):
-                facts |= merge_facts(merge(input_of_run(run, prepared, progress), run.merged, progress))
+                facts |= merge(input_of_run(run, prepared, progress), run.merged, progress).facts()
             progress.say(f"merged model: {run.merged}")
     if as_json:
         console.result_json({"run": str(run.folder), **facts, **outcome.__dict__})
@@ -87,7 +86,7 @@ def train(
 def _train(run: "Run", loaded: "LoadedRecipe", resume: bool, progress: "Progress") -> "tuple[Outcome, Prepared]":
     """Train, or go on from the last checkpoint; a finished run of which only the merge is missing is reopened."""
     from lorakit.prepare import prepare_run, reopen_run
-    from lorakit.train.resume import checkpoint_to_resume, resumed_recipe
+    from lorakit.train.checkpoint import checkpoint_to_resume, resumed_recipe
     from lorakit.train.run import Outcome
     from lorakit.train.run import train as train_run
 

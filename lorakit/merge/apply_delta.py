@@ -12,21 +12,20 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 
 from lorakit.errors import UserError
-from lorakit.merge.peft_layout import ADAPTER_NAME, base_path
+from lorakit.merge.low_rank import ADAPTER_NAME, PREFIX, LowRankFactors, base_path
 
 _OF_ADAPTER = re.compile(rf"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)\.{ADAPTER_NAME}(\.|$)")
 
 
 @dataclass(frozen=True, eq=False)
 class WeightDelta:
-    """What an adapter does to one weight."""
+    """What an adapter does to one weight: `apply` makes the merged one of the float32 weight, which may be changed in
+    place, or, where it works `by_rows`, of its rows from a number on. `replaces`: the rows that it replaces (None: all
+    of them), and by what."""
 
     apply: Callable[[torch.Tensor, int], torch.Tensor]
-    """The merged weight, from the float32 weight or its rows from a number on, which may be changed in place."""
     by_rows: bool = True
-    """Whether it can be applied to some rows of the weight at a time."""
     replaces: tuple[tuple[int, ...] | None, torch.Tensor] | None = None
-    """The rows that it replaces (None: all of them), and by what."""
 
     def is_same(self, other: "WeightDelta | None") -> bool:
         """Whether two deltas are known to make the same of the same weight."""
@@ -35,18 +34,16 @@ class WeightDelta:
         return self.replaces[0] == other.replaces[0] and torch.equal(self.replaces[1], other.replaces[1])
 
 
-Deltas = dict[str, WeightDelta]
-"""By the path of the weight in the base model."""
+Deltas = dict[str, WeightDelta]  # by the path of the weight in the base model
 
 
 def adapter_deltas(model: Any) -> Deltas:
     """What the adapter of a PEFT model does to each weight. The base's own weights need not be there."""
     for name, value in model.named_parameters():
         if _OF_ADAPTER.search(name) and not bool(value.isfinite().all()):
-            short = name.removeprefix("base_model.model.").replace(f".{ADAPTER_NAME}", "")
             raise UserError(
-                f"adapter: {short} holds numbers that are not finite. Merging would spoil the model: train again, or "
-                "merge an earlier checkpoint."
+                f"adapter: {name.removeprefix(PREFIX)} holds numbers that are not finite. Merging would spoil the "
+                "model: train again, or merge an earlier checkpoint."
             )
     deltas: Deltas = {}
     base = model.base_model.model
@@ -137,17 +134,17 @@ def _low_rank(
 
 
 def _experts(module: ParamWrapper) -> WeightDelta:
-    """A matrix for each expert, each with its own A and its own columns of B, in PEFT's order."""
-    b, a = _float32(module.lora_B[ADAPTER_NAME].weight), _float32(module.lora_A[ADAPTER_NAME].weight)
-    scale, experts = module.scaling[ADAPTER_NAME], module.num_experts
+    """A matrix for each expert, each with its own A and B."""
+    a, b = (_float32(half[ADAPTER_NAME].weight) for half in (module.lora_A, module.lora_B))
+    scale = module.scaling[ADAPTER_NAME]
     if module.get_param().ndim == 2:
         return _low_rank(b, a, scale)
-    stacked_a, stacked_b = a.reshape(experts, -1, a.shape[-1]), b.reshape(b.shape[0], -1, experts)
+    of_a, of_b = LowRankFactors(a, b, experts=module.num_experts).stacks()
 
     def apply(weight: torch.Tensor, row: int) -> torch.Tensor:
         for expert, matrix in enumerate(weight, row):
             linear = matrix if module._did_swap_in_out_features else matrix.T
-            linear.addmm_(stacked_b[:, :, expert], stacked_a[expert], alpha=scale)
+            linear.addmm_(of_b[expert], of_a[expert], alpha=scale)
         return weight
 
     return WeightDelta(apply)

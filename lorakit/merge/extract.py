@@ -8,30 +8,26 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from transformers import AutoTokenizer
 
 from lorakit.amounts import percent
-from lorakit.atomic_io import atomic_dir
-from lorakit.errors import UserError, first_line
-from lorakit.merge import peft_layout
-from lorakit.merge.card import write_card, write_facts
-from lorakit.merge.low_rank import LowRankFactors, from_stacks, truncate_to_rank
-from lorakit.merge.peft_layout import AdapterLayer, adapter_layout, name_factors, plain_lora_config, write_adapter
-from lorakit.merge.writer import explain_full_disk
+from lorakit.errors import UserError
+from lorakit.merge import low_rank
+from lorakit.merge.low_rank import AdapterLayer, LowRankFactors, squared_norm
+from lorakit.merge.writer import describe_output, output_draft
+from lorakit.model.base_files import has_tokenizer
 from lorakit.model.companion_files import write_tokenizer
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.quantization_config import stored_quantization
 from lorakit.model.resolve import Base
 from lorakit.model.spec_from_meta import list_weights
 from lorakit.model.state_dict import Weights, open_weights
-from lorakit.model.targets import select_train_modules
+from lorakit.model.targets import first_and_count, select_train_modules
+from lorakit.model.tokenizer import load_tokenizer
 from lorakit.progress import Progress
 from lorakit.run_dir import now, versions
 
-FACTS = "extract.json"
-"""The file by which a folder is known to hold an extracted adapter."""
+FACTS = "extract.json"  # by which a folder is known to hold an extracted adapter
 _PIECE = 1 << 22
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 # What a configuration says of itself, of files and of generating, and not of what the model computes.
 _IRRELEVANT = re.compile(
     r"_name_or_path|architectures|dtype|torch_dtype|transformers_version|use_cache|\w+_token_ids?|id2label|label2id"
@@ -40,16 +36,14 @@ _IRRELEVANT = re.compile(
 
 @dataclass(frozen=True)
 class CheckpointPair:
-    """Two checkpoints of one architecture."""
+    """Two checkpoints of one architecture. By the `paths` of weights, tied ones once: `holders` are the layers of an
+    adapter of all weights that a LoRA can hold; `reasons` say why it cannot hold another one of a matrix's shape."""
 
     tuned: Weights
     base: Weights
     paths: list[str]
-    """Every weight, tied ones once."""
     holders: dict[str, AdapterLayer]
-    """Path of a weight that a LoRA can hold -> its layer in an adapter of all of them."""
     reasons: dict[str, str]
-    """Path of another weight of a matrix's shape -> why a LoRA cannot hold it."""
 
 
 def extract(
@@ -57,44 +51,30 @@ def extract(
 ) -> dict[str, Any]:
     """Write the LoRA that turns `base` into `tuned`, as nearly as its rank allows, to `output`, which is replaced.
 
-    One weight of each checkpoint is in memory at a time. Changed weights that a LoRA cannot hold (norms, biases,
-    embeddings, the output head) are left out and named.
-
-    Args:
-        rank: of every layer; a layer with fewer rows or columns gets as many as it has.
-        keep_whole: add the modules of such weights whole where PEFT can (`modules_to_save`). Programs that serve
-        adapters beside a model, such as vLLM, mostly refuse these.
-
-    Returns:
-        What `extract.json` says of the adapter (docs/merging.md).
+    One weight of each checkpoint is in memory at a time. A layer with fewer rows or columns than `rank` gets as many.
+    Changed weights that a LoRA cannot hold (norms, biases, embeddings, the output head) are left out and named;
+    `keep_whole` adds their modules whole where PEFT can (`modules_to_save`). Returns what `extract.json` says of the
+    adapter (docs/merging.md).
     """
-    if rank < 1:
-        raise UserError(f"--rank: {rank} is not a rank. Write 1 or more, such as 32.")
     pair = _open_pair(tuned, base, progress)
     tokenizer = _tuned_tokenizer(tuned, base, progress)
     norms, factors = _factorize(pair, rank, progress)
-    if not norms:
-        raise UserError(f"{tuned.name} and {base.name} have the same weights: there is nothing to extract.")
     if not factors:
-        most = _first_of(sorted(norms, key=lambda path: -norms[path]))
-        raise UserError(
-            f"{tuned.name}: no linear layer differs from {base.name}, only {most}: no LoRA can hold that. Keep the "
-            "tuned model whole."
-        )
+        most = first_and_count(sorted(norms, key=lambda path: -norms[path])) if norms else ""
+        changed = f"only {most}. Keep the tuned model whole" if most else "both have the same weights"
+        raise UserError(f"{tuned.name}: a LoRA can hold nothing: no linear layer differs from {base.name}, {changed}.")
     adapted = [layer.target.removesuffix(".weight") for layer in factors]
     whole, tied, reasons = _sort_out_others(pair, norms, adapted, keep_whole)
-    config = plain_lora_config(factors, whole, tied)
-    config.base_model_name_or_path = base.name
-    layers, shapes = adapter_layout(base.folder, config)
-    by_path = {layer.path: of_layer for layer, of_layer in factors.items()}
-    tensors = name_factors({layer: by_path[layer.path] for layer in layers})
-    for name in shapes.keys() - tensors.keys():
-        tensors[name] = pair.tuned.read(name.removeprefix(peft_layout.PREFIX)).to(DTYPES[stored_dtype(tuned)])
-    size, unchanged = sum(tensor.numel() for tensor in tensors.values()), len(pair.paths) - len(norms)
-    summary = {"rank": rank, "whole": whole, "unchanged": unchanged, "parameters": size}
+    summary = {"rank": rank, "whole": whole, "unchanged": len(pair.paths) - len(norms)}
     summary |= _summarize(norms, factors, reasons)
-    with explain_full_disk(output), atomic_dir(output) as draft:
-        write_adapter(draft, config, tensors)
+
+    def read_whole(path: str) -> torch.Tensor:
+        return pair.tuned.read(path).to(DTYPES[stored_dtype(tuned)])
+
+    with output_draft(output) as draft:
+        summary["parameters"] = low_rank.write_adapter(
+            draft, factors, base.folder, base.name, whole=whole, tied=tied, read_whole=read_whole
+        )
         if tokenizer is not None:
             write_tokenizer(tokenizer[1], tokenizer[0], draft)
         _describe(draft, output.name, summary, tuned, base)
@@ -109,24 +89,23 @@ def _factorize(
     with torch.no_grad(), progress.bar("differences", total=len(pair.paths)) as bar:
         for path in pair.paths:
             change, original = pair.tuned.read(path), pair.base.read(path)
-            for weights, values in ((pair.tuned, change), (pair.base, original)):
+            for folder, values in ((pair.tuned.folder, change), (pair.base.folder, original)):
                 if values.is_floating_point() and not bool(values.isfinite().all()):
-                    raise UserError(
-                        f"{weights.folder}: {path} holds numbers that are not finite. Nothing was extracted."
-                    )
+                    raise UserError(f"{folder}: {path} holds numbers that are not finite. Nothing was extracted.")
             change = change.float().sub_(original)
             norm = sum(float(piece.double().square().sum()) for piece in change.flatten().split(_PIECE))
             if norm:
                 norms[path] = norm
             if norm and (layer := pair.holders.get(path)):
                 matrices = change if change.ndim == 3 else change[None]  # one for each expert
-                low = [truncate_to_rank(matrix.mT if layer.transposed else matrix, rank) for matrix in matrices]
+                matrices = matrices.mT if layer.transposed else matrices
+                low = [low_rank.truncate_to_rank(matrix, rank) for matrix in matrices]
                 a, b = torch.stack([one.a for one in low]), torch.stack([one.b for one in low])
-                factors[layer] = from_stacks(a, b)
+                factors[layer] = low_rank.from_stacks(a, b)
             bar.advance()
     capped = [layer.path for layer, of_layer in factors.items() if of_layer.rank < rank]
     if capped:
-        progress.say(f"{_first_of(capped)} has fewer than {rank} rows or columns, and a rank of as many")
+        progress.say(f"{first_and_count(capped)} has fewer than {rank} rows or columns, and a rank of as many")
     return norms, factors
 
 
@@ -137,7 +116,7 @@ def _summarize(
     shares = {path: norm / sum(norms.values()) for path, norm in norms.items()}
     layers: list[dict[str, Any]] = []
     for layer, of_layer in factors.items():
-        share = min(1.0, of_layer.squared_norm() / norms[layer.path])
+        share = min(1.0, squared_norm([(of_layer, 1.0)]) / norms[layer.path])
         layers.append({"path": layer.path, "rank": of_layer.rank, "change": shares[layer.path], "kept": share})
     left = [{"path": path, "change": shares[path], "reason": reason} for path, reason in reasons.items()]
     of_layers = sum(layer["change"] * layer["kept"] for layer in layers)
@@ -154,7 +133,6 @@ def _describe(draft: Path, name: str, summary: dict[str, Any], tuned: Base, base
     facts: dict[str, Any] = {"format": 1, "made": now(), "versions": versions()}
     for role, model in (("tuned", tuned), ("base", base)):
         facts[role] = {"name": model.name, "origin": model.origin, "sha256": model.sha256()}
-    write_facts(draft / FACTS, facts | summary)
     paragraphs = [
         f"The difference of `{tuned.name}` from `{base.name}`, as a LoRA of rank {summary['rank']} extracted by "
         f"lorakit {versions().get('lorakit', '')}: the largest singular directions of each linear layer's change. It "
@@ -163,27 +141,25 @@ def _describe(draft: Path, name: str, summary: dict[str, Any], tuned: Base, base
         *(f"Held whole: `{module}`." for module in summary["whole"]),
     ]
     if left := summary["left"]:
-        share = percent(sum(one["change"] for one in left), 1)
-        paragraphs.append(
-            f"It does not hold the change of {len(left)} other weights, {share} of the whole, such as "
-            f"`{left[0]['path']}`."
-        )
-    write_card(draft, name, base.name, "extracted", *paragraphs)
+        share, first = percent(sum(one["change"] for one in left), 1), left[0]["path"]
+        paragraphs.append(f"It does not hold the change of {len(left)} weights, {share}, such as `{first}`.")
+    describe_output(draft, FACTS, facts | summary, name, base.name, "extracted", *paragraphs)
 
 
 def _open_pair(tuned: Base, base: Base, progress: Progress) -> CheckpointPair:
     """Two unquantized checkpoints whose configurations and shapes are those of one architecture."""
     for one in (tuned, base):
-        stored = stored_quantization(one.folder)
-        if stored:
+        if stored := stored_quantization(one.folder):
             raise UserError(
                 f"{one.name}: its weights are {stored.quantization}, so that rounding would be taken for training. "
                 "Give the unquantized checkpoint."
             )
     opened, original = open_weights(tuned.folder), open_weights(base.folder)
     _check_shapes(tuned, opened, base, original)
-    settings = _differing_settings(opened.model.config.to_dict(), original.model.config.to_dict())
-    if settings:
+    ours, others = (one.model.config.get_text_config().to_dict() for one in (opened, original))
+    names = [name for name in sorted({*ours, *others}) if not _IRRELEVANT.fullmatch(name)]
+    pairs = {name: (ours.get(name), others.get(name)) for name in names}
+    if settings := [f"{name}: {one} and {other}" for name, (one, other) in pairs.items() if one != other]:
         progress.warn(
             f"{tuned.name} and {base.name} differ in their config.json as well ({', '.join(settings)}), which no "
             "adapter holds: the base with the adapter will not answer as the tuned model does"
@@ -203,7 +179,7 @@ def _open_pair(tuned: Base, base: Base, progress: Progress) -> CheckpointPair:
         else:
             modules.append(weight.path)
     config = LoraConfig(r=1, target_modules=modules, target_parameters=parameters or None)
-    holders = {layer.path: layer for layer in adapter_layout(base.folder, config)[0]}
+    holders = {layer.path: layer for layer in low_rank.adapter_layout(base.folder, config)[0]}
     return CheckpointPair(opened, original, list(_shapes(original)), holders, reasons)
 
 
@@ -236,20 +212,6 @@ def _sort_out_others(
     return *select_train_modules(model, list(dict.fromkeys(modules)), adapted), reasons
 
 
-def _differing_settings(tuned: dict[str, Any], base: dict[str, Any], prefix: str = "") -> list[str]:
-    """The settings that differ, with both values."""
-    differing = []
-    for name in sorted({*tuned, *base}):
-        one, other = tuned.get(name), base.get(name)
-        if one == other or _IRRELEVANT.fullmatch(name):
-            continue
-        if isinstance(one, dict) and isinstance(other, dict):
-            differing += _differing_settings(one, other, f"{prefix}{name}.")
-        else:
-            differing.append(f"{prefix}{name}: {one} and {other}")
-    return differing
-
-
 def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter and saved buffer of a model; of tied ones by the first of their names."""
     model: Any = weights.model
@@ -259,35 +221,20 @@ def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
 
 
 def _check_shapes(tuned: Base, opened: Weights, base: Base, original: Weights) -> None:
-    kinds = opened.model.config.model_type, original.model.config.model_type
-    if kinds[0] != kinds[1]:
+    ours, others = ({"model_type": one.model.config.model_type, **_shapes(one)} for one in (opened, original))
+    differing = [name for name in {**others, **ours} if ours.get(name) != others.get(name)]
+    if differing:
+        one, other = ours.get(differing[0], "not"), others.get(differing[0], "not")
         raise UserError(
-            f"{tuned.name} is a {kinds[0]} model, {base.name} a {kinds[1]}. Give two checkpoints of one model."
+            f"{tuned.name} and {base.name} are not checkpoints of one model: {first_and_count(differing)} is {one} in "
+            f"the one and {other} in the other. Give the base that the tuned model was trained from. Where the "
+            "vocabulary was resized, resize the base's in the same way, or keep the tuned model whole."
         )
-    shapes, expected = _shapes(opened), _shapes(original)
-    differing = [name for name in {**expected, **shapes} if shapes.get(name) != expected.get(name)]
-    if not differing:
-        return
-    one, other = shapes.get(differing[0]), expected.get(differing[0])
-    embeddings = original.model.get_input_embeddings().weight
-    if one and other and one[1:] == other[1:] and other == tuple(embeddings.shape):
-        raise UserError(
-            f"{tuned.name} has embeddings of {one[0]:,} tokens, {base.name} of {other[0]:,}: the vocabulary was "
-            "resized, which no LoRA can hold. Resize the base in the same way, or keep the tuned model whole."
-        )
-    raise UserError(
-        f"{tuned.name} and {base.name} are not checkpoints of one model: {_first_of(differing)} is {one or 'not'} "
-        f"in the one and {other or 'not'} in the other. Give the base that the tuned model was trained from."
-    )
-
-
-def _first_of(paths: list[str]) -> str:
-    return paths[0] + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
 def _tuned_tokenizer(tuned: Base, base: Base, progress: Progress) -> tuple[Any, Path] | None:
     """The tokenizer that the adapter gets, with its folder: the tuned checkpoint's, or the base's where it has none."""
-    own, original = _load_tokenizer(tuned.folder), _load_tokenizer(base.folder)
+    own, original = (load_tokenizer(one, None) if has_tokenizer(one.folder) else None for one in (tuned, base))
     if own is None or original is None:
         lacking = tuned.name if own is None else base.name
         progress.warn(f"{lacking} has no tokenizer, so that it was not compared with the other's")
@@ -299,20 +246,8 @@ def _tuned_tokenizer(tuned: Base, base: Base, progress: Progress) -> tuple[Any, 
             f"{tuned.name} and {base.name} have different tokenizers: {token!r} is {ids[token]:,} in the one and "
             f"{expected[token]:,} in the other. Give the base that the tuned model was trained from."
         )
-    if ids != expected:
-        progress.warn(
-            f"the tokenizer of {tuned.name} has {len(ids.keys() - expected.keys())} tokens that {base.name} lacks; the "
-            "adapter gets it"
-        )
-    elif own.chat_template != original.chat_template:
-        progress.say(f"the adapter gets the chat template of {tuned.name}, which is not that of {base.name}")
+    more = [f"{len(ids.keys() - expected.keys())} tokens that {base.name} lacks"] if ids != expected else []
+    more += ["another chat template"] if own.chat_template != original.chat_template else []
+    if more:
+        progress.warn(f"the adapter gets the tokenizer of {tuned.name}, which has {' and '.join(more)}")
     return own, tuned.folder
-
-
-def _load_tokenizer(folder: Path) -> Any | None:
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the Rust tokenizers raise bare Exceptions on a damaged tokenizer.json
-        raise UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error

@@ -29,28 +29,26 @@ from lorakit.run_dir import Run
 
 Onto = Literal["trained", "original"]
 
+# Rows by which a merge is judged, and which they are: held-out, training, general, or the name of a file.
 Rows = tuple[list[dict[str, Any]], str]
-"""Rows by which a merge is judged, and which they are: held-out, training, general, or the name of a file."""
 
 
 @dataclass(frozen=True)
 class MergeInput:
-    """An adapter, and what it was trained on."""
+    """An adapter, and what it was trained on. `folder` is as it was given, `model` the settings of the base in
+    training: its type and quantization. `files` is what else the run was made from: no merge may replace it."""
 
     folder: Path
-    """As it was given."""
     name: str
-    is_run: bool
     adapter: Path
     base: Base
     model: Model
-    """The settings of the base in training: its type and quantization."""
     tokenizer: Any
     stop_ids: list[int]
     base_sha256: dict[str, str]
     read_rows: Callable[[], Rows]
+    is_run: bool = False
     files: tuple[Path, ...] = ()
-    """What else the run was made from: no merge may replace it."""
     on_gpu: bool = False
     names_held_out: bool = False
 
@@ -70,16 +68,13 @@ def input_of_run(
     run: Run, prepared: Prepared, progress: Progress, file: Path | None = None, adapter: Path | None = None
 ) -> MergeInput:
     """The adapter of a run, or another one on the same base, with the rows of `file` or the run's own to judge by."""
-    if trains_all(prepared.recipe.adapter):
-        raise UserError(
-            f"{run.folder}: there is no adapter to merge: this run trained the weights themselves. Its model is "
-            f"{run.model}."
-        )
-    manifest = run.read_manifest()
+    recipe, manifest = prepared.recipe, run.read_manifest()
+    if trains_all(recipe.adapter):
+        raise UserError(f"{run.folder}: trained the weights themselves, in {run.model}: there is no adapter to merge.")
 
     def read_rows() -> Rows:
         if file is not None:
-            return _rows_of_file(file, prepared.recipe.data, prepared.base, prepared.rows.template, progress)
+            return _rows_of_file(file, recipe.data, prepared.base, prepared.rows.template, progress)
         try:
             held_out = prepared.held_out
             return list((held_out or prepared.train).rows), "held-out" if held_out else "training"
@@ -88,19 +83,19 @@ def input_of_run(
             return _general_rows(prepared.base, prepared.tokenizer)
 
     return MergeInput(
-        folder=run.folder,
-        name=str(prepared.recipe.name),
+        run.folder,
+        str(recipe.name),
+        adapter or run.adapter,
+        prepared.base,
+        prepared.model,
+        prepared.tokenizer,
+        prepared.stop_ids,
+        manifest["base"]["sha256"],
+        read_rows,
         is_run=True,
-        adapter=adapter or run.adapter,
-        base=prepared.base,
-        model=prepared.model,
-        tokenizer=prepared.tokenizer,
-        stop_ids=prepared.stop_ids,
-        base_sha256=manifest["base"]["sha256"],
-        read_rows=read_rows,
-        files=tuple(input_paths(prepared.recipe)),
+        files=tuple(input_paths(recipe)),
         on_gpu=manifest["machine"]["device"] == "cuda",
-        names_held_out=prepared.recipe.data.eval is not None,
+        names_held_out=recipe.data.eval is not None,
     )
 
 
@@ -114,22 +109,13 @@ def input_of_adapter(folder: Path, base: str | None, progress: Progress, file: P
     template = ChatTemplate(tokenizer, stop_words=stop_words(model, tokenizer))
 
     def read_rows() -> Rows:
-        if file is None:
-            return _general_rows(model, tokenizer)
-        return _rows_of_file(file, None, model, template, progress)
+        return _rows_of_file(file, None, model, template, progress) if file else _general_rows(model, tokenizer)
 
-    stops = sorted(template.stops) if tokenizer.chat_template else []
+    settings = Model(base=model.name).model_copy(update={"dtype": stored_dtype(model), "attention": "auto"})
+    stops = tokenizer.convert_tokens_to_ids(sorted(template.stops)) if tokenizer.chat_template else []
+    stop_ids = sorted({*stop_token_ids(model, tokenizer), *stops})
     return MergeInput(
-        folder=folder,
-        name=folder.resolve().name,
-        is_run=False,
-        adapter=folder,
-        base=model,
-        model=Model(base=model.name).model_copy(update={"dtype": stored_dtype(model), "attention": "auto"}),
-        tokenizer=tokenizer,
-        stop_ids=sorted({*stop_token_ids(model, tokenizer), *tokenizer.convert_tokens_to_ids(stops)}),
-        base_sha256=model.sha256(),
-        read_rows=read_rows,
+        folder, folder.resolve().name, folder, model, settings, tokenizer, stop_ids, model.sha256(), read_rows
     )
 
 
@@ -141,9 +127,8 @@ def _find_base_of(folder: Path, given: str | None, progress: Progress) -> Base:
     try:
         base = resolve_base(name, "main" if given else config.revision or "main", progress)
     except UserError as error:
-        reason = str(error).removeprefix("model.base: ")
         where, remedy = ("--base", "") if given else (folder, " Or write --base with the place where it is.")
-        raise UserError(f"{where}: {reason}{remedy}") from error
+        raise UserError(f"{where}: {str(error).removeprefix('model.base: ')}{remedy}") from error
     source = "--base" if given else "its adapter_config.json"
     progress.say(f"{folder}: put on {base.name} ({base.origin}), which {source} names, unquantized as it is on disk")
     return base
@@ -176,8 +161,7 @@ def unquantized_base(given: MergeInput, onto: Onto, output: Path, progress: Prog
     exact = given.model.model_copy(update={"dtype": "float32", "attention": "eager"})
     model = load_model(given.base, exact, "cpu")
     plain = dequantize(model) if summarize_quantization(model) else model
-    prefix = f".lorakit-draft.{output.name}."
-    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=prefix) as folder:
+    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".lorakit-draft.{output.name}.") as folder:
         plain.save_pretrained(folder)
         del model, plain
         yield Path(folder), given.model.model_copy(update={"quantization": "none"})

@@ -32,7 +32,8 @@ _STATES, _SCORES = 1 << 21, 1 << 25
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a merge must hold. `logit` is a share of the largest logit; a near tie is two logits closer than `tie`."""
+    """What a merge must hold: rounding once to the stored type is all that may separate the two models. `logit` is a
+    share of the largest logit; a near tie is two logits closer than `tie`."""
 
     logit: float | None
     kl: float
@@ -40,7 +41,6 @@ class Tolerance:
     tie: float
 
 
-# Rounding once to the stored type is all that may separate the two models.
 TOLERANCES = {
     "float32": Tolerance(logit=1e-4, kl=1e-6, top1=1.0, tie=1e-4),
     "float16": Tolerance(logit=None, kl=1e-3, top1=0.995, tie=2**-10),
@@ -75,19 +75,17 @@ class Proof:
 
     def failures(self, tolerance: Tolerance) -> list[str]:
         """What does not hold, each with its figure."""
-        if not math.isfinite(self.logit_scale):
-            return ["the adapter model's own logits are not all finite numbers"]
-        if not math.isfinite(self.max_logit_difference):
-            return ["the merged model's logits are not all finite numbers"]
+        difference, scale, agreement = self.max_logit_difference, self.logit_scale, self.top1_agreement_beyond_ties
+        for whose, figure in (("adapter model's own", scale), ("merged model's", difference)):
+            if not math.isfinite(figure):
+                return [f"the {whose} logits are not all finite numbers"]
         failures = []
-        if tolerance.logit is not None and not self.max_logit_difference <= tolerance.logit * self.logit_scale:
+        if tolerance.logit is not None and not difference <= tolerance.logit * scale:
             failures.append(
-                f"a logit differs by {self.max_logit_difference:.3g}, over {tolerance.logit:g} of the largest "
-                f"({self.logit_scale:.3g})"
+                f"a logit differs by {difference:.3g}, over {tolerance.logit:g} of the largest ({scale:.3g})"
             )
         if not self.mean_kl <= tolerance.kl:
             failures.append(f"mean KL is {self.mean_kl:.3g} nats, over {tolerance.kl:g}")
-        agreement = self.top1_agreement_beyond_ties
         if not agreement >= tolerance.top1:
             failures.append(f"top-1 agreement is {percent(agreement, 2)}, under {tolerance.top1:.1%}")
         return failures
@@ -113,42 +111,32 @@ class Proof:
         return difference, difference - half, difference + half
 
     def better(self) -> Literal["adapter", "merged", "cannot tell"]:
-        """Which model has the lower loss on rows like these: told where the interval of `loss_difference`, paired and
-        at 95 % over rows, leaves out zero."""
+        """Which model has the lower loss on rows like these: told where the interval of `loss_difference` leaves out
+        zero."""
         _, low, high = self.loss_difference()
         return "adapter" if low > 0 else "merged" if high < 0 else "cannot tell"
 
 
 @dataclass(frozen=True)
 class ReferenceLogits:
-    """What a model predicts at the trained positions of rows: what others are compared with, on the CPU."""
+    """What a model predicts at the trained positions of rows, on the CPU."""
 
     rows: list[Row]
-    batches: list[list[int]]
-    """The rows that are computed at once, by their index."""
-    logits: torch.Tensor
-    """(positions, vocabulary), float32, in the order of the batches."""
-    scale: float
-    """The largest logit's absolute value."""
+    batches: list[list[int]]  # rows that are computed at once, by their index
+    logits: torch.Tensor  # (positions, vocabulary), float32, in the order of the batches
+    scale: float  # the largest logit's absolute value
 
 
 def compute_reference(model: Any, rows: Sequence[Row], pad_token_id: int, progress: Progress) -> ReferenceLogits:
     """What the adapter model predicts on the first rows, as many as may be saved: by the rows and the vocabulary alone.
-
-    Rows that train nothing are left out, and a first row that is longer than that is cut. A UserError if no row trains.
-    """
+    Rows that train nothing are left out, and a first row that is longer is cut. A UserError if no row trains."""
     config = causal_of(model).config
     first = _first_rows(rows, max(_SAVED_LOGITS // config.get_text_config().vocab_size, _SAVED_POSITIONS))
     if not first:
         raise UserError("no row trains a token, so there is nothing to compare the models on.")
     batches = _split_rows([len(row["input_ids"]) for row in first], config)
-    targets, _, pieces = _predict(model, first, batches, pad_token_id, progress, "adapter model")
-    logits, at = torch.empty(0), 0
-    for piece in pieces:
-        if at == 0:
-            logits = torch.empty(len(targets), piece.shape[1])
-        logits[at : at + len(piece)] = piece
-        at += len(piece)
+    _, _, pieces = _predict(model, first, batches, pad_token_id, progress, "adapter model")
+    logits = torch.cat([piece for _, piece in pieces])
     least, most = torch.aminmax(logits)
     return ReferenceLogits(first, batches, logits, float(torch.maximum(-least, most)))
 
@@ -159,12 +147,10 @@ def compare(
     """One model against what each of several predicted on the same rows. `tie` is a share of the largest logit."""
     rows, batches = expected[0].rows, expected[0].batches
     targets, row_of, pieces = _predict(merged, rows, batches, pad_token_id, progress, "merged model")
-    figures: list[list[torch.Tensor]] = []
-    at = 0
-    for logits in pieces:
-        here = slice(at, at + len(logits))
-        figures.append([_figures(one.logits[here], logits, targets[here], tie * one.scale) for one in expected])
-        at += len(logits)
+    figures = [
+        [_figures(one.logits[here], logits, targets[here], tie * one.scale) for one in expected]
+        for here, logits in pieces
+    ]
     of_each = zip(expected, zip(*figures, strict=True), strict=True)
     return [_proof(one, torch.cat(collected), row_of) for one, collected in of_each]
 
@@ -194,21 +180,9 @@ def _figures(expected: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor
 def _proof(expected: ReferenceLogits, figures: torch.Tensor, row_of: torch.Tensor) -> Proof:
     counts = torch.bincount(row_of, minlength=len(expected.rows))
     row_losses = figures.new_zeros(len(expected.rows), 2).index_add(0, row_of, figures[:, 4:]) / counts[:, None]
-    _, kl, same, near, adapter_loss, merged_loss = figures.mean(0).tolist()
-    return Proof(
-        rows=len(expected.rows),
-        positions=len(figures),
-        max_logit_difference=float(figures[:, 0].max()),
-        logit_scale=expected.scale,
-        mean_kl=kl,
-        top1_agreement=same,
-        top1_agreement_beyond_ties=near,
-        adapter_loss=adapter_loss,
-        merged_loss=merged_loss,
-        row_positions=tuple(counts.tolist()),
-        row_adapter_losses=tuple(row_losses[:, 0].tolist()),
-        row_merged_losses=tuple(row_losses[:, 1].tolist()),
-    )
+    means: Any = figures[:, 1:].mean(0).tolist()
+    by_row: Any = (tuple(column) for column in (counts.tolist(), *row_losses.T.tolist()))
+    return Proof(len(expected.rows), len(figures), float(figures[:, 0].max()), expected.scale, *means, *by_row)
 
 
 def _first_rows(rows: Sequence[Row], limit: int) -> list[Row]:
@@ -232,9 +206,9 @@ def _split_rows(lengths: list[int], config: Any) -> list[list[int]]:
     heads = (getattr(text, "num_attention_heads", 0) or 0) if config._attn_implementation == "eager" else 0
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        longest = lengths[batches[-1][0]] if batches else 0
-        tokens = longest * (len(batches[-1]) + 1) if batches else 0
-        if batches and tokens * text.hidden_size <= _STATES and tokens * longest * heads <= _SCORES:
+        longest = lengths[batches[-1][0]] if batches else math.inf
+        tokens = longest * (len(batches[-1]) + 1 if batches else 1)
+        if tokens * text.hidden_size <= _STATES and tokens * longest * heads <= _SCORES:
             batches[-1].append(index)
         else:
             batches.append([index])
@@ -243,9 +217,9 @@ def _split_rows(lengths: list[int], config: Any) -> list[list[int]]:
 
 def _predict(
     model: Any, rows: list[Row], batches: list[list[int]], pad_token_id: int, progress: Progress, name: str
-) -> tuple[torch.Tensor, torch.Tensor, Iterator[torch.Tensor]]:
+) -> tuple[torch.Tensor, torch.Tensor, Iterator[tuple[slice, torch.Tensor]]]:
     """The trained tokens of all batches (positions), the rows that they are of (positions), and their logits
-    (positions, vocabulary), float32 on the CPU, some positions at a time."""
+    (positions, vocabulary), float32 on the CPU, some positions at a time, with which these are."""
     causal = causal_of(model)
     hidden, targets, row_of, output = [], [], [], None
     with progress.bar(f"{name} on the rows", total=len(rows)) as bar, torch.inference_mode():
@@ -262,8 +236,10 @@ def _predict(
     states, vocabulary = torch.cat(hidden), causal.config.get_text_config().vocab_size
 
     @torch.inference_mode()
-    def logits() -> Iterator[torch.Tensor]:
-        for some in states.split(max(_HEAD_LOGITS // vocabulary, _HEAD_POSITIONS)):
-            yield head_logits(causal, output, some.to(causal.device)).float().cpu()
+    def logits() -> Iterator[tuple[slice, torch.Tensor]]:
+        step = max(_HEAD_LOGITS // vocabulary, _HEAD_POSITIONS)
+        for start in range(0, len(states), step):
+            here = slice(start, start + step)
+            yield here, head_logits(causal, output, states[here].to(causal.device)).float().cpu()
 
     return torch.cat(targets), torch.cat(row_of), logits()

@@ -1,71 +1,90 @@
 """Merging: an adapter added to its base, and proved before it is put in place; and the proof of an existing merge."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from lorakit.atomic_io import atomic_dir, exclusive_lock, read_own_json, refuse_other_files, remove_drafts
+from lorakit.amounts import percent
+from lorakit.atomic_io import sha256_of
 from lorakit.errors import LorakitError, UserError
 from lorakit.merge.apply_delta import Deltas, adapter_deltas
-from lorakit.merge.card import MergeResult, describe
 from lorakit.merge.inputs import MergeInput, Onto, adapter_model, unquantized_base
 from lorakit.merge.proof import TOLERANCES, Proof, compare, compute_reference
-from lorakit.merge.writer import explain_full_disk, weights_to_write, with_tied_names, write_weights
+from lorakit.merge.writer import (
+    COMBINED,
+    describe_output,
+    output_draft,
+    refuse_overwriting_inputs,
+    weights_to_write,
+    with_tied_names,
+    write_weights,
+)
 from lorakit.model.adapters.plain_lora import is_no_op
+from lorakit.model.base_files import refuse_code
 from lorakit.model.companion_files import write_companion_files
 from lorakit.model.config_values import read_json, untied_config
 from lorakit.model.layerwise import layerwise_model
 from lorakit.model.load import DTYPES, stored_dtype
-from lorakit.model.quantization_config import parse_quantization, stored_quantization
+from lorakit.model.quantization_config import stored_quantization
 from lorakit.model.safetensors_io import TYPES
 from lorakit.model.state_dict import WeightPrecision, Weights, open_weights, stored_precision, training_precision
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.progress import Progress
-from lorakit.run_dir import MERGED
+from lorakit.recipe.schema import Model
+from lorakit.run_dir import MERGED, now, versions
 
 # Two machines may round the same sum to neighbours.
 _NEIGHBOURS = 4
+_ROWS = {"held-out": "held-out rows", "training": "training rows", "general": "general texts"}
 
 
-@contextmanager
-def claim_output(output: Path, overwrite: bool, facts: str = MERGED) -> Iterator[None]:
-    """Until the end no other process puts a result into this place. A place where none can go is refused; only an
-    earlier result, which holds the file `facts`, is replaced."""
-    check_output(output, overwrite, facts)
-    with exclusive_lock(output):
-        check_output(output, overwrite, facts)  # another process may have put one there between the two
-        yield
+@dataclass(frozen=True)
+class MergeResult:
+    """A merged model and what is known of it."""
+
+    folder: Path
+    onto: Onto
+    quantization: str  # the base's, while the adapter was trained
+    dtype: str  # the coarsest type of its weights, by which it was judged
+    rows_of: str  # which rows judged (lorakit.merge.inputs); empty where none did
+    proof: Proof | None  # against the adapter on the weights that were merged into; None where none was asked for
+    drift: Proof | None  # against the adapter on the weights that it was trained on, where those are others
+    untied: bool  # has two weights where its base ties them: the adapter changed one of them, or each otherwise
+
+    def facts(self) -> dict[str, Any]:
+        """The merge as JSON."""
+        facts: dict[str, Any] = {"merged": str(self.folder), "onto": self.onto, "quantization": self.quantization}
+        facts |= {"dtype": self.dtype, "untied": self.untied, "rows_of": self.rows_of}
+        facts["proof"] = self.proof.figures() if self.proof else None
+        return facts | ({"drift": {**self.drift.figures(), "better": self.drift.better()}} if self.drift else {})
+
+    def in_words(self) -> list[str]:
+        """How it was proved, a line for each fact."""
+        lines = []
+        if self.untied:
+            lines.append("input and output embeddings are two weights, untied: the adapter changed them apart")
+        if self.proof is None:
+            return [*lines, "not compared with the adapter model (--no-proof)"]
+        rows = f"{self.proof.rows} {_ROWS.get(self.rows_of, f'rows of {self.rows_of}')}"
+        lines.append(f"proved on {self.proof.positions:,} positions of {rows}: {_figures_in_words(self.proof)}")
+        if self.drift:
+            against = f"against the adapter on the weights that it was trained on ({self.quantization})"
+            lines.append(f"drift {against}: {_figures_in_words(self.drift)}")
+            better = {"merged": "The merged model scores", "adapter": "The adapter scores"}.get(self.drift.better())
+            unknown = "Which of the two is better cannot be told from these rows."
+            lines.append(f"{better} better on these rows." if better else unknown)
+        return lines
 
 
-def check_output(output: Path, overwrite: bool, facts: str = MERGED) -> None:
-    """Refuse a place where a result cannot go."""
-    if output.is_symlink():
-        raise UserError(f"{output}: is a link. Write --output with the folder that it means.")
-    if output.exists():
-        written = read_own_json(output / facts).get("files", [])
-        if not overwrite:
-            raise UserError(
-                f"{output}: is there already. Replace it with --overwrite, or choose another with --output."
-            )
-        refuse_other_files(output, written)
-    try:
-        output.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".lorakit-draft.{output.name}."):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{output}: cannot be written: {error.strerror or error}. Choose another with --output."
-        ) from error
-
-
-def refuse_overwriting_inputs(output: Path, *inputs: Path) -> None:
-    """Refuse to replace what a merge is made from: an earlier result may be its base, or hold its run."""
-    for path in inputs:
-        if path.resolve().is_relative_to(output.resolve()):
-            raise UserError(f"--output would overwrite an input of the merge: {path} is in {output}. Choose another.")
+def _figures_in_words(proof: Proof) -> str:
+    return (
+        f"largest logit difference {proof.max_logit_difference:.3g} of {proof.logit_scale:.3g}, mean KL "
+        f"{proof.mean_kl:.2e} nats, top-1 agreement {percent(proof.top1_agreement, 2)}, loss "
+        f"{proof.merged_loss:.4f} (adapter {proof.adapter_loss:.4f})"
+    )
 
 
 def merge(
@@ -85,30 +104,61 @@ def merge(
     refuse_overwriting_inputs(output, given.base.folder, given.folder, given.adapter, *given.files)
     if dtype is None and stored_quantization(given.base.folder):
         dtype = stored_dtype(given.base)
-    one_type = DTYPES[dtype] if dtype else None
-    with explain_full_disk(output):
-        remove_drafts(output.absolute().parent, output.name)
-        with unquantized_base(given, onto, output, progress) as (folder, settings), atomic_dir(output) as draft:
-            weights = open_weights(folder)
-            trained = training_precision(weights, settings)
-            precision = trained if onto == "trained" else stored_precision(settings)
-            if is_no_op(given.adapter):
-                progress.warn(f"{given.adapter}: changes nothing: one half of each of its changes is zero")
-            deltas = adapter_deltas(adapter_model(given, weights, trained))
-            target = weights_to_write(weights, deltas)
-            untied = target is not weights
-            written = coarsest_dtype(write_weights(target, precision, deltas, one_type, draft, progress))
-            config = read_json(given.base.folder / "config.json")
-            config = untied_config(config) if untied else config
-            write_companion_files(given.base.folder, given.tokenizer, given.stop_ids, config, draft, dtype)
-            proof, drift, rows_of = None, None, ""
-            if proved:
-                differs = onto == "original" and trained.differs(weights)
-                precisions = [precision, trained] if differs else [precision]
-                proof, drift, rows_of = _prove(given, weights, draft, written, precisions, progress, output)
-            merged = MergeResult(output, onto, given.quantization, written, rows_of, proof, drift, untied)
-            describe(draft, given, merged)
+    with output_draft(output) as draft, unquantized_base(given, onto, output, progress) as (folder, settings):
+        weights = open_weights(folder)
+        precisions = _precisions(weights, settings, onto)
+        if is_no_op(given.adapter):
+            progress.warn(f"{given.adapter}: changes nothing: one half of each of its changes is zero")
+        deltas = adapter_deltas(adapter_model(given, weights, precisions[0]))
+        target = weights_to_write(weights, deltas)
+        untied = target is not weights
+        one_type = DTYPES[dtype] if dtype else None
+        written = coarsest_dtype(write_weights(target, precisions[0], deltas, one_type, draft, progress))
+        config = read_json(given.base.folder / "config.json")
+        config = untied_config(config) if untied else config
+        write_companion_files(given.base.folder, given.tokenizer, given.stop_ids, config, draft, dtype)
+        proof, drift, rows_of = None, None, ""
+        if proved:
+            proof, drift, rows_of = _prove(given, weights, draft, written, precisions, progress, output)
+        merged = MergeResult(output, onto, given.quantization, written, rows_of, proof, drift, untied)
+        _describe(draft, given, merged)
     return merged
+
+
+def _precisions(weights: Weights, settings: Model, onto: Onto) -> list[WeightPrecision]:
+    """The precision of the base that is merged into, and that of the training where it is another one."""
+    trained = training_precision(weights, settings)
+    return [stored_precision(settings), trained] if onto == "original" and trained.differs(weights) else [trained]
+
+
+def _describe(draft: Path, given: MergeInput, merged: MergeResult) -> None:
+    combination = given.adapter / COMBINED
+    is_combined = combination.is_file()
+    facts = {
+        "format": 2,
+        "drift": None,
+        **merged.facts(),
+        "merged": now(),
+        "versions": versions(),
+        "run": given.name if given.is_run else None,
+        "adapter": given.adapter.resolve().name,
+        "base": {"name": given.base.name, "origin": given.base.origin, "sha256": given.base_sha256},
+        "adapter_sha256": sha256_of(given.adapter / "adapter_model.safetensors"),
+        "combined": json.loads(combination.read_text(encoding="utf-8")) if is_combined else None,
+        "rows_of": merged.rows_of or None,
+        "tolerance": asdict(TOLERANCES[merged.dtype]),
+    }
+    what = "a combination of adapters" if is_combined else f"the adapter {'of the run ' * given.is_run}{given.name}"
+    weights = "weights" if merged.quantization == "none" else f"weights as dequantized from {merged.quantization}"
+    weights = "weights as they are on disk" if merged.onto == "original" else weights
+    paragraphs = [f"`{given.base.name}` with {what} added to its {weights}. Weights are in {merged.dtype}."]
+    paragraphs.append("\n".join(f"- {line[0].upper()}{line[1:]}" for line in merged.in_words()))
+    if merged.quantization == "q8" and given.on_gpu:
+        paragraphs.append(
+            "The adapter was trained on a GPU, where LLM.int8 rounds the inputs of every layer to 8 bits as well. The "
+            "merged model does not, and neither did the adapter model that it was compared with."
+        )
+    describe_output(draft, MERGED, facts, f"{given.name}, merged", given.base.name, "merged", *paragraphs)
 
 
 def _prove(
@@ -122,24 +172,17 @@ def _prove(
 ) -> tuple[Proof, Proof | None, str]:
     """Compare a merged folder, the draft of `output` if there is one, with the adapter on its base: the proof, the
     drift from the adapter in training if that differs, and which rows judged. An error if the proof does not hold.
-
-    `dtype`: the coarsest of the folder's weights. `precisions`: of the base that was merged into, and of that in
-    training where it is another one.
-    """
+    `dtype`: the coarsest of the folder's weights."""
     pad, (rows, rows_of) = pad_token_id(given.tokenizer), given.read_rows()
-    expected = [
-        compute_reference(adapter_model(given, weights, precision), rows, pad, progress) for precision in precisions
-    ]
+    expected = [compute_reference(adapter_model(given, weights, one), rows, pad, progress) for one in precisions]
     merged = open_weights(folder)
     model = layerwise_model(folder, given.attention, merged.read, merged.pieces)
-    proof, drift = [*compare(expected, model, pad, TOLERANCES[dtype].tie, progress), None][:2]
-    assert proof is not None
-    failures = proof.failures(TOLERANCES[dtype])
-    if failures:
+    proof, *drift = compare(expected, model, pad, TOLERANCES[dtype].tie, progress)
+    if failures := proof.failures(TOLERANCES[dtype]):
         what = f"{output}: the merged model" if output else f"{folder}: this model"
         consequence = " It was not put in place." if output else ""
         raise LorakitError(f"{what} does not answer as the adapter does: {'; '.join(failures)}.{consequence}")
-    return proof, drift, rows_of
+    return proof, drift[0] if drift else None, rows_of
 
 
 def coarsest_dtype(types: list[str]) -> str:
@@ -151,48 +194,25 @@ def coarsest_dtype(types: list[str]) -> str:
 def verify(given: MergeInput, folder: Path, progress: Progress) -> MergeResult:
     """Prove again that a folder holds the merged model of an adapter; the folder is only read. A UserError if it holds
     no plain model of the base's architecture, a LorakitError if it predicts something else."""
-    facts, config = read_json(folder / MERGED), read_json(folder / "config.json")
-    onto: Onto = "original" if facts.get("onto") == "original" else "trained"
-    if "model_type" not in config:
+    onto: Onto = "original" if read_json(folder / MERGED).get("onto") == "original" else "trained"
+    if "model_type" not in read_json(folder / "config.json"):
         raise UserError(f"{folder}: has no config.json that names a model_type, so it is not a model folder.")
-    if config.get("auto_map"):
-        raise UserError(f"{folder}: brings its own Python code (auto_map), which lorakit does not run.")
+    refuse_code(folder)
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder}: holds an adapter beside its weights, which would be applied twice.")
-    if parse_quantization(config):
+    if stored_quantization(folder):
         raise UserError(f"{folder}: its weights are quantized, and lorakit merges into unquantized ones only.")
     with unquantized_base(given, onto, given.folder / "verify", progress) as (base, settings):
         weights, merged = open_weights(base), open_weights(folder)
         _check_shapes(weights, merged)
         used = [merged.tensors[name] for group in merged.groups for name in group.names]
         dtype = coarsest_dtype([tensor.dtype for tensor in used if tensor.is_plain])
-        precisions = [training_precision(weights, settings)]
-        if onto == "original" and precisions[0].differs(weights):
-            precisions.insert(0, stored_precision(settings))
+        precisions = _precisions(weights, settings, onto)
         proof, drift, rows_of = _prove(given, weights, folder, dtype, precisions, progress)
         deltas = adapter_deltas(adapter_model(given, weights, precisions[0]))
         target = weights_to_write(weights, deltas)
-        _check_weights(target, merged, precisions[0], deltas)
+        _check_weights(target, merged, precisions[0], with_tied_names(target, deltas))
     return MergeResult(folder, onto, given.quantization, dtype, rows_of, proof, drift, target is not weights)
-
-
-def _check_weights(base: Weights, merged: Weights, precision: WeightPrecision, deltas: Deltas) -> None:
-    """Compare each weight with what a merge writes: rows of the held-out set do not reach all of them."""
-    deltas = with_tied_names(base, deltas)
-    for group in base.groups:
-        values = {path: precision(path, value) for path, value in base.read_group(group).items()}
-        for path, value in values.items():
-            if not value.is_floating_point():
-                continue
-            expected = deltas[path].apply(value, 0) if path in deltas else value
-            stored = TYPES[merged.tensors[merged.group_of(path).names[0]].dtype]
-            scale = expected.abs() + expected.square().mean().sqrt()
-            difference = (merged.read(path) - expected).abs()
-            if not bool((difference <= _NEIGHBOURS * torch.finfo(stored).eps * scale).all()):
-                raise LorakitError(
-                    f"{merged.folder}: {path} is not the base's weight with the adapter in it: this is not a merge of "
-                    "this run, or it was changed since."
-                )
 
 
 def _check_shapes(base: Weights, merged: Weights) -> None:
@@ -205,3 +225,20 @@ def _check_shapes(base: Weights, merged: Weights) -> None:
             f"{merged.folder}: is a model of another shape than the run's base: {path} is "
             f"{shapes.get(path, 'missing')} there and {expected.get(path, 'missing')} in the base."
         )
+
+
+def _check_weights(base: Weights, merged: Weights, precision: WeightPrecision, deltas: Deltas) -> None:
+    """Compare each weight with what a merge writes: rows of the held-out set do not reach all of them."""
+    for group in base.groups:
+        for path, stored in base.read_group(group).items():
+            value = precision(path, stored)
+            if not value.is_floating_point():
+                continue
+            expected = deltas[path].apply(value, 0) if path in deltas else value
+            step = torch.finfo(TYPES[merged.tensors[merged.group_of(path).names[0]].dtype]).eps
+            scale = expected.abs() + expected.square().mean().sqrt()
+            if not bool(((merged.read(path) - expected).abs() <= _NEIGHBOURS * step * scale).all()):
+                raise LorakitError(
+                    f"{merged.folder}: {path} is not the base's weight with the adapter in it: this is not a merge of "
+                    "this run, or it was changed since."
+                )

@@ -1,24 +1,91 @@
-"""Writing a merged model: the base's files once more, tensor by tensor, with the adapter in them."""
+"""Writing results: the folder of a merge, a combination or an extraction, claimed first, then complete or absent; and a
+merged model's weights: the base's files once more, tensor by tensor, with the adapter in them."""
 
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lorakit.amounts import decimal_bytes
+from lorakit.atomic_io import atomic_dir, exclusive_lock, files_in, read_own_json, refuse_other_files, remove_drafts
 from lorakit.errors import LorakitError, UserError, explain_error
 from lorakit.merge.apply_delta import Deltas
-from lorakit.model.base_files import INDEX, SINGLE, StoredTensor, read_header, weight_files
+from lorakit.model.base_files import INDEX, SINGLE, read_header, weight_files
 from lorakit.model.config_values import read_json
 from lorakit.model.safetensors_io import WORDS, SafetensorsWriter, open_writer, read_tensor
 from lorakit.model.state_dict import Group, WeightPrecision, Weights, untied
 from lorakit.progress import Progress
+from lorakit.run_dir import MERGED
 
+COMBINED = "combine.json"  # by which a folder is known to hold combined adapters
 _OTHER_FILES = 64 << 20  # what tokenizer, configuration and card may take
+
+
+@contextmanager
+def claim_output(output: Path, overwrite: bool, facts: str = MERGED) -> Iterator[None]:
+    """Until the end no other process puts a result into this place. A place where none can go is refused; only an
+    earlier result, which holds the file `facts`, is replaced."""
+    _check_output(output, overwrite, facts)
+    with ExitStack() as stack:
+        try:
+            output.absolute().parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive_lock(output))
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{output}: cannot be written: {reason}. Choose another with --output.") from error
+        _check_output(output, overwrite, facts)  # another process may have put one there between the two
+        yield
+
+
+def _check_output(output: Path, overwrite: bool, facts: str) -> None:
+    if output.is_symlink():
+        raise UserError(f"{output}: is a link. Write --output with the folder that it means.")
+    if output.exists():
+        written = read_own_json(output / facts).get("files", [])
+        if not overwrite:
+            raise UserError(f"{output}: already exists. Replace it with --overwrite, or choose another with --output.")
+        refuse_other_files(output, written)
+
+
+def refuse_overwriting_inputs(output: Path, *inputs: Path) -> None:
+    """Refuse to replace what a result is made from: an earlier one may be its base, or hold its run."""
+    for path in inputs:
+        if path.resolve().is_relative_to(output.resolve()):
+            raise UserError(f"--output would overwrite an input of the merge: {path} is in {output}. Choose another.")
+
+
+@contextmanager
+def output_draft(output: Path) -> Iterator[Path]:
+    """A folder that becomes `output`, a claimed place, at the end, and of which nothing stays where anything fails. A
+    refusal of the system, as of a full disk, says so."""
+    try:
+        remove_drafts(output.absolute().parent, output.name)
+        with atomic_dir(output) as draft:
+            yield draft
+    except LorakitError:
+        raise
+    except Exception as error:
+        if (explanation := explain_error(error)) is None:
+            raise
+        message = f"{output}: was not written, and nothing of it was kept: {explanation}"
+        raise type(explanation)(message) from error
+
+
+def describe_output(
+    draft: Path, document: str, facts: dict[str, Any], title: str, base: str, kind: str, *paragraphs: str
+) -> None:
+    """Write the document by which a folder is known, with the names of its files, and its card, a README.md. `kind`:
+    merged for a model, combined or extracted for an adapter."""
+    facts = {**facts, "files": sorted({*files_in(draft), document, "README.md"})}
+    (draft / document).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    library = "" if kind == "merged" else "library_name: peft\n"
+    head = f"---\nbase_model: {base}\n{library}pipeline_tag: text-generation\ntags: [lora, lorakit, {kind}]\n---"
+    (draft / "README.md").write_text("\n\n".join([head, f"# {title}", *paragraphs]) + "\n", encoding="utf-8")
 
 
 def weights_to_write(weights: Weights, deltas: Deltas) -> Weights:
@@ -67,15 +134,16 @@ def write_weights(
     order = {name: number for number, name in enumerate(weights.tensors)}
     groups = [*weights.groups, *(Group((name,), ()) for name in weights.unused)]
     with ExitStack() as opened:
-        files = {}
+        writers: dict[str, SafetensorsWriter] = {}
         for file in weight_files(weights.folder):
             tensors = {name: tensor for name, tensor in planned.items() if tensor.file == file}
-            files[file] = opened.enter_context(open_writer(folder / file.name, tensors, read_header(file)[1]))
-        writer = _GroupWriter(weights, precision, with_tied_names(weights, deltas), files, planned)
+            writer = opened.enter_context(open_writer(folder / file.name, tensors, read_header(file)[1]))
+            writers |= dict.fromkeys(tensors, writer)
+        deltas = with_tied_names(weights, deltas)
         total = sum(tensor.size for tensor in weights.tensors.values())
         bar = opened.enter_context(progress.bar("merging", total=total, unit="bytes"))
         for group in sorted(groups, key=lambda group: min(order[name] for name in group.names)):
-            writer.write(group)
+            _write_group(group, weights, precision, deltas, writers)
             bar.advance(sum(weights.tensors[name].size for name in group.names))
     if {tensor.file.name for tensor in planned.values()} != {SINGLE}:
         index = read_json(weights.folder / INDEX)
@@ -85,49 +153,28 @@ def write_weights(
     return sorted({planned[name].dtype for group in weights.groups for name in group.names if planned[name].is_plain})
 
 
-@dataclass(frozen=True)
-class _GroupWriter:
-    weights: Weights
-    precision: WeightPrecision
-    deltas: Deltas
-    files: dict[Path, SafetensorsWriter]
-    planned: dict[str, StoredTensor]
-
-    def write(self, group: Group) -> None:
-        """Write the tensors of one group: copied, changed some rows at a time, or changed as a whole."""
-        stored = [self.weights.tensors[name] for name in group.names]
-        changed = [path for path in group.paths if path in self.deltas]
-        if not changed and not self.precision.rounds(self.weights, group):
-            for name, tensor in zip(group.names, stored, strict=True):
-                if self.planned[name].dtype == tensor.dtype:
-                    self.files[tensor.file].copy(name, tensor)
-                else:
-                    self._put(name, read_tensor(tensor))
-        elif group.converter is None and all(self.deltas[path].by_rows for path in changed):
-            (name,), (path,) = group.names, group.paths
-            for row, rows in self.precision.pieces(self.weights, path):
-                self._put(name, self.deltas[path].apply(rows, row) if changed else rows, row)
-        else:
-            values = {path: self.precision(path, value) for path, value in self.weights.read_group(group).items()}
-            for path in changed:
-                values[path] = self.deltas[path].apply(values[path], 0)
-            for name, value in self.weights.names_in_files(group, values).items():
-                self._put(name, value)
-
-    def _put(self, name: str, value: torch.Tensor, row: int = 0) -> None:
-        self.files[self.planned[name].file].put(name, value, row)
-
-
-@contextmanager
-def explain_full_disk(output: Path) -> Iterator[None]:
-    """Say what became of `output` where the system refuses something while it is made, as a full disk does."""
-    try:
-        yield
-    except LorakitError:
-        raise
-    except Exception as error:
-        explanation = explain_error(error)
-        if explanation is None:
-            raise
-        message = f"{output}: was not written, and nothing of it was kept: {explanation}"
-        raise type(explanation)(message) from error
+def _write_group(
+    group: Group,
+    weights: Weights,
+    precision: WeightPrecision,
+    deltas: Deltas,
+    writers: dict[str, SafetensorsWriter],
+) -> None:
+    """Write the tensors of one group: copied, changed some rows at a time, or changed as a whole."""
+    changed = [path for path in group.paths if path in deltas]
+    if not changed and not precision.rounds(weights, group):
+        for name in group.names:
+            tensor = weights.tensors[name]
+            if writers[name].places[name].dtype == tensor.dtype:
+                writers[name].copy(name, tensor)
+            else:
+                writers[name].put(name, read_tensor(tensor))
+    elif group.converter is None and all(deltas[path].by_rows for path in changed):
+        (name,), (path,) = group.names, group.paths
+        for row, rows in precision.pieces(weights, path):
+            writers[name].put(name, deltas[path].apply(rows, row) if changed else rows, row)
+    else:
+        values = {path: precision(path, value) for path, value in weights.read_group(group).items()}
+        values |= {path: deltas[path].apply(values[path], 0) for path in changed}
+        for name, value in weights.names_in_files(group, values).items():
+            writers[name].put(name, value)

@@ -1,4 +1,5 @@
-"""The model's part of a checkpoint: written, restored, and checked for damage."""
+"""Checkpoints: the model's part of one, written and restored; and which one a run goes on from, if it is still the same
+run."""
 
 import json
 from pathlib import Path
@@ -11,16 +12,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers.trainer_pt_utils import safe_globals
 
+from lorakit.data.examples import file_sha256s
+from lorakit.errors import UserError, first_line
 from lorakit.model.adapters import RankScheduler
 from lorakit.model.adapters.plain_lora import full_config, save_adapter, save_config
 from lorakit.model.peft_adapter import TRAINED_DIR, TRAINED_WEIGHTS, load_trained, trained_weights
+from lorakit.plan.run_rows import changed_files, changed_tokens, changed_versions
+from lorakit.prepare import Prepared, refuse_other_base
+from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import adapter_spec, initial_adapter, trains_all
-from lorakit.recipe.schema import Adapter
-from lorakit.run_dir import Run
+from lorakit.recipe.load import LoadedRecipe, load
+from lorakit.recipe.schema import Adapter, Recipe
+from lorakit.run_dir import CLEARED, Run
 
-RANK_SCHEDULER = f"{TRAINED_DIR}/driver.safetensors"
-"""The file of a checkpoint that holds the state of the rank scheduler."""
+RANK_SCHEDULER = f"{TRAINED_DIR}/driver.safetensors"  # the state of the rank scheduler in a checkpoint
 _STATE = "trainer_state.json"
+# What may differ when a run goes on: it changes where results go and how fast they come, never the weights.
+_FREE = ("name", "output", "evaluate", "train.keep", "train.micro_batch", "train.gradient_checkpointing")
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
 
 
@@ -47,11 +55,87 @@ def restore_model_state(model: Any, scheduler: RankScheduler | None, checkpoint:
     load_trained(model, checkpoint)
 
 
-def find_damage(run: Run, checkpoint: Path, adapter: Adapter) -> str | None:
-    """Why a run cannot be resumed from a checkpoint; None where all that the next step depends on can be read.
+def resumed_recipe(run: Run, loaded: LoadedRecipe) -> Recipe:
+    """The recipe of the started run, with every `auto` as it was settled then; UserError where the recipe given now
+    says something else."""
+    if not run.recipe.is_file():
+        return loaded.recipe
+    recipe = load(run.recipe).recipe
+    now, then = _flat(loaded.recipe.model_dump()), _flat(recipe.model_dump())
+    differing = [
+        f"  - {key}: {then.get(key)} then, {value} now ({loaded.where(key)})"
+        for key, value in now.items()
+        if value != "auto" and then.get(key) != value and not key.startswith(_FREE)
+    ]
+    if differing:
+        lines = "\n".join(differing)
+        raise UserError(
+            f"{run.folder}: this run was started with another recipe:\n{lines}\nResume with that recipe "
+            f"({run.recipe}), or train into another folder with --output."
+        )
+    values = {}
+    for name in ("keep", "micro_batch", "gradient_checkpointing"):
+        value, place = now[f"train.{name}"], loaded.places.get(f"train.{name}")
+        if value != "auto" and ((place and place.setting) or not _ran_out_of_memory(name, value, run)):
+            values[name] = value
+    others = {name: getattr(loaded.recipe, name) for name in ("name", "output", "evaluate")}
+    return recipe.model_copy(update={**others, "train": recipe.train.model_copy(update=values)})
 
-    The best checkpoint so far is checked too: the result may be its weights.
-    """
+
+def _ran_out_of_memory(name: str, value: Any, run: Run) -> bool:
+    """Whether the run ran out of memory with this value: it goes on with what fitted."""
+    changes = run.read_manifest().get("out_of_memory", [])
+    if name == "micro_batch":
+        return any(value >= change["micro_batch"] for change in changes)
+    return name != "keep" and value is False and any(change["gradient_checkpointing"] for change in changes)
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Sections and what they hold, by dotted name; a mapping in a section is one value."""
+    flat: dict[str, Any] = {}
+    for section, value in values.items():
+        is_section = isinstance(value, dict) and bool(value)
+        flat |= {f"{section}.{name}": part for name, part in value.items()} if is_section else {section: value}
+    return flat
+
+
+def checkpoint_to_resume(run: Run, prepared: Prepared, progress: Progress) -> Path | None:
+    """The newest checkpoint of the run; None when none was written yet. UserError where the run has ended, or its data,
+    tokenizer or base model have changed."""
+    manifest = run.read_manifest() if run.manifest.is_file() else {}
+    if manifest.get("status", CLEARED) == CLEARED:  # for a run that did not start
+        progress.warn(f"{run.folder}: has no results, starting from the beginning")
+        return None
+    if run.is_complete():
+        raise UserError(f"{run.folder}: this run has ended; there is nothing to resume.")
+    refuse_other_base(prepared, manifest, run.folder)
+    if manifest.get("out_of_memory"):
+        train = prepared.recipe.train
+        progress.say(
+            f"this run ran out of memory before: train.micro_batch is {train.micro_batch}, gradient_checkpointing "
+            f"{str(train.gradient_checkpointing).lower()} (--set changes them; the result does not depend on them)"
+        )
+    changed = changed_files(manifest["data"]["files"], file_sha256s(prepared.recipe.data))
+    changes = f"{', '.join(changed)} changed since this run was started" if changed else ""
+    if changes := changes or changed_tokens(prepared.tokens_sha256, manifest):
+        raise UserError(f"{run.folder}: {changes}. Resume with what it was started with, or train into another folder.")
+    if other_versions := changed_versions(manifest):
+        progress.warn(f"{run.folder}: started with other versions, so the last digits may differ: {other_versions}")
+    for checkpoint in reversed(run.complete_checkpoints()):
+        damage = _find_damage(run, checkpoint, prepared.recipe.adapter)
+        if damage is None:
+            progress.say(f"resuming after {checkpoint.name}")
+            return checkpoint
+        progress.warn(f"{checkpoint}: damaged, so an older one is tried: {damage}")
+    if run.complete_checkpoints():
+        raise UserError(f"{run.folder}: every checkpoint is damaged. Start over with --overwrite or another --output.")
+    progress.warn(f"{run.folder}: has no checkpoint yet, starting from the beginning")
+    return None
+
+
+def _find_damage(run: Run, checkpoint: Path, adapter: Adapter) -> str | None:
+    """Why a run cannot be resumed from a checkpoint; None where all that the next step depends on can be read, of the
+    best checkpoint so far too: the result may be its weights."""
     weights = [TRAINED_WEIGHTS, *([RANK_SCHEDULER] if has_rank_scheduler(adapter) else [])]
     config = [] if trains_all(adapter) else [f"{TRAINED_DIR}/adapter_config.json"]
     if damage := _unreadable(checkpoint, [_STATE, *weights, "optimizer.pt", "scheduler.pt", "rng_state.pth", *config]):
@@ -70,7 +154,7 @@ def _unreadable(checkpoint: Path, names: list[str]) -> str | None:
         try:
             _read(checkpoint / name, int(checkpoint.name.removeprefix("step-")))
         except _READ_ERRORS as error:
-            return f"{name} cannot be read: {str(error).strip().partition(chr(10))[0] or type(error).__name__}"
+            return f"{name} cannot be read: {first_line(error)}"
     return None
 
 

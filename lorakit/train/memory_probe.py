@@ -1,10 +1,11 @@
-"""The probe: the longest micro-batch of a run, tried before the run to measure its memory."""
+"""Memory of a training: the longest micro-batch of a run, tried before the run, and the optimizer's states."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -13,79 +14,55 @@ from lorakit.errors import LorakitError
 from lorakit.hardware.memory import OutOfMemory, measure_peak, within_memory
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.train.batch_sampler import count_trained_tokens
-from lorakit.train.micro_batching import (
-    MicroBatchRunner,
-    compute_optimizations,
-    set_gradient_checkpointing,
-    uses_gradient_checkpointing,
-)
-from lorakit.train.optimizer import state_bytes, states_do_not_fit
-from lorakit.train.setup import TrainingState, set_up_training
+from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations, count_trained_tokens
+from lorakit.train.setup import set_up_training
+
+# bitsandbytes leaves the states of smaller tensors in 32 bits (its optim/optimizer.py, min_8bit_size).
+_LEAST_IN_8_BITS = 4096
+# It pages those of larger tensors only, to the processor's memory (get_state_buffer in the same file).
+_LEAST_PAGED = 100_000
+# Numbers that share a scale in 8-bit states (its functional.py).
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
 class ProbeResult:
     """What the longest micro-batch of a run takes, forward and backward, with room reserved for the optimizer's states.
 
-    Memory is in bytes: on a GPU that of torch's tensors, on a CPU that of the process.
+    `tokens` are rows x length of the batch tried, with padding; `halved` the micro-batches that did not fit;
+    `gradient_checkpointing` may be on because not even one row fitted. The rest is as in `PeakMemory`, in bytes;
+    `before` has the weights, the room for the states, and on a CPU the program.
     """
 
     micro_batch: int
     tokens: int
-    """Rows x length of the batch tried, with padding."""
     peak: int
     before: int
-    """Before the pass: the weights, the room for the states, and on a CPU the program."""
     seconds: float
     halved: tuple[int, ...]
-    """Micro-batches that did not fit."""
     gradient_checkpointing: bool
-    """As the recipe has it, or turned on because not even one row fitted."""
     reserved: int
-    """`peak` with what torch keeps on a GPU between tensors, which other processes cannot use."""
     exact: bool
-    """False where the system tells only the peak since the process began: `peak` is then an upper bound."""
 
 
 def probe_run(prepared: Prepared, progress: Progress) -> ProbeResult:
-    """Load the model of a run, attach its adapter, and probe.
-
-    Raises:
-        UserError, LorakitError: as `set_up_training` and `probe`.
-    """
-    return probe(set_up_training(prepared, None, progress), prepared, progress, times=2)
-
-
-def probe(state: TrainingState, prepared: Prepared, progress: Progress, times: int = 1) -> ProbeResult:
-    """Try the longest micro-batch of a run: the longest rows there are, packed where the run packs.
-
-    In training mode and exactly as training computes, in micro-batches half as large where memory runs out. The
-    model, its gradients and the random generators are left as they were. Several times: memory is the most of all, the
-    seconds are those of the last, since the first also warms up.
-
-    Raises:
-        LorakitError: not even one row fits.
-    """
-    runner = MicroBatchRunner(state, prepared, progress)
-    checkpointing = uses_gradient_checkpointing(state.model)
-    set_gradient_checkpointing(state.model, bool(prepared.recipe.train.gradient_checkpointing))
-    try:
-        with compute_optimizations(state.model, prepared.recipe.model.dtype):
-            results = [probe_longest(runner) for _ in range(times)]
-    finally:
-        set_gradient_checkpointing(state.model, checkpointing)
-    return replace(
-        results[-1],
-        peak=max(result.peak for result in results),
-        reserved=max(result.reserved for result in results),
-        before=min(result.before for result in results),
-        halved=tuple(size for result in results for size in result.halved),
-    )
+    """Load the model of a run, attach its adapter, and probe it twice, since the first pass also warms up: memory is
+    the most of both, the seconds are those of the second. LorakitError where not even one row fits."""
+    runner = MicroBatchRunner(set_up_training(prepared, None, progress), prepared, progress)
+    with compute_optimizations(runner.model, prepared.recipe.model.dtype):
+        first, second = probe_longest(runner), probe_longest(runner)
+    peak, reserved = max(first.peak, second.peak), max(first.reserved, second.reserved)
+    before, halved = min(first.before, second.before), first.halved + second.halved
+    return replace(second, peak=peak, reserved=reserved, before=before, halved=halved)
 
 
 def probe_longest(runner: MicroBatchRunner, step: int = 1) -> ProbeResult:
-    """Try the longest micro-batch in `runner`, which goes on with what fits; `step` is the one that comes next."""
+    """Try the longest micro-batch of a run, the longest rows there are, packed where the run packs: in training mode
+    and exactly as training computes, in micro-batches half as large where memory runs out.
+
+    `runner` goes on with what fits; modes, gradients and random generators are left as they were. `step` is the one
+    that comes next.
+    """
     train, examples = runner.recipe.train, runner.prepared.train
     order = sorted(enumerate(examples.lengths().tolist()), key=lambda row: -row[1])
     rows = [examples.rows[index] for index, _ in order[: train.batch_size]]
@@ -111,22 +88,20 @@ def probe_longest(runner: MicroBatchRunner, step: int = 1) -> ProbeResult:
     return ProbeResult(
         micro_batch=runner.micro_batch,
         tokens=runner.layout.collate(some)["input_ids"].numel(),
-        peak=memory.peak,
-        before=memory.before,
         seconds=seconds,
         halved=tuple(halved),
-        gradient_checkpointing=uses_gradient_checkpointing(runner.model),
-        reserved=memory.reserved,
-        exact=memory.exact,
+        gradient_checkpointing=runner.recomputes,
+        **vars(memory),
     )
 
 
-def describe_probe(result: ProbeResult, memory: int, expected: int | None) -> str:
-    """The result on one line; `memory` is the device's, `expected` what was predicted, in bytes."""
+def describe_probe(result: ProbeResult, prepared: Prepared) -> str:
+    """The result and what was predicted, on one line."""
     words = f"probe: the longest micro-batch, {result.tokens:,} tokens, takes {gibibytes(result.peak)} at the most"
-    if expected and not result.halved:
+    if prepared.expected and not result.halved:
+        expected = prepared.expected.allocated
         words += f", predicted {gibibytes(expected)} ({expected / result.peak - 1:+.0%})"
-    return f"{words}, of {gibibytes(memory)}"
+    return f"{words}, of {gibibytes(prepared.machine.memory)}"
 
 
 @contextmanager
@@ -142,3 +117,37 @@ def _restoring_modes(runner: MicroBatchRunner) -> Iterator[None]:
             model.zero_grad(set_to_none=True)
             for module, training in modes:
                 module.training = training
+
+
+def share_in_8_bits(model: Any) -> float:
+    """The share of the trained numbers whose states bitsandbytes keeps in 8 bits."""
+    sizes = [parameter.numel() for parameter in _trained(model)]
+    return sum(size for size in sizes if size >= _LEAST_IN_8_BITS) / sum(sizes)
+
+
+def state_bytes(model: Any, optimizer: str) -> int:
+    """What the optimizer's two states of every trained number take on the model's device, from the first step on."""
+    total = 0
+    for parameter in _trained(model):
+        size = parameter.numel()
+        if "paged" in optimizer and parameter.is_cuda and size >= _LEAST_PAGED:
+            continue
+        if optimizer.endswith("8bit") and size >= _LEAST_IN_8_BITS:
+            total += 2 * (size + 4 * -(-size // _BLOCK))
+        else:
+            total += 2 * size * (parameter.element_size() if optimizer == "adamw" else 4)
+    return total
+
+
+def states_do_not_fit(model: Any, optimizer: str, when: str) -> str:
+    """The message where memory runs out while the optimizer makes its states."""
+    smaller = "" if "8bit" in optimizer else "optimizer: adamw-8bit or paged-adamw-8bit, "
+    return (
+        f"out of memory {when}: the optimizer's states of {sum(p.numel() for p in _trained(model)):,} trained "
+        f"parameters take {gibibytes(state_bytes(model, optimizer))}. Its step cannot be done again in parts. "
+        f"Write {smaller}a smaller adapter.rank or fewer adapter.targets; lorakit plan tells what fits."
+    )
+
+
+def _trained(model: Any) -> list[Any]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

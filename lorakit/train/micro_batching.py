@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 
-from lorakit.data.batches import collate, split_batch
+from lorakit.data.batches import collate, collate_packed, first_fit_decreasing, split_batch
+from lorakit.data.conversations import IGNORED
 from lorakit.errors import LorakitError, UserError
 from lorakit.hardware.memory import OutOfMemory, free_memory, return_freed_memory, within_memory
 from lorakit.model.fused_lora import fused_lora, release_int8_inputs
@@ -19,8 +21,39 @@ from lorakit.model.shared_prefix import causal_of
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.train.batch_sampler import BatchLayout, Pack
 from lorakit.train.setup import TrainingState
+
+Pack = list[dict[str, Any]]  # what a micro-batch counts: the rows of one pack, or one row where the run does not pack
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How the rows of a step are laid out in tensors."""
+
+    pad_token_id: int
+    pack_length: int | None = None  # the most tokens of a pack; None where rows are not packed
+    flat: bool = False  # packs go end to end in one row, as variable-length attention takes them
+
+    def pack(self, rows: Sequence[dict[str, Any]]) -> list[Pack]:
+        """The rows of a step one by one, or in packs."""
+        if self.pack_length is None:
+            return [[row] for row in rows]
+        packs = first_fit_decreasing([len(row["input_ids"]) for row in rows], self.pack_length)
+        return [[rows[index] for index in pack] for pack in packs]
+
+    def collate(self, packs: Sequence[Pack]) -> dict[str, Any]:
+        """One micro-batch as tensors (rows or packs, tokens), and the places of its rows as `where`."""
+        rows = [row for pack in packs for row in pack]
+        if self.pack_length is None:
+            tensors = collate(rows, self.pad_token_id)
+        else:
+            tensors = collate_packed(packs, self.pad_token_id, self.flat)
+        return {**tensors, "where": [row["where"] for row in rows]}
+
+
+def count_trained_tokens(rows: Sequence[dict[str, Any]]) -> int:
+    """The tokens over which the loss of some rows is the mean; a row's first token has nothing before it."""
+    return sum(label != IGNORED for row in rows for label in row["labels"][1:])
 
 
 class MicroBatchRunner:
@@ -41,6 +74,7 @@ class MicroBatchRunner:
         recipe = self.recipe = prepared.recipe
         self.model, self.rank_scheduler = state.model, state.rank_scheduler
         self.progress, self.on_shrink = progress, on_shrink
+        set_gradient_checkpointing(self.model, bool(recipe.train.gradient_checkpointing))
         self.device = next(self.model.parameters()).device
         self.micro_batch = self.held_out_batch = int(recipe.train.micro_batch)
         self.layout = BatchLayout(
@@ -51,17 +85,18 @@ class MicroBatchRunner:
         self.backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward
         """The trainer replaces it by accelerate's, which scales the loss in float16."""
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether gradient checkpointing is on: as the recipe has it, or since not even one row fitted."""
+        return uses_gradient_checkpointing(self.model)
+
     def run_step(self, rows: Sequence[dict[str, Any]], tokens: int, step: int) -> torch.Tensor:
         """The mean loss of a step over its trained `tokens`. The weights, which have no gradients yet, get them.
-
-        Raises:
-            LorakitError: the loss is not a number, or not even one row fits into memory.
-        """
+        LorakitError where the loss is not a number, or not even one row fits into memory."""
         self.model.train()
         packs = self.layout.pack(rows)
-        on_gpu = self.device.type == "cuda"
         cpu_state = torch.get_rng_state()  # dropout draws from both
-        gpu_state = torch.cuda.get_rng_state(self.device) if on_gpu else None
+        gpu_state = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         while True:
             loss = within_memory(partial(self._run_packs, packs, tokens, step))
             if not isinstance(loss, OutOfMemory):
@@ -73,10 +108,8 @@ class MicroBatchRunner:
             self.shrink(f"at step {step}", step, packs, loss)
 
     def _run_packs(self, packs: list[Pack], tokens: int, step: int) -> torch.Tensor:
-        total = torch.zeros((), device=self.device)
-        for some in split_batch(packs, self.micro_batch):
-            total += self.run_micro_batch(some, tokens, step)
-        return total
+        some = split_batch(packs, self.micro_batch)
+        return sum((self.run_micro_batch(few, tokens, step) for few in some), torch.zeros((), device=self.device))
 
     def run_micro_batch(self, packs: Sequence[Pack], tokens: int, step: int) -> torch.Tensor:
         """Forward and backward of one micro-batch: its part of the loss of a step with so many trained `tokens`."""
@@ -87,8 +120,7 @@ class MicroBatchRunner:
         items = torch.tensor(tokens, device=self.device).clamp(min=1)
         loss = total / items
         if self.rank_scheduler is not None:
-            share = count / items  # so that the penalty counts once a step
-            penalty = self.rank_scheduler.penalty() * share
+            penalty = self.rank_scheduler.penalty() * (count / items)  # which counts once a step
             loss = loss + penalty - penalty.detach()  # the log shows the rows' loss alone
         self.backward(loss)
         return loss.detach()
@@ -99,16 +131,13 @@ class MicroBatchRunner:
         free_memory()
 
     def shrink(self, when: str, step: int, packs: Sequence[Pack], failure: OutOfMemory) -> None:
-        """Choose what to go on with after memory ran out on micro-batches of these packs, and report it.
-
-        Raises:
-            LorakitError: nothing smaller is left.
-        """
+        """Choose what to go on with after memory ran out on micro-batches of these packs, and report it; LorakitError
+        where nothing smaller is left."""
         tried = min(self.micro_batch, len(packs))
         if tried > 1:
             self.micro_batch = -(-tried // 2)
             remedy = f"micro-batches of {self.micro_batch} from here on"
-        elif not uses_gradient_checkpointing(self.model) and supports_gradient_checkpointing(self.model):
+        elif not self.recomputes and supports_gradient_checkpointing(self.model):
             self.micro_batch = 1
             set_gradient_checkpointing(self.model, True)
             remedy = "gradient checkpointing from here on"
@@ -117,16 +146,11 @@ class MicroBatchRunner:
         self.held_out_batch = min(self.held_out_batch, self.micro_batch)  # as a resumed run has it
         but = " except for dropout masks" if self.recipe.adapter.dropout else ""
         self.progress.warn(f"out of memory {when} with micro_batch {tried}: {remedy}. Results are unchanged{but}.")
-        checkpointing = uses_gradient_checkpointing(self.model)
-        change = {"step": step, "micro_batch": tried, "now": self.micro_batch, "gradient_checkpointing": checkpointing}
-        self.on_shrink(change)
+        change = {"step": step, "micro_batch": tried, "now": self.micro_batch}
+        self.on_shrink(change | {"gradient_checkpointing": self.recomputes})
 
     def held_out_loss(self, rows: Sequence[dict[str, Any]]) -> tuple[float, int, int]:
-        """The summed loss and the trained tokens of the first of `rows`, as many as fit into memory, and how many.
-
-        Raises:
-            LorakitError: not even one row fits.
-        """
+        """The summed loss and the trained tokens of the first of `rows`, as many as fit into memory, and how many."""
         while True:
             some = rows[: self.held_out_batch]
             result = within_memory(partial(self._held_out_loss, some))
@@ -137,7 +161,7 @@ class MicroBatchRunner:
                 raise LorakitError(self._too_large("in the held-out evaluation", some, result))
             self.held_out_batch = -(-len(some) // 2)
             self.progress.warn(
-                f"out of memory in the held-out evaluation: {self.held_out_batch} rows at once from here on"
+                f"out of memory in the held-out evaluation: {self.held_out_batch} rows at once from now on"
             )
 
     def _held_out_loss(self, rows: Sequence[dict[str, Any]]) -> tuple[float, int]:
@@ -163,10 +187,8 @@ class MicroBatchRunner:
                     if not torch.isfinite(self._summed_loss(row)[0]):
                         at_fault.append(where)
         rows = ", ".join((at_fault or inputs["where"])[:8])
-        return (
-            f"step {step}: the loss is {total.item()}; rows: {rows}. The weights may have left "
-            "the range of numbers: lower train.learning_rate, and look at these rows."
-        )
+        remedy = "Lower train.learning_rate, and look at these rows."
+        return f"step {step}: the loss is {total.item()}; rows: {rows}. {remedy}"
 
     def _too_large(self, when: str, pack: Sequence[dict[str, Any]], failure: OutOfMemory) -> str:
         tokens = sum(len(row["input_ids"]) for row in pack)
@@ -206,17 +228,10 @@ def uses_gradient_checkpointing(model: Any) -> bool:
 
 
 def set_gradient_checkpointing(model: Any, on: bool) -> None:
-    """Turn it on or off. The gradients are the same.
-
-    Raises:
-        UserError: the model's family has no gradient checkpointing.
-    """
+    """Turn it on, with a UserError where the model's family has none, or off. The gradients are the same."""
     causal = causal_of(model)
     if on and not supports_gradient_checkpointing(model):
-        raise UserError(
-            f"train.gradient_checkpointing: {type(causal).__name__} has none in transformers. Write false, and a "
-            "smaller micro_batch."
-        )
+        raise UserError(f"train.gradient_checkpointing: {type(causal).__name__} has none in transformers. Write false.")
     if on:
         if next(causal.parameters()).device.type == "cpu":
             return_freed_memory()  # otherwise the holes that blocks leave take up what is saved

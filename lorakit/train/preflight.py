@@ -20,48 +20,43 @@ _TRIED = 128
 def check_loss(model: Any, prepared: Prepared) -> None:
     """Check on two short rows that the loss is that of the model's full logits: families differ in head and body."""
     rows = [_excerpt(row) for row in sorted(prepared.train.rows, key=lambda row: len(row["input_ids"]))[:2]]
-    device = next(model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in collate(rows, pad_token_id(prepared.tokenizer)).items()}
-    dtype = prepared.recipe.model.dtype
+    device, pad = next(model.parameters()).device, pad_token_id(prepared.tokenizer)
+    batch = {name: tensor.to(device) for name, tensor in collate(rows, pad).items()}
+    name, dtype = prepared.base.name, prepared.recipe.model.dtype
     near = EXACT if dtype == "float32" else HALF
     with fused_lora(model), autocast(device, dtype):
         with torch.no_grad():
             loss, count = supervised_loss(model, **batch)
             expected = full_logits_loss(model, **batch)
-        if not loss.isfinite():
-            remedy = " Or float16 does not hold its numbers: try model.dtype: float32." if dtype == "float16" else ""
-            raise UserError(
-                f"model.base: {prepared.base.name}: the loss of two rows is {loss:g} before the first step. Its "
-                f"weights are damaged: fetch the model again.{remedy}"
-            )
-        agrees = losses_agree(loss, expected, count, near)
-        if prepared.recipe.data.packing == "on":
-            flat = prepared.recipe.model.attention == "flash_attention_2"
-            packed = collate_packed([rows], pad_token_id(prepared.tokenizer), flat)
-            with torch.no_grad():
+            if not loss.isfinite():
+                remedy = " Or float16 does not hold its numbers: try model.dtype: float32." * (dtype == "float16")
+                raise UserError(
+                    f"model.base: {name}: the loss of two rows is {loss:g} before the first step. Its weights are "
+                    f"damaged: fetch the model again.{remedy}"
+                )
+            if prepared.recipe.data.packing == "on":
+                packed = collate_packed([rows], pad, prepared.recipe.model.attention == "flash_attention_2")
                 on_device = {name: tensor.to(device) for name, tensor in packed.items()}
                 in_a_pack, _ = supervised_loss(model, attention_mask=None, **on_device)
-            if not losses_agree(in_a_pack, loss, count, near):
-                raise UserError(
-                    f"data.packing: {prepared.base.name} does not keep packed rows apart: two rows have another loss "
-                    "in one pack than alone. Write packing: off."
-                )
-        unreached = _unreached(model, batch)
-        causal = is_causal(model, batch["input_ids"][:1], near)
-    if unreached:
-        raise UserError(
-            f"adapter.targets: the loss does not reach {len(unreached)} of the chosen modules, the first is "
-            f"{unreached[0]}: the model computes without calling them. Leave them out with adapter.exclude."
-        )
-    if not causal:
-        raise UserError(
-            f"model.base: {prepared.base.name} lets earlier tokens see later ones: it is not a causal language model, "
-            "and its loss would see the answers."
-        )
-    if not agrees:
+                if not losses_agree(in_a_pack, loss, count, near):
+                    raise UserError(
+                        f"data.packing: {name} does not keep packed rows apart: two rows have another loss in one pack "
+                        "than alone. Write packing: off."
+                    )
+        if unreached := _unreached(model, batch):
+            raise UserError(
+                f"adapter.targets: the loss does not reach {len(unreached)} of the chosen modules, the first is "
+                f"{unreached[0]}: the model computes without calling them. Leave them out with adapter.exclude."
+            )
+        if not is_causal(model, batch["input_ids"][:1], near):
+            raise UserError(
+                f"model.base: {name} lets earlier tokens see later ones: it is not a causal language model, and its "
+                "loss would see the answers."
+            )
+    if not losses_agree(loss, expected, count, near):
         raise LorakitError(
-            f"{prepared.base.name}: the loss at supervised positions is not what this architecture's own logits give. "
-            "lorakit does not train it wrongly: please report the model."
+            f"{name}: the loss at supervised positions is not what this architecture's own logits give. lorakit does "
+            "not train it wrongly: please report the model."
         )
 
 

@@ -1,5 +1,6 @@
 """The files of a run: recipe.yaml and manifest.json while it trains, and the adapter's or the model's folder."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,62 @@ import torch
 
 from lorakit.atomic_io import atomic_dir, files_in, sha256_of, write_atomic
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
-from lorakit.hardware.memory import process_peak
 from lorakit.model.adapters.plain_lora import save_adapter
 from lorakit.model.companion_files import write_tokenizer, write_trained_model
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.tokenizer import stop_token_ids
 from lorakit.prepare import Prepared
-from lorakit.recipe.adapter_kind import adapter_folder, initial_adapter, trains_all
+from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, effective_model, initial_adapter, trains_all
+from lorakit.recipe.init_adapter import read_adapter_settings
 from lorakit.recipe.load import to_yaml
 from lorakit.recipe.schema import Recipe
 from lorakit.run_dir import Run, now, versions
-from lorakit.train.card import adapter_card, model_card
 from lorakit.train.setup import TrainingState
+
+_CARD = """\
+---
+base_model: {model.base}
+library_name: {library}
+pipeline_tag: text-generation
+tags: [{tags}]
+---
+
+# {name}
+
+{what} `{model.base}`, trained with lorakit {version}.
+
+| | |
+|---|---|
+| base model | `{model.base}`, revision `{model.revision}` ({base[origin]}) |
+| quantization while training | {base[quantization]} |
+| trained | {trained}, {parameters[trainable]:,} of {parameters[total]:,} parameters |
+| training rows | {rows[kept]:,} ({rows[trained_tokens]:,} trained tokens an epoch) |
+| steps | {result[steps]} of {train.batch_size} rows, learning rate {train.learning_rate:g}, {train.schedule} |
+| held-out loss | {eval_loss} |
+| answers end with | {stops} |
+| prompts | {prompts} |
+
+## Use
+
+```python
+{use}
+```
+
+The run's folder also has the recipe that repeats this run, and the manifest with every version and checksum.
+"""
+_ADAPTER_USE = """\
+from peft import PeftModel
+from transformers import {imports}
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"{load}), "adapter")
+tokenizer = AutoTokenizer.from_pretrained("adapter")"""
+_MODEL_USE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("model")
+tokenizer = AutoTokenizer.from_pretrained("model")"""
+_FOUR_BITS = 'load_in_4bit=True, bnb_4bit_quant_type="{kind}", bnb_4bit_use_double_quant={double}'
+_LOADS = {"nf4": (_FOUR_BITS, "nf4"), "q4": (_FOUR_BITS, "fp4"), "q8": ("load_in_8bit=True", "")}
 
 
 class RunRecord:
@@ -42,11 +87,6 @@ class RunRecord:
         facts = {key: value for key, value in change.items() if key != "step"}
         self.run.log_line({"step": change["step"], "out_of_memory": facts})
 
-    def complete(self, outcome: dict[str, Any]) -> dict[str, Any]:
-        """The manifest of the run that has ended."""
-        self.manifest |= {"status": "complete", "finished": now(), "result": outcome}
-        return self.manifest
-
 
 def initial_manifest(prepared: Prepared, state: TrainingState) -> dict[str, Any]:
     """The facts that are known before the first step."""
@@ -57,7 +97,6 @@ def initial_manifest(prepared: Prepared, state: TrainingState) -> dict[str, Any]
         adapter_from = {"folder": str(folder), "sha256": {name: sha256_of(folder / name) for name in files}}
     return {
         "format": 1,
-        "status": "running",
         "started": now(),
         "versions": versions(),
         "machine": {"device": machine.device, "name": machine.name, "threads": torch.get_num_threads()},
@@ -100,16 +139,13 @@ def save_result(state: TrainingState, prepared: Prepared, run: Run, manifest: di
             model.to(DTYPES[stored_dtype(prepared.base)])
             model.config = state.config
             write_trained_model(model, prepared.base.folder, prepared.tokenizer, prepared.stop_ids, draft)
-            (draft / "README.md").write_text(model_card(recipe, manifest), encoding="utf-8")
+            _write_card(draft, recipe, manifest)
         files = [*run.model.glob("*.safetensors"), run.model / "config.json"]
-        return {
-            "model_sha256": {path.name: sha256_of(path) for path in sorted(files)},
-            "files": files_in(run.model),
-        }
+        return {"model_sha256": {path.name: sha256_of(path) for path in sorted(files)}, "files": files_in(run.model)}
     with atomic_dir(run.adapter) as draft:
         save_adapter(model, draft)
         write_tokenizer(prepared.base.folder, prepared.tokenizer, draft)
-        (draft / "README.md").write_text(adapter_card(recipe, manifest), encoding="utf-8")
+        _write_card(draft, recipe, manifest)
     return {
         "files": files_in(run.adapter),
         "adapter_sha256": sha256_of(run.adapter / "adapter_model.safetensors"),
@@ -117,8 +153,43 @@ def save_result(state: TrainingState, prepared: Prepared, run: Run, manifest: di
     }
 
 
-def peak_memory() -> int:
-    """The most memory in use, in bytes: on a GPU since the probe began, otherwise resident memory of the process."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated())
-    return process_peak()
+def _write_card(folder: Path, recipe: Recipe, manifest: dict[str, Any]) -> None:
+    """The README.md of an adapter, or of a model trained whole."""
+    adapter, model, counts = recipe.adapter, effective_model(recipe), manifest["parameters"]
+    rows, loss = manifest["data"]["train"], manifest["result"]["eval_loss"]
+    kind, source = adapter_spec(adapter).name, initial_adapter(adapter)
+    if trains_all(adapter):
+        what, use = "All weights of" if counts["trainable"] == counts["total"] else "Weights of", _MODEL_USE
+        trained = "the weights themselves"
+    else:
+        saved = ", saved as LoRA of twice the rank" if kind in ("pissa", "olora") else ""
+        trained = f"{kind}, rank {adapter.rank}, alpha {adapter.alpha:g}{saved}"
+        if source:
+            kind = read_adapter_settings(Path(source)).get("kind", "lora")
+            trained = f"the adapter that began as {Path(source).name}"
+        what = f"A{'n' if str(kind)[0] in 'aeiou' else ''} {kind} adapter for"
+        revision = "" if model.revision == "main" else f', revision="{model.revision}"'
+        config, bits = _LOADS.get(model.quantization, ("", ""))
+        config = config.format(kind=bits, double=model.double_quant)
+        imports = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if config else "")
+        load = revision + (f", quantization_config=BitsAndBytesConfig({config})" if config else "")
+        use = _ADAPTER_USE.format(base=model.base, load=load, imports=imports)
+    variables = f", with the variables `{json.dumps(model.template_variables)}`" if model.template_variables else ""
+    day = [f"with the date {model.template_date}"] if model.template_date else []
+    text = _CARD.format(
+        **{name: manifest[name] for name in ("base", "parameters", "result")},
+        model=model,
+        name=recipe.name,
+        train=recipe.train,
+        rows=rows,
+        version=manifest["versions"].get("lorakit", ""),
+        library="transformers" if trains_all(adapter) else "peft",
+        tags="lorakit" if trains_all(adapter) else "lora, lorakit",
+        what=what,
+        trained=trained,
+        use=use,
+        eval_loss="no held-out rows" if loss is None else f"{loss:.4f} (step {manifest['result']['best_step']})",
+        stops=", ".join(f"`{token}`" for token in rows["stop_tokens"]),
+        prompts="; ".join([f"the chat template's{variables}", *day, *rows.get("notes", {})]),
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")

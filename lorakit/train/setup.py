@@ -12,17 +12,8 @@ from peft.tuners.lora.layer import LoraLayer
 
 from lorakit.amounts import percent
 from lorakit.data.batches import collate, run_batches
+from lorakit.model import load
 from lorakit.model.adapters import InitContext, RankScheduler
-from lorakit.model.load import (
-    DTYPES,
-    check_embeddings,
-    describe_quantization,
-    load_model,
-    original_weights,
-    quantization_facts,
-    stored_dtype,
-    summarize_quantization,
-)
 from lorakit.model.peft_adapter import attach_adapter, continue_adapter, count_parameters, rebuild_adapter
 from lorakit.model.quantization_config import stored_quantization
 from lorakit.model.spec_from_meta import spec_from_meta
@@ -50,45 +41,39 @@ def planned_parameters(prepared: Prepared) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """A model ready to be trained."""
+    """A model ready to be trained. `config` is its configuration as it was loaded: the libraries change theirs for the
+    training. `quantization`: requested and effective, as in the manifest."""
 
     model: Any
     rank_scheduler: RankScheduler | None
     config: Any
-    """The model's configuration as it was loaded: the libraries change theirs for the training."""
     quantization: dict[str, Any]
-    """Requested and effective, as in the manifest."""
     trainable: int
     total: int
 
 
 def set_up_training(prepared: Prepared, checkpoint: Path | None, progress: Progress) -> TrainingState:
-    """The model of a prepared recipe, with its adapter as the first step finds it, or the step after `checkpoint`.
-
-    Raises:
-        UserError: the recipe asks for modules that the model lacks, or for an adapter that does not fit it.
-    """
+    """The model of a prepared recipe, with its adapter as the first step finds it, or the step after `checkpoint`;
+    UserError where the recipe asks for modules that the model lacks, or for an adapter that does not fit it."""
     recipe, adapter = prepared.recipe, prepared.recipe.adapter
-    base = load_model(prepared.base, prepared.model, prepared.machine.device, trainable=trains_all(adapter))
+    base = load.load_model(prepared.base, prepared.model, prepared.machine.device, trainable=trains_all(adapter))
     config = copy.deepcopy(base.config)
-    precisions, stored = summarize_quantization(base), stored_quantization(prepared.base.folder)
-    words = describe_quantization(precisions, recipe.model.quantization, stored, recipe.model.dtype)
-    if words:
+    precisions, stored = load.summarize_quantization(base), stored_quantization(prepared.base.folder)
+    if words := load.describe_quantization(precisions, recipe.model.quantization, stored, recipe.model.dtype):
         progress.say(words)
     largest = max(examples.largest_token() for examples in (prepared.train, prepared.held_out) if examples)
-    check_embeddings(base, prepared.base, largest)
-    quantization = quantization_facts(precisions, recipe.model.quantization, stored)
+    load.check_embeddings(base, prepared.base, largest)
+    quantization = load.quantization_facts(precisions, recipe.model.quantization, stored)
     model = _attach(base, prepared, quantization["effective"], checkpoint, progress)
     model.eval()  # PEFT adds its dropout in training mode
     if not trains_all(adapter):
         peft_config = model.peft_config["default"]
         peft_config.base_model_name_or_path, peft_config.revision = recipe.model.base, recipe.model.revision
+        _report_adapter(model, adapter, progress)
     make_scheduler = adapter_spec(adapter).callback if has_rank_scheduler(adapter) else None
     scheduler = make_scheduler(model, kind_settings(adapter), prepared.steps) if make_scheduler else None
     if checkpoint:
         restore_model_state(model, scheduler, checkpoint)
-    if not trains_all(adapter):
-        _report_adapter(model, adapter, progress)
     trainable, total = count_parameters(model)
     progress.say(f"trainable parameters: {trainable:,} of {total:,} ({percent(trainable / total, 2)})")
     return TrainingState(model, scheduler, config, quantization, trainable, total)
@@ -99,8 +84,7 @@ def _attach(base: Any, prepared: Prepared, quantization: str, checkpoint: Path |
     adapter, model = prepared.recipe.adapter, prepared.model
     if checkpoint and not trains_all(adapter):
         return rebuild_adapter(base, adapter, None, checkpoint)
-    source = initial_adapter(adapter)
-    if source:
+    if source := initial_adapter(adapter):
         _warn_of_other_weights(Path(source), prepared, quantization, progress)
         return continue_adapter(base, adapter_folder(Path(source)), adapter.dropout)
     double = " double" if model.double_quant and model.quantization in ("q4", "nf4") else ""
@@ -120,23 +104,19 @@ def _attach(base: Any, prepared: Prepared, quantization: str, checkpoint: Path |
 
 def _warn_of_other_weights(source: Path, prepared: Prepared, quantization: str, progress: Progress) -> None:
     """Warn where the adapter of a run was trained on other weights than those it gets now."""
-    manifest = None
-    for folder in (source, source.parent, source.parent.parent):  # the run, its adapter or one of its checkpoints
-        if manifest is None and Run(folder).holds_results():
-            manifest = Run(folder).read_manifest()
-    if manifest is None:
+    folders = (source, source.parent, source.parent.parent)  # the run, its adapter or one of its checkpoints
+    run = next((run for run in map(Run, folders) if run.holds_results()), None)
+    if run is None:
         return
-    before, now = manifest["base"], prepared.base.sha256()
+    before, now = run.read_manifest()["base"], prepared.base.sha256()
     if any(before["sha256"].get(name) != now.get(name) for name in now if name.endswith(".safetensors")):
         progress.warn(
             f"adapter.from: {source} was trained on other weights, those of {before.get('name')}; now it is attached "
             f"to {prepared.base.name}"
         )
     if before["quantization"] != quantization:
-        weights = [
-            f"{'unquantized' if word == 'none' else word} weights" for word in (before["quantization"], quantization)
-        ]
-        progress.warn(f"adapter.from: {source} was trained on {weights[0]}; now it is attached to {weights[1]}")
+        one, other = ("unquantized" if word == "none" else word for word in (before["quantization"], quantization))
+        progress.warn(f"adapter.from: {source} was trained on {one} weights; now it is attached to {other} weights")
 
 
 def _report_adapter(model: Any, settings: Adapter, progress: Progress) -> None:
@@ -148,25 +128,21 @@ def _report_adapter(model: Any, settings: Adapter, progress: Progress) -> None:
     elif isinstance(settings.layers, Spectrum):
         progress.say(f"adapter.layers: spectrum chose {len(layers)} modules")
     sizes = [(layer.r["default"], layer.in_features, layer.out_features) for layer in layers if layer.in_features]
-    tight = sum(rank > min(inner, outer) for rank, inner, outer in sizes)
-    if tight:
-        progress.warn(
-            f"adapter.rank: {tight} modules have fewer rows or columns than their rank: the surplus is wasted"
-        )
+    if tight := sum(rank > min(inner, outer) for rank, inner, outer in sizes):
+        progress.warn(f"adapter.rank: {tight} modules have fewer rows or columns than their rank: the rest is wasted")
 
 
 def _init_context(prepared: Prepared, progress: Progress) -> InitContext:
     """What the initialization of some kinds asks for."""
-    recipe, rows = prepared.recipe, prepared.train.rows
-    pad, lengths = pad_token_id(prepared.tokenizer), prepared.train.lengths().tolist()
+    train, settings = prepared.train, prepared.recipe.train
 
     def first_epoch() -> Iterator[dict[str, torch.Tensor]]:
-        mixture, size = prepared.train.mixture, recipe.train.batch_size
-        order = run_batches(lengths, size, recipe.train.seed, mixture)
-        for indices in islice(order, max(1, mixture.steps_in(0, size))):
-            yield collate([rows[index] for index in indices], pad)
+        lengths = train.lengths().tolist()
+        order = run_batches(lengths, settings.batch_size, settings.seed, train.mixture)
+        for indices in islice(order, max(1, train.mixture.steps_in(0, settings.batch_size))):
+            yield collate([train.rows[index] for index in indices], pad_token_id(prepared.tokenizer))
 
     def originals(modules: list[str]) -> dict[str, torch.Tensor]:
-        return original_weights(prepared.base, modules, DTYPES[stored_dtype(prepared.base)])
+        return load.original_weights(prepared.base, modules, load.DTYPES[load.stored_dtype(prepared.base)])
 
     return InitContext(first_epoch, originals, progress)

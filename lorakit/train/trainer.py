@@ -3,26 +3,62 @@
 import json
 import math
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
-from transformers import PrinterCallback, TrainerControl
+from torch.utils.data import DataLoader, Sampler
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig, SFTTrainer
 
 from lorakit.atomic_io import atomic_dir, write_atomic
+from lorakit.data.batches import run_batches
+from lorakit.data.mixture import Mixture
 from lorakit.errors import Interrupted, LorakitError
 from lorakit.plan.schedule import interval_steps, rate_share, warmup_steps
 from lorakit.prepare import Prepared
+from lorakit.progress import Bar
 from lorakit.run_dir import Run
-from lorakit.train.batch_sampler import StepBatchSampler, count_trained_tokens
-from lorakit.train.callbacks import StopRequest, TrainingCallback
 from lorakit.train.checkpoint import save_model_state
-from lorakit.train.micro_batching import MicroBatchRunner
-from lorakit.train.optimizer import OPTIMIZERS, with_faster_b
+from lorakit.train.micro_batching import MicroBatchRunner, count_trained_tokens
+
+# Our words -> transformers' names.
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw-8bit": "adamw_8bit",
+    "paged-adamw": "paged_adamw_32bit",
+    "paged-adamw-8bit": "paged_adamw_8bit",
+}
+
+
+class StepBatchSampler(Sampler[list[int]]):
+    """The rows of every step of one epoch, as Trainer counts epochs: all as long as the first.
+
+    Weights make some epochs longer than others; then the steps of the run are only counted off in epochs of one size.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, mixture: Mixture) -> None:
+        self.lengths, self.batch_size, self.seed, self.mixture = lengths, batch_size, seed, mixture
+        self.epoch = 0
+
+    @property
+    def batch_sampler(self) -> "StepBatchSampler":
+        """Trainer hands the epoch to `dataloader.batch_sampler.batch_sampler`, where accelerate's wrapper would be."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.epoch * len(self)
+        return islice(run_batches(self.lengths, self.batch_size, self.seed, self.mixture, first), len(self))
+
+    def __len__(self) -> int:
+        return max(1, self.mixture.steps_in(0, self.batch_size))
 
 
 def training_arguments(prepared: Prepared, run: Run) -> SFTConfig:
@@ -62,14 +98,37 @@ def training_arguments(prepared: Prepared, run: Run) -> SFTConfig:
     return arguments
 
 
+class TrainingCallback(TrainerCallback):
+    """What the trainer has to do inside the library's loop: move ranks, and decide what follows a step."""
+
+    def __init__(self, trainer: "SupervisedTrainer") -> None:
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        if scheduler := self.trainer.rank_scheduler:  # the gradients are still there
+            optimizer = given["optimizer"]
+            scheduler.after_step(state.global_step + 1, getattr(optimizer, "optimizer", optimizer))
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.busy += time.monotonic() - self.trainer.step_start
+        self.trainer.steps += 1
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = self.trainer.eval_dataset is not None
+            control.should_save = True
+        if self.trainer.stopping():
+            control.should_evaluate = False
+            control.should_save = control.should_training_stop = True
+
+
 class SupervisedTrainer(SFTTrainer):
     """Trains on examples that are rendered and masked already. Its batch is a whole optimizer step."""
 
-    def __init__(self, runner: MicroBatchRunner, run: Run, stopping: StopRequest, callback: TrainingCallback) -> None:
+    def __init__(self, runner: MicroBatchRunner, run: Run, bar: Bar, stopping: Callable[[], bool]) -> None:
         prepared = runner.prepared
         self.runner, self.rank_scheduler, self.progress = runner, runner.rank_scheduler, runner.progress
-        self.run, self.stopping, self.callback = run, stopping, callback
+        self.run, self.bar, self.stopping = run, bar, stopping
         self.prepared, self.settings = prepared, prepared.recipe.train
+        self.tokens, self.steps, self.busy, self.step_start = 0, 0, 0.0, 0.0
         self.control: TrainerControl
         self.lr_scheduler: Any
         weights = {name: p.detach().clone() for name, p in runner.model.named_parameters() if p.requires_grad}
@@ -80,7 +139,7 @@ class SupervisedTrainer(SFTTrainer):
             eval_dataset=prepared.held_out.rows if prepared.held_out else None,
             processing_class=prepared.tokenizer,
             data_collator=_step,
-            callbacks=[callback],
+            callbacks=[TrainingCallback(self)],
         )
         self.remove_callback(PrinterCallback)
         # SFTTrainer rounds the adapter of a quantized base to bfloat16; it is trained in the type it was made in.
@@ -92,14 +151,9 @@ class SupervisedTrainer(SFTTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The rows of one step at a time: how they are split is decided when it is made."""
         examples, settings = self.prepared.train, self.settings
-        return DataLoader(
-            self.train_dataset,
-            batch_sampler=StepBatchSampler(
-                examples.lengths().tolist(), settings.batch_size, settings.seed, examples.mixture
-            ),
-            collate_fn=_step,
-            generator=torch.Generator(),  # a separate one: the global one belongs to dropout
-        )
+        sampler = StepBatchSampler(examples.lengths().tolist(), settings.batch_size, settings.seed, examples.mixture)
+        generator = torch.Generator()  # a separate one: the global one belongs to dropout
+        return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=_step, generator=generator)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         self.step_tokens = sum(count_trained_tokens(batch["rows"]) for batch in batch_samples)
@@ -109,10 +163,22 @@ class SupervisedTrainer(SFTTrainer):
         if "loss" in logs:
             logs["trained_tokens"] = self.step_tokens
         super().log(logs, start_time)
+        step = self.state.global_step
+        line = {"step": step, "epoch": round(self.state.epoch or 0.0, 4)}
+        if "eval_loss" in logs:
+            self.run.log_line(line | {"eval_loss": logs["eval_loss"]})
+        if "loss" not in logs:
+            return
+        self.tokens += self.step_tokens
+        if not self.args.fp16 and not math.isfinite(logs.get("grad_norm", 0.0)):  # fp16's loss scaler skips such steps
+            raise LorakitError(f"step {step}: the gradient is {logs['grad_norm']}. Lower train.learning_rate.")
+        speed = self.tokens / self.busy if self.busy else 0.0
+        facts = {name: logs.get(name) for name in ("loss", "grad_norm", "learning_rate")}
+        self.run.log_line(line | facts | {"trained_tokens_per_second": round(speed, 1)})
+        self.bar.advance(1, f"loss {logs['loss']:.4f}  {speed:,.0f} trained tokens/s")
 
-    def training_step(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        self.step_start = time.monotonic()
         return self.runner.run_step(inputs["rows"], self.step_tokens, self.state.global_step + 1)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -127,23 +193,30 @@ class SupervisedTrainer(SFTTrainer):
                     # One that is made up after resuming has its checkpoint, and the random states are not loaded yet.
                     if not self.run.checkpoint(step).is_dir():
                         self._save_checkpoint(self.model, None)
-                    raise Interrupted(
-                        "stopped during an evaluation; the checkpoint is complete, --resume goes on from it"
-                    )
+                    raise Interrupted("stopped during an evaluation; --resume goes on from its checkpoint")
                 some = [rows[index] for index in order[done : done + self.runner.held_out_batch]]
                 loss, count, scored = self.runner.held_out_loss(some)
                 total, tokens, done = total + loss, tokens + count, done + scored
                 bar.advance(scored)
         self.model.train()
         if not math.isfinite(total):
-            raise LorakitError(
-                f"step {step}: the held-out loss is {total}. The weights have left the range "
-                "of numbers: lower train.learning_rate."
-            )
+            raise LorakitError(f"step {step}: the held-out loss is {total}. Lower train.learning_rate.")
         metrics = {"eval_loss": total / tokens, "eval_seconds": time.monotonic() - start}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control.should_evaluate = False
+        if self.ends_early():
+            self.control.should_save = self.control.should_training_stop = True
         return metrics
+
+    def ends_early(self) -> bool:
+        """Whether the held-out losses measured so far end the run before its last step."""
+        early = self.settings.early_stopping
+        if early is None:
+            return False
+        settled_at = self.rank_scheduler.settled_at if self.rank_scheduler else 0
+        history = self.state.log_history
+        losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry and entry["step"] >= settled_at]
+        return evaluations_without_gain(losses, early.min_delta) >= early.patience
 
     def create_optimizer(self, model: Any = None) -> Any:
         """AdamW over the trained weights; with LoRA+ the B matrices learn faster by its ratio."""
@@ -181,7 +254,7 @@ class SupervisedTrainer(SFTTrainer):
 
     def _run_epoch(self, **epoch: Any) -> None:
         """Nothing more, where the run was resumed after its last step: the loop looks only after a further one."""
-        if self.state.global_step >= self.state.max_steps or self.callback.ends_early(self.state):
+        if self.state.global_step >= self.state.max_steps or self.ends_early():
             self.control.should_training_stop = True
         else:
             super()._run_epoch(**epoch)
@@ -212,3 +285,29 @@ class SupervisedTrainer(SFTTrainer):
 
 def _step(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": rows}
+
+
+def evaluations_without_gain(losses: list[float], min_delta: float) -> int:
+    """How many of the last losses in a row did not fall below the best before them by more than `min_delta`."""
+    best, waited = math.inf, 0
+    for loss in losses:
+        if loss < best - min_delta:
+            best, waited = loss, 0
+        else:
+            waited += 1
+    return waited
+
+
+def with_faster_b(groups: list[dict[str, Any]], model: Any, ratio: float) -> list[dict[str, Any]]:
+    """An optimizer's groups with the B matrices in separate groups, whose learning rate is `ratio` times as high.
+
+    LoRA+ (Hayou et al., arXiv 2402.12354). DoRA's magnitudes and modules trained whole keep the rate of A: the paper
+    says nothing of them.
+    """
+    fast = {id(parameter) for name, parameter in model.named_parameters() if ".lora_B." in name}
+    split = []
+    for group in groups:
+        b = [parameter for parameter in group["params"] if id(parameter) in fast]
+        others = [parameter for parameter in group["params"] if id(parameter) not in fast]
+        split += [{**group, "params": others}, {**group, "params": b, "lr": group["lr"] * ratio}]
+    return [group for group in split if group["params"]]
