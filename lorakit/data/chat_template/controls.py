@@ -21,13 +21,11 @@ _LOOKS_TEMPLATED = "the chat template writes it too: this row looks templated al
 
 @dataclass(frozen=True)
 class ControlTexts:
-    """`tokens`: texts that become special tokens; `written`: texts that the chat template itself writes, some of them
-    tokens too; `front`: the one that begins a conversation and stands nowhere else in it, whatever the tokenizer calls
-    its beginning of sequence."""
+    """What no row's own text should spell."""
 
-    tokens: frozenset[str]
-    written: frozenset[str]
-    front: str | None = None
+    tokens: frozenset[str]  # texts that become special tokens
+    written: frozenset[str]  # texts that the chat template itself writes, some of them tokens too
+    front: str | None = None  # the one that begins a conversation and stands nowhere else in it
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:

@@ -45,21 +45,19 @@ _LAST_MARK = re.compile(r"([<\[][^<>\[\]\s]+[>\]]\w*)\s*$")
 
 
 class Sample(NamedTuple):
-    """A conversation that ends with an answer, the prompt for it (empty where the template does not take it), and the
-    text of all."""
+    """A conversation that ends with an answer, as a template writes it."""
 
     messages: list[TemplateMessage]
-    prompt: str
-    text: str
+    prompt: str  # for the answer; empty where the template does not take it
+    text: str  # of all
 
 
 @dataclass(frozen=True)
 class CallForm:
-    """How a template wants a call's arguments (`as_text`: as JSON text), and the content of an answer that only calls:
-    `empty` is put in place of its content."""
+    """How a template wants the calls of an answer."""
 
-    as_text: bool
-    empty: TemplateMessage
+    as_text: bool  # their arguments as JSON text
+    empty: TemplateMessage  # in place of the content of an answer that only calls
 
     def adapt(self, message: TemplateMessage) -> TemplateMessage:
         """The message of an answer with calls in this form."""
@@ -76,13 +74,12 @@ class CallForm:
 
 @dataclass(frozen=True)
 class AnswerProbe:
-    """What a template writes of answers of one kind: plain ones, or ones that call a tool in some `form`. `answer`: a
-    sample of them; None where the template writes none. `ends`: the texts that are known to end an answer."""
+    """What a template writes of answers of one kind: plain ones, or ones that call a tool."""
 
     write: Write
-    answer: TemplateMessage | None
-    ends: re.Pattern[str]
-    form: CallForm | None = None
+    answer: TemplateMessage | None  # a sample of them; None where the template writes none
+    ends: re.Pattern[str]  # the texts that are known to end an answer
+    form: CallForm | None = None  # of the calls
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -199,17 +196,15 @@ def has_thinking(message: Message) -> bool:
 
 @dataclass(frozen=True)
 class ThoughtFormat:
-    """How thoughts are written. `tail`: what the prompt ends with that the text of an answer lacks. `before` and
-    `after`: what the model writes around a thought. `opens` and `closes`: the marks of a thought. `opened`: the prompt
-    opens a thought, which the model must close. `skips`: it has an empty thought in it, after which there is none."""
+    """How thoughts are written."""
 
-    tail: str
-    before: str
+    tail: str  # what the prompt ends with that the text of an answer lacks
+    before: str  # what the model writes around a thought
     after: str
-    opens: str
+    opens: str  # the marks of a thought
     closes: str
-    opened: bool
-    skips: bool = False
+    opened: bool  # the prompt opens a thought, which the model must close
+    skips: bool = False  # the prompt has an empty thought in it, after which there is none
 
     def after_prompt(self, prompt: str) -> "ThoughtFormat | None":
         """The same after this prompt, which may open a thought where others do not, or the other way round (after a

@@ -23,50 +23,45 @@ _REMEDY = "give another model.chat_template"
 
 @dataclass(frozen=True)
 class TurnSpan:
-    """Characters `start` to `end` of the text are one turn; its last token is `stop`. One that is not `trained` stands
-    in a text of which everything else is."""
+    """The characters of one turn in a text, from `start` to `end`."""
 
     start: int
     end: int
-    stop: str
-    trained: bool = True
+    stop: str  # the last token of it
+    trained: bool = True  # where not, everything else of the text is
 
 
 @dataclass(frozen=True)
 class RenderedText:
-    """A text and its turns, in order and apart. `everything`: the text before and between the turns is trained too
-    (`train_on: all`). `opening`: token ids that stand before those of the text. `note`: what the user is told of how it
-    is trained."""
+    """A text and its turns, in order and apart."""
 
     text: str
     spans: tuple[TurnSpan, ...]
-    everything: bool = False
-    opening: tuple[int, ...] = ()
-    note: str = ""
+    everything: bool = False  # the text before and between the turns is trained too (`train_on: all`)
+    opening: tuple[int, ...] = ()  # token ids that stand before those of the text
+    note: str = ""  # what the user is told of how it is trained
 
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """How the text of an answer stands after its prompt. `prompt`: what the model reads. `instead`: what the template's
-    text with the answer has in its place. `variables`: given to the template besides the recipe's. `thoughts`: the
-    answer's thought is taken out of the message, and put in front of what the template writes."""
+    """How the text of an answer stands after its prompt."""
 
-    prompt: str
-    instead: str
-    variables: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str  # what the model reads
+    instead: str  # what the template's text with the answer has in its place
+    variables: Mapping[str, Any] = field(default_factory=dict)  # given to the template besides the recipe's
+    # Where it is given, the answer's thought is taken out of the message, and put in front of what the template writes.
     thoughts: ThoughtFormat | None = None
 
 
 @dataclass(frozen=True)
 class RenderedTurn:
-    """The answer at `index` of a conversation, in the text that ends with it, and its form there. `given`: how many of
-    its characters are given, after which the model goes on."""
+    """The answer at `index` of a conversation, in the text that ends with it, and its form there."""
 
     index: int
     text: str
     span: TurnSpan
     form: AnswerForm
-    given: int = 0
+    given: int = 0  # how many of its characters are given, after which the model goes on
 
     @property
     def answer(self) -> str:

@@ -97,11 +97,9 @@ def _similar(made: np.ndarray, row: int, candidates: np.ndarray) -> np.ndarray:
 
 
 def group_near_duplicates(made: np.ndarray) -> np.ndarray:
-    """The row that each row is a near-duplicate of: int32 [n], its own number where it is the first of its kind.
-
-    Each row is compared with the earlier rows that lead a group, at most one a band, and joins the earliest that it
-    resembles. So leaders do not resemble each other, and rows appended later change nothing before them.
-    """
+    """The row that each row is a near-duplicate of: int32 [n], its own number where it is the first of its kind. Each
+    row is compared with the earlier rows that lead a group, at most one a band, and joins the earliest that it
+    resembles. So leaders do not resemble each other, and rows appended later change nothing before them."""
     group = np.arange(len(made), dtype=np.int32)
     count, rows = _find_shared_buckets(made)
     leaders = np.full(count, -1, np.int32)

@@ -52,25 +52,16 @@ _NOT_LETTERS = re.compile(r"[^\w\s'’.,-]|[\d_]")
 
 @dataclass(frozen=True)
 class RowStats:
-    """The stats of n rows, one entry a row in each array; picklable.
+    """The stats of n rows, one entry a row in each array; picklable. `style`, `language` and `script` are None where
+    not wanted, `signature` likewise. 63 bytes a row, 128 more with a signature."""
 
-    - `content` uint64 [n, 2]: an exact hash (BLAKE2b, 128 bits) of the whole row, roles, tools and order included
-    - `prompt`, `answer` uint64 [n]: hashes of what comes before the last answer, and of that answer, white space and
-      case aside. 0 is none: a document has no prompt.
-    - `style` float32 [n, len(FEATURES)]: measures of the last answer or of the document; NaN where there is none
-    - `language` int16 [n]: a position in `languages()`, -1 where too little text shows one
-    - `script` int8 [n]: a position in `SCRIPTS`, -1 where there are no letters
-    - `signature` uint16 [n, SIZE], or None: see `minhash.signatures`
-    `style`, `language` and `script` are None where not wanted. 63 bytes a row, 128 more with a signature.
-    """
-
-    content: np.ndarray
-    prompt: np.ndarray
-    answer: np.ndarray
-    style: np.ndarray | None
-    language: np.ndarray | None
-    script: np.ndarray | None
-    signature: np.ndarray | None
+    content: np.ndarray  # uint64 [n, 2]: an exact hash (BLAKE2b, 128 bits) of the row, roles, tools and order included
+    prompt: np.ndarray  # uint64 [n]: a hash of what comes before the last answer, white space and case aside; 0 is none
+    answer: np.ndarray  # uint64 [n]: the same of that answer
+    style: np.ndarray | None  # float32 [n, len(FEATURES)]: of the last answer or the document; NaN where there is none
+    language: np.ndarray | None  # int16 [n]: a position in `languages()`, -1 where too little text shows one
+    script: np.ndarray | None  # int8 [n]: a position in `SCRIPTS`, -1 where there are no letters
+    signature: np.ndarray | None  # uint16 [n, SIZE]: see `minhash.signatures`
 
 
 def join_row_stats(parts: list[dict[str, Any]]) -> RowStats | None:

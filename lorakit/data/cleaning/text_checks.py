@@ -60,15 +60,13 @@ _ABOUT_LOGS = re.compile(
 
 @dataclass(frozen=True)
 class RowFinding:
-    """One thing that a check found in one text of a row. `what` is the same for all rows alike, so that they can be
-    counted; `case` is this row's. `fixed`: the text that the check returns no longer has it. `field`: the text, as
-    "message 2 (assistant)"."""
+    """One thing that a check found in one text of a row."""
 
-    what: str
+    what: str  # the same for all rows alike, so that they can be counted
     case: str = ""
-    fixed: bool = True
+    fixed: bool = True  # the text that the check returns no longer has it
     check: str = ""
-    field: str = ""
+    field: str = ""  # the text, as "message 2 (assistant)"
 
 
 @dataclass(frozen=True)
@@ -96,11 +94,9 @@ def _split_prose_and_code(text: str) -> list[str]:
 
 
 def encoding(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
-    """Text decoded by the wrong encoding ("cafÃ©"), surrogates and lost characters (U+FFFD).
-
-    What is valid stays as it is: no Unicode normalization, no straightened quotes. U+FFFD is found and cannot be
-    undone; a surrogate without its other half becomes U+FFFD, without which no file can be written.
-    """
+    """Text decoded by the wrong encoding ("cafÃ©"), surrogates and lost characters (U+FFFD). What is valid stays as it
+    is: no Unicode normalization, no straightened quotes. U+FFFD is found and cannot be undone; a surrogate without its
+    other half becomes U+FFFD, without which no file can be written."""
     if text.isascii() or not _suspect().search(text):
         return text, []
     fixed = _SEGMENT.sub(lambda segment: _fix_encoding(segment.group()), text)
@@ -144,12 +140,9 @@ def _suspect() -> re.Pattern[str]:
 
 
 def noise(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
-    """Control characters, terminal escapes, zero-width characters; lines of logs in answers.
-
-    Characters are taken out; a lone carriage return, a form feed and the like become line breaks, and a carriage
-    return before a line break stays. Log lines outside code are found and stay, since they may belong there. Where a
-    prompt is about logs or errors they are expected.
-    """
+    """Control characters, terminal escapes, zero-width characters; lines of logs in answers. Characters are taken out;
+    a lone carriage return, a form feed and the like become line breaks, and a carriage return before a line break
+    stays. Log lines outside code are found and stay, unless a prompt is about logs or errors."""
     log_lines = _log_lines(text, context)
     if text.replace("\n", "").replace("\t", "").isprintable():  # a fast "no"
         return text, log_lines
@@ -227,13 +220,10 @@ _DOCUMENT = re.compile(r"\s*(?:```\w*\s*)?(?:<!doctype html|<html[\s>]|<\?xml )"
 
 
 def html(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
-    """Tags and entities of HTML in prose ("<p>", "&nbsp;").
-
-    Tags are taken out, those of blocks become line breaks, scripts and styles go whole, entities are decoded. Code
-    between backticks stays, as do texts that are meant as HTML: whole documents, texts that are mostly markup, and rows
-    about HTML. Answers of tools are not checked. Escaped markup ("&lt;b&gt;") is found and stays: it may be meant, and
-    decoding it would make a tag.
-    """
+    """Tags and entities of HTML in prose ("<p>", "&nbsp;"). Tags are taken out, those of blocks become line breaks,
+    scripts and styles go whole, entities are decoded. Code between backticks stays, as do texts that are meant as HTML:
+    whole documents, texts that are mostly markup, and rows about HTML. Answers of tools are not checked. Escaped markup
+    ("&lt;b&gt;") is found and stays: it may be meant, and decoding it would make a tag."""
     if context.role == "tool" or not (_HINT.search(text) or ("&" in text and _ENTITY.search(text))):
         return text, []
     parts = _split_prose_and_code(text)

@@ -47,12 +47,9 @@ def parse_record(name: str, settings: Section | None, record: Mapping[str, Any])
 
 
 def detect(records: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
-    """The format that these rows have, and why. `where` names their source in messages.
-
-    A format fits when its columns hold something in some row. One that asks for all columns of another and for more
-    goes before it. Formats that can read none of the rows drop out where others can. A `UserError` where no format
-    fits, or several do.
-    """
+    """The format that these rows have, and why. A format fits when its columns hold something in some row. One that
+    asks for all columns of another and for more goes before it. Formats that can read none of the rows drop out where
+    others can. A `UserError` where no format fits, or several do; `where` names the rows' source in it."""
     columns, fitting = _fitting_formats(records)
     if columns >= _FLAT_OASST:
         what = "each row is one message (message_id, role, text), as in OpenAssistant's flat files"

@@ -137,10 +137,8 @@ def _is_conversation(answer: Any) -> bool:
 def _numbered_answers(texts: set[str]) -> Iterator[tuple[str, str]]:
     """Columns that are two answers to one prompt."""
     for one, other in _NUMBERED:
-        for name in sorted(texts):
-            stem = name.removesuffix(one)
-            if stem != name and _ANSWER.fullmatch(stem) and stem + other in texts:
-                yield name, stem + other
+        stems = (name.removesuffix(one) for name in sorted(texts) if name.endswith(one))
+        yield from ((stem + one, stem + other) for stem in stems if stem + other in texts and _ANSWER.fullmatch(stem))
 
 
 def _ratings(records: Sequence[Record]) -> Iterator[tuple[str, str]]:

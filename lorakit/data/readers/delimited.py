@@ -77,12 +77,9 @@ def _lines(stream: TextStream, sizes: list[int]) -> Iterator[str]:
 
 
 def detect_dialect(lines: Iterator[str], usual: str) -> tuple[dict[str, Any], int, Iterator[str]]:
-    """How the cells of a file are separated, how many lines say only that, and the lines from the header on.
-
-    Excel writes semicolons in half of Europe, and may say so in a first line `sep=;`. A header without the usual
-    delimiter that has another one has it between its cells. Where a blank follows each delimiter of the header, blanks
-    before cells are left out.
-    """
+    """How the cells of a file are separated, how many lines say only that, and the lines from the header on. Excel
+    writes semicolons in half of Europe, and may say so in a first line `sep=;`. A header without the usual delimiter
+    may have another one. Where a blank follows each delimiter of the header, blanks before cells are left out."""
     first = next(lines, "")
     declared = _SEPARATOR.fullmatch(first)
     header = next(lines, "") if declared else first

@@ -182,19 +182,17 @@ class TextStream:
 
 @dataclass(frozen=True)
 class Lines:
-    """Whole lines that end in line feeds: the number of the first, their bytes, and the size of them in the file."""
+    """Whole lines that end in line feeds."""
 
-    first: int
+    first: int  # the number of the first
     raw: bytes
-    size: int
+    size: int  # of them in the file, which may be packed
 
 
 def read_whole_lines(stream: TextStream) -> Iterator[Lines]:
-    """The content in pieces of about 1 MiB, or of one line where that is longer; up to 1 MiB in one piece.
-
-    Carriage returns that end lines alone become line feeds: those of a file whose first MiB has no line feed. A
-    `UserError` as of `TextStream.read`, or for a line that is too long, comes after the whole lines before it.
-    """
+    """The content in pieces of about 1 MiB, or of one line where that is longer; up to 1 MiB in one piece. Carriage
+    returns that end lines alone become line feeds: those of a file whose first MiB has no line feed. A `UserError` as
+    of `TextStream.read`, or for a line that is too long, comes after the whole lines before it."""
     first, position, end = 1, 0, b""
     waiting: list[bytes] = []
     while data := stream.read():
