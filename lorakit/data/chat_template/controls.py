@@ -16,7 +16,6 @@ from lorakit.data.rows import RowError
 _SAMPLES = ("lorakitssample", "lorakitqsample", "lorakitasample", "lorakitusample")
 _MARK = re.compile(r"<{1,2}[^<>\s]+>{1,2}|\[[^\[\]\s]+\]")
 _THOUGHT = re.compile(r"\W*\w*(?:think|thought|reason)", re.IGNORECASE)
-_LOOKS_TEMPLATED = "the chat template writes it too: this row looks templated already"
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,11 @@ class ControlTexts:
         for name, text in named_texts(content):
             if any(first in text for first in self._first_characters):  # in most texts none is
                 for word in dict.fromkeys(self._pattern.findall(text)):
-                    token = "which this tokenizer reads as that token"
-                    what = token if word in self.tokens else "a mark and not a word"
-                    templated = f"; {_LOOKS_TEMPLATED}" if word in self.written else ""
-                    yield f"a text spells {word!r}, {what}{templated}", name
+                    is_token = word in self.tokens
+                    what = "which this tokenizer reads as that token" if is_token else "a mark and not a word"
+                    if word in self.written:
+                        what += "; the chat template writes it too: this row looks templated already"
+                    yield f"a text spells {word!r}, {what}", name
 
 
 def named_texts(content: Conversation | Text) -> Iterator[tuple[str, str]]:

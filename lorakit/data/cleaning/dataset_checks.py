@@ -56,11 +56,9 @@ def contradictions(prompt: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, 
 
 def outliers(stats: RowStats) -> dict[int, str]:
     """Rows whose answer differs from nearly all others in length, characters, script or language, each with the reason.
-
-    Nothing is unusual among fewer than 50 rows. A row differs in a measure when it is 6 robust standard deviations
-    from the median (median absolute deviation), well beyond what 98 % of the others have, and at most 2 % of the rows
-    do so; in its language or script when over 95 % of the rows share another.
-    """
+    A row differs in a measure when it is 6 robust standard deviations from the median (median absolute deviation), well
+    beyond what 98 % of the others have, and at most 2 % of the rows do so; in its language or script when over 95 % of
+    the rows share another. Nothing is unusual among fewer than 50 rows."""
     assert stats.style is not None and stats.language is not None and stats.script is not None
     reasons: dict[int, list[str]] = {}
     for column, name in enumerate(FEATURES):
