@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from lorakit.errors import UserError
 from lorakit.model.activation_trace import trace_activations
-from lorakit.plan.activations import ComputeConfig, block_activations
+from lorakit.plan.activations import TrainingStep, block_activations
 from lorakit.plan.model_info import known_config, parse_model_info
 from lorakit.plan.spec_with_trace import spec_with_trace
 from lorakit.plan.trainable_params import count_trainable
@@ -39,7 +39,7 @@ def test_what_is_derived_is_what_the_code_of_the_bundled_models_keeps(name):
     config, settings = known_config(name), Adapter(rank=8)
     spec = parse_model_info(config).spec
     attention, bytes_by_block = trace_activations(AutoConfig.for_model(**config), spec, settings, half=True)
-    way = ComputeConfig(2, attention, on_gpu=False)
+    way = TrainingStep(1, 1, 1, attention=attention, on_gpu=False)
     for number, (token, pair) in bytes_by_block.items():
         derived = block_activations(spec, spec.blocks[number], count_trainable(spec, settings), way)
         assert derived.per_token == pytest.approx(token, rel=0.08)

@@ -14,7 +14,7 @@ from lorakit.model.peft_adapter import attach_adapter
 from lorakit.model.shared_prefix import body_of
 from lorakit.model.spec_from_meta import spec_from_meta
 from lorakit.model.targets import select_targets
-from lorakit.plan.activations import ComputeConfig, saved_activations
+from lorakit.plan.activations import TrainingStep, saved_activations
 from lorakit.plan.trainable_params import count_trainable
 from lorakit.recipe.schema import Adapter
 
@@ -84,14 +84,15 @@ def measured(family: str, settings: Adapter, half: bool, attention: str, padded:
     sizes = [saved_bytes(model, length, padded, computing) for length in lengths]
     _, token, pair = np.linalg.solve([[1, 2 * n, 2 * n * n] for n in lengths], sizes)
     adapted = count_trainable(spec, settings)
-    way = ComputeConfig(
-        width=2 if half else 4,
+    way = TrainingStep(
+        rows=2,
+        length=lengths[-1],
+        trained=1,
+        dtype="bfloat16" if half else "float32",
         attention=attention,
         masked=padded,
         dropout=settings.dropout,
-        autocast=half,
         on_gpu=False,
-        dora=adapted.dora,
     )
     return token, pair, saved_activations(spec, adapted, way)[0]
 
@@ -156,7 +157,7 @@ def backward_peak(length: int, half: bool) -> int:
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 def test_the_backward_of_eager_attention_takes_what_the_model_says(half):
     spec = spec_from_meta(wide("llama").to_dict())
-    way = ComputeConfig(2 if half else 4, "eager", autocast=half, on_gpu=False)
+    way = TrainingStep(1, 1, 1, "bfloat16" if half else "float32", attention="eager", on_gpu=False)
     _, block = saved_activations(spec, count_trainable(spec, Adapter()), way)
     one, two = (backward_peak(length, half) for length in (256, 512))
     assert block.scores == pytest.approx((two - 2 * one) / (2 * 256**2), rel=0.03)

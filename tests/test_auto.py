@@ -8,8 +8,9 @@ import pytest
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine
 from lorakit.model.positions import Positions
+from lorakit.plan.activations import TrainingStep
 from lorakit.plan.auto import resolve_auto
-from lorakit.plan.memory import TrainingStep, peak_memory
+from lorakit.plan.memory import peak_memory
 from lorakit.plan.model_info import (
     ModelInfo,
     find_model_info,

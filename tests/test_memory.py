@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lorakit.model.spec_from_config import spec_from_config
-from lorakit.plan.memory import TrainingStep, memory_by_moment, peak_memory, weight_bytes
+from lorakit.plan.activations import TrainingStep
+from lorakit.plan.memory import memory_by_moment, peak_memory, weight_bytes
 from lorakit.plan.model_info import known_config
 from lorakit.plan.trainable_params import count_trainable
 from lorakit.recipe.schema import Adapter

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorakit.model.spec import ModelSpec, part
-from lorakit.plan.activations import ComputeConfig
-from lorakit.plan.memory import DTYPE_BYTES, Memory, TrainingStep, weight_bytes
+from lorakit.plan.activations import TrainingStep
+from lorakit.plan.memory import DTYPE_BYTES, Memory, weight_bytes
 from lorakit.plan.trainable_params import TrainableParams
 
 # LitGPT computes the output head in pieces of so many positions (lm_head_chunk_size in finetune/lora.py).
@@ -22,12 +22,12 @@ class Tool:
     """One tool, or one of its versions."""
 
     training: dict[str, Any] = field(default_factory=dict)
-    """Fields of Training."""
+    """Fields of TrainingStep."""
     way: dict[str, Any] | None = None
-    """Fields of Way; None: it computes as lorakit does."""
+    """Fields of TrainingStep for the way through the blocks; None: it computes as lorakit does."""
     head: Callable[[ModelSpec, TrainingStep], tuple[float, float]] | None = None
     """Bytes of the logits at the loss, and of what stays of them in the backward pass; None: in lorakit's chunks."""
-    block: Callable[[ModelSpec, TrainableParams, ComputeConfig], float] | None = None
+    block: Callable[[ModelSpec, TrainableParams, TrainingStep], float] | None = None
     """What one block keeps of a token beside what lorakit's would."""
     four_bit_inputs: bool = False
     """Whether its bitsandbytes keeps the input of every 4-bit layer: MatMul4Bit kept (A, B) until 0.43.2."""
@@ -67,7 +67,7 @@ def _fabric_chunks(spec: ModelSpec, training: TrainingStep) -> tuple[float, floa
     return at_loss + capped, 0
 
 
-def _litgpt_block(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig) -> float:
+def _litgpt_block(spec: ModelSpec, adapted: TrainableParams, way: TrainingStep) -> float:
     """LitGPT's attention and feed-forward layer (model.py, lora.py)."""
     block = next(iter(spec.blocks.values()))
     opening = [weight for weight in block if weight.sublayer == "attention" and part(weight) == "opens"]
@@ -86,7 +86,7 @@ def _litgpt_block(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig)
     return token + packed * spec.hidden * (way.width + 1)  # gate and up are two layers, each with its dropout
 
 
-def _expanded_keys(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig) -> float:
+def _expanded_keys(spec: ModelSpec, adapted: TrainableParams, way: TrainingStep) -> float:
     """Keys and values are expanded for every head before the kernel (fitcheck's _install_gqa_sdpa_shim)."""
     block = next(iter(spec.blocks.values()))
     query = next(w.inner for w in block if w.sublayer == "attention" and part(w) == "closes")
@@ -97,7 +97,7 @@ def _expanded_keys(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig
 # mask; torch.nn.functional.gelu; several micro-batches a step; the bitsandbytes of their time.
 _LITGPT = Tool(
     training={"trained_width": 2, "accumulates": True, "masked": False},
-    way={"autocast": False, "dropout": 0.05},
+    way={"plain_half": True, "dropout": 0.05},
     head=_fabric_chunks,
     block=_litgpt_block,
     four_bit_inputs=True,
@@ -114,11 +114,11 @@ TOOLS = {
     "litgpt config_hub": replace(_LITGPT, inputs_twice=True),
     # method_comparison/MetaMathQA (default_training_params.json, run.py): bfloat16 without autocast, the adapter in
     # float32 (autocast_adapter_dtype), so that each adapted layer copies its input; full fine-tuning in bfloat16.
-    "peft": Tool(way={"autocast": False, "copies": True}, head=_all_logits),
+    "peft": Tool(way={"plain_half": True, "copies": True}, head=_all_logits),
     # fitcheck 0.3.1, scripts/measure.py: float16 without autocast, the adapter in float32, no padding.
     "fitcheck float16": Tool(
         training={"dtype": "float16", "masked": False},
-        way={"autocast": False, "copies": True},
+        way={"plain_half": True, "copies": True},
         head=_all_logits_held,
         block=_expanded_keys,
     ),
@@ -126,7 +126,7 @@ TOOLS = {
     # hidden states.
     "fitcheck nf4": Tool(
         training={"dtype": "float32", "masked": False},
-        way={"autocast": False},
+        way={"plain_half": True},
         head=_all_logits_held,
         block=_expanded_keys,
     ),
@@ -156,16 +156,9 @@ def training_in(tool: Tool, training: TrainingStep, adapted: TrainableParams) ->
     training = replace(training, **narrow | tool.training)
     if tool.way is None:
         return training
-    way = ComputeConfig(
-        width=DTYPE_BYTES[training.dtype],
-        float16=training.dtype == "float16",
-        attention=training.attention,
-        masked=training.masked,
-        keeps_inputs=tool.four_bit_inputs and training.quantization != "none",
-        dora=adapted.dora,
-        **tool.way | ({"copies": False} if adapted.full_fine_tuning else {}),
-    )
-    return replace(training, way=way)
+    keeps = tool.four_bit_inputs and training.quantization != "none"
+    copies = {"copies": False} if adapted.full_fine_tuning else {}
+    return replace(training, keeps_inputs=keeps, **tool.way | copies)
 
 
 def held_in(tool: Tool, moment: Memory, spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> Memory:
@@ -175,8 +168,8 @@ def held_in(tool: Tool, moment: Memory, spec: ModelSpec, adapted: TrainableParam
     passing = moment.moment == "loss" or moment.moment.startswith("backward")
     if tool.head and passing:
         logits = round(tool.head(spec, training)[moment.moment != "loss"])
-    if tool.block and training.way and passing and not (training.checkpointing and moment.moment == "loss"):
-        kept = blocks * tool.block(spec, adapted, training.way)
+    if tool.block and passing and not (training.checkpointing and moment.moment == "loss"):
+        kept = blocks * tool.block(spec, adapted, training)
     if tool.inputs_twice and training.quantization != "none":
         kept += sum(_inputs(spec, number) for number in spec.blocks)
     if tool.head_of_its_own and training.quantization != "none":

@@ -117,12 +117,10 @@ def collate(rows: Sequence[dict[str, Any]], pad_token_id: int) -> dict[str, torc
 
 
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Which rows go into which pack of at most `capacity` tokens: the longest first, each into the first with room.
+    """Which rows go into which pack of at most `capacity` tokens: the longest first, each into the first with room; a
+    ValueError where one is longer.
 
     First-fit decreasing needs at most 11/9 of the fewest packs possible, and 6/9 of one more (Dosa, 2007).
-
-    Raises:
-        ValueError: a row is longer than `capacity`.
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     if order and lengths[order[0]] > capacity:

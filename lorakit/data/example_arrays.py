@@ -13,14 +13,9 @@ from lorakit.data.cleaning.row_stats import RowStats, join_row_stats
 from lorakit.data.conversations import IGNORED, Encoded
 from lorakit.data.report import Report
 
+_IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
-    {
-        "input_ids": pa.list_(pa.int32()),
-        "labels": pa.list_(pa.int32()),
-        "answer": pa.int32(),
-        "where": pa.string(),
-        "source": pa.int16(),
-    }
+    {"input_ids": _IDS, "labels": _IDS, "answer": pa.int32(), "where": pa.string(), "source": pa.int16()}
 )
 
 

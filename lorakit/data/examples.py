@@ -51,16 +51,11 @@ def examples_of(
 
     They come from the cache when nothing that matters has changed. `survey`: the checks that only report are made too,
     and what they need is kept in the examples' `traits` and `text_lengths`. `stored`: whether they go into the cache;
-    without it their `rows` are gone on return, and they have `text_lengths`.
-
-    Raises:
-        UserError: a source cannot be read, a row is broken or overlong and the recipe says to stop, a check of
-            `data.clean` says to stop, or nothing is left.
-        LorakitError: the cache cannot be written.
+    without it their `rows` are gone on return, and they have `text_lengths`. A `UserError` where a source cannot be
+    read, the recipe says to stop at a row or at what a check found, or nothing is left.
     """
     share = settings.eval if isinstance(settings.eval, float) else None
     rules = rules_of(settings, share, survey)
-
     with report_hub_retries(progress), nullcontext() if stored else TemporaryDirectory() as folder:
 
         def prepare(sources: list[Source]) -> tuple[Examples, Examples | None]:
@@ -84,23 +79,19 @@ def held_out_of(settings: Data, template: ChatTemplate, progress: Progress) -> E
 
 def rules_of(settings: Data, share: float | None, survey: bool) -> Rules:
     """What holds for every row, and how much has to be known of each."""
-    acting = ("fix", "error", "report") if survey else ("fix", "error")
-    actions = {check: getattr(settings.clean, check) for check in type(settings.clean).model_fields}
-    wanted = {
-        check: action for check, action in actions.items() if action in acting or (check in _ALWAYS and action != "off")
-    }
+    acting, actions = ("fix", "error", "report") if survey else ("fix", "error"), settings.clean.model_dump()
+    wanted = {check for check, action in actions.items() if action in acting or (check in _ALWAYS and action != "off")}
     compared = settings.eval is not None and share is None  # with other files, which are prepared by themselves
-    leaks = compared and actions["leakage"] != "off"
     apart = share is not None and actions["near_leakage"] != "off"  # near-duplicates stay on one side of the split
-    near = apart or "near_duplicates" in wanted or (compared and "near_leakage" in wanted)
+    leaks = compared and actions["leakage"] != "off"
     return Rules(
         max_length=settings.max_length,
         overlong=settings.overlong,
         broken=settings.broken,
         share=share,
-        checks={check: wanted[check] for check in ROW_CHECKS if check in wanted},
-        traits=leaks or bool(wanted.keys() & {"duplicates", "contradictions", "style"}),
-        near=near,
+        checks={check: actions[check] for check in ROW_CHECKS if check in wanted},
+        traits=leaks or bool(wanted & {"duplicates", "contradictions", "style"}),
+        near=apart or "near_duplicates" in wanted or (compared and "near_leakage" in wanted),
         style="style" in wanted,
         apart=apart,
     )
@@ -165,7 +156,7 @@ def _nothing_left(sources: list[Source], report: Report, rules: Rules, side: int
     if report.dropped.total and report.read == report.dropped.total:
         longer = any(reason.startswith("longer than") for reason in report.dropped.counts)
         remedy = " Raise data.max_length, or write data.overlong: truncate." if longer else ""
-        return f"{names}: no rows left ({report.read:,} read): {report.dropped}.{remedy}"
+        return f"{names}: no rows left ({report.read:,} read): {'; '.join(report.dropped.lines())}.{remedy}"
     if rules.share is None and report.passed_over:
         return f"{names}: take leaves none of {report.read:,} rows. Write a larger share, or a number of rows."
     if rules.share is None:

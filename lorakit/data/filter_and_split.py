@@ -168,11 +168,8 @@ def find_leaks(train: RowStats, held_out: RowStats, nearly: bool) -> list[Leak]:
 
 
 def remove_leaks(train: Examples, held_out: Examples, clean: Clean) -> Examples:
-    """The training examples without rows that are held out, or nearly, where the recipe says so.
-
-    Raises:
-        UserError: there are some, and the recipe says to stop, or all rows are.
-    """
+    """The training examples without rows that are held out, or nearly, where the recipe says so; a `UserError` where it
+    says to stop, or all rows are held out."""
     for check, action in (("leakage", clean.leakage), ("near_leakage", clean.near_leakage)):
         if action == "off" or train.traits is None or held_out.traits is None:
             continue
@@ -188,12 +185,11 @@ def remove_leaks(train: Examples, held_out: Examples, clean: Clean) -> Examples:
             )
         fixes = action == "fix"
         counts = train.report.dropped if fixes else train.report.findings
+        words = f"left out by data.clean.{check}" if fixes else check
         for reason in dict.fromkeys(leak.reason for leak in leaks):
             own = [leak for leak in leaks if leak.reason == reason]
             first = [(train.where(leak.row), f"as {held_out.where(leak.held_out)}") for leak in own[:_CASES]]
-            counts.add_rows(
-                f"left out by data.clean.{check}: {reason}" if fixes else f"{check}: {reason}", len(own), first
-            )
+            counts.add_rows(f"{words}: {reason}", len(own), first)
         if leaks and fixes:
             train = _without_rows(train, [leak.row for leak in leaks], check)
     return train

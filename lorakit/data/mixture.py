@@ -57,19 +57,11 @@ class Mixture:
         return steps or max(1, self.steps(batch_size, epochs or 1))
 
     def refuse_extremes(self) -> None:
-        """Refuse weights that leave an epoch without a row, or with more than its order can be held of.
-
-        Raises:
-            UserError: they do.
-        """
+        """A `UserError` for weights that leave an epoch without a row, or with more than its order can be held of."""
         drawn = self.per_epoch
-        if drawn < 1:
-            raise UserError(
-                f"data.train: with these weights an epoch draws {drawn:.2g} rows, less than one. Write larger ones, or "
-                "give more rows."
-            )
-        if self.is_weighted and drawn > _MOST_DRAWN:
-            raise UserError(
-                f"data.train: with these weights an epoch draws {drawn:.2g} rows, more than {_MOST_DRAWN:,}. Write "
-                "smaller ones."
-            )
+        if drawn >= 1 and (drawn <= _MOST_DRAWN or not self.is_weighted):
+            return
+        bound = "less than one. Write larger ones, or give more rows"
+        if drawn >= 1:
+            bound = f"more than {_MOST_DRAWN:,}. Write smaller ones"
+        raise UserError(f"data.train: with these weights an epoch draws {drawn:.2g} rows, {bound}.")

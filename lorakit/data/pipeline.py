@@ -27,11 +27,7 @@ _WORTHWHILE = 1 << 20
 def run_pipeline(
     sources: Sequence[Source], template: ChatTemplate, rules: Rules, path: Path, progress: Progress
 ) -> UsableRows:
-    """Read, render and encode every row of `sources`; the examples go into the Arrow file `path`.
-
-    Raises:
-        UserError: a source cannot be read or has no rows, or a row is broken or overlong and the recipe says to stop.
-    """
+    """Read, render and encode every row of `sources`; the examples go into the Arrow file `path`."""
     opened = [open_source(source) for source in sources]
     takes = [_Take(one.source.take) for one in opened]
     size = sum(one.size for one in opened)
@@ -73,11 +69,8 @@ def run_pipeline(
 
 
 def _check_system_prompt(system: str, template: ChatTemplate, rules: Rules, report: Report) -> None:
-    """What of the recipe's own system prompt the model would not read as text.
-
-    Raises:
-        UserError: it ends a turn or begins a sequence, or it spells a special token and the recipe says to stop.
-    """
+    """What of the recipe's own system prompt the model would not read as text; a `UserError` where it ends a turn or
+    begins a sequence, or spells a special token and the recipe says to stop."""
     for mark in sorted(template.marks):
         if mark in system:
             raise UserError(

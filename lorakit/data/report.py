@@ -8,8 +8,8 @@ from lorakit.data.rows import RowError
 from lorakit.recipe.problem import one_line
 
 _NAMED = 5
+# Fields whose key in files is another.
 _KEYS = {"used": "kept", "passed_over": "not_taken", "findings": "found"}
-"""Fields whose key in files is another."""
 _FIELDS = {key: field for field, key in _KEYS.items()}
 
 
@@ -68,14 +68,10 @@ class ReasonCounts:
     def total(self) -> int:
         return sum(self.counts.values())
 
-    def lines(self, words: str) -> list[str]:
-        """Each reason after its count and some `words`, with its first case."""
-        return [f"{count:,} {words} {reason} (first: {self.first[reason][0]})" for reason, count in self.counts.items()]
-
-    def __str__(self) -> str:
-        """Every reason with its count and its first case, the most frequent first."""
-        counts = sorted(self.counts.items(), key=lambda item: -item[1])
-        return "; ".join(f"{count:,} {reason} (first: {self.first[reason][0]})" for reason, count in counts)
+    def lines(self, words: str = "") -> list[str]:
+        """Each reason after its count and some `words`, with its first case, the most frequent first."""
+        counts, words = sorted(self.counts.items(), key=lambda item: -item[1]), f"{words} " if words else ""
+        return [f"{count:,} {words}{reason} (first: {self.first[reason][0]})" for reason, count in counts]
 
 
 @dataclass
@@ -104,13 +100,12 @@ class Report:
     notes: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, under the keys of manifests and of --json."""
+        """Plain values, under the keys of manifests and of --json; `from_dict` is the inverse."""
         facts = _renamed(asdict(self), _KEYS)
         return {**facts, "sources": [_renamed(source, _KEYS) for source in facts["sources"]]}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Report":
-        """The inverse of `to_dict`."""
         fields = _renamed(facts, _FIELDS)
         fields["sources"] = [SourceReport(**_renamed(source, _FIELDS)) for source in facts["sources"]]
         fields["dropped"], fields["findings"] = ReasonCounts(**facts["dropped"]), ReasonCounts(**facts["found"])
@@ -123,5 +118,4 @@ class Report:
         self.findings.merge(other.findings)
 
     def drop(self, error: RowError, where: str) -> None:
-        """Count a row that becomes no example."""
         self.dropped.add(error.reason, where, error.case)

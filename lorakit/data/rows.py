@@ -7,15 +7,8 @@ from typing import Any
 
 from lorakit.recipe.problem import one_line
 
-_KINDS = {
-    type(None): "null",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    str: "a text",
-    list: "a list",
-    dict: "an object",
-}
+_KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number"}
+_KINDS |= {str: "a text", list: "a list", dict: "an object"}
 
 
 class RowError(Exception):

@@ -29,13 +29,11 @@ from lorakit.recipe.problem import one_line, show_path
 from lorakit.recipe.schema import Data, Source
 from lorakit.registry import FORMATS
 
+# Readable rows from which a source's format is told: a column that is null in one row may not be in the next, and rows
+# of two formats in one file must not be taken for one.
 _FIRST_ROWS = 1000
-"""Readable rows from which a source's format is told: a column that is null in one row may not be in the next, and rows
-of two formats in one file must not be taken for one."""
-_TRIED_ROWS = 20
-"""Rows on which another reading of a source is tried."""
-_HUB_BLOCK = 1000
-"""Rows of a hub dataset in one block."""
+# Rows on which another reading of a source is tried; and those of a hub dataset in one block.
+_TRIED_ROWS, _HUB_BLOCK = 20, 1000
 
 
 @dataclass
@@ -73,7 +71,6 @@ class OpenSource:
         return parse_record(str(self.format), self.settings, renamed)
 
     def count_block(self, file: str, rows: int, columns: set[str], filled: set[str]) -> None:
-        """Count a block's rows, the columns that they have, and those of them with a value."""
         self.rows_in[file] += rows
         self.columns |= columns
         self.filled |= filled
@@ -105,14 +102,11 @@ def sources_of(section: Data, written: Any) -> list[Source]:
     """`data.train` or `data.eval` as a list of sources with every default filled in."""
     items = written if isinstance(written, list) else [written]
     sources = [Source(path=item) if isinstance(item, str) else item for item in items]
-    for number, source in enumerate(sources):
-        settings = {
-            "format": source.format or section.format,
-            "columns": section.columns if source.columns is None else source.columns,
-            "system": section.system if source.system is None else source.system,
-        }
-        sources[number] = source.model_copy(update=settings)
-    return sources
+    own = [{name: getattr(source, name) for name in ("format", "columns", "system")} for source in sources]
+    return [
+        source.model_copy(update={name: getattr(section, name) for name, value in values.items() if value is None})
+        for source, values in zip(sources, own, strict=True)
+    ]
 
 
 def all_sources(section: Data) -> list[Source]:
@@ -192,10 +186,8 @@ def _not_used(columns: set[str]) -> str:
 
 
 def _refuse_wrong_documents(source: str, head: list[Block], files: list[str]) -> None:
-    """Refuse to train on rows as if they were documents, and on documents that only lie beside rows.
-
-    `source`: as messages name it; `head`: its first blocks; `files`: the names of its files.
-    """
+    """Refuse to train on rows as if they were documents, and on documents that only lie beside rows. `head`: the first
+    blocks of the source."""
     documents = [file for file in files if data_suffix(file).startswith((".txt", ".md"))]
     others = [file for file in files if file not in documents]
     columns = frozenset(chain.from_iterable(columns_read(entry.name) for entry in FORMATS))

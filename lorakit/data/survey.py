@@ -2,7 +2,7 @@
 another `max_length`, batching or packing would make of them; and one row followed all the way."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -87,14 +87,9 @@ class Survey:
             "max_lengths": [asdict(limit) for limit in self.limits],
             "padding": asdict(self.padding),
             "checks": {
-                check: {
-                    "name": check,
-                    "action": self.actions[check],
-                    "found": findings.counts,
-                    "first": findings.first,
-                    "rows": findings.total,
-                }
-                for check, findings in self.findings.items()
+                check: {"name": check, "action": self.actions[check], "found": counts.counts}
+                | {"first": counts.first, "rows": counts.total}
+                for check, counts in self.findings.items()
             },
         }
 
@@ -112,6 +107,11 @@ def survey(
     train, held_out = examples_of(looking, template, progress, survey=True)
     texts = train.text_lengths
     assert texts is not None
+    findings = {check: ReasonCounts() for check in type(settings.clean).model_fields}
+    for counts in (one.report.findings for one in (train, held_out) if one):
+        for reason, count in counts.counts.items():
+            check, _, what = reason.partition(": ")
+            findings[check].merge(ReasonCounts({what: count}, {what: counts.first[reason]}))
     return Survey(
         train=train,
         held_out=held_out,
@@ -120,18 +120,8 @@ def survey(
         limits=limits(texts, settings.max_length, attention_at),
         padding=padding(train.lengths(), batch_size, seed),
         actions=settings.clean.model_dump(),
-        findings=_findings_by_check(settings.clean.model_dump(), [one.report for one in (train, held_out) if one]),
+        findings=findings,
     )
-
-
-def _findings_by_check(checks: Iterable[str], reports: list[Report]) -> dict[str, ReasonCounts]:
-    findings = {check: ReasonCounts() for check in checks}
-    for report in reports:
-        for reason, count in report.findings.counts.items():
-            check, _, what = reason.partition(": ")
-            if check in findings:
-                findings[check].merge(ReasonCounts({what: count}, {what: report.findings.first[reason]}))
-    return findings
 
 
 def sample(examples: Examples, count: int) -> list[dict[str, Any]]:

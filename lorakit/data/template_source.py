@@ -84,11 +84,10 @@ def with_fixed_date(tokenizer: Any, day: str | None) -> Any:
     are written above it."""
     if day is None:
         return tokenizer
-    clock = clock_at(day)
 
     def fix_date(template: str) -> str:
         texts = sorted({text for _, text in _TEXT_WITH_PERCENT.findall(template)})
-        dates = json.dumps({text: clock(text) for text in texts}, ensure_ascii=False)
+        dates = json.dumps({text: clock_at(day)(text) for text in texts}, ensure_ascii=False)
         return f"{{%- set strftime_now = {dates}.get -%}}{template}"
 
     changed, templates = copy.copy(tokenizer), tokenizer.chat_template
@@ -133,18 +132,14 @@ class TemplateVariables:
 
     def check(self, values: Mapping[str, Any]) -> None:
         """A UserError for values of variables that the template does not read, or that are given anyway."""
-        for name in values:
-            if name in self.constants:
-                continue
+        for name in [name for name in values if name not in self.constants]:
             key = f"model.template_variables.{name}"
             if name in self.given:
                 raise UserError(f"{key}: lorakit gives the chat template this itself. Leave it out.")
             meant, known = nearest(name, self.constants), ", ".join(sorted(self.constants))
-            raise UserError(
-                f"{key}: the chat template reads no variable of this name. "
-                + (f"Did you mean {meant}? " if meant else "")
-                + (f"It reads {known}." if known else "It reads none: leave the key out.")
-            )
+            remedy = f"It reads {known}." if known else "It reads none: leave the key out."
+            remedy = f"Did you mean {meant}? {remedy}" if meant else remedy
+            raise UserError(f"{key}: the chat template reads no variable of this name. {remedy}")
 
     def to_try(self, set_already: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """One value of one unset variable at a time: false, true, and the constants."""
@@ -187,8 +182,5 @@ def _names_in_order(node: nodes.Node) -> Iterator[nodes.Name]:
 
 def as_yaml(values: Mapping[str, Any]) -> str:
     """Values as a recipe writes them: `{enable_thinking: false}`."""
-    pairs = []
-    for name, value in values.items():
-        word = json.dumps(value) if value is None or isinstance(value, bool) else value
-        pairs.append(f"{name}: {word}")
-    return f"{{{', '.join(pairs)}}}"
+    words = {name: json.dumps(one) if one is None or isinstance(one, bool) else one for name, one in values.items()}
+    return f"{{{', '.join(f'{name}: {word}' for name, word in words.items())}}}"

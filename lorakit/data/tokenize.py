@@ -189,8 +189,7 @@ class Encoder:
             text = text.replace(word, " ")
             encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
             offsets = zip(encoding.ids, encoding.offsets, strict=True)
-            characters = next((text[start:end] for number, (start, end) in offsets if number == unknown), "")
-            case = characters and f"{characters!r}"
+            case = next((repr(text[start:end]) for one, (start, end) in offsets if one == unknown and end > start), "")
         return RowError(f"{what} has characters for which the tokenizer has only {word!r}, its unknown token", case)
 
 

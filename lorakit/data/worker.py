@@ -37,22 +37,17 @@ _SECONDS, _BYTES_A_SECOND, _MEMORY = 60, 500_000, 4 << 30
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds for the rows of all sources.
-
-    `share` is the held-out share where rows are split by what they say. `checks`: the row's own checks and what they
-    do. `traits`, `near`, `style`: whether rows are compared with each other, by near likeness and by style too.
-    `apart`: near-duplicates stay on one side of the split.
-    """
+    """What holds for the rows of all sources."""
 
     max_length: int
     overlong: str
     broken: str
-    share: float | None = None
-    checks: Mapping[str, str] = field(default_factory=dict)
-    traits: bool = False
-    near: bool = False
-    style: bool = False
-    apart: bool = False
+    share: float | None  # that is held out, where rows are split by what they say
+    checks: Mapping[str, str]  # of a row alone, and what they do
+    traits: bool  # whether rows are compared with each other; and by near likeness, and by style too
+    near: bool
+    style: bool
+    apart: bool  # near-duplicates stay on one side of the split
 
 
 @dataclass
@@ -101,12 +96,8 @@ class Worker:
         _ = self._encoder, self._templates[0].controls
 
     def __call__(self, source: int, block: Block, ceiling: int = EVERY_ROW) -> BlockResult:
-        """The examples of a block of source number `source`. Rows whose number for `take` is above `ceiling` are
-        passed over.
-
-        Raises:
-            UserError: a row is broken or overlong, and the recipe says to stop.
-        """
+        """The examples of a block of source number `source`. Rows whose number for `take` is above `ceiling` are passed
+        over. A `UserError` where a row is broken or overlong, and the recipe says to stop."""
         reports, columns, filled = (Report(), Report()), set[str](), set[str]()
         read, rendered, where = 0, [], block.name
         try:

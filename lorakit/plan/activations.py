@@ -34,19 +34,37 @@ _SCAN = 4
 
 
 @dataclass(frozen=True)
-class ComputeConfig:
-    """How tokens are computed, as far as memory depends on it."""
+class TrainingStep:
+    """How tokens are computed, as far as memory depends on it, besides the model and what is trained of it."""
 
-    width: int  # bytes of a number: 4 in float32, 2 in half precision
+    rows: int  # rows, or packs, in one micro-batch
+    length: int  # tokens of each, padding included
+    trained: int  # positions of the micro-batch at which the loss is computed
+    dtype: str = "bfloat16"
+    quantization: str = "none"
+    double_quant: bool = True
     attention: str = "sdpa"
-    masked: bool = True  # whether rows are padded: then keys and values are repeated for the heads that share them
+    checkpointing: bool = False
+    masked: bool = True  # whether attention takes a mask: of padded rows, and of packs but in variable-length attention
     dropout: float = 0.0
-    autocast: bool = True  # whether half precision comes from autocast over an adapter in float32
+    optimizer: str = "adamw"
+    accumulates: bool = False  # several micro-batches a step: gradients are there in the forward pass
     on_gpu: bool = True
-    keeps_inputs: bool = False  # whether every frozen linear layer keeps its input too, as int8 ones do
-    float16: bool = False  # whether half precision is float16, in which CUDA's softmax takes the scores as they are
-    copies: bool = False  # whether each adapted layer copies its input to float32: PEFT's own, outside of autocast
-    dora: bool = False
+    trained_width: int = 4  # bytes of a trained number and of its gradient, and of each of AdamW's states
+    # What other software does: no autocast over an adapter in float32; every frozen linear layer keeps its input too,
+    # as int8 ones do; each adapted layer copies its input to float32, as PEFT's own does outside of autocast.
+    plain_half: bool = False
+    keeps_inputs: bool = False
+    copies: bool = False
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number in the arithmetic."""
+        return 4 if self.dtype == "float32" else 2
+
+    @property
+    def autocast(self) -> bool:
+        return self.width < 4 and not self.plain_half
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,7 @@ class SavedActivations:
 
 
 def saved_activations(
-    spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig
+    spec: ModelSpec, adapted: TrainableParams, way: TrainingStep
 ) -> tuple[SavedActivations, SavedActivations]:
     """What stays of all blocks, and of the largest of them."""
     by_shape: dict[tuple[int, tuple[int, ...]], SavedActivations] = {}
@@ -96,7 +114,7 @@ def saved_activations(
 
 
 def block_activations(
-    spec: ModelSpec, weights: list[WeightSpec], adapted: TrainableParams, way: ComputeConfig
+    spec: ModelSpec, weights: list[WeightSpec], adapted: TrainableParams, way: TrainingStep
 ) -> SavedActivations:
     """What stays of one block, as it is derived from its weights."""
     attention = [weight for weight in weights if weight.sublayer == "attention"]
@@ -118,7 +136,7 @@ def block_activations(
     return SavedActivations(token, pair, way.width * merged, inside + norm if scores else 0.0, scores)
 
 
-def norm_bytes(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig) -> float:
+def norm_bytes(spec: ModelSpec, adapted: TrainableParams, way: TrainingStep) -> float:
     """What one normalization over the hidden width keeps of a token."""
     each = way.width if spec.layer_norm and not way.autocast else 4
     # A trained scale needs the normalized input, and full fine-tuning under autocast has its hidden states in float32.
@@ -126,7 +144,7 @@ def norm_bytes(spec: ModelSpec, adapted: TrainableParams, way: ComputeConfig) ->
     return (each + trained) * spec.hidden
 
 
-def _pairs(spec: ModelSpec, way: ComputeConfig) -> tuple[float, float]:
+def _pairs(spec: ModelSpec, way: TrainingStep) -> tuple[float, float]:
     """What attention keeps for each pair of tokens, and what its backward holds beside that.
 
     Softmax keeps its output in float32; the product with the values keeps it rounded, and a soft cap its tanh. The
@@ -138,11 +156,11 @@ def _pairs(spec: ModelSpec, way: ComputeConfig) -> tuple[float, float]:
         return way.width * (way.masked and way.attention == "sdpa"), 0.0
     rounded = way.width if way.width < 4 else 0
     saved = 4 + rounded + way.width * spec.soft_capped
-    backward = 4 + (4 if way.on_gpu else 0) + (2 if way.float16 and way.on_gpu else 4) - rounded
+    backward = 4 + (4 if way.on_gpu else 0) + (2 if way.dtype == "float16" and way.on_gpu else 4) - rounded
     return spec.heads * saved, spec.heads * backward
 
 
-def _inputs(spec: ModelSpec, halves: list[list[WeightSpec]], adapted: TrainableParams, way: ComputeConfig) -> float:
+def _inputs(spec: ModelSpec, halves: list[list[WeightSpec]], adapted: TrainableParams, way: TrainingStep) -> float:
     """The hidden states that opening layers keep, once for each half; halves that share one norm share them."""
     total = 0.0
     for half in halves:
@@ -155,13 +173,13 @@ def _inputs(spec: ModelSpec, halves: list[list[WeightSpec]], adapted: TrainableP
     return min(total, way.width * spec.hidden) if spec.norms == 1 else total
 
 
-def _keeps_input(weight: WeightSpec, adapted: TrainableParams, way: ComputeConfig) -> bool:
+def _keeps_input(weight: WeightSpec, adapted: TrainableParams, way: TrainingStep) -> bool:
     own = weight.path in adapted.ranks
     alone = own and (way.dropout > 0 or way.copies)  # it then keeps a copy of its own, counted with the adapter
     return (own and not alone) or adapted.full_fine_tuning or (way.keeps_inputs and not weight.fused)
 
 
-def _attention(spec: ModelSpec, weights: list[WeightSpec], way: ComputeConfig) -> float:
+def _attention(spec: ModelSpec, weights: list[WeightSpec], way: TrainingStep) -> float:
     """Queries, keys, values and the output; the scores' normalizers are 4 bytes a head."""
     if not weights:
         return 0.0
@@ -178,7 +196,7 @@ def _attention(spec: ModelSpec, weights: list[WeightSpec], way: ComputeConfig) -
     return way.width * (opened + output) + 4 * spec.heads
 
 
-def _feed_forward(spec: ModelSpec, weights: list[WeightSpec], adapted: TrainableParams, way: ComputeConfig) -> float:
+def _feed_forward(spec: ModelSpec, weights: list[WeightSpec], adapted: TrainableParams, way: TrainingStep) -> float:
     opening = [weight for weight in weights if part(weight) == "opens" and not weight.skip_reason]
     total = 0.0
     for weight in weights:
@@ -195,7 +213,7 @@ def _feed_forward(spec: ModelSpec, weights: list[WeightSpec], adapted: Trainable
     return total
 
 
-def _adapter(weight: WeightSpec, adapted: TrainableParams, way: ComputeConfig) -> float:
+def _adapter(weight: WeightSpec, adapted: TrainableParams, way: TrainingStep) -> float:
     """What an adapter keeps besides the input of its layer."""
     rank = adapted.ranks.get(weight.path, 0)
     if not rank:
@@ -205,6 +223,6 @@ def _adapter(weight: WeightSpec, adapted: TrainableParams, way: ComputeConfig) -
         total += weight.inner * (way.width + (1 if way.on_gpu else way.width))
     elif way.copies:
         total += weight.inner * 4
-    if way.dora:
+    if adapted.dora:
         total += weight.outer * way.width * (1 if way.width == 4 else 2)
     return total

@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from lorakit.amounts import gibibytes, percent
@@ -76,9 +77,14 @@ def run_figures(plan: Plan, changes: list[Change], info: ModelInfo) -> RunFigure
     formula_rate, formula = default_learning_rate(recipe, info)
     rate = recipe.train.learning_rate
     adapted = [weight for weight in plan.spec.weights if weight.path in plan.trainable.ranks]
-    fits_unquantized = None
+    fits_unquantized = fits_adamw = None
     if plan.fits == "yes" and recipe.model.quantization != "none":
         fits_unquantized = any(step.key == "model.quantization" for change in changes for step in change.steps)
+    if recipe.train.optimizer.endswith("8bit"):
+        train = plan.requested.train.model_copy(update={"optimizer": "adamw"})
+        exact = plan.requested.model_copy(update={"train": train})
+        with suppress(UserError):
+            fits_adamw = plan_run(exact, info, rows, plan.machine).fits == "yes"
     return RunFigures(
         rows=rows.count,
         held_out=rows.held_out if rows.count else None,
@@ -93,17 +99,9 @@ def run_figures(plan: Plan, changes: list[Change], info: ModelInfo) -> RunFigure
         padding=plan.padding,
         smallest_side=min((min(weight.outer, weight.inner) for weight in adapted), default=None),
         fits_unquantized=fits_unquantized,
-        fits_adamw=_fits_adamw(plan, info) if recipe.train.optimizer.endswith("8bit") else None,
+        fits_adamw=fits_adamw,
         texts=rows.sample,
     )
-
-
-def _fits_adamw(plan: Plan, info: ModelInfo) -> bool | None:
-    train = plan.requested.train.model_copy(update={"optimizer": "adamw"})
-    try:
-        return plan_run(plan.requested.model_copy(update={"train": train}), info, plan.rows, plan.machine).fits == "yes"
-    except UserError:
-        return None
 
 
 def collect_advice(recipe: Recipe, figures: RunFigures) -> list[Advice]:
@@ -227,14 +225,9 @@ def rows_with_changing_facts(texts: Sequence[tuple[str, str]]) -> list[int]:
     for pattern, own in zip(patterns, values, strict=True):
         if pattern and own:
             given[pattern].append(" ".join(sorted(own)))
-    tables = {
-        name for name, all_of in given.items() if len(all_of) >= _TABLE_ROWS and len(set(all_of)) > len(all_of) // 2
-    }
-    return [
-        at
-        for at, ((prompt, _), own) in enumerate(zip(texts, values, strict=True))
-        if own and (_QUESTION.search(prompt) or patterns[at] in tables)
-    ]
+    tables = {name for name, every in given.items() if len(every) >= _TABLE_ROWS and 2 * len(set(every)) > len(every)}
+    changing = (own and (_QUESTION.search(texts[at][0]) or patterns[at] in tables) for at, own in enumerate(values))
+    return [at for at, changes in enumerate(changing) if changes]
 
 
 def _without_names(prompt: str) -> str:

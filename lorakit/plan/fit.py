@@ -12,8 +12,9 @@ from lorakit.hardware.gpus import slowest_gpu
 from lorakit.hardware.machine import Machine
 from lorakit.hardware.throughput import gpu_throughput
 from lorakit.model.spec import ModelSpec
+from lorakit.plan.activations import TrainingStep
 from lorakit.plan.checkpoint import effective_quantization
-from lorakit.plan.memory import Memory, TrainingStep, peak_memory
+from lorakit.plan.memory import Memory, peak_memory
 from lorakit.plan.model_info import ModelInfo
 from lorakit.plan.runtime import run_workload, training_seconds
 from lorakit.plan.trainable_params import TrainableParams, count_trainable

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from lorakit.hardware.machine import Machine
 from lorakit.model.spec import ModelSpec
-from lorakit.plan.activations import ComputeConfig, norm_bytes, saved_activations
+from lorakit.plan.activations import TrainingStep, norm_bytes, saved_activations
 from lorakit.plan.trainable_params import TrainableParams
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -32,27 +32,6 @@ _TRIED_TOKENS = 256
 _EVAL_ROWS, _EVAL_SHARE, _EVAL_MIN_TOKENS = {"cpu": 64, "cuda": 256}, 0.25, 1 << 11
 # lorakit/merge/proof.py: the positions whose logits are kept of both models, in float32.
 _MERGE_LOGITS, _MERGE_POSITIONS = 1 << 25, 512
-
-
-@dataclass(frozen=True)
-class TrainingStep:
-    """What a step's memory depends on besides the model and what is trained of it."""
-
-    rows: int  # rows, or packs, in one micro-batch
-    length: int  # tokens of each, padding included
-    trained: int  # positions of the micro-batch at which the loss is computed
-    dtype: str = "bfloat16"
-    quantization: str = "none"
-    double_quant: bool = True
-    attention: str = "sdpa"
-    checkpointing: bool = False
-    masked: bool = True  # whether attention takes a mask: of padded rows, and of packs but in variable-length attention
-    dropout: float = 0.0
-    optimizer: str = "adamw"
-    accumulates: bool = False  # several micro-batches a step: gradients are there in the forward pass
-    on_gpu: bool = True
-    trained_width: int = 4  # bytes of a trained number and of its gradient, and of each of AdamW's states
-    way: ComputeConfig | None = None  # another software's way through the blocks; None is lorakit's own
 
 
 @dataclass(frozen=True)
@@ -111,18 +90,8 @@ def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: Traini
     With eager attention the backward of a block has two: that of its feed-forward half, with all of the block there,
     and that of its attention, which makes gradients of all scores.
     """
-    way = training.way or ComputeConfig(
-        width=DTYPE_BYTES[training.dtype],
-        attention=training.attention,
-        masked=training.masked,
-        dropout=training.dropout,
-        autocast=training.dtype != "float32",
-        float16=training.dtype == "float16",
-        on_gpu=training.on_gpu,
-        dora=adapted.dora,
-    )
     always = _always(spec, adapted, training)
-    saved, block, attention = _saved(spec, adapted, training, way)
+    saved, block, attention = _saved(spec, adapted, training)
     gradients, width = adapted.trained * training.trained_width, DTYPE_BYTES[training.dtype]
     # Of the largest weight what is made for one product and dropped again: dequantized, and PEFT's B A and its norm.
     made = width if training.quantization != "none" else 0
@@ -133,13 +102,13 @@ def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: Traini
     begins = replace(at_loss, moment="backward", activations=saved + block, logits=0, buffers=buffers)
     ends = replace(always, moment="end of the backward pass", gradients=gradients, buffers=buffers)
     moments = [at_loss, begins, ends]
-    if way.attention == "eager":
+    if training.attention == "eager":
         moments.append(replace(begins, moment="backward of attention", activations=saved + attention))
     if not training.on_gpu:
         # While weights are read, the file's pages are resident too: as many as the model has numbers, in 16 bits.
         moments.append(replace(always, moment="loading", adapter=0, optimizer=0, buffers=2 * spec.parameters))
         # The loss is tried on two short rows, against the model's own logits.
-        tried, _ = saved_activations(spec, adapted, replace(way, masked=True))
+        tried, _ = saved_activations(spec, adapted, replace(training, masked=True))
         saved, logits = (
             round(_HOLES * tried.of(2, _TRIED_TOKENS // 2)),
             _TRIED_TOKENS * spec.vocabulary * (2 * width + 8),
@@ -165,25 +134,23 @@ def _always(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -
     )
 
 
-def _saved(
-    spec: ModelSpec, adapted: TrainableParams, training: TrainingStep, way: ComputeConfig
-) -> tuple[int, int, int]:
+def _saved(spec: ModelSpec, adapted: TrainableParams, way: TrainingStep) -> tuple[int, int, int]:
     """Bytes that autograd keeps of the whole pass, and what the backward of a block adds: of all of it, and of its
     attention after its feed-forward half."""
     whole, largest = saved_activations(spec, adapted, way)
-    rows, length = training.rows, training.length
+    rows, length = way.rows, way.length
     tokens = rows * length
     # Gradients of three hidden states, and of gate and up in the feed-forward width.
     widest = 2 * max((weight.inner * spec.used(weight) for weight in spec.weights if not weight.is_head), default=0)
     flowing = tokens * way.width * (3 * spec.hidden + widest)
     block, attending = largest.of(rows, length), largest.attending(rows, length)
     attending += tokens * way.width * 2 * spec.hidden  # gradients of the block's output and of the hidden states
-    if training.checkpointing:
+    if way.checkpointing:
         last = tokens * norm_bytes(spec, adapted, way)  # gone when the backward of a block begins
         # of each block its input
         saved = tokens * way.width * spec.hidden * max(spec.layers - adapted.first_block, 1) + last
         return round(saved), round(block + flowing - last), round(attending - last)
-    holes, flowing = (1.0, flowing) if training.on_gpu else (_HOLES, 0)  # a processor's holes have room for it
+    holes, flowing = (1.0, flowing) if way.on_gpu else (_HOLES, 0)  # a processor's holes have room for it
     return round(holes * whole.of(rows, length)), round(flowing), round(attending - block)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from lorakit.model.activation_trace import trace_activations
 from lorakit.model.spec import ModelSpec
 from lorakit.model.spec_from_meta import read_hf_config, spec_from_meta
-from lorakit.plan.activations import ComputeConfig, block_activations
+from lorakit.plan.activations import TrainingStep, block_activations
 from lorakit.plan.trainable_params import count_trainable
 from lorakit.recipe.schema import Adapter
 
@@ -31,9 +31,8 @@ def _missed(config: Any, spec: ModelSpec, settings: Adapter, half: bool) -> dict
     if trace is None:
         return {}
     (attention, bytes_by_block), adapted, missed = trace, count_trainable(spec, settings), {}
-    way = ComputeConfig(
-        2 if half else 4, attention, dropout=settings.dropout, autocast=half, on_gpu=False, dora=adapted.dora
-    )
+    dtype, dropout = "bfloat16" if half else "float32", settings.dropout
+    way = TrainingStep(1, 1, 1, dtype, attention=attention, dropout=dropout, on_gpu=False)
     for number, (token, pair) in bytes_by_block.items():
         derived = block_activations(spec, spec.blocks[number], adapted, way)
         missed[number, way.width] = token - derived.per_token, pair - derived.per_pair
