@@ -16,13 +16,13 @@ from lorakit.model.load import attentions_of
 from lorakit.model.quantization_config import check_quantization
 from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.tokenizer import quiet_libraries, stop_token_ids
+from lorakit.plan.activations import spec_with_trace
 from lorakit.plan.auto import Choice, resolve_auto
 from lorakit.plan.checkpoint import beyond_training, load_template, refuse_lengths
 from lorakit.plan.fit import size_run
 from lorakit.plan.memory import Memory
 from lorakit.plan.model_info import ModelInfo, read_model_info
 from lorakit.plan.run_rows import RunRows
-from lorakit.plan.spec_with_trace import spec_with_trace
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import effective_model, trains_all
 from lorakit.recipe.data_files import is_pattern

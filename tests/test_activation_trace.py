@@ -11,9 +11,8 @@ from transformers import AutoConfig
 
 from lorakit.errors import UserError
 from lorakit.model.activation_trace import trace_activations
-from lorakit.plan.activations import TrainingStep, block_activations
+from lorakit.plan.activations import TrainingStep, block_activations, spec_with_trace
 from lorakit.plan.model_info import known_config, parse_model_info
-from lorakit.plan.spec_with_trace import spec_with_trace
 from lorakit.plan.trainable_params import count_trainable
 from lorakit.recipe.schema import Adapter
 

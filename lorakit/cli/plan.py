@@ -131,7 +131,7 @@ def _model_info(settings: "Recipe", progress: "Progress") -> "ModelInfo":
         kind = one_line(str(config.get("model_type")))
         progress.say(f"model.base: a {kind} is not counted from its config: building it without weights")
         from lorakit.model.tokenizer import quiet_libraries
-        from lorakit.plan.spec_with_trace import spec_with_trace
+        from lorakit.plan.activations import spec_with_trace
 
         quiet_libraries()
         folder = find_model_folder(base, settings.model.revision)

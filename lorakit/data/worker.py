@@ -99,7 +99,7 @@ class Worker:
         """The examples of a block of source number `source`. Rows whose number for `take` is above `ceiling` are passed
         over. A `UserError` where a row is broken or overlong, and the recipe says to stop."""
         reports, columns, filled = (Report(), Report()), set[str](), set[str]()
-        read, rendered, where = 0, [], block.name
+        read, rendered, where = 0, list[_RenderedRow](), block.name
         try:
             with bounded(_SECONDS + block.size / _BYTES_A_SECOND, _MEMORY):
                 for row in block.rows():
@@ -117,24 +117,12 @@ class Worker:
             ) from error
         rows, texts = self._encode(rendered, reports)
         examples = [example for row in rows for example in row.examples]
-        usable = self._as_arrays(source, rows, examples, texts, reports)
-        places = [row.where for row in rows for _ in row.examples]
-        return BlockResult(usable, to_batch(examples, places, source), read, columns, filled)
-
-    def _as_arrays(
-        self,
-        source: int,
-        rows: list[_RenderedRow],
-        examples: list[Encoded],
-        texts: list[Encoded],
-        reports: tuple[Report, Report],
-    ) -> UsableRows:
         notes: dict[str, list[int]] = {}
         for number, one in enumerate(rows):
             for note in {text.note for text in one.texts if text.note}:
                 notes.setdefault(note, []).append(number)
         traits, near = self.rules.traits or self.rules.near, self.rules.near
-        return UsableRows(
+        usable = UsableRows(
             source=np.full(len(rows), source, dtype=np.int16),
             digests=np.frombuffer(b"".join(one.digest for one in rows), ">u8").astype(np.uint64).reshape(-1, 4),
             cut=np.array([row.cut for row in rows], dtype=bool),
@@ -147,6 +135,8 @@ class Worker:
             stops=Counter(span.stop for one in rows for text in one.texts for span in text.spans if span.trained),
             notes={note: np.array(numbers, dtype=np.int64) for note, numbers in notes.items()},
         )
+        places = [row.where for row in rows for _ in row.examples]
+        return BlockResult(usable, to_batch(examples, places, source), read, columns, filled)
 
     def _rendered(self, row: Row, source: int, reports: tuple[Report, Report], ceiling: int) -> _RenderedRow | None:
         """The row rendered; None where it is dropped or passed over, which the reports then count."""
@@ -248,7 +238,6 @@ class Worker:
         limit, longest = self.rules.max_length, max(len(text.input_ids) for text in texts)
         if longest <= limit:
             return texts, False
-        reason = f"longer than {limit:,} tokens"
         if self.rules.overlong == "error":
             raise UserError(
                 f"{where}: {longest:,} tokens, data.max_length is {limit:,}. Raise it, or write data.overlong: drop or "
@@ -257,12 +246,11 @@ class Worker:
         if self.rules.overlong == "split" and not any(text.turns for text in texts):
             return [piece for text in texts for piece in text.pieces(limit)], False
         if self.rules.overlong == "truncate":
-            short, reason = (
-                [cut for text in texts if (cut := text.truncated(limit))],
-                f"no answer fits whole into {limit:,} tokens",
-            )
+            short = [cut for text in texts if (cut := text.truncated(limit))]
+            reason = f"no answer fits whole into {limit:,} tokens"
         else:  # one of several examples of a row whose template rewrites its history may fit
             short = [text for text in texts if len(text.input_ids) <= limit]
+            reason = f"longer than {limit:,} tokens"
         if not short:
             raise RowError(reason, f"{longest:,} tokens")
         return short, True

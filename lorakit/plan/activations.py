@@ -18,14 +18,19 @@ files, PEFT's layers, torch's derivatives):
 
 Checkpointing keeps the input of each block, and one block as above while its backward runs.
 
+A family that is not counted from its config is built without weights, and its own code followed for what it keeps.
+
 The backward of eager attention holds more than was kept: softmax's takes the gradient of every score in float32, and
 makes another one.
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from lorakit.model.spec import ModelSpec, WeightSpec, part
-from lorakit.plan.trainable_params import TrainableParams
+from lorakit.plan.trainable_params import TrainableParams, count_trainable
+from lorakit.recipe.schema import Adapter
 
 # Tokens of a row at which blocks that differ are compared.
 _A_ROW = 1024
@@ -100,7 +105,7 @@ def saved_activations(
         key = spec.prototypes[number], tuple(adapted.ranks.get(weight.path, 0) for weight in weights)
         if key not in by_shape:
             derived = block_activations(spec, weights, adapted, way)
-            # What the trace of a built family kept besides (spec_with_trace.py): of pairs on a processor only, as a GPU
+            # What the trace of a built family kept besides (spec_with_trace): of pairs on a processor only, as a GPU
             # has other kernels of attention.
             token, pair = spec.extra_bytes.get((key[0], way.width), (0.0, 0.0))
             per_pair = derived.per_pair if way.on_gpu else max(0.0, derived.per_pair + pair)
@@ -226,3 +231,34 @@ def _adapter(weight: WeightSpec, adapted: TrainableParams, way: TrainingStep) ->
     if adapted.dora:
         total += weight.outer * way.width * (1 if way.width == 4 else 2)
     return total
+
+
+def spec_with_trace(config: Path | dict[str, Any], settings: Adapter) -> ModelSpec:
+    """The spec of a model that is not counted from its config, with what the derivation of activations misses: it hangs
+    little on the adapter, and is looked at with what comes nearest to the recipe's. `config`: a model's folder, or what
+    is in its config.json; a `UserError` where it is of no causal language model."""
+    from lorakit.model.spec_from_meta import read_hf_config, spec_from_meta  # torch and transformers
+
+    spec = spec_from_meta(config)
+    # Plain LoRA, DoRA or full fine-tuning of the same modules, in all layers.
+    same = {name: getattr(settings, name) for name in ("rank", "dropout", "targets", "exclude")}
+    near = Adapter.model_validate({"kind": settings.kind if settings.kind in ("dora", "none") else "lora", **same})
+    half, whole = (_missed(read_hf_config(config), spec, near, is_half) for is_half in (True, False))
+    if not whole:  # fused experts have code of their own for float32, which cannot always be followed
+        whole = {(number, 4): (2 * token, 0.0) for (number, _), (token, _) in half.items()}
+    return replace(spec, extra_bytes=half | whole)
+
+
+def _missed(config: Any, spec: ModelSpec, settings: Adapter, half: bool) -> dict[tuple[int, int], tuple[float, float]]:
+    from lorakit.model.activation_trace import trace_activations
+
+    trace = trace_activations(config, spec, settings, half)
+    if trace is None:
+        return {}
+    (attention, bytes_by_block), adapted, missed = trace, count_trainable(spec, settings), {}
+    dtype, dropout = "bfloat16" if half else "float32", settings.dropout
+    way = TrainingStep(1, 1, 1, dtype, attention=attention, dropout=dropout, on_gpu=False)
+    for number, (token, pair) in bytes_by_block.items():
+        derived = block_activations(spec, spec.blocks[number], adapted, way)
+        missed[number, way.width] = token - derived.per_token, pair - derived.per_pair
+    return missed

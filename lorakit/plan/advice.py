@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lorakit.amounts import gibibytes, percent
 from lorakit.errors import UserError
-from lorakit.plan.auto import default_learning_rate
+from lorakit.plan.auto import default_learning_rate, with_values
 from lorakit.plan.changes import Change
 from lorakit.plan.estimate import Plan, plan_run
 from lorakit.plan.model_info import ModelInfo
@@ -81,8 +81,7 @@ def run_figures(plan: Plan, changes: list[Change], info: ModelInfo) -> RunFigure
     if plan.fits == "yes" and recipe.model.quantization != "none":
         fits_unquantized = any(step.key == "model.quantization" for change in changes for step in change.steps)
     if recipe.train.optimizer.endswith("8bit"):
-        train = plan.requested.train.model_copy(update={"optimizer": "adamw"})
-        exact = plan.requested.model_copy(update={"train": train})
+        exact = with_values(plan.requested, {"train.optimizer": "adamw"})
         with suppress(UserError):
             fits_adamw = plan_run(exact, info, rows, plan.machine).fits == "yes"
     return RunFigures(

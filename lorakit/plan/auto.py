@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,27 +49,27 @@ def resolve_auto(
     `longest` and `mean`: tokens of the longest and of the average row, where they are known; else all rows are as long
     as `data.max_length`. `attentions`: those that the model's family has, by transformers; else as its config tells.
     """
-    choices: dict[str, Choice] = {}
-
-    def choose(path: str, value: Any, reason: str) -> None:
-        choices[path] = Choice(path, value, reason)
-
+    choices: list[Choice] = []
     model = recipe.model
+
+    def choose(path: str, value: Any, reason: str) -> Any:
+        choices.append(Choice(path, value, reason))
+        return value
+
     _check_layers(recipe.adapter.layers, info)
     if info and info.stored:
         refuse_quantization(info.stored, model.base, effective_model(recipe), trains_all(recipe.adapter))
+    dtype, attention = model.dtype, model.attention
     if model.dtype == "auto":
-        choose("model.dtype", *_dtype(machine))
+        dtype = choose("model.dtype", *_dtype(machine))
     elif model.dtype == "float16" and not machine.is_gpu:
         raise UserError("model.dtype: float16 needs a GPU; this machine has none. Write auto or float32.")
     family = attentions or (info.attentions if info else ("eager", "sdpa"))
     if model.attention == "auto":
-        dtype = choices["model.dtype"].value if model.dtype == "auto" else model.dtype
-        choose("model.attention", *_attention(recipe, machine, dtype, family))
+        attention = choose("model.attention", *_attention(recipe, machine, dtype, family))
     else:
         _check_attention(model.attention, machine, family)
     if recipe.data.packing == "auto":
-        attention = choices["model.attention"].value if model.attention == "auto" else model.attention
         reason = f"with {attention} a pack pays a dense mask, and rows batched by length have little padding to save"
         if attention == FLASH:
             reason = "variable-length attention takes rows end to end, without padding and without a mask"
@@ -85,12 +85,12 @@ def resolve_auto(
             f"no GPU. Write {recipe.train.optimizer.removeprefix('paged-')}."
         )
     length = min(longest or recipe.data.max_length, recipe.data.max_length)
-    chosen = _replaced(recipe, choices.values())
+    chosen = with_values(recipe, {choice.path: choice.value for choice in choices})
     for name, value, reason in choose_micro_batch(chosen, machine, info, length, min(mean or length, length)):
         choose(f"train.{name}", value, reason)
     if recipe.train.learning_rate == "auto":
         choose("train.learning_rate", *default_learning_rate(recipe, info))
-    return ResolvedRecipe(_replaced(recipe, choices.values()), tuple(choices.values()))
+    return ResolvedRecipe(with_values(recipe, {choice.path: choice.value for choice in choices}), tuple(choices))
 
 
 def _check_attention(attention: str, machine: Machine, family: tuple[str, ...]) -> None:
@@ -126,13 +126,12 @@ class ResolvedRecipe:
     choices: tuple[Choice, ...]
 
 
-def _replaced(recipe: Recipe, choices: Iterable[Choice]) -> Recipe:
-    changed: dict[str, dict[str, Any]] = {}
-    for choice in choices:
-        section, field = choice.path.split(".")
-        changed.setdefault(section, {})[field] = choice.value
-    sections = {name: getattr(recipe, name).model_copy(update=values) for name, values in changed.items()}
-    return recipe.model_copy(update=sections)
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values, by dotted key."""
+    for key, value in values.items():
+        section, name = key.split(".")
+        recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={name: value})})
+    return recipe
 
 
 def _dtype(machine: Machine) -> tuple[str, str]:

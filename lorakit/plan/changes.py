@@ -13,6 +13,7 @@ from typing import Any
 
 from lorakit.amounts import percent
 from lorakit.errors import UserError
+from lorakit.plan.auto import with_values
 from lorakit.plan.estimate import Plan, RowEstimate, plan_run
 from lorakit.plan.model_info import ModelInfo
 from lorakit.recipe.adapter_kind import initial_adapter, trains_all, unread_keys
@@ -148,11 +149,7 @@ class ChangeSearch:
         try:
             return self.reload(_options(steps)), ()
         except RecipeErrors as refusal:
-            recipe = self.plan.requested
-            for step in steps:
-                section, name = step.key.split(".")
-                changed = getattr(recipe, section).model_copy(update={name: step.value})
-                recipe = recipe.model_copy(update={section: changed})
+            recipe = with_values(self.plan.requested, {step.key: step.value for step in steps})
             faults = {problem.path for problem in refusal.problems} - {step.key for step in steps}
             removed = tuple(key for key in unread_keys(recipe) if key in faults)
             if not removed:

@@ -9,7 +9,7 @@ from lorakit.data.mixture import Mixture
 from lorakit.hardware.machine import Machine
 from lorakit.hardware.throughput import Throughput, throughput_of
 from lorakit.model.spec import ModelSpec
-from lorakit.plan.auto import Choice, resolve_auto
+from lorakit.plan.auto import Choice, resolve_auto, with_values
 from lorakit.plan.fit import SizedRun, memory_budget, size_run
 from lorakit.plan.memory import DTYPE_BYTES, Memory, evaluation_memory, merge_memory, weight_bytes
 from lorakit.plan.model_info import ModelInfo
@@ -186,9 +186,8 @@ def full_fine_tuning(recipe: Recipe, facts: ModelInfo, rows: RowEstimate, machin
     """The same run without an adapter, for comparison; None where the recipe is that already."""
     if trains_all(recipe.adapter):
         return None
-    adapter = Adapter.model_validate({"kind": "none"})
-    model = recipe.model.model_copy(update={"quantization": "none"})
-    train: dict[str, Any] = {"micro_batch": "auto", "gradient_checkpointing": "auto", "lora_plus": None}
-    changed = {"adapter": adapter, "model": model, "train": recipe.train.model_copy(update=train)}
+    values: dict[str, Any] = {"model.quantization": "none", "train.lora_plus": None}
+    values |= dict.fromkeys(("train.micro_batch", "train.gradient_checkpointing"), "auto")
+    full = recipe.model_copy(update={"adapter": Adapter.model_validate({"kind": "none"})})
     plain = replace(facts, stored=None)  # a checkpoint that is quantized already has its plain one beside it
-    return plan_run(recipe.model_copy(update=changed), plain, rows, machine)
+    return plan_run(with_values(full, values), plain, rows, machine)

@@ -12,7 +12,7 @@ from statistics import NormalDist, fmean, pstdev
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lorakit.amounts import percent
-from lorakit.data.conversations import Conversation, Text
+from lorakit.data.conversations import Conversation, Text, up_to_last_answer
 from lorakit.data.mixture import Mixture
 from lorakit.data.readers import json_rows
 from lorakit.data.rows import Block, Row, RowError, block_of
@@ -260,24 +260,20 @@ def _evenly(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def _texts(samples: list[SourceSample]) -> Iterator[tuple[str, str]]:
-    """Prompt and last trained answer of rows; a text is an answer to nothing."""
+    """Prompt and last answer of rows; a text is an answer to nothing."""
     for one in samples:
         for row in _evenly(one.readable, _TEXTS):
             try:
-                content = one.opened.parse(row.record)  # type: ignore[arg-type]
+                content = up_to_last_answer(one.opened.parse(row.record))  # type: ignore[arg-type]
             except RowError:
                 continue
             if isinstance(content, Text):
                 yield "", content.text
             elif isinstance(content, Conversation):
-                messages = content.messages
-                answers = [
-                    at for at, one in enumerate(messages) if one["role"] == "assistant" and one.get("train", True)
-                ]
-                before = messages[: answers[-1]] if answers else []
+                *before, last = content.messages
                 prompts = [message["content"] for message in before if message["role"] == "user"]
-                if prompts:
-                    yield prompts[-1], messages[answers[-1]]["content"]
+                if prompts and last["role"] == "assistant" and last.get("train", True):
+                    yield prompts[-1], last["content"]
 
 
 def _on_this_machine(source: Source) -> Source | None:
