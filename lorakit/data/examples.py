@@ -79,7 +79,8 @@ def held_out_of(settings: Data, template: ChatTemplate, progress: Progress) -> E
 
 def rules_of(settings: Data, share: float | None, survey: bool) -> Rules:
     """What holds for every row, and how much has to be known of each."""
-    acting, actions = ("fix", "error", "report") if survey else ("fix", "error"), settings.clean.model_dump()
+    acting = ("fix", "error", "report") if survey else ("fix", "error")
+    actions = {check: getattr(settings.clean, check) for check in type(settings.clean).model_fields}
     wanted = {check for check, action in actions.items() if action in acting or (check in _ALWAYS and action != "off")}
     compared = settings.eval is not None and share is None  # with other files, which are prepared by themselves
     apart = share is not None and actions["near_leakage"] != "off"  # near-duplicates stay on one side of the split
