@@ -148,16 +148,22 @@ def lies_inside(path: Path, folder: Path) -> bool:
 
 def read_own_json(file: Path) -> dict[str, Any]:
     """The JSON document that marks a folder as written by lorakit; UserError where there is no such document."""
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        facts = None
-    if isinstance(facts, dict) and isinstance(facts.get("versions"), dict) and "format" in facts:
+    facts = read_json_object(file)
+    if facts and isinstance(facts.get("versions"), dict) and "format" in facts:
         return facts
     raise UserError(
         f"{file.parent}: exists, and has no {file.name} from lorakit, so lorakit did not write it and does not replace "
         "it. Choose another with --output."
     )
+
+
+def read_json_object(file: Path) -> dict[str, Any] | None:
+    """The mapping that a JSON file holds; None where it is missing, damaged or holds none."""
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None  # a pipe would be waited for
+    except (OSError, ValueError, RecursionError):
+        return None
+    return facts if isinstance(facts, dict) else None
 
 
 def files_in(folder: Path) -> list[str]:

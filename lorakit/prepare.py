@@ -159,7 +159,10 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
         recipe = _relocate(loaded.recipe, run, manifest, base)
         opened, template = open_template(recipe, progress)
         rows = RunRows(recipe.data, template, progress, manifest)
-        report = _recorded_report(manifest) or rows.train.report
+        try:
+            report = Report.from_dict(manifest["data"]["train"])
+        except (KeyError, TypeError):  # of another version
+            report = rows.train.report
         prepared = _settle(recipe, opened, template, rows, report, read_model_info(opened.folder), progress)
     refuse_other_base(prepared, manifest, folder)
     files = {run.model / name: recorded for name, recorded in manifest.get("model_sha256", {}).items()}
@@ -173,14 +176,6 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
         if not file.is_file() or sha256_of(file) != recorded:
             raise UserError(f"{file}: is not what this run trained: its sha256 is not the manifest's.")
     return run, prepared
-
-
-def _recorded_report(manifest: dict[str, Any]) -> Report | None:
-    """What became of the training rows, as the manifest says it; None where it is of another version."""
-    try:
-        return Report.from_dict(manifest["data"]["train"])
-    except (KeyError, TypeError):
-        return None
 
 
 def _relocate(recipe: Recipe, run: Run, manifest: dict[str, Any], base: str | None) -> Recipe:

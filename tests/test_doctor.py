@@ -261,12 +261,6 @@ def test_a_quantized_layer_that_computes_wrong_is_broken(monkeypatch):
     assert {found[kind].state for kind in ("nf4", "q4", "q8")} == {"broken"} and "over 0.12" in found["nf4"].message
 
 
-def test_a_slow_number_format_is_measured_on_a_small_matrix(monkeypatch):
-    monkeypatch.setattr(machine, "_SECONDS", 0.0)
-    monkeypatch.setattr(machine, "_time_matmul", lambda left, right, device: 2 * len(left) ** 3 / 0.9e9)
-    assert machine.matmul_speed.__wrapped__("cpu", "bfloat16") == (pytest.approx(0.9e9), 256)
-
-
 @pytest.mark.parametrize(("bfloat16", "told"), [(2e11, True), (1e11, False)])
 def test_auto_is_questioned_where_the_measured_speed_says_otherwise(monkeypatch, bfloat16, told):
     slow = Machine("cpu", "a processor", 8 << 30, bfloat16=False)

@@ -3,10 +3,9 @@
 import functools
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lorakit.amounts import gibibytes
 from lorakit.atomic_io import cache_folder
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
 _LITTLE_MEMORY = 4 << 30
 # An adapter's run takes megabytes; a merged model, or one from the hub, several of these.
 _LITTLE_SPACE = 10 << 30
-_WIDTHS = (128, 256, 512, 1024, 2048, 4096)
-# A product that takes this many seconds hides the cost of the call; in a number format without instructions of its own
-# a small one does already.
-_LONG_ENOUGH = 0.02
-_SECONDS = 0.2
 # Of what `auto` chooses; the rest depends on the model and the rows.
 _BY_MACHINE = ("model.dtype", "model.attention", "data.packing", "train.optimizer")
 # A product is not all of training: a smaller difference in it decides nothing.
@@ -157,31 +151,14 @@ def check_disk(run: Path | None) -> Iterator[DoctorFinding]:
 
 @functools.cache
 def matmul_speed(device: str, dtype: str) -> tuple[float, int]:
-    """FLOP/s of a square matrix product, and its width.
+    """FLOP/s of a square matrix product, and its width; RuntimeError where the device cannot do it.
 
-    The width grows until a product takes 20 ms; that one is then repeated for 0.2 s, and the fastest counts. Raises
-    RuntimeError where the device cannot do it.
+    A processor without instructions for the number format takes a quarter of a second for the width of 512.
     """
     import torch
+    from torch.utils.benchmark import Timer
 
-    for width in _WIDTHS:
-        left, right = torch.rand(2, width, width).to(device, getattr(torch, dtype))
-        _time_matmul(left, right, device)  # the first call pays for the setup
-        seconds = _time_matmul(left, right, device)
-        if seconds >= _LONG_ENOUGH:
-            break
-    end = time.perf_counter() + _SECONDS
-    while time.perf_counter() < end:
-        seconds = min(seconds, _time_matmul(left, right, device))
-    return 2 * width**3 / seconds, width
-
-
-def _time_matmul(left: Any, right: Any, device: str) -> float:
-    import torch
-
-    start = time.perf_counter()
-    with torch.inference_mode():
-        left @ right
-        if device == "cuda":
-            torch.cuda.synchronize()
-    return time.perf_counter() - start
+    width = 4096 if device == "cuda" else 512
+    left, right = torch.rand(2, width, width).to(device, getattr(torch, dtype))
+    timer = Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
+    return 2 * width**3 / timer.blocked_autorange(min_run_time=0.2).median, width

@@ -17,14 +17,14 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from lorakit.atomic_io import refuse_pipes
+from lorakit.atomic_io import read_json_object, refuse_pipes
 from lorakit.errors import UserError, first_line
 from lorakit.model.adapters import InitContext
 from lorakit.model.adapters.weight_init import INITIAL, add_initial
 from lorakit.model.base_files import read_header
 from lorakit.model.targets import Targets, check_patterns, first_and_count, trains_every_weight
 from lorakit.recipe.adapter_kind import adapter_spec, kind_settings
-from lorakit.recipe.init_adapter import find_fault, read_config, why_untrainable
+from lorakit.recipe.init_adapter import find_fault, why_untrainable
 from lorakit.recipe.schema import Adapter
 
 # In a checkpoint: the folder of the adapter as it is trained, which may not be the form that it is saved in, and the
@@ -173,7 +173,7 @@ def adapter_config(folder: Path) -> Any:
             remedy = " Its adapter_model.bin would run code when read: convert it to safetensors." if pickled else ""
             raise UserError(f"{folder}: has no {name}, so it holds no adapter.{remedy}")
     refuse_pipes(folder)
-    where, config = f"{folder}: its adapter_config.json", read_config(folder / "adapter_config.json")
+    where, config = f"{folder}: its adapter_config.json", read_json_object(folder / "adapter_config.json")
     if config is None:
         raise UserError(f"{where} is not a JSON object. It is damaged: take another copy.")
     if fault := find_fault(config):

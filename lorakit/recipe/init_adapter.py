@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lorakit.atomic_io import read_json_object
 from lorakit.recipe.adapter_kind import adapter_folder
 from lorakit.recipe.fields import PositiveInt
 from lorakit.recipe.problem import Location, show_path
@@ -30,7 +31,7 @@ _LORA_KEYS: dict[str, tuple[str, Any]] = {
 
 def read_adapter_settings(source: Path) -> dict[str, Any]:
     """Keys of the recipe's adapter section -> what they are of this adapter, as far as its folder tells."""
-    config = read_config(adapter_folder(source) / "adapter_config.json")
+    config = read_json_object(adapter_folder(source) / "adapter_config.json")
     known: dict[str, Any] = {}
     if config is not None and not find_fault(config):
         kind = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
@@ -55,7 +56,7 @@ def why_untrainable(source: Path) -> tuple[str, str] | None:
             remedy = "Go on with lorakit train --resume, or write one of its checkpoints/step-... folders."
             return f"the training of {where} has not ended", remedy
         return f"{where} holds no adapter_config.json, nor does an adapter/ in it", other
-    config = read_config(folder / "adapter_config.json")
+    config = read_json_object(folder / "adapter_config.json")
     if config is None:
         return f"{where}/adapter_config.json is not a JSON object", "It is damaged: take another copy."
     fault = find_fault(config)
@@ -75,17 +76,6 @@ def why_untrainable(source: Path) -> tuple[str, str] | None:
         remedy = "Its .bin file would run code when read: convert it to safetensors." if pickled else other
         return f"{where} has no adapter_model.safetensors", remedy
     return None
-
-
-def read_config(path: Path) -> dict[str, Any] | None:
-    """The mapping of an adapter_config.json; None where the file is missing or holds none."""
-    try:
-        if not path.is_file():  # a pipe would be waited for
-            return None
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return config if isinstance(config, dict) else None
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def find_fault(config: dict[str, Any]) -> str:
