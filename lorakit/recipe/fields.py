@@ -1,4 +1,4 @@
-"""The kinds of value that recipe fields share: words of a table, paths, and numbers that mean two things.
+"""The kinds of value that recipe fields share: paths, and numbers that mean two things.
 
 A word of a table may be a section instead, made in lorakit/recipe/schema.py, of which one field is filled."""
 
@@ -10,32 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from lorakit.recipe.data_files import DATA_SUFFIXES
-from lorakit.registry import QUANTIZERS, AnyTable
-
-
-@dataclass(frozen=True)
-class WordOf:
-    """Annotation of a string that must be an entry of `table` or one of `extra`."""
-
-    table: AnyTable
-    extra: tuple[str, ...] = ()
-
-    def names(self) -> list[str]:
-        return [*self.extra, *self.table.names()]
-
-    def check(self, word: str) -> str:
-        if word not in self.names():
-            raise ValueError(f"no such {self.table.noun}")
-        return word
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        return {"type": "string", "enum": self.names()}
-
-
-def word_of(table: AnyTable, *extra: str) -> Any:
-    """The type of a field whose value is an entry of `table` or one of `extra`."""
-    words = WordOf(table, extra)
-    return Annotated[str, AfterValidator(words.check), words]
+from lorakit.registry import AnyTable
 
 
 @dataclass(frozen=True)
@@ -69,8 +44,6 @@ def _check_day(text: str) -> str:
 
 
 Day = Annotated[str, AfterValidator(_check_day), Wording("auto, or a day such as 2026-01-31", "2026-01-31")]
-
-Quantization = word_of(QUANTIZERS)
 
 NotEmpty = Annotated[str, Field(min_length=1)]
 

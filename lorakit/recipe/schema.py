@@ -22,16 +22,14 @@ from lorakit.recipe.fields import (
     OutputDir,
     PositiveFloat,
     PositiveInt,
-    Quantization,
     RunName,
     Share,
     Targets,
     TemplateValue,
     Warmup,
     Wording,
-    word_of,
 )
-from lorakit.registry import ADAPTERS, FORMATS, METRICS, AnyTable, Section
+from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS, AnyTable, Section
 
 
 class _OneEntry(Section):
@@ -58,10 +56,11 @@ def _settings_by_name(table: AnyTable, name: str) -> Any:
 FormatSettings: Any = _settings_by_name(FORMATS, "FormatSettings")
 KindSettings: Any = _settings_by_name(ADAPTERS, "KindSettings")
 MetricSettings: Any = _settings_by_name(METRICS, "MetricSettings")
-_FORMAT, _KIND, _METRIC = word_of(FORMATS, "auto"), word_of(ADAPTERS), word_of(METRICS)
-Format: Any = _FORMAT | FormatSettings
-AdapterKind: Any = _KIND | KindSettings
-Metric: Any = _METRIC | MetricSettings
+_words: Any = Literal  # of a table, which are known once it is read
+Quantization: Any = _words[tuple(QUANTIZERS.names())]
+Format: Any = _words[("auto", *FORMATS.names())] | FormatSettings
+AdapterKind: Any = _words[tuple(ADAPTERS.names())] | KindSettings
+Metric: Any = _words[tuple(METRICS.names())] | MetricSettings
 
 
 class Model(Section):

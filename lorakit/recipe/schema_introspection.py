@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from lorakit.recipe.fields import PathRole, Wording, WordOf
+from lorakit.recipe.fields import PathRole, Wording
 from lorakit.recipe.problem import PathParts
 
 Note = TypeVar("Note")
@@ -43,9 +43,8 @@ class Alternative:
 
     @property
     def words(self) -> list[Any]:
-        """What may be written, where this is a Literal or a word of a table."""
-        table = self.note(WordOf) if self.kind is str else None
-        return list(self.of) if self.kind is Literal else table.names() if table else []
+        """What may be written, where this is a Literal."""
+        return list(self.of) if self.kind is Literal else []
 
     @property
     def section(self) -> type[BaseModel] | None:
