@@ -1,6 +1,4 @@
-"""The kinds of value that recipe fields share: paths, and numbers that mean two things.
-
-A word of a table may be a section instead, made in lorakit/recipe/schema.py, of which one field is filled."""
+"""The kinds of value that recipe fields share: paths, numbers that mean two things, and words of tables."""
 
 import functools
 from dataclasses import dataclass
