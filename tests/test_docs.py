@@ -2,8 +2,11 @@
 
 import inspect
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -166,6 +169,12 @@ def test_the_entries_of_contributing_work(title, table, key, monkeypatch, reques
     for block in blocks(section, "python"):
         exec(compile(block, f"CONTRIBUTING.md, {title}", "exec"), names)
     (added,) = set(table.names()) - set(before)
-    assert load(write(tmp_path, "model: {base: org/model}\ndata: {train: train.jsonl}\n"), [key.format(added)])
+    (tmp_path / "entry.py").write_text(blocks(section, "python")[0])
+    path = write(tmp_path, "model: {base: org/model}\ndata: {train: train.jsonl}\n")
+    code = (
+        f"import entry; from lorakit.recipe.load import load, Path; load(Path({str(path)!r}), [{key.format(added)!r}])"
+    )
+    command, folders = [sys.executable, "-c", code], os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": folders})
     (check,) = [value for name, value in names.items() if name.startswith("test_")]
     check(**{name: request.getfixturevalue(name) for name in inspect.signature(check).parameters})
