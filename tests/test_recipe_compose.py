@@ -39,7 +39,7 @@ def test_null_takes_away_what_another_file_says_where_the_key_takes_no_null(tmp_
     text = f"extends: base.yaml\n{SMALL}adapter: {{kind: none, rank: null, alpha: null}}\n"
     found = loaded(tmp_path, text)
     assert (found.recipe.adapter.rank, found.recipe.adapter.targets) == (16, "mlp")
-    assert "adapter.rank" not in found.written
+    assert "adapter.rank" not in found.places
     again = load(write(tmp_path, f"{SMALL}adapter: {{rank: 8}}\n"), ["adapter.rank=null"])
     assert again.recipe.adapter.rank == 16
     assert errors(tmp_path, f"{SMALL}adapter: {{rank: null}}\n")  # over nothing it is a mistake
@@ -245,9 +245,9 @@ def test_where_tells_who_said_it(tmp_path):
     assert found.where("train.keep") == "base.yaml:2:9"
     assert found.where("train.seed") == "--set train.seed=3"
     assert found.where("train.steps") == "default"
-    assert {"model.base", "train.keep", "train.seed"} <= found.written
-    assert "train.steps" not in found.written
-    assert "extends" not in found.written
+    assert {"model.base", "train.keep", "train.seed"} <= found.places.keys()
+    assert "train.steps" not in found.places
+    assert "extends" not in found.places
 
 
 def test_a_path_is_shown_from_the_working_directory(tmp_path, monkeypatch):

@@ -30,14 +30,9 @@ class LoadedRecipe:
     recipe: Recipe
     path: Path
     places: Mapping[str, Location] = field(repr=False)
-    """Where each dotted name that the user wrote is written."""
+    """Where each dotted name that the user wrote is written: in the file, in its parents or with `--set`."""
     files: tuple[Path, ...] = ()
     """The recipe's file and those that it extends, by their real paths."""
-
-    @property
-    def written(self) -> frozenset[str]:
-        """The dotted names that the user wrote, in the file, in its parents or with `--set`."""
-        return frozenset(self.places)
 
     def where(self, name: str) -> str:
         """`recipes/x.yaml:12:9`, the `--set` option, or `default`."""
@@ -52,20 +47,13 @@ class LoadedRecipe:
             raise
         except UserError as error:
             name = place = str(error).partition(":")[0]
-            if not _is_key(name):
+            parts = [int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", name)]
+            if "." not in name or annotation_at(Recipe, tuple(parts)) is None:  # a file train.jsonl is no key
                 raise
             while place and place not in self.places:  # of a key that has its default, where its section is
                 place = place[: max(place.rfind("."), place.rfind("["), 0)]
             location = self.places[place] if place else Location(self.path)
             raise LocatedError(location, name, str(error)) from error
-
-
-def _is_key(name: str) -> bool:
-    """Whether a dotted name is that of a key in a section: `train.steps` is, a file train.jsonl is not."""
-    section, _, key = name.partition(".")
-    model = Recipe.model_fields[section].annotation if section in Recipe.model_fields else None
-    is_dotted = re.fullmatch(r"[a-z_]+(\.[a-z_]+|\[\d+\])*", name) is not None
-    return is_dotted and re.split(r"[.\[]", key)[0] in getattr(model, "model_fields", {})
 
 
 def load(path: Path, overrides: Sequence[str] = (), ended: bool = False) -> LoadedRecipe:
