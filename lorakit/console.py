@@ -67,21 +67,16 @@ def result(text: str) -> None:
     sys.stdout.write(visible(text if text.endswith("\n") else text + "\n"))
 
 
-def result_wrapped(text: str, under: str = "") -> None:
-    """Print a sentence: broken between words on a terminal, `under` before each further line; else one line."""
-    result("\n".join(wrapped(text, under)))
-
-
-def wrapped(text: str, under: str = "", begin: str = "") -> list[str]:
-    """The lines of a sentence on standard output, the first after `begin`, the others after `under`."""
+def result_wrapped(text: str, under: str = "", begin: str = "") -> None:
+    """Print a sentence after `begin`: on a terminal broken between words, `under` before each further line."""
     text = visible(text)
-    if not sys.stdout.isatty():
-        return [begin + text]
-    width = max(shutil.get_terminal_size().columns - 1, 60)
-    # Commands are to be copied: nothing is broken at a hyphen, or inside a word.
-    return textwrap.wrap(
-        text, width, initial_indent=begin, subsequent_indent=under, break_on_hyphens=False, break_long_words=False
-    )
+    if sys.stdout.isatty():
+        width = max(shutil.get_terminal_size().columns - 1, 60)
+        # Commands are to be copied: nothing is broken at a hyphen, or inside a word.
+        wrapper = textwrap.TextWrapper(width, begin, under, break_on_hyphens=False, break_long_words=False)
+        result(wrapper.fill(text))
+    else:
+        result(begin + text)
 
 
 def result_json(facts: Any) -> None:

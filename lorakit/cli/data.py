@@ -74,7 +74,7 @@ def data(
             progress.warn(warning)
     examples = _samples(result, template, show)
     if as_json:
-        facts = result.to_dict() | {"draws": [{"source": one.source.path, "epochs": one.epochs} for one in drawn]}
+        facts = result.to_dict() | {"draws": [{"source": one.path, "epochs": one.epochs} for one in drawn]}
         facts |= {"written": {"file": str(write), "rows": written}} if write else {}
         console.result_json(facts | {"examples": examples})
     else:

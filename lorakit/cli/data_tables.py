@@ -6,7 +6,7 @@ from lorakit import console
 from lorakit.amounts import percent
 from lorakit.data.batches import draws
 from lorakit.data.dataset import Examples
-from lorakit.data.report import Report, SourceReport
+from lorakit.data.report import Report
 from lorakit.data.survey import Survey
 from lorakit.recipe.schema import Data, Train
 
@@ -18,32 +18,12 @@ _EPOCHS = 8
 
 @dataclass(frozen=True)
 class SourceDraws:
-    """How many of the `rows` examples of one source each epoch of the run draws."""
+    """How many examples of one source each epoch of a run draws; the rest is empty where there is nothing to say."""
 
-    source: SourceReport
-    rows: int
+    path: str
     epochs: list[int]
-
-    @property
-    def figures(self) -> str:
-        """How often its rows are drawn, where its weight says so; empty where each epoch draws each row."""
-        if self.source.weight == 1:
-            return ""
-        each = ", ".join(f"{number:,}" for number in self.epochs)
-        if len(self.epochs) > _EPOCHS:
-            each = f"{min(self.epochs):,} to {max(self.epochs):,}"
-        epochs = "the one epoch" if len(self.epochs) == 1 else f"{len(self.epochs)} epochs"
-        return (
-            f"{self.source.path}: weight {self.source.weight:g}: of {self.rows:,} rows {each} drawn in {epochs} of the "
-            f"run, {sum(self.epochs):,} in total"
-        )
-
-    @property
-    def warning(self) -> str:
-        """That no row of it is trained; empty where some are."""
-        why = f"weight {self.source.weight:g} draws none of its {self.rows:,} rows in this run"
-        why = f"{why}. Raise its weight, or train longer" if self.rows else "no rows are left"
-        return "" if any(self.epochs) else f"{self.source.path}: no row is trained: {why}"
+    figures: str
+    warning: str
 
 
 def count_draws(train: Examples, settings: Train) -> list[SourceDraws]:
@@ -51,10 +31,20 @@ def count_draws(train: Examples, settings: Train) -> list[SourceDraws]:
     mixture = train.mixture
     steps = mixture.run_steps(settings.batch_size, settings.epochs, settings.steps)
     epochs = draws(train.lengths().tolist(), settings.batch_size, settings.seed, mixture, steps)
-    return [
-        SourceDraws(source, rows, [epoch[number] for epoch in epochs])
-        for number, (source, rows) in enumerate(zip(train.report.sources, mixture.counts, strict=True))
-    ]
+    drawn = []
+    for number, (source, rows) in enumerate(zip(train.report.sources, mixture.counts, strict=True)):
+        counts, weight, figures, warning = [epoch[number] for epoch in epochs], f"weight {source.weight:g}", "", ""
+        if source.weight != 1:
+            each = ", ".join(f"{count:,}" for count in counts)
+            each = f"{min(counts):,} to {max(counts):,}" if len(counts) > _EPOCHS else each
+            span = "the one epoch" if len(counts) == 1 else f"{len(counts)} epochs"
+            figures = f"{weight}: of {rows:,} rows {each} drawn in {span} of the run, {sum(counts):,} in total"
+            figures = f"{source.path}: {figures}"
+        if not any(counts):
+            why = f"{weight} draws none of its {rows:,} rows in this run. Raise its weight, or train longer"
+            warning = f"{source.path}: no row is trained: {why if rows else 'no rows are left'}"
+        drawn.append(SourceDraws(source.path, counts, figures, warning))
+    return drawn
 
 
 def print_survey(survey: Survey, settings: Data, batch_size: int, drawn: list[SourceDraws]) -> None:

@@ -72,7 +72,6 @@ def _print(result: "DoctorFinding") -> None:
     from lorakit import console
 
     under = " " * (2 + _STATE + _NAME)
-    lines = console.wrapped(result.message, under, f"  {result.state:{_STATE}}{result.name + ' ':{_NAME}}")
+    console.result_wrapped(result.message, under, f"  {result.state:{_STATE}}{result.name + ' ':{_NAME}}")
     if result.remedy:
-        lines += console.wrapped(result.remedy, f"{under}   ", f"{under}-> ")
-    console.result("\n".join(lines))
+        console.result_wrapped(result.remedy, f"{under}   ", f"{under}-> ")

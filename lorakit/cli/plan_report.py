@@ -199,7 +199,7 @@ def _print_changes(fits: bool, changes: "list[Change]") -> None:
         console.result(f"  {change.overrides}")
         slower = "" if change.slower is None else f", time x {change.slower:.2f}"
         effect = f"takes {gibibytes(change.plan.longest.total)}{slower}: {change.costs}"
-        console.result("\n".join(console.wrapped(effect, under=" " * 8, begin=" " * 6)))
+        console.result_wrapped(effect, under=" " * 8, begin=" " * 6)
 
 
 def _report_as_json(report: PlanReport) -> dict[str, Any]:

@@ -201,11 +201,6 @@ VALUE_REMEDIES = {
     ("evaluate.metrics", "perplexity"): "Perplexity is always measured. Write for example exact-match.",
     ("train.eval_every", "epoch"): "Write a fraction of the run: with epochs: 4, once an epoch is 0.25.",
     ("train.save_every", "epoch"): "Write a fraction of the run: with epochs: 4, once an epoch is 0.25.",
-    ("data.clean.duplicates", "exact"): "Write fix, which leaves the same row out.",
-    ("train.early_stopping", "true"): "Write for example {patience: 3}.",
-    ("train.gradient_checkpointing", "unsloth"): "Write true, or auto.",
-    ("train.gradient_checkpointing", "1"): "Write true.",
-    ("train.gradient_checkpointing", "0"): "Write false.",
 }
 """What to write for one value of one key (of a list's items, the list's)."""
 

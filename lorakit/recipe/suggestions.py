@@ -4,7 +4,6 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from lorakit.recipe.did_you_mean import nearest
@@ -97,7 +96,8 @@ def for_value(node: Node, path: PathParts) -> str:
     for remedy, candidate in _candidates(node, annotation):
         if accepts(annotation, candidate):
             return remedy
-    default = _default(path)
+    section, name = section_of(annotation_at(Recipe, path[:-1])), str(*path[-1:])
+    default = default_at(section, name) if section and name in section.model_fields else PydanticUndefined
     usual = f"Write for example {example(annotation, default)}"
     if value is None and default is not PydanticUndefined:
         return f"{usual}, or remove the line for the default."
@@ -160,10 +160,3 @@ def _resolved(text: str) -> Any:
         return resolve(text)
     except ValueError:
         return text
-
-
-def _default(path: PathParts) -> Any:
-    """The default of the key at `path`; PydanticUndefined for items, and where there is none."""
-    section: type[BaseModel] | None = section_of(annotation_at(Recipe, path[:-1])) if path else None
-    name = str(path[-1]) if path else ""
-    return default_at(section, name) if section and name in section.model_fields else PydanticUndefined
