@@ -1,6 +1,5 @@
 """The documents state what is: their commands, recipes, links and snippets are those of this code."""
 
-import inspect
 import json
 import os
 import re
@@ -154,27 +153,26 @@ def test_the_table_of_layers_is_the_contract():
 
 
 @pytest.mark.parametrize(
-    ("title", "table", "key"),
+    ("title", "key"),
     [
-        ("A format", FORMATS, "data.format={}"),
-        ("An adapter kind", ADAPTERS, "adapter.kind={}"),
-        ("A metric", METRICS, "evaluate.metrics=[{}]"),
+        ("A format", "data.format={}"),
+        ("An adapter kind", "adapter.kind={}"),
+        ("A metric", "evaluate.metrics=[{}]"),
     ],
 )
-def test_the_entries_of_contributing_work(title, table, key, monkeypatch, request, tmp_path):
-    before = table.names()
-    monkeypatch.setattr(table, "_entries", dict(table._entries))
+def test_the_entries_of_contributing_work(title, key, tmp_path):
+    """In a process of its own, which imports the entry as it would import that of another package."""
     section = page("CONTRIBUTING.md").partition(f"\n### {title}\n")[2].partition("\n### ")[0]
-    names: dict = {}
-    for block in blocks(section, "python"):
-        exec(compile(block, f"CONTRIBUTING.md, {title}", "exec"), names)
-    (added,) = set(table.names()) - set(before)
-    (tmp_path / "entry.py").write_text(blocks(section, "python")[0])
+    entry, check = blocks(section, "python")
+    word = re.search(r'register\("([a-z-]+)"', entry)[1]
     path = write(tmp_path, "model: {base: org/model}\ndata: {train: train.jsonl}\n")
-    code = (
-        f"import entry; from lorakit.recipe.load import load, Path; load(Path({str(path)!r}), [{key.format(added)!r}])"
+    check += "\n\ndef test_a_recipe_takes_the_word():\n    from lorakit.recipe.load import Path, load\n\n"
+    check += f"    assert load(Path({str(path)!r}), [{key.format(word)!r}])\n"
+    (tmp_path / "entry.py").write_text(entry)
+    (tmp_path / "test_entry.py").write_text(check)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "entry", "-p", "conftest", "test_entry.py"]
+    folders = os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": folders}, capture_output=True, text=True
     )
-    command, folders = [sys.executable, "-c", code], os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": folders})
-    (check,) = [value for name, value in names.items() if name.startswith("test_")]
-    check(**{name: request.getfixturevalue(name) for name in inspect.signature(check).parameters})
+    assert done.returncode == 0 and done.stdout.startswith(".. "), done.stdout + done.stderr
