@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lorakit.errors import UserError
-from lorakit.hardware.machine import Machine
+from lorakit.hardware.machine import Machine, processor
 from lorakit.model.positions import Positions
 from lorakit.plan.activations import TrainingStep
 from lorakit.plan.auto import resolve_auto
@@ -57,6 +57,23 @@ def taken(facts: ModelInfo, rows: int, checkpointing: bool, quantization: str = 
     """Bytes of a micro-batch of 1,024 tokens a row, as the memory model has it."""
     training = TrainingStep(rows, 1024, rows * 1024, checkpointing=checkpointing, quantization=quantization)
     return peak_memory(facts.spec, count_trainable(facts.spec, Adapter()), training).total
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "tiles"),
+    [
+        ("avx512f amx_bf16 amx_tile", None, True),
+        ("avx512f amx_bf16 amx_tile", "avx512_core_amx", True),
+        ("avx512f amx_bf16 amx_tile", "AVX512_CORE_FP16", False),
+        ("avx512f avx512_bf16", None, False),
+    ],
+)
+def test_tiles_that_the_environment_forbids_to_torch_do_not_count(monkeypatch, flags, limit, tiles):
+    monkeypatch.setattr("lorakit.hardware.machine._proc_value", lambda file, key: flags if key == "flags" else "")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert processor().bfloat16 is tiles
 
 
 def test_a_small_model_takes_as_many_rows_as_fit_and_no_checkpointing():

@@ -79,7 +79,9 @@ def processor() -> Machine:
     flags, name = _proc_value("cpuinfo", "flags"), _proc_value("cpuinfo", "model name")
     available, left = _proc_value("meminfo", "MemAvailable"), read_cgroup_limits().memory_left
     free = int(available.split()[0]) << 10 if available else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Machine("cpu", name or "CPU", free if left is None else min(free, left), "amx_bf16" in flags.split())
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()  # oneDNN, which multiplies for torch, goes by it
+    has_tiles = "amx_bf16" in flags.split() and ("AMX" in limit or limit in ("ALL", "DEFAULT"))
+    return Machine("cpu", name or "CPU", free if left is None else min(free, left), has_tiles)
 
 
 def _proc_value(file: str, key: str) -> str:
