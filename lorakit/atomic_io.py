@@ -260,7 +260,6 @@ def _lock(lock: Path, refusal: str, shared: bool) -> int | None:
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether a path still names the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:

@@ -96,7 +96,6 @@ def _why_a_run_would_stop(result: "Survey") -> str:
 
 
 def _write(target: Path, recipe: "Recipe", result: "Survey", progress: "Progress") -> int:
-    """Write every row that is trained or held out; the number of rows."""
     from lorakit.data.examples import ROW_CHECKS
     from lorakit.data.export import write_rows
     from lorakit.data.sources import sources_of

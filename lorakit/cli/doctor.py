@@ -68,7 +68,6 @@ def doctor(
 
 
 def _print(result: "DoctorFinding") -> None:
-    """State, name and message of a result, and under it what to do."""
     from lorakit import console
 
     under = " " * (2 + _STATE + _NAME)

@@ -131,7 +131,6 @@ def _verdict(plan: "Plan") -> str:
 
 
 def _figures(report: PlanReport) -> list[tuple[str, str]]:
-    """The figures of a plan beside memory, each with its name."""
     plan, full, spec, trainable = report.plan, report.full, report.plan.spec, report.plan.trainable
     how = "built without weights on torch's meta device" if spec.built else "counted from its config"
     fused = sum(weight.size for weight in spec.weights if weight.fused)

@@ -101,7 +101,6 @@ def _hidden() -> bool:
 
 @functools.cache
 def _driver_gpus() -> tuple[list[DriverGpu], str]:
-    """The GPUs that the driver shows, and its error message."""
     if not shutil.which("nvidia-smi"):
         return [], ""
     command = [

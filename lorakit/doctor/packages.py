@@ -66,7 +66,6 @@ def _requirements(extra: str) -> list["Requirement"]:
 
 
 def _check_version(name: str, requirement: "Requirement | None") -> DoctorFinding:
-    """Whether the installed version is one that lorakit is made for."""
     from packaging.version import Version
 
     version, bounds = installed(name), str(requirement.specifier) if requirement else ""

@@ -200,5 +200,4 @@ def _broken_rules(recipe: Recipe, root: Node, written: Collection[str], wrong: C
 
 
 def _inside(field: str, wrong: Collection[str]) -> bool:
-    """Is this field wrong, or something in it?"""
     return any(name == field or name.startswith((f"{field}.", f"{field}[")) for name in wrong)

@@ -118,7 +118,6 @@ def _without_address(text: str, role: PathRole) -> str:
 
 
 def _no_hub_id(text: str, role: PathRole, is_eval: bool) -> tuple[str, str] | None:
-    """Why a text that is not a path is not a hub id either."""
     reason = f"{quote(text)} is {'neither a path that exists nor a hub id' if role.or_hub else 'not a path'}"
     if is_eval and text.lower() in ("none", "no", "off", "auto", "false", "true", "yes", "on", "never"):
         return reason, "Write null for no held-out rows, or a fraction such as 0.1."
@@ -134,7 +133,6 @@ def _no_hub_id(text: str, role: PathRole, is_eval: bool) -> tuple[str, str] | No
 
 
 def _no_data_files(text: str, path: Path) -> tuple[str, str] | None:
-    """What keeps a folder or a pattern from having data files."""
     try:
         if list(data_files(path)):
             return None

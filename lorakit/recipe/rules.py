@@ -254,7 +254,6 @@ def system_prompts_are_read(recipe: Recipe, written: Written) -> Conflicts:
 
 
 def _pattern_conflicts(path: PathParts, pattern: str) -> Conflicts:
-    """What keeps a text from being a regular expression."""
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:

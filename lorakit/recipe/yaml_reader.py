@@ -178,7 +178,6 @@ def position(text: str, index: int) -> tuple[int, int]:
 
 
 def _explain(error: yaml.YAMLError) -> tuple[str, str, yaml.Mark | None]:
-    """What is wrong, what to write, and where."""
     message = f"{getattr(error, 'context', None) or ''} {getattr(error, 'problem', None) or error}"
     mark = getattr(error, "problem_mark", None)
     for entry in _EXPLANATIONS:
