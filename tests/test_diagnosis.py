@@ -18,7 +18,7 @@ from lorakit.data.conversations import Conversation
 from lorakit.data.general_texts import read_general_texts
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.diagnosis.copying import find_copied, index_spans, measure_leak, measure_parroting
-from lorakit.evaluate.diagnosis.losses import (
+from lorakit.evaluate.diagnosis.examination import (
     compute_text_losses,
     measure_drift,
     measure_forgetting,

@@ -1,7 +1,7 @@
 """A finding's sentence shows the figures and answers that it is about, and no number that only a machine writes."""
 
+from lorakit.evaluate.diagnosis.examination import FORGETTING
 from lorakit.evaluate.diagnosis.finding import describe_finding, format_number
-from lorakit.evaluate.diagnosis.losses import FORGETTING
 from lorakit.evaluate.diagnosis.style import FORMAT, LENGTH, UNFINISHED, VARIETY
 
 

@@ -8,14 +8,14 @@ import pytest
 from rating_sheets import answered, asked, rated_file
 
 from lorakit.errors import UserError
-from lorakit.evaluate.rating.rating_report import (
+from lorakit.evaluate.rating.ratings import (
     bootstrap_interval,
     equal_share,
     krippendorff_alpha,
     rating_tables,
+    read_ratings,
     report_ratings,
 )
-from lorakit.evaluate.rating.ratings import read_ratings
 from lorakit.evaluate.rating.sheet import write_sheet
 
 NAN = float("nan")

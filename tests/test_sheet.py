@@ -89,16 +89,3 @@ def test_a_sheet_replaces_itself_and_nothing_else(tmp_path):
     (tmp_path / "mine" / "key.json").write_text('{"secret": 1}')
     with pytest.raises(UserError, match=r"holds other things than a sheet \(key.json\)"):
         write_sheet(tmp_path / "mine", "task", asked(1), answered(1), seed=0, overwrite=True)
-
-
-@pytest.mark.parametrize(
-    ("questions", "answers", "said"),
-    [
-        (asked(1), {"a": ["x"]}, "answers of 2 to 26 models"),
-        (asked(1) * 2, {"a": ["x", "y"], "b": ["x", "z"]}, "have one id"),
-    ],
-)
-def test_a_sheet_with_nothing_to_compare_is_refused(tmp_path, questions, answers, said):
-    with pytest.raises(UserError, match=said):
-        write_sheet(tmp_path / "sheet", "task", questions, answers, seed=0)
-    assert not list(tmp_path.iterdir())

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.evaluate.rating.rating_report import report_ratings
-from lorakit.evaluate.rating.ratings import read_ratings
+from lorakit.evaluate.rating.ratings import read_ratings, report_ratings
 from lorakit.evaluate.rating.sheet import Question, write_sheet
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")

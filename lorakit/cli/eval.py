@@ -86,7 +86,8 @@ def evaluate(
     if metrics is not None:
         metrics_of(metrics)
     with open_models(models, quantizations, progress) as model_set:
-        from lorakit.evaluate.diagnosis.examination import create_examination, describe_flagged
+        from lorakit.evaluate.diagnosis.examination import create_examination
+        from lorakit.evaluate.diagnosis.finding import describe_finding
         from lorakit.evaluate.report import evaluation_document, tables, write_evaluation
         from lorakit.evaluate.run import default_settings, score_models
 
@@ -114,8 +115,9 @@ def evaluate(
         for table in tables(evaluation, title + (f" (base in {', '.join(sorted(words))})" if words else "")):
             console.result_table(*table)
         console.result(f"every answer: {path.with_suffix('.jsonl')}" if path else NOT_STORED)
-    for text in describe_flagged(evaluation.findings):
-        progress.warn(text)
+    for name, finding in ((name, finding) for name, of in evaluation.findings.items() for finding in of):
+        if finding.flagged:
+            progress.warn(f"{name}: {describe_finding(finding)}")
     if failed:
         raise LorakitError(f"--fail-under: {'; '.join(failed)}.")
 

@@ -36,13 +36,13 @@ def sheet(
 
     progress = console.Terminal(quiet)
     with open_models(models, quantizations, progress) as model_set:
-        from lorakit.evaluate.rating.sheet import answer_questions, read_questions, write_sheet
+        from lorakit.evaluate.rating.sheet import LETTERS, answer_questions, read_questions, write_sheet
         from lorakit.evaluate.run import default_settings
 
         tokens = max_new_tokens or default_settings(model_set.prepared).max_new_tokens
         questions_read = read_questions(questions)
-        if len(model_set.specs) < 2:
-            raise UserError(f"a sheet compares several models, and {model_set.specs[0].given} is one.")
+        if not 2 <= (models_named := len(model_set.specs)) <= len(LETTERS):
+            raise UserError(f"a sheet compares 2 to {len(LETTERS)} models, and these are {models_named}. Name others.")
         answers = answer_questions(model_set, questions_read, tokens, not no_cache, progress)
         name = str(model_set.prepared.recipe.name) if model_set.prepared else output.name
         written = write_sheet(output, name, questions_read, answers, seed, overwrite)
@@ -73,8 +73,7 @@ def report(
     No model is needed.
     """
     from lorakit import console
-    from lorakit.evaluate.rating.rating_report import rating_tables, report_ratings
-    from lorakit.evaluate.rating.ratings import read_ratings
+    from lorakit.evaluate.rating.ratings import rating_tables, read_ratings, report_ratings
 
     facts = report_ratings(read_ratings(ratings, key), seed)
     progress = console.Terminal(quiet)

@@ -63,14 +63,12 @@ def labels_of(rendered: RenderedRows, train: Examples | None = None) -> dict[str
 
 @dataclass(frozen=True, eq=False)
 class LabelScores:
-    """Scores of a classification by likelihood.
-
-    `auc`: the area under the ROC curve of the second of two labels, or the mean over labels of each against the rest;
-    None if all rows have one label. `confusion` (true label, predicted label) counts rows. `ece`: the expected
-    calibration error. `measures`: `accuracy`, `accuracy-norm` and `accuracy-bytes` are lm-eval's acc, acc_norm and
-    acc_bytes: by log-likelihood as it is, per character, per UTF-8 byte; `macro-f1`: the mean F1 of the labels that are
-    true or predicted in some row; `brier`: the mean squared distance of all labels' probabilities from the truth.
-    """
+    """Scores of a classification by likelihood. `auc`: the area under the ROC curve of the second of two labels, or the
+    mean over labels of each against the rest; None if all rows have one label. `confusion` (true label, predicted
+    label) counts rows. `ece`: the expected calibration error. `measures`: `accuracy`, `accuracy-norm` and
+    `accuracy-bytes` are lm-eval's acc, acc_norm and acc_bytes: by log-likelihood as it is, per character, per UTF-8
+    byte; `macro-f1`: the mean F1 of the labels that are true or predicted in some row; `brier`: the mean squared
+    distance of all labels' probabilities from the truth."""
 
     labels: tuple[str, ...]
     auc: float | None

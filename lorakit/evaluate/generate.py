@@ -84,12 +84,10 @@ def greedy_answers(
     progress: Progress,
     done: Callable[[dict[int, Answer]], None] = lambda answers: None,
 ) -> list[Answer]:
-    """The model's greedy answer to each prompt (token ids): always the most likely token.
-
-    An answer ends at one of `stop_ids`, after `max_new_tokens`, or at the model's last position if it has no embeddings
-    for more. The model's own generation_config is not used. `done` gets the answers of each batch by the number of
-    their prompt. A UserError if a prompt is longer than the model's positions.
-    """
+    """The model's greedy answer to each prompt (token ids): always the most likely token. An answer ends at one of
+    `stop_ids`, after `max_new_tokens`, or at the model's last position if it has no embeddings for more. The model's
+    own generation_config is not used. `done` gets the answers of each batch by the number of their prompt. A UserError
+    if a prompt is longer than the model's positions."""
     causal = causal_of(model)
     positions = positions_of(causal.config.to_dict())
     limit = positions.limit if positions and positions.hard else None  # of the embeddings of positions

@@ -146,7 +146,6 @@ class EvalModel:
         """A value of each row, from the cache or by `work`. `rows` are plain data that decides the value, `facts` what
         decides it besides. `work` gets the model, the missing rows' numbers, and what saves values by their position
         among these."""
-
         file, keys = open_cache(kind, {**self.identity, **facts}, self.cache), [digest(row) for row in rows]
         missing = list({key: at for at, key in enumerate(keys) if key not in file.lines}.values())
         if missing:

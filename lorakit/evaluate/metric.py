@@ -42,7 +42,6 @@ _SLOW_PATTERN = (
     "that only one fits."
 )
 
-
 _Z = float(ndtri(0.975))
 _POWER = float(ndtri(0.8))
 _RESAMPLES = (1_000, 10_000)
@@ -102,7 +101,6 @@ def loss(nats: np.ndarray, tokens: np.ndarray) -> Measure:
 
 def perplexity(nats: np.ndarray, tokens: np.ndarray) -> Measure:
     """The exponential of `loss`, at most exp(700)."""
-
     return replace(loss(nats, tokens), pool=lambda sums: np.exp(np.minimum(ratio(sums), 700.0)), unit="perplexity")
 
 
@@ -169,11 +167,9 @@ class Interval:
 @dataclass(frozen=True)
 class Comparison:
     """A second model against a first one, on the same rows. `difference` is second minus first, in the measure's unit.
-
     `interval` is None if the rows allow none: fewer than six, or the same difference in every resample. `rows_needed`:
     about how many rows would show a difference as large as this one in four of five evaluations; None without a
-    difference or an interval.
-    """
+    difference or an interval."""
 
     first: float
     second: float
@@ -252,20 +248,16 @@ def count_rows(*measures: Measure) -> int:
     return int(np.logical_and.reduce([(measure.rows != 0).any(1) for measure in measures]).sum())
 
 
-def _is_share(measure: Measure) -> bool:
-    return measure.pool is ratio and measure.unit == "share"
-
-
 def _is_right_or_wrong(measure: Measure) -> bool:
     """Whether each row of a share is right or wrong, or has neither."""
-    return _is_share(measure) and bool(np.isin(measure.rows, (0.0, 1.0)).all())
+    return measure.pool is ratio and measure.unit == "share" and bool(np.isin(measure.rows, (0.0, 1.0)).all())
 
 
 def _of_share(measure: Measure) -> Interval | None:
     """Wilson's interval of rows that are right or wrong. It is too wide rather than too narrow for shares in between
     that are the same in every row: no values from 0 to 1 vary more about a mean than 0s and 1s."""
     values = measure.by_row[~np.isnan(measure.by_row)]
-    if not _is_share(measure) or not len(values):
+    if measure.pool is not ratio or measure.unit != "share" or not len(values):
         return None
     if not _is_right_or_wrong(measure) and (np.ptp(values) > 0 or values.min() < 0 or values.max() > 1):
         return None

@@ -68,13 +68,11 @@ class EvalSettings:
 
 @dataclass(frozen=True, eq=False)
 class ModelResult:
-    """What one model computed on the rows, and the measures of it.
-
-    `nats` (rows,): the loss summed over each row's trained `tokens` (rows,). `answers` to the prompts of `rendered`,
-    none if no metric needs them, and whether the model `ended` each. `likelihoods` (rows of the task, labels), in nats,
-    by the task's tag. `measures` of all rows ("") and of the rows of one task, or of one source, alone. `examined`:
-    what else was measured while the model was in memory.
-    """
+    """What one model computed on the rows, and the measures of it. `nats` (rows,): the loss summed over each row's
+    trained `tokens` (rows,). `answers` to the prompts of `rendered`, none if no metric needs them, and whether the
+    model `ended` each. `likelihoods` (rows of the task, labels), in nats, by the task's tag. `measures` of all rows
+    ("") and of the rows of one task, or of one source, alone. `examined`: what else was measured while the model was in
+    memory."""
 
     spec: EvalModelSpec
     rendered: RenderedRows
@@ -125,7 +123,11 @@ class Evaluation:
         """Scores and comparisons of all rows (""), and of each task and source."""
         seed, parts = self.settings.seed, {}
         for part in self.baseline.measures:
-            scores = {model.name: _score(model.measures.get(part, {}), seed) for model in self.models}
+            scores: dict[str, dict[str, Score]] = {model.name: {} for model in self.models}
+            for model in self.models:
+                for group in model.measures.get(part, {}).values():
+                    bounds = intervals(group, seed)
+                    scores[model.name] |= {name: Score(group[name], one) for name, one in bounds.items()}
             comparisons = {model.name: _compare(self.baseline, model, part, seed) for model in self.others}
             parts[part] = PartScores(scores, comparisons)
         return parts
@@ -162,10 +164,8 @@ def score_model(
     generated = generate_answers(eval_model, rendered.prompts if settings.metrics else [], settings.max_new_tokens)
     likelihoods = {task: compute_likelihoods(eval_model, of_task) for task, of_task in labels.items()}
     examined = examine(eval_model) if examine else None
-    answers, ended = (
-        [decode_answer(one.tokens, rendered.tokenizer) for one in generated],
-        [one.ended for one in generated],
-    )
+    answers = [decode_answer(one.tokens, rendered.tokenizer) for one in generated]
+    ended = [one.ended for one in generated]
     whole: Groups = {"rows": {"loss": loss(nats, tokens), "perplexity": perplexity(nats, tokens)}}
     if characters is not None:
         whole["rows"]["loss-per-character"] = loss(nats, np.array(characters, dtype=float))
@@ -176,9 +176,8 @@ def score_model(
     for task, scores in classes.items():
         prefix = f"{task}." if task else ""
         whole[f"labels {task}".strip()] = {f"{prefix}label-{name}": value for name, value in scores.measures.items()}
-    return ModelResult(
-        eval_model.spec, rendered, nats, tokens, answers, ended, likelihoods, classes, measures, examined
-    )
+    computed = (nats, tokens, answers, ended, likelihoods, classes)
+    return ModelResult(eval_model.spec, rendered, *computed, measures, examined)
 
 
 def _masks(rendered: RenderedRows) -> dict[str, np.ndarray]:
@@ -200,14 +199,6 @@ def _only(measures: Groups, mask: np.ndarray, rendered: RenderedRows) -> Groups:
         group: {name: replace(measure, rows=measure.rows * masks[group][:, None]) for name, measure in of_group.items()}
         for group, of_group in measures.items()
         if masks[group].any()
-    }
-
-
-def _score(groups: Groups, seed: int) -> dict[str, Score]:
-    return {
-        name: Score(group[name], interval)
-        for group in groups.values()
-        for name, interval in intervals(group, seed).items()
     }
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -28,7 +29,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.progress import Bar, Progress
+from lorakit.progress import Progress
 from lorakit.recipe.did_you_mean import nearest
 
 # What load_dataset reads from files on this machine; any other dataset_path is a folder, or a dataset of the hub.
@@ -194,35 +195,23 @@ class LmEvalModel(HFLM):
         self._label, self._progress = label, progress
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """The log-probability of each continuation, and whether it is the most likely one."""
         with self._count("likelihoods", requests):
             return super().loglikelihood(requests)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """The log-probability of each whole text."""
         with self._count("texts", requests):
             return super().loglikelihood_rolling(requests)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """The answer to each prompt."""
         with self._count("answers", requests):
             return super().generate_until(requests)
 
     @contextmanager
     def _count(self, what: str, requests: list[Any]) -> Iterator[None]:
         with self._progress.bar(f"{self._label}: {what}", total=len(requests)) as bar:
-            self.set_cache_hook(_Counter(bar))
+            # lm-eval hands each answer to its cache: they are counted there.
+            self.set_cache_hook(SimpleNamespace(add_partial=lambda *answered: bar.advance()))
             yield
-
-
-class _Counter:
-    """Counts the answers that lm-eval hands to its cache."""
-
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
-
-    def add_partial(self, kind: str, request: Any, answer: Any) -> None:
-        self._bar.advance()
 
 
 def run_lm_eval(lm_eval_model: LmEvalModel, loaded: Any, limit: int | None, chat: bool, allow_code: bool) -> Any:

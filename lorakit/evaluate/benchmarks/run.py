@@ -32,13 +32,10 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """Which tasks to run, and how.
-
-    `include`: a folder of task files, searched first; they are programs, whose templates and `!function`s run. `limit`:
-    the first rows of every single task, None for all. `chat`: put prompts into the chat template, few-shot examples as
-    turns. `allow_code`: run what the model writes where a task asks for it (HumanEval), and metric scripts of the hub.
-    `seed`: of the intervals; few-shot examples are drawn with lm-eval's own seeds.
-    """
+    """Which tasks to run, and how. `include`: a folder of task files, searched first; they are programs, whose
+    templates and `!function`s run. `limit`: the first rows of every single task, None for all. `chat`: put prompts into
+    the chat template, few-shot examples as turns. `allow_code`: run what the model writes where a task asks for it
+    (HumanEval), and metric scripts of the hub. `seed`: of the intervals; few-shot examples have lm-eval's own seeds."""
 
     tasks: tuple[str, ...]
     include: Path | None = None
@@ -50,13 +47,10 @@ class BenchmarkSettings:
 
 @dataclass(frozen=True, eq=False)
 class TaskScore:
-    """One figure of one task or group.
-
-    `interval` is None where the figure is not a function of sums over rows (matthews_corrcoef, corpus BLEU). `higher`:
-    whether more is better, None where the task does not say. `shots`: examples in the prompt; None for a group.
-    `within`: the group in whose figure this task is counted, empty for what was asked for. `rows_of`: a hash of each
-    row; `measure` holds what each of them adds, in the same order.
-    """
+    """One figure of one task or group. `interval` is None where the figure is not a function of sums over rows
+    (matthews_corrcoef, corpus BLEU). `higher`: whether more is better, None where the task does not say. `shots`:
+    examples in the prompt; None for a group. `within`: the group in whose figure this task is counted, empty for what
+    was asked for. `rows_of`: a hash of each row; `measure` holds what each of them adds, in the same order."""
 
     task: str
     metric: str
@@ -256,12 +250,8 @@ def _group_measure(parts: Sequence[Measure | None], weighted: bool) -> Measure |
     if weighted:
         return Measure(np.concatenate(rows), ratio, unit, means[0].higher)
     # Each task has two columns to itself.
-    return Measure(block_diag(*rows), _mean_of_means, unit, means[0].higher)
-
-
-def _mean_of_means(sums: np.ndarray) -> np.ndarray:
-    means: np.ndarray = ratio(sums.reshape(*sums.shape[:-1], -1, 2)).mean(-1)
-    return means
+    columns = block_diag(*rows)
+    return Measure(columns, lambda sums: ratio(sums.reshape(*sums.shape[:-1], -1, 2)).mean(-1), unit, means[0].higher)
 
 
 def _measure(aggregation: str, values: Sequence[Any], higher: bool | None) -> Measure | None:

@@ -89,11 +89,6 @@ class CopiedText:
         """Whether the text as a whole counts as copied."""
         return self.longest >= _LONG or (self.covered > 0 and self.share >= _COVERED)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The case in a finding's details."""
-        words, share = self.longest, round(self.share, 3)
-        return {"words": words, "share": share, "span": self.text, "training answer": self.answer}
-
 
 def measure_parroting(
     answers: Sequence[str],
@@ -103,10 +98,8 @@ def measure_parroting(
     base_answers: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Finding:
-    """How many more answers are copied from the training answers than is natural on the same prompts.
-
-    `index`: `index_spans` of the training answers. Without `base_answers` the references alone say what is natural.
-    """
+    """How many more answers are copied from the training answers than is natural on the same prompts. `index`:
+    `index_spans` of the training answers. Without `base_answers` the references alone say what is natural."""
     if not answers:
         return PARROTING.unmeasured("there are no answers")
     known = [*zip(prompts, references, strict=True)]
@@ -116,14 +109,19 @@ def measure_parroting(
             spans[name] = [find_copied(text, index, of_row) for text, of_row in zip(texts, known, strict=True)]
     shares = {name: mean(np.array([one.is_copied for one in of], float), higher=False) for name, of in spans.items()}
     copies, ours = spans["answers"], shares.pop("answers")
-    longest = sorted((row for row, one in enumerate(copies) if one.covered), key=lambda row: -copies[row].longest)
+    longest = sorted(((at, one) for at, one in enumerate(copies) if one.covered), key=lambda case: -case[1].longest)
+    cases = [
+        {"answer": at, "words": one.longest, "share": round(one.share, 3)}  # rows count from 0
+        | {"span": one.text, "training answer": one.answer}
+        for at, one in longest[:_CASES]
+    ]
     details: dict[str, Any] = {
         "rows": len(copies),
         "training answers": index.answers,
         "copied": ours.value,
         "copied words": sum(one.covered for one in copies) / max(1, sum(one.words for one in copies)),
         **{f"copied by {name}": share.value for name, share in shares.items()},
-        "cases": [{"answer": row, **copies[row].to_dict()} for row in longest[:_CASES]],  # rows count from 0
+        "cases": cases,
     }
     expected = max(shares.values(), key=lambda measure: measure.value)
     return PARROTING.difference(compare({"": expected}, {"": ours}, seed)[""], details)
@@ -132,7 +130,8 @@ def measure_parroting(
 def index_spans(answers: Sequence[str]) -> SpanIndex:
     """The index of the training answers. Of 50,000 answers of 100 words it takes about ten seconds and 100 MB."""
     known: dict[str, int] = {}
-    runs = [np.unique(_hash_runs(split_words(text), known)) for text in answers]
+    every = (split_words(text) for text in answers)
+    runs = [np.unique(_hash_runs(words, known, _run_width(words))) for words in every]
     hashes = np.concatenate([*runs, np.empty(0, np.uint64)])
     owner = np.repeat(np.arange(len(answers), dtype=np.int32), [len(run) for run in runs])
     unique, first, counts = np.unique(hashes, return_index=True, return_counts=True)
@@ -145,7 +144,7 @@ def find_copied(text: str, index: SpanIndex, known_texts: Sequence[str] = ()) ->
     words, places = split_words(text), [match.span() for match in _WORD.finditer(text)]
     width = _run_width(words)
     known: dict[str, int] = {}
-    runs = _hash_runs(words, known)
+    runs = _hash_runs(words, known, width)
     nearest = np.minimum(np.searchsorted(index.hashes, runs), max(len(index.hashes) - 1, 0))
     copied = index.hashes[nearest] == runs if len(index.hashes) else np.zeros(len(runs), bool)
     for other in known_texts:
@@ -173,9 +172,8 @@ def _run_width(words: Sequence[str]) -> int:
     return _SPAN_UNSPACED if 2 * single > len(words) else _SPAN
 
 
-def _hash_runs(words: Sequence[str], known: dict[str, int], width: int | None = None) -> np.ndarray:
+def _hash_runs(words: Sequence[str], known: dict[str, int], width: int) -> np.ndarray:
     """A hash (uint64) for each run of as many words; `known` keeps the hashes of words seen before."""
-    width = width or _run_width(words)
     for word in set(words) - known.keys():
         known[word] = zlib.crc32(word.encode("utf-8", "surrogatepass"))
     hashes = np.array([known[word] for word in words], np.uint64)

@@ -148,10 +148,8 @@ def number_match(answer: str, reference: str) -> dict[str, float]:
 
 
 def final_number(text: str) -> Fraction | None:
-    """The number after the last `####` if there is that mark (GSM8K's), else the last number of the text.
-
-    Exactly: signs, `1,234.5`, `$5`, `.5`, `3/4`, `1e-4`; a percent sign does not count.
-    """
+    """The number after the last `####` if there is that mark (GSM8K's), else the last number of the text. Exactly:
+    signs, `1,234.5`, `$5`, `.5`, `3/4`, `1e-4`; a percent sign does not count."""
     _, mark, rest = text.translate(_MINUSES).rpartition(_MARK)
     number = None
     for match in _NUMBER.finditer(rest):

@@ -186,16 +186,13 @@ def _load(folder: Path) -> tuple[Any, Any]:
         model = AutoModel.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
         )
+        if tokenizer.pad_token_id is None or not hasattr(model.config, "hidden_size"):
+            raise ValueError("it is no encoder: its tokenizer has no padding token")
     except (UserError, OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(
             f"{_WHERE}: {folder} cannot be loaded as an embedding model: {one_line(str(error), 200)}. Write the folder "
             "of an encoder with safetensors weights and its tokenizer."
         ) from error
-    if tokenizer.pad_token_id is None or not hasattr(model.config, "hidden_size"):
-        raise UserError(
-            f"{_WHERE}: {folder} is not an encoder: its tokenizer has no padding token. Write the folder of an "
-            "embedding model."
-        )
     return model.eval(), tokenizer
 
 

@@ -1,22 +1,34 @@
-"""Ratings that people exported from a rating sheet: files and key -> scores of models."""
+"""Ratings that people exported from a rating sheet: means, comparisons of models, and how far the raters agree."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, combinations, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import AwareDatetime, BeforeValidator, Field, ValidationError
 
+from lorakit.amounts import counted
 from lorakit.data.readers import reading
 from lorakit.errors import UserError
+from lorakit.evaluate.metric import wilson
 from lorakit.evaluate.rating.sheet import KEY, LETTERS, UNSURE
+from lorakit.evaluate.report import Table
 from lorakit.recipe.problem import dotted_name, one_line, show_path
 from lorakit.registry import Section
 
 _EXPORT_AGAIN = "Export it again from the sheet's page"
+_RESAMPLES, _RESAMPLES_AT_ONCE = 10_000, 500
+# With fewer questions on which two models differ, no outcome is unlikely enough by chance: if each difference were as
+# likely to go either way, five of five one way would come up in 2 / 2^5 = 6 % of all cases, six of six in 3 %.
+_FEWEST_DIFFERING = 6
+
+Bounds = tuple[float, float]
+"""A 95 % interval, NaN where there is none."""
+_NONE: Bounds = (float("nan"), float("nan"))
 
 
 def _refuse_bool(value: Any) -> Any:
@@ -74,18 +86,12 @@ class _Key(Section):
 
 @dataclass(frozen=True)
 class Ratings:
-    """Unblinded ratings of a sheet.
+    """Unblinded ratings of the sheet of `key`. `scores`: (raters, shown answers, criteria), 1 to 5, NaN where nothing
+    was rated. `shown_at`: (questions, models), which shown answer is that model's. `unsure`: how many scales were
+    answered with 'cannot judge'; `open`: how many not at all. `comments`: what a `rater` wrote on an answer to a
+    `question`, as `text`, and the `models` that gave it. `notes`: what the user should know of the files."""
 
-    `scores`: (raters, shown answers, criteria), 1 to 5, NaN where nothing was rated. `shown_at`: (questions, models),
-    which shown answer is that model's. `unsure`: how many scales were answered with 'cannot judge'; `open`: how many
-    not at all. `comments`: what a `rater` wrote on an answer to a `question`, as `text`, and the `models` that gave it.
-    `notes`: what the user should know of the files.
-    """
-
-    sheet: str
-    name: str
-    models: list[str]
-    criteria: list[str]
+    key: _Key
     raters: list[str]
     scores: np.ndarray
     shown_at: np.ndarray
@@ -101,15 +107,10 @@ class Ratings:
 
 
 def read_ratings(files: Sequence[Path], key_path: Path) -> Ratings:
-    """Read what raters exported and find whose the answers were. `key_path`: the sheet's `key.json`, or its folder.
-
-    Of several files of one rater the one that was exported last counts: each export holds all that the rater had
-    given. Two that began separately under one name may be two people, and are refused.
-
-    Raises:
-        UserError: a file is damaged, is not one of these, or is of another sheet; raters cannot be told apart; nothing
-            is rated.
-    """
+    """Read what raters exported and find whose the answers were. `key_path`: the sheet's `key.json`, or its folder. Of
+    several files of one rater the one that was exported last counts: each export holds all that the rater had given.
+    Two that began separately under one name may be two people, and are refused, as are damaged files, files of another
+    sheet, and files without any rating."""
     key_path = key_path / KEY if key_path.is_dir() else key_path
     key = _read(key_path, _Key, f"Give the {KEY} that `lorakit rate sheet` wrote")
     if any(sorted(chain(*question.answers)) != sorted(key.models) for question in key.questions):
@@ -138,8 +139,7 @@ def read_ratings(files: Sequence[Path], key_path: Path) -> Ratings:
     if np.isnan(scores).all():
         raise UserError("none of the files holds a rating from 1 to 5: there is nothing to report.")
     raters, left = [file.rater.strip() for _, file in latest], int(np.isnan(scores).sum()) - unsure
-    of_sheet = (key.sheet, key.name, key.models, key.criteria)
-    return Ratings(*of_sheet, raters, scores, shown_at, unsure, left, comments, notes)
+    return Ratings(key, raters, scores, shown_at, unsure, left, comments, notes)
 
 
 _Shape = TypeVar("_Shape", bound=Section)
@@ -199,3 +199,156 @@ def _check_ratings(path: Path, file: _RatingFile, key: _Key, shown: Collection[t
             seen.add(place)
             continue
         raise UserError(f"{show_path(path)}: ratings[{number}]: {reason}. {_EXPORT_AGAIN}.")
+
+
+def report_ratings(ratings: Ratings, seed: int = 0) -> dict[str, Any]:
+    """Means, comparisons of every two models, and agreement, for each criterion: the document of `--json`. The
+    questions are the sample: intervals say what other questions like these would change, with the same raters. Raters
+    are averaged within a question, so that one question counts once. A comparison takes each rater's own difference, so
+    that a strict rater and a mild one do not blur it. Each interval stands alone: of twenty comparisons of equal models
+    one comes out as better or worse."""
+    models, criteria = list(enumerate(ratings.key.models)), list(enumerate(ratings.key.criteria))
+    rated = ~np.isnan(ratings.scores)
+    return {
+        "sheet": ratings.key.sheet,
+        "name": ratings.key.name,
+        "raters": ratings.raters,
+        "ratings": int(rated.sum()),
+        "unsure": ratings.unsure,
+        "open": ratings.open,
+        "means": [
+            {"model": model, "criterion": criterion, **_mean_rating(ratings.scores_of(at, scale), seed)}
+            for scale, criterion in criteria
+            for at, model in models
+        ],
+        "compared": [
+            {"model": model, "against": against, "criterion": criterion}
+            | _compare(ratings.scores_of(at, scale), ratings.scores_of(other, scale), seed)
+            for (other, against), (at, model) in combinations(models, 2)
+            for scale, criterion in criteria
+        ],
+        "agreement": [
+            {
+                "criterion": criterion,
+                "alpha": krippendorff_alpha(ratings.scores[:, :, scale]),
+                "equal": equal_share(ratings.scores[:, :, scale]),
+                "shared": int((rated[:, :, scale].sum(axis=0) > 1).sum()),
+            }
+            for scale, criterion in criteria
+        ],
+        "comments": ratings.comments,
+        "notes": ratings.notes,
+    }
+
+
+def rating_tables(report: Mapping[str, Any]) -> list[Table]:
+    """The report as tables."""
+    raters, means = counted(len(report["raters"]), "rater"), dict[str, list[str]]()
+    for one in report["means"]:
+        means.setdefault(one["criterion"], [one["criterion"]]).append(_cell(one["mean"], ".2f", one["interval"]))
+    models = list(dict.fromkeys(one["model"] for one in report["means"]))
+    tables = [(f"{report['name']}: {report['ratings']:,} ratings by {raters}", ["", *models], list(means.values()))]
+    for (model, against), group in groupby(report["compared"], itemgetter("model", "against")):
+        of_pair = list(group)
+        cells = [["difference", *(_cell(one["difference"], "+.2f", one["interval"]) for one in of_pair)]]
+        cells += [
+            [side, *(_cell(one[side], ".0%", one[f"{side}_interval"]) for one in of_pair)]
+            for side in ("win", "tie", "loss")
+        ]
+        cells += [[key, *(f"{one[key]}" for one in of_pair)] for key in ("questions", "verdict")]
+        tables.append((f"{model} against {against}", ["", *(one["criterion"] for one in of_pair)], cells))
+    if len(report["raters"]) > 1:
+        columns = ["", "Krippendorff's alpha", "equal ratings", "answers rated by several"]
+        cells = [
+            [one["criterion"], _cell(one["alpha"], ".2f"), _cell(one["equal"], ".0%"), f"{one['shared']:,}"]
+            for one in report["agreement"]
+        ]
+        tables.append(("agreement between raters", columns, cells))
+    return tables
+
+
+def _cell(value: float, style: str, interval: Bounds = _NONE) -> str:
+    """A figure and its interval, where it has one."""
+    bounds = "" if np.isnan(interval[0]) else f" ({interval[0]:{style}} to {interval[1]:{style}})"
+    return "-" if np.isnan(value) else format(value, style) + bounds
+
+
+def _average_raters(values: np.ndarray) -> np.ndarray:
+    """The mean over the raters that gave a value, of each question that has one: (raters, questions) -> (some,)."""
+    means: np.ndarray = np.nanmean(values[:, ~np.isnan(values).all(axis=0)], axis=0)
+    return means
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _mean_rating(scores: np.ndarray, seed: int) -> dict[str, Any]:
+    """Of a model's ratings (raters, questions): the mean over the questions of the mean over their raters."""
+    values, rated = _average_raters(scores), int((~np.isnan(scores)).sum())
+    facts = {"mean": _mean(values), "interval": bootstrap_interval(values, seed)}
+    return facts | {"questions": len(values), "ratings": rated}
+
+
+def _compare(scores: np.ndarray, against: np.ndarray, seed: int) -> dict[str, Any]:
+    """Of two models' ratings (raters, questions), by raters who rated both: the difference in points, and the shares of
+    questions on which the first one's is higher, the same or lower; a question on which raters differ counts in parts.
+    """
+    differences = scores - against
+    values, sign = _average_raters(differences), np.sign(differences)
+    interval = bootstrap_interval(values, seed)
+    compared: dict[str, Any] = {"difference": _mean(values), "interval": interval}
+    for name, side in (("win", 1), ("tie", 0), ("loss", -1)):
+        share = _mean(_average_raters(np.where(np.isnan(sign), np.nan, sign == side)))
+        # Too wide rather than too narrow for questions that count in parts, which vary less.
+        bounds = wilson(share * len(values), len(values)) if len(values) else None
+        compared |= {name: share, f"{name}_interval": (bounds.low, bounds.high) if bounds else _NONE}
+    verdict = "cannot tell at this size"
+    if (values != 0).sum() >= _FEWEST_DIFFERING and not interval[0] <= 0 <= interval[1]:
+        verdict = "better" if interval[0] > 0 else "worse"
+    return compared | {"questions": len(values), "verdict": verdict}
+
+
+def bootstrap_interval(values: np.ndarray, seed: int) -> Bounds:
+    """The 95 % percentile interval of the mean of `values` (n,), from seeded resamples; none of fewer than two."""
+    if len(values) < 2:
+        return _NONE
+    generator, means = np.random.default_rng(seed), []
+    for _ in range(_RESAMPLES // _RESAMPLES_AT_ONCE):
+        drawn = generator.integers(len(values), size=(_RESAMPLES_AT_ONCE, len(values)))
+        means.append(values[drawn].mean(axis=1))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return (float(low), float(high))
+
+
+def krippendorff_alpha(ratings: np.ndarray) -> float:
+    """Krippendorff's alpha for ordinal ratings: 1 where raters agree, 0 where they agree as by chance, below 0 less.
+    `ratings`: (raters, units), NaN where a rater gave none. Units that fewer than two rated do not count. NaN where
+    alpha is not defined: nobody rated what another did, or all those ratings are one value. Source: K. Krippendorff,
+    Computing Krippendorff's Alpha-Reliability (2011), with the ordinal metric difference."""
+    counts = _count_values(ratings)
+    pairs = counts / (counts.sum(axis=1, keepdims=True) - 1)
+    coincidences = counts.T @ pairs - np.diag(pairs.sum(axis=0))
+    margin = coincidences.sum(axis=1)
+    below = np.cumsum(margin) - margin / 2
+    distance = (below[:, None] - below[None, :]) ** 2
+    expected = float(margin @ distance @ margin)
+    if expected == 0:
+        return float("nan")
+    return 1 - (float(margin.sum()) - 1) * float((coincidences * distance).sum()) / expected
+
+
+def equal_share(ratings: np.ndarray) -> float:
+    """Of all pairs of ratings (raters, units) by two raters of one unit, the share that are equal; NaN without any."""
+    counts = _count_values(ratings)
+    raters = counts.sum(axis=1)
+    pairs = float((raters * (raters - 1)).sum())
+    return float((counts * (counts - 1)).sum()) / pairs if pairs else float("nan")
+
+
+def _count_values(ratings: np.ndarray) -> np.ndarray:
+    """How many raters gave each value (units with two ratings or more, values in their order)."""
+    values = np.unique(ratings[~np.isnan(ratings)])
+    counts = (ratings[:, :, None] == values).sum(axis=0).astype(float)
+    shared: np.ndarray = counts[counts.sum(axis=1) >= 2]
+    return shared

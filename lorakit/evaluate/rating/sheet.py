@@ -38,9 +38,7 @@ CRITERIA = {
     "safety": ("Is it free of harm?", "harmful", "harmless"),
 }
 """What is rated from 1 to 5: what is asked of the rater, and what 1 and 5 stand for."""
-
 _PARTS = ("page.html", "page.css", "ratings.js", "render.js", "events.js")
-
 
 # The column that tells a row's format; the format; the columns for its answer, which a question may lack.
 _FORMATS = {
@@ -135,8 +133,7 @@ def answer_questions(
                 progress.warn(f"{spec.name}: question {question.id}, {field}: {what}")
         own_stops = spec.prepared.stop_ids if spec.prepared else stop_token_ids(spec.base, tokenizer)
         stops = tuple(sorted({*own_stops, *tokenizer.convert_tokens_to_ids(sorted(template.stops))}))
-        rendered = RenderedRows(tokenizer, stops, [], [])
-        eval_model = EvalModel(spec, rendered, loader, cache, progress)
+        eval_model = EvalModel(spec, RenderedRows(tokenizer, stops, [], []), loader, cache, progress)
         generated = generate_answers(eval_model, prompts, max_new_tokens)
         answers[spec.name] = [decode_answer(answer.tokens, tokenizer) for answer in generated]
     return {spec.name: answers[spec.name] for spec in model_set.specs}
@@ -194,21 +191,12 @@ def write_sheet(
     seed: int,
     overwrite: bool = False,
 ) -> Sheet:
-    """Write the page for raters, the key to it, and a README. `answers`: each model's, one to each question.
-
-    Answers that are equal, white space around them aside, are shown once and credited to all who gave them: people
-    would give the same text different ratings, a difference that says nothing about the models. A question's answers
-    stand in the order of a hash of `seed`, the question's id and the answer, so the page is the same whoever wrote
-    which answer, and tells nothing of it even to those who know the seed.
-
-    Raises:
-        UserError: there is nothing to compare, the folder is not a sheet, or it holds another sheet and `overwrite` is
-            False.
-    """
-    if len({question.id for question in questions}) < len(questions):
-        raise UserError("two questions of the rating sheet have one id: ratings could not be told apart.")
-    if not 2 <= len(answers) <= len(LETTERS):
-        raise UserError(f"a rating sheet compares the answers of 2 to {len(LETTERS)} models, not of {len(answers)}.")
+    """Write the page for raters, the key to it, and a README. `answers`: each model's, one to each question. Answers
+    that are equal, white space around them aside, are shown once and credited to all who gave them: people would give
+    the same text different ratings, a difference that says nothing about the models. A question's answers stand in the
+    order of a hash of `seed`, the question's id and the answer, so the page is the same whoever wrote which answer, and
+    tells nothing of it even to those who know the seed. A UserError if the folder is not a sheet, or holds another
+    sheet and `overwrite` is False."""
     name = name.encode("utf-8", "replace").decode("utf-8")  # without half a surrogate pair, which UTF-8 cannot hold
     shown, credited = list[dict[str, Any]](), []
     for number, question in enumerate(questions):
@@ -263,20 +251,18 @@ def _refuse_to_replace(folder: Path, sheet_id: str, overwrite: bool) -> None:
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
     if not folder.exists() or not there:
         return
-    strange = sorted(there - {PAGE, KEY, README})
+    strange = there - {PAGE, KEY, README}
     try:
         old = None if strange else json.loads((folder / KEY).read_text(encoding="utf-8"))["sheet"]
     except (ValueError, KeyError, TypeError, OSError):
         old = None
     if old is None:
-        names = one_line(", ".join(strange or sorted(there)))
-        raise UserError(
-            f"{show_path(folder)}: holds other things than a sheet ({names}). Write the name of a new folder."
-        )
+        names = one_line(", ".join(sorted(strange or there)))
+        raise UserError(f"{show_path(folder)}: holds other things than a sheet ({names}). Name a new folder.")
     if old != sheet_id and not overwrite:
         raise UserError(
             f"{show_path(folder)}: the folder holds another sheet, whose ratings nobody could read without its {KEY}. "
-            "Write the name of a new folder, or --overwrite."
+            "Name a new folder, or write --overwrite."
         )
 
 
