@@ -228,7 +228,7 @@ def test_a_lone_surrogate_stays_as_it_is(folder):
             (f"a.jsonl{ending}", LINES, f"a.jsonl{ending}: not a ")
             for ending in (".gz", ".bz2", ".xz", ".zst")
         ),
-        ("a.jsonl.gz", DAMAGED, "a.jsonl.gz: the gzip data is damaged; 1 lines could be read"),
+        ("a.jsonl.gz", DAMAGED, "a.jsonl.gz: the gzip data is damaged after line 1"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_is_an_error_that_names_the_place(folder, name, content, reason):

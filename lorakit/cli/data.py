@@ -123,13 +123,14 @@ def _print_row(row: str, recipe: "Recipe", template: "ChatTemplate", as_json: bo
     from lorakit.data.sources import all_sources
     from lorakit.data.survey import decode_by_trained, explain_row
 
-    explained = explain_row(row, all_sources(recipe.data), template, rules_of(recipe.data, None, survey=True))
-    examples = [decode_by_trained(template.tokenizer, ids, labels) for ids, labels in explained.examples]
+    rules = rules_of(recipe.data, None, survey=True)
+    where, encoded, reasons = explain_row(row, all_sources(recipe.data), template, rules)
+    examples = [decode_by_trained(template.tokenizer, one["input_ids"], one["labels"]) for one in encoded]
     if as_json:
-        console.result_json({"where": explained.where, "examples": examples, "reasons": explained.reasons})
+        console.result_json({"where": where, "examples": examples, "reasons": reasons})
         return
     for number, example in enumerate(examples, start=1):
         of = f", example {number} of {len(examples)}" if len(examples) > 1 else ""
-        console.result_masked(f"{explained.where}{of}:", example)
-    for reason in explained.reasons:
-        console.result(f"{explained.where}: {reason}")
+        console.result_masked(f"{where}{of}:", example)
+    for reason in reasons:
+        console.result(f"{where}: {reason}")

@@ -7,11 +7,12 @@ result does not depend on them.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import chain, count
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from lorakit.data.conversations import IGNORED
 from lorakit.data.mixture import Mixture
@@ -104,16 +105,12 @@ def split_batch(rows: Sequence[Row], micro_batch: int) -> list[list[Row]]:
 
 def collate(rows: Sequence[dict[str, Any]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Rows of input_ids and labels as right-padded tensors (rows, tokens) with their attention mask."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.long)
-    labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for index, row in enumerate(rows):
-        length = len(row["input_ids"])
-        ids[index, :length] = torch.as_tensor(row["input_ids"])
-        labels[index, :length] = torch.as_tensor(row["labels"])
-        mask[index, :length] = 1
-    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+    ids, labels = ([torch.as_tensor(row[name], dtype=torch.long) for row in rows] for name in ("input_ids", "labels"))
+    mask = [torch.ones_like(row) for row in ids]
+    padded = zip(
+        ("input_ids", "labels", "attention_mask"), (ids, labels, mask), (pad_token_id, IGNORED, 0), strict=True
+    )
+    return {name: pad_sequence(rows, batch_first=True, padding_value=value) for name, rows, value in padded}
 
 
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -154,17 +151,12 @@ def collate_packed(
     if flat:
         packs = [[row for pack in packs for row in pack]]
     width = max(sum(len(row["input_ids"]) for row in pack) for pack in packs)
-    ids = torch.full((len(packs), width), pad_token_id, dtype=torch.long)
-    labels = torch.full((len(packs), width), IGNORED, dtype=torch.long)
-    positions = torch.zeros((len(packs), width), dtype=torch.long)
-    for index, pack in enumerate(packs):
-        at = 0
-        for row in pack:
-            length = len(row["input_ids"])
-            ids[index, at : at + length] = torch.as_tensor(row["input_ids"])
-            labels[index, at : at + length] = torch.as_tensor(row["labels"])
-            labels[index, at] = IGNORED
-            positions[index, at : at + length] = torch.arange(length)
-            at += length
-        positions[index, at:] = torch.arange(width - at)
-    return {"input_ids": ids, "labels": labels, "position_ids": positions}
+    joined = []
+    for pack in packs:
+        ids = list(chain.from_iterable(row["input_ids"] for row in pack))
+        labels = list(chain.from_iterable([IGNORED, *row["labels"][1:]] for row in pack))
+        joined.append({"input_ids": ids, "labels": labels})
+    lengths = [[len(row["input_ids"]) for row in pack] for pack in packs]
+    positions = [torch.cat([torch.arange(length) for length in (*row, width - sum(row))]) for row in lengths]
+    batch = collate(joined, pad_token_id)
+    return {"input_ids": batch["input_ids"], "labels": batch["labels"], "position_ids": torch.stack(positions)}

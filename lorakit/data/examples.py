@@ -47,13 +47,11 @@ _ALWAYS = ("special_tokens",)
 def examples_of(
     settings: Data, template: ChatTemplate, progress: Progress, survey: bool = False, stored: bool = True
 ) -> tuple[Examples, Examples | None]:
-    """The examples that a recipe trains on, and those that it never trains on (None when it names none).
-
-    They come from the cache when nothing that matters has changed. `survey`: the checks that only report are made too,
-    and what they need is kept in the examples' `traits` and `text_lengths`. `stored`: whether they go into the cache;
-    without it their `rows` are gone on return, and they have `text_lengths`. A `UserError` where a source cannot be
-    read, the recipe says to stop at a row or at what a check found, or nothing is left.
-    """
+    """The examples that a recipe trains on, and those that it never trains on (None when it names none), from the cache
+    when nothing that matters has changed. `survey`: the checks that only report are made too, and what they need is
+    kept in `traits` and `text_lengths`. `stored`: whether they go into the cache; else their `rows` are gone on return,
+    and they have `text_lengths`. A `UserError` where a source cannot be read, the recipe says to stop at a row or at
+    what a check found, or nothing is left."""
     share = settings.eval if isinstance(settings.eval, float) else None
     rules = rules_of(settings, share, survey)
     with report_hub_retries(progress), nullcontext() if stored else TemporaryDirectory() as folder:
@@ -217,10 +215,8 @@ def _cached(key: str, build: Callable[[Path], None], load: Callable[[Path], Buil
                     write_checksums(draft)
                 examples = load(folder)
     except OSError as error:
-        raise LorakitError(
-            f"{show_path(folder)}: the cache cannot be written: {error.strerror or error}. Set LORAKIT_CACHE to a "
-            "folder that can."
-        ) from error
+        what = f"the cache cannot be written: {error.strerror or error}"
+        raise LorakitError(f"{show_path(folder)}: {what}. Set LORAKIT_CACHE to a folder that can.") from error
     return examples
 
 

@@ -1,8 +1,9 @@
 """Which rows stay, and on which side, once all are known: `take`, the split, the checks of `data.clean` that compare
 rows, and leakage: rows that are trained on and held out as well."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -68,10 +69,8 @@ class RowSelection:
         if action == "error":
             ((where, case),) = self._cases(findings, findings.rows[:1])
             what = f"{findings.reason} ({case})" if case else findings.reason
-            raise UserError(
-                f"{where}: {what}; {len(findings.rows):,} rows in all. Fix the rows, or write "
-                f"data.clean.{check}: fix or report."
-            )
+            what = f"{what}; {len(findings.rows):,} rows in all"
+            raise UserError(f"{where}: {what}. Fix the rows, or write data.clean.{check}: fix or report.")
         for side, own in enumerate(self._by_side(findings.rows)):
             counts = self.result.reports[side].findings
             counts.add_rows(f"{check}: {findings.reason}", len(own), self._cases(findings, own[:_CASES]))
@@ -113,19 +112,13 @@ def select_rows(result: UsableRows, clean: Clean, rules: Rules, takes: Sequence[
     return selection
 
 
-def _duplicates(traits: RowStats, rows: np.ndarray) -> Findings:
-    return _repeated(dataset_checks.duplicates(traits.content), rows, "the same as an earlier row")
-
-
-def _near_duplicates(traits: RowStats, rows: np.ndarray) -> Findings:
-    assert traits.signature is not None
-    first, own = minhash.group_near_duplicates(traits.signature), np.arange(len(rows))
-    first = np.where(dataset_checks.duplicates(traits.content) == own, first, own)  # exact copies are another check's
-    return _repeated(first, rows, "nearly the same as an earlier row")
-
-
-def _repeated(first: np.ndarray, rows: np.ndarray, reason: str) -> Findings:
-    repeated = np.flatnonzero(first != np.arange(len(rows)))
+def _duplicates(traits: RowStats, rows: np.ndarray, near: bool = False) -> Findings:
+    own, first = np.arange(len(rows)), dataset_checks.duplicates(traits.content)
+    if near:
+        assert traits.signature is not None  # exact copies are the other check's
+        first = np.where(first == own, minhash.group_near_duplicates(traits.signature), own)
+    repeated = np.flatnonzero(first != own)
+    reason = f"{'nearly ' if near else ''}the same as an earlier row"
     return Findings(rows[repeated], reason, rows[repeated], _others(rows, repeated, first))
 
 
@@ -147,12 +140,10 @@ def _style(traits: RowStats, rows: np.ndarray) -> Findings:
     return Findings(outliers, "written unlike the others", outliers, reasons)
 
 
-_CHECKS = {
-    "duplicates": _duplicates,
-    "near_duplicates": _near_duplicates,
-    "contradictions": _contradictions,
+_CHECKS: dict[str, Callable[[RowStats, np.ndarray], Findings]] = {
+    "duplicates": _duplicates, "near_duplicates": partial(_duplicates, near=True), "contradictions": _contradictions,
     "style": _style,
-}
+}  # fmt: skip
 
 
 def find_leaks(train: RowStats, held_out: RowStats, nearly: bool) -> list[Leak]:
@@ -175,14 +166,11 @@ def remove_leaks(train: Examples, held_out: Examples, clean: Clean) -> Examples:
             continue
         leaks = find_leaks(train.traits, held_out.traits, nearly=check == "near_leakage")
         if leaks and action == "error":
-            cases = "; ".join(
-                f"{train.where(leak.row)} is {leak.reason}, {held_out.where(leak.held_out)}" for leak in leaks[:3]
-            )
-            raise UserError(
-                f"{len(leaks):,} of the training rows are held out as well: {cases}. Scores on rows that were trained "
-                f"on say nothing: write data.clean.{check}: fix to leave them out of the training, or give other "
-                "held-out rows."
-            )
+            places = [(train.where(leak.row), leak.reason, held_out.where(leak.held_out)) for leak in leaks[:3]]
+            cases = "; ".join(f"{ours} is {reason}, {theirs}" for ours, reason, theirs in places)
+            what = f"{len(leaks):,} of the training rows are held out as well: {cases}"
+            remedy = f"write data.clean.{check}: fix to leave them out of the training, or give other held-out rows"
+            raise UserError(f"{what}. Scores on rows that were trained on say nothing: {remedy}.")
         fixes = action == "fix"
         counts = train.report.dropped if fixes else train.report.findings
         words = f"left out by data.clean.{check}" if fixes else check
@@ -203,9 +191,6 @@ def _without_rows(train: Examples, rows: list[int], check: str) -> Examples:
     examples = stay[train.index.owner]
     index = train.index.select(examples, stay)
     count_examples(train.report, index)
-    return replace(
-        train,
-        selected=np.flatnonzero(examples) if train.selected is None else train.selected[examples],
-        index=index,
-        traits=None if train.traits is None else take_rows(train.traits, np.flatnonzero(stay)),
-    )
+    selected = np.flatnonzero(examples) if train.selected is None else train.selected[examples]
+    traits = None if train.traits is None else take_rows(train.traits, np.flatnonzero(stay))
+    return replace(train, selected=selected, index=index, traits=traits)

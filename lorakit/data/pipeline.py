@@ -73,10 +73,8 @@ def _check_system_prompt(system: str, template: ChatTemplate, rules: Rules, repo
     begins a sequence, or spells a special token and the recipe says to stop."""
     for mark in sorted(template.marks):
         if mark in system:
-            raise UserError(
-                f"data.system: it contains the text {mark!r}, with which a turn of this model ends or a sequence "
-                "begins. Take it out."
-            )
+            what = f"it contains the text {mark!r}, with which a turn of this model ends or a sequence begins"
+            raise UserError(f"data.system: {what}. Take it out.")
     action = rules.checks.get("special_tokens", "off")
     for what, _ in template.controls.spelled(Text(system)) if action != "off" else ():
         if action == "error":

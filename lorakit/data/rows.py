@@ -12,10 +12,8 @@ _KINDS |= {str: "a text", list: "a list", dict: "an object"}
 
 
 class RowError(Exception):
-    """One row cannot become an example; the caller knows which row.
-
-    `reason` is the same for all rows that fail alike, so that they can be counted; `case` is what this row has.
-    """
+    """One row cannot become an example; the caller knows which. `reason` is the same for all rows that fail alike, so
+    that they can be counted; `case` is what this row has."""
 
     def __init__(self, reason: str, case: str = "") -> None:
         super().__init__(f"{reason}: {case}" if case else reason)
@@ -51,8 +49,7 @@ each call that names a hook, which takes as long as a short row."""
 
 
 def normalize_line_ends(value: Any) -> Any:
-    """`value` with `\\r\\n` as `\\n` in all texts, whichever program wrote it. A `RowError` for
-    a value that is nested too deeply."""
+    """`value` with `\\r\\n` as `\\n` in all texts; a `RowError` for a value that is nested too deeply."""
 
     def normalized(inner: Any) -> Any:
         if isinstance(inner, str):
@@ -79,11 +76,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of one source that are not parsed yet: they can be handed to another process as they are.
-
-    `parse(name, first, payload)` gives the rows; `name` is the file as messages name it, `first` the number of the
-    first line or row. `size` is how many bytes of the source (as stored) the block stands for.
-    """
+    """Some rows of one source that are not parsed yet: they can be handed to another process as they are. `parse(name,
+    first, payload)` gives the rows; `name` is the file as messages name it, `first` the number of the first line or
+    row. `size` is how many bytes of the source (as stored) the block stands for."""
 
     name: str
     first: int

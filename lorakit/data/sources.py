@@ -9,14 +9,8 @@ from typing import Any
 
 from lorakit.atomic_io import sha256_of
 from lorakit.data.conversations import RowContent
-from lorakit.data.formats import columns_read, detect, parse_record, required_columns
-from lorakit.data.formats.columns import is_readable
-from lorakit.data.formats.preference_data import (
-    preference_pairs,
-    refuse_preference_data,
-    refuse_rejected_answer,
-    rejection_flags,
-)
+from lorakit.data.formats import preference_data
+from lorakit.data.formats.columns import columns_read, detect, is_readable, parse_record, required_columns
 from lorakit.data.readers import files_in, read_blocks, reading
 from lorakit.data.readers.text_stream import detect_rows_in_document
 from lorakit.data.rows import Block, Row, normalize_line_ends
@@ -67,7 +61,7 @@ class OpenSource:
     def parse(self, record: dict[str, Any]) -> RowContent:
         """What a record says; a `RowError` where it says nothing that could be trained."""
         renamed = rename_columns(record, self.source.columns or {})
-        refuse_rejected_answer(renamed, self.flags)
+        preference_data.refuse_rejected_answer(renamed, self.flags)
         return parse_record(str(self.format), self.settings, renamed)
 
     def count_block(self, file: str, rows: int, columns: set[str], filled: set[str]) -> None:
@@ -81,12 +75,10 @@ class OpenSource:
         name, mapping = source_name(self.source), self.source.columns or {}
         if not self.rows_in.total():
             raise UserError(f"{name}: no rows. A source needs at least one.")
-        for better, worse in preference_pairs(self.filled):
+        for better, worse in preference_data.preference_pairs(self.filled):
             if worse not in self.seen and better not in mapping.values():
-                raise UserError(
-                    f"{name}: some rows are preference pairs ({better!r} and {worse!r}, as for DPO), of which one side "
-                    "should not be said. Take them out, or give them as a source of their own."
-                )
+                what = f"some rows are preference pairs ({better!r} and {worse!r}, as for DPO)"
+                raise UserError(f"{name}: {what}. Take them out, or give them as a source of their own.")
         if self.columns:
             _refuse_missing(self.source, self.columns, set(mapping))
         if self.format:
@@ -121,7 +113,6 @@ def is_file(source: Source) -> bool:
 
 
 def source_name(source: Source) -> str:
-    """A source as messages name it."""
     return show_path(Path(source.path)) if is_file(source) else f"{source.path}[{source.split}]"
 
 
@@ -137,10 +128,8 @@ def source_hashes(source: Source) -> dict[str, str]:
 
 
 def open_source(source: Source) -> OpenSource:
-    """A source with its format, told from its first rows where the recipe does not name it.
-
-    A `UserError` where it cannot be read or told, or `columns` names a column that the source does not have.
-    """
+    """A source with its format, told from its first rows where the recipe does not name it. A `UserError` where it
+    cannot be read or told, or `columns` names a column that the source does not have."""
     blocks, size, files = _blocks(source)
     columns, name = source.columns or {}, source_name(source)
     first_blocks, raw = [], list[dict[str, Any]]()
@@ -162,7 +151,7 @@ def open_source(source: Source) -> OpenSource:
     def can_read(tried: Mapping[str, str], our: str) -> bool:
         return is_readable(given, settings, [rename_columns(record, tried) for record in raw[:_TRIED_ROWS]], our)
 
-    refuse_preference_data(name, records, columns, can_read)
+    preference_data.refuse_preference_data(name, records, columns, can_read)
     if given:
         format_name, why = given, "as the recipe says"
     else:
@@ -171,13 +160,11 @@ def open_source(source: Source) -> OpenSource:
     read = columns_read(format_name)
     unread = sorted(columns.keys() - read)
     if unread:
-        raise UserError(
-            f"{name}: data.columns fills {unread[0]!r}, which the format {format_name} does not read. It reads "
-            f"{', '.join(sorted(read))}."
-        )
+        what = f"data.columns fills {unread[0]!r}, which the format {format_name} does not read"
+        raise UserError(f"{name}: {what}. It reads {', '.join(sorted(read))}.")
     unused = {column for record in records for column, value in record.items() if value is not None} - read
     why += _not_used(unused)
-    flags = rejection_flags(records, read) if FORMATS[format_name].conversations else {}
+    flags = preference_data.rejection_flags(records, read) if FORMATS[format_name].conversations else {}
     return OpenSource(source, format_name, settings, why, blocks, size, files, unused, flags, seen)
 
 
@@ -186,8 +173,7 @@ def _not_used(columns: set[str]) -> str:
 
 
 def _refuse_wrong_documents(source: str, head: list[Block], files: list[str]) -> None:
-    """Refuse to train on rows as if they were documents, and on documents that only lie beside rows. `head`: the first
-    blocks of the source."""
+    """Refuse to train on rows as if they were documents, and on documents that only lie beside rows."""
     documents = [file for file in files if data_suffix(file).startswith((".txt", ".md"))]
     others = [file for file in files if file not in documents]
     columns = frozenset(chain.from_iterable(columns_read(entry.name) for entry in FORMATS))
@@ -197,30 +183,29 @@ def _refuse_wrong_documents(source: str, head: list[Block], files: list[str]) ->
             continue
         kind = detect_rows_in_document(str(record["text"]), columns) if block.name in documents else None
         if kind:
-            what, ending = kind
-            example = PurePath(block.name).name.partition(".")[0] + ending
-            raise UserError(
-                f"{block.name}: the file seems to hold {what}, not a document. Give it a name that ends in {ending}, "
-                f"such as {example}, or write data.format: text to train on it as it stands."
+            what, example = (
+                f"the file seems to hold {kind[0]}, not a document",
+                PurePath(block.name).name.partition(".")[0],
             )
+            remedy = f"Give it a name that ends in {kind[1]}, such as {example}{kind[1]}"
+            raise UserError(f"{block.name}: {what}. {remedy}, or write data.format: text to train on it as it stands.")
         if block.name in others and "text" not in record:
+            texts, rows = (one_line(", ".join(names), 200) for names in (documents, others))
             kinds = ", ".join(sorted({f"'{source}/*{data_suffix(file)}'" for file in others}))
-            raise UserError(
-                f"{source}: text documents ({one_line(', '.join(documents), 200)}) lie beside files of rows "
-                f"({one_line(', '.join(others), 200)}). Name the files to train on by a pattern, such as {kinds}."
-            )
+            what = f"text documents ({texts}) lie beside files of rows ({rows})"
+            raise UserError(f"{source}: {what}. Name the files to train on by a pattern, such as {kinds}.")
 
 
 def _refuse_missing(source: Source, seen: set[str], ours: set[str]) -> None:
     """Refuse a mapping, for one of our columns `ours`, to a column that no row has."""
     for our, their in (source.columns or {}).items():
         if our in ours and their not in seen:
-            near = nearest(their, sorted(seen))
-            columns = one_line(", ".join(sorted(seen)), 200)
-            raise UserError(
-                f"{source_name(source)}: data.columns takes {our!r} from {their!r}, a column that no row has. "
-                + (f"Did you mean {near!r}?" if near else f"The columns are {columns}.")
+            near, what = (
+                nearest(their, sorted(seen)),
+                f"data.columns takes {our!r} from {their!r}, a column that no row has",
             )
+            remedy = f"Did you mean {near!r}?" if near else f"The columns are {one_line(', '.join(sorted(seen)), 200)}."
+            raise UserError(f"{source_name(source)}: {what}. {remedy}")
 
 
 def rename_columns(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -256,7 +241,6 @@ def load_hub_dataset(source: Source) -> Any:
         return datasets.load_dataset(source.path, split=source.split, revision=source.revision)
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{source.path}: not a file on disk, and no hub dataset of this name could be loaded: {reason}. "
-            "Write a path such as ./train.jsonl, or check the id, its split and the network."
-        ) from error
+        what = f"not a file on disk, and no hub dataset of this name could be loaded: {reason}"
+        remedy = "Write a path such as ./train.jsonl, or check the id, its split and the network."
+        raise UserError(f"{source.path}: {what}. {remedy}") from error

@@ -25,7 +25,7 @@ from lorakit.progress import Progress
 from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Data, Source
 
-_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+_QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
 _BARS = 12
 # Batches looked at for padding: enough for two digits.
 _SAMPLED = 100_000
@@ -54,10 +54,9 @@ class Padding:
 
 @dataclass(frozen=True)
 class Survey:
-    """The rows of a recipe. `lengths`, `bins` and `limits` are of every text that can be encoded, fitting or not.
-
-    `actions` and `findings`: what each check of `data.clean` does, and what it found.
-    """
+    """The rows of a recipe. `lengths` (the tokens within which 5, 25, ... percent of the texts lie), `bins` and
+    `limits` are of every text that can be encoded. `actions` and `findings`: what each check of `data.clean` does, and
+    found."""
 
     train: Examples
     held_out: Examples | None
@@ -112,10 +111,11 @@ def survey(
         for reason, count in counts.counts.items():
             check, _, what = reason.partition(": ")
             findings[check].merge(ReasonCounts({what: count}, {what: counts.first[reason]}))
+    quantiles = np.quantile(texts.length, list(_QUANTILES.values()), method="inverted_cdf")
     return Survey(
         train=train,
         held_out=held_out,
-        lengths=quantiles(texts.length),
+        lengths=dict(zip(_QUANTILES, map(int, quantiles), strict=True)),
         bins=histogram(texts.length),
         limits=limits(texts, settings.max_length, attention_at),
         padding=padding(train.lengths(), batch_size, seed),
@@ -128,13 +128,6 @@ def sample(examples: Examples, count: int) -> list[dict[str, Any]]:
     """Some rows from the whole length of the set, with their place, input_ids and labels."""
     numbers = np.unique(np.linspace(0, len(examples.rows) - 1, num=count, dtype=int))
     return [examples.rows[int(number)] for number in numbers]
-
-
-def quantiles(lengths: np.ndarray) -> dict[str, int]:
-    """The token counts below which 5, 25, 50, ... percent of the texts lie; `max` is the longest."""
-    values = np.quantile(lengths, _QUANTILES, method="inverted_cdf")
-    names = [f"p{round(share * 100)}" for share in _QUANTILES[:-1]] + ["max"]
-    return dict(zip(names, map(int, values), strict=True))
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
@@ -152,10 +145,7 @@ def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def limits(texts: TextLengths, current: int, attention_at: float) -> list[Limit]:
-    """What each of several values of `max_length` would do to the texts, the current one among them.
-
-    `attention_at`: the length in tokens at which attention costs as much as all matrix products together.
-    """
+    """What each of several values of `max_length` would do to the texts, the current one among them."""
     longest = int(texts.length.max())
     powers = [1 << power for power in range(5, 21) if texts.length.min() < 1 << power < 2 * longest]
     owner = np.repeat(np.arange(len(texts.length)), texts.turns)
@@ -205,18 +195,11 @@ def padding(lengths: np.ndarray, batch_size: int, seed: int) -> Padding:
     )
 
 
-@dataclass(frozen=True)
-class RowExplanation:
-    """A row's place, each of its examples as (input_ids, labels), and why it has none."""
-
-    where: str
-    examples: list[tuple[list[int], list[int]]]
-    reasons: list[str]
-
-
-def explain_row(where: str, sources: Sequence[Source], template: ChatTemplate, rules: Rules) -> RowExplanation:
-    """The row at `where`, written as messages write it: `train.jsonl:12`, or `train.parquet row 7`. A UserError where
-    there is no such row, or a source cannot be read."""
+def explain_row(
+    where: str, sources: Sequence[Source], template: ChatTemplate, rules: Rules
+) -> tuple[str, list[dict[str, Any]], list[str]]:
+    """The place of the row at `where` (`train.jsonl:12`, or `train.parquet row 7`), its examples, and why it has none
+    or what was found in it. A `UserError` where there is no such row, or a source cannot be read."""
     place = re.fullmatch(r"(.+?)(:\d+| row \d+)", where)
     wanted = {where, show_path(Path(place[1]).absolute()) + place[2]} if place else {where}
     last = ""
@@ -230,15 +213,14 @@ def explain_row(where: str, sources: Sequence[Source], template: ChatTemplate, r
     raise UserError(f"--row: no source has a row {where}. Rows are named as in messages: the last one is {last}.")
 
 
-def _follow(row: Row, worker: Worker) -> RowExplanation:
+def _follow(row: Row, worker: Worker) -> tuple[str, list[dict[str, Any]], list[str]]:
     result = worker(0, block_of([row]))
     report, reasons = result.rows.reports[0], []
     for reason, (place, *_) in report.dropped.first.items():
         case = place.removeprefix(row.where).lstrip(": ")
         reasons.append(f"{reason}: {case}" if case else reason)
     reasons += [f"found: {reason}" for reason in report.findings.counts]
-    examples = [(example["input_ids"], example["labels"]) for example in result.examples.to_pylist()]
-    return RowExplanation(row.where, examples, reasons)
+    return row.where, result.examples.to_pylist(), reasons
 
 
 def decode_by_trained(tokenizer: Any, input_ids: Sequence[int], labels: Sequence[int]) -> list[tuple[str, bool]]:

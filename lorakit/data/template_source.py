@@ -90,11 +90,9 @@ def with_fixed_date(tokenizer: Any, day: str | None) -> Any:
         dates = json.dumps({text: clock_at(day)(text) for text in texts}, ensure_ascii=False)
         return f"{{%- set strftime_now = {dates}.get -%}}{template}"
 
-    changed, templates = copy.copy(tokenizer), tokenizer.chat_template
-    if isinstance(templates, dict):
-        changed.chat_template = {name: fix_date(template) for name, template in templates.items()}
-    else:
-        changed.chat_template = fix_date(templates)
+    changed, given = copy.copy(tokenizer), tokenizer.chat_template
+    is_dict = isinstance(given, dict)
+    changed.chat_template = {name: fix_date(one) for name, one in given.items()} if is_dict else fix_date(given)
     return changed
 
 
@@ -122,10 +120,8 @@ def _limit_bits(operate: Callable[[Any, Any], Any], count_bits: Callable[[int, i
 
 @dataclass(frozen=True)
 class TemplateVariables:
-    """The variables that a template reads besides the conversation, such as `enable_thinking`.
-
-    `constants`: by variable, what the template compares it with. `given`: the names that lorakit and the tokenizer set.
-    """
+    """The variables that a template reads besides the conversation, such as `enable_thinking`. `constants`: by
+    variable, what the template compares it with. `given`: the names that lorakit and the tokenizer set."""
 
     constants: Mapping[str, Sequence[Any]]
     given: frozenset[str]

@@ -45,10 +45,8 @@ class _CutTokens:
 
 
 class Encoder:
-    """A tokenizer, what is the same for all its texts, and the segments that it has encoded.
-
-    `bos`: the id of the beginning of sequence. `vocabulary`: how many tokens there are.
-    """
+    """A tokenizer, what is the same for all its texts, and the segments that it has encoded. `bos`: the id of the
+    beginning of sequence. `vocabulary`: how many tokens there are."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer

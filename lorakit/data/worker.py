@@ -111,10 +111,9 @@ class Worker:
                         rendered.append(one)
         except (TooLong, MemoryError) as error:
             more = f"{_MEMORY >> 30} GiB of memory" if isinstance(error, MemoryError) else "a minute of computing"
-            raise UserError(
-                f"{where}: preparing this row and those before it takes more than {more}. Its chat template may never "
-                "end, or the row is far too long: shorten it or take it out."
-            ) from error
+            what = f"preparing this row and those before it takes more than {more}"
+            remedy = "Its chat template may never end, or the row is far too long: shorten it or take it out."
+            raise UserError(f"{where}: {what}. {remedy}") from error
         rows, texts = self._encode(rendered, reports)
         examples = [example for row in rows for example in row.examples]
         notes: dict[str, list[int]] = {}
@@ -171,11 +170,9 @@ class Worker:
         for finding in findings:
             action = self.rules.checks[finding.check]
             if action == "error":
-                raise UserError(
-                    f"{where}: {finding.field}: {finding.what}"
-                    + (f": {one_line(finding.case, 200)}" if finding.case else "")
-                    + f". Fix the row, or write data.clean.{finding.check}: fix."
-                )
+                what = finding.what + (f": {one_line(finding.case, 200)}" if finding.case else "")
+                remedy = f"Fix the row, or write data.clean.{finding.check}: fix."
+                raise UserError(f"{where}: {finding.field}: {what}. {remedy}")
             left = "" if finding.fixed or action == "report" else " (left as it is)"
             case = f"{finding.field}: {finding.case}" if finding.case else finding.field
             report.findings.add(f"{finding.check}: {finding.what}{left}", where, case)
@@ -186,10 +183,8 @@ class Worker:
 
     def _drop(self, error: RowError, where: str, report: Report) -> None:
         if self.rules.broken == "error":
-            raise UserError(
-                f"{where}: {one_line(str(error), 600)}. Fix the row, or set data.broken: drop to leave such rows "
-                "out and count them."
-            )
+            remedy = "Fix the row, or set data.broken: drop to leave such rows out and count them."
+            raise UserError(f"{where}: {one_line(str(error), 600)}. {remedy}")
         report.drop(error, where)
 
     def _encode(
@@ -217,19 +212,16 @@ class Worker:
         assert isinstance(content, Tokens)
         ids, labels = content.input_ids, content.labels
         if max(ids) >= self._encoder.vocabulary:
-            return RowError(
-                f"a token id is above the {self._encoder.vocabulary:,} of this model's tokenizer", f"it is {max(ids)}"
-            )
+            what = f"a token id is above the {self._encoder.vocabulary:,} of this model's tokenizer"
+            return RowError(what, f"it is {max(ids)}")
         if self._encoder.bos is not None and ids[:2] == [self._encoder.bos] * 2:
             return RowError(f"the tokens begin with {self._encoder.tokenizer.bos_token!r} twice (leave one out)")
         edges = np.flatnonzero(np.diff(np.concatenate(([0], np.asarray(labels) != IGNORED, [0]))))
         turns = [(start, end) for start, end in edges.reshape(-1, 2).tolist()]
         for _, end in turns:
             if end < len(ids) and ids[end] in self._ends:
-                return RowError(
-                    "the token that ends an answer is not trained, so the model would never learn to stop",
-                    f"label {end + 1} is {IGNORED}, token {ids[end]}",
-                )
+                what = "the token that ends an answer is not trained, so the model would never learn to stop"
+                return RowError(what, f"label {end + 1} is {IGNORED}, token {ids[end]}")
         return Encoded(ids, labels, turns)
 
     def _fitted(self, texts: list[Encoded], where: str) -> tuple[list[Encoded], bool]:
@@ -239,10 +231,8 @@ class Worker:
         if longest <= limit:
             return texts, False
         if self.rules.overlong == "error":
-            raise UserError(
-                f"{where}: {longest:,} tokens, data.max_length is {limit:,}. Raise it, or write data.overlong: drop or "
-                "truncate."
-            )
+            what = f"{longest:,} tokens, data.max_length is {limit:,}"
+            raise UserError(f"{where}: {what}. Raise it, or write data.overlong: drop or truncate.")
         if self.rules.overlong == "split" and not any(text.turns for text in texts):
             return [piece for text in texts for piece in text.pieces(limit)], False
         if self.rules.overlong == "truncate":

@@ -46,10 +46,8 @@ def map_in_order(
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool as error:
-        raise LorakitError(
-            "a process that prepares the rows was killed: memory ran out, most likely. Close other programs, or give "
-            "shorter rows."
-        ) from error
+        what = "a process that prepares the rows was killed: memory ran out, most likely"
+        raise LorakitError(f"{what}. Close other programs, or give shorter rows.") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

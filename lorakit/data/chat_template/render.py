@@ -69,10 +69,9 @@ def _fill_skeletons(row: TemplatedRow) -> list[RenderedText] | None:
         return None
     if shape not in template.skeletons and len(template.skeletons) < _MAX_SHAPES:
         template.skeletons[shape] = make_skeletons(row, render_in_full)
-    skeletons = template.skeletons.get(shape)
+    skeletons, contents = template.skeletons.get(shape), [message["content"] for message in row.messages]
     if not skeletons:
         return None
-    contents = [message["content"] for message in row.messages]
     for mark in template.marks_and_thoughts:
         for content in contents:
             if mark in content:
@@ -117,12 +116,10 @@ def _render_document(text: str, template: ChatTemplate) -> RenderedText:
     if not text.strip():
         raise RowError("the text is empty: there is nothing to train")
     inner = text if template.opening or not begin else text.removeprefix(begin)
+    remedy = "take it out; where the text is a conversation with the chat template's marks in it, give its messages"
     for mark, why in ((end, "ends a text"), (begin, "is the beginning of sequence")):
         if mark and mark in (text if mark == end else inner):
-            raise RowError(
-                f"the text contains {mark!r}, which {why} of this model (take it out; where the text is a conversation "
-                "with the chat template's marks in it, give its messages)"
-            )
+            raise RowError(f"the text contains {mark!r}, which {why} of this model ({remedy})")
     refuse_half_characters(text)
     return RenderedText(text + end, (), everything=True, opening=template.opening)
 
@@ -150,30 +147,25 @@ def _group(turns: list[RenderedTurn], row: TemplatedRow) -> list[list[RenderedTu
 
 
 def _join_turns(group: list[RenderedTurn], trained: list[int], row: TemplatedRow) -> RenderedText:
-    spans, notes = [], []
-    for turn in group:
-        if turn.index in trained:
-            spans.append(replace(turn.span, start=turn.span.start + turn.given))
-            notes.append(_describe_form(row, turn))
-        else:
-            spans.append(replace(turn.span, trained=False))
-    note = next(filter(None, notes), "")
-    return RenderedText(group[-1].text, tuple(spans), everything=row.template.train_on == "all", note=note)
+    spans = tuple(
+        replace(turn.span, start=turn.span.start + turn.given)
+        if turn.index in trained
+        else replace(turn.span, trained=False)
+        for turn in group
+    )
+    notes = (_describe_form(row, turn) for turn in group if turn.index in trained)
+    return RenderedText(group[-1].text, spans, row.template.train_on == "all", note=next(filter(None, notes), ""))
 
 
 def _describe_form(row: TemplatedRow, turn: RenderedTurn) -> str:
     """What the user is told of an answer without a thought whose prompt would open one; else empty."""
-    thoughts = row.template.thoughts
-    if _thinks(row, row.messages[turn.index]):
-        return ""
-    if turn.form.variables:
+    thoughts, thinks = row.template.thoughts, _thinks(row, row.messages[turn.index])
+    if turn.form.variables and not thinks:
         return row.template.note_without_thoughts
-    if thoughts and thoughts.opened and turn.form.prompt.rstrip().endswith(thoughts.opens):
-        return (
-            f"answers without thinking: the prompt opens a thought with {thoughts.opens}, and the model is trained to "
-            f"close it at once with {thoughts.closes}"
-        )
-    return ""
+    if thinks or not (thoughts and thoughts.opened and turn.form.prompt.rstrip().endswith(thoughts.opens)):
+        return ""
+    opening = f"answers without thinking: the prompt opens a thought with {thoughts.opens}"
+    return f"{opening}, and the model is trained to close it at once with {thoughts.closes}"
 
 
 def _find_turn(row: TemplatedRow, index: int) -> RenderedTurn:
@@ -196,7 +188,7 @@ def _find_turn(row: TemplatedRow, index: int) -> RenderedTurn:
 
 
 def _find_remedy(row: TemplatedRow, index: int) -> str:
-    """The change of the template's variables with which the answer is exact, in words; empty where there is none."""
+    """The change of the template's variables with which the answer is exact, in words; or empty."""
     own, key = row.template.variables, "model.template_variables"
     changes = [(f"leave out {key}.{name}", {other: own[other] for other in own if other != name}) for name in own]
     changes += [(f"write {key}: {as_yaml(one)}", {**own, **one}) for one in row.template.reads.to_try({})]

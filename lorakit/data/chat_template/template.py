@@ -39,8 +39,8 @@ class NoChatTemplate(UserError):
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A tokenizer's chat template, rendered in the sandbox that transformers provides. `date`: the day that the
-    template takes for today, where it writes one; None is the day on which it is rendered."""
+    """A tokenizer's chat template, rendered in the sandbox that transformers provides. `date`: the day that it takes
+    for today, where it writes one; None is the day on which it is rendered."""
 
     tokenizer: Any
     train_on: str = "assistant"

@@ -183,10 +183,8 @@ def find_roles_in_parts(write: Write) -> frozenset[str]:
 
 def as_parts(message: TemplateMessage, roles: frozenset[str]) -> TemplateMessage:
     """A message whose text is one part, where its role is one of `roles`."""
-    content = message.get("content")
-    if message["role"] not in roles or not isinstance(content, str):
-        return message
-    return message | {"content": [{"type": "text", "text": content}]}
+    is_text = message["role"] in roles and isinstance(message.get("content"), str)
+    return message | {"content": [{"type": "text", "text": message["content"]}]} if is_text else message
 
 
 def has_thinking(message: Message) -> bool:
@@ -260,7 +258,7 @@ def find_thoughts(answers: AnswerProbe, known: str) -> ThoughtFormat | None:
 
 
 def _tail_of_prompt(answers: AnswerProbe) -> tuple[str, str]:
-    """What the prompt ends with that the text of an answer lacks, and all that it writes for the answer to come."""
+    """What the prompt ends with that the text of an answer lacks, and all that it writes for the answer."""
     for messages, prompt, text in answers.samples:
         if not prompt:
             continue
@@ -317,7 +315,6 @@ def compile_alternation(words: Iterable[str]) -> re.Pattern[str]:
 
 
 def _branches(words: list[str]) -> str:
-    """The expression for words in their order, none of them empty."""
     branches = []
     for _, group in groupby(words, lambda word: word[0]):
         alike = list(group)

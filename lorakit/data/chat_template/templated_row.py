@@ -108,7 +108,6 @@ class TemplatedRow:
         return form.prompt + (form.thoughts.add(thought, answer) if form.thoughts else answer)
 
     def where(self, index: int) -> str:
-        """A message's place in the row, in words."""
         return f"message {index + 1 - self.inserted}"
 
 
@@ -170,10 +169,11 @@ def refuse_loose_marks(row: TemplatedRow) -> None:
     for mark in sorted(row.template.marks, key=lambda mark: (mark in stops, mark)):
         why = "ends a turn" if mark in stops else "is the beginning of sequence"
         if place := next((name for name, text in texts if mark in text), ""):
-            remedy = "if this row looks templated already, give its texts without the chat template's marks"
-            raise RowError(
-                f"the row contains the text {mark!r}, which {why} of this model (take it out; {remedy})", place
+            what = f"the row contains the text {mark!r}, which {why} of this model"
+            remedy = (
+                "take it out; if this row looks templated already, give its texts without the chat template's marks"
             )
+            raise RowError(f"{what} ({remedy})", place)
 
 
 def refuse_half_characters(text: str) -> None:

@@ -4,15 +4,12 @@ settings where it has some, and returns a Conversation, a Text or Tokens, or rai
 
 import importlib
 
-from lorakit.data.conversations import Conversation as Conversation
-from lorakit.data.conversations import Text as Text
-from lorakit.data.conversations import Tokens as Tokens
-from lorakit.data.formats.columns import columns_read as columns_read
-from lorakit.data.formats.columns import detect as detect
-from lorakit.data.formats.columns import parse_record as parse_record
-from lorakit.data.formats.columns import required_columns as required_columns
-from lorakit.data.rows import RowError as RowError
-from lorakit.data.rows import kind as kind
+from lorakit.data.conversations import Conversation, Text, Tokens
+from lorakit.data.formats.columns import columns_read, detect, parse_record, required_columns
+from lorakit.data.rows import RowError, kind
+
+__all__ = ["Conversation", "RowError", "Text", "Tokens"]
+__all__ += ["columns_read", "detect", "kind", "parse_record", "required_columns"]
 
 # In the order in which docs and messages name them.
 for _name in ("messages", "text_columns", "oasst", "tokens"):

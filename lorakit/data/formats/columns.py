@@ -100,7 +100,6 @@ def _has_longer_variant(entry: FormatSpec, entries: Iterable[FormatSpec]) -> boo
 
 
 def _complaint(name: str, settings: Section | None, record: Mapping[str, Any]) -> RowError | None:
-    """Why a record is not of this format; None where it is."""
     try:
         parse_record(name, settings, record)
     except RowError as error:
@@ -109,7 +108,6 @@ def _complaint(name: str, settings: Section | None, record: Mapping[str, Any]) -
 
 
 def _hint(records: Sequence[Mapping[str, Any]], where: str) -> str:
-    """What the file seems to hold in place of rows."""
     lists = [column for column, value in records[0].items() if isinstance(value, list) and value]
     if len(records) == 1 and (rows := [column for column in lists if isinstance(records[0][column][0], Mapping)]):
         return f"The rows seem to be under {rows[0]!r}: give a file of that list alone. "
@@ -167,7 +165,6 @@ def question_and_answer(record: Mapping[str, Any], question: str, answer: str) -
 
 
 def parse_json(text: str, what: str) -> Any:
-    """A JSON text inside a row."""
     try:
         return STRICT_JSON.decode(text)
     except (ValueError, RecursionError, RowError) as error:
@@ -200,13 +197,11 @@ def _has_name(function: Any) -> bool:
 
 
 def _without_fillers(schema: Any) -> Any:
-    if isinstance(schema, Mapping):
-        return {
-            key: value if key in _SCHEMA_VALUES else _without_fillers(value)
-            for key, value in schema.items()
-            if value is not None or key == "const" or (key == "default" and _allows_null(schema))
-        }
-    return [_without_fillers(item) for item in schema] if isinstance(schema, list) else schema
+    if not isinstance(schema, Mapping):
+        return [_without_fillers(item) for item in schema] if isinstance(schema, list) else schema
+    null = {"const"} | ({"default"} if _allows_null(schema) else set())  # where a null says something
+    given = {key: value for key, value in schema.items() if value is not None or key in null}
+    return {key: value if key in _SCHEMA_VALUES else _without_fillers(value) for key, value in given.items()}
 
 
 def _allows_null(schema: Any) -> bool:

@@ -21,7 +21,7 @@ _THINKING = ("thinking", "reasoning_content", "reasoning")
 _ASSISTANT = (*_THINKING, "tool_calls", "function_call", "train", "weight", "prefix")
 _TOOL = ("name", "tool_call_id")
 
-_CALL = "function_call"
+_TURNS, _CALL = ("conversations", "conversation"), "function_call"
 # ShareGPT's words for each role, common misspellings among them, in lower case and with `_`.
 _WORDS_OF_ROLES = {
     "system": "system system_prompt systen sytem systme sysem systm developer",
@@ -58,15 +58,11 @@ def _sharegpt_mistakes(settings: Sharegpt) -> Iterator[tuple[tuple[str, str], st
 
 
 @FORMATS.register(
-    "sharegpt",
-    columns=(("conversations", "conversation"),),
-    optional=("system", "tools"),
-    settings=Sharegpt,
-    mistakes=_sharegpt_mistakes,
+    "sharegpt", columns=(_TURNS,), optional=("system", "tools"), settings=Sharegpt, mistakes=_sharegpt_mistakes
 )
 def sharegpt(record: Mapping[str, Any], settings: Sharegpt) -> Conversation:
     """`conversations`: a list of {from, value}, from human, gpt, system, tool, function_call and their other names."""
-    column = filled_column(record, ("conversations", "conversation"))
+    column = filled_column(record, _TURNS)
     turns = parse_list(record.get(column), column, "turns")
     theirs = {_folded(word): role for word, role in settings.roles.items()}
     messages = [_parse_turn(position, turn, theirs) for position, turn in enumerate(turns, start=1)]
@@ -74,7 +70,6 @@ def sharegpt(record: Mapping[str, Any], settings: Sharegpt) -> Conversation:
 
 
 def parse_messages(raw: Any, column: str) -> list[Message]:
-    """A column that holds a list of messages."""
     return [parse_message(at, message) for at, message in enumerate(parse_list(raw, column, "messages"), start=1)]
 
 
@@ -120,7 +115,6 @@ def parse_if_json(text: str, column: str) -> Any:
 
 
 def parse_message(position: int, raw: Any) -> Message:
-    """One message; `position` counts from 1."""
     if not isinstance(raw, Mapping):
         raise RowError("a message is not an object with role and content", f"message {position} is {kind(raw)}")
     word, content = raw.get("role"), raw.get("content")
@@ -219,7 +213,6 @@ def _parse_turn(position: int, raw: Any, theirs: Mapping[str, str]) -> Message:
 
 
 def _either(raw: Mapping[str, Any], names: tuple[str, str], position: int) -> Any:
-    """The value under either name."""
     one, other = raw.get(names[0]), raw.get(names[1])
     if not is_empty(one) and not is_empty(other) and one != other:
         raise RowError(f"a turn has both {names[0]!r} and {names[1]!r}", f"turn {position}")
@@ -231,9 +224,8 @@ def _role(word: Any, position: int, theirs: Mapping[str, str]) -> str:
     role = theirs.get(folded) or _SHAREGPT_ROLES.get(folded)
     if role is None:
         near = _nearest(folded, (*theirs, *_SHAREGPT_ROLES))
-        reason = "a turn has an unknown role (map it with data.format: {sharegpt: {roles: {their: ours}}})"
-        meant = f" Did you mean {near}?" if near else ""
-        raise RowError(reason, f"turn {position} has {one_line(repr(word))}.{meant}")
+        case = f"turn {position} has {one_line(repr(word))}." + (f" Did you mean {near}?" if near else "")
+        raise RowError("a turn has an unknown role (map it with data.format: {sharegpt: {roles: {their: ours}}})", case)
     return role
 
 

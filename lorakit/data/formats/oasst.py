@@ -37,7 +37,6 @@ def oasst(record: Mapping[str, Any]) -> Conversation:
 
 
 def _best(replies: Any, level: int) -> Mapping[str, Any] | None:
-    """The reply of the lowest rank; of those without one that of the highest score; of the others the first."""
     if replies is None:
         return None
     if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):

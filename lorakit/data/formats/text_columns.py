@@ -94,7 +94,7 @@ class Classification(Section):
 gives the text alone where there is no list."""
 
 
-def _classification_mistakes(settings: Classification) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+def _label_mistakes(settings: Classification) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
     labels, prompt = settings.labels or [], settings.prompt
     for index, label in enumerate(labels):
         if label in labels[:index]:
@@ -109,12 +109,8 @@ def _classification_mistakes(settings: Classification) -> Iterator[tuple[tuple[s
     names = [f"{name}{'!' + how if how else ''}{':' + style if style else ''}" for name, style, how in pieces]
     for name in names:
         if name not in ("text", "labels"):
-            wrong = one_line(f"{{{name}}}")
-            yield (
-                ("prompt",),
-                f"{wrong} is not a known placeholder",
-                "Write {text} or {labels}, or {{ and }} for braces.",
-            )
+            reason = one_line(f"{{{name}}}") + " is not a known placeholder"
+            yield ("prompt",), reason, "Write {text} or {labels}, or {{ and }} for braces."
     if "text" not in names:
         reason = "{text} is not in it, so that every row would ask the same"
         yield ("prompt",), reason, "Write {text} where the text belongs."
@@ -123,11 +119,7 @@ def _classification_mistakes(settings: Classification) -> Iterator[tuple[tuple[s
 
 
 @FORMATS.register(
-    "classification",
-    columns=("text", "label"),
-    optional=("system",),
-    settings=Classification,
-    mistakes=_classification_mistakes,
+    "classification", columns=("text", "label"), optional=("system",), settings=Classification, mistakes=_label_mistakes
 )
 def classification(record: Mapping[str, Any], settings: Classification) -> Conversation:
     """`text` and `label`: which of the labels fits the text."""

@@ -62,7 +62,6 @@ def _mask(record: Mapping[str, Any], column: str, ids: list[int]) -> list[int]:
 
 
 def _numbers(record: Mapping[str, Any], column: str, like: list[int] | None = None) -> list[int]:
-    """A column of whole numbers, as many as in `like`."""
     values = record.get(column)
     if values is None:
         raise RowError(f"the column {column!r} is missing or null")

@@ -2,10 +2,9 @@
 as blocks, so that memory does not grow with it and other processes can parse. A row that cannot be read is a `Row` that
 says why; a file that cannot be read as a whole is a `UserError`."""
 
-import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -46,19 +45,16 @@ def files_in(path: Path) -> list[Path]:
     `UserError` where there are none, one is not a regular file, or they cannot be listed."""
     name = show_path(path)
     with reading(path):
-        if not is_pattern(path) and not stat.S_ISDIR(path.stat().st_mode):
-            _refuse_irregular_file(path)
-            return [path]
         try:
-            files = sorted(data_files(path))
+            is_set = is_pattern(path) or stat.S_ISDIR(path.stat().st_mode)
+            files = sorted(data_files(path)) if is_set else [path]
         except TooManyFiles as error:
             raise UserError(f"{name}: {error.strerror}. Write the folder that holds the rows.") from error
     if not files:
         reason = "the pattern matches no data file" if is_pattern(path) else "the folder has no data files"
         raise UserError(f"{name}: {reason}. Their names end in {KNOWN_SUFFIXES}.")
     for file in files:
-        if os.path.exists(file) and not os.path.isfile(file):  # noqa: PTH110, PTH113 (pathlib's raise where one may not)
-            _refuse_irregular_file(file)
+        _refuse_irregular_file(file)
     return files
 
 
@@ -75,21 +71,21 @@ def read_blocks(path: Path) -> Iterator[Block]:
     if not suffix:
         ending = path.suffix or "this"
         raise UserError(f"{name}: rows are read from files whose names end in {KNOWN_SUFFIXES}; not from {ending}.")
-    with reading(path):
-        _refuse_irregular_file(path)
-        with path.open("rb") as file:
-            if suffix in _COLUMNS:
-                refuse_other_columns(name, suffix, file.read(4096))
-                yield from read_columns(path, name, _COLUMNS[suffix])
-            else:
-                compression = next((ending for ending in COMPRESSIONS if suffix.endswith(ending)), "")
-                content = suffix.removesuffix(compression)
-                yield from _TEXTS[content](TextStream(name, file, compression, content))
+    _refuse_irregular_file(path)
+    with reading(path), path.open("rb") as file:
+        if suffix in _COLUMNS:
+            refuse_other_columns(name, suffix, file.read(4096))
+            yield from read_columns(path, name, _COLUMNS[suffix])
+        else:
+            compression = next((ending for ending in COMPRESSIONS if suffix.endswith(ending)), "")
+            content = suffix.removesuffix(compression)
+            yield from _TEXTS[content](TextStream(name, file, compression, content))
 
 
 def _refuse_irregular_file(path: Path) -> None:
-    """Reading a pipe or a device might never end."""
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode):
-        what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-        raise UserError(f"{show_path(path)}: this is {what}. Write the path of a data file.")
+    """Reading a pipe or a device might never end. What else is wrong with a file, its reader tells."""
+    with suppress(OSError):
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+            raise UserError(f"{show_path(path)}: this is {what}. Write the path of a data file.")

@@ -44,7 +44,7 @@ def _parquet_batches(path: Path, name: str) -> Iterator[tuple[Any, int]]:
 
 
 def _arrow_batches(path: Path, name: str) -> Iterator[tuple[Any, int]]:
-    """Parts of about a MiB of the batches, and how many bytes of the file each takes."""
+    """As `_parquet_batches`, of a file in Arrow's file or stream format."""
     import pyarrow
 
     # Mapped: a batch may hold the whole file, and only the part that is read takes memory.
@@ -60,7 +60,6 @@ def _arrow_batches(path: Path, name: str) -> Iterator[tuple[Any, int]]:
 
 
 def _stored_batches(source: Any, name: str) -> Iterator[tuple[Any, int]]:
-    """The batches of a file in Arrow's file or stream format, and how many bytes of the file each takes."""
     import pyarrow
 
     magic = source.read(6)

@@ -68,7 +68,6 @@ def parse_rows(name: str, first: int, payload: tuple[list[str], list[_Numbered]]
 
 
 def _lines(stream: TextStream, sizes: list[int]) -> Iterator[str]:
-    """The lines of the file; the size of each piece of it that is read is added to `sizes`."""
     for lines in read_whole_lines(stream):
         decode_lines(stream.name, lines)
         sizes.append(lines.size)

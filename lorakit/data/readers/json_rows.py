@@ -75,7 +75,6 @@ def _parse_line(line: str) -> dict[str, Any] | RowError:
 
 
 def _hint(line: str, error: json.JSONDecodeError) -> str:
-    """What the author of an invalid line seems to have meant."""
     rest = line[error.pos :].strip(_SPACE) if error.msg == "Extra data" else ""
     if rest == ",":
         return "; a comma follows the object, as in a list (take it out)"
@@ -99,9 +98,8 @@ def parse_value(text: str, start: int) -> tuple[Any, int]:
 
 
 def _as_record(value: Any) -> dict[str, Any] | RowError:
-    if isinstance(value, dict | RowError):
-        return value
-    return RowError("the row is not an object with named columns", f"it is {kind(value)}")
+    is_row = isinstance(value, dict | RowError)
+    return value if is_row else RowError("the row is not an object with named columns", f"it is {kind(value)}")
 
 
 def read_values(stream: TextStream) -> Iterator[Block]:
@@ -184,7 +182,7 @@ class _Window:
         return UserError(f"{self.name}:{line}: not valid JSON: {message} at column {column + 1}.")
 
     def _place(self, at: int) -> tuple[int, int]:
-        """The number of a line, and of the characters before `at` in it."""
+        """The line of a place, and the characters before it in that line."""
         before = self._text.rfind("\n", 0, at) + 1
         return self._line + self._text.count("\n", 0, at), at - before + (0 if before else self._column)
 

@@ -40,8 +40,7 @@ _FIELD = re.compile(r"""["']?\s*[,;\t]\s*["']?""")
 
 
 def refuse_other_content(name: str, suffix: str, data: bytes) -> None:
-    """Refuse, as a `UserError`, a file that begins with what is not text in UTF-8, or a web page in place of the rows.
-    `suffix`: the ending of its content, compression aside."""
+    """Refuse, as a `UserError`, a file that begins with what is not text in UTF-8, or a web page in place of rows."""
     head = data[:_HEAD_BYTES]
     match = next(((what, remedy) for start, what, remedy in _CONTENTS if re.match(start, head)), None)
     if suffix not in (".txt", ".md") and _WEB_PAGE.match(head):
@@ -64,8 +63,8 @@ def refuse_other_columns(name: str, suffix: str, head: bytes) -> None:
 
 
 def refuse_list_as_lines(name: str, raw: bytes) -> None:
-    """Refuse, as a `UserError`, a file of JSON Lines that is a JSON list, or objects over several lines. `raw`: its
-    first block."""
+    """Refuse, as a `UserError`, a file of JSON Lines whose first block is a JSON list, or objects over several
+    lines."""
     first = re.compile(rb"\s*([\[{])[^\n]{0,65536}").match(raw)
     if not first:
         return
@@ -76,16 +75,15 @@ def refuse_list_as_lines(name: str, raw: bytes) -> None:
     if first[1] == b"{" and rest.startswith((b'"', b"}")) and line.endswith((b"{", b",", b"[")):
         what = "has an object over several lines"
     if what:
-        stem = PurePath(name).name.partition(".")[0]
-        raise UserError(
-            f"{name}: the file {what}, and JSON Lines are an object on each line. Give it a name that ends in .json, "
-            f"such as {stem}.json."
+        what, example = (
+            f"the file {what}, and JSON Lines are an object on each line",
+            PurePath(name).name.partition(".")[0],
         )
+        raise UserError(f"{name}: {what}. Give it a name that ends in .json, such as {example}.json.")
 
 
 def detect_rows_in_document(text: str, columns: frozenset[str]) -> tuple[str, str] | None:
-    """What kind of rows a text document seems to hold, and the ending for it; None for a document. `columns`: those
-    that formats read, two of which make a line a header."""
+    """What rows a text document seems to hold, and the ending for them; two of `columns` make a line a header."""
     lines = [line for line in text.lstrip("\ufeff").splitlines()[:20] if line.strip()][:3]
     if lines and all(line.lstrip().startswith("{") and _is_json(line) for line in lines):
         return "JSON objects, one a line", ".jsonl"
@@ -107,8 +105,7 @@ def _is_json(text: str | bytes) -> bool:
 
 
 def _open_zstandard(raw: BinaryIO) -> Any:
-    """As `GzipFile`: Python's library does not have zstandard yet."""
-    import pyarrow
+    import pyarrow  # Python's library does not have zstandard yet
 
     stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
     # Arrow gives nothing of a read that meets the end of a cut file: a short read loses little.
@@ -125,9 +122,8 @@ _OPENERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 
 
 class TextStream:
-    """The content of an open file without its byte order mark, read once from its beginning. `compression`: one of
-    `COMPRESSIONS`, or empty; `suffix`: the ending before it. `lines`: the whole lines that are read; `ended`: all
-    is."""
+    """The content of an open file without its byte order mark, read once. `compression`: one of `COMPRESSIONS`, or
+    empty; `suffix`: the ending before it. `lines`: the whole lines that are read."""
 
     def __init__(self, name: str, raw: BinaryIO, compression: str, suffix: str) -> None:
         self.name, self.lines, self.ended = name, 0, False
@@ -171,12 +167,10 @@ class TextStream:
 
     def _damaged(self, fault: Exception) -> UserError:
         reason = one_line(str(fault), 200).rstrip(".")
-        if isinstance(fault, EOFError) or "truncated" in reason.lower():
-            what = f"the {self._compression} data is cut off after line {self.lines}"
-        elif not self._started:
-            what = f"not a {self._compression} file, whatever its name says, or damaged at its beginning"
-        else:
-            what = f"the {self._compression} data is damaged; {self.lines} lines could be read"
+        how = "cut off" if isinstance(fault, EOFError) or "truncated" in reason.lower() else "damaged"
+        what = f"the {self._compression} data is {how} after line {self.lines}"
+        if how == "damaged" and not self._started:
+            what = f"not a {self._compression} file, whatever its name says"
         return UserError(f"{self.name}: {what}: {reason}. Copy or download the file again.")
 
 
@@ -231,10 +225,8 @@ def decode_lines(name: str, lines: Lines) -> str:
 def not_utf_8(name: str, first: int, error: UnicodeDecodeError) -> UserError:
     """The error for bytes, from the line `first` on, that are not UTF-8."""
     line = first + error.object.count(b"\n", 0, error.start)
-    return UserError(
-        f"{name}:{line}: not UTF-8: byte {error.object[error.start]:#04x}. Save the file as UTF-8; from Windows or "
-        "Excel it may be Windows-1252 (iconv -f WINDOWS-1252 -t UTF-8)."
-    )
+    remedy = "Save the file as UTF-8; from Windows or Excel it may be Windows-1252 (iconv -f WINDOWS-1252 -t UTF-8)."
+    return UserError(f"{name}:{line}: not UTF-8: byte {error.object[error.start]:#04x}. {remedy}")
 
 
 def read_documents(stream: TextStream) -> Iterator[Block]:
