@@ -204,7 +204,7 @@ def test_texts_have_a_loss_and_no_answers(run, lorakit_eval, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_scored(tmp_path, monkeypatch):
-    from lorakit.cli.scoring import results_folder
+    from lorakit.cli.eval import results_folder
 
     results_folder(None, tmp_path / "a" / "b")
     (tmp_path / "file").write_text("")

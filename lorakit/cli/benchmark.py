@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from lorakit.cli.eval import NOT_STORED, Baseline, Models, Output, Quantizations, open_models, results_folder
 from lorakit.cli.options import Json, Quiet
-from lorakit.cli.scoring import NOT_STORED, Baseline, Models, Output, Quantizations, open_models, results_folder
 from lorakit.errors import UserError
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from lorakit.cli.eval import MaxNewTokens, Models, NoCache, Quantizations, open_models
 from lorakit.cli.options import Json, OutputFolder, Quiet
-from lorakit.cli.scoring import MaxNewTokens, Models, NoCache, Quantizations, open_models
 from lorakit.errors import UserError
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
@@ -89,10 +89,10 @@ def render_for_models(model_set: ModelSet, file: Path | None, progress: Progress
             held_out = run.held_out if run and key == run_key else None
         except UserError as error:
             raise UserError(f"{error} Give other rows with --data FILE.") from error
-        if run and held_out:
-            by_key[key] = _rendered(tokenizer, run.stop_ids, held_out, progress)
-        else:
-            by_key[key] = _render(spec, data, template, progress)
+        stops, examples = (run.stop_ids, held_out) if run and held_out else _render(spec, data, template, progress)
+        for line in examples.report.findings.lines("x"):
+            progress.warn(f"held-out: {line}")
+        by_key[key] = RenderedRows(tokenizer, tuple(stops), list(examples.rows), examples.report.sources)
     every = list(by_key.values())
     aligned = _align(every)
     left_out = len(every[0].rows) - len(aligned[0].rows)
@@ -120,8 +120,8 @@ def _data_section(model_set: ModelSet, file: Path | None) -> tuple[Data, str]:
     return data, f"the held-out rows of {model_set.run.folder}"
 
 
-def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: Progress) -> RenderedRows:
-    """The held-out rows of a data section, or its training rows if it has no held-out ones."""
+def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: Progress) -> tuple[list[int], Examples]:
+    """The held-out rows of a data section, or its training rows if it has no held-out ones; first the stop tokens."""
     words = stop_words(spec.base, template.tokenizer)
     template = replace(template, train_on=data.train_on, system=data.system, stop_words=words)
     if data.eval is not None and not isinstance(data.eval, float):
@@ -139,13 +139,7 @@ def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: P
     for note, count in examples.report.notes.items():
         progress.say(f"{count:,} rows: {note}")
     stops = {*stop_token_ids(spec.base, tokenizer), *tokenizer.convert_tokens_to_ids(examples.report.stop_tokens)}
-    return _rendered(tokenizer, sorted(stops), examples, progress)
-
-
-def _rendered(tokenizer: Any, stop_ids: Iterable[int], examples: Examples, progress: Progress) -> RenderedRows:
-    for line in examples.report.findings.lines("x"):
-        progress.warn(f"held-out: {line}")
-    return RenderedRows(tokenizer, tuple(stop_ids), list(examples.rows), examples.report.sources)
+    return sorted(stops), examples
 
 
 def _align(several: Sequence[RenderedRows]) -> list[RenderedRows]:

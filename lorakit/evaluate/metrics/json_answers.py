@@ -28,7 +28,6 @@ with warnings.catch_warnings():
         schema=(_Schema, Field(description=_SCHEMA)),
     )
 
-
 _NOT_JSON = (ValueError, RecursionError)
 
 
