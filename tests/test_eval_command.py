@@ -135,7 +135,7 @@ def test_without_a_run_nothing_is_kept_unless_it_is_said_where(tiny_base, loraki
             ["rate", "sheet", "RUN", "-o", "sheets/a", "--questions", "nowhere.txt"],
             "nowhere.txt: there is no such file",
         ),
-        (["rate", "sheet", "BASE", "-o", "sheets/a", "--questions", "QUESTIONS"], "is one"),
+        (["rate", "sheet", "BASE", "-o", "sheets/a", "--questions", "QUESTIONS"], "compares 2 to 26 models"),
         (["rate", "report", "FILE"], "--key"),
         (["rate", "report", "--key", "FILE"], "FILE"),
         (["rate", "report", "nowhere.json", "--key", "FILE"], "a.txt"),

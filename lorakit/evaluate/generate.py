@@ -70,7 +70,6 @@ def _around_answers(tokenizer: Any) -> tuple[str, str]:
 
 
 def until_stop(tokens: list[int], stop_ids: Sequence[int]) -> list[int]:
-    """The tokens before the first stop token."""
     return list(takewhile(lambda token: token not in stop_ids, tokens))
 
 

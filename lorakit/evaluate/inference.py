@@ -82,7 +82,6 @@ def open_cache(kind: str, facts: Mapping[str, Any], use: bool = True) -> CacheFi
 
 
 def digest(facts: Any) -> str:
-    """The sha256 of plain data."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -132,7 +131,6 @@ class EvalModel:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that decides what the model computes."""
         return self.spec.identity(self.loader.device)
 
     @property
@@ -167,7 +165,6 @@ def compute_losses(eval_model: EvalModel, rows: Sequence[Row]) -> np.ndarray:
 
 
 def generate_answers(eval_model: EvalModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
-    """The greedy answer to each prompt."""
     stop_ids, pad, note = eval_model.rendered.stop_ids, eval_model.rendered.pad, f"{eval_model.spec.name}: answers"
 
     def work(model: Any, missing: list[int], save: Save) -> None:

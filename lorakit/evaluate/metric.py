@@ -120,7 +120,6 @@ def row_scores(metrics: Sequence[Any], answers: Sequence[str], references: Seque
 def _scores(
     entry: MetricSpec, settings: Section | None, answers: Sequence[str], references: Sequence[str]
 ) -> list[Mapping[str, Any]]:
-    """The scores of each row by their part's name."""
     more = () if settings is None else (settings,)
     scores: list[Mapping[str, Any]] = []
     try:
@@ -163,6 +162,24 @@ class Interval:
     method: str
 
 
+@dataclass(frozen=True, eq=False)
+class Score:
+    """One measure of one model, with its 95 % interval if the rows allow one."""
+
+    measure: Measure
+    interval: Interval | None
+
+    def __str__(self) -> str:
+        write, interval = self.measure.write, self.interval
+        bounds = f" ({write(interval.low)} to {write(interval.high)})" if interval else ""
+        return write(self.measure.value) + bounds
+
+    def to_dict(self) -> dict[str, Any]:
+        unit, higher, rows = self.measure.unit, self.measure.higher, count_rows(self.measure)
+        facts = {"value": self.measure.value, **_interval_to_dict(self.interval)}
+        return facts | {"unit": unit, "higher_is_better": higher, "rows": rows}
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A second model against a first one, on the same rows. `difference` is second minus first, in the measure's unit.
@@ -179,13 +196,11 @@ class Comparison:
     rows_needed: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison as the files have it."""
-        facts = {"difference": self.difference, **interval_to_dict(self.interval), "verdict": self.verdict}
+        facts = {"difference": self.difference, **_interval_to_dict(self.interval), "verdict": self.verdict}
         return facts | {"rows": self.rows, "rows_needed": self.rows_needed}
 
 
-def interval_to_dict(interval: Interval | None) -> dict[str, Any]:
-    """An interval as the files have it."""
+def _interval_to_dict(interval: Interval | None) -> dict[str, Any]:
     return asdict(interval) if interval else {"low": None, "high": None, "method": None}
 
 

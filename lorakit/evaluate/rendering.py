@@ -45,7 +45,6 @@ class RenderedRows:
 
     @cached_property
     def with_answer(self) -> list[int]:
-        """The numbers of the rows that have an answer."""
         return [number for number, row in enumerate(self.rows) if row["answer"] >= 0]
 
     @cached_property
@@ -55,7 +54,6 @@ class RenderedRows:
 
     @cached_property
     def references(self) -> list[str]:
-        """The answer that each row `with_answer` has."""
         return [reference_of(self.rows[number], self.tokenizer, self.stop_ids) for number in self.with_answer]
 
     @cached_property

@@ -14,9 +14,9 @@ from lorakit.atomic_io import claim_name, write_atomic
 from lorakit.errors import LorakitError
 from lorakit.evaluate.classification import LabelScores
 from lorakit.evaluate.diagnosis.finding import format_number
-from lorakit.evaluate.metric import Comparison, Measure, loss
+from lorakit.evaluate.metric import Comparison, Measure, Score, loss
 from lorakit.evaluate.models import EvalModelSpec
-from lorakit.evaluate.results import Evaluation, Score
+from lorakit.evaluate.results import Evaluation
 from lorakit.hardware.machine import Machine
 from lorakit.recipe.fields import entry_name, entry_settings
 from lorakit.registry import METRICS
@@ -58,7 +58,6 @@ def write_document(facts: dict[str, Any], folder: Path, prefix: str = "", lines:
 
 
 def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
-    """All scores and comparisons."""
     settings, rendered, machine = evaluation.settings, evaluation.baseline.rendered, evaluation.model_set.machine
     own = {entry_name(metric): entry_settings(METRICS, metric) for metric in settings.metrics}
     metrics = [{name: of_metric.model_dump()} if of_metric else name for name, of_metric in own.items()]

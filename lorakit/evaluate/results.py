@@ -12,18 +12,7 @@ from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.generate import decode_answer
 from lorakit.evaluate.inference import EvalModel, compute_likelihoods, compute_losses, generate_answers
 from lorakit.evaluate.likelihood import trained_tokens
-from lorakit.evaluate.metric import (
-    Comparison,
-    Interval,
-    Measure,
-    compare,
-    count_rows,
-    interval_to_dict,
-    intervals,
-    loss,
-    perplexity,
-    row_scores,
-)
+from lorakit.evaluate.metric import Comparison, Measure, Score, compare, intervals, loss, perplexity, row_scores
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.rendering import RenderedRows
 
@@ -32,25 +21,6 @@ Groups = dict[str, dict[str, Measure]]
 task."""
 # Two models share these only if their tokenizers cut the rows alike.
 _PER_TOKEN = ("loss", "perplexity")
-
-
-@dataclass(frozen=True, eq=False)
-class Score:
-    """One measure of one model, with its 95 % interval if the rows allow one."""
-
-    measure: Measure
-    interval: Interval | None
-
-    def __str__(self) -> str:
-        write, interval = self.measure.write, self.interval
-        bounds = f" ({write(interval.low)} to {write(interval.high)})" if interval else ""
-        return write(self.measure.value) + bounds
-
-    def to_dict(self) -> dict[str, Any]:
-        """The score as the files have it."""
-        unit, higher, rows = self.measure.unit, self.measure.higher, count_rows(self.measure)
-        facts = {"value": self.measure.value, **interval_to_dict(self.interval)}
-        return facts | {"unit": unit, "higher_is_better": higher, "rows": rows}
 
 
 @dataclass(frozen=True)
@@ -87,7 +57,6 @@ class ModelResult:
 
     @property
     def name(self) -> str:
-        """The title of the model's column."""
         return self.spec.name
 
     @property
@@ -139,12 +108,10 @@ class Evaluation:
 
     @property
     def others(self) -> list[ModelResult]:
-        """All models except the baseline."""
         return [model for model in self.models if model is not self.baseline]
 
     @property
     def rows_used(self) -> str:
-        """Which rows were scored, in words."""
         count = len(self.baseline.rendered.rows)
         which = f"the first {count:,} of {self.available:,}" if count < self.available else f"{count:,}"
         return f"{which} rows: {self.source}"

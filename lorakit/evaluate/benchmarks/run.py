@@ -17,11 +17,10 @@ from scipy.linalg import block_diag
 from lorakit.data.template_source import with_fixed_date
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.inference import ModelLoader, loading_order
-from lorakit.evaluate.metric import Comparison, Interval, Measure, compare, intervals, mean, ratio
+from lorakit.evaluate.metric import Comparison, Interval, Measure, Score, compare, intervals, mean, ratio
 from lorakit.evaluate.models import ModelSet
 from lorakit.evaluate.rendering import load_tokenizers, prompt_template
 from lorakit.evaluate.report import Table, comparison_table, describe_model, document_heading, score_table
-from lorakit.evaluate.results import Score
 from lorakit.progress import Progress
 from lorakit.registry import Unit
 
@@ -74,7 +73,6 @@ class TaskScore:
         return str(Score(self.measure, self.interval))
 
     def to_dict(self) -> dict[str, Any]:
-        """The figure in a benchmark's document."""
         low, high = (self.interval.low, self.interval.high) if self.interval else (None, None)
         facts = {"task": self.task, "metric": self.metric, "filter": self.filter, "value": self.value}
         facts |= {"low": low, "high": high, "rows": len(self.rows_of), "higher_is_better": self.higher}
@@ -113,7 +111,6 @@ def run_benchmark(
 def _tables(
     scores: dict[str, list[TaskScore]], compared: dict[str, dict[str, Comparison | None]], baseline: str
 ) -> list[Table]:
-    """The figures asked for with models as columns, and each model against the baseline."""
     by_model = {model: {one.name: one for one in of_model if not one.within} for model, of_model in scores.items()}
     tables = [score_table("benchmarks", by_model)]
     for model, of_model in compared.items():

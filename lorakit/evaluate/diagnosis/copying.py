@@ -81,12 +81,10 @@ class CopiedText:
 
     @property
     def share(self) -> float:
-        """The share of the words that is copied."""
         return self.covered / self.words if self.words else 0.0
 
     @property
     def is_copied(self) -> bool:
-        """Whether the text as a whole counts as copied."""
         return self.longest >= _LONG or (self.covered > 0 and self.share >= _COVERED)
 
 

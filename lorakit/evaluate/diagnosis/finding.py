@@ -40,7 +40,6 @@ class Finding:
         return self.measured(compared.difference, flagged, compared.interval, details)
 
     def unmeasured(self, reason: str, details: dict[str, Any] | None = None) -> "Finding":
-        """The finding that there is nothing to measure."""
         return replace(self, details={"unmeasured": reason, **(details or {})})
 
 

@@ -51,7 +51,6 @@ def json_valid(answer: str, reference: str) -> dict[str, float]:
 
 
 def _read_schema(settings: Any) -> Any:
-    """The schema itself, read from its file if it is one."""
     return json.loads(Path(settings.schema).read_bytes()) if isinstance(settings.schema, str) else settings.schema
 
 

@@ -242,7 +242,6 @@ def report_ratings(ratings: Ratings, seed: int = 0) -> dict[str, Any]:
 
 
 def rating_tables(report: Mapping[str, Any]) -> list[Table]:
-    """The report as tables."""
     raters, means = counted(len(report["raters"]), "rater"), dict[str, list[str]]()
     for one in report["means"]:
         means.setdefault(one["criterion"], [one["criterion"]]).append(_cell(one["mean"], ".2f", one["interval"]))
@@ -268,7 +267,6 @@ def rating_tables(report: Mapping[str, Any]) -> list[Table]:
 
 
 def _cell(value: float, style: str, interval: Bounds = _NONE) -> str:
-    """A figure and its interval, where it has one."""
     bounds = "" if np.isnan(interval[0]) else f" ({interval[0]:{style}} to {interval[1]:{style}})"
     return "-" if np.isnan(value) else format(value, style) + bounds
 

@@ -178,7 +178,6 @@ class Sheet:
         return self.folder / KEY
 
     def to_dict(self) -> dict[str, Any]:
-        """The facts for `--json`."""
         places = {"sheet": self.id, "page": str(self.page), "key": str(self.key)}
         return places | {"models": list(self.models), "questions": self.questions, "answers": self.answers}
 
