@@ -1,13 +1,15 @@
 """What every command on a model needs before weights are loaded: base, tokenizer, examples, no `auto` left."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lorakit.atomic_io import sha256_of
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import Examples
-from lorakit.data.examples import tokenizer_sha256
+from lorakit.data.examples import examples_of, file_sha256s, held_out_of, tokenizer_sha256
 from lorakit.data.report import Report
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine, usable_machine
@@ -19,20 +21,80 @@ from lorakit.model.tokenizer import quiet_libraries, stop_token_ids
 from lorakit.plan.activations import spec_with_trace
 from lorakit.plan.auto import Choice, resolve_auto
 from lorakit.plan.checkpoint import beyond_training, load_template, refuse_lengths
-from lorakit.plan.fit import size_run
-from lorakit.plan.memory import Memory
+from lorakit.plan.memory import Memory, size_run
 from lorakit.plan.model_info import ModelInfo, read_model_info
-from lorakit.plan.run_rows import RunRows
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import effective_model, trains_all
 from lorakit.recipe.data_files import is_pattern
 from lorakit.recipe.load import load
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.schema import Data, Model, Recipe
-from lorakit.run_dir import Run
+from lorakit.run_dir import Run, versions
 
 _COMPARED = 32
 """Rows whose tokens are compared."""
+
+
+class RunRows:
+    """Both sides of a recipe's rows, where a file of held-out rows is read without the rows that are trained on. A
+    `UserError` where they cannot be read. `manifest`: of the run that has ended."""
+
+    def __init__(
+        self, settings: Data, template: ChatTemplate, progress: Progress, manifest: dict[str, Any] | None = None
+    ) -> None:
+        self.template = template
+        self._settings, self._progress, self._manifest = settings, progress, manifest
+        self._warned: set[str] = set()
+
+    def read_or_warn(self, side: Literal["train", "held_out"]) -> Examples | None:
+        """One side, or None where it cannot be read, with a warning."""
+        lost = {
+            "train": "nothing is compared with the rows of the training, which cannot be read",
+            "held_out": "nothing is scored on held-out rows that cannot be read",
+        }
+        try:
+            return self.train if side == "train" else self.held_out
+        except UserError as error:
+            self._warn_once(f"{lost[side]}: {error}")
+            return None
+
+    @cached_property
+    def _both(self) -> tuple[Examples, Examples | None]:
+        train, held_out = examples_of(self._settings, self.template, self._progress)
+        self._warn_of_changes(held_out, all_rows=True)
+        return train, held_out
+
+    @property
+    def train(self) -> Examples:
+        """What is trained on."""
+        return self._both[0]
+
+    @cached_property
+    def held_out(self) -> Examples | None:
+        """What is never trained on; None where the recipe names none."""
+        if "_both" in vars(self) or self._settings.eval is None or isinstance(self._settings.eval, float):
+            return self._both[1]
+        held_out = held_out_of(self._settings, self.template, self._progress)
+        self._warn_of_changes(held_out, all_rows=False)
+        return held_out
+
+    def _warn_of_changes(self, held_out: Examples | None, all_rows: bool) -> None:
+        """Warn where the rows are not those of the training. They are known by their sha256, wherever they lie now.
+        `all_rows`: whether the rows that are trained on were read too."""
+        if self._manifest is None:
+            return
+        recorded = self._manifest["data"]["files"]
+        files = file_sha256s(self._settings, held_out_only=not all_rows)
+        changed = changed_files(recorded if all_rows else {}, files, recorded)
+        tokens = {"eval": held_out.tokens_sha256()} if held_out and not changed else {}
+        changes = "not the rows of this run's training: they changed, or the recipe names others now"
+        for warning in (*(f"{path}: {changes}" for path in changed), changed_tokens(tokens, self._manifest)):
+            self._warn_once(warning)
+
+    def _warn_once(self, warning: str) -> None:
+        if warning and warning not in self._warned:
+            self._progress.warn(warning)
+        self._warned.add(warning)
 
 
 @dataclass(frozen=True)
@@ -123,8 +185,8 @@ def _settle(
         reason = "the chat template writes today's date, and the run keeps the day on which it began"
         choices = (Choice("model.template_date", template.date, reason),) if template.date else ()
     machine, mean = usable_machine(progress), report.tokens / max(report.examples, 1)
-    settled = resolve_auto(recipe, machine, info, report.longest, attentions_of(base), mean)
-    return Prepared(settled.recipe, (*choices, *settled.choices), base, machine, template.tokenizer, rows, report)
+    recipe, settled = resolve_auto(recipe, machine, info, report.longest, attentions_of(base), mean)
+    return Prepared(recipe, (*choices, *settled), base, machine, template.tokenizer, rows, report)
 
 
 def warn_of_tokenizer_differences(base: Base, tokenizer: Any, train: Examples, progress: Progress) -> None:
@@ -227,3 +289,30 @@ def data_of_file(file: Path, like: Data | None, base: Base) -> Data:
         limit = info.positions.limit if info and info.positions else 1024
         like = Data(train="-", max_length=max(limit, 8))
     return like.model_copy(update={"train": str(file.absolute()), "eval": None})
+
+
+def changed_files(recorded: dict[str, str], files: dict[str, str], known: dict[str, str] | None = None) -> list[str]:
+    """The files of rows whose content is not among those that a run recorded, and those that it recorded whose content
+    is gone. A file that was moved or renamed is the same. `known`: what is recorded in all, where that is more."""
+    current, before = set(files.values()), set((recorded if known is None else known).values())
+    other = {path for path, sha in files.items() if sha not in before}
+    return sorted(other | {path for path, sha in recorded.items() if sha not in current})
+
+
+def changed_tokens(sha256s: Mapping[str, str | None], manifest: dict[str, Any]) -> str:
+    """In words, that the same rows become other tokens than when the run began, and what else changed since; empty
+    where they do not. `sha256s`: of each side's tokens."""
+    recorded = manifest["data"].get("tokens_sha256")
+    names = {"train": "training", "eval": "held-out"}
+    sides = [names[side] for side in sha256s if recorded is not None and recorded.get(side) != sha256s[side]]
+    if not sides:
+        return ""
+    changed = changed_versions(manifest)
+    return f"the {' and '.join(sides)} rows become other tokens than when the run began" + (changed and f" ({changed})")
+
+
+def changed_versions(manifest: dict[str, Any]) -> str:
+    """The packages whose versions are others than when the run began, in words."""
+    then, now = manifest.get("versions", {}), versions()
+    changed = (f"{name} {then[name]} then, {now.get(name)} now" for name in then if then[name] != now.get(name))
+    return "; ".join(changed)

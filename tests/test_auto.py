@@ -41,9 +41,9 @@ def recipe(train: Train | None = None, adapter: Adapter | None = None, model: Mo
 
 
 def chosen(machine: Machine, facts: ModelInfo | None, **sections) -> dict:
-    settled = resolve_auto(recipe(**sections), machine, facts)
-    assert all(choice.reason for choice in settled.choices)
-    return {choice.path: choice.value for choice in settled.choices}
+    _, choices = resolve_auto(recipe(**sections), machine, facts)
+    assert all(choice.reason for choice in choices)
+    return {choice.path: choice.value for choice in choices}
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_the_whole_batch_goes_at_once_where_it_fits():
 
 
 def test_what_does_not_fit_at_all_is_said():
-    settled = resolve_auto(recipe(), Machine("cuda", "a small GPU", 4 * GIB, bfloat16=True), LLAMA_8B)
-    choices = {choice.path: choice for choice in settled.choices}
+    _, found = resolve_auto(recipe(), Machine("cuda", "a small GPU", 4 * GIB, bfloat16=True), LLAMA_8B)
+    choices = {choice.path: choice for choice in found}
     assert choices["train.micro_batch"].value == 1 and choices["train.gradient_checkpointing"].value is True
     assert "lorakit plan says what would fit" in choices["train.micro_batch"].reason
 
@@ -107,7 +107,7 @@ def test_flash_attention_is_taken_with_packing_where_it_is_installed(monkeypatch
     usual, flash = ("eager", "sdpa"), ("eager", "sdpa", "flash_attention_2")
 
     def choices(machine, attentions, **sections):
-        settled = resolve_auto(recipe(**sections), machine, SMOL, None, attentions).recipe
+        settled, _ = resolve_auto(recipe(**sections), machine, SMOL, None, attentions)
         return settled.model.attention, settled.data.packing
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
@@ -156,9 +156,9 @@ def test_a_model_that_hardly_fits_is_checkpointed():
 
 def test_what_is_written_is_never_changed():
     train = Train(micro_batch=3, learning_rate=1e-5, gradient_checkpointing=False, optimizer="adamw")
-    settled = resolve_auto(recipe(train=train), GPU, LLAMA_8B)
-    assert settled.recipe.train == train
-    assert {choice.path for choice in settled.choices} == {"model.dtype", "model.attention", "data.packing"}
+    settled, choices = resolve_auto(recipe(train=train), GPU, LLAMA_8B)
+    assert settled.train == train
+    assert {choice.path for choice in choices} == {"model.dtype", "model.attention", "data.packing"}
 
 
 def test_learning_rate_is_the_published_formula():

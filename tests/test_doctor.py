@@ -74,8 +74,8 @@ def test_speed_is_measured_in_each_number_format(healthy):
 
 def test_what_auto_chooses_is_what_auto_chooses(healthy):
     told = {finding.name: finding.figures.get("value") for section, finding in healthy if "auto" in section}
-    settled = resolve_auto(Recipe(model=Model(base="a/b"), data=Data(train="a/b")), this_machine(), None)
-    chosen = {choice.path: choice.value for choice in settled.choices}
+    _, choices = resolve_auto(Recipe(model=Model(base="a/b"), data=Data(train="a/b")), this_machine(), None)
+    chosen = {choice.path: choice.value for choice in choices}
     for path in ("model.dtype", "model.attention", "data.packing", "train.optimizer"):
         assert told[path] == chosen[path]
 

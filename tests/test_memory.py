@@ -161,7 +161,7 @@ def test_a_processor_also_holds_the_libraries_and_the_file_that_is_read():
 
 
 def test_packs_under_a_dense_mask_hold_it_even_alone():
-    from lorakit.plan.fit import size_run
+    from lorakit.plan.memory import size_run
     from lorakit.plan.model_info import parse_model_info
     from lorakit.recipe.schema import Data, Model, Recipe
 

@@ -32,9 +32,8 @@ def planned(
 
 def chosen(machine: Machine, base: str = LLAMA, length: int = 435, **train) -> dict:
     recipe = Recipe(model=Model(base=base), data=Data(train="a/b", max_length=length), train=Train(**train))
-    return {
-        choice.path: choice for choice in resolve_auto(recipe, machine, find_model_info(base, "main"), length).choices
-    }
+    _, choices = resolve_auto(recipe, machine, find_model_info(base, "main"), length)
+    return {choice.path: choice for choice in choices}
 
 
 CARDS = ("4GB", "6GB", "RTX 4090", "A10", "21GB", "24GB", "26GB", "A100 40GB", "H100 SXM")

@@ -17,6 +17,7 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     from lorakit.hardware.machine import this_machine
     from lorakit.plan import checkpoint
     from lorakit.plan.auto import resolve_auto
+    from lorakit.plan.memory import effective_quantization
     from lorakit.plan.model_info import find_model_info
     from lorakit.recipe.adapter_kind import adapter_spec
     from lorakit.recipe.load import RecipeErrors, load, to_yaml
@@ -30,7 +31,7 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
             if info:
                 checkpoint.refuse_unmergeable(loaded.recipe, info)
             checkpoint.refuse_lengths(loaded.recipe, info)
-            settled = resolve_auto(loaded.recipe, this_machine(), info)
+            settled, choices = resolve_auto(loaded.recipe, this_machine(), info)
             # Last: what the recipe and the config say is reported without weights too.
             checkpoint.check_local_base(loaded.recipe)
     except UserError as error:
@@ -40,21 +41,21 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
         problems = error.problems if isinstance(error, RecipeErrors | LocatedError) else [whole]
         console.result_json({"valid": False, "problems": [problem.to_dict() for problem in problems]})
         raise SystemExit(error.exit_code) from error
-    quantization = checkpoint.quantization_line(settled.recipe.model, own, info)
+    quantization = checkpoint.quantization_line(settled.model, own, info)
     warning = checkpoint.beyond_training(loaded.recipe, info)
     if as_json:
-        effective, _ = checkpoint.effective_quantization(settled.recipe.model, own, info)
+        effective, _ = effective_quantization(settled.model, own, info)
         console.result_json(
             {
                 "valid": True,
-                "recipe": settled.recipe.model_dump(),
-                "auto": [asdict(choice) for choice in settled.choices],
+                "recipe": settled.model_dump(),
+                "auto": [asdict(choice) for choice in choices],
                 "quantization": {"requested": model.quantization, "effective": effective, "said": quantization},
                 "warnings": [warning] if warning else [],
             }
         )
         return
-    console.result(to_yaml(settled.recipe, Path.cwd()))
-    notes = [*map(str, settled.choices), f"model.quantization: {quantization}"]
+    console.result(to_yaml(settled, Path.cwd()))
+    notes = [*map(str, choices), f"model.quantization: {quantization}"]
     for note in notes + ([f"warning: {warning}."] if warning else []):
         console.result_wrapped(f"# {note}", under="#   ")

@@ -155,7 +155,7 @@ def _describe_rows(name: str, report: "Report", max_length: int, progress: "Prog
 
 def _describe_memory(prepared: "Prepared", progress: "Progress") -> None:
     from lorakit.plan.estimate import ERROR
-    from lorakit.plan.fit import memory_budget
+    from lorakit.plan.memory import memory_budget
 
     expected, machine = prepared.expected, prepared.machine
     if expected is None:

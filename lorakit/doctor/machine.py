@@ -98,7 +98,7 @@ def check_choices(recipe: "Recipe | None") -> Iterator[DoctorFinding]:
     checked = recipe or Recipe(model=Model(base="any/model"), data=Data(train="any/rows"))
     try:
         info = find_model_info(checked.model.base, checked.model.revision) if recipe else None
-        choices = resolve_auto(checked, machine, info).choices
+        choices = resolve_auto(checked, machine, info)[1]
     except UserError as error:
         yield broken("settings", str(error))
         return

@@ -243,4 +243,4 @@ def _settings(base: Base, first: Prepared | None, machine: Machine) -> Model:
     attention = like.attention if like.attention in attentions else "auto"
     update = {"base": base.name, "quantization": "none", "chat_template": None, "attention": attention}
     recipe = Recipe(model=like.model_copy(update=update), data=Data(train="-"))
-    return resolve_auto(recipe, machine, read_model_info(base.folder), 1, attentions).recipe.model
+    return resolve_auto(recipe, machine, read_model_info(base.folder), 1, attentions)[0].model

@@ -47,7 +47,8 @@ def score_models(
     apart = [spec.name for spec, rendered in zip(model_set.specs, each, strict=True) if rendered is not each[0]]
     # Training rows exist only in the tokens of the run, and all models must get the same labels.
     prepared = model_set.prepared if file is None and not apart else None
-    labels = {id(one): labels_of(one, prepared.rows.train_if_there if prepared else None) for one in each}
+    train = prepared.rows.read_or_warn("train") if prepared else None
+    labels = {id(one): labels_of(one, train) for one in each}
     answer = settings.max_new_tokens if settings.metrics else 0
     pairs = [(spec, rendered, labels[id(rendered)]) for spec, rendered in zip(model_set.specs, each, strict=True)]
     notes = list(dict.fromkeys(chain(*(_length_notes(*of_model, answer) for of_model in pairs))))

@@ -249,13 +249,15 @@ def score_sources(
     it, and one adapter at a time is put on it.
     """
     sources: list[tuple[Run, list[dict[str, Any]]]] = []
+    without = []
     for run, prepared in runs:
-        held_out, limit = prepared.rows.held_out_if_there, prepared.recipe.evaluate.rows
-        if held_out is not None:
+        held_out, limit = prepared.rows.read_or_warn("held_out"), prepared.recipe.evaluate.rows
+        if held_out is None:
+            without.append(str(run.folder))
+        else:
             rows = held_out.rows if limit == "all" else held_out.rows.select(range(min(limit, len(held_out.rows))))
             sources.append((run, sorted(rows, key=lambda row: len(row["input_ids"]))))
     scores: list[dict[str, Any]] = [{"run": str(run.folder), "rows": len(rows)} for run, rows in sources]
-    without = [str(run.folder) for run, prepared in runs if prepared.rows.held_out_if_there is None]
     if not sources:
         return [], without
     first, everything = runs[0][1], range(len(sources))

@@ -2,16 +2,21 @@
 
 import importlib.util
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakit.amounts import counted, gibibytes
 from lorakit.errors import UserError
+from lorakit.hardware.gpus import slowest_gpu
 from lorakit.hardware.machine import Machine
+from lorakit.hardware.throughput import gpu_throughput
 from lorakit.model.quantization_config import refuse_quantization
-from lorakit.plan.fit import choose_micro_batch
+from lorakit.plan.memory import SizedRun, memory_budget, size_run
 from lorakit.plan.model_info import FLASH, ModelInfo
+from lorakit.plan.runtime import run_workload, training_seconds
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, effective_model, initial_adapter, trains_all
 from lorakit.recipe.schema import Recipe, Spectrum
 
@@ -41,7 +46,7 @@ def resolve_auto(
     longest: int | None = None,
     attentions: tuple[str, ...] | None = None,
     mean: float | None = None,
-) -> "ResolvedRecipe":
+) -> tuple[Recipe, tuple[Choice, ...]]:
     """The recipe with every `auto` replaced, and the choices made; a `UserError` where a setting cannot work on this
     machine. An `auto` that depends on a model which is not on this machine yet stays `auto`, with a choice that says
     so.
@@ -86,11 +91,11 @@ def resolve_auto(
         )
     length = min(longest or recipe.data.max_length, recipe.data.max_length)
     chosen = with_values(recipe, {choice.path: choice.value for choice in choices})
-    for name, value, reason in choose_micro_batch(chosen, machine, info, length, min(mean or length, length)):
+    for name, value, reason in _choose_micro_batch(chosen, machine, info, length, min(mean or length, length)):
         choose(f"train.{name}", value, reason)
     if recipe.train.learning_rate == "auto":
         choose("train.learning_rate", *default_learning_rate(recipe, info))
-    return ResolvedRecipe(with_values(recipe, {choice.path: choice.value for choice in choices}), tuple(choices))
+    return with_values(recipe, {choice.path: choice.value for choice in choices}), tuple(choices)
 
 
 def _check_attention(attention: str, machine: Machine, family: tuple[str, ...]) -> None:
@@ -116,14 +121,6 @@ def _check_layers(layers: Any, info: ModelInfo | None) -> None:
         raise UserError(
             f"adapter.layers: {max(numbers)} is not a layer of the model: this model has layers 0 to {info.layers - 1}."
         )
-
-
-@dataclass(frozen=True)
-class ResolvedRecipe:
-    """A recipe without `auto`, and what was chosen."""
-
-    recipe: Recipe
-    choices: tuple[Choice, ...]
 
 
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
@@ -152,6 +149,75 @@ def _attention(recipe: Recipe, machine: Machine, dtype: str, attentions: tuple[s
     if "sdpa" in attentions:
         return "sdpa", "runs on every device, as fast as any on unpacked rows"
     return "eager", "this family has no sdpa"
+
+
+def _choose_micro_batch(
+    recipe: Recipe, machine: Machine, info: ModelInfo | None, longest: int, mean: float
+) -> Iterator[tuple[str, Any, str]]:
+    """`gradient_checkpointing` and `micro_batch` where they are `auto`: name, value, and why. The recipe's other
+    choices are made; the longest row has to fit, the average one decides the time."""
+    checkpointing, micro_batch = recipe.train.gradient_checkpointing, recipe.train.micro_batch
+    if "auto" not in (checkpointing, micro_batch):
+        return
+    unknown = "what fits is known when the model is built"
+    run = size_run(recipe, info, info.spec, machine.is_gpu) if info and info.spec else None
+    if checkpointing == "auto":
+        checkpointing, reason = _choose_checkpointing(run, machine, longest, mean) if run else (False, unknown)
+        yield "gradient_checkpointing", checkpointing, reason
+    if micro_batch == "auto" and run:
+        yield "micro_batch", *_choose_rows(run, machine, longest, bool(checkpointing))
+    elif micro_batch == "auto":
+        yield "micro_batch", min(8, recipe.train.batch_size), unknown
+
+
+def _choose_checkpointing(run: SizedRun, machine: Machine, longest: int, mean: float) -> tuple[bool, str]:
+    """Gradient checkpointing where the rows do not fit without it, or where it is planned to be faster.
+
+    It computes up to half as much again, for which larger micro-batches have to make up: fewer reads of the weights and
+    fewer kernels to start. On a GPU the times of both decide. On a processor products take nearly all of the time,
+    however few the rows, and a speed that comes out otherwise each time it is measured must not decide: it recomputes
+    only where not even one row fits without.
+    """
+    train, budget = run.recipe.train, memory_budget(machine)
+    place = f"{gibibytes(budget)} of {machine.name}"
+    least, most = (1, train.batch_size) if train.micro_batch == "auto" else (int(train.micro_batch),) * 2
+    plain = run.largest_micro_batch(longest, False, most, budget)
+    if plain < least:
+        return True, f"{_takes(run, least, longest, False)} without it, and {place} may be used"
+    if plain == most:
+        return False, f"{_takes(run, most, longest, False)} without it, which fit into {place}"
+    recomputing = run.largest_micro_batch(longest, True, most, budget)
+    if recomputing <= plain:
+        return False, f"with it no more rows of {longest} tokens would fit into {place} than the {plain} without it"
+    if not machine.is_gpu:
+        return False, f"{plain} rows fit into {place} without it; more rows give less than computing blocks twice costs"
+    # Of a card that is not known, what `lorakit plan --gpu` takes for its memory alone is near enough to compare by.
+    card = machine.card or slowest_gpu(machine.memory)
+    rates = gpu_throughput(card, run.recipe.model.dtype)
+    once = training_seconds(run_workload(run, plain, False, length=mean), rates).likely
+    twice = training_seconds(run_workload(run, recomputing, True, length=mean), rates).likely
+    source = "" if machine.card else f" at the rates of the {card.name}, for those of this card are not known"
+    words = [f"{counted(plain, 'row')} at once without it", f"{counted(recomputing, 'row')} at once with it"]
+    faster, slower = reversed(words) if twice < once else words
+    factor = min(once, twice) / max(once, twice)
+    return twice < once, f"{faster} is planned faster than {slower}: x {factor:.2f}{source}"
+
+
+def _choose_rows(run: SizedRun, machine: Machine, longest: int, checkpointing: bool) -> tuple[int, str]:
+    """As many rows as fit, in even parts of the batch: 16 rows go as 8 + 8, not as 9 + 7."""
+    budget, most = memory_budget(machine), run.recipe.train.batch_size
+    rows = run.largest_micro_batch(longest, checkpointing, most, budget)
+    even = math.ceil(most / math.ceil(most / rows)) if rows else 1
+    place, need = f"{gibibytes(budget)} of {machine.name}", _takes(run, even, longest, checkpointing)
+    if rows == 0:
+        return even, f"even {need}, more than {place}: lorakit plan says what would fit"
+    if rows == most:
+        return even, f"the whole batch fits: {need} of the {place}"
+    return even, f"{need}; at most {rows} rows fit into {place}"
+
+
+def _takes(run: SizedRun, rows: int, length: int, checkpointing: bool) -> str:
+    return f"{rows} x {length} tokens take {gibibytes(run.memory(rows, length, checkpointing).total)}"
 
 
 def default_learning_rate(recipe: Recipe, info: ModelInfo | None) -> tuple[float | str, str]:

@@ -13,7 +13,7 @@ from lorakit.model.base_files import check_base_files, has_tokenizer, refuse_mis
 from lorakit.model.positions import Positions
 from lorakit.model.quantization_config import describe_savings, missing_packages, refuse_irreversible
 from lorakit.model.resolve import Base
-from lorakit.plan.memory import DTYPE_BYTES, weight_bytes
+from lorakit.plan.memory import DTYPE_BYTES, effective_quantization, weight_bytes
 from lorakit.plan.model_info import ModelInfo, find_model_folder, hub_snapshot
 from lorakit.recipe.schema import Model, Recipe
 
@@ -171,18 +171,6 @@ def checkpoint_of(info: ModelInfo, machine: Machine) -> Checkpoint | None:
     elif stored.packages:
         text += f"; the machine needs {' and '.join(stored.packages)} to load it"
     return Checkpoint(stored.quantization, stored.treatment, stored.reversible, missing, text)
-
-
-def effective_quantization(settings: Model, kind_quantizes: str | None, info: ModelInfo | None) -> tuple[str, str]:
-    """The quantization in which the base is really held, and why where the recipe's word does not say it."""
-    stored = info.stored if info else None
-    if stored and stored.treatment == "kept":
-        return stored.quantization, "the checkpoint is quantized already"
-    if kind_quantizes:
-        return kind_quantizes, "the kind of adapter quantizes"
-    if stored:
-        return settings.quantization, f"the checkpoint is {stored.quantization}, and is dequantized while it is loaded"
-    return settings.quantization, ""
 
 
 def quantization_line(settings: Model, kind_quantizes: str | None, info: ModelInfo | None) -> str:

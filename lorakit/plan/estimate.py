@@ -10,8 +10,16 @@ from lorakit.hardware.machine import Machine
 from lorakit.hardware.throughput import Throughput, throughput_of
 from lorakit.model.spec import ModelSpec
 from lorakit.plan.auto import Choice, resolve_auto, with_values
-from lorakit.plan.fit import SizedRun, memory_budget, size_run
-from lorakit.plan.memory import DTYPE_BYTES, Memory, evaluation_memory, merge_memory, weight_bytes
+from lorakit.plan.memory import (
+    DTYPE_BYTES,
+    Memory,
+    SizedRun,
+    evaluation_memory,
+    memory_budget,
+    merge_memory,
+    size_run,
+    weight_bytes,
+)
 from lorakit.plan.model_info import ModelInfo
 from lorakit.plan.runtime import (
     TRAINED_SHARE,
@@ -116,23 +124,23 @@ def plan_run(
     or chooses what the model does not have. `per_hour`: the price of the device an hour, in any currency."""
     spec = facts.spec
     assert spec is not None
-    settled = resolve_auto(recipe, machine, facts, rows.longest, mean=rows.mean)
-    load = size_run(settled.recipe, facts, spec, machine.is_gpu)
-    train = settled.recipe.train
+    settled, choices = resolve_auto(recipe, machine, facts, rows.longest, mean=rows.mean)
+    load = size_run(settled, facts, spec, machine.is_gpu)
+    train = settled.train
     micro, checkpointing = int(train.micro_batch), bool(train.gradient_checkpointing)
     longest = load.memory(micro, rows.longest, checkpointing)
-    steps, padding, work = _steps(settled.recipe, rows), _padding(settled.recipe, rows, micro), None
+    steps, padding, work = _steps(settled, rows), _padding(settled, rows, micro), None
     if steps:
         scored = occurrences(train.eval_every, steps) * rows.held_out * rows.mean if rows.held_out else 0
         shape: dict[str, Any] = {"length": rows.mean, "trained": rows.trained, "steps": steps, "padding": padding}
         work = run_workload(load, micro, checkpointing, held_out=round(scored), **shape)
-    rates = throughput_of(machine, settled.recipe.model.dtype) if work else None
+    rates = throughput_of(machine, settled.model.dtype) if work else None
     time = training_seconds(work, rates) if work and rates else None
     allowed = memory_budget(machine)
     return Plan(
         requested=recipe,
-        recipe=settled.recipe,
-        choices=settled.choices,
+        recipe=settled,
+        choices=choices,
         machine=machine,
         load=load,
         rows=rows,

@@ -5,12 +5,16 @@ with its gradients and optimizer states, what autograd keeps (activations.py), t
 buffers. Several moments of a step are looked at, since not everything is there at once.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 
 from lorakit.hardware.machine import Machine
 from lorakit.model.spec import ModelSpec
 from lorakit.plan.activations import TrainingStep, norm_bytes, saved_activations
-from lorakit.plan.trainable_params import TrainableParams
+from lorakit.plan.model_info import ModelInfo
+from lorakit.plan.trainable_params import TrainableParams, count_trainable
+from lorakit.recipe.adapter_kind import adapter_spec
+from lorakit.recipe.schema import Model, Recipe
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Logits that are held at once: lorakit/model/loss.py works through more of them in chunks, and computes the head again
@@ -32,6 +36,9 @@ _TRIED_TOKENS = 256
 _EVAL_ROWS, _EVAL_SHARE, _EVAL_MIN_TOKENS = {"cpu": 64, "cuda": 256}, 0.25, 1 << 11
 # lorakit/merge/proof.py: the positions whose logits are kept of both models, in float32.
 _MERGE_LOGITS, _MERGE_POSITIONS = 1 << 25, 512
+# The share of a device's memory that a run may be planned to take: the rest is the model's error, and what the
+# allocator cannot give back in one piece. On a processor, of the memory that is free: the system and other programs.
+_SHARE = {"cuda": 0.92, "cpu": 0.85}
 
 
 @dataclass(frozen=True)
@@ -183,3 +190,67 @@ def merge_memory(spec: ModelSpec) -> int:
     block = max((sum(weight.size for weight in block) for block in spec.blocks.values()), default=0)
     logits = max(_MERGE_LOGITS, _MERGE_POSITIONS * spec.vocabulary)
     return PROCESS + max(12 * largest, 8 * (block + logits))
+
+
+def effective_quantization(settings: Model, kind_quantizes: str | None, info: ModelInfo | None) -> tuple[str, str]:
+    """The quantization in which the base is really held, and why where the recipe's word does not say it."""
+    stored = info.stored if info else None
+    if stored and stored.treatment == "kept":
+        return stored.quantization, "the checkpoint is quantized already"
+    if kind_quantizes:
+        return kind_quantizes, "the kind of adapter quantizes"
+    if stored:
+        return settings.quantization, f"the checkpoint is {stored.quantization}, and is dequantized while it is loaded"
+    return settings.quantization, ""
+
+
+@dataclass(frozen=True)
+class SizedRun:
+    """A recipe on a model: all that memory depends on but the rows and tokens of a micro-batch."""
+
+    recipe: Recipe  # with dtype, attention, packing and optimizer resolved
+    spec: ModelSpec
+    trainable: TrainableParams
+    quantization: str  # the quantization in which the base is really held
+    on_gpu: bool
+
+    def step(self, rows: int, length: int, checkpointing: bool) -> TrainingStep:
+        """A step with micro-batches of so many rows, each of so many tokens."""
+        recipe = self.recipe
+        packed, flash = recipe.data.packing == "on", recipe.model.attention == "flash_attention_2"
+        return TrainingStep(
+            rows=rows,
+            length=length,
+            trained=rows * length,
+            dtype=recipe.model.dtype,
+            quantization=self.quantization,
+            double_quant=recipe.model.double_quant,
+            attention=recipe.model.attention,
+            checkpointing=checkpointing,
+            masked=not (packed and flash) and (packed or rows > 1),
+            dropout=recipe.adapter.dropout,
+            optimizer=recipe.train.optimizer,
+            accumulates=rows < recipe.train.batch_size,
+            on_gpu=self.on_gpu,
+        )
+
+    def memory(self, rows: int, length: int, checkpointing: bool) -> Memory:
+        return peak_memory(self.spec, self.trainable, self.step(rows, length, checkpointing))
+
+    def largest_micro_batch(self, length: int, checkpointing: bool, most: int, budget: int) -> int:
+        """The most rows, up to `most`, that fit into so many bytes; 0 where not even one row does."""
+        return bisect_right(range(1, most + 1), budget, key=lambda rows: self.memory(rows, length, checkpointing).total)
+
+
+def size_run(recipe: Recipe, info: ModelInfo, spec: ModelSpec, on_gpu: bool) -> SizedRun:
+    """A recipe on a model, on a GPU or a processor; a `UserError` where its adapter chooses what the model does not
+    have."""
+    quantization, _ = effective_quantization(recipe.model, adapter_spec(recipe.adapter).quantizes, info)
+    if quantization in ("gptq", "awq"):  # 4 or 8 bits with scales, in either form
+        quantization = "q8" if info.stored and info.stored.bits == 8 else "nf4"
+    return SizedRun(recipe, spec, count_trainable(spec, recipe.adapter), quantization, on_gpu)
+
+
+def memory_budget(machine: Machine) -> int:
+    """The bytes of a machine's memory that a run may be planned to take."""
+    return int(machine.memory * _SHARE[machine.device])

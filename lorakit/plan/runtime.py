@@ -8,16 +8,12 @@ every number here, and predicted against published times.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from lorakit.hardware.throughput import Throughput
 from lorakit.model.spec import ModelSpec, WeightSpec
-from lorakit.plan.memory import CHUNK_LOGITS, DTYPE_BYTES, weight_bytes
+from lorakit.plan.memory import CHUNK_LOGITS, DTYPE_BYTES, SizedRun, weight_bytes
 from lorakit.plan.trainable_params import TrainableParams
 from lorakit.recipe.schema import Recipe
-
-if TYPE_CHECKING:
-    from lorakit.plan.fit import SizedRun
 
 # The share of tokens that are trained, where no row is known.
 TRAINED_SHARE = 0.5
@@ -131,7 +127,7 @@ def training_flops(work: Workload) -> float:
 
 
 def run_workload(
-    load: "SizedRun",
+    load: SizedRun,
     micro: int,
     checkpointing: bool,
     *,

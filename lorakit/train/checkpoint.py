@@ -17,8 +17,7 @@ from lorakit.errors import UserError, first_line
 from lorakit.model.adapters import RankScheduler
 from lorakit.model.adapters.plain_lora import full_config, save_adapter, save_config
 from lorakit.model.peft_adapter import TRAINED_DIR, TRAINED_WEIGHTS, load_trained, trained_weights
-from lorakit.plan.run_rows import changed_files, changed_tokens, changed_versions
-from lorakit.prepare import Prepared, refuse_other_base
+from lorakit.prepare import Prepared, changed_files, changed_tokens, changed_versions, refuse_other_base
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import adapter_spec, initial_adapter, trains_all
 from lorakit.recipe.load import LoadedRecipe, load

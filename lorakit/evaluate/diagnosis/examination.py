@@ -73,7 +73,7 @@ class Examination:
     def sample(self) -> list[Row]:
         """Some training rows of the first run, spread evenly; none if it was trained on another base."""
         prepared = self.model_set.prepared
-        train = prepared.rows.train_if_there if prepared else None
+        train = prepared.rows.read_or_warn("train") if prepared else None
         if prepared is None or train is None or not have_same_weights(prepared.base, self.base.base):
             return []
         numbers = np.unique(np.linspace(0, len(train.rows) - 1, min(_SAMPLE, len(train.rows))).astype(int))
@@ -147,7 +147,7 @@ def diagnose_models(
             of_model += _loss_findings(model, base, examination, evaluation.settings.seed)
         findings[model.name] = [*of_model, *findings.pop(model.name, [])]
     prepared = evaluation.model_set.prepared
-    train = prepared.rows.train_if_there if prepared else None
+    train = prepared.rows.read_or_warn("train") if prepared else None
     if file and prepared and train is not None:
         # As the first run's tokenizer renders both.
         rendered = next(model.rendered for model in evaluation.models if model.spec.prepared is prepared)
@@ -158,7 +158,7 @@ def diagnose_models(
 
 def _index_training_answers(prepared: Prepared | None, progress: Progress) -> copying.SpanIndex | None:
     """The answers that a model was trained on, to look for copies of them; None if they are not known."""
-    train = prepared.rows.train_if_there if prepared else None
+    train = prepared.rows.read_or_warn("train") if prepared else None
     if prepared is None or train is None:
         return None
     texts = []
