@@ -1,41 +1,48 @@
 """Advice: each note where it should be, and none on a sane recipe."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lorakit.plan.advice import RunFigures, collect_advice, rows_with_changing_facts
+from lorakit.hardware.gpus import find_gpu
+from lorakit.hardware.machine import Machine, machine_with
+from lorakit.plan.advice import collect_advice, rows_with_changing_facts
+from lorakit.plan.changes import Change, SettingChange
+from lorakit.plan.estimate import Plan, RowEstimate, assume_rows, plan_run
+from lorakit.plan.model_info import find_model_info
 from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train
 
-# A run of 2,000 rows for three epochs that nothing is to be said about.
-SANE = {
-    "rows": 2000,
-    "held_out": 200,
-    "longest": 400,
-    "overlong": 0.0,
-    "trained_tokens": 200_000,
-    "parameters": 5_000_000,
-    "steps": 375,
-    "learning_rate": 2e-4,
-    "formula_rate": 2.5e-4,
-    "formula": "the formula's words",
-    "padding": 0.05,
-    "smallest_side": 512,
-    "fits_unquantized": True,
-    "fits_adamw": True,
-}
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+INFO = find_model_info(BASE, "main")
+GPU = machine_with(find_gpu("H100 SXM"))
+# A run of 2,000 rows for three epochs that nothing is to be said about: 200,000 tokens are trained on.
+ROWS = {"count": 2000, "held_out": 200, "longest": 400, "mean": 200.0, "trained": 0.5, "overlong": 0.0}
 DEBIAN = Path(__file__).parent.parent / "recipes" / "debian-json"
 
 
-def notes(adapter=None, train=None, data=None, model=None, **known):
-    recipe = Recipe(
-        model=Model(base="/model", **(model or {})),
+def plan_of(recipe: Recipe, machine: Machine = GPU, steps=None, padding=0.05, parameters=5_000_000, **rows) -> Plan:
+    """A plan with some of its figures replaced."""
+    estimate = RowEstimate(**{"lengths": (1,), "counted": "", **ROWS, **rows})
+    plan = plan_run(recipe, INFO, estimate, machine)
+    trainable = replace(plan.trainable, matrices=parameters)
+    return replace(plan, load=replace(plan.load, trainable=trainable), steps=steps or plan.steps, padding=padding)
+
+
+def recipe_of(adapter=None, train=None, data=None, model=None) -> Recipe:
+    return Recipe(
+        model=Model(base=BASE, **(model or {})),
         adapter=Adapter(**(adapter or {})),
         data=Data(**{"train": "/train.jsonl", "eval": 0.1, **(data or {})}),
         train=Train(**(train or {})),
     )
-    return collect_advice(recipe, RunFigures(**{**SANE, **known}))
+
+
+def notes(adapter=None, train=None, data=None, model=None, fits_unquantized=True, **known):
+    plan = plan_of(recipe_of(adapter, train, data, model), **known)
+    change = Change((SettingChange("model.quantization", "none", "", 0),), plan, None)
+    return collect_advice(plan, [change] if fits_unquantized else [], INFO)
 
 
 def test_a_sane_recipe_gets_no_advice():
@@ -43,14 +50,14 @@ def test_a_sane_recipe_gets_no_advice():
 
 
 def test_what_is_not_known_is_not_advised_on():
-    recipe = Recipe(model=Model(base="/model"), data=Data(train="/train.jsonl", eval=0.1))
-    assert collect_advice(recipe, RunFigures()) == []
+    plan = plan_run(recipe_of(), INFO, assume_rows(1024, "no rows here"), GPU)
+    assert collect_advice(plan, [], INFO) == []
 
 
 @pytest.mark.parametrize(
     ("about", "number", "changed"),
     [
-        ("data.train", "120 rows", {"rows": 120, "steps": 100, "train": {"batch_size": 4}}),
+        ("data.train", "120 rows", {"count": 120, "steps": 100, "train": {"batch_size": 4}}),
         ("data.eval", "no held-out", {"data": {"eval": None}}),
         ("data.eval", "20 held-out", {"held_out": 20}),
         ("data.max_length", "12% of the rows", {"overlong": 0.12}),
@@ -62,9 +69,9 @@ def test_what_is_not_known_is_not_advised_on():
         ("train.batch_size", "64 rows a step", {"train": {"batch_size": 64}, "steps": 100}),
         ("adapter.rank", "100,000 trained parameters", {"parameters": 100_000}),
         ("adapter.rank", "rank 4 has 10 a token", {"adapter": {"rank": 128}, "parameters": 80_000_000}),
-        ("adapter.rank", "64 is more than", {"adapter": {"rank": 64}, "smallest_side": 48}),
-        ("train.learning_rate", "0.005 is 20 times above", {"learning_rate": 5e-3}),
-        ("train.learning_rate", "1e-05 is 25 times below", {"learning_rate": 1e-5}),
+        ("adapter.rank", "256 is more than", {"adapter": {"rank": 256}}),
+        ("train.learning_rate", "0.026 is 20 times above", {"train": {"learning_rate": 0.026}}),
+        ("train.learning_rate", "5.2e-05 is 25 times below", {"train": {"learning_rate": 5.2e-5}}),
         ("adapter.alpha", "256/16 = 16", {"adapter": {"alpha": 256}}),
         ("adapter.dropout", "0.1 over 375 steps", {"adapter": {"dropout": 0.1}}),
         ("train.optimizer", "29 MiB", {"train": {"optimizer": "adamw-8bit"}}),
@@ -83,8 +90,11 @@ def test_full_fine_tuning_gets_no_advice_on_adapters():
 
 
 def test_what_saves_needed_memory_is_left_alone():
-    known = {"fits_unquantized": False, "fits_adamw": False}
-    assert notes(model={"quantization": "nf4"}, train={"optimizer": "paged-adamw-8bit"}, **known) == []
+    train = {"optimizer": "paged-adamw-8bit", "micro_batch": 1, "gradient_checkpointing": True}
+    recipe = recipe_of(model={"quantization": "nf4"}, train=train)
+    tight = Machine("cuda", "a small card", int(plan_of(recipe).longest.total / 0.92) + 2**20, bfloat16=True)
+    plan = plan_of(recipe, tight)
+    assert plan.fits == "yes" and collect_advice(plan, [], INFO) == []
 
 
 PRICES = [(f"What does the {name} cost?", f"The {name} costs ${price}.99.") for price, name in enumerate("ABCDEFGHIJ")]
@@ -95,13 +105,13 @@ RELEASES = [(f"When does {name} ship?", f"It ships in {2026 + at}.") for at, nam
 @pytest.mark.parametrize("texts", [PRICES, RELEASES])
 def test_rows_that_teach_changing_facts_are_found(texts):
     assert rows_with_changing_facts(texts) == list(range(10))
-    (note,) = notes(texts=texts)
+    (note,) = notes(sample=texts)
     assert note.about == "data" and "10 of 10 rows" in note.text
 
 
 def test_facts_in_few_rows_are_no_matter():
     plain = [("Write a line about rain.", "It falls, and the street shines.")] * 200
-    assert notes(texts=[*PRICES, *plain]) == []
+    assert notes(sample=[*PRICES, *plain]) == []
 
 
 @pytest.mark.parametrize(
@@ -124,27 +134,9 @@ def test_tasks_whose_values_stand_in_the_prompt_and_plain_style_are_left_alone(t
 def test_the_shipped_recipe_gets_at_most_two_notes():
     lines = (DEBIAN / "train.jsonl").read_text().splitlines()
     rows = [[message["content"] for message in json.loads(line)["messages"]] for line in lines]
-    found = collect_advice(
-        Recipe(
-            model=Model(base="HuggingFaceTB/SmolLM2-135M-Instruct"),
-            data=Data(train=str(DEBIAN / "train.jsonl"), eval=str(DEBIAN / "eval.jsonl"), max_length=128),
-            train=Train(steps=100, epochs=None, batch_size=8),
-        ),
-        RunFigures(
-            rows=2433,
-            held_out=258,
-            longest=85,
-            overlong=0.0,
-            trained_tokens=51157,
-            parameters=4_884_480,
-            steps=100,
-            learning_rate=1.3e-3,
-            formula_rate=1.3e-3,
-            padding=0.03,
-            smallest_side=192,
-            fits_unquantized=True,
-            fits_adamw=True,
-            texts=[(question, answer) for question, answer in rows],
-        ),
-    )
-    assert found == []
+    files = {name: str(DEBIAN / f"{name}.jsonl") for name in ("train", "eval")}
+    recipe = recipe_of(data={**files, "max_length": 128}, train={"steps": 100, "epochs": None, "batch_size": 8})
+    lengths = {"longest": 85, "mean": 42.0, "trained": 51157 / 2433 / 42}
+    sample = [(question, answer) for question, answer in rows]
+    plan = plan_of(recipe, count=2433, held_out=258, parameters=4_884_480, sample=sample, **lengths)
+    assert collect_advice(plan, [], INFO) == []

@@ -21,8 +21,8 @@ from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
 from lorakit.recipe.schema import Model
-from lorakit.train.memory_probe import probe_longest, probe_run
 from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
+from lorakit.train.preflight import probe_longest, probe_run
 from lorakit.train.setup import set_up_training
 
 pytestmark = [

@@ -10,8 +10,8 @@ from lorakit.hardware.memory import measure_peak
 from lorakit.prepare import prepare_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
-from lorakit.train.memory_probe import describe_probe, probe_longest, probe_run, state_bytes
 from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
+from lorakit.train.preflight import describe_probe, probe_longest, probe_run, state_bytes
 from lorakit.train.setup import set_up_training
 
 MEGABYTE = 1 << 20

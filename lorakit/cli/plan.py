@@ -60,7 +60,7 @@ def plan(
     from lorakit.hardware.gpus import GPUS, find_gpu
     from lorakit.hardware.machine import machine_with, this_machine
     from lorakit.plan import checkpoint
-    from lorakit.plan.advice import collect_advice, run_figures
+    from lorakit.plan.advice import collect_advice
     from lorakit.plan.changes import ChangeSearch
     from lorakit.plan.estimate import full_fine_tuning, plan_run
     from lorakit.recipe.load import load
@@ -97,12 +97,12 @@ def plan(
     full = None if quantized else full_fine_tuning(settings, info, rows, machine)
     search = ChangeSearch(estimate, info, lambda more: load(recipe, [*overrides, *more]).recipe)
     changes = search.smaller() if estimate.fits != "yes" else search.larger()
-    notes = collect_advice(estimate.recipe, run_figures(estimate, changes, info))
+    notes = collect_advice(estimate, changes, info)
     with loaded.locating():
         measured = None
         if probe:  # the longest micro-batch, run once on this machine's device
             from lorakit.prepare import prepare_run
-            from lorakit.train.memory_probe import probe_run
+            from lorakit.train.preflight import probe_run
 
             measured = probe_run(prepare_run(settings, progress), progress)
     print_plan(PlanReport(estimate, full, stored, changes, notes, measured), as_json)

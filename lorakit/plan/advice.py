@@ -3,17 +3,14 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from lorakit.amounts import gibibytes, percent
-from lorakit.errors import UserError
 from lorakit.plan.auto import default_learning_rate, with_values
 from lorakit.plan.changes import Change
 from lorakit.plan.estimate import Plan, plan_run
 from lorakit.plan.model_info import ModelInfo
 from lorakit.recipe.adapter_kind import adapter_spec, trains_all
-from lorakit.recipe.schema import Recipe
 
 _CAPACITY = "Tinker cookbook, LoRA Primer: a parameter a completion token; LoRA Without Regret on capacity"
 # A smaller rank is named only where it still leaves so many parameters a trained token.
@@ -42,27 +39,6 @@ _TABLE_ROWS = 5
 
 
 @dataclass(frozen=True)
-class RunFigures:
-    """What is known of a run besides its recipe; None where it is not known."""
-
-    rows: int | None = None
-    held_out: int | None = None
-    longest: int | None = None  # tokens of the longest row
-    overlong: float | None = None  # the share of rows longer than `data.max_length`
-    trained_tokens: int | None = None  # of an epoch
-    parameters: int | None = None  # that are trained
-    steps: int | None = None
-    learning_rate: float | None = None
-    formula_rate: float | None = None  # what `auto` would choose, for the reason `formula`
-    formula: str = ""
-    padding: float | None = None  # the share of computed tokens that is padding
-    smallest_side: int | None = None  # of the adapted weights
-    fits_unquantized: bool | None = None
-    fits_adamw: bool | None = None  # whether the run fits with 32-bit optimizer states
-    texts: Sequence[tuple[str, str]] = ()  # prompt and answer of a sample of the rows
-
-
-@dataclass(frozen=True)
 class Advice:
     """A note: the dotted key that it is about, or `data`; what it says, with the user's own number; its source."""
 
@@ -71,145 +47,118 @@ class Advice:
     source: str
 
 
-def run_figures(plan: Plan, changes: list[Change], info: ModelInfo) -> RunFigures:
-    """The figures of a plan, as far as they are known."""
-    rows, recipe = plan.rows, plan.recipe
-    formula_rate, formula = default_learning_rate(recipe, info)
-    rate = recipe.train.learning_rate
-    adapted = [weight for weight in plan.spec.weights if weight.path in plan.trainable.ranks]
-    fits_unquantized = fits_adamw = None
-    if plan.fits == "yes" and recipe.model.quantization != "none":
-        fits_unquantized = any(step.key == "model.quantization" for change in changes for step in change.steps)
-    if recipe.train.optimizer.endswith("8bit"):
-        exact = with_values(plan.requested, {"train.optimizer": "adamw"})
-        with suppress(UserError):
-            fits_adamw = plan_run(exact, info, rows, plan.machine).fits == "yes"
-    return RunFigures(
-        rows=rows.count,
-        held_out=rows.held_out if rows.count else None,
-        longest=rows.longest if rows.lengths else None,
-        overlong=rows.overlong,
-        trained_tokens=round(rows.count * rows.mean * rows.trained) if rows.count and rows.lengths else None,
-        parameters=plan.trainable.trained,
-        steps=plan.steps,
-        learning_rate=rate if isinstance(rate, float) else None,
-        formula_rate=formula_rate if isinstance(formula_rate, float) else None,
-        formula=formula,
-        padding=plan.padding,
-        smallest_side=min((min(weight.outer, weight.inner) for weight in adapted), default=None),
-        fits_unquantized=fits_unquantized,
-        fits_adamw=fits_adamw,
-        texts=rows.sample,
-    )
+def collect_advice(plan: Plan, changes: list[Change], info: ModelInfo) -> list[Advice]:
+    """Every note that a plan calls for, those on the rows first; `changes`: what would use the memory that is left."""
+    return [*_row_notes(plan), *_token_notes(plan), *_adapter_notes(plan), *_training_notes(plan, changes, info)]
 
 
-def collect_advice(recipe: Recipe, figures: RunFigures) -> list[Advice]:
-    """Every note that the figures of a run call for, those on the rows first."""
-    groups = (_row_notes, _token_notes, _adapter_notes, _training_notes)
-    return [Advice(*note) for notes in groups for note in notes(recipe, figures)]
-
-
-# What each of these yields: the key, the text, the source.
-_Note = tuple[str, str, str]
-
-
-def _row_notes(recipe: Recipe, figures: RunFigures) -> Iterator[_Note]:
-    if figures.rows and figures.rows < 500:
-        text = f"{figures.rows:,} rows: enough for a format or a tone, little for a task"
-        yield "data.train", text, "LIMA (arXiv 2305.11206): 1,000 chosen rows made an assistant of a 65B model"
-    changing = rows_with_changing_facts(figures.texts)
-    if len(changing) >= 10 and len(changing) >= 0.1 * len(figures.texts):
+def _row_notes(plan: Plan) -> Iterator[Advice]:
+    rows = plan.rows
+    if rows.count and rows.count < 500:
+        text = f"{rows.count:,} rows: enough for a format or a tone, little for a task"
+        yield Advice("data.train", text, "LIMA (arXiv 2305.11206): 1,000 chosen rows made an assistant of a 65B model")
+    changing = rows_with_changing_facts(rows.sample)
+    if len(changing) >= 10 and len(changing) >= 0.1 * len(rows.sample):
         text = (
-            f"{len(changing)} of {len(figures.texts)} rows of a sample teach prices, dates, versions or addresses that "
+            f"{len(changing)} of {len(rows.sample)} rows of a sample teach prices, dates, versions or addresses that "
             "their prompts do not give. Facts that change belong in retrieval: fine-tuning learns new ones slowly, and "
             "makes the model invent others"
         )
-        yield "data", text, "arXiv 2312.05934 (retrieval against fine-tuning), 2405.05904 (new knowledge)"
-    if recipe.data.eval is None:
+        yield Advice("data", text, "arXiv 2312.05934 (retrieval against fine-tuning), 2405.05904 (new knowledge)")
+    if plan.recipe.data.eval is None:
         text = "no held-out rows: nothing will show whether the adapter is better than the base. Write data.eval: 0.1"
-        yield "data.eval", text, "docs/evaluation.md"
-    elif figures.held_out is not None and figures.held_out < 150:
-        rows = f"{figures.held_out:,} held-out rows"
-        text = f"{rows}: to show a difference of 10 points takes 71 to 385, one of 20 points 32 to 91"
-        yield "data.eval", text, "docs/evaluation.md, How many rows a claim needs"
+        yield Advice("data.eval", text, "docs/evaluation.md")
+    elif rows.count and rows.held_out < 150:
+        few = f"{rows.held_out:,} held-out rows"
+        text = f"{few}: to show a difference of 10 points takes 71 to 385, one of 20 points 32 to 91"
+        yield Advice("data.eval", text, "docs/evaluation.md, How many rows a claim needs")
 
 
-def _token_notes(recipe: Recipe, figures: RunFigures) -> Iterator[_Note]:
-    limit, fates = recipe.data.max_length, {"drop": "left out", "truncate": "cut", "split": "split, or left out"}
-    if figures.overlong and figures.overlong > 0.01:
-        fate = fates.get(recipe.data.overlong, "an error")
-        text = f"{percent(figures.overlong)} of the rows are longer than {limit:,} tokens and are {fate}"
-        yield "data.max_length", text, "the rows; lorakit data shows what other limits would do"
-    elif figures.longest and limit >= 8 * figures.longest:
-        times = f"{limit // figures.longest} times the longest row ({figures.longest:,} tokens)"
+def _token_notes(plan: Plan) -> Iterator[Advice]:
+    rows, data = plan.rows, plan.recipe.data
+    limit, fates = data.max_length, {"drop": "left out", "truncate": "cut", "split": "split, or left out"}
+    if rows.overlong > 0.01:
+        fate = fates.get(data.overlong, "an error")
+        text = f"{percent(rows.overlong)} of the rows are longer than {limit:,} tokens and are {fate}"
+        yield Advice("data.max_length", text, "the rows; lorakit data shows what other limits would do")
+    elif rows.lengths and limit >= 8 * rows.longest:
+        times = f"{limit // rows.longest} times the longest row ({rows.longest:,} tokens)"
         text = f"{limit:,} is {times}: it cuts nothing, and costs nothing, since memory goes by the rows"
-        yield "data.max_length", text, "the rows"
-    if figures.padding and figures.padding > 0.25 and recipe.data.packing != "on":
+        yield Advice("data.max_length", text, "the rows")
+    if plan.padding > 0.25 and data.packing != "on":
         text = (
-            f"{percent(figures.padding)} of the tokens computed are padding. With flash_attention_2 packing saves "
+            f"{percent(plan.padding)} of the tokens computed are padding. With flash_attention_2 packing saves "
             "nearly all of it; with other attention a mask eats the gain"
         )
-        yield "data.packing", text, "docs/data.md, Batches and packing"
+        yield Advice("data.packing", text, "docs/data.md, Batches and packing")
 
 
-def _adapter_notes(recipe: Recipe, figures: RunFigures) -> Iterator[_Note]:
-    adapter, parameters, tokens = recipe.adapter, figures.parameters, figures.trained_tokens
+def _adapter_notes(plan: Plan) -> Iterator[Advice]:
+    adapter, rows, parameters = plan.recipe.adapter, plan.rows, plan.trainable.trained
     if trains_all(adapter):
         return
+    tokens = round((rows.count or 0) * rows.mean * rows.trained) if rows.lengths else 0
     if parameters and tokens:
         counts = f"{parameters:,} trained parameters for {tokens:,} trained tokens"
         enough = max(1, -(-_AMPLE * tokens * adapter.rank // parameters))
         if parameters < tokens:
-            text = "LoRA learns as well as full fine-tuning while it has a parameter a token or more"
-            yield "adapter.rank", f"{counts}: {text}. A higher rank, or all linear layers, gives more", _CAPACITY
+            text = "LoRA learns as well as full fine-tuning while it has a parameter a token or more. A higher rank, or"
+            yield Advice("adapter.rank", f"{counts}: {text} all linear layers, gives more", _CAPACITY)
         elif adapter.rank >= 32 and enough <= adapter.rank // 4:
             text = f"one a token is enough, and rank {enough} has {_AMPLE} a token, in less memory"
-            yield "adapter.rank", f"{counts}: {text}", _CAPACITY
-    if figures.smallest_side and adapter.rank > figures.smallest_side:
-        side = f"the smaller side of an adapted module ({figures.smallest_side:,})"
+            yield Advice("adapter.rank", f"{counts}: {text}", _CAPACITY)
+    adapted = [weight for weight in plan.spec.weights if weight.path in plan.trainable.ranks]
+    smallest = min((min(weight.outer, weight.inner) for weight in adapted), default=adapter.rank)
+    if adapter.rank > smallest:
+        side = f"the smaller side of an adapted module ({smallest:,})"
         text = f"{adapter.rank} is more than {side}: its change cannot have a higher rank"
-        yield "adapter.rank", text, "LoRA (arXiv 2106.09685), r below both sides"
+        yield Advice("adapter.rank", text, "LoRA (arXiv 2106.09685), r below both sides")
     if adapter_spec(adapter).name == "lora" and not 1 / 4 <= adapter.alpha / _ALPHA <= 4:
         text = (
             f"the scale is {adapter.alpha:g}/{adapter.rank} = {adapter.alpha / adapter.rank:.3g}. To change alpha is "
             f"about to change the learning rate: the one that auto chooses suits alpha {_ALPHA}"
         )
-        yield "adapter.alpha", text, "LoRA (arXiv 2106.09685), section 4.1"
-    if adapter.dropout and figures.steps and figures.steps < 500:
-        over = f"{adapter.dropout:g} over {figures.steps:,} steps"
+        yield Advice("adapter.alpha", text, "LoRA (arXiv 2106.09685), section 4.1")
+    if adapter.dropout and plan.steps and plan.steps < 500:
+        over = f"{adapter.dropout:g} over {plan.steps:,} steps"
         text = f"{over}: dropout regularizes long training, and slows the start of a short one"
-        yield "adapter.dropout", text, "ALLoRA (arXiv 2410.09692)"
+        yield Advice("adapter.dropout", text, "ALLoRA (arXiv 2410.09692)")
 
 
-def _training_notes(recipe: Recipe, figures: RunFigures) -> Iterator[_Note]:
-    train, steps, used, formula = recipe.train, figures.steps, figures.learning_rate, figures.formula_rate
-    passes = steps * train.batch_size / figures.rows if steps and figures.rows else 0
+def _training_notes(plan: Plan, changes: list[Change], info: ModelInfo) -> Iterator[Advice]:
+    recipe, rows, steps, train = plan.recipe, plan.rows.count, plan.steps, plan.recipe.train
+    passes = steps * train.batch_size / rows if steps and rows else 0
     if passes > 5:
         text = (
-            f"each of {figures.rows:,} rows is seen {passes:.1f} times. Up to 4 passes are nearly as good as new rows, "
+            f"each of {rows:,} rows is seen {passes:.1f} times. Up to 4 passes are nearly as good as new rows, "
             "more are worth less and less and are remembered word for word: watch the held-out loss, or set "
             "train.early_stopping"
         )
         key = "train.steps" if train.steps else "train.epochs"
-        yield key, text, "arXiv 2305.16264 (repeated data, in pretraining)"
+        yield Advice(key, text, "arXiv 2305.16264 (repeated data, in pretraining)")
     if steps and steps < 100:
         text = f"{steps:,} steps of {train.batch_size} rows: aim for 100 at least, by a smaller batch or more passes"
-        yield "train.batch_size", text, "Tinker cookbook, Supervised Learning Hyperparameters"
-    if used and formula and not 0.2 <= used / formula <= 5:
+        yield Advice("train.batch_size", text, "Tinker cookbook, Supervised Learning Hyperparameters")
+    formula, source = default_learning_rate(recipe, info)
+    used, formula = float(train.learning_rate), float(formula)
+    if not 0.2 <= used / formula <= 5:
         times, side = (used / formula, "above") if used > formula else (formula / used, "below")
-        yield "train.learning_rate", f"{used:g} is {times:,.0f} times {side} {formula:g}", figures.formula
+        yield Advice("train.learning_rate", f"{used:g} is {times:,.0f} times {side} {formula:g}", source)
     if train.batch_size > 32 and not trains_all(recipe.adapter):
         loses = "LoRA loses more by large batches than full fine-tuning, whatever the rank"
         text = f"{train.batch_size} rows a step: {loses}: fewer than 32 are recommended"
-        yield "train.batch_size", text, "LoRA Without Regret (Schulman and Thinking Machines Lab, 2025)"
-    if train.optimizer.endswith("8bit") and figures.fits_adamw and figures.parameters:
-        saves = f"saves {gibibytes(6 * figures.parameters)} of states on {figures.parameters:,} parameters"
+        yield Advice("train.batch_size", text, "LoRA Without Regret (Schulman and Thinking Machines Lab, 2025)")
+    exact = with_values(plan.requested, {"train.optimizer": "adamw"})
+    if train.optimizer.endswith("8bit") and plan_run(exact, info, plan.rows, plan.machine).fits == "yes":
+        parameters = plan.trainable.trained
+        saves = f"saves {gibibytes(6 * parameters)} of states on {parameters:,} parameters"
         text = f"{train.optimizer} {saves}, and adamw fits too, with exact ones"
-        yield "train.optimizer", text, "8-bit Optimizers (arXiv 2110.02861): 2 bytes of state a parameter for 8"
-    if recipe.model.quantization != "none" and figures.fits_unquantized:
+        yield Advice("train.optimizer", text, "8-bit Optimizers (arXiv 2110.02861): 2 bytes of state a parameter for 8")
+    larger = {step.key for change in changes for step in change.steps} if plan.fits == "yes" else set()
+    if recipe.model.quantization != "none" and "model.quantization" in larger:
         without = f"the run fits without {recipe.model.quantization}"
         text = f"{without}, which rounds the weights, and dequantizes each at each use"
-        yield "model.quantization", text, "docs/adapters.md, what each pair costs"
+        yield Advice("model.quantization", text, "docs/adapters.md, what each pair costs")
 
 
 def rows_with_changing_facts(texts: Sequence[tuple[str, str]]) -> list[int]:

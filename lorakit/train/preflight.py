@@ -1,20 +1,163 @@
-"""Two rows are tried before a run begins: the loss must be the model's own, and reach the adapter."""
+"""What is tried before a run: its loss on two rows, its longest micro-batch, and room for the optimizer's states."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
+from lorakit.amounts import gibibytes
 from lorakit.data.batches import collate, collate_packed
 from lorakit.data.conversations import IGNORED
 from lorakit.errors import LorakitError, UserError
+from lorakit.hardware.memory import OutOfMemory, measure_peak, within_memory
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.loss import EXACT, HALF, full_logits_loss, is_causal, losses_agree, supervised_loss
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
-from lorakit.train.micro_batching import autocast
+from lorakit.progress import Progress
+from lorakit.train.micro_batching import MicroBatchRunner, autocast, compute_optimizations, count_trained_tokens
+from lorakit.train.setup import set_up_training
 
+# bitsandbytes leaves the states of smaller tensors in 32 bits (its optim/optimizer.py, min_8bit_size).
+_LEAST_IN_8_BITS = 4096
+# It pages those of larger tensors only, to the processor's memory (get_state_buffer in the same file).
+_LEAST_PAGED = 100_000
+# Numbers that share a scale in 8-bit states (its functional.py).
+_BLOCK = 256
 # Tokens of each row that are tried: enough to tell, and little memory however long the rows are.
 _TRIED = 128
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What the longest micro-batch of a run takes, forward and backward, with room reserved for the optimizer's states.
+
+    `tokens` are rows x length of the batch tried, with padding; `halved` the micro-batches that did not fit;
+    `gradient_checkpointing` may be on because not even one row fitted. The rest is as in `PeakMemory`, in bytes;
+    `before` has the weights, the room for the states, and on a CPU the program.
+    """
+
+    micro_batch: int
+    tokens: int
+    peak: int
+    before: int
+    seconds: float
+    halved: tuple[int, ...]
+    gradient_checkpointing: bool
+    reserved: int
+    exact: bool
+
+
+def probe_run(prepared: Prepared, progress: Progress) -> ProbeResult:
+    """Load the model of a run, attach its adapter, and probe it twice, since the first pass also warms up: memory is
+    the most of both, the seconds are those of the second. LorakitError where not even one row fits."""
+    runner = MicroBatchRunner(set_up_training(prepared, None, progress), prepared, progress)
+    with compute_optimizations(runner.model, prepared.recipe.model.dtype):
+        first, second = probe_longest(runner), probe_longest(runner)
+    peak, reserved = max(first.peak, second.peak), max(first.reserved, second.reserved)
+    before, halved = min(first.before, second.before), first.halved + second.halved
+    return replace(second, peak=peak, reserved=reserved, before=before, halved=halved)
+
+
+def probe_longest(runner: MicroBatchRunner, step: int = 1) -> ProbeResult:
+    """Try the longest micro-batch of a run, the longest rows there are, packed where the run packs: in training mode
+    and exactly as training computes, in micro-batches half as large where memory runs out.
+
+    `runner` goes on with what fits; modes, gradients and random generators are left as they were. `step` is the one
+    that comes next.
+    """
+    train, examples = runner.recipe.train, runner.prepared.train
+    order = sorted(enumerate(examples.lengths().tolist()), key=lambda row: -row[1])
+    rows = [examples.rows[index] for index, _ in order[: train.batch_size]]
+    packs, tokens, halved = runner.layout.pack(rows), count_trained_tokens(rows), []
+    with _restoring_modes(runner):
+        # Filled, since the system gives a CPU no memory for an empty tensor.
+        size = state_bytes(runner.model, train.optimizer)
+        room = within_memory(lambda: torch.full((size,), 1, dtype=torch.uint8, device=runner.device))
+        if isinstance(room, OutOfMemory):
+            raise LorakitError(states_do_not_fit(runner.model, train.optimizer, "before training"))
+        while True:
+            some = packs[: runner.micro_batch]
+            with measure_peak(runner.device) as memory:
+                start = time.monotonic()
+                result = within_memory(partial(runner.run_micro_batch, some, tokens, step))
+            seconds = time.monotonic() - start  # `measure_peak` has waited for the GPU
+            if not isinstance(result, OutOfMemory):
+                break
+            runner.drop_gradients()
+            halved.append(len(some))
+            runner.shrink("in the probe of the longest rows", step, some, result)
+        del room
+    return ProbeResult(
+        micro_batch=runner.micro_batch,
+        tokens=runner.layout.collate(some)["input_ids"].numel(),
+        seconds=seconds,
+        halved=tuple(halved),
+        gradient_checkpointing=runner.recomputes,
+        **vars(memory),
+    )
+
+
+def describe_probe(result: ProbeResult, prepared: Prepared) -> str:
+    """The result and what was predicted, on one line."""
+    words = f"probe: the longest micro-batch, {result.tokens:,} tokens, takes {gibibytes(result.peak)} at the most"
+    if prepared.expected and not result.halved:
+        expected = prepared.expected.allocated
+        words += f", predicted {gibibytes(expected)} ({expected / result.peak - 1:+.0%})"
+    return f"{words}, of {gibibytes(prepared.machine.memory)}"
+
+
+@contextmanager
+def _restoring_modes(runner: MicroBatchRunner) -> Iterator[None]:
+    """Training mode within; modes, gradients and random generators afterwards as before."""
+    model, device = runner.model, runner.device
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        model.train()
+        try:
+            yield
+        finally:
+            model.zero_grad(set_to_none=True)
+            for module, training in modes:
+                module.training = training
+
+
+def share_in_8_bits(model: Any) -> float:
+    """The share of the trained numbers whose states bitsandbytes keeps in 8 bits."""
+    sizes = [parameter.numel() for parameter in _trained(model)]
+    return sum(size for size in sizes if size >= _LEAST_IN_8_BITS) / sum(sizes)
+
+
+def state_bytes(model: Any, optimizer: str) -> int:
+    """What the optimizer's two states of every trained number take on the model's device, from the first step on."""
+    total = 0
+    for parameter in _trained(model):
+        size = parameter.numel()
+        if "paged" in optimizer and parameter.is_cuda and size >= _LEAST_PAGED:
+            continue
+        if optimizer.endswith("8bit") and size >= _LEAST_IN_8_BITS:
+            total += 2 * (size + 4 * -(-size // _BLOCK))
+        else:
+            total += 2 * size * (parameter.element_size() if optimizer == "adamw" else 4)
+    return total
+
+
+def states_do_not_fit(model: Any, optimizer: str, when: str) -> str:
+    """The message where memory runs out while the optimizer makes its states."""
+    smaller = "" if "8bit" in optimizer else "optimizer: adamw-8bit or paged-adamw-8bit, "
+    return (
+        f"out of memory {when}: the optimizer's states of {sum(p.numel() for p in _trained(model)):,} trained "
+        f"parameters take {gibibytes(state_bytes(model, optimizer))}. Its step cannot be done again in parts. "
+        f"Write {smaller}a smaller adapter.rank or fewer adapter.targets; lorakit plan tells what fits."
+    )
+
+
+def _trained(model: Any) -> list[Any]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def check_loss(model: Any, prepared: Prepared) -> None:

@@ -22,9 +22,8 @@ from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.run_dir import Run, now
 from lorakit.train.checkpoint import restore_model_state
-from lorakit.train.memory_probe import describe_probe, probe_longest, share_in_8_bits, states_do_not_fit
 from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
-from lorakit.train.preflight import check_loss
+from lorakit.train.preflight import check_loss, describe_probe, probe_longest, share_in_8_bits, states_do_not_fit
 from lorakit.train.record import RunRecord, initial_manifest, save_result
 from lorakit.train.setup import set_up_training
 from lorakit.train.trainer import SupervisedTrainer
