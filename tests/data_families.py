@@ -16,7 +16,7 @@ import data_family_turns as turns
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lorakit.data.conversations import Message
+from lorakit.data.rows import Message
 
 TEXT = [
     "You are a helpful assistant. user system model assistant final [INST] [/INST] <<SYS>> <</SYS>>\n\n",

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 
-from lorakit.data.conversations import Message
+from lorakit.data.rows import Message
 
 
 def as_given(stop: str) -> Callable[[Message], str]:

@@ -9,8 +9,7 @@ from data_families import Family
 from transformers import PreTrainedTokenizerFast
 
 from lorakit.data.chat_template import ChatTemplate, render
-from lorakit.data.conversations import IGNORED, Conversation, Encoded, Message
-from lorakit.data.rows import RowError
+from lorakit.data.rows import IGNORED, Conversation, Encoded, Message, RowError
 from lorakit.data.tokenize import Encoder
 
 

@@ -11,7 +11,7 @@ from prose import WORDS, prose
 
 from lorakit.data.cleaning import dataset_checks
 from lorakit.data.cleaning.row_stats import compute_row_stats, join_row_stats, languages
-from lorakit.data.conversations import Conversation, Text, Tokens
+from lorakit.data.rows import Conversation, Text, Tokens
 
 
 def qa(prompt: str, answer: str, system: str | None = None) -> Conversation:
@@ -24,7 +24,7 @@ def qa(prompt: str, answer: str, system: str | None = None) -> Conversation:
 
 def test_equal_rows_have_equal_traits_in_every_process_and_batch():
     code = (
-        "from lorakit.data.conversations import *; from lorakit.data.cleaning.row_stats import *; import hashlib;"
+        "from lorakit.data.rows import *; from lorakit.data.cleaning.row_stats import *; import hashlib;"
         "t = compute_row_stats(["
         "Conversation([{'role':'user','content':'Où?'},{'role':'assistant','content':'Là \\ud800.'}"
         "]), Text('one two three four five six seven'), Tokens([1,2],[-100,2])], near=True);"

@@ -7,10 +7,10 @@ import pickle
 import pyarrow as pa
 import pytest
 
-from lorakit.data.conversations import Conversation, Text, Tokens
 from lorakit.data.formats import RowError, parse_record
 from lorakit.data.formats.messages import Sharegpt
 from lorakit.data.formats.text_columns import Classification
+from lorakit.data.rows import Conversation, Text, Tokens
 from lorakit.registry import FORMATS
 
 SYSTEM, USER, ASSISTANT = (

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorakit.data.cleaning.clean import CHECKS, clean
-from lorakit.data.conversations import Conversation, Text, Tokens
+from lorakit.data.rows import Conversation, Text, Tokens
 
 FIX = dict.fromkeys((*CHECKS, "trivial"), "fix")
 

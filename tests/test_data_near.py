@@ -8,7 +8,7 @@ from prose import prose
 
 from lorakit.data.cleaning import minhash
 from lorakit.data.cleaning.row_stats import compute_row_stats
-from lorakit.data.conversations import Conversation
+from lorakit.data.rows import Conversation
 
 
 def signatures(*texts: str) -> np.ndarray:

@@ -10,10 +10,9 @@ from data_families import FAMILIES, TOKENIZERS, answer, call, chat
 from data_masks import tokens, trained_texts
 
 from lorakit.data.chat_template import ChatTemplate, render
-from lorakit.data.conversations import IGNORED, Conversation, Encoded
 from lorakit.data.examples import examples_of
 from lorakit.data.formats import parse_record
-from lorakit.data.rows import RowError
+from lorakit.data.rows import IGNORED, Conversation, Encoded, RowError
 from lorakit.data.tokenize import Encoder
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Data

@@ -5,8 +5,7 @@ from data_families import FAMILIES, TOOLS, Family, answer, call, chat, result
 from data_masks import assert_exact, example, examples, refusal, trained_texts
 
 from lorakit.data.chat_template import ChatTemplate, render
-from lorakit.data.conversations import Text
-from lorakit.data.rows import RowError
+from lorakit.data.rows import RowError, Text
 
 ASK = "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 TURNS = "{% for m in messages %}{{ m.role + ': ' + m.content + END }}{% endfor %}" + ASK

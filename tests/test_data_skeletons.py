@@ -9,8 +9,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.chat_template.render import prepare_row, render_in_full
 from lorakit.data.chat_template.skeletons import logs_every_look, watch
-from lorakit.data.conversations import Conversation
-from lorakit.data.rows import RowError
+from lorakit.data.rows import Conversation, RowError
 
 PIECES = [
     "\n",

@@ -10,9 +10,8 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lorakit.data.chat_template import ChatTemplate, render
-from lorakit.data.conversations import Conversation, Text
 from lorakit.data.examples import examples_of
-from lorakit.data.rows import RowError
+from lorakit.data.rows import Conversation, RowError, Text
 from lorakit.data.survey import survey
 from lorakit.data.tokenize import Encoder
 from lorakit.errors import UserError

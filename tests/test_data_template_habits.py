@@ -8,7 +8,7 @@ from data_families import FAMILIES, TOKENIZERS, TOOLS, Family, answer, call, cha
 from data_masks import assert_exact, example, tokens, trained_texts
 
 from lorakit.data.chat_template import ChatTemplate, render
-from lorakit.data.conversations import Conversation, Text
+from lorakit.data.rows import Conversation, Text
 from lorakit.data.tokenize import Encoder
 
 CALLS = [

@@ -7,7 +7,7 @@ from data_families import FAMILIES, TOKENIZERS, TOOLS, answer, call, chat, resul
 from data_masks import assert_exact, example, examples, prompt, refusal, tokens
 
 from lorakit.data.chat_template import ChatTemplate, render
-from lorakit.data.conversations import IGNORED, Conversation
+from lorakit.data.rows import IGNORED, Conversation
 from lorakit.data.tokenize import Encoder
 
 TALK = chat(

@@ -5,7 +5,7 @@ from data_families import FAMILIES, TOOLS, Family, answer, call, chat, result
 from data_masks import assert_exact, examples, refusal, trained_texts
 
 from lorakit.data.chat_template import ChatTemplate, render
-from lorakit.data.conversations import Conversation
+from lorakit.data.rows import Conversation
 
 ASK = "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 TALK = chat("a", "b", "c", "d")

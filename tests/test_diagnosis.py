@@ -14,8 +14,8 @@ from runs_of_tests import run_recipe
 from test_smollm2 import users_cache  # noqa: F401
 
 from lorakit.data.cleaning.row_stats import compute_row_stats
-from lorakit.data.conversations import Conversation
 from lorakit.data.general_texts import read_general_texts
+from lorakit.data.rows import Conversation
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.diagnosis.copying import find_copied, index_spans, measure_leak, measure_parroting
 from lorakit.evaluate.diagnosis.examination import (

@@ -10,8 +10,7 @@ from jinja2 import TemplateError
 from real_templates import NAMES, stop_words, tokenizer_of
 
 from lorakit.data.chat_template import ChatTemplate, render
-from lorakit.data.conversations import Conversation
-from lorakit.data.rows import RowError
+from lorakit.data.rows import Conversation, RowError
 from lorakit.data.tokenize import Encoder
 
 THOUGHTS = [

@@ -13,7 +13,7 @@ import pytest
 from conftest import rows_of, write_rows
 
 from lorakit.data.chat_template import ChatTemplate, render
-from lorakit.data.conversations import Conversation
+from lorakit.data.rows import Conversation
 from lorakit.data.tokenize import Encoder
 from lorakit.errors import UserError
 from lorakit.plan.checkpoint import find_template

@@ -12,8 +12,8 @@ from runs_of_tests import adapter_weights, run_recipe
 from test_training import interrupted_after, same
 
 from lorakit.data.chat_template import ChatTemplate, render
-from lorakit.data.conversations import Conversation
 from lorakit.data.examples import tokenizer_sha256
+from lorakit.data.rows import Conversation
 from lorakit.data.template_source import with_fixed_date
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.models import resolve_models

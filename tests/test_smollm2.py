@@ -9,7 +9,7 @@ import torch
 from runs_of_tests import adapter_weights, losses, run_recipe
 
 from lorakit.data.chat_template import ChatTemplate, render
-from lorakit.data.conversations import Conversation
+from lorakit.data.rows import Conversation
 from lorakit.evaluate.generate import decode_answer, greedy_answers
 from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge

@@ -9,7 +9,7 @@ from data_families import FAMILIES, Family, answer, call, chat, result
 from data_masks import examples, refusal, trained_texts
 
 from lorakit.data.chat_template import ChatTemplate, render
-from lorakit.data.conversations import Conversation
+from lorakit.data.rows import Conversation
 from lorakit.data.tokenize import Encoder
 from lorakit.evaluate.generate import decode_answer
 

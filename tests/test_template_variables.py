@@ -7,7 +7,7 @@ from conftest import CHATML
 from data_families import Family, chat
 
 from lorakit.data.chat_template import ChatTemplate, render
-from lorakit.data.conversations import Conversation
+from lorakit.data.rows import Conversation
 from lorakit.errors import UserError
 from lorakit.evaluate.rating.sheet import Question, prompt_tokens
 

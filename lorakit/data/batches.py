@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from lorakit.data.conversations import IGNORED
 from lorakit.data.mixture import Mixture
+from lorakit.data.rows import IGNORED
 
 Row = TypeVar("Row")
 

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from lorakit.data.cleaning.row_stats import RowStats, join_row_stats
-from lorakit.data.conversations import IGNORED, Encoded
 from lorakit.data.report import Report
+from lorakit.data.rows import IGNORED, Encoded
 
 _IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema(

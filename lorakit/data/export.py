@@ -8,8 +8,7 @@ from pathlib import Path
 
 from lorakit.atomic_io import atomic_file
 from lorakit.data.cleaning.clean import clean
-from lorakit.data.conversations import Conversation
-from lorakit.data.rows import Block
+from lorakit.data.rows import Block, Conversation
 from lorakit.data.sources import OpenSource, open_source
 from lorakit.data.worker_pool import map_in_order, processors
 from lorakit.errors import UserError

@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from lorakit.data.chat_template import ChatTemplate
-from lorakit.data.conversations import Text
 from lorakit.data.example_arrays import SCHEMA, UsableRows, join_rows
 from lorakit.data.report import Report, SourceReport
-from lorakit.data.rows import Block
+from lorakit.data.rows import Block, Text
 from lorakit.data.sources import open_source, source_name
 from lorakit.data.worker import EVERY_ROW, Rules, Worker
 from lorakit.data.worker_pool import map_in_order, processors

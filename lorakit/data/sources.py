@@ -8,12 +8,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from lorakit.atomic_io import sha256_of
-from lorakit.data.conversations import RowContent
 from lorakit.data.formats import preference_data
 from lorakit.data.formats.columns import columns_read, detect, is_readable, parse_record, required_columns
 from lorakit.data.readers import files_in, read_blocks, reading
 from lorakit.data.readers.text_stream import detect_rows_in_document
-from lorakit.data.rows import Block, Row, normalize_line_ends
+from lorakit.data.rows import Block, Row, RowContent, normalize_line_ends
 from lorakit.errors import UserError
 from lorakit.recipe.data_files import data_suffix
 from lorakit.recipe.did_you_mean import nearest

@@ -12,12 +12,11 @@ import numpy as np
 
 from lorakit.data.batches import epoch_batches, first_fit_decreasing
 from lorakit.data.chat_template import ChatTemplate
-from lorakit.data.conversations import IGNORED
 from lorakit.data.dataset import Examples
 from lorakit.data.example_arrays import TextLengths
 from lorakit.data.examples import examples_of
 from lorakit.data.report import ReasonCounts, Report
-from lorakit.data.rows import Row, block_of
+from lorakit.data.rows import IGNORED, Row, block_of
 from lorakit.data.sources import open_source
 from lorakit.data.worker import Rules, Worker
 from lorakit.errors import UserError

@@ -18,8 +18,7 @@ from typing import Any
 
 from lorakit.data.chat_template import RenderedText, TurnSpan
 from lorakit.data.chat_template.template_probe import compile_alternation
-from lorakit.data.conversations import IGNORED, Encoded
-from lorakit.data.rows import RowError
+from lorakit.data.rows import IGNORED, Encoded, RowError
 from lorakit.data.words import WordCache
 
 # Segments that are remembered, and the longest of them: headers and system prompts recur, answers seldom.

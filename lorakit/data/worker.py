@@ -12,18 +12,19 @@ from lorakit.bounds import TooLong, bounded
 from lorakit.data.chat_template import ChatTemplate, RenderedText, render
 from lorakit.data.cleaning.clean import clean
 from lorakit.data.cleaning.row_stats import compute_row_stats
-from lorakit.data.conversations import (
-    IGNORED,
-    Encoded,
-    RowContent,
-    Tokens,
-    content_digest,
-    split_point,
-    up_to_last_answer,
-)
 from lorakit.data.example_arrays import UsableRows, count_trained, measure_texts, to_batch
 from lorakit.data.report import Report
-from lorakit.data.rows import Block, Row, RowError
+from lorakit.data.rows import (
+    IGNORED,
+    Block,
+    Encoded,
+    Row,
+    RowContent,
+    RowError,
+    Tokens,
+    content_digest,
+    up_to_last_answer,
+)
 from lorakit.data.sources import OpenSource
 from lorakit.data.tokenize import Encoder
 from lorakit.errors import UserError
@@ -162,8 +163,8 @@ class Worker:
             return None
 
     def _side(self, digest: bytes) -> bool:
-        """Whether a row is held out by the split."""
-        return self.rules.share is not None and split_point(digest) < self.rules.share
+        """Whether a row is held out by the split: a number between 0 and 1 made of its digest is below the share."""
+        return self.rules.share is not None and int.from_bytes(digest[:8], "big") / 2**64 < self.rules.share
 
     def _cleaned(self, content: RowContent, where: str, report: Report) -> RowContent | None:
         cleaned, findings = clean(content, self.rules.checks, self._templates[0].controls)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lorakit.data.batches import collate
-from lorakit.data.conversations import IGNORED
+from lorakit.data.rows import IGNORED
 from lorakit.errors import LorakitError, UserError
 from lorakit.hardware.machine import processor
 from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data.chat_template import ChatTemplate, NoChatTemplate
-from lorakit.data.conversations import IGNORED
 from lorakit.data.dataset import Examples
 from lorakit.data.examples import examples_of, tokenizer_sha256
 from lorakit.data.report import SourceReport
+from lorakit.data.rows import IGNORED
 from lorakit.data.template_source import writes_date
 from lorakit.errors import UserError
 from lorakit.evaluate.generate import decode_answer, until_stop

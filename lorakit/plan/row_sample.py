@@ -12,10 +12,9 @@ from statistics import NormalDist, fmean, pstdev
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lorakit.amounts import percent
-from lorakit.data.conversations import Conversation, Text, up_to_last_answer
 from lorakit.data.mixture import Mixture
 from lorakit.data.readers import json_rows
-from lorakit.data.rows import Block, Row, RowError, block_of
+from lorakit.data.rows import Block, Conversation, Row, RowError, Text, block_of, up_to_last_answer
 from lorakit.data.sources import OpenSource, is_file, open_source, sources_of
 from lorakit.errors import UserError
 from lorakit.plan.estimate import RowEstimate, assume_rows

@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 
 from lorakit.data.batches import collate, collate_packed, first_fit_decreasing, split_batch
-from lorakit.data.conversations import IGNORED
+from lorakit.data.rows import IGNORED
 from lorakit.errors import LorakitError, UserError
 from lorakit.hardware.memory import OutOfMemory, free_memory, return_freed_memory, within_memory
 from lorakit.model.fused_lora import fused_lora, release_int8_inputs

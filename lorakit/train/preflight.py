@@ -11,7 +11,7 @@ import torch
 
 from lorakit.amounts import gibibytes
 from lorakit.data.batches import collate, collate_packed
-from lorakit.data.conversations import IGNORED
+from lorakit.data.rows import IGNORED
 from lorakit.errors import LorakitError, UserError
 from lorakit.hardware.memory import OutOfMemory, measure_peak, within_memory
 from lorakit.model.fused_lora import fused_lora

@@ -10,8 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from lorakit.data.chat_template.template_probe import Write, compile_alternation
-from lorakit.data.conversations import Conversation, Text
-from lorakit.data.rows import RowError
+from lorakit.data.rows import Conversation, RowError, Text
 
 _SAMPLES = ("lorakitssample", "lorakitqsample", "lorakitasample", "lorakitusample")
 _MARK = re.compile(r"<{1,2}[^<>\s]+>{1,2}|\[[^\[\]\s]+\]")

@@ -27,8 +27,7 @@ from lorakit.data.chat_template.templated_row import (
     refuse_unwritten,
     refuse_unwritten_tools,
 )
-from lorakit.data.conversations import Conversation, Message, Text
-from lorakit.data.rows import RowError
+from lorakit.data.rows import Conversation, Message, RowError, Text
 from lorakit.data.template_source import as_yaml
 
 # Conversations of more shapes than this are rendered in full.

@@ -18,8 +18,7 @@ from jinja2.environment import Environment
 
 from lorakit.data.chat_template.template import ChatTemplate
 from lorakit.data.chat_template.templated_row import RenderedText, TemplatedRow, TurnSpan
-from lorakit.data.conversations import Message
-from lorakit.data.rows import RowError
+from lorakit.data.rows import Message, RowError
 
 # White space that no template writes, and in the middle all that an escaping or a change of case would touch.
 _LEADING, _TRAILING = "\x0b\x1c", "\x1d\x0c"

@@ -15,8 +15,7 @@ from lorakit.bounds import TooLong, bounded
 from lorakit.data.chat_template import template_probe as probe
 from lorakit.data.chat_template.controls import ControlTexts, find_control_texts, select_single_tokens
 from lorakit.data.chat_template.template_probe import AnswerProbe, TemplateMessage, ThoughtFormat
-from lorakit.data.conversations import Message
-from lorakit.data.rows import RowError
+from lorakit.data.rows import Message, RowError
 from lorakit.data.template_source import TemplateVariables, as_yaml, clock_at, compile_bounded, find_variables
 from lorakit.errors import UserError
 

@@ -15,8 +15,7 @@ from functools import cached_property, partial
 from itertools import groupby, product
 from typing import Any, NamedTuple
 
-from lorakit.data.conversations import Message
-from lorakit.data.rows import RowError
+from lorakit.data.rows import Message, RowError
 
 TemplateMessage = dict[str, Any]
 """A message as a template reads it."""

@@ -13,8 +13,7 @@ from typing import Any
 from lorakit.data.chat_template.controls import named_texts
 from lorakit.data.chat_template.template import ChatTemplate
 from lorakit.data.chat_template.template_probe import TemplateMessage, ThoughtFormat, has_thinking
-from lorakit.data.conversations import Conversation, Message
-from lorakit.data.rows import RowError
+from lorakit.data.rows import Conversation, Message, RowError
 
 # A longer system prompt that stands in a prompt is there because the template wrote it.
 _TELLING_LENGTH = 20

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lorakit.data.chat_template.controls import ControlTexts
 from lorakit.data.cleaning.text_checks import RowFinding, TextContext, encoding, html, noise, normalize_words
-from lorakit.data.conversations import Conversation, Message, RowContent, Text, Tokens
+from lorakit.data.rows import Conversation, Message, RowContent, Text, Tokens
 from lorakit.recipe.problem import quote
 
 _ROUNDS = 4

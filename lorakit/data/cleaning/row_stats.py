@@ -14,7 +14,7 @@ import numpy as np
 
 from lorakit.data.cleaning.minhash import signatures
 from lorakit.data.cleaning.text_checks import normalize_words
-from lorakit.data.conversations import IGNORED, Message, RowContent, Text, Tokens
+from lorakit.data.rows import IGNORED, Message, RowContent, Text, Tokens
 
 FEATURES = ("characters", "words", "line breaks", "upper case", "punctuation", "digits", "informal marks")
 """The first three are counts; upper case is a share of the letters, punctuation and digits are shares of all but white

@@ -4,9 +4,8 @@ settings where it has some, and returns a Conversation, a Text or Tokens, or rai
 
 import importlib
 
-from lorakit.data.conversations import Conversation, Text, Tokens
 from lorakit.data.formats.columns import columns_read, detect, parse_record, required_columns
-from lorakit.data.rows import RowError, kind
+from lorakit.data.rows import Conversation, RowError, Text, Tokens, kind
 
 __all__ = ["Conversation", "RowError", "Text", "Tokens"]
 __all__ += ["columns_read", "detect", "kind", "parse_record", "required_columns"]

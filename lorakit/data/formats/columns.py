@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from lorakit.data.conversations import Conversation, Message, RowContent
-from lorakit.data.rows import STRICT_JSON, RowError, kind
+from lorakit.data.rows import STRICT_JSON, Conversation, Message, RowContent, RowError, kind
 from lorakit.errors import UserError
 from lorakit.recipe.data_files import data_suffix
 from lorakit.recipe.fields import entry_settings

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-from lorakit.data.conversations import ROLES, Conversation, Message
 from lorakit.data.formats.columns import add_system_and_tools, expect, filled_column, is_empty, parse_call, parse_json
-from lorakit.data.rows import RowError, kind, normalize_line_ends
+from lorakit.data.rows import ROLES, Conversation, Message, RowError, kind, normalize_line_ends
 from lorakit.recipe.did_you_mean import nearest
 from lorakit.recipe.problem import one_line, quote
 from lorakit.registry import FORMATS, Section

@@ -4,9 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lorakit.data.conversations import Conversation, Message
 from lorakit.data.formats.columns import add_system_and_tools, expect
-from lorakit.data.rows import RowError
+from lorakit.data.rows import Conversation, Message, RowError
 from lorakit.recipe.problem import one_line
 from lorakit.registry import FORMATS
 

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from lorakit.data.conversations import Conversation, Text
 from lorakit.data.formats.columns import add_system_and_tools, filled_column, is_empty, question_and_answer, text_column
 from lorakit.data.formats.messages import mark_given_beginnings, parse_if_json, parse_messages
-from lorakit.data.rows import RowError, kind
+from lorakit.data.rows import Conversation, RowError, Text, kind
 from lorakit.recipe.did_you_mean import nearest
 from lorakit.recipe.fields import Wording
 from lorakit.recipe.problem import one_line, quote

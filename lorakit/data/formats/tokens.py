@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lorakit.data.conversations import IGNORED, Tokens
 from lorakit.data.formats.columns import expect, filled_column, is_empty
-from lorakit.data.rows import RowError
+from lorakit.data.rows import IGNORED, RowError, Tokens
 from lorakit.recipe.problem import one_line
 from lorakit.registry import FORMATS
 

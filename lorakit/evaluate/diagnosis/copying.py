@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from lorakit.data.cleaning.row_stats import RowStats, compute_row_stats
-from lorakit.data.conversations import Conversation, RowContent, Text
 from lorakit.data.filter_and_split import find_leaks
+from lorakit.data.rows import Conversation, RowContent, Text
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.metric import compare, mean, wilson
 from lorakit.evaluate.rendering import Row, reference_of

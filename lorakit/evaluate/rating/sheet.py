@@ -13,12 +13,11 @@ from typing import Any
 
 from lorakit.atomic_io import atomic_dir, exclusive_lock
 from lorakit.data.chat_template import ChatTemplate
-from lorakit.data.conversations import Conversation, Message
 from lorakit.data.formats import parse_record
 from lorakit.data.formats.columns import is_empty
 from lorakit.data.readers import read_file, reading
 from lorakit.data.readers.text_stream import TextStream, decode_lines, read_whole_lines
-from lorakit.data.rows import RowError, kind
+from lorakit.data.rows import Conversation, Message, RowError, kind
 from lorakit.errors import UserError
 from lorakit.evaluate.generate import decode_answer
 from lorakit.evaluate.inference import EvalModel, ModelLoader, generate_answers, loading_order
