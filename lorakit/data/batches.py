@@ -1,10 +1,7 @@
 """Batches: which rows each optimizer step trains, and how rows of several lengths become one tensor, padded or packed.
-
-The order depends on the rows, the seed, the epoch and the effective batch size alone, never on how a batch is split:
-that is what makes the result independent of the machine. Packing puts several rows end to end in one, each with
-positions of its own and blind to the others. It saves padding; packs are made within the rows of a step, so that the
-result does not depend on them.
-"""
+The order depends on the rows, the seed, the epoch and the effective batch size alone, never on how a batch is split: so
+the result does not depend on the machine. Packing puts rows end to end in one, each with positions of its own and blind
+to the others; packs are made within the rows of a step."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, count
@@ -26,12 +23,9 @@ _POOL = 32
 def epoch_batches(
     lengths: Sequence[int], batch_size: int, seed: int, epoch: int, mixture: Mixture | None = None
 ) -> list[list[int]]:
-    """The rows of every optimizer step of one epoch, longest first within a step.
-
-    Rows are shuffled, sorted by length within pools of 32 batches, and cut into batches whose order is shuffled again.
-    The rows left over when the number is no multiple of `batch_size` come last. `mixture`: the sources, whose rows
-    stand one source behind the other in `lengths`; None draws every row once.
-    """
+    """The rows of every optimizer step of one epoch, longest first within a step: shuffled, sorted by length within
+    pools of 32 batches, cut into batches whose order is shuffled again; the rows left over come last. `mixture`: the
+    sources, whose rows stand one source behind the other in `lengths`; None draws every row once."""
     generator = torch.Generator().manual_seed((seed << 20) + epoch)
     if mixture is None or not mixture.is_weighted:
         order = torch.randperm(len(lengths), generator=generator).tolist()
@@ -60,8 +54,7 @@ def run_batches(
 
 
 def draws(lengths: Sequence[int], batch_size: int, seed: int, mixture: Mixture, steps: int) -> list[list[int]]:
-    """How many rows of each source every epoch of a run of `steps` draws; of the last epoch, those that the steps
-    reach."""
+    """How many rows of each source every epoch of a run of `steps` draws; of the last, those that the steps reach."""
     counts: list[list[int]] = []
     starts = np.cumsum([0, *mixture.counts])
     while steps > 0:
@@ -79,8 +72,8 @@ def draws(lengths: Sequence[int], batch_size: int, seed: int, mixture: Mixture, 
 
 
 def _drawn(mixture: Mixture, seed: int, epoch: int) -> np.ndarray:
-    """The rows of an epoch, source by source: each source's rows are gone through in ever new orders, and an epoch goes
-    on where the one before it stopped. So no row is drawn twice more than another."""
+    """The rows of an epoch, source by source. Each source is gone through in ever new orders, and an epoch goes on
+    where the one before it stopped: no row is drawn twice more than another."""
     parts, first = [], 0
     before, after = mixture.drawn_by(epoch), mixture.drawn_by(epoch + 1)
     for source, rows in enumerate(mixture.counts):
@@ -114,11 +107,8 @@ def collate(rows: Sequence[dict[str, Any]], pad_token_id: int) -> dict[str, torc
 
 
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Which rows go into which pack of at most `capacity` tokens: the longest first, each into the first with room; a
-    ValueError where one is longer.
-
-    First-fit decreasing needs at most 11/9 of the fewest packs possible, and 6/9 of one more (Dosa, 2007).
-    """
+    """Which rows go into which pack of at most `capacity` tokens: the longest first, each into the first with room (at
+    most 11/9 of the fewest packs and 6/9 of one, Dosa 2007); a ValueError where one is longer."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     if order and lengths[order[0]] > capacity:
         raise ValueError(f"a row of {lengths[order[0]]} tokens does not fit into packs of {capacity}")
@@ -142,12 +132,10 @@ def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int
 def collate_packed(
     packs: Sequence[Sequence[dict[str, Any]]], pad_token_id: int, flat: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Packs of rows as tensors (packs, tokens): input_ids, labels and position_ids.
-
-    Every row's positions begin at 0, and so do those of the padding behind the last one: from that the attention of
-    transformers knows what belongs together. No row's first token is trained, since nothing of its own stands before
-    it. `flat`: all packs behind each other in one, without padding, as variable-length attention takes them.
-    """
+    """Packs of rows as tensors (packs, tokens): input_ids, labels and position_ids. The positions of every row, and of
+    the padding behind the last, begin at 0: so the attention of transformers knows what belongs together. No row's
+    first token is trained: nothing of its own stands before it. `flat`: all packs in one, as variable-length attention
+    takes them."""
     if flat:
         packs = [[row for pack in packs for row in pack]]
     width = max(sum(len(row["input_ids"]) for row in pack) for pack in packs)

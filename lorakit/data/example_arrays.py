@@ -33,13 +33,11 @@ class TextLengths:
 
 @dataclass
 class UsableRows:
-    """The usable rows of a block, or of all sources in order.
-
-    Of each row: `source`, `digests` (the sha256 of what it says, as four numbers), `cut` (it was truncated), and
-    `traits` where they were wanted. Of each example: `owner` (its row), `length` and `trained`, in tokens. `reports`
-    count what became no example, on the trained and on the held-out side. `notes`: what is to be said of how rows are
-    trained, and of which. `path`: the Arrow file of the examples of all sources.
-    """
+    """The usable rows of a block, or of all sources in order. Of each row: `source`, `digests` (the sha256 of what it
+    says, as four numbers), `cut` (it was truncated), and `traits` where wanted. Of each example: `owner` (its row),
+    `length` and `trained`, in tokens. `reports` count what became no example, on the trained and on the held-out side.
+    `notes`: what is to be said of how rows are trained, and of which. `path`: the Arrow file of the examples of all
+    sources."""
 
     source: np.ndarray
     digests: np.ndarray

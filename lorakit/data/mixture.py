@@ -11,11 +11,8 @@ _MOST_DRAWN = 1 << 28
 
 @dataclass(frozen=True)
 class Mixture:
-    """How many examples each source has, and its weight: how often each of them is drawn in an epoch on average.
-
-    What an epoch rounds off is carried into the next one, so that after E epochs w x E x n examples of a source of n
-    are drawn, rounded once.
-    """
+    """How many examples each source has, and its weight: how often each of them is drawn in an epoch on average. What
+    an epoch rounds off goes into the next one: E epochs draw w x E x n examples of a source of n, rounded once."""
 
     counts: tuple[int, ...]
     weights: tuple[float, ...]

@@ -76,13 +76,11 @@ class ReasonCounts:
 
 @dataclass
 class Report:
-    """What became of the rows: counts, and the first cases of each reason with file and line.
-
-    `used` rows gave `examples`: a row whose template rewrites its history, or a split text, gives several (`several`
-    rows did). `cut` rows were truncated. `passed_over` rows were passed over by a source's `take`. `findings`: what the
-    checks of `data.clean` found, each reason with its check's name in front. `notes`: what is to be said of how rows
-    are trained, with the number of rows that it holds for.
-    """
+    """What became of the rows: counts, and the first cases of each reason with file and line. `used` rows gave
+    `examples`: a row whose template rewrites its history, or a split text, gives several (`several` rows did). `cut`
+    rows were truncated, `passed_over` ones by a source's `take`. `findings`: of the checks of `data.clean`, each reason
+    with its check's name in front. `notes`: what is to be said of how rows are trained, with the number of rows that it
+    holds for."""
 
     sources: list[SourceReport] = field(default_factory=list)
     read: int = 0

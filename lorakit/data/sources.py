@@ -31,13 +31,10 @@ _TRIED_ROWS, _HUB_BLOCK = 20, 1000
 
 @dataclass
 class OpenSource:
-    """A source whose format is known, and what has been seen of it.
-
-    `format`: None where no row is readable; `size`: the bytes of all its blocks, 0 when not known; `files`: the names
-    of its files; `unused`: the columns not read; `flags`: the columns that may reject an answer, and their value then;
-    `seen`: the columns of the first rows. Of all blocks that were counted: `rows_in` each file, `columns`, and those of
-    them that are `filled` in some row.
-    """
+    """A source whose format is known (None where no row is readable), and what has been seen of it. `size`: the bytes
+    of all its blocks, 0 when not known; `files`: the names of its files; `unused`: the columns not read; `flags`: the
+    columns that may reject an answer, and their value then; `seen`: the columns of the first rows. Of all blocks that
+    were counted: `rows_in` each file, `columns`, and those of them that are `filled` in some row."""
 
     source: Source
     format: str | None

@@ -95,11 +95,9 @@ class Survey:
 def survey(
     settings: Data, template: ChatTemplate, batch_size: int, seed: int, attention_at: float, progress: Progress
 ) -> Survey:
-    """Read, render and check every row that a recipe names; raises as `examples_of`.
-
-    `attention_at`: the length in tokens at which the model's attention costs as much as its matrix products. A check
-    whose action is `error` reports here: the whole is to be seen (`stopping`).
-    """
+    """Read, render and check every row that a recipe names; raises as `examples_of`. `attention_at`: the length in
+    tokens at which the model's attention costs as much as its matrix products. A check whose action is `error` reports
+    here (`stopping`)."""
     reporting = {check: "report" for check, action in settings.clean.model_dump().items() if action == "error"}
     looking = settings.model_copy(update={"clean": settings.clean.model_copy(update=reporting)})
     train, held_out = examples_of(looking, template, progress, survey=True)

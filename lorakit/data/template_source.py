@@ -79,9 +79,8 @@ def clock_at(day: str) -> Callable[[str], str]:
 
 
 def with_fixed_date(tokenizer: Any, day: str | None) -> Any:
-    """A copy of the tokenizer whose template always writes this day; the tokenizer itself where there is no day.
-    transformers passes no function on to a template, so the dates that it may ask for (all of its texts with a `%`)
-    are written above it."""
+    """A copy of the tokenizer whose template always writes this day; the tokenizer itself where there is no day. The
+    dates that the template may ask for (all of its texts with a `%`) are written above it."""
     if day is None:
         return tokenizer
 

@@ -1,14 +1,10 @@
-"""Tokenizing: rendered text -> token ids and labels, through any tokenizer.
-
-A trained stretch must begin at the token where generation would begin: after the tokens of the prompt by itself. Each
-edge is placed by the tokens of what stands before it. Where these are joined with what follows (an answer that begins
-with a line break below a header that ends with one), a tokenizer that treats a piece of text like the same text in the
-middle of a longer one is given the two sides apart, as it is when the model answers; a row for any other tokenizer
-(SentencePiece with a leading space) is refused.
-
-A fast tokenizer cuts a text at its added tokens before it does anything else, and encodes each segment by itself
-(tokenizers, added_vocabulary.rs). So do we: segments that rows share are encoded once, and so are words.
-"""
+"""Tokenizing: rendered text -> token ids and labels, through any tokenizer. A trained stretch must begin at the token
+where generation would begin: each edge is placed by the tokens of what stands before it. Where these are joined with
+what follows (an answer that begins with a line break below a header that ends with one), a tokenizer that treats a
+piece of text like the same text in the middle of a longer one is given the two sides apart, as when the model answers;
+a row for any other tokenizer (SentencePiece with a leading space) is refused. A fast tokenizer cuts a text at its added
+tokens first, and encodes each segment by itself (tokenizers, added_vocabulary.rs). So do we: segments that rows share
+are encoded once, and so are words."""
 
 from bisect import bisect_right
 from collections.abc import Sequence

@@ -1,12 +1,10 @@
-"""Rendering: a conversation -> the chat template's text, and the stretches of it that are trained.
-
-What is trained for a turn is what the model must produce at inference: everything that the template writes for it when
-it is the last turn, from the prompt that asks for it (`add_generation_prompt`) up to and with the first token at which
-the model stops. Turns whose text is the same in the middle of a longer conversation share one text. Where the template
-rewrites history (drops earlier thinking, ends the last turn in another way), a row becomes several texts, each with
-the turns that stand in it as the model would have written them. Where the prompt is not the beginning of the text, the
-forms in which a template may write an answer are tried one after the other. Where none is exact, the row is refused.
-"""
+"""Rendering: a conversation -> the chat template's text, and the stretches of it that are trained. What is trained for
+a turn is what the model must produce: everything that the template writes for it when it is the last turn, from the
+prompt that asks for it (`add_generation_prompt`) up to and with the first token at which the model stops. Where the
+template rewrites history (drops earlier thinking, ends the last turn in another way), a row becomes several texts, each
+with the turns that stand in it as the model would have written them. Where the prompt is not the beginning of the text,
+the forms in which a template may write an answer are tried one after the other. Where none is exact, the row is
+refused."""
 
 from collections.abc import Iterator
 from contextlib import suppress

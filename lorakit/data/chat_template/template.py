@@ -223,7 +223,7 @@ class ChatTemplate:
 
     def separate_thoughts(self, messages: list[Message]) -> list[Message]:
         """The messages with the thoughts in their texts (between the template's own marks) moved into `thinking`, where
-        the template writes the thoughts of such answers: it may write an empty one in front of them otherwise."""
+        the template writes thoughts: it may write an empty one in front of them otherwise."""
         thoughts = self.thoughts if self.tokenizer.chat_template else None
         if thoughts is None or not any(thoughts.closes in message["content"] for message in messages):
             return messages
@@ -250,7 +250,7 @@ class ChatTemplate:
     @cached_property
     def without_thoughts(self) -> dict[str, Any]:
         """The variable with which the prompt opens no thought, where it otherwise opens one that the text of an answer
-        without a thought does not have; empty where there is none."""
+        without a thought lacks; or empty."""
         if self._plain.follows_prompts:
             return {}
         tried = self.reads.to_try(self.variables)

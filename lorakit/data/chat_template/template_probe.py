@@ -1,10 +1,7 @@
-"""Probes of chat templates: how one differs from others, seen in what it writes of a sample.
-
-Published templates read the same facts in different forms: the thinking of an answer under one of several names, the
-arguments of a call as an object or as JSON text, the content of an answer that only calls as an empty text or none.
-Some drop thoughts from every text, or open one in the prompt that the text of an answer does not have. What the model
-must write is then built here: the thought, what closes it, and the answer as the template writes it.
-"""
+"""Probes of chat templates: how one differs from others, seen in what it writes of a sample. Templates read the
+thinking of an answer under one of several names, the arguments of a call as an object or as JSON text, the content of
+an answer that only calls as an empty text or none. Some drop thoughts from every text, or open one in the prompt that
+the text of an answer does not have: what the model must write is then built here."""
 
 import json
 import re
@@ -82,8 +79,8 @@ class AnswerProbe:
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """Conversations that end with the answer, without and with a system prompt, as far as the template takes them.
-        The errors of samples are not the user's, whose rows get their own."""
+        """Conversations that end with the answer, without and with a system prompt, as far as the template takes
+        them."""
         samples: list[Sample] = []
         if self.answer is None:
             return samples
@@ -204,8 +201,8 @@ class ThoughtFormat:
     skips: bool = False  # the prompt has an empty thought in it, after which there is none
 
     def after_prompt(self, prompt: str) -> "ThoughtFormat | None":
-        """The same after this prompt, which may open a thought where others do not, or the other way round (after a
-        tool's answer); None where it is not known how a thought begins there."""
+        """The same after this prompt, which may open a thought where others do not, or the other way round; None where
+        it is not known how a thought begins there."""
         mark = _LAST_MARK.search(prompt)
         opened = mark is not None and mark[1] == self.opens
         if opened == self.opened:
@@ -239,8 +236,8 @@ class ThoughtFormat:
 
 
 def find_thoughts(answers: AnswerProbe, known: str) -> ThoughtFormat | None:
-    """How thoughts are written, or could be; None where the template knows none. `known`: the template's source and the
-    added tokens, in which the closing mark must stand."""
+    """How thoughts are written, or could be; None where the template knows none. The closing mark must stand in
+    `known`."""
     tail, generation = _tail_of_prompt(replace(answers, answer=SAMPLE_ANSWER))
     marks = _MARK.findall(tail)
     if len(marks) > 1 and marks[-1] in _closing_marks(marks[0]):
@@ -284,9 +281,8 @@ def _text_around(answers: AnswerProbe) -> tuple[str, str] | None:
 
 
 def _guess_closing(tail: str, known: str) -> tuple[str, str] | None:
-    """What closes the thought that a prompt opens (`tail`), where the template writes none by itself: <think> and a
-    line break are closed by a line break, </think> and an empty line, as DeepSeek R1 and its like do where they skip
-    thinking (the usage recommendations of DeepSeek-R1's model card)."""
+    """What closes the thought that a prompt opens (`tail`), where the template writes none: <think> and a line break
+    are closed by a line break, </think> and an empty line (the usage recommendations of DeepSeek-R1's model card)."""
     mark = _LAST_MARK.search(tail)
     closes = next((word for word in _closing_marks(mark[1]) if word in known), None) if mark else None
     if closes is None:

@@ -1,9 +1,6 @@
 """A row's messages with its chat template, the trained turns of the rendered text, and refusals of rows that the
-template does not write as they are.
-
-A template that leaves something out does not say so. Whether a text is written is seen by adding a mark to it and
-looking for the mark; where the text plainly stands in its place, that is not necessary.
-"""
+template does not write as they are: a template that leaves something out does not say so, and whether a text is written
+is seen by adding a mark to it and looking for the mark."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -149,7 +146,7 @@ def refuse_unwritten_tools(row: TemplatedRow, turn: RenderedTurn) -> None:
 
 def count_given_characters(row: TemplatedRow, turn: RenderedTurn) -> int:
     """How many characters of a turn are given, where its message has a given beginning. A RowError where the template
-    does not write the beginning as it is, so where the model goes on is unknown."""
+    does not write that as it is."""
     message = row.messages[turn.index]
     beginning = message["begun"]
     given = beginning.lstrip()

@@ -43,8 +43,8 @@ def clean(
 ) -> tuple[RowContent | None, list[RowFinding]]:
     """The fixed row, or None where it is to be left out, and all that was found in it. `actions` has one of off,
     report, fix and error for `encoding`, `html`, `noise`, `trivial` and, where the model's `controls` are given,
-    `special_tokens`; other keys are not read, a missing one is off. Only `fix` changes the row; what `error` finds, the
-    caller raises. Token ids are never touched, nor tools and tool calls. A row cleaned once has nothing left to fix."""
+    `special_tokens`; a missing one is off. Only `fix` changes the row; what `error` finds, the caller raises. Token
+    ids, tools and tool calls are never touched. A row cleaned once has nothing left to fix."""
     if isinstance(row, Tokens):
         return row, []
     checks = {name: actions[name] for name in CHECKS if actions.get(name, "off") != "off"}

@@ -39,8 +39,8 @@ def duplicates(content: np.ndarray) -> np.ndarray:
 
 def contradictions(prompt: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Equal prompts with different answers, both uint64 [n]: for each row the first row with its prompt (int32 [n], -1
-    without a contradiction), and whether a fix keeps the row (bool [n]): it has no contradiction, or the answer that
-    most rows of its group give. In a tie the whole group goes. Rows without a prompt (0) contradict nothing."""
+    without a contradiction), and whether a fix keeps the row (bool [n]): it has none, or the answer that most rows of
+    its group give. In a tie the whole group goes. Rows without a prompt (0) contradict nothing."""
     count = len(prompt)
     first = duplicates(np.stack([prompt, np.zeros_like(prompt)], 1))
     first_alike = duplicates(np.stack([prompt, answer], 1))
@@ -55,10 +55,9 @@ def contradictions(prompt: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, 
 
 
 def outliers(stats: RowStats) -> dict[int, str]:
-    """Rows whose answer differs from nearly all others in length, characters, script or language, each with the reason.
-    A row differs in a measure when it is 6 robust standard deviations from the median (median absolute deviation), well
-    beyond what 98 % of the others have, and at most 2 % of the rows do so; in its language or script when over 95 % of
-    the rows share another. Nothing is unusual among fewer than 50 rows."""
+    """Rows whose answer differs from nearly all others, each with the reason: in a measure, by 6 robust standard
+    deviations (median absolute deviation) and well beyond what 98 % have, where at most 2 % do so; in its language or
+    script, where over 95 % share another. Nothing is unusual among fewer than 50 rows."""
     assert stats.style is not None and stats.language is not None and stats.script is not None
     reasons: dict[int, list[str]] = {}
     for column, name in enumerate(FEATURES):

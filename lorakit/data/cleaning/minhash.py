@@ -1,14 +1,10 @@
 """Near-duplicates: rows that share most of their words, found by MinHash among a million rows in a few hundred MB.
-
 Compared are the sets of three words in a row, letters and digits only, case aside (of four characters in a text of
-fewer words, or in a script without spaces). Digits stay: sums that differ in their numbers are different rows. Two
-rows are near-duplicates when the estimated share that their sets have in common (Jaccard) reaches THRESHOLD.
-
-The signatures are datasketch's (`MinHash(num_perm=64)`, scheme affine32), computed for a batch of rows at once (half
-the time of one object a row), and of each value the lower 16 bits are kept (b-bit minwise hashing, Li and König 2010):
-the estimate grows by 1/65536 at most. datasketch's own index (MinHashLSH) takes several GB for a million rows; here a
-band is one 64-bit number, and sorted arrays find equal ones.
-"""
+fewer words, or in a script without spaces). Digits stay: sums that differ in their numbers are different rows. Two rows
+are near-duplicates when the estimated share that their sets have in common (Jaccard) reaches THRESHOLD. The signatures
+are datasketch's (`MinHash(num_perm=64)`, scheme affine32), computed for a batch of rows at once, and of each value the
+lower 16 bits are kept (b-bit minwise hashing, Li and König 2010). datasketch's own index takes several GB for a million
+rows; here a band is one 64-bit number, and sorted arrays find equal ones."""
 
 import functools
 import re
@@ -97,9 +93,8 @@ def _similar(made: np.ndarray, row: int, candidates: np.ndarray) -> np.ndarray:
 
 
 def group_near_duplicates(made: np.ndarray) -> np.ndarray:
-    """The row that each row is a near-duplicate of: int32 [n], its own number where it is the first of its kind. Each
-    row is compared with the earlier rows that lead a group, at most one a band, and joins the earliest that it
-    resembles. So leaders do not resemble each other, and rows appended later change nothing before them."""
+    """The row that each row is a near-duplicate of: int32 [n], its own number where it is the first of its kind. A row
+    joins the earliest leader of a group that it resembles: rows appended later change nothing before them."""
     group = np.arange(len(made), dtype=np.int32)
     count, rows = _find_shared_buckets(made)
     leaders = np.full(count, -1, np.int32)
@@ -114,13 +109,10 @@ def group_near_duplicates(made: np.ndarray) -> np.ndarray:
 
 
 def split_sides(made: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Which side of a split each row goes to, near-duplicates on one: int8 [n], 1 or 0 as `own`, -1 for neither.
-
-    Rows are taken in order. One that resembles earlier rows goes where they went; one that resembles rows of both
-    sides goes to neither; any other goes to its `own` side (bool [n]), and so does a row made from one template with
-    many others. Rows appended later change nothing before them. A row is compared with at most four rows a band: the
-    first and the latest of each side that share it.
-    """
+    """Which side of a split each row goes to, near-duplicates on one: int8 [n], 1 or 0 as `own`, -1 for neither. A row
+    that resembles earlier rows goes where they went, or to neither where they are on both sides; any other goes to its
+    `own` side (bool [n]), and so does a row made from one template with many others. Rows appended later change nothing
+    before them."""
     side = own.astype(np.int8)
     count, rows = _find_shared_buckets(made)
     crowd = np.zeros(count, np.int32)  # earlier rows in each bucket
@@ -141,8 +133,8 @@ def split_sides(made: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 def find_leaks(train: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The training rows that resemble held-out rows: their places, and the place of a held-out row that each resembles,
-    from the signatures of both: int64 [n] each. A row is compared with at most eight held-out rows a band."""
+    """The training rows that resemble held-out rows, and for each of them such a held-out row: int64 [n] each, from the
+    signatures of both."""
     match = np.full(len(train), -1, np.int64)
     ours, theirs = (np.ascontiguousarray(made).view(np.uint64) for made in (train, held_out))
     for band in range(BANDS if len(held_out) else 0):

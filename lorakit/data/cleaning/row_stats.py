@@ -1,5 +1,5 @@
 """The few numbers of each row by which the checks of a whole set compare rows without holding their texts: hashes,
-signatures, and measures of how an answer is written (its length, its characters, its language)."""
+signatures, and how an answer is written."""
 
 import functools
 import hashlib
@@ -65,8 +65,8 @@ class RowStats:
 
 
 def join_row_stats(parts: list[dict[str, Any]]) -> RowStats | None:
-    """The stats of many batches as one; None where there are none. `parts`: the arrays of each, all with the same ones,
-    which are emptied one array after the other: all at once they would be in memory twice."""
+    """The stats of many batches as one; None where there are none. The arrays in `parts` are taken out one after the
+    other: all at once would be in memory twice."""
     joined: dict[str, Any] = {}
     for name in list(parts[0]) if parts else ():
         arrays = [part.pop(name) for part in parts]

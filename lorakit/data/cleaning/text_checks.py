@@ -94,9 +94,9 @@ def _split_prose_and_code(text: str) -> list[str]:
 
 
 def encoding(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
-    """Text decoded by the wrong encoding ("cafÃ©"), surrogates and lost characters (U+FFFD). What is valid stays as it
-    is: no Unicode normalization, no straightened quotes. U+FFFD is found and cannot be undone; a surrogate without its
-    other half becomes U+FFFD, without which no file can be written."""
+    """Text decoded by the wrong encoding ("cafÃ©"), surrogates and lost characters (U+FFFD, which no fix undoes). What
+    is valid stays: no Unicode normalization, no straightened quotes. A surrogate without its other half becomes
+    U+FFFD."""
     if text.isascii() or not _suspect().search(text):
         return text, []
     fixed = _SEGMENT.sub(lambda segment: _fix_encoding(segment.group()), text)
@@ -128,9 +128,9 @@ def _fix_encoding(segment: str) -> str:
 
 @functools.cache
 def _suspect() -> re.Pattern[str]:
-    """Finds what may be decoded wrongly, so that ftfy, which is slow, sees little of what is right: a character that
-    stands for a first byte of UTF-8 before one that stands for a later byte, or before a space that was a no-break
-    space; C1 control characters, surrogates and U+FFFD."""
+    """Finds what may be decoded wrongly, so that ftfy, which is slow, sees little of what is right: a character for a
+    first byte of UTF-8 before one for a later byte, or before a space (a no-break space once); C1 controls, surrogates
+    and U+FFFD."""
     first, later = (
         {character for name in _ENCODINGS.split() for character in bytes(codes).decode(name, "ignore")}
         for codes in (range(0xC2, 0xF5), range(0x80, 0xC0))
@@ -141,8 +141,8 @@ def _suspect() -> re.Pattern[str]:
 
 def noise(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
     """Control characters, terminal escapes, zero-width characters; lines of logs in answers. Characters are taken out;
-    a lone carriage return, a form feed and the like become line breaks, and a carriage return before a line break
-    stays. Log lines outside code are found and stay, unless a prompt is about logs or errors."""
+    a lone carriage return, a form feed and the like become line breaks. Log lines outside code are found and stay,
+    unless a prompt is about logs or errors."""
     log_lines = _log_lines(text, context)
     if text.replace("\n", "").replace("\t", "").isprintable():  # a fast "no"
         return text, log_lines
@@ -221,9 +221,9 @@ _DOCUMENT = re.compile(r"\s*(?:```\w*\s*)?(?:<!doctype html|<html[\s>]|<\?xml )"
 
 def html(text: str, context: TextContext) -> tuple[str, list[RowFinding]]:
     """Tags and entities of HTML in prose ("<p>", "&nbsp;"). Tags are taken out, those of blocks become line breaks,
-    scripts and styles go whole, entities are decoded. Code between backticks stays, as do texts that are meant as HTML:
-    whole documents, texts that are mostly markup, and rows about HTML. Answers of tools are not checked. Escaped markup
-    ("&lt;b&gt;") is found and stays: it may be meant, and decoding it would make a tag."""
+    scripts and styles go whole, entities are decoded. Code between backticks stays, as do answers of tools and texts
+    that are meant as HTML: whole documents, mostly markup, rows about HTML. Escaped markup ("&lt;b&gt;") is found and
+    stays: it may be meant."""
     if context.role == "tool" or not (_HINT.search(text) or ("&" in text and _ENTITY.search(text))):
         return text, []
     parts = _split_prose_and_code(text)

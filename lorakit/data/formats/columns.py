@@ -1,11 +1,9 @@
 """The columns of rows: which format they fit, and what several formats read from them (texts, tools, calls of these).
-
 Parquet and Arrow store an object as a struct: every object of a column has the members of all, null where it has none.
-Which nulls are such fillers is told from JSON Schema. In a schema, null is not a value of a keyword, but of `const` and
-of a `default` where null is allowed. In the arguments of a call, a null is a filler where the row's own tools say that
-the function takes no such argument, or that it may be left out and may not be null. All other nulls stay: without a
-schema nobody can tell them from a null that was meant (arguments stored as JSON texts have no fillers).
-"""
+Which nulls are such fillers is told from JSON Schema, where null is a value of `const`, and of a `default` where null
+is allowed. In the arguments of a call, a null is a filler where the row's own tools say that the function takes no such
+argument, or that it may be left out and may not be null. All other nulls stay: without a schema nobody can tell whether
+they were meant."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain

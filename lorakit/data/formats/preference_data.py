@@ -1,6 +1,5 @@
-"""Preference data: columns that tell how good an answer is. lorakit trains on every answer as the right one. So
-preference pairs, ranks and rewards are refused as a whole, and of rows with a flag (as for KTO) those that the flag
-rejects."""
+"""Preference data: columns that tell how good an answer is. lorakit trains on every answer as the right one: so pairs,
+ranks and rewards are refused as a whole, and of rows with a flag (as for KTO) those that the flag rejects."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

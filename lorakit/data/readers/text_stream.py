@@ -184,9 +184,9 @@ class Lines:
 
 
 def read_whole_lines(stream: TextStream) -> Iterator[Lines]:
-    """The content in pieces of about 1 MiB, or of one line where that is longer; up to 1 MiB in one piece. Carriage
-    returns that end lines alone become line feeds: those of a file whose first MiB has no line feed. A `UserError` as
-    of `TextStream.read`, or for a line that is too long, comes after the whole lines before it."""
+    """The content in pieces of about 1 MiB, or of one line where that is longer. Carriage returns that end lines alone
+    become line feeds: those of a file whose first MiB has no line feed. A `UserError` as of `TextStream.read`, or for a
+    line that is too long, comes after the whole lines before it."""
     first, position, end = 1, 0, b""
     waiting: list[bytes] = []
     while data := stream.read():
