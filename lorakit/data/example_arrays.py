@@ -54,16 +54,10 @@ class UsableRows:
 
     def where(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The places of some rows."""
-        first = np.searchsorted(self.owner, np.asarray(rows)).tolist()
-        places: dict[int, str] = dict.fromkeys(first, "")
-        start = 0
+        first = np.searchsorted(self.owner, np.asarray(rows, dtype=np.int64))
         with pa.memory_map(str(self.path)) as file:
-            for batch in pa.ipc.open_stream(file):
-                column = batch.column("where")
-                inside = [number for number in places if start <= number < start + len(batch)]
-                places |= {number: column[number - start].as_py() for number in inside}
-                start += len(batch)
-        return [places[number] for number in first]
+            column = pa.ipc.open_stream(file).read_all().column("where")
+            return [column[number].as_py() for number in first.tolist()]
 
 
 def join_rows(parts: list[UsableRows], reports: tuple[Report, Report], path: Path) -> UsableRows:

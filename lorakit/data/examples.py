@@ -49,16 +49,15 @@ def examples_of(
 ) -> tuple[Examples, Examples | None]:
     """The examples that a recipe trains on, and those that it never trains on (None when it names none), from the cache
     when nothing that matters has changed. `survey`: the checks that only report are made too, and what they need is
-    kept in `traits` and `text_lengths`. `stored`: whether they go into the cache; else their `rows` are gone on return,
-    and they have `text_lengths`. A `UserError` where a source cannot be read, the recipe says to stop at a row or at
-    what a check found, or nothing is left."""
+    kept in `traits`. `stored`: whether they go into the cache; else their `rows` are gone on return. A `UserError`
+    where a source cannot be read, the recipe says to stop at a row or at what a check found, or nothing is left."""
     share = settings.eval if isinstance(settings.eval, float) else None
     rules = rules_of(settings, share, survey)
     with report_hub_retries(progress), nullcontext() if stored else TemporaryDirectory() as folder:
 
         def prepare(sources: list[Source]) -> tuple[Examples, Examples | None]:
             own = Path(mkdtemp(dir=folder)) if folder else None
-            return _prepare(sources, settings, rules, template, progress, survey, own)
+            return _prepare(sources, settings, rules, template, progress, own)
 
         train, held_out = prepare(sources_of(settings, settings.train))
         if settings.eval is not None and share is None:
@@ -108,10 +107,10 @@ def _prepare(
     rules: Rules,
     template: ChatTemplate,
     progress: Progress,
-    with_lengths: bool = False,
-    own_folder: Path | None = None,
+    own: Path | None = None,
 ) -> tuple[Examples, Examples | None]:
-    key = "" if own_folder else _key_of(sources, rules, settings.clean, template)
+    """The two sides of some sources, from the cache or, for a single use, in a folder of their `own`."""
+    key = "" if own else _key_of(sources, rules, settings.clean, template)
 
     def build(folder: Path) -> None:
         result = run_pipeline(sources, template, rules, folder / "all.arrow", progress)
@@ -126,16 +125,14 @@ def _prepare(
         result.path.unlink()
 
     def load(folder: Path) -> tuple[Examples, Examples | None]:
-        train = read_side(folder, SIDES[0], key)
-        if with_lengths or own_folder:
-            with np.load(folder / "shapes.npz", allow_pickle=False) as arrays:
-                train = replace(train, text_lengths=TextLengths(**arrays))
+        with np.load(folder / "shapes.npz", allow_pickle=False) as arrays:
+            train = replace(read_side(folder, SIDES[0], key), text_lengths=TextLengths(**arrays))
         return train, None if rules.share is None else read_side(folder, SIDES[1], key)
 
-    if own_folder is None:
+    if own is None:
         return _cached(key, build, load, progress)
-    build(own_folder)
-    return load(own_folder)
+    build(own)
+    return load(own)
 
 
 def _report(result: UsableRows, rows: np.ndarray, side: int) -> Report:

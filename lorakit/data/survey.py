@@ -4,7 +4,7 @@ another `max_length`, batching or packing would make of them; and one row follow
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -200,13 +200,11 @@ def explain_row(
     place = re.fullmatch(r"(.+?)(:\d+| row \d+)", where)
     wanted = {where, show_path(Path(place[1]).absolute()) + place[2]} if place else {where}
     last = ""
-    for source in sources:
-        opened = open_source(source)
-        for block in opened.blocks:
-            for row in block.rows():
-                last = row.where
-                if row.where in wanted or row.where.endswith(f"/{where}"):
-                    return _follow(row, Worker([opened], template, replace(rules, broken="drop", share=None)))
+    for opened in map(open_source, sources):
+        for row in chain.from_iterable(block.rows() for block in opened.blocks):
+            last = row.where
+            if row.where in wanted or row.where.endswith(f"/{where}"):
+                return _follow(row, Worker([opened], template, replace(rules, broken="drop", share=None)))
     raise UserError(f"--row: no source has a row {where}. Rows are named as in messages: the last one is {last}.")
 
 

@@ -92,7 +92,8 @@ class ChatTemplate:
             with bounded(_SECONDS, _MEMORY):
                 compiled, known = self._compiled_for_tools if tools else self.compiled
                 given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": ask}
-                given = {**known, **self._values, **(variables or {}), **given}
+                clock: dict[str, Any] = {"strftime_now": clock_at(self.date)} if self.date else {}
+                given = {**known, **self.variables, **clock, **(variables or {}), **given}
                 # As Template.render does it, without gathering the names that every template knows anew each time.
                 text = "".join(compiled.root_render_func(compiled.new_context(given, shared=True)))
                 size = len(json.dumps([messages, tools], default=str)) if len(text) > _AROUND else 0
@@ -136,10 +137,6 @@ class ChatTemplate:
         else:
             compiled = _compile_jinja_template(source)
         return compiled, {**compiled.globals, **self.tokenizer.special_tokens_map}
-
-    @cached_property
-    def _values(self) -> dict[str, Any]:
-        return {**self.variables, **({"strftime_now": clock_at(self.date)} if self.date else {})}
 
     @cached_property
     def ends(self) -> frozenset[str]:
@@ -259,10 +256,8 @@ class ChatTemplate:
     @cached_property
     def note_without_thoughts(self) -> str:
         """What the user is told of rows that are trained with `without_thoughts`."""
-        return (
-            "answers without thinking are trained after the prompt that the chat template writes with "
-            f"{as_yaml(self.without_thoughts)}: ask the model in the same way"
-        )
+        prompt = f"the prompt that the chat template writes with {as_yaml(self.without_thoughts)}"
+        return f"answers without thinking are trained after {prompt}: ask the model in the same way"
 
     @cached_property
     def reads(self) -> TemplateVariables:

@@ -1,7 +1,9 @@
-"""Conversations as lists of messages: `messages`, in OpenAI's shape with what is usually added to it, and `sharegpt`,
-as {from, value} under the role names that are found in the wild."""
+"""Conversations as messages: `messages`, lists in OpenAI's shape with what is usually added to it; `sharegpt`, lists of
+{from, value} under the role names that are found in the wild; `oasst`, OpenAssistant's trees, of which the best
+conversation is taken."""
 
 import functools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
@@ -21,6 +23,7 @@ _ASSISTANT = (*_THINKING, "tool_calls", "function_call", "train", "weight", "pre
 _TOOL = ("name", "tool_call_id")
 
 _TURNS, _CALL = ("conversations", "conversation"), "function_call"
+_ROLES_IN_TREES = {"prompter": "user", "user": "user", "human": "user", "assistant": "assistant"}
 # ShareGPT's words for each role, common misspellings among them, in lower case and with `_`.
 _WORDS_OF_ROLES = {
     "system": "system system_prompt systen sytem systme sysem systm developer",
@@ -233,3 +236,53 @@ _nearest = functools.lru_cache(maxsize=256)(nearest)
 
 def _folded(word: str) -> str:
     return word.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+@FORMATS.register("oasst", columns=("prompt",), optional=("system",))
+def oasst(record: Mapping[str, Any]) -> Conversation:
+    """`prompt`: a tree of messages with `replies` (OpenAssistant). The best reply is taken at each of its levels."""
+    node = expect(record.get("prompt"), Mapping, "the column 'prompt' is not a tree of messages", "it is")
+    if not _is_good_reply(node):
+        raise RowError("the prompt of the tree is deleted, or failed its review")
+    path: list[Message] = []
+    while node is not None:
+        word, text, level = node.get("role"), node.get("text"), len(path) + 1
+        role = _ROLES_IN_TREES.get(word) if isinstance(word, str) else None
+        if role is None:
+            reason = f"a message of the tree has none of the roles {', '.join(_ROLES_IN_TREES)}"
+            raise RowError(reason, f"level {level}: {one_line(repr(word))}")
+        expect(text, str, "a message of the tree has no text in 'text'", f"level {level} has")
+        path.append({"role": role, "content": text})
+        node = _find_best_reply(node.get("replies"), level + 1)
+    while path and path[-1]["role"] != "assistant":
+        path.pop()
+    if not path:
+        raise RowError("the tree has no answer")
+    return add_system_and_tools(record, path)
+
+
+def _find_best_reply(replies: Any, level: int) -> Mapping[str, Any] | None:
+    if replies is None:
+        return None
+    if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
+        raise RowError("the replies in a tree are not a list of messages", f"level {level}")
+    return min(filter(_is_good_reply, replies), key=_order_reply, default=None)
+
+
+def _is_good_reply(node: Mapping[str, Any]) -> bool:
+    return node.get("deleted") is not True and node.get("review_result") is not False
+
+
+def _order_reply(node: Mapping[str, Any]) -> tuple[float, float]:
+    """First low ranks, then high scores; a reply without either comes after those with it. Without a score, the
+    reviewers' average quality counts: {"quality": {"value": 0.7, "count": 3}}."""
+    rank, score, labels = _number(node.get("rank")), _number(node.get("score")), node.get("labels")
+    quality = labels.get("quality") if isinstance(labels, Mapping) else None
+    if score is None and isinstance(quality, Mapping):
+        score = _number(quality.get("value"))
+    return math.inf if rank is None else rank, math.inf if score is None else -score
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and (isinstance(value, int) or math.isfinite(value)) else None

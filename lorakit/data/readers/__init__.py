@@ -17,14 +17,10 @@ from lorakit.recipe.data_files import COMPRESSIONS, KNOWN_SUFFIXES, TooManyFiles
 from lorakit.recipe.problem import one_line, show_path
 
 _TEXTS: dict[str, Callable[[TextStream], Iterator[Block]]] = {
-    ".jsonl": json_rows.read_lines,
-    ".ndjson": json_rows.read_lines,
-    ".json": json_rows.read_values,
-    ".csv": partial(delimited.read, delimiter=","),
-    ".tsv": partial(delimited.read, delimiter="\t"),
-    ".txt": read_documents,
-    ".md": read_documents,
-}
+    ".jsonl": json_rows.read_lines, ".ndjson": json_rows.read_lines, ".json": json_rows.read_values,
+    ".csv": partial(delimited.read, delimiter=","), ".tsv": partial(delimited.read, delimiter="\t"),
+    ".txt": read_documents, ".md": read_documents,
+}  # fmt: skip
 _COLUMNS = {".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow"}
 
 
