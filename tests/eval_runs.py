@@ -10,8 +10,7 @@ from runs_of_tests import run_recipe
 
 from lorakit.evaluate.models import models_of_run, resolve_models
 from lorakit.evaluate.report import write_evaluation
-from lorakit.evaluate.results import EvalSettings
-from lorakit.evaluate.run import default_settings, score_models
+from lorakit.evaluate.run import EvalSettings, default_settings, score_models
 from lorakit.progress import Silent
 from lorakit.run_dir import Run
 

@@ -12,8 +12,7 @@ from prose import prose
 from lorakit.data.general_texts import read_general_texts
 from lorakit.evaluate.diagnosis.examination import create_examination
 from lorakit.evaluate.models import add_quantizations, resolve_models
-from lorakit.evaluate.results import EvalSettings
-from lorakit.evaluate.run import score_models
+from lorakit.evaluate.run import EvalSettings, score_models
 from lorakit.progress import Silent
 
 

@@ -12,7 +12,7 @@ from lorakit.errors import UserError
 from lorakit.evaluate import inference
 from lorakit.evaluate.models import resolve_models
 from lorakit.evaluate.rendering import render_for_models
-from lorakit.evaluate.results import EvalSettings, score_model
+from lorakit.evaluate.run import EvalSettings, score_model
 from lorakit.progress import Silent
 
 

@@ -15,7 +15,7 @@ from lorakit.errors import LorakitError, UserError
 
 if TYPE_CHECKING:
     from lorakit.evaluate.models import ModelSet
-    from lorakit.evaluate.results import Evaluation
+    from lorakit.evaluate.run import Evaluation
     from lorakit.progress import Progress
 
 Models = Annotated[

@@ -16,7 +16,7 @@ from lorakit.evaluate.classification import LabelScores
 from lorakit.evaluate.diagnosis.finding import format_number
 from lorakit.evaluate.metric import Comparison, Measure, Score, loss
 from lorakit.evaluate.models import EvalModelSpec
-from lorakit.evaluate.results import Evaluation
+from lorakit.evaluate.run import Evaluation
 from lorakit.hardware.machine import Machine
 from lorakit.recipe.fields import entry_name, entry_settings
 from lorakit.registry import METRICS

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.linalg import block_diag
@@ -22,10 +22,12 @@ from lorakit.evaluate.likelihood import row_losses, trained_tokens
 from lorakit.evaluate.metric import Measure, compare, intervals, loss, ratio
 from lorakit.evaluate.models import EvalModelSpec, ModelSet, have_same_weights
 from lorakit.evaluate.rendering import Row, reference_of
-from lorakit.evaluate.results import EvalSettings, Evaluation, ModelResult
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
+
+if TYPE_CHECKING:
+    from lorakit.evaluate.run import EvalSettings, Evaluation, ModelResult
 
 # Training rows whose loss is compared with that of the held-out rows.
 _SAMPLE = 200
@@ -129,7 +131,7 @@ def _trained_from(spec: EvalModelSpec, model_set: ModelSet) -> Prepared | None:
 
 
 def diagnose_models(
-    evaluation: Evaluation, examination: Examination | None, file: Path | None, progress: Progress
+    evaluation: "Evaluation", examination: Examination | None, file: Path | None, progress: Progress
 ) -> dict[str, list[Finding]]:
     """The findings about each model but the base, by its name; a leak is about the rows, under the name `data`. Without
     an examination they are those of the models' answers and held-out losses. `file`: where the rows come from, if not
@@ -171,7 +173,7 @@ def _index_training_answers(prepared: Prepared | None, progress: Progress) -> co
 
 
 def _answer_findings(
-    model: ModelResult, base: ModelResult | None, index: copying.SpanIndex | None, settings: EvalSettings
+    model: "ModelResult", base: "ModelResult | None", index: copying.SpanIndex | None, settings: "EvalSettings"
 ) -> list[Finding]:
     rendered, answers, seed = model.rendered, model.answers, settings.seed
     prompts, findings = [str(rendered.tokenizer.decode(prompt)) for prompt in rendered.prompts], []
@@ -184,7 +186,7 @@ def _answer_findings(
     return [*findings, *measure_style(answers, rendered.references, prompts, cut, longer, seed)]
 
 
-def _loss_findings(model: ModelResult, base: ModelResult, examination: Examination, seed: int) -> list[Finding]:
+def _loss_findings(model: "ModelResult", base: "ModelResult", examination: Examination, seed: int) -> list[Finding]:
     before, after = base.examined, model.examined
     if not np.array_equal(before["tokens"], after["tokens"]):
         return [FORGETTING.unmeasured("its tokenizer splits the texts into other tokens than the base's")]
@@ -196,7 +198,7 @@ def _loss_findings(model: ModelResult, base: ModelResult, examination: Examinati
     return findings
 
 
-def _drift_findings(evaluation: Evaluation, base: ModelResult | None) -> dict[str, list[Finding]]:
+def _drift_findings(evaluation: "Evaluation", base: "ModelResult | None") -> dict[str, list[Finding]]:
     """By model, for each adapter that was scored on several quantizations of its base."""
     by_adapter: dict[Any, dict[str, ModelResult]] = {}
     for model in evaluation.models:
