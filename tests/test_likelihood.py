@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.classification import expected_calibration_error, score_labels
-from lorakit.evaluate.likelihood import _paths, label_loglikelihoods
+from lorakit.evaluate.forward import _paths, label_loglikelihoods
 from lorakit.evaluate.metric import intervals
 from lorakit.progress import Silent
 
@@ -64,9 +64,9 @@ def test_a_head_in_chunks_and_batches_cut_short_change_nothing(tiny_base, monkey
     model = AutoModelForCausalLM.from_pretrained(tiny_base).eval()
     prompts = prompts_of(9, vocabulary=300)
     expected = label_loglikelihoods(model, prompts, LABELS, 0, Silent())
-    monkeypatch.setattr("lorakit.evaluate.likelihood._LOGITS", 3 * 400)
-    monkeypatch.setattr("lorakit.evaluate.likelihood._TOKENS", 1)
-    monkeypatch.setattr("lorakit.evaluate.likelihood._ROWS", 2)
+    monkeypatch.setattr("lorakit.evaluate.forward._LOGITS", 3 * 400)
+    monkeypatch.setattr("lorakit.evaluate.forward._TOKENS", 1)
+    monkeypatch.setattr("lorakit.evaluate.forward._ROWS", 2)
     assert np.allclose(label_loglikelihoods(model, prompts, LABELS, 0, Silent()), expected, atol=1e-6)
 
 

@@ -10,7 +10,7 @@ from runs_of_tests import adapter_weights, losses, run_recipe
 
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.rows import Conversation
-from lorakit.evaluate.generate import decode_answer, greedy_answers
+from lorakit.evaluate.forward import decode_answer, greedy_answers
 from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
 from lorakit.model.load import load_model

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.benchmarks.run import BenchmarkSettings, compare_tasks, run_tasks
 from lorakit.evaluate.classification import score_labels
-from lorakit.evaluate.likelihood import label_loglikelihoods
+from lorakit.evaluate.forward import label_loglikelihoods
 from lorakit.progress import Silent
 
 LABELS = ["apples", "rivers and more", "a", "two bridges over a river"]

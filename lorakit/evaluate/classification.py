@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorakit.data.dataset import Examples
-from lorakit.evaluate.generate import until_stop
+from lorakit.evaluate.forward import until_stop
 from lorakit.evaluate.metric import Measure, mean, ratio
 from lorakit.evaluate.rendering import RenderedRows, reference_of
 

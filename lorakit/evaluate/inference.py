@@ -24,8 +24,7 @@ from lorakit.atomic_io import cache_folder
 from lorakit.checksums import decode_line, encode_line
 from lorakit.errors import LorakitError
 from lorakit.evaluate.classification import Labels
-from lorakit.evaluate.generate import Answer, greedy_answers
-from lorakit.evaluate.likelihood import label_loglikelihoods, row_losses
+from lorakit.evaluate.forward import Answer, greedy_answers, label_loglikelihoods, row_losses
 from lorakit.evaluate.models import EvalModelSpec
 from lorakit.evaluate.rendering import RenderedRows, Row
 from lorakit.model.fused_lora import fused_lora

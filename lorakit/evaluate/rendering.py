@@ -16,7 +16,7 @@ from lorakit.data.report import SourceReport
 from lorakit.data.rows import IGNORED
 from lorakit.data.template_source import writes_date
 from lorakit.errors import UserError
-from lorakit.evaluate.generate import decode_answer, until_stop
+from lorakit.evaluate.forward import decode_answer, until_stop
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.model.resolve import Base
 from lorakit.model.tokenizer import load_tokenizer, pad_token_id, stop_token_ids, stop_words

@@ -14,8 +14,7 @@ from lorakit.evaluate import inference
 from lorakit.evaluate.classification import Labels, LabelScores, labels_of, score_labels
 from lorakit.evaluate.diagnosis.examination import Examination, diagnose_models
 from lorakit.evaluate.diagnosis.finding import Finding
-from lorakit.evaluate.generate import decode_answer
-from lorakit.evaluate.likelihood import trained_tokens
+from lorakit.evaluate.forward import decode_answer, trained_tokens
 from lorakit.evaluate.metric import Comparison, Measure, Score, compare, intervals, loss, perplexity, row_scores
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.rendering import RenderedRows, render_for_models

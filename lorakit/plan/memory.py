@@ -32,7 +32,7 @@ PROCESS = 620_000_000
 _HOLES = 1.27
 # Tokens of the two rows on which a run tries its loss before the first step (lorakit/train/preflight.py).
 _TRIED_TOKENS = 256
-# lorakit/evaluate/likelihood.py and generate.py: rows and tokens that are answered together, by device.
+# lorakit/evaluate/forward.py: rows and tokens that are answered together, by device.
 _EVAL_ROWS, _EVAL_SHARE, _EVAL_MIN_TOKENS = {"cpu": 64, "cuda": 256}, 0.25, 1 << 11
 # lorakit/merge/proof.py: the positions whose logits are kept of both models, in float32.
 _MERGE_LOGITS, _MERGE_POSITIONS = 1 << 25, 512

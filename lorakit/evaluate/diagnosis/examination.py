@@ -17,8 +17,8 @@ from lorakit.errors import UserError
 from lorakit.evaluate.diagnosis import copying
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.diagnosis.style import measure_style
+from lorakit.evaluate.forward import row_losses, trained_tokens
 from lorakit.evaluate.inference import EvalModel, Save, compute_losses
-from lorakit.evaluate.likelihood import row_losses, trained_tokens
 from lorakit.evaluate.metric import Measure, compare, intervals, loss, ratio
 from lorakit.evaluate.models import EvalModelSpec, ModelSet, have_same_weights
 from lorakit.evaluate.rendering import Row, reference_of

@@ -19,7 +19,7 @@ from lorakit.data.readers import read_file, reading
 from lorakit.data.readers.text_stream import TextStream, decode_lines, read_whole_lines
 from lorakit.data.rows import Conversation, Message, RowError, kind
 from lorakit.errors import UserError
-from lorakit.evaluate.generate import decode_answer
+from lorakit.evaluate.forward import decode_answer
 from lorakit.evaluate.inference import EvalModel, ModelLoader, generate_answers, loading_order
 from lorakit.evaluate.models import ModelSet
 from lorakit.evaluate.rendering import RenderedRows, load_tokenizers, prompt_template
