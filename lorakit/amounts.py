@@ -1,6 +1,8 @@
-"""Amounts as people read them: rounded, but something never to nothing, and a part never to the whole."""
+"""Amounts as people read them: rounded, but something never to nothing, and a part never to the whole; and as JSON
+holds them."""
 
 import math
+from typing import Any
 
 
 def percent(share: float, digits: int = 0) -> str:
@@ -9,6 +11,15 @@ def percent(share: float, digits: int = 0) -> str:
     if 0 < share < 1 and float(f"{100 * share:.{digits}f}") in (0, 100):
         return f"<{smallest:g}%" if share < 0.5 else f">{100 - smallest:g}%"
     return f"{share:.{digits}%}"
+
+
+def without_nan(facts: Any) -> Any:
+    """Plain data for JSON, which has no NaN and no infinity: they become null."""
+    if isinstance(facts, dict):
+        return {key: without_nan(value) for key, value in facts.items()}
+    if isinstance(facts, list | tuple):
+        return [without_nan(value) for value in facts]
+    return None if isinstance(facts, float) and not math.isfinite(facts) else facts
 
 
 def counted(number: int, noun: str) -> str:

@@ -6,7 +6,6 @@ so that none of it controls the terminal or hides from the reader.
 
 import json
 import logging
-import math
 import re
 import shutil
 import sys
@@ -21,6 +20,8 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from lorakit.amounts import without_nan
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -81,17 +82,8 @@ def result_wrapped(text: str, under: str = "", begin: str = "") -> None:
 
 def result_json(facts: Any) -> None:
     """Print the one JSON document of `--json`."""
-    text = json.dumps(_without_nan(facts), indent=2, ensure_ascii=False, default=str)
+    text = json.dumps(without_nan(facts), indent=2, ensure_ascii=False, default=str)
     result(_UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text))
-
-
-def _without_nan(facts: Any) -> Any:
-    """JSON has no NaN or infinity: both become null."""
-    if isinstance(facts, dict):
-        return {key: _without_nan(value) for key, value in facts.items()}
-    if isinstance(facts, list | tuple):
-        return [_without_nan(value) for value in facts]
-    return None if isinstance(facts, float) and not math.isfinite(facts) else facts
 
 
 def result_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -125,7 +125,7 @@ def test_the_attentions_of_a_family_are_known_from_its_config():
     from model_families import FAMILIES
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    known = {one.config["model_type"]: one.config for one in known_models()}
+    known = {one["config"]["model_type"]: one["config"] for one in known_models()}
     configs = {family.config.model_type: family.config.to_dict() for family in FAMILIES.values()} | known
     assert {"gemma2", "gpt_oss"} <= configs.keys()
     for model_type, config in configs.items():

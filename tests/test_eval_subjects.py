@@ -230,7 +230,8 @@ def test_labels_are_scored_by_likelihood(tmp_path, tiny_base, other_base):
 
 def test_a_probe_is_asked_of_every_subject_while_its_model_is_there(one, two, loads):
     def probe(eval_model):
-        return eval_model.spec.name, hasattr(eval_model.model, "peft_config"), len(eval_model.rendered.rows)
+        model = eval_model.loader.model_of(eval_model.spec)
+        return eval_model.spec.name, hasattr(model, "peft_config"), len(eval_model.rendered.rows)
 
     model_set = resolve_models([str(one.folder)], Silent())
     each, _ = render_for_models(model_set, None, Silent())

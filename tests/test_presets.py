@@ -109,9 +109,9 @@ def planned(preset: Path, base: str, card: Gpu, *overrides: str) -> Plan:
 
 def larger_sizes(base: str) -> list[str]:
     """The known models of Meta, Qwen and Mistral AI that are of a larger size, each by one of its hub ids."""
-    found = {one: model for model in known_models() for one in model.ids}
-    least = ONE_SIZE * found[base].parameters
-    named = {model.parameters: one for one, model in found.items() if one.startswith(MAKERS)}
+    found = {one: model for model in known_models() for one in model["ids"]}
+    least = ONE_SIZE * found[base]["parameters"]
+    named = {model["parameters"]: one for one, model in found.items() if one.startswith(MAKERS)}
     return [one for parameters, one in named.items() if parameters > least]
 
 

@@ -4,7 +4,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,18 +112,12 @@ def evaluate(
         from lorakit.evaluate.diagnosis.examination import create_examination
         from lorakit.evaluate.diagnosis.finding import describe_finding
         from lorakit.evaluate.report import evaluation_document, tables, write_evaluation
-        from lorakit.evaluate.run import default_settings, score_models
+        from lorakit.evaluate.run import EvalSettings, default_settings, score_models
 
         recipe = default_settings(model_set.prepared)
-        settings = replace(
-            recipe,
-            metrics=recipe.metrics if metrics is None else metrics_of(metrics, recipe.metrics),
-            rows=rows or recipe.rows,
-            max_new_tokens=max_new_tokens or recipe.max_new_tokens,
-            seed=seed,
-            cache=not no_cache,
-            baseline=baseline,
-        )
+        chosen = recipe.metrics if metrics is None else metrics_of(metrics, recipe.metrics)
+        tokens = max_new_tokens or recipe.max_new_tokens
+        settings = EvalSettings(chosen, tokens, rows or recipe.rows, seed, not no_cache, baseline)
         examined = create_examination(model_set, general) if diagnose or general else None
         thresholds = thresholds_of(fail_under, settings.metrics)
         folder = results_folder(model_set, output)

@@ -86,6 +86,10 @@ def score_labels(loglikelihoods: np.ndarray, truth: Sequence[int], labels: Seque
     """Scores of log-likelihoods (rows, labels) in nats against the position of each row's true label."""
     from sklearn.metrics import confusion_matrix
 
+    def macro_f1(sums: np.ndarray) -> np.ndarray:
+        """From sums (..., 2 x labels): twice the hits of each label, then how often it is true or predicted."""
+        return np.nanmean(ratio(np.stack(np.split(sums, 2, axis=-1), axis=-1)), axis=-1)
+
     likely, true = np.asarray(loglikelihoods, dtype=float), np.asarray(truth, dtype=int)
     predicted = likely.argmax(1)
     odds = np.exp(likely - likely.max(1, keepdims=True))
@@ -95,17 +99,11 @@ def score_labels(loglikelihoods: np.ndarray, truth: Sequence[int], labels: Seque
     by_length = {"accuracy": likely, "accuracy-norm": likely / characters, "accuracy-bytes": likely / octets}
     measures = {name: mean((scores.argmax(1) == true).astype(float)) for name, scores in by_length.items()}
     f1_counts = np.concatenate([2 * is_true * is_predicted, is_true + is_predicted], axis=1)
-    measures["macro-f1"] = Measure(f1_counts, _macro_f1)
+    measures["macro-f1"] = Measure(f1_counts, macro_f1)
     measures["brier"] = mean(((probabilities - is_true) ** 2).sum(1), unit="ratio", higher=False)
     confusion = confusion_matrix(true, predicted, labels=range(len(labels)))
     ece = expected_calibration_error(probabilities, true)
     return LabelScores(tuple(labels), _auc(probabilities, true), confusion, ece, measures)
-
-
-def _macro_f1(sums: np.ndarray) -> np.ndarray:
-    """From sums (..., 2 x labels): twice the hits of each label, then how often it is true or predicted."""
-    each = ratio(np.stack(np.split(sums, 2, axis=-1), axis=-1))  # NaN for a label that is neither true nor predicted
-    return np.nanmean(each, axis=-1)
 
 
 def _auc(probabilities: np.ndarray, true: np.ndarray) -> float | None:

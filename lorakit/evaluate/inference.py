@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -128,25 +127,17 @@ class EvalModel:
     cache: bool
     progress: Progress
 
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        return self.spec.identity(self.loader.device)
-
-    @property
-    def model(self) -> Any:
-        """The model itself, loaded on first use and valid until another one is."""
-        return self.loader.model_of(self.spec)
-
     def compute(
         self, kind: str, facts: Mapping[str, Any], rows: Sequence[Any], work: Callable[[Any, list[int], Save], None]
     ) -> list[Any]:
         """A value of each row, from the cache or by `work`. `rows` are plain data that decides the value, `facts` what
         decides it besides. `work` gets the model, the missing rows' numbers, and what saves values by their position
         among these."""
-        file, keys = open_cache(kind, {**self.identity, **facts}, self.cache), [digest(row) for row in rows]
+        identity, keys = self.spec.identity(self.loader.device), [digest(row) for row in rows]
+        file = open_cache(kind, {**identity, **facts}, self.cache)
         missing = list({key: at for at, key in enumerate(keys) if key not in file.lines}.values())
         if missing:
-            model = self.model
+            model = self.loader.model_of(self.spec)
             with fused_lora(model):
                 work(model, missing, lambda values: file.add({keys[missing[at]]: one for at, one in values.items()}))
         return [file.lines[key] for key in keys]

@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from lorakit.amounts import without_nan
 from lorakit.atomic_io import claim_name, write_atomic
 from lorakit.errors import LorakitError
 from lorakit.evaluate.classification import LabelScores
@@ -97,16 +98,10 @@ def _of_parts(parts: Mapping[str, Mapping[str, Score | Comparison]]) -> dict[str
 
 def describe_model(spec: EvalModelSpec, device: str) -> dict[str, Any]:
     """What a model is, and the sha256 of all that decides what it computes."""
-    return {
-        "given": spec.given,
-        "kind": spec.kind,
-        "base": spec.base.name,
-        "base_origin": spec.base.origin,
-        "adapter": str(spec.adapter) if spec.adapter else None,
-        "dtype": spec.settings.dtype,
-        "quantization": spec.settings.quantization,
-        "identity": spec.identity(device),
-    }
+    base, adapter = spec.base, str(spec.adapter) if spec.adapter else None
+    facts = {"given": spec.given, "kind": spec.kind, "base": base.name, "base_origin": base.origin, "adapter": adapter}
+    how = {"dtype": spec.settings.dtype, "quantization": spec.settings.quantization}
+    return {**facts, **how, "identity": spec.identity(device)}
 
 
 def _answer_lines(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
@@ -127,15 +122,6 @@ def _answer_lines(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
             "cut": [model.name for model in generated if not model.ended[at]],
             "loss": {name: float(of_rows[number]) for name, of_rows in losses.items()},
         }
-
-
-def without_nan(facts: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(facts, dict):
-        return {key: without_nan(value) for key, value in facts.items()}
-    if isinstance(facts, list | tuple):
-        return [without_nan(value) for value in facts]
-    return None if isinstance(facts, float) and not math.isfinite(facts) else facts
 
 
 def tables(evaluation: Evaluation, title: str) -> Iterator[Table]:

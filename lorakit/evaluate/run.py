@@ -242,15 +242,12 @@ def score_models(
 
 def find_baseline(model_set: ModelSet, named: str | None) -> int:
     """The number of the model that the others are compared with: the one named, else the base, else the first."""
-    names = [spec.name for spec in model_set.specs]
+    names, kinds = [spec.name for spec in model_set.specs], [spec.kind for spec in model_set.specs]
     if named is None:
-        kinds = [spec.kind for spec in model_set.specs]
         return kinds.index("base") if "base" in kinds else 0
-    if named in names:
-        return names.index(named)
-    given = [spec.given.rstrip("/") for spec in model_set.specs]
-    if given.count(named.rstrip("/")) == 1:
-        return given.index(named.rstrip("/"))
+    for known in (names, [spec.given.rstrip("/") for spec in model_set.specs]):
+        if known.count(named.rstrip("/")) == 1:
+            return known.index(named.rstrip("/"))
     raise UserError(f"--baseline: {named}: not one of the models that are scored. Write one of {', '.join(names)}.")
 
 

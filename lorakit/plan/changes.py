@@ -73,11 +73,9 @@ class ChangeSearch:
     """The recipe as it is written, with more `--set` arguments; raises RecipeErrors where its rules refuse them."""
 
     def smaller(self) -> list[Change]:
-        """Changes of a recipe that does not fit, each of which fits; what costs least in quality and time first.
-
-        Single changes; where none of them is enough, several: the cheapest first, one is added to the other until they
-        fit, and those that turn out not to be needed are taken away again.
-        """
+        """Changes of a recipe that does not fit, each of which fits; what costs least in quality and time first. Single
+        changes; where none of them is enough, several: the cheapest first, one is added to the other until they fit,
+        and those that turn out not to be needed are taken away again."""
         steps = sorted(memory_reductions(self.plan, self.info), key=lambda step: step.quality)
         best: dict[str, Change] = {}
         for step in steps:
@@ -98,11 +96,8 @@ class ChangeSearch:
         return [change for change in changes if change and change.plan.longest.total > used]
 
     def _combine(self, steps: list[SettingChange]) -> list[Change]:
-        """The first steps that fit together, or nothing.
-
-        A step that is refused waits for the next ones: full fine-tuning takes no quantization, the adapter that follows
-        does.
-        """
+        """The first steps that fit together, or nothing. A step that is refused waits for the next ones: full
+        fine-tuning takes no quantization, the adapter that follows does."""
         applied, waiting = dict[str, SettingChange](), dict[str, SettingChange]()
         for step in steps:
             everything = applied | waiting | {step.key: step}
@@ -114,15 +109,13 @@ class ChangeSearch:
             else:
                 waiting |= {step.key: step}
             if change and change.plan.fits == "yes":
-                return [self._without_needless(change)]
-        return []
-
-    def _without_needless(self, change: Change) -> Change:
-        """The same without every step that is not needed, those first that cost most in quality."""
-        for step in sorted(change.steps, key=lambda step: -step.quality):
+                break
+        else:
+            return []
+        for step in sorted(change.steps, key=lambda step: -step.quality):  # what is not needed is taken away again
             rest = tuple(other for other in change.steps if other is not step)
             change = (self._fitting(rest) if rest else None) or change
-        return change
+        return [change]
 
     def _fitting(self, steps: tuple[SettingChange, ...]) -> Change | None:
         """The plan with these steps where it fits."""

@@ -135,25 +135,16 @@ def _first(config: dict[str, Any], *keys: str) -> int | None:
     return next((config[key] for key in keys if is_size(config.get(key))), None)
 
 
-@dataclass(frozen=True)
-class KnownModel:
-    """Models of one config: their hub ids, what config.json says of their size, and where that is from."""
-
-    ids: list[str]
-    parameters: int  # as the model's hub page counts them
-    source: str
-    config: dict[str, Any]
-
-
 @functools.cache
-def known_models() -> tuple[KnownModel, ...]:
-    """Every entry of the bundled table."""
-    models = json.loads(_TABLE.read_text(encoding="utf-8"))["models"]
-    return tuple(KnownModel(**model) for model in models)
+def known_models() -> list[dict[str, Any]]:
+    """The bundled table. Each entry has the hub `ids` of models of one `config`, as config.json has it, their number of
+    `parameters`, as their hub pages count them, and its `source`."""
+    models: list[dict[str, Any]] = json.loads(_TABLE.read_text(encoding="utf-8"))["models"]
+    return models
 
 
 def known_config(hub_id: str) -> dict[str, Any] | None:
     """config.json of a hub model, reduced to what sizes it (with `dtype`, the type in which it is stored); else None.
     Letter case does not matter. Quantized repackagings have other ids and are not known."""
-    ids = {known.lower(): model.config for model in known_models() for known in model.ids}
+    ids = {known.lower(): model["config"] for model in known_models() for known in model["ids"]}
     return copy.deepcopy(ids.get(hub_id.lower()))

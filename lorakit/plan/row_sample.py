@@ -44,10 +44,8 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class SourceSample:
-    """Rows from the whole length of a source, how many it has, and the longest of those that were looked at.
-
-    `whole`: all are to be prepared. `counted`: `total` is no estimate. `searched`: `longest` are the longest of all.
-    """
+    """Rows from the whole length of a source, how many it has, and the longest of those that were looked at. `whole`:
+    all are to be prepared. `counted`: `total` is no estimate. `searched`: `longest` are the longest of all."""
 
     opened: OpenSource
     rows: list[Row]

@@ -53,12 +53,10 @@ LOW, HIGH = 0.6, 1.7
 
 @dataclass(frozen=True)
 class DoraWorkload:
-    """What DoRA adds to a LoRA: the norm of each row of W + s B A, and outputs that are scaled by it.
-
-    In float32 lorakit takes the norm from W A^T (lorakit/model/fused_lora.py), once a micro-batch. Under autocast
-    PEFT's own forward runs (peft/tuners/lora/dora.py), which builds B A of an identity, and the sum with W, in each
-    forward pass.
-    """
+    """What DoRA adds to a LoRA: the norm of each row of W + s B A, and outputs that are scaled by it. In float32
+    lorakit takes the norm from W A^T (lorakit/model/fused_lora.py), once a micro-batch. Under autocast PEFT's own
+    forward runs (peft/tuners/lora/dora.py), which builds B A of an identity, and the sum with W, in each forward
+    pass."""
 
     modules: int  # adapted layers
     built: bool  # whether B A and the sum are built, PEFT's way
@@ -109,11 +107,9 @@ class Workload:
 
 
 def training_flops(work: Workload) -> float:
-    """FLOPs of the whole run: what the arithmetic needs, whatever the device.
-
-    Two a weight and token forward, two for the gradient of the inputs, two for that of trained weights, two more where
-    checkpointing computes the block again. Attention is causal: half of length squared.
-    """
+    """FLOPs of the whole run: what the arithmetic needs, whatever the device. Two a weight and token forward, two for
+    the gradient of the inputs, two for that of trained weights, two more where checkpointing computes the block again.
+    Attention is causal: half of length squared."""
     again, back = work.forwards - 1, work.layers_back / work.layers
     twice = work.dora.twice if work.dora else 0
     body = work.body * (2 + (2 + 2 * again) * back) + 2 * work.trained_body

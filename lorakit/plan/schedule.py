@@ -29,10 +29,8 @@ def warmup_steps(settings: Train, steps: int) -> int:
 
 
 def rate_share(step: int, schedule: str, warmup: int, steps: int) -> float:
-    """The share of the peak rate that the step behind `step` others learns with.
-
-    It rises evenly from above zero, since a step at rate 0 trains nothing, and falls as transformers' schedules do.
-    """
+    """The share of the peak rate that the step behind `step` others learns with. It rises evenly from above zero, since
+    a step at rate 0 trains nothing, and falls as transformers' schedules do."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1, steps - warmup)
