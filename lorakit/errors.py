@@ -27,6 +27,10 @@ class UserError(LorakitError):
     exit_code = EXIT_USER
 
 
+class BaseModelError(UserError):
+    """The base model is wrong, whoever names it: of a recipe it is `model.base`, and said so."""
+
+
 class Interrupted(LorakitError):
     """The user stopped the work with Ctrl-C or SIGTERM (exit code 130)."""
 

@@ -143,6 +143,6 @@ class Table(Generic[Fields, S]):
 
 FORMATS = Table(FormatSpec, "formats", "format", "lorakit.data.formats")
 ADAPTERS = Table(AdapterSpec, "adapters", "adapter kind", "lorakit.model.adapters")
-QUANTIZERS = Table(QuantizerSpec, "quantizers", "quantization", "lorakit.model.quantizers")
+QUANTIZERS = Table(QuantizerSpec, "quantizers", "quantization", "lorakit.model.quantization_config")
 METRICS = Table(MetricSpec, "metrics", "metric", "lorakit.evaluate.metrics")
 AnyTable = Table[..., Any]

@@ -10,8 +10,8 @@ from peft.helpers import disable_input_dtype_casting
 from transformers import AutoModelForCausalLM
 
 from lorakit.model.fused_lora import fused_lora
+from lorakit.model.loss import body_of
 from lorakit.model.peft_adapter import attach_adapter
-from lorakit.model.shared_prefix import body_of
 from lorakit.model.spec_from_meta import spec_from_meta
 from lorakit.model.targets import select_targets
 from lorakit.plan.activations import TrainingStep, saved_activations

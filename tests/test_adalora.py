@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lorakit.model.adapters import AdaLora, _svd
-from lorakit.model.adapters.adalora import AdaLoraScheduler
-from lorakit.model.adapters.svd import orthogonality, svd_modules, svd_to_lora
+from lorakit.model.adapters.svd import AdaLoraScheduler, orthogonality, svd_modules, svd_to_lora
 from lorakit.model.loss import supervised_loss
 from lorakit.registry import ADAPTERS
 

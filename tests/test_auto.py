@@ -7,7 +7,7 @@ import pytest
 
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine, processor
-from lorakit.model.positions import Positions
+from lorakit.model.config_values import Positions
 from lorakit.plan.activations import TrainingStep
 from lorakit.plan.auto import resolve_auto
 from lorakit.plan.memory import peak_memory

@@ -12,7 +12,7 @@ import torch
 import lorakit.model.resolve as base_module
 from lorakit.atomic_io import sha256_of
 from lorakit.data.chat_template import ChatTemplate
-from lorakit.errors import LorakitError, UserError
+from lorakit.errors import BaseModelError, LorakitError, UserError
 from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import adapter_config, attach_adapter
 from lorakit.model.resolve import resolve_base
@@ -112,7 +112,7 @@ def test_a_damaged_model_folder_is_one_clear_error(folder, harm, reason):
     harm(folder)
     with pytest.raises(UserError, match=reason) as caught:
         loaded(folder)
-    assert str(caught.value).startswith("model.base: ")
+    assert isinstance(caught.value, BaseModelError)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", ""])
@@ -315,7 +315,7 @@ def test_a_pipe_in_a_model_adapter_or_run_folder_is_refused_and_not_waited_for(t
         folder.mkdir()
         os.mkfifo(folder / name)
         (folder / "adapter_model.safetensors").touch()
-    with pytest.raises(UserError, match=r"model\.base: .*/config/config\.json: is a pipe"):
+    with pytest.raises(UserError, match=r"/config/config\.json: is a pipe"):
         resolve_base(str(tmp_path / "config"), "main", Silent())
     with pytest.raises(UserError, match=r"manifest\.json: is a pipe"):
         Run(tmp_path / "manifest").read_manifest()

@@ -81,16 +81,11 @@ def other_weights(folder):
     change(folder, "config.json", lambda values: values | {"transformers_weights": "other.safetensors"})
 
 
-def null_code(folder):
-    change(folder, "config.json", lambda values: values | {"auto_map": None})
-
-
 def shards_without_index(folder):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
 
 
 HARMS = {
-    null_code: "config.json says auto_map: null",
     shards_without_index: "It has model-00001-of-00001.safetensors: fetch the index",
     pickled: "convert it to safetensors",
     cut_short: "weights file is damaged",
@@ -240,5 +235,5 @@ def test_a_config_that_transformers_cannot_read_is_told_as_the_config(recipe_fil
     path = recipe_file(model={"base": str(folder)})
     arguments = (path, "--output", folder.parent / "run") if command == "train" else (folder, "--data", "eval.jsonl")
     exit_code, _, err = lorakit(command, *arguments)
-    assert exit_code == 2 and "model.base: " in err, err
+    assert exit_code == 2 and ("model.base: " in err) == (command == "train"), err
     assert "tokenizer" not in err and not err.rstrip().endswith(":"), err

@@ -11,7 +11,7 @@ from model_families import FAMILIES
 from lorakit.errors import UserError
 from lorakit.model.quantization_config import check_quantization, parse_quantization
 from lorakit.model.resolve import Base
-from lorakit.model.spec_from_config import spec_from_config
+from lorakit.model.spec import spec_from_config
 from lorakit.plan.memory import size_run
 from lorakit.plan.model_info import parse_model_info, read_model_info
 from lorakit.recipe.adapter_kind import effective_model, trains_all

@@ -13,10 +13,10 @@ from recipe_files import loaded
 
 from lorakit.cli.doctor import _print
 from lorakit.data.worker_pool import processors
-from lorakit.doctor import bitsandbytes, gpu, machine, models, packages
+from lorakit.doctor import check, machine, models
 from lorakit.doctor.check import DoctorFinding, run_check
 from lorakit.doctor.run import _sections, run_doctor
-from lorakit.hardware.machine import CgroupLimits, Machine, read_cgroup_limits, this_machine
+from lorakit.hardware.machine import CgroupLimits, DriverGpu, Machine, parse_gpus, read_cgroup_limits, this_machine
 from lorakit.plan.auto import resolve_auto
 from lorakit.recipe.schema import Data, Model, Recipe
 
@@ -216,7 +216,7 @@ def test_help_loads_no_torch():
 def test_a_version_that_lorakit_is_not_made_for_is_broken(tmp_path, monkeypatch, name, version, said):
     install(tmp_path, name, version)
     monkeypatch.syspath_prepend(tmp_path)
-    findings = by_name(packages.check_required())
+    findings = by_name(check.check_required())
     found = findings[name]
     assert {finding.name for finding in findings.values() if finding.state == "broken"} == {name}
     assert found.message.startswith(f"{version}: {said}")
@@ -227,9 +227,9 @@ def test_a_missing_package_is_broken_and_a_missing_extra_is_a_note(tmp_path, mon
     requires = ["torch>=2.10", "no-such-package>=1.2", "no-such-reader>=1; extra == 'gguf'"]
     install(tmp_path, "lorakit", "9.9", requires)
     monkeypatch.syspath_prepend(tmp_path)
-    missing = by_name(packages.check_required())["no-such-package"]
+    missing = by_name(check.check_required())["no-such-package"]
     assert (missing.state, missing.remedy) == ("broken", "pip install --upgrade 'no-such-package>=1.2'")
-    extra = by_name(packages.check_optional())["extra gguf"]
+    extra = by_name(check.check_optional())["extra gguf"]
     assert (extra.state, extra.remedy) == ("note", "pip install 'lorakit[gguf]'")
 
 
@@ -256,8 +256,8 @@ def test_a_quantized_layer_that_computes_wrong_is_broken(monkeypatch):
     import torch
 
     plain = torch.nn.Linear
-    monkeypatch.setattr(bitsandbytes, "_quantized_layer", lambda _, weight, dtype: plain(*weight.shape, bias=False))
-    found = by_name(bitsandbytes.check_bitsandbytes())
+    monkeypatch.setattr(machine, "_quantized_layer", lambda _, weight, dtype: plain(*weight.shape, bias=False))
+    found = by_name(machine.check_bitsandbytes())
     assert {found[kind].state for kind in ("nf4", "q4", "q8")} == {"broken"} and "over 0.12" in found["nf4"].message
 
 
@@ -329,9 +329,7 @@ def test_a_run_folder_that_cannot_be_written_is_broken(tmp_path):
 
 
 def test_what_nvidia_smi_does_not_know_is_no_error():
-    assert gpu.parse_gpus("Orin (nvgpu), [N/A], [N/A], [N/A], 8.7\n") == [
-        gpu.DriverGpu("Orin (nvgpu)", 0, 0, "[N/A]", "8.7")
-    ]
+    assert parse_gpus("Orin (nvgpu), [N/A], [N/A], [N/A], 8.7\n") == [DriverGpu("Orin (nvgpu)", 0, 0, "[N/A]", "8.7")]
 
 
 def test_a_gpu_on_the_bus_that_no_driver_shows_is_broken(tmp_path, monkeypatch):
@@ -339,13 +337,15 @@ def test_a_gpu_on_the_bus_that_no_driver_shows_is_broken(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "vendor").write_text(f"{vendor}\n")
         (tmp_path / name / "class").write_text(f"{kind}\n")
-    assert gpu.count_gpus_on_bus(tmp_path) == 1 and gpu.count_gpus_on_bus(tmp_path / "none") == 0
-    monkeypatch.setattr(gpu, "_driver_gpus", lambda: ([], "nvidia-smi: couldn't communicate with the NVIDIA driver"))
-    monkeypatch.setattr(gpu, "count_gpus_on_bus", lambda: 1)
-    found = by_name(gpu.check_gpus())["driver"]
+    assert machine.count_gpus_on_bus(tmp_path) == 1 and machine.count_gpus_on_bus(tmp_path / "none") == 0
+    monkeypatch.setattr(
+        machine, "read_driver_gpus", lambda: ([], "nvidia-smi: couldn't communicate with the NVIDIA driver")
+    )
+    monkeypatch.setattr(machine, "count_gpus_on_bus", lambda: 1)
+    found = by_name(machine.check_gpus())["driver"]
     assert found.state == "broken" and "couldn't communicate" in found.message
-    monkeypatch.setattr(gpu, "count_gpus_on_bus", lambda: 0)
-    assert by_name(gpu.check_gpus())["GPU"].state == "note"
+    monkeypatch.setattr(machine, "count_gpus_on_bus", lambda: 0)
+    assert by_name(machine.check_gpus())["GPU"].state == "note"
 
 
 def test_a_driver_that_this_torch_cannot_use_is_broken(monkeypatch):
@@ -353,13 +353,15 @@ def test_a_driver_that_this_torch_cannot_use_is_broken(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(gpu, "_driver_gpus", lambda: ([gpu.DriverGpu("a GPU", 8 << 30, 8 << 30, "470.1", "8.0")], ""))
+    monkeypatch.setattr(
+        machine, "read_driver_gpus", lambda: ([DriverGpu("a GPU", 8 << 30, 8 << 30, "470.1", "8.0")], "")
+    )
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    found = by_name(gpu.check_torch())["torch on GPU"]
+    found = by_name(machine.check_torch())["torch on GPU"]
     assert found.state == "broken" and "CUDA 13.0" in found.message and "470.1" in found.remedy
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert by_name(gpu.check_torch())["torch on GPU"].state == "ok"
-    assert "hides every GPU" in by_name(gpu.check_gpus())["visible"].message
+    assert by_name(machine.check_torch())["torch on GPU"].state == "ok"
+    assert "hides every GPU" in by_name(machine.check_gpus())["visible"].message
 
 
 def test_lines_stay_within_the_terminal(monkeypatch, capsys):

@@ -7,7 +7,7 @@ import numpy  # noqa: F401 - so that its import is not in what is timed
 import pytest
 
 from lorakit.hardware.gpus import find_gpu
-from lorakit.hardware.throughput import cpu_throughput, gpu_throughput, measure_cpu
+from lorakit.hardware.machine import cpu_throughput, gpu_throughput, measure_cpu
 from lorakit.plan.runtime import HIGH, LOW, EstimateRange, Workload, training_flops, training_price, training_seconds
 
 # hidden width, MLP width, layers, query width, key and value width, vocabulary

@@ -9,8 +9,7 @@ from test_adalora import PATHS, STEPS, adapted, logits_of, optimizer_of, saved, 
 
 from lorakit.errors import UserError
 from lorakit.model.adapters import FlexLora
-from lorakit.model.adapters.flexlora import FlexLoraScheduler, entropy
-from lorakit.model.adapters.svd import svd_modules, svd_to_lora
+from lorakit.model.adapters.svd import FlexLoraScheduler, entropy, svd_modules, svd_to_lora
 
 RANK = 4
 SETTINGS = FlexLora(moved=2)

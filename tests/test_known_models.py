@@ -98,7 +98,7 @@ def test_a_config_that_is_changed_changes_no_other():
 
 def test_planning_modules_load_nothing_heavy():
     code = "import sys, lorakit.plan.model_info as k, lorakit.plan.runtime\n"
-    code += "import lorakit.hardware.gpus, lorakit.hardware.throughput\n"
+    code += "import lorakit.hardware.gpus, lorakit.hardware.machine\n"
     code += "k.known_config('gpt2'); print({'torch', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

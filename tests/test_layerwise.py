@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from lorakit.errors import UserError
 from lorakit.model.layerwise import layerwise_model
-from lorakit.model.loss import head_logits
-from lorakit.model.shared_prefix import body_of
+from lorakit.model.loss import body_of, head_logits
 
 IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(5))
 MASK = torch.ones_like(IDS).index_fill(1, torch.tensor([7, 8]), 0)

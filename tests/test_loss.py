@@ -8,8 +8,7 @@ from torch.nn.functional import cross_entropy
 import lorakit.model.loss as loss_module
 from lorakit.data.batches import collate
 from lorakit.model.fused_lora import fused_lora
-from lorakit.model.loss import supervised_loss
-from lorakit.model.shared_prefix import body_output
+from lorakit.model.loss import body_output, supervised_loss
 
 VOCABULARY = 97
 SIZES = {

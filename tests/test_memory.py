@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.model.spec_from_config import spec_from_config
+from lorakit.model.spec import spec_from_config
 from lorakit.plan.activations import TrainingStep
 from lorakit.plan.memory import memory_by_moment, peak_memory, weight_bytes
 from lorakit.plan.model_info import known_config

@@ -13,12 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from lorakit.merge.apply_delta import adapter_deltas
 from lorakit.merge.writer import weights_to_write, write_weights
-from lorakit.model.adapters.plain_lora import save_adapter
 from lorakit.model.base_files import SINGLE, list_tensors
 from lorakit.model.config_values import untied_config
 from lorakit.model.layerwise import layerwise_model
 from lorakit.model.load import dequantize, load_model
-from lorakit.model.peft_adapter import attach_adapter
+from lorakit.model.peft_adapter import attach_adapter, save_adapter
 from lorakit.model.resolve import Base
 from lorakit.model.safetensors_io import read_tensor
 from lorakit.model.state_dict import open_weights, stored_precision, training_precision

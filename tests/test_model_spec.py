@@ -10,7 +10,7 @@ from peft_adapters import counted_by_peft
 from transformers import AutoModelForCausalLM
 
 from lorakit.errors import UserError
-from lorakit.model.spec_from_config import spec_from_config
+from lorakit.model.spec import spec_from_config
 from lorakit.model.spec_from_meta import spec_from_meta
 from lorakit.plan.trainable_params import count_parameters, count_trainable
 from lorakit.recipe.schema import Adapter

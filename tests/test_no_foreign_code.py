@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lorakit
-from lorakit.errors import UserError
+from lorakit.errors import BaseModelError, UserError
 from lorakit.model.resolve import resolve_base
 from lorakit.progress import Silent
 
@@ -70,7 +70,7 @@ def test_code_of_a_model_is_refused_by_name_before_anything_loads(folder, file, 
     name_code(folder, file, code)
     with pytest.raises(UserError) as refused:
         resolve_base(str(folder), "main", Silent())
-    assert str(refused.value).startswith("model.base: ") and "own." in str(refused.value)
+    assert isinstance(refused.value, BaseModelError) and "own." in str(refused.value)
     assert file in str(refused.value)
 
 

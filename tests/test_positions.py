@@ -7,7 +7,7 @@ import pytest
 from conftest import write_rows
 from model_families import FAMILIES
 
-from lorakit.model.positions import positions_of
+from lorakit.model.config_values import positions_of
 
 LONG = [
     {"prompt": f"Name {word}.", "completion": "apples " * count}

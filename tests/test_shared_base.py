@@ -16,9 +16,15 @@ from lorakit.evaluate.models import resolve_models
 from lorakit.evaluate.rating.sheet import answer_questions, read_questions
 from lorakit.evaluate.run import default_settings
 from lorakit.model.adapters import InitContext
-from lorakit.model.adapters.plain_lora import save_adapter
 from lorakit.model.load import load_model
-from lorakit.model.peft_adapter import SharedBase, attach_adapter, fingerprint_of, load_adapter, trained_weights
+from lorakit.model.peft_adapter import (
+    SharedBase,
+    attach_adapter,
+    fingerprint_of,
+    load_adapter,
+    save_adapter,
+    trained_weights,
+)
 from lorakit.model.resolve import resolve_base
 from lorakit.model.targets import select_targets
 from lorakit.progress import Silent

@@ -3,7 +3,7 @@
 import pytest
 
 from lorakit.hardware.gpus import find_gpu
-from lorakit.hardware.throughput import cpu_throughput, gpu_throughput
+from lorakit.hardware.machine import cpu_throughput, gpu_throughput
 from lorakit.plan.memory import size_run
 from lorakit.plan.model_info import find_model_info
 from lorakit.plan.runtime import Workload, run_workload, training_seconds

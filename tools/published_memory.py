@@ -11,8 +11,7 @@ from typing import Any
 
 from published_tools import held_in, model_in, tool_of, training_in
 
-from lorakit.model.spec import ModelSpec
-from lorakit.model.spec_from_config import spec_from_config
+from lorakit.model.spec import ModelSpec, spec_from_config
 from lorakit.plan.activations import TrainingStep
 from lorakit.plan.memory import Memory, memory_by_moment
 from lorakit.plan.model_info import known_config

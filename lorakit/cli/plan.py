@@ -92,8 +92,7 @@ def plan(
     machine = machine_with(find_gpu(gpu)) if gpu else this_machine()
     with loaded.locating():
         estimate = plan_run(settings, info, rows, machine, per_hour)
-    stored = checkpoint.checkpoint_of(info, machine)
-    quantized = stored is not None and stored.treatment == "kept"
+    quantized = info.stored is not None and info.stored.treatment == "kept"
     full = None if quantized else full_fine_tuning(settings, info, rows, machine)
     search = ChangeSearch(estimate, info, lambda more: load(recipe, [*overrides, *more]).recipe)
     changes = search.smaller() if estimate.fits != "yes" else search.larger()
@@ -105,7 +104,7 @@ def plan(
             from lorakit.train.preflight import probe_run
 
             measured = probe_run(prepare_run(settings, progress), progress)
-    print_plan(PlanReport(estimate, full, stored, changes, notes, measured), as_json)
+    print_plan(PlanReport(estimate, full, info.stored, changes, notes, measured), as_json)
     if estimate.fits == "no" and measured is None:
         raise SystemExit(1)
 

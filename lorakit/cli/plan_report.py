@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 from lorakit import console
 from lorakit.amounts import decimal_bytes, duration, gibibyte_cell, gibibytes, percent, price
 from lorakit.errors import UserError
+from lorakit.model.quantization_config import missing_packages
+from lorakit.plan.checkpoint import describe_checkpoint
 from lorakit.plan.runtime import training_flops
 
 if TYPE_CHECKING:
     from lorakit.hardware.gpus import Gpu
+    from lorakit.model.quantization_config import CheckpointQuantization
     from lorakit.plan.advice import Advice
     from lorakit.plan.changes import Change
-    from lorakit.plan.checkpoint import Checkpoint
     from lorakit.plan.estimate import Plan, RowEstimate
     from lorakit.plan.runtime import EstimateRange
 
@@ -38,7 +40,7 @@ class PlanReport:
 
     plan: "Plan"
     full: "Plan | None"  # full fine-tuning, beside it
-    checkpoint: "Checkpoint | None"  # what the checkpoint's own quantization means, where it has one
+    checkpoint: "CheckpointQuantization | None"  # the quantization that the weights have on disk
     changes: "list[Change]"
     notes: "list[Advice]"
     probed: Any
@@ -49,7 +51,7 @@ class PlanReport:
         while it is dequantized."""
         if self.checkpoint is None:
             return self.plan.merge
-        return max(4 * self.plan.spec.parameters, self.plan.merge) if self.checkpoint.mergeable else None
+        return max(4 * self.plan.spec.parameters, self.plan.merge) if self.checkpoint.reversible else None
 
 
 def print_plan(report: PlanReport, as_json: bool) -> None:
@@ -138,7 +140,7 @@ def _figures(report: PlanReport) -> list[tuple[str, str]]:
         how += f"; {percent(fused / spec.parameters)} are fused experts, which bitsandbytes does not quantize"
     rows = {"parameters": f"{spec.parameters:,}, {how}"}
     if report.checkpoint:
-        rows["checkpoint"] = report.checkpoint.description
+        rows["checkpoint"] = describe_checkpoint(report.checkpoint, plan.machine)
     about = "about " if trainable.estimated else ""
     rows["trained"] = f"{about}{trainable.trained:,} ({percent(trainable.trained / spec.parameters, 2)})"
     rows["files"] = f"model {decimal_bytes(plan.model_file)}"
@@ -206,9 +208,11 @@ def _report_as_json(report: PlanReport) -> dict[str, Any]:
     document["memory"]["merge"] = report.merge
     if report.merge is None:
         document["files"]["model"] = None
-    checkpoint = asdict(report.checkpoint) if report.checkpoint else None
-    if checkpoint:
-        checkpoint |= {"lacking": checkpoint.pop("missing"), "said": checkpoint.pop("description")}
+    checkpoint: dict[str, Any] | None = None
+    if stored := report.checkpoint:
+        checkpoint = {"quantization": stored.quantization, "treatment": stored.treatment}
+        checkpoint |= {"mergeable": stored.reversible, "lacking": missing_packages(stored)}
+        checkpoint["said"] = describe_checkpoint(stored, report.plan.machine)
     changes = [
         {
             "set": {step.key: step.value for step in change.steps} | dict.fromkeys(change.removed),

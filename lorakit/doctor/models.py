@@ -99,15 +99,14 @@ def _check_folder(recipe: "Recipe", folder: Path, message: str) -> Iterator[Doct
     try:
         family = (find_config(str(folder), "main") or {}).get("model_type")
         if family and family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            reason = (
-                f"{family}: transformers {transformers.__version__} has no causal language model of this model_type"
-            )
+            version = transformers.__version__
+            reason = f"{family}: transformers {version} has no causal language model of this model_type"
             remedy = "pip install --upgrade transformers, if a newer one knows it; else write another model.base"
             yield broken("base's family", reason, remedy)
         tokenizer = open_template(local, Silent())[1].tokenizer
     except UserError as error:
         remedy = "put all the files of the model into the folder, or write another model.base"
-        yield broken("base", str(error).removeprefix("model.base: "), remedy)
+        yield broken("base", str(error), remedy)
         return
     template = "with a chat template"
     if not tokenizer.chat_template:

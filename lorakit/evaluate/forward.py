@@ -18,9 +18,8 @@ from lorakit.data.rows import IGNORED
 from lorakit.errors import LorakitError, UserError
 from lorakit.hardware.machine import processor
 from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory
-from lorakit.model.loss import head_logits, trained_states
-from lorakit.model.positions import positions_of
-from lorakit.model.shared_prefix import causal_of
+from lorakit.model.config_values import positions_of
+from lorakit.model.loss import causal_of, head_logits, trained_states
 from lorakit.progress import Progress
 
 Item = TypeVar("Item")
@@ -106,7 +105,7 @@ def label_loglikelihoods(
 ) -> np.ndarray:
     """The log-probability of each label after each prompt (prompts, labels), in nats, summed over the label's tokens.
     Labels of one token are all read off one row per prompt. With longer ones a batch has the rows of one prompt, whose
-    common beginning is computed once (lorakit.model.shared_prefix)."""
+    common beginning is computed once (lorakit.model.loss)."""
     if not labels or not all(labels) or not all(prompts):
         raise UserError("classification: a label or a prompt has no tokens. Write labels and prompts with some text.")
     causal = causal_of(model)

@@ -138,7 +138,7 @@ def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
         elif kinds[one] == "adapter":
             specs.append(_adapter(names[one], one, prepared, machine, progress))
         elif kinds[one] != BASE:
-            base = _resolve(one, "main", progress)
+            base = resolve_base(one, "main", progress)
             kind: Kind = "merged" if kinds[one] == "merged" else "model"
             specs.append(EvalModelSpec(names[one], one, kind, base, _settings(base, prepared, machine)))
     if BASE in given:
@@ -149,14 +149,6 @@ def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
         base = of_run.base if of_run else owners[0].base
         specs.insert(list(given).index(BASE), EvalModelSpec(BASE, BASE, "base", base, settings, prepared=of_run))
     return ModelSet(tuple(specs), run, prepared, machine)
-
-
-def _resolve(name: str, revision: str, progress: Progress) -> Base:
-    """A base that an argument or an adapter names, and no recipe."""
-    try:
-        return resolve_base(name, revision, progress)
-    except UserError as error:
-        raise UserError(str(error).removeprefix("model.base: ")) from error
 
 
 def models_of_run(run: Run, prepared: Prepared) -> ModelSet:
@@ -210,7 +202,7 @@ def _adapter(name: str, given: str, first: Prepared | None, machine: Machine, pr
         base = first.base
     elif named:
         try:
-            base = _resolve(named, config.revision or "main", progress)
+            base = resolve_base(named, config.revision or "main", progress)
             progress.say(f"{given}: put on {base.name} ({base.origin}), which its adapter_config.json names")
         except UserError as error:
             reason = str(error).rstrip(".")

@@ -18,7 +18,7 @@ from lorakit.evaluate.forward import decode_answer, trained_tokens
 from lorakit.evaluate.metric import Comparison, Measure, Score, compare, intervals, loss, perplexity, row_scores
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.rendering import RenderedRows, render_for_models
-from lorakit.model.adapters.plain_lora import is_no_op
+from lorakit.model.peft_adapter import is_no_op
 from lorakit.plan.checkpoint import unseen
 from lorakit.plan.model_info import read_model_info
 from lorakit.prepare import Prepared

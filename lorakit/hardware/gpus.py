@@ -125,7 +125,14 @@ def find_gpu(text: str) -> Gpu:
     UserError where no such GPU is known, or several are meant."""
     text = text.strip()
     if size := _SIZE.fullmatch(text):
-        return _gpu_of_size(text, float(size[1]) * _UNITS[size[2].lower()])
+        gibibytes = float(size[1]) * _UNITS[size[2].lower()]
+        if not 0 < gibibytes <= 1024:
+            reason = f"'{text}' is not a memory size"
+            raise UserError(f"--gpu: {reason}. Write a size such as 24GB, or a name such as RTX 4090.")
+        slowest = slowest_gpu(memory := int(gibibytes * 2**30))
+        source = f"memory as given; as fast as the {slowest.name}, the slowest known card of about that memory"
+        name, source = f"{gibibytes:g} GB GPU", f"{source} ({slowest.source})"
+        return dataclasses.replace(slowest, name=name, memory=memory, source=source, aliases=())
     matches = _by_name(text)
     if len(matches) == 1:
         return matches[0]
@@ -171,14 +178,3 @@ def _keys(gpu: Gpu) -> set[str]:
 
 def _normalize(text: str) -> str:
     return re.sub(r"[^a-z0-9]", "", _AROUND_NAMES.sub("", text.lower()))
-
-
-def _gpu_of_size(text: str, gibibytes: float) -> Gpu:
-    """A nameless card of that memory, as fast as the slowest known card of the nearest size."""
-    if not 0 < gibibytes <= 1024:
-        raise UserError(f"--gpu: '{text}' is not a memory size. Write a size such as 24GB, or a name such as RTX 4090.")
-    memory = int(gibibytes * 2**30)
-    slowest = slowest_gpu(memory)
-    source = f"memory as given; as fast as the {slowest.name}, the slowest known card of about that memory"
-    name, source = f"{gibibytes:g} GB GPU", f"{source} ({slowest.source})"
-    return dataclasses.replace(slowest, name=name, memory=memory, source=source, aliases=())

@@ -1,6 +1,6 @@
-"""What this machine is, found without loading torch, and the limits that a container or a batch system puts on this
-process: Linux control groups, versions 1 and 2 (the kernel's documentation: cgroup-v1/memory, scheduler/sched-bwc,
-cgroup-v2).
+"""What this machine is, found without loading torch, what it reaches in training, as against the peaks that its maker
+prints, and the limits that a container or a batch system puts on this process: Linux control groups, versions 1 and 2
+(the kernel's documentation: cgroup-v1/memory, scheduler/sched-bwc, cgroup-v2).
 """
 
 import functools
@@ -8,7 +8,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -34,8 +35,13 @@ class Machine:
 
 @functools.cache
 def this_machine() -> Machine:
-    """The first visible NVIDIA GPU, else the processor."""
-    return _first_gpu() or processor()
+    """The first visible NVIDIA GPU of a known size, else the processor."""
+    if not hides_gpus():
+        gpus, _ = read_driver_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0])
+        if gpus and gpus[0].memory and gpus[0].capability[:1].isdigit():
+            name, memory = gpus[0].name, gpus[0].memory
+            return Machine("cuda", name, memory, float(gpus[0].capability) >= 8.0, card=match_gpu(name, memory))
+    return processor()
 
 
 def machine_with(card: Gpu) -> Machine:
@@ -58,33 +64,60 @@ def usable_machine(progress: Progress) -> Machine:
     return Machine("cuda", gpu.name, gpu.total_memory, gpu.major >= 8, card=match_gpu(gpu.name, gpu.total_memory))
 
 
-def _first_gpu() -> Machine | None:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible in ("", "-1") or not shutil.which("nvidia-smi"):
-        return None
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
-    if visible:
-        query.append(f"--id={visible.split(',')[0]}")
+def hides_gpus() -> bool:
+    """Whether the environment hides every GPU from this process."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+
+
+@dataclass(frozen=True)
+class DriverGpu:
+    """A GPU as nvidia-smi shows it; memory in bytes."""
+
+    name: str
+    memory: int
+    free: int
+    driver: str
+    capability: str
+
+
+@functools.cache
+def read_driver_gpus(only: str = "") -> tuple[list[DriverGpu], str]:
+    """The GPUs that the driver shows, or that `only` of them, and its error message."""
+    if not shutil.which("nvidia-smi"):
+        return [], ""
+    query = "--query-gpu=name,memory.total,memory.free,driver_version,compute_cap"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits", *([f"--id={only}"] if only else [])]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-        name, mebibytes, capability = (cell.strip() for cell in done.stdout.splitlines()[0].split(","))
-        memory = int(mebibytes) << 20
-        return Machine("cuda", name, memory, float(capability) >= 8.0, card=match_gpu(name, memory))
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [], f"nvidia-smi: {error}"
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        return [], f"nvidia-smi: {lines[0] if lines else f'exit code {done.returncode}'}"
+    return parse_gpus(done.stdout), ""
+
+
+def parse_gpus(text: str) -> list[DriverGpu]:
+    """What `nvidia-smi --query-gpu` printed, without header and units; a figure that it does not know is 0."""
+
+    def to_bytes(mebibytes: str) -> int:
+        return int(mebibytes) << 20 if mebibytes.isdigit() else 0
+
+    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.count(",") == 4]
+    return [DriverGpu(name, to_bytes(total), to_bytes(free), driver, cap) for name, total, free, driver, cap in rows]
 
 
 def processor() -> Machine:
     """This machine's processor, as the device of a run."""
-    flags, name = _proc_value("cpuinfo", "flags"), _proc_value("cpuinfo", "model name")
-    available, left = _proc_value("meminfo", "MemAvailable"), read_cgroup_limits().memory_left
+    flags, name = proc_value("cpuinfo", "flags"), proc_value("cpuinfo", "model name")
+    available, left = proc_value("meminfo", "MemAvailable"), read_cgroup_limits().memory_left
     free = int(available.split()[0]) << 10 if available else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()  # oneDNN, which multiplies for torch, goes by it
     has_tiles = "amx_bf16" in flags.split() and ("AMX" in limit or limit in ("ALL", "DEFAULT"))
     return Machine("cpu", name or "CPU", free if left is None else min(free, left), has_tiles)
 
 
-def _proc_value(file: str, key: str) -> str:
+def proc_value(file: str, key: str) -> str:
     """What a file of /proc says first of something; empty where it says nothing."""
     line = re.search(rf"^{key}\s*:(.*)$", _text_of(Path("/proc") / file), re.MULTILINE)
     return line[1].strip() if line else ""
@@ -147,3 +180,89 @@ def _number(path: Path) -> int | None:
     """The number in a file; None where the file is not there, or says `max`."""
     text = _text_of(path).strip()
     return None if text in ("", "max") else int(text)
+
+
+# Shares of the dense peak that large matrix products reach, in a public table of torch's (docs/planning.md): A100 0.79
+# to 0.85, H100 0.80, B200 0.75, V100S 0.68; where tensor cores are halved, as in GeForce cards from the 30 series on,
+# 0.97 to 1.13, for they wait for nothing and clock higher than specified. A step's products are smaller: a little less.
+_SHARE, _HALVED_SHARE = 0.7, 0.9
+# Outside the tensor cores: RTX 3090 0.69, RTX 4090 0.66, A100 0.93 (the same table).
+_FLOAT32_SHARE = 0.65
+# Bfloat16 on a card without it runs at 0.5 to 0.75 of float32's speed (RTX 2080, P40, V100: the same table).
+_EMULATED_SHARE = 0.55
+# The share of the memory's bandwidth that long elementwise operations reach.
+_BANDWIDTH_SHARE = 0.8
+# Seconds that Python and torch take to start a kernel.
+_START = 1e-5
+# On a processor, products of a training step reach this share of a large square one, as numpy computes it.
+_PROCESSOR_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What a device reaches."""
+
+    compute: float  # FLOP/s of matrix products
+    bandwidth: float  # bytes a second, read and written
+    words: str  # where these are from
+    number_bytes: int = 2  # of the type in which activations are held
+    start: float = _START  # seconds to start one kernel
+    queued: bool = True  # whether kernels are started while others run: on a GPU
+
+
+def throughput_of(machine: Machine, dtype: str) -> Throughput | None:
+    """What a machine reaches with a recipe's dtype; None where that is not known. A processor's speed is measured."""
+    if machine.card:
+        return gpu_throughput(machine.card, dtype)
+    return measure_cpu() if not machine.is_gpu and dtype == "float32" else None
+
+
+def gpu_throughput(device: Gpu, dtype: str) -> Throughput:
+    """What a GPU reaches with a recipe's dtype: float32, bfloat16 or float16."""
+    peak = device.bfloat16 if dtype == "bfloat16" else device.float16
+    if dtype == "float32":
+        share, peak, words = _FLOAT32_SHARE, device.float32, "float32"
+    elif peak is None:
+        share, peak, words = _EMULATED_SHARE, device.float32, "float32: the card has no bfloat16"
+    else:  # halved tensor cores do twice what a card's other lanes do, whole ones four times and more
+        share, words = _HALVED_SHARE if peak < 3 * device.float32 else _SHARE, dtype
+    digits = 0 if peak >= 20e12 else 1
+    compute = f"{share:.0%} of {peak / 1e12:,.{digits}f} TFLOP/s in {words}"
+    words = f"{compute}, {_BANDWIDTH_SHARE:.0%} of {device.bandwidth / 1e9:,.0f} GB/s: {device.source}"
+    number_bytes = 4 if dtype == "float32" else 2
+    return Throughput(share * peak, _BANDWIDTH_SHARE * device.bandwidth, words, number_bytes)
+
+
+def cpu_throughput(measured_flops: float, bandwidth: float) -> Throughput:
+    """What a processor reaches in float32, from its measured matrix speed and bandwidth."""
+    words = f"{_PROCESSOR_SHARE:.0%} of {measured_flops / 1e9:.0f} GFLOP/s, measured"
+    return Throughput(_PROCESSOR_SHARE * measured_flops, bandwidth, words, number_bytes=4, queued=False)
+
+
+@functools.cache
+def measure_cpu() -> Throughput:
+    """This machine's float32 matrix speed and bandwidth, measured with numpy in under 0.3 s."""
+    import numpy as np
+    from threadpoolctl import threadpool_limits
+
+    # Large enough for every core, small enough to be done often: the fastest met no other work on this machine.
+    square = np.ones((512, 512), dtype=np.float32)
+    result = np.empty_like(square)
+    least = _fastest(lambda: np.matmul(square, square, out=result), 0.1)
+    with threadpool_limits(1):  # where other work holds the cores up, threads that wait for each other are slower
+        least = min(least, _fastest(lambda: np.matmul(square, square, out=result), 0.05))
+    flops = 2 * 512**3 / least
+    # 4 MB: about what lies between two products of a step, of which a cache holds some.
+    source = np.ones(1 << 20, dtype=np.float32)
+    target = np.empty_like(source)
+    bandwidth = 2 * source.nbytes / _fastest(lambda: np.copyto(target, source), 0.05)
+    return cpu_throughput(flops, bandwidth)
+
+
+def _fastest(call: Callable[[], object], limit: float) -> float:
+    least, until = float("inf"), time.perf_counter() + limit
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        call()
+        least = min(least, time.perf_counter() - start)
+    return least

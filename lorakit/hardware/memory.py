@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from lorakit.errors import first_line
+from lorakit.hardware.machine import proc_value
 
 Result = TypeVar("Result")
 
@@ -23,7 +23,7 @@ _OUT_OF_MEMORY = (
 )
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # starts the peak of resident memory anew (the kernel's Documentation/filesystems/proc)
 
 
@@ -119,8 +119,4 @@ def process_peak() -> int:
 
 def _resident(name: str) -> int:
     """A figure of /proc/self/status in bytes; 0 where it is not there."""
-    try:
-        match = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
-    except OSError:
-        return 0
-    return int(match[1]) << 10 if match else 0
+    return int(proc_value("self/status", name).partition(" ")[0] or 0) << 10

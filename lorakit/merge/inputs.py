@@ -128,7 +128,7 @@ def _find_base_of(folder: Path, given: str | None, progress: Progress) -> Base:
         base = resolve_base(name, "main" if given else config.revision or "main", progress)
     except UserError as error:
         where, remedy = ("--base", "") if given else (folder, " Or write --base with the place where it is.")
-        raise UserError(f"{where}: {str(error).removeprefix('model.base: ')}{remedy}") from error
+        raise UserError(f"{where}: {error}{remedy}") from error
     source = "--base" if given else "its adapter_config.json"
     progress.say(f"{folder}: put on {base.name} ({base.origin}), which {source} names, unquantized as it is on disk")
     return base

@@ -15,8 +15,7 @@ from scipy.special import stdtrit
 from lorakit.amounts import percent
 from lorakit.data.batches import collate
 from lorakit.errors import UserError
-from lorakit.model.loss import head_logits
-from lorakit.model.shared_prefix import IGNORED, body_of, causal_of
+from lorakit.model.loss import IGNORED, body_of, causal_of, head_logits
 from lorakit.progress import Progress
 
 Row = dict[str, Any]

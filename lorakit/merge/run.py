@@ -22,12 +22,12 @@ from lorakit.merge.writer import (
     with_tied_names,
     write_weights,
 )
-from lorakit.model.adapters.plain_lora import is_no_op
 from lorakit.model.base_files import refuse_code
 from lorakit.model.companion_files import write_companion_files
 from lorakit.model.config_values import read_json, untied_config
 from lorakit.model.layerwise import layerwise_model
 from lorakit.model.load import DTYPES, stored_dtype
+from lorakit.model.peft_adapter import is_no_op
 from lorakit.model.quantization_config import stored_quantization
 from lorakit.model.safetensors_io import TYPES
 from lorakit.model.state_dict import WeightPrecision, Weights, open_weights, stored_precision, training_precision

@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
 from lorakit.model.fused_lora import fused_lora, replace_forward
+from lorakit.model.loss import body_of, causal_of
 from lorakit.model.peft_adapter import attach_adapter
-from lorakit.model.shared_prefix import body_of, causal_of
 from lorakit.model.spec import ModelSpec
 from lorakit.model.targets import select_targets
 from lorakit.recipe.adapter_kind import trains_all

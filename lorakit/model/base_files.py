@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.atomic_io import lies_inside, refuse_pipes
-from lorakit.errors import UserError
+from lorakit.errors import BaseModelError, UserError
 from lorakit.model.config_values import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -40,7 +40,7 @@ def check_base_files(folder: Path, complete: bool = True) -> None:
         _check_weights(folder, complete)
         _check_tokenizer(folder / "tokenizer.json")
     except UserError as error:
-        raise UserError(f"model.base: {error}") from error
+        raise BaseModelError(str(error)) from error
 
 
 def refuse_code(folder: Path, where: str = "") -> None:
@@ -84,12 +84,6 @@ def has_tokenizer(folder: Path) -> bool:
     return any(next(folder.glob(name), None) for name in _TOKENIZERS)
 
 
-def refuse_missing_tokenizer(folder: Path) -> None:
-    """Refuse a folder without any file that a tokenizer is read from."""
-    if not has_tokenizer(folder):
-        raise UserError(f"model.base: {folder} has no tokenizer ({', '.join(_TOKENIZERS)}). Fetch the model again.")
-
-
 def _check_configs(folder: Path, complete: bool) -> None:
     file, has_adapter = folder / "config.json", (folder / "adapter_config.json").is_file()
     if not file.is_file():
@@ -101,10 +95,8 @@ def _check_configs(folder: Path, complete: bool) -> None:
             raise UserError(f"{folder} has no config.json, so it is not a model folder.{remedy}")
         return
     config = read_json(file)
-    for path in (file, folder / "tokenizer_config.json"):
-        if read_json(path).get("auto_map", {}) is None:
-            raise UserError(f"{path} says auto_map: null, on which transformers fails. Remove the key.")
-    read_json(folder / "generation_config.json")
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        read_json(folder / name)  # refuses a damaged one
     if "model_type" not in config:
         raise UserError(f"{file} names no model_type.")
     other = config.get("transformers_weights")
@@ -169,28 +161,23 @@ def weight_files(folder: Path, complete: bool = True) -> list[Path]:
         remedy = f" It has {others}: fetch the index of these too, or give a single file that name." if others else ""
         raise UserError(f"{folder}: has neither {SINGLE} nor {INDEX}, so it is not a model folder.{remedy}")
     # transformers ignores an index beside a single file, but other programs may go by it: it is checked all the same.
-    content = _read_index(index) if index.is_file() else {"weight_map": {}}
+    content = read_json(index) if index.is_file() else {"weight_map": {}}
+    names = content.get("weight_map")
+    if not isinstance(names, dict) or (index.is_file() and not names):
+        raise UserError(f"{index}: damaged: it has no weight_map that names files. {_REMEDY}")
+    for name in names.values():
+        if not (isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")):
+            reason = f"weight_map names {repr(name)[:200]}, which is not a .safetensors file of its folder"
+            raise UserError(f"{index}: damaged: its {reason}. {_REMEDY}")
     if single.is_file():
         return [single]
-    shards = [folder / name for name in sorted(set(content["weight_map"].values()))]
+    shards = [folder / name for name in sorted(set(names.values()))]
     missing = [file for file in shards if not file.is_file()]
     if missing and complete:
         raise UserError(f"{folder}: lacks {missing[0].name}, which its index names. Fetch it.")
     if shards and not isinstance(content.get("metadata"), dict):
         raise UserError(f"{index}: damaged: it has no metadata, which transformers looks for. {_REMEDY}")
     return [file for file in shards if file not in missing]
-
-
-def _read_index(index: Path) -> dict[str, Any]:
-    content = read_json(index)
-    weight_map = content.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index}: damaged: it has no weight_map that names files. {_REMEDY}")
-    for name in weight_map.values():
-        if not (isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")):
-            reason = f"weight_map names {repr(name)[:200]}, which is not a .safetensors file of its folder"
-            raise UserError(f"{index}: damaged: its {reason}. {_REMEDY}")
-    return content
 
 
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:

@@ -82,7 +82,9 @@ def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
 def write_tokenizer(base: Path, tokenizer: Any, folder: Path) -> None:
     """Write the files of the base's tokenizer into a folder, and what `tokenizer` has instead: a chat template that is
     not the base's, where each program looks for it, and its class, where only the base's config.json names it."""
-    for file in _tokenizer_files(base, tokenizer):
+    names = [*_NAMES, *(name for name in tokenizer.vocab_files_names.values() if name)]
+    files = {file for name in names for file in base.glob(name) if file.is_file() and lies_inside(file, base)}
+    for file in sorted(files):
         place = folder / file.relative_to(base)
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, place)
@@ -141,13 +143,6 @@ def compare_with_file(base: Path, tokenizer: Any, texts: Sequence[str]) -> str |
         "programs that go by the file give the model others. Of most families, a copy of the base with "
         f'"tokenizer_class": "{_FILE_CLASS}" in {_CONFIG} gets those of the file.'
     )
-
-
-def _tokenizer_files(base: Path, tokenizer: Any) -> list[Path]:
-    """The files of a model's folder that any program reads a tokenizer from: those of its class and the usual ones."""
-    names = [*_NAMES, *(name for name in tokenizer.vocab_files_names.values() if name)]
-    files = {file for name in names for file in base.glob(name) if file.is_file()}
-    return sorted(file for file in files if lies_inside(file, base))
 
 
 def _read_tokenizer(folder: Path) -> Any:

@@ -49,9 +49,7 @@ def layerwise_model(
     A block of the decoder is read whole when it is entered, any other module with weights (embeddings, norms, head) by
     itself. All are dropped when left, after errors too, and are NaN until then. Tied weights are read by their first
     name, the embedding's. The config's own quantization is ignored. With `pieces`, neither head nor embeddings are ever
-    in memory as a whole. UserError where the config is not a causal language model's, or the adapter does not belong to
-    it.
-    """
+    in memory as a whole. UserError where the config is no causal language model's, or the adapter another model's."""
     model, slots = _empty_model(folder, attention) if adapter is None else _adapted(folder, attention, adapter)
     own = {module: [slot for slot in of_module if not slot.is_replaced] for module, of_module in slots.items()}
     return_freed_memory()

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from lorakit.amounts import percent
-from lorakit.errors import LorakitError, UserError
+from lorakit.errors import BaseModelError, LorakitError, UserError
 from lorakit.model.config_values import read_json
 from lorakit.model.quantization_config import CheckpointQuantization, check_quantization, describe_savings
 from lorakit.model.resolve import Base
@@ -72,20 +72,15 @@ def _read_model(base: Base, options: dict[str, Any], dequantizes: bool) -> Any:
     except torch.OutOfMemoryError:
         raise
     except SafetensorError as error:
-        raise UserError(f"model.base: {base.name}: a weights file is damaged ({error}). Fetch it again.") from error
+        raise BaseModelError(f"{base.name}: a weights file is damaged ({error}). Fetch it again.") from error
     except (*DAMAGED, ImportError, RuntimeError) as error:
         remedy = " Write model.attention: eager." if "attention" in str(error).lower() else ""
-        raise UserError(f"model.base: {base.name} cannot be loaded: {describe_load_error(error)}.{remedy}") from error
+        raise BaseModelError(f"{base.name} cannot be loaded: {describe_load_error(error)}.{remedy}") from error
     if missing := sorted(info["missing_keys"]):
         lacks = f"the weights files lack {len(missing)} tensors that the model needs, the first is {missing[0]}"
-        raise UserError(f"model.base: {base.name}: {lacks}; they would start out random.")
-    _check_shapes(model, info["mismatched_keys"], base)
-    return model
-
-
-def _check_shapes(model: Any, mismatched: Any, base: Base) -> None:
-    """Refuse weights of other shapes than the config describes. A quantized layer takes whatever the file has."""
-    pairs = [(name, tuple(actual), tuple(expected)) for name, actual, expected in mismatched]
+        raise BaseModelError(f"{base.name}: {lacks}; they would start out random.")
+    # Weights of other shapes than the config describes. A quantized layer takes whatever the file has.
+    pairs = [(name, tuple(actual), tuple(expected)) for name, actual, expected in info["mismatched_keys"]]
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit | Linear8bitLt):
             weight = module.weight.quant_state if isinstance(module, Linear4bit) else module.weight
@@ -94,7 +89,8 @@ def _check_shapes(model: Any, mismatched: Any, base: Base) -> None:
         name, actual, expected = min(wrong)
         shapes = f"{name} is of shape {actual} in the files, and {expected} by the config ({len(wrong)} such in all)"
         reason = f"config.json and the weights do not fit each other: {shapes}"
-        raise UserError(f"model.base: {base.name}: {reason}. Fetch the model again.")
+        raise BaseModelError(f"{base.name}: {reason}. Fetch the model again.")
+    return model
 
 
 def original_weights(base: Base, modules: list[str], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -114,13 +110,13 @@ def check_embeddings(model: Any, base: Base, largest_token: int) -> None:
     known = inputs.weight.shape[0]
     if largest_token >= known:
         reason = f"token id {largest_token} is out of range (vocabulary size {known:,})"
-        raise UserError(f"model.base: {base.name}: {reason}. Its tokenizer and its weights do not belong together.")
+        raise BaseModelError(f"{base.name}: {reason}. Its tokenizer and its weights do not belong together.")
     if outputs is None or outputs.weight is inputs.weight:
         return
     empty = meta_model(base.folder)
     if empty.get_output_embeddings().weight is empty.get_input_embeddings().weight:
         reason = "input and output embeddings are one weight by its config.json, and two in its files"
-        raise UserError(f"model.base: {base.name}: {reason}. Write tie_word_embeddings: false into the config.json.")
+        raise BaseModelError(f"{base.name}: {reason}. Write tie_word_embeddings: false into the config.json.")
 
 
 def attentions_of(base: Base) -> tuple[str, ...]:

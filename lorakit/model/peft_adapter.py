@@ -1,38 +1,37 @@
-"""Attaching: a frozen model and a recipe's adapter section -> what is trained; adapters back from folders, one after
-the other on one base in memory."""
+"""Attaching: a frozen model and a recipe's adapter section -> what is trained; what is saved of it, one adapter that
+plain PEFT puts on the untouched base; adapters back from folders, one after the other on one base in memory.
+"""
 
+import copy
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
-from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from lorakit.atomic_io import read_json_object, refuse_pipes
 from lorakit.errors import UserError, first_line
 from lorakit.model.adapters import InitContext
+from lorakit.model.adapters.svd import svd_to_lora
 from lorakit.model.adapters.weight_init import INITIAL, add_initial
-from lorakit.model.base_files import read_header
 from lorakit.model.targets import Targets, check_patterns, first_and_count, trains_every_weight
 from lorakit.recipe.adapter_kind import adapter_spec, kind_settings
-from lorakit.recipe.init_adapter import find_fault, why_untrainable
+from lorakit.recipe.init_adapter import read_adapter_config, why_untrainable
 from lorakit.recipe.schema import Adapter
 
 # In a checkpoint: the folder of the adapter as it is trained, which may not be the form that it is saved in, and the
 # file of the trained weights, each under its name in the model.
 TRAINED_DIR = "trained"
 TRAINED_WEIGHTS = f"{TRAINED_DIR}/weights.safetensors"
-
-_OF_EXPERT = re.compile(r"(.*\.experts\.\d+\.)(.*)")
 
 # What PEFT raises on files that are damaged, or hold values of another kind than it looks for.
 _READING = (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
@@ -144,7 +143,7 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 def _wrap(model: Any, config: Any) -> Any:
     try:
-        return get_peft_model(model, config)
+        return peft.get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         reason = f"PEFT cannot adapt these modules: {first_line(error)}"
         raise UserError(f"adapter.targets: {reason}. Leave them out with adapter.exclude.") from error
@@ -167,27 +166,17 @@ def _in_float32(model: Any) -> Any:
 
 def adapter_config(folder: Path) -> Any:
     """PEFT's configuration of the adapter in a folder; UserError where it has none, or a damaged one."""
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            pickled = (folder / "adapter_model.bin").is_file()
-            remedy = " Its adapter_model.bin would run code when read: convert it to safetensors." if pickled else ""
-            raise UserError(f"{folder}: has no {name}, so it holds no adapter.{remedy}")
-    refuse_pipes(folder)
-    where, config = f"{folder}: its adapter_config.json", read_json_object(folder / "adapter_config.json")
-    if config is None:
-        raise UserError(f"{where} is not a JSON object. It is damaged: take another copy.")
-    if fault := find_fault(config):
-        raise UserError(f"{where}: {fault}")
+    read_adapter_config(folder)
     try:
         return PeftConfig.from_pretrained(str(folder))
     except _READING as error:
-        raise UserError(f"{where} cannot be read: {first_line(error)}") from error
+        raise UserError(f"{folder}: its adapter_config.json cannot be read: {first_line(error)}") from error
 
 
 def _load(model: Any, folder: Path, key: str, config: Any, is_trainable: bool = False, **options: Any) -> Any:
     """What `PeftModel.from_pretrained` makes; that keeps to itself what PEFT missed and what it had no place for."""
     config.inference_mode = not is_trainable
-    kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+    kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     mapping = getattr(model, "_checkpoint_conversion_mapping", None)
     try:
         check_patterns(config, [name for name, _ in model.named_modules()], f"{key}{folder}: its adapter_config.json")
@@ -196,8 +185,7 @@ def _load(model: Any, folder: Path, key: str, config: Any, is_trainable: bool = 
     except KeyError as error:  # of modules that were trained whole
         raise UserError(f"{key}{folder}: this adapter lacks {error.args[0]}, which PEFT expects in it.") from error
     except _READING as error:
-        gaps = _expert_gaps(folder)
-        reason = f"its file lacks {first_and_count(gaps)}" if gaps else first_line(error)
+        reason = first_line(error)
         raise UserError(f"{key}{folder}: this adapter cannot be put on the base model: {reason}") from error
     misplaced = "holds {}, for which the base model has no place"
     for sentence, names in (("lacks {}", report.missing_keys), (misplaced, report.unexpected_keys)):
@@ -205,14 +193,6 @@ def _load(model: Any, folder: Path, key: str, config: Any, is_trainable: bool = 
             shown = sentence.format(first_and_count(sorted(name.replace(".default", "") for name in names)))
             raise UserError(f"{key}{folder}: this adapter {shown}. It is damaged, or of another model.")
     return loaded
-
-
-def _expert_gaps(folder: Path) -> list[str]:
-    """Tensors that some experts lack in an adapter's file: PEFT stacks those of all, and fails without a name."""
-    names = read_header(folder / "adapter_model.safetensors")[0]
-    matches = [match for name in names if (match := _OF_EXPERT.fullmatch(name))]
-    experts, parts = {match[1] for match in matches}, {match[2] for match in matches}
-    return sorted(expert + part for expert in experts for part in parts if expert + part not in names)
 
 
 @dataclass
@@ -278,3 +258,72 @@ def content_of(tensor: torch.Tensor) -> list[int]:
 def _factors(device: torch.device) -> torch.Tensor:
     random = torch.randint(-(2**62), 2**62, (_HASHED_AT_ONCE,), generator=torch.Generator().manual_seed(0))
     return random.to(device) * 2 + 1
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write a PEFT model's adapter as `adapter_config.json` and `adapter_model.safetensors`. LoRA, rsLoRA and DoRA as
+    they are; every other kind as the plain LoRA that computes the same."""
+    config, tensors = to_plain_lora(model)
+    trained = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = trained.base_model_name_or_path, trained.revision
+    config.inference_mode = True
+    save_config(config, folder)
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def save_config(config: Any, folder: Path) -> None:
+    """Write `adapter_config.json`, the same for the same adapter (PEFT writes sets in the order of hashes)."""
+    ordered = copy.copy(config)
+    for name, value in vars(config).items():
+        if isinstance(value, set):
+            setattr(ordered, name, sorted(value))
+    ordered.save_pretrained(str(folder))
+
+
+def full_config(model: Any) -> Any:
+    """PEFT's configuration of the adapter that is trained, with all ends of tied modules that are trained whole. PEFT
+    strikes all but the first from it, and on loading ties only those again whose names it knows."""
+    config = copy.deepcopy(model.peft_config["default"])
+    named = model.base_model.model.named_modules()
+    config.modules_to_save = [name for name, part in named if isinstance(part, ModulesToSaveWrapper)] or None
+    return config
+
+
+def to_plain_lora(model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A LoRA or DoRA configuration and its tensors by name, as PEFT saves them."""
+    if model.peft_config["default"].peft_type == "ADALORA":
+        config, tensors = svd_to_lora(model)
+        config.modules_to_save = full_config(model).modules_to_save
+        return config, tensors
+    config = full_config(model)
+    config.init_lora_weights = True
+    tensors = peft.get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    if INITIAL in model.peft_config:
+        # s (B A - B0 A0) as one product of twice the rank: [B, -B0] [A; A0], at the same scale.
+        initial = peft.get_peft_model_state_dict(model, adapter_name=INITIAL, save_embedding_layers=False)
+        for name, tensor in initial.items():
+            tensors[name] = torch.cat([tensors[name], tensor], dim=0 if ".lora_A." in name else 1)
+        config.r *= 2
+        config.lora_alpha *= 2
+        config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
+        config.alpha_pattern = {name: 2 * alpha for name, alpha in config.alpha_pattern.items()}
+    return config, tensors
+
+
+def is_no_op(folder: Path) -> bool:
+    """Whether every change of an adapter's file is zero. One that holds other weights besides, or DoRA's magnitudes, is
+    not judged."""
+    zero: dict[str, bool] = {}  # of each module: of the parts of a change, one that is all zero makes it zero
+    try:
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                module, _, part = name.partition(".lora_")
+                if name.endswith(".ranknum"):
+                    continue
+                if part.split(".")[0] not in ("A", "B", "E", "embedding_A", "embedding_B") or "bias" in part.split("."):
+                    return False
+                zero[module] = zero.get(module, False) or not bool(file.get_tensor(name).any())
+    except (OSError, SafetensorError):
+        return False  # loading it will say what is wrong
+    return bool(zero) and all(zero.values())

@@ -1,15 +1,18 @@
-"""A checkpoint's own quantization, read from its config.json without loading anything."""
+"""Quantizations: those that a recipe asks for, and a checkpoint's own, read from its config.json without loading it."""
 
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lorakit.amounts import decimal_bytes, percent
-from lorakit.errors import UserError
+from lorakit.errors import BaseModelError, UserError
 from lorakit.model.config_values import damaged_value, read_json, read_typed
-from lorakit.model.resolve import Base
-from lorakit.recipe.schema import Model
+from lorakit.registry import QUANTIZERS
+
+if TYPE_CHECKING:
+    from lorakit.model.resolve import Base
+    from lorakit.recipe.schema import Model  # which reads this table's words
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def parse_quantization(config: dict[str, Any]) -> CheckpointQuantization | None:
     return replace(stored, bits=read_typed(settings, "bits", int)) if method in ("gptq", "awq") else stored
 
 
-def check_quantization(base: Base, settings: Model, trainable: bool = False) -> CheckpointQuantization | None:
+def check_quantization(base: "Base", settings: "Model", trainable: bool = False) -> CheckpointQuantization | None:
     """The quantization of the checkpoint itself, if any; UserError where it does not go with the settings
     (`refuse_quantization`), or a package that loads it is missing."""
     stored = stored_quantization(base.folder)
@@ -67,7 +70,7 @@ def check_quantization(base: Base, settings: Model, trainable: bool = False) -> 
     refuse_quantization(stored, base.name, settings, trainable)
     if missing := missing_packages(stored):
         reason = f"the weights of {base.name} are {stored.quantization} already; loading them needs another package"
-        raise UserError(f"model.base: {reason}: pip install {' '.join(missing)}.")
+        raise BaseModelError(f"{reason}: pip install {' '.join(missing)}.")
     return stored
 
 
@@ -76,14 +79,14 @@ def missing_packages(stored: CheckpointQuantization) -> tuple[str, ...]:
     return tuple(name for name in stored.packages if find_spec(name.replace("-", "_")) is None)
 
 
-def refuse_quantization(stored: CheckpointQuantization, name: str, settings: Model, trainable: bool) -> None:
+def refuse_quantization(stored: CheckpointQuantization, name: str, settings: "Model", trainable: bool) -> None:
     """Refuse a checkpoint whose method is not supported, that would be quantized twice, or cannot be trained itself.
     `name` is the recipe's for the base; `settings` have the quantization into which the kind of adapter puts it;
     `trainable` says whether the weights themselves are trained."""
     what = f"the weights of {name} are {stored.quantization} already"
     if stored.treatment == "unknown":
         remedy = "Give the unquantized model; model.quantization quantizes it."
-        raise UserError(f"model.base: {what}, which lorakit does not train on. {remedy}")
+        raise BaseModelError(f"{what}, which lorakit does not train on. {remedy}")
     if settings.quantization != "none":
         remedy = "Write none, and an adapter.kind that does not quantize: the weights are then trained on as they are."
         raise UserError(f"model.quantization: {what} and cannot be put into {settings.quantization}. {remedy}")
@@ -96,10 +99,47 @@ def refuse_irreversible(stored: CheckpointQuantization | None, name: str) -> Non
     """Refuse a quantization that cannot be undone: no adapter can be added to such weights."""
     if stored and not stored.reversible:
         reason = f"the weights of {name} are {stored.quantization}, to which no adapter can be added"
-        raise UserError(f"model.base: {reason}: serve the adapter beside them (output.merged: false).")
+        raise BaseModelError(f"{reason}: serve the adapter beside them (output.merged: false).")
 
 
 def describe_savings(quantization: str, share: float, before: float, after: float) -> str:
     """What a quantization does to a model, in one clause; `before` and `after` are bytes."""
     saved = f"{decimal_bytes(after)} instead of {decimal_bytes(before)} (saves {decimal_bytes(before - after)})"
     return f"{quantization}: {percent(share)} of the parameters are quantized, {saved}"
+
+
+@QUANTIZERS.register("none")
+def none(settings: "Model", compute_dtype: Any) -> Any:
+    """The weights as they are."""
+    return None
+
+
+@QUANTIZERS.register("q8")
+def q8(settings: "Model", compute_dtype: Any) -> Any:
+    """8-bit integers with outliers apart (LLM.int8, Dettmers et al., arXiv 2208.07339) by bitsandbytes."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
+def _four_bits(settings: "Model", compute_dtype: Any, kind: str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=settings.double_quant,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+@QUANTIZERS.register("q4")
+def q4(settings: "Model", compute_dtype: Any) -> Any:
+    """4-bit floating point (FP4) by bitsandbytes; NF4 loses less."""
+    return _four_bits(settings, compute_dtype, "fp4")
+
+
+@QUANTIZERS.register("nf4")
+def nf4(settings: "Model", compute_dtype: Any) -> Any:
+    """4-bit NormalFloat (QLoRA, Dettmers et al., arXiv 2305.14314) by bitsandbytes."""
+    return _four_bits(settings, compute_dtype, "nf4")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lorakit.atomic_io import atomic_dir, cache_folder, sha256_of
 from lorakit.checksums import find_damage, write_checksums
-from lorakit.errors import LorakitError, UserError, first_line
+from lorakit.errors import BaseModelError, LorakitError, UserError, first_line
 from lorakit.model.base_files import check_base_files
 from lorakit.progress import Progress, report_hub_retries
 
@@ -60,11 +60,8 @@ class Base:
 
 
 def resolve_base(name: str, revision: str, progress: Progress) -> Base:
-    """The base model that a recipe names, fetched or converted where necessary.
-
-    Raises:
-        UserError: it could not be found, or its files cannot be used; the message lists what was tried.
-    """
+    """The base model of this name, fetched or converted where necessary; UserError where it could not be found, with
+    what was tried, or its files cannot be used."""
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
         return Base(name, _convert_gguf(path, progress), f"{path.name}, dequantized from {_gguf_types(path)}")
@@ -72,7 +69,7 @@ def resolve_base(name: str, revision: str, progress: Progress) -> Base:
         check_base_files(path)
         return Base(name, path, "local folder")
     if path.is_absolute():
-        raise UserError(f"model.base: {name}: there is no such folder or .gguf file.")
+        raise BaseModelError(f"{name}: there is no such folder or .gguf file.")
     try:
         with report_hub_retries(progress):
             folder = _fetch_from_hub(name, revision)
@@ -86,8 +83,8 @@ def resolve_base(name: str, revision: str, progress: Progress) -> Base:
     try:
         return _from_bundle(name, revision, progress)
     except LorakitError as error:
-        raise UserError(
-            f"model.base: could not find model {name}. Tried:\n  - a local folder {path}: there is none\n"
+        raise BaseModelError(
+            f"could not find model {name}. Tried:\n  - a local folder {path}: there is none\n"
             f"  - the hub, revision {revision}: {by_hub}\n  - {error}\nPut the model's files into a folder and write "
             "its path, or connect to the hub."
         ) from error
@@ -179,10 +176,8 @@ def converted_folder(gguf: Path) -> Path:
 
 
 def _convert_gguf(gguf: Path, progress: Progress) -> Path:
-    """A GGUF file as a transformers folder, converted once and cached.
-
-    Tensors become float16, which keeps 11 bits of a quantized block's values; BF16 and F32 files keep their type.
-    """
+    """A GGUF file as a transformers folder, converted once and cached. Tensors become float16, which keeps 11 bits of a
+    quantized block's values; BF16 and F32 files keep their type."""
     folder = converted_folder(gguf)
     if damage := find_damage(folder):
         progress.warn(f"{folder}: the converted model is damaged ({damage}): it is made again")

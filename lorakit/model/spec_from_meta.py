@@ -17,8 +17,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from lorakit.errors import UserError
-from lorakit.model.shared_prefix import body_of
+from lorakit.errors import BaseModelError, UserError
+from lorakit.model.loss import body_of
 from lorakit.model.spec import ACTIVATIONS, OUTSIDE, TIED_HEAD, UNTIED_HEAD, WRITTEN_OUT, ModelSpec, WeightSpec
 from lorakit.model.tokenizer import DAMAGED
 from lorakit.recipe.problem import one_line
@@ -78,7 +78,7 @@ def _no_model(error: BaseException) -> UserError:
     sentence = " ".join(str(error).split()).partition(". ")[0].rstrip(".") or type(error).__name__
     reason = f"transformers {transformers.__version__} can make no causal language model of this config"
     remedy = "Fetch the model again, name one of a family that it knows, or install a newer transformers."
-    return UserError(f"model.base: {reason}: {one_line(sentence, _LONGEST_REASON)}. {remedy}")
+    return BaseModelError(f"{reason}: {one_line(sentence, _LONGEST_REASON)}. {remedy}")
 
 
 def spec_from_meta(config: Path | dict[str, Any]) -> ModelSpec:
@@ -94,6 +94,12 @@ def spec_from_meta(config: Path | dict[str, Any]) -> ModelSpec:
     hidden = _first(text, "hidden_size", "n_embd", "d_model") or inputs.weight.shape[-1]
     head_width = _first(text, "head_dim") or hidden // heads
     norms = _norms_of_last_block(body_of(model))
+    activations = (getattr(text, name, None) for name in ("hidden_activation", "hidden_act", "activation_function"))
+    activation = str(next(filter(None, activations), ""))
+    experts_used = _first(text, "num_experts_per_tok", "num_experts_per_token", "moe_topk") or 1
+    if any(type(module).__name__ == "Llama4TextExperts" for module in modules.values()):
+        experts_used = text.num_local_experts  # every token goes through all of them, most with a weight of zero
+    scanning = [module for module in modules.values() if _SCANNING.fullmatch(type(module).__name__)]
     return ModelSpec(
         model_type=text.model_type,
         hidden=hidden,
@@ -107,26 +113,14 @@ def spec_from_meta(config: Path | dict[str, Any]) -> ModelSpec:
         norms=sum(norm.weight.shape[-1] == hidden for norm in norms),
         head_norms=any(norm.weight.shape[-1] != hidden for norm in norms),
         layer_norm=any(type(norm).__name__ == "LayerNorm" for norm in norms),
-        **_traits(text, list(modules.values())),
+        experts_used=experts_used,
+        soft_capped=bool(getattr(text, "attn_logit_softcapping", None)),
+        logits_capped=any(getattr(text, name, None) for name in ("final_logit_softcapping", "logits_soft_cap")),
+        activation=WRITTEN_OUT.get(text.model_type) or ACTIVATIONS.get(activation, 1),
+        scan_states=max((module.intermediate_size * module.ssm_state_size for module in scanning), default=0),
         built=True,
         shared={paths[id(outputs)]: outputs.weight.numel()} if tied else {},
     )
-
-
-def _traits(text: Any, modules: list[Any]) -> dict[str, Any]:
-    activations = (getattr(text, name, None) for name in ("hidden_activation", "hidden_act", "activation_function"))
-    activation = str(next(filter(None, activations), ""))
-    experts_used = _first(text, "num_experts_per_tok", "num_experts_per_token", "moe_topk") or 1
-    if any(type(module).__name__ == "Llama4TextExperts" for module in modules):
-        experts_used = text.num_local_experts  # every token goes through all of them, most with a weight of zero
-    scanning = [module for module in modules if _SCANNING.fullmatch(type(module).__name__)]
-    return {
-        "experts_used": experts_used,
-        "soft_capped": bool(getattr(text, "attn_logit_softcapping", None)),
-        "logits_capped": any(getattr(text, name, None) for name in ("final_logit_softcapping", "logits_soft_cap")),
-        "activation": WRITTEN_OUT.get(text.model_type) or ACTIVATIONS.get(activation, 1),
-        "scan_states": max((module.intermediate_size * module.ssm_state_size for module in scanning), default=0),
-    }
 
 
 def _first(config: Any, *names: str) -> int | None:
@@ -188,18 +182,12 @@ def _placed(path: str, inside: str) -> dict[str, Any]:
         reason = "weighs the experts (a router)"
     elif "indexer" in parts:
         reason = "chooses positions, and gets no gradient"
-    return {"path": path, "sublayer": _sublayer(parts), "skip_reason": reason}
-
-
-def _sublayer(parts: list[str]) -> str:
-    for part in reversed(parts[:-1]):
-        if _ATTENTION_PART.fullmatch(part):
-            return "attention"
-        if _MLP_PART.fullmatch(part):
-            return "mlp"
-    if _ATTENTION_LAYER.fullmatch(parts[-1]):
-        return "attention"
-    return "mlp" if _MLP_LAYER.fullmatch(parts[-1]) else ""
+    sublayer = (
+        "attention" if _ATTENTION_LAYER.fullmatch(parts[-1]) else "mlp" if _MLP_LAYER.fullmatch(parts[-1]) else ""
+    )
+    for part in parts[:-1]:  # the innermost decides
+        sublayer = "attention" if _ATTENTION_PART.fullmatch(part) else "mlp" if _MLP_PART.fullmatch(part) else sublayer
+    return {"path": path, "sublayer": sublayer, "skip_reason": reason}
 
 
 def _unadaptable(container: Any, name: str, module: Any) -> str:

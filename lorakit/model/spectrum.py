@@ -45,8 +45,8 @@ def signal_to_noise_ratios(
 ) -> dict[str, float]:
     """Paths of linear layers and fused parameters -> their signal-to-noise ratios, as the model holds their weights:
     computed once for a base and a quantization, and kept in the cache."""
-    weights = {name: sha for name, sha in base.sha256().items() if name.endswith(".safetensors")}
-    identity = hashlib.sha256(json.dumps([weights, quantization], sort_keys=True).encode()).hexdigest()
+    facts = json.dumps([base.sha256(".safetensors"), quantization], sort_keys=True)
+    identity = hashlib.sha256(facts.encode()).hexdigest()
     file = cache_folder() / "spectrum" / f"{identity[:32]}.json"
     try:
         known = decode_line(file.read_bytes())

@@ -15,19 +15,12 @@ from typing import Any
 import torch
 from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+from transformers import core_model_loading as conversion
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    apply_renamings,
-    dot_natural_key,
-    rename_source_key,
-    revert_weight_conversion,
-)
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import AutoHfQuantizer
 
-from lorakit.errors import UserError
+from lorakit.errors import BaseModelError, UserError
 from lorakit.model.base_files import StoredTensor, list_tensors
 from lorakit.model.config_values import read_json, untied_config
 from lorakit.model.load import DTYPES
@@ -46,7 +39,6 @@ class Group:
     names: tuple[str, ...]  # in the files
     paths: tuple[str, ...]  # in the model
     patterns: tuple[str, ...] = ()  # the converter's, one for each name
-    renamed: tuple[str, ...] = ()  # the names as the converter knows them
     converter: Any = None  # None where the tensor of the file is the weight
     target: str = ""  # the path by which the converter is called
 
@@ -101,20 +93,13 @@ class Weights:
         """The inverse of `read_group`: the tensors of the files by name, from the weights by path."""
         if group.converter is None:
             return {group.names[0]: values[group.paths[0]]}
-        reverse = group.converter.reverse_transform()
-        target = ""
-        for path in group.paths:
-            target, pattern = reverse.rename_source_key(path)
-            reverse.add_tensor(target, path, pattern, values[path])
-        # The reversed converter has names of its own for the tensors, some with a prefix.
-        ends = {f".{renamed}": name for name, renamed in zip(group.names, group.renamed, strict=True)}
-        named = {}
-        for made, value in _run_converter(reverse, target, self.model).items():
-            fitting = (name for end, name in ends.items() if f".{made}".endswith(end) or end.endswith(f".{made}"))
-            named[next(fitting, "")] = value
+        named = {}  # transformers leaves out prefixes that the files may have
+        for made, value in conversion.revert_weight_conversion(self.model, values).items():
+            pairs = ((name, f".{name}", f".{made}") for name in group.names)
+            named[next((name for name, one, other in pairs if one.endswith(other) or other.endswith(one)), "")] = value
         if sorted(named) != sorted(group.names):
             others = f"{group.names[0]} and the other tensors of its file"
-            raise UserError(f"model.base: {group.target} cannot be split again into {others}.")
+            raise BaseModelError(f"{group.target} cannot be split again into {others}.")
         return named
 
 
@@ -124,14 +109,14 @@ def open_weights(folder: Path) -> Weights:
     model, tensors = meta_model(folder), list_tensors(folder)
     state = model.state_dict()
     mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    renamings = [entry for entry in mapping if isinstance(entry, conversion.WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, conversion.WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     single: dict[str, str] = {}
     gathered: dict[str, list[tuple[str, str]]] = {}
     unused = []
-    for name in sorted(tensors, key=dot_natural_key):
-        path, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+    for name in sorted(tensors, key=conversion.dot_natural_key):
+        path, pattern = conversion.rename_source_key(name, renamings, converters, model.base_model_prefix, state)
         if path not in state and name in state:
             path, pattern = name, None
         if path not in state:
@@ -143,8 +128,7 @@ def open_weights(folder: Path) -> Weights:
     groups = [Group((name,), (path,)) for path, name in single.items() if path not in gathered]
     for path, members in gathered.items():
         names, patterns = zip(*members, strict=True)
-        renamed = tuple(apply_renamings(name, renamings) for name in names)
-        group = Group(names, (), patterns, renamed, by_pattern[patterns[0]], path)
+        group = Group(names, (), patterns, by_pattern[patterns[0]], path)
         converted = _convert(model, group, lambda name: torch.empty(tensors[name].shape, device="meta"))
         groups.append(replace(group, paths=tuple(converted)))
     weights = Weights(folder, model, tensors, groups, unused)
@@ -167,7 +151,7 @@ def untied(weights: Weights) -> Weights:
         group = weights.group_of(path)
         if group.converter is not None:
             raise UserError(f"{weights.folder}: {path} is made of several tensors and cannot be written alone.")
-        (name,) = revert_weight_conversion(model, {path: torch.empty(0)})
+        (name,) = conversion.revert_weight_conversion(model, {path: torch.empty(0)})
         tensors[name] = tensors[group.names[0]]
         groups.append(Group((name,), (path,)))
     return replace(weights, model=model, tensors=tensors, groups=groups)
@@ -194,11 +178,7 @@ def _convert(model: Any, group: Group, read: Callable[[str], torch.Tensor]) -> V
     converter = copy.deepcopy(group.converter)
     for name, pattern in zip(group.names, group.patterns, strict=True):
         converter.add_tensor(group.target, name, pattern, lambda name=name: read(name))
-    return _run_converter(converter, group.target, model)
-
-
-def _run_converter(converter: Any, target: str, model: Any) -> Values:
-    converted = converter.convert(target, model=model, config=model.config)
+    converted = converter.convert(group.target, model=model, config=model.config)
     return {path: value[0] if isinstance(value, list) else value for path, value in converted.items()}
 
 
@@ -226,9 +206,8 @@ class WeightPrecision:
         rounded = weight.to(self._dtype(path))
         if path not in self.transposed:
             return rounded.float()
-        if self.transposed[path]:
-            return _quantize_and_back(rounded.T, self.settings).float().T.contiguous()
-        return _quantize_and_back(rounded, self.settings).float()
+        back = _quantize_and_back(rounded.T if self.transposed[path] else rounded, self.settings).float()
+        return back.T.contiguous() if self.transposed[path] else back
 
     def read(self, weights: Weights, path: str) -> torch.Tensor:
         """One weight of a model folder in this precision, in float32."""

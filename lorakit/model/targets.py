@@ -243,7 +243,15 @@ def select_train_modules(model: Any, names: list[str], adapted: list[str]) -> tu
             reason = f"{name!r} is not a module of this model, which has {_names_with_counts(own)}"
             raise UserError(f"adapter.train_modules: {reason}.")
         for path in hit:
-            _check_trainable_whole(path, modules[path], adapted)
+            if both := [other for other in adapted if f"{other}.".startswith(f"{path}.")]:
+                reason = f"{path} would be trained whole, and {both[0]} by an adapter"
+                remedy = f"Remove it here, or write adapter.exclude: [{path.rsplit('.', 1)[-1]}]."
+                raise UserError(f"adapter.train_modules: {reason}. {remedy}")
+            weights = list(modules[path].parameters())
+            if not weights:
+                raise UserError(f"adapter.train_modules: {path} has no weights to train. Remove it.")
+            if not all(weight.is_floating_point() for weight in weights):
+                raise UserError(f"adapter.train_modules: {path} is quantized, and cannot be trained whole. Remove it.")
         paths += [path for path in hit if path not in paths]
     outer = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
     whole, tied = _with_tied_ends(model, modules, outer)
@@ -252,19 +260,6 @@ def select_train_modules(model: Any, names: list[str], adapted: list[str]) -> tu
     if others:
         raise UserError(f"adapter.train_modules: PEFT cannot tell {', '.join(others)} from {', '.join(names)}.")
     return whole, tied
-
-
-def _check_trainable_whole(path: str, module: Any, adapted: list[str]) -> None:
-    both = [name for name in adapted if f"{name}.".startswith(f"{path}.")]
-    if both:
-        reason = f"{path} would be trained whole, and {both[0]} by an adapter"
-        remedy = f"Remove it here, or write adapter.exclude: [{path.rsplit('.', 1)[-1]}]."
-        raise UserError(f"adapter.train_modules: {reason}. {remedy}")
-    weights = list(module.parameters())
-    if not weights:
-        raise UserError(f"adapter.train_modules: {path} has no weights to train. Remove it.")
-    if not all(weight.is_floating_point() for weight in weights):
-        raise UserError(f"adapter.train_modules: {path} is quantized, and cannot be trained whole. Remove it.")
 
 
 def _with_tied_ends(model: Any, modules: dict[str, Any], paths: list[str]) -> tuple[list[str], bool]:

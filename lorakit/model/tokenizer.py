@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
-from lorakit.errors import UserError, first_line
+from lorakit.errors import BaseModelError, UserError, first_line
 from lorakit.model.config_values import is_size, read_json
 from lorakit.model.resolve import Base
 
@@ -48,10 +48,15 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, config=config, trust_remote_code=False)
         tokenizer("a")  # some values of its configuration, such as model_max_length, are only read here
     except Exception as error:  # the Rust tokenizers raise bare Exceptions on a damaged tokenizer.json
-        _refuse_damaged_config(base)
+        if (base.folder / "config.json").is_file():  # which transformers reads for a tokenizer as well
+            try:
+                AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
+            except (*DAMAGED, ImportError, RecursionError) as damage:
+                reason = f"{base.name}: its config.json cannot be read: {describe_load_error(damage)}"
+                raise BaseModelError(f"{reason}. Fetch the model again, or update transformers.") from damage
         is_known = isinstance(error, (*DAMAGED, ImportError))
         problem = "the tokenizer cannot be loaded" if is_known else "tokenizer.json is damaged"
-        raise UserError(f"model.base: {base.name}: {problem}: {describe_load_error(error)}.") from error
+        raise BaseModelError(f"{base.name}: {problem}: {describe_load_error(error)}.") from error
     sizes = read_json(base.folder / "config.json")
     vocabulary: Any = sizes.get("vocab_size") or (sizes.get("text_config") or {}).get("vocab_size")
     if is_size(vocabulary) and (tokenizer.pad_token_id or 0) >= vocabulary:
@@ -70,29 +75,14 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
 
 
 def _brief_config(folder: Path) -> PreTrainedConfig | None:
-    """What `AutoTokenizer` reads of a model's configuration where tokenizer_config.json names its class.
-
-    None where it does not, and `AutoTokenizer` reads the whole: that imports the library's model code, for a second.
-    """
+    """What `AutoTokenizer` reads of a model's configuration where tokenizer_config.json names its class. None where it
+    does not, and `AutoTokenizer` reads the whole: that imports the library's model code, for a second."""
     config, own = read_json(folder / "config.json"), read_json(folder / "tokenizer_config.json")
     if not isinstance(config.get("model_type"), str) or not own.get("tokenizer_class") or "auto_map" in config | own:
         return None
     brief = PreTrainedConfig(name_or_path=str(folder))
     brief.model_type = config["model_type"]
     return brief
-
-
-def _refuse_damaged_config(base: Base) -> None:
-    """Refuse a config.json that transformers cannot read: it reads it for a tokenizer as well."""
-    if (base.folder / "config.json").is_file():
-        try:
-            AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
-        except (*DAMAGED, ImportError, RecursionError) as error:
-            reason = describe_load_error(error)
-            raise UserError(
-                f"model.base: {base.name}: its config.json cannot be read: {reason}. Fetch the model again, or update "
-                "transformers."
-            ) from error
 
 
 def stop_token_ids(base: Base, tokenizer: Any) -> list[int]:

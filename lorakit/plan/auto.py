@@ -11,8 +11,7 @@ from typing import Any
 from lorakit.amounts import counted, gibibytes
 from lorakit.errors import UserError
 from lorakit.hardware.gpus import slowest_gpu
-from lorakit.hardware.machine import Machine
-from lorakit.hardware.throughput import gpu_throughput
+from lorakit.hardware.machine import Machine, gpu_throughput
 from lorakit.model.quantization_config import refuse_quantization
 from lorakit.plan.memory import SizedRun, memory_budget, size_run
 from lorakit.plan.model_info import FLASH, ModelInfo

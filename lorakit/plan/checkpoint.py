@@ -1,17 +1,21 @@
 """The base model's own files, before weights are loaded: what a run would refuse of them, their chat template, the
 positions that they have, and what their quantization means. Without torch, but for the tokenizer."""
 
-from dataclasses import dataclass
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.errors import UserError
+from lorakit.errors import BaseModelError, UserError
 from lorakit.hardware.machine import Machine
-from lorakit.model.base_files import check_base_files, has_tokenizer, refuse_missing_tokenizer
-from lorakit.model.positions import Positions
-from lorakit.model.quantization_config import describe_savings, missing_packages, refuse_irreversible
+from lorakit.model.base_files import check_base_files, has_tokenizer
+from lorakit.model.config_values import Positions
+from lorakit.model.quantization_config import (
+    CheckpointQuantization,
+    describe_savings,
+    missing_packages,
+    refuse_irreversible,
+)
 from lorakit.model.resolve import Base
 from lorakit.plan.memory import DTYPE_BYTES, effective_quantization, weight_bytes
 from lorakit.plan.model_info import ModelInfo, find_model_folder, hub_snapshot
@@ -31,17 +35,15 @@ def check_local_base(recipe: Recipe, complete: bool = True) -> None:
         _check_template(model, folder)
     if folder:
         check_base_files(folder, complete and folder == local)
-    if local and complete:
-        refuse_missing_tokenizer(local)
+    if local and complete and not has_tokenizer(local):
+        raise BaseModelError(f"{local} has no tokenizer, such as tokenizer.json. Fetch the model again.")
     if path.is_absolute() and not local:
         with path.open("rb") as file:
             is_gguf = file.read(4) == b"GGUF"
         if not is_gguf:
-            raise UserError(
-                f"model.base: {path}: no readable GGUF file: it does not begin as one does. Fetch it again."
-            )
+            raise BaseModelError(f"{path}: no readable GGUF file: it does not begin as one does. Fetch it again.")
         if not find_spec("gguf"):
-            raise UserError(f"model.base: {path}: GGUF files need the package gguf: pip install 'lorakit[gguf]'.")
+            raise BaseModelError(f"{path}: GGUF files need the package gguf: pip install 'lorakit[gguf]'.")
 
 
 def _check_template(model: Model, folder: Path | None) -> None:
@@ -145,32 +147,17 @@ def unseen(positions: Positions) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """The quantization that the weights have on disk, and what follows from it."""
-
-    quantization: str
-    treatment: str  # kept: trained on as stored; dequantized: turned into plain weights while they are loaded
-    mergeable: bool  # whether an adapter can be added to them
-    missing: tuple[str, ...]  # packages that load them and that this machine does not have
-    description: str
-
-
-def checkpoint_of(info: ModelInfo, machine: Machine) -> Checkpoint | None:
-    """The quantization of a model's checkpoint; None where its weights are plain ones."""
-    stored = info.stored
-    if stored is None:
-        return None
+def describe_checkpoint(stored: CheckpointQuantization, machine: Machine) -> str:
+    """What follows from the quantization that the weights have on disk, in a sentence."""
     counted = "trained on and counted as stored, so that its own weights cannot be trained"
     if stored.treatment == "dequantized":
         counted = "dequantized while it is loaded, and counted so"
-    missing = missing_packages(stored)
     text = f"{stored.quantization} on disk, {counted}"
-    if missing and machine.here:
+    if machine.here and (missing := missing_packages(stored)):
         text += f"; training is refused here until {' and '.join(missing)} can load it: pip install {' '.join(missing)}"
     elif stored.packages:
         text += f"; the machine needs {' and '.join(stored.packages)} to load it"
-    return Checkpoint(stored.quantization, stored.treatment, stored.reversible, missing, text)
+    return text
 
 
 def quantization_line(settings: Model, kind_quantizes: str | None, info: ModelInfo | None) -> str:

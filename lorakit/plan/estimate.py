@@ -6,8 +6,7 @@ from random import Random
 from typing import Any
 
 from lorakit.data.mixture import Mixture
-from lorakit.hardware.machine import Machine
-from lorakit.hardware.throughput import Throughput, throughput_of
+from lorakit.hardware.machine import Machine, Throughput, throughput_of
 from lorakit.model.spec import ModelSpec
 from lorakit.plan.auto import Choice, resolve_auto, with_values
 from lorakit.plan.memory import (

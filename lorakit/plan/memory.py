@@ -103,7 +103,7 @@ def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: Traini
     # Of the largest weight what is made for one product and dropped again: dequantized, and PEFT's B A and its norm.
     made = width if training.quantization != "none" else 0
     made += 8 if adapted.dora and width < 4 else 0
-    buffers = always.buffers + spec.largest * made
+    buffers = always.buffers + max((weight.size for weight in spec.quantizable), default=0) * made
     accumulated = gradients if training.accumulates or not adapted.full_fine_tuning else 0
     at_loss = replace(always, moment="loss", gradients=accumulated, activations=saved, logits=_logits(spec, training))
     begins = replace(at_loss, moment="backward", activations=saved + block, logits=0, buffers=buffers)

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
-from lorakit.model.config_values import is_size, read_json, read_layer_count, read_typed
-from lorakit.model.positions import Positions, positions_of
+from lorakit.model.config_values import Positions, is_size, positions_of, read_json, read_layer_count, read_typed
 from lorakit.model.quantization_config import CheckpointQuantization, parse_quantization
 from lorakit.model.resolve import BUNDLED_MODELS, bundled_file, converted_folder
-from lorakit.model.spec import ModelSpec
-from lorakit.model.spec_from_config import is_known_family, spec_from_config
+from lorakit.model.spec import ModelSpec, is_known_family, spec_from_config
 
 _TABLE = Path(__file__).with_name("known_models.json")
 # Families for which transformers (5.23) has no scaled_dot_product_attention, by `_supports_sdpa` of their classes.
@@ -65,10 +63,7 @@ def find_config(base: str, revision: str) -> dict[str, Any] | None:
     if not local and (known := known_config(base)):
         return known
     folder = find_model_folder(base, revision)
-    try:
-        return read_json(folder / "config.json") or None if folder else None
-    except UserError as error:
-        raise UserError(f"model.base: {error}") from error
+    return read_json(folder / "config.json") or None if folder else None
 
 
 def find_model_folder(base: str, revision: str) -> Path | None:

@@ -9,7 +9,7 @@ every number here, and predicted against published times.
 import math
 from dataclasses import dataclass
 
-from lorakit.hardware.throughput import Throughput
+from lorakit.hardware.machine import Throughput
 from lorakit.model.spec import ModelSpec, WeightSpec
 from lorakit.plan.memory import CHUNK_LOGITS, DTYPE_BYTES, SizedRun, weight_bytes
 from lorakit.plan.trainable_params import TrainableParams

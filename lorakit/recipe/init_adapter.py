@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lorakit.atomic_io import read_json_object
+from lorakit.atomic_io import read_json_object, refuse_pipes
+from lorakit.errors import UserError
 from lorakit.recipe.adapter_kind import adapter_folder
 from lorakit.recipe.fields import PositiveInt
 from lorakit.recipe.problem import Location, show_path
@@ -41,13 +42,31 @@ def read_adapter_settings(source: Path) -> dict[str, Any]:
     return known | (section if isinstance(section, dict) else {})
 
 
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of an adapter's folder; UserError where it has none, one that lorakit cannot take, or no
+    weights beside it."""
+    where = show_path(folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            remedy = "Write the folder of a run, or of an adapter that PEFT saved."
+            if (folder / "adapter_model.bin").is_file():
+                remedy = "Its adapter_model.bin would run code when read: convert it to safetensors."
+            raise UserError(f"{where} has no {name}, so it holds no adapter. {remedy}")
+    refuse_pipes(folder)
+    config = read_json_object(folder / "adapter_config.json")
+    fault = "not a JSON object. It is damaged: take another copy." if config is None else find_fault(config)
+    if config is None or fault:
+        raise UserError(f"{where}/adapter_config.json: {fault}")
+    return config
+
+
 def why_untrainable(source: Path) -> tuple[str, str] | None:
     """Why the adapter of an existing folder cannot be trained on, and what to do; None where nothing speaks against it.
 
     What only the weights can tell is told when they are loaded.
     """
     folder = adapter_folder(source)
-    where, other = show_path(folder), "Write the folder of a run, or of an adapter that PEFT saved."
+    where = show_path(folder)
     if not (folder / "adapter_config.json").is_file():
         if (source / "model" / "config.json").is_file():
             remedy = f"Write {show_path(source / 'model')} as model.base instead."
@@ -55,13 +74,11 @@ def why_untrainable(source: Path) -> tuple[str, str] | None:
         if (source / "manifest.json").is_file():
             remedy = "Go on with lorakit train --resume, or write one of its checkpoints/step-... folders."
             return f"the training of {where} has not ended", remedy
-        return f"{where} holds no adapter_config.json, nor does an adapter/ in it", other
-    config = read_json_object(folder / "adapter_config.json")
-    if config is None:
-        return f"{where}/adapter_config.json is not a JSON object", "It is damaged: take another copy."
-    fault = find_fault(config)
-    if fault:
-        return f"{where}/adapter_config.json: {fault.partition('. ')[0]}", fault.partition(". ")[2]
+    try:
+        config = read_adapter_config(folder)
+    except UserError as error:
+        reason, _, remedy = str(error).partition(". ")
+        return reason, remedy
     kind, start = config.get("peft_type"), config.get("init_lora_weights", True)
     if kind != "LORA":
         return f"{where} holds an adapter of the type {kind}", "Only LoRA and DoRA adapters are trained on."
@@ -71,10 +88,6 @@ def why_untrainable(source: Path) -> tuple[str, str] | None:
     if config.get("bias", "none") != "none":
         remedy = "Merge it into its base, and give the merged model as model.base."
         return f"{where} trained biases of the base as well", remedy
-    if not (folder / "adapter_model.safetensors").is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
-        remedy = "Its .bin file would run code when read: convert it to safetensors." if pickled else other
-        return f"{where} has no adapter_model.safetensors", remedy
     return None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lorakit.errors import UserError
+from lorakit.errors import BaseModelError, UserError
 from lorakit.recipe import suggestions
 from lorakit.recipe.compose import Composition, compose
 from lorakit.recipe.paths import resolve_paths
@@ -40,20 +40,21 @@ class LoadedRecipe:
 
     @contextmanager
     def locating(self) -> Iterator[None]:
-        """Within this, an error about a key of the recipe, which begins with the key, says where the key is written."""
+        """Within this, an error about the recipe's base, or one that begins with a key, says where that is written."""
         try:
             yield
         except RecipeErrors:
             raise
         except UserError as error:
-            name = place = str(error).partition(":")[0]
+            text = f"model.base: {error}" if isinstance(error, BaseModelError) else str(error)
+            name = place = text.partition(":")[0]
             parts = [int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", name)]
             if "." not in name or annotation_at(Recipe, tuple(parts)) is None:  # a file train.jsonl is no key
                 raise
             while place and place not in self.places:  # of a key that has its default, where its section is
                 place = place[: max(place.rfind("."), place.rfind("["), 0)]
             location = self.places[place] if place else Location(self.path)
-            raise LocatedError(location, name, str(error)) from error
+            raise LocatedError(location, name, text) from error
 
 
 def load(path: Path, overrides: Sequence[str] = (), ended: bool = False) -> LoadedRecipe:

@@ -15,8 +15,15 @@ from transformers.trainer_pt_utils import safe_globals
 from lorakit.data.examples import file_sha256s
 from lorakit.errors import UserError, first_line
 from lorakit.model.adapters import RankScheduler
-from lorakit.model.adapters.plain_lora import full_config, save_adapter, save_config
-from lorakit.model.peft_adapter import TRAINED_DIR, TRAINED_WEIGHTS, load_trained, trained_weights
+from lorakit.model.peft_adapter import (
+    TRAINED_DIR,
+    TRAINED_WEIGHTS,
+    full_config,
+    load_trained,
+    save_adapter,
+    save_config,
+    trained_weights,
+)
 from lorakit.prepare import Prepared, changed_files, changed_tokens, changed_versions, refuse_other_base
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import adapter_spec, initial_adapter, trains_all

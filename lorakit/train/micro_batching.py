@@ -16,8 +16,7 @@ from lorakit.errors import LorakitError, UserError
 from lorakit.hardware.memory import OutOfMemory, free_memory, return_freed_memory, within_memory
 from lorakit.model.fused_lora import fused_lora, release_int8_inputs
 from lorakit.model.load import DTYPES
-from lorakit.model.loss import supervised_loss
-from lorakit.model.shared_prefix import causal_of
+from lorakit.model.loss import causal_of, supervised_loss
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress

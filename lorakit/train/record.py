@@ -9,9 +9,9 @@ import torch
 
 from lorakit.atomic_io import atomic_dir, files_in, sha256_of, write_atomic
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
-from lorakit.model.adapters.plain_lora import save_adapter
 from lorakit.model.companion_files import write_tokenizer, write_trained_model
 from lorakit.model.load import DTYPES, stored_dtype
+from lorakit.model.peft_adapter import save_adapter
 from lorakit.model.tokenizer import stop_token_ids
 from lorakit.prepare import Prepared
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, effective_model, initial_adapter, trains_all

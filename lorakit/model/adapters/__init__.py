@@ -144,7 +144,7 @@ class Eva(Section):
     """How alike the directions found after two batches must be for the pass over the rows to end."""
 
 
-@ADAPTERS.register("eva", settings=Eva, initialize=_later("eva.init_eva"), refuses=_OVERRIDES)
+@ADAPTERS.register("eva", settings=Eva, initialize=_later("weight_init.init_eva"), refuses=_OVERRIDES)
 def eva(settings: Any, targets: Any) -> Any:
     """EVA (Paischer et al., arXiv 2410.07170): LoRA that starts from the directions of its inputs on the rows."""
     return _lora(settings, targets)
@@ -213,7 +213,7 @@ def _initial_rank(adapter: Any) -> int:
     numbers=lambda adapter, rank, weight: _svd_numbers(adapter, _initial_rank(adapter), weight),
     settings=AdaLora,
     mistakes=_adalora_mistakes,
-    callback=_later("adalora.AdaLoraScheduler"),
+    callback=_later("svd.AdaLoraScheduler"),
     refuses=(*_OVERRIDES, "train.lora_plus"),
     rate=_SVD_RATE,
 )
@@ -242,7 +242,7 @@ class FlexLora(Section):
     numbers=_svd_numbers,
     settings=FlexLora,
     mistakes=lambda settings, adapter: _order_mistakes(settings, "move_from", "move_to"),
-    callback=_later("flexlora.FlexLoraScheduler"),
+    callback=_later("svd.FlexLoraScheduler"),
     refuses=(*_OVERRIDES, "train.lora_plus"),
     rate=_SVD_RATE,
     optimizers=("auto", "adamw"),
@@ -261,7 +261,7 @@ def flexlora(settings: Any, targets: Any) -> Any:
         *_OVERRIDES,
     ),
     experts=True,
-    rate=lambda adapter: (0.1, "over 10: all weights want a tenth of LoRA's rate (LoRA Without Regret)"),
+    rate=_rate(0.1, "over 10: all weights want a tenth of LoRA's rate (LoRA Without Regret)"),
 )
 def none(settings: Any, targets: Any) -> Any:
     """Full fine-tuning: the weights themselves are trained, all of them, or those of the chosen modules."""
