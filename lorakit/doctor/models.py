@@ -18,8 +18,7 @@ _TIMEOUT = 5.0
 
 
 def check_hub(network: bool) -> Iterator[DoctorFinding]:
-    """The environment variables that control the hub (a token is never shown); with `network` also whether the hub
-    answers within seconds, and takes the token."""
+    """What controls the hub (a token is never shown); with `network`, whether it answers and takes the token."""
     from huggingface_hub import constants, get_session, get_token
 
     hub, token, start = constants.ENDPOINT, get_token(), time.perf_counter()

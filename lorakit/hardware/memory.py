@@ -59,8 +59,7 @@ def within_memory(work: Callable[[], Result]) -> Result | OutOfMemory:
 
 
 def free_memory() -> None:
-    """Free what nobody uses any more: tensors in reference cycles, the blocks that torch keeps on a GPU, and the pages
-    that glibc keeps between blocks."""
+    """Free tensors in reference cycles, torch's spare blocks on a GPU, and the pages that glibc keeps."""
     gc.collect()
     _call_glibc("malloc_trim", 0)
     if torch.cuda.is_available():

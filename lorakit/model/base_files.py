@@ -58,9 +58,8 @@ def refuse_code(folder: Path, where: str = "") -> None:
 
 
 def _code_in(value: Any) -> Iterator[tuple[str, str]]:
-    """Each key that names code, at any depth, and the names. `auto_map` maps classes to code, lists code in an older
-    form, or both. An attention or expert implementation named as a repository of the hub is code that transformers
-    fetches and runs."""
+    """Each key that names code, at any depth, and the names. `auto_map` maps classes to code, or lists it.
+    An attention or expert implementation named as a hub repository is code that transformers fetches and runs."""
     waiting = [value]
     while waiting:
         value = waiting.pop()

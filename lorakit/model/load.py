@@ -28,8 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def load_model(base: Base, settings: Model, device: str, trainable: bool = False) -> Any:
     """The causal language model on `device`, in evaluation mode: frozen, or `trainable`, then in float32. UserError
-    where the files are damaged, not a causal language model, or do not go with the settings. LorakitError where it does
-    not fit into memory."""
+    where files are damaged or do not go with the settings. LorakitError where it does not fit into memory."""
     stored = check_quantization(base, settings, trainable)
     dtype = torch.float32 if trainable else DTYPES[settings.dtype]
     quantization = QUANTIZERS[settings.quantization].function(settings, dtype)
@@ -103,9 +102,8 @@ def original_weights(base: Base, modules: list[str], dtype: torch.dtype) -> dict
 
 
 def check_embeddings(model: Any, base: Base, largest_token: int) -> None:
-    """Refuse rows with tokens that the model has no embedding for, and a base that ties its embeddings by its config
-    while its files have two that differ: transformers leaves them apart, other programs do not, and no merged model
-    would be what was trained."""
+    """Refuse rows with tokens that the model has no embedding for, and embeddings tied by the config that differ in the
+    files: transformers leaves them apart, other programs do not, and no merged model would be what was trained."""
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     known = inputs.weight.shape[0]
     if largest_token >= known:

@@ -104,8 +104,7 @@ def supervised_loss(
 def trained_states(
     causal: Any, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor, position_ids: Tensor | None = None
 ) -> tuple[Any, Tensor, Tensor, Tensor]:
-    """What predicts the trained tokens: the body's output, of it the states (trained tokens, width), the tokens
-    (trained tokens), and which row each is of."""
+    """What predicts the trained tokens: the body's output, its states (tokens, width), the tokens, their rows."""
     output, skipped = body_output(causal, input_ids, attention_mask, labels, position_ids)
     targets = labels[:, 1 + skipped :]
     trained = targets != IGNORED

@@ -197,9 +197,8 @@ def _load(model: Any, folder: Path, key: str, config: Any, is_trainable: bool = 
 
 @dataclass
 class SharedBase:
-    """A base that `load` reads from disk. PEFT's `unload` does not always restore it: modules that an adapter trained
-    whole stay, some initializations write into the base's weights, tied weights come apart. So its fingerprint is
-    compared, and it is loaded again if needed."""
+    """A base that `load` reads from disk. PEFT's `unload` does not always restore it (modules trained whole stay, tied
+    weights come apart), so its fingerprint is compared, and it is loaded again if needed."""
 
     load: Callable[[], Any]
     _model: Any = field(default=None, repr=False)
@@ -207,8 +206,7 @@ class SharedBase:
     _fingerprint: str = ""
 
     def model_with(self, adapter: Path | None) -> Any:
-        """The base with the adapter of a folder, or alone; the model returned before must not be used any more. Raises
-        what `load` and `load_adapter` do."""
+        """The base with the adapter of a folder, or alone; the model returned before must not be used any more."""
         if self._model is not None and self._adapter == adapter:
             return self._model
         base, self._model = self._model, None  # until the adapter is on it as a whole
@@ -312,8 +310,7 @@ def to_plain_lora(model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def is_no_op(folder: Path) -> bool:
-    """Whether every change of an adapter's file is zero. One that holds other weights besides, or DoRA's magnitudes, is
-    not judged."""
+    """Whether every change in an adapter's file is zero; one with other weights besides, or DoRA, is not judged."""
     zero: dict[str, bool] = {}  # of each module: of the parts of a change, one that is all zero makes it zero
     try:
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:

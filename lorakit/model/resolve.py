@@ -60,8 +60,7 @@ class Base:
 
 
 def resolve_base(name: str, revision: str, progress: Progress) -> Base:
-    """The base model of this name, fetched or converted where necessary; UserError where it could not be found, with
-    what was tried, or its files cannot be used."""
+    """The base model of this name, fetched or converted where necessary; UserError where that cannot be, with why."""
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
         return Base(name, _convert_gguf(path, progress), f"{path.name}, dequantized from {_gguf_types(path)}")

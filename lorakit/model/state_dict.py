@@ -70,8 +70,7 @@ class Weights:
         return values[path] if path in values else values[(self.ties[path] & values.keys()).pop()]
 
     def pieces(self, path: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """The same some rows at a time where the file holds it as it is, each piece with the number of its first row
-        and valid until the next one is taken."""
+        """The same some rows at a time where the file holds it so, each with its first row, valid until the next."""
         group = self.group_of(path)
         stored = self.tensors[group.names[0]]
         if group.converter is None and stored.is_plain and stored.shape and stored.size:

@@ -41,8 +41,7 @@ class Targets:
 
 
 def select_targets(model: Any, settings: Adapter, signal: Signal | None = None) -> Targets:
-    """What an adapter section chooses of a causal language model. UserError as of `select_weights` and
-    `select_train_modules`."""
+    """What an adapter section chooses of a causal language model; UserError where the model has no such thing."""
     from lorakit.model.spec_from_meta import list_weights
 
     chosen, notes = select_weights(list_weights(model), settings, signal)
@@ -64,9 +63,8 @@ def trains_every_weight(settings: Adapter) -> bool:
 def select_weights(
     weights: list[WeightSpec], settings: Adapter, signal: Signal | None = None
 ) -> tuple[list[WeightSpec], list[str]]:
-    """The weights that an adapter section chooses of a model's, and a sentence on each that its words leave out.
-    `signal` is needed for `layers: {spectrum: ...}`. UserError where a name, a pattern or a number matches nothing of
-    this model, or a choice cannot be adapted."""
+    """The weights that an adapter section chooses, and a sentence on each that its words leave out. A spectrum of layers
+    needs `signal`. UserError where a name, pattern or number matches nothing, or a choice cannot be adapted."""
     chosen, notes = _select_by_target(weights, settings)
     # What the words leave out on their own may be excluded once more.
     unchosen = {weight.path for weight in weights if weight.skip_reason or weight.unadaptable or weight.is_head}
@@ -157,8 +155,7 @@ def _layer_numbers(weights: list[WeightSpec]) -> list[int]:
 
 
 def top_by_snr(ratios: dict[str, float], share: float) -> set[str]:
-    """The top share of the paths of each type by signal-to-noise ratio, one of each at least. A type is what paths have
-    in common when their numbers are left out."""
+    """The top share of each type of path by signal-to-noise ratio, at least one; numbers do not count for the type."""
     types = defaultdict(list)
     for path in ratios:
         types[re.sub(r"(?<=\.)\d+(?=\.)", "*", path)].append(path)

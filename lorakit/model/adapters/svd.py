@@ -60,16 +60,14 @@ def ranks_in_words(model: Any) -> str:
 
 
 def orthogonality(modules: list[SvdModule]) -> Tensor:
-    """How far directions are from orthonormal: the mean over all A and B of |A A^T - I| and |B^T B - I| (Frobenius), as
-    in AdaLoRA's and FlexLoRA's published code."""
+    """How far from orthonormal: mean over A and B of |A A^T - I| and |B^T B - I| (Frobenius), as published."""
     wide, tall = [module.a for module in modules], [module.b for module in modules]
     with torch.autocast(wide[0].device.type, enabled=False):
         return _FromOrthonormal.apply(*wide, *tall)
 
 
 class _FromOrthonormal(torch.autograd.Function):
-    """With its gradient, 2 (A A^T - I) A / |A A^T - I|: autograd would go back through both factors of every product,
-    which takes twice as long on a CPU."""
+    """With its gradient, 2 (A A^T - I) A / |A A^T - I|: autograd's, by both factors, takes twice as long on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, *matrices: Tensor) -> Tensor:

@@ -127,9 +127,8 @@ _PADDING = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
 
 
 def init_eva(model: Any, settings: Eva, context: InitContext) -> None:
-    """Find the directions on training batches until they no longer change, and give each module its rank. UserError
-    where the rows have fewer trained tokens than directions are asked for, or a module has fewer inputs. LorakitError
-    where the directions do not settle."""
+    """Find the directions on training batches until they no longer change (else LorakitError), and give each module its
+    rank. UserError where the rows have fewer trained tokens than directions, or a module has fewer inputs."""
     config, rho = model.peft_config["default"], settings.rho
     most = round(config.r * rho)
     least, narrow = min((layer.in_features, name) for name, layer in lora_layers(model))
