@@ -45,19 +45,14 @@ class UntriedCheck(Exception):
     """A package that the check needs cannot be imported, which is a finding of its own."""
 
 
-def ok(name: str, message: str, **figures: Any) -> DoctorFinding:
-    """Something that works, with its figures."""
-    return DoctorFinding(name, "ok", message, figures=figures)
+def _make(state: Literal["ok", "note", "broken"]) -> Callable[..., DoctorFinding]:
+    def make(name: str, message: str, remedy: str = "", **figures: Any) -> DoctorFinding:
+        return DoctorFinding(name, state, message, remedy, figures)
+
+    return make
 
 
-def note(name: str, message: str, remedy: str = "", **figures: Any) -> DoctorFinding:
-    """Something worth knowing, of which no run fails."""
-    return DoctorFinding(name, "note", message, remedy, figures)
-
-
-def broken(name: str, message: str, remedy: str = "", **figures: Any) -> DoctorFinding:
-    """Something needed that does not work."""
-    return DoctorFinding(name, "broken", message, remedy, figures)
+ok, note, broken = _make("ok"), _make("note"), _make("broken")
 
 
 def run_check(name: str, check: Check) -> Iterator[DoctorFinding]:

@@ -37,7 +37,14 @@ def check_base_files(folder: Path, complete: bool = True) -> None:
                 remedy = "Put the file itself there (cp -L): it is copied into adapters and merged models."
                 raise UserError(f"{reason}. {remedy}")
         _check_configs(folder, complete)
-        _check_weights(folder, complete)
+        if any(folder.glob("*.safetensors")):
+            for file in weight_files(folder, complete):
+                read_header(file)
+        else:
+            pickled = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED))
+            remedy = f" It has {pickled}, which would run code when read: convert it to safetensors." if pickled else ""
+            if pickled or complete:
+                raise UserError(f"{folder} has no .safetensors file.{remedy}")
         _check_tokenizer(folder / "tokenizer.json")
     except UserError as error:
         raise BaseModelError(str(error)) from error
@@ -105,17 +112,6 @@ def _check_configs(folder: Path, complete: bool) -> None:
     if has_adapter:
         reason = "has adapter_config.json: transformers would put that adapter into the model"
         raise UserError(f"{folder} {reason}. Merge it into the model first, or give a folder without it.")
-
-
-def _check_weights(folder: Path, complete: bool) -> None:
-    if any(folder.glob("*.safetensors")):
-        for file in weight_files(folder, complete):
-            read_header(file)
-        return
-    pickled = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED))
-    if pickled or complete:
-        remedy = f" It has {pickled}, which would run code when read: convert it to safetensors." if pickled else ""
-        raise UserError(f"{folder} has no .safetensors file.{remedy}")
 
 
 def _check_tokenizer(path: Path) -> None:

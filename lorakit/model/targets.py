@@ -63,8 +63,8 @@ def trains_every_weight(settings: Adapter) -> bool:
 def select_weights(
     weights: list[WeightSpec], settings: Adapter, signal: Signal | None = None
 ) -> tuple[list[WeightSpec], list[str]]:
-    """The weights that an adapter section chooses, and a sentence on each that its words leave out. A spectrum of layers
-    needs `signal`. UserError where a name, pattern or number matches nothing, or a choice cannot be adapted."""
+    """The weights that an adapter section chooses, and a sentence on each that its words leave out. `signal` is for
+    `layers: {spectrum: ...}`. UserError where a name, pattern or number matches nothing, or cannot be adapted."""
     chosen, notes = _select_by_target(weights, settings)
     # What the words leave out on their own may be excluded once more.
     unchosen = {weight.path for weight in weights if weight.skip_reason or weight.unadaptable or weight.is_head}
