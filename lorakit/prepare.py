@@ -20,7 +20,7 @@ from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.tokenizer import quiet_libraries, stop_token_ids
 from lorakit.plan.activations import spec_with_trace
 from lorakit.plan.auto import Choice, resolve_auto
-from lorakit.plan.checkpoint import beyond_training, load_template, refuse_lengths
+from lorakit.plan.checkpoint import beyond_training, load_template, refuse_by_config
 from lorakit.plan.memory import Memory, size_run
 from lorakit.plan.model_info import ModelInfo, read_model_info
 from lorakit.progress import Progress
@@ -148,7 +148,7 @@ class Prepared:
 def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     """Find the base, read and render the rows, settle every `auto` for this machine; UserError where it cannot run."""
     base, template = open_template(recipe, progress)
-    refuse_lengths(recipe, read_model_info(base.folder))
+    refuse_by_config(recipe, read_model_info(base.folder))
     rows = RunRows(recipe.data, template, progress)
     train, report = rows.train, rows.train.report
     warn_of_tokenizer_differences(base, template.tokenizer, train, progress)

@@ -28,9 +28,7 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
         model, own = loaded.recipe.model, adapter_spec(loaded.recipe.adapter).quantizes
         with loaded.locating():
             info = find_model_info(model.base, model.revision)
-            if info:
-                checkpoint.refuse_unmergeable(loaded.recipe, info)
-            checkpoint.refuse_lengths(loaded.recipe, info)
+            checkpoint.refuse_by_config(loaded.recipe, info)
             settled, choices = resolve_auto(loaded.recipe, this_machine(), info)
             # Last: what the recipe and the config say is reported without weights too.
             checkpoint.check_local_base(loaded.recipe)

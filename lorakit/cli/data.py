@@ -51,7 +51,7 @@ def data(
     from lorakit.cli.data_tables import count_draws, print_survey
     from lorakit.data.export import refuse_existing
     from lorakit.data.survey import survey
-    from lorakit.plan.checkpoint import beyond_training, refuse_lengths
+    from lorakit.plan.checkpoint import beyond_training, refuse_by_config
     from lorakit.plan.model_info import read_model_info
     from lorakit.prepare import open_template, warn_of_tokenizer_differences
 
@@ -60,7 +60,7 @@ def data(
     with loaded.locating():
         base, template = open_template(settings, progress)
         info = read_model_info(base.folder)
-        refuse_lengths(settings, info)
+        refuse_by_config(settings, info)
     if row is not None:
         _print_row(row, settings, template, as_json)
         return

@@ -71,8 +71,7 @@ def plan(
     with loaded.locating():
         checkpoint.check_local_base(settings, complete=False)
         info = _model_info(settings, progress)
-        checkpoint.refuse_unmergeable(settings, info)
-        checkpoint.refuse_lengths(settings, info)
+        checkpoint.refuse_by_config(settings, info)
         rows = _rows(settings)
     if gpu and gpu.strip().lower() == "all":
         plans: list[Plan | UserError] = []

@@ -1,27 +1,8 @@
 """What autograd keeps of one pass through the blocks, in bytes: what each operation saves for its backward.
 
-With h the hidden width, b the bytes of a number in the arithmetic, and counting per token (transformers' modeling
-files, PEFT's layers, torch's derivatives):
-
-- RMSNorm computes in float32 and keeps its input so: 4h; LayerNorm keeps b h, under autocast 4h;
-- a frozen linear layer keeps nothing; one that is trained or has an adapter keeps its input, once for all that share
-  it;
-- attention keeps queries, keys, values and its output, and in eager form the scores of every pair of tokens twice,
-  with soft-capping three times;
-- a gated feed-forward keeps gate, activated gate and up; a plain one what goes into the activation;
-- fused experts with an adapter are merged with it for each pass by PEFT, and the merged weights kept;
-- a state space layer's scan, written out in torch, keeps four tensors of its states in float32;
-- blocks below the first that has an adapter keep nothing: no gradient goes there;
-- the norm behind the last block keeps its input as the others do, the first one only where something before it is
-  trained;
-- A's output, for the gradient of B; with dropout the dropped input and its mask; DoRA the outputs that it scales.
-
-Checkpointing keeps the input of each block, and one block as above while its backward runs.
-
-A family that is not counted from its config is built without weights, and its own code followed for what it keeps.
-
-The backward of eager attention holds more than was kept: softmax's takes the gradient of every score in float32, and
-makes another one.
+Derived from transformers' modeling files, PEFT's layers and torch's derivatives; docs/planning.md has the table, by
+operation. Blocks below the first that has an adapter keep nothing. A family that is not counted from its config is
+built without weights, and its own code followed for what it keeps.
 """
 
 from dataclasses import dataclass, replace
@@ -79,9 +60,7 @@ class SavedActivations:
     per_token: float
     per_pair: float
     fixed: float = 0.0  # whatever the tokens
-    freed_first: float = (
-        0.0  # what of `per_token` is gone when the backward of attention runs: feed-forward comes first
-    )
+    freed_first: float = 0.0  # of `per_token`, gone when the backward of attention runs: feed-forward comes first
     scores: float = 0.0  # what that backward holds for each pair of tokens beside what was kept
 
     def of(self, rows: int, length: int) -> float:

@@ -17,7 +17,7 @@ from lorakit.plan.memory import SizedRun, memory_budget, size_run
 from lorakit.plan.model_info import FLASH, ModelInfo
 from lorakit.plan.runtime import run_workload, training_seconds
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, effective_model, initial_adapter, trains_all
-from lorakit.recipe.schema import Recipe, Spectrum
+from lorakit.recipe.schema import Recipe
 
 # The width of LLaMA-33B, from which on QLoRA halves its rate.
 _HIDDEN_33B = 6656
@@ -60,7 +60,6 @@ def resolve_auto(
         choices.append(Choice(path, value, reason))
         return value
 
-    _check_layers(recipe.adapter.layers, info)
     if info and info.stored:
         refuse_quantization(info.stored, model.base, effective_model(recipe), trains_all(recipe.adapter))
     dtype, attention = model.dtype, model.attention
@@ -111,17 +110,6 @@ def _check_attention(attention: str, machine: Machine, family: tuple[str, ...]) 
         raise UserError(f"model.attention: {FLASH} needs the package flash-attn. Install it, or write {other}.")
 
 
-def _check_layers(layers: Any, info: ModelInfo | None) -> None:
-    """Refuse a layer that the model's config does not have, before anything is loaded."""
-    if info is None or info.layers is None or isinstance(layers, Spectrum) or layers == "all":
-        return
-    numbers = [int(part) for item in ([layers] if isinstance(layers, str) else layers) for part in str(item).split("-")]
-    if max(numbers) >= info.layers:
-        raise UserError(
-            f"adapter.layers: {max(numbers)} is not a layer of the model: this model has layers 0 to {info.layers - 1}."
-        )
-
-
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """The recipe with other values, by dotted key."""
     for key, value in values.items():
@@ -156,8 +144,6 @@ def _choose_micro_batch(
     """`gradient_checkpointing` and `micro_batch` where they are `auto`: name, value, and why. The recipe's other
     choices are made; the longest row has to fit, the average one decides the time."""
     checkpointing, micro_batch = recipe.train.gradient_checkpointing, recipe.train.micro_batch
-    if "auto" not in (checkpointing, micro_batch):
-        return
     unknown = "what fits is known when the model is built"
     run = size_run(recipe, info, info.spec, machine.is_gpu) if info and info.spec else None
     if checkpointing == "auto":

@@ -103,14 +103,11 @@ def describe_missing_files(recipe: Recipe) -> str | None:
     return None
 
 
-def refuse_unmergeable(recipe: Recipe, info: ModelInfo) -> None:
-    """Refuse a recipe that asks for a merged model where the quantization of the base's weights cannot be undone."""
-    if recipe.output.merged:
-        refuse_irreversible(info.stored, recipe.model.base)
-
-
-def refuse_lengths(recipe: Recipe, facts: ModelInfo | None) -> None:
-    """Refuse `data.max_length` or `evaluate.max_new_tokens` where the model has no positions for so many tokens."""
+def refuse_by_config(recipe: Recipe, facts: ModelInfo | None) -> None:
+    """Refuse rows or answers of more tokens than the model has positions for, and a merge into weights whose
+    quantization cannot be undone."""
+    if recipe.output.merged and facts:
+        refuse_irreversible(facts.stored, recipe.model.base)
     positions = facts.positions if facts else None
     if positions is None or not positions.hard:
         return

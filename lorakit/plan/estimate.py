@@ -9,25 +9,9 @@ from lorakit.data.mixture import Mixture
 from lorakit.hardware.machine import Machine, Throughput, throughput_of
 from lorakit.model.spec import ModelSpec
 from lorakit.plan.auto import Choice, resolve_auto, with_values
-from lorakit.plan.memory import (
-    DTYPE_BYTES,
-    Memory,
-    SizedRun,
-    evaluation_memory,
-    memory_budget,
-    merge_memory,
-    size_run,
-    weight_bytes,
-)
+from lorakit.plan.memory import DTYPE_BYTES, Memory, SizedRun, evaluation_memory, memory_budget, merge_memory, size_run
 from lorakit.plan.model_info import ModelInfo
-from lorakit.plan.runtime import (
-    TRAINED_SHARE,
-    EstimateRange,
-    Workload,
-    run_workload,
-    training_price,
-    training_seconds,
-)
+from lorakit.plan.runtime import TRAINED_SHARE, EstimateRange, Workload, run_workload, training_price, training_seconds
 from lorakit.plan.schedule import occurrences
 from lorakit.plan.trainable_params import TrainableParams
 from lorakit.recipe.adapter_kind import trains_all
@@ -147,7 +131,7 @@ def plan_run(
         average=load.memory(micro, max(1, round(rows.mean)), checkpointing),
         room=allowed,
         fits="yes" if longest.total <= allowed else "tight" if longest.total <= machine.memory else "no",
-        evaluation=_evaluation(load, rows, machine),
+        evaluation=evaluation_memory(load, rows.longest, machine),
         merge=merge_memory(spec),
         adapter_file=4 * load.trainable.saved,  # in float32
         model_file=spec.parameters * DTYPE_BYTES.get(str(facts.dtype), 2),
@@ -180,13 +164,6 @@ def _padding(recipe: Recipe, rows: RowEstimate, micro: int) -> float:
         parts = [some[at : at + micro] for at in range(0, len(some), micro)]
         computed += sum(len(part) * part[-1] for part in parts)
     return 1 - sum(order) / computed
-
-
-def _evaluation(load: SizedRun, rows: RowEstimate, machine: Machine) -> int:
-    model, tokens = load.recipe.model, rows.longest + load.recipe.evaluate.max_new_tokens
-    weights = weight_bytes(load.spec, load.quantization, model.double_quant, DTYPE_BYTES[model.dtype])
-    total = weights + 4 * load.trainable.matrices
-    return evaluation_memory(load.spec, total, DTYPE_BYTES[model.dtype], tokens, machine)
 
 
 def full_fine_tuning(recipe: Recipe, facts: ModelInfo, rows: RowEstimate, machine: Machine) -> Plan | None:

@@ -116,10 +116,8 @@ def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: Traini
         moments.append(replace(always, moment="loading", adapter=0, optimizer=0, buffers=2 * spec.parameters))
         # The loss is tried on two short rows, against the model's own logits.
         tried, _ = saved_activations(spec, adapted, replace(training, masked=True))
-        saved, logits = (
-            round(_HOLES * tried.of(2, _TRIED_TOKENS // 2)),
-            _TRIED_TOKENS * spec.vocabulary * (2 * width + 8),
-        )
+        saved = round(_HOLES * tried.of(2, _TRIED_TOKENS // 2))
+        logits = _TRIED_TOKENS * spec.vocabulary * (2 * width + 8)
         moments.append(replace(always, moment="trying the loss", optimizer=0, activations=saved, logits=logits))
     return moments
 
@@ -169,9 +167,12 @@ def _logits(spec: ModelSpec, training: TrainingStep) -> int:
     return training.trained * spec.hidden * width + positions * spec.vocabulary * each
 
 
-def evaluation_memory(spec: ModelSpec, weights: int, width: int, tokens: int, machine: Machine) -> int:
-    """Peak bytes of an evaluation: weights, keys and values of the rows that go together, and their logits. `weights`:
-    bytes of base and adapter; `width`: bytes of a number; `tokens`: of a row and its answer."""
+def evaluation_memory(run: "SizedRun", longest: int, machine: Machine) -> int:
+    """Peak bytes of an evaluation on rows of at most `longest` tokens: weights, keys and values of the rows that go
+    together, and their logits."""
+    spec, model, width = run.spec, run.recipe.model, DTYPE_BYTES[run.recipe.model.dtype]
+    tokens = longest + run.recipe.evaluate.max_new_tokens
+    weights = weight_bytes(spec, run.quantization, model.double_quant, width) + 4 * run.trainable.matrices
     overhead = CONTEXT if machine.is_gpu else PROCESS
     free = max(machine.memory - weights - overhead, 0)
     stored = 2 * spec.layers * spec.key_value * width

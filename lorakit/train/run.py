@@ -16,7 +16,6 @@ from lorakit.amounts import counted, percent
 from lorakit.errors import Interrupted, LorakitError, UserError, explain_error
 from lorakit.hardware.memory import free_memory, is_out_of_memory, process_peak, return_freed_memory
 from lorakit.model.adapters.svd import ranks_in_words
-from lorakit.model.quantization_config import refuse_irreversible, stored_quantization
 from lorakit.plan.schedule import warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
@@ -101,8 +100,6 @@ def _refuse(prepared: Prepared) -> None:
     """Refuse what cannot work, as far as it is known before the model is loaded."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("lorakit trains on one device: start `lorakit train` itself, not through a launcher.")
-    if prepared.recipe.output.merged:
-        refuse_irreversible(stored_quantization(prepared.base.folder), prepared.base.name)
     warmup = warmup_steps(prepared.recipe.train, prepared.steps)
     if warmup and warmup >= prepared.steps:
         raise UserError(
