@@ -148,12 +148,12 @@ class Prepared:
 def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     """Find the base, read and render the rows, settle every `auto` for this machine; UserError where it cannot run."""
     base, template = open_template(recipe, progress)
-    refuse_by_config(recipe, read_model_info(base.folder))
+    info = read_model_info(base.folder)
+    refuse_by_config(recipe, info)
     rows = RunRows(recipe.data, template, progress)
     train, report = rows.train, rows.train.report
     warn_of_tokenizer_differences(base, template.tokenizer, train, progress)
     train.mixture.refuse_extremes()
-    info = read_model_info(base.folder)
     if info and not info.spec:  # a family that is not counted: built without weights
         info = replace(info, spec=spec_with_trace(base.folder, recipe.adapter))
     longest = max(examples.report.longest for examples in (train, rows.held_out) if examples)
@@ -228,10 +228,8 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
         prepared = _settle(recipe, opened, template, rows, report, read_model_info(opened.folder), progress)
     refuse_other_base(prepared, manifest, folder)
     files = {run.model / name: recorded for name, recorded in manifest.get("model_sha256", {}).items()}
-    for name, key in {
-        "adapter_model.safetensors": "adapter_sha256",
-        "adapter_config.json": "adapter_config_sha256",
-    }.items():
+    keys = {"adapter_model.safetensors": "adapter_sha256", "adapter_config.json": "adapter_config_sha256"}
+    for name, key in keys.items():
         if (run.adapter / name).is_file() and key in manifest:
             files[run.adapter / name] = manifest[key]
     for file, recorded in files.items():

@@ -178,11 +178,8 @@ def missing_run(folder: Path) -> UserError:
 
 @contextmanager
 def open_run(folder: Path, resume: bool, overwrite: bool) -> Iterator[Run]:
-    """The run of `folder`, which is new, or is to be resumed or overwritten; until the end nobody else writes there.
-
-    Raises:
-        UserError: the folder holds another run's results, is not a run folder, is being written, or cannot be written.
-    """
+    """The run of `folder`, which is new, or is to be resumed or overwritten; until the end nobody else writes there. A
+    `UserError` where it holds another run's results, is not a run folder, is being written, or cannot be written."""
     run = Run(folder)
     with ExitStack() as stack:
         try:

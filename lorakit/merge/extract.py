@@ -200,13 +200,8 @@ def _sort_out_others(
                 modules.append(module)
             except UserError as error:
                 reasons[path] = str(error).removeprefix("adapter.train_modules: ").removesuffix(" Remove it.")
-        elif path in pair.reasons:
-            reasons[path] = pair.reasons[path]
-        elif model.get_submodule(module) is model.get_input_embeddings():
-            reasons[path] = "it is the embeddings"
         else:
-            is_vector = model.state_dict()[path].ndim < 2
-            reasons[path] = "it is a vector" if is_vector else "it is not a linear layer's weight"
+            reasons[path] = pair.reasons.get(path, "it is not the weight of a linear layer")
     if not modules:
         return [], False, reasons
     return *select_train_modules(model, list(dict.fromkeys(modules)), adapted), reasons

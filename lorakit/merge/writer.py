@@ -154,11 +154,7 @@ def write_weights(
 
 
 def _write_group(
-    group: Group,
-    weights: Weights,
-    precision: WeightPrecision,
-    deltas: Deltas,
-    writers: dict[str, SafetensorsWriter],
+    group: Group, weights: Weights, precision: WeightPrecision, deltas: Deltas, writers: dict[str, SafetensorsWriter]
 ) -> None:
     """Write the tensors of one group: copied, changed some rows at a time, or changed as a whole."""
     changed = [path for path in group.paths if path in deltas]

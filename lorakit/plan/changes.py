@@ -5,7 +5,6 @@ planner's own.
 """
 
 import json
-import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -37,11 +36,8 @@ class SettingChange:
     @property
     def option(self) -> str:
         """The `--set` argument that does it."""
-        value = self.value
-        if isinstance(value, list):  # an item is bare where it is a plain word, else in quotes, as patterns are
-            items = (item if re.fullmatch(r"[A-Za-z_][\w.-]*", item) else json.dumps(item) for item in value)
-            return f"{self.key}=[{','.join(items)}]"
-        return f"{self.key}={str(value).lower() if isinstance(value, bool) else value}"
+        value = json.dumps(self.value) if isinstance(self.value, list | bool) else self.value
+        return f"{self.key}={value}"
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,8 @@ import math
 from dataclasses import dataclass
 
 from lorakit.hardware.machine import Throughput
-from lorakit.model.spec import ModelSpec, WeightSpec
+from lorakit.model.spec import WeightSpec
 from lorakit.plan.memory import CHUNK_LOGITS, DTYPE_BYTES, SizedRun, weight_bytes
-from lorakit.plan.trainable_params import TrainableParams
-from lorakit.recipe.schema import Recipe
 
 # The share of tokens that are trained, where no row is known.
 TRAINED_SHARE = 0.5
@@ -56,15 +54,16 @@ class DoraWorkload:
     """What DoRA adds to a LoRA: the norm of each row of W + s B A, and outputs that are scaled by it. In float32
     lorakit takes the norm from W A^T (lorakit/model/fused_lora.py), once a micro-batch. Under autocast PEFT's own
     forward runs (peft/tuners/lora/dora.py), which builds B A of an identity, and the sum with W, in each forward
-    pass."""
+    pass. With dropout it multiplies a token with W twice: of what went in and of what was left."""
 
-    modules: int  # adapted layers
+    layers: list[tuple[int, int, int]]  # rank, and features that go in and come out, of each adapted layer
     built: bool  # whether B A and the sum are built, PEFT's way
-    norm: int  # multiplications of all norms, taken once
-    weights: int  # numbers of the adapted weights
-    identities: int  # numbers of the identities that PEFT sends through A and B: input width squared
-    outputs: int  # numbers that come out of the adapted layers, a token
-    twice: int = 0  # weights by which a token is multiplied twice: with dropout, of what went in and of what was left
+    dropout: bool
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of the adapted weights."""
+        return sum(inner * outer for _, inner, outer in self.layers)
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def training_flops(work: Workload) -> float:
     the gradient of the inputs, two for that of trained weights, two more where checkpointing computes the block again.
     Attention is causal: half of length squared."""
     again, back = work.forwards - 1, work.layers_back / work.layers
-    twice = work.dora.twice if work.dora else 0
+    twice = work.dora.numbers if work.dora and work.dora.dropout else 0
     body = work.body * (2 + (2 + 2 * again) * back) + 2 * work.trained_body
     body += work.adapter * (6 + 2 * again) + twice * (4 + 2 * again)
     attention = work.attention * (2 + (4 + 2 * again) * back)
@@ -141,6 +140,7 @@ def run_workload(
     numbers = sum(weight.size for weight in spec.quantizable) if load.quantization != "none" else 0
     width = 4 if adapted.full_fine_tuning else DTYPE_BYTES[recipe.model.dtype]
     query = max((weight.inner for weight in spec.weights if weight.sublayer == "attention"), default=spec.hidden)
+    layers = [(adapted.ranks[one.path], one.inner, one.outer) for one in spec.weights if one.path in adapted.ranks]
     trained_body = 0
     if adapted.full_fine_tuning:
         in_blocks = sum(weight.size for block in spec.blocks.values() for weight in block)
@@ -166,25 +166,9 @@ def run_workload(
         hidden=spec.hidden,
         trained_body=trained_body,
         trained_head=adapted.full_fine_tuning and adapted.whole == spec.parameters,
-        dora=_dora(spec, adapted, recipe) if adapted.dora else None,
+        dora=DoraWorkload(layers, built=width < 4, dropout=recipe.adapter.dropout > 0) if adapted.dora else None,
         held_out_tokens=held_out,
         held_out_trained_tokens=round(held_out * trained),
-    )
-
-
-def _dora(spec: ModelSpec, adapted: TrainableParams, recipe: Recipe) -> DoraWorkload:
-    built = recipe.model.dtype != "float32"
-    chosen = [weight for weight in spec.weights if weight.path in adapted.ranks]
-    size = sum(weight.outer * weight.inner for weight in chosen)
-    return DoraWorkload(
-        modules=len(chosen),
-        built=built,
-        # PEFT multiplies an identity with A and then with B: in x rank x (in + out); the factored norm W with A's rows.
-        norm=sum(adapted.ranks[one.path] * one.inner * (one.outer + (one.inner if built else 0)) for one in chosen),
-        weights=size,
-        identities=sum(weight.inner**2 for weight in chosen) if built else 0,
-        outputs=sum(weight.outer for weight in chosen),
-        twice=size if recipe.adapter.dropout else 0,
     )
 
 
@@ -237,7 +221,8 @@ def _traffic(work: Workload, rates: Throughput) -> float:
     scaled = 0
     if work.dora:
         each, backward = (_BUILT_OUTPUT_BYTES, _BACKWARD) if work.dora.built else (_OUTPUT_BYTES, _OUTPUT_BACKWARD)
-        scaled = work.dora.outputs * each * (work.tokens * (work.forwards + backward) + work.held_out_tokens)
+        outputs = sum(outer for _, _, outer in work.dora.layers)
+        scaled = outputs * each * (work.tokens * (work.forwards + backward) + work.held_out_tokens)
     return (numbers * rates.number_bytes + scaled) / rates.bandwidth
 
 
@@ -245,12 +230,15 @@ def _dora_norms(work: Workload, rates: Throughput) -> float:
     """Taking the norms of DoRA's weights: in each pass where they are built, else once, until the adapter changes."""
     if not work.dora:
         return 0.0
-    once = 2 * work.dora.norm / rates.compute
-    if not work.dora.built:
+    dora, built = work.dora, work.dora.built
+    # PEFT multiplies an identity with A and then with B: in x rank x (in + out); the factored norm W with A's rows.
+    norm = sum(rank * inner * (outer + built * inner) for rank, inner, outer in dora.layers)
+    once = 2 * norm / rates.compute
+    if not built:
         return work.micro_batches * once
-    moved = float(work.dora.weights * _BUILT_BYTES + work.dora.identities * _IDENTITY_BYTES)
+    moved = float(dora.numbers * _BUILT_BYTES + sum(inner**2 for _, inner, _ in dora.layers) * _IDENTITY_BYTES)
     if work.weight_numbers:  # PEFT dequantizes the weight once more for its norm
-        moved += work.dora.weights * _DEQUANTIZED_BYTES[work.quantization] / _DEQUANTIZING_SHARE
+        moved += dora.numbers * _DEQUANTIZED_BYTES[work.quantization] / _DEQUANTIZING_SHARE
     return work.micro_batches * work.forwards * (once + moved / rates.bandwidth)
 
 
@@ -261,5 +249,5 @@ def _starting(work: Workload, rates: Throughput) -> float:
     kernels = plain * (work.layers + work.layers_back * back) + _ADAPTER_KERNELS * work.layers_adapted * (1 + back)
     if work.dora:
         norms = work.forwards if work.dora.built else 1
-        kernels += work.dora.modules * (_NORM_KERNELS * norms + _OUTPUT_KERNELS * (1 + back))
+        kernels += len(work.dora.layers) * (_NORM_KERNELS * norms + _OUTPUT_KERNELS * (1 + back))
     return work.micro_batches * kernels * rates.start

@@ -82,7 +82,14 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
     """Train the adapter of a prepared recipe into `run`, which `open_run` holds, from the start or from a checkpoint of
     the same run. Interrupted after Ctrl-C or SIGTERM: the folder then has a checkpoint of the last whole step.
     LorakitError where the loss is not a number, or memory ran out."""
-    _refuse(prepared)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("lorakit trains on one device: start `lorakit train` itself, not through a launcher.")
+    warmup = warmup_steps(prepared.recipe.train, prepared.steps)
+    if warmup and warmup >= prepared.steps:
+        raise UserError(
+            f"train.warmup: {counted(warmup, 'step')} of warm-up in a run of {prepared.steps:,}: the learning rate "
+            "would never be reached. Write less, or a fraction such as 0.03."
+        )
     try:
         return _train(prepared, run, progress, checkpoint)
     except LorakitError:
@@ -94,18 +101,6 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
         remedy = f"--resume goes on after {written[-1].name}" if written else "no checkpoint was written yet"
         message = f"{run.folder}: the training stopped: {explained} Nothing is half written; {remedy}."
         raise type(explained)(message) from error
-
-
-def _refuse(prepared: Prepared) -> None:
-    """Refuse what cannot work, as far as it is known before the model is loaded."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("lorakit trains on one device: start `lorakit train` itself, not through a launcher.")
-    warmup = warmup_steps(prepared.recipe.train, prepared.steps)
-    if warmup and warmup >= prepared.steps:
-        raise UserError(
-            f"train.warmup: {counted(warmup, 'step')} of warm-up in a run of {prepared.steps:,}: the learning rate "
-            "would never be reached. Write less, or a fraction such as 0.03."
-        )
 
 
 def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None) -> Outcome:
