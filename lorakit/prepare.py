@@ -20,9 +20,8 @@ from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.tokenizer import quiet_libraries, stop_token_ids
 from lorakit.plan.activations import spec_with_trace
 from lorakit.plan.auto import Choice, resolve_auto
-from lorakit.plan.checkpoint import beyond_training, load_template, refuse_by_config
 from lorakit.plan.memory import Memory, size_run
-from lorakit.plan.model_info import ModelInfo, read_model_info
+from lorakit.plan.model_info import ModelInfo, beyond_training, load_template, read_model_info, refuse_by_config
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import effective_model, trains_all
 from lorakit.recipe.data_files import is_pattern

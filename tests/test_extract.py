@@ -138,7 +138,7 @@ def test_what_a_lora_cannot_hold_is_named_with_its_share(llama, tmp_path):
     assert result["kept"] == pytest.approx(sizes[layer] / sum(sizes.values()), rel=1e-4)
     assert result["kept_of_layers"] == pytest.approx(1, abs=1e-5)
     reasons = {one["path"]: one["reason"] for one in result["left"]}
-    assert "embeddings" in reasons["model.embed_tokens.weight"] and "vector" in reasons["model.norm.weight"]
+    assert all("not the weight of a linear layer" in reasons[path] for path in beside)
     assert result["unchanged"] == len(sizes) - 3
     names = {name.split(".lora_")[0] for name in load_file(tmp_path / "lora" / "adapter_model.safetensors")}
     assert names == {f"base_model.model.{layer.removesuffix('.weight')}"}

@@ -30,8 +30,7 @@ from lorakit.merge.run import merge
 from lorakit.model.load import dequantize, describe_quantization, load_model, original_weights, summarize_quantization
 from lorakit.model.quantization_config import refuse_irreversible, stored_quantization
 from lorakit.model.resolve import Base
-from lorakit.plan.checkpoint import quantization_line
-from lorakit.plan.memory import weight_bytes
+from lorakit.plan.memory import quantization_line, weight_bytes
 from lorakit.plan.model_info import find_model_info, read_model_info
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent

@@ -16,7 +16,7 @@ from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.rows import Conversation
 from lorakit.data.tokenize import Encoder
 from lorakit.errors import UserError
-from lorakit.plan.checkpoint import find_template
+from lorakit.plan.model_info import find_template
 from lorakit.plan.row_sample import estimate_rows
 from lorakit.recipe.load import load
 from lorakit.recipe.schema import Data, Model, Recipe

@@ -15,10 +15,9 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     """
     from lorakit import console
     from lorakit.hardware.machine import this_machine
-    from lorakit.plan import checkpoint
+    from lorakit.plan import model_info
     from lorakit.plan.auto import resolve_auto
-    from lorakit.plan.memory import effective_quantization
-    from lorakit.plan.model_info import find_model_info
+    from lorakit.plan.memory import effective_quantization, quantization_line
     from lorakit.recipe.adapter_kind import adapter_spec
     from lorakit.recipe.load import RecipeErrors, load, to_yaml
     from lorakit.recipe.problem import LocatedError, Location, Problem
@@ -27,11 +26,11 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
         loaded = load(recipe, overrides)
         model, own = loaded.recipe.model, adapter_spec(loaded.recipe.adapter).quantizes
         with loaded.locating():
-            info = find_model_info(model.base, model.revision)
-            checkpoint.refuse_by_config(loaded.recipe, info)
+            info = model_info.find_model_info(model.base, model.revision)
+            model_info.refuse_by_config(loaded.recipe, info)
             settled, choices = resolve_auto(loaded.recipe, this_machine(), info)
             # Last: what the recipe and the config say is reported without weights too.
-            checkpoint.check_local_base(loaded.recipe)
+            model_info.check_local_base(loaded.recipe)
     except UserError as error:
         if not as_json:
             raise
@@ -39,8 +38,8 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
         problems = error.problems if isinstance(error, RecipeErrors | LocatedError) else [whole]
         console.result_json({"valid": False, "problems": [problem.to_dict() for problem in problems]})
         raise SystemExit(error.exit_code) from error
-    quantization = checkpoint.quantization_line(settled.model, own, info)
-    warning = checkpoint.beyond_training(loaded.recipe, info)
+    quantization = quantization_line(settled.model, own, info)
+    warning = model_info.beyond_training(loaded.recipe, info)
     if as_json:
         effective, _ = effective_quantization(settled.model, own, info)
         console.result_json(

@@ -51,8 +51,7 @@ def data(
     from lorakit.cli.data_tables import count_draws, print_survey
     from lorakit.data.export import refuse_existing
     from lorakit.data.survey import survey
-    from lorakit.plan.checkpoint import beyond_training, refuse_by_config
-    from lorakit.plan.model_info import read_model_info
+    from lorakit.plan.model_info import beyond_training, read_model_info, refuse_by_config
     from lorakit.prepare import open_template, warn_of_tokenizer_differences
 
     if write is not None:

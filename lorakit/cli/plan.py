@@ -59,7 +59,7 @@ def plan(
     from lorakit.cli.plan_report import PlanReport, print_cards, print_plan
     from lorakit.hardware.gpus import GPUS, find_gpu
     from lorakit.hardware.machine import machine_with, this_machine
-    from lorakit.plan import checkpoint
+    from lorakit.plan import model_info
     from lorakit.plan.advice import collect_advice
     from lorakit.plan.changes import ChangeSearch
     from lorakit.plan.estimate import full_fine_tuning, plan_run
@@ -69,9 +69,9 @@ def plan(
     loaded = load(recipe, overrides)
     settings = loaded.recipe
     with loaded.locating():
-        checkpoint.check_local_base(settings, complete=False)
+        model_info.check_local_base(settings, complete=False)
         info = _model_info(settings, progress)
-        checkpoint.refuse_by_config(settings, info)
+        model_info.refuse_by_config(settings, info)
         rows = _rows(settings)
     if gpu and gpu.strip().lower() == "all":
         plans: list[Plan | UserError] = []
@@ -85,8 +85,8 @@ def plan(
                 raise plans[0]
         print_cards(list(GPUS), plans, as_json)
         return
-    too_long = checkpoint.beyond_training(settings, info, rows.longest)
-    for warning in filter(None, (checkpoint.describe_missing_files(settings), too_long)):
+    too_long = model_info.beyond_training(settings, info, rows.longest)
+    for warning in filter(None, (model_info.describe_missing_files(settings), too_long)):
         progress.warn(warning)
     machine = machine_with(find_gpu(gpu)) if gpu else this_machine()
     with loaded.locating():
@@ -139,7 +139,7 @@ def _model_info(settings: "Recipe", progress: "Progress") -> "ModelInfo":
 
 
 def _rows(settings: "Recipe") -> "RowEstimate":
-    from lorakit.plan.checkpoint import find_template
+    from lorakit.plan.model_info import find_template
     from lorakit.plan.row_sample import estimate_rows
 
     gc.disable()  # imports make no garbage, and looking for it takes a fifth of their time

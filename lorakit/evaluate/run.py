@@ -19,8 +19,7 @@ from lorakit.evaluate.metric import Comparison, Measure, Score, compare, interva
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.rendering import RenderedRows, render_for_models
 from lorakit.model.peft_adapter import is_no_op
-from lorakit.plan.checkpoint import unseen
-from lorakit.plan.model_info import read_model_info
+from lorakit.plan.model_info import read_model_info, unseen
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 

@@ -146,14 +146,10 @@ def check_same_base(runs: Sequence[Run], progress: Progress) -> None:
 def combine(
     adapters: Sequence[Path], how: Combination, base_folder: Path, draft: Path, name: str, tokenizer: Any = None
 ) -> dict[str, Any]:
-    """Combine adapters of one base, folders in PEFT's format, into a new one in the folder `draft`, called `name`.
-
-    Of `base_folder`, the model that they belong to, the configuration is read and no weight. `tokenizer`: the base's,
-    maybe with another chat template, to be written beside the adapter.
-
-    Returns what `combine.json` says (docs/merging.md). `off_sum` is how far the change is from the weighted sum of the
-    adapters' changes, over that sum's length (Frobenius norms over all layers).
-    """
+    """Combine adapters of one base, folders in PEFT's format, into a new one in the folder `draft`, called `name`, with
+    `tokenizer` beside it. Of `base_folder` the configuration is read and no weight. Returns what `combine.json` says
+    (docs/merging.md): `off_sum` is how far the change is from the weighted sum of the adapters' changes, over that
+    sum's length (Frobenius norms over all layers)."""
     opened = [open_adapter(folder, base_folder) for folder in adapters]
     seed = (how.seed or 0) if "seed" in METHODS[how.method].options else None
     combined = _combine_layers(opened, how, seed or 0)

@@ -171,8 +171,7 @@ def _prove(
     output: Path | None = None,
 ) -> tuple[Proof, Proof | None, str]:
     """Compare a merged folder, the draft of `output` if there is one, with the adapter on its base: the proof, the
-    drift from the adapter in training if that differs, and which rows judged. An error if the proof does not hold.
-    `dtype`: the coarsest of the folder's weights."""
+    drift from the adapter in training if that differs, and which rows judged. `dtype`: the coarsest of the weights."""
     pad, (rows, rows_of) = pad_token_id(given.tokenizer), given.read_rows()
     expected = [compute_reference(adapter_model(given, weights, one), rows, pad, progress) for one in precisions]
     merged = open_weights(folder)

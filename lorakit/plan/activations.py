@@ -129,12 +129,8 @@ def norm_bytes(spec: ModelSpec, adapted: TrainableParams, way: TrainingStep) -> 
 
 
 def _pairs(spec: ModelSpec, way: TrainingStep) -> tuple[float, float]:
-    """What attention keeps for each pair of tokens, and what its backward holds beside that.
-
-    Softmax keeps its output in float32; the product with the values keeps it rounded, and a soft cap its tanh. The
-    backward of softmax (ATen: native/cuda/SoftMax.cu, native/cpu/SoftMaxKernel.cpp) holds the gradients of its output
-    and of its input, on CUDA also the product of gradient and output; what was rounded is gone by then.
-    """
+    """What attention keeps for each pair of tokens, and what its backward holds beside that (ATen: SoftMax.cu and
+    SoftMaxKernel.cpp; docs/planning.md, Eager attention)."""
     if way.attention != "eager":
         # torch turns the mask of bits into numbers, in every layer anew
         return way.width * (way.masked and way.attention == "sdpa"), 0.0

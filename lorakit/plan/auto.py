@@ -158,10 +158,9 @@ def _choose_micro_batch(
 def _choose_checkpointing(run: SizedRun, machine: Machine, longest: int, mean: float) -> tuple[bool, str]:
     """Gradient checkpointing where the rows do not fit without it, or where it is planned to be faster.
 
-    It computes up to half as much again, for which larger micro-batches have to make up: fewer reads of the weights and
-    fewer kernels to start. On a GPU the times of both decide. On a processor products take nearly all of the time,
-    however few the rows, and a speed that comes out otherwise each time it is measured must not decide: it recomputes
-    only where not even one row fits without.
+    It computes up to half as much again, for which larger micro-batches have to make up. On a GPU the times of both
+    decide. A processor recomputes only where not even one row fits without: products take nearly all of its time, and
+    a measured speed, another each time, must not decide.
     """
     train, budget = run.recipe.train, memory_budget(machine)
     place = f"{gibibytes(budget)} of {machine.name}"

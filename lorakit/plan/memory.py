@@ -9,6 +9,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 
 from lorakit.hardware.machine import Machine
+from lorakit.model.quantization_config import describe_savings
 from lorakit.model.spec import ModelSpec
 from lorakit.plan.activations import TrainingStep, norm_bytes, saved_activations
 from lorakit.plan.model_info import ModelInfo
@@ -92,11 +93,7 @@ def peak_memory(spec: ModelSpec, adapted: TrainableParams, training: TrainingSte
 
 
 def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> list[Memory]:
-    """The moments that may be the fullest: loading, the loss, the backward pass at its beginning and at its end.
-
-    With eager attention the backward of a block has two: that of its feed-forward half, with all of the block there,
-    and that of its attention, which makes gradients of all scores.
-    """
+    """The moments that may be the fullest (docs/planning.md, The memory model)."""
     always = _always(spec, adapted, training)
     saved, block, attention = _saved(spec, adapted, training)
     gradients, width = adapted.trained * training.trained_width, DTYPE_BYTES[training.dtype]
@@ -203,6 +200,23 @@ def effective_quantization(settings: Model, kind_quantizes: str | None, info: Mo
     if stored:
         return settings.quantization, f"the checkpoint is {stored.quantization}, and is dequantized while it is loaded"
     return settings.quantization, ""
+
+
+def quantization_line(settings: Model, kind_quantizes: str | None, info: ModelInfo | None) -> str:
+    """The sentence of `lorakit check`: the quantization asked for, the one in effect, the share and the bytes saved.
+    `settings` have their dtype resolved; `kind_quantizes`: how the adapter's kind itself quantizes the base."""
+    effective, reason = effective_quantization(settings, kind_quantizes, info)
+    if effective == "none":
+        return f"none: {reason or 'the weights as they are'}"
+    refused = f"{settings.quantization} was asked for, {effective} is used: {reason}. "
+    begin, spec = refused if effective != settings.quantization else "", info.spec if info else None
+    if info is None or spec is None or info.stored or effective not in ("q8", "q4", "nf4"):
+        when = "here" if info is None else "loaded"
+        return f"{begin}{effective}: the share and the bytes saved are known when the model is {when}"
+    width = DTYPE_BYTES[settings.dtype]
+    share = sum(weight.size for weight in spec.quantizable) / spec.parameters
+    before, after = (weight_bytes(spec, word, settings.double_quant, width) for word in ("none", effective))
+    return begin + describe_savings(effective, share, before, after)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,5 @@ def describe_schedule(settings: Train, steps: int, held_out: bool) -> list[str]:
         every: float = getattr(settings, key)
         number = occurrences(every, steps)
         at = f"every {counted(interval_steps(every, steps), 'step')} and " if number > 1 else ""
-        least = not isinstance(every, int) and interval_steps(every, steps) > max(round(every * steps), 1)
-        why = f"; a number of steps in train.{key} makes it more" if least else ""
-        lines.append(f"{what}: {counted(number, 'time')}, {at}after the last step{why}")
+        lines.append(f"{what}: {counted(number, 'time')}, {at}after the last step")
     return lines

@@ -126,12 +126,6 @@ def _restoring_modes(runner: MicroBatchRunner) -> Iterator[None]:
                 module.training = training
 
 
-def share_in_8_bits(model: Any) -> float:
-    """The share of the trained numbers whose states bitsandbytes keeps in 8 bits."""
-    sizes = [parameter.numel() for parameter in _trained(model)]
-    return sum(size for size in sizes if size >= _LEAST_IN_8_BITS) / sum(sizes)
-
-
 def state_bytes(model: Any, optimizer: str) -> int:
     """What the optimizer's two states of every trained number take on the model's device, from the first step on."""
     total = 0

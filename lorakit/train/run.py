@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from lorakit.amounts import counted, percent
+from lorakit.amounts import counted
 from lorakit.errors import Interrupted, LorakitError, UserError, explain_error
 from lorakit.hardware.memory import free_memory, is_out_of_memory, process_peak, return_freed_memory
 from lorakit.model.adapters.svd import ranks_in_words
@@ -22,7 +22,7 @@ from lorakit.progress import Progress
 from lorakit.run_dir import Run, now
 from lorakit.train.checkpoint import restore_model_state
 from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
-from lorakit.train.preflight import check_loss, describe_probe, probe_longest, share_in_8_bits, states_do_not_fit
+from lorakit.train.preflight import check_loss, describe_probe, probe_longest, states_do_not_fit
 from lorakit.train.record import RunRecord, initial_manifest, save_result
 from lorakit.train.setup import set_up_training
 from lorakit.train.trainer import SupervisedTrainer
@@ -108,8 +108,6 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     if settings.gradient_checkpointing and not prepared.machine.is_gpu:
         return_freed_memory()  # before the weights: what loading leaves free would be filled by what is recomputed
     state = set_up_training(prepared, checkpoint, progress)
-    if settings.optimizer.endswith("8bit"):
-        progress.say(f"train.optimizer: {percent(share_in_8_bits(state.model))} of its states are in 8 bits")
     check_loss(state.model, prepared)
     free_memory()  # of loading and of the check
     record = RunRecord(run, prepared.recipe, run.read_manifest() if checkpoint else initial_manifest(prepared, state))
