@@ -71,7 +71,7 @@ def test_the_schedule_is_told_before_a_run_begins(recipe_file, lorakit_run):
     code, _, err = lorakit_run("train", recipe_file(train=settings), "--dry-run")
     assert code == 0
     assert "steps: 6 of 4 rows; learning rate 0.0002, cosine, after 1 step of warm-up" in err
-    assert "held-out loss: 2 times, every 3 steps and after the last step; a number of steps in train.eval_every" in err
+    assert "held-out loss: 2 times, every 3 steps and after the last step\n" in err
     assert "checkpoints: 3 times, every 2 steps and after the last step\n" in err
     words = describe_schedule(Train(steps=200, warmup=0, learning_rate=1e-4), 200, held_out=False)
     assert words[0].endswith("cosine, no warm-up") and words[1].startswith("checkpoints: 10 times, every 20 steps")
