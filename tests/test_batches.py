@@ -136,7 +136,7 @@ def test_the_steps_of_a_run_are_the_epochs_one_behind_the_other_however_they_are
         sampler.set_epoch(len(steps) // len(sampler))
         steps += list(sampler)
     assert steps == every[: len(steps)]
-    assert mixture.steps(8, 60) == len(every)
+    assert mixture.run_steps(8, 60, None) == len(every)
     told = draws(LENGTHS, 8, 1, mixture, 25)
     drawn = Counter(row for batch in every[:25] for row in batch)
     starts = np.cumsum([0, *mixture.counts])

@@ -57,7 +57,7 @@ def examples_of(
 
         def prepare(sources: list[Source]) -> tuple[Examples, Examples | None]:
             own = Path(mkdtemp(dir=folder)) if folder else None
-            return _prepare(sources, settings, rules, template, progress, own)
+            return _prepare(sources, settings.clean, rules, template, progress, own)
 
         train, held_out = prepare(sources_of(settings, settings.train))
         if settings.eval is not None and share is None:
@@ -70,8 +70,8 @@ def held_out_of(settings: Data, template: ChatTemplate, progress: Progress) -> E
     """The second of `examples_of` without reading the rows that are trained on, where they lie apart; raises as it."""
     if settings.eval is None or isinstance(settings.eval, float):
         return examples_of(settings, template, progress)[1]
-    rules = rules_of(settings, None, False)
-    return _prepare(sources_of(settings, settings.eval), settings, rules, template, progress)[0]
+    sources, rules = sources_of(settings, settings.eval), rules_of(settings, None, False)
+    return _prepare(sources, settings.clean, rules, template, progress, None)[0]
 
 
 def rules_of(settings: Data, share: float | None, survey: bool) -> Rules:
@@ -102,19 +102,14 @@ def file_sha256s(settings: Data, held_out_only: bool = False) -> dict[str, str]:
 
 
 def _prepare(
-    sources: list[Source],
-    settings: Data,
-    rules: Rules,
-    template: ChatTemplate,
-    progress: Progress,
-    own: Path | None = None,
+    sources: list[Source], clean: Clean, rules: Rules, template: ChatTemplate, progress: Progress, own: Path | None
 ) -> tuple[Examples, Examples | None]:
     """The two sides of some sources, from the cache or, for a single use, in a folder of their `own`."""
-    key = "" if own else _key_of(sources, rules, settings.clean, template)
+    key = "" if own else _key_of(sources, rules, clean, template)
 
     def build(folder: Path) -> None:
         result = run_pipeline(sources, template, rules, folder / "all.arrow", progress)
-        selection = select_rows(result, settings.clean, rules, [source.take for source in sources])
+        selection = select_rows(result, clean, rules, [source.take for source in sources])
         for side, name in enumerate(SIDES[: 1 if rules.share is None else 2]):
             rows = selection.stay & (selection.held_out == bool(side))
             report = _report(result, rows, side)

@@ -67,31 +67,30 @@ class RowSelection:
         if not len(findings.rows):
             return
         if action == "error":
-            ((where, case),) = self._cases(findings, findings.rows[:1])
+            ((where, case),) = self._cases(findings.cases, findings.rows[:1])
             what = f"{findings.reason} ({case})" if case else findings.reason
             what = f"{what}; {len(findings.rows):,} rows in all"
             raise UserError(f"{where}: {what}. Fix the rows, or write data.clean.{check}: fix or report.")
-        for side, own in enumerate(self._by_side(findings.rows)):
-            counts = self.result.reports[side].findings
-            counts.add_rows(f"{check}: {findings.reason}", len(own), self._cases(findings, own[:_CASES]))
+        self._count("findings", findings.rows, f"{check}: {findings.reason}", findings.cases)
         if action == "fix":
             self._drop(findings, f"left out by data.clean.{check}: ")
 
     def _drop(self, findings: Findings, by: str) -> None:
         self.stay[findings.leave_out] = False
-        for side, own in enumerate(self._by_side(findings.leave_out)):
-            dropped = self.result.reports[side].dropped
-            dropped.add_rows(by + findings.reason, len(own), self._cases(findings, own[:_CASES]))
+        self._count("dropped", findings.leave_out, by + findings.reason, findings.cases)
 
-    def _by_side(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return rows[~self.held_out[rows]], rows[self.held_out[rows]]
+    def _count(self, of: str, rows: np.ndarray, reason: str, cases: Mapping[int, int | str]) -> None:
+        for report, own in zip(
+            self.result.reports, (rows[~self.held_out[rows]], rows[self.held_out[rows]]), strict=True
+        ):
+            getattr(report, of).add_rows(reason, len(own), self._cases(cases, own[:_CASES]))
 
-    def _cases(self, findings: Findings, rows: np.ndarray) -> list[tuple[str, str]]:
+    def _cases(self, cases: Mapping[int, int | str], rows: np.ndarray) -> list[tuple[str, str]]:
         """The place of each row, and what is its own."""
-        own = [findings.cases.get(row, "") for row in rows.tolist()]
+        own = [cases.get(row, "") for row in rows.tolist()]
         others = iter(self.result.where([case for case in own if isinstance(case, int)]))
-        cases = [f"as {next(others)}" if isinstance(case, int) else case for case in own]
-        return list(zip(self.result.where(rows), cases, strict=True))
+        words = [f"as {next(others)}" if isinstance(case, int) else case for case in own]
+        return list(zip(self.result.where(rows), words, strict=True))
 
 
 def select_rows(result: UsableRows, clean: Clean, rules: Rules, takes: Sequence[int | float | None]) -> RowSelection:

@@ -40,18 +40,17 @@ class Mixture:
         """The batches of one epoch, the last of which may be smaller."""
         return -(-sum(self.drawn_in(epoch)) // batch_size)
 
-    def steps(self, batch_size: int, epochs: float) -> int:
-        """The batches of some epochs; of a part of one, so many that it is reached."""
-        whole = int(epochs)
-        if self.is_weighted:
-            before = sum(self.steps_in(epoch, batch_size) for epoch in range(whole))
-        else:
-            before = whole * self.steps_in(0, batch_size)
-        return before + math.ceil((epochs - whole) * self.steps_in(whole, batch_size))
-
     def run_steps(self, batch_size: int, epochs: float | None, steps: int | None) -> int:
-        """The steps of a run: those it is given, or those of its epochs."""
-        return steps or max(1, self.steps(batch_size, epochs or 1))
+        """The steps of a run: those it is given, or those of its epochs, of a part of one so many that it is
+        reached."""
+        if steps:
+            return steps
+        whole, part = divmod(epochs or 1, 1)
+        if self.is_weighted:
+            before = sum(self.steps_in(epoch, batch_size) for epoch in range(int(whole)))
+        else:
+            before = int(whole) * self.steps_in(0, batch_size)
+        return max(1, before + math.ceil(part * self.steps_in(int(whole), batch_size)))
 
     def refuse_extremes(self) -> None:
         """A `UserError` for weights that leave an epoch without a row, or with more than its order can be held of."""

@@ -145,7 +145,7 @@ def up_to_last_answer(content: RowContent) -> RowContent:
     return replace(content, messages=content.messages[: answers[-1] + 1])
 
 
-def content_digest(content: RowContent) -> bytes:
+def hash_row(content: RowContent) -> bytes:
     """The sha256 of a row's content without its system prompt: the same in every process and version, whatever file
     and format the row came from."""
     if isinstance(content, Conversation):
@@ -180,3 +180,12 @@ class Encoded:
         count = -(-length // limit)
         bounds = [length * number // count for number in range(count + 1)]
         return [Encoded(self.input_ids[start:end], self.labels[start:end], []) for start, end in pairwise(bounds)]
+
+
+def refuse_half_characters(text: str) -> None:
+    """Refuse a text that cannot be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = repr(text[error.start])
+        raise RowError("a message has half of a surrogate pair, which is not a character", half) from error

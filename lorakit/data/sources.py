@@ -90,11 +90,10 @@ def sources_of(section: Data, written: Any) -> list[Source]:
     """`data.train` or `data.eval` as a list of sources with every default filled in."""
     items = written if isinstance(written, list) else [written]
     sources = [Source(path=item) if isinstance(item, str) else item for item in items]
-    own = [{name: getattr(source, name) for name in ("format", "columns", "system")} for source in sources]
-    return [
-        source.model_copy(update={name: getattr(section, name) for name, value in values.items() if value is None})
-        for source, values in zip(sources, own, strict=True)
-    ]
+    defaults = {name: getattr(section, name) for name in ("format", "columns", "system")}
+    missing = [{name for name in defaults if getattr(source, name) is None} for source in sources]
+    pairs = zip(sources, missing, strict=True)
+    return [source.model_copy(update={name: defaults[name] for name in names}) for source, names in pairs]
 
 
 def all_sources(section: Data) -> list[Source]:
@@ -179,12 +178,11 @@ def _refuse_wrong_documents(source: str, head: list[Block], files: list[str]) ->
             continue
         kind = detect_rows_in_document(str(record["text"]), columns) if block.name in documents else None
         if kind:
-            what, example = (
-                f"the file seems to hold {kind[0]}, not a document",
-                PurePath(block.name).name.partition(".")[0],
+            example = PurePath(block.name).name.partition(".")[0] + kind[1]
+            remedy = (
+                f"Give it a name that ends in {kind[1]}, such as {example}, or write data.format: text to train on it"
             )
-            remedy = f"Give it a name that ends in {kind[1]}, such as {example}{kind[1]}"
-            raise UserError(f"{block.name}: {what}. {remedy}, or write data.format: text to train on it as it stands.")
+            raise UserError(f"{block.name}: the file seems to hold {kind[0]}, not a document. {remedy} as it stands.")
         if block.name in others and "text" not in record:
             texts, rows = (one_line(", ".join(names), 200) for names in (documents, others))
             kinds = ", ".join(sorted({f"'{source}/*{data_suffix(file)}'" for file in others}))
@@ -196,11 +194,9 @@ def _refuse_missing(source: Source, seen: set[str], ours: set[str]) -> None:
     """Refuse a mapping, for one of our columns `ours`, to a column that no row has."""
     for our, their in (source.columns or {}).items():
         if our in ours and their not in seen:
-            near, what = (
-                nearest(their, sorted(seen)),
-                f"data.columns takes {our!r} from {their!r}, a column that no row has",
-            )
+            near = nearest(their, sorted(seen))
             remedy = f"Did you mean {near!r}?" if near else f"The columns are {one_line(', '.join(sorted(seen)), 200)}."
+            what = f"data.columns takes {our!r} from {their!r}, a column that no row has"
             raise UserError(f"{source_name(source)}: {what}. {remedy}")
 
 

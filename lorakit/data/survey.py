@@ -156,16 +156,9 @@ def limits(texts: TextLengths, current: int, attention_at: float) -> list[Limit]
         np.maximum.at(trained, owner[within], texts.trained_by_end[within])
         length[without_turns], trained[without_turns] = limit, np.minimum(limit, texts.trained[without_turns])
         length, trained = np.where(whole, texts.length, length), np.where(whole, texts.trained, trained)
-        limits.append(
-            Limit(
-                limit,
-                over=int((~whole).sum()),
-                trained_with_drop=float(texts.trained[whole].sum()) / all_trained,
-                trained_with_truncate=float(trained.sum()) / all_trained,
-                time_with_drop=_time(texts.length[whole], attention_at) / all_time,
-                time_with_truncate=_time(length, attention_at) / all_time,
-            )
-        )
+        shares = [float(rest.sum()) / all_trained for rest in (texts.trained[whole], trained)]  # dropped, or truncated
+        times = [_time(rest, attention_at) / all_time for rest in (texts.length[whole], length)]
+        limits.append(Limit(limit, int((~whole).sum()), *shares, *times))
     return limits
 
 
@@ -185,11 +178,8 @@ def padding(lengths: np.ndarray, batch_size: int, seed: int) -> Padding:
     for batch in batches:
         packs = first_fit_decreasing(batch.tolist(), longest)
         packed += len(packs) * max(int(batch[pack].sum()) for pack in packs)
-    return Padding(
-        sum(int(batch.max()) * len(batch) for batch in arrival) / total,
-        sum(int(batch.max()) * len(batch) for batch in batches) / total,
-        packed / total,
-    )
+    padded = [sum(int(batch.max()) * len(batch) for batch in some) for some in (arrival, batches)]
+    return Padding(*(tokens / total for tokens in (*padded, packed)))
 
 
 def explain_row(

@@ -14,17 +14,7 @@ from lorakit.data.cleaning.clean import clean
 from lorakit.data.cleaning.row_stats import compute_row_stats
 from lorakit.data.example_arrays import UsableRows, count_trained, measure_texts, to_batch
 from lorakit.data.report import Report
-from lorakit.data.rows import (
-    IGNORED,
-    Block,
-    Encoded,
-    Row,
-    RowContent,
-    RowError,
-    Tokens,
-    content_digest,
-    up_to_last_answer,
-)
+from lorakit.data.rows import IGNORED, Block, Encoded, Row, RowContent, RowError, Tokens, hash_row, up_to_last_answer
 from lorakit.data.sources import OpenSource
 from lorakit.data.tokenize import Encoder
 from lorakit.errors import UserError
@@ -145,13 +135,13 @@ class Worker:
             if isinstance(row.record, RowError):
                 raise row.record
             content = up_to_last_answer(self._sources[source].parse(row.record))
-            digest = content_digest(content)
+            digest = hash_row(content)
             if self.rules.checks:
                 cleaned = self._cleaned(content, row.where, reports[self._side(digest)])
                 if cleaned is None:
                     return None
                 if cleaned is not content:
-                    content, digest = cleaned, content_digest(cleaned)
+                    content, digest = cleaned, hash_row(cleaned)
             report = reports[self._side(digest)]
             if int.from_bytes(digest[8:16], "big") > ceiling:
                 report.passed_over += 1

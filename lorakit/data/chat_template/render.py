@@ -13,19 +13,8 @@ from dataclasses import replace
 from lorakit.data.chat_template.skeletons import make_skeletons, shape_of
 from lorakit.data.chat_template.template import REFUSED, ChatTemplate
 from lorakit.data.chat_template.template_probe import common_prefix_length, has_thinking
-from lorakit.data.chat_template.templated_row import (
-    AnswerForm,
-    RenderedText,
-    RenderedTurn,
-    TemplatedRow,
-    TurnSpan,
-    count_given_characters,
-    refuse_half_characters,
-    refuse_loose_marks,
-    refuse_unwritten,
-    refuse_unwritten_tools,
-)
-from lorakit.data.rows import Conversation, Message, RowError, Text
+from lorakit.data.chat_template.templated_row import AnswerForm, RenderedText, RenderedTurn, TemplatedRow, TurnSpan
+from lorakit.data.rows import Conversation, Message, RowError, Text, refuse_half_characters
 from lorakit.data.template_source import as_yaml
 
 # Conversations of more shapes than this are rendered in full.
@@ -90,7 +79,7 @@ def render_in_full(row: TemplatedRow) -> list[RenderedText]:
     if not trained:
         last = "the last answer has train: false, and data.train_on: last trains no other"
         raise RowError(last if train_on == "last" else "every answer has train: false: there is nothing to train")
-    refuse_loose_marks(row)
+    row.refuse_loose_marks()
     try:
         turns = [_find_turn(row, index) for index in (answers if train_on == "all" else trained)]
     except RowError as error:
@@ -98,7 +87,7 @@ def render_in_full(row: TemplatedRow) -> list[RenderedText]:
             reason = "the chat template refuses a system prompt (put it into the first user message)"
             raise RowError(reason, error.case) from error
         raise
-    refuse_unwritten_tools(row, turns[0])
+    row.refuse_unwritten_tools(turns[0])
     groups = _group(turns, row)
     if train_on == "all" and len(groups) > 1:
         what = "the chat template writes an answer differently when it is the last, so not everything can be trained"
@@ -212,8 +201,8 @@ def _find_exact_turn(row: TemplatedRow, index: int) -> RenderedTurn:
             continue
         try:
             turn = _find_end(row, index, text, form)
-            refuse_unwritten(row, turn)
-            return replace(turn, given=count_given_characters(row, turn)) if "begun" in message else turn
+            row.refuse_unwritten(turn)
+            return replace(turn, given=row.count_given_characters(turn)) if "begun" in message else turn
         except RowError as error:
             first_error = first_error or error
     if first_error:

@@ -106,79 +106,66 @@ class TemplatedRow:
     def where(self, index: int) -> str:
         return f"message {index + 1 - self.inserted}"
 
+    def refuse_unwritten(self, turn: RenderedTurn) -> None:
+        """Refuse a turn of whose question or answer the template leaves something out. The question: the messages since
+        the answer before it (that answer, where it stands directly before), and system prompts."""
+        messages, message = self.messages, self.messages[turn.index]
+        before = max((at for at in range(turn.index) if messages[at]["role"] == "assistant"), default=-1)
+        for at in reversed(range(turn.index)):
+            if at > before or at == turn.index - 1 or messages[at]["role"] == "system":
+                _refuse_unwritten_question(self, turn, at)
+        calls, content, thinking = message.get("tool_calls") or [], message["content"].strip(), has_thinking(message)
+        start, end = self.template.frame
+        answer = turn.answer
+        if not calls and not thinking and len(answer) >= len(start) + len(end):
+            inside = answer[len(start) : len(answer) - len(end)].strip() == content
+            if inside and answer.startswith(start) and answer.endswith(end):
+                return
+        if thinking:
+            _refuse_unwritten_text(self, turn, "thinking")
+        if content or not (calls or thinking):
+            _refuse_unwritten_text(self, turn, "content")
+        for number in range(len(calls)):
+            _refuse_unwritten_call(self, turn, number)
 
-def refuse_unwritten(row: TemplatedRow, turn: RenderedTurn) -> None:
-    """Refuse a turn of whose question or answer the template leaves something out. The question: the messages since the
-    answer before it (that answer, where it stands directly before), and system prompts."""
-    messages, message = row.messages, row.messages[turn.index]
-    before = max((at for at in range(turn.index) if messages[at]["role"] == "assistant"), default=-1)
-    for at in reversed(range(turn.index)):
-        if at > before or at == turn.index - 1 or messages[at]["role"] == "system":
-            _refuse_unwritten_question(row, turn, at)
-    calls, content, thinking = message.get("tool_calls") or [], message["content"].strip(), has_thinking(message)
-    start, end = row.template.frame
-    answer = turn.answer
-    if not calls and not thinking and len(answer) >= len(start) + len(end):
-        inside = answer[len(start) : len(answer) - len(end)].strip() == content
-        if inside and answer.startswith(start) and answer.endswith(end):
+    def refuse_unwritten_tools(self, turn: RenderedTurn) -> None:
+        """Refuse a row with tools that the template does not write into the prompt."""
+        if not self.tools:
             return
-    if thinking:
-        _refuse_unwritten_text(row, turn, "thinking")
-    if content or not (calls or thinking):
-        _refuse_unwritten_text(row, turn, "content")
-    for number in range(len(calls)):
-        _refuse_unwritten_call(row, turn, number)
+        mark = _mark_for(turn.text)
+        tool = {"name": mark, "description": mark, "parameters": {"type": "object", "properties": {}}}
+        more = [*self.tools, {"type": "function", "function": tool}]
+        names = [str((tool.get("function") or tool).get("name", "")) for tool in self.tools]
+        prompt = self.template.write(self.adapted[: turn.index], ask=True, tools=more, variables=turn.form.variables)
+        if mark not in prompt or not all(name in turn.form.prompt for name in names):
+            remedy = f"put them into the system prompt, leave them out, or {_REMEDY}"
+            raise RowError(f"the chat template does not write the tools ({remedy})")
 
+    def count_given_characters(self, turn: RenderedTurn) -> int:
+        """How many characters of a turn are given, where its message has a given beginning. A RowError where the
+        template does not write that as it is."""
+        message = self.messages[turn.index]
+        beginning = message["begun"]
+        given = beginning.lstrip()
+        if not given:
+            return len(beginning) if turn.answer.startswith(beginning) else 0
+        before, mark, after = turn.answer.partition(given)
+        if not mark or not _without_space(after).startswith(_without_space(message["content"][len(beginning) :])):
+            what = "the chat template does not write the given beginning of an answer as it is"
+            raise RowError(f"{what} (write it and the rest into one message, or {_REMEDY})", self.where(turn.index))
+        return len(before) + len(given)
 
-def refuse_unwritten_tools(row: TemplatedRow, turn: RenderedTurn) -> None:
-    """Refuse a row with tools that the template does not write into the prompt."""
-    if not row.tools:
-        return
-    mark = _mark_for(turn.text)
-    tool = {"name": mark, "description": mark, "parameters": {"type": "object", "properties": {}}}
-    more = [*row.tools, {"type": "function", "function": tool}]
-    names = [str((tool.get("function") or tool).get("name", "")) for tool in row.tools]
-    prompt = row.template.write(row.adapted[: turn.index], ask=True, tools=more, variables=turn.form.variables)
-    if mark not in prompt or not all(name in turn.form.prompt for name in names):
-        remedy = f"put them into the system prompt, leave them out, or {_REMEDY}"
-        raise RowError(f"the chat template does not write the tools ({remedy})")
-
-
-def count_given_characters(row: TemplatedRow, turn: RenderedTurn) -> int:
-    """How many characters of a turn are given, where its message has a given beginning. A RowError where the template
-    does not write that as it is."""
-    message = row.messages[turn.index]
-    beginning = message["begun"]
-    given = beginning.lstrip()
-    if not given:
-        return len(beginning) if turn.answer.startswith(beginning) else 0
-    before, mark, after = turn.answer.partition(given)
-    if not mark or not _without_space(after).startswith(_without_space(message["content"][len(beginning) :])):
-        what = "the chat template does not write the given beginning of an answer as it is"
-        raise RowError(f"{what} (write it and the rest into one message, or {_REMEDY})", row.where(turn.index))
-    return len(before) + len(given)
-
-
-def refuse_loose_marks(row: TemplatedRow) -> None:
-    """Refuse a row with a stop token inside a message, where it would end a turn, or a beginning of sequence."""
-    texts, stops = [*named_texts(Conversation(row.messages[row.inserted :], row.tools))], row.template.stops
-    for mark in sorted(row.template.marks, key=lambda mark: (mark in stops, mark)):
-        why = "ends a turn" if mark in stops else "is the beginning of sequence"
-        if place := next((name for name, text in texts if mark in text), ""):
-            what = f"the row contains the text {mark!r}, which {why} of this model"
-            remedy = (
-                "take it out; if this row looks templated already, give its texts without the chat template's marks"
-            )
-            raise RowError(f"{what} ({remedy})", place)
-
-
-def refuse_half_characters(text: str) -> None:
-    """Refuse a text that cannot be written as UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = repr(text[error.start])
-        raise RowError("a message has half of a surrogate pair, which is not a character", half) from error
+    def refuse_loose_marks(self) -> None:
+        """Refuse a row with a stop token inside a message, where it would end a turn, or a beginning of sequence."""
+        texts, stops = [*named_texts(Conversation(self.messages[self.inserted :], self.tools))], self.template.stops
+        for mark in sorted(self.template.marks, key=lambda mark: (mark in stops, mark)):
+            why = "ends a turn" if mark in stops else "is the beginning of sequence"
+            if place := next((name for name, text in texts if mark in text), ""):
+                what = f"the row contains the text {mark!r}, which {why} of this model"
+                remedy = (
+                    "take it out; if this row looks templated already, give its texts without the chat template's marks"
+                )
+                raise RowError(f"{what} ({remedy})", place)
 
 
 def _refuse_unwritten_question(row: TemplatedRow, turn: RenderedTurn, index: int) -> None:

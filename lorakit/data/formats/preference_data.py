@@ -16,13 +16,9 @@ CanRead = Callable[[Mapping[str, str], str], bool]
 # Names of the worse side of a pair -> those of the better one, whole or parts of them (rejected_response). All but
 # chosen are also words of games and applications.
 _SIDES = {
-    "rejected": ("chosen", "accepted", "preferred"),
-    "reject": ("chosen",),
-    **dict.fromkeys(("dispreferred", "non_preferred"), ("preferred",)),
-    "loser": ("winner",),
-    "losing": ("winning",),
-    "worse": ("better",),
-}
+    "rejected": ("chosen", "accepted", "preferred"), "reject": ("chosen",), "dispreferred": ("preferred",),
+    "non_preferred": ("preferred",), "loser": ("winner",), "losing": ("winning",), "worse": ("better",),
+}  # fmt: skip
 _REJECTED = ("rejected", "dispreferred", "non_preferred")
 _VERDICT_WORDS = "winner preference preferred label choice chosen better_response_id safer_response_id"
 _ANSWER = re.compile(r"(?:\w+_)?(?:response|answer|output|completion|conversation|generation|reply|candidate)s?")

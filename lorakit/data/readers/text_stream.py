@@ -75,11 +75,8 @@ def refuse_list_as_lines(name: str, raw: bytes) -> None:
     if first[1] == b"{" and rest.startswith((b'"', b"}")) and line.endswith((b"{", b",", b"[")):
         what = "has an object over several lines"
     if what:
-        what, example = (
-            f"the file {what}, and JSON Lines are an object on each line",
-            PurePath(name).name.partition(".")[0],
-        )
-        raise UserError(f"{name}: {what}. Give it a name that ends in .json, such as {example}.json.")
+        remedy = f"Give it a name that ends in .json, such as {PurePath(name).name.partition('.')[0]}.json."
+        raise UserError(f"{name}: the file {what}, and JSON Lines are an object on each line. {remedy}")
 
 
 def detect_rows_in_document(text: str, columns: frozenset[str]) -> tuple[str, str] | None:
