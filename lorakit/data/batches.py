@@ -16,8 +16,7 @@ from lorakit.data.rows import IGNORED
 
 Row = TypeVar("Row")
 
-# Batches sorted together by length: enough to save most padding, few enough to keep batches varied.
-_POOL = 32
+_POOL = 32  # batches sorted together by length: enough to save most padding, few enough to vary
 
 
 def epoch_batches(

@@ -187,8 +187,8 @@ def tokenizer_sha256(tokenizer: Any) -> str:
 
 
 def _cached(key: str, build: Callable[[Path], None], load: Callable[[Path], Built], progress: Progress) -> Built:
-    """What `load` makes of the cache's folder of this key, which `build` fills when it is not there or damaged. While
-    one process builds it the others wait, and what a killed one left behind goes."""
+    """What `load` makes of the cache's folder of this key, which `build` fills when it is not there or damaged: one
+    process at a time, and what a killed one left behind goes."""
     folder = cache_folder() / "examples" / key
     lock = FileLock(folder.with_name(f"{key}.lock"))
     try:

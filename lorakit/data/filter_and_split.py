@@ -21,8 +21,8 @@ _CASES = 5
 
 @dataclass(frozen=True)
 class Findings:
-    """What a check says of some rows. `leave_out`: those that a fix removes. `cases`: what of it is a row's own, in
-    words, or the number of the row that it belongs to."""
+    """What a check says of some rows. `leave_out`: those that a fix removes. `cases`: a row's own words, or its
+    counterpart."""
 
     rows: np.ndarray
     reason: str
@@ -31,8 +31,7 @@ class Findings:
 
 
 class RowSelection:
-    """What became of the usable rows: which `stay`, and which of them are `held_out`. The reports of `result` count the
-    others."""
+    """What became of the usable rows: which `stay`, which are `held_out`; the reports of `result` count the others."""
 
     def __init__(self, result: UsableRows, rules: Rules) -> None:
         self.result = result
@@ -158,8 +157,8 @@ def find_leaks(train: RowStats, held_out: RowStats, nearly: bool) -> list[Leak]:
 
 
 def remove_leaks(train: Examples, held_out: Examples, clean: Clean) -> Examples:
-    """The training examples without rows that are held out, or nearly, where the recipe says so; a `UserError` where it
-    says to stop, or all rows are held out."""
+    """The training examples without rows that are held out, or nearly, as the recipe says; a `UserError` where it says
+    to stop or no row is left."""
     for check, action in (("leakage", clean.leakage), ("near_leakage", clean.near_leakage)):
         if action == "off" or train.traits is None or held_out.traits is None:
             continue

@@ -11,8 +11,7 @@ from lorakit.data.rows import RowError
 from lorakit.errors import UserError
 from lorakit.recipe.problem import show_path
 
-# Tokens of a text that are used: enough for an article, few enough for a processor.
-_MOST_TOKENS = 1024
+_MOST_TOKENS = 1024  # of a text are used: enough for an article, few enough for a processor
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,8 @@ class GeneralText:
 
 
 def read_general_texts(path: Path | None = None) -> list[GeneralText]:
-    """The texts of a file, or the bundled ones (general/README.md). A file has rows with `text`, and may have `id`
-    (else the row's place) and `register`; a `.txt` or `.md` is one text. A `UserError` names the line of a row without
-    one."""
+    """The texts of a file, or the bundled ones (general/README.md). Rows have `text`, and may have `id` (else the row's
+    place) and `register`; a `.txt` or `.md` is one text. A `UserError` names a row without text."""
     if path is None:
         with as_file(files("lorakit.data") / "general" / "texts.jsonl") as bundled:
             return read_general_texts(bundled)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from lorakit.errors import UserError
 
-# An epoch's order is held in memory, some 40 bytes a row.
-_MOST_DRAWN = 1 << 28
+_MOST_DRAWN = 1 << 28  # an epoch's order is held in memory, some 40 bytes a row
 
 
 @dataclass(frozen=True)

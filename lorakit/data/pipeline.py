@@ -19,8 +19,7 @@ from lorakit.errors import UserError
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Source
 
-# Below this many bytes of rows, starting more processes takes longer than they save.
-_WORTHWHILE = 1 << 20
+_WORTHWHILE = 1 << 20  # bytes of rows below which starting more processes takes longer than they save
 
 
 def run_pipeline(
@@ -31,7 +30,6 @@ def run_pipeline(
     takes = [_Take(one.source.take) for one in opened]
     size = sum(one.size for one in opened)
     worker = Worker(opened, template, rules)
-    worker.get_ready()
     parts, reports, sent, count = [], (Report(), Report()), deque[tuple[int, int, str]](), 0
 
     def pieces() -> Iterator[tuple[int, Block, int]]:

@@ -22,11 +22,9 @@ from lorakit.recipe.problem import one_line, show_path
 from lorakit.recipe.schema import Data, Source
 from lorakit.registry import FORMATS
 
-# Readable rows from which a source's format is told: a column that is null in one row may not be in the next, and rows
-# of two formats in one file must not be taken for one.
-_FIRST_ROWS = 1000
-# Rows on which another reading of a source is tried; and those of a hub dataset in one block.
-_TRIED_ROWS, _HUB_BLOCK = 20, 1000
+# Readable rows from which a source's format is told (a column that is null in one row may not be in the next); rows on
+# which another reading is tried; rows of a hub dataset in one block.
+_FIRST_ROWS, _TRIED_ROWS, _HUB_BLOCK = 1000, 20, 1000
 
 
 @dataclass

@@ -26,8 +26,7 @@ from lorakit.recipe.schema import Data, Source
 
 _QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
 _BARS = 12
-# Batches looked at for padding: enough for two digits.
-_SAMPLED = 100_000
+_SAMPLED = 100_000  # rows looked at for padding: enough for two digits
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,7 @@ class Padding:
 @dataclass(frozen=True)
 class Survey:
     """The rows of a recipe. `lengths` (the tokens within which 5, 25, ... percent of the texts lie), `bins` and
-    `limits` are of every text that can be encoded. `actions` and `findings`: what each check of `data.clean` does, and
-    found."""
+    `limits` are of all texts. `actions` and `findings`: what each check of `data.clean` does, and found."""
 
     train: Examples
     held_out: Examples | None
@@ -128,8 +126,7 @@ def sample(examples: Examples, count: int) -> list[dict[str, Any]]:
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
-    """Bins of round widths: their first and last token count, and how many texts lie within. Few long ones share the
-    last bin."""
+    """Bins of round widths: first and last token count, and how many texts lie within. Few long ones share the last."""
     top = int(np.quantile(lengths, 0.99, method="inverted_cdf"))
     least = max(1, -(-top // _BARS))
     unit = 10 ** (len(str(least)) - 1)
@@ -210,8 +207,5 @@ def _follow(row: Row, worker: Worker) -> tuple[str, list[dict[str, Any]], list[s
 
 def decode_by_trained(tokenizer: Any, input_ids: Sequence[int], labels: Sequence[int]) -> list[tuple[str, bool]]:
     """The text of a row in stretches that are trained, or not."""
-    pairs = zip(input_ids, labels, strict=True)
-    return [
-        (tokenizer.decode([token for token, _ in group]), trained)
-        for trained, group in groupby(pairs, lambda pair: pair[1] != IGNORED)
-    ]
+    groups = groupby(zip(input_ids, labels, strict=True), lambda pair: pair[1] != IGNORED)
+    return [(tokenizer.decode([token for token, _ in group]), trained) for trained, group in groups]

@@ -144,8 +144,7 @@ class TemplateVariables:
 
 
 def find_variables(environment: Environment, sources: Sequence[str], given: frozenset[str]) -> TemplateVariables:
-    """The variables that a template's sources read. jinja2 also counts names that are set in one branch only: a name
-    that the template sets before it first reads it is left out here."""
+    """The variables that a template's sources read, without names that are set before they are first read."""
     constants: dict[str, list[Any]] = {}
     for source in sources:
         tree = environment.parse(source)

@@ -17,8 +17,7 @@ from lorakit.data.chat_template.template_probe import compile_alternation
 from lorakit.data.rows import IGNORED, Encoded, RowError
 from lorakit.data.words import WordCache
 
-# Segments that are remembered, and the longest of them: headers and system prompts recur, answers seldom.
-_MAX_SEGMENTS, _MAX_SEGMENT_LENGTH = 10_000, 2_000
+_MAX_SEGMENTS, _MAX_SEGMENT_LENGTH = 10_000, 2_000  # are remembered: headers and system prompts recur, answers seldom
 
 
 @dataclass(frozen=True)
@@ -172,8 +171,8 @@ class Encoder:
         return error
 
     def _unknown_error(self, what: str, ids: list[int], text: str) -> RowError | None:
-        """Why a text cannot be trained that has the unknown token more often than it spells it. That token may have
-        another meaning besides: GPT-2 ends texts with it."""
+        """Why a text cannot be trained that has the unknown token more often than it spells it (GPT-2 ends texts with
+        it)."""
         unknown, word = self._unknown_id, str(self.tokenizer.unk_token)
         if unknown is None or ids.count(unknown) <= text.count(word):
             return None
@@ -188,7 +187,7 @@ class Encoder:
 
 def _can_split(tokenizer: Any) -> bool:
     """Whether segments between added tokens can be encoded one by one: not where an added token takes white space next
-    to it, or must stand apart from words, nor where the tokenizer treats the beginning of a whole text differently."""
+    to it or must stand apart from words, nor where the tokenizer treats the beginning of a text differently."""
     if not tokenizer.is_fast or getattr(tokenizer, "split_special_tokens", False):
         return False
     added = tokenizer.added_tokens_decoder.values()

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +19,8 @@ from lorakit.data.tokenize import Encoder
 from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line
 
-# The number by content up to which rows are taken, where all are.
-EVERY_ROW = 2**64 - 1
-# What the rows of a block may take until they are rendered; most take milliseconds.
-_SECONDS, _BYTES_A_SECOND, _MEMORY = 60, 500_000, 4 << 30
+EVERY_ROW = 2**64 - 1  # the number by content up to which rows are taken, where all are
+_SECONDS, _BYTES_A_SECOND, _MEMORY = 60, 500_000, 4 << 30  # for the rows of a block; most take ms
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,7 @@ class Rules:
 
 @dataclass
 class BlockResult:
-    """What one block gave: its usable rows and their examples, how many rows were read, the columns that they have,
-    and those of them that are `filled` in some."""
+    """What one block gave; of all rows read: their number, the columns that they have, and those `filled` in some."""
 
     rows: UsableRows
     examples: pa.RecordBatch
@@ -72,19 +68,9 @@ class Worker:
         self.rules = rules
         self._sources = [one.without_blocks() for one in opened]
         self._templates = [replace(template, system=one.source.system) for one in opened]
-
-    @cached_property
-    def _encoder(self) -> Encoder:
-        return Encoder(self._templates[0].tokenizer)
-
-    @cached_property
-    def _ends(self) -> frozenset[int | None]:
-        """The tokens that end an answer."""
-        return frozenset(self._encoder.stop_id(word) for word in self._templates[0].ends)
-
-    def get_ready(self) -> None:
-        """Find out what is the same for all blocks, so that forked processes know it already."""
-        _ = self._encoder, self._templates[0].controls
+        # What is the same for all blocks, so that forked processes know it already.
+        self._encoder, self._controls = Encoder(template.tokenizer), self._templates[0].controls
+        self._ends = {self._encoder.stop_id(word) for word in template.ends}  # the tokens that end an answer
 
     def __call__(self, source: int, block: Block, ceiling: int = EVERY_ROW) -> BlockResult:
         """The examples of a block of source number `source`. Rows whose number for `take` is above `ceiling` are passed
@@ -157,7 +143,7 @@ class Worker:
         return self.rules.share is not None and int.from_bytes(digest[:8], "big") / 2**64 < self.rules.share
 
     def _cleaned(self, content: RowContent, where: str, report: Report) -> RowContent | None:
-        cleaned, findings = clean(content, self.rules.checks, self._templates[0].controls)
+        cleaned, findings = clean(content, self.rules.checks, self._controls)
         for finding in findings:
             action = self.rules.checks[finding.check]
             if action == "error":

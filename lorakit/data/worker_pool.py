@@ -27,9 +27,8 @@ def processors() -> int:
 def map_in_order(
     job: Callable[..., Any], pieces: Iterable[tuple[Any, ...]], processes: int
 ) -> Generator[Any, None, None]:
-    """`job(*piece)` of each piece, in their order; with one process, in this one. Pieces are asked for a few ahead of
-    the results. The first error of a piece, in their order, is raised here; a `LorakitError` where a process was
-    killed."""
+    """`job(*piece)` of each piece, in their order; with one process, in this one. Pieces are asked for a few ahead. The
+    first error of a piece, in their order, is raised here; a `LorakitError` where a process was killed."""
     if processes < 2:
         for piece in pieces:
             yield job(*piece)

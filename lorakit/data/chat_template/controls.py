@@ -1,6 +1,6 @@
-"""Control texts: what the model reads as marks, not as words, and what therefore no row's own text should spell. These
-are the tokenizer's special tokens, and what the chat template itself writes around a message: added tokens that are not
-special, and texts such as Llama 2's `[INST]`. The marks of thoughts are left out: an answer may have them inline."""
+"""Control texts: what the model reads as marks, not as words, and no row's own text should spell: the tokenizer's
+special tokens, and what the chat template itself writes around a message (added tokens, texts such as Llama 2's
+`[INST]`), but for the marks of thoughts, which an answer may have."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,8 +38,9 @@ class ControlTexts:
         for name, text in named_texts(content):
             if any(first in text for first in self._first_characters):  # in most texts none is
                 for word in dict.fromkeys(self._pattern.findall(text)):
-                    is_token = word in self.tokens
-                    what = "which this tokenizer reads as that token" if is_token else "a mark and not a word"
+                    what = (
+                        "which this tokenizer reads as that token" if word in self.tokens else "a mark and not a word"
+                    )
                     if word in self.written:
                         what += "; the chat template writes it too: this row looks templated already"
                     yield f"a text spells {word!r}, {what}", name

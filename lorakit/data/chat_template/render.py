@@ -17,8 +17,7 @@ from lorakit.data.chat_template.templated_row import AnswerForm, RenderedText, R
 from lorakit.data.rows import Conversation, Message, RowError, Text, refuse_half_characters
 from lorakit.data.template_source import as_yaml
 
-# Conversations of more shapes than this are rendered in full.
-_MAX_SHAPES = 1000
+_MAX_SHAPES = 1000  # conversations of more shapes are rendered in full
 
 
 def render(content: Conversation | Text, template: ChatTemplate) -> list[RenderedText]:
@@ -155,8 +154,8 @@ def _describe_form(row: TemplatedRow, turn: RenderedTurn) -> str:
 
 
 def _find_turn(row: TemplatedRow, index: int) -> RenderedTurn:
-    """An answer in the text that ends with it: from the end of the prompt to the first token at which the model stops.
-    A RowError where the template writes it in no form that is exact."""
+    """An answer in the text that ends with it, up to the first token at which the model stops. A RowError where no form
+    is exact."""
     try:
         return _find_exact_turn(row, index)
     except RowError as error:
@@ -252,9 +251,9 @@ def _thinks(row: TemplatedRow, message: Message) -> bool:
 
 def _rewritten(row: TemplatedRow, index: int, prompt: str) -> Iterator[AnswerForm]:
     """What the template makes of the prompt once the answer stands there, where it drops something from it then:
-    gpt-oss the thoughts before a call (also those in its text) once there is a final answer, Mistral 3 the system
-    prompt, which it writes into a question that is the last message only. What is dropped is known when leaving it out
-    changes nothing of the text. The model writes what this text says, after the prompt that still has it."""
+    gpt-oss the thoughts before a call once there is a final answer, Mistral 3 the system prompt, which it writes into a
+    last question only. What is dropped is known when leaving it out changes nothing of the text. The model writes this
+    text after the whole prompt."""
     text, template, before = row.write(index + 1), row.template, row.messages[:index]
     if text.startswith(prompt):
         return

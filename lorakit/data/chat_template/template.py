@@ -19,8 +19,7 @@ from lorakit.data.rows import Message, RowError
 from lorakit.data.template_source import TemplateVariables, as_yaml, clock_at, compile_bounded, find_variables
 from lorakit.errors import UserError
 
-# A template writes a conversation in milliseconds.
-_SECONDS, _MEMORY = 10, 2 << 30
+_SECONDS, _MEMORY = 10, 2 << 30  # a template writes a conversation in milliseconds
 # Characters that it may write besides what the messages say, and how often it may write that (as JSON, with thoughts).
 _AROUND, _TIMES = 1 << 20, 8
 REFUSED = "the chat template refuses the conversation"
@@ -193,8 +192,8 @@ class ChatTemplate:
         return tuple(whole[: next(starts, 0)])
 
     def find_stop(self, text: str, start: int, calls: bool) -> tuple[str, re.Match[str] | None]:
-        """The text of a last turn that begins at `start`, and the stop that ends it; where only the next message would
-        write a stop, the text gets it here."""
+        """The text of a last turn that begins at `start`, and the stop that ends it, added where only the next message
+        writes it."""
         stop = self.stop.search(text, start)
         if stop is None:
             text += (self._calling if calls else self._plain).following_stop

@@ -29,10 +29,8 @@ TOOL = {"type": "function", "function": {"name": "sample", "description": "A sam
 _THINKING_NAMES = (("thinking", "reasoning_content"), ("reasoning_content",), ("thinking",), ("reasoning",))
 
 # None where possible; else every role that a template may know, the asking ones, or one side alone.
-_ROLES_IN_PARTS = tuple(
-    frozenset(roles)
-    for roles in ((), ("system", "user", "assistant", "tool"), ("system", "user", "tool"), ("user",), ("assistant",))
-)
+_SETS_OF_ROLES = ("", "system user assistant tool", "system user tool", "user", "assistant")
+_ROLES_IN_PARTS = tuple(frozenset(roles.split()) for roles in _SETS_OF_ROLES)
 
 _NOTHING = re.compile("(?!)")
 _MARK = re.compile(r"[<\[][^<>\[\]\s]+[>\]]")

@@ -12,8 +12,7 @@ from lorakit.data.chat_template.template import ChatTemplate
 from lorakit.data.chat_template.template_probe import TemplateMessage, ThoughtFormat, has_thinking
 from lorakit.data.rows import Conversation, Message, RowError
 
-# A longer system prompt that stands in a prompt is there because the template wrote it.
-_TELLING_LENGTH = 20
+_TELLING_LENGTH = 20  # a longer system prompt that stands in a prompt is there because the template wrote it
 _REMEDY = "give another model.chat_template"
 
 
@@ -161,11 +160,9 @@ class TemplatedRow:
         for mark in sorted(self.template.marks, key=lambda mark: (mark in stops, mark)):
             why = "ends a turn" if mark in stops else "is the beginning of sequence"
             if place := next((name for name, text in texts if mark in text), ""):
-                what = f"the row contains the text {mark!r}, which {why} of this model"
-                remedy = (
-                    "take it out; if this row looks templated already, give its texts without the chat template's marks"
-                )
-                raise RowError(f"{what} ({remedy})", place)
+                what = f"the row contains the text {mark!r}, which {why} of this model (take it out"
+                remedy = "if this row looks templated already, give its texts without the chat template's marks"
+                raise RowError(f"{what}; {remedy})", place)
 
 
 def _refuse_unwritten_question(row: TemplatedRow, turn: RenderedTurn, index: int) -> None:

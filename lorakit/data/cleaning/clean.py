@@ -2,7 +2,7 @@
 whole set are in `dataset_checks.py` and `minhash.py`; both read the numbers that `row_stats.py` makes of each row."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from lorakit.data.chat_template.controls import ControlTexts
@@ -66,20 +66,6 @@ def clean(
 def _fix(row: Conversation | Text, actions: Mapping[str, str]) -> tuple[Conversation | Text, list[RowFinding]]:
     """Repeats the checks until nothing changes: decoding an entity may reveal a control character."""
     findings: dict[tuple[str, str, str], RowFinding] = {}
-    before = row
-    for _ in range(_ROUNDS):
-        after = _fix_once(before, actions, findings)
-        if after is before:
-            return after, list(findings.values())
-        before = after
-    # Only nested nonsense such as "<<b>b>" goes on: what does not settle is left as it came.
-    return row, [replace(finding, fixed=False) for finding in findings.values()]
-
-
-def _fix_once(
-    row: Conversation | Text, actions: Mapping[str, str], findings: dict[tuple[str, str, str], RowFinding]
-) -> Conversation | Text:
-    """Each check once on each text; adds to `findings`, and gives `row` itself where nothing changed."""
 
     def fix(text: str, field: str, context: TextContext) -> str:
         for name, action in actions.items():
@@ -91,6 +77,18 @@ def _fix_once(
                 text = fixed
         return text
 
+    before = row
+    for _ in range(_ROUNDS):
+        after = _map_texts(before, fix)
+        if after is before:
+            return after, list(findings.values())
+        before = after
+    # Only nested nonsense such as "<<b>b>" goes on: what does not settle is left as it came.
+    return row, [replace(finding, fixed=False) for finding in findings.values()]
+
+
+def _map_texts(row: Conversation | Text, fix: Callable[[str, str, TextContext], str]) -> Conversation | Text:
+    """The row with each text fixed; `row` itself where nothing changed."""
     if isinstance(row, Text):
         text = fix(row.text, "text", TextContext("text", (), (row.text,)))
         return row if text == row.text else Text(text)

@@ -52,8 +52,8 @@ _NOT_LETTERS = re.compile(r"[^\w\s'’.,-]|[\d_]")
 
 @dataclass(frozen=True)
 class RowStats:
-    """The stats of n rows, one entry a row in each array; picklable. `style`, `language` and `script` are None where
-    not wanted, `signature` likewise. 63 bytes a row, 128 more with a signature."""
+    """The stats of n rows, one entry a row in each array (63 bytes, 128 more with a signature); picklable. `style`,
+    `language`, `script` and `signature` are None where not wanted."""
 
     content: np.ndarray  # uint64 [n, 2]: an exact hash (BLAKE2b, 128 bits) of the row, roles, tools and order included
     prompt: np.ndarray  # uint64 [n]: a hash of what comes before the last answer, white space and case aside; 0 is none

@@ -15,10 +15,15 @@ _MOST_ROWS, _SAMPLE_ROWS = 8192, 16
 
 def read_columns(path: Path, name: str, kind: str) -> Iterator[Block]:
     """Blocks of rows as Arrow's stream format, some MiB each at most. `kind`: Parquet or Arrow."""
+    import pyarrow
+
     number = 0
     try:
         for batch, size in (_parquet_batches if kind == "Parquet" else _arrow_batches)(path, name):
-            yield Block(name, number + 1, _serialize(batch), _parse_rows, size)
+            sink, bare = pyarrow.BufferOutputStream(), batch.replace_schema_metadata(None)
+            with pyarrow.ipc.new_stream(sink, bare.schema) as writer:
+                writer.write_batch(bare)  # pickle would take the whole of the columns of which it is a part
+            yield Block(name, number + 1, bytes(sink.getvalue()), _parse_rows, size)
             number += batch.num_rows
     except _damage() as error:
         after = f" after row {number}" if number else ""
@@ -93,17 +98,6 @@ def _parse_rows(name: str, first: int, serialized: bytes) -> Iterator[Row]:
     has_returns = b"\r\n" in serialized
     for number, record in enumerate(records, start=first):
         yield Row(f"{name} row {number}", normalize_line_ends(record) if has_returns else record)
-
-
-def _serialize(batch: Any) -> bytes:
-    """A batch as a stream: pickle would take the whole of the columns of which it is a part."""
-    import pyarrow
-
-    sink = pyarrow.BufferOutputStream()
-    bare = batch.replace_schema_metadata(None)
-    with pyarrow.ipc.new_stream(sink, bare.schema) as writer:
-        writer.write_batch(bare)
-    return bytes(sink.getvalue())
 
 
 def _rows_of_a_block(rows: int, size: int) -> int:

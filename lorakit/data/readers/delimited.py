@@ -12,8 +12,7 @@ from lorakit.data.readers.text_stream import TextStream, decode_lines, read_whol
 from lorakit.data.rows import Block, Row, RowError
 from lorakit.errors import UserError
 
-# Characters, for which the csv module takes four bytes each: a quote that is never closed makes one cell of the rest.
-_LONGEST_CELL = 1 << 26
+_LONGEST_CELL = 1 << 26  # characters of four bytes each: a quote that is never closed makes one cell of the rest
 _SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
 _Numbered = tuple[int, list[str]]
 

@@ -19,8 +19,7 @@ _CARRIAGE_RETURN = re.compile(r"\\r|\\u000[dD]")
 # `-Infinity`, the exponent of a number, or an escape. An open string is told by its message.
 _TAIL = 64
 _LONGEST_VALUE = 1 << 28  # characters, which take several times as much in memory
-# Finds the end of a value that `STRICT_JSON` refuses: numbers of thousands of digits stay text.
-_LENIENT_JSON = json.JSONDecoder(parse_int=str)
+_LENIENT_JSON = json.JSONDecoder(parse_int=str)  # finds the end of a value that `STRICT_JSON` refuses
 
 
 def read_lines(stream: TextStream) -> Iterator[Block]:
@@ -103,8 +102,8 @@ def _as_record(value: Any) -> dict[str, Any] | RowError:
 
 
 def read_values(stream: TextStream) -> Iterator[Block]:
-    """Blocks of the parsed values of a .json file: only a parser knows where one ends. A `UserError` names the line
-    where it is not JSON, not UTF-8, or neither a list nor objects."""
+    """Blocks of the parsed values of a .json file. A `UserError` names the line where it is not a list or objects in
+    JSON."""
     window = _Window(stream)
     number, done, reads = 1, 0, 0
     records: list[dict[str, Any] | RowError] = []

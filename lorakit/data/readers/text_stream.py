@@ -110,12 +110,9 @@ def _open_zstandard(raw: BinaryIO) -> Any:
 
 
 _OPENERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "": ("", lambda raw: raw),
-    ".gz": ("gzip", lambda raw: gzip.GzipFile(fileobj=raw, mode="rb")),
-    ".bz2": ("bzip2", bz2.BZ2File),
-    ".xz": ("xz", lzma.LZMAFile),
-    ".zst": ("zstandard", _open_zstandard),
-}
+    "": ("", lambda raw: raw), ".gz": ("gzip", lambda raw: gzip.GzipFile(fileobj=raw, mode="rb")),
+    ".bz2": ("bzip2", bz2.BZ2File), ".xz": ("xz", lzma.LZMAFile), ".zst": ("zstandard", _open_zstandard),
+}  # fmt: skip
 
 
 class TextStream:
@@ -136,7 +133,7 @@ class TextStream:
         return self._raw.tell()
 
     def read(self, size: int = 0) -> bytes:
-        """The next `size` bytes, at least a MiB; less at the end or before a fault, and nothing after the end. A
+        """The next `size` bytes, at least a MiB; less at the end or before a fault, nothing after the end. A
         `UserError` where the compressed data is damaged or cut off, or the content is not text."""
         pieces: list[bytes] = []
         missing = max(BLOCK, size) + 1  # one more than a block: a file of one block is known to have ended
