@@ -176,19 +176,15 @@ def remove_leaks(train: Examples, held_out: Examples, clean: Clean) -> Examples:
             own = [leak for leak in leaks if leak.reason == reason]
             first = [(train.where(leak.row), f"as {held_out.where(leak.held_out)}") for leak in own[:_CASES]]
             counts.add_rows(f"{words}: {reason}", len(own), first)
-        if leaks and fixes:
-            train = _without_rows(train, [leak.row for leak in leaks], check)
+        if not (leaks and fixes):
+            continue
+        stay = np.ones(train.report.used, dtype=bool)
+        stay[[leak.row for leak in leaks]] = False
+        if not stay.any():
+            what = f"no training row is left: all {len(stay):,} are held out as well"
+            raise UserError(f"{what} (data.clean.{check}: fix). Give other held-out rows.")
+        examples, traits = stay[train.index.owner], take_rows(train.traits, np.flatnonzero(stay))
+        selected = np.flatnonzero(examples) if train.selected is None else train.selected[examples]
+        train = replace(train, selected=selected, index=train.index.select(examples, stay), traits=traits)
+        count_examples(train.report, train.index)
     return train
-
-
-def _without_rows(train: Examples, rows: list[int], check: str) -> Examples:
-    stay = np.ones(train.report.used, dtype=bool)
-    stay[rows] = False
-    if not stay.any():
-        raise UserError(f"no training row is left: all {len(stay):,} are held out as well (data.clean.{check}: fix).")
-    examples = stay[train.index.owner]
-    index = train.index.select(examples, stay)
-    count_examples(train.report, index)
-    selected = np.flatnonzero(examples) if train.selected is None else train.selected[examples]
-    traits = None if train.traits is None else take_rows(train.traits, np.flatnonzero(stay))
-    return replace(train, selected=selected, index=index, traits=traits)
