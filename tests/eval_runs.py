@@ -84,4 +84,4 @@ def score(*given, file=None, progress=None, **request):
 
 def loss(evaluation, name):
     """A model's loss per token over all rows."""
-    return evaluation.scores[name]["loss"].measure.value
+    return evaluation.parts[""].scores[name]["loss"].measure.value

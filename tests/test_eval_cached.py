@@ -34,7 +34,7 @@ def test_nothing_is_computed_twice_and_a_new_metric_costs_no_generation(two, loa
     assert len(loads) == 1, "the model was loaded again"
     assert [model.answers for model in again.models] == [model.answers for model in first.models]
     assert loss(again, "adapter") == loss(first, "adapter")
-    assert "contains" in again.scores["adapter"]
+    assert "contains" in again.parts[""].scores["adapter"]
     longer = score(two.folder, cache=True, max_new_tokens=9)
     assert len(loads) == 2 and loss(longer, "adapter") == loss(first, "adapter")
     score(two.folder, cache=False)

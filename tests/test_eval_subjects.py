@@ -156,7 +156,7 @@ def test_models_with_other_tokenizers_are_asked_in_their_own_tokens_and_compared
     assert {"loss", "perplexity"} & found.parts[""].comparisons[other.name].keys() == set()
     assert {"loss", "loss-per-character"} <= found.parts[""].comparisons[run.name].keys()
     characters = sum(len(text) for text in run.rendered.references)
-    measured = found.scores[other.name]["loss-per-character"].measure.value
+    measured = found.parts[""].scores[other.name]["loss-per-character"].measure.value
     assert measured == pytest.approx(other.nats.sum() / characters)
     assert found.parts[""].comparisons[other.name]["loss-per-character"].rows == 10
     assert any("are not compared" in note for note in found.notes) and found.notes == progress.warned
@@ -207,7 +207,7 @@ def test_scores_are_broken_down_by_task_and_by_source(tmp_path, tiny_base):
     assert np.allclose(facts.rows.sum(0) + kinds.rows.sum(0), whole.rows.sum(0))
     assert found.parts["task facts"].scores["base"]["exact-match"].to_dict()["rows"] == 10
     assert found.parts["task kinds"].comparisons["adapter"]["loss"].rows == 12
-    assert "kinds.label-accuracy" in found.scores["base"]
+    assert "kinds.label-accuracy" in found.parts[""].scores["base"]
 
 
 def test_labels_are_scored_by_likelihood(tmp_path, tiny_base, other_base):

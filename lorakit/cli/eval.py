@@ -127,7 +127,7 @@ def evaluate(
     if as_json:
         console.result_json({**evaluation_document(evaluation), "file": str(path) if path else None, "failed": failed})
     else:
-        title = str(model_set.prepared.recipe.name) if model_set.prepared else ", ".join(evaluation.scores)
+        title = str(model_set.prepared.recipe.name) if model_set.prepared else ", ".join(evaluation.parts[""].scores)
         words = {model.spec.settings.quantization for model in evaluation.models} - {"none"}
         for table in tables(evaluation, title + (f" (base in {', '.join(sorted(words))})" if words else "")):
             console.result_table(*table)
@@ -170,8 +170,7 @@ def results_folder(models: "ModelSet", output: Path | None) -> Path | None:
 
 
 def metrics_of(named: str, recipes: Sequence[Any] | None = None) -> tuple[Any, ...]:
-    """The metrics of `--metrics a,b`: those that a recipe gives settings have these settings. Without a recipe, before
-    anything is read, names alone are checked."""
+    """The metrics of `--metrics a,b`, with the settings that the recipe gives them. Without one, names are checked."""
     from lorakit.recipe.did_you_mean import nearest
     from lorakit.recipe.fields import entry_name
     from lorakit.registry import METRICS
@@ -219,7 +218,7 @@ def failures(evaluation: "Evaluation", thresholds: Iterable[tuple[str, float]]) 
     failed = []
     for name, worst in thresholds:
         for model in evaluation.others or [evaluation.baseline]:
-            scores = evaluation.scores[model.name]
+            scores = evaluation.parts[""].scores[model.name]
             if name not in scores:
                 raise UserError(f"--fail-under: {name!r} is not measured here. Write one of {', '.join(scores)}.")
             measure = scores[name].measure

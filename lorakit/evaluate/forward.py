@@ -186,11 +186,7 @@ def tokens_at_once(model: Any) -> int:
 
 
 def in_batches(
-    items: Sequence[Item],
-    size: Callable[[Item], int],
-    rows: int,
-    tokens: int,
-    work: Callable[[list[Item]], list[Item]],
+    items: Sequence[Item], size: Callable[[Item], int], rows: int, tokens: int, work: Callable[[list[Item]], list[Item]]
 ) -> None:
     """Call `work` on batches of items of similar size, the largest first. It returns the items that need more. A batch
     has at most `rows` items and `tokens` tokens (its items times the largest size), but at least one item. Where memory
@@ -249,8 +245,7 @@ def decode_answer(tokens: Sequence[int], tokenizer: Any) -> str:
 
 @lru_cache(maxsize=8)
 def _around_answers(tokenizer: Any) -> tuple[str, str]:
-    """The text between a thought and the answer, and the text before an answer without a thought; empty if there is
-    only white space."""
+    """The text between a thought and the answer, and that before an answer without one; empty if it is white space."""
     if not tokenizer.chat_template:
         return "", ""
     template = ChatTemplate(tokenizer)

@@ -131,8 +131,7 @@ class EvalModel:
         self, kind: str, facts: Mapping[str, Any], rows: Sequence[Any], work: Callable[[Any, list[int], Save], None]
     ) -> list[Any]:
         """A value of each row, from the cache or by `work`. `rows` are plain data that decides the value, `facts` what
-        decides it besides. `work` gets the model, the missing rows' numbers, and what saves values by their position
-        among these."""
+        else does. `work` gets the model, the missing rows' numbers, and what saves values by position among these."""
         identity, keys = self.spec.identity(self.loader.device), [digest(row) for row in rows]
         file = open_cache(kind, {**identity, **facts}, self.cache)
         missing = list({key: at for at, key in enumerate(keys) if key not in file.lines}.values())

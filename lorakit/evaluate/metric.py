@@ -55,9 +55,8 @@ Verdict = Literal["better", "worse", "higher", "lower", "cannot tell"]
 
 @dataclass(frozen=True, eq=False)
 class Measure:
-    """What each row adds to one number. `rows` (rows, statistics) holds zeros for a row that has none; `pool` turns
-    their sums, an array (..., statistics), into numbers (...), NaN if there is none. `higher`: whether more is better;
-    None if neither is."""
+    """What each row adds to one number. `rows` (rows, statistics): zeros for a row that has none; `pool` turns their
+    sums (..., statistics) into numbers (...), NaN if there is none. `higher`: whether more is better, None: neither."""
 
     rows: np.ndarray
     pool: Callable[[np.ndarray], np.ndarray]
@@ -184,8 +183,7 @@ class Score:
 class Comparison:
     """A second model against a first one, on the same rows. `difference` is second minus first, in the measure's unit.
     `interval` is None if the rows allow none: fewer than six, or the same difference in every resample. `rows_needed`:
-    about how many rows would show a difference as large as this one in four of five evaluations; None without a
-    difference or an interval."""
+    about how many would show such a difference in four of five evaluations; None without a difference or interval."""
 
     first: float
     second: float
@@ -249,8 +247,8 @@ def wilson(right: float, rows: int) -> Interval:
 
 
 def bonett_price(gained: int, lost: int, rows: int) -> tuple[Interval, float]:
-    """The interval of a paired difference of shares, and its standard error: `gained` rows only the second model has
-    right, `lost` rows only the first."""
+    """The interval of a paired difference of shares, and its standard error. Rows that one model alone has right:
+    `gained` the second, `lost` the first."""
     up, down = (gained + 1) / (rows + 2), (lost + 1) / (rows + 2)
     error = math.sqrt((up + down - (up - down) ** 2) / (rows + 2))
     low, high = up - down - _Z * error, up - down + _Z * error

@@ -110,8 +110,7 @@ def _short_names(given: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def lock_runs(given: Sequence[str]) -> Iterator[None]:
-    """Keep training from replacing the runs among the arguments while they are read and scored; an error if one is
-    being trained."""
+    """Keep training from replacing the runs among the arguments meanwhile; an error if one is being trained."""
     with ExitStack() as locks:
         for one in given:
             if argument_kind(one) == "run":
@@ -214,12 +213,10 @@ def _adapter(name: str, given: str, first: Prepared | None, machine: Machine, pr
             )
         base = first.base
         progress.warn(f"{given}: put on {base.name}, the base of the run, since its own could not be found: {reason}")
-    if first and have_same_weights(base, first.base):
-        settings = first.model
-    else:
-        settings = _settings(base, first, machine)
-        if first:
-            progress.warn(f"{given}: its base, {base.name}, differs from that of the run, {first.base.name}")
+    alike = first and have_same_weights(base, first.base)
+    settings = first.model if first and alike else _settings(base, first, machine)
+    if first and not alike:
+        progress.warn(f"{given}: its base, {base.name}, differs from that of the run, {first.base.name}")
     if settings.quantization != "none":
         progress.warn(
             f"{given}: put on its base in {settings.quantization}, as the first run was trained. Without that run, or "

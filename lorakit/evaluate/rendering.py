@@ -29,9 +29,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class RenderedRows:
-    """Rows as one tokenizer renders them. A row has input_ids, labels, `answer` (the token index at which its last
-    answer begins, -1 in a text without one), `where` and `source` (its number among `sources`). Answers are generated
-    only for rows that have one."""
+    """Rows as one tokenizer renders them: input_ids, labels, `answer` (the index of the token at which the last answer
+    begins, -1 without one: then none is generated), `where` and `source` (its number among `sources`)."""
 
     tokenizer: Any
     stop_ids: tuple[int, ...]
@@ -69,8 +68,7 @@ def reference_of(row: Row, tokenizer: Any, stop_ids: Sequence[int]) -> str:
 
 
 def render_for_models(model_set: ModelSet, file: Path | None, progress: Progress) -> tuple[list[RenderedRows], str]:
-    """The same rows rendered for each model, and a phrase that says where they come from. Models whose tokenizers
-    render the rows alike share one object."""
+    """The same rows rendered for each model, in one object where they are alike, and where they come from in words."""
     data, source = _data_section(model_set, file)
     run = model_set.prepared if file is None else None
     run_key = _template_key(_row_template(run.tokenizer, run, None)) if run else ""

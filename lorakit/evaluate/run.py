@@ -24,8 +24,7 @@ from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 
 Groups = dict[str, dict[str, Measure]]
-"""Measures by what they are taken on; those of one group hold the same rows: `rows`, `answers`, and `labels` of a
-task."""
+"""Measures by what they are taken on: `rows`, `answers`, `labels` of a task; those of one group hold the same rows."""
 # Two models share these only if their tokenizers cut the rows alike.
 _PER_TOKEN = ("loss", "perplexity")
 
@@ -48,8 +47,7 @@ class ModelResult:
     """What one model computed on the rows, and the measures of it. `nats` (rows,): the loss summed over each row's
     trained `tokens` (rows,). `answers` to the prompts of `rendered`, none if no metric needs them, and whether the
     model `ended` each. `likelihoods` (rows of the task, labels), in nats, by the task's tag. `measures` of all rows
-    ("") and of the rows of one task, or of one source, alone. `examined`: what else was measured while the model was in
-    memory."""
+    ("") and of those of one task, or one source, alone. `examined`: what else was measured of the model in memory."""
 
     spec: EvalModelSpec
     rendered: RenderedRows
@@ -107,11 +105,6 @@ class Evaluation:
             comparisons = {model.name: _compare(self.baseline, model, part, seed) for model in self.others}
             parts[part] = PartScores(scores, comparisons)
         return parts
-
-    @property
-    def scores(self) -> dict[str, dict[str, Score]]:
-        """Of all rows, by model and measure."""
-        return self.parts[""].scores
 
     @property
     def others(self) -> list[ModelResult]:

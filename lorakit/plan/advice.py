@@ -164,8 +164,7 @@ def _training_notes(plan: Plan, changes: list[Change], info: ModelInfo) -> Itera
 def rows_with_changing_facts(texts: Sequence[tuple[str, str]]) -> list[int]:
     """Positions of those (prompt, answer) that teach a value which the prompt does not give and which will change.
     Either the prompt asks for something that changes, or five prompts or more differ only in a name and each has
-    another value. A heuristic for English; tasks whose values are in the prompt (extraction, arithmetic) do not
-    count."""
+    another value. A heuristic for English; values that are in the prompt (extraction, arithmetic) do not count."""
     values = [{value for value in _VALUE.findall(answer) if value not in prompt} for prompt, answer in texts]
     patterns = [_without_names(prompt) for prompt, _ in texts]
     given: dict[str, list[str]] = defaultdict(list)

@@ -76,9 +76,8 @@ class _Lengths:
 
 
 def estimate_rows(recipe: Recipe, find_template: "Callable[[], ChatTemplate | None]") -> RowEstimate:
-    """What the rows of a recipe are like; a `UserError` where a source cannot be read, or no row is left.
-    `find_template` gives the tokenizer with its chat template, None where it is not on this machine; it is called only
-    where there are rows."""
+    """What the rows of a recipe are like; a `UserError` where a source cannot be read, or no row is left. Called where
+    there are rows, `find_template` gives the tokenizer with its chat template, None where it is not on this machine."""
     data, limit = recipe.data, recipe.data.max_length
     held_out_files = [] if data.eval is None or isinstance(data.eval, float) else sources_of(data, data.eval)
     local = [[_on_this_machine(source) for source in side] for side in (sources_of(data, data.train), held_out_files)]

@@ -37,8 +37,7 @@ class TrainableParams:
 
 
 def count_trainable(spec: ModelSpec, settings: Adapter) -> TrainableParams:
-    """What an adapter section trains of a model; a `UserError` where it chooses what the model does not have, or what
-    its kind cannot adapt."""
+    """What an adapter section trains of a model; a `UserError` where that is not there or cannot be adapted."""
     if source := initial_adapter(settings):
         return _from_folder(spec, adapter_folder(Path(source)))
     kind, share, estimated = adapter_spec(settings), 1.0, isinstance(settings.layers, Spectrum)
@@ -110,27 +109,20 @@ _FUSED = dict.fromkeys(("gate_proj", "up_proj", "w1", "w3"), ("gate_up_proj", 2)
 def _from_folder(spec: ModelSpec, folder: Path) -> TrainableParams:
     """The adapter of a folder in PEFT's format, by its configuration. What PEFT ignores in it is ignored here too."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    ranks = _ranks_of(spec, config)
-    chosen = [weight for weight in spec.weights if weight.path in ranks]
-    dora = bool(config.get("use_dora"))
-    matrices = sum(weight.experts * _low_rank(None, ranks[weight.path], weight) for weight in chosen)
-    matrices += sum(weight.outer for weight in chosen) if dora else 0
-    return _adapter(spec, chosen, ranks, matrices, config.get("modules_to_save") or [], dora)
-
-
-def _ranks_of(spec: ModelSpec, config: dict[str, Any]) -> dict[str, int]:
-    """The ranks of the weights that PEFT adapts, by path."""
     rank, own, targets = int(config.get("r", 8)), config.get("rank_pattern") or {}, config.get("target_modules")
     named = [*_as_list(targets), *_as_list(config.get("target_parameters"))]
     excluded, numbers = config.get("exclude_modules"), _as_list(config.get("layers_to_transform"))
-    ranks = {}
+    chosen, ranks, dora = [], dict[str, int](), bool(config.get("use_dora"))
     for weight in spec.weights:
         name = weight.parameter or weight.path
         times = _times_named(weight, targets, named)
         if not times or _is_named(weight.path, excluded) or (numbers and weight.layer not in numbers):
             continue
+        chosen.append(weight)
         ranks[weight.path] = next((own[key] for key in own if _fits(rf"(.*\.)?({key})", name)), rank * times)
-    return ranks
+    matrices = sum(weight.experts * _low_rank(None, ranks[weight.path], weight) for weight in chosen)
+    matrices += sum(weight.outer for weight in chosen) if dora else 0
+    return _adapter(spec, chosen, ranks, matrices, config.get("modules_to_save") or [], dora)
 
 
 def _times_named(weight: WeightSpec, targets: Any, named: list[str]) -> int:

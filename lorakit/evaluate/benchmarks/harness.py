@@ -64,8 +64,7 @@ def load_tasks(names: Sequence[str], include: Path | None, allow_code: bool) -> 
 
 
 def _open_manager(names: Sequence[str], include: Path | None) -> Any:
-    """lm-eval's index: of the folder alone, where all names are single tasks there, or else of everything: its own
-    14,000 tasks take many seconds to list."""
+    """lm-eval's index: of the folder alone if all names are single tasks there, since its own 14,000 take seconds."""
     own: list[str] = []
     if include is not None:
         _check_files(include)

@@ -105,19 +105,14 @@ def run_benchmark(
             for model, of_model in compared.items()
         },
     }
-    return document, _tables(scores, compared, baseline)
-
-
-def _tables(
-    scores: dict[str, list[TaskScore]], compared: dict[str, dict[str, Comparison | None]], baseline: str
-) -> list[Table]:
+    # The figures asked for with models as columns, and each model against the baseline.
     by_model = {model: {one.name: one for one in of_model if not one.within} for model, of_model in scores.items()}
     tables = [score_table("benchmarks", by_model)]
     for model, of_model in compared.items():
         scored = [(name, of_model.get(name), one.measure) for name, one in by_model[baseline].items()]
         rows = [(name, one, measure) for name, one, measure in scored if one and measure]
         tables += [comparison_table(f"{model} against {baseline}", rows)] if rows else []
-    return tables
+    return document, tables
 
 
 def run_tasks(
@@ -153,8 +148,8 @@ def run_tasks(
 def compare_tasks(
     first: Sequence[TaskScore], second: Sequence[TaskScore], seed: int = 0
 ) -> dict[str, Comparison | None]:
-    """The second model against the first, by figure's name; None for a figure without an interval. A LorakitError if
-    they were scored on different rows."""
+    """The second model against the first, by figure's name; None for a figure without an interval. An error if they
+    have different rows."""
     others = {score.name: score for score in second}
     comparisons: dict[str, Comparison | None] = {}
     for one, other in ((one, others[one.name]) for one in first if one.name in others):
@@ -175,7 +170,11 @@ def _task_scores(
 ) -> list[TaskScore]:
     """All of lm-eval's figures, in its order. `loaded`: its tasks and groups; `names`: those asked for."""
     scores: dict[str, list[TaskScore]] = {name: [] for name in results["results"]}
-    within = _find_groups(loaded["groups"], results["results"], names)
+    within: dict[str, str] = {}  # by task or group not asked for, the group with a figure of its own that counts it
+    for name, group in loaded["groups"].items():
+        if any(True for _ in _figures(results["results"].get(name, {}))):
+            inner = [task.task_name for task in group.get_all_tasks()] + [one.name for one in group.get_all_groups()]
+            within |= {member: name for member in inner if member not in within and member not in names}
 
     def add(name: str, key: Key, value: float, higher: Any, shots: int | None, measure: Any, rows: list[str]) -> None:
         interval = intervals({"": measure}, seed)[""] if measure is not None else None
@@ -204,16 +203,6 @@ def _figures(result: Mapping[str, Any]) -> Iterator[tuple[Key, float]]:
         metric, comma, answer_filter = name.partition(",")
         if comma and not metric.endswith("_stderr"):
             yield (metric, "" if answer_filter == "none" else answer_filter), float(value)
-
-
-def _find_groups(groups: Mapping[str, Any], results: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
-    """By task or group, the group with a figure of its own that counts it; without those asked for by name."""
-    group_of: dict[str, str] = {}
-    for name, group in groups.items():
-        if any(True for _ in _figures(results.get(name, {}))):
-            inner = [task.task_name for task in group.get_all_tasks()] + [one.name for one in group.get_all_groups()]
-            group_of |= {member: name for member in inner if member not in group_of and member not in names}
-    return group_of
 
 
 def _sample_measures(

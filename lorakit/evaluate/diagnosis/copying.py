@@ -184,9 +184,8 @@ def _hash_runs(words: Sequence[str], known: dict[str, int], width: int) -> np.nd
 
 
 def measure_leak(train: RowStats, held_out: RowStats) -> Finding:
-    """Which evaluation rows are training rows. Near-duplicates (where both have signatures), and rows whose prompt
-    alone was trained on with another answer, are in the details only: in data of one form, rows that resemble each
-    other may be different rows."""
+    """Which evaluation rows are training rows. Near-duplicates (where both have signatures), and rows whose prompt was
+    trained on with another answer, are in the details only: rows of one form may resemble each other."""
     rows = len(held_out.content)
     if not rows:
         return LEAK.unmeasured("there are no rows")

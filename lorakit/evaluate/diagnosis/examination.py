@@ -89,8 +89,7 @@ class Examination:
         return trained is not None and have_same_weights(trained.base, self.base.base)
 
     def measure(self, eval_model: EvalModel) -> dict[str, np.ndarray]:
-        """`nats` and `tokens` of each general text, and the nats of each row of the `sample`; nothing of a model that
-        these findings are not about."""
+        """`nats` and `tokens` of each general text, nats of the `sample`; nothing of a model that it is not about."""
         spec, tokenizer, texts = eval_model.spec, eval_model.rendered.tokenizer, [row.text for row in self.texts]
         if spec is not self.base and not self.is_about(spec):
             return {}
@@ -134,8 +133,7 @@ def diagnose_models(
     evaluation: "Evaluation", examination: Examination | None, file: Path | None, progress: Progress
 ) -> dict[str, list[Finding]]:
     """The findings about each model but the base, by its name; a leak is about the rows, under the name `data`. Without
-    an examination they are those of the models' answers and held-out losses. `file`: where the rows come from, if not
-    from the run."""
+    an examination they are those of answers and held-out losses. `file`: of the rows, if they are not the run's."""
     base = next((model for model in evaluation.models if model.spec.kind == "base"), None)
     findings, indexes = _drift_findings(evaluation, base), dict[int, copying.SpanIndex | None]()
     for model in evaluation.models:
@@ -279,13 +277,10 @@ def measure_drift(
 
 
 def measure_memorization(
-    train: tuple[np.ndarray, np.ndarray, np.ndarray],
-    held_out: tuple[np.ndarray, np.ndarray, np.ndarray],
-    seed: int = 0,
+    train: tuple[np.ndarray, np.ndarray, np.ndarray], held_out: tuple[np.ndarray, np.ndarray, np.ndarray], seed: int = 0
 ) -> Finding:
-    """How much of what the model learned on training rows it does not show on held-out rows. `train` (a sample of the
-    training rows will do) and `held_out`: the summed nats of each row by the base model, those by the trained model,
-    and its trained tokens."""
+    """How much of what the model learned on training rows it does not show on held-out rows. `train` (a sample will do)
+    and `held_out`: each row's summed nats by the base model, those by the trained model, and its trained tokens."""
     # (all rows, 4): nats and tokens of training rows, then those of held-out rows.
     gains = block_diag(*(np.stack([base - tuned, tokens], axis=1) for base, tuned, tokens in (train, held_out)))
     losses = block_diag(*(np.stack([tuned, tokens], axis=1) for _, tuned, tokens in (train, held_out)))

@@ -13,9 +13,8 @@ from lorakit.recipe.problem import one_line
 @dataclass(frozen=True)
 class Finding:
     """One number about a model, and whether it is a reason for concern. Each kind is a constant that is not measured
-    yet. `value` and `threshold` are in the words of `unit`; without a value `details["unmeasured"]` says why. `why`
-    gives the reason for the threshold and the rule for `flagged`; `remedy`: what to try. `details` hold plain JSON
-    values."""
+    yet. `value` and `threshold` are in the words of `unit`; without a value `details["unmeasured"]` says why. `why`:
+    the reason for the threshold and the rule for `flagged`; `remedy`: what to try. `details`: plain JSON values."""
 
     name: str
     value: float | None = None

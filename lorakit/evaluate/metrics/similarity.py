@@ -149,9 +149,8 @@ def semantic_similarity(
 
 
 def embeddings(folder: Path, texts: Sequence[str]) -> "np.ndarray":
-    """One unit vector per text (texts, width), by the embedding model of a folder. States are averaged over the text's
-    tokens, or the first one is taken if sentence-transformers' files in the folder say so. A text longer than the model
-    takes is cut at its end."""
+    """One unit vector per text (texts, width), by the embedding model of a folder: the mean of its tokens' states, or
+    the first one if sentence-transformers' files there say so. A text longer than the model takes is cut at its end."""
     import numpy as np
     import torch
 

@@ -102,15 +102,13 @@ class Ratings:
 
     def scores_of(self, model: int, criterion: int) -> np.ndarray:
         """The ratings (raters, questions) of a model's answers."""
-        scores: np.ndarray = self.scores[:, self.shown_at[:, model], criterion]
-        return scores
+        return np.asarray(self.scores[:, self.shown_at[:, model], criterion])
 
 
 def read_ratings(files: Sequence[Path], key_path: Path) -> Ratings:
     """Read what raters exported and find whose the answers were. `key_path`: the sheet's `key.json`, or its folder. Of
-    several files of one rater the one that was exported last counts: each export holds all that the rater had given.
-    Two that began separately under one name may be two people, and are refused, as are damaged files, files of another
-    sheet, and files without any rating."""
+    several files of one rater the last export counts, which holds all that the rater had given. Two that began apart
+    under one name may be two people, and are refused, as are damaged files and those of another sheet."""
     key_path = key_path / KEY if key_path.is_dir() else key_path
     key = _read(key_path, _Key, f"Give the {KEY} that `lorakit rate sheet` wrote")
     if any(sorted(chain(*question.answers)) != sorted(key.models) for question in key.questions):
@@ -204,9 +202,8 @@ def _check_ratings(path: Path, file: _RatingFile, key: _Key, shown: Collection[t
 def report_ratings(ratings: Ratings, seed: int = 0) -> dict[str, Any]:
     """Means, comparisons of every two models, and agreement, for each criterion: the document of `--json`. The
     questions are the sample: intervals say what other questions like these would change, with the same raters. Raters
-    are averaged within a question, so that one question counts once. A comparison takes each rater's own difference, so
-    that a strict rater and a mild one do not blur it. Each interval stands alone: of twenty comparisons of equal models
-    one comes out as better or worse."""
+    are averaged within a question, which so counts once. A comparison takes each rater's own difference, so that a
+    strict rater and a mild one do not blur it. Of twenty comparisons of equal models one comes out better or worse."""
     models, criteria = list(enumerate(ratings.key.models)), list(enumerate(ratings.key.criteria))
     rated = ~np.isnan(ratings.scores)
     return {
@@ -273,8 +270,7 @@ def _cell(value: float, style: str, interval: Bounds = _NONE) -> str:
 
 def _average_raters(values: np.ndarray) -> np.ndarray:
     """The mean over the raters that gave a value, of each question that has one: (raters, questions) -> (some,)."""
-    means: np.ndarray = np.nanmean(values[:, ~np.isnan(values).all(axis=0)], axis=0)
-    return means
+    return np.asarray(np.nanmean(values[:, ~np.isnan(values).all(axis=0)], axis=0))
 
 
 def _mean(values: np.ndarray) -> float:
@@ -348,5 +344,4 @@ def _count_values(ratings: np.ndarray) -> np.ndarray:
     """How many raters gave each value (units with two ratings or more, values in their order)."""
     values = np.unique(ratings[~np.isnan(ratings)])
     counts = (ratings[:, :, None] == values).sum(axis=0).astype(float)
-    shared: np.ndarray = counts[counts.sum(axis=1) >= 2]
-    return shared
+    return np.asarray(counts[counts.sum(axis=1) >= 2])

@@ -190,11 +190,10 @@ def write_sheet(
     overwrite: bool = False,
 ) -> Sheet:
     """Write the page for raters, the key to it, and a README. `answers`: each model's, one to each question. Answers
-    that are equal, white space around them aside, are shown once and credited to all who gave them: people would give
-    the same text different ratings, a difference that says nothing about the models. A question's answers stand in the
-    order of a hash of `seed`, the question's id and the answer, so the page is the same whoever wrote which answer, and
-    tells nothing of it even to those who know the seed. A UserError if the folder is not a sheet, or holds another
-    sheet and `overwrite` is False."""
+    that are equal, white space around them aside, are shown once and credited to all who gave them: different ratings
+    of one text would say nothing about the models. A question's answers stand in the order of a hash of `seed`, the
+    question's id and the answer, so the page is the same whoever wrote which answer, and tells nothing of it even to
+    those who know the seed. A UserError if the folder is no sheet, or another one and `overwrite` is False."""
     name = name.encode("utf-8", "replace").decode("utf-8")  # without half a surrogate pair, which UTF-8 cannot hold
     shown, credited = list[dict[str, Any]](), []
     for number, question in enumerate(questions):
