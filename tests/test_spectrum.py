@@ -10,8 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lorakit.atomic_io import cache_folder
 from lorakit.checksums import decode_line
+from lorakit.model.adapters.weight_init import dequantized_weight, signal_to_noise, signal_to_noise_ratios
 from lorakit.model.resolve import resolve_base
-from lorakit.model.spectrum import dequantized_weight, signal_to_noise, signal_to_noise_ratios
 from lorakit.model.targets import select_targets
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Adapter

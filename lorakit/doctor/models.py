@@ -14,8 +14,6 @@ from lorakit.progress import Silent
 if TYPE_CHECKING:
     from lorakit.recipe.schema import Recipe
 
-_TIMEOUT = 5.0
-
 
 def check_hub(network: bool) -> Iterator[DoctorFinding]:
     """What controls the hub (a token is never shown); with `network`, whether it answers and takes the token."""
@@ -33,7 +31,7 @@ def check_hub(network: bool) -> Iterator[DoctorFinding]:
 
     def http_status(path: str, **headers: str) -> int:
         """Of an answer, by the hub library's session with its proxies and certificates."""
-        return int(get_session().get(f"{hub}/api/{path}", headers=headers, timeout=_TIMEOUT).status_code)
+        return int(get_session().get(f"{hub}/api/{path}", headers=headers, timeout=5.0).status_code)
 
     if not network or constants.HF_HUB_OFFLINE:
         yield ok("reachable", "not asked, since HF_HUB_OFFLINE is set" if network else "not asked (--network asks)")

@@ -14,10 +14,10 @@ from lorakit.amounts import percent
 from lorakit.data.batches import collate, run_batches
 from lorakit.model import load
 from lorakit.model.adapters import InitContext, RankScheduler
+from lorakit.model.adapters.weight_init import signal_to_noise_ratios
 from lorakit.model.peft_adapter import attach_adapter, continue_adapter, count_parameters, rebuild_adapter
 from lorakit.model.quantization_config import stored_quantization
 from lorakit.model.spec_from_meta import spec_from_meta
-from lorakit.model.spectrum import signal_to_noise_ratios
 from lorakit.model.targets import select_targets, trains_every_weight
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.plan.model_info import read_model_info
