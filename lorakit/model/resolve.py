@@ -72,13 +72,12 @@ def resolve_base(name: str, revision: str, progress: Progress) -> Base:
     try:
         with report_hub_retries(progress):
             folder = _fetch_from_hub(name, revision)
+        check_base_files(folder)
+        return Base(name, folder, f"hub, commit {folder.name}")
     except UserError:
         raise
     except LorakitError as error:
         by_hub = error
-    else:
-        check_base_files(folder)
-        return Base(name, folder, f"hub, commit {folder.name}")
     try:
         return _from_bundle(name, revision, progress)
     except LorakitError as error:

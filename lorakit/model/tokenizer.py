@@ -54,9 +54,7 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
             except (*DAMAGED, ImportError, RecursionError) as damage:
                 reason = f"{base.name}: its config.json cannot be read: {describe_load_error(damage)}"
                 raise BaseModelError(f"{reason}. Fetch the model again, or update transformers.") from damage
-        is_known = isinstance(error, (*DAMAGED, ImportError))
-        problem = "the tokenizer cannot be loaded" if is_known else "tokenizer.json is damaged"
-        raise BaseModelError(f"{base.name}: {problem}: {describe_load_error(error)}.") from error
+        raise BaseModelError(f"{base.name}: the tokenizer cannot be loaded: {describe_load_error(error)}.") from error
     sizes = read_json(base.folder / "config.json")
     vocabulary: Any = sizes.get("vocab_size") or (sizes.get("text_config") or {}).get("vocab_size")
     if is_size(vocabulary) and (tokenizer.pad_token_id or 0) >= vocabulary:
@@ -68,9 +66,8 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"model.chat_template: {chat_template} cannot be read: {error}. Save it as UTF-8."
-            ) from error
+            problem = f"{chat_template} cannot be read: {error}"
+            raise UserError(f"model.chat_template: {problem}. Save it as UTF-8.") from error
     return tokenizer
 
 
