@@ -23,6 +23,7 @@ from lorakit.errors import UserError, first_line
 from lorakit.model.adapters import InitContext
 from lorakit.model.adapters.svd import svd_to_lora
 from lorakit.model.adapters.weight_init import INITIAL, add_initial
+from lorakit.model.base_files import read_header
 from lorakit.model.targets import Targets, check_patterns, first_and_count, trains_every_weight
 from lorakit.recipe.adapter_kind import adapter_spec, kind_settings
 from lorakit.recipe.init_adapter import read_adapter_config, why_untrainable
@@ -167,6 +168,7 @@ def _in_float32(model: Any) -> Any:
 def adapter_config(folder: Path) -> Any:
     """PEFT's configuration of the adapter in a folder; UserError where it has none, or a damaged one."""
     read_adapter_config(folder)
+    read_header(folder / "adapter_model.safetensors")
     try:
         return PeftConfig.from_pretrained(str(folder))
     except _READING as error:
