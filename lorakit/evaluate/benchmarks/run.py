@@ -154,10 +154,9 @@ def compare_tasks(
     comparisons: dict[str, Comparison | None] = {}
     for one, other in ((one, others[one.name]) for one in first if one.name in others):
         if one.rows_of != other.rows_of:
-            counts = f"on {len(one.rows_of)} rows and the other on {len(other.rows_of)}"
             raise LorakitError(
-                f"{one.name}: one model was scored {counts}, which are not the same: a paired difference needs "
-                "the same rows. Run both with the same --limit and data."
+                f"{one.name}: one model was scored on {len(one.rows_of)} rows and the other on {len(other.rows_of)}, "
+                "which are not the same: a paired difference needs the same. Run both with the same --limit and data."
             )
         comparisons[one.name] = None
         if one.measure is not None and other.measure is not None:
