@@ -69,7 +69,7 @@ def taken(facts: ModelInfo, rows: int, checkpointing: bool, quantization: str = 
     ],
 )
 def test_tiles_that_the_environment_forbids_to_torch_do_not_count(monkeypatch, flags, limit, tiles):
-    monkeypatch.setattr("lorakit.hardware.machine._proc_value", lambda file, key: flags if key == "flags" else "")
+    monkeypatch.setattr("lorakit.hardware.machine.proc_value", lambda file, key: flags if key == "flags" else "")
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if limit:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
