@@ -113,12 +113,10 @@ class Prepared:
 
     @property
     def train(self) -> Examples:
-        """The rows that are trained on, read when they are first asked for; UserError where they cannot be."""
         return self.rows.train
 
     @property
     def held_out(self) -> Examples | None:
-        """The rows that are never trained on, as `train`; None where the recipe names none."""
         return self.rows.held_out
 
     @property
@@ -128,7 +126,6 @@ class Prepared:
 
     @property
     def steps(self) -> int:
-        """The optimizer steps of the whole run."""
         train = self.recipe.train
         return self.train.mixture.run_steps(train.batch_size, train.epochs, train.steps)
 

@@ -150,10 +150,8 @@ class Run:
             refuse_other_files(self.merged, read_own_json(self.merged / MERGED).get("files", []))
 
     def clear(self) -> None:
-        """Delete what a run wrote, and nothing else in the folder.
-
-        The manifest stays, as that of a cleared run, so that the folder is a run's whenever the process ends.
-        """
+        """Delete what a run wrote, and nothing else. The manifest stays, as that of a cleared run, so that the folder
+        is a run's whenever the process ends."""
         if self.manifest.exists():
             self.write_manifest(self.read_manifest() | {"status": CLEARED})
         for folder in (*self.complete_checkpoints(), self.adapter, self.model, self.merged):

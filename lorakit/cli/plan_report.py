@@ -8,7 +8,7 @@ from lorakit import console
 from lorakit.amounts import decimal_bytes, duration, gibibyte_cell, gibibytes, percent, price
 from lorakit.errors import UserError
 from lorakit.model.quantization_config import missing_packages
-from lorakit.plan.model_info import describe_checkpoint
+from lorakit.plan.memory import describe_checkpoint
 from lorakit.plan.runtime import training_flops
 
 if TYPE_CHECKING:

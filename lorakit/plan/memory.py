@@ -9,7 +9,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 
 from lorakit.hardware.machine import Machine
-from lorakit.model.quantization_config import describe_savings
+from lorakit.model.quantization_config import CheckpointQuantization, describe_savings, missing_packages
 from lorakit.model.spec import ModelSpec
 from lorakit.plan.activations import TrainingStep, norm_bytes, saved_activations
 from lorakit.plan.model_info import ModelInfo
@@ -200,6 +200,19 @@ def effective_quantization(settings: Model, kind_quantizes: str | None, info: Mo
     if stored:
         return settings.quantization, f"the checkpoint is {stored.quantization}, and is dequantized while it is loaded"
     return settings.quantization, ""
+
+
+def describe_checkpoint(stored: CheckpointQuantization, machine: Machine) -> str:
+    """What follows from the quantization that the weights have on disk, in a sentence."""
+    counted = "trained on and counted as stored, so that its own weights cannot be trained"
+    if stored.treatment == "dequantized":
+        counted = "dequantized while it is loaded, and counted so"
+    text = f"{stored.quantization} on disk, {counted}"
+    if machine.here and (missing := missing_packages(stored)):
+        text += f"; training is refused here until {' and '.join(missing)} can load it: pip install {' '.join(missing)}"
+    elif stored.packages:
+        text += f"; the machine needs {' and '.join(stored.packages)} to load it"
+    return text
 
 
 def quantization_line(settings: Model, kind_quantizes: str | None, info: ModelInfo | None) -> str:

@@ -13,15 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import BaseModelError, UserError
-from lorakit.hardware.machine import Machine
 from lorakit.model.base_files import check_base_files, has_tokenizer
 from lorakit.model.config_values import Positions, is_size, positions_of, read_json, read_layer_count, read_typed
-from lorakit.model.quantization_config import (
-    CheckpointQuantization,
-    missing_packages,
-    parse_quantization,
-    refuse_irreversible,
-)
+from lorakit.model.quantization_config import CheckpointQuantization, parse_quantization, refuse_irreversible
 from lorakit.model.resolve import BUNDLED_MODELS, Base, bundled_file, converted_folder
 from lorakit.model.spec import ModelSpec, is_known_family, spec_from_config
 from lorakit.recipe.schema import Model, Recipe
@@ -275,16 +269,3 @@ def unseen(positions: Positions) -> str:
         f"but the model was trained on {positions.limit:,} positions ({positions.key}): later ones are computed, but "
         "it has never seen any, and mostly predicts badly there"
     )
-
-
-def describe_checkpoint(stored: CheckpointQuantization, machine: Machine) -> str:
-    """What follows from the quantization that the weights have on disk, in a sentence."""
-    counted = "trained on and counted as stored, so that its own weights cannot be trained"
-    if stored.treatment == "dequantized":
-        counted = "dequantized while it is loaded, and counted so"
-    text = f"{stored.quantization} on disk, {counted}"
-    if machine.here and (missing := missing_packages(stored)):
-        text += f"; training is refused here until {' and '.join(missing)} can load it: pip install {' '.join(missing)}"
-    elif stored.packages:
-        text += f"; the machine needs {' and '.join(stored.packages)} to load it"
-    return text

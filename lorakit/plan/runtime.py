@@ -19,17 +19,14 @@ TRAINED_SHARE = 0.5
 # per number of the hidden width (two norms with their casts, residuals, rotation of queries), and per number of the
 # layer's inputs and outputs summed (which the block's weights over the hidden width come close to).
 _HIDDEN_ACCESSES, _WIDTH_ACCESSES = 60, 2.7
-# In float32 the norms cast nothing.
-_HIDDEN_ACCESSES_FLOAT32 = 38
+_HIDDEN_ACCESSES_FLOAT32 = 38  # whose norms cast nothing
 # The same of an adapter on every linear layer: each input is read again, and each output scaled and added.
 _ADAPTER_HIDDEN_ACCESSES, _ADAPTER_WIDTH_ACCESSES = 12, 3
-# The backward pass moves about twice what the forward pass does.
-_BACKWARD = 2
+_BACKWARD = 2  # the backward pass moves about twice what the forward pass does
 # Kernels a layer and pass forward: the block's own, those of an adapter on each linear layer, and of dequantizing.
 _KERNELS, _ADAPTER_KERNELS, _QUANTIZED_KERNELS = 80, 35, 85
-# DoRA's bytes and kernels, counted operation by operation from the code that work.Dora names. Its norm: PEFT makes an
-# identity in float32 and rounds it (10 bytes a number), and of each weight makes B A, its cast, W's cast, the scaled
-# product, the sum and the norm (38). lorakit's norm makes nothing of a weight's size.
+# DoRA's bytes, operation by operation. PEFT makes an identity in float32 and rounds it (10 bytes a number), and of each
+# weight makes B A, its cast, W's cast, the scaled product, the sum and the norm (38); lorakit nothing of that size.
 _IDENTITY_BYTES, _BUILT_BYTES = 10, 38
 # Its outputs, forward, beside what an adapter's scaled and added output takes: bytes a number, built and not; backward
 # twice and three times that. Kernels a layer for the norm, and for the outputs forward.

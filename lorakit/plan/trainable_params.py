@@ -11,7 +11,7 @@ from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, initial_ad
 from lorakit.recipe.schema import Adapter, Spectrum
 
 # bitsandbytes pages the states of larger tensors only (its optim/optimizer.py, get_state_buffer).
-_LEAST_PAGED = 100_000
+LEAST_PAGED = 100_000
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _adapter(
         dora=dora,
         saved=matrices + whole,
         first_block=0 if whole else min((one.layer for one in chosen if one.layer is not None), default=0),
-        small=sum(size for size in sizes if size < _LEAST_PAGED),
+        small=sum(size for size in sizes if size < LEAST_PAGED),
     )
 
 

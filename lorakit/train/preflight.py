@@ -17,6 +17,7 @@ from lorakit.hardware.memory import OutOfMemory, measure_peak, within_memory
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.loss import EXACT, HALF, full_logits_loss, is_causal, losses_agree, supervised_loss
 from lorakit.model.tokenizer import pad_token_id
+from lorakit.plan.trainable_params import LEAST_PAGED
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.train.micro_batching import MicroBatchRunner, autocast, compute_optimizations, count_trained_tokens
@@ -24,8 +25,6 @@ from lorakit.train.setup import set_up_training
 
 # bitsandbytes leaves the states of smaller tensors in 32 bits (its optim/optimizer.py, min_8bit_size).
 _LEAST_IN_8_BITS = 4096
-# It pages those of larger tensors only, to the processor's memory (get_state_buffer in the same file).
-_LEAST_PAGED = 100_000
 # Numbers that share a scale in 8-bit states (its functional.py).
 _BLOCK = 256
 # Tokens of each row that are tried: enough to tell, and little memory however long the rows are.
@@ -131,7 +130,7 @@ def state_bytes(model: Any, optimizer: str) -> int:
     total = 0
     for parameter in _trained(model):
         size = parameter.numel()
-        if "paged" in optimizer and parameter.is_cuda and size >= _LEAST_PAGED:
+        if "paged" in optimizer and parameter.is_cuda and size >= LEAST_PAGED:
             continue
         if optimizer.endswith("8bit") and size >= _LEAST_IN_8_BITS:
             total += 2 * (size + 4 * -(-size // _BLOCK))

@@ -129,10 +129,8 @@ def initial_manifest(prepared: Prepared, state: TrainingState) -> dict[str, Any]
 
 
 def save_result(state: TrainingState, prepared: Prepared, run: Run, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write the adapter with the tokenizer it was trained with and a card, or the model. The sha256 of its weights.
-
-    A whole model is rounded to the type that its base has on disk.
-    """
+    """Write the adapter, or the model in the type that its base has on disk, with the tokenizer that it was trained
+    with and a card. Returns the sha256 of its weights."""
     recipe, model = prepared.recipe, state.model
     if trains_all(recipe.adapter):
         with atomic_dir(run.model) as draft:

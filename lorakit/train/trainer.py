@@ -36,10 +36,8 @@ OPTIMIZERS = {
 
 
 class StepBatchSampler(Sampler[list[int]]):
-    """The rows of every step of one epoch, as Trainer counts epochs: all as long as the first.
-
-    Weights make some epochs longer than others; then the steps of the run are only counted off in epochs of one size.
-    """
+    """The rows of every step of one epoch, as Trainer counts epochs: all as long as the first, though weights make
+    some of the run's own longer than others."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, mixture: Mixture) -> None:
         self.lengths, self.batch_size, self.seed, self.mixture = lengths, batch_size, seed, mixture
@@ -299,11 +297,8 @@ def evaluations_without_gain(losses: list[float], min_delta: float) -> int:
 
 
 def with_faster_b(groups: list[dict[str, Any]], model: Any, ratio: float) -> list[dict[str, Any]]:
-    """An optimizer's groups with the B matrices in separate groups, whose learning rate is `ratio` times as high.
-
-    LoRA+ (Hayou et al., arXiv 2402.12354). DoRA's magnitudes and modules trained whole keep the rate of A: the paper
-    says nothing of them.
-    """
+    """An optimizer's groups with the B matrices in separate groups, whose learning rate is `ratio` times as high: LoRA+
+    (arXiv 2402.12354). DoRA's magnitudes and modules trained whole, of which it says nothing, keep the rate of A."""
     fast = {id(parameter) for name, parameter in model.named_parameters() if ".lora_B." in name}
     split = []
     for group in groups:
