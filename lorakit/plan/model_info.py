@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from datetime import date
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ from lorakit.model.config_values import Positions, is_size, positions_of, read_j
 from lorakit.model.quantization_config import CheckpointQuantization, parse_quantization, refuse_irreversible
 from lorakit.model.resolve import BUNDLED_MODELS, Base, bundled_file, converted_folder
 from lorakit.model.spec import ModelSpec, is_known_family, spec_from_config
-from lorakit.recipe.schema import Model, Recipe
+from lorakit.recipe.schema import Model, Recipe, Spectrum
 
 if TYPE_CHECKING:
     from lorakit.data.chat_template import ChatTemplate
@@ -231,10 +232,16 @@ def describe_missing_files(recipe: Recipe) -> str | None:
 
 
 def refuse_by_config(recipe: Recipe, facts: ModelInfo | None) -> None:
-    """Refuse rows or answers of more tokens than the model has positions for, and a merge into weights whose
-    quantization cannot be undone."""
+    """Refuse rows or answers of more tokens than the model has positions for, layers that it does not have, and a merge
+    into weights whose quantization cannot be undone."""
     if recipe.output.merged and facts:
         refuse_irreversible(facts.stored, recipe.model.base)
+    layers = recipe.adapter.layers
+    if facts and facts.layers and layers != "all" and not isinstance(layers, Spectrum):
+        last = max(map(int, re.findall(r"\d+", str(layers))))
+        if last >= facts.layers:
+            reason = f"{last} is not a layer of the model: this model has layers 0 to {facts.layers - 1}"
+            raise UserError(f"adapter.layers: {reason}. Write a lower number.")
     positions = facts.positions if facts else None
     if positions is None or not positions.hard:
         return
