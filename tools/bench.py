@@ -52,6 +52,7 @@ def compare(recipe: Path, steps: int, kind: str, work: Path) -> dict[str, Any]:
         f"data.train={rows}",
         "data.eval=null",
         "evaluate.metrics=[]",
+        "model.dtype=float32",
         "train.epochs=1",
         f"adapter.kind={kind}",
         f"train.batch_size={BATCH}",

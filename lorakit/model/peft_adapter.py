@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,7 +188,8 @@ def _load(model: Any, folder: Path, key: str, config: Any, is_trainable: bool = 
     except KeyError as error:  # of modules that were trained whole
         raise UserError(f"{key}{folder}: this adapter lacks {error.args[0]}, which PEFT expects in it.") from error
     except _READING as error:
-        reason = first_line(error)
+        gaps = _expert_gaps(folder)
+        reason = f"its file lacks {first_and_count(gaps)}" if gaps else first_line(error)
         raise UserError(f"{key}{folder}: this adapter cannot be put on the base model: {reason}") from error
     misplaced = "holds {}, for which the base model has no place"
     for sentence, names in (("lacks {}", report.missing_keys), (misplaced, report.unexpected_keys)):
@@ -195,6 +197,14 @@ def _load(model: Any, folder: Path, key: str, config: Any, is_trainable: bool = 
             shown = sentence.format(first_and_count(sorted(name.replace(".default", "") for name in names)))
             raise UserError(f"{key}{folder}: this adapter {shown}. It is damaged, or of another model.")
     return loaded
+
+
+def _expert_gaps(folder: Path) -> list[str]:
+    """Tensors that some experts lack in an adapter's file: PEFT stacks those of all, and fails without a name."""
+    names = read_header(folder / "adapter_model.safetensors")[0]
+    matches = [match for name in names if (match := re.fullmatch(r"(.*\.experts\.\d+\.)(.*)", name))]
+    experts, parts = {match[1] for match in matches}, {match[2] for match in matches}
+    return sorted(expert + part for expert in experts for part in parts if expert + part not in names)
 
 
 @dataclass

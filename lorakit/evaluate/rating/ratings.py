@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import AwareDatetime, BeforeValidator, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from lorakit.amounts import counted
 from lorakit.data.readers import reading
@@ -18,7 +18,6 @@ from lorakit.evaluate.metric import wilson
 from lorakit.evaluate.rating.sheet import KEY, LETTERS, UNSURE
 from lorakit.evaluate.report import Table
 from lorakit.recipe.problem import dotted_name, one_line, show_path
-from lorakit.registry import Section
 
 _EXPORT_AGAIN = "Export it again from the sheet's page"
 _RESAMPLES, _RESAMPLES_AT_ONCE = 10_000, 500
@@ -40,7 +39,11 @@ def _refuse_bool(value: Any) -> Any:
 _Score = Annotated[Literal[1, 2, 3, 4, 5, "cannot judge"], BeforeValidator(_refuse_bool)]
 
 
-class _AnswerRating(Section):
+class _FileModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _AnswerRating(_FileModel):
     question: str
     answer: str
     scores: dict[str, _Score]
@@ -48,7 +51,7 @@ class _AnswerRating(Section):
     at: str
 
 
-class _RatingFile(Section):
+class _RatingFile(_FileModel):
     """What the sheet's page exports (lorakit/evaluate/rating/sheet_page/ratings.js)."""
 
     kind: Literal["lorakit-ratings"]
@@ -66,12 +69,12 @@ class _RatingFile(Section):
         return " ".join(self.rater.split())
 
 
-class _KeyQuestion(Section):
+class _KeyQuestion(_FileModel):
     id: str
     answers: list[list[str]]
 
 
-class _Key(Section):
+class _Key(_FileModel):
     """What `write_sheet` keeps from the raters."""
 
     kind: Literal["lorakit-key"]
@@ -140,7 +143,7 @@ def read_ratings(files: Sequence[Path], key_path: Path) -> Ratings:
     return Ratings(key, raters, scores, shown_at, unsure, left, comments, notes)
 
 
-_Shape = TypeVar("_Shape", bound=Section)
+_Shape = TypeVar("_Shape", bound=_FileModel)
 
 
 def _read(path: Path, shape: type[_Shape], remedy: str) -> _Shape:
