@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lorakit.data.cleaning.row_stats import RowStats
-from lorakit.data.example_arrays import TextLengths, UsableRows
+from lorakit.data.example_arrays import TextLengths, UsableRows, to_arrow
 from lorakit.data.mixture import Mixture
 from lorakit.data.report import Report
 
@@ -118,7 +118,7 @@ def write_side(folder: Path, side: str, result: UsableRows, rows: np.ndarray, re
                 mask = chosen[start : start + len(batch)]
                 start += len(batch)
                 if mask.any():
-                    writer.write_batch(batch if mask.all() else batch.filter(pa.array(mask)))
+                    writer.write_batch(batch if mask.all() else batch.filter(to_arrow(mask)))
     arrays = vars(index_of(result).select(chosen, rows))
     if result.traits is not None:
         arrays |= {f"of_{name}": array[rows] for name, array in vars(result.traits).items() if array is not None}

@@ -94,14 +94,29 @@ def join_rows(parts: list[UsableRows], reports: tuple[Report, Report], path: Pat
 
 def to_batch(examples: list[Encoded], where: list[str], source: int) -> pa.RecordBatch:
     """Examples of one source in the form of `SCHEMA`. `where`: the place of each."""
-    offsets = pa.array(np.cumsum([0, *(len(one.input_ids) for one in examples)]), pa.int32())
+    count, places = len(examples), [place.encode() for place in where]
+    starts = _starts([len(one.input_ids) for one in examples])
     lists = []
     for rows in ([one.input_ids for one in examples], [one.labels for one in examples]):
-        numbers: Any = np.concatenate([np.array(row, dtype=np.int32) for row in rows]) if rows else []
-        lists.append(pa.ListArray.from_arrays(offsets, pa.array(numbers, pa.int32())))
-    answers = pa.array([one.turns[-1][0] if one.turns else -1 for one in examples], pa.int32())
-    number = pa.array(np.full(len(where), source), pa.int16())
-    return pa.RecordBatch.from_arrays([*lists, answers, pa.array(where, pa.string()), number], schema=SCHEMA)
+        numbers = np.concatenate([np.zeros(0, np.int32), *(np.array(row, dtype=np.int32) for row in rows)])
+        lists.append(pa.Array.from_buffers(_IDS, count, [None, starts], children=[to_arrow(numbers)]))
+    answers = to_arrow(np.array([one.turns[-1][0] if one.turns else -1 for one in examples], dtype=np.int32))
+    texts = [None, _starts([len(place) for place in places]), pa.py_buffer(b"".join(places))]
+    number = to_arrow(np.full(count, source, dtype=np.int16))
+    arrays = [*lists, answers, pa.Array.from_buffers(pa.string(), count, texts), number]
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def to_arrow(numbers: np.ndarray) -> pa.Array:
+    """Numbers, or a mask, as `pa.array` gives them, which imports pandas: 0.3 s in every process."""
+    kind, values = pa.from_numpy_dtype(numbers.dtype), numbers
+    if kind == pa.bool_():
+        values = np.packbits(numbers, bitorder="little")
+    return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(values)])
+
+
+def _starts(lengths: list[int]) -> pa.Buffer:
+    return pa.py_buffer(np.cumsum([0, *lengths], dtype=np.int32))
 
 
 def measure_texts(texts: list[Encoded]) -> TextLengths:
