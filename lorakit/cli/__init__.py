@@ -1,5 +1,7 @@
 """The command line: one small file a command."""
 
+import atexit
+import gc
 import inspect
 import os
 import re
@@ -96,6 +98,7 @@ def main() -> None:
     from lorakit import console
 
     prepare_streams()
+    atexit.register(gc.freeze)  # or the interpreter looks through all that torch made once more, for most of a second
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _interrupt)
