@@ -84,6 +84,17 @@ class MetricSpec(Spec):
     pool: Callable[[Any], Any] | None = None  # what the rows add, summed -> the score; None: the mean of their scores
 
 
+@dataclass(frozen=True)
+class ExporterSpec(Spec):
+    """An export target: a lorakit.export.source.ExportSource, the word after the colon, a folder to fill, a Progress ->
+    what export.json says of the files."""
+
+    _: KW_ONLY
+    weights: Literal["merged", "adapter", "either"]  # what it is made from; either: the adapter if it fits, else merged
+    arguments: tuple[str, ...] = ()  # the words that may follow the colon
+    default: str | None = None  # the word where none is written; None: one of them must be written
+
+
 Fields = ParamSpec("Fields")
 S = TypeVar("S", bound=Spec)
 
@@ -145,4 +156,5 @@ FORMATS = Table(FormatSpec, "formats", "format", "lorakit.data.formats")
 ADAPTERS = Table(AdapterSpec, "adapters", "adapter kind", "lorakit.model.adapters")
 QUANTIZERS = Table(QuantizerSpec, "quantizers", "quantization", "lorakit.model.quantization_config")
 METRICS = Table(MetricSpec, "metrics", "metric", "lorakit.evaluate.metrics")
+EXPORTERS = Table(ExporterSpec, "exporters", "export target", "lorakit.export")
 AnyTable = Table[..., Any]

@@ -28,6 +28,7 @@ from lorakit.recipe.did_you_mean import nearest_name
 _RECORDED = ("lorakit", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "tokenizers")
 
 MERGED = "merge.json"  # by which a folder is known to hold a merged model
+EXPORT = "export.json"  # by which a folder is known to hold an export
 CLEARED = "cleared"  # the status of a run whose results were deleted for another one's
 _GIVE_RUN = "Give the folder of a run, such as runs/NAME."
 _SCORES = re.compile(r"(tasks-)?\d{8}T\d{6}(-\d+)?\.jsonl?")
@@ -48,6 +49,7 @@ class Run:
         self.model = self.folder / "model"  # of a full fine-tuning, which has no adapter
         self.merged = self.folder / "merged"
         self.evaluations = self.folder / "eval"
+        self.exports = self.folder / "export"
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after `step` optimizer steps."""
@@ -132,7 +134,7 @@ class Run:
 
     def results(self) -> list[Path]:
         """Every file and folder that a run may write."""
-        folders = [self.checkpoints, self.adapter, self.model, self.merged, self.evaluations]
+        folders = [self.checkpoints, self.adapter, self.model, self.merged, self.evaluations, self.exports]
         return [*folders, self.log, self.recipe, self.manifest]
 
     def refuse_other_programs(self) -> None:
@@ -148,19 +150,22 @@ class Run:
             refuse_other_files(folder, manifest.get("files") if ended else None)
         if self.merged.exists():
             refuse_other_files(self.merged, read_own_json(self.merged / MERGED).get("files", []))
+        for folder in (folder for folder in self.exports.glob("*/") if not is_draft(folder)):
+            refuse_other_files(folder, read_own_json(folder / EXPORT).get("files", []))
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else. The manifest stays, as that of a cleared run, so that the folder
         is a run's whenever the process ends."""
         if self.manifest.exists():
             self.write_manifest(self.read_manifest() | {"status": CLEARED})
-        for folder in (*self.complete_checkpoints(), self.adapter, self.model, self.merged):
+        exports = [folder for folder in self.exports.glob("*/") if not is_draft(folder)]
+        for folder in (*self.complete_checkpoints(), self.adapter, self.model, self.merged, *exports):
             if folder.is_dir():
                 remove_folder(folder)
         scores = [path for path in self.evaluations.glob("*") if _SCORES.fullmatch(path.name)]
         for file in (*scores, self.log, self.recipe):
             file.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.evaluations):
+        for folder in (self.checkpoints, self.evaluations, self.exports):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 

@@ -12,7 +12,7 @@ from test_cli import lorakit_run as lorakit_run
 
 from lorakit.atomic_io import LOCK, exclusive_lock, file_lock
 from lorakit.errors import UserError
-from lorakit.merge.writer import claim_output
+from lorakit.output_dir import claim_output
 from lorakit.run_dir import Run, open_run
 
 HOLDER = """

@@ -182,7 +182,7 @@ def test_a_merge_does_not_replace_what_it_stands_on(trained, lorakit_merge, tmp_
     for folder in (tmp_path / "base", run.folder):
         written = {"format": 2, "versions": {}, "files": [*files_in(folder), "merge.json"]}
         (folder / "merge.json").write_text(json.dumps(written))
-        says = "--output would overwrite an input of the merge"
+        says = "--output would overwrite an input"
         refused(lorakit_merge, tmp_path, 2, run.folder, "--output", folder, "--overwrite", says=says)
 
 

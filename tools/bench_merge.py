@@ -107,8 +107,8 @@ def _measure(way: str, work: Path) -> dict[str, float]:
 
     from lorakit.merge.inputs import input_of_run
     from lorakit.merge.run import merge
-    from lorakit.merge.writer import claim_output
     from lorakit.model.tokenizer import quiet_libraries
+    from lorakit.output_dir import claim_output
     from lorakit.prepare import reopen_run
     from lorakit.progress import Silent
 

@@ -35,9 +35,9 @@ def extract(
     from lorakit import console
     from lorakit.merge.extract import FACTS
     from lorakit.merge.extract import extract as extract_adapter
-    from lorakit.merge.writer import claim_output, refuse_overwriting_inputs
     from lorakit.model.resolve import resolve_base
     from lorakit.model.tokenizer import quiet_libraries
+    from lorakit.output_dir import claim_output, refuse_overwriting_inputs
 
     progress = console.Terminal(quiet)
     quiet_libraries()

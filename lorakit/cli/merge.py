@@ -82,7 +82,7 @@ def merge(
         first, following = f"{verify}: is the merged model of {folder}", ""
     else:
         from lorakit.merge.run import merge as merge_adapter
-        from lorakit.merge.writer import claim_output
+        from lorakit.output_dir import claim_output
 
         target = output or (run.merged if run else folder / "merged")
         with run.shared() if run else nullcontext(), claim_output(target, overwrite):

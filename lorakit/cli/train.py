@@ -74,7 +74,7 @@ def train(
         if loaded.recipe.output.merged:
             from lorakit.merge.inputs import input_of_run
             from lorakit.merge.run import merge
-            from lorakit.merge.writer import claim_output
+            from lorakit.output_dir import claim_output
 
             with claim_output(run.merged, overwrite=True):
                 facts |= merge(input_of_run(run, prepared, progress), run.merged, progress).facts()

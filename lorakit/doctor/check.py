@@ -111,7 +111,11 @@ def installed(package: str) -> str | None:
 # Older ones have known holes that a downloaded model or checkpoint can use.
 _SECURITY_FLOORS = {"torch": "2.10", "transformers": "5.3"}
 _NEED_TORCH = {"bitsandbytes", "transformers", "accelerate", "peft", "trl"}
-_EXTRAS = {"gguf": "reads .gguf files", "tasks": "runs lm-eval's benchmarks (lorakit benchmark)"}
+_EXTRAS = {
+    "gguf": "reads .gguf files",
+    "export": "writes and runs .gguf files (lorakit export)",
+    "tasks": "runs lm-eval's benchmarks (lorakit benchmark)",
+}
 
 
 def check_python() -> Iterator[DoctorFinding]:

@@ -87,10 +87,10 @@ def argument_kind(given: str) -> str:
     if kind is None:
         reason = "a file. Give the folder of one" if path.is_file() else f"it has no {', '.join(_SIGNS.values())}"
         raise UserError(f"{given}: is not a run, an adapter or a model: {reason}.")
-    return "run" if kind == "adapter" and _run_folder(given) != path else kind
+    return "run" if kind == "adapter" and run_folder(given) != path else kind
 
 
-def _run_folder(given: str) -> Path:
+def run_folder(given: str) -> Path:
     """The folder of the run whose adapter/ was given, otherwise the argument itself."""
     path = Path(given)
     parent = Run(path.resolve().parent)
@@ -114,7 +114,7 @@ def lock_runs(given: Sequence[str]) -> Iterator[None]:
     with ExitStack() as locks:
         for one in given:
             if argument_kind(one) == "run":
-                locks.enter_context(Run(_run_folder(one)).shared())
+                locks.enter_context(Run(run_folder(one)).shared())
         yield
 
 
@@ -125,7 +125,7 @@ def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
     if twice:
         raise UserError(f"{twice}: is given twice. Leave one out.")
     kinds = {one: argument_kind(one) for one in given}
-    runs = {one: reopen_run(_run_folder(one), progress) for one in given if kinds[one] == "run"}
+    runs = {one: reopen_run(run_folder(one), progress) for one in given if kinds[one] == "run"}
     run, prepared = next(iter(runs.values()), (None, None))
     if run and prepared and len(given) == 1 and Run(Path(given[0])).holds_results():
         return models_of_run(run, prepared)

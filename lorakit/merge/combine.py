@@ -18,7 +18,7 @@ from lorakit.merge import low_rank
 from lorakit.merge.inputs import input_of_run
 from lorakit.merge.low_rank import METHODS, AdapterLayer, LowRankFactors, squared_norm, write_adapter
 from lorakit.merge.run import MergeResult, merge
-from lorakit.merge.writer import COMBINED, claim_output, describe_output, output_draft, refuse_overwriting_inputs
+from lorakit.merge.writer import COMBINED, describe_output
 from lorakit.model.companion_files import write_tokenizer
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.layerwise import adapter_without_base
@@ -26,6 +26,7 @@ from lorakit.model.load import load_model
 from lorakit.model.loss import supervised_loss
 from lorakit.model.peft_adapter import SharedBase
 from lorakit.model.tokenizer import pad_token_id
+from lorakit.output_dir import claim_output, output_draft, refuse_overwriting_inputs
 from lorakit.prepare import Prepared, reopen_run
 from lorakit.progress import Progress
 from lorakit.run_dir import MERGED, Run, now, versions

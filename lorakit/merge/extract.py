@@ -13,7 +13,7 @@ from lorakit.amounts import percent
 from lorakit.errors import UserError
 from lorakit.merge import low_rank
 from lorakit.merge.low_rank import AdapterLayer, LowRankFactors, squared_norm
-from lorakit.merge.writer import describe_output, output_draft
+from lorakit.merge.writer import describe_output
 from lorakit.model.base_files import has_tokenizer
 from lorakit.model.companion_files import write_tokenizer
 from lorakit.model.load import DTYPES, stored_dtype
@@ -23,6 +23,7 @@ from lorakit.model.spec_from_meta import list_weights
 from lorakit.model.state_dict import Weights, open_weights
 from lorakit.model.targets import first_and_count, select_train_modules
 from lorakit.model.tokenizer import load_tokenizer
+from lorakit.output_dir import output_draft
 from lorakit.progress import Progress
 from lorakit.run_dir import now, versions
 

@@ -13,15 +13,7 @@ from lorakit.errors import LorakitError, UserError
 from lorakit.merge.apply_delta import Deltas, adapter_deltas
 from lorakit.merge.inputs import MergeInput, Onto, adapter_model, unquantized_base
 from lorakit.merge.proof import TOLERANCES, Proof, compare, compute_reference
-from lorakit.merge.writer import (
-    COMBINED,
-    describe_output,
-    output_draft,
-    refuse_overwriting_inputs,
-    weights_to_write,
-    with_tied_names,
-    write_weights,
-)
+from lorakit.merge.writer import COMBINED, describe_output, weights_to_write, with_tied_names, write_weights
 from lorakit.model.base_files import refuse_code
 from lorakit.model.companion_files import write_companion_files
 from lorakit.model.config_values import read_json, untied_config
@@ -32,6 +24,7 @@ from lorakit.model.quantization_config import stored_quantization
 from lorakit.model.safetensors_io import TYPES
 from lorakit.model.state_dict import WeightPrecision, Weights, open_weights, stored_precision, training_precision
 from lorakit.model.tokenizer import pad_token_id
+from lorakit.output_dir import output_draft, refuse_overwriting_inputs
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Model
 from lorakit.run_dir import MERGED, now, versions

@@ -1,10 +1,9 @@
-"""Writing results: the folder of a merge, a combination or an extraction, claimed first, then complete or absent; and a
-merged model's weights: the base's files once more, tensor by tensor, with the adapter in them."""
+"""Writing results: the card of a merge, a combination or an extraction, and a merged model's weights: the base's files
+once more, tensor by tensor, with the adapter in them."""
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,68 +11,17 @@ from typing import Any
 import torch
 
 from lorakit.amounts import decimal_bytes
-from lorakit.atomic_io import atomic_dir, exclusive_lock, files_in, read_own_json, refuse_other_files, remove_drafts
-from lorakit.errors import LorakitError, UserError, explain_error
+from lorakit.atomic_io import files_in
+from lorakit.errors import LorakitError, UserError
 from lorakit.merge.apply_delta import Deltas
 from lorakit.model.base_files import INDEX, SINGLE, read_header, weight_files
 from lorakit.model.config_values import read_json
 from lorakit.model.safetensors_io import WORDS, SafetensorsWriter, open_writer, read_tensor
 from lorakit.model.state_dict import Group, WeightPrecision, Weights, untied
 from lorakit.progress import Progress
-from lorakit.run_dir import MERGED
 
 COMBINED = "combine.json"  # by which a folder is known to hold combined adapters
 _OTHER_FILES = 64 << 20  # what tokenizer, configuration and card may take
-
-
-@contextmanager
-def claim_output(output: Path, overwrite: bool, facts: str = MERGED) -> Iterator[None]:
-    """Until the end no other process puts a result into this place. A place where none can go is refused; only an
-    earlier result, which holds the file `facts`, is replaced."""
-    _check_output(output, overwrite, facts)
-    with ExitStack() as stack:
-        try:
-            output.absolute().parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(exclusive_lock(output))
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"{output}: cannot be written: {reason}. Choose another with --output.") from error
-        _check_output(output, overwrite, facts)  # another process may have put one there between the two
-        yield
-
-
-def _check_output(output: Path, overwrite: bool, facts: str) -> None:
-    if output.is_symlink():
-        raise UserError(f"{output}: is a link. Write --output with the folder that it means.")
-    if output.exists():
-        written = read_own_json(output / facts).get("files", [])
-        if not overwrite:
-            raise UserError(f"{output}: already exists. Replace it with --overwrite, or choose another with --output.")
-        refuse_other_files(output, written)
-
-
-def refuse_overwriting_inputs(output: Path, *inputs: Path) -> None:
-    """Refuse to replace what a result is made from: an earlier one may be its base, or hold its run."""
-    for path in inputs:
-        if path.resolve().is_relative_to(output.resolve()):
-            raise UserError(f"--output would overwrite an input of the merge: {path} is in {output}. Choose another.")
-
-
-@contextmanager
-def output_draft(output: Path) -> Iterator[Path]:
-    """A folder that becomes `output`, a claimed place, at the end, and of which nothing stays where anything fails. A
-    refusal of the system, as of a full disk, says so."""
-    try:
-        remove_drafts(output.absolute().parent, output.name)
-        with atomic_dir(output) as draft:
-            yield draft
-    except LorakitError:
-        raise
-    except Exception as error:
-        if (explanation := explain_error(error)) is None:
-            raise
-        message = f"{output}: was not written, and nothing of it was kept: {explanation}"
-        raise type(explanation)(message) from error
 
 
 def describe_output(

@@ -1,0 +1,182 @@
+"""`lorakit export`"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorakit.amounts import decimal_bytes
+from lorakit.cli.options import Json, Overwrite, Quiet
+from lorakit.errors import UserError
+
+if TYPE_CHECKING:
+    from lorakit.export.run import ExportResult
+    from lorakit.export.source import ExportSource
+    from lorakit.progress import Progress
+    from lorakit.recipe.export_target import ExportTarget
+
+
+def export(
+    given: Annotated[
+        str,
+        typer.Argument(metavar="X", help="The folder of a run, an adapter or a merged model."),
+    ],
+    to: Annotated[
+        list[str],
+        typer.Option(
+            "--to",
+            metavar="TARGET",
+            help="What to write, such as [cyan]gguf:q4_k_m[/cyan] or [cyan]ollama[/cyan]. Several with commas, or "
+            "given several times.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Where the targets' folders go; by default export/ of X."),
+    ] = None,
+    overwrite: Overwrite = False,
+    llama_cpp: Annotated[
+        Path | None,
+        typer.Option(
+            "--llama-cpp", metavar="DIR", help="A checkout or build of llama.cpp to use instead of the extra's."
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="Where the base model is now: a folder or hub id."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's model for the programs that serve it, and check what was written.
+
+    Each target gets a folder of its own, with a README that says how to start a server on it, and export.json with what
+    was read back from the files. What is made from merged weights is made from a merge that was proved; where there is
+    none yet, it is made first.
+    """
+    from lorakit import console
+    from lorakit.export.run import export as export_targets
+
+    targets = parse_targets(to)
+    progress = console.Terminal(quiet)
+    with open_source(given, base, llama_cpp, progress) as source:
+        results = export_targets(source, targets, output or source.folder / "export", overwrite, progress)
+    if as_json:
+        console.result_json({"exports": [result.facts() for result in results]})
+    else:
+        console.result("\n".join(line for result in results for line in _describe(result)))
+
+
+def parse_targets(words: list[str]) -> "list[ExportTarget]":
+    """The targets of `--to A,B --to C`, each once."""
+    from lorakit.recipe.export_target import parse_target
+    from lorakit.registry import EXPORTERS
+
+    targets = []
+    for word in (part for text in words for part in text.split(",")):
+        try:
+            target = parse_target(word)
+        except ValueError as error:
+            raise UserError(f"--to: {error}") from error
+        if target in targets:
+            raise UserError(f"--to: {target} is there twice. Leave one out.")
+        targets.append(target)
+    if not targets:
+        raise UserError(f"--to is missing. Write one or several of {', '.join(EXPORTERS.names())}.")
+    return targets
+
+
+@contextmanager
+def open_source(given: str, base: str | None, llama_cpp: Path | None, progress: "Progress") -> "Iterator[ExportSource]":
+    """What an argument means, with its run locked against a training that would replace it."""
+    from lorakit.evaluate.models import argument_kind, run_folder
+    from lorakit.export.source import ExportSource
+    from lorakit.merge.inputs import input_of_adapter, input_of_run
+    from lorakit.prepare import reopen_run
+    from lorakit.recipe.adapter_kind import trains_all
+    from lorakit.run_dir import Run
+
+    kind = argument_kind(given)
+    if kind == "base" or Path(given).is_file():
+        raise UserError(f"{given}: is not a run, an adapter or a model's folder. Give one of these.")
+    folder = run_folder(given)
+    with Run(folder).shared() if kind == "run" else nullcontext():
+        if kind in ("merged", "model"):
+            yield _source_of_model(given, llama_cpp, progress)
+            return
+        if kind == "run":
+            run, prepared = reopen_run(folder, progress, base)
+            system = prepared.recipe.data.system
+            if trains_all(prepared.recipe.adapter):
+
+                def read_rows() -> list[dict[str, Any]]:
+                    return list((prepared.held_out or prepared.train).rows)
+
+                name, stops = str(prepared.recipe.name), tuple(prepared.stop_ids)
+                model = (None, lambda: run.model, prepared.tokenizer, stops)
+                yield ExportSource(name, folder, prepared.base, *model, read_rows, llama_cpp, system)
+                return
+            merge_input = input_of_run(run, prepared, progress)
+        else:
+            merge_input, system = input_of_adapter(folder, base, progress), None
+        yield ExportSource(
+            merge_input.name,
+            folder,
+            merge_input.base,
+            merge_input.adapter,
+            _merge_of(merge_input, folder / "merged", progress),
+            merge_input.tokenizer,
+            tuple(merge_input.stop_ids),
+            lambda: merge_input.read_rows()[0],
+            llama_cpp,
+            system,
+        )
+
+
+def _merge_of(merge_input: Any, folder: Path, progress: "Progress") -> Callable[[], Path]:
+    """The merged model of an adapter: the one that is there, or one that is made and proved now."""
+
+    def merged() -> Path:
+        from lorakit.merge.run import merge
+        from lorakit.output_dir import claim_output
+
+        if not folder.exists():
+            progress.say(f"merging first, into {folder}")
+            with claim_output(folder, overwrite=False):
+                merge(merge_input, folder, progress)
+        return folder
+
+    return merged
+
+
+def _source_of_model(given: str, llama_cpp: Path | None, progress: "Progress") -> "ExportSource":
+    """A merged model or another one, without its run."""
+    from lorakit.data.general_texts import encode_text, read_general_texts
+    from lorakit.export.source import ExportSource
+    from lorakit.model.resolve import resolve_base
+    from lorakit.model.spec_from_meta import read_hf_config
+    from lorakit.model.tokenizer import load_tokenizer, quiet_libraries, stop_token_ids
+
+    quiet_libraries()
+    base = resolve_base(given, "main", progress)
+    tokenizer = load_tokenizer(base, None)
+
+    def read_rows() -> list[dict[str, Any]]:
+        config = read_hf_config(base.folder)
+        return [{"input_ids": encode_text(tokenizer, row.text, config)} for row in read_general_texts()]
+
+    folder = Path(given) if Path(given).is_dir() else Path(given.rpartition("/")[2])
+    stop_ids = tuple(stop_token_ids(base, tokenizer))
+    name = folder.resolve().parent.name if folder.resolve().name == "merged" else folder.resolve().name
+    return ExportSource(name, folder, base, None, lambda: base.folder, tokenizer, stop_ids, read_rows, llama_cpp)
+
+
+def _describe(result: "ExportResult") -> Iterator[str]:
+    """A target in lines: where it is, and each check."""
+    size = sum(int(file["bytes"]) for file in result.files.values())
+    yield f"{result.target}: {result.folder} ({decimal_bytes(size)})"
+    for check in result.export.checks:
+        yield f"  {check.name}: {check.detail}"

@@ -1,0 +1,105 @@
+"""`gguf:TYPE`: the merged model as one file for llama.cpp and what is built on it."""
+
+from pathlib import Path
+from typing import Any
+
+from lorakit.amounts import decimal_bytes, percent
+from lorakit.export.source import Check, Export, ExportSource
+from lorakit.progress import Progress
+from lorakit.registry import EXPORTERS
+
+# Those of 16 and 32 bits are written by the converter itself.
+PLAIN = ("f32", "f16", "bf16")
+QUANTIZED = (
+    *("q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"),
+    *("q5_1", "q5_0", "q4_1", "q4_0"),
+)
+# The formats that a file type may hold where every matrix fits its blocks: what it is named after, and the finer ones
+# that llama.cpp gives some tensors on purpose (llama-quant.cpp). Others are fallbacks.
+_INTENDED = {
+    "q6_k": {"Q6_K"},
+    "q5_k": {"Q5_K", "Q6_K"},
+    "q4_k": {"Q4_K", "Q5_K", "Q6_K"},
+    "q3_k": {"Q3_K", "Q4_K", "Q5_K", "Q6_K"},
+    "q2_k": {"Q2_K", "Q3_K", "Q4_K", "Q6_K"},
+}
+
+
+@EXPORTERS.register("gguf", weights="merged", arguments=(*PLAIN, *QUANTIZED))
+def export_gguf(source: ExportSource, argument: str, folder: Path, progress: Progress) -> Export:
+    """The merged model as a GGUF file for llama.cpp, quantized to a type such as q4_k_m."""
+    from lorakit.export.gguf_checks import check_tokenizer
+    from lorakit.model.gguf_file import read_gguf
+
+    path = folder / f"{source.name}-{argument.upper()}.gguf"
+    write_gguf(source, argument, path, progress)
+    written = read_gguf(path)
+    fallbacks = fallback_formats(written.formats, argument)
+    facts: dict[str, Any] = {
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "bits_per_weight": round(written.bits_per_weight, 3),
+        "formats": {name: round(share, 4) for name, share in written.formats.items()},
+        "fallback_share": round(sum(fallbacks.values()), 4),
+    }
+    checks = (Check("types", True, describe_formats(facts, argument)), *check_tokenizer(source, path, written))
+    return Export(facts, checks, _readme(path.name))
+
+
+def write_gguf(source: ExportSource, word: str, path: Path, progress: Progress) -> None:
+    """Write the merged model in a type. Quantized ones are made from one lossless file that several targets share."""
+    from lorakit.export.conversion import quantize_file, run_converter
+
+    model = source.merged_model
+    if word in PLAIN:
+        progress.say(f"converting {model} to GGUF ({word})")
+        run_converter("model", model, path, source.llama_cpp, "--outtype", word)
+        return
+    assert source.shared is not None
+    exact = source.shared / "exact.gguf"
+    if not exact.is_file():
+        progress.say(f"converting {model} to GGUF")
+        run_converter("model", model, exact, source.llama_cpp, "--outtype", _lossless_type(model))
+    progress.say(f"quantizing to {word}")
+    quantize_file(exact, path, word, source.llama_cpp)
+
+
+def _lossless_type(model: Path) -> str:
+    """The GGUF type that holds the weights of a folder exactly."""
+    from lorakit.model.base_files import read_header, weight_files
+
+    types = {tensor.dtype for file in weight_files(model) for tensor in read_header(file)[0].values()}
+    return "bf16" if types <= {"BF16"} else "f16" if types <= {"F16"} else "f32"
+
+
+def fallback_formats(formats: dict[str, float], word: str) -> dict[str, float]:
+    """The formats of a file, with their shares, that its type does not mean: llama.cpp falls back to them for a matrix
+    whose width is no multiple of 256."""
+    intended = _INTENDED.get(word[:4], {word.upper()})
+    return {name: share for name, share in formats.items() if name not in intended and word in QUANTIZED}
+
+
+def describe_formats(facts: dict[str, Any], word: str) -> str:
+    """What was really written, in words."""
+    shares = ", ".join(f"{name} {percent(share)}" for name, share in facts["formats"].items())
+    text = f"{decimal_bytes(facts['bytes'])}, {facts['bits_per_weight']:.2f} bits a weight; {shares} of the weights"
+    if facts["fallback_share"]:
+        text += (
+            f". {percent(facts['fallback_share'])} fell back to another type than {word.upper()} means, since a width "
+            "is not a multiple of 256"
+        )
+    return text
+
+
+def _readme(file: str) -> str:
+    return f"""\
+`export.json` has what was checked.
+
+```bash
+llama-server -m {file} --jinja --port 8080
+curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
+  -d '{{"messages": [{{"role": "user", "content": "Hello"}}], "temperature": 0}}'
+```
+
+Score it on the run's held-out rows: `lorakit eval RUN {file}`.
+"""

@@ -1,0 +1,99 @@
+"""Exporting: each target into a folder of its own, complete or absent, with export.json and a README."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lorakit.atomic_io import files_in, sha256_of
+from lorakit.errors import LorakitError
+from lorakit.export.source import Export, ExportSource
+from lorakit.output_dir import claim_output, output_draft, refuse_overwriting_inputs
+from lorakit.progress import Progress
+from lorakit.recipe.export_target import ExportTarget
+from lorakit.run_dir import EXPORT, MERGED, now, versions
+
+FORMAT = 1
+"""The version of export.json. It grows when a field is removed or changes its meaning."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """One target as it was written."""
+
+    target: ExportTarget
+    folder: Path
+    files: dict[str, dict[str, Any]]  # name -> bytes, sha256
+    export: Export
+
+    def facts(self) -> dict[str, Any]:
+        """The export as JSON."""
+        checks = [asdict(check) for check in self.export.checks]
+        return {"target": str(self.target), "folder": str(self.folder), **self.export.facts, "checks": checks}
+
+
+@contextmanager
+def shared_files(source: ExportSource, root: Path) -> Iterator[ExportSource]:
+    """The source with a temporary folder, on the disk of the exports, for files that several targets are made from."""
+    root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=root, prefix=".lorakit-draft.shared.") as folder:
+        yield replace(source, shared=Path(folder))
+
+
+def export(
+    source: ExportSource, targets: Sequence[ExportTarget], root: Path, overwrite: bool, progress: Progress
+) -> list[ExportResult]:
+    """Write each target into a folder below `root`. A LorakitError where a check of what was written does not hold:
+    that target is not put in place."""
+    results = []
+    with shared_files(source, root) as shared:
+        for target in targets:
+            folder = root / target.folder_name
+            with claim_output(folder, overwrite, EXPORT):
+                results.append(_export(shared, target, folder, progress))
+    return results
+
+
+def _export(source: ExportSource, target: ExportTarget, folder: Path, progress: Progress) -> ExportResult:
+    refuse_overwriting_inputs(folder, source.base.folder, source.folder, *([source.adapter] if source.adapter else []))
+    with output_draft(folder) as draft:
+        written: Export = target.spec.function(source, target.argument, draft, progress)
+        broken = [check for check in written.checks if not check.holds]
+        for check in broken:
+            progress.warn(f"{target}: {check.name}: {check.detail}")
+        if any(check.fatal for check in broken):
+            reasons = "; ".join(f"{check.name}: {check.detail}" for check in broken if check.fatal)
+            raise LorakitError(
+                f"{folder}: the export does not hold what was trained: {reasons}. It was not put in place."
+            )
+        heading = f"# {source.name} for {target}"
+        (draft / "README.md").write_text(f"{heading}\n\n{written.readme.strip()}\n", encoding="utf-8")
+        names = files_in(draft)
+        files = {name: {"bytes": (draft / name).stat().st_size, "sha256": sha256_of(draft / name)} for name in names}
+        result = ExportResult(target, folder, files, written)
+        (draft / EXPORT).write_text(_document(source, result), encoding="utf-8")
+    return result
+
+
+def _document(source: ExportSource, result: ExportResult) -> str:
+    adapter = source.adapter / "adapter_model.safetensors" if source.adapter else None
+    merge = None
+    if result.target.spec.weights != "adapter" and "merged_model" in vars(source):
+        facts = source.merged_model / MERGED
+        merge = json.loads(facts.read_text(encoding="utf-8")).get("proof") if facts.is_file() else None
+    document = {
+        "format": FORMAT,
+        "exported": now(),
+        "versions": versions(),
+        "source": str(source.folder),
+        "base": {"name": source.base.name, "origin": source.base.origin},
+        "adapter_sha256": sha256_of(adapter) if adapter and adapter.is_file() else None,
+        "merge_proof": merge,
+        **{key: value for key, value in result.facts().items() if key != "folder"},
+        "sha256": result.files,
+        "files": sorted([*result.files, EXPORT]),
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
