@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from lorakit.errors import LorakitError, UserError
 from lorakit.merge.combine import Combination, check_same_base, score_sources, share_of_gain
 from lorakit.merge.combine import combine as combine_into
-from lorakit.merge.low_rank import METHODS, base_path
+from lorakit.merge.low_rank import METHODS
+from lorakit.model.low_rank import base_path
 from lorakit.model.peft_adapter import load_adapter
 from lorakit.output_dir import output_draft
 from lorakit.prepare import reopen_run

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from lorakit.errors import UserError
 from lorakit.merge.extract import extract
-from lorakit.merge.low_rank import squared_norm, truncate_to_rank
+from lorakit.merge.low_rank import truncate_to_rank
+from lorakit.model.low_rank import squared_norm
 from lorakit.model.peft_adapter import load_adapter
 from lorakit.model.resolve import Base
 from lorakit.model.spec_from_meta import list_weights

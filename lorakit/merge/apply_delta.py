@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 
 from lorakit.errors import UserError
-from lorakit.merge.low_rank import ADAPTER_NAME, PREFIX, LowRankFactors, base_path
+from lorakit.model.low_rank import ADAPTER_NAME, PREFIX, LowRankFactors, base_path
 
 _OF_ADAPTER = re.compile(rf"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)\.{ADAPTER_NAME}(\.|$)")
 

@@ -14,16 +14,17 @@ import torch
 from lorakit.atomic_io import sha256_of
 from lorakit.data.batches import collate, split_batch
 from lorakit.errors import LorakitError, UserError
-from lorakit.merge import low_rank
 from lorakit.merge.inputs import input_of_run
-from lorakit.merge.low_rank import METHODS, AdapterLayer, LowRankFactors, squared_norm, write_adapter
+from lorakit.merge.low_rank import METHODS
 from lorakit.merge.run import MergeResult, merge
 from lorakit.merge.writer import COMBINED, describe_output
+from lorakit.model import low_rank
 from lorakit.model.companion_files import write_tokenizer
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.layerwise import adapter_without_base
 from lorakit.model.load import load_model
 from lorakit.model.loss import supervised_loss
+from lorakit.model.low_rank import AdapterLayer, LowRankFactors, squared_norm, write_adapter
 from lorakit.model.peft_adapter import SharedBase
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.output_dir import claim_output, output_draft, refuse_overwriting_inputs
@@ -227,10 +228,7 @@ def open_adapter(folder: Path, base_folder: Path) -> _OpenAdapter:
     broken = next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
     if broken:
         raise UserError(f"{folder}: holds numbers that are not finite, the first in {broken}. It is not combined.")
-    factors = {}
-    for layer in low_rank.adapter_layers(model):
-        a, b = (tensors[f"{layer.stem}.lora_{half}.weight"].float() for half in "AB")
-        factors[layer] = LowRankFactors(a, b, layer.scale, layer.experts)
+    factors = low_rank.adapter_factors(model)
     rank = max(of_layer.rank for of_layer in factors.values())
     return _OpenAdapter(folder, model.peft_config["default"], factors, rank)
 

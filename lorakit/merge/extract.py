@@ -11,12 +11,13 @@ from peft import LoraConfig
 
 from lorakit.amounts import percent
 from lorakit.errors import UserError
-from lorakit.merge import low_rank
-from lorakit.merge.low_rank import AdapterLayer, LowRankFactors, squared_norm
+from lorakit.merge.low_rank import truncate_to_rank
 from lorakit.merge.writer import describe_output
+from lorakit.model import low_rank
 from lorakit.model.base_files import has_tokenizer
 from lorakit.model.companion_files import write_tokenizer
 from lorakit.model.load import DTYPES, stored_dtype
+from lorakit.model.low_rank import AdapterLayer, LowRankFactors, squared_norm
 from lorakit.model.quantization_config import stored_quantization
 from lorakit.model.resolve import Base
 from lorakit.model.spec_from_meta import list_weights
@@ -100,7 +101,7 @@ def _factorize(
             if norm and (layer := pair.holders.get(path)):
                 matrices = change if change.ndim == 3 else change[None]  # one for each expert
                 matrices = matrices.mT if layer.transposed else matrices
-                low = [low_rank.truncate_to_rank(matrix, rank) for matrix in matrices]
+                low = [truncate_to_rank(matrix, rank) for matrix in matrices]
                 a, b = torch.stack([one.a for one in low]), torch.stack([one.b for one in low])
                 factors[layer] = low_rank.from_stacks(a, b)
             bar.advance()
