@@ -4,6 +4,7 @@ import errno
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 from tools.torture.cases import BrokenPromiseError, Part
 from tools.torture.command import Trap
@@ -32,7 +33,7 @@ def _run(stage: Stage, chance: random.Random, place: Path, number: int) -> str:
     if number % 8 == 0:
         scenario = {"train": "overwrite", "merge": "merge again"}.get(scenario, scenario)
     error = chance.choice([errno.ENOSPC, *_FAULTS])
-    trap = {"at": at, "error": error, "half": chance.random() < 0.5, "lasting": _FAULTS[error]}
+    trap: dict[str, Any] = {"at": at, "error": error, "half": chance.random() < 0.5, "lasting": _FAULTS[error]}
     case_of(place, scenario=scenario, **trap)
     task = set_out(stage, scenario, place)
     ended = run_in(task, COMMANDS[scenario], Trap(task, **trap))

@@ -129,7 +129,8 @@ def _check_tidy(task: Path) -> None:
 
 def order(operations: dict[str, Sequence[str]], seed: int) -> list[tuple[str, int]]:
     """Every file operation of the commands as (command, number), those that change something new first."""
-    first, again = [], []
+    first: list[tuple[str, int]] = []
+    again: list[tuple[str, int]] = []
     for command, lines in operations.items():
         before = ""
         for line in lines:

@@ -212,7 +212,7 @@ def _settings(chance: random.Random, file: Path, name: str) -> dict[str, Any]:
 
 def _prepared(tokenizer: Any, settings: dict[str, Any], kind: str, raw: bytes | None, untouched: Rows) -> str:
     data = Data(**{**settings, "clean": Clean(**settings["clean"])})
-    template = ChatTemplate(tokenizer, "assistant", None, [_STOP])
+    template = ChatTemplate(tokenizer, "assistant", None, (_STOP,))
     try:
         sides = [side for side in examples_of(data, template, Silent()) if side]
     except UserError as error:
@@ -221,7 +221,7 @@ def _prepared(tokenizer: Any, settings: dict[str, Any], kind: str, raw: bytes | 
         return "refused"
     reports = [side.report for side in sides]
     for side in sides:
-        owners = len(np.unique(side.numbers.owner))
+        owners = len(np.unique(side.index.owner))
         if owners != side.report.used or len(side.rows) != side.report.examples:
             raise BrokenPromiseError(f"{owners} rows have examples, {side.report.used} are said to")
     read = sum(report.read for report in reports)

@@ -75,7 +75,7 @@ def _run(shared: tuple[Path, list[str]], chance: random.Random, place: Path, num
         words = sorted({*re.findall(r"<\|[^|<>\n]{1,30}\|>|</?[a-z_]{1,20}>|\[/?[A-Z_]{2,20}\]", text)})
         tokenizer.add_tokens(words, special_tokens=True)
         stops = [word for word in words if re.search("end|eot|</s>|im_end", word)] or ["<|im_end|>"]
-        template = ChatTemplate(tokenizer, "assistant", None, stops)
+        template = ChatTemplate(tokenizer, "assistant", None, tuple(stops))
         data = Data(train=str(place / "rows.jsonl"), broken=chance.choice(["drop", "drop", "error"]), max_length=8192)
         train, _ = examples_of(data, template, Silent())
     except UserError as error:
