@@ -92,7 +92,7 @@ class ExporterSpec(Spec):
     _: KW_ONLY
     weights: Literal["merged", "adapter", "either"]  # what it is made from; either: the adapter if it fits, else merged
     arguments: tuple[str, ...] = ()  # the words that may follow the colon
-    default: str | None = None  # the word where none is written; None: one of them must be written
+    default: str | None = None  # the word where none is written, "": the entry chooses; None: one must be written
 
 
 Fields = ParamSpec("Fields")

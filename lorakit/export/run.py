@@ -11,6 +11,7 @@ from typing import Any
 from lorakit.atomic_io import files_in, sha256_of
 from lorakit.errors import LorakitError
 from lorakit.export.source import Export, ExportSource
+from lorakit.model.model_card import hub_id
 from lorakit.output_dir import claim_output, output_draft, refuse_overwriting_inputs
 from lorakit.progress import Progress
 from lorakit.recipe.export_target import ExportTarget
@@ -69,8 +70,8 @@ def _export(source: ExportSource, target: ExportTarget, folder: Path, progress: 
             raise LorakitError(
                 f"{folder}: the export does not hold what was trained: {reasons}. It was not put in place."
             )
-        heading = f"# {source.name} for {target}"
-        (draft / "README.md").write_text(f"{heading}\n\n{written.readme.strip()}\n", encoding="utf-8")
+        heading = "" if written.is_card else f"# {source.name} for {target}\n\n"
+        (draft / "README.md").write_text(f"{heading}{written.readme.strip()}\n", encoding="utf-8")
         names = files_in(draft)
         files = {name: {"bytes": (draft / name).stat().st_size, "sha256": sha256_of(draft / name)} for name in names}
         result = ExportResult(target, folder, files, written)
@@ -81,15 +82,16 @@ def _export(source: ExportSource, target: ExportTarget, folder: Path, progress: 
 def _document(source: ExportSource, result: ExportResult) -> str:
     adapter = source.adapter / "adapter_model.safetensors" if source.adapter else None
     merge = None
-    if result.target.spec.weights != "adapter" and "merged_model" in vars(source):
+    if result.export.facts.get("weights", result.target.spec.weights) != "adapter" and "merged_model" in vars(source):
         facts = source.merged_model / MERGED
         merge = json.loads(facts.read_text(encoding="utf-8")).get("proof") if facts.is_file() else None
     document = {
         "format": FORMAT,
         "exported": now(),
         "versions": versions(),
-        "source": str(source.folder),
-        "base": {"name": source.base.name, "origin": source.base.origin},
+        # Names without paths, since exports are handed on: what they are is told by the sha256s.
+        "source": source.folder.resolve().name,
+        "base": {"name": hub_id(source.base.name) or Path(source.base.name).name, "origin": source.base.origin},
         "adapter_sha256": sha256_of(adapter) if adapter and adapter.is_file() else None,
         "merge_proof": merge,
         **{key: value for key, value in result.facts().items() if key != "folder"},

@@ -33,6 +33,7 @@ class Export:
     facts: dict[str, Any]
     checks: tuple[Check, ...]
     readme: str
+    is_card: bool = False  # whether the README is whole, such as a model card, and gets no heading
 
 
 @dataclass(frozen=True)

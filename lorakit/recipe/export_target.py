@@ -34,7 +34,8 @@ def parse_target(text: str) -> ExportTarget:
         if colon:
             raise ValueError(f"{text!r}: {name} takes nothing after a colon. Write {name}.")
         return ExportTarget(spec, "")
-    argument = argument or spec.default or ""
+    if not argument and spec.default is not None:
+        return ExportTarget(spec, spec.default)
     if argument not in spec.arguments:
         near = nearest(argument, spec.arguments, parts=True) if argument else None
         remedy = f"Did you mean {name}:{near}?" if near else f"Write {name}: and one of {', '.join(spec.arguments)}."

@@ -11,6 +11,7 @@ from lorakit.atomic_io import atomic_dir, files_in, sha256_of, write_atomic
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.model.companion_files import write_tokenizer, write_trained_model
 from lorakit.model.load import DTYPES, stored_dtype
+from lorakit.model.model_card import quantization_argument
 from lorakit.model.peft_adapter import save_adapter
 from lorakit.model.tokenizer import stop_token_ids
 from lorakit.prepare import Prepared
@@ -63,8 +64,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("model")
 tokenizer = AutoTokenizer.from_pretrained("model")"""
-_FOUR_BITS = 'load_in_4bit=True, bnb_4bit_quant_type="{kind}", bnb_4bit_use_double_quant={double}'
-_LOADS = {"nf4": (_FOUR_BITS, "nf4"), "q4": (_FOUR_BITS, "fp4"), "q8": ("load_in_8bit=True", "")}
 
 
 class RunRecord:
@@ -167,10 +166,9 @@ def _write_card(folder: Path, recipe: Recipe, manifest: dict[str, Any]) -> None:
             trained = f"the adapter that began as {Path(source).name}"
         what = f"A{'n' if str(kind)[0] in 'aeiou' else ''} {kind} adapter for"
         revision = "" if model.revision == "main" else f', revision="{model.revision}"'
-        config, bits = _LOADS.get(model.quantization, ("", ""))
-        config = config.format(kind=bits, double=model.double_quant)
-        imports = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if config else "")
-        load = revision + (f", quantization_config=BitsAndBytesConfig({config})" if config else "")
+        quantization = quantization_argument(model)
+        imports = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if quantization else "")
+        load = revision + (f", {quantization}" if quantization else "")
         use = _ADAPTER_USE.format(base=model.base, load=load, imports=imports)
     variables = f", with the variables `{json.dumps(model.template_variables)}`" if model.template_variables else ""
     day = [f"with the date {model.template_date}"] if model.template_date else []
