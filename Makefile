@@ -1,5 +1,6 @@
 # make demo     set up, train recipes/debian-json and score it
 # make test     set up, run the test suite; make test-all adds the slow tests
+# make test-serving   sets up vLLM in an environment of its own (3.5 GB) and lets it serve what lorakit exports
 # make torture  damaged input, kills, signals and full disks, some 11,000 cases (COUNT=0.1: a tenth); docs/reliability.md
 # make check    lint, types, names, layers, generated documents; make fix: lint and format what can be
 # make site     the documentation as pages with a search, in build/site
@@ -17,7 +18,7 @@ READY := $(VENV)/.ready-$(shell cksum requirements.txt pyproject.toml tools/inst
 # A process for each core, with a thread each: tiny models gain nothing from more.
 TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: install model demo test test-all torture check fix docs site bench bench-train bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval gpu pins clean
+.PHONY: install model demo test test-all test-serving torture check fix docs site bench bench-train bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval gpu pins clean
 .DEFAULT_GOAL := help
 
 help:
@@ -39,7 +40,11 @@ test: model
 	$(TESTS) -m "not slow"
 
 test-all: model
-	$(TESTS)
+	$(TESTS) -m "not serving"
+
+test-serving: model
+	tools/serving.sh $(VENV)-vllm
+	LORAKIT_VLLM=$(VENV)-vllm HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m serving
 
 torture: $(READY)
 	$(BIN)/python -m tools.torture $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))

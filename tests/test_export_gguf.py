@@ -42,6 +42,28 @@ def test_types_are_read_back_and_nothing_falls_back_on_widths_of_256(run, loraki
         assert sorted(document["files"]) == sorted(path.name for path in folder.iterdir())
 
 
+# ggml-common.h: the bytes of a block over the numbers in it.
+BITS = {"q8_0": 8.5, "q6_k": 6.5625, "q5_0": 5.5, "q4_0": 4.5}
+
+
+def test_a_file_takes_the_bits_of_its_format(lorakit, tmp_path):
+    base = spm_base(tmp_path / "base", hidden_size=512, intermediate_size=1536, num_hidden_layers=4)
+    words = ",".join(f"gguf:{word}" for word in (*BITS, "q4_k_m", "q2_k"))
+    code, out, err = lorakit("export", base, "--to", words, "--output", tmp_path / "out", "--json")
+    assert code == 0, err
+    exports = {one["target"].partition(":")[2]: one for one in json.loads(out)["exports"]}
+    assert not any(one["fallback_share"] for one in exports.values())
+    matrices = sum(one.numbers for one in read_gguf(file_of(tmp_path, "q8_0")).tensors if one.dimensions > 1)
+    for word, bits in BITS.items():
+        assert exports[word]["bytes"] == pytest.approx(matrices * bits / 8, rel=0.02), word
+    # Mixtures of several formats: llama.cpp's README has 4.8 to 4.9 and 2.6 to 3.4 bits for models of 7 and 8 billion.
+    assert 4.5 < exports["q4_k_m"]["bits_per_weight"] < 5.6 and 2.6 < exports["q2_k"]["bits_per_weight"] < 3.8
+
+
+def file_of(folder, word):
+    return folder / "out" / f"gguf-{word}" / f"base-{word.upper()}.gguf"
+
+
 def test_llama_cpp_predicts_what_the_merged_model_predicts(run, lorakit, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM

@@ -1,12 +1,15 @@
 """`gguf:TYPE`: the merged model as one file for llama.cpp and what is built on it."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorakit.amounts import decimal_bytes, percent
 from lorakit.export.source import Check, Export, ExportSource
 from lorakit.progress import Progress
 from lorakit.registry import EXPORTERS
+
+if TYPE_CHECKING:
+    from lorakit.model.gguf_file import GgufTensor
 
 # Those of 16 and 32 bits are written by the converter itself.
 PLAIN = ("f32", "f16", "bf16")
@@ -14,15 +17,9 @@ QUANTIZED = (
     *("q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"),
     *("q5_1", "q5_0", "q4_1", "q4_0"),
 )
-# The formats that a file type may hold where every matrix fits its blocks: what it is named after, and the finer ones
-# that llama.cpp gives some tensors on purpose (llama-quant.cpp). Others are fallbacks.
-_INTENDED = {
-    "q6_k": {"Q6_K"},
-    "q5_k": {"Q5_K", "Q6_K"},
-    "q4_k": {"Q4_K", "Q5_K", "Q6_K"},
-    "q3_k": {"Q3_K", "Q4_K", "Q5_K", "Q6_K"},
-    "q2_k": {"Q2_K", "Q3_K", "Q4_K", "Q6_K"},
-}
+_K_BLOCK = 256  # ggml-common.h: QK_K, the numbers in a block of a K-quant
+# Formats of blocks of 32 numbers that llama.cpp means where it writes a type (llama-quant.cpp).
+_SMALL_BLOCKS = {"q4_0": ("Q4_0", "Q4_1"), "q5_0": ("Q5_0", "Q5_1")}
 
 
 @EXPORTERS.register("gguf", weights="merged", arguments=(*PLAIN, *QUANTIZED))
@@ -34,13 +31,12 @@ def export_gguf(source: ExportSource, argument: str, folder: Path, progress: Pro
     path = folder / f"{source.name}-{argument.upper()}.gguf"
     write_gguf(source, argument, path, progress)
     written = read_gguf(path)
-    fallbacks = fallback_formats(written.formats, argument)
     facts: dict[str, Any] = {
         "file": path.name,
         "bytes": path.stat().st_size,
         "bits_per_weight": round(written.bits_per_weight, 3),
         "formats": {name: round(share, 4) for name, share in written.formats.items()},
-        "fallback_share": round(sum(fallbacks.values()), 4),
+        "fallback_share": round(written.share_of(lambda tensor: fell_back(tensor, argument)), 4),
     }
     checks = (Check("types", True, describe_formats(facts, argument)), *check_tokenizer(source, path, written))
     return Export(facts, checks, _readme(path.name))
@@ -72,11 +68,12 @@ def _lossless_type(model: Path) -> str:
     return "bf16" if types <= {"BF16"} else "f16" if types <= {"F16"} else "f32"
 
 
-def fallback_formats(formats: dict[str, float], word: str) -> dict[str, float]:
-    """The formats of a file, with their shares, that its type does not mean: llama.cpp falls back to them for a matrix
-    whose width is no multiple of 256."""
-    intended = _INTENDED.get(word[:4], {word.upper()})
-    return {name: share for name, share in formats.items() if name not in intended and word in QUANTIZED}
+def fell_back(tensor: "GgufTensor", word: str) -> bool:
+    """Whether llama.cpp wrote a matrix in another format than the type means, as it does where the width is no multiple
+    of the block of a K-quant (llama-quant.cpp, `tensor_type_fallback`)."""
+    if word in PLAIN or tensor.format == "F32" or tensor.width % _K_BLOCK == 0:
+        return False
+    return tensor.format not in _SMALL_BLOCKS.get(word, (word.upper(),))
 
 
 def describe_formats(facts: dict[str, Any], word: str) -> str:

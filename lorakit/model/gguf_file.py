@@ -1,6 +1,7 @@
 """A GGUF file's header, read back: metadata, and the number format of each tensor."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,18 +9,18 @@ from typing import Any
 
 from lorakit.errors import UserError
 
-_ALWAYS_PLAIN = ("F32", "F16", "BF16")
-
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor: its name, the format of its numbers, how many there are, and the bytes that they take."""
+    """One tensor: its name, the format of its numbers, how many there are, the bytes that they take, how many
+    dimensions it has, and the length of the innermost."""
 
     name: str
     format: str
     numbers: int
     bytes: int
     dimensions: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,18 @@ class GgufFile:
     def formats(self) -> dict[str, float]:
         """The share of all matrices' numbers in each format, the largest first."""
         counts: Counter[str] = Counter()
-        for tensor in self.tensors:
-            if tensor.dimensions > 1:
-                counts[tensor.format] += tensor.numbers
+        for tensor in self.matrices:
+            counts[tensor.format] += tensor.numbers
         return {name: count / counts.total() for name, count in counts.most_common()}
+
+    @property
+    def matrices(self) -> list[GgufTensor]:
+        return [tensor for tensor in self.tensors if tensor.dimensions > 1]
+
+    def share_of(self, which: Callable[[GgufTensor], bool]) -> float:
+        """The share of all matrices' numbers that lie in those matrices."""
+        chosen = sum(tensor.numbers for tensor in self.matrices if which(tensor))
+        return chosen / sum(tensor.numbers for tensor in self.matrices)
 
     @property
     def tokens(self) -> list[str]:
@@ -63,7 +72,9 @@ def read_gguf(path: Path) -> GgufFile:
         reader = GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
         tensors = tuple(
-            GgufTensor(one.name, one.tensor_type.name, int(one.n_elements), int(one.n_bytes), len(one.shape))
+            GgufTensor(
+                one.name, one.tensor_type.name, int(one.n_elements), int(one.n_bytes), len(one.shape), int(one.shape[0])
+            )
             for one in reader.tensors
         )
     except (ValueError, OSError, IndexError, KeyError) as error:
