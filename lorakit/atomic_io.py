@@ -197,9 +197,19 @@ def _digest(path: Path, *_: int) -> str:
 
 def exclusive_lock(output: Path) -> AbstractContextManager[None]:
     """While this process decides about, makes and puts in place the folder `output`, no other does (UserError)."""
-    path = output.absolute()
-    refusal = f"{output}: another process is writing this folder. Wait, or stop it."
-    return file_lock(path.with_name(f"{LOCK}.{path.name}"), refusal)
+    return _lock_of_folder(output, shared=False)
+
+
+def shared_lock(folder: Path) -> AbstractContextManager[None]:
+    """While processes read a folder, none that holds `exclusive_lock` may replace it (UserError)."""
+    return _lock_of_folder(folder, shared=True)
+
+
+def _lock_of_folder(folder: Path, shared: bool) -> AbstractContextManager[None]:
+    path = folder.absolute()
+    doing = "writing this folder" if shared else "writing this folder, or reads it"
+    refusal = f"{folder}: another process is {doing}. Wait, or stop it."
+    return file_lock(path.with_name(f"{LOCK}.{path.name}"), refusal, shared)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import typer
 from typer.rich_utils import rich_format_error
 
-from lorakit.cli import benchmark, check, combine, data, doctor, export, extract, merge, plan, rate, schema, train
+from lorakit.cli import benchmark, check, combine, data, doctor, export, extract, merge, plan, push, rate, schema, train
 from lorakit.cli import eval as evaluate
 from lorakit.cli.streams import prepare_streams
 from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, LorakitError, exit_code_of, explain_error
@@ -79,6 +79,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "combine": combine.combine,
     "extract": extract.extract,
     "export": export.export,
+    "push": push.push,
     "schema": schema.schema,
     "doctor": doctor.doctor,
 }

@@ -20,7 +20,7 @@ from lorakit.data.rows import RowError
 from lorakit.export.hub_scores import describe_scores
 from lorakit.export.private_text import redact
 from lorakit.export.source import Check, ExportSource
-from lorakit.model.model_card import hub_id, quantization_argument
+from lorakit.model.model_card import REPOSITORY, hub_id, quantization_argument
 from lorakit.model.resolve import BUNDLED_MODELS
 from lorakit.recipe.adapter_kind import adapter_spec, effective_model
 from lorakit.recipe.load import load
@@ -28,8 +28,6 @@ from lorakit.recipe.paths import is_path
 from lorakit.recipe.schema import Recipe, Source
 from lorakit.run_dir import MERGED, Run, versions
 
-REPOSITORY = "ORG/NAME"
-"""What a card calls its repository until it is known: `lorakit push` writes the real one."""
 _QUESTION = "Your question"
 
 

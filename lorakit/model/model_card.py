@@ -8,6 +8,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from lorakit.recipe.schema import Model
 
+REPOSITORY = "ORG/NAME"
+"""What a card calls its repository until it is known: `lorakit push` writes the real one."""
 _FOUR_BITS = 'load_in_4bit=True, bnb_4bit_quant_type="{kind}", bnb_4bit_use_double_quant={double}'
 _LOADS = {"nf4": (_FOUR_BITS, "nf4"), "q4": (_FOUR_BITS, "fp4"), "q8": ("load_in_8bit=True", "")}
 # As the hub's own cache names the folder of a model's commit.
