@@ -93,6 +93,7 @@ class ExporterSpec(Spec):
     weights: Literal["merged", "adapter", "either"]  # what it is made from; either: the adapter if it fits, else merged
     arguments: tuple[str, ...] = ()  # the words that may follow the colon
     default: str | None = None  # the word where none is written, "": the entry chooses; None: one must be written
+    modules: tuple[str, ...] = ()  # those of the extra `export` without which it cannot be made
 
 
 Fields = ParamSpec("Fields")

@@ -158,6 +158,7 @@ def test_the_table_of_layers_is_the_contract():
         ("A format", "data.format={}"),
         ("An adapter kind", "adapter.kind={}"),
         ("A metric", "evaluate.metrics=[{}]"),
+        ("An export target", "output.export=[{}]"),
     ],
 )
 def test_the_entries_of_contributing_work(title, key, tmp_path):

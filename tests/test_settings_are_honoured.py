@@ -16,7 +16,7 @@ from lorakit.recipe.load import load
 from lorakit.recipe.schema import Data, Recipe, Section
 
 # `name` and `output` reach the work through the command line, which this test does not start.
-READ_BY_COMMANDS = {("Recipe", "output"), ("Output", "merged"), ("Output", "dir")}
+READ_BY_COMMANDS = {("Recipe", "output"), ("Output", "merged"), ("Output", "export"), ("Output", "dir")}
 
 
 def every_field(section: type[Section]) -> set[tuple[str, str]]:

@@ -14,8 +14,11 @@ from lorakit.errors import UserError
 if TYPE_CHECKING:
     from lorakit.export.run import ExportResult
     from lorakit.export.source import ExportSource
+    from lorakit.merge.inputs import MergeInput
+    from lorakit.prepare import Prepared
     from lorakit.progress import Progress
     from lorakit.recipe.export_target import ExportTarget
+    from lorakit.run_dir import Run
 
 
 def export(
@@ -93,10 +96,8 @@ def parse_targets(words: list[str]) -> "list[ExportTarget]":
 def open_source(given: str, base: str | None, llama_cpp: Path | None, progress: "Progress") -> "Iterator[ExportSource]":
     """What an argument means, with its run locked against a training that would replace it."""
     from lorakit.evaluate.models import argument_kind, run_folder
-    from lorakit.export.source import ExportSource
-    from lorakit.merge.inputs import input_of_adapter, input_of_run
+    from lorakit.merge.inputs import input_of_adapter
     from lorakit.prepare import reopen_run
-    from lorakit.recipe.adapter_kind import trains_all
     from lorakit.run_dir import Run
 
     kind = argument_kind(given)
@@ -108,35 +109,49 @@ def open_source(given: str, base: str | None, llama_cpp: Path | None, progress: 
             yield _source_of_model(given, llama_cpp, progress)
             return
         if kind == "run":
-            run, prepared = reopen_run(folder, progress, base)
-            system = prepared.recipe.data.system
-            if trains_all(prepared.recipe.adapter):
-
-                def read_rows() -> list[dict[str, Any]]:
-                    return list((prepared.held_out or prepared.train).rows)
-
-                name, stops = str(prepared.recipe.name), tuple(prepared.stop_ids)
-                model = (None, lambda: run.model, prepared.tokenizer, stops)
-                yield ExportSource(name, folder, prepared.base, *model, read_rows, llama_cpp, system)
-                return
-            merge_input = input_of_run(run, prepared, progress)
+            yield source_of_run(*reopen_run(folder, progress, base), llama_cpp, progress)
         else:
-            merge_input, system = input_of_adapter(folder, base, progress), None
-        yield ExportSource(
-            merge_input.name,
-            folder,
-            merge_input.base,
-            merge_input.adapter,
-            _merge_of(merge_input, folder / "merged", progress),
-            merge_input.tokenizer,
-            tuple(merge_input.stop_ids),
-            lambda: merge_input.read_rows()[0],
-            llama_cpp,
-            system,
-        )
+            yield _source_of_adapter(input_of_adapter(folder, base, progress), llama_cpp, None, progress)
 
 
-def _merge_of(merge_input: Any, folder: Path, progress: "Progress") -> Callable[[], Path]:
+def source_of_run(run: "Run", prepared: "Prepared", llama_cpp: Path | None, progress: "Progress") -> "ExportSource":
+    """What a run trained: its adapter, or its model."""
+    from lorakit.export.source import ExportSource
+    from lorakit.merge.inputs import input_of_run
+    from lorakit.recipe.adapter_kind import trains_all
+
+    system = prepared.recipe.data.system
+    if not trains_all(prepared.recipe.adapter):
+        return _source_of_adapter(input_of_run(run, prepared, progress), llama_cpp, system, progress)
+
+    def read_rows() -> list[dict[str, Any]]:
+        return list((prepared.held_out or prepared.train).rows)
+
+    name, stops = str(prepared.recipe.name), tuple(prepared.stop_ids)
+    model = (None, lambda: run.model, prepared.tokenizer, stops)
+    return ExportSource(name, run.folder, prepared.base, *model, read_rows, llama_cpp, system)
+
+
+def _source_of_adapter(
+    given: "MergeInput", llama_cpp: Path | None, system: str | None, progress: "Progress"
+) -> "ExportSource":
+    from lorakit.export.source import ExportSource
+
+    return ExportSource(
+        given.name,
+        given.folder,
+        given.base,
+        given.adapter,
+        _merge_of(given, given.folder / "merged", progress),
+        given.tokenizer,
+        tuple(given.stop_ids),
+        lambda: given.read_rows()[0],
+        llama_cpp,
+        system,
+    )
+
+
+def _merge_of(merge_input: "MergeInput", folder: Path, progress: "Progress") -> Callable[[], Path]:
     """The merged model of an adapter: the one that is there, or one that is made and proved now."""
 
     def merged() -> Path:

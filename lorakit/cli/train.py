@@ -3,18 +3,19 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lorakit.amounts import counted, duration, gibibytes, percent
-from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
-from lorakit.errors import UserError
+from lorakit.cli.options import Json, Overrides, Quiet, RecipePath, quoted
+from lorakit.errors import LorakitError, UserError
 
 if TYPE_CHECKING:
     from lorakit.data.report import Report
     from lorakit.prepare import Prepared
     from lorakit.progress import Progress
+    from lorakit.recipe.export_target import ExportTarget
     from lorakit.recipe.load import LoadedRecipe
     from lorakit.run_dir import Run
     from lorakit.train.run import Outcome
@@ -52,9 +53,13 @@ def train(
     loaded = load(recipe, overrides)
     from lorakit.prepare import prepare_run
     from lorakit.recipe.adapter_kind import trains_all
+    from lorakit.recipe.export_target import parse_target, refuse_missing_modules
     from lorakit.run_dir import Run, missing_run, open_run
 
     folder = Path(str(loaded.recipe.output.dir))
+    targets = [parse_target(word) for word in loaded.recipe.output.export]
+    with loaded.locating():
+        refuse_missing_modules(targets)
     if dry_run:
         with loaded.locating():
             prepared = prepare_run(loaded.recipe, progress)
@@ -68,10 +73,10 @@ def train(
     with open_run(folder, resume, overwrite) as run:
         outcome, prepared = _train(run, loaded, resume, progress)
         whole = trains_all(prepared.recipe.adapter)
-        facts = {"model": str(run.model)} if whole else {"adapter": str(run.adapter)}
+        facts: dict[str, Any] = {"model": str(run.model)} if whole else {"adapter": str(run.adapter)}
         if not as_json:
             _print_outcome(outcome, run, prepared, whole)
-        if loaded.recipe.output.merged:
+        if loaded.recipe.output.merged and not run.merged.exists():
             from lorakit.merge.inputs import input_of_run
             from lorakit.merge.run import merge
             from lorakit.output_dir import claim_output
@@ -79,20 +84,24 @@ def train(
             with claim_output(run.merged, overwrite=True):
                 facts |= merge(input_of_run(run, prepared, progress), run.merged, progress).facts()
             progress.say(f"merged model: {run.merged}")
+        exports, failures = _export(run, targets, prepared, progress)
+        facts |= {"exports": exports} if targets else {}
     if as_json:
         console.result_json({"run": str(run.folder), **facts, **outcome.__dict__})
+    if failures:
+        raise LorakitError(f"the training is complete, and {counted(failures, 'export')} failed, as said above.")
 
 
 def _train(run: "Run", loaded: "LoadedRecipe", resume: bool, progress: "Progress") -> "tuple[Outcome, Prepared]":
-    """Train, or go on from the last checkpoint; a finished run of which only the merge is missing is reopened."""
+    """Train, or go on from the last checkpoint; a finished run that lacks only its merge or an export is reopened."""
     from lorakit.prepare import prepare_run, reopen_run
     from lorakit.train.checkpoint import checkpoint_to_resume, resumed_recipe
     from lorakit.train.run import Outcome
     from lorakit.train.run import train as train_run
 
     recipe = resumed_recipe(run, loaded) if resume else loaded.recipe
-    if resume and loaded.recipe.output.merged and run.is_complete() and not run.merged.exists():
-        progress.say("the training has ended; only the merged model is missing")
+    if resume and run.is_complete() and (missing := _missing_outputs(run, loaded)):
+        progress.say(f"the training has ended; only this is missing: {', '.join(missing)}")
         _, prepared = reopen_run(run.folder, progress)
         return Outcome(**run.read_manifest()["result"]), prepared
     with loaded.locating():
@@ -101,6 +110,39 @@ def _train(run: "Run", loaded: "LoadedRecipe", resume: bool, progress: "Progress
     checkpoint = checkpoint_to_resume(run, prepared, progress) if resume else None
     with loaded.locating():
         return train_run(prepared, run, progress, checkpoint), prepared
+
+
+def _missing_outputs(run: "Run", loaded: "LoadedRecipe") -> list[str]:
+    """What a finished run was to have beside its adapter and has not."""
+    from lorakit.recipe.export_target import parse_target
+
+    merged = ["the merged model"] if loaded.recipe.output.merged and not run.merged.exists() else []
+    targets = [parse_target(word) for word in loaded.recipe.output.export]
+    return merged + [str(target) for target in targets if not (run.exports / target.folder_name).exists()]
+
+
+def _export(
+    run: "Run", targets: "list[ExportTarget]", prepared: "Prepared", progress: "Progress"
+) -> tuple[list[dict[str, Any]], int]:
+    """Each target that is not there yet, as JSON, and how many failed: the others and the training are not lost."""
+    from lorakit.cli.export import source_of_run
+    from lorakit.export.run import export
+
+    results, failures = [], 0
+    missing = [target for target in targets if not (run.exports / target.folder_name).exists()]
+    source = source_of_run(run, prepared, None, progress) if missing else None
+    for target in missing:
+        try:
+            assert source is not None
+            (result,) = export(source, [target], run.exports, False, progress)
+        except LorakitError as error:
+            failures += 1
+            again = f"lorakit export {quoted(run.folder)} --to {target}"
+            progress.warn(f"{target} was not exported: {error} The training is complete; {again} tries again")
+        else:
+            results.append(result.facts())
+            progress.say(f"exported: {result.folder}")
+    return results, failures
 
 
 def _refuse_inputs_inside(folder: Path, loaded: "LoadedRecipe") -> None:
@@ -129,6 +171,8 @@ def _describe(prepared: "Prepared", progress: "Progress") -> None:
             "no held-out rows (data.eval): no held-out loss is measured, the last adapter is kept whether or not it is "
             "the best, nothing stops early, and lorakit eval has no rows to score. data.eval: 0.1 holds a tenth out"
         )
+    if prepared.recipe.output.export:
+        progress.say(f"when training ends it is exported for {', '.join(prepared.recipe.output.export)}")
     _describe_memory(prepared, progress)
     for drawn in count_draws(prepared.train, prepared.recipe.train):
         if drawn.figures:
@@ -197,7 +241,6 @@ def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> No
 def _print_outcome(outcome: "Outcome", run: "Run", prepared: "Prepared", whole: bool) -> None:
     """`whole`: the weights themselves were trained, and there is no adapter."""
     from lorakit import console
-    from lorakit.cli.options import quoted
     from lorakit.model.quantization_config import stored_quantization
 
     lines = [f"trained {counted(outcome.steps, 'step')} in {duration(outcome.seconds)}"]

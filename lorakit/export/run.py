@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lorakit.atomic_io import files_in, sha256_of
-from lorakit.errors import LorakitError
+from lorakit.errors import LorakitError, UserError
 from lorakit.export.source import Export, ExportSource
 from lorakit.model.model_card import hub_id
 from lorakit.output_dir import claim_output, output_draft, refuse_overwriting_inputs
@@ -39,8 +39,13 @@ class ExportResult:
 @contextmanager
 def shared_files(source: ExportSource, root: Path) -> Iterator[ExportSource]:
     """The source with a temporary folder, on the disk of the exports, for files that several targets are made from."""
-    root.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=root, prefix=".lorakit-draft.shared.") as folder:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        temporary = TemporaryDirectory(dir=root, prefix=".lorakit-draft.shared.")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{root}: cannot be written: {reason}. Choose another with --output.") from error
+    with temporary as folder:
         yield replace(source, shared=Path(folder))
 
 

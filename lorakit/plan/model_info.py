@@ -19,6 +19,8 @@ from lorakit.model.config_values import Positions, is_size, positions_of, read_j
 from lorakit.model.quantization_config import CheckpointQuantization, parse_quantization, refuse_irreversible
 from lorakit.model.resolve import BUNDLED_MODELS, Base, bundled_file, converted_folder
 from lorakit.model.spec import ModelSpec, is_known_family, spec_from_config
+from lorakit.recipe.adapter_kind import trains_all
+from lorakit.recipe.export_target import parse_target
 from lorakit.recipe.schema import Model, Recipe, Spectrum
 
 if TYPE_CHECKING:
@@ -234,7 +236,8 @@ def describe_missing_files(recipe: Recipe) -> str | None:
 def refuse_by_config(recipe: Recipe, facts: ModelInfo | None) -> None:
     """Refuse rows or answers of more tokens than the model has positions for, layers that it does not have, and a merge
     into weights whose quantization cannot be undone."""
-    if recipe.output.merged and facts:
+    merges = recipe.output.merged or any(parse_target(word).is_merged for word in recipe.output.export)
+    if merges and not trains_all(recipe.adapter) and facts:
         refuse_irreversible(facts.stored, recipe.model.base)
     layers = recipe.adapter.layers
     if facts and facts.layers and layers != "all" and not isinstance(layers, Spectrum):

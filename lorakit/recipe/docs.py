@@ -9,7 +9,7 @@ from pydantic_core import PydanticUndefined
 from lorakit.recipe.rules import RULES
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import alternatives_of, default_at, describe, fields, section_of
-from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS, AnyTable
+from lorakit.registry import ADAPTERS, EXPORTERS, FORMATS, METRICS, QUANTIZERS, AnyTable
 
 EXTENDS = "Files that this one builds on: a path, or a list of paths of which later ones win, relative to this file."
 
@@ -18,6 +18,7 @@ _TABLES: dict[str, AnyTable] = {
     "adapter.kind": ADAPTERS,
     "model.quantization": QUANTIZERS,
     "evaluate.metrics": METRICS,
+    "output.export": EXPORTERS,
 }
 
 _INTRO = """# The recipe

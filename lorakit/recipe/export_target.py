@@ -1,7 +1,10 @@
 """Export targets as a recipe and the command line write them: `gguf:q4_k_m`, `ollama`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
+from lorakit.errors import UserError
 from lorakit.recipe.did_you_mean import nearest
 from lorakit.registry import EXPORTERS, ExporterSpec
 
@@ -12,6 +15,16 @@ class ExportTarget:
 
     spec: ExporterSpec
     argument: str
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether it is made from merged weights, whatever the run trained."""
+        return self.spec.weights == "merged" or (self.spec.weights == "either" and self.argument == "merged")
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is made from an adapter alone."""
+        return self.spec.weights == "adapter" or (self.spec.weights == "either" and self.argument == "adapter")
 
     @property
     def folder_name(self) -> str:
@@ -42,3 +55,13 @@ def parse_target(text: str) -> ExportTarget:
         reason = f"{argument!r} is not a type that {name} takes" if argument else f"{name} needs a type"
         raise ValueError(f"{text!r}: {reason}. {remedy}")
     return ExportTarget(spec, argument)
+
+
+def refuse_missing_modules(targets: Iterable[ExportTarget]) -> None:
+    """Refuse targets that need packages which are not installed, without importing any."""
+    for target in targets:
+        if missing := [name for name in target.spec.modules if find_spec(name) is None]:
+            raise UserError(
+                f"output.export: {target} needs packages that are not installed ({', '.join(missing)}). Install them "
+                "with pip install 'lorakit[export]', or leave the target out."
+            )

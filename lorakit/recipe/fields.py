@@ -55,6 +55,8 @@ FilePath = Annotated[NotEmpty, PathRole("template.jinja")]
 AdapterRef = Annotated[NotEmpty, PathRole("runs/support-answers", or_folder=True)]
 OutputDir = Annotated[NotEmpty, Wording("a path", "runs/my-run")]
 
+ExportWord = Annotated[NotEmpty, Wording("an export target such as gguf:q4_k_m", "gguf:q4_k_m")]
+
 RunName = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),

@@ -96,6 +96,7 @@ _KEYS: dict[tuple[str, str], str] = {
     ("evaluate.max_new_tokens", ""): "evaluate.max_tokens",
     ("output.dir", ""): "output_dir save_dir output.path output.folder",
     ("output.merged", ""): "merge merge_lora",
+    ("output.export", ""): "exports export_formats quantization_method",
 }
 """What to write here (a key, or a key with a value), and why where that is not plain -> their names for it, some of
 them in one section only."""

@@ -13,6 +13,7 @@ from typing import Any
 from lorakit.amounts import counted
 from lorakit.recipe.adapter_kind import adapter_spec, initial_adapter, trains_all, unread_keys
 from lorakit.recipe.data_files import data_files, is_pattern
+from lorakit.recipe.export_target import ExportTarget, parse_target
 from lorakit.recipe.fields import entry_names, entry_settings
 from lorakit.recipe.init_adapter import read_adapter_settings, why_untrainable
 from lorakit.recipe.paths import find_variable, is_path, refuse_variable
@@ -106,6 +107,25 @@ def merged_has_an_adapter(recipe: Recipe, written: Written) -> Conflicts:
     if recipe.output.merged and trains_all(recipe.adapter):
         reason = "there is no adapter to merge: adapter.kind none trains the weights themselves"
         yield ("output", "merged"), reason, "Remove the line; the run's model/ is the trained model."
+
+
+@reads("output.export", "adapter.kind")
+def exports_are_targets(recipe: Recipe, written: Written) -> Conflicts:
+    """`output.export` names each target of `lorakit export` once; `adapter.kind` none has no adapter for one."""
+    seen: list[ExportTarget] = []
+    for path, word in _items(("output", "export"), recipe.output.export):
+        try:
+            target = parse_target(word)
+        except ValueError as error:
+            reason, _, remedy = str(error).partition(". ")
+            yield path, reason, remedy
+            continue
+        if target in seen:
+            yield path, f"{quote(word)} is there twice", "Remove one."
+        elif target.is_adapter and trains_all(recipe.adapter):
+            reason = f"{target} is made from an adapter, and adapter.kind none trains the weights themselves"
+            yield path, reason, "Remove it."
+        seen.append(target)
 
 
 @reads("adapter.targets")

@@ -14,6 +14,7 @@ from lorakit.recipe.fields import (
     CleanAction,
     DataRef,
     Day,
+    ExportWord,
     FilePath,
     Interval,
     LayerNumbers,
@@ -289,6 +290,8 @@ class Output(Section):
     """The run's folder, relative to the working directory; null is `runs/` and the recipe's name."""
     merged: bool = False
     """Write the merged model beside the adapter when training ends."""
+    export: list[ExportWord] = []
+    """What is exported when training ends, such as [gguf:q4_k_m, huggingface]: targets of `lorakit export`."""
 
 
 class Recipe(Section):

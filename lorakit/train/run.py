@@ -118,8 +118,10 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
             progress.say(ranks_in_words(state.model))
         manifest = record.manifest | {"status": "complete", "finished": now(), "result": outcome.__dict__}
         run.write_manifest(manifest | save_result(state, prepared, run, manifest))
-    if stopping() and prepared.recipe.output.merged:
-        raise Interrupted("stopped before the merge; the adapter is complete, --resume merges it")
+    output = prepared.recipe.output
+    if stopping() and (output.merged or output.export):
+        what = "the merge" if output.merged else "the exports"
+        raise Interrupted(f"stopped before {what}; the training is complete, --resume goes on with what is missing")
     return outcome
 
 
