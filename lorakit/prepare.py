@@ -14,6 +14,7 @@ from lorakit.data.report import Report
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine, usable_machine
 from lorakit.model.companion_files import compare_with_file
+from lorakit.model.config_values import Positions
 from lorakit.model.load import attentions_of
 from lorakit.model.quantization_config import check_quantization
 from lorakit.model.resolve import Base, resolve_base
@@ -274,14 +275,12 @@ def refuse_other_base(prepared: Prepared, manifest: dict[str, Any], folder: Path
         )
 
 
-def data_of_file(file: Path, like: Data | None, base: Base) -> Data:
+def data_of_file(file: Path, like: Data | None, positions: Positions | None) -> Data:
     """The data section of `--data FILE`: like that of a recipe, or rows up to the end of the model's positions."""
     if not file.exists() and not is_pattern(file):
         raise UserError(f"--data: {file}: there is no such file.")
     if like is None:
-        info = read_model_info(base.folder)
-        limit = info.positions.limit if info and info.positions else 1024
-        like = Data(train="-", max_length=max(limit, 8))
+        like = Data(train="-", max_length=max(positions.limit if positions else 1024, 8))
     return like.model_copy(update={"train": str(file.absolute()), "eval": None})
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.classification import expected_calibration_error, score_labels
-from lorakit.evaluate.forward import _paths, label_loglikelihoods
+from lorakit.evaluate.forward import label_loglikelihoods, label_paths
 from lorakit.evaluate.metric import intervals
 from lorakit.progress import Silent
 
@@ -71,9 +71,9 @@ def test_a_head_in_chunks_and_batches_cut_short_change_nothing(tiny_base, monkey
 
 
 def test_labels_of_one_token_take_one_row_a_prompt():
-    assert [path.tokens[:-1] for path in _paths([(5,), (6,), (7,)])] == [()]
-    assert [path.tokens[:-1] for path in _paths([(5, 1), (6, 1), (5, 2), (6,)])] == [(5,), (6,)]
-    assert sum(len(path.reads) for path in _paths([tuple(label) for label in LABELS])) == sum(map(len, LABELS))
+    assert [path.tokens[:-1] for path in label_paths([(5,), (6,), (7,)])] == [()]
+    assert [path.tokens[:-1] for path in label_paths([(5, 1), (6, 1), (5, 2), (6,)])] == [(5,), (6,)]
+    assert sum(len(path.reads) for path in label_paths([tuple(label) for label in LABELS])) == sum(map(len, LABELS))
 
 
 def test_the_work_of_a_prompt_is_done_once(tiny_base):

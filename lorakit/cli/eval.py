@@ -21,8 +21,8 @@ Models = Annotated[
     list[str],
     typer.Argument(
         metavar="X...",
-        help="A run, an adapter's or a model's folder, a hub id, or [cyan]base[/cyan]. One run alone means its base, "
-        "its adapter and its merged model.",
+        help="A run, an adapter's or a model's folder, a GGUF file, a hub id, or [cyan]base[/cyan]. One run alone "
+        "means its base, its adapter and its merged model.",
         show_default=False,
     ),
 ]
@@ -128,7 +128,8 @@ def evaluate(
         console.result_json({**evaluation_document(evaluation), "file": str(path) if path else None, "failed": failed})
     else:
         title = str(model_set.prepared.recipe.name) if model_set.prepared else ", ".join(evaluation.parts[""].scores)
-        words = {model.spec.settings.quantization for model in evaluation.models} - {"none"}
+        settings_of = [model.spec.settings for model in evaluation.models]
+        words = {one.quantization for one in settings_of if one} - {"none"}
         for table in tables(evaluation, title + (f" (base in {', '.join(sorted(words))})" if words else "")):
             console.result_table(*table)
         console.result(f"every answer: {path.with_suffix('.jsonl')}" if path else NOT_STORED)

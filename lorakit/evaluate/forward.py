@@ -29,7 +29,7 @@ _SHARE = 0.25
 _LEAST, _MOST = 1 << 11, 1 << 20
 # Rows in a batch; of labels also more, up to so many tokens with padding; and logits held at once (128 MiB in float32).
 _ROWS, _TOKENS, _LOGITS = 8, 4096, 1 << 25
-_BROKEN = "Its weights are broken."
+BROKEN = "Its weights are broken."
 # Prompts generated at once. Decoding is bound by reading the weights, so a wide batch is nearly free, up to here.
 _PROMPTS = {"cpu": 64, "cuda": 256}
 # A batch of which no more than this share is still being written ends: the rest goes on in a smaller one.
@@ -64,7 +64,7 @@ def row_losses(
                 loss = logits.logsumexp(-1) - logits.gather(-1, targets[here, None])[:, 0]
                 np.add.at(losses, row_of[here], loss.double().cpu().numpy())
             if not np.isfinite(losses).all():
-                raise LorakitError(f"{label}: {losses.sum()}: this model gives no numbers on the rows. {_BROKEN}")
+                raise LorakitError(f"{label}: {losses.sum()}: this model gives no numbers on the rows. {BROKEN}")
             nats[batch] = losses
             done(dict(zip(batch, losses.tolist(), strict=True)))
             bar.advance(len(batch))
@@ -88,7 +88,7 @@ def _trained_logits(
 
 
 @dataclass(frozen=True)
-class _Path:
+class LabelPath:
     """The tokens of a label, and which log-probabilities along them count: `reads` are position, token, label."""
 
     tokens: tuple[int, ...]
@@ -109,18 +109,18 @@ def label_loglikelihoods(
     if not labels or not all(labels) or not all(prompts):
         raise UserError("classification: a label or a prompt has no tokens. Write labels and prompts with some text.")
     causal = causal_of(model)
-    paths = _paths([tuple(label) for label in labels])
+    paths = label_paths([tuple(label) for label in labels])
     scores = np.zeros((len(prompts), len(labels)))
     with torch.inference_mode(), progress.bar(note, total=len(prompts)) as bar:
         for batch in _batches([len(prompt) for prompt in prompts], paths):
             _add_scores(causal, prompts, paths, batch, pad, scores)
             bar.advance(len({prompt for prompt, path in batch if path == 0}))
     if not np.isfinite(scores).all():
-        raise LorakitError(f"{note}: this model gives no numbers for the labels. {_BROKEN}")
+        raise LorakitError(f"{note}: this model gives no numbers for the labels. {BROKEN}")
     return scores
 
 
-def _paths(labels: Sequence[tuple[int, ...]]) -> list[_Path]:
+def label_paths(labels: Sequence[tuple[int, ...]]) -> list[LabelPath]:
     """The fewest paths that pass every token of every label: labels that differ in the last token share one."""
     stems = sorted(dict.fromkeys(label[:-1] for label in labels), key=len, reverse=True)
     leaves: list[tuple[int, ...]] = []
@@ -134,10 +134,10 @@ def _paths(labels: Sequence[tuple[int, ...]]) -> list[_Path]:
             reads[passed].append((position, token, number))
     # The last token is there only so that the state before it predicts something: any label of this stem will do.
     whole = {label[:-1]: label for label in labels}
-    return [_Path(whole[leaf], tuple(read)) for leaf, read in zip(leaves, reads, strict=True)]
+    return [LabelPath(whole[leaf], tuple(read)) for leaf, read in zip(leaves, reads, strict=True)]
 
 
-def _batches(lengths: Sequence[int], paths: Sequence[_Path]) -> Iterator[list[tuple[int, int]]]:
+def _batches(lengths: Sequence[int], paths: Sequence[LabelPath]) -> Iterator[list[tuple[int, int]]]:
     """Batches of (prompt, path): the paths of one prompt, or prompts of similar length if there is only one path."""
     order = sorted(range(len(lengths)), key=lambda prompt: -lengths[prompt])
     longest = max(len(path.tokens) for path in paths)
@@ -152,7 +152,7 @@ def _batches(lengths: Sequence[int], paths: Sequence[_Path]) -> Iterator[list[tu
 def _add_scores(
     causal: Any,
     prompts: Sequence[list[int]],
-    paths: Sequence[_Path],
+    paths: Sequence[LabelPath],
     batch: Sequence[tuple[int, int]],
     pad: int,
     scores: np.ndarray,

@@ -9,10 +9,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +22,13 @@ import lorakit
 from lorakit.atomic_io import cache_folder
 from lorakit.checksums import decode_line, encode_line
 from lorakit.errors import LorakitError
+from lorakit.evaluate import llama_cpp_forward
 from lorakit.evaluate.classification import Labels
 from lorakit.evaluate.forward import Answer, greedy_answers, label_loglikelihoods, row_losses
 from lorakit.evaluate.models import EvalModelSpec
 from lorakit.evaluate.rendering import RenderedRows, Row
 from lorakit.model.fused_lora import fused_lora
+from lorakit.model.llama_cpp import GgufModel
 from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import SharedBase
 from lorakit.progress import Progress
@@ -94,21 +96,45 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+class ForwardPasses(NamedTuple):
+    """What runs models of one kind on rows: three functions that take the same arguments for every kind."""
+
+    row_losses: Callable[..., np.ndarray]
+    greedy_answers: Callable[..., list[Answer]]
+    label_loglikelihoods: Callable[..., np.ndarray]
+
+
+def forward_passes(spec: EvalModelSpec) -> ForwardPasses:
+    """What runs a model of this kind. This and `ModelLoader` alone know the kinds apart."""
+    if spec.gguf:
+        of_llama = llama_cpp_forward
+        return ForwardPasses(of_llama.row_losses, of_llama.greedy_answers, of_llama.label_loglikelihoods)
+    return ForwardPasses(row_losses, greedy_answers, label_loglikelihoods)
+
+
 @dataclass
 class ModelLoader:
-    """Keeps one base in memory and puts adapters on it."""
+    """Keeps one base in memory and puts adapters on it, or one GGUF file."""
 
     device: str
     _key: tuple[Any, ...] | None = field(default=None, repr=False)
-    _base: SharedBase | None = field(default=None, repr=False)
+    _base: SharedBase | GgufModel | None = field(default=None, repr=False)
 
     def model_of(self, spec: EvalModelSpec) -> Any:
         """The model in evaluation mode; the one before it is not usable any more."""
         if self._base is None or self._key != spec.base_key:
+            if isinstance(self._base, GgufModel):
+                self._base.close()
             self._base = None  # free its memory before the next one is read
-            self._base = SharedBase(lambda: load_model(spec.base, spec.settings, self.device))
+            self._base = self._load(spec)
             self._key = spec.base_key
-        return self._base.model_with(spec.adapter)
+        return self._base if isinstance(self._base, GgufModel) else self._base.model_with(spec.adapter)
+
+    def _load(self, spec: EvalModelSpec) -> SharedBase | GgufModel:
+        if spec.gguf:
+            positions = spec.gguf.header.positions
+            return GgufModel(spec.gguf.path, limit=positions.limit if positions and positions.hard else None)
+        return SharedBase(lambda: load_model(*spec.loaded, self.device))
 
 
 def loading_order(specs: Sequence[EvalModelSpec]) -> list[int]:
@@ -137,7 +163,7 @@ class EvalModel:
         missing = list({key: at for at, key in enumerate(keys) if key not in file.lines}.values())
         if missing:
             model = self.loader.model_of(self.spec)
-            with fused_lora(model):
+            with nullcontext() if self.spec.gguf else fused_lora(model):
                 work(model, missing, lambda values: file.add({keys[missing[at]]: one for at, one in values.items()}))
         return [file.lines[key] for key in keys]
 
@@ -145,9 +171,10 @@ class EvalModel:
 def compute_losses(eval_model: EvalModel, rows: Sequence[Row]) -> np.ndarray:
     """The loss summed over the trained tokens of each row (rows,), in nats."""
     pad, note, progress = eval_model.rendered.pad, f"{eval_model.spec.name}: loss", eval_model.progress
+    passes = forward_passes(eval_model.spec)
 
     def work(model: Any, missing: list[int], save: Save) -> None:
-        row_losses(model, [rows[at] for at in missing], pad, note, progress, save)
+        passes.row_losses(model, [rows[at] for at in missing], pad, note, progress, save)
 
     plain = [[list(row["input_ids"]), list(row["labels"])] for row in rows]
     return np.array(eval_model.compute("losses", {}, plain, work), dtype=float)
@@ -155,10 +182,11 @@ def compute_losses(eval_model: EvalModel, rows: Sequence[Row]) -> np.ndarray:
 
 def generate_answers(eval_model: EvalModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
     stop_ids, pad, note = eval_model.rendered.stop_ids, eval_model.rendered.pad, f"{eval_model.spec.name}: answers"
+    passes = forward_passes(eval_model.spec)
 
     def work(model: Any, missing: list[int], save: Save) -> None:
         chosen = [prompts[at] for at in missing]
-        greedy_answers(model, chosen, stop_ids, max_new_tokens, pad, note, eval_model.progress, save)
+        passes.greedy_answers(model, chosen, stop_ids, max_new_tokens, pad, note, eval_model.progress, save)
 
     if not prompts:
         return []
@@ -170,11 +198,12 @@ def generate_answers(eval_model: EvalModel, prompts: Sequence[Sequence[int]], ma
 def compute_likelihoods(eval_model: EvalModel, labels: Labels) -> np.ndarray:
     """The log-probability of each label after each of the labels' prompts (rows, labels), in nats."""
     rendered, note = eval_model.rendered, f"{eval_model.spec.name}: labels"
+    passes = forward_passes(eval_model.spec)
     prompts = [rendered.rows[row]["input_ids"][: rendered.rows[row]["answer"]] for row in labels.rows]
 
     def work(model: Any, missing: list[int], save: Save) -> None:
         chosen = [prompts[at] for at in missing]
-        values = label_loglikelihoods(model, chosen, labels.tokens, rendered.pad, eval_model.progress, note)
+        values = passes.label_loglikelihoods(model, chosen, labels.tokens, rendered.pad, eval_model.progress, note)
         save(dict(enumerate(values.tolist())))
 
     facts = {"labels": labels.tokens}

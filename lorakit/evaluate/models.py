@@ -1,6 +1,6 @@
 """The models to score: what `lorakit eval` is given (runs, adapters, models, the word `base`) -> ModelSet."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from lorakit.atomic_io import sha256_of
 from lorakit.errors import UserError
+from lorakit.evaluate.gguf_source import GgufSource, open_gguf
 from lorakit.hardware.machine import Machine, usable_machine
 from lorakit.model.load import attentions_of
 from lorakit.model.peft_adapter import adapter_config
@@ -22,7 +23,7 @@ from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.schema import Data, Model, Recipe
 from lorakit.run_dir import MERGED, Run, missing_run
 
-Kind = Literal["base", "adapter", "model", "merged"]
+Kind = Literal["base", "adapter", "model", "merged", "gguf"]
 BASE = "base"
 # In this order: a manifest.json alone may be another program's.
 _SIGNS = {"adapter": "adapter_config.json", "merged": MERGED, "model": "config.json", "run": "manifest.json"}
@@ -30,30 +31,42 @@ _SIGNS = {"adapter": "adapter_config.json", "merged": MERGED, "model": "config.j
 
 @dataclass(frozen=True)
 class EvalModelSpec:
-    """One model to score. `given` is the argument it comes from; `settings` say how its base is loaded; `prepared` is
-    what its run was trained from, if it has a run."""
+    """One model to score. `given` is the argument it comes from; `settings` say how its base is loaded, and both are
+    None of a GGUF file; `prepared` is what its run was trained from, if it has a run."""
 
     name: str
     given: str
     kind: Kind
-    base: Base
-    settings: Model
+    base: Base | None
+    settings: Model | None
     adapter: Path | None = None
     prepared: Prepared | None = None
+    gguf: GgufSource | None = None
+
+    @property
+    def loaded(self) -> tuple[Base, Model]:
+        """The base and how it is loaded, of a model that torch runs."""
+        if self.base is None or self.settings is None:
+            raise TypeError(f"{self.name}: of the kind {self.kind}, which torch does not run")
+        return self.base, self.settings
 
     @property
     def base_key(self) -> tuple[Any, ...]:
         """Models with the same key share one base in memory."""
-        settings = self.settings
+        if self.gguf:
+            return ("gguf", *self.gguf.identity()["gguf"])
+        base, settings = self.loaded
         double = settings.double_quant and settings.quantization in ("q4", "nf4")
         how = (settings.dtype, settings.quantization, double, settings.attention)
-        return (*sorted(self.base.sha256(".safetensors").items()), sha256_of(self.base.folder / "config.json"), how)
+        return (*sorted(base.sha256(".safetensors").items()), sha256_of(base.folder / "config.json"), how)
 
     def identity(self, device: str) -> dict[str, Any]:
         """All that decides what this model computes."""
+        if self.gguf:
+            return self.gguf.identity()
         files = ("adapter_model.safetensors", "adapter_config.json")
         adapter = {name: sha256_of(self.adapter / name) for name in files} if self.adapter else None
-        config = sha256_of(self.base.folder / "config.json")
+        config = sha256_of(self.loaded[0].folder / "config.json")
         return {"base": self.base_key, "config": config, "adapter": adapter, "device": device}
 
 
@@ -73,12 +86,14 @@ class ModelSet:
 
 
 def argument_kind(given: str) -> str:
-    """What an argument is: run, adapter, merged, model or base; an error if it is none of these."""
+    """What an argument is: run, adapter, merged, model, gguf or base; an error if it is none of these."""
     path = Path(given)
     if given == BASE and not path.exists():
         return BASE
-    if path.suffix == ".gguf" and path.is_file():
-        return "model"
+    if path.suffix == ".gguf" and not path.is_dir():
+        if not path.exists():
+            raise UserError(f"{given}: there is no such file.")
+        return "gguf"
     if not path.exists():
         if given.count("/") != 1 or path.is_absolute() or path.parent.is_dir():
             raise missing_run(path)
@@ -136,16 +151,18 @@ def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
             specs.append(_trained_model(names[one], one, *runs[one]))
         elif kinds[one] == "adapter":
             specs.append(_adapter(names[one], one, prepared, machine, progress))
+        elif kinds[one] == "gguf":
+            specs.append(_gguf_model(names[one], one, runs, progress))
         elif kinds[one] != BASE:
             base = resolve_base(one, "main", progress)
             kind: Kind = "merged" if kinds[one] == "merged" else "model"
             specs.append(EvalModelSpec(names[one], one, kind, base, _settings(base, prepared, machine)))
     if BASE in given:
-        owners = [one for one in specs if one.adapter] + [one for one in specs if one.prepared]
+        owners = [one for one in specs if one.adapter] + [one for one in specs if one.prepared and one.base]
         if not owners:
             raise UserError("'base' needs a run or an adapter beside it. Or give the model's own folder or hub id.")
-        settings, of_run = owners[0].settings, owners[0].prepared
-        base = of_run.base if of_run else owners[0].base
+        (base, settings), of_run = owners[0].loaded, owners[0].prepared
+        base = of_run.base if of_run else base
         specs.insert(list(given).index(BASE), EvalModelSpec(BASE, BASE, "base", base, settings, prepared=of_run))
     return ModelSet(tuple(specs), run, prepared, machine)
 
@@ -172,10 +189,13 @@ def add_quantizations(model_set: ModelSet, words: Sequence[str]) -> ModelSet:
     specs: list[EvalModelSpec] = []
     for spec in model_set.specs:
         specs.append(spec)
-        for word in [word for word in words if spec.adapter and word != spec.settings.quantization]:
-            settings = spec.settings.model_copy(update={"quantization": word})
+        if spec.adapter is None:
+            continue
+        base, own = spec.loaded
+        for word in [word for word in words if word != own.quantization]:
+            settings = own.model_copy(update={"quantization": word})
             try:
-                check_quantization(spec.base, settings)
+                check_quantization(base, settings)
             except UserError as error:
                 reason = str(error).removeprefix("model.quantization: ").partition(" Write none")[0]
                 raise UserError(f"--quantizations: {spec.name}: {reason} Leave {word} out.") from error
@@ -188,6 +208,23 @@ def _trained_model(name: str, given: str, run: Run, prepared: Prepared) -> EvalM
         base = Base(str(run.model), run.model, "trained")
         return EvalModelSpec(name, given, "model", base, prepared.model, prepared=prepared)
     return EvalModelSpec(name, given, "adapter", prepared.base, prepared.model, run.adapter, prepared)
+
+
+def _gguf_model(name: str, given: str, runs: Mapping[str, tuple[Run, Prepared]], progress: Progress) -> EvalModelSpec:
+    """A GGUF file; with what it was trained from, if it was exported from the adapter of one of these runs."""
+    gguf = open_gguf(Path(given))
+    adapter, prepared = gguf.export.get("adapter_sha256"), None
+    adapters = {folder: run.adapter / "adapter_model.safetensors" for folder, (run, _) in runs.items()}
+    sha256s = {folder: sha256_of(file) for folder, file in adapters.items() if file.is_file()}
+    if adapter and sha256s:
+        origin = next((folder for folder, sha256 in sha256s.items() if sha256 == adapter), None)
+        prepared = runs[origin][1] if origin else None
+        if origin is None:
+            progress.warn(
+                f"{given}: was exported from another adapter than that of {', '.join(sha256s)}: its export.json names "
+                f"{gguf.export.get('source')}, as it was then. Export again what was trained since"
+            )
+    return EvalModelSpec(name, given, "gguf", None, None, prepared=prepared, gguf=gguf)
 
 
 def _adapter(name: str, given: str, first: Prepared | None, machine: Machine, progress: Progress) -> EvalModelSpec:

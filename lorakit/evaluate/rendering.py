@@ -18,8 +18,11 @@ from lorakit.data.template_source import writes_date
 from lorakit.errors import UserError
 from lorakit.evaluate.forward import decode_answer, until_stop
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
+from lorakit.model.config_values import Positions
+from lorakit.model.gguf_tokenizer import has_vocabulary_of
 from lorakit.model.resolve import Base
-from lorakit.model.tokenizer import load_tokenizer, pad_token_id, stop_token_ids, stop_words
+from lorakit.model.tokenizer import load_tokenizer, pad_token_id, stop_token_ids
+from lorakit.plan.model_info import read_model_info
 from lorakit.prepare import Prepared, data_of_file
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Data
@@ -105,7 +108,7 @@ def _data_section(model_set: ModelSet, file: Path | None) -> tuple[Data, str]:
     """The data section of the held-out rows, and a phrase that says where they come from."""
     data = model_set.prepared.recipe.data if model_set.prepared else None
     if file is not None:
-        return data_of_file(file, data, model_set.specs[0].base), str(file)
+        return data_of_file(file, data, positions_of_model(model_set.specs[0])), str(file)
     if data is None or model_set.run is None:
         raise UserError("no held-out rows: none of these is a run. Write --data FILE, or give a run as well.")
     if data.eval is None:
@@ -118,7 +121,7 @@ def _data_section(model_set: ModelSet, file: Path | None) -> tuple[Data, str]:
 
 def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: Progress) -> tuple[list[int], Examples]:
     """The held-out rows of a data section, or its training rows if it has no held-out ones; first the stop tokens."""
-    words = stop_words(spec.base, template.tokenizer)
+    words = own_stop_words(spec, template.tokenizer)
     template = replace(template, train_on=data.train_on, system=data.system, stop_words=words)
     if data.eval is not None and not isinstance(data.eval, float):
         data = data.model_copy(update={"train": data.eval, "eval": None})
@@ -134,8 +137,38 @@ def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: P
         progress.warn(line)
     for note, count in examples.report.notes.items():
         progress.say(f"{count:,} rows: {note}")
-    stops = {*stop_token_ids(spec.base, tokenizer), *tokenizer.convert_tokens_to_ids(examples.report.stop_tokens)}
+    stops = {*own_stop_ids(spec, tokenizer), *tokenizer.convert_tokens_to_ids(examples.report.stop_tokens)}
     return sorted(stops), examples
+
+
+def render_rows(
+    spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet, file: Path | None, progress: Progress
+) -> list[Row]:
+    """The rows that are scored as another tokenizer or chat template writes them; those that it cannot write are left
+    out."""
+    template = _row_template(tokenizer, spec.prepared, model_set.prepared)
+    return list(_render(spec, _data_section(model_set, file)[0], template, progress)[1].rows)
+
+
+def own_stop_ids(spec: EvalModelSpec, tokenizer: Any) -> list[int]:
+    """Every token at which a model's own files end an answer."""
+    if spec.gguf:
+        ends = {*spec.gguf.stop_ids, tokenizer.eos_token_id}
+        return sorted(token for token in ends if isinstance(token, int) and token < len(tokenizer))
+    return stop_token_ids(spec.loaded[0], tokenizer)
+
+
+def own_stop_words(spec: EvalModelSpec, tokenizer: Any) -> tuple[str, ...]:
+    """The texts of `own_stop_ids`."""
+    return tuple(word for word in tokenizer.convert_ids_to_tokens(own_stop_ids(spec, tokenizer)) if word)
+
+
+def positions_of_model(spec: EvalModelSpec) -> Positions | None:
+    """How many positions a model has; None where it has no limit, or its files do not say."""
+    if spec.gguf:
+        return spec.gguf.header.positions
+    info = read_model_info(spec.loaded[0].folder)
+    return info.positions if info else None
 
 
 def _align(several: Sequence[RenderedRows]) -> list[RenderedRows]:
@@ -159,7 +192,7 @@ def prompt_template(spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet) ->
     template = replace(
         _row_template(tokenizer, spec.prepared, model_set.prepared),
         system=prepared.recipe.data.system if prepared else None,
-        stop_words=stop_words(spec.base, tokenizer),
+        stop_words=own_stop_words(spec, tokenizer),
     )
     if prepared is None or not tokenizer.chat_template:
         return template
@@ -188,21 +221,31 @@ def _template_key(template: ChatTemplate) -> str:
 
 
 def load_tokenizers(model_set: ModelSet, progress: Progress) -> list[Any]:
-    """The tokenizer of each model: its run's, the one beside its adapter if that has a chat template, or its base's."""
+    """The tokenizer of each model: its run's, the one beside its adapter if that has a chat template, or its base's. Of
+    a GGUF file the first run's, where it has the same vocabulary, else the file's own."""
     tokenizers: list[Any] = []
-    template = model_set.prepared.tokenizer.chat_template if model_set.prepared else None
+    run = model_set.prepared
+    template = run.tokenizer.chat_template if run else None
     for spec in model_set.specs:
         if spec.prepared:
             tokenizers.append(spec.prepared.tokenizer)
             continue
-        tokenizer: Any = None
-        if spec.adapter and (spec.adapter / "tokenizer_config.json").is_file():
-            tokenizer = load_tokenizer(Base(spec.given, spec.adapter, spec.base.origin), None)
-        if tokenizer is None or not tokenizer.chat_template:
-            tokenizer = load_tokenizer(Base(spec.given, spec.base.folder, spec.base.origin), None)
+        if spec.gguf and run and has_vocabulary_of(spec.gguf.header, run.tokenizer):
+            tokenizers.append(run.tokenizer)
+            continue
+        tokenizer = spec.gguf.tokenizer if spec.gguf else _tokenizer_of_folder(spec)
         if template and not tokenizer.chat_template:
             progress.warn(f"{spec.given}: has no chat template of its own; the first model's is used")
             tokenizer.chat_template = template
         template = template or tokenizer.chat_template
         tokenizers.append(tokenizer)
     return tokenizers
+
+
+def _tokenizer_of_folder(spec: EvalModelSpec) -> Any:
+    base, tokenizer = spec.loaded[0], None
+    if spec.adapter and (spec.adapter / "tokenizer_config.json").is_file():
+        tokenizer = load_tokenizer(Base(spec.given, spec.adapter, base.origin), None)
+    if tokenizer is None or not tokenizer.chat_template:
+        tokenizer = load_tokenizer(Base(spec.given, base.folder, base.origin), None)
+    return tokenizer

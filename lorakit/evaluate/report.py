@@ -98,9 +98,13 @@ def _of_parts(parts: Mapping[str, Mapping[str, Score | Comparison]]) -> dict[str
 
 def describe_model(spec: EvalModelSpec, device: str) -> dict[str, Any]:
     """What a model is, and the sha256 of all that decides what it computes."""
-    base, adapter = spec.base, str(spec.adapter) if spec.adapter else None
+    if spec.gguf:
+        how = {"dtype": None, "quantization": spec.gguf.header.main_format, "file": spec.gguf.facts()}
+        facts = {"given": spec.given, "kind": spec.kind, "base": None, "base_origin": "GGUF file", "adapter": None}
+        return {**facts, **how, "identity": spec.identity(device)}
+    (base, settings), adapter = spec.loaded, str(spec.adapter) if spec.adapter else None
     facts = {"given": spec.given, "kind": spec.kind, "base": base.name, "base_origin": base.origin, "adapter": adapter}
-    how = {"dtype": spec.settings.dtype, "quantization": spec.settings.quantization}
+    how = {"dtype": settings.dtype, "quantization": settings.quantization}
     return {**facts, **how, "identity": spec.identity(device)}
 
 

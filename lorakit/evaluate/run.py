@@ -17,9 +17,9 @@ from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.forward import decode_answer, trained_tokens
 from lorakit.evaluate.metric import Comparison, Measure, Score, compare, intervals, loss, perplexity, row_scores
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
-from lorakit.evaluate.rendering import RenderedRows, render_for_models
+from lorakit.evaluate.rendering import RenderedRows, positions_of_model, render_for_models
 from lorakit.model.peft_adapter import is_no_op
-from lorakit.plan.model_info import read_model_info, unseen
+from lorakit.plan.model_info import unseen
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 
@@ -246,10 +246,10 @@ def find_baseline(model_set: ModelSet, named: str | None) -> int:
 def _length_notes(spec: EvalModelSpec, rendered: RenderedRows, labels: Mapping[str, Labels], answer: int) -> list[str]:
     """A note if rows come near the end of a model's positions; an error if the model cannot compute one. `answer`: the
     most tokens of an answer; 0 if none is generated."""
-    info = read_model_info(spec.base.folder)
-    if info is None or info.positions is None:
+    positions = positions_of_model(spec)
+    if positions is None:
         return []
-    positions, limit = info.positions, info.positions.limit
+    limit = positions.limit
     rows, prompts = [len(row["input_ids"]) for row in rendered.rows], [len(prompt) for prompt in rendered.prompts]
     of_labels = [(row, max(map(len, task.tokens))) for task in labels.values() for row in task.rows]
     longest = max([*rows, *(rendered.rows[row]["answer"] + label for row, label in of_labels)])

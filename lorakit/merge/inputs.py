@@ -20,6 +20,7 @@ from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.spec_from_meta import read_hf_config
 from lorakit.model.state_dict import WeightPrecision, Weights
 from lorakit.model.tokenizer import load_tokenizer, quiet_libraries, stop_token_ids, stop_words
+from lorakit.plan.model_info import read_model_info
 from lorakit.prepare import Prepared, data_of_file
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import trains_all
@@ -135,7 +136,9 @@ def _find_base_of(folder: Path, given: str | None, progress: Progress) -> Base:
 
 
 def _rows_of_file(file: Path, like: Data | None, base: Base, template: ChatTemplate, progress: Progress) -> Rows:
-    return list(examples_of(data_of_file(file, like, base), template, progress)[0].rows), str(file)
+    info = read_model_info(base.folder)
+    data = data_of_file(file, like, info.positions if info else None)
+    return list(examples_of(data, template, progress)[0].rows), str(file)
 
 
 def _general_rows(base: Base, tokenizer: Any) -> Rows:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
+from lorakit.model.config_values import Positions, is_size
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,22 @@ class GgufFile:
         """The share of all matrices' numbers that lie in those matrices."""
         chosen = sum(tensor.numbers for tensor in self.matrices if which(tensor))
         return chosen / sum(tensor.numbers for tensor in self.matrices)
+
+    @property
+    def main_format(self) -> str:
+        """The format of most of the matrices' numbers."""
+        return next(iter(self.formats), "")
+
+    @property
+    def positions(self) -> Positions | None:
+        """How many positions the model has; a limit where each has an embedding, beyond which llama.cpp ends the whole
+        process (ggml's get_rows asserts)."""
+        key = f"{self.metadata.get('general.architecture')}.context_length"
+        limit = self.metadata.get(key)
+        if not is_size(limit):
+            return None
+        learned = any(tensor.name == "position_embd.weight" for tensor in self.tensors)
+        return Positions(limit, learned, f"{key} in its header")
 
     @property
     def tokens(self) -> list[str]:

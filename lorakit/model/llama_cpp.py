@@ -81,6 +81,13 @@ def llama_cpp_version() -> str:
     return f"cyllama {version('cyllama')}"
 
 
+def threads() -> int:
+    """How many threads llama.cpp gets: OMP_NUM_THREADS, as torch does, else one for each core. More than there are free
+    cores make it slower by far: its threads wait for each other in loops."""
+    written = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(written) if written.isdigit() and int(written) else len(os.sched_getaffinity(0))
+
+
 def quantize(source: Path, target: Path, word: str) -> None:
     """Write a GGUF file of 16 or 32 bits in a type such as q4_k_m."""
     library = llama_cpp()
@@ -95,11 +102,14 @@ def quantize(source: Path, target: Path, word: str) -> None:
 
 
 class GgufModel:
-    """A GGUF file as llama.cpp runs it. `exact`: keys and values in float32 instead of llama.cpp's float16."""
+    """A GGUF file as llama.cpp runs it. `exact`: keys and values in float32 instead of llama.cpp's float16.
+    `limit`: the positions that it has embeddings for, if it has no rotations; llama.cpp ends the process at a later
+    one."""
 
-    def __init__(self, path: Path, exact: bool = False) -> None:
-        self._library, self._exact = llama_cpp(), exact
+    def __init__(self, path: Path, exact: bool = False, limit: int | None = None) -> None:
+        self._library, self._exact, self.limit = llama_cpp(), exact, limit
         self._context: Any = None
+        self._sampler: Any = None
         self._size, self._sequences = 0, 0
         self._library.lines.clear()
         if not path.is_file():
@@ -111,6 +121,12 @@ class GgufModel:
         self._vocab = self._model.get_vocab()
         self.vocabulary = int(self._vocab.n_vocab)
         self.trained_positions = int(self._model.n_ctx_train)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What the keys and values of one token take."""
+        model, bytes_each = self._model, 4 if self._exact else 2
+        return int(2 * bytes_each * model.n_layer * model.n_head_kv * model.n_embd // max(model.n_head, 1))
 
     def __enter__(self) -> "GgufModel":
         return self
@@ -138,7 +154,7 @@ class GgufModel:
         settings.n_ubatch = min(tokens, 512)
         settings.n_seq_max = sequences
         settings.kv_unified = True
-        settings.n_threads = settings.n_threads_batch = len(os.sched_getaffinity(0))
+        settings.n_threads = settings.n_threads_batch = threads()
         settings.no_perf = True
         if self._exact:
             settings.type_k = settings.type_v = _FLOAT32
@@ -153,6 +169,21 @@ class GgufModel:
 
     def decode(self, tokens: Sequence[Token]) -> np.ndarray:
         """Run tokens after what their sequences hold; the logits of those wanted (wanted, vocabulary), in float32."""
+        rows = self._run(tokens)
+        logits = np.empty((len(rows), self.vocabulary), dtype=np.float32)
+        for number, at in enumerate(rows):
+            logits[number] = self._context.get_logits_ith(at)
+        return logits
+
+    def decode_greedily(self, tokens: Sequence[Token]) -> list[int]:
+        """Run tokens likewise; the likeliest next token after each one wanted, without a copy of all logits."""
+        if self._sampler is None:
+            self._sampler = self._library.bindings.LlamaSampler(self._library.bindings.LlamaSamplerChainParams())
+            self._sampler.add_greedy()
+        return [int(self._sampler.sample(self._context, at)) for at in self._run(tokens)]
+
+    def _run(self, tokens: Sequence[Token]) -> list[int]:
+        """Run tokens; the places of those wanted."""
         batch = self._library.bindings.LlamaBatch(n_tokens=len(tokens), embd=0, n_seq_max=1)
         for token in tokens:
             batch.add(token.id, token.position, [token.sequence], token.wanted)
@@ -162,11 +193,11 @@ class GgufModel:
         except (ValueError, RuntimeError) as error:
             what = f"llama.cpp could not run {len(tokens):,} tokens"
             raise LorakitError(f"{what}: {self._library.reason(error)}.") from error
-        rows = [at for at, token in enumerate(tokens) if token.wanted]
-        logits = np.empty((len(rows), self.vocabulary), dtype=np.float32)
-        for number, at in enumerate(rows):
-            logits[number] = self._context.get_logits_ith(at)
-        return logits
+        return [at for at, token in enumerate(tokens) if token.wanted]
+
+    def copy(self, sequence: int, target: int) -> None:
+        """Let an empty sequence hold what another one does; keys and values are shared, not copied."""
+        self._context.memory_seq_cp(sequence, target, -1, -1)
 
     def forget(self, sequence: int | None = None) -> None:
         """Drop what one sequence holds, or all of them."""

@@ -84,6 +84,12 @@ def run_benchmark(
 ) -> tuple[dict[str, Any], list[Table]]:
     """Every model on every task, as a document and as tables. `baseline`: the name of the model that the others are
     compared with. An error if lm-eval is not installed, or a task cannot be used in this way or fails."""
+    files = [spec.given for spec in model_set.specs if spec.gguf]
+    if files:
+        raise UserError(
+            f"{files[0]}: lm-eval's tasks run on models of torch here, not on GGUF files. Leave it out, or give the "
+            "folder that it was made from; lorakit eval scores GGUF files."
+        )
     loader, tokenizers = ModelLoader(model_set.machine.device), load_tokenizers(model_set, progress)
     scores: dict[str, list[TaskScore]] = {spec.name: [] for spec in model_set.specs}
     for at in loading_order(model_set.specs):

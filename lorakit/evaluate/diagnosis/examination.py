@@ -3,7 +3,7 @@
 Losses tell of forgetting on general texts, memorization of training rows, and drift on quantized bases.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,14 @@ from lorakit.data.general_texts import GeneralText, encode_text, read_general_te
 from lorakit.errors import UserError
 from lorakit.evaluate.diagnosis import copying
 from lorakit.evaluate.diagnosis.finding import Finding
+from lorakit.evaluate.diagnosis.gguf_findings import measure_gguf
 from lorakit.evaluate.diagnosis.style import measure_style
 from lorakit.evaluate.forward import row_losses, trained_tokens
-from lorakit.evaluate.inference import EvalModel, Save, compute_losses
+from lorakit.evaluate.inference import EvalModel, Save, compute_losses, forward_passes
 from lorakit.evaluate.metric import Measure, compare, intervals, loss, ratio
 from lorakit.evaluate.models import EvalModelSpec, ModelSet, have_same_weights
 from lorakit.evaluate.rendering import Row, reference_of
+from lorakit.model.spec_from_meta import read_hf_config
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
@@ -76,7 +78,7 @@ class Examination:
         """Some training rows of the first run, spread evenly; none if it was trained on another base."""
         prepared = self.model_set.prepared
         train = prepared.rows.read_or_warn("train") if prepared else None
-        if prepared is None or train is None or not have_same_weights(prepared.base, self.base.base):
+        if prepared is None or train is None or not have_same_weights(prepared.base, self.base.loaded[0]):
             return []
         numbers = np.unique(np.linspace(0, len(train.rows) - 1, min(_SAMPLE, len(train.rows))).astype(int))
         return [train.rows[int(number)] for number in numbers]
@@ -86,7 +88,7 @@ class Examination:
         if spec.adapter is not None:
             return spec.base_key == self.base.base_key
         trained = _trained_from(spec, self.model_set)
-        return trained is not None and have_same_weights(trained.base, self.base.base)
+        return trained is not None and have_same_weights(trained.base, self.base.loaded[0])
 
     def measure(self, eval_model: EvalModel) -> dict[str, np.ndarray]:
         """`nats` and `tokens` of each general text, nats of the `sample`; nothing of a model that it is not about."""
@@ -96,7 +98,9 @@ class Examination:
 
         def work(model: Any, missing: list[int], save: Save) -> None:
             chosen, label = [texts[at] for at in missing], f"{spec.name}: general texts"
-            nats, tokens = compute_text_losses(model, tokenizer, chosen, eval_model.progress, label)
+            config = read_hf_config(self.base.loaded[0].folder) if spec.gguf else model.config
+            losses_of = forward_passes(spec).row_losses
+            nats, tokens = compute_text_losses(model, tokenizer, chosen, eval_model.progress, label, config, losses_of)
             save(dict(enumerate(np.stack([nats, tokens], axis=1).tolist())))
 
         rows = [list(tokenizer(text)["input_ids"]) for text in texts]
@@ -143,6 +147,8 @@ def diagnose_models(
             if id(trained) not in indexes:
                 indexes[id(trained)] = _index_training_answers(trained, progress)
             of_model += _answer_findings(model, base, indexes[id(trained)], evaluation.settings)
+        if model.spec.gguf:
+            of_model += measure_gguf(model, evaluation.model_set, file)
         if model is not base and base is not None and examination is not None and examination.is_about(model.spec):
             of_model += _loss_findings(model, base, examination, evaluation.settings.seed)
         findings[model.name] = [*of_model, *findings.pop(model.name, [])]
@@ -202,7 +208,7 @@ def _drift_findings(evaluation: "Evaluation", base: "ModelResult | None") -> dic
     for model in evaluation.models:
         if model.spec.adapter is not None:
             key = (model.spec.adapter, id(model.rendered))
-            by_adapter.setdefault(key, {})[model.spec.settings.quantization] = model
+            by_adapter.setdefault(key, {})[model.spec.loaded[1].quantization] = model
     findings: dict[str, list[Finding]] = {}
     for models in (models for models in by_adapter.values() if len(models) > 1):
         full = models.get("none")
@@ -219,16 +225,22 @@ def _drift_findings(evaluation: "Evaluation", base: "ModelResult | None") -> dic
 
 
 def compute_text_losses(
-    model: Any, tokenizer: Any, texts: Sequence[str], progress: Progress, note: str = "general texts"
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    progress: Progress,
+    note: str = "general texts",
+    config: Any = None,
+    losses_of: Callable[..., np.ndarray] = row_losses,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The summed cross-entropy of each text (texts,) in nats, and its predicted tokens (texts,). Texts have no chat
     template, only the special tokens that the tokenizer sets in front of a document, and at most 1,024 tokens each. A
-    text of a single token predicts nothing: 0 of both."""
-    encoded = [encode_text(tokenizer, text, model.config) for text in texts]
+    text of a single token predicts nothing: 0 of both. `config`: that of the model by default."""
+    encoded = [encode_text(tokenizer, text, config or model.config) for text in texts]
     predicts = np.array([len(ids) > 1 for ids in encoded], bool)
     rows = [{"input_ids": ids, "labels": ids} for ids in encoded if len(ids) > 1]
     nats, tokens = np.zeros((2, len(texts)))
-    nats[predicts] = row_losses(model, rows, pad_token_id(tokenizer), note, progress)
+    nats[predicts] = losses_of(model, rows, pad_token_id(tokenizer), note, progress)
     tokens[predicts] = trained_tokens(rows)
     return nats, tokens
 

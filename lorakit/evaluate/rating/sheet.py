@@ -22,8 +22,7 @@ from lorakit.errors import UserError
 from lorakit.evaluate.forward import decode_answer
 from lorakit.evaluate.inference import EvalModel, ModelLoader, generate_answers, loading_order
 from lorakit.evaluate.models import ModelSet
-from lorakit.evaluate.rendering import RenderedRows, load_tokenizers, prompt_template
-from lorakit.model.tokenizer import stop_token_ids
+from lorakit.evaluate.rendering import RenderedRows, load_tokenizers, own_stop_ids, prompt_template
 from lorakit.progress import Progress
 from lorakit.recipe.problem import one_line, show_path
 
@@ -130,7 +129,7 @@ def answer_questions(
         for question in questions:
             for what, field in template.controls.spelled(Conversation(question.messages)):
                 progress.warn(f"{spec.name}: question {question.id}, {field}: {what}")
-        own_stops = spec.prepared.stop_ids if spec.prepared else stop_token_ids(spec.base, tokenizer)
+        own_stops = spec.prepared.stop_ids if spec.prepared else own_stop_ids(spec, tokenizer)
         stops = tuple(sorted({*own_stops, *tokenizer.convert_tokens_to_ids(sorted(template.stops))}))
         eval_model = EvalModel(spec, RenderedRows(tokenizer, stops, [], []), loader, cache, progress)
         generated = generate_answers(eval_model, prompts, max_new_tokens)

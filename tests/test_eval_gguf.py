@@ -1,0 +1,175 @@
+"""Promises of `lorakit eval` about GGUF files: llama.cpp's own figures beside those of the run."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import CHATML, rows_of, write_rows
+from eval_runs import Remembers, edit_json, labelled_rows, loss, make_run, score
+from gguf_models import spm_base
+
+from lorakit.cli.export import open_source, parse_targets
+from lorakit.export.run import export as write_exports
+from lorakit.progress import Silent
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gguf")
+    return make_run(folder, spm_base(folder / "base"))
+
+
+@pytest.fixture(scope="module")
+def export(run):
+    """The run's model as a GGUF file of a type."""
+
+    def of(word):
+        folder = run.exports / f"gguf-{word}"
+        if not folder.exists():
+            with open_source(str(run.folder), None, None, Silent()) as source:
+                write_exports(source, parse_targets([f"gguf:{word}"]), run.exports, False, Silent())
+        return folder / f"tiny-{word.upper()}.gguf"
+
+    return of
+
+
+def test_llama_cpp_gives_the_losses_and_answers_of_torch(run, export):
+    found = score(run.folder, export("f32"), "base")
+    adapter, gguf, _ = found.models
+    assert gguf.spec.kind == "gguf" and gguf.rendered is adapter.rendered
+    np.testing.assert_allclose(gguf.nats, adapter.nats, rtol=1e-3)
+    assert gguf.answers == adapter.answers and gguf.ended == adapter.ended
+    assert loss(found, "base") != pytest.approx(loss(found, gguf.name), rel=1e-3)
+    assert {"loss", "exact-match"} <= found.parts[""].comparisons[gguf.name].keys()
+    named = {finding.name: finding.value for finding in found.findings[gguf.name]}
+    assert named["chat template"] == named["tokens"] == named["stop tokens"] == 0
+
+
+def test_a_file_is_scored_without_a_run_by_its_own_tokenizer_and_template(run, export, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", rows_of(40)[30:])
+    alone, beside = score(export("f32"), file=rows), score(run.folder, export("f32"), file=rows)
+    assert alone.model_set.run is None
+    assert loss(alone, "tiny-F32.gguf") == pytest.approx(loss(beside, "run"), rel=1e-3)
+    assert alone.models[0].answers
+
+
+def test_likelihoods_of_labels_are_those_of_torch(run, export, tmp_path):
+    rows = write_rows(tmp_path / "labels.jsonl", labelled_rows(12))
+    found = score(run.folder, export("f32"), file=rows, metrics=())
+    adapter, gguf = found.models
+    assert gguf.likelihoods[""].shape[1] == 3
+    np.testing.assert_allclose(gguf.likelihoods[""], adapter.likelihoods[""], rtol=1e-3)
+
+
+def test_rows_and_prompts_are_computed_alike_alone_and_together(run, export, monkeypatch):
+    from lorakit.evaluate import llama_cpp_forward
+
+    together = score(export("f32"), run.folder).models[0]
+    monkeypatch.setattr(llama_cpp_forward, "_SEQUENCES", 1)
+    monkeypatch.setattr(llama_cpp_forward, "_LOGITS", 3 * 400)
+    alone = score(export("f32"), run.folder).models[0]
+    np.testing.assert_allclose(alone.nats, together.nats, rtol=1e-4)
+    assert alone.answers == together.answers
+
+
+def test_what_was_computed_is_not_computed_again(run, export, monkeypatch):
+    first = score(run.folder, export("f32"), cache=True)
+    monkeypatch.setattr("lorakit.evaluate.inference.ModelLoader.model_of", lambda *given: pytest.fail("is loaded"))
+    again = score(run.folder, export("f32"), cache=True)
+    np.testing.assert_array_equal(first.models[1].nats, again.models[1].nats)
+
+
+def changed(file, target, **values):
+    """A copy of a GGUF file with other metadata."""
+    import gguf
+
+    reader = gguf.GGUFReader(file)
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        value = values.pop(name.replace(".", "_"), field.contents())
+        if value is not None:
+            of_list = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, value, field.types[0], sub_type=of_list)
+    assert not values, values
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def test_another_chat_template_is_told_by_the_prompts_that_it_writes_otherwise(run, export, tmp_path):
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}assistant: "
+    other = changed(export("f32"), tmp_path / "other.gguf", tokenizer_chat_template=template)
+    named = {finding.name: finding for finding in score(run.folder, other).findings["other.gguf"]}
+    assert named["chat template"].value == 1 and named["chat template"].flagged
+    assert not named["tokens"].flagged
+    # Other words, the same prompts: nothing to look at.
+    same = changed(export("f32"), tmp_path / "same.gguf", tokenizer_chat_template=CHATML + "{# a remark #}")
+    named = {finding.name: finding for finding in score(run.folder, same).findings["same.gguf"]}
+    assert named["chat template"].value == 0 and not named["chat template"].details["same text"]
+
+
+def test_a_file_with_another_vocabulary_is_asked_in_its_own_tokens(run, export, tmp_path):
+    from lorakit.model.gguf_file import read_gguf
+
+    tokens = read_gguf(export("f32")).tokens
+    tokens[300:] = reversed(tokens[300:])
+    other = changed(export("f32"), tmp_path / "other.gguf", tokenizer_ggml_tokens=tokens)
+    found = score(run.folder, other)
+    assert found.models[1].rendered is not found.models[0].rendered
+    assert "loss" not in found.parts[""].comparisons["other.gguf"]
+
+
+def test_a_file_of_another_adapter_is_told(run, export, tmp_path):
+    folder = shutil.copytree(export("f32").parent, tmp_path / "gguf")
+    edit_json(folder / "export.json", adapter_sha256="0" * 64)
+    progress = Remembers()
+    score(run.folder, folder / "tiny-F32.gguf", progress=progress)
+    assert any("was exported from another adapter" in text for text in progress.warned)
+
+
+def test_files_that_cannot_be_run_are_named(run, export, lorakit, tmp_path):
+    def says(file):
+        code, _, err = lorakit("eval", run.folder, file)
+        assert code == 2, err
+        return err
+
+    assert "there is no such file" in says(tmp_path / "none.gguf")
+    cut = tmp_path / "cut.gguf"
+    for size in (5000, export("f32").stat().st_size - 9000):
+        cut.write_bytes(export("f32").read_bytes()[:size])
+        assert "cut.gguf" in says(cut)
+    text = tmp_path / "text.gguf"
+    text.write_text("not a model")
+    assert "not a readable GGUF file" in says(text)
+    adapter = changed(export("f32"), tmp_path / "adapter.gguf", general_type="adapter")
+    assert "is an adapter alone" in says(adapter)
+    code, _, err = lorakit("benchmark", run.folder, export("f32"), "--tasks", "x")
+    assert code == 2 and "not on GGUF files" in err
+
+
+def test_an_architecture_that_llama_cpp_lacks_is_named(run, export, lorakit, tmp_path):
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "new.gguf", "newllama")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    code, _, err = lorakit("eval", run.folder, tmp_path / "new.gguf")
+    assert code == 2 and "unknown model architecture" in err and "newllama" in err
+
+
+def test_the_document_says_what_the_file_is(run, export, lorakit):
+    code, out, err = lorakit("eval", run.folder, export("q8_0"), "--json")
+    assert code == 0, err
+    facts = json.loads(out)["models"]["tiny-Q8_0.gguf"]
+    assert facts["kind"] == "gguf" and facts["quantization"] == "Q8_0" and facts["file"]["bytes"] > 0
+    assert len(facts["identity"]["gguf"][0]) == 64
