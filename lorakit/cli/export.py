@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -122,14 +123,26 @@ def source_of_run(run: "Run", prepared: "Prepared", llama_cpp: Path | None, prog
 
     system = prepared.recipe.data.system
     if not trains_all(prepared.recipe.adapter):
-        return _source_of_adapter(input_of_run(run, prepared, progress), llama_cpp, system, progress)
+        source = _source_of_adapter(input_of_run(run, prepared, progress), llama_cpp, system, progress)
+        return replace(source, **_prompts_of(prepared))
 
     def read_rows() -> list[dict[str, Any]]:
         return list((prepared.held_out or prepared.train).rows)
 
     name, stops = str(prepared.recipe.name), tuple(prepared.stop_ids)
     model = (None, lambda: run.model, prepared.tokenizer, stops)
-    return ExportSource(name, run.folder, prepared.base, *model, read_rows, llama_cpp, system)
+    prompts = _prompts_of(prepared)
+    return ExportSource(name, run.folder, prepared.base, *model, read_rows, llama_cpp, system, **prompts)
+
+
+def _prompts_of(prepared: "Prepared") -> dict[str, Any]:
+    """What the prompts of a run's rows were written with, and how long its rows may be."""
+    from lorakit.evaluate.rendering import prompt_variables
+
+    template, max_length = prepared.rows.template, prepared.recipe.data.max_length
+    if not template.tokenizer.chat_template:
+        return {"max_length": max_length}
+    return {"variables": prompt_variables(template, prepared), "date": template.date, "max_length": max_length}
 
 
 def _source_of_adapter(

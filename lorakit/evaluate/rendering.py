@@ -196,8 +196,14 @@ def prompt_template(spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet) ->
     )
     if prepared is None or not tokenizer.chat_template:
         return template
+    return replace(template, variables=prompt_variables(template, prepared))
+
+
+def prompt_variables(template: ChatTemplate, prepared: Prepared) -> dict[str, Any]:
+    """The variables with which a run's prompts are written: the recipe's, and where no row has a thought, that with
+    which the prompt opens none."""
     thoughtless = prepared.report.notes.get(template.note_without_thoughts) == prepared.report.used
-    return replace(template, variables={**template.variables, **(template.without_thoughts if thoughtless else {})})
+    return {**template.variables, **(template.without_thoughts if thoughtless else {})}
 
 
 def _row_template(tokenizer: Any, own: Prepared | None, first: Prepared | None) -> ChatTemplate:

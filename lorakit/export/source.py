@@ -1,7 +1,7 @@
 """What is exported: an adapter, or the merged model that was proved to answer as it does, and what an export is."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,9 @@ class ExportSource:
     read_rows: Callable[[], list[dict[str, Any]]]
     llama_cpp: Path | None = None
     system: str | None = None  # the system prompt of the training, for rows that have none
+    variables: Mapping[str, Any] = field(default_factory=dict)  # what the training's prompts give the chat template
+    date: str | None = None  # the day that the chat template takes for today
+    max_length: int | None = None  # the most tokens of a row of the training
     shared: Path | None = None  # a temporary folder for files that several targets are made from
 
     @cached_property

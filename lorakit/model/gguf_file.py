@@ -1,7 +1,9 @@
 """A GGUF file's header, read back: metadata, and the number format of each tensor."""
 
+import io
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,12 +83,9 @@ class GgufFile:
 
 def read_gguf(path: Path) -> GgufFile:
     """The header of a GGUF file; a UserError where it cannot be read."""
+    reader_class = _reader_class(path)
     try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise UserError(f"{path}: GGUF files need the package gguf: pip install 'lorakit[gguf]'.") from error
-    try:
-        reader = GGUFReader(path)
+        reader = reader_class(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
         tensors = tuple(
             GgufTensor(
@@ -97,3 +96,30 @@ def read_gguf(path: Path) -> GgufFile:
     except (ValueError, OSError, IndexError, KeyError) as error:
         raise UserError(f"{path}: not a readable GGUF file: {error}.") from error
     return GgufFile(path, metadata, tensors)
+
+
+def write_flag(path: Path, name: str, value: bool) -> None:
+    """Change a true or false of a GGUF file's metadata, in place; a file that lacks it is written anew beside it."""
+    reader = _reader_class(path)(path, "r+")
+    entry = reader.get_field(name)
+    if entry is not None:
+        entry.parts[entry.data[0]][0] = value
+        reader.data.flush()
+        return
+    from gguf import GGUFValueType, GGUFWriter
+    from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
+
+    copy = path.with_name(f"{path.name}.copy")
+    writer = GGUFWriter(copy, reader.get_field("general.architecture").contents(), endianess=reader.endianess)
+    writer.data_alignment = reader.alignment
+    with redirect_stderr(io.StringIO()):  # it shows a bar
+        copy_with_new_metadata(reader, writer, {name: MetadataDetails(GGUFValueType.BOOL, value)}, [])
+    copy.replace(path)
+
+
+def _reader_class(path: Path) -> Any:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise UserError(f"{path}: GGUF files need the package gguf: pip install 'lorakit[gguf]'.") from error
+    return GGUFReader

@@ -210,6 +210,16 @@ class GgufModel:
         """The ids of a text in which special tokens are written out, and nothing is put before or after it."""
         return [int(token) for token in self._vocab.tokenize(text, False, True)]
 
+    def tokenize_prompt(self, text: str) -> list[int]:
+        """The ids of a prompt as servers read it: with what the file puts before and after every text."""
+        return [int(token) for token in self._vocab.tokenize(text, True, True)]
+
+    @property
+    def opening(self) -> list[int]:
+        """The tokens that the file puts before every prompt."""
+        prompt = self.tokenize_prompt("a")
+        return prompt[: len(prompt) - len(self.tokenize("a"))]
+
     def piece(self, token: int) -> str:
         """The text of a token, of a special one its name."""
         return str(self._vocab.token_to_piece(token, 0, True))
