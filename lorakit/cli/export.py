@@ -119,12 +119,13 @@ def source_of_run(run: "Run", prepared: "Prepared", llama_cpp: Path | None, prog
     """What a run trained: its adapter, or its model."""
     from lorakit.export.source import ExportSource
     from lorakit.merge.inputs import input_of_run
-    from lorakit.recipe.adapter_kind import trains_all
+    from lorakit.recipe.adapter_kind import adapter_spec, trains_all
 
     system = prepared.recipe.data.system
     if not trains_all(prepared.recipe.adapter):
         source = _source_of_adapter(input_of_run(run, prepared, progress), llama_cpp, system, progress)
-        return replace(source, **_prompts_of(prepared))
+        needs = adapter_spec(prepared.recipe.adapter).quantizes is not None
+        return replace(source, **_prompts_of(prepared), needs_quantized=needs)
 
     def read_rows() -> list[dict[str, Any]]:
         return list((prepared.held_out or prepared.train).rows)
@@ -161,6 +162,7 @@ def _source_of_adapter(
         lambda: given.read_rows()[0],
         llama_cpp,
         system,
+        quantization=given.quantization,
     )
 
 

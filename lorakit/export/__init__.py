@@ -10,5 +10,5 @@ The recipe reads this table: torch, numpy and the libraries are imported when a 
 import importlib
 
 # The order is that of the table: documents and messages name them so.
-for _name in ("gguf", "ollama", "huggingface"):
+for _name in ("gguf", "gguf_lora", "ollama", "vllm", "sglang", "lorax", "huggingface"):
     importlib.import_module(f"lorakit.export.{_name}")

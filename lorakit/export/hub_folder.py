@@ -1,6 +1,7 @@
 """The files of an export for the hub: copied without what lies beside them, and checked."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def copy_adapter(source: ExportSource, folder: Path) -> None:
     write_tokenizer(source.adapter if has_tokenizer else source.base.folder, source.tokenizer, folder)
 
 
-def copy_model(model: Path, folder: Path) -> None:
+def copy_model(model: Path, folder: Path, copy: Callable[[Path, Path], object] = shutil.copyfile) -> None:
     """Copy what belongs to a model: weights, configuration, tokenizer, processors and terms."""
     weights = {file.name for file in weight_files(model)}
     for name in files_in(model):
@@ -46,7 +47,7 @@ def copy_model(model: Path, folder: Path) -> None:
         belongs = name in weights or path.suffix in _SUFFIXES or name.startswith(_TERMS)
         if inside and belongs and not ours and not name.startswith(".") and lies_inside(model / name, model):
             (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(model / name, folder / name)
+            copy(model / name, folder / name)
 
 
 def remove_local_names(subject: CardSubject, folder: Path, adapter: dict[str, Any]) -> None:

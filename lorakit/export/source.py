@@ -56,6 +56,8 @@ class ExportSource:
     date: str | None = None  # the day that the chat template takes for today
     max_length: int | None = None  # the most tokens of a row of the training
     shared: Path | None = None  # a temporary folder for files that several targets are made from
+    quantization: str = "none"  # of the base in training
+    needs_quantized: bool = False  # whether the adapter makes up for what that quantization took away (loftq)
 
     @cached_property
     def merged_model(self) -> Path:

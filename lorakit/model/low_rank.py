@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from safetensors.torch import save_file
 
+from lorakit.model.peft_adapter import save_config
 from lorakit.model.spec_from_meta import meta_model
 
 ADAPTER_NAME = "default"  # what PEFT calls an adapter that was given no name
@@ -111,26 +112,29 @@ def write_adapter(
     folder: Path,
     factors: Mapping[AdapterLayer, LowRankFactors],
     base_folder: Path,
-    base: str,
+    base: str | None,
     revision: str | None = None,
     whole: Sequence[str] = (),
     tied: bool = False,
     read_whole: Callable[[str], torch.Tensor] | None = None,
+    module_names: Sequence[str] | None = None,
 ) -> int:
     """Write a plain LoRA of these factors in PEFT's format, with a scale of 1: alpha equals the rank in each layer.
 
     Modules named `whole` are held as `read_whole` gives their weights; `tied`: these are embeddings that the model ties
-    to its output head. Returns the number of parameters.
+    to its output head. `module_names`: how the configuration names the linear layers, where not by their paths.
+    Returns the number of parameters.
     """
     ranks = {layer: of_layer.rank for layer, of_layer in factors.items()}
     largest = max(ranks.values())
+    linear = sorted(layer.target for layer in ranks if not layer.is_parameter)
     others = {layer.target: rank for layer, rank in ranks.items() if rank != largest}
     config = LoraConfig(
         r=largest,
         lora_alpha=largest,
         rank_pattern=others,
         alpha_pattern=dict(others),
-        target_modules=sorted(layer.target for layer in ranks if not layer.is_parameter),
+        target_modules=list(module_names or linear),
         target_parameters=sorted(layer.target for layer in ranks if layer.is_parameter) or None,
         fan_in_fan_out=any(layer.transposed and not layer.is_parameter for layer in ranks),
         modules_to_save=list(whole) or None,
@@ -148,7 +152,7 @@ def write_adapter(
     if read_whole is not None:
         tensors |= {name: read_whole(name.removeprefix(PREFIX)) for name in names if name not in tensors}
     config.base_model_name_or_path, config.revision = base, revision
-    config.save_pretrained(str(folder))
+    save_config(config, folder)
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return sum(tensor.numel() for tensor in plain.values())
