@@ -190,7 +190,7 @@ def open_run(folder: Path, resume: bool, overwrite: bool) -> Iterator[Run]:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(run.exclusive_lock())
             _refuse_folder(run, resume, overwrite)  # another run may have ended between the two
-            for place in (folder, run.checkpoints, run.evaluations):
+            for place in (folder, run.checkpoints, run.evaluations, run.exports):
                 remove_drafts(place)
             if overwrite and run.holds_results():
                 run.refuse_other_programs()

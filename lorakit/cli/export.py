@@ -62,12 +62,20 @@ def export(
     none yet, it is made first.
     """
     from lorakit import console
+    from lorakit.export.conversion import converter_folder
+    from lorakit.export.run import default_root
     from lorakit.export.run import export as export_targets
+    from lorakit.recipe.export_target import refuse_missing_modules
 
     targets = parse_targets(to)
+    refuse_missing_modules(targets, "--to")
+    if llama_cpp is not None:
+        if not any(target.spec.modules for target in targets):
+            raise UserError(f"--llama-cpp: does nothing for {', '.join(map(str, targets))}. Leave it out.")
+        converter_folder(llama_cpp)
     progress = console.Terminal(quiet)
     with open_source(given, base, llama_cpp, progress) as source:
-        results = export_targets(source, targets, output or source.folder / "export", overwrite, progress)
+        results = export_targets(source, targets, output or default_root(source.folder), overwrite, progress)
     if as_json:
         console.result_json({"exports": [result.facts() for result in results]})
     else:

@@ -90,12 +90,12 @@ def _export(given: str, merged: bool, base: str | None, progress: "Progress") ->
     """The folder of the export of a run, an adapter or a model: the one that is there, or one that is made now."""
     from lorakit.cli.export import open_source
     from lorakit.export.push import refuse_earlier
-    from lorakit.export.run import export
+    from lorakit.export.run import default_root, export
     from lorakit.recipe.export_target import parse_target
 
     target = parse_target("huggingface:merged" if merged else "huggingface")
     with open_source(given, base, None, progress) as source:
-        folder = source.folder / "export" / target.folder_name
+        folder = default_root(source.folder) / target.folder_name
         if folder.exists():
             refuse_earlier(folder, source)
         else:

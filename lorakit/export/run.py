@@ -2,20 +2,20 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lorakit.atomic_io import files_in, sha256_of
+from lorakit.atomic_io import LOCK, file_lock, files_in, remove_drafts, sha256_of
 from lorakit.errors import LorakitError, UserError
 from lorakit.export.source import Export, ExportSource
 from lorakit.model.model_card import hub_id
 from lorakit.output_dir import claim_output, output_draft, refuse_overwriting_inputs
 from lorakit.progress import Progress
 from lorakit.recipe.export_target import ExportTarget
-from lorakit.run_dir import EXPORT, MERGED, now, versions
+from lorakit.run_dir import EXPORT, MERGED, Run, now, versions
 
 FORMAT = 1
 """The version of export.json. It grows when a field is removed or changes its meaning."""
@@ -39,13 +39,16 @@ class ExportResult:
 @contextmanager
 def shared_files(source: ExportSource, root: Path) -> Iterator[ExportSource]:
     """The source with a temporary folder, on the disk of the exports, for files that several targets are made from."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        temporary = TemporaryDirectory(dir=root, prefix=".lorakit-draft.shared.")
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{root}: cannot be written: {reason}. Choose another with --output.") from error
-    with temporary as folder:
+    with ExitStack() as stack:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            refusal = f"{root}: another process is exporting into this folder. Wait, or stop it."
+            stack.enter_context(file_lock(root / f"{LOCK}.shared", refusal))
+            remove_drafts(root, "shared")  # of a process that was killed
+            folder = stack.enter_context(TemporaryDirectory(dir=root, prefix=".lorakit-draft.shared."))
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{root}: cannot be written: {reason}. Choose another with --output.") from error
         yield replace(source, shared=Path(folder))
 
 
@@ -54,13 +57,30 @@ def export(
 ) -> list[ExportResult]:
     """Write each target into a folder below `root`. A LorakitError where a check of what was written does not hold:
     that target is not put in place."""
-    results = []
-    with shared_files(source, root) as shared:
-        for target in targets:
-            folder = root / target.folder_name
-            with claim_output(folder, overwrite, EXPORT):
-                results.append(_export(shared, target, folder, progress))
-    return results
+    _refuse_place(source, root)
+    with ExitStack() as stack:
+        folders = [root / target.folder_name for target in targets]
+        for folder in folders:  # all of them before the work on any
+            stack.enter_context(claim_output(folder, overwrite, EXPORT))
+        shared = stack.enter_context(shared_files(source, root))
+        return [_export(shared, *one, progress) for one in zip(targets, folders, strict=True)]
+
+
+def _refuse_place(source: ExportSource, root: Path) -> None:
+    """Refuse a place inside of what is exported: the files there are known, and others would be in the way later."""
+    place, run = root.resolve(), Run(source.folder)
+    parts = [part for part in run.results() if part != run.exports] if run.holds_results() else [source.folder]
+    own = default_root(source.folder).resolve()
+    for part in (*parts, source.base.folder, *([source.adapter] if source.adapter else [])):
+        if place.is_relative_to(part.resolve()) and not place.is_relative_to(own):
+            raise UserError(f"--output {root}: lies in {part}, which is exported. Choose another.")
+
+
+def default_root(folder: Path) -> Path:
+    """Where the exports of a run, an adapter or a model go: into export/ there; of a run's parts, into the run's."""
+    outer = Run(folder.resolve().parent)
+    is_part = outer.holds_results() and folder.resolve() in (outer.merged, outer.model)
+    return outer.exports if is_part else folder / "export"
 
 
 def _export(source: ExportSource, target: ExportTarget, folder: Path, progress: Progress) -> ExportResult:

@@ -57,11 +57,11 @@ def parse_target(text: str) -> ExportTarget:
     return ExportTarget(spec, argument)
 
 
-def refuse_missing_modules(targets: Iterable[ExportTarget]) -> None:
-    """Refuse targets that need packages which are not installed, without importing any."""
+def refuse_missing_modules(targets: Iterable[ExportTarget], where: str) -> None:
+    """Refuse targets that need packages which are not installed, without importing any. `where` they are written."""
     for target in targets:
         if missing := [name for name in target.spec.modules if find_spec(name) is None]:
             raise UserError(
-                f"output.export: {target} needs packages that are not installed ({', '.join(missing)}). Install them "
+                f"{where}: {target} needs packages that are not installed ({', '.join(missing)}). Install them "
                 "with pip install 'lorakit[export]', or leave the target out."
             )
