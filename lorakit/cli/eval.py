@@ -21,8 +21,9 @@ Models = Annotated[
     list[str],
     typer.Argument(
         metavar="X...",
-        help="A run, an adapter's or a model's folder, a GGUF file, a hub id, or [cyan]base[/cyan]. One run alone "
-        "means its base, its adapter and its merged model.",
+        help="A run, an adapter's or a model's folder, a GGUF file, a hub id, the address of an OpenAI-compatible "
+        "server ([cyan]http://host:port/v1[/cyan], [cyan]#NAME[/cyan] after it where it serves several), or "
+        "[cyan]base[/cyan]. One run alone means its base, its adapter and its merged model.",
         show_default=False,
     ),
 ]
@@ -215,14 +216,19 @@ def thresholds_of(written: Iterable[str], metrics: Sequence[Any]) -> list[tuple[
 
 
 def failures(evaluation: "Evaluation", thresholds: Iterable[tuple[str, float]]) -> list[str]:
-    """What is worse than its threshold: of every model but the baseline, or of that where it is alone."""
-    failed = []
+    """What is worse than its threshold: of every model but the baseline, or of that where it is alone. A server, which
+    gives no losses, is passed over where another model has them."""
+    by_model, failed = evaluation.parts[""].scores, []
+    models = evaluation.others or [evaluation.baseline]
     for name, worst in thresholds:
-        for model in evaluation.others or [evaluation.baseline]:
-            scores = evaluation.parts[""].scores[model.name]
-            if name not in scores:
-                raise UserError(f"--fail-under: {name!r} is not measured here. Write one of {', '.join(scores)}.")
-            measure = scores[name].measure
+        without = [model for model in models if name not in by_model[model.name]]
+        if without and (len(without) == len(models) or not all(model.spec.endpoint for model in without)):
+            scores = ", ".join(by_model[without[0].name])
+            raise UserError(f"--fail-under: {name!r} is not measured here. Write one of {scores}.")
+        for model in models:
+            if model in without:
+                continue
+            measure = by_model[model.name][name].measure
             value, above = measure.value, measure.higher is False
             if math.isnan(value) or (value > worst if above else value < worst):
                 side = "above" if above else "under"

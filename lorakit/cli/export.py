@@ -106,12 +106,13 @@ def open_source(given: str, base: str | None, llama_cpp: Path | None, progress: 
     """What an argument means, with its run locked against a training that would replace it."""
     from lorakit.evaluate.models import argument_kind, run_folder
     from lorakit.merge.inputs import input_of_adapter
+    from lorakit.model.endpoint import shown_address
     from lorakit.prepare import reopen_run
     from lorakit.run_dir import Run
 
     kind = argument_kind(given)
-    if kind == "base" or Path(given).is_file():
-        raise UserError(f"{given}: is not a run, an adapter or a model's folder. Give one of these.")
+    if kind in ("base", "endpoint") or Path(given).is_file():
+        raise UserError(f"{shown_address(given)}: is not a run, an adapter or a model's folder. Give one of these.")
     folder = run_folder(given)
     with Run(folder).shared() if kind == "run" else nullcontext():
         if kind in ("merged", "model"):

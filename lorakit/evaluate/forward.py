@@ -233,14 +233,20 @@ class _Draft:
 def decode_answer(tokens: Sequence[int], tokenizer: Any) -> str:
     """The text of an answer's tokens, without the thought before it and without what the chat template writes before
     every answer (gpt-oss: the name of the channel)."""
+    text = str(tokenizer.decode(list(tokens))) if any(_around_answers(tokenizer)) else ""
+    answer = after_thought(text, tokenizer)
+    if answer is not None:
+        return compile_alternation(frozenset(tokenizer.all_special_tokens)).sub("", answer).lstrip()
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+def after_thought(text: str, tokenizer: Any) -> str | None:
+    """What follows the thought, or what the chat template writes before every answer; None of a text without either."""
     end, front = _around_answers(tokenizer)
-    text = str(tokenizer.decode(list(tokens))) if end or front else ""
     _, mark, answer = text.rpartition(end) if end else ("", "", "")
     if not mark and front and text.lstrip().startswith(front):
         mark, answer = front, text.lstrip().removeprefix(front)
-    if mark:
-        return compile_alternation(frozenset(tokenizer.all_special_tokens)).sub("", answer).lstrip()
-    return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+    return answer if mark else None
 
 
 @lru_cache(maxsize=8)

@@ -10,6 +10,7 @@ from lorakit.atomic_io import sha256_of
 from lorakit.errors import UserError
 from lorakit.evaluate.gguf_source import GgufSource, open_gguf
 from lorakit.hardware.machine import Machine, usable_machine
+from lorakit.model.endpoint import Endpoint, is_endpoint, open_endpoint, short_address, shown_address
 from lorakit.model.load import attentions_of
 from lorakit.model.peft_adapter import adapter_config
 from lorakit.model.quantization_config import check_quantization
@@ -23,7 +24,7 @@ from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.schema import Data, Model, Recipe
 from lorakit.run_dir import MERGED, Run, missing_run
 
-Kind = Literal["base", "adapter", "model", "merged", "gguf"]
+Kind = Literal["base", "adapter", "model", "merged", "gguf", "endpoint"]
 BASE = "base"
 # In this order: a manifest.json alone may be another program's.
 _SIGNS = {"adapter": "adapter_config.json", "merged": MERGED, "model": "config.json", "run": "manifest.json"}
@@ -32,7 +33,7 @@ _SIGNS = {"adapter": "adapter_config.json", "merged": MERGED, "model": "config.j
 @dataclass(frozen=True)
 class EvalModelSpec:
     """One model to score. `given` is the argument it comes from; `settings` say how its base is loaded, and both are
-    None of a GGUF file; `prepared` is what its run was trained from, if it has a run."""
+    None of a GGUF file and of a server's model; `prepared` is what its run was trained from, if it has a run."""
 
     name: str
     given: str
@@ -42,6 +43,7 @@ class EvalModelSpec:
     adapter: Path | None = None
     prepared: Prepared | None = None
     gguf: GgufSource | None = None
+    endpoint: Endpoint | None = None
 
     @property
     def loaded(self) -> tuple[Base, Model]:
@@ -55,6 +57,8 @@ class EvalModelSpec:
         """Models with the same key share one base in memory."""
         if self.gguf:
             return ("gguf", *self.gguf.identity()["gguf"])
+        if self.endpoint:
+            return ("endpoint", self.endpoint.url, self.endpoint.model)
         base, settings = self.loaded
         double = settings.double_quant and settings.quantization in ("q4", "nf4")
         how = (settings.dtype, settings.quantization, double, settings.attention)
@@ -64,6 +68,8 @@ class EvalModelSpec:
         """All that decides what this model computes."""
         if self.gguf:
             return self.gguf.identity()
+        if self.endpoint:
+            return self.endpoint.identity()
         files = ("adapter_model.safetensors", "adapter_config.json")
         adapter = {name: sha256_of(self.adapter / name) for name in files} if self.adapter else None
         config = sha256_of(self.loaded[0].folder / "config.json")
@@ -84,10 +90,19 @@ class ModelSet:
     prepared: Prepared | None
     machine: Machine
 
+    @property
+    def reference(self) -> int:
+        """The number of the model by whose tokenizer and chat template a server's rows are rendered: the first run,
+        else the first model that is no server's."""
+        of_run = (at for at, spec in enumerate(self.specs) if self.prepared and spec.prepared is self.prepared)
+        return next(of_run, next(at for at, spec in enumerate(self.specs) if not spec.endpoint))
+
 
 def argument_kind(given: str) -> str:
-    """What an argument is: run, adapter, merged, model, gguf or base; an error if it is none of these."""
+    """What an argument is: run, adapter, merged, model, gguf, endpoint or base; an error if it is none of these."""
     path = Path(given)
+    if is_endpoint(given):
+        return "endpoint"
     if given == BASE and not path.exists():
         return BASE
     if path.suffix == ".gguf" and not path.is_dir():
@@ -116,7 +131,9 @@ def _short_names(given: Sequence[str]) -> dict[str, str]:
     """A short name for each argument; the whole argument where two short names would be equal."""
     short = {one: one for one in given}
     for one in given:
-        if one != BASE and Path(one).exists():
+        if is_endpoint(one):
+            short[one] = short_address(one)
+        elif one != BASE and Path(one).exists():
             parts = Path(one).resolve().parts
             short[one] = "/".join(parts[-2:]) if parts[-1] in ("adapter", "merged", "model") else parts[-1]
     names = list(short.values())
@@ -138,7 +155,7 @@ def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
     quiet_libraries()
     twice = next((one for one in given if list(given).count(one) > 1), None)
     if twice:
-        raise UserError(f"{twice}: is given twice. Leave one out.")
+        raise UserError(f"{shown_address(twice)}: is given twice. Leave one out.")
     kinds = {one: argument_kind(one) for one in given}
     runs = {one: reopen_run(run_folder(one), progress) for one in given if kinds[one] == "run"}
     run, prepared = next(iter(runs.values()), (None, None))
@@ -151,12 +168,20 @@ def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
             specs.append(_trained_model(names[one], one, *runs[one]))
         elif kinds[one] == "adapter":
             specs.append(_adapter(names[one], one, prepared, machine, progress))
+        elif kinds[one] == "endpoint":
+            served = open_endpoint(one, progress)
+            specs.append(EvalModelSpec(names[one], shown_address(one), "endpoint", None, None, endpoint=served))
         elif kinds[one] == "gguf":
             specs.append(_gguf_model(names[one], one, runs, progress))
         elif kinds[one] != BASE:
             base = resolve_base(one, "main", progress)
             kind: Kind = "merged" if kinds[one] == "merged" else "model"
             specs.append(EvalModelSpec(names[one], one, kind, base, _settings(base, prepared, machine)))
+    if all(spec.endpoint for spec in specs) and BASE not in given:
+        raise UserError(
+            f"{specs[0].given}: a server alone brings neither rows nor the tokenizer and chat template that its "
+            "prompts are compared with. Give the run, or the model's folder, beside it."
+        )
     if BASE in given:
         owners = [one for one in specs if one.adapter] + [one for one in specs if one.prepared and one.base]
         if not owners:

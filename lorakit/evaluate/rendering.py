@@ -72,14 +72,16 @@ def reference_of(row: Row, tokenizer: Any, stop_ids: Sequence[int]) -> str:
 
 def render_for_models(model_set: ModelSet, file: Path | None, progress: Progress) -> tuple[list[RenderedRows], str]:
     """The same rows rendered for each model, in one object where they are alike, and where they come from in words."""
-    data, source = _data_section(model_set, file)
+    data, source = data_section(model_set, file)
     run = model_set.prepared if file is None else None
-    run_key = _template_key(_row_template(run.tokenizer, run, None)) if run else ""
-    keys, by_key = [], dict[str, RenderedRows]()
-    for spec, tokenizer in zip(model_set.specs, load_tokenizers(model_set, progress), strict=True):
-        template = _row_template(tokenizer, spec.prepared, model_set.prepared)
+    run_key = _template_key(row_template(run.tokenizer, run, None)) if run else ""
+    keys, by_key = dict[int, str](), dict[str, RenderedRows]()
+    for number, (spec, tokenizer) in enumerate(zip(model_set.specs, load_tokenizers(model_set, progress), strict=True)):
+        if spec.endpoint:
+            continue
+        template = row_template(tokenizer, spec.prepared, model_set.prepared)
         key = _template_key(template)
-        keys.append(key)
+        keys[number] = key
         if key in by_key:
             continue
         if template.date == date.today().isoformat():
@@ -101,14 +103,14 @@ def render_for_models(model_set: ModelSet, file: Path | None, progress: Progress
         raise UserError(f"{source}: no rows left to score.")
     contents = [(one.stop_ids, [(row["input_ids"], row["labels"]) for row in one.rows]) for one in aligned]
     shared = {key: aligned[contents.index(content)] for key, content in zip(by_key, contents, strict=True)}
-    return [shared[key] for key in keys], source
+    return [shared[keys.get(at, keys[model_set.reference])] for at in range(len(model_set.specs))], source
 
 
-def _data_section(model_set: ModelSet, file: Path | None) -> tuple[Data, str]:
+def data_section(model_set: ModelSet, file: Path | None) -> tuple[Data, str]:
     """The data section of the held-out rows, and a phrase that says where they come from."""
     data = model_set.prepared.recipe.data if model_set.prepared else None
     if file is not None:
-        return data_of_file(file, data, positions_of_model(model_set.specs[0])), str(file)
+        return data_of_file(file, data, positions_of_model(model_set.specs[model_set.reference])), str(file)
     if data is None or model_set.run is None:
         raise UserError("no held-out rows: none of these is a run. Write --data FILE, or give a run as well.")
     if data.eval is None:
@@ -146,8 +148,8 @@ def render_rows(
 ) -> list[Row]:
     """The rows that are scored as another tokenizer or chat template writes them; those that it cannot write are left
     out."""
-    template = _row_template(tokenizer, spec.prepared, model_set.prepared)
-    return list(_render(spec, _data_section(model_set, file)[0], template, progress)[1].rows)
+    template = row_template(tokenizer, spec.prepared, model_set.prepared)
+    return list(_render(spec, data_section(model_set, file)[0], template, progress)[1].rows)
 
 
 def own_stop_ids(spec: EvalModelSpec, tokenizer: Any) -> list[int]:
@@ -167,6 +169,8 @@ def positions_of_model(spec: EvalModelSpec) -> Positions | None:
     """How many positions a model has; None where it has no limit, or its files do not say."""
     if spec.gguf:
         return spec.gguf.header.positions
+    if spec.endpoint:
+        return None
     info = read_model_info(spec.loaded[0].folder)
     return info.positions if info else None
 
@@ -190,7 +194,7 @@ def prompt_template(spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet) ->
     prompt that opens none, its model gets that prompt."""
     prepared = spec.prepared or model_set.prepared
     template = replace(
-        _row_template(tokenizer, spec.prepared, model_set.prepared),
+        row_template(tokenizer, spec.prepared, model_set.prepared),
         system=prepared.recipe.data.system if prepared else None,
         stop_words=own_stop_words(spec, tokenizer),
     )
@@ -206,7 +210,7 @@ def prompt_variables(template: ChatTemplate, prepared: Prepared) -> dict[str, An
     return {**template.variables, **(template.without_thoughts if thoughtless else {})}
 
 
-def _row_template(tokenizer: Any, own: Prepared | None, first: Prepared | None) -> ChatTemplate:
+def row_template(tokenizer: Any, own: Prepared | None, first: Prepared | None) -> ChatTemplate:
     """A model's chat template with the variables and the date of its own run. Models without a run get those of the
     first run, as far as their template reads them."""
     prepared = own or first
@@ -228,13 +232,17 @@ def _template_key(template: ChatTemplate) -> str:
 
 def load_tokenizers(model_set: ModelSet, progress: Progress) -> list[Any]:
     """The tokenizer of each model: its run's, the one beside its adapter if that has a chat template, or its base's. Of
-    a GGUF file the first run's, where it has the same vocabulary, else the file's own."""
+    a GGUF file the first run's, where it has the same vocabulary, else the file's own. Of a server's model that
+    of the reference."""
     tokenizers: list[Any] = []
     run = model_set.prepared
     template = run.tokenizer.chat_template if run else None
     for spec in model_set.specs:
         if spec.prepared:
             tokenizers.append(spec.prepared.tokenizer)
+            continue
+        if spec.endpoint:
+            tokenizers.append(None)
             continue
         if spec.gguf and run and has_vocabulary_of(spec.gguf.header, run.tokenizer):
             tokenizers.append(run.tokenizer)
@@ -245,7 +253,8 @@ def load_tokenizers(model_set: ModelSet, progress: Progress) -> list[Any]:
             tokenizer.chat_template = template
         template = template or tokenizer.chat_template
         tokenizers.append(tokenizer)
-    return tokenizers
+    reference = tokenizers[model_set.reference]
+    return [reference if spec.endpoint else one for spec, one in zip(model_set.specs, tokenizers, strict=True)]
 
 
 def _tokenizer_of_folder(spec: EvalModelSpec) -> Any:

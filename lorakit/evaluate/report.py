@@ -18,6 +18,7 @@ from lorakit.evaluate.diagnosis.finding import format_number
 from lorakit.evaluate.metric import Comparison, Measure, Score, loss
 from lorakit.evaluate.models import EvalModelSpec
 from lorakit.evaluate.run import Evaluation
+from lorakit.evaluate.served_answers import ServedAnswers
 from lorakit.hardware.machine import Machine
 from lorakit.recipe.fields import entry_name, entry_settings
 from lorakit.registry import METRICS
@@ -72,6 +73,7 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
         "baseline": evaluation.baseline.name,
         "models": {
             model.name: describe_model(model.spec, machine.device)
+            | ({"identity": model.examined.identity()} if isinstance(model.examined, ServedAnswers) else {})
             | _of_parts({part: one.scores[model.name] for part, one in evaluation.parts.items()})
             | {"classification": {task: one.to_dict() for task, one in model.classifications.items()}}
             for model in evaluation.models
@@ -102,6 +104,9 @@ def describe_model(spec: EvalModelSpec, device: str) -> dict[str, Any]:
         how = {"dtype": None, "quantization": spec.gguf.header.main_format, "file": spec.gguf.facts()}
         facts = {"given": spec.given, "kind": spec.kind, "base": None, "base_origin": "GGUF file", "adapter": None}
         return {**facts, **how, "identity": spec.identity(device)}
+    if spec.endpoint:
+        facts = {"given": spec.given, "kind": spec.kind, "base": None, "base_origin": "server", "adapter": None}
+        return {**facts, "dtype": None, "quantization": None, "identity": spec.identity(device)}
     (base, settings), adapter = spec.loaded, str(spec.adapter) if spec.adapter else None
     facts = {"given": spec.given, "kind": spec.kind, "base": base.name, "base_origin": base.origin, "adapter": adapter}
     how = {"dtype": settings.dtype, "quantization": settings.quantization}
@@ -112,7 +117,7 @@ def _answer_lines(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
     """Of each row with an answer: its place, prompt and reference, and every model's answer and loss per token."""
     rendered, models = evaluation.baseline.rendered, evaluation.models
     generated = [model for model in models if model.answers]
-    losses = {model.name: loss(model.nats, model.tokens).by_row for model in models}
+    losses = {model.name: loss(model.nats, model.tokens).by_row for model in models if len(model.nats)}
     for at, number in enumerate(rendered.with_answer):
         row = rendered.rows[number]
         source = rendered.sources[row["source"]]
@@ -138,7 +143,7 @@ def tables(evaluation: Evaluation, title: str) -> Iterator[Table]:
             yield comparison_table(f"{part}: {name} against {baseline.name}".removeprefix(": "), rows)
         if part:
             continue
-        for task in baseline.classifications:
+        for task in dict.fromkeys(task for model in evaluation.models for task in model.classifications):
             of_task = {model.name: model.classifications.get(task) for model in evaluation.models}
             columns = {name: _classified(labels) for name, labels in of_task.items() if labels}
             yield score_table("likelihood of labels" + (f" of the task {task}" if task else ""), columns)

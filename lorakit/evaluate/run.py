@@ -18,6 +18,7 @@ from lorakit.evaluate.forward import decode_answer, trained_tokens
 from lorakit.evaluate.metric import Comparison, Measure, Score, compare, intervals, loss, perplexity, row_scores
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.rendering import RenderedRows, positions_of_model, render_for_models
+from lorakit.evaluate.served_answers import add_chat_prompts, ask_for_rows
 from lorakit.model.peft_adapter import is_no_op
 from lorakit.plan.model_info import unseen
 from lorakit.prepare import Prepared
@@ -45,9 +46,10 @@ class EvalSettings:
 @dataclass(frozen=True, eq=False)
 class ModelResult:
     """What one model computed on the rows, and the measures of it. `nats` (rows,): the loss summed over each row's
-    trained `tokens` (rows,). `answers` to the prompts of `rendered`, none if no metric needs them, and whether the
-    model `ended` each. `likelihoods` (rows of the task, labels), in nats, by the task's tag. `measures` of all rows
-    ("") and of those of one task, or one source, alone. `examined`: what else was measured of the model in memory."""
+    trained `tokens` (rows,), both empty of a server, which gives no losses. `answers` to the prompts of `rendered`,
+    none if no metric needs them, and whether the model `ended` each. `likelihoods` (rows of the task, labels), in nats,
+    by the task's tag. `measures` of all rows ("") and of those of one task, or one source, alone. `examined`: what else
+    was measured of the model in memory, or what the server sent."""
 
     spec: EvalModelSpec
     rendered: RenderedRows
@@ -127,6 +129,8 @@ def score_model(
     """Everything that one model is scored on, computed, and `examine` of it. `characters` of each row's trained text:
     given if the models' tokenizers differ, for a loss that they share."""
     rendered = eval_model.rendered
+    if eval_model.spec.endpoint:
+        return _score_server(eval_model, settings)
     nats, tokens = inference.compute_losses(eval_model, rendered.rows), trained_tokens(rendered.rows)
     prompts = rendered.prompts if settings.metrics else []
     generated = inference.generate_answers(eval_model, prompts, settings.max_new_tokens)
@@ -146,6 +150,19 @@ def score_model(
         whole[f"labels {task}".strip()] = {f"{prefix}label-{name}": value for name, value in scores.measures.items()}
     computed = (nats, tokens, answers, ended, likelihoods, classes)
     return ModelResult(eval_model.spec, rendered, *computed, measures, examined)
+
+
+def _score_server(eval_model: inference.EvalModel, settings: EvalSettings) -> ModelResult:
+    """What a server's model is scored on: its answers alone."""
+    rendered, whole = eval_model.rendered, Groups()
+    served = ask_for_rows(eval_model, settings.max_new_tokens) if settings.metrics else None
+    answers = served.texts(rendered.tokenizer) if served else []
+    ended = [one.ended for one in served.answers] if served else []
+    if answers:
+        whole["answers"] = row_scores(settings.metrics, answers, rendered.references)
+    measures = {"": whole} | {part: _only(whole, mask, rendered) for part, mask in _masks(rendered).items()}
+    empty = np.zeros(0)
+    return ModelResult(eval_model.spec, rendered, empty, empty, answers, ended, {}, {}, measures, served)
 
 
 def _masks(rendered: RenderedRows) -> dict[str, np.ndarray]:
@@ -199,7 +216,8 @@ def score_models(
     """Score every model on the same rows: those of `file`, or the held-out rows of the first run. `examination`: what
     to look for beyond what answers and losses show."""
     baseline = find_baseline(model_set, settings.baseline)
-    whole, source = render_for_models(model_set, file, progress)
+    rendered_rows, source = render_for_models(model_set, file, progress)
+    whole, notes = add_chat_prompts(rendered_rows, model_set, file, progress)
     # Models that share a rendering go on sharing it.
     first = {id(one): replace(one, rows=one.rows[: settings.rows]) for one in whole}
     each = [first[id(one)] for one in whole]
@@ -210,7 +228,7 @@ def score_models(
     labels = {id(one): labels_of(one, train) for one in each}
     answer = settings.max_new_tokens if settings.metrics else 0
     pairs = [(spec, rendered, labels[id(rendered)]) for spec, rendered in zip(model_set.specs, each, strict=True)]
-    notes = list(dict.fromkeys(chain(*(_length_notes(*of_model, answer) for of_model in pairs))))
+    notes += dict.fromkeys(chain(*(_length_notes(*of_model, answer) for of_model in pairs)))
     if apart:
         notes.append(
             f"{', '.join(apart)}: rows are rendered with another tokenizer or chat template than those of "

@@ -84,6 +84,12 @@ def run_benchmark(
 ) -> tuple[dict[str, Any], list[Table]]:
     """Every model on every task, as a document and as tables. `baseline`: the name of the model that the others are
     compared with. An error if lm-eval is not installed, or a task cannot be used in this way or fails."""
+    served = [spec.given for spec in model_set.specs if spec.endpoint]
+    if served:
+        raise UserError(
+            f"{served[0]}: lm-eval's tasks need likelihoods, which a server's chat answers have not. Leave it out; "
+            "lorakit eval scores its answers."
+        )
     files = [spec.given for spec in model_set.specs if spec.gguf]
     if files:
         raise UserError(

@@ -17,12 +17,14 @@ from lorakit.errors import UserError
 from lorakit.evaluate.diagnosis import copying
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.diagnosis.gguf_findings import measure_gguf
+from lorakit.evaluate.diagnosis.serving import add_server_findings
 from lorakit.evaluate.diagnosis.style import measure_style
 from lorakit.evaluate.forward import row_losses, trained_tokens
 from lorakit.evaluate.inference import EvalModel, Save, compute_losses, forward_passes
 from lorakit.evaluate.metric import Measure, compare, intervals, loss, ratio
 from lorakit.evaluate.models import EvalModelSpec, ModelSet, have_same_weights
 from lorakit.evaluate.rendering import Row, reference_of
+from lorakit.evaluate.served_answers import ServedAnswers
 from lorakit.model.spec_from_meta import read_hf_config
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
@@ -149,6 +151,8 @@ def diagnose_models(
             of_model += _answer_findings(model, base, indexes[id(trained)], evaluation.settings)
         if model.spec.gguf:
             of_model += measure_gguf(model, evaluation.model_set, file)
+        if isinstance(model.examined, ServedAnswers):
+            of_model = add_server_findings(of_model, model.examined, model.rendered, evaluation.model_set)
         if model is not base and base is not None and examination is not None and examination.is_about(model.spec):
             of_model += _loss_findings(model, base, examination, evaluation.settings.seed)
         findings[model.name] = [*of_model, *findings.pop(model.name, [])]

@@ -71,6 +71,8 @@ def describe_finding(finding: Finding) -> str:
             text = f"the answers begin with {ours}, the references with {theirs}"
         case "vocabulary":
             text = f"vocabulary: {format_number(value)} {finding.unit} (expected at least {threshold:g})"
+        case _ if "in words" in details:
+            text = str(details["in words"])
         case _ if finding.unit.startswith("share of"):
             amount = percent(value) + finding.unit.removeprefix("share")
             text = f"{finding.name}: {amount} (expected at most {percent(threshold)})"

@@ -12,6 +12,7 @@ from string import Template
 from typing import Any
 
 from lorakit.atomic_io import atomic_dir, exclusive_lock
+from lorakit.data.chat_prompts import ChatPrompt
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.formats import parse_record
 from lorakit.data.formats.columns import is_empty
@@ -23,6 +24,7 @@ from lorakit.evaluate.forward import decode_answer
 from lorakit.evaluate.inference import EvalModel, ModelLoader, generate_answers, loading_order
 from lorakit.evaluate.models import ModelSet
 from lorakit.evaluate.rendering import RenderedRows, load_tokenizers, own_stop_ids, prompt_template
+from lorakit.evaluate.served_answers import ask_server
 from lorakit.progress import Progress
 from lorakit.recipe.problem import one_line, show_path
 
@@ -120,6 +122,13 @@ def answer_questions(
     loader, tokenizers, answers = ModelLoader(model_set.machine.device), load_tokenizers(model_set, progress), {}
     for at in loading_order(model_set.specs):
         spec, tokenizer = model_set.specs[at], tokenizers[at]
+        if spec.endpoint:
+            chats = [ChatPrompt(_with_system(one.messages, model_set)) for one in questions]
+            served = ask_server(
+                spec, chats, [f"question {one.id}" for one in questions], max_new_tokens, cache, progress
+            )
+            answers[spec.name] = served.texts(tokenizer)
+            continue
         if not tokenizer.chat_template:
             raise UserError(
                 f"--questions: {spec.given}: has no chat template. Leave it out, or add a run whose recipe names one."
@@ -135,6 +144,14 @@ def answer_questions(
         generated = generate_answers(eval_model, prompts, max_new_tokens)
         answers[spec.name] = [decode_answer(answer.tokens, tokenizer) for answer in generated]
     return {spec.name: answers[spec.name] for spec in model_set.specs}
+
+
+def _with_system(messages: list[Message], model_set: ModelSet) -> list[Message]:
+    """The messages after the system prompt of the first run, where they have none."""
+    system = model_set.prepared.recipe.data.system if model_set.prepared else None
+    if system is None or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
 
 
 def prompt_tokens(question: Question, template: ChatTemplate) -> list[int]:
