@@ -2,17 +2,18 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from eval_runs import make_run
+from eval_runs import edit_json, make_run
 from gguf_models import spm_base
 from llama_server import next_log_probs
 from peft import PeftModel
 from peft_adapters import KINDS, lora, save_peft_adapter
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
 from lorakit.export.conversion import run_converter
 from lorakit.export.folded_adapter import bfloat16_loss, distance, scale_into_b
@@ -233,6 +234,27 @@ def test_commands_name_the_model_and_its_files(base, lorakit, tmp_path):
     assert "--lora tiny-lora-F32.gguf" in gguf and "--chat-template-file chat_template.jinja" in gguf
     config = json.loads((tmp_path / "out" / "lorax" / "tokenizer_config.json").read_text())
     assert config["chat_template"] == (tmp_path / "out" / "lorax" / "chat_template.jinja").read_text()
+
+
+def request_in(folder):
+    """The body of the request in a README, as a shell hands it to curl."""
+    body = (folder / "README.md").read_text().partition("  -d ")[2].partition("\n```")[0]
+    return json.loads(subprocess.run(["bash", "-c", f"printf %s {body}"], cwd=folder, capture_output=True).stdout)
+
+
+def test_requests_name_the_stop_tokens_that_the_base_does_not(base, lorakit, tmp_path):
+    plain = Path(shutil.copytree(base, tmp_path / "plain"))
+    for name in ("config.json", "generation_config.json"):
+        edit_json(plain / name, eos_token_id=2)
+    edit_json(plain / "tokenizer_config.json", eos_token="</s>")
+    adapter = adapter_of(plain, tmp_path / "it's tiny", target_modules=["q_proj"])
+    facts, said = export(lorakit, adapter, "vllm,lorax", tmp_path / "out")
+    stop = check_of(facts["vllm"], "stop tokens")
+    assert not stop["holds"] and "do not name <|im_end|>" in stop["detail"] and "do not name <|im_end|>" in said
+    number = AutoTokenizer.from_pretrained(plain).convert_tokens_to_ids("<|im_end|>")
+    vllm, lorax = (request_in(tmp_path / "out" / name) for name in ("vllm", "lorax"))
+    assert vllm["model"] == "it-s-tiny" and vllm["stop_token_ids"] == [number]
+    assert lorax["model"] == str(tmp_path / "out" / "lorax") and lorax["stop"] == ["<|im_end|>"]
 
 
 def test_factors_that_cancel_are_written_so_that_bfloat16_loses_little():
