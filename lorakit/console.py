@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +128,60 @@ def result_masked(title: str, stretches: Sequence[tuple[str, bool]]) -> None:
             piece = f"⟦{piece}⟧"
         text.append(piece, style="bold green" if trained else "dim")
     console.print(text)
+
+
+def result_piece(text: str, dim: bool = False) -> None:
+    """Print a piece of a text that goes on, at once."""
+    if dim and sys.stdout.isatty():
+        _console().print(_text(text, "dim"), end="")
+    else:
+        sys.stdout.write(visible(text))
+    sys.stdout.flush()
+
+
+def result_label(text: str) -> None:
+    """Print a name that what follows belongs to, on a line of its own."""
+    _console().print(_text(f"{text}:", "bold cyan"))
+
+
+def result_tokens(texts: Sequence[tuple[str, bool]]) -> None:
+    """Print the tokens of a text: special ones in colour, without colours between ⟦ and ⟧, others in turns plain and
+    underlined, so that their edges show. Line breaks are marked."""
+    console = _console()
+    text, plain = Text(), False
+    for piece, special in texts:
+        shown = visible(piece).replace("\n", "↵\n")
+        if special:
+            text.append(shown if console.is_terminal else f"⟦{shown}⟧", style="bold magenta")
+        else:
+            plain = not plain
+            text.append(shown, style="" if plain else "underline")
+    console.print(text)
+
+
+def aside(text: str) -> None:
+    """Print a fact beside the results, in a low voice."""
+    _console(stderr=True).print(_text(text, "dim"))
+
+
+def is_conversation() -> bool:
+    """Whether someone types and reads at a terminal, on both sides."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def read_line(prompt: str, words: Callable[[str], Sequence[str]]) -> str:
+    """A line that the user types, with the keys and the history of readline. `words`: what the tab key offers after
+    what is typed so far. EOFError where the input ends."""
+    try:
+        import readline
+    except ImportError:  # a Python built without it: the terminal's own keys remain
+        return input(prompt)
+    readline.set_completer_delims("")
+    readline.set_completer(lambda typed, number: dict(enumerate(words(typed))).get(number))
+    readline.parse_and_bind("tab: complete")
+    coloured = not _console().no_color and _console().is_terminal
+    # Between \x01 and \x02 stands what takes no room on the screen (readline's RL_PROMPT_START_IGNORE).
+    return input(f"\x01\x1b[1;36m\x02{prompt}\x01\x1b[0m\x02" if coloured else prompt)
 
 
 def error(text: str, plain: bool = False) -> None:

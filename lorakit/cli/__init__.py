@@ -14,7 +14,22 @@ from typing import Any
 import typer
 from typer.rich_utils import rich_format_error
 
-from lorakit.cli import benchmark, check, combine, data, doctor, export, extract, merge, plan, push, rate, schema, train
+from lorakit.cli import (
+    benchmark,
+    chat,
+    check,
+    combine,
+    data,
+    doctor,
+    export,
+    extract,
+    merge,
+    plan,
+    push,
+    rate,
+    schema,
+    train,
+)
 from lorakit.cli import eval as evaluate
 from lorakit.cli.streams import prepare_streams
 from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, LorakitError, exit_code_of, explain_error
@@ -73,6 +88,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "eval": evaluate.evaluate,
     "benchmark": benchmark.benchmark,
+    "chat": chat.chat,
     "rate sheet": rate.sheet,
     "rate report": rate.report,
     "merge": merge.merge,

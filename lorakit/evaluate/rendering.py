@@ -13,7 +13,7 @@ from lorakit.data.chat_template import ChatTemplate, NoChatTemplate
 from lorakit.data.dataset import Examples
 from lorakit.data.examples import examples_of, tokenizer_sha256
 from lorakit.data.report import SourceReport
-from lorakit.data.rows import IGNORED
+from lorakit.data.rows import IGNORED, Message
 from lorakit.data.template_source import writes_date
 from lorakit.errors import UserError
 from lorakit.evaluate.forward import decode_answer, until_stop
@@ -208,6 +208,25 @@ def prompt_variables(template: ChatTemplate, prepared: Prepared) -> dict[str, An
     which the prompt opens none."""
     thoughtless = prepared.report.notes.get(template.note_without_thoughts) == prepared.report.used
     return {**template.variables, **(template.without_thoughts if thoughtless else {})}
+
+
+def write_prompt(messages: Sequence[Message], template: ChatTemplate) -> str:
+    """The messages as the template writes them for the model to answer, after the template's system prompt where they
+    have none. A RowError where the template refuses them."""
+    if template.system is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": template.system}, *messages]
+    return template.write([template.adapt(message) for message in messages], ask=True)
+
+
+def tokens_of_prompt(text: str, template: ChatTemplate) -> list[int]:
+    return list(template.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def prompt_stop_ids(spec: EvalModelSpec, template: ChatTemplate) -> tuple[int, ...]:
+    """The tokens that end an answer to a prompt of this template."""
+    tokenizer = template.tokenizer
+    own = spec.prepared.stop_ids if spec.prepared else own_stop_ids(spec, tokenizer)
+    return tuple(sorted({*own, *tokenizer.convert_tokens_to_ids(sorted(template.stops))}))
 
 
 def row_template(tokenizer: Any, own: Prepared | None, first: Prepared | None) -> ChatTemplate:

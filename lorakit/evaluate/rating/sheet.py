@@ -23,7 +23,14 @@ from lorakit.errors import UserError
 from lorakit.evaluate.forward import decode_answer
 from lorakit.evaluate.inference import EvalModel, ModelLoader, generate_answers, loading_order
 from lorakit.evaluate.models import ModelSet
-from lorakit.evaluate.rendering import RenderedRows, load_tokenizers, own_stop_ids, prompt_template
+from lorakit.evaluate.rendering import (
+    RenderedRows,
+    load_tokenizers,
+    prompt_stop_ids,
+    prompt_template,
+    tokens_of_prompt,
+    write_prompt,
+)
 from lorakit.evaluate.served_answers import ask_server
 from lorakit.progress import Progress
 from lorakit.recipe.problem import one_line, show_path
@@ -138,8 +145,7 @@ def answer_questions(
         for question in questions:
             for what, field in template.controls.spelled(Conversation(question.messages)):
                 progress.warn(f"{spec.name}: question {question.id}, {field}: {what}")
-        own_stops = spec.prepared.stop_ids if spec.prepared else own_stop_ids(spec, tokenizer)
-        stops = tuple(sorted({*own_stops, *tokenizer.convert_tokens_to_ids(sorted(template.stops))}))
+        stops = prompt_stop_ids(spec, template)
         eval_model = EvalModel(spec, RenderedRows(tokenizer, stops, [], []), loader, cache, progress)
         generated = generate_answers(eval_model, prompts, max_new_tokens)
         answers[spec.name] = [decode_answer(answer.tokens, tokenizer) for answer in generated]
@@ -156,20 +162,16 @@ def _with_system(messages: list[Message], model_set: ModelSet) -> list[Message]:
 
 def prompt_tokens(question: Question, template: ChatTemplate) -> list[int]:
     """The question as the template writes it for the model to answer, as token ids."""
-    messages = question.messages
-    if template.system is not None and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": template.system}, *messages]
-    marks = [mark for mark in sorted(template.marks) for message in messages if mark in message["content"]]
+    marks = [mark for mark in sorted(template.marks) for message in question.messages if mark in message["content"]]
     if marks:
         raise UserError(
             f"--questions: question {question.id} contains {marks[0]!r}, which the model reads as a mark of its chat "
             "template. Write the question without such marks."
         )
     try:
-        text = template.write([template.adapt(message) for message in messages], ask=True)
+        return tokens_of_prompt(write_prompt(question.messages, template), template)
     except RowError as error:
         raise UserError(f"--questions: question {question.id}: {error}.") from error
-    return list(template.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 @dataclass(frozen=True)
