@@ -42,6 +42,17 @@ class TerminalOf:
         self._at = len(self.raw)
         os.write(self._master, key.encode())
 
+    def interrupt(self, pattern: str) -> str:
+        """Press Ctrl-C until the pattern was written. Python's readline loses one that comes between a key and its
+        waiting for the next one (readline_until_enter_or_signal in CPython's Modules/readline.c)."""
+        for _ in range(_SECONDS):
+            self.press("\x03")
+            for _ in range(2):
+                self._read()
+                if match := re.search(pattern, self._text_from(self._at)):
+                    return self._text_from(self._at)[: match.end()]
+        raise AssertionError(f"no {pattern!r} after Ctrl-C in {self.text!r}")
+
     def wait(self, pattern: str) -> str:
         """What was written since the last keys, once the pattern is in it."""
         end = time.monotonic() + _SECONDS

@@ -265,7 +265,7 @@ def test_an_answer_ends_with_the_models_positions_and_then_the_context_is_full(t
     type_in(session, QUESTION)
     answer = session.turns[0].answer
     assert answer.ended == "context" and answer.prompt_tokens + answer.tokens == 256 + 1
-    with pytest.raises(UserError, match="context is full: the conversation takes .* 256 positions.*/clear"):
+    with pytest.raises(UserError, match=r"context is full: the conversation takes .* 256 positions.*/clear"):
         type_in(session, "And rivers?")
     type_in(session, "/clear", "And rivers?")
     assert len(session.turns) == 1
@@ -342,8 +342,7 @@ def test_a_chat_in_a_terminal(run, other_run, tmp_path):
     assert "stopped]" in terminal.wait(r"\[base, .*\]\n> ")
     terminal.press("half a line")
     terminal.wait("half a line")
-    terminal.press("\x03")
-    terminal.wait("\n> ")
+    terminal.interrupt("\n> ")
     terminal.send("/tokens")
     assert "And rivers?<|im_end|>" in terminal.wait("tokens, .* special\n> ")
     assert "\x1b[1;35m<|im_end|>" in terminal.raw

@@ -1,5 +1,7 @@
 """The text of an answer while its tokens come."""
 
+from dataclasses import replace
+
 import pytest
 from data_families import chat
 from real_templates import NAMES, stop_words, tokenizer_of
@@ -11,12 +13,11 @@ from lorakit.evaluate.forward import decode_answer
 ANSWER = "Grüße 🎉 from 東京:\n\n  1. <b>ok</b>"
 
 
-def stream(template, prompt, tokens):
+def stream(template, prompt, tokens, ended=True):
     """The thought and the answer as they are given out piece by piece, and the pieces."""
-    text, pieces = AnswerText(template, prompt), []
-    for count in range(1, len(tokens) + 1):
-        pieces.append(text.new_pieces(tokens[:count]))
-    pieces.append(text.rest(tokens))
+    text = AnswerText(template, prompt)
+    pieces = [text.new_pieces(tokens[:count]) for count in range(1, len(tokens) + 1)]
+    pieces.append(text.rest(tokens, ended))
     return "".join(one.thought for one in pieces), "".join(one.answer for one in pieces), pieces
 
 
@@ -39,16 +40,17 @@ def test_half_a_character_at_the_end_is_given_out_at_last(tokenizer):
 def test_every_published_template_streams_what_eval_scores(name):
     tokenizer = tokenizer_of(name)
     template = ChatTemplate(tokenizer, stop_words=stop_words(name))
+    plain = replace(template, variables=template.without_thoughts)
     prompt = template.write(chat("Hi"), ask=True)
     here = template.thoughts.after_prompt(prompt) if template.thoughts else None
-    written = [template.frame[0] + ANSWER]
+    cases = [(plain, plain.write(chat("Hi"), ask=True), plain.frame[0] + ANSWER, "")]
     if here and not here.skips:
-        written.append(here.add("First, think.", ANSWER))
-    for text in written:
+        cases.append((template, prompt, here.add("First, think.", ANSWER), "First, think."))
+    for way, asked_by, text, expected in cases:
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-        thought, answer, _ = stream(template, prompt, tokens)
-        assert answer == decode_answer(tokens, tokenizer) == ANSWER
-        assert thought.strip() == ("First, think." if text != written[0] else "")
+        thought, answer, _ = stream(way, asked_by, tokens)
+        assert answer == decode_answer(tokens, tokenizer).lstrip() == ANSWER
+        assert thought.strip() == expected
 
 
 def test_a_thought_that_is_broken_off_is_no_answer():
@@ -56,7 +58,9 @@ def test_a_thought_that_is_broken_off_is_no_answer():
     template = ChatTemplate(tokenizer)
     prompt = template.write(chat("Hi"), ask=True)
     tokens = tokenizer("<think>\nFirst, th", add_special_tokens=False)["input_ids"]
-    assert stream(template, prompt, tokens)[:2] == ("First, th", "")
+    assert stream(template, prompt, tokens, ended=False)[:2] == ("First, th", "")
+    answer = decode_answer(tokens, tokenizer)
+    assert stream(template, prompt, tokens)[1] == answer and "First, th" in answer
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -27,21 +27,25 @@ class AnswerText:
         here = thoughts.after_prompt(prompt) if thoughts else None
         self._thoughts: ThoughtFormat | None = here if here and not here.skips else None
         self._end = thoughts.after.strip() if thoughts else ""
-        self._front = template.frame[0].strip()
+        before = template.frame[0]
+        self._front, self._space = before.strip(), before if before.isspace() else ""
         self._special = compile_alternation(template.tokenizer.all_special_tokens)
         self._shown = AnswerParts("", "")
 
-    def parts(self, tokens: Sequence[int]) -> AnswerParts:
-        """What these tokens say, all of them known: `answer` is what `lorakit eval` makes of them."""
-        answer, thoughts = decode_answer(tokens, self._tokenizer), self._thoughts
+    def parts(self, tokens: Sequence[int], ended: bool = False) -> AnswerParts:
+        """What these tokens say; `ended`: the model ended them itself. `answer` is what `lorakit eval` makes of them,
+        without the white space that the template itself writes before every answer. A thought that is not closed is no
+        answer, unless the model ended there."""
+        answer = decode_answer(tokens, self._tokenizer).removeprefix(self._space)
+        thoughts = self._thoughts
         if not self._end:
             return AnswerParts("", answer)
         raw = str(self._tokenizer.decode(list(tokens)))
         thought, mark, _ = raw.rpartition(self._end)
         if mark:
             return AnswerParts(self._bare(thought), answer)
-        if thoughts and (thoughts.opened or raw.lstrip().startswith(_beginning(thoughts))):
-            return AnswerParts(self._bare(raw), "")  # the thought goes on, or was broken off
+        if thoughts and not ended and (thoughts.opened or raw.lstrip().startswith(_beginning(thoughts))):
+            return AnswerParts(self._bare(raw), "")
         return AnswerParts("", answer)
 
     def new_pieces(self, tokens: Sequence[int]) -> AnswerParts:
@@ -51,12 +55,13 @@ class AnswerText:
             if mark and mark.startswith(raw.strip()) and mark != raw.strip():
                 return AnswerParts("", "")
         thought, answer = self.parts(tokens)
+        answer = "" if self._space.startswith(answer) else answer
         whole = AnswerParts(_without_end_of(thought, self._end).rstrip(_HALF), answer.rstrip(_HALF))
         return self._new(whole)
 
-    def rest(self, tokens: Sequence[int]) -> AnswerParts:
+    def rest(self, tokens: Sequence[int], ended: bool) -> AnswerParts:
         """What was kept back, now that no token follows."""
-        return self._new(self.parts(tokens))
+        return self._new(self.parts(tokens, ended))
 
     def _new(self, whole: AnswerParts) -> AnswerParts:
         """What `whole` adds, for each part: nothing where what was given out has turned out to be something else."""

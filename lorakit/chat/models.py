@@ -135,10 +135,10 @@ class TokenModel:
         except StopPressed:
             stopped = True
         whole = until_stop(tokens, self.stop_ids)
-        _show_both(answer.rest(whole), show)
         ending: Ending = "length" if most == decoding.max_new_tokens else "context"
         ended: Ending = "stop" if len(whole) < len(tokens) else "stopped" if stopped else ending
-        thought, reply = answer.parts(whole)
+        _show_both(answer.rest(whole, ended == "stop"), show)
+        thought, reply = answer.parts(whole, ended == "stop")
         seconds = time.monotonic() - start
         return ChatAnswer(self.name, reply, thought.strip(), ended, len(prompt), len(whole), seconds)
 
