@@ -17,6 +17,8 @@ from lorakit.progress import Progress
 def open_chat_models(model_set: ModelSet, progress: Progress) -> list[ChatModel]:
     """Every model of the set, and the base of each adapter, which comes before it; nothing is loaded yet. A UserError
     where one has no chat template."""
+    if served := next((spec for spec in model_set.specs if spec.endpoint), None):
+        raise UserError(f"{served.given}: lorakit chat does not talk to servers. Give a run, a model or a GGUF file.")
     model_set = replace(model_set, specs=tuple(_with_bases(model_set.specs)))
     device = model_set.machine.device
     torch_loader, gguf_loader = ModelLoader(device), ModelLoader(device)  # so that neither closes what the other has
