@@ -63,6 +63,16 @@ def test_what_a_family_keeps_that_nobody_counted_is_seen(family, attention, sett
     assert found.per_pair == pytest.approx(pair, rel=0.01)
 
 
+def test_dora_in_float32_is_followed_though_its_norms_hang_on_numbers():
+    adapter, config = Adapter(kind="dora", rank=4), FAMILIES["gpt-j"].config
+    attention, bytes_by_block = trace_activations(
+        config, spec_with_trace(config.to_dict(), adapter), adapter, half=False
+    )
+    assert attention == "eager" and all(token > 0 and pair > 0 for token, pair in bytes_by_block.values())
+    token, pair, found = measured("gpt-j", adapter, False, "eager", True, partial(spec_with_trace, settings=adapter))
+    assert (found.per_token, found.per_pair) == pytest.approx((token, pair), rel=0.02)
+
+
 def test_a_model_of_any_size_is_followed():
     config = {"model_type": "qwen3_5_text", "hidden_size": 16384, "intermediate_size": 65536}
     spec = spec_with_trace(config, Adapter())
@@ -72,7 +82,18 @@ def test_a_model_of_any_size_is_followed():
 
 
 def test_code_that_asks_for_numbers_is_not_followed():
-    assert spec_with_trace(FAMILIES["jetmoe"].config.to_dict(), Adapter()).extra_bytes == {}
+    spec = spec_with_trace(FAMILIES["jetmoe"].config.to_dict(), Adapter())
+    assert spec.extra_bytes == {} and "DataDependent" in spec.untraced
+
+
+def test_a_plan_says_why_code_is_not_followed(lorakit_plan, tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(FAMILIES["jetmoe"].config.to_json_string())
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "one", "completion": "two"}\n' * 50)
+    (tmp_path / "recipe.yaml").write_text(f"model: {{base: {tmp_path}/base}}\ndata: {{train: rows.jsonl}}\n")
+    code, out, _ = lorakit_plan(tmp_path / "recipe.yaml", "--gpu", "8GB")
+    assert code == 0
+    assert "memory is within 60%: the code of this family cannot be followed (DataDependent" in " ".join(out.split())
 
 
 def test_layers_that_differ_are_followed_and_planned(lorakit_plan, tmp_path):

@@ -18,6 +18,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
+from lorakit.errors import LorakitError, first_line
 from lorakit.model.fused_lora import fused_lora, replace_forward
 from lorakit.model.loss import body_of, causal_of
 from lorakit.model.peft_adapter import attach_adapter
@@ -36,10 +37,10 @@ _TOKEN_BY_TOKEN = ("rwkv", "recurrent_gemma", "xlstm")
 
 def trace_activations(
     config: Any, spec: ModelSpec, settings: Adapter, half: bool
-) -> tuple[str, dict[int, tuple[float, float]]] | None:
+) -> tuple[str, dict[int, tuple[float, float]]]:
     """What autograd keeps of a model's blocks, with padded rows, as on a processor: the attention, and the number of
-    the first block of each make -> bytes of a token, and of a pair of tokens of a row. None where its code cannot be
-    followed.
+    the first block of each make -> bytes of a token, and of a pair of tokens of a row. A LorakitError that says why
+    where its code cannot be followed.
 
     `settings` are of LoRA, DoRA or full fine-tuning; `half` is bfloat16 under autocast, with float32 trained weights.
     """
@@ -51,12 +52,14 @@ def trace_activations(
     for number, first in spec.prototypes.items():
         makes[first].append(number)
     few = {number for numbers in makes.values() for number in numbers[:2]}
+    reason = ""
     for blocks in (few, set(spec.prototypes)):  # all, where later blocks need what earlier ones of their make hand on
         log.disabled = True  # it reports each operation that it cannot follow
         try:
             model, mode, attention = _fake_model(config, settings, half)
             sizes = [_bytes_by_block(model, mode, spec, half, length, blocks) for length in lengths]
-        except Exception:  # the code of any family runs here, on tensors that it was not made for
+        except Exception as error:  # the code of any family runs here, on tensors that it was not made for
+            reason = f"{type(error).__name__}: {first_line(error)}"
             continue
         finally:
             log.disabled = False
@@ -67,7 +70,7 @@ def trace_activations(
             _, token, pair = np.linalg.solve(terms, [by_block[numbers[:2][-1]] for by_block in sizes])
             traced[first] = float(token), float(pair)
         return attention, traced
-    return None
+    raise LorakitError(reason)
 
 
 def _fake_model(config: Any, settings: Adapter, half: bool) -> tuple[Any, FakeTensorMode, str]:
@@ -108,10 +111,15 @@ def _bytes_by_block(
     casting = disable_input_dtype_casting(model, active=half) if has_adapter else contextlib.nullcontext()
     computing, autocast = _computing_only(blocks, causal, spec, running), torch.autocast("cpu", torch.bfloat16, half)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with mode, computing, casting, fused_lora(model), autocast, hooks:
+    with mode, computing, casting, fused_lora(model, _norms_of_shapes), autocast, hooks:
         ids = torch.zeros(_ROWS, length, dtype=torch.long)
         body_of(causal)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     return sizes
+
+
+def _norms_of_shapes(weight: torch.Tensor, squares: torch.Tensor, *factors: Any) -> torch.Tensor:
+    """What stands for `factored_norms` of DoRA, which asks whether numbers cancel."""
+    return squares.sqrt()
 
 
 @contextlib.contextmanager

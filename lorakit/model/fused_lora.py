@@ -32,9 +32,10 @@ _CANCELLED = 0.1
 class _RowNorms:
     """The norms of the rows of one layer's W + s B A, kept while nothing that they come from has changed. The squared
     norms of W's rows stay as long as W does; all else until the next backward: a step may have several forwards, and an
-    optimizer that goes past torch's version counts comes after a backward."""
+    optimizer that goes past torch's version counts comes after a backward. `compute`: as `factored_norms`."""
 
-    def __init__(self) -> None:
+    def __init__(self, compute: Callable[..., Tensor]) -> None:
+        self._compute = compute
         self._squares: tuple[Any, Tensor] | None = None
         self._norms: tuple[Any, Tensor] | None = None
 
@@ -46,7 +47,7 @@ class _RowNorms:
         with torch.no_grad():
             if not self._squares or self._squares[0] != now[0]:
                 self._squares = (now[0], torch.linalg.vector_norm(weight, dim=1).square_())
-            norms = factored_norms(weight, self._squares[1], a, b, scaling)
+            norms = self._compute(weight, self._squares[1], a, b, scaling)
         self._norms = (now, norms)
         return norms
 
@@ -77,10 +78,11 @@ def replace_forward(layers: list[Any], make: Callable[[Any], Callable[..., Any]]
             del layer.forward
 
 
-def fused_lora(model: Any) -> AbstractContextManager[None]:
-    """Within this, the LoRA and DoRA layers of `model` accumulate in place; afterwards the model is as it was."""
+def fused_lora(model: Any, row_norms: Callable[..., Tensor] = factored_norms) -> AbstractContextManager[None]:
+    """Within this, the LoRA and DoRA layers of `model` accumulate in place; afterwards the model is as it was.
+    `row_norms` takes the place of `factored_norms`."""
     layers = [module for module in model.modules() if type(module) in FUSED_LAYERS]
-    return replace_forward(layers, lambda layer: partial(_forward, layer, layer.forward, _RowNorms()))
+    return replace_forward(layers, lambda layer: partial(_forward, layer, layer.forward, _RowNorms(row_norms)))
 
 
 def release_int8_inputs(model: Any) -> AbstractContextManager[None]:

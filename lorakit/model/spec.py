@@ -89,6 +89,7 @@ class ModelSpec:
     extra_bytes: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
     """What a traced model keeps beyond what is derived: first block of each make, and bytes of a number -> bytes of a
     token, and on a processor of a pair of tokens."""
+    untraced: str = ""  # why the code of a built model could not be followed
     shared: dict[str, int] = field(default_factory=dict)
     """Modules whose weights are those of another one, such as a tied output head, and are counted there."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorakit.errors import LorakitError
 from lorakit.model.spec import ModelSpec, WeightSpec, part
 from lorakit.plan.trainable_params import TrainableParams, count_trainable
 from lorakit.recipe.schema import Adapter
@@ -218,19 +219,24 @@ def spec_with_trace(config: Path | dict[str, Any], settings: Adapter) -> ModelSp
     # Plain LoRA, DoRA or full fine-tuning of the same modules, in all layers.
     same = {name: getattr(settings, name) for name in ("rank", "dropout", "targets", "exclude")}
     near = Adapter.model_validate({"kind": settings.kind if settings.kind in ("dora", "none") else "lora", **same})
-    half, whole = (_missed(read_hf_config(config), spec, near, is_half) for is_half in (True, False))
+    reason = ""
+    missed: dict[bool, dict[tuple[int, int], tuple[float, float]]] = {True: {}, False: {}}
+    for is_half in missed:
+        try:
+            missed[is_half] = _missed(read_hf_config(config), spec, near, is_half)
+        except LorakitError as error:
+            reason = str(error)
+    half, whole = missed[True], missed[False]
     if not whole:  # fused experts have code of their own for float32, which cannot always be followed
         whole = {(number, 4): (2 * token, 0.0) for (number, _), (token, _) in half.items()}
-    return replace(spec, extra_bytes=half | whole)
+    return replace(spec, extra_bytes=half | whole, untraced="" if half or whole else reason)
 
 
 def _missed(config: Any, spec: ModelSpec, settings: Adapter, half: bool) -> dict[tuple[int, int], tuple[float, float]]:
     from lorakit.model.activation_trace import trace_activations
 
-    trace = trace_activations(config, spec, settings, half)
-    if trace is None:
-        return {}
-    (attention, bytes_by_block), adapted, missed = trace, count_trainable(spec, settings), {}
+    attention, bytes_by_block = trace_activations(config, spec, settings, half)
+    adapted, missed = count_trainable(spec, settings), {}
     dtype, dropout = "bfloat16" if half else "float32", settings.dropout
     way = TrainingStep(1, 1, 1, dtype, attention=attention, dropout=dropout, on_gpu=False)
     for number, (token, pair) in bytes_by_block.items():

@@ -49,7 +49,13 @@ class Advice:
 
 def collect_advice(plan: Plan, changes: list[Change], info: ModelInfo) -> list[Advice]:
     """Every note that a plan calls for, those on the rows first; `changes`: what would use the memory that is left."""
-    return [*_row_notes(plan), *_token_notes(plan), *_adapter_notes(plan), *_training_notes(plan, changes, info)]
+    return [
+        *_row_notes(plan),
+        *_token_notes(plan),
+        *_model_notes(plan),
+        *_adapter_notes(plan),
+        *_training_notes(plan, changes, info),
+    ]
 
 
 def _row_notes(plan: Plan) -> Iterator[Advice]:
@@ -72,6 +78,13 @@ def _row_notes(plan: Plan) -> Iterator[Advice]:
         few = f"{rows.held_out:,} held-out rows"
         text = f"{few}: to show a difference of 10 points takes 71 to 385, one of 20 points 32 to 91"
         yield Advice("data.eval", text, "docs/evaluation.md, How many rows a claim needs")
+
+
+def _model_notes(plan: Plan) -> Iterator[Advice]:
+    if plan.spec.untraced:
+        reason = f"the code of this family cannot be followed ({plan.spec.untraced})"
+        text = f"memory is within {percent(plan.error)}: {reason}"
+        yield Advice("model.base", text, "docs/planning.md, Families without a formula")
 
 
 def _token_notes(plan: Plan) -> Iterator[Advice]:
