@@ -1,6 +1,7 @@
 """What every command on a model needs before weights are loaded: base, tokenizer, examples, no `auto` left."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import Examples
 from lorakit.data.examples import examples_of, file_sha256s, held_out_of, tokenizer_sha256
 from lorakit.data.report import Report
-from lorakit.errors import UserError
+from lorakit.errors import BaseModelError, UserError
 from lorakit.hardware.machine import Machine, usable_machine
 from lorakit.model.companion_files import compare_with_file
 from lorakit.model.config_values import Positions
@@ -214,7 +215,7 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
         raise UserError(f"{folder}: its training has not ended. Continue it with lorakit train --resume.")
     # What the adapter began from may be gone by now, and is not needed any more.
     loaded = load(run.recipe, ["adapter.from=null"], ended=True)
-    with loaded.locating():
+    with loaded.locating(), _base_of_option(base):
         recipe = _relocate(loaded.recipe, run, manifest, base)
         opened, template = open_template(recipe, progress)
         rows = RunRows(recipe.data, template, progress, manifest)
@@ -233,6 +234,17 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
         if not file.is_file() or sha256_of(file) != recorded:
             raise UserError(f"{file}: is not what this run trained: its sha256 is not the manifest's.")
     return run, prepared
+
+
+@contextmanager
+def _base_of_option(base: str | None) -> Iterator[None]:
+    """An error about a base that --base names says so, instead of where the recipe names its own."""
+    try:
+        yield
+    except BaseModelError as error:
+        if base is None:
+            raise
+        raise UserError(f"--base: {error}") from error
 
 
 def _relocate(recipe: Recipe, run: Run, manifest: dict[str, Any], base: str | None) -> Recipe:

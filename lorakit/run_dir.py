@@ -90,7 +90,8 @@ class Run:
         except FileNotFoundError as error:
             if not self.folder.exists():
                 raise missing_run(self.folder) from error
-            raise UserError(f"{self.folder}: not a run folder: it has no {self.manifest.name}. {_GIVE_RUN}") from error
+            remedy = suggest_run(self.folder) or _GIVE_RUN
+            raise UserError(f"{self.folder}: not a run folder: it has no {self.manifest.name}. {remedy}") from error
         except NotADirectoryError as error:
             raise UserError(f"{self.folder}: is a file. {_GIVE_RUN}") from error
         except (OSError, ValueError, RecursionError) as error:
@@ -168,6 +169,15 @@ class Run:
         for folder in (self.checkpoints, self.evaluations, self.exports):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def suggest_run(folder: Path) -> str | None:
+    """ "Did you mean", where one of the two folders above a folder is a run, or one run alone lies in it."""
+    above = [parent for parent in (folder.parent, folder.parent.parent) if Run(parent).holds_results()]
+    below = [path for path in sorted(folder.glob("*")) if Run(path).holds_results()]
+    if above or len(below) == 1:
+        return f"Did you mean {(above or below)[0]}?"
+    return None
 
 
 def missing_run(folder: Path) -> UserError:

@@ -103,7 +103,7 @@ HARMS = {
     half_a_tokenizer: "tokenizer.json is damaged",
     damaged_generation: "generation_config.json: damaged: it is not valid JSON",
     without_type: "names no model_type",
-    an_adapter: "Write it as adapter.from",
+    an_adapter: "a recipe names the adapter in adapter.from",
     other_weights: "transformers_weights",
 }
 
@@ -130,7 +130,7 @@ def test_check_plan_and_train_refuse_the_same_files_at_the_keys_place(recipe_fil
 def test_a_run_in_the_place_of_its_base_is_told_as_a_run(recipe_file, lorakit, folder):
     (folder / "config.json").rename(folder / "manifest.json")
     exit_code, _, err = lorakit("check", recipe_file(model={"base": str(folder)}))
-    assert exit_code == 2 and "It is a run: write it as adapter.from, or its merged/ as model.base" in err, err
+    assert exit_code == 2 and "is a run, not a model: it has no config.json. Give the merged/ in it" in err, err
 
 
 def test_an_index_that_is_not_used_may_name_files_that_are_not_there(recipe_file, lorakit, folder):

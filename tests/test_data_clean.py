@@ -178,7 +178,9 @@ def test_cleaned_rows_are_written_and_can_be_read_again(recipe_file, lorakit_run
     assert len(written) == 61 and written[60]["messages"][1]["content"] == "In the café nearby."
     assert written[60]["lorakit"]["where"] == "a.jsonl:62" and len(written[60]["lorakit"]["done"]) == 1
     code, _, err = lorakit_run("data", path, "--write", folder / "clean.jsonl")
-    assert code == 2 and "is there already" in err
+    assert code == 2 and "already exists" in err
+    code, _, err = lorakit_run("data", path, "--write", folder / "clean.txt")
+    assert code == 2 and "not read as such. Write clean.jsonl." in err
     train, _ = examples_of(Data(train=str(folder / "clean.jsonl")), TEMPLATE, Silent())
     assert train.report.used == 61
 

@@ -61,7 +61,7 @@ def test_an_unknown_name_says_which_is_near():
 
 @pytest.mark.parametrize("text", ["RTX 4090 Laptop GPU", "a fast one", ""])
 def test_an_unknown_name_asks_for_the_memory(text):
-    with pytest.raises(UserError, match="its memory alone: 24GB"):
+    with pytest.raises(UserError, match="another card write its memory: 24GB"):
         find_gpu(text)
 
 

@@ -114,7 +114,7 @@ def test_without_a_run_nothing_is_kept_unless_it_is_said_where(tiny_base, loraki
     [
         ([], "no model is named"),
         (["nowhere/run"], "nowhere/run"),
-        (["FILE"], "is not a run, an adapter or a model: a file"),
+        (["FILE"], "is not a run, an adapter or a model: a file. Give the folder"),
         (["EMPTY"], "is not a run, an adapter or a model"),
         (["BASE"], "--data FILE"),
         (["RUN", "--data", "nowhere.jsonl"], "--data: nowhere.jsonl: there is no such file"),

@@ -85,6 +85,8 @@ def test_a_base_that_moved_is_given_to_a_run(tmp_path, tiny_base, lorakit):
     shutil.move(base, tmp_path / "moved")
     code, _, err = lorakit("merge", run.folder)
     assert code == 2 and "its base model is not at" in err and "model.base" in err
+    code, _, err = lorakit("merge", run.folder, "--base", run.folder)
+    assert code == 2 and "--base: " in err and "is a run, not a model" in err and "recipe.yaml" not in err
     code, _, err = lorakit("merge", run.folder, "--base", tmp_path / "moved")
     assert code == 0, err
     edit_json(tmp_path / "moved" / "config.json", rms_norm_eps=0.5)

@@ -416,7 +416,7 @@ def test_options_that_do_not_go_together_are_refused(trained, lorakit_merge, tmp
         "RUN --verify BASE --overwrite": "--overwrite: does nothing with --verify",
         "RUN --verify BASE --no-proof": "--no-proof: does nothing with --verify",
         "extract BASE BASE --rank 4 --output o": "have the same weights",
-        "BASE": "not a run folder",
+        "BASE": "is a model, which has no adapter to merge. Give the folder of a run or of an adapter.",
     }.items():
         refused(lorakit_merge, tmp_path, 2, *(places.get(word, word) for word in line.split()), says=says)
 

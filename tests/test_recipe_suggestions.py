@@ -262,6 +262,12 @@ def test_a_missing_run_is_told_with_the_nearest_one(tmp_path):
         argument_kind("runs/something")
     with pytest.raises(UserError, match=r"not a run folder: it has no manifest.json"):
         Run(tmp_path / "runs" / "demmos").read_manifest()
+    (tmp_path / "runs" / "demo" / "checkpoints" / "step-000010").mkdir(parents=True)
+    for near in ("runs", "runs/demo/checkpoints", "runs/demo/checkpoints/step-000010"):  # around the run, and inside it
+        with pytest.raises(UserError, match=r"Did you mean runs/demo\?$"):
+            argument_kind(near)
+        with pytest.raises(UserError, match=r"Did you mean runs/demo\?$"):
+            Run(tmp_path.__class__(near)).read_manifest()
     assert argument_kind("org/demo") == "model"
 
 

@@ -49,13 +49,13 @@ def data(
     loaded = load(recipe, overrides)
     settings = loaded.recipe
     from lorakit.cli.data_tables import count_draws, print_survey
-    from lorakit.data.export import refuse_existing
+    from lorakit.data.export import check_target
     from lorakit.data.survey import survey
     from lorakit.plan.model_info import beyond_training, read_model_info, refuse_by_config
     from lorakit.prepare import open_template, warn_of_tokenizer_differences
 
     if write is not None:
-        refuse_existing(write)
+        check_target(write)
     with loaded.locating():
         base, template = open_template(settings, progress)
         info = read_model_info(base.folder)

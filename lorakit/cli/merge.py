@@ -106,10 +106,13 @@ def _next_command(given: "MergeInput", merged: "MergeResult") -> str:
 def _run_of(folder: Path) -> "Run | None":
     """The run that a folder is, or whose adapter it is; None where it is an adapter alone, an error where it is
     neither."""
-    from lorakit.run_dir import Run
+    from lorakit.run_dir import Run, suggest_run
 
     run, outer = Run(folder), Run(folder.resolve().parent)
     if not run.holds_results() and (folder / "adapter_config.json").is_file():
         return outer if outer.holds_results() and outer.adapter == folder.resolve() else None
+    if not run.holds_results() and (folder / "config.json").is_file():
+        remedy = suggest_run(folder) or "Give the folder of a run or of an adapter."
+        raise UserError(f"{folder}: is a model, which has no adapter to merge. {remedy}")
     run.read_manifest()
     return run

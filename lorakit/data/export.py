@@ -42,10 +42,14 @@ class _Writer:
         return "".join(f"{line}\n" for line in lines).encode(), len(lines), block.size
 
 
-def refuse_existing(target: Path) -> None:
-    """A `UserError` where the file is there: nothing is overwritten."""
+def check_target(target: Path) -> None:
+    """A `UserError` where the file exists, since nothing is overwritten, or has a name that is read as another kind."""
     if target.exists():
-        raise UserError(f"{show_path(target)}: is there already. Write another name, or remove it first.")
+        raise UserError(f"{show_path(target)}: already exists. Write another name, or remove it first.")
+    if target.suffix.lower() not in (".jsonl", ".ndjson", ".json"):
+        remedy = f"Write {show_path(target.with_name(target.name.partition('.')[0] + '.jsonl'))}."
+        reason = "rows are written as JSON Lines, and a file of this name is not read as such"
+        raise UserError(f"{show_path(target)}: {reason}. {remedy}")
 
 
 def write_rows(
@@ -53,7 +57,7 @@ def write_rows(
 ) -> int:
     """Write the rows that stand at `places`, cleaned by `checks`; gives their number. A `UserError` where the file is
     there already or cannot be written, or a source cannot be read."""
-    refuse_existing(target)
+    check_target(target)
     opened = [open_source(source) for source in sources]
     worker = _Writer([one.without_blocks() for one in opened], checks, places)
     pieces = ((number, block) for number, one in enumerate(opened) for block in one.blocks)

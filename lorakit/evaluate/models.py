@@ -22,7 +22,7 @@ from lorakit.prepare import Prepared, reopen_run
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.schema import Data, Model, Recipe
-from lorakit.run_dir import MERGED, Run, missing_run
+from lorakit.run_dir import MERGED, Run, missing_run, suggest_run
 
 Kind = Literal["base", "adapter", "model", "merged", "gguf", "endpoint"]
 BASE = "base"
@@ -115,8 +115,11 @@ def argument_kind(given: str) -> str:
         return "model"
     kind = next((kind for kind, name in _SIGNS.items() if (path / name).is_file()), None)
     if kind is None:
-        reason = "a file. Give the folder of one" if path.is_file() else f"it has no {', '.join(_SIGNS.values())}"
-        raise UserError(f"{given}: is not a run, an adapter or a model: {reason}.")
+        reason, remedy = "a file", "Give the folder of one."
+        if path.is_dir():
+            reason = f"it has none of {', '.join(_SIGNS.values())}"
+            remedy = suggest_run(path) or "Give the folder of one."
+        raise UserError(f"{given}: is not a run, an adapter or a model: {reason}. {remedy}")
     return "run" if kind == "adapter" and run_folder(given) != path else kind
 
 

@@ -144,7 +144,7 @@ def find_gpu(text: str) -> Gpu:
     similar = nearest(_AROUND_NAMES.sub("", text.lower()).strip(), [gpu.name for gpu in GPUS])
     # A laptop's card is another one than the desktop's of that name, mostly a smaller one.
     hint = f" Did you mean {similar}?" if similar and "laptop" not in text.lower() else ""
-    raise UserError(f"--gpu: '{text}' is not a known GPU.{hint} Or write its memory alone: 24GB.")
+    raise UserError(f"--gpu: '{text}' is not a known GPU.{hint} For another card write its memory: 24GB.")
 
 
 def match_gpu(name: str, memory: int) -> Gpu | None:

@@ -54,20 +54,20 @@ class Combination:
         if method is None:
             raise UserError(f"--method: there is no {self.method}. Write one of {', '.join(METHODS)}.")
         if count < 2:
-            raise UserError(f"--method: {self.method} combines two adapters or more, of which {count} was given.")
+            raise UserError(f"--method: {self.method} combines two adapters or more; {count} was given.")
         if len(self.weights) != count:
             raise UserError(f"--weights: {len(self.weights)} for {count} adapters. Write one for each, as 0.5,0.5.")
         if odd := [weight for weight in self.weights if not math.isfinite(weight) or weight == 0]:
-            raise UserError(f"--weights: {odd[0]:g} is not a weight. Leave the adapter out, or write a number but 0.")
+            raise UserError(f"--weights: {odd[0]:g} is not a weight. Leave the adapter out, or write another number.")
         for option in ("density", "seed", "rank"):
             if getattr(self, option) is not None and option not in method.options:
                 able = ", ".join(name for name, other in METHODS.items() if option in other.options)
                 raise UserError(f"--{option}: {self.method} does not use it. Leave it out, or take one of {able}.")
         if "density" in method.options and not (self.density and 0 < self.density <= 1):
-            given = "none was given" if self.density is None else f"{self.density:g} is none"
+            given = "nothing" if self.density is None else f"{self.density:g}"
             raise UserError(
-                f"--density: {self.method} keeps a share of each adapter's numbers, over 0 and up to 1, and {given}. "
-                "Write --density 0.5."
+                f"--density: {self.method} keeps a share of each adapter's numbers: expected more than 0 and at most "
+                f"1, got {given}. Write --density 0.5."
             )
 
 

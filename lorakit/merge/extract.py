@@ -64,7 +64,7 @@ def extract(
     if not factors:
         most = first_and_count(sorted(norms, key=lambda path: -norms[path])) if norms else ""
         changed = f"only {most}. Keep the tuned model whole" if most else "both have the same weights"
-        raise UserError(f"{tuned.name}: a LoRA can hold nothing: no linear layer differs from {base.name}, {changed}.")
+        raise UserError(f"{tuned.name}: nothing to extract: no linear layer differs from {base.name}, {changed}.")
     adapted = [layer.target.removesuffix(".weight") for layer in factors]
     whole, tied, reasons = _sort_out_others(pair, norms, adapted, keep_whole)
     summary = {"rank": rank, "whole": whole, "unchanged": len(pair.paths) - len(norms)}
@@ -107,7 +107,9 @@ def _factorize(
             bar.advance()
     capped = [layer.path for layer, of_layer in factors.items() if of_layer.rank < rank]
     if capped:
-        progress.say(f"{first_and_count(capped)} has fewer than {rank} rows or columns, and a rank of as many")
+        progress.say(
+            f"layers with fewer than {rank} rows or columns get that number as their rank: {first_and_count(capped)}"
+        )
     return norms, factors
 
 

@@ -188,7 +188,8 @@ def verify(given: MergeInput, folder: Path, progress: Progress) -> MergeResult:
     no plain model of the base's architecture, a LorakitError if it predicts something else."""
     onto: Onto = "original" if read_json(folder / MERGED).get("onto") == "original" else "trained"
     if "model_type" not in read_json(folder / "config.json"):
-        raise UserError(f"{folder}: has no config.json that names a model_type, so it is not a model folder.")
+        remedy = f"Did you mean {folder / 'merged'}?" if (folder / "merged").is_dir() else "Give a merged model."
+        raise UserError(f"--verify {folder}: not a model folder: it has no config.json with a model_type. {remedy}")
     refuse_code(folder)
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder}: holds an adapter beside its weights, which would be applied twice.")

@@ -94,11 +94,14 @@ def _check_configs(folder: Path, complete: bool) -> None:
     file, has_adapter = folder / "config.json", (folder / "adapter_config.json").is_file()
     if not file.is_file():
         if has_adapter:
-            raise UserError(f"{folder} holds an adapter. Write it as adapter.from, and its base as model.base.")
+            raise UserError(
+                f"{folder} is an adapter, not a model. Give its base; a recipe names the adapter in adapter.from."
+            )
         if complete:
-            is_run = (folder / "manifest.json").is_file()
-            remedy = " It is a run: write it as adapter.from, or its merged/ as model.base." if is_run else ""
-            raise UserError(f"{folder} has no config.json, so it is not a model folder.{remedy}")
+            if (folder / "manifest.json").is_file():
+                remedy = "Give the merged/ in it; a recipe names the run in adapter.from."
+                raise UserError(f"{folder} is a run, not a model: it has no config.json. {remedy}")
+            raise UserError(f"{folder} has no config.json, so it is not a model folder.")
         return
     config = read_json(file)
     for path in (file, folder / "tokenizer_config.json", folder / "generation_config.json"):

@@ -81,8 +81,9 @@ def resolve_base(name: str, revision: str, progress: Progress) -> Base:
     try:
         return _from_bundle(name, revision, progress)
     except LorakitError as error:
+        there = "a file has this name" if path.is_file() else "there is none"
         raise BaseModelError(
-            f"could not find model {name}. Tried:\n  - a local folder {path}: there is none\n"
+            f"could not find model {name}. Tried:\n  - a local folder {path}: {there}\n"
             f"  - the hub, revision {revision}: {by_hub}\n  - {error}\nPut the model's files into a folder and write "
             "its path, or connect to the hub."
         ) from error
