@@ -135,6 +135,15 @@ def test_the_errors_of_the_guide_are_those_of_its_bad_recipe(tmp_path, monkeypat
     assert shown.partition("\n")[2].strip() == str(caught.value)
 
 
+def test_the_run_that_the_readme_trains_is_the_one_that_it_scores_and_merges(tmp_path):
+    text = page("README.md").partition("## Your own data")[2].partition("\n## ")[0]
+    (block,) = blocks(text, "yaml")
+    (tmp_path / "train.jsonl").touch()
+    folder = load(write(tmp_path, block, "recipe.yaml")).recipe.output.dir
+    runs = [word for line in command_lines(text) for word in line if word.startswith("runs/")]
+    assert runs and {str(folder)} == set(runs)
+
+
 def test_the_rows_of_the_readme_are_of_one_format_each():
     (block,) = blocks(page("README.md"), "json")
     rows = [json.loads(line) for line in block.splitlines()]
