@@ -125,7 +125,7 @@ def measured() -> list[tuple[str, int, int, str]]:
 
 def print_measured(rows: list[tuple[str, int, int, str]]) -> None:
     """A Markdown table of predicted and measured peaks."""
-    print("| SmolLM2-135M here | predicted GB | measured GB | error | fullest moment |\n|---|---:|---:|---:|---|")
+    print("| SmolLM2-135M here | predicted GB | measured GB | error | peak at |\n|---|---:|---:|---:|---|")
     for name, predicted, peak, moment in rows:
         print(f"| {name} | {predicted / 1e9:.2f} | {peak / 1e9:.2f} | {predicted / peak - 1:+.1%} | {moment} |")
     errors = [abs(predicted / peak - 1) for _, predicted, peak, _ in rows]

@@ -57,15 +57,15 @@ By the core rules of YAML 1.2, strictly:
 extends: hardware/8gb    # a shipped part, a path, or a list: [model.yaml, hardware/8gb]
 ```
 
-A path is relative to the file that says it; `hardware/8gb` and its like are parts that come with lorakit, one for each
-size of card ([configs/README.md](../configs/README.md)). Mappings merge key by key; lists and single values replace.
-Later files of the list win over earlier ones, and the extending file wins over all of them. `null` sets null; where a
-key takes no null, it takes away what the extended file says, and the default holds again. An error in an extended file
-names that file.
+A path is relative to the file in which it is written; `hardware/8gb` and its like are parts that come with lorakit, one
+for each size of card ([configs/README.md](../configs/README.md)). Mappings merge key by key; lists and single values
+replace. Later files of the list win over earlier ones, and the extending file wins over all of them. `null` sets null;
+where a key takes no null, it removes what the extended file says, and the default applies again. An error in an
+extended file names that file.
 
 ## One setting from the command line: `--set`
 
-`--set train.learning_rate=1e-4` puts a value over everything that files say. The value is read by the same YAML rules,
+`--set train.learning_rate=1e-4` overrides what all files say. The value is read by the same YAML rules,
 so that `--set 'evaluate.metrics=[exact-match, json-valid]'` is a list, and its errors have the same form. A list is set
 as a whole.
 

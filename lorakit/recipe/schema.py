@@ -65,7 +65,7 @@ Metric: Any = _words[tuple(METRICS.names())] | MetricSettings
 
 
 class Model(Section):
-    """The base model, and how it is held in memory."""
+    """The base model, and how it is kept in memory."""
 
     base: BaseModelRef
     """A hub id, a local folder, or a `.gguf` file."""
@@ -85,8 +85,8 @@ class Model(Section):
     """Variables that the chat template reads -> their values, such as {enable_thinking: false}, for training and \
 evaluation alike."""
     template_date: Day | None = "auto"
-    """The day that a chat template which writes today's date is told (`strftime_now`), at 00:00: `auto` is the day on \
-which the run begins, and null where the template writes none. A run keeps its day when it is resumed, evaluated and \
+    """The date for a chat template that writes today's date (`strftime_now`), at 00:00. `auto` is the day on which \
+the run begins, or null where the template writes no date. A run keeps its date when it is resumed, evaluated and \
 merged."""
 
 
@@ -102,8 +102,8 @@ if TYPE_CHECKING:
 else:
     # `from` is a word of Python's own, which a class body cannot declare.
     _FROM = (
-        "A run, or a folder that PEFT saved, whose adapter is trained on: it brings its own kind, rank, alpha and "
-        "modules, which are then not written here."
+        "A run, or a folder that PEFT saved, whose adapter is trained further: its kind, rank, alpha and modules come "
+        "with it, and are not written here."
     )
     _From: Any = create_model(
         "From",
@@ -128,12 +128,12 @@ class Adapter(_From):
     """The modules that get an adapter: `all-linear` (the output head excepted), `attention`, `mlp`, a list of module \
 names, or one regular expression that is matched against whole module paths."""
     exclude: list[NotEmpty] = []
-    """Names or regular expressions of modules that get none."""
+    """Names or regular expressions of modules that get no adapter."""
     layers: Annotated[
         Literal["all"] | LayerRange | LayerNumbers | Spectrum,
         Wording("all, a range such as 8-15, a list of layer numbers and ranges, or {spectrum: 0.5}", "8-15"),
     ] = "all"
-    """The blocks of the model whose modules get one, counted from 0."""
+    """The blocks of the model whose modules get an adapter, counted from 0."""
     rank_overrides: dict[str, PositiveInt] = {}
     """Name or regular expression of modules -> their rank. Of several that match, the last."""
     alpha_overrides: dict[str, PositiveFloat] = {}
@@ -146,7 +146,7 @@ class Source(Section):
     """Where rows come from."""
 
     path: DataRef
-    """A JSON, JSONL, CSV or Parquet file, or a hub dataset id."""
+    """A file (JSON, JSONL, CSV, Parquet and others), a folder or pattern of files, or a hub dataset id."""
     split: str = "train"
     """The split of a hub dataset."""
     revision: str = "main"
@@ -162,7 +162,7 @@ class Source(Section):
     take: PositiveInt | Share | None = None
     """How many rows are used, or which share: chosen by a hash of what each row says, never by position."""
     weight: PositiveFloat = 1.0
-    """How often each row is trained in an epoch. 2 is twice; 0.5 is half of the rows, the others in the next epoch."""
+    """How often each row is trained in an epoch. 2 is twice; 0.5 is half of the rows, a different half each epoch."""
 
 
 class Clean(Section):
@@ -177,7 +177,7 @@ class Clean(Section):
     html: CleanAction = "report"
     """HTML tags and entities in prose. Fixed by taking the tags out and decoding the entities."""
     noise: CleanAction = "report"
-    """Control characters, terminal escapes, invisible characters, lines of logs. All but the last are taken out."""
+    """Control characters, terminal escapes, invisible characters, lines of logs. Fixed by removing these, except logs."""
     trivial: CleanAction = "report"
     """Empty and placeholder answers. Fixed by leaving the row out."""
     special_tokens: CleanAction = "report"
@@ -188,7 +188,7 @@ leaving the row out."""
     style: CleanAction = "report"
     """Answers unlike the others in length, casing, formality, script or language. Fixed by leaving the row out."""
     leakage: CleanAction = "error"
-    """Held-out rows that are trained on. Fixed by leaving the training row out."""
+    """Held-out rows that are also training rows. Fixed by leaving the training row out."""
     near_leakage: CleanAction = "report"
     """Training rows nearly the same as a held-out row. Fixed by leaving the training row out. Unless it is off, a \
 split by `data.eval` keeps near-duplicates on one side."""
@@ -212,14 +212,14 @@ class Data(Section):
     max_length: Annotated[int, Field(ge=8)] = 1024
     """The longest example, in tokens."""
     overlong: Literal["drop", "truncate", "split", "error"] = "drop"
-    """What happens to a longer one. `truncate` keeps the turns that fit whole; `split` makes several examples of a \
-text and drops conversations."""
+    """What happens to a longer example. `truncate` keeps the turns that fit whole; `split` makes several examples of \
+a text and drops conversations."""
     broken: Literal["error", "drop"] = "error"
     """What happens to a row that cannot be read or rendered. `drop` counts them and names the first."""
     packing: Literal["auto", "on", "off"] = "auto"
     """Rows laid end to end, without seeing each other, instead of padded ones. It changes speed, not the result."""
     clean: Clean = Clean()
-    """What is looked for in the rows. `report`: `lorakit data` tells; `fix` and `error` hold for every command."""
+    """The checks on the rows. `report`: `lorakit data` reports them; `fix` and `error` act in every command."""
 
 
 class EarlyStopping(Section):
@@ -239,34 +239,34 @@ class Train(Section):
     steps: PositiveInt | None = None
     """Optimizer steps."""
     batch_size: PositiveInt = 16
-    """Rows an optimizer step, over all micro-batches."""
+    """Rows per optimizer step, over all micro-batches."""
     micro_batch: PositiveInt | Auto = "auto"
     """Rows in memory at once. It changes speed and memory, not the result."""
     learning_rate: PositiveFloat | Auto = "auto"
     """The peak learning rate."""
     lora_plus: Annotated[float, Field(gt=1)] | None = None
-    """LoRA+: how many times the learning rate of the A matrices the B matrices get. Its authors recommend 16."""
+    """LoRA+: the learning rate of the B matrices, as a multiple of that of the A matrices. Its authors recommend 16."""
     optimizer: Literal["auto", "adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"] = "auto"
     """AdamW, with states in 32 or 8 bits; those of the paged ones move to main memory when the GPU's is full."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup: Warmup = 0.03
-    """How long the learning rate rises, from above zero. A fraction that rounds to less than a step is none."""
+    """How long the learning rate rises, from above zero. A fraction that rounds to 0 steps means no warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's weight decay."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Gradients are scaled down to this norm; 0 leaves them."""
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
     gradient_checkpointing: bool | Auto = "auto"
     """Recompute activations in the backward pass: less memory, a third to a half more work."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """The seed of initialization, shuffling and dropout."""
     eval_every: Interval = 0.1
-    """How often the held-out loss is measured, and after the last step. A fraction is at least 5 steps, or half of a \
-shorter run; a number of steps is taken as it is."""
+    """How often the held-out loss is measured; it is also measured after the last step. A fraction is at \
+least 5 steps, or half of a shorter run; a number of steps is taken as it is."""
     save_every: Interval = 0.1
-    """How often a checkpoint is written, counted as `eval_every`, and after the last step."""
+    """How often a checkpoint is written, counted as in `eval_every`; one is also written after the last step."""
     keep: PositiveInt = 2
-    """How many checkpoints stay on disk, the best one besides."""
+    """How many checkpoints stay on disk, in addition to the best one."""
     early_stopping: EarlyStopping | None = None
     """When to stop before the end; null never does."""
 

@@ -48,7 +48,7 @@ class Sharegpt(Section):
     """How rows of the format `sharegpt` are read."""
 
     roles: dict[str, Literal["system", "user", "assistant", "tool"]] = {}
-    """Their word for a role, in any letter case -> our role. It comes before the words that are known."""
+    """Their word for a role, in any letter case -> our role. It takes precedence over the known words."""
 
 
 def _sharegpt_mistakes(settings: Sharegpt) -> Iterator[tuple[tuple[str, str], str, str]]:

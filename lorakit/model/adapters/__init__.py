@@ -183,7 +183,7 @@ class AdaLora(Section):
     initial_rank: _Count | None = None
     """The rank that every module starts with; null is one and a half times `rank`."""
     shrink_from: _ShareOrZero = 0.1
-    """The share of the steps after which directions begin to be taken away."""
+    """The share of the steps after which directions begin to be removed."""
     shrink_to: _Share = 0.7
     """The share of the steps after which the ranks stay as they are."""
     every: _Count = 5
