@@ -252,6 +252,8 @@ def test_a_probe_is_asked_of_every_subject_while_its_model_is_there(one, two, lo
         (["a.txt"], "a.txt: is not a run, an adapter or a model: a file"),
         (["base"], "'base' needs a run or an adapter beside it"),
         (["RUN", "RUN"], "is given twice"),
+        (["RUN", "RUN/"], "is given twice"),
+        (["RUN", "base", "RUN/adapter"], "run/adapter: is given twice"),
         (["no-org/no-model"], "could not find model no-org/no-model"),
     ],
 )
@@ -260,4 +262,4 @@ def test_what_cannot_be_scored_is_refused_in_a_sentence(one, given, reason, tmp_
     (tmp_path / "runs").mkdir()
     (tmp_path / "a.txt").touch()
     with pytest.raises(UserError, match=reason):
-        resolve_models([str(one.folder) if name == "RUN" else name for name in given], Silent())
+        resolve_models([name.replace("RUN", str(one.folder)) for name in given], Silent())

@@ -106,8 +106,9 @@ def test_of_one_raters_files_the_newest_counts_and_two_raters_of_one_name_are_re
     [
         ({"sheet": "0123456789abcdef"}, "ratings of the sheet 0123456789abcdef"),
         ({"version": 2}, "version: 2: input should be 1"),
-        ({"kind": "something"}, "kind: 'something': input should be 'lorakit-ratings'"),
+        ({"kind": "something"}, "not ratings that a sheet's page exported. Export it again"),
         ({"rater": ""}, "rater: ''"),
+        ({"rater": None}, "rater: None: input should be a valid string"),
         ({"exported": "yesterday"}, "exported: 'yesterday'"),
         ({"exported": "2026-01-02T03:04:05"}, "should have timezone info"),
         ({"ratings": 3}, "ratings: 3"),
@@ -147,16 +148,21 @@ def test_files_that_are_no_ratings_at_all_are_refused_by_name(tmp_path):
     cut.write_text(good.read_text()[:50])
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"\xff\xfe\x00")
+    listed, short = tmp_path / "listed.json", tmp_path / "short.json"
+    listed.write_text("[]")
+    short.write_text('{"kind": "lorakit-ratings"}')
     for path, said in (
         (cut, "cut.json: not valid JSON"),
         (binary, "binary.json: not valid JSON"),
         (tmp_path / "none.json", "none.json: there is no such file"),
         (tmp_path, "cannot be read"),
-        (sheet.key, "key.json: kind: 'lorakit-key': input should be 'lorakit-ratings'"),
+        (listed, "listed.json: not ratings"),
+        (short, "short.json: version: field required"),
+        (sheet.key, "key.json: not ratings that a sheet's page exported, but the key of a sheet"),
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             read_ratings([path], sheet.key)
-    with pytest.raises(UserError, match=r"ada.json: kind: 'lorakit-ratings': input should be 'lorakit-key'"):
+    with pytest.raises(UserError, match=r"ada.json: not the key of a sheet, but ratings that a sheet's page exported"):
         read_ratings([good], good)
     key = json.loads(sheet.key.read_text())
     key["questions"][0]["answers"].pop()

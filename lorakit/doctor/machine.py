@@ -48,7 +48,7 @@ def check_threads() -> Iterator[DoctorFinding]:
 
     used, usable = torch.get_num_threads(), processors()
     usable = max(1, int(min(usable, read_cgroup_limits().processors or usable)))
-    message = f"torch computes in {used} threads"
+    message = f"torch computes in {used} thread{'s' if used > 1 else ''}"
     variable = next((name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if os.environ.get(name)), None)
     if used < usable and variable:
         # Launchers such as torchrun and accelerate set OMP_NUM_THREADS=1 by themselves.

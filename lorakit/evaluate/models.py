@@ -130,6 +130,12 @@ def run_folder(given: str) -> Path:
     return parent.folder if parent.holds_results() and parent.adapter == path.resolve() else path
 
 
+def _place_of(given: str) -> str:
+    """By what an argument is the same as another: the folder or file where it is one, the run of an adapter/."""
+    is_file = not is_endpoint(given) and Path(given).exists()
+    return str(run_folder(given).resolve()) if is_file else given
+
+
 def _short_names(given: Sequence[str]) -> dict[str, str]:
     """A short name for each argument; the whole argument where two short names would be equal."""
     short = {one: one for one in given}
@@ -156,7 +162,8 @@ def lock_runs(given: Sequence[str]) -> Iterator[None]:
 def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
     """The models that the arguments mean. One run alone means its base, its adapter and its merged model."""
     quiet_libraries()
-    twice = next((one for one in given if list(given).count(one) > 1), None)
+    places = [_place_of(one) for one in given]
+    twice = next((one for at, one in enumerate(given) if places[at] in places[:at]), None)
     if twice:
         raise UserError(f"{shown_address(twice)}: is given twice. Leave one out.")
     kinds = {one: argument_kind(one) for one in given}

@@ -177,7 +177,7 @@ class Clean(Section):
     html: CleanAction = "report"
     """HTML tags and entities in prose. Fixed by taking the tags out and decoding the entities."""
     noise: CleanAction = "report"
-    """Control characters, terminal escapes, invisible characters, lines of logs. Fixed by removing these, except logs."""
+    """Control characters, terminal escapes, invisible characters, logs. Fixed by removing these, except logs."""
     trivial: CleanAction = "report"
     """Empty and placeholder answers. Fixed by leaving the row out."""
     special_tokens: CleanAction = "report"

@@ -69,7 +69,7 @@ def resumed_recipe(run: Run, loaded: LoadedRecipe) -> Recipe:
     recipe = load(run.recipe).recipe
     now, then = _flat(loaded.recipe.model_dump()), _flat(recipe.model_dump())
     differing = [
-        f"  - {key}: {then.get(key)} then, {value} now ({loaded.where(key)})"
+        f"  - {key}: {_as_json(then.get(key))} then, {_as_json(value)} now ({loaded.where(key)})"
         for key, value in now.items()
         if value != "auto" and then.get(key) != value and not key.startswith(_FREE)
     ]
@@ -86,6 +86,10 @@ def resumed_recipe(run: Run, loaded: LoadedRecipe) -> Recipe:
             values[name] = value
     others = {name: getattr(loaded.recipe, name) for name in ("name", "output", "evaluate")}
     return recipe.model_copy(update={**others, "train": recipe.train.model_copy(update=values)})
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _ran_out_of_memory(name: str, value: Any, run: Run) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain, combinations, groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -143,7 +143,8 @@ def read_ratings(files: Sequence[Path], key_path: Path) -> Ratings:
     return Ratings(key, raters, scores, shown_at, unsure, left, comments, notes)
 
 
-_Shape = TypeVar("_Shape", bound=_FileModel)
+_Shape = TypeVar("_Shape", _RatingFile, _Key)
+_KINDS = {"lorakit-ratings": "ratings that a sheet's page exported", "lorakit-key": "the key of a sheet"}
 
 
 def _read(path: Path, shape: type[_Shape], remedy: str) -> _Shape:
@@ -151,11 +152,17 @@ def _read(path: Path, shape: type[_Shape], remedy: str) -> _Shape:
     name = show_path(path)
     try:
         with reading(path):
-            return shape.model_validate(json.loads(path.read_text(encoding="utf-8-sig")))
+            data = json.loads(path.read_text(encoding="utf-8-sig"))
+        (wanted,) = get_args(shape.model_fields["kind"].annotation)
+        kind = data.get("kind") if isinstance(data, dict) else None
+        if kind != wanted:
+            other = f", but {_KINDS[kind]}" if isinstance(kind, str) and kind in _KINDS else ""
+            raise UserError(f"{name}: not {_KINDS[wanted]}{other}. {remedy}.")
+        return shape.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        given, where = one_line(repr(first["input"])), f"{dotted_name(first['loc'])}: " if first["loc"] else ""
-        raise UserError(f"{name}: {where}{given}: {first['msg'].lower()}. {remedy}.") from error
+        given = "" if first["type"] == "missing" else f"{one_line(repr(first['input']))}: "
+        raise UserError(f"{name}: {dotted_name(first['loc'])}: {given}{first['msg'].lower()}. {remedy}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: not valid JSON: the file is damaged or of another kind ({error}).") from error
 
