@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from eval_runs import score
 from runs_of_tests import adapter_weights, losses, run_recipe
 
+from lorakit.cli.export import open_source, parse_targets
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.rows import Conversation
 from lorakit.evaluate.forward import decode_answer, greedy_answers
+from lorakit.export.run import export as write_exports
 from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
 from lorakit.model.load import load_model
@@ -65,3 +68,16 @@ def test_a_few_steps_on_debian_json_lower_the_loss(users_cache, tmp_path, monkey
     assert all(weight.dtype == torch.float32 for weight in adapter_weights(run).values())
     proof = merge(input_of_run(*reopen_run(run.folder, Silent()), Silent()), run.merged, Silent()).proof
     assert proof.mean_kl < 1e-3 and proof.top1_agreement_beyond_ties >= 0.995
+
+
+@pytest.mark.slow
+def test_llama_cpp_answers_what_transformers_does_on_a_hundred_rows(users_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = Path(__file__).parent.parent / "recipes" / "debian-json" / "recipe.yaml"
+    run, _ = run_recipe(recipe, tmp_path / "run", "train.steps=20", "train.eval_every=20", "train.save_every=20")
+    with open_source(str(run.folder), None, None, Silent()) as source:
+        write_exports(source, parse_targets(["gguf:f16"]), run.exports, False, Silent())
+    adapter, gguf = score(run.folder, run.exports / "gguf-f16" / "debian-json-F16.gguf", rows=100).models
+    assert len(gguf.answers) == 100
+    assert sum(one == other for one, other in zip(gguf.answers, adapter.answers, strict=True)) >= 95
+    assert gguf.nats.sum() == pytest.approx(adapter.nats.sum(), rel=0.01)

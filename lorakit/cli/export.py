@@ -42,6 +42,17 @@ def export(
         typer.Option("--output", "-o", metavar="DIR", help="Where the targets' folders go; by default export/ of X."),
     ] = None,
     overwrite: Overwrite = False,
+    ladder: Annotated[
+        bool,
+        typer.Option(
+            "--ladder",
+            help="Also write full precision, q8_0, q4_k_m and q2_k where they are missing, and compare them: size, "
+            "memory, speed and scores on the held-out rows.",
+        ),
+    ] = False,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, metavar="N", help="The ladder on the first N held-out rows.")
+    ] = None,
     llama_cpp: Annotated[
         Path | None,
         typer.Option(
@@ -62,24 +73,35 @@ def export(
     none yet, it is made first.
     """
     from lorakit import console
+    from lorakit.cli.ladder import climb, ladder_json, refuse_without_run, rung_targets, show_ladder
     from lorakit.export.conversion import converter_folder
     from lorakit.export.run import default_root
     from lorakit.export.run import export as export_targets
     from lorakit.recipe.export_target import refuse_missing_modules
 
-    targets = parse_targets(to)
-    refuse_missing_modules(targets, "--to")
+    if rows and not ladder:
+        raise UserError("--rows: is for --ladder, which scores on held-out rows. Add --ladder, or leave it out.")
+    targets = parse_targets(to) if to or not ladder else []
+    refuse_missing_modules([*targets, *(rung_targets() if ladder else [])], "--ladder" if ladder else "--to")
     if llama_cpp is not None:
-        if not any(target.spec.modules for target in targets):
+        if not ladder and not any(target.spec.modules for target in targets):
             raise UserError(f"--llama-cpp: does nothing for {', '.join(map(str, targets))}. Leave it out.")
         converter_folder(llama_cpp)
+    if ladder:
+        refuse_without_run(given)
     progress = console.Terminal(quiet)
     with open_source(given, base, llama_cpp, progress) as source:
-        results = export_targets(source, targets, output or default_root(source.folder), overwrite, progress)
+        root = output or default_root(source.folder)
+        results = export_targets(source, targets, root, overwrite, progress) if targets else []
+        climbed = climb(given, base, source, targets, root, overwrite, rows, progress) if ladder else None
     if as_json:
-        console.result_json({"exports": [result.facts() for result in results]})
-    else:
+        facts: dict[str, Any] = {"exports": [result.facts() for result in results]}
+        console.result_json(facts | ({"ladder": ladder_json(*climbed)} if climbed else {}))
+        return
+    if results:
         console.result("\n".join(line for result in results for line in _describe(result)))
+    if climbed:
+        show_ladder(*climbed, source.name)
 
 
 def parse_targets(words: list[str]) -> "list[ExportTarget]":

@@ -182,7 +182,7 @@ def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
             served = open_endpoint(one, progress)
             specs.append(EvalModelSpec(names[one], shown_address(one), "endpoint", None, None, endpoint=served))
         elif kinds[one] == "gguf":
-            specs.append(_gguf_model(names[one], one, runs, progress))
+            specs.append(gguf_model(names[one], one, runs, progress))
         elif kinds[one] != BASE:
             base = resolve_base(one, "main", progress)
             kind: Kind = "merged" if kinds[one] == "merged" else "model"
@@ -245,7 +245,7 @@ def _trained_model(name: str, given: str, run: Run, prepared: Prepared) -> EvalM
     return EvalModelSpec(name, given, "adapter", prepared.base, prepared.model, run.adapter, prepared)
 
 
-def _gguf_model(name: str, given: str, runs: Mapping[str, tuple[Run, Prepared]], progress: Progress) -> EvalModelSpec:
+def gguf_model(name: str, given: str, runs: Mapping[str, tuple[Run, Prepared]], progress: Progress) -> EvalModelSpec:
     """A GGUF file; with what it was trained from, if it was exported from the adapter of one of these runs."""
     gguf = open_gguf(Path(given))
     adapter, prepared = gguf.export.get("adapter_sha256"), None

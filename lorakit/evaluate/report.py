@@ -30,10 +30,11 @@ Table = tuple[str, list[str], list[list[str]]]
 """Title, columns and rows."""
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
-    """Write `NAME.json` and `NAME.jsonl`, named by the time, into a folder; the path of the first."""
+def write_evaluation(evaluation: Evaluation, folder: Path, more: Mapping[str, Any] | None = None) -> Path:
+    """Write `NAME.json` and `NAME.jsonl`, named by the time, into a folder; the path of the first. `more`: what else
+    the document says."""
     lines = "".join(json.dumps(without_nan(line), ensure_ascii=False) + "\n" for line in _answer_lines(evaluation))
-    return write_document(evaluation_document(evaluation), folder, lines=lines)
+    return write_document({**evaluation_document(evaluation), **(more or {})}, folder, lines=lines)
 
 
 def write_document(facts: dict[str, Any], folder: Path, prefix: str = "", lines: str | None = None) -> Path:

@@ -66,12 +66,12 @@ def write_gguf(source: ExportSource, word: str, path: Path, progress: Progress) 
     exact = source.shared / "exact.gguf"
     if not exact.is_file():
         progress.say(f"converting {model} to GGUF")
-        run_converter("model", model, exact, source.llama_cpp, "--outtype", _lossless_type(model))
+        run_converter("model", model, exact, source.llama_cpp, "--outtype", lossless_type(model))
     progress.say(f"quantizing to {word}")
     quantize_file(exact, path, word, source.llama_cpp)
 
 
-def _lossless_type(model: Path) -> str:
+def lossless_type(model: Path) -> str:
     """The GGUF type that holds the weights of a folder exactly."""
     from lorakit.model.base_files import read_header, weight_files
 
