@@ -1,4 +1,4 @@
-"""Promises of `lorakit export RUN --ladder`: rungs made once, scored on the same rows, and a sentence that they bear."""
+"""Promises of `lorakit export RUN --ladder`: rungs made once, scored on the same rows, and what follows from it."""
 
 import json
 from pathlib import Path
@@ -43,6 +43,7 @@ def test_a_ladder_has_sizes_speeds_verdicts_and_shares(run, ladder):
     assert "verdicts" not in rungs[0] and all("loss" in rung["verdicts"] for rung in rungs[1:])
     assert rungs[1]["quality"]["loss"] == pytest.approx(1, abs=0.01)
     assert all(rung["fallback_share"] == 0 for rung in rungs)
+    assert ladder["unmerged"]["tokens_out"] > 0 and ladder["unmerged"]["bytes"] > sizes[0]
 
 
 def test_a_ladder_is_stored_as_an_evaluation_and_says_the_smallest_rung_alike(run, ladder):
@@ -60,6 +61,8 @@ def test_rungs_that_are_there_stay_and_others_join_them(run, ladder, command):
     code, out, err = command("export", run.folder, "--ladder", "--to", "gguf:q6_k", "--rows", 3)
     assert code == 0, err
     assert "Q6_K" in out and "tokens/s out" in out and "too few (3)" in out
+    assert "base + adapter" in out and "Merged, the model reads" in out
+    assert not [path for path in run.exports.iterdir() if "draft" in path.name]
     assert before == {path: Path(path).stat().st_mtime_ns for path in before}
 
 

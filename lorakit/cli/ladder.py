@@ -109,8 +109,8 @@ def _read_export(folder: Path, source: "ExportSource") -> dict[str, Any]:
 def _unmerged_files(
     source: "ExportSource", root: Path, word: str, progress: "Progress"
 ) -> "Iterator[UnmergedFiles | None]":
-    """The base as a GGUF file of a type, with the adapter as a GGUF LoRA, while they are measured; None, with the reason
-    told, where the adapter cannot be one."""
+    """The base as a GGUF file of a type and the adapter as a GGUF LoRA, while they are measured; None where the adapter
+    cannot be one, which is told with the reason."""
     from lorakit.evaluate.ladder import UnmergedFiles
     from lorakit.export.conversion import run_converter
     from lorakit.export.run import shared_files
