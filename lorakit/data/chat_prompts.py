@@ -22,11 +22,13 @@ from lorakit.recipe.schema import Data
 @dataclass(frozen=True)
 class ChatPrompt:
     """Messages up to an answer, the first of which may be the recipe's system prompt, and the tools that the model is
-    told of. `variables`: given to the chat template besides."""
+    told of. `variables`: given to the chat template besides. `tokens`: how many the training's own template and
+    tokenizer make of it."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
     variables: dict[str, Any] = field(default_factory=dict)
+    tokens: int = 0
 
     def to_openai(self) -> dict[str, Any]:
         """The messages as the body of a request has them. Thoughts are `reasoning_content`, as DeepSeek's interface
@@ -83,7 +85,7 @@ def prompt_before(row: TemplatedRow, tokens: Sequence[int], reference: str) -> C
     at, extra = chosen
     if "begun" in row.messages[at] or row.messages[at].get("tool_calls"):
         return None
-    return ChatPrompt(row.messages[:at], row.tools, {**template.variables, **extra})
+    return ChatPrompt(row.messages[:at], row.tools, {**template.variables, **extra}, len(_tokens(row, at, extra)))
 
 
 def _tokens(row: TemplatedRow, at: int, variables: dict[str, Any]) -> list[int]:

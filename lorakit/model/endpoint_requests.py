@@ -7,6 +7,7 @@ LorakitError).
 
 import asyncio
 import json
+import os
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -228,7 +229,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(error: Exception) -> str:
-    """The system's own words, which are the last of the chain."""
+    """The system's own words, which are in the last of the chain; asyncio writes others over them."""
     of_system = [one for one in _chain(error) if isinstance(one, OSError) and one.strerror]
-    words = str(of_system[-1].strerror) if of_system else first_line(error)
-    return one_line(words, 200).rstrip(".")
+    if not of_system:
+        return one_line(first_line(error), 200).rstrip(".")
+    number = of_system[-1].errno or 0
+    by_asyncio = number > 0 and not isinstance(of_system[-1], ssl.SSLError)
+    return one_line(os.strerror(number) if by_asyncio else str(of_system[-1].strerror), 200).rstrip(".")

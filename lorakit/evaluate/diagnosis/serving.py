@@ -17,7 +17,7 @@ from lorakit.evaluate.forward import until_stop
 from lorakit.evaluate.metric import wilson
 from lorakit.evaluate.models import ModelSet
 from lorakit.evaluate.rendering import RenderedRows, row_template
-from lorakit.evaluate.served_answers import ServedAnswers
+from lorakit.evaluate.served_answers import PROMPT, ServedAnswers
 
 _CASES = 5
 _TEMPLATE = (
@@ -75,7 +75,7 @@ def _unfinished_on_server(finding: Finding, template: ChatTemplate) -> Finding:
 
 def _prompt_tokens(counts: Sequence[int | None], rendered: RenderedRows) -> Finding:
     """Whether the server's prompts are as long as the training's."""
-    expected = [len(prompt) for prompt in rendered.prompts]
+    expected = [rendered.rows[at][PROMPT].tokens for at in rendered.with_answer]
     known = [
         (at, count, own) for at, (count, own) in enumerate(zip(counts, expected, strict=True)) if count is not None
     ]
