@@ -98,7 +98,7 @@ def test_one_more_beginning_of_sequence_is_named_as_such(run, gguf, tmp_path):
     with served(gguf, template) as url:
         found = findings_of(score(run.folder, url), re.search(r"//(.*)/v1", url)[1])["prompt tokens"]
     assert found.flagged and found.details["differences"] == {"1": 10}
-    assert "as an added beginning of sequence (<s>) would make it" in describe_finding(found)
+    assert "as an added beginning of sequence (<s>) would make it. The tokenizer" in describe_finding(found)
 
 
 def test_a_server_that_does_not_stop_and_writes_marks_is_found(run):
@@ -249,6 +249,7 @@ def test_https_to_a_server_without_it_is_told(run, lorakit_eval):
     [
         ((200, {"choices": []}), 1, "answers without a choice"),
         ((200, {"choices": [{"message": {"content": 3}}]}), 1, "answers without a choice"),
+        ((200, {"choices": 3}), 1, "answers without a choice"),
         ((200, "<html>busy</html>"), 1, "answers with an HTML page"),
         ((500, {"error": {"message": "out of memory"}}), 1, "answers 500: out of memory. Wait until it is ready"),
         ((400, {"error": {"message": "exceeds the context"}}), 2, "400: exceeds the context. Start it with a longer"),
@@ -260,6 +261,14 @@ def test_a_server_that_fails_at_a_row_is_told_with_the_row(run, lorakit_eval, an
     with double(lambda body, number: answer) as server:
         found, _, err = lorakit_eval(run.folder, server.url)
     assert found == code and says in err and "It was at " in err and "eval.jsonl:" in err and "Traceback" not in err
+
+
+def test_calls_that_a_server_answers_with_are_its_answer(run):
+    calls = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}, "strange"]
+    message = {"role": "assistant", "content": None, "tool_calls": calls}
+    with double(lambda body, number: (200, {"choices": [{"message": message}], "usage": 7})) as server:
+        evaluation = score(run.folder, server.url)
+    assert {*evaluation.models[1].answers} == {'{"name": "f", "arguments": "{}"}"strange"'}
 
 
 def test_a_busy_server_is_asked_again(run):

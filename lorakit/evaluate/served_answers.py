@@ -135,7 +135,11 @@ def ask_server(
             asyncio.run(post_all(endpoint.address, _CHAT, *chosen))
         except LorakitError as error:
             stored = len({*keys} & file.lines.keys())
-            more = f" {stored:,} of {len({*keys}):,} answers are kept: the same command goes on." if file.path else ""
+            more = (
+                f" {stored:,} of {len({*keys}):,} answers are kept: the same command goes on."
+                if file.path and stored
+                else ""
+            )
             raise type(error)(f"{error}{more}") from error
     if file.path:
         file.path.unlink(missing_ok=True)
@@ -144,21 +148,25 @@ def ask_server(
 
 def read_answer(endpoint: Endpoint, reply: ServerReply, max_new_tokens: int, place: str) -> ServedAnswer:
     """The answer in a reply; a LorakitError where there is none."""
-    choices, usage = reply.body.get("choices"), reply.body.get("usage")
-    choice = choices[0] if isinstance(choices, list) and choices else None
+    choice, usage = next(iter(_list(reply.body.get("choices"))), None), reply.body.get("usage")
     message = choice.get("message") if isinstance(choice, dict) else None
     text = message.get("content") if isinstance(message, dict) else 0
     if not isinstance(choice, dict) or not isinstance(message, dict) or not isinstance(text, str | None):
         what = f"{endpoint.url}: the server answers without a choice: {one_line(json.dumps(reply.body), 200)}"
         raise LorakitError(f"{what}. Look at its log. It was at {place}.")
-    calls = message.get("tool_calls") or []
+    calls = [one.get("function", one) if isinstance(one, dict) else one for one in _list(message.get("tool_calls"))]
     counts = usage if isinstance(usage, dict) else {}
     reason, written = choice.get("finish_reason"), counts.get("completion_tokens")
     cut = reason == "length" or (reason is None and isinstance(written, int) and written >= max_new_tokens)
     count, fingerprint = counts.get("prompt_tokens"), reply.body.get("system_fingerprint")
     return ServedAnswer(
-        "".join([text or "", *(json.dumps(call.get("function", call), ensure_ascii=False) for call in calls)]),
+        "".join([text or "", *(json.dumps(call, ensure_ascii=False) for call in calls)]),
         not cut,
         count if isinstance(count, int) else None,
         fingerprint if isinstance(fingerprint, str) else None,
     )
+
+
+def _list(value: Any) -> list[Any]:
+    """A list that a server sent, or none."""
+    return value if isinstance(value, list) else []

@@ -82,7 +82,9 @@ def open_endpoint(given: str, progress: Progress) -> Endpoint:
             raise UserError(f"{address.shown}: the server serves no model. Load one, or write its name: URL#NAME.")
         if len(names) > 1:
             what = f"the server serves {len(names)} models: {there}"
-            raise UserError(f"{address.shown}: {what}. Write which one is meant: {address.shown}#{names[0]}")
+            raise UserError(
+                f"{address.shown}: {what}. Write which one is meant: {address.shown}#{one_line(names[0], 100)}"
+            )
         name = names[0]
         progress.say(f"{address.shown}: the server serves one model, {one_line(name, 200)}")
     elif name not in by_name:

@@ -24,6 +24,11 @@ _TEMPLATE = (
     "the run's own is adapter/chat_template.jinja (--chat-template-file of llama-server, --chat-template of vLLM and "
     "SGLang; a GGUF file holds it as tokenizer.chat_template)"
 )
+_BEGINNING = (
+    "The tokenizer or the chat template of the server writes it or leaves it out: look at tokenizer.ggml.add_bos_token "
+    "of a GGUF file (llama.cpp takes true for SentencePiece if it is missing), add_bos_token in tokenizer_config.json, "
+    "and {{ bos_token }} in the template."
+)
 
 PROMPT_TOKENS = Finding(
     "prompt tokens",
@@ -96,12 +101,13 @@ def _prompt_tokens(counts: Sequence[int | None], rendered: RenderedRows) -> Find
     more = f"{counted(abs(middle), 'token')} {'more' if middle > 0 else 'fewer'}"
     text = f"prompt tokens: the server's prompts are not the training's: {len(other):,} of {len(known):,} have another "
     text += f"number of tokens, {more} at the median (the first {count:,} instead of {own:,})"
+    finding = PROMPT_TOKENS
     if reason := _beginning(differences, len(known), rendered):
         details["beginning of sequence"] = reason
-        text += f", {reason}"
+        text, finding = f"{text}, {reason}", replace(finding, remedy=_BEGINNING)
     details["in words"] = text
     share = len(other) / len(known)
-    return PROMPT_TOKENS.measured(share, True, wilson(len(other), len(known)), details)
+    return finding.measured(share, True, wilson(len(other), len(known)), details)
 
 
 def _beginning(differences: Counter[int], rows: int, rendered: RenderedRows) -> str:
