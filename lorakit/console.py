@@ -156,7 +156,7 @@ def result_tokens(texts: Sequence[tuple[str, bool]]) -> None:
         else:
             plain = not plain
             text.append(shown, style="" if plain else "underline")
-    console.print(text)
+    console.print(text, end="" if text.plain.endswith("\n") else "\n")
 
 
 def aside(text: str) -> None:

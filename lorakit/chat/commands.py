@@ -79,8 +79,9 @@ def _compare(session: ChatSession, text: str) -> None:
 
 
 def _retry(session: ChatSession, _: str) -> None:
-    if session.turns and session.decoding.temperature == 0:
-        session.screen.say("at temperature 0 the same model gives the same answer; /temperature 0.8 draws others")
+    last = session.turns[-1].answer if session.turns else None
+    if last and last.model == session.current.name and last.ended != "stopped" and session.decoding.temperature == 0:
+        session.screen.say("at temperature 0 a model gives the same answer again; /temperature 0.8 draws others")
     session.retry()
 
 

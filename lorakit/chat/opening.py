@@ -1,8 +1,9 @@
 """The models of a chat: what `lorakit chat` is given, and the bases of its adapters."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from lorakit.chat.endpoint_model import EndpointModel
 from lorakit.chat.gguf_engine import GgufEngine
 from lorakit.chat.models import ChatModel, Engine, TokenModel
 from lorakit.chat.torch_engine import TorchEngine
@@ -15,15 +16,28 @@ from lorakit.progress import Progress
 
 
 def open_chat_models(model_set: ModelSet, progress: Progress) -> list[ChatModel]:
-    """Every model of the set, and the base of each adapter, which comes before it; nothing is loaded yet. A UserError
-    where one has no chat template."""
-    if served := next((spec for spec in model_set.specs if spec.endpoint), None):
-        raise UserError(f"{served.given}: lorakit chat does not talk to servers. Give a run, a model or a GGUF file.")
-    model_set = replace(model_set, specs=tuple(_with_bases(model_set.specs)))
+    """Every model of the set, and the base of each adapter, which comes before it; nothing is loaded yet. A server's
+    gets the system prompt and the variables of the first run. A UserError where one has no chat template."""
+    specs = _with_bases(model_set.specs)
+    local = replace(model_set, specs=tuple(spec for spec in specs if not spec.endpoint))
+    opened: dict[str, TokenModel] = {model.name: model for model in _open_local(local, progress)}
+    reference = opened[local.specs[local.reference].name].template if local.specs else None
+    models: list[ChatModel] = []
+    for spec in specs:
+        if spec.endpoint and reference:
+            given = (reference.system, reference.variables, reference.tokenizer)
+            models.append(EndpointModel(spec.name, spec.endpoint, *given))
+        else:
+            models.append(EndpointModel(spec.name, spec.endpoint) if spec.endpoint else opened[spec.name])
+    return models
+
+
+def _open_local(model_set: ModelSet, progress: Progress) -> Iterator[TokenModel]:
+    if not model_set.specs:
+        return
     device = model_set.machine.device
     torch_loader, gguf_loader = ModelLoader(device), ModelLoader(device)  # so that neither closes what the other has
     tokenizers = load_tokenizers(model_set, progress)
-    models: list[ChatModel] = []
     for spec, tokenizer in zip(model_set.specs, tokenizers, strict=True):
         if not tokenizer.chat_template:
             raise UserError(
@@ -36,8 +50,7 @@ def open_chat_models(model_set: ModelSet, progress: Progress) -> list[ChatModel]
         engine: Engine = TorchEngine(spec, torch_loader, pad_token_id(tokenizer))
         if spec.gguf:
             engine = GgufEngine(spec, gguf_loader)
-        models.append(TokenModel(spec.name, _describe(spec), template, stops, limit, engine, progress))
-    return models
+        yield TokenModel(spec.name, _describe(spec), template, stops, limit, engine, progress)
 
 
 def first_model(models: Sequence[ChatModel], model_set: ModelSet) -> ChatModel:

@@ -42,7 +42,7 @@ def chat(
 
     progress = console.Terminal(quiet)
     typed = console.is_conversation() and not as_json
-    with open_models(models, None, progress) as model_set:
+    with open_models(models, None, progress, servers_alone=True) as model_set:
         from lorakit.chat.commands import parse_temperature
         from lorakit.chat.models import Decoding
         from lorakit.chat.opening import first_model, open_chat_models

@@ -142,8 +142,11 @@ def evaluate(
 
 
 @contextmanager
-def open_models(named: list[str], quantizations: str | None, progress: "Progress") -> "Iterator[ModelSet]":
-    """The models of the arguments, runs among them locked against a training that would replace them."""
+def open_models(
+    named: list[str], quantizations: str | None, progress: "Progress", servers_alone: bool = False
+) -> "Iterator[ModelSet]":
+    """The models of the arguments, runs among them locked against a training that would replace them. `servers_alone`:
+    whether a server may be without a run or model."""
     from lorakit.evaluate.models import add_quantizations, lock_runs, resolve_models
     from lorakit.registry import QUANTIZERS
 
@@ -155,7 +158,7 @@ def open_models(named: list[str], quantizations: str | None, progress: "Progress
     if not named:
         raise UserError("no model is named. Give the folder of a run, such as runs/NAME.")
     with lock_runs(named):
-        models = resolve_models(named, progress)
+        models = resolve_models(named, progress, servers_alone)
         yield add_quantizations(models, list(dict.fromkeys(words))) if words else models
 
 

@@ -159,8 +159,9 @@ def lock_runs(given: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
-    """The models that the arguments mean. One run alone means its base, its adapter and its merged model."""
+def resolve_models(given: Sequence[str], progress: Progress, servers_alone: bool = False) -> ModelSet:
+    """The models that the arguments mean. One run alone means its base, its adapter and its merged model.
+    `servers_alone`: whether servers may be without another model, which brings rows and a tokenizer."""
     quiet_libraries()
     places = [_place_of(one) for one in given]
     twice = next((one for at, one in enumerate(given) if places[at] in places[:at]), None)
@@ -187,7 +188,7 @@ def resolve_models(given: Sequence[str], progress: Progress) -> ModelSet:
             base = resolve_base(one, "main", progress)
             kind: Kind = "merged" if kinds[one] == "merged" else "model"
             specs.append(EvalModelSpec(names[one], one, kind, base, _settings(base, prepared, machine)))
-    if all(spec.endpoint for spec in specs) and BASE not in given:
+    if not servers_alone and all(spec.endpoint for spec in specs) and BASE not in given:
         raise UserError(
             f"{specs[0].given}: a server alone brings neither rows nor the tokenizer and chat template that its "
             "prompts are compared with. Give the run, or the model's folder, beside it."

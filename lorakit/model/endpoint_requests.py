@@ -10,7 +10,7 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,6 +98,51 @@ async def post_all(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def stream_events(address: Address, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
+    """POST a body that asks for a stream; the JSON object of each server-sent event, as it comes. Of a server that does
+    not stream the one object of its answer. Closing the generator ends the request."""
+    where = f"{address.shown}{path}"
+    try:
+        with (
+            httpx2.Client(**address.client(ANSWER_SECONDS)) as client,
+            client.stream("POST", address.shown + path, json=body) as response,
+        ):
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                response.read()
+                yield _read(address, response, path).body
+                return
+            if response.status_code >= 300:
+                response.read()
+                raise _refusal(address, response, _server_words(address.redact(response.text)), path, "")
+            yield from _read_events(response.iter_lines(), address, where)
+    except (httpx2.HTTPError, OSError) as error:
+        raise LorakitError(_describe_failure(address, error, ANSWER_SECONDS)) from error
+
+
+def _read_events(lines: Iterator[str], address: Address, where: str) -> Iterator[dict[str, Any]]:
+    """The events up to `[DONE]`; a LorakitError where one is an error or no JSON, or where the last one is missing."""
+    ended = False
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name != "data":  # a comment, or another field of an event (the HTML standard, server-sent events)
+            continue
+        if value.strip() == "[DONE]":
+            return
+        try:
+            event = json.loads(value)
+        except (ValueError, RecursionError):
+            event = None
+        if not isinstance(event, dict) or event.get("error"):
+            words = _server_words(address.redact(value))
+            raise LorakitError(f"{where}: the server breaks the answer off: {words}. Look at its log.")
+        choices = event.get("choices")
+        first = choices[0] if isinstance(choices, list) and choices else None
+        ended = ended or (isinstance(first, dict) and bool(first.get("finish_reason")))
+        yield event
+    if not ended:
+        raise LorakitError(f"{where}: the server's answer ends in the middle. Look at its log.")
 
 
 async def _post(
