@@ -42,6 +42,13 @@ def test_types_are_read_back_and_nothing_falls_back_on_widths_of_256(run, loraki
         assert sorted(document["files"]) == sorted(path.name for path in folder.iterdir())
 
 
+def test_llama_cpp_begins_prompts_as_the_training_did(run, lorakit, tmp_path):
+    code, _, err = lorakit("export", run.folder, "--to", "gguf:q8_0", "--output", tmp_path)
+    assert code == 0 and "told not to begin prompts with <s>" in err
+    with GgufModel(tmp_path / "gguf-q8_0" / "tiny-Q8_0.gguf") as model:
+        assert model.opening == [] and model.tokenize_prompt("apples") == model.tokenize("apples")
+
+
 # ggml-common.h: the bytes of a block over the numbers in it.
 BITS = {"q8_0": 8.5, "q6_k": 6.5625, "q5_0": 5.5, "q4_0": 4.5}
 

@@ -36,6 +36,7 @@ def export_gguf(source: ExportSource, argument: str, folder: Path, progress: Pro
 
     path = folder / f"{source.name}-{argument.upper()}.gguf"
     write_gguf(source, argument, path, progress)
+    leave_out_foreign_beginning(source, path, progress)
     written = read_gguf(path)
     facts = gguf_facts(path, written, argument)
     checks = (Check("types", True, describe_formats(facts, argument)), *check_tokenizer(source, path, written))
@@ -69,6 +70,20 @@ def write_gguf(source: ExportSource, word: str, path: Path, progress: Progress) 
         run_converter("model", model, exact, source.llama_cpp, "--outtype", lossless_type(model))
     progress.say(f"quantizing to {word}")
     quantize_file(exact, path, word, source.llama_cpp)
+
+
+def leave_out_foreign_beginning(source: ExportSource, path: Path, progress: Progress) -> None:
+    """Tell llama.cpp not to put a beginning of sequence before prompts that the training had without one: the converter
+    takes llama.cpp's default where the tokenizer's files have no `add_bos_token`."""
+    from lorakit.model.gguf_file import write_flag
+    from lorakit.model.llama_cpp import GgufModel
+
+    with GgufModel(path) as model:
+        opening = model.opening
+    if opening and not any(row["input_ids"][: len(opening)] == opening for row in source.read_rows()):
+        write_flag(path, "tokenizer.ggml.add_bos_token", False)
+        word = source.tokenizer.convert_ids_to_tokens(opening[0])
+        progress.say(f"{path.name}: told not to begin prompts with {word}, which the training's prompts do not have")
 
 
 def lossless_type(model: Path) -> str:
