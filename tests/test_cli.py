@@ -9,6 +9,7 @@ from conftest import rows_of, write_rows
 
 import lorakit
 from lorakit.cli import main
+from lorakit.registry import EXPORTERS
 
 
 @pytest.fixture
@@ -145,3 +146,9 @@ def test_memory_is_told_before_a_run_and_what_will_not_fit_is_warned_of(recipe_f
     monkeypatch.setattr(prepare, "usable_machine", lambda progress: replace(processor(), memory=600 << 20))
     _, _, err = lorakit_run("train", recipe_file(train={"micro_batch": 4}), "--dry-run")
     assert "it may run out. lorakit plan says what would fit" in " ".join(err.split())
+
+
+def test_the_help_of_export_names_every_target(lorakit, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = lorakit("export", "--help")
+    assert code == 0 and all(name in out for name in EXPORTERS.names())

@@ -32,8 +32,9 @@ def export(
         typer.Option(
             "--to",
             metavar="TARGET",
-            help="What to write, such as [cyan]gguf:q4_k_m[/cyan] or [cyan]ollama[/cyan]. Several with commas, or "
-            "given several times.",
+            help="What to write: [cyan]gguf:TYPE[/cyan] (such as gguf:q4_k_m), [cyan]ollama[/cyan] (or "
+            "ollama:TYPE), [cyan]gguf-lora[/cyan], [cyan]vllm[/cyan], [cyan]sglang[/cyan], [cyan]lorax[/cyan], "
+            "[cyan]huggingface[/cyan] (or huggingface:merged). Several with commas, or given several times.",
             show_default=False,
         ),
     ] = [],  # noqa: B006
@@ -71,6 +72,9 @@ def export(
     Each target gets a folder of its own, with a README that says how to start a server on it, and export.json with what
     was read back from the files. What is made from merged weights is made from a merge that was proved; where there is
     none yet, it is made first.
+
+    [cyan]lorakit export runs/NAME --to gguf:q4_k_m[/cyan]; [cyan]lorakit export runs/NAME --ladder[/cyan] finds the
+    smallest file that answers as well.
     """
     from lorakit import console
     from lorakit.cli.ladder import climb, ladder_json, refuse_without_run, rung_targets, show_ladder
