@@ -10,7 +10,15 @@ from eval_runs import Remembers, edit_json, labelled_rows, loss, make_run, score
 from gguf_models import spm_base
 
 from lorakit.cli.export import open_source, parse_targets
+from lorakit.errors import LorakitError, UserError
+from lorakit.evaluate import forward, llama_cpp_forward
+from lorakit.evaluate.diagnosis.examination import create_examination
+from lorakit.evaluate.models import resolve_models
+from lorakit.evaluate.run import EvalSettings, score_models
+from lorakit.export.conversion import run_converter
 from lorakit.export.run import export as write_exports
+from lorakit.model.gguf_file import read_gguf
+from lorakit.model.llama_cpp import GgufModel
 from lorakit.progress import Silent
 
 
@@ -63,8 +71,6 @@ def test_likelihoods_of_labels_are_those_of_torch(run, export, tmp_path):
 
 
 def test_rows_and_prompts_are_computed_alike_alone_and_together(run, export, monkeypatch):
-    from lorakit.evaluate import llama_cpp_forward
-
     together = score(export("f32"), run.folder).models[0]
     monkeypatch.setattr(llama_cpp_forward, "_SEQUENCES", 1)
     monkeypatch.setattr(llama_cpp_forward, "_LOGITS", 3 * 400)
@@ -93,6 +99,8 @@ def changed(file, target, **values):
         if value is not None:
             of_list = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(name, value, field.types[0], sub_type=of_list)
+    if "position_embd" in values:
+        writer.add_tensor("position_embd.weight", values.pop("position_embd"))
     assert not values, values
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
@@ -116,8 +124,6 @@ def test_another_chat_template_is_told_by_the_prompts_that_it_writes_otherwise(r
 
 
 def test_a_file_with_another_vocabulary_is_asked_in_its_own_tokens(run, export, tmp_path):
-    from lorakit.model.gguf_file import read_gguf
-
     tokens = read_gguf(export("f32")).tokens
     tokens[300:] = reversed(tokens[300:])
     other = changed(export("f32"), tmp_path / "other.gguf", tokenizer_ggml_tokens=tokens)
@@ -173,3 +179,66 @@ def test_the_document_says_what_the_file_is(run, export, lorakit):
     facts = json.loads(out)["models"]["tiny-Q8_0.gguf"]
     assert facts["kind"] == "gguf" and facts["quantization"] == "Q8_0" and facts["file"]["bytes"] > 0
     assert len(facts["identity"]["gguf"][0]) == 64
+
+
+def test_models_without_keys_and_values_share_beginnings_too(tmp_path):
+    """Mamba's state is copied whole, where a transformer's keys and values are shared."""
+    from transformers import LlamaTokenizer, MambaConfig, MambaForCausalLM
+
+    folder = spm_base(tmp_path / "mamba")
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    vocabulary = len(LlamaTokenizer.from_pretrained(folder))
+    sizes = {"vocab_size": vocabulary, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 16}
+    model = MambaForCausalLM(MambaConfig(**sizes, bos_token_id=1, eos_token_id=4, pad_token_id=0)).eval()
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").unlink()  # by which the converter would take it for BPE
+    run_converter("model", folder, tmp_path / "mamba.gguf", None, "--outtype", "f32")
+    random = np.random.default_rng(0)
+    texts = [[*range(20, 40), *random.integers(20, 300, 4 + at).tolist()] for at in range(20)]
+    rows = [{"input_ids": ids, "labels": [-100] * 21 + ids[21:]} for ids in texts]
+    labels = [(50,), (60, 70), (60, 80, 90)]
+    with GgufModel(tmp_path / "mamba.gguf") as gguf:
+        losses = llama_cpp_forward.row_losses(gguf, rows, 0, "loss", Silent())
+        scores = llama_cpp_forward.label_loglikelihoods(gguf, texts[:3], labels, 0, Silent())
+    np.testing.assert_allclose(losses, forward.row_losses(model, rows, 0, "loss", Silent()), rtol=1e-3)
+    np.testing.assert_allclose(scores, forward.label_loglikelihoods(model, texts[:3], labels, 0, Silent()), rtol=1e-3)
+
+
+def test_answers_end_where_a_model_has_no_more_embeddings_of_positions(export):
+    with GgufModel(export("f32"), limit=30) as model:
+        answers = llama_cpp_forward.greedy_answers(model, [[*range(20, 45)], [30, 31]], [], 12, 0, "", Silent())
+        assert [len(answer.tokens) for answer in answers] == [6, 12] and not any(one.ended for one in answers)
+        with pytest.raises(UserError, match="a prompt of 31 tokens is more than the model's 30 positions"):
+            llama_cpp_forward.greedy_answers(model, [[*range(20, 51)]], [], 12, 0, "", Silent())
+
+
+def test_positions_with_embeddings_are_a_limit_and_rotations_are_none(export, tmp_path):
+    assert not read_gguf(export("f32")).positions.hard
+    learned = changed(export("f32"), tmp_path / "learned.gguf", position_embd=np.zeros((256, 256), np.float32))
+    assert read_gguf(learned).positions.hard and read_gguf(learned).positions.limit == 256
+
+
+def test_a_row_that_memory_cannot_hold_is_told(export):
+    with (
+        GgufModel(export("f32")) as model,
+        pytest.raises(LorakitError, match=r"out of memory on one row.*shorter rows"),
+    ):
+        llama_cpp_forward.greedy_answers(model, [[20, 21]], [], 1 << 40, 0, "", Silent())
+
+
+def test_base_files_are_known_to_be_about_forgetting_only_where_they_are_of_the_run(run, export, tmp_path):
+    alone = shutil.copy(export("f32"), tmp_path / "sent.gguf")  # without its export.json
+    found = score_diagnosed(run, export("f32"), alone)
+    ours, sent = ({finding.name for finding in found.findings[name]} for name in ("tiny-F32.gguf", "sent.gguf"))
+    assert {"forgetting", "parroting"} <= ours and not {"forgetting", "parroting"} & sent
+    by_torch = next(one for one in found.findings["run"] if one.name == "forgetting")
+    by_llama = next(one for one in found.findings["tiny-F32.gguf"] if one.name == "forgetting")
+    assert by_llama.value == pytest.approx(by_torch.value, rel=1e-2)
+
+
+def score_diagnosed(run, *files):
+    """The run, its base and files, with what `--diagnose` measures."""
+    model_set = resolve_models(["base", str(run.folder), *map(str, files)], Silent())
+    settings = EvalSettings(("exact-match",), 4, cache=False)
+    return score_models(model_set, None, settings, Silent(), create_examination(model_set))

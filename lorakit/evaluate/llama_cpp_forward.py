@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lorakit.amounts import decimal_bytes
 from lorakit.data.rows import IGNORED
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.forward import BROKEN, Answer, LabelPath, in_batches, label_paths, until_stop
@@ -64,18 +65,21 @@ def _common_beginning(texts: Sequence[list[int]]) -> list[int]:
 
 
 def _reserve(model: GgufModel, least: int, most: int) -> int:
-    """Make room for tokens: what memory allows up to `most`, and at least `least`; how many fit."""
-    tokens = max(least, min(most, int(processor().memory * _SHARE / max(model.bytes_per_token, 1))))
+    """Make room for tokens: what memory allows up to `most`, and at least `least`; how many fit. A LorakitError where
+    memory lacks for `least`."""
+    what = f"out of memory on one row of {least:,} tokens"
+    remedy = "Give shorter rows, a smaller --max-new-tokens, or a machine with more memory."
+    free, each = processor().memory, max(model.bytes_per_token, 1)
+    if least * each > free:  # the system would end the process before llama.cpp sees that memory lacks
+        raise LorakitError(f"{what}: its keys and values take {decimal_bytes(least * each)}. {remedy}")
+    tokens = max(least, min(most, int(free * _SHARE / each)))
     while True:
         try:
             model.reserve(tokens, _SEQUENCES + 1)
             return tokens
         except LorakitError as error:
             if tokens == least:
-                raise LorakitError(
-                    f"out of memory on one row of {least:,} tokens: {error} Give shorter rows, a smaller "
-                    "--max-new-tokens, or a machine with more memory."
-                ) from error
+                raise LorakitError(f"{what}: {error} {remedy}") from error
             tokens = max(least, tokens // 2)
 
 
