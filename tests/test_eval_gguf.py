@@ -18,7 +18,9 @@ from lorakit.evaluate.run import EvalSettings, score_models
 from lorakit.export.conversion import run_converter
 from lorakit.export.run import export as write_exports
 from lorakit.model.gguf_file import read_gguf
+from lorakit.model.gguf_tokenizer import missed_stops
 from lorakit.model.llama_cpp import GgufModel
+from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 
 
@@ -217,6 +219,12 @@ def test_positions_with_embeddings_are_a_limit_and_rotations_are_none(export, tm
     assert not read_gguf(export("f32")).positions.hard
     learned = changed(export("f32"), tmp_path / "learned.gguf", position_embd=np.zeros((256, 256), np.float32))
     assert read_gguf(learned).positions.hard and read_gguf(learned).positions.limit == 256
+
+
+def test_tokens_at_which_llama_cpp_goes_on_are_known(run, export):
+    ends = reopen_run(run.folder, Silent())[1].stop_ids
+    with GgufModel(export("f32")) as model:
+        assert missed_stops(model, [*ends, 20]) == [20]
 
 
 def test_a_row_that_memory_cannot_hold_is_told(export):
