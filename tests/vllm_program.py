@@ -1,11 +1,12 @@
-"""Run by the Python of vLLM's environment: answers of a model and of adapters on it, as JSON on standard output."""
+"""Run by the Python of vLLM's environment: answers of a model and of adapters on it, as JSON in a file."""
 
 import json
 import sys
+from pathlib import Path
 
 
 def main() -> None:
-    """Read what to answer from standard input: model, adapters by name, max_lora_rank, conversations, max_tokens."""
+    """Read from standard input what to answer, and where the answers go."""
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
@@ -19,7 +20,7 @@ def main() -> None:
     for name, request in requests.items() or {"": None}.items():
         outputs = model.chat(given["conversations"], greedy, use_tqdm=False, lora_request=request)
         answers[name] = [[one.outputs[0].text, one.outputs[0].finish_reason] for one in outputs]
-    print("\n" + json.dumps(answers))
+    Path(given["output"]).write_text(json.dumps(answers), encoding="utf-8")
 
 
 if __name__ == "__main__":
