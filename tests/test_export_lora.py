@@ -125,6 +125,7 @@ def test_alpha_over_rank_alone_gives_the_logits_of_peft(base, lorakit, tmp_path,
         assert (logits_at_alpha_over_rank(base, adapter) - expected).abs().max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pissa", "eva", "adalora"])
 def test_kinds_that_are_saved_as_lora_are_exported_as_they_were_trained(base, base_gguf, lorakit, tmp_path, kind):
     run = make_run(tmp_path, base, adapter={"kind": kind, "rank": 4, "alpha": 8}, train={"learning_rate": 0.02})

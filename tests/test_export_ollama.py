@@ -248,6 +248,7 @@ def test_a_base_without_a_chat_template_is_refused(base, lorakit, tmp_path):
     assert code == 2 and "has no chat template" in err and not [*(tmp_path / "out").glob("ollama*")]
 
 
+@pytest.mark.slow
 @pytest.mark.smollm2
 def test_smollm2_writes_its_default_system_prompt(users_cache, lorakit, tmp_path):  # noqa: F811
     code, _, err = lorakit("export", SMOL, "--to", "ollama", "--output", tmp_path)

@@ -44,7 +44,7 @@ def left_in(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("target", "shares"),
     [
-        ("gguf:f16", [0.3]),  # in the conversion
+        pytest.param("gguf:f16", [0.3], marks=pytest.mark.slow),  # in the conversion
         ("gguf:q8_0", [0.3, 1.12]),  # in the conversion, and in the quantization that follows
         ("huggingface:merged", [0.0, 0.3, 1.0]),
     ],
@@ -124,6 +124,7 @@ look(killed)
 """
 
 
+@pytest.mark.slow
 def test_an_export_killed_at_any_moment_is_whole_or_absent_and_the_next_one_cleans_up(run):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-c", SCRIPT, run, str(ATTEMPTS)]

@@ -56,6 +56,7 @@ def test_a_ladder_is_stored_as_an_evaluation_and_says_the_smallest_rung_alike(ru
     assert (alike[-1] if alike else "Every rung can be told") in ladder["conclusion"]
 
 
+@pytest.mark.slow
 def test_rungs_that_are_there_stay_and_others_join_them(run, ladder, command):
     before = {rung["path"]: Path(rung["path"]).stat().st_mtime_ns for rung in ladder["rungs"]}
     code, out, err = command("export", run.folder, "--ladder", "--to", "gguf:q6_k", "--rows", 3)
