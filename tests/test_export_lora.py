@@ -80,7 +80,13 @@ def check_of(facts, name):
     return next(check for check in facts["checks"] if check["name"] == name)
 
 
-@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow) if kind in ("lora", "rslora with overrides") else kind
+        for kind in SCALES
+    ],
+)
 def test_llama_cpp_with_the_gguf_lora_predicts_what_peft_predicts(base, base_gguf, lorakit, tmp_path, kind):
     adapter = adapter_of(base, tmp_path / "tiny", **SCALES[kind])
     facts, _ = export(lorakit, adapter, "gguf-lora", tmp_path / "out")
@@ -91,7 +97,7 @@ def test_llama_cpp_with_the_gguf_lora_predicts_what_peft_predicts(base, base_ggu
     assert abs(logits(base)[-1].log_softmax(-1).numpy() - expected).max() > 0.1
 
 
-@pytest.mark.parametrize("kind", ["rslora", "overrides"])
+@pytest.mark.parametrize("kind", ["rslora", pytest.param("overrides", marks=pytest.mark.slow)])
 def test_the_adapter_as_it_is_would_be_scaled_wrong_by_llama_cpp(base, base_gguf, tmp_path, kind):
     adapter = adapter_of(base, tmp_path / "tiny", **SCALES[kind])
     run_converter("lora", adapter, tmp_path / "wrong.gguf", None, "--base", str(base))
@@ -214,6 +220,7 @@ def test_ranks_are_rounded_up_to_what_a_server_takes(rank, vllm, lorax):
     assert allowed_rank(VLLM, rank) == vllm and allowed_rank(LORAX, rank) == lorax
 
 
+@pytest.mark.slow
 def test_commands_name_the_model_and_its_files(base, lorakit, tmp_path):
     adapter = adapter_of(base, tmp_path / "tiny")
     export(lorakit, adapter, "vllm,sglang,lorax,gguf-lora", tmp_path / "out")

@@ -201,6 +201,7 @@ def test_an_export_has_all_that_ollama_needs_and_its_prompts_are_the_trainings(b
     assert "ollama create tiny -f Modelfile" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_beginning_of_sequence_is_written_once(base, lorakit, tmp_path):
     template = tmp_path / "llama-2.jinja"
     template.write_text(LLAMA_2)
@@ -231,6 +232,7 @@ def test_a_template_that_cannot_be_written_is_refused_before_the_work(base, lora
     assert not run.merged.exists() and not [*(run.folder / "export").glob("*")]
 
 
+@pytest.mark.slow
 def test_variables_of_the_recipe_are_part_of_the_prompts(base, lorakit, tmp_path):
     template = tmp_path / "mode.jinja"
     template.write_text("{% if mode is defined %}{{ mode + '\\n' }}{% endif %}" + CHATML)

@@ -112,7 +112,7 @@ def test_a_missing_key_is_reported_at_its_section(tmp_path, text, expected):
         ("train: {extends: x}", "Did you mean extends?"),
         ("train: {warmpu: 1}", "Did you mean train.warmup?"),
         ("train: {epochs:3}", "Put a space after the colon."),
-        ("output: {qqqqqq: 1}", "The keys of output are dir, merged."),
+        ("output: {qqqqqq: 1}", "The keys of output are dir, merged, export."),
     ],
 )
 def test_an_unknown_key_names_the_one_that_was_meant(tmp_path, line, remedy):
