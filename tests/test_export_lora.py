@@ -233,6 +233,7 @@ def test_commands_name_the_model_and_its_files(base, lorakit, tmp_path):
         and "--enable-lora --max-lora-rank 8" in vllm
     )
     assert '--lora-modules tiny="$PWD"' in vllm and '"model": "tiny"' in vllm
+    assert "lorakit eval RUN http://127.0.0.1:8000/v1#tiny" in vllm
     assert (
         "--chat-template chat_template.jinja" in vllm and (tmp_path / "out" / "vllm" / "chat_template.jinja").is_file()
     )

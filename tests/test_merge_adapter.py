@@ -76,7 +76,7 @@ def test_a_run_whose_rows_are_gone_is_proved_on_general_texts_or_on_given_rows(t
     code, out, err = lorakit("merge", run.folder, "--data", rows)
     assert code == 0 and f"6 rows of {rows}" in out, err
     code, out, err = lorakit("merge", run.folder, "--overwrite")
-    assert code == 0 and "general texts" in out and "the rows of the run cannot be read" in err, err
+    assert code == 0 and "general texts" in out and "the rows of the run, which cannot be read" in err, err
 
 
 def test_a_base_that_moved_is_given_to_a_run(tmp_path, tiny_base, lorakit):

@@ -231,6 +231,8 @@ def _readme(server: Server, intro: str, command: str, request: dict[str, Any]) -
     body = {**request, "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
     written = shlex.quote(json.dumps(body, ensure_ascii=False)).replace("$PWD", "'\"$PWD\"'")
     note = f"\n{server.note}\n" if server.note else ""
+    name = str(request.get("model", ""))
+    address = f"http://127.0.0.1:{server.port}/v1" + (f"#{name}" if name and "$PWD" not in name else "")
     return f"""\
 {intro} `export.json` has what was checked.
 {note}
@@ -241,7 +243,7 @@ curl http://127.0.0.1:{server.port}/v1/chat/completions -H 'Content-Type: applic
 ```
 
 Start the server in this folder. Score what it serves on the run's held-out rows:
-`lorakit eval RUN http://127.0.0.1:{server.port}/v1`.
+`lorakit eval RUN {address}`.
 """
 
 

@@ -80,7 +80,7 @@ def input_of_run(
             held_out = prepared.held_out
             return list((held_out or prepared.train).rows), "held-out" if held_out else "training"
         except UserError as error:
-            progress.warn(f"proved on general texts, since the rows of the run cannot be read: {error}")
+            progress.warn(f"general texts stand in for the rows of the run, which cannot be read: {error}")
             return _general_rows(prepared.base, prepared.tokenizer)
 
     return MergeInput(
