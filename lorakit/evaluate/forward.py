@@ -262,6 +262,16 @@ def until_stop(tokens: list[int], stop_ids: Sequence[int]) -> list[int]:
     return list(takewhile(lambda token: token not in stop_ids, tokens))
 
 
+def answer_rooms(prompts: Sequence[Sequence[int]], max_new_tokens: int, limit: int | None) -> list[int]:
+    """The most tokens of the answer to each prompt; the last one needs no position. A UserError if a prompt is longer
+    than the `limit` of positions, None for a model that computes any."""
+    longest = max(map(len, prompts), default=0)
+    if limit is not None and longest > limit:
+        what = f"a prompt of {longest:,} tokens is more than the model's {limit:,} positions, each with an embedding"
+        raise UserError(f"{what}. Leave longer rows out, or score a model with more positions.")
+    return [max_new_tokens if limit is None else min(max_new_tokens, limit + 1 - len(prompt)) for prompt in prompts]
+
+
 def greedy_answers(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -279,11 +289,7 @@ def greedy_answers(
     causal = causal_of(model)
     positions = positions_of(causal.config.to_dict())
     limit = positions.limit if positions and positions.hard else None  # of the embeddings of positions
-    longest = max(map(len, prompts), default=0)
-    if limit is not None and longest > limit:
-        what = f"a prompt of {longest:,} tokens is more than the model's {limit:,} positions, each with an embedding"
-        raise UserError(f"{what}. Leave longer rows out, or score a model with more positions.")
-    rooms = [max_new_tokens if limit is None else min(max_new_tokens, limit + 1 - len(prompt)) for prompt in prompts]
+    rooms = answer_rooms(prompts, max_new_tokens, limit)
     drafts = [_Draft(number, prompt, room) for number, (prompt, room) in enumerate(zip(prompts, rooms, strict=True))]
     answers: dict[int, Answer] = {}
 

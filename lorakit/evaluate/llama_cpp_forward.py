@@ -13,7 +13,7 @@ import numpy as np
 from lorakit.amounts import decimal_bytes
 from lorakit.data.rows import IGNORED
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.forward import BROKEN, Answer, LabelPath, in_batches, label_paths, until_stop
+from lorakit.evaluate.forward import BROKEN, Answer, LabelPath, answer_rooms, in_batches, label_paths, until_stop
 from lorakit.hardware.machine import processor
 from lorakit.model.llama_cpp import GgufModel, Token
 from lorakit.progress import Progress
@@ -154,11 +154,7 @@ def greedy_answers(
     """The model's greedy answer to each prompt (token ids): always the most likely token. An answer ends at one of
     `stop_ids`, after `max_new_tokens`, or at the model's last position if it has no embeddings for more. `done` gets
     answers by the number of their prompt. A UserError if a prompt is longer than the model's positions."""
-    longest, limit = max(map(len, prompts), default=0), model.limit
-    if limit is not None and longest > limit:
-        what = f"a prompt of {longest:,} tokens is more than the model's {limit:,} positions, each with an embedding"
-        raise UserError(f"{what}. Leave longer rows out, or score a model with more positions.")
-    rooms = [max_new_tokens if limit is None else min(max_new_tokens, limit + 1 - len(prompt)) for prompt in prompts]
+    rooms = answer_rooms(prompts, max_new_tokens, model.limit)
     shortest = min(map(len, prompts), default=1)
     answers: dict[int, Answer] = {}
     with progress.bar(label, total=len(prompts)) as bar:
