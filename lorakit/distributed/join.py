@@ -15,7 +15,7 @@ _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "
 
 
 @dataclass(frozen=True)
-class Place:
+class LaunchedProcess:
     """Where a launcher put this process."""
 
     rank: int
@@ -24,13 +24,13 @@ class Place:
     local_size: int
 
 
-def launched() -> Place | None:
-    """The place that a launcher's environment gives this process; None where it is started alone."""
+def launched() -> LaunchedProcess | None:
+    """What a launcher's environment says of this process; None where it is started alone."""
     environment = os.environ
     if int(environment.get("WORLD_SIZE", "1")) > 1:
         rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         local_rank = int(environment.get("LOCAL_RANK", "0"))
-        return Place(rank, size, local_rank, int(environment.get("LOCAL_WORLD_SIZE", "1")))
+        return LaunchedProcess(rank, size, local_rank, int(environment.get("LOCAL_WORLD_SIZE", "1")))
     return None
 
 
