@@ -12,6 +12,7 @@ from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import Examples
 from lorakit.data.examples import examples_of, file_sha256s, held_out_of, tokenizer_sha256
 from lorakit.data.report import Report
+from lorakit.distributed.processes import world_size
 from lorakit.errors import BaseModelError, UserError
 from lorakit.hardware.machine import Machine, usable_machine
 from lorakit.model.companion_files import compare_with_file
@@ -30,6 +31,7 @@ from lorakit.recipe.data_files import is_pattern
 from lorakit.recipe.load import load
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.schema import Data, Model, Recipe
+from lorakit.recipe.sharding import describe_idle_sharding
 from lorakit.run_dir import Run, versions
 
 _COMPARED = 32
@@ -157,6 +159,8 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     longest = max(examples.report.longest for examples in (train, rows.held_out) if examples)
     if too_long := beyond_training(recipe, info, longest):
         progress.warn(too_long)
+    if idle := describe_idle_sharding(recipe.train, world_size()):
+        progress.say(idle)
     prepared = _settle(recipe, base, template, rows, report, info, progress)
     if info and info.spec:
         settled = prepared.recipe.train
@@ -183,7 +187,7 @@ def _settle(
         reason = "the chat template writes today's date, and the run keeps the day on which it began"
         choices = (Choice("model.template_date", template.date, reason),) if template.date else ()
     machine, mean = usable_machine(progress), report.tokens / max(report.examples, 1)
-    recipe, settled = resolve_auto(recipe, machine, info, report.longest, attentions_of(base), mean)
+    recipe, settled = resolve_auto(recipe, machine, info, report.longest, attentions_of(base), mean, world_size())
     return Prepared(recipe, (*choices, *settled), base, machine, template.tokenizer, rows, report)
 
 

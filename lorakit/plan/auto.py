@@ -45,6 +45,7 @@ def resolve_auto(
     longest: int | None = None,
     attentions: tuple[str, ...] | None = None,
     mean: float | None = None,
+    devices: int = 1,
 ) -> tuple[Recipe, tuple[Choice, ...]]:
     """The recipe with every `auto` replaced, and the choices made; a `UserError` where a setting cannot work on this
     machine. An `auto` that depends on a model which is not on this machine yet stays `auto`, with a choice that says
@@ -52,6 +53,7 @@ def resolve_auto(
 
     `longest` and `mean`: tokens of the longest and of the average row, where they are known; else all rows are as long
     as `data.max_length`. `attentions`: those that the model's family has, by transformers; else as its config tells.
+    `devices`: how many like this machine's train together.
     """
     choices: list[Choice] = []
     model = recipe.model
@@ -87,6 +89,9 @@ def resolve_auto(
             f"train.optimizer: {recipe.train.optimizer} moves states between a GPU and main memory; this machine has "
             f"no GPU. Write {recipe.train.optimizer.removeprefix('paged-')}."
         )
+    if recipe.train.sharding == "auto":
+        reason = "every device holds the whole base" if devices > 1 else "one device"
+        choose("train.sharding", "none", reason)
     length = min(longest or recipe.data.max_length, recipe.data.max_length)
     chosen = with_values(recipe, {choice.path: choice.value for choice in choices})
     for name, value, reason in _choose_micro_batch(chosen, machine, info, length, min(mean or length, length)):

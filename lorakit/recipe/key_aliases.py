@@ -77,6 +77,12 @@ _KEYS: dict[tuple[str, str], str] = {
     ("train.gradient_checkpointing", "It takes true, false or auto"): """
         grad_checkpoint enable_activation_checkpointing activation_checkpointing use_gradient_checkpointing
         gradient_checkpointing_kwargs""",
+    ("train.sharding: fsdp", ""): "fsdp fsdp_config fsdp_version fsdp_transformer_layer_cls_to_wrap",
+    ("train.sharding: zero-3", "zero-2 and zero-3 are DeepSpeed's"): "deepspeed deepspeed_config zero_stage zero3",
+    ("train.sharding: none", "It is data parallel: every device holds the whole base"): """
+        ddp ddp_timeout ddp_backend ddp_find_unused_parameters ddp_bucket_cap_mb""",
+    ("train.sharding", "How many devices is an option of the command: lorakit train --devices N"): """
+        num_gpus gpus n_gpu num_devices distributed local_rank world_size distributed_backend""",
     ("train.batch_size", "It is the effective batch: micro-batch times accumulation steps; lorakit splits it"): """
         train_batch_size total_batch_size global_batch_size grad_accum grad_accumulation_steps
         gradient_accumulation_steps""",
@@ -148,9 +154,8 @@ _NO_COUNTERPART: dict[str, str] = {
         dataset_num_proc preprocessing_num_workers dataloader_num_workers dataloader_pin_memory num_workers num_proc
         dataset_processes low_cpu_mem_usage streaming no_cuda use_cpu device device_map max_memory gpu_memory_limit
         enable_activation_offloading activation_offloading""",
-    "it trains on one device, the GPU where there is one": """
-        fsdp fsdp_config deepspeed ddp ddp_timeout num_gpus gpus n_gpu distributed local_rank world_size
-        context_parallel_size tensor_parallel_size sequence_parallel_degree""",
+    "it shares out rows over devices, and with train.sharding the base, but no parts of a row or of a product": """
+        context_parallel_size tensor_parallel_size sequence_parallel_degree pipeline_parallel_size""",
     "it keeps prepared rows in its own cache (LORAKIT_CACHE), by content": """
         dataset_prepared_path overwrite_cache cache_dir tokenized_path skip_prepare_dataset""",
     "it is an option of the command: lorakit train --resume": """

@@ -20,6 +20,7 @@ from lorakit.recipe.paths import find_variable, is_path, refuse_variable
 from lorakit.recipe.problem import PathParts, dotted_name, one_line, quote, show_path
 from lorakit.recipe.schema import Recipe, Source
 from lorakit.recipe.schema_introspection import section_example
+from lorakit.recipe.sharding import sharding_conflicts
 from lorakit.recipe.suggestions import nearest_word
 from lorakit.registry import ADAPTERS, FORMATS, METRICS, AnyTable
 
@@ -87,6 +88,12 @@ def kind_goes_with_optimizer(recipe: Recipe, written: Written) -> Conflicts:
     if kind.optimizers is not None and optimizer not in kind.optimizers:
         reason = f"{kind.name} changes the shapes of its matrices, and {optimizer} cannot change its states with them"
         yield ("train", "optimizer"), reason, "Write optimizer: adamw."
+
+
+@reads("train.sharding", "model.quantization", "adapter.kind", "train.optimizer")
+def sharding_goes_with_the_rest(recipe: Recipe, written: Written) -> Conflicts:
+    """`train.sharding` goes with the quantization, the kind of adapter and the optimizer."""
+    yield from sharding_conflicts(recipe, recipe.train.sharding)
 
 
 @reads("adapter.from", "output.dir")

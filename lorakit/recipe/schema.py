@@ -258,6 +258,10 @@ class Train(Section):
     """Gradients are scaled down to this norm; 0 leaves them as they are."""
     gradient_checkpointing: bool | Auto = "auto"
     """Recompute activations in the backward pass: less memory, a third to a half more work."""
+    sharding: Literal["auto", "none", "fsdp", "zero-2", "zero-3"] = "auto"
+    """What several devices share out. none: every device holds the whole base model; fsdp: each holds a part of it \
+(FSDP2); zero-2 and zero-3: DeepSpeed's, an extra. It changes memory and speed, not the result, and nothing on one \
+device."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """The seed of initialization, shuffling and dropout."""
     eval_every: Interval = 0.1

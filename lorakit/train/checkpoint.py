@@ -34,7 +34,8 @@ from lorakit.run_dir import CLEARED, Run
 RANK_SCHEDULER = f"{TRAINED_DIR}/driver.safetensors"  # the state of the rank scheduler in a checkpoint
 _STATE = "trainer_state.json"
 # What may differ when a run goes on: it changes where results go and how fast they come, never the weights.
-_FREE = ("name", "output", "evaluate", "train.keep", "train.micro_batch", "train.gradient_checkpointing")
+_SPEED = ("micro_batch", "gradient_checkpointing", "sharding")
+_FREE = ("name", "output", "evaluate", "train.keep", *(f"train.{name}" for name in _SPEED))
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
 
 
@@ -80,7 +81,7 @@ def resumed_recipe(run: Run, loaded: LoadedRecipe) -> Recipe:
             f"({run.recipe}), or train into another folder with --output."
         )
     values = {}
-    for name in ("keep", "micro_batch", "gradient_checkpointing"):
+    for name in ("keep", *_SPEED):
         value, place = now[f"train.{name}"], loaded.places.get(f"train.{name}")
         if value != "auto" and ((place and place.setting) or not _ran_out_of_memory(name, value, run)):
             values[name] = value
@@ -97,7 +98,8 @@ def _ran_out_of_memory(name: str, value: Any, run: Run) -> bool:
     changes = run.read_manifest().get("out_of_memory", [])
     if name == "micro_batch":
         return any(value >= change["micro_batch"] for change in changes)
-    return name != "keep" and value is False and any(change["gradient_checkpointing"] for change in changes)
+    recomputed = any(change["gradient_checkpointing"] for change in changes)
+    return name == "gradient_checkpointing" and value is False and recomputed
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
