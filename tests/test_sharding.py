@@ -15,7 +15,7 @@ def test_a_run_goes_on_with_the_sharding_that_is_given_now_and_else_with_its_own
     path = recipe_file(train={**RUN, "sharding": "fsdp"})
     run = Run(tmp_path / "run")
     run.folder.mkdir()
-    run.manifest.write_text("{}")
+    run.write_manifest({"base": {"sha256": {}}, "data": {"files": {}}})
     run.recipe.write_text(to_yaml(load(path).recipe, run.recipe.parent))
     for given, goes_on_with in (("none", "none"), ("zero-2", "zero-2"), ("auto", "fsdp"), ("fsdp", "fsdp")):
         loaded = load(path, [f"train.sharding={given}"])
@@ -26,7 +26,7 @@ def test_a_run_of_before_there_was_sharding_goes_on(recipe_file, tmp_path):
     path = recipe_file(train=RUN)
     run = Run(tmp_path / "run")
     run.folder.mkdir()
-    run.manifest.write_text("{}")
+    run.write_manifest({"base": {"sha256": {}}, "data": {"files": {}}})
     lines = to_yaml(load(path).recipe, run.recipe.parent).splitlines()
     run.recipe.write_text("\n".join(line for line in lines if "sharding" not in line))
     assert resumed_recipe(run, load(path)).train.sharding == "auto"
