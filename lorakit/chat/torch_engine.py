@@ -11,6 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 from lorakit.chat.models import Decoding
 from lorakit.evaluate.inference import ModelLoader
 from lorakit.evaluate.models import EvalModelSpec
+from lorakit.hardware.accelerator import restoring_random_states
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.loss import causal_of
 
@@ -60,9 +61,8 @@ class TorchEngine:
         if drawn:  # generate's own defaults of top_k and top_p cut the distribution
             chosen |= {"temperature": decoding.temperature, "top_k": 0, "top_p": 1.0}
         own_config, causal.generation_config = causal.generation_config, GenerationConfig()
-        devices = [causal.device.index or 0] if causal.device.type == "cuda" else []
         try:
-            with torch.inference_mode(), fused_lora(model), torch.random.fork_rng(devices):
+            with torch.inference_mode(), fused_lora(model), restoring_random_states(causal.device):
                 torch.manual_seed(decoding.seed)
                 causal.generate(
                     input_ids=ids,

@@ -16,6 +16,7 @@ from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.chat_template.template_probe import compile_alternation
 from lorakit.data.rows import IGNORED
 from lorakit.errors import LorakitError, UserError
+from lorakit.hardware.accelerator import free_memory_of
 from lorakit.hardware.machine import processor
 from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory
 from lorakit.model.config_values import positions_of
@@ -31,7 +32,7 @@ _LEAST, _MOST = 1 << 11, 1 << 20
 _ROWS, _TOKENS, _LOGITS = 8, 4096, 1 << 25
 BROKEN = "Its weights are broken."
 # Prompts generated at once. Decoding is bound by reading the weights, so a wide batch is nearly free, up to here.
-_PROMPTS = {"cpu": 64, "cuda": 256}
+_PROMPTS, _PROMPTS_ON_CPU = 256, 64
 # A batch of which no more than this share is still being written ends: the rest goes on in a smaller one.
 _LIVE = 0.5
 # A batch does not end early with fewer rows or after fewer tokens: computing the prompts again costs more.
@@ -62,7 +63,7 @@ def row_losses(
             for start, logits, targets, row_of in _trained_logits(causal, [rows[index] for index in batch], pad):
                 here = slice(start, start + len(logits))
                 loss = logits.logsumexp(-1) - logits.gather(-1, targets[here, None])[:, 0]
-                np.add.at(losses, row_of[here], loss.double().cpu().numpy())
+                np.add.at(losses, row_of[here], loss.cpu().double().numpy())
             if not np.isfinite(losses).all():
                 raise LorakitError(f"{label}: {losses.sum()}: this model gives no numbers on the rows. {BROKEN}")
             nats[batch] = losses
@@ -170,7 +171,7 @@ def _add_scores(
         here = (states >= start) & (states < start + len(logits))
         places = torch.from_numpy(states[here] - start).to(logits.device)
         chosen = logits[places, torch.from_numpy(tokens[here]).to(logits.device)]
-        logprobs[here] = (chosen - logits.logsumexp(-1)[places]).double().cpu().numpy()
+        logprobs[here] = (chosen - logits.logsumexp(-1)[places]).cpu().double().numpy()
     np.add.at(scores, (of_prompt, of_label), logprobs)
 
 
@@ -181,7 +182,7 @@ def tokens_at_once(model: Any) -> int:
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
     layers = getattr(text, "num_hidden_layers", None) or 1
     stored = 2 * layers * (getattr(text, "num_key_value_heads", None) or heads) * width * model.dtype.itemsize
-    free = torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else processor().memory
+    free = free_memory_of(model.device) if model.device.type != "cpu" else processor().memory
     return int(min(max(free * _SHARE / stored, _LEAST), _MOST))
 
 
@@ -303,7 +304,7 @@ def greedy_answers(
         bar.advance(len(finished))
         return left
 
-    rows = _PROMPTS.get(causal.device.type, _PROMPTS["cpu"])
+    rows = _PROMPTS_ON_CPU if causal.device.type == "cpu" else _PROMPTS
     own_config, causal.generation_config = causal.generation_config, GenerationConfig()
     try:
         with torch.inference_mode(), progress.bar(label, total=len(prompts)) as bar:

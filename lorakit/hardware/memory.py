@@ -12,14 +12,19 @@ from typing import TypeVar
 import torch
 
 from lorakit.errors import first_line
+from lorakit.hardware.accelerator import current_accelerator
 from lorakit.hardware.machine import proc_value
 
 Result = TypeVar("Result")
 
-# What says so in words only: c10/core/impl/alloc_cpu.cpp, and CUDA's libraries when they ask for memory of their own.
+# What says so in words only: c10/core/impl/alloc_cpu.cpp; the libraries of CUDA and ROCm when they ask for memory of
+# their own; Metal's allocator, and its limit of one buffer (transformers' modeling_utils.py); Intel's runtime
+# (pytorch/pytorch#177714).
 _OUT_OF_MEMORY = (
     *("can't allocate memory", "not enough memory", "CUDA error: out of memory", "CUDA driver error: out of memory"),
-    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "HIP error: out of memory"),
+    *("HIPBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory", "Invalid buffer size:"),
+    *("UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY", "UR_RESULT_ERROR_OUT_OF_RESOURCES"),
 )
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
@@ -62,8 +67,8 @@ def free_memory() -> None:
     """Free tensors in reference cycles, torch's spare blocks on a GPU, and the pages that glibc keeps."""
     gc.collect()
     _call_glibc("malloc_trim", 0)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if current_accelerator():
+        torch.accelerator.empty_cache()
 
 
 @dataclass
@@ -80,10 +85,10 @@ class PeakMemory:
 def measure_peak(device: torch.device) -> Iterator[PeakMemory]:
     """Measures the most memory that is used on `device` within; what it yields is filled in at the end. On a GPU this
     resets torch's own peaks (`max_memory_allocated`, `max_memory_reserved`)."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        memory = PeakMemory(torch.cuda.memory_allocated(device))
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+        torch.accelerator.reset_peak_memory_stats(device)
+        memory = PeakMemory(torch.accelerator.memory_allocated(device))
     else:
         _call_glibc("malloc_trim", 0)  # what the C library keeps of freed memory would count as used before the work
         memory = PeakMemory(_resident("VmRSS") or process_peak())
@@ -95,10 +100,10 @@ def measure_peak(device: torch.device) -> Iterator[PeakMemory]:
     try:
         yield memory
     finally:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            memory.peak = torch.cuda.max_memory_allocated(device)
-            memory.reserved = torch.cuda.max_memory_reserved(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+            memory.peak = torch.accelerator.max_memory_allocated(device)
+            memory.reserved = torch.accelerator.max_memory_reserved(device)
         else:
             memory.peak = memory.reserved = _resident("VmHWM") if memory.exact else process_peak()
 
@@ -107,6 +112,11 @@ def _call_glibc(function: str, *arguments: int) -> None:
     """Call one of glibc's own functions; on other systems nothing happens."""
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), function):
         getattr(library, function)(*arguments)
+
+
+def run_peak(device: torch.device) -> int:
+    """The most that a run took, in bytes: of torch's tensors on a GPU since `measure_peak`, or else of the process."""
+    return torch.accelerator.max_memory_allocated(device) if device.type != "cpu" else process_peak()
 
 
 def process_peak() -> int:

@@ -13,7 +13,14 @@ from lorakit.data.examples import examples_of
 from lorakit.data.general_texts import encode_text, read_general_texts
 from lorakit.errors import UserError
 from lorakit.model.layerwise import layerwise_model
-from lorakit.model.load import attentions_of, dequantize, load_model, stored_dtype, summarize_quantization
+from lorakit.model.load import (
+    DEQUANTIZING_INT8,
+    attentions_of,
+    dequantize,
+    load_model,
+    stored_dtype,
+    summarize_quantization,
+)
 from lorakit.model.peft_adapter import adapter_config
 from lorakit.model.quantization_config import refuse_irreversible, stored_quantization
 from lorakit.model.resolve import Base, resolve_base
@@ -50,7 +57,7 @@ class MergeInput:
     read_rows: Callable[[], Rows]
     is_run: bool = False
     files: tuple[Path, ...] = ()
-    on_gpu: bool = False
+    rounds_int8_inputs: bool = False  # whether LLM.int8 did so in the training
     names_held_out: bool = False
 
     @property
@@ -95,7 +102,7 @@ def input_of_run(
         read_rows,
         is_run=True,
         files=tuple(input_paths(recipe)),
-        on_gpu=manifest["machine"]["device"] == "cuda",
+        rounds_int8_inputs=manifest["machine"]["device"] not in DEQUANTIZING_INT8,
         names_held_out=recipe.data.eval is not None,
     )
 

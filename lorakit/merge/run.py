@@ -146,7 +146,7 @@ def _describe(draft: Path, given: MergeInput, merged: MergeResult) -> None:
     weights = "weights as they are on disk" if merged.onto == "original" else weights
     paragraphs = [f"`{given.base.name}` with {what} added to its {weights}. Weights are in {merged.dtype}."]
     paragraphs.append("\n".join(f"- {line[0].upper()}{line[1:]}" for line in merged.in_words()))
-    if merged.quantization == "q8" and given.on_gpu:
+    if merged.quantization == "q8" and given.rounds_int8_inputs:
         paragraphs.append(
             "The adapter was trained on a GPU, where LLM.int8 rounds the inputs of every layer to 8 bits as well. The "
             "merged model does not, and neither did the adapter model that it was compared with."

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorakit.amounts import percent
 from lorakit.errors import BaseModelError, LorakitError, UserError
+from lorakit.hardware.memory import is_out_of_memory
 from lorakit.model.config_values import read_json
 from lorakit.model.quantization_config import CheckpointQuantization, check_quantization, describe_savings
 from lorakit.model.resolve import Base
@@ -23,6 +24,8 @@ from lorakit.model.tokenizer import DAMAGED, describe_load_error
 from lorakit.recipe.schema import Model
 from lorakit.registry import QUANTIZERS
 
+# Devices on which LLM.int8 trains on dequantized weights (bitsandbytes' autograd/_functions.py, `matmul`).
+DEQUANTIZING_INT8 = ("cpu", "xpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,7 +41,9 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
     dequantizes = stored is not None and stored.treatment == "dequantized"
     try:
         model = _read_model(base, options, dequantizes)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         remedy = "Train an adapter, such as adapter.kind: lora." if trainable else "Try model.quantization: nf4."
         raise LorakitError(f"{base.name} does not fit into the memory of {device}. {remedy}") from error
     if quantization is not None and summarize_quantization(model) is None:
@@ -68,11 +73,11 @@ def _read_model(base: Base, options: dict[str, Any], dequantizes: bool) -> Any:
         model, info = AutoModelForCausalLM.from_pretrained(
             base.folder, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
         )
-    except torch.OutOfMemoryError:
-        raise
     except SafetensorError as error:
         raise BaseModelError(f"{base.name}: a weights file is damaged ({error}). Fetch it again.") from error
     except (*DAMAGED, ImportError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         remedy = " Write model.attention: eager." if "attention" in str(error).lower() else ""
         raise BaseModelError(f"{base.name} cannot be loaded: {describe_load_error(error)}.{remedy}") from error
     if missing := sorted(info["missing_keys"]):
@@ -224,10 +229,10 @@ def unify_layer_modes(model: Any, dtype: torch.dtype) -> None:
             module.weight.quant_state.dtype = dtype
         elif isinstance(module, Linear8bitLt):
             module.init_8bit_state = partial(_init_8bit_state, module, module.init_8bit_state)
-            if module.weight.device.type == "cpu":
-                # On a CPU, bitsandbytes multiplies with dequantized weights in training mode, and rounds the inputs to
-                # 8 bits too in evaluation mode: the layer stays in the mode that the adapter is trained in. On a GPU
-                # both modes round the inputs.
+            if module.weight.device.type in DEQUANTIZING_INT8:
+                # There bitsandbytes multiplies with dequantized weights in training mode, and rounds the inputs to 8
+                # bits too in evaluation mode: the layer stays in the mode that the adapter is trained in. On the other
+                # devices both modes round the inputs.
                 module.train(True)
                 module.train = lambda mode=True, module=module: module
 

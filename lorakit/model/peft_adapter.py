@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from lorakit.errors import UserError, first_line
+from lorakit.hardware.accelerator import restoring_random_states
 from lorakit.model.adapters import InitContext
 from lorakit.model.adapters.svd import svd_to_lora
 from lorakit.model.adapters.weight_init import INITIAL, add_initial
@@ -124,7 +125,7 @@ def load_trained(model: Any, checkpoint: Path) -> None:
 def load_adapter(model: Any, folder: Path, **options: Any) -> Any:
     """The model with a folder's trained adapter, in evaluation mode; UserError where it has none, or one of another
     model. `options` are those of PEFT's own loading."""
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    with restoring_random_states():
         torch.manual_seed(0)  # PEFT draws at random for some initializations, which it does again while it loads
         loaded = _load(model, folder, "", adapter_config(folder), **options).eval()
     for module in loaded.modules():

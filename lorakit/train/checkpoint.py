@@ -14,6 +14,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from lorakit.data.examples import file_sha256s
 from lorakit.errors import UserError, first_line
+from lorakit.hardware.accelerator import random_states, set_random_states
 from lorakit.model.adapters import RankScheduler
 from lorakit.model.peft_adapter import (
     TRAINED_DIR,
@@ -33,6 +34,8 @@ from lorakit.run_dir import CLEARED, Run
 
 RANK_SCHEDULER = f"{TRAINED_DIR}/driver.safetensors"  # the state of the rank scheduler in a checkpoint
 _STATE = "trainer_state.json"
+# The generator of a device that transformers does not save: it saves the processor's and CUDA's.
+_DEVICE_GENERATOR, _SAVED_BY_TRAINER = "device_rng_state.pth", ("cpu", "cuda")
 # What may differ when a run goes on: it changes where results go and how fast they come, never the weights.
 _SPEED = ("micro_batch", "gradient_checkpointing", "sharding")
 _FREE = ("name", "output", "evaluate", "train.keep", *(f"train.{name}" for name in _SPEED))
@@ -168,6 +171,19 @@ def _unreadable(checkpoint: Path, names: list[str]) -> str | None:
         except _READ_ERRORS as error:
             return f"{name} cannot be read: {first_line(error)}"
     return None
+
+
+def save_device_generator(device: torch.device, folder: Path) -> None:
+    """Write the state of a device's generator where the trainer does not."""
+    if device.type not in _SAVED_BY_TRAINER:
+        torch.save(random_states(device)[-1], folder / _DEVICE_GENERATOR)
+
+
+def restore_device_generator(device: torch.device, checkpoint: Path) -> None:
+    """Put that state back; a run that goes on on another type of device draws from a fresh one."""
+    if device.type not in _SAVED_BY_TRAINER and (checkpoint / _DEVICE_GENERATOR).is_file():
+        state = torch.load(checkpoint / _DEVICE_GENERATOR, map_location="cpu", weights_only=True)
+        set_random_states(device, [torch.get_rng_state(), state])
 
 
 def _read(path: Path, step: int) -> None:

@@ -13,6 +13,7 @@ from peft.helpers import disable_input_dtype_casting
 from lorakit.data.batches import collate, collate_packed, first_fit_decreasing, split_batch
 from lorakit.data.rows import IGNORED
 from lorakit.errors import LorakitError, UserError
+from lorakit.hardware.accelerator import random_states, set_random_states
 from lorakit.hardware.memory import OutOfMemory, free_memory, return_freed_memory, within_memory
 from lorakit.model.fused_lora import fused_lora, release_int8_inputs
 from lorakit.model.load import DTYPES
@@ -94,16 +95,13 @@ class MicroBatchRunner:
         LorakitError where the loss is not a number, or not even one row fits into memory."""
         self.model.train()
         packs = self.layout.pack(rows)
-        cpu_state = torch.get_rng_state()  # dropout draws from both
-        gpu_state = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        states = random_states(self.device)  # from which dropout draws
         while True:
             loss = within_memory(partial(self._run_packs, packs, tokens, step))
             if not isinstance(loss, OutOfMemory):
                 return loss
             self.drop_gradients()
-            torch.set_rng_state(cpu_state)
-            if gpu_state is not None:
-                torch.cuda.set_rng_state(gpu_state, self.device)
+            set_random_states(self.device, states)
             self.shrink(f"at step {step}", step, packs, loss)
 
     def _run_packs(self, packs: list[Pack], tokens: int, step: int) -> torch.Tensor:

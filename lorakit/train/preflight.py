@@ -13,6 +13,7 @@ from lorakit.amounts import gibibytes
 from lorakit.data.batches import collate, collate_packed
 from lorakit.data.rows import IGNORED
 from lorakit.errors import LorakitError, UserError
+from lorakit.hardware.accelerator import restoring_random_states
 from lorakit.hardware.memory import OutOfMemory, measure_peak, within_memory
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.loss import EXACT, HALF, full_logits_loss, is_causal, losses_agree, supervised_loss
@@ -115,7 +116,7 @@ def _restoring_modes(runner: MicroBatchRunner) -> Iterator[None]:
     """Training mode within; modes, gradients and random generators afterwards as before."""
     model, device = runner.model, runner.device
     modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with restoring_random_states(device):
         model.train()
         try:
             yield
@@ -130,7 +131,7 @@ def state_bytes(model: Any, optimizer: str) -> int:
     total = 0
     for parameter in _trained(model):
         size = parameter.numel()
-        if "paged" in optimizer and parameter.is_cuda and size >= LEAST_PAGED:
+        if "paged" in optimizer and parameter.device.type != "cpu" and size >= LEAST_PAGED:
             continue
         if optimizer.endswith("8bit") and size >= _LEAST_IN_8_BITS:
             total += 2 * (size + 4 * -(-size // _BLOCK))

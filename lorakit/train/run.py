@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import torch
-
 from lorakit.amounts import counted
 from lorakit.errors import Interrupted, LorakitError, UserError, explain_error
-from lorakit.hardware.memory import free_memory, is_out_of_memory, process_peak, return_freed_memory
+from lorakit.hardware.memory import free_memory, is_out_of_memory, return_freed_memory, run_peak
 from lorakit.model.adapters.svd import ranks_in_words
 from lorakit.plan.schedule import warmup_steps
 from lorakit.prepare import Prepared
@@ -166,7 +164,7 @@ def _outcome(trainer: SupervisedTrainer, seconds: float) -> Outcome:
         seconds=round(seconds, 1),
         seconds_a_step=round(busy / trainer.steps, 3) if trainer.steps else 0.0,
         trained_tokens_per_second=round(trainer.tokens / busy, 1) if busy else 0.0,
-        peak_memory=int(torch.cuda.max_memory_allocated()) or process_peak(),  # on a GPU since the probe began
+        peak_memory=run_peak(trainer.runner.device),  # on a GPU since the probe began
         micro_batch=trainer.runner.micro_batch,
         gradient_checkpointing=trainer.runner.recomputes,
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from lorakit.plan.schedule import interval_steps, rate_share, warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.progress import Bar
 from lorakit.run_dir import Run
-from lorakit.train.checkpoint import save_model_state
+from lorakit.train.checkpoint import restore_device_generator, save_device_generator, save_model_state
 from lorakit.train.micro_batching import MicroBatchRunner, count_trained_tokens
 
 # Our words -> transformers' names.
@@ -276,6 +277,15 @@ class SupervisedTrainer(SFTTrainer):
             self._save_rng_state(str(draft))
             self.state.save_to_json(str(draft / "trainer_state.json"))
         self.run.prune_checkpoints(self.settings.keep, self.state.best_global_step)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        save_device_generator(self.runner.device, Path(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint:
+            restore_device_generator(self.runner.device, Path(checkpoint))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Nothing: the weights of the checkpoint are in the model before the trainer is made."""

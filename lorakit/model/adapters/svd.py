@@ -24,6 +24,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
 from lorakit.errors import UserError
+from lorakit.hardware.accelerator import in_float64
 from lorakit.model.adapters import AdaLora, FlexLora
 from lorakit.model.adapters.weight_init import PREFIX, lora_layers
 
@@ -255,7 +256,7 @@ class FlexLoraScheduler:
 def entropy(e: Tensor) -> Tensor:
     """How evenly a module uses its directions, from 0 to 1: the entropy of their shares of the sum of E^2. Where E is
     0, and at rank 1, it is 0: a module that uses no direction needs none, and one direction has no spread."""
-    energy = e.flatten().double().square()
+    energy = in_float64(e.flatten()).square()
     shares = energy / energy.sum().clamp(min=torch.finfo(torch.float64).tiny)
     return torch.special.entr(shares).sum() / max(math.log(len(shares)), math.log(2))
 
@@ -295,6 +296,6 @@ def _reshape(parameter: Tensor, data: Tensor) -> None:
     """Put a tensor of another shape into a parameter, which stays the object that the optimizer knows."""
     parameter.grad = None
     # While the graph of the last step lives, autograd expects gradients of the old shape; another type makes it forget.
-    other = torch.float64 if data.dtype == torch.float32 else torch.float32
+    other = torch.float16 if data.dtype == torch.float32 else torch.float32
     parameter.data = data.new_empty(0, dtype=other)
     parameter.data = data

@@ -1,0 +1,58 @@
+"""The GPU that torch computes on, whoever made it: `cuda` (NVIDIA's, and AMD's, for ROCm shows itself as CUDA), `xpu`
+(Intel's) and `mps` (Apple's). torch.accelerator is what these have in common; here is the rest of what a training
+needs of them. Nothing but `cuda` on NVIDIA's cards was run (docs/devices.md).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# Those that we know; torch has more.
+ACCELERATORS = ("cuda", "xpu", "mps")
+# Metal has no float64, and some of Intel's cards have none (`torch.xpu.get_device_properties().has_fp64`).
+_WITHOUT_FLOAT64 = ("xpu", "mps")
+
+
+def current_accelerator() -> str | None:
+    """The type of the GPU that this torch was built for and can use now, if we know it: `cuda`, `xpu` or `mps`."""
+    current = torch.accelerator.current_accelerator(check_available=True)
+    return current.type if current is not None and current.type in ACCELERATORS else None
+
+
+def free_memory_of(device: torch.device) -> int:
+    """The bytes that are free on a GPU, those in torch's own spare blocks not counted."""
+    return int(torch.accelerator.get_memory_info(device)[0])
+
+
+def in_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's numbers in float64: where it is, or on the processor where its device has no such numbers."""
+    return tensor.cpu().double() if tensor.device.type in _WITHOUT_FLOAT64 else tensor.double()
+
+
+def random_states(device: torch.device) -> list[torch.Tensor]:
+    """The states of the generators that work on `device` draws from: the processor's, and the device's own."""
+    states = [torch.get_rng_state()]
+    return states if device.type == "cpu" else [*states, torch.get_device_module(device).get_rng_state(device)]
+
+
+def set_random_states(device: torch.device, states: list[torch.Tensor]) -> None:
+    """Put the generators back to what `random_states` of the same device gave."""
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.get_device_module(device).set_rng_state(state, device)
+
+
+@contextmanager
+def restoring_random_states(device: torch.device | None = None) -> Iterator[None]:
+    """Random numbers drawn within leave no trace: the processor's generator and that of `device`, or of every GPU
+    where none is named, are afterwards as before."""
+    kind = current_accelerator() if device is None else device.type
+    devices: list[Any] = []
+    if device is None and kind:
+        devices = list(range(torch.accelerator.device_count()))
+    elif device is not None and device.type != "cpu":
+        devices = [device]
+    with torch.random.fork_rng(devices, device_type=kind if devices else None):
+        yield
