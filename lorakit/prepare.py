@@ -12,7 +12,16 @@ from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import Examples
 from lorakit.data.examples import examples_of, file_sha256s, held_out_of, tokenizer_sha256
 from lorakit.data.report import Report
-from lorakit.distributed.processes import world_size
+from lorakit.distributed.processes import (
+    any_of,
+    from_first,
+    gather,
+    is_first_of_node,
+    local_size,
+    refuse,
+    together,
+    world_size,
+)
 from lorakit.errors import BaseModelError, UserError
 from lorakit.hardware.machine import Machine, usable_machine
 from lorakit.model.companion_files import compare_with_file
@@ -25,7 +34,7 @@ from lorakit.plan.activations import spec_with_trace
 from lorakit.plan.auto import Choice, resolve_auto
 from lorakit.plan.memory import Memory, size_run
 from lorakit.plan.model_info import ModelInfo, beyond_training, load_template, read_model_info, refuse_by_config
-from lorakit.progress import Progress
+from lorakit.progress import Progress, Silent
 from lorakit.recipe.adapter_kind import effective_model, trains_all
 from lorakit.recipe.data_files import is_pattern
 from lorakit.recipe.load import load
@@ -36,6 +45,11 @@ from lorakit.run_dir import Run, versions
 
 _COMPARED = 32
 """Rows whose tokens are compared."""
+
+_DIFFERENT = {
+    "base": "model.base: the files of the base model are not the same on all machines. Copy them anew.",
+    "rows": "data: the rows become other tokens on another machine. Give all machines the same files and versions.",
+}
 
 
 class RunRows:
@@ -146,7 +160,36 @@ class Prepared:
 
 
 def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
-    """Find the base, read and render the rows, settle every `auto` for this machine; UserError where it cannot run."""
+    """Find the base, read and render the rows, settle every `auto` for this machine; UserError where it cannot run. Of
+    several processes the first of each machine reads the rows, which the others then find in the cache, and all take
+    what `auto` became from the first of all."""
+    machine = _smallest_machine(progress)
+    first = together(lambda: _prepare_alone(recipe, machine, progress) if is_first_of_node() else None)
+    settled, choices = from_first((first.recipe, first.choices) if first else None)  # type: ignore[misc]
+    prepared = together(lambda: first or _prepare_alone(settled, machine, Silent()))
+    prepared = replace(prepared, recipe=settled, choices=choices)
+    if world_size() > 1:
+        own = together(lambda: _content(prepared) if is_first_of_node() else {})
+        for what, content in from_first(own).items():
+            if any_of(is_first_of_node() and own[what] != content) == (True,):
+                refuse(UserError(_DIFFERENT[what]))
+    return prepared
+
+
+def _content(prepared: Prepared) -> dict[str, Any]:
+    return {"base": prepared.base.sha256(), "rows": prepared.tokens_sha256}
+
+
+def _smallest_machine(progress: Progress) -> Machine:
+    """The machine with the memory of the smallest device of all; a processor's is shared by the processes on it."""
+    machine = usable_machine(progress)
+    memory = machine.memory if machine.is_gpu else machine.memory // local_size()
+    if len({one.device for one in gather(machine)}) > 1:
+        refuse(UserError("some processes have a GPU and others have none: start as many as there are GPUs."))
+    return replace(machine, memory=min(gather(memory)))
+
+
+def _prepare_alone(recipe: Recipe, machine: Machine, progress: Progress) -> Prepared:
     base, template = open_template(recipe, progress)
     info = read_model_info(base.folder)
     refuse_by_config(recipe, info)
@@ -161,7 +204,7 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
         progress.warn(too_long)
     if idle := describe_idle_sharding(recipe.train, world_size()):
         progress.say(idle)
-    prepared = _settle(recipe, base, template, rows, report, info, progress)
+    prepared = _settle(recipe, base, template, rows, report, info, machine)
     if info and info.spec:
         settled = prepared.recipe.train
         sized = size_run(prepared.recipe, info, info.spec, prepared.machine.is_gpu)
@@ -177,7 +220,7 @@ def _settle(
     rows: RunRows,
     report: Report,
     info: ModelInfo | None,
-    progress: Progress,
+    machine: Machine,
 ) -> Prepared:
     """The recipe without `auto`; of `model.template_date` too, where the chat template writes a day."""
     choices: tuple[Choice, ...] = ()
@@ -186,7 +229,7 @@ def _settle(
         recipe = recipe.model_copy(update={"model": model})
         reason = "the chat template writes today's date, and the run keeps the day on which it began"
         choices = (Choice("model.template_date", template.date, reason),) if template.date else ()
-    machine, mean = usable_machine(progress), report.tokens / max(report.examples, 1)
+    mean = report.tokens / max(report.examples, 1)
     recipe, settled = resolve_auto(recipe, machine, info, report.longest, attentions_of(base), mean, world_size())
     return Prepared(recipe, (*choices, *settled), base, machine, template.tokenizer, rows, report)
 
@@ -227,7 +270,9 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
             report = Report.from_dict(manifest["data"]["train"])
         except (KeyError, TypeError):  # of another version
             report = rows.train.report
-        prepared = _settle(recipe, opened, template, rows, report, read_model_info(opened.folder), progress)
+        prepared = _settle(
+            recipe, opened, template, rows, report, read_model_info(opened.folder), usable_machine(progress)
+        )
     refuse_other_base(prepared, manifest, folder)
     files = {run.model / name: recorded for name, recorded in manifest.get("model_sha256", {}).items()}
     keys = {"adapter_model.safetensors": "adapter_sha256", "adapter_config.json": "adapter_config_sha256"}

@@ -22,11 +22,16 @@ def _facts() -> tuple:
     rank = processes.rank()
     copied = torch.full((2, 2), float(rank)).t()
     processes.copy_from_first([copied])
-    return processes.gather(rank), processes.from_first(f"by {rank}"), processes.any_of(rank == 1), float(copied.sum())
+    return (
+        processes.gather(rank),
+        processes.from_first(f"by {rank}"),
+        processes.any_of(rank == 1, rank == 2),
+        float(copied.sum()),
+    )
 
 
 def test_facts_are_gathered_and_shared():
-    assert run_on(2, _facts) == [([0, 1], "by 0", True, 0.0)] * 2
+    assert run_on(2, _facts) == [([0, 1], "by 0", (True, False), 0.0)] * 2
 
 
 def _fails_on_the_second() -> None:

@@ -279,9 +279,10 @@ def test_half_precision_computes_under_autocast_and_trains_the_adapter_in_float3
     assert all(weight.dtype == torch.float32 for weight in adapter_weights(run).values())
 
 
-def test_a_launcher_is_refused(recipe_file, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="one device"):
+def test_processes_of_a_launcher_that_have_not_joined_are_refused(recipe_file, tmp_path, monkeypatch):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.setenv(name, "2")
+    with pytest.raises(LorakitError, match="has not joined"):
         run_recipe(recipe_file(), tmp_path / "run")
 
 

@@ -1,6 +1,8 @@
 """`lorakit train`"""
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,36 +44,81 @@ def train(
     The run's folder gets the adapter, checkpoints, the log, the resolved recipe and a manifest. Ctrl-C writes a
     checkpoint and exits with 130; [cyan]--resume[/cyan] goes on from there to the same result.
     """
-    from lorakit import console
     from lorakit.recipe.load import load
 
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other.")
-    progress = console.Terminal(quiet)
     if output is not None:
         overrides = [*overrides, f"output.dir={json.dumps(str(output))}"]
     loaded = load(recipe, overrides)
-    from lorakit.prepare import prepare_run
-    from lorakit.recipe.adapter_kind import trains_all
     from lorakit.recipe.export_target import parse_target, refuse_missing_modules
+
+    with loaded.locating():
+        refuse_missing_modules([parse_target(word) for word in loaded.recipe.output.export], "output.export")
+    from lorakit.distributed.join import joined
+
+    with joined():
+        if dry_run:
+            _dry_run(loaded, as_json, quiet)
+        else:
+            _run(loaded, resume, overwrite, as_json, quiet)
+
+
+def _dry_run(loaded: "LoadedRecipe", as_json: bool, quiet: bool) -> None:
+    from lorakit.distributed.processes import is_first
+    from lorakit.prepare import prepare_run
+
+    progress = _progress(quiet)
+    with loaded.locating():
+        prepared = prepare_run(loaded.recipe, progress)
+    if is_first():
+        _describe(prepared, progress)
+        _print_plan(prepared, as_json, progress)
+
+
+def _progress(quiet: bool) -> "Progress":
+    """The terminal, of the first process; the others say nothing."""
+    from lorakit import console
+    from lorakit.distributed.processes import is_first
+    from lorakit.progress import Silent
+
+    return console.Terminal(quiet) if is_first() else Silent()
+
+
+@contextmanager
+def _opened(loaded: "LoadedRecipe", resume: bool, overwrite: bool) -> Iterator["Run"]:
+    """The run's folder, held by the first process for all of them."""
+    from lorakit.distributed.processes import is_first, together
     from lorakit.run_dir import Run, missing_run, open_run
 
     folder = Path(str(loaded.recipe.output.dir))
+
+    def open_folder() -> "Run":
+        if not is_first():
+            return Run(folder)
+        if resume and not (Run(folder).recipe.is_file() or Run(folder).manifest.exists()):
+            raise missing_run(folder)  # a new one would begin in a place that may be a typing error
+        if overwrite:
+            _refuse_inputs_inside(folder, loaded)
+        return stack.enter_context(open_run(folder, resume, overwrite))
+
+    with ExitStack() as stack:
+        yield together(open_folder)
+
+
+def _run(loaded: "LoadedRecipe", resume: bool, overwrite: bool, as_json: bool, quiet: bool) -> None:
+    """Train, merge and export, and print what came of it."""
+    from lorakit import console
+    from lorakit.distributed.processes import is_first
+    from lorakit.recipe.adapter_kind import trains_all
+    from lorakit.recipe.export_target import parse_target
+
+    progress = _progress(quiet)
     targets = [parse_target(word) for word in loaded.recipe.output.export]
-    with loaded.locating():
-        refuse_missing_modules(targets, "output.export")
-    if dry_run:
-        with loaded.locating():
-            prepared = prepare_run(loaded.recipe, progress)
-        _describe(prepared, progress)
-        _print_plan(prepared, as_json, progress)
-        return
-    if resume and not (Run(folder).recipe.is_file() or Run(folder).manifest.exists()):
-        raise missing_run(folder)  # a new one would begin in a place that may be a typing error
-    if overwrite:
-        _refuse_inputs_inside(folder, loaded)
-    with open_run(folder, resume, overwrite) as run:
+    with _opened(loaded, resume, overwrite) as run:
         outcome, prepared = _train(run, loaded, resume, progress)
+        if not is_first():
+            return
         whole = trains_all(prepared.recipe.adapter)
         facts: dict[str, Any] = {"model": str(run.model)} if whole else {"adapter": str(run.adapter)}
         if not as_json:
@@ -94,22 +141,34 @@ def train(
 
 def _train(run: "Run", loaded: "LoadedRecipe", resume: bool, progress: "Progress") -> "tuple[Outcome, Prepared]":
     """Train, or go on from the last checkpoint; a finished run that lacks only its merge or an export is reopened."""
+    from lorakit.distributed.processes import is_first, on_first, together
     from lorakit.prepare import prepare_run, reopen_run
     from lorakit.train.checkpoint import checkpoint_to_resume, resumed_recipe
     from lorakit.train.run import Outcome
     from lorakit.train.run import train as train_run
 
-    recipe = resumed_recipe(run, loaded) if resume else loaded.recipe
-    if resume and run.is_complete() and (missing := _missing_outputs(run, loaded)):
+    recipe = on_first(lambda: resumed_recipe(run, loaded)) if resume else loaded.recipe
+    missing = on_first(lambda: _missing_outputs(run, loaded) if resume and run.is_complete() else [])
+    if missing:
         progress.say(f"the training has ended; only this is missing: {', '.join(missing)}")
-        _, prepared = reopen_run(run.folder, progress)
+        _, prepared = together(lambda: reopen_run(run.folder, progress))
         return Outcome(**run.read_manifest()["result"]), prepared
     with loaded.locating():
         prepared = prepare_run(recipe, progress)
-    _describe(prepared, progress)
-    checkpoint = checkpoint_to_resume(run, prepared, progress) if resume else None
+    if is_first():
+        _describe(prepared, progress)
+    checkpoint = on_first(lambda: checkpoint_to_resume(run, prepared, progress)) if resume else None
+    together(lambda: _refuse_unseen(checkpoint))
     with loaded.locating():
         return train_run(prepared, run, progress, checkpoint), prepared
+
+
+def _refuse_unseen(checkpoint: Path | None) -> None:
+    """Of several machines all read the checkpoint."""
+    if checkpoint and not checkpoint.is_dir():
+        raise UserError(
+            f"{checkpoint}: not on every machine. Put the run's folder where all machines see it (--output)."
+        )
 
 
 def _missing_outputs(run: "Run", loaded: "LoadedRecipe") -> list[str]:

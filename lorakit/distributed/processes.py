@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from lorakit.errors import EXIT_FAILED, LorakitError, exit_code_of
 
@@ -111,17 +111,24 @@ def together(work: Callable[[], Result]) -> Result:
         result = work()
     except Exception as caught:
         error = caught
-    failures = gather(None if error is None else (str(error), _exit_code(error)))
-    failed = next(((at, failure) for at, failure in enumerate(failures) if failure), None)
-    if failed is None:
+    if any_of(error is not None) == (False,):
         return result  # type: ignore[return-value]
-    if error is not None and failed[0] == _world.rank:
+    failures = gather(None if error is None else (str(error), _exit_code(error)))
+    rank, failure = next((rank, failure) for rank, failure in enumerate(failures) if failure)
+    if error is not None and rank == _world.rank:
         raise error
-    raise FailedElsewhere(*failed[1]) from error
+    raise FailedElsewhere(*failure) from error
 
 
 def _exit_code(error: Exception) -> int:
     return exit_code_of(error) if isinstance(error, LorakitError) else EXIT_FAILED
+
+
+def refuse(error: LorakitError) -> NoReturn:
+    """Raise an error that all processes meet alike: the first one as it is, the others without a message."""
+    if is_first():
+        raise error
+    raise FailedElsewhere(str(error), exit_code_of(error)) from error
 
 
 def on_first(work: Callable[[], Result]) -> Result:
@@ -130,9 +137,16 @@ def on_first(work: Callable[[], Result]) -> Result:
     return from_first(result)  # type: ignore[return-value]
 
 
-def any_of(fact: bool) -> bool:
-    """Whether something is so on any process."""
-    return any(gather(fact))
+def any_of(*facts: bool) -> tuple[bool, ...]:
+    """Of each fact, whether it is so on any process: one small message for all of them."""
+    if _world.size == 1:
+        return facts
+    import torch
+    from torch import distributed
+
+    flags = torch.tensor([int(fact) for fact in facts])
+    _communicate(lambda: distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=_world.control))
+    return tuple(map(bool, flags.tolist()))
 
 
 def sum_in_place(tensors: "Iterable[torch.Tensor]") -> int:

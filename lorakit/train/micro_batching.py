@@ -1,5 +1,6 @@
 """The forward and backward passes of a step: micro-batches that fit into memory, and smaller ones where they do not."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ import torch
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 
-from lorakit.data.batches import collate, collate_packed, first_fit_decreasing, split_batch
+from lorakit.data.batches import collate, collate_packed, first_fit_decreasing, share_of_step, split_batch
 from lorakit.data.rows import IGNORED
+from lorakit.distributed.processes import any_of, gather, is_first, rank, refuse, sum_in_place, together, world_size
 from lorakit.errors import LorakitError, UserError
 from lorakit.hardware.accelerator import random_states, set_random_states
 from lorakit.hardware.memory import OutOfMemory, free_memory, return_freed_memory, within_memory
@@ -24,6 +26,21 @@ from lorakit.progress import Progress
 from lorakit.train.setup import TrainingState
 
 Pack = list[dict[str, Any]]  # what a micro-batch counts: the rows of one pack, or one row where the run does not pack
+
+
+def without_labels(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with nothing to train: its loss and its gradients are zero."""
+    return row | {"labels": [IGNORED] * len(row["labels"])}
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Memory ran out on one process, on micro-batches of at most `tried` packs. `largest`: the rows and the tokens of
+    its longest pack."""
+
+    tried: int
+    largest: tuple[int, int]
+    message: str
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,9 @@ class MicroBatchRunner:
     """Computes the loss and the gradients of each step, in micro-batches that fit into memory.
 
     The loss of a step is the mean over its trained tokens. Where memory runs out, the step is done again from its
-    beginning in micro-batches half as large, and so are all after it; `on_shrink` gets the facts by name.
+    beginning in micro-batches half as large, and so are all after it; `on_shrink` gets the facts by name. Of several
+    processes each computes a share of the step's rows, all go on with the same micro-batches, and `reduced` counts the
+    bytes of gradients that each sends.
     """
 
     def __init__(
@@ -73,7 +92,7 @@ class MicroBatchRunner:
         self.prepared = prepared
         recipe = self.recipe = prepared.recipe
         self.model, self.rank_scheduler = state.model, state.rank_scheduler
-        self.progress, self.on_shrink = progress, on_shrink
+        self.progress, self.on_shrink, self.reduced = progress, on_shrink, 0
         set_gradient_checkpointing(self.model, bool(recipe.train.gradient_checkpointing))
         self.device = next(self.model.parameters()).device
         self.micro_batch = self.held_out_batch = int(recipe.train.micro_batch)
@@ -94,19 +113,36 @@ class MicroBatchRunner:
         """The mean loss of a step over its trained `tokens`. The weights, which have no gradients yet, get them.
         LorakitError where the loss is not a number, or not even one row fits into memory."""
         self.model.train()
-        packs = self.layout.pack(rows)
+        # Without a row of its own a process computes one that trains nothing: DoRA forgets its norms in the backward.
+        packs = self.layout.pack(share_of_step(rows, rank(), world_size()) or [without_labels(rows[0])])
+        if rank():  # each process has its own dropout; the first one's stream is that of the run, in its checkpoints
+            torch.manual_seed(_stream_seed(self.recipe.train.seed, step, rank()))
         states = random_states(self.device)  # from which dropout draws
         while True:
-            loss = within_memory(partial(self._run_packs, packs, tokens, step))
-            if not isinstance(loss, OutOfMemory):
-                return loss
+            loss = together(partial(within_memory, partial(self._run_packs, packs, tokens, step)))
+            if not (shortages := self.shortages(packs, loss)):
+                assert not isinstance(loss, OutOfMemory)
+                return self._reduce(loss)
             self.drop_gradients()
             set_random_states(self.device, states)
-            self.shrink(f"at step {step}", step, packs, loss)
+            self.shrink(f"at step {step}", step, shortages)
 
     def _run_packs(self, packs: list[Pack], tokens: int, step: int) -> torch.Tensor:
         some = split_batch(packs, self.micro_batch)
         return sum((self.run_micro_batch(few, tokens, step) for few in some), torch.zeros((), device=self.device))
+
+    def _reduce(self, loss: torch.Tensor) -> torch.Tensor:
+        """Add up the gradients of all processes, and return the loss of the whole step."""
+        if world_size() == 1:
+            return loss
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if any_of(any(parameter.grad is None for parameter in trained)) == (True,):  # such as an expert's
+            reached = any_of(*(parameter.grad is not None for parameter in trained))
+            trained = [parameter for parameter, somewhere in zip(trained, reached, strict=True) if somewhere]
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        self.reduced = sum_in_place([*(parameter.grad for parameter in trained), loss])
+        return loss
 
     def run_micro_batch(self, packs: Sequence[Pack], tokens: int, step: int) -> torch.Tensor:
         """Forward and backward of one micro-batch: its part of the loss of a step with so many trained `tokens`."""
@@ -127,10 +163,23 @@ class MicroBatchRunner:
         self.model.zero_grad(set_to_none=True)
         free_memory()
 
-    def shrink(self, when: str, step: int, packs: Sequence[Pack], failure: OutOfMemory) -> None:
-        """Choose what to go on with after memory ran out on micro-batches of these packs, and report it; LorakitError
-        where nothing smaller is left."""
-        tried = min(self.micro_batch, len(packs))
+    def shortages(self, packs: Sequence[Pack], result: Any) -> dict[int, Shortage]:
+        """The processes on which memory ran out, if `result` is what became of these packs here."""
+        is_short = isinstance(result, OutOfMemory)
+        if any_of(is_short) == (False,):
+            return {}
+        own = None
+        if is_short:
+            largest = len(packs[0]), sum(len(row["input_ids"]) for row in packs[0])
+            own = Shortage(min(self.micro_batch, len(packs)), largest, result.message)
+        return {rank: shortage for rank, shortage in enumerate(gather(own)) if shortage}
+
+    def shrink(self, when: str, step: int, shortages: dict[int, Shortage]) -> None:
+        """Choose what all processes go on with after memory ran out on some, and report it; LorakitError where nothing
+        smaller is left."""
+        process, shortage = min(shortages.items(), key=lambda item: item[1].tried)
+        tried = shortage.tried
+        when += f" on rank {process}" if world_size() > 1 else ""
         if tried > 1:
             self.micro_batch = -(-tried // 2)
             remedy = f"micro-batches of {self.micro_batch} from here on"
@@ -139,12 +188,13 @@ class MicroBatchRunner:
             set_gradient_checkpointing(self.model, True)
             remedy = "gradient checkpointing from here on"
         else:
-            raise LorakitError(self._too_large(when, packs[0], failure))
+            refuse(LorakitError(self._too_large(when, *shortage.largest, shortage.message)))
         self.held_out_batch = min(self.held_out_batch, self.micro_batch)  # as a resumed run has it
         but = " except for dropout masks" if self.recipe.adapter.dropout else ""
         self.progress.warn(f"out of memory {when} with micro_batch {tried}: {remedy}. Results are unchanged{but}.")
         change = {"step": step, "micro_batch": tried, "now": self.micro_batch}
-        self.on_shrink(change | {"gradient_checkpointing": self.recomputes})
+        if is_first():
+            self.on_shrink(change | {"gradient_checkpointing": self.recomputes})
 
     def held_out_loss(self, rows: Sequence[dict[str, Any]]) -> tuple[float, int, int]:
         """The summed loss and the trained tokens of the first of `rows`, as many as fit into memory, and how many."""
@@ -155,7 +205,8 @@ class MicroBatchRunner:
                 return (*result, len(some))
             free_memory()
             if len(some) == 1:
-                raise LorakitError(self._too_large("in the held-out evaluation", some, result))
+                tokens = len(some[0]["input_ids"])
+                raise LorakitError(self._too_large("in the held-out evaluation", 1, tokens, result.message))
             self.held_out_batch = -(-len(some) // 2)
             self.progress.warn(
                 f"out of memory in the held-out evaluation: {self.held_out_batch} rows at once from now on"
@@ -187,14 +238,17 @@ class MicroBatchRunner:
         remedy = "Lower train.learning_rate, and look at these rows."
         return f"step {step}: the loss is {total.item()}; rows: {rows}. {remedy}"
 
-    def _too_large(self, when: str, pack: Sequence[dict[str, Any]], failure: OutOfMemory) -> str:
-        tokens = sum(len(row["input_ids"]) for row in pack)
+    def _too_large(self, when: str, rows: int, tokens: int, message: str) -> str:
         quantization = "model.quantization: nf4, " if self.recipe.model.quantization == "none" else ""
         return (
-            f"out of memory {when}: one {'pack' if len(pack) > 1 else 'row'} of {tokens:,} tokens does not fit "
-            f"({failure.message}). Write a smaller data.max_length, {quantization}or fewer adapter.targets; lorakit "
+            f"out of memory {when}: one {'pack' if rows > 1 else 'row'} of {tokens:,} tokens does not fit "
+            f"({message}). Write a smaller data.max_length, {quantization}or fewer adapter.targets; lorakit "
             "plan tells what fits."
         )
+
+
+def _stream_seed(*numbers: int) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big")
 
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:

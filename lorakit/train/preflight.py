@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from lorakit.amounts import gibibytes
-from lorakit.data.batches import collate, collate_packed
+from lorakit.data.batches import collate, collate_packed, share_of_step
 from lorakit.data.rows import IGNORED
+from lorakit.distributed.processes import any_of, rank, refuse, together, world_size
 from lorakit.errors import LorakitError, UserError
 from lorakit.hardware.accelerator import restoring_random_states
 from lorakit.hardware.memory import OutOfMemory, measure_peak, within_memory
@@ -73,24 +74,26 @@ def probe_longest(runner: MicroBatchRunner, step: int = 1) -> ProbeResult:
     train, examples = runner.recipe.train, runner.prepared.train
     order = sorted(enumerate(examples.lengths().tolist()), key=lambda row: -row[1])
     rows = [examples.rows[index] for index, _ in order[: train.batch_size]]
-    packs, tokens, halved = runner.layout.pack(rows), count_trained_tokens(rows), []
+    share = share_of_step(rows, rank(), world_size()) or rows[-1:]
+    packs, tokens = runner.layout.pack(share), count_trained_tokens(rows)
+    halved: list[int] = []
     with _restoring_modes(runner):
         # Filled, since the system gives a CPU no memory for an empty tensor.
         size = state_bytes(runner.model, train.optimizer)
         room = within_memory(lambda: torch.full((size,), 1, dtype=torch.uint8, device=runner.device))
-        if isinstance(room, OutOfMemory):
-            raise LorakitError(states_do_not_fit(runner.model, train.optimizer, "before training"))
+        if any_of(isinstance(room, OutOfMemory)) == (True,):
+            refuse(LorakitError(states_do_not_fit(runner.model, train.optimizer, "before training")))
         while True:
             some = packs[: runner.micro_batch]
             with measure_peak(runner.device) as memory:
                 start = time.monotonic()
-                result = within_memory(partial(runner.run_micro_batch, some, tokens, step))
+                result = together(partial(within_memory, partial(runner.run_micro_batch, some, tokens, step)))
             seconds = time.monotonic() - start  # `measure_peak` has waited for the GPU
-            if not isinstance(result, OutOfMemory):
+            if not (shortages := runner.shortages(some, result)):
                 break
             runner.drop_gradients()
             halved.append(len(some))
-            runner.shrink("in the probe of the longest rows", step, some, result)
+            runner.shrink("in the probe of the longest rows", step, shortages)
         del room
     return ProbeResult(
         micro_batch=runner.micro_batch,

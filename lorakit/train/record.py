@@ -9,6 +9,7 @@ import torch
 
 from lorakit.atomic_io import atomic_dir, files_in, sha256_of, write_atomic
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
+from lorakit.distributed.processes import world_size
 from lorakit.model.companion_files import write_tokenizer, write_trained_model
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.model_card import quantization_argument
@@ -98,7 +99,12 @@ def initial_manifest(prepared: Prepared, state: TrainingState) -> dict[str, Any]
         "format": 1,
         "started": now(),
         "versions": versions(),
-        "machine": {"device": machine.device, "name": machine.name, "threads": torch.get_num_threads()},
+        "machine": {
+            "device": machine.device,
+            "name": machine.name,
+            "threads": torch.get_num_threads(),
+            "devices": world_size(),
+        },
         "seed": recipe.train.seed,
         "base": {
             "name": prepared.base.name,

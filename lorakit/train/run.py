@@ -1,61 +1,28 @@
 """One training run: a prepared recipe -> an adapter in a run's folder."""
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from lorakit.amounts import counted
+from lorakit.distributed.join import launched
+from lorakit.distributed.processes import copy_from_first, gather, is_first, on_first, refuse, together
 from lorakit.errors import Interrupted, LorakitError, UserError, explain_error
 from lorakit.hardware.memory import free_memory, is_out_of_memory, return_freed_memory, run_peak
 from lorakit.model.adapters.svd import ranks_in_words
+from lorakit.model.peft_adapter import trained_weights
 from lorakit.plan.schedule import warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.run_dir import Run, now
+from lorakit.train.agreement import StopRequest
 from lorakit.train.checkpoint import restore_model_state
 from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
 from lorakit.train.preflight import check_loss, describe_probe, probe_longest, states_do_not_fit
 from lorakit.train.record import RunRecord, initial_manifest, save_result
 from lorakit.train.setup import set_up_training
 from lorakit.train.trainer import SupervisedTrainer
-
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class StopRequest:
-    """Set by Ctrl-C, SIGTERM or SIGHUP: the step ends, a checkpoint is written, the run stops. A second one kills."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress, self.signal = progress, 0
-
-    def __call__(self) -> bool:
-        return bool(self.signal)
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take over the signals, except ignored ones (nohup ignores SIGHUP); only a program's main thread may."""
-        is_main = threading.current_thread() is threading.main_thread()
-        numbers = [number for number in _STOPS if is_main and signal.getsignal(number) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self._received) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _received(self, number: int, frame: FrameType | None) -> None:
-        if self.signal and number == signal.SIGHUP:
-            return  # it follows by itself: systemd sends it after SIGTERM, and a closed terminal more than one
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
-        self.progress.warn("stopping: this step ends and a checkpoint is written (again to stop at once)")
 
 
 @dataclass(frozen=True)
@@ -79,15 +46,19 @@ class Outcome:
 def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None = None) -> Outcome:
     """Train the adapter of a prepared recipe into `run`, which `open_run` holds, from the start or from a checkpoint of
     the same run. Interrupted after Ctrl-C or SIGTERM: the folder then has a checkpoint of the last whole step.
-    LorakitError where the loss is not a number, or memory ran out."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("lorakit trains on one device: start `lorakit train` itself, not through a launcher.")
+    LorakitError where the loss is not a number, or memory ran out. Several processes train it together; the first
+    alone writes, and alone needs to hold `run`."""
+    if launched():  # each would train on its own, into the same folder
+        raise LorakitError(
+            "a launcher started this process, and it has not joined the others: lorakit.distributed.join"
+        )
     warmup = warmup_steps(prepared.recipe.train, prepared.steps)
     if warmup and warmup >= prepared.steps:
-        raise UserError(
+        message = (
             f"train.warmup: {counted(warmup, 'step')} of warm-up in a run of {prepared.steps:,}: the learning rate "
             "would never be reached. Write less, or a fraction such as 0.03."
         )
+        refuse(UserError(message))
     try:
         return _train(prepared, run, progress, checkpoint)
     except LorakitError:
@@ -105,21 +76,24 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     settings = prepared.recipe.train
     if settings.gradient_checkpointing and not prepared.machine.is_gpu:
         return_freed_memory()  # before the weights: what loading leaves free would be filled by what is recomputed
-    state = set_up_training(prepared, checkpoint, progress)
-    check_loss(state.model, prepared)
+    state = together(partial(set_up_training, prepared, checkpoint, progress))
+    copy_from_first(trained_weights(state.model).values())
+    together(partial(check_loss, state.model, prepared))
     free_memory()  # of loading and of the check
-    record = RunRecord(run, prepared.recipe, run.read_manifest() if checkpoint else initial_manifest(prepared, state))
+    manifest = on_first(lambda: run.read_manifest() if checkpoint else initial_manifest(prepared, state))
+    record = RunRecord(run, prepared.recipe, manifest)
     runner, stopping = MicroBatchRunner(state, prepared, progress, record.add_out_of_memory), StopRequest(progress)
     with stopping.listening():
         outcome = _fit(runner, record, stopping, checkpoint)
         if state.rank_scheduler:
             progress.say(ranks_in_words(state.model))
         manifest = record.manifest | {"status": "complete", "finished": now(), "result": outcome.__dict__}
-        run.write_manifest(manifest | save_result(state, prepared, run, manifest))
+        on_first(lambda: run.write_manifest(manifest | save_result(state, prepared, run, manifest)))
     output = prepared.recipe.output
-    if stopping() and (output.merged or output.export):
+    if stopping.agreed() and (output.merged or output.export):
         what = "the merge" if output.merged else "the exports"
-        raise Interrupted(f"stopped before {what}; the training is complete, --resume goes on with what is missing")
+        message = f"stopped before {what}; the training is complete, --resume goes on with what is missing"
+        refuse(Interrupted(message))
     return outcome
 
 
@@ -130,10 +104,7 @@ def _fit(runner: MicroBatchRunner, record: RunRecord, stopping: StopRequest, che
     start = time.monotonic()
     with runner.progress.bar("training", total=steps, done=done) as bar:
         trainer = SupervisedTrainer(runner=runner, run=run, bar=bar, stopping=stopping)
-        if not checkpoint:
-            run.clear()
-        record.write()
-        run.go_back_to(done)
+        on_first(partial(_begin_folder, run, record, checkpoint, done))
         with compute_optimizations(runner.model, prepared.recipe.model.dtype):
             if prepared.machine.is_gpu and done < steps:
                 runner.progress.say(describe_probe(probe_longest(runner, done + 1), prepared))
@@ -147,10 +118,17 @@ def _fit(runner: MicroBatchRunner, record: RunRecord, stopping: StopRequest, che
     end = trainer.state
     ended = end.global_step >= steps or trainer.ends_early()
     if stopping() and (not ended or trainer.owes_evaluation()):
-        raise Interrupted(f"stopped after step {end.global_step} of {steps}; --resume goes on from its checkpoint")
-    if end.best_global_step and end.best_global_step != end.global_step:
+        refuse(Interrupted(f"stopped after step {end.global_step} of {steps}; --resume goes on from its checkpoint"))
+    if is_first() and end.best_global_step and end.best_global_step != end.global_step:
         restore_model_state(runner.model, scheduler, run.checkpoint(end.best_global_step))
     return _outcome(trainer, time.monotonic() - start)
+
+
+def _begin_folder(run: Run, record: RunRecord, checkpoint: Path | None, done: int) -> None:
+    if not checkpoint:
+        run.clear()
+    record.write()
+    run.go_back_to(done)
 
 
 def _outcome(trainer: SupervisedTrainer, seconds: float) -> Outcome:
@@ -164,7 +142,7 @@ def _outcome(trainer: SupervisedTrainer, seconds: float) -> Outcome:
         seconds=round(seconds, 1),
         seconds_a_step=round(busy / trainer.steps, 3) if trainer.steps else 0.0,
         trained_tokens_per_second=round(trainer.tokens / busy, 1) if busy else 0.0,
-        peak_memory=run_peak(trainer.runner.device),  # on a GPU since the probe began
+        peak_memory=max(gather(run_peak(trainer.runner.device))),  # on a GPU since the probe began
         micro_batch=trainer.runner.micro_batch,
         gradient_checkpointing=trainer.runner.recomputes,
     )

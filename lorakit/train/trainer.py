@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -19,11 +19,23 @@ from trl import SFTConfig, SFTTrainer
 from lorakit.atomic_io import atomic_dir, write_atomic
 from lorakit.data.batches import run_batches
 from lorakit.data.mixture import Mixture
+from lorakit.distributed.processes import (
+    any_of,
+    from_first,
+    gather,
+    is_first,
+    on_first,
+    rank,
+    refuse,
+    together,
+    world_size,
+)
 from lorakit.errors import Interrupted, LorakitError
 from lorakit.plan.schedule import interval_steps, rate_share, warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.progress import Bar
 from lorakit.run_dir import Run
+from lorakit.train.agreement import StopRequest, keep_equal
 from lorakit.train.checkpoint import restore_device_generator, save_device_generator, save_model_state
 from lorakit.train.micro_batching import MicroBatchRunner, count_trained_tokens
 
@@ -114,7 +126,7 @@ class TrainingCallback(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_evaluate = self.trainer.eval_dataset is not None
             control.should_save = True
-        if self.trainer.stopping():
+        if self.trainer.stopping.agreed():
             control.should_evaluate = False
             control.should_save = control.should_training_stop = True
 
@@ -122,7 +134,7 @@ class TrainingCallback(TrainerCallback):
 class SupervisedTrainer(SFTTrainer):
     """Trains on examples that are rendered and masked already. Its batch is a whole optimizer step."""
 
-    def __init__(self, runner: MicroBatchRunner, run: Run, bar: Bar, stopping: Callable[[], bool]) -> None:
+    def __init__(self, runner: MicroBatchRunner, run: Run, bar: Bar, stopping: StopRequest) -> None:
         prepared = runner.prepared
         self.runner, self.rank_scheduler, self.progress = runner, runner.rank_scheduler, runner.progress
         self.run, self.bar, self.stopping = run, bar, stopping
@@ -164,16 +176,17 @@ class SupervisedTrainer(SFTTrainer):
         super().log(logs, start_time)
         step = self.state.global_step
         line = {"step": step, "epoch": round(self.state.epoch or 0.0, 4)}
-        if "eval_loss" in logs:
+        if "eval_loss" in logs and is_first():
             self.run.log_line(line | {"eval_loss": logs["eval_loss"]})
         if "loss" not in logs:
             return
         self.tokens += self.step_tokens
         if not self.args.fp16 and not math.isfinite(logs.get("grad_norm", 0.0)):  # fp16's loss scaler skips such steps
-            raise LorakitError(f"step {step}: the gradient is {logs['grad_norm']}. Lower train.learning_rate.")
+            refuse(LorakitError(f"step {step}: the gradient is {logs['grad_norm']}. Lower train.learning_rate."))
         speed = self.tokens / self.busy if self.busy else 0.0
         facts = {name: logs.get(name) for name in ("loss", "grad_norm", "learning_rate")}
-        self.run.log_line(line | facts | {"trained_tokens_per_second": round(speed, 1)})
+        if is_first():
+            self.run.log_line(line | facts | {"trained_tokens_per_second": round(speed, 1)})
         self.bar.advance(1, f"loss {logs['loss']:.4f}  {speed:,.0f} trained tokens/s")
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -183,23 +196,24 @@ class SupervisedTrainer(SFTTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The held-out loss: the mean over all trained tokens of the held-out rows."""
         rows, step = self.eval_dataset, self.state.global_step
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))[rank() :: world_size()]
         self.model.eval()
         total, tokens, done, start = 0.0, 0, 0, time.monotonic()
         with self.progress.bar("held-out loss", total=len(rows)) as bar:
-            while done < len(order):
-                if self.stopping():
+            while any_of(done < len(order)) == (True,):
+                if self.stopping.agreed():
                     # One that is made up after resuming has its checkpoint, and the random states are not loaded yet.
-                    if not self.run.checkpoint(step).is_dir():
+                    if from_first(not self.run.checkpoint(step).is_dir()):
                         self._save_checkpoint(self.model, None)
-                    raise Interrupted("stopped during an evaluation; --resume goes on from its checkpoint")
+                    refuse(Interrupted("stopped during an evaluation; --resume goes on from its checkpoint"))
                 some = [rows[index] for index in order[done : done + self.runner.held_out_batch]]
-                loss, count, scored = self.runner.held_out_loss(some)
+                loss, count, scored = together(partial(self.runner.held_out_loss, some)) if some else (0.0, 0, 0)
                 total, tokens, done = total + loss, tokens + count, done + scored
-                bar.advance(scored)
+                bar.advance(scored * world_size())
         self.model.train()
+        total, tokens = (sum(parts) for parts in zip(*gather((total, tokens)), strict=True))
         if not math.isfinite(total):
-            raise LorakitError(f"step {step}: the held-out loss is {total}. Lower train.learning_rate.")
+            refuse(LorakitError(f"step {step}: the held-out loss is {total}. Lower train.learning_rate."))
         metrics = {"eval_loss": total / tokens, "eval_seconds": time.monotonic() - start}
         self.log(dict(metrics))
         self.control.should_evaluate = False
@@ -238,10 +252,10 @@ class SupervisedTrainer(SFTTrainer):
         loop = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if self.owes_evaluation():
             step = self.state.global_step
-            self.run.forget_evaluation(step)
+            on_first(partial(self.run.forget_evaluation, step))
             self._determine_best_metric(self.evaluate(), None)
             text = json.dumps(asdict(self.state), indent=2, sort_keys=True) + "\n"  # as its `save_to_json` writes it
-            write_atomic(self.run.checkpoint(step) / "trainer_state.json", text)
+            on_first(partial(write_atomic, self.run.checkpoint(step) / "trainer_state.json", text))
         return loop
 
     def owes_evaluation(self) -> bool:
@@ -269,6 +283,10 @@ class SupervisedTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Everything that the next step depends on, under its final name only when it is complete."""
+        keep_equal(self.model, self.progress)
+        on_first(self._write_checkpoint)
+
+    def _write_checkpoint(self) -> None:
         self.store_flos()
         with atomic_dir(self.run.checkpoint(self.state.global_step)) as draft:
             save_model_state(self.model, self.rank_scheduler, draft)
