@@ -23,6 +23,7 @@ from lorakit.distributed.processes import (
     world_size,
 )
 from lorakit.errors import BaseModelError, UserError
+from lorakit.hardware.devices import devices_of
 from lorakit.hardware.machine import Machine, usable_machine
 from lorakit.model.companion_files import compare_with_file
 from lorakit.model.config_values import Positions
@@ -207,7 +208,8 @@ def _prepare_alone(recipe: Recipe, machine: Machine, progress: Progress) -> Prep
     prepared = _settle(recipe, base, template, rows, report, info, machine)
     if info and info.spec:
         settled = prepared.recipe.train
-        sized = size_run(prepared.recipe, info, info.spec, prepared.machine.is_gpu)
+        devices = devices_of(prepared.machine, world_size())
+        sized = size_run(prepared.recipe, info, info.spec, prepared.machine.is_gpu, devices)
         memory = sized.memory(int(settled.micro_batch), report.longest, bool(settled.gradient_checkpointing))
         prepared = replace(prepared, expected=memory)
     return prepared
@@ -229,8 +231,8 @@ def _settle(
         recipe = recipe.model_copy(update={"model": model})
         reason = "the chat template writes today's date, and the run keeps the day on which it began"
         choices = (Choice("model.template_date", template.date, reason),) if template.date else ()
-    mean = report.tokens / max(report.examples, 1)
-    recipe, settled = resolve_auto(recipe, machine, info, report.longest, attentions_of(base), mean, world_size())
+    mean, devices = report.tokens / max(report.examples, 1), devices_of(machine, world_size())
+    recipe, settled = resolve_auto(recipe, machine, info, report.longest, attentions_of(base), mean, devices)
     return Prepared(recipe, (*choices, *settled), base, machine, template.tokenizer, rows, report)
 
 

@@ -38,6 +38,9 @@ class TrainingStep:
     accumulates: bool = False  # several micro-batches a step: gradients are there in the forward pass
     on_gpu: bool = True
     trained_width: int = 4  # bytes of a trained number and of its gradient, and of each of AdamW's states
+    devices: int = 1  # that train together: the rows here are those of one of them
+    sharding: str = "none"  # what they share out besides rows
+    collectives: int = 0  # bytes that the library by which they talk takes on a device
     # What other software does: no autocast over an adapter in float32; every frozen linear layer keeps its input too,
     # as int8 ones do; each adapted layer copies its input to float32, as PEFT's own does outside of autocast.
     plain_half: bool = False

@@ -4,12 +4,13 @@ import importlib.util
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lorakit.amounts import counted, gibibytes
 from lorakit.errors import UserError
+from lorakit.hardware.devices import ONE_DEVICE, Devices
 from lorakit.hardware.gpus import slowest_gpu
 from lorakit.hardware.machine import Machine, gpu_throughput
 from lorakit.model.quantization_config import refuse_quantization
@@ -18,9 +19,12 @@ from lorakit.plan.model_info import FLASH, ModelInfo
 from lorakit.plan.runtime import run_workload, training_seconds
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, effective_model, initial_adapter, trains_all
 from lorakit.recipe.schema import Recipe
+from lorakit.recipe.sharding import TRAINABLE, sharding_conflicts
 
 # The width of LLaMA-33B, from which on QLoRA halves its rate.
 _HIDDEN_33B = 6656
+# What `auto` takes of `train.sharding`: DeepSpeed, an extra, only where it is asked for.
+_PREFERRED = ("none", "fsdp")
 # Exponents of the Tinker cookbook's formula for LoRA's learning rate, by model family.
 _RATE_EXPONENT = {"llama": 0.781, "qwen": 0.0775}
 
@@ -45,7 +49,7 @@ def resolve_auto(
     longest: int | None = None,
     attentions: tuple[str, ...] | None = None,
     mean: float | None = None,
-    devices: int = 1,
+    devices: Devices = ONE_DEVICE,
 ) -> tuple[Recipe, tuple[Choice, ...]]:
     """The recipe with every `auto` replaced, and the choices made; a `UserError` where a setting cannot work on this
     machine. An `auto` that depends on a model which is not on this machine yet stays `auto`, with a choice that says
@@ -89,12 +93,14 @@ def resolve_auto(
             f"train.optimizer: {recipe.train.optimizer} moves states between a GPU and main memory; this machine has "
             f"no GPU. Write {recipe.train.optimizer.removeprefix('paged-')}."
         )
-    if recipe.train.sharding == "auto":
-        reason = "every device holds the whole base" if devices > 1 else "one device"
-        choose("train.sharding", "none", reason)
     length = min(longest or recipe.data.max_length, recipe.data.max_length)
     chosen = with_values(recipe, {choice.path: choice.value for choice in choices})
-    for name, value, reason in _choose_micro_batch(chosen, machine, info, length, min(mean or length, length)):
+    run = size_run(chosen, info, info.spec, machine.is_gpu, devices) if info and info.spec else None
+    if chosen.train.sharding == "auto":
+        word = choose("train.sharding", *_choose_sharding(chosen, run, machine, length, devices.count))
+        chosen = with_values(chosen, {"train.sharding": word})
+        run = run and replace(run, recipe=chosen)
+    for name, value, reason in _choose_micro_batch(chosen, run, machine, length, min(mean or length, length)):
         choose(f"train.{name}", value, reason)
     if recipe.train.learning_rate == "auto":
         choose("train.learning_rate", *default_learning_rate(recipe, info))
@@ -144,13 +150,12 @@ def _attention(recipe: Recipe, machine: Machine, dtype: str, attentions: tuple[s
 
 
 def _choose_micro_batch(
-    recipe: Recipe, machine: Machine, info: ModelInfo | None, longest: int, mean: float
+    recipe: Recipe, run: SizedRun | None, machine: Machine, longest: int, mean: float
 ) -> Iterator[tuple[str, Any, str]]:
     """`gradient_checkpointing` and `micro_batch` where they are `auto`: name, value, and why. The recipe's other
     choices are made; the longest row has to fit, the average one decides the time."""
     checkpointing, micro_batch = recipe.train.gradient_checkpointing, recipe.train.micro_batch
     unknown = "what fits is known when the model is built"
-    run = size_run(recipe, info, info.spec, machine.is_gpu) if info and info.spec else None
     if checkpointing == "auto":
         checkpointing, reason = _choose_checkpointing(run, machine, longest, mean) if run else (False, unknown)
         yield "gradient_checkpointing", checkpointing, reason
@@ -158,6 +163,33 @@ def _choose_micro_batch(
         yield "micro_batch", *_choose_rows(run, machine, longest, bool(checkpointing))
     elif micro_batch == "auto":
         yield "micro_batch", min(8, recipe.train.batch_size), unknown
+
+
+def _choose_sharding(
+    recipe: Recipe, run: SizedRun | None, machine: Machine, longest: int, devices: int
+) -> tuple[str, str]:
+    """The first strategy by which the longest row fits, at the least that `auto` may make of the rest: whole models
+    first, which need not be sent about."""
+    if devices == 1:
+        return "none", "one device"
+    if run is None:
+        return "none", "every device holds the whole base; what fits is known when the model is built"
+    train, budget = recipe.train, memory_budget(machine)
+    rows = 1 if train.micro_batch == "auto" else min(int(train.micro_batch), run.rows)
+    recomputes = train.gradient_checkpointing == "auto" or bool(train.gradient_checkpointing)
+    needs: dict[str, int] = {}
+    for word in _PREFERRED:
+        if word in TRAINABLE and not list(sharding_conflicts(recipe, word)):
+            sharded = replace(run, recipe=with_values(recipe, {"train.sharding": word}))
+            needs[word] = sharded.memory(rows, longest, recomputes).total
+            if needs[word] <= budget:
+                break
+    word = min(needs, key=lambda word: needs[word])
+    place, whole = f"{gibibytes(budget)} of {machine.name}", gibibytes(needs["none"])
+    if word == "none":
+        return word, f"every device holds the whole base: at least {whole}, of {place}"
+    parts = gibibytes(needs[word])
+    return word, f"with the whole base on every device at least {whole}, of {place}; with a part on each {parts}"
 
 
 def _choose_checkpointing(run: SizedRun, machine: Machine, longest: int, mean: float) -> tuple[bool, str]:
@@ -169,7 +201,7 @@ def _choose_checkpointing(run: SizedRun, machine: Machine, longest: int, mean: f
     """
     train, budget = run.recipe.train, memory_budget(machine)
     place = f"{gibibytes(budget)} of {machine.name}"
-    least, most = (1, train.batch_size) if train.micro_batch == "auto" else (int(train.micro_batch),) * 2
+    least, most = (1, run.rows) if train.micro_batch == "auto" else (int(train.micro_batch),) * 2
     plain = run.largest_micro_batch(longest, False, most, budget)
     if plain < least:
         return True, f"{_takes(run, least, longest, False)} without it, and {place} may be used"
@@ -194,14 +226,15 @@ def _choose_checkpointing(run: SizedRun, machine: Machine, longest: int, mean: f
 
 def _choose_rows(run: SizedRun, machine: Machine, longest: int, checkpointing: bool) -> tuple[int, str]:
     """As many rows as fit, in even parts of the batch: 16 rows go as 8 + 8, not as 9 + 7."""
-    budget, most = memory_budget(machine), run.recipe.train.batch_size
+    budget, most = memory_budget(machine), run.rows
     rows = run.largest_micro_batch(longest, checkpointing, most, budget)
     even = math.ceil(most / math.ceil(most / rows)) if rows else 1
     place, need = f"{gibibytes(budget)} of {machine.name}", _takes(run, even, longest, checkpointing)
     if rows == 0:
         return even, f"even {need}, more than {place}: lorakit plan says what would fit"
     if rows == most:
-        return even, f"the whole batch fits: {need} of the {place}"
+        what = "the whole batch" if run.devices.count == 1 else "a device's part of the batch"
+        return even, f"{what} fits: {need} of the {place}"
     return even, f"{need}; at most {rows} rows fit into {place}"
 
 

@@ -126,7 +126,7 @@ class ChangeSearch:
                 rows = _limit_rows(rows, int(step.value), plan.requested.data.overlong)
         try:
             recipe, removed = self._changed_recipe(steps)
-            changed = plan_run(recipe, self.info, rows, plan.machine)
+            changed = plan_run(recipe, self.info, rows, plan.machine, devices=plan.devices)
         except UserError:
             return None
         slower = changed.time.likely / plan.time.likely if changed.time and plan.time else None

@@ -1,4 +1,4 @@
-"""A plan: what a run will hold, take and cost on one device, from the model's config and an estimate of its rows."""
+"""A plan: what a run will hold, take and cost, from the model's config and an estimate of its rows."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -6,13 +6,24 @@ from random import Random
 from typing import Any
 
 from lorakit.data.mixture import Mixture
+from lorakit.hardware.devices import ONE_DEVICE, Devices
 from lorakit.hardware.machine import Machine, Throughput, throughput_of
 from lorakit.model.spec import ModelSpec
 from lorakit.plan.auto import Choice, resolve_auto, with_values
 from lorakit.plan.memory import DTYPE_BYTES, Memory, SizedRun, evaluation_memory, memory_budget, merge_memory, size_run
 from lorakit.plan.model_info import ModelInfo
-from lorakit.plan.runtime import TRAINED_SHARE, EstimateRange, Workload, run_workload, training_price, training_seconds
+from lorakit.plan.runtime import (
+    TRAINED_SHARE,
+    EstimateRange,
+    Workload,
+    run_workload,
+    seconds_together,
+    training_price,
+    training_seconds,
+    workload_of_one,
+)
 from lorakit.plan.schedule import occurrences
+from lorakit.plan.sharding import Transfer
 from lorakit.plan.trainable_params import TrainableParams
 from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.schema import Adapter, Recipe
@@ -63,10 +74,16 @@ class Plan:
     model_file: int  # the merged model, or what full fine-tuning leaves
     steps: int | None
     padding: float
-    work: Workload | None
+    work: Workload | None  # of all devices
+    sent: tuple[Transfer, ...]  # by each device in a step
+    computing: float | None  # seconds that the busiest device computes
     time: EstimateRange | None
     rates: Throughput | None
     price: EstimateRange | None
+
+    @property
+    def devices(self) -> Devices:
+        return self.load.devices
 
     @property
     def spec(self) -> ModelSpec:
@@ -101,14 +118,20 @@ def assume_rows(max_length: int, reason: str) -> RowEstimate:
 
 
 def plan_run(
-    recipe: Recipe, facts: ModelInfo, rows: RowEstimate, machine: Machine, per_hour: float | None = None
+    recipe: Recipe,
+    facts: ModelInfo,
+    rows: RowEstimate,
+    machine: Machine,
+    per_hour: float | None = None,
+    devices: Devices = ONE_DEVICE,
 ) -> Plan:
     """The plan of a recipe on a model whose spec is known; a `UserError` where the recipe cannot work on this device,
-    or chooses what the model does not have. `per_hour`: the price of the device an hour, in any currency."""
+    or chooses what the model does not have. `per_hour`: the price of a device an hour, in any currency; `devices`: how
+    many like the machine's train together."""
     spec = facts.spec
     assert spec is not None
-    settled, choices = resolve_auto(recipe, machine, facts, rows.longest, mean=rows.mean)
-    load = size_run(settled, facts, spec, machine.is_gpu)
+    settled, choices = resolve_auto(recipe, machine, facts, rows.longest, mean=rows.mean, devices=devices)
+    load = size_run(settled, facts, spec, machine.is_gpu, devices)
     train = settled.train
     micro, checkpointing = int(train.micro_batch), bool(train.gradient_checkpointing)
     longest = load.memory(micro, rows.longest, checkpointing)
@@ -118,7 +141,10 @@ def plan_run(
         shape: dict[str, Any] = {"length": rows.mean, "trained": rows.trained, "steps": steps, "padding": padding}
         work = run_workload(load, micro, checkpointing, held_out=round(scored), **shape)
     rates = throughput_of(machine, settled.model.dtype) if work else None
-    time = training_seconds(work, rates) if work and rates else None
+    sent = load.transfers(min(micro, load.rows), rows.longest, checkpointing)
+    computing = time = _computing(work, load, micro, rates) if work and rates else None
+    if time and work and devices.link:
+        time = seconds_together(time, work, sent, devices.link)
     allowed = memory_budget(machine)
     return Plan(
         requested=recipe,
@@ -138,10 +164,19 @@ def plan_run(
         steps=steps,
         padding=padding,
         work=work,
+        sent=sent,
+        computing=computing.likely if computing else None,
         time=time,
         rates=rates,
-        price=training_price(time, per_hour) if time and per_hour is not None else None,
+        price=training_price(time, devices.count * per_hour) if time and per_hour is not None else None,
     )
+
+
+def _computing(work: Workload, load: SizedRun, micro: int, rates: Throughput) -> EstimateRange:
+    """Seconds that the busiest device computes. The processes of a processor share its cores."""
+    parts = 1 if load.on_gpu else load.devices.count
+    own = replace(rates, compute=rates.compute / parts, bandwidth=rates.bandwidth / parts)
+    return training_seconds(workload_of_one(work, load, micro), own)
 
 
 def _steps(recipe: Recipe, rows: RowEstimate) -> int | None:
@@ -166,7 +201,9 @@ def _padding(recipe: Recipe, rows: RowEstimate, micro: int) -> float:
     return 1 - sum(order) / computed
 
 
-def full_fine_tuning(recipe: Recipe, facts: ModelInfo, rows: RowEstimate, machine: Machine) -> Plan | None:
+def full_fine_tuning(
+    recipe: Recipe, facts: ModelInfo, rows: RowEstimate, machine: Machine, devices: Devices = ONE_DEVICE
+) -> Plan | None:
     """The same run without an adapter, for comparison; None where the recipe is that already."""
     if trains_all(recipe.adapter):
         return None
@@ -174,4 +211,4 @@ def full_fine_tuning(recipe: Recipe, facts: ModelInfo, rows: RowEstimate, machin
     values |= dict.fromkeys(("train.micro_batch", "train.gradient_checkpointing"), "auto")
     full = recipe.model_copy(update={"adapter": Adapter.model_validate({"kind": "none"})})
     plain = replace(facts, stored=None)  # a checkpoint that is quantized already has its plain one beside it
-    return plan_run(with_values(full, values), plain, rows, machine)
+    return plan_run(with_values(full, values), plain, rows, machine, devices=devices)

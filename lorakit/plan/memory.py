@@ -5,14 +5,17 @@ with its gradients and optimizer states, what autograd keeps (activations.py), t
 buffers. Several moments of a step are looked at, since not everything is there at once.
 """
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
+from lorakit.hardware.devices import ONE_DEVICE, Devices
 from lorakit.hardware.machine import Machine
 from lorakit.model.quantization_config import CheckpointQuantization, describe_savings, missing_packages
 from lorakit.model.spec import ModelSpec
 from lorakit.plan.activations import TrainingStep, norm_bytes, saved_activations
 from lorakit.plan.model_info import ModelInfo
+from lorakit.plan.sharding import Transfer, WeightParts, collectives_bytes, memory_of_one, transfers, weight_parts
 from lorakit.plan.trainable_params import TrainableParams, count_trainable
 from lorakit.recipe.adapter_kind import adapter_spec
 from lorakit.recipe.schema import Model, Recipe
@@ -48,6 +51,7 @@ class Memory:
 
     moment: str = ""
     weights: int = 0
+    gathered: int = 0  # weights of which several devices hold parts, made whole for the time of a product
     adapter: int = 0
     gradients: int = 0
     optimizer: int = 0
@@ -116,19 +120,32 @@ def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: Traini
         saved = round(_HOLES * tried.of(2, _TRIED_TOKENS // 2))
         logits = _TRIED_TOKENS * spec.vocabulary * (2 * width + 8)
         moments.append(replace(always, moment="trying the loss", optimizer=0, activations=saved, logits=logits))
-    return moments
+    if training.devices == 1:
+        return moments
+    parts = _weight_parts(spec, adapted, training)
+    return [memory_of_one(moment, adapted, training, parts) for moment in moments]
+
+
+def _weight_parts(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> WeightParts:
+    width = _weight_width(adapted, training)
+    total = weight_bytes(spec, training.quantization, training.double_quant, width)
+    return weight_parts(spec, training.quantization, total, width)
+
+
+def _weight_width(adapted: TrainableParams, training: TrainingStep) -> int:
+    """Bytes of a number of the base that is not quantized."""
+    return training.trained_width if adapted.full_fine_tuning else DTYPE_BYTES[training.dtype]
 
 
 def _always(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> Memory:
     """What is there all the time."""
     width, trained_width = DTYPE_BYTES[training.dtype], training.trained_width
-    weight_width = trained_width if adapted.full_fine_tuning else width
     # autocast keeps its casts of float32 weights
     rounded = 2 * (adapted.trained + adapted.beside) if width < 4 and trained_width == 4 else 0
     paged = training.optimizer.startswith("paged") and training.on_gpu
     states = 2 * (adapted.small if paged else adapted.trained)  # the others move to main memory where there is no room
     return Memory(
-        weights=weight_bytes(spec, training.quantization, training.double_quant, weight_width),
+        weights=weight_bytes(spec, training.quantization, training.double_quant, _weight_width(adapted, training)),
         adapter=(adapted.matrices + adapted.beside + adapted.copied) * trained_width,
         optimizer=round(states * (_STATE_8_BIT if training.optimizer.endswith("8bit") else trained_width)),
         buffers=rounded,
@@ -241,6 +258,12 @@ class SizedRun:
     trainable: TrainableParams
     quantization: str  # the quantization in which the base is really held
     on_gpu: bool
+    devices: Devices = ONE_DEVICE
+
+    @property
+    def rows(self) -> int:
+        """The most rows that one device has of a step."""
+        return math.ceil(self.recipe.train.batch_size / self.devices.count)
 
     def step(self, rows: int, length: int, checkpointing: bool) -> TrainingStep:
         """A step with micro-batches of so many rows, each of so many tokens."""
@@ -258,25 +281,34 @@ class SizedRun:
             masked=not (packed and flash) and (packed or rows > 1),
             dropout=recipe.adapter.dropout,
             optimizer=recipe.train.optimizer,
-            accumulates=rows < recipe.train.batch_size,
+            accumulates=rows < self.rows,
             on_gpu=self.on_gpu,
+            devices=self.devices.count,
+            sharding="none" if recipe.train.sharding == "auto" else recipe.train.sharding,
+            collectives=collectives_bytes(self.devices) if self.on_gpu else 0,
         )
 
     def memory(self, rows: int, length: int, checkpointing: bool) -> Memory:
         return peak_memory(self.spec, self.trainable, self.step(rows, length, checkpointing))
+
+    def transfers(self, micro: int, length: int, checkpointing: bool) -> tuple[Transfer, ...]:
+        """What a device sends in a step, in micro-batches of so many rows."""
+        step = self.step(micro, length, checkpointing)
+        parts = _weight_parts(self.spec, self.trainable, step)
+        return transfers(parts, self.spec.layers, self.trainable, step, math.ceil(self.rows / micro))
 
     def largest_micro_batch(self, length: int, checkpointing: bool, most: int, budget: int) -> int:
         """The most rows, up to `most`, that fit into so many bytes; 0 where not even one row does."""
         return bisect_right(range(1, most + 1), budget, key=lambda rows: self.memory(rows, length, checkpointing).total)
 
 
-def size_run(recipe: Recipe, info: ModelInfo, spec: ModelSpec, on_gpu: bool) -> SizedRun:
-    """A recipe on a model, on a GPU or a processor; a `UserError` where its adapter chooses what the model does not
-    have."""
+def size_run(recipe: Recipe, info: ModelInfo, spec: ModelSpec, on_gpu: bool, devices: Devices = ONE_DEVICE) -> SizedRun:
+    """A recipe on a model, on a GPU or a processor, one or several; a `UserError` where its adapter chooses what the
+    model does not have."""
     quantization, _ = effective_quantization(recipe.model, adapter_spec(recipe.adapter).quantizes, info)
     if quantization in ("gptq", "awq"):  # 4 or 8 bits with scales, in either form
         quantization = "q8" if info.stored and info.stored.bits == 8 else "nf4"
-    return SizedRun(recipe, spec, count_trainable(spec, recipe.adapter), quantization, on_gpu)
+    return SizedRun(recipe, spec, count_trainable(spec, recipe.adapter), quantization, on_gpu, devices)
 
 
 def memory_budget(machine: Machine) -> int:

@@ -7,11 +7,13 @@ every number here, and predicted against published times.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from lorakit.hardware.links import Link
 from lorakit.hardware.machine import Throughput
 from lorakit.model.spec import WeightSpec
 from lorakit.plan.memory import CHUNK_LOGITS, DTYPE_BYTES, SizedRun, weight_bytes
+from lorakit.plan.sharding import SHARED, Transfer, step_seconds
 
 # The share of tokens that are trained, where no row is known.
 TRAINED_SHARE = 0.5
@@ -169,6 +171,24 @@ def run_workload(
     )
 
 
+def workload_of_one(work: Workload, load: SizedRun, micro: int) -> Workload:
+    """What the device does of a run that has the most rows of it, where several share out the rows of each step."""
+    if load.devices.count == 1:
+        return work
+    share, count = load.rows / load.recipe.train.batch_size, load.devices.count
+    divided = "optimizer" in SHARED[load.recipe.train.sharding, load.trainable.full_fine_tuning]
+    return replace(
+        work,
+        micro_batches=work.steps * math.ceil(load.rows / micro),
+        tokens=round(share * work.tokens),
+        square_tokens=share * work.square_tokens,
+        trained_tokens=round(share * work.trained_tokens),
+        optimizer_numbers=math.ceil(work.optimizer_numbers / (count if divided else 1)),
+        held_out_tokens=math.ceil(work.held_out_tokens / count),
+        held_out_trained_tokens=math.ceil(work.held_out_trained_tokens / count),
+    )
+
+
 @dataclass(frozen=True)
 class EstimateRange:
     """An estimate with the range that it should lie in."""
@@ -191,6 +211,12 @@ def training_seconds(work: Workload, rates: Throughput) -> EstimateRange:
     starting = share * _starting(work, rates)
     likely = max(on_device, starting) if rates.queued else on_device + starting
     likely += work.steps * work.optimizer_numbers * _OPTIMIZER_BYTES / rates.bandwidth
+    return EstimateRange(LOW * likely, likely, HIGH * likely)
+
+
+def seconds_together(computing: EstimateRange, work: Workload, sent: tuple[Transfer, ...], link: Link) -> EstimateRange:
+    """Seconds of the steps of devices of which the busiest computes for so long, with what they send in each step."""
+    likely = work.steps * step_seconds(computing.likely / work.steps, sent, link)
     return EstimateRange(LOW * likely, likely, HIGH * likely)
 
 

@@ -1,0 +1,139 @@
+"""What each of several devices holds and sends: by `train.sharding`, from sizes alone.
+
+Devices share out the rows of a step. What is not shared out besides is whole on each of them, and computed alike.
+docs/planning.md (Several devices) says what of each strategy was compared with a run.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lorakit.hardware.devices import Devices
+from lorakit.hardware.links import Link
+from lorakit.model.spec import ModelSpec, WeightSpec
+from lorakit.plan.trainable_params import TrainableParams
+
+if TYPE_CHECKING:
+    from lorakit.plan.activations import TrainingStep
+    from lorakit.plan.memory import Memory
+
+SHARED: dict[tuple[str, bool], tuple[str, ...]] = {
+    ("none", False): (),
+    ("none", True): (),
+    ("fsdp", False): ("weights",),
+    ("fsdp", True): ("weights", "gradients", "optimizer"),
+    ("zero-2", False): ("gradients", "optimizer"),
+    ("zero-2", True): ("gradients", "optimizer"),
+    ("zero-3", False): ("weights", "adapter", "gradients", "optimizer"),
+    ("zero-3", True): ("weights", "gradients", "optimizer"),
+}
+"""Strategy, and whether the weights themselves are trained -> the components of which a device holds its part."""
+
+# Blocks whose weights are whole on a device at once: the one that computes, and the next one's in flight (torch's
+# distributed/fsdp/_fully_shard/_fsdp_param_group.py; DeepSpeed fetches ahead too).
+_BLOCKS_AT_ONCE = 2
+# lorakit/distributed/processes.py: numbers of gradients that are summed in one message, which are copied for it.
+BUCKET = 1 << 24
+# What NCCL takes on a card besides: 688 MB on A100 with NVLink (nccl#964); over PCIe it has two channels, of which each
+# takes 12 MB for a neighbour (nccl-tests#117).
+_COLLECTIVES_NVLINK, _COLLECTIVES = 688_000_000, 100_000_000
+
+
+def collectives_bytes(devices: Devices) -> int:
+    """The bytes that NCCL takes on each of several cards; 0 for one."""
+    if devices.link is None:
+        return 0
+    return _COLLECTIVES_NVLINK if devices.link.name.startswith("nvlink") else _COLLECTIVES
+
+
+@dataclass(frozen=True)
+class WeightParts:
+    """The base's weights as they are held, in bytes: `states` are the scales of quantized numbers, `root` is what lies
+    outside the blocks (embeddings, head, last norm), `block` the largest block without its scales."""
+
+    total: int
+    states: int
+    root: int
+    block: int
+
+
+def weight_parts(spec: ModelSpec, quantization: str, total: int, width: int) -> WeightParts:
+    """The parts of weights that take `total` bytes in a quantization, and `width` a number where they have none."""
+    bytes_each = {"none": width, "q8": 1}.get(quantization, 0.5)
+    blocks = [_numbers_of_block(spec, number, block) for number, block in spec.blocks.items()]
+    sizes = [quantized * bytes_each + rest * width for quantized, rest in blocks]
+    root = (spec.parameters - sum(quantized + rest for quantized, rest in blocks)) * width
+    return WeightParts(total, max(0, round(total - root - sum(sizes))), root, round(max(sizes, default=0)))
+
+
+def _numbers_of_block(spec: ModelSpec, number: int, block: list[WeightSpec]) -> tuple[int, int]:
+    """The numbers in a block's linear layers, and those in its norms, biases and fused experts."""
+    numbers = sum(size for path, size in spec.modules.items() if _layer(path) == number and path not in spec.shared)
+    linear = sum(weight.size for weight in block if not weight.fused)
+    return linear, max(0, numbers - linear)
+
+
+def _layer(path: str) -> int | None:
+    return WeightSpec(path, "").layer
+
+
+def memory_of_one(memory: "Memory", adapted: TrainableParams, step: "TrainingStep", parts: WeightParts) -> "Memory":
+    """A moment of a training as one of its devices holds it: its part of what is shared out, and what is made whole of
+    the others' parts for the time of a product."""
+    shared, full = SHARED[step.sharding, adapted.full_fine_tuning], adapted.full_fine_tuning
+    divided = {name: math.ceil(getattr(memory, name) / step.devices) for name in shared if name != "weights"}
+    memory = replace(memory, **divided, overhead=memory.overhead + step.collectives)
+    if "gradients" not in shared and memory.moment == "end of the backward pass":
+        copied = min(adapted.trained, BUCKET) * step.trained_width
+        memory = replace(memory, buffers=memory.buffers + copied)
+    if "weights" not in shared or memory.moment == "loading":
+        return memory
+    weights = math.ceil((parts.total - parts.states) / step.devices) + parts.states
+    gathered = parts.root + _BLOCKS_AT_ONCE * parts.block
+    # A block's gradients are whole until each device has the sum of its part.
+    reduced = _BLOCKS_AT_ONCE * parts.block if full and memory.moment != "loss" else 0
+    return replace(memory, weights=weights, gathered=gathered, gradients=memory.gradients + reduced)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a device sends for one purpose in a step, while it receives as much."""
+
+    what: str
+    collective: str
+    bytes: int
+    overlaps: bool  # whether it is sent while the device computes; else the device waits for it
+
+
+def transfers(
+    parts: WeightParts, layers: int, adapted: TrainableParams, step: "TrainingStep", micro_batches: int
+) -> tuple[Transfer, ...]:
+    """What each device sends in a step of so many micro-batches. In a ring an all-reduce sends 2 (N - 1)/N of the
+    tensor, an all-gather and a reduce-scatter (N - 1)/N of the whole."""
+    if step.devices == 1:
+        return ()
+    share, shared = (step.devices - 1) / step.devices, SHARED[step.sharding, adapted.full_fine_tuning]
+    trained = adapted.trained * step.trained_width
+    sent: list[Transfer] = []
+    if "weights" in shared:
+        # Each micro-batch makes the weights whole for its forward and again for its backward, which goes no further
+        # than the first trained block; what lies outside the blocks stays whole from the one to the other.
+        blocks, back = parts.total - parts.states - parts.root, 1 - adapted.first_block / layers
+        gathered = micro_batches * share * (parts.root + blocks * (1 + back))
+        sent.append(Transfer("weights, forward and backward", "all-gather", round(gathered), True))
+        if adapted.full_fine_tuning:
+            reduced = micro_batches * share * trained
+            sent.append(Transfer("gradients", "reduce-scatter", round(reduced), True))
+            return tuple(sent)
+    if "gradients" in shared:
+        sent.append(Transfer("gradients", "reduce-scatter", round(share * trained), False))
+        sent.append(Transfer("trained weights", "all-gather", round(share * trained), False))
+    else:
+        sent.append(Transfer("gradients", "all-reduce", round(2 * share * trained), False))
+    return tuple(sent)
+
+
+def step_seconds(computing: float, sent: tuple[Transfer, ...], link: Link) -> float:
+    """How long a step takes that computes for so long: what overlaps is sent meanwhile, as far as that reaches."""
+    beside, after = (sum(one.bytes for one in sent if one.overlaps is so) / link.bandwidth for so in (True, False))
+    return max(computing, beside) + after
