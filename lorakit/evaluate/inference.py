@@ -3,6 +3,8 @@
 What models computed is kept by content: nothing is computed twice, and an interrupted evaluation goes on. The cache has
 a file of JSON lines for each model and kind of result, named by the sha256 of all that decides the result. A line for
 each row, named by the sha256 of its tokens, with a checksum. Lines are added and flushed after each batch.
+
+Several processes share the missing rows of a model. The first one alone reads and writes the cache.
 """
 
 import hashlib
@@ -11,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +24,8 @@ import transformers
 import lorakit
 from lorakit.atomic_io import cache_folder
 from lorakit.checksums import decode_line, encode_line
+from lorakit.distributed.processes import from_first, is_first, together, world_size
+from lorakit.distributed.sharing import share_out
 from lorakit.errors import LorakitError
 from lorakit.evaluate import llama_cpp_forward
 from lorakit.evaluate.classification import Labels
@@ -35,6 +40,9 @@ from lorakit.progress import Progress
 
 _VERSION = 2
 """Raise it when older lines may hold wrong figures: they are then not read any more."""
+
+# Missing rows that each process computes before all of them are stored: a large batch of answers on a GPU, twice.
+_ROUND = 512
 
 Save = Callable[[Mapping[int, Any]], None]
 """Saves values by the position of their key among the missing ones."""
@@ -154,18 +162,43 @@ class EvalModel:
     progress: Progress
 
     def compute(
-        self, kind: str, facts: Mapping[str, Any], rows: Sequence[Any], work: Callable[[Any, list[int], Save], None]
+        self,
+        kind: str,
+        facts: Mapping[str, Any],
+        rows: Sequence[Any],
+        work: Callable[[Any, list[int], Save], None],
+        tokens: Callable[[Any], int] = len,
     ) -> list[Any]:
         """A value of each row, from the cache or by `work`. `rows` are plain data that decides the value, `facts` what
-        else does. `work` gets the model, the missing rows' numbers, and what saves values by position among these."""
-        identity, keys = self.spec.identity(self.loader.device), [digest(row) for row in rows]
-        file = open_cache(kind, {**identity, **facts}, self.cache)
+        else does. `work` gets the model, numbers of missing rows, and what saves values by position among these. The
+        processes share the missing rows by their number of `tokens`; what runs on no torch is the first one's."""
+        keys = [digest(row) for row in rows]
+        file = self._open_cache(kind, facts, keys)
         missing = list({key: at for at, key in enumerate(keys) if key not in file.lines}.values())
-        if missing:
-            model = self.loader.model_of(self.spec)
+
+        def compute_rows(some: list[int], share: list[int]) -> list[Any]:
+            numbers, model = [some[at] for at in share], self.loader.model_of(self.spec)
             with nullcontext() if self.spec.gguf else fused_lora(model):
-                work(model, missing, lambda values: file.add({keys[missing[at]]: one for at, one in values.items()}))
+                work(model, numbers, lambda values: file.add({keys[numbers[at]]: one for at, one in values.items()}))
+            return [file.lines[keys[number]] for number in numbers]
+
+        at_once = _ROUND * world_size() if world_size() > 1 else max(len(missing), 1)
+        for some in (missing[start : start + at_once] for start in range(0, len(missing), at_once)):
+            costs, takes_part = [tokens(rows[number]) for number in some], is_first() or not self.spec.gguf
+            values = share_out(costs, partial(compute_rows, some), takes_part)
+            computed = {keys[number]: value for number, value in zip(some, values, strict=True)}
+            file.add({key: value for key, value in computed.items() if key not in file.lines})
         return [file.lines[key] for key in keys]
+
+    def _open_cache(self, kind: str, facts: Mapping[str, Any], keys: Sequence[str]) -> CacheFile:
+        """The file of the cache on the first process; what it has of these keys, without a path, on the others."""
+
+        def open_file() -> CacheFile:
+            return open_cache(kind, {**self.spec.identity(self.loader.device), **facts}, self.cache)
+
+        file = together(lambda: open_file() if is_first() else CacheFile(None))
+        lines = from_first({key: file.lines[key] for key in keys if key in file.lines})
+        return file if is_first() else CacheFile(None, lines)
 
 
 def compute_losses(eval_model: EvalModel, rows: Sequence[Row]) -> np.ndarray:
@@ -177,7 +210,7 @@ def compute_losses(eval_model: EvalModel, rows: Sequence[Row]) -> np.ndarray:
         passes.row_losses(model, [rows[at] for at in missing], pad, note, progress, save)
 
     plain = [[list(row["input_ids"]), list(row["labels"])] for row in rows]
-    return np.array(eval_model.compute("losses", {}, plain, work), dtype=float)
+    return np.array(eval_model.compute("losses", {}, plain, work, lambda row: len(row[0])), dtype=float)
 
 
 def generate_answers(eval_model: EvalModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data.chat_prompts import ChatPrompt, prompt_before, read_conversations
+from lorakit.distributed.processes import on_first
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.forward import after_thought
 from lorakit.evaluate.inference import EvalModel, digest, open_cache
@@ -95,10 +96,14 @@ def add_chat_prompts(
 
 
 def ask_for_rows(eval_model: EvalModel, max_new_tokens: int) -> ServedAnswers:
-    """A server's answers to the rows that have one."""
+    """A server's answers to the rows that have one. Of several processes the first one asks."""
     rows = [eval_model.rendered.rows[at] for at in eval_model.rendered.with_answer]
     prompts, places = [row[PROMPT] for row in rows], [row["where"] for row in rows]
-    return ask_server(eval_model.spec, prompts, places, max_new_tokens, eval_model.cache, eval_model.progress)
+    spec, cache, progress = eval_model.spec, eval_model.cache, eval_model.progress
+    assert spec.endpoint
+    # The answers alone go to the others: the endpoint holds the key to its server.
+    answers = on_first(lambda: ask_server(spec, prompts, places, max_new_tokens, cache, progress).answers)
+    return ServedAnswers(spec.endpoint, answers)
 
 
 def ask_server(

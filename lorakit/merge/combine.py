@@ -3,8 +3,8 @@ into the base on request."""
 
 import math
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 
 from lorakit.atomic_io import sha256_of
 from lorakit.data.batches import collate, split_batch
+from lorakit.distributed.processes import gather, on_first, together
+from lorakit.distributed.sharing import opened_by_first, own_share
 from lorakit.errors import LorakitError, UserError
 from lorakit.merge.inputs import input_of_run
 from lorakit.merge.low_rank import METHODS
@@ -95,25 +97,33 @@ def combine_runs(
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(run.shared())
-        stack.enter_context(claim_output(output, overwrite, COMBINED if into_base is None else MERGED))
+        document = COMBINED if into_base is None else MERGED
+        stack.enter_context(opened_by_first(lambda: claim_output(output, overwrite, document)))
         opened = [reopen_run(run.folder, progress) for run in runs]
         folders = [folder for run, prepared in opened for folder in (run.folder, prepared.base.folder)]
         refuse_overwriting_inputs(output, *folders)
         name = output.absolute().name
         if into_base is None:
-            draft = stack.enter_context(output_draft(output))
+            draft = stack.enter_context(opened_by_first(lambda: output_draft(output)))
         else:
-            draft = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lorakit-combined."))) / name
-            draft.mkdir()
+            draft = stack.enter_context(opened_by_first(lambda: _temporary_folder(name)))
         first, prepared = opened[0]
         adapters = [run.adapter for run, _ in opened]
-        combined = combine(adapters, how, prepared.base.folder, draft, name, prepared.tokenizer)
+        combined = on_first(lambda: combine(adapters, how, prepared.base.folder, draft, name, prepared.tokenizer))
         scores, without = score_sources(opened, draft, progress)
         merged = None
         if into_base is not None:
             merged = merge(input_of_run(first, prepared, progress, adapter=draft), output, progress, **into_base)
     facts = {"combined": {"folder": str(output), **combined}, "scores": scores, "without_held_out_rows": without}
     return facts, merged
+
+
+@contextmanager
+def _temporary_folder(name: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="lorakit-combined.") as parent:
+        folder = Path(parent) / name
+        folder.mkdir()
+        yield folder
 
 
 def check_same_base(runs: Sequence[Run], progress: Progress) -> None:
@@ -241,7 +251,7 @@ def score_sources(
     A score is the mean cross-entropy over the trained tokens of one run's held-out rows, in nats, of the `base`, with
     its `own` adapter, and `combined` (the folder of an adapter of the same base). `kept` is the share of the fall from
     `base` to `own` that is left; None where there was none. The base is loaded once, as the first run's training loaded
-    it, and one adapter at a time is put on it.
+    it, and one adapter at a time is put on it. The processes share each run's rows.
     """
     sources: list[tuple[Run, list[dict[str, Any]]]] = []
     without = []
@@ -258,13 +268,11 @@ def score_sources(
     first, everything = runs[0][1], range(len(sources))
     shared = SharedBase(lambda: load_model(first.base, first.model, first.machine.device))
     own = [("own", run.adapter, [at]) for at, (run, _) in enumerate(sources)]
+    pad = pad_token_id(first.tokenizer)
     for name, adapter, numbers in [("base", None, everything), *own, ("combined", combined, everything)]:
-        model = shared.model_with(adapter)
-        with fused_lora(model):
-            for at in numbers:
-                run, rows = sources[at]
-                label = f"{run.folder.name}: {name}"
-                scores[at][name] = _mean_loss(model, rows, pad_token_id(first.tokenizer), label, progress)
+        sets = [(f"{sources[at][0].folder.name}: {name}", sources[at][1]) for at in numbers]
+        for at, loss in zip(numbers, _mean_losses(shared, adapter, sets, pad, progress), strict=True):
+            scores[at][name] = loss
     for score in scores:
         score["kept"] = share_of_gain(score["base"], score["own"], score["combined"])
     return scores, without
@@ -275,7 +283,27 @@ def share_of_gain(base: float, own: float, combined: float) -> float | None:
     return (base - combined) / (base - own) if own < base else None
 
 
-def _mean_loss(model: Any, rows: list[dict[str, Any]], pad: int, label: str, progress: Progress) -> float:
+def _mean_losses(
+    shared: SharedBase, adapter: Path | None, sets: list[tuple[str, list[dict[str, Any]]]], pad: int, progress: Progress
+) -> list[float]:
+    """The mean loss over each set of rows, with its label, of the base with an adapter. Processes on machines that do
+    not see the adapter leave the rows to the others."""
+    sees = adapter is None or adapter.is_dir()
+    shares = [[rows[at] for at in own_share([len(row["input_ids"]) for row in rows], sees)] for _, rows in sets]
+
+    def sum_losses() -> list[tuple[float, int]]:
+        if not any(shares):
+            return [(0.0, 0)] * len(sets)
+        model = shared.model_with(adapter)
+        with fused_lora(model):
+            return [_summed_loss(model, rows, pad, sets[at][0], progress) for at, rows in enumerate(shares)]
+
+    of_processes = gather(together(sum_losses))
+    totals = [[sum(column) for column in zip(*of_set, strict=True)] for of_set in zip(*of_processes, strict=True)]
+    return [total / tokens for total, tokens in totals]
+
+
+def _summed_loss(model: Any, rows: list[dict[str, Any]], pad: int, label: str, progress: Progress) -> tuple[float, int]:
     total, tokens = 0.0, 0
     with torch.inference_mode(), progress.bar(label, total=len(rows)) as bar:
         for batch in split_batch(rows, _LOSS_ROWS):
@@ -285,4 +313,4 @@ def _mean_loss(model: Any, rows: list[dict[str, Any]], pad: int, label: str, pro
             bar.advance(len(batch))
     if not math.isfinite(total):
         raise LorakitError(f"{label}: the loss on the held-out rows is {total}.")
-    return total / tokens
+    return total, tokens

@@ -1,7 +1,7 @@
 """The proof of a merge: the same rows through the adapter model and through the merged files, compared.
 
 A model may read its weights anew in each forward (lorakit.model.layerwise), so rows go through in few, large batches,
-and its head is run on the trained positions of all rows at once.
+and its head is run on the trained positions of all rows at once. Several processes share the rows.
 """
 
 import math
@@ -14,6 +14,8 @@ from scipy.special import stdtrit
 
 from lorakit.amounts import percent
 from lorakit.data.batches import collate
+from lorakit.distributed.processes import gather, on_first, together
+from lorakit.distributed.sharing import own_share
 from lorakit.errors import UserError
 from lorakit.model.loss import IGNORED, body_of, causal_of, head_logits
 from lorakit.progress import Progress
@@ -118,26 +120,41 @@ class Proof:
 
 @dataclass(frozen=True)
 class ReferenceLogits:
-    """What a model predicts at the trained positions of rows, on the CPU."""
+    """What a model predicts at the trained positions of the rows that this process computes, on the CPU."""
 
-    rows: list[Row]
-    batches: list[list[int]]  # rows that are computed at once, by their index
+    rows: list[Row]  # of all processes
+    batches: list[list[int]]  # rows that are computed at once, by their index: those of this process
     logits: torch.Tensor  # (positions, vocabulary), float32, in the order of the batches
-    scale: float  # the largest logit's absolute value
+    scale: float  # the largest logit's absolute value, of all processes
 
 
 def compute_reference(model: Any, rows: Sequence[Row], pad_token_id: int, progress: Progress) -> ReferenceLogits:
     """What the adapter model predicts on the first rows, as many as may be saved: by the rows and the vocabulary alone.
-    Rows that train nothing are left out, and a first row that is longer is cut. A UserError if no row trains."""
-    config = causal_of(model).config
-    first = _first_rows(rows, max(_SAVED_LOGITS // config.get_text_config().vocab_size, _SAVED_POSITIONS))
+    Rows that train nothing are left out, and a first row that is longer is cut. A UserError if no row trains. The rows
+    are those of the first process; the model is None on a process that leaves them to the others."""
+    first = on_first(lambda: _rows_to_compare(rows, causal_of(model).config.get_text_config().vocab_size))
+    share = own_share([len(row["input_ids"]) for row in first], model is not None)
+
+    def predict() -> tuple[list[list[int]], torch.Tensor, float]:
+        if not share:
+            return [], torch.empty(0), 0.0
+        lengths = [len(first[index]["input_ids"]) for index in share]
+        batches = [[share[at] for at in batch] for batch in _split_rows(lengths, causal_of(model).config)]
+        _, _, pieces = _predict(model, first, batches, pad_token_id, progress, "adapter model")
+        logits = torch.cat([piece for _, piece in pieces])
+        least, most = torch.aminmax(logits)
+        return batches, logits, float(torch.maximum(-least, most))
+
+    batches, logits, scale = together(predict)
+    largest = torch.tensor(gather(scale), dtype=torch.float64).amax()  # NaN where one is
+    return ReferenceLogits(first, batches, logits, float(largest))
+
+
+def _rows_to_compare(rows: Sequence[Row], vocabulary: int) -> list[Row]:
+    first = _first_rows(rows, max(_SAVED_LOGITS // vocabulary, _SAVED_POSITIONS))
     if not first:
         raise UserError("no row trains a token, so there is nothing to compare the models on.")
-    batches = _split_rows([len(row["input_ids"]) for row in first], config)
-    _, _, pieces = _predict(model, first, batches, pad_token_id, progress, "adapter model")
-    logits = torch.cat([piece for _, piece in pieces])
-    least, most = torch.aminmax(logits)
-    return ReferenceLogits(first, batches, logits, float(torch.maximum(-least, most)))
+    return first
 
 
 def compare(
@@ -145,13 +162,23 @@ def compare(
 ) -> list[Proof]:
     """One model against what each of several predicted on the same rows. `tie` is a share of the largest logit."""
     rows, batches = expected[0].rows, expected[0].batches
-    targets, row_of, pieces = _predict(merged, rows, batches, pad_token_id, progress, "merged model")
-    figures = [
-        [_figures(one.logits[here], logits, targets[here], tie * one.scale) for one in expected]
-        for here, logits in pieces
-    ]
+
+    def measure() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The rows that this process's positions are of (positions,), and their figures, against each."""
+        if not batches:
+            return torch.empty(0, dtype=torch.long), [torch.empty(0, 6, dtype=torch.float64)] * len(expected)
+        targets, row_of, pieces = _predict(merged, rows, batches, pad_token_id, progress, "merged model")
+        figures = [
+            [_figures(one.logits[here], logits, targets[here], tie * one.scale) for one in expected]
+            for here, logits in pieces
+        ]
+        return row_of, [torch.cat(collected) for collected in zip(*figures, strict=True)]
+
+    row_of, figures = zip(*gather(together(measure)), strict=True)
+    rows_of_all = torch.cat(row_of)
+    order = rows_of_all.argsort(stable=True)  # by rows, however many processes computed them
     of_each = zip(expected, zip(*figures, strict=True), strict=True)
-    return [_proof(one, torch.cat(collected), row_of) for one, collected in of_each]
+    return [_proof(one, torch.cat(collected)[order], rows_of_all[order]) for one, collected in of_each]
 
 
 @torch.inference_mode()
@@ -221,7 +248,7 @@ def _predict(
     (positions, vocabulary), float32 on the CPU, some positions at a time, with which these are."""
     causal = causal_of(model)
     hidden, targets, row_of, output = [], [], [], None
-    with progress.bar(f"{name} on the rows", total=len(rows)) as bar, torch.inference_mode():
+    with progress.bar(f"{name} on the rows", total=sum(map(len, batches))) as bar, torch.inference_mode():
         for batch in batches:
             tensors = collate([rows[index] for index in batch], pad_token_id)
             labels = tensors.pop("labels")[:, 1:]

@@ -9,10 +9,12 @@ import torch
 
 from lorakit.amounts import percent
 from lorakit.atomic_io import sha256_of
+from lorakit.distributed.processes import from_first, is_first, on_first, together
+from lorakit.distributed.sharing import opened_by_first
 from lorakit.errors import LorakitError, UserError
 from lorakit.merge.apply_delta import Deltas, adapter_deltas
 from lorakit.merge.inputs import MergeInput, Onto, adapter_model, unquantized_base
-from lorakit.merge.proof import TOLERANCES, Proof, compare, compute_reference
+from lorakit.merge.proof import TOLERANCES, Proof, ReferenceLogits, compare, compute_reference
 from lorakit.merge.writer import COMBINED, describe_output, weights_to_write, with_tied_names, write_weights
 from lorakit.model.base_files import refuse_code
 from lorakit.model.companion_files import write_companion_files
@@ -97,25 +99,37 @@ def merge(
     refuse_overwriting_inputs(output, given.base.folder, given.folder, given.adapter, *given.files)
     if dtype is None and stored_quantization(given.base.folder):
         dtype = stored_dtype(given.base)
-    with output_draft(output) as draft, unquantized_base(given, onto, output, progress) as (folder, settings):
-        weights = open_weights(folder)
-        precisions = _precisions(weights, settings, onto)
-        if is_no_op(given.adapter):
-            progress.warn(f"{given.adapter}: changes nothing: one half of each of its changes is zero")
-        deltas = adapter_deltas(adapter_model(given, weights, precisions[0]))
-        target = weights_to_write(weights, deltas)
-        untied = target is not weights
-        one_type = DTYPES[dtype] if dtype else None
-        written = coarsest_dtype(write_weights(target, precisions[0], deltas, one_type, draft, progress))
-        config = read_json(given.base.folder / "config.json")
-        config = untied_config(config) if untied else config
-        write_companion_files(given.base.folder, given.tokenizer, given.stop_ids, config, draft, dtype)
+    with (
+        opened_by_first(lambda: output_draft(output)) as draft,
+        opened_by_first(lambda: unquantized_base(given, onto, output, progress)) as (folder, settings),
+    ):
+        written, untied, precisions = on_first(lambda: _write(given, folder, settings, onto, dtype, draft, progress))
         proof, drift, rows_of = None, None, ""
         if proved:
-            proof, drift, rows_of = _prove(given, weights, draft, written, precisions, progress, output)
+            proof, drift, rows_of = _prove(given, folder, draft, written, precisions, progress, output)
         merged = MergeResult(output, onto, given.quantization, written, rows_of, proof, drift, untied)
-        _describe(draft, given, merged)
+        on_first(lambda: _describe(draft, given, merged))
     return merged
+
+
+def _write(
+    given: MergeInput, base: Path, settings: Model, onto: Onto, dtype: str | None, draft: Path, progress: Progress
+) -> tuple[str, bool, list[WeightPrecision]]:
+    """Write the weights of the folder `base` with the adapter in them, and what lies beside them: the coarsest type,
+    whether two weights were tied before, and the precisions of `_precisions`."""
+    weights = open_weights(base)
+    precisions = _precisions(weights, settings, onto)
+    if is_no_op(given.adapter):
+        progress.warn(f"{given.adapter}: changes nothing: one half of each of its changes is zero")
+    deltas = adapter_deltas(adapter_model(given, weights, precisions[0]))
+    target = weights_to_write(weights, deltas)
+    untied = target is not weights
+    one_type = DTYPES[dtype] if dtype else None
+    written = coarsest_dtype(write_weights(target, precisions[0], deltas, one_type, draft, progress))
+    config = read_json(given.base.folder / "config.json")
+    config = untied_config(config) if untied else config
+    write_companion_files(given.base.folder, given.tokenizer, given.stop_ids, config, draft, dtype)
+    return written, untied, precisions
 
 
 def _precisions(weights: Weights, settings: Model, onto: Onto) -> list[WeightPrecision]:
@@ -156,25 +170,36 @@ def _describe(draft: Path, given: MergeInput, merged: MergeResult) -> None:
 
 def _prove(
     given: MergeInput,
-    weights: Weights,
+    base: Path,
     folder: Path,
     dtype: str,
     precisions: list[WeightPrecision],
     progress: Progress,
     output: Path | None = None,
 ) -> tuple[Proof, Proof | None, str]:
-    """Compare a merged folder, the draft of `output` if there is one, with the adapter on its base: the proof, the
-    drift from the adapter in training if that differs, and which rows judged. `dtype`: the coarsest of the weights."""
-    pad, (rows, rows_of) = pad_token_id(given.tokenizer), given.read_rows()
-    expected = [compute_reference(adapter_model(given, weights, one), rows, pad, progress) for one in precisions]
-    merged = open_weights(folder)
-    model = layerwise_model(folder, given.attention, merged.read, merged.pieces)
+    """Compare a merged folder, the draft of `output` if there is one, with the adapter on the weights of the folder
+    `base`: the proof, the drift from the adapter in training if that differs, and which rows judged. `dtype`: the
+    coarsest of the weights. Processes on machines that do not see the folders leave the rows to the others."""
+    sees, pad = all(one.is_dir() for one in (base, folder, given.adapter)), pad_token_id(given.tokenizer)
+    rows, rows_of = together(lambda: given.read_rows() if is_first() else ([], ""))
+    weights = together(lambda: open_weights(base) if sees else None)
+
+    def reference_of(precision: WeightPrecision) -> ReferenceLogits:
+        model = together(lambda: adapter_model(given, weights, precision) if weights else None)
+        return compute_reference(model, rows, pad, progress)
+
+    def merged_model() -> Any:
+        merged = open_weights(folder)
+        return layerwise_model(folder, given.attention, merged.read, merged.pieces)
+
+    expected = [reference_of(precision) for precision in precisions]
+    model = together(lambda: merged_model() if sees else None)
     proof, *drift = compare(expected, model, pad, TOLERANCES[dtype].tie, progress)
     if failures := proof.failures(TOLERANCES[dtype]):
         what = f"{output}: the merged model" if output else f"{folder}: this model"
         consequence = " It was not put in place." if output else ""
         raise LorakitError(f"{what} does not answer as the adapter does: {'; '.join(failures)}.{consequence}")
-    return proof, drift[0] if drift else None, rows_of
+    return proof, drift[0] if drift else None, from_first(rows_of)
 
 
 def coarsest_dtype(types: list[str]) -> str:
@@ -186,7 +211,31 @@ def coarsest_dtype(types: list[str]) -> str:
 def verify(given: MergeInput, folder: Path, progress: Progress) -> MergeResult:
     """Prove again that a folder holds the merged model of an adapter; the folder is only read. A UserError if it holds
     no plain model of the base's architecture, a LorakitError if it predicts something else."""
-    onto: Onto = "original" if read_json(folder / MERGED).get("onto") == "original" else "trained"
+    onto = on_first(lambda: _check_folder(folder))
+    with opened_by_first(lambda: unquantized_base(given, onto, given.folder / "verify", progress)) as (base, settings):
+
+        def compare_shapes() -> tuple[str, list[WeightPrecision]]:
+            weights, merged = open_weights(base), open_weights(folder)
+            _check_shapes(weights, merged)
+            used = [merged.tensors[name] for group in merged.groups for name in group.names]
+            dtype = coarsest_dtype([tensor.dtype for tensor in used if tensor.is_plain])
+            return dtype, _precisions(weights, settings, onto)
+
+        def compare_weights() -> bool:
+            weights = open_weights(base)
+            deltas = adapter_deltas(adapter_model(given, weights, precisions[0]))
+            target = weights_to_write(weights, deltas)
+            _check_weights(target, open_weights(folder), precisions[0], with_tied_names(target, deltas))
+            return target is not weights
+
+        dtype, precisions = on_first(compare_shapes)
+        proof, drift, rows_of = _prove(given, base, folder, dtype, precisions, progress)
+        untied = on_first(compare_weights)
+    return MergeResult(folder, onto, given.quantization, dtype, rows_of, proof, drift, untied)
+
+
+def _check_folder(folder: Path) -> Onto:
+    """Refuse what is no plain model; what a merged one was merged onto."""
     if "model_type" not in read_json(folder / "config.json"):
         remedy = f"Did you mean {folder / 'merged'}?" if (folder / "merged").is_dir() else "Give a merged model."
         raise UserError(f"--verify {folder}: not a model folder: it has no config.json with a model_type. {remedy}")
@@ -195,17 +244,7 @@ def verify(given: MergeInput, folder: Path, progress: Progress) -> MergeResult:
         raise UserError(f"{folder}: holds an adapter beside its weights, which would be applied twice.")
     if stored_quantization(folder):
         raise UserError(f"{folder}: its weights are quantized, and lorakit merges into unquantized ones only.")
-    with unquantized_base(given, onto, given.folder / "verify", progress) as (base, settings):
-        weights, merged = open_weights(base), open_weights(folder)
-        _check_shapes(weights, merged)
-        used = [merged.tensors[name] for group in merged.groups for name in group.names]
-        dtype = coarsest_dtype([tensor.dtype for tensor in used if tensor.is_plain])
-        precisions = _precisions(weights, settings, onto)
-        proof, drift, rows_of = _prove(given, weights, folder, dtype, precisions, progress)
-        deltas = adapter_deltas(adapter_model(given, weights, precisions[0]))
-        target = weights_to_write(weights, deltas)
-        _check_weights(target, merged, precisions[0], with_tied_names(target, deltas))
-    return MergeResult(folder, onto, given.quantization, dtype, rows_of, proof, drift, target is not weights)
+    return "original" if read_json(folder / MERGED).get("onto") == "original" else "trained"
 
 
 def _check_shapes(base: Weights, merged: Weights) -> None:
