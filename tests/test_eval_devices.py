@@ -9,11 +9,13 @@ from conftest import write_rows
 from doubles_of_servers import double
 from eval_runs import Remembers, labelled_rows, make_run, score
 from rank_processes import outcomes_on, run_on
+from test_tasks import ANSWERS, CHOICE, TEXTS, harness, task_folder  # noqa: F401 (fixtures)
 
 from lorakit.atomic_io import files_in
 from lorakit.distributed.processes import rank
 from lorakit.distributed.sharing import own_share, share_out
 from lorakit.evaluate import forward, inference
+from lorakit.evaluate.benchmarks.run import BenchmarkSettings, run_benchmark
 from lorakit.evaluate.diagnosis.examination import create_examination
 from lorakit.evaluate.models import resolve_models
 from lorakit.evaluate.run import EvalSettings, score_models
@@ -265,3 +267,24 @@ def test_a_combination_scores_as_on_one_process(into_base, run, tmp_path, tiny_b
                 assert ours[name] == pytest.approx(expected[name], rel=1e-6)
         assert of_merge == (pytest.approx(proof, rel=1e-5, abs=1e-9) if into_base else None)
     assert files_in(tmp_path / "several") == files_in(tmp_path / "one")
+
+
+def _benchmarked(folder, tasks):
+    settings, progress = BenchmarkSettings(("choice", "texts", "answers"), tasks), Remembers()
+    document, _ = run_benchmark(resolve_models([str(folder)], Silent()), settings, "base", progress)
+    return document["models"], document["comparisons"], sum(total for _, total in progress.bars)
+
+
+def test_a_benchmark_has_the_figures_of_one_process(run, task_folder):  # noqa: F811
+    tasks = task_folder(rows=5, choice=CHOICE, texts=TEXTS, answers=ANSWERS)
+    models, comparisons, requests = _benchmarked(run, tasks)
+    outcomes = run_on(2, _benchmarked, run, tasks)
+    assert sum(computed for _, _, computed in outcomes) == requests
+    for several, compared, _ in outcomes:
+        for name, scores in models.items():
+            values = {(one["task"], one["metric"]): (one["value"], one["low"], one["high"]) for one in scores}
+            for one in several[name]:
+                assert (one["value"], one["low"], one["high"]) == pytest.approx(values[one["task"], one["metric"]])
+        assert {name: one["verdict"] for name, one in compared["adapter"].items()} == {
+            name: one["verdict"] for name, one in comparisons["adapter"].items()
+        }

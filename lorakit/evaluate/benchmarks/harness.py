@@ -8,7 +8,7 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +28,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from lorakit.distributed.sharing import share_out
 from lorakit.errors import LorakitError, UserError
 from lorakit.progress import Progress
 from lorakit.recipe.did_you_mean import nearest
@@ -174,7 +175,8 @@ def _loading_error(name: str, configs: Sequence[Mapping[str, Any]], error: Excep
 
 
 class LmEvalModel(HFLM):
-    """lm-eval's model around one in memory, whose requests lorakit's progress counts."""
+    """lm-eval's model around one in memory, whose requests lorakit's progress counts. To lm-eval each process is the
+    only one: all make the same requests, and share what the model answers."""
 
     def __init__(
         self, model: Any, tokenizer: Any, variables: Mapping[str, Any] | None, label: str, progress: Progress
@@ -194,23 +196,33 @@ class LmEvalModel(HFLM):
         self._label, self._progress = label, progress
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        with self._count("likelihoods", requests):
-            return super().loglikelihood(requests)
+        return self._share_out("likelihoods", requests, super().loglikelihood)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        with self._count("texts", requests):
-            return super().loglikelihood_rolling(requests)
+        return self._share_out("texts", requests, super().loglikelihood_rolling)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        with self._count("answers", requests):
-            return super().generate_until(requests)
+        return self._share_out("answers", requests, super().generate_until)
 
-    @contextmanager
-    def _count(self, what: str, requests: list[Any]) -> Iterator[None]:
-        with self._progress.bar(f"{self._label}: {what}", total=len(requests)) as bar:
-            # lm-eval hands each answer to its cache: they are counted there.
-            self.set_cache_hook(SimpleNamespace(add_partial=lambda *answered: bar.advance()))
-            yield
+    def _share_out(self, what: str, requests: list[Any], answer: Callable[[list[Any]], list[Any]]) -> list[Any]:
+        """The answers to all requests. Those of one document are one process's: lm-eval computes what they have in
+        common once."""
+        documents: dict[Any, list[int]] = {}
+        for at, request in enumerate(requests):
+            documents.setdefault((request.task_name, request.doc_id), []).append(at)
+        groups = list(documents.values())
+
+        def answer_share(numbers: list[int]) -> list[dict[int, Any]]:
+            share = sorted(at for number in numbers for at in groups[number])
+            with self._progress.bar(f"{self._label}: {what}", total=len(share)) as bar:
+                # lm-eval hands each answer to its cache: they are counted there.
+                self.set_cache_hook(SimpleNamespace(add_partial=lambda *answered: bar.advance()))
+                answers = dict(zip(share, answer([requests[at] for at in share]), strict=True))
+            return [{at: answers[at] for at in groups[number]} for number in numbers]
+
+        lengths = [sum(len(str(requests[at].args)) for at in group) for group in groups]
+        answers = {at: one for of_group in share_out(lengths, answer_share) for at, one in of_group.items()}
+        return [answers[at] for at in range(len(requests))]
 
 
 def run_lm_eval(lm_eval_model: LmEvalModel, loaded: Any, limit: int | None, chat: bool, allow_code: bool) -> Any:
