@@ -7,6 +7,7 @@
 # make bench    lorakit against TRL on the same rows: bench-train the training, bench-data the preparation of rows; and bench-eval
 # make bench-adapters   every adapter kind on every quantization, into docs/adapters.md (most of an hour); bench-dora: DoRA against PEFT's
 # make bench-memory     the memory model against published peaks, and against runs of SmolLM2 here (ROWS=FILE adds a table)
+# make bench-devices    one process against two, and against two of trl sft under torchrun
 # make bench-merge      merging a 2 GB model against PEFT and against copying its files; bench-eval: answers against a plain loop
 # make gpu      what the GPU here shows in minutes: tests, training beside TRL, planned and measured memory, merge, eval
 VENV ?= .venv
@@ -18,7 +19,7 @@ READY := $(VENV)/.ready-$(shell cksum requirements.txt pyproject.toml tools/inst
 # A process for each core, with a thread each: tiny models gain nothing from more.
 TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: install model demo test test-all test-serving torture check fix docs site bench bench-train bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval gpu pins clean
+.PHONY: install model demo test test-all test-serving torture check fix docs site bench bench-train bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval bench-devices gpu pins clean
 .DEFAULT_GOAL := help
 
 help:
@@ -89,6 +90,9 @@ bench-merge: model
 
 bench-eval: model
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_eval.py
+
+bench-devices: model
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_devices.py
 
 bench-dora: model
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_dora.py

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import trl
+
 from lorakit.console import Terminal, result_table
 from lorakit.data.batches import epoch_batches
 from lorakit.prepare import Prepared, prepare_run
@@ -45,25 +47,7 @@ def main() -> None:
 
 def compare(recipe: Path, steps: int, kind: str, work: Path) -> dict[str, Any]:
     """Train `steps` steps with both, and a few more with TRL in lorakit's order."""
-    rows = work / "rows.jsonl"
-    lines = load(recipe).recipe.data.train
-    rows.write_text("".join(Path(str(lines)).read_text(encoding="utf-8").splitlines(keepends=True)[: steps * BATCH]))
-    settings = [
-        f"data.train={rows}",
-        "data.eval=null",
-        "evaluate.metrics=[]",
-        "model.dtype=float32",
-        "train.epochs=1",
-        f"adapter.kind={kind}",
-        f"train.batch_size={BATCH}",
-    ]
-    settings += [
-        f"train.learning_rate={RATE}",
-        f"train.seed={SEED}",
-        "train.schedule=constant",
-        "train.warmup=0",
-        "train.save_every=100000",
-    ]
+    settings = bench_settings(recipe, steps, kind, work)
     prepared = prepare_run(load(recipe, settings).recipe, Terminal(quiet=True))
     first = run_lorakit(recipe, settings, work / "first")
     theirs = run_trl(prepared, range(len(prepared.train.rows)), steps, kind, work / "trl", "random")
@@ -88,6 +72,27 @@ def compare(recipe: Path, steps: int, kind: str, work: Path) -> dict[str, Any]:
     }
 
 
+def bench_settings(recipe: Path, steps: int, kind: str, work: Path) -> list[str]:
+    """What is set in the recipe: one pass over the first rows, which are written into `work`, at a constant rate."""
+    rows = work / "rows.jsonl"
+    lines = load(recipe).recipe.data.train
+    rows.write_text("".join(Path(str(lines)).read_text(encoding="utf-8").splitlines(keepends=True)[: steps * BATCH]))
+    return [
+        f"data.train={rows}",
+        "data.eval=null",
+        "evaluate.metrics=[]",
+        "model.dtype=float32",
+        "train.epochs=1",
+        f"adapter.kind={kind}",
+        f"train.batch_size={BATCH}",
+        f"train.learning_rate={RATE}",
+        f"train.seed={SEED}",
+        "train.schedule=constant",
+        "train.warmup=0",
+        "train.save_every=100000",
+    ]
+
+
 def mean_of(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Two runs of lorakit, before and after TRL's: the machine's speed drifts, and their losses must be the same."""
     if one["losses"] != other["losses"]:
@@ -95,30 +100,40 @@ def mean_of(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return {name: value if name == "losses" else (value + other[name]) / 2 for name, value in one.items()}
 
 
-def run_lorakit(recipe: Path, settings: list[str], folder: Path) -> dict[str, Any]:
+def run_lorakit(recipe: Path, settings: list[str], folder: Path, devices: int = 1) -> dict[str, Any]:
     """One `lorakit train`: seconds in the training loop and of the whole command, peak memory, each step's loss."""
     command = [sys.executable, "-m", "lorakit", "train", str(recipe), "--json", "--quiet", "-o", str(folder)]
+    command += ["--devices", str(devices)] if devices > 1 else []
     for setting in settings:
         command += ["--set", setting]
-    out, wall, peak = measured(command)
+    out, wall, peak = measured(command, processes=devices)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    outcome = json.loads(out)
     return {
-        "seconds": json.loads(out)["seconds"],
+        "seconds": outcome["seconds"],
+        **{name: outcome[name] for name in ("seconds_a_step", "reduced_bytes", "reduction_seconds") if devices > 1},
         "wall_seconds": wall,
         "peak_bytes": peak,
         "losses": [line["loss"] for line in log if "loss" in line],
     }
 
 
-def run_trl(prepared: Prepared, order: Any, steps: int, kind: str, folder: Path, sampling: str) -> dict[str, Any]:
-    """One `trl sft` on the same examples, already rendered and masked."""
+def run_trl(
+    prepared: Prepared, order: Any, steps: int, kind: str, folder: Path, sampling: str, devices: int = 1
+) -> dict[str, Any]:
+    """One `trl sft` on the same examples, already rendered and masked; on several devices its script under torchrun,
+    since `accelerate launch --cpu`, which `trl sft` starts with, runs one process however many it is asked for."""
     examples = [prepared.train.rows[index] for index in order][: steps * BATCH]
-    trl = shutil.which("trl", path=str(Path(sys.executable).parent)) or "trl"
-    command = [trl, "sft", *trl_options(prepared, examples, steps, BATCH, folder)]
+    if devices > 1:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(devices)]
+        command = [*torchrun, str(Path(trl.__file__).parent / "scripts" / "sft.py")]
+    else:
+        command = [shutil.which("trl", path=str(Path(sys.executable).parent)) or "trl", "sft"]
+    command += trl_options(prepared, examples, steps, BATCH // devices, folder)
     command += ["--use_dora"] if kind == "dora" else []
     command += ["--dtype", "float32", "--use_cpu", "--bf16", "False"]
     command += ["--gradient_checkpointing", "False", "--train_sampling_strategy", sampling]
-    out, wall, peak = measured(command)
+    out, wall, peak = measured(command, processes=devices)
     return {**trl_figures(out), "wall_seconds": wall, "peak_bytes": peak}
 
 
@@ -148,12 +163,13 @@ def trl_figures(out: str) -> dict[str, Any]:
     }
 
 
-def measured(command: list[str], limit: float | None = None) -> tuple[str, float, int]:
-    """A command's standard output, wall seconds, and the peak resident memory of its largest process in bytes.
+def measured(command: list[str], limit: float | None = None, processes: int = 1) -> tuple[str, float, int]:
+    """A command's standard output, wall seconds, and the peak resident memory of its largest process in bytes. Its
+    `processes` share the cores.
 
     After `limit` seconds it is ended, which counts as a failure.
     """
-    threads = str(os.cpu_count())
+    threads = str((os.cpu_count() or 1) // processes)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "MKL_NUM_THREADS": threads}
     begin = time.monotonic()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorakit.amounts import counted, duration, gibibytes, percent
+from lorakit.amounts import counted, decimal_bytes, duration, gibibytes, percent
 from lorakit.cli.options import Json, Overrides, Quiet, RecipePath, quoted
 from lorakit.errors import LorakitError, UserError
 
@@ -308,6 +308,10 @@ def _print_outcome(outcome: "Outcome", run: "Run", prepared: "Prepared", whole: 
     if outcome.eval_loss is not None:
         weights = "weights are" if whole else "adapter is"
         lines.append(f"held-out loss {outcome.eval_loss:.4f} at step {outcome.best_step}, whose {weights} kept")
+    if outcome.devices > 1 and outcome.seconds_a_step:
+        share = percent(outcome.reduction_seconds / outcome.seconds_a_step)
+        amount = decimal_bytes(outcome.reduced_bytes)
+        lines.append(f"{outcome.devices} devices: adding up {amount} of gradients took about {share} of a step")
     if outcome.stopped_early:
         lines.append("stopped early: the held-out loss no longer fell (train.early_stopping)")
     lines.append(f"model: {run.model}" if whole else f"adapter: {run.adapter}")

@@ -6,6 +6,7 @@ gloo, carries what is not a gradient: it needs no memory of a GPU, and notices a
 """
 
 import pickle
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -180,6 +181,20 @@ def sum_in_place(tensors: "Iterable[torch.Tensor]") -> int:
     if bucket:
         reduce()
     return sent
+
+
+def time_sum(numbers: int, like: "torch.Tensor") -> float:
+    """Seconds in which `sum_in_place` adds up so many numbers of the type and on the device of `like`, by a trial."""
+    import torch
+
+    tensor = torch.zeros(min(numbers, _BUCKET), dtype=like.dtype, device=like.device)
+    seconds = 0.0
+    for _ in range(3):  # the first ones connect and warm up
+        begin = time.perf_counter()
+        sum_in_place([tensor])
+        tensor.sum().item()  # a device has done it when the sum is here
+        seconds = time.perf_counter() - begin
+    return seconds * -(-numbers // _BUCKET)
 
 
 def copy_from_first(tensors: "Iterable[torch.Tensor]") -> None:

@@ -13,7 +13,17 @@ from peft.helpers import disable_input_dtype_casting
 
 from lorakit.data.batches import collate, collate_packed, first_fit_decreasing, share_of_step, split_batch
 from lorakit.data.rows import IGNORED
-from lorakit.distributed.processes import any_of, gather, is_first, rank, refuse, sum_in_place, together, world_size
+from lorakit.distributed.processes import (
+    any_of,
+    gather,
+    is_first,
+    rank,
+    refuse,
+    sum_in_place,
+    time_sum,
+    together,
+    world_size,
+)
 from lorakit.errors import LorakitError, UserError
 from lorakit.hardware.accelerator import random_states, set_random_states
 from lorakit.hardware.memory import OutOfMemory, free_memory, return_freed_memory, within_memory
@@ -78,8 +88,8 @@ class MicroBatchRunner:
 
     The loss of a step is the mean over its trained tokens. Where memory runs out, the step is done again from its
     beginning in micro-batches half as large, and so are all after it; `on_shrink` gets the facts by name. Of several
-    processes each computes a share of the step's rows, all go on with the same micro-batches, and `reduced` counts the
-    bytes of gradients that each sends.
+    processes each computes a share of the step's rows, and all go on with the same micro-batches; `reduced` are the
+    bytes of gradients that a step adds up, in about `reduction_seconds`.
     """
 
     def __init__(
@@ -92,7 +102,8 @@ class MicroBatchRunner:
         self.prepared = prepared
         recipe = self.recipe = prepared.recipe
         self.model, self.rank_scheduler = state.model, state.rank_scheduler
-        self.progress, self.on_shrink, self.reduced = progress, on_shrink, 0
+        self.progress, self.on_shrink = progress, on_shrink
+        self.reduced, self.reduction_seconds = 0, 0.0
         set_gradient_checkpointing(self.model, bool(recipe.train.gradient_checkpointing))
         self.device = next(self.model.parameters()).device
         self.micro_batch = self.held_out_batch = int(recipe.train.micro_batch)
@@ -141,6 +152,8 @@ class MicroBatchRunner:
             trained = [parameter for parameter, somewhere in zip(trained, reached, strict=True) if somewhere]
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        if not self.reduced:
+            self.reduction_seconds = time_sum(sum(parameter.numel() for parameter in trained), loss)
         self.reduced = sum_in_place([*(parameter.grad for parameter in trained), loss])
         return loss
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lorakit.amounts import counted
 from lorakit.distributed.join import launched
-from lorakit.distributed.processes import copy_from_first, gather, is_first, on_first, refuse, together
+from lorakit.distributed.processes import copy_from_first, gather, is_first, on_first, refuse, together, world_size
 from lorakit.errors import Interrupted, LorakitError, UserError, explain_error
 from lorakit.hardware.memory import free_memory, is_out_of_memory, return_freed_memory, run_peak
 from lorakit.model.adapters.svd import ranks_in_words
@@ -28,7 +28,8 @@ from lorakit.train.trainer import SupervisedTrainer
 @dataclass(frozen=True)
 class Outcome:
     """The result of a finished training. `loss` is the last step's, `eval_loss` the best held-out one, `micro_batch`
-    the rows, or packs, that were computed at once in the end: fewer than the recipe's where memory ran out."""
+    the rows, or packs, that were computed at once in the end: fewer than the recipe's where memory ran out. Of several
+    devices: the most memory of one, the bytes of gradients that each step adds up, and the seconds that this takes."""
 
     steps: int
     loss: float | None
@@ -41,6 +42,9 @@ class Outcome:
     peak_memory: int
     micro_batch: int
     gradient_checkpointing: bool
+    devices: int = 1
+    reduced_bytes: int = 0
+    reduction_seconds: float = 0.0
 
 
 def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None = None) -> Outcome:
@@ -145,4 +149,7 @@ def _outcome(trainer: SupervisedTrainer, seconds: float) -> Outcome:
         peak_memory=max(gather(run_peak(trainer.runner.device))),  # on a GPU since the probe began
         micro_batch=trainer.runner.micro_batch,
         gradient_checkpointing=trainer.runner.recomputes,
+        devices=world_size(),
+        reduced_bytes=trainer.runner.reduced,
+        reduction_seconds=round(trainer.runner.reduction_seconds, 5),
     )
