@@ -1,4 +1,4 @@
-"""One process against two with the same number of threads in all, and two of `trl sft` under torchrun, on the same rows.
+"""One process against two with as many threads in all, and two of `trl sft` under torchrun, on the same rows.
 
 Every training is the command that a user would type, on the model, rows and settings of tools/bench.py. One and two
 processes of lorakit are run in turn, and their losses must be the same.
