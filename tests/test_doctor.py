@@ -16,7 +16,8 @@ from lorakit.data.worker_pool import processors
 from lorakit.doctor import check, machine, models
 from lorakit.doctor.check import DoctorFinding, run_check
 from lorakit.doctor.run import _sections, run_doctor
-from lorakit.hardware.machine import CgroupLimits, DriverGpu, Machine, parse_gpus, read_cgroup_limits, this_machine
+from lorakit.hardware.drivers import DriverGpu, parse_gpus
+from lorakit.hardware.machine import CgroupLimits, Machine, read_cgroup_limits, this_machine
 from lorakit.plan.auto import resolve_auto
 from lorakit.recipe.schema import Data, Model, Recipe
 

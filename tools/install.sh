@@ -15,7 +15,10 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 
 torch=$(sed -n 's/^torch==\([^+ ;]*\).*/\1/p' "$here/requirements.txt")
 if [ "$("$venv/bin/python" -c 'import importlib.metadata as m; print(m.version("torch").split("+")[0])' 2>/dev/null)" != "$torch" ]; then
-    if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then
+    if command -v rocm-smi >/dev/null || command -v amd-smi >/dev/null || command -v xpu-smi >/dev/null; then
+        # The build for AMD's or Intel's GPU; uv knows which that is.
+        pip install uv && "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --torch-backend auto "torch==$torch"
+    elif [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then
         # First a CPU build that pip's own configuration offers; then the index that uv knows by name; then whatever there is.
         pip install "torch==$torch+cpu" 2>/dev/null ||
             { pip install uv && "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --torch-backend cpu "torch==$torch"; } ||

@@ -15,14 +15,8 @@ from lorakit.atomic_io import cache_folder
 from lorakit.data.worker_pool import processors
 from lorakit.doctor.check import DoctorFinding, broken, import_error, note, ok, require_import, root_cause
 from lorakit.errors import UserError
-from lorakit.hardware.machine import (
-    hides_gpus,
-    processor,
-    read_cgroup_limits,
-    read_driver_gpus,
-    this_machine,
-    usable_machine,
-)
+from lorakit.hardware.drivers import hides_gpus, read_driver_gpus
+from lorakit.hardware.machine import processor, read_cgroup_limits, this_machine, usable_machine
 from lorakit.progress import Silent
 
 if TYPE_CHECKING:

@@ -11,14 +11,26 @@ import torch
 
 # Those that we know; torch has more.
 ACCELERATORS = ("cuda", "xpu", "mps")
+# Before it torch.accelerator does not measure memory on Metal (pytorch/pytorch#186748).
+_METAL_FROM = (2, 13)
 # Metal has no float64, and some of Intel's cards have none (`torch.xpu.get_device_properties().has_fp64`).
 _WITHOUT_FLOAT64 = ("xpu", "mps")
 
 
 def current_accelerator() -> str | None:
-    """The type of the GPU that this torch was built for and can use now, if we know it: `cuda`, `xpu` or `mps`."""
+    """The type of the GPU that this torch was built for and can use now, if we know it: `cuda`, `xpu` or `mps` (from
+    torch 2.13 on)."""
     current = torch.accelerator.current_accelerator(check_available=True)
-    return current.type if current is not None and current.type in ACCELERATORS else None
+    kind = current.type if current is not None else ""
+    return kind if kind in ACCELERATORS and (kind != "mps" or torch.__version__ >= _METAL_FROM) else None
+
+
+def gpu_of_torch(device: str) -> tuple[str, int, bool]:
+    """The first GPU of a type as torch knows it: its name, the bytes that it has for us, whether it has bfloat16."""
+    if device == "mps":  # whose memory is the processor's as well
+        return "Apple GPU", torch.mps.recommended_max_memory(), torch.backends.mps.is_macos_or_newer(14, 0)
+    gpu = torch.get_device_module(device).get_device_properties(0)
+    return gpu.name, gpu.total_memory, device == "xpu" or gpu.major >= 8  # of AMD's all, from gfx900 on
 
 
 def free_memory_of(device: torch.device) -> int:

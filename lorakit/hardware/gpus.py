@@ -1,10 +1,12 @@
-"""The GPUs that people train on: memory, bandwidth and dense arithmetic rates, each with its source."""
+"""The GPUs that people train on: memory, bandwidth and dense arithmetic rates, each with its source. Of Apple's and
+Intel's memory alone: Apple publishes no arithmetic rates."""
 
 import dataclasses
 import re
 from dataclasses import dataclass
 
 from lorakit.errors import UserError
+from lorakit.hardware.drivers import METAL_SHARE
 from lorakit.recipe.did_you_mean import nearest
 
 # Dense tensor operations that a multiprocessor does a clock with float32 accumulation, from Turing to Ada and RTX
@@ -17,17 +19,19 @@ _BFLOAT16_FROM = 8.0  # compute capability
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU. Rates are peaks: dense, not sparse; tensor cores where it has them, with float32 accumulation."""
+    """A GPU. Rates are peaks: dense, not sparse; tensor cores where it has them, with float32 accumulation; 0 where
+    they are not known."""
 
     name: str
-    memory: int  # bytes: what nvidia-smi shows as the total where that is known, else the nominal size
+    memory: int  # bytes: what the driver's tool shows as the total where that is known, else the nominal size
     bandwidth: float  # bytes a second
     bfloat16: float | None  # FLOP/s; None: the card has no bfloat16
     float16: float
-    float32: float  # FLOP/s outside the tensor cores: torch's float32 products do not use them
-    capability: float  # CUDA's compute capability
+    float32: float  # FLOP/s of torch's float32 products, which on NVIDIA's cards do not use the tensor cores
+    capability: float  # CUDA's compute capability; 0 for those of other makers
     source: str
-    aliases: tuple[str, ...] = ()  # other names, as nvidia-smi and people write them
+    aliases: tuple[str, ...] = ()  # other names, as the driver's tool and people write them
+    device: str = "cuda"  # as torch calls it
 
 
 def _gpu(
@@ -105,19 +109,54 @@ _DATA_CENTRE = (
     ("GH200 96GB", 97871, 4000, 990, 67, 9.0, "GH200 Grace Hopper Superchip", "GH200", "GH200 480GB"),
     ("B200", 183359, 8000, 2250, 75, 10.0, "HGX B200, an eighth", "B200 SXM"),
 )
+
+# AMD's, each as the device that torch sees: an MI250 or MI250X is two of them (ROCm's MI250 page), and has half of the
+# figures that AMD prints. float32 is that of the matrix cores, which rocBLAS uses.
+_CDNA2, _CDNA3 = (
+    "AMD's data sheet of the MI200 series and CDNA 2 white paper",
+    "AMD's data sheet and CDNA 3 white paper",
+)
+_AMD = (
+    # name, MiB, GB/s, bfloat16 and float16 TFLOP/s, float32 TFLOP/s, source, other names
+    ("RX 7900 XTX", 24560, 960, 123, 61.4, "AMD's product page: FP16 matrix, FP32", "7900 XTX"),
+    ("MI210", 65536, 1638.4, 181.0, 45.3, _CDNA2),
+    ("MI250 (one die)", 65520, 1638.4, 181.05, 45.25, _CDNA2, "MI250", "MI250 (MCM) OAM AC MBA"),
+    ("MI250X (one die)", 65520, 1638.4, 191.5, 47.85, _CDNA2, "MI250X"),
+    ("MI300X", 196592, 5325, 1307.4, 163.4, _CDNA3, "MI300X OAM", "MI300X VF"),
+    ("MI325X", 262144, 6000, 1307.4, 163.4, "AMD's data sheet", "MI325X OAM", "MI325X VF"),
+)
+
+
+def _amd(name: str, mib: int, bandwidth: float, tensor: float, float32: float, source: str, *aliases: str) -> Gpu:
+    flops = tensor * 1e12
+    return Gpu(name, mib << 20, bandwidth * 1e9, flops, flops, float32 * 1e12, 0.0, source, aliases)
+
+
 GPUS: tuple[Gpu, ...] = (
     *(_by_clock(*row, _GEFORCE_TENSOR) for row in _GEFORCE),
     *(_by_clock(*row, _TENSOR) for row in _WORKSTATION),
     *(_gpu(*row[:6], f"NVIDIA data sheet: {row[6]}", *row[7:]) for row in _DATA_CENTRE),
+    *(_amd(*row) for row in _AMD),
 )
+
+# Intel's cards, whose memory is known, not what they reach; of a Max 1550 torch sees two stacks, each as a device.
+_INTEL_MEMORY = (
+    *(("Arc A750", 8), ("Arc A770 16GB", 16), ("Arc B570", 10), ("Arc B580", 12), ("Arc Pro B50", 16)),
+    *(("Arc Pro B60", 24), ("Arc Pro B70", 32), ("Max 1100", 48), ("Max 1550 (one stack)", 64)),
+)
+_APPLE = re.compile(r"(?:apple )?(m\d+(?: (?:pro|max|ultra))?)(?:,? (\d+) ?g(?:i?b)?)?", re.IGNORECASE)
+_MOST_APPLE = 1024  # GB
 
 # Cards sold as one size differ by this share in what they show: 22.5 to 24 GiB are 24 GB.
 _SAME_SIZE = 0.07
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([mgt]i?b|[mgt])", re.IGNORECASE)
 # Gibibytes of a unit, as cards are sold: 24,000 MB and 24 GB are one size.
 _UNITS = {"m": 1e-3, "mb": 1e-3, "mib": 1 / 1024, "g": 1, "gb": 1, "gib": 1, "t": 1e3, "tb": 1e3, "tib": 1024}
-# Words that nvidia-smi and people write around a card's name.
-_AROUND_NAMES = re.compile(r"nvidia|geforce|tesla|quadro|generation|workstation edition|server edition|graphics card")
+# Words that drivers' tools and people write around a card's name.
+_AROUND_NAMES = re.compile(
+    r"nvidia|geforce|tesla|quadro|generation|workstation edition|server edition|graphics card|graphics|"
+    r"\bamd\b|radeon|instinct|\bintel\b|\((?:r|tm)\)|data center gpu"
+)
 
 
 def find_gpu(text: str) -> Gpu:
@@ -133,7 +172,9 @@ def find_gpu(text: str) -> Gpu:
         source = f"memory as given; as fast as the {slowest.name}, the slowest known card of about that memory"
         name, source = f"{gibibytes:g} GB GPU", f"{source} ({slowest.source})"
         return dataclasses.replace(slowest, name=name, memory=memory, source=source, aliases=())
-    matches = _by_name(text)
+    if apple := _APPLE.fullmatch(text):
+        return _apple_gpu(apple[1], int(apple[2] or 0))
+    matches = _by_name(text) or [gpu for gpu in _INTEL if _normalize(text) in _keys(gpu)]
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -141,14 +182,14 @@ def find_gpu(text: str) -> Gpu:
         raise UserError(f"--gpu: '{text}' is more than one GPU. Write one of: {names}.")
     if re.fullmatch(r"[1-9]\d*(\.\d+)?", text):
         raise UserError(f"--gpu: '{text}' is neither a card's name nor a memory. Did you mean {text}GB?")
-    similar = nearest(_AROUND_NAMES.sub("", text.lower()).strip(), [gpu.name for gpu in GPUS])
+    similar = nearest(_AROUND_NAMES.sub("", text.lower()).strip(), [gpu.name for gpu in (*GPUS, *_INTEL)])
     # A laptop's card is another one than the desktop's of that name, mostly a smaller one.
     hint = f" Did you mean {similar}?" if similar and "laptop" not in text.lower() else ""
     raise UserError(f"--gpu: '{text}' is not a known GPU.{hint} For another card write its memory: 24GB.")
 
 
 def match_gpu(name: str, memory: int) -> Gpu | None:
-    """The GPU that nvidia-smi names so, with the memory in bytes that it shows; None for one that is not known. Where a
+    """The GPU that its driver names so, with the memory in bytes that it shows; None for one that is not known. Where a
     name is sold in several sizes, the one of the nearest memory is taken."""
     matches = [gpu for gpu in _by_name(name) if abs(gpu.memory - memory) < 0.1 * memory]
     nearest_size = min(matches, key=lambda gpu: abs(gpu.memory - memory), default=None)
@@ -156,10 +197,30 @@ def match_gpu(name: str, memory: int) -> Gpu | None:
 
 
 def slowest_gpu(memory: int) -> Gpu:
-    """The slowest known card of about so many bytes; of one size those with bfloat16 count."""
-    distance = max(_SAME_SIZE * memory, min(abs(gpu.memory - memory) for gpu in GPUS))
-    alike = [gpu for gpu in GPUS if abs(gpu.memory - memory) <= distance]
+    """The slowest known card of NVIDIA's of about so many bytes; of one size those with bfloat16 count."""
+    cards = [gpu for gpu in GPUS if gpu.capability]
+    distance = max(_SAME_SIZE * memory, min(abs(gpu.memory - memory) for gpu in cards))
+    alike = [gpu for gpu in cards if abs(gpu.memory - memory) <= distance]
     return min([gpu for gpu in alike if gpu.bfloat16] or alike, key=lambda gpu: gpu.float16)
+
+
+def _apple_gpu(chip: str, gigabytes: int) -> Gpu:
+    """The GPU of one of Apple's chips on a Mac with so much memory, of which it may take what Metal recommends."""
+    chip = chip.title()
+    if not 0 < gigabytes <= _MOST_APPLE:
+        raise UserError(f"--gpu: Macs with the {chip} have different memory. Write it too: {chip} 64GB.")
+    name, memory = f"Apple {chip} {gigabytes}GB", int((gigabytes << 30) * METAL_SHARE)
+    return _of_memory(name, memory, "mps", "Apple publishes no rates")
+
+
+def _of_memory(name: str, memory: int, device: str, source: str, *aliases: str) -> Gpu:
+    """A GPU whose rates are not known. It has bfloat16 all the same."""
+    return Gpu(name, memory, 0.0, 0.0, 0.0, 0.0, 0.0, source, aliases, device)
+
+
+_INTEL = tuple(
+    _of_memory(name, size << 30, "xpu", "Intel's product page", name.partition(" (")[0]) for name, size in _INTEL_MEMORY
+)
 
 
 def _by_name(text: str) -> list[Gpu]:
@@ -171,9 +232,9 @@ def _by_name(text: str) -> list[Gpu]:
 
 def _keys(gpu: Gpu) -> set[str]:
     names = {gpu.name, *gpu.aliases}
-    names |= {re.sub(r" ?\d+GB\b", "", name) for name in names if name.startswith("RTX")}
+    names |= {re.sub(r" ?\d+GB\b", "", name) for name in names if name.startswith(("RTX", "Arc"))}
     keys = {_normalize(name) for name in names}
-    return (keys | {key.removeprefix("rtx") for key in keys}) - {""}
+    return (keys | {re.sub("^(rtx|arc)", "", key) for key in keys}) - {""}
 
 
 def _normalize(text: str) -> str:

@@ -6,22 +6,31 @@ prints, and the limits that a container or a batch system puts on this process: 
 import functools
 import os
 import re
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from lorakit.hardware.drivers import (
+    DriverGpu,
+    first_visible,
+    hides_gpus,
+    read_amd_gpus,
+    read_apple_gpus,
+    read_driver_gpus,
+    read_intel_gpus,
+    visible_names,
+)
 from lorakit.hardware.gpus import Gpu, match_gpu
 from lorakit.progress import Progress
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The device that a run uses. `memory` is the device's, in bytes: free RAM on a CPU, total memory on a GPU."""
+    """The device that a run uses. `memory` is the device's, in bytes: free RAM on a CPU, total memory on a GPU, and on
+    a Mac what its GPU may take of the memory that it shares with the processor."""
 
-    device: str  # "cpu" or "cuda"
+    device: str  # as torch calls it: "cpu", "cuda" (NVIDIA's and AMD's), "xpu" (Intel's) or "mps" (Apple's)
     name: str
     memory: int
     bfloat16: bool
@@ -30,81 +39,60 @@ class Machine:
 
     @property
     def is_gpu(self) -> bool:
-        return self.device == "cuda"
+        return self.device != "cpu"
+
+
+# Makers beside NVIDIA: the type of device as torch calls it, and how its GPUs are found.
+_OTHER_MAKERS = {
+    "amd": ("cuda", read_amd_gpus),
+    "intel": ("xpu", read_intel_gpus),
+    "apple": ("mps", read_apple_gpus),
+}
 
 
 @functools.cache
 def this_machine() -> Machine:
-    """The first visible NVIDIA GPU of a known size, else the processor."""
+    """The first visible GPU of a known size, NVIDIA's before those of others, else the processor."""
     if not hides_gpus():
         gpus, _ = read_driver_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0])
         if gpus and gpus[0].memory and gpus[0].capability[:1].isdigit():
             name, memory = gpus[0].name, gpus[0].memory
             return Machine("cuda", name, memory, float(gpus[0].capability) >= 8.0, card=match_gpu(name, memory))
+    for maker, (device, read) in _OTHER_MAKERS.items():
+        if not hides_gpus(maker) and (gpu := first_visible(read()[0], visible_names(maker))) and gpu.memory:
+            return machine_of(device, gpu)
     return processor()
+
+
+def machine_of(device: str, gpu: DriverGpu) -> Machine:
+    """A machine with a GPU of AMD's, Intel's or Apple's. All of them have bfloat16, if need be in software, as torch
+    says of them (`is_bf16_supported` of torch.cuda and torch.xpu; transformers' `is_torch_bf16_gpu_available`)."""
+    return Machine(device, gpu.name, gpu.memory, bfloat16=True, card=match_gpu(gpu.name, gpu.memory))
 
 
 def machine_with(card: Gpu) -> Machine:
     """A machine with this card, to plan for."""
-    return Machine("cuda", card.name, card.memory, card.bfloat16 is not None, here=False, card=card)
+    known = card if card.float16 else None
+    return Machine(card.device, card.name, card.memory, card.bfloat16 is not None, here=False, card=known)
 
 
 def usable_machine(progress: Progress) -> Machine:
-    """The device that torch can really use: a driver may show a GPU to a torch without CUDA, or hide one from us."""
+    """The device that torch can really use: a driver may show a GPU to a torch that was built without it, or hide one
+    from us."""
     import torch
 
-    seen = this_machine()
-    if seen.is_gpu == torch.cuda.is_available():
-        return seen
-    if seen.is_gpu:
+    from lorakit.hardware.accelerator import current_accelerator, gpu_of_torch
+
+    seen, device = this_machine(), current_accelerator()
+    if device is None and seen.is_gpu:
         reason = f"this torch ({torch.__version__}) cannot use it"
         progress.warn(f"{seen.name} is here, but {reason}: running on the processor")
         return processor()
-    gpu = torch.cuda.get_device_properties(0)
-    return Machine("cuda", gpu.name, gpu.total_memory, gpu.major >= 8, card=match_gpu(gpu.name, gpu.total_memory))
-
-
-def hides_gpus() -> bool:
-    """Whether the environment hides every GPU from this process."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-
-
-@dataclass(frozen=True)
-class DriverGpu:
-    """A GPU as nvidia-smi shows it; memory in bytes."""
-
-    name: str
-    memory: int
-    free: int
-    driver: str
-    capability: str
-
-
-@functools.cache
-def read_driver_gpus(only: str = "") -> tuple[list[DriverGpu], str]:
-    """The GPUs that the driver shows, or that `only` of them, and its error message."""
-    if not shutil.which("nvidia-smi"):
-        return [], ""
-    query = "--query-gpu=name,memory.total,memory.free,driver_version,compute_cap"
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits", *([f"--id={only}"] if only else [])]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return [], f"nvidia-smi: {error}"
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        return [], f"nvidia-smi: {lines[0] if lines else f'exit code {done.returncode}'}"
-    return parse_gpus(done.stdout), ""
-
-
-def parse_gpus(text: str) -> list[DriverGpu]:
-    """What `nvidia-smi --query-gpu` printed, without header and units; a figure that it does not know is 0."""
-
-    def to_bytes(mebibytes: str) -> int:
-        return int(mebibytes) << 20 if mebibytes.isdigit() else 0
-
-    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.count(",") == 4]
-    return [DriverGpu(name, to_bytes(total), to_bytes(free), driver, cap) for name, total, free, driver, cap in rows]
+    if device is None or (device == seen.device and device != "mps"):
+        return seen
+    name, memory, bfloat16 = gpu_of_torch(device)
+    name = seen.name if seen.device == device else name  # torch has no name for Apple's chips
+    return Machine(device, name, memory, bfloat16, card=match_gpu(name, memory))
 
 
 def processor() -> Machine:
@@ -186,6 +174,9 @@ def _number(path: Path) -> int | None:
 # to 0.85, H100 0.80, B200 0.75, V100S 0.68; where tensor cores are halved, as in GeForce cards from the 30 series on,
 # 0.97 to 1.13, for they wait for nothing and clock higher than specified. A step's products are smaller: a little less.
 _SHARE, _HALVED_SHARE = 0.7, 0.9
+# AMD's: MI300X 0.50 to 0.54 and MI325X 0.61 to 0.65 at the sizes that suit them best (rocm.blogs.amd.com, Measuring
+# Max-Achievable FLOPs, part 2); nothing was measured on one here.
+_AMD_SHARE = 0.5
 # Outside the tensor cores: RTX 3090 0.69, RTX 4090 0.66, A100 0.93 (the same table).
 _FLOAT32_SHARE = 0.65
 # Bfloat16 on a card without it runs at 0.5 to 0.75 of float32's speed (RTX 2080, P40, V100: the same table).
@@ -226,6 +217,7 @@ def gpu_throughput(device: Gpu, dtype: str) -> Throughput:
         share, peak, words = _EMULATED_SHARE, device.float32, "float32: the card has no bfloat16"
     else:  # halved tensor cores do twice what a card's other lanes do, whole ones four times and more
         share, words = _HALVED_SHARE if peak < 3 * device.float32 else _SHARE, dtype
+    share = share if device.capability else _AMD_SHARE
     digits = 0 if peak >= 20e12 else 1
     compute = f"{share:.0%} of {peak / 1e12:,.{digits}f} TFLOP/s in {words}"
     words = f"{compute}, {_BANDWIDTH_SHARE:.0%} of {device.bandwidth / 1e9:,.0f} GB/s: {device.source}"

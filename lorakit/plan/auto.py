@@ -13,6 +13,7 @@ from lorakit.errors import UserError
 from lorakit.hardware.devices import ONE_DEVICE, Devices
 from lorakit.hardware.gpus import slowest_gpu
 from lorakit.hardware.machine import Machine, gpu_throughput
+from lorakit.hardware.unsupported import UNSUPPORTED
 from lorakit.model.quantization_config import refuse_quantization
 from lorakit.plan.memory import SizedRun, memory_budget, size_run
 from lorakit.plan.model_info import FLASH, ModelInfo
@@ -61,6 +62,7 @@ def resolve_auto(
     """
     choices: list[Choice] = []
     model = recipe.model
+    _refuse_unsupported(recipe, machine)
 
     def choose(path: str, value: Any, reason: str) -> Any:
         choices.append(Choice(path, value, reason))
@@ -107,6 +109,15 @@ def resolve_auto(
     return with_values(recipe, {choice.path: choice.value for choice in choices}), tuple(choices)
 
 
+def _refuse_unsupported(recipe: Recipe, machine: Machine) -> None:
+    """Refuse what torch or bitsandbytes cannot do on this type of GPU."""
+    for (device, key, value), unsupported in UNSUPPORTED.items():
+        section, name = key.split(".")
+        if device == machine.device and getattr(getattr(recipe, section), name) == value:
+            reason = f"{value} does not work on {machine.name}: {unsupported.reason}"
+            raise UserError(f"{key}: {reason}. Write {unsupported.instead}.")
+
+
 def _check_attention(attention: str, machine: Machine, family: tuple[str, ...]) -> None:
     """Refuse an attention that this machine or the model's family does not have."""
     other = "sdpa" if "sdpa" in family else "eager"
@@ -130,6 +141,8 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 
 def _dtype(machine: Machine) -> tuple[str, str]:
+    if machine.device == "mps" and not machine.bfloat16:
+        return "float32", "before version 14 macOS has no bfloat16 on the GPU"
     if machine.is_gpu and not machine.bfloat16:
         return "float16", f"{machine.name} is older than bfloat16 arithmetic (compute capability below 8.0)"
     if not machine.bfloat16:
@@ -141,7 +154,7 @@ def _dtype(machine: Machine) -> tuple[str, str]:
 
 def _attention(recipe: Recipe, machine: Machine, dtype: str, attentions: tuple[str, ...]) -> tuple[str, str]:
     # FlashAttention 2 computes in half precision, on cards that have bfloat16 (its README).
-    possible = machine.is_gpu and machine.bfloat16 and dtype != "float32" and FLASH in attentions
+    possible = machine.device == "cuda" and machine.bfloat16 and dtype != "float32" and FLASH in attentions
     if possible and machine.here and recipe.data.packing != "off" and importlib.util.find_spec("flash_attn"):
         return FLASH, "flash-attn is installed: rows are packed end to end, without padding and without a mask"
     if "sdpa" in attentions:

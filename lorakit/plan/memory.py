@@ -37,12 +37,13 @@ _HOLES = 1.27
 # Tokens of the two rows on which a run tries its loss before the first step (lorakit/train/preflight.py).
 _TRIED_TOKENS = 256
 # lorakit/evaluate/forward.py: rows and tokens that are answered together, by device.
-_EVAL_ROWS, _EVAL_SHARE, _EVAL_MIN_TOKENS = {"cpu": 64, "cuda": 256}, 0.25, 1 << 11
+_EVAL_ROWS, _EVAL_ROWS_ON_CPU, _EVAL_SHARE, _EVAL_MIN_TOKENS = 256, 64, 0.25, 1 << 11
 # lorakit/merge/proof.py: the positions whose logits are kept of both models, in float32.
 _MERGE_LOGITS, _MERGE_POSITIONS = 1 << 25, 512
 # The share of a device's memory that a run may be planned to take: the rest is the model's error, and what the
-# allocator cannot give back in one piece. On a processor, of the memory that is free: the system and other programs.
-_SHARE = {"cuda": 0.92, "cpu": 0.85}
+# allocator cannot give back in one piece. On a processor, of the memory that is free, and on a Mac, whose screen uses
+# the GPU's memory too: the system and other programs.
+_SHARE, _SHARE_BESIDE_OTHERS = 0.92, {"cpu": 0.85, "mps": 0.85}
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,8 @@ def evaluation_memory(run: "SizedRun", longest: int, machine: Machine) -> int:
     overhead = CONTEXT if machine.is_gpu else PROCESS
     free = max(machine.memory - weights - overhead, 0)
     stored = 2 * spec.layers * spec.key_value * width
-    at_once = max(_EVAL_MIN_TOKENS, min(_EVAL_ROWS[machine.device] * tokens, int(free * _EVAL_SHARE / stored)))
+    most = _EVAL_ROWS if machine.is_gpu else _EVAL_ROWS_ON_CPU
+    at_once = max(_EVAL_MIN_TOKENS, min(most * tokens, int(free * _EVAL_SHARE / stored)))
     rows = max(1, at_once // tokens)
     # Growing keys and values are copied layer by layer, and a prompt's activations are there for one block at a time.
     growing = stored * at_once * (1 + 1 / spec.layers)
@@ -313,4 +315,4 @@ def size_run(recipe: Recipe, info: ModelInfo, spec: ModelSpec, on_gpu: bool, dev
 
 def memory_budget(machine: Machine) -> int:
     """The bytes of a machine's memory that a run may be planned to take."""
-    return int(machine.memory * _SHARE[machine.device])
+    return int(machine.memory * _SHARE_BESIDE_OTHERS.get(machine.device, _SHARE))
