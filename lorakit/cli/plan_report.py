@@ -126,7 +126,7 @@ def _verdict(plan: "Plan") -> str:
     verdict = (_CERTAIN if plan.certain else _UNCERTAIN)[plan.fits]
     moment = _MOMENTS.get(plan.longest.moment, plan.longest.moment)
     span = f"{gibibytes(total * (1 - plan.error))} to {gibibytes(plan.at_most)}, within {plan.error:.0%}"
-    available = f"{gibibytes(machine.memory)} {'on the card' if machine.is_gpu else 'free'}"
+    available = f"{gibibytes(machine.memory)} {machine.place}"
     return (
         f"{verdict}: {gibibytes(total)} ({span}) of {available}; budget {gibibytes(plan.room)}; peak during {moment}."
     )

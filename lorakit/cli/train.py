@@ -264,7 +264,7 @@ def _describe_memory(prepared: "Prepared", progress: "Progress") -> None:
     if expected is None:
         return
     text = f"memory: the longest micro-batch is predicted to take {gibibytes(expected.total)} of "
-    text += f"{gibibytes(machine.memory)} {'on the card' if machine.is_gpu else 'free'}"
+    text += f"{gibibytes(machine.memory)} {machine.place}"
     if expected.total > memory_budget(machine):
         progress.warn(f"{text}: it may run out. lorakit plan says what would fit")
     else:

@@ -41,6 +41,11 @@ class Machine:
     def is_gpu(self) -> bool:
         return self.device != "cpu"
 
+    @property
+    def place(self) -> str:
+        """Words for where its memory is."""
+        return {"cpu": "free", "mps": "for the GPU"}.get(self.device, "on the card")
+
 
 # Makers beside NVIDIA: the type of device as torch calls it, and how its GPUs are found.
 _OTHER_MAKERS = {
