@@ -7,12 +7,12 @@ import pytest
 
 from lorakit.hardware.drivers import (
     DriverGpu,
-    first_visible,
     hides_gpus,
     parse_amd_smi,
     parse_rocm_smi,
     parse_sysctl,
     parse_xpu_smi,
+    select_visible,
     visible_names,
 )
 from lorakit.hardware.gpus import find_gpu
@@ -134,8 +134,9 @@ def test_each_maker_has_its_own_variables_of_what_is_visible(monkeypatch, maker,
     assert not hides_gpus(maker)
 
 
-def test_the_first_visible_gpu_is_the_one_that_the_environment_names_first():
+def test_visible_gpus_are_in_the_order_in_which_the_environment_names_them():
     gpus = parse_rocm_smi(json.dumps(ROCM_SMI))
-    assert first_visible(gpus, None) == first_visible(gpus, "0,1") == first_visible(gpus, "GPU-5fd4") == gpus[0]
-    assert first_visible(gpus, "1,0") == gpus[1]
-    assert first_visible(gpus, "7") is None
+    assert select_visible(gpus, None) == select_visible(gpus, "0,1") == gpus
+    assert select_visible(gpus, "1, 0") == gpus[::-1]
+    assert select_visible(gpus, "GPU-5fd4") == gpus[:1]
+    assert select_visible(gpus, "7") == []

@@ -3,8 +3,9 @@
 import os
 from dataclasses import dataclass, replace
 
+from lorakit.hardware.drivers import DriverGpu, hides_gpus, read_driver_gpus, read_other_gpus
 from lorakit.hardware.links import Link, default_link
-from lorakit.hardware.machine import DriverGpu, Machine, hides_gpus, read_driver_gpus, this_machine
+from lorakit.hardware.machine import Machine, this_machine
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,9 @@ def devices_of(machine: Machine, count: int, link: Link | None = None) -> Device
 
 
 def visible_gpus() -> list[DriverGpu]:
-    """The GPUs that the driver shows and the environment does not hide."""
-    return [] if hides_gpus() else read_driver_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ""))[0]
+    """The GPUs that a driver shows and the environment does not hide, NVIDIA's before those of others."""
+    nvidia = [] if hides_gpus() else read_driver_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ""))[0]
+    return nvidia or read_other_gpus()[1]
 
 
 def device_here(count: int) -> Machine:

@@ -169,11 +169,30 @@ def parse_sysctl(text: str, version: str) -> list[DriverGpu]:
     return [DriverGpu(values["machdep.cpu.brand_string"], memory, memory, f"macOS {version}", "")] if memory else []
 
 
-def first_visible(gpus: Sequence[DriverGpu], names: str | None) -> DriverGpu | None:
-    """The GPU that a process sees as its first one, where the environment shows these `names` alone."""
-    number = (names or "0").partition(",")[0].strip()
-    at = int(number) if number.isdigit() else 0  # a name (GPU-...) is not looked for: cards of a machine are alike
-    return gpus[at] if at < len(gpus) else None
+# Makers beside NVIDIA: the type of device as torch calls it, and how its GPUs are found.
+_OTHER_MAKERS = {
+    "amd": ("cuda", read_amd_gpus),
+    "intel": ("xpu", read_intel_gpus),
+    "apple": ("mps", read_apple_gpus),
+}
+
+
+def read_other_gpus() -> tuple[str, list[DriverGpu]]:
+    """The visible GPUs of the first maker beside NVIDIA that has any here, and the type of device that they are."""
+    for maker, (device, read) in _OTHER_MAKERS.items():
+        if not hides_gpus(maker) and (gpus := select_visible(read()[0], visible_names(maker))):
+            return device, gpus
+    return "cpu", []
+
+
+def select_visible(gpus: Sequence[DriverGpu], names: str | None) -> list[DriverGpu]:
+    """The GPUs that a process sees, in its order, where the environment shows these `names` alone. One that is named by
+    its UUID is not looked for: the cards of a machine are alike."""
+    if names is None:
+        return list(gpus)
+    numbers = [name.strip() for name in names.split(",")]
+    chosen = [int(number) if number.isdigit() else at for at, number in enumerate(numbers)]
+    return [gpus[at] for at in chosen if at < len(gpus)]
 
 
 def _read_json(text: str) -> Any:

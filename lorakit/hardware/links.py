@@ -88,7 +88,7 @@ def find_link(text: str, card: Gpu | None = None) -> Link:
 
 
 def _pcie(card: Gpu | None) -> str:
-    if card is None:
+    if card is None or not card.capability:  # of other makers: what AMD's cards reach over Infinity Fabric is not known
         return "pcie-4"
     name = next(name for capability, name in _PCIE if card.capability >= capability)
     return f"{name}-x8" if card.name in _EIGHT_LANES else name

@@ -11,16 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lorakit.hardware.drivers import (
-    DriverGpu,
-    first_visible,
-    hides_gpus,
-    read_amd_gpus,
-    read_apple_gpus,
-    read_driver_gpus,
-    read_intel_gpus,
-    visible_names,
-)
+from lorakit.hardware.drivers import DriverGpu, hides_gpus, read_driver_gpus, read_other_gpus
 from lorakit.hardware.gpus import Gpu, match_gpu
 from lorakit.progress import Progress
 
@@ -47,14 +38,6 @@ class Machine:
         return {"cpu": "free", "mps": "for the GPU"}.get(self.device, "on the card")
 
 
-# Makers beside NVIDIA: the type of device as torch calls it, and how its GPUs are found.
-_OTHER_MAKERS = {
-    "amd": ("cuda", read_amd_gpus),
-    "intel": ("xpu", read_intel_gpus),
-    "apple": ("mps", read_apple_gpus),
-}
-
-
 @functools.cache
 def this_machine() -> Machine:
     """The first visible GPU of a known size, NVIDIA's before those of others, else the processor."""
@@ -63,10 +46,8 @@ def this_machine() -> Machine:
         if gpus and gpus[0].memory and gpus[0].capability[:1].isdigit():
             name, memory = gpus[0].name, gpus[0].memory
             return Machine("cuda", name, memory, float(gpus[0].capability) >= 8.0, card=match_gpu(name, memory))
-    for maker, (device, read) in _OTHER_MAKERS.items():
-        if not hides_gpus(maker) and (gpu := first_visible(read()[0], visible_names(maker))) and gpu.memory:
-            return machine_of(device, gpu)
-    return processor()
+    device, others = read_other_gpus()
+    return machine_of(device, others[0]) if others and others[0].memory else processor()
 
 
 def machine_of(device: str, gpu: DriverGpu) -> Machine:
