@@ -34,13 +34,13 @@ def train_here(path: Path, folder: Path, overrides: tuple[str, ...] = (), resume
 
 def train_on(count: int, path: Path, folder: Path, *overrides: str, resume: bool = False) -> tuple[Run, list[Outcome]]:
     """A training by `count` processes: its folder, and what each of them returned."""
-    return Run(folder), run_on(count, train_here, path, folder, overrides, resume, **_environment())
+    return Run(folder), run_on(count, train_here, path, folder, overrides, resume, **environment())
 
 
 def failed_training_on(count: int, function: Any, *arguments: Any) -> list[tuple[str, Any]]:
     """Of each process the error that ended it, and its text; `function` is called instead of `train_here`."""
-    return outcomes_on(count, function, *arguments, **_environment())
+    return outcomes_on(count, function, *arguments, **environment())
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     return {name: os.environ[name] for name in ("LORAKIT_CACHE", "HF_HUB_OFFLINE", "ONEDNN_MAX_CPU_ISA")}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import rows_of, write_rows
-from distributed_runs import failed_training_on, train_here, train_on
+from distributed_runs import environment, failed_training_on, train_here, train_on
+from rank_processes import run_on
 from runs_of_tests import adapter_weights, losses, run_recipe
 
 from lorakit.data.batches import share_of_step
@@ -185,3 +186,15 @@ def test_dropout_differs_on_each_process_and_is_as_strong_as_on_one(recipe_file,
     difference = two - one
     assert abs(difference.mean()) < 3.5 * difference.std(ddof=1) / len(difference) ** 0.5
     assert 1 / 2.2 < two.var() / one.var() < 2.2
+
+
+def _command(path, folder):
+    from lorakit.cli.train import train
+
+    train(path, [], folder, as_json=True)
+
+
+def test_a_run_of_two_processes_is_merged_by_both_and_exported_by_the_first(recipe_file, tmp_path):
+    path = recipe_file(train=STEPS | {"steps": 4}, output={"merged": True, "export": ["vllm"]})
+    run_on(2, _command, path, tmp_path / "run", **environment())
+    assert {"merged", "export", "adapter"} <= {path.name for path in (tmp_path / "run").iterdir()}

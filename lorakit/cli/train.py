@@ -107,9 +107,9 @@ def _opened(loaded: "LoadedRecipe", resume: bool, overwrite: bool) -> Iterator["
 
 
 def _run(loaded: "LoadedRecipe", resume: bool, overwrite: bool, as_json: bool, quiet: bool) -> None:
-    """Train, merge and export, and print what came of it."""
+    """Train, merge and export, and print what came of it. Exports are the first process's alone."""
     from lorakit import console
-    from lorakit.distributed.processes import is_first
+    from lorakit.distributed.processes import alone, is_first
     from lorakit.recipe.adapter_kind import trains_all
     from lorakit.recipe.export_target import parse_target
 
@@ -117,26 +117,41 @@ def _run(loaded: "LoadedRecipe", resume: bool, overwrite: bool, as_json: bool, q
     targets = [parse_target(word) for word in loaded.recipe.output.export]
     with _opened(loaded, resume, overwrite) as run:
         outcome, prepared = _train(run, loaded, resume, progress)
-        if not is_first():
-            return
         whole = trains_all(prepared.recipe.adapter)
         facts: dict[str, Any] = {"model": str(run.model)} if whole else {"adapter": str(run.adapter)}
-        if not as_json:
+        if is_first() and not as_json:
             _print_outcome(outcome, run, prepared, whole)
-        if loaded.recipe.output.merged and not run.merged.exists():
-            from lorakit.merge.inputs import input_of_run
-            from lorakit.merge.run import merge
-            from lorakit.output_dir import claim_output
-
-            with claim_output(run.merged, overwrite=True):
-                facts |= merge(input_of_run(run, prepared, progress), run.merged, progress).facts()
-            progress.say(f"merged model: {run.merged}")
-        exports, failures = _export(run, targets, prepared, progress)
+        if loaded.recipe.output.merged:
+            facts |= _merge(run, prepared, progress)
+        if not is_first():
+            return
+        with alone():
+            exports, failures = _export(run, targets, prepared, progress)
         facts |= {"exports": exports} if targets else {}
     if as_json:
         console.result_json({"run": str(run.folder), **facts, **outcome.__dict__})
     if failures:
         raise LorakitError(f"the training is complete, and {counted(failures, 'export')} failed, as said above.")
+
+
+def _merge(run: "Run", prepared: "Prepared", progress: "Progress") -> dict[str, Any]:
+    """Merge, where that was not done before, and return the facts of it."""
+    from lorakit.distributed.processes import alone, any_of, is_first, on_first
+    from lorakit.distributed.sharing import opened_by_first
+    from lorakit.merge.inputs import input_of_run
+    from lorakit.merge.run import merge
+    from lorakit.output_dir import claim_output
+
+    if on_first(run.merged.exists):
+        return {}
+    first = is_first()
+    if any_of(not run.manifest.is_file()) == (True,):  # the folder is not on a file system that all machines see
+        with alone():
+            return _merge(run, prepared, progress) if first else {}
+    with opened_by_first(lambda: claim_output(run.merged, overwrite=True)):
+        facts = merge(input_of_run(run, prepared, progress), run.merged, progress).facts()
+    progress.say(f"merged model: {run.merged}")
+    return facts
 
 
 def _train(run: "Run", loaded: "LoadedRecipe", resume: bool, progress: "Progress") -> "tuple[Outcome, Prepared]":

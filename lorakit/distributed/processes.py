@@ -7,7 +7,8 @@ gloo, carries what is not a gradient: it needs no memory of a GPU, and notices a
 
 import pickle
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -65,6 +66,17 @@ def is_first() -> bool:
 def is_first_of_node() -> bool:
     """Whether this process is the one of its machine that prepares what all of them read."""
     return _world.local_rank == 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, this process works without the others, which do not wait for it."""
+    global _world
+    before, _world = _world, World()
+    try:
+        yield
+    finally:
+        _world = before
 
 
 class FailedElsewhere(LorakitError):
