@@ -10,6 +10,7 @@ from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
+    from lorakit.hardware.machine import Machine
     from lorakit.plan.estimate import Plan, RowEstimate
     from lorakit.plan.model_info import ModelInfo
     from lorakit.progress import Progress
@@ -24,12 +25,30 @@ def plan(
         typer.Option(
             "--gpu",
             metavar="NAME|SIZE|all",
-            help="Plan for this card instead of this machine: a name ([cyan]RTX 4090[/cyan]), a memory size "
-            "([cyan]24GB[/cyan]), or [cyan]all[/cyan] known cards.",
+            help="Plan for this card instead of this machine: a name ([cyan]RTX 4090[/cyan]), several "
+            "([cyan]4x RTX 4090[/cyan]), a memory size ([cyan]24GB[/cyan]), or [cyan]all[/cyan] known cards.",
+        ),
+    ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option("--devices", metavar="N", min=1, help="Plan for so many devices that train together."),
+    ] = None,
+    sharding: Annotated[
+        str | None,
+        typer.Option("--sharding", metavar="WORD", help="Plan with this train.sharding: what the devices share out."),
+    ] = None,
+    link: Annotated[
+        str | None,
+        typer.Option(
+            "--link",
+            metavar="NAME",
+            help="What joins the devices: [cyan]nvlink[/cyan], [cyan]pcie[/cyan], [cyan]100gb[/cyan] and others, "
+            "instead of what usually joins such cards.",
         ),
     ] = None,
     per_hour: Annotated[
-        float | None, typer.Option("--price", metavar="PER-HOUR", min=0, help="Price of an hour, in any currency.")
+        float | None,
+        typer.Option("--price", metavar="PER-HOUR", min=0, help="Price of an hour of one device, in any currency."),
     ] = None,
     probe: Annotated[
         bool,
@@ -49,16 +68,11 @@ def plan(
     Exit code 0 where it fits or was only asked for [cyan]--gpu all[/cyan], 1 where it does not, 2 where the recipe is
     wrong.
     """
-    if probe and gpu:
-        raise typer.BadParameter("--probe runs on this machine, --gpu plans for another one. Leave one of them out.")
-    if per_hour is not None and not math.isfinite(per_hour):
-        raise typer.BadParameter("--price is not a price. Write what an hour costs, such as 0.45.")
-    if gpu is not None and not gpu.strip():
-        raise typer.BadParameter("--gpu is empty. Write a card's name, its memory, or all.")
+    _refuse_options(gpu, per_hour, probe, devices)
     from lorakit import console
-    from lorakit.cli.plan_report import PlanReport, print_cards, print_plan
-    from lorakit.hardware.gpus import GPUS, find_gpu
-    from lorakit.hardware.machine import machine_with, this_machine
+    from lorakit.cli.plan_report import PlanReport, print_plan
+    from lorakit.hardware.devices import devices_of
+    from lorakit.hardware.links import find_link
     from lorakit.plan import model_info
     from lorakit.plan.advice import collect_advice
     from lorakit.plan.changes import ChangeSearch
@@ -66,6 +80,8 @@ def plan(
     from lorakit.recipe.load import load
 
     progress = console.Terminal(quiet)
+    count, card = _count_devices(gpu, devices, probe)
+    overrides = [*overrides, f"train.sharding={sharding}"] if sharding else overrides
     loaded = load(recipe, overrides)
     settings = loaded.recipe
     with loaded.locating():
@@ -73,29 +89,27 @@ def plan(
         info = _model_info(settings, progress)
         model_info.refuse_by_config(settings, info)
         rows = _rows(settings)
-    if gpu and gpu.strip().lower() == "all":
-        plans: list[Plan | UserError] = []
-        for card in GPUS:
-            try:
-                plans.append(plan_run(settings, info, rows, machine_with(card), per_hour))
-            except UserError as error:
-                plans.append(error)
+    if card == "all":
         with loaded.locating():
-            if isinstance(plans[0], UserError) and all(isinstance(one, UserError) for one in plans):
-                raise plans[0]
-        print_cards(list(GPUS), plans, as_json)
+            _plan_cards(settings, info, rows, count, link, per_hour, as_json)
         return
     too_long = model_info.beyond_training(settings, info, rows.longest)
     for warning in filter(None, (model_info.describe_missing_files(settings), too_long)):
         progress.warn(warning)
-    machine = machine_with(find_gpu(gpu)) if gpu else this_machine()
+
+    def plan_on(number: int) -> "Plan":
+        machine = _machine(card, number)
+        chosen = find_link(link, machine.card) if link else None
+        return plan_run(settings, info, rows, machine, per_hour, devices_of(machine, number, chosen))
+
     with loaded.locating():
-        estimate = plan_run(settings, info, rows, machine, per_hour)
+        estimate = plan_on(count)
+        fewer = [plan_on(2**power) for power in range((count - 1).bit_length())]
     quantized = info.stored is not None and info.stored.treatment == "kept"
-    full = None if quantized else full_fine_tuning(settings, info, rows, machine)
+    full = None if quantized else full_fine_tuning(settings, info, rows, estimate.machine, estimate.devices)
     search = ChangeSearch(estimate, info, lambda more: load(recipe, [*overrides, *more]).recipe)
     changes = search.smaller() if estimate.fits != "yes" else search.larger()
-    notes = collect_advice(estimate, changes, info)
+    notes = collect_advice(estimate, changes, info, fewer)
     with loaded.locating():
         measured = None
         if probe:  # the longest micro-batch, run once on this machine's device
@@ -103,9 +117,72 @@ def plan(
             from lorakit.train.preflight import probe_run
 
             measured = probe_run(prepare_run(settings, progress), progress)
-    print_plan(PlanReport(estimate, full, info.stored, changes, notes, measured), as_json)
+    print_plan(PlanReport(estimate, full, info.stored, changes, notes, measured, fewer), as_json)
     if estimate.fits == "no" and measured is None:
         raise SystemExit(1)
+
+
+def _refuse_options(gpu: str | None, per_hour: float | None, probe: bool, devices: int | None) -> None:
+    if probe and gpu:
+        raise typer.BadParameter("--probe runs on this machine, --gpu plans for another one. Leave one of them out.")
+    if probe and devices not in (None, 1):
+        raise typer.BadParameter("--probe runs on one device. Leave one of the options out.")
+    if per_hour is not None and not math.isfinite(per_hour):
+        raise typer.BadParameter("--price is not a price. Write what an hour costs, such as 0.45.")
+    if gpu is not None and not gpu.strip():
+        raise typer.BadParameter("--gpu is empty. Write a card's name, its memory, or all.")
+
+
+def _count_devices(gpu: str | None, devices: int | None, probe: bool) -> tuple[int, str | None]:
+    """How many devices are planned for, and the card as it is named: None is this machine's."""
+    from lorakit.hardware.devices import visible_gpus
+    from lorakit.hardware.gpus import split_count
+
+    if gpu is None:
+        return devices or (1 if probe else max(1, len(visible_gpus()))), None
+    count, card = split_count(gpu)
+    if count and devices and count != devices:
+        raise typer.BadParameter(f"--gpu says {count} devices and --devices {devices}. Leave one of them out.")
+    return count or devices or 1, "all" if card.lower() == "all" else card
+
+
+def _machine(card: str | None, count: int) -> "Machine":
+    """The device that is planned for, as each of so many has it."""
+    from lorakit.hardware.devices import device_here
+    from lorakit.hardware.gpus import find_gpu
+    from lorakit.hardware.machine import machine_with
+
+    return machine_with(find_gpu(card)) if card else device_here(count)
+
+
+def _plan_cards(
+    settings: "Recipe",
+    info: "ModelInfo",
+    rows: "RowEstimate",
+    count: int,
+    link: str | None,
+    per_hour: float | None,
+    as_json: bool,
+) -> None:
+    """Plan for so many of each known card."""
+    from lorakit.cli.plan_report import print_cards
+    from lorakit.hardware.devices import devices_of
+    from lorakit.hardware.gpus import GPUS
+    from lorakit.hardware.links import find_link
+    from lorakit.hardware.machine import machine_with
+    from lorakit.plan.estimate import plan_run
+
+    plans: list[Plan | UserError] = []
+    for card in GPUS:
+        machine = machine_with(card)
+        devices = devices_of(machine, count, find_link(link, card) if link else None)
+        try:
+            plans.append(plan_run(settings, info, rows, machine, per_hour, devices))
+        except UserError as error:
+            plans.append(error)
+    if isinstance(plans[0], UserError) and all(isinstance(one, UserError) for one in plans):
+        raise plans[0]
+    print_cards(list(GPUS), plans, as_json, count)
 
 
 def _model_info(settings: "Recipe", progress: "Progress") -> "ModelInfo":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit import console
 from lorakit.amounts import decimal_bytes, duration, gibibyte_cell, gibibytes, percent, price
+from lorakit.cli.plan_devices import describe_devices, devices_as_json, share_of_device
 from lorakit.errors import UserError
 from lorakit.model.quantization_config import missing_packages
 from lorakit.plan.memory import describe_checkpoint
@@ -44,6 +45,11 @@ class PlanReport:
     changes: "list[Change]"
     notes: "list[Advice]"
     probed: Any
+    fewer: "list[Plan]"  # the same run on one of several devices, on two, on four ...
+
+    @property
+    def alone(self) -> "Plan | None":
+        return self.fewer[0] if self.fewer else None
 
     @property
     def merge(self) -> int | None:
@@ -76,8 +82,8 @@ def print_plan(report: PlanReport, as_json: bool) -> None:
         console.result_wrapped(f"# {choice}", under="#   ")
 
 
-def print_cards(cards: "list[Gpu]", plans: "list[Plan | UserError]", as_json: bool) -> None:
-    """Print which of the known cards can train a recipe."""
+def print_cards(cards: "list[Gpu]", plans: "list[Plan | UserError]", as_json: bool, count: int) -> None:
+    """Print which of the known cards can train a recipe, `count` of them together."""
     pairs = list(zip(cards, plans, strict=True))
     if as_json:
         console.result_json({"cards": [_card_as_json(card, plan) for card, plan in pairs]})
@@ -88,7 +94,8 @@ def print_cards(cards: "list[Gpu]", plans: "list[Plan | UserError]", as_json: bo
     fitting = [(card.name, plan) for card, plan in pairs if not isinstance(plan, UserError) and plan.fits == "yes"]
     certain = [name for name, plan in fitting if plan.certain]
     smallest = f", the smallest: {fitting[0][0]}" if fitting else ""
-    console.result(f"{len(fitting)} of {len(pairs)} known cards can train it{smallest}.")
+    each = f", {count} together" if count > 1 else ""
+    console.result(f"{len(fitting)} of {len(pairs)} known cards can train it{each}{smallest}.")
     if len(certain) < len(fitting):
         smallest = f", the smallest: {certain[0]}" if certain else ""
         console.result(f"At the upper end of the estimate {len(certain)} can{smallest}.")
@@ -105,7 +112,12 @@ def _card_cells(plan: "Plan | UserError") -> list[str]:
 
 def _print_memory(plan: "Plan", full: "Plan | None") -> None:
     rows = int(plan.recipe.train.micro_batch)
-    columns = ["GiB", f"longest: {rows} x {plan.rows.longest:,}", f"average: {rows} x {plan.rows.mean:,.0f}"]
+    several = plan.devices.count > 1
+    columns = [
+        "GiB on each device" if several else "GiB",
+        f"longest: {rows} x {plan.rows.longest:,}",
+        f"average: {rows} x {plan.rows.mean:,.0f}",
+    ]
     memories = [plan.longest, plan.average]
     if full:
         columns.append("full fine-tuning")
@@ -116,8 +128,13 @@ def _print_memory(plan: "Plan", full: "Plan | None") -> None:
         if any(memory.components[name] for memory in memories)
     ]
     table.append(["total", *(gibibyte_cell(memory.total) for memory in memories)])
+    if several:
+        columns.append("of the whole")
+        table = [[*row, share_of_device(plan, row[0])] for row in table[:-1]] + [[*table[-1], ""]]
     machine = plan.machine
-    console.result(f"{plan.recipe.name}: {plan.recipe.model.base} on {machine.name}, {gibibytes(machine.memory)}")
+    where = f"{plan.devices.count} x {machine.name}, {gibibytes(machine.memory)} each" if several else ""
+    where = where or f"{machine.name}, {gibibytes(machine.memory)}"
+    console.result(f"{plan.recipe.name}: {plan.recipe.model.base} on {where}")
     console.result_table("", columns, table)
 
 
@@ -126,7 +143,8 @@ def _verdict(plan: "Plan") -> str:
     verdict = (_CERTAIN if plan.certain else _UNCERTAIN)[plan.fits]
     moment = _MOMENTS.get(plan.longest.moment, plan.longest.moment)
     span = f"{gibibytes(total * (1 - plan.error))} to {gibibytes(plan.at_most)}, within {plan.error:.0%}"
-    available = f"{gibibytes(machine.memory)} {machine.place}"
+    each = {"on the card": "on each card", "free": "free for each process"} if plan.devices.count > 1 else {}
+    available = f"{gibibytes(machine.memory)} {each.get(machine.place, machine.place)}"
     return (
         f"{verdict}: {gibibytes(total)} ({span}) of {available}; budget {gibibytes(plan.room)}; peak during {moment}."
     )
@@ -160,13 +178,15 @@ def _figures(report: PlanReport) -> list[tuple[str, str]]:
     if plan.work:
         operations = training_flops(plan.work)
         rows["work"] = f"{plan.work.tokens:,} tokens, {percent(plan.padding)} padding, {operations:.2g} FLOPs"
+    rows |= describe_devices(plan, report.alone)
     rows["time"] = f"not known: no speed of {plan.machine.name} in {plan.recipe.model.dtype} is known here"
     if plan.time and plan.rates:
         rows["time"] = f"{_range(plan.time, duration)}; at {plan.rates.words}"
     elif plan.steps is None:
         rows["time"] = "known with the rows"
     if plan.price:
-        rows["price"] = _range(plan.price, price)
+        every = f", for all {plan.devices.count} devices" if plan.devices.count > 1 else ""
+        rows["price"] = _range(plan.price, price) + every
     if full:
         time = f", {_range(full.time, duration)}" if full.time else ""
         end = ", which does not fit" if full.fits == "no" else time
@@ -204,7 +224,7 @@ def _print_changes(fits: bool, changes: "list[Change]") -> None:
 
 
 def _report_as_json(report: PlanReport) -> dict[str, Any]:
-    document = _plan_as_json(report.plan)
+    document = _plan_as_json(report.plan) | {"devices": devices_as_json(report.plan, report.alone)}
     document["memory"]["merge"] = report.merge
     if report.merge is None:
         document["files"]["model"] = None
@@ -256,7 +276,7 @@ def _plan_as_json(plan: "Plan") -> dict[str, Any]:
         "device": {"name": machine.name, "kind": machine.device, "memory": machine.memory, "planned_with": plan.room},
         "parameters": {"total": spec.parameters, "trainable": trainable.trained, "estimated": trainable.estimated},
         "settings": {key: getattr(model, key) for key in ("dtype", "quantization")}
-        | {key: getattr(train, key) for key in ("micro_batch", "gradient_checkpointing", "optimizer")},
+        | {key: getattr(train, key) for key in ("micro_batch", "gradient_checkpointing", "sharding", "optimizer")},
         "memory": {"longest": longest, "average": average}
         | {key: getattr(plan, key) for key in ("evaluation", "merge", "error", "at_most")},
         **{key: getattr(plan, key) for key in ("fits", "certain")},

@@ -150,6 +150,7 @@ _MOST_APPLE = 1024  # GB
 # Cards sold as one size differ by this share in what they show: 22.5 to 24 GiB are 24 GB.
 _SAME_SIZE = 0.07
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([mgt]i?b|[mgt])", re.IGNORECASE)
+_SEVERAL = re.compile(r"([1-9]\d{0,3}) ?[x×] ?(\S.*)", re.IGNORECASE)
 # Gibibytes of a unit, as cards are sold: 24,000 MB and 24 GB are one size.
 _UNITS = {"m": 1e-3, "mb": 1e-3, "mib": 1 / 1024, "g": 1, "gb": 1, "gib": 1, "t": 1e3, "tb": 1e3, "tib": 1024}
 # Words that drivers' tools and people write around a card's name.
@@ -157,6 +158,12 @@ _AROUND_NAMES = re.compile(
     r"nvidia|geforce|tesla|quadro|generation|workstation edition|server edition|graphics card|graphics|"
     r"\bamd\b|radeon|instinct|\bintel\b|\((?:r|tm)\)|data center gpu"
 )
+
+
+def split_count(text: str) -> tuple[int | None, str]:
+    """How many of a card are meant, None where no number is written, and the card: `4x RTX 4090`, `2 x 24GB`."""
+    several = _SEVERAL.fullmatch(text.strip())
+    return (int(several[1]), several[2]) if several else (None, text.strip())
 
 
 def find_gpu(text: str) -> Gpu:

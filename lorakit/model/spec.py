@@ -108,6 +108,16 @@ class ModelSpec:
         return dict(blocks)
 
     @cached_property
+    def block_numbers(self) -> dict[int, int]:
+        """Layer number -> all numbers of the block, its norms and biases included."""
+        numbers: dict[int, int] = defaultdict(int)
+        for path, size in self.modules.items():
+            layer = WeightSpec(path, "").layer
+            if layer in self.blocks and path not in self.shared:
+                numbers[layer] += size
+        return dict(numbers)
+
+    @cached_property
     def prototypes(self) -> dict[int, int]:
         """Layer number -> the first layer that is made alike: most models repeat one block."""
         prototypes: dict[int, int] = {}

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lorakit.amounts import gibibytes, percent
+from lorakit.amounts import counted, duration, gibibytes, percent
 from lorakit.plan.auto import default_learning_rate, with_values
 from lorakit.plan.changes import Change
 from lorakit.plan.estimate import Plan, plan_run
@@ -17,6 +17,9 @@ _CAPACITY = "Tinker cookbook, LoRA Primer: a parameter a completion token; LoRA 
 _AMPLE = 10
 # The default alpha, with which the rates of `auto` are tried.
 _ALPHA = 32
+
+# Below this share of what so many devices could gain, fewer are named that reach it.
+_EFFICIENT = 0.7
 
 # A question whose answer will be another one in a year.
 _QUESTION = re.compile(
@@ -47,14 +50,16 @@ class Advice:
     source: str
 
 
-def collect_advice(plan: Plan, changes: list[Change], info: ModelInfo) -> list[Advice]:
-    """Every note that a plan calls for, those on the rows first; `changes`: what would use the memory that is left."""
+def collect_advice(plan: Plan, changes: list[Change], info: ModelInfo, fewer: Sequence[Plan] = ()) -> list[Advice]:
+    """Every note that a plan calls for, those on the rows first; `changes`: what would use the memory that is left;
+    `fewer`: the same run on one of several devices, on two, on four ..."""
     return [
         *_row_notes(plan),
         *_token_notes(plan),
         *_model_notes(plan),
         *_adapter_notes(plan),
         *_training_notes(plan, changes, info),
+        *_device_notes(plan, fewer),
     ]
 
 
@@ -162,7 +167,10 @@ def _training_notes(plan: Plan, changes: list[Change], info: ModelInfo) -> Itera
         text = f"{train.batch_size} rows a step: {loses}: fewer than 32 are recommended"
         yield Advice("train.batch_size", text, "LoRA Without Regret (Schulman and Thinking Machines Lab, 2025)")
     exact = with_values(plan.requested, {"train.optimizer": "adamw"})
-    if train.optimizer.endswith("8bit") and plan_run(exact, info, plan.rows, plan.machine).fits == "yes":
+    if (
+        train.optimizer.endswith("8bit")
+        and plan_run(exact, info, plan.rows, plan.machine, devices=plan.devices).fits == "yes"
+    ):
         parameters = plan.trainable.trained
         saves = f"saves {gibibytes(6 * parameters)} of states on {parameters:,} parameters"
         text = f"{train.optimizer} {saves}, and adamw fits too, with exact ones"
@@ -195,3 +203,26 @@ def _without_names(prompt: str) -> str:
         return ""
     pattern, names = _NAME.subn("_", prompt)
     return pattern if names else ""
+
+
+def _device_notes(plan: Plan, fewer: Sequence[Plan]) -> Iterator[Advice]:
+    """Where some of several devices have nothing to do, or fewer would do nearly as well."""
+    count, batch, source = plan.devices.count, plan.recipe.train.batch_size, "docs/planning.md, Several devices"
+    if batch < count:
+        text = f"a step of {counted(batch, 'row')} leaves {count - batch} of {count} devices without one"
+        yield Advice("train.batch_size", text, source)
+    elif batch % count:
+        text = f"{batch} rows a step on {count} devices: some have {-(-batch // count)} and the others wait"
+        yield Advice("train.batch_size", f"{text}. A multiple of {count} gives each as many", source)
+    alone = next((one.time for one in fewer), None)
+    if not (alone and plan.time) or alone.likely / plan.time.likely >= _EFFICIENT * count:
+        return
+    gained = f"{count} devices are {alone.likely / plan.time.likely:.1f} times as fast as one"
+    for other in fewer:
+        number = other.devices.count
+        if other.fits == "yes" and other.time and alone.likely / other.time.likely >= _EFFICIENT * number:
+            device_hours = number * other.time.likely / (count * plan.time.likely)
+            which = "one device takes" if number == 1 else f"{number} devices take"
+            text = f"{which} {duration(other.time.likely)} instead of {duration(plan.time.likely)}, for "
+            yield Advice("devices", f"{gained}; {text}{percent(device_hours)} of the device hours", source)
+            return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lorakit.hardware.devices import Devices
 from lorakit.hardware.links import Link
-from lorakit.model.spec import ModelSpec, WeightSpec
+from lorakit.model.spec import ModelSpec
 from lorakit.plan.trainable_params import TrainableParams
 
 if TYPE_CHECKING:
@@ -60,21 +60,10 @@ class WeightParts:
 def weight_parts(spec: ModelSpec, quantization: str, total: int, width: int) -> WeightParts:
     """The parts of weights that take `total` bytes in a quantization, and `width` a number where they have none."""
     bytes_each = {"none": width, "q8": 1}.get(quantization, 0.5)
-    blocks = [_numbers_of_block(spec, number, block) for number, block in spec.blocks.items()]
-    sizes = [quantized * bytes_each + rest * width for quantized, rest in blocks]
-    root = (spec.parameters - sum(quantized + rest for quantized, rest in blocks)) * width
+    linear = {number: sum(one.size for one in block if not one.fused) for number, block in spec.blocks.items()}
+    sizes = [linear[at] * bytes_each + (numbers - linear[at]) * width for at, numbers in spec.block_numbers.items()]
+    root = (spec.parameters - sum(spec.block_numbers.values())) * width
     return WeightParts(total, max(0, round(total - root - sum(sizes))), root, round(max(sizes, default=0)))
-
-
-def _numbers_of_block(spec: ModelSpec, number: int, block: list[WeightSpec]) -> tuple[int, int]:
-    """The numbers in a block's linear layers, and those in its norms, biases and fused experts."""
-    numbers = sum(size for path, size in spec.modules.items() if _layer(path) == number and path not in spec.shared)
-    linear = sum(weight.size for weight in block if not weight.fused)
-    return linear, max(0, numbers - linear)
-
-
-def _layer(path: str) -> int | None:
-    return WeightSpec(path, "").layer
 
 
 def memory_of_one(memory: "Memory", adapted: TrainableParams, step: "TrainingStep", parts: WeightParts) -> "Memory":
@@ -90,8 +79,10 @@ def memory_of_one(memory: "Memory", adapted: TrainableParams, step: "TrainingSte
         return memory
     weights = math.ceil((parts.total - parts.states) / step.devices) + parts.states
     gathered = parts.root + _BLOCKS_AT_ONCE * parts.block
-    # A block's gradients are whole until each device has the sum of its part.
-    reduced = _BLOCKS_AT_ONCE * parts.block if full and memory.moment != "loss" else 0
+    # Gradients are whole until each device has the sum of its part, and once more as they are sent: of the blocks soon,
+    # of what lies outside them when the pass ends.
+    whole = {"backward": parts.root + _BLOCKS_AT_ONCE * parts.block, "end of the backward pass": 2 * parts.root}
+    reduced = whole.get(memory.moment, 0) if full else 0
     return replace(memory, weights=weights, gathered=gathered, gradients=memory.gradients + reduced)
 
 

@@ -36,7 +36,7 @@ def sharding_conflicts(recipe: Recipe, sharding: str) -> Iterator[tuple[PathPart
 
 def refuse_untrained(sharding: str, devices: int) -> None:
     """Refuse a strategy in which several processes do not train yet; alone every one of them is harmless."""
-    if devices > 1 and sharding not in TRAINABLE:
+    if devices > 1 and sharding not in ("auto", *TRAINABLE):
         raise UserError(
             f"train.sharding: {sharding} is planned, not trained, on {devices} devices. Write {', '.join(TRAINABLE)} "
             "or auto."
