@@ -486,3 +486,16 @@ def test_no_limit_is_none(tmp_path):
     }
     assert groups(tmp_path, "4:memory:/\n1:cpu:/\n", files) == CgroupLimits()
     assert read_cgroup_limits(tmp_path / "no-proc", tmp_path / "no-groups") == CgroupLimits()
+
+
+def test_a_gpu_of_another_maker_is_shown_with_its_type_and_said_to_be_untried(monkeypatch):
+    card = DriverGpu("AMD Instinct MI300X", 192 << 30, 192 << 30, "6.10.5", "gfx942")
+    monkeypatch.setattr(machine, "read_driver_gpus", lambda: ([], ""))
+    monkeypatch.setattr(machine, "read_other_gpus", lambda: ("cuda", [card]))
+    found = by_name(machine.check_gpus())["GPU 0"]
+    assert found.state == "ok" and "MI300X (cuda), 192.0 GiB" in found.message and "was not run on one" in found.message
+    import torch
+
+    if not torch.accelerator.is_available():
+        found = by_name(machine.check_torch())["torch on GPU"]
+        assert found.state == "broken" and "build for ROCm" in found.remedy

@@ -15,8 +15,9 @@ from lorakit.atomic_io import cache_folder
 from lorakit.data.worker_pool import processors
 from lorakit.doctor.check import DoctorFinding, broken, import_error, note, ok, require_import, root_cause
 from lorakit.errors import UserError
-from lorakit.hardware.drivers import hides_gpus, read_driver_gpus
+from lorakit.hardware.drivers import hides_gpus, read_driver_gpus, read_other_gpus
 from lorakit.hardware.machine import processor, read_cgroup_limits, this_machine, usable_machine
+from lorakit.hardware.unsupported import UNSUPPORTED
 from lorakit.progress import Silent
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def matmul_speed(device: str, dtype: str) -> tuple[float, int]:
     import torch
     from torch.utils.benchmark import Timer
 
-    width = 4096 if device == "cuda" else 512
+    width = 512 if device == "cpu" else 4096
     left, right = torch.rand(2, width, width).to(device, getattr(torch, dtype))
     timer = Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
     return 2 * width**3 / timer.blocked_autorange(min_run_time=0.2).median, width
@@ -172,9 +173,13 @@ def check_gpus() -> Iterator[DoctorFinding]:
             message, remedy = f"{message}: other programs hold memory", "nvidia-smi lists them"
             finding = replace(finding, state="note", message=message, remedy=remedy)
         yield finding
-    if not gpus:
-        yield note("GPU", "there is no NVIDIA GPU: runs use the processor")
-    elif hides_gpus():
+    device, others = read_other_gpus()
+    for number, gpu in enumerate(others):
+        message = f"{gpu.name} ({device}), {gibibytes(gpu.memory)}, driver {gpu.driver}; lorakit was not run on one"
+        yield DoctorFinding(f"GPU {number}", "ok", message, figures=asdict(gpu))
+    if not gpus and not others:
+        yield note("GPU", "there is no GPU that can be seen: runs use the processor")
+    elif gpus and hides_gpus():
         yield note("visible", "CUDA_VISIBLE_DEVICES hides every GPU: runs use the processor")
     elif len(gpus) > 1:
         used = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
@@ -187,13 +192,18 @@ def check_torch() -> Iterator[DoctorFinding]:
     require_import("torch")
     import torch
 
-    version, cuda = torch.__version__, torch.version.cuda
+    from lorakit.hardware.accelerator import current_accelerator, gpu_of_torch
+
+    version, cuda, device = torch.__version__, torch.version.cuda, current_accelerator()
     gpus = [] if hides_gpus() else read_driver_gpus()[0]
-    if torch.cuda.is_available():
-        build = f"CUDA {cuda}" if cuda else f"ROCm {torch.version.hip}"
-        yield ok("torch on GPU", f"{version} uses the GPU by {build}")
-        has_bfloat16 = torch.cuda.get_device_capability()[0] >= 8
-        yield from measure_formats("cuda", "float32", "float16", *(["bfloat16"] if has_bfloat16 else []))
+    kind, others = read_other_gpus()
+    if device:
+        yield ok("torch on GPU", f"{version} uses the GPU by {_build(device)}")
+        has_bfloat16 = gpu_of_torch(device)[2]
+        yield from measure_formats(device, "float32", "float16", *(["bfloat16"] if has_bfloat16 else []))
+    elif others and not gpus:
+        remedy = "install torch's build for ROCm" if kind == "cuda" else f"install torch's build with {kind}"
+        yield broken("torch on GPU", f"{version} cannot use {others[0].name}: the GPU stays idle", remedy)
     elif not gpus:
         yield ok("torch on GPU", f"{version} has none to use")
     elif cuda is None:
@@ -207,6 +217,15 @@ def check_torch() -> Iterator[DoctorFinding]:
             reason = root_cause(error)
         remedy = f"update the driver (now {gpus[0].driver}), or install torch built for an older CUDA"
         yield broken("torch on GPU", f"{version}, built for CUDA {cuda}, cannot use the GPU: {reason}", remedy)
+
+
+def _build(device: str) -> str:
+    """What torch reaches a GPU by."""
+    import torch
+
+    if device == "cuda":
+        return f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
+    return {"xpu": "XPU (Intel's)", "mps": "Metal"}[device]
 
 
 def count_gpus_on_bus(devices: Path = Path("/sys/bus/pci/devices")) -> int:
@@ -225,9 +244,9 @@ _LARGEST_ERROR = {"nf4": 0.12, "q4": 0.16, "q8": 0.03}
 def check_bitsandbytes() -> Iterator[DoctorFinding]:
     """A quantized layer of each kind against the product with the plain weight, and a step of the 8-bit optimizer."""
     require_import("torch", "bitsandbytes")
-    import torch
+    from lorakit.hardware.accelerator import current_accelerator
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = current_accelerator() or "cpu"
     for quantization, limit in _LARGEST_ERROR.items():
         try:
             forward, backward = _layer_errors(quantization, device)
@@ -241,6 +260,9 @@ def check_bitsandbytes() -> Iterator[DoctorFinding]:
             yield ok(quantization, message, **figures)
         else:
             yield broken(quantization, f"{message}: over {limit}", _REINSTALL, **figures)
+    if unsupported := UNSUPPORTED.get((device, "train.optimizer", "adamw-8bit")):
+        yield note("adamw-8bit", unsupported.reason, f"train.optimizer: {unsupported.instead}")
+        return
     moved = _first_step(device)
     message = f"a first step on {device} moves by {moved:.4g} at a learning rate of {_RATE}"
     fine = abs(moved - _RATE) < 0.1 * _RATE
@@ -264,7 +286,7 @@ def _layer_errors(quantization: str, device: str) -> tuple[float, float]:
     """The relative errors of a quantized layer's output and of the gradient of its input, on random weights."""
     import torch
 
-    dtype = torch.float16 if device == "cuda" else torch.float32
+    dtype = torch.float32 if device == "cpu" else torch.float16
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(_WIDTH, _WIDTH, generator=generator) / _WIDTH**0.5
     layer = _quantized_layer(quantization, weight, dtype).to(device)
