@@ -32,6 +32,7 @@ from lorakit.cli import (
 )
 from lorakit.cli import eval as evaluate
 from lorakit.cli.streams import prepare_streams
+from lorakit.distributed.processes import FailedElsewhere
 from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, LorakitError, exit_code_of, explain_error
 
 app = typer.Typer(
@@ -127,7 +128,11 @@ def main() -> None:
             _fail("interrupted", EXIT_INTERRUPTED)
         sys.stdout.flush()
         sys.exit(code)
+    except FailedElsewhere as error:
+        sys.exit(error.exit_code)  # another process of this command says why
     except _USAGE_ERROR as error:
+        if _is_beside_first():
+            sys.exit(error.exit_code)
         if renamed := _new_spelling(error):
             _fail(renamed, error.exit_code)
         error.message = console.visible(error.message)
@@ -136,6 +141,8 @@ def main() -> None:
     except LorakitError as error:
         _fail(str(error), exit_code_of(error), plain=error.one_a_line)
     except KeyboardInterrupt:
+        if _is_beside_first():
+            sys.exit(EXIT_INTERRUPTED)
         _fail("interrupted", EXIT_INTERRUPTED)
     except Exception as error:
         if os.environ.get("LORAKIT_DEBUG"):
@@ -147,6 +154,12 @@ def main() -> None:
             "shows where it happened: please report it with that.",
             EXIT_FAILED,
         )
+
+
+def _is_beside_first() -> bool:
+    """Whether a launcher started this process beside another one of its machine, which reads the same arguments and
+    gets the same signals."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) != "0"
 
 
 def _new_spelling(error: Any) -> str | None:

@@ -20,6 +20,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings and the result.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what this command wrote there before.")]
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write the result.")]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        "--devices",
+        metavar="N",
+        min=1,
+        help="Run on so many devices of this machine, a process on each: by default every visible GPU, and one process "
+        "on a processor. Under torchrun, accelerate launch or srun the processes are those that it starts.",
+        show_default=False,
+    ),
+]
 Onto = Annotated[
     Literal["trained", "original"] | None,
     typer.Option(

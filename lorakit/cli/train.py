@@ -4,13 +4,15 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lorakit.amounts import counted, decimal_bytes, duration, gibibytes, percent
-from lorakit.cli.options import Json, Overrides, Quiet, RecipePath, quoted
+from lorakit.cli.devices import on_devices
+from lorakit.cli.options import Devices, Json, Overrides, Quiet, RecipePath, quoted
 from lorakit.errors import LorakitError, UserError
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read the data, find the model, print what would be trained, and stop.")
     ] = False,
+    devices: Devices = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -50,18 +53,31 @@ def train(
         raise typer.BadParameter("--resume and --overwrite exclude each other.")
     if output is not None:
         overrides = [*overrides, f"output.dir={json.dumps(str(output))}"]
-    loaded = load(recipe, overrides)
-    from lorakit.recipe.export_target import parse_target, refuse_missing_modules
 
-    with loaded.locating():
-        refuse_missing_modules([parse_target(word) for word in loaded.recipe.output.export], "output.export")
-    from lorakit.distributed.join import joined
+    @cache
+    def loaded() -> "LoadedRecipe":
+        from lorakit.recipe.export_target import parse_target, refuse_missing_modules
 
-    with joined():
+        checked = load(recipe, overrides)
+        with checked.locating():
+            refuse_missing_modules([parse_target(word) for word in checked.recipe.output.export], "output.export")
+        return checked
+
+    with on_devices(devices, lambda: loaded().recipe.train.batch_size, lambda: _go_on(loaded()), starts=not dry_run):
         if dry_run:
-            _dry_run(loaded, as_json, quiet)
+            _dry_run(loaded(), as_json, quiet)
         else:
-            _run(loaded, resume, overwrite, as_json, quiet)
+            _run(loaded(), resume, overwrite, as_json, quiet)
+
+
+def _go_on(loaded: "LoadedRecipe") -> str:
+    """What to do after the run was cut short."""
+    from lorakit.run_dir import Run
+
+    written = Run(Path(str(loaded.recipe.output.dir))).complete_checkpoints()
+    if not written:
+        return "No checkpoint was written yet: start again with --overwrite."
+    return f"Every checkpoint is complete: --resume goes on from {written[-1].name}."
 
 
 def _dry_run(loaded: "LoadedRecipe", as_json: bool, quiet: bool) -> None:

@@ -1,58 +1,237 @@
-"""How a process finds the others: from the environment of torchrun, accelerate launch, srun or lorakit itself."""
+"""How a process joins the others that its launcher started."""
 
+import ctypes
+import fcntl
 import os
-from collections.abc import Iterator
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
-from lorakit.distributed.processes import World, set_world
+from lorakit.distributed.launchers import LAUNCHER_VARIABLES, LaunchedProcess, launched
+from lorakit.distributed.processes import FailedElsewhere, ProcessLost, World, gather, set_world
+from lorakit.distributed.watch import Watch
+from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, LorakitError, UserError, exit_code_of, first_line
 
 # One process may prepare rows or write a checkpoint while the others wait: it is the watch that notices who is gone.
 _PATIENCE = timedelta(hours=24)
-# By these accelerate, transformers and TRL would take part of the work over. Each process is one device to them.
-_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+_ARRIVAL = timedelta(minutes=10)  # between the first process and the last
+# Type of device -> torch.distributed's backends for it, and the variable by which a process sees some of them only.
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES"}
+_GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+_PR_SET_PDEATHSIG, _SIOCGIFADDR = 1, 0x8915  # linux/prctl.h, linux/sockios.h
 
 
-@dataclass(frozen=True)
-class LaunchedProcess:
-    """Where a launcher put this process."""
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-
-
-def launched() -> LaunchedProcess | None:
-    """What a launcher's environment says of this process; None where it is started alone."""
-    environment = os.environ
-    if int(environment.get("WORLD_SIZE", "1")) > 1:
-        rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        local_rank = int(environment.get("LOCAL_RANK", "0"))
-        return LaunchedProcess(rank, size, local_rank, int(environment.get("LOCAL_WORLD_SIZE", "1")))
-    return None
+def _ignore(message: str) -> None:
+    pass
 
 
 @contextmanager
-def joined(device: str = "cpu") -> Iterator[World]:
-    """Within, this process is one of those that its launcher started; alone where none did. `device`: the type of
-    device that it computes on."""
+def joined(device: str = "cpu", report: Callable[[str], None] = _ignore) -> Iterator[World]:
+    """Within, this process is one of those that its launcher started; alone where none did, or it started one.
+
+    `device`: the type of device that it computes on. `report`: prints why the watch ends this process. What is raised
+    inside is raised on one process, whose message the user reads, and FailedElsewhere on the others. UserError where
+    the launcher's environment or the devices do not fit."""
     place = launched()
     if place is None:
         yield World()
         return
+    with _own_environment():
+        if place.size == 1:
+            yield World()
+            return
+        with _joined(place, device, report) as world:
+            yield world
+
+
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """Within, no variable tells the libraries of a launcher."""
+    names = (*LAUNCHER_VARIABLES, _GLOO_INTERFACE)
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    for name in LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+@contextmanager
+def _joined(place: LaunchedProcess, device: str, report: Callable[[str], None]) -> Iterator[World]:
+    _end_with_parent(place)
+    _bind_device(device, place)
+    store = _connect(place)
+    if _GLOO_INTERFACE not in os.environ and (interface := _interface_to(place)):
+        os.environ[_GLOO_INTERFACE] = interface
+    speaks = place.local_rank == 0 or place.rank == 1  # the first of each machine, should the process of rank 0 be gone
+    watch = Watch(store.clone(), place.rank, place.size, speaks, bool(place.parent), report)
+    world = _join_groups(device, place, store, watch)
+    set_world(world)
+    complete = False
+    try:
+        with _one_message(watch, place.rank):
+            watch.start()
+            _refuse_shared_devices(device)
+            yield world
+            gather(None)  # all leave together: none ends another's connections
+            complete = True
+    finally:
+        _leave(watch, complete or device == "cpu")
+
+
+def _join_groups(device: str, place: LaunchedProcess, store: Any, watch: Watch) -> World:
     from torch import distributed
 
-    backend = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}[device]
-    distributed.init_process_group(backend, init_method="env://", rank=place.rank, world_size=place.size)
-    hidden = {name: os.environ.pop(name) for name in _LAUNCHER_VARIABLES if name in os.environ}
-    world = World(place.rank, place.size, place.local_rank, place.local_size)
-    world = replace(world, control=distributed.new_group(backend="gloo", timeout=_PATIENCE))
-    set_world(world)
     try:
-        yield world
-    finally:
-        set_world(World())
-        os.environ.update(hidden)
+        distributed.init_process_group(BACKENDS[device], store=store, rank=place.rank, world_size=place.size)
+        control = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    except RuntimeError as error:
+        raise LorakitError(
+            f"rank {place.rank} of {place.size} could not connect to the others ({first_line(error)}). Where a machine "
+            f"has several networks, {_GLOO_INTERFACE} and NCCL_SOCKET_IFNAME name the interface to take."
+        ) from error
+    places = (place.rank, place.size, place.local_rank, place.local_size)
+    return World(*places, control, watch, has_parent=watch.has_parent)
+
+
+def _connect(place: LaunchedProcess) -> Any:
+    """A client of the store through which the processes find each other; rank 0 holds it where no launcher does."""
+    from torch import distributed
+
+    holds = place.rank == 0 and not place.hosted
+    try:
+        return distributed.TCPStore(
+            place.address, place.port, place.size, holds, _ARRIVAL, wait_for_workers=False, multi_tenant=True
+        )
+    except RuntimeError as error:
+        what = "listen at" if holds else "reach"
+        raise LorakitError(
+            f"rank {place.rank} of {place.size} ({place.launcher}) could not {what} {place.address}:{place.port}, "
+            f"where the processes find each other: {first_line(error)}. Does that host run rank 0, is the port free "
+            "there, and open between the machines? MASTER_ADDR and MASTER_PORT, or torchrun's --rdzv-endpoint, name "
+            "another."
+        ) from error
+
+
+@contextmanager
+def _one_message(watch: Watch, rank: int) -> Iterator[None]:
+    """An error of several processes is raised on one of them, and FailedElsewhere on the others."""
+    try:
+        yield
+    except FailedElsewhere:
+        raise
+    except ProcessLost as error:
+        if code := watch.announced_code():
+            raise FailedElsewhere(str(error), code) from error
+        if not watch.claims_loss(str(error)):
+            raise FailedElsewhere(str(error), EXIT_FAILED) from error
+        raise
+    except Interrupted as error:  # the processes agreed on it: none has to be ended
+        if rank:
+            raise FailedElsewhere(str(error), error.exit_code) from error
+        raise
+    except BaseException as error:
+        code = _exit_code(error)
+        if not watch.announce(code):
+            raise FailedElsewhere(str(error), watch.announced_code() or code) from error
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted("interrupted") from error
+        raise
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return exit_code_of(error) if isinstance(error, LorakitError) else EXIT_FAILED
+
+
+def _leave(watch: Watch, destroys: bool) -> None:
+    """`destroys`: NCCL may wait without end for a process that failed; the end of this one ends its connections."""
+    from torch import distributed
+
+    watch.leave()
+    set_world(World())
+    if not watch.has_parent and threading.current_thread() is threading.main_thread():
+        # What is left to do is to print a message; torchrun sends SIGTERM as soon as another process has failed.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if destroys:
         distributed.destroy_process_group()
+
+
+def _end_with_parent(place: LaunchedProcess) -> None:
+    """Where lorakit started this process, it gets SIGTERM when its parent is gone, which is a request to stop."""
+    if place.parent and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != place.parent:
+            raise Interrupted("the process that started this one has ended")
+
+
+def _bind_device(device: str, place: LaunchedProcess) -> None:
+    """Let this process see its own GPU alone, before anything looks at the GPUs."""
+    if device not in VISIBLE:
+        return
+    import torch
+
+    count = torch.accelerator.device_count()
+    if count == 1 < place.local_size:
+        return  # the launcher gave each process its own
+    if count < place.local_size:
+        raise UserError(
+            f"{place.local_size} processes on {socket.gethostname()}, which shows {count} GPUs: a process needs one "
+            "for itself. Start fewer."
+        )
+    restricted = os.environ.get(VISIBLE[device])
+    names = restricted.split(",") if restricted else [str(index) for index in range(count)]
+    os.environ[VISIBLE[device]] = names[place.local_rank].strip()
+
+
+def _refuse_shared_devices(device: str) -> None:
+    if device not in VISIBLE:
+        return
+    import torch
+
+    own = (socket.gethostname(), str(torch.cuda.get_device_properties(0).uuid))
+    everywhere = gather(own)
+    for rank, other in enumerate(everywhere):
+        if (first := everywhere.index(other)) < rank:
+            raise UserError(
+                f"rank {first} and rank {rank} have the same GPU of {other[0]} ({other[1]}): a process needs one for "
+                "itself. Start as many processes as there are GPUs; SLURM: --ntasks-per-node and --gpus-per-node alike."
+            )
+
+
+def _interface_to(place: LaunchedProcess) -> str | None:
+    """The network interface by which this machine reaches the place where the processes meet; None where it cannot be
+    told. Without it gloo takes the address of the machine's name, which /etc/hosts may give as 127.0.1.1."""
+    if sys.platform != "linux":
+        return None
+    if place.local_size == place.size:
+        return "lo"
+    try:
+        family, _, _, _, address = socket.getaddrinfo(place.address, place.port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing
+            own = probe.getsockname()[0]
+            for _, name in socket.if_nameindex():
+                request = struct.pack("256s", name.encode())
+                try:
+                    answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+                except OSError:
+                    continue  # an interface without an address
+                if socket.inet_ntoa(answer[20:24]) == own and name != "lo":
+                    return name
+    except OSError:
+        return None
+    return None

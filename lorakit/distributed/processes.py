@@ -21,17 +21,24 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 # Gradients that are summed in one message: large enough for the link's full speed, small beside the model.
 _BUCKET = 1 << 24
+_LOST = (
+    "lost the connection to another process of this training: it was killed, or its machine or the link to it is gone. "
+    "Every checkpoint that was written is complete; --resume goes on from the last one."
+)
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one training, seen from one of them. `control`: the group for all but tensors of the device."""
+    """The processes of one training, seen from one of them. `control`: the group for all but tensors of the device;
+    `watch`: the `Watch` of this process; `has_parent`: whether lorakit started them, and passes signals on."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1  # processes on this machine
     control: Any = None
+    watch: Any = None
+    has_parent: bool = False
 
 
 _world = World()
@@ -79,6 +86,12 @@ def alone() -> Iterator[None]:
         _world = before
 
 
+def has_parent() -> bool:
+    """Whether lorakit itself started this process beside others: what it is sent twice then comes from the parent and
+    from whoever signals all processes; to stop at once, the parent sends SIGINT."""
+    return _world.has_parent
+
+
 class FailedElsewhere(LorakitError):
     """Another process failed, and has said why: this one ends with the same exit code and says nothing."""
 
@@ -123,6 +136,8 @@ def together(work: Callable[[], Result]) -> Result:
     try:
         result = work()
     except Exception as caught:
+        if _world.watch and _world.watch.failed:
+            raise  # the others have been told, and are not on their way here
         error = caught
     if any_of(error is not None) == (False,):
         return result  # type: ignore[return-value]
@@ -131,6 +146,31 @@ def together(work: Callable[[], Result]) -> Result:
     if error is not None and rank == _world.rank:
         raise error
     raise FailedElsewhere(*failure) from error
+
+
+def announced(work: Callable[[], Result]) -> Result:
+    """What `work` returns, which communicates itself: where it fails on one process, the others may be waiting inside
+    it for a message that never comes. Its error is raised here at once, and the watch of each other process ends that
+    one some seconds later with the same exit code. Nothing may communicate after such an error."""
+    try:
+        return work()
+    except (ProcessLost, FailedElsewhere):
+        raise
+    except Exception as error:
+        if _is_loss(error):
+            raise ProcessLost(_LOST) from error
+        if _world.watch:
+            _world.watch.announce(_exit_code(error))
+        raise
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether a library's error says that the connection to another process is gone."""
+    from torch import distributed
+
+    if isinstance(error, distributed.DistNetworkError | distributed.DistBackendError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
 
 
 def _exit_code(error: Exception) -> int:
@@ -228,7 +268,4 @@ def _communicate(operation: Callable[[], Any]) -> None:
     except (pickle.PicklingError, TypeError, ValueError):
         raise
     except RuntimeError as error:  # torch's DistBackendError is one; gloo raises a plain one
-        raise ProcessLost(
-            "lost the connection to another process of this training: it was killed, or its machine or the link to "
-            "it is gone. Every checkpoint that was written is complete; --resume goes on from the last one."
-        ) from error
+        raise ProcessLost(_LOST) from error

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from lorakit.amounts import counted
-from lorakit.distributed.join import launched
+from lorakit.distributed.launchers import launched
 from lorakit.distributed.processes import copy_from_first, gather, is_first, on_first, refuse, together, world_size
 from lorakit.errors import Interrupted, LorakitError, UserError, explain_error
 from lorakit.hardware.memory import free_memory, is_out_of_memory, return_freed_memory, run_peak
