@@ -10,8 +10,8 @@ from distributed_runs import environment, failed_training_on, train_here, train_
 from rank_processes import run_on
 from runs_of_tests import adapter_weights, losses, run_recipe
 
-from lorakit.data.batches import share_of_step
 from lorakit.distributed.processes import rank, world_size
+from lorakit.distributed.sharing import deal
 from lorakit.errors import Interrupted
 from lorakit.run_dir import Run
 from lorakit.train.micro_batching import MicroBatchRunner
@@ -52,10 +52,10 @@ def adapter_or_model(run: Run) -> dict:
 def test_shares_of_a_step_are_its_rows_once_each_and_cost_alike():
     rows = list(range(40, 0, -1))  # lengths, longest first
     for size in (1, 2, 3, 7, 64):
-        shares = [share_of_step(rows, rank, size) for rank in range(size)]
+        shares = [deal(rows, rank, size) for rank in range(size)]
         assert sorted(row for share in shares for row in share) == sorted(rows)
         assert max(map(sum, shares)) - min(map(sum, shares)) <= max(rows)
-    assert share_of_step(rows, 0, 1) == rows
+    assert deal(rows, 0, 1) == rows
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in _SLOW)) for case in CASES])
@@ -73,9 +73,9 @@ def test_two_and_three_processes_train_what_one_does(case, recipe_file, tmp_path
 
 
 def test_two_processes_score_the_held_out_rows_as_one_does(recipe_file, tmp_path):
-    path = recipe_file(train=STEPS)
+    path = recipe_file(train=STEPS | {"steps": 4, "micro_batch": 1})
     _, alone = run_recipe(path, tmp_path / "one")
-    _, outcomes = train_on(3, path, tmp_path / "three")  # ten rows among three
+    _, outcomes = train_on(3, path, tmp_path / "three")  # ten rows, one by one, among three
     assert [outcome.eval_loss for outcome in outcomes] == [pytest.approx(alone.eval_loss, abs=1e-5)] * 3
 
 

@@ -41,12 +41,6 @@ def epoch_batches(
     return [*batches, sorted(rest, key=lambda row: -lengths[row])] if rest else batches
 
 
-def share_of_step(rows: Sequence[Row], rank: int, size: int) -> list[Row]:
-    """What process `rank` of `size` computes of a step whose rows stand longest first: dealt out in turns there and
-    back, so that the shares cost alike. Every row is in one share; some are empty where there are fewer rows."""
-    return [row for at, row in enumerate(rows) if at % (2 * size) in (rank, 2 * size - 1 - rank)]
-
-
 def run_batches(
     lengths: Sequence[int], batch_size: int, seed: int, mixture: Mixture, step: int = 0
 ) -> Iterator[list[int]]:

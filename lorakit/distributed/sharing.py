@@ -6,19 +6,24 @@ from typing import TypeVar
 
 from lorakit.distributed.processes import gather, on_first, rank, together
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def deal(items: Sequence[Item], number: int, count: int) -> list[Item]:
+    """The share of process `number` of `count`, of items that stand the most costly first: they are dealt out in turns
+    there and back, so that the shares cost alike. Every item is in one share; fewer items leave some without any."""
+    return [item for at, item in enumerate(items) if at % (2 * count) in (number, 2 * count - 1 - number)]
+
+
 def own_share(costs: Sequence[float], takes_part: bool = True) -> list[int]:
-    """The numbers of the items that this process computes, in their order. Every item is one process's; they are dealt
-    out in turns there and back, the most costly first, so that the shares cost alike. Fewer items than processes leave
-    some without any. `takes_part`: whether this process can compute items; one at least must."""
+    """The numbers of the items that this process computes, in their order, of shares that cost alike. `takes_part`:
+    whether this process can compute items; one at least must."""
     workers = [number for number, able in enumerate(gather(takes_part)) if able]
     if not takes_part:
         return []
-    turn, count = workers.index(rank()), len(workers)
     order = sorted(range(len(costs)), key=lambda number: -costs[number])
-    return sorted(number for at, number in enumerate(order) if at % (2 * count) in (turn, 2 * count - 1 - turn))
+    return sorted(deal(order, workers.index(rank()), len(workers)))
 
 
 def share_out(

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 
-from lorakit.data.batches import collate, collate_packed, first_fit_decreasing, share_of_step, split_batch
+from lorakit.data.batches import collate, collate_packed, first_fit_decreasing, split_batch
 from lorakit.data.rows import IGNORED
 from lorakit.distributed.processes import (
     any_of,
@@ -24,6 +24,7 @@ from lorakit.distributed.processes import (
     together,
     world_size,
 )
+from lorakit.distributed.sharing import deal
 from lorakit.errors import LorakitError, UserError
 from lorakit.hardware.accelerator import random_states, set_random_states
 from lorakit.hardware.memory import OutOfMemory, free_memory, return_freed_memory, within_memory
@@ -125,7 +126,7 @@ class MicroBatchRunner:
         LorakitError where the loss is not a number, or not even one row fits into memory."""
         self.model.train()
         # Without a row of its own a process computes one that trains nothing: DoRA forgets its norms in the backward.
-        packs = self.layout.pack(share_of_step(rows, rank(), world_size()) or [without_labels(rows[0])])
+        packs = self.layout.pack(deal(rows, rank(), world_size()) or [without_labels(rows[0])])
         if rank():  # each process has its own dropout; the first one's stream is that of the run, in its checkpoints
             torch.manual_seed(_stream_seed(self.recipe.train.seed, step, rank()))
         states = random_states(self.device)  # from which dropout draws
@@ -211,7 +212,7 @@ class MicroBatchRunner:
 
     def held_out_loss(self, rows: Sequence[dict[str, Any]]) -> tuple[float, int, int]:
         """The summed loss and the trained tokens of the first of `rows`, as many as fit into memory, and how many."""
-        while True:
+        while rows:
             some = rows[: self.held_out_batch]
             result = within_memory(partial(self._held_out_loss, some))
             if not isinstance(result, OutOfMemory):
@@ -224,6 +225,7 @@ class MicroBatchRunner:
             self.progress.warn(
                 f"out of memory in the held-out evaluation: {self.held_out_batch} rows at once from now on"
             )
+        return 0.0, 0, 0
 
     def _held_out_loss(self, rows: Sequence[dict[str, Any]]) -> tuple[float, int]:
         with torch.no_grad():

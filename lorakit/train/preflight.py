@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from lorakit.amounts import gibibytes
-from lorakit.data.batches import collate, collate_packed, share_of_step
+from lorakit.data.batches import collate, collate_packed
 from lorakit.data.rows import IGNORED
 from lorakit.distributed.processes import any_of, rank, refuse, together, world_size
+from lorakit.distributed.sharing import deal
 from lorakit.errors import LorakitError, UserError
 from lorakit.hardware.accelerator import restoring_random_states
 from lorakit.hardware.memory import OutOfMemory, measure_peak, within_memory
@@ -74,7 +75,7 @@ def probe_longest(runner: MicroBatchRunner, step: int = 1) -> ProbeResult:
     train, examples = runner.recipe.train, runner.prepared.train
     order = sorted(enumerate(examples.lengths().tolist()), key=lambda row: -row[1])
     rows = [examples.rows[index] for index, _ in order[: train.batch_size]]
-    share = share_of_step(rows, rank(), world_size()) or rows[-1:]
+    share = deal(rows, rank(), world_size()) or rows[-1:]
     packs, tokens = runner.layout.pack(share), count_trained_tokens(rows)
     halved: list[int] = []
     with _restoring_modes(runner):

@@ -30,6 +30,7 @@ from lorakit.distributed.processes import (
     together,
     world_size,
 )
+from lorakit.distributed.sharing import deal
 from lorakit.errors import Interrupted, LorakitError
 from lorakit.plan.schedule import interval_steps, rate_share, warmup_steps
 from lorakit.prepare import Prepared
@@ -196,7 +197,8 @@ class SupervisedTrainer(SFTTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The held-out loss: the mean over all trained tokens of the held-out rows."""
         rows, step = self.eval_dataset, self.state.global_step
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))[rank() :: world_size()]
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
+        order = deal(order, rank(), world_size())
         self.model.eval()
         total, tokens, done, start = 0.0, 0, 0, time.monotonic()
         with self.progress.bar("held-out loss", total=len(rows)) as bar:
@@ -207,7 +209,7 @@ class SupervisedTrainer(SFTTrainer):
                         self._save_checkpoint(self.model, None)
                     refuse(Interrupted("stopped during an evaluation; --resume goes on from its checkpoint"))
                 some = [rows[index] for index in order[done : done + self.runner.held_out_batch]]
-                loss, count, scored = together(partial(self.runner.held_out_loss, some)) if some else (0.0, 0, 0)
+                loss, count, scored = together(partial(self.runner.held_out_loss, some))
                 total, tokens, done = total + loss, tokens + count, done + scored
                 bar.advance(scored * world_size())
         self.model.train()
