@@ -167,7 +167,7 @@ def prepare_run(recipe: Recipe, progress: Progress) -> Prepared:
     machine = _smallest_machine(progress)
     first = together(lambda: _prepare_alone(recipe, machine, progress) if is_first_of_node() else None)
     if world_size() > 1:
-        progress.say(f"the rows are ready; the other processes read them now")
+        progress.say("the rows are ready; the other processes read them now")
     settled, choices = from_first((first.recipe, first.choices) if first else None)  # type: ignore[misc]
     prepared = together(lambda: first or _prepare_alone(settled, machine, Silent()))
     prepared = replace(prepared, recipe=settled, choices=choices)
