@@ -35,9 +35,12 @@ _KNOWN_TO_ALL = {"TokenizersBackend": _FILE_CLASS}
 _SHOWN_TOKENS = 8
 
 
-def write_trained_model(model: Any, base: Path, tokenizer: Any, stop_ids: list[int], folder: Path) -> None:
-    """Write a whole model in memory that was made of the base's files, with its companion files."""
-    model.save_pretrained(folder)
+def write_trained_model(
+    model: Any, weights: dict[str, Any], base: Path, tokenizer: Any, stop_ids: list[int], folder: Path
+) -> None:
+    """Write a whole model in memory that was made of the base's files, with its companion files. `weights`: its state
+    dict."""
+    model.save_pretrained(folder, state_dict=weights)
     config, written = read_json(base / "config.json"), read_json(folder / "config.json")
     # Of some bases that see images too, only the language model is in memory, which has another configuration.
     if written["model_type"] != config["model_type"]:

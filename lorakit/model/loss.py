@@ -34,10 +34,16 @@ def body_of(causal: Any) -> Any:
 
 
 def body_output(
-    causal: Any, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor, position_ids: Tensor | None = None
+    causal: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    labels: Tensor,
+    position_ids: Tensor | None = None,
+    once: bool = False,
 ) -> tuple[Any, int]:
     """What the model's body gives for right-padded or packed rows, and how many leading tokens its states leave out.
-    The last hidden states are (rows, tokens - left out, width); nothing before them predicts a trained token."""
+    The last hidden states are (rows, tokens - left out, width); nothing before them predicts a trained token. `once`:
+    the body is called once, whatever the rows are."""
     body = body_of(causal)
     if attention_mask is None:
         return body(input_ids=input_ids, position_ids=position_ids, use_cache=False), 0
@@ -45,7 +51,7 @@ def body_output(
     tokens = input_ids.shape[1]
     differing = _first_of((input_ids != input_ids[:1]) | (attention_mask == 0), tokens)
     shared = min(differing, _first_of(labels != IGNORED, tokens) - 1)
-    if len(input_ids) > 1 and shared >= _WORTHWHILE and _may_share(causal):
+    if len(input_ids) > 1 and shared >= _WORTHWHILE and not once and _may_share(causal):
         cache = DynamicCache(config=causal.config.get_text_config())
         if all(type(layer) is DynamicLayer for layer in cache.layers):
             body(input_ids=input_ids[:1, :shared], past_key_values=cache, use_cache=True)
@@ -80,16 +86,22 @@ _CHUNK_LOGITS = 1 << 25
 
 
 def supervised_loss(
-    model: Any, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor, position_ids: Tensor | None = None
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    labels: Tensor,
+    position_ids: Tensor | None = None,
+    once: bool = False,
 ) -> tuple[Tensor, int]:
     """The summed cross-entropy of all trained tokens, in float32, and their number.
 
     `input_ids`, `attention_mask` and `labels` are (rows, tokens); labels are -100 where nothing is trained, and the one
     at position t is predicted from what stands before it. `position_ids` (rows, tokens) are those of packed rows,
-    beginning anew with each; `attention_mask` is then None. `model` may be a PEFT model.
+    beginning anew with each; `attention_mask` is then None. `model` may be a PEFT model. `once`: the layers are called
+    once, so that several processes call them alike; a beginning that all rows share is then computed for each.
     """
     causal = causal_of(model)
-    output, hidden, targets, _ = trained_states(causal, input_ids, attention_mask, labels, position_ids)
+    output, hidden, targets, _ = trained_states(causal, input_ids, attention_mask, labels, position_ids, once)
     chunk = max(1, _CHUNK_LOGITS // causal.config.get_text_config().vocab_size)
     total = hidden.sum().float() * 0.0  # keeps a batch without trained tokens connected to the weights
     for chunk_hidden, chunk_targets in zip(hidden.split(chunk), targets.split(chunk), strict=True):
@@ -102,10 +114,15 @@ def supervised_loss(
 
 
 def trained_states(
-    causal: Any, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor, position_ids: Tensor | None = None
+    causal: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    labels: Tensor,
+    position_ids: Tensor | None = None,
+    once: bool = False,
 ) -> tuple[Any, Tensor, Tensor, Tensor]:
     """What predicts the trained tokens: the body's output, its states (tokens, width), the tokens, their rows."""
-    output, skipped = body_output(causal, input_ids, attention_mask, labels, position_ids)
+    output, skipped = body_output(causal, input_ids, attention_mask, labels, position_ids, once)
     targets = labels[:, 1 + skipped :]
     trained = targets != IGNORED
     return output, output.last_hidden_state[:, :-1][trained], targets[trained], trained.nonzero()[:, 0]

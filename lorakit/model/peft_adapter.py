@@ -115,11 +115,12 @@ def trained_weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: part.detach() for name, part in named if part.requires_grad or f".{INITIAL}." in name}
 
 
-def load_trained(model: Any, checkpoint: Path) -> None:
-    """Put the `trained_weights` of a checkpoint into the model, whose shapes are theirs."""
+def load_trained(model: Any, checkpoint: Path, part_of: Callable[[torch.Tensor, Any], torch.Tensor]) -> None:
+    """Put the `trained_weights` of a checkpoint into the model, whose shapes are theirs. `part_of` gives a whole tensor
+    as a parameter is held."""
     own = dict(model.named_parameters())
     for name, tensor in load_file(checkpoint / TRAINED_WEIGHTS).items():
-        own[name].data.copy_(tensor)
+        own[name].data.copy_(part_of(tensor, own[name]))
 
 
 def load_adapter(model: Any, folder: Path, **options: Any) -> Any:

@@ -7,7 +7,7 @@ from lorakit.recipe.adapter_kind import adapter_spec
 from lorakit.recipe.problem import PathParts
 from lorakit.recipe.schema import Recipe, Train
 
-TRAINABLE = ("none",)
+TRAINABLE = ("none", "fsdp")
 """The strategies in which several processes train; the others are planned only."""
 
 _CONFLICTS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]], str, str], ...] = (
@@ -16,6 +16,12 @@ _CONFLICTS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]], str, str], 
         {"adapter.kind": ("flexlora",)},
         "DeepSpeed lays the trained weights out once, and flexlora changes the shapes of its matrices",
         "Write sharding: none or fsdp, or another adapter.kind.",
+    ),
+    (
+        ("fsdp",),
+        {"adapter.kind": ("none",), "train.optimizer": ("adamw-8bit", "paged-adamw", "paged-adamw-8bit")},
+        "bitsandbytes' optimizers do not train weights of which each device holds a part",
+        "Write optimizer: adamw, or sharding: none.",
     ),
 )
 """Strategies, and values by key with which together they cannot work; why, and what to write instead."""

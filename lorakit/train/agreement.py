@@ -11,6 +11,7 @@ from lorakit.distributed.processes import any_of, copy_from_first, from_first, g
 from lorakit.errors import LorakitError
 from lorakit.model.peft_adapter import content_of, trained_weights
 from lorakit.progress import Progress
+from lorakit.train.sharding import Sharding
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Cards that round differently drift apart by the last digits; what is further apart is not the same training.
@@ -54,12 +55,12 @@ class StopRequest:
         self.progress.warn("stopping: this step ends and a checkpoint is written (again to stop at once)")
 
 
-def keep_equal(model: Any, progress: Progress) -> None:
-    """Check that all processes hold the same trained weights. Where hardware rounds differently they go on with the
-    first one's; LorakitError where they are further apart."""
+def keep_equal(model: Any, sharding: Sharding, progress: Progress) -> None:
+    """Check that all processes hold the same trained weights, except those that they share out. Where hardware rounds
+    differently they go on with the first one's; LorakitError where they are further apart."""
     if world_size() == 1:
         return
-    weights = trained_weights(model)
+    weights = {name: weight for name, weight in trained_weights(model).items() if not sharding.is_shared_out(weight)}
     contents = [content_of(weight) for weight in weights.values()]
     if any_of(contents != from_first(contents)) == (False,):
         return

@@ -23,7 +23,6 @@ from lorakit.model.peft_adapter import (
     load_trained,
     save_adapter,
     save_config,
-    trained_weights,
 )
 from lorakit.prepare import Prepared, changed_files, changed_tokens, changed_versions, refuse_other_base
 from lorakit.progress import Progress
@@ -31,8 +30,10 @@ from lorakit.recipe.adapter_kind import adapter_spec, initial_adapter, trains_al
 from lorakit.recipe.load import LoadedRecipe, load
 from lorakit.recipe.schema import Adapter, Recipe
 from lorakit.run_dir import CLEARED, Run
+from lorakit.train.sharding import Sharding
 
 RANK_SCHEDULER = f"{TRAINED_DIR}/driver.safetensors"  # the state of the rank scheduler in a checkpoint
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"  # transformers' names
 _STATE = "trainer_state.json"
 # The generator of a device that transformers does not save: it saves the processor's and CUDA's.
 _DEVICE_GENERATOR, _SAVED_BY_TRAINER = "device_rng_state.pth", ("cpu", "cuda")
@@ -47,10 +48,13 @@ def has_rank_scheduler(adapter: Adapter) -> bool:
     return adapter_spec(adapter).callback is not None and not initial_adapter(adapter)
 
 
-def save_model_state(model: Any, scheduler: RankScheduler | None, folder: Path) -> None:
-    """Write the trained weights and the scheduler's state, and the adapter for whoever wants to try it as it was."""
+def save_model_state(
+    model: Any, weights: dict[str, torch.Tensor], scheduler: RankScheduler | None, folder: Path
+) -> None:
+    """Write the whole trained `weights` and the scheduler's state, and the adapter for whoever wants to try it as it
+    was."""
     (folder / TRAINED_DIR).mkdir()
-    save_file({name: tensor.contiguous() for name, tensor in trained_weights(model).items()}, folder / TRAINED_WEIGHTS)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / TRAINED_WEIGHTS)
     if hasattr(model, "peft_config"):
         save_config(full_config(model), folder / TRAINED_DIR)
         save_adapter(model, folder)
@@ -58,11 +62,11 @@ def save_model_state(model: Any, scheduler: RankScheduler | None, folder: Path) 
         save_file(scheduler.state(), folder / RANK_SCHEDULER)
 
 
-def restore_model_state(model: Any, scheduler: RankScheduler | None, checkpoint: Path) -> None:
+def restore_model_state(model: Any, scheduler: RankScheduler | None, checkpoint: Path, sharding: Sharding) -> None:
     """Put the model and its rank scheduler where they were at a checkpoint."""
     if scheduler:
         scheduler.restore(load_file(checkpoint / RANK_SCHEDULER), load_file(checkpoint / TRAINED_WEIGHTS))
-    load_trained(model, checkpoint)
+    load_trained(model, checkpoint, sharding.part_of)
 
 
 def resumed_recipe(run: Run, loaded: LoadedRecipe) -> Recipe:
@@ -153,7 +157,7 @@ def _find_damage(run: Run, checkpoint: Path, adapter: Adapter) -> str | None:
     best checkpoint so far too: the result may be its weights."""
     weights = [TRAINED_WEIGHTS, *([RANK_SCHEDULER] if has_rank_scheduler(adapter) else [])]
     config = [] if trains_all(adapter) else [f"{TRAINED_DIR}/adapter_config.json"]
-    if damage := _unreadable(checkpoint, [_STATE, *weights, "optimizer.pt", "scheduler.pt", "rng_state.pth", *config]):
+    if damage := _unreadable(checkpoint, [_STATE, *weights, OPTIMIZER, SCHEDULER, "rng_state.pth", *config]):
         return damage
     best_step = json.loads((checkpoint / _STATE).read_text(encoding="utf-8")).get("best_global_step")
     best = run.checkpoint(best_step) if best_step else checkpoint

@@ -35,6 +35,7 @@ from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.train.setup import TrainingState
+from lorakit.train.sharding import plain_pass
 
 Pack = list[dict[str, Any]]  # what a micro-batch counts: the rows of one pack, or one row where the run does not pack
 
@@ -103,6 +104,7 @@ class MicroBatchRunner:
         self.prepared = prepared
         recipe = self.recipe = prepared.recipe
         self.model, self.rank_scheduler = state.model, state.rank_scheduler
+        self.sharding, self.run = state.sharding, state.run
         self.progress, self.on_shrink = progress, on_shrink
         self.reduced, self.reduction_seconds = 0, 0.0
         set_gradient_checkpointing(self.model, bool(recipe.train.gradient_checkpointing))
@@ -131,7 +133,7 @@ class MicroBatchRunner:
             torch.manual_seed(_stream_seed(self.recipe.train.seed, step, rank()))
         states = random_states(self.device)  # from which dropout draws
         while True:
-            loss = together(partial(within_memory, partial(self._run_packs, packs, tokens, step)))
+            loss = self.sharding.attempt(partial(within_memory, partial(self._run_packs, packs, tokens, step)))
             if not (shortages := self.shortages(packs, loss)):
                 assert not isinstance(loss, OutOfMemory)
                 return self._reduce(loss)
@@ -141,6 +143,9 @@ class MicroBatchRunner:
 
     def _run_packs(self, packs: list[Pack], tokens: int, step: int) -> torch.Tensor:
         some = split_batch(packs, self.micro_batch)
+        if self.sharding.is_collective:
+            missing = max(gather(len(some))) - len(some)
+            some += [[[without_labels(row) for row in packs[-1]]]] * missing
         return sum((self.run_micro_batch(few, tokens, step) for few in some), torch.zeros((), device=self.device))
 
     def _reduce(self, loss: torch.Tensor) -> torch.Tensor:
@@ -148,6 +153,7 @@ class MicroBatchRunner:
         if world_size() == 1:
             return loss
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        trained = [parameter for parameter in trained if not self.sharding.is_shared_out(parameter)]
         if any_of(any(parameter.grad is None for parameter in trained)) == (True,):  # such as an expert's
             reached = any_of(*(parameter.grad is not None for parameter in trained))
             trained = [parameter for parameter, somewhere in zip(trained, reached, strict=True) if somewhere]
@@ -162,8 +168,8 @@ class MicroBatchRunner:
         """Forward and backward of one micro-batch: its part of the loss of a step with so many trained `tokens`."""
         inputs = self._on_device(self.layout.collate(packs))
         total, count = self._summed_loss(inputs)
-        if not torch.isfinite(total):
-            raise LorakitError(self._not_finite(inputs, total, step))
+        agree = together if self.sharding.is_collective else plain_pass  # the others would wait in the backward pass
+        agree(partial(self._check_finite, inputs, total, step))
         items = torch.tensor(tokens, device=self.device).clamp(min=1)
         loss = total / items
         if self.rank_scheduler is not None:
@@ -179,18 +185,19 @@ class MicroBatchRunner:
 
     def shortages(self, packs: Sequence[Pack], result: Any) -> dict[int, Shortage]:
         """The processes on which memory ran out, if `result` is what became of these packs here."""
-        is_short = isinstance(result, OutOfMemory)
-        if any_of(is_short) == (False,):
-            return {}
         own = None
-        if is_short:
+        if isinstance(result, OutOfMemory):
             largest = len(packs[0]), sum(len(row["input_ids"]) for row in packs[0])
             own = Shortage(min(self.micro_batch, len(packs)), largest, result.message)
+        if self.sharding.is_collective:  # the others wait inside their pass
+            return {rank(): own} if own else {}
+        if any_of(own is not None) == (False,):
+            return {}
         return {rank: shortage for rank, shortage in enumerate(gather(own)) if shortage}
 
     def shrink(self, when: str, step: int, shortages: dict[int, Shortage]) -> None:
         """Choose what all processes go on with after memory ran out on some, and report it; LorakitError where nothing
-        smaller is left."""
+        smaller is left. Where the others wait inside a pass the run ends, and goes on with it when it is resumed."""
         process, shortage = min(shortages.items(), key=lambda item: item[1].tried)
         tried = shortage.tried
         when += f" on rank {process}" if world_size() > 1 else ""
@@ -202,22 +209,36 @@ class MicroBatchRunner:
             set_gradient_checkpointing(self.model, True)
             remedy = "gradient checkpointing from here on"
         else:
-            refuse(LorakitError(self._too_large(when, *shortage.largest, shortage.message)))
+            error = LorakitError(self._too_large(when, *shortage.largest, shortage.message))
+            if self.sharding.is_collective:
+                raise error
+            refuse(error)
         self.held_out_batch = min(self.held_out_batch, self.micro_batch)  # as a resumed run has it
+        change = {"step": step, "micro_batch": tried, "now": self.micro_batch}
+        change |= {"gradient_checkpointing": self.recomputes}
+        if self.sharding.is_collective:
+            self.on_shrink(change)
+            raise LorakitError(
+                f"out of memory {when} with micro_batch {tried}. With train.sharding: {self.recipe.train.sharding} the "
+                "other processes wait inside the same pass, and it cannot be done again. --resume goes on from the "
+                f"last checkpoint, with {remedy}."
+            )
         but = " except for dropout masks" if self.recipe.adapter.dropout else ""
         self.progress.warn(f"out of memory {when} with micro_batch {tried}: {remedy}. Results are unchanged{but}.")
-        change = {"step": step, "micro_batch": tried, "now": self.micro_batch}
         if is_first():
-            self.on_shrink(change | {"gradient_checkpointing": self.recomputes})
+            self.on_shrink(change)
 
-    def held_out_loss(self, rows: Sequence[dict[str, Any]]) -> tuple[float, int, int]:
-        """The summed loss and the trained tokens of the first of `rows`, as many as fit into memory, and how many."""
+    def held_out_loss(self, rows: Sequence[dict[str, Any]], step: int) -> tuple[float, int, int]:
+        """The summed loss and the trained tokens of the first of `rows`, as many as fit into memory, and how many.
+        `step`: after which it is measured."""
         while rows:
             some = rows[: self.held_out_batch]
             result = within_memory(partial(self._held_out_loss, some))
             if not isinstance(result, OutOfMemory):
                 return (*result, len(some))
             free_memory()
+            if self.sharding.is_collective:
+                self.shrink("in the held-out evaluation", step, self.shortages([[row] for row in some], result))
             if len(some) == 1:
                 tokens = len(some[0]["input_ids"])
                 raise LorakitError(self._too_large("in the held-out evaluation", 1, tokens, result.message))
@@ -237,13 +258,19 @@ class MicroBatchRunner:
 
     def _summed_loss(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
         names = ("input_ids", "attention_mask", "labels", "position_ids")
-        with autocast(self.device, self.recipe.model.dtype):
-            return supervised_loss(self.model, *(inputs.get(name) for name in names))
+        once = self.sharding.is_collective
+        with autocast(self.device, self.recipe.model.dtype, keeps_casts=not once):
+            return self.run(supervised_loss, self.model, *(inputs.get(name) for name in names), once)
+
+    def _check_finite(self, inputs: dict[str, Any], total: torch.Tensor, step: int) -> None:
+        if not torch.isfinite(total):
+            raise LorakitError(self._not_finite(inputs, total, step))
 
     def _not_finite(self, inputs: dict[str, Any], total: torch.Tensor, step: int) -> str:
         """Name the step and the rows at fault: those whose own loss is not a number, else all of the micro-batch."""
         at_fault = []
-        if "attention_mask" in inputs:  # rows that are packed are not tried one by one
+        # Rows are not tried one by one where they are packed, or where other processes would have to make these passes.
+        if "attention_mask" in inputs and not self.sharding.is_collective:
             with torch.no_grad():
                 for index, where in enumerate(inputs["where"]):
                     row = {name: inputs[name][index : index + 1] for name in ("input_ids", "attention_mask", "labels")}
@@ -266,9 +293,10 @@ def _stream_seed(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big")
 
 
-def autocast(device: torch.device, dtype: str) -> torch.autocast:
-    """Products in half precision, where the recipe computes in it."""
-    return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32")
+def autocast(device: torch.device, dtype: str, keeps_casts: bool = True) -> torch.autocast:
+    """Products in half precision, where the recipe computes in it. `keeps_casts`: whether a weight is cast once and its
+    cast held until the end, though the weight itself be given back."""
+    return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32", cache_enabled=keeps_casts)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from lorakit.amounts import gibibytes
 from lorakit.data.batches import collate, collate_packed
 from lorakit.data.rows import IGNORED
-from lorakit.distributed.processes import any_of, rank, refuse, together, world_size
+from lorakit.distributed.processes import any_of, rank, refuse, world_size
 from lorakit.distributed.sharing import deal
 from lorakit.errors import LorakitError, UserError
 from lorakit.hardware.accelerator import restoring_random_states
@@ -25,6 +25,7 @@ from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.train.micro_batching import MicroBatchRunner, autocast, compute_optimizations, count_trained_tokens
 from lorakit.train.setup import set_up_training
+from lorakit.train.sharding import WHOLE, Pass, Sharding, plain_pass
 
 # bitsandbytes leaves the states of smaller tensors in 32 bits (its optim/optimizer.py, min_8bit_size).
 _LEAST_IN_8_BITS = 4096
@@ -80,15 +81,16 @@ def probe_longest(runner: MicroBatchRunner, step: int = 1) -> ProbeResult:
     halved: list[int] = []
     with _restoring_modes(runner):
         # Filled, since the system gives a CPU no memory for an empty tensor.
-        size = state_bytes(runner.model, train.optimizer)
+        size = state_bytes(runner.model, train.optimizer, runner.sharding)
         room = within_memory(lambda: torch.full((size,), 1, dtype=torch.uint8, device=runner.device))
         if any_of(isinstance(room, OutOfMemory)) == (True,):
-            refuse(LorakitError(states_do_not_fit(runner.model, train.optimizer, "before training")))
+            refuse(LorakitError(states_do_not_fit(runner.model, train.optimizer, "before training", runner.sharding)))
         while True:
             some = packs[: runner.micro_batch]
             with measure_peak(runner.device) as memory:
                 start = time.monotonic()
-                result = together(partial(within_memory, partial(runner.run_micro_batch, some, tokens, step)))
+                attempt = runner.sharding.attempt
+                result = attempt(partial(within_memory, partial(runner.run_micro_batch, some, tokens, step)))
             seconds = time.monotonic() - start  # `measure_peak` has waited for the GPU
             if not (shortages := runner.shortages(some, result)):
                 break
@@ -130,10 +132,11 @@ def _restoring_modes(runner: MicroBatchRunner) -> Iterator[None]:
                 module.training = training
 
 
-def state_bytes(model: Any, optimizer: str) -> int:
-    """What the optimizer's two states of every trained number take on the model's device, from the first step on."""
+def state_bytes(model: Any, optimizer: str, sharding: Sharding = WHOLE) -> int:
+    """What the optimizer's two states of every number that this process trains take on the model's device, from the
+    first step on."""
     total = 0
-    for parameter in _trained(model):
+    for parameter in map(sharding.local, _trained(model)):
         size = parameter.numel()
         if "paged" in optimizer and parameter.device.type != "cpu" and size >= LEAST_PAGED:
             continue
@@ -144,13 +147,13 @@ def state_bytes(model: Any, optimizer: str) -> int:
     return total
 
 
-def states_do_not_fit(model: Any, optimizer: str, when: str) -> str:
+def states_do_not_fit(model: Any, optimizer: str, when: str, sharding: Sharding = WHOLE) -> str:
     """The message where memory runs out while the optimizer makes its states."""
     smaller = "" if "8bit" in optimizer else "optimizer: adamw-8bit or paged-adamw-8bit, "
     return (
         f"out of memory {when}: the optimizer's states of {sum(p.numel() for p in _trained(model)):,} trained "
-        f"parameters take {gibibytes(state_bytes(model, optimizer))}. Its step cannot be done again in parts. "
-        f"Write {smaller}a smaller adapter.rank or fewer adapter.targets; lorakit plan tells what fits."
+        f"parameters take {gibibytes(state_bytes(model, optimizer, sharding))}. Its step cannot be done again in "
+        f"parts. Write {smaller}a smaller adapter.rank or fewer adapter.targets; lorakit plan tells what fits."
     )
 
 
@@ -158,8 +161,9 @@ def _trained(model: Any) -> list[Any]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def check_loss(model: Any, prepared: Prepared) -> None:
-    """Check on two short rows that the loss is that of the model's full logits: families differ in head and body."""
+def check_loss(model: Any, prepared: Prepared, run: Pass = plain_pass) -> None:
+    """Check on two short rows that the loss is that of the model's full logits: families differ in head and body. All
+    processes make the same passes, through `run`."""
     rows = [_excerpt(row) for row in sorted(prepared.train.rows, key=lambda row: len(row["input_ids"]))[:2]]
     device, pad = next(model.parameters()).device, pad_token_id(prepared.tokenizer)
     batch = {name: tensor.to(device) for name, tensor in collate(rows, pad).items()}
@@ -167,8 +171,8 @@ def check_loss(model: Any, prepared: Prepared) -> None:
     near = EXACT if dtype == "float32" else HALF
     with fused_lora(model), autocast(device, dtype):
         with torch.no_grad():
-            loss, count = supervised_loss(model, **batch)
-            expected = full_logits_loss(model, **batch)
+            loss, count = run(supervised_loss, model, **batch)
+            expected = run(full_logits_loss, model, **batch)
             if not loss.isfinite():
                 remedy = " Or float16 does not hold its numbers: try model.dtype: float32." * (dtype == "float16")
                 raise UserError(
@@ -178,18 +182,18 @@ def check_loss(model: Any, prepared: Prepared) -> None:
             if prepared.recipe.data.packing == "on":
                 packed = collate_packed([rows], pad, prepared.recipe.model.attention == "flash_attention_2")
                 on_device = {name: tensor.to(device) for name, tensor in packed.items()}
-                in_a_pack, _ = supervised_loss(model, attention_mask=None, **on_device)
+                in_a_pack, _ = run(supervised_loss, model, attention_mask=None, **on_device)
                 if not losses_agree(in_a_pack, loss, count, near):
                     raise UserError(
                         f"data.packing: {name} does not keep packed rows apart: two rows have another loss in one pack "
                         "than alone. Write packing: off."
                     )
-        if unreached := _unreached(model, batch):
+        if unreached := _unreached(model, run, batch):
             raise UserError(
                 f"adapter.targets: the loss does not reach {len(unreached)} of the chosen modules, the first is "
                 f"{unreached[0]}: the model computes without calling them. Leave them out with adapter.exclude."
             )
-        if not is_causal(model, batch["input_ids"][:1], near):
+        if not run(is_causal, model, batch["input_ids"][:1], near):
             raise UserError(
                 f"model.base: {name} lets earlier tokens see later ones: it is not a causal language model, and its "
                 "loss would see the answers."
@@ -208,11 +212,11 @@ def _excerpt(row: dict[str, Any]) -> dict[str, Any]:
     return row | {name: row[name][begin : begin + _TRIED] for name in ("input_ids", "labels")}
 
 
-def _unreached(model: Any, batch: dict[str, Any]) -> list[str]:
+def _unreached(model: Any, run: Pass, batch: dict[str, Any]) -> list[str]:
     """The modules whose adapter gets no gradient at all; none for a model without an adapter."""
     if not hasattr(model, "peft_config"):
         return []
-    supervised_loss(model, **batch)[0].backward()
+    run(supervised_loss, model, **batch)[0].backward()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     unreached = [name for name, parameter in trained.items() if parameter.grad is None]
     if not any(parameter.grad is not None and parameter.grad.any() for parameter in trained.values()):

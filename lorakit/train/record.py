@@ -133,15 +133,25 @@ def initial_manifest(prepared: Prepared, state: TrainingState) -> dict[str, Any]
     }
 
 
-def save_result(state: TrainingState, prepared: Prepared, run: Run, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write the adapter, or the model in the type that its base has on disk, with the tokenizer that it was trained
-    with and a card. Returns the sha256 of its weights."""
+def whole_model(state: TrainingState, prepared: Prepared) -> dict[str, torch.Tensor]:
+    """Of a model that was trained itself all weights, in the type that its base has on disk, on the first process. All
+    processes call it, when the training has ended."""
+    if not trains_all(prepared.recipe.adapter):
+        return {}
+    state.model.to(DTYPES[stored_dtype(prepared.base)])
+    return state.sharding.whole_on_first(state.model.state_dict())
+
+
+def save_result(
+    state: TrainingState, weights: dict[str, torch.Tensor], prepared: Prepared, run: Run, manifest: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the adapter, or the `whole_model`, with the tokenizer that it was trained with and a card. Returns the
+    sha256 of its weights."""
     recipe, model = prepared.recipe, state.model
     if trains_all(recipe.adapter):
         with atomic_dir(run.model) as draft:
-            model.to(DTYPES[stored_dtype(prepared.base)])
             model.config = state.config
-            write_trained_model(model, prepared.base.folder, prepared.tokenizer, prepared.stop_ids, draft)
+            write_trained_model(model, weights, prepared.base.folder, prepared.tokenizer, prepared.stop_ids, draft)
             _write_card(draft, recipe, manifest)
         files = [*run.model.glob("*.safetensors"), run.model / "config.json"]
         return {"model_sha256": {path.name: sha256_of(path) for path in sorted(files)}, "files": files_in(run.model)}

@@ -20,7 +20,7 @@ from lorakit.train.agreement import StopRequest
 from lorakit.train.checkpoint import restore_model_state
 from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
 from lorakit.train.preflight import check_loss, describe_probe, probe_longest, states_do_not_fit
-from lorakit.train.record import RunRecord, initial_manifest, save_result
+from lorakit.train.record import RunRecord, initial_manifest, save_result, whole_model
 from lorakit.train.setup import set_up_training
 from lorakit.train.trainer import SupervisedTrainer
 
@@ -81,8 +81,9 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     if settings.gradient_checkpointing and not prepared.machine.is_gpu:
         return_freed_memory()  # before the weights: what loading leaves free would be filled by what is recomputed
     state = together(partial(set_up_training, prepared, checkpoint, progress))
-    copy_from_first(trained_weights(state.model).values())
-    together(partial(check_loss, state.model, prepared))
+    sharding, trained = state.sharding, trained_weights(state.model).values()
+    copy_from_first(weight for weight in trained if not sharding.is_shared_out(weight))
+    sharding.attempt(partial(check_loss, state.model, prepared, state.run))
     free_memory()  # of loading and of the check
     manifest = on_first(lambda: run.read_manifest() if checkpoint else initial_manifest(prepared, state))
     record = RunRecord(run, prepared.recipe, manifest)
@@ -92,7 +93,8 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
         if state.rank_scheduler:
             progress.say(ranks_in_words(state.model))
         manifest = record.manifest | {"status": "complete", "finished": now(), "result": outcome.__dict__}
-        on_first(lambda: run.write_manifest(manifest | save_result(state, prepared, run, manifest)))
+        weights = whole_model(state, prepared)
+        on_first(lambda: run.write_manifest(manifest | save_result(state, weights, prepared, run, manifest)))
     output = prepared.recipe.output
     if stopping.agreed() and (output.merged or output.export):
         what = "the merge" if output.merged else "the exports"
@@ -104,6 +106,7 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
 def _fit(runner: MicroBatchRunner, record: RunRecord, stopping: StopRequest, checkpoint: Path | None) -> Outcome:
     """The training itself. The folder is cleared only when nothing can be refused any more."""
     prepared, settings, run, scheduler = runner.prepared, runner.recipe.train, record.run, runner.rank_scheduler
+    sharding = runner.sharding
     steps, done = prepared.steps, int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
     start = time.monotonic()
     with runner.progress.bar("training", total=steps, done=done) as bar:
@@ -118,13 +121,14 @@ def _fit(runner: MicroBatchRunner, record: RunRecord, stopping: StopRequest, che
                 if not is_out_of_memory(error):
                     raise
                 when = f"at step {trainer.state.global_step + 1}"
-                raise LorakitError(states_do_not_fit(runner.model, settings.optimizer, when)) from error
+                message = states_do_not_fit(runner.model, settings.optimizer, when, sharding)
+                raise LorakitError(message) from error
     end = trainer.state
     ended = end.global_step >= steps or trainer.ends_early()
     if stopping() and (not ended or trainer.owes_evaluation()):
         refuse(Interrupted(f"stopped after step {end.global_step} of {steps}; --resume goes on from its checkpoint"))
-    if is_first() and end.best_global_step and end.best_global_step != end.global_step:
-        restore_model_state(runner.model, scheduler, run.checkpoint(end.best_global_step))
+    if (is_first() or sharding.is_collective) and end.best_global_step and end.best_global_step != end.global_step:
+        restore_model_state(runner.model, scheduler, run.checkpoint(end.best_global_step), sharding)
     return _outcome(trainer, time.monotonic() - start)
 
 

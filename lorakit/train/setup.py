@@ -28,6 +28,7 @@ from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, initial_ad
 from lorakit.recipe.schema import Adapter, Spectrum
 from lorakit.run_dir import Run
 from lorakit.train.checkpoint import has_rank_scheduler, restore_model_state
+from lorakit.train.sharding import Pass, Sharding, sharding_of
 
 
 def planned_parameters(prepared: Prepared) -> tuple[int, int] | None:
@@ -42,10 +43,13 @@ def planned_parameters(prepared: Prepared) -> tuple[int, int] | None:
 @dataclass(frozen=True)
 class TrainingState:
     """A model ready to be trained. `config` is its configuration as it was loaded: the libraries change theirs for the
-    training. `quantization`: requested and effective, as in the manifest."""
+    training. `quantization`: requested and effective, as in the manifest. `run`: what every pass over the model goes
+    through."""
 
     model: Any
     rank_scheduler: RankScheduler | None
+    sharding: Sharding
+    run: Pass
     config: Any
     quantization: dict[str, Any]
     trainable: int
@@ -56,7 +60,10 @@ def set_up_training(prepared: Prepared, checkpoint: Path | None, progress: Progr
     """The model of a prepared recipe, with its adapter as the first step finds it, or the step after `checkpoint`;
     UserError where the recipe asks for modules that the model lacks, or for an adapter that does not fit it."""
     recipe, adapter = prepared.recipe, prepared.recipe.adapter
-    base = load.load_model(prepared.base, prepared.model, prepared.machine.device, trainable=trains_all(adapter))
+    device, sharding = prepared.machine.device, sharding_of(recipe.train)
+    base = load.load_model(
+        prepared.base, prepared.model, sharding.loading_device(device), trainable=trains_all(adapter)
+    )
     config = copy.deepcopy(base.config)
     precisions, stored = load.summarize_quantization(base), stored_quantization(prepared.base.folder)
     if words := load.describe_quantization(precisions, recipe.model.quantization, stored, recipe.model.dtype):
@@ -70,13 +77,14 @@ def set_up_training(prepared: Prepared, checkpoint: Path | None, progress: Progr
         peft_config = model.peft_config["default"]
         peft_config.base_model_name_or_path, peft_config.revision = recipe.model.base, recipe.model.revision
         _report_adapter(model, adapter, progress)
+    trainable, total = count_parameters(model)
+    run = sharding.shard(model, torch.device(device))
     make_scheduler = adapter_spec(adapter).callback if has_rank_scheduler(adapter) else None
     scheduler = make_scheduler(model, kind_settings(adapter), prepared.steps) if make_scheduler else None
     if checkpoint:
-        restore_model_state(model, scheduler, checkpoint)
-    trainable, total = count_parameters(model)
+        restore_model_state(model, scheduler, checkpoint, sharding)
     progress.say(f"trainable parameters: {trainable:,} of {total:,} ({percent(trainable / total, 2)})")
-    return TrainingState(model, scheduler, config, quantization, trainable, total)
+    return TrainingState(model, scheduler, sharding, run, config, quantization, trainable, total)
 
 
 def _attach(base: Any, prepared: Prepared, quantization: str, checkpoint: Path | None, progress: Progress) -> Any:

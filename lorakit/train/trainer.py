@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
@@ -27,18 +28,24 @@ from lorakit.distributed.processes import (
     on_first,
     rank,
     refuse,
-    together,
     world_size,
 )
 from lorakit.distributed.sharing import deal
 from lorakit.errors import Interrupted, LorakitError
+from lorakit.model.peft_adapter import trained_weights
 from lorakit.plan.schedule import interval_steps, rate_share, warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.progress import Bar
 from lorakit.run_dir import Run
 from lorakit.train.agreement import StopRequest, keep_equal
-from lorakit.train.checkpoint import restore_device_generator, save_device_generator, save_model_state
-from lorakit.train.micro_batching import MicroBatchRunner, count_trained_tokens
+from lorakit.train.checkpoint import (
+    OPTIMIZER,
+    SCHEDULER,
+    restore_device_generator,
+    save_device_generator,
+    save_model_state,
+)
+from lorakit.train.micro_batching import MicroBatchRunner, count_trained_tokens, without_labels
 
 # Our words -> transformers' names.
 OPTIMIZERS = {
@@ -138,12 +145,14 @@ class SupervisedTrainer(SFTTrainer):
     def __init__(self, runner: MicroBatchRunner, run: Run, bar: Bar, stopping: StopRequest) -> None:
         prepared = runner.prepared
         self.runner, self.rank_scheduler, self.progress = runner, runner.rank_scheduler, runner.progress
+        self.sharding = runner.sharding
         self.run, self.bar, self.stopping = run, bar, stopping
         self.prepared, self.settings = prepared, prepared.recipe.train
         self.tokens, self.steps, self.busy, self.step_start = 0, 0, 0.0, 0.0
         self.control: TrainerControl
         self.lr_scheduler: Any
-        weights = {name: p.detach().clone() for name, p in runner.model.named_parameters() if p.requires_grad}
+        adapter = runner.model.named_parameters() if isinstance(runner.model, PeftModel) else ()
+        weights = {name: parameter.detach().clone() for name, parameter in adapter if parameter.requires_grad}
         super().__init__(
             model=runner.model,
             args=training_arguments(prepared, run),
@@ -209,7 +218,10 @@ class SupervisedTrainer(SFTTrainer):
                         self._save_checkpoint(self.model, None)
                     refuse(Interrupted("stopped during an evaluation; --resume goes on from its checkpoint"))
                 some = [rows[index] for index in order[done : done + self.runner.held_out_batch]]
-                loss, count, scored = together(partial(self.runner.held_out_loss, some))
+                # Where processes wait for each other inside a pass, one without a row of its own computes any.
+                rest = some or [without_labels(rows[0])] * self.sharding.is_collective
+                loss, count, scored = self.sharding.attempt(partial(self.runner.held_out_loss, rest, step))
+                scored = min(scored, len(some))
                 total, tokens, done = total + loss, tokens + count, done + scored
                 bar.advance(scored * world_size())
         self.model.train()
@@ -285,14 +297,17 @@ class SupervisedTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Everything that the next step depends on, under its final name only when it is complete."""
-        keep_equal(self.model, self.progress)
-        on_first(self._write_checkpoint)
+        keep_equal(self.model, self.sharding, self.progress)
+        weights = self.sharding.whole_on_first(trained_weights(self.model))
+        optimizer = self.sharding.optimizer_state(self.optimizer)
+        on_first(partial(self._write_checkpoint, weights, optimizer))
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, weights: dict[str, torch.Tensor], optimizer: dict[str, Any]) -> None:
         self.store_flos()
         with atomic_dir(self.run.checkpoint(self.state.global_step)) as draft:
-            save_model_state(self.model, self.rank_scheduler, draft)
-            self._save_optimizer_and_scheduler(str(draft))
+            save_model_state(self.model, weights, self.rank_scheduler, draft)
+            torch.save(optimizer, draft / OPTIMIZER)
+            torch.save(self.lr_scheduler.state_dict(), draft / SCHEDULER)
             self._save_scaler(str(draft))
             self._save_rng_state(str(draft))
             self.state.save_to_json(str(draft / "trainer_state.json"))
@@ -306,6 +321,19 @@ class SupervisedTrainer(SFTTrainer):
         super()._load_rng_state(checkpoint)
         if checkpoint:
             restore_device_generator(self.runner.device, Path(checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint:
+            optimizer, scheduler = (
+                torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
+                for name in (OPTIMIZER, SCHEDULER)
+            )
+            self.sharding.load_optimizer_state(self.optimizer, optimizer)
+            self.lr_scheduler.load_state_dict(scheduler)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        return self.sharding.whole(norm) if isinstance(norm, torch.Tensor) else norm
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Nothing: the weights of the checkpoint are in the model before the trainer is made."""
